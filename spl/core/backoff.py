@@ -1,0 +1,47 @@
+"""Delays and token buckets as values: the caller brings the clock and the dice.
+
+Full jitter (a uniform draw below the doubling ceiling) spreads the retries of many peers better than a fixed ladder
+with a little noise: after an outage they do not return in waves.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+_DOUBLINGS_MAX: Final = 60
+
+
+def full_jitter_s(attempt: int, base_s: float, cap_s: float, unit: float) -> float:
+    """Return the seconds to wait before retry number `attempt` (1 is the first): unit × min(cap, base × 2^(attempt-1)).
+
+    `unit` is a random number, 0 ≤ unit < 1.  A small floor, a tenth of the ceiling, keeps an unlucky draw from
+    hammering the peer at once.
+    """
+    ceiling = min(cap_s, base_s * 2.0 ** min(max(attempt, 1) - 1, _DOUBLINGS_MAX))
+    return ceiling * max(0.1, min(max(unit, 0.0), 1.0))
+
+
+def spread_s(interval_s: float, unit: float, share: float = 0.1) -> float:
+    """Return the interval moved by at most ± `share` of itself, so that many pairs do not poll in step."""
+    return interval_s * (1.0 + share * (2.0 * min(max(unit, 0.0), 1.0) - 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBucket:
+    """At most `size` takes at once and `per_s` a second over time; full when new.
+
+    `at_s` is the time of the last change on any steady clock.  A clock that steps back refills nothing.
+    """
+
+    size: float
+    per_s: float
+    level: float = -1.0
+    at_s: float = 0.0
+
+    def take(self, now_s: float, cost: float = 1.0) -> "tuple[TokenBucket, bool, float]":
+        """Return (next bucket, whether the take is allowed, seconds to wait where it is not)."""
+        held = self.size if self.level < 0 else self.level
+        held = min(self.size, held + max(0.0, now_s - self.at_s) * self.per_s)
+        if held >= cost:
+            return replace(self, level=held - cost, at_s=now_s), True, 0.0
+        wait_s = (cost - held) / self.per_s if self.per_s > 0 else float("inf")
+        return replace(self, level=held, at_s=now_s), False, wait_s

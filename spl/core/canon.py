@@ -1,0 +1,135 @@
+"""Canonical JSON in both directions, and strict decoding of foreign JSON.
+
+Canonical: UTF-8, keys sorted by code point at every depth, no whitespace, short
+escapes, other control characters as lower-case \\u00xx, everything else literal;
+integral floats become exact integers, other floats their shortest round-trip
+text.  No Unicode normalisation.  Equal values give equal bytes on every machine,
+and record ids rest on that.
+
+Refused as `bad-json`: NaN, infinities, duplicate keys, lone surrogates, integers
+over 310 digits, nesting beyond the caller's limit.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from .errors import SplError
+
+NESTING_LEVELS_MAX: Final = 64
+INTEGER_DIGITS_MAX: Final = 310
+
+_LONG_DIGITS: Final = re.compile(rb"[0-9]{%d}" % (INTEGER_DIGITS_MAX + 1))
+_ENCODE: Final[Callable[[Any], str]] = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")
+).encode
+
+
+class CanonError(SplError):
+    """The text is not the strict JSON that records and messages are made of."""
+
+
+def encode(value: object) -> bytes:
+    """Return the canonical JSON of a value of dicts with str keys, lists, str, int, float, bool, None.
+
+    Raises CanonError "bad-json" for what has no canonical form.
+    """
+    try:
+        text = _ENCODE(value)
+        # A float that equals an integer prints as "1.0" or "1e+16"; only then is the slow walk needed.
+        if ".0" in text or "e+" in text:
+            text = _ENCODE(_exact(value))
+        return text.encode()
+    except (ValueError, TypeError, RecursionError, OverflowError) as exc:
+        raise CanonError("bad-json", f"no canonical form: {_reason(exc)}") from exc
+
+
+def decode(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any:
+    """Return the value of strict JSON text; integral floats come back as int.
+
+    Nesting counts arrays and objects.  Raises CanonError "bad-json".
+    """
+    try:
+        value = json.loads(data.decode(), parse_float=_float, parse_int=_int, parse_constant=_constant,
+                           object_pairs_hook=_unique)
+        if data.count(b"{") + data.count(b"[") > levels_max and _levels(value) > levels_max:
+            raise CanonError("bad-json", f"nested deeper than {levels_max} levels")
+        if b"\\u" in data:
+            encode(value)
+    except (ValueError, RecursionError) as exc:
+        raise CanonError("bad-json", f"not strict JSON: {_reason(exc)}") from exc
+    return value
+
+
+def decode_canonical(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any | None:
+    """Return the value of text that already is canonical JSON, or None when it is not.
+
+    The hot path for envelopes: parsing plainly and encoding again is cheaper than strict hooks, and equal bytes
+    prove that no key was double, no number odd and no surrogate alone.
+    """
+    if _LONG_DIGITS.search(data):
+        return None
+    try:
+        value = json.loads(data)
+        if _ENCODE(value).encode() != data:
+            return None
+    except (ValueError, RecursionError):
+        return None
+    # A float that equals an integer re-encodes to itself here, but is not canonical.
+    if (b".0" in data or b"e+" in data) and encode(value) != data:
+        return None
+    if data.count(b"{") + data.count(b"[") > levels_max and _levels(value) > levels_max:
+        return None
+    return value
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list | tuple):
+        return [_exact(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _exact(item) for key, item in value.items()}
+    return value
+
+
+def _levels(value: Any) -> int:
+    """Return the depth of nested arrays and objects; iterative, because the input is hostile."""
+    depth, layer = 0, [value]
+    while layer := [item for item in layer if isinstance(item, dict | list)]:
+        depth += 1
+        layer = [child for item in layer for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _float(text: str) -> float | int:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"number out of range: {text[:20]}")
+    return int(number) if number.is_integer() else number
+
+
+def _int(text: str) -> int:
+    if len(text) - text.startswith("-") > INTEGER_DIGITS_MAX:
+        raise ValueError(f"integer of more than {INTEGER_DIGITS_MAX} digits")
+    return int(text)
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, RecursionError):
+        return "nested too deep"
+    if isinstance(exc, UnicodeError):
+        return "not UTF-8, or a lone surrogate"
+    return str(exc)[:120]

@@ -1,0 +1,182 @@
+"""The one base error and the registry of every code the product can show.
+
+A code is one word for one cause: kebab-case in the command line, the log and
+`spl help CODE`; the same word in UPPER_SNAKE on the wire.  Codes, HTTP statuses
+and exit codes are frozen once released; the text may change.
+
+Exit codes: 1 unexpected, 2 usage, 3 found problems, 4 auth or scope, 5 daemon
+down, 6 not found, 7 state conflict, 8 still pending, 9 peer or network (retry
+may help), 10 verification failed (retry will not help), 11 store locked,
+12 store damaged or newer, 78 configuration.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What one code means: HTTP status, process exit code, meaning, next step."""
+
+    status: int
+    exit: int
+    meaning: str
+    fix: str
+
+
+CODES: Final[dict[str, Code]] = {
+    # input
+    "usage": Code(400, 2, "The command line or the request has the wrong form.", "spl help"),
+    "bad-json": Code(400, 2, "The text is not strict JSON: malformed, duplicate keys, NaN, lone surrogates, too deep or an integer over 310 digits.", "send one JSON value, each key once"),
+    "bad-field": Code(400, 2, "A field is missing, unknown, or has the wrong type or value.", "correct the field named in the message"),
+    "ingest-failed": Code(400, 7, "The record cannot be taken: this actor already used this clock in this thread for other content.", "leave the clock out and the daemon gives the next free one"),
+    "clock-exhausted": Code(400, 7, "The clock of this actor in this thread reached 2^63-1.", "go on in a new thread"),
+    "record-too-large": Code(413, 2, "The record is over the size limit.", "store the payload elsewhere and put a reference into the body"),
+    "reserved-thread": Code(403, 4, "Threads that the daemon keeps for itself take no records from clients.", "use another thread id"),
+    "actor-refused": Code(403, 4, "An instance vouches for its local actors only, never for another instance.", "emit under an actor of your own"),
+    "namespace-rejected": Code(403, 4, "The namespace, or one above it, does not exist or is not active.", "spl namespace create NAME"),
+    "not-found": Code(404, 6, "There is no such pair, thread, record or route.", "check the id; unique prefixes are accepted"),
+    "ambiguous": Code(409, 6, "The prefix fits more than one.", "give more characters"),
+    # records and signatures
+    "record-id": Code(422, 10, "The id is not the SHA-256 of the record.", "the source is damaged or lies: spl doctor"),
+    "record-signature": Code(422, 10, "The record's signature does not verify.", "the source is damaged or lies: spl doctor"),
+    "chain-unknown": Code(422, 10, "The signer's key chain is not known here.", "it is fetched from the peer at the next sync"),
+    "chain-broken": Code(422, 10, "The key chain does not lead from the DID's first key to the present one.", "on the peer: spl identity verify"),
+    "chain-fork": Code(422, 10, "Two successors claim the same key.", "compare key words by voice, then pair with --expect-key"),
+    # HTTP
+    "bad-request": Code(400, 2, "The bytes are not HTTP/1.1.", "check the client or the proxy between"),
+    "bad-length": Code(400, 2, "Content-Length is not one run of digits.", "check the client or the proxy between"),
+    "body-too-large": Code(413, 2, "The body is over the limit of its route.", "send less at once"),
+    "head-too-large": Code(431, 2, "Request line and headers together are over 64 KiB.", "send fewer or shorter headers"),
+    "uri-too-long": Code(414, 2, "The request target is too long.", "send parameters in the body"),
+    "method-not-allowed": Code(405, 2, "This path does not answer this method.", "see the Allow header"),
+    "media-type": Code(415, 2, "The route takes application/json only, without a Content-Encoding.", "send Content-Type: application/json"),
+    "request-timeout": Code(408, 9, "The request did not arrive within its deadline.", "retry on a better connection"),
+    "version-unsupported": Code(505, 9, "Only HTTP/1.1 and HTTP/1.0 are spoken here.", "use HTTP/1.1"),
+    "expectation-failed": Code(417, 2, "The only expectation known is 100-continue.", "drop the Expect header"),
+    "host-refused": Code(421, 4, "The Host header is none of this daemon's names.", "set public_url or http.allowed_hosts"),
+    "origin-refused": Code(403, 4, "A browser page of a foreign origin may not write here.", "call the API from a program"),
+    "rate-limited": Code(429, 9, "Too many requests in a short time.", "wait for the Retry-After seconds"),
+    "too-many-connections": Code(503, 9, "The daemon serves as many connections as it may.", "retry shortly"),
+    "overloaded": Code(503, 9, "The daemon's write queue is full.", "retry shortly"),
+    "shutting-down": Code(503, 9, "The daemon is stopping.", "retry when it is back"),
+    "internal": Code(500, 1, "The daemon met an error of its own; the log has the details.", "spl logs"),
+    "task-dead": Code(503, 9, "A background task died and the daemon is restarting it; the log has the details.", "spl logs"),
+    # access
+    "auth-required": Code(401, 4, "The route needs a bearer token.", "send Authorization: Bearer, see spl token mint"),
+    "auth-invalid": Code(401, 4, "The bearer token is unknown, expired, revoked or lacks its proof of possession.", "spl token list, spl token mint"),
+    "scope-forbidden": Code(403, 4, "The token does not hold the scope this needs.", "mint a token with the scope named in the message"),
+    "permission-denied": Code(403, 4, "A permission rule denies this.", "spl config list-permission-rules"),
+    "token-in-query": Code(400, 4, "Tokens in query strings end up in logs and are refused.", "send it as a header"),
+    # identity and manifest
+    "identity-missing": Code(409, 7, "This daemon has no identity, so it can neither sign nor pair.", "spl identity generate"),
+    "identity-exists": Code(409, 7, "There is an identity already.", "spl identity show"),
+    "identity-damaged": Code(500, 12, "The identity file cannot be read or does not certify its own DID.", "restore it: spl identity import FILE"),
+    "identity-cloned": Code(409, 7, "The peer answers with this daemon's own DID.", "give one of them its own: spl identity generate --force"),
+    "did-invalid": Code(400, 10, "The DID is malformed or does not certify the key.", "ask the peer for: spl identity show"),
+    "manifest-missing": Code(404, 10, "The peer publishes no manifest.", "on the peer: spl identity generate"),
+    "manifest-malformed": Code(422, 10, "The manifest is not of the expected form.", "on the peer: spl identity generate"),
+    "manifest-signature": Code(422, 10, "The manifest's signature does not verify against the DID it names.", "on the peer: spl identity generate, then retry"),
+    "manifest-did-mismatch": Code(422, 10, "The manifest, its DID document or the pinned identity disagree.", "compare key words by voice, then pair with --expect-did"),
+    "manifest-expired": Code(422, 10, "The manifest's validity is over, or not yet begun by our clock.", "check both clocks; --no-strict skips this check"),
+    "manifest-stale": Code(422, 10, "The manifest is older than the one accepted before, or its chain is shorter.", "a cache or an attacker replays it; look at what stands between"),
+    "peer-version": Code(422, 10, "The peer speaks no federation protocol version that we speak.", "upgrade the older side"),
+    # handshake and pairs
+    "handshake-401": Code(401, 4, "The peer's permission rules refuse the handshake.", "on the peer: spl config list-permission-rules | grep federation"),
+    "handshake-closed": Code(403, 4, "The peer takes no pair requests (federation.approval = closed).", "ask its operator"),
+    "handshake-rejected": Code(403, 4, "The peer's operator rejected the request.", "ask its operator"),
+    "handshake-pending": Code(202, 8, "The peer's operator has not decided yet; the daemon goes on asking.", "on the peer: spl aitl approve PAIR_ID"),
+    "handshake-expired": Code(410, 7, "The request was not answered within 24 hours.", "spl federation pair again"),
+    "message-malformed": Code(400, 10, "The signed message is not of the expected form.", "upgrade the older side"),
+    "message-signature": Code(401, 10, "The signature of the message does not verify.", "the message was changed on the way or its sender rotated its key: spl federation refresh"),
+    "message-audience": Code(403, 10, "The message is addressed to somebody else.", "pair with the URL of the instance meant"),
+    "message-replayed": Code(409, 10, "The nonce of the message was used before.", "send a new message"),
+    "clock-skew": Code(400, 10, "The message is more than 5 minutes from our clock.", "set both clocks; --no-strict goes by the peer's"),
+    "sealed-token": Code(422, 10, "The sealed token does not open, or was made for another message.", "spl federation pair again"),
+    "pair-request-seen": Code(410, 7, "This pair request was answered before; ask with poll.", "spl federation pair again"),
+    "pair-id-taken": Code(409, 7, "The pair id is in use with another nonce.", "draw a new nonce"),
+    "pair-exists": Code(409, 7, "There is a live pair with this peer.", "spl federation show, or revoke it first"),
+    "pair-state-conflict": Code(409, 7, "The pair's state does not allow this.", "spl federation show PAIR_ID"),
+    "pair-paused": Code(409, 7, "The pair is paused.", "spl federation resume PAIR_ID on the side that paused it"),
+    "pair-revoked": Code(410, 7, "The pair is revoked; that is final.", "spl federation pair URL"),
+    "pair-unknown": Code(404, 6, "There is no such pair here.", "spl federation list"),
+    "pair-degraded": Code(503, 9, "The pair cannot sync at present.", "spl federation show PAIR_ID"),
+    # sync
+    "cursor-invalid": Code(400, 9, "The cursor is not one of ours.", "start again without a cursor; records known are skipped"),
+    "cursor-reset": Code(409, 9, "The log behind the cursor is another one.", "the consumer starts again by itself"),
+    "peer-rewound": Code(502, 9, "The peer's log was set back more than three times within an hour.", "on the peer: spl store check"),
+    "scope-violation": Code(403, 10, "The record lies outside what this pair agreed to share.", "spl federation show PAIR_ID"),
+    "answer-malformed": Code(502, 9, "The peer's answer is not of the expected form.", "spl federation refresh PAIR_ID, upgrade the older side"),
+    # reach
+    "dns": Code(502, 9, "The peer's name does not resolve.", "check the name and the resolver"),
+    "connect": Code(502, 9, "The peer does not accept the connection.", "is it running, is the port open?"),
+    "timeout": Code(504, 9, "The peer did not answer in time.", "retry; look at the network between"),
+    "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; look at the network between"),
+    "tls-chain": Code(502, 10, "The TLS certificate does not verify; self-signed ones are refused.", "fix the chain, or trust a private CA with tls.ca_file"),
+    "redirect": Code(502, 10, "The peer redirects to another place.", "pair with the final URL"),
+    "address-refused": Code(403, 10, "The address is one that is never dialled, or a private one that nobody typed.", "use the peer's public address"),
+    "http-plain": Code(403, 10, "Plain http is accepted to loopback only.", "use https, or set federation.allow_http = true"),
+    "peer-4xx": Code(502, 9, "The peer refused the request.", "see the peer's code in the message"),
+    "peer-5xx": Code(502, 9, "The peer failed to answer.", "on the peer: spl doctor"),
+    "url-invalid": Code(400, 2, "The URL is not an absolute http or https URL.", "spl federation pair https://peer.example/"),
+    # home, store, configuration
+    "daemon-down": Code(503, 5, "No daemon answers at this home's socket.", "spl serve"),
+    "store-locked": Code(409, 11, "Another process holds this home.", "stop it, or use another SYNCROPEL_HOME"),
+    "store-damaged": Code(500, 12, "The store has damage that cannot be passed over.", "restore the home from a copy"),
+    "store-newer": Code(500, 12, "The store was written by a newer version.", "upgrade spl"),
+    "store-readonly": Code(503, 12, "A disk sync failed; nothing is acknowledged until the daemon restarts on a sound disk.", "check the disk, then restart"),
+    "home-unusable": Code(500, 78, "The home folder cannot be created, read or written.", "check owner and mode of SYNCROPEL_HOME"),
+    "config-invalid": Code(500, 78, "The configuration has an unknown key or a bad value.", "correct the line named in the message"),
+    "listen-failed": Code(500, 78, "The address cannot be listened on.", "choose another with --host and --port"),
+    "sync-problems": Code(409, 3, "The command ran and found problems.", "see the lines above"),
+}
+"""Every code; `tools/check.py` holds it against what the code raises."""
+
+
+class SplError(Exception):
+    """A refusal with a stable code, a reason and a next step.
+
+    `message` is one sentence for people without secrets; `hint` overrides the
+    registry's next step where more is known; `facts` are further members of the
+    JSON error (names with units, never secrets).
+    """
+
+    def __init__(self, code: str, message: str = "", *, hint: str = "", **facts: object) -> None:
+        entry = CODES[code]
+        super().__init__(message or entry.meaning)
+        self.code = code
+        self.message = message or entry.meaning
+        self.hint = hint or entry.fix
+        self.facts = facts
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the code."""
+        return CODES[self.code].status
+
+    @property
+    def exit_code(self) -> int:
+        """The process exit code of the code."""
+        return CODES[self.code].exit
+
+    def to_json(self) -> dict[str, object]:
+        """Return the error form of the wire: object, type, code, message, hint, facts."""
+        kind = "invalid_request" if self.status < 500 else "api_error"
+        return {
+            "object": "error",
+            "type": kind,
+            "code": wire_code(self.code),
+            "message": self.message,
+            "hint": self.hint,
+            **self.facts,
+        }
+
+
+def wire_code(code: str) -> str:
+    """Return the UPPER_SNAKE form of a kebab-case code."""
+    return code.upper().replace("-", "_")
+
+
+def cli_code(wire: str) -> str:
+    """Return the kebab-case form of an UPPER_SNAKE code."""
+    return wire.lower().replace("_", "-")

@@ -1,0 +1,136 @@
+"""The consumer's gate: what a pair may bring in, and whose signature stands under it.
+
+It trusts no filter but its own.  Every envelope that a peer sends passes `Gate.judge`: form and id, agreed namespace,
+thread, actor, then the signature against the signer's verified key chain.  `sig.key` is a hint, never evidence.
+
+Cost per record: one encoding and hash of the record, one Ed25519 check (or, in a batch, a few hashes and a look into
+the memory of checked roots).  A gate belongs to one pull; threads may share it.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from . import batch, keys, record
+from .did import Chain, multibase
+from .errors import SplError
+from .limits import Limits
+from .record import Envelope
+
+CHAIN_UNKNOWN = "chain-unknown"
+SCOPE_VIOLATION = "scope-violation"
+SIGNATURE = "record-signature"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one envelope: accepted where `code` is "", else refused with it; `by` names the signer."""
+
+    id: str
+    ns: str
+    code: str = ""
+    by: str = ""
+    envelope: Envelope | None = field(default=None, repr=False)
+
+
+class Roots:
+    """Batch signatures that were checked: a bounded memory shared by all pulls and threads."""
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._seen: OrderedDict[tuple[bytes, int, bytes, bytes], None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def verify(self, key: bytes, size: int, root: bytes, value: bytes) -> bool:
+        """Tell whether the key signed this root for this size; only what verified is remembered."""
+        name = (key, size, root, value)
+        with self._lock:
+            if name in self._seen:
+                self._seen.move_to_end(name)
+                return True
+        if not keys.verify(key, batch.signed_text(size, root), value):
+            return False
+        with self._lock:
+            self._seen[name] = None
+            if len(self._seen) > self._count_max:
+                self._seen.popitem(last=False)
+        return True
+
+
+class Gate:
+    """The rules of one pair at one moment."""
+
+    def __init__(
+        self,
+        *,
+        namespaces: frozenset[str],
+        actors: frozenset[str],
+        own_did: str,
+        peer_did: str,
+        chains: Mapping[str, Chain],
+        roots: Roots,
+        limits: Limits,
+    ) -> None:
+        """`actors` empty means all; `chains` are verified and pinned, ours and the peer's among them."""
+        self.namespaces = namespaces
+        self.actors = actors
+        self.own_did = own_did
+        self.peer_did = peer_did
+        self.limits = limits
+        self._roots = roots
+        # Multibase costs more than a hash, so each chain's keys are written out once.
+        self._keys = {did: _usable_keys(chain, did == peer_did) for did, chain in chains.items()}
+
+    def judge(self, value: object, ns: object) -> Verdict:
+        """Return the verdict over one decoded envelope and the namespace it claims; never raises for bad input."""
+        name = ns if isinstance(ns, str) else ""
+        try:
+            envelope = record.from_json(value, self.limits)
+            if envelope.raw.count(b"{") + envelope.raw.count(b"[") > self.limits.nesting_levels + 2:
+                # `page.decode` reads plainly; only what may be too deep is decoded a second time, with the strict decoder.
+                envelope = record.parse(envelope.raw, self.limits)
+        except SplError as exc:
+            return Verdict(claimed_id(value), name, exc.code)
+        by = envelope.sig.by
+        code = self._scope_code(envelope, name) or self._signature_code(envelope)
+        return Verdict(envelope.id, name, code, by, envelope)
+
+    def _scope_code(self, envelope: Envelope, ns: str) -> str:
+        value = envelope.record
+        if record.is_reserved(value["thread"]):
+            return SCOPE_VIOLATION
+        if ns not in self.namespaces or record.namespace_of(value) != ns:
+            return SCOPE_VIOLATION
+        actor = value["actor"]
+        if actor.startswith(record.INSTANCE_PREFIX) and actor != envelope.sig.by:
+            return SCOPE_VIOLATION
+        return SCOPE_VIOLATION if self.actors and actor not in self.actors else ""
+
+    def _signature_code(self, envelope: Envelope) -> str:
+        sig = envelope.sig
+        known = self._keys.get(sig.by)
+        key = known.get(sig.key) if known is not None else None
+        if key is None:
+            return SIGNATURE if sig.by == self.own_did else CHAIN_UNKNOWN
+        if not key:
+            return SIGNATURE
+        text = record.signed_text(envelope.id, envelope.record["judged_by"])
+        if sig.batch is None:
+            good = keys.verify(key, text, sig.value)
+        else:
+            good = self._roots.verify(key, sig.batch.size, batch.root_of(text, sig.batch), sig.value)
+        return "" if good else SIGNATURE
+
+
+def claimed_id(value: object) -> str:
+    """Return the id that a decoded envelope claims, or a digest in its place, so that the ledger can name it."""
+    claimed = value.get("id") if isinstance(value, dict) else None
+    return claimed if isinstance(claimed, str) and record.is_id(claimed) else keys.digest(repr(value)[:4096].encode(
+        errors="replace"))
+
+
+def _usable_keys(chain: Chain, from_signer: bool) -> dict[str, bytes]:
+    """Return the chain's keys by their text; a compromised one is empty, unless its own holder brings the record."""
+    lost = {step.old for step in chain.rotations if step.reason == "compromised"}
+    return {multibase(key): b"" if key in lost and not from_signer else key for key in chain.keys}

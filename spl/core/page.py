@@ -1,0 +1,93 @@
+"""Pages of a feed as bytes: assembled from stored envelopes without decoding them, and read back from a peer.
+
+    {"records":[envelope…],"ns":["default",…],"next_cursor":"…","has_more":false,"peer_view":{…}}
+
+`ns` names each record's namespace at the source and is as long as `records`.  `peer_view` is how the source sees the
+pair: `state`, `reason`, `head` (records in the reader's scope), `acked` (how many of them the reader confirmed, null
+before it did), `queue` (records waiting in the source's own intake from the reader) and, in a page, `clock` (records
+in scope up to `next_cursor`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+from . import canon
+from .cursor import TEXT_CHARS_MAX
+from .errors import SplError
+
+
+class PageError(SplError):
+    """The peer's answer is not a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page as a peer sent it: decoded, nothing in it checked beyond its form.  `size` is its bytes on the wire."""
+
+    values: list[Any] = field(repr=False)
+    ns: list[Any] = field(repr=False)
+    next_cursor: str
+    has_more: bool
+    view: Mapping[str, Any]
+    size: int
+
+    @property
+    def count(self) -> int:
+        """How many records it holds."""
+        return len(self.values)
+
+
+def assemble(
+    envelopes: Sequence[bytes], ns: Sequence[str], next_cursor: str, has_more: bool, view: Mapping[str, object]
+) -> bytes:
+    """Return the bytes of a page; the envelopes go in as they are stored."""
+    tail = {"ns": list(ns), "next_cursor": next_cursor, "has_more": has_more, "peer_view": dict(view)}
+    rest = json.dumps(tail, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"".join((b'{"records":[', b",".join(envelopes), b"],", rest[1:]))
+
+
+def decode(data: bytes, records_max: int) -> Page:
+    """Return the page in a peer's answer; raise PageError "answer-malformed"."""
+    value = decode_many(data)
+    if not isinstance(value, dict):
+        raise PageError("answer-malformed", "a page is a JSON object")
+    records, ns, cursor = value.get("records"), value.get("ns"), value.get("next_cursor")
+    if not isinstance(records, list) or not isinstance(ns, list) or len(ns) != len(records):
+        raise PageError("answer-malformed", "a page has the lists records and ns, equally long")
+    if len(records) > records_max:
+        raise PageError("answer-malformed", f"the page holds {len(records)} records, {records_max} were asked for")
+    if not isinstance(cursor, str) or not 0 < len(cursor) <= TEXT_CHARS_MAX or not cursor.isascii():
+        raise PageError("answer-malformed", f"next_cursor is a text of 1 to {TEXT_CHARS_MAX} ASCII characters")
+    has_more, view = value.get("has_more"), value.get("peer_view", {})
+    if not isinstance(has_more, bool) or not isinstance(view, dict):
+        raise PageError("answer-malformed", "has_more is true or false, peer_view an object")
+    return Page(records, ns, cursor, has_more, read_view(view), len(data))
+
+
+def decode_many(data: bytes) -> Any:
+    """Return the value of JSON text that holds many envelopes, decoded once and plainly.
+
+    What strict decoding refuses in one envelope must not cost the others: numbers out of range come back as NaN or
+    infinity and lone surrogates stay, so that the gate refuses the one that has them.  A key given twice keeps its
+    last value; ids are reckoned from the value, and our own encoding of it is what gets stored.
+    Raises PageError "answer-malformed" for what is no JSON at all.
+    """
+    try:
+        return json.loads(data, parse_int=_int)
+    except (ValueError, RecursionError) as exc:
+        raise PageError("answer-malformed", "the answer is not JSON, or nested without end") from exc
+
+
+def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of a peer's view that are of the known form; texts are cut at 200 characters."""
+    texts = {name: view[name][:200] for name in ("state", "reason") if isinstance(view.get(name), str)}
+    counts = {name: view[name] for name in ("head", "acked", "queue", "clock")
+              if type(view.get(name)) is int and 0 <= view[name] < 2**63}
+    return {**texts, **counts}
+
+
+def _int(text: str) -> int | float:
+    return int(text) if len(text) <= canon.INTEGER_DIGITS_MAX else nan

@@ -1,0 +1,50 @@
+"""Delays stay between their floor and cap; a bucket lets through what it says and no more."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core.backoff import TokenBucket, full_jitter_s, spread_s
+
+UNITS = st.floats(0, 1, exclude_max=True)
+
+
+@given(attempt=st.integers(-5, 10**6), base=st.floats(0.001, 100), cap=st.floats(0.001, 1000), unit=UNITS)
+def test_delay_is_bounded(attempt: int, base: float, cap: float, unit: float) -> None:
+    delay = full_jitter_s(attempt, base, cap, unit)
+    assert 0 < delay <= cap
+    assert delay >= 0.1 * min(cap, base)
+
+
+def test_ceiling_doubles_up_to_the_cap() -> None:
+    assert [full_jitter_s(n, 0.5, 30, 1.0) for n in (1, 2, 3, 7, 8)] == [0.5, 1, 2, 30, 30]
+
+
+@given(interval=st.floats(1, 1000), unit=UNITS)
+def test_spread_stays_within_a_tenth(interval: float, unit: float) -> None:
+    assert 0.9 * interval <= spread_s(interval, unit) <= 1.1 * interval + 1e-9
+
+
+def test_bucket_refuses_when_empty_and_says_how_long() -> None:
+    bucket = TokenBucket(size=2, per_s=0.5)
+    bucket, first, _ = bucket.take(100)
+    bucket, second, _ = bucket.take(100)
+    bucket, third, wait_s = bucket.take(100)
+    assert (first, second, third, wait_s) == (True, True, False, 2.0)
+    bucket, fourth, _ = bucket.take(102)
+    assert fourth
+
+
+@given(st.lists(st.floats(0, 1000), min_size=1, max_size=60))
+def test_bucket_never_lets_more_through_than_size_and_rate(times: list[float]) -> None:
+    bucket, passed = TokenBucket(size=3, per_s=0.1), 0
+    for now in sorted(times):
+        bucket, allowed, wait_s = bucket.take(now)
+        passed += allowed
+        assert allowed == (wait_s == 0)
+    assert passed <= 3 + 0.1 * (max(times) - min(times)) + 1e-6
+
+
+def test_clock_stepping_back_refills_nothing() -> None:
+    bucket, _, _ = TokenBucket(size=1, per_s=1).take(100)
+    _, allowed, _ = bucket.take(50)
+    assert not allowed

@@ -1,0 +1,68 @@
+"""Times and durations: one text for each moment, and nothing taken that has two readings."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core import when
+
+YEAR_9999_MS = 253_402_300_799_999
+
+
+@given(st.integers(0, YEAR_9999_MS))
+def test_text_and_milliseconds_go_both_ways(unix_ms: int) -> None:
+    """Every millisecond has one text, which sorts as time does."""
+    text = when.text_of(unix_ms)
+    assert when.ms_of(text) == unix_ms
+    assert len(text) == 24
+    assert unix_ms == 0 or when.text_of(unix_ms - 1) < text
+
+
+@given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))
+def test_other_precisions_are_read_to_the_millisecond(moment: datetime) -> None:
+    """Texts of other programs, with none to six decimals, are cut to milliseconds."""
+    whole_ms = (
+        int(moment.timestamp()) if moment.microsecond == 0 else int(moment.replace(microsecond=0).timestamp())
+    ) * 1000
+    assert when.ms_of(f"{moment:%Y-%m-%dT%H:%M:%S}Z".rjust(20, "0")) == whole_ms
+    text = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond:06d}Z".rjust(27, "0")
+    assert when.ms_of(text) == whole_ms + moment.microsecond // 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "now", "2026-11-23", "2026-11-23T06:10:11", "2026-11-23T06:10:11+00:00", "2026-11-23t06:10:11Z",
+        "2026-11-23 06:10:11Z", "2026-11-23T06:10:11Z\n", " 2026-11-23T06:10:11Z", "2026-11-23T06:10:11.Z",
+        "2026-11-23T06:10:11.1234567Z", "2026-13-01T00:00:00Z", "2026-02-29T00:00:00Z", "2026-11-23T24:00:00Z",
+        "2026-11-23T23:59:60Z", "0000-01-01T00:00:00Z", "٢٠٢٦-11-23T06:10:11Z", None, 0, 1.5, b"2026-11-23T06:10:11Z",
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_any_other_text_is_no_time(text: object) -> None:
+    """Local times, leap seconds, foreign digits and dates that do not exist are `bad-field`."""
+    with pytest.raises(when.WhenError) as caught:
+        when.ms_of(text)
+    assert caught.value.code == "bad-field"
+
+
+@pytest.mark.parametrize(
+    ("text", "ms"),
+    [("0", 0), ("5", 5000), ("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("2h", 7_200_000), ("7d", 604_800_000)],
+)
+def test_durations_have_one_unit(text: str, ms: int) -> None:
+    """A number and one unit; seconds where none is given."""
+    assert when.duration_ms(text) == ms
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "-1s", "+1s", "1.5h", "1w", "5 m", "1h30m", "5M", "1s\n", "1_0s", "٣s", "9" * 10]
+)
+def test_any_other_text_is_no_duration(text: str) -> None:
+    """It is a mistake of usage and says what to write."""
+    with pytest.raises(when.WhenError) as caught:
+        when.duration_ms(text)
+    assert caught.value.code == "usage"
+    assert "30s" in caught.value.hint
