@@ -1,0 +1,153 @@
+"""Where a peer may be dialled: strict URLs, and a verdict on each address; pure.
+
+An address is judged after unwrapping the forms that carry another inside
+(IPv4-mapped, NAT64, 6to4), because `ipaddress` judges only the outside: for
+::ffff:169.254.169.254 and 64:ff9b::a9fe:a9fe `is_link_local` is False.
+"""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+from ..core.errors import SplError
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
+_METADATA: Final = frozenset(map(ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200")))
+_PRIVATE4 = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8")))
+_NEVER4 = tuple(
+    map(
+        IPv4Network,
+        # this network, link-local, IETF assignments, documentation, benchmarks, 6to4 relays, multicast, reserved
+        ("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15",
+         "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    )
+)  # fmt: skip
+_PRIVATE6 = (IPv6Network("fc00::/7"), IPv6Network("::1/128"))
+_PUBLIC6 = IPv6Network("2000::/3")
+_NEVER6 = tuple(map(IPv6Network, ("2001:db8::/32", "2001::/23", "3fff::/20")))  # documentation, protocol assignments
+_URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?(/[^?#]*)?(\?[^#]*)?", re.I)
+_PORTS = {"http": 80, "https": 443}
+
+
+class ReachError(SplError):
+    """A peer cannot be reached, or not in a way that we accept.
+
+    Codes: dns, connect, timeout, disconnected, tls-chain, redirect, address-refused,
+    http-plain, answer-malformed, url-invalid; peer-4xx and peer-5xx for a refused
+    stream, where `peer_status` and `peer_body` are its answer (else 0 and empty).
+    """
+
+    def __init__(
+        self, code: str, message: str = "", *, hint: str = "", peer_status: int = 0, peer_body: bytes = b""
+    ) -> None:
+        super().__init__(code, message, hint=hint)
+        self.peer_status = peer_status
+        self.peer_body = peer_body
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An absolute http or https URL, taken apart."""
+
+    scheme: str
+    host: str
+    """Lower-case; an IPv6 address stands without brackets."""
+    port: int
+    authority: str
+    """For the Host header: host, brackets and a port that is not the scheme's own."""
+    target: str
+
+    @property
+    def origin(self) -> str:
+        """Scheme and authority."""
+        return f"{self.scheme}://{self.authority}"
+
+
+def parse_url(text: str) -> Url:
+    """Return the parts of an absolute URL.
+
+    Refused: user information, fragments, zones, control characters, host names
+    outside ASCII (write their xn-- form).  Raises ReachError "url-invalid".
+    """
+    found = _URL.fullmatch(text) if text.isascii() and text.isprintable() and " " not in text else None
+    if found is None:
+        raise ReachError("url-invalid", f"{text[:80]!r} is not an absolute http or https URL")
+    scheme, host = found[1].lower(), found[2].lower().strip("[]")
+    port = int(found[3] or _PORTS[scheme])
+    if not 0 < port < 65536 or (found[2].startswith("[") and (":" not in host or _parse(host) is None)):
+        raise ReachError("url-invalid", f"{text[:80]!r} has no valid host and port")
+    authority = f"[{host}]" if ":" in host else host
+    if port != _PORTS[scheme]:
+        authority += f":{port}"
+    return Url(scheme, host, port, authority, (found[4] or "/") + (found[5] or ""))
+
+
+def judge(ip_text: str, allow_private: bool) -> None:
+    """Return when this address may be dialled.
+
+    Loopback and private ones (RFC 1918, unique local, shared 100.64/10) only with
+    `allow_private`; metadata services, unspecified, multicast, link-local and
+    reserved ones never.  Raises ReachError "address-refused".
+    """
+    address = _parse(ip_text)
+    if address is None:
+        raise ReachError("address-refused", f"{ip_text[:60]!r} is not an address")
+    inner = _unwrap(address)
+    if inner in _METADATA or _is_never(inner):
+        raise ReachError("address-refused", f"{ip_text} is never dialled")
+    if not allow_private and _is_private(address, inner):
+        raise ReachError("address-refused", f"{ip_text} is a private address that nobody typed")
+
+
+def is_address(text: str) -> bool:
+    """Return whether this is an address already, in its one standard form, so that nothing needs looking up."""
+    return _parse(text) is not None
+
+
+def is_loopback(ip_text: str) -> bool:
+    """Return whether the address is this machine's own, in any wrapping."""
+    address = _parse(ip_text)
+    return address is not None and _unwrap(address).is_loopback
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    if "%" in text:
+        return None  # a zone belongs to link-local addresses, which are never dialled
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _unwrap(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """Return the address inside, where a translator or tunnel would deliver to that one."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address in _NAT64 or address in _NAT64_LOCAL:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def _is_never(address: IPv4Address | IPv6Address) -> bool:
+    if isinstance(address, IPv4Address):
+        return any(address in network for network in _NEVER4)
+    if any(address in network for network in _PRIVATE6):
+        return False
+    return address not in _PUBLIC6 or any(address in network for network in _NEVER6)
+
+
+def _is_private(address: IPv4Address | IPv6Address, inner: IPv4Address | IPv6Address) -> bool:
+    """Judge the local-use NAT64 prefix as private whatever its last 32 bits say.
+
+    RFC 8215 leaves it to the network where in the address the inner one stands, so
+    a stranger could show a public one there and have another delivered to.
+    """
+    if isinstance(address, IPv6Address) and address in _NAT64_LOCAL:
+        return True
+    return any(inner in network for network in (_PRIVATE4 if isinstance(inner, IPv4Address) else _PRIVATE6))

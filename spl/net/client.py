@@ -1,0 +1,452 @@
+"""The HTTP client: one request, or one event stream, to an address that was judged.
+
+Nothing of it is trusted: answers are bounded in size and time, certificates are
+always verified, and the address that was judged is the address that is dialled
+(a name is resolved once per connection; the socket never resolves again).
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urljoin
+
+from ..core.errors import SplError
+from ..core.limits import Limits
+from .address import ReachError, Url, is_address, is_loopback, judge, parse_url
+from .heads import encode_request
+from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
+from .sse import MEDIA_TYPE, Event, EventParser
+from .streams import dial as dial_address
+from .streams import hang_up
+
+_READ_BYTES = 64 * 1024
+_LOOKUPS_COUNT = 8
+_ADDRESSES_COUNT = 8
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+log = logging.getLogger("spl.net")
+
+Headers = Iterable[tuple[str, str]]
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DialPolicy:
+    """What the operator's word allows for one peer."""
+
+    allow_private: bool = False
+    """Loopback and private addresses; plain http to loopback."""
+    allow_http: bool = False
+    """Plain http to any address that may be dialled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One whole answer; `address` is the IP address that gave it."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    address: str
+
+
+class Client:
+    """Requests over at most one idle connection per origin and policy."""
+
+    def __init__(self, limits: Limits, *, tls: ssl.SSLContext | None, resolve: Resolve | None = None) -> None:
+        """`tls` None refuses https; `resolve(host, port)` returns addresses in text."""
+        self._limits = limits
+        self._tls = tls
+        self._resolve = resolve or Resolver().resolve
+        self._idle: dict[tuple[str, DialPolicy], _Wire] = {}
+        self._closed = False
+
+    async def fetch(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Headers = (),
+        body: bytes = b"",
+        timeout_s: float | None = None,
+        answer_bytes: int | None = None,
+        dial: DialPolicy,
+        retry_safe: bool = False,
+    ) -> Reply:
+        """Return the answer, whatever its status; redirects of a GET are followed within the origin.
+
+        A kept connection that ended before a byte of the answer is replaced once for
+        GET, HEAD and `retry_safe` requests.  Raises ReachError.
+        """
+        where = parse_url(url)
+        limit = self._limits.answer_bytes if answer_bytes is None else answer_bytes
+        fields = tuple(headers)
+        try:
+            async with asyncio.timeout(self._limits.answer_timeout_s if timeout_s is None else timeout_s):
+                for _ in range(self._limits.redirects_count + 1):
+                    reply = await self._fetch_once(method, where, fields, body, limit, dial, retry_safe)
+                    if method != "GET" or reply.status not in _REDIRECTS:
+                        return reply
+                    where = _redirected(where, reply)
+        except TimeoutError as exc:
+            raise ReachError("timeout", f"{where.origin} did not answer in time") from exc
+        raise ReachError("redirect", f"{where.origin} redirects more than {self._limits.redirects_count} times")
+
+    @asynccontextmanager
+    async def stream(self, url: str, *, headers: Headers = (), dial: DialPolicy) -> AsyncIterator["EventStream"]:
+        """Open an event stream for the time of the `async with`; it has a connection of its own.
+
+        Raises ReachError; for another status than 200 "peer-4xx", "peer-5xx" or
+        "answer-malformed" with `peer_status` and `peer_body`; for another media type
+        "answer-malformed".
+        """
+        where = parse_url(url)
+        asked = (("accept", MEDIA_TYPE), ("cache-control", "no-cache"), *headers)
+        wire: _Wire | None = None
+        try:
+            try:
+                async with asyncio.timeout(self._limits.answer_timeout_s):
+                    wire = await self._connect(where, dial)
+                    head = await wire.ask(encode(where, "GET", asked), "GET", UNBOUNDED)
+                    await self._check_stream(where, wire, head)
+            except TimeoutError as exc:
+                raise ReachError("timeout", f"{where.origin} did not open the stream in time") from exc
+            yield EventStream(wire, head, self._limits)
+        finally:
+            if wire is not None:
+                wire.abort()
+
+    async def close(self) -> None:
+        """Close the idle connections; requests that run end by themselves."""
+        self._closed = True
+        idle, self._idle = list(self._idle.values()), {}
+        for wire in idle:
+            await wire.close(self._limits.linger_s)
+
+    async def _fetch_once(
+        self, method: str, where: Url, headers: Headers, body: bytes, limit: int, policy: DialPolicy, retry_safe: bool
+    ) -> Reply:
+        data = encode(where, method, headers, body)
+        kept = self._take_idle((where.origin, policy))
+        if kept is not None and await kept.is_quiet():
+            try:
+                return await self._exchange(kept, data, method, where, limit, policy)
+            except ReachError as exc:
+                if exc.code != "disconnected" or kept.answered or not (retry_safe or method in _REPEATABLE):
+                    raise
+        return await self._exchange(await self._connect(where, policy), data, method, where, limit, policy)
+
+    async def _exchange(
+        self, wire: "_Wire", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy
+    ) -> Reply:
+        """Send one request and read its answer; the connection is kept or ended here in any case."""
+        kept = False
+        try:
+            head = await wire.ask(data, method, limit)
+            _check_coding(where, head)
+            body = await wire.read_body()
+            if head.keep_alive and not wire.parser.buffered:
+                kept = self._keep((where.origin, policy), wire)
+            return Reply(head.status, head.headers, body, wire.address)
+        finally:
+            if not kept:
+                wire.abort()
+
+    async def _check_stream(self, where: Url, wire: "_Wire", head: ResponseHead) -> None:
+        if head.status in _REDIRECTS:
+            raise ReachError("redirect", f"{where.origin} redirects its event stream")
+        _check_coding(where, head)
+        if head.status != 200:
+            body = await wire.read_body(self._limits.handshake_bytes)
+            code = "peer-5xx" if head.status >= 500 else "peer-4xx" if head.status >= 400 else "answer-malformed"
+            raise ReachError(code, f"{where.origin} answered {head.status}", peer_status=head.status, peer_body=body)
+        if head.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
+            raise ReachError("answer-malformed", f"{where.origin} sent no event stream")
+
+    # -- connections
+
+    def _take_idle(self, key: tuple[str, DialPolicy]) -> "_Wire | None":
+        wire = self._idle.pop(key, None)
+        if wire is None:
+            return None
+        wire.expiry.cancel()
+        return wire
+
+    def _keep(self, key: tuple[str, DialPolicy], wire: "_Wire") -> bool:
+        if self._closed or key in self._idle:
+            return False
+
+        def expire() -> None:
+            if self._idle.get(key) is wire:
+                del self._idle[key]
+            wire.abort()
+
+        wire.expiry = asyncio.get_running_loop().call_later(self._limits.pool_idle_s, expire)
+        self._idle[key] = wire
+        return True
+
+    async def _connect(self, where: Url, policy: DialPolicy) -> "_Wire":
+        """Return a fresh connection to the first address that accepts, all within one deadline."""
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                addresses = await self._addresses(where, policy)
+                return await self._dial_any(where, addresses)
+        except TimeoutError as exc:
+            raise ReachError("timeout", f"{where.origin} accepted no connection in time") from exc
+
+    async def _addresses(self, where: Url, policy: DialPolicy) -> list[str]:
+        """Return the addresses that may be dialled; one refused among them is only left out."""
+        try:
+            found = [where.host] if is_address(where.host) else await self._resolve(where.host, where.port)
+        except OSError as exc:
+            raise ReachError("dns", f"{where.host}: {exc.strerror or 'the lookup failed'}") from exc
+        allowed: list[str] = []
+        refusal = ReachError("dns", f"{where.host} has no address")
+        for address in list(dict.fromkeys(found))[:_ADDRESSES_COUNT]:
+            try:
+                judge(address, policy.allow_private)
+                if where.scheme == "http" and not (policy.allow_http or is_loopback(address)):
+                    raise ReachError("http-plain", f"{where.origin} is not on this machine")
+            except ReachError as exc:
+                refusal = exc
+            else:
+                allowed.append(address)
+        if not allowed:
+            raise refusal
+        return allowed
+
+    async def _dial_any(self, where: Url, addresses: list[str]) -> "_Wire":
+        tls = None
+        if where.scheme == "https":
+            if self._tls is None:
+                raise ReachError("tls-chain", "this client was made without TLS")
+            tls = self._tls
+        failure: ReachError | None = None
+        for address in addresses:
+            try:
+                reader, writer = await dial_address(address, where.port, tls, where.host)
+            except ReachError as exc:
+                failure = exc
+                if exc.code != "connect":
+                    break
+            else:
+                return _Wire(self._limits, reader, writer, address, where.origin)
+        assert failure is not None
+        raise failure
+
+
+class EventStream:
+    """An open event stream: iterate over it; `status` is 200, `address` the IP address of the source.
+
+    Ends by StopAsyncIteration when the source ends it in order.  Raises ReachError
+    "timeout" after `stream_silence_s` without a byte, "disconnected", "answer-malformed".
+    """
+
+    def __init__(self, wire: "_Wire", head: ResponseHead, limits: Limits) -> None:
+        self.status = head.status
+        self.headers = head.headers
+        self.address = wire.address
+        self._wire = wire
+        self._silence_s = limits.stream_silence_s
+        self._parser = EventParser(limits.event_bytes)
+        self._ready: deque[Event] = deque()
+        self._ended = False
+
+    @property
+    def retry_ms(self) -> int | None:
+        """The reconnection delay that the source asked for last."""
+        return self._parser.retry_ms
+
+    def __aiter__(self) -> "EventStream":
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            if self._ended:
+                raise StopAsyncIteration
+            try:
+                async with asyncio.timeout(self._silence_s):
+                    piece = await self._wire.next()
+            except TimeoutError as exc:
+                raise ReachError("timeout", f"{self._wire.origin} was silent for {self._silence_s:g} s") from exc
+            if isinstance(piece, bytes):
+                try:
+                    self._ready.extend(self._parser.feed(piece))
+                except WireError as exc:
+                    raise ReachError("answer-malformed", f"{self._wire.origin}: {exc.message}") from exc
+            else:
+                self._ended = True
+        return self._ready.popleft()
+
+
+class Resolver:
+    """Name lookups in daemon threads of their own, a few at a time.
+
+    Not in an executor: the interpreter joins those at exit, and a lookup that hangs
+    for half a minute would keep a stopped daemon alive.
+    """
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(_LOOKUPS_COUNT)
+
+    async def resolve(self, host: str, port: int) -> Sequence[str]:
+        """Return the addresses of `host`; the caller sets the deadline.  Raises OSError."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[str]] = loop.create_future()
+        await self._slots.acquire()
+
+        def settle(found: list[str] | OSError) -> None:
+            self._slots.release()
+            if answer.done():
+                return
+            if isinstance(found, OSError):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        def look_up() -> None:
+            found: list[str] | OSError
+            try:
+                rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = [str(row[4][0]) for row in rows]
+            except OSError as exc:
+                found = exc
+            except UnicodeError:
+                found = OSError(0, "the name is not valid")
+            try:
+                loop.call_soon_threadsafe(settle, found)
+            except RuntimeError:
+                return  # the loop is closed: nobody waits any more
+
+        try:
+            threading.Thread(target=look_up, name="spl-dns", daemon=True).start()
+        except RuntimeError as exc:
+            self._slots.release()
+            raise OSError(errno.EAGAIN, "no thread for the lookup") from exc
+        return await answer
+
+
+class _Wire:
+    """One connection: sends a request, reads what its parser makes of the answer."""
+
+    __slots__ = ("address", "answered", "expiry", "limits", "origin", "parser", "reader", "writer")
+
+    expiry: asyncio.TimerHandle
+
+    def __init__(
+        self, limits: Limits, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, origin: str
+    ) -> None:
+        self.limits = limits
+        self.reader = reader
+        self.writer = writer
+        self.address = address
+        self.origin = origin
+        self.answered = False  # a byte of the present answer has come
+        self.parser = ResponseParser(limits, "GET", 0)
+
+    async def is_quiet(self) -> bool:
+        """Return whether an idle connection is open and sent nothing; otherwise it is ended.
+
+        A server that says 408 before it closes an idle connection would else have
+        that taken for the answer to the next request.
+        """
+        try:
+            for _ in range(2):  # turns of the loop: what has arrived reaches the reader before it is asked
+                await asyncio.sleep(0)
+            async with asyncio.timeout(0):
+                await self.reader.read(1)
+        except TimeoutError:
+            return True
+        except OSError:
+            log.debug('event=http.idle_lost origin=%s msg="kept connection was lost"', self.origin)
+        self.abort()
+        return False
+
+    async def ask(self, data: bytes, method: str, body_bytes: int) -> ResponseHead:
+        """Send a request and return its answer's head.  Raises ReachError."""
+        self.parser = ResponseParser(self.limits, method, body_bytes)
+        self.answered = False
+        try:
+            self.writer.write(data)
+            await self.writer.drain()
+        except (OSError, RuntimeError):
+            # The peer may have refused what it did not read to the end: its answer is looked for all the same.
+            log.debug('event=http.half_sent origin=%s msg="request not taken whole"', self.origin)
+        head = await self.next()
+        assert isinstance(head, ResponseHead)
+        return head
+
+    async def read_body(self, body_bytes: int | None = None) -> bytes:
+        """Return the rest of the answer, at most `body_bytes` where given.  Raises ReachError."""
+        pieces: list[bytes] = []
+        size = 0
+        while isinstance(piece := await self.next(), bytes):
+            pieces.append(piece)
+            size += len(piece)
+            if body_bytes is not None and size > body_bytes:
+                raise ReachError("answer-malformed", f"{self.origin}: the body is over the limit")
+        return b"".join(pieces)
+
+    async def next(self) -> ResponseHead | bytes | Mark:
+        """Return the parser's next event, reading as needed; the caller sets the deadline.  Raises ReachError."""
+        try:
+            while (event := self.parser.next()) is None:
+                data = await self.reader.read(_READ_BYTES)
+                if data:
+                    self.answered = True
+                    self.parser.feed(data)
+                    continue
+                self.parser.feed_end()
+                event = self.parser.next()
+                if event is None:
+                    raise ReachError("disconnected", f"{self.origin} ended the connection before its answer was whole")
+                break
+        except WireError as exc:
+            raise ReachError("answer-malformed", f"{self.origin}: {exc.message}") from exc
+        except OSError as exc:
+            raise ReachError("disconnected", f"{self.origin}: {exc.strerror or type(exc).__name__}") from exc
+        return event
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self.writer.transport.abort()
+
+    async def close(self, linger_s: float) -> None:
+        """End the connection in order."""
+        self.expiry.cancel()
+        await hang_up(self.writer, linger_s)
+
+
+def encode(where: Url, method: str, headers: Headers, body: bytes = b"") -> bytes:
+    """Return the request's bytes with Host and Accept-Encoding.  Raises ReachError "url-invalid"."""
+    fields = (("host", where.authority), ("accept-encoding", "identity"), *headers)
+    try:
+        return encode_request(method, where.target, fields, body)
+    except WireError as exc:
+        raise ReachError("url-invalid", f"{where.origin}: {exc.message}") from exc
+
+
+def _check_coding(where: Url, head: ResponseHead) -> None:
+    if head.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ReachError("answer-malformed", f"{where.origin} encodes its answer though asked not to")
+
+
+def _redirected(where: Url, reply: Reply) -> Url:
+    """Return where a redirect leads.  Raises ReachError "redirect" for another origin."""
+    target = reply.headers.get("location", "")
+    try:
+        found = parse_url(urljoin(where.origin + where.target, target.partition("#")[0]))
+    except (ValueError, SplError) as exc:
+        raise ReachError("redirect", f"{where.origin} redirects to no valid URL") from exc
+    if not target or found.origin != where.origin:
+        raise ReachError("redirect", f"{where.origin} redirects to {found.origin}")
+    return found

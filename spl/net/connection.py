@@ -1,0 +1,483 @@
+"""One accepted HTTP/1.1 connection: phases, limits and deadlines; what the app must offer.
+
+The right column is what ends a phase when the peer does nothing.
+
+    IDLE     no byte of a request            idle_timeout_s, closed silently
+    HEAD     a head in part                  head_timeout_s from its first byte: 408
+    BODY     a body in part                  body_timeout_s: 408
+    ANSWER   the app works                   the app's own deadline
+    STREAM   the app's iterator yields       write_stall_timeout_s without progress
+    FLUSH    the answer is not yet taken     write_stall_timeout_s without progress
+    LINGER   refused, the answer is out      linger_s, reading on so that it arrives
+    CLOSING  told to close                   write_stall_timeout_s without progress, or linger_s
+
+A deadline is one number, which the server's sweep compares (`expire`): timers would
+cost more than the parser.  An app that answers at once is called inline; one that
+waits gets a task for each request.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from math import inf
+from typing import Final, Protocol, cast
+
+from ..core.errors import SplError
+from ..core.limits import Limits
+from .heads import CONTINUE, LAST_CHUNK, encode_chunk, encode_head, http_date, status_line
+from .http1 import END, RequestHead, RequestParser, WireError
+from .routes import NOTHING, HttpError, Request, Response, Route, check_media, parse_query
+
+READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
+WRITE_HIGH_BYTES: Final = 64 * 1024
+_JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
+
+log = logging.getLogger("spl.net")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the app found for a head: the route, its params, and whatever it keeps for `respond`."""
+
+    route: Route
+    params: Mapping[str, str]
+    principal: object = None
+
+
+class App(Protocol):
+    """What a server serves."""
+
+    def match(self, head: RequestHead) -> Match:
+        """Return the route; called before the body is read.  Raises SplError to refuse the request.
+
+        An HttpError "method-not-allowed" for OPTIONS becomes 204 with Allow.
+        """
+
+    def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
+        """Return the answer, at once (called inline: must not block) or to be awaited.  May raise SplError."""
+
+    def refuse(self, error: SplError, head: RequestHead | None) -> Response:
+        """Return the error form; `head` is None when none was understood."""
+
+
+# Where a connection stands; the table is in the docstring.
+Phase = Enum("Phase", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
+_BUSY = frozenset({Phase.ANSWER, Phase.STREAM, Phase.FLUSH})
+_OVER = frozenset({Phase.LINGER, Phase.CLOSING, Phase.CLOSED})
+
+
+class Shared:
+    """What all connections of one server share."""
+
+    __slots__ = ("_date", "_date_s", "app", "connections", "limits", "loop", "now_ms", "on_close", "stopping", "tasks")
+
+    def __init__(
+        self,
+        app: App,
+        limits: Limits,
+        now_ms: Callable[[], int],
+        tasks: asyncio.TaskGroup,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.app = app
+        self.limits = limits
+        self.now_ms = now_ms
+        self.tasks = tasks
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[Connection] = set()
+        self.on_close = on_close
+        self.stopping = False
+        self._date_s = -1
+        self._date = ""
+
+    def date(self) -> str:
+        """Return the Date header's value, made once a second."""
+        now_s = self.now_ms() // 1000
+        if now_s != self._date_s:
+            self._date_s, self._date = now_s, http_date(now_s)
+        return self._date
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object of one connection; slots, because thousands stand idle."""
+
+    __slots__ = (
+        "deadline", "head", "keep_alive", "local", "match", "parser", "peer", "phase", "pieces",
+        "query", "read_paused", "room", "scheme", "shared", "task", "transport", "unsent", "write_paused",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+
+    def __init__(self, shared: Shared, *, local: bool, scheme: str) -> None:
+        self.shared = shared
+        self.local = local
+        self.scheme = scheme
+        self.peer = "unix"
+        self.phase = Phase.IDLE
+        self.deadline = inf
+        self.parser = RequestParser(shared.limits)
+        self.head: RequestHead | None = None
+        self.match: Match | None = None
+        self.query: Mapping[str, str] = NOTHING
+        self.pieces: list[bytes] = []
+        self.keep_alive = True
+        self.task: asyncio.Task[None] | None = None
+        self.room: asyncio.Future[None] | None = None
+        self.write_paused = False
+        self.read_paused = False
+        self.unsent = 0
+
+    # -- called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's has another base class
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        if not self.local:
+            name = transport.get_extra_info("peername")
+            self.peer = str(name[0]) if name else ""
+        shared = self.shared
+        shared.connections.add(self)
+        self._wait(Phase.IDLE, shared.limits.idle_timeout_s)
+        if shared.stopping:
+            self.close()
+        elif len(shared.connections) > shared.limits.connections_count:
+            self._refuse(SplError("too-many-connections"))
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase in _OVER:
+            return  # read only so that the peer, still sending, gets to see the answer
+        self.parser.feed(data)
+        if self.phase not in _BUSY:
+            self._advance()
+        elif self.parser.buffered > READ_AHEAD_BYTES and not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Let a request that is being answered end; a stream's client is taken for gone."""
+        if self.phase not in (Phase.ANSWER, Phase.FLUSH) or self._is_streaming() or self.scheme == "https":
+            self._cancel_stream()
+            self.close()
+            return False
+        self.keep_alive = False
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_stream()
+        self.phase = Phase.CLOSED
+        self.deadline = inf
+        self.pieces = []
+        self.shared.connections.discard(self)
+        self.shared.on_close()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.unsent = self.transport.get_write_buffer_size()
+        if self.phase in _BUSY:
+            self.deadline = self.shared.loop.time() + self.shared.limits.write_stall_timeout_s
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self.phase in _BUSY:
+            self.deadline = inf
+        if self.room is not None and not self.room.done():
+            self.room.set_result(None)
+        if self.phase is Phase.FLUSH:
+            self._wait(Phase.IDLE, self.shared.limits.idle_timeout_s)
+            # Not inline: uvloop calls this from inside its own write.
+            self.shared.loop.call_soon(self._advance)
+
+    # -- called by the server
+
+    def expire(self, now: float) -> None:
+        """End what the peer's silence left open; called when `deadline` has passed."""
+        if self.phase in (Phase.HEAD, Phase.BODY):
+            self._refuse(HttpError("request-timeout"))
+        elif self.phase is Phase.IDLE or self.phase is Phase.LINGER:
+            self.close()
+        else:
+            size = self.transport.get_write_buffer_size()
+            if size >= self.unsent:
+                log.info('event=http.stalled peer=%s bytes=%d msg="peer stopped reading"', self.peer, size)
+                self.transport.abort()
+            self.unsent = size
+            self.deadline = now + self.shared.limits.write_stall_timeout_s
+
+    def stop(self) -> None:
+        """Close when idle; otherwise after the request that is being read or answered."""
+        self.keep_alive = False
+        if self.phase is Phase.IDLE:
+            self.close()
+
+    def close(self) -> None:
+        """Close once everything written is sent; a peer that takes nothing of it is cut."""
+        limits = self.shared.limits
+        self.unsent = self.transport.get_write_buffer_size()
+        self._wait(Phase.CLOSING, limits.write_stall_timeout_s if self.unsent else limits.linger_s)
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close now, whatever is unsent; the task of this connection is cancelled."""
+        if self.task is not None:
+            self.task.cancel()
+        self.transport.abort()
+
+    # -- reading
+
+    def _advance(self) -> None:
+        """Take what the parser has, up to `pipelined_count` requests in one go."""
+        with self._boundary():
+            for _ in range(self.shared.limits.pipelined_count):
+                if not self._step():
+                    return
+            self.shared.loop.call_soon(self._advance)
+
+    @contextmanager
+    def _boundary(self, *, refusing: bool = False) -> Iterator[None]:
+        """Hold every failure of one request, inline or in its task; the server serves on.
+
+        A stream that has begun is cut, so that its client cannot take it for whole.
+        """
+        try:
+            yield
+        except Exception as exc:
+            known = isinstance(exc, SplError)
+            cut = refusing or self.phase is Phase.STREAM
+            if cut or not known:
+                log.exception('event=http.failed peer=%s msg="request failed"', self.peer)
+            if cut:
+                self.transport.abort()
+            else:
+                self._refuse(exc if isinstance(exc, SplError) else SplError("internal"))
+
+    def _step(self) -> bool:
+        """Read one request as far as it is here and start its answer; return whether to go on."""
+        phase = self.phase
+        if phase is not Phase.BODY:
+            if phase is not Phase.IDLE and phase is not Phase.HEAD:
+                return False
+            self.head = None
+            head = self.parser.next()
+            if head is None:
+                self._wait_for_head()
+                self._read_on()
+                return False
+            assert isinstance(head, RequestHead)
+            if not self._begin(head):
+                return True
+        while isinstance(event := self.parser.next(), bytes):
+            self.pieces.append(event)
+        if event is None:
+            if self.phase is not Phase.BODY:
+                self._wait(Phase.BODY, self.shared.limits.body_timeout_s)
+                assert self.head is not None
+                if self.head.expects and not self.pieces:
+                    self._write(CONTINUE)
+            self._read_on()
+            return False
+        assert event is END
+        self._answer()
+        return True
+
+    def _wait_for_head(self) -> None:
+        limits = self.shared.limits
+        if self.parser.idle:
+            if self.phase is not Phase.IDLE:
+                self._wait(Phase.IDLE, limits.idle_timeout_s)
+        elif self.phase is Phase.IDLE:
+            self._wait(Phase.HEAD, limits.head_timeout_s)
+
+    def _read_on(self) -> None:
+        """Take more from the peer, now that what it sent ahead is used up."""
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def _begin(self, head: RequestHead) -> bool:
+        """Ask the app for the route and allow the body; return False when the request is answered already.
+
+        A request refused here whose body was not read ends the connection.
+        """
+        self.head = head
+        self.match = None
+        self.pieces.clear()
+        self.keep_alive = head.keep_alive and not self.shared.stopping
+        try:
+            self.query = parse_query(head.query)
+            self.match = match = self.shared.app.match(head)
+            if head.length != 0:
+                self.parser.take_body(match.route.body_bytes)
+                check_media(head.headers, match.route)
+        except SplError as error:
+            if head.length != 0:
+                raise
+            self.parser.next()  # END
+            self._send(self._refusal(error))
+            return False
+        return True
+
+    # -- answering
+
+    def _answer(self) -> None:
+        head, match = self.head, self.match
+        assert head is not None
+        assert match is not None
+        pieces = self.pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.pieces = []
+        request = Request(
+            head.method, head.path, self.query, head.headers, body, match.params,
+            self.peer, self.local, head.target, self.scheme,
+        )  # fmt: skip
+        try:
+            answer = self.shared.app.respond(request, match)
+        except SplError as error:
+            answer = self._refusal(error)
+        if isinstance(answer, Response) and isinstance(answer.body, bytes):
+            self._send(answer)
+            return
+        self.phase = Phase.ANSWER
+        self.deadline = self.shared.loop.time() + self.shared.limits.write_stall_timeout_s if self.write_paused else inf
+        self.task = self.shared.tasks.create_task(self._work(answer))
+
+    async def _work(self, answer: Response | Awaitable[Response]) -> None:
+        """Await the app's answer and send it."""
+        with self._boundary():
+            try:
+                response = answer if isinstance(answer, Response) else await answer
+            except SplError as error:
+                response = self._refusal(error)
+            if isinstance(response.body, bytes):
+                self._send(response)
+            else:
+                await self._stream(response, response.body)
+                self._finish()
+        self.task = None
+        self._advance()
+
+    def _send(self, response: Response) -> None:
+        """Write an answer whose body is bytes, and go on with the next request."""
+        body = response.body
+        assert isinstance(body, bytes)
+        head = self._encode(response, len(body))
+        if (self.head is not None and self.head.method == "HEAD") or response.status in (204, 304):
+            body = b""
+        if len(body) <= _JOIN_BYTES:
+            self._write(head + body)
+        else:
+            self._write(head)
+            self._write(body)
+        self._finish()
+
+    async def _stream(self, response: Response, body: AsyncIterator[bytes]) -> None:
+        """Write what the iterator yields, at the peer's pace; the iterator is closed in any case."""
+        head = self.head
+        assert head is not None
+        chunked = head.minor == 1
+        self.keep_alive = self.keep_alive and chunked
+        try:
+            head_bytes = self._encode(response, None)
+            if self.phase in _OVER:
+                return  # the client went while the app prepared the stream
+            self._write(head_bytes)
+            self.phase = Phase.STREAM
+            if head.method != "HEAD":
+                async for piece in body:
+                    if piece:
+                        self._write(encode_chunk(piece) if chunked else piece)
+                    if self.write_paused:
+                        self.room = self.shared.loop.create_future()
+                        await self.room  # under the stall deadline: expire() cancels this task
+                if chunked:
+                    self._write(LAST_CHUNK)
+        finally:
+            close = getattr(body, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _encode(self, response: Response, length: int | None) -> bytes:
+        """Return the answer's head; `length` None is a streamed body."""
+        status = response.status
+        lines = [status_line(status), "date: " + self.shared.date()]
+        if status not in (204, 304):
+            lines.append("content-type: " + response.content_type)
+            if length is not None:
+                lines.append(f"content-length: {length}")
+            elif self.head is not None and self.head.minor == 1:
+                lines.append("transfer-encoding: chunked")
+        for name, value in response.headers:
+            lines.append(f"{name}: {value}")
+        if not self.keep_alive:
+            lines.append("connection: close")
+        try:
+            return encode_head(lines)
+        except WireError as exc:
+            raise RuntimeError("the app's answer has a header that cannot be sent") from exc
+
+    def _finish(self) -> None:
+        """Go to the next request, or close; or first wait until the peer took this answer."""
+        if self.phase in _OVER:
+            return
+        self.head = self.match = None  # an idle connection keeps nothing of its requests
+        if not self.keep_alive or self.shared.stopping:
+            self.close()
+        elif self.write_paused:
+            self.unsent = self.transport.get_write_buffer_size()
+            self._wait(Phase.FLUSH, self.shared.limits.write_stall_timeout_s)
+        else:
+            self._wait(Phase.IDLE, self.shared.limits.idle_timeout_s)
+
+    # -- refusing
+
+    def _refusal(self, error: SplError) -> Response:
+        """Return the app's form of an error, with Allow where it belongs."""
+        head = self.head
+        allow = error.allow if isinstance(error, HttpError) else ()
+        if not allow:
+            return self.shared.app.refuse(error, head)
+        header = ("allow", ", ".join(allow))
+        if head is not None and head.method == "OPTIONS":
+            return Response(204, headers=(header,))
+        response = self.shared.app.refuse(error, head)
+        return replace(response, headers=(*response.headers, header))
+
+    def _refuse(self, error: SplError) -> None:
+        """Answer a request that cannot be read to its end, and close once that answer can have arrived.
+
+        Closing at once would reset the connection under what the client still sends,
+        and it would never see why.
+        """
+        if self.phase in _OVER:
+            return
+        self.keep_alive = False
+        with self._boundary(refusing=True):
+            response = self._refusal(error)
+            assert isinstance(response.body, bytes)
+            head = self._encode(response, len(response.body))
+            self._write(head if self.head is not None and self.head.method == "HEAD" else head + response.body)
+            self._wait(Phase.LINGER, self.shared.limits.linger_s)
+            if self.transport.can_write_eof() and not self.transport.is_closing():
+                self.transport.write_eof()
+            self._read_on()
+
+    # -- small parts
+
+    def _wait(self, phase: Phase, seconds: float) -> None:
+        self.phase = phase
+        self.deadline = self.shared.loop.time() + seconds
+
+    def _write(self, data: bytes) -> None:
+        # uvloop raises for a write to a connection that is gone.
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    def _is_streaming(self) -> bool:
+        return self.phase is Phase.STREAM or (self.match is not None and self.match.route.streams)
+
+    def _cancel_stream(self) -> None:
+        """Stop an answer that may go on for long; a plain handler ends by itself, its work is wanted."""
+        if self.task is not None and self._is_streaming():
+            self.task.cancel()

@@ -1,0 +1,455 @@
+"""HTTP/1.1 without I/O: fed bytes, asked for events, in both roles.
+
+One parser serves three shells: the asyncio server, the asyncio client and the
+blocking control client.  A shell calls `feed(bytes)` and then `next()` until it
+returns None; the events of one message are
+
+    RequestHead | ResponseHead,  then any number of bytes (pieces of the body),  then END
+
+and the head of the following message is not looked at before END was taken, so
+pipelined requests wait in the buffer (`buffered` bytes; the shell stops reading
+when that grows).  How the input was cut into pieces never changes the events.
+
+Strict where a second reader could see other message borders (RFC 9112 §11.2):
+lines end with CRLF, a bare CR or LF and other control characters are refused, so
+are obs-fold, space before the colon, a repeated Host, Content-Length,
+Transfer-Encoding or Authorization, Transfer-Encoding beside Content-Length, and
+every coding but `chunked`.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Generic, TypeVar
+
+from ..core.limits import Limits
+from .heads import TOKEN_BYTES, content_length, parse_fields, split_lines
+from .heads import WireError as WireError
+
+UNBOUNDED: Final = 1 << 62  # body limit of a response that is read as an endless stream
+
+_LINE_SLACK_BYTES = 64  # method, version and spaces around the longest target
+_CHUNK_LINE_BYTES = 256
+_CHUNK_EXTENSIONS_BYTES = 16 * 1024  # a whole message's; RFC 9112 §7.1.1 asks for a bound
+_INTERIM_COUNT = 8
+
+_VISIBLE = bytes(range(0x21, 0x7F))
+_HOST = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-._~%!$&'()*+,;=:[]"
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_ABSOLUTE = re.compile(r"https?://([^/?#]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
+
+
+class Mark(Enum):
+    """The event that ends a message."""
+
+    END = "end"
+
+
+END: Final = Mark.END
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """One request's head.  `headers` has lower-case names; `length` is None for a chunked body."""
+
+    method: str
+    target: str
+    path: str
+    """Still percent-encoded; "*" for `OPTIONS *`."""
+    query: str
+    """What follows the first `?`, still encoded, without the `?`."""
+    headers: Mapping[str, str] = field(repr=False)
+    length: int | None
+    keep_alive: bool
+    expects: bool
+    """The client waits for 100 Continue before it sends the body."""
+    minor: int
+    """0 for HTTP/1.0, which knows neither chunks nor keep-alive here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """One response's head.  `length` is None for a body that is chunked or ends with the connection."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    length: int | None
+    keep_alive: bool
+    """False as well when the body ends with the connection."""
+
+
+Head = TypeVar("Head", RequestHead, ResponseHead)
+
+
+class _Phase(Enum):
+    HEAD = 0
+    LENGTH = 1
+    CHUNK_LINE = 2
+    CHUNK_DATA = 3
+    CHUNK_END = 4
+    TRAILERS = 5
+    UNTIL_CLOSE = 6
+    COMPLETE = 7
+
+
+class _Parser(ABC, Generic[Head]):
+    """What both roles share: the buffer, the search for the head's end, the body."""
+
+    __slots__ = ("_buffer", "_ended", "_extensions", "_left", "_phase", "_room", "_scanned", "limits")
+
+    def __init__(self, limits: Limits, body_bytes: int) -> None:
+        self.limits = limits
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._phase = _Phase.HEAD
+        self._left = 0  # bytes of the body, or of the chunk, still to come
+        self._room = body_bytes  # bytes that a body without announced length may still bring
+        self._extensions = 0
+        self._ended = False
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes were fed and not yet turned into events."""
+        return len(self._buffer)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no byte of a further message has arrived."""
+        return self._phase is _Phase.HEAD and not self._buffer
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes from the peer."""
+        self._buffer += data
+
+    def feed_end(self) -> None:
+        """Tell that the peer will send no more: the end of a body that ends with the connection.
+
+        Where `next` returns None after this, the message was cut short.
+        """
+        self._ended = True
+
+    def next(self) -> Head | bytes | Mark | None:
+        """Return the next event, or None until more bytes are fed.  Raises WireError."""
+        phase = self._phase
+        if phase is _Phase.HEAD:
+            return self._next_head()
+        if phase is _Phase.COMPLETE:
+            self._phase = _Phase.HEAD
+            self._scanned = 0
+            return END
+        if phase is _Phase.LENGTH:
+            return self._next_counted()
+        if phase is _Phase.UNTIL_CLOSE:
+            return self._next_until_close()
+        return self._next_chunked()
+
+    @abstractmethod
+    def _parse_head(self, block: bytes) -> Head | None:
+        """Return the head and set the body's framing, or None for a head to be skipped."""
+
+    def _next_head(self) -> Head | None:
+        buffer = self._buffer
+        while True:
+            if buffer[:2] == b"\r\n":  # RFC 9112 §2.2: an empty line before the message is passed over
+                del buffer[:2]
+            if not buffer or buffer == b"\r":
+                return None
+            self._check_first_line()
+            end = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3), self.limits.head_bytes)
+            if end < 0:
+                if len(buffer) >= self.limits.head_bytes:
+                    raise WireError("head-too-large", f"the head is over {self.limits.head_bytes} bytes")
+                self._scanned = len(buffer)
+                return None
+            self._scanned = 0
+            block = bytes(buffer[:end])
+            del buffer[: end + 4]
+            head = self._parse_head(block)
+            if head is not None:
+                return head
+
+    def _check_first_line(self) -> None:
+        """Refuse, as early as it shows, what cannot become a first line."""
+        buffer = self._buffer
+        if buffer[0] not in TOKEN_BYTES:
+            raise WireError("bad-request", "this is not HTTP")
+        longest = self.limits.target_bytes + _LINE_SLACK_BYTES
+        newline = buffer.find(b"\n", 0, longest)
+        if newline < 0 and len(buffer) >= longest:
+            raise WireError("uri-too-long", f"the first line is over {longest} bytes")
+        if newline >= 0 and buffer[newline - 1] != 0x0D:
+            raise WireError("bad-request", "a line ends without CR")
+
+    def _frame(self, headers: Mapping[str, str], minor: int, otherwise: _Phase) -> int | None:
+        """Set how the body is delimited and return its length; None without one.
+
+        `otherwise` applies where neither header stands.  RFC 9112 §6.3; a
+        Transfer-Encoding beside Content-Length or in HTTP/1.0 is refused, not repaired.
+        """
+        coding = headers.get("transfer-encoding")
+        text = headers.get("content-length")
+        self._extensions = 0
+        if coding is not None:
+            if text is not None or minor == 0 or coding.lower() != "chunked":
+                raise WireError("bad-request", f"transfer-encoding {coding[:40]!r} is not taken here")
+            self._phase = _Phase.CHUNK_LINE
+            return None
+        if text is None:
+            self._phase = otherwise
+            return None if otherwise is _Phase.UNTIL_CLOSE else 0
+        self._left = content_length(text)
+        self._phase = _Phase.LENGTH if self._left else _Phase.COMPLETE
+        return self._left
+
+    def _next_counted(self) -> bytes | None:
+        if self._left > self._room:
+            raise WireError("body-too-large", f"{self._left} bytes are announced, {self._room} are taken here")
+        data = self._take(self._left)
+        if data is None:
+            return None
+        self._left -= len(data)
+        self._room -= len(data)
+        if not self._left:
+            self._phase = _Phase.COMPLETE
+        return data
+
+    def _next_until_close(self) -> bytes | Mark | None:
+        data = self._take(len(self._buffer))
+        if data is None:
+            if not self._ended:
+                return None
+            self._phase = _Phase.HEAD
+            return END
+        self._spend(len(data))
+        return data
+
+    def _next_chunked(self) -> bytes | Mark | None:
+        """Return the data of all chunks that are here, joined; END after the trailers."""
+        pieces: list[bytes] = []
+        while self._step_chunked(pieces):
+            pass
+        if pieces:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._phase is _Phase.COMPLETE:
+            return self.next()  # type: ignore[return-value]  # END
+        return None
+
+    def _step_chunked(self, pieces: list[bytes]) -> bool:
+        """Pass one border of the chunked coding; return whether to go on."""
+        phase, buffer = self._phase, self._buffer
+        if phase is _Phase.CHUNK_LINE:
+            return self._chunk_line()
+        if phase is _Phase.CHUNK_DATA:
+            data = self._take(self._left)
+            if data is None:
+                return False
+            pieces.append(data)
+            self._left -= len(data)
+            if not self._left:
+                self._phase = _Phase.CHUNK_END
+            return True
+        if phase is _Phase.CHUNK_END:
+            if len(buffer) < 2:
+                return False
+            if buffer[:2] != b"\r\n":
+                raise WireError("bad-request", "a chunk does not end where its size says")
+            del buffer[:2]
+            self._phase = _Phase.CHUNK_LINE
+            return True
+        return phase is _Phase.TRAILERS and self._trailers()
+
+    def _chunk_line(self) -> bool:
+        buffer = self._buffer
+        end = buffer.find(b"\r\n", 0, _CHUNK_LINE_BYTES)
+        if end < 0:
+            if len(buffer) >= _CHUNK_LINE_BYTES:
+                raise WireError("bad-request", "a chunk's first line is too long")
+            return False
+        found = _CHUNK_LINE.fullmatch(buffer, 0, end)
+        if found is None:
+            raise WireError("bad-request", "a chunk's size is not hexadecimal")
+        digits = found[1]
+        self._extensions += end - len(digits)
+        if self._extensions > _CHUNK_EXTENSIONS_BYTES:
+            raise WireError("bad-request", "the chunk extensions are too long")
+        self._left = int(digits, 16)
+        del buffer[: end + 2]
+        self._spend(self._left)
+        self._phase = _Phase.CHUNK_DATA if self._left else _Phase.TRAILERS
+        return True
+
+    def _trailers(self) -> bool:
+        """Check and drop the trailer fields; no handler may take them for headers."""
+        buffer = self._buffer
+        if buffer[:2] == b"\r\n":
+            del buffer[:2]
+            self._phase = _Phase.COMPLETE
+            return False
+        end = buffer.find(b"\r\n\r\n", 0, self.limits.head_bytes)
+        if end < 0:
+            if len(buffer) >= self.limits.head_bytes:
+                raise WireError("head-too-large", "the trailers are too long")
+            return False
+        block = bytes(buffer[:end])
+        del buffer[: end + 4]
+        parse_fields(split_lines(block), self.limits.headers_count)
+        self._phase = _Phase.COMPLETE
+        return False
+
+    def _spend(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise WireError("body-too-large", "the body is over the limit")
+
+    def _take(self, size: int) -> bytes | None:
+        """Cut up to `size` bytes off the buffer's front; None when it is empty."""
+        buffer = self._buffer
+        if not buffer:
+            return None
+        if size >= len(buffer):
+            data = bytes(buffer)
+            buffer.clear()
+        else:
+            data = bytes(buffer[:size])
+            del buffer[:size]
+        return data
+
+
+class RequestParser(_Parser[RequestHead]):
+    """The server's side.  After each head the shell calls `take_body` with the route's limit."""
+
+    __slots__ = ("_length",)
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits, 0)
+        self._length: int | None = 0
+
+    def take_body(self, limit_bytes: int) -> None:
+        """Allow a body of this size.  Raises WireError "body-too-large" for what the head announces."""
+        if self._length is not None and self._length > limit_bytes:
+            raise WireError("body-too-large", f"{self._length} bytes are announced, {limit_bytes} are taken here")
+        self._room = limit_bytes
+
+    def _parse_head(self, block: bytes) -> RequestHead:
+        lines = split_lines(block)
+        words = lines[0].split(" ")
+        if len(words) != 3:
+            raise WireError("bad-request", "the first line is not: method target version")
+        method, target, version = words
+        minor = _minor(version)
+        if method.encode("latin-1").translate(None, TOKEN_BYTES) or not method:
+            raise WireError("bad-request", "the method is not a token")
+        if len(target) > self.limits.target_bytes:
+            raise WireError("uri-too-long", f"the target is over {self.limits.target_bytes} bytes")
+        headers = parse_fields(lines[1:], self.limits.headers_count)
+        host = headers.get("host")
+        if host is None:
+            if minor:
+                raise WireError("bad-request", "HTTP/1.1 needs a Host header")
+        elif host.encode("latin-1").translate(None, _HOST):
+            raise WireError("bad-request", "the Host header is not a host")
+        path, query = _split_target(method, target, headers)
+        self._room = 0
+        self._length = length = self._frame(headers, minor, _Phase.COMPLETE)
+        expects = False
+        if "expect" in headers and minor:
+            if headers["expect"].lower() != "100-continue":
+                raise WireError("expectation-failed")
+            expects = length != 0
+        keep_alive = minor == 1 and not _closes(headers)
+        return RequestHead(method, target, path, query, headers, length, keep_alive, expects, minor)
+
+
+class ResponseParser(_Parser[ResponseHead]):
+    """The client's side: the answer to one request with `method`, its body at most `body_bytes`."""
+
+    __slots__ = ("_interim", "_method")
+
+    def __init__(self, limits: Limits, method: str, body_bytes: int) -> None:
+        super().__init__(limits, body_bytes)
+        self._method = method
+        self._interim = 0
+
+    def _parse_head(self, block: bytes) -> ResponseHead | None:
+        lines = split_lines(block)
+        found = _STATUS_LINE.fullmatch(lines[0])
+        if found is None:
+            raise WireError("bad-request", "the first line is not: HTTP/1.1 status reason")
+        minor, status = int(found[1]), int(found[2])
+        headers = parse_fields(lines[1:], self.limits.headers_count)
+        if status < 200:
+            self._interim += 1
+            if status == 101 or self._interim > _INTERIM_COUNT:
+                raise WireError("bad-request", f"an interim {status} was not asked for")
+            return None
+        length = self._frame(headers, minor, _Phase.UNTIL_CLOSE)
+        keep_alive = minor == 1 and not _closes(headers) and self._phase is not _Phase.UNTIL_CLOSE
+        if self._method == "HEAD" or status in (204, 304):
+            self._phase, self._left, length = _Phase.COMPLETE, 0, 0
+            keep_alive = minor == 1 and not _closes(headers)
+        if length is not None and length > self._room:
+            raise WireError("body-too-large", f"{length} bytes are announced, {self._room} are taken here")
+        return ResponseHead(status, headers, length, keep_alive)
+
+
+def read_answer(
+    receive: Callable[[int], bytes], limits: Limits, method: str, body_bytes: int
+) -> tuple[ResponseHead, bytes]:
+    """Return one whole answer read by blocking calls of `receive` (socket.recv).
+
+    Raises WireError; ConnectionError when the answer was cut short.
+    """
+    parser = ResponseParser(limits, method, body_bytes)
+    head: ResponseHead | None = None
+    pieces: list[bytes] = []
+    ended = False
+    while True:
+        event = parser.next()
+        if isinstance(event, bytes):
+            pieces.append(event)
+        elif isinstance(event, ResponseHead):
+            head = event
+        elif event is END:
+            assert head is not None
+            return head, b"".join(pieces)
+        elif ended:
+            raise ConnectionResetError("the answer was cut short")
+        else:
+            data = receive(65536)
+            ended = not data
+            if ended:
+                parser.feed_end()
+            parser.feed(data)
+
+
+def _minor(version: str) -> int:
+    if version == "HTTP/1.1":
+        return 1
+    if version == "HTTP/1.0":
+        return 0
+    if re.fullmatch(r"HTTP/[0-9](\.[0-9])?", version):
+        raise WireError("version-unsupported", f"{version} is not spoken here")
+    raise WireError("bad-request", "the version is not HTTP/1.1")
+
+
+def _closes(headers: Mapping[str, str]) -> bool:
+    value = headers.get("connection")
+    return value is not None and "close" in (word.strip() for word in value.lower().split(","))
+
+
+def _split_target(method: str, target: str, headers: dict[str, str]) -> tuple[str, str]:
+    """Return path and query; an absolute target's authority replaces Host (RFC 9112 §3.2.2)."""
+    if target.encode("latin-1").translate(None, _VISIBLE) or "#" in target:
+        raise WireError("bad-request", "the target has a character that must be encoded")
+    if target[:1] != "/":
+        found = _ABSOLUTE.fullmatch(target)
+        if found is not None and not found[1].encode("latin-1").translate(None, _HOST):
+            headers["host"] = found[1]
+            target = (found[2] or "/") + (found[3] or "")
+        elif target != "*" or method != "OPTIONS":
+            raise WireError("bad-request", "the target is neither a path nor an absolute URL")
+    path, _, query = target.partition("?")
+    return path, query

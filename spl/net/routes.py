@@ -1,0 +1,220 @@
+"""The route table: one line a route, and the values that handlers take and return.
+
+The table drives dispatch, 404 and 405 with Allow, the body limit and media types
+before the body is read, and the permission check: `scope` has no default, so
+nothing is open by omission.  Handlers take a Request and return a Response or
+raise; they never see a socket.  JSON is the application's:
+
+    return Response(body=encode(value))
+"""
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from ..core.errors import SplError
+
+JSON: Final = "application/json"
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+_SECRET_KEYS = frozenset({"token", "access_token", "api_key", "apikey", "bearer"})
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class HttpError(SplError):
+    """The request fits no route, or its target has the wrong form.
+
+    Codes: not-found, method-not-allowed (with `allow`), bad-request, bad-field,
+    token-in-query, media-type, body-too-large, request-timeout.
+    """
+
+    def __init__(self, code: str, message: str = "", *, allow: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(code, message, hint=hint)
+        self.allow = allow
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One whole request; names of `headers` are lower-case, `params` and `query` decoded."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    params: Mapping[str, str]
+    peer: str
+    """The address in text, or "unix"."""
+    local: bool
+    """It came over the Unix socket, whose file permission is the credential."""
+    target: str
+    """As sent: path and query, encoded."""
+    scheme: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer.  An iterator as body is sent as it yields, and closed when the client goes."""
+
+    status: int = 200
+    body: bytes | AsyncIterator[bytes] = b""
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One line of the table.  `{name}` in the path stands for one segment."""
+
+    method: str
+    path: str
+    handler: Callable[..., Any]
+    scope: str
+    body_bytes: int = 0
+    streams: bool = False
+    """The answer streams or waits long: the handler is cancelled as soon as the client is gone."""
+    media: tuple[str, ...] = (JSON,)
+    summary: str = ""
+
+
+class _Node:
+    """One path segment: what may follow it, and the routes that end here."""
+
+    __slots__ = ("follow", "routes", "wild")
+
+    def __init__(self) -> None:
+        self.follow: dict[str, _Node] = {}
+        self.wild: _Node | None = None
+        self.routes: dict[str, tuple[Route, tuple[str, ...]]] = {}
+
+
+class Table:
+    """All routes; immutable once built."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._root = _Node()
+        for route in self.routes:
+            self._add(route)
+
+    def match(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
+        """Return the route and its decoded params; a literal segment wins over `{name}`.
+
+        `path` is percent-encoded.  HEAD is served by GET.  Raises HttpError
+        "not-found", "method-not-allowed" with `allow` (for OPTIONS always), "bad-request".
+        """
+        node, values = self._find(path)
+        found = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
+        if found is None:
+            raise HttpError("method-not-allowed", allow=_allow(node.routes))
+        route, names = found
+        if not names:
+            return route, NOTHING
+        return route, {name: decode_segment(value) for name, value in zip(names, values, strict=True)}
+
+    def _find(self, path: str) -> tuple[_Node, list[str]]:
+        if path == "*":
+            raise HttpError("method-not-allowed", allow=_allow({route.method for route in self.routes}))
+        segments = path.split("/")
+        values: list[str] = []
+        node: _Node | None = _descend(self._root, segments, 1, values)
+        if node is None:
+            raise HttpError("not-found", "there is no such route")
+        return node, values
+
+    def _add(self, route: Route) -> None:
+        node = self._root
+        names: list[str] = []
+        for segment in route.path.split("/")[1:]:
+            if segment.startswith("{"):
+                names.append(segment[1:-1])
+                node.wild = node.wild or _Node()
+                node = node.wild
+            else:
+                node = node.follow.setdefault(segment, _Node())
+        assert route.path.startswith("/")
+        assert len(set(names)) == len(names)
+        assert route.method not in node.routes, f"{route.method} {route.path} stands twice"
+        node.routes[route.method] = (route, tuple(names))
+
+
+def decode_segment(text: str) -> str:
+    """Return one path segment decoded once; %2F stays inside it as a slash.
+
+    Raises HttpError "bad-request" for a bad escape, bytes that are not UTF-8, control characters.
+    """
+    if "%" not in text:
+        return text  # visible ASCII: the parser refused all else
+    decoded = _unquote(text.encode("latin-1"))
+    if decoded is None or _CONTROL.search(decoded):
+        raise HttpError("bad-request", "a path segment is not percent-encoded UTF-8 text")
+    return decoded
+
+
+def parse_query(text: str) -> Mapping[str, str]:
+    """Return the query's keys and values, decoded once, `+` as space.
+
+    Raises HttpError "bad-field" (no `=`, no key, a key twice, a bad escape) and "token-in-query".
+    """
+    if not text:
+        return NOTHING
+    query: dict[str, str] = {}
+    for piece in text.split("&"):
+        name, equals, value = piece.partition("=")
+        key = _unquote(name.replace("+", " ").encode("latin-1"))
+        decoded = _unquote(value.replace("+", " ").encode("latin-1"))
+        if not key or not equals or decoded is None:
+            raise HttpError("bad-field", "the query is not key=value&key=value in percent-encoded UTF-8")
+        if key.lower() in _SECRET_KEYS:
+            raise HttpError("token-in-query")
+        if key in query:
+            raise HttpError("bad-field", f"the query has {key[:40]!r} twice")
+        query[key] = decoded
+    return query
+
+
+def check_media(headers: Mapping[str, str], route: Route) -> None:
+    """Refuse a body that is encoded, or of another media type than the route's: HttpError "media-type"."""
+    coding = headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise HttpError("media-type", f"content-encoding {coding[:40]!r} is not spoken here")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in route.media:
+        raise HttpError("media-type", f"{kind[:60]!r} is not {' or '.join(route.media)}")
+
+
+def _descend(node: _Node, segments: list[str], depth: int, values: list[str]) -> _Node | None:
+    if depth == len(segments):
+        return node if node.routes else None
+    segment = segments[depth]
+    literal = node.follow.get(segment)
+    if literal is not None:
+        found = _descend(literal, segments, depth + 1, values)
+        if found is not None:
+            return found
+    if node.wild is None or not segment:
+        return None
+    values.append(segment)
+    found = _descend(node.wild, segments, depth + 1, values)
+    if found is None:
+        values.pop()
+    return found
+
+
+def _allow(methods: Iterable[str]) -> tuple[str, ...]:
+    known = set(methods) | {"OPTIONS"}
+    return tuple(sorted(known | {"HEAD"} if "GET" in known else known))
+
+
+def _unquote(raw: bytes) -> str | None:
+    """Decode %XX once, then UTF-8; None where either fails."""
+    if _BAD_ESCAPE.search(raw):
+        return None
+    try:
+        return _ESCAPE.sub(lambda found: bytes((int(found[0][1:], 16),)), raw).decode()
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,212 @@
+"""Opening and closing under deadlines, listening sockets and TLS contexts."""
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.errors import SplError
+from .address import ReachError
+
+_VERSION_MIN = ssl.TLSVersion.TLSv1_2
+_BACKLOG = 1024
+
+
+class ListenError(SplError):
+    """A socket cannot be listened on, or a certificate not be used.  Codes: listen-failed, config-invalid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """One listening socket that the server accepts from."""
+
+    sock: socket.socket
+    tls: ssl.SSLContext | None = None
+    local: bool = False
+    """A Unix socket: who can open it is already trusted."""
+
+
+class ServerTls:
+    """A server's certificate, which can be replaced while connections are open.
+
+    `context` is what listeners hold.  Each handshake is moved to the newest inner
+    context: loading a certificate into a live one would leave it broken when the
+    key does not fit.
+    """
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._newest = _load_pair(cert, key)
+        self.context = _load_pair(cert, key)
+        self.context.sni_callback = self._choose
+
+    def replace(self, cert: Path, key: Path) -> None:
+        """Use another certificate for handshakes from now on.
+
+        Raises ListenError "config-invalid" and keeps the old one when the files do not fit.
+        """
+        self._newest = _load_pair(cert, key)
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = self._newest
+
+
+def server_tls(cert: Path, key: Path) -> ServerTls:
+    """Return a server's TLS >= 1.2 context and the handle to replace it.  Raises ListenError "config-invalid"."""
+    return ServerTls(cert, key)
+
+
+def client_tls(ca_file: Path | None) -> ssl.SSLContext:
+    """Return a context that verifies chain and host name, always, with TLS >= 1.2.
+
+    Trusts the system's authorities (SSL_CERT_FILE, SSL_CERT_DIR) and those in `ca_file`.
+    Raises ListenError "config-invalid" when `ca_file` cannot be read.
+    """
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    context.minimum_version = _VERSION_MIN
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except (OSError, ssl.SSLError) as exc:
+            raise ListenError("config-invalid", f"tls.ca_file {ca_file}: {_reason(exc)}") from exc
+    return context
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Return a socket listening at `path` with mode 0600; a socket nobody listens on is replaced.
+
+    On Linux through /proc/self/fd, for an AF_UNIX address ends at 107 bytes.  The
+    mode is set before anybody can connect, which needs listen().
+    Raises ListenError "listen-failed".
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = -1
+    try:
+        address = str(path)
+        if sys.platform == "linux":
+            folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+            address = f"/proc/self/fd/{folder}/{path.name}"
+        _remove_stale(address)
+        sock.bind(address)
+        os.chmod(address, 0o600)
+        sock.listen(_BACKLOG)
+    except OSError as exc:
+        sock.close()
+        raise ListenError("listen-failed", f"{path}: {exc.strerror or exc}") from exc
+    finally:
+        if folder >= 0:
+            os.close(folder)
+    sock.setblocking(False)
+    return sock
+
+
+def bind_tcp(host: str, port: int) -> list[socket.socket]:
+    """Return one listening socket for each address of `host`; port 0 takes one free port for all.
+
+    Raises ListenError "listen-failed".
+    """
+    bound: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            sock = socket.socket(family, kind, protocol)
+            bound.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            chosen = port or (bound[0].getsockname()[1] if len(bound) > 1 else 0)
+            sock.bind((address[0], chosen, *address[2:]))
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+    except OSError as exc:
+        for sock in bound:
+            sock.close()
+        raise ListenError("listen-failed", f"{host} port {port}: {exc.strerror or exc}") from exc
+    return bound
+
+
+async def dial(
+    ip_text: str, port: int, tls: ssl.SSLContext | None, name: str, stream_bytes: int = 65536
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return streams to exactly this address; with `tls`, `name` is what the certificate must prove.
+
+    The caller sets the deadline.  Raises ReachError "connect" or "tls-chain".
+    """
+    family = socket.AF_INET6 if ":" in ip_text else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, (ip_text, port))
+        server_name = name if tls else None
+        return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname=server_name, limit=stream_bytes)
+    except ssl.SSLCertVerificationError as exc:
+        sock.close()
+        raise ReachError("tls-chain", f"{name}: certificate refused: {exc.verify_message}") from exc
+    except ssl.SSLError as exc:
+        sock.close()
+        hint = "does this port speak TLS, and version 1.2 or newer?"
+        raise ReachError("tls-chain", f"{name}: TLS failed: {_reason(exc)}", hint=hint) from exc
+    except OSError as exc:
+        sock.close()
+        raise ReachError("connect", f"{name} at {ip_text} port {port}: {_reason(exc)}") from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def hang_up(writer: asyncio.StreamWriter, linger_s: float) -> None:
+    """Flush and close; abort a peer that has not read the rest in `linger_s` seconds."""
+    writer.close()
+    try:
+        async with asyncio.timeout(linger_s):
+            await writer.wait_closed()  # alone, this hangs for ever on a peer that stops reading
+    except (TimeoutError, OSError):
+        writer.transport.abort()
+
+
+def _load_pair(cert: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSION_MIN
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(cert, key, password=_no_password)
+    except (OSError, ssl.SSLError) as exc:
+        raise ListenError("config-invalid", f"TLS certificate {cert} with key {key}: {_reason(exc)}") from exc
+    return context
+
+
+def _no_password() -> str:
+    """Answer OpenSSL's question for a pass phrase; without an answer it would ask at the terminal."""
+    return ""
+
+
+def _remove_stale(address: str) -> None:
+    """Unlink a socket that refuses connections; raise OSError for anything else that is there."""
+    try:
+        mode = os.lstat(address).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            os.unlink(address)
+            return
+        except FileNotFoundError:
+            return
+    raise OSError(errno.EADDRINUSE, "another process listens there")
+
+
+def _reason(exc: OSError) -> str:
+    if isinstance(exc, ssl.SSLError) and exc.reason:
+        return exc.reason.lower().replace("_", " ")
+    # The loops put words of their own into strerror: "Connect call failed ('127.0.0.1', 9100)".
+    return os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc) or type(exc).__name__

@@ -1,0 +1,103 @@
+"""Which addresses are dialled: judged by what is inside, not by how it is wrapped."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.net.address import ReachError, is_loopback, judge, parse_url
+
+PUBLIC = [
+    "8.8.8.8",
+    "1.1.1.1",
+    "172.32.0.1",
+    "100.63.255.255",
+    "100.128.0.1",
+    "2606:4700::1111",
+    "::ffff:8.8.8.8",
+    "64:ff9b::808:808",
+]
+PRIVATE = [
+    "127.0.0.1", "127.255.255.254", "::1", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1",
+    "100.127.255.255", "fd00::1", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1",
+    "2002:7f00:1::", "2002:c0a8:101::1", "64:ff9b:1::808:808",
+]  # fmt: skip
+NEVER = [
+    "0.0.0.0", "0.1.2.3", "::", "169.254.169.254", "169.254.0.1", "fe80::1", "224.0.0.1", "239.255.255.255", "ff02::1",
+    "255.255.255.255", "240.0.0.1", "100.100.100.200", "fd00:ec2::254", "::ffff:169.254.169.254", "::ffff:0.0.0.0",
+    "64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "2002:a9fe:a9fe::1", "::ffff:100.100.100.200", "::ffff:224.0.0.1",
+    "::127.0.0.1", "2001:db8::1", "203.0.113.7", "192.0.2.1", "198.18.0.1", "192.0.0.1", "2001::1", "100::1",
+    "fe80::1%eth0", "::1%lo", "", "localhost", "127.1", "0x7f000001", "2130706433", "127.0.0.01",
+]  # fmt: skip
+
+
+def code_of(address: str, allow_private: bool) -> str:
+    try:
+        judge(address, allow_private)
+    except ReachError as exc:
+        return exc.code
+    return ""
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_are_dialled(address: str) -> None:
+    assert code_of(address, False) == code_of(address, True) == ""
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses_only_when_typed(address: str) -> None:
+    assert code_of(address, False) == "address-refused"
+    assert code_of(address, True) == ""
+
+
+@pytest.mark.parametrize("address", NEVER)
+def test_some_addresses_are_never_dialled(address: str) -> None:
+    assert code_of(address, False) == code_of(address, True) == "address-refused"
+
+
+@given(st.ip_addresses(v=4))
+def test_wrapping_never_widens(address) -> None:
+    """What is refused plain is refused in every wrapping."""
+    number = int(address)
+    wrapped = [
+        f"::ffff:{address}",
+        f"64:ff9b::{number >> 16:x}:{number & 0xFFFF:x}",
+        f"2002:{number >> 16:x}:{number & 0xFFFF:x}::1",
+    ]
+    for allow_private in (False, True):
+        for text in wrapped:
+            assert code_of(text, allow_private) == code_of(str(address), allow_private)
+
+
+def test_loopback() -> None:
+    assert all(map(is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"]))
+    assert not any(map(is_loopback, ["10.0.0.1", "8.8.8.8", "::ffff:10.0.0.1", "fe80::1", "localhost", ""]))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port", "authority", "target"),
+    [
+        ("https://Bob.Example/", "bob.example", 443, "bob.example", "/"),
+        ("https://bob.example", "bob.example", 443, "bob.example", "/"),
+        ("HTTP://bob:8080?a=b", "bob", 8080, "bob:8080", "/?a=b"),
+        ("https://bob:443/a/b?c", "bob", 443, "bob", "/a/b?c"),
+        ("http://[::1]:9100/x", "::1", 9100, "[::1]:9100", "/x"),
+        ("http://127.0.0.1:80/", "127.0.0.1", 80, "127.0.0.1", "/"),
+    ],
+)
+def test_url(text: str, host: str, port: int, authority: str, target: str) -> None:
+    url = parse_url(text)
+    assert (url.host, url.port, url.authority, url.target) == (host, port, authority, target)
+    assert parse_url(url.origin + url.target) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "bob", "bob.example/", "//bob/", "ftp://bob/", "https://", "https:///x", "https://u:p@bob/", "https://bob/#f",
+     "https://bob:0/", "https://bob:65536/", "https://bob:/", "https://bob:1a/", "https://b b/", "https://bob/ x",
+     "https://bob/\n", "https://b\u00fcro.example/", "https://[::1/", "https://[1.2.3.4]/", "https://[fe80::1%25eth0]/",
+     "https://bob\\@evil/", "https://bob/\u00e9", "https://bob:٨/"],
+)  # fmt: skip
+def test_url_refused(text: str) -> None:
+    with pytest.raises(ReachError) as caught:
+        parse_url(text)
+    assert caught.value.code == "url-invalid"

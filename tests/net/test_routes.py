@@ -1,0 +1,97 @@
+"""The route table: one place decides what exists, and every part of a target is decoded once."""
+
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.net.routes import HttpError, Route, Table, decode_segment, parse_query
+
+
+def nothing() -> None:
+    """Stand in for a handler."""
+
+
+TABLE = Table(
+    [
+        Route("GET", "/v1/threads", nothing, "records:read"),
+        Route("POST", "/v1/threads", nothing, "records:write", body_bytes=10),
+        Route("GET", "/v1/threads/{thread}/records", nothing, "records:read"),
+        Route("GET", "/v1/threads/{thread}/records/{id}", nothing, "records:read"),
+        Route("POST", "/v1/threads/restore", nothing, "admin"),
+        Route("DELETE", "/v1/threads/{id}", nothing, "admin"),
+    ]
+)
+
+
+def code_of(method: str, path: str) -> str:
+    with pytest.raises(HttpError) as caught:
+        TABLE.match(method, path)
+    return caught.value.code
+
+
+def test_match() -> None:
+    route, params = TABLE.match("GET", "/v1/threads/th%2Fa%20b/records/1")
+    assert route.path == "/v1/threads/{thread}/records/{id}"
+    assert params == {"thread": "th/a b", "id": "1"}
+    assert TABLE.match("POST", "/v1/threads/restore")[0].scope == "admin"
+    assert TABLE.match("HEAD", "/v1/threads")[0].method == "GET"
+    assert TABLE.match("GET", "/v1/threads/restore/records")[1] == {"thread": "restore"}
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "", "/v1", "/v1/threads/", "/v1//records", "/v1/threads//records", "/V1/threads", "/v1/threads/a/b/c"]
+)
+def test_not_found(path: str) -> None:
+    assert code_of("GET", path) == "not-found"
+
+
+def test_method_not_allowed_names_what_is() -> None:
+    with pytest.raises(HttpError) as caught:
+        TABLE.match("PUT", "/v1/threads")
+    assert caught.value.code == "method-not-allowed"
+    assert caught.value.allow == ("GET", "HEAD", "OPTIONS", "POST")
+    with pytest.raises(HttpError) as caught:
+        TABLE.match("OPTIONS", "*")
+    assert caught.value.allow == ("DELETE", "GET", "HEAD", "OPTIONS", "POST")
+    assert code_of("HEAD", "/v1/threads/a") == "method-not-allowed"
+
+
+@pytest.mark.parametrize("segment", ["%", "%4", "%zz", "%+1", "%ff", "%c3", "%00", "%0a", "%7F", "a%C0%AFb"])
+def test_a_segment_is_utf8_text(segment: str) -> None:
+    assert code_of("GET", f"/v1/threads/{segment}/records") == "bad-request"
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1))
+def test_a_segment_is_decoded_once(text: str) -> None:
+    assert decode_segment(quote(text, safe="")) == text
+    assert decode_segment(quote(quote(text, safe=""), safe="")) == quote(text, safe="")
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(), max_size=5))
+def test_a_query_is_read_as_written(query: dict[str, str]) -> None:
+    try:
+        assert parse_query(urlencode(query)) == query
+    except HttpError as exc:
+        assert exc.code == "token-in-query"
+
+
+@pytest.mark.parametrize("text", ["a", "a&b=1", "=1", "a=1&", "&", "a=1&a=2", "a=1&%61=2", "a=%", "a=%ff", "a=1&&b=2"])
+def test_a_query_is_strict(text: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_query(text)
+    assert caught.value.code == "bad-field"
+
+
+@pytest.mark.parametrize("text", ["token=x", "access_token=x", "a=1&API_KEY=x", "%74oken=x", "bearer="])
+def test_a_token_in_the_query_is_refused(text: str) -> None:
+    with pytest.raises(HttpError) as caught:
+        parse_query(text)
+    assert caught.value.code == "token-in-query"
+    assert "=x" not in caught.value.message
+
+
+def test_a_route_stands_once() -> None:
+    with pytest.raises(AssertionError):
+        Table([Route("GET", "/a/{b}", nothing, "x"), Route("GET", "/a/{c}", nothing, "x")])
