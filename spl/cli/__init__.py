@@ -1,0 +1,1 @@
+"""The commands: they talk to the daemon over its socket, and print."""

@@ -1,0 +1,141 @@
+"""`spl aitl`: what waits for a person's decision."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .command import Command, Group, Parser, Shell
+from .ctl import quote
+from .handshake import map_text
+
+
+def _list_options(parser: Parser) -> None:
+    parser.add_argument("--all", action="store_true", help="also what has been decided")
+
+
+def _list(args: Namespace, shell: Shell) -> int:
+    requests = shell.ctl.items("/v1/aitl", [("all", "1")] if args.all else [])
+    if shell.printed("spl.aitl/1", requests):
+        return 0
+    out = shell.out
+    names = out.dids(item["from"] for item in requests)
+    rows = [
+        [item["id"], names[item["from"]], out.ago(item["asked_at"]), _time_left(item, shell), item["status"]]
+        for item in requests
+    ]
+    titles = ["ID", "FROM", "ASKED", "EXPIRES", *(["STATUS"] if args.all or out.wide else [])]
+    out.table(titles, [row[: len(titles)] for row in rows], below=[f"key: {item['words']}" for item in requests])
+    if not requests:
+        out.hint("nothing waits for a decision")
+    return 0
+
+
+def _one_option(parser: Parser) -> None:
+    parser.add_argument("id", metavar="ID", help="request or pair id, or a unique prefix of one")
+
+
+def _reject_options(parser: Parser) -> None:
+    _one_option(parser)
+    parser.add_argument("--reason", help="is told to the peer's operator")
+
+
+def _show(args: Namespace, shell: Shell) -> int:
+    request = _get(args, shell)
+    if not shell.printed("spl.aitl_request/1", request):
+        shell.out.card(_facts(request, shell))
+        if request["status"] == "pending":
+            shell.out.hint(f"hint: compare the key words by voice, then: spl aitl approve {request['id']}")
+    return 0
+
+
+def _approve(args: Namespace, shell: Shell) -> int:
+    """Approve exactly the request that is shown: its digest goes along."""
+    request = _get(args, shell)
+    answer = shell.ctl.post(
+        f"/v1/aitl/{quote(request['id'])}/decide", {"decision": "approve", "digest": request["digest"]}
+    )
+    if not shell.printed("spl.aitl_request/1", answer):
+        shell.out.line(f"{request['id']}  approved")
+        shell.out.card(_terms(request))
+    return 0
+
+
+def _reject(args: Namespace, shell: Shell) -> int:
+    request = _get(args, shell)
+    body = {"decision": "reject", "digest": request["digest"]}
+    if args.reason:
+        body["reason"] = args.reason
+    answer = shell.ctl.post(f"/v1/aitl/{quote(request['id'])}/decide", body)
+    if not shell.printed("spl.aitl_request/1", answer):
+        shell.out.line(f"{request['id']}  rejected")
+    return 0
+
+
+def _get(args: Namespace, shell: Shell) -> dict[str, Any]:
+    return shell.ctl.get(f"/v1/aitl/{quote(args.id)}")
+
+
+def _facts(request: Mapping[str, Any], shell: Shell) -> list[tuple[str, str]]:
+    return [
+        ("id", request["id"]), ("asks for", request["kind"]), ("status", request["status"]), *_terms(request),
+        ("asked", shell.out.ago(request["asked_at"])), ("expires", _time_left(request, shell)),
+        ("digest", request["digest"]),
+    ]  # fmt: skip
+
+
+def _terms(request: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what an approval agrees to."""
+    return [
+        ("from", request["from"]), ("key", request["words"]), ("endpoint", str(request["endpoint"])),
+        ("namespaces", ", ".join(request["namespaces"]) or "none"),
+        ("maps", ", ".join(map_text(item) for item in request["maps"]) or "none"), ("mode", str(request["mode"])),
+    ]  # fmt: skip
+
+
+def _time_left(request: Mapping[str, Any], shell: Shell) -> str:
+    at = request.get("expires_at")
+    return shell.out.left(at).removesuffix(" left").removeprefix("until ") if at else "-"
+
+
+TREE: Final = (
+    Group(
+        "aitl",
+        "AITL means approval in the loop: requests that wait until a person decides. `spl decisions` is the same.\n"
+        "A pair request names the peer, the six words of its key and what would be shared.",
+        "spl aitl list",
+        (
+            Command(
+                "aitl list",
+                "Lists the requests that wait, oldest first, with the six words of the asking instance's key.\n"
+                "A pair request expires after 24 hours and counts as rejected then.",
+                "spl aitl list",
+                _list,
+                _list_options,
+            ),
+            Command(
+                "aitl show",
+                "Shows what an approval would agree to: peer, key, namespaces, maps, mode and endpoint.\n"
+                "The digest covers all of it, and an approval holds for this digest alone.",
+                "spl aitl show pair_a1b2c3d4",
+                _show,
+                _one_option,
+            ),
+            Command(
+                "aitl approve",
+                "Agrees to the request as it is shown; for a pair this mints the peer's token and starts the sync.\n"
+                "Compare the six words of the key with the peer's operator before.",
+                "spl aitl approve pair_a1b2c3d4",
+                _approve,
+                _one_option,
+            ),
+            Command(
+                "aitl reject",
+                "Refuses the request for good; the peer is told at its next question.\n"
+                "Nothing was shared before, so nothing has to be taken back.",
+                "spl aitl reject pair_a1b2c3d4 --reason 'unknown key'",
+                _reject,
+                _reject_options,
+            ),
+        ),
+    ),
+)

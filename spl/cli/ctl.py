@@ -1,0 +1,274 @@
+"""The control client: one blocking request a connection, to the daemon of this home or of SPL_SERVE_URL.
+
+Over the Unix socket the file permission is the credential.  With SPL_SERVE_URL the
+request carries SPL_TOKEN or `<home>/token`; that is plain HTTP, so only to this
+machine (a tunnel brings a distant daemon near).  The parser is the daemon's own.
+"""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from ..core.errors import CODES, SplError, cli_code
+from ..core.limits import MIB, Limits
+from ..net.heads import WireError, encode_request
+from ..net.http1 import END, UNBOUNDED, Mark, ResponseHead, ResponseParser
+
+ANSWER_S: Final = 30.0
+LONG_S: Final = 3600.0
+"""For what moves many records: a first sync of a long history has no smaller bound."""
+ANSWER_BYTES: Final = 64 * MIB
+LINE_BYTES: Final = 8 * MIB
+SOCKET: Final = "run/spl.sock"
+JSON: Final = "application/json"
+NDJSON: Final = "application/x-ndjson"
+
+_PATH_BYTES: Final = 107  # what sun_path holds
+_NEAR: Final = re.compile(r"http://(localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::([0-9]{1,5}))?/?\Z", re.IGNORECASE)
+_UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:")
+_OWN_KEYS: Final = frozenset({"object", "type", "code", "message", "hint"})
+_UNKNOWN: Final[Mapping[int, str]] = {
+    401: "auth-invalid", 403: "scope-forbidden", 404: "not-found", 409: "pair-state-conflict",
+    413: "body-too-large", 429: "rate-limited", 502: "peer-5xx", 503: "overloaded", 504: "timeout",
+}  # fmt: skip
+"""The nearest code of ours for a code that only a newer daemon knows, by HTTP status."""
+
+
+class CtlError(SplError):
+    """The daemon cannot be asked, or refused."""
+
+
+class Ctl:
+    """Asks one daemon; every method raises CtlError with the daemon's own code where it refused."""
+
+    def __init__(
+        self,
+        connect: Callable[[float], socket.socket],
+        where: str,
+        authority: str,
+        token: str,
+        trace: Callable[[str], None],
+    ) -> None:
+        self.where = where
+        """How to name the daemon to people."""
+        self._connect = connect
+        self._authority = authority
+        self._token = token
+        self._trace = trace
+        self._limits = Limits()
+
+    def get(self, path: str, query: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
+        """Return the object that a GET answers."""
+        pairs = "&".join(f"{quote(name)}={quote(value)}" for name, value in query)
+        return self._object("GET", f"{path}?{pairs}" if pairs else path, b"", ANSWER_S)
+
+    def items(self, path: str, query: Iterable[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+        """Return the elements of the list that a GET answers."""
+        return elements(self.get(path, query))
+
+    def post(self, path: str, body: Mapping[str, object], timeout_s: float = ANSWER_S) -> dict[str, Any]:
+        """Return the object that a POST answers."""
+        return self._object("POST", path, json.dumps(body).encode(), timeout_s)
+
+    def delete(self, path: str) -> dict[str, Any]:
+        """Return the object that a DELETE answers."""
+        return self._object("DELETE", path, b"", ANSWER_S)
+
+    def fetch(self, path: str) -> bytes:
+        """Return the bytes that a GET answers."""
+        return b"".join(self._pieces("GET", path, b"", JSON, ANSWER_S, ANSWER_BYTES))
+
+    def lines(self, path: str, body: bytes, media: str, silence_s: float) -> Iterator[dict[str, Any]]:
+        """Return the objects of an NDJSON answer to a POST, each as it arrives.
+
+        `silence_s` bounds the wait for the next byte.  Raises CtlError "disconnected" when the answer is cut.
+        """
+        rest = b""
+        for piece in self._pieces("POST", path, body, media, silence_s, UNBOUNDED):
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in filter(None, whole):
+                yield self._decode(line)
+            if len(rest) > LINE_BYTES:
+                raise CtlError("answer-malformed", f"{self.where} sent a line over {LINE_BYTES} bytes")
+        if rest:
+            yield self._decode(rest)
+
+    def instance(self) -> str | None:
+        """Return the daemon's DID, or None without identity."""
+        did = self.get("/health").get("did")
+        return did if isinstance(did, str) else None
+
+    def _object(self, method: str, target: str, body: bytes, timeout_s: float) -> dict[str, Any]:
+        return self._decode(b"".join(self._pieces(method, target, body, JSON, timeout_s, ANSWER_BYTES)) or b"{}")
+
+    def _pieces(
+        self, method: str, target: str, body: bytes, media: str, timeout_s: float, answer_bytes: int
+    ) -> Iterator[bytes]:
+        """Yield the body of a good answer as it arrives; raise CtlError for any other."""
+        headers = [("host", self._authority), ("connection", "close")]
+        if body or method == "POST":
+            headers.append(("content-type", media))
+        if self._token:
+            headers.append(("authorization", f"Bearer {self._token}"))
+        request = encode_request(method, target, headers, body)
+        parser = ResponseParser(self._limits, method, answer_bytes)
+        refused: list[bytes] = []
+        status = 0
+        try:
+            with self._connect(timeout_s) as sock:
+                self._send(sock, request)
+                for event in _events(sock, parser):
+                    if isinstance(event, ResponseHead):
+                        status = event.status
+                        self._trace(f"{method} {target} answered {status}")
+                    elif isinstance(event, bytes) and status < 300:
+                        yield event
+                    elif isinstance(event, bytes):
+                        refused.append(event)
+        except WireError as exc:
+            raise CtlError("answer-malformed", f"{self.where} did not answer in HTTP: {exc.message}") from exc
+        except TimeoutError as exc:
+            raise CtlError("timeout", f"{self.where} did not answer within {timeout_s:.0f} s") from exc
+        except ConnectionError as exc:
+            raise CtlError("disconnected", f"{self.where} hung up before its answer was complete") from exc
+        if status >= 300:
+            raise refusal(self._decode(b"".join(refused)), status)
+
+    def _send(self, sock: socket.socket, request: bytes) -> None:
+        """Send a request; a daemon that refuses early stops reading, and its answer tells why."""
+        try:
+            sock.sendall(request)
+        except (BrokenPipeError, ConnectionResetError):
+            self._trace("the daemon stopped reading")
+
+    def _decode(self, data: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as exc:
+            raise CtlError("answer-malformed", f"{self.where} did not answer with JSON") from exc
+        if not isinstance(value, dict):
+            raise CtlError("answer-malformed", f"{self.where} did not answer with a JSON object")
+        return value
+
+
+def open_ctl(home: str, env: Mapping[str, str], trace: Callable[[str], None]) -> Ctl:
+    """Return the client for this home's daemon, or for the one that SPL_SERVE_URL names.
+
+    Nothing is dialled yet.  Raises CtlError "http-plain" for a URL that is not this machine.
+    """
+    url = env.get("SPL_SERVE_URL", "")
+    if not url:
+        path = os.path.join(home, SOCKET)
+        return Ctl(lambda timeout_s: _dial_unix(path, timeout_s, env), tilde(path, env), "localhost", "", trace)
+    found = _NEAR.match(url)
+    port = int(found[2] or 80) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise CtlError(
+            "http-plain",
+            "SPL_SERVE_URL must be http:// and loopback, for the token travels in the clear",
+            hint="ssh -L 9100:127.0.0.1:9100 HOST, then SPL_SERVE_URL=http://127.0.0.1:9100",
+        )
+    host = found[1].strip("[]")
+    token = env.get("SPL_TOKEN", "") or _token_file(home)
+    return Ctl(lambda timeout_s: _dial_tcp(host, port, timeout_s), url, f"{found[1]}:{port}", token, trace)
+
+
+def elements(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the objects in a list answer."""
+    data = answer.get("data")
+    if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+        raise CtlError("answer-malformed", "the daemon did not answer with a list")
+    return data
+
+
+def refusal(form: Mapping[str, Any], status: int = 500) -> CtlError:
+    """Return the error that an error form tells, ready to be raised.
+
+    A code that only a newer daemon knows is named in the message and counts as the nearest of ours.
+    """
+    wire = form.get("code")
+    code = cli_code(wire) if isinstance(wire, str) else ""
+    message, hint = form.get("message"), form.get("hint")
+    text = message if isinstance(message, str) else f"the daemon answered {status}"
+    if code not in CODES:
+        text, code = f"{text} ({code or status})", _UNKNOWN.get(status, "usage" if 400 <= status < 500 else "internal")
+    error = CtlError(code, text, hint=hint if isinstance(hint, str) else "")
+    error.facts = {name: value for name, value in form.items() if name not in _OWN_KEYS}
+    return error
+
+
+def quote(text: str) -> str:
+    """Return the text percent-encoded for one path segment or query value."""
+    return "".join(chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in text.encode("utf-8", "replace"))
+
+
+def tilde(path: str, env: Mapping[str, str]) -> str:
+    """Return a path as people write it: ~ for their own folder."""
+    own = env.get("HOME", "").rstrip("/")
+    return "~" + path[len(own) :] if own and path.startswith(own + "/") else path
+
+
+def _events(sock: socket.socket, parser: ResponseParser) -> Iterator[ResponseHead | bytes | Mark]:
+    """Yield the events of one answer; an answer cut short raises ConnectionResetError."""
+    ended = False
+    while True:
+        event = parser.next()
+        if event is not None:
+            yield event
+            if event is END:
+                return
+        elif ended:
+            raise ConnectionResetError
+        elif data := sock.recv(65536):
+            parser.feed(data)
+        else:
+            ended = True
+            parser.feed_end()
+
+
+def _dial_unix(path: str, timeout_s: float, env: Mapping[str, str]) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        if len(os.fsencode(path)) <= _PATH_BYTES:
+            sock.connect(path)
+            return sock
+        # A longer path is reached through an open folder, whose name in /proc is short.
+        folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+        try:
+            sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        finally:
+            os.close(folder)
+        return sock
+    except PermissionError as exc:
+        sock.close()
+        hint = "run as the user of the daemon"
+        raise CtlError("home-unusable", f"may not open {tilde(path, env)}", hint=hint) from exc
+    except OSError as exc:
+        sock.close()
+        raise _down(tilde(path, env)) from exc
+
+
+def _dial_tcp(host: str, port: int, timeout_s: float) -> socket.socket:
+    try:
+        sock = socket.create_connection((host, port), timeout_s)
+    except OSError as exc:
+        raise _down(f"http://{host}:{port}") from exc
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _down(where: str) -> CtlError:
+    return CtlError("daemon-down", f"cannot reach the daemon at {where}")
+
+
+def _token_file(home: str) -> str:
+    """Return the admin token of the home, "" without one."""
+    try:
+        with open(os.path.join(home, "token"), encoding="ascii") as file:
+            return file.read(4096).strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

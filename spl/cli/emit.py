@@ -1,0 +1,228 @@
+"""`spl intend|do|know|learn` and `spl emit`: records into the daemon."""
+
+import json
+import os
+import pwd
+import re
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from io import BufferedIOBase
+from itertools import chain
+from typing import Any, Final
+
+from ..core import canon
+from ..core.limits import MIB, Limits
+from .command import Command, Parser, Shell, UsageError
+from .ctl import LONG_S, NDJSON, CtlError, refusal
+
+RECORDS: Final = "/v1/records"
+
+_READ_BYTES: Final = MIB
+_THREAD_BYTES: Final = 32
+
+
+def _say_options(parser: Parser) -> None:
+    parser.add_argument("text", help="what to record; becomes body.text")
+    parser.add_argument("--thread", metavar="TH", help="thread id (default: a new one, which is printed)")
+    parser.add_argument("--actor", metavar="DID", help="who says so (default: did:sync:user:<login>)")
+    parser.add_argument("--body", metavar="JSON", help="an object merged over the body")
+    parser.add_argument("--clock", type=int, metavar="N", help="clock of the actor in the thread (default: the next)")
+    parser.add_argument("--namespace", metavar="N", help="namespace of the record (default: default)")
+
+
+def _say(args: Namespace, shell: Shell, act: str) -> int:
+    body: dict[str, Any] = {"kind": f"core.{act.lower()}", "text": args.text}
+    if args.namespace:
+        body["namespace"] = args.namespace
+    if args.body is not None:
+        # A command line that is not UTF-8 arrives with lone surrogates; passed on they are refused as bad JSON.
+        more = canon.decode(args.body.encode("utf-8", "surrogatepass"))
+        if not isinstance(more, dict):
+            raise UsageError("usage", "--body is not a JSON object")
+        body.update(more)
+    record: dict[str, object] = {
+        "thread": args.thread or f"th_{shell.random_bytes(_THREAD_BYTES).hex()}",
+        "actor": args.actor or f"did:sync:user:{login()}",
+        "act": act,
+        "body": body,
+    }
+    if args.clock is not None:
+        record["clock"] = args.clock
+    stored = shell.ctl.post(RECORDS, record)
+    if not shell.printed("spl.record/1", stored):
+        shell.out.row(_row(stored))
+    return 0
+
+
+def _intend(args: Namespace, shell: Shell) -> int:
+    return _say(args, shell, "INTEND")
+
+
+def _do(args: Namespace, shell: Shell) -> int:
+    return _say(args, shell, "DO")
+
+
+def _know(args: Namespace, shell: Shell) -> int:
+    return _say(args, shell, "KNOW")
+
+
+def _learn(args: Namespace, shell: Shell) -> int:
+    return _say(args, shell, "LEARN")
+
+
+def login() -> str:
+    """Return the login name of the process's user in the characters of a DID."""
+    uid = os.getuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:  # a container may run under a number without a name
+        name = f"uid-{uid}"
+    return re.sub("[^A-Za-z0-9._-]", "-", name)
+
+
+def _emit_options(parser: Parser) -> None:
+    parser.add_argument("--file", metavar="FILE", help="read from a file instead of stdin")
+
+
+def _emit(args: Namespace, shell: Shell) -> int:
+    """Send the records in batches as they arrive, and print each result in the order of the input."""
+    code, count = 0, 0
+    results: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        source: BufferedIOBase = shell.stdin
+        if args.file:
+            try:
+                source = stack.enter_context(open(args.file, "rb"))
+            except OSError as exc:
+                raise UsageError("usage", f"cannot read {args.file}: {exc.strerror}") from exc
+        elif source.isatty():
+            shell.out.hint("reading records from stdin, one JSON object a line; Ctrl-D ends")
+        for batch in _batches(source):
+            for result in _send(batch, shell):
+                count += 1
+                if result.get("object") == "error":
+                    error = refusal(result)
+                    error.facts["record"] = str(count)
+                    shell.out.failure(error)
+                    code = code or error.exit_code
+                if shell.out.form == "json":
+                    results.append(result)
+                elif shell.out.form == "jsonl":
+                    shell.out.json_line(result)
+                elif result.get("object") != "error":
+                    shell.out.line("  ".join(text for _, text in _row(result)))
+    if not count:
+        raise UsageError("usage", "there is no record in the input")
+    if shell.out.form == "json":
+        shell.printed("spl.records/1", results)
+    return code
+
+
+def _send(batch: list[bytes], shell: Shell) -> Iterator[dict[str, Any]]:
+    answered = 0
+    for result in shell.ctl.lines(RECORDS, b"\n".join(batch) + b"\n", NDJSON, LONG_S):
+        answered += 1
+        yield result
+    if answered != len(batch):
+        raise CtlError("disconnected", f"{len(batch)} records were sent, {answered} were answered")
+
+
+def _batches(source: BufferedIOBase) -> Iterator[list[bytes]]:
+    """Yield the records of the input as lines of JSON, grouped as they arrived.
+
+    Input is one object a line, or one JSON value over several lines: an object or an array of objects.
+    Raises CtlError "record-too-large", CanonError "bad-json".
+    """
+    pieces = _pieces(source)
+    first = next(pieces, [])
+    if first and not _is_object(first[0]):
+        yield _document(b"\n".join(chain.from_iterable(_bounded(chain([first], pieces)))))
+        return
+    yield from chain([first] if first else [], pieces)
+
+
+def _pieces(source: BufferedIOBase) -> Iterator[list[bytes]]:
+    """Yield the whole lines of each read, empty ones left out: a slow producer's records go out at once."""
+    rest = b""
+    while data := source.read1(_READ_BYTES):
+        *lines, rest = (rest + data).split(b"\n")
+        whole = [line for line in lines if line.strip()]
+        if whole:
+            yield whole
+        if len(rest) > Limits().body_bytes:
+            raise CtlError("record-too-large", f"a line is over {Limits().body_bytes} bytes")
+    if rest.strip():
+        yield [rest]
+
+
+def _bounded(pieces: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+    room = Limits().body_bytes
+    for piece in pieces:
+        room -= sum(map(len, piece))
+        if room < 0:
+            raise CtlError("record-too-large", "one JSON value is too long; write one record a line")
+        yield piece
+
+
+def _document(data: bytes) -> list[bytes]:
+    value = canon.decode(data, canon.NESTING_LEVELS_MAX + 2)
+    records = value if isinstance(value, list) else [value]
+    if not records or not all(isinstance(record, dict) for record in records):
+        raise UsageError("usage", "the input is neither an object nor an array of objects")
+    return [canon.encode(record) for record in records]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _row(record: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("id", str(record["id"])), ("thread", str(record["thread"])), ("clock", str(record["clock"]))]
+
+
+_PRINTS: Final = (
+    'Prints id, thread and clock. The body is {"kind": "core.<act>", "text": TEXT}, plus --namespace and --body.'
+)
+
+TREE: Final = (
+    Command(
+        "intend",
+        f"Records an intention, such as a task that somebody wants done (act INTEND).\n{_PRINTS}",
+        "spl intend 'tag release 1.2' --thread th_release",
+        _intend,
+        _say_options,
+    ),
+    Command(
+        "do",
+        f"Records an action that was taken (act DO).\n{_PRINTS}",
+        "spl do 'tagged release 1.2' --thread th_release",
+        _do,
+        _say_options,
+    ),
+    Command(
+        "know",
+        f"Records a fact (act KNOW).\n{_PRINTS}",
+        "spl know 'the build takes 4 minutes' --thread th_release --body '{\"minutes\": 4}'",
+        _know,
+        _say_options,
+    ),
+    Command(
+        "learn",
+        f"Records a lesson drawn from what happened (act LEARN).\n{_PRINTS}",
+        "spl learn 'tag before the build' --thread th_release",
+        _learn,
+        _say_options,
+    ),
+    Command(
+        "emit",
+        "Emits records written as JSON, one object a line or one value (an object or an array of objects).\n"
+        "Each is stored or refused by itself: results come in the order of the input, and one refusal stops nothing.",
+        'echo \'{"thread": "th_x", "actor": "did:sync:user:me", "act": "KNOW", "body": {"n": 1}}\' | spl emit -o jsonl',
+        _emit,
+        _emit_options,
+    ),
+)

@@ -1,0 +1,193 @@
+"""`spl federation`: pairs with other instances."""
+
+from argparse import Namespace
+from typing import Final
+
+from ..core.when import duration_ms
+from . import handshake, pairview
+from .command import Command, Group, Parser, Shell
+from .ctl import quote
+from .handshake import PAIRS
+from .out import label_of, span_fine, state_paint
+
+
+def _list(args: Namespace, shell: Shell) -> int:
+    pairs = shell.ctl.items(PAIRS)
+    if shell.printed("spl.pairs/1", pairs):
+        return 0
+    out = shell.out
+    names = out.dids(pair["peer_did"] for pair in pairs)
+    titles = ["PAIR ID", "PEER DID", "STATE", "MODE", "LAST SYNC"]
+    rows = [
+        [pair["pair_id"], names[pair["peer_did"]], pairview.state_of(pair), pair["mode"], out.ago(pair["last_sync_at"])]
+        for pair in pairs
+    ]
+    if out.wide:
+        titles += ["NAMESPACES", "ROLE", "URL"]
+        for row, pair in zip(rows, pairs, strict=True):
+            row += [",".join(pair["namespaces"]), "initiator" if pair["initiator"] else "responder", pair["url"]]
+    out.table(titles, rows, {"STATE": state_paint})
+    troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded"]
+    if troubled:
+        need = "1 pair needs" if len(troubled) == 1 else f"{len(troubled)} pairs need"
+        out.hint(f"! {need} attention: spl federation show {troubled[0]}")
+    if not pairs:
+        out.hint("no pairs yet; make one with: spl federation pair URL")
+    return 0
+
+
+def _show(args: Namespace, shell: Shell) -> int:
+    pair = shell.ctl.get(_path(args))
+    if not shell.printed("spl.pair/1", pair):
+        shell.out.card(pairview.facts(pair, shell.out))
+    return 0
+
+
+def _pause(args: Namespace, shell: Shell) -> int:
+    return _act(args, shell, "pause", {}, "paused")
+
+
+def _resume(args: Namespace, shell: Shell) -> int:
+    return _act(args, shell, "resume", {}, "resumed")
+
+
+def _revoke(args: Namespace, shell: Shell) -> int:
+    return _act(args, shell, "revoke", {"reason": args.reason} if args.reason else {}, "revoked")
+
+
+def _refresh(args: Namespace, shell: Shell) -> int:
+    return _act(args, shell, "refresh", {}, "refreshed")
+
+
+def _set_mode(args: Namespace, shell: Shell) -> int:
+    return _act(args, shell, "mode", {"mode": args.mode}, f"mode {args.mode}")
+
+
+def _set_poll_interval(args: Namespace, shell: Shell) -> int:
+    interval_ms = duration_ms(args.interval)
+    return _act(args, shell, "poll-interval", {"interval_ms": interval_ms}, f"poll interval {span_fine(interval_ms)}")
+
+
+def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], done: str) -> int:
+    """Ask for one action and print `PAIR  done` (`already_done` where nothing changed) and the state."""
+    pair = shell.ctl.post(f"{_path(args)}/{action}", body)
+    out = shell.out
+    if shell.printed("spl.pair/1", pair):
+        return 0
+    word = f"already_{done}" if pair.get("already") else done
+    state = pairview.state_of(pair)
+    out.line(f"{pair['pair_id']}  {word}" + (f", state {state}" if not word.endswith(state) else ""))
+    if action == "poll-interval" and pair["mode"] != "polling":
+        out.note(f"it applies in mode polling; this pair's mode is {pair['mode']}")
+    if action == "revoke" and not pair.get("already"):
+        peer = label_of(pair["peer_did"])
+        out.note(f"tokens of both directions no longer work here; {peer} is told if it can be reached")
+    return 0
+
+
+def _path(args: Namespace) -> str:
+    return f"{PAIRS}/{quote(args.pair)}"
+
+
+def _pair_option(parser: Parser) -> None:
+    parser.add_argument("pair", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's DID")
+
+
+def _revoke_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("--reason", help="is kept in the pair's record")
+
+
+def _mode_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("mode", metavar="MODE", help="polling or on-demand")
+
+
+def _interval_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("interval", metavar="DUR", help="time between two polls, such as 30s or 5m; at least 1s")
+
+
+_EXAMPLE: Final = "pair_a1b2c3d4"
+
+TREE: Final = (
+    Group(
+        "federation",
+        "A pair is the consented relation of two instances: both know each other's key and hold a token of the other.\n"
+        "Each side then pulls what the namespaces that both share hold, in the pair's mode.",
+        "spl federation pair https://bob.example/",
+        (
+            Command(
+                "federation pair",
+                "Discovers the peer at URL, verifies its signed manifest, exchanges tokens and syncs once.\n"
+                "A peer that approves by hand answers later: the command waits --wait, the daemon until it is decided.",
+                "spl federation pair https://bob.example/ --wait 5m",
+                handshake.pair,
+                handshake.options,
+            ),
+            Command(
+                "federation list",
+                "Lists the pairs with state, mode and the time of the last sync.\n"
+                "States: establishing, active, paused, degraded (errors recur), revoked (final, kept for audit).",
+                "spl federation list -o wide",
+                _list,
+            ),
+            Command(
+                "federation show",
+                "Shows all about a pair: cursors and lag of both directions, manifest, keys, token ids, transitions.\n"
+                "A token's text is never shown once it was issued.",
+                f"spl federation show {_EXAMPLE}",
+                _show,
+                _pair_option,
+            ),
+            Command(
+                "federation pause",
+                "Stops the sync of a pair in both directions; credentials stay valid and no record is lost.\n"
+                "Only the side that paused can resume.",
+                f"spl federation pause {_EXAMPLE}",
+                _pause,
+                _pair_option,
+            ),
+            Command(
+                "federation resume",
+                "Takes up the sync of a paused pair at the saved cursor.\n"
+                "A pair that the peer paused stays paused until the peer resumes it.",
+                f"spl federation resume {_EXAMPLE}",
+                _resume,
+                _pair_option,
+            ),
+            Command(
+                "federation revoke",
+                "Ends a pair for good: its tokens stop working here at once, then the peer is told.\n"
+                "What was synced stays on both sides, and so does the pair's record.",
+                f"spl federation revoke {_EXAMPLE} --reason 'laptop sold'",
+                _revoke,
+                _revoke_options,
+            ),
+            Command(
+                "federation refresh",
+                "Fetches the peer's manifest again now, after the peer rotated its key or moved.\n"
+                "It also completes a pending pair and learns whether the peer paused or revoked.",
+                f"spl federation refresh {_EXAMPLE}",
+                _refresh,
+                _pair_option,
+            ),
+            Command(
+                "federation set-mode",
+                "Sets when a pair syncs: polling asks at an interval, on-demand only when `spl sync` is run.\n"
+                "It is this side's own choice, for what this side pulls.",
+                f"spl federation set-mode {_EXAMPLE} on-demand",
+                _set_mode,
+                _mode_options,
+            ),
+            Command(
+                "federation set-poll-interval",
+                "Sets how long a polling pair waits between two polls; the default is 5 minutes.\n"
+                "In another mode it is stored, and applies once the mode is polling.",
+                f"spl federation set-poll-interval {_EXAMPLE} 30s",
+                _set_poll_interval,
+                _interval_options,
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,49 @@
+"""`spl help`: the overview, the page of a command, the meaning of an error code."""
+
+from argparse import Namespace
+from typing import Final
+
+from ..core.errors import CODES, cli_code, wire_code
+from .command import Command, Parser, Shell, UsageError, help_of
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument("topic", nargs="*", help="the words of a command, an error code, or `codes` for all of them")
+
+
+def _help(args: Namespace, shell: Shell) -> int:
+    topic: list[str] = args.topic
+    main = shell.load("cli.main")
+    if not topic:
+        shell.out.lines(main.overview())
+    elif topic == ["codes"]:
+        shell.out.lines("\n".join(f"{code:<24}{entry.meaning}" for code, entry in CODES.items()))
+    elif len(topic) == 1 and cli_code(topic[0]) in CODES:
+        _explain(cli_code(topic[0]), shell)
+    else:
+        entry, rest = main.find(topic)
+        if rest:
+            raise UsageError("usage", f"there is no command or code '{' '.join(topic)}'", hint="spl help")
+        shell.out.lines(help_of(entry))
+    return 0
+
+
+def _explain(code: str, shell: Shell) -> None:
+    entry = CODES[code]
+    shell.out.card([
+        ("code", code), ("on the wire", f"{wire_code(code)}, HTTP status {entry.status}"),
+        ("exit code", str(entry.exit)), ("means", entry.meaning), ("fix", entry.fix),
+    ])  # fmt: skip
+
+
+TREE: Final = (
+    Command(
+        "help",
+        "Every error names a code in brackets, and a code has one cause and one next step.\n"
+        "`spl help CODE` tells both, `spl help codes` lists all codes, `spl help COMMAND` explains a command.",
+        "spl help daemon-down",
+        _help,
+        _options,
+        result=False,
+    ),
+)

@@ -1,0 +1,44 @@
+"""`spl init`: the home folder with configuration, identity and admin token."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, Final, cast
+
+from ..setup import init_home
+from .command import Command, Parser, Shell
+from .ctl import tilde
+from .identity import identity_facts
+
+_PARTS: Final = ("config", "identity", "token")
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument("--label", help="name inside the DID, [a-z0-9-]{1,32} (default: the host name)")
+
+
+def _init(args: Namespace, shell: Shell) -> int:
+    made = cast("dict[str, Any]", init_home(Path(shell.home), args.label or ""))
+    kept = [part for part in _PARTS if part not in made["created"]]
+    out = shell.out
+    if out.data("spl.init/1", {**made, "kept": kept}, lambda: str(made["did"])):
+        return 0
+    out.line(f"Home {tilde(shell.home, shell.env)}: created {', '.join(made['created']) or 'nothing'}.")
+    if kept:
+        out.line(f"Kept as before: {', '.join(kept)}.")
+    out.card(identity_facts(made, out))
+    if args.label and args.label != made["label"]:
+        out.warn(f"! the identity is labelled {made['label']} already; a label cannot change")
+    out.hint("hint: start the daemon with: spl serve")
+    return 0
+
+
+TREE: Final = (
+    Command(
+        "init",
+        "A home holds everything of one instance: configuration, keys, secrets and records.\n"
+        "`init` makes what is missing and keeps what is there, so running it twice is harmless.",
+        "spl init --label alice",
+        _init,
+        _options,
+    ),
+)

@@ -1,0 +1,192 @@
+"""The command tree: finds the command in the words, loads its file alone, runs it, turns errors into exit codes.
+
+A client command is to start in a few tens of milliseconds, so the table below
+names files, and a file is imported when its command is called.
+"""
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from io import BufferedIOBase
+from types import ModuleType
+from typing import Final, NamedTuple, TextIO, cast
+
+from ..core.errors import SplError
+from .command import VALUED, Command, Group, Shell, UsageError, help_of, parser_of
+from .out import Out
+
+
+class Place(NamedTuple):
+    """Where a first word is explained: its file, its line in `spl help`, and whether further words follow."""
+
+    file: str
+    summary: str
+    group: bool = False
+
+
+PLACES: Final[Mapping[str, Place]] = {
+    "init": Place("init", "Create the home folder, identity and admin token."),
+    "serve": Place("serve", "Run the daemon."),
+    "status": Place("status", "Show what the daemon does and what needs attention."),
+    "health": Place("status", "Tell whether the daemon answers."),
+    "identity": Place("identity", "Generate, show and verify this instance's identity.", group=True),
+    "federation": Place("federation", "Pair with other instances and manage the pairs.", group=True),
+    "sync": Place("sync", "Sync with paired instances now."),
+    "aitl": Place("aitl", "Decide what waits for a person, such as pair requests.", group=True),
+    "intend": Place("emit", "Emit a record of an intention."),
+    "do": Place("emit", "Emit a record of an action."),
+    "know": Place("emit", "Emit a record of a fact."),
+    "learn": Place("emit", "Emit a record of a lesson."),
+    "emit": Place("emit", "Emit records written as JSON."),
+    "thread": Place("threads", "List threads and their records.", group=True),
+    "namespace": Place("namespaces", "Create and list namespaces, which separate tenants.", group=True),
+    "token": Place("tokens", "Mint, list and revoke access tokens.", group=True),
+    "config": Place("settings", "Show the configuration in effect.", group=True),
+    "help": Place("help", "Explain a command or an error code."),
+    "version": Place("version", "Print the version."),
+}
+"""The first words, in the order of `spl help`."""
+
+ALIASES: Final[Mapping[str, str]] = {"decisions": "aitl"}
+HOME_DEFAULT: Final = "~/.syncro"
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; the console entry."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(words, os.environ, cast(BufferedIOBase, sys.stdin.buffer), sys.stdout, sys.stderr)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away. What is still buffered must not raise again while the interpreter exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, stdout: TextIO, stderr: TextIO) -> int:
+    """Run one command line against these streams and return its exit code."""
+    out = Out(stdout, stderr, env, now_ms)
+    try:
+        return _run(argv, env, stdin, out)
+    except SplError as exc:
+        out.failure(exc)
+        return exc.exit_code
+    finally:
+        out.end()
+
+
+def find(argv: list[str]) -> tuple[Command | Group | None, list[str]]:
+    """Return the command that the words name (None without any), and the rest of the command line.
+
+    Common options may stand before and between the words.  Raises UsageError for unknown words.
+    """
+    before, noun, rest = _next_word(argv)
+    if noun is None:
+        return None, before
+    noun = ALIASES.get(noun, noun)
+    if noun not in PLACES:
+        raise _unknown(noun)
+    entry = _entries(noun)[noun]
+    if isinstance(entry, Command):
+        return entry, before + rest
+    between, verb, rest = _next_word(rest)
+    if verb is None:
+        return entry, before + between
+    for command in entry.commands:
+        if command.name == f"{noun} {verb}":
+            return command, before + between + rest
+    raise _unknown(f"{noun} {verb}")
+
+
+def load(name: str) -> ModuleType:
+    """Return a module of the package, such as "cli.sync"; imported at the first call."""
+    return importlib.import_module(f"{__package__.rpartition('.')[0]}.{name}")
+
+
+def now_ms() -> int:
+    """Return the time in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Out) -> int:
+    entry, rest = find(["version", *argv[1:]] if argv[:1] == ["--version"] else argv)
+    if entry is None or _asks_help(rest):
+        out.lines(overview() if entry is None else help_of(entry))
+        return 0
+    if isinstance(entry, Group):
+        raise UsageError("usage", f"'{entry.name}' needs a command", hint=f"spl {entry.name} --help")
+    args = parser_of(entry).parse_args(rest)
+    if entry.result:
+        out.form, out.quiet, out.verbose = args.output, args.quiet, args.verbose
+    home = args.home or env.get("SYNCROPEL_HOME") or HOME_DEFAULT
+    shell = Shell(
+        os.path.abspath(os.path.expanduser(home)), env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load
+    )
+    return entry.run(args, shell)
+
+
+def overview() -> str:
+    """Return the page of `spl help`: every command with its summary."""
+    width = max(map(len, PLACES))
+    rows = [f"  {noun:<{width}}  {summary}" for noun, (_, summary, _) in PLACES.items()]
+    return "\n".join([
+        "usage: spl COMMAND [options]", "",
+        "An instance keeps records in threads and syncs them with the instances it is paired with.",
+        "One daemon (`spl serve`) does the work; every other command asks it.", "",
+        "commands:", *rows, "",
+        "`spl COMMAND --help` explains one; `spl help CODE` explains an error code.", "",
+        "example:", "  spl init", "",
+    ])  # fmt: skip
+
+
+def _entries(noun: str) -> dict[str, Command | Group]:
+    tree: tuple[Command | Group, ...] = load(f"cli.{PLACES[noun].file}").TREE
+    return {entry.name: entry for entry in tree}
+
+
+def _next_word(argv: list[str]) -> tuple[list[str], str | None, list[str]]:
+    """Return (the options before it, the first word, what follows it)."""
+    at = 0
+    while at < len(argv) and argv[at].startswith("-") and argv[at] != "--":
+        at += 2 if argv[at] in VALUED else 1
+    if at >= len(argv) or argv[at] == "--":
+        return argv, None, []
+    return argv[:at], argv[at], argv[at + 1 :]
+
+
+def _asks_help(rest: list[str]) -> bool:
+    options = rest[: rest.index("--")] if "--" in rest else rest
+    return "-h" in options or "--help" in options
+
+
+def _unknown(words: str) -> UsageError:
+    """Return the error for unknown words, with the nearest command where one is near.
+
+    A verb without its noun counts as near: `pair` means `federation pair`.
+    """
+    names = list(PLACES)
+    for noun in [noun for noun, place in PLACES.items() if place.group]:
+        group = _entries(noun)[noun]
+        assert isinstance(group, Group)
+        names += [command.name for command in group.commands]
+    ranked = sorted((min(_distance(words, name), _distance(words, name.rpartition(" ")[2])), name) for name in names)
+    cost, name = ranked[0]
+    if cost > max(1, len(words) // 3):
+        return UsageError("usage", f"unknown command '{words}'", hint="spl help lists the commands")
+    return UsageError("usage", f"unknown command '{words}'. Did you mean '{name}'?")
+
+
+def _distance(a: str, b: str) -> int:
+    """Return the number of single-character edits between two words."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]

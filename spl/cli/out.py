@@ -1,0 +1,375 @@
+"""What the commands print: results to stdout, talk to stderr, for people and for programs.
+
+Everything passes through `Out`, so that text from elsewhere (labels, reasons,
+record bodies) cannot move a terminal's cursor, and a terminal without UTF-8 gets
+its ASCII marks.  A tty is read by people: there times are relative, DIDs short
+and states coloured; into a pipe go full values.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, TextIO
+
+from ..core.errors import CODES, SplError
+from ..core.when import ms_of, text_of
+
+FORMS: Final = ("table", "wide", "json", "jsonl")
+GREEN: Final = "32"
+YELLOW: Final = "33"
+RED: Final = "31"
+DIM: Final = "2"
+
+_ASCII: Final = str.maketrans({"✓": "ok", "✗": "FAIL", "·": "-", "→": "->", "…": "..."})
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LABEL_CHARS: Final = 18  # the left column of a detail view
+_FACT_CHARS: Final = 10  # the left column under an error
+_GAP: Final = "  "
+_FINGERPRINT: Final = re.compile(r"-[0-9a-f]{24}\Z")
+_INSTANCE: Final = "did:sync:instance:"
+_SCOPES: Final = {
+    scope: rank
+    for rank, scope in enumerate(
+        "admin records:read records:write config:read config:write aitl:approve "
+        "federation:manage federation:sync federation:subscribe".split()
+    )
+}
+
+Paint = Callable[[str], str]
+"""Returns the colour of a cell as an SGR parameter such as "32"; "" for none."""
+
+
+class Out:
+    """Where a command's words go, and how they look there."""
+
+    def __init__(
+        self, stdout: TextIO, stderr: TextIO, env: Mapping[str, str], now_ms: Callable[[], int], form: str = "table"
+    ) -> None:
+        self.form = form
+        self.quiet = False
+        self.verbose = False
+        self.now_ms = now_ms
+        self._stdout = stdout
+        self._stderr = stderr
+        self._tty = stdout.isatty()
+        self._tty_err = stderr.isatty()
+        self._colors = self._tty and not env.get("NO_COLOR") and env.get("TERM") != "dumb"
+        self._columns = _columns(stdout, env.get("COLUMNS", ""))
+        self._drawn = False
+
+    @property
+    def people(self) -> bool:
+        """Whether a person reads the result: then values may be shortened."""
+        return self._tty and self.form == "table"
+
+    @property
+    def wide(self) -> bool:
+        """Whether all columns were asked for."""
+        return self.form == "wide"
+
+    # results
+
+    def line(self, text: str = "") -> None:
+        """Print one line of the result, and show it at once."""
+        _write(self._stdout, clean(text))
+
+    def lines(self, text: str) -> None:
+        """Print a text of several lines, such as a help page."""
+        for line in text.splitlines():
+            self.line(line)
+
+    def data(self, schema: str, data: Any, instance: Callable[[], str | None]) -> bool:
+        """Print the result for programs and return True, or return False when people asked.
+
+        json: one envelope `{schema, generated_at, instance, data}`; jsonl: one line an element of a list,
+        one line for anything else.  `instance` is only called where its answer is printed.
+        """
+        if self.form == "jsonl":
+            for item in data if isinstance(data, list) else [data]:
+                self.json_line(item)
+        elif self.form == "json":
+            head = {"schema": schema, "generated_at": text_of(self.now_ms()), "instance": instance()}
+            text = json.dumps({**head, "data": data}, ensure_ascii=False, indent=2)
+            _write(self._stdout, _CONTROL.sub(_json_escape, text) if not text.isascii() else text)
+        return self.form in ("json", "jsonl")
+
+    def json_line(self, item: object) -> None:
+        """Print one value as one line of JSON."""
+        text = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
+        _write(self._stdout, _CONTROL.sub(_json_escape, text) if not text.isascii() else text)
+
+    def table(
+        self,
+        titles: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        paints: Mapping[str, Paint] = MappingProxyType({}),
+        below: Sequence[str] = (),
+    ) -> None:
+        """Print rows under their titles; columns that do not fit are dropped from the right.
+
+        `paints` maps a title to the colour of its cells; `below` has one more line for each row, which starts
+        under the second column.  Without rows nothing is printed.
+        """
+        cells = [[clean(cell) for cell in row] for row in rows]
+        if not cells:
+            return
+        widths = [max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)]
+        shown = self._fitting(widths)
+        self._row(list(titles), widths[:shown], [None] * shown)
+        for i, row in enumerate(cells):
+            self._row(row, widths[:shown], [paints.get(title) for title in titles[:shown]])
+            if below:
+                self.line(" " * (widths[0] + len(_GAP)) + below[i])
+
+    def card(self, facts: Iterable[tuple[str, str]]) -> None:
+        """Print one fact a line, labels in a column; an empty label goes on with the one above.
+
+        A label that ends with ":" is printed as it stands, with one space.
+        """
+        for label, text in facts:
+            gap = " " if label.endswith(":") else ""
+            self.line(f"{label}{gap}{text}" if gap else f"{label:<{_LABEL_CHARS}}{text}")
+
+    def row(self, facts: Sequence[tuple[str, str]]) -> None:
+        """Print the values on one line, or as a card where a terminal is too narrow for that."""
+        line = _GAP.join(text for _, text in facts)
+        if self._columns is not None and len(line) > self._columns:
+            self.card(facts)
+        else:
+            self.line(line)
+
+    # talk
+
+    def note(self, text: str) -> None:
+        """Say what happened, on stderr; `--quiet` drops it."""
+        if not self.quiet:
+            self._say(text)
+
+    def hint(self, text: str) -> None:
+        """Say what could come next, on stderr; to people only."""
+        if self._tty_err and not self.quiet:
+            self._say(text)
+
+    def detail(self, text: str) -> None:
+        """Say one step, on stderr; `--verbose` shows it."""
+        if self.verbose:
+            self._say(f"· {text}")
+
+    def warn(self, text: str) -> None:
+        """Say what must be seen, on stderr, also with `--quiet`."""
+        self._say(text)
+
+    def progress(self, text: str) -> None:
+        """Show a state that changes: redrawn in place on a tty, once elsewhere; `--quiet` drops it."""
+        if self.quiet:
+            return
+        if self._tty_err:
+            self._stderr.write("\r\x1b[K" + _encodable(self._stderr, clean(text)))
+            self._stderr.flush()
+            self._drawn = True
+        elif not self._drawn:
+            self._drawn = True
+            _write(self._stderr, clean(text))
+
+    def failure(self, exc: SplError) -> None:
+        """Say on stderr what went wrong with its code, the evidence, why, what to do next."""
+        self._say(f"error: {exc.message.rstrip('.')} [{exc.code}]")
+        facts = [(name.replace("_", " "), _text(value)) for name, value in exc.facts.items() if name != "why"]
+        entry = CODES[exc.code]
+        why = exc.facts.get("why") or (entry.meaning if exc.code not in ("usage", "daemon-down") else "")
+        if why and why != exc.message:
+            facts.append(("why", _text(why)))
+        if exc.code != "usage" or exc.hint != entry.fix:
+            facts.append(("fix", exc.hint))
+        if exc.code != "usage":
+            facts.append(("docs", f"spl help {exc.code}"))
+        width = max([_FACT_CHARS, *(len(name) + 2 for name, _ in facts)])
+        for name, text in facts:
+            self._say(f"  {name:<{width}}{text}")
+
+    # times and names
+
+    def ago(self, at: object, never: str = "never") -> str:
+        """Return "2s ago" to people, else the RFC 3339 time; `never` without one."""
+        if not isinstance(at, str) or not at:
+            return never
+        if not self.people:
+            return at
+        passed_ms = self.now_ms() - ms_of(at)
+        return f"{span(passed_ms)} ago" if passed_ms >= 0 else f"in {span(-passed_ms)}"
+
+    def until(self, at: str) -> str:
+        """Return "in 3m10s" (or "now") to people, else "at <RFC 3339>"."""
+        left_ms = ms_of(at) - self.now_ms()
+        return (f"in {span_fine(left_ms)}" if left_ms > 0 else "now") if self.people else f"at {at}"
+
+    def left(self, at: str) -> str:
+        """Return "61d left" to people, else "until <RFC 3339>"; "EXPIRED" when it is over."""
+        left_ms = ms_of(at) - self.now_ms()
+        if left_ms <= 0:
+            return "EXPIRED" if self.people else f"EXPIRED {at}"
+        return f"{span(left_ms)} left" if self.people else f"until {at}"
+
+    def dids(self, dids: Iterable[str]) -> dict[str, str]:
+        """Return how to show each DID: without its fingerprint to people, where that leaves no two alike."""
+        unique = set(dids)
+        if not self.people:
+            return {did: did for did in unique}
+        names = [short_did(did) for did in unique]
+        return {did: short_did(did) if names.count(short_did(did)) == 1 else did for did in unique}
+
+    # how
+
+    def paint(self, text: str, color: str) -> str:
+        """Return the text in a colour, where the terminal has colours."""
+        return f"\x1b[{color}m{text}\x1b[0m" if color and self._colors else text
+
+    def end(self) -> None:
+        """Leave a line that was drawn in place, and hand everything to the operating system."""
+        if self._drawn and self._tty_err:
+            self._stderr.write("\r\x1b[K")
+        self._drawn = False
+        self._stderr.flush()
+        self._stdout.flush()
+
+    def _say(self, text: str) -> None:
+        if self._drawn and self._tty_err:
+            self._stderr.write("\r\x1b[K")
+            self._drawn = False
+        _write(self._stderr, clean(text))
+
+    def _fitting(self, widths: Sequence[int]) -> int:
+        """Return how many columns fit, at least one."""
+        if self._columns is None or self.wide:
+            return len(widths)
+        shown, used = 1, widths[0]
+        while shown < len(widths) and used + len(_GAP) + widths[shown] <= self._columns:
+            used += len(_GAP) + widths[shown]
+            shown += 1
+        return shown
+
+    def _row(self, row: Sequence[str], widths: Sequence[int], paints: Sequence[Paint | None]) -> None:
+        last = len(widths) - 1
+        pieces = []
+        for i, (width, paint) in enumerate(zip(widths, paints, strict=True)):
+            pad = "" if i == last else " " * (width - len(row[i]))
+            pieces.append((self.paint(row[i], paint(row[i])) if paint else row[i]) + pad)
+        _write(self._stdout, _GAP.join(pieces).rstrip())
+
+
+def clean(text: str) -> str:
+    """Return the text with what could drive a terminal (controls, direction marks) written out."""
+    return text if text.isascii() and text.isprintable() else _CONTROL.sub(_escape, text)
+
+
+def short_did(did: str) -> str:
+    """Return an instance DID without its fingerprint: did:sync:instance:bob."""
+    return _FINGERPRINT.sub("", did) if did.startswith(_INSTANCE) else did
+
+
+def label_of(did: str) -> str:
+    """Return the label inside an instance DID: bob."""
+    return short_did(did).removeprefix(_INSTANCE)
+
+
+def scopes_text(scopes: Iterable[str], separator: str = ",") -> str:
+    """Return scopes in the order of the documentation, whatever the order of storage."""
+    return separator.join(sorted(scopes, key=lambda scope: (_SCOPES.get(scope, len(_SCOPES)), scope)))
+
+
+def column(label: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the lines as facts of a card, under one label."""
+    for i, line in enumerate(lines):
+        yield ("" if i else label), line
+
+
+def span(ms: int) -> str:
+    """Return a duration in its one telling unit: 40s, 5m, 24h, 3d."""
+    seconds = ms // 1000
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m"
+    return f"{seconds // 3600}h" if seconds < 48 * 3600 else f"{seconds // 86400}d"
+
+
+def span_fine(ms: int) -> str:
+    """Return a duration with its second unit: 4m12s, 2h5m, 3d 4h; 250ms below a second."""
+    seconds = ms // 1000
+    if seconds < 1 <= ms:
+        return f"{ms}ms"
+    minutes, s = divmod(seconds, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if seconds < 3600:
+        return f"{m}m{s}s" if m and s else f"{m}m" if m else f"{s}s"
+    if hours < 48:
+        return f"{hours}h{m}m" if m else f"{hours}h"
+    return f"{days}d {h}h" if h else f"{days}d"
+
+
+def size(count_bytes: int) -> str:
+    """Return a size in decimal units: 41.2 MB."""
+    if count_bytes < 1000:
+        return f"{count_bytes} B"
+    value = float(count_bytes)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"
+
+
+def state_paint(state: str) -> str:
+    """Return the colour of a pair's state; the word itself always stands beside it."""
+    word = state.partition(" ")[0]
+    return {"active": GREEN, "establishing": YELLOW, "paused": YELLOW, "degraded": RED, "revoked": DIM}.get(word, "")
+
+
+def _columns(stdout: TextIO, wanted: str) -> int | None:
+    """Return the width to keep to: COLUMNS, or the terminal's; None for a pipe."""
+    if wanted.isascii() and wanted.isdigit() and 0 < len(wanted) < 6 and int(wanted):
+        return int(wanted)
+    if not stdout.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(_encodable(stream, text) + "\n")
+    stream.flush()
+
+
+def _encodable(stream: TextIO, text: str) -> str:
+    """Return the text as the stream can carry it: ASCII marks, then "?" for what it lacks."""
+    encoding = stream.encoding or "utf-8"
+    if text.isascii() or encoding.lower() == "utf-8":
+        return text
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def _escape(found: re.Match[str]) -> str:
+    point = ord(found[0])
+    return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}"
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    # The line ends of our own indenting stand outside of strings, and json wrote those inside as \n.
+    return found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,42 @@
+"""`spl config`: the configuration in effect."""
+
+from argparse import Namespace
+from typing import Any, Final
+
+from .command import Command, Group, Shell
+
+
+def _show(args: Namespace, shell: Shell) -> int:
+    settings = shell.ctl.items("/v1/config")
+    if not shell.printed("spl.config/1", settings):
+        rows = [(str(item["key"]), _value(item["value"]), str(item["source"])) for item in settings]
+        shell.out.table(("KEY", "VALUE", "SOURCE"), rows)
+    return 0
+
+
+def _value(value: Any) -> str:
+    """Return a setting as the configuration file writes it, without quotes."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(_value(item) for item in value)
+    return "" if value is None else str(value)
+
+
+TREE: Final = (
+    Group(
+        "config",
+        "Settings come from a flag, the environment, <home>/config.toml or a default, in this order.\n"
+        "A flag wins over the environment, and `spl config show` names the source of each value.",
+        "spl config show",
+        (
+            Command(
+                "config show",
+                "Lists every setting with its value and where that value came from.\n"
+                "The running daemon answers, so this is what is in effect and not what a file says.",
+                "spl config show",
+                _show,
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,105 @@
+"""`spl status` and `spl health`."""
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from .command import Command, Parser, Shell
+from .ctl import CtlError
+from .out import size, span, span_fine
+
+_PROBLEMS: Final = 3
+_COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")
+_NOT_READY: Final = frozenset({"overloaded", "shutting-down", "task-dead", "store-readonly"})
+
+
+def _status_options(parser: Parser) -> None:
+    parser.add_argument("--check", action="store_true", help="exit 3 when something needs attention")
+
+
+def _status(args: Namespace, shell: Shell) -> int:
+    status = shell.ctl.get("/v1/status")
+    if not shell.printed("spl.status/1", status):
+        for line in _lines(status):
+            shell.out.line(line)
+        _attention(status["attention"], shell)
+    return _PROBLEMS if args.check and status["attention"] else 0
+
+
+def _lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the report; what this daemon does not measure has none."""
+    identity, store, pairs = status["identity"], status["store"], status["pairs"]
+    name, did = (identity["label"], identity["did"]) if identity else ("-", "no identity (spl identity generate)")
+    yield f"{name:<8}{did}   spl {status['version']}, up {span_fine(status['uptime_s'] * 1000)}, {status['url']}"
+    parts = [f"{store['records']:,} records, {size(store['bytes'])}"]
+    if store.get("fsync_ms") is not None:
+        parts.append(f"last fsync {store['fsync_ms']:.0f} ms")
+    if store.get("free_bytes") is not None:
+        parts.append(f"{size(store['free_bytes'])} free")
+    yield f"store   {', '.join(parts)}"
+    counts = [f"{pairs[state]} {state}" for state in _COUNTED_STATES if pairs.get(state)]
+    yield f"pairs   {pairs['total']}" + (f": {', '.join(counts)}" if counts else "")
+    yield from _lag(status.get("lag") or {})
+    queue = status.get("queue") or {}
+    if queue.get("now") is not None:
+        yield f"queue   {queue['now']} now" + (f", max {queue['max']}" if queue.get("max") is not None else "")
+
+
+def _lag(lag: Mapping[str, Any]) -> Iterator[str]:
+    parts = []
+    if lag.get("p50_ms") is not None:
+        parts.append(f"p50 {lag['p50_ms']:,.0f} ms, p99 {lag['p99_ms']:,.0f} ms")
+    if lag.get("worst_pair_id") and lag.get("lag_records"):
+        parts.append(f"worst {lag['worst_pair_id']}, {lag['lag_records']:,} records")
+    if parts:
+        yield f"lag     {'; '.join(parts)}"
+
+
+def _attention(findings: list[dict[str, Any]], shell: Shell) -> None:
+    if not findings:
+        return
+    shell.out.line()
+    shell.out.line(f"needs attention ({len(findings)})")
+    width = max(len(finding["code"]) for finding in findings)
+    for finding in findings:
+        mark = "✗" if finding["severity"] == "fail" else "!"
+        pair = f"{finding['pair_id']}: " if finding.get("pair_id") else ""
+        shell.out.line(f"  {mark} {finding['code']:<{width}}  {pair}{finding['title']}")
+        if finding.get("fix"):
+            shell.out.line(f"    {'':<{width}}  {finding['fix']}")
+
+
+def _health(args: Namespace, shell: Shell) -> int:
+    health = shell.ctl.get("/health")
+    missing = ""
+    try:
+        shell.ctl.get("/health/ready")
+    except CtlError as exc:
+        if exc.code not in _NOT_READY:
+            raise
+        missing = exc.message
+    if not shell.printed("spl.health/1", {**health, "ready": not missing}):
+        word = f"not ready: {missing}" if missing else health["status"]
+        # The process id is told to the daemon's own operator only.
+        pid = f", pid {health['pid']}" if "pid" in health else ""
+        shell.out.line(f"{word}  spl {health['version']}, up {span(health['uptime_s'] * 1000)}{pid}")
+    return _PROBLEMS if missing else 0
+
+
+TREE: Final = (
+    Command(
+        "status",
+        "One page on the daemon: identity, store, pairs, lag, and what needs attention with its next step.\n"
+        "It exits 0 when it could report; with --check, findings make it exit 3.",
+        "spl status --check",
+        _status,
+        _status_options,
+    ),
+    Command(
+        "health",
+        "Asks the daemon for a sign of life, as a supervisor would.\n"
+        "It exits 0 when ready, 3 while alive but not ready, and 5 when no daemon answers.",
+        "spl health",
+        _health,
+    ),
+)

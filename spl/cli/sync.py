@@ -1,0 +1,65 @@
+"""`spl sync`: fetch now what the peers offer."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .command import Command, Parser, Shell, UsageError
+from .ctl import LONG_S, elements, quote, refusal
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument(
+        "what", nargs="*", metavar="PAIR | THREAD from PAIR", help="one pair, or one thread of it (default: every pair)"
+    )
+
+
+def _sync(args: Namespace, shell: Shell) -> int:
+    what: list[str] = args.what
+    if not what:
+        return _all(shell)
+    if len(what) == 1:
+        thread, pair = "", what[0]
+    elif len(what) == 3 and what[1] == "from":
+        thread, pair = what[0], what[2]
+    else:
+        raise UsageError("usage", "write: spl sync [PAIR], or: spl sync THREAD from PAIR")
+    body = {"thread": thread} if thread else {}
+    answer = shell.ctl.post(f"/v1/federation/pairs/{quote(pair)}/sync", body, LONG_S)
+    if not shell.printed("spl.sync/1", answer):
+        shell.out.line(f"{answer.get('pair_id', pair)}  {answer['records']} records")
+    return 0
+
+
+def _all(shell: Shell) -> int:
+    """Sync every pair that is neither paused nor revoked; the first error gives the exit code."""
+    results = elements(shell.ctl.post("/v1/sync", {}, LONG_S))
+    errors = [refusal(_form(item["error"])) for item in results if item.get("error")]
+    if not shell.printed("spl.sync/1", results):
+        rows = [
+            (str(item["pair_id"]), str(item.get("records", 0)), str(_form(item.get("error") or {}).get("code", "-")))
+            for item in results
+        ]
+        shell.out.table(("PAIR ID", "RECORDS", "ERROR"), rows)
+        if not results:
+            shell.out.hint("no pair to sync; make one with: spl federation pair URL")
+    for error in errors:
+        shell.out.failure(error)
+    return errors[0].exit_code if errors else 0
+
+
+def _form(error: Any) -> Mapping[str, Any]:
+    """Return an error form; a bare code or class counts as one."""
+    return error if isinstance(error, dict) else {"code": str(error), "message": str(error)}
+
+
+TREE: Final = (
+    Command(
+        "sync",
+        "Fetches what the peers offer now, whatever a pair's mode; without a pair, from each that is not paused.\n"
+        "It goes on at the saved position and skips what is known, so repeating it is safe.",
+        "spl sync th_release from pair_a1b2c3d4",
+        _sync,
+        _options,
+    ),
+)

@@ -1,0 +1,168 @@
+"""`spl thread`: what the store holds, by thread."""
+
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any, Final
+
+from ..core.errors import SplError
+from .command import Command, Group, Parser, Shell, UsageError
+from .out import column
+
+_PAGE_RECORDS: Final = 500
+_SHOWN_RECORDS: Final = 1000
+_PREVIEW_CHARS: Final = 60
+_ID_CHARS: Final = 12
+_TOP: Final = 10
+
+
+def _list_options(parser: Parser) -> None:
+    parser.add_argument("--reserved", action="store_true", help="also the threads that the daemon keeps for itself")
+
+
+def _list(args: Namespace, shell: Shell) -> int:
+    threads = list(_names(shell, args.reserved))
+    if not shell.printed("spl.threads/1", threads):
+        out = shell.out
+        rows = [(item["thread"], str(item["records"]), out.ago(item.get("last_at"), "-")) for item in threads]
+        out.table(("THREAD", "RECORDS", "LAST"), rows)
+        if not threads:
+            out.hint("no threads yet; make one with: spl know 'TEXT'")
+    return 0
+
+
+def _thread_option(parser: Parser) -> None:
+    parser.add_argument("thread", metavar="THREAD", help="thread id")
+
+
+def _records_options(parser: Parser) -> None:
+    _thread_option(parser)
+    parser.add_argument("--since", type=int, default=0, metavar="SEQ", help="only records after this sequence number")
+    parser.add_argument("--limit", type=int, default=_SHOWN_RECORDS, metavar="N", help="at most so many (default 1000)")
+
+
+def _records(args: Namespace, shell: Shell) -> int:
+    if args.limit < 1 or args.since < 0:
+        raise UsageError("usage", "--limit is at least 1, --since at least 0")
+    records = list(_walk(shell, args.thread, args.since, args.limit))
+    if not records and not args.since:
+        raise _unknown(args.thread)
+    out = shell.out
+    if not shell.printed("spl.records/1", records):
+        rows = [
+            (
+                str(item["sequence"]), item["act"], item["actor"], str(item["clock"]), _short(item["id"], shell),
+                _preview(item["body"], shell),
+            )
+            for item in records
+        ]  # fmt: skip
+        out.table(("SEQ", "ACT", "ACTOR", "CLOCK", "ID", "BODY"), rows)
+    if len(records) == args.limit:
+        out.note(f"go on with: spl thread records {args.thread} --since {records[-1]['sequence']}")
+    return 0
+
+
+def _show(args: Namespace, shell: Shell) -> int:
+    """Fold over all records of the thread, page by page, and print the sums."""
+    latest: dict[str, Any] = {}
+    sums: dict[str, Counter[str]] = {name: Counter() for name in ("actors", "acts", "kinds", "vouched_by")}
+    for latest in _walk(shell, args.thread, 0, None):
+        sums["actors"][latest["actor"]] += 1
+        sums["acts"][latest["act"]] += 1
+        sums["kinds"][str(latest["body"].get("kind", "-"))] += 1
+        sums["vouched_by"][str(latest.get("vouched_by", "-"))] += 1
+    if not latest:
+        raise _unknown(args.thread)
+    count = sums["acts"].total()
+    counted = {name: dict(sum) for name, sum in sums.items()}
+    data = {"thread": args.thread, "records": count, **counted, "latest": latest}
+    if not shell.printed("spl.thread/1", data):
+        shell.out.card([
+            ("thread", args.thread), ("records", str(count)),
+            *chain.from_iterable(column(name.replace("_", " "), _counts(sum)) for name, sum in sums.items()),
+            ("latest", str(latest["id"])), ("", f"{latest['act']} {_preview(latest['body'], shell)}".rstrip()),
+        ])  # fmt: skip
+    return 0
+
+
+def _names(shell: Shell, reserved: bool) -> Iterator[dict[str, Any]]:
+    """Yield every thread, in order of name, fetched in pages."""
+    query = [("limit", str(_PAGE_RECORDS))] + ([("reserved", "1")] if reserved else [])
+    page = shell.ctl.items("/v1/threads", query)
+    while page:
+        yield from page
+        page = shell.ctl.items("/v1/threads", [*query, ("after", page[-1]["thread"])])
+
+
+def _walk(shell: Shell, thread: str, since: int, limit: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the thread's records in order of arrival, fetched in pages; a page may be short without being the last."""
+    left = limit
+    while left is None or left > 0:
+        wanted = _PAGE_RECORDS if left is None else min(left, _PAGE_RECORDS)
+        page = shell.ctl.items("/v1/records", [("thread", thread), ("since", str(since)), ("limit", str(wanted))])
+        if not page:
+            return
+        yield from page
+        since = page[-1]["sequence"]
+        left = None if left is None else left - len(page)
+
+
+def _counts(sum: Counter[str]) -> list[str]:
+    lines = [f"{name}  {count}" for name, count in sum.most_common(_TOP)]
+    return [*lines, f"and {len(sum) - _TOP} more"] if len(sum) > _TOP else lines
+
+
+def _short(record_id: str, shell: Shell) -> str:
+    return record_id[:_ID_CHARS] if shell.out.people else record_id
+
+
+def _preview(body: Mapping[str, Any], shell: Shell) -> str:
+    """Return the body's text, or the body as JSON; to people its first characters."""
+    text = body.get("text")
+    if not isinstance(text, str):
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    if shell.out.people and len(text) > _PREVIEW_CHARS:
+        return text[: _PREVIEW_CHARS - 1] + "…"
+    return text
+
+
+def _unknown(thread: str) -> SplError:
+    return SplError("not-found", f"there is no thread {thread}", hint="spl thread list")
+
+
+TREE: Final = (
+    Group(
+        "thread",
+        "A thread is the set of records that carry its id; it exists as soon as one record does.\n"
+        "Records are listed in the order in which they arrived here.",
+        "spl thread list",
+        (
+            Command(
+                "thread list",
+                "Lists the threads with the number of their records and when the last one arrived.\n"
+                "What the daemon keeps for itself stands in threads too: --reserved lists these as well.",
+                "spl thread list --reserved",
+                _list,
+                _list_options,
+            ),
+            Command(
+                "thread records",
+                "Lists a thread's records in the order of their arrival, oldest first.\n"
+                "`-o jsonl` prints them whole, one a line; --since goes on after a sequence number.",
+                "spl thread records th_release -o jsonl",
+                _records,
+                _records_options,
+            ),
+            Command(
+                "thread show",
+                "Sums up a thread: how many records, of which acts, actors and kinds, and the latest one.\n"
+                "Vouched by names the instances that took the records in first and signed them.",
+                "spl thread show th_release",
+                _show,
+                _thread_option,
+            ),
+        ),
+    ),
+)

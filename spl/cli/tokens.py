@@ -1,0 +1,114 @@
+"""`spl token`: bearers for programs that use this daemon's API."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..core.when import duration_ms
+from .command import Command, Group, Parser, Shell, UsageError
+from .ctl import quote
+from .out import scopes_text
+
+
+def _mint_options(parser: Parser) -> None:
+    parser.add_argument("--scopes", required=True, metavar="A,B", help="what the token may do, comma-separated")
+    parser.add_argument("--ttl", metavar="DUR", help="how long it lives, such as 90d or 12h")
+    parser.add_argument("--namespace", action="append", metavar="N", help="bind it to a namespace; repeatable")
+    parser.add_argument("--pair", metavar="PAIR", help="bind it to a pair and that pair's peer")
+    parser.add_argument("--label", help="a note to recognise it by")
+
+
+def _mint(args: Namespace, shell: Shell) -> int:
+    body: dict[str, object] = {"scopes": _scopes(args.scopes)}
+    if args.ttl:
+        body["ttl_ms"] = duration_ms(args.ttl)
+    if args.namespace:
+        body["namespaces"] = args.namespace
+    for name in ("pair", "label"):
+        if getattr(args, name):
+            body[name] = getattr(args, name)
+    minted = shell.ctl.post("/v1/tokens", body)
+    if not shell.printed("spl.token/1", minted):
+        # The plaintext alone, so that TOKEN=$(spl token mint ...) works.
+        shell.out.line(str(minted["token"]))
+        shell.out.note(f"{minted['token_id']}: {', '.join(_scopes(args.scopes))}{_expiry(minted, shell)}")
+        shell.out.note("the text above is shown this once and kept nowhere")
+    return 0
+
+
+def _list(args: Namespace, shell: Shell) -> int:
+    tokens = shell.ctl.items("/v1/tokens")
+    if not shell.printed("spl.tokens/1", tokens):
+        rows = [
+            (
+                str(token["token_id"]), _state(token, shell), scopes_text(token["scopes"]),
+                ",".join(token.get("namespaces") or ["all"]), str(token.get("pair_id") or "-"),
+                str(token.get("label") or "-"),
+            )
+            for token in tokens
+        ]  # fmt: skip
+        shell.out.table(("TOKEN ID", "STATE", "SCOPES", "NAMESPACES", "PAIR", "LABEL"), rows)
+    return 0
+
+
+def _revoke_options(parser: Parser) -> None:
+    parser.add_argument("token_id", metavar="TOKEN_ID", help="from `spl token list`")
+
+
+def _revoke(args: Namespace, shell: Shell) -> int:
+    answer = shell.ctl.delete(f"/v1/tokens/{quote(args.token_id)}")
+    if not shell.printed("spl.token/1", answer):
+        shell.out.line(f"{args.token_id}  {'already_revoked' if answer.get('already') else 'revoked'}")
+    return 0
+
+
+def _scopes(text: str) -> list[str]:
+    scopes = [scope.strip() for scope in text.split(",") if scope.strip()]
+    if not scopes:
+        raise UsageError("usage", "--scopes names no scope")
+    return scopes
+
+
+def _state(token: Mapping[str, Any], shell: Shell) -> str:
+    state = str(token.get("state", "live"))
+    return shell.out.left(token["expires_at"]) if state == "live" and token.get("expires_at") else state
+
+
+def _expiry(token: Mapping[str, Any], shell: Shell) -> str:
+    return f"; {shell.out.left(token['expires_at'])}" if token.get("expires_at") else ""
+
+
+TREE: Final = (
+    Group(
+        "token",
+        "A token is a bearer text with scopes; the daemon keeps only its hash.\n"
+        "The local command line needs none, for the file mode of the socket is its credential.",
+        "spl token list",
+        (
+            Command(
+                "token mint",
+                "Makes a token with these scopes and prints its text on stdout, once.\n"
+                "Scopes: admin, records:read, records:write, config:read, config:write, aitl:approve,\n"
+                "federation:manage, federation:sync, federation:subscribe.",
+                "spl token mint --scopes records:read,records:write --ttl 30d --label dashboard",
+                _mint,
+                _mint_options,
+            ),
+            Command(
+                "token list",
+                "Lists the tokens by id, never by text, with what each may do.\n"
+                "Those of pairs stand among them, and revoking one of these stops that pair's sync.",
+                "spl token list",
+                _list,
+            ),
+            Command(
+                "token revoke",
+                "Ends a token at once, also for requests already on open connections.\n"
+                "There is no way back; mint another one instead.",
+                "spl token revoke tok_91ab03cd",
+                _revoke,
+                _revoke_options,
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,65 @@
+"""Decisions: what waits, and approving exactly what was shown."""
+
+from typing import Any
+
+from tests.cli.conftest import ALICE, Daemon, Run, error, listed
+
+ID = "pair_a1b2c3d4"
+REQUEST: dict[str, Any] = {
+    "object": "aitl_request",
+    "id": ID,
+    "kind": "federation.pair",
+    "pair_id": ID,
+    "from": ALICE,
+    "words": "otter plum nine coal fern wax",
+    "asked_at": "2026-11-23T05:59:20.000Z",
+    "expires_at": "2026-11-24T06:00:20.000Z",
+    "status": "pending",
+    "namespaces": ["default"],
+    "maps": [{"local": "a", "peer": "b"}],
+    "mode": "polling",
+    "endpoint": "https://alice.example/v1/federation/pair",
+    "digest": "d1",
+}
+
+
+def test_list_shows_the_key_words(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/aitl"] = listed(REQUEST)
+    assert spl("aitl", "list", tty=True).out == (
+        "ID             FROM                     ASKED    EXPIRES\n"
+        "pair_a1b2c3d4  did:sync:instance:alice  40s ago  24h\n"
+        "               key: otter plum nine coal fern wax\n"
+    )
+    daemon.answers["GET", "/v1/aitl?all=1"] = listed({**REQUEST, "status": "rejected"})
+    assert spl("aitl", "list", "--all").out.splitlines()[1].endswith("  2026-11-24T06:00:20.000Z  rejected")
+    daemon.answers["GET", "/v1/aitl"] = listed()
+    empty = spl("aitl", "list", tty=True)
+    assert (empty.out, empty.err) == ("", "nothing waits for a decision\n")
+
+
+def test_show_lists_all_that_an_approval_agrees_to(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/aitl/pair_a"] = REQUEST
+    out = spl("aitl", "show", "pair_a").out
+    for value in (ID, ALICE, REQUEST["words"], REQUEST["endpoint"], "default", "a:b", "polling", "d1"):
+        assert f"  {value}\n" in out, value
+
+
+def test_approve_sends_the_digest_of_what_it_shows(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/aitl/pair_a"] = REQUEST
+    daemon.answers["POST", f"/v1/aitl/{ID}/decide"] = {**REQUEST, "status": "approved"}
+    result = spl("aitl", "approve", "pair_a")
+    assert result.code == 0
+    assert result.out.startswith(f"{ID}  approved\nfrom              {ALICE}\n")
+    assert daemon.calls[-1].json() == {"decision": "approve", "digest": "d1"}
+
+
+def test_reject_with_a_reason(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", f"/v1/aitl/{ID}"] = REQUEST
+    daemon.answers["POST", f"/v1/aitl/{ID}/decide"] = {**REQUEST, "status": "rejected"}
+    assert spl("aitl", "reject", ID, "--reason", "who?").out == f"{ID}  rejected\n"
+    assert daemon.calls[-1].json() == {"decision": "reject", "digest": "d1", "reason": "who?"}
+
+
+def test_an_unknown_request_exits_6(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/aitl/nope"] = (404, error("not-found", "no"))
+    assert spl("aitl", "approve", "nope").code == 6

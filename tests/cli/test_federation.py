@@ -1,0 +1,157 @@
+"""`federation list` and the actions on a pair."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import ALICE, BOB, NOW, Daemon, Run, error, listed
+
+PAIRS = "/v1/federation/pairs"
+
+
+def a_pair(**more: Any) -> dict[str, Any]:
+    return {
+        "object": "pair",
+        "pair_id": "pair_a1b2c3d4",
+        "peer_did": BOB,
+        "url": "https://bob.example",
+        "state": "active",
+        "state_detail": "",
+        "mode": "continuous",
+        "poll_interval_ms": 300_000,
+        "initiator": True,
+        "namespaces": ["default"],
+        "last_sync_at": "2026-11-23T05:59:58.000Z",
+        **more,
+    }
+
+
+def three() -> dict[str, object]:
+    fingerprint = "-0123456789abcdef01234567"
+    return listed(
+        a_pair(),
+        a_pair(
+            pair_id="pair_0f9e8d7c",
+            peer_did=f"did:sync:instance:hosted{fingerprint}",
+            state="degraded",
+            mode="polling",
+            last_sync_at="2026-11-23T04:00:00.000Z",
+        ),
+        a_pair(
+            pair_id="pair_77aa12b0",
+            peer_did=f"did:sync:instance:nas{fingerprint}",
+            state="paused",
+            mode="on-demand",
+            state_detail="paused by peer",
+            last_sync_at=None,
+        ),
+    )
+
+
+def test_list_has_the_pages_five_columns(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", PAIRS] = three()
+    result = spl("federation", "list", tty=True)
+    assert result.out == (
+        "PAIR ID        PEER DID                  STATE             MODE        LAST SYNC\n"
+        "pair_a1b2c3d4  did:sync:instance:bob     active            continuous  2s ago\n"
+        "pair_0f9e8d7c  did:sync:instance:hosted  degraded          polling     2h ago\n"
+        "pair_77aa12b0  did:sync:instance:nas     paused (by peer)  on-demand   never\n"
+    )
+    assert result.err == "! 1 pair needs attention: spl federation show pair_0f9e8d7c\n"
+
+
+def test_list_into_a_pipe_is_exact(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", PAIRS] = listed(a_pair())
+    result = spl("federation", "list")
+    assert result.out.splitlines() == [
+        f"PAIR ID        PEER DID{' ' * 40}STATE   MODE        LAST SYNC",
+        f"pair_a1b2c3d4  {BOB}  active  continuous  2026-11-23T05:59:58.000Z",
+    ]
+    assert result.err == ""
+    wide = spl("federation", "list", "-o", "wide", tty=True).out.splitlines()
+    assert wide[0].split()[-3:] == ["NAMESPACES", "ROLE", "URL"]
+    assert wide[1].endswith("2026-11-23T05:59:58.000Z  default     initiator  https://bob.example")
+
+
+def test_list_for_programs(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", PAIRS] = listed(a_pair())
+    whole = json.loads(spl("federation", "list", "-o", "json").out)
+    assert whole == {"schema": "spl.pairs/1", "generated_at": NOW, "instance": ALICE, "data": [a_pair()]}
+    assert [json.loads(line) for line in spl("federation", "list", "-o", "jsonl").out.splitlines()] == [a_pair()]
+
+
+def test_an_empty_list_is_empty_and_says_how_to_begin(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", PAIRS] = listed()
+    result = spl("federation", "list", tty=True)
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "no pairs yet; make one with: spl federation pair URL\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "body", "answer", "printed"),
+    [
+        ("pause bob", "pause", {}, a_pair(state="paused", state_detail="paused"), "pair_a1b2c3d4  paused\n"),
+        ("pause bob", "pause", {}, a_pair(state="paused", already=True), "pair_a1b2c3d4  already_paused\n"),
+        ("resume bob", "resume", {}, a_pair(), "pair_a1b2c3d4  resumed, state active\n"),
+        (
+            "resume bob",
+            "resume",
+            {},
+            a_pair(state="paused", state_detail="paused by peer"),
+            "pair_a1b2c3d4  resumed, state paused (by peer)\n",
+        ),
+        ("revoke bob", "revoke", {}, a_pair(state="revoked"), "pair_a1b2c3d4  revoked\n"),
+        (
+            "revoke bob --reason sold",
+            "revoke",
+            {"reason": "sold"},
+            a_pair(state="revoked", already=True),
+            "pair_a1b2c3d4  already_revoked\n",
+        ),
+        ("refresh bob", "refresh", {}, a_pair(), "pair_a1b2c3d4  refreshed, state active\n"),
+        (
+            "set-mode bob on-demand",
+            "mode",
+            {"mode": "on-demand"},
+            a_pair(),
+            "pair_a1b2c3d4  mode on-demand, state active\n",
+        ),
+        (
+            "set-poll-interval bob 30s",
+            "poll-interval",
+            {"interval_ms": 30_000},
+            a_pair(mode="polling"),
+            "pair_a1b2c3d4  poll interval 30s, state active\n",
+        ),
+    ],
+)
+def test_actions(spl: Run, daemon: Daemon, line: str, path: str, body: object, answer: object, printed: str) -> None:
+    daemon.answers["POST", f"{PAIRS}/bob/{path}"] = answer
+    result = spl("federation", *line.split())
+    assert (result.code, result.out) == (0, printed)
+    assert daemon.calls[0].json() == body
+    assert spl("federation", *line.split(), "-o", "json").data == answer
+
+
+def test_an_interval_outside_of_polling_says_when_it_applies(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["POST", f"{PAIRS}/bob/poll-interval"] = a_pair(mode="on-demand")
+    assert (
+        spl("federation", "set-poll-interval", "bob", "5m").err
+        == "it applies in mode polling; this pair's mode is on-demand\n"
+    )
+
+
+def test_revoking_says_what_ended(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["POST", f"{PAIRS}/bob/revoke"] = a_pair(state="revoked")
+    assert "bob is told if it can be reached" in spl("federation", "revoke", "bob").err
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "exit_code"), [("pair-unknown", 404, 6), ("ambiguous", 409, 6), ("pair-revoked", 410, 7)]
+)
+def test_refusals_give_their_exit_code(spl: Run, daemon: Daemon, code: str, status: int, exit_code: int) -> None:
+    daemon.answers["POST", f"{PAIRS}/did:sync:instance:bob/resume"] = (status, error(code, "no"))
+    result = spl("federation", "resume", "did:sync:instance:bob")
+    assert (result.code, result.out) == (exit_code, "")
+    assert result.err.startswith(f"error: no [{code}]\n")

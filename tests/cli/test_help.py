@@ -1,0 +1,31 @@
+"""`spl help`: every code and every command can be asked for."""
+
+import pytest
+
+from spl.core.errors import CODES
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_is_explained(spl: Run, code: str) -> None:
+    result = spl("help", code)
+    assert result.code == 0
+    for text in (code, str(CODES[code].exit), CODES[code].meaning, CODES[code].fix):
+        assert text in result.out
+    assert spl("help", code.upper().replace("-", "_")).out == result.out
+
+
+def test_all_codes_in_one_list(spl: Run) -> None:
+    lines = spl("help", "codes").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(CODES)
+
+
+def test_a_commands_page(spl: Run) -> None:
+    assert spl("help", "federation", "pair").out == spl("federation", "pair", "--help").out
+    assert spl("help", "federation").out == spl("federation", "--help").out
+
+
+def test_unknown_topics(spl: Run) -> None:
+    result = spl("help", "tokn")
+    assert result.code == 2
+    assert "Did you mean 'token'?" in result.err

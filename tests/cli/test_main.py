@@ -1,0 +1,192 @@
+"""The command tree: help, unknown words, exit codes, what a client command imports."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from spl.cli import main as cli
+from spl.cli.command import Command, Group, parser_of
+from tests.cli.conftest import Daemon, Run, chunked, listed
+
+FORBIDDEN = ("asyncio", "ssl", "nacl", "http.client", "urllib.request", "uvloop", "sqlite3", "logging")
+OFFLINE = {"serve", "init"}
+
+
+@pytest.fixture(autouse=True)
+def _stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for the daemon, whose own tests are elsewhere."""
+    daemon = ModuleType("spl.daemon")
+    daemon.run, daemon.ServeOptions = lambda options: 0, dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "spl.daemon", daemon)
+
+
+def entries() -> list[Command | Group]:
+    found: list[Command | Group] = []
+    for noun in cli.PLACES:
+        entry, _ = cli.find([noun])
+        assert entry is not None
+        found.append(entry)
+        if isinstance(entry, Group):
+            found += entry.commands
+    return found
+
+
+def test_every_command_has_a_page_of_two_sentences_and_an_example(spl: Run) -> None:
+    names = [entry.name for entry in entries()]
+    assert len(names) == len(set(names)) > 30
+    for entry in entries():
+        result = spl(*entry.name.split(), "--help")
+        assert result.code == 0, entry.name
+        assert result.err == ""
+        assert f"usage: spl {entry.name}" in result.out
+        assert len(re.findall(r"[.;](\s|\Z)", entry.concept)) >= 2, entry.concept
+        assert result.out.endswith(f"{entry.example}\n")
+        assert max(map(len, entry.concept.splitlines())) <= 115
+
+
+def test_every_example_parses() -> None:
+    for entry in entries():
+        words = shlex.split(entry.example)
+        words = words[words.index("spl") + 1 :]
+        words = words[: words.index("|")] if "|" in words else words
+        command, rest = cli.find(words)
+        assert isinstance(command, Command)
+        assert command is entry or isinstance(entry, Group), entry.name
+        parser_of(command).parse_args(rest)
+
+
+def test_without_words_the_overview_lists_every_noun(spl: Run) -> None:
+    for argv in ([], ["--help"], ["help"], ["-h"]):
+        result = spl(*argv)
+        assert result.code == 0
+        for noun in cli.PLACES:
+            assert f"\n  {noun} " in result.out
+
+
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [
+        ("federation lst", "federation list"),
+        ("fedration", "federation"),
+        ("pair", "federation pair"),
+        ("aitl aprove", "aitl approve"),
+        ("statsu", "status"),
+    ],
+)
+def test_unknown_words_name_the_nearest_command(spl: Run, line: str, near: str) -> None:
+    result = spl(*line.split())
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err == f"error: unknown command '{line}'. Did you mean '{near}'? [usage]\n"
+
+
+def test_words_near_nothing_point_to_help(spl: Run) -> None:
+    result = spl("frobnicate")
+    assert (result.code, result.err) == (
+        2,
+        "error: unknown command 'frobnicate' [usage]\n  fix       spl help lists the commands\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "federation",
+        "federation pair",
+        "status extra",
+        "health -o xml",
+        "health --unknown",
+        "federation pair u --wait 5x",
+        "federation pair u --backfill --from-now",
+        "federation pair u --map music",
+        "sync a b",
+        "sync a of b",
+        "token mint --scopes ,",
+        "know",
+        "know x --clock one",
+        "know x --body [1]",
+        "thread records t --limit 0",
+        "help no such",
+    ],
+)
+def test_wrong_usage_exits_2_and_asks_no_daemon(spl: Run, line: str) -> None:
+    result = spl(*line.split())
+    assert result.code == 2, result.err
+    assert "[usage]" in result.err
+    assert result.out == ""
+
+
+def test_common_options_stand_anywhere(spl: Run, daemon: Daemon, home: Path) -> None:
+    daemon.answers["GET", "/v1/federation/pairs"] = listed()
+    elsewhere = {"SYNCROPEL_HOME": "/nonexistent"}
+    for line in (
+        "--home {} -o json federation list",
+        "federation -o json --home {} list",
+        "federation list --home={} -ojson",
+    ):
+        result = spl(*line.format(home).split(), env=elsewhere)
+        assert result.code == 0, result.err
+        assert result.data == []
+
+
+def test_no_daemon_exits_5_with_the_socket_and_the_fix(spl: Run) -> None:
+    result = spl("federation", "list", env={"SYNCROPEL_HOME": "/srv/x/.syncro", "HOME": "/srv/x"})
+    assert result.code == 5
+    assert result.err == (
+        "error: cannot reach the daemon at ~/.syncro/run/spl.sock [daemon-down]\n"
+        "  fix       spl serve\n"
+        "  docs      spl help daemon-down\n"
+    )
+
+
+def test_alias_decisions(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/aitl"] = listed()
+    assert spl("decisions", "list", "-o", "json").data == []
+
+
+def child(*argv: str, home: Path, **more: object) -> "subprocess.Popen[bytes]":
+    env = {**os.environ, "SYNCROPEL_HOME": str(home)}
+    return subprocess.Popen([sys.executable, *argv], env=env, stderr=subprocess.PIPE, **more)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> None:
+    daemon.answers["GET", "/v1/federation/pairs"] = listed()
+    script = (
+        "import sys; before = set(sys.modules)\n"
+        "from spl.cli.main import main\n"
+        "assert main(['federation', 'list']) == 0\n"
+        f"heavy = [name for name in {FORBIDDEN!r} if name in sys.modules and name not in before]\n"
+        "others = [name for name in sys.modules if name.startswith('spl.cli.')]\n"
+        "print(heavy, sorted(others))"
+    )
+    process = child("-c", script, home=home, stdout=subprocess.PIPE)
+    out, err = process.communicate(timeout=30)
+    assert err == b""
+    files = ["command", "ctl", "federation", "handshake", "main", "out", "pairview"]
+    assert out.decode() == f"[] {[f'spl.cli.{name}' for name in files]}\n"
+
+
+def test_a_broken_pipe_exits_141_quietly(daemon: Daemon, home: Path) -> None:
+    records = [{"thread": f"th_{i}", "records": 1, "last_at": None} for i in range(5000)]
+    daemon.answers["GET", "/v1/threads?limit=500"] = listed(*records)
+    daemon.answers["GET", "/v1/threads?limit=500&after=th_4999"] = listed()
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = child("-m", "spl", "thread", "list", home=home, stdout=write_end)
+    os.close(write_end)
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == 141
+
+
+def test_an_interrupt_exits_130_quietly(daemon: Daemon, home: Path) -> None:
+    daemon.answers["POST", "/v1/federation/pairs"] = lambda call: os.kill(process.pid, signal.SIGINT) or chunked()
+    process = child("-m", "spl", "federation", "pair", "http://127.0.0.1:1/", home=home, stdout=subprocess.PIPE)
+    assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == 130

@@ -1,0 +1,201 @@
+"""What reaches stdout and stderr: safe for a terminal, whole for a pipe."""
+
+import io
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.cli import out as o
+from spl.cli.out import Out, clean, label_of, short_did, size, span, span_fine
+from spl.core.errors import SplError
+from spl.core.when import ms_of
+from tests.cli.conftest import ALICE, BOB, NOW, Stream
+
+DRIVING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def an_out(
+    *, tty: bool = False, form: str = "table", encoding: str = "utf-8", **env: str
+) -> tuple[Out, Stream, Stream]:
+    stdout, stderr = Stream(tty, encoding), Stream(tty, encoding)
+    return Out(stdout, stderr, env, lambda: ms_of(NOW), form), stdout, stderr
+
+
+@given(st.text())
+def test_no_text_drives_a_terminal(text: str) -> None:
+    out, stdout, stderr = an_out()
+    out.line(text)
+    out.table(("A", "B"), [(text, text)], below=[text])
+    out.failure(SplError("usage", text, evidence=text))
+    for shown in (stdout.text, stderr.text):
+        assert not DRIVING.search(shown.replace("\n", ""))
+
+
+@given(st.text())
+def test_json_carries_every_text_unchanged(text: str) -> None:
+    out, stdout, _ = an_out(form="json")
+    assert out.data("s/1", [text], lambda: None)
+    assert json.loads(stdout.text)["data"] == [text]
+    assert "\x9b" not in stdout.text
+    assert "\x1b" not in stdout.text
+
+
+def test_clean_writes_controls_out() -> None:
+    assert clean("a\x1b[2Jb\x9b\u202ec\n") == "a\\x1b[2Jb\\x9b\\u202ec\\x0a"
+    assert clean("käse ✓") == "käse ✓"
+
+
+def test_a_narrow_terminal_loses_columns_from_the_right_and_never_wraps() -> None:
+    rows = [("aaaa", "bbbbbb", "cc"), ("a", "b", "c")]
+    for width, lines in (
+        (14, ["ONE   TWO", "aaaa  bbbbbb", "a     b"]),
+        (16, ["ONE   TWO     X", "aaaa  bbbbbb  cc", "a     b       c"]),
+        (3, ["ONE", "aaaa", "a"]),
+    ):
+        out, stdout, _ = an_out(COLUMNS=str(width))
+        out.table(("ONE", "TWO", "X"), rows)
+        assert stdout.text.splitlines() == lines
+
+
+def test_an_empty_table_prints_nothing() -> None:
+    out, stdout, _ = an_out()
+    out.table(("ONE",), [])
+    assert stdout.text == ""
+
+
+def test_colours_only_on_a_terminal_that_has_them_and_after_padding() -> None:
+    row = ("x", "active", "end")
+    for env, expected in (
+        ({}, "x  \x1b[32mactive\x1b[0m    end"),
+        ({"NO_COLOR": "1"}, "x  active    end"),
+        ({"TERM": "dumb"}, "x  active    end"),
+    ):
+        out, stdout, _ = an_out(tty=True, COLUMNS="80", **env)
+        out.table(("A", "STATE", "C"), [row, ("y", "degraded", "e")], {"STATE": o.state_paint})
+        assert stdout.text.splitlines()[1] == expected
+    out, stdout, _ = an_out()
+    out.table(("A", "STATE", "C"), [row], {"STATE": o.state_paint})
+    assert "\x1b" not in stdout.text
+
+
+def test_marks_have_ascii_forms_where_utf8_is_missing() -> None:
+    out, stdout, _ = an_out(encoding="ascii")
+    out.line("✓ ✗ ! · → ü")
+    assert stdout.text == "ok FAIL ! - -> ?\n"
+    out, stdout, _ = an_out(encoding="latin-1")
+    out.line("ü")
+    assert stdout.text == "ü\n"
+
+
+def test_an_error_is_what_evidence_why_fix_docs() -> None:
+    out, stdout, stderr = an_out()
+    out.failure(
+        SplError(
+            "manifest-signature",
+            "it does not verify.",
+            hint="on bob: spl identity generate",
+            url="https://bob.example",
+            why="the peer rotated",
+            names=["a", "b"],
+            left_ms=3,
+        )
+    )
+    assert stdout.text == ""
+    assert stderr.text == (
+        "error: it does not verify [manifest-signature]\n"
+        "  url       https://bob.example\n"
+        "  names     a, b\n"
+        "  left ms   3\n"
+        "  why       the peer rotated\n"
+        "  fix       on bob: spl identity generate\n"
+        "  docs      spl help manifest-signature\n"
+    )
+
+
+def test_quiet_drops_talk_and_keeps_warnings_and_errors() -> None:
+    out, _, stderr = an_out(tty=True, COLUMNS="80")
+    out.quiet = True
+    out.note("n"), out.hint("h"), out.detail("d"), out.progress("p"), out.warn("w"), out.failure(SplError("usage", "e"))
+    assert stderr.text == "w\nerror: e [usage]\n"
+
+
+def test_hints_go_to_people_only() -> None:
+    out, _, stderr = an_out()
+    out.hint("h"), out.note("n")
+    assert stderr.text == "n\n"
+
+
+def test_progress_is_redrawn_for_people_and_said_once_to_pipes() -> None:
+    for tty, expected in ((False, "left 2\nnext\n"), (True, "\r\x1b[Kleft 2\r\x1b[Kleft 1\r\x1b[Knext\n")):
+        out, _, stderr = an_out(tty=tty, COLUMNS="80")
+        out.progress("left 2"), out.progress("left 1"), out.warn("next")
+        out.end()
+        assert stderr.text == expected
+
+
+def test_times_are_relative_to_people_and_exact_elsewhere() -> None:
+    then, soon = "2026-11-23T05:59:58.000Z", "2026-11-23T06:03:10.000Z"
+    people, pipe, wide = an_out(tty=True)[0], an_out()[0], an_out(tty=True, form="wide")[0]
+    assert (people.ago(then), pipe.ago(then), wide.ago(then)) == ("2s ago", then, then)
+    assert (people.ago(None), pipe.ago(None)) == ("never", "never")
+    assert people.ago(soon) == "in 3m"
+    assert (people.until(soon), pipe.until(soon), people.until(then)) == ("in 3m10s", f"at {soon}", "now")
+    assert (people.left(soon), pipe.left(soon)) == ("3m left", f"until {soon}")
+    assert (people.left(then), pipe.left(then)) == ("EXPIRED", f"EXPIRED {then}")
+
+
+@pytest.mark.parametrize(
+    ("ms", "coarse", "fine"),
+    [
+        (0, "0s", "0s"),
+        (250, "0s", "250ms"),
+        (10_000, "10s", "10s"),
+        (190_000, "3m", "3m10s"),
+        (300_000, "5m", "5m"),
+        (7_500_000, "2h", "2h5m"),
+        (86_400_000, "24h", "24h"),
+        (259_200_000, "3d", "3d"),
+        (273_600_000, "3d", "3d 4h"),
+    ],
+)
+def test_spans(ms: int, coarse: str, fine: str) -> None:
+    assert (span(ms), span_fine(ms)) == (coarse, fine)
+
+
+def test_sizes() -> None:
+    assert [size(n) for n in (0, 999, 41_200_000, 18_200_000_000, 999_999)] == [
+        "0 B",
+        "999 B",
+        "41.2 MB",
+        "18.2 GB",
+        "1.0 MB",
+    ]
+
+
+def test_dids_are_short_to_people_where_no_two_look_alike() -> None:
+    other = BOB[:-1] + "0"
+    assert short_did(BOB) == "did:sync:instance:bob"
+    assert label_of(BOB) == "bob"
+    assert short_did("did:web:x-0123456789abcdef01234567") == "did:web:x-0123456789abcdef01234567"
+    people, pipe = an_out(tty=True)[0], an_out()[0]
+    assert people.dids([ALICE, BOB]) == {ALICE: "did:sync:instance:alice", BOB: "did:sync:instance:bob"}
+    assert people.dids([BOB, other]) == {BOB: BOB, other: other}
+    assert pipe.dids([ALICE]) == {ALICE: ALICE}
+
+
+def test_a_row_that_is_too_long_becomes_a_card() -> None:
+    for width, expected in (
+        ("20", "id                i\nthread            tttttttttttttttttttt\n"),
+        ("80", "i  tttttttttttttttttttt\n"),
+    ):
+        out, stdout, _ = an_out(COLUMNS=width)
+        out.row([("id", "i"), ("thread", "t" * 20)])
+        assert stdout.text == expected
+
+
+def test_a_stream_without_a_width_counts_as_a_pipe() -> None:
+    out = Out(io.StringIO(), io.StringIO(), {"COLUMNS": "+5"}, lambda: 0)
+    assert out._columns is None

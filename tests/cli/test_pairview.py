@@ -1,0 +1,142 @@
+"""`federation show`: one pair on one page."""
+
+from typing import Any
+
+from spl.cli.pairview import cursor_text, state_of
+from tests.cli.conftest import Daemon, Run
+from tests.cli.test_federation import PAIRS, a_pair
+
+DETAIL: dict[str, Any] = {
+    "pair_id": "pair_0f9e8d7c",
+    "peer_did": "did:sync:instance:hosted-0123456789abcdef01234567",
+    "url": "https://hosted.example",
+    "state": "degraded",
+    "mode": "polling",
+    "since": "2026-11-23T04:00:00.000Z",
+    "reason": "token-expired",
+    "next_attempt_at": "2026-11-23T06:03:10.000Z",
+    "attempt": 7,
+    "last_error": {
+        "class": "AUTH",
+        "code": "auth-invalid",
+        "message": "the token expired",
+        "at": "2026-11-23T05:59:00.000Z",
+    },
+    "last_sync_cursor": {"clock": 42, "lag_records": 138},
+    "outbound": {"clock": 17, "lag_records": 0},
+    "last_confirmed_at": "2026-11-23T04:00:00.000Z",
+    "peer_view": {
+        "state": "active",
+        "reason": "",
+        "head": 180,
+        "acked": 42,
+        "queue": 0,
+        "at": "2026-11-23T05:59:48.000Z",
+    },
+    "manifest": {
+        "did": "did:sync:instance:hosted",
+        "pair_endpoint": "https://hosted.example/v1/federation/pair",
+        "signed_at": "2026-11-22T05:00:00.000Z",
+        "fetched_at": "2026-11-23T05:56:00.000Z",
+        "expires_at": "2026-11-29T07:00:00.000Z",
+    },
+    "peer_words": "moss lark ten pine clay reed",
+    "our_words": "otter plum nine coal fern wax",
+    "tokens": [
+        {
+            "direction": "issued to us",
+            "token_id": "tok_5c1e",
+            "scopes": ["federation:sync", "federation:subscribe"],
+            "expires_at": "2026-11-23T05:00:00.000Z",
+            "state": "live",
+        },
+        {
+            "direction": "issued by us",
+            "token_id": "tok_91ab",
+            "scopes": ["federation:sync"],
+            "expires_at": "2027-01-23T07:00:00.000Z",
+            "state": "revoked",
+        },
+    ],
+    "grants": [{"namespace": "music", "maps": ["music", "projects/music"], "level": "L1"}],
+    "maps": [{"local": "a", "peer": "b"}],
+    "refused_records": 2,
+    "transitions": [
+        {"at": "2026-11-23T02:04:11Z", "from": "active", "to": "degraded", "reason": "token-expired"},
+        {"at": "2026-11-12T09:31:02Z", "from": "establishing", "to": "active", "reason": ""},
+    ],
+    "fix": "spl federation refresh pair_0f9e8d7c",
+}
+
+ENDPOINT = "https://hosted.example/v1/federation/pair"
+
+PAGE = f"""\
+pair_id           pair_0f9e8d7c
+peer              did:sync:instance:hosted-0123456789abcdef01234567   https://hosted.example
+state             degraded since 2h ago (token-expired)
+mode              polling every 5m, next attempt in 3m10s (attempt 7)
+last_sync_cursor: clock=42, lagging by 138 records
+read by the peer  clock=17, lagging by 0 records
+last confirmed    2h ago
+peer view         active, head 180, acked 42, queue 0, 12s ago
+manifest          did:sync:instance:hosted, {ENDPOINT}, signed 25h ago, fetched 4m ago, expires in 6d 1h
+peer key          moss lark ten pine clay reed
+our key           otter plum nine coal fern wax
+namespaces        default
+maps              a:b
+tokens            issued to us  tok_5c1e  federation:sync,federation:subscribe  EXPIRED
+                  issued by us  tok_91ab  federation:sync  61d left  revoked
+grants            music -> music, projects/music (L1)
+refused           2 records
+last error        AUTH the token expired [auth-invalid], 1m ago
+transitions       2026-11-23T02:04:11Z active -> degraded  token-expired
+                  2026-11-12T09:31:02Z establishing -> active
+fix               spl federation refresh pair_0f9e8d7c
+"""
+
+
+def test_the_page(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", f"{PAIRS}/pair_0f"] = a_pair(**DETAIL)
+    result = spl("federation", "show", "pair_0f", tty=True)
+    assert (result.code, result.out, result.err) == (0, PAGE, "")
+
+
+def test_times_are_exact_in_a_pipe_and_the_cursor_line_is_literal(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", f"{PAIRS}/pair_0f"] = a_pair(**DETAIL)
+    lines = spl("federation", "show", "pair_0f").out.splitlines()
+    assert "last_sync_cursor: clock=42, lagging by 138 records" in lines
+    assert "mode              polling every 5m, next attempt at 2026-11-23T06:03:10.000Z (attempt 7)" in lines
+    assert "ago" not in " ".join(lines)
+
+
+def test_a_young_pair_has_no_line_for_what_is_unknown(spl: Run, daemon: Daemon) -> None:
+    young = {
+        "since": "2026-11-23T05:59:58.000Z",
+        "reason": "",
+        "last_sync_cursor": None,
+        "outbound": None,
+        "peer_view": None,
+        "manifest": None,
+        "tokens": [],
+        "transitions": [],
+        "fix": None,
+        "last_error": None,
+        "next_attempt_at": None,
+    }
+    pair = a_pair(state="establishing", state_detail="waiting for approval by the peer", mode="on-demand", **young)
+    daemon.answers["GET", f"{PAIRS}/p"] = pair
+    assert spl("federation", "show", "p", tty=True).out.splitlines()[2:] == [
+        "state             establishing since 2s ago (waiting for approval by the peer)",
+        "mode              on-demand",
+        "last_sync_cursor: none yet",
+        "namespaces        default",
+    ]
+    assert spl("federation", "show", "p", "-o", "json").data == pair
+
+
+def test_states_and_cursors_as_text() -> None:
+    assert state_of({"state": "paused", "state_detail": "paused by both"}) == "paused (by both)"
+    assert state_of({"state": "paused", "state_detail": "paused"}) == "paused"
+    assert state_of({"state": "degraded", "state_detail": "token-expired"}) == "degraded"
+    assert state_of({"state": "revoked", "state_detail": "revoked by peer: sold"}) == "revoked"
+    assert cursor_text({"clock": 1, "lag_records": None}) == "clock=1, lagging by unknown records"

@@ -1,0 +1,19 @@
+"""Configuration, one line a setting."""
+
+from tests.cli.conftest import Daemon, Run, listed
+
+
+def test_show(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/config"] = listed(
+        {"key": "port", "value": 9100, "source": "default"},
+        {"key": "auth.required", "value": True, "source": "config.toml:4"},
+        {"key": "http.allowed_hosts", "value": ["a", "b"], "source": "flag"},
+        {"key": "public_url", "value": None, "source": "default"},
+    )
+    assert spl("config", "show").out == (
+        "KEY                 VALUE  SOURCE\n"
+        "port                9100   default\n"
+        "auth.required       true   config.toml:4\n"
+        "http.allowed_hosts  a, b   flag\n"
+        "public_url                 default\n"
+    )
