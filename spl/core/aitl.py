@@ -65,18 +65,20 @@ class Request:
             "expires_at": when.text_of(self.expires_at_ms),
         }
 
-    def to_json(self) -> dict[str, object]:
-        """Return what `aitl list` shows."""
-        return {
-            "object": "aitl_request",
-            "id": self.request_id,
-            "kind": self.type,
-            "pair_id": self.request_id,
-            **{name: value for name, value in self.to_body().items() if name not in ("request_id", "type")},
-            "status": self.status.value,
-            "reason": self.reason,
-            "decided_at": when.text_of(self.decided_at_ms) if self.decided_at_ms else None,
-        }
+
+def request_summary(request: Request) -> dict[str, object]:
+    """Return what `aitl list` shows of a request."""
+    body = request.to_body()
+    return {
+        "object": "aitl_request",
+        "id": body.pop("request_id"),
+        "kind": body.pop("type"),
+        "pair_id": request.request_id,
+        **body,
+        "status": request.status.value,
+        "reason": request.reason,
+        "decided_at": when.text_of(request.decided_at_ms) if request.decided_at_ms else None,
+    }
 
 
 def decision_body(request: Request, status: Status, reason: str, now_ms: int) -> dict[str, object]:

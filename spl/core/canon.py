@@ -51,8 +51,9 @@ def decode(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any:
     Nesting counts arrays and objects.  Raises CanonError "bad-json".
     """
     try:
-        value = json.loads(data.decode(), parse_float=_float, parse_int=_int, parse_constant=_constant,
-                           object_pairs_hook=_unique)
+        value = json.loads(
+            data.decode(), parse_float=_float, parse_int=_int, parse_constant=_constant, object_pairs_hook=_unique
+        )
         if data.count(b"{") + data.count(b"[") > levels_max and _levels(value) > levels_max:
             raise CanonError("bad-json", f"nested deeper than {levels_max} levels")
         if b"\\u" in data:

@@ -5,8 +5,8 @@ noticed) and one lane per (namespace, level, rule), each with its own *arrival* 
 with an old clock is never skipped.  Outside it is opaque text, bound to the pair, of a length that tells nothing but
 roughly how many lanes there are.  The consumer stores and returns it unread, at most `TEXT_CHARS_MAX` characters.
 
-Layout before sealing: version, epoch (length, text), run sequence, run (length, text), lane count, then per lane its
-12-byte key, position and count; zeros up to a multiple of 64.  Integers are big-endian.
+Layout before sealing: version, flags (1: whole), epoch (length, text), run sequence, run (length, text), lane count,
+then per lane its 12-byte key, position and count; zeros up to a multiple of 64.  Integers are big-endian.
 """
 
 import base64
@@ -48,12 +48,16 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The place of one pair in one log: running hash `run` after line `run_seq` of the store's `epoch`, and lanes."""
+    """The place of one pair in one log: running hash `run` after line `run_seq` of the store's `epoch`, and lanes.
+
+    `whole`: a reading from the start that leaves out nothing, not even what the pair itself delivered.
+    """
 
     epoch: str
     run_seq: int
     run: str
     lanes: tuple[Lane, ...] = ()
+    whole: bool = False
 
     def by_key(self) -> Mapping[str, Lane]:
         """Return the lanes by their keys."""
@@ -90,10 +94,17 @@ def open_(text: str, key: bytes, pair_id: str) -> Cursor:
 
 def _pack(cursor: Cursor) -> bytes:
     assert len(cursor.lanes) <= LANES_MAX
-    parts = [bytes((_VERSION,)), _name(cursor.epoch), _SEQ.pack(cursor.run_seq), _name(cursor.run),
-             bytes((len(cursor.lanes),))]
-    parts += [_LANE.pack(bytes.fromhex(lane.key), lane.position, lane.count)
-              for lane in sorted(cursor.lanes, key=lambda lane: lane.key)]
+    parts = [
+        bytes((_VERSION, cursor.whole)),
+        _name(cursor.epoch),
+        _SEQ.pack(cursor.run_seq),
+        _name(cursor.run),
+        bytes((len(cursor.lanes),)),
+    ]
+    parts += [
+        _LANE.pack(bytes.fromhex(lane.key), lane.position, lane.count)
+        for lane in sorted(cursor.lanes, key=lambda lane: lane.key)
+    ]
     packed = b"".join(parts)
     return packed + bytes(-len(packed) % _PAD_BYTES)
 
@@ -101,14 +112,14 @@ def _pack(cursor: Cursor) -> bytes:
 def _unpack(packed: bytes) -> Cursor:
     if packed[0] != _VERSION:
         raise CursorError("cursor-invalid", f"the cursor has version {packed[0]}, we speak {_VERSION}")
-    epoch, at = _named(packed, 1)
+    epoch, at = _named(packed, 2)
     (run_seq,) = _SEQ.unpack_from(packed, at)
     run, at = _named(packed, at + _SEQ.size)
     lanes = []
     for index in range(packed[at]):
         raw, position, count = _LANE.unpack_from(packed, at + 1 + index * _LANE.size)
         lanes.append(Lane(raw.hex(), min(position, _NUMBER_MAX), min(count, _NUMBER_MAX)))
-    return Cursor(epoch, run_seq, run, tuple(lanes))
+    return Cursor(epoch, run_seq, run, tuple(lanes), packed[1] == 1)
 
 
 def _name(text: str) -> bytes:

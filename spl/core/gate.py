@@ -7,8 +7,6 @@ Cost per record: one encoding and hash of the record, one Ed25519 check (or, in 
 the memory of checked roots).  A gate belongs to one pull; threads may share it.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,26 +33,27 @@ class Verdict:
 
 
 class Roots:
-    """Batch signatures that were checked: a bounded memory shared by all pulls and threads."""
+    """Batch signatures that were checked: a bounded memory shared by all pulls and threads.
+
+    Two generations instead of an order: when the younger is full the older is forgotten.  A set takes one member at a
+    time and a name is bound at once, so no lock is needed; the worst that a race costs is a second check.
+    """
 
     def __init__(self, count_max: int) -> None:
-        self._count_max = count_max
-        self._seen: OrderedDict[tuple[bytes, int, bytes, bytes], None] = OrderedDict()
-        self._lock = threading.Lock()
+        self._half = max(1, count_max // 2)
+        self._young: set[tuple[bytes, int, bytes, bytes]] = set()
+        self._old: set[tuple[bytes, int, bytes, bytes]] = set()
 
     def verify(self, key: bytes, size: int, root: bytes, value: bytes) -> bool:
         """Tell whether the key signed this root for this size; only what verified is remembered."""
         name = (key, size, root, value)
-        with self._lock:
-            if name in self._seen:
-                self._seen.move_to_end(name)
-                return True
-        if not keys.verify(key, batch.signed_text(size, root), value):
+        if name in self._young:
+            return True
+        if name not in self._old and not keys.verify(key, batch.signed_text(size, root), value):
             return False
-        with self._lock:
-            self._seen[name] = None
-            if len(self._seen) > self._count_max:
-                self._seen.popitem(last=False)
+        if len(self._young) >= self._half:
+            self._old, self._young = self._young, set()
+        self._young.add(name)
         return True
 
 
@@ -88,7 +87,7 @@ class Gate:
         try:
             envelope = record.from_json(value, self.limits)
             if envelope.raw.count(b"{") + envelope.raw.count(b"[") > self.limits.nesting_levels + 2:
-                # `page.decode` reads plainly; only what may be too deep is decoded a second time, with the strict decoder.
+                # `page.decode` reads plainly; only what may be too deep is decoded again, with the strict decoder.
                 envelope = record.parse(envelope.raw, self.limits)
         except SplError as exc:
             return Verdict(claimed_id(value), name, exc.code)
@@ -126,8 +125,11 @@ class Gate:
 def claimed_id(value: object) -> str:
     """Return the id that a decoded envelope claims, or a digest in its place, so that the ledger can name it."""
     claimed = value.get("id") if isinstance(value, dict) else None
-    return claimed if isinstance(claimed, str) and record.is_id(claimed) else keys.digest(repr(value)[:4096].encode(
-        errors="replace"))
+    return (
+        claimed
+        if isinstance(claimed, str) and record.is_id(claimed)
+        else keys.digest(repr(value)[:4096].encode(errors="replace"))
+    )
 
 
 def _usable_keys(chain: Chain, from_signer: bool) -> dict[str, bytes]:

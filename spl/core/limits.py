@@ -81,6 +81,7 @@ class Limits:
     errors_until_degraded: int = 5
     fetch_ids: int = 1000
     chain_links: int = 64
+    chains_count: int = 4096
     manifest_refresh_s: float = 6 * 3600.0
     manifest_ttl_s: float = 7 * 86_400.0
     token_ttl_s: float = 90 * 86_400.0

@@ -40,17 +40,17 @@ class Page:
         return len(self.values)
 
 
-def assemble(
-    envelopes: Sequence[bytes], ns: Sequence[str], next_cursor: str, has_more: bool, view: Mapping[str, object]
-) -> bytes:
-    """Return the bytes of a page; the envelopes go in as they are stored."""
-    tail = {"ns": list(ns), "next_cursor": next_cursor, "has_more": has_more, "peer_view": dict(view)}
-    rest = json.dumps(tail, ensure_ascii=False, separators=(",", ":")).encode()
+def assemble(envelopes: Sequence[bytes], ns: Sequence[str], **tail: object) -> bytes:
+    """Return the bytes of a page, or of an answer like one; the envelopes go in as they are stored."""
+    rest = json.dumps({"ns": list(ns), **tail}, ensure_ascii=False, separators=(",", ":")).encode()
     return b"".join((b'{"records":[', b",".join(envelopes), b"],", rest[1:]))
 
 
-def decode(data: bytes, records_max: int) -> Page:
-    """Return the page in a peer's answer; raise PageError "answer-malformed"."""
+def decode(data: bytes, records_max: int, *, fetched: bool = False) -> Page:
+    """Return the page in a peer's answer; `fetched`: records asked for by id, which come without a cursor.
+
+    Raises PageError "answer-malformed".
+    """
     value = decode_many(data)
     if not isinstance(value, dict):
         raise PageError("answer-malformed", "a page is a JSON object")
@@ -59,6 +59,8 @@ def decode(data: bytes, records_max: int) -> Page:
         raise PageError("answer-malformed", "a page has the lists records and ns, equally long")
     if len(records) > records_max:
         raise PageError("answer-malformed", f"the page holds {len(records)} records, {records_max} were asked for")
+    if fetched:
+        cursor = "none"
     if not isinstance(cursor, str) or not 0 < len(cursor) <= TEXT_CHARS_MAX or not cursor.isascii():
         raise PageError("answer-malformed", f"next_cursor is a text of 1 to {TEXT_CHARS_MAX} ASCII characters")
     has_more, view = value.get("has_more"), value.get("peer_view", {})
@@ -84,8 +86,11 @@ def decode_many(data: bytes) -> Any:
 def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
     """Return the members of a peer's view that are of the known form; texts are cut at 200 characters."""
     texts = {name: view[name][:200] for name in ("state", "reason") if isinstance(view.get(name), str)}
-    counts = {name: view[name] for name in ("head", "acked", "queue", "clock")
-              if type(view.get(name)) is int and 0 <= view[name] < 2**63}
+    counts = {
+        name: view[name]
+        for name in ("head", "acked", "queue", "clock")
+        if type(view.get(name)) is int and 0 <= view[name] < 2**63
+    }
     return {**texts, **counts}
 
 

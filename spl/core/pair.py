@@ -14,7 +14,7 @@ effects.  Every body tells a restart all it must know: never secrets, but sealed
                                                                         Degraded
     any of them: -Revoke-> Revoking (tokens dead, the peer is being told) -Told-> Revoked;  -End-> Revoked
 
-Unlisted above and without a change of state: Configure, ManifestChange, TokenChange; Approve again mints again.
+Unlisted above and without a change of state: Configure, ManifestChange, TokenChange.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from . import manifest, when
-from .aitl import Request, fold_requests
+from .aitl import Request, fold_requests, request_summary
 from .did import grown
 from .errors import SplError
 from .limits import Limits
@@ -51,7 +51,7 @@ from .standing import (
     maps_from_json,
 )
 
-__all__ = ["Pair", "PairError", "Phase", "Request", "apply", "fold", "fold_requests", "summary"]
+__all__ = ["Pair", "PairError", "Phase", "Request", "apply", "fold", "fold_requests", "request_summary", "summary"]
 
 PREFIX: Final = "syncropel.federation."
 TRANSITIONS_MAX: Final = 20
@@ -200,8 +200,7 @@ def _token_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pa
         case "issued to us":
             return replace(pair, issued_to_us=_token_ref(body["token"]))
         case "issued by us":
-            sealed = str(body.get("sealed", pair.proposal.sealed))
-            return replace(pair, issued_by_us=_token_ref(body["token"]), proposal=replace(pair.proposal, sealed=sealed))
+            return replace(pair, issued_by_us=_token_ref(body["token"]))
     raise PairError("bad-field", "the change of a token is unknown")
 
 
@@ -276,7 +275,7 @@ ESTABLISHING: Final = frozenset({Requested, Waiting, Answered, Asked, Approved})
 RULES: Final[Mapping[str, tuple[frozenset[type], Callable[[Pair | None, Mapping[str, Any], int], Pair]]]] = {
     "pair_init.v1": (frozenset({type(None)}), _init),
     "pair_pending.v1": (frozenset({type(None), Requested}), _pending),
-    "pair.genesis.v1": (frozenset({Requested, Waiting, Answered, Asked, Approved}), _genesis),
+    "pair.genesis.v1": (frozenset({Requested, Waiting, Asked}), _genesis),
     "pair_active.v1": (frozenset({Answered, Approved}), _active),
     "pair_config.v1": (ESTABLISHED, _config),
     "pair_pause.v1": (frozenset(state for state, _ in PAUSES), _paused),

@@ -23,9 +23,16 @@ DATA_TYPES: Final = frozenset({"SCALAR", "FORMULA", "DISTRIBUTION", "REFERENCE",
 CLOCK_MAX: Final = 2**63 - 1
 HASHED: Final = ("act", "actor", "body", "clock", "data_type", "parents", "thread")
 FIELDS: Final = frozenset({*HASHED, "judged_by"})
-RESERVED_THREADS: Final = frozenset({
-    "th_federation_pairs", "th_consent", "th_engine_config", "th_namespace_registry", "th_aitl", "th_api_tokens",
-})
+RESERVED_THREADS: Final = frozenset(
+    {
+        "th_federation_pairs",
+        "th_consent",
+        "th_engine_config",
+        "th_namespace_registry",
+        "th_aitl",
+        "th_api_tokens",
+    }
+)
 AUDIT_PREFIX: Final = "th_audit_"
 NAMESPACE_DEFAULT: Final = "default"
 INSTANCE_PREFIX: Final = "did:sync:instance:"
@@ -88,9 +95,16 @@ def check(value: object, limits: Limits) -> dict[str, Any]:
     if value.keys() - FIELDS:
         raise RecordError("bad-field", f"unknown field {min(value.keys() - FIELDS)[:40]!r}")
     record = {"data_type": "SCALAR", "judged_by": None, "parents": [], **value}
-    for name, rule in (("act", _act), ("actor", _actor), ("body", _body), ("clock", _clock),
-                       ("data_type", _data_type), ("judged_by", _judged_by), ("parents", _parents),
-                       ("thread", _thread)):
+    for name, rule in (
+        ("act", _act),
+        ("actor", _actor),
+        ("body", _body),
+        ("clock", _clock),
+        ("data_type", _data_type),
+        ("judged_by", _judged_by),
+        ("parents", _parents),
+        ("thread", _thread),
+    ):
         if name not in record:
             raise RecordError("bad-field", f"field {name!r} is missing")
         fault = rule(record[name], limits)

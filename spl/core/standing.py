@@ -16,6 +16,7 @@ from .manifest import Manifest
 
 MODES: Final = ("polling", "continuous", "on-demand")
 STARTS: Final = ("beginning", "present")
+SUPERSEDED: Final = "superseded"
 
 
 class PairError(SplError):
@@ -304,6 +305,11 @@ class Pair:
         return self.state.serves
 
     @property
+    def paused_by(self) -> str:
+        """Who paused: "us", "peer", "both", or "" when it is not paused."""
+        return _PAUSERS.get(type(self.state), "")
+
+    @property
     def ended(self) -> bool:
         """Whether the pair is revoked, or as good as."""
         return self.state.phase is Phase.REVOKED
@@ -327,3 +333,6 @@ def maps_from_json(value: object) -> tuple[tuple[str, str], ...]:
             raise PairError("bad-field", "a map names two namespaces")
         maps.append((local, peer))
     return tuple(maps)
+
+
+_PAUSERS: Final[Mapping[type[State], str]] = {PausedByUs: "us", PausedByPeer: "peer", PausedByBoth: "both"}

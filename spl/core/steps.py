@@ -29,9 +29,6 @@ from .standing import (
     Waiting,
 )
 
-AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "token-expired"})
-
-
 # -- events: what happened
 
 
@@ -136,11 +133,10 @@ class ManifestChange:
 
 @dataclass(frozen=True, slots=True)
 class TokenChange:
-    """A token was replaced; `sealed` is ours as it travels, where the handshake still has to send it."""
+    """A token was replaced by a new one."""
 
     by_us: bool
     token: TokenRef
-    sealed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +153,10 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """It is over without a word of ours: rejected, expired, superseded, or revoked by the peer, signed."""
+    """It is over at once: rejected, expired, superseded, or revoked by the peer, signed.  `note` is for our records."""
 
     reason: str
+    note: str = ""
 
 
 Event = (
@@ -243,11 +240,6 @@ def decide(pair: Pair | None, event: Event, now_ms: int) -> tuple[Pair, tuple[Ef
     return after, (Append(PREFIX + kind, body), Audit(transition, str(body.get("reason", ""))), *effects)
 
 
-def degrades(code: str, in_a_row: int, errors_max: int) -> bool:
-    """Tell whether a failed sync makes the pair degraded: an auth refusal at once, else `errors_max` in a row."""
-    return code in AUTH_CODES or in_a_row >= errors_max
-
-
 def _begin(_: Pair | None, event: Any) -> _Move:
     members = {"peer_did": event.proposal.manifest["daemon"]["did"], **event.proposal.to_json()}
     return "pair_init.v1", {**members, "poll_interval_ms": event.poll_interval_ms}, ()
@@ -316,11 +308,9 @@ def _manifest_change(pair: Pair, event: ManifestChange) -> _Move:
 
 
 def _token_change(pair: Pair, event: TokenChange) -> _Move:
-    """A token of ours is minted at once where the pair is live; before the genesis, the genesis mints it."""
     change = "issued by us" if event.by_us else "issued to us"
-    sealed = {"sealed": event.sealed} if event.sealed else {}
-    mint = (Mint(event.token, pair.namespaces),) if event.by_us and pair.live else ()
-    return "pair_token.v1", {"change": change, "token": event.token.to_json(), **sealed}, mint
+    mint = (Mint(event.token, pair.namespaces),) if event.by_us else ()
+    return "pair_token.v1", {"change": change, "token": event.token.to_json()}, mint
 
 
 def _revoke(pair: Pair, event: Revoke) -> _Move:
@@ -333,31 +323,34 @@ def _told(pair: Pair, event: Told) -> _Move:
 
 def _end(pair: Pair, event: End) -> _Move:
     kind = "pair_rejected.v1" if type(pair.state) in ESTABLISHING else "pair.revoke.v1"
-    return kind, {"reason": event.reason}, (KillTokens(), DropSecrets())
+    note = {"note": event.note} if event.note else {}
+    return kind, {"reason": event.reason, **note}, (KillTokens(), DropSecrets())
 
 
 def _rows(states: Iterable[type], event: type, step: Callable[..., _Move]) -> dict[tuple[type, type], Any]:
     return {(state, event): step for state in states}
 
 
-STEPS: Final[Mapping[tuple[type, type], Callable[..., _Move]]] = MappingProxyType({
-    **_rows([type(None)], Begin, _begin),
-    **_rows([type(None)], Ask, _ask),
-    **_rows([Requested], Park, _park),
-    **_rows([Requested, Waiting], Grant, _grant),
-    **_rows([Asked, Approved], Approve, _approve),
-    **_rows([Answered, Approved], Confirm, _confirm),
-    **_rows([Active, Degraded, PausedByPeer], Pause, _pause),
-    **_rows([PausedByUs, PausedByBoth], Resume, _resume),
-    **_rows([Active, Degraded, PausedByUs], PeerPause, _peer_pause),
-    **_rows([PausedByPeer, PausedByBoth], PeerResume, _peer_resume),
-    **_rows([Active, Degraded], Degrade, _degrade),
-    **_rows([Degraded], Recover, _recover),
-    **_rows(ESTABLISHED, Configure, _configure),
-    **_rows(ESTABLISHED | ESTABLISHING, ManifestChange, _manifest_change),
-    **_rows(ESTABLISHED | ESTABLISHING, TokenChange, _token_change),
-    **_rows(ESTABLISHED | ESTABLISHING, Revoke, _revoke),
-    **_rows([Revoking], Told, _told),
-    **_rows(ESTABLISHED | ESTABLISHING | {Revoking}, End, _end),
-})
+STEPS: Final[Mapping[tuple[type, type], Callable[..., _Move]]] = MappingProxyType(
+    {
+        **_rows([type(None)], Begin, _begin),
+        **_rows([type(None)], Ask, _ask),
+        **_rows([Requested], Park, _park),
+        **_rows([Requested, Waiting], Grant, _grant),
+        **_rows([Asked], Approve, _approve),
+        **_rows([Answered, Approved], Confirm, _confirm),
+        **_rows([Active, Degraded, PausedByPeer], Pause, _pause),
+        **_rows([PausedByUs, PausedByBoth], Resume, _resume),
+        **_rows([Active, Degraded, PausedByUs], PeerPause, _peer_pause),
+        **_rows([PausedByPeer, PausedByBoth], PeerResume, _peer_resume),
+        **_rows([Active, Degraded], Degrade, _degrade),
+        **_rows([Degraded], Recover, _recover),
+        **_rows(ESTABLISHED, Configure, _configure),
+        **_rows(ESTABLISHED | ESTABLISHING, ManifestChange, _manifest_change),
+        **_rows(ESTABLISHED, TokenChange, _token_change),
+        **_rows(ESTABLISHED | ESTABLISHING, Revoke, _revoke),
+        **_rows([Revoking], Told, _told),
+        **_rows(ESTABLISHED | ESTABLISHING | {Revoking}, End, _end),
+    }
+)
 """One row per arrow: (state, event) -> step."""

@@ -73,7 +73,7 @@ def test_a_minted_text_parses_back(env: str, sa: str) -> None:
     "text",
     [
         "",
-        "spl",
+        "hunter2",
         TEXT + "\n",
         TEXT + "_",
         " " + TEXT,

@@ -22,9 +22,13 @@ LANES = st.lists(
 NAMES = st.text("0123456789abcdef", max_size=64)
 
 
-@given(epoch=NAMES, run_seq=NUMBERS, run=NAMES, lanes=LANES, nonce=st.binary(min_size=24, max_size=24))
-def test_what_is_sealed_is_what_opens(epoch: str, run_seq: int, run: str, lanes: list[Lane], nonce: bytes) -> None:
-    cursor = Cursor(epoch, run_seq, run, tuple(sorted(lanes, key=lambda lane: lane.key)))
+@given(
+    epoch=NAMES, run_seq=NUMBERS, run=NAMES, lanes=LANES, whole=st.booleans(), nonce=st.binary(min_size=24, max_size=24)
+)
+def test_what_is_sealed_is_what_opens(
+    epoch: str, run_seq: int, run: str, lanes: list[Lane], whole: bool, nonce: bytes
+) -> None:
+    cursor = Cursor(epoch, run_seq, run, tuple(sorted(lanes, key=lambda lane: lane.key)), whole)
     text = seal(cursor, KEY, nonce, PAIR)
     assert open_(text, KEY, PAIR) == cursor
     assert len(text) <= cursors.TEXT_CHARS_MAX

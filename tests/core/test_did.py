@@ -53,7 +53,9 @@ def test_multibase_equals_the_published_form() -> None:
     assert did.multibase(KEYS[0].public, "x25519").startswith("z6LS")
 
 
-@pytest.mark.parametrize("text", ["", "z", "f00", "z0", "z" + "1" * 63, "z" + "1" * 100, None, 7, did.multibase(b"1" * 32) + "1"])
+@pytest.mark.parametrize(
+    "text", ["", "z", "f00", "z0", "z" + "1" * 63, "z" + "1" * 100, None, 7, did.multibase(b"1" * 32) + "1"]
+)
 def test_other_texts_are_no_keys(text: object) -> None:
     with pytest.raises(DidError) as caught:
         did.key_of(text)
@@ -81,11 +83,21 @@ def test_a_chain_verifies_after_its_way_through_json(count: int) -> None:
     assert all(chain.key_at(did.multibase(key)) == key for key in chain.keys)
 
 
-@pytest.mark.parametrize("name, value", [
-    ("index", 3), ("index", True), ("from", did.multibase(KEYS[3].public)), ("to", did.multibase(KEYS[3].public)),
-    ("at", "2020-01-01T00:00:00Z"), ("reason", "compromised"), ("reason", "bored"), ("signature", "AAAA"), ("at", 7),
-    ("signature", None),
-])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("index", 3),
+        ("index", True),
+        ("from", did.multibase(KEYS[3].public)),
+        ("to", did.multibase(KEYS[3].public)),
+        ("at", "2020-01-01T00:00:00Z"),
+        ("reason", "compromised"),
+        ("reason", "bored"),
+        ("signature", "AAAA"),
+        ("at", 7),
+        ("signature", None),
+    ],
+)
 def test_a_chain_with_one_changed_field_never_verifies(name: str, value: object) -> None:
     steps = statements(grown_chain(3))
     steps[1] = {**steps[1], name: value}

@@ -11,7 +11,9 @@ def test_good_names(name: str) -> None:
     assert namespace.check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "/", "a/", "/a", "A", "a b", "a/b/c/d/e", "a" * 64, "-a", "_a", "a//b", None, 7, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "/", "a/", "/a", "A", "a b", "a/b/c/d/e", "a" * 64, "-a", "_a", "a//b", None, 7, "a\n"]
+)
 def test_bad_names_are_refused(name: object) -> None:
     with pytest.raises(NamespaceError) as caught:
         namespace.check_name(name)
@@ -38,12 +40,18 @@ def test_the_missing_ancestor_is_named_with_the_command_that_makes_it() -> None:
     assert caught.value.hint == "spl namespace create music"
 
 
-@pytest.mark.parametrize("body", [
-    {}, {"kind": namespace.KIND_CREATE}, {"kind": namespace.KIND_CREATE, "name": 7}, {"kind": "other", "name": "a"},
-    {"kind": namespace.KIND_STATE, "name": "nobody", "state": "archived"},
-    {"kind": namespace.KIND_STATE, "name": "default", "state": "odd"},
-    {"kind": namespace.KIND_SHARE, "name": "default", "shared": "yes"},
-])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"kind": namespace.KIND_CREATE},
+        {"kind": namespace.KIND_CREATE, "name": 7},
+        {"kind": "other", "name": "a"},
+        {"kind": namespace.KIND_STATE, "name": "nobody", "state": "archived"},
+        {"kind": namespace.KIND_STATE, "name": "default", "state": "odd"},
+        {"kind": namespace.KIND_SHARE, "name": "default", "shared": "yes"},
+    ],
+)
 def test_the_fold_skips_what_it_cannot_use(body: dict[str, object]) -> None:
     assert namespace.fold(REGISTRY_EMPTY, body) == REGISTRY_EMPTY
 

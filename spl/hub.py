@@ -1,0 +1,414 @@
+"""The one door for writes: everything that is stored passes here, in groups that share one write and one fdatasync.
+
+Callers submit items and get a future; the writer (a thread in the daemon, a plain call in tests) takes all that wait,
+checks them, gives clocks, signs, appends, folds them into the views, wakes listeners, and only then answers.  So
+nobody is told of a record before it is durable.  A submission is atomic in order: one refused item refuses it whole,
+and refuses nothing else.
+
+No lock around the checks: the writer is the only one that changes store or views.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .core import batch, canon, namespace, record
+from .core.did import Chain, multibase
+from .core.errors import SplError
+from .core.keys import SecretKey
+from .core.limits import Limits
+from .core.record import Envelope, Sig
+from .store import Entry, Store
+from .views import Views
+
+log = logging.getLogger("spl.store")
+
+LOCAL: Final = "local"
+
+
+class HubError(SplError):
+    """The write is refused; nothing of its submission was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Who vouches for local records: the instance's chain and present key."""
+
+    chain: Chain
+    key: SecretKey
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A record from a client of this daemon; a clock that is missing or None is given here."""
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A record of the daemon's own on a reserved thread; `kind` becomes `body.kind`."""
+
+    thread: str
+    kind: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrive:
+    """A verified envelope from elsewhere: its local namespace, and the pair (or "restore") it came from."""
+
+    envelope: Envelope
+    ns: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The position up to which everything from a pair is in this submission or was stored before."""
+
+    pair: str
+    cursor: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A line of the ledger: this record of that pair was refused, and may be fetched again."""
+
+    pair: str
+    id: str
+    code: str
+
+
+Item = Emit | Own | Arrive | Place | Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one item: its sequence, the envelope held, and whether it was new."""
+
+    seq: int
+    envelope: Envelope | None
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one write made visible; given to listeners on the writer's thread."""
+
+    last_seq: int
+    namespaces: frozenset[str]
+    threads: frozenset[str]
+    count: int
+
+
+@dataclass(slots=True)
+class _Work:
+    items: tuple[Item, ...]
+    future: "Future[list[Outcome]]"
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One item on its way: what to append, or what is held already."""
+
+    entry: Entry | None = None
+    held: Outcome | None = None
+    same_as: "_Slot | None" = None
+    record: dict[str, Any] | None = None
+    text: bytes = b""
+    id: str = ""
+    envelope: Envelope | None = None
+    ns: str = ""
+    seq: int = 0
+
+
+@dataclass(slots=True)
+class _Overlay:
+    """What the items before this one in the same write will have changed."""
+
+    ids: dict[str, _Slot] = field(default_factory=dict)
+    clocks: dict[tuple[str, str], int] = field(default_factory=dict)
+    taken: dict[tuple[str, str, int], str] = field(default_factory=dict)
+
+    def copy(self) -> "_Overlay":
+        return _Overlay(dict(self.ids), dict(self.clocks), dict(self.taken))
+
+
+class Hub:
+    """Writes for one home.  `signer` is replaced when an identity is made or rotated."""
+
+    def __init__(
+        self, store: Store, views: Views, limits: Limits, *, signer: Signer | None, now_ms: Callable[[], int]
+    ) -> None:
+        self.store = store
+        self.views = views
+        self.limits = limits
+        self.signer = signer
+        self.now_ms = now_ms
+        self._waiting: deque[_Work] = deque()
+        self._count = 0
+        self._ready = threading.Condition()
+        self._closed = False
+        self._listeners: tuple[Callable[[Commit], None], ...] = ()
+
+    def submit(self, items: Sequence[Item]) -> "Future[list[Outcome]]":
+        """Queue one submission; its future gives an Outcome an item once durable, or raises why it was refused.
+
+        Raises HubError "overloaded" at limits.waiting_writes, "shutting-down" after close.
+        """
+        return self.submit_all([items])[0]
+
+    def submit_all(self, submissions: Sequence[Sequence[Item]]) -> "list[Future[list[Outcome]]]":
+        """Queue many submissions that share a write as far as limits.commit_records allows; each answers alone."""
+        works = [_Work(tuple(items), Future()) for items in submissions]
+        count = sum(len(work.items) for work in works)
+        with self._ready:
+            if self._closed:
+                raise HubError("shutting-down")
+            if self._waiting and self._count + count > self.limits.waiting_writes:
+                raise HubError("overloaded", f"{self._count} writes wait already")
+            self._waiting.extend(works)
+            self._count += count
+            self._ready.notify()
+        return [work.future for work in works]
+
+    def listen(self, callback: Callable[[Commit], None]) -> Callable[[], None]:
+        """Call back after each commit, on the writer's thread; it must not block.  Returns the way to stop it."""
+        self._listeners = (*self._listeners, callback)
+
+        def stop() -> None:
+            self._listeners = tuple(item for item in self._listeners if item is not callback)
+
+        return stop
+
+    def run(self) -> None:
+        """Write until `close`; the daemon's writer thread."""
+        while self.commit_waiting(block=True):
+            pass
+
+    def close(self) -> None:
+        """Take no more; what waits is written before `run` returns."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+
+    def commit_waiting(self, block: bool = False) -> bool:
+        """Write what waits, up to the commit limits; False when there was nothing (with `block`: closed and empty)."""
+        with self._ready:
+            while block and not self._waiting and not self._closed:
+                self._ready.wait()
+            works: list[_Work] = []
+            taken = 0
+            while self._waiting and (not works or taken + len(self._waiting[0].items) <= self.limits.commit_records):
+                works.append(self._waiting.popleft())
+                taken += len(works[-1].items)
+            self._count -= taken
+        try:
+            if works:
+                self._commit(works)
+        finally:
+            # Whatever broke, nobody may wait for ever, and nobody may think that it is stored.
+            for work in works:
+                if not work.future.done():
+                    work.future.set_exception(HubError("internal"))
+        return bool(works)
+
+    def _commit(self, works: Sequence[_Work]) -> None:
+        overlay, accepted = _Overlay(), []
+        for work in works:
+            if not work.future.set_running_or_notify_cancel():
+                continue
+            trial = overlay.copy() if len(work.items) > 1 else overlay
+            try:
+                slots = [self._prepare(item, trial) for item in work.items]
+            except SplError as exc:
+                work.future.set_exception(exc)
+                continue
+            overlay = trial
+            accepted.append((work, slots))
+        slots = [slot for _, group in accepted for slot in group]
+        try:
+            self._sign([slot for slot in slots if slot.record is not None and slot.entry is None and not slot.same_as])
+            commit = self._append([slot for slot in slots if slot.entry is not None])
+        except SplError as exc:
+            for work, _ in accepted:
+                work.future.set_exception(exc)
+            return
+        if commit is not None:
+            for callback in self._listeners:
+                callback(commit)
+        for work, group in accepted:
+            work.future.set_result([_outcome(slot) for slot in group])
+
+    def _prepare(self, item: Item, overlay: _Overlay) -> _Slot:
+        match item:
+            case Emit(value):
+                return self._prepare_emit(value, overlay)
+            case Own(thread, kind, body):
+                return self._prepare_own(thread, kind, body, overlay)
+            case Arrive():
+                return self._prepare_arrival(item, overlay)
+            case Place(pair, cursor, count):
+                body = {"pair": pair, "cursor": cursor, "count": count}
+                return _Slot(entry=Entry(kind="pos", payload=canon.encode(body), pair=pair))
+            case Refuse(pair, id_, code):
+                if self.views.refused.get(pair, 0) >= self.limits.refused_per_pair:
+                    return _Slot(held=Outcome(0, None, False))
+                body = {"pair": pair, "id": id_, "code": code}
+                return _Slot(entry=Entry(kind="ref", payload=canon.encode(body), pair=pair, id=id_))
+
+    def _prepare_emit(self, value: Mapping[str, Any], overlay: _Overlay) -> _Slot:
+        signer = self._signer()
+        given = dict(value)
+        if isinstance(given.get("parents"), list) and all(isinstance(item, str) for item in given["parents"]):
+            given["parents"] = sorted(given["parents"])
+        free = given.get("clock") is None
+        checked = record.check({**given, "clock": 0 if free else given["clock"]}, self.limits)
+        if record.is_reserved(checked["thread"]):
+            raise HubError("reserved-thread", f"thread {checked['thread']} is the daemon's own")
+        actor = checked["actor"]
+        if actor.startswith(record.INSTANCE_PREFIX) and actor != signer.chain.did:
+            raise HubError("actor-refused", "nobody vouches for an instance other than itself")
+        ns = namespace.usable(self.views.namespaces, record.namespace_of(checked))
+        return self._prepare_local(checked, free, ns, overlay)
+
+    def _prepare_own(self, thread: str, kind: str, body: Mapping[str, Any], overlay: _Overlay) -> _Slot:
+        value = {
+            "act": "KNOW",
+            "actor": self._signer().chain.did,
+            "body": {**body, "kind": kind},
+            "clock": 0,
+            "thread": thread,
+        }
+        return self._prepare_local(record.check(value, self.limits), True, "", overlay)
+
+    def _prepare_local(self, checked: dict[str, Any], free: bool, ns: str, overlay: _Overlay) -> _Slot:
+        actor, thread = checked["actor"], checked["thread"]
+        if free:
+            next_ = self._clock_next(actor, thread, overlay)
+            if next_ is None:
+                raise HubError("clock-exhausted")
+            checked["clock"] = next_
+        id_, text = record.identify(checked, self.limits)
+        held = self._held(id_, overlay)
+        if held is not None:
+            return held
+        clock = checked["clock"]
+        taken = overlay.taken.get((actor, thread, clock)) or self.store.index.taken(actor, thread, clock)
+        if taken is not None:
+            raise HubError("ingest-failed", f"DuplicateClock: thread={thread} actor={actor} clock={clock}")
+        slot = _Slot(record=checked, text=text, id=id_, ns=ns)
+        overlay.ids[id_] = slot
+        overlay.taken[actor, thread, clock] = id_
+        overlay.clocks[actor, thread] = max(overlay.clocks.get((actor, thread), 0), clock + 1)
+        return slot
+
+    def _prepare_arrival(self, item: Arrive, overlay: _Overlay) -> _Slot:
+        envelope = item.envelope
+        kind = "rec"
+        earlier = overlay.ids.get(envelope.id)
+        if earlier is not None:
+            return _Slot(same_as=earlier)
+        row = self.store.index.find(envelope.id)
+        if row is not None:
+            vouchers = [row.voucher, *(other.voucher for other in self.store.index.alternates(envelope.id))]
+            if envelope.sig.by in vouchers or len(vouchers) > self.limits.vouchers_per_record:
+                return _Slot(held=Outcome(row.seq, envelope, False))
+            kind = "alt"
+        value = envelope.record
+        own = self.signer is not None and envelope.sig.by == self.signer.chain.did
+        entry = Entry(
+            kind=kind,
+            payload=envelope.raw,
+            origin=item.origin,
+            ns=item.ns,
+            own=own,
+            id=envelope.id,
+            thread=value["thread"],
+            actor=value["actor"],
+            clock=value["clock"],
+            voucher=envelope.sig.by,
+        )
+        slot = _Slot(entry=entry, record=value, id=envelope.id, envelope=envelope, ns=item.ns)
+        overlay.ids[envelope.id] = slot
+        return slot
+
+    def _held(self, id_: str, overlay: _Overlay) -> _Slot | None:
+        earlier = overlay.ids.get(id_)
+        if earlier is not None:
+            return _Slot(same_as=earlier)
+        row = self.store.index.find(id_)
+        if row is None:
+            return None
+        return _Slot(held=Outcome(row.seq, record.parse(self.store.payloads([row])[0], Limits()), False))
+
+    def _clock_next(self, actor: str, thread: str, overlay: _Overlay) -> int | None:
+        stored = self.store.index.clock_next(actor, thread)
+        if stored is None:
+            return None
+        found = max(stored, overlay.clocks.get((actor, thread), 0))
+        return found if found <= record.CLOCK_MAX else None
+
+    def _signer(self) -> Signer:
+        if self.signer is None:
+            raise HubError("identity-missing")
+        return self.signer
+
+    def _sign(self, slots: Sequence[_Slot]) -> None:
+        """Sign local records: one alone plainly, 2..64 of one write under one Merkle root."""
+        for start in range(0, len(slots), batch.SIZE_MAX):
+            group = slots[start : start + batch.SIZE_MAX]
+            signer = self._signer()
+            key = multibase(signer.chain.present)
+            texts = [record.signed_text(slot.id, (slot.record or {}).get("judged_by")) for slot in group]
+            if len(group) == 1:
+                sigs = [Sig(signer.chain.did, key, signer.key.sign(texts[0]))]
+            else:
+                root, places = batch.tree(texts)
+                value = signer.key.sign(batch.signed_text(len(group), root))
+                sigs = [Sig(signer.chain.did, key, value, place) for place in places]
+            for slot, sig in zip(group, sigs, strict=True):
+                value_ = slot.record or {}
+                slot.envelope = record.seal(value_, slot.id, slot.text, sig)
+                slot.entry = Entry(
+                    kind="rec",
+                    payload=slot.envelope.raw,
+                    origin=LOCAL,
+                    ns=slot.ns,
+                    own=True,
+                    id=slot.id,
+                    thread=value_["thread"],
+                    actor=value_["actor"],
+                    clock=value_["clock"],
+                    voucher=sig.by,
+                )
+
+    def _append(self, slots: Sequence[_Slot]) -> Commit | None:
+        entries = [slot.entry for slot in slots if slot.entry is not None]
+        if not entries:
+            return None
+        at_ms = self.now_ms()
+        seqs = self.store.append(entries, at_ms)
+        for slot, seq in zip(slots, seqs, strict=True):
+            slot.seq = seq
+            if slot.entry is not None:
+                self.views.apply(slot.entry, slot.record, seq, at_ms)
+        records = [entry for entry in entries if entry.kind == "rec"]
+        return Commit(
+            seqs[-1],
+            frozenset(entry.ns for entry in records if entry.ns),
+            frozenset(entry.thread for entry in records),
+            len(records),
+        )
+
+
+def _outcome(slot: _Slot) -> Outcome:
+    if slot.same_as is not None:
+        return Outcome(slot.same_as.seq, slot.same_as.envelope, False)
+    return slot.held or Outcome(slot.seq, slot.envelope, True)

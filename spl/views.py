@@ -1,0 +1,133 @@
+"""Live folds over the reserved threads and the saved positions: what the daemon must know at any moment.
+
+Loaded at start from the few records they need and kept up by the hub after each commit.  Each value is replaced,
+never changed in place, so the event loop reads them without a lock while the writer's thread folds.  Memory grows
+with pairs, tokens and rules, never with records.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .core import bearer, namespace, pair
+from .core.bearer import Token
+from .core.did import Chain, DidError, chain_from_json, grown
+from .core.limits import Limits
+from .core.namespace import Namespace
+from .core.pair import Pair, Request
+from .store import Entry, Store
+
+PAGE_ROWS: Final = 500
+KIND_CHAIN: Final = "syncropel.federation.chain_pin.v1"
+THREAD_PAIRS: Final = "th_federation_pairs"
+THREAD_TOKENS: Final = "th_api_tokens"
+THREAD_AITL: Final = "th_aitl"
+THREAD_NAMESPACES: Final = "th_namespace_registry"
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Up to where we have everything of a pair: the source's sealed cursor, and how many records that were."""
+
+    cursor: str
+    count: int
+    at_ms: int
+
+
+class Views:
+    """The folds.  Only records that `did` signed count: reserved threads take nobody else's word."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.did = ""
+        self.pairs: Mapping[str, Pair] = {}
+        self.tokens: Mapping[str, Token] = {}
+        self.tokens_by_hash: Mapping[str, Token] = {}
+        self.requests: Mapping[str, Request] = {}
+        self.namespaces: Mapping[str, Namespace] = namespace.REGISTRY_EMPTY
+        self.positions: Mapping[str, Position] = {}
+        self.refused: Mapping[str, int] = {}
+        self.chains: Mapping[str, Chain] = {}
+
+    def load(self, store: Store, did: str) -> None:
+        """Read everything anew from the store, for the instance of this DID."""
+        self.did = did
+        self.pairs, self.tokens, self.tokens_by_hash, self.requests = {}, {}, {}, {}
+        self.namespaces, self.positions, self.chains = namespace.REGISTRY_EMPTY, {}, {}
+        for thread in _FOLDS:
+            for value, seq, at_ms, voucher in _records(store, thread):
+                self._fold(thread, value, seq, at_ms, voucher)
+        for name in _all_names(store, "p:"):
+            row = store.index.last(name)
+            if row is not None:
+                self._place(json.loads(store.payloads([row])[0]), store.line(row.seq).at_ms)
+        self.refused = {name[2:]: store.index.count(name) for name in _all_names(store, "r:")}
+
+    def apply(self, entry: Entry, record: Mapping[str, Any] | None, seq: int, at_ms: int) -> None:
+        """Take in one line that just became durable; called by the hub in log order."""
+        if entry.kind == "rec" and record is not None and entry.thread in _FOLDS:
+            self._fold(entry.thread, record, seq, at_ms, entry.voucher)
+        elif entry.kind == "pos":
+            self._place(json.loads(entry.payload), at_ms)
+        elif entry.kind == "ref":
+            self.refused = {**self.refused, entry.pair: self.refused.get(entry.pair, 0) + 1}
+
+    def _fold(self, thread: str, record: Mapping[str, Any], seq: int, at_ms: int, voucher: str) -> None:
+        if voucher == self.did:
+            _FOLDS[thread](self, record["body"], seq, at_ms)
+
+    def _pairs(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
+        if body.get("kind") == KIND_CHAIN:
+            self._pin(body)
+        else:
+            self.pairs = pair.fold(self.pairs, body)
+
+    def _tokens(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
+        self.tokens = bearer.fold(dict(self.tokens), body)
+        self.tokens_by_hash = {token.hash: token for token in self.tokens.values()}
+
+    def _requests(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
+        self.requests = pair.fold_requests(self.requests, body)
+
+    def _namespaces(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
+        self.namespaces = namespace.fold(self.namespaces, body)
+
+    def _pin(self, body: Mapping[str, Any]) -> None:
+        """Pin the key chain of a relayed signer; it may only grow."""
+        try:
+            chain = chain_from_json(body.get("chain"), self.limits)
+            pinned = self.chains.get(chain.did)
+            self.chains = {**self.chains, chain.did: grown(pinned, chain) if pinned else chain}
+        except DidError:
+            return
+
+    def _place(self, body: Mapping[str, Any], at_ms: int) -> None:
+        place = Position(str(body["cursor"]), int(body["count"]), at_ms)
+        self.positions = {**self.positions, str(body["pair"]): place}
+
+
+_FOLDS: Final[Mapping[str, Callable[[Views, Mapping[str, Any], int, int], None]]] = {
+    THREAD_PAIRS: Views._pairs,
+    THREAD_TOKENS: Views._tokens,
+    THREAD_AITL: Views._requests,
+    THREAD_NAMESPACES: Views._namespaces,
+}
+
+
+def _records(store: Store, thread: str) -> "list[tuple[dict[str, Any], int, int, str]]":
+    """Return (record, seq, arrival ms, voucher) of every record on a reserved thread, in arrival order."""
+    found, seq = [], 0
+    while rows := store.index.after(f"t:{thread}", seq, PAGE_ROWS):
+        for row, payload in zip(rows, store.payloads(rows), strict=True):
+            if row.kind == "rec":
+                found.append((json.loads(payload)["record"], row.seq, store.line(row.seq).at_ms, row.voucher))
+        seq = rows[-1].seq
+    return found
+
+
+def _all_names(store: Store, prefix: str) -> list[str]:
+    names: list[str] = []
+    while page := store.index.names(prefix, names[-1] if names else "", PAGE_ROWS):
+        names += page
+    return names
