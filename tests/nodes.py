@@ -1,0 +1,264 @@
+"""Whole instances in one process for tests: real homes, hubs, feeds and syncs; only the network is a double."""
+
+import asyncio
+import itertools
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, cast
+
+from spl.config import Config
+from spl.core import bearer, namespace
+from spl.core.did import Chain
+from spl.core.errors import SplError
+from spl.core.keys import SecretKey
+from spl.core.limits import Limits
+from spl.core.pair import Pair, Phase
+from spl.core.record import Envelope
+from spl.disk import Disk
+from spl.feed import Feed, Query
+from spl.home import Home, open_home
+from spl.hub import Emit, Item, Outcome
+from spl.net.address import ReachError, parse_url
+from spl.net.client import Client, DialPolicy, Reply
+from spl.net.routes import parse_query
+from spl.sync import Sync
+
+LIMITS = Limits()
+START_MS = 1_800_000_000_000
+Change = Callable[[str, Reply], Reply]
+
+
+@dataclass(frozen=True)
+class State:
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class APair:
+    """What feed and sync read of a pair, with nothing of the handshake behind it."""
+
+    pair_id: str
+    peer_did: str
+    url: str
+    chain: Chain
+    namespaces: tuple[str, ...] = ("default",)
+    mode: str = "polling"
+    poll_interval_ms: int = 300_000
+    start: str = "beginning"
+    start_seq: int = 0
+    actors: tuple[str, ...] = ()
+    relay: bool = True
+    inherits: str = ""
+    phase: Phase = Phase.ACTIVE
+    reason: str = ""
+    sync_allowed: bool = True
+    serve_allowed: bool = True
+    state: State = field(default_factory=State)
+
+
+@dataclass
+class Watched:
+    """What the sync told its watcher."""
+
+    heard: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def on_trouble(self, pair_id: str, code: str) -> None:
+        self.heard.append(("trouble", pair_id, code))
+
+    def on_success(self, pair_id: str) -> None:
+        self.heard.append(("success", pair_id, ""))
+
+    def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        self.heard.append(("peer-state", pair_id, str(view.get("state"))))
+
+
+class Network:
+    """Carries requests to the feeds of other nodes, proof checked, errors in their wire form."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.log: list[tuple[str, str]] = []
+        self.change: Change = lambda path, reply: reply
+        self.down: str = ""
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def fetch(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
+        dial: DialPolicy,
+        **_: object,
+    ) -> Reply:
+        await self.gate.wait()
+        if self.down:
+            raise ReachError(self.down, "the test says so")
+        where = parse_url(url)
+        node = self.nodes[where.host]
+        path, _mark, query = where.target.partition("?")
+        self.log.append((method, path))
+        try:
+            pair_id = node.check(method, where.target, dict(headers), body)
+            reply = Reply(200, {}, await node.answer(pair_id, path, parse_query(query), body), "127.0.0.1")
+        except SplError as exc:
+            reply = Reply(exc.status, {}, json.dumps(exc.to_json()).encode(), "127.0.0.1")
+        return self.change(path, reply)
+
+
+class Node:
+    """One instance named by its host."""
+
+    def __init__(self, name: str, folder: Path, network: Network, limits: Limits = LIMITS) -> None:
+        self.name, self.network, self.limits = name, network, limits
+        ticks, self.random = itertools.count(START_MS), Random(name)
+        self.now_ms: Callable[[], int] = lambda: next(ticks)
+        self.home: Home = open_home(
+            folder,
+            replace(Config(), limits=limits),
+            disk=Disk(),
+            progress=lambda done, total: None,
+            clock=self.now_ms,
+            random=self.random.randbytes,
+        )
+        self.home.adopt(self.home.vault.generate(name))
+        self.watched = Watched()
+        self.sync = Sync(
+            self.home.hub,
+            self.home.vault,
+            cast(Client, network),
+            limits,
+            dial=lambda pair: DialPolicy(),
+            watch=self.watched,
+            now_ms=self.now_ms,
+            random_bytes=self.random.randbytes,
+        )
+        self.feed = Feed(
+            self.home.hub,
+            self.home.vault,
+            limits,
+            now_ms=self.now_ms,
+            random_bytes=self.random.randbytes,
+            queue_records=self.sync.queue_records,
+        )
+        self.writer = threading.Thread(target=self.home.hub.run)
+        self.writer.start()
+        network.nodes[name] = self
+
+    @property
+    def did(self) -> str:
+        assert self.home.vault.identity is not None
+        return self.home.vault.identity.did
+
+    @property
+    def key(self) -> SecretKey:
+        assert self.home.vault.identity is not None
+        return self.home.vault.identity.key
+
+    @property
+    def chain(self) -> Chain:
+        assert self.home.vault.identity is not None
+        return self.home.vault.identity.chain
+
+    def close(self) -> None:
+        self.feed.close()
+        self.sync.close()
+        self.home.hub.close()
+        self.writer.join()
+        self.home.close()
+
+    def write(self, *items: Item) -> list[Outcome]:
+        return self.home.hub.submit(items).result(30)
+
+    def emit(self, text: str = "", *, thread: str = "th", ns: str = "", actor: str = "did:sync:user:a") -> Envelope:
+        body: dict[str, object] = {"text": text, **({"namespace": ns} if ns else {})}
+        made = self.write(Emit({"act": "DO", "actor": actor, "thread": thread, "body": body}))[0].envelope
+        assert made is not None
+        return made
+
+    def share(self, *names: str) -> None:
+        """Register namespaces."""
+        views = self.home.views
+        views.namespaces = {**views.namespaces, **{name: namespace.Namespace(name, shared=True) for name in names}}
+
+    def set_pair(self, pair: APair) -> None:
+        views = self.home.views
+        views.pairs = {**views.pairs, pair.pair_id: cast(Pair, pair)}
+
+    def pair(self, pair_id: str) -> APair:
+        return cast(APair, self.home.views.pairs[pair_id])
+
+    def change_pair(self, pair_id: str, **changes: Any) -> None:
+        self.set_pair(replace(self.pair(pair_id), **changes))
+
+    def ids(self, ns: str = "default") -> list[str]:
+        """Return the ids held in a namespace, ascending."""
+        store = self.home.store
+        rows = store.index.after(f"n:{ns}", 0, 100_000)
+        return sorted(json.loads(raw)["id"] for raw in store.payloads(rows))
+
+    def check(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> str:
+        """Return the pair whose token and proof the request carries."""
+        token = headers["authorization"].removeprefix("Bearer ")
+        pair_id = token.removeprefix("token-")
+        bearer.check_proof(
+            headers[bearer.PROOF_HEADER],
+            self.pair(pair_id).chain.present,
+            method=method,
+            target=target,
+            audience=self.did,
+            token=token,
+            body=body,
+            now_ms=self.now_ms(),
+            limits=self.limits,
+        )
+        return pair_id
+
+    async def answer(self, pair_id: str, path: str, query: Mapping[str, str], body: bytes) -> bytes:
+        match path:
+            case "/v1/sync/changes":
+                return await self.feed.changes(
+                    pair_id,
+                    Query(
+                        query.get("since", ""),
+                        int(query.get("limit", "0")),
+                        query.get("feed", "normal"),
+                        query.get("thread", ""),
+                        query.get("target_namespace", ""),
+                        query.get("resync") == "1",
+                    ),
+                )
+            case "/v1/sync/ack":
+                return json.dumps(self.feed.ack(pair_id, json.loads(body)["cursor"])).encode()
+            case "/v1/sync/chains":
+                return json.dumps(self.feed.chains(pair_id, query["did"])).encode()
+            case "/v1/sync/records":
+                return await self.feed.fetch(pair_id, json.loads(body)["ids"])
+        raise AssertionError(path)
+
+
+def join(one: Node, two: Node, pair_id: str = "pair_00000001", **options: Any) -> str:
+    """Make an active pair of two nodes and return its id."""
+    for node, peer in ((one, two), (two, one)):
+        node.set_pair(APair(pair_id, peer.did, f"http://{peer.name}", peer.chain, **options))
+        node.home.vault.put(f"peer-token.{pair_id}", f"token-{pair_id}")
+    return pair_id
+
+
+@asynccontextmanager
+async def nodes(folder: Path, *names: str, limits: Limits = LIMITS) -> AsyncIterator[list[Node]]:
+    """Give running nodes of these names on one network."""
+    network = Network()
+    made = [Node(name, folder / name, network, limits) for name in names]
+    try:
+        yield made
+    finally:
+        for node in made:
+            node.close()
