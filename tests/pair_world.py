@@ -1,0 +1,313 @@
+"""A world of two instances for the tests of the handshake: real homes, real disks, a network that is a function call.
+
+A node dies after its n-th durable operation (`dies_after`): that one still reaches the disk, everything later fails,
+on its disk and on its network, as after SIGKILL.  `restart` builds every object anew from what is on the disk.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from spl.config import Config
+from spl.core import bearer
+from spl.core.errors import SplError
+from spl.core.limits import Limits
+from spl.core.pair import Pair, Phase
+from spl.disk import Disk, File
+from spl.home import Home, open_home, random_bytes
+from spl.net.address import ReachError
+from spl.net.client import DialPolicy, Reply
+from spl.pairing import Pairing, PairOptions
+
+START_MS = 1_764_000_000_000
+
+
+class DyingFile(File):
+    """A file whose syncs count against the node's life."""
+
+    __slots__ = ("disk",)
+    disk: "DyingDisk"
+
+    def sync(self) -> float:
+        self.disk.check()
+        took = super().sync()
+        self.disk.count()
+        return took
+
+
+class DyingDisk(Disk):
+    """The real disk until `dies_after` durable operations were done."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.dies_after = 0
+        self.dead = False
+
+    def check(self) -> None:
+        if self.dead:
+            raise OSError(5, "the node died")
+
+    def count(self) -> None:
+        self.done += 1
+        if self.dies_after and self.done >= self.dies_after:
+            self.dead = True
+
+    def open_append(self, path: Path) -> File:
+        self.check()
+        return self._watched(super().open_append(path))
+
+    def create(self, path: Path) -> File:
+        self.check()
+        return self._watched(super().create(path))
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.check()
+        super().rename(old, new)
+        self.count()
+
+    def unlink(self, path: Path) -> None:
+        self.check()
+        super().unlink(path)
+        self.count()
+
+    def _watched(self, file: File) -> File:
+        watched = DyingFile(file._fd)
+        file._fd = -1
+        watched.disk = self
+        return watched
+
+
+@dataclass
+class Node:
+    """One instance; `url` is where the world's network finds it."""
+
+    world: "World"
+    label: str
+    path: Path
+    config: Config
+    url: str
+    disk: DyingDisk = field(default_factory=DyingDisk)
+    first_syncs: list[str] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.disk = DyingDisk()
+        self.home: Home = open_home(
+            self.path, self.config, disk=self.disk, progress=lambda done, total: None, clock=self.world.now_ms
+        )
+        if self.label:
+            self.home.adopt(self.home.vault.generate(self.label))
+        self.disk.done = 0
+        self.writer = threading.Thread(target=self._write, daemon=True)
+        self.writer.start()
+        self.pairing = Pairing(
+            self.home.hub, self.home.vault, self.config, self.world.network(self), self.config.limits, url=self.url,
+            now_ms=self.world.now_ms, random_bytes=random_bytes, first_sync=self._first_sync,
+            adopt_identity=self._adopt, permitted=lambda peer, fields: self.world.permitted, poll_s=0.005,
+        )  # fmt: skip
+        self.stop = asyncio.Event()
+        self.task = asyncio.get_running_loop().create_task(self.pairing.run(self.stop))
+
+    async def end(self) -> None:
+        """Take the node down; what it had not made durable is gone with it."""
+        self.disk.dead = True
+        self.stop.set()
+        await asyncio.wait([self.task], timeout=10)
+        assert self.task.done()
+        self.home.hub.close()
+        await asyncio.to_thread(self.writer.join)
+        self.home.lock.release()
+
+    async def restart(self) -> None:
+        await self.end()
+        self.start()
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return list(self.home.views.pairs.values())
+
+    @property
+    def alive(self) -> list[Pair]:
+        return [pair for pair in self.pairs if not pair.ended]
+
+    @property
+    def did(self) -> str:
+        return self.pairing.pairs.identity.did
+
+    async def until(self, test: Callable[[], object], seconds: float = 20.0) -> None:
+        """Return when the test holds; a deadline far beyond any healthy run, never a wait."""
+        async with asyncio.timeout(seconds):
+            while not test():
+                await asyncio.sleep(0.002)
+
+    async def pair(self, other: "Node", **options: object) -> list[dict[str, object]]:
+        return [step async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]
+
+    def _write(self) -> None:
+        try:
+            self.home.hub.run()
+        except OSError:
+            assert self.disk.dead
+
+    async def _first_sync(self, pair_id: str) -> int:
+        self.first_syncs.append(pair_id)
+        return 12
+
+    async def _adopt(self, label: str, force: bool) -> None:
+        self.home.adopt(self.home.vault.generate(label or "fresh", force=force))
+
+
+@dataclass
+class Call:
+    """One request on its way, for the faults to look at and change."""
+
+    method: str
+    origin: str
+    path: str
+    body: bytes
+    answer: bool = False
+    """False before the request is taken, True before its answer is given back."""
+
+
+Fault = Callable[[Call], bytes | None]
+"""Return the bytes to go on with; None loses them."""
+
+
+class World:
+    """Nodes, one clock, and a network with faults."""
+
+    def __init__(self, folder: Path, limits: Limits | None = None) -> None:
+        self.folder = folder
+        self.limits = limits or Limits(handshakes_per_minute=100_000)
+        self.time_ms = START_MS
+        self.nodes: dict[str, Node] = {}
+        self.faults: list[Fault] = []
+        self.calls: list[Call] = []
+        self.permitted = True
+        self.skew_ms: dict[str, int] = {}
+
+    def now_ms(self) -> int:
+        self.time_ms += 1
+        return self.time_ms
+
+    def node(self, name: str, *, approval: str = "auto", label: str | None = None, **config: object) -> Node:
+        url = f"http://127.0.0.1:{9100 + len(self.nodes)}"
+        settings = replace(Config(), federation_approval=approval, limits=self.limits, **config)  # type: ignore[arg-type]
+        node = Node(self, name if label is None else label, self.folder / name, settings, url)
+        self.nodes[url] = node
+        node.start()
+        return node
+
+    def network(self, caller: Node) -> "Network":
+        return Network(self, caller)
+
+    async def close(self) -> None:
+        for node in self.nodes.values():
+            await node.end()
+
+
+class Network:
+    """Stands in for net.client.Client: hands a request to the handlers of the node at its origin."""
+
+    def __init__(self, world: World, caller: Node) -> None:
+        self.world, self.caller = world, caller
+
+    async def fetch(self, method: str, url: str, *, headers: object = (), body: bytes = b"",
+                    timeout_s: float | None = None, answer_bytes: int | None = None, dial: DialPolicy,
+                    retry_safe: bool = False) -> Reply:  # fmt: skip
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        target = self.world.nodes.get(origin)
+        if not dial.allow_private:
+            raise ReachError("address-refused")
+        if target is None or target.disk.dead or self.caller.disk.dead:
+            raise ReachError("connect")
+        call = Call(method, origin, parts.path, body)
+        taken = self._through(call)
+        status, value = await self._handle(target, method, parts.path, taken)
+        call.answer, call.body = True, json.dumps(value).encode()
+        answer = self._through(call)
+        if target.disk.dead or self.caller.disk.dead:
+            raise ReachError("disconnected")
+        return Reply(status, {}, answer, "127.0.0.1")
+
+    def _through(self, call: Call) -> bytes:
+        self.world.calls.append(replace(call))
+        for fault in self.world.faults:
+            found = fault(call)
+            if found is None:
+                raise ReachError("disconnected")
+            call.body = found
+        return call.body
+
+    async def _handle(self, node: Node, method: str, path: str, body: bytes) -> tuple[int, dict[str, object]]:
+        try:
+            if path == "/.well-known/syncropel":
+                return 200, node.pairing.manifest_document()
+            if path == "/.well-known/did.json":
+                return 200, node.pairing.did_document()
+            if path == "/v1/federation/pair":
+                return await node.pairing.receive(body, self.caller.url)
+            *_, pair_id, action = path.split("/")
+            handler = {"poll": node.pairing.poll, "confirm": node.pairing.confirm,
+                       "notify-revoke": node.pairing.notify_revoke}[action]  # fmt: skip
+            return await handler(pair_id, body, self.caller.url)
+        except SplError as exc:
+            return exc.status, exc.to_json()
+
+
+@asynccontextmanager
+async def two(
+    folder: Path, approval: str = "auto", limits: Limits | None = None
+) -> AsyncIterator[tuple[World, Node, Node]]:
+    """Yield (world, a, b), a the initiator by custom, b with the approval policy."""
+    world = World(folder, limits)
+    a, b = world.node("alice"), world.node("bob", approval=approval)
+    try:
+        yield world, a, b
+    finally:
+        await world.close()
+
+
+async def both_active(a: Node, b: Node) -> str:
+    """Return the pair id once both sides are active with the same pair and nothing else alive."""
+
+    def same() -> bool:
+        sides = [[(pair.pair_id, pair.phase) for pair in node.alive] for node in (a, b)]
+        return sides[0] == sides[1] and [phase for _, phase in sides[0]] == [Phase.ACTIVE]
+
+    await a.until(same)
+    for node in (a, b):
+        pair = node.alive[0]
+        assert node.home.vault.names("peer-token.") == [f"peer-token.{pair.pair_id}"]
+    _tokens_meet(a, b)
+    _tokens_meet(b, a)
+    return a.alive[0].pair_id
+
+
+def _tokens_meet(holder: Node, issuer: Node) -> None:
+    """What the holder presents is a token that its issuer minted for this pair and has not revoked."""
+    pair = holder.alive[0]
+    text = holder.home.vault.get(f"peer-token.{pair.pair_id}")
+    assert text is not None
+    token = issuer.home.views.tokens_by_hash[bearer.hash_of(text)]
+    assert (token.pair_id, token.peer_did, token.revoked) == (pair.pair_id, holder.did, False)
+    assert issuer.alive[0].issued_by_us is not None
+    assert issuer.alive[0].issued_by_us.token_id == token.token_id
+    assert pair.issued_to_us is not None
+    assert pair.issued_to_us.token_id == token.token_id
+
+
+def names(steps: list[dict[str, object]]) -> list[object]:
+    """Return the names of the steps of `pair`, without those that only say that it waits."""
+    return [step["step"] for step in steps if step["step"] != "waiting"]
+
+
+def code_of(caught: pytest.ExceptionInfo[SplError]) -> str:
+    return caught.value.code

@@ -1,0 +1,244 @@
+"""What the answering side takes and refuses: hostile requests, limits, the policies of approval."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from spl.core import message
+from spl.core.errors import SplError
+from spl.core.limits import Limits
+from spl.core.pair import Phase
+from spl.core.standing import Approved, Asked
+from tests.pair_world import Call, Node, World, both_active, code_of, two
+
+
+@pytest.mark.parametrize(("approval", "permitted", "code"), [
+    ("closed", True, "handshake-closed"), ("auto", False, "handshake-401"),
+])  # fmt: skip
+def test_a_peer_that_refuses_says_so_signed(tmp_path: Path, approval: str, permitted: bool, code: str) -> None:
+    async def run() -> None:
+        async with two(tmp_path, approval) as (world, a, b):
+            world.permitted = permitted
+            with pytest.raises(SplError) as caught:
+                await a.pair(b)
+            assert code_of(caught) == code
+            assert code != "handshake-401" or caught.value.message == "peer rejected handshake: 401 Unauthorized"
+            assert not a.alive
+            assert not b.pairs
+            assert not b.home.views.requests
+
+    asyncio.run(run())
+
+
+def test_more_than_auto_grants_goes_to_the_operator_whole(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "auto") as (_, a, b):
+            await a.pair(b, namespaces=("default", "music"), maps=(("a", "b/c"),), wait_ms=0)
+            await b.until(lambda: b.alive)
+            assert isinstance(b.alive[0].state, Asked)
+            assert b.alive[0].maps == (("b/c", "a"),)
+            await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+            await both_active(a, b)
+            assert a.alive[0].namespaces == b.alive[0].namespaces == ("default", "music")
+            assert a.alive[0].maps == (("a", "b/c"),)
+            assert set(b.home.views.tokens.values()).pop().namespaces == ("default", "music")
+
+    asyncio.run(run())
+
+
+async def a_request(world: World, a: Node, b: Node) -> dict[str, object]:
+    """Return a sound request of a to b that never arrived."""
+    kept: list[bytes] = []
+
+    def take(call: Call) -> bytes | None:
+        if call.path == "/v1/federation/pair" and not call.answer:
+            kept.append(call.body)
+            return None
+        return call.body
+
+    world.faults.append(take)
+    await _begin(a, b, lambda: bool(kept))
+    world.faults.remove(take)
+    await a.end()
+    found: dict[str, object] = json.loads(kept[0])
+    return found
+
+
+async def _begin(a: Node, b: Node, test: object) -> None:
+    watching = asyncio.create_task(a.pair(b))
+    await a.until(test)  # type: ignore[arg-type]
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+def resigned(a: Node, value: dict[str, object], **changes: object) -> bytes:
+    """Return the request changed and signed by its sender."""
+    fields = {**value["message"], **changes}  # type: ignore[dict-item]
+    assert a.home.vault.identity is not None
+    return json.dumps(message.sign("pair-request", fields, a.home.vault.identity.key)).encode()
+
+
+@pytest.mark.parametrize("name", [
+    "tampered", "audience", "old", "early", "form", "namespaces", "token", "pair_id", "not json", "huge", "endpoint",
+])  # fmt: skip
+def test_a_bad_request_is_refused_and_stores_nothing(tmp_path: Path, name: str) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            sound = await a_request(world, a, b)
+            body, code = await bad(name, world, a, b, sound)
+            before = b.home.store.last_seq, b.home.vault.names()
+            try:
+                status, answer = await b.pairing.receive(body, "1.2.3.4")
+            except SplError as exc:
+                status, answer = exc.status, exc.to_json()
+            assert status >= 400
+            assert answer["code"] == code
+            assert (b.home.store.last_seq, b.home.vault.names()) == before
+            if name not in ("old", "early"):
+                status, _ = await b.pairing.receive(json.dumps(sound).encode(), "1.2.3.4")
+                assert status == 200
+
+    asyncio.run(run())
+
+
+async def bad(name: str, world: World, a: Node, b: Node, sound: dict[str, object]) -> tuple[bytes, str]:
+    fields: dict[str, object] = sound["message"]  # type: ignore[assignment]
+    match name:
+        case "tampered":
+            return json.dumps({**sound, "message": {**fields, "mode": "on-demand"}}).encode(), "MESSAGE_SIGNATURE"
+        case "audience":
+            other = b.did.replace("bob", "rob")
+            return resigned(a, sound, audience=other, responder_did=other), "MESSAGE_MALFORMED"
+        case "old" | "early":
+            world.time_ms += 301_000 if name == "old" else -301_000
+            return json.dumps(sound).encode(), "CLOCK_SKEW"
+        case "form":
+            return resigned(a, sound, mode=7), "BAD_FIELD"
+        case "namespaces":
+            return resigned(a, sound, namespaces=["../etc"]), "BAD_FIELD"
+        case "token":
+            return resigned(a, sound, token="AAAA"), "SEALED_TOKEN"
+        case "pair_id":
+            return resigned(a, sound, pair_id="pair_00000000"), "MESSAGE_MALFORMED"
+        case "not json":
+            return b"{", "BAD_JSON"
+        case "endpoint":
+            return resigned(a, sound, endpoint="http://10.0.0.1/v1/federation/pair"), "MESSAGE_MALFORMED"
+    return b" " * (64 * 1024 + 1), "BODY_TOO_LARGE"
+
+
+def test_a_request_for_somebody_else_is_refused(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            c = world.node("carol")
+            sound = await a_request(world, a, b)
+            with pytest.raises(SplError) as caught:
+                await c.pairing.receive(json.dumps(sound).encode(), "1.2.3.4")
+            assert code_of(caught) == "message-audience"
+            assert not c.pairs
+
+    asyncio.run(run())
+
+
+def test_a_replayed_request_mints_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            body = json.dumps(await a_request(world, a, b)).encode()
+            assert (await b.pairing.receive(body, "1.2.3.4"))[0] == 200
+            tokens, seq = dict(b.home.views.tokens), b.home.store.last_seq
+            status, answer = await b.pairing.receive(body, "1.2.3.4")
+            assert (status, answer["code"]) == (410, "PAIR_REQUEST_SEEN")
+            await b.restart()
+            status, answer = await b.pairing.receive(body, "1.2.3.4")
+            assert (status, answer["code"]) == (410, "PAIR_REQUEST_SEEN")
+            assert (b.home.views.tokens, b.home.store.last_seq) == (tokens, seq)
+
+    asyncio.run(run())
+
+
+def test_a_nonce_outlives_the_memory_of_its_pair(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            body = json.dumps(await a_request(world, a, b)).encode()
+            assert (await b.pairing.receive(body, "1.2.3.4"))[0] == 200
+            b.home.views.pairs = {}
+            seq = b.home.store.last_seq
+            status, answer = await b.pairing.receive(body, "1.2.3.4")
+            assert (status, answer["code"]) == (410, "PAIR_REQUEST_SEEN")
+            assert b.home.store.last_seq == seq
+
+    asyncio.run(run())
+
+
+def test_a_fault_of_ours_is_no_signed_word_on_the_request(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            body = json.dumps(await a_request(world, a, b)).encode()
+            b.disk.dead = True
+            with pytest.raises(SplError) as caught:
+                await b.pairing.receive(body, "1.2.3.4")
+            assert caught.value.status >= 500
+
+    asyncio.run(run())
+
+
+def test_pending_requests_are_bounded(tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = Limits(requests_pending=3, requests_per_address=2, handshakes_per_minute=100_000)
+        async with two(tmp_path, "manual", limits) as (world, a, b):
+            askers = [a, *(world.node(f"n{number}") for number in range(3))]
+            bodies = [json.dumps(await a_request(world, node, b)).encode() for node in askers]
+            places = ["1.1.1.1", "1.1.1.1", "1.1.1.1", "2.2.2.2"]
+            found = [(await b.pairing.receive(body, place))[0] for body, place in zip(bodies, places, strict=True)]
+            assert found == [202, 202, 429, 202]
+            seq = b.home.store.last_seq
+            assert (await b.pairing.receive(bodies[2], "3.3.3.3"))[0] == 429
+            assert b.home.store.last_seq == seq
+
+    asyncio.run(run())
+
+
+def test_messages_of_an_address_are_rate_limited(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "auto", Limits(handshakes_per_minute=2)) as (_, _a, b):
+            codes = []
+            for _ in range(3):
+                with pytest.raises(SplError) as caught:
+                    await b.pairing.receive(b"{", "1.2.3.4")
+                codes.append(code_of(caught))
+            assert codes == ["bad-json", "bad-json", "rate-limited"]
+
+    asyncio.run(run())
+
+
+def test_an_old_word_of_the_peer_changes_nothing(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            await a.pairing.pause(pair_id)
+            await b.until(lambda: b.alive[0].paused_by == "peer")
+            said = [call for call in world.calls if call.path.endswith("/poll") and not call.answer]
+            await a.pairing.resume(pair_id)
+            await both_active(a, b)
+            await b.restart()
+            await b.pairing.poll(pair_id, said[-1].body, "1.2.3.4")
+            assert b.alive[0].phase is Phase.ACTIVE
+
+    asyncio.run(run())
+
+
+def test_first_use_of_the_token_confirms(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            world.faults.append(lambda call: None if call.path.endswith("/confirm") else call.body)
+            await a.pair(b, wait_ms=0)
+            await b.until(lambda: b.alive and isinstance(b.alive[0].state, Approved))
+            await b.pairing.contact(b.alive[0].pair_id)
+            assert b.alive[0].phase is Phase.ACTIVE
+            world.faults.clear()
+            await both_active(a, b)
+
+    asyncio.run(run())
