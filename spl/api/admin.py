@@ -1,0 +1,241 @@
+"""The daemon itself: health, status, identity, tokens, namespaces and settings, for its operator."""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..auth import Principal
+from ..core import bearer, namespace, when
+from ..core.did import multibase, short_of, words
+from ..core.errors import CODES, SplError
+from ..core.pair import Phase
+from ..core.version import VERSION
+from ..hub import Own
+from ..net.routes import Request, Response
+from ..views import THREAD_NAMESPACES, THREAD_TOKENS
+from .answers import field_error, is_admin, json_response, list_response, members, texts
+from .services import Services
+
+ENVIRONMENT = "home"
+
+
+def health(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /health: that the daemon answers, and who it is; open to everybody."""
+    identity = services.vault.identity
+    value: dict[str, object] = {
+        "status": "readonly" if services.store.readonly else "ok",
+        "version": VERSION,
+        "did": identity.did if identity else None,
+        "label": identity.label if identity else None,
+        "started_at": when.text_of(services.started_ms),
+        "uptime_s": (services.now_ms() - services.started_ms) // 1000,
+        "url": services.url,
+    }
+    if is_admin(principal):
+        stats = services.store.stats()
+        value |= {"pid": os.getpid(), "records": stats["records_count"], "store_bytes": stats["log_bytes"]}
+    return json_response(value)
+
+
+def ready(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /health/ready: 200 while writes are taken, 503 otherwise."""
+    if services.store.readonly:
+        raise SplError("store-readonly")
+    return json_response({"status": "ready"})
+
+
+def status(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/status: identity, store, pairs, lag, queue, and what needs attention with its next step."""
+    identity, stats, pairs = services.vault.identity, services.store.stats(), services.views.pairs
+    reading = {pair_id: services.sync.status(pair_id) for pair_id, item in pairs.items() if item.live}
+    lags = [(found["lag_records"] or 0, pair_id) for pair_id, found in reading.items()]
+    worst = max(lags, default=(0, ""))
+    return json_response({
+        "object": "status",
+        "identity": {"did": identity.did, "label": identity.label} if identity else None,
+        "version": VERSION,
+        "url": services.url,
+        "uptime_s": (services.now_ms() - services.started_ms) // 1000,
+        "store": {
+            "records": stats["records_count"], "bytes": stats["log_bytes"], "fsync_ms": stats["sync_last_ms"],
+            "free_bytes": stats["free_bytes"], "readonly": bool(stats["readonly"]),
+        },
+        "pairs": {"total": len(pairs), **Counter(str(item.phase) for item in pairs.values())},
+        "lag": {"worst_pair_id": worst[1], "lag_records": worst[0]},
+        "queue": {"now": sum(services.sync.queue_records(pair_id) for pair_id in reading)},
+        "attention": list(attention(services)),
+    })  # fmt: skip
+
+
+def attention(services: Services) -> Iterator[dict[str, object]]:
+    """Yield what an operator should act on: code, title, fix, severity, and the pair where it is one's."""
+    if services.store.readonly:
+        yield finding("store-readonly", "fail", services.store.readonly)
+    if services.vault.identity is None:
+        yield finding("identity-missing", "fail")
+    for item in services.views.requests.values():
+        if item.status == "pending":
+            title = f"{short_of(item.peer_did)} asks to pair"
+            yield {**finding("handshake-pending", "warn", title), "fix": f"spl aitl approve {item.request_id}"}
+    for pair in services.views.pairs.values():
+        if pair.phase == Phase.DEGRADED:
+            title = f"degraded: {pair.reason or 'errors recur'}"
+            fix = f"spl federation show {pair.pair_id}"
+            yield {**finding("pair-degraded", "fail", title), "pair_id": pair.pair_id, "fix": fix}
+
+
+def finding(code: str, severity: str, title: str = "") -> dict[str, object]:
+    """Return one finding with the registry's meaning and next step."""
+    entry = CODES[code]
+    return {"code": code, "severity": severity, "title": title or entry.meaning, "fix": entry.fix}
+
+
+def identity_show(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/identity: DID, present key with its words, and the published manifest's times."""
+    return json_response(identity_of(services))
+
+
+async def identity_generate(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/identity {label?, force?}: make an identity or keep the one there is, and publish at once."""
+    fields = members(request, {"label": str, "force": bool})
+    await services.adopt_identity(fields.get("label", ""), fields.get("force", False))
+    return json_response(identity_of(services))
+
+
+def identity_of(services: Services) -> dict[str, object]:
+    """Return the identity's public facts; raise "identity-missing"."""
+    identity = services.vault.identity
+    if identity is None:
+        raise SplError("identity-missing")
+    manifest = services.pairing.manifest_document()["federation_manifest"]
+    return {
+        "object": "identity",
+        "did": identity.did,
+        "label": identity.label,
+        "public_key": multibase(identity.chain.present),
+        "words": words(identity.chain.present),
+        "created_at": when.text_of(identity.created_at_ms),
+        "rotations": len(identity.chain.rotations),
+        "manifest": {
+            "signed_at": manifest["signature"]["signed_at"],
+            "expires_at": manifest["signature"]["expires_at"],
+            "url": f"{services.url}/.well-known/syncropel",
+        },
+    }
+
+
+def tokens_list(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/tokens: every token's facts, never its text or hash."""
+    return list_response([token_facts(token, services.now_ms()) for token in services.views.tokens.values()])
+
+
+async def tokens_mint(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/tokens {scopes, ttl_ms?, namespaces?, label?}: the plaintext is in this answer and nowhere else."""
+    fields = members(request, {"scopes": list, "ttl_ms": int, "namespaces": list, "label": str, "pair": str})
+    token, text = new_token(services, fields)
+    await asyncio.wrap_future(services.hub.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]))
+    return json_response({**token_facts(token, services.now_ms()), "token": text}, 201)
+
+
+async def tokens_revoke(request: Request, principal: Principal, services: Services) -> Response:
+    """DELETE /v1/tokens/{id}: the token stops working before the answer is sent; a unique prefix will do."""
+    token = _token(services, request.params["id"])
+    if not token.revoked:
+        body = {"token_id": token.token_id}
+        await asyncio.wrap_future(services.hub.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]))
+    return json_response({**token_facts(replace(token, revoked=True), services.now_ms()), "already": token.revoked})
+
+
+def new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.Token, str]:
+    """Return a token and its plaintext from the request's fields; raise "bad-field"."""
+    scopes = frozenset(texts(fields.get("scopes"), "scopes"))
+    if not scopes or scopes - bearer.SCOPES:
+        raise field_error("scopes", f"must name some of {' '.join(sorted(bearer.SCOPES))}")
+    names = texts(fields.get("namespaces", []), "namespaces")
+    for name in names:
+        namespace.usable(services.views.namespaces, name)
+    pair_id, peer_did = "", ""
+    if fields.get("pair"):
+        pair = services.pairing.resolve(str(fields["pair"]))
+        pair_id, peer_did, names = pair.pair_id, pair.peer_did, pair.namespaces
+    if not names and scopes <= {"federation:manage", *bearer.FEDERATION} and not pair_id:
+        names = (namespace.DEFAULT,)
+    ttl_ms = fields.get("ttl_ms", int(services.limits.token_ttl_s * 1000))
+    if not isinstance(ttl_ms, int) or not 0 < ttl_ms <= 10 * 365 * 86_400_000:
+        raise field_error("ttl_ms", "must be from 1 ms to 10 years")
+    now_ms = services.now_ms()
+    sa_id = "sa_" + services.random_bytes(4).hex()
+    text = bearer.mint_text(ENVIRONMENT, sa_id, services.random_bytes(bearer.SECRET_BYTES))
+    token = bearer.Token(
+        "tok_" + services.random_bytes(4).hex(),
+        sa_id,
+        bearer.hash_of(text),
+        scopes,
+        names,
+        pair_id,
+        peer_did,
+        now_ms + ttl_ms,
+        now_ms,
+        str(fields.get("label", ""))[:64],
+    )
+    return token, text
+
+
+def token_facts(token: bearer.Token, now_ms: int) -> dict[str, object]:
+    """Return what people may see of a token."""
+    state = "revoked" if token.revoked else "expired" if token.expires_at_ms <= now_ms else "live"
+    facts = {name: value for name, value in bearer.mint_body(token).items() if name != "hash"}
+    return {"object": "token", **facts, "state": state}
+
+
+def namespaces_list(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/namespaces: the registry, with the number of records in each."""
+    index = services.store.index
+    return list_response(
+        [
+            {
+                "object": "namespace",
+                "name": item.name,
+                "state": "active" if item.active else "archived",
+                "shared": item.shared,
+                "records": index.count(f"n:{item.name}"),
+            }
+            for item in sorted(services.views.namespaces.values(), key=lambda item: item.name)
+        ]
+    )
+
+
+async def namespaces_create(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/namespaces {name, shared?}: register a namespace; the ones above it must exist."""
+    fields = members(request, {"name": str, "shared": bool})
+    name = namespace.check_name(fields.get("name"))
+    found = services.views.namespaces.get(name)
+    if found is None:
+        if "/" in name:
+            namespace.usable(services.views.namespaces, name.rpartition("/")[0])
+        body = {"name": name, "shared": fields.get("shared", False)}
+        await asyncio.wrap_future(services.hub.submit([Own(THREAD_NAMESPACES, namespace.KIND_CREATE, body)]))
+    item = services.views.namespaces[name]
+    return json_response(
+        {
+            "object": "namespace",
+            "name": name,
+            "state": "active" if item.active else "archived",
+            "shared": item.shared,
+            "already": found is not None,
+        }
+    )
+
+
+def settings(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/config: every key with its value and where that came from."""
+    return list_response(services.config.rows())
+
+
+def _token(services: Services, ref: str) -> bearer.Token:
+    found = [token for token in services.views.tokens.values() if token.token_id.startswith(ref) or token.sa_id == ref]
+    if len(found) != 1:
+        raise SplError("ambiguous" if found else "not-found", f"{len(found) or 'no'} tokens fit {ref[:40]!r}")
+    return found[0]

@@ -1,0 +1,92 @@
+"""What the HTTP server serves: host and origin checks, the route table, the principal, the error form.
+
+One `Api` a kind of listener: over the Unix socket the file permission is the credential, over TCP it is the bearer.
+A browser cannot be turned against a loopback daemon: Host must be a name of ours (DNS rebinding), a foreign Origin
+may not write, and no CORS header is ever sent.
+"""
+
+import ipaddress
+from collections.abc import Awaitable, Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from ..auth import ANYONE
+from ..config import Config
+from ..core.errors import SplError
+from ..net.connection import Match
+from ..net.http1 import RequestHead
+from ..net.routes import Request, Response, Table
+from .answers import json_response
+from .services import Services
+from .table import ROUTES
+
+READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Api:
+    """The app of one listener kind; `local` is the Unix socket."""
+
+    def __init__(self, services: Services, *, local: bool) -> None:
+        self.services = services
+        self.local = local
+        self.table = Table(ROUTES)
+        self.hosts = _hosts(services.config)
+
+    def match(self, head: RequestHead) -> Match:
+        """Return the route of a request whose body is not yet read; refuse early what needs no body to be refused."""
+        if not self.local:
+            self._check_browser(head.method, head.headers)
+        route, params = self.table.match(head.method, head.path)
+        if not self.local and route.scope != ANYONE:
+            self.services.auth.check_presented(head.headers)
+        return Match(route, params)
+
+    def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
+        """Return the handler's answer once the principal holds the route's scope."""
+        scope = match.route.scope
+        principal = self.services.auth.principal(request, request.body)
+        self.services.auth.require(principal, scope)
+        answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
+        return answer
+
+    def refuse(self, error: SplError, head: RequestHead | None) -> Response:
+        """Return the error form, with the headers that its code asks for; the server adds Allow."""
+        response = json_response(error.to_json(), error.status)
+        headers: list[tuple[str, str]] = []
+        if error.status == 401:
+            headers.append(("www-authenticate", 'Bearer realm="spl"'))
+        if "retry_after_s" in error.facts:
+            headers.append(("retry-after", str(error.facts["retry_after_s"])))
+        return Response(response.status, response.body, response.content_type, tuple(headers))
+
+    def _check_browser(self, method: str, headers: Mapping[str, str]) -> None:
+        host = headers.get("host", "")
+        if not _is_ours(host, self.hosts):
+            raise SplError("host-refused", f"Host {host[:80]!r} is none of this daemon's names")
+        origin = headers.get("origin")
+        if method in READING or origin is None:
+            return
+        if urlsplit(origin).netloc.lower() != host.lower():
+            raise SplError("origin-refused", f"Origin {origin[:80]!r} is foreign")
+
+
+def _hosts(config: Config) -> frozenset[str]:
+    named = (urlsplit(config.public_url).hostname or "",) if config.public_url else ()
+    return frozenset({*LOCAL_NAMES, *(name.lower() for name in (*config.http_allowed_hosts, *named))})
+
+
+def _is_ours(host: str, names: frozenset[str]) -> bool:
+    """Tell whether a Host header names us: a known name, or an IP literal (which no DNS answer can forge)."""
+    name = host.lower()
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    elif name.count(":") == 1:
+        name = name.partition(":")[0]
+    if name in names:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

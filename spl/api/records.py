@@ -1,0 +1,191 @@
+"""Records and threads for programs: emit one or many, read by id, thread or actor."""
+
+import asyncio
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from ..auth import Principal
+from ..core import canon, record, when
+from ..core.errors import SplError
+from ..hub import Emit, Outcome
+from ..index import Row
+from ..net.routes import Request, Response
+from ..store import Store
+from .answers import field_error, is_admin, json_response, list_response, number
+from .services import Services
+
+NDJSON: Final = "application/x-ndjson"
+LIMIT_DEFAULT: Final = 100
+SCAN_ROWS: Final = 500
+ANSWER_BYTES: Final = 8 * 1024 * 1024
+
+
+async def emit(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/records: one JSON record, or one a line as NDJSON; answered once durable."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
+        return await _emit_many(request, principal, services)
+    value = canon.decode(request.body, services.limits.nesting_levels + 1)
+    item = Emit(_own_namespace(value, principal))
+    outcomes = await asyncio.wrap_future(services.hub.submit([item]))
+    return json_response(_emitted(outcomes[0]))
+
+
+async def _emit_many(request: Request, principal: Principal, services: Services) -> Response:
+    """Take many records at once: each line has its own result in the same order, and they share a sync."""
+    lines = [line for line in request.body.split(b"\n") if line.strip()]
+    if len(lines) > services.limits.page_records:
+        raise field_error("body", f"holds {len(lines)} lines, the limit is {services.limits.page_records}")
+    answers: list[dict[str, object]] = [{}] * len(lines)
+    items, places = [], []
+    for place, line in enumerate(lines):
+        try:
+            items.append([Emit(_own_namespace(canon.decode(line, services.limits.nesting_levels + 1), principal))])
+            places.append(place)
+        except SplError as exc:
+            answers[place] = exc.to_json()
+    futures = [asyncio.wrap_future(future) for future in services.hub.submit_all(items)]
+    if futures:
+        await asyncio.wait(futures)
+    for place, future in zip(places, futures, strict=True):
+        fault = future.exception()
+        if fault is not None and not isinstance(fault, SplError):
+            raise fault
+        answers[place] = fault.to_json() if isinstance(fault, SplError) else _emitted(future.result()[0])
+    body = b"".join(json.dumps(answer, ensure_ascii=False).encode() + b"\n" for answer in answers)
+    return Response(body=body, content_type=NDJSON)
+
+
+def one(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
+    row = services.store.index.find(request.params["id"]) if record.is_id(request.params["id"]) else None
+    if row is None or not _may_read(row, principal):
+        raise SplError("not-found", "there is no such record")
+    return json_response(next(iter(shown(services.store, [row], reserved=is_admin(principal))), None) or _missing())
+
+
+def query(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a sequence."""
+    thread, actor = request.query.get("thread"), request.query.get("actor")
+    if thread is not None:
+        rows = _rows(services.store, f"t:{thread}", request)
+    elif actor is not None:
+        rows = _rows(services.store, f"a:{actor}", request)
+    else:
+        names = services.store.index.names("n:", "", services.limits.page_records)
+        rows = heapq.merge(*(_rows(services.store, name, request) for name in names), key=lambda row: row.seq)
+    return _answer(rows, request, principal, services, actor=actor)
+
+
+def of_thread(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/threads/{thread}/records: like a query by thread; an unknown thread is an empty list."""
+    return _answer(_rows(services.store, f"t:{request.params['thread']}", request), request, principal, services)
+
+
+def threads(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/threads?after=&limit=&reserved=: the oldest first, with the number of records and the last arrival."""
+    limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.page_records)
+    reserved = request.query.get("reserved") == "1" and is_admin(principal)
+    data: list[dict[str, object]] = []
+    name = request.query.get("after", "")
+    while len(data) < limit and (page := services.store.index.names("t:", f"t:{name}" if name else "", SCAN_ROWS)):
+        for found in page:
+            name = found[2:]
+            if record.is_reserved(name) and not reserved:
+                continue
+            if principal.namespaces and not _visible(services.store, found, principal):
+                continue
+            data.append(_thread(services.store, name))
+            if len(data) == limit:
+                break
+    return list_response(data)
+
+
+def shown(store: Store, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
+    """Yield the answer form of stored records; those on reserved threads only where `reserved` allows."""
+    for row, payload in zip(rows, store.payloads(rows), strict=True):
+        envelope = json.loads(payload)
+        if reserved or not record.is_reserved(envelope["record"]["thread"]):
+            yield _record(envelope["id"], envelope["record"], row.seq, envelope["sig"]["by"])
+
+
+def _answer(
+    rows: Iterable[Row], request: Request, principal: Principal, services: Services, actor: str | None = None
+) -> Response:
+    limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.query_records)
+    kind = request.query.get("kind")
+    data: list[dict[str, object]] = []
+    size, batch = 0, []
+    source = iter(rows)
+    while len(data) < limit and size < ANSWER_BYTES:
+        batch = [row for row, _ in zip(source, range(SCAN_ROWS), strict=False)]
+        if not batch:
+            break
+        readable = [row for row in batch if row.kind == "rec" and _may_read(row, principal)]
+        for item, row in zip(shown(services.store, readable, reserved=True), readable, strict=True):
+            body = item["body"]
+            if record.is_reserved(str(item["thread"])) and not is_admin(principal):
+                continue
+            if kind and not (isinstance(body, dict) and body.get("kind") == kind):
+                continue
+            if actor and item["actor"] != actor:
+                continue
+            data.append(item)
+            size += row.length
+            if len(data) == limit or size >= ANSWER_BYTES:
+                break
+    return list_response(data)
+
+
+def _rows(store: Store, name: str, request: Request) -> Iterator[Row]:
+    seq = number(request.query, "since", 0, 0, 2**63 - 1)
+    while page := store.index.after(name, seq, SCAN_ROWS):
+        yield from page
+        seq = page[-1].seq
+
+
+def _visible(store: Store, name: str, principal: Principal) -> bool:
+    seq = 0
+    while page := store.index.after(name, seq, SCAN_ROWS):
+        if any(_may_read(row, principal) for row in page):
+            return True
+        seq = page[-1].seq
+    return False
+
+
+def _may_read(row: Row, principal: Principal) -> bool:
+    return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
+
+
+def _thread(store: Store, name: str) -> dict[str, object]:
+    last = store.index.last(f"t:{name}")
+    at = when.text_of(store.line(last.seq).at_ms) if last else None
+    return {"object": "thread", "thread": name, "records": store.index.count(f"t:{name}"), "last_at": at}
+
+
+def _own_namespace(value: Any, principal: Principal) -> dict[str, Any]:
+    """Return the record's object, refused when its namespace lies outside the token's."""
+    if not isinstance(value, dict):
+        raise SplError("bad-field", "a record is a JSON object")
+    body = value.get("body")
+    if isinstance(body, dict):
+        name = record.namespace_of({"body": body})
+        if not principal.reaches(name):
+            raise SplError("scope-forbidden", f"the token does not reach namespace {name}")
+    return value
+
+
+def _emitted(outcome: Outcome) -> dict[str, object]:
+    envelope = outcome.envelope
+    if envelope is None:
+        raise SplError("internal")
+    return _record(envelope.id, envelope.record, outcome.seq, envelope.sig.by)
+
+
+def _record(id_: str, fields: dict[str, Any], seq: int, vouched_by: str) -> dict[str, object]:
+    return {"object": "record", "id": id_, **fields, "sequence": seq, "vouched_by": vouched_by}
+
+
+def _missing() -> dict[str, object]:
+    raise SplError("not-found", "there is no such record")

@@ -1,0 +1,38 @@
+"""What handlers may use: the services of one daemon, in one value."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..auth import Auth
+from ..config import Config
+from ..core.limits import Limits
+from ..feed import Feed
+from ..hub import Hub
+from ..pairing import Pairing
+from ..store import Store
+from ..sync import Sync
+from ..vault import Vault
+from ..views import Views
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything a handler may use."""
+
+    home: Path
+    url: str
+    config: Config
+    limits: Limits
+    hub: Hub
+    store: Store
+    views: Views
+    vault: Vault
+    auth: Auth
+    pairing: Pairing
+    feed: Feed
+    sync: Sync
+    started_ms: int
+    now_ms: Callable[[], int]
+    random_bytes: Callable[[int], bytes]
+    adopt_identity: Callable[[str, bool], Awaitable[None]]

@@ -1,0 +1,113 @@
+"""A served API in one process: real home, hub, server and sockets; the writer's thread included."""
+
+import json
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncio
+import pytest
+
+from spl.api.app import Api
+from spl.api.services import Services
+from spl.auth import Auth
+from spl.config import Config
+from spl.disk import Disk
+from spl.feed import Feed
+from spl.home import Home, now_ms, open_home, random_bytes
+from spl.net.client import Client, DialPolicy, Reply
+from spl.net.server import Server
+from spl.net.streams import Listener, bind_tcp
+from spl.pairing import Pairing
+from spl.setup import init_home
+from spl.sync import Sync
+
+HERE = DialPolicy(allow_private=True)
+
+
+@dataclass
+class Served:
+    """One daemon's API under test, over TCP with the admin token unless told otherwise."""
+
+    home: Home
+    services: Services
+    client: Client
+    url: str
+    token: str
+
+    async def fetch(
+        self, method: str, path: str, body: Any = None, *, token: str | None = None, headers: tuple[tuple[str, str], ...] = ()
+    ) -> Reply:
+        bearer = self.token if token is None else token
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        sent = [*headers]
+        if bearer:
+            sent.append(("authorization", f"Bearer {bearer}"))
+        if data and not any(name == "content-type" for name, _ in headers):
+            sent.append(("content-type", "application/json"))
+        return await self.client.fetch(method, self.url + path, headers=sent, body=data, dial=HERE)
+
+    async def json(self, method: str, path: str, body: Any = None, status: int = 200, **more: Any) -> Any:
+        reply = await self.fetch(method, path, body, **more)
+        assert reply.status == status, reply.body
+        return json.loads(reply.body)
+
+    async def refused(self, method: str, path: str, body: Any = None, **more: Any) -> tuple[int, str]:
+        reply = await self.fetch(method, path, body, **more)
+        value = json.loads(reply.body)
+        assert value["object"] == "error"
+        assert value["message"]
+        assert value["hint"]
+        return reply.status, value["code"]
+
+    async def raw(self, text: str) -> str:
+        """Send bytes as they are and return the first of what comes back."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(self.url.rpartition(":")[2]))
+        writer.write(text.encode())
+        answer = await reader.readuntil(b"}")
+        writer.close()
+        return answer.decode()
+
+    async def mint(self, *scopes: str, **more: Any) -> str:
+        return str((await self.json("POST", "/v1/tokens", {"scopes": list(scopes), **more}, 201))["token"])
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    path = tmp_path / "home"
+    init_home(path, "alice")
+    config = Config()
+    home = open_home(path, config, disk=Disk(), progress=lambda done, total: None)
+    writer = threading.Thread(target=home.hub.run)
+    writer.start()
+    sockets = bind_tcp("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+    client = Client(config.limits, tls=None)
+
+    async def adopt(label: str, force: bool) -> None:
+        home.adopt(await asyncio.to_thread(home.vault.generate, label or "alice", force=force))
+
+    pairing = Pairing(
+        home.hub, home.vault, config, client, config.limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
+        first_sync=lambda pair_id: sync.pull(pair_id), adopt_identity=adopt,
+    )
+    sync = Sync(home.hub, home.vault, client, config.limits, dial=pairing.dial, watch=pairing, now_ms=now_ms,
+                random_bytes=random_bytes)
+    feed = Feed(home.hub, home.vault, config.limits, now_ms=now_ms, random_bytes=random_bytes)
+    auth = Auth(home.views, home.vault, config, config.limits, now_ms)
+    services = Services(path, url, config, config.limits, home.hub, home.store, home.views, home.vault, auth, pairing,
+                        feed, sync, now_ms(), now_ms, random_bytes, adopt)
+    stop = asyncio.Event()
+    server = Server(Api(services, local=False), config.limits, now_ms=now_ms)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve([Listener(sock) for sock in sockets], stop))
+        yield Served(home, services, client, url, (path / "token").read_text().strip())
+        stop.set()
+        await client.close()
+    feed.close()
+    sync.close()
+    home.hub.close()
+    writer.join()
+    home.close()

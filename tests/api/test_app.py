@@ -1,0 +1,63 @@
+"""The door: host and origin, the principal before the handler, and one form for every error."""
+
+import pytest
+
+from tests.api.conftest import Served
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9100", "localhost.evil.example", "localhost@evil"])
+async def test_a_foreign_host_is_refused(served: Served, host: str) -> None:
+    """A page that rebinds its name to 127.0.0.1 still sends its own name."""
+    answer = await served.raw(f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 4")
+    assert "HOST_REFUSED" in answer or "BAD_REQUEST" in answer
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9100", "127.0.0.1:1", "[::1]:9100", "192.0.2.7"])
+async def test_our_own_names_and_addresses_are_taken(served: Served, host: str) -> None:
+    answer = await served.raw(f"GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 200")
+
+
+async def test_a_foreign_origin_may_not_write(served: Served) -> None:
+    record = {"act": "KNOW", "actor": "did:sync:user:a", "body": {}, "thread": "th"}
+    foreign = (("origin", "https://evil.example"),)
+    assert await served.refused("POST", "/v1/records", record, headers=foreign) == (403, "ORIGIN_REFUSED")
+    assert await served.refused("POST", "/v1/records", record, headers=(("origin", "null"),)) == (403, "ORIGIN_REFUSED")
+    own = (("origin", served.url),)
+    assert (await served.fetch("POST", "/v1/records", record, headers=own)).status == 200
+
+
+async def test_no_answer_invites_another_origin(served: Served) -> None:
+    reply = await served.fetch("GET", "/health", headers=(("origin", "https://evil.example"),))
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("token, code", [("", "AUTH_REQUIRED"), ("spl_home_sa_00000000_" + "a" * 43, "AUTH_INVALID"), ("x", "AUTH_INVALID")])
+async def test_without_a_bearer_that_holds_nothing_is_told(served: Served, token: str, code: str) -> None:
+    for path in ("/v1/threads", "/v1/records?thread=th", "/v1/federation/pairs", "/v1/tokens", "/v1/sync/changes"):
+        assert await served.refused("GET", path, token=token) == (401, code)
+
+
+async def test_a_401_names_the_scheme(served: Served) -> None:
+    reply = await served.fetch("GET", "/v1/threads", token="")
+    assert reply.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_a_scope_opens_its_routes_and_no_others(served: Served) -> None:
+    reader = await served.mint("records:read")
+    assert (await served.fetch("GET", "/v1/threads", token=reader)).status == 200
+    for method, path, body in (("POST", "/v1/records", {}), ("GET", "/v1/tokens", None), ("GET", "/v1/config", None),
+                               ("POST", "/v1/sync", {}), ("GET", "/v1/aitl", None), ("GET", "/v1/federation/pairs", None)):
+        assert await served.refused(method, path, body, token=reader) == (403, "SCOPE_FORBIDDEN")
+
+
+async def test_unknown_paths_and_methods(served: Served) -> None:
+    assert await served.refused("GET", "/nope") == (404, "NOT_FOUND")
+    reply = await served.fetch("DELETE", "/v1/records")
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD, OPTIONS, POST")
+    assert (await served.fetch("GET", "/v1/federation/pair")).headers["allow"] == "OPTIONS, POST"
+
+
+async def test_a_token_in_the_query_is_refused(served: Served) -> None:
+    assert await served.refused("GET", f"/v1/threads?token={served.token}") == (400, "TOKEN_IN_QUERY")

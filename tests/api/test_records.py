@@ -1,0 +1,95 @@
+"""Emit and read: forms, filters, paging, tenants, and reserved threads."""
+
+import json
+from typing import Any
+
+from spl.core import record
+from tests.api.conftest import Served
+
+ALICE = "did:sync:user:alice"
+
+
+def value(n: int, thread: str = "th", **body: Any) -> dict[str, Any]:
+    return {"act": "KNOW", "actor": ALICE, "body": {"n": n, **body}, "thread": thread}
+
+
+async def test_an_emitted_record_comes_back_whole(served: Served) -> None:
+    found = await served.json("POST", "/v1/records", value(1))
+    assert found["object"] == "record"
+    assert found["id"] == record.record_id({name: found[name] for name in record.HASHED})
+    assert found["vouched_by"] == served.services.vault.identity.did  # type: ignore[union-attr]
+    assert found["sequence"] > 0
+    assert await served.json("GET", f"/v1/records/{found['id']}") == found
+    listed = await served.json("GET", "/v1/threads/th/records")
+    assert listed == {"object": "list", "data": [found]}
+
+
+async def test_filters_and_paging_by_sequence(served: Served) -> None:
+    for n in range(7):
+        await served.json("POST", "/v1/records", value(n, kind="even" if n % 2 == 0 else "odd"))
+    await served.json("POST", "/v1/records", {**value(9, "other"), "actor": "did:sync:user:bob"})
+    found: list[int] = []
+    since = 0
+    while data := (await served.json("GET", f"/v1/records?thread=th&limit=3&since={since}"))["data"]:
+        found += [item["body"]["n"] for item in data]
+        since = data[-1]["sequence"]
+    assert found == list(range(7))
+    even = (await served.json("GET", "/v1/records?thread=th&kind=even&limit=3"))["data"]
+    assert [item["body"]["n"] for item in even] == [0, 2, 4]
+    bobs = (await served.json("GET", "/v1/records?actor=did:sync:user:bob"))["data"]
+    assert [item["thread"] for item in bobs] == ["other"]
+    assert len((await served.json("GET", "/v1/records"))["data"]) == 8
+    assert (await served.json("GET", "/v1/records?thread=nobody"))["data"] == []
+
+
+async def test_bad_parameters_are_named(served: Served) -> None:
+    for query in ("limit=0", "limit=10001", "limit=x", "since=-1", "limit=+5", "since=99999999999999999999"):
+        assert await served.refused("GET", f"/v1/records?thread=th&{query}") == (400, "BAD_FIELD")
+    for id_ in ("0" * 64, "x", "A" * 64):
+        assert await served.refused("GET", f"/v1/records/{id_}") == (404, "NOT_FOUND")
+
+
+async def test_many_at_once_have_a_result_each(served: Served) -> None:
+    good, bad = json.dumps(value(1)), json.dumps({**value(2), "act": "SHOUT"})
+    body = f"{good}\n{bad}\nnot json\n\n{json.dumps(value(3))}\n".encode()
+    reply = await served.fetch("POST", "/v1/records", body, headers=(("content-type", "application/x-ndjson"),))
+    lines = [json.loads(line) for line in reply.body.splitlines()]
+    assert [line.get("code", line["object"]) for line in lines] == ["record", "BAD_FIELD", "BAD_JSON", "record"]
+    assert [line["clock"] for line in lines if line["object"] == "record"] == [0, 1]
+
+
+async def test_a_tenants_token_neither_reads_nor_writes_elsewhere(served: Served) -> None:
+    await served.json("POST", "/v1/namespaces", {"name": "music"})
+    token = await served.mint("records:read", "records:write", namespaces=["music"])
+    outside = await served.json("POST", "/v1/records", value(1))
+    inside = await served.json("POST", "/v1/records", value(2, namespace="music"), token=token)
+    await served.json("POST", "/v1/records", value(3, "private"))
+    assert await served.refused("POST", "/v1/records", value(4), token=token) == (403, "SCOPE_FORBIDDEN")
+    assert (await served.json("GET", "/v1/threads/th/records", token=token))["data"] == [inside]
+    assert (await served.json("GET", "/v1/records", token=token))["data"] == [inside]
+    assert [item["thread"] for item in (await served.json("GET", "/v1/threads", token=token))["data"]] == ["th"]
+    assert await served.refused("GET", f"/v1/records/{outside['id']}", token=token) == (404, "NOT_FOUND")
+    unknown = await served.fetch("GET", "/v1/threads/never/records", token=token)
+    assert (await served.fetch("GET", "/v1/threads/private/records", token=token)).body == unknown.body
+
+
+async def test_reserved_threads_are_for_the_operator(served: Served) -> None:
+    reader = await served.mint("records:read")
+    mine = (await served.json("GET", "/v1/threads/th_api_tokens/records"))["data"]
+    assert len(mine) == 2
+    assert (await served.json("GET", "/v1/threads/th_api_tokens/records", token=reader))["data"] == []
+    assert await served.refused("GET", f"/v1/records/{mine[0]['id']}", token=reader) == (404, "NOT_FOUND")
+    assert (await served.json("GET", "/v1/threads", token=reader))["data"] == []
+    names = [item["thread"] for item in (await served.json("GET", "/v1/threads?reserved=1"))["data"]]
+    assert names == ["th_api_tokens"]
+
+
+async def test_threads_are_listed_by_age_and_paged(served: Served) -> None:
+    for name in ("c", "a", "b/d e"):
+        await served.json("POST", "/v1/records", value(1, name))
+    first = (await served.json("GET", "/v1/threads?limit=2"))["data"]
+    assert [item["thread"] for item in first] == ["c", "a"]
+    assert first[0]["records"] == 1
+    rest = (await served.json("GET", "/v1/threads?after=a"))["data"]
+    assert [item["thread"] for item in rest] == ["b/d e"]
+    assert len((await served.json("GET", "/v1/threads/b%2Fd%20e/records"))["data"]) == 1

@@ -1,0 +1,29 @@
+"""The table of routes: nothing open by omission, every body bounded, every route documented."""
+
+from pathlib import Path
+
+from spl.api.table import ROUTES
+from spl.auth import ANYONE
+from spl.core.bearer import SCOPES
+from spl.core.limits import MIB
+
+OPEN_TO_ALL = {
+    "/health", "/health/ready", "/.well-known/syncropel", "/.well-known/did.json", "/v1/federation/pair",
+    "/v1/federation/pair/{id}/poll", "/v1/federation/pair/{id}/confirm", "/v1/federation/pair/{id}/notify-revoke",
+}
+
+
+def test_only_these_routes_need_no_bearer() -> None:
+    assert {route.path for route in ROUTES if route.scope == ANYONE} == OPEN_TO_ALL
+    assert all(route.scope in SCOPES | {ANYONE} for route in ROUTES)
+
+
+def test_every_body_is_bounded_and_reads_have_none() -> None:
+    for route in ROUTES:
+        assert (0 < route.body_bytes <= 8 * MIB) if route.method == "POST" else route.body_bytes == 0, route.path
+
+
+def test_every_route_is_in_the_readme() -> None:
+    text = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    assert not [route.path for route in ROUTES if route.path not in text]
+    assert all(route.summary for route in ROUTES)

@@ -1,0 +1,85 @@
+"""Folds: equal from the log and live, and deaf to everybody else's word."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.config import Config
+from spl.core import namespace
+from spl.core.did import Chain, did_of, rotate
+from spl.core.keys import SecretKey
+from spl.core.limits import Limits
+from spl.disk import Disk
+from spl.home import Home, open_home
+from spl.hub import Own, Place, Refuse
+from spl.store import Entry
+from spl.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, Views
+
+FOREIGN = "did:sync:instance:mallory-" + "0" * 24
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    found = open_home(tmp_path / "h", Config(), disk=Disk(), progress=lambda done, total: None)
+    found.adopt(found.vault.generate("alice"))
+    yield found
+    found.close()
+
+
+def state(views: Views) -> tuple[object, ...]:
+    return (views.pairs, views.tokens, views.requests, views.namespaces, views.refused, views.chains,
+            {name: (place.cursor, place.count) for name, place in views.positions.items()})
+
+
+def test_live_and_loaded_folds_are_equal(home: Home) -> None:
+    key, next_key = SecretKey(b"1" * 32), SecretKey(b"2" * 32)
+    chain = Chain(did_of("carol", key.public), key.public)
+    grown = rotate(chain, key, next_key.public, "retired", 1)
+    for items in (
+        [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "music"})],
+        [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()}), Place("pair_1", "a", 1)],
+        [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": grown.to_json()})],
+        [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()})],
+        [Refuse("pair_1", "f" * 64, "record-id"), Place("pair_1", "b", 3), Place("pair_2", "c", 0)],
+    ):
+        future = home.hub.submit(items)
+        home.hub.commit_waiting()
+        future.result(0)
+    assert home.views.chains[chain.did] == grown, "a shorter chain does not replace a longer one"
+    loaded = Views(Limits())
+    loaded.load(home.store, home.views.did)
+    assert state(loaded) == state(home.views)
+
+
+def test_nobody_elses_record_counts(home: Home) -> None:
+    before = state(home.views)
+    body = {"kind": namespace.KIND_CREATE, "name": "music"}
+    entry = Entry(kind="rec", payload=b"{}", thread=THREAD_NAMESPACES, voucher=FOREIGN)
+    home.views.apply(entry, {"body": body}, 1, 1)
+    assert state(home.views) == before
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+                    max_leaves=8)
+THREADS = ("th_federation_pairs", "th_api_tokens", "th_aitl", "th_namespace_registry")
+KINDS = st.sampled_from([
+    "syncropel.federation.pair_init.v1", "syncropel.federation.pair.genesis.v1", "pair_pause.v1", KIND_CHAIN,
+    "syncropel.access.token_mint.v1", "syncropel.access.token_revoke.v1", "syncropel.aitl.request.v1",
+    "syncropel.aitl.decision.v1", namespace.KIND_CREATE, namespace.KIND_STATE,
+])
+
+
+@given(thread=st.sampled_from(THREADS), kind=KINDS, body=st.dictionaries(
+    st.sampled_from(["pair_id", "token_id", "request_id", "name", "state", "chain", "scopes", "decision", "by"]), JSON))
+def test_no_body_makes_a_fold_raise(thread: str, kind: str, body: dict[str, object]) -> None:
+    """History is a fact: what cannot be used is skipped."""
+    views = Views(Limits())
+    views.did = "did:sync:instance:a-" + "0" * 24
+    entry = Entry(kind="rec", payload=b"{}", thread=thread, voucher=views.did)
+    for seq, value in itertools.product((1,), ({"kind": kind, **body},)):
+        views.apply(entry, {"body": value}, seq, 1)
