@@ -1,0 +1,47 @@
+"""Which event loop the tests run on, and which of them depend on it.
+
+SPL_TEST_LOOP=uvloop|asyncio picks the loop of coroutine tests here and of the daemons that tests start; by default
+uvloop where it is installed.  Tests that depend on the loop carry the mark `loop`; a second run takes only them.
+"""
+
+import asyncio
+import importlib.util
+import inspect
+import os
+from typing import Final
+
+import pytest
+from hypothesis import settings
+
+LOOP: Final = os.environ.get("SPL_TEST_LOOP") or ("uvloop" if importlib.util.find_spec("uvloop") else "asyncio")
+LOOP_FOLDERS: Final = ("tests/net/", "tests/e2e/")
+
+settings.register_profile("spl", deadline=None, print_blob=True, max_examples=100)
+settings.load_profile("spl")
+
+if LOOP == "uvloop":
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+def pytest_report_header() -> str:
+    """Name the loop, so that a log shows which of the two runs it is."""
+    return f"event loop: {LOOP}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark coroutine tests, and those of the folders whose code runs on a loop."""
+    for item in items:
+        node = item.nodeid.replace(os.sep, "/")
+        function = getattr(item, "function", None)
+        if (
+            node.startswith(LOOP_FOLDERS)
+            or inspect.iscoroutinefunction(function)
+            or "asyncio.run(" in _source(function)
+        ):
+            item.add_marker(pytest.mark.loop)
+
+
+def _source(function: object) -> str:
+    return inspect.getsource(function) if inspect.isfunction(function) else ""

@@ -1,0 +1,82 @@
+"""The house rules: each finds its breach with file and line, and leaves clean code alone."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOLS = Path(__file__).parent.parent.parent / "tools"
+ERRORS = 'CODES: Final[dict[str, Code]] = {\n    "known": 1,\n    "unused": 2,\n}\nclass SplError(Exception): ...\n'
+GROUP = "async def run():\n    async with asyncio.TaskGroup() as tasks:\n        tasks.create_task(one())\n"
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return tools/check.py, looking at an empty house."""
+    monkeypatch.setattr(sys, "path", [str(TOOLS), *sys.path])
+    spec = importlib.util.spec_from_file_location("check_under_test", TOOLS / "check.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    return module
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], None]:
+    """Return a writer of files of the house."""
+
+    def writer(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "text", "found"),
+    [
+        ("sizes", "spl/a.py", "x = 1\n" * 501, ["spl/a.py:1: 501 lines, the limit is 500"]),
+        ("sizes", "spl/a.py", "def f():\n" + "    x = 1\n" * 40, ["spl/a.py:1: f has 41 lines of code, over 40"]),
+        ("sizes", "spl/a.py", 'def f():\n    """D.\n\n    E.\n    """\n\n    # why\n' + "    x = 1\n" * 39, []),
+        ("import_style", "spl/a.py", "from spl.core import b\n", ["spl/a.py:1: import our own modules relatively"]),
+        ("import_style", "spl/a.py", "def f():\n    import re\n", ["spl/a.py:2: imports stand at the top of the file"]),
+        ("import_style", "spl/a.py", "try:\n    import uvloop\nexcept ImportError:\n    uvloop = None\n", []),
+        ("boundaries", "spl/a.py", "try:\n    x\nexcept Exception:\n    y\n", 1),
+        ("boundaries", "spl/a.py", "try:\n    x\nexcept (OSError, Exception):\n    y\n", 1),
+        ("boundaries", "spl/a.py", "try:\n    x\nexcept:\n    y\n", 1),
+        ("boundaries", "spl/a.py", "try:\n    x\nexcept BaseException:\n    y\n    raise\n", []),
+        ("tasks", "spl/a.py", "asyncio.create_task(one())\n", 1),
+        ("tasks", "spl/a.py", "asyncio.gather(one())\n", 1),
+        ("tasks", "spl/a.py", GROUP, []),
+        ("tasks", "spl/a.py", "def f(group: asyncio.TaskGroup):\n    group.create_task(one())\n", []),
+        ("names", "spl/token.py", "", ["spl/token.py:1: token is a module of the standard library"]),
+        ("names", "spl/utils.py", "", 1),
+        ("names", "spl/__init__.py", "x = 1\n", ["spl/__init__.py:1: __init__.py holds one docstring"]),
+        ("mirror", "tests/test_gone.py", "", ["tests/test_gone.py:1: there is no spl/gone.py"]),
+        ("mirror", "spl/core/a.py", "", ["spl/core/a.py:1: no test file mirrors it"]),
+        ("mirror", "tests/e2e/test_page.py", "", []),
+    ],
+)
+def test_each_rule_finds_its_breach_and_nothing_else(
+    check: ModuleType, write: Callable[[str, str], None], rule: str, name: str, text: str, found: list[str] | int
+) -> None:
+    """The findings are those expected: by text, or by number."""
+    write(name, text)
+    lines = getattr(check, rule)()
+    assert lines == found or len(lines) == found
+
+
+def test_codes_are_held_against_what_is_raised(check: ModuleType, write: Callable[[str, str], None]) -> None:
+    """A code that the registry lacks, and an entry that nothing names, also through a subclass and a choice."""
+    write("spl/core/errors.py", ERRORS)
+    write("spl/a.py", 'class AError(SplError): ...\nraise AError("known")\nraise AError("new" if x else "known")\n')
+    assert check.codes() == [
+        "spl/a.py:3: 'new' is not in CODES",
+        "spl/core/errors.py:3: nothing in spl/ names 'unused'",
+    ]

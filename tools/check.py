@@ -1,0 +1,316 @@
+#!/usr/bin/env python3
+"""The one command before a commit: format, lint, types, layers, house rules, tests.
+
+    python tools/check.py [--only PART[,PART…]] [-- PYTEST ARGUMENTS]
+
+Each part prints its findings as file:line and the run goes on to the next, so that one call shows everything; the exit
+code is 1 when any part found something.  A part whose tool is missing says so and counts as left out: harmless on a
+developer's machine, a failure with CI=true.
+"""
+
+import argparse
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import layers
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+FILE_LINES_MAX: Final = 500
+FUNCTION_LINES_MAX: Final = 40
+BOUNDARIES: Final = {"spl/net/connection.py": 1, "spl/daemon.py": 1, "spl/pairing.py": 1, "spl/sync.py": 1}
+"""File -> how many `except Exception` it may hold: the connection boundary and the task boundary."""
+
+UNMIRRORED: Final = frozenset({"__main__", "api.services", "core.limits", "core.version", "core.words", "daemon"})
+"""Modules without a test file: values alone, and the daemon, which tests/e2e runs as a process."""
+
+TESTS_OF_THEIR_OWN: Final = frozenset({"e2e", "sim", "fuzz", "vectors", "tools"})
+"""Folders of tests/ that mirror no module."""
+
+Rule = Callable[[], list[str]]
+
+
+def main() -> int:
+    """Run the parts asked for and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default=",".join(PARTS), help="comma-separated: " + " ".join(PARTS))
+    parser.add_argument("rest", nargs="*", help="arguments for pytest, after --")
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}; there are {' '.join(PARTS)}")
+    failed, left_out = [], []
+    for name in names:
+        code = PARTS[name](options.rest if name == "tests" else [])
+        if code is None:
+            left_out.append(name)
+        elif code:
+            failed.append(name)
+        print(
+            f"check: {name}: {'left out, its tool is missing' if code is None else 'FAILED' if code else 'ok'}",
+            flush=True,
+        )
+    if left_out and os.environ.get("CI") == "true":
+        failed += left_out
+    print(f"check: {'FAILED: ' + ' '.join(failed) if failed else 'ok'}")
+    return 1 if failed else 0
+
+
+def tool(module: str, *arguments: str) -> Callable[[list[str]], int | None]:
+    """Return a part that runs `python -m module`; the part returns None when the module is not installed."""
+
+    def run(more: list[str]) -> int | None:
+        if importlib.util.find_spec(module) is None:
+            return None
+        return subprocess.run([sys.executable, "-m", module, *arguments, *more], cwd=ROOT, check=False).returncode
+
+    return run
+
+
+def report(*rules: Rule) -> Callable[[list[str]], int | None]:
+    """Return a part that prints what the rules find."""
+
+    def run(_: list[str]) -> int | None:
+        found = [line for rule in rules for line in rule()]
+        print("\n".join(found), end="\n" if found else "")
+        return 1 if found else 0
+
+    return run
+
+
+def sources(*folders: str) -> Iterator[tuple[str, Path]]:
+    """Yield (path relative to the root, path) of every Python file below the folders, in order."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), path
+
+
+def sizes() -> list[str]:
+    """Return the files over 500 lines and the functions over 40 lines of code."""
+    found = []
+    for name, path in sources("spl", "tools", "tests"):
+        text = path.read_text()
+        if (count := text.count("\n")) > FILE_LINES_MAX:
+            found.append(f"{name}:1: {count} lines, the limit is {FILE_LINES_MAX}")
+        code = _code_lines(text)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                own = len(code & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
+                if own > FUNCTION_LINES_MAX:
+                    found.append(
+                        f"{name}:{node.lineno}: {node.name} has {own} lines of code, over {FUNCTION_LINES_MAX}"
+                    )
+    return found
+
+
+def import_style() -> list[str]:
+    """Return the imports that are absolute where they should be relative, or not at the top of their file."""
+    files = layers.modules(ROOT)
+    found = []
+    for name, path in files.items():
+        where = path.relative_to(ROOT).as_posix()
+        tree = ast.parse(path.read_text())
+        found += [f"{where}:{line}: import our own modules relatively" for line in _absolute_lines(tree)]
+        found += [
+            f"{where}:{item.line}: imports stand at the top of the file"
+            for item in layers.imports(path, name, frozenset(files))
+            if not item.top
+        ]
+    return found
+
+
+def boundaries() -> list[str]:
+    """Return each `except Exception` beyond the two boundaries, and each catch-all that does not re-raise."""
+    found = []
+    for name, path in sources("spl"):
+        count = 0
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            caught = _caught(node.type)
+            if "Exception" in caught:
+                count += 1
+                if count > BOUNDARIES.get(name, 0):
+                    found.append(f"{name}:{node.lineno}: except Exception outside the two boundaries")
+            elif caught & {"", "BaseException"} and not isinstance(node.body[-1], ast.Raise):
+                found.append(f"{name}:{node.lineno}: a catch-all that does not re-raise eats cancellation")
+    return found
+
+
+def tasks() -> list[str]:
+    """Return the tasks that belong to no TaskGroup: bare create_task, ensure_future, gather."""
+    found = []
+    for name, path in sources("spl"):
+        tree = ast.parse(path.read_text())
+        groups = _task_groups(tree)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            called, owner = _called(node.func)
+            if called in {"gather", "ensure_future"} and owner in {"", "asyncio"}:
+                found.append(f"{name}:{node.lineno}: {called} belongs to no TaskGroup")
+            if called == "create_task" and owner.rpartition(".")[2] not in groups:
+                found.append(f"{name}:{node.lineno}: create_task on {owner or 'nothing'!r}, which is no TaskGroup")
+    return found
+
+
+def names() -> list[str]:
+    """Return modules named like one of the standard library, catch-all names, and __init__ files with code in them."""
+    found = []
+    for name, path in sources("spl", "tools"):
+        stem = path.stem
+        if stem in sys.stdlib_module_names and stem != "__main__":
+            found.append(f"{name}:1: {stem} is a module of the standard library")
+        if stem in {"utils", "util", "helpers", "common", "misc", "base", "types"}:
+            found.append(f"{name}:1: {stem} says nothing about what is in it")
+        if stem == "__init__":
+            tree = ast.parse(path.read_text())
+            if len(tree.body) != 1 or ast.get_docstring(tree) is None:
+                found.append(f"{name}:1: __init__.py holds one docstring")
+    return found
+
+
+def mirror() -> list[str]:
+    """Return tests that mirror no module, and modules that no test mirrors."""
+    modules = {name for name, path in layers.modules(ROOT).items() if path.name != "__init__.py"}
+    found, mirrored = [], set(UNMIRRORED)
+    for name, path in sources("tests"):
+        parts = path.relative_to(ROOT / "tests").with_suffix("").parts
+        if parts[0] in TESTS_OF_THEIR_OWN or not parts[-1].startswith("test_"):
+            continue
+        module = ".".join([*parts[:-1], parts[-1].removeprefix("test_")])
+        mirrored.add(module)
+        if module not in modules:
+            found.append(f"{name}:1: there is no spl/{module.replace('.', '/')}.py")
+    missing = sorted(modules - mirrored)
+    return found + [f"spl/{name.replace('.', '/')}.py:1: no test file mirrors it" for name in missing]
+
+
+def codes() -> list[str]:
+    """Return the error codes raised that the registry lacks, and the entries that nothing in the product names."""
+    registry = ROOT / "spl/core/errors.py"
+    known = _registry(registry)
+    errors = _error_classes()
+    named: set[str] = set()
+    found = []
+    for name, path in sources("spl"):
+        if path == registry:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named.add(node.value)
+            if isinstance(node, ast.Call) and node.args and _called(node.func)[0] in errors:
+                found += [
+                    f"{name}:{node.lineno}: {code!r} is not in CODES"
+                    for code in _literals(node.args[0])
+                    if code not in known
+                ]
+    return found + [
+        f"spl/core/errors.py:{line}: nothing in spl/ names {code!r}"
+        for code, line in known.items()
+        if code not in named
+    ]
+
+
+def _registry(path: Path) -> dict[str, int]:
+    """Return code -> line of the CODES table."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "CODES" and isinstance(node.value, ast.Dict):
+            return {
+                key.value: key.lineno
+                for key in node.value.keys
+                if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            }
+    raise SystemExit(f"{path}: no CODES table")
+
+
+def _error_classes() -> set[str]:
+    """Return the names of SplError and of every class below it."""
+    bases: dict[str, set[str]] = {}
+    for _, path in sources("spl"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+    found = {"SplError"}
+    while more := {name for name, above in bases.items() if above & found} - found:
+        found |= more
+    return found
+
+
+def _absolute_lines(tree: ast.AST) -> Iterator[int]:
+    """Yield the lines that import from our package by its absolute name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            named = [node.module or ""]
+        else:
+            continue
+        if any(name.partition(".")[0] == layers.PACKAGE for name in named):
+            yield node.lineno
+
+
+def _literals(node: ast.expr) -> Iterator[str]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.IfExp):
+        yield from _literals(node.body)
+        yield from _literals(node.orelse)
+
+
+def _caught(node: ast.expr | None) -> set[str]:
+    """Return the names of the exceptions an except clause takes; {""} for a bare one."""
+    if node is None:
+        return {""}
+    return {ast.unparse(item) for item in (node.elts if isinstance(node, ast.Tuple) else [node])}
+
+
+def _called(node: ast.expr) -> tuple[str, str]:
+    """Return (function name, text of what it is called on) of a call."""
+    if isinstance(node, ast.Attribute):
+        return node.attr, ast.unparse(node.value)
+    return (node.id, "") if isinstance(node, ast.Name) else ("", "")
+
+
+def _task_groups(tree: ast.AST) -> set[str]:
+    """Return the last name of everything that a file binds to, or annotates as, a TaskGroup."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        target: ast.AST | str | None = None
+        if isinstance(node, ast.withitem) and "TaskGroup(" in ast.unparse(node.context_expr):
+            target = node.optional_vars
+        elif isinstance(node, ast.arg) and node.annotation and "TaskGroup" in ast.unparse(node.annotation):
+            target = node.arg
+        elif isinstance(node, ast.AnnAssign) and "TaskGroup" in ast.unparse(node.annotation):
+            target = node.target
+        if target is not None:
+            found.add((target if isinstance(target, str) else ast.unparse(target)).rpartition(".")[2])
+    return found
+
+
+def _code_lines(text: str) -> set[int]:
+    """Return the numbers of the lines that hold code: no blank lines, comments or docstrings."""
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return {number for number, line in lines if line.strip() and not line.lstrip().startswith("#")} - skipped
+
+
+PARTS: Final[dict[str, Callable[[list[str]], int | None]]] = {
+    "format": tool("ruff", "format", "--check", "--quiet", "spl", "tools", "tests"),
+    "lint": tool("ruff", "check", "--output-format=concise", "spl", "tools", "tests"),
+    "types": tool("mypy"),
+    "layers": report(lambda: layers.breaches(ROOT)),
+    "rules": report(sizes, import_style, boundaries, tasks, names, mirror, codes),
+    "tests": tool("pytest"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
