@@ -6,7 +6,8 @@ without writing.
 """
 
 import asyncio
-import contextlib
+import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -36,12 +37,6 @@ from .pairing import Pairing
 from .setup import default_label
 from .sync import Sync
 
-_fast_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-with contextlib.suppress(ImportError):  # vendored without it, or a platform that has none
-    import uvloop
-
-    _fast_loop = uvloop.new_event_loop
-
 log = logging.getLogger("spl.daemon")
 
 LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -68,6 +63,7 @@ def run(options: ServeOptions) -> int:
 
     Raises SplError when the home cannot be opened or an address cannot be listened on.
     """
+    os.umask(0o077)  # whatever is created from here on, rotated logs too, is the operator's alone
     disk = Disk()
     flags = {
         "host": options.host,
@@ -90,7 +86,10 @@ def run(options: ServeOptions) -> int:
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """Return what makes the event loop: uvloop's where it is installed, unless SPL_LOOP=asyncio."""
-    return asyncio.new_event_loop if os.environ.get("SPL_LOOP") == "asyncio" else _fast_loop
+    if os.environ.get("SPL_LOOP") == "asyncio" or importlib.util.find_spec("uvloop") is None:
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
+    return factory
 
 
 class _Daemon:

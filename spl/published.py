@@ -55,6 +55,11 @@ class Published:
                 self._made_for = content
             return self._document
 
+    def renew(self) -> None:
+        """Have the manifest signed anew the next time it is asked for."""
+        with self._lock:
+            self._made_for = ()
+
     def federation_manifest(self) -> dict[str, Any]:
         """Return the signed part, as it travels inside a pair request."""
         document: dict[str, Any] = self.manifest()["federation_manifest"]

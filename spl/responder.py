@@ -18,7 +18,7 @@ from .core.errors import SplError, wire_code
 from .core.handshake import Asking, HandshakeError, Terms
 from .core.manifest import Manifest
 from .core.pair import Pair, PairError
-from .core.standing import SUPERSEDED, Asked, Proposal, Requested, Waiting
+from .core.standing import SUPERSEDED, Asked, Proposal, Requested, Revoked, Waiting
 from .core.steps import Ask, Effect, End, PeerPause, PeerResume
 from .pairs import Pairs, unconfirmed
 
@@ -244,7 +244,7 @@ class Responder:
             return pair
         if state in handshake.ENDED:
             known = str(state) if state != "revoked" else f"revoked by peer: {reason}" if reason else "revoked by peer"
-            return self.pairs.take(pair, End(known))[0]
+            return self.pairs.take(pair, End(known, reason if known != reason and state == "rejected" else ""))[0]
         if state == "paused" and pair.paused_by in ("", "us") and pair.live and not unconfirmed(pair):
             return self.pairs.take(pair, PeerPause(said_ms))[0]
         if state == "active" and pair.paused_by in ("peer", "both"):
@@ -253,6 +253,8 @@ class Responder:
 
     def _stand(self, fields: Mapping[str, Any], pair: Pair) -> Answer:
         status, state, more = handshake.standing(pair)
+        if state == "rejected" and isinstance(pair.state, Revoked) and pair.state.note:
+            more = {**more, "reason": pair.state.note}
         return self._answer(fields, status, state, **more)
 
     def _refusal(self, fields: Mapping[str, Any], error: SplError) -> Answer:

@@ -31,7 +31,7 @@ def test_flag_wins_over_environment_over_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, line, word",
+    ("text", "line", "word"),
     [
         ("port = 1\nprot = 2\n", 2, "prot"),
         ('[federation]\n\napproval = "maybe"\n', 3, "manual, auto, closed"),

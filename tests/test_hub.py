@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spl.config import Config
 from spl.core import batch, keys, record
 from spl.core.errors import SplError
 from spl.core.keys import SecretKey
@@ -17,7 +18,6 @@ from spl.core.limits import Limits
 from spl.core.record import Envelope, Sig
 from spl.disk import Disk
 from spl.home import Home, open_home
-from spl.config import Config
 from spl.hub import Arrive, Emit, Outcome, Own, Place, Refuse
 
 LIMITS = Limits()
@@ -126,7 +126,7 @@ def test_past_the_last_clock_is_refused(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields, code",
+    ("fields", "code"),
     [
         ({"thread": "th_federation_pairs"}, "reserved-thread"),
         ({"thread": "th_audit_x"}, "reserved-thread"),

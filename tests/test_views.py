@@ -31,8 +31,15 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def state(views: Views) -> tuple[object, ...]:
-    return (views.pairs, views.tokens, views.requests, views.namespaces, views.refused, views.chains,
-            {name: (place.cursor, place.count) for name, place in views.positions.items()})
+    return (
+        views.pairs,
+        views.tokens,
+        views.requests,
+        views.namespaces,
+        views.refused,
+        views.chains,
+        {name: (place.cursor, place.count) for name, place in views.positions.items()},
+    )
 
 
 def test_live_and_loaded_folds_are_equal(home: Home) -> None:
@@ -63,19 +70,36 @@ def test_nobody_elses_record_counts(home: Home) -> None:
     assert state(home.views) == before
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-                    max_leaves=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
 THREADS = ("th_federation_pairs", "th_api_tokens", "th_aitl", "th_namespace_registry")
-KINDS = st.sampled_from([
-    "syncropel.federation.pair_init.v1", "syncropel.federation.pair.genesis.v1", "pair_pause.v1", KIND_CHAIN,
-    "syncropel.access.token_mint.v1", "syncropel.access.token_revoke.v1", "syncropel.aitl.request.v1",
-    "syncropel.aitl.decision.v1", namespace.KIND_CREATE, namespace.KIND_STATE,
-])
+KINDS = st.sampled_from(
+    [
+        "syncropel.federation.pair_init.v1",
+        "syncropel.federation.pair.genesis.v1",
+        "pair_pause.v1",
+        KIND_CHAIN,
+        "syncropel.access.token_mint.v1",
+        "syncropel.access.token_revoke.v1",
+        "syncropel.aitl.request.v1",
+        "syncropel.aitl.decision.v1",
+        namespace.KIND_CREATE,
+        namespace.KIND_STATE,
+    ]
+)
 
 
-@given(thread=st.sampled_from(THREADS), kind=KINDS, body=st.dictionaries(
-    st.sampled_from(["pair_id", "token_id", "request_id", "name", "state", "chain", "scopes", "decision", "by"]), JSON))
+@given(
+    thread=st.sampled_from(THREADS),
+    kind=KINDS,
+    body=st.dictionaries(
+        st.sampled_from(["pair_id", "token_id", "request_id", "name", "state", "chain", "scopes", "decision", "by"]),
+        JSON,
+    ),
+)
 def test_no_body_makes_a_fold_raise(thread: str, kind: str, body: dict[str, object]) -> None:
     """History is a fact: what cannot be used is skipped."""
     views = Views(Limits())

@@ -101,6 +101,7 @@ async def identity_generate(request: Request, principal: Principal, services: Se
     """POST /v1/identity {label?, force?}: make an identity or keep the one there is, and publish at once."""
     fields = members(request, {"label": str, "force": bool})
     await services.adopt_identity(fields.get("label", ""), fields.get("force", False))
+    services.pairing.published.renew()
     return json_response(identity_of(services))
 
 

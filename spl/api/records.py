@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -116,10 +117,10 @@ def _answer(
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.query_records)
     kind = request.query.get("kind")
     data: list[dict[str, object]] = []
-    size, batch = 0, []
+    size = 0
     source = iter(rows)
     while len(data) < limit and size < ANSWER_BYTES:
-        batch = [row for row, _ in zip(source, range(SCAN_ROWS), strict=False)]
+        batch = list(itertools.islice(source, min(SCAN_ROWS, limit)))
         if not batch:
             break
         readable = [row for row in batch if row.kind == "rec" and _may_read(row, principal)]

@@ -6,8 +6,8 @@ from typing import Final
 from .command import Command, Group, Parser, Shell
 
 _CONCEPT: Final = (
-    "Namespaces keep several tenants apart inside one daemon: a record names its own in body.namespace, and a token can\n"
-    "be bound to some of them. A namespace is private until it is shared: a pair agrees on what it carries, by name."
+    "Namespaces keep several tenants apart inside one daemon: a record names its own in body.namespace, and a token\n"
+    "may reach only some. A namespace is private until it is shared: a pair agrees on what it carries, by name."
 )
 
 

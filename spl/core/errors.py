@@ -70,7 +70,6 @@ CODES: Final[dict[str, Code]] = {
     "token-in-query": Code(400, 4, "Tokens in query strings end up in logs and are refused.", "send it as a header"),
     # identity and manifest
     "identity-missing": Code(409, 7, "This daemon has no identity, so it can neither sign nor pair.", "spl identity generate"),
-    "identity-exists": Code(409, 7, "There is an identity already.", "spl identity show"),
     "identity-damaged": Code(500, 12, "The identity file cannot be read or does not certify its own DID.", "restore it: spl identity import FILE"),
     "identity-cloned": Code(409, 7, "The peer answers with this daemon's own DID.", "give one of them its own: spl identity generate --force"),
     "did-invalid": Code(400, 10, "The DID is malformed or does not certify the key.", "ask the peer for: spl identity show"),
@@ -90,7 +89,6 @@ CODES: Final[dict[str, Code]] = {
     "message-malformed": Code(400, 10, "The signed message is not of the expected form.", "upgrade the older side"),
     "message-signature": Code(401, 10, "The signature of the message does not verify.", "the message was changed on the way or its sender rotated its key: spl federation refresh"),
     "message-audience": Code(403, 10, "The message is addressed to somebody else.", "pair with the URL of the instance meant"),
-    "message-replayed": Code(409, 10, "The nonce of the message was used before.", "send a new message"),
     "clock-skew": Code(400, 10, "The message is more than 5 minutes from our clock.", "set both clocks; --no-strict goes by the peer's"),
     "sealed-token": Code(422, 10, "The sealed token does not open, or was made for another message.", "spl federation pair again"),
     "pair-request-seen": Code(410, 7, "This pair request was answered before; ask with poll.", "spl federation pair again"),
@@ -129,22 +127,7 @@ CODES: Final[dict[str, Code]] = {
     "config-invalid": Code(500, 78, "The configuration has an unknown key or a bad value.", "correct the line named in the message"),
     "listen-failed": Code(500, 78, "The address cannot be listened on.", "choose another with --host and --port"),
     # findings of doctor and status
-    "warming-up": Code(503, 9, "The daemon reads its log into the index and answers when that is done.", "wait; its output shows the progress"),
-    "disk-low": Code(507, 3, "The disk of the store is nearly full; at the end of it the daemon takes no more records.", "free some space, or move the home"),
-    "loop-blocked": Code(503, 3, "The daemon's event loop runs late, so everything waits: the machine is overloaded.", "look at its load: top, iostat"),
-    "tls-expiry": Code(502, 3, "The peer's TLS certificate ends soon, and no sync goes past its end.", "on the peer: renew the certificate"),
-    "manifest-differs-outside": Code(502, 10, "A manifest arrives with other bytes than its daemon serves: a cache or a proxy stands between.", "let the proxy pass /.well-known/ uncached and unchanged"),
-    "reverse-unreachable": Code(502, 9, "The peer cannot reach us, so it cannot pull; we still pull from it.", "make public_url reachable from there: port, tunnel or DNS"),
-    "token-expiring": Code(401, 3, "A token of the pair expires soon; the daemons renew it, and until now that did not succeed.", "spl federation refresh PAIR_ID"),
     "token-expired": Code(401, 4, "A token of the pair has expired; cursors are kept and nothing is lost.", "spl federation refresh PAIR_ID"),
-    "token-scope": Code(403, 4, "The peer's token lacks a scope: sync needs federation:sync and federation:subscribe.", "spl federation refresh PAIR_ID"),
-    "peer-paused": Code(409, 7, "The peer paused the pair, and only the peer can resume it; nothing is lost.", "on the peer: spl federation resume PAIR_ID"),
-    "peer-revoked": Code(410, 7, "The peer revoked the pair; that is final.", "spl federation pair URL"),
-    "cursor-stalled": Code(504, 9, "Records wait on the peer and our position does not move; reading again is safe and skips what is known.", "spl sync PAIR_ID"),
-    "cursor-skip-suspect": Code(502, 9, "The peer counts more records than it hands out, also after a restart: old sources skip records of equal clock.", "upgrade the peer, then spl federation pause and resume PAIR_ID"),
-    "queue-high": Code(503, 3, "Records wait between network and store: taking them in is slower than their arrival.", "look at the disk and the processor of this machine"),
-    "poll-interval-long": Code(200, 3, "The pair polls seldom, so its news may be old.", "spl federation set-poll-interval PAIR_ID 5m"),
-    "sync-problems": Code(409, 3, "The command ran and found problems.", "see the lines above"),
 }
 """Every code; `tools/check.py` holds it against what the code raises."""
 

@@ -206,7 +206,7 @@ def _token_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pa
 
 def _ended(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     assert pair is not None
-    return replace(pair, state=Revoked(str(body.get("reason", ""))))
+    return replace(pair, state=Revoked(str(body.get("reason", "")), str(body.get("note", ""))))
 
 
 def _proposal(body: Mapping[str, Any]) -> Proposal:
@@ -292,7 +292,8 @@ RULES: Final[Mapping[str, tuple[frozenset[type], Callable[[Pair | None, Mapping[
 
 def summary(pair: Pair) -> dict[str, object]:
     """Return what `list` shows of a pair; the caller adds what it knows of its syncing."""
-    detail = pair.state.detail or pair.reason
+    note = pair.state.note if isinstance(pair.state, Revoked) else ""
+    detail = pair.state.detail or (f"{pair.reason}: {note}" if note else pair.reason)
     return {
         "object": "pair",
         "pair_id": pair.pair_id,

@@ -143,7 +143,9 @@ def seal(record: dict[str, Any], record_id: str, text: bytes, sig: Sig) -> Envel
 
 
 def parse(data: bytes, limits: Limits) -> Envelope:
-    """Return the envelope in foreign JSON text, its id recomputed and re-encoded canonically; the signature is not verified here.
+    """Return the envelope in foreign JSON text, its id recomputed, its text encoded anew.
+
+    The signature is not verified here.
 
     Raises RecordError "bad-field", "record-id", "record-too-large", CanonError "bad-json".
     """

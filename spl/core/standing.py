@@ -146,7 +146,9 @@ class Revoking(State):
 
 @dataclass(frozen=True, slots=True)
 class Revoked(State):
-    """Terminal; rejected, expired and superseded requests end here with their reason."""
+    """Terminal; rejected, expired and superseded requests end here with their reason, and what was said with it."""
+
+    note: str = ""
 
     phase: ClassVar[Phase] = Phase.REVOKED
 

@@ -1,5 +1,6 @@
 """A served API in one process: real home, hub, server and sockets; the writer's thread included."""
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncio
 import pytest
 
 from spl.api.app import Api
@@ -38,7 +38,13 @@ class Served:
     token: str
 
     async def fetch(
-        self, method: str, path: str, body: Any = None, *, token: str | None = None, headers: tuple[tuple[str, str], ...] = ()
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
     ) -> Reply:
         bearer = self.token if token is None else token
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
@@ -74,40 +80,49 @@ class Served:
         return str((await self.json("POST", "/v1/tokens", {"scopes": list(scopes), **more}, 201))["token"])
 
 
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    path = tmp_path / "home"
-    init_home(path, "alice")
-    config = Config()
-    home = open_home(path, config, disk=Disk(), progress=lambda done, total: None)
-    writer = threading.Thread(target=home.hub.run)
-    writer.start()
-    sockets = bind_tcp("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    client = Client(config.limits, tls=None)
+def build(home: Home, url: str, client: Client) -> Services:
+    """Return the services of a daemon over an open home, as the daemon builds them."""
+    config, limits = home.config, home.config.limits
 
     async def adopt(label: str, force: bool) -> None:
         home.adopt(await asyncio.to_thread(home.vault.generate, label or "alice", force=force))
 
     pairing = Pairing(
-        home.hub, home.vault, config, client, config.limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
+        home.hub, home.vault, config, client, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
         first_sync=lambda pair_id: sync.pull(pair_id), adopt_identity=adopt,
-    )
-    sync = Sync(home.hub, home.vault, client, config.limits, dial=pairing.dial, watch=pairing, now_ms=now_ms,
-                random_bytes=random_bytes)
-    feed = Feed(home.hub, home.vault, config.limits, now_ms=now_ms, random_bytes=random_bytes)
-    auth = Auth(home.views, home.vault, config, config.limits, now_ms)
-    services = Services(path, url, config, config.limits, home.hub, home.store, home.views, home.vault, auth, pairing,
-                        feed, sync, now_ms(), now_ms, random_bytes, adopt)
+    )  # fmt: skip
+    sync = Sync(
+        home.hub, home.vault, client, limits,
+        dial=pairing.dial, watch=pairing, now_ms=now_ms, random_bytes=random_bytes,
+    )  # fmt: skip
+    feed = Feed(home.hub, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes)
+    auth = Auth(home.views, home.vault, config, limits, now_ms)
+    return Services(
+        home.path, url, config, limits, home.hub, home.store, home.views, home.vault, auth, pairing, feed, sync,
+        now_ms(), now_ms, random_bytes, adopt,
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    path = tmp_path / "home"
+    init_home(path, "alice")
+    home = open_home(path, Config(), disk=Disk(), progress=lambda done, total: None)
+    writer = threading.Thread(target=home.hub.run)
+    writer.start()
+    sockets = bind_tcp("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+    client = Client(home.config.limits, tls=None)
+    services = build(home, url, client)
     stop = asyncio.Event()
-    server = Server(Api(services, local=False), config.limits, now_ms=now_ms)
+    server = Server(Api(services, local=False), home.config.limits, now_ms=now_ms)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve([Listener(sock) for sock in sockets], stop))
         yield Served(home, services, client, url, (path / "token").read_text().strip())
         stop.set()
         await client.close()
-    feed.close()
-    sync.close()
+    services.feed.close()
+    services.sync.close()
     home.hub.close()
     writer.join()
     home.close()

@@ -41,8 +41,15 @@ async def test_a_token_is_shown_once_and_dies_at_once(served: Served) -> None:
 
 
 async def test_bad_token_requests_are_named(served: Served) -> None:
-    for body in ({}, {"scopes": []}, {"scopes": ["root"]}, {"scopes": "admin"}, {"scopes": ["admin"], "ttl_ms": 0},
-                 {"scopes": ["admin"], "ttl_ms": True}, {"scopes": ["admin"], "extra": 1}):
+    for body in (
+        {},
+        {"scopes": []},
+        {"scopes": ["root"]},
+        {"scopes": "admin"},
+        {"scopes": ["admin"], "ttl_ms": 0},
+        {"scopes": ["admin"], "ttl_ms": True},
+        {"scopes": ["admin"], "extra": 1},
+    ):
         assert await served.refused("POST", "/v1/tokens", body) == (400, "BAD_FIELD")
     body = {"scopes": ["records:read"], "namespaces": ["nowhere"]}
     assert await served.refused("POST", "/v1/tokens", body) == (403, "NAMESPACE_REJECTED")

@@ -33,7 +33,10 @@ async def test_no_answer_invites_another_origin(served: Served) -> None:
     assert not [name for name in reply.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("token, code", [("", "AUTH_REQUIRED"), ("spl_home_sa_00000000_" + "a" * 43, "AUTH_INVALID"), ("x", "AUTH_INVALID")])
+@pytest.mark.parametrize(
+    ("token", "code"),
+    [("", "AUTH_REQUIRED"), ("spl_home_sa_00000000_" + "a" * 43, "AUTH_INVALID"), ("x", "AUTH_INVALID")],
+)
 async def test_without_a_bearer_that_holds_nothing_is_told(served: Served, token: str, code: str) -> None:
     for path in ("/v1/threads", "/v1/records?thread=th", "/v1/federation/pairs", "/v1/tokens", "/v1/sync/changes"):
         assert await served.refused("GET", path, token=token) == (401, code)
@@ -47,8 +50,14 @@ async def test_a_401_names_the_scheme(served: Served) -> None:
 async def test_a_scope_opens_its_routes_and_no_others(served: Served) -> None:
     reader = await served.mint("records:read")
     assert (await served.fetch("GET", "/v1/threads", token=reader)).status == 200
-    for method, path, body in (("POST", "/v1/records", {}), ("GET", "/v1/tokens", None), ("GET", "/v1/config", None),
-                               ("POST", "/v1/sync", {}), ("GET", "/v1/aitl", None), ("GET", "/v1/federation/pairs", None)):
+    for method, path, body in (
+        ("POST", "/v1/records", {}),
+        ("GET", "/v1/tokens", None),
+        ("GET", "/v1/config", None),
+        ("POST", "/v1/sync", {}),
+        ("GET", "/v1/aitl", None),
+        ("GET", "/v1/federation/pairs", None),
+    ):
         assert await served.refused(method, path, body, token=reader) == (403, "SCOPE_FORBIDDEN")
 
 

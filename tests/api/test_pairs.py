@@ -6,8 +6,14 @@ from tests.api.conftest import Served
 
 
 async def test_a_pair_request_is_checked_before_anything_is_dialled(served: Served) -> None:
-    for body in ({}, {"url": 7}, {"url": "http://x/", "extra": 1}, {"url": "http://x/", "wait_ms": -1},
-                 {"url": "http://x/", "maps": [{"local": "a"}]}, {"url": "http://x/", "namespaces": "a"}):
+    for body in (
+        {},
+        {"url": 7},
+        {"url": "http://x/", "extra": 1},
+        {"url": "http://x/", "wait_ms": -1},
+        {"url": "http://x/", "maps": [{"local": "a"}]},
+        {"url": "http://x/", "namespaces": "a"},
+    ):
         assert await served.refused("POST", "/v1/federation/pairs", body) == (400, "BAD_FIELD")
 
 

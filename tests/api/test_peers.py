@@ -15,6 +15,8 @@ async def test_sync_routes_serve_no_ordinary_token(served: Served) -> None:
 async def test_unsigned_messages_of_the_handshake_are_refused(served: Served) -> None:
     before = served.home.store.last_seq
     for path in ("", "/pair_00000000/poll", "/pair_00000000/confirm", "/pair_00000000/notify-revoke"):
-        status, code = await served.refused("POST", f"/v1/federation/pair{path}", {"message": {}, "signature": ""}, token="")
+        status, code = await served.refused(
+            "POST", f"/v1/federation/pair{path}", {"message": {}, "signature": ""}, token=""
+        )
         assert status in (400, 401), code
     assert served.home.store.last_seq == before

@@ -42,6 +42,16 @@ async def test_filters_and_paging_by_sequence(served: Served) -> None:
     assert (await served.json("GET", "/v1/records?thread=nobody"))["data"] == []
 
 
+async def test_a_long_thread_is_read_whole(served: Served) -> None:
+    """More records than one look at the index takes: none falls between two looks."""
+    body = b"".join(json.dumps(value(n)).encode() + b"\n" for n in range(1203))
+    await served.fetch("POST", "/v1/records", body, headers=(("content-type", "application/x-ndjson"),))
+    for query in ("limit=2000", "limit=2000&kind=none", "limit=7"):
+        data = (await served.json("GET", f"/v1/threads/th/records?{query}"))["data"]
+        wanted = {"limit=2000": 1203, "limit=7": 7}.get(query, 0)
+        assert [item["body"]["n"] for item in data] == list(range(wanted))
+
+
 async def test_bad_parameters_are_named(served: Served) -> None:
     for query in ("limit=0", "limit=10001", "limit=x", "since=-1", "limit=+5", "since=99999999999999999999"):
         assert await served.refused("GET", f"/v1/records?thread=th&{query}") == (400, "BAD_FIELD")

@@ -8,8 +8,14 @@ from spl.core.bearer import SCOPES
 from spl.core.limits import MIB
 
 OPEN_TO_ALL = {
-    "/health", "/health/ready", "/.well-known/syncropel", "/.well-known/did.json", "/v1/federation/pair",
-    "/v1/federation/pair/{id}/poll", "/v1/federation/pair/{id}/confirm", "/v1/federation/pair/{id}/notify-revoke",
+    "/health",
+    "/health/ready",
+    "/.well-known/syncropel",
+    "/.well-known/did.json",
+    "/v1/federation/pair",
+    "/v1/federation/pair/{id}/poll",
+    "/v1/federation/pair/{id}/confirm",
+    "/v1/federation/pair/{id}/notify-revoke",
 }
 
 

@@ -14,6 +14,4 @@ def test_list(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", "/v1/namespaces"] = listed(
         {"name": "default", "state": "active", "shared": True, "records": 1200}
     )
-    assert spl("namespace", "list").out == (
-        "NAMESPACE  STATE   SHARED  RECORDS\ndefault    active  yes     1,200\n"
-    )
+    assert spl("namespace", "list").out == ("NAMESPACE  STATE   SHARED  RECORDS\ndefault    active  yes     1,200\n")

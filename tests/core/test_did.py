@@ -84,7 +84,7 @@ def test_a_chain_verifies_after_its_way_through_json(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, value",
+    ("name", "value"),
     [
         ("index", 3),
         ("index", True),
