@@ -1,0 +1,94 @@
+"""`spl doctor`: checks in order, then each problem with its next step."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from .command import Command, Parser, Shell
+from .ctl import CtlError, quote
+from .out import DIM, GREEN, RED, YELLOW, Out, short_did
+
+_PROBLEMS: Final = 3
+_MARKS: Final = {"ok": "ok", "fail": "FAIL", "warn": "warn", "skip": "skip", "info": "info"}
+_COLORS: Final = {"ok": GREEN, "fail": RED, "warn": YELLOW, "skip": DIM, "info": ""}
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument("pair", nargs="?", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's DID")
+
+
+def _doctor(args: Namespace, shell: Shell) -> int:
+    report, asked = _report(args, shell)
+    if asked:
+        printed = shell.printed("spl.doctor/1", report)
+    else:
+        printed = shell.out.data("spl.doctor/1", report, lambda: None)
+    if not printed:
+        _show(report, shell)
+    return _PROBLEMS if _problems(report) else 0
+
+
+def _report(args: Namespace, shell: Shell) -> tuple[dict[str, Any], bool]:
+    """Return the report, and whether the daemon gave it; without a daemon the home is looked at instead."""
+    path = f"/v1/doctor/{quote(args.pair)}" if args.pair else "/v1/doctor"
+    try:
+        return shell.ctl.get(path), True
+    except CtlError as exc:
+        if exc.code != "daemon-down" or shell.distant:
+            raise
+    return shell.load("doctor").examine_home(Path(shell.home)), False
+
+
+def _problems(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [*report["problems"], *(item for pair in report.get("pairs") or [] for item in pair["problems"])]
+
+
+def _show(report: Mapping[str, Any], shell: Shell) -> None:
+    out = shell.out
+    if report.get("pair_id"):
+        out.line(f"{report['pair_id']}  {short_did(report['peer_did'])}")
+    for row in report["checks"]:
+        _line(out, row["mark"], row["name"], row["text"])
+    for pair in report.get("pairs") or []:
+        mark = "fail" if any(item["severity"] == "fail" for item in pair["problems"]) else "warn"
+        mark = mark if pair["problems"] else "ok"
+        text = f"{short_did(pair['peer_did'])} {pair['state']}, confirmed {pair['confirmed']}"
+        _line(out, mark, pair["pair_id"], text)
+    problems = _problems(report)
+    out.line()
+    out.line(_summary(len(problems), int(report["explained"])))
+    width = max([len("fix"), *(len(item["code"]) for item in problems)])
+    for item in problems:
+        pair = f"{item['pair_id']}: " if item.get("pair_id") else ""
+        out.line(f"  {item['code']:<{width}}  {pair}{item['title']}")
+        if item["meaning"] != item["title"]:
+            out.line(f"  {'':<{width}}  {item['meaning']}")
+        out.line(f"  {'fix':<{width}}  {item['fix']}")
+
+
+def _line(out: Out, mark: str, name: str, text: str) -> None:
+    out.line(f"  {out.paint(f'{_MARKS[mark]:<4}', _COLORS[mark])}  {name:<16}  {text}")
+
+
+def _summary(problems: int, explained: int) -> str:
+    """Return "1 problem, 2 checks explained by it"."""
+    if not problems:
+        return "no problems"
+    text = "1 problem" if problems == 1 else f"{problems} problems"
+    if explained:
+        by = "it" if problems == 1 else "them"
+        text += f", {'1 check' if explained == 1 else f'{explained} checks'} explained by {by}"
+    return text
+
+
+TREE: Final = (
+    Command(
+        "doctor",
+        "Checks the daemon, or the whole way to a pair's peer and back, and names each problem with its next step.\n"
+        "What another problem explains is skipped; exit code 3 means that there are problems.",
+        "spl doctor",
+        _doctor,
+        _options,
+    ),
+)

@@ -1,0 +1,210 @@
+"""`spl logs`: this home's log, filtered by the members of its lines; it needs no daemon."""
+
+import json
+import os
+import re
+import time
+from argparse import Namespace
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from .command import Command, Parser, Shell, UsageError
+
+LINES_DEFAULT: Final = 100
+LINES_MAX: Final = 1_000_000
+LINE_BYTES: Final = 1 << 20
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+LOOK_AGAIN_S: Final = 0.2
+_FILES: Final = 7
+_BLOCK: Final = 1 << 16
+_PAIR: Final = re.compile(r'([A-Za-z0-9_.-]+)=("(?:[^"\\]|\\.)*"|\S*)')
+
+Line = Mapping[str, Any]
+
+
+class Filter(NamedTuple):
+    """What a line must have: the exact value, one that begins with it, or a level at least as grave."""
+
+    key: str
+    value: str
+
+    def takes(self, line: Line) -> bool:
+        """Tell whether the line has it."""
+        found = str(line.get(self.key, ""))
+        if self.key == "level" and found in LEVELS:
+            return LEVELS.index(found) >= LEVELS.index(self.value)
+        if self.value.endswith("*"):
+            return found.startswith(self.value[:-1])
+        return found == self.value
+
+
+def filters_of(words: list[str]) -> list[Filter]:
+    """Return the filters of KEY=VALUE words; raise UsageError."""
+    found = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key or not value:
+            raise UsageError("usage", f"a filter is KEY=VALUE, such as level=warning; not {word!r}")
+        if key == "level" and value not in LEVELS:
+            raise UsageError("usage", f"level is one of {', '.join(LEVELS)}; not {value!r}")
+        found.append(Filter(key, value))
+    return found
+
+
+def parse(text: str) -> Line:
+    """Return the members of one line, logfmt or JSON; what is neither has them as `msg`."""
+    if text.startswith("{"):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return {"msg": text}
+        return value if isinstance(value, dict) else {"msg": text}
+    return {key: _unquoted(value) for key, value in _PAIR.findall(text)} or {"msg": text}
+
+
+def newest(folder: str, count: int, filters: list[Filter]) -> list[str]:
+    """Return the last `count` lines that pass, oldest first; rotated files are read as far back as needed."""
+    found: deque[str] = deque()
+    for name in ["spl.log", *(f"spl.log.{number}" for number in range(1, _FILES))]:
+        try:
+            file = open(os.path.join(folder, name), "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            continue
+        with file:
+            for raw in _backwards(file):
+                text = raw.decode("utf-8", "replace")
+                if _passes(text, filters):
+                    found.appendleft(text)
+                if len(found) >= count:
+                    return list(found)
+    return list(found)
+
+
+def follow(folder: str, filters: list[Filter], wait: Callable[[], object]) -> Iterator[str]:
+    """Yield lines that pass as they are written, from now on; goes on in the new file when the log is rotated."""
+    path = os.path.join(folder, "spl.log")
+    file, rest, rotated = _at_end(path), b"", False
+    try:
+        while True:
+            piece = file.read(LINE_BYTES) if file is not None else b""
+            *lines, rest = (rest + piece).split(b"\n")
+            for raw in filter(None, lines):
+                text = raw.decode("utf-8", "replace")
+                if _passes(text, filters):
+                    yield text
+            if piece:
+                continue
+            if rotated:
+                # Seen before this last look at the old file, so nothing more is written there.
+                file, rest, rotated = _reopened(file, path), b"", False
+            elif _is_rotated(file, path):
+                rotated = True
+            else:
+                wait()
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _passes(text: str, filters: list[Filter]) -> bool:
+    line = parse(text) if filters else {}
+    return all(item.takes(line) for item in filters)
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+def _backwards(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file, last first; one over 1 MiB is cut."""
+    at, rest = file.seek(0, os.SEEK_END), b""
+    while at > 0:
+        step = min(_BLOCK, at)
+        at -= step
+        file.seek(at)
+        first, *lines = (file.read(step) + rest).split(b"\n")
+        yield from filter(None, reversed(lines))
+        rest = first[:LINE_BYTES]
+    if rest:
+        yield rest
+
+
+def _opened(path: str) -> BinaryIO | None:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        return None
+
+
+def _at_end(path: str) -> BinaryIO | None:
+    file = _opened(path)
+    if file is not None:
+        file.seek(0, os.SEEK_END)
+    return file
+
+
+def _reopened(file: BinaryIO | None, path: str) -> BinaryIO | None:
+    if file is not None:
+        file.close()
+    return _opened(path)
+
+
+def _is_rotated(file: BinaryIO | None, path: str) -> bool:
+    """Tell whether another file stands under the log's name."""
+    try:
+        there = os.stat(path).st_ino
+    except FileNotFoundError:
+        return False
+    return file is None or os.fstat(file.fileno()).st_ino != there
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument("filters", nargs="*", metavar="KEY=VALUE", help="only lines with this; level means at least")
+    parser.add_argument("-n", "--lines", type=int, default=LINES_DEFAULT, metavar="N", help="how many (default 100)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as lines are written, until Ctrl-C")
+
+
+def _logs(args: Namespace, shell: Shell) -> int:
+    filters = filters_of(args.filters)
+    if not 0 <= args.lines <= LINES_MAX:
+        raise UsageError("usage", f"-n is a number from 0 to {LINES_MAX:,}")
+    folder = os.path.join(shell.home, "logs")
+    texts = newest(folder, args.lines, filters) if args.lines else []
+    if args.follow:
+        for text in texts:
+            _print(text, shell)
+        for text in follow(folder, filters, lambda: time.sleep(LOOK_AGAIN_S)):
+            _print(text, shell)
+    parsed = [parse(text) for text in texts] if shell.out.form in ("json", "jsonl") else []
+    if not shell.out.data("spl.logs/1", parsed, lambda: None):
+        for text in texts:
+            _print(text, shell)
+    if not texts and not os.path.isdir(folder):
+        shell.out.hint(f"no log at {folder}; the daemon writes it")
+    return 0
+
+
+def _print(text: str, shell: Shell) -> None:
+    """Print one line: as it stands to people, as one JSON object to programs."""
+    if shell.out.form in ("json", "jsonl"):
+        shell.out.json_line(parse(text))
+    else:
+        shell.out.line(text)
+
+
+TREE: Final = (
+    Command(
+        "logs",
+        "Prints the last lines of this home's log, also while no daemon runs; federation stands under\n"
+        "target=syncropel_engine::federation. Each KEY=VALUE narrows it; a value may end with * for any rest.",
+        "spl logs -n 50 target=syncropel_engine::federation level=warning",
+        _logs,
+        _options,
+    ),
+)

@@ -1,0 +1,107 @@
+"""`spl doctor`: the report of a pair, of a daemon, and of a home without one."""
+
+from typing import Any
+
+from tests.cli.conftest import Daemon, Run, error
+
+HOSTED = "did:sync:instance:hosted-0123456789abcdef01234567"
+
+
+def row(name: str, mark: str, text: str) -> dict[str, str]:
+    return {"name": name, "mark": mark, "text": text, "code": ""}
+
+
+REPORT: dict[str, Any] = {
+    "object": "doctor",
+    "pair_id": "pair_0f9e8d7c",
+    "peer_did": HOSTED,
+    "checks": [
+        row("daemon", "ok", "pid 4121, loop lag 3 ms, 12 pair tasks alive"),
+        row("tls", "warn", "the peer's TLS certificate ends in 3 days"),
+        row("token", "fail", "the peer's token for us expired 2h ago, so each pull answers 401"),
+        row("scopes", "skip", "explained by: token"),
+        row("cursor", "skip", "explained by: token"),
+        row("mode", "info", "the pair polls every 2h, so news may be that old"),
+    ],
+    "problems": [
+        {
+            "code": "token-expired",
+            "severity": "fail",
+            "title": "the peer's token for us expired 2h ago, so each pull answers 401",
+            "meaning": "A token of the pair has expired; cursors are kept and nothing is lost.",
+            "fix": "spl federation refresh pair_0f9e8d7c",
+        }
+    ],
+    "explained": 2,
+}
+
+PAGE = """\
+pair_0f9e8d7c  did:sync:instance:hosted
+  ok    daemon            pid 4121, loop lag 3 ms, 12 pair tasks alive
+  warn  tls               the peer's TLS certificate ends in 3 days
+  FAIL  token             the peer's token for us expired 2h ago, so each pull answers 401
+  skip  scopes            explained by: token
+  skip  cursor            explained by: token
+  info  mode              the pair polls every 2h, so news may be that old
+
+1 problem, 2 checks explained by it
+  token-expired  the peer's token for us expired 2h ago, so each pull answers 401
+                 A token of the pair has expired; cursors are kept and nothing is lost.
+  fix            spl federation refresh pair_0f9e8d7c
+"""
+
+
+def test_the_report_of_a_pair(spl: Run, daemon: Daemon) -> None:
+    """Checks in order, then each problem with evidence, meaning and next step; exit 3."""
+    daemon.answers["GET", "/v1/doctor/pair_0f"] = REPORT
+    result = spl("doctor", "pair_0f")
+    assert (result.code, result.out, result.err) == (3, PAGE, "")
+    assert spl("doctor", "pair_0f", "-o", "json").data == REPORT
+
+
+def test_nothing_is_wrong(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/doctor"] = {
+        "object": "doctor",
+        "pair_id": None,
+        "checks": [row("daemon", "ok", "pid 4121")],
+        "problems": [],
+        "explained": 0,
+        "pairs": [
+            {"pair_id": "pair_a1b2c3d4", "peer_did": HOSTED, "state": "active", "confirmed": "12s ago", "problems": []}
+        ],
+    }
+    result = spl("doctor")
+    assert (result.code, result.out) == (
+        0,
+        "  ok    daemon            pid 4121\n"
+        "  ok    pair_a1b2c3d4     did:sync:instance:hosted active, confirmed 12s ago\n"
+        "\nno problems\n",
+    )
+
+
+def test_a_pairs_problem_shows_in_the_daemons_report_too(spl: Run, daemon: Daemon) -> None:
+    wrong = {**REPORT["problems"][0], "pair_id": "pair_0f9e8d7c"}
+    pair = {"pair_id": "pair_0f9e8d7c", "peer_did": HOSTED, "state": "degraded", "confirmed": "2h ago"}
+    pairs = [{**pair, "problems": [wrong]}]
+    daemon.answers["GET", "/v1/doctor"] = {**REPORT, "pair_id": None, "problems": [], "explained": 0, "pairs": pairs}
+    result = spl("doctor")
+    assert result.code == 3
+    assert "  FAIL  pair_0f9e8d7c     did:sync:instance:hosted degraded, confirmed 2h ago\n" in result.out
+    assert "\n1 problem\n  token-expired  pair_0f9e8d7c: the peer's token" in result.out
+
+
+def test_an_unknown_pair_is_an_error_of_its_own(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/doctor/nope"] = (404, error("pair-unknown", "no pair 'nope'"))
+    result = spl("doctor", "nope")
+    assert (result.code, result.out) == (6, "")
+    assert "[pair-unknown]" in result.err
+
+
+def test_without_a_daemon_the_home_is_looked_at(spl: Run) -> None:
+    """The doctor ran and found a problem, so it exits 3; the daemon's absence is that problem."""
+    result = spl("doctor")
+    assert result.code == 3
+    assert "FAIL  daemon" in result.out
+    assert "\n  fix          spl serve\n" in result.out
+    assert spl("doctor", "-o", "json").data["problems"][0]["code"] == "daemon-down"
+    assert spl("doctor", env={"SPL_SERVE_URL": "http://127.0.0.1:1"}).code == 5

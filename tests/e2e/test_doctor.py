@@ -1,0 +1,310 @@
+"""What goes wrong between real daemons, and that `spl doctor` names it with the step that mends it."""
+
+import fcntl
+import http.client
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.e2e.conftest import AUTO, Make
+from tests.e2e.harness import Instance, eventually, free_port
+from tests.e2e.test_tls import issued
+
+MANIFEST = "/.well-known/syncropel"
+
+
+class Proxy(ThreadingHTTPServer):
+    """A reverse proxy in front of a daemon, with the faults that real ones have: path ending -> status, or a suffix."""
+
+    daemon_threads = True
+
+    def __init__(self, target_port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Forward)
+        self.target_port = target_port
+        self.statuses: dict[str, int] = {}
+        self.suffix = b""
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Forward(BaseHTTPRequestHandler):
+    server: Proxy
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        status = next((code for end, code in self.server.statuses.items() if self.path.endswith(end)), 0)
+        if status:
+            return self._answer(status, b"<h1>nginx</h1>")
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.target_port, timeout=20)
+        try:
+            upstream.request(self.command, self.path, body or None, dict(self.headers.items()))
+            reply = upstream.getresponse()
+            data = reply.read()
+        finally:
+            upstream.close()
+        return self._answer(reply.status, data + (self.server.suffix if self.path == MANIFEST else b""))
+
+    do_POST = do_GET
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@pytest.fixture
+def proxied(make: Make) -> Iterator[tuple[Instance, Proxy]]:
+    """A daemon behind a proxy, which is its public URL; it approves by itself, its tokens last two seconds."""
+    port = free_port()
+    proxy = Proxy(port)
+    bob = make("bob", f'public_url = "{proxy.url}"\n{AUTO}[limits]\ntoken_ttl_s = 2\ntoken_renew_s = 0.001\n')
+    bob.port = port
+    yield bob.start(), proxy
+    proxy.end()
+
+
+def paired(alice: Instance, url: str) -> str:
+    *_, last = alice.steps(url)
+    assert last["step"] == "active", last
+    return str(last["pair_id"])
+
+
+def problems(instance: Instance, *ref: str) -> dict[str, str]:
+    """Return code -> fix of `spl doctor`, which exits 3 when there are any and 0 when there are none."""
+    done = instance.run("doctor", *ref, "-o", "json", code=None)
+    found = {item["code"]: item["fix"] for item in done.data["problems"]}
+    assert done.code == (3 if found else 0), done
+    return found
+
+
+def marks(instance: Instance, *ref: str) -> dict[str, str]:
+    return {row["name"]: row["mark"] for row in instance.run("doctor", *ref, "-o", "json", code=None).data["checks"]}
+
+
+def test_a_healthy_pair_and_a_healthy_daemon(alice: Instance, bob: Instance, pair_id: str) -> None:
+    """Every check is ok, both ends are asked, and scripts see 0."""
+    for side in (alice, bob):
+        assert set(marks(side, pair_id).values()) == {"ok"}
+        done = side.run("doctor")
+        assert done.out.endswith("\nno problems\n")
+        assert pair_id in done.out
+        assert "needs attention" not in side.run("status", "--check").out
+    text = alice.run("doctor", pair_id).out
+    assert f"  ok    reverse           peer reaches {alice.url[:-1]} in " in text
+    assert "same bytes inside and outside" in text
+
+
+def test_a_peer_that_is_down(alice: Instance, bob: Instance, pair_id: str) -> None:
+    """One problem, what is behind it skipped; when the peer is back nothing is left."""
+    bob.stop()
+    assert problems(alice, pair_id) == {"connect": "on bob: spl serve, and open its port"}
+    found = marks(alice, pair_id)
+    assert (found["connect"], found["manifest"], found["cursor"]) == ("fail", "skip", "skip")
+    bob.start()
+    assert problems(alice, pair_id) == {}
+
+
+def test_a_peer_without_identity_and_one_with_another(alice: Instance, bob: Instance, make: Make, pair_id: str) -> None:
+    """At the pinned address answers somebody else: nobody yet, then another instance."""
+    bob.stop()
+    other = make("other", AUTO, bare=True)
+    other.port = bob.port
+    other.start()
+    assert problems(alice, pair_id)["manifest-missing"] == "on bob: spl identity generate"
+    other.run("identity", "generate", "--label", "bob")
+    found = problems(alice, pair_id)
+    assert found["manifest-did-mismatch"].startswith("on bob: spl identity show")
+
+
+def test_our_own_home_twice(alice: Instance, bob: Instance, make: Make, pair_id: str) -> None:
+    """A copy of our home runs where the peer was."""
+    bob.stop()
+    alice.stop()
+    clone = make("clone", bare=True)
+    shutil.rmtree(clone.home)
+    shutil.copytree(alice.home, clone.home, ignore=shutil.ignore_patterns("run"))
+    clone.port = bob.port
+    clone.start()
+    alice.start()
+    assert "identity-cloned" in problems(alice, pair_id)
+
+
+def test_what_a_proxy_does_to_a_peer(make: Make, proxied: tuple[Instance, Proxy]) -> None:
+    """The dot path stripped, other bytes for the manifest, a bearer demanded of the handshake, a path mangled."""
+    (_bob, proxy), alice = proxied, make("alice").start()
+    pair_id = paired(alice, proxy.url)
+
+    def seen(code: str) -> str:
+        return problems(alice, pair_id).get(code, "")
+
+    proxy.statuses = {MANIFEST: 404}
+    assert "let the proxy pass /.well-known/" in seen("manifest-missing")
+    proxy.statuses = {"/v1/federation/pair": 401}
+    assert seen("handshake-401") == "on bob: spl config list-permission-rules | grep federation"
+    proxy.statuses = {"/v1/federation/pair": 404}
+    assert seen("peer-4xx") == "on bob: let the proxy pass /v1/ as it is"
+    proxy.statuses, proxy.suffix = {}, b"\n"
+    assert seen("manifest-differs-outside") == "let the proxy pass /.well-known/ uncached and unchanged"
+
+
+def test_a_token_that_expired(make: Make, proxied: tuple[Instance, Proxy]) -> None:
+    """It could not be renewed, so it ends; doctor and status say so, and what follows from it is skipped."""
+    (_bob, proxy), alice = proxied, make("alice").start()
+    proxy.statuses = {"/renew": 503}
+    pair_id = paired(alice, proxy.url)
+    found = eventually(lambda: problems(alice, pair_id).get("token-expired"), "the token expires")
+    assert found == f"spl federation refresh {pair_id}"
+    assert marks(alice, pair_id)["scopes"] == "skip"
+    status = alice.run("status", "--check", code=3).out
+    assert "✗ token-expired" in status
+    assert found in status
+
+
+def test_a_side_that_the_peer_cannot_reach(make: Make, bob: Instance) -> None:
+    """Bob says himself that our public URL does not answer; we still reach him."""
+    port = free_port()
+    proxy = Proxy(port)
+    alice = make("alice", f'public_url = "{proxy.url}"\n')
+    alice.port = port
+    alice.start()
+    pair_id = paired(alice, bob.url)
+    assert problems(alice, pair_id) == {}
+    proxy.end()
+    assert problems(alice, pair_id) == {
+        "reverse-unreachable": "make public_url reachable from there: port, tunnel or DNS"
+    }
+    assert proxy.url in alice.run("doctor", pair_id, code=3).out
+
+
+def test_a_peer_that_paused_and_then_revoked(alice: Instance, bob: Instance, pair_id: str) -> None:
+    bob.run("federation", "pause", pair_id)
+    eventually(lambda: alice.pairs()[0]["state"] == "paused", "alice hears of it")
+    assert problems(alice, pair_id) == {"peer-paused": f"on bob: spl federation resume {pair_id}"}
+    bob.run("federation", "revoke", pair_id)
+    eventually(lambda: alice.pairs()[0]["state"] == "revoked", "alice hears of it")
+    assert problems(alice, pair_id) == {"peer-revoked": f"spl federation pair {bob.url}"}
+    assert "peer-revoked" in alice.run("status", "--check", code=3).out
+
+
+def test_a_rule_that_locks_out_every_handshake(alice: Instance, bob: Instance) -> None:
+    """The page's 401: the asker's error names it, and the doctor of the side that refuses names the rule."""
+    rule = ("writers-only", "--resource", "federation:pair", "--action", "require:record_write")
+    bob.run("config", "add-permission-rule", *rule)
+    refused = alice.run("federation", "pair", bob.url, code=4)
+    assert "peer rejected handshake: 401 Unauthorized [handshake-401]" in refused.err
+    assert problems(bob)["handshake-401"].startswith("spl config list-permission-rules | grep federation")
+    assert "writers-only" in bob.run("doctor", code=3).out
+    assert "writers-only" in bob.run("status", "--check", code=3).out
+    bob.run("config", "remove-permission-rule", "writers-only")
+    assert problems(bob) == {}
+
+
+def test_a_certificate_that_nobody_vouches_for(make: Make, tmp_path: Path) -> None:
+    """After a SIGHUP the peer shows one of another authority; plain http would have gone on."""
+    ours, strange = trustme.CA(), trustme.CA()
+    ours.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    (tmp_path / "tls").mkdir()
+    certificate, key = issued(ours, tmp_path / "tls", "127.0.0.1")
+    port = free_port()
+    tls = f'[tls]\nlisten = "127.0.0.1:{port}"\ncertificate = "{certificate}"\nkey = "{key}"\n'
+    bob = make("bob", AUTO + tls).start("--public-url", f"https://127.0.0.1:{port}")
+    alice = make("alice", f'[tls]\nca_file = "{tmp_path / "ca.pem"}"\n').start()
+    pair_id = paired(alice, f"https://127.0.0.1:{port}")
+    # Bob trusts only the system's authorities; alice speaks plain http on loopback, so he reaches her all the same.
+    assert problems(alice, pair_id) == {}
+    assert "chain valid" in alice.run("doctor", pair_id).out
+    issued(strange, tmp_path / "tls", "127.0.0.1")
+    assert bob.process is not None
+    os.kill(bob.process.pid, signal.SIGHUP)
+    found = eventually(lambda: problems(alice, pair_id).get("tls-chain"), "the new certificate is shown")
+    assert found.startswith("on bob: fix the TLS chain (self-signed is refused)")
+
+
+def test_our_own_daemon(make: Make) -> None:
+    """Without identity, with a configuration that the next start would refuse, with a damaged line in its log."""
+    home = make("solo", bare=True).start()
+    assert problems(home) == {"identity-missing": "spl identity generate"}
+    assert home.run("status", "--check", code=3).out.count("identity-missing") == 1
+    home.run("identity", "generate", "--label", "solo")
+    assert problems(home) == {}
+    home.configure("prot = 1\n")
+    assert problems(home) == {"config-invalid": "correct the line named in the message"}
+    home.configure("")
+    for text in ("one", "two", "three"):
+        home.run("know", text, "--thread", "th_work")
+    home.stop()
+    [segment] = sorted((home.home / "store").glob("*.jsonl"))
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines = [line.replace(b'"two"', b'"owt"') for line in lines]
+    segment.write_bytes(b"".join(lines))
+    shutil.rmtree(home.home / "store" / "index")
+    home.start()
+    assert "store-damaged" in problems(home)
+
+
+def test_a_home_whose_daemon_does_not_answer(make: Make) -> None:
+    """Down, refused by its configuration, or held by a process that has not come up: three different steps."""
+    home = make("solo")
+    assert problems(home) == {"daemon-down": "spl serve"}
+    home.configure("prot = 1\n")
+    assert problems(home) == {"config-invalid": "correct the line named in the message"}
+    home.configure("")
+    with (home.home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711\n2026-01-01T00:00:00Z\n")
+        lock.flush()
+        assert problems(home) == {"store-locked": "stop it, or use another SYNCROPEL_HOME"}
+        assert "process 4711 holds this home since 2026-01-01T00:00:00Z" in home.run("doctor", code=3).out
+
+
+def test_a_stream(alice: Instance, bob: Instance, pair_id: str) -> None:
+    """In continuous mode the doctor opens one of its own and hears the first word at once."""
+    alice.run("federation", "set-mode", pair_id, "continuous")
+    report = alice.run("doctor", pair_id).out
+    assert "  ok    stream-buffering  first event after " in report
+
+
+def test_show_never_claims_to_be_caught_up_without_saying_since_when(
+    alice: Instance, bob: Instance, pair_id: str
+) -> None:
+    """A fresh word of the peer, and the same word once attempts fail."""
+    alice.run("sync", pair_id)
+    assert ", caught up\n" in alice.run("federation", "show", pair_id).out
+    bob.stop()
+    alice.run("sync", pair_id, code=9)
+    out = alice.run("federation", "show", pair_id).out
+    assert "(as of " in next(line for line in out.splitlines() if line.startswith("last_sync_cursor:"))
+    assert ", caught up\n" not in out
+
+
+def test_the_log_by_target_with_and_without_a_daemon(alice: Instance, pair_id: str) -> None:
+    """The page's filter, after a rotation too."""
+    out = alice.run("logs", "target=syncropel_engine::federation").out
+    assert f"event=pair.activated pair={pair_id}" in out
+    assert "target=syncropel_engine::daemon" not in out
+    alice.stop()
+    log = alice.home / "logs" / "spl.log"
+    log.rename(log.with_name("spl.log.1"))
+    assert alice.run("logs", "target=syncropel_engine::federation").out == out
+    [line] = alice.run("logs", "event=daemon.stopped", "-o", "jsonl").out.splitlines()
+    assert json.loads(line)["event"] == "daemon.stopped"

@@ -1,0 +1,210 @@
+"""Facts from what the daemon and the home know, without asking anybody."""
+
+import fcntl
+from math import inf
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from spl import facts
+from spl.core import when
+from spl.core.errors import SplError
+from spl.core.finding import findings
+from spl.core.pair import Pair
+from spl.core.standing import Active, Asked, Degraded, PausedByPeer, Revoked, Waiting
+from spl.disk import Disk
+from spl.home import now_ms, open_home, read_config
+from spl.pulse import Pulse
+from tests.pair_world import two
+
+NOW_MS = 1_800_000_000_000
+DAY_MS = 86_400_000
+PEER = "did:sync:instance:bob-0123456789abcdef01234567"
+
+
+def a_pulse(failing_s: float = 0.0, stalled_s: float = 0.0, full_s: float = 0.0) -> Pulse:
+    told = SimpleNamespace(
+        failing_s=lambda pair_id: failing_s,
+        stalled_s=lambda pair_id: stalled_s,
+        full_s=lambda pair_id: full_s,
+    )
+    return cast(Pulse, told)
+
+
+def a_pair(**changed: Any) -> Pair:
+    """Return what facts read of a pair."""
+    token = SimpleNamespace(
+        scopes=("federation:sync", "federation:subscribe"), expires_at_ms=NOW_MS + 61 * DAY_MS, token_id="tok"
+    )
+    state = changed.pop("state", Active())
+    fields: dict[str, Any] = {
+        "pair_id": "pair_0f9e8d7c", "peer_did": PEER, "url": "https://bob.example", "state": state,
+        "phase": state.phase, "reason": state.reason, "mode": "polling", "poll_interval_ms": 300_000, "paused_by": "",
+        "ended": isinstance(state, Revoked), "live": True, "sync_allowed": state.syncs, "issued_to_us": token,
+        "issued_by_us": token, "since_ms": NOW_MS - 1000,
+    }  # fmt: skip
+    return cast(Pair, SimpleNamespace(**{**fields, **changed}))
+
+
+def status(**changed: Any) -> dict[str, Any]:
+    at = when.text_of(NOW_MS - 12_000)
+    return {"last_sync_at": at, "last_error": None, "attempt": 0, "clock": 42, "lag_records": 0, "queue_records": 0,
+            **changed}  # fmt: skip
+
+
+def seen(
+    pair: Pair | None = None, told: dict[str, Any] | None = None, *, trouble: SplError | None = None,
+    uptime_s: float = 86_400.0, unmoved: bool = False, **pulse: float,
+) -> dict[str, Any]:  # fmt: skip
+    return facts.pair_facts(
+        pair or a_pair(),
+        told or status(),
+        a_pulse(**pulse),
+        trouble,
+        unmoved=unmoved,
+        way="",
+        uptime_s=uptime_s,
+        now_ms=NOW_MS,
+    )
+
+
+def codes(known: dict[str, Any]) -> list[str]:
+    return [item.code for item in findings(known)]
+
+
+def test_a_healthy_pair_has_no_finding() -> None:
+    assert codes(seen()) == []
+    assert seen()["confirmed_s"] == 12.0
+
+
+def test_an_error_shows_after_half_a_minute_and_before_45_seconds() -> None:
+    """Whatever polls fail: the word 'active' stands alone for less than that."""
+    error = {"class": "CONNECT_REFUSED", "code": "connect", "message": "refused", "at": "x"}
+    told = status(attempt=1, last_error=error)
+    assert codes(seen(told=told, failing_s=25.0)) == []
+    assert codes(seen(told=told, failing_s=30.0)) == ["connect"]
+    assert codes(seen(told=status(last_error=error))) == []
+
+
+def test_a_degraded_pair_names_its_cause_also_after_a_restart() -> None:
+    """This process has tried nothing yet; the record says why."""
+    for code in ("connect", "manifest-signature", "auth-invalid", "peer-rewound"):
+        assert codes(seen(a_pair(state=Degraded(code))))[0] == code
+    assert codes(seen(a_pair(state=Degraded("internal")))) == ["pair-degraded"]
+    assert seen(a_pair(state=Degraded("connect")))["broken_s"]["connect"] == inf
+
+
+def test_tokens_and_scopes() -> None:
+    token = SimpleNamespace(scopes=("federation:sync",), expires_at_ms=NOW_MS - 1, token_id="t")
+    known = seen(a_pair(issued_to_us=token))
+    assert known["scopes_missing"] == ["federation:subscribe"]
+    assert [item.explained_by for item in findings(known)] == ["", "token-expired"]
+    soon = SimpleNamespace(scopes=("admin",), expires_at_ms=NOW_MS + 2 * DAY_MS, token_id="t")
+    assert codes(seen(a_pair(issued_by_us=soon))) == ["token-expiring"]
+    assert codes(seen(a_pair(issued_to_us=soon, live=False))) == []
+
+
+@pytest.mark.parametrize(("state", "code"), [(Asked(), "us"), (Waiting(), "peer")])
+def test_who_decides(state: Any, code: str) -> None:
+    known = seen(a_pair(state=state, live=False))
+    assert known["waits_for"] == code
+    assert codes(known) == ["handshake-pending"]
+
+
+def test_a_handshake_that_is_refused() -> None:
+    refused = SplError("handshake-401", "peer rejected handshake: 401 Unauthorized")
+    found = findings(seen(a_pair(state=Waiting(), live=False), trouble=refused))
+    assert [(item.code, item.explained_by) for item in found] == [
+        ("handshake-401", ""), ("handshake-pending", "handshake-401"),
+    ]  # fmt: skip
+
+
+def test_a_cursor_that_stands_still() -> None:
+    """Records wait for two polls and five minutes; a pair that nobody syncs by itself never stands still."""
+    told = status(lag_records=138)
+    assert codes(seen(told=told, stalled_s=590.0)) == []
+    assert codes(seen(told=told, stalled_s=601.0)) == ["cursor-stalled"]
+    assert codes(seen(a_pair(mode="continuous"), told, stalled_s=301.0)) == ["cursor-stalled"]
+    for pair in (a_pair(mode="on-demand"), a_pair(state=PausedByPeer())):
+        assert codes(seen(pair, told, stalled_s=9999.0)) == []
+
+
+def test_a_stream_that_breaks_again_and_again() -> None:
+    stream = {"state": "open", "since": None, "last_event_at": None, "breaks": 4}
+    assert codes(seen(a_pair(mode="continuous"), status(stream=stream))) == ["stream-flapping"]
+    assert codes(seen(a_pair(), status(stream=None))) == []
+
+
+def test_a_poll_that_never_came() -> None:
+    """Two intervals and a minute without a word and without an error: something hangs."""
+    old = status(last_sync_at=when.text_of(NOW_MS - 700_000))
+    assert seen(told=old)["overdue_s"] == 40.0
+    assert codes(seen(told=old)) == ["cursor-stalled"]
+    assert codes(seen(told=old, uptime_s=20.0)) == []
+
+
+def test_a_source_that_skips_records() -> None:
+    """The pull ended well, records are left, and the position is older than this process."""
+    known = seen(told=status(lag_records=3), unmoved=True, stalled_s=400.0)
+    assert codes(known) == ["cursor-skip-suspect"]
+
+
+def test_what_status_looks_at() -> None:
+    """A pair that the peer revoked is shown for a day, unless there is a new one."""
+    gone = a_pair(state=Revoked("revoked by peer: sold"))
+    assert facts.is_shown(gone, {}, NOW_MS)
+    assert not facts.is_shown(gone, {}, NOW_MS + DAY_MS)
+    assert not facts.is_shown(gone, {"pair_1": a_pair()}, NOW_MS)
+    assert not facts.is_shown(a_pair(state=Revoked("revoked")), {}, NOW_MS)
+    assert facts.is_shown(a_pair(), {}, NOW_MS)
+
+
+def test_the_daemons_own_facts(tmp_path: Path) -> None:
+    """A full disk and a store that stopped are the disk's word, injected here."""
+    disk = Disk()
+    home = open_home(tmp_path, read_config(tmp_path, disk, {}), disk=disk, progress=lambda done, total: None)
+    pulse = Pulse(dict, lambda pair_id: {}, steady_s=lambda: 0.0, tasks=list)
+    try:
+        known = facts.daemon_facts(home.store, home.vault, pulse)
+        assert codes({**known, "free_bytes": 10**12}) == ["identity-missing"]
+        disk.free_bytes = lambda folder: 5 * 10**7  # type: ignore[method-assign]
+        home.store._readonly = "a disk sync failed"
+        found = findings(facts.daemon_facts(home.store, home.vault, pulse))
+        assert [(item.code, item.severity) for item in found] == [
+            ("store-readonly", "fail"), ("disk-low", "fail"), ("identity-missing", "fail"),
+        ]  # fmt: skip
+    finally:
+        home.close()
+
+
+def test_a_home_that_nobody_serves(tmp_path: Path) -> None:
+    assert list(facts.home_facts(tmp_path / "none")) == ["daemon_down"]
+    assert not (tmp_path / "none").exists()
+    assert codes({**facts.home_facts(tmp_path), "free_bytes": 10**12}) == ["daemon-down"]
+    (tmp_path / "config.toml").write_text("port = 'x'\n")
+    assert "config.toml:1" in facts.home_facts(tmp_path)["config_error"]
+
+
+def test_a_home_that_somebody_opened(tmp_path: Path) -> None:
+    """Just now: it starts. For long: it hangs, and its process is named."""
+    for since, code in ((when.text_of(now_ms()), "warming-up"), ("2026-01-01T00:00:00Z", "store-locked")):
+        with (tmp_path / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(f"4711\n{since}\n")
+            lock.flush()
+            found = {item.code: item.explained_by for item in findings(facts.home_facts(tmp_path))}
+            assert found == {"daemon-down": code, code: ""}
+
+
+async def test_a_real_pair_has_all_that_is_read(tmp_path: Path) -> None:
+    """The stand-ins above have the members of a pair that two instances made."""
+    async with two(tmp_path) as (_, a, b):
+        await a.pair(b)
+        pair = a.alive[0]
+        known = facts.pair_facts(
+            pair, status(), a_pulse(), None, unmoved=False, way="", uptime_s=1.0, now_ms=pair.created_at_ms
+        )
+        assert (known["label"], known["scopes_missing"]) == ("bob", [])
+        assert codes(known) == []
