@@ -1,0 +1,313 @@
+"""Restoring snapshots: everything is verified before anything is stored.
+
+First pass: header, form and id of every record, signature under a chain that is known here, namespace and thread, and
+at the end count and digest.  One refusal refuses the file.  What the instance itself signed counts as soon as it is
+verified, so a file of all threads brings the chains and namespaces that its later records need.  Second pass: what is
+not held goes to the hub in chunks of one write each.
+
+A crash between chunks leaves the first of them stored.  They are whole and verified, each one a record that belongs
+there; the same restore again passes over them and stores the rest.
+
+Restored records of reserved threads come late, so after them the views are folded anew, in the order of their clocks.
+"""
+
+import copy
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from .core import namespace, record
+from .core.did import Chain
+from .core.errors import SplError
+from .core.gate import Gate, Roots
+from .core.limits import MIB, Limits
+from .core.pair import Pair
+from .core.record import Envelope
+from .core.snapshot import Header, Read, SnapshotError, header_of, lines, malformed
+from .disk import Disk, File
+from .hub import Arrive, Commit, Hub
+from .snapshot import IdDigest, scratch
+from .store import Entry
+from .views import THREAD_PAIRS, Views
+
+log = logging.getLogger("spl.store")
+
+ORIGIN: Final = "restore"
+UPLOADS_MAX: Final = 4
+UPLOAD_IDLE_MS: Final = 600_000
+FREE_BYTES_MIN: Final = 64 * MIB
+SHOWN: Final = 10
+SUBMIT_TRIES: Final = 300
+SUBMIT_AGAIN_S: Final = 0.1
+COMMIT_TIMEOUT_S: Final = 120.0
+FOLDER: Final = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the one who restores may do: reserved threads, and which namespaces."""
+
+    admin: bool
+    reaches: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One line that may not be restored; `number` counts from 1, the header's."""
+
+    number: int
+    code: str
+    text: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the first pass found."""
+
+    header: Header
+    new: int = 0
+    known: int = 0
+    bytes: int = 0
+    """Of the new ones."""
+    refused: Counter[str] = field(default_factory=Counter)
+    refusals: list[Refusal] = field(default_factory=list)
+    """The first ten."""
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
+    """All pairs, as they stand once the file is restored."""
+
+    def refuse(self, number: int, exc: SplError) -> None:
+        """Note one refused line."""
+        self.refused[exc.code] += 1
+        if len(self.refusals) < SHOWN:
+            self.refusals.append(Refusal(number, exc.code, exc.message))
+
+
+@dataclass(slots=True)
+class _Upload:
+    file: File
+    size: int
+    touched_ms: int
+
+
+class Restorer:
+    """Restores into one home.  Blocks on the disk; callable from any thread, one restore at a time."""
+
+    def __init__(self, hub: Hub, home: Path, disk: Disk, limits: Limits, *, now_ms: Callable[[], int]) -> None:
+        self.hub, self.limits = hub, limits
+        self._home, self._folder, self._disk, self._now_ms = home, home / FOLDER, disk, now_ms
+        self._roots = Roots(limits.verified_roots)
+        self._uploads: dict[str, _Upload] = {}
+        self._turn = threading.Lock()
+        self._uploading = threading.Lock()
+
+    def add(self, upload: str, at: int, data: bytes) -> int:
+        """Append a piece to an upload, which begins with a piece at 0, and return its size in bytes.
+
+        An upload is a file without a name, so a crash leaves nothing of it.  Idle for 10 minutes it is forgotten.
+        Raises SnapshotError "snapshot-upload", "overloaded", "body-too-large", "home-unusable".
+        """
+        with self._uploading:
+            now_ms = self._now_ms()
+            fresh = {name: item for name, item in self._uploads.items() if now_ms - item.touched_ms < UPLOAD_IDLE_MS}
+            self._uploads = fresh
+            if at == 0:
+                if len(fresh) >= UPLOADS_MAX and upload not in fresh:
+                    raise SnapshotError("overloaded", f"{UPLOADS_MAX} restores are being sent already")
+                fresh[upload] = _Upload(scratch(self._disk, self._folder, "restore"), 0, now_ms)
+            item = fresh.get(upload)
+            if item is None or item.size != at:
+                raise SnapshotError("snapshot-upload", f"no piece is expected at {at}")
+            if at + len(data) > self.limits.restore_bytes:
+                raise SnapshotError("body-too-large", f"a restore has at most {self.limits.restore_bytes} bytes")
+            self._check_room(len(data))
+            item.file.pwrite(data, at)
+            item.size, item.touched_ms = at + len(data), now_ms
+            return item.size
+
+    def take(self, upload: str) -> Read:
+        """Return the reader of a whole upload, which is no longer kept; raise SnapshotError "snapshot-upload"."""
+        with self._uploading:
+            item = self._uploads.pop(upload, None)
+        if item is None:
+            raise SnapshotError("snapshot-upload", "there is no such upload")
+        return item.file.pread
+
+    def run(
+        self, read: Read, rights: Rights, *, dry_run: bool, prepare: Callable[[Collection[Pair]], object] = len
+    ) -> Plan:
+        """Verify the snapshot and, unless `dry_run`, store what is new; return what there was to do.
+
+        `prepare` gets the pairs as they will be, before any is stored: their secrets come first.
+        Raises SnapshotError "snapshot-malformed", and without `dry_run` the first refusal with the facts line and
+        refused; then nothing is stored.
+        """
+        if not self._turn.acquire(blocking=False):
+            raise SnapshotError("overloaded", "another restore is running")
+        try:
+            plan = self._verify(read, rights)
+            if dry_run:
+                return plan
+            if plan.refusals:
+                first = plan.refusals[0]
+                text = f"line {first.number}: {first.text}; nothing was restored"
+                raise SnapshotError(first.code, text, line=first.number, refused=plan.refused.total())
+            self._check_room(2 * plan.bytes)
+            if plan.pairs != self.hub.views.pairs:
+                prepare(plan.pairs.values())
+            self._store(read)
+            fields = {"records": plan.header.count, "new": plan.new, "thread": plan.header.thread or "all"}
+            log.info("store.restored", extra={"fields": fields})
+            return plan
+        finally:
+            self._turn.release()
+
+    def _verify(self, read: Read, rights: Rights) -> Plan:
+        if self.hub.signer is None:
+            raise SnapshotError("identity-missing")
+        found = lines(read)
+        plan = Plan(header_of(next(found, b"")))
+        judge = _Judge(self.hub, self.limits, rights, plan.header.thread, self._roots)
+        ids = IdDigest(self._disk, self._folder)
+        for number, raw in enumerate(found, 2):
+            try:
+                envelope, fresh = judge.judge(raw)
+            except SplError as exc:
+                if exc.status >= 500:
+                    raise  # a fault of ours is no word on the record
+                plan.refuse(number, exc)
+                continue
+            ids.add(envelope.id)
+            plan.new, plan.known = plan.new + fresh, plan.known + (not fresh)
+            plan.bytes += len(envelope.raw) * fresh
+        if not plan.refusals:
+            digest, twice = ids.finish()
+            if twice:
+                raise malformed(f"record {twice} stands twice")
+            plan.header.check(ids.count, digest)
+        plan.pairs = judge.views.pairs
+        return plan
+
+    def _store(self, read: Read) -> None:
+        """Give the hub what is not held, chunk by chunk; each is durable before the next is sent."""
+        silence = self.hub.listen(self._reload)
+        try:
+            for chunk in self._chunks(read):
+                self._submit(chunk)
+        finally:
+            silence()
+
+    def _chunks(self, read: Read) -> Iterator[list[Arrive]]:
+        chunk: list[Arrive] = []
+        size = 0
+        source = lines(read)
+        next(source)
+        for raw in source:
+            envelope = record.parse(raw, self.limits)
+            if self.hub.store.index.find(envelope.id) is not None:
+                continue
+            reserved = record.is_reserved(envelope.record["thread"])
+            chunk.append(Arrive(envelope, "" if reserved else record.namespace_of(envelope.record), ORIGIN))
+            size += len(envelope.raw)
+            if len(chunk) >= self.limits.commit_records or size >= self.limits.commit_bytes // 2:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
+
+    def _submit(self, chunk: list[Arrive]) -> None:
+        """Return when the chunk is durable; a full write queue is waited for, up to 30 s."""
+        for attempt in range(SUBMIT_TRIES):
+            try:
+                self.hub.submit(chunk).result(COMMIT_TIMEOUT_S)
+                return
+            except SplError as exc:
+                if exc.code != "overloaded" or attempt + 1 == SUBMIT_TRIES:
+                    raise
+            threading.Event().wait(SUBMIT_AGAIN_S)
+
+    def _reload(self, commit: Commit) -> None:
+        """Fold the views anew after restored records of reserved threads; runs on the writer's thread."""
+        if any(record.is_reserved(thread) for thread in commit.threads):
+            self.hub.views.reload(self.hub.store)
+
+    def _check_room(self, size: int) -> None:
+        """Return when so many bytes fit; a full disk would make the store read-only."""
+        free = self._disk.free_bytes(self._home)
+        if free < size + FREE_BYTES_MIN:
+            text = f"the restore needs {size + FREE_BYTES_MIN} bytes of disk, {free} are free"
+            raise SnapshotError("home-unusable", text, hint="make room, then restore again")
+
+
+class _Judge:
+    """Says of each line whether it may be restored.
+
+    `views` is a copy of the live folds (their values are replaced, never changed), in which what this instance itself
+    signed is folded as it is verified.
+    """
+
+    def __init__(self, hub: Hub, limits: Limits, rights: Rights, thread: str, roots: Roots) -> None:
+        assert hub.signer is not None
+        self._own: Chain = hub.signer.chain
+        self._store, self._limits, self._rights, self._thread, self._roots = hub.store, limits, rights, thread, roots
+        self.views: Views = copy.copy(hub.views)
+        self._gate, self._stale = self._new_gate(), False
+
+    def judge(self, raw: bytes) -> tuple[Envelope, bool]:
+        """Return (envelope, whether it is new here); raise SplError by what refuses it.
+
+        Bytes that the log holds were verified when they came.
+        """
+        envelope = record.parse(raw, self._limits)
+        self._check_place(envelope)
+        row = self._store.index.find(envelope.id)
+        if row is not None and self._store.payloads([row]) == [envelope.raw]:
+            return envelope, False
+        if self._stale and envelope.sig.by != self._own.did:
+            self._gate, self._stale = self._new_gate(), False
+        code = self._gate.signature_code(envelope)
+        if code:
+            text = "is not known here" if code == "chain-unknown" else "does not hold"
+            raise SnapshotError(code, f"the signature by {envelope.sig.by} {text}", signer=envelope.sig.by)
+        self._learn(envelope)
+        return envelope, row is None
+
+    def _check_place(self, envelope: Envelope) -> None:
+        value, by = envelope.record, envelope.sig.by
+        thread, actor = value["thread"], value["actor"]
+        if self._thread and thread != self._thread:
+            raise malformed(f"a record of thread {thread[:80]} in a snapshot of {self._thread[:80]}")
+        if actor.startswith(record.INSTANCE_PREFIX) and actor != by:
+            raise SnapshotError("actor-refused")
+        if record.is_reserved(thread):
+            if not self._rights.admin:
+                raise SnapshotError("scope-forbidden", f"thread {thread} needs the scope admin", scope="admin")
+            if by != self._own.did:
+                raise SnapshotError("reserved-thread", f"thread {thread} takes only what {self._own.did} signed")
+            return
+        ns = namespace.usable(self.views.namespaces, record.namespace_of(value))
+        if not self._rights.reaches(ns):
+            raise SnapshotError("scope-forbidden", f"the token does not reach namespace {ns}")
+
+    def _learn(self, envelope: Envelope) -> None:
+        """Fold a verified record of our own reserved threads; those of pairs may hold chains that the gate lacks."""
+        thread = envelope.record["thread"]
+        if not record.is_reserved(thread):
+            return
+        entry = Entry(kind="rec", payload=envelope.raw, thread=thread, voucher=envelope.sig.by)
+        self.views.apply(entry, envelope.record, 0, 0)
+        self._stale = self._stale or thread == THREAD_PAIRS
+
+    def _new_gate(self) -> Gate:
+        chains = dict(self.views.chains)
+        for pair in self.views.pairs.values():
+            known = chains.get(pair.peer_did)
+            if known is None or len(known.rotations) < len(pair.chain.rotations):
+                chains[pair.peer_did] = pair.chain
+        return Gate(
+            namespaces=frozenset(), actors=frozenset(), own_did=self._own.did, peer_did="",
+            chains={**chains, self._own.did: self._own}, roots=self._roots, limits=self._limits,
+        )  # fmt: skip

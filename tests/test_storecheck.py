@@ -1,0 +1,111 @@
+"""The check reads every byte of the log: each damage has its place, and a sound log has none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.config import Config
+from spl.core.errors import SplError
+from spl.core.limits import Limits
+from spl.disk import Disk, lock_home
+from spl.home import Home, open_home
+from spl.hub import Emit
+from spl.storecheck import Check, check_home, facts_of_home
+from tests.store_kit import log_files
+
+LIMITS = Limits()
+
+
+def filled(path: Path, count: int = 20, segment_bytes: int = 64 << 20) -> None:
+    """Make a home with records, one a write, and close it."""
+    home = open_home(path, Config(limits=Limits(segment_bytes=segment_bytes)), disk=Disk(), progress=lambda a, b: None)
+    home.adopt(home.vault.generate("alice"))
+    for n in range(count):
+        emit(home, n)
+    home.close()
+
+
+def emit(home: Home, n: int) -> None:
+    value = {"act": "DO", "actor": "did:sync:user:a", "thread": "th", "body": {"n": n}}
+    future = home.hub.submit([Emit(value)])
+    home.hub.commit_waiting()
+    future.result(0)
+
+
+def done(steps: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    found = list(steps)
+    return found[-1], [step for step in found if step["step"] == "damage"]
+
+
+def places(damages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(item["segment"], item["offset"], item["seq"], item["lines"], item["what"]) for item in damages]
+
+
+@pytest.mark.parametrize("segment_bytes", [64 << 20, 2000])
+def test_a_sound_log_has_no_damage(tmp_path: Path, segment_bytes: int) -> None:
+    filled(tmp_path, 20, segment_bytes)
+    last, damages = done(check_home(tmp_path))
+    assert damages == []
+    assert (last["lines"], last["records"], last["damaged"]) == (20, 20, 0)
+    assert last["segments"] == len(log_files(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("line", [0, 1, 9, 20])
+def test_each_damaged_line_is_named_by_its_place(tmp_path: Path, line: int) -> None:
+    filled(tmp_path)
+    [segment] = log_files(tmp_path / "store")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    offset = sum(map(len, lines[:line]))
+    lines[line] = lines[line].replace(b'"', b"'", 1)
+    segment.write_bytes(b"".join(lines))
+    last, damages = done(check_home(tmp_path))
+    assert places(damages) == [(1, offset, line or 1, 1 if line else 0, "line" if line else "header")]
+    assert (last["damaged"], last["lines"]) == (1, 20 - bool(line))
+
+
+def test_a_lost_segment_is_counted(tmp_path: Path) -> None:
+    filled(tmp_path, 20, 2000)
+    _, second, *_ = log_files(tmp_path / "store")
+    second.unlink()
+    last, damages = done(check_home(tmp_path))
+    assert len(damages) == 1
+    assert last["lines"] + damages[0]["lines"] == 20
+
+
+def test_a_torn_tail_is_cut_and_said(tmp_path: Path) -> None:
+    filled(tmp_path)
+    [segment] = log_files(tmp_path / "store")
+    (tmp_path / "store" / "clean").unlink()
+    with segment.open("ab") as file:
+        file.write(b'{"k":"rec"')
+    steps = list(check_home(tmp_path))
+    assert steps[0] == {"step": "opened", "cut_bytes": 10}
+    assert done(steps)[1] == []
+
+
+def test_the_check_beside_a_writer_ends_where_it_began(tmp_path: Path) -> None:
+    filled(tmp_path)
+    home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
+    check = Check(home.store, tmp_path / "store", Disk())
+    emit(home, 100)
+    [segment] = log_files(tmp_path / "store")
+    with segment.open("ab") as file:
+        file.write(b'{"half a line')
+    last, damages = done(check.run())
+    assert (last["lines"], damages) == (20, [])
+    home.lock.release()
+
+
+def test_a_home_in_use_and_a_home_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(SplError) as caught:
+        facts_of_home(tmp_path / "none")
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / "none").exists()
+    filled(tmp_path / "home")
+    lock = lock_home(tmp_path / "home")
+    with pytest.raises(SplError) as caught:
+        list(check_home(tmp_path / "home"))
+    assert caught.value.exit_code == 11
+    lock.release()
+    assert facts_of_home(tmp_path / "home")["records_count"] == 20
