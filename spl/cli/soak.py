@@ -1,0 +1,209 @@
+"""`spl federation soak`: a long even load over a pair, measured window by window."""
+
+import signal
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, ModuleType
+from typing import Any, Final
+
+from ..core import soak, when
+from ..core.soak import Row, Tally, Window
+from .command import Command, Parser, Shell, UsageError
+from .ctl import CtlError, quote
+
+PAIRS: Final = "/v1/federation/pairs"
+FOUND_PROBLEMS: Final = 3
+INTERRUPTED: Final = 130
+DRAIN_S: Final = 15.0
+
+_DRAW_S: Final = 1.0
+_LINE_S: Final = 60.0
+_LINE_SHORT_S: Final = 10.0
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument("pair", nargs="?", metavar="PAIR", help="a live pair (default: throw-away daemons)")
+    parser.add_argument("--csv", action="store_true", help="print the rows as CSV on stdout")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="shorten all windows, 0.01 to 1")
+    parser.add_argument(
+        "--window", action="append", default=[], metavar="NAME=MIN", help="minutes of one window, 0 leaves it out"
+    )
+
+
+def _soak(args: Namespace, shell: Shell) -> int:
+    windows = soak.windows(args.scale, _minutes(args.window))
+    scaled = soak.is_scaled(windows)
+    report = Report(shell, args.csv, scaled)
+    if scaled:
+        shell.out.note("scaled: shorter than the reference's windows, so this run cannot pass")
+    drive = shell.load("cli.drive")
+    try:
+        with _ended_by_signals():
+            run = _live if args.pair else _own
+            differences, log_lines = run(args, shell, drive, windows, report)
+    except KeyboardInterrupt:
+        report.finish()
+        shell.out.warn(f"interrupted; {len(report.rows)} of {len(windows)} windows finished")
+        return INTERRUPTED
+    return report.verdict(differences, log_lines)
+
+
+class Report:
+    """Shows how it goes, prints each row when its window ends, and the verdict at last."""
+
+    def __init__(self, shell: Shell, csv: bool, scaled: bool) -> None:
+        self.rows: list[Row] = []
+        self._shell, self._csv, self._scaled = shell, csv, scaled
+        self._shown_s = 0.0
+        self._window = ""
+
+    def head(self) -> None:
+        """Print the titles."""
+        if self._csv:
+            self._shell.out.line(soak.HEADER)
+        elif self._shell.out.form in ("table", "wide"):
+            self._shell.out.line(soak.table_head())
+
+    def row(self, row: Row) -> None:
+        """Print the row of a finished window."""
+        self.rows.append(row)
+        out = self._shell.out
+        out.end()
+        if self._csv:
+            out.line(",".join(row.cells()))
+        elif out.form == "jsonl":
+            out.json_line(row.to_json())
+        elif out.form != "json":
+            out.line(soak.table_row(row))
+
+    def show(self, tally: Tally, elapsed_s: float) -> None:
+        """Draw the state of the window on a terminal; elsewhere print a line of it, once a minute."""
+        out, window = self._shell.out, tally.window
+        every_s = _DRAW_S if out.interactive else _LINE_S if window.duration_s > _LINE_S else _LINE_SHORT_S
+        if window.name != self._window:
+            self._window, self._shown_s = window.name, 0.0
+        if elapsed_s - self._shown_s < every_s:
+            return
+        self._shown_s = elapsed_s
+        if out.interactive:
+            out.progress(soak.progress(tally, elapsed_s))
+        else:
+            out.note(soak.progress_line(tally, elapsed_s, when.text_of(self._shell.now_ms())))
+
+    def fault(self, text: str) -> None:
+        """Say what counts as an error, as it happens."""
+        self._shell.out.warn(f"! {text}")
+
+    def finish(self) -> None:
+        """Print what `-o json` has: all rows in one value."""
+        out = self._shell.out
+        if out.form == "json" and not self._csv:
+            data = {"scaled": self._scaled, "rows": [row.to_json() for row in self.rows]}
+            out.data("spl.soak/1", data, lambda: None)
+
+    def verdict(self, differences: list[str], log_lines: list[str]) -> int:
+        """Print the verdict and where to look; return the exit code."""
+        self.finish()
+        verdict = soak.judge(self.rows, self._scaled, differences)
+        for line in log_lines if not verdict.passed else ():
+            self._shell.out.warn(line)
+        self._shell.out.warn(verdict.text())
+        for reading in verdict.readings:
+            self._shell.out.warn(f"  {reading}")
+        return 0 if verdict.passed else FOUND_PROBLEMS
+
+
+Found = tuple[list[str], list[str]]
+"""How the sets of both sides differ in the end, and lines of the throw-away daemons' logs."""
+
+
+def _own(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Window, ...], report: Report) -> Found:
+    """Soak two daemons made for it, and compare what both hold in the end."""
+    out = shell.out
+    with shell.load("cli.rig").Rig(shell.env, out.detail) as rig:
+        out.note("two daemons, one pair in mode continuous; a third daemon asks for approvals")
+        run = shell.random_bytes(4).hex()
+        emitted, approved = _driven(drive, rig.target(), run, windows, shell, report)
+        threads = [soak.thread_of(run, number) for number in range(soak.THREADS)]
+        try:
+            differences = rig.differences(threads)
+        except CtlError as exc:
+            differences = [f"the record sets could not be compared: {exc.message}"]
+        if not differences:
+            out.note(f"{emitted:,} records emitted, {approved:,} requests approved; both hold the same records")
+        return differences, rig.log_lines()
+
+
+def _live(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Window, ...], report: Report) -> Found:
+    """Soak a live pair from this side of it."""
+    out, pair = shell.out, shell.ctl.get(f"{PAIRS}/{quote(args.pair)}")
+    if pair["state"] != "active":
+        raise CtlError("pair-state-conflict", f"{pair['pair_id']} is {pair['state']}; a soak needs an active pair")
+    names = pair["namespaces"]
+    run = shell.random_bytes(4).hex()
+    poll_s = pair["poll_interval_ms"] / 1000 if pair["mode"] == "polling" else 0.0
+    target = drive.Target(
+        pair["pair_id"], "default" if "default" in names else names[0], (("this side", drive.opener(shell.ctl)),),
+        "peer_queue_records", max(DRAIN_S, 1.5 * poll_s),
+    )  # fmt: skip
+    out.note(f"records go to threads th_soak_{run}_* and stay there, on both sides; no approvals: they would stay too")
+    if pair["mode"] != "continuous":
+        out.note(f"this side's mode is {pair['mode']}; the page's lags are those of peers in mode continuous")
+    emitted, _ = _driven(drive, target, run, windows, shell, report)
+    confirmed = sum(row.records_synced for row in report.rows)
+    out.note(f"the peer confirmed {confirmed:,} of {emitted:,} records as durable; what it holds was not read")
+    return [], []
+
+
+def _driven(
+    drive: ModuleType, target: Any, run: str, windows: tuple[Window, ...], shell: Shell, report: Report
+) -> tuple[int, int]:
+    """Run the windows; return how many records were emitted and how many requests approved."""
+    driver = drive.Soak(target, report, run, time.monotonic, time.sleep)
+    driver.begin()
+    report.head()
+    with driver.watched():
+        for row in driver.windows(windows):
+            report.row(row)
+    return driver.emitted, driver.approved
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the daemons made for it end too."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _minutes(words: list[str]) -> dict[str, float]:
+    """Return window -> minutes of NAME=MIN words; raise UsageError."""
+    found = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise UsageError("usage", f"a window is NAME=MIN, such as steady=10; not {word[:60]!r}") from None
+        if not equals:
+            raise UsageError("usage", f"a window is NAME=MIN, such as steady=10; not {word[:60]!r}")
+    return found
+
+
+COMMAND: Final = Command(
+    "federation soak",
+    "Loads a pair for 100 minutes in five windows and measures lag, queue and errors; exit 0 only within all limits.\n"
+    "Without PAIR it makes daemons of its own and removes them; a live pair keeps the records, on both sides.",
+    "spl federation soak --scale 0.05 --csv",
+    _soak,
+    _options,
+)
