@@ -22,20 +22,15 @@ from typing import Final
 
 from . import logs
 from .api.app import Api
-from .api.services import Services
-from .auth import Auth
 from .config import Config
 from .core.errors import SplError
 from .core.version import VERSION
 from .disk import Disk
-from .feed import Feed
-from .home import SOCKET, Home, now_ms, open_home, random_bytes, read_config
+from .home import SOCKET, Home, now_ms, open_home, read_config
 from .net.client import Client
 from .net.server import Server
 from .net.streams import Listener, ServerTls, bind_tcp, bind_unix, client_tls, server_tls
-from .pairing import Pairing
-from .setup import default_label
-from .sync import Sync
+from .wiring import services_of
 
 log = logging.getLogger("spl.daemon")
 
@@ -109,8 +104,9 @@ class _Daemon:
         listeners, url = _listeners(self.config, tls)
         local = [Listener(bind_unix(self._socket_path()), local=True)]
         writer = threading.Thread(target=self._write, args=(loop, stop), name="spl-writer")
-        client = Client(self.config.limits, tls=client_tls(_ca_file(self.config)))
-        services = self._services(client, url)
+        verifying = client_tls(_ca_file(self.config))
+        client = Client(self.config.limits, tls=verifying)
+        services = services_of(self.home, client, verifying, url, insecure=self.options.insecure_localhost)
         _on_signals(loop, stop, lambda: _reload_tls(self.config, tls))
         writer.start()
         try:
@@ -120,10 +116,14 @@ class _Daemon:
                     tasks.create_task(server.serve(found, stop))
                 tasks.create_task(services.pairing.run(stop))
                 tasks.create_task(services.sync.run(stop))
+                tasks.create_task(services.feed.run(stop))
+                tasks.create_task(services.push.run(stop))
+                tasks.create_task(services.doctor.pulse.run(stop))
                 self._announce(url)
         finally:
             services.feed.close()
             services.sync.close()
+            services.push.close()
             await client.close()
             self.home.hub.close()
             await asyncio.to_thread(writer.join)
@@ -144,31 +144,6 @@ class _Daemon:
         folder = self.home.path / SOCKET
         self.home.disk.mkdir(folder.parent)
         return folder
-
-    def _services(self, client: Client, url: str) -> Services:
-        home, config, limits = self.home, self.config, self.config.limits
-        auth = Auth(home.views, home.vault, config, limits, now_ms, insecure=self.options.insecure_localhost)
-        pairing = Pairing(
-            home.hub, home.vault, config, client, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
-            first_sync=lambda pair_id: sync.pull(pair_id), adopt_identity=self._adopt_identity,
-        )  # fmt: skip
-        sync = Sync(
-            home.hub, home.vault, client, limits,
-            dial=pairing.dial, watch=pairing, now_ms=now_ms, random_bytes=random_bytes,
-        )  # fmt: skip
-        feed = Feed(
-            home.hub, home.vault, limits,
-            now_ms=now_ms, random_bytes=random_bytes, queue_records=sync.queue_records,
-        )  # fmt: skip
-        return Services(
-            home.path, url, config, limits, home.hub, home.store, home.views, home.vault, auth, pairing, feed, sync,
-            now_ms(), now_ms, random_bytes, self._adopt_identity,
-        )  # fmt: skip
-
-    async def _adopt_identity(self, label: str, force: bool) -> None:
-        """Make an identity (or keep the one there is) and sign with it from now on."""
-        identity = await asyncio.to_thread(self.home.vault.generate, label or default_label(), force=force)
-        self.home.adopt(identity)
 
     def _announce(self, url: str) -> None:
         identity = self.home.vault.identity

@@ -1,59 +1,43 @@
-"""Source side of sync: pages of stored envelopes for a pair, as the log holds them.
+"""Source side of sync: pages and streams of stored envelopes for a pair, as the log holds them.
 
 A reading is lanes, one for each agreed namespace, each with its arrival position in the sealed cursor; a page asks the
 index for the next rows of each lane, preads the envelopes and sends them as they are.  A lane that is behind shares a
-page with the others, so that a backfill does not hold up what is new.
+page with the others, so that a backfill does not hold up what is new.  A stream (`tail.py`) sends the same rows.
 
 Left out is what the pair delivered or the peer signed (it has that), except in a `whole` reading: after a reset, or
 when the peer asks with `resync`.  Head, clock and lag count the pair's scope only, whatever else the log holds, and
 nothing out of scope wakes a waiting reader or changes its cursor.
-
-What a peer confirmed (`ack`) is kept in memory only: it decides nothing here, and after a restart the peer's next ack
-tells it again.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from itertools import chain as chained
+from dataclasses import replace
 from typing import Final
 
 from . import offer
-from .core import cursor as cursors
+from .acks import Acks
+from .bells import Bells
 from .core import page, when
-from .core.cursor import Cursor, lane_key
+from .core.cursor import lane_key
 from .core.did import Chain
-from .core.errors import SplError
-from .core.keys import AEAD_NONCE_BYTES
 from .core.limits import Limits
-from .core.pair import Pair, Phase
+from .core.recent import Lags, summary
 from .core.record import is_id
-from .hub import Commit, Hub
-from .line import LineError
-from .offer import Reading, Scope
+from .hub import LOCAL, Commit, Hub
+from .source import FeedError, Query, Source, clock_of
+from .tail import Recent, Stream
 from .vault import Vault
 from .views import THREAD_PAIRS
 
+__all__ = ["CONTINUOUS", "FEEDS", "Feed", "FeedError", "Query"]
+
 FEEDS: Final = ("normal", "longpoll")
+CONTINUOUS: Final = "continuous"
 WORKERS: Final = 2
+MARKS_MAX: Final = 1024
 
-
-class FeedError(SplError):
-    """The feed does not answer this: state of the pair, cursor, or a parameter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What a peer asks for; `thread` and `namespace` narrow it to a reading of its own, with cursors of its own."""
-
-    since: str = ""
-    limit: int = 0
-    feed: str = "normal"
-    thread: str = ""
-    namespace: str = ""
-    resync: bool = False
+_Mark = tuple[int, int, frozenset[str]]  # last local record of a write, its time, the write's namespaces
 
 
 class Feed:
@@ -68,22 +52,36 @@ class Feed:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         queue_records: Callable[[str], int] = lambda pair_id: 0,
+        reach: Callable[[str], str] = lambda pair_id: "",
     ) -> None:
-        """`queue_records` tells how many records of a peer wait in our own intake; it goes into the peer's view."""
+        """`queue_records` tells how many records of a peer wait in our own intake, `reach` which way a pair runs.
+
+        Both go into the peer's view.
+        """
         self.hub = hub
         self.vault = vault
         self.limits = limits
+        self.source = Source(hub, vault, limits, random_bytes=random_bytes, queue_records=queue_records, reach=reach)
         self._now_ms = now_ms
-        self._random_bytes = random_bytes
-        self._queue_records = queue_records
         self._pool = ThreadPoolExecutor(WORKERS, "spl-feed")
-        self._acked: dict[str, tuple[int, int]] = {}
-        self._waiters: dict[str, set[asyncio.Event]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: dict[str, Stream] = {}
+        self._recent = Recent()
+        self._marks: list[_Mark | None] = [None] * MARKS_MAX
+        self._marked = 0
+        self._lags: dict[str, tuple[Lags, int]] = {}
+        self.acks = Acks()
         self._silence = hub.listen(self._heard)
+        # After the line above: who is woken finds the commit among the recent ones.
+        self.bells = Bells(hub)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """End all streams, and whatever else waits for commits, when the daemon stops."""
+        await stop.wait()
+        self.bells.stop()
 
     def close(self) -> None:
         """Hear of commits no more and end the reading threads."""
+        self.bells.close()
         self._silence()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -106,13 +104,13 @@ class Feed:
     async def wait(self, pair_id: str, query: Query, timeout_s: float) -> bool:
         """Return True as soon as there is a record for this reading, False after `timeout_s`.
 
-        The way a stream waits, too.  Raises as `changes` does, at once when the pair is paused or revoked meanwhile.
+        Raises as `changes` does, at once when the pair is paused or revoked meanwhile.
         """
         loop = asyncio.get_running_loop()
-        self._loop = loop
-        scope, cursor = self._open(pair_id, query)
-        readings = self._readings(scope, query, cursor)
-        async with self._listening(scope.namespaces) as news:
+        source = self.source
+        scope, cursor = source.open(pair_id, query)
+        readings = source.readings(scope, query, cursor)
+        with self.bells.listening([*(f"n:{ns}" for ns in scope.namespaces), f"t:{THREAD_PAIRS}"]) as news:
             try:
                 async with asyncio.timeout(timeout_s):
                     while True:
@@ -121,11 +119,25 @@ class Feed:
                         found = await loop.run_in_executor(
                             self._pool, offer.has_news, self.hub.store.index, scope, readings
                         )
-                        if found or self._scope(self._pair(pair_id), query.namespace) != replace(scope, whole=False):
+                        now = source.scope(source.pair(pair_id), query.namespace)
+                        if found or self.bells.stopping or now != replace(scope, whole=False):
                             return True
                         await news.wait()
             except TimeoutError:
                 return False
+
+    async def stream(
+        self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True
+    ) -> AsyncIterator[bytes]:
+        """Return the pieces of an event stream for the pair (`tail.py` has the events); it replaces the one before.
+
+        `is_valid` tells, while it runs, whether the credential that opened it still holds.  Raises as `changes` does,
+        and FeedError "bad-field" for a narrowed reading: a pair has one stream.
+        """
+        if query.thread or query.namespace:
+            raise FeedError("bad-field", "a stream carries all that the pair shares: no thread, no target_namespace")
+        loop = asyncio.get_running_loop()
+        return self._flow(await loop.run_in_executor(self._pool, self._open_stream, pair_id, query, is_valid))
 
     async def fetch(self, pair_id: str, ids: object) -> bytes:
         """Return {records, ns, has_more} of the records asked for, in the log's order, as far as a page holds them.
@@ -142,29 +154,46 @@ class Feed:
         """Take note of what the peer holds durably; return {peer_view}."""
         if not isinstance(text, str):
             raise FeedError("bad-field", "cursor is a text")
-        scope, cursor = self._open(pair_id, Query(since=text))
+        scope, cursor = self.source.open(pair_id, Query(since=text))
         lanes = cursor.by_key() if cursor is not None else {}
-        if any(lane_key(ns) in lanes for ns in scope.namespaces):
-            clock = sum(lanes[lane_key(ns)].count for ns in scope.namespaces if lane_key(ns) in lanes)
-            self._acked[pair_id] = (clock, self._now_ms())
+        found = [lanes[key] for ns in scope.namespaces if (key := lane_key(ns)) in lanes]
+        if found:
+            self.source.acked[pair_id] = (sum(lane.count for lane in found), self._now_ms())
+            self._measure(pair_id, scope.namespaces, max(lane.position for lane in found))
+            keys = {ns: lane_key(ns) for ns in scope.namespaces}
+            self.acks.note(pair_id, {ns: lanes[key].position for ns, key in keys.items() if key in lanes})
         return {"peer_view": self.peer_view(pair_id)}
 
     def chains(self, pair_id: str, did: str) -> dict[str, object]:
         """Return the key chain of a signer whose records are in the pair's scope; raise FeedError "not-found"."""
-        scope = self._scope(self._pair(pair_id))
+        scope = self.source.scope(self.source.pair(pair_id))
         found = self._chain(did)
         tally = self.hub.store.index.tally
         if found is None or (did != scope.own_did and not any(tally(f"v:{ns}:{did}") for ns in scope.namespaces)):
             raise FeedError("not-found", "no such signer in what this pair shares")
         return found.to_json()
 
+    # -- what we tell the peer
+
+    def confirm(self, pair_id: str, cursor: str) -> bool:
+        """Tell the peer, on the stream that it reads from us, how far we hold what it serves; False without one."""
+        stream = self._streams.get(pair_id)
+        if stream is None:
+            return False
+        stream.confirm(cursor)
+        return True
+
+    def peer_view(self, pair_id: str) -> dict[str, object]:
+        """Return how we see the pair, for the peer: state, reason, head, acked, queue."""
+        return self.source.peer_view(pair_id)
+
     # -- what our own operator asks
 
     def offered(self, pair_id: str) -> dict[str, object]:
         """Return head, acked, clock, lag_records and last_read_at of a pair: how far the peer is with what we offer."""
         pair = self.hub.views.pairs.get(pair_id)
-        head = self._head(self._scope(pair)) if pair is not None else 0
-        acked, at_ms = self._acked.get(pair_id, (None, None))
+        head = offer.head(self.hub.store.index, self.source.scope(pair)) if pair is not None else 0
+        acked, at_ms = self.source.acked.get(pair_id, (None, None))
         return {
             "head": head,
             "acked": acked,
@@ -173,137 +202,36 @@ class Feed:
             "last_read_at": when.text_of(at_ms) if at_ms is not None else None,
         }
 
-    def peer_view(self, pair_id: str) -> dict[str, object]:
-        """Return how we see the pair, for the peer: state, reason, head, acked, queue."""
-        pair = self.hub.views.pairs.get(pair_id)
-        if pair is None:
-            return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
-        head = self._head(self._scope(pair)) if pair.serve_allowed else 0
-        acked, _ = self._acked.get(pair_id, (None, None))
-        return {
-            "state": str(pair.phase),
-            "reason": pair.reason,
-            "head": head,
-            "acked": acked,
-            "queue": self._queue_records(pair_id),
-        }
+    def lag_ms(self, pair_id: str = "") -> dict[str, int | None]:
+        """Return p50_ms, p99_ms and samples of the last five minutes, of one pair or all.
 
-    # -- scope and cursor
+        A lag is the time from the write of a local record here to the peer's ack of it, both by our clock.
+        """
+        chosen = self._lags if not pair_id else self._lags.keys() & {pair_id}
+        return summary([self._lags[each][0].counts(self._now_ms()) for each in chosen])
 
-    def _pair(self, pair_id: str) -> Pair:
-        """Return the pair when we answer its pulls now."""
-        pair = self.hub.views.pairs.get(pair_id)
-        if pair is None:
-            raise FeedError("pair-unknown")
-        if not pair.serve_allowed:
-            codes = {Phase.PAUSED: "pair-paused", Phase.REVOKED: "pair-revoked"}
-            code = codes.get(pair.phase, "pair-state-conflict")
-            raise FeedError(code, peer_view=self.peer_view(pair_id))
-        return pair
-
-    def _scope(self, pair: Pair, namespace: str = "") -> Scope:
-        return offer.scope_of(pair, self.hub.views.pairs, self.hub.views.did, namespace)
-
-    def _open(self, pair_id: str, query: Query) -> tuple[Scope, Cursor | None]:
-        """Return scope and opened cursor, None at the very start; raise when the log behind it is another one."""
-        pair = self._pair(pair_id)
-        scope = self._scope(pair, query.namespace)
-        if not query.since:
-            return replace(scope, whole=query.resync), None
-        cursor = self._unsealed(pair, query.since)
-        if cursor.epoch != self.hub.store.epoch or not self._is_ours(cursor):
-            raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
-        return replace(scope, whole=cursor.whole), cursor
-
-    def _unsealed(self, pair: Pair, text: str) -> Cursor:
-        key = self.vault.cursor_key()
-        try:
-            return cursors.open_(text, key, pair.pair_id)
-        except cursors.CursorError:
-            if not pair.inherits:
-                raise
-            # The first request of a pair that superseded another comes with that one's position.
-            return cursors.open_(text, key, pair.inherits)
-
-    def _is_sealed_for(self, pair_id: str, text: str) -> bool:
-        try:
-            cursors.open_(text, self.vault.cursor_key(), pair_id)
-        except cursors.CursorError:
-            return False
-        return True
-
-    def _is_ours(self, cursor: Cursor) -> bool:
-        try:
-            return self.hub.store.run_at(cursor.run_seq) == cursor.run
-        except LineError as exc:
-            # A damaged line says nothing about the log around it, and the epoch agrees.
-            return exc.code == "store-damaged"
-
-    def _check(self, query: Query) -> None:
-        if query.feed not in FEEDS:
-            raise FeedError("bad-field", f"feed is one of {' '.join(FEEDS)}")
-        if not 0 <= query.limit <= self.limits.page_records:
-            raise FeedError("bad-field", f"limit is 1 to {self.limits.page_records}")
-
-    def _readings(self, scope: Scope, query: Query, cursor: Cursor | None) -> list[Reading]:
-        known = cursor.by_key() if cursor is not None else {}
-        return offer.lanes_through(self.hub.store.index, scope, known, query.thread, bool(query.namespace))
-
-    def _head(self, scope: Scope) -> int:
-        return offer.head(self.hub.store.index, scope)
-
-    # -- pages, in a thread
+    # -- in a thread
 
     def _page(self, pair_id: str, query: Query) -> tuple[bytes, int]:
         """Return the bytes of the next page and how many records it holds."""
-        scope, cursor = self._open(pair_id, query)
-        readings = self._readings(scope, query, cursor)
+        source, store = self.source, self.hub.store
+        scope, cursor = source.open(pair_id, query)
+        readings = source.readings(scope, query, cursor)
         limit = query.limit or self.limits.page_records_default
-        rows, has_more = offer.collect(self.hub.store.index, scope, readings, limit, self.limits.page_bytes)
-        next_, clock = self._next(pair_id, query, scope, cursor, readings, has_more)
-        view = {**self.peer_view(pair_id), "clock": clock}
+        rows, has_more = offer.collect(store.index, scope, readings, limit, self.limits.page_bytes)
+        next_, _ = source.next(pair_id, query.since, cursor, readings, scope.whole and has_more)
+        view = {**self.peer_view(pair_id), "clock": clock_of(readings)}
         body = page.assemble(
-            self.hub.store.payloads(rows),
-            [row.ns for row in rows],
-            next_cursor=next_,
-            has_more=has_more,
-            peer_view=view,
+            store.payloads(rows), [row.ns for row in rows], next_cursor=next_, has_more=has_more, peer_view=view
         )
         return body, len(rows)
 
-    def _next(
-        self, pair_id: str, query: Query, scope: Scope, before: Cursor | None, readings: Sequence[Reading], more: bool
-    ) -> tuple[str, int]:
-        """Return (sealed cursor after this page, records in scope up to it).
-
-        A page that moved nothing gets the very text it was asked with, so the peer need not save it.
-        """
-        lanes = {reading.key: reading.lane() for reading in readings}
-        clock = sum(lane.count for lane in lanes.values())
-        # Lanes that consent took away keep their place, as long as there is room.
-        kept = [lane for lane in (before.lanes if before is not None else ()) if lane.key not in lanes]
-        held = (*lanes.values(), *kept)[: cursors.LANES_MAX]
-        whole = scope.whole and more
-        same = before is not None and set(held) == set(before.lanes) and whole == before.whole
-        if same and self._is_sealed_for(pair_id, query.since):
-            return query.since, clock
-        # The newest line that this reading went past: only a log set back behind it can have lost what was read.
-        seq = max((lane.position for lane in held), default=0)
-        store = self.hub.store
-        seq, run = self._run_at(seq, before)
-        cursor = Cursor(store.epoch, seq, run, held, whole)
-        key = self.vault.cursor_key()
-        return cursors.seal(cursor, key, self._random_bytes(AEAD_NONCE_BYTES), pair_id), clock
-
-    def _run_at(self, seq: int, before: Cursor | None) -> tuple[int, str]:
-        """Return a line up to `seq` and the running hash there; the place before where that line is damaged."""
-        try:
-            return seq, self.hub.store.run_at(seq)
-        except LineError:
-            return (before.run_seq, before.run) if before is not None else (0, self.hub.store.run_at(0))
+    def _open_stream(self, pair_id: str, query: Query, is_valid: Callable[[], bool]) -> Stream:
+        scope, cursor = self.source.open(pair_id, query)
+        return Stream(self.source, self._recent, self.bells, self._pool, pair_id, query, scope, cursor, is_valid)
 
     def _fetch(self, pair_id: str, ids: Sequence[str]) -> bytes:
-        scope = self._scope(self._pair(pair_id))
+        scope = self.source.scope(self.source.pair(pair_id))
         rows = offer.find(self.hub.store.index, scope, ids)
         kept = offer.within(rows, self.limits.page_bytes)
         return page.assemble(self.hub.store.payloads(kept), [row.ns for row in kept], has_more=len(kept) < len(rows))
@@ -316,29 +244,45 @@ class Feed:
         peers = [pair.chain for pair in views.pairs.values() if pair.peer_did == did]
         return max([*peers, *filter(None, [views.chains.get(did)])], key=lambda each: len(each.rotations), default=None)
 
-    # -- wakes
+    def _check(self, query: Query) -> None:
+        if query.feed not in FEEDS:
+            raise FeedError("bad-field", f"feed is one of {' '.join(FEEDS)}")
+        if not 0 <= query.limit <= self.limits.page_records:
+            raise FeedError("bad-field", f"limit is 1 to {self.limits.page_records}")
+
+    # -- streams and lag
+
+    async def _flow(self, stream: Stream) -> AsyncIterator[bytes]:
+        """Yield what the stream sends, as the pair's only one."""
+        before = self._streams.get(stream.pair_id)
+        if before is not None:
+            before.replace()
+        self._streams[stream.pair_id] = stream
+        events = stream.events()
+        try:
+            async for piece in events:
+                yield piece
+        finally:
+            await events.aclose()
+            if self._streams.get(stream.pair_id) is stream:
+                del self._streams[stream.pair_id]
 
     def _heard(self, commit: Commit) -> None:
-        """Pass a commit on to the loop; runs on the writer's thread."""
-        loop = self._loop
-        if loop is not None and (commit.namespaces or THREAD_PAIRS in commit.threads):
-            loop.call_soon_threadsafe(self._rouse, commit)
+        """Keep a commit for streams, and the time of what is our own in it; runs on the writer's thread."""
+        self._recent.add(commit)
+        local = [seq for seq, entry in commit.fresh if entry.origin == LOCAL and entry.ns]
+        if local:
+            self._marks[self._marked % MARKS_MAX] = (local[-1], commit.at_ms, commit.namespaces)
+            self._marked += 1
 
-    def _rouse(self, commit: Commit) -> None:
-        names = self._waiters if THREAD_PAIRS in commit.threads else commit.namespaces
-        for event in set(chained.from_iterable(self._waiters.get(name, ()) for name in names)):
-            event.set()
-
-    @asynccontextmanager
-    async def _listening(self, namespaces: frozenset[str]) -> AsyncIterator[asyncio.Event]:
-        """Give an event that is set when one of the namespaces gets a record, or a pair changes."""
-        event = asyncio.Event()
-        for name in namespaces or {""}:
-            self._waiters.setdefault(name, set()).add(event)
-        try:
-            yield event
-        finally:
-            for name in namespaces or {""}:
-                self._waiters[name].discard(event)
-                if not self._waiters[name]:
-                    del self._waiters[name]
+    def _measure(self, pair_id: str, namespaces: frozenset[str], position: int) -> None:
+        """Take the lags of the writes that this ack is the first to cover."""
+        lags, before = self._lags.get(pair_id) or (Lags(), 0)
+        self._lags[pair_id] = lags, max(before, position)
+        now_ms = self._now_ms()
+        for number in range(self._marked - 1, max(-1, self._marked - MARKS_MAX - 1), -1):
+            mark = self._marks[number % MARKS_MAX]
+            if mark is None or mark[0] <= before:
+                return
+            if mark[0] <= position and namespaces & mark[2]:
+                lags.add(now_ms - mark[1], now_ms)

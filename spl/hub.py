@@ -99,12 +99,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one write made visible; given to listeners on the writer's thread."""
+    """What one write made visible; given to listeners on the writer's thread.
 
+    `first_seq` and `last_seq` take in lines of every kind; `run` is the running hash after the last.  `fresh` are the
+    new records with their seqs, so that who reads at the tail need not ask the index.
+    """
+
+    first_seq: int
     last_seq: int
+    run: str
+    at_ms: int
     namespaces: frozenset[str]
     threads: frozenset[str]
-    count: int
+    fresh: tuple[tuple[int, Entry], ...] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -399,12 +406,15 @@ class Hub:
             slot.seq = seq
             if slot.entry is not None:
                 self.views.apply(slot.entry, slot.record, seq, at_ms)
-        records = [entry for entry in entries if entry.kind == "rec"]
+        fresh = tuple((seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec")
         return Commit(
+            seqs[0],
             seqs[-1],
-            frozenset(entry.ns for entry in records if entry.ns),
-            frozenset(entry.thread for entry in records),
-            len(records),
+            self.store.last_run,
+            at_ms,
+            frozenset(entry.ns for _, entry in fresh if entry.ns),
+            frozenset(entry.thread for _, entry in fresh),
+            fresh,
         )
 
 

@@ -18,19 +18,21 @@ from .core.did import label_of, words
 from .core.errors import CODES, SplError, cli_code
 from .core.handshake import HandshakeError, Terms
 from .core.manifest import PAIR_PATH, Manifest
-from .core.pair import Pair, PairError
+from .core.pair import ESTABLISHED, Pair, PairError
 from .core.standing import STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting
 from .core.steps import Effect, End, ManifestChange, Park
-from .net.address import ReachError, judge, parse_url
+from .net.address import ReachError, is_loopback, judge, parse_url
 from .net.client import DialPolicy
 from .pairs import Pairs, unconfirmed
+from .renewal import Renewal
 from .responder import SERVER_FAULT, Responder
 
-MODES: Final = ("polling", "on-demand")
+MODES: Final = ("polling", "continuous", "on-demand")
 BEGIN_AGAIN_MAX: Final = 3
 LOST: Final = "lost"
 """Why a pair ends whose request or answer the peer no longer has; another one begins in its place."""
 REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
+WHY_401: Final = "a permission rule on the peer protects federation:pair"
 PASSING: Final = frozenset({8, 9})
 """Exit codes of errors that the next attempt may not meet."""
 _SEEN: Final = "pair-request-seen"
@@ -76,8 +78,9 @@ class Learned:
 class Initiator:
     """Our requests.  `poll_interval_ms` is what new pairs start with."""
 
-    def __init__(self, pairs: Pairs, responder: Responder, poll_interval_ms: int) -> None:
-        self.pairs, self._responder, self._poll_interval_ms = pairs, responder, poll_interval_ms
+    def __init__(self, pairs: Pairs, renewal: Renewal, responder: Responder, poll_interval_ms: int) -> None:
+        self.pairs, self._renewal, self._responder = pairs, renewal, responder
+        self._poll_interval_ms = poll_interval_ms
         self._begun: dict[str, int] = {}
         self.skew_ms: dict[str, int] = {}
         """How far the peer's clock is ahead of ours, where --no-strict goes by it; by pair."""
@@ -140,8 +143,11 @@ class Initiator:
         )
         return begun.pair_id
 
-    def next_words(self, pair: Pair, *, poll: bool = False) -> Words:
-        """Return the message that the pair's state calls for; `poll` asks instead where the pair stands."""
+    def next_words(self, pair: Pair, *, poll: bool = False, token_id: str = "", renew: bool = False) -> Words:
+        """Return the message that the pair's state calls for; `poll` asks instead where the pair stands.
+
+        A poll asks too about the token we hold, or the one of `token_id`; with `renew` the peer shall take a new one.
+        """
         own, nonce = self.pairs.identity, self.pairs.nonce()
         now_ms = self.pairs.now_ms() + self.skew_ms.get(pair.pair_id, 0)
         base = f"{pair.url}{PAIR_PATH}"
@@ -149,14 +155,26 @@ class Initiator:
             manifest_ = self.pairs.published.federation_manifest()
             fields = handshake.request_fields(manifest_, own.did, pair.proposal, pair.peer_did, now_ms)
             return Words(base, "pair-request", fields)
+        said: dict[str, object] = {"manifest": self.pairs.published.federation_manifest()}
         if isinstance(pair.state, Answered) and not poll:
-            fields = handshake.word_fields(pair, own.did, now_ms, nonce)
+            fields = handshake.word_fields(pair, own.did, now_ms, nonce, **said)
             return Words(f"{base}/{pair.pair_id}/confirm", "pair-confirm", fields)
         if pair.ended:
-            fields = handshake.word_fields(pair, own.did, now_ms, nonce, reason=pair.reason)
+            fields = handshake.word_fields(pair, own.did, now_ms, nonce, reason=pair.reason, **said)
             return Words(f"{base}/{pair.pair_id}/notify-revoke", "notify-revoke", fields)
-        fields = handshake.poll_fields(pair, own.did, now_ms, nonce)
+        if type(pair.state) in ESTABLISHED:
+            said["token_id"] = token_id or self._renewal.held(pair)
+        if renew:
+            said["renew"] = True
+        fields = handshake.poll_fields(pair, own.did, now_ms, nonce, **said)
         return Words(f"{base}/{pair.pair_id}/poll", "pair-poll", fields)
+
+    def renew_words(self, pair: Pair) -> Words:
+        """Return the message that asks for a new token."""
+        own, now_ms = self.pairs.identity, self.pairs.now_ms() + self.skew_ms.get(pair.pair_id, 0)
+        said = {"manifest": self.pairs.published.federation_manifest()}
+        fields = handshake.word_fields(pair, own.did, now_ms, self.pairs.nonce(), **said)
+        return Words(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/renew", "renew", fields)
 
     def learn(self, pair_id: str, fields: Mapping[str, Any]) -> Learned:
         """Return what the peer's signed answer makes of the pair.
@@ -266,7 +284,7 @@ def why_ended(pair: Pair) -> SplError:
     """Return the error that tells why a request of ours did not make a pair."""
     name = label_of(pair.peer_did)
     if pair.reason == "handshake-401":
-        return HandshakeError("handshake-401", REJECTED_401)
+        return HandshakeError("handshake-401", REJECTED_401, why=WHY_401)
     if pair.reason in CODES:
         return HandshakeError(pair.reason)
     if pair.reason == "rejected":
@@ -292,7 +310,7 @@ def signed_part(status: int, body: bytes, words: Words) -> object:
 def bare(status: int, purpose: str = "") -> SplError:
     """Return the error of a reply that the peer did not sign; such a one moves no pair."""
     if purpose == "pair-request" and status == 401:
-        return PairError("handshake-401", REJECTED_401)
+        return PairError("handshake-401", REJECTED_401, why=WHY_401)
     if status == 429:
         return PairError("rate-limited", "the peer takes no more messages for now")
     if status == 200:
@@ -301,10 +319,25 @@ def bare(status: int, purpose: str = "") -> SplError:
 
 
 def dial_policy(pair: Pair, own_url: str, allow_http: bool) -> DialPolicy:
-    """Return how a pair's peer may be dialled: at a private address only when that was typed, or our own is one."""
+    """Return how a pair's peer may be dialled: at a private address only when that was typed, or our own is one.
+
+    A peer that names loopback (a laptop on its default URL) is not this machine, unless we are on loopback too:
+    dialling it would reach ourselves, with the peer's bearer.
+    """
     typed = pair.proposal.url
     meant = bool(typed) and parse_url(typed).origin == pair.url
-    return DialPolicy(allow_private=meant or _is_private(typed) or _is_private(own_url), allow_http=allow_http)
+    near = meant or _is_private(typed) or _is_private(own_url)
+    if _is_local(pair.url) and not (_is_local(typed) or _is_local(own_url)):
+        near = False
+    return DialPolicy(allow_private=near, allow_http=allow_http)
+
+
+def _is_local(url: str) -> bool:
+    """Tell whether a URL names loopback."""
+    if not url:
+        return False
+    host = parse_url(url).host
+    return host == "localhost" or is_loopback(host)
 
 
 def _is_private(url: str) -> bool:

@@ -9,28 +9,30 @@ the caller may leave.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from .config import Config
-from .core import canon, handshake, manifest, message, steps
+from .core import steps
 from .core.aitl import Request
 from .core.backoff import full_jitter_s
 from .core.did import label_of
 from .core.errors import SplError
 from .core.limits import Limits
-from .core.manifest import Manifest
-from .core.pair import Pair, PairError
-from .core.standing import Active, Answered, Asked, Degraded, Requested, Revoking, Waiting
-from .core.steps import Effect, Event, FirstSync, TellPeer
+from .core.pair import ESTABLISHED, Pair, PairError
+from .core.standing import Active, Degraded, Revoking
+from .core.steps import Effect, Event, FirstSync, Resync, TellPeer
+from .driver import BACKOFF_BASE_S, POLL_S, Changes, Driver, on_its_way, wait
 from .hub import Commit, Hub
-from .initiator import MODES, PASSING, Initiator, Learned, PairOptions, bare, dial_policy, signed_part
-from .net.address import parse_url
+from .initiator import MODES, Initiator, Learned, PairOptions
 from .net.client import Client, DialPolicy
 from .pairs import Pairs, unconfirmed
 from .published import Published
-from .responder import Answer, Permitted, Responder, everybody
+from .renewal import Renewal
+from .responder import Answer, Granted, Permitted, Responder, everybody, nothing
+from .talk import Talk
+from .upkeep import UNVERIFIED, Upkeep, token_trouble
 from .vault import Vault
 from .views import THREAD_PAIRS
 
@@ -38,16 +40,13 @@ __all__ = ["PairOptions", "Pairing"]
 
 log = logging.getLogger("spl.federation")
 
-MANIFEST_PATH: Final = "/.well-known/syncropel"
-DID_PATH: Final = "/.well-known/did.json"
 TELL_TIMEOUT_S: Final = 5.0
-POLL_S: Final = 2.0
-POLL_SLOWER_AFTER: Final = 16
-POLL_MAX_S: Final = 60.0
-BACKOFF_BASE_S: Final = 1.0
 HOUSEKEEPING_S: Final = 60.0
+HOUSEKEEPING_MIN_S: Final = 0.05
 ASK_PAUSED_S: Final = 300.0
-WAITING_EVERY_S: Final = 1.0
+ASK_AGAIN_MS: Final = 5000
+TELLERS_MAX: Final = 16
+RESYNC_BACKOFF_MAX_S: Final = 300.0
 JOBS_MAX: Final = 4096
 _T = TypeVar("_T")
 
@@ -58,26 +57,38 @@ class Pairing:
     def __init__(
         self, hub: Hub, vault: Vault, config: Config, client: Client, limits: Limits, *, url: str,
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes], first_sync: Callable[[str], Awaitable[int]],
-        adopt_identity: Callable[[str, bool], Awaitable[None]], permitted: Permitted = everybody,
-        poll_s: float = POLL_S,
+        adopt_identity: Callable[[str, bool], Awaitable[None]], resync: Callable[[str], Awaitable[int]],
+        wake: Callable[[str], None], permitted: Permitted = everybody, granted: Granted = nothing,
+        poll_s: float = POLL_S, housekeeping_s: float = HOUSEKEEPING_S,
     ) -> None:  # fmt: skip
-        """`url` is our public base URL; `adopt_identity(label, force)` makes an identity and signs with it."""
+        """`url` is our public base URL; `adopt_identity(label, force)` makes an identity and signs with it.
+
+        Of sync's: `first_sync` pulls, `resync` reads from the start, `wake` tries a pair at once that was backing off.
+        """
         self.limits, self.client, self.config = limits, client, config
         self.published = Published(vault, hub.views, limits, url=url, now_ms=now_ms)
         self.pairs = Pairs(hub, vault, self.published, limits, now_ms=now_ms, random_bytes=random_bytes)
+        self._renewal, interval_ms = Renewal(self.pairs), config.federation_poll_interval_ms
         self._responder = Responder(
-            self.pairs, lambda: config.federation_approval, config.federation_poll_interval_ms, permitted
+            self.pairs, self._renewal, lambda: config.federation_approval, interval_ms, permitted, granted
         )
-        self._initiator = Initiator(self.pairs, self._responder, config.federation_poll_interval_ms)
-        self._first_sync, self._adopt_identity, self._poll_s = first_sync, adopt_identity, poll_s
+        self._initiator = Initiator(self.pairs, self._renewal, self._responder, interval_ms)
+        self._talk = Talk(self.pairs, self._initiator, config, client, limits, now_ms=now_ms, do=self._do)
+        self.upkeep = Upkeep(
+            self.pairs, self._renewal, self._initiator, self._talk, limits, step=self._step, do=self._do,
+            exchange=self._exchange, wake=wake,
+        )  # fmt: skip
+        self._first_sync, self._resync, self._adopt_identity = first_sync, resync, adopt_identity
+        self._changes, self._housekeeping_s = Changes(), housekeeping_s
+        self._driver = Driver(
+            self.pairs, self._initiator, self._changes, poll_s=poll_s, say=self._say, random_bytes=random_bytes
+        )
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._thread = ThreadPoolExecutor(1, "spl-pairing")
-        self._changed = asyncio.Event()
         self._jobs: deque[tuple[Callable[..., Awaitable[object]], tuple[object, ...]]] = deque(maxlen=JOBS_MAX)
-        self._kicks: dict[str, asyncio.Event] = {}
-        self._trouble: dict[str, SplError] = {}
-        self._synced: dict[str, dict[str, object] | None] = {}
         self._telling: set[str] = set()
+        self._asked_ms: dict[str, int] = {}
+        self._tellers = asyncio.Semaphore(TELLERS_MAX)
         self._jobs_count = 0
 
     # -- documents and looking
@@ -94,13 +105,17 @@ class Pairing:
         """Return the pair that people call so; raise PairError "pair-unknown" or "ambiguous"."""
         return self.pairs.resolve(ref)
 
+    def trouble(self, pair_id: str) -> SplError | None:
+        """Return why the last attempt of a handshake on its way failed, or None."""
+        return self._driver.trouble.get(pair_id)
+
     def resolve_request(self, ref: str) -> Request:
         """Return the request that people call so; raise PairError "not-found" or "ambiguous"."""
         return self.pairs.resolve_request(ref)
 
     def dial(self, pair: Pair) -> DialPolicy:
         """Return how the peer may be dialled: at a private address only when that was typed, or ours is one."""
-        return dial_policy(pair, self.published.url, self.config.federation_allow_http)
+        return self._talk.dial(pair)
 
     # -- what peers ask
 
@@ -110,7 +125,15 @@ class Pairing:
 
     async def poll(self, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a peer that asks where the pair stands."""
-        return await self._do(self._responder.poll, pair_id, body, address)
+        answer = await self._do(self._responder.poll, pair_id, body, address)
+        if pair_id in self._responder.asked_to_renew:
+            self._responder.asked_to_renew.discard(pair_id)
+            self._spawn(self.upkeep.renew, pair_id)
+        return answer
+
+    async def renew(self, pair_id: str, body: bytes, address: str) -> Answer:
+        """Return (HTTP status, answer) to a peer that asks for a new token."""
+        return await self._do(self._responder.renew, pair_id, body, address)
 
     async def confirm(self, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to the initiator's confirmation."""
@@ -122,11 +145,25 @@ class Pairing:
         """Return (HTTP status, answer) to a peer that revoked the pair."""
         return await self._do(self._responder.notify_revoke, pair_id, body, address)
 
-    async def contact(self, pair_id: str) -> None:
-        """Take the first authenticated use of a pair's token as its confirmation."""
+    async def contact(self, pair_id: str, token_id: str = "") -> None:
+        """Take note of a peer's authenticated call: its first confirms the pair, the first by a new token ends the old.
+
+        A peer that paused does not call; one that does is asked for its word.
+        """
         pair = self.pairs.get(pair_id)
-        if pair is not None and unconfirmed(pair):
+        if pair is None:
+            return
+        if unconfirmed(pair):
             self._later(pair_id, await self._do(self._responder.contact, pair_id))
+        elif self._renewal.watches(pair, token_id):
+            await self._do(self._renewal.used, pair_id, token_id)
+        elif pair.paused_by in ("peer", "both") and self._now_ms() >= self._asked_ms.get(pair_id, 0) + ASK_AGAIN_MS:
+            self._asked_ms[pair_id] = self._now_ms()
+            self._spawn(self._tell, pair_id)
+
+    async def recall(self, pairs: Iterable[Pair]) -> None:
+        """Put back the secrets of pairs that are about to be restored: secret, then record."""
+        await self._do(self.pairs.recall, pairs)
 
     # -- what the operator asks
 
@@ -148,11 +185,18 @@ class Pairing:
             raise PairError("pair-paused", f"{name} paused it, and only {name} can resume", hint=hint)
         return pair if isinstance(pair.state, Active | Degraded) else await self._step(pair_id, steps.Resume())
 
-    async def revoke(self, pair_id: str, reason: str = "") -> Pair:
-        """End the pair: tokens first, then the peer is told for at most 5 s, then the record; terminal."""
+    async def revoke(self, pair_id: str, reason: str = "", *, block: bool = False) -> Pair:
+        """End the pair: tokens first, then the peer is told for at most 5 s, then the record; terminal.
+
+        `block` also refuses from now on what the peer signed, whoever brings it, and its requests.
+        """
         pair = self._pair(pair_id)
+        also = [self.pairs.blocking(pair.peer_did, True)] if block else []
         if not pair.ended:
-            await self._do(lambda: self.pairs.take(self._pair(pair_id), steps.Revoke(reason or "revoked")))
+            event = steps.Revoke(reason or "revoked")
+            await self._do(lambda: self.pairs.take(self._pair(pair_id), event, also=also))
+        elif block and pair.peer_did not in self.pairs.hub.views.blocked:
+            await self._do(self.pairs.submit, also)
         await self._tell_revoked(pair_id)
         return self._pair(pair_id)
 
@@ -168,24 +212,35 @@ class Pairing:
             raise PairError("bad-field", f"the poll interval is at least {self.limits.poll_interval_min_s:g} s")
         return await self._configure(pair_id, "poll_interval_ms", interval_ms)
 
-    async def refresh(self, pair_id: str) -> Pair:
+    async def refresh(self, pair_id: str, expect_key: str = "") -> Pair:
         """Fetch the peer's manifest anew and learn where the pair stands with it; completes a pending pair.
 
-        Raises ReachError, ManifestError, MessageError.
+        `expect_key` names the peer's key as its operator told it, which settles a fork.  Raises ReachError,
+        ManifestError, MessageError.
         """
         pair = self._pair(pair_id)
         if pair.ended:
             raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason})")
-        peer = await self._discover(pair.proposal.url or pair.url, pair.proposal.strict, dial=self.dial(pair))
-        if peer.did != pair.peer_did:
-            raise PairError("manifest-did-mismatch", f"{peer.url} is now {peer.did}, not {pair.peer_did}")
-        if peer.raw != pair.manifest:
-            await self._step(pair_id, steps.ManifestChange(peer.raw))
-        if pair.initiator and isinstance(pair.state, Requested | Waiting | Answered):
-            await self._advance(pair_id)
-        elif not isinstance(pair.state, Asked):
-            await self._exchange(pair_id)
+        pair = await self.upkeep.refresh(pair_id, expect_key)
+        if on_its_way(pair):
+            await self._driver.advance(pair_id)
         return self._pair(pair_id)
+
+    async def rotate_tokens(self, pair_id: str) -> Pair:
+        """Replace both tokens of the pair: the one we hold now, the other as soon as the peer asks, as we tell it."""
+        pair = await self.upkeep.renew(pair_id)
+        await self._exchange(pair_id, renew=True)
+        return pair
+
+    async def rotate_identity(self, reason: str) -> None:
+        """Sign with a new key from now on, publish it, and tell every peer; `reason` is of `did.REASONS`."""
+        await self._do(self.pairs.vault.rotate, reason)
+        await self.renounce()
+
+    async def renounce(self) -> None:
+        """Sign with the identity that the vault now holds, and tell every peer."""
+        await self._adopt_identity("", False)
+        self._tell_everybody()
 
     # -- what sync tells
 
@@ -194,18 +249,22 @@ class Pairing:
         pair = self.pairs.get(pair_id)
         if pair is None or not isinstance(pair.state, Active | Degraded):
             return
-        if isinstance(pair.state, Active) or pair.reason != code:
-            self._spawn(self._step, pair_id, steps.Degrade(code))
+        if pair.reason not in UNVERIFIED:
+            self._spawn(self.upkeep.doubt, pair_id, token_trouble(pair, code, self._now_ms()))
 
     def on_success(self, pair_id: str) -> None:
-        """Mark a degraded pair as active again."""
-        pair = self.pairs.get(pair_id)
-        if pair is not None and isinstance(pair.state, Degraded):
-            self._spawn(self._step, pair_id, steps.Recover())
+        """Mark a degraded pair as active again, unless its peer's manifest is in doubt: that takes a refresh."""
+        self._spawn(self._recover, pair_id)
 
     def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Ask the peer for its signed word: a bare status said that it paused or revoked."""
         self._spawn(self._exchange, pair_id)
+
+    async def _recover(self, pair_id: str) -> None:
+        # Looked at when its turn comes: a degradation that was told before may have become durable only now.
+        pair = self.pairs.get(pair_id)
+        if pair is not None and isinstance(pair.state, Degraded) and pair.reason not in UNVERIFIED:
+            await self._step(pair_id, steps.Recover())
 
     # -- the initiator
 
@@ -220,116 +279,31 @@ class Pairing:
             await self._adopt_identity("", False)
         terms = self._initiator.terms(options)
         dial = DialPolicy(allow_private=True, allow_http=self.config.federation_allow_http)
-        peer = await self._discover(
+        peer = await self._talk.discover(
             url, options.strict, dial=dial, expect_did=options.expect_did, expect_key=options.expect_key
         )
         yield {"step": "manifest", "did": peer.did, "url": url}
         pair_id = await self._do(self._initiator.begin, peer, url, terms, options)
         yield {"step": "verified"}
-        self._kick(pair_id)
-        async for step in self._watch(pair_id, options.wait_ms / 1000):
+        self._driver.kick(pair_id)
+        async for step in self._driver.watch(pair_id, options.wait_ms / 1000):
             yield step
 
-    async def _watch(self, pair_id: str, wait_s: float) -> AsyncIterator[dict[str, object]]:
-        """Yield what the records of the pair, and this process's attempts, have to tell."""
-        shown: set[str] = set()
-        now_s = asyncio.get_running_loop().time
-        end_s = now_s() + wait_s
-        while "active" not in shown:
-            changed = self._changed
-            pair = self._initiator.standing_for(self._pair(pair_id))
-            pair_id = pair.pair_id
-            for step in self._initiator.news(pair, shown, self._synced.get(pair_id)):
-                shown.add(str(step["step"]))
-                yield step
-            left_s = end_s - now_s()
-            trouble = self._trouble.get(pair_id)
-            if trouble is not None and (left_s <= 0 or trouble.exit_code not in PASSING):
-                raise trouble
-            if left_s <= 0 and "active" not in shown:
-                yield {"step": "pending", "pair_id": pair_id}
-                return
-            if isinstance(pair.state, Waiting | Asked):
-                yield {"step": "waiting", "pair_id": pair_id, "left_ms": int(left_s * 1000)}
-            if "active" not in shown:
-                await _wait(changed, min(left_s, WAITING_EVERY_S))
+    async def _exchange(self, pair_id: str, *, token_id: str = "", renew: bool = False) -> dict[str, Any]:
+        """Tell the peer where the pair stands with us, take in where it stands with the peer, return its answer."""
+        return (await self._say(pair_id, poll=True, token_id=token_id, renew=renew))[1]
 
-    async def _discover(
-        self, url: str, strict: bool, *, dial: DialPolicy, expect_did: str = "", expect_key: str = ""
-    ) -> Manifest:
-        """Return the verified manifest of the instance at a URL, newer than and grown from the last one accepted."""
-        base = parse_url(url).origin
-        document = await self._document(base + MANIFEST_PATH, dial)
-        did_document = await self._document(base + DID_PATH, dial)
-        peer = manifest.verify(
-            document, did_document, now_ms=self._now_ms(), strict=strict, limits=self.limits, expect_did=expect_did,
-            expect_key=expect_key,
-        )  # fmt: skip
-        return self._initiator.judge(peer, strict=strict, expect_key=expect_key)
-
-    async def _document(self, url: str, dial: DialPolicy) -> bytes:
-        reply = await self.client.fetch(
-            "GET", url, headers=[("cache-control", "no-cache")], answer_bytes=self.limits.manifest_bytes, dial=dial
-        )
-        if reply.status == 404:
-            raise PairError("manifest-missing", f"{url} answers 404: the peer publishes no identity")
-        if reply.status != 200:
-            raise bare(reply.status)
-        return reply.body
-
-    async def _drive(self, pair_id: str) -> None:
-        """Ask until the request became a pair or is over; failures back off with full jitter, at most a minute."""
-        attempt = polls = 0
-        kick = self._kicks.setdefault(pair_id, asyncio.Event())
-        while _on_its_way(self.pairs.get(pair_id)):
-            kick.clear()
-            delay_s = min(POLL_MAX_S, self._poll_s * 2.0 ** (polls // POLL_SLOWER_AFTER))
-            try:
-                before = self._pair(pair_id)
-                after = await self._advance(pair_id)
-                attempt, polls = 0, polls + 1
-                self._trouble.pop(pair_id, None)
-                if after.state != before.state:
-                    continue
-            except SplError as exc:
-                attempt += 1
-                unit = int.from_bytes(self._random_bytes(4)) / 2**32
-                delay_s = full_jitter_s(attempt, min(BACKOFF_BASE_S, self._poll_s), POLL_MAX_S, unit)
-                self._trouble[pair_id] = exc
-                fields = {"pair": pair_id, "code": exc.code, "attempt": attempt, "msg": exc.message}
-                log.warning("pair.attempt_failed", extra={"fields": fields})
-                self._announce()
-            await _wait(kick, delay_s)
-
-    async def _advance(self, pair_id: str) -> Pair:
-        """Say what the pair's state calls for, take in the answer, and return the pair; raise what went wrong."""
-        learned = await self._talk(pair_id)
-        if learned.poll:
-            learned = await self._talk(pair_id, poll=True)
-        if learned.fault is not None:
-            raise learned.fault
-        return learned.pair
-
-    async def _exchange(self, pair_id: str) -> Pair:
-        """Tell the peer where the pair stands with us, learn where it stands with the peer, and return it."""
-        return (await self._talk(pair_id, poll=True)).pair
-
-    async def _talk(self, pair_id: str, *, poll: bool = False) -> Learned:
-        """Return what one message to the peer and its signed answer made of the pair.
+    async def _say(self, pair_id: str, **how: Any) -> tuple[Learned, dict[str, Any]]:
+        """Return what one message to the peer and its signed answer made of the pair, and the answer's fields.
 
         Raises ReachError, and for an answer without the peer's signature what its status says; that moves no pair.
         """
         pair = self._pair(pair_id)
-        words = await self._do(lambda: self._initiator.next_words(pair, poll=poll))
-        body = canon.encode(message.sign(words.purpose, words.fields, self.pairs.identity.key))
-        reply = await self.client.fetch(
-            "POST", words.url, headers=[("content-type", "application/json")], body=body,
-            answer_bytes=self.limits.manifest_bytes, dial=self.dial(pair),
-        )  # fmt: skip
-        fields = handshake.read_answer(signed_part(reply.status, reply.body, words), words.fields, pair.chain.present)
+        words = await self._do(lambda: self._initiator.next_words(pair, **how))
+        fields = await self._talk.say(pair, words)
         learned = await self._do(self._initiator.learn, pair_id, fields)
         self._later(learned.pair.pair_id, learned.effects)
-        return learned
+        return learned, fields
 
     # -- steps and what follows them
 
@@ -347,18 +321,43 @@ class Pairing:
         """Start what follows a step once it is durable."""
         for effect in effects:
             if isinstance(effect, FirstSync):
-                self._synced[pair_id] = None
+                self._driver.synced[pair_id] = None
                 self._spawn(self._sync_first, pair_id)
+            elif isinstance(effect, Resync):
+                self._spawn(self._read_anew, pair_id)
             elif isinstance(effect, TellPeer) and not self._pair(pair_id).ended:
                 self._spawn(self._tell, pair_id)
-        self._announce()
+        self._changes.ring()
 
     async def _sync_first(self, pair_id: str) -> None:
         try:
-            self._synced[pair_id] = {"records": await self._first_sync(pair_id)}
+            self._driver.synced[pair_id] = {"records": await self._first_sync(pair_id)}
         except SplError as exc:
-            self._synced[pair_id] = {"records": 0, "error": exc.to_json()}
-        self._announce()
+            self._driver.synced[pair_id] = {"records": 0, "error": exc.to_json()}
+        self._changes.ring()
+
+    async def _read_anew(self, pair_id: str) -> None:
+        """Read from the start what the peer shares, until that succeeded once or the pair stops."""
+        attempt = 0
+        while (pair := self.pairs.get(pair_id)) is not None and pair.sync_allowed:
+            try:
+                await self._resync(pair_id)
+                return
+            except SplError as exc:
+                attempt += 1
+                log.info("pair.resync_failed", extra={"fields": {"pair": pair_id, "code": exc.code}})
+            unit = int.from_bytes(self._random_bytes(4)) / 2**32
+            await asyncio.sleep(full_jitter_s(attempt, BACKOFF_BASE_S, RESYNC_BACKOFF_MAX_S, unit))
+
+    def _tell_everybody(self) -> None:
+        """Say our state and manifest to every peer: who missed a rotation or a move learns of it by this."""
+        for pair in self.pairs.all():
+            if type(pair.state) in ESTABLISHED:
+                self._spawn(self._tell_in_turn, pair.pair_id)
+
+    async def _tell_in_turn(self, pair_id: str) -> None:
+        async with self._tellers:
+            await self._tell(pair_id)
 
     async def _tell(self, pair_id: str) -> None:
         """Say our state to the peer; it learns of it on the next contact otherwise."""
@@ -388,11 +387,11 @@ class Pairing:
 
         def heard(commit: Commit) -> None:
             if THREAD_PAIRS in commit.threads:
-                loop.call_soon_threadsafe(self._announce)
+                loop.call_soon_threadsafe(self._changes.ring)
 
         async def end() -> None:
             await stop.wait()
-            self._announce()
+            self._changes.ring()
 
         silence = self.pairs.hub.listen(heard)
         asked_s = loop.time()
@@ -400,12 +399,14 @@ class Pairing:
         try:
             if self.pairs.vault.identity is not None:
                 await self._do(self.pairs.heal)
+                self._tell_everybody()
             async with asyncio.TaskGroup() as group:
                 group.create_task(end())
                 while not stop.is_set():
-                    changed = self._changed
+                    changed = self._changes.next
                     await self._arrange(group, tasks)
-                    await _wait(changed, HOUSEKEEPING_S)
+                    wait_s = min(self._housekeeping_s, self.upkeep.next_s())
+                    await wait(changed, max(HOUSEKEEPING_MIN_S, wait_s))
                     if loop.time() >= asked_s + ASK_PAUSED_S:
                         asked_s = loop.time()
                         self._ask_paused()
@@ -418,17 +419,27 @@ class Pairing:
         """Start the jobs that wait, and a driver or a teller for each pair that needs one and has none."""
         if self.pairs.vault.identity is not None:
             await self._do(self.pairs.expire)
+            await self._do(self._renewal.retire)
         for name in [name for name, task in tasks.items() if task.done()]:
             del tasks[name]
         for pair in self.pairs.all():
-            if pair.pair_id not in tasks and _on_its_way(pair):
-                tasks[pair.pair_id] = group.create_task(self._bounded(self._drive, pair.pair_id))
+            if pair.pair_id not in tasks and on_its_way(pair):
+                tasks[pair.pair_id] = group.create_task(self._bounded(self._driver.drive, pair.pair_id))
             elif pair.pair_id not in tasks and isinstance(pair.state, Revoking):
                 tasks[pair.pair_id] = group.create_task(self._bounded(self._tell_revoked, pair.pair_id))
+        for pair_id in self.upkeep.expired():
+            self._jobs.append((self.upkeep.doubt, (pair_id, "token-expired")))
+        for pair_id in self.upkeep.due():
+            if f"tend {pair_id}" not in tasks:
+                tasks[f"tend {pair_id}"] = group.create_task(self._bounded(self._tend, pair_id))
         while self._jobs:
             self._jobs_count += 1
             job, arguments = self._jobs.popleft()
             tasks[f"job {self._jobs_count}"] = group.create_task(self._bounded(job, *arguments))
+
+    async def _tend(self, pair_id: str) -> None:
+        await self.upkeep.tend(pair_id)
+        self._changes.ring()
 
     def _ask_paused(self) -> None:
         """Ask the peers that paused whether they go on: their word may have been lost."""
@@ -448,18 +459,7 @@ class Pairing:
 
     def _spawn(self, job: Callable[..., Awaitable[object]], *arguments: object) -> None:
         self._jobs.append((job, arguments))
-        self._announce()
-
-    def _kick(self, pair_id: str) -> None:
-        """Let the pair's driver try now."""
-        self._trouble.pop(pair_id, None)
-        self._kicks.setdefault(pair_id, asyncio.Event()).set()
-        self._announce()
-
-    def _announce(self) -> None:
-        """Wake whoever waits for a change."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changes.ring()
 
     async def _do(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Return what the function returns on the service's thread, where one step at a time is taken."""
@@ -470,16 +470,3 @@ class Pairing:
         if pair is None:
             raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
         return pair
-
-
-def _on_its_way(pair: Pair | None) -> bool:
-    return pair is not None and pair.initiator and isinstance(pair.state, Requested | Waiting | Answered)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set or after so many seconds, whichever is first."""
-    try:
-        async with asyncio.timeout(max(0.0, seconds)):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -6,7 +6,7 @@ service's, so that no step meets a pair that another is changing.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Final, TypeVar
 
@@ -39,13 +39,15 @@ from .core.steps import (
 from .hub import Hub, Item, Own, Place
 from .published import Published
 from .vault import Identity, Vault
-from .views import THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
+from .views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
 
 log = logging.getLogger("spl.federation")
 
 THREAD_AUDIT: Final = "th_audit_federation_pairs"
 KIND_AUDIT: Final = "syncropel.federation.audit.v1"
 TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
+RENEWED_NAME: Final = "own-token."
+"""Our new token for a peer, in plaintext until the peer used it, so that asking again gets the same one."""
 COMMIT_TIMEOUT_S: Final = 30.0
 EPHEMERAL_BYTES: Final = 32
 NONCE_BYTES: Final = 16
@@ -142,8 +144,10 @@ class Pairs:
 
     # -- changing
 
-    def take(self, pair: Pair | None, *events: Event) -> tuple[Pair, tuple[Effect, ...]]:
+    def take(self, pair: Pair | None, *events: Event, also: Sequence[Item] = ()) -> tuple[Pair, tuple[Effect, ...]]:
         """Decide the events one after another, make them durable in one submission, and return pair and effects left.
+
+        `also` is written with them.
 
         Raises PairError "pair-state-conflict" and then nothing is stored; HubError.
         """
@@ -158,9 +162,10 @@ class Pairs:
         for other in others:
             ended, found = decide(other, End(SUPERSEDED), self.now_ms())
             items += [item for effect in found for item in self._items(ended, effect)] + self._aitl(other, ended)
-        self.submit(items)
+        self.submit([*items, *also])
         for dropped in (*others, *([pair] if any(isinstance(effect, DropSecrets) for effect in effects) else [])):
             self.vault.delete(TOKEN_NAME + dropped.pair_id)
+            self.vault.delete(RENEWED_NAME + dropped.pair_id)
         _tell_log(pair, effects)
         return self.hub.views.pairs[pair.pair_id], tuple(effects)
 
@@ -179,12 +184,24 @@ class Pairs:
         pair_id = handshake.pair_id_of(own.did, peer.did, nonce)
         expires_at_ms = now_ms + int(self.limits.token_ttl_s * 1000)
         text, token = handshake.mint(pair_id, self.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
-        sealed = self._seal(text, peer, pair_id, nonce, expires_at_ms)
+        sealed = self.seal(text, peer, pair_id, nonce, expires_at_ms)
         proposal = Proposal(
             pair_id, nonce, peer.raw, terms.namespaces, terms.maps, terms.mode, terms.start, self.published.endpoint,
             token, sealed, url=url, strict=strict, actors=actors,
         )  # fmt: skip
-        return self.take(None, Begin(proposal, poll_interval_ms))[0]
+        lifted = [self.blocking(peer.did, False)] if peer.did in self.hub.views.blocked else []
+        return self.take(None, Begin(proposal, poll_interval_ms), also=lifted)[0]
+
+    def blocking(self, did: str, blocked: bool) -> Own:
+        """Return the record that refuses what a DID signed from now on, or lifts that."""
+        return Own(THREAD_PAIRS, KIND_BLOCK, {"did": did, "blocked": blocked, "at": when.text_of(self.now_ms())})
+
+    def hubs(self, pair: Pair) -> list[Pair]:
+        """Return the live pairs that share a namespace with this one: records its peer signed may come through them."""
+        return [
+            other for other in self.all()
+            if other.live and other.peer_did != pair.peer_did and set(other.namespaces) & set(pair.namespaces)
+        ]  # fmt: skip
 
     def grant(self, pair: Pair, answer: dict[str, object]) -> Pair:
         """Return our pair after the peer's grant: its token in the vault, then the genesis, which mints ours.
@@ -206,7 +223,7 @@ class Pairs:
         own, nonce, now_ms = self.identity, self.nonce(), self.now_ms()
         expires_at_ms = now_ms + int(self.limits.token_ttl_s * 1000)
         text, token = handshake.mint(proposal.pair_id, self.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
-        sealed = self._seal(text, peer, proposal.pair_id, nonce, expires_at_ms)
+        sealed = self.seal(text, peer, proposal.pair_id, nonce, expires_at_ms)
         asked = handshake.terms_of(proposal)
         start = asked.start or ("present" if self.parted(peer.did) else "beginning")
         terms = Terms(asked.namespaces, asked.maps, asked.mode, start)
@@ -238,8 +255,15 @@ class Pairs:
         for name in self.vault.names(TOKEN_NAME):
             if name.removeprefix(TOKEN_NAME) not in live:
                 self.vault.delete(name)
-        for pair in live.values():
-            if self.vault.get(TOKEN_NAME + pair.pair_id) is None:
+        for name in self.vault.names(RENEWED_NAME):
+            if bearer.hash_of(self.vault.get(name) or "") not in self.hub.views.tokens_by_hash:
+                self.vault.delete(name)
+        self.recall(live.values())
+
+    def recall(self, pairs: Iterable[Pair]) -> None:
+        """Give each live pair that lacks its secret the one from the sealed token in its records."""
+        for pair in pairs:
+            if pair.live and self.vault.get(TOKEN_NAME + pair.pair_id) is None:
                 self._restore_secret(pair)
 
     def _restore_secret(self, pair: Pair) -> None:
@@ -265,7 +289,8 @@ class Pairs:
         }
         return handshake.open_sealed(fields, own.seal_secrets)
 
-    def _seal(self, text: str, peer: Manifest, pair_id: str, nonce: str, expires_at_ms: int) -> str:
+    def seal(self, text: str, peer: Manifest, pair_id: str, nonce: str, expires_at_ms: int) -> str:
+        """Return our token sealed to the peer, for exactly the message of this nonce."""
         return bearer.seal_token(
             text, public=peer.seal_key, ephemeral=self.random_bytes(EPHEMERAL_BYTES), pair_id=pair_id, nonce=nonce,
             issuer=self.identity.did, audience=peer.did, scopes=handshake.SCOPES, expires_at_ms=expires_at_ms,

@@ -11,135 +11,80 @@ when a pull runs, and this file is its only helper.
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
-from .core import bearer, page
-from .core.did import Chain, chain_from_json, grown
-from .core.errors import SplError, cli_code
-from .core.gate import CHAIN_UNKNOWN, Gate, Roots, Verdict, claimed_id
+from .core import page
+from .core.errors import SplError
+from .core.gate import Verdict, claimed_id
 from .core.limits import Limits
 from .core.page import Page
 from .core.pair import Pair, Phase
 from .hub import Arrive, Hub, Item, Own, Place, Refuse
-from .net.address import parse_url
-from .net.client import Client, DialPolicy, Reply
-from .vault import Identity, Vault
-from .views import KIND_CHAIN, THREAD_PAIRS
+from .intake import Queue
+from .jury import Jury, Trial
+from .net.client import Reply
+from .wire import AUTH_CODES, ERROR_BYTES_MAX, RESET_CODES, STATE_CODES, SyncError, Wire, event
 
-log = logging.getLogger("spl.federation")
+__all__ = ["AUTH_CODES", "RESET_CODES", "STATE_CODES", "Ask", "Progress", "Puller", "SyncError", "event"]
 
 CHANGES: Final = "/v1/sync/changes"
 ACK: Final = "/v1/sync/ack"
-CHAINS: Final = "/v1/sync/chains"
 RECORDS: Final = "/v1/sync/records"
 
-RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
-STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
-AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
-
-WORKERS: Final = 2
 PAGES_MAX: Final = 10_000
 EMPTY_PAGES_MAX: Final = 1000
-CHAINS_PER_PAGE_MAX: Final = 16
 ACK_EVERY_S: Final = 1.0
-ERROR_BYTES_MAX: Final = 16 * 1024
-
-_TAKEN_OVER: Final = RESET_CODES | STATE_CODES | AUTH_CODES | {"pair-unknown", "pair-state-conflict"}
 
 
-class SyncError(SplError):
-    """A pull cannot start, or the peer refused it; `view` is the peer's view of the pair where it gave one."""
+class Waiting(Protocol):
+    """What waits here of one peer, and the most that did since it was last looked at."""
 
-    def __init__(self, code: str, message: str = "", *, view: Mapping[str, Any] | None = None) -> None:
-        super().__init__(code, message)
-        self.view = view
-
-
-@dataclass(slots=True)
-class Queue:
-    """Pages between network and store.  Full means that reading stops; nothing is dropped."""
-
-    records_max: int
-    bytes_max: int
-    records: int = 0
-    bytes: int = 0
-    pages: "asyncio.Queue[Page | SplError | None]" = field(default_factory=asyncio.Queue)
-    """At the end stands None, or the error that ended the reading."""
-    freed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def room(self, records: int, size: int) -> None:
-        """Wait until a page of this size fits, or nothing waits at all."""
-        while self.records and (self.records + records > self.records_max or self.bytes + size > self.bytes_max):
-            self.freed.clear()
-            await self.freed.wait()
-
-    def put(self, item: Page | SplError | None) -> None:
-        """Add a page, or the end."""
-        if isinstance(item, Page):
-            self.records += item.count
-            self.bytes += item.size
-        self.pages.put_nowait(item)
-
-    def done(self, item: Page) -> None:
-        """Give a page's room free."""
-        self.records -= item.count
-        self.bytes -= item.size
-        self.freed.set()
+    records: int
+    peak: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One run of pages: from which cursor, for one thread only or all, and whether from the start regardless."""
+    """One run of pages: from which cursor, for one thread only or all, and whether from the start regardless.
+
+    `beside`: a stream of the pair is open and owns the saved position.
+    """
 
     since: str
     thread: str = ""
     resync: bool = False
+    beside: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether the saved position follows it."""
+        return not self.thread and not self.beside
 
 
 @dataclass(slots=True)
-class Progress:
-    """What a pull tells while it runs: the peer's view of the pair, what waits here, and when it acked last."""
+class Progress(Trial):
+    """What a pull or a stream tells while it runs: the peer's view of the pair, what waits here, when it acked last."""
 
     view: Mapping[str, Any] = field(default_factory=dict)
-    queue: Queue | None = None
+    queue: Waiting | None = None
     acked_s: float = 0.0
-    strangers: set[str] = field(default_factory=set)
-    """Signers whose chains the peer could not show in this pull."""
-    learnt: bool = False
-    """A chain was pinned in this pull."""
 
 
 class Puller:
-    """Pulls of any pair.  `dial` says how a peer may be reached."""
+    """Pulls of any pair."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        vault: Vault,
-        client: Client,
-        limits: Limits,
-        *,
-        dial: Callable[[Pair], DialPolicy],
-        now_ms: Callable[[], int],
-        random_bytes: Callable[[int], bytes],
-    ) -> None:
+    def __init__(self, hub: Hub, wire: Wire, limits: Limits) -> None:
         self.hub = hub
-        self.vault = vault
-        self.client = client
+        self.wire = wire
         self.limits = limits
-        self._dial = dial
-        self._now_ms = now_ms
-        self._random_bytes = random_bytes
-        self._roots = Roots(limits.verified_roots)
-        self._pool = ThreadPoolExecutor(WORKERS, "spl-verify")
+        self.jury = Jury(hub, wire, limits)
 
     def close(self) -> None:
         """End the verifying threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.jury.close()
 
     def pair(self, pair_id: str) -> Pair:
         """Return the pair when it may sync now; raise SyncError by what forbids it."""
@@ -198,8 +143,8 @@ class Puller:
                 "resync": "1" if ask.resync and first else "",
             }
             target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
-            reply = await self._ask(pair, "GET", target)
-            item = await asyncio.get_running_loop().run_in_executor(self._pool, page.decode, reply.body, count)
+            reply = await self.wire.ask(pair, "GET", target)
+            item = await asyncio.get_running_loop().run_in_executor(self.jury.pool, page.decode, reply.body, count)
             empty = 0 if item.count else empty + 1
             if item.has_more and (item.next_cursor == since or empty > EMPTY_PAGES_MAX):
                 raise SyncError("answer-malformed", "the peer says that there is more and gives nothing")
@@ -213,44 +158,66 @@ class Puller:
 
         What is refused again stands in the ledger already, and is not written a second time.
         """
-        ids = await asyncio.get_running_loop().run_in_executor(self._pool, self._refused, pair.pair_id)
+        ids = await self.lacking(pair.pair_id)
         fresh = 0
         while ids:
             asked, ids = ids[: self.limits.fetch_ids], ids[self.limits.fetch_ids :]
-            reply = await self._ask(pair, "POST", RECORDS, json.dumps({"ids": asked}).encode())
+            reply = await self.wire.ask(pair, "POST", RECORDS, json.dumps({"ids": asked}).encode())
             item = page.decode(reply.body, len(asked), fetched=True)
             if item.has_more and item.count:
                 got = {claimed_id(value) for value in item.values}
                 ids = [id_ for id_ in asked if id_ not in got] + ids if got & set(asked) else ids
-            verdicts, pins = await self._judge(pair, progress, item)
-            fresh += await self._store(pair, [*pins, *_arrivals(pair, verdicts)])
+            fresh += (await self.take_again(pair, progress, item))[0]
         return fresh
 
-    def _refused(self, pair_id: str) -> list[str]:
+    async def take_again(self, pair: Pair, progress: Progress, item: Page) -> tuple[int, list[Verdict]]:
+        """Store what of records asked for again is sound now; return how many were new, and what was refused again."""
+        verdicts, pins = await self.jury.judge(pair, progress, item)
+        fresh = await self._store(pair, [*pins, *_arrivals(pair, verdicts)])
+        return fresh, [verdict for verdict in verdicts if verdict.code]
+
+    async def lacking(self, pair_id: str) -> list[str]:
         """Return the ids in the ledger of a pair that we still lack, oldest first."""
+        return await asyncio.get_running_loop().run_in_executor(self.jury.pool, self._refused, pair_id)
+
+    def _refused(self, pair_id: str) -> list[str]:
         store = self.hub.store
         rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
         ids = dict.fromkeys(json.loads(payload)["id"] for payload in store.payloads(rows))
         return [id_ for id_ in ids if store.index.find(id_) is None]
 
     async def _take_in(self, pair: Pair, progress: Progress, item: Page, ask: Ask) -> int:
-        """Store what of a page is new and sound, with its position, in one write; return how many were new."""
-        verdicts, pins = await self._judge(pair, progress, item)
+        """Store what of a page is new and sound, tell the source; return how many were new."""
+        fresh, _refused, clock = await self.take(pair, progress, item, ask)
+        if ask.moves:
+            progress.view = item.view
+            await self._ack(pair, progress, item, clock)
+        return fresh
+
+    async def take(self, pair: Pair, progress: Progress, item: Page, ask: Ask) -> tuple[int, list[Verdict], int]:
+        """Store what of a page is new and sound, with its position, in one write.
+
+        Returns (how many were new, what was refused, records in scope up to the position).
+        """
+        verdicts, pins = await self.jury.judge(pair, progress, item)
+        return await self.keep(pair, item, verdicts, pins, moves=ask.moves)
+
+    async def keep(
+        self, pair: Pair, item: Page, verdicts: Sequence[Verdict], pins: Sequence[Own], *, moves: bool
+    ) -> tuple[int, list[Verdict], int]:
+        """Store a page that was judged, as `take` does; `moves`: with the position that it leads to, if to any."""
         items: list[Item] = [*pins, *_arrivals(pair, verdicts)]
         refused = [verdict for verdict in verdicts if verdict.code]
         items += [Refuse(pair.pair_id, verdict.id, verdict.code) for verdict in refused]
         place = self.hub.views.positions.get(pair.pair_id)
         clock = item.view.get("clock", (place.count if place else 0) + item.count)
-        if not ask.thread and (place is None or place.cursor != item.next_cursor):
+        if moves and item.next_cursor and (place is None or place.cursor != item.next_cursor):
             items.append(Place(pair.pair_id, item.next_cursor, clock))
         fresh = await self._store(pair, items)
         if refused:
             codes = ",".join(sorted({verdict.code for verdict in refused}))
             event(logging.WARNING, "sync.refused", pair.pair_id, records=len(refused), codes=codes)
-        if not ask.thread:
-            progress.view = item.view
-            await self._ack(pair, progress, item, clock)
-        return fresh
+        return fresh, refused, clock
 
     async def _store(self, pair: Pair, items: Sequence[Item]) -> int:
         """Write it all at once; return how many records were new.  Nothing of a pair paused or revoked meanwhile."""
@@ -264,128 +231,21 @@ class Puller:
         if item.view.get("acked") == clock or (item.has_more and now_s < progress.acked_s + ACK_EVERY_S):
             return
         progress.acked_s = now_s
-        body = json.dumps({"cursor": item.next_cursor}).encode()
+        progress.view = {**item.view, **await self.ack(pair, item.next_cursor)}
+
+    async def ack(self, pair: Pair, cursor: str) -> dict[str, Any]:
+        """Tell the source by a request what is durable here; return its view, {} where it was out of reach."""
         try:
-            reply = await self._ask(pair, "POST", ACK, body)
-            progress.view = {**item.view, **_view_in(reply.body)}
+            reply = await self.wire.ask(pair, "POST", ACK, json.dumps({"cursor": cursor}).encode())
         except SplError as exc:
             # The records are safe here; the next ack says all that this one would have said.
             event(logging.DEBUG, "sync.ack_failed", pair.pair_id, code=exc.code)
+            return {}
+        return _view_in(reply.body)
 
-    # -- judging
-
-    async def _judge(self, pair: Pair, progress: Progress, item: Page) -> tuple[list[Verdict], list[Own]]:
-        """Return verdicts over what is new in a page, and the pins of chains learnt for it."""
-        loop = asyncio.get_running_loop()
-        rows = await loop.run_in_executor(self._pool, self._unknown, item)
-        verdicts = await self._judge_rows(self._gate(pair, {}), rows)
-        strangers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
-        learnt: dict[str, Chain] = {}
-        for did in [did for did in strangers if did not in progress.strangers][:CHAINS_PER_PAGE_MAX]:
-            chain = await self._learn(pair, did)
-            if chain is not None:
-                learnt[did] = chain
-            elif len(progress.strangers) < self.limits.chains_count:
-                progress.strangers.add(did)
-        if not learnt:
-            return verdicts, []
-        places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
-        again = await self._judge_rows(self._gate(pair, learnt), [rows[place] for place in places])
-        for place, verdict in zip(places, again, strict=True):
-            verdicts[place] = verdict
-        vouching = {verdict.by for verdict in again if not verdict.code}
-        pins = [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": learnt[did].to_json()}) for did in learnt if did in vouching]
-        progress.learnt = progress.learnt or bool(pins)
-        return verdicts, pins
-
-    def _unknown(self, item: Page) -> list[tuple[Any, Any]]:
-        """Return (envelope value, ns) of what we do not hold from the same voucher; runs in a worker.
-
-        Nothing but the id is believed here, and only to store nothing.
-        """
-        found = []
-        for value, ns in zip(item.values, item.ns, strict=True):
-            id_ = value.get("id") if isinstance(value, dict) else None
-            sig = value.get("sig") if isinstance(value, dict) else None
-            row = self.hub.store.index.find(id_) if isinstance(id_, str) and len(id_) == 64 else None
-            if row is None or not isinstance(sig, dict) or row.voucher != sig.get("by"):
-                found.append((value, ns))
-        return found
-
-    async def _judge_rows(self, rules: Gate, rows: Sequence[tuple[Any, Any]]) -> list[Verdict]:
-        """Return a verdict for each row; the signature checks let go of the interpreter, so two threads share them."""
-        loop = asyncio.get_running_loop()
-
-        def judge(part: Sequence[tuple[Any, Any]]) -> list[Verdict]:
-            return [rules.judge(value, ns) for value, ns in part]
-
-        size = max(1, -(-len(rows) // WORKERS))
-        parts = [
-            loop.run_in_executor(self._pool, judge, rows[start : start + size]) for start in range(0, len(rows), size)
-        ]
-        return [verdict for part in parts for verdict in await part]
-
-    def _gate(self, pair: Pair, learnt: Mapping[str, Chain]) -> Gate:
-        own = self._identity().chain
-        views = self.hub.views
-        chains = {**views.chains, **learnt, own.did: own}
-        chains[pair.peer_did] = _longer(chains.get(pair.peer_did), pair.chain) or pair.chain
-        return Gate(
-            namespaces=frozenset(pair.namespaces),
-            actors=frozenset(pair.actors),
-            own_did=own.did,
-            peer_did=pair.peer_did,
-            chains=chains,
-            roots=self._roots,
-            limits=self.limits,
-        )
-
-    async def _learn(self, pair: Pair, did: str) -> Chain | None:
-        """Return the verified key chain of a signer as the peer knows it; None when none may be pinned."""
-        views = self.hub.views
-        pinned = _longer(views.chains.get(did), pair.chain if did == pair.peer_did else None)
-        if pinned is None and len(views.chains) >= self.limits.chains_count:
-            return None
-        try:
-            reply = await self._ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
-            chain = chain_from_json(page.decode_many(reply.body[: self.limits.manifest_bytes]), self.limits)
-            if chain.did != did:
-                return None
-            return chain if pinned is None else grown(pinned, chain)
-        except SplError as exc:
-            event(logging.WARNING, "sync.chain_refused", pair.pair_id, code=exc.code, signer=did)
-            return None
-
-    # -- the wire
-
-    async def _ask(self, pair: Pair, method: str, target: str, body: bytes = b"") -> Reply:
-        """Return the peer's 200 answer to a request with our bearer and its proof; raise SyncError or ReachError."""
-        token = self.vault.get(f"peer-token.{pair.pair_id}")
-        if token is None:
-            raise SyncError("auth-required", "we hold no token of this peer", view=None)
-        url = pair.url + target
-        proof = bearer.proof_header(
-            self._identity().key,
-            method=method,
-            target=parse_url(url).target,
-            audience=pair.peer_did,
-            token=token,
-            body=body,
-            issued_at_ms=self._now_ms(),
-            nonce=self._random_bytes(16).hex(),
-        )
-        headers = [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
-        if body:
-            headers.append(("content-type", "application/json"))
-        reply = await self.client.fetch(method, url, headers=headers, body=body, dial=self._dial(pair))
-        if reply.status != 200:
-            raise _refusal(reply)
-        return reply
-
-    def _identity(self) -> Identity:
-        if self.vault.identity is None:
-            raise SyncError("identity-missing")
-        return self.vault.identity
+    async def send(self, pair: Pair, body: bytes, media: str) -> Reply:
+        """Return the peer's answer to records that we push; raise SyncError or ReachError."""
+        return await self.wire.ask(pair, "POST", RECORDS, body, media)
 
 
 def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:
@@ -397,36 +257,8 @@ def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:
     ]
 
 
-def _longer(one: Chain | None, other: Chain | None) -> Chain | None:
-    """Return the chain with more rotations, of two that are pinned."""
-    if one is None or other is None:
-        return one or other
-    return one if len(one.rotations) >= len(other.rotations) else other
-
-
-def _refusal(reply: Reply) -> SyncError:
-    """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
-    try:
-        value = json.loads(reply.body[:ERROR_BYTES_MAX])
-    except (ValueError, RecursionError):
-        value = None
-    fields = value if isinstance(value, dict) else {}
-    code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
-    shown = "".join(char for char in str(fields.get("message", ""))[:200] if char.isprintable())
-    if code not in _TAKEN_OVER:
-        shown = f"{reply.status} {code[:40]} {shown}".strip()
-        code = "auth-invalid" if reply.status in (401, 403) else "peer-5xx" if reply.status >= 500 else "peer-4xx"
-    view = fields.get("peer_view")
-    return SyncError(code, shown, view=page.read_view(view) if isinstance(view, dict) else None)
-
-
 def _view_in(body: bytes) -> dict[str, Any]:
     """Return the peer's view in the answer to an ack, or nothing."""
     value = page.decode_many(body[:ERROR_BYTES_MAX])
     view = value.get("peer_view") if isinstance(value, dict) else None
     return page.read_view(view) if isinstance(view, dict) else {}
-
-
-def event(level: int, name: str, pair_id: str, *, exc_info: bool = False, **fields: object) -> None:
-    """Log one fact of a pair."""
-    log.log(level, name, exc_info=exc_info, extra={"fields": {"pair": pair_id, **fields}})

@@ -17,15 +17,17 @@ from .core.backoff import TokenBucket
 from .core.errors import SplError, wire_code
 from .core.handshake import Asking, HandshakeError, Terms
 from .core.manifest import Manifest
-from .core.pair import Pair, PairError
-from .core.standing import SUPERSEDED, Asked, Proposal, Requested, Revoked, Waiting
-from .core.steps import Ask, Effect, End, PeerPause, PeerResume
+from .core.pair import ESTABLISHED, Pair, PairError
+from .core.standing import SUPERSEDED, Active, Asked, Degraded, Proposal, Requested, Revoked, Waiting
+from .core.steps import Ask, Degrade, Effect, End, ManifestChange, PeerPause, PeerResume
 from .pairs import Pairs, unconfirmed
+from .renewal import Renewal
 
 log = logging.getLogger("spl.federation")
 
 MINUTE_S: Final = 60.0
 SERVER_FAULT: Final = 500
+REVOKED: Final = "revoked"
 ADDRESSES_MAX: Final = 4096
 AUTO_NAMESPACES: Final = frozenset({"default"})
 """What automatic approval grants without being asked; a request for more goes to the operator whole."""
@@ -34,24 +36,38 @@ POLL_COST: Final = 0.1
 NONCE_MEMORY_MS: Final = 600_000
 """A nonce is kept until issued_at and 10 minutes."""
 
-Permitted = Callable[[Manifest, Mapping[str, Any]], bool]
+Permitted = Callable[[Manifest, Mapping[str, Any], str], bool]
+"""Tells whether the permission rules let this peer ask, by its manifest, the request's fields and its address."""
+Granted = Callable[[Manifest, Mapping[str, Any], str], frozenset[str]]
+"""Returns the namespaces that our rules grant this peer at most without asking the operator."""
 Answer = tuple[int, dict[str, object]]
 
 
-def everybody(peer: Manifest, fields: Mapping[str, Any]) -> bool:
+def everybody(peer: Manifest, fields: Mapping[str, Any], address: str) -> bool:
     """Permit every handshake: what holds while no permission rule names federation:pair."""
     return True
+
+
+def nothing(peer: Manifest, fields: Mapping[str, Any], address: str) -> frozenset[str]:
+    """Grant nothing unasked: what holds while there is no rule of automatic approval."""
+    return frozenset()
 
 
 class Responder:
     """Takes the messages of peers.  `policy` is the present value of federation.approval."""
 
-    def __init__(self, pairs: Pairs, policy: Callable[[], str], poll_interval_ms: int, permitted: Permitted) -> None:
-        self.pairs, self.limits = pairs, pairs.limits
-        self._policy, self._poll_interval_ms, self._permitted = policy, poll_interval_ms, permitted
+    def __init__(
+        self, pairs: Pairs, renewal: Renewal, policy: Callable[[], str], poll_interval_ms: int, permitted: Permitted,
+        granted: Granted,
+    ) -> None:  # fmt: skip
+        self.pairs, self.limits, self._renewal = pairs, pairs.limits, renewal
+        self._policy, self._poll_interval_ms = policy, poll_interval_ms
+        self._permitted, self._granted = permitted, granted
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._addresses: dict[str, str] = {}
         self._said_ms: dict[str, int] = {}
+        self.asked_to_renew: set[str] = set()
+        """Pairs whose peer asked, signed, that we take a new token; whoever does it takes them out."""
 
     def receive(self, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a pair request: 200 granted, 202 waiting for the operator.
@@ -76,7 +92,12 @@ class Responder:
         pair, fields = self._signed("pair-poll", pair_id, body, address)
         if pair is None:
             return self._answer(fields, 404, "unknown")
-        return self._stand(fields, self._heard(pair, fields))
+        pair = self._heard(pair, fields)
+        if fields.get("renew") is True and pair.live:
+            self.asked_to_renew.add(pair_id)
+        if type(pair.state) not in ESTABLISHED or "token_id" not in fields:
+            return self._stand(fields, pair)
+        return self._stand(fields, pair, held=self._renewal.facts(pair, fields["token_id"]))
 
     def confirm(self, pair_id: str, body: bytes, address: str) -> tuple[Answer, tuple[Effect, ...]]:
         """Return (answer, effects left) to the initiator's word that its genesis is durable."""
@@ -99,9 +120,19 @@ class Responder:
         if pair is None:
             return self._answer(fields, 404, "unknown")
         if not pair.ended:
-            reason = handshake.reason_of(fields)
-            pair, _ = self.pairs.take(pair, End(f"revoked by peer: {reason}" if reason else "revoked by peer"))
+            pair, _ = self.pairs.take(pair, End(_by_peer(handshake.reason_of(fields))))
         return self._stand(fields, pair)
+
+    def renew(self, pair_id: str, body: bytes, address: str) -> Answer:
+        """Return the answer to the peer's wish for a new token: sealed into it, also while paused or degraded."""
+        pair, fields = self._signed("renew", pair_id, body, address, 1.0)
+        if pair is None:
+            return self._answer(fields, 404, "unknown")
+        if type(pair.state) not in ESTABLISHED:
+            return self._stand(fields, pair)
+        nonce = self.pairs.nonce()
+        pair, sealed = self._renewal.grant(pair, fields, nonce)
+        return self._stand(fields, pair, nonce, token=sealed)
 
     def meet(self, did: str, ours: Terms) -> Pair | None:
         """Return the peer's own request that waits here, if any, approved when what we ask for covers it."""
@@ -133,7 +164,13 @@ class Responder:
         own, now_ms = self.pairs.identity, self.pairs.now_ms()
         message.check_times(fields, now_ms, self.limits)
         pinned = next((pair.chain for pair in reversed(self.pairs.all()) if pair.peer_did == peer.did), None)
-        manifest.judge(peer, now_ms=now_ms, strict=True, pinned=pinned)
+        try:
+            manifest.judge(peer, now_ms=now_ms, strict=True, pinned=pinned)
+        except SplError as exc:
+            if exc.code == "chain-fork":
+                for pair in self.pairs.of_peer(peer.did):
+                    self.doubt(pair, exc.code)
+            raise
         if peer.did == own.did:
             raise PairError("identity-cloned", "the request comes from our own DID")
         opened = handshake.open_sealed(fields, own.seal_secrets)
@@ -154,7 +191,7 @@ class Responder:
 
     def _admit(self, fields: Mapping[str, Any], peer: Manifest, proposal: Proposal, address: str) -> Pair:
         """Return the pair that a sound request makes, by rules and policy."""
-        if not self._permitted(peer, fields):
+        if not self._permitted(peer, fields, address):
             raise HandshakeError("handshake-401", "a permission rule refuses federation:pair")
         asked = handshake.terms_of(proposal)
         ours = self._crossing(peer.did)
@@ -166,9 +203,10 @@ class Responder:
             if handshake.terms_of(ours.proposal).covers(_turned(asked)):
                 return self.pairs.approve(None, proposal, peer, self._poll_interval_ms)
         policy = self._policy()
-        if policy == "closed":
+        if policy == "closed" or peer.did in self.pairs.hub.views.blocked:
             raise HandshakeError("handshake-closed")
-        if policy == "auto" and set(asked.namespaces) <= AUTO_NAMESPACES and not asked.maps:
+        bounds = [self._granted(peer, fields, address), AUTO_NAMESPACES if policy == "auto" else frozenset[str]()]
+        if not asked.maps and any(bound.issuperset(asked.namespaces) for bound in bounds):
             return self.pairs.approve(None, proposal, peer, self._poll_interval_ms)
         pair, _ = self.pairs.take(None, Ask(proposal, self._poll_interval_ms))
         self._addresses[pair.pair_id] = address
@@ -211,12 +249,16 @@ class Responder:
             raise HandshakeError("rate-limited", "too many handshake messages", retry_after_s=int(wait_s) + 1)
         return canon.decode(body)
 
-    def _signed(self, purpose: str, pair_id: str, body: bytes, address: str) -> tuple[Pair | None, dict[str, Any]]:
+    def _signed(
+        self, purpose: str, pair_id: str, body: bytes, address: str, cost: float = POLL_COST
+    ) -> tuple[Pair | None, dict[str, Any]]:
         """Return (pair, fields) of a peer's message about a pair; the pair is None when we do not know it.
+
+        A manifest inside that is news, as after a rotation or a move, is taken in once the message is verified by it.
 
         Raises MessageError for a message that is not the peer's, not for us, not of now, or about another pair.
         """
-        value = self._opened(body, address)
+        value = self._opened(body, address, cost)
         fields = message.unwrap(value)
         message.check_audience(fields, self.pairs.identity.did)
         if fields["pair_id"] != pair_id:
@@ -226,9 +268,26 @@ class Responder:
             return None, fields
         if fields["signer"] != pair.peer_did:
             raise HandshakeError("message-signature", "the message is not signed by the pair's peer")
-        message.verify(purpose, value, pair.chain.present)
-        message.check_times(fields, self.pairs.now_ms(), self.limits)
+        now_ms = self.pairs.now_ms()
+        peer = self._introduced(fields, pair, now_ms) or pair.peer
+        message.verify(purpose, value, peer.chain.present)
+        message.check_times(fields, now_ms, self.limits)
+        if not pair.ended and manifest.says_more(peer, pair.peer, now_ms):
+            pair, _ = self.pairs.take(pair, ManifestChange(peer.raw))
         return pair, fields
+
+    def _introduced(self, fields: Mapping[str, Any], pair: Pair, now_ms: int) -> Manifest | None:
+        """Return the newer manifest in a message; a second successor of a key of the peer degrades the pair."""
+        try:
+            return handshake.introduced(fields, pair, now_ms, self.limits)
+        except SplError as exc:
+            self.doubt(pair, exc.code)
+            raise
+
+    def doubt(self, pair: Pair, code: str) -> None:
+        """Mark a pair as degraded whose peer shows what does not verify."""
+        if isinstance(pair.state, Active) or (isinstance(pair.state, Degraded) and pair.reason != code):
+            self.pairs.take(pair, Degrade(code))
 
     def _heard(self, pair: Pair, fields: Mapping[str, Any]) -> Pair:
         """Return the pair after what the peer says of its own state; an older word than the last is passed over."""
@@ -243,29 +302,35 @@ class Responder:
         if pair.ended:
             return pair
         if state in handshake.ENDED:
-            known = str(state) if state != "revoked" else f"revoked by peer: {reason}" if reason else "revoked by peer"
-            return self.pairs.take(pair, End(known, reason if known != reason and state == "rejected" else ""))[0]
+            note = reason if state == "rejected" and reason != state else ""
+            return self.pairs.take(pair, End(str(state) if state != REVOKED else _by_peer(reason), note))[0]
         if state == "paused" and pair.paused_by in ("", "us") and pair.live and not unconfirmed(pair):
             return self.pairs.take(pair, PeerPause(said_ms))[0]
         if state == "active" and pair.paused_by in ("peer", "both"):
             return self.pairs.take(pair, PeerResume(said_ms))[0]
         return pair
 
-    def _stand(self, fields: Mapping[str, Any], pair: Pair) -> Answer:
+    def _stand(self, fields: Mapping[str, Any], pair: Pair, nonce: str = "", **facts: object) -> Answer:
         status, state, more = handshake.standing(pair)
         if state == "rejected" and isinstance(pair.state, Revoked) and pair.state.note:
             more = {**more, "reason": pair.state.note}
-        return self._answer(fields, status, state, **more)
+        return self._answer(fields, status, state, **{**more, **facts}, nonce=nonce)
 
     def _refusal(self, fields: Mapping[str, Any], error: SplError) -> Answer:
         log.warning("pair.refused", extra={"fields": {"peer": fields["signer"], "code": error.code}})
         state = SUPERSEDED if error.code == "pair-exists" else "refused"
-        _, signed = self._answer(fields, error.status, state, code=wire_code(error.code), **error.facts)
+        facts: dict[str, Any] = {**error.facts, "code": wire_code(error.code)}
+        _, signed = self._answer(fields, error.status, state, **facts)
         return error.status, {**error.to_json(), "statement": signed}
 
-    def _answer(self, fields: Mapping[str, Any], status: int, state: str, **more: object) -> Answer:
-        nonce, now_ms = self.pairs.nonce(), self.pairs.now_ms()
-        return status, handshake.answer(fields, self.pairs.identity.key, status, state, now_ms, nonce, **more)
+    def _answer(self, fields: Mapping[str, Any], status: int, state: str, *, nonce: str = "", **more: Any) -> Answer:
+        own, now_ms = self.pairs.identity, self.pairs.now_ms()
+        return status, handshake.answer(fields, own.key, status, state, now_ms, nonce or self.pairs.nonce(), **more)
+
+
+def _by_peer(reason: str) -> str:
+    """Return the reason of a pair that the peer revoked, with the peer's own where it gave one."""
+    return f"revoked by peer: {reason}" if reason and reason != REVOKED else "revoked by peer"
 
 
 def _turned(terms: Terms) -> Terms:

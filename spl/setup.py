@@ -95,6 +95,24 @@ def verify_identity(path: Path) -> dict[str, object]:
         return {**facts(identity), "verified": certifies(identity.did, chain.first)}
 
 
+def rotate_identity(path: Path, compromised: bool) -> dict[str, object]:
+    """Give the identity a new key, the DID staying; peers are told at the next start.  Raises "identity-missing"."""
+    with _opened(path) as home:
+        return facts(home.vault.rotate("compromised" if compromised else "retired"))
+
+
+def export_identity(path: Path) -> str:
+    """Return the identity as text, secret keys included.  Raises "identity-missing"."""
+    with _opened(path) as home:
+        return home.vault.export()
+
+
+def import_identity(path: Path, text: str, force: bool = False) -> dict[str, object]:
+    """Take over an exported identity; raise "identity-damaged", "identity-exists", "manifest-stale", "chain-fork"."""
+    with _opened(path) as home:
+        return facts(home.vault.install(text, force=force))
+
+
 def facts(identity: Identity) -> dict[str, object]:
     """Return an identity's public facts."""
     return {

@@ -1,8 +1,9 @@
 """Consumer side of sync: when we read from each peer, and how far we are.
 
-One task a pair follows its mode: `polling` at its interval with jitter, `on-demand` only when asked.  Failures back
-off with full jitter to at most five minutes; the time of the next attempt is always visible.  One pull (`pull.py`) at
-a time runs for a pair, and whoever asks meanwhile joins it.  A pair's fault ends neither its own task nor another's.
+One task a pair follows its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
+catching up with pages and then following the peer's stream (`follow.py`).  Failures back off with full jitter to at
+most five minutes, a stream's to half a minute; the time of the next attempt is always visible.  One pull (`pull.py`)
+at a time runs for a pair, and whoever asks meanwhile joins it.  A pair's fault ends neither its own task nor another's.
 """
 
 import asyncio
@@ -15,16 +16,25 @@ from typing import Any, Final, Protocol
 from .core import when
 from .core.backoff import full_jitter_s, spread_s
 from .core.errors import SplError
+from .core.gate import Verdict
 from .core.limits import Limits
+from .core.page import Page
 from .core.pair import Pair, Phase
+from .core.reach import PEER_PUSHES, Reaches
+from .core.recent import Peaks
+from .follow import Flow, Follower, Opposite
 from .hub import Commit, Hub
 from .net.client import Client, DialPolicy
-from .pull import AUTH_CODES, RESET_CODES, STATE_CODES, Ask, Progress, Puller, SyncError, event
+from .pull import Ask, Progress, Puller
 from .vault import Vault
 from .views import THREAD_PAIRS
+from .wire import AUTH_CODES, RESET_CODES, STATE_CODES, SyncError, Wire, event
 
 RESETS_PER_HOUR_MAX: Final = 3
 BACKOFF_BASE_S: Final = 1.0
+STREAM_BACKOFF_BASE_S: Final = 0.5
+STREAM_BACKOFF_MAX_S: Final = 30.0
+CONTINUOUS: Final = "continuous"
 
 _HOUR_S: Final = 3600.0
 _LOCAL: Final = "LOCAL"
@@ -80,10 +90,15 @@ class _Line:
     last_sync_ms: int | None = None
     last_error: dict[str, object] | None = None
     retried: bool = False
+    troubled: bool = False
+    """The watcher was told of trouble, and not yet that it is over."""
     running: "asyncio.Future[int] | None" = None
     asked: tuple[str, bool] = ("", False)
     progress: Progress = field(default_factory=Progress)
     resets_s: "deque[float]" = field(default_factory=deque)
+    flow: Flow = field(default_factory=Flow)
+    mode: str = ""
+    peaks: Peaks = field(default_factory=Peaks)
 
 
 class Sync:
@@ -100,11 +115,17 @@ class Sync:
         watch: Watch,
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
+        reaches: Reaches | None = None,
+        opposite: Opposite | None = None,
     ) -> None:
+        """`opposite` is the stream that we serve to the same peer, if there is one: it carries our acks."""
         self.hub = hub
         self.limits = limits
         self.watch = watch
-        self._puller = Puller(hub, vault, client, limits, dial=dial, now_ms=now_ms, random_bytes=random_bytes)
+        self._reaches = reaches or Reaches(limits.errors_until_degraded)
+        wire = Wire(vault, client, dial=dial, now_ms=now_ms, random_bytes=random_bytes)
+        self._puller = Puller(hub, wire, limits)
+        self._follower = Follower(self._puller, opposite or Opposite(), now_ms=now_ms)
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._lines: dict[str, _Line] = {}
@@ -143,7 +164,8 @@ class Sync:
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
         """Return how many records were new; joins a pull of the same kind that runs.
 
-        With `thread` only that thread's records are fetched, from their beginning, and the saved position stays.
+        With `thread` only that thread's records are fetched, from their beginning, and the saved position stays; it
+        stays too while a stream is open, which owns it.
         `resync` reads from the start again.  Raises SyncError, ReachError, PageError, HubError and the store's errors.
         """
         line = self._line(pair_id)
@@ -159,7 +181,7 @@ class Sync:
         except SplError as exc:
             done.set_exception(exc)
         finally:
-            line.running, line.progress.queue = None, None
+            line.running = None
             if not done.done():
                 done.cancel()
         return done.result()
@@ -167,12 +189,51 @@ class Sync:
     def wake(self, pair_id: str) -> None:
         """Take note that the peer was in touch, authenticated: a pull that was backing off is tried at once.
 
-        A healthy pair is not woken, or two peers that poll each other would do so without pause.
+        A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
+        is served by push: it is dialled again once an interval.
         """
+        self._reaches.contact(pair_id, asyncio.get_running_loop().time())
         line = self._lines.get(pair_id)
         if line is not None and line.attempt:
             line.attempt, line.last_s = 0, None
             line.kick.set()
+
+    def since(self, pair_id: str) -> str:
+        """Return the cursor that we saved for this peer, "" at the start; raise SyncError for a pair that rests."""
+        return self._puller.since(self._puller.pair(pair_id))
+
+    async def take(
+        self, pair_id: str, item: Page, chains: Mapping[str, Any], again: bool
+    ) -> tuple[int, list[Verdict], list[str]]:
+        """Store a page that the peer pushed, judged and placed like one that we pulled.
+
+        `chains` are key chains of relayed signers by DID, as decoded; `again`: we had asked for these records.
+        Returns (how many were new, what was refused, ids that were refused earlier and may be sound now).
+        """
+        pair, line, taken = self._puller.pair(pair_id), self._line(pair_id), Progress(shown=chains)
+        had, wanted = self.hub.views.refused.get(pair_id, 0), list[str]()
+        if again:
+            fresh, refused = await self._puller.take_again(pair, taken, item)
+        else:
+            fresh, refused, _ = await self._puller.take(pair, taken, item, Ask(""))
+        if had and (taken.learnt or not line.retried):
+            line.retried = True
+            wanted = (await self._puller.lacking(pair_id))[: self.limits.fetch_ids]
+        line.progress.view, line.last_sync_ms = {**line.progress.view, **item.view}, self._now_ms()
+        self._reaches.heard(pair_id, item.view)
+        return fresh, refused, wanted
+
+    async def send(self, pair_id: str, body: bytes, media: str) -> bytes:
+        """Return the peer's answer to records that we push; raise SyncError, ReachError."""
+        try:
+            reply = await self._puller.send(self._puller.pair(pair_id), body, media)
+        except SyncError as exc:
+            if exc.view is not None:
+                self._reaches.heard(pair_id, exc.view)
+                if exc.code in STATE_CODES:
+                    self.watch.on_peer_state(pair_id, exc.view)
+            raise
+        return reply.body
 
     def queue_records(self, pair_id: str) -> int:
         """Return how many records of this peer wait between network and store."""
@@ -181,7 +242,8 @@ class Sync:
         return queue.records if queue is not None else 0
 
     def status(self, pair_id: str) -> dict[str, object]:
-        """Return last_sync_at, last_error, next_attempt_at, attempt, clock, lag_records, queue_records, peer_view.
+        """Return last_sync_at, last_error, next_attempt_at, attempt, clock, lag_records, queue_records, queue_max
+        (of the last hour), peer_view and, in continuous mode, stream {state, since, last_event_at, breaks}.
 
         Times are RFC 3339 or None; `clock` and `lag_records` count as the source does, lag None before first contact.
         """
@@ -190,16 +252,21 @@ class Sync:
         wait_s = self._wait_s(pair, line) if pair is not None and pair.sync_allowed else None
         clock = place.count if place is not None else 0
         head = line.progress.view.get("head")
-        synced_ms = line.last_sync_ms or (place.at_ms if place is not None else None)
+        synced_ms = max(filter(None, (line.last_sync_ms, line.flow.synced_ms)), default=place.at_ms if place else None)
+        now_ms = self._now_ms()
+        self._note_peak(line, now_ms)
+        continuous = pair is not None and pair.mode == CONTINUOUS
         return {
             "last_sync_at": when.text_of(synced_ms) if synced_ms is not None else None,
             "last_error": line.last_error,
-            "next_attempt_at": when.text_of(self._now_ms() + int(wait_s * 1000)) if wait_s is not None else None,
+            "next_attempt_at": when.text_of(now_ms + int(wait_s * 1000)) if wait_s is not None else None,
             "attempt": line.attempt,
             "clock": clock,
             "lag_records": max(0, head - clock) if head is not None else None,
             "queue_records": self.queue_records(pair_id),
+            "queue_max": line.peaks.greatest(now_ms),
             "peer_view": dict(line.progress.view) or None,
+            "stream": line.flow.status(now_ms) if continuous else None,
         }
 
     # -- one task a pair
@@ -233,23 +300,31 @@ class Sync:
         line = self._line(pair_id)
         while (pair := self.hub.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             line.kick.clear()
+            if pair.mode != line.mode:
+                # A new mode counts at once; where the one before has just synced, polling may wait.
+                line.last_s = None if pair.mode == CONTINUOUS else line.last_s
+                line.mode = pair.mode
             wait_s = self._wait_s(pair, line)
             if wait_s is None or wait_s > 0:
                 await _wait(line.kick, wait_s)
                 continue
             try:
-                await self.pull(pair_id)
+                await (self._stay(pair, line) if pair.mode == CONTINUOUS else self.pull(pair_id))
             except SplError as exc:
                 # Recorded by the pull itself; the next attempt's time follows from it.
                 event(logging.DEBUG, "sync.retry_later", pair_id, code=exc.code, attempt=line.attempt)
 
     def _wait_s(self, pair: Pair, line: _Line) -> float | None:
         """Return the seconds to the next attempt by mode, interval and failures; None for never by itself."""
-        if pair.mode == "on-demand":
+        if pair.mode == "on-demand" or line.flow.is_open:
             return None
         if line.last_s is None:
             return 0.0
-        if line.attempt:
+        pushed = self._reaches.word(pair.pair_id) == PEER_PUSHES
+        if pair.mode == CONTINUOUS and not pushed:
+            retry_s = full_jitter_s(line.attempt, STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S, line.unit)
+            delay_s = max(retry_s, line.flow.hold_s)
+        elif line.attempt:
             delay_s = full_jitter_s(line.attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, line.unit)
         else:
             delay_s = spread_s(pair.poll_interval_ms / 1000, line.unit)
@@ -261,27 +336,84 @@ class Sync:
     def _unit(self) -> float:
         return int.from_bytes(self._random_bytes(4)) / 2**32
 
+    def _note_peak(self, line: _Line, now_ms: int) -> None:
+        queue = line.progress.queue
+        if queue is not None:
+            line.peaks.add(queue.peak, now_ms)
+            queue.peak = queue.records
+
+    # -- the stream
+
+    async def _stay(self, pair: Pair, line: _Line) -> None:
+        """Catch up with pages, then follow the stream until it ends, or until the pair is another one."""
+        failures = line.attempt
+        await self.pull(pair.pair_id)
+        while line.running is not None:
+            await asyncio.wait([line.running])
+        # A page proves nothing of streams, which a proxy may hold up: only an event ends the backing off.
+        line.attempt = failures
+        line.flow.open(self._now_ms())
+        async with asyncio.TaskGroup() as tasks:
+            flowing = tasks.create_task(self._stream(pair, line))
+            watching = tasks.create_task(self._until_changed(pair, line, flowing))
+            flowing.add_done_callback(lambda _: watching.cancel())
+
+    async def _until_changed(self, pair: Pair, line: _Line, flowing: "asyncio.Task[None]") -> None:
+        """End the stream when it is not what the pair asks for any more; another one follows at once."""
+        while (now := self.hub.views.pairs.get(pair.pair_id)) is not None and _course(now) == _course(pair):
+            line.kick.clear()
+            await line.kick.wait()
+        line.mode = ""
+        flowing.cancel()
+
+    async def _stream(self, pair: Pair, line: _Line) -> None:
+        """Follow the stream to its end and take note of how it ended."""
+
+        def heard() -> None:
+            line.attempt, line.last_error = 0, None
+            self._reaches.reached(pair.pair_id, line.progress.view)
+
+        try:
+            await self._follower.run(pair, line.progress, line.flow, heard)
+            event(logging.INFO, "sync.stream_ended", pair.pair_id, retry_ms=int(line.flow.hold_s * 1000))
+        except SplError as exc:
+            self._failed(pair.pair_id, line, exc, is_stream=True)
+        finally:
+            self._note_peak(line, self._now_ms())
+            line.flow.close(self._now_ms())
+            line.progress.queue = None
+            line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
+
     # -- one pull
 
     async def _attempt(self, pair_id: str, line: _Line, thread: str, resync: bool) -> int:
         """Pull once and take note of how it went."""
         started_ms = self._now_ms()
+        # An open stream keeps the place and the view of the pair; this pull then only adds records.
+        progress = Progress() if line.flow.is_open else line.progress
         try:
             pair = self._puller.pair(pair_id)
-            fresh = await self._pull(pair, line, thread, resync)
+            fresh = await self._pull(pair, line, progress, thread, resync)
         except SplError as exc:
             self._failed(pair_id, line, exc)
             raise
         finally:
+            if progress is line.progress:
+                self._note_peak(line, self._now_ms())
+                progress.queue = None
             line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
         line.attempt, line.last_error, line.last_sync_ms = 0, None, self._now_ms()
+        self._reaches.reached(pair_id, progress.view)
         level = logging.INFO if fresh else logging.DEBUG
         event(level, "sync.pulled", pair_id, records=fresh, ms=self._now_ms() - started_ms)
-        if pair.phase is Phase.DEGRADED:
+        if pair.phase is Phase.DEGRADED or line.troubled:
+            # Told of trouble in this very attempt's past, the watcher may still be writing it down.
+            line.troubled = False
             self.watch.on_success(pair_id)
         return fresh
 
-    def _failed(self, pair_id: str, line: _Line, exc: SplError) -> None:
+    def _failed(self, pair_id: str, line: _Line, exc: SplError, *, is_stream: bool = False) -> None:
+        """Take note of a failure.  Of a stream that fails while pages arrive it is shown, but degrades no pair."""
         if isinstance(exc, SyncError) and exc.code in STATE_CODES and exc.view is not None:
             line.progress.view, line.attempt = exc.view, 0
             self.watch.on_peer_state(pair_id, exc.view)
@@ -290,19 +422,27 @@ class Sync:
         if pair is None or not pair.sync_allowed:
             return
         kind = _CLASSES.get(exc.code, "HTTP_4XX")
+        if self._reaches.failed(pair_id, kind, asyncio.get_running_loop().time(), pair.poll_interval_ms / 1000):
+            line.attempt, line.last_error = 0, None
+            event(logging.INFO, "sync.served_by_push", pair_id, code=exc.code)
+            if pair.phase is Phase.DEGRADED:
+                self.watch.on_success(pair_id)
+            return
         line.attempt += 1
         line.last_error = {"class": kind, "code": exc.code, "message": exc.message, "at": when.text_of(self._now_ms())}
         event(logging.WARNING, "sync.failed", pair_id, code=exc.code, error_class=kind, attempt=line.attempt)
         recurs = kind == "AUTH" or (kind != _LOCAL and line.attempt >= self.limits.errors_until_degraded)
-        if recurs and pair.phase is not Phase.DEGRADED:
+        if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
+            line.troubled = True
             self.watch.on_trouble(pair_id, exc.code)
 
-    async def _pull(self, pair: Pair, line: _Line, thread: str, resync: bool) -> int:
+    async def _pull(self, pair: Pair, line: _Line, progress: Progress, thread: str, resync: bool) -> int:
         """Read pages to the end; where the source's log is another one, begin again, at most thrice an hour."""
-        ask = Ask("" if thread or resync else self._puller.since(pair), thread, resync)
+        beside = progress is not line.progress
+        ask = Ask("" if thread or resync else self._puller.since(pair), thread, resync, beside)
         while True:
             try:
-                return await self._run(pair, line, ask)
+                return await self._run(pair, line, progress, ask)
             except SyncError as exc:
                 now_s = asyncio.get_running_loop().time()
                 while line.resets_s and line.resets_s[0] < now_s - _HOUR_S:
@@ -313,16 +453,21 @@ class Sync:
                     raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
                 line.resets_s.append(now_s)
                 event(logging.WARNING, "sync.reset", pair.pair_id, code=exc.code, resets=len(line.resets_s))
-            ask = Ask("", thread, resync=True)
+            ask = Ask("", thread, True, beside)
 
-    async def _run(self, pair: Pair, line: _Line, ask: Ask) -> int:
+    async def _run(self, pair: Pair, line: _Line, progress: Progress, ask: Ask) -> int:
         """Read to the end; then ask again for what was refused, once a process and whenever a chain was learnt."""
         had = self.hub.views.refused.get(pair.pair_id, 0)
-        fresh = await self._puller.run(pair, line.progress, ask)
-        if had and not ask.thread and (line.progress.learnt or not line.retried):
+        fresh = await self._puller.run(pair, progress, ask)
+        if had and not ask.thread and (progress.learnt or not line.retried):
             line.retried = True
-            fresh += await self._puller.retry_refused(pair, line.progress)
+            fresh += await self._puller.retry_refused(pair, progress)
         return fresh
+
+
+def _course(pair: Pair) -> tuple[object, ...]:
+    """Return what a stream depends on: who, where, what and how."""
+    return pair.mode, pair.url, pair.namespaces, pair.sync_allowed
 
 
 async def _wait(kick: asyncio.Event, seconds: float | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .core import canon, when
-from .core.did import Chain, chain_of, check_label, did_of, label_of, multibase
+from .core.did import Chain, DidError, chain_of, check_label, did_of, grown, label_of, multibase, rotate
 from .core.errors import SplError
 from .core.keys import KEY_BYTES, SEED_BYTES, KeyFault, SecretKey, b64, box_public, digest, unb64
 from .core.limits import Limits
@@ -26,6 +26,7 @@ NONCES_BYTES_MAX: Final = 16 * 1024 * 1024
 SEAL_SECRETS_MAX: Final = 3
 NONCES_NAME: Final = "nonces.jsonl"
 CURSOR_KEY_NAME: Final = "cursor-key"
+EXPORTED_NAME: Final = "identity-exported"
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
 _NONCE_KEY: Final = re.compile(r"[0-9a-f]{32}\Z")
@@ -106,7 +107,55 @@ class Vault:
             return found
         key, sealing = SecretKey(self._random_bytes(SEED_BYTES)), self._random_bytes(KEY_BYTES)
         did = did_of(check_label(label), key.public)
-        made = Identity(did, label, Chain(did, key.public), key, (sealing,), self._now_ms())
+        return self._adopted(Identity(did, label, Chain(did, key.public), key, (sealing,), self._now_ms()))
+
+    def rotate(self, reason: str) -> Identity:
+        """Return the identity with a new signing key and a new seal key, durable; the DID stays.
+
+        `reason` is "retired" or "compromised".  The last seal secrets still open what was sealed before.
+        Raises VaultError "identity-missing", DidError "chain-broken" at limits.chain_links rotations.
+        """
+        old = self._present()
+        if len(old.chain.rotations) >= self._limits.chain_links:
+            raise DidError("chain-broken", f"a key chain has at most {self._limits.chain_links} rotations")
+        key, sealing = SecretKey(self._random_bytes(SEED_BYTES)), self._random_bytes(KEY_BYTES)
+        last_ms = old.chain.rotations[-1].at_ms if old.chain.rotations else old.created_at_ms
+        chain = rotate(old.chain, old.key, key.public, reason, max(self._now_ms(), last_ms))
+        secrets = (sealing, *old.seal_secrets)[:SEAL_SECRETS_MAX]
+        return self._adopted(Identity(old.did, old.label, chain, key, secrets, old.created_at_ms))
+
+    def export(self) -> str:
+        """Return the identity as text, secret keys included, and take note that this key was exported."""
+        text = _identity_text(self._present()).decode()
+        self.put(EXPORTED_NAME, self._present().key_text)
+        return text
+
+    def exported(self) -> bool:
+        """Tell whether the present key was ever exported."""
+        return self.identity is not None and self.get(EXPORTED_NAME) == self.identity.key_text
+
+    def install(self, text: str, *, force: bool = False) -> Identity:
+        """Return the identity of an exported text, durable in the place of the one there is.
+
+        Raises VaultError "identity-damaged" for text that is no identity, "identity-exists" for another DID without
+        `force`, DidError "manifest-stale" or "chain-fork" when its chain lacks a rotation made here.
+        """
+        made = _identity_of(text.encode(), Path("the imported identity"), self._limits)
+        if self.identity is not None and self.identity.did == made.did:
+            grown(self.identity.chain, made.chain)
+        elif self.identity is not None and not force:
+            raise VaultError("identity-exists", f"this instance is {self.identity.did}; --force replaces it")
+        found = self._adopted(made)
+        self.put(EXPORTED_NAME, made.key_text)
+        return found
+
+    def _present(self) -> Identity:
+        if self.identity is None:
+            raise VaultError("identity-missing")
+        return self.identity
+
+    def _adopted(self, made: Identity) -> Identity:
+        """Return the identity once it is durable; the file before it stays beside it."""
         path = self._keys / "identity.json"
         self._keep_old(path)
         self._replace(path, _identity_text(made))

@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .core import bearer, namespace, pair
+from .core import bearer, namespace, pair, rules
 from .core.bearer import Token
 from .core.did import Chain, DidError, chain_from_json, grown
 from .core.limits import Limits
 from .core.namespace import Namespace
 from .core.pair import Pair, Request
+from .core.rules import AitlRules, PermissionRules
 from .store import Entry, Store
 
 PAGE_ROWS: Final = 500
 KIND_CHAIN: Final = "syncropel.federation.chain_pin.v1"
+KIND_BLOCK: Final = "syncropel.federation.block.v1"
 THREAD_PAIRS: Final = "th_federation_pairs"
 THREAD_TOKENS: Final = "th_api_tokens"
 THREAD_AITL: Final = "th_aitl"
@@ -49,12 +51,18 @@ class Views:
         self.positions: Mapping[str, Position] = {}
         self.refused: Mapping[str, int] = {}
         self.chains: Mapping[str, Chain] = {}
+        self.rules: PermissionRules = {}
+        self.aitl_rules: AitlRules = {}
+        self.blocked: frozenset[str] = frozenset()
+        """DIDs whose records are refused, whoever brings them."""
 
     def load(self, store: Store, did: str) -> None:
         """Read everything anew from the store, for the instance of this DID."""
         self.did = did
         self.pairs, self.tokens, self.tokens_by_hash, self.requests = {}, {}, {}, {}
         self.namespaces, self.positions, self.chains = namespace.REGISTRY_EMPTY, {}, {}
+        self.rules, self.aitl_rules = {}, {}
+        self.blocked = frozenset()
         for thread in _FOLDS:
             for value, seq, at_ms, voucher in _records(store, thread):
                 self._fold(thread, value, seq, at_ms, voucher)
@@ -63,6 +71,15 @@ class Views:
             if row is not None:
                 self._place(json.loads(store.payloads([row])[0]), store.line(row.seq).at_ms)
         self.refused = {name[2:]: store.index.count(name) for name in _all_names(store, "r:")}
+
+    def reload(self, store: Store) -> None:
+        """Fold everything anew and swap the results in: restored records arrive after the ones that they precede.
+
+        For the writer's thread; readers see the old values until the new ones are complete.
+        """
+        fresh = Views(self.limits)
+        fresh.load(store, self.did)
+        self.__dict__.update(fresh.__dict__)
 
     def apply(self, entry: Entry, record: Mapping[str, Any] | None, seq: int, at_ms: int) -> None:
         """Take in one line that just became durable; called by the hub in log order."""
@@ -80,6 +97,9 @@ class Views:
     def _pairs(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
         if body.get("kind") == KIND_CHAIN:
             self._pin(body)
+        elif body.get("kind") == KIND_BLOCK:
+            did = str(body.get("did"))
+            self.blocked = self.blocked | {did} if body.get("blocked") is True else self.blocked - {did}
         else:
             self.pairs = pair.fold(self.pairs, body)
 
@@ -93,11 +113,15 @@ class Views:
     def _namespaces(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
         self.namespaces = namespace.fold(self.namespaces, body)
 
+    def _engine(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
+        self.rules = rules.fold(self.rules, body)
+        self.aitl_rules = rules.fold_aitl(self.aitl_rules, body)
+
     def _pin(self, body: Mapping[str, Any]) -> None:
-        """Pin the key chain of a relayed signer; it may only grow."""
+        """Pin the key chain of a relayed signer; it may only grow, unless our operator named the key (`pinned`)."""
         try:
             chain = chain_from_json(body.get("chain"), self.limits)
-            pinned = self.chains.get(chain.did)
+            pinned = self.chains.get(chain.did) if body.get("pinned") is not True else None
             self.chains = {**self.chains, chain.did: grown(pinned, chain) if pinned else chain}
         except DidError:
             return
@@ -112,18 +136,22 @@ _FOLDS: Final[Mapping[str, Callable[[Views, Mapping[str, Any], int, int], None]]
     THREAD_TOKENS: Views._tokens,
     THREAD_AITL: Views._requests,
     THREAD_NAMESPACES: Views._namespaces,
+    rules.THREAD: Views._engine,
 }
 
 
 def _records(store: Store, thread: str) -> "list[tuple[dict[str, Any], int, int, str]]":
-    """Return (record, seq, arrival ms, voucher) of every record on a reserved thread, in arrival order."""
+    """Return (record, seq, arrival ms, voucher) of every record on a reserved thread, in the order they were made.
+
+    That is the order of our own clocks, and of arrival unless a restore brought some late.
+    """
     found, seq = [], 0
     while rows := store.index.after(f"t:{thread}", seq, PAGE_ROWS):
         for row, payload in zip(rows, store.payloads(rows), strict=True):
             if row.kind == "rec":
                 found.append((json.loads(payload)["record"], row.seq, store.line(row.seq).at_ms, row.voucher))
         seq = rows[-1].seq
-    return found
+    return sorted(found, key=lambda item: item[0]["clock"])
 
 
 def _all_names(store: Store, prefix: str) -> list[str]:

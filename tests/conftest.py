@@ -14,7 +14,12 @@ import pytest
 from hypothesis import settings
 
 LOOP: Final = os.environ.get("SPL_TEST_LOOP") or ("uvloop" if importlib.util.find_spec("uvloop") else "asyncio")
-LOOP_FOLDERS: Final = ("tests/net/", "tests/e2e/")
+LOOP_FOLDERS: Final = (
+    "tests/net/",
+    *(f"tests/e2e/test_{name}.py" for name in ("page", "client", "stream", "kill", "tls")),
+)
+"""Where the code under test runs on a loop; of the end-to-end tests those whose ways differ between the two loops."""
+
 
 settings.register_profile("spl", deadline=None, print_blob=True, max_examples=100)
 settings.load_profile("spl")

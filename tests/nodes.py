@@ -18,14 +18,18 @@ from spl.core.errors import SplError
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.pair import Pair, Phase
+from spl.core.reach import Reaches
 from spl.core.record import Envelope
 from spl.disk import Disk
 from spl.feed import Feed, Query
+from spl.follow import Opposite
 from spl.home import Home, open_home
 from spl.hub import Emit, Item, Outcome
 from spl.net.address import ReachError, parse_url
 from spl.net.client import Client, DialPolicy, Reply
 from spl.net.routes import parse_query
+from spl.net.sse import Event, EventParser
+from spl.push import Outlet, Push
 from spl.sync import Sync
 
 LIMITS = Limits()
@@ -85,8 +89,12 @@ class Network:
         self.log: list[tuple[str, str]] = []
         self.change: Change = lambda path, reply: reply
         self.down: str = ""
+        self.walled: set[str] = set()
+        """Hosts that nobody can dial; they dial others all the same."""
         self.gate = asyncio.Event()
         self.gate.set()
+        self.streams: list[Stream] = []
+        self.change_piece: Callable[[bytes], bytes] = lambda piece: piece
 
     async def fetch(
         self,
@@ -102,15 +110,88 @@ class Network:
         if self.down:
             raise ReachError(self.down, "the test says so")
         where = parse_url(url)
+        if where.host in self.walled:
+            raise ReachError("connect", "a wall")
         node = self.nodes[where.host]
         path, _mark, query = where.target.partition("?")
         self.log.append((method, path))
         try:
             pair_id = node.check(method, where.target, dict(headers), body)
+            if self.walled:
+                node.sync.wake(pair_id)
             reply = Reply(200, {}, await node.answer(pair_id, path, parse_query(query), body), "127.0.0.1")
         except SplError as exc:
             reply = Reply(exc.status, {}, json.dumps(exc.to_json()).encode(), "127.0.0.1")
         return self.change(path, reply)
+
+    @asynccontextmanager
+    async def stream(
+        self, url: str, *, headers: Iterable[tuple[str, str]] = (), dial: DialPolicy
+    ) -> AsyncIterator["Stream"]:
+        if self.down:
+            raise ReachError(self.down, "the test says so")
+        where = parse_url(url)
+        if where.host in self.walled:
+            raise ReachError("connect", "a wall")
+        node, (path, _mark, query) = self.nodes[where.host], where.target.partition("?")
+        self.log.append(("STREAM", path))
+        fields = parse_query(query)
+        try:
+            pair_id = node.check("GET", where.target, dict(headers), b"")
+            source = await node.feed.stream(pair_id, Query(since=fields.get("since", ""), feed=fields["feed"]))
+        except SplError as exc:
+            body = json.dumps(exc.to_json()).encode()
+            raise ReachError("peer-4xx", "refused", peer_status=exc.status, peer_body=body) from exc
+        opened = Stream(self, node.name, source)
+        self.streams.append(opened)
+        try:
+            yield opened
+        finally:
+            self.streams.remove(opened)
+            await opened.close()
+
+
+class Stream:
+    """An open stream of a node, which a test may cut; `seen` holds what came out of it."""
+
+    def __init__(self, network: Network, source: str, pieces: AsyncIterator[bytes]) -> None:
+        self.network, self.source = network, source
+        self.seen: list[Event] = []
+        self._pieces, self._parser, self._ready = pieces, EventParser(LIMITS.event_bytes), list[Event]()
+        self._cut = asyncio.Event()
+
+    def cut(self) -> None:
+        """End the connection as a network does."""
+        self._cut.set()
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ready:
+            piece = await self._next()
+            self._ready += self._parser.feed(self.network.change_piece(piece))
+        self.seen.append(self._ready.pop(0))
+        return self.seen[-1]
+
+    async def _next(self) -> bytes:
+        async with asyncio.TaskGroup() as tasks:
+            coming, cutting = tasks.create_task(self._piece()), tasks.create_task(self._cut.wait())
+            await asyncio.wait([coming, cutting], return_when=asyncio.FIRST_COMPLETED)
+            coming.cancel()
+            cutting.cancel()
+        if self._cut.is_set():
+            raise ReachError("disconnected", "the test cut it")
+        piece = coming.result()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def _piece(self) -> bytes | None:
+        return await anext(self._pieces, None)
+
+    async def close(self) -> None:
+        await cast(Any, self._pieces).aclose()
 
 
 class Node:
@@ -130,16 +211,8 @@ class Node:
         )
         self.home.adopt(self.home.vault.generate(name))
         self.watched = Watched()
-        self.sync = Sync(
-            self.home.hub,
-            self.home.vault,
-            cast(Client, network),
-            limits,
-            dial=lambda pair: DialPolicy(),
-            watch=self.watched,
-            now_ms=self.now_ms,
-            random_bytes=self.random.randbytes,
-        )
+        self.reaches = Reaches(limits.errors_until_degraded)
+        self.sync = self._sync()
         self.feed = Feed(
             self.home.hub,
             self.home.vault,
@@ -147,10 +220,50 @@ class Node:
             now_ms=self.now_ms,
             random_bytes=self.random.randbytes,
             queue_records=self.sync.queue_records,
+            reach=self.reaches.word,
         )
+        self.push = self._push()
         self.writer = threading.Thread(target=self.home.hub.run)
         self.writer.start()
         network.nodes[name] = self
+
+    def _sync(self) -> Sync:
+        return Sync(
+            self.home.hub,
+            self.home.vault,
+            cast(Client, self.network),
+            self.limits,
+            dial=lambda pair: DialPolicy(),
+            watch=self.watched,
+            now_ms=self.now_ms,
+            random_bytes=self.random.randbytes,
+            reaches=self.reaches,
+            opposite=Opposite(
+                confirm=lambda pair_id, cursor: self.feed.confirm(pair_id, cursor),
+                take=lambda pair_id, cursor: self.feed.ack(pair_id, cursor),
+            ),
+        )
+
+    def _push(self) -> Push:
+        feed = self.feed
+        outlet = Outlet(
+            page=lambda pair_id, since, limit, resync: feed.changes(
+                pair_id, Query(since=since, limit=limit, resync=resync)
+            ),
+            fetch=feed.fetch,
+            ack=feed.ack,
+            chain=feed.chains,
+            view=feed.peer_view,
+        )
+        return Push(
+            self.home.hub,
+            self.limits,
+            self.reaches,
+            intake=self.sync,
+            outlet=outlet,
+            now_ms=self.now_ms,
+            random_bytes=self.random.randbytes,
+        )
 
     @property
     def did(self) -> str:
@@ -170,6 +283,7 @@ class Node:
     def close(self) -> None:
         self.feed.close()
         self.sync.close()
+        self.push.close()
         self.home.hub.close()
         self.writer.join()
         self.home.close()
@@ -239,6 +353,8 @@ class Node:
                 return json.dumps(self.feed.ack(pair_id, json.loads(body)["cursor"])).encode()
             case "/v1/sync/chains":
                 return json.dumps(self.feed.chains(pair_id, query["did"])).encode()
+            case "/v1/sync/records" if body.startswith(b'{"since"'):
+                return json.dumps(await self.push.receive(pair_id, body)).encode()
             case "/v1/sync/records":
                 return await self.feed.fetch(pair_id, json.loads(body)["ids"])
         raise AssertionError(path)

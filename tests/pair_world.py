@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from spl.auth import Auth
 from spl.config import Config
 from spl.core import bearer
 from spl.core.errors import SplError
@@ -24,6 +25,7 @@ from spl.disk import Disk, File
 from spl.home import Home, open_home, random_bytes
 from spl.net.address import ReachError
 from spl.net.client import DialPolicy, Reply
+from spl.net.routes import Request
 from spl.pairing import Pairing, PairOptions
 
 START_MS = 1_764_000_000_000
@@ -95,6 +97,8 @@ class Node:
     url: str
     disk: DyingDisk = field(default_factory=DyingDisk)
     first_syncs: list[str] = field(default_factory=list)
+    resyncs: list[str] = field(default_factory=list)
+    woken: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         self.disk = DyingDisk()
@@ -109,8 +113,11 @@ class Node:
         self.pairing = Pairing(
             self.home.hub, self.home.vault, self.config, self.world.network(self), self.config.limits, url=self.url,
             now_ms=self.world.now_ms, random_bytes=random_bytes, first_sync=self._first_sync,
-            adopt_identity=self._adopt, permitted=lambda peer, fields: self.world.permitted, poll_s=0.005,
+            adopt_identity=self._adopt, permitted=lambda *_: self.world.permitted,
+            granted=lambda *_: self.world.granted, poll_s=0.005,
+            resync=self._resync, wake=self.woken.append, housekeeping_s=0.02,
         )  # fmt: skip
+        self.auth = Auth(self.home.views, self.home.vault, self.config, self.config.limits, self.world.now_ms)
         self.stop = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self.pairing.run(self.stop))
 
@@ -146,6 +153,37 @@ class Node:
             while not test():
                 await asyncio.sleep(0.002)
 
+    async def serve(
+        self, method: str, target: str, headers: dict[str, str], address: str
+    ) -> tuple[int, dict[str, object]]:
+        """Answer an authenticated call as the API does: credential, scope, then the contact that it is."""
+        path = urlsplit(target).path
+        request = Request(method, path, {}, headers, b"", {}, address, local=False, target=target, scheme="http")
+        principal = self.auth.principal(request, b"")
+        self.auth.require(principal, "federation:sync")
+        await self.pairing.contact(principal.pair_id, principal.token_id)
+        return 200, {"did": self.did}
+
+    async def call(self, other: "Node") -> int:
+        """Use the token that the other gave us for one call, and return the HTTP status of the answer."""
+        pair = self.alive[0]
+        text = self.home.vault.get(f"peer-token.{pair.pair_id}")
+        assert text is not None
+        target = f"/v1/sync/chains?did={other.did}"
+        proof = bearer.proof_header(
+            self.home.vault.identity.key, method="GET", target=target, audience=other.did, token=text, body=b"",
+            issued_at_ms=self.world.now_ms(), nonce=random_bytes(16).hex(),
+        )  # fmt: skip
+        headers = [("authorization", f"Bearer {text}"), (bearer.PROOF_HEADER, proof)]
+        dial = self.pairing.dial(pair)
+        return (await self.world.network(self).fetch("GET", pair.url + target, headers=headers, dial=dial)).status
+
+    def move(self, url: str) -> None:
+        """Let the world find this node at another URL from now on; the node itself publishes it from its next start."""
+        del self.world.nodes[self.url]
+        self.url = url
+        self.world.nodes[url] = self
+
     async def pair(self, other: "Node", **options: object) -> list[dict[str, object]]:
         return [step async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]
 
@@ -157,6 +195,10 @@ class Node:
 
     async def _first_sync(self, pair_id: str) -> int:
         self.first_syncs.append(pair_id)
+        return 12
+
+    async def _resync(self, pair_id: str) -> int:
+        self.resyncs.append(pair_id)
         return 12
 
     async def _adopt(self, label: str, force: bool) -> None:
@@ -190,6 +232,7 @@ class World:
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
         self.permitted = True
+        self.granted: frozenset[str] = frozenset()
         self.skew_ms: dict[str, int] = {}
 
     def now_ms(self) -> int:
@@ -230,7 +273,7 @@ class Network:
             raise ReachError("connect")
         call = Call(method, origin, parts.path, body)
         taken = self._through(call)
-        status, value = await self._handle(target, method, parts.path, taken)
+        status, value = await self._handle(target, method, url.removeprefix(origin), taken, headers)
         call.answer, call.body = True, json.dumps(value).encode()
         answer = self._through(call)
         if target.disk.dead or self.caller.disk.dead:
@@ -246,8 +289,12 @@ class Network:
             call.body = found
         return call.body
 
-    async def _handle(self, node: Node, method: str, path: str, body: bytes) -> tuple[int, dict[str, object]]:
+    async def _handle(
+        self, node: Node, method: str, path: str, body: bytes, headers: object
+    ) -> tuple[int, dict[str, object]]:
         try:
+            if path.startswith("/v1/sync/chains"):
+                return await node.serve(method, path, dict(headers), self.caller.url)  # type: ignore[call-overload]
             if path == "/.well-known/syncropel":
                 return 200, node.pairing.manifest_document()
             if path == "/.well-known/did.json":
@@ -255,7 +302,7 @@ class Network:
             if path == "/v1/federation/pair":
                 return await node.pairing.receive(body, self.caller.url)
             *_, pair_id, action = path.split("/")
-            handler = {"poll": node.pairing.poll, "confirm": node.pairing.confirm,
+            handler = {"poll": node.pairing.poll, "confirm": node.pairing.confirm, "renew": node.pairing.renew,
                        "notify-revoke": node.pairing.notify_revoke}[action]  # fmt: skip
             return await handler(pair_id, body, self.caller.url)
         except SplError as exc:

@@ -384,7 +384,7 @@ async def longpoll(
     patch.setattr(offer, "has_news", has_news)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(page(node, since=since, feed="longpoll"))
-        while not node.feed._waiters or not looks[0]:
+        while not node.feed.bells.waiters or not looks[0]:
             await asyncio.sleep(0.001)
         looks[0] = 0
         await during()
@@ -410,7 +410,7 @@ async def test_a_longpoll_waits_for_a_record_in_scope_and_sleeps_through_others(
         assert ids(found) == sent
         # One wake, by the record in scope; the five others did not even make it look.
         assert looks == 1
-        assert not alice.feed._waiters
+        assert not alice.feed.bells.waiters
 
 
 async def test_a_longpoll_is_not_answered_by_what_the_peer_itself_delivered(

@@ -236,7 +236,7 @@ def test_listeners_hear_of_a_commit_after_it_is_durable(home: Home) -> None:
     stop = home.hub.listen(lambda commit: heard.append((commit, home.store.last_seq)))
     write(home, Emit(value()))
     commit, seq = heard[0]
-    assert (commit.last_seq, commit.namespaces, commit.threads, commit.count) == (seq, {"default"}, {"th"}, 1)
+    assert (commit.last_seq, commit.namespaces, commit.threads, len(commit.fresh)) == (seq, {"default"}, {"th"}, 1)
     stop()
     write(home, Emit(value(body={"n": 2})))
     assert len(heard) == 1

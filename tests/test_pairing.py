@@ -1,6 +1,7 @@
 """The handshake and the life of a pair, as operators see them."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from spl.core.errors import SplError
 from spl.core.pair import Phase
 from spl.core.standing import Waiting
-from tests.pair_world import World, both_active, code_of, names, two
+from spl.hub import Place
+from tests.pair_world import Node, World, both_active, code_of, names, two
 
 STEPS = ["manifest", "verified", "posted", "token", "recorded", "synced", "active"]
 
@@ -246,5 +248,156 @@ def test_settings_are_kept(tmp_path: Path) -> None:
                 assert code_of(caught) == "bad-field"
             await a.restart()
             assert (a.alive[0].mode, a.alive[0].poll_interval_ms) == ("on-demand", 30_000)
+
+    asyncio.run(run())
+
+
+def audits(node: Node) -> list[dict[str, object]]:
+    """Return the bodies on the audit thread."""
+    store = node.home.store
+    rows = store.index.after("t:th_audit_federation_pairs", 0, 10_000)
+    return [json.loads(payload)["record"]["body"] for payload in store.payloads(rows)]
+
+
+def test_each_transition_is_audited_for_people(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            await a.pairing.pause(pair_id, "upgrade")
+            await a.pairing.resume(pair_id)
+            await a.pairing.upkeep.doubt(pair_id, "dns")
+            await a.pairing.refresh(pair_id)
+            await b.pairing.rotate_identity("retired")
+            await a.until(lambda: len(a.alive[0].chain.rotations) == 1)
+            await a.pairing.upkeep.renew(pair_id)
+            await a.pairing.set_mode(pair_id, "on-demand")
+            await a.pairing.revoke(pair_id, "moving on")
+            found = audits(a)
+            members = {"kind", "timestamp", "pair_id", "peer_did", "transition", "reason"}
+            assert all(body.keys() == members for body in found)
+            assert {(body["pair_id"], body["peer_did"]) for body in found} == {(pair_id, b.did)}
+            assert [(body["transition"], body["reason"]) for body in found] == [
+                ("none -> establishing", ""), ("establishing -> establishing", ""), ("establishing -> active", ""),
+                ("active -> paused", "upgrade"), ("paused -> active", ""), ("active -> degraded", "dns"),
+                ("degraded -> active", ""), ("peer_manifest_changed.v1", ""), ("pair_token.v1", ""),
+                ("pair_config.v1", ""), ("active -> revoked", "moving on"), ("revoked -> revoked", "moving on"),
+            ]  # fmt: skip
+
+    asyncio.run(run())
+
+
+def test_resume_reads_anew_what_the_cursor_may_have_skipped(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            await a.pairing.pause(pair_id)
+            assert a.resyncs == []
+            await a.pairing.resume(pair_id)
+            await a.until(lambda: a.resyncs == [pair_id])
+            await a.pairing.resume(pair_id)
+            await both_active(a, b)
+            assert (a.resyncs, b.resyncs) == ([pair_id], [])
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_paused_and_calls_again_is_asked_for_its_word(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            await a.pairing.pause(pair_id)
+            await b.until(lambda: b.alive[0].paused_by == "peer")
+            world.faults.append(lambda call: call.body if call.path == "/v1/sync/chains" else None)
+            await a.pairing.resume(pair_id)
+            await asyncio.sleep(0.05)
+            world.faults.clear()
+            assert b.alive[0].paused_by == "peer"
+            assert await a.call(b) == 200
+            await both_active(a, b)
+
+    asyncio.run(run())
+
+
+def test_a_revoked_peer_that_is_offline_learns_it_when_it_is_refused(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            await b.end()
+            await a.pairing.upkeep.doubt(pair_id, "connect")
+            assert (await a.pairing.revoke(pair_id, "sold")).reason == "sold"
+            b.start()
+            assert await b.call(a) == 401
+            b.pairing.on_trouble(pair_id, "auth-invalid")
+            await b.until(lambda: not b.alive)
+            assert b.pairs[0].reason == "revoked by peer: sold"
+            assert all(token.revoked for token in b.home.views.tokens.values())
+
+    asyncio.run(run())
+
+
+def test_block_refuses_the_did_until_its_operator_pairs_with_it_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            carol = world.node("carol")
+            await a.pair(b)
+            await a.pair(carol)
+            await a.until(lambda: [pair.phase for pair in a.alive] == [Phase.ACTIVE] * 2)
+            pair_id = a.pairing.resolve(b.did).pair_id
+            assert [hub.peer_did for hub in a.pairing.pairs.hubs(a.pairing.resolve(pair_id))] == [carol.did]
+            await a.pairing.revoke(pair_id)
+            assert a.home.views.blocked == frozenset()
+            await a.pairing.revoke(pair_id, block=True)
+            assert a.home.views.blocked == {b.did}
+            with pytest.raises(SplError) as caught:
+                await b.pair(a)
+            assert code_of(caught) == "handshake-closed"
+            await a.restart()
+            assert a.home.views.blocked == {b.did}
+            await a.pair(b)
+            assert a.home.views.blocked == frozenset()
+
+    asyncio.run(run())
+
+
+def test_pairing_again_after_a_revocation_starts_at_present_unless_asked(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b, from_now=True)
+            assert a.alive[0].start == "present"
+            for options, start in (({}, "present"), ({"backfill": True}, "beginning"), ({"from_now": True}, "present")):
+                await a.pairing.revoke(a.alive[0].pair_id)
+                await b.until(lambda: not b.alive)
+                await a.pair(b, **options)
+                await both_active(a, b)
+                assert a.alive[0].start == b.alive[0].start == start
+
+    asyncio.run(run())
+
+
+def test_a_request_of_a_peer_with_a_live_pair_supersedes_it_and_inherits_the_position(tmp_path: Path) -> None:
+    """As after a revocation that we slept through, or a home that the peer built anew around its old key."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (world, a, b):
+            await a.pair(b, wait_ms=0)
+            await b.until(lambda: b.alive)
+            await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+            old = await both_active(a, b)
+            await asyncio.wrap_future(b.home.hub.submit([Place(old, "sealed", 42)]))
+            world.faults.append(lambda call: None)
+            await a.pairing.revoke(old)
+            world.faults.clear()
+            await a.pair(b, wait_ms=0)
+            await b.until(lambda: len(b.alive) == 2)
+            new = next(pair.pair_id for pair in b.alive if pair.pair_id != old)
+            await b.pairing.decide_request(new, "approve")
+            assert await both_active(a, b) == new
+            assert b.pairing.resolve(old).reason == "superseded"
+            assert b.alive[0].inherits == old
+            assert b.home.views.positions[new].cursor == "sealed"
 
     asyncio.run(run())

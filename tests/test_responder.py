@@ -48,6 +48,39 @@ def test_more_than_auto_grants_goes_to_the_operator_whole(tmp_path: Path) -> Non
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("approval", "granted", "namespaces", "maps", "at_once"), [
+    ("manual", "default", "default", False, True), ("manual", "default music", "music", False, True),
+    ("manual", "default", "default music", False, False), ("manual", "default", "default", True, False),
+    ("manual", "", "default", False, False), ("auto", "music", "music", False, True),
+    ("auto", "music", "default", False, True), ("auto", "music", "default music", False, False),
+])  # fmt: skip
+def test_a_rule_approves_at_most_its_own_namespaces(
+    tmp_path: Path, approval: str, granted: str, namespaces: str, maps: bool, at_once: bool
+) -> None:
+    async def run() -> None:
+        async with two(tmp_path, approval) as (world, a, b):
+            world.granted = frozenset(granted.split())
+            asked = (("a", "b"),) if maps else ()
+            steps = await a.pair(b, namespaces=tuple(namespaces.split()), maps=asked, wait_ms=10_000 if at_once else 0)
+            await b.until(lambda: b.alive)
+            assert (steps[-1]["step"] == "active") is at_once
+            assert isinstance(b.alive[0].state, Asked) is not at_once
+            assert b.alive[0].namespaces == tuple(namespaces.split()), "more than the rule grants waits whole"
+
+    asyncio.run(run())
+
+
+def test_a_rule_opens_no_closed_instance(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "closed") as (world, a, b):
+            world.granted = frozenset({"default"})
+            with pytest.raises(SplError) as caught:
+                await a.pair(b)
+            assert code_of(caught) == "handshake-closed"
+
+    asyncio.run(run())
+
+
 async def a_request(world: World, a: Node, b: Node) -> dict[str, object]:
     """Return a sound request of a to b that never arrived."""
     kept: list[bytes] = []

@@ -82,3 +82,15 @@ def test_the_default_label_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for host, label in (("Alice-PC.local", "alice-pc"), ("ÄÖ", "spl"), ("a" * 60, "a" * 32), ("", "spl")):
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
         assert setup.default_label() == label
+
+
+def test_rotation_export_and_import_on_the_home_itself(tmp_path: Path) -> None:
+    first = setup.init_home(tmp_path / "h", "alice")
+    copy = setup.export_identity(tmp_path / "h")
+    rotated = setup.rotate_identity(tmp_path / "h", True)
+    assert (rotated["did"], rotated["rotations"]) == (first["did"], 1)
+    assert setup.verify_identity(tmp_path / "h")["verified"] is True
+    assert setup.import_identity(tmp_path / "new", copy)["words"] == first["words"]
+    with pytest.raises(SplError) as caught:
+        setup.import_identity(tmp_path / "h", copy)
+    assert caught.value.code == "manifest-stale"

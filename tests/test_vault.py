@@ -16,7 +16,7 @@ from spl.core.errors import SplError
 from spl.core.keys import SecretKey, b64, box_public
 from spl.core.limits import Limits
 from spl.disk import Disk, File
-from spl.vault import NONCES_NAME, Vault
+from spl.vault import NONCES_NAME, Identity, Vault
 
 NOW_MS = 1_764_000_000_000
 LATER_MS = NOW_MS + 600_000
@@ -398,3 +398,66 @@ def test_of_many_threads_with_one_nonce_one_wins(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(wins) == [False] * 7 + [True]
+
+
+def same(one: Identity | None, other: Identity) -> bool:
+    """Tell whether two identities hold the same keys; a secret key itself is never compared."""
+    return one is not None and _parts(one) == _parts(other)
+
+
+def _parts(identity: Identity) -> tuple[object, ...]:
+    return identity.did, identity.chain, identity.key.seed, identity.seal_secrets, identity.created_at_ms
+
+
+def test_rotation_keeps_the_did_and_what_was_sealed_before_still_opens(tmp_path: Path) -> None:
+    clock = Clock()
+    vault = a_vault(tmp_path, clock=clock)
+    with pytest.raises(SplError) as caught:
+        vault.rotate("retired")
+    assert caught.value.code == "identity-missing"
+    first = vault.generate("alice")
+    clock.ms -= 1000
+    seen = [first]
+    for number in range(1, 5):
+        found = vault.rotate("compromised" if number == 2 else "retired")
+        assert (found.did, len(found.chain.rotations)) == (first.did, number)
+        assert found.chain.keys == (*seen[-1].chain.keys, found.key.public)
+        assert found.seal_secrets[1:] == seen[-1].seal_secrets[:2]
+        seen.append(found)
+    assert [step.reason for step in found.chain.rotations] == ["retired", "compromised", "retired", "retired"]
+    assert same(a_vault(tmp_path).load(), found)
+    assert len(list((tmp_path / "keys").glob("identity-*.json"))) == 4
+
+
+def test_a_chain_has_a_bound(tmp_path: Path) -> None:
+    vault = a_vault(tmp_path, limits=Limits(chain_links=1))
+    vault.generate("alice")
+    vault.rotate("retired")
+    with pytest.raises(SplError) as caught:
+        vault.rotate("retired")
+    assert caught.value.code == "chain-broken"
+
+
+def test_an_export_is_the_identity_and_is_remembered_for_its_key(tmp_path: Path) -> None:
+    vault = a_vault(tmp_path / "one")
+    old = vault.generate("alice")
+    assert not vault.exported()
+    text = vault.export()
+    assert vault.exported()
+    present = vault.rotate("retired")
+    assert not vault.exported()
+    other = a_vault(tmp_path / "two")
+    assert same(other.install(text), old)
+    assert other.exported()
+    assert same(other.install(vault.export()), present)
+    for wrong, code in ((text, "manifest-stale"), ("{}", "identity-damaged"), ("", "identity-damaged")):
+        with pytest.raises(SplError) as caught:
+            other.install(wrong)
+        assert caught.value.code == code
+        assert same(a_vault(tmp_path / "two").load(), present)
+    third = a_vault(tmp_path / "three")
+    third.generate("carol")
+    with pytest.raises(SplError) as caught:
+        third.install(text)
+    assert caught.value.code == "identity-exists"
+    assert same(third.install(text, force=True), old)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.config import Config
-from spl.core import namespace
+from spl.core import namespace, rules
 from spl.core.did import Chain, did_of, rotate
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
@@ -17,8 +17,10 @@ from spl.disk import Disk
 from spl.home import Home, open_home
 from spl.hub import Own, Place, Refuse
 from spl.store import Entry
-from spl.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, Views
+from spl.views import KIND_BLOCK, KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, Views
 
+RULE = {"name": "r", "resource": "*", "action": "deny", "priority": 1, "expression": "true"}
+APPROVAL = {"name": "a", "action": "auto_apply", "priority": 1, "expression": "true", "namespaces": ["default"]}
 FOREIGN = "did:sync:instance:mallory-" + "0" * 24
 
 
@@ -38,6 +40,8 @@ def state(views: Views) -> tuple[object, ...]:
         views.namespaces,
         views.refused,
         views.chains,
+        views.rules,
+        views.aitl_rules,
         {name: (place.cursor, place.count) for name, place in views.positions.items()},
     )
 
@@ -48,6 +52,7 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
     grown = rotate(chain, key, next_key.public, "retired", 1)
     for items in (
         [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "music"})],
+        [Own(rules.THREAD, rules.KIND_PERMISSION, RULE), Own(rules.THREAD, rules.KIND_AITL, APPROVAL)],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()}), Place("pair_1", "a", 1)],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": grown.to_json()})],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()})],
@@ -60,6 +65,35 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
     loaded = Views(Limits())
     loaded.load(home.store, home.views.did)
     assert state(loaded) == state(home.views)
+    assert list(loaded.rules) == ["r"]
+    assert list(loaded.aitl_rules) == ["a"]
+    loaded.load(home.store, FOREIGN)
+    assert state(loaded)[:2] == ({}, {}), "another instance takes nothing from the one before"
+    assert (loaded.rules, loaded.aitl_rules) == ({}, {})
+
+
+def test_a_block_stands_until_it_is_lifted_and_a_pin_of_the_operator_replaces_a_chain(home: Home) -> None:
+    key, keys = SecretKey(b"1" * 32), (SecretKey(b"2" * 32), SecretKey(b"3" * 32))
+    first = Chain(did_of("carol", key.public), key.public)
+    one, other = (rotate(first, key, each.public, "retired", 1) for each in keys)
+    bodies = (
+        (KIND_CHAIN, {"chain": one.to_json()}), (KIND_CHAIN, {"chain": other.to_json()}),
+        (KIND_BLOCK, {"did": first.did, "blocked": True}), (KIND_BLOCK, {"did": FOREIGN, "blocked": True}),
+        (KIND_BLOCK, {"did": FOREIGN, "blocked": False}),
+    )  # fmt: skip
+    for kind, body in bodies:
+        future = home.hub.submit([Own(THREAD_PAIRS, kind, body)])
+        home.hub.commit_waiting()
+        future.result(0)
+    assert home.views.blocked == {first.did}
+    assert home.views.chains[first.did] == one
+    future = home.hub.submit([Own(THREAD_PAIRS, KIND_CHAIN, {"chain": other.to_json(), "pinned": True})])
+    home.hub.commit_waiting()
+    future.result(0)
+    assert home.views.chains[first.did] == other
+    loaded = Views(Limits())
+    loaded.load(home.store, home.views.did)
+    assert (loaded.blocked, loaded.chains) == (home.views.blocked, home.views.chains)
 
 
 def test_nobody_elses_record_counts(home: Home) -> None:
@@ -82,6 +116,7 @@ KINDS = st.sampled_from(
         "syncropel.federation.pair.genesis.v1",
         "pair_pause.v1",
         KIND_CHAIN,
+        KIND_BLOCK,
         "syncropel.access.token_mint.v1",
         "syncropel.access.token_revoke.v1",
         "syncropel.aitl.request.v1",

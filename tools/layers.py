@@ -5,7 +5,7 @@
 
     5  cli/       prints; no asyncio, ssl, nacl
     4  app        api doctor logs setup daemon
-    3  services   auth feed pairing sync reconcile soak; they never import each other
+    3  services   auth feed pairing sync push reconcile soak; they never import each other
     2  net/       bytes and sockets; of core/ it knows only what has no record in it
     1  ground     disk line segments table index store views vault config hub home; files, no sockets, no asyncio
     0  core/      values and rules; no I/O, clock, randomness, environment, logging
@@ -24,9 +24,11 @@ from typing import Final
 PACKAGE: Final = "spl"
 SERVICES: Final = {
     "auth": ("auth",),
-    "feed": ("feed", "offer"),
-    "sync": ("sync", "pull"),
-    "pairing": ("pairing", "pairs", "published", "responder", "initiator"),
+    "feed": ("feed", "acks", "offer", "source", "tail", "bells"),
+    "sync": ("sync", "pull", "follow", "intake", "jury", "wire"),
+    "pairing": ("pairing", "pairs", "published", "responder", "initiator", "driver", "renewal", "talk", "upkeep"),
+    "history": ("history",),
+    "push": ("push",),
     "reconcile": ("reconcile",),
     "soak": ("soak",),
 }
@@ -34,13 +36,14 @@ SERVICES: Final = {
 
 GROUND: Final = (
     "disk", "line", "segments", "recover", "table", "index", "store", "views", "vault", "config", "hub", "home",
+    "snapshot", "restore", "storecheck", "policy",
 )  # fmt: skip
 FLOORS: Final = {
     "core": 0,
     **dict.fromkeys(GROUND, 1),
     "net": 2,
     **{name: 3 for files in SERVICES.values() for name in files},
-    **dict.fromkeys(("api", "doctor", "logs", "setup", "daemon"), 4),
+    **dict.fromkeys(("api", "doctor", "checkup", "facts", "pulse", "logs", "setup", "wiring", "daemon"), 4),
     "cli": 5,
     "__main__": 5,
 }

@@ -3,14 +3,14 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 from ..auth import Principal
 from ..core import bearer, namespace, when
-from ..core.did import multibase, short_of, words
-from ..core.errors import CODES, SplError
-from ..core.pair import Phase
+from ..core.did import multibase, words
+from ..core.errors import SplError
+from ..core.pair import Pair
 from ..core.version import VERSION
 from ..hub import Own
 from ..net.routes import Request, Response
@@ -52,6 +52,8 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
     reading = {pair_id: services.sync.status(pair_id) for pair_id, item in pairs.items() if item.live}
     lags = [(found["lag_records"] or 0, pair_id) for pair_id, found in reading.items()]
     worst = max(lags, default=(0, ""))
+    synced = {pair_id: str(found["last_sync_at"] or "") for pair_id, found in reading.items()}
+    oldest = min(((at, pair_id) for pair_id, at in synced.items() if _listens(pairs[pair_id])), default=("", ""))
     return json_response({
         "object": "status",
         "identity": {"did": identity.did, "label": identity.label} if identity else None,
@@ -63,33 +65,21 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "free_bytes": stats["free_bytes"], "readonly": bool(stats["readonly"]),
         },
         "pairs": {"total": len(pairs), **Counter(str(item.phase) for item in pairs.values())},
-        "lag": {"worst_pair_id": worst[1], "lag_records": worst[0]},
-        "queue": {"now": sum(services.sync.queue_records(pair_id) for pair_id in reading)},
-        "attention": list(attention(services)),
+        "lag": {
+            "worst_pair_id": worst[1], "lag_records": worst[0], "oldest_pair_id": oldest[1],
+            "oldest_confirmed_at": oldest[0] or None, **services.feed.lag_ms(),
+        },
+        "queue": {
+            "now": sum(services.sync.queue_records(pair_id) for pair_id in reading),
+            "max": max((cast(int, found["queue_max"]) for found in reading.values()), default=0),
+        },
+        "attention": services.doctor.attention(),
     })  # fmt: skip
 
 
-def attention(services: Services) -> Iterator[dict[str, object]]:
-    """Yield what an operator should act on: code, title, fix, severity, and the pair where it is one's."""
-    if services.store.readonly:
-        yield finding("store-readonly", "fail", services.store.readonly)
-    if services.vault.identity is None:
-        yield finding("identity-missing", "fail")
-    for item in services.views.requests.values():
-        if item.status == "pending":
-            title = f"{short_of(item.peer_did)} asks to pair"
-            yield {**finding("handshake-pending", "warn", title), "fix": f"spl aitl approve {item.request_id}"}
-    for pair in services.views.pairs.values():
-        if pair.phase == Phase.DEGRADED:
-            title = f"degraded: {pair.reason or 'errors recur'}"
-            fix = f"spl federation show {pair.pair_id}"
-            yield {**finding("pair-degraded", "fail", title), "pair_id": pair.pair_id, "fix": fix}
-
-
-def finding(code: str, severity: str, title: str = "") -> dict[str, object]:
-    """Return one finding with the registry's meaning and next step."""
-    entry = CODES[code]
-    return {"code": code, "severity": severity, "title": title or entry.meaning, "fix": entry.fix}
+def _listens(pair: Pair) -> bool:
+    """Tell whether the pair syncs by itself, so that the age of its last confirmation says something."""
+    return pair.sync_allowed and pair.mode != "on-demand"
 
 
 def identity_show(request: Request, principal: Principal, services: Services) -> Response:
@@ -135,21 +125,21 @@ def tokens_list(request: Request, principal: Principal, services: Services) -> R
 async def tokens_mint(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/tokens {scopes, ttl_ms?, namespaces?, label?}: the plaintext is in this answer and nowhere else."""
     fields = members(request, {"scopes": list, "ttl_ms": int, "namespaces": list, "label": str, "pair": str})
-    token, text = new_token(services, fields)
+    token, text = newtoken_of(services, fields)
     await asyncio.wrap_future(services.hub.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]))
     return json_response({**token_facts(token, services.now_ms()), "token": text}, 201)
 
 
 async def tokens_revoke(request: Request, principal: Principal, services: Services) -> Response:
     """DELETE /v1/tokens/{id}: the token stops working before the answer is sent; a unique prefix will do."""
-    token = _token(services, request.params["id"])
+    token = token_of(services, request.params["id"])
     if not token.revoked:
         body = {"token_id": token.token_id}
         await asyncio.wrap_future(services.hub.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]))
     return json_response({**token_facts(replace(token, revoked=True), services.now_ms()), "already": token.revoked})
 
 
-def new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.Token, str]:
+def newtoken_of(services: Services, fields: dict[str, object]) -> tuple[bearer.Token, str]:
     """Return a token and its plaintext from the request's fields; raise "bad-field"."""
     scopes = frozenset(texts(fields.get("scopes"), "scopes"))
     if not scopes or scopes - bearer.SCOPES:
@@ -170,7 +160,7 @@ def new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.Tok
     sa_id = "sa_" + services.random_bytes(4).hex()
     text = bearer.mint_text(ENVIRONMENT, sa_id, services.random_bytes(bearer.SECRET_BYTES))
     token = bearer.Token(
-        "tok_" + services.random_bytes(4).hex(),
+        f"tok_{bearer.hash_of(text)[:8]}",
         sa_id,
         bearer.hash_of(text),
         scopes,
@@ -235,7 +225,8 @@ def settings(request: Request, principal: Principal, services: Services) -> Resp
     return list_response(services.config.rows())
 
 
-def _token(services: Services, ref: str) -> bearer.Token:
+def token_of(services: Services, ref: str) -> bearer.Token:
+    """Return the token by id, unique prefix of one, or service account; raise "not-found" or "ambiguous"."""
     found = [token for token in services.views.tokens.values() if token.token_id.startswith(ref) or token.sa_id == ref]
     if len(found) != 1:
         raise SplError("ambiguous" if found else "not-found", f"{len(found) or 'no'} tokens fit {ref[:40]!r}")

@@ -10,18 +10,37 @@ from collections.abc import Awaitable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from ..auth import ANYONE
+from ..auth import ANYONE, Kind, Principal
 from ..config import Config
+from ..core import bearer, rules
 from ..core.errors import SplError
 from ..net.connection import Match
 from ..net.http1 import RequestHead
-from ..net.routes import Request, Response, Table
+from ..net.routes import Request, Response, Route, Table
 from .answers import json_response
 from .services import Services
 from .table import ROUTES
 
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+CONFIG: Final = "config:"
+
+
+def resource_of(route: Route) -> str:
+    """Return what permission rules call a route: its noun, `read` for GET and `write` for the rest.
+
+    The noun is the segment after /v1/, or `sync` where only the token of a pair opens the route.  "" for a route that
+    is open to anyone: no rule guards those but the handshake, and that one the pairing service asks about, once the
+    signature held, so that its refusal is signed.
+    """
+    if route.scope == ANYONE:
+        return ""
+    noun = "sync" if route.scope in bearer.FEDERATION else route.path.split("/")[2]
+    return f"{noun}:{'read' if route.method == 'GET' else 'write'}"
+
+
+RESOURCES: Final = frozenset(map(resource_of, ROUTES)) - {""} | {rules.HANDSHAKE}
+"""Everything that a permission rule can guard."""
 
 
 class Api:
@@ -43,10 +62,12 @@ class Api:
         return Match(route, params)
 
     def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
-        """Return the handler's answer once the principal holds the route's scope."""
+        """Return the handler's answer once the principal holds the route's scope and no permission rule refuses it."""
         scope = match.route.scope
         principal = self.services.auth.principal(request, request.body)
         self.services.auth.require(principal, scope)
+        if self.services.views.rules and scope != ANYONE:
+            self._check_rules(request, match.route, principal)
         answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
         return answer
 
@@ -59,6 +80,26 @@ class Api:
         if "retry_after_s" in error.facts:
             headers.append(("retry-after", str(error.facts["retry_after_s"])))
         return Response(response.status, response.body, response.content_type, tuple(headers))
+
+    def _check_rules(self, request: Request, route: Route, principal: Principal) -> None:
+        """Return unless a permission rule refuses the request; raise "permission-denied".
+
+        The operator at this machine always reaches the configuration, else a rule could lock everybody out of it.
+        """
+        resource = resource_of(route)
+        if principal.kind == Kind.LOCAL and resource.startswith(CONFIG):
+            return
+        who = {
+            "kind": principal.kind.value, "scopes": sorted(principal.scopes), "namespaces": list(principal.namespaces),
+            "token_id": principal.token_id, "pair_id": principal.pair_id, "peer_did": principal.peer_did,
+        }  # fmt: skip
+        facts = rules.request_facts(resource, route.method, request.path, request.params, who, principal.address)
+        name = principal.pair_id or principal.token_id or principal.kind.value
+        verdict = self.services.policy.allows(resource, facts, rules.capabilities_of(principal.scopes), name)
+        if verdict.outcome == rules.DENY:
+            # A peer learns that it is refused, and not how our rules are called.
+            rule = f"the permission rule {verdict.rule}" if principal.kind != Kind.PEER else "a permission rule"
+            raise SplError("permission-denied", f"{rule} refuses {resource}", resource=resource)
 
     def _check_browser(self, method: str, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")

@@ -7,17 +7,21 @@ from typing import Final
 from ..auth import Principal
 from ..core import pair as pairs
 from ..core import when
-from ..core.did import words
+from ..core.did import label_of, words
 from ..core.errors import SplError
 from ..core.pair import Pair
+from ..core.reach import PEER_PUSHES
 from ..net.routes import Request, Response
 from ..pairing import PairOptions
 from .answers import field_error, json_response, list_response, members, texts
+from .lifecycle import ACTIONS
 from .records import NDJSON
 from .services import Services
 
 WAIT_MS_DEFAULT: Final = 60_000
 WAIT_MS_MAX: Final = 24 * 3_600_000
+SETTING: Final = frozenset({"pause", "resume", "revoke", "mode", "poll-interval"})
+"""Actions that may find the pair as they want it."""
 
 
 def pair(request: Request, principal: Principal, services: Services) -> Response:
@@ -72,13 +76,13 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
     found = services.pairing.resolve(request.params["ref"])
     if action == "sync":
         thread = members(request, {"thread": str}).get("thread", "")
-        records = await services.sync.pull(found.pair_id, thread)
-        return json_response({**_summary(services, found), "records": records})
+        done = await _synced(services, found, thread)
+        return json_response({**_summary(services, found), **done})
     before = found.phase, found.mode, found.poll_interval_ms, found.paused_by
-    await _change(request, services, found, action)
+    more = await _change(request, services, found, action)
     after = services.views.pairs[found.pair_id]
     same = before == (after.phase, after.mode, after.poll_interval_ms, after.paused_by)
-    return json_response({**detail(services, after), "already": same and action != "refresh"})
+    return json_response({**detail(services, after), "already": same and action in SETTING, **more})
 
 
 async def sync_all(request: Request, principal: Principal, services: Services) -> Response:
@@ -87,10 +91,25 @@ async def sync_all(request: Request, principal: Principal, services: Services) -
     for found in services.views.pairs.values():
         if found.sync_allowed:
             try:
-                rows.append({"pair_id": found.pair_id, "records": await services.sync.pull(found.pair_id)})
+                rows.append({"pair_id": found.pair_id, **await _synced(services, found)})
             except SplError as exc:
                 rows.append({"pair_id": found.pair_id, "records": 0, "error": exc.to_json()})
     return list_response(rows)
+
+
+async def _synced(services: Services, found: Pair, thread: str = "") -> dict[str, object]:
+    """Pull, and push where the peer cannot dial us; return {records, pushed}, what was new here and there.
+
+    Raises what the pull or the push met, for a peer out of our reach with what to do instead.
+    """
+    try:
+        records = await services.sync.pull(found.pair_id, thread)
+    except SplError as exc:
+        if services.push.reach(found.pair_id) != PEER_PUSHES:
+            raise
+        hint = f"on {label_of(found.peer_did)}: spl sync {found.pair_id}"
+        raise SplError(exc.code, f"{exc.message}; the peer opens the connections of this pair", hint=hint) from exc
+    return {"records": records, "pushed": 0 if thread else await services.push.push(found.pair_id)}
 
 
 def requests(request: Request, principal: Principal, services: Services) -> Response:
@@ -127,18 +146,24 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "reason": found.reason,
         "last_sync_cursor": {"clock": reading["clock"], "lag_records": reading["lag_records"]},
         "outbound": {"clock": offered["clock"], "lag_records": offered["lag_records"]},
-        "last_confirmed_at": offered["last_read_at"],
+        "last_confirmed_at": reading["last_sync_at"],
+        "caught_up_ms": _caught_up_ms(found, reading["last_sync_at"]),
+        "last_read_at": offered["last_read_at"],
+        "lags": services.doctor.pulse.lags(found.pair_id),
         "next_attempt_at": reading["next_attempt_at"],
         "attempt": reading["attempt"],
+        "stream": reading["stream"],
         "last_error": reading["last_error"],
+        "push": services.push.status(found.pair_id),
         "peer_view": reading["peer_view"],
         "manifest": {
             "did": found.peer.did,
             "pair_endpoint": found.peer.pair_endpoint,
             "signed_at": when.text_of(found.peer.signed_at_ms),
-            "fetched_at": when.text_of(found.fetched_at_ms),
+            "fetched_at": services.pairing.upkeep.status(found.pair_id)["fetched_at"],
             "expires_at": when.text_of(found.peer.expires_at_ms),
         },
+        "upkeep": services.pairing.upkeep.status(found.pair_id),
         "peer_words": words(found.chain.present),
         "our_words": words(identity.chain.present) if identity else None,
         "tokens": list(_tokens(found, services.now_ms())),
@@ -148,7 +173,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
             {"at": when.text_of(at_ms), "from": before, "to": after, "reason": reason}
             for at_ms, before, after, reason in reversed(found.transitions)
         ],
-        "fix": _fix(found),
+        "fix": services.doctor.fix(found) or _fix(found),
     }
 
 
@@ -167,11 +192,20 @@ def _tokens(found: Pair, now_ms: int) -> Iterator[dict[str, object]]:
             }
 
 
+def _caught_up_ms(found: Pair, confirmed_at: object) -> int | None:
+    """Return for how long the pair was active until its last confirmation; None where that is not known.
+
+    Each success in that time read the source to its end, and five failures in a row would have ended it.
+    """
+    starts = [at_ms for at_ms, _, after, _ in found.transitions if after == pairs.Phase.ACTIVE]
+    if not starts or not isinstance(confirmed_at, str):
+        return None
+    return max(0, when.ms_of(confirmed_at) - starts[-1])
+
+
 def _fix(found: Pair) -> str | None:
     """Return the one next step for a pair that does not sync, or None."""
     match found.phase:
-        case pairs.Phase.DEGRADED:
-            return f"spl federation refresh {found.pair_id}"
         case pairs.Phase.PAUSED if found.paused_by != "peer":
             return f"spl federation resume {found.pair_id}"
         case pairs.Phase.ESTABLISHING if not found.initiator and found.issued_by_us is None:
@@ -181,26 +215,26 @@ def _fix(found: Pair) -> str | None:
     return None
 
 
-async def _change(request: Request, services: Services, found: Pair, action: str) -> None:
+async def _change(request: Request, services: Services, found: Pair, action: str) -> dict[str, object]:
+    """Do it, and return what the action adds to the answer."""
     pairing = services.pairing
-    if action in ("pause", "resume", "revoke"):
-        reason = members(request, {"reason": str}).get("reason", "")
-        step = {"pause": pairing.pause, "resume": pairing.resume, "revoke": pairing.revoke}[action]
-        await step(found.pair_id, reason)
-    elif action == "refresh":
-        members(request, {})
-        await pairing.refresh(found.pair_id)
+    if action in ACTIONS:
+        return await ACTIONS[action](request, services, found)
+    if action == "pause":
+        await pairing.pause(found.pair_id, members(request, {"reason": str}).get("reason", ""))
     elif action == "mode":
         await pairing.set_mode(found.pair_id, members(request, {"mode": str}).get("mode", ""))
     elif action == "poll-interval":
         await pairing.set_poll_interval(found.pair_id, members(request, {"interval_ms": int}).get("interval_ms", 0))
     else:
         raise SplError("not-found", f"a pair has no action {action[:40]!r}")
+    return {}
 
 
 def _summary(services: Services, found: Pair) -> dict[str, object]:
-    status = services.sync.status(found.pair_id)
-    return {"object": "pair", **pairs.summary(found), "last_sync_at": status["last_sync_at"]}
+    synced_at = services.sync.status(found.pair_id)["last_sync_at"]
+    reach = services.push.reach(found.pair_id)
+    return {"object": "pair", **pairs.summary(found), "last_sync_at": synced_at, "reach": reach}
 
 
 def _maps(value: object) -> tuple[tuple[str, str], ...]:

@@ -1,16 +1,24 @@
 """What peers call: published documents, the signed messages of the handshake, and the source side of sync."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 from ..auth import Kind, Principal
 from ..core import canon
 from ..core.errors import SplError
-from ..core.limits import Limits
-from ..feed import FEEDS, Query
+from ..core.limits import KIB, Limits
+from ..feed import CONTINUOUS, FEEDS, Query
 from ..net.routes import Request, Response
+from ..net.sse import MEDIA_TYPE
 from .answers import field_error, json_response, members, number
+from .records import NDJSON
 from .services import Services
 
+SUBSCRIBE: Final = "federation:subscribe"
+STREAM_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+"""No cache may keep a stream, and nginx passes it on at once."""
+
+FETCH_BYTES: Final = 128 * KIB
 NO_CACHE: Final = (("cache-control", "no-cache"),)
 MODES: Final = frozenset({"since", "limit", "feed", "thread", "target_namespace", "resync"})
 
@@ -50,14 +58,17 @@ async def notify_revoke(request: Request, principal: Principal, services: Servic
 
 
 async def changes(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/sync/changes?since=&limit=&feed=&thread=&target_namespace=&resync=: a page of envelopes."""
+    """GET /v1/sync/changes?since=&limit=&feed=&thread=&target_namespace=&resync=: a page of envelopes, or a stream.
+
+    A stream goes on from Last-Event-ID where that is sent, else from `since`, and needs federation:subscribe, too.
+    """
     pair_id = await _pair_of(principal, services)
     unknown = request.query.keys() - MODES
     if unknown:
         raise field_error(min(unknown)[:40], "is not known here")
     feed = request.query.get("feed", "normal")
-    if feed not in FEEDS:
-        raise field_error("feed", f"must be one of {' '.join(FEEDS)}")
+    if feed not in (*FEEDS, CONTINUOUS):
+        raise field_error("feed", f"must be one of {' '.join((*FEEDS, CONTINUOUS))}")
     limits: Limits = services.limits
     query = Query(
         since=request.query.get("since", ""),
@@ -67,12 +78,21 @@ async def changes(request: Request, principal: Principal, services: Services) ->
         namespace=request.query.get("target_namespace", ""),
         resync=request.query.get("resync") == "1",
     )
-    return Response(body=await services.feed.changes(pair_id, query))
+    if feed != CONTINUOUS:
+        return Response(body=await services.feed.changes(pair_id, query))
+    services.auth.require(principal, SUBSCRIBE)
+    query = replace(query, since=request.headers.get("last-event-id") or query.since)
+    events = await services.feed.stream(pair_id, query, lambda: token_holds(services, principal))
+    return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
 
 
-async def fetch(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/sync/records {ids}: those of the records that the pair shares."""
+async def records(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/sync/records: {ids} fetches those of the records that the pair shares; NDJSON takes in pushed ones."""
     pair_id = await _pair_of(principal, services)
+    if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
+        return json_response(await services.push.receive(pair_id, request.body))
+    if len(request.body) > FETCH_BYTES:
+        raise SplError("body-too-large", f"ids are asked for in at most {FETCH_BYTES} bytes")
     return Response(body=await services.feed.fetch(pair_id, members(request, {"ids": list}).get("ids")))
 
 
@@ -94,9 +114,17 @@ async def _pair_of(principal: Principal, services: Services) -> str:
     """
     if principal.kind != Kind.PEER:
         raise SplError("scope-forbidden", "these routes serve a pair's own token, with its proof of possession")
-    await services.pairing.contact(principal.pair_id)
+    await services.pairing.contact(principal.pair_id, principal.token_id)
     services.sync.wake(principal.pair_id)
     return principal.pair_id
+
+
+def token_holds(services: Services, principal: Principal) -> bool:
+    """Tell whether the token that opened a stream is still good; who came without one needs none."""
+    if not principal.token_id:
+        return True
+    token = services.views.tokens.get(principal.token_id)
+    return token is not None and not token.revoked and not token.expired(services.now_ms())
 
 
 def _document(value: dict[str, Any]) -> Response:

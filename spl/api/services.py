@@ -7,9 +7,15 @@ from pathlib import Path
 from ..auth import Auth
 from ..config import Config
 from ..core.limits import Limits
+from ..disk import Disk
+from ..doctor import Doctor
 from ..feed import Feed
+from ..history import History
 from ..hub import Hub
 from ..pairing import Pairing
+from ..policy import Policy
+from ..push import Push
+from ..restore import Restorer
 from ..store import Store
 from ..sync import Sync
 from ..vault import Vault
@@ -36,3 +42,9 @@ class Services:
     now_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
     adopt_identity: Callable[[str, bool], Awaitable[None]]
+    disk: Disk
+    restorer: Restorer
+    history: History
+    doctor: Doctor
+    push: Push
+    policy: Policy

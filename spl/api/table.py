@@ -8,48 +8,78 @@ from typing import Final
 from ..auth import ANYONE
 from ..core.limits import KIB, MIB
 from ..net.routes import JSON, Route
-from . import admin, pairs, peers, records
+from . import acks, admin, diagnosis, lifecycle, pairs, peers, records, rules, snapshots, storage, watch
 
 ADMIN: Final = "admin"
 READ: Final = "records:read"
 WRITE: Final = "records:write"
 MANAGE: Final = "federation:manage"
+CONFIG: Final = "config:read"
+CHANGE: Final = "config:write"
 SYNC: Final = "federation:sync"
 MANY: Final = (JSON, records.NDJSON)
+NDJSON_ONLY: Final = (records.NDJSON,)
 
 ROUTES: Final = (
     Route("GET", "/health", admin.health, ANYONE, summary="liveness and identity"),
     Route("GET", "/health/ready", admin.ready, ANYONE, summary="200 while writes are taken"),
     Route("GET", "/v1/status", admin.status, "config:read", summary="the whole daemon on one page"),
+    Route("GET", "/v1/doctor", diagnosis.daemon, "config:read", summary="what is wrong with the daemon"),
+    Route("GET", "/v1/doctor/{ref}", diagnosis.pair, MANAGE, summary="what is wrong with a pair"),
     Route("GET", "/v1/identity", admin.identity_show, "config:read", summary="DID, key, words"),
     Route("POST", "/v1/identity", admin.identity_generate, ADMIN, 4 * KIB, summary="make an identity"),
+    Route("POST", "/v1/identity/rotate", lifecycle.identity_rotate, ADMIN, 4 * KIB, summary="a new key, the same DID"),
+    Route("POST", "/v1/identity/export", lifecycle.identity_export, ADMIN, 4 * KIB, summary="with its secret keys"),
+    Route("POST", "/v1/identity/import", lifecycle.identity_import, ADMIN, 512 * KIB, summary="take one over"),
     Route("POST", "/v1/records", records.emit, WRITE, 8 * MIB, media=MANY, summary="emit one or many"),
     Route("GET", "/v1/records", records.query, READ, summary="by thread, actor, kind"),
     Route("GET", "/v1/records/{id}", records.one, READ, summary="one record"),
     Route("GET", "/v1/threads", records.threads, READ, summary="names, sizes"),
     Route("GET", "/v1/threads/{thread}/records", records.of_thread, READ, summary="records of a thread"),
+    Route("GET", "/v1/threads/{thread}/watch", watch.watch, READ, streams=True, summary="a thread as it grows"),
+    Route("GET", "/v1/threads/{thread}/snapshot", snapshots.of_thread, READ, streams=True, summary="a thread, whole"),
+    Route("GET", "/v1/snapshot", snapshots.of_all, ADMIN, streams=True, summary="every thread"),
+    Route("POST", "/v1/threads/restore", snapshots.restore, WRITE, 8 * MIB, media=NDJSON_ONLY, summary="a snapshot"),
+    Route("POST", "/v1/store/check", storage.check, ADMIN, 4 * KIB, streams=True, summary="every line of the log"),
+    Route("GET", "/v1/store/stats", storage.stats, ADMIN, summary="sizes, sync times"),
     Route("GET", "/v1/aitl", pairs.requests, "aitl:approve", summary="requests that wait"),
     Route("GET", "/v1/aitl/{id}", pairs.request_show, "aitl:approve", summary="one request"),
     Route("POST", "/v1/aitl/{id}/decide", pairs.decide, "aitl:approve", 4 * KIB, summary="approve or reject"),
     Route("POST", "/v1/federation/pairs", pairs.pair, ADMIN, 64 * KIB, streams=True, summary="pair with a peer"),
     Route("GET", "/v1/federation/pairs", pairs.listing, MANAGE, summary="every pair"),
     Route("GET", "/v1/federation/pairs/{ref}", pairs.show, MANAGE, summary="one pair in full"),
+    Route("GET", "/v1/federation/pairs/{ref}/acks", acks.acks, MANAGE, streams=True, summary="what the peer confirmed"),
     Route("POST", "/v1/federation/pairs/{ref}/{action}", pairs.act, MANAGE, 4 * KIB, summary="act on a pair"),
+    Route("POST", "/v1/federation/history", snapshots.history, MANAGE, 4 * KIB, summary="ask the peers for pair logs"),
     Route("POST", "/v1/sync", pairs.sync_all, MANAGE, 4 * KIB, summary="sync every pair"),
     Route("GET", "/v1/tokens", admin.tokens_list, ADMIN, summary="tokens, without their text"),
     Route("POST", "/v1/tokens", admin.tokens_mint, ADMIN, 4 * KIB, summary="mint a token"),
+    Route("GET", "/v1/tokens/{id}", lifecycle.token_show, ADMIN, summary="one token, without its text"),
+    Route("POST", "/v1/tokens/inspect", lifecycle.token_inspect, ADMIN, 4 * KIB, summary="what a token's text is"),
+    Route("POST", "/v1/tokens/rotate", lifecycle.tokens_rotate, ADMIN, 4 * KIB, summary="new tokens for every pair"),
+    Route("POST", "/v1/tokens/{id}/rotate", lifecycle.token_rotate, ADMIN, 4 * KIB, summary="replace a token"),
     Route("DELETE", "/v1/tokens/{id}", admin.tokens_revoke, ADMIN, summary="revoke a token"),
     Route("GET", "/v1/namespaces", admin.namespaces_list, READ, summary="the registry"),
     Route("POST", "/v1/namespaces", admin.namespaces_create, ADMIN, 4 * KIB, summary="register a namespace"),
-    Route("GET", "/v1/config", admin.settings, "config:read", summary="settings and their sources"),
+    Route("GET", "/v1/config", admin.settings, CONFIG, summary="settings and their sources"),
+    Route("GET", "/v1/config/permission-rules", rules.permission_list, CONFIG, summary="permission rules"),
+    Route("POST", "/v1/config/permission-rules", rules.permission_add, CHANGE, 16 * KIB, summary="add or replace"),
+    Route("POST", "/v1/config/permission-rules/test", rules.permission_test, CONFIG, 64 * KIB, summary="what they say"),
+    Route("DELETE", "/v1/config/permission-rules/{name}", rules.permission_remove, CHANGE, summary="remove one"),
+    Route("GET", "/v1/config/aitl-rules", rules.aitl_list, CONFIG, summary="rules of automatic approval"),
+    Route("POST", "/v1/config/aitl-rules", rules.aitl_add, CHANGE, 32 * KIB, summary="add or replace one"),
+    Route("DELETE", "/v1/config/aitl-rules/{name}", rules.aitl_remove, CHANGE, summary="remove one"),
     Route("GET", "/.well-known/syncropel", peers.manifest, ANYONE, summary="signed manifest"),
     Route("GET", "/.well-known/did.json", peers.did_document, ANYONE, summary="DID document"),
     Route("POST", "/v1/federation/pair", peers.ask, ANYONE, 64 * KIB, summary="handshake: ask"),
     Route("POST", "/v1/federation/pair/{id}/poll", peers.poll, ANYONE, 64 * KIB, summary="handshake: ask again"),
     Route("POST", "/v1/federation/pair/{id}/confirm", peers.confirm, ANYONE, 64 * KIB, summary="handshake: confirm"),
     Route("POST", "/v1/federation/pair/{id}/notify-revoke", peers.notify_revoke, ANYONE, 64 * KIB, summary="revoked"),
+    Route("POST", "/v1/federation/pair/{id}/renew", lifecycle.renew, ANYONE, 64 * KIB, summary="a new token, sealed"),
+    Route("POST", "/v1/federation/pair/{id}/log", snapshots.pair_log, ANYONE, 64 * KIB, summary="pair log, signed"),
+    Route("POST", "/v1/federation/pair/{id}/check", diagnosis.check, SYNC, 4 * KIB, summary="whether we reach it"),
     Route("GET", "/v1/sync/changes", peers.changes, SYNC, streams=True, summary="records since a cursor"),
-    Route("POST", "/v1/sync/records", peers.fetch, SYNC, 128 * KIB, summary="records by id"),
+    Route("POST", "/v1/sync/records", peers.records, SYNC, 5 * MIB, media=MANY, summary="by id, or pushed to us"),
     Route("POST", "/v1/sync/ack", peers.ack, SYNC, 8 * KIB, summary="position durably applied"),
     Route("GET", "/v1/sync/chains", peers.chains, SYNC, summary="a signer's key chain"),
 )

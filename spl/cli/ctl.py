@@ -9,18 +9,21 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ..core.errors import CODES, SplError, cli_code
 from ..core.limits import MIB, Limits
 from ..net.heads import WireError, encode_request
-from ..net.http1 import END, UNBOUNDED, Mark, ResponseHead, ResponseParser
+from ..net.http1 import END, UNBOUNDED, Mark, ResponseHead, ResponseParser, read_answer
 
 ANSWER_S: Final = 30.0
 LONG_S: Final = 3600.0
 """For what moves many records: a first sync of a long history has no smaller bound."""
 ANSWER_BYTES: Final = 64 * MIB
+KEPT_IDLE_S: Final = 20.0
+"""Less than any daemon or proxy keeps a silent connection open."""
 LINE_BYTES: Final = 8 * MIB
 SOCKET: Final = "run/spl.sock"
 JSON: Final = "application/json"
@@ -81,6 +84,10 @@ class Ctl:
         """Return the bytes that a GET answers."""
         return b"".join(self._pieces("GET", path, b"", JSON, ANSWER_S, ANSWER_BYTES))
 
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield the bytes that a GET answers as they arrive; a cut answer raises CtlError "disconnected"."""
+        return self._pieces("GET", path, b"", JSON, LONG_S, UNBOUNDED)
+
     def lines(self, path: str, body: bytes, media: str, silence_s: float) -> Iterator[dict[str, Any]]:
         """Return the objects of an NDJSON answer to a POST, each as it arrives.
 
@@ -95,6 +102,10 @@ class Ctl:
                 raise CtlError("answer-malformed", f"{self.where} sent a line over {LINE_BYTES} bytes")
         if rest:
             yield self._decode(rest)
+
+    def kept(self) -> "Kept":
+        """Return a connection that carries many requests one after another; nothing is dialled yet."""
+        return Kept(self._connect, self.where, self._authority, self._token, self._limits)
 
     def instance(self) -> str | None:
         """Return the daemon's DID, or None without identity."""
@@ -145,13 +156,59 @@ class Ctl:
             self._trace("the daemon stopped reading")
 
     def _decode(self, data: bytes) -> dict[str, Any]:
+        return _decoded(data, self.where)
+
+
+class Kept:
+    """Requests over one connection; after a fault, or when it idled too long, the next request dials another one.
+
+    One thread at a time may use it.
+    """
+
+    def __init__(
+        self, connect: Callable[[float], socket.socket], where: str, authority: str, token: str, limits: Limits
+    ) -> None:
+        self.where = where
+        self._connect = connect
+        self._headers = [("host", authority), ("content-type", JSON)]
+        if token:
+            self._headers.append(("authorization", f"Bearer {token}"))
+        self._limits = limits
+        self._sock: socket.socket | None = None
+        self._used_s = 0.0
+
+    def ask(self, method: str, target: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Return the object that the daemon answers within 30 s; raise CtlError as `Ctl` does."""
+        data = b"" if body is None else json.dumps(body).encode()
+        if time.monotonic() - self._used_s > KEPT_IDLE_S:
+            self.close()
+        sock, self._sock = self._sock or self._connect(ANSWER_S), None
+        keep = False
         try:
-            value = json.loads(data)
-        except (ValueError, RecursionError) as exc:
-            raise CtlError("answer-malformed", f"{self.where} did not answer with JSON") from exc
-        if not isinstance(value, dict):
-            raise CtlError("answer-malformed", f"{self.where} did not answer with a JSON object")
+            sock.sendall(encode_request(method, target, self._headers, data))
+            head, answer = read_answer(sock.recv, self._limits, method, ANSWER_BYTES)
+            keep = head.keep_alive
+        except WireError as exc:
+            raise CtlError("answer-malformed", f"{self.where} did not answer in HTTP: {exc.message}") from exc
+        except TimeoutError as exc:
+            raise CtlError("timeout", f"{self.where} did not answer within {ANSWER_S:.0f} s") from exc
+        except ConnectionError as exc:
+            raise CtlError("disconnected", f"{self.where} hung up before its answer was complete") from exc
+        finally:
+            if keep:
+                self._sock, self._used_s = sock, time.monotonic()
+            else:
+                sock.close()
+        value = _decoded(answer, self.where)
+        if head.status >= 300:
+            raise refusal(value, head.status)
         return value
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
 
 def open_ctl(home: str, env: Mapping[str, str], trace: Callable[[str], None]) -> Ctl:
@@ -209,6 +266,16 @@ def tilde(path: str, env: Mapping[str, str]) -> str:
     """Return a path as people write it: ~ for their own folder."""
     own = env.get("HOME", "").rstrip("/")
     return "~" + path[len(own) :] if own and path.startswith(own + "/") else path
+
+
+def _decoded(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise CtlError("answer-malformed", f"{where} did not answer with JSON") from exc
+    if not isinstance(value, dict):
+        raise CtlError("answer-malformed", f"{where} did not answer with a JSON object")
+    return value
 
 
 def _events(sock: socket.socket, parser: ResponseParser) -> Iterator[ResponseHead | bytes | Mark]:

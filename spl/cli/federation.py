@@ -1,14 +1,16 @@
 """`spl federation`: pairs with other instances."""
 
 from argparse import Namespace
-from typing import Final
+from typing import Any, Final
 
 from ..core.when import duration_ms
-from . import handshake, pairview
-from .command import Command, Group, Parser, Shell
+from . import handshake, pairview, soak
+from .command import Command, Group, Parser, Shell, UsageError
 from .ctl import quote
 from .handshake import PAIRS
 from .out import label_of, span_fine, state_paint
+
+TOKEN_BYTES_MAX: Final = 4096
 
 
 def _list(args: Namespace, shell: Shell) -> int:
@@ -30,7 +32,7 @@ def _list(args: Namespace, shell: Shell) -> int:
     troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded"]
     if troubled:
         need = "1 pair needs" if len(troubled) == 1 else f"{len(troubled)} pairs need"
-        out.hint(f"! {need} attention: spl federation show {troubled[0]}")
+        out.hint(f"! {need} attention: spl doctor {troubled[0]}")
     if not pairs:
         out.hint("no pairs yet; make one with: spl federation pair URL")
     return 0
@@ -48,15 +50,23 @@ def _pause(args: Namespace, shell: Shell) -> int:
 
 
 def _resume(args: Namespace, shell: Shell) -> int:
-    return _act(args, shell, "resume", {}, "resumed")
+    return _act(args, shell, "resume", {"resync": True} if args.resync else {}, "resumed")
 
 
 def _revoke(args: Namespace, shell: Shell) -> int:
-    return _act(args, shell, "revoke", {"reason": args.reason} if args.reason else {}, "revoked")
+    body: dict[str, object] = {"reason": args.reason} if args.reason else {}
+    return _act(args, shell, "revoke", {**body, "block": True} if args.block else body, "revoked")
 
 
 def _refresh(args: Namespace, shell: Shell) -> int:
-    return _act(args, shell, "refresh", {}, "refreshed")
+    return _act(args, shell, "refresh", {"expect_key": args.expect_key} if args.expect_key else {}, "refreshed")
+
+
+def _set_token(args: Namespace, shell: Shell) -> int:
+    text = shell.stdin.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
+    if not text:
+        raise UsageError("usage", "no token on stdin", hint=f"spl federation set-token {args.pair} < FILE")
+    return _act(args, shell, "set-token", {"token": text}, "token installed")
 
 
 def _set_mode(args: Namespace, shell: Shell) -> int:
@@ -79,10 +89,23 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     out.line(f"{pair['pair_id']}  {word}" + (f", state {state}" if not word.endswith(state) else ""))
     if action == "poll-interval" and pair["mode"] != "polling":
         out.note(f"it applies in mode polling; this pair's mode is {pair['mode']}")
-    if action == "revoke" and not pair.get("already"):
-        peer = label_of(pair["peer_did"])
-        out.note(f"tokens of both directions no longer work here; {peer} is told if it can be reached")
+    if action == "resume" and "records" in pair:
+        out.line(f"read again from the start: {pair['records']} records were new")
+    if action == "revoke":
+        _after_revoke(pair, shell)
     return 0
+
+
+def _after_revoke(pair: dict[str, Any], shell: Shell) -> None:
+    """Tell what the end of a pair means, and how records of the peer may still arrive."""
+    peer, hubs = label_of(pair["peer_did"]), pair.get("hubs") or []
+    if not pair.get("already"):
+        shell.out.note(f"tokens of both directions no longer work here; {peer} is told if it can be reached")
+    if pair.get("blocked"):
+        shell.out.note(f"what {peer} signed is refused from now on, also where a hub brings it")
+    elif hubs:
+        names = ", ".join(f"{label_of(hub['peer_did'])} ({hub['pair_id']})" for hub in hubs)
+        shell.out.note(f"records that {peer} signed may still arrive through {names}; --block refuses them")
 
 
 def _path(args: Namespace) -> str:
@@ -96,11 +119,22 @@ def _pair_option(parser: Parser) -> None:
 def _revoke_options(parser: Parser) -> None:
     _pair_option(parser)
     parser.add_argument("--reason", help="is kept in the pair's record")
+    parser.add_argument("--block", action="store_true", help="refuse what the peer signed, also through hubs")
+
+
+def _resume_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("--resync", action="store_true", help="read all from the start again and wait for it")
+
+
+def _refresh_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("--expect-key", metavar="KEY", help="the peer's key, six words or multibase, as its owner says")
 
 
 def _mode_options(parser: Parser) -> None:
     _pair_option(parser)
-    parser.add_argument("mode", metavar="MODE", help="polling or on-demand")
+    parser.add_argument("mode", metavar="MODE", help="polling, continuous or on-demand")
 
 
 def _interval_options(parser: Parser) -> None:
@@ -151,10 +185,11 @@ TREE: Final = (
             Command(
                 "federation resume",
                 "Takes up the sync of a paused pair at the saved cursor.\n"
-                "A pair that the peer paused stays paused until the peer resumes it.",
+                "All is read once more in the background, so that whatever the cursor skipped arrives too;\n"
+                "a pair that the peer paused stays paused until the peer resumes it.",
                 f"spl federation resume {_EXAMPLE}",
                 _resume,
-                _pair_option,
+                _resume_options,
             ),
             Command(
                 "federation revoke",
@@ -167,14 +202,24 @@ TREE: Final = (
             Command(
                 "federation refresh",
                 "Fetches the peer's manifest again now, after the peer rotated its key or moved.\n"
-                "It also completes a pending pair and learns whether the peer paused or revoked.",
+                "It also completes a pending pair, renews a due token, and learns of the peer's pause or revocation.\n"
+                "Where two key chains of the peer contradict each other, --expect-key settles which one holds.",
                 f"spl federation refresh {_EXAMPLE}",
                 _refresh,
+                _refresh_options,
+            ),
+            Command(
+                "federation set-token",
+                "Installs a token that the peer's operator minted for this pair (token mint --pair), from stdin.\n"
+                "It is tried in one call first, and the token before it stays until then.",
+                f"spl federation set-token {_EXAMPLE} < token.txt",
+                _set_token,
                 _pair_option,
             ),
             Command(
                 "federation set-mode",
-                "Sets when a pair syncs: polling asks at an interval, on-demand only when `spl sync` is run.\n"
+                "Sets when a pair syncs: continuous holds a stream open and gets records at once, polling asks at an\n"
+                "interval, on-demand syncs only when `spl sync` is run.\n"
                 "It is this side's own choice, for what this side pulls.",
                 f"spl federation set-mode {_EXAMPLE} on-demand",
                 _set_mode,
@@ -188,6 +233,7 @@ TREE: Final = (
                 _set_poll_interval,
                 _interval_options,
             ),
+            soak.COMMAND,
         ),
     ),
 )

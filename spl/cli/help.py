@@ -17,7 +17,7 @@ def _help(args: Namespace, shell: Shell) -> int:
     if not topic:
         shell.out.lines(main.overview())
     elif topic == ["codes"]:
-        shell.out.lines("\n".join(f"{code:<24}{entry.meaning}" for code, entry in CODES.items()))
+        shell.out.lines("\n".join(f"{code:<26}{entry.meaning}" for code, entry in CODES.items()))
     elif len(topic) == 1 and cli_code(topic[0]) in CODES:
         _explain(cli_code(topic[0]), shell)
     else:

@@ -1,5 +1,6 @@
 """`spl identity`: who this instance is, with and without a running daemon."""
 
+import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +8,12 @@ from typing import Any, Final
 
 from ..core.errors import SplError
 from ..core.limits import Limits
-from .command import Command, Group, Parser, Shell
+from .command import Command, Group, Parser, Shell, UsageError
 from .ctl import CtlError
 from .out import Out
 
 _NOT_FOUND: Final = 6
+EXPORT_BYTES_MAX: Final = 256 * 1024
 
 
 def identity_facts(identity: Mapping[str, Any], out: Out) -> list[tuple[str, str]]:
@@ -83,6 +85,83 @@ def _verify(args: Namespace, shell: Shell) -> int:
     return 0
 
 
+def _rotate_options(parser: Parser) -> None:
+    parser.add_argument("--compromised", action="store_true", help="the old key may be in other hands")
+
+
+def _rotate(args: Namespace, shell: Shell) -> int:
+    before, running = _present(shell)
+    if before is None:
+        raise SplError("identity-missing")
+    if running:
+        identity = shell.ctl.post("/v1/identity/rotate", {"compromised": args.compromised})
+    else:
+        identity = _offline(shell).rotate_identity(Path(shell.home), args.compromised)
+    out = shell.out
+    if not out.data("spl.identity/1", identity, lambda: str(identity["did"])):
+        out.card(identity_facts(identity, out))
+    told = "peers are told now" if running else "peers are told when the daemon starts"
+    out.note(f"{told}, and learn it at their next refresh otherwise; the DID stays")
+    out.hint("keep a copy of the new key: spl identity export --out FILE")
+    return 0
+
+
+def _export_options(parser: Parser) -> None:
+    parser.add_argument("--out", required=True, metavar="FILE", help="is made with mode 0600 and must not exist yet")
+
+
+def _export(args: Namespace, shell: Shell) -> int:
+    before, running = _present(shell)
+    if before is None:
+        raise SplError("identity-missing")
+    path = Path(args.out)
+    if path.exists():
+        raise UsageError("usage", f"{path} exists already")
+    text = shell.ctl.post("/v1/identity/export", {})["identity"] if running else _offline(shell).export_identity(
+        Path(shell.home)
+    )  # fmt: skip
+    _write_secret(path, str(text))
+    facts = {"did": before["did"], "path": str(path)}
+    if not shell.out.data("spl.identity_export/1", facts, lambda: str(path)):
+        shell.out.line(f"✓ {before['did']} is in {path}")
+    shell.out.note("whoever has this file is this instance: keep it where nobody else reads")
+    return 0
+
+
+def _import_options(parser: Parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="made by `spl identity export`")
+    parser.add_argument("--force", action="store_true", help="even where there is another identity")
+
+
+def _import(args: Namespace, shell: Shell) -> int:
+    try:
+        with Path(args.file).open("rb") as file:
+            text = file.read(EXPORT_BYTES_MAX).decode()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError("usage", f"{args.file} cannot be read: {getattr(exc, 'strerror', 'not text')}") from exc
+    _, running = _present(shell)
+    if running:
+        identity = shell.ctl.post("/v1/identity/import", {"identity": text, "force": args.force})
+    else:
+        identity = _offline(shell).import_identity(Path(shell.home), text, args.force)
+    if not shell.out.data("spl.identity/1", identity, lambda: str(identity["did"])):
+        shell.out.card(identity_facts(identity, shell.out))
+    shell.out.note("two daemons with one identity break each other's pairs: stop the one this came from")
+    return 0
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a new file that only its owner may read, durable when this returns."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as exc:
+        raise UsageError("usage", f"{path} cannot be written: {exc.strerror}") from exc
+
+
 def _present(shell: Shell) -> tuple[dict[str, Any] | None, bool]:
     """Return (the identity or None, whether a daemon told it).
 
@@ -134,6 +213,30 @@ TREE: Final = (
                 "With a running daemon the published documents are checked, else the keys in the home.",
                 "spl identity verify",
                 _verify,
+            ),
+            Command(
+                "identity rotate",
+                "Signs with a new key from now on; a signed statement of the old key hands over, and the DID stays.\n"
+                "With --compromised, records under the old key count only where known, or from this instance.",
+                "spl identity rotate",
+                _rotate,
+                _rotate_options,
+            ),
+            Command(
+                "identity export",
+                "Writes the identity with its secret keys to a new file that only you can read.\n"
+                "It is the one thing that cannot be made again: without it a lost home loses its DID and its pairs.",
+                "spl identity export --out alice.identity",
+                _export,
+                _export_options,
+            ),
+            Command(
+                "identity import",
+                "Takes over an exported identity, as into a new home after a loss, and publishes it at once.\n"
+                "A home with another identity refuses it without --force.",
+                "spl identity import alice.identity",
+                _import,
+                _import_options,
             ),
         ),
     ),

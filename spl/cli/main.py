@@ -30,6 +30,8 @@ PLACES: Final[Mapping[str, Place]] = {
     "init": Place("init", "Create the home folder, identity and admin token."),
     "serve": Place("serve", "Run the daemon."),
     "status": Place("status", "Show what the daemon does and what needs attention."),
+    "doctor": Place("doctor", "Find what is wrong, and say what mends it."),
+    "logs": Place("logs", "Read this home's log, filtered."),
     "health": Place("status", "Tell whether the daemon answers."),
     "identity": Place("identity", "Generate, show and verify this instance's identity.", group=True),
     "federation": Place("federation", "Pair with other instances and manage the pairs.", group=True),
@@ -40,10 +42,12 @@ PLACES: Final[Mapping[str, Place]] = {
     "know": Place("emit", "Emit a record of a fact."),
     "learn": Place("emit", "Emit a record of a lesson."),
     "emit": Place("emit", "Emit records written as JSON."),
-    "thread": Place("threads", "List threads and their records.", group=True),
+    "thread": Place("threads", "List, snapshot and restore threads and their records.", group=True),
+    "store": Place("storage", "Check the log on disk and show its sizes.", group=True),
+    "debug": Place("debug", "Compare records, threads and snapshots.", group=True),
     "namespace": Place("namespaces", "Create and list namespaces, which separate tenants.", group=True),
     "token": Place("tokens", "Mint, list and revoke access tokens.", group=True),
-    "config": Place("settings", "Show the configuration in effect.", group=True),
+    "config": Place("settings", "Show the configuration; add, list and remove rules.", group=True),
     "help": Place("help", "Explain a command or an error code."),
     "version": Place("version", "Print the version."),
 }
@@ -168,14 +172,17 @@ def _asks_help(rest: list[str]) -> bool:
 def _unknown(words: str) -> UsageError:
     """Return the error for unknown words, with the nearest command where one is near.
 
-    A verb without its noun counts as near: `pair` means `federation pair`.
+    A verb without its noun counts as near: `pair` means `federation pair`; a misspelt one less than a misspelt noun.
     """
     names = list(PLACES)
     for noun in [noun for noun, place in PLACES.items() if place.group]:
         group = _entries(noun)[noun]
         assert isinstance(group, Group)
         names += [command.name for command in group.commands]
-    ranked = sorted((min(_distance(words, name), _distance(words, name.rpartition(" ")[2])), name) for name in names)
+    verbs = [_distance(words, name.rpartition(" ")[2]) for name in names]
+    ranked = sorted(
+        (min(_distance(words, name), cost + (cost > 0)), name) for cost, name in zip(verbs, names, strict=True)
+    )
     cost, name = ranked[0]
     if cost > max(1, len(words) // 3):
         return UsageError("usage", f"unknown command '{words}'", hint="spl help lists the commands")

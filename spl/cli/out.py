@@ -10,8 +10,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from types import MappingProxyType
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 from ..core.errors import CODES, SplError
 from ..core.when import ms_of, text_of
@@ -65,6 +66,11 @@ class Out:
         return self._tty and self.form == "table"
 
     @property
+    def interactive(self) -> bool:
+        """Whether a person sees what is said, as it is said: then a state is drawn in place."""
+        return self._tty_err
+
+    @property
     def wide(self) -> bool:
         """Whether all columns were asked for."""
         return self.form == "wide"
@@ -74,6 +80,14 @@ class Out:
     def line(self, text: str = "") -> None:
         """Print one line of the result, and show it at once."""
         _write(self._stdout, clean(text))
+
+    def raw(self, data: bytes) -> None:
+        """Print bytes of a file format as they are; on a terminal as text that cannot drive it."""
+        if self._tty:
+            self.lines(data.decode(errors="replace"))
+            return
+        self._stdout.flush()
+        cast(TextIOWrapper, self._stdout).buffer.write(data)
 
     def lines(self, text: str) -> None:
         """Print a text of several lines, such as a help page."""

@@ -1,12 +1,21 @@
 """`spl federation show`: one pair on one page, from the daemon's detail form."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
+from ..core.when import ms_of
 from .handshake import map_text
-from .out import Out, column, scopes_text, span_fine
+from .out import Out, column, scopes_text, span, span_fine
 
 Detail = Mapping[str, Any]
+
+FRESH_MS: Final = 45_000
+"""How old the peer's last word may be and still count as now: the silence after which a stream is dead."""
+REACH: Final = {
+    "we-push": "pushes to the peer",
+    "peer-pushes": "served by push (peer opens the connections)",
+}
+_BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 def state_of(pair: Detail) -> str:
@@ -22,13 +31,16 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     yield "peer", f"{pair['peer_did']}   {pair['url']}"
     yield "state", _state(pair, out)
     yield "mode", _mode(pair, out)
-    yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor"))
+    if pair.get("reach") in REACH:
+        yield "reach", _reach(pair, out)
+    yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor")) + _as_of(pair, out)
     if pair.get("outbound"):
         yield "read by the peer", cursor_text(pair["outbound"])
     if pair.get("last_confirmed_at"):
-        yield "last confirmed", out.ago(pair["last_confirmed_at"])
+        yield "last confirmed", _confirmed(pair, out)
     if pair.get("peer_view"):
-        yield "peer view", _peer_view(pair["peer_view"], out)
+        read = f"; it last read from us {out.ago(pair['last_read_at'])}" if pair.get("last_read_at") else ""
+        yield "peer view", _peer_view(pair["peer_view"], out) + read
     if pair.get("manifest"):
         yield "manifest", _manifest(pair["manifest"], out)
     if pair.get("peer_words"):
@@ -44,6 +56,8 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "refused", f"{pair['refused_records']} records"
     if pair.get("last_error"):
         yield "last error", _error(pair["last_error"], out)
+    if any(lag is not None for lag in pair.get("lags") or []):
+        yield "lag, last 30 min", f"{sparkline(pair['lags'])}  (records)"
     yield from column("transitions", [_transition(item) for item in pair.get("transitions") or []])
     if pair.get("fix"):
         yield "fix", str(pair["fix"])
@@ -55,6 +69,36 @@ def cursor_text(cursor: Mapping[str, Any] | None) -> str:
         return "none yet"
     lag = cursor.get("lag_records")
     return f"clock={cursor['clock']}, lagging by {'unknown' if lag is None else lag} records"
+
+
+def sparkline(lags: Sequence[int | None]) -> str:
+    """Return one bar a value, the tallest for the greatest; "·" for an unknown one."""
+    top = max((lag for lag in lags if lag is not None), default=0) or 1
+    return "".join("·" if lag is None else _BARS[min(len(_BARS) - 1, lag * len(_BARS) // (top + 1))] for lag in lags)
+
+
+def _is_fresh(pair: Detail, out: Out) -> bool:
+    """Tell whether the peer's last word is young enough to say something of now."""
+    return not pair.get("attempt") and out.now_ms() - ms_of(pair["last_confirmed_at"]) <= FRESH_MS
+
+
+def _as_of(pair: Detail, out: Out) -> str:
+    """Return how old a lag of nothing is, unless the peer confirmed it just now."""
+    lag = (pair.get("last_sync_cursor") or {}).get("lag_records")
+    if lag != 0 or not pair.get("last_confirmed_at") or _is_fresh(pair, out):
+        return ""
+    return f" (as of {out.ago(pair['last_confirmed_at'])})"
+
+
+def _confirmed(pair: Detail, out: Out) -> str:
+    """Return when the peer last told what it holds, and what that means today."""
+    text, lag = out.ago(pair["last_confirmed_at"]), (pair.get("last_sync_cursor") or {}).get("lag_records")
+    if _is_fresh(pair, out):
+        return f"{text}, caught up" if lag == 0 else text
+    if pair.get("attempt") or pair["state"] == "degraded":
+        before = pair.get("caught_up_ms")
+        return f"{text}; before that caught up for {span(before)}" if before else text
+    return f"{text}, caught up then" if lag == 0 else text
 
 
 def _state(pair: Detail, out: Out) -> str:
@@ -69,17 +113,26 @@ def _mode(pair: Detail, out: Out) -> str:
     text = str(pair["mode"])
     if text == "polling":
         text += f" every {span_fine(int(pair['poll_interval_ms']))}"
+    stream = pair.get("stream") or {}
+    if stream.get("since"):
+        text += f", stream {stream['state']} since {out.ago(stream['since'])}"
     if pair.get("next_attempt_at"):
         attempt = f" (attempt {pair['attempt']})" if pair.get("attempt") else ""
         text += f", next attempt {out.until(pair['next_attempt_at'])}{attempt}"
     return text
 
 
+def _reach(pair: Detail, out: Out) -> str:
+    """Return which way a pair runs that does not run both ways, and what hinders our push."""
+    error = (pair.get("push") or {}).get("last_error")
+    return REACH[pair["reach"]] + (f"; the last push failed: {_error(error, out)}" if error else "")
+
+
 def _peer_view(view: Mapping[str, Any], out: Out) -> str:
     """Return what the peer last said about the pair, in the order in which it said it."""
     parts = [str(view["state"])] if view.get("state") else []
     for name, value in view.items():
-        if name != "state" and value not in (None, ""):
+        if name not in ("state", "reach") and value not in (None, ""):
             parts.append(out.ago(value) if name == "at" else f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts)
 

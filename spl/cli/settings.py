@@ -1,9 +1,10 @@
-"""`spl config`: the configuration in effect."""
+"""`spl config`: the configuration in effect, and the rules."""
 
 from argparse import Namespace
 from typing import Any, Final
 
 from .command import Command, Group, Shell
+from .rules import COMMANDS
 
 
 def _show(args: Namespace, shell: Shell) -> int:
@@ -37,6 +38,7 @@ TREE: Final = (
                 "spl config show",
                 _show,
             ),
+            *COMMANDS,
         ),
     ),
 )

@@ -4,13 +4,15 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from ..core.when import ms_of
 from .command import Command, Parser, Shell
 from .ctl import CtlError
-from .out import size, span, span_fine
+from .out import Out, size, span, span_fine
+from .pairview import FRESH_MS
 
 _PROBLEMS: Final = 3
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")
-_NOT_READY: Final = frozenset({"overloaded", "shutting-down", "task-dead", "store-readonly"})
+_NOT_READY: Final = frozenset({"warming-up", "overloaded", "shutting-down", "task-dead", "store-readonly"})
 
 
 def _status_options(parser: Parser) -> None:
@@ -20,13 +22,13 @@ def _status_options(parser: Parser) -> None:
 def _status(args: Namespace, shell: Shell) -> int:
     status = shell.ctl.get("/v1/status")
     if not shell.printed("spl.status/1", status):
-        for line in _lines(status):
+        for line in _lines(status, shell.out):
             shell.out.line(line)
         _attention(status["attention"], shell)
     return _PROBLEMS if args.check and status["attention"] else 0
 
 
-def _lines(status: Mapping[str, Any]) -> Iterator[str]:
+def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
     """Yield the lines of the report; what this daemon does not measure has none."""
     identity, store, pairs = status["identity"], status["store"], status["pairs"]
     name, did = (identity["label"], identity["did"]) if identity else ("-", "no identity (spl identity generate)")
@@ -39,18 +41,22 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield f"store   {', '.join(parts)}"
     counts = [f"{pairs[state]} {state}" for state in _COUNTED_STATES if pairs.get(state)]
     yield f"pairs   {pairs['total']}" + (f": {', '.join(counts)}" if counts else "")
-    yield from _lag(status.get("lag") or {})
+    yield from _lag(status.get("lag") or {}, out)
     queue = status.get("queue") or {}
     if queue.get("now") is not None:
-        yield f"queue   {queue['now']} now" + (f", max {queue['max']}" if queue.get("max") is not None else "")
+        most = f", max {queue['max']} in the last hour" if queue.get("max") is not None else ""
+        yield f"queue   {queue['now']} now{most}"
 
 
-def _lag(lag: Mapping[str, Any]) -> Iterator[str]:
+def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
     parts = []
     if lag.get("p50_ms") is not None:
-        parts.append(f"p50 {lag['p50_ms']:,.0f} ms, p99 {lag['p99_ms']:,.0f} ms")
+        parts.append(f"p50 {lag['p50_ms']:,.0f} ms, p99 {lag['p99_ms']:,.0f} ms (last 5 min)")
     if lag.get("worst_pair_id") and lag.get("lag_records"):
         parts.append(f"worst {lag['worst_pair_id']}, {lag['lag_records']:,} records")
+    confirmed_at = lag.get("oldest_confirmed_at")
+    if confirmed_at and out.now_ms() - ms_of(confirmed_at) > FRESH_MS:
+        parts.append(f"oldest confirmation {lag['oldest_pair_id']}, {out.ago(confirmed_at)}")
     if parts:
         yield f"lag     {'; '.join(parts)}"
 

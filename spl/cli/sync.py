@@ -27,7 +27,8 @@ def _sync(args: Namespace, shell: Shell) -> int:
     body = {"thread": thread} if thread else {}
     answer = shell.ctl.post(f"/v1/federation/pairs/{quote(pair)}/sync", body, LONG_S)
     if not shell.printed("spl.sync/1", answer):
-        shell.out.line(f"{answer.get('pair_id', pair)}  {answer['records']} records")
+        pushed = f", {answer['pushed']} pushed" if answer.get("reach") == "we-push" else ""
+        shell.out.line(f"{answer.get('pair_id', pair)}  {answer['records']} records{pushed}")
     return 0
 
 

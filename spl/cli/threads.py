@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, Final
 
 from ..core.errors import SplError
+from .backup import RESTORE, SNAPSHOT
 from .command import Command, Group, Parser, Shell, UsageError
 from .out import column
 
@@ -163,6 +164,8 @@ TREE: Final = (
                 _show,
                 _thread_option,
             ),
+            SNAPSHOT,
+            RESTORE,
         ),
     ),
 )

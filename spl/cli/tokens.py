@@ -4,10 +4,14 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..core.errors import cli_code
 from ..core.when import duration_ms
 from .command import Command, Group, Parser, Shell, UsageError
 from .ctl import quote
 from .out import scopes_text
+
+TOKEN_BYTES_MAX: Final = 4096
+_PROBLEMS: Final = 3
 
 
 def _mint_options(parser: Parser) -> None:
@@ -62,6 +66,59 @@ def _revoke(args: Namespace, shell: Shell) -> int:
     return 0
 
 
+def _rotate_options(parser: Parser) -> None:
+    parser.add_argument("ref", nargs="?", metavar="PAIR|TOKEN_ID", help="one pair or token; every live pair without")
+
+
+def _rotate(args: Namespace, shell: Shell) -> int:
+    if args.ref and not args.ref.startswith("tok_"):
+        pair = shell.ctl.post(f"/v1/federation/pairs/{quote(args.ref)}/rotate-tokens", {})
+        if not shell.printed("spl.pair/1", pair):
+            held = next(token for token in pair["tokens"] if token["direction"] == "issued to us")
+            shell.out.line(f"{pair['pair_id']}  rotated, {held['token_id']}")
+            shell.out.note("the old tokens work until the new ones were used")
+        return 0
+    if args.ref:
+        minted = shell.ctl.post(f"/v1/tokens/{quote(args.ref)}/rotate", {})
+        if not shell.printed("spl.token/1", minted):
+            shell.out.line(str(minted["token"]))
+            shell.out.note(f"{minted['token_id']} replaces {minted['replaced']}, which no longer works")
+        return 0
+    rows = shell.ctl.post("/v1/tokens/rotate", {})["data"]
+    if not shell.printed("spl.tokens_rotated/1", rows):
+        for row in rows:
+            error = row.get("error")
+            text = f"FAILED: {error['message']} [{cli_code(error['code'])}]" if error else f"rotated, {row['token_id']}"
+            shell.out.line(f"{row['pair_id']}  {text}")
+        if not rows:
+            shell.out.hint("no live pairs; an ordinary token is rotated by its id: spl token list")
+    return _PROBLEMS if any(row.get("error") for row in rows) else 0
+
+
+def _info_options(parser: Parser) -> None:
+    parser.add_argument("token_id", nargs="?", metavar="TOKEN_ID", help="from `spl token list` or `federation show`")
+    parser.add_argument("--stdin", action="store_true", help="read the token's text from stdin instead")
+
+
+def _info(args: Namespace, shell: Shell) -> int:
+    if args.stdin == bool(args.token_id):
+        raise UsageError("usage", "give a TOKEN_ID or --stdin")
+    if args.stdin:
+        text = shell.stdin.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
+        token = shell.ctl.post("/v1/tokens/inspect", {"token": text})
+    else:
+        token = shell.ctl.get(f"/v1/tokens/{quote(args.token_id)}")
+    if not shell.printed("spl.token/1", token):
+        facts = [
+            ("token_id", token["token_id"]), ("state", _state(token, shell)), ("scopes", scopes_text(token["scopes"])),
+            ("expires", token.get("expires_at") or "never"), ("namespaces", ",".join(token.get("namespaces") or [])),
+            ("pair", token.get("pair_id")), ("issued to", token.get("peer_did")),
+            ("issued by", token.get("issuer_did")), ("label", token.get("label")),
+        ]  # fmt: skip
+        shell.out.card([(name, str(value)) for name, value in facts if value])
+    return 0
+
+
 def _scopes(text: str) -> list[str]:
     scopes = [scope.strip() for scope in text.split(",") if scope.strip()]
     if not scopes:
@@ -108,6 +165,22 @@ TREE: Final = (
                 "spl token revoke tok_91ab03cd",
                 _revoke,
                 _revoke_options,
+            ),
+            Command(
+                "token rotate",
+                "Replaces the tokens of one pair or of all; the old ones work until the new ones were used.\n"
+                "A TOKEN_ID replaces an ordinary token: its successor's text is printed once, and the old one ends.",
+                "spl token rotate pair_a1b2c3d4",
+                _rotate,
+                _rotate_options,
+            ),
+            Command(
+                "token info",
+                "Shows what a token may do, whose it is and when it ends, by id or by its text on stdin.\n"
+                "The text itself is never shown.",
+                "spl token info tok_91ab03cd",
+                _info,
+                _info_options,
             ),
         ),
     ),

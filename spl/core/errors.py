@@ -40,9 +40,12 @@ CODES: Final[dict[str, Code]] = {
     # records and signatures
     "record-id": Code(422, 10, "The id is not the SHA-256 of the record.", "the source is damaged or lies: spl doctor"),
     "record-signature": Code(422, 10, "The record's signature does not verify.", "the source is damaged or lies: spl doctor"),
+    "signer-blocked": Code(403, 10, "The record's signer is blocked here.", "spl federation pair URL lifts it"),
     "chain-unknown": Code(422, 10, "The signer's key chain is not known here.", "it is fetched from the peer at the next sync"),
     "chain-broken": Code(422, 10, "The key chain does not lead from the DID's first key to the present one.", "on the peer: spl identity verify"),
     "chain-fork": Code(422, 10, "Two successors claim the same key.", "compare key words by voice, then pair with --expect-key"),
+    "snapshot-malformed": Code(422, 10, "The text is not a whole snapshot: header, count, digest and lines do not agree.", "take it again: spl thread snapshot THREAD"),
+    "snapshot-upload": Code(409, 7, "The pieces of the restore do not follow one another.", "spl thread restore again; what is stored is passed over"),
     # HTTP
     "bad-request": Code(400, 2, "The bytes are not HTTP/1.1.", "check the client or the proxy between"),
     "bad-length": Code(400, 2, "Content-Length is not one run of digits.", "check the client or the proxy between"),
@@ -67,9 +70,13 @@ CODES: Final[dict[str, Code]] = {
     "auth-invalid": Code(401, 4, "The bearer token is unknown, expired, revoked or lacks its proof of possession.", "spl token list, spl token mint"),
     "scope-forbidden": Code(403, 4, "The token does not hold the scope this needs.", "mint a token with the scope named in the message"),
     "permission-denied": Code(403, 4, "A permission rule denies this.", "spl config list-permission-rules"),
+    "rule-syntax": Code(400, 2, "The expression does not parse.", "spl config add-permission-rule --help explains the language"),
+    "rule-type": Code(400, 2, "The expression asks for a field that is missing, or treats a value as another type.", "guard the field with has(), and try it: spl config test-permission"),
+    "rule-cost": Code(400, 2, "The expression costs more than an evaluation may.", "look at fewer or shorter things, and for single ones"),
     "token-in-query": Code(400, 4, "Tokens in query strings end up in logs and are refused.", "send it as a header"),
     # identity and manifest
     "identity-missing": Code(409, 7, "This daemon has no identity, so it can neither sign nor pair.", "spl identity generate"),
+    "identity-exists": Code(409, 7, "There is an identity already.", "spl identity show"),
     "identity-damaged": Code(500, 12, "The identity file cannot be read or does not certify its own DID.", "restore it: spl identity import FILE"),
     "identity-cloned": Code(409, 7, "The peer answers with this daemon's own DID.", "give one of them its own: spl identity generate --force"),
     "did-invalid": Code(400, 10, "The DID is malformed or does not certify the key.", "ask the peer for: spl identity show"),
@@ -89,6 +96,7 @@ CODES: Final[dict[str, Code]] = {
     "message-malformed": Code(400, 10, "The signed message is not of the expected form.", "upgrade the older side"),
     "message-signature": Code(401, 10, "The signature of the message does not verify.", "the message was changed on the way or its sender rotated its key: spl federation refresh"),
     "message-audience": Code(403, 10, "The message is addressed to somebody else.", "pair with the URL of the instance meant"),
+    "message-replayed": Code(409, 10, "The nonce of the message was used before.", "send a new message"),
     "clock-skew": Code(400, 10, "The message is more than 5 minutes from our clock.", "set both clocks; --no-strict goes by the peer's"),
     "sealed-token": Code(422, 10, "The sealed token does not open, or was made for another message.", "spl federation pair again"),
     "pair-request-seen": Code(410, 7, "This pair request was answered before; ask with poll.", "spl federation pair again"),
@@ -102,6 +110,7 @@ CODES: Final[dict[str, Code]] = {
     # sync
     "cursor-invalid": Code(400, 9, "The cursor is not one of ours.", "start again without a cursor; records known are skipped"),
     "cursor-reset": Code(409, 9, "The log behind the cursor is another one.", "the consumer starts again by itself"),
+    "push-position": Code(409, 9, "What the peer pushes does not begin where we stand with it.", "it goes on from the cursor in the answer by itself"),
     "peer-rewound": Code(502, 9, "The peer's log was set back more than three times within an hour.", "on the peer: spl store check"),
     "scope-violation": Code(403, 10, "The record lies outside what this pair agreed to share.", "spl federation show PAIR_ID"),
     "answer-malformed": Code(502, 9, "The peer's answer is not of the expected form.", "spl federation refresh PAIR_ID, upgrade the older side"),
@@ -127,7 +136,23 @@ CODES: Final[dict[str, Code]] = {
     "config-invalid": Code(500, 78, "The configuration has an unknown key or a bad value.", "correct the line named in the message"),
     "listen-failed": Code(500, 78, "The address cannot be listened on.", "choose another with --host and --port"),
     # findings of doctor and status
+    "warming-up": Code(503, 9, "The daemon reads its log into the index and answers when that is done.", "wait; its output shows the progress"),
+    "disk-low": Code(507, 3, "The disk of the store is nearly full; at the end of it the daemon takes no more records.", "free some space, or move the home"),
+    "loop-blocked": Code(503, 3, "The daemon's event loop runs late, so everything waits: the machine is overloaded.", "look at its load: top, iostat"),
+    "tls-expiry": Code(502, 3, "The peer's TLS certificate ends soon, and no sync goes past its end.", "on the peer: renew the certificate"),
+    "manifest-differs-outside": Code(502, 10, "A manifest arrives with other bytes than its daemon serves: a cache or a proxy stands between.", "let the proxy pass /.well-known/ uncached and unchanged"),
+    "reverse-unreachable": Code(502, 9, "The peer cannot reach us, so it cannot pull; we still pull from it.", "make public_url reachable from there: port, tunnel or DNS"),
+    "token-expiring": Code(401, 3, "A token of the pair expires soon; the daemons renew it, and until now that did not succeed.", "spl federation refresh PAIR_ID"),
     "token-expired": Code(401, 4, "A token of the pair has expired; cursors are kept and nothing is lost.", "spl federation refresh PAIR_ID"),
+    "token-scope": Code(403, 4, "The peer's token lacks a scope: sync needs federation:sync and federation:subscribe.", "spl federation refresh PAIR_ID"),
+    "peer-paused": Code(409, 7, "The peer paused the pair, and only the peer can resume it; nothing is lost.", "on the peer: spl federation resume PAIR_ID"),
+    "peer-revoked": Code(410, 7, "The peer revoked the pair; that is final.", "spl federation pair URL"),
+    "cursor-stalled": Code(504, 9, "Records wait on the peer and our position does not move; reading again is safe and skips what is known.", "spl sync PAIR_ID"),
+    "cursor-skip-suspect": Code(502, 9, "The peer counts more records than it hands out, also after a restart: old sources skip records of equal clock.", "upgrade the peer, then spl federation pause and resume PAIR_ID"),
+    "stream-buffering": Code(502, 9, "Something between buffers the stream, so records arrive late and in lumps.", "switch off response buffering in the proxy before the peer"),
+    "stream-flapping": Code(502, 9, "The stream breaks again and again; each time it resumes by its cursor and nothing is lost.", "look at timeouts of proxies between, or use mode polling"),
+    "queue-high": Code(503, 3, "Records wait between network and store: taking them in is slower than their arrival.", "look at the disk and the processor of this machine"),
+    "poll-interval-long": Code(409, 3, "The pair polls seldom, so its news may be old.", "spl federation set-poll-interval PAIR_ID 5m"),
 }
 """Every code; `tools/check.py` holds it against what the code raises."""
 

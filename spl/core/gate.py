@@ -19,6 +19,7 @@ from .record import Envelope
 CHAIN_UNKNOWN = "chain-unknown"
 SCOPE_VIOLATION = "scope-violation"
 SIGNATURE = "record-signature"
+BLOCKED = "signer-blocked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,18 @@ class Gate:
         chains: Mapping[str, Chain],
         roots: Roots,
         limits: Limits,
+        blocked: frozenset[str] = frozenset(),
     ) -> None:
-        """`actors` empty means all; `chains` are verified and pinned, ours and the peer's among them."""
+        """`actors` empty means all; `chains` are verified and pinned, ours and the peer's among them.
+
+        `blocked` are DIDs whose records are refused, whoever brings them.
+        """
         self.namespaces = namespaces
         self.actors = actors
         self.own_did = own_did
         self.peer_did = peer_did
         self.limits = limits
+        self.blocked = blocked
         self._roots = roots
         # Multibase costs more than a hash, so each chain's keys are written out once.
         self._keys = {did: _usable_keys(chain, did == peer_did) for did, chain in chains.items()}
@@ -92,7 +98,7 @@ class Gate:
         except SplError as exc:
             return Verdict(claimed_id(value), name, exc.code)
         by = envelope.sig.by
-        code = self._scope_code(envelope, name) or self._signature_code(envelope)
+        code = self._scope_code(envelope, name) or self.signature_code(envelope)
         return Verdict(envelope.id, name, code, by, envelope)
 
     def _scope_code(self, envelope: Envelope, ns: str) -> str:
@@ -101,12 +107,15 @@ class Gate:
             return SCOPE_VIOLATION
         if ns not in self.namespaces or record.namespace_of(value) != ns:
             return SCOPE_VIOLATION
+        if envelope.sig.by in self.blocked:
+            return BLOCKED
         actor = value["actor"]
         if actor.startswith(record.INSTANCE_PREFIX) and actor != envelope.sig.by:
             return SCOPE_VIOLATION
         return SCOPE_VIOLATION if self.actors and actor not in self.actors else ""
 
-    def _signature_code(self, envelope: Envelope) -> str:
+    def signature_code(self, envelope: Envelope) -> str:
+        """Return "" when the envelope's signature holds under a chain known here, else the code that refuses it."""
         sig = envelope.sig
         known = self._keys.get(sig.by)
         key = known.get(sig.key) if known is not None else None

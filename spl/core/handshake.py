@@ -5,9 +5,12 @@
     poll      either    -> other       "how does it stand with you; with me it stands so"
     confirm   initiator -> responder   "I hold your token and my genesis is durable"
     notify    either    -> other       "I revoked the pair"
+    renew     either    -> other       "give me a new token for the pair"; the answer holds it, sealed
 
 Every message gets a signed answer {request_digest, status, state, …}.  The grant is kept as it was made and travels
 inside the answers to later polls, byte-identical, until the confirmation; its nonce is that of its sealed token.
+But for the request, a message carries its sender's present manifest, so that a peer which rotated its key or moved
+says so itself and its message can be verified.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +21,7 @@ from . import bearer, keys, manifest, message, namespace
 from .errors import SplError
 from .keys import SecretKey
 from .limits import Limits
-from .manifest import Manifest
+from .manifest import Manifest, ManifestError
 from .standing import (
     MODES,
     STARTS,
@@ -242,10 +245,28 @@ def standing(pair: Pair) -> tuple[int, str, dict[str, object]]:
     return 200, "paused" if pair.paused_by in ("us", "both") else "active", {}
 
 
-def poll_fields(pair: Pair, own_did: str, now_ms: int, nonce: str) -> dict[str, object]:
-    """Return the fields of a poll, which also says where the pair stands with us."""
-    state = standing(pair)[1]
-    return {**message.head(own_did, pair.peer_did, pair.pair_id, now_ms, nonce), "state": state}
+def introduced(fields: Mapping[str, Any], pair: Pair, now_ms: int, limits: Limits) -> Manifest | None:
+    """Return the sender's manifest in a message of the pair's peer, when it holds and grew from the one we know.
+
+    None where there is none, or one that is no news; the key that we know then decides.  Raises ManifestError
+    "chain-fork" for a second successor of one of its keys.
+    """
+    if fields.get("manifest") is None:
+        return None
+    try:
+        return manifest.judge(
+            manifest.from_json(fields["manifest"], limits), now_ms=now_ms, strict=pair.proposal.strict,
+            expect_did=pair.peer_did, pinned=pair.chain, newer_than_ms=pair.peer.signed_at_ms,
+        )  # fmt: skip
+    except ManifestError as exc:
+        if exc.code == "chain-fork":
+            raise
+        return None
+
+
+def poll_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:
+    """Return the fields of a poll, which also says where the pair stands with us, with what more it says."""
+    return word_fields(pair, own_did, now_ms, nonce, state=standing(pair)[1], **more)
 
 
 def word_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:

@@ -53,6 +53,7 @@ class Limits:
     waiting_writes: int = 4096
     waiting_bytes: int = 32 * MIB
     page_records: int = 10_000
+    restore_bytes: int = 16 * 1024 * MIB
     page_records_default: int = 1000
     page_bytes: int = 4 * MIB
     query_records: int = 10_000
@@ -68,6 +69,7 @@ class Limits:
     request_ttl_s: float = 86_400.0
     namespaces_per_pair: int = 64
     pairs_count: int = 1024
+    rules_count: int = 256
     handshakes_per_minute: int = 60
 
     # sync

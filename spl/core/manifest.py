@@ -228,6 +228,18 @@ def judge(
     return manifest
 
 
+def says_more(manifest: Manifest, before: Manifest, now_ms: int) -> bool:
+    """Tell whether a newer manifest is worth a record: it says something else, or the one kept is half used up.
+
+    Peers sign theirs anew at each start; that alone changes nothing.
+    """
+    said, had = (
+        {name: value for name, value in each.raw.items() if name != "signature"} for each in (manifest, before)
+    )
+    aged = 2 * now_ms > before.signed_at_ms + before.expires_at_ms
+    return said != had or (aged and manifest.signed_at_ms > before.signed_at_ms)
+
+
 def _timely(manifest: Manifest, now_ms: int) -> None:
     signed, expires, now = (when.text_of(ms) for ms in (manifest.signed_at_ms, manifest.expires_at_ms, now_ms))
     if manifest.signed_at_ms > now_ms + CLOCK_SKEW_MS:

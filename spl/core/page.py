@@ -4,8 +4,11 @@
 
 `ns` names each record's namespace at the source and is as long as `records`.  `peer_view` is how the source sees the
 pair: `state`, `reason`, `head` (records in the reader's scope), `acked` (how many of them the reader confirmed, null
-before it did), `queue` (records waiting in the source's own intake from the reader) and, in a page, `clock` (records
-in scope up to `next_cursor`).
+before it did), `queue` (records waiting in the source's own intake from the reader), `reach` (which way the pair runs,
+see reach.py; left out as long as that is not known) and, in a page, `clock` (records in scope up to `next_cursor`).
+
+In a stream each record is one event, whose data is the stored envelope with `ns` as a further member; the last of a
+write also has `clock`, which counts up to the cursor that is the event's id.
 """
 
 import json
@@ -17,6 +20,7 @@ from typing import Any
 from . import canon
 from .cursor import TEXT_CHARS_MAX
 from .errors import SplError
+from .reach import WORDS
 
 
 class PageError(SplError):
@@ -69,6 +73,26 @@ def decode(data: bytes, records_max: int, *, fetched: bool = False) -> Page:
     return Page(records, ns, cursor, has_more, read_view(view), len(data))
 
 
+def with_ns(envelope: bytes, ns: str, clock: int | None = None) -> bytes:
+    """Return the data of a record's event: one line of JSON."""
+    rest = b"}" if clock is None else b',"clock":%d}' % clock
+    return b'%b,"ns":%b%b' % (envelope[:-1], json.dumps(ns).encode(), rest)
+
+
+def gather(data: Sequence[bytes], cursor: str, view: Mapping[str, Any]) -> Page:
+    """Return the data of records' events that came one after another as a page; the last `clock` goes into the view.
+
+    Raises PageError "answer-malformed".
+    """
+    values = decode_many(b"[%b]" % b",".join(data))
+    if len(values) != len(data) or not all(isinstance(value, dict) for value in values):
+        raise PageError("answer-malformed", "the data of a record's event is one JSON object")
+    names = [value.pop("ns", None) for value in values]
+    clocks = [clock for value in values if (clock := value.pop("clock", None)) is not None]
+    found = {**view, **({"clock": clocks[-1]} if clocks else {})}
+    return Page(values, names, cursor, False, read_view(found), sum(map(len, data)))
+
+
 def decode_many(data: bytes) -> Any:
     """Return the value of JSON text that holds many envelopes, decoded once and plainly.
 
@@ -91,7 +115,8 @@ def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("head", "acked", "queue", "clock")
         if type(view.get(name)) is int and 0 <= view[name] < 2**63
     }
-    return {**texts, **counts}
+    reach = view.get("reach")
+    return {**texts, **counts, **({"reach": reach} if isinstance(reach, str) and reach in WORDS else {})}
 
 
 def _int(text: str) -> int | float:

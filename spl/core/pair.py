@@ -107,7 +107,7 @@ def _seen(pair: Pair) -> tuple[str, str, str]:
 
 
 def _opened(body: Mapping[str, Any], at_ms: int, initiator: bool) -> Pair:
-    proposal = _proposal(body)
+    proposal = _proposal(body, at_ms)
     maps = proposal.maps if initiator else tuple((peer, local) for local, peer in proposal.maps)
     return Pair(
         proposal=proposal, initiator=initiator, peer=manifest.from_json(proposal.manifest, _LIMITS),
@@ -129,7 +129,7 @@ def _pending(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
 
 def _genesis(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     assert pair is not None
-    answer, token, position = body["answer"], _token_ref(body["token"]), _natural(body["position"])
+    answer, token, position = body["answer"], _token_ref(body["token"], at_ms), _natural(body["position"])
     fields = answer["message"]
     maps = maps_from_json(fields["maps"])
     agreed = replace(
@@ -198,9 +198,9 @@ def _token_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pa
         case "revoked":
             return replace(pair, state=Revoking(str(body.get("reason", ""))))
         case "issued to us":
-            return replace(pair, issued_to_us=_token_ref(body["token"]))
+            return replace(pair, issued_to_us=_token_ref(body["token"], at_ms))
         case "issued by us":
-            return replace(pair, issued_by_us=_token_ref(body["token"]))
+            return replace(pair, issued_by_us=_token_ref(body["token"], at_ms))
     raise PairError("bad-field", "the change of a token is unknown")
 
 
@@ -209,7 +209,7 @@ def _ended(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     return replace(pair, state=Revoked(str(body.get("reason", "")), str(body.get("note", ""))))
 
 
-def _proposal(body: Mapping[str, Any]) -> Proposal:
+def _proposal(body: Mapping[str, Any], at_ms: int) -> Proposal:
     texts = {name: body[name] for name in ("pair_id", "nonce", "start", "endpoint", "sealed", "digest", "url")}
     if not all(isinstance(text, str) for text in texts.values()):
         raise PairError("bad-field", "a text of the request has another type")
@@ -217,15 +217,14 @@ def _proposal(body: Mapping[str, Any]) -> Proposal:
         raise PairError("bad-field", "pair_id or nonce is malformed")
     return Proposal(
         manifest=body["manifest"], namespaces=_texts(body["namespaces"]), maps=maps_from_json(body["maps"]),
-        mode=_one_of(body["mode"], MODES), token=_token_ref(body["token"]), strict=body["strict"] is not False,
+        mode=_one_of(body["mode"], MODES), token=_token_ref(body["token"], at_ms), strict=body["strict"] is not False,
         actors=_texts(body["actors"]), **texts,
     )  # fmt: skip
 
 
-def _token_ref(value: Mapping[str, Any]) -> TokenRef:
-    return TokenRef(
-        str(value["token_id"]), _texts(value["scopes"]), when.ms_of(value["expires_at"]), str(value.get("hash", ""))
-    )
+def _token_ref(value: Mapping[str, Any], at_ms: int) -> TokenRef:
+    expires_at_ms, hash_ = when.ms_of(value["expires_at"]), str(value.get("hash", ""))
+    return TokenRef(str(value["token_id"]), _texts(value["scopes"]), expires_at_ms, hash_, at_ms)
 
 
 def _said(pair: Pair, body: Mapping[str, Any]) -> int:

@@ -17,6 +17,7 @@ from .manifest import Manifest
 MODES: Final = ("polling", "continuous", "on-demand")
 STARTS: Final = ("beginning", "present")
 SUPERSEDED: Final = "superseded"
+RENEW_SHARE: Final = 12
 
 
 class PairError(SplError):
@@ -155,12 +156,18 @@ class Revoked(State):
 
 @dataclass(frozen=True, slots=True)
 class TokenRef:
-    """A token by name; `hash` only of one that we issued."""
+    """A token by name; `hash` only of one that we issued; `since_ms`: the time of the record that names it."""
 
     token_id: str
     scopes: tuple[str, ...]
     expires_at_ms: int
     hash: str = ""
+    since_ms: int = 0
+
+    def renew_at_ms(self, renew_s: float) -> int:
+        """Return from when on a new one is asked for: `renew_s` before the end, or after 11/12 of a shorter life."""
+        life_ms = max(0, self.expires_at_ms - self.since_ms)
+        return self.expires_at_ms - min(int(renew_s * 1000), life_ms // RENEW_SHARE)
 
     def to_json(self) -> dict[str, object]:
         """Return {token_id, scopes, expires_at, hash}."""

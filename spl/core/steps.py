@@ -133,10 +133,11 @@ class ManifestChange:
 
 @dataclass(frozen=True, slots=True)
 class TokenChange:
-    """A token was replaced by a new one."""
+    """A token was replaced by a new one; `minted`: of ours, and known to `th_api_tokens` already."""
 
     by_us: bool
     token: TokenRef
+    minted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +214,18 @@ class FirstSync:
 
 
 @dataclass(frozen=True, slots=True)
+class Resync:
+    """Read all that the peer shares anew, in the background: what the cursor skipped is fetched then."""
+
+
+@dataclass(frozen=True, slots=True)
 class EndOthers:
     """End every other pair with this peer as superseded, and take over the positions of the one inherited."""
 
     inherits: str
 
 
-Effect = Append | Audit | Mint | KillTokens | DropSecrets | TellPeer | FirstSync | EndOthers
+Effect = Append | Audit | Mint | KillTokens | DropSecrets | TellPeer | FirstSync | Resync | EndOthers
 _Move = tuple[str, dict[str, Any], tuple[Effect, ...]]
 """Short kind of the body, its own members, and the further effects."""
 
@@ -279,7 +285,7 @@ def _pause(pair: Pair, event: Pause) -> _Move:
 
 
 def _resume(pair: Pair, event: Resume) -> _Move:
-    return "pair_resume.v1", {"by": "us"}, (TellPeer(),)
+    return "pair_resume.v1", {"by": "us"}, (TellPeer(), Resync())
 
 
 def _peer_pause(pair: Pair, event: PeerPause) -> _Move:
@@ -309,7 +315,7 @@ def _manifest_change(pair: Pair, event: ManifestChange) -> _Move:
 
 def _token_change(pair: Pair, event: TokenChange) -> _Move:
     change = "issued by us" if event.by_us else "issued to us"
-    mint = (Mint(event.token, pair.namespaces),) if event.by_us else ()
+    mint = (Mint(event.token, pair.namespaces),) if event.by_us and not event.minted else ()
     return "pair_token.v1", {"change": change, "token": event.token.to_json()}, mint
 
 

@@ -12,17 +12,14 @@ import pytest
 
 from spl.api.app import Api
 from spl.api.services import Services
-from spl.auth import Auth
 from spl.config import Config
 from spl.disk import Disk
-from spl.feed import Feed
-from spl.home import Home, now_ms, open_home, random_bytes
+from spl.home import Home, now_ms, open_home
 from spl.net.client import Client, DialPolicy, Reply
 from spl.net.server import Server
-from spl.net.streams import Listener, bind_tcp
-from spl.pairing import Pairing
+from spl.net.streams import Listener, bind_tcp, client_tls
 from spl.setup import init_home
-from spl.sync import Sync
+from spl.wiring import services_of
 
 HERE = DialPolicy(allow_private=True)
 
@@ -80,42 +77,21 @@ class Served:
         return str((await self.json("POST", "/v1/tokens", {"scopes": list(scopes), **more}, 201))["token"])
 
 
-def build(home: Home, url: str, client: Client) -> Services:
-    """Return the services of a daemon over an open home, as the daemon builds them."""
-    config, limits = home.config, home.config.limits
-
-    async def adopt(label: str, force: bool) -> None:
-        home.adopt(await asyncio.to_thread(home.vault.generate, label or "alice", force=force))
-
-    pairing = Pairing(
-        home.hub, home.vault, config, client, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
-        first_sync=lambda pair_id: sync.pull(pair_id), adopt_identity=adopt,
-    )  # fmt: skip
-    sync = Sync(
-        home.hub, home.vault, client, limits,
-        dial=pairing.dial, watch=pairing, now_ms=now_ms, random_bytes=random_bytes,
-    )  # fmt: skip
-    feed = Feed(home.hub, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes)
-    auth = Auth(home.views, home.vault, config, limits, now_ms)
-    return Services(
-        home.path, url, config, limits, home.hub, home.store, home.views, home.vault, auth, pairing, feed, sync,
-        now_ms(), now_ms, random_bytes, adopt,
-    )  # fmt: skip
-
-
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     path = tmp_path / "home"
     init_home(path, "alice")
-    home = open_home(path, Config(), disk=Disk(), progress=lambda done, total: None)
+    config = Config()
+    home = open_home(path, config, disk=Disk(), progress=lambda done, total: None)
     writer = threading.Thread(target=home.hub.run)
     writer.start()
     sockets = bind_tcp("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    client = Client(home.config.limits, tls=None)
-    services = build(home, url, client)
+    client = Client(config.limits, tls=None)
+
+    services = services_of(home, client, client_tls(None), url)
     stop = asyncio.Event()
-    server = Server(Api(services, local=False), home.config.limits, now_ms=now_ms)
+    server = Server(Api(services, local=False), config.limits, now_ms=now_ms)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.serve([Listener(sock) for sock in sockets], stop))
         yield Served(home, services, client, url, (path / "token").read_text().strip())
@@ -123,6 +99,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         await client.close()
     services.feed.close()
     services.sync.close()
+    services.push.close()
     home.hub.close()
     writer.join()
     home.close()

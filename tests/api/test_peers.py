@@ -8,6 +8,9 @@ async def test_sync_routes_serve_no_ordinary_token(served: Served) -> None:
         token = await served.mint(*scopes)
         assert await served.refused("GET", "/v1/sync/changes", token=token) == (403, "SCOPE_FORBIDDEN")
         assert await served.refused("POST", "/v1/sync/records", {"ids": []}, token=token) == (403, "SCOPE_FORBIDDEN")
+        lines = (("content-type", "application/x-ndjson"),)
+        pushed = await served.refused("POST", "/v1/sync/records", b"{}", token=token, headers=lines)
+        assert pushed == (403, "SCOPE_FORBIDDEN")
         assert await served.refused("POST", "/v1/sync/ack", {"cursor": ""}, token=token) == (403, "SCOPE_FORBIDDEN")
         assert await served.refused("GET", "/v1/sync/chains?did=x", token=token) == (403, "SCOPE_FORBIDDEN")
 

@@ -16,6 +16,8 @@ OPEN_TO_ALL = {
     "/v1/federation/pair/{id}/poll",
     "/v1/federation/pair/{id}/confirm",
     "/v1/federation/pair/{id}/notify-revoke",
+    "/v1/federation/pair/{id}/log",
+    "/v1/federation/pair/{id}/renew",
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from spl.cli import ctl as c
 from spl.cli.ctl import Ctl, CtlError, open_ctl, quote, refusal, tilde
-from tests.cli.conftest import Daemon, Run, chunked, error, listed, reply, serve
+from tests.cli.conftest import Daemon, Run, chunked, error, listed, read, reply, serve
 
 
 def a_ctl(home: Path, **env: str) -> Ctl:
@@ -178,3 +178,39 @@ def test_quote_and_tilde() -> None:
     assert tilde("/home/a/x", {"HOME": "/home/a/"}) == "~/x"
     assert tilde("/home/ab/x", {"HOME": "/home/a"}) == "/home/ab/x"
     assert json.loads(json.dumps(quote("\udc80"))) == "%3F"
+
+
+def test_a_kept_connection_carries_many_requests_and_is_dialled_again_after_a_fault(home: Path) -> None:
+    (home / "run").mkdir()
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(home / "run/spl.sock"))
+    server.listen()
+    served: list[list[str]] = []
+
+    def answer() -> None:
+        """Answer three requests on the first connection and hang up in the fourth; then all of the second."""
+        for most in (3, 9):
+            sock, _ = server.accept()
+            served.append([])
+            with sock:
+                while (call := read(sock)) is not None:
+                    served[-1].append(call.target)
+                    if len(served[-1]) > most:
+                        break
+                    sock.sendall(
+                        reply(*((404, error("not-found", "no")) if call.target == "/no" else (200, {"n": most})))
+                    )
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    kept = a_ctl(home).kept()
+    assert kept.ask("GET", "/1") == {"n": 3}
+    assert kept.ask("POST", "/2", {"a": 1}) == {"n": 3}
+    assert caught("not-found", lambda: kept.ask("GET", "/no")).exit_code == 6
+    caught("disconnected", lambda: kept.ask("GET", "/4"))
+    assert kept.ask("GET", "/5") == {"n": 9}
+    kept.close()
+    thread.join()
+    server.close()
+    assert served == [["/1", "/2", "/no", "/4"], ["/5"]]
+    caught("daemon-down", lambda: kept.ask("GET", "/6"))

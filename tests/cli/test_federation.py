@@ -58,7 +58,7 @@ def test_list_has_the_pages_five_columns(spl: Run, daemon: Daemon) -> None:
         "pair_0f9e8d7c  did:sync:instance:hosted  degraded          polling     2h ago\n"
         "pair_77aa12b0  did:sync:instance:nas     paused (by peer)  on-demand   never\n"
     )
-    assert result.err == "! 1 pair needs attention: spl federation show pair_0f9e8d7c\n"
+    assert result.err == "! 1 pair needs attention: spl doctor pair_0f9e8d7c\n"
 
 
 def test_list_into_a_pipe_is_exact(spl: Run, daemon: Daemon) -> None:
@@ -155,3 +155,29 @@ def test_refusals_give_their_exit_code(spl: Run, daemon: Daemon, code: str, stat
     result = spl("federation", "resume", "did:sync:instance:bob")
     assert (result.code, result.out) == (exit_code, "")
     assert result.err.startswith(f"error: no [{code}]\n")
+
+
+def test_flags_of_the_lifecycle_reach_the_daemon(spl: Run, daemon: Daemon) -> None:
+    hub = {"pair_id": "pair_2", "peer_did": ALICE}
+    for line, action, body, answer, out, err in (
+        ("resume pair_1 --resync", "resume", {"resync": True}, {"records": 7}, "7 records were new", ""),
+        ("refresh pair_1 --expect-key z6Mk", "refresh", {"expect_key": "z6Mk"}, {}, "refreshed", ""),
+        ("revoke pair_1 --block", "revoke", {"block": True}, {"blocked": True, "state": "revoked"}, "revoked",
+         "what bob signed is refused"),
+        ("revoke pair_1", "revoke", {}, {"hubs": [hub], "state": "revoked"}, "revoked",
+         "through alice (pair_2); --block refuses them"),
+    ):  # fmt: skip
+        daemon.answers["POST", f"{PAIRS}/pair_1/{action}"] = a_pair(**answer)
+        result = spl("federation", *line.split())
+        assert out in result.out
+        assert err in result.err
+        assert daemon.calls[-1].json() == body
+
+
+def test_a_token_for_a_pair_comes_from_stdin(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["POST", f"{PAIRS}/pair_1/set-token"] = a_pair()
+    result = spl("federation", "set-token", "pair_1", stdin=b" spl_home_sa_1_secret\n")
+    assert "token installed" in result.out
+    assert "secret" not in result.out + result.err
+    assert daemon.calls[-1].json() == {"token": "spl_home_sa_1_secret"}
+    assert spl("federation", "set-token", "pair_1", stdin=b"\n").code == 2

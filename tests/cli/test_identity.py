@@ -137,3 +137,22 @@ def test_verify_checks_what_the_daemon_publishes(spl: Run, daemon: Daemon, monke
     monkeypatch.setitem(sys.modules, "spl.core.manifest", module)
     assert spl("identity", "verify").out == f"✓ {ALICE}: the published manifest and DID document verify\n"
     assert seen == [(b'{"m": 1}', b'{"d": 1}', True, ALICE, "z6Mk1")]
+
+
+def test_rotate_export_and_import_through_the_daemon(spl: Run, daemon: Daemon, tmp_path: Path) -> None:
+    daemon.answers["GET", ROUTE] = IDENTITY
+    daemon.answers["POST", f"{ROUTE}/rotate"] = {**IDENTITY, "rotations": 1}
+    result = spl("identity", "rotate", "--compromised")
+    assert daemon.calls[-1].json() == {"compromised": True}
+    assert "peers are told now" in result.err
+    daemon.answers["POST", f"{ROUTE}/export"] = {**IDENTITY, "identity": "keys"}
+    path = tmp_path / "copy"
+    result = spl("identity", "export", "--out", str(path))
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("keys", 0o600)
+    assert "keys" not in result.out
+    assert spl("identity", "export", "--out", str(path)).code == 2
+    assert spl("identity", "export", "--out", str(tmp_path / "no" / "folder")).code == 2
+    daemon.answers["POST", f"{ROUTE}/import"] = IDENTITY
+    assert spl("identity", "import", str(path), "--force").code == 0
+    assert daemon.calls[-1].json() == {"identity": "keys", "force": True}
+    assert spl("identity", "import", str(tmp_path / "none")).code == 2

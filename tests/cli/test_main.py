@@ -55,7 +55,7 @@ def test_every_example_parses() -> None:
     for entry in entries():
         words = shlex.split(entry.example)
         words = words[words.index("spl") + 1 :]
-        words = words[: words.index("|")] if "|" in words else words
+        words = words[: next((at for at, word in enumerate(words) if word in "|<>"), None)]
         command, rest = cli.find(words)
         assert isinstance(command, Command)
         assert command is entry or isinstance(entry, Group), entry.name
@@ -169,7 +169,7 @@ def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> N
     process = child("-c", script, home=home, stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=30)
     assert err == b""
-    files = ["command", "ctl", "federation", "handshake", "main", "out", "pairview"]
+    files = ["command", "ctl", "federation", "handshake", "main", "out", "pairview", "soak"]
     assert out.decode() == f"[] {[f'spl.cli.{name}' for name in files]}\n"
 
 

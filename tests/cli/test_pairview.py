@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spl.cli.pairview import cursor_text, state_of
+from spl.cli.pairview import cursor_text, sparkline, state_of
 from tests.cli.conftest import Daemon, Run
 from tests.cli.test_federation import PAIRS, a_pair
 
@@ -25,6 +25,9 @@ DETAIL: dict[str, Any] = {
     "last_sync_cursor": {"clock": 42, "lag_records": 138},
     "outbound": {"clock": 17, "lag_records": 0},
     "last_confirmed_at": "2026-11-23T04:00:00.000Z",
+    "caught_up_ms": 11 * 86_400_000,
+    "last_read_at": "2026-11-23T05:59:48.000Z",
+    "lags": [*[0] * 11, None, 20, 70, *[138] * 16],
     "peer_view": {
         "state": "active",
         "reason": "",
@@ -77,8 +80,8 @@ state             degraded since 2h ago (token-expired)
 mode              polling every 5m, next attempt in 3m10s (attempt 7)
 last_sync_cursor: clock=42, lagging by 138 records
 read by the peer  clock=17, lagging by 0 records
-last confirmed    2h ago
-peer view         active, head 180, acked 42, queue 0, 12s ago
+last confirmed    2h ago; before that caught up for 11d
+peer view         active, head 180, acked 42, queue 0, 12s ago; it last read from us 12s ago
 manifest          did:sync:instance:hosted, {ENDPOINT}, signed 25h ago, fetched 4m ago, expires in 6d 1h
 peer key          moss lark ten pine clay reed
 our key           otter plum nine coal fern wax
@@ -89,6 +92,7 @@ tokens            issued to us  tok_5c1e  federation:sync,federation:subscribe  
 grants            music -> music, projects/music (L1)
 refused           2 records
 last error        AUTH the token expired [auth-invalid], 1m ago
+lag, last 30 min  ▁▁▁▁▁▁▁▁▁▁▁·▂▅████████████████  (records)
 transitions       2026-11-23T02:04:11Z active -> degraded  token-expired
                   2026-11-12T09:31:02Z establishing -> active
 fix               spl federation refresh pair_0f9e8d7c
@@ -140,3 +144,46 @@ def test_states_and_cursors_as_text() -> None:
     assert state_of({"state": "degraded", "state_detail": "token-expired"}) == "degraded"
     assert state_of({"state": "revoked", "state_detail": "revoked by peer: sold"}) == "revoked"
     assert cursor_text({"clock": 1, "lag_records": None}) == "clock=1, lagging by unknown records"
+
+
+def confirmed(spl: Run, daemon: Daemon, **more: Any) -> dict[str, str]:
+    """Return the lines of a pair by their label."""
+    young = {"last_confirmed_at": "2026-11-23T05:59:48.000Z", "last_sync_cursor": {"clock": 3, "lag_records": 0}}
+    daemon.answers["GET", f"{PAIRS}/p"] = a_pair(**{**young, "attempt": 0, **more})
+    lines = spl("federation", "show", "p", tty=True).out.splitlines()
+    return {line[:18].strip(): line[18:] for line in lines}
+
+
+def test_it_is_caught_up_only_as_of_the_peers_last_word(spl: Run, daemon: Daemon) -> None:
+    """Within 45 s that is now; later, or while attempts fail, it is a thing of the past and says so."""
+    fresh = confirmed(spl, daemon)
+    assert (fresh["last_sync_cursor:"], fresh["last confirmed"]) == (
+        "clock=3, lagging by 0 records",
+        "12s ago, caught up",
+    )
+    old = confirmed(spl, daemon, last_confirmed_at="2026-11-23T05:56:00.000Z")
+    assert (old["last_sync_cursor:"], old["last confirmed"]) == (
+        "clock=3, lagging by 0 records (as of 4m ago)",
+        "4m ago, caught up then",
+    )
+    failing = confirmed(spl, daemon, attempt=1, caught_up_ms=7_200_000)
+    assert failing["last_sync_cursor:"].endswith("(as of 12s ago)")
+    assert failing["last confirmed"] == "12s ago; before that caught up for 2h"
+    behind = {"clock": 3, "lag_records": 5}
+    assert confirmed(spl, daemon, last_sync_cursor=behind)["last confirmed"] == "12s ago"
+
+
+def test_bars() -> None:
+    assert sparkline([None, 0, 1, 2, 4, 8]) == "·▁▁▂▄█"
+    assert sparkline([]) == ""
+    assert sparkline([0, 0]) == "▁▁"
+
+
+def test_a_pair_that_runs_one_way_says_which(spl: Run, daemon: Daemon) -> None:
+    """Both ways is the rule and has no line."""
+    assert "reach" not in confirmed(spl, daemon, reach="both")
+    assert confirmed(spl, daemon, reach="we-push")["reach"] == "pushes to the peer"
+    assert confirmed(spl, daemon, reach="peer-pushes")["reach"] == "served by push (peer opens the connections)"
+    failed = {"last_push_at": None, "last_error": {"code": "timeout", "message": "no answer", "at": None}}
+    line = confirmed(spl, daemon, reach="we-push", push=failed)["reach"]
+    assert line == "pushes to the peer; the last push failed: no answer [timeout]"

@@ -38,8 +38,8 @@ def test_the_page(spl: Run, daemon: Daemon) -> None:
 alice   {ALICE}   spl 1.0.0, up 3d 4h, http://127.0.0.1:9100
 store   33,180 records, 41.2 MB, last fsync 3 ms, 18.2 GB free
 pairs   12: 10 active, 1 paused, 1 degraded
-lag     p50 212 ms, p99 548 ms; worst pair_0f9e8d7c, 138 records
-queue   0 now, max 9
+lag     p50 212 ms, p99 548 ms (last 5 min); worst pair_0f9e8d7c, 138 records
+queue   0 now, max 9 in the last hour
 
 needs attention (2)
   ✗ token-expired  pair_0f9e8d7c: peer token expired
@@ -91,3 +91,12 @@ def test_alive_but_not_ready_exits_3(spl: Run, daemon: Daemon, code: str) -> Non
 
 def test_no_daemon_exits_5(spl: Run) -> None:
     assert (spl("status").code, spl("health").code) == (5, 5)
+
+
+def test_an_old_confirmation_is_named_with_its_age(spl: Run, daemon: Daemon) -> None:
+    """What a peer said less than 45 s ago counts as now; of an older word the age is shown."""
+    lag = {"worst_pair_id": "", "lag_records": 0, "oldest_pair_id": "pair_0f9e8d7c"}
+    for at, text in (("2026-11-23T05:59:20.000Z", ""), ("2026-11-23T05:56:00.000Z", "pair_0f9e8d7c, 4m ago")):
+        daemon.answers["GET", "/v1/status"] = {**STATUS, "lag": {**lag, "oldest_confirmed_at": at}}
+        shown = [line for line in spl("status", tty=True).out.splitlines() if line.startswith("lag")]
+        assert shown == ([f"lag     oldest confirmation {text}"] if text else [])

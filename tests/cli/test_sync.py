@@ -28,3 +28,8 @@ def test_no_pairs(spl: Run, daemon: Daemon) -> None:
     result = spl("sync", tty=True)
     assert (result.code, result.out) == (0, "")
     assert "spl federation pair URL" in result.err
+
+
+def test_what_was_pushed_is_told_where_we_push(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["POST", PAIR] = {"pair_id": "pair_a1b2c3d4", "records": 12, "pushed": 3, "reach": "we-push"}
+    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records, 3 pushed\n"

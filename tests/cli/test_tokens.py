@@ -47,3 +47,32 @@ def test_revoke(spl: Run, daemon: Daemon) -> None:
     assert spl("token", "revoke", "tok_1").out == "tok_1  already_revoked\n"
     daemon.answers["DELETE", "/v1/tokens/tok_9"] = (404, error("not-found", "no tokens fit"))
     assert spl("token", "revoke", "tok_9").code == 6
+
+
+def test_rotate_one_pair_one_token_or_every_pair(spl: Run, daemon: Daemon) -> None:
+    held = {"direction": "issued to us", "token_id": "tok_2", "scopes": []}
+    daemon.answers["POST", "/v1/federation/pairs/pair_1/rotate-tokens"] = {"pair_id": "pair_1", "tokens": [held]}
+    assert spl("token", "rotate", "pair_1").out == "pair_1  rotated, tok_2\n"
+    daemon.answers["POST", "/v1/tokens/tok_1/rotate"] = (201, {**MINTED, "replaced": "tok_1"})
+    result = spl("token", "rotate", "tok_1")
+    assert result.out == "spl_home_sa_1_secret\n"
+    assert "tok_91ab03cd replaces tok_1" in result.err
+    refused = {"pair_id": "pair_2", "error": error("connect", "no answer")}
+    daemon.answers["POST", "/v1/tokens/rotate"] = listed({"pair_id": "pair_1", "token_id": "tok_3"}, refused)
+    result = spl("token", "rotate")
+    assert result.out == "pair_1  rotated, tok_3\npair_2  FAILED: no answer [connect]\n"
+    assert result.code == 3
+    daemon.answers["POST", "/v1/tokens/rotate"] = listed()
+    assert spl("token", "rotate").code == 0
+
+
+def test_info_by_id_or_by_text_and_the_text_is_never_shown(spl: Run, daemon: Daemon) -> None:
+    token = {name: value for name, value in MINTED.items() if name != "token"}
+    daemon.answers["GET", "/v1/tokens/tok_91ab03cd"] = token
+    assert "tok_91ab03cd" in spl("token", "info", "tok_91ab03cd").out
+    daemon.answers["POST", "/v1/tokens/inspect"] = {**token, "pair_id": "pair_1", "issuer_did": "did:x"}
+    result = spl("token", "info", "--stdin", stdin=b"spl_home_sa_1_secret\n")
+    assert "did:x" in result.out
+    assert "secret" not in result.out + result.err
+    assert daemon.calls[-1].json() == {"token": "spl_home_sa_1_secret"}
+    assert spl("token", "info").code == spl("token", "info", "tok_1", "--stdin").code == 2

@@ -152,6 +152,13 @@ def test_a_compromised_key_counts_only_from_its_holder(reason: str, peer: str, c
     assert not a_gate(chain, peer).judge(envelopes(key=NEW)[0], "default").code
 
 
+def test_a_blocked_signer_is_refused_whoever_brings_it() -> None:
+    [found] = envelopes()
+    assert a_gate().judge(found, "default").code == ""
+    assert a_gate(blocked=frozenset({PEER})).judge(found, "default").code == "signer-blocked"
+    assert a_gate(blocked=frozenset({US})).judge(found, "default").code == ""
+
+
 def test_depth_is_judged_strictly() -> None:
     deep: Any = 1
     for _ in range(LIMITS.nesting_levels + 5):

@@ -18,6 +18,7 @@ from spl.core.steps import (
     FirstSync,
     KillTokens,
     Mint,
+    Resync,
     TellPeer,
     decide,
 )
@@ -137,7 +138,8 @@ def test_effects_of_the_steps_that_have_some() -> None:
 
     confirm, pause, resume, revoke, end = EVENTS[5], EVENTS[6], EVENTS[7], EVENTS[16], EVENTS[18]
     assert kinds("Approved", confirm) == {EndOthers, FirstSync}
-    assert kinds("Active", pause) == kinds("PausedByUs", resume) == {TellPeer}
+    assert kinds("Active", pause) == {TellPeer}
+    assert kinds("PausedByUs", resume) == {TellPeer, Resync}
     assert kinds("Degraded", revoke) == {KillTokens, DropSecrets, TellPeer}
     assert kinds("PausedByPeer", end) == {KillTokens, DropSecrets}
 

@@ -3,6 +3,7 @@
 Every wait has a deadline and ends as soon as its condition holds.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -146,10 +147,21 @@ class Instance:
         """Start the daemon and do not wait."""
         assert self.process is None or self.process.poll() is not None
         with (self.home.parent / f"{self.name}.out").open("ab") as log:
-            command = [sys.executable, "-m", "spl", "serve", "--port", str(self.port), *self.flags]
             self.process = subprocess.Popen(
-                command, env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                self.command("serve", "--port", str(self.port), *self.flags),
+                env=self.environment(),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command that starts a daemon with these words."""
+        return [sys.executable, "-m", "spl", *words]
+
+    def connection(self) -> http.client.HTTPConnection:
+        """Return a new connection to the daemon's plain listener."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
 
     def is_ready(self) -> bool:
         """Tell whether the daemon takes writes; fail when its process has ended."""
@@ -189,7 +201,7 @@ class Instance:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
         """Send one HTTP request with the headers as given, and return the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        connection = self.connection()
         try:
             connection.request(method, path, body, dict(headers or {}))
             answer = connection.getresponse()
@@ -285,7 +297,9 @@ class Wire:
         self._target = target_port
         self._sock = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._sock.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._ends: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._run(self._accept)
 
     @property
     def url(self) -> str:
@@ -306,8 +320,14 @@ class Wire:
         return found
 
     def close(self) -> None:
-        """Stop accepting."""
-        self._sock.close()
+        """Stop accepting, and end every connection."""
+        for sock in (self._sock, *self._ends):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(DEADLINE_S)
+        for sock in (self._sock, *self._ends):
+            sock.close()
 
     def _accept(self) -> None:
         while True:
@@ -322,8 +342,13 @@ class Wire:
             except OSError:
                 client.close()
                 continue
-            threading.Thread(target=self._relay, args=(client, server, number), daemon=True).start()
-            threading.Thread(target=self._relay, args=(server, client, None), daemon=True).start()
+            self._ends += [client, server]
+            self._run(self._relay, client, server, number)
+            self._run(self._relay, server, client, None)
+
+    def _run(self, target: Callable[..., None], *args: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=args, daemon=True))
+        self._threads[-1].start()
 
     def _relay(self, source: socket.socket, target: socket.socket, number: int | None) -> None:
         try:

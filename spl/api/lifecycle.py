@@ -1,0 +1,175 @@
+"""What keeps identity, pairs and tokens good over the months: rotation, renewal, export, and the end of a pair."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from ..auth import Kind, Principal
+from ..core import bearer
+from ..core.errors import SplError
+from ..core.pair import ESTABLISHED, Pair
+from ..hub import Own
+from ..net.routes import Request, Response
+from ..views import THREAD_TOKENS
+from .admin import ENVIRONMENT, identity_of, token_facts, token_of
+from .answers import field_error, json_response, list_response, members
+from .services import Services
+
+
+async def renew(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/federation/pair/{id}/renew: a new token for the peer, sealed into the signed answer."""
+    status, answer = await services.pairing.renew(request.params["id"], request.body, request.peer)
+    return json_response(answer, status)
+
+
+# -- identity
+
+
+async def identity_rotate(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/identity/rotate {compromised?}: a new key under the same DID, published and told to peers at once."""
+    compromised = members(request, {"compromised": bool}).get("compromised", False)
+    await services.pairing.rotate_identity("compromised" if compromised else "retired")
+    return json_response(identity_of(services))
+
+
+async def identity_export(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/identity/export: the identity with its secret keys, over the home's own socket only."""
+    members(request, {})
+    if principal.kind != Kind.LOCAL:
+        raise SplError("scope-forbidden", "secret keys leave only over the socket in the home")
+    text = await asyncio.to_thread(services.vault.export)
+    return json_response({**identity_of(services), "identity": text})
+
+
+async def identity_import(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/identity/import {identity, force?}: take over an exported identity, publish it and tell peers."""
+    fields = members(request, {"identity": str, "force": bool})
+    if not fields.get("identity"):
+        raise field_error("identity", "is missing")
+    await asyncio.to_thread(services.vault.install, fields["identity"], force=fields.get("force", False))
+    await services.pairing.renounce()
+    return json_response(identity_of(services))
+
+
+# -- pairs
+
+
+async def resume(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {reason?, resync?}: with `resync` all is read from the start, now; return how many records were new."""
+    fields = members(request, {"reason": str, "resync": bool})
+    await services.pairing.resume(found.pair_id, fields.get("reason", ""))
+    if not fields.get("resync"):
+        return {}
+    return {"records": await services.sync.pull(found.pair_id, resync=True)}
+
+
+async def refresh(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {expect_key?}: the peer's key as its operator told it, multibase or six words."""
+    await services.pairing.refresh(found.pair_id, members(request, {"expect_key": str}).get("expect_key", ""))
+    return {}
+
+
+async def revoke(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {reason?, block?}; return the hubs through which what the peer signed may still arrive."""
+    fields = members(request, {"reason": str, "block": bool})
+    await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
+    blocked = found.peer_did in services.views.blocked
+    hubs = [] if blocked else services.pairing.pairs.hubs(found)
+    return {"blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
+
+
+async def set_token(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {token}: one that the peer minted for this pair; it is used once it worked."""
+    text = members(request, {"token": str}).get("token", "")
+    if not text:
+        raise field_error("token", "is missing")
+    await services.pairing.upkeep.set_token(found.pair_id, text.strip())
+    return {}
+
+
+async def rotate_tokens(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Replace both tokens of the pair; the one that the peer holds as soon as it asked for its successor."""
+    members(request, {})
+    await services.pairing.rotate_tokens(found.pair_id)
+    return {}
+
+
+ACTIONS: Final[dict[str, Callable[[Request, Services, Pair], Awaitable[dict[str, object]]]]] = {
+    "resume": resume,
+    "refresh": refresh,
+    "revoke": revoke,
+    "set-token": set_token,
+    "rotate-tokens": rotate_tokens,
+}
+"""Actions on a pair beyond the plain ones, each with what it adds to the answer."""
+
+
+# -- tokens
+
+
+def token_show(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/tokens/{id}: one token by id, ours or one that a peer issued to us; never its text or hash."""
+    return json_response(_facts(services, request.params["id"]))
+
+
+def token_inspect(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/tokens/inspect {token}: what the token with this text is."""
+    text = members(request, {"token": str}).get("token", "").strip()
+    bearer.parse(text)
+    token = services.views.tokens_by_hash.get(bearer.hash_of(text))
+    if token is not None:
+        return json_response(token_facts(token, services.now_ms()))
+    return json_response(_facts(services, f"tok_{bearer.hash_of(text)[:8]}", held=True))
+
+
+async def token_rotate(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/tokens/{id}/rotate: a successor with the same rights, its text in this answer; the old one ends."""
+    members(request, {})
+    old = token_of(services, request.params["id"])
+    if old.pair_id:
+        raise SplError("bad-field", f"{old.token_id} is of {old.pair_id}", hint=f"spl token rotate {old.pair_id}")
+    if old.revoked:
+        raise SplError("auth-invalid", f"{old.token_id} is revoked", hint="spl token mint")
+    now_ms = services.now_ms()
+    life_ms = max(60_000, old.expires_at_ms - old.created_at_ms)
+    text = bearer.mint_text(ENVIRONMENT, old.sa_id, services.random_bytes(bearer.SECRET_BYTES))
+    hash_ = bearer.hash_of(text)
+    token = replace(old, token_id=f"tok_{hash_[:8]}", hash=hash_, expires_at_ms=now_ms + life_ms, created_at_ms=now_ms)
+    items = [
+        Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token)),
+        Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": old.token_id}),
+    ]
+    await asyncio.wrap_future(services.hub.submit(items))
+    return json_response({**token_facts(token, services.now_ms()), "token": text, "replaced": old.token_id}, 201)
+
+
+async def tokens_rotate(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/tokens/rotate: both tokens of every live pair, each pair with its own result."""
+    members(request, {})
+    rows: list[dict[str, object]] = []
+    for pair in [pair for pair in services.views.pairs.values() if type(pair.state) in ESTABLISHED]:
+        try:
+            after = await services.pairing.rotate_tokens(pair.pair_id)
+            assert after.issued_to_us is not None
+            rows.append({"pair_id": pair.pair_id, "token_id": after.issued_to_us.token_id})
+        except SplError as exc:
+            rows.append({"pair_id": pair.pair_id, "error": exc.to_json()})
+    return list_response(rows)
+
+
+def _facts(services: Services, ref: str, *, held: bool = False) -> dict[str, Any]:
+    """Return what is known of a token by id; `held` looks only at those that peers issued to us."""
+    for pair in services.views.pairs.values():
+        token = pair.issued_to_us
+        if token is not None and token.token_id == ref:
+            now_ms = services.now_ms()
+            state = "revoked" if not pair.live else "expired" if token.expires_at_ms <= now_ms else "live"
+            facts = {name: value for name, value in token.to_json().items() if name != "hash"}
+            return {
+                "object": "token", **facts, "pair_id": pair.pair_id, "issuer_did": pair.peer_did,
+                "direction": "issued to us", "state": state,
+            }  # fmt: skip
+    if held:
+        raise SplError("not-found", "this token is neither ours nor one that a peer gave us for a pair")
+    return token_facts(token_of(services, ref), services.now_ms())

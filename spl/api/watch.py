@@ -1,0 +1,87 @@
+"""One thread as it grows, for programs: server-sent events, each with the arrival sequence as its id."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Final
+
+from ..auth import Principal
+from ..core import record
+from ..index import Row
+from ..net.routes import Request, Response
+from ..net.sse import MEDIA_TYPE, encode_event
+from ..tail import RETRY_AFTER_MS, rung
+from ..views import THREAD_TOKENS
+from .answers import field_error, is_admin, number
+from .peers import STREAM_HEADERS, token_holds
+from .records import shown
+from .services import Services
+
+PAGE_ROWS: Final = 64
+OPENING: Final = b"retry: %d\n\n" % RETRY_AFTER_MS
+"""How long a browser waits before it connects again."""
+
+
+async def watch(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/threads/{thread}/watch?since_clock=: record.created, heartbeat, error and server_shutdown events.
+
+    Begins with what comes from now on; with `since_clock`, with what the thread holds of a higher clock; with
+    Last-Event-ID, after that arrival.  The daemon's own threads are for admin.
+    """
+    thread = request.params["thread"]
+    if record.is_reserved(thread):
+        services.auth.require(principal, "admin")
+    since_clock = number(request.query, "since_clock", -1, 0, record.CLOCK_MAX)
+    last_seq, last_id = services.store.last_seq, request.headers.get("last-event-id", "")
+    if last_id and (not last_id.isascii() or not last_id.isdigit() or len(last_id) > 19):
+        raise field_error("last-event-id", "must be the id of an event of this stream")
+    # An id that this log has not reached is another log's: everything is sent again, and nothing is missed.
+    after = (int(last_id) if int(last_id) <= last_seq else 0) if last_id else 0 if since_clock >= 0 else last_seq
+    events = _events(services, principal, thread, after, -1 if last_id else since_clock)
+    return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+
+
+async def _events(
+    services: Services, principal: Principal, thread: str, seq: int, since_clock: int
+) -> AsyncIterator[bytes]:
+    """Yield events until the client goes, the daemon stops or the token ends; nothing waits here for a slow reader."""
+    loop, bells, store = asyncio.get_running_loop(), services.feed.bells, services.store
+    present, due_s = store.last_seq, loop.time()
+    with bells.listening([f"t:{thread}", f"t:{THREAD_TOKENS}"]) as bell:
+        yield OPENING
+        while True:
+            bell.clear()
+            if bells.stopping:
+                yield _event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
+                return
+            if not token_holds(services, principal):
+                yield _event("error", {"code": "revoked", "message": "the token is not valid any more"})
+                return
+            if loop.time() >= due_s:
+                due_s = loop.time() + services.limits.heartbeat_s
+                yield _event("heartbeat", {"sequence": seq}, seq)
+            rows = store.index.after(f"t:{thread}", seq, PAGE_ROWS)
+            if not rows:
+                await rung(bell, due_s)
+                continue
+            seq = rows[-1].seq
+            wanted = [row for row in rows if row.seq > present or row.clock > since_clock]
+            if out := _records(services, principal, wanted):
+                yield out
+
+
+def _records(services: Services, principal: Principal, rows: list[Row]) -> bytes:
+    """Return the events of those rows that the principal may read."""
+    admin = is_admin(principal)
+    readable = [row for row in rows if principal.reaches(row.ns) or (not row.ns and admin)]
+    events = []
+    for item in shown(services.store, readable, reserved=admin):
+        fields = {name: value for name, value in item.items() if name in record.FIELDS}
+        value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
+        events.append(_event("record.created", value, int(str(item["sequence"]))))
+    return b"".join(events)
+
+
+def _event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return encode_event(name, text.encode(), "" if seq is None else str(seq))

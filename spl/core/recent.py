@@ -1,0 +1,95 @@
+"""What happened lately, in bounded memory: how long confirmations took, and how full a queue was.
+
+Times are brought by the caller, in Unix ms; a clock that steps back only makes what is held a little younger.
+"""
+
+from array import array
+from collections.abc import Iterable
+from typing import Final
+
+SLOTS: Final = 10
+SLOT_MS: Final = 30_000
+PEAK_SLOTS: Final = 12
+PEAK_SLOT_MS: Final = 300_000
+
+_FINE: Final = 8  # steps a doubling: a value is held within an eighth of itself, below 8 exactly
+_BUCKETS: Final = 128  # the last one holds everything over four minutes
+
+
+class Lags:
+    """Lags in ms of the last five minutes, as counts in steps that grow with the lag; 5 KiB at most."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self) -> None:
+        self._slots: dict[int, array[int]] = {}
+
+    def add(self, lag_ms: int, now_ms: int) -> None:
+        """Count one lag."""
+        slot = now_ms // SLOT_MS
+        counts = self._slots.get(slot)
+        if counts is None:
+            self._forget(slot)
+            counts = self._slots[slot] = array("I", bytes(4 * _BUCKETS))
+        counts[_bucket(lag_ms)] += 1
+
+    def counts(self, now_ms: int) -> list[int]:
+        """Return how often each step was met in the last five minutes."""
+        self._forget(now_ms // SLOT_MS)
+        return [sum(column) for column in zip(*self._slots.values(), strict=True)]
+
+    def _forget(self, slot: int) -> None:
+        for old in [each for each in self._slots if not slot - SLOTS < each <= slot]:
+            del self._slots[old]
+
+
+class Peaks:
+    """The greatest value of the last hour."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self) -> None:
+        self._slots: dict[int, int] = {}
+
+    def add(self, value: int, now_ms: int) -> None:
+        """Note a value."""
+        slot = now_ms // PEAK_SLOT_MS
+        if value > self._slots.get(slot, 0):
+            self._slots[slot] = value
+
+    def greatest(self, now_ms: int) -> int:
+        """Return the greatest value of the last hour, 0 where none was noted."""
+        slot = now_ms // PEAK_SLOT_MS
+        self._slots = {each: value for each, value in self._slots.items() if slot - PEAK_SLOTS < each <= slot}
+        return max(self._slots.values(), default=0)
+
+
+def summary(counts: Iterable[list[int]]) -> dict[str, int | None]:
+    """Return p50_ms, p99_ms (None without samples) and samples over the counts of any number of Lags."""
+    total = [sum(column) for column in zip(*filter(None, counts), strict=True)]
+    samples = sum(total)
+    return {"p50_ms": _percentile(total, samples, 50), "p99_ms": _percentile(total, samples, 99), "samples": samples}
+
+
+def _percentile(counts: list[int], samples: int, percent: int) -> int | None:
+    left = -(-samples * percent // 100)
+    for bucket, count in enumerate(counts):
+        left -= count
+        if count and left <= 0:
+            return _value(bucket)
+    return None
+
+
+def _bucket(lag_ms: int) -> int:
+    if lag_ms < _FINE:
+        return max(0, lag_ms)
+    doublings = lag_ms.bit_length() - _FINE.bit_length()
+    return min(_BUCKETS - 1, _FINE * (doublings + 1) + (lag_ms >> doublings) - _FINE)
+
+
+def _value(bucket: int) -> int:
+    """Return the middle of a step."""
+    if bucket < _FINE:
+        return bucket
+    doublings, place = divmod(bucket - _FINE, _FINE)
+    return ((_FINE + place) << doublings) + ((1 << doublings) >> 1)

@@ -1,0 +1,181 @@
+"""Where a pair's reading of our log stands: whether it is served now, its scope, its lanes and its sealed cursor.
+
+What pages (`feed.py`) and streams (`tail.py`) have in common.  Any thread may ask.
+
+What a peer confirmed is kept in memory only: it decides nothing here, and after a restart the peer's next ack tells
+it again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from . import offer
+from .core import cursor as cursors
+from .core.cursor import Cursor, Lane
+from .core.errors import SplError
+from .core.keys import AEAD_NONCE_BYTES
+from .core.limits import Limits
+from .core.pair import Pair, Phase
+from .hub import Hub
+from .line import LineError
+from .offer import Reading, Scope
+from .vault import Vault
+
+
+class FeedError(SplError):
+    """The feed does not answer this: state of the pair, cursor, or a parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a peer asks for; `thread` and `namespace` narrow it to a reading of its own, with cursors of its own."""
+
+    since: str = ""
+    limit: int = 0
+    feed: str = "normal"
+    thread: str = ""
+    namespace: str = ""
+    resync: bool = False
+
+
+class Source:
+    """Our side of all pairs' readings.
+
+    `queue_records` tells how many records of a peer wait in our own intake, `reach` which way a pair runs.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        vault: Vault,
+        limits: Limits,
+        *,
+        random_bytes: Callable[[int], bytes],
+        queue_records: Callable[[str], int],
+        reach: Callable[[str], str] = lambda pair_id: "",
+    ) -> None:
+        self.hub = hub
+        self.vault = vault
+        self.limits = limits
+        self.acked: dict[str, tuple[int, int]] = {}
+        """Pair -> (records confirmed, when in Unix ms)."""
+        self._random_bytes = random_bytes
+        self._queue_records = queue_records
+        self._reach = reach
+
+    def pair(self, pair_id: str) -> Pair:
+        """Return the pair when we answer its pulls now.
+
+        Raises FeedError "pair-unknown", "pair-paused", "pair-revoked", "pair-state-conflict", with `peer_view`.
+        """
+        pair = self.hub.views.pairs.get(pair_id)
+        if pair is None:
+            raise FeedError("pair-unknown")
+        if not pair.serve_allowed:
+            codes = {Phase.PAUSED: "pair-paused", Phase.REVOKED: "pair-revoked"}
+            code = codes.get(pair.phase, "pair-state-conflict")
+            raise FeedError(code, peer_view=self.peer_view(pair_id))
+        return pair
+
+    def scope(self, pair: Pair, namespace: str = "") -> Scope:
+        """Return what the pair may read."""
+        return offer.scope_of(pair, self.hub.views.pairs, self.hub.views.did, namespace)
+
+    def open(self, pair_id: str, query: Query) -> tuple[Scope, Cursor | None]:
+        """Return scope and opened cursor, None at the very start.
+
+        Raises FeedError as `pair` does, "cursor-reset" when the log behind the cursor is another one, CursorError.
+        """
+        pair = self.pair(pair_id)
+        scope = self.scope(pair, query.namespace)
+        if not query.since:
+            return replace(scope, whole=query.resync), None
+        cursor = self._unsealed(pair, query.since)
+        if cursor.epoch != self.hub.store.epoch or not self._is_ours(cursor):
+            raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
+        return replace(scope, whole=cursor.whole), cursor
+
+    def readings(self, scope: Scope, query: Query, cursor: Cursor | None) -> list[Reading]:
+        """Return the lanes of a reading where its cursor left them."""
+        known = cursor.by_key() if cursor is not None else {}
+        return offer.lanes_through(self.hub.store.index, scope, known, query.thread, bool(query.namespace))
+
+    def next(
+        self, pair_id: str, since: str, before: Cursor | None, readings: Sequence[Reading], whole: bool
+    ) -> tuple[str, Cursor]:
+        """Return the cursor, sealed and open, of a reading that came this far from `before`, sealed as `since`.
+
+        One that moved nothing gets the very text it was asked with, so the peer need not save it.
+        """
+        held = lanes_held(readings, before)
+        stands = before is not None and set(held) == set(before.lanes) and whole == before.whole
+        if before is not None and stands and self._is_sealed_for(pair_id, since):
+            return since, before
+        # The newest line that this reading went past: only a log set back behind it can have lost what was read.
+        seq, run = self._run_at(max((lane.position for lane in held), default=0), before)
+        cursor = Cursor(self.hub.store.epoch, seq, run, held, whole)
+        return self.seal(pair_id, cursor), cursor
+
+    def seal(self, pair_id: str, cursor: Cursor) -> str:
+        """Return the cursor's text for the pair."""
+        return cursors.seal(cursor, self.vault.cursor_key(), self._random_bytes(AEAD_NONCE_BYTES), pair_id)
+
+    def peer_view(self, pair_id: str) -> dict[str, object]:
+        """Return how we see the pair, for the peer: state, reason, head, acked, queue, and reach where we know it."""
+        pair = self.hub.views.pairs.get(pair_id)
+        if pair is None:
+            return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
+        head = offer.head(self.hub.store.index, self.scope(pair)) if pair.serve_allowed else 0
+        acked, _ = self.acked.get(pair_id, (None, None))
+        reach = self._reach(pair_id)
+        return {
+            "state": str(pair.phase),
+            "reason": pair.reason,
+            "head": head,
+            "acked": acked,
+            "queue": self._queue_records(pair_id),
+            **({"reach": reach} if reach else {}),
+        }
+
+    def _unsealed(self, pair: Pair, text: str) -> Cursor:
+        key = self.vault.cursor_key()
+        try:
+            return cursors.open_(text, key, pair.pair_id)
+        except cursors.CursorError:
+            if not pair.inherits:
+                raise
+            # The first request of a pair that superseded another comes with that one's position.
+            return cursors.open_(text, key, pair.inherits)
+
+    def _is_sealed_for(self, pair_id: str, text: str) -> bool:
+        try:
+            cursors.open_(text, self.vault.cursor_key(), pair_id)
+        except cursors.CursorError:
+            return False
+        return True
+
+    def _is_ours(self, cursor: Cursor) -> bool:
+        try:
+            return self.hub.store.run_at(cursor.run_seq) == cursor.run
+        except LineError as exc:
+            # A damaged line says nothing about the log around it, and the epoch agrees.
+            return exc.code == "store-damaged"
+
+    def _run_at(self, seq: int, before: Cursor | None) -> tuple[int, str]:
+        """Return a line up to `seq` and the running hash there; the place before where that line is damaged."""
+        try:
+            return seq, self.hub.store.run_at(seq)
+        except LineError:
+            return (before.run_seq, before.run) if before is not None else (0, self.hub.store.run_at(0))
+
+
+def lanes_held(readings: Sequence[Reading], before: Cursor | None) -> tuple[Lane, ...]:
+    """Return the lanes of the next cursor; those that consent took away keep their place, as long as there is room."""
+    lanes = {reading.key: reading.lane() for reading in readings}
+    kept = [lane for lane in (before.lanes if before is not None else ()) if lane.key not in lanes]
+    return (*lanes.values(), *kept)[: cursors.LANES_MAX]
+
+
+def clock_of(readings: Sequence[Reading]) -> int:
+    """Return how many records in scope lie up to where the lanes are."""
+    return sum(reading.count for reading in readings)

@@ -1,0 +1,255 @@
+"""What one stream sends to a peer: the records of its reading as they become durable, and the words between.
+
+    record.created   the stored envelope with its `ns`; the last of a write has the sealed cursor as `id:`, and `clock`
+    heartbeat        {peer_view, cursor}, at once and then every limits.heartbeat_s: an idle peer saves the cursor too
+    ack              {cursor}: how far we, the peer's own reader, hold what it serves to us
+    error            {code, message, peer_view}, then the end: paused, revoked, reset, or lagged (open another one)
+    server_shutdown  {retry_after_ms}, then the end
+
+A stream keeps no queue: it is a cursor that waits for a commit in its namespaces and reads at the peer's pace.  At the
+tail it is served from the last commits, which all streams share; one that is behind asks the index.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Final
+
+from . import offer
+from .bells import Bells
+from .core import page
+from .core.cursor import Cursor
+from .core.limits import KIB
+from .core.record import is_reserved
+from .hub import Commit
+from .index import Row
+from .line import Entry
+from .net.sse import encode_event
+from .offer import Reading, Scope
+from .source import FeedError, Query, Source, clock_of, lanes_held
+from .views import THREAD_PAIRS, THREAD_TOKENS
+
+PIECE_BYTES: Final = 64 * KIB
+PIECE_RECORDS: Final = 256
+RECENT_COMMITS: Final = 32
+RECENT_BYTES: Final = 512 * KIB
+RETRY_AFTER_MS: Final = 1000
+
+_WORDS: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-reset": "reset"}
+
+
+class Recent:
+    """The last commits, as long as there are streams: what they share at the tail.  The writer's thread adds."""
+
+    def __init__(self) -> None:
+        self.state: tuple[tuple[Commit, ...], int] = ((), 0)
+        """Neighbouring commits, and the last line there is; replaced, never changed."""
+        self._streams = 0
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Keep commits during the `with`."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            if not self._streams:
+                self.state = ((), self.state[1])
+
+    def add(self, commit: Commit) -> None:
+        """Take one commit; the oldest go where there are too many or too large ones."""
+        kept: tuple[Commit, ...] = ()
+        if self._streams:
+            kept = (*self.state[0], commit)[-RECENT_COMMITS:]
+            while kept and sum(_bytes_of(each) for each in kept) > RECENT_BYTES:
+                kept = kept[1:]
+        self.state = kept, commit.last_seq
+
+
+class Stream:
+    """One open stream of a pair; used on the loop, but for `_from_index`."""
+
+    def __init__(
+        self, source: Source, recent: Recent, bells: Bells, pool: Executor, pair_id: str,
+        query: Query, scope: Scope, cursor: Cursor | None, is_valid: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        """`is_valid` tells whether the credential that opened it still holds."""
+        self.source, self.recent, self.bells, self.pool = source, recent, bells, pool
+        self.pair_id = pair_id
+        self._scope = scope
+        self._text, self._cursor = query.since, cursor
+        self._readings = source.readings(scope, query, cursor)
+        self._is_valid = is_valid
+        self._chain = source.pair(pair_id).chain
+        self._pairs: object = None
+        self._seen = 0  # every line up to here was looked at
+        self._run = (0, "")  # a line that was looked at, and the log's running hash there
+        self._behind = True
+        self._ack = ""
+        self._replaced = False
+        self._bell = asyncio.Event()
+
+    def confirm(self, cursor: str) -> None:
+        """Tell the peer how far we hold what it serves; only the newest cursor is told."""
+        self._ack = cursor
+        self._bell.set()
+
+    def replace(self) -> None:
+        """End this stream, because the peer opened another one."""
+        self._replaced = True
+        self._bell.set()
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield pieces of the stream, each of whole events, until it ends."""
+        loop = asyncio.get_running_loop()
+        lists = [f"n:{ns}" for ns in self._scope.namespaces] + [f"t:{THREAD_PAIRS}", f"t:{THREAD_TOKENS}"]
+        with self.bells.listening(lists) as self._bell, self.recent.wanted():
+            due_s = loop.time()
+            while True:
+                self._bell.clear()
+                if last := self._last_word():
+                    yield last
+                    return
+                out = b""
+                if self._ack:
+                    out, self._ack = _event("ack", cursor=self._ack), ""
+                if loop.time() >= due_s:
+                    out += self._heartbeat()
+                    due_s = loop.time() + self.source.limits.heartbeat_s
+                out += self._from_memory()
+                if self._behind:
+                    out += await loop.run_in_executor(self.pool, self._from_index)
+                if out:
+                    yield out
+                elif not self._behind:
+                    await rung(self._bell, due_s)
+
+    def _last_word(self) -> bytes:
+        """Return the event that ends the stream when it must end, else nothing."""
+        if self.bells.stopping:
+            return _event("server_shutdown", retry_after_ms=RETRY_AFTER_MS)
+        if self._replaced:
+            return _event("error", code="lagged", message="another stream of this pair took over")
+        if not self._is_valid():
+            return _event("error", code="revoked", message="the token that opened this stream is not valid any more")
+        views = self.source.hub.views
+        if views.pairs is self._pairs:
+            return b""
+        self._pairs = views.pairs
+        try:
+            pair = self.source.pair(self.pair_id)
+        except FeedError as exc:
+            code = _WORDS.get(exc.code, "revoked")
+            return _event("error", code=code, message=exc.message, **exc.facts)
+        now = replace(self.source.scope(pair), whole=self._scope.whole)
+        if now != self._scope or pair.chain.present != self._chain.present:
+            return _event("error", code="lagged", message="what this pair shares, or its key, has changed")
+        return b""
+
+    def _heartbeat(self) -> bytes:
+        lanes = lanes_held(self._readings, self._cursor)
+        if self._run[1] and (self._cursor is None or set(lanes) != set(self._cursor.lanes)):
+            # Rows that the peer has already moved the lanes, and nothing was sent.
+            self._seal()
+        view = {**self.source.peer_view(self.pair_id), "clock": clock_of(self._readings)}
+        return _event("heartbeat", peer_view=view, cursor=self._text)
+
+    def _seal(self) -> None:
+        """Seal where the lanes are, at a line that was looked at in memory."""
+        lanes = lanes_held(self._readings, self._cursor)
+        self._cursor = Cursor(self.source.hub.store.epoch, *self._run, lanes, False)
+        self._text = self.source.seal(self.pair_id, self._cursor)
+
+    # -- records
+
+    def _from_memory(self) -> bytes:
+        """Return what the last commits have for this reading, a piece at most; notices when they begin too late."""
+        commits, last_seq = self.recent.state
+        if self._behind or last_seq <= self._seen:
+            return b""
+        found: list[tuple[bytes, str]] = []
+        for commit in commits:
+            if commit.last_seq <= self._seen:
+                continue
+            if commit.first_seq > self._seen + 1:
+                break
+            self._run = commit.last_seq, commit.run
+            if not self._take(commit, found):
+                break
+        else:
+            self._behind = self._seen < last_seq
+        if not found:
+            self._behind = self._behind or self._seen < last_seq
+            return b""
+        self._seal()
+        return _records(found, self._text, clock_of(self._readings))
+
+    def _take(self, commit: Commit, found: list[tuple[bytes, str]]) -> bool:
+        """Add the records of a commit that this reading wants; False when a piece is full before its end."""
+        scope, lanes = self._scope, {reading.name: reading for reading in self._readings}
+        size = sum(len(payload) for payload, _ in found)
+        for seq, entry in commit.fresh:
+            reading = lanes.get(f"n:{entry.ns}")
+            if reading is None or seq <= max(self._seen, reading.position) or is_reserved(entry.thread):
+                continue
+            if size >= PIECE_BYTES:
+                return False
+            row = _row(seq, entry)
+            if scope.wants(row):
+                found.append((entry.payload, entry.ns))
+                size += len(entry.payload)
+                reading.count += scope.counts(row)
+            self._seen = reading.position = seq
+        self._seen = commit.last_seq
+        return size < PIECE_BYTES
+
+    def _from_index(self) -> bytes:
+        """Return the next piece as the log holds it; runs in a thread."""
+        store = self.source.hub.store
+        last_seq = store.last_seq
+        readings = [Reading(each.key, each.name, each.position, each.count) for each in self._readings]
+        rows, more = offer.collect(store.index, self._scope, readings, PIECE_RECORDS, 2 * PIECE_BYTES)
+        self._readings = readings
+        if not more:
+            # A reading that left out nothing goes on as an ordinary one.
+            self._scope = replace(self._scope, whole=False)
+            self._seen, self._behind = last_seq, False
+        whole = self._scope.whole
+        self._text, self._cursor = self.source.next(self.pair_id, self._text, self._cursor, readings, whole)
+        if not rows:
+            return b""
+        found = zip(store.payloads(rows), (row.ns for row in rows), strict=True)
+        return _records(list(found), self._text, clock_of(readings))
+
+
+def _records(found: list[tuple[bytes, str]], cursor: str, clock: int) -> bytes:
+    """Return the events of these envelopes; the last one carries the cursor."""
+    *most, (payload, ns) = found
+    events = [encode_event("record.created", page.with_ns(each, its_ns)) for each, its_ns in most]
+    return b"".join((*events, encode_event("record.created", page.with_ns(payload, ns, clock), cursor)))
+
+
+def _event(name: str, **data: object) -> bytes:
+    return encode_event(name, json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def _row(seq: int, entry: Entry) -> Row:
+    """Return a new record as the index will know it, for the scope to judge."""
+    return Row(seq, entry.kind, 0, 0, len(entry.payload), entry.ns, entry.origin, entry.voucher, entry.own, entry.clock)
+
+
+def _bytes_of(commit: Commit) -> int:
+    return sum(len(entry.payload) for _, entry in commit.fresh)
+
+
+async def rung(bell: asyncio.Event, until_s: float) -> None:
+    """Return when the bell rings, or at that time of the loop."""
+    try:
+        async with asyncio.timeout_at(until_s):
+            await bell.wait()
+    except TimeoutError:
+        return

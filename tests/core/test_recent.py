@@ -1,0 +1,50 @@
+"""Percentiles and peaks of lately, right within an eighth and forgotten in time."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Lags, Peaks, summary
+
+
+@given(st.lists(st.integers(0, 200_000), min_size=1, max_size=60))
+def test_percentiles_are_right_within_an_eighth(values: list[int]) -> None:
+    lags = Lags()
+    for value in values:
+        lags.add(value, 1000)
+    found = summary([lags.counts(1000)])
+    ordered = sorted(values)
+    for percent in (50, 99):
+        exact, shown = ordered[-(-len(values) * percent // 100) - 1], found[f"p{percent}_ms"]
+        assert shown is not None
+        assert abs(shown - exact) <= max(exact // 8, 0)
+    assert found["samples"] == len(values)
+
+
+def test_nothing_measured_is_nothing_claimed() -> None:
+    assert summary([]) == summary([Lags().counts(0)]) == {"p50_ms": None, "p99_ms": None, "samples": 0}
+
+
+def test_lags_are_forgotten_after_five_minutes_and_joined_over_pairs() -> None:
+    one, two = Lags(), Lags()
+    one.add(5, 0)
+    two.add(7, SLOT_MS * SLOTS)
+    now_ms = SLOT_MS * SLOTS
+    assert summary([one.counts(now_ms - 1), two.counts(now_ms)])["samples"] == 2
+    assert summary([one.counts(now_ms), two.counts(now_ms)]) == {"p50_ms": 7, "p99_ms": 7, "samples": 1}
+
+
+def test_a_clock_that_steps_back_breaks_nothing() -> None:
+    lags = Lags()
+    lags.add(5, SLOT_MS * 50)
+    lags.add(-3, 0)
+    assert summary([lags.counts(0)]) == {"p50_ms": 0, "p99_ms": 0, "samples": 1}
+
+
+def test_peaks_are_of_the_last_hour() -> None:
+    peaks = Peaks()
+    assert peaks.greatest(0) == 0
+    peaks.add(9, 0)
+    peaks.add(4, PEAK_SLOT_MS)
+    assert peaks.greatest(PEAK_SLOT_MS * (PEAK_SLOTS - 1)) == 9
+    assert peaks.greatest(PEAK_SLOT_MS * PEAK_SLOTS) == 4
+    assert peaks.greatest(PEAK_SLOT_MS * (PEAK_SLOTS + 1)) == 0

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Print how many records a second go from one daemon to another, signed, verified and synced to disk on both.
+
+    python tools/bench/throughput.py [--records 20000]
+
+Live: records are emitted 250 at a time while the stream is open, until all are durable on the other side.  Catch-up:
+the other side is stopped, the same number is emitted (in 64s, and then one by one, which costs a signature each), and
+it is started again.  CPU is that of the daemons' processes; the emitting side competes for the same two cores.
+"""
+
+import argparse
+import http.client
+import time
+
+from two import Side, record, two_sides
+
+LOT: int = 250
+END_S: float = 300.0
+
+
+def live(one: Side, two: Side, count: int) -> None:
+    """Emit while the stream is open and wait until all is there."""
+    before, cpu, start = two.count(), two.cpu_s(), time.perf_counter()
+    for first in range(0, count, LOT):
+        one.emit_many([{"live": n} for n in range(first, first + LOT)])
+    emitted = time.perf_counter() - start
+    arrived(two, before + count)
+    show("live", count, time.perf_counter() - start, two.cpu_s() - cpu, f"emitting took {emitted:.2f} s")
+
+
+def catch_up(one: Side, two: Side, count: int, lot: int) -> None:
+    """Emit while the other side is down, start it and wait until all is there."""
+    before = two.count()
+    two.stop()
+    for first in range(0, count, LOT):
+        if lot > 1:
+            one.emit_many([{"lot": lot, "n": n} for n in range(first, first + LOT)])
+        else:
+            for n in range(first, first + LOT):
+                one.ask("POST", "/v1/records", record(one.name, {"lot": lot, "n": n}))
+    two.start()
+    cpu, start = two.cpu_s(), time.perf_counter()
+    arrived(two, before + count)
+    how = "emitted in 64s" if lot > 1 else "emitted singly"
+    show("catch-up", count, time.perf_counter() - start, two.cpu_s() - cpu, how)
+
+
+def arrived(side: Side, count: int) -> None:
+    """Wait until the side holds so many records."""
+    end = time.monotonic() + END_S
+    while side.count() < count:
+        if time.monotonic() > end:
+            raise http.client.HTTPException(f"{side.count()} of {count} after {END_S:.0f} s")
+        time.sleep(0.01)
+
+
+def show(what: str, count: int, seconds: float, cpu_s: float, note: str) -> None:
+    """Print one line."""
+    print(
+        f"{what:<9} {count:>7} records in {seconds:6.2f} s  {count / seconds:8.0f}/s   "
+        f"cpu a record there {cpu_s / count * 1e6:5.0f} us   {note}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--records", type=int, default=20_000, help="for each measure; the single emits are a tenth")
+    options = parser.parse_args()
+    count = options.records // LOT * LOT
+    with two_sides() as (one, two, _):
+        live(one, two, count)
+        catch_up(one, two, count, 64)
+        catch_up(one, two, max(LOT, count // 10 // LOT * LOT), 1)
+        print(f"resident {one.rss_mib():.1f} MiB here, {two.rss_mib():.1f} MiB there")
+
+
+if __name__ == "__main__":
+    main()
