@@ -28,6 +28,8 @@ from .views import Views
 log = logging.getLogger("spl.store")
 
 LOCAL: Final = "local"
+CLOCKS_MAX: Final = 4096
+"""(actor, thread) whose next clock is remembered; the writer alone changes it, so the memory is never wrong."""
 
 
 class HubError(SplError):
@@ -163,6 +165,7 @@ class Hub:
         self._ready = threading.Condition()
         self._closed = False
         self._listeners: tuple[Callable[[Commit], None], ...] = ()
+        self._clocks: dict[tuple[str, str], int] = {}
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Outcome]]":
         """Queue one submission; its future gives an Outcome an item once durable, or raises why it was refused.
@@ -307,7 +310,9 @@ class Hub:
         if held is not None:
             return held
         clock = checked["clock"]
-        taken = overlay.taken.get((actor, thread, clock)) or self.store.index.taken(actor, thread, clock)
+        taken: object = overlay.taken.get((actor, thread, clock))
+        if taken is None and clock < self._clock_stored(actor, thread):
+            taken = self.store.index.taken(actor, thread, clock)
         if taken is not None:
             raise HubError("ingest-failed", f"DuplicateClock: thread={thread} actor={actor} clock={clock}")
         slot = _Slot(record=checked, text=text, id=id_, ns=ns)
@@ -356,11 +361,18 @@ class Hub:
         return _Slot(held=Outcome(row.seq, record.parse(self.store.payloads([row])[0], Limits()), False))
 
     def _clock_next(self, actor: str, thread: str, overlay: _Overlay) -> int | None:
-        stored = self.store.index.clock_next(actor, thread)
-        if stored is None:
-            return None
-        found = max(stored, overlay.clocks.get((actor, thread), 0))
+        found = max(self._clock_stored(actor, thread), overlay.clocks.get((actor, thread), 0))
         return found if found <= record.CLOCK_MAX else None
+
+    def _clock_stored(self, actor: str, thread: str) -> int:
+        """Return the clock after the highest of our own stored ones; the index is asked once, then we know better."""
+        key = actor, thread
+        if key not in self._clocks:
+            if len(self._clocks) >= CLOCKS_MAX:
+                self._clocks.clear()
+            found = self.store.index.clock_next(actor, thread)
+            self._clocks[key] = record.CLOCK_MAX + 1 if found is None else found
+        return self._clocks[key]
 
     def _signer(self) -> Signer:
         if self.signer is None:
@@ -406,6 +418,9 @@ class Hub:
             slot.seq = seq
             if slot.entry is not None:
                 self.views.apply(slot.entry, slot.record, seq, at_ms)
+                place = slot.entry.actor, slot.entry.thread
+                if slot.entry.own and place in self._clocks:
+                    self._clocks[place] = max(self._clocks[place], slot.entry.clock + 1)
         fresh = tuple((seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec")
         return Commit(
             seqs[0],

@@ -5,7 +5,6 @@ that equal inputs give equal outputs), XChaCha20-Poly1305 for cursors.  Keys and
 one masks it in repr.
 """
 
-import base64
 import binascii
 import hashlib
 import hmac
@@ -107,7 +106,7 @@ def same(a: str, b: str) -> bool:
 
 def b64(data: bytes) -> str:
     """Return standard base64 with padding, as signatures and sealed texts travel."""
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def unb64(text: object, bytes_max: int = 16_384) -> bytes:
@@ -115,10 +114,12 @@ def unb64(text: object, bytes_max: int = 16_384) -> bytes:
     if not isinstance(text, str) or len(text) > bytes_max * 2:
         raise KeyFault("message-malformed", "base64 text is missing or too long")
     try:
-        data = base64.b64decode(text, validate=True)
+        raw = text.encode("ascii")
+        data = binascii.a2b_base64(raw, strict_mode=True)
     except (binascii.Error, ValueError) as exc:
         raise KeyFault("message-malformed", "not base64") from exc
-    if b64(data) != text:
+    # Seven of these stand in a batched record, so the plain functions: 0.3 µs instead of 1.5.
+    if binascii.b2a_base64(data, newline=False) != raw:
         raise KeyFault("message-malformed", "not base64 in its one canonical form")
     return data
 
