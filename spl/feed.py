@@ -183,6 +183,13 @@ class Feed:
         stream.confirm(cursor)
         return True
 
+    def restart(self, pair_id: str) -> None:
+        """Have the peer read from the start, with its own records too: its log was set back, ours may hold the rest."""
+        self.source.doubted.add(pair_id)
+        stream = self._streams.get(pair_id)
+        if stream is not None:
+            stream.replace()
+
     def peer_view(self, pair_id: str) -> dict[str, object]:
         """Return how we see the pair, for the peer: state, reason, head, acked, queue."""
         return self.source.peer_view(pair_id)
@@ -216,6 +223,7 @@ class Feed:
         """Return the bytes of the next page and how many records it holds."""
         source, store = self.source, self.hub.store
         scope, cursor = source.open(pair_id, query)
+        source.trust(pair_id, cursor, query.resync)
         readings = source.readings(scope, query, cursor)
         limit = query.limit or self.limits.page_records_default
         rows, has_more = offer.collect(store.index, scope, readings, limit, self.limits.page_bytes)
@@ -228,6 +236,7 @@ class Feed:
 
     def _open_stream(self, pair_id: str, query: Query, is_valid: Callable[[], bool]) -> Stream:
         scope, cursor = self.source.open(pair_id, query)
+        self.source.trust(pair_id, cursor, query.resync)
         return Stream(self.source, self._recent, self.bells, self._pool, pair_id, query, scope, cursor, is_valid)
 
     def _fetch(self, pair_id: str, ids: Sequence[str]) -> bytes:

@@ -38,10 +38,14 @@ _ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cu
 
 @dataclass(frozen=True, slots=True)
 class Opposite:
-    """The stream that we serve to the peer: `confirm` sends an ack on it, `take` receives the peer's ack of ours."""
+    """What we serve to the peer: `confirm` sends an ack on our stream to it, `take` receives the peer's ack of ours.
+
+    `restart` has the peer read from our start again, because its own log was set back.
+    """
 
     confirm: Callable[[str, str], bool] = lambda pair_id, cursor: False
     take: Callable[[str, object], object] = lambda pair_id, cursor: None
+    restart: Callable[[str], None] = lambda pair_id: None
 
 
 @dataclass(slots=True)

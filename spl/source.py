@@ -59,6 +59,8 @@ class Source:
         self.limits = limits
         self.acked: dict[str, tuple[int, int]] = {}
         """Pair -> (records confirmed, when in Unix ms)."""
+        self.doubted: set[str] = set()
+        """Pairs whose peer must begin again; see `trust`."""
         self._random_bytes = random_bytes
         self._queue_records = queue_records
         self._reach = reach
@@ -94,6 +96,21 @@ class Source:
         if cursor.epoch != self.hub.store.epoch or not self._is_ours(cursor):
             raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
         return replace(scope, whole=cursor.whole), cursor
+
+    def trust(self, pair_id: str, cursor: Cursor | None, resync: bool) -> None:
+        """Return when a reading may go on from this cursor.
+
+        A peer whose log was set back still holds our cursor of before, and would never see again what it lost: it is
+        refused until a whole reading begins, as "cursor-invalid" ("cursor-reset" would send us back to its start in
+        turn).
+        """
+        if pair_id not in self.doubted:
+            return
+        if cursor is None:
+            if resync:
+                self.doubted.discard(pair_id)
+        elif not cursor.whole:
+            raise FeedError("cursor-invalid", "begin again: your log was set back", peer_view=self.peer_view(pair_id))
 
     def readings(self, scope: Scope, query: Query, cursor: Cursor | None) -> list[Reading]:
         """Return the lanes of a reading where its cursor left them."""

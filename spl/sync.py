@@ -125,7 +125,8 @@ class Sync:
         self._reaches = reaches or Reaches(limits.errors_until_degraded)
         wire = Wire(vault, client, dial=dial, now_ms=now_ms, random_bytes=random_bytes)
         self._puller = Puller(hub, wire, limits)
-        self._follower = Follower(self._puller, opposite or Opposite(), now_ms=now_ms)
+        self._opposite = opposite or Opposite()
+        self._follower = Follower(self._puller, self._opposite, now_ms=now_ms)
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._lines: dict[str, _Line] = {}
@@ -453,6 +454,9 @@ class Sync:
                     raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
                 line.resets_s.append(now_s)
                 event(logging.WARNING, "sync.reset", pair.pair_id, code=exc.code, resets=len(line.resets_s))
+                if exc.code == "cursor-reset":
+                    # The peer's log was set back: what it lost we may hold, so it has to read ours from the start.
+                    self._opposite.restart(pair.pair_id)
             ask = Ask("", thread, True, beside)
 
     async def _run(self, pair: Pair, line: _Line, progress: Progress, ask: Ask) -> int:

@@ -50,6 +50,7 @@ def services_of(home: Home, client: Client, tls: ssl.SSLContext, url: str, *, in
     opposite = Opposite(
         confirm=lambda pair_id, cursor: feed.confirm(pair_id, cursor),
         take=lambda pair_id, cursor: feed.ack(pair_id, cursor),
+        restart=lambda pair_id: feed.restart(pair_id),
     )
     sync = Sync(
         home.hub, home.vault, client, limits, dial=pairing.dial, watch=pairing, now_ms=now_ms,

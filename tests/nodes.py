@@ -241,6 +241,7 @@ class Node:
             opposite=Opposite(
                 confirm=lambda pair_id, cursor: self.feed.confirm(pair_id, cursor),
                 take=lambda pair_id, cursor: self.feed.ack(pair_id, cursor),
+                restart=lambda pair_id: self.feed.restart(pair_id),
             ),
         )
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,29 @@ def test_check_names_damage_by_segment_and_offset(alice: Instance) -> None:
         found = alice.run("store", "check", "-o", "json", code=3).data
         assert [(item["offset"], item["lines"], item["what"]) for item in found["damages"]] == [(start, 1, "line")]
     assert alice.data("store", "stats")["records_count"] >= 20
+
+
+@pytest.mark.parametrize("mode", ["polling", "continuous"])
+def test_an_old_copy_of_a_home_gets_back_what_it_lost(alice: Instance, bob: Instance, pair_id: str, mode: str) -> None:
+    """The peer notices that the log was set back, finds its place again, and gives back what the copy had lost."""
+    for side in (alice, bob):
+        side.run("federation", "set-mode", pair_id, mode)
+        side.run("federation", "set-poll-interval", pair_id, "1s")
+    alice.emit("th_a", 3)
+    bob.emit("th_b", 3)
+    eventually(lambda: alice.holding() == bob.holding() and "th_b" in alice.holding(), "both hold all")
+    assert bob.stop() == 0
+    copy = bob.home.with_name("old-copy")
+    shutil.copytree(bob.home, copy)
+    bob.start()
+    lost = bob.emit("th_b", 4)
+    eventually(lambda: set(lost) <= alice.holding()["th_b"], "alice has what bob will lose")
+    bob.kill()
+    shutil.rmtree(bob.home)
+    copy.rename(bob.home)
+    bob.start()
+    fresh = bob.emit("th_b", 2)
+    eventually(lambda: set(fresh) <= alice.holding()["th_b"], "alice found her place in bob's log again")
+    eventually(lambda: set(lost) <= bob.holding()["th_b"], "bob got his own records back")
+    assert alice.holding() == bob.holding()
+    assert len(alice.pairs("active")) == len(bob.pairs("active")) == 1
