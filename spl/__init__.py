@@ -3,15 +3,20 @@
 The house, from the roof down.  A file imports its own floor and floors below; services never import each other.
 
     5  cli/       the command line; talks to the daemon over its socket
-    4  app        daemon  api/  setup  logs             builds everything, and the only place that knows everything
+    4  app        daemon  wiring  api/  setup  logs     builds everything, ties the services together
+                  doctor, checkup, facts, pulse         why a pair does not sync
     3  services   auth                                  request -> principal
-                  feed, offer                           source side of sync: pages of stored envelopes
-                  sync, pull                            consumer side: when to read, and one reading
+                  feed, source, offer, tail,            source side of sync: pages and streams of stored envelopes
+                  bells, acks
+                  sync, pull, follow, intake,           consumer side: when to read, pages, a stream, judging
+                  jury, wire
+                  push                                  both ends of a push, for a side that cannot be dialled
                   pairing, initiator, responder,        the handshake and the life of a pair, both roles
-                  pairs, published
+                  pairs, published, driver, upkeep,
+                  renewal, talk
                   history                               the pair log, told to and asked of peers
     2  net/       HTTP/1.1 and SSE: bytes and sockets, never records
-    1  ground     home: disk  line  segments  recover  table  index  store  views  vault  config  hub
+    1  ground     home: disk  line  segments  recover  table  index  store  views  vault  config  policy  hub
                   snapshot, restore, storecheck         threads out and in, and is the log sound
     0  core/      values and rules: no I/O, clock, randomness, logging, environment
 

@@ -1,5 +1,7 @@
 """Promises of the index: it answers as plain lists would, through every flush, merge and reopening."""
 
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from spl.disk import Disk
 from spl.index import Added, Index, lists
 from spl.line import Entry, encode
 from spl.segments import Place
-from tests.store_kit import AT_MS, FaultyDisk, note, record
+from tests.store_kit import AT_MS, FaultyDisk, note, open_store, record
 
 
 class Log:
@@ -242,3 +244,30 @@ def test_caches_that_overflow_change_no_answer(tmp_path: Path, monkeypatch: pyte
     for n in range(60):
         log.add(record(n % 40, thread=f"th_{n % 5}", ns=f"ns{n % 4}", voucher=f"did:v{n % 3}", origin=f"pair_{n % 2}"))
     log.check()
+
+
+def test_a_row_that_a_key_leads_to_can_be_read_at_once(tmp_path: Path) -> None:
+    """A reader that finds the newest seq while the writer is still adding the batch finds its line, too."""
+    store = open_store(tmp_path)
+    missing: list[str] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            row = store.index.last("t:th_0")
+            if row is not None and store.index.place(row.seq) is None:
+                missing.append(f"seq {row.seq}")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for n in range(60):
+            store.append([record(n * 50 + k, thread="th_0") for k in range(50)], AT_MS)
+    finally:
+        done.set()
+        reader.join()
+        sys.setswitchinterval(before)
+        store.close()
+    assert missing == []

@@ -159,7 +159,7 @@ def test_a_changed_manifest_extends_the_pinned_chain() -> None:
 
 
 def test_all_that_fold_takes_a_step_brings() -> None:
-    """Nothing is folded that decide cannot emit: every kind of SPEC 5 is emitted by some step."""
+    """Nothing is folded that decide cannot emit: every kind of record is emitted by some step."""
     emitted = set()
     for path, event in itertools.product(PATHS.values(), EVENTS):
         try:
