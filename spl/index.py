@@ -151,11 +151,8 @@ class Index:
     # -- queries: any thread
 
     def place(self, seq: int) -> Place | None:
-        """Return where a line stands; None when it is damaged or not there."""
-        state = self._state
-        # By the rows themselves, not by `covered`: a reader may find the seq of a row in the middle of its `add`.
-        end = state[1].first + len(state[1].rows) // _ROW.size
-        raw = self._raw_rows(state, seq, 1) if 0 < seq < end else _HOLE
+        """Return where a line stands, as soon as a key leads to it; None when it is damaged or not there."""
+        raw = (self._raw_rows(self._state, seq, 1) if seq > 0 else b"") or _HOLE
         segment, offset, head, length, _, _ = _ROW.unpack(raw)
         return Place(segment, offset, head, length) if head else None
 
