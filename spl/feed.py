@@ -223,7 +223,8 @@ class Feed:
         """Return the bytes of the next page and how many records it holds."""
         source, store = self.source, self.hub.store
         scope, cursor = source.open(pair_id, query)
-        source.trust(pair_id, cursor, query.resync)
+        if not query.pushed:
+            source.trust(pair_id, cursor, query.resync)
         readings = source.readings(scope, query, cursor)
         limit = query.limit or self.limits.page_records_default
         rows, has_more = offer.collect(store.index, scope, readings, limit, self.limits.page_bytes)
@@ -267,6 +268,8 @@ class Feed:
         if before is not None:
             before.replace()
         self._streams[stream.pair_id] = stream
+        if stream.pair_id in self.source.doubted:
+            stream.replace()  # it was opened just before its peer's log was found to be set back
         events = stream.events()
         try:
             async for piece in events:

@@ -36,6 +36,8 @@ class Query:
     thread: str = ""
     namespace: str = ""
     resync: bool = False
+    pushed: bool = False
+    """We read it ourselves, to push it: says nothing of what the peer's own reading did."""
 
 
 class Source:

@@ -89,7 +89,7 @@ def _doctor(
 def _push(home: Home, sync: Sync, feed: Feed, reaches: Reaches) -> Push:
     outlet = Outlet(
         page=lambda pair_id, since, limit, resync: feed.changes(
-            pair_id, Query(since=since, limit=limit, resync=resync)
+            pair_id, Query(since=since, limit=limit, resync=resync, pushed=True)
         ),
         fetch=feed.fetch,
         ack=feed.ack,

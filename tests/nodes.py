@@ -249,7 +249,7 @@ class Node:
         feed = self.feed
         outlet = Outlet(
             page=lambda pair_id, since, limit, resync: feed.changes(
-                pair_id, Query(since=since, limit=limit, resync=resync)
+                pair_id, Query(since=since, limit=limit, resync=resync, pushed=True)
             ),
             fetch=feed.fetch,
             ack=feed.ack,
