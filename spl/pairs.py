@@ -131,10 +131,6 @@ class Pairs:
         chosen = [item for item in found if item.status is Status.PENDING] or found
         return _only(chosen, ref, "request", [item.request_id for item in chosen])
 
-    def pending_count(self) -> int:
-        """Return how many requests wait for our operator."""
-        return sum(isinstance(pair.state, Asked) for pair in self.all())
-
     def parted(self, did: str) -> bool:
         """Tell whether an agreed pair with this peer was revoked before."""
         return any(

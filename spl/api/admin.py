@@ -141,9 +141,7 @@ async def tokens_revoke(request: Request, principal: Principal, services: Servic
 
 def newtoken_of(services: Services, fields: dict[str, object]) -> tuple[bearer.Token, str]:
     """Return a token and its plaintext from the request's fields; raise "bad-field"."""
-    scopes = frozenset(texts(fields.get("scopes"), "scopes"))
-    if not scopes or scopes - bearer.SCOPES:
-        raise field_error("scopes", f"must name some of {' '.join(sorted(bearer.SCOPES))}")
+    scopes = bearer.check_scopes(texts(fields.get("scopes"), "scopes"))
     names = texts(fields.get("namespaces", []), "namespaces")
     for name in names:
         namespace.usable(services.views.namespaces, name)

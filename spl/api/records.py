@@ -61,9 +61,11 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
 def one(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
     row = services.store.index.find(request.params["id"]) if record.is_id(request.params["id"]) else None
-    if row is None or not _may_read(row, principal):
+    rows = [row] if row is not None and _may_read(row, principal) else []
+    found = next(shown(services.store, rows, reserved=is_admin(principal)), None)
+    if found is None:
         raise SplError("not-found", "there is no such record")
-    return json_response(next(iter(shown(services.store, [row], reserved=is_admin(principal))), None) or _missing())
+    return json_response(found)
 
 
 def query(request: Request, principal: Principal, services: Services) -> Response:
@@ -186,7 +188,3 @@ def _emitted(outcome: Outcome) -> dict[str, object]:
 
 def _record(id_: str, fields: dict[str, Any], seq: int, vouched_by: str) -> dict[str, object]:
     return {"object": "record", "id": id_, **fields, "sequence": seq, "vouched_by": vouched_by}
-
-
-def _missing() -> dict[str, object]:
-    raise SplError("not-found", "there is no such record")

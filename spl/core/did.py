@@ -76,10 +76,6 @@ class Chain:
         """All keys, oldest first."""
         return (self.first, *(step.new for step in self.rotations))
 
-    def key_at(self, text: str) -> bytes | None:
-        """Return the chain's key with this multibase text, or None when the chain never held it."""
-        return next((key for key in self.keys if multibase(key) == text), None)
-
     def to_json(self) -> dict[str, object]:
         """Return {did, first_key, rotations}; `chain_from_json` reads and verifies it."""
         return {

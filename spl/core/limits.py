@@ -20,7 +20,6 @@ class Limits:
     thread_chars: int = 256
     actor_chars: int = 256
     parents_count: int = 1000
-    batch_records: int = 64
     vouchers_per_record: int = 4
 
     # HTTP, both roles
@@ -51,7 +50,6 @@ class Limits:
     commit_records: int = 512
     commit_bytes: int = 8 * MIB
     waiting_writes: int = 4096
-    waiting_bytes: int = 32 * MIB
     page_records: int = 10_000
     restore_bytes: int = 16 * 1024 * MIB
     page_records_default: int = 1000
@@ -74,7 +72,6 @@ class Limits:
 
     # sync
     longpoll_s: float = 30.0
-    poll_interval_s: float = 300.0
     poll_interval_min_s: float = 1.0
     poll_backoff_max_s: float = 300.0
     queue_records: int = 2000
