@@ -37,6 +37,7 @@ class Config:
     federation_allow_http: bool = False
     federation_poll_interval_ms: int = 300_000
     http_allowed_hosts: tuple[str, ...] = ()
+    http_allowed_origins: tuple[str, ...] = ()
     tls_listen: str = ""
     tls_certificate: str = ""
     tls_key: str = ""
@@ -169,6 +170,13 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _origins(value: object) -> tuple[str, ...]:
+    found = _texts(value)
+    if not all(re.fullmatch(r"https?://[a-z0-9.:\[\]_-]+", item) for item in found):
+        raise ValueError("must be origins as browsers send them: http(s)://host[:port], in lower case")
+    return found
+
+
 def _one_of(choices: tuple[str, ...]) -> Callable[[object], object]:
     def rule(value: object) -> object:
         if value not in choices:
@@ -194,6 +202,7 @@ KEYS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
     "federation.allow_http": ("federation_allow_http", _flag),
     "federation.poll_interval": ("federation_poll_interval_ms", _interval_ms),
     "http.allowed_hosts": ("http_allowed_hosts", _texts),
+    "http.allowed_origins": ("http_allowed_origins", _origins),
     "tls.listen": ("tls_listen", _text),
     "tls.certificate": ("tls_certificate", _text),
     "tls.key": ("tls_key", _text),

@@ -44,6 +44,8 @@ def test_flag_wins_over_environment_over_file() -> None:
         ("[limits]\nrecord_bytes = 99999999\n", 2, "at most"),
         ("[limits]\nnonsense = 1\n", 2, "nonsense"),
         ("[http]\nallowed_hosts = [1]\n", 2, "text"),
+        ('[http]\nallowed_origins = ["*"]\n', 2, "origins"),
+        ('[http]\nallowed_origins = ["https://a.example/"]\n', 2, "origins"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_line(text: str, line: int, word: str) -> None:

@@ -2,11 +2,12 @@
 
 One `Api` a kind of listener: over the Unix socket the file permission is the credential, over TCP it is the bearer.
 A browser cannot be turned against a loopback daemon: Host must be a name of ours (DNS rebinding), a foreign Origin
-may not write, and no CORS header is ever sent.
+may not write, and may read only where `http.allowed_origins` names it: a page's EventSource needs that.
 """
 
 import ipaddress
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -51,6 +52,7 @@ class Api:
         self.local = local
         self.table = Table(ROUTES)
         self.hosts = _hosts(services.config)
+        self.origins = frozenset(services.config.http_allowed_origins)
 
     def match(self, head: RequestHead) -> Match:
         """Return the route of a request whose body is not yet read; refuse early what needs no body to be refused."""
@@ -69,7 +71,8 @@ class Api:
         if self.services.views.rules and scope != ANYONE:
             self._check_rules(request, match.route, principal)
         answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
-        return answer
+        readable = self._readable_by(request.method, request.headers)
+        return _readable(answer, readable) if readable else answer
 
     def refuse(self, error: SplError, head: RequestHead | None) -> Response:
         """Return the error form, with the headers that its code asks for; the server adds Allow."""
@@ -79,6 +82,8 @@ class Api:
             headers.append(("www-authenticate", 'Bearer realm="spl"'))
         if "retry_after_s" in error.facts:
             headers.append(("retry-after", str(error.facts["retry_after_s"])))
+        if head is not None and not self.local:
+            headers += self._readable_by(head.method, head.headers)
         return Response(response.status, response.body, response.content_type, tuple(headers))
 
     def _check_rules(self, request: Request, route: Route, principal: Principal) -> None:
@@ -110,6 +115,19 @@ class Api:
             return
         if urlsplit(origin).netloc.lower() != host.lower():
             raise SplError("origin-refused", f"Origin {origin[:80]!r} is foreign")
+
+
+    def _readable_by(self, method: str, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        """Return the headers that let a page of an allowed origin read the answer; none for any other."""
+        origin = headers.get("origin", "")
+        if self.local or origin not in self.origins or method not in READING:
+            return ()
+        return ("access-control-allow-origin", origin), ("vary", "origin")
+
+
+async def _readable(answer: Response | Awaitable[Response], headers: tuple[tuple[str, str], ...]) -> Response:
+    found = answer if isinstance(answer, Response) else await answer
+    return replace(found, headers=(*found.headers, *headers))
 
 
 def _hosts(config: Config) -> frozenset[str]:

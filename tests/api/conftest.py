@@ -24,6 +24,9 @@ from spl.wiring import services_of
 HERE = DialPolicy(allow_private=True)
 
 
+PAGE_ORIGIN = "http://localhost:3000"
+
+
 @dataclass
 class Served:
     """One daemon's API under test, over TCP with the admin token unless told otherwise."""
@@ -81,7 +84,7 @@ class Served:
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     path = tmp_path / "home"
     init_home(path, "alice")
-    config = Config()
+    config = Config(http_allowed_origins=(PAGE_ORIGIN,))
     home = open_home(path, config, disk=Disk(), progress=lambda done, total: None)
     writer = threading.Thread(target=home.hub.run)
     writer.start()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.api.conftest import Served
+from tests.api.conftest import PAGE_ORIGIN, Served
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:9100", "localhost.evil.example", "localhost@evil"])
@@ -31,6 +31,19 @@ async def test_a_foreign_origin_may_not_write(served: Served) -> None:
 async def test_no_answer_invites_another_origin(served: Served) -> None:
     reply = await served.fetch("GET", "/health", headers=(("origin", "https://evil.example"),))
     assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+async def test_an_allowed_origin_may_read_and_not_write(served: Served) -> None:
+    origin = PAGE_ORIGIN
+    for path, token in (("/health", ""), ("/v1/threads", None), ("/v1/threads", "")):
+        reply = await served.fetch(
+            "GET", path, headers=(("origin", origin),), **({} if token is None else {"token": token})
+        )
+        assert (reply.headers["access-control-allow-origin"], reply.headers["vary"]) == (origin, "origin")
+        near = await served.fetch("GET", path, headers=(("origin", f"{origin}0"),))
+        assert "access-control-allow-origin" not in near.headers
+    record = {"act": "KNOW", "actor": "did:sync:user:a", "body": {}, "thread": "th"}
+    assert await served.refused("POST", "/v1/records", record, headers=(("origin", origin),)) == (403, "ORIGIN_REFUSED")
 
 
 @pytest.mark.parametrize(
