@@ -1,0 +1,175 @@
+"""The README's transcripts, replayed: each command line by a shell as it stands, on real daemons, block after block.
+
+Only what names a place is replaced (the peer's URL, a pair id, a folder below /tmp, a port); a prompt names the
+operator.  Where a transcript shows output, the output must read the same, with DIDs, ids, words and ages taken out.
+"""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import AUTO, Make
+from tests.e2e.harness import DEADLINE_S, ROOT, Instance, eventually
+
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROMPT = re.compile(r"(?:([a-z]*)\$ )?((?:[A-Z_]+=\S+ )*spl .*|TOKEN=.*|curl .*)")
+SOAKS = "federation soak"
+"""These run for minutes; `test_soak.py` has them with a scale of its own."""
+FOLLOWS = " -f"
+SERVE = " serve"
+PROBLEMS = ("debug thread-diff", "doctor", "federation verify")
+"""Commands that exit 3 when they find something."""
+
+
+@dataclass
+class Step:
+    """One command line and the output that the README shows under it."""
+
+    who: str
+    line: str
+    shown: list[str] = field(default_factory=list)
+
+
+def blocks() -> list[list[Step]]:
+    """Return the steps of every block that has commands, in the order of the page."""
+    found = []
+    for text in BLOCK.findall(README.read_text()):
+        steps: list[Step] = []
+        for line in text.replace("\\\n", " ").splitlines():
+            prompt = PROMPT.fullmatch(line)
+            if prompt:
+                command = re.sub(r"\s{2,}#.*|\s+\[[^\]]*\]", "", prompt[2])
+                steps.append(Step(prompt[1] or "alice", command))
+            elif steps:
+                steps[-1].shown.append(line)
+        if steps:
+            found.append(steps)
+    return found
+
+
+def plain(text: str) -> list[str]:
+    """Return the lines of an output without what differs from run to run."""
+    for pattern, word in (
+        (r"did:sync:instance:([a-z]+)(-[0-9a-f]{24})?", r"did:\1"),
+        (r"pair_[0-9a-f]{8}", "PAIR"),
+        (r"https?://[^\s)]+", "URL"),
+        (r"\([0-9,]+ records?\)", "(N records)"),
+        (r"\b[0-9.]+ ?(ms|s|m|h|d)\b( ago| left)?", "AGE"),
+        (r"just now|[0-9-]+T[0-9:.]+Z", "AGE"),
+        (r"(key: |: )[a-z]+( [a-z]+){5}$", r"\1WORDS"),
+        (r"[ \t]+", " "),
+    ):
+        text = re.sub(pattern, word, text, flags=re.MULTILINE)
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class Stage:
+    """Two operators and their shells, and a pair that is made again whenever a command has ended it."""
+
+    def __init__(self, folder: Path, alice: Instance, bob: Instance) -> None:
+        self.folder, self.alice, self.bob = folder, alice, bob
+        self.shell: dict[str, str] = {}
+        tool = folder / "bin" / "spl"
+        tool.parent.mkdir()
+        tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m spl "$@"\n')
+        tool.chmod(0o700)
+
+    def pair_id(self) -> str:
+        """Return the live pair's id, after pairing where there is none."""
+        if not (live := self._live()):
+            self.alice.run("federation", "pair", self.bob.url, "--backfill")
+            live = self._live()
+        return str(live[0]["pair_id"])
+
+    def _live(self) -> list[dict[str, object]]:
+        return [pair for pair in self.alice.pairs() if pair["state"] != "revoked"]
+
+    def play(self, step: Step) -> str:
+        """Run a step as it stands and return its output."""
+        operator = self.bob if step.who == "bob" else self.alice
+        line = step.line.replace("https://bob.example/", self.bob.url).replace("/tmp/", f"{self.folder}/")
+        line = line.replace("127.0.0.1:9100", f"127.0.0.1:{operator.port}")
+        if re.search(r"\bPAIR\b|pair_[0-9a-f]{8}", line):
+            line = re.sub(r"\bPAIR\b|pair_[0-9a-f]{8}", self.pair_id(), line)
+        elif "federation pair" in line and self._live():
+            self.alice.run("federation", "revoke", self.pair_id())
+        set_ = re.fullmatch(r"(\w+)=(\$\(.*\))", line)
+        if set_:
+            line = f"echo -n {set_[2]}"
+        if FOLLOWS in line:
+            line = f"timeout 1 {line}"
+        env = {**operator.environment(), **self.shell, "PYTHONPATH": str(ROOT)}
+        env["PATH"] = f"{self.folder / 'bin'}:{env['PATH']}"
+        ran = subprocess.run(
+            ["bash", "-c", line], env=env, cwd=self.folder, capture_output=True, timeout=DEADLINE_S, check=False
+        )
+        allowed = (0, 3) if any(word in line for word in PROBLEMS) else (124,) if FOLLOWS in line else (0,)
+        assert ran.returncode in allowed, f"{line}\n{ran.stdout.decode()}\n{ran.stderr.decode()}"
+        if set_:
+            self.shell[set_[1]] = ran.stdout.decode()
+        return ran.stdout.decode()
+
+
+@pytest.fixture
+def stage(make: Make, tmp_path: Path) -> Stage:
+    """Alice, and bob who approves by himself, both running, with a thread or two."""
+    alice, bob = make("alice").start(), make("bob", AUTO).start()
+    alice.emit("th_garden", 3)
+    bob.emit("th_garden", 12)
+    return Stage(tmp_path, alice, bob)
+
+
+def steps_of(word: str) -> list[Step]:
+    """Return the steps of the first block that has this word in a command."""
+    return next(steps for steps in blocks() if any(word in step.line for step in steps))
+
+
+def test_the_first_transcript_is_what_a_pairing_prints(stage: Stage) -> None:
+    """The page's headline command, line by line."""
+    [step] = blocks()[0]
+    assert plain(stage.play(step)) == plain("\n".join(step.shown))
+
+
+def test_approval_by_hand_reads_as_shown(make: Make, tmp_path: Path) -> None:
+    """Bob's list shows who asks, with the key words; his approval makes the pair."""
+    alice, bob = make("alice").start(), make("bob").start()
+    stage = Stage(tmp_path, alice, bob)
+    alice.run("federation", "pair", bob.url, "--wait", "0s", code=8)
+    listed, approved = steps_of("aitl list")
+    assert plain(stage.play(listed)) == plain("\n".join(listed.shown))
+    stage.play(approved)
+    eventually(lambda: alice.pairs("active"), "the pair is active")
+
+
+def test_the_first_steps_work_in_a_fresh_home(make: Make, tmp_path: Path) -> None:
+    """`init` and `serve` as they stand, for both homes of the page."""
+    fresh = make("alice", bare=True)
+    fresh.home.rmdir()
+    stage = Stage(tmp_path, fresh, make("bob", bare=True))
+    for steps in (steps_of("spl init --label alice"), steps_of("SYNCROPEL_HOME=")):
+        init, serve = steps
+        stage.play(init)
+        port = re.search(r"--port (\d+)", serve.line)
+        assert serve.line.endswith("spl serve" if port is None else f"spl serve --port {port[1]}")
+    fresh.start()
+    assert fresh.did.startswith("did:sync:instance:alice-")
+
+
+def test_every_other_command_line_does_what_it_says(stage: Stage) -> None:
+    """Block after block, in the order of the page; none is left out but those that serve, and the soak's minutes."""
+    elsewhere = [*blocks()[0], *steps_of("aitl list")]
+    played = 0
+    for steps in blocks():
+        for step in steps:
+            if step in elsewhere or SERVE in step.line or "spl init" in step.line or SOAKS in step.line:
+                continue
+            if "theirs.jsonl" in step.line:
+                stage.play(Step("bob", "spl thread snapshot th_federation_pairs > theirs.jsonl"))
+            stage.play(step)
+            played += 1
+    assert played > 20
