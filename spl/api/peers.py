@@ -1,5 +1,6 @@
 """What peers call: published documents, the signed messages of the handshake, and the source side of sync."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ from ..core import canon
 from ..core.errors import SplError
 from ..core.limits import KIB, Limits
 from ..feed import CONTINUOUS, FEEDS, Query
+from ..net import deflate
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE
 from .answers import field_error, json_response, members, number
@@ -83,7 +85,11 @@ async def changes(request: Request, principal: Principal, services: Services) ->
     services.auth.require(principal, SUBSCRIBE)
     query = replace(query, since=request.headers.get("last-event-id") or query.since)
     events = await services.feed.stream(pair_id, query, lambda: token_holds(services, principal))
-    return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+    if not deflate.accepts(request.headers.get("accept-encoding", "")):
+        return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+    coded = deflate.deflated(events, asyncio.get_running_loop().time)
+    headers = (*STREAM_HEADERS, ("content-encoding", deflate.CODING), ("vary", "accept-encoding"))
+    return Response(body=coded, content_type=MEDIA_TYPE, headers=headers)
 
 
 async def records(request: Request, principal: Principal, services: Services) -> Response:

@@ -21,6 +21,7 @@ from urllib.parse import urljoin
 from ..core.errors import SplError
 from ..core.limits import Limits
 from .address import ReachError, Url, is_address, is_loopback, judge, parse_url
+from .deflate import CODING, Inflater
 from .heads import encode_request
 from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
 from .sse import MEDIA_TYPE, Event, EventParser
@@ -110,7 +111,7 @@ class Client:
         "answer-malformed".
         """
         where = parse_url(url)
-        asked = (("accept", MEDIA_TYPE), ("cache-control", "no-cache"), *headers)
+        asked = (("accept", MEDIA_TYPE), ("accept-encoding", CODING), ("cache-control", "no-cache"), *headers)
         wire: _Wire | None = None
         try:
             try:
@@ -164,7 +165,8 @@ class Client:
     async def _check_stream(self, where: Url, wire: "_Wire", head: ResponseHead) -> None:
         if head.status in _REDIRECTS:
             raise ReachError("redirect", f"{where.origin} redirects its event stream")
-        _check_coding(where, head)
+        if head.status != 200 or _coding(head) != CODING:
+            _check_coding(where, head)
         if head.status != 200:
             body = await wire.read_body(self._limits.handshake_bytes)
             code = "peer-5xx" if head.status >= 500 else "peer-4xx" if head.status >= 400 else "answer-malformed"
@@ -258,6 +260,7 @@ class EventStream:
         self._wire = wire
         self._silence_s = limits.stream_silence_s
         self._parser = EventParser(limits.event_bytes)
+        self._inflater = Inflater() if _coding(head) == CODING else None
         self._ready: deque[Event] = deque()
         self._ended = False
 
@@ -280,7 +283,8 @@ class EventStream:
                 raise ReachError("timeout", f"{self._wire.origin} was silent for {self._silence_s:g} s") from exc
             if isinstance(piece, bytes):
                 try:
-                    self._ready.extend(self._parser.feed(piece))
+                    for plain in self._inflater.feed(piece) if self._inflater is not None else (piece,):
+                        self._ready.extend(self._parser.feed(plain))
                 except WireError as exc:
                     raise ReachError("answer-malformed", f"{self._wire.origin}: {exc.message}") from exc
             else:
@@ -428,15 +432,21 @@ class _Wire:
 
 def encode(where: Url, method: str, headers: Headers, body: bytes = b"") -> bytes:
     """Return the request's bytes with Host and Accept-Encoding.  Raises ReachError "url-invalid"."""
-    fields = (("host", where.authority), ("accept-encoding", "identity"), *headers)
+    fields = [("host", where.authority), *headers]
+    if not any(name == "accept-encoding" for name, _ in fields):
+        fields.append(("accept-encoding", "identity"))
     try:
         return encode_request(method, where.target, fields, body)
     except WireError as exc:
         raise ReachError("url-invalid", f"{where.origin}: {exc.message}") from exc
 
 
+def _coding(head: ResponseHead) -> str:
+    return head.headers.get("content-encoding", "identity").lower()
+
+
 def _check_coding(where: Url, head: ResponseHead) -> None:
-    if head.headers.get("content-encoding", "identity").lower() != "identity":
+    if _coding(head) != "identity":
         raise ReachError("answer-malformed", f"{where.origin} encodes its answer though asked not to")
 
 

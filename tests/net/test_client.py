@@ -12,6 +12,7 @@ import trustme
 from spl.core.limits import Limits
 from spl.net.address import ReachError
 from spl.net.client import Client, DialPolicy
+from spl.net.deflate import Deflater
 from spl.net.sse import encode_event
 from spl.net.streams import client_tls
 
@@ -388,6 +389,17 @@ async def test_a_stream_gives_events_until_it_ends() -> None:
         assert b"accept: text/event-stream\r\n" in server.asked[0]
 
 
+async def test_a_coded_stream_gives_its_events_at_once() -> None:
+    coder = Deflater(lambda: 0.0)
+    parts = [coder.feed(encode_event("a", b"1", "x")), coder.feed(encode_event("b", b"2")), coder.finish()]
+    head = SSE.replace(b"\r\n\r\n", b"\r\ncontent-encoding: deflate\r\n\r\n")
+    async with script(head + b"".join(map(chunk, parts)) + b"0\r\n\r\n") as server, client() as made:
+        async with made.stream(f"http://127.0.0.1:{server.port}/", dial=LOCAL) as stream:
+            assert [(event.name, event.data) async for event in stream] == [("a", b"1"), ("b", b"2")]
+        assert server.asked[0].count(b"accept-encoding: ") == 1
+        assert b"accept-encoding: deflate\r\n" in server.asked[0]
+
+
 async def drain(made: Client, port: int) -> ReachError:
     async def read() -> None:
         async with made.stream(f"http://127.0.0.1:{port}/", dial=LOCAL) as stream:
@@ -405,6 +417,11 @@ async def drain(made: Client, port: int) -> ReachError:
         (SSE + chunk(b"data: x\n\n") + b"5\r\nda", "disconnected"),
         (SSE + chunk(b"data: " + b"x" * 200), "answer-malformed"),
         (SSE + b"zz\r\n", "answer-malformed"),
+        (
+            SSE.replace(b"\r\n\r\n", b"\r\ncontent-encoding: deflate\r\n\r\n") + chunk(b"data: x\n\n"),
+            "answer-malformed",
+        ),
+        (SSE.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n"), "answer-malformed"),
         (OK, "answer-malformed"),
         (to("/b"), "redirect"),
         (b"", "disconnected"),
