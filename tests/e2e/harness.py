@@ -290,10 +290,11 @@ class Instance:
 
 
 class Wire:
-    """A TCP relay in front of a daemon that keeps what clients sent, one entry a connection."""
+    """A TCP relay in front of a daemon that keeps what clients sent and what they heard, one entry a connection."""
 
     def __init__(self, target_port: int) -> None:
         self.sent: list[bytes] = []
+        self.heard: list[bytes] = []
         self._target = target_port
         self._sock = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._sock.getsockname()[1]
@@ -337,24 +338,24 @@ class Wire:
                 return
             number = len(self.sent)
             self.sent.append(b"")
+            self.heard.append(b"")
             try:
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 client.close()
                 continue
             self._ends += [client, server]
-            self._run(self._relay, client, server, number)
-            self._run(self._relay, server, client, None)
+            self._run(self._relay, client, server, self.sent, number)
+            self._run(self._relay, server, client, self.heard, number)
 
     def _run(self, target: Callable[..., None], *args: Any) -> None:
         self._threads.append(threading.Thread(target=target, args=args, daemon=True))
         self._threads[-1].start()
 
-    def _relay(self, source: socket.socket, target: socket.socket, number: int | None) -> None:
+    def _relay(self, source: socket.socket, target: socket.socket, kept: list[bytes], number: int) -> None:
         try:
             for piece in _received(source):
-                if number is not None:
-                    self.sent[number] += piece
+                kept[number] += piece
                 target.sendall(piece)
             target.shutdown(socket.SHUT_WR)
         except OSError:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from syncropel import Client, Identity
 
+from tests.e2e.conftest import AUTO
 from tests.e2e.harness import DEADLINE_S, Instance, Wire, eventually
 
 THREAD = "th_live"
@@ -234,6 +235,30 @@ def test_a_browser_may_watch_an_open_daemon(make: Callable[..., Instance]) -> No
         assert alice.emit(THREAD, 1)
         while not lines.readline().startswith(b"event: record.created"):
             pass
+
+
+def test_a_slow_stream_is_compressed_and_bulk_is_not(make: Callable[..., Instance], alice: Instance) -> None:
+    """What two daemons say to each other now and then takes a fraction; what comes in bulk costs no time."""
+    bob = make("bob", AUTO).start()
+    wire = Wire(bob.port)
+    try:
+        bob.stop()
+        bob.start("--public-url", wire.url)
+        *_, last = alice.steps(wire.url + "/")
+        pair_id = str(last["pair_id"])
+        alice.run("federation", "set-mode", pair_id, "continuous")
+        opened(pair_id, alice)
+        bob.emit("th_slow", 1, text="slow " * 200)
+        eventually(lambda: alice.holding() == bob.holding(), "the record arrives")
+        [heard] = [each for each in wire.heard if b"text/event-stream" in each]
+        head, _, body = heard.partition(b"\r\n\r\n")
+        assert b"content-encoding: deflate" in head
+        assert b"slow slow" not in body
+        bob.emit("th_bulk", 200, text="bulk " * 1000)
+        eventually(lambda: alice.holding() == bob.holding(), "all arrive")
+        assert b"bulk bulk" in b"".join(wire.heard)
+    finally:
+        wire.close()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
