@@ -37,13 +37,17 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class One:
-    """A record as somebody holds it; of a peer's only its place in the pair log is known, and `value` is None."""
+    """A record as somebody holds it; of a peer's only its place in the pair log is known, and `value` is None.
+
+    `omitted` is how many of the oldest transitions a peer left out of its answer.
+    """
 
     id: str
     holder: str
     pair_id: str
     value: Record | None
     history: Callable[[], list[Transition]]
+    omitted: int = 0
 
 
 def _options(parser: Parser) -> None:
@@ -135,7 +139,13 @@ def _diff_histories(one: One, other: One, shell: Shell) -> int:
         raise SplError(
             "not-found", f"A is about {one.pair_id} and B about {other.pair_id}: they have no history in common"
         )
-    gaps = diff.gaps(one.history(), other.history())
+    told = [side.history() for side in (one, other)]
+    if one.omitted or other.omitted:
+        # What the one does not tell any more cannot be missed by the other.
+        since = max(history[0].at for history, side in zip(told, (one, other), strict=True) if side.omitted and history)
+        told = [[item for item in history if item.at >= since] for history in told]
+        shell.out.note(f"compared from {since} on: {one.omitted + other.omitted} older transitions were left out")
+    gaps = diff.gaps(told[0], told[1])
     return _print_gaps([(one.pair_id, gap) for gap in gaps], one.holder, other.holder, shell)
 
 
@@ -212,7 +222,8 @@ def _in_answers(name: str, answers: Iterable[dict[str, Any]]) -> One | None:
     for answer in answers:
         transitions = diff.transitions_from_json(answer.get("transitions", []))
         if any(item.id == name for item in transitions):
-            return One(name, str(answer["peer_did"]), str(answer["pair_id"]), None, transitions.copy)
+            omitted = int(answer.get("omitted", 0))
+            return One(name, str(answer["peer_did"]), str(answer["pair_id"]), None, transitions.copy, omitted)
     return None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from spl.core import record
+from spl.core.diff import Transition
 from spl.core.limits import Limits
 from spl.core.record import Envelope, Sig
 from spl.core.snapshot import Header
@@ -96,6 +97,31 @@ def test_an_id_that_is_nowhere_names_who_was_asked(spl: Run, daemon: Daemon, hom
     calls = len(daemon.calls)
     assert spl("debug", "thread-diff", one.id, other.id, "--from", str(found), "--from", str(both)).code == 3
     assert len(daemon.calls) == calls
+
+
+def test_what_a_peer_leaves_out_is_not_missed(
+    spl: Run, daemon: Daemon, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer tells its newest transitions; the comparison begins where they begin, and says so."""
+    body = {"pair_id": "pair_00000001"}
+    own = [made(n, "th_federation_pairs", body=body) for n in range(3)]
+    told = [
+        Transition(item.id, "pair_pause.v1", f"2026-11-23T0{n}:00:00.000Z", "did:x", "", "paused", "pause")
+        for n, item in enumerate(own)
+    ]
+    monkeypatch.setattr("spl.core.diff.history", lambda records, pair_id: told)
+    local = home / "local"
+    local.write_bytes(text(*own))
+    last = {**told[2].to_json(), "id": "ab" * 32, "actor": BOB}
+    daemon.answers["GET", f"/v1/records/{last['id']}"] = (404, error("not-found", "there is no such record"))
+    answer = {"pair_id": "pair_00000001", "peer_did": BOB, "transitions": [last], "omitted": 2}
+    daemon.answers["POST", "/v1/federation/history"] = listed(answer)
+    words = ("debug", "thread-diff", own[2].id, last["id"], "--from", str(local))
+    result = spl(*words)
+    assert "2 older transitions were left out" in result.err
+    assert (result.code, result.out) == (0, "")
+    daemon.answers["POST", "/v1/federation/history"] = listed({**answer, "omitted": 0})
+    assert spl(*words).code == 3
 
 
 @pytest.mark.parametrize("answer", [{"transitions": 7}, {"transitions": [{"id": "x"}]}])
