@@ -1,0 +1,271 @@
+"""Consent: what each side of a pair agreed to share, of which namespace, under which name, at which hash level.
+
+A *grant* is one side's word on one of its namespaces: where it goes at the peer, and at which level.  Versions only
+rise, and a withdrawal is a version, so an old grant cannot be played again.  Grants are records on `th_consent`: our
+own, and the peer's as it handed them over; a `--map` agreed at the handshake counts as a grant at L1 of each side.
+
+What our operator said counts at once for what we accept and for what we hold back.  What it opens or changes for the
+peer begins when the peer holds our statement: before, the peer would refuse what comes, and it would never be sent
+again.  So a grant stands on `th_consent` twice: as it was said, and once the peer holds it (`held`).
+
+    namespace            what goes to the peer
+    agreed, no grant     everything (L0), under its own name
+    agreed, with grant   what the grant says: it can only lower, or withdraw
+    other, with grant    L1 to L3 as it says; L0 when the peer granted the same crossing back at L0, until then L1
+
+`outbound` says what we may send, `inbound` what we accept; the filter at the source and the gate at the consumer go
+by nothing else.  Both need the local namespace usable, so an archived one is neither sent nor filled.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from . import canon, namespace
+from .errors import SplError
+from .levels import EXACT, NAMES, STRUCTURAL, level_of
+from .limits import KIB, Limits
+from .namespace import Namespace
+from .pair import Pair
+
+THREAD: Final = "th_consent"
+KIND_GRANT: Final = "syncropel.consent.grant.v1"
+KIND_PEER_GRANT: Final = "syncropel.consent.peer_grant.v1"
+WITHDRAWN: Final = "none"
+STATEMENT_BYTES_MAX: Final = 16 * KIB
+"""What all grants of one side may take in a message, beside a manifest."""
+
+_VERSION_MAX: Final = 2**53
+_STATEMENT: Final = frozenset({"namespace", "maps", "level", "version"})
+
+
+class ConsentError(SplError):
+    """A grant that is malformed, out of date, or not for this pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One side's word on its own `namespace`: `maps` is the other side's name for it; level None: withdrawn."""
+
+    namespace: str
+    maps: str
+    level: int | None
+    version: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {namespace, maps: [own, other's], level, version}."""
+        maps = [self.namespace, self.maps]
+        return {"namespace": self.namespace, "maps": maps, "level": level_name(self.level), "version": self.version}
+
+
+Grants = Mapping[str, Grant]
+"""By the granting side's namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """The grants of one pair, of both sides; `waiting`: those of ours that the peer does not hold yet."""
+
+    ours: Grants = field(default_factory=lambda: MappingProxyType({}))
+    theirs: Grants = field(default_factory=lambda: MappingProxyType({}))
+    waiting: frozenset[str] = frozenset()
+
+    @property
+    def weight(self) -> int:
+        """The sum of our versions: it rises with each grant, so a peer sees that it lacks one."""
+        return sum(grant.version for grant in self.ours.values())
+
+    @property
+    def weight_held(self) -> int:
+        """The sum of the peer's versions as we hold them."""
+        return sum(grant.version for grant in self.theirs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What goes out of one of our namespaces; `wants_peer`: at L0 as soon as the peer grants it back."""
+
+    ns: str
+    peer_ns: str
+    level: int
+    wants_peer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inlet:
+    """What may come in from one of the peer's namespaces, into ours named `ns`.
+
+    `full`: records; `level`: projections of exactly this level, 0 for none.  `wants_us`: records as soon as we grant.
+    """
+
+    ns: str
+    full: bool
+    level: int = EXACT
+    wants_us: bool = False
+
+
+def read(value: object) -> Grant:
+    """Return the grant in a statement {namespace, maps, level, version}; raise ConsentError "bad-field"."""
+    if not isinstance(value, dict) or value.keys() != _STATEMENT:
+        raise ConsentError("bad-field", f"a grant has the members {', '.join(sorted(_STATEMENT))}")
+    name, maps, level, version = value["namespace"], value["maps"], value["level"], value["version"]
+    if not isinstance(maps, list) or len(maps) != 2 or maps[0] != name:
+        raise ConsentError("bad-field", "maps is [namespace, its name at the other side]")
+    if type(version) is not int or not 1 <= version <= _VERSION_MAX:
+        raise ConsentError("bad-field", "version is a number from 1")
+    number = None if level == WITHDRAWN else level_of(level)
+    return Grant(namespace.check_name(name), namespace.check_name(maps[1]), number, version)
+
+
+def level_name(level: int | None) -> str:
+    """Return "L0" to "L3", and "none" for a withdrawn grant."""
+    return WITHDRAWN if level is None else NAMES[level]
+
+
+def usual_level(pair: Pair, name: str, maps: str) -> int:
+    """Return the level of a grant that names none: structural, but exact for a namespace that joins the agreed ones."""
+    return EXACT if name == maps and name not in pair.namespaces else STRUCTURAL
+
+
+def said(pair_id: str, grant: Grant, at: str, *, held: bool) -> dict[str, Any]:
+    """Return the body of a KIND_GRANT record: our word, or that the peer `held` it by then."""
+    return {"pair_id": pair_id, "grant": grant.to_json(), "held": held, "at": at}
+
+
+def fold(books: Mapping[str, Book], body: Mapping[str, Any]) -> Mapping[str, Book]:
+    """Return the books by pair_id after one record body of `th_consent`; what it cannot use it skips."""
+    kind, pair_id = body.get("kind"), body.get("pair_id")
+    if kind not in (KIND_GRANT, KIND_PEER_GRANT) or not isinstance(pair_id, str):
+        return books
+    try:
+        grant = read(body.get("grant"))
+    except SplError:
+        return books
+    book = books.get(pair_id, Book())
+    after = _heard(book, grant) if kind == KIND_PEER_GRANT else _said(book, grant, body.get("held") is not False)
+    return books if after is book else {**books, pair_id: after}
+
+
+def _heard(book: Book, grant: Grant) -> Book:
+    before = book.theirs.get(grant.namespace)
+    if before is not None and before.version >= grant.version:
+        return book
+    return replace(book, theirs=MappingProxyType({**book.theirs, grant.namespace: grant}))
+
+
+def _said(book: Book, grant: Grant, held: bool) -> Book:
+    name, before = grant.namespace, book.ours.get(grant.namespace)
+    if before is None or before.version < grant.version:
+        waiting = book.waiting - {name} if held else book.waiting | {name}
+        return replace(book, ours=MappingProxyType({**book.ours, name: grant}), waiting=waiting)
+    if held and before == grant and name in book.waiting:
+        return replace(book, waiting=book.waiting - {name})
+    return book
+
+
+def book_of(books: Mapping[str, Book], pair: Pair) -> Book:
+    """Return the grants of a pair, those that its maps are included."""
+    book = books.get(pair.pair_id, Book())
+    if not pair.maps:
+        return book
+    ours = {local: Grant(local, peer, STRUCTURAL, 1) for local, peer in pair.maps}
+    theirs = {peer: Grant(peer, local, STRUCTURAL, 1) for local, peer in pair.maps}
+    return Book(MappingProxyType({**ours, **book.ours}), MappingProxyType({**theirs, **book.theirs}), book.waiting)
+
+
+def draft(pair: Pair, book: Book, name: str, maps: str, level: int | None, limits: Limits) -> Grant:
+    """Return our next grant for a namespace; level None withdraws.
+
+    Raises ConsentError "grant-conflict" when the namespace is agreed and `maps` names another, when `maps` is agreed
+    and would be entered at L0 from another, or when the pair has as many grants as a statement holds; "not-found"
+    when there is nothing to withdraw; "bad-field" for a malformed name.
+    """
+    name, maps = namespace.check_name(name), namespace.check_name(maps)
+    held = book.ours.get(name)
+    if maps != name and name in pair.namespaces:
+        raise ConsentError("grant-conflict", f"namespace {name} is shared with this pair under its own name")
+    if maps != name and maps in pair.namespaces and level == EXACT:
+        raise ConsentError("grant-conflict", f"{maps} is shared with this pair, so {name} enters it at L1 to L3 only")
+    if level is None and name not in pair.namespaces and (held is None or held.level is None):
+        raise ConsentError("not-found", f"nothing of namespace {name} is granted to this pair")
+    grant = Grant(name, maps, level, held.version + 1 if held is not None else 1)
+    every = {*pair.namespaces, *book.ours, name}
+    size = len(canon.encode(statements({**book.ours, name: grant}.values())))
+    if len(every) > limits.namespaces_per_pair or size > STATEMENT_BYTES_MAX:
+        raise ConsentError("grant-conflict", f"a pair shares at most {limits.namespaces_per_pair} namespaces")
+    return grant
+
+
+def news(book: Book, values: object, limits: Limits) -> tuple[Grant, ...]:
+    """Return those of a peer's statements that we do not hold yet; it tells all of its grants each time.
+
+    Raises ConsentError "bad-field", and "consent-stale" for a version before the one that we hold, another grant of
+    the same version, or none: that is an old statement played again, two, or one of a home that was set back.
+    """
+    if not isinstance(values, list) or len(values) > limits.namespaces_per_pair:
+        raise ConsentError("bad-field", f"grants is a list of at most {limits.namespaces_per_pair}")
+    told = [read(value) for value in values]
+    found = {grant.namespace: grant for grant in told}
+    if len(found) != len(told):
+        raise ConsentError("bad-field", "a namespace is granted twice")
+    for name, held in book.theirs.items():
+        grant = found.get(name)
+        if grant is None or grant.version < held.version or (grant.version == held.version and grant != held):
+            raise ConsentError("consent-stale", f"we hold version {held.version} for namespace {name}")
+    return tuple(grant for name, grant in found.items() if book.theirs.get(name) != grant)
+
+
+def acknowledged(book: Book, held: object) -> tuple[Grant, ...]:
+    """Return those of our grants that waited and that the peer, by the versions that it tells, holds now."""
+    if not isinstance(held, dict):
+        return ()
+    return tuple(book.ours[name] for name in sorted(book.waiting) if held.get(name) == book.ours[name].version)
+
+
+def versions(grants: Grants) -> dict[str, int]:
+    """Return the version of each grant by namespace, as the other side is told what we hold."""
+    return {name: grant.version for name, grant in sorted(grants.items())}
+
+
+def outbound(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> tuple[Share, ...]:
+    """Return what we may send to the peer, at most one share a namespace, by name."""
+    shares = []
+    for name in sorted({*pair.namespaces, *book.ours}):
+        grant = book.ours.get(name)
+        if not namespace.is_usable(registry, name) or (grant is not None and grant.level is None):
+            continue
+        if name in book.waiting and not (name in pair.namespaces and grant is not None and grant.level == EXACT):
+            continue
+        if name in pair.namespaces:
+            shares.append(Share(name, name, grant.level or EXACT if grant is not None else EXACT))
+        elif grant is not None and grant.level is not None:
+            wants = grant.level == EXACT and not _answers(book.theirs.get(grant.maps), grant)
+            shares.append(Share(name, grant.maps, STRUCTURAL if wants else grant.level, wants))
+    return tuple(shares)
+
+
+def inbound(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> Mapping[str, Inlet]:
+    """Return what we accept from the peer, by the peer's namespace."""
+    inlets: dict[str, Inlet] = {}
+    for name in pair.namespaces:
+        theirs = book.theirs.get(name)
+        level = theirs.level if theirs is not None and theirs.level is not None else EXACT
+        inlets[name] = Inlet(name, full=True, level=level)
+    for name, theirs in book.theirs.items():
+        if name in inlets or theirs.level is None:
+            continue
+        full = theirs.level == EXACT and _answers(book.ours.get(theirs.maps), theirs)
+        wants = theirs.level == EXACT and not full
+        inlets[name] = Inlet(theirs.maps, full, STRUCTURAL if wants else theirs.level, wants)
+    return {name: inlet for name, inlet in inlets.items() if namespace.is_usable(registry, inlet.ns)}
+
+
+def statements(grants: Iterable[Grant]) -> list[dict[str, Any]]:
+    """Return grants as they are handed over, by namespace."""
+    return [grant.to_json() for grant in sorted(grants, key=lambda each: each.namespace)]
+
+
+def _answers(other: Grant | None, grant: Grant) -> bool:
+    """Tell whether the other side granted the same crossing back at L0."""
+    return other is not None and other.level == EXACT and (other.namespace, other.maps) == (grant.maps, grant.namespace)
