@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from .core import canon, handshake, manifest, message, when
+from .core import agreement, canon, handshake, manifest, message, when
 from .core.did import label_of, words
 from .core.errors import CODES, SplError, cli_code
 from .core.handshake import HandshakeError, Terms
 from .core.manifest import PAIR_PATH, Manifest
 from .core.pair import ESTABLISHED, Pair, PairError
-from .core.standing import STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting
+from .core.standing import STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
 from .core.steps import Effect, End, ManifestChange, Park
 from .net.address import ReachError, is_loopback, judge, parse_url
 from .net.client import DialPolicy
@@ -88,19 +88,18 @@ class Initiator:
     def terms(self, options: PairOptions) -> Terms:
         """Return what the options ask for, but for the start that an earlier pair gives.
 
-        Raises PairError "usage", HandshakeError or NamespaceError "bad-field".
+        Raises PairError "usage", NamespaceError "namespace-rejected" for a namespace that is not usable here,
+        HandshakeError or NamespaceError "bad-field".
         """
         if options.backfill and options.from_now:
             raise PairError("usage", "--backfill and --from-now contradict each other")
         if options.mode not in MODES:
             raise PairError("bad-field", f"mode {options.mode[:40]!r} is none of {', '.join(MODES)}")
-        fields = {
-            "namespaces": list(options.namespaces or ("default",)),
-            "maps": [{"local": local, "peer": peer} for local, peer in options.maps],
-            "mode": options.mode,
-            "start": "beginning" if options.backfill else "present" if options.from_now else "",
-        }
-        return handshake.check_terms(fields, self.pairs.limits, starts=("", *STARTS))
+        return agreement.propose(
+            self.pairs.hub.views.namespaces, options.namespaces, options.maps, mode=options.mode,
+            start="beginning" if options.backfill else "present" if options.from_now else "", starts=("", *STARTS),
+            limits=self.pairs.limits,
+        )  # fmt: skip
 
     def judge(self, peer: Manifest, *, strict: bool, expect_key: str) -> Manifest:
         """Return a fetched manifest that is not our own and neither older than nor beside the last one accepted.
@@ -211,7 +210,8 @@ class Initiator:
             return steps
         waits = isinstance(pair.state, Waiting | Asked)
         if "posted" not in shown:
-            steps.append({"step": "posted", "status": 202 if waits else 200})
+            names = list(pair.proposal.namespaces)
+            steps.append({"step": "posted", "status": 202 if waits else 200, "namespaces": names})
         if waits or pair.issued_to_us is None:
             return steps
         if "token" not in shown:
@@ -224,6 +224,8 @@ class Initiator:
                 "step": "active", "pair_id": pair.pair_id, "our_words": words(own.key.public),
                 "peer_words": words(pair.peer.public_key), "label": own.label, "peer_label": label_of(pair.peer_did),
                 "namespaces": list(pair.namespaces),
+                "left_out": [name for name in pair.proposal.namespaces if name not in pair.namespaces],
+                "maps": maps_to_json(pair.maps),
             })  # fmt: skip
         return steps
 

@@ -8,6 +8,7 @@ service's, so that no step meets a pair that another is changing.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from .core import aitl, bearer, handshake, message, when
@@ -211,18 +212,18 @@ class Pairs:
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
         return self.take(pair, Grant(answer, token, self.hub.store.last_seq))[0]
 
-    def approve(self, pair: Pair | None, proposal: Proposal, peer: Manifest, poll_interval_ms: int = 0) -> Pair:
-        """Return the pair approved as asked: the peer's token in the vault, then the genesis with our signed answer.
+    def approve(
+        self, pair: Pair | None, proposal: Proposal, peer: Manifest, agreed: Terms, poll_interval_ms: int = 0
+    ) -> Pair:
+        """Return the pair approved as agreed: the peer's token in the vault, then the genesis with our signed answer.
 
-        `pair` None records the request in the same write.
+        `agreed` is what was asked for, or less.  `pair` None records the request in the same write.
         """
         own, nonce, now_ms = self.identity, self.nonce(), self.now_ms()
         expires_at_ms = now_ms + int(self.limits.token_ttl_s * 1000)
         text, token = handshake.mint(proposal.pair_id, self.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
         sealed = self.seal(text, peer, proposal.pair_id, nonce, expires_at_ms)
-        asked = handshake.terms_of(proposal)
-        start = asked.start or ("present" if self.parted(peer.did) else "beginning")
-        terms = Terms(asked.namespaces, asked.maps, asked.mode, start)
+        terms = replace(agreed, start=agreed.start or ("present" if self.parted(peer.did) else "beginning"))
         fields = handshake.grant_fields(own.did, proposal, peer.did, terms, sealed, nonce, now_ms)
         answer = message.sign("pair-answer", fields, own.key)
         self.vault.put(TOKEN_NAME + proposal.pair_id, self._opened(proposal, peer).token)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from .core import manifest, when
+from .core import manifest, namespace, when
 from .core.errors import SplError
 from .core.limits import Limits
 from .core.version import VERSION
@@ -47,7 +47,8 @@ class Published:
         """
         with self._lock:
             identity = self._identity()
-            names = sorted(item.name for item in self._views.namespaces.values() if item.shared and item.active)
+            registry = self._views.namespaces
+            names = [name for name in sorted(registry) if namespace.shareable(registry, name)]
             content = (identity.did, identity.key.public, identity.seal_key, tuple(names))
             age_ms = self._now_ms() - self._signed_at_ms
             if content != self._made_for or not 0 <= age_ms * RESIGN_SHARE < self._limits.manifest_ttl_s * 1000:

@@ -2,21 +2,23 @@
 
 A request passes, in this order: size, rate, form and signature, audience, age, nonce, permission rules, then the
 approval policy.  Only a peer whose signature held learns a signed refusal, {error form, statement}; what failed
-before gets the error form alone.  Nothing here depends on which namespaces exist, and nobody is dialled.
+before gets the error form alone.  No answer before an approval depends on which namespaces exist here, but for those
+that a rule of ours grants this peer unasked, and nobody is dialled.
 
 Blocks on the disk; runs on the pairing service's thread.
 """
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from .core import canon, handshake, manifest, message
+from .core import agreement, canon, handshake, manifest, message, namespace
 from .core.backoff import TokenBucket
 from .core.errors import SplError, wire_code
 from .core.handshake import Asking, HandshakeError, Terms
 from .core.manifest import Manifest
+from .core.namespace import Namespace
 from .core.pair import ESTABLISHED, Pair, PairError
 from .core.standing import SUPERSEDED, Active, Asked, Degraded, Proposal, Requested, Revoked, Waiting
 from .core.steps import Ask, Degrade, Effect, End, ManifestChange, PeerPause, PeerResume
@@ -66,6 +68,7 @@ class Responder:
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._addresses: dict[str, str] = {}
         self._said_ms: dict[str, int] = {}
+        self._effects: dict[str, tuple[Effect, ...]] = {}
         self.asked_to_renew: set[str] = set()
         """Pairs whose peer asked, signed, that we take a new token; whoever does it takes them out."""
 
@@ -134,18 +137,41 @@ class Responder:
         pair, sealed = self._renewal.grant(pair, fields, nonce)
         return self._stand(fields, pair, nonce, token=sealed)
 
+    def consent(
+        self, pair_id: str, body: bytes, address: str, take: Callable[[Pair, Mapping[str, Any]], dict[str, Any]]
+    ) -> Answer:
+        """Return the answer to the peer's grants, with ours as `take` returns them; also while paused or degraded."""
+        pair, fields = self._signed("consent", pair_id, body, address, 1.0)
+        if pair is None:
+            return self._answer(fields, 404, "unknown")
+        if pair.ended:
+            return self._answer(fields, 410, handshake.standing(pair)[1], reason=pair.reason)
+        if type(pair.state) not in ESTABLISHED:
+            return self._stand(fields, pair)
+        try:
+            return self._stand(fields, pair, **take(pair, fields))
+        except SplError as exc:
+            if exc.status >= SERVER_FAULT:
+                raise  # a fault of ours is no word on the grants: the peer hands them over again
+            return self._refusal(fields, exc)
+
     def meet(self, did: str, ours: Terms) -> Pair | None:
         """Return the peer's own request that waits here, if any, approved when what we ask for covers it."""
         for other in self.pairs.of_peer(did):
             if isinstance(other.state, Asked):
-                covered = ours.covers(_turned(handshake.terms_of(other.proposal)))
-                return self.pairs.approve(other, other.proposal, other.peer) if covered else other
+                asked = handshake.terms_of(other.proposal)
+                agreed = agreement.common(asked, _turned(ours), self._namespaces)
+                return self.pairs.approve(other, other.proposal, other.peer, agreed) if agreed else other
         return None
 
-    def decide(self, request_id: str, decision: str, reason: str) -> Pair:
+    def decide(
+        self, request_id: str, decision: str, reason: str, *, namespaces: Sequence[str] = (), maps: bool = True
+    ) -> Pair:
         """Return the pair after our operator's word on exactly the request of this id.
 
-        Raises PairError "not-found", "pair-state-conflict" for a request that is decided, or over.
+        An approval agrees to exactly the `namespaces`, or to what both sides share; without `maps` to no crossing.
+        Raises PairError "not-found", "pair-state-conflict" for a request that is decided, or over; NamespaceError
+        "namespace-rejected", HandshakeError "bad-field", and then the request goes on waiting.
         """
         self.pairs.expire()
         request, pair = self.pairs.hub.views.requests.get(request_id), self.pairs.get(request_id)
@@ -154,10 +180,16 @@ class Responder:
         if not isinstance(pair.state, Asked) or request.digest != pair.proposal.digest:
             raise PairError("pair-state-conflict", f"the request is {request.status.value} already")
         if decision == "approve":
-            return self.pairs.approve(pair, pair.proposal, pair.peer)
+            asked = handshake.terms_of(pair.proposal)
+            agreed = agreement.agree(asked, self._namespaces, named=namespaces, maps=maps)
+            return self.pairs.approve(pair, pair.proposal, pair.peer, agreed)
         return self.pairs.take(pair, End("rejected", reason))[0]
 
     # -- a request
+
+    @property
+    def _namespaces(self) -> Mapping[str, Namespace]:
+        return self.pairs.hub.views.namespaces
 
     def _judge(self, asking: Asking, address: str) -> Answer:
         fields, peer = asking.fields, asking.peer
@@ -200,14 +232,16 @@ class Responder:
                 raise HandshakeError("pair-exists", "both asked at once; the request of the lower DID stands: ours")
             if not ours.ended:
                 self.pairs.take(ours, End(SUPERSEDED))
-            if handshake.terms_of(ours.proposal).covers(_turned(asked)):
-                return self.pairs.approve(None, proposal, peer, self._poll_interval_ms)
+            agreed = agreement.common(asked, _turned(handshake.terms_of(ours.proposal)), self._namespaces)
+            if agreed is not None:
+                return self.pairs.approve(None, proposal, peer, agreed, self._poll_interval_ms)
         policy = self._policy()
         if policy == "closed" or peer.did in self.pairs.hub.views.blocked:
             raise HandshakeError("handshake-closed")
         bounds = [self._granted(peer, fields, address), AUTO_NAMESPACES if policy == "auto" else frozenset[str]()]
-        if not asked.maps and any(bound.issuperset(asked.namespaces) for bound in bounds):
-            return self.pairs.approve(None, proposal, peer, self._poll_interval_ms)
+        usable = all(namespace.is_usable(self._namespaces, name) for name in asked.namespaces)
+        if usable and not asked.maps and any(bound.issuperset(asked.namespaces) for bound in bounds):
+            return self.pairs.approve(None, proposal, peer, asked, self._poll_interval_ms)
         pair, _ = self.pairs.take(None, Ask(proposal, self._poll_interval_ms))
         self._addresses[pair.pair_id] = address
         return pair
@@ -307,8 +341,14 @@ class Responder:
         if state == "paused" and pair.paused_by in ("", "us") and pair.live and not unconfirmed(pair):
             return self.pairs.take(pair, PeerPause(said_ms))[0]
         if state == "active" and pair.paused_by in ("peer", "both"):
-            return self.pairs.take(pair, PeerResume(said_ms))[0]
+            after, effects = self.pairs.take(pair, PeerResume(said_ms))
+            self._effects[pair.pair_id] = effects
+            return after
         return pair
+
+    def effects(self, pair_id: str) -> tuple[Effect, ...]:
+        """Return what is to be done after the peer's last word on where it stands, once."""
+        return self._effects.pop(pair_id, ())
 
     def _stand(self, fields: Mapping[str, Any], pair: Pair, nonce: str = "", **facts: object) -> Answer:
         status, state, more = handshake.standing(pair)

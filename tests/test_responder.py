@@ -35,6 +35,9 @@ def test_a_peer_that_refuses_says_so_signed(tmp_path: Path, approval: str, permi
 def test_more_than_auto_grants_goes_to_the_operator_whole(tmp_path: Path) -> None:
     async def run() -> None:
         async with two(tmp_path, "auto") as (_, a, b):
+            a.register("music", "a")
+            b.register("music", shared=True)
+            b.register("b", "b/c")
             await a.pair(b, namespaces=("default", "music"), maps=(("a", "b/c"),), wait_ms=0)
             await b.until(lambda: b.alive)
             assert isinstance(b.alive[0].state, Asked)
@@ -44,6 +47,143 @@ def test_more_than_auto_grants_goes_to_the_operator_whole(tmp_path: Path) -> Non
             assert a.alive[0].namespaces == b.alive[0].namespaces == ("default", "music")
             assert a.alive[0].maps == (("a", "b/c"),)
             assert set(b.home.views.tokens.values()).pop().namespaces == ("default", "music")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("here", "named", "agreed"), [
+    ("", "", "default"), ("shared", "", "default music"), ("private", "", "default"),
+    ("private", "default music", "default music"), ("private", "music", "music"), ("shared", "default", "default"),
+    ("archived", "", "default"),
+])  # fmt: skip
+def test_an_approval_agrees_to_what_both_share_or_to_what_the_approver_names(
+    tmp_path: Path, here: str, named: str, agreed: str
+) -> None:
+    """The initiator asks for default and all that it shares; `here` is how the responder holds music."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (_, a, b):
+            a.register("music", shared=True)
+            a.register("diary")
+            if here:
+                b.register("music", shared=here != "private", archived=here == "archived")
+            watching = asyncio.create_task(a.pair(b))
+            await b.until(lambda: b.alive)
+            assert b.alive[0].namespaces == ("default", "music")
+            await b.pairing.decide_request(b.alive[0].pair_id, "approve", namespaces=named.split())
+            last = (await watching)[-1]
+            await both_active(a, b)
+            assert a.alive[0].namespaces == b.alive[0].namespaces == tuple(agreed.split())
+            assert last["namespaces"] == agreed.split()
+            assert last["left_out"] == [name for name in ("default", "music") if name not in agreed.split()]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("here", "named", "code", "hint"), [
+    ("", "", "namespace-rejected", "spl namespace create --shared music"),
+    ("private", "", "namespace-rejected", "spl namespace share music"),
+    ("archived", "music", "namespace-rejected", "spl namespace create music"),
+    ("shared", "default", "bad-field", ""),
+])  # fmt: skip
+def test_an_approval_that_leaves_nothing_is_refused_and_the_request_stays(
+    tmp_path: Path, here: str, named: str, code: str, hint: str
+) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (_, a, b):
+            a.register("music")
+            if here:
+                b.register("music", shared=here == "shared", archived=here == "archived")
+            await a.pair(b, namespaces=("music",), wait_ms=0)
+            await b.until(lambda: b.alive)
+            pair_id = b.alive[0].pair_id
+            with pytest.raises(SplError) as caught:
+                await b.pairing.decide_request(pair_id, "approve", namespaces=named.split())
+            assert code_of(caught) == code
+            assert not hint or caught.value.hint == hint
+            assert isinstance(b.alive[0].state, Asked)
+            assert b.home.views.requests[pair_id].status == "pending"
+            assert not b.home.views.tokens
+            b.register("music", shared=True)
+            await b.pairing.decide_request(pair_id, "approve")
+            await both_active(a, b)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_map_needs_a_usable_name_here_or_is_dropped_by_the_approver(tmp_path: Path, maps: bool) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (_, a, b):
+            a.register("music")
+            await a.pair(b, maps=(("music", "projects/music"),), wait_ms=0)
+            await b.until(lambda: b.alive)
+            pair_id = b.alive[0].pair_id
+            with pytest.raises(SplError) as caught:
+                await b.pairing.decide_request(pair_id, "approve")
+            assert code_of(caught) == "namespace-rejected"
+            assert caught.value.hint == "spl namespace create projects, or approve --without-maps"
+            assert isinstance(b.alive[0].state, Asked)
+            if maps:
+                b.register("projects", "projects/music")
+            await b.pairing.decide_request(pair_id, "approve", maps=maps)
+            await both_active(a, b)
+            assert a.alive[0].maps == ((("music", "projects/music"),) if maps else ())
+            assert b.alive[0].maps == ((("projects/music", "music"),) if maps else ())
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("approval", ["auto", "manual"])
+def test_the_answer_before_an_approval_does_not_tell_which_namespaces_exist(tmp_path: Path, approval: str) -> None:
+    async def run(here: str) -> list[object]:
+        async with two(tmp_path / (here or "none"), approval) as (world, a, b):
+            a.register("music")
+            if here:
+                b.register("music", shared=here == "shared")
+            said: list[dict[str, object]] = []
+
+            def hear(call: Call) -> bytes:
+                if call.answer and "/v1/federation/pair" in call.path:
+                    said.append(json.loads(call.body)["message"])
+                return call.body
+
+            world.faults.append(hear)
+            await a.pair(b, namespaces=("default", "music"), wait_ms=0)
+            await a.until(lambda: len(said) >= 2)
+            differ = ("nonce", "issued_at", "signer", "audience", "pair_id", "request_digest")
+            return [{name: value for name, value in fields.items() if name not in differ} for fields in said[:2]]
+
+    answers = [asyncio.run(run(here)) for here in ("", "private", "shared")]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] == [{"status": 202, "state": "pending"}] * 2
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_rule_grants_private_namespaces_but_none_that_is_not_usable(tmp_path: Path, usable: bool) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (world, a, b):
+            world.granted = frozenset({"default", "music"})
+            a.register("music")
+            if usable:
+                b.register("music")
+            await a.pair(b, namespaces=("default", "music"), wait_ms=10_000 if usable else 0)
+            await b.until(lambda: b.alive)
+            assert isinstance(b.alive[0].state, Asked) is not usable
+
+    asyncio.run(run())
+
+
+def test_two_that_ask_at_once_agree_on_what_both_asked_for(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (_, a, b):
+            a.register("music", "diary")
+            b.register("music", "books")
+            await a.pair(b, namespaces=("default", "music", "diary"), wait_ms=0)
+            await b.until(lambda: b.alive)
+            await b.pair(a, namespaces=("books", "music"))
+            await both_active(a, b)
+            assert a.alive[0].namespaces == b.alive[0].namespaces == ("music",)
 
     asyncio.run(run())
 
@@ -61,6 +201,8 @@ def test_a_rule_approves_at_most_its_own_namespaces(
         async with two(tmp_path, approval) as (world, a, b):
             world.granted = frozenset(granted.split())
             asked = (("a", "b"),) if maps else ()
+            a.register("music", "a")
+            b.register("music", "b")
             steps = await a.pair(b, namespaces=tuple(namespaces.split()), maps=asked, wait_ms=10_000 if at_once else 0)
             await b.until(lambda: b.alive)
             assert (steps[-1]["step"] == "active") is at_once

@@ -7,13 +7,15 @@ from typing import Any, Final
 
 from ..auth import Kind, Principal
 from ..core import bearer
+from ..core import filter as filter_
 from ..core.errors import SplError
+from ..core.filter import Filter
 from ..core.pair import ESTABLISHED, Pair
 from ..hub import Own
 from ..net.routes import Request, Response
 from ..views import THREAD_TOKENS
 from .admin import ENVIRONMENT, identity_of, token_facts, token_of
-from .answers import field_error, json_response, list_response, members
+from .answers import field_error, json_response, list_response, members, texts
 from .services import Services
 
 
@@ -95,12 +97,50 @@ async def rotate_tokens(request: Request, services: Services, found: Pair) -> di
     return {}
 
 
+async def relay(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {relay}: whether we send what other instances signed; as all filters, at once and for what we send."""
+    fields = members(request, {"relay": bool})
+    if "relay" not in fields:
+        raise field_error("relay", "is missing")
+    return await _filter(services, found, lambda held: replace(held, relay=fields["relay"]))
+
+
+async def thread_allow(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {threads, remove?} or {clear}: threads that are sent, others then only where the rule is true."""
+    fields = members(request, {"threads": list, "remove": bool, "clear": bool})
+    threads, remove = texts(fields.get("threads", []), "threads", filter_.THREADS_MAX), fields.get("remove", False)
+    if bool(threads) is bool(fields.get("clear")):
+        raise field_error("threads", "must name some, or clear be true")
+    if fields.get("clear"):
+        return await _filter(services, found, lambda held: replace(held, thread_allow=()))
+    limits = services.limits
+    return await _filter(services, found, lambda held: filter_.allowing(held, threads, limits, remove=remove))
+
+
+async def thread_rule(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {expression}: which records are sent beside those of the threads allowed; "" takes the rule away."""
+    fields = members(request, {"expression": str})
+    if "expression" not in fields:
+        raise field_error("expression", "is missing")
+    text = fields["expression"].strip()
+    rule = filter_.check_rule(text) if text else ""
+    return await _filter(services, found, lambda held: replace(held, thread_rule=rule))
+
+
+async def _filter(services: Services, found: Pair, change: Callable[[Filter], Filter]) -> dict[str, object]:
+    await services.pairing.configure(found.pair_id, lambda pair: filter_.changes(pair.filter, change(pair.filter)))
+    return {}
+
+
 ACTIONS: Final[dict[str, Callable[[Request, Services, Pair], Awaitable[dict[str, object]]]]] = {
     "resume": resume,
     "refresh": refresh,
     "revoke": revoke,
     "set-token": set_token,
     "rotate-tokens": rotate_tokens,
+    "relay": relay,
+    "thread-allow": thread_allow,
+    "thread-rule": thread_rule,
 }
 """Actions on a pair beyond the plain ones, each with what it adds to the answer."""
 

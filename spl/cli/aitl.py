@@ -1,12 +1,16 @@
 """`spl aitl`: what waits for a person's decision."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .command import Command, Group, Parser, Shell
 from .ctl import quote
 from .handshake import map_text
+from .out import column, label_of
+
+WHY: Final = {"private": "which is private", "missing": "which does not exist", "archived": "which is archived"}
+"""Why a namespace is left out, by the daemon's word for it."""
 
 
 def _list_options(parser: Parser) -> None:
@@ -34,6 +38,15 @@ def _one_option(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="request or pair id, or a unique prefix of one")
 
 
+def _approve_options(parser: Parser) -> None:
+    _one_option(parser)
+    parser.add_argument(
+        "--namespace", action="append", metavar="N",
+        help="agree to exactly this one of those asked for, also a private one; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--without-maps", action="store_true", help="agree to none of the maps")
+
+
 def _reject_options(parser: Parser) -> None:
     _one_option(parser)
     parser.add_argument("--reason", help="is told to the peer's operator")
@@ -45,18 +58,23 @@ def _show(args: Namespace, shell: Shell) -> int:
         shell.out.card(_facts(request, shell))
         if request["status"] == "pending":
             shell.out.hint(f"hint: compare the key words by voice, then: spl aitl approve {request['id']}")
+            _hub(request, shell)
     return 0
 
 
 def _approve(args: Namespace, shell: Shell) -> int:
     """Approve exactly the request that is shown: its digest goes along."""
     request = _get(args, shell)
-    answer = shell.ctl.post(
-        f"/v1/aitl/{quote(request['id'])}/decide", {"decision": "approve", "digest": request["digest"]}
-    )
+    body: dict[str, object] = {"decision": "approve", "digest": request["digest"]}
+    if args.namespace:
+        body["namespaces"] = args.namespace
+    if args.without_maps:
+        body["without_maps"] = True
+    answer = shell.ctl.post(f"/v1/aitl/{quote(request['id'])}/decide", body)
     if not shell.printed("spl.aitl_request/1", answer):
         shell.out.line(f"{request['id']}  approved")
-        shell.out.card(_terms(request))
+        shell.out.card(_terms({**request, "agrees": answer.get("agrees")}))
+        _hub(request, shell)
     return 0
 
 
@@ -89,7 +107,27 @@ def _terms(request: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("from", request["from"]), ("key", request["words"]), ("endpoint", str(request["endpoint"])),
         ("namespaces", ", ".join(request["namespaces"]) or "none"),
         ("maps", ", ".join(map_text(item) for item in request["maps"]) or "none"), ("mode", str(request["mode"])),
+        *_agreed(request.get("agrees") or {}),
     ]  # fmt: skip
+
+
+def _agreed(agrees: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what an approval shares, or shared, and what it leaves out with the reason; {} says nothing."""
+    if not agrees:
+        return
+    lost = agrees.get("unmapped") or []
+    maps = [f"{map_text(item)} (L1)" for item in agrees["maps"] if item["local"] not in lost]
+    yield "shares", ", ".join([*agrees["namespaces"], *maps]) or "nothing"
+    left_out = [
+        f"{item['namespace']}, {WHY[item['why']]}: {item['fix']}" if "why" in item else str(item["namespace"])
+        for item in agrees["left_out"]
+    ]
+    yield from column("left out", [*left_out, *(f"{name}, which a map names: it is not there" for name in lost)])
+
+
+def _hub(request: Mapping[str, Any], shell: Shell) -> None:
+    peer = label_of(request["from"])
+    shell.out.hint(f"hint: whoever {peer} shares these namespaces with gets them from there too")
 
 
 def _time_left(request: Mapping[str, Any], shell: Shell) -> str:
@@ -123,10 +161,11 @@ TREE: Final = (
             Command(
                 "aitl approve",
                 "Agrees to the request as it is shown; for a pair this mints the peer's token and starts the sync.\n"
-                "Compare the six words of the key with the peer's operator before.",
+                "Compare the six words of the key with the peer's operator before. Of the namespaces asked for, those\n"
+                "are shared that are shared here too, or exactly those that --namespace names.",
                 "spl aitl approve pair_a1b2c3d4",
                 _approve,
-                _one_option,
+                _approve_options,
             ),
             Command(
                 "aitl reject",

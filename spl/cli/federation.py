@@ -4,13 +4,15 @@ from argparse import Namespace
 from typing import Any, Final
 
 from ..core.when import duration_ms
-from . import handshake, pairview, soak
+from . import claims, consent, handshake, pairview, soak, verify
 from .command import Command, Group, Parser, Shell, UsageError
 from .ctl import quote
 from .handshake import PAIRS
 from .out import label_of, span_fine, state_paint
 
 TOKEN_BYTES_MAX: Final = 4096
+FILTERING: Final = frozenset({"relay", "thread-allow", "thread-rule"})
+"""Actions that change what is sent."""
 
 
 def _list(args: Namespace, shell: Shell) -> int:
@@ -78,6 +80,27 @@ def _set_poll_interval(args: Namespace, shell: Shell) -> int:
     return _act(args, shell, "poll-interval", {"interval_ms": interval_ms}, f"poll interval {span_fine(interval_ms)}")
 
 
+def _set_relay(args: Namespace, shell: Shell) -> int:
+    return _act(args, shell, "relay", {"relay": args.relay == "on"}, f"relay {args.relay}")
+
+
+def _thread_allow(args: Namespace, shell: Shell) -> int:
+    if bool(args.thread) is args.clear:
+        raise UsageError("usage", "name threads, or --clear alone", hint="spl federation thread-allow --help")
+    if args.clear:
+        return _act(args, shell, "thread-allow", {"clear": True}, "allows no thread by name")
+    body = {"threads": args.thread, "remove": args.remove}
+    word = "no longer allows" if args.remove else "allows"
+    return _act(args, shell, "thread-allow", body, f"{word} {', '.join(args.thread)}")
+
+
+def _thread_rule(args: Namespace, shell: Shell) -> int:
+    if (args.expression is None) is not args.clear:
+        raise UsageError("usage", "give an expression, or --clear alone", hint="spl federation thread-rule --help")
+    done = "thread rule cleared" if args.clear else "thread rule set"
+    return _act(args, shell, "thread-rule", {"expression": args.expression or ""}, done)
+
+
 def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], done: str) -> int:
     """Ask for one action and print `PAIR  done` (`already_done` where nothing changed) and the state."""
     pair = shell.ctl.post(f"{_path(args)}/{action}", body)
@@ -93,6 +116,8 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
         out.line(f"read again from the start: {pair['records']} records were new")
     if action == "revoke":
         _after_revoke(pair, shell)
+    if action in FILTERING:
+        out.note(f"sent from now on: {pairview.filter_text(pair['filter'])}; what was sent before stays with the peer")
     return 0
 
 
@@ -140,6 +165,24 @@ def _mode_options(parser: Parser) -> None:
 def _interval_options(parser: Parser) -> None:
     _pair_option(parser)
     parser.add_argument("interval", metavar="DUR", help="time between two polls, such as 30s or 5m; at least 1s")
+
+
+def _relay_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("relay", metavar="on|off", choices=("on", "off"), help="off: only what this instance signed")
+
+
+def _allow_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("thread", metavar="THREAD", nargs="*", help="a thread that is sent; repeatable")
+    parser.add_argument("--remove", action="store_true", help="name these threads no more")
+    parser.add_argument("--clear", action="store_true", help="name none: without a rule all is sent again")
+
+
+def _rule_options(parser: Parser) -> None:
+    _pair_option(parser)
+    parser.add_argument("expression", metavar="EXPRESSION", nargs="?", help="true for the records that are sent")
+    parser.add_argument("--clear", action="store_true", help="take the rule away: without threads named all is sent")
 
 
 _EXAMPLE: Final = "pair_a1b2c3d4"
@@ -233,6 +276,34 @@ TREE: Final = (
                 _set_poll_interval,
                 _interval_options,
             ),
+            Command(
+                "federation set-relay",
+                "Sets whether the peer gets what other instances signed and this one passes on, as a hub does.\n"
+                "Off, it gets only records that this instance signed; either way only of what the pair shares.",
+                f"spl federation set-relay {_EXAMPLE} off",
+                _set_relay,
+                _relay_options,
+            ),
+            Command(
+                "federation thread-allow",
+                "Narrows what the peer gets to the threads named here, and to what the pair's thread-rule is true of.\n"
+                "Without either all is sent that the pair shares; it takes effect at once and recalls nothing.",
+                f"spl federation thread-allow {_EXAMPLE} th_tasks th_release",
+                _thread_allow,
+                _allow_options,
+            ),
+            Command(
+                "federation thread-rule",
+                "Narrows what the peer gets to records of which the expression is true, and to the threads allowed.\n"
+                "It asks for record.thread, .actor, .act, .namespace, .data_type, .kind and .voucher, all texts;\n"
+                "spl config add-permission-rule --help explains the language. A rule that fails is false.",
+                f"spl federation thread-rule {_EXAMPLE} 'record.thread.startsWith(\"th_public_\")'",
+                _thread_rule,
+                _rule_options,
+            ),
+            claims.COMMAND,
+            *consent.COMMANDS,
+            verify.COMMAND,
             soak.COMMAND,
         ),
     ),

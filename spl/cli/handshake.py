@@ -20,7 +20,10 @@ def options(parser: Parser) -> None:
     parser.add_argument(
         "--map", action="append", metavar="LOCAL:PEER", help="propose to share across these namespaces; repeatable"
     )
-    parser.add_argument("--namespace", action="append", metavar="N", help="share this namespace; repeatable")
+    parser.add_argument(
+        "--namespace", action="append", metavar="N",
+        help="share exactly this one; repeatable (default: the namespace default and all that are marked shared)",
+    )  # fmt: skip
     parser.add_argument("--no-strict", action="store_true", help="skip the checks of expiry and clock, nothing else")
     parser.add_argument("--auto-generate-identity", action="store_true", help="make an identity where there is none")
     parser.add_argument("--wait", default="60s", metavar="DUR", help="how long to wait for an approval (default 60s)")
@@ -143,7 +146,17 @@ class _View:
         text = "hint: compare keys by voice. "
         self._shell.out.hint(f"{text}{label:<{width}} {step['our_words']}")
         self._shell.out.hint(f"{' ' * len(text)}{peer:<{width}} {step['peer_words']}")
+        self._sharing(step)
         self._shell.out.hint(f"hint: follow it with: spl federation show {step['pair_id']}")
+
+    def _sharing(self, step: Mapping[str, Any]) -> None:
+        """Hint at what is shared now, what the peer left out, and who else gets it."""
+        out, peer = self._shell.out, step["peer_label"]
+        maps = [map_text(item) for item in step.get("maps") or []]
+        names = ", ".join([*step["namespaces"], *(f"{each} (L1)" for each in maps)])
+        out.hint(f"hint: shared with {peer}: {names}; whoever {peer} shares it with gets it from there too")
+        if step.get("left_out"):
+            out.hint(f"hint: not agreed to by {peer}: {', '.join(step['left_out'])}; there it is private, or not there")
 
     def _wait(self, step: Mapping[str, Any]) -> None:
         left = span_fine(-(-int(step["left_ms"]) // 1000) * 1000)  # rounded up, so that it begins with what --wait says

@@ -114,12 +114,26 @@ def check_terms(fields: Mapping[str, Any], limits: Limits, *, starts: Sequence[s
         raise HandshakeError("bad-field", f"at most {limits.namespaces_per_pair} maps")
     for name in (*names, *(name for both in maps for name in both)):
         namespace.check_name(name)
+    _check_maps(names, tuple(dict.fromkeys(maps)))
     mode, start = fields.get("mode"), fields.get("start")
     if not isinstance(mode, str) or mode not in MODES:
         raise HandshakeError("bad-field", f"mode is one of {', '.join(MODES)}")
     if not isinstance(start, str) or start not in starts:
         raise HandshakeError("bad-field", "start is beginning or present")
     return Terms(tuple(dict.fromkeys(names)), tuple(dict.fromkeys(maps)), mode, start)
+
+
+def _check_maps(names: Sequence[str], maps: Sequence[tuple[str, str]]) -> None:
+    """Return when each name stands on one side of one map, and in none of them beside its own."""
+    for local, peer in maps:
+        if local == peer:
+            hint = f"--namespace {local} shares it under its own name"
+            raise HandshakeError("bad-field", f"the map {local}:{peer} leads to itself", hint=hint)
+        if local in names or peer in names:
+            name = local if local in names else peer
+            raise HandshakeError("bad-field", f"namespace {name} is both shared under its own name and mapped")
+    if len({local for local, _ in maps}) < len(maps) or len({peer for _, peer in maps}) < len(maps):
+        raise HandshakeError("bad-field", "a namespace stands in one map only")
 
 
 def request_fields(

@@ -25,6 +25,7 @@ from . import manifest, when
 from .aitl import Request, fold_requests, request_summary
 from .did import grown
 from .errors import SplError
+from .filter import FILTERS_MAX, OPEN
 from .limits import Limits
 from .message import is_nonce, is_pair_id
 from .standing import (
@@ -114,7 +115,7 @@ def _opened(body: Mapping[str, Any], at_ms: int, initiator: bool) -> Pair:
         state=Requested() if initiator else Asked(), namespaces=proposal.namespaces, maps=maps, mode=proposal.mode,
         poll_interval_ms=_natural(body.get("poll_interval_ms", POLL_INTERVAL_MS)), start=proposal.start, start_seq=0,
         issued_to_us=None if initiator else proposal.token, issued_by_us=proposal.token if initiator else None,
-        answer=None, actors=proposal.actors if initiator else (), relay=True, inherits="", peer_said_ms=0,
+        answer=None, actors=proposal.actors if initiator else (), filters=(OPEN,), inherits="", peer_said_ms=0,
         created_at_ms=at_ms, since_ms=at_ms, fetched_at_ms=at_ms, steps=0, transitions=(),
     )  # fmt: skip
 
@@ -155,9 +156,22 @@ def _config(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
         changed["poll_interval_ms"] = _natural(body["poll_interval_ms"])
     if "actors" in body:
         changed["actors"] = _texts(body["actors"])
+    found = replace(pair.filter, **_filtering(body))
+    if found != pair.filter:
+        changed["filters"] = (found, *(item for item in pair.filters if item != found))[:FILTERS_MAX]
+    return replace(pair, **changed)
+
+
+def _filtering(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a body changes of the pair's filter."""
+    changed: dict[str, Any] = {}
     if "relay" in body:
         changed["relay"] = body["relay"] is True
-    return replace(pair, **changed)
+    if "thread_allow" in body:
+        changed["thread_allow"] = _texts(body["thread_allow"])
+    if "thread_rule" in body:
+        changed["thread_rule"] = _text(body["thread_rule"])
+    return changed
 
 
 def _paused(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
@@ -235,6 +249,12 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise PairError("bad-field", "not a list of texts")
     return tuple(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise PairError("bad-field", "not a text")
+    return value
 
 
 def _natural(value: object) -> int:

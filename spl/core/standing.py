@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 from . import when
 from .did import Chain
 from .errors import SplError
+from .filter import Filter
 from .manifest import Manifest
 
 MODES: Final = ("polling", "continuous", "on-demand")
@@ -246,7 +247,8 @@ class Pair:
     answer: Mapping[str, Any] | None
     """The responder's signed answer, {message, signature}, with its token sealed to the initiator."""
     actors: tuple[str, ...]
-    relay: bool
+    filters: tuple[Filter, ...]
+    """What we send of what was agreed: the present filter, then the earlier ones, newest first, 8 at most."""
     inherits: str
     """The pair that this one superseded, whose positions it goes on from."""
     peer_said_ms: int
@@ -287,6 +289,11 @@ class Pair:
     def chain(self) -> Chain:
         """The peer's pinned key chain."""
         return self.peer.chain
+
+    @property
+    def filter(self) -> Filter:
+        """What we send of what was agreed, at present."""
+        return self.filters[0]
 
     @property
     def phase(self) -> Phase:

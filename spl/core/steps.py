@@ -215,7 +215,7 @@ class FirstSync:
 
 @dataclass(frozen=True, slots=True)
 class Resync:
-    """Read all that the peer shares anew, in the background: what the cursor skipped is fetched then."""
+    """Compare in the background what both sides should hold: what the cursor skipped is fetched then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +285,7 @@ def _pause(pair: Pair, event: Pause) -> _Move:
 
 
 def _resume(pair: Pair, event: Resume) -> _Move:
-    return "pair_resume.v1", {"by": "us"}, (TellPeer(), Resync())
+    return "pair_resume.v1", {"by": "us"}, (TellPeer(), *_goes_on(pair, PausedByUs))
 
 
 def _peer_pause(pair: Pair, event: PeerPause) -> _Move:
@@ -293,7 +293,13 @@ def _peer_pause(pair: Pair, event: PeerPause) -> _Move:
 
 
 def _peer_resume(pair: Pair, event: PeerResume) -> _Move:
-    return "pair_resume.v1", {"by": "peer", "said_at": when.text_of(event.said_at_ms)}, ()
+    said = {"by": "peer", "said_at": when.text_of(event.said_at_ms)}
+    return "pair_resume.v1", said, _goes_on(pair, PausedByPeer)
+
+
+def _goes_on(pair: Pair, state: type) -> tuple[Effect, ...]:
+    """Return what follows when nobody pauses the pair any more; who resumed first of two waits for the other."""
+    return (Resync(),) if type(pair.state) is state else ()
 
 
 def _degrade(pair: Pair, event: Degrade) -> _Move:

@@ -1,6 +1,15 @@
 """Rotation, renewal and the ends of tokens over HTTP."""
 
+from typing import Any
+
+import pytest
+
+from spl.core.filter import OPEN
 from tests.api.conftest import Served
+from tests.api.test_namespaces import give_pair
+from tests.core.pair_kit import PROPOSAL
+
+PAIR = f"/v1/federation/pairs/{PROPOSAL.pair_id}"
 
 
 async def test_a_rotated_key_is_published_at_once(served: Served) -> None:
@@ -54,3 +63,60 @@ async def test_renewal_is_signed_and_bad_messages_store_nothing(served: Served) 
     assert (await served.json("POST", "/v1/tokens/rotate", {}))["data"] == []
     assert (await served.refused("POST", "/v1/federation/pairs/pair_00/set-token", {"token": "x"}))[1] == "PAIR_UNKNOWN"
     assert served.services.store.last_seq == seq
+
+
+async def test_filters_narrow_what_is_sent_and_say_so(served: Served) -> None:
+    give_pair(served)
+    steps: tuple[tuple[str, dict[str, Any], dict[str, Any], bool], ...] = (
+        ("relay", {"relay": False}, {"relay": False}, False),
+        ("relay", {"relay": False}, {"relay": False}, True),
+        ("thread-allow", {"threads": ["b", "a"]}, {"thread_allow": ["a", "b"]}, False),
+        ("thread-allow", {"threads": ["a"]}, {"thread_allow": ["a", "b"]}, True),
+        ("thread-allow", {"threads": ["a", "c"], "remove": True}, {"thread_allow": ["b"]}, False),
+        ("thread-rule", {"expression": ' record.kind == "note" '}, {"thread_rule": 'record.kind == "note"'}, False),
+        ("thread-allow", {"threads": ["b"], "remove": True}, {"thread_allow": []}, False),
+        ("thread-rule", {"expression": ""}, {"thread_rule": ""}, False),
+        ("relay", {"relay": True}, OPEN.to_json(), False),
+    )
+    expected = OPEN.to_json()
+    for action, body, change, already in steps:
+        found = await served.json("POST", f"{PAIR}/{action}", body)
+        expected |= change
+        assert (found["filter"], found["already"]) == (expected, already), action
+    pair = served.services.views.pairs[PROPOSAL.pair_id]
+    assert pair.filter == OPEN
+    assert len(pair.filters) == 6
+
+
+async def test_the_last_thread_named_goes_by_clear_alone(served: Served) -> None:
+    """Taking it away would open everything, which nobody means by removing something."""
+    give_pair(served)
+    await served.json("POST", f"{PAIR}/thread-allow", {"threads": ["a", "b"]})
+    remove = {"threads": ["a", "b"], "remove": True}
+    assert await served.refused("POST", f"{PAIR}/thread-allow", remove) == (400, "BAD_FIELD")
+    assert (await served.json("POST", f"{PAIR}/thread-allow", {"clear": True}))["filter"] == OPEN.to_json()
+
+
+@pytest.mark.parametrize(("action", "body", "code"), [
+    ("relay", {}, "BAD_FIELD"), ("relay", {"relay": 1}, "BAD_FIELD"), ("thread-allow", {}, "BAD_FIELD"),
+    ("thread-allow", {"threads": ["a"], "clear": True}, "BAD_FIELD"), ("thread-allow", {"threads": [7]}, "BAD_FIELD"),
+    ("thread-allow", {"threads": ["th_consent"]}, "BAD_FIELD"), ("thread-rule", {}, "BAD_FIELD"),
+    ("thread-rule", {"expression": "record.thread =="}, "RULE_SYNTAX"),
+    ("thread-rule", {"expression": "record.body == 1"}, "RULE_TYPE"),
+    ("thread-rule", {"expression": "x" * 5000}, "RULE_SYNTAX"), ("thread-rule", {"expression": " "}, ""),
+])  # fmt: skip
+async def test_a_filter_that_is_none_changes_nothing(
+    served: Served, action: str, body: dict[str, Any], code: str
+) -> None:
+    give_pair(served)
+    if code:
+        assert await served.refused("POST", f"{PAIR}/{action}", body) == (400, code)
+    else:
+        assert (await served.json("POST", f"{PAIR}/{action}", body))["already"]
+    assert served.services.views.pairs[PROPOSAL.pair_id].filters == (OPEN,)
+
+
+async def test_an_ended_pair_takes_no_filter(served: Served) -> None:
+    give_pair(served, ended=True)
+    refused = await served.refused("POST", f"{PAIR}/relay", {"relay": False})
+    assert refused == (409, "PAIR_STATE_CONFLICT")

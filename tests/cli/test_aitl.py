@@ -53,6 +53,36 @@ def test_approve_sends_the_digest_of_what_it_shows(spl: Run, daemon: Daemon) -> 
     assert daemon.calls[-1].json() == {"decision": "approve", "digest": "d1"}
 
 
+AGREES: dict[str, Any] = {
+    "namespaces": ["default"], "maps": [{"local": "a", "peer": "b"}, {"local": "gone", "peer": "c"}],
+    "left_out": [
+        {"namespace": "diary", "why": "private", "fix": "spl namespace share diary"},
+        {"namespace": "x", "why": "missing", "fix": "spl namespace create --shared x"},
+    ],
+    "unmapped": ["gone"],
+}  # fmt: skip
+
+
+def test_show_tells_what_an_approval_shares_and_what_it_leaves_out_and_why(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/aitl/pair_a"] = {**REQUEST, "namespaces": ["default", "diary", "x"], "agrees": AGREES}
+    result = spl("aitl", "show", "pair_a", tty=True)
+    assert "  default, a:b (L1)\n" in result.out
+    assert "  diary, which is private: spl namespace share diary\n" in result.out
+    assert "  x, which does not exist: spl namespace create --shared x\n" in result.out
+    assert "  gone, which a map names: it is not there\n" in result.out
+    assert "whoever alice shares these namespaces with gets them from there too" in result.err
+
+
+def test_an_approval_may_name_namespaces_and_drop_the_maps(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/aitl/pair_a"] = REQUEST
+    agreed = {"namespaces": ["diary", "x"], "maps": [], "left_out": [{"namespace": "default"}]}
+    daemon.answers["POST", f"/v1/aitl/{ID}/decide"] = {**REQUEST, "status": "approved", "agrees": agreed}
+    result = spl("aitl", "approve", "pair_a", "--namespace", "diary", "--namespace", "x", "--without-maps")
+    more = {"namespaces": ["diary", "x"], "without_maps": True}
+    assert daemon.calls[-1].json() == {"decision": "approve", "digest": "d1", **more}
+    assert "  diary, x\n" in result.out
+
+
 def test_reject_with_a_reason(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", f"/v1/aitl/{ID}"] = REQUEST
     daemon.answers["POST", f"/v1/aitl/{ID}/decide"] = {**REQUEST, "status": "rejected"}

@@ -181,3 +181,51 @@ def test_a_token_for_a_pair_comes_from_stdin(spl: Run, daemon: Daemon) -> None:
     assert "secret" not in result.out + result.err
     assert daemon.calls[-1].json() == {"token": "spl_home_sa_1_secret"}
     assert spl("federation", "set-token", "pair_1", stdin=b"\n").code == 2
+
+
+@pytest.mark.parametrize(("argv", "action", "body", "printed"), [
+    (["set-relay", "bob", "off"], "relay", {"relay": False}, "relay off"),
+    (["set-relay", "bob", "on"], "relay", {"relay": True}, "relay on"),
+    (["thread-allow", "bob", "th_a", "th_b"], "thread-allow", {"threads": ["th_a", "th_b"], "remove": False},
+     "allows th_a, th_b"),
+    (["thread-allow", "bob", "th_a", "--remove"], "thread-allow", {"threads": ["th_a"], "remove": True},
+     "no longer allows th_a"),
+    (["thread-allow", "bob", "--clear"], "thread-allow", {"clear": True}, "allows no thread by name"),
+    (["thread-rule", "bob", "true"], "thread-rule", {"expression": "true"}, "thread rule set"),
+    (["thread-rule", "bob", "--clear"], "thread-rule", {"expression": ""}, "thread rule cleared"),
+])  # fmt: skip
+def test_filters_say_what_is_sent_from_now_on(
+    spl: Run, daemon: Daemon, argv: list[str], action: str, body: object, printed: str
+) -> None:
+    held = {"relay": False, "thread_allow": ["th_a", "th_b"], "thread_rule": "true"}
+    daemon.answers["POST", f"{PAIRS}/bob/{action}"] = a_pair(filter=held)
+    result = spl("federation", *argv)
+    assert (result.code, result.out) == (0, f"pair_a1b2c3d4  {printed}, state active\n")
+    assert daemon.calls[-1].json() == body
+    assert result.err == (
+        "sent from now on: what this instance signed, of threads th_a, th_b or where true; "
+        "what was sent before stays with the peer\n"
+    )
+
+
+@pytest.mark.parametrize("argv", [
+    ["thread-allow", "bob"], ["thread-allow", "bob", "th", "--clear"], ["thread-rule", "bob"],
+    ["thread-rule", "bob", "true", "--clear"], ["set-relay", "bob", "maybe"],
+])  # fmt: skip
+def test_filters_take_one_wish_at_a_time(spl: Run, daemon: Daemon, argv: list[str]) -> None:
+    assert spl("federation", *argv).code == 2
+    assert not daemon.calls
+
+
+@pytest.mark.parametrize(("held", "text"), [
+    ({"relay": True, "thread_allow": [], "thread_rule": ""}, "all that is shared"),
+    ({"relay": False, "thread_allow": [], "thread_rule": ""}, "what this instance signed"),
+    ({"relay": True, "thread_allow": ["a"], "thread_rule": ""}, "all that is shared, of threads a"),
+    ({"relay": True, "thread_allow": [], "thread_rule": "x"}, "all that is shared, where x"),
+])  # fmt: skip
+def test_show_says_what_is_sent_and_what_is_taken(spl: Run, daemon: Daemon, held: object, text: str) -> None:
+    detail = a_pair(filter=held, actors=["did:a", "did:b"], last_sync_cursor=None)
+    daemon.answers["GET", f"{PAIRS}/bob"] = detail
+    out = spl("federation", "show", "bob").out
+    assert f"  {text}\n" in out
+    assert "  records of did:a, did:b only\n" in out

@@ -30,7 +30,7 @@ def test_a_name_is_usable_while_all_above_it_are_active() -> None:
     with pytest.raises(NamespaceError) as caught:
         namespace.usable(registry, "org/web")
     assert caught.value.code == "namespace-rejected"
-    assert "org is not active" in caught.value.message
+    assert "org is archived" in caught.value.message
     assert caught.value.hint == "spl namespace create org"
 
 
@@ -50,6 +50,11 @@ def test_the_missing_ancestor_is_named_with_the_command_that_makes_it() -> None:
         {"kind": namespace.KIND_STATE, "name": "nobody", "state": "archived"},
         {"kind": namespace.KIND_STATE, "name": "default", "state": "odd"},
         {"kind": namespace.KIND_SHARE, "name": "default", "shared": "yes"},
+        {"kind": namespace.KIND_SHARE, "name": "default", "shared": False},
+        {"kind": namespace.KIND_STATE, "name": "default", "state": "archived"},
+        {"kind": namespace.KIND_CREATE, "name": "default", "shared": False},
+        {"kind": namespace.KIND_DELETE, "name": "default"},
+        {"kind": namespace.KIND_DELETE, "name": "nobody"},
     ],
 )
 def test_the_fold_skips_what_it_cannot_use(body: dict[str, object]) -> None:
@@ -60,4 +65,25 @@ def test_sharing_is_a_mark_that_can_be_taken_back() -> None:
     registry = namespace.fold(REGISTRY_EMPTY, {"kind": namespace.KIND_CREATE, "name": "org", "shared": True})
     assert registry["org"].shared
     registry = namespace.fold(registry, {"kind": namespace.KIND_SHARE, "name": "org", "shared": False})
+    assert not registry["org"].shared
+
+
+def test_shareable_is_usable_and_marked() -> None:
+    registry = REGISTRY_EMPTY
+    for name, shared in (("org", False), ("org/web", True), ("org/old", True)):
+        registry = namespace.fold(registry, {"kind": namespace.KIND_CREATE, "name": name, "shared": shared})
+    registry = namespace.fold(registry, {"kind": namespace.KIND_STATE, "name": "org/old", "state": "archived"})
+    assert [name for name in sorted(registry) if namespace.shareable(registry, name)] == ["default", "org/web"]
+    assert not namespace.shareable(registry, "nobody")
+    assert [item.name for item in namespace.children(registry, "org")] == ["org/old", "org/web"]
+    assert [item.state for item in namespace.children(registry, "org")] == ["archived", "active"]
+    registry = namespace.fold(registry, {"kind": namespace.KIND_STATE, "name": "org", "state": "archived"})
+    assert not namespace.shareable(registry, "org/web"), "one above it is archived"
+
+
+def test_a_deleted_one_is_gone_and_can_be_made_anew() -> None:
+    registry = namespace.fold(REGISTRY_EMPTY, {"kind": namespace.KIND_CREATE, "name": "org", "shared": True})
+    registry = namespace.fold(registry, {"kind": namespace.KIND_DELETE, "name": "org"})
+    assert registry == REGISTRY_EMPTY
+    registry = namespace.fold(registry, {"kind": namespace.KIND_CREATE, "name": "org"})
     assert not registry["org"].shared

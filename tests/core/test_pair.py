@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spl.core.filter import FILTERS_MAX, OPEN
 from spl.core.pair import PREFIX, TRANSITIONS_MAX, Pair, PairError, Phase, fold, summary
-from spl.core.steps import Degrade, Event, Recover, decide
+from spl.core.steps import Configure, Degrade, Event, Recover, decide
 from tests.core.pair_kit import LATER, NOW_MS, PATHS, PROPOSAL, bodies, folded
 
 
@@ -114,3 +115,30 @@ def test_summary_is_json_for_people() -> None:
     assert found["pair_id"] == PROPOSAL.pair_id
     with pytest.raises(PairError):
         decide(pair, PATHS["Requested"][0], NOW_MS)
+
+
+def test_the_last_eight_filters_are_remembered_newest_first() -> None:
+    """What an earlier filter let through is known by it; one that comes back is the newest again, not a second one."""
+    pair = folded(history(*PATHS["Active"]))
+    assert pair is not None
+    assert pair.filters == (OPEN,)
+    for number in range(10):
+        pair, _ = decide(pair, Configure({"thread_allow": [f"th_{number}"]}), NOW_MS)
+    assert len(pair.filters) == FILTERS_MAX
+    assert [item.thread_allow for item in pair.filters] == [(f"th_{number}",) for number in range(9, 1, -1)]
+    pair, _ = decide(pair, Configure({"thread_allow": ["th_5"], "mode": "on-demand"}), NOW_MS)
+    assert [item.thread_allow[0] for item in pair.filters[:3]] == ["th_5", "th_9", "th_8"]
+    assert len(pair.filters) == len(set(pair.filters)) == FILTERS_MAX
+    same, _ = decide(pair, Configure({"mode": "polling"}), NOW_MS)
+    assert same.filters == pair.filters
+    assert same.filter.relay
+
+
+@pytest.mark.parametrize("change", [{"thread_allow": "th_a"}, {"thread_allow": [7]}, {"thread_rule": None}])
+def test_a_damaged_filter_changes_nothing(change: dict[str, object]) -> None:
+    pair = folded(history(*PATHS["Active"]))
+    assert pair is not None
+    body = {**change, "kind": f"{PREFIX}pair_config.v1", "pair_id": pair.pair_id, "step": pair.steps + 1,
+            "at": "2026-01-01T00:00:00.000Z"}  # fmt: skip
+    before = {pair.pair_id: pair}
+    assert fold(before, body) is before

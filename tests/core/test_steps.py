@@ -140,6 +140,8 @@ def test_effects_of_the_steps_that_have_some() -> None:
     assert kinds("Approved", confirm) == {EndOthers, FirstSync}
     assert kinds("Active", pause) == {TellPeer}
     assert kinds("PausedByUs", resume) == {TellPeer, Resync}
+    assert kinds("PausedByPeer", EVENTS[9]) == {Resync}
+    assert (kinds("PausedByBoth", resume), kinds("PausedByBoth", EVENTS[9])) == ({TellPeer}, set())
     assert kinds("Degraded", revoke) == {KillTokens, DropSecrets, TellPeer}
     assert kinds("PausedByPeer", end) == {KillTokens, DropSecrets}
 

@@ -1,0 +1,198 @@
+"""Tenants of one daemon: a token that is bound to a namespace sees that one, and nothing of the others.
+
+Each read route is asked about what another tenant holds and about what does not exist, and must answer the same;
+where both tenants write into one thread, what is read and what is counted is the token's own.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from spl.core.limits import Limits
+from tests.api.conftest import Served
+from tests.api.test_watch import watching
+
+MIXED, THEIRS, NOBODYS = "th_mixed", "th_theirs", "th_nobodys"
+NDJSON = (("content-type", "application/x-ndjson"),)
+ROUTES = (
+    "/v1/threads/{}/records", "/v1/threads/{}/state", "/v1/threads/{}/snapshot", "/v1/records?thread={}",
+    "/v1/threads?after={}", "/v1/records?actor={}", "/v1/namespaces/{}", "/v1/records?thread={}&actor=did:sync:user:a",
+)  # fmt: skip
+"""Those that name a thing; in its place there is another tenant's, or one that does not exist."""
+
+
+@dataclass
+class Tenants:
+    """A daemon with two tenants, acme and other; `token` is acme's, `own` and `theirs` are records of each."""
+
+    served: Served
+    token: str
+    own: list[dict[str, Any]]
+    theirs: list[dict[str, Any]]
+
+    async def get(self, path: str) -> Any:
+        return await self.served.json("GET", path, token=self.token)
+
+
+async def emit(served: Served, ns: str, thread: str, n: int) -> dict[str, Any]:
+    value = {"act": "KNOW", "actor": "did:sync:user:a", "thread": thread, "body": {"namespace": ns, "n": n}}
+    found: dict[str, Any] = await served.json("POST", "/v1/records", value)
+    return found
+
+
+@pytest.fixture
+async def tenants(served: Served) -> Tenants:
+    for name in ("acme", "other", "acme/web"):
+        await served.json("POST", "/v1/namespaces", {"name": name})
+    own = [await emit(served, "acme", MIXED, 1)]
+    theirs = [await emit(served, ns, MIXED, 2) for ns in ("other", "default", "acme/web")]
+    own.append(await emit(served, "acme", MIXED, 3))
+    theirs += [await emit(served, "other", thread, 4) for thread in (MIXED, THEIRS)]
+    return Tenants(served, await served.mint("records:read", "records:write", namespaces=["acme"]), own, theirs)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("hidden", [THEIRS, "other", "acme%2Fweb", "th_api_tokens"])
+async def test_hidden_and_unknown_answer_the_same(tenants: Tenants, route: str, hidden: str) -> None:
+    """Byte for byte, but for the name; a snapshot of the daemon's own thread says what it needs: that name is known."""
+    if hidden == "th_api_tokens" and "snapshot" in route:
+        return
+    answers = []
+    for name in (hidden, NOBODYS):
+        reply = await tenants.served.fetch("GET", route.format(name), token=tenants.token)
+        text = reply.body.decode().replace(name.replace("%2F", "/"), "NAME")
+        answers.append((reply.status, text))
+    assert answers[0] == answers[1]
+
+
+async def test_a_record_of_another_tenant_is_unknown(tenants: Tenants) -> None:
+    answers = [
+        await tenants.served.fetch("GET", f"/v1/records/{id_}", token=tenants.token)
+        for id_ in (*(item["id"] for item in tenants.theirs), "0" * 64, "none")
+    ]
+    assert {(reply.status, reply.body) for reply in answers} == {(404, answers[0].body)}
+    assert (await tenants.get(f"/v1/records/{tenants.own[0]['id']}"))["id"] == tenants.own[0]["id"]
+
+
+@pytest.mark.parametrize("path", [
+    "/v1/records", f"/v1/records?thread={MIXED}", "/v1/records?actor=did:sync:user:a", f"/v1/threads/{MIXED}/records",
+    "/v1/records?since=0&limit=10000", f"/v1/threads/{MIXED}/records?limit=2",
+])  # fmt: skip
+async def test_lists_hold_the_own_records_alone(tenants: Tenants, path: str) -> None:
+    assert (await tenants.get(path))["data"] == tenants.own
+
+
+async def test_threads_are_those_with_own_records_and_counted_by_them(tenants: Tenants) -> None:
+    [found] = (await tenants.get("/v1/threads"))["data"]
+    assert (found["thread"], found["records"]) == (MIXED, 2)
+    everything = (await tenants.served.json("GET", "/v1/threads"))["data"]
+    assert [(item["thread"], item["records"]) for item in everything] == [(MIXED, 6), (THEIRS, 1)]
+    await emit(tenants.served, "other", MIXED, 5)
+    assert (await tenants.get("/v1/threads"))["data"] == [found], (
+        "another tenant's record moves nothing, no time either"
+    )
+
+
+async def test_a_state_is_that_of_the_own_records(tenants: Tenants) -> None:
+    found = await tenants.get(f"/v1/threads/{MIXED}/state")
+    assert (found["records"], found["sequence"]) == (2, tenants.own[-1]["sequence"])
+    assert found["value"]["n"] == 3
+
+
+async def test_a_snapshot_holds_and_counts_the_own_records(tenants: Tenants) -> None:
+    reply = await tenants.served.fetch("GET", f"/v1/threads/{MIXED}/snapshot", token=tenants.token)
+    head, *lines = [json.loads(line) for line in reply.body.splitlines()]
+    assert head["count"] == 2
+    assert [line["id"] for line in lines] == [item["id"] for item in tenants.own]
+
+
+async def test_a_watch_tells_of_no_hidden_record_and_counts_none(tenants: Tenants) -> None:
+    """Heartbeats come at once, and their ids stand at the last own record, whatever others write meanwhile."""
+    object.__setattr__(tenants.served.services, "limits", Limits(heartbeat_s=0.01))
+    last = tenants.own[-1]["sequence"]
+    async with watching(tenants.served, thread=MIXED, token=tenants.token) as stream:
+        for n in range(3):
+            beat = await anext(stream)
+            assert (beat.name, beat.id, json.loads(beat.data)) == ("heartbeat", str(last), {"sequence": last})
+            await emit(tenants.served, "other", MIXED, 10 + n)
+        fresh = await emit(tenants.served, "acme", MIXED, 20)
+        while (event := await anext(stream)).name == "heartbeat":
+            assert event.id == str(last)
+        assert (event.name, event.id) == ("record.created", str(fresh["sequence"]))
+
+
+@pytest.mark.parametrize("thread", [THEIRS, NOBODYS])
+@pytest.mark.parametrize("last_id", ["", "1", "999999"])
+async def test_watching_what_is_hidden_is_watching_nothing(tenants: Tenants, thread: str, last_id: str) -> None:
+    async with watching(tenants.served, thread=thread, token=tenants.token, last_id=last_id) as stream:
+        beat = await anext(stream)
+        assert (beat.name, beat.id) == ("heartbeat", "0")
+
+
+async def test_where_the_log_ends_cannot_be_found_out_by_resuming(tenants: Tenants) -> None:
+    """An id beyond the own records is another log's, wherever the log ends: all is sent again."""
+    last = tenants.own[-1]["sequence"]
+    firsts = []
+    for last_id in (last + 1, tenants.theirs[-1]["sequence"], 10_000):
+        async with watching(tenants.served, thread=MIXED, token=tenants.token, last_id=str(last_id)) as stream:
+            beat, record = await anext(stream), await anext(stream)
+            firsts.append((beat.id, record.id))
+    assert firsts == [("0", str(tenants.own[0]["sequence"]))] * 3
+
+
+async def test_the_registry_lists_the_own_namespaces(tenants: Tenants) -> None:
+    [found] = (await tenants.get("/v1/namespaces"))["data"]
+    assert (found["name"], found["records"]) == ("acme", 2)
+
+
+@pytest.mark.parametrize("ns", ["other", "acme/web", "nowhere", "default"])
+async def test_a_write_elsewhere_is_refused_alike_whether_that_exists(tenants: Tenants, ns: str) -> None:
+    value = {"act": "KNOW", "actor": "did:sync:user:a", "thread": "th", "body": {"namespace": ns}}
+    reply = await tenants.served.fetch("POST", "/v1/records", value, token=tenants.token)
+    body = json.loads(reply.body)
+    assert (reply.status, body["code"]) == (403, "SCOPE_FORBIDDEN")
+    assert body["message"] == f"the token does not reach namespace {ns}"
+
+
+async def test_a_restore_of_what_others_hold_is_refused_alike(tenants: Tenants) -> None:
+    """Whether the namespace exists here, and whether its records do, is not told."""
+    foreign = (await tenants.served.fetch("GET", f"/v1/threads/{THEIRS}/snapshot")).body
+    args: dict[str, Any] = {"token": tenants.token, "headers": NDJSON}
+    before = await tenants.served.json("POST", "/v1/threads/restore", foreign, 403, **args)
+    assert before["code"] == "SCOPE_FORBIDDEN"
+    await tenants.served.json("POST", "/v1/namespaces/other/archive", {})
+    assert await tenants.served.json("POST", "/v1/threads/restore", foreign, 403, **args) == before
+
+
+@pytest.mark.parametrize("path", [
+    "/v1/status", "/v1/identity", "/v1/config", "/v1/tokens", "/v1/aitl", "/v1/federation/pairs", "/v1/snapshot",
+    "/v1/store/stats", "/v1/doctor", "/v1/sync/changes", "/v1/sync/chains?did=x", "/v1/config/permission-rules",
+    "/v1/config/fold-rules",
+])  # fmt: skip
+async def test_what_tells_of_the_whole_daemon_needs_another_scope(tenants: Tenants, path: str) -> None:
+    assert await tenants.served.refused("GET", path, token=tenants.token) == (403, "SCOPE_FORBIDDEN")
+    health = await tenants.served.json("GET", "/health", token=tenants.token)
+    assert not {"records", "store_bytes", "pid"} & health.keys()
+
+
+@pytest.mark.parametrize(("more", "reads"), [({}, "default"), ({"namespaces": ["acme"]}, "acme")])
+async def test_a_federation_token_minted_by_hand_reads_its_own_namespaces(
+    tenants: Tenants, more: dict[str, Any], reads: str
+) -> None:
+    """And `default` without any; a namespace that it does not reach is as empty as one that does not exist."""
+    token = await tenants.served.mint("federation:sync", "federation:subscribe", **more)
+    everything = [*tenants.own, *tenants.theirs]
+    wanted = {item["id"] for item in everything if item["body"]["namespace"] == reads}
+    page = await tenants.served.json("GET", "/v1/sync/changes", token=token)
+    assert {item["id"] for item in page["records"]} == wanted
+    ids = [item["id"] for item in everything]
+    fetched = await tenants.served.json("POST", "/v1/sync/records", {"ids": ids}, token=token)
+    assert {item["id"] for item in fetched["records"]} == wanted
+    pages = [
+        await tenants.served.json("GET", f"/v1/sync/changes?target_namespace={name}", token=token)
+        for name in ("other", "nowhere")
+    ]
+    assert [page["records"] for page in pages] == [[], []]
+    assert pages[0].keys() == pages[1].keys()
