@@ -1,4 +1,4 @@
-"""Permission rules and rules of automatic approval, for whoever may change the configuration.
+"""Permission rules, rules of automatic approval and fold rules, for whoever may change the configuration.
 
 Rules hold for the whole daemon, so a token that is bound to namespaces changes none.
 """
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..auth import Principal
-from ..core import namespace, rules
+from ..core import fold, namespace, rules
 from ..core.errors import SplError
+from ..core.fold import FoldRule
 from ..core.rules import AitlRule, PermissionRule
 from ..hub import Own
 from ..net.routes import Request, Response
@@ -107,6 +108,34 @@ async def aitl_remove(request: Request, principal: Principal, services: Services
     return json_response(_aitl(rule))
 
 
+def fold_list(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/config/fold-rules: every fold rule, in the order in which they are asked."""
+    return list_response([_fold(rule) for rule in services.views.fold_rules.values()])
+
+
+async def fold_add(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/config/fold-rules {name, thread, fold, field?, priority?}: add or replace a rule.
+
+    Whoever asks for a state next is answered by it.
+    """
+    _check_unbound(principal)
+    known = {"name": str, "thread": str, "fold": str, "field": str, "priority": int}
+    rule = fold.fold_rule(members(request, known))
+    replaced = await _add(services, services.views.fold_rules, fold.KIND_FOLD, rule)
+    return json_response({**_fold(rule), "replaced": replaced})
+
+
+async def fold_remove(request: Request, principal: Principal, services: Services) -> Response:
+    """DELETE /v1/config/fold-rules/{name}."""
+    _check_unbound(principal)
+    name = request.params["name"]
+    rule = services.views.fold_rules.get(name)
+    if rule is None:
+        raise SplError("not-found", f"no fold rule {name[:80]!r}", hint="spl config list-fold-rules")
+    await _remove(services, fold.KIND_FOLD_REMOVED, name)
+    return json_response(_fold(rule))
+
+
 def _check_unbound(principal: Principal) -> None:
     if principal.namespaces:
         raise SplError("scope-forbidden", "a token bound to namespaces changes no rule of the daemon")
@@ -119,7 +148,9 @@ def _check_names(rule: PermissionRule | AitlRule, facts: Mapping[str, Any]) -> N
         raise field_error("expression", f"there is no {unknown[0][:40]!r}; there are {', '.join(sorted(facts))}")
 
 
-async def _add(services: Services, held: Mapping[str, object], kind: str, rule: PermissionRule | AitlRule) -> bool:
+async def _add(
+    services: Services, held: Mapping[str, object], kind: str, rule: PermissionRule | AitlRule | FoldRule
+) -> bool:
     """Return whether the rule took the place of another once it is durable and in force."""
     replaced = rule.name in held
     if not replaced and len(held) >= services.limits.rules_count:
@@ -138,3 +169,7 @@ def _permission(rule: PermissionRule) -> dict[str, object]:
 
 def _aitl(rule: AitlRule) -> dict[str, object]:
     return {"object": "aitl_rule", **rule.to_body()}
+
+
+def _fold(rule: FoldRule) -> dict[str, object]:
+    return {"object": "fold_rule", **rule.to_body()}

@@ -1,12 +1,12 @@
 """Drives a soak from outside: paced emission, the peer's acks, queues and faults, window by window.
 
-Three things run beside each other: the caller's thread emits and draws, one thread follows the acks, one looks at
-queues and pair states.  What they share is the window's tally, under one lock.
+These run beside each other: the caller's thread emits and draws, one thread follows the acks, one looks at queues and
+pair states, one approves, one reloads the fold rule.  What they share is the window's tally, under one lock.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +29,10 @@ LATE_S: Final = 2.0
 RETRY_S: Final = 0.2
 FAULTS_KEPT: Final = 100
 JOIN_S: Final = 5.0
+FOLD_RULES: Final = "/v1/config/fold-rules"
+APPROVAL_PHASE: Final = 0.5
+RELOAD_PHASE: Final = 0.25
+"""When approvals and reloads come, as a part of the time between two, so that they do not wait for each other."""
 
 
 class Line(Protocol):
@@ -69,6 +73,41 @@ class Target:
     """Names the daemons that ended."""
 
 
+class _Chore:
+    """A part of the load that comes now and then, evenly spread; it runs in a thread of its own, one at a time."""
+
+    def __init__(self, name: str, phase: float, run: Callable[[], object], failed: Callable[[str], None]) -> None:
+        self.name, self.phase = name, phase
+        self.done = 0
+        self._run, self._failed = run, failed
+        self._pool = ThreadPoolExecutor(1, f"soak-{name}")
+        self._runs: list[Future[None]] = []
+
+    def begin(self) -> None:
+        """Begin a window."""
+        self._runs = []
+
+    def start_due(self, window: Window, elapsed_s: float) -> None:
+        """Start what is due of the window by now."""
+        while len(self._runs) < window.chores and window.chore_due_s(len(self._runs), self.phase) <= elapsed_s:
+            self._runs.append(self._pool.submit(self._once))
+
+    def is_running(self) -> bool:
+        """Tell whether something that was started has not ended."""
+        return not all(each.done() for each in self._runs)
+
+    def end(self, *, wait: bool) -> None:
+        """Start no more, and wait for the one that runs if told to."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)
+
+    def _once(self) -> None:
+        try:
+            self._run()
+            self.done += 1
+        except SplError as exc:
+            self._failed(f"{self.name}: {exc.message} [{exc.code}]")
+
+
 @dataclass(slots=True)
 class _Side:
     """What was last seen of the pair on one side."""
@@ -90,7 +129,6 @@ class Soak:
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     emitted: int = 0
-    approved: int = 0
     _tally: Tally | None = None
     _faults: "deque[str]" = field(default_factory=lambda: deque(maxlen=FAULTS_KEPT))
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,11 +136,18 @@ class Soak:
     _peak: int = 0
     _dead: frozenset[str] = frozenset()
     _emitter: Line | None = None
+    _config: Line | None = None
     _sides: list[_Side] = field(default_factory=list)
+    _chores: dict[str, _Chore] = field(default_factory=dict)
+    _reloads: int = 0
 
     def begin(self) -> None:
         """Take note of how the pair stands, so that what was before counts for nothing."""
-        self._emitter = self.target.sides[0][1]()
+        self._emitter, self._config = (self.target.sides[0][1]() for _ in range(2))
+        chores = [_Chore("reload", RELOAD_PHASE, self.reload, self._count_fault)]
+        if self.target.approve is not None:
+            chores.append(_Chore("approval", APPROVAL_PHASE, self.target.approve, self._count_fault))
+        self._chores = {chore.name: chore for chore in chores}
         self._sides = [_Side(name, opener()) for name, opener in self.target.sides]
         for side in self._sides:
             detail = side.line.ask("GET", self._pair())
@@ -135,14 +180,17 @@ class Soak:
             for thread in threads:
                 thread.join(JOIN_S)
 
-    def windows(self, windows: Sequence[Window]) -> Iterator[Row]:
-        """Yield each window's row as it ends."""
-        pool = ThreadPoolExecutor(1, "soak-approvals")
+    def windows(self, windows: Sequence[Window]) -> Generator[Row, None, None]:
+        """Yield each window's row as it ends; at last the fold rule is taken away."""
         try:
             for window in windows:
-                yield self._window(window, pool)
+                yield self._window(window)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            self._end()
+
+    def done(self, name: str) -> int:
+        """Return how many approvals ("approval") or reloads ("reload") there were."""
+        return self._chores[name].done if name in self._chores else 0
 
     # -- one step of each job
 
@@ -161,6 +209,17 @@ class Soak:
         self.emitted += 1
         with self._lock:
             tally.emit(seq, at_ms)
+
+    def reload(self) -> None:
+        """Replace the run's fold rule by another one and read a state by it; raise CtlError where it does not hold."""
+        assert self._config is not None
+        rule = soak.fold_rule_of(self.run, self._reloads)
+        self._reloads += 1
+        self._config.ask("POST", FOLD_RULES, rule)
+        state = self._config.ask("GET", f"/v1/threads/{quote(soak.thread_of(self.run, 0))}/state")
+        fault = soak.reload_fault(rule, state)
+        if fault:
+            raise CtlError("answer-malformed", fault)
 
     def hear(self, line: Line, wait_ms: int) -> bool:
         """Ask how far the peer confirmed, waiting for news at most so long; False when the daemon did not answer."""
@@ -198,54 +257,61 @@ class Soak:
 
     # -- inside
 
-    def _window(self, window: Window, pool: ThreadPoolExecutor) -> Row:
+    def _window(self, window: Window) -> Row:
         tally = Tally(window)
         with self._lock:
             self._tally = tally
             tally.confirm(self._position, self.clock() * 1000)
         start_s = self.clock()
         base = self.emitted
-        approvals: list[Future[object]] = []
+        for chore in self._chores.values():
+            chore.begin()
         for number in range(window.records):
             while (left_s := start_s + window.due_s(number) - self.clock()) > 0:
-                self._approve(window, approvals, pool, self.clock() - start_s)
+                self._start_due(window, self.clock() - start_s)
                 self._show(tally, start_s)
                 self.sleep(min(left_s, NAP_S))
             if self.clock() - start_s > window.duration_s + LATE_S:
                 break  # the daemon does not keep up; the row tells by how much
             self.emit(base + number)
-        self._drain(tally, start_s, approvals, pool)
+        self._drain(tally, start_s)
         self._show(tally, start_s)
         with self._lock:
             return tally.row()
 
-    def _drain(self, tally: Tally, start_s: float, approvals: list[Future[object]], pool: ThreadPoolExecutor) -> None:
-        """Wait out the window, then for the acks and approvals that are still to come."""
+    def _drain(self, tally: Tally, start_s: float) -> None:
+        """Wait out the window, then for the acks, approvals and reloads that are still to come."""
         window = tally.window
         end_s = start_s + window.duration_s
         while (left_s := end_s - self.clock()) > 0:
-            self._approve(window, approvals, pool, self.clock() - start_s)
+            self._start_due(window, self.clock() - start_s)
             self._show(tally, start_s)
             self.sleep(min(left_s, NAP_S))
-        self._approve(window, approvals, pool, window.duration_s)
-        while (tally.open or not all(each.done() for each in approvals)) and self.clock() < end_s + self.target.drain_s:
+        self._start_due(window, window.duration_s)
+        while self._is_waiting(tally) and self.clock() < end_s + self.target.drain_s:
             self._show(tally, start_s)
             self.sleep(DRAIN_NAP_S)
 
-    def _approve(
-        self, window: Window, approvals: list[Future[object]], pool: ThreadPoolExecutor, elapsed_s: float
-    ) -> None:
-        """Start the approvals that are due; one at a time runs."""
-        approve = self.target.approve
-        while approve and len(approvals) < window.approvals and window.approval_due_s(len(approvals)) <= elapsed_s:
-            approvals.append(pool.submit(self._approved, approve))
+    def _start_due(self, window: Window, elapsed_s: float) -> None:
+        for chore in self._chores.values():
+            chore.start_due(window, elapsed_s)
 
-    def _approved(self, approve: Callable[[], object]) -> None:
+    def _is_waiting(self, tally: Tally) -> bool:
+        return bool(tally.open) or any(chore.is_running() for chore in self._chores.values())
+
+    def _end(self) -> None:
+        """End the chores and remove the fold rule; a reload that still runs would bring it back, and is waited for."""
+        assert self._config is not None
+        for name, chore in self._chores.items():
+            chore.end(wait=name == "reload")
+        if not self._reloads:
+            return
+        rule = soak.rule_name(self.run)
         try:
-            approve()
-            self.approved += 1
-        except SplError as exc:
-            self._count_fault(f"approval: {exc.message} [{exc.code}]")
+            self._config.ask("DELETE", f"{FOLD_RULES}/{quote(rule)}")
+        except CtlError as exc:
+            if exc.code != "not-found":
+                self.talk.fault(f"the fold rule {rule} may stand: {exc.message}; spl config remove-fold-rule {rule}")
 
     def _show(self, tally: Tally, start_s: float) -> None:
         while self._faults:

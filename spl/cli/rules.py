@@ -1,4 +1,4 @@
-"""`spl config …-rule`: permission rules and rules of automatic approval."""
+"""`spl config …-rule`: permission rules, rules of automatic approval and fold rules."""
 
 import json
 from argparse import Namespace
@@ -10,6 +10,7 @@ from .ctl import quote
 
 PERMISSION: Final = "/v1/config/permission-rules"
 AITL: Final = "/v1/config/aitl-rules"
+FOLD: Final = "/v1/config/fold-rules"
 DENIED: Final = 4
 
 _LANGUAGE: Final = """
@@ -105,6 +106,36 @@ def _list_aitl(args: Namespace, shell: Shell) -> int:
 
 def _remove_aitl(args: Namespace, shell: Shell) -> int:
     return _remove(AITL, "spl.aitl_rule/1", args, shell)
+
+
+def _fold_options(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", help="its name; a rule of this name is replaced")
+    parser.add_argument("--thread", required=True, metavar="T", help="the threads; * for any characters")
+    parser.add_argument("--fold", required=True, metavar="F", help="latest, first, count, sum or set")
+    parser.add_argument("--field", default="", metavar="PATH", help="of the body, such as order.total (default: all)")
+    parser.add_argument("--priority", type=int, default=0, metavar="N", help="higher is asked first (default 0)")
+
+
+def _add_fold(args: Namespace, shell: Shell) -> int:
+    names = ("name", "thread", "fold", "field", "priority")
+    added = shell.ctl.post(FOLD, {name: getattr(args, name) for name in names})
+    if not shell.printed("spl.fold_rule/1", added):
+        shell.out.line(f"{added['name']}  {'replaced' if added['replaced'] else 'added'}")
+    return 0
+
+
+def _list_fold(args: Namespace, shell: Shell) -> int:
+    found = shell.ctl.items(FOLD)
+    if not shell.printed("spl.fold_rules/1", found):
+        rows = [(*_texts(item, "name", "thread", "fold", "priority"), item["field"] or "-") for item in found]
+        shell.out.table(("NAME", "THREAD", "FOLD", "PRIORITY", "FIELD"), rows)
+        if not found:
+            shell.out.hint("there are no fold rules: the state of a thread is its latest record")
+    return 0
+
+
+def _remove_fold(args: Namespace, shell: Shell) -> int:
+    return _remove(FOLD, "spl.fold_rule/1", args, shell)
 
 
 def _name_option(parser: Parser) -> None:
@@ -209,6 +240,33 @@ COMMANDS: Final = (
         "Removes a rule of automatic approval at once. Pairs that it approved stay; revoke those that should not.",
         "spl config remove-aitl-rule family",
         _remove_aitl,
+        _name_option,
+    ),
+    Command(
+        "config add-fold-rule",
+        "Adds or replaces a rule that says what the records of some threads come to, in `spl thread state`. It holds\n"
+        "from the next question on; the first rule that covers a thread decides, highest priority first.\n"
+        "\n"
+        "latest  the body of the last record to arrive, or its field    first  the same of the first one\n"
+        "count   how many records there are, or have the field\n"
+        "sum     the exact sum of the field's numbers                   set    the field's distinct values\n"
+        "Records without the field do not count.",
+        "spl config add-fold-rule spent --thread 'th_orders_*' --fold sum --field order.total",
+        _add_fold,
+        _fold_options,
+    ),
+    Command(
+        "config list-fold-rules",
+        "Lists the fold rules, in the order in which they are asked: by priority, then by name.\n"
+        "The state of a thread that none of them covers is its latest record.",
+        "spl config list-fold-rules",
+        _list_fold,
+    ),
+    Command(
+        "config remove-fold-rule",
+        "Removes a fold rule; the next question goes without it. No record is touched.",
+        "spl config remove-fold-rule spent",
+        _remove_fold,
         _name_option,
     ),
 )

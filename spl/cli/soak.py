@@ -4,7 +4,7 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import FrameType, ModuleType
 from typing import Any, Final
 
@@ -125,14 +125,14 @@ def _own(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Window
     with shell.load("cli.rig").Rig(shell.env, out.detail) as rig:
         out.note("two daemons, one pair in mode continuous; a third daemon asks for approvals")
         run = shell.random_bytes(4).hex()
-        emitted, approved = _driven(drive, rig.target(), run, windows, shell, report)
+        driver = _driven(drive, rig.target(), run, windows, shell, report)
         threads = [soak.thread_of(run, number) for number in range(soak.THREADS)]
         try:
             differences = rig.differences(threads)
         except CtlError as exc:
             differences = [f"the record sets could not be compared: {exc.message}"]
         if not differences:
-            out.note(f"{emitted:,} records emitted, {approved:,} requests approved; both hold the same records")
+            out.note(f"{_done(driver)}, {driver.done('approval'):,} requests approved; both hold the same records")
         return differences, rig.log_lines()
 
 
@@ -149,25 +149,28 @@ def _live(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Windo
         "peer_queue_records", max(DRAIN_S, 1.5 * poll_s),
     )  # fmt: skip
     out.note(f"records go to threads th_soak_{run}_* and stay there, on both sides; no approvals: they would stay too")
+    out.note(f"the fold rule {soak.rule_name(run)} covers these threads on this side until the end")
     if pair["mode"] != "continuous":
         out.note(f"this side's mode is {pair['mode']}; the page's lags are those of peers in mode continuous")
-    emitted, _ = _driven(drive, target, run, windows, shell, report)
+    driver = _driven(drive, target, run, windows, shell, report)
     confirmed = sum(row.records_synced for row in report.rows)
-    out.note(f"the peer confirmed {confirmed:,} of {emitted:,} records as durable; what it holds was not read")
+    out.note(f"{_done(driver)}; the peer confirmed {confirmed:,} of them as durable; what it holds was not read")
     return [], []
 
 
-def _driven(
-    drive: ModuleType, target: Any, run: str, windows: tuple[Window, ...], shell: Shell, report: Report
-) -> tuple[int, int]:
-    """Run the windows; return how many records were emitted and how many requests approved."""
+def _driven(drive: ModuleType, target: Any, run: str, windows: tuple[Window, ...], shell: Shell, report: Report) -> Any:
+    """Run the windows and return the driver, which knows what was done."""
     driver = drive.Soak(target, report, run, time.monotonic, time.sleep)
     driver.begin()
     report.head()
-    with driver.watched():
-        for row in driver.windows(windows):
+    with driver.watched(), closing(driver.windows(windows)) as rows:
+        for row in rows:
             report.row(row)
-    return driver.emitted, driver.approved
+    return driver
+
+
+def _done(driver: Any) -> str:
+    return f"{driver.emitted:,} records emitted, {driver.done('reload'):,} fold rules reloaded"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..core.errors import SplError
 from .backup import RESTORE, SNAPSHOT
 from .command import Command, Group, Parser, Shell, UsageError
+from .ctl import quote
 from .out import column
 
 _PAGE_RECORDS: Final = 500
@@ -88,6 +89,26 @@ def _show(args: Namespace, shell: Shell) -> int:
     return 0
 
 
+def _state(args: Namespace, shell: Shell) -> int:
+    """Print what the thread's fold rule makes of it."""
+    found = shell.ctl.get(f"/v1/threads/{quote(args.thread)}/state")
+    if not found["records"]:
+        raise _unknown(args.thread)
+    if not shell.printed("spl.state/1", found):
+        rule = f"rule {found['rule']}" if found["rule"] else "no rule covers the thread"
+        field = f" of {found['field']}" if found["field"] else ""
+        value = found["value"]
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+        shell.out.card([
+            ("thread", str(found["thread"])), ("fold", f"{found['fold']}{field} ({rule})"),
+            ("records", f"{found['records']}, the last one at {found['sequence']}"),
+            *column("value", text.splitlines() or [""]),
+        ])  # fmt: skip
+        if not found["complete"]:
+            shell.out.warn("! there are more values than a set holds; what came first is in it")
+    return 0
+
+
 def _names(shell: Shell, reserved: bool) -> Iterator[dict[str, Any]]:
     """Yield every thread, in order of name, fetched in pages."""
     query = [("limit", str(_PAGE_RECORDS))] + ([("reserved", "1")] if reserved else [])
@@ -162,6 +183,14 @@ TREE: Final = (
                 "Vouched by names the instances that took the records in first and signed them.",
                 "spl thread show th_release",
                 _show,
+                _thread_option,
+            ),
+            Command(
+                "thread state",
+                "Prints what a thread comes to: the value that its fold rule makes of its records, as they are now.\n"
+                "Without a rule it is the latest record's body; see `spl config add-fold-rule --help`.",
+                "spl thread state th_release",
+                _state,
                 _thread_option,
             ),
             SNAPSHOT,

@@ -237,6 +237,16 @@ def locks_out_handshake(rules: PermissionRules) -> str:
     return ""
 
 
+def named(fields: Mapping[str, Any]) -> tuple[str, int]:
+    """Return (name, priority) of a rule's fields, priority 0 where it is left out; raise RuleError "bad-field"."""
+    name, priority = fields.get("name"), fields.get("priority", 0)
+    if not isinstance(name, str) or not _NAME.match(name) or name in NAMES_TAKEN:
+        raise RuleError("bad-field", "name: must be 1 to 64 of a-z, A-Z, 0-9, . _ and -, and not test")
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > PRIORITY_MAX:
+        raise RuleError("bad-field", f"priority: must be a whole number of at most {PRIORITY_MAX:,} either way")
+    return name, priority
+
+
 def unknown_names(expr: Expr | None, facts: Mapping[str, Any]) -> list[str]:
     """Return the names that the expression expects and these facts lack, sorted."""
     return sorted(expr.names - facts.keys()) if expr else []
@@ -328,12 +338,9 @@ def _aitl(fields: Mapping[str, Any], expr: Expr | None) -> AitlRule:
 
 
 def _common(fields: Mapping[str, Any]) -> tuple[str, int, str]:
-    """Return (name, priority, expression) of a rule's fields; priority 0 and expression `true` may be left out."""
-    name, priority, expression = fields.get("name"), fields.get("priority", 0), fields.get("expression", "true")
-    if not isinstance(name, str) or not _NAME.match(name) or name in NAMES_TAKEN:
-        raise RuleError("bad-field", "name: must be 1 to 64 of a-z, A-Z, 0-9, . _ and -, and not test")
-    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > PRIORITY_MAX:
-        raise RuleError("bad-field", f"priority: must be a whole number of at most {PRIORITY_MAX:,} either way")
+    """Return (name, priority, expression) of a rule's fields; the expression `true` may be left out."""
+    name, priority = named(fields)
+    expression = fields.get("expression", "true")
     if not isinstance(expression, str):
         raise RuleError("bad-field", "expression: must be a text")
     return name, priority, expression

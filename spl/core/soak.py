@@ -8,7 +8,7 @@ from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from .errors import SplError
 
@@ -24,9 +24,12 @@ QUEUE_ADAPTER_RECORDS: Final = 50
 THREADS: Final = 16
 ACTORS: Final = 4
 BAR_CHARS: Final = 24
+RULE_PRIORITY: Final = 1_000_000
+"""The highest that a rule can have, so that no rule of the operator's decides in its place."""
 
 _ACTS: Final = ("INTEND", "DO", "KNOW", "LEARN")
 _TEXT: Final = "the soak wrote this; " * 18
+_RELOADS: Final = (("count", ""), ("sum", "number"), ("latest", "number"))
 _TITLES: Final = ("WINDOW", "MIN", "EMITTED", "SYNCED", "P50 MS", "P99 MS", "QUEUE MAX", "ERRORS")
 _WIDTHS: Final = (-9, 6, 8, 8, 7, 7, 10, 7)
 
@@ -54,17 +57,17 @@ class Window:
         return round(self.minutes * self.records_per_min)
 
     @property
-    def approvals(self) -> int:
-        """How many requests are approved meanwhile: one a minute, at least one."""
+    def chores(self) -> int:
+        """How often each other part of the load runs meanwhile: once a minute, at least once."""
         return max(1, int(self.minutes))
 
     def due_s(self, number: int) -> float:
         """Return when record `number` (0 is the first) is due, from the window's start; no error adds up."""
         return number * 60.0 / self.records_per_min
 
-    def approval_due_s(self, number: int) -> float:
-        """Return when approval `number` is due: spread evenly."""
-        return (number + 0.5) * self.duration_s / self.approvals
+    def chore_due_s(self, number: int, phase: float) -> float:
+        """Return when chore `number` is due: spread evenly, the first one `phase` (0 to 1) of an interval in."""
+        return (number + phase) * self.duration_s / self.chores
 
 
 WINDOWS: Final = (
@@ -229,6 +232,29 @@ def record_of(run: str, number: int, namespace: str) -> dict[str, object]:
 def thread_of(run: str, number: int) -> str:
     """Return the name of one of a run's threads."""
     return f"th_soak_{run}_{number}"
+
+
+def rule_name(run: str) -> str:
+    """Return the name of a run's fold rule."""
+    return f"soak-{run}"
+
+
+def fold_rule_of(run: str, number: int) -> dict[str, object]:
+    """Return the fold rule of reload `number`, another fold than before; it covers the run's threads and no others."""
+    fold, field = _RELOADS[number % len(_RELOADS)]
+    return {"name": rule_name(run), "thread": f"th_soak_{run}_*", "fold": fold, "field": field,
+            "priority": RULE_PRIORITY}  # fmt: skip
+
+
+def reload_fault(rule: Mapping[str, object], state: Mapping[str, Any]) -> str:
+    """Return in which way the state of a covered thread is not the rule's, "" where the rule is in force."""
+    for name, wanted in (("rule", rule["name"]), ("fold", rule["fold"]), ("field", rule["field"] or None)):
+        if state.get(name) != wanted:
+            return f"the state's {name} is {state.get(name)!r} after the reload, not {wanted!r}"
+    records = state.get("records")
+    if rule["fold"] == "count" and state.get("value") != records:
+        return f"the count of {records} records is {state.get('value')!r}"
+    return ""
 
 
 def percentile(ordered: Sequence[float], percent: int) -> int | None:

@@ -11,6 +11,7 @@ from spl.core.rules import permission_rule
 from tests.api.conftest import Served
 
 PERMISSION, AITL = "/v1/config/permission-rules", "/v1/config/aitl-rules"
+FOLD = "/v1/config/fold-rules"
 RECORD = {"act": "DO", "actor": "did:sync:user:a", "thread": "th", "body": {}}
 
 
@@ -151,6 +152,8 @@ async def test_who_may_change_rules(served: Served) -> None:
         ("DELETE", f"{PERMISSION}/r", None),
         ("POST", AITL, approval),
         ("DELETE", f"{AITL}/x", None),
+        ("POST", FOLD, {"name": "x", "thread": "*", "fold": "count"}),
+        ("DELETE", f"{FOLD}/x", None),
     ):
         assert await served.refused(method, path, body, token=tenant) == (403, "SCOPE_FORBIDDEN")
 
@@ -181,3 +184,27 @@ async def test_the_number_of_rules_is_bounded(served: Served) -> None:
     served.home.views.rules = {str(n): permission_rule(a_rule(str(n))) for n in range(count)}
     assert await served.refused("POST", PERMISSION, a_rule("one-more")) == (400, "BAD_FIELD")
     assert (await served.json("POST", PERMISSION, a_rule("7")))["replaced"]
+
+
+async def test_fold_rules_are_added_listed_replaced_and_removed(served: Served) -> None:
+    """What they do to states is in test_state.py."""
+    spent = {"name": "spent", "thread": "th_*", "fold": "sum", "field": "order.total", "priority": 2}
+    assert await served.json("POST", FOLD, spent) == {"object": "fold_rule", **spent, "replaced": False}
+    assert (await served.json("POST", FOLD, {"name": "all", "thread": "*", "fold": "count"}))["field"] == ""
+    assert [rule["name"] for rule in (await served.json("GET", FOLD))["data"]] == ["spent", "all"]
+    assert (await served.json("POST", FOLD, {**spent, "priority": -1}))["replaced"]
+    assert [rule["name"] for rule in (await served.json("GET", FOLD))["data"]] == ["all", "spent"]
+    for changes in (
+        {"fold": "median"},
+        {"field": ""},
+        {"thread": ""},
+        {"colour": 1},
+        {"priority": "1"},
+        {"name": None},
+    ):
+        assert await served.refused("POST", FOLD, {**spent, **changes}) == (400, "BAD_FIELD")
+    assert (await served.json("DELETE", f"{FOLD}/spent"))["name"] == "spent"
+    assert await served.refused("DELETE", f"{FOLD}/spent") == (404, "NOT_FOUND")
+    reader = await served.mint("config:read")
+    assert (await served.fetch("GET", FOLD, token=reader)).status == 200
+    assert await served.refused("POST", FOLD, spent, token=reader) == (403, "SCOPE_FORBIDDEN")

@@ -27,14 +27,19 @@ class World:
     error: dict[str, str] | None = None
     down: bool = False
     down_for_emits: bool = False
+    rule: dict[str, object] = field(default_factory=dict)
+    reloads: list[object] = field(default_factory=list)
+    takes_rules: bool = True
     emitted_s: list[float] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     shown: int = 0
     each_sleep: Callable[[], object] = lambda: None
 
     def ask(self, method: str, target: str, body: dict[str, object] | None = None) -> dict[str, Any]:
-        if self.down or (self.down_for_emits and method == "POST"):
+        if self.down or (self.down_for_emits and target == "/v1/records"):
             raise CtlError("daemon-down", "it is down")
+        if "fold-rules" in target or target.endswith("/state"):
+            return self.ask_fold(method, target, body or {})
         if method == "POST":
             self.emitted_s.append(self.now_s)
             self.now_s += self.answer_s
@@ -44,6 +49,19 @@ class World:
             return {"position": position or None, "queue_records": self.queue, "queue_records_max": self.peak}
         assert target == PAIR
         return {"state": self.state, "last_error": self.error}
+
+    def ask_fold(self, method: str, target: str, body: dict[str, object]) -> dict[str, Any]:
+        if method == "POST":
+            self.reloads.append(body["fold"])
+            self.rule = body if self.takes_rules or not self.rule else self.rule
+        elif method == "DELETE":
+            if not self.rule:
+                raise CtlError("not-found", "no such rule")
+            assert target == f"/v1/config/fold-rules/{self.rule['name']}"
+            self.rule = {}
+        assert method != "GET" or target == "/v1/threads/th_soak_r_0/state"
+        told = {"fold": self.rule.get("fold"), "field": self.rule.get("field") or None, "rule": self.rule.get("name")}
+        return {**told, "records": 5, "value": 5}
 
     def close(self) -> None:
         pass
@@ -175,8 +193,49 @@ def test_approvals_are_part_of_the_load_and_their_failure_an_error() -> None:
     world = World()
     soak = world.soak(approve=approve, drain_s=1e9)
     (row,) = rows(soak, Window("steady", 3, 60))
-    assert (len(calls), soak.approved, row.errors) == (3, 2, 1)
+    assert (len(calls), soak.done("approval"), row.errors) == (3, 2, 1)
     assert world.said == ["approval: nobody approved [timeout]"]
+
+
+def test_reloads_are_part_of_the_load_and_leave_nothing() -> None:
+    world = World()
+    soak = world.soak(drain_s=1e9)
+    (row,) = rows(soak, Window("steady", 4, 60))
+    assert (world.reloads, soak.done("reload"), row.errors) == (["count", "sum", "latest", "count"], 4, 0)
+    assert world.rule == {}
+    assert soak.done("approval") == 0
+
+
+def test_a_reload_that_does_nothing_is_an_error() -> None:
+    world = World(takes_rules=False)
+    soak = world.soak(drain_s=1e9)
+    (row,) = rows(soak, Window("steady", 2, 60))
+    assert (soak.done("reload"), row.errors) == (1, 1)
+    assert world.said == ["reload: the state's fold is 'count' after the reload, not 'sum' [answer-malformed]"]
+
+
+def test_an_interrupt_takes_the_fold_rule_away_and_a_dead_daemon_is_named() -> None:
+    world = World()
+    soak = world.soak(drain_s=1e9)
+    running = soak.windows([Window("steady", 1, 60), STEADY])
+    next(running)
+    assert world.rule
+    running.close()
+    assert world.rule == {}
+    world = World()
+    soak = world.soak(drain_s=1e9)
+    running = soak.windows([Window("steady", 1, 60), STEADY])
+    next(running)
+    world.down = True
+    running.close()
+    assert "spl config remove-fold-rule soak-r" in world.said[-1]
+
+
+def test_a_soak_that_reloaded_nothing_removes_nothing() -> None:
+    world = World()
+    running = world.soak().windows([STEADY])
+    running.close()
+    assert (world.reloads, world.said) == ([], [])
 
 
 def test_threads_follow_a_real_clock_and_end() -> None:

@@ -5,6 +5,7 @@ import pytest
 from tests.cli.conftest import Daemon, Run, error, listed
 
 PERMISSION, AITL = "/v1/config/permission-rules", "/v1/config/aitl-rules"
+FOLD = "/v1/config/fold-rules"
 LOCK = {
     "name": "lock",
     "resource": "federation:pair",
@@ -69,7 +70,10 @@ def test_permission_rules_are_listed_one_a_line(spl: Run, daemon: Daemon) -> Non
     assert "scopes alone decide" in result.err
 
 
-@pytest.mark.parametrize(("command", "route"), [("remove-permission-rule", PERMISSION), ("remove-aitl-rule", AITL)])
+@pytest.mark.parametrize(
+    ("command", "route"),
+    [("remove-permission-rule", PERMISSION), ("remove-aitl-rule", AITL), ("remove-fold-rule", FOLD)],
+)
 def test_removing(spl: Run, daemon: Daemon, command: str, route: str) -> None:
     daemon.answers["DELETE", f"{route}/a%2Fb"] = (404, error("not-found", "no rule"))
     daemon.answers["DELETE", f"{route}/lock"] = LOCK
@@ -118,3 +122,21 @@ def test_the_language_is_explained_where_it_is_used(spl: Run) -> None:
         page = spl("config", command, "--help").out
         for word in ("startsWith", "exists", "has(a.b)", "request.initiator_did", "highest priority first"):
             assert word in page
+
+
+def test_fold_rules(spl: Run, daemon: Daemon) -> None:
+    spent = {"name": "spent", "thread": "th_*", "fold": "sum", "field": "order.total", "priority": 2}
+    daemon.answers["POST", FOLD] = {**spent, "replaced": True}
+    words = ("--thread", "th_*", "--fold", "sum", "--field", "order.total", "--priority", "2")
+    assert spl("config", "add-fold-rule", "spent", *words).out == "spent  replaced\n"
+    assert daemon.calls[0].json() == spent
+    spl("config", "add-fold-rule", "spent", "--thread", "th", "--fold", "count")
+    assert daemon.calls[1].json() == {**spent, "thread": "th", "fold": "count", "field": "", "priority": 0}
+    daemon.answers["GET", FOLD] = listed(spent, {**spent, "name": "n", "fold": "count", "field": ""})
+    assert spl("config", "list-fold-rules").out == (
+        "NAME   THREAD  FOLD   PRIORITY  FIELD\n"
+        "spent  th_*    sum    2         order.total\n"
+        "n      th_*    count  2         -\n"
+    )
+    daemon.answers["GET", FOLD] = listed()
+    assert "its latest record" in spl("config", "list-fold-rules", tty=True).err

@@ -99,3 +99,40 @@ def test_hostile_text_stays_text(spl: Run, daemon: Daemon) -> None:
     out = spl("thread", "records", "th_r").out
     assert len(out.splitlines()) == 2
     assert "\\x1b]0;owned\\x07\\x0a\\u202ex" in out
+
+
+STATE = {"object": "state", "thread": "th_r", "fold": "sum", "field": "order.total", "rule": "spent", "value": 4.5,
+         "complete": True, "records": 3, "sequence": 17}  # fmt: skip
+
+
+def test_the_state_of_a_thread(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/threads/th_r/state"] = STATE
+    assert spl("thread", "state", "th_r").out == (
+        "thread            th_r\n"
+        "fold              sum of order.total (rule spent)\n"
+        "records           3, the last one at 17\n"
+        "value             4.5\n"
+    )
+    assert spl("thread", "state", "th_r", "-o", "json").data == STATE
+    latest = {**STATE, "fold": "latest", "field": None, "rule": None, "value": {"n": 1}}
+    daemon.answers["GET", "/v1/threads/th_r/state"] = latest
+    shown = spl("thread", "state", "th_r").out.splitlines()
+    assert shown[1] == "fold              latest (no rule covers the thread)"
+    assert [line.strip() for line in shown[3:]] == ["value             {", '"n": 1', "}"]
+
+
+def test_a_state_cannot_drive_a_terminal_and_tells_when_it_is_cut(spl: Run, daemon: Daemon) -> None:
+    hostile = {**STATE, "fold": "set", "value": ["\x1b[2J", "a\u202e"], "complete": False}
+    daemon.answers["GET", "/v1/threads/th_r/state"] = hostile
+    result = spl("thread", "state", "th_r")
+    assert not {"\x1b", "\u202e"} & set(result.out)
+    assert "more values than a set holds" in result.err
+    daemon.answers["GET", "/v1/threads/th_r/state"] = {**hostile, "value": "\x1b[2J\n\n\u202e"}
+    assert not {"\x1b", "\u202e"} & set(spl("thread", "state", "th_r").out)
+
+
+def test_the_state_of_an_unknown_thread(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/threads/th_r/state"] = {**STATE, "value": 0, "records": 0, "sequence": 0}
+    result = spl("thread", "state", "th_r")
+    assert result.code == 6
+    assert "there is no thread th_r" in result.err

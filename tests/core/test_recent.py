@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Lags, Peaks, summary
+from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Costs, Lags, Peaks, summary
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=60))
@@ -48,3 +48,25 @@ def test_peaks_are_of_the_last_hour() -> None:
     assert peaks.greatest(PEAK_SLOT_MS * (PEAK_SLOTS - 1)) == 9
     assert peaks.greatest(PEAK_SLOT_MS * PEAK_SLOTS) == 4
     assert peaks.greatest(PEAK_SLOT_MS * (PEAK_SLOTS + 1)) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 200_000), st.integers(1, 512)), min_size=1, max_size=40))
+def test_costs_are_right_within_an_eighth_and_count_records(values: list[tuple[int, int]]) -> None:
+    costs = Costs()
+    for cost_us, records in values:
+        costs.add(cost_us, records, 1000)
+    ordered = sorted(cost for cost, records in values for _ in range(records))
+    assert costs.records(1000) == len(ordered)
+    for percent in (50, 99):
+        exact, shown = ordered[-(-len(ordered) * percent // 100) - 1], costs.percentile_us(percent, 1000)
+        assert shown is not None
+        assert abs(shown - exact) <= exact // 8
+
+
+def test_costs_are_forgotten_after_five_minutes() -> None:
+    costs = Costs()
+    for n in range(3 * SLOTS):
+        costs.add(n, 1, n * SLOT_MS)
+        assert costs.records(n * SLOT_MS) == min(n + 1, SLOTS)
+    assert costs.percentile_us(50, (4 * SLOTS) * SLOT_MS) is None
+    assert Costs().percentile_us(99, 0) is None

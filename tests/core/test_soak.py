@@ -1,13 +1,15 @@
 """The soak's windows, counting, CSV and verdict are those of the operator's page."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core import soak
+from spl.core import fold, soak
 from spl.core.record import record_id
+from spl.core.rules import PRIORITY_MAX, covers
 from spl.core.soak import HEADER, WINDOWS, Row, SoakError, Tally, Window, is_scaled, judge, percentile, windows
 
 PAGE = """\
@@ -79,9 +81,10 @@ def test_the_last_record_of_an_hour_is_due_to_the_millisecond() -> None:
     assert steady.due_s(0) == 0
     assert steady.due_s(553 * 30) == pytest.approx(1800, abs=1e-6)
     assert steady.due_s(steady.records) == pytest.approx(steady.duration_s, abs=1e-6)
-    assert [steady.approvals, SECOND.approvals] == [60, 1]
-    assert 0 < SECOND.approval_due_s(0) < SECOND.duration_s
-    assert steady.approval_due_s(59) < steady.duration_s
+    assert [steady.chores, SECOND.chores] == [60, 1]
+    assert 0 < SECOND.chore_due_s(0, 0.5) < SECOND.duration_s
+    assert steady.chore_due_s(0, 0.25) == 15
+    assert steady.chore_due_s(59, 0.5) < steady.duration_s
 
 
 def test_records_differ_and_are_spread() -> None:
@@ -92,6 +95,25 @@ def test_records_differ_and_are_spread() -> None:
     assert len({each["actor"] for each in made}) == soak.ACTORS
     assert "namespace" not in made[0]["body"]  # type: ignore[operator]
     assert soak.record_of("x", 1, "org")["body"]["namespace"] == "org"  # type: ignore[index]
+
+
+def test_each_reload_changes_the_fold_of_the_runs_threads() -> None:
+    """Its rule is one that a daemon takes, and nobody's rule comes before it."""
+    made = [soak.fold_rule_of("ab12", n) for n in range(6)]
+    assert all(one["fold"] != two["fold"] for one, two in pairwise(made))
+    for rule in map(fold.fold_rule, made):
+        assert (rule.name, rule.priority) == (soak.rule_name("ab12"), PRIORITY_MAX)
+        assert all(covers(rule.thread, soak.thread_of("ab12", n)) for n in range(soak.THREADS))
+        assert not covers(rule.thread, soak.thread_of("ab13", 0))
+
+
+def test_a_reload_that_did_nothing_is_a_fault() -> None:
+    rule = soak.fold_rule_of("r", 0)
+    state = {"rule": "soak-r", "fold": "count", "field": None, "records": 3, "value": 3}
+    assert soak.reload_fault(rule, state) == ""
+    for changes in ({"rule": None}, {"fold": "latest"}, {"field": "number"}, {"value": 2}, {"value": None}):
+        assert soak.reload_fault(rule, {**state, **changes})
+    assert "state's fold is 'count'" in soak.reload_fault(soak.fold_rule_of("r", 1), state)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.integers(1, 100))
