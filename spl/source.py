@@ -2,23 +2,33 @@
 
 What pages (`feed.py`) and streams (`tail.py`) have in common.  Any thread may ask.
 
+A look takes nothing newer than the last commit that was told of (`last_seq`), and its scope is read after that.  So a
+record that was written after a withdrawal never goes out: whoever may see the record has seen the withdrawal.
+
 What a peer confirmed is kept in memory only: it decides nothing here, and after a restart the peer's next ack tells
 it again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from . import offer
+from .core import consent
 from .core import cursor as cursors
+from .core.consent import Share
 from .core.cursor import Cursor, Lane
 from .core.errors import SplError
+from .core.filter import OPEN
 from .core.keys import AEAD_NONCE_BYTES
+from .core.levels import EXACT
 from .core.limits import Limits
 from .core.pair import Pair, Phase
+from .counts import Counts
 from .hub import Hub
 from .line import LineError
-from .offer import Reading, Scope
+from .offer import Blanks, Look, Reading, Scope
+from .shown import Shown
 from .vault import Vault
 
 
@@ -28,7 +38,10 @@ class FeedError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a peer asks for; `thread` and `namespace` narrow it to a reading of its own, with cursors of its own."""
+    """What a peer asks for; `thread` and `namespace` narrow it to a reading of its own, with cursors of its own.
+
+    `reads`: the namespaces of a token that our operator minted for no pair; its id stands in the place of the pair's.
+    """
 
     since: str = ""
     limit: int = 0
@@ -38,6 +51,7 @@ class Query:
     resync: bool = False
     pushed: bool = False
     """We read it ourselves, to push it: says nothing of what the peer's own reading did."""
+    reads: tuple[str, ...] = ()
 
 
 class Source:
@@ -54,11 +68,16 @@ class Source:
         *,
         random_bytes: Callable[[int], bytes],
         queue_records: Callable[[str], int],
+        last_seq: Callable[[], int],
         reach: Callable[[str], str] = lambda pair_id: "",
     ) -> None:
+        """`last_seq` gives the end of the last commit that listeners were told of."""
         self.hub = hub
         self.vault = vault
         self.limits = limits
+        self.shown = Shown(hub, vault)
+        self.counts = Counts()
+        self.last_seq = last_seq
         self.acked: dict[str, tuple[int, int]] = {}
         """Pair -> (records confirmed, when in Unix ms)."""
         self.doubted: set[str] = set()
@@ -66,6 +85,8 @@ class Source:
         self._random_bytes = random_bytes
         self._queue_records = queue_records
         self._reach = reach
+        self._blanks: dict[str, Blanks] = {}
+        self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
 
     def pair(self, pair_id: str) -> Pair:
         """Return the pair when we answer its pulls now.
@@ -82,22 +103,47 @@ class Source:
         return pair
 
     def scope(self, pair: Pair, namespace: str = "") -> Scope:
-        """Return what the pair may read."""
-        return offer.scope_of(pair, self.hub.views.pairs, self.hub.views.did, namespace)
+        """Return what the pair may read now; kept until what it is made of is replaced."""
+        views = self.hub.views
+        made_of = (pair, views.consents, views.namespaces, views.pairs, views.did)
+        kept = self._scopes.get(pair.pair_id)
+        if kept is None or any(one is not other for one, other in zip(kept[0], made_of, strict=True)):
+            _, consents, registry, pairs, own_did = made_of
+            shares = consent.outbound(pair, consent.book_of(consents, pair), registry)
+            kept = self._scopes[pair.pair_id] = made_of, offer.scope_of(pair, shares, pairs, own_did)
+        found = kept[1]
+        return found if not namespace else replace(found, shares=_only(found.shares, namespace))
 
-    def open(self, pair_id: str, query: Query) -> tuple[Scope, Cursor | None]:
-        """Return scope and opened cursor, None at the very start.
+    def scope_now(self, pair_id: str, query: Query) -> Scope:
+        """Return what this reading may see now; raise what `pair` raises."""
+        if not query.reads:
+            return self.scope(self.pair(pair_id), query.namespace)
+        shares = {ns: Share(ns, ns, EXACT) for ns in query.reads}
+        chosen = _only(shares, query.namespace) if query.namespace else shares
+        return Scope(chosen, (OPEN,), frozenset(), "", self.hub.views.did)
+
+    def look(self, pair_id: str, query: Query) -> Look:
+        """Return the look at the log as it is now that a reading takes; raise what `pair` raises."""
+        last_seq = self.last_seq()  # before the scope
+        return self.at(pair_id, self.scope_now(pair_id, query), last_seq)
+
+    def at(self, pair_id: str, scope: Scope, last_seq: int) -> Look:
+        """Return a look of this scope up to `last_seq`, which must have been read before the scope."""
+        blanks = self._blanks.setdefault(pair_id, Blanks())
+        return Look(self.hub.store.index, self.hub.store.payloads, scope, last_seq, blanks)
+
+    def open(self, pair_id: str, query: Query) -> tuple[Look, Cursor | None]:
+        """Return the look to take and the opened cursor, None at the very start.
 
         Raises FeedError as `pair` does, "cursor-reset" when the log behind the cursor is another one, CursorError.
         """
-        pair = self.pair(pair_id)
-        scope = self.scope(pair, query.namespace)
+        look = self.look(pair_id, query)
         if not query.since:
-            return replace(scope, whole=query.resync), None
-        cursor = self._unsealed(pair, query.since)
+            return replace(look, whole=query.resync), None
+        cursor = self._unsealed(pair_id, query.since)
         if cursor.epoch != self.hub.store.epoch or not self._is_ours(cursor):
             raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
-        return replace(scope, whole=cursor.whole), cursor
+        return replace(look, whole=cursor.whole), cursor
 
     def trust(self, pair_id: str, cursor: Cursor | None, resync: bool) -> None:
         """Return when a reading may go on from this cursor.
@@ -114,10 +160,10 @@ class Source:
         elif not cursor.whole:
             raise FeedError("cursor-invalid", "begin again: your log was set back", peer_view=self.peer_view(pair_id))
 
-    def readings(self, scope: Scope, query: Query, cursor: Cursor | None) -> list[Reading]:
+    def readings(self, look: Look, query: Query, cursor: Cursor | None) -> list[Reading]:
         """Return the lanes of a reading where its cursor left them."""
         known = cursor.by_key() if cursor is not None else {}
-        return offer.lanes_through(self.hub.store.index, scope, known, query.thread, bool(query.namespace))
+        return offer.lanes_through(look, known, query.thread, bool(query.namespace))
 
     def next(
         self, pair_id: str, since: str, before: Cursor | None, readings: Sequence[Reading], whole: bool
@@ -139,29 +185,47 @@ class Source:
         """Return the cursor's text for the pair."""
         return cursors.seal(cursor, self.vault.cursor_key(), self._random_bytes(AEAD_NONCE_BYTES), pair_id)
 
-    def peer_view(self, pair_id: str) -> dict[str, object]:
-        """Return how we see the pair, for the peer: state, reason, head, acked, queue, and reach where we know it."""
+    def head(self, pair_id: str) -> int | None:
+        """Return how many records the pair is offered; None while they are being counted."""
+        last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
+        return self.counts.head(pair_id, self.at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
+
+    def count(self, pair_id: str) -> bool:
+        """Count on what the pair is offered, for some ms; return whether that is all.  For a thread."""
+        last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
+        if pair is None or not pair.serve_allowed:
+            return True
+        return self.counts.advance(pair_id, self.at(pair_id, self.scope(pair), last_seq))
+
+    def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
+        """Return how we see the pair, for the peer: state, reason, head, acked, queue, consent, and reach if known.
+
+        `head` is None while it is being counted.  Who reads by a token of its own (`query.reads`) gets the same form.
+        """
         pair = self.hub.views.pairs.get(pair_id)
+        if query is not None and query.reads:
+            head = offer.head(self.hub.store.index, self.scope_now(pair_id, replace(query, namespace="")))
+            return {"state": str(Phase.ACTIVE), "reason": "", "head": head, "acked": None, "queue": 0}
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
-        head = offer.head(self.hub.store.index, self.scope(pair)) if pair.serve_allowed else 0
         acked, _ = self.acked.get(pair_id, (None, None))
-        reach = self._reach(pair_id)
+        reach, weight = self._reach(pair_id), consent.book_of(self.hub.views.consents, pair).weight
         return {
             "state": str(pair.phase),
             "reason": pair.reason,
-            "head": head,
+            "head": self.head(pair_id) if pair.serve_allowed else 0,
             "acked": acked,
             "queue": self._queue_records(pair_id),
+            **({"consent": weight} if weight else {}),
             **({"reach": reach} if reach else {}),
         }
 
-    def _unsealed(self, pair: Pair, text: str) -> Cursor:
-        key = self.vault.cursor_key()
+    def _unsealed(self, pair_id: str, text: str) -> Cursor:
+        key, pair = self.vault.cursor_key(), self.hub.views.pairs.get(pair_id)
         try:
-            return cursors.open_(text, key, pair.pair_id)
+            return cursors.open_(text, key, pair_id)
         except cursors.CursorError:
-            if not pair.inherits:
+            if pair is None or not pair.inherits:
                 raise
             # The first request of a pair that superseded another comes with that one's position.
             return cursors.open_(text, key, pair.inherits)
@@ -189,12 +253,21 @@ class Source:
 
 
 def lanes_held(readings: Sequence[Reading], before: Cursor | None) -> tuple[Lane, ...]:
-    """Return the lanes of the next cursor; those that consent took away keep their place, as long as there is room."""
+    """Return the lanes of the next cursor.
+
+    Those that consent or a rule took away keep their place, the farthest first, as long as there is room: they tell
+    what was given already.
+    """
     lanes = {reading.key: reading.lane() for reading in readings}
     kept = [lane for lane in (before.lanes if before is not None else ()) if lane.key not in lanes]
+    kept.sort(key=lambda lane: (-lane.position, lane.key))
     return (*lanes.values(), *kept)[: cursors.LANES_MAX]
 
 
 def clock_of(readings: Sequence[Reading]) -> int:
     """Return how many records in scope lie up to where the lanes are."""
     return sum(reading.count for reading in readings)
+
+
+def _only(shares: Mapping[str, Share], namespace: str) -> Mapping[str, Share]:
+    return {ns: share for ns, share in shares.items() if ns == namespace}

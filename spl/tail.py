@@ -7,7 +7,12 @@
     server_shutdown  {retry_after_ms}, then the end
 
 A stream keeps no queue: it is a cursor that waits for a commit in its namespaces and reads at the peer's pace.  At the
-tail it is served from the last commits, which all streams share; one that is behind asks the index.
+tail it is served from the last commits, which all streams share; one that is behind asks the index, and so does one
+whose records go out as projections or whose filter must read them: that is work for a thread.
+
+It ends as soon as what the pair shares changes, and the peer opens another one.  Each time it first takes the end of
+the last commit, then looks whether anything changed, and then sends nothing newer than that end: so no record that was
+written after a withdrawal goes out.
 """
 
 import asyncio
@@ -20,7 +25,7 @@ from typing import Final
 
 from . import offer
 from .bells import Bells
-from .core import page
+from .core import consent, page, rules
 from .core.cursor import Cursor
 from .core.limits import KIB
 from .core.record import is_reserved
@@ -28,15 +33,19 @@ from .hub import Commit
 from .index import Row
 from .line import Entry
 from .net.sse import encode_event
-from .offer import Reading, Scope
+from .offer import Look, Reading, Steps
 from .source import FeedError, Query, Source, clock_of, lanes_held
-from .views import THREAD_PAIRS, THREAD_TOKENS
+from .views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS
 
 PIECE_BYTES: Final = 64 * KIB
 PIECE_RECORDS: Final = 256
 RECENT_COMMITS: Final = 32
 RECENT_BYTES: Final = 512 * KIB
 RETRY_AFTER_MS: Final = 1000
+SHARING: Final = tuple(f"t:{thread}" for thread in (THREAD_PAIRS, consent.THREAD, THREAD_NAMESPACES))
+"""Threads on which stands what a pair shares."""
+ALLOWING: Final = tuple(f"t:{thread}" for thread in (THREAD_TOKENS, rules.THREAD))
+"""Threads on which stands whether a credential holds."""
 
 _WORDS: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-reset": "reset"}
 
@@ -44,8 +53,8 @@ _WORDS: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-res
 class Recent:
     """The last commits, as long as there are streams: what they share at the tail.  The writer's thread adds."""
 
-    def __init__(self) -> None:
-        self.state: tuple[tuple[Commit, ...], int] = ((), 0)
+    def __init__(self, last_seq: int) -> None:
+        self.state: tuple[tuple[Commit, ...], int] = ((), last_seq)
         """Neighbouring commits, and the last line there is; replaced, never changed."""
         self._streams = 0
 
@@ -75,20 +84,21 @@ class Stream:
 
     def __init__(
         self, source: Source, recent: Recent, bells: Bells, pool: Executor, pair_id: str,
-        query: Query, scope: Scope, cursor: Cursor | None, is_valid: Callable[[], bool],
+        query: Query, look: Look, cursor: Cursor | None, is_valid: Callable[[], bool],
     ) -> None:  # fmt: skip
         """`is_valid` tells whether the credential that opened it still holds."""
         self.source, self.recent, self.bells, self.pool = source, recent, bells, pool
         self.pair_id = pair_id
-        self._scope = scope
+        self._scope, self._whole = look.scope, look.whole
         self._text, self._cursor = query.since, cursor
-        self._readings = source.readings(scope, query, cursor)
+        self._readings = source.readings(look, query, cursor)
         self._is_valid = is_valid
         self._chain = source.pair(pair_id).chain
-        self._pairs: object = None
+        self._views: tuple[object, ...] = ()
         self._seen = 0  # every line up to here was looked at
         self._run = (0, "")  # a line that was looked at, and the log's running hash there
         self._behind = True
+        self._work: Steps[bytes] | None = None
         self._ack = ""
         self._replaced = False
         self._bell = asyncio.Event()
@@ -106,11 +116,12 @@ class Stream:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield pieces of the stream, each of whole events, until it ends."""
         loop = asyncio.get_running_loop()
-        lists = [f"n:{ns}" for ns in self._scope.namespaces] + [f"t:{THREAD_PAIRS}", f"t:{THREAD_TOKENS}"]
+        lists = [*(f"n:{ns}" for ns in self._scope.shares), *SHARING, *ALLOWING]
         with self.bells.listening(lists) as self._bell, self.recent.wanted():
             due_s = loop.time()
             while True:
                 self._bell.clear()
+                commits, last_seq = self.recent.state  # before the last word
                 if last := self._last_word():
                     yield last
                     return
@@ -118,11 +129,16 @@ class Stream:
                 if self._ack:
                     out, self._ack = _event("ack", cursor=self._ack), ""
                 if loop.time() >= due_s:
+                    await loop.run_in_executor(self.pool, self.source.count, self.pair_id)
                     out += self._heartbeat()
                     due_s = loop.time() + self.source.limits.heartbeat_s
-                out += self._from_memory()
+                out += self._from_memory(commits, last_seq)
                 if self._behind:
-                    out += await loop.run_in_executor(self.pool, self._from_index)
+                    found = await loop.run_in_executor(self.pool, self._step, last_seq)
+                    if found and self._last_word():
+                        self._behind = True  # something changed meanwhile, so this does not go out
+                    else:
+                        out += found
                 if out:
                     yield out
                 elif not self._behind:
@@ -137,17 +153,17 @@ class Stream:
         if not self._is_valid():
             return _event("error", code="revoked", message="the token that opened this stream is not valid any more")
         views = self.source.hub.views
-        if views.pairs is self._pairs:
+        now = (views.pairs, views.consents, views.namespaces)
+        if self._views and all(one is other for one, other in zip(now, self._views, strict=True)):
             return b""
-        self._pairs = views.pairs
         try:
             pair = self.source.pair(self.pair_id)
         except FeedError as exc:
             code = _WORDS.get(exc.code, "revoked")
             return _event("error", code=code, message=exc.message, **exc.facts)
-        now = replace(self.source.scope(pair), whole=self._scope.whole)
-        if now != self._scope or pair.chain.present != self._chain.present:
+        if self.source.scope(pair) != self._scope or pair.chain.present != self._chain.present:
             return _event("error", code="lagged", message="what this pair shares, or its key, has changed")
+        self._views = now
         return b""
 
     def _heartbeat(self) -> bytes:
@@ -166,10 +182,12 @@ class Stream:
 
     # -- records
 
-    def _from_memory(self) -> bytes:
+    def _from_memory(self, commits: tuple[Commit, ...], last_seq: int) -> bytes:
         """Return what the last commits have for this reading, a piece at most; notices when they begin too late."""
-        commits, last_seq = self.recent.state
         if self._behind or last_seq <= self._seen:
+            return b""
+        if not self._scope.plain:
+            self._behind = True
             return b""
         found: list[tuple[bytes, str]] = []
         for commit in commits:
@@ -189,40 +207,62 @@ class Stream:
         return _records(found, self._text, clock_of(self._readings))
 
     def _take(self, commit: Commit, found: list[tuple[bytes, str]]) -> bool:
-        """Add the records of a commit that this reading wants; False when a piece is full before its end."""
+        """Add the records of a commit that this reading wants; False when a piece is full before its end.
+
+        The scope is plain, and no earlier lane reaches beyond what was looked at.
+        """
         scope, lanes = self._scope, {reading.name: reading for reading in self._readings}
-        size = sum(len(payload) for payload, _ in found)
+        size, rows = sum(len(payload) for payload, _ in found), list[Row]()
         for seq, entry in commit.fresh:
             reading = lanes.get(f"n:{entry.ns}")
             if reading is None or seq <= max(self._seen, reading.position) or is_reserved(entry.thread):
                 continue
             if size >= PIECE_BYTES:
-                return False
-            row = _row(seq, entry)
-            if scope.wants(row):
+                break
+            self._seen, row = seq, _row(seq, entry)
+            if not scope.admits(row):
+                continue
+            reading.position = seq
+            if scope.counts(row):
+                reading.count += 1
                 found.append((entry.payload, entry.ns))
+                rows.append(row)
                 size += len(entry.payload)
-                reading.count += scope.counts(row)
-            self._seen = reading.position = seq
-        self._seen = commit.last_seq
-        return size < PIECE_BYTES
+        else:
+            self._seen = commit.last_seq
+        self.source.shown.note(self.pair_id, scope, rows)
+        return self._seen == commit.last_seq and size < PIECE_BYTES
 
-    def _from_index(self) -> bytes:
-        """Return the next piece as the log holds it; runs in a thread."""
-        store = self.source.hub.store
-        last_seq = store.last_seq
-        readings = [Reading(each.key, each.name, each.position, each.count) for each in self._readings]
-        rows, more = offer.collect(store.index, self._scope, readings, PIECE_RECORDS, 2 * PIECE_BYTES)
+    def _step(self, last_seq: int) -> bytes:
+        """Look on in the log for some ms, up to a line that the last word knew of; runs in a thread.
+
+        Returns the next piece, or nothing where it is not found yet.
+        """
+        if self._work is None:
+            self._work = self._from_index(last_seq)
+        try:
+            next(self._work)
+        except StopIteration as done:
+            self._work = None
+            found: bytes = done.value
+            return found
+        return b""
+
+    def _from_index(self, last_seq: int) -> Steps[bytes]:
+        """Return the next piece as the log holds it up to a line."""
+        source, scope = self.source, self._scope
+        look = replace(source.at(self.pair_id, scope, last_seq), whole=self._whole)
+        readings = [Reading(each.key, each.name, each.position, each.count, each.covers) for each in self._readings]
+        rows, more = yield from offer.collect(look, readings, PIECE_RECORDS, 2 * PIECE_BYTES)
         self._readings = readings
         if not more:
             # A reading that left out nothing goes on as an ordinary one.
-            self._scope = replace(self._scope, whole=False)
-            self._seen, self._behind = last_seq, False
-        whole = self._scope.whole
-        self._text, self._cursor = self.source.next(self.pair_id, self._text, self._cursor, readings, whole)
+            self._whole, self._behind = False, False
+            self._seen = last_seq
+        self._text, self._cursor = source.next(self.pair_id, self._text, self._cursor, readings, self._whole)
         if not rows:
             return b""
-        found = zip(store.payloads(rows), (row.ns for row in rows), strict=True)
+        found = zip(source.shown.payloads(self.pair_id, scope, rows), (row.ns for row in rows), strict=True)
         return _records(list(found), self._text, clock_of(readings))
 
 

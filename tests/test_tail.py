@@ -11,7 +11,10 @@ from typing import Any, cast
 import pytest
 
 from spl import tail
+from spl.core import consent, namespace
+from spl.core.consent import Book, Grant
 from spl.core.errors import SplError
+from spl.core.filter import Filter
 from spl.core.pair import Phase
 from spl.feed import Query
 from spl.hub import Arrive, Emit, Own
@@ -250,14 +253,15 @@ async def test_a_new_stream_replaces_the_one_before(tmp_path: Path) -> None:
             assert ids(await second.records(1)) == [sent.id]
 
 
-async def test_a_token_that_ends_ends_the_stream(tmp_path: Path) -> None:
+@pytest.mark.parametrize("thread", ["th_api_tokens", "th_engine_config"])
+async def test_a_token_or_a_rule_that_ends_it_ends_the_stream(tmp_path: Path, thread: str) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         good = [True]
         async with reading(alice, is_valid=lambda: good[0]) as reader:
             await reader.next()
             good[0] = False
-            alice.write(Own("th_api_tokens", "note", {"n": 1}))
+            alice.write(Own(thread, "note", {"n": 1}))
             assert json.loads((await reader.end()).data)["code"] == "revoked"
 
 
@@ -281,3 +285,153 @@ async def test_a_stream_is_never_narrowed(tmp_path: Path) -> None:
         with pytest.raises(SplError) as caught:
             await alice.feed.stream(PAIR, Query(since="nonsense"))
         assert caught.value.code == "cursor-invalid"
+
+
+def grant(node: Node, ns: str, level: int | None, version: int) -> None:
+    """Grant our namespace at a level, or withdraw it, and let the listeners hear of it."""
+    views = node.home.views
+    views.consents = {PAIR: Book(ours={ns: Grant(ns, ns, level, version)})}
+    node.write(Own(consent.THREAD, "note", {"n": version}))
+
+
+async def test_projections_go_out_live_and_a_new_level_takes_over_at_once(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.share("music")
+        join(alice, bob)
+        grant(alice, "music", 2, 1)
+        async with reading(alice) as reader:
+            await reader.next()
+            full, shown = alice.emit("full"), alice.emit("shown", ns="music")
+            events = await reader.records(2)
+            values = {json.loads(event.data)["ns"]: json.loads(event.data) for event in events}
+            assert values["default"]["id"] == full.id
+            assert values["music"]["projection"]["level"] == "L2"
+            assert values["music"]["id"] == alice.feed.source.shown.pseudonym(PAIR, shown.id)
+            grant(alice, "music", 1, 2)
+            assert json.loads((await reader.end()).data)["code"] == "lagged"
+        async with reading(alice, events[-1].id) as reader:
+            again = json.loads((await reader.records(1))[0].data)
+            assert (again["id"], again["projection"]["level"]) == (shown.id, "L1")
+
+
+async def test_what_a_rule_hides_wakes_nobody_and_moves_nothing(tmp_path: Path) -> None:
+    limits = replace(LIMITS, heartbeat_s=0.0)
+    async with nodes(tmp_path, "alice", "bob", "carol", limits=limits) as (alice, bob, carol):
+        join(alice, bob)
+        for filter_, hide in (
+            (Filter(thread_rule='record.thread == "open"'), lambda: alice.emit("x", thread="closed")),
+            (Filter(relay=False), lambda: alice.write(Arrive(carol.emit("x"), "default", "pair_0000000c"))),
+        ):
+            alice.change_pair(PAIR, filters=(filter_,))
+            alice.emit("1", thread="open")
+            async with reading(alice) as reader:
+                [*_, first] = await reader.records(alice.feed.offered(PAIR)["head"] or 1)
+                beat = await reader.next()
+                hide()
+                for _ in range(5):
+                    assert await reader.next() == beat
+                sent = alice.emit("2", thread="open")
+                assert ids(await reader.records(1)) == [sent.id]
+            async with reading(alice, first.id) as reader:
+                assert ids(await reader.records(1)) == [sent.id]
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "archived", "filtered"])
+@pytest.mark.parametrize("level", [0, 1])
+async def test_what_is_written_after_a_withdrawal_never_goes_out(tmp_path: Path, how: str, level: int) -> None:
+    """Also when both come in one write, and when the stream was reading in a thread meanwhile."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.share("music")
+        join(alice, bob, namespaces=("default", "music"))
+        if level:
+            grant(alice, "music", level, 1)
+        alice.emit("before", ns="music")
+        async with reading(alice) as reader:
+            await reader.records(1)
+            views, body = alice.home.views, {"namespace": "music", "text": "after"}
+            real = views.apply
+
+            def apply(*args: Any) -> None:
+                real(*args)
+                if args[0].thread == consent.THREAD:
+                    if how == "withdrawn":
+                        views.consents = {PAIR: Book(ours={"music": Grant("music", "music", None, 9)})}
+                    elif how == "archived":
+                        views.namespaces = {**views.namespaces, "music": namespace.Namespace("music", active=False)}
+                    else:
+                        alice.change_pair(PAIR, filters=(Filter(thread_allow=("other",)),))
+
+            views.apply = apply  # type: ignore[method-assign]
+            change = Own(consent.THREAD, "note", {"n": 1})
+            emit = Emit({"act": "DO", "actor": "did:sync:user:a", "thread": "th", "body": body})
+            alice.write(change, emit)
+            while (event := await reader.next()).name != "error":
+                assert event.name == "heartbeat"
+            assert json.loads(event.data)["code"] == "lagged"
+
+
+async def test_a_thread_that_reads_what_is_withdrawn_meanwhile_gives_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.share("music")
+        join(alice, bob, namespaces=("default", "music"))
+        alice.emit("x", ns="music")
+        real = tail.offer.collect
+
+        def collect(*args: Any) -> Any:
+            found = yield from real(*args)
+            grant(alice, "music", None, 1)
+            return found
+
+        monkeypatch.setattr(tail.offer, "collect", collect)
+        async with reading(alice) as reader:
+            assert (await reader.next()).name == "heartbeat"
+            assert json.loads((await reader.next()).data)["code"] == "lagged"
+        alice.home.views.consents = {}
+        page = json.loads(await alice.feed.changes(PAIR, Query()))
+        assert page["records"] == []
+
+
+async def test_what_is_written_while_the_last_word_is_sought_does_not_overtake_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.share("music")
+        join(alice, bob, namespaces=("default", "music"))
+        async with reading(alice) as reader:
+            await reader.next()
+            real, armed = alice.feed.source.scope, [True]
+
+            def scope(*args: Any) -> Any:
+                found = real(*args)
+                if armed:
+                    armed.clear()
+                    grant(alice, "music", None, 1)
+                    alice.emit("after", ns="music")
+                return found
+
+            monkeypatch.setattr(alice.feed.source, "scope", scope)
+            alice.write(Own("th_federation_pairs", "note", {"n": 1}))
+            alice.home.views.pairs = dict(alice.home.views.pairs)
+            while (event := await reader.next()).name != "error":
+                assert event.name == "heartbeat"
+
+
+async def test_a_long_look_under_a_rule_is_broken_by_heartbeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tail, "PIECE_RECORDS", 1)
+    monkeypatch.setattr(tail.offer, "LOOK_ROWS", 1)
+    monkeypatch.setattr(tail.offer, "_CHUNK_ROWS", 1)
+    async with nodes(tmp_path, "alice", "bob", limits=replace(LIMITS, heartbeat_s=0.0)) as (alice, bob):
+        join(alice, bob, filters=(Filter(thread_allow=("open",)),))
+        for n in range(20):
+            alice.emit(f"{n}")
+        sent = alice.emit("x", thread="open")
+        async with reading(alice) as reader:
+            beats = 0
+            while (event := await reader.next()).name == "heartbeat":
+                beats += 1
+            assert json.loads(event.data)["id"] == sent.id
+            assert beats > 5

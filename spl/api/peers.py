@@ -13,9 +13,12 @@ from ..net import deflate
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE
 from .answers import field_error, json_response, members, number
+from .permits import Permit
 from .records import NDJSON
 from .services import Services
 
+READING: Final = "sync:read"
+"""What permission rules call the reading of changes."""
 SUBSCRIBE: Final = "federation:subscribe"
 STREAM_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """No cache may keep a stream, and nginx passes it on at once."""
@@ -63,8 +66,10 @@ async def changes(request: Request, principal: Principal, services: Services) ->
     """GET /v1/sync/changes?since=&limit=&feed=&thread=&target_namespace=&resync=: a page of envelopes, or a stream.
 
     A stream goes on from Last-Event-ID where that is sent, else from `since`, and needs federation:subscribe, too.
+    A token that our operator minted for no pair reads the pages of its own namespaces.
     """
-    pair_id = await _pair_of(principal, services)
+    reads = _reads(principal)
+    pair_id = principal.token_id if reads else await _pair_of(principal, services)
     unknown = request.query.keys() - MODES
     if unknown:
         raise field_error(min(unknown)[:40], "is not known here")
@@ -79,12 +84,18 @@ async def changes(request: Request, principal: Principal, services: Services) ->
         thread=request.query.get("thread", ""),
         namespace=request.query.get("target_namespace", ""),
         resync=request.query.get("resync") == "1",
+        reads=reads,
     )
+    permit = Permit(services, READING, request, principal)
     if feed != CONTINUOUS:
-        return Response(body=await services.feed.changes(pair_id, query))
+        body = await services.feed.changes(pair_id, query, permit.holds)
+        permit.check()
+        return Response(body=body)
+    if reads:
+        raise SplError("scope-forbidden", "a stream serves a pair's own token, with its proof of possession")
     services.auth.require(principal, SUBSCRIBE)
     query = replace(query, since=request.headers.get("last-event-id") or query.since)
-    events = await services.feed.stream(pair_id, query, lambda: token_holds(services, principal))
+    events = await services.feed.stream(pair_id, query, permit.holds)
     if not deflate.accepts(request.headers.get("accept-encoding", "")):
         return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
     coded = deflate.deflated(events, asyncio.get_running_loop().time)
@@ -94,12 +105,14 @@ async def changes(request: Request, principal: Principal, services: Services) ->
 
 async def records(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/sync/records: {ids} fetches those of the records that the pair shares; NDJSON takes in pushed ones."""
-    pair_id = await _pair_of(principal, services)
-    if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
+    pushed = request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON
+    reads = () if pushed else _reads(principal)
+    pair_id = principal.token_id if reads else await _pair_of(principal, services)
+    if pushed:
         return json_response(await services.push.receive(pair_id, request.body))
     if len(request.body) > FETCH_BYTES:
         raise SplError("body-too-large", f"ids are asked for in at most {FETCH_BYTES} bytes")
-    return Response(body=await services.feed.fetch(pair_id, members(request, {"ids": list}).get("ids")))
+    return Response(body=await services.feed.fetch(pair_id, members(request, {"ids": list}).get("ids"), reads))
 
 
 async def ack(request: Request, principal: Principal, services: Services) -> Response:
@@ -111,6 +124,11 @@ async def ack(request: Request, principal: Principal, services: Services) -> Res
 async def chains(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/sync/chains?did=: the key chain of a signer whose records the pair shares."""
     return json_response(services.feed.chains(await _pair_of(principal, services), request.query.get("did", "")))
+
+
+async def fingerprints(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/sync/fingerprints: what the pair shares, by ranges, so that the peer finds what one side lacks."""
+    return Response(body=await services.reconcile.answer(await _pair_of(principal, services), request.body))
 
 
 async def _pair_of(principal: Principal, services: Services) -> str:
@@ -125,12 +143,9 @@ async def _pair_of(principal: Principal, services: Services) -> str:
     return principal.pair_id
 
 
-def token_holds(services: Services, principal: Principal) -> bool:
-    """Tell whether the token that opened a stream is still good; who came without one needs none."""
-    if not principal.token_id:
-        return True
-    token = services.views.tokens.get(principal.token_id)
-    return token is not None and not token.revoked and not token.expired(services.now_ms())
+def _reads(principal: Principal) -> tuple[str, ...]:
+    """Return the namespaces that a token minted for no pair reads, as our operator's own word; none of any other."""
+    return principal.namespaces if principal.kind == Kind.TOKEN else ()
 
 
 def _document(value: dict[str, Any]) -> Response:

@@ -6,17 +6,21 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ..auth import Principal
-from ..core import record
+from ..core import record, rules
 from ..index import Row
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event
 from ..tail import RETRY_AFTER_MS, rung
 from ..views import THREAD_TOKENS
 from .answers import field_error, is_admin, number
-from .peers import STREAM_HEADERS, token_holds
+from .peers import STREAM_HEADERS
+from .permits import Permit
 from .records import shown
 from .services import Services
+from .tenants import may_read, standing
 
+READING: Final = "threads:read"
+"""What permission rules call it."""
 PAGE_ROWS: Final = 64
 OPENING: Final = b"retry: %d\n\n" % RETRY_AFTER_MS
 """How long a browser waits before it connects again."""
@@ -33,49 +37,56 @@ async def watch(request: Request, principal: Principal, services: Services) -> R
         services.auth.require(principal, "admin")
     since_clock = number(request.query, "since_clock", -1, 0, record.CLOCK_MAX)
     last_seq, last_id = services.store.last_seq, request.headers.get("last-event-id", "")
+    if principal.namespaces and not record.is_reserved(thread):
+        # For a tenant the log ends where the last record ends that it may read; the ids of events tell no more.
+        last_seq = (await standing(services, thread, principal)).sequence
     if last_id and (not last_id.isascii() or not last_id.isdigit() or len(last_id) > 19):
         raise field_error("last-event-id", "must be the id of an event of this stream")
     # An id that this log has not reached is another log's: everything is sent again, and nothing is missed.
     after = (int(last_id) if int(last_id) <= last_seq else 0) if last_id else 0 if since_clock >= 0 else last_seq
-    events = _events(services, principal, thread, after, -1 if last_id else since_clock)
+    permit = Permit(services, READING, request, principal)
+    events = _events(services, principal, permit, thread, after, last_seq, -1 if last_id else since_clock)
     return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
 
 
 async def _events(
-    services: Services, principal: Principal, thread: str, seq: int, since_clock: int
+    services: Services, principal: Principal, permit: Permit, thread: str, seq: int, present: int, since_clock: int
 ) -> AsyncIterator[bytes]:
-    """Yield events until the client goes, the daemon stops or the token ends; nothing waits here for a slow reader."""
+    """Yield events until the client goes, the daemon stops or the token ends; nothing waits here for a slow reader.
+
+    Up to `present` they are history.  A heartbeat's id is that of the last record that the principal may read.
+    """
     loop, bells, store = asyncio.get_running_loop(), services.feed.bells, services.store
-    present, due_s = store.last_seq, loop.time()
-    with bells.listening([f"t:{thread}", f"t:{THREAD_TOKENS}"]) as bell:
+    told, admin, due_s = seq, is_admin(principal), loop.time()
+    with bells.listening([f"t:{name}" for name in (thread, THREAD_TOKENS, rules.THREAD)]) as bell:
         yield OPENING
         while True:
             bell.clear()
             if bells.stopping:
                 yield _event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
                 return
-            if not token_holds(services, principal):
-                yield _event("error", {"code": "revoked", "message": "the token is not valid any more"})
+            if not permit.holds():
+                yield _event("error", {"code": "revoked", "message": "the credential does not hold any more"})
                 return
             if loop.time() >= due_s:
                 due_s = loop.time() + services.limits.heartbeat_s
-                yield _event("heartbeat", {"sequence": seq}, seq)
+                yield _event("heartbeat", {"sequence": told}, told)
             rows = store.index.after(f"t:{thread}", seq, PAGE_ROWS)
             if not rows:
                 await rung(bell, due_s)
                 continue
             seq = rows[-1].seq
-            wanted = [row for row in rows if row.seq > present or row.clock > since_clock]
-            if out := _records(services, principal, wanted):
-                yield out
+            readable = [row for row in rows if may_read(row, principal)]
+            told = readable[-1].seq if readable else told
+            wanted = [row for row in readable if row.seq > present or row.clock > since_clock]
+            if wanted:
+                yield _records(services, wanted, admin)
 
 
-def _records(services: Services, principal: Principal, rows: list[Row]) -> bytes:
-    """Return the events of those rows that the principal may read."""
-    admin = is_admin(principal)
-    readable = [row for row in rows if principal.reaches(row.ns) or (not row.ns and admin)]
+def _records(services: Services, rows: list[Row], admin: bool) -> bytes:
+    """Return the events of those rows."""
     events = []
-    for item in shown(services.store, readable, reserved=admin):
+    for item in shown(services.store, rows, reserved=admin):
         fields = {name: value for name, value in item.items() if name in record.FIELDS}
         value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
         events.append(_event("record.created", value, int(str(item["sequence"]))))

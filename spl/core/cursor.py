@@ -2,11 +2,12 @@
 
 A cursor names the store's epoch, the log's running hash at one place (so that a restored, cloned or re-created log is
 noticed) and one lane per (namespace, level, rule), each with its own *arrival* position: a record that arrives late
-with an old clock is never skipped.  Outside it is opaque text, bound to the pair, of a length that tells nothing but
-roughly how many lanes there are.  The consumer stores and returns it unread, at most `TEXT_CHARS_MAX` characters.
+with an old clock is never skipped.  Outside it is opaque text, bound to the pair, of one of a few lengths, so that
+neither what the log holds nor a changed rule shows.  The consumer stores and returns it unread, at most
+`TEXT_CHARS_MAX` characters.
 
 Layout before sealing: version, flags (1: whole), epoch (length, text), run sequence, run (length, text), lane count,
-then per lane its 12-byte key, position and count; zeros up to a multiple of 64.  Integers are big-endian.
+then per lane its 12-byte key, position and count; zeros up to the next size (`_SIZES`).  Integers are big-endian.
 """
 
 import base64
@@ -26,6 +27,8 @@ TEXT_CHARS_MAX: Final = 4096
 LANE_KEY_HEX: Final = 24
 
 _VERSION: Final = 1
+_SIZES: Final = (192, 384, 768, 2048)
+"""Bytes before sealing: room for 4, 10, 24 and 64 lanes, as names of 32 digits leave it; beyond, multiples of 64."""
 _PAD_BYTES: Final = 64
 _NAME_BYTES_MAX: Final = 128
 _SEQ: Final = struct.Struct(">Q")
@@ -65,7 +68,7 @@ class Cursor:
 
 
 def lane_key(namespace: str, level: int = 0, rule: str = "") -> str:
-    """Return the key of a lane: 24 hex digits over namespace, hash level and rule (a filter, a relay setting)."""
+    """Return the key of a lane: 24 hex digits over namespace, hash level and rule (the digest of a pair's filter)."""
     return hashlib.sha256(f"{namespace}\0{level}\0{rule}".encode()).hexdigest()[:LANE_KEY_HEX]
 
 
@@ -106,7 +109,8 @@ def _pack(cursor: Cursor) -> bytes:
         for lane in sorted(cursor.lanes, key=lambda lane: lane.key)
     ]
     packed = b"".join(parts)
-    return packed + bytes(-len(packed) % _PAD_BYTES)
+    size = next((size for size in _SIZES if size >= len(packed)), len(packed) + -len(packed) % _PAD_BYTES)
+    return packed.ljust(size, b"\0")
 
 
 def _unpack(packed: bytes) -> Cursor:

@@ -2,10 +2,13 @@
 
     {"records":[envelope…],"ns":["default",…],"next_cursor":"…","has_more":false,"peer_view":{…}}
 
+Where less than the full record is granted, a projection (levels.py) stands in an envelope's place.
 `ns` names each record's namespace at the source and is as long as `records`.  `peer_view` is how the source sees the
-pair: `state`, `reason`, `head` (records in the reader's scope), `acked` (how many of them the reader confirmed, null
-before it did), `queue` (records waiting in the source's own intake from the reader), `reach` (which way the pair runs,
-see reach.py; left out as long as that is not known) and, in a page, `clock` (records in scope up to `next_cursor`).
+pair: `state`, `reason`, `head` (records in the reader's scope, null while the source counts them), `acked` (how many
+of them the reader confirmed, null before it did), `queue` (records waiting in the source's own intake from the
+reader), `consent` (rises with each grant of the source, see consent.py; left out without any), `reach` (which way the
+pair runs, see reach.py; left out as long as that is not known) and, in a page, `clock` (records in scope up to
+`next_cursor`).
 
 In a stream each record is one event, whose data is the stored envelope with `ns` as a further member; the last of a
 write also has `clock`, which counts up to the cursor that is the event's id.
@@ -112,7 +115,7 @@ def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
     texts = {name: view[name][:200] for name in ("state", "reason") if isinstance(view.get(name), str)}
     counts = {
         name: view[name]
-        for name in ("head", "acked", "queue", "clock")
+        for name in ("head", "acked", "queue", "clock", "consent")
         if type(view.get(name)) is int and 0 <= view[name] < 2**63
     }
     reach = view.get("reach")

@@ -136,6 +136,17 @@ async def test_a_revoked_token_ends_it_at_once(served: Served) -> None:
             await anext(stream)
 
 
+async def test_a_rule_that_comes_to_refuse_it_ends_it_at_once(served: Served) -> None:
+    minted = await served.json("POST", "/v1/tokens", {"scopes": ["records:read"]}, 201)
+    rule = {"name": "no", "resource": "threads:read", "action": "deny", "priority": 1,
+            "expression": 'principal.kind == "token" && !("admin" in principal.scopes)'}  # fmt: skip
+    async with watching(served, token=minted["token"]) as stream:
+        await anext(stream)
+        await served.json("POST", "/v1/config/permission-rules", rule)
+        event = await anext(stream)
+        assert (event.name, json.loads(event.data)["code"]) == ("error", "revoked")
+
+
 async def test_the_stop_is_told(served: Served) -> None:
     async with watching(served) as stream:
         await anext(stream)

@@ -45,3 +45,5 @@ def test_endless_integers_become_no_number(text: bytes) -> None:
 def test_a_view_keeps_only_what_it_may_hold() -> None:
     hostile = {"state": "s" * 999, "reason": 7, "head": -1, "acked": True, "queue": 2**63, "clock": 5, "extra": {}}
     assert page.read_view(hostile) == {"state": "s" * 200, "clock": 5}
+    assert page.read_view({"consent": 7}) == {"consent": 7}
+    assert page.read_view({"consent": "7"}) == page.read_view({"consent": True}) == {}
