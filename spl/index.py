@@ -1,12 +1,7 @@
 """The disposable index over the log: where each line is, and which lines belong to which list.
 
-A list is named by one letter and a text, and holds seqs in order of arrival:
-
-    n:<namespace>  t:<thread>  a:<actor>     records (kind rec); those of reserved threads are in no n: list
-    p:<pair>  r:<pair>  k:<kind>             saved positions, refused records, lines of other kinds
-
-Tallies count the records of n: lists: v:<ns>:<voucher>, and for those that did not originate here also
-o:<ns>:<origin> and ov:<ns>:<origin>:<voucher>.  `rec` counts all records.
+`lists.py` names the lists and tallies: a list holds seqs in order of arrival, a tally counts.  `is_shown` finds a
+projection by pair, level and id, since no list of records and no record id leads to one.
 
 The newest lines stand in memory (`Memory`); every few thousand go into an immutable table (`table.py`), and four
 neighbouring tables of a size class are merged into one, a little with each commit, so that no commit waits for it.
@@ -30,20 +25,19 @@ from struct import Struct
 from typing import Final
 
 from .disk import TEMP_SUFFIX, Disk
-from .line import ENVELOPE_KINDS, RUN_START, Entry, Line, LineError, entry_of, parse
+from .line import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, entry_of, parse
+from .lists import clock_name, has_start, is_offered, lists, shown_name, tallies
 from .segments import Place
 from .table import KEY_BYTES, SUFFIX, Memory, Span, Table, TableFault, TableWriter, merge, open_table
 
-RESERVED_THREADS: Final = frozenset({
-    "th_federation_pairs", "th_consent", "th_engine_config", "th_namespace_registry", "th_aitl", "th_api_tokens",
-})  # fmt: skip
-RESERVED_PREFIX: Final = "th_audit_"
 CLOCK_MAX: Final = 2**63 - 1
 MEMORY_ROWS: Final = 4096
 
-# segment, offset of the line in it, bytes before the payload, bytes of the payload, seq of the facts, clock
-_ROW: Final = Struct(">QIIIQQ")
+# segment, offset of the line in it, bytes before the payload, bytes of the payload, seq of the facts, clock, id's start
+_ROW: Final = Struct(">QIIIQQ16s")
+_MARK: Final = Struct(">20xQ8x16s")
 _HOLE: Final = bytes(_ROW.size)
+NO_START: Final = bytes(16)
 _MERGE_TABLES: Final = 4  # with 8, merging costs a third less and looking up an unknown id twice as much
 _MERGE_ENTRIES: Final = 16  # merged for each line added and each size class; a line has at most 8 entries
 _CACHE_NAMES: Final = 8192
@@ -153,7 +147,7 @@ class Index:
     def place(self, seq: int) -> Place | None:
         """Return where a line stands, as soon as a key leads to it; None when it is damaged or not there."""
         raw = (self._raw_rows(self._state, seq, 1) if seq > 0 else b"") or _HOLE
-        segment, offset, head, length, _, _ = _ROW.unpack(raw)
+        segment, offset, head, length, *_ = _ROW.unpack(raw)
         return Place(segment, offset, head, length) if head else None
 
     def line(self, seq: int) -> Line:
@@ -176,6 +170,12 @@ class Index:
     def alternates(self, record_id: str) -> list[Row]:
         """Return the other envelopes of this id (kind alt), by arrival."""
         return [row for row in self._same_id(record_id) if row.kind == "alt"]
+
+    def is_shown(self, pair: str, level: str, name: str) -> bool:
+        """Tell whether the peer of a pair showed us this projection; `name` is its id, a record's or a pseudonym."""
+        state = self._state
+        rows = self._rows(state, self._values(state, self._hash(shown_name(pair, level, name)), 0, _SAME_ID_MAX))
+        return any(row.kind == PROJECTION and row.origin == pair and self._is_of(row, name) for row in rows)
 
     def after(self, name: str, seq: int, limit: int) -> list[Row]:
         """Return up to `limit` rows of a list with a higher seq, ascending.
@@ -228,17 +228,37 @@ class Index:
     def taken(self, actor: str, thread: str, clock: int) -> Row | None:
         """Return the record of our own that has this clock."""
         state = self._state
-        key = _clock_key(self._hash(_clock_name(actor, thread)), clock)
+        key = _clock_key(self._hash(clock_name(actor, thread)), clock)
         rows = self._rows(state, self._values(state, key, 0, _SAME_ID_MAX))
         return next((row for row in rows if row.own and row.clock == clock), None)
 
     def clock_next(self, actor: str, thread: str) -> int | None:
         """Return the clock after the highest of our own records; 0 when there is none, None at the end of clocks."""
         tables, memory = self._state
-        key = self._hash(_clock_name(actor, thread))
+        key = self._hash(clock_name(actor, thread))
         clocks = [clock for table in tables if (clock := table.last(key)) is not None]
         clock = max([*clocks, *memory.values(key)], default=-1)
         return clock + 1 if clock < CLOCK_MAX else None
+
+    def marks(self, seq: int, count: int) -> list[tuple[int, bytes]]:
+        """Return (number of its facts, start of its id) of the lines from `seq` on: at least one, at most `count`.
+
+        Only records of n: lists and projections show an id; the start of any other line is NO_START.  0.1 us a line.
+        """
+        return list(_MARK.iter_unpack(self._raw_rows(self._state, seq, count)))
+
+    def facts(self, number: int, seq: int) -> Facts | None:
+        """Return the facts with this number, which the line `seq` has; None when they cannot be read."""
+        return self._facts.get(number) or self._facts_of(number, seq)
+
+    def starting(self, start: bytes) -> list[tuple[Row, str]]:
+        """Return the records, with their ids, whose id begins with these bytes, at least 8."""
+        state, found = self._state, list[tuple[Row, str]]()
+        for row in self._rows(state, self._values(state, start[:KEY_BYTES], 0, _SAME_ID_MAX)):
+            id_ = self._read(row.segment, row.offset + _ID_AT, 64).decode(errors="replace")
+            if row.kind == "rec" and id_.startswith(start.hex()):
+                found.append((row, id_))
+        return found
 
     def stats(self) -> dict[str, int | str]:
         """Return counts for `spl store stats`."""
@@ -252,19 +272,20 @@ class Index:
         facts = (entry.kind, entry.ns, entry.origin, entry.voucher, entry.own)
         source = self._sources.get(facts) or self._source(facts, seq)
         # The row first: whoever finds the seq under a key must find the row too.
-        memory.rows += _ROW.pack(place.segment, place.offset, place.head, place.length, source[0], entry.clock)
+        start = bytes.fromhex(entry.id[:32]) if has_start(entry) else NO_START
+        memory.rows += _ROW.pack(place.segment, place.offset, place.head, place.length, source[0], entry.clock, start)
         if entry.kind in ENVELOPE_KINDS:
             memory.put(bytes.fromhex(entry.id[:16]), seq)
         for name in lists(entry):
             memory.put(self._known.get(name) or self._join(name, seq), seq)
-        if entry.kind == "rec":
-            tallies = memory.tallies
-            for key in source[1] if _is_offered(entry) else source[1][:1]:
-                tallies[key] = tallies.get(key, 0) + 1
-            if entry.own:
-                key = self._hash(_clock_name(entry.actor, entry.thread))
-                memory.put(key, entry.clock)
-                memory.put(_clock_key(key, entry.clock), seq)
+        for key in source[1] if is_offered(entry) else source[1][:1]:
+            memory.tallies[key] = memory.tallies.get(key, 0) + 1
+        if entry.kind == PROJECTION:
+            memory.put(self._hash(shown_name(entry.pair, entry.level, entry.id)), seq)
+        if entry.kind == "rec" and entry.own:
+            key = self._hash(clock_name(entry.actor, entry.thread))
+            memory.put(key, entry.clock)
+            memory.put(_clock_key(key, entry.clock), seq)
 
     def _join(self, name: str, seq: int) -> bytes:
         """Return the key of a list, after noting the list itself when this is its first line."""
@@ -284,15 +305,11 @@ class Index:
         Rows name that line instead of holding texts; so nothing about vouchers and origins is kept but in the log.
         """
         state = self._state
-        kind, ns, origin, voucher, _ = facts
         key = self._hash("facts:" + json.dumps(facts))
         first = self._values(state, key, 0, 1)
         if not first:
             state[1].put(key, seq)
-        names = ["rec", f"v:{ns}:{voucher}"] if kind == "rec" else []
-        if names and origin != "local":
-            names += [f"o:{ns}:{origin}", f"ov:{ns}:{origin}:{voucher}"]
-        source = (first[0] if first else seq, tuple(self._hash("#" + name) for name in names))
+        source = (first[0] if first else seq, tuple(self._hash("#" + name) for name in tallies(*facts[:4])))
         if len(self._sources) >= _CACHE_FACTS:
             self._sources.clear()
         self._sources[facts] = source
@@ -333,8 +350,8 @@ class Index:
             if not start or at >= len(raw):
                 near = bisect_right(seqs, seq + _WINDOW_ROWS - 1, i)
                 start, raw, at = seq, self._raw_rows(state, seq, seqs[near - 1] + 1 - seq), 0
-            segment, offset, head, length, source, clock = _ROW.unpack_from(raw, at)
-            facts = self._facts.get(source) or self._facts_of(source, seq)
+            segment, offset, head, length, source, clock, _ = _ROW.unpack_from(raw, at)
+            facts = self.facts(source, seq)
             if facts:
                 kind, ns, origin, voucher, own = facts
                 yield Row(seq, kind, segment, offset + head, length, ns, origin, voucher, own, clock)
@@ -362,8 +379,12 @@ class Index:
         parts = (table.values(key, 0, _SAME_ID_MAX) for table in state[0])
         for seqs in chain(parts, [state[1].values(key)]):
             for row in self._rows(state, seqs):
-                if self._read(row.segment, row.offset + _ID_AT, 64) == record_id.encode():
+                if self._is_of(row, record_id):
                     yield row
+
+    def _is_of(self, row: Row, id_: str) -> bool:
+        """Tell whether a row's payload, an envelope or a projection, has this id."""
+        return self._read(row.segment, row.offset + _ID_AT, 64) == id_.encode()
 
     # -- tables
 
@@ -471,28 +492,6 @@ class Index:
 
 
 _State = tuple[tuple[Table, ...], Memory]
-
-
-def lists(entry: Entry) -> list[str]:
-    """Return the names of the lists that a line belongs to."""
-    kind = entry.kind
-    if kind == "rec":
-        names = [f"t:{entry.thread}", f"a:{entry.actor}"]
-        return [*names, f"n:{entry.ns}"] if _is_offered(entry) else names
-    if kind == "alt":
-        return []
-    if kind in ("pos", "ref"):
-        return [("p:" if kind == "pos" else "r:") + entry.pair]
-    return [f"k:{kind}"]
-
-
-def _is_offered(entry: Entry) -> bool:
-    """Tell whether a record is in an n: list; those of reserved threads never leave through sync."""
-    return bool(entry.ns) and entry.thread not in RESERVED_THREADS and not entry.thread.startswith(RESERVED_PREFIX)
-
-
-def _clock_name(actor: str, thread: str) -> str:
-    return f"clock:{len(actor)}:{actor}{thread}"
 
 
 def _clock_key(key: bytes, clock: int) -> bytes:

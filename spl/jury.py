@@ -1,5 +1,7 @@
 """Judging what a peer sent: what is new goes through the gate, and the chains of signers not yet known are learnt.
 
+The gate goes by the folds of this moment: grants of either side and archived namespaces count with the next record.
+
 Signatures are checked in threads; libsodium lets go of the interpreter meanwhile.
 """
 
@@ -11,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from .core import page
+from .core import consent, page
+from .core.consent import Inlet
 from .core.did import Chain, chain_from_json, grown
 from .core.errors import SplError
 from .core.gate import CHAIN_UNKNOWN, Gate, Roots, Verdict
+from .core.levels import NAMES, STRUCTURAL
 from .core.limits import Limits
 from .core.page import Page
 from .core.pair import Pair
@@ -56,15 +60,19 @@ class Jury:
         """End the verifying threads."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
+    def inlets(self, pair: Pair) -> Mapping[str, Inlet]:
+        """Return what the pair may bring in now, by the peer's namespace."""
+        return self._gate(pair, {}).inlets
+
     async def judge(self, pair: Pair, trial: Trial, item: Page) -> tuple[list[Verdict], list[Own]]:
         """Return verdicts over what is new in a page, and the pins of chains learnt for it."""
         loop = asyncio.get_running_loop()
         rules = self._gate(pair, {})
         if item.count <= AT_ONCE_RECORDS:
-            rows = self._unknown(item)
+            rows = self._unknown(pair.pair_id, item)
             verdicts = [rules.judge(value, ns) for value, ns in rows]
         else:
-            rows = await loop.run_in_executor(self.pool, self._unknown, item)
+            rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, item)
             verdicts = await self._judge_rows(rules, rows)
         strangers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
         learnt: dict[str, Chain] = {}
@@ -85,19 +93,34 @@ class Jury:
         trial.learnt = trial.learnt or bool(pins)
         return verdicts, pins
 
-    def _unknown(self, item: Page) -> list[tuple[Any, Any]]:
-        """Return (envelope value, ns) of what we do not hold from the same voucher.
+    def _unknown(self, pair_id: str, item: Page) -> list[tuple[Any, Any]]:
+        """Return (value, ns) of what we hold neither from the same voucher nor as this very projection.
 
         Nothing but the id is believed here, and only to store nothing.
         """
         found = []
         for value, ns in zip(item.values, item.ns, strict=True):
             id_ = value.get("id") if isinstance(value, dict) else None
-            sig = value.get("sig") if isinstance(value, dict) else None
-            row = self.hub.store.index.find(id_) if isinstance(id_, str) and len(id_) == 64 else None
-            if row is None or not isinstance(sig, dict) or row.voucher != sig.get("by"):
+            if not isinstance(id_, str) or len(id_) != 64:
+                found.append((value, ns))
+                continue
+            mark = value.get("projection")
+            sig = value.get("sig")
+            if isinstance(mark, dict):
+                held = self._is_shown(pair_id, id_, mark.get("level"))
+            else:
+                row = self.hub.store.index.find(id_)
+                held = row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
+            if not held:
                 found.append((value, ns))
         return found
+
+    def _is_shown(self, pair_id: str, id_: str, level: object) -> bool:
+        """Tell whether a projection adds nothing: it is held already, or its record is."""
+        if not isinstance(level, str) or level not in NAMES:
+            return False
+        index = self.hub.store.index
+        return index.is_shown(pair_id, level, id_) or (level == NAMES[STRUCTURAL] and index.find(id_) is not None)
 
     async def _judge_rows(self, rules: Gate, rows: Sequence[tuple[Any, Any]]) -> list[Verdict]:
         """Return a verdict for each row; the signature checks let go of the interpreter, so two threads share them."""
@@ -115,14 +138,15 @@ class Jury:
     def _gate(self, pair: Pair, learnt: Mapping[str, Chain]) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
         own, views = self._wire.identity().chain, self.hub.views
-        made_of = (pair, views.chains, views.blocked, own)
+        made_of = (pair, views.chains, views.blocked, own, views.consents, views.namespaces)
         kept = self._gates.get(pair.pair_id)
         if kept is not None and not learnt and all(one is other for one, other in zip(kept[0], made_of, strict=True)):
             return kept[1]
         chains = {**views.chains, **learnt, own.did: own}
         chains[pair.peer_did] = _longer(chains.get(pair.peer_did), pair.chain) or pair.chain
         rules = Gate(
-            namespaces=frozenset(pair.namespaces),
+            pair_id=pair.pair_id,
+            inlets=consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces),
             actors=frozenset(pair.actors),
             own_did=own.did,
             peer_did=pair.peer_did,

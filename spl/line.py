@@ -6,7 +6,8 @@ A segment is one header line, then lines of this exact member order (strict JSON
     {"k":"rec","seq":12,"at":1763877600123,"from":"local","ns":"default","own":true,"run":R,"env":{…}}
 
 `ns` is left out when empty and `own` when false; the last member, the payload, is `env` for kinds rec and alt and
-`body` for all others, and its bytes stand unchanged inside.  R, 32 hex digits, is the start of SHA-256 over the R
+`body` for all others (pos: a saved position, ref: a refused record, proj: a projection that a peer showed us), and its
+bytes stand unchanged inside.  R, 32 hex digits, is the start of SHA-256 over the R
 before (raw), the line's bytes before `"run":`, and its bytes from the payload's member name to the line's end.  So
 R is a fingerprint of the whole log up to there and the line's own checksum.  A header carries a checksum of its own
 (`sum`, the same hash over what stands before `"sum":`), because the epoch must not change by one bad bit.
@@ -25,6 +26,7 @@ from .core.errors import SplError
 FORMAT: Final = 1
 RUN_START: Final = "0" * 32
 ENVELOPE_KINDS: Final = frozenset({"rec", "alt"})
+PROJECTION: Final = "proj"
 
 _RUN: Final = b',"run":"'
 _ENV: Final = b'"env":'
@@ -43,7 +45,8 @@ class LineError(SplError):
 class Entry:
     """What is appended.  `payload` is canonical JSON; what follows `own` is derived from it, for the index.
 
-    id, thread, actor, clock and voucher belong to envelopes (kinds rec and alt), pair to kinds pos and ref.
+    id, thread, actor, clock and voucher belong to envelopes (kinds rec and alt), pair to kinds pos and ref; pair, id
+    and level to projections (kind proj).
     """
 
     kind: str
@@ -57,6 +60,7 @@ class Entry:
     clock: int = 0
     voucher: str = ""
     pair: str = ""
+    level: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,10 @@ def entry_of(line: Line) -> Entry:
                 record["clock"],
                 value["sig"]["by"],
             )
+        if kind == PROJECTION:
+            value = json.loads(payload.decode())
+            level = value["projection"]["level"]
+            return Entry(kind, payload, line.origin, line.ns, id=value["id"], pair=line.origin, level=level)
         if kind in ("pos", "ref"):
             return Entry(kind, payload, line.origin, line.ns, line.own, pair=json.loads(payload.decode())["pair"])
     except (ValueError, KeyError, TypeError) as exc:

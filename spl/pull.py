@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
-from .core import page
+from .core import namespace, page
+from .core.consent import Inlet
 from .core.errors import SplError
-from .core.gate import Verdict, claimed_id
+from .core.gate import SCOPE_VIOLATION, Verdict, claimed_id
+from .core.levels import NAMES, STRUCTURAL
 from .core.limits import Limits
 from .core.page import Page
 from .core.pair import Pair, Phase
-from .hub import Arrive, Hub, Item, Own, Place, Refuse
+from .hub import Arrive, Hub, Item, Outcome, Own, Place, Refuse, Show
 from .intake import Queue
 from .jury import Jury, Trial
 from .net.client import Reply
@@ -48,7 +50,8 @@ class Waiting(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One run of pages: from which cursor, for one thread only or all, and whether from the start regardless.
+    """One run of pages: from which cursor, of one thread or one of the peer's namespaces or all, and whether from the
+    start regardless.
 
     `beside`: a stream of the pair is open and owns the saved position.
     """
@@ -57,11 +60,23 @@ class Ask:
     thread: str = ""
     resync: bool = False
     beside: bool = False
+    namespace: str = ""
 
     @property
     def moves(self) -> bool:
         """Whether the saved position follows it."""
-        return not self.thread and not self.beside
+        return not (self.thread or self.beside or self.namespace)
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What was refused and is still lacking: ids to ask for, and namespaces of the peer to read anew.
+
+    From L2 on a projection has a pseudonym, by which nothing can be asked for.
+    """
+
+    ids: list[str]
+    namespaces: list[str]
 
 
 @dataclass(slots=True)
@@ -140,6 +155,7 @@ class Puller:
                 "limit": str(count),
                 "feed": "normal",
                 "thread": ask.thread,
+                "target_namespace": ask.namespace,
                 "resync": "1" if ask.resync and first else "",
             }
             target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
@@ -158,8 +174,8 @@ class Puller:
 
         What is refused again stands in the ledger already, and is not written a second time.
         """
-        ids = await self.lacking(pair.pair_id)
-        fresh = 0
+        lacking = await self.lacking(pair)
+        ids, fresh = lacking.ids, 0
         while ids:
             asked, ids = ids[: self.limits.fetch_ids], ids[self.limits.fetch_ids :]
             reply = await self.wire.ask(pair, "POST", RECORDS, json.dumps({"ids": asked}).encode())
@@ -168,6 +184,8 @@ class Puller:
                 got = {claimed_id(value) for value in item.values}
                 ids = [id_ for id_ in asked if id_ not in got] + ids if got & set(asked) else ids
             fresh += (await self.take_again(pair, progress, item))[0]
+        for ns in lacking.namespaces:
+            fresh += await self.run(pair, Progress(), Ask("", namespace=ns))
         return fresh
 
     async def take_again(self, pair: Pair, progress: Progress, item: Page) -> tuple[int, list[Verdict]]:
@@ -176,15 +194,25 @@ class Puller:
         fresh = await self._store(pair, [*pins, *_arrivals(pair, verdicts)])
         return fresh, [verdict for verdict in verdicts if verdict.code]
 
-    async def lacking(self, pair_id: str) -> list[str]:
-        """Return the ids in the ledger of a pair that we still lack, oldest first."""
-        return await asyncio.get_running_loop().run_in_executor(self.jury.pool, self._refused, pair_id)
+    async def lacking(self, pair: Pair) -> Lacking:
+        """Return what the ledger of a pair holds and we still lack, oldest first."""
+        inlets = self.jury.inlets(pair)
+        return await asyncio.get_running_loop().run_in_executor(self.jury.pool, self._lacking, pair.pair_id, inlets)
 
-    def _refused(self, pair_id: str) -> list[str]:
+    def _lacking(self, pair_id: str, inlets: Mapping[str, Inlet]) -> Lacking:
         store = self.hub.store
         rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
-        ids = dict.fromkeys(json.loads(payload)["id"] for payload in store.payloads(rows))
-        return [id_ for id_ in ids if store.index.find(id_) is None]
+        ids, namespaces = dict[str, None](), dict[str, None]()
+        for entry in map(json.loads, store.payloads(rows)):
+            id_, ns = entry["id"], entry.get("ns", "")
+            shown = any(store.index.is_shown(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
+            if shown or store.index.find(id_) is not None:
+                continue
+            if entry["code"] == SCOPE_VIOLATION and ns in inlets and inlets[ns].level > STRUCTURAL:
+                namespaces[ns] = None
+            else:
+                ids[id_] = None
+        return Lacking(list(ids), list(namespaces))
 
     async def _take_in(self, pair: Pair, progress: Progress, item: Page, ask: Ask) -> int:
         """Store what of a page is new and sound, tell the source; return how many were new."""
@@ -200,6 +228,9 @@ class Puller:
         Returns (how many were new, what was refused, records in scope up to the position).
         """
         verdicts, pins = await self.jury.judge(pair, progress, item)
+        if ask.namespace:
+            # Read again because some of it was refused: what still is stands in the ledger already.
+            return await self._store(pair, [*pins, *_arrivals(pair, verdicts)]), [], 0
         return await self.keep(pair, item, verdicts, pins, moves=ask.moves)
 
     async def keep(
@@ -208,7 +239,7 @@ class Puller:
         """Store a page that was judged, as `take` does; `moves`: with the position that it leads to, if to any."""
         items: list[Item] = [*pins, *_arrivals(pair, verdicts)]
         refused = [verdict for verdict in verdicts if verdict.code]
-        items += [Refuse(pair.pair_id, verdict.id, verdict.code) for verdict in refused]
+        items += [Refuse(pair.pair_id, verdict.id, verdict.code, _named(verdict.ns)) for verdict in refused]
         place = self.hub.views.positions.get(pair.pair_id)
         clock = item.view.get("clock", (place.count if place else 0) + item.count)
         if moves and item.next_cursor and (place is None or place.cursor != item.next_cursor):
@@ -222,7 +253,12 @@ class Puller:
     async def _store(self, pair: Pair, items: Sequence[Item]) -> int:
         """Write it all at once; return how many records were new.  Nothing of a pair paused or revoked meanwhile."""
         self.pair(pair.pair_id)
-        outcomes = await asyncio.wrap_future(self.hub.submit(items)) if items else []
+        outcomes: list[Outcome] = []
+        if items:
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[list[Outcome]] = loop.create_future()
+            self.hub.submit_posted([(items, answer)], loop.call_soon_threadsafe)
+            outcomes = await answer
         return sum(outcome.fresh for outcome, sent in zip(outcomes, items, strict=True) if isinstance(sent, Arrive))
 
     async def _ack(self, pair: Pair, progress: Progress, item: Page, clock: int) -> None:
@@ -243,18 +279,30 @@ class Puller:
             return {}
         return _view_in(reply.body)
 
-    async def send(self, pair: Pair, body: bytes, media: str) -> Reply:
-        """Return the peer's answer to records that we push; raise SyncError or ReachError."""
-        return await self.wire.ask(pair, "POST", RECORDS, body, media)
+    async def send(self, pair: Pair, body: bytes, media: str, target: str) -> Reply:
+        """Return the peer's answer to a POST; raise SyncError or ReachError."""
+        return await self.wire.ask(pair, "POST", target, body, media)
 
 
 def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:
-    """Return what was accepted, for the hub."""
-    return [
-        Arrive(verdict.envelope, verdict.ns, pair.pair_id)
-        for verdict in verdicts
-        if verdict.envelope is not None and not verdict.code
-    ]
+    """Return what was accepted, for the hub: records as records, projections as what they are."""
+    found: list[Item] = []
+    for verdict in verdicts:
+        if verdict.code:
+            continue
+        if verdict.envelope is not None:
+            found.append(Arrive(verdict.envelope, verdict.ns, pair.pair_id))
+        elif verdict.projection is not None:
+            found.append(Show(verdict.projection, verdict.ns, pair.pair_id))
+    return found
+
+
+def _named(ns: str) -> str:
+    """Return a namespace as the peer named it, for the ledger; "" for what no namespace is called."""
+    try:
+        return namespace.check_name(ns)
+    except SplError:
+        return ""
 
 
 def _view_in(body: bytes) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Restoring snapshots: everything is verified before anything is stored.
 
 First pass: header, form and id of every record, signature under a chain that is known here, namespace and thread, and
-at the end count and digest.  One refusal refuses the file.  What the instance itself signed counts as soon as it is
+at the end count and digest.  The namespace is the one that the record names, or that the records of that peer cross
+into, and must be usable.  One refusal refuses the file.  What the instance itself signed counts as soon as it is
 verified, so a file of all threads brings the chains and namespaces that its later records need.  Second pass: what is
 not held goes to the hub in chunks of one write each.
 
@@ -17,14 +18,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-from .core import namespace, record
+from .core import consent, namespace, record
 from .core.did import Chain
 from .core.errors import SplError
 from .core.gate import Gate, Roots
 from .core.limits import MIB, Limits
+from .core.namespace import Namespace
 from .core.pair import Pair
 from .core.record import Envelope
 from .core.snapshot import Header, Read, SnapshotError, header_of, lines, malformed
@@ -32,7 +35,7 @@ from .disk import Disk, File
 from .hub import Arrive, Commit, Hub
 from .snapshot import IdDigest, scratch
 from .store import Entry
-from .views import THREAD_PAIRS, Views
+from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
 
 log = logging.getLogger("spl.store")
 
@@ -148,7 +151,7 @@ class Restorer:
         if not self._turn.acquire(blocking=False):
             raise SnapshotError("overloaded", "another restore is running")
         try:
-            plan = self._verify(read, rights)
+            plan, ways = self._verify(read, rights)
             if dry_run:
                 return plan
             if plan.refusals:
@@ -158,14 +161,14 @@ class Restorer:
             self._check_room(2 * plan.bytes)
             if plan.pairs != self.hub.views.pairs:
                 prepare(plan.pairs.values())
-            self._store(read)
+            self._store(read, ways)
             fields = {"records": plan.header.count, "new": plan.new, "thread": plan.header.thread or "all"}
             log.info("store.restored", extra={"fields": fields})
             return plan
         finally:
             self._turn.release()
 
-    def _verify(self, read: Read, rights: Rights) -> Plan:
+    def _verify(self, read: Read, rights: Rights) -> tuple[Plan, "_Ways"]:
         if self.hub.signer is None:
             raise SnapshotError("identity-missing")
         found = lines(read)
@@ -189,18 +192,18 @@ class Restorer:
                 raise malformed(f"record {twice} stands twice")
             plan.header.check(ids.count, digest)
         plan.pairs = judge.views.pairs
-        return plan
+        return plan, _ways(judge.views)
 
-    def _store(self, read: Read) -> None:
+    def _store(self, read: Read, ways: "_Ways") -> None:
         """Give the hub what is not held, chunk by chunk; each is durable before the next is sent."""
         silence = self.hub.listen(self._reload)
         try:
-            for chunk in self._chunks(read):
+            for chunk in self._chunks(read, ways):
                 self._submit(chunk)
         finally:
             silence()
 
-    def _chunks(self, read: Read) -> Iterator[list[Arrive]]:
+    def _chunks(self, read: Read, ways: "_Ways") -> Iterator[list[Arrive]]:
         chunk: list[Arrive] = []
         size = 0
         source = lines(read)
@@ -210,7 +213,7 @@ class Restorer:
             if self.hub.store.index.find(envelope.id) is not None:
                 continue
             reserved = record.is_reserved(envelope.record["thread"])
-            chunk.append(Arrive(envelope, "" if reserved else record.namespace_of(envelope.record), ORIGIN))
+            chunk.append(Arrive(envelope, "" if reserved else _ns_of(envelope, ways), ORIGIN))
             size += len(envelope.raw)
             if len(chunk) >= self.limits.commit_records or size >= self.limits.commit_bytes // 2:
                 yield chunk
@@ -242,6 +245,28 @@ class Restorer:
             raise SnapshotError("home-unusable", text, hint="make room, then restore again")
 
 
+_Ways = Mapping[tuple[str, str], str]
+"""(signer, the namespace that a record of it names) -> ours that such records came into."""
+
+
+def _ways(views: Views) -> _Ways:
+    """Return into which of our namespaces the peers' own records come, usable or not."""
+    found = {}
+    for pair in views.pairs.values():
+        book = consent.book_of(views.consents, pair)
+        names = {*pair.namespaces, *(grant.maps for grant in book.theirs.values())}
+        every = {part: Namespace(part) for name in names for part in accumulate(name.split("/"), "{}/{}".format)}
+        inlets = consent.inbound(pair, book, every)
+        found.update({(pair.peer_did, name): inlet.ns for name, inlet in inlets.items() if inlet.full})
+    return found
+
+
+def _ns_of(envelope: Envelope, ways: _Ways) -> str:
+    """Return the namespace that a restored record belongs to: a peer's own where it crossed to, else what it names."""
+    named = record.namespace_of(envelope.record)
+    return ways.get((envelope.sig.by, named), named)
+
+
 class _Judge:
     """Says of each line whether it may be restored.
 
@@ -254,7 +279,8 @@ class _Judge:
         self._own: Chain = hub.signer.chain
         self._store, self._limits, self._rights, self._thread, self._roots = hub.store, limits, rights, thread, roots
         self.views: Views = copy.copy(hub.views)
-        self._gate, self._stale = self._new_gate(), False
+        self._stale = False
+        self._refresh()
 
     def judge(self, raw: bytes) -> tuple[Envelope, bool]:
         """Return (envelope, whether it is new here); raise SplError by what refuses it.
@@ -262,12 +288,12 @@ class _Judge:
         Bytes that the log holds were verified when they came.
         """
         envelope = record.parse(raw, self._limits)
+        if self._stale and envelope.sig.by != self._own.did:
+            self._refresh()
         self._check_place(envelope)
         row = self._store.index.find(envelope.id)
         if row is not None and self._store.payloads([row]) == [envelope.raw]:
             return envelope, False
-        if self._stale and envelope.sig.by != self._own.did:
-            self._gate, self._stale = self._new_gate(), False
         code = self._gate.signature_code(envelope)
         if code:
             text = "is not known here" if code == "chain-unknown" else "does not hold"
@@ -288,9 +314,10 @@ class _Judge:
             if by != self._own.did:
                 raise SnapshotError("reserved-thread", f"thread {thread} takes only what {self._own.did} signed")
             return
-        ns = namespace.usable(self.views.namespaces, record.namespace_of(value))
+        ns = _ns_of(envelope, self._crossed)
         if not self._rights.reaches(ns):
             raise SnapshotError("scope-forbidden", f"the token does not reach namespace {ns}")
+        namespace.usable(self.views.namespaces, ns)
 
     def _learn(self, envelope: Envelope) -> None:
         """Fold a verified record of our own reserved threads; those of pairs may hold chains that the gate lacks."""
@@ -299,7 +326,11 @@ class _Judge:
             return
         entry = Entry(kind="rec", payload=envelope.raw, thread=thread, voucher=envelope.sig.by)
         self.views.apply(entry, envelope.record, 0, 0)
-        self._stale = self._stale or thread == THREAD_PAIRS
+        self._stale = self._stale or thread in (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
+
+    def _refresh(self) -> None:
+        self._gate, self._crossed = self._new_gate(), _ways(self.views)
+        self._stale = False
 
     def _new_gate(self) -> Gate:
         chains = dict(self.views.chains)
@@ -308,6 +339,6 @@ class _Judge:
             if known is None or len(known.rotations) < len(pair.chain.rotations):
                 chains[pair.peer_did] = pair.chain
         return Gate(
-            namespaces=frozenset(), actors=frozenset(), own_did=self._own.did, peer_did="",
+            pair_id="", inlets={}, actors=frozenset(), own_did=self._own.did, peer_did="",
             chains={**chains, self._own.did: self._own}, roots=self._roots, limits=self._limits,
         )  # fmt: skip

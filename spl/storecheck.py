@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from .core import record
+from .core import canon, levels, record
 from .core.errors import SplError
 from .core.limits import Limits
 from .disk import Disk, lock_home
 from .home import now_ms, random_bytes
-from .line import ENVELOPE_KINDS, RUN_START, Chain, Line
+from .line import ENVELOPE_KINDS, PROJECTION, RUN_START, Chain, Line
 from .segments import Segments
 from .store import Store
 
@@ -38,7 +38,7 @@ class Check:
         self._chain = Chain(1, RUN_START)
         self._bad: tuple[int, int] | None = None
         self._limits = Limits()
-        self.lines = self.records = self.damaged = self.lost = 0
+        self.lines = self.records = self.projections = self.damaged = self.lost = 0
 
     def run(self) -> Iterator[Step]:
         """Yield {"step": "progress"|"damage"|"done", …}; the last is "done".
@@ -65,7 +65,7 @@ class Check:
             yield from self._damage("line", *where, expected, max(0, self._last_seq + 1 - expected))
         yield {
             "step": "done", "lines": self.lines, "records": self.records, "damaged": self.damaged,
-            "lost_lines": self.lost, "segments": len(self._segments.firsts),
+            "projections": self.projections, "lost_lines": self.lost, "segments": len(self._segments.firsts),
         }  # fmt: skip
 
     def _enter(self, segment: int, raw: bytes) -> Iterator[Step]:
@@ -78,7 +78,10 @@ class Check:
     def _line(self, line: Line, segment: int, at: int) -> Iterator[Step]:
         self.lines += 1
         self.records += line.kind == "rec"
-        if line.kind in ENVELOPE_KINDS and not self._is_record(line.payload):
+        self.projections += line.kind == PROJECTION
+        if (line.kind in ENVELOPE_KINDS and not self._is_record(line.payload)) or (
+            line.kind == PROJECTION and not self._is_projection(line.payload)
+        ):
             yield from self._damage("id", segment, at, line.seq, 1)
         if self.lines % PROGRESS_LINES == 0:
             yield {"step": "progress", "lines": self.lines, "of_lines": self._last_seq}
@@ -86,6 +89,12 @@ class Check:
     def _is_record(self, payload: bytes) -> bool:
         try:
             return record.parse(payload, self._limits).raw == payload
+        except SplError:
+            return False
+
+    def _is_projection(self, payload: bytes) -> bool:
+        try:
+            return levels.parse(canon.decode(payload), self._limits).raw == payload
         except SplError:
             return False
 

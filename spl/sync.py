@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from .core import when
+from .core import consent, when
 from .core.backoff import full_jitter_s, spread_s
+from .core.consent import Inlet
 from .core.errors import SplError
 from .core.gate import Verdict
 from .core.limits import Limits
@@ -25,9 +26,9 @@ from .core.recent import Peaks
 from .follow import Flow, Follower, Opposite
 from .hub import Commit, Hub
 from .net.client import Client, DialPolicy
-from .pull import Ask, Progress, Puller
+from .pull import RECORDS, Ask, Progress, Puller
 from .vault import Vault
-from .views import THREAD_PAIRS
+from .views import THREAD_NAMESPACES, THREAD_PAIRS
 from .wire import AUTH_CODES, RESET_CODES, STATE_CODES, SyncError, Wire, event
 
 RESETS_PER_HOUR_MAX: Final = 3
@@ -37,7 +38,10 @@ STREAM_BACKOFF_MAX_S: Final = 30.0
 CONTINUOUS: Final = "continuous"
 
 _HOUR_S: Final = 3600.0
+_TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
+"""Threads on which stands who syncs, and what."""
 _LOCAL: Final = "LOCAL"
+_DIED: Final = "the task of this pair died and is started again"
 _CLASSES: Final = {
     "connect": "CONNECT_REFUSED",
     "disconnected": "CONNECT_REFUSED",
@@ -89,7 +93,9 @@ class _Line:
     last_s: float | None = None
     last_sync_ms: int | None = None
     last_error: dict[str, object] | None = None
-    retried: bool = False
+    crashes: int = 0
+    inlets: Mapping[str, Inlet] | None = None
+    """What the pair could bring in when the ledger was last asked for again; None before the first time."""
     troubled: bool = False
     """The watcher was told of trouble, and not yet that it is over."""
     running: "asyncio.Future[int] | None" = None
@@ -137,7 +143,7 @@ class Sync:
         loop = asyncio.get_running_loop()
 
         def heard(commit: Commit) -> None:
-            if THREAD_PAIRS in commit.threads:
+            if not commit.threads.isdisjoint(_TURNS):
                 loop.call_soon_threadsafe(self._rouse)
 
         async def watch_stop() -> None:
@@ -204,30 +210,30 @@ class Sync:
         return self._puller.since(self._puller.pair(pair_id))
 
     async def take(
-        self, pair_id: str, item: Page, chains: Mapping[str, Any], again: bool
+        self, pair_id: str, item: Page, chains: Mapping[str, Any] | None, again: bool
     ) -> tuple[int, list[Verdict], list[str]]:
         """Store a page that the peer pushed, judged and placed like one that we pulled.
 
-        `chains` are key chains of relayed signers by DID, as decoded; `again`: we had asked for these records.
+        `chains` are key chains of relayed signers by DID, as decoded, None: ask the peer; `again`: we had asked for it.
         Returns (how many were new, what was refused, ids that were refused earlier and may be sound now).
         """
         pair, line, taken = self._puller.pair(pair_id), self._line(pair_id), Progress(shown=chains)
-        had, wanted = self.hub.views.refused.get(pair_id, 0), list[str]()
+        had, wanted, inlets = self.hub.views.refused.get(pair_id, 0), list[str](), self._puller.jury.inlets(pair)
         if again:
             fresh, refused = await self._puller.take_again(pair, taken, item)
         else:
             fresh, refused, _ = await self._puller.take(pair, taken, item, Ask(""))
-        if had and (taken.learnt or not line.retried):
-            line.retried = True
-            wanted = (await self._puller.lacking(pair_id))[: self.limits.fetch_ids]
+        if had and (taken.learnt or line.inlets != inlets):
+            line.inlets = inlets
+            wanted = (await self._puller.lacking(pair)).ids[: self.limits.fetch_ids]
         line.progress.view, line.last_sync_ms = {**line.progress.view, **item.view}, self._now_ms()
         self._reaches.heard(pair_id, item.view)
         return fresh, refused, wanted
 
-    async def send(self, pair_id: str, body: bytes, media: str) -> bytes:
-        """Return the peer's answer to records that we push; raise SyncError, ReachError."""
+    async def send(self, pair_id: str, body: bytes, media: str, target: str = RECORDS) -> bytes:
+        """Return the peer's answer to a POST, such as records that we push; raise SyncError, ReachError."""
         try:
-            reply = await self._puller.send(self._puller.pair(pair_id), body, media)
+            reply = await self._puller.send(self._puller.pair(pair_id), body, media, target)
         except SyncError as exc:
             if exc.view is not None:
                 self._reaches.heard(pair_id, exc.view)
@@ -243,8 +249,8 @@ class Sync:
         return queue.records if queue is not None else 0
 
     def status(self, pair_id: str) -> dict[str, object]:
-        """Return last_sync_at, last_error, next_attempt_at, attempt, clock, lag_records, queue_records, queue_max
-        (of the last hour), peer_view and, in continuous mode, stream {state, since, last_event_at, breaks}.
+        """Return last_sync_at, last_error, next_attempt_at, attempt, crashes, clock, lag_records, queue_records,
+        queue_max (of the last hour), peer_view and, in continuous mode, stream {state, since, last_event_at, breaks}.
 
         Times are RFC 3339 or None; `clock` and `lag_records` count as the source does, lag None before first contact.
         """
@@ -262,6 +268,7 @@ class Sync:
             "last_error": line.last_error,
             "next_attempt_at": when.text_of(now_ms + int(wait_s * 1000)) if wait_s is not None else None,
             "attempt": line.attempt,
+            "crashes": line.crashes,
             "clock": clock,
             "lag_records": max(0, head - clock) if head is not None else None,
             "queue_records": self.queue_records(pair_id),
@@ -294,6 +301,9 @@ class Sync:
                 return
             except Exception:  # noqa: BLE001 - the task boundary
                 crashes += 1
+                line, at = self._line(pair_id), when.text_of(self._now_ms())
+                line.crashes, line.attempt = crashes, line.attempt + 1
+                line.last_error = {"class": _LOCAL, "code": "internal", "message": _DIED, "at": at}
                 event(logging.ERROR, "sync.task_died", pair_id, exc_info=True, crashes=crashes)
             await asyncio.sleep(full_jitter_s(crashes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, self._unit()))
 
@@ -361,17 +371,22 @@ class Sync:
 
     async def _until_changed(self, pair: Pair, line: _Line, flowing: "asyncio.Task[None]") -> None:
         """End the stream when it is not what the pair asks for any more; another one follows at once."""
-        while (now := self.hub.views.pairs.get(pair.pair_id)) is not None and _course(now) == _course(pair):
+        course = self._course(pair)
+        while (now := self.hub.views.pairs.get(pair.pair_id)) is not None and self._course(now) == course:
             line.kick.clear()
             await line.kick.wait()
         line.mode = ""
         flowing.cancel()
 
+    def _course(self, pair: Pair) -> tuple[object, ...]:
+        """Return what a stream depends on: who, where, what and how."""
+        return pair.mode, pair.url, self._puller.jury.inlets(pair), pair.sync_allowed
+
     async def _stream(self, pair: Pair, line: _Line) -> None:
         """Follow the stream to its end and take note of how it ended."""
 
         def heard() -> None:
-            line.attempt, line.last_error = 0, None
+            line.attempt, line.crashes, line.last_error = 0, 0, None
             self._reaches.reached(pair.pair_id, line.progress.view)
 
         try:
@@ -403,7 +418,9 @@ class Sync:
                 self._note_peak(line, self._now_ms())
                 progress.queue = None
             line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
-        line.attempt, line.last_error, line.last_sync_ms = 0, None, self._now_ms()
+        line.attempt, line.crashes, line.last_error = 0, 0, None
+        # Of one thread read to its end nothing follows for the others.
+        line.last_sync_ms = line.last_sync_ms if thread else self._now_ms()
         self._reaches.reached(pair_id, progress.view)
         level = logging.INFO if fresh else logging.DEBUG
         event(level, "sync.pulled", pair_id, records=fresh, ms=self._now_ms() - started_ms)
@@ -460,18 +477,16 @@ class Sync:
             ask = Ask("", thread, True, beside)
 
     async def _run(self, pair: Pair, line: _Line, progress: Progress, ask: Ask) -> int:
-        """Read to the end; then ask again for what was refused, once a process and whenever a chain was learnt."""
-        had = self.hub.views.refused.get(pair.pair_id, 0)
+        """Read to the end; then ask again for what was refused.
+
+        Once a process, and whenever a chain was learnt or the pair may bring in something else than before.
+        """
+        had, inlets = self.hub.views.refused.get(pair.pair_id, 0), self._puller.jury.inlets(pair)
         fresh = await self._puller.run(pair, progress, ask)
-        if had and not ask.thread and (progress.learnt or not line.retried):
-            line.retried = True
+        if had and not ask.thread and (progress.learnt or line.inlets != inlets):
+            line.inlets = inlets
             fresh += await self._puller.retry_refused(pair, progress)
         return fresh
-
-
-def _course(pair: Pair) -> tuple[object, ...]:
-    """Return what a stream depends on: who, where, what and how."""
-    return pair.mode, pair.url, pair.namespaces, pair.sync_allowed
 
 
 async def _wait(kick: asyncio.Event, seconds: float | None) -> None:

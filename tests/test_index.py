@@ -1,5 +1,6 @@
 """Promises of the index: it answers as plain lists would, through every flush, merge and reopening."""
 
+import itertools
 import sys
 import threading
 from pathlib import Path
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from spl import index as module
 from spl.core import record as core_record
+from spl.core.levels import NAMES
 from spl.disk import Disk
-from spl.index import Added, Index, lists
+from spl.index import Added, Index
 from spl.line import Entry, encode
+from spl.lists import lists
 from spl.segments import Place
-from tests.store_kit import AT_MS, FaultyDisk, note, open_store, record
+from tests.store_kit import AT_MS, FaultyDisk, note, open_store, record, shown
 
 
 class Log:
@@ -60,7 +63,7 @@ class Log:
             assert (row.seq if (row := index.last(name)) else 0) == (seqs or [0])[-1]
             middle = seqs[len(seqs) // 2] if seqs else 3
             assert [row.seq for row in index.after(name, middle, 2)] == [seq for seq in seqs if seq > middle][:2]
-        for letter in "ntaprk":
+        for letter in "ntaprkx":
             of_letter = [name for name in names if name[0] == letter]
             assert index.names(letter + ":") == of_letter
             assert index.names(letter + ":", of_letter[0] if of_letter else "", 2) == of_letter[1:3]
@@ -68,9 +71,17 @@ class Log:
             for each in {entry.id for _, entry in found if entry.id} | {"0" * 64}:
                 expected = [seq for seq, entry in found if (entry.kind, entry.id) == (kind, each)]
                 assert [row.seq for row in of(each)] == (expected[:1] if kind == "rec" else expected)
+        self.check_shown([entry for _, entry in found])
         self.check_rows(found)
         self.check_tallies([entry for _, entry in found if entry.kind == "rec"])
         self.check_clocks([entry for _, entry in found if entry.kind == "rec"])
+
+    def check_shown(self, entries: list[Entry]) -> None:
+        held = {(entry.pair, entry.level, entry.id) for entry in entries if entry.kind == "proj"}
+        for id_ in {entry.id for entry in entries if entry.id}:
+            for pair, level in itertools.product(("pair_1", "pair_2"), NAMES):
+                assert self.index.is_shown(pair, level, id_) == ((pair, level, id_) in held)
+        assert self.index.tally("proj") == sum(entry.kind == "proj" for entry in entries)
 
     def check_rows(self, found: list[tuple[int, Entry]]) -> None:
         for seq, entry in found:
@@ -125,6 +136,10 @@ ENTRIES = st.one_of(
     st.builds(
         lambda kind, pair: note(kind, pair=pair), st.sampled_from(["pos", "ref"]), st.sampled_from(["pair_1", "pair_2"])
     ),
+    st.builds(
+        shown, st.integers(0, 30), st.sampled_from(["pair_1", "pair_2"]), st.sampled_from(["L1", "L3"]),
+        st.sampled_from(["default", "team.a"]),
+    ),
     st.sampled_from([note("pub", x=1), note("odd")]),
     st.none(),
 )  # fmt: skip
@@ -170,8 +185,6 @@ def test_lists_are_paged_and_names_come_by_first_line(tmp_path: Path) -> None:
 
 
 def test_reserved_threads_are_in_no_namespace_list(tmp_path: Path) -> None:
-    assert module.RESERVED_THREADS == core_record.RESERVED_THREADS
-    assert module.RESERVED_PREFIX == core_record.AUDIT_PREFIX
     log = Log(tmp_path)
     for n, thread in enumerate([*sorted(core_record.RESERVED_THREADS), "th_audit_federation_pairs", "th_aitl_open"]):
         log.add(record(n, thread=thread, origin="pair_1"))

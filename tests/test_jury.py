@@ -46,8 +46,10 @@ async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(
         bob.change_pair(PAIR, namespaces=("default",), actors=("did:sync:user:other",))
         assert await codes(bob, page_of(sent)) == ["scope-violation"]
         bob.change_pair(PAIR, actors=())
-        views.chains = dict(views.chains)
-        assert jury._gate(views.pairs[PAIR], {}) is not rules
+        for changed in ("chains", "consents", "namespaces"):
+            rules = jury._gate(views.pairs[PAIR], {})
+            setattr(views, changed, dict(getattr(views, changed)))
+            assert jury._gate(views.pairs[PAIR], {}) is not rules, changed
         views.blocked = frozenset({alice.did})
         assert await codes(bob, page_of(sent)) != [""]
 

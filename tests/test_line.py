@@ -18,7 +18,7 @@ from spl.line import (
     parse,
     parse_header,
 )
-from tests.store_kit import AT_MS, note, record
+from tests.store_kit import AT_MS, note, record, shown
 
 
 def test_a_line_has_exactly_these_bytes() -> None:
@@ -113,7 +113,14 @@ def test_a_line_moved_or_repeated_is_damaged() -> None:
 
 
 def test_a_payload_that_is_not_of_its_kind_is_damage() -> None:
-    for entry in (Entry("rec", b'{"id":"x"}'), Entry("pos", b"[]"), Entry("alt", b'"\xff"')):
+    for entry in (Entry("rec", b'{"id":"x"}'), Entry("pos", b"[]"), Entry("alt", b'"\xff"'), Entry("proj", b"{}")):
         raw, _, _ = encode(entry, 1, AT_MS, RUN_START)
         with pytest.raises(LineError):
             entry_of(parse(raw[:-1]))
+
+
+def test_a_projection_is_read_back_with_pair_level_and_name() -> None:
+    entry = shown(1, "pair_7", "L2", "org/a")
+    raw, _, _ = encode(entry, 1, AT_MS, RUN_START)
+    assert raw.startswith(b'{"k":"proj","seq":1,"at":1763877600123,"from":"pair_7","ns":"org/a","run":"')
+    assert entry_of(parse(raw[:-1])) == entry

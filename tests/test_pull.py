@@ -194,7 +194,9 @@ async def test_a_bad_record_is_refused_and_stalls_nothing(
         assert bob.home.views.refused == {PAIR: 1}
         row = bob.home.store.index.last(f"r:{PAIR}")
         assert row is not None
-        assert json.loads(bob.home.store.payloads([row])[0]) == {"pair": PAIR, "id": sent[1].id, "code": code}
+        assert json.loads(bob.home.store.payloads([row])[0]) == {
+                "pair": PAIR, "id": sent[1].id, "code": code, "ns": "default",
+            }  # fmt: skip
         # It came damaged, and is asked for again; that it was refused once stays on record.
         assert await bob.sync.pull(PAIR) == 1
         assert bob.ids() == alice.ids()

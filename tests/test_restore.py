@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from spl.core import bearer, namespace, record
+from spl.core import bearer, consent, namespace, record
+from spl.core.consent import Grant
 from spl.core.did import did_of, multibase
 from spl.core.errors import SplError
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
+from spl.core.namespace import Namespace
 from spl.core.record import Sig
 from spl.core.snapshot import Header
 from spl.disk import Disk
@@ -21,7 +23,7 @@ from spl.hub import Own
 from spl.restore import Plan, Restorer, Rights
 from spl.snapshot import take
 from spl.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, Views
-from tests.nodes import Node, nodes
+from tests.nodes import Node, join, nodes
 
 LIMITS = Limits()
 ADMIN = Rights(admin=True, reaches=lambda name: True)
@@ -175,6 +177,31 @@ async def test_a_token_restores_into_its_namespaces_only(tmp_path: Path) -> None
         for names, code in ((("default",), "scope-forbidden"), (("org",), "")):
             rights = Rights(admin=False, reaches=names.__contains__)
             assert list(restore(bob, snapshot(alice), rights, dry_run=True).refused) == ([code] if code else [])
+
+
+async def test_a_peers_records_go_back_into_the_namespace_that_they_crossed_into(tmp_path: Path) -> None:
+    """Not into one of ours that happens to have the name they bear; and ours go where they were made."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        for node in (alice, bob):
+            node.share("music", "projects")
+        join(alice, bob)
+        trust(bob, alice)
+        for kind, grant in (
+            (consent.KIND_PEER_GRANT, Grant("music", "projects", 0, 1)),
+            (consent.KIND_GRANT, Grant("projects", "music", 0, 1)),
+        ):
+            bob.write(Own(consent.THREAD, kind, {"pair_id": "pair_00000001", "grant": grant.to_json()}))
+        made = [alice.emit("x", ns="music"), alice.emit("y")]
+        restore(bob, again(snapshot(alice), [each.raw for each in made]))
+        rows = [bob.home.store.index.find(each.id) for each in made]
+        assert [row.ns for row in rows if row] == ["projects", "default"]
+        own = bob.emit("z", ns="music")
+        assert (restore(bob, again(snapshot(bob), [own.raw])).known, own.sig.by) == (1, bob.did)
+        bob.home.views.namespaces = {**bob.home.views.namespaces, "projects": Namespace("projects", active=False)}
+        later = again(snapshot(alice), [alice.emit("later", ns="music").raw])
+        with pytest.raises(SplError) as caught:
+            restore(bob, later)
+        assert caught.value.code == "namespace-rejected"
 
 
 async def test_a_home_comes_back_from_all_threads(tmp_path: Path) -> None:

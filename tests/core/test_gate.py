@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core import batch, did, keys, record
+from spl.core import batch, did, keys, levels, record
+from spl.core.consent import Inlet
 from spl.core.did import Chain, rotate
 from spl.core.gate import Gate, Roots, claimed_id
 from spl.core.keys import SecretKey
@@ -20,11 +21,23 @@ OLD, NEW, OWN = (SecretKey(bytes((n,)) * 32) for n in (1, 2, 3))
 PEER = did.did_of("peer", OLD.public)
 US = did.did_of("us", OWN.public)
 CHAIN = Chain(PEER, OLD.public)
+PAIR = "pair_00000001"
+INLETS = {
+    "default": Inlet("default", full=True),
+    "org": Inlet("org", full=True),
+    "work": Inlet("org/work", full=True),
+    "one": Inlet("org/one", full=False, level=1),
+    "two": Inlet("org/two", full=False, level=2),
+    "three": Inlet("org/three", full=False, level=3),
+    "lowered": Inlet("lowered", full=True, level=2),
+}
+LEVEL_OF = {"one": 1, "two": 2, "three": 3, "lowered": 2}
 
 
 def a_gate(chain: Chain = CHAIN, peer: str = PEER, **changes: Any) -> Gate:
     settings: dict[str, Any] = {
-        "namespaces": frozenset({"default", "org"}),
+        "pair_id": PAIR,
+        "inlets": INLETS,
         "actors": frozenset(),
         "own_did": US,
         "peer_did": peer,
@@ -52,6 +65,17 @@ def envelopes(count: int = 1, key: SecretKey = OLD, by: str = PEER, **fields: An
         json.loads(record.seal(each, id_, text, sig).raw)
         for each, (id_, text), sig in zip(checked, named, sigs, strict=True)
     ]
+
+
+def projection(level: int = 1, ns: str = "one", pair: str = PAIR, by: str = PEER, key: SecretKey = OLD,
+               **fields: Any) -> dict[str, Any]:  # fmt: skip
+    """Return a projection as a decoded value."""
+    value = record.check(
+        {"act": "DO", "actor": "did:sync:user:x", "thread": "th", "body": {}, "clock": 1, **fields}, LIMITS
+    )
+    shown = levels.content(value, record.identify(value, LIMITS)[0], level, pair, b"s" * 32)
+    found: dict[str, Any] = json.loads(levels.project(shown, level, ns, pair, by, did.multibase(key.public), key))
+    return found
 
 
 def test_sound_envelopes_pass_alone_and_in_batches() -> None:
@@ -118,6 +142,8 @@ def test_any_value_gets_a_verdict(value: Any) -> None:
 @pytest.mark.parametrize(("ns", "fields"), [
     ("other", {"body": {"namespace": "other"}}),
     ("org", {}),
+    ("work", {"body": {"namespace": "org/work"}}),
+    ("one", {"body": {"namespace": "one"}}),
     ("default", {"body": {"namespace": "org"}}),
     ("default", {"thread": "th_consent"}),
     ("default", {"thread": "th_audit_federation_pairs"}),
@@ -185,3 +211,101 @@ def test_limits_of_records_hold_at_the_gate() -> None:
 def test_refused_things_have_names_for_the_ledger() -> None:
     assert claimed_id({"id": "a" * 64}) == "a" * 64
     assert all(record.is_id(claimed_id(value)) for value in (None, {}, {"id": "x"}, {"id": 7}, [1], "\ud800"))
+
+
+def test_a_crossing_record_comes_into_our_own_namespace() -> None:
+    verdict = a_gate().judge(envelopes(body={"namespace": "work"})[0], "work")
+    assert (verdict.code, verdict.ns) == ("", "org/work")
+
+
+def test_what_the_peer_signed_names_where_it_comes_from_and_what_others_signed_may_have_crossed() -> None:
+    """Ours go back only to where they were made, or a peer could carry them from one of our tenants to another."""
+    third = did.did_of("third", NEW.public)
+    gate = a_gate(chains={PEER: CHAIN, US: Chain(US, OWN.public), third: Chain(third, NEW.public)})
+    elsewhere = {"body": {"namespace": "elsewhere"}}
+    assert gate.judge(envelopes(**elsewhere)[0], "work").code == "scope-violation"
+    assert gate.judge(envelopes(key=NEW, by=third, **elsewhere)[0], "work").ns == "org/work"
+    assert gate.judge(envelopes(key=OWN, by=US, **elsewhere)[0], "work").code == "scope-violation"
+    assert gate.judge(envelopes(key=OWN, by=US, body={"namespace": "work"})[0], "work").code == "scope-violation"
+    assert gate.judge(envelopes(key=OWN, by=US, body={"namespace": "org/work"})[0], "work").ns == "org/work"
+
+
+@pytest.mark.parametrize("ns", LEVEL_OF)
+def test_projections_pass_at_their_level_or_a_finer_one(ns: str) -> None:
+    for level in (1, 2, 3):
+        value = projection(level, ns)
+        verdict = a_gate().judge(value, ns)
+        if level <= LEVEL_OF[ns]:
+            assert (verdict.code, verdict.ns, verdict.id) == ("", INLETS[ns].ns, value["id"])
+            assert verdict.envelope is None
+            assert verdict.projection is not None
+            assert json.loads(verdict.projection.raw) == value
+        else:
+            assert verdict.code == "scope-violation"
+
+
+@pytest.mark.parametrize(("ns", "changes"), [
+    ("default", {"ns": "default"}),
+    ("none", {"ns": "none"}),
+    ("one", {"ns": "two"}),
+    ("one", {"thread": "th_consent"}),
+    (None, {}),
+    (7, {}),
+])  # fmt: skip
+def test_projections_out_of_scope_are_a_violation(ns: Any, changes: dict[str, Any]) -> None:
+    assert a_gate().judge(projection(**changes), ns).code == "scope-violation"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"key": NEW, "by": US}, {"pair": "pair_00000002"}, {"by": US}, {"key": OWN, "by": US}]
+)
+def test_forged_projections_are_refused(changes: dict[str, Any]) -> None:
+    """Of another signer, for another pair, or in our own name."""
+    assert a_gate().judge(projection(**changes), "one").code == "record-signature"
+
+
+def test_a_third_party_claims_nothing_through_a_peer() -> None:
+    third = did.did_of("third", NEW.public)
+    gate = a_gate(chains={PEER: CHAIN, third: Chain(third, NEW.public)})
+    assert gate.judge(projection(key=NEW, by=third), "one").code == "record-signature"
+    assert gate.judge(projection(key=NEW), "one").code == "chain-unknown"
+
+
+@pytest.mark.parametrize("where", [
+    ("id",), ("record", "thread"), ("record", "clock"), ("record", "actor"), ("record", "parents"),
+    ("record", "body", "hashes", "L2"), ("projection", "value"),
+])  # fmt: skip
+def test_a_changed_projection_does_not_verify(where: tuple[str, ...]) -> None:
+    value = projection()
+    holder = value
+    for name in where[:-1]:
+        holder = holder[name]
+    others: dict[str, Any] = {
+        "clock": 9, "parents": ["a" * 64], "value": keys.b64(bytes(64)), "actor": "did:sync:user:y",
+    }  # fmt: skip
+    holder[where[-1]] = others.get(where[-1], "b" * 64)
+    assert a_gate().judge(value, "one").code == "record-signature"
+
+
+def test_a_projection_says_no_more_than_its_level() -> None:
+    for extra in ({"judged_by": "a" * 64}, {"body": {"text": "all of it"}}):
+        value = projection()
+        value["record"].update(extra)
+        assert a_gate().judge(value, "one").code == "bad-field"
+    both = {**envelopes()[0], "projection": projection()["projection"]}
+    assert a_gate().judge(both, "default").code == a_gate().judge(both, "one").code == "bad-field"
+
+
+def test_where_actors_are_narrowed_a_hidden_one_does_not_pass() -> None:
+    narrow = a_gate(actors=frozenset({"did:sync:user:x"}))
+    assert narrow.judge(projection(), "one").code == ""
+    assert narrow.judge(projection(actor="did:sync:user:y"), "one").code == "scope-violation"
+    assert narrow.judge(projection(2, "two"), "two").code == "scope-violation"
+    assert a_gate(blocked=frozenset({PEER})).judge(projection(), "one").code == "signer-blocked"
+
+
+def test_a_retired_key_of_the_peer_still_claims_and_a_chain_is_asked_for_when_the_key_is_new() -> None:
+    chain = rotate(CHAIN, OLD, NEW.public, "retired", 1)
+    assert a_gate(chain).judge(projection(key=OLD), "one").code == ""
+    assert a_gate(chain).judge(projection(key=NEW), "one").code == ""
+    assert a_gate().judge(projection(key=NEW), "one").code == "chain-unknown"
