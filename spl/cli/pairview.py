@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..core.when import ms_of
+from . import consent
 from .handshake import map_text
-from .out import Out, column, scopes_text, span, span_fine
+from .out import Out, column, label_of, scopes_text, span, span_fine
 
 Detail = Mapping[str, Any]
 
@@ -50,8 +51,12 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     yield "namespaces", ", ".join(pair.get("namespaces") or []) or "none"
     if pair.get("maps"):
         yield "maps", ", ".join(map_text(item) for item in pair["maps"])
+    if pair.get("filter"):
+        yield "sends", filter_text(pair["filter"])
+    if pair.get("actors"):
+        yield "takes", f"records of {', '.join(pair['actors'])} only"
     yield from column("tokens", [_token(token, out) for token in pair.get("tokens") or []])
-    yield from column("grants", [_grant(grant) for grant in pair.get("grants") or []])
+    yield from column("grants", [consent.line(item, label_of(pair["peer_did"])) for item in pair.get("grants") or []])
     if pair.get("refused_records"):
         yield "refused", f"{pair['refused_records']} records"
     if pair.get("last_error"):
@@ -71,6 +76,15 @@ def cursor_text(cursor: Mapping[str, Any] | None) -> str:
     return f"clock={cursor['clock']}, lagging by {'unknown' if lag is None else lag} records"
 
 
+def filter_text(found: Mapping[str, Any]) -> str:
+    """Return what we send of what the pair shares, in words."""
+    whose = "all that is shared" if found["relay"] else "what this instance signed"
+    by_name = f"of threads {', '.join(found['thread_allow'])}" if found["thread_allow"] else ""
+    by_rule = f"where {found['thread_rule']}" if found["thread_rule"] else ""
+    which = " or ".join(part for part in (by_name, by_rule) if part)
+    return f"{whose}, {which}" if which else whose
+
+
 def sparkline(lags: Sequence[int | None]) -> str:
     """Return one bar a value, the tallest for the greatest; "·" for an unknown one."""
     top = max((lag for lag in lags if lag is not None), default=0) or 1
@@ -78,8 +92,8 @@ def sparkline(lags: Sequence[int | None]) -> str:
 
 
 def _is_fresh(pair: Detail, out: Out) -> bool:
-    """Tell whether the peer's last word is young enough to say something of now."""
-    return not pair.get("attempt") and out.now_ms() - ms_of(pair["last_confirmed_at"]) <= FRESH_MS
+    """Tell whether the peer's last word is young enough to say something of now; one of the future is not."""
+    return not pair.get("attempt") and abs(out.now_ms() - ms_of(pair["last_confirmed_at"])) <= FRESH_MS
 
 
 def _as_of(pair: Detail, out: Out) -> str:
@@ -132,7 +146,7 @@ def _peer_view(view: Mapping[str, Any], out: Out) -> str:
     """Return what the peer last said about the pair, in the order in which it said it."""
     parts = [str(view["state"])] if view.get("state") else []
     for name, value in view.items():
-        if name not in ("state", "reach") and value not in (None, ""):
+        if name not in ("state", "reach", "consent") and value not in (None, ""):
             parts.append(out.ago(value) if name == "at" else f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts)
 
@@ -151,13 +165,6 @@ def _token(token: Mapping[str, Any], out: Out) -> str:
         text += f"  {out.left(token['expires_at'])}"
     state = token.get("state")
     return f"{text}  {state}" if state and state not in ("live", "active") else text
-
-
-def _grant(grant: Mapping[str, Any] | str) -> str:
-    if isinstance(grant, str):
-        return grant
-    maps = grant.get("maps") or []
-    return f"{grant.get('namespace')} -> {', '.join(map(str, maps))} ({grant.get('level')})"
 
 
 def _error(error: Mapping[str, Any], out: Out) -> str:

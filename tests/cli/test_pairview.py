@@ -61,7 +61,26 @@ DETAIL: dict[str, Any] = {
             "state": "revoked",
         },
     ],
-    "grants": [{"namespace": "music", "maps": ["music", "projects/music"], "level": "L1"}],
+    "grants": [
+        {
+            "direction": "out",
+            "namespace": "music",
+            "maps": ["music", "projects/music"],
+            "granted": "L1",
+            "level": "L1",
+            "missing": "",
+        },
+        {
+            "direction": "in",
+            "namespace": "music",
+            "maps": ["projects/music", "music"],
+            "granted": "L0",
+            "level": "L1",
+            "missing": "L0 behaves as L1 until we grant it too",
+            "fix": "spl federation grant x",
+            "at_peer": False,
+        },
+    ],
     "maps": [{"local": "a", "peer": "b"}],
     "refused_records": 2,
     "transitions": [
@@ -90,6 +109,7 @@ maps              a:b
 tokens            issued to us  tok_5c1e  federation:sync,federation:subscribe  EXPIRED
                   issued by us  tok_91ab  federation:sync  61d left  revoked
 grants            music -> music, projects/music (L1)
+                  music <- projects/music, music (L0); L0 behaves as L1 until we grant it too: spl federation grant x
 refused           2 records
 last error        AUTH the token expired [auth-invalid], 1m ago
 lag, last 30 min  ▁▁▁▁▁▁▁▁▁▁▁·▂▅████████████████  (records)

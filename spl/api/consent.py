@@ -1,0 +1,77 @@
+"""Consent over the API: what is shared across each pair, and our operator's word on it."""
+
+from ..auth import Principal
+from ..core import consent, gaps
+from ..core.did import label_of
+from ..core.levels import level_of
+from ..core.pair import Pair
+from ..net.routes import Request, Response
+from .answers import field_error, json_response, list_response, members
+from .services import Services
+
+
+async def hand_over(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/federation/pair/{id}/consent: the peer's grants, signed; the signed answer has ours."""
+    status, answer = await services.pairing.handover.receive(request.params["id"], request.body, request.peer)
+    return json_response(answer, status)
+
+
+def listing(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/consent/grants?pair=: both sides' grants and what is agreed without one, of one pair or of all."""
+    ref = request.query.get("pair", "")
+    live = [pair for pair in services.views.pairs.values() if not pair.ended]
+    rows = []
+    for pair in [services.pairing.resolve(ref)] if ref else live:
+        head = {"object": "grant", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
+        book, spaces = services.pairing.handover.grants.book(pair), services.views.namespaces
+        lines = (*gaps.lines(pair, book, spaces, label_of(pair.peer_did)), *gaps.agreed(pair, book, spaces))
+        rows += [{**head, **line.to_json()} for line in sorted(lines, key=lambda line: line.direction, reverse=True)]
+    return list_response(rows)
+
+
+async def grant(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/federation/pairs/{ref}/grants {namespace, maps?, level?}: our word; `maps` is the peer's name for it.
+
+    Without `maps` the same name; without `level` L1, but L0 for a namespace that joins those shared under their name.
+    """
+    found = services.pairing.resolve(request.params["ref"])
+    fields = members(request, {"namespace": str, "maps": str, "level": str})
+    name = _name(fields.get("namespace"))
+    maps = fields.get("maps") or name
+    level = level_of(fields["level"]) if "level" in fields else consent.usual_level(found, name, maps)
+    return await _said(services, found, name, maps, level)
+
+
+async def revoke(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/federation/pairs/{ref}/revoke-grant {namespace}: nothing of it is sent any more, from now on."""
+    found = services.pairing.resolve(request.params["ref"])
+    name = _name(members(request, {"namespace": str}).get("namespace"))
+    held = services.pairing.handover.grants.book(found).ours.get(name)
+    return await _said(services, found, name, held.maps if held is not None else name, None)
+
+
+def lines_of(services: Services, found: Pair) -> list[dict[str, object]]:
+    """Return the grants of a pair as its detail form has them."""
+    book = services.pairing.handover.grants.book(found)
+    return [line.to_json() for line in gaps.lines(found, book, services.views.namespaces, label_of(found.peer_did))]
+
+
+async def _said(services: Services, found: Pair, name: str, maps: str, level: int | None) -> Response:
+    news, unheard = await services.pairing.handover.say(found.pair_id, name, maps, level)
+    pair = services.views.pairs[found.pair_id]
+    mine = [line for line in lines_of(services, pair) if (line["direction"], line["namespace"]) == (gaps.OUT, name)]
+    return json_response({
+        "object": "grant",
+        "pair_id": pair.pair_id,
+        "peer_did": pair.peer_did,
+        **mine[0],
+        "agreed": name in pair.namespaces,
+        "already": not news,
+        "unheard": unheard or None,
+    })  # fmt: skip
+
+
+def _name(value: str | None) -> str:
+    if not value:
+        raise field_error("namespace", "is missing")
+    return value
