@@ -1,0 +1,77 @@
+"""`spl federation verify`: do both sides of a pair hold the same, and repair where they do not."""
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from .command import Command, Parser, Shell
+from .ctl import LONG_S, quote
+from .out import Out, label_of
+
+PAIRS: Final = "/v1/federation/pairs"
+FOUND_PROBLEMS: Final = 3
+SHOWN_IDS: Final = 20
+"""How many differing ids people see; `-o json` has up to 10,000."""
+
+
+def _options(parser: Parser) -> None:
+    parser.add_argument("pair", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's DID")
+    parser.add_argument("--repair", action="store_true", help="fetch what is missing here, send what is missing there")
+
+
+def _verify(args: Namespace, shell: Shell) -> int:
+    body = {"repair": True} if args.repair else {}
+    report = shell.ctl.post(f"{PAIRS}/{quote(args.pair)}/verify", body, LONG_S)
+    if not shell.printed("spl.verify/1", report):
+        _show(report, shell.out)
+    return 0 if report["equal"] else FOUND_PROBLEMS
+
+
+def _show(report: Mapping[str, Any], out: Out) -> None:
+    peer, rows = label_of(report["peer_did"]), report["namespaces"]
+    titles = ("NAMESPACE", "HERE", "THERE", "MISSING HERE", "MISSING THERE")
+    fields = ("here_records", "there_records", "missing_here", "missing_there")
+    out.table(titles, [[row["namespace"], *(f"{row[name]:,}" for name in fields)] for row in rows])
+    if report["repaired"]:
+        fetched, pushed = report["repaired"]["fetched_records"], report["repaired"]["pushed_records"]
+        out.line(f"repaired: {fetched:,} records fetched, {pushed:,} sent to {peer}")
+    _ids(report["missing_here"], f"missing here, offered by {peer}", out)
+    _ids(report["missing_there"], f"missing at {peer}, offered here", out)
+    if report["nameless_here"]:
+        out.line(f"missing here: {report['nameless_here']:,} projections, which have no id to be named by")
+    if report["equal"]:
+        out.line(f"{report['pair_id']}  equal: each side holds all that the other offers")
+    else:
+        out.line(f"{report['pair_id']}  the sides DIFFER" + ("" if report["complete"] else ", in more than is listed"))
+    size = (report["sent_bytes"] + report["received_bytes"]) / 1024
+    out.note(f"{report['questions']} questions, {size:.1f} KiB, {report['ms'] / 1000:.1f} s")
+    if report["beyond_offer"]:
+        out.note(f"{report['beyond_offer']:,} records are held by one side only and not offered by it")
+    if not report["equal"] and not report["repaired"]:
+        out.hint(f"what is not synced yet counts as missing; bring both sides up to date: {_fix(report)}")
+
+
+def _ids(items: Sequence[Mapping[str, Any]], title: str, out: Out) -> None:
+    """List the first differing ids, each with its namespace and why it was refused here, if it was."""
+    if not items:
+        return
+    out.line(f"{title}:")
+    for item in items[:SHOWN_IDS]:
+        why = f"  refused: {item['refused']}" if "refused" in item else ""
+        out.line(f"  {item['id']}  {item['namespace']}{why}")
+    if len(items) > SHOWN_IDS:
+        out.line(f"  and {len(items) - SHOWN_IDS:,} more; -o json has them")
+
+
+def _fix(report: Mapping[str, Any]) -> str:
+    return f"spl federation verify {report['pair_id']} --repair"
+
+
+COMMAND: Final = Command(
+    "federation verify",
+    "Compares what both sides hold of what the pair shares: exit 0 when it is the same, else 3 with what each lacks.\n"
+    "It costs what the difference costs, however much is shared; --repair brings each side what it lacks.",
+    "spl federation verify pair_a1b2c3d4 --repair",
+    _verify,
+    _options,
+)
