@@ -9,19 +9,22 @@ No lock around the checks: the writer is the only one that changes store or view
 """
 
 import logging
-import threading
-from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .adapters import VIEWS, Adapters
 from .core import batch, canon, namespace, record
 from .core.did import Chain, multibase
 from .core.errors import SplError
 from .core.keys import SecretKey
+from .core.levels import NAMES, Projection
 from .core.limits import Limits
 from .core.record import Envelope, Sig
+from .desk import Answer, Desk, Post, Work, answer
+from .line import PROJECTION
 from .store import Entry, Store
 from .views import Views
 
@@ -70,6 +73,15 @@ class Arrive:
 
 
 @dataclass(frozen=True, slots=True)
+class Show:
+    """A verified projection, which is a claim of the pair's peer and no record: its local namespace, and the pair."""
+
+    projection: Projection
+    ns: str
+    pair: str
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """The position up to which everything from a pair is in this submission or was stored before."""
 
@@ -80,14 +92,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """A line of the ledger: this record of that pair was refused, and may be fetched again."""
+    """A line of the ledger: this record of that pair was refused, and may be fetched again.
+
+    `ns` is the peer's name of the namespace that it came from, "" where that is not known.
+    """
 
     pair: str
     id: str
     code: str
+    ns: str = ""
 
 
-Item = Emit | Own | Arrive | Place | Refuse
+Item = Emit | Own | Arrive | Show | Place | Refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +130,6 @@ class Commit:
     namespaces: frozenset[str]
     threads: frozenset[str]
     fresh: tuple[tuple[int, Entry], ...] = field(repr=False)
-
-
-@dataclass(slots=True)
-class _Work:
-    items: tuple[Item, ...]
-    future: "Future[list[Outcome]]"
 
 
 @dataclass(slots=True)
@@ -160,42 +170,30 @@ class Hub:
         self.limits = limits
         self.signer = signer
         self.now_ms = now_ms
-        self._waiting: deque[_Work] = deque()
-        self._count = 0
-        self._ready = threading.Condition()
-        self._closed = False
-        self._listeners: tuple[Callable[[Commit], None], ...] = ()
+        self._desk: Desk[Item, Outcome] = Desk(limits, steady_s=time.monotonic)
+        self.adapters: Adapters[Commit] = Adapters(now_ms=now_ms, steady_ns=time.perf_counter_ns)
         self._clocks: dict[tuple[str, str], int] = {}
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Outcome]]":
         """Queue one submission; its future gives an Outcome an item once durable, or raises why it was refused.
 
-        Raises HubError "overloaded" at limits.waiting_writes, "shutting-down" after close.
+        Raises DeskError "overloaded" at limits.waiting_writes, "shutting-down" after close.
         """
         return self.submit_all([items])[0]
 
     def submit_all(self, submissions: Sequence[Sequence[Item]]) -> "list[Future[list[Outcome]]]":
         """Queue many submissions that share a write as far as limits.commit_records allows; each answers alone."""
-        works = [_Work(tuple(items), Future()) for items in submissions]
-        count = sum(len(work.items) for work in works)
-        with self._ready:
-            if self._closed:
-                raise HubError("shutting-down")
-            if self._waiting and self._count + count > self.limits.waiting_writes:
-                raise HubError("overloaded", f"{self._count} writes wait already")
-            self._waiting.extend(works)
-            self._count += count
-            self._ready.notify()
-        return [work.future for work in works]
+        futures: list[Future[list[Outcome]]] = [Future() for _ in submissions]
+        self._desk.put([Work(tuple(items), future, None) for items, future in zip(submissions, futures, strict=True)])
+        return futures
+
+    def submit_posted(self, submissions: Sequence[tuple[Sequence[Item], Answer[Outcome]]], post: Post) -> None:
+        """Queue submissions as `submit_all` does, whose answers are awaited on the thread that `post` calls on."""
+        self._desk.put([Work(tuple(items), awaited, post) for items, awaited in submissions])
 
     def listen(self, callback: Callable[[Commit], None]) -> Callable[[], None]:
         """Call back after each commit, on the writer's thread; it must not block.  Returns the way to stop it."""
-        self._listeners = (*self._listeners, callback)
-
-        def stop() -> None:
-            self._listeners = tuple(item for item in self._listeners if item is not callback)
-
-        return stop
+        return self.adapters.listen(callback)
 
     def run(self) -> None:
         """Write until `close`; the daemon's writer thread."""
@@ -204,41 +202,29 @@ class Hub:
 
     def close(self) -> None:
         """Take no more; what waits is written before `run` returns."""
-        with self._ready:
-            self._closed = True
-            self._ready.notify_all()
+        self._desk.close()
 
     def commit_waiting(self, block: bool = False) -> bool:
         """Write what waits, up to the commit limits; False when there was nothing (with `block`: closed and empty)."""
-        with self._ready:
-            while block and not self._waiting and not self._closed:
-                self._ready.wait()
-            works: list[_Work] = []
-            taken = 0
-            while self._waiting and (not works or taken + len(self._waiting[0].items) <= self.limits.commit_records):
-                works.append(self._waiting.popleft())
-                taken += len(works[-1].items)
-            self._count -= taken
+        works = self._desk.take(block)
         try:
             if works:
                 self._commit(works)
         finally:
             # Whatever broke, nobody may wait for ever, and nobody may think that it is stored.
-            for work in works:
-                if not work.future.done():
-                    work.future.set_exception(HubError("internal"))
+            answer(works)
         return bool(works)
 
-    def _commit(self, works: Sequence[_Work]) -> None:
+    def _commit(self, works: Sequence[Work[Item, Outcome]]) -> None:
         overlay, accepted = _Overlay(), []
         for work in works:
-            if not work.future.set_running_or_notify_cancel():
+            if not work.is_awaited():
                 continue
             trial = overlay.copy() if len(work.items) > 1 else overlay
             try:
                 slots = [self._prepare(item, trial) for item in work.items]
             except SplError as exc:
-                work.future.set_exception(exc)
+                work.found = exc
                 continue
             overlay = trial
             accepted.append((work, slots))
@@ -248,13 +234,12 @@ class Hub:
             commit = self._append([slot for slot in slots if slot.entry is not None])
         except SplError as exc:
             for work, _ in accepted:
-                work.future.set_exception(exc)
+                work.found = exc
             return
         if commit is not None:
-            for callback in self._listeners:
-                callback(commit)
+            self.adapters.tell(commit, commit.last_seq - commit.first_seq + 1)
         for work, group in accepted:
-            work.future.set_result([_outcome(slot) for slot in group])
+            work.found = [_outcome(slot) for slot in group]
 
     def _prepare(self, item: Item, overlay: _Overlay) -> _Slot:
         match item:
@@ -264,13 +249,15 @@ class Hub:
                 return self._prepare_own(thread, kind, body, overlay)
             case Arrive():
                 return self._prepare_arrival(item, overlay)
+            case Show():
+                return self._prepare_showing(item, overlay)
             case Place(pair, cursor, count):
                 body = {"pair": pair, "cursor": cursor, "count": count}
                 return _Slot(entry=Entry(kind="pos", payload=canon.encode(body), pair=pair))
-            case Refuse(pair, id_, code):
+            case Refuse(pair, id_, code, ns):
                 if self.views.refused.get(pair, 0) >= self.limits.refused_per_pair:
                     return _Slot(held=Outcome(0, None, False))
-                body = {"pair": pair, "id": id_, "code": code}
+                body = {"pair": pair, "id": id_, "code": code, **({"ns": ns} if ns else {})}
                 return _Slot(entry=Entry(kind="ref", payload=canon.encode(body), pair=pair, id=id_))
 
     def _prepare_emit(self, value: Mapping[str, Any], overlay: _Overlay) -> _Slot:
@@ -351,6 +338,19 @@ class Hub:
         overlay.ids[envelope.id] = slot
         return slot
 
+    def _prepare_showing(self, item: Show, overlay: _Overlay) -> _Slot:
+        """Return the slot of a projection, which is told apart by pair, level and id and is no record."""
+        shown, level = item.projection, NAMES[item.projection.level]
+        key = f"{item.pair}:{level}:{shown.id}"
+        earlier = overlay.ids.get(key)
+        if earlier is not None:
+            return _Slot(same_as=earlier)
+        if self.store.index.is_shown(item.pair, level, shown.id):
+            return _Slot(held=Outcome(0, None, False))
+        entry = Entry(PROJECTION, shown.raw, item.pair, item.ns, id=shown.id, pair=item.pair, level=level)
+        slot = overlay.ids[key] = _Slot(entry=entry)
+        return slot
+
     def _held(self, id_: str, overlay: _Overlay) -> _Slot | None:
         earlier = overlay.ids.get(id_)
         if earlier is not None:
@@ -414,6 +414,7 @@ class Hub:
             return None
         at_ms = self.now_ms()
         seqs = self.store.append(entries, at_ms)
+        self.adapters.begin()
         for slot, seq in zip(slots, seqs, strict=True):
             slot.seq = seq
             if slot.entry is not None:
@@ -421,6 +422,7 @@ class Hub:
                 place = slot.entry.actor, slot.entry.thread
                 if slot.entry.own and place in self._clocks:
                     self._clocks[place] = max(self._clocks[place], slot.entry.clock + 1)
+        self.adapters.passed(VIEWS, len(entries))
         fresh = tuple((seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec")
         return Commit(
             seqs[0],

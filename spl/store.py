@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from .core.limits import Limits
 from .disk import Disk, unusable
 from .index import Added, Index, Row
-from .line import RUN_START, Chain, Entry, Line, LineError, encode
+from .line import PROJECTION, RUN_START, Chain, Entry, Line, LineError, encode
 from .recover import CLEAN_NAME, Damage, Opened, OpenReport, StoreError, clean_mark, recover
 from .segments import Place
 
@@ -160,6 +160,7 @@ class Store:
         syncs = sorted(self._syncs)
         return {
             "records_count": self.index.tally("rec"),
+            "projections_count": self.index.tally(PROJECTION),
             "lines_count": self.last_seq,
             "segments_count": len(self._segments.firsts),
             "log_bytes": sum(self._segments.size(first) for first in self._segments.firsts),

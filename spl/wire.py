@@ -114,7 +114,8 @@ def _refusal(reply: Reply) -> SyncError:
     shown = "".join(char for char in str(fields.get("message", ""))[:200] if char.isprintable())
     if code not in _TAKEN_OVER:
         shown = f"{reply.status} {code[:40]} {shown}".strip()
-        code = "auth-invalid" if reply.status in (401, 403) else "peer-5xx" if reply.status >= 500 else "peer-4xx"
+        named = {401: "auth-invalid", 403: "auth-invalid", 429: "rate-limited"}
+        code = named.get(reply.status, "peer-5xx" if reply.status >= 500 else "peer-4xx")
     view = fields.get("peer_view")
     found = page.read_view(view) if isinstance(view, dict) else None
     return SyncError(code, shown, view=found, cursor=fields.get("cursor") if code == "push-position" else None)

@@ -49,6 +49,13 @@ def note(kind: str, **body: Any) -> Entry:
     return Entry(kind, canon.encode(body), pair=body.get("pair", "") if kind in ("pos", "ref") else "")
 
 
+def shown(n: int, pair: str = "pair_1", level: str = "L1", ns: str = "default") -> Entry:
+    """Return a projection's entry; `n` makes its id."""
+    id_ = hashlib.sha256(str(n).encode()).hexdigest()
+    payload = canon.encode({"id": id_, "projection": {"level": level, "ns": ns}, "record": {"body": {}}})
+    return Entry("proj", payload, pair, ns, id=id_, pair=pair, level=level)
+
+
 class LazyFile(File):
     """A file whose syncs are skipped, for tests that open a store thousands of times."""
 

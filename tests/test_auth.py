@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from spl.auth import ANYONE, Auth, Kind, Principal
-from spl.config import Config
+from spl.config import Config, Settings
 from spl.core import bearer
 from spl.core.bearer import Token
 from spl.core.did import Chain, did_of, rotate
@@ -61,7 +61,7 @@ class World:
         self.auth = Auth(
             cast(Views, self.views),
             cast(Vault, self.vault),
-            Config(**config),
+            Settings(Config(**config)),
             limits,
             lambda: self.now_ms,
             insecure=insecure,
@@ -183,6 +183,40 @@ def test_a_revoked_or_expired_token_says_so() -> None:
         assert refused("auth-invalid", world.ask, bearing("plain"), "records:read").facts["reason"] == reason
     world.set_tokens({"plain": replace(plain, expires_at_ms=NOW_MS + 1)})
     assert world.ask(bearing("plain"), "records:read")
+
+
+def test_what_is_remembered_of_a_token_ends_with_any_change_of_tokens_and_with_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: list[str] = []
+    hash_of = bearer.hash_of
+
+    def counted(text: str) -> str:
+        hashed.append(text)
+        return hash_of(text)
+
+    monkeypatch.setattr(bearer, "hash_of", counted)
+    world = World()
+    for _ in range(3):
+        assert world.ask(bearing("admin"), "admin").token_id == "tok_admin"
+    assert len(hashed) == 1
+    world.set_tokens({**TOKENS, "admin": replace(TOKENS["admin"], expires_at_ms=NOW_MS + 5)})
+    assert world.ask(bearing("admin"), "admin").kind == Kind.TOKEN
+    world.now_ms += 5
+    assert refused("auth-invalid", world.ask, bearing("admin"), "admin").facts["reason"] == "token-expired"
+    world.set_tokens({**TOKENS, "admin": replace(TOKENS["admin"], revoked=True)})
+    assert refused("auth-invalid", world.ask, bearing("admin"), "admin").facts["reason"] == "token-revoked"
+    world.set_tokens({})
+    assert refused("auth-invalid", world.ask, bearing("admin"), "admin").facts["reason"] == "token-unknown"
+
+
+def test_no_more_tokens_are_remembered_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spl.auth.KNOWN_MAX", 2)
+    world = World()
+    for name in ("plain", "narrow", "hand", "admin", "plain"):
+        assert world.auth.principal(a_request(bearing(name)), b"").token_id == f"tok_{name}"
+        assert len(world.auth._known[1]) <= 2
+    assert not any(text in repr(world.auth) for text in TEXTS.values())
 
 
 def test_scopes_and_namespaces_bound_a_token() -> None:

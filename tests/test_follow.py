@@ -80,6 +80,29 @@ async def test_records_flow_both_ways_and_acks_ride_on_the_streams(tmp_path: Pat
             assert "ack" in names(stream)
 
 
+async def test_acks_that_come_close_together_are_one_and_the_last_is_never_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spl.follow.ACK_EVERY_S", 3600.0)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob), syncing(alice, bob):
+        join(alice, bob, mode="continuous")
+        for node in (alice, bob):
+            node.sync._rouse()
+        await opened(alice, bob)
+        for n in range(3):
+            alice.emit(f"{n}")
+            await until(lambda: bob.ids() == alice.ids())
+        told = stream_of(bob)
+        assert told is not None
+        await until(lambda: "ack" in names(told))
+        assert (names(told).count("ack"), alice.feed.offered(PAIR)["lag_records"]) == (1, 2)
+        # As soon as the stream that they are acks of ends, the newest goes out.
+        stream = stream_of(alice)
+        assert stream is not None
+        stream.cut()
+        await until(lambda: alice.feed.offered(PAIR)["lag_records"] == 0)
+
+
 async def test_where_the_peer_opens_no_stream_acks_are_posted(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob), syncing(bob):
         join(alice, bob, mode="continuous")

@@ -1,7 +1,8 @@
 """The one door for writes: clocks, duplicates, atomic submissions, signatures, and who may write where."""
 
+import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spl.config import Config
-from spl.core import batch, keys, record
+from spl.core import batch, canon, keys, levels, record
 from spl.core.errors import SplError
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import Envelope, Sig
 from spl.disk import Disk
 from spl.home import Home, open_home
-from spl.hub import Arrive, Emit, Outcome, Own, Place, Refuse
+from spl.hub import Arrive, Commit, Emit, Outcome, Own, Place, Refuse, Show
 
 LIMITS = Limits()
 ALICE = "did:sync:user:alice"
@@ -213,6 +214,42 @@ def test_records_and_position_share_a_write_and_the_ledger_is_bounded(home: Home
     assert home.views.refused == {"pair_1": 1}
 
 
+def claimed(n: int, level: int = 1) -> levels.Projection:
+    """Return a projection of a peer."""
+    made = from_peer(n)
+    shown = levels.content(made.record, made.id, level, "pair_1", b"s" * 32)
+    raw = levels.project(shown, level, "music", "pair_1", PEER, "zkey", PEER_KEY)
+    return levels.parse(canon.decode(raw), LIMITS)
+
+
+def test_projections_are_stored_once_for_each_pair_and_level_beside_the_records(home: Home) -> None:
+    commits: list[Commit] = []
+    home.hub.listen(commits.append)
+    one, two = claimed(1), claimed(1, 2)
+    outcomes = write(
+        home, Show(one, "music", "pair_1"), Show(one, "music", "pair_1"), Show(two, "music", "pair_1"),
+        Show(one, "other", "pair_2"), Arrive(from_peer(1), "default", "pair_1"), Place("pair_1", "cursor", 4),
+    )  # fmt: skip
+    assert [item.fresh for item in outcomes] == [True, False, True, True, True, True]
+    assert [write(home, Show(one, "music", "pair_1"))[0].fresh, len(commits)] == [False, 1]
+    index, [commit] = home.store.index, commits
+    assert (commit.namespaces, commit.threads) == (frozenset({"default"}), frozenset({"th"}))
+    assert [entry.kind for _, entry in commit.fresh] == ["rec"]
+    assert (commit.last_seq, index.count("x:pair_1"), index.count("x:pair_2")) == (5, 2, 1)
+    assert (index.tally("rec"), index.tally("proj"), index.count("n:default"), index.count("n:music")) == (1, 3, 1, 0)
+    [row] = index.after("x:pair_2", 0, 9)
+    assert (row.kind, row.ns, row.origin, home.store.payloads([row])) == ("proj", "other", "pair_2", [one.raw])
+
+
+def test_a_refusal_keeps_the_namespace_that_it_came_from(home: Home) -> None:
+    write(home, Refuse("pair_1", "f" * 64, "scope-violation", "music"), Refuse("pair_1", "e" * 64, "record-id"))
+    rows = home.store.index.after("r:pair_1", 0, 9)
+    assert [canon.decode(raw) for raw in home.store.payloads(rows)] == [
+        {"pair": "pair_1", "id": "f" * 64, "code": "scope-violation", "ns": "music"},
+        {"pair": "pair_1", "id": "e" * 64, "code": "record-id"},
+    ]
+
+
 def test_views_come_back_from_the_log(home: Home, tmp_path: Path) -> None:
     write(home, Own("th_namespace_registry", "syncropel.namespace.create.v1", {"name": "music"}))
     write(home, Place("pair_1", "cursor", 2), Refuse("pair_1", "f" * 64, "record-id"))
@@ -231,15 +268,41 @@ def test_without_an_identity_nothing_is_signed(tmp_path: Path) -> None:
     home.close()
 
 
+def test_what_runs_after_a_write_is_measured_a_line(home: Home) -> None:
+    assert home.hub.adapters.summary()["count"] == 1
+    home.hub.listen(lambda commit: None)
+    write(home, Emit(value()), Place("pair_1", "cursor", 2))
+    write(home, Refuse("pair_1", "f" * 64, "record-id"))
+    told = home.hub.adapters.summary()
+    assert (told["count"], told["records"]) == (2, 3)
+    assert home.hub.adapters._costs.keys() == {"views", "test_hub", "all"}
+
+
 def test_listeners_hear_of_a_commit_after_it_is_durable(home: Home) -> None:
     heard = []
     stop = home.hub.listen(lambda commit: heard.append((commit, home.store.last_seq)))
     write(home, Emit(value()))
     commit, seq = heard[0]
-    assert (commit.last_seq, commit.namespaces, commit.threads, len(commit.fresh)) == (seq, {"default"}, {"th"}, 1)
+    assert (commit.last_seq, set(commit.namespaces), set(commit.threads)) == (seq, {"default"}, {"th"})
+    assert len(commit.fresh) == 1
     stop()
     write(home, Emit(value(body={"n": 2})))
     assert len(heard) == 1
+
+
+async def test_answers_for_a_loop_come_together_and_only_once_durable(home: Home) -> None:
+    loop, calls = asyncio.get_running_loop(), list[Callable[[], None]]()
+    futures: list[asyncio.Future[list[Outcome]]] = [loop.create_future() for _ in range(3)]
+    given = [[Emit(value(body={"n": n}))] for n in (1, 2)]
+    home.hub.submit_posted(list(zip([*given, [Emit({})]], futures, strict=True)), calls.append)
+    before = home.store.last_seq
+    home.hub.commit_waiting()
+    assert (home.store.last_seq, len(calls), [future.done() for future in futures]) == (before + 2, 1, [False] * 3)
+    calls[0]()
+    assert [future.result()[0].seq for future in futures[:2]] == [before + 1, before + 2]
+    with pytest.raises(SplError) as caught:
+        await futures[2]
+    assert caught.value.code == "bad-field"
 
 
 def test_after_close_what_waits_is_written_and_no_more_is_taken(home: Home) -> None:

@@ -18,7 +18,7 @@ from spl.disk import DiskError
 from spl.index import Index
 from spl.line import RUN_START, Entry, LineError
 from spl.recover import StoreError
-from tests.store_kit import AT_MS, FaultyDisk, contents, log_files, note, open_store, record
+from tests.store_kit import AT_MS, FaultyDisk, contents, log_files, note, open_store, record, shown
 
 SMALL = Limits(segment_bytes=1100)
 
@@ -258,15 +258,19 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answers(index: Index, count: int) -> list[object]:
     """Return what the index says about the records of `many`."""
-    rows = [index.find(record(n).id) for n in range(count + 2)]
-    lists = [index.after(name, 0, 1000) for name in ("n:a", "n:b", "t:th_1", "p:pair_1", "a:did:sync:user:ann")]
+    rows: list[object] = [index.find(record(n).id) for n in range(count + 2)]
+    lists = [
+        index.after(name, 0, 1000) for name in ("n:a", "n:b", "t:th_1", "p:pair_1", "x:pair_1", "a:did:sync:user:ann")
+    ]
+    rows += [index.is_shown("pair_1", "L1", record(n).id) for n in range(count + 2)]
     return [rows, lists, index.names("t:"), index.tally("rec"), index.tally("v:a:did:sync:instance:me"),
             index.clock_next("did:sync:user:ann", "th_1")]  # fmt: skip
 
 
 def many(count: int) -> list[Entry]:
     """Return mixed entries."""
-    return [record(n, ns="ab"[n % 2]) if n % 5 else note("pos", pair="pair_1", n=n) for n in range(count)]
+    others = (lambda n: note("pos", pair="pair_1", n=n), shown)
+    return [record(n, ns="ab"[n % 2]) if n % 5 else others[n % 2](n) for n in range(count)]
 
 
 def damage_cut(path: Path) -> None:

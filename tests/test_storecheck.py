@@ -1,16 +1,18 @@
 """The check reads every byte of the log: each damage has its place, and a sound log has none."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spl.config import Config
+from spl.core import canon, keys, levels
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.disk import Disk, lock_home
 from spl.home import Home, open_home
-from spl.hub import Emit
+from spl.hub import Emit, Show
 from spl.storecheck import Check, check_home, facts_of_home
 from tests.store_kit import log_files
 
@@ -49,6 +51,27 @@ def test_a_sound_log_has_no_damage(tmp_path: Path, segment_bytes: int) -> None:
     assert damages == []
     assert (last["lines"], last["records"], last["damaged"]) == (20, 20, 0)
     assert last["segments"] == len(log_files(tmp_path / "store"))
+
+
+def test_projections_are_counted_apart_and_judged_by_their_form(tmp_path: Path) -> None:
+    """What could not have passed the gate is damage, however sound the line."""
+    home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
+    home.adopt(home.vault.generate("alice"))
+    emit(home, 1)
+    key = keys.SecretKey(b"p" * 32)
+    made = {"act": "DO", "actor": "did:a", "thread": "th", "body": {}, "clock": 1, "data_type": "SCALAR", "parents": []}
+    shown = levels.content(made, "a" * 64, 1, "pair_1", b"s")
+    sound = levels.parse(canon.decode(levels.project(shown, 1, "music", "pair_1", "did:p", "zkey", key)), LIMITS)
+    bad = replace(sound, id="b" * 64, raw=sound.raw.replace(b"a" * 64, b"b" * 64).replace(b"L2", b"L9"))
+    for each in (sound, bad):
+        home.hub.submit([Show(each, "default", "pair_1")])
+        home.hub.commit_waiting()
+    home.close()
+    home.lock.release()
+    last, damages = done(check_home(tmp_path))
+    assert (last["records"], last["projections"]) == (1, 2)
+    assert [(item["what"], item["seq"]) for item in damages] == [("id", last["lines"])]
+    assert facts_of_home(tmp_path)["projections_count"] == 2
 
 
 @pytest.mark.parametrize("line", [0, 1, 9, 20])

@@ -4,7 +4,7 @@ import asyncio
 import heapq
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from ..auth import Principal
@@ -16,11 +16,15 @@ from ..net.routes import Request, Response
 from ..store import Store
 from .answers import field_error, is_admin, json_response, list_response, number
 from .services import Services
+from .tenants import may_read, standing
 
 NDJSON: Final = "application/x-ndjson"
 LIMIT_DEFAULT: Final = 100
 SCAN_ROWS: Final = 500
 ANSWER_BYTES: Final = 8 * 1024 * 1024
+
+_FIELDS_AT: Final = len('{"id":"","record":') + 64
+"""Where the record's fields begin in the text of an envelope."""
 
 
 async def emit(request: Request, principal: Principal, services: Services) -> Response:
@@ -29,8 +33,8 @@ async def emit(request: Request, principal: Principal, services: Services) -> Re
         return await _emit_many(request, principal, services)
     value = canon.decode(request.body, services.limits.nesting_levels + 1)
     item = Emit(_own_namespace(value, principal))
-    outcomes = await asyncio.wrap_future(services.hub.submit([item]))
-    return json_response(_emitted(outcomes[0]))
+    outcomes = await _submit([[item]], services)[0]
+    return Response(body=_emitted(outcomes[0]))
 
 
 async def _emit_many(request: Request, principal: Principal, services: Services) -> Response:
@@ -38,37 +42,44 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
     lines = [line for line in request.body.split(b"\n") if line.strip()]
     if len(lines) > services.limits.page_records:
         raise field_error("body", f"holds {len(lines)} lines, the limit is {services.limits.page_records}")
-    answers: list[dict[str, object]] = [{}] * len(lines)
+    answers = [b""] * len(lines)
     items, places = [], []
     for place, line in enumerate(lines):
         try:
             items.append([Emit(_own_namespace(canon.decode(line, services.limits.nesting_levels + 1), principal))])
             places.append(place)
         except SplError as exc:
-            answers[place] = exc.to_json()
-    futures = [asyncio.wrap_future(future) for future in services.hub.submit_all(items)]
+            answers[place] = _text(exc.to_json())
+    futures = _submit(items, services)
     if futures:
         await asyncio.wait(futures)
     for place, future in zip(places, futures, strict=True):
         fault = future.exception()
         if fault is not None and not isinstance(fault, SplError):
             raise fault
-        answers[place] = fault.to_json() if isinstance(fault, SplError) else _emitted(future.result()[0])
-    body = b"".join(json.dumps(answer, ensure_ascii=False).encode() + b"\n" for answer in answers)
-    return Response(body=body, content_type=NDJSON)
+        answers[place] = _text(fault.to_json()) if isinstance(fault, SplError) else _emitted(future.result()[0])
+    return Response(body=b"".join(answer + b"\n" for answer in answers), content_type=NDJSON)
+
+
+def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[asyncio.Future[list[Outcome]]]":
+    """Queue each for the hub; the futures answer once durable."""
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[list[Outcome]]] = [loop.create_future() for _ in submissions]
+    services.hub.submit_posted(list(zip(submissions, futures, strict=True)), loop.call_soon_threadsafe)
+    return futures
 
 
 def one(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
     row = services.store.index.find(request.params["id"]) if record.is_id(request.params["id"]) else None
-    rows = [row] if row is not None and _may_read(row, principal) else []
+    rows = [row] if row is not None and may_read(row, principal) else []
     found = next(shown(services.store, rows, reserved=is_admin(principal)), None)
     if found is None:
         raise SplError("not-found", "there is no such record")
     return json_response(found)
 
 
-def query(request: Request, principal: Principal, services: Services) -> Response:
+async def query(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a sequence."""
     thread, actor = request.query.get("thread"), request.query.get("actor")
     if thread is not None:
@@ -76,30 +87,37 @@ def query(request: Request, principal: Principal, services: Services) -> Respons
     elif actor is not None:
         rows = _rows(services.store, f"a:{actor}", request)
     else:
-        names = services.store.index.names("n:", "", services.limits.page_records)
+        every = services.store.index.names("n:", "", services.limits.page_records)
+        names = [f"n:{name}" for name in principal.namespaces] or every
         rows = heapq.merge(*(_rows(services.store, name, request) for name in names), key=lambda row: row.seq)
-    return _answer(rows, request, principal, services, actor=actor)
+    return await asyncio.to_thread(_answer, rows, request, principal, services, actor)
 
 
-def of_thread(request: Request, principal: Principal, services: Services) -> Response:
+async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/threads/{thread}/records: like a query by thread; an unknown thread is an empty list."""
-    return _answer(_rows(services.store, f"t:{request.params['thread']}", request), request, principal, services)
+    rows = _rows(services.store, f"t:{request.params['thread']}", request)
+    return await asyncio.to_thread(_answer, rows, request, principal, services)
 
 
-def threads(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/threads?after=&limit=&reserved=: the oldest first, with the number of records and the last arrival."""
+async def threads(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/threads?after=&limit=&reserved=: the oldest first, with the number of records and the last arrival.
+
+    A token that is bound to namespaces sees the threads, and the counts, of what it may read.
+    """
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.page_records)
     reserved = request.query.get("reserved") == "1" and is_admin(principal)
     data: list[dict[str, object]] = []
     name = request.query.get("after", "")
+    if name and principal.namespaces and not (await standing(services, name, principal)).records:
+        return list_response([])  # as after a thread that does not exist
     while len(data) < limit and (page := services.store.index.names("t:", f"t:{name}" if name else "", SCAN_ROWS)):
         for found in page:
             name = found[2:]
             if record.is_reserved(name) and not reserved:
                 continue
-            if principal.namespaces and not _visible(services.store, found, principal):
-                continue
-            data.append(_thread(services.store, name))
+            item = await _thread(services, name, principal)
+            if item["records"]:
+                data.append(item)
             if len(data) == limit:
                 break
     return list_response(data)
@@ -125,7 +143,7 @@ def _answer(
         batch = list(itertools.islice(source, min(SCAN_ROWS, limit)))
         if not batch:
             break
-        readable = [row for row in batch if row.kind == "rec" and _may_read(row, principal)]
+        readable = [row for row in batch if row.kind == "rec" and may_read(row, principal)]
         for item, row in zip(shown(services.store, readable, reserved=True), readable, strict=True):
             body = item["body"]
             if record.is_reserved(str(item["thread"])) and not is_admin(principal):
@@ -148,23 +166,16 @@ def _rows(store: Store, name: str, request: Request) -> Iterator[Row]:
         seq = page[-1].seq
 
 
-def _visible(store: Store, name: str, principal: Principal) -> bool:
-    seq = 0
-    while page := store.index.after(name, seq, SCAN_ROWS):
-        if any(_may_read(row, principal) for row in page):
-            return True
-        seq = page[-1].seq
-    return False
-
-
-def _may_read(row: Row, principal: Principal) -> bool:
-    return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
-
-
-def _thread(store: Store, name: str) -> dict[str, object]:
-    last = store.index.last(f"t:{name}")
-    at = when.text_of(store.line(last.seq).at_ms) if last else None
-    return {"object": "thread", "thread": name, "records": store.index.count(f"t:{name}"), "last_at": at}
+async def _thread(services: Services, name: str, principal: Principal) -> dict[str, object]:
+    store = services.store
+    if principal.namespaces and not record.is_reserved(name):
+        found = await standing(services, name, principal)
+        count, last_seq = found.records, found.sequence
+    else:
+        last = store.index.last(f"t:{name}")
+        count, last_seq = store.index.count(f"t:{name}"), last.seq if last else 0
+    at = when.text_of(store.line(last_seq).at_ms) if last_seq else None
+    return {"object": "thread", "thread": name, "records": count, "last_at": at}
 
 
 def _own_namespace(value: Any, principal: Principal) -> dict[str, Any]:
@@ -179,11 +190,18 @@ def _own_namespace(value: Any, principal: Principal) -> dict[str, Any]:
     return value
 
 
-def _emitted(outcome: Outcome) -> dict[str, object]:
+def _emitted(outcome: Outcome) -> bytes:
+    """Return the answer form of a record that was written, as `_record` has it; its stored text is not made anew."""
     envelope = outcome.envelope
     if envelope is None:
         raise SplError("internal")
-    return _record(envelope.id, envelope.record, outcome.seq, envelope.sig.by)
+    fields = envelope.raw[_FIELDS_AT : envelope.raw.rindex(b',"sig":{')]  # no string in JSON holds bare quotes
+    ends = _text(envelope.id), fields[1:-1], outcome.seq, _text(envelope.sig.by)
+    return b'{"object":"record","id":%b,%b,"sequence":%d,"vouched_by":%b}' % ends
+
+
+def _text(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def _record(id_: str, fields: dict[str, Any], seq: int, vouched_by: str) -> dict[str, object]:

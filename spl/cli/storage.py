@@ -70,6 +70,7 @@ def _stats(args: Namespace, shell: Shell) -> int:
         opened = found["opened"]
         out.card([
             ("records", f"{found['records_count']:,}"), ("lines", f"{found['lines_count']:,}"),
+            ("projections", f"{found['projections_count']:,}"),
             ("log", f"{size(found['log_bytes'])} in {found['segments_count']} segments"),
             ("free", size(found["free_bytes"])),
             ("sync", f"p50 {found['sync_p50_ms']:.1f} ms, p99 {found['sync_p99_ms']:.1f} ms"),

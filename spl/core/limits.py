@@ -49,6 +49,7 @@ class Limits:
     segment_bytes: int = 64 * MIB
     commit_records: int = 512
     commit_bytes: int = 8 * MIB
+    commit_company_s: float = 0.004
     waiting_writes: int = 4096
     page_records: int = 10_000
     restore_bytes: int = 16 * 1024 * MIB
@@ -87,6 +88,16 @@ class Limits:
     token_renew_s: float = 7 * 86_400.0
     proof_age_s: float = 300.0
     proofs_per_pair: int = 2048
+
+    # what an operator is told: how often the daemon looks, and how much or how long is too much
+    beat_s: float = 5.0
+    check_s: float = 5.0
+    loop_late_s: float = 1.0
+    failing_s: float = 30.0
+    stalled_s: float = 300.0
+    queue_full_s: float = 60.0
+    backup_due_s: float = 86_400.0
+    disk_low_bytes: int = 1_000_000_000
 
     # memory
     verified_roots: int = 1024

@@ -38,7 +38,7 @@ _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send
 log = logging.getLogger("spl.net")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as the values of http1 and routes that each request makes
 class Match:
     """What the app found for a head: the route, its params, and whatever it keeps for `respond`."""
 

@@ -51,7 +51,7 @@ class Mark(Enum):
 END: Final = Mark.END
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, for each request makes one: that would cost four times as much, 1 us
 class RequestHead:
     """One request's head.  `headers` has lower-case names; `length` is None for a chunked body."""
 

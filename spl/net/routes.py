@@ -37,7 +37,7 @@ class HttpError(SplError):
         self.allow = allow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as each request makes one and an answer: that would cost four times as much
 class Request:
     """One whole request; names of `headers` are lower-case, `params` and `query` decoded."""
 
@@ -56,7 +56,7 @@ class Request:
     scheme: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Response:
     """One answer.  An iterator as body is sent as it yields, and closed when the client goes."""
 

@@ -24,6 +24,20 @@ async def test_an_emitted_record_comes_back_whole(served: Served) -> None:
     assert listed == {"object": "list", "data": [found]}
 
 
+async def test_the_answer_to_an_emit_is_what_is_read_later_whatever_the_record_holds(served: Served) -> None:
+    odd = value(1, a={}, sig={"by": "x", "sig": {}}, text=',"sig":{"by":"\\"é\u2028', record={"id": ',"record":'})
+    for record_ in (odd, odd, {**odd, "clock": 7, "judged_by": "a" * 64, "parents": ["b" * 64]}):
+        found = await served.json("POST", "/v1/records", record_)
+        assert {**record_, "id": found["id"]}.items() <= found.items()
+        assert found == await served.json("GET", f"/v1/records/{found['id']}")
+    lines = [json.dumps(each).encode() for each in ({**odd, "thread": "many"}, {**odd, "thread": ""}, odd)]
+    sent = b"\n".join(lines)
+    many = await served.fetch("POST", "/v1/records", sent, headers=(("content-type", "application/x-ndjson"),))
+    first, bad, last = map(json.loads, many.body.splitlines())
+    assert (first["thread"], bad["code"], last["body"]) == ("many", "BAD_FIELD", odd["body"])
+    assert first == await served.json("GET", f"/v1/records/{first['id']}")
+
+
 async def test_filters_and_paging_by_sequence(served: Served) -> None:
     for n in range(7):
         await served.json("POST", "/v1/records", value(n, kind="even" if n % 2 == 0 else "odd"))

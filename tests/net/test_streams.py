@@ -56,9 +56,18 @@ def test_a_client_context_verifies() -> None:
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
-def test_ssl_cert_file_is_honoured(authority, monkeypatch) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
-    assert len(client_tls(None).get_ca_certs()) >= 1
+async def test_the_systems_authorities_are_loaded_for_the_first_connection(
+    serve, authority, issue, monkeypatch
+) -> None:
+    async with serve(tls=server_tls(*issue("localhost")).context) as server:
+        with pytest.raises(ReachError, match="certificate"):
+            await subject_of(server.port, client_tls(None))
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
+        context = client_tls(None)
+        assert context.get_ca_certs() == []
+        for _ in range(2):
+            assert await subject_of(server.port, context) == "localhost"
+        assert len(context.get_ca_certs()) >= 1
 
 
 def test_a_unix_socket_is_for_its_owner_alone(tmp_path) -> None:
