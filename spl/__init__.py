@@ -7,17 +7,21 @@ The house, from the roof down.  A file imports its own floor and floors below; s
                   doctor, checkup, facts, pulse         why a pair does not sync
     3  services   auth                                  request -> principal
                   feed, source, offer, tail,            source side of sync: pages and streams of stored envelopes
-                  bells, acks
+                  shown, counts, bells, acks            lanes, projections, how many there are, who waits
                   sync, pull, follow, intake,           consumer side: when to read, pages, a stream, judging
                   jury, wire
                   push                                  both ends of a push, for a side that cannot be dialled
                   pairing, initiator, responder,        the handshake and the life of a pair, both roles
                   pairs, published, driver, upkeep,
-                  renewal, talk
+                  renewal, talk, grants, handover
                   history                               the pair log, told to and asked of peers
+                  reconcile, shared                     do both sides hold the same, and repair
     2  net/       HTTP/1.1 and SSE: bytes and sockets, never records
-    1  ground     home: disk  line  segments  recover  table  index  store  views  vault  config  policy  hub
+    1  ground     home: disk  line  segments  recover  table  lists  index  store  views  vault  config  policy
+                  desk, hub                             who writes waits together; the one door for writes
                   snapshot, restore, storecheck         threads out and in, and is the log sound
+                  states                                what threads come to, by their fold rules
+                  claims                                what peers show of records that they do not share in full
     0  core/      values and rules: no I/O, clock, randomness, logging, environment
 
 A record travels in one direction: api -> hub -> store (one write, one fdatasync) -> views -> feed -> the peer's sync

@@ -19,6 +19,8 @@ FILE_NAME: Final = "config.toml"
 APPROVALS: Final = ("manual", "auto", "closed")
 LOG_FORMATS: Final = ("logfmt", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+RESTART: Final = ("host", "port", "public_url", "federation.poll_interval", "tls.listen", "tls.ca_file")
+"""Keys that a daemon builds on at its start."""
 
 
 class ConfigError(SplError):
@@ -53,6 +55,28 @@ class Config:
             {"key": key, "value": _shown(getattr(self, name)), "source": self.sources.get(key, "default")}
             for key, (name, _) in KEYS.items()
         ]
+
+
+class Settings:
+    """The configuration in force: `now` is replaced whole when it is read again, so whoever asks gets the present one.
+
+    What only a start can change (RESTART, the limits) stays as it was until then.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.now = config
+
+    def take(self, config: Config) -> tuple[list[str], list[str]]:
+        """Put a newer configuration in force; return the keys that changed, and those that wait for a restart."""
+        before, after = ({row["key"]: row["value"] for row in each.rows()} for each in (self.now, config))
+        changed = [str(key) for key in before if before[key] != after[key]]
+        waiting = [key for key in changed if key in RESTART]
+        kept = {KEYS[key][0]: getattr(self.now, KEYS[key][0]) for key in RESTART}
+        sources = {**config.sources, **{key: self.now.sources[key] for key in waiting if key in self.now.sources}}
+        if config.limits != self.now.limits:
+            waiting.append("limits")
+        self.now = replace(config, **kept, limits=self.now.limits, sources=sources)
+        return [key for key in changed if key not in waiting], waiting
 
 
 def load(text: str, environment: Mapping[str, str], flags: Mapping[str, object]) -> Config:

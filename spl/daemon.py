@@ -1,8 +1,8 @@
 """The daemon: builds everything in floor order, serves until told to stop, and takes it down in reverse.
 
-SIGTERM and SIGINT stop it: no new connections, streams told, what waits written, exit 0.  SIGHUP reloads the TLS
-certificate.  The writer runs in a thread of its own; should it ever die, the daemon stops rather than serve on
-without writing.
+SIGTERM and SIGINT stop it: no new connections, streams told, what waits written, exit 0.  SIGHUP reads configuration
+and TLS certificate again.  The writer runs in a thread of its own; should it ever die, the daemon stops rather than
+serve on without writing.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from typing import Final
 
 from . import logs
 from .api.app import Api
-from .config import Config
+from .config import Config, Settings
 from .core.errors import SplError
 from .core.version import VERSION
 from .disk import Disk
@@ -52,6 +52,12 @@ class ServeOptions:
     insecure_localhost: bool = False
     log_format: str | None = None
 
+    def flags(self) -> dict[str, object]:
+        """Return what was given by configuration key; None where a flag was not."""
+        return {
+            "host": self.host, "port": self.port, "public_url": self.public_url, "log.format": self.log_format
+        }  # fmt: skip
+
 
 def run(options: ServeOptions) -> int:
     """Serve until a signal; return the process exit code.
@@ -60,14 +66,8 @@ def run(options: ServeOptions) -> int:
     """
     os.umask(0o077)  # whatever is created from here on, rotated logs too, is the operator's alone
     disk = Disk()
-    flags = {
-        "host": options.host,
-        "port": options.port,
-        "public_url": options.public_url,
-        "log.format": options.log_format,
-    }
     disk.mkdir(options.home)
-    config = read_config(options.home, disk, flags)
+    config = read_config(options.home, disk, options.flags())
     if options.insecure_localhost and config.host not in LOOPBACK_HOSTS:
         raise DaemonError("config-invalid", f"--insecure-localhost serves loopback only, not {config.host}")
     logs.setup(options.home / "logs", config.log_format, config.log_level)
@@ -93,6 +93,7 @@ class _Daemon:
     def __init__(self, home: Home, options: ServeOptions) -> None:
         self.home = home
         self.config = home.config
+        self.settings = Settings(home.config)
         self.options = options
         self.failed = False
 
@@ -106,8 +107,9 @@ class _Daemon:
         writer = threading.Thread(target=self._write, args=(loop, stop), name="spl-writer")
         verifying = client_tls(_ca_file(self.config))
         client = Client(self.config.limits, tls=verifying)
-        services = services_of(self.home, client, verifying, url, insecure=self.options.insecure_localhost)
-        _on_signals(loop, stop, lambda: _reload_tls(self.config, tls))
+        insecure = self.options.insecure_localhost
+        services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
+        _on_signals(loop, stop, lambda: self._reload(tls))
         writer.start()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -124,6 +126,7 @@ class _Daemon:
             services.feed.close()
             services.sync.close()
             services.push.close()
+            services.reconcile.close()
             await client.close()
             self.home.hub.close()
             await asyncio.to_thread(writer.join)
@@ -139,6 +142,19 @@ class _Daemon:
             self.failed = True
             log.exception("daemon.writer_died")
             loop.call_soon_threadsafe(stop.set)
+
+    def _reload(self, tls: ServerTls | None) -> None:
+        """Read configuration and certificate again; what is wrong is logged, and what was in force stays so."""
+        try:
+            config = read_config(self.home.path, self.home.disk, self.options.flags())
+        except SplError as exc:
+            log.error("config.reload_failed", extra={"fields": {"code": exc.code, "msg": exc.message}})
+        else:
+            changed, waiting = self.settings.take(config)
+            logs.setup(self.home.path / "logs", config.log_format, config.log_level)
+            fields = {"changed": ",".join(changed), "after_restart": ",".join(waiting)}
+            log.log(logging.WARNING if waiting else logging.INFO, "config.reloaded", extra={"fields": fields})
+        _reload_tls(self.settings.now, tls)
 
     def _socket_path(self) -> Path:
         folder = self.home.path / SOCKET

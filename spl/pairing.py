@@ -9,11 +9,11 @@ the caller may leave.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from .config import Config
+from .config import Settings
 from .core import steps
 from .core.aitl import Request
 from .core.backoff import full_jitter_s
@@ -24,6 +24,8 @@ from .core.pair import ESTABLISHED, Pair, PairError
 from .core.standing import Active, Degraded, Revoking
 from .core.steps import Effect, Event, FirstSync, Resync, TellPeer
 from .driver import BACKOFF_BASE_S, POLL_S, Changes, Driver, on_its_way, wait
+from .grants import Grants
+from .handover import Handover
 from .hub import Commit, Hub
 from .initiator import MODES, Initiator, Learned, PairOptions
 from .net.client import Client, DialPolicy
@@ -55,7 +57,7 @@ class Pairing:
     """The service.  `run` must be running for anything to be asked of a peer."""
 
     def __init__(
-        self, hub: Hub, vault: Vault, config: Config, client: Client, limits: Limits, *, url: str,
+        self, hub: Hub, vault: Vault, settings: Settings, client: Client, limits: Limits, *, url: str,
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes], first_sync: Callable[[str], Awaitable[int]],
         adopt_identity: Callable[[str, bool], Awaitable[None]], resync: Callable[[str], Awaitable[int]],
         wake: Callable[[str], None], permitted: Permitted = everybody, granted: Granted = nothing,
@@ -63,17 +65,17 @@ class Pairing:
     ) -> None:  # fmt: skip
         """`url` is our public base URL; `adopt_identity(label, force)` makes an identity and signs with it.
 
-        Of sync's: `first_sync` pulls, `resync` reads from the start, `wake` tries a pair at once that was backing off.
+        Others': `first_sync` pulls, `resync` fetches what our cursor skipped, `wake` tries a pair that was backing off.
         """
-        self.limits, self.client, self.config = limits, client, config
+        self.limits, self.client, self._settings = limits, client, settings
         self.published = Published(vault, hub.views, limits, url=url, now_ms=now_ms)
         self.pairs = Pairs(hub, vault, self.published, limits, now_ms=now_ms, random_bytes=random_bytes)
-        self._renewal, interval_ms = Renewal(self.pairs), config.federation_poll_interval_ms
+        self._renewal, interval_ms = Renewal(self.pairs), settings.now.federation_poll_interval_ms
         self._responder = Responder(
-            self.pairs, self._renewal, lambda: config.federation_approval, interval_ms, permitted, granted
+            self.pairs, self._renewal, lambda: settings.now.federation_approval, interval_ms, permitted, granted
         )
         self._initiator = Initiator(self.pairs, self._renewal, self._responder, interval_ms)
-        self._talk = Talk(self.pairs, self._initiator, config, client, limits, now_ms=now_ms, do=self._do)
+        self._talk = Talk(self.pairs, self._initiator, settings, client, limits, now_ms=now_ms, do=self._do)
         self.upkeep = Upkeep(
             self.pairs, self._renewal, self._initiator, self._talk, limits, step=self._step, do=self._do,
             exchange=self._exchange, wake=wake,
@@ -83,6 +85,10 @@ class Pairing:
         self._driver = Driver(
             self.pairs, self._initiator, self._changes, poll_s=poll_s, say=self._say, random_bytes=random_bytes
         )
+        self.handover = Handover(
+            Grants(self.pairs), self._responder, self._initiator, self._talk, do=self._do, exchange=self._exchange,
+            ring=self._changes.ring,
+        )  # fmt: skip
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._thread = ThreadPoolExecutor(1, "spl-pairing")
         self._jobs: deque[tuple[Callable[..., Awaitable[object]], tuple[object, ...]]] = deque(maxlen=JOBS_MAX)
@@ -126,6 +132,7 @@ class Pairing:
     async def poll(self, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a peer that asks where the pair stands."""
         answer = await self._do(self._responder.poll, pair_id, body, address)
+        self._later(pair_id, self._responder.effects(pair_id))
         if pair_id in self._responder.asked_to_renew:
             self._responder.asked_to_renew.discard(pair_id)
             self._spawn(self.upkeep.renew, pair_id)
@@ -167,9 +174,15 @@ class Pairing:
 
     # -- what the operator asks
 
-    async def decide_request(self, request_id: str, decision: str, reason: str = "") -> Pair:
-        """Approve or reject exactly the request of this id; raise PairError "pair-state-conflict" for a decided one."""
-        return await self._do(self._responder.decide, request_id, decision, reason)
+    async def decide_request(
+        self, request_id: str, decision: str, reason: str = "", *, namespaces: Sequence[str] = (), maps: bool = True
+    ) -> Pair:
+        """Approve or reject exactly the request of this id, agreeing to these namespaces, or to all that both share.
+
+        Raises PairError "pair-state-conflict" for a decided one, NamespaceError "namespace-rejected".
+        """
+        decide = self._responder.decide
+        return await self._do(lambda: decide(request_id, decision, reason, namespaces=namespaces, maps=maps))
 
     async def pause(self, pair_id: str, reason: str = "") -> Pair:
         """Stop syncing until we resume; a pair that we paused stays as it is."""
@@ -204,13 +217,29 @@ class Pairing:
         """Change how the pair syncs; raise PairError "bad-field" for an unknown mode."""
         if mode not in MODES:
             raise PairError("bad-field", f"mode {mode[:40]!r} is none of {', '.join(MODES)}")
-        return await self._configure(pair_id, "mode", mode)
+        return await self.configure(pair_id, lambda pair: {} if pair.mode == mode else {"mode": mode})
 
     async def set_poll_interval(self, pair_id: str, interval_ms: int) -> Pair:
         """Change the time between polls; raise PairError "bad-field" below limits.poll_interval_min_s."""
         if interval_ms < self.limits.poll_interval_min_s * 1000:
             raise PairError("bad-field", f"the poll interval is at least {self.limits.poll_interval_min_s:g} s")
-        return await self._configure(pair_id, "poll_interval_ms", interval_ms)
+        changed = {"poll_interval_ms": interval_ms}
+        return await self.configure(pair_id, lambda pair: {} if pair.poll_interval_ms == interval_ms else changed)
+
+    async def configure(self, pair_id: str, changes: Callable[[Pair], Mapping[str, Any]]) -> Pair:
+        """Change the settings that `changes` returns for the pair as it stands when its turn comes; none, none.
+
+        Raises what `changes` raises, PairError "pair-state-conflict" before the pair stands and after its end.
+        """
+
+        def take() -> tuple[Pair, tuple[Effect, ...]]:
+            pair = self._pair(pair_id)
+            found = changes(pair)
+            return self.pairs.take(pair, steps.Configure(found)) if found else (pair, ())
+
+        pair, effects = await self._do(take)
+        self._later(pair_id, effects)
+        return pair
 
     async def refresh(self, pair_id: str, expect_key: str = "") -> Pair:
         """Fetch the peer's manifest anew and learn where the pair stands with it; completes a pending pair.
@@ -222,6 +251,7 @@ class Pairing:
         if pair.ended:
             raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason})")
         pair = await self.upkeep.refresh(pair_id, expect_key)
+        await self.handover.tend(pair_id)
         if on_its_way(pair):
             await self._driver.advance(pair_id)
         return self._pair(pair_id)
@@ -278,7 +308,7 @@ class Pairing:
                 raise PairError("identity-missing", hint="spl identity generate, or --auto-generate-identity")
             await self._adopt_identity("", False)
         terms = self._initiator.terms(options)
-        dial = DialPolicy(allow_private=True, allow_http=self.config.federation_allow_http)
+        dial = DialPolicy(allow_private=True, allow_http=self._settings.now.federation_allow_http)
         peer = await self._talk.discover(
             url, options.strict, dial=dial, expect_did=options.expect_did, expect_key=options.expect_key
         )
@@ -302,7 +332,7 @@ class Pairing:
         words = await self._do(lambda: self._initiator.next_words(pair, **how))
         fields = await self._talk.say(pair, words)
         learned = await self._do(self._initiator.learn, pair_id, fields)
-        self._later(learned.pair.pair_id, learned.effects)
+        self._later(learned.pair.pair_id, (*learned.effects, *self._responder.effects(pair_id)))
         return learned, fields
 
     # -- steps and what follows them
@@ -313,10 +343,6 @@ class Pairing:
         self._later(pair_id, effects)
         return pair
 
-    async def _configure(self, pair_id: str, name: str, value: object) -> Pair:
-        pair = self._pair(pair_id)
-        return pair if getattr(pair, name) == value else await self._step(pair_id, steps.Configure({name: value}))
-
     def _later(self, pair_id: str, effects: tuple[Effect, ...]) -> None:
         """Start what follows a step once it is durable."""
         for effect in effects:
@@ -324,7 +350,7 @@ class Pairing:
                 self._driver.synced[pair_id] = None
                 self._spawn(self._sync_first, pair_id)
             elif isinstance(effect, Resync):
-                self._spawn(self._read_anew, pair_id)
+                self._spawn(self._catch_up, pair_id)
             elif isinstance(effect, TellPeer) and not self._pair(pair_id).ended:
                 self._spawn(self._tell, pair_id)
         self._changes.ring()
@@ -336,8 +362,8 @@ class Pairing:
             self._driver.synced[pair_id] = {"records": 0, "error": exc.to_json()}
         self._changes.ring()
 
-    async def _read_anew(self, pair_id: str) -> None:
-        """Read from the start what the peer shares, until that succeeded once or the pair stops."""
+    async def _catch_up(self, pair_id: str) -> None:
+        """Fetch what our cursor skipped of what the peer shares, until that succeeded once or the pair stops."""
         attempt = 0
         while (pair := self.pairs.get(pair_id)) is not None and pair.sync_allowed:
             try:
@@ -405,7 +431,7 @@ class Pairing:
                 while not stop.is_set():
                     changed = self._changes.next
                     await self._arrange(group, tasks)
-                    wait_s = min(self._housekeeping_s, self.upkeep.next_s())
+                    wait_s = min(self._housekeeping_s, self.upkeep.next_s(), self.handover.next_s())
                     await wait(changed, max(HOUSEKEEPING_MIN_S, wait_s))
                     if loop.time() >= asked_s + ASK_PAUSED_S:
                         asked_s = loop.time()
@@ -429,6 +455,7 @@ class Pairing:
                 tasks[pair.pair_id] = group.create_task(self._bounded(self._tell_revoked, pair.pair_id))
         for pair_id in self.upkeep.expired():
             self._jobs.append((self.upkeep.doubt, (pair_id, "token-expired")))
+        self._jobs.extend((self.handover.tend, (pair_id,)) for pair_id in self.handover.due())
         for pair_id in self.upkeep.due():
             if f"tend {pair_id}" not in tasks:
                 tasks[f"tend {pair_id}"] = group.create_task(self._bounded(self._tend, pair_id))

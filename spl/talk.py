@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
-from .config import Config
+from .config import Settings
 from .core import bearer, canon, handshake, manifest, message
 from .core.errors import SplError, cli_code
 from .core.limits import Limits
@@ -32,15 +32,15 @@ class Talk:
     """Talks to peers.  `do(function, …)` runs a function on the pairing service's thread."""
 
     def __init__(
-        self, pairs: Pairs, initiator: Initiator, config: Config, client: Client, limits: Limits, *,
+        self, pairs: Pairs, initiator: Initiator, settings: Settings, client: Client, limits: Limits, *,
         now_ms: Callable[[], int], do: Do,
     ) -> None:  # fmt: skip
         self.pairs, self.client, self.limits = pairs, client, limits
-        self._initiator, self._config, self._now_ms, self._do = initiator, config, now_ms, do
+        self._initiator, self._settings, self._now_ms, self._do = initiator, settings, now_ms, do
 
     def dial(self, pair: Pair) -> DialPolicy:
         """Return how the peer may be dialled: at a private address only when that was typed, or ours is one."""
-        return dial_policy(pair, self.pairs.published.url, self._config.federation_allow_http)
+        return dial_policy(pair, self.pairs.published.url, self._settings.now.federation_allow_http)
 
     async def discover(
         self, url: str, strict: bool, *, dial: DialPolicy, expect_did: str = "", expect_key: str = ""
@@ -77,7 +77,11 @@ class Talk:
         raise failed
 
     async def say(self, pair: Pair, words: Words) -> dict[str, Any]:
-        """Return the fields of the peer's signed answer to one message.
+        """Return the fields of the peer's signed answer to one message; raises as `say_whole`."""
+        return (await self.say_whole(pair, words))[0]
+
+    async def say_whole(self, pair: Pair, words: Words) -> tuple[dict[str, Any], object]:
+        """Return (fields, the whole as the peer signed it) of the peer's answer to one message.
 
         An answer under a key that we do not know is verified again once its manifest was fetched anew.  Raises
         ReachError, MessageError, and for an answer without the peer's signature what its status says.
@@ -89,14 +93,14 @@ class Talk:
         )  # fmt: skip
         answer = signed_part(reply.status, reply.body, words)
         try:
-            return handshake.read_answer(answer, words.fields, pair.chain.present)
+            return handshake.read_answer(answer, words.fields, pair.chain.present), answer
         except MessageError as exc:
             if exc.code != "message-signature":
                 raise
             peer = await self.rediscover(pair)
             if peer.chain.present == pair.chain.present:
                 raise
-            return handshake.read_answer(answer, words.fields, peer.chain.present)
+            return handshake.read_answer(answer, words.fields, peer.chain.present), answer
 
     async def prove(self, pair: Pair, token: str) -> None:
         """Return when the peer takes the token with our proof in one call; raise PairError "auth-invalid"."""

@@ -16,17 +16,19 @@ from urllib.parse import urlsplit
 import pytest
 
 from spl.auth import Auth
-from spl.config import Config
-from spl.core import bearer
+from spl.config import Config, Settings
+from spl.core import bearer, namespace
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.pair import Pair, Phase
 from spl.disk import Disk, File
 from spl.home import Home, open_home, random_bytes
+from spl.hub import Own
 from spl.net.address import ReachError
 from spl.net.client import DialPolicy, Reply
 from spl.net.routes import Request
 from spl.pairing import Pairing, PairOptions
+from spl.views import THREAD_NAMESPACES
 
 START_MS = 1_764_000_000_000
 
@@ -111,13 +113,13 @@ class Node:
         self.writer = threading.Thread(target=self._write, daemon=True)
         self.writer.start()
         self.pairing = Pairing(
-            self.home.hub, self.home.vault, self.config, self.world.network(self), self.config.limits, url=self.url,
-            now_ms=self.world.now_ms, random_bytes=random_bytes, first_sync=self._first_sync,
+            self.home.hub, self.home.vault, Settings(self.config), self.world.network(self), self.config.limits,
+            url=self.url, now_ms=self.world.now_ms, random_bytes=random_bytes, first_sync=self._first_sync,
             adopt_identity=self._adopt, permitted=lambda *_: self.world.permitted,
             granted=lambda *_: self.world.granted, poll_s=0.005,
             resync=self._resync, wake=self.woken.append, housekeeping_s=0.02,
         )  # fmt: skip
-        self.auth = Auth(self.home.views, self.home.vault, self.config, self.config.limits, self.world.now_ms)
+        self.auth = Auth(self.home.views, self.home.vault, Settings(self.config), self.config.limits, self.world.now_ms)
         self.stop = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self.pairing.run(self.stop))
 
@@ -183,6 +185,14 @@ class Node:
         del self.world.nodes[self.url]
         self.url = url
         self.world.nodes[url] = self
+
+    def register(self, *names: str, shared: bool = False, archived: bool = False) -> None:
+        """Make namespaces, those above first; `archived` also puts them away again."""
+        for name in names:
+            items = [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name, "shared": shared})]
+            if archived:
+                items.append(Own(THREAD_NAMESPACES, namespace.KIND_STATE, {"name": name, "state": "archived"}))
+            self.home.hub.submit(items).result(10)
 
     async def pair(self, other: "Node", **options: object) -> list[dict[str, object]]:
         return [step async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]
@@ -302,8 +312,9 @@ class Network:
             if path == "/v1/federation/pair":
                 return await node.pairing.receive(body, self.caller.url)
             *_, pair_id, action = path.split("/")
-            handler = {"poll": node.pairing.poll, "confirm": node.pairing.confirm, "renew": node.pairing.renew,
-                       "notify-revoke": node.pairing.notify_revoke}[action]  # fmt: skip
+            pairing = node.pairing
+            handler = {"poll": pairing.poll, "confirm": pairing.confirm, "renew": pairing.renew,
+                       "notify-revoke": pairing.notify_revoke, "consent": pairing.handover.receive}[action]  # fmt: skip
             return await handler(pair_id, body, self.caller.url)
         except SplError as exc:
             return exc.status, exc.to_json()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from spl import config
-from spl.config import Config, ConfigError
+from spl.config import KEYS, RESTART, Config, ConfigError, Settings, load
 from spl.setup import CONFIG_TEXT
 
 
@@ -88,3 +88,19 @@ def test_the_file_that_init_writes_holds_nothing_but_defaults_and_known_keys() -
         line[2:] for line in CONFIG_TEXT.splitlines() if line.startswith("# ") and ("=" in line or "[" in line)
     )
     assert dataclasses.asdict(config.load(shown, {}, {}))["port"] == 9100
+
+
+def test_a_newer_configuration_counts_at_once_but_for_what_a_start_builds_on() -> None:
+    """What waits for a restart keeps its value and its source, and is named."""
+    settings = Settings(load("port = 9200\n[limits]\nfetch_ids = 500\n", {}, {}))
+    newer = load('port = 9300\nhost = "::1"\n[federation]\napproval = "closed"\n[log]\nlevel = "debug"\n', {}, {})
+    assert settings.take(newer) == (["federation.approval", "log.level"], ["host", "port", "limits"])
+    now = settings.now
+    assert (now.port, now.host, now.federation_approval, now.limits.fetch_ids) == (9200, "127.0.0.1", "closed", 500)
+    sources = {row["key"]: row["source"] for row in now.rows()}
+    assert (sources["port"], sources["federation.approval"]) == ("config.toml:1", "config.toml:4")
+    assert settings.take(now) == ([], [])
+
+
+def test_what_a_start_builds_on_are_keys() -> None:
+    assert set(RESTART) <= KEYS.keys()

@@ -1,4 +1,4 @@
-"""The daemon itself: health, status, identity, tokens, namespaces and settings, for its operator."""
+"""The daemon itself: health, status, identity, tokens and settings, for its operator."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from ..core.pair import Pair
 from ..core.version import VERSION
 from ..hub import Own
 from ..net.routes import Request, Response
-from ..views import THREAD_NAMESPACES, THREAD_TOKENS
+from ..views import THREAD_TOKENS
 from .answers import field_error, is_admin, json_response, list_response, members, texts
 from .services import Services
 
@@ -73,6 +73,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "now": sum(services.sync.queue_records(pair_id) for pair_id in reading),
             "max": max((cast(int, found["queue_max"]) for found in reading.values()), default=0),
         },
+        "adapters": services.hub.adapters.summary(),
         "attention": services.doctor.attention(),
     })  # fmt: skip
 
@@ -179,48 +180,9 @@ def token_facts(token: bearer.Token, now_ms: int) -> dict[str, object]:
     return {"object": "token", **facts, "state": state}
 
 
-def namespaces_list(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/namespaces: the registry, with the number of records in each."""
-    index = services.store.index
-    return list_response(
-        [
-            {
-                "object": "namespace",
-                "name": item.name,
-                "state": "active" if item.active else "archived",
-                "shared": item.shared,
-                "records": index.count(f"n:{item.name}"),
-            }
-            for item in sorted(services.views.namespaces.values(), key=lambda item: item.name)
-        ]
-    )
-
-
-async def namespaces_create(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/namespaces {name, shared?}: register a namespace; the ones above it must exist."""
-    fields = members(request, {"name": str, "shared": bool})
-    name = namespace.check_name(fields.get("name"))
-    found = services.views.namespaces.get(name)
-    if found is None:
-        if "/" in name:
-            namespace.usable(services.views.namespaces, name.rpartition("/")[0])
-        body = {"name": name, "shared": fields.get("shared", False)}
-        await asyncio.wrap_future(services.hub.submit([Own(THREAD_NAMESPACES, namespace.KIND_CREATE, body)]))
-    item = services.views.namespaces[name]
-    return json_response(
-        {
-            "object": "namespace",
-            "name": name,
-            "state": "active" if item.active else "archived",
-            "shared": item.shared,
-            "already": found is not None,
-        }
-    )
-
-
 def settings(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/config: every key with its value and where that came from."""
-    return list_response(services.config.rows())
+    return list_response(services.settings.now.rows())
 
 
 def token_of(services: Services, ref: str) -> bearer.Token:

@@ -11,20 +11,20 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from ..auth import ANYONE, Kind, Principal
+from ..auth import ANYONE
 from ..config import Config
 from ..core import bearer, rules
 from ..core.errors import SplError
 from ..net.connection import Match
 from ..net.http1 import RequestHead
 from ..net.routes import Request, Response, Route, Table
+from . import permits
 from .answers import json_response
 from .services import Services
 from .table import ROUTES
 
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-CONFIG: Final = "config:"
 
 
 def resource_of(route: Route) -> str:
@@ -51,8 +51,7 @@ class Api:
         self.services = services
         self.local = local
         self.table = Table(ROUTES)
-        self.hosts = _hosts(services.config)
-        self.origins = frozenset(services.config.http_allowed_origins)
+        self._names = services.settings.now, _hosts(services.settings.now)
 
     def match(self, head: RequestHead) -> Match:
         """Return the route of a request whose body is not yet read; refuse early what needs no body to be refused."""
@@ -68,8 +67,8 @@ class Api:
         scope = match.route.scope
         principal = self.services.auth.principal(request, request.body)
         self.services.auth.require(principal, scope)
-        if self.services.views.rules and scope != ANYONE:
-            self._check_rules(request, match.route, principal)
+        if scope != ANYONE:
+            permits.check(self.services, resource_of(match.route), request, principal)
         answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
         readable = self._readable_by(request.method, request.headers)
         return _readable(answer, readable) if readable else answer
@@ -86,29 +85,9 @@ class Api:
             headers += self._readable_by(head.method, head.headers)
         return Response(response.status, response.body, response.content_type, tuple(headers))
 
-    def _check_rules(self, request: Request, route: Route, principal: Principal) -> None:
-        """Return unless a permission rule refuses the request; raise "permission-denied".
-
-        The operator at this machine always reaches the configuration, else a rule could lock everybody out of it.
-        """
-        resource = resource_of(route)
-        if principal.kind == Kind.LOCAL and resource.startswith(CONFIG):
-            return
-        who = {
-            "kind": principal.kind.value, "scopes": sorted(principal.scopes), "namespaces": list(principal.namespaces),
-            "token_id": principal.token_id, "pair_id": principal.pair_id, "peer_did": principal.peer_did,
-        }  # fmt: skip
-        facts = rules.request_facts(resource, route.method, request.path, request.params, who, principal.address)
-        name = principal.pair_id or principal.token_id or principal.kind.value
-        verdict = self.services.policy.allows(resource, facts, rules.capabilities_of(principal.scopes), name)
-        if verdict.outcome == rules.DENY:
-            # A peer learns that it is refused, and not how our rules are called.
-            rule = f"the permission rule {verdict.rule}" if principal.kind != Kind.PEER else "a permission rule"
-            raise SplError("permission-denied", f"{rule} refuses {resource}", resource=resource)
-
     def _check_browser(self, method: str, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
-        if not _is_ours(host, self.hosts):
+        if not _is_ours(host, self._hosts()):
             raise SplError("host-refused", f"Host {host[:80]!r} is none of this daemon's names")
         origin = headers.get("origin")
         if method in READING or origin is None:
@@ -116,11 +95,17 @@ class Api:
         if urlsplit(origin).netloc.lower() != host.lower():
             raise SplError("origin-refused", f"Origin {origin[:80]!r} is foreign")
 
+    def _hosts(self) -> frozenset[str]:
+        """Return our names, reckoned anew when the configuration was read again."""
+        config = self.services.settings.now
+        if self._names[0] is not config:
+            self._names = config, _hosts(config)
+        return self._names[1]
 
     def _readable_by(self, method: str, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         """Return the headers that let a page of an allowed origin read the answer; none for any other."""
         origin = headers.get("origin", "")
-        if self.local or origin not in self.origins or method not in READING:
+        if self.local or origin not in self.services.settings.now.http_allowed_origins or method not in READING:
             return ()
         return ("access-control-allow-origin", origin), ("vary", "origin")
 

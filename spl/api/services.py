@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..auth import Auth
-from ..config import Config
+from ..config import Settings
 from ..core.limits import Limits
 from ..disk import Disk
 from ..doctor import Doctor
@@ -15,7 +15,9 @@ from ..hub import Hub
 from ..pairing import Pairing
 from ..policy import Policy
 from ..push import Push
+from ..reconcile import Reconcile
 from ..restore import Restorer
+from ..states import States
 from ..store import Store
 from ..sync import Sync
 from ..vault import Vault
@@ -28,7 +30,7 @@ class Services:
 
     home: Path
     url: str
-    config: Config
+    settings: Settings
     limits: Limits
     hub: Hub
     store: Store
@@ -47,4 +49,6 @@ class Services:
     history: History
     doctor: Doctor
     push: Push
+    reconcile: Reconcile
     policy: Policy
+    states: States

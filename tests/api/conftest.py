@@ -12,7 +12,7 @@ import pytest
 
 from spl.api.app import Api
 from spl.api.services import Services
-from spl.config import Config
+from spl.config import Config, Settings
 from spl.disk import Disk
 from spl.home import Home, now_ms, open_home
 from spl.net.client import Client, DialPolicy, Reply
@@ -92,7 +92,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     client = Client(config.limits, tls=None)
 
-    services = services_of(home, client, client_tls(None), url)
+    services = services_of(home, client, client_tls(None), url, Settings(config))
     stop = asyncio.Event()
     server = Server(Api(services, local=False), config.limits, now_ms=now_ms)
     async with asyncio.TaskGroup() as tasks:
@@ -103,6 +103,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     services.feed.close()
     services.sync.close()
     services.push.close()
+    services.reconcile.close()
     home.hub.close()
     writer.join()
     home.close()

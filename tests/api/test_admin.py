@@ -1,4 +1,4 @@
-"""The daemon for its operator: health, identity, tokens, namespaces, settings, status."""
+"""The daemon for its operator: health, identity, tokens, settings, status."""
 
 from tests.api.conftest import Served
 
@@ -59,16 +59,6 @@ async def test_bad_token_requests_are_named(served: Served) -> None:
 async def test_a_hand_minted_federation_token_has_the_default_namespace(served: Served) -> None:
     body = {"scopes": ["federation:sync", "federation:subscribe"]}
     assert (await served.json("POST", "/v1/tokens", body, 201))["namespaces"] == ["default"]
-
-
-async def test_namespaces_need_those_above_them(served: Served) -> None:
-    assert await served.refused("POST", "/v1/namespaces", {"name": "org/web"}) == (403, "NAMESPACE_REJECTED")
-    assert not (await served.json("POST", "/v1/namespaces", {"name": "org"}))["already"]
-    assert (await served.json("POST", "/v1/namespaces", {"name": "org/web", "shared": True}))["shared"]
-    assert (await served.json("POST", "/v1/namespaces", {"name": "org"}))["already"]
-    names = [item["name"] for item in (await served.json("GET", "/v1/namespaces"))["data"]]
-    assert names == ["default", "org", "org/web"]
-    assert await served.refused("POST", "/v1/namespaces", {"name": "No Good"}) == (400, "BAD_FIELD")
 
 
 async def test_settings_name_their_sources(served: Served) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Make
-from tests.e2e.harness import Instance, free_port
+from tests.e2e.harness import Instance, eventually, free_port
 
 
 def serve(instance: Instance, *flags: str) -> tuple[int, str]:
@@ -180,3 +181,26 @@ def test_descriptors_come_back(alice: Instance) -> None:
     for _ in range(100):
         alice.raw(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     assert len(os.listdir(folder)) <= before + 2
+
+
+def test_sighup_reads_the_configuration_again(make: Make) -> None:
+    """What changed counts at once, what a start builds on waits and is named, and a bad file changes nothing."""
+    alice, bob = make("alice").start(), make("bob", '[federation]\napproval = "auto"\n').start()
+    assert bob.process is not None
+
+    def reloaded(text: str, event: str) -> str:
+        bob.configure(text)
+        count = bob.output().count(f"event={event}")
+        os.kill(bob.process.pid, signal.SIGHUP)  # type: ignore[union-attr]
+        eventually(lambda: bob.output().count(f"event={event}") > count, event)
+        return next(line for line in reversed(bob.output().splitlines()) if f"event={event}" in line)
+
+    line = reloaded('host = "::1"\n[federation]\napproval = "closed"\n', "config.reloaded")
+    assert "changed=federation.approval" in line
+    assert "after_restart=host" in line
+    assert "[handshake-closed]" in alice.run("federation", "pair", bob.url, code=4).err
+    assert "config.toml:1" in reloaded("nonsense = 1\n", "config.reload_failed")
+    assert "[handshake-closed]" in alice.run("federation", "pair", bob.url, code=4).err
+    reloaded('[federation]\napproval = "auto"\n', "config.reloaded")
+    assert alice.run("federation", "pair", bob.url).out.endswith("\nPair active.\n")
+    assert bob.data("config", "show")
