@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .core.finding import FAIL, MANIFEST, SKEW_WARN_MS, Facts, Found
+from .core.evidence import MANIFEST, SKEW_WARN_MS, Facts
+from .core.finding import FAIL, Found
 from .core.reach import PEER_PUSHES, WE_PUSH
 
 OK: Final = "ok"
@@ -171,8 +172,8 @@ def _cursor(facts: Facts) -> str:
 
 
 def _stream(facts: Facts) -> str:
-    first_s = facts.get("stream_first_s")
-    return "" if first_s is None else f"first event after {first_s:.1f} s"
+    stream = facts.get("stream") or {}
+    return "open, and events arrive" if stream.get("state") == "open" else ""
 
 
 def _mode(facts: Facts) -> str:
@@ -182,6 +183,17 @@ def _mode(facts: Facts) -> str:
         return f"paused by us; go on with: spl federation resume {facts['pair_id']}"
     every = f" every {facts['poll_interval_ms'] // 1000} s" if facts["mode"] == "polling" else ""
     return f"{facts['mode']}{every}"
+
+
+def _queue(facts: Facts) -> str:
+    if "queue_max" not in facts:
+        return ""
+    return f"{facts['queue_records']} records wait, at most {facts['queue_max']} in the last hour"
+
+
+def _consent(facts: Facts) -> str:
+    count = facts.get("grants_count", 0)
+    return f"{count} {'grant' if count == 1 else 'grants'}, each in full effect" if count else ""
 
 
 def _peer_view(facts: Facts) -> str:
@@ -197,10 +209,10 @@ def _nothing(facts: Facts) -> str:
 
 
 DAEMON: Final = (
-    Check("daemon", ("daemon-down", "warming-up", "store-locked", "config-invalid", "loop-blocked", "task-dead"),
-          _daemon),
+    Check("daemon", ("daemon-down", "warming-up", "store-locked", "config-invalid", "loop-blocked", "task-dead",
+                     "adapter-slow"), _daemon),
     Check("store", ("store-readonly", "store-damaged", "disk-low"), _store),
-    Check("identity", ("identity-missing",), _identity),
+    Check("identity", ("identity-missing", "identity-backup"), _identity),
 )  # fmt: skip
 OURSELVES: Final = (
     *DAEMON,
@@ -229,7 +241,9 @@ PAIR: Final = (
     Check("cursor", ("cursor-stalled", "cursor-skip-suspect", "peer-rewound", "pair-degraded"), _cursor,
           (*_REACHED, "token")),
     Check("stream-buffering", ("stream-buffering", "stream-flapping"), _stream, (*_REACHED, "token")),
-    Check("mode", ("poll-interval-long", "queue-high"), _mode),
+    Check("mode", ("poll-interval-long",), _mode),
+    Check("queue", ("queue-high",), _queue),
+    Check("consent", ("consent-missing", "namespace-unmapped"), _consent),
     Check("peer-view", ("peer-paused",), _peer_view, (*_REACHED, "token")),
 )  # fmt: skip
 """For one pair, on the way to the peer and back."""

@@ -1,7 +1,7 @@
 """The doctor: gathers facts about the daemon and about a pair, asks the peer where that helps, and names what is wrong.
 
 `status` uses the facts that are there (`attention`); `examine` goes the way to the peer step by step, and asks the
-peer for its own view: whether it reaches us, and what it then sees.  Each question has five seconds, those that do
+peer for its own view: whether it reaches us, and what it then sees.  Each question has `limits.check_s`, those that do
 not depend on each other are asked at once, and a fault of one is a fact, never an error.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import checkup, facts
-from .core import bearer, canon, finding, manifest, page, when
+from .core import bearer, canon, evidence, finding, manifest, page, when
 from .core.backoff import TokenBucket
 from .core.did import short_of, words
 from .core.errors import SplError
@@ -35,14 +35,13 @@ from .sync import Sync
 from .talk import DID_PATH, MANIFEST_PATH
 from .vault import Vault
 
-CHECK_S: Final = 5.0
 CHECK_PATH: Final = "/v1/federation/pair/{}/check"
-STREAM_TARGET: Final = "/v1/sync/changes?feed=continuous"
 LOOKS_COUNT: Final = 6
 LOOKS_PER_S: Final = 0.1
 ERROR_BYTES: Final = 16 * 1024
-_REACH: Final = frozenset(finding.REACH)
-_ABOUT: Final = frozenset({*finding.MANIFEST, "identity-cloned"})
+_REACH: Final = frozenset(evidence.REACH)
+_ABOUT: Final = frozenset({*evidence.MANIFEST, "identity-cloned"})
+_ANSWERED: Final = frozenset({"peer-4xx", "peer-5xx", "rate-limited"})
 _KNOWN: Final = frozenset(row.code for row in finding.CATALOGUE)
 
 
@@ -56,7 +55,7 @@ class DoctorError(SplError):
 class Doctor:
     """One daemon's.
 
-    `reach` goes to a peer step by step, as `net/probe.py` does, within CHECK_S; `way(pair_id)` tells which way the
+    `reach` goes to a peer step by step, as `net/probe.py` does; `way(pair_id)` tells which way the
     pair runs, in a word of `core/reach.py`.
     """
 
@@ -88,17 +87,21 @@ class Doctor:
         return wrong[0].fix if wrong else None
 
     def _daemon_facts(self) -> dict[str, Any]:
-        known = facts.daemon_facts(self.hub.store, self.vault, self.pulse)
-        return {**known, "locking_rule": locks_out_handshake(self.hub.views.rules)}
+        known = facts.daemon_facts(self.hub.store, self.vault, self.pulse, self.limits, self._now_ms())
+        slow = facts.adapters_slow(self.hub.adapters.summary())
+        return {**known, "locking_rule": locks_out_handshake(self.hub.views.rules), "adapters_slow": slow}
 
     def _pair_facts(self, pair: Pair) -> dict[str, Any]:
         status, place = self.sync.status(pair.pair_id), self.hub.views.positions.get(pair.pair_id)
         at_ms = facts.confirmed_ms(status)
         unmoved = place is not None and at_ms is not None and place.at_ms < self._started_ms < at_ms
-        return facts.pair_facts(
+        known = facts.pair_facts(
             pair, status, self.pulse, self.pairing.trouble(pair.pair_id), unmoved=unmoved,
-            way=self._way(pair.pair_id), now_ms=self._now_ms(), uptime_s=(self._now_ms() - self._started_ms) / 1000,
+            way=self._way(pair.pair_id), limits=self.limits, now_ms=self._now_ms(),
+            uptime_s=(self._now_ms() - self._started_ms) / 1000,
         )  # fmt: skip
+        book = self.pairing.handover.grants.book(pair)
+        return {**known, **facts.consent_facts(pair, book, self.hub.views.namespaces)}
 
     # -- by asking
 
@@ -159,7 +162,8 @@ class Doctor:
         """Return the facts of the way to the peer; where it ends, its fault takes the place of an older one."""
         came = await self._reach(pair.url, self.pairing.dial(pair))
         told: dict[str, Any] = {"host": came.host, "addresses": came.addresses, "address": came.address}
-        told["broken_s"] = {code: s for code, s in known["broken_s"].items() if code not in _REACH}
+        # What is seen now needs no patience.
+        told["broken_s"] = {code: s for code, s in known["broken_s"].items() if code not in facts.HEALING}
         if came.code:
             return {**told, "failure": {"code": came.code, "message": came.message}}
         if (known.get("failure") or {}).get("code") in _REACH:
@@ -169,7 +173,7 @@ class Doctor:
         async with asyncio.TaskGroup() as tasks:
             asked = [
                 tasks.create_task(self._bounded(question, pair))
-                for question in (self._ask_manifest, self._ask_endpoint, self._ask_back, self._ask_stream)
+                for question in (self._ask_manifest, self._ask_endpoint, self._ask_back)
             ]
         for task in asked:
             told |= task.result()
@@ -180,7 +184,9 @@ class Doctor:
         before = (known.get("failure") or {}).get("code")
         if told.get("manifest_held"):
             told["manifest"] = None
-        proved = (told.get("token_taken") and before in AUTH_CODES) or (told.get("manifest_held") and before in _ABOUT)
+        # On demand nothing was tried since; an answer to our token says that the peer is there again.
+        over = {*AUTH_CODES, *(_ANSWERED if known["mode"] == "on-demand" else ())}
+        proved = (told.get("token_taken") and before in over) or (told.get("manifest_held") and before in _ABOUT)
         if proved and "failure" not in told:
             told["failure"] = None
         inside = told.pop("manifest_inside", "")
@@ -193,10 +199,11 @@ class Doctor:
     async def _bounded(self, question: Callable[[Pair], Awaitable[dict[str, Any]]], pair: Pair) -> dict[str, Any]:
         """Return the facts of one question; what went wrong on the way is a fact too."""
         try:
-            async with asyncio.timeout(2 * CHECK_S):
+            async with asyncio.timeout(2 * self.limits.check_s):
                 return await question(pair)
         except TimeoutError:
-            return {"failure": {"code": "timeout", "message": f"{pair.url} did not answer in {2 * CHECK_S:g} s"}}
+            message = f"{pair.url} did not answer in {2 * self.limits.check_s:g} s"
+            return {"failure": {"code": "timeout", "message": message}}
         except SplError as exc:
             return {"failure": {"code": exc.code, "message": exc.message}}
 
@@ -229,7 +236,9 @@ class Doctor:
     async def _ask_endpoint(self, pair: Pair) -> dict[str, Any]:
         """GET the pair endpoint: 405 says that a handshake could be posted there without a bearer."""
         reply = await self._get(pair.peer.pair_endpoint, self.pairing.dial(pair))
-        return {"throttled": True} if reply.status == 429 else {"endpoint_status": reply.status}
+        if reply.status == 429 or reply.status >= 500:
+            return _status_facts(reply, pair.peer.pair_endpoint)
+        return {"endpoint_status": reply.status}
 
     async def _ask_back(self, pair: Pair) -> dict[str, Any]:
         """Ask the peer, authenticated, whether it reaches us and how it sees the pair."""
@@ -240,30 +249,12 @@ class Doctor:
         started_ms = self._now_ms()
         reply = await self.client.fetch(
             "POST", pair.url + target, headers=[*headers, ("content-type", "application/json")], body=b"{}",
-            timeout_s=2 * CHECK_S, answer_bytes=ERROR_BYTES, dial=self.pairing.dial(pair),
+            timeout_s=2 * self.limits.check_s, answer_bytes=ERROR_BYTES, dial=self.pairing.dial(pair),
         )  # fmt: skip
         value = _object(reply.body)
         if reply.status != 200:
             return _refusal_facts(reply.status, value, self._now_ms())
         return {"token_taken": True, **self._back_facts(value, started_ms)}
-
-    async def _ask_stream(self, pair: Pair) -> dict[str, Any]:
-        """Open a stream beside the pair's own and wait for its first event, which is sent at once."""
-        headers = self._credentials(pair, "GET", STREAM_TARGET, b"")
-        if pair.mode != "continuous" or not pair.sync_allowed or not headers:
-            return {}
-        started_ms = self._now_ms()
-        try:
-            async with asyncio.timeout(CHECK_S):
-                url = pair.url + STREAM_TARGET
-                async with self.client.stream(url, headers=headers, dial=self.pairing.dial(pair)) as events:
-                    async for _ in events:
-                        return {"stream_first_s": (self._now_ms() - started_ms) / 1000}
-        except TimeoutError:
-            return {"stream_first_s": None}
-        except SplError:
-            return {}  # refused, not buffered: the other questions tell why
-        return {}
 
     def _credentials(self, pair: Pair, method: str, target: str, body: bytes) -> list[tuple[str, str]]:
         """Return the headers that prove us to the peer, none where we hold no token that could."""
@@ -329,7 +320,7 @@ class Doctor:
     async def _get(self, url: str, policy: DialPolicy) -> Reply:
         """Return the answer to a GET that no cache may give, within the time of one check.  Raises ReachError."""
         return await self.client.fetch(
-            "GET", url, headers=[("cache-control", "no-cache")], timeout_s=CHECK_S, dial=policy,
+            "GET", url, headers=[("cache-control", "no-cache")], timeout_s=self.limits.check_s, dial=policy,
             answer_bytes=self.limits.manifest_bytes,
         )  # fmt: skip
 
@@ -337,7 +328,7 @@ class Doctor:
         return _digest(canon.encode(self.pairing.manifest_document()))
 
 
-def report_of(checks: tuple[checkup.Check, ...], known: finding.Facts, found: list[Found]) -> dict[str, object]:
+def report_of(checks: tuple[checkup.Check, ...], known: evidence.Facts, found: list[Found]) -> dict[str, object]:
     """Return {object, checks, problems, explained} of a set of checks over facts; for a home without daemon too."""
     return {
         "object": "doctor",
@@ -387,6 +378,7 @@ def _refusal_facts(status: int, value: Mapping[str, Any], now_ms: int) -> dict[s
         told["token_refused"] = f"the peer answers {status}: {_cut(value, 'message') or code}"
     elif status == 429:
         told["reverse_unknown"] = "not asked again: the peer was asked a moment ago"
+        told |= {"token_taken": True} if code == "RATE_LIMITED" else {}  # the peer's own answer, behind its check of us
     elif status == 404:
         told["reverse_unknown"] = "the peer cannot say: its version knows no such question"
     return {**told, **_clock_facts(value.get("time"), now_ms, now_ms)}

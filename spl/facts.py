@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from .config import ConfigError
-from .core import bearer, when
+from .core import bearer, consent, gaps, when
+from .core.consent import Book
 from .core.did import label_of
 from .core.errors import CODES, SplError
-from .core.finding import MANIFEST
+from .core.evidence import MANIFEST
+from .core.limits import Limits
+from .core.namespace import Namespace
 from .core.pair import Pair
+from .core.reach import PEER_PUSHES
 from .core.standing import Asked, Degraded, Requested, Waiting
 from .disk import Disk, DiskError, lock_home
 from .home import SOCKET, read_config
@@ -23,16 +27,23 @@ from .vault import Vault
 NEEDED_SCOPES: Final = ("federation:sync", "federation:subscribe")
 REVOKED_BY_PEER: Final = "revoked by peer"
 OVERDUE_INTERVALS: Final = 2
-OVERDUE_S: Final = 60.0
+HEALING: Final = ("dns", "connect", "timeout", "disconnected", "peer-5xx")
+"""Failures that mostly pass by themselves; they count after `limits.failing_s`."""
 ENDED_SHOWN_MS: Final = 86_400_000
+ADAPTERS_MS: Final = 25
+"""A record, at p99: what the spike of the reference's soak, 37 records a second, leaves them."""
+ADAPTERS_RECORDS: Final = 200
+"""Of fewer records one slow moment of the machine would be the p99."""
 _ABOUT_THE_MANIFEST: Final = frozenset({*MANIFEST, "identity-cloned"})
 
 
-def daemon_facts(store: Store, vault: Vault, pulse: Pulse) -> dict[str, Any]:
+def daemon_facts(store: Store, vault: Vault, pulse: Pulse, limits: Limits, now_ms: int) -> dict[str, Any]:
     """Return what the running daemon knows about itself."""
     stats = store.stats()
     return {
+        "limits": limits,
         "identity": vault.identity is not None,
+        **_backup_facts(vault, now_ms),
         "readonly": store.readonly,
         "damaged_lines": len(store.report.damaged),
         "cut_bytes": store.report.cut_bytes,
@@ -42,6 +53,24 @@ def daemon_facts(store: Store, vault: Vault, pulse: Pulse) -> dict[str, Any]:
         "dead_tasks": pulse.dead(),
         "pid": os.getpid(),
     }
+
+
+def adapters_slow(told: Mapping[str, Any]) -> str:
+    """Return what is wrong with the adapters as they sum themselves up; "" where they keep up with the reference."""
+    p99_ms = told["p99_ms"] or 0
+    if p99_ms <= ADAPTERS_MS or told["records"] < ADAPTERS_RECORDS:
+        return ""
+    return f"adapters take {p99_ms:,.0f} ms a record (p99 of the last 5 min), {told['slowest']} the most of it"
+
+
+def _backup_facts(vault: Vault, now_ms: int) -> dict[str, Any]:
+    """Return for how many seconds there has been a signing key that no copy was made of, if so."""
+    identity = vault.identity
+    if identity is None or vault.exported():
+        return {}
+    rotations = identity.chain.rotations
+    made_ms = rotations[-1].at_ms if rotations else identity.created_at_ms
+    return {"unsaved_s": (now_ms - made_ms) / 1000}
 
 
 def home_facts(path: Path) -> dict[str, Any]:
@@ -87,6 +116,7 @@ def pair_facts(
     *,
     unmoved: bool,
     way: str,
+    limits: Limits,
     uptime_s: float,
     now_ms: int,
 ) -> dict[str, Any]:
@@ -96,6 +126,7 @@ def pair_facts(
     saved position is older than the process; `way` is a word of `core/reach.py`.
     """
     return {
+        "limits": limits,
         "pair_id": pair.pair_id,
         "label": label_of(pair.peer_did),
         "url": pair.url,
@@ -108,13 +139,26 @@ def pair_facts(
         "waits_for": _waits_for(pair),
         "clock": status["clock"],
         "reach": way,
-        "breaks": (status.get("stream") or {}).get("breaks", 0),
+        "stream": status["stream"],
+        "breaks": (status["stream"] or {}).get("breaks", 0),
+        "mute_s": pulse.mute_s(pair.pair_id),
         "queue_records": status["queue_records"],
-        **_token_facts(pair, now_ms),
+        "queue_max": status["queue_max"],
+        **_token_facts(pair, limits, now_ms),
         **_failure_facts(pair, status, trouble),
-        **_cursor_facts(pair, status, pulse, uptime_s, now_ms),
+        **_cursor_facts(pair, status, pulse, way, now_ms),
+        **_overdue_facts(pair, status, pulse, way, limits, uptime_s, now_ms),
         "unmoved": unmoved,
     }
+
+
+def consent_facts(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> dict[str, Any]:
+    """Return how many grants stand across a pair, and what those lack that a finding tells of."""
+    if pair.ended:
+        return {}
+    lines = gaps.lines(pair, book, registry, label_of(pair.peer_did))
+    standing = [line for line in lines if line.granted != consent.WITHDRAWN or line.code]
+    return {"grants_count": len(standing), "gaps": [line.to_json() for line in standing if line.code]}
 
 
 def confirmed_ms(status: Mapping[str, Any]) -> int | None:
@@ -129,15 +173,17 @@ def _waits_for(pair: Pair) -> str:
     return "peer" if isinstance(pair.state, Requested | Waiting) else ""
 
 
-def _token_facts(pair: Pair, now_ms: int) -> dict[str, Any]:
+def _token_facts(pair: Pair, limits: Limits, now_ms: int) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if not pair.live:
         return facts
     if pair.issued_by_us is not None:
         facts["own_token_left_ms"] = pair.issued_by_us.expires_at_ms - now_ms
+        facts["own_token_due"] = now_ms >= pair.issued_by_us.renew_at_ms(limits.token_renew_s)
     if pair.issued_to_us is not None:
         held = frozenset(pair.issued_to_us.scopes)
         facts["token_left_ms"] = pair.issued_to_us.expires_at_ms - now_ms
+        facts["token_due"] = now_ms >= pair.issued_to_us.renew_at_ms(limits.token_renew_s)
         facts["scopes"] = [scope for scope in NEEDED_SCOPES if bearer.holds(held, scope)]
         facts["scopes_missing"] = [scope for scope in NEEDED_SCOPES if not bearer.holds(held, scope)]
     return facts
@@ -159,24 +205,37 @@ def _failure_facts(pair: Pair, status: Mapping[str, Any], trouble: SplError | No
     return {"failure": failure, **manifest}
 
 
-def _cursor_facts(pair: Pair, status: Mapping[str, Any], pulse: Pulse, uptime_s: float, now_ms: int) -> dict[str, Any]:
+def _interval_s(pair: Pair, way: str) -> float:
+    """Return the seconds between two words of the peer while all is well; 0 where a stream brings them."""
+    return pair.poll_interval_ms / 1000 if pair.mode == "polling" or way == PEER_PUSHES else 0.0
+
+
+def _cursor_facts(pair: Pair, status: Mapping[str, Any], pulse: Pulse, way: str, now_ms: int) -> dict[str, Any]:
     """Return lag and standstill, and for how long what heals by itself has lasted."""
     # What degraded the pair has lasted, whatever this process has seen of it.
     failing_s = inf if isinstance(pair.state, Degraded) else pulse.failing_s(pair.pair_id)
-    stalled_s = pulse.stalled_s(pair.pair_id)
-    interval_s = pair.poll_interval_ms / 1000 if pair.mode == "polling" else 0.0
-    at_ms = confirmed_ms(status)
+    stalled_s, at_ms = pulse.stalled_s(pair.pair_id), confirmed_ms(status)
     facts: dict[str, Any] = {"lag_records": None, "confirmed_s": None if at_ms is None else (now_ms - at_ms) / 1000}
-    lasting = dict.fromkeys(("dns", "connect", "timeout", "disconnected", "peer-5xx"), failing_s)
+    lasting = dict.fromkeys(HEALING, failing_s)
     lasting["queue-high"] = pulse.full_s(pair.pair_id)
+    facts["broken_s"] = lasting
     if pair.mode == "on-demand" or not pair.sync_allowed:
-        return {**facts, "broken_s": lasting}
-    facts["lag_records"] = status["lag_records"]
-    lasting["cursor-stalled"] = stalled_s if stalled_s >= OVERDUE_INTERVALS * interval_s else 0.0
-    lasting["cursor-skip-suspect"] = stalled_s
-    if pair.mode == "polling" and not status["attempt"]:
-        silent_s = uptime_s if at_ms is None else min(uptime_s, (now_ms - at_ms) / 1000)
-        facts["overdue_s"] = max(0.0, silent_s - OVERDUE_INTERVALS * interval_s - OVERDUE_S)
-        if facts["overdue_s"]:
-            del lasting["cursor-stalled"]
-    return {**facts, "broken_s": lasting}
+        return facts
+    lasting["cursor-stalled"] = stalled_s if stalled_s >= OVERDUE_INTERVALS * _interval_s(pair, way) else 0.0
+    return {**facts, "lag_records": status["lag_records"]}
+
+
+def _overdue_facts(
+    pair: Pair, status: Mapping[str, Any], pulse: Pulse, way: str, limits: Limits, uptime_s: float, now_ms: int
+) -> dict[str, Any]:
+    """Return by how much the peer's word is overdue, where no error tells why and nothing comes in meanwhile.
+
+    A stream brings a word each heartbeat and is given up when it is silent; other ways bring one each interval.
+    """
+    if pair.mode == "on-demand" or not pair.sync_allowed or status["attempt"]:
+        return {}
+    at_ms = confirmed_ms(status)
+    since_ms = pair.since_ms if at_ms is None else max(at_ms, pair.since_ms)
+    silent_s = min(uptime_s, (now_ms - since_ms) / 1000, pulse.still_s(pair.pair_id))
+    allowed_s = OVERDUE_INTERVALS * _interval_s(pair, way) + limits.stream_silence_s + limits.heartbeat_s
+    return {"overdue_s": max(0.0, silent_s - allowed_s)}

@@ -1,7 +1,7 @@
 """What the daemon remembers of itself for people: late loops, and how each pair did in the last half hour.
 
-Beats every five seconds.  All of it lives in memory, in rings of fixed size for each pair that has not ended; a
-restart begins anew.
+Beats every `limits.beat_s` seconds.  All of it lives in memory, in rings of fixed size for each pair that has not
+ended; a restart begins anew.
 """
 
 import asyncio
@@ -11,26 +11,33 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .core.evidence import QUEUE_RECORDS
+from .core.limits import Limits
 from .core.pair import Pair
 
-BEAT_S: Final = 5.0
 MINUTE_S: Final = 60.0
 LAGS_COUNT: Final = 30
-LATE_COUNT: Final = int(MINUTE_S / BEAT_S)
+LATE_COUNT: Final = 12
 UNKNOWN: Final = -1
-QUEUE_RECORDS: Final = 50
 
 
 @dataclass(slots=True)
 class _Trace:
-    """One pair: lags by the minute, oldest first, and since when (steady seconds) it fails, stands still or is full."""
+    """One pair: lags by the minute, oldest first, and since when (steady seconds) it fails, stands still or is full.
+
+    `still_s`: since when the position has not moved; `stalled_s`: the same, while records wait on the peer.
+    `mute_s`: since when streams have been opened that brought no event.
+    """
 
     lags: "array[int]" = field(default_factory=lambda: array("q", [UNKNOWN] * LAGS_COUNT))
     clock: int = -1
     failing_s: float | None = None
+    still_s: float | None = None
     stalled_s: float | None = None
     full_s: float | None = None
+    mute_s: float | None = None
     missing: int = 0
+    crashes: int = 0
 
 
 class Pulse:
@@ -43,7 +50,9 @@ class Pulse:
         *,
         steady_s: Callable[[], float],
         tasks: Callable[[], Iterable[str]],
+        limits: Limits,
     ) -> None:
+        self._beat_s = limits.beat_s
         self._pairs, self._status, self._steady_s, self._tasks = pairs, status, steady_s, tasks
         self._traces: dict[str, _Trace] = {}
         self._late_ms: deque[float] = deque(maxlen=LATE_COUNT)
@@ -52,9 +61,9 @@ class Pulse:
     async def run(self, stop: asyncio.Event) -> None:
         """Beat until `stop`."""
         while not stop.is_set():
-            due_s = self._steady_s() + BEAT_S
+            due_s = self._steady_s() + self._beat_s
             try:
-                async with asyncio.timeout(BEAT_S):
+                async with asyncio.timeout(self._beat_s):
                     await stop.wait()
             except TimeoutError:
                 self.beat((self._steady_s() - due_s) * 1000)
@@ -80,8 +89,13 @@ class Pulse:
         lag, queue, clock = status["lag_records"], int(status["queue_records"]), int(status["clock"])
         trace.failing_s = _since(trace.failing_s, bool(status["attempt"]), now_s)
         trace.full_s = _since(trace.full_s, queue > QUEUE_RECORDS, now_s)
+        trace.still_s = _since(trace.still_s, clock == trace.clock, now_s)
         trace.stalled_s = _since(trace.stalled_s, bool(lag) and clock == trace.clock, now_s)
-        trace.clock = clock
+        state = (status["stream"] or {}).get("state")
+        # From the first that is opened until one brings something; one that broke alone does not begin it.
+        mute = state == "opening" or (state == "down" and trace.mute_s is not None)
+        trace.mute_s = _since(trace.mute_s, mute, now_s)
+        trace.clock, trace.crashes = clock, int(status["crashes"])
         if turned:
             trace.lags.pop(0)
             trace.lags.append(UNKNOWN if lag is None or status["attempt"] else lag)
@@ -90,7 +104,7 @@ class Pulse:
 
     @property
     def loop_lag_ms(self) -> float:
-        """By how much the loop ran late within the last minute; a single hiccup does not count."""
+        """By how much the loop ran late within the last twelve beats; a single hiccup does not count."""
         return sorted(self._late_ms)[-2] if len(self._late_ms) > 1 else 0.0
 
     def lags(self, pair_id: str) -> list[int | None]:
@@ -99,12 +113,16 @@ class Pulse:
         return [None if lag == UNKNOWN else lag for lag in trace.lags]
 
     def dead(self) -> list[str]:
-        """Return the pairs that should sync and have had no task for two beats."""
-        return [pair_id for pair_id, trace in self._traces.items() if trace.missing > 1]
+        """Return the pairs whose task crashed since it last succeeded, or that have had none for two beats."""
+        return [pair_id for pair_id, trace in self._traces.items() if trace.missing > 1 or trace.crashes]
 
     def failing_s(self, pair_id: str) -> float:
         """Return for how long every attempt failed, 0 when the last one did not."""
         return self._passed_s(pair_id, "failing_s")
+
+    def still_s(self, pair_id: str) -> float:
+        """Return for how long our position has not moved, whether or not anything waits."""
+        return self._passed_s(pair_id, "still_s")
 
     def stalled_s(self, pair_id: str) -> float:
         """Return for how long records wait on the peer while our position stands still."""
@@ -113,6 +131,10 @@ class Pulse:
     def full_s(self, pair_id: str) -> float:
         """Return for how long more than 50 records of this peer wait between network and store."""
         return self._passed_s(pair_id, "full_s")
+
+    def mute_s(self, pair_id: str) -> float:
+        """Return for how long the pair's streams, opened again and again, have brought no event; 0 while one does."""
+        return self._passed_s(pair_id, "mute_s")
 
     def _passed_s(self, pair_id: str, name: str) -> float:
         trace = self._traces.get(pair_id)

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from .core import page, parcel, when
+from .core import consent, page, parcel, when
 from .core.backoff import full_jitter_s
 from .core.cursor import TEXT_CHARS_MAX
 from .core.errors import SplError
@@ -27,6 +27,7 @@ from .core.page import Page
 from .core.pair import Pair, Phase
 from .core.reach import BOTH, Reaches
 from .hub import Commit, Hub
+from .views import THREAD_NAMESPACES, THREAD_PAIRS
 
 log = logging.getLogger("spl.federation")
 
@@ -40,6 +41,8 @@ AGAIN_MAX: Final = 8
 CHAINS_TOLD_MAX: Final = 4096
 CHAINS_BYTES_MAX: Final = 256 * KIB
 BACKOFF_BASE_S: Final = 1.0
+_TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
+"""Threads on which stands what pairs share."""
 
 
 class PushError(SplError):
@@ -75,6 +78,12 @@ class Outlet:
     """(pair_id, did) -> a signer's key chain."""
     view: Callable[[str], dict[str, object]]
     """pair_id -> how we see the pair."""
+    shares: Callable[[str], frozenset[str]]
+    """pair_id -> the namespaces of which the peer is sent anything."""
+    doubts: Callable[[str], bool]
+    """pair_id -> whether the peer's log was set back, so that it must get everything again."""
+    believe: Callable[[str], None]
+    """(pair_id): it holds the first page of such a reading."""
 
 
 @dataclass(slots=True)
@@ -89,6 +98,8 @@ class _Line:
     limit: int = 0
     told: set[str] = field(default_factory=set)
     sent_s: float | None = None
+    beat: bool = False
+    """A push is due though there may be no record for it."""
     last_push_ms: int | None = None
     last_error: dict[str, object] | None = None
 
@@ -205,6 +216,25 @@ class Push:
             line.last_error = None
             return fresh
 
+    async def give(self, pair_id: str, ids: Sequence[str]) -> int:
+        """Send these of the records that the pair shares, whichever way it runs; return how many were new to the peer.
+
+        None to a peer that has not read from us yet: it will.  Raises as `push` does.
+        """
+        line = self._line(pair_id)
+        async with line.sending:
+            self._check(pair_id)
+            for _ in range(POSITIONS_MAX):
+                try:
+                    if line.position is None:
+                        await self._send(pair_id, line, parcel.asking(self._out.view(pair_id)))
+                    return await self._send_again(pair_id, line, ids)
+                except SplError as exc:
+                    if exc.code != "push-position":
+                        raise
+                    line.position = _cursor(exc.facts.get("cursor"))
+        return 0
+
     def _may(self, pair_id: str) -> bool:
         pair = self.hub.views.pairs.get(pair_id)
         return pair is not None and pair.sync_allowed and pair.serve_allowed and self._reaches.may_push(pair_id)
@@ -214,7 +244,8 @@ class Push:
         fresh = placed = 0
         for _ in range(PAGES_MAX):
             asking = line.position is None
-            item = await self._next_page(pair_id, line)
+            again = not asking and self._out.doubts(pair_id)
+            item = await self._next_page(pair_id, line, again=again)
             if news_only and not asking and not item.count:
                 break
             try:
@@ -224,6 +255,8 @@ class Push:
                     raise
                 placed, line.position = placed + 1, _cursor(exc.facts.get("cursor"))
                 continue
+            if again:
+                self._out.believe(pair_id)
             fresh += answer["records"]
             if not self._reaches.may_push(pair_id):
                 break
@@ -234,13 +267,16 @@ class Push:
             _event(logging.INFO, "push.sent", pair_id, records=fresh)
         return fresh
 
-    async def _next_page(self, pair_id: str, line: _Line) -> Page:
-        """Return the page after the peer's position; where our log is another one, the first page of everything."""
+    async def _next_page(self, pair_id: str, line: _Line, *, again: bool) -> Page:
+        """Return the page after the peer's position; where our log is another one, the first page of everything.
+
+        So with `again`: the peer's log was set back, and ours may hold what it lost, its own records included.
+        """
         if line.position is None:
             return parcel.asking(self._out.view(pair_id))
         limit = self._limit(line)
         try:
-            body = await self._out.page(pair_id, line.position, limit, False)
+            body = await self._out.page(pair_id, "" if again else line.position, limit, again)
         except SplError as exc:
             if exc.code not in RESET_CODES:
                 raise
@@ -288,8 +324,11 @@ class Push:
         return answer
 
     def _chains(self, pair_id: str, line: _Line, item: Page) -> dict[str, Any]:
-        """Return the key chains of signers in a page that are not ours, as the peer cannot ask us for them."""
-        signers = dict.fromkeys(value["sig"]["by"] for value in item.values)
+        """Return the key chains of signers in a page that are not ours, as the peer cannot ask us for them.
+
+        Projections have none: they are signed by us.
+        """
+        signers = dict.fromkeys(value["sig"]["by"] for value in item.values if "sig" in value)
         if len(line.told) > CHAINS_TOLD_MAX:
             line.told.clear()
         found: dict[str, Any] = {}
@@ -323,8 +362,9 @@ class Push:
         loop = asyncio.get_running_loop()
 
         def heard(commit: Commit) -> None:
-            if commit.namespaces:
-                loop.call_soon_threadsafe(self._committed, commit.namespaces)
+            turned = not commit.threads.isdisjoint(_TURNS)
+            if commit.namespaces or turned:
+                loop.call_soon_threadsafe(self._committed, commit.namespaces, turned)
 
         async def watch_stop() -> None:
             await stop.wait()
@@ -351,6 +391,7 @@ class Push:
         """Take note that a peer that needs our push can be dialled; an open stream tells so at each event."""
         line = self._line(pair_id)
         if line.last_error is not None or not self._is_quiet(pair_id, line):
+            line.beat = True
             self._call(pair_id)
 
     def _call(self, pair_id: str) -> None:
@@ -359,9 +400,10 @@ class Push:
         self._line(pair_id).kick.set()
         self._changed.set()
 
-    def _committed(self, namespaces: frozenset[str]) -> None:
+    def _committed(self, namespaces: frozenset[str], turned: bool) -> None:
+        """Push what a commit brought; `turned`: it says what pairs share, so more may have come into their scope."""
         for pair_id, pair in self.hub.views.pairs.items():
-            if pair.mode == "continuous" and self._may(pair_id) and namespaces & set(pair.namespaces):
+            if pair.mode == "continuous" and self._may(pair_id) and (turned or namespaces & self._out.shares(pair_id)):
                 self._call(pair_id)
 
     async def _guard(self, pair_id: str) -> None:
@@ -371,8 +413,10 @@ class Push:
             while self._may(pair_id):
                 line.kick.clear()
                 self._due.discard(pair_id)
+                # A commit alone is no reason to be heard: the peer may not see what it brought.
+                quiet = not line.beat or self._is_quiet(pair_id, line)
                 try:
-                    await self.push(pair_id, news_only=self._is_quiet(pair_id, line))
+                    await self.push(pair_id, news_only=quiet)
                 except SplError as exc:
                     attempt += 1
                     _event(logging.WARNING, "push.failed", pair_id, code=exc.code, attempt=attempt)
@@ -381,6 +425,7 @@ class Push:
                     unit = int.from_bytes(self._random_bytes(4)) / 2**32
                     await _wait(line.kick, full_jitter_s(attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, unit))
                 else:
+                    line.beat = False
                     return
         except Exception:
             log.exception("push.task_died", extra={"fields": {"pair": pair_id}})

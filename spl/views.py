@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .core import bearer, namespace, pair, rules
+from .core import bearer, consent, fold, namespace, pair, rules
 from .core.bearer import Token
+from .core.consent import Book
 from .core.did import Chain, DidError, chain_from_json, grown
+from .core.fold import FoldRules
 from .core.limits import Limits
 from .core.namespace import Namespace
 from .core.pair import Pair, Request
@@ -47,12 +49,15 @@ class Views:
         self.tokens: Mapping[str, Token] = {}
         self.tokens_by_hash: Mapping[str, Token] = {}
         self.requests: Mapping[str, Request] = {}
+        self.consents: Mapping[str, Book] = {}
+        """By pair_id; `consent.book_of` adds what the pair's own record grants."""
         self.namespaces: Mapping[str, Namespace] = namespace.REGISTRY_EMPTY
         self.positions: Mapping[str, Position] = {}
         self.refused: Mapping[str, int] = {}
         self.chains: Mapping[str, Chain] = {}
         self.rules: PermissionRules = {}
         self.aitl_rules: AitlRules = {}
+        self.fold_rules: FoldRules = {}
         self.blocked: frozenset[str] = frozenset()
         """DIDs whose records are refused, whoever brings them."""
 
@@ -61,7 +66,8 @@ class Views:
         self.did = did
         self.pairs, self.tokens, self.tokens_by_hash, self.requests = {}, {}, {}, {}
         self.namespaces, self.positions, self.chains = namespace.REGISTRY_EMPTY, {}, {}
-        self.rules, self.aitl_rules = {}, {}
+        self.rules, self.aitl_rules, self.consents = {}, {}, {}
+        self.fold_rules = {}
         self.blocked = frozenset()
         for thread in _FOLDS:
             for value, seq, at_ms, voucher in _records(store, thread):
@@ -110,12 +116,16 @@ class Views:
     def _requests(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
         self.requests = pair.fold_requests(self.requests, body)
 
+    def _consents(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
+        self.consents = consent.fold(self.consents, body)
+
     def _namespaces(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
         self.namespaces = namespace.fold(self.namespaces, body)
 
     def _engine(self, body: Mapping[str, Any], seq: int, at_ms: int) -> None:
         self.rules = rules.fold(self.rules, body)
         self.aitl_rules = rules.fold_aitl(self.aitl_rules, body)
+        self.fold_rules = fold.fold_rules(self.fold_rules, body)
 
     def _pin(self, body: Mapping[str, Any]) -> None:
         """Pin the key chain of a relayed signer; it may only grow, unless our operator named the key (`pinned`)."""
@@ -136,6 +146,7 @@ _FOLDS: Final[Mapping[str, Callable[[Views, Mapping[str, Any], int, int], None]]
     THREAD_TOKENS: Views._tokens,
     THREAD_AITL: Views._requests,
     THREAD_NAMESPACES: Views._namespaces,
+    consent.THREAD: Views._consents,
     rules.THREAD: Views._engine,
 }
 

@@ -15,6 +15,7 @@ from spl.config import Config
 from spl.core import bearer, namespace
 from spl.core.did import Chain
 from spl.core.errors import SplError
+from spl.core.filter import OPEN, Filter
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.pair import Pair, Phase
@@ -30,7 +31,9 @@ from spl.net.client import Client, DialPolicy, Reply
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
 from spl.push import Outlet, Push
+from spl.reconcile import Reconcile
 from spl.sync import Sync
+from spl.wiring import terms_of
 
 LIMITS = Limits()
 START_MS = 1_800_000_000_000
@@ -51,12 +54,13 @@ class APair:
     url: str
     chain: Chain
     namespaces: tuple[str, ...] = ("default",)
+    maps: tuple[tuple[str, str], ...] = ()
     mode: str = "polling"
     poll_interval_ms: int = 300_000
     start: str = "beginning"
     start_seq: int = 0
     actors: tuple[str, ...] = ()
-    relay: bool = True
+    filters: tuple[Filter, ...] = (OPEN,)
     inherits: str = ""
     phase: Phase = Phase.ACTIVE
     reason: str = ""
@@ -223,6 +227,7 @@ class Node:
             reach=self.reaches.word,
         )
         self.push = self._push()
+        self.reconcile = self._reconcile()
         self.writer = threading.Thread(target=self.home.hub.run)
         self.writer.start()
         network.nodes[name] = self
@@ -255,6 +260,9 @@ class Node:
             ack=feed.ack,
             chain=feed.chains,
             view=feed.peer_view,
+            shares=feed.shares,
+            doubts=feed.doubts,
+            believe=feed.believe,
         )
         return Push(
             self.home.hub,
@@ -262,6 +270,18 @@ class Node:
             self.reaches,
             intake=self.sync,
             outlet=outlet,
+            now_ms=self.now_ms,
+            random_bytes=self.random.randbytes,
+        )
+
+    def _reconcile(self) -> Reconcile:
+        return Reconcile(
+            self.home.hub,
+            self.limits,
+            terms=terms_of(self.home.hub, self.feed),
+            peer=self.sync,
+            give=self.push.give,
+            read_anew=lambda pair_id: self.sync.pull(pair_id, resync=True),
             now_ms=self.now_ms,
             random_bytes=self.random.randbytes,
         )
@@ -285,6 +305,7 @@ class Node:
         self.feed.close()
         self.sync.close()
         self.push.close()
+        self.reconcile.close()
         self.home.hub.close()
         self.writer.join()
         self.home.close()
@@ -311,6 +332,8 @@ class Node:
         return cast(APair, self.home.views.pairs[pair_id])
 
     def change_pair(self, pair_id: str, **changes: Any) -> None:
+        if "relay" in changes:
+            changes["filters"] = (Filter(relay=changes.pop("relay")), *self.pair(pair_id).filters)
         self.set_pair(replace(self.pair(pair_id), **changes))
 
     def ids(self, ns: str = "default") -> list[str]:
@@ -354,6 +377,8 @@ class Node:
                 return json.dumps(self.feed.ack(pair_id, json.loads(body)["cursor"])).encode()
             case "/v1/sync/chains":
                 return json.dumps(self.feed.chains(pair_id, query["did"])).encode()
+            case "/v1/sync/fingerprints":
+                return await self.reconcile.answer(pair_id, body)
             case "/v1/sync/records" if body.startswith(b'{"since"'):
                 return json.dumps(await self.push.receive(pair_id, body)).encode()
             case "/v1/sync/records":

@@ -27,7 +27,7 @@ from tests.pair_world import Network, Node, World, both_active, two
 Change = Callable[[str, str, Reply], Reply]
 CALM: dict[str, Any] = {
     "last_sync_at": None, "last_error": None, "next_attempt_at": None, "attempt": 0, "clock": 42, "lag_records": 0,
-    "queue_records": 0, "peer_view": None,
+    "queue_records": 0, "queue_max": 0, "crashes": 0, "stream": None, "peer_view": None,
 }  # fmt: skip
 
 
@@ -86,7 +86,9 @@ class Clinic:
 
     def __post_init__(self) -> None:
         for node in (self.a, self.b):
-            pulse = Pulse(lambda node=node: node.home.views.pairs, self.told, steady_s=lambda: 0.0, tasks=list)  # type: ignore[misc]
+            pulse = Pulse(
+                lambda node=node: node.home.views.pairs, self.told, steady_s=lambda: 0.0, tasks=list, limits=Limits()
+            )  # type: ignore[misc]
             self.doctors[node.url] = Doctor(
                 node.path, node.url, node.home.hub, node.home.vault, Limits(), pairing=node.pairing,
                 sync=cast(Sync, _Told(self)), pulse=pulse, client=cast(Client, Asked(node, self)), reach=self._reach,
@@ -314,45 +316,37 @@ async def test_what_only_a_pull_can_see(tmp_path: Path, code: str) -> None:
 
 async def test_an_endless_answer_does_not_hold_the_report_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with clinic(tmp_path) as found:
-        monkeypatch.setattr("spl.doctor.CHECK_S", 0.01)
+        doctor = found.doctors[found.a.url]
+        doctor.limits = Limits(check_s=0.005)
 
         async def hangs(*args: object, **named: object) -> Reply:
             await asyncio.Event().wait()
             raise AssertionError
 
-        doctor = found.doctors[found.a.url]
         monkeypatch.setattr(doctor.client, "fetch", hangs)
         assert list(await found.problems()) == ["timeout"]
 
 
-async def test_a_stream_that_something_buffers(tmp_path: Path) -> None:
-    """The first event is sent at once; where none comes, a proxy keeps it back."""
-
-    class Events:
-        def __init__(self, first: bool) -> None:
-            self.first = first
-
-        def __aiter__(self) -> "Events":
-            return self
-
-        async def __anext__(self) -> str:
-            if not self.first:
-                raise TimeoutError
-            return "heartbeat"
-
+@pytest.mark.parametrize("state", ["opening", "open"])
+async def test_the_pairs_own_stream_is_looked_at(tmp_path: Path, state: str) -> None:
+    """A second one would end the first; where streams bring nothing for long, something holds them back."""
     async with clinic(tmp_path) as found:
-        doctor, pair = found.doctors[found.a.url], found.a.home.views.pairs[found.pair_id]
-        continuous = replace(pair, mode="continuous")
-        for first, told in ((True, 0), (False, None)):
+        found.status["stream"] = {"state": state, "breaks": 0}
+        doctor = found.doctors[found.a.url]
+        doctor.pulse.beat(0.0)
+        doctor.pulse._steady_s = lambda: 5.1
+        assert ("stream-buffering" in await found.problems()) == (state == "opening")
 
-            @asynccontextmanager
-            async def stream(url: str, *, headers: object, dial: object, first: bool = first) -> AsyncIterator[Events]:
-                yield Events(first)
 
-            doctor.client.stream = stream  # type: ignore[method-assign, assignment]
-            assert await doctor._ask_stream(pair) == {}
-            seen = (await doctor._ask_stream(continuous))["stream_first_s"]
-            assert (seen is None) == (told is None)
+async def test_what_is_seen_now_needs_no_patience(tmp_path: Path) -> None:
+    """No poll has failed yet, and the doctor itself is answered 503."""
+    async with clinic(tmp_path) as found:
+        found.change = answers(MANIFEST, status=503)
+        assert "peer-5xx" in await found.problems()
+        found.change = answers("/v1/federation/pair", status=503)
+        assert list(await found.problems()) == ["peer-5xx"]
+        found.change = answers("/v1/federation/pair", status=429)
+        assert list(await found.problems()) == ["rate-limited"]
 
 
 async def test_a_peer_is_looked_at_six_times_and_then_slowly(tmp_path: Path) -> None:

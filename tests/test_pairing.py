@@ -287,7 +287,7 @@ def test_each_transition_is_audited_for_people(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_resume_reads_anew_what_the_cursor_may_have_skipped(tmp_path: Path) -> None:
+def test_resume_catches_up_with_what_the_cursor_may_have_skipped(tmp_path: Path) -> None:
     async def run() -> None:
         async with two(tmp_path) as (_, a, b):
             await a.pair(b)
@@ -298,7 +298,25 @@ def test_resume_reads_anew_what_the_cursor_may_have_skipped(tmp_path: Path) -> N
             await a.until(lambda: a.resyncs == [pair_id])
             await a.pairing.resume(pair_id)
             await both_active(a, b)
-            assert (a.resyncs, b.resyncs) == ([pair_id], [])
+            await b.until(lambda: b.resyncs == [pair_id])
+            assert a.resyncs == [pair_id]
+
+    asyncio.run(run())
+
+
+def test_of_two_that_paused_also_the_first_to_resume_catches_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            for node in (a, b):
+                await node.pairing.pause(pair_id)
+            await a.until(lambda: a.alive[0].paused_by == b.alive[0].paused_by == "both")
+            await a.pairing.resume(pair_id)
+            await b.until(lambda: b.alive[0].paused_by == "us")
+            assert (a.resyncs, b.resyncs) == ([], [])
+            await b.pairing.resume(pair_id)
+            await a.until(lambda: (a.resyncs, b.resyncs) == ([pair_id], [pair_id]))
 
     asyncio.run(run())
 

@@ -4,8 +4,10 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from spl.pulse import BEAT_S, LAGS_COUNT, Pulse
+from spl.core.limits import Limits
+from spl.pulse import LAGS_COUNT, Pulse
 
+BEAT_S = Limits().beat_s
 PAIR = "pair_0f9e8d7c"
 
 
@@ -23,13 +25,21 @@ class World:
     pairs: dict[str, Any] = field(default_factory=lambda: {PAIR: APair()})
     tasks: list[str] = field(default_factory=lambda: [f"sync {PAIR}"])
     status: dict[str, Any] = field(
-        default_factory=lambda: {"lag_records": 0, "queue_records": 0, "clock": 5, "attempt": 0}
+        default_factory=lambda: {
+            "lag_records": 0,
+            "queue_records": 0,
+            "clock": 5,
+            "attempt": 0,
+            "crashes": 0,
+            "stream": None,
+        }
     )
 
     def __post_init__(self) -> None:
         self.pulse = Pulse(
-            lambda: self.pairs, lambda pair_id: self.status, steady_s=lambda: self.now_s, tasks=lambda: self.tasks
-        )
+            lambda: self.pairs, lambda pair_id: self.status, steady_s=lambda: self.now_s, tasks=lambda: self.tasks,
+            limits=Limits(),
+        )  # fmt: skip
 
     def beats(self, count: int, late_ms: float = 0.0, **status: Any) -> None:
         self.status |= status
@@ -70,8 +80,9 @@ def test_a_pair_stands_still_while_records_wait_and_the_position_does_not_move()
     assert world.pulse.stalled_s(PAIR) > 0
     world.beats(1, clock=6)
     assert world.pulse.stalled_s(PAIR) == 0
+    assert world.pulse.still_s(PAIR) == 0
     world.beats(3, lag_records=0)
-    assert world.pulse.stalled_s(PAIR) == 0
+    assert (world.pulse.stalled_s(PAIR), world.pulse.still_s(PAIR)) == (0, 2 * BEAT_S)
 
 
 def test_since_when_the_queue_is_long() -> None:
@@ -102,6 +113,28 @@ def test_a_pair_without_a_task_is_dead_on_the_second_look() -> None:
     world.pairs[PAIR].sync_allowed = False
     world.beats(1)
     assert world.pulse.dead() == []
+
+
+def test_a_task_that_crashes_again_and_again_is_dead_until_it_succeeds() -> None:
+    """Between two crashes it is there by name, and reads nothing."""
+    world = World()
+    world.beats(1, crashes=1)
+    assert world.pulse.dead() == [PAIR]
+    world.beats(1, crashes=0)
+    assert world.pulse.dead() == []
+
+
+def test_streams_that_bring_nothing() -> None:
+    """Opened, given up, opened again: counted from the first on; one that broke is another matter."""
+    world = World()
+    world.beats(3, stream={"state": "down"})
+    assert world.pulse.mute_s(PAIR) == 0
+    world.beats(2, stream={"state": "opening"})
+    world.beats(2, stream={"state": "down"})
+    world.beats(1, stream={"state": "opening"})
+    assert world.pulse.mute_s(PAIR) == 4 * BEAT_S
+    world.beats(1, stream={"state": "open"})
+    assert world.pulse.mute_s(PAIR) == 0
 
 
 def test_it_ends_with_the_daemon() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.config import Config
-from spl.core import namespace, rules
+from spl.core import consent, fold, namespace, rules
 from spl.core.did import Chain, did_of, rotate
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
@@ -21,6 +21,8 @@ from spl.views import KIND_BLOCK, KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, V
 
 RULE = {"name": "r", "resource": "*", "action": "deny", "priority": 1, "expression": "true"}
 APPROVAL = {"name": "a", "action": "auto_apply", "priority": 1, "expression": "true", "namespaces": ["default"]}
+SPENT = {"name": "spent", "thread": "th_*", "fold": "sum", "field": "order.total", "priority": 0}
+GRANT = consent.Grant("music", "projects/music", 1, 1)
 FOREIGN = "did:sync:instance:mallory-" + "0" * 24
 
 
@@ -37,11 +39,13 @@ def state(views: Views) -> tuple[object, ...]:
         views.pairs,
         views.tokens,
         views.requests,
+        views.consents,
         views.namespaces,
         views.refused,
         views.chains,
         views.rules,
         views.aitl_rules,
+        views.fold_rules,
         {name: (place.cursor, place.count) for name, place in views.positions.items()},
     )
 
@@ -53,9 +57,12 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
     for items in (
         [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "music"})],
         [Own(rules.THREAD, rules.KIND_PERMISSION, RULE), Own(rules.THREAD, rules.KIND_AITL, APPROVAL)],
+        [Own(rules.THREAD, fold.KIND_FOLD, SPENT)],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()}), Place("pair_1", "a", 1)],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": grown.to_json()})],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()})],
+        [Own(consent.THREAD, consent.KIND_GRANT, consent.said("pair_1", GRANT, "", held=False))],
+        [Own(consent.THREAD, consent.KIND_PEER_GRANT, {"pair_id": "pair_1", "grant": GRANT.to_json()})],
         [Refuse("pair_1", "f" * 64, "record-id"), Place("pair_1", "b", 3), Place("pair_2", "c", 0)],
     ):
         future = home.hub.submit(items)
@@ -66,10 +73,12 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
     loaded.load(home.store, home.views.did)
     assert state(loaded) == state(home.views)
     assert list(loaded.rules) == ["r"]
+    assert loaded.consents == {"pair_1": consent.Book({"music": GRANT}, {"music": GRANT}, frozenset({"music"}))}
     assert list(loaded.aitl_rules) == ["a"]
+    assert list(loaded.fold_rules) == ["spent"]
     loaded.load(home.store, FOREIGN)
     assert state(loaded)[:2] == ({}, {}), "another instance takes nothing from the one before"
-    assert (loaded.rules, loaded.aitl_rules) == ({}, {})
+    assert (loaded.rules, loaded.aitl_rules, loaded.fold_rules) == ({}, {}, {})
 
 
 def test_a_block_stands_until_it_is_lifted_and_a_pin_of_the_operator_replaces_a_chain(home: Home) -> None:
@@ -109,7 +118,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-THREADS = ("th_federation_pairs", "th_api_tokens", "th_aitl", "th_namespace_registry")
+THREADS = (consent.THREAD, "th_federation_pairs", "th_api_tokens", "th_aitl", "th_namespace_registry")
 KINDS = st.sampled_from(
     [
         "syncropel.federation.pair_init.v1",
@@ -117,6 +126,8 @@ KINDS = st.sampled_from(
         "pair_pause.v1",
         KIND_CHAIN,
         KIND_BLOCK,
+        consent.KIND_GRANT,
+        consent.KIND_PEER_GRANT,
         "syncropel.access.token_mint.v1",
         "syncropel.access.token_revoke.v1",
         "syncropel.aitl.request.v1",

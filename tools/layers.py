@@ -24,19 +24,22 @@ from typing import Final
 PACKAGE: Final = "spl"
 SERVICES: Final = {
     "auth": ("auth",),
-    "feed": ("feed", "acks", "offer", "source", "tail", "bells"),
+    "feed": ("feed", "acks", "offer", "counts", "shown", "source", "tail", "bells"),
     "sync": ("sync", "pull", "follow", "intake", "jury", "wire"),
-    "pairing": ("pairing", "pairs", "published", "responder", "initiator", "driver", "renewal", "talk", "upkeep"),
+    "pairing": (
+        *("pairing", "pairs", "published", "responder", "initiator", "driver", "renewal", "talk", "upkeep"),
+        *("grants", "handover"),
+    ),
     "history": ("history",),
     "push": ("push",),
-    "reconcile": ("reconcile",),
+    "reconcile": ("reconcile", "shared"),
     "soak": ("soak",),
 }
 """Service -> its files; files of one service may import each other, services never."""
 
 GROUND: Final = (
     "disk", "line", "segments", "recover", "table", "index", "store", "views", "vault", "config", "hub", "home",
-    "snapshot", "restore", "storecheck", "policy",
+    "desk", "snapshot", "restore", "storecheck", "policy", "lists", "claims", "states", "adapters",
 )  # fmt: skip
 FLOORS: Final = {
     "core": 0,

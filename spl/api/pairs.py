@@ -5,22 +5,26 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from ..auth import Principal
+from ..core import agreement, handshake, when
 from ..core import pair as pairs
-from ..core import when
 from ..core.did import label_of, words
 from ..core.errors import SplError
 from ..core.pair import Pair
 from ..core.reach import PEER_PUSHES
+from ..core.standing import maps_to_json
 from ..net.routes import Request, Response
 from ..pairing import PairOptions
 from .answers import field_error, json_response, list_response, members, texts
+from .consent import lines_of
 from .lifecycle import ACTIONS
 from .records import NDJSON
 from .services import Services
 
 WAIT_MS_DEFAULT: Final = 60_000
 WAIT_MS_MAX: Final = 24 * 3_600_000
-SETTING: Final = frozenset({"pause", "resume", "revoke", "mode", "poll-interval"})
+SETTING: Final = frozenset(
+    {"pause", "resume", "revoke", "mode", "poll-interval", "relay", "thread-allow", "thread-rule"}
+)
 """Actions that may find the pair as they want it."""
 
 
@@ -71,18 +75,18 @@ def show(request: Request, principal: Principal, services: Services) -> Response
 
 
 async def act(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pairs/{ref}/{action}: pause, resume, revoke, refresh, mode, poll-interval or sync."""
+    """POST /v1/federation/pairs/{ref}/{action}: one of ACTIONS, pause, mode, poll-interval or sync."""
     action = request.params["action"]
     found = services.pairing.resolve(request.params["ref"])
     if action == "sync":
         thread = members(request, {"thread": str}).get("thread", "")
         done = await _synced(services, found, thread)
         return json_response({**_summary(services, found), **done})
-    before = found.phase, found.mode, found.poll_interval_ms, found.paused_by
+    before = _settings(found)
     more = await _change(request, services, found, action)
     after = services.views.pairs[found.pair_id]
-    same = before == (after.phase, after.mode, after.poll_interval_ms, after.paused_by)
-    return json_response({**detail(services, after), "already": same and action in SETTING, **more})
+    already = before == _settings(after) and action in SETTING
+    return json_response({**detail(services, after), "already": already, **more})
 
 
 async def sync_all(request: Request, principal: Principal, services: Services) -> Response:
@@ -120,26 +124,51 @@ def requests(request: Request, principal: Principal, services: Services) -> Resp
 
 
 def request_show(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/aitl/{id}: one request, by id or unique prefix."""
-    return json_response(pairs.request_summary(services.pairing.resolve_request(request.params["id"])))
+    """GET /v1/aitl/{id}: one request, by id or unique prefix, with what an approval would share and leave out."""
+    return json_response(_request(services, services.pairing.resolve_request(request.params["id"])))
 
 
 async def decide(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/aitl/{id}/decide {decision, reason?, digest?}: approve or reject exactly that request."""
-    fields = members(request, {"decision": str, "reason": str, "digest": str})
+    """POST /v1/aitl/{id}/decide {decision, reason?, digest?, namespaces?, without_maps?}: about exactly that request.
+
+    An approval agrees to what both sides share, or to exactly the `namespaces`; `without_maps` drops the crossings.
+    """
+    fields = members(request, {"decision": str, "reason": str, "digest": str, "namespaces": list, "without_maps": bool})
     found = services.pairing.resolve_request(request.params["id"])
     if fields.get("decision") not in ("approve", "reject"):
         raise field_error("decision", "must be approve or reject")
     if fields.get("digest") not in (None, found.digest):
         raise SplError("pair-state-conflict", "the request changed since it was shown")
-    await services.pairing.decide_request(found.request_id, fields["decision"], fields.get("reason", ""))
-    return json_response(pairs.request_summary(services.views.requests[found.request_id]))
+    await services.pairing.decide_request(
+        found.request_id, fields["decision"], fields.get("reason", ""),
+        namespaces=texts(fields.get("namespaces", []), "namespaces"), maps=not fields.get("without_maps", False),
+    )  # fmt: skip
+    return json_response(_request(services, services.views.requests[found.request_id]))
+
+
+def _request(services: Services, found: pairs.Request) -> dict[str, object]:
+    """Return a request with `agrees`: what is agreed, or would be if it were approved as it stands."""
+    shown = pairs.request_summary(found)
+    pair = services.views.pairs.get(found.request_id)
+    if pair is None or pair.initiator:
+        return shown
+    asked, registry = handshake.terms_of(pair.proposal), services.views.namespaces
+    if pair.answer is not None:
+        names = pair.namespaces
+        left_out = [{"namespace": name} for name in asked.namespaces if name not in names]
+        return {**shown, "agrees": {"namespaces": list(names), "maps": maps_to_json(pair.maps), "left_out": left_out}}
+    weighed = agreement.weigh(asked, registry)
+    left_out = [
+        {"namespace": name, "why": why, "fix": agreement.fix_of(registry, name)} for name, why in weighed.left_out
+    ]
+    agrees = {"namespaces": list(weighed.namespaces), "maps": shown["maps"], "left_out": left_out}
+    return {**shown, "agrees": {**agrees, "unmapped": list(weighed.unmapped)}}
 
 
 def detail(services: Services, found: Pair) -> dict[str, object]:
     """Return the pair in full, as `spl federation show` prints it."""
     reading, offered = services.sync.status(found.pair_id), services.feed.offered(found.pair_id)
-    identity = services.vault.identity
+    identity, upkeep = services.vault.identity, services.pairing.upkeep.status(found.pair_id)
     return {
         **_summary(services, found),
         "since": when.text_of(found.since_ms),
@@ -160,20 +189,30 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
             "did": found.peer.did,
             "pair_endpoint": found.peer.pair_endpoint,
             "signed_at": when.text_of(found.peer.signed_at_ms),
-            "fetched_at": services.pairing.upkeep.status(found.pair_id)["fetched_at"],
+            "fetched_at": upkeep["fetched_at"],
             "expires_at": when.text_of(found.peer.expires_at_ms),
         },
-        "upkeep": services.pairing.upkeep.status(found.pair_id),
+        "upkeep": upkeep,
         "peer_words": words(found.chain.present),
         "our_words": words(identity.chain.present) if identity else None,
         "tokens": list(_tokens(found, services.now_ms())),
-        "maps": [{"local": local, "peer": peer} for local, peer in found.maps],
+        **_shared(services, found),
         "refused_records": services.views.refused.get(found.pair_id, 0),
         "transitions": [
             {"at": when.text_of(at_ms), "from": before, "to": after, "reason": reason}
             for at_ms, before, after, reason in reversed(found.transitions)
         ],
         "fix": services.doctor.fix(found) or _fix(found),
+    }
+
+
+def _shared(services: Services, found: Pair) -> dict[str, object]:
+    """Return what crosses the pair, and what of it is left out."""
+    return {
+        "maps": maps_to_json(found.maps),
+        "grants": lines_of(services, found),
+        "actors": list(found.actors),
+        "filter": found.filter.to_json(),
     }
 
 
@@ -229,6 +268,11 @@ async def _change(request: Request, services: Services, found: Pair, action: str
     else:
         raise SplError("not-found", f"a pair has no action {action[:40]!r}")
     return {}
+
+
+def _settings(found: Pair) -> tuple[object, ...]:
+    """Return what the actions of SETTING change."""
+    return found.phase, found.mode, found.poll_interval_ms, found.paused_by, found.filter
 
 
 def _summary(services: Services, found: Pair) -> dict[str, object]:

@@ -10,6 +10,8 @@ from .ctl import CtlError, quote
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
 _PROBLEMS: Final = 3
+_SILENT: Final = frozenset({"daemon-down", "timeout"})
+"""Nobody answers, or somebody holds the home and says nothing: what the home tells then is the report."""
 _MARKS: Final = {"ok": "ok", "fail": "FAIL", "warn": "warn", "skip": "skip", "info": "info"}
 _COLORS: Final = {"ok": GREEN, "fail": RED, "warn": YELLOW, "skip": DIM, "info": ""}
 
@@ -30,12 +32,12 @@ def _doctor(args: Namespace, shell: Shell) -> int:
 
 
 def _report(args: Namespace, shell: Shell) -> tuple[dict[str, Any], bool]:
-    """Return the report, and whether the daemon gave it; without a daemon the home is looked at instead."""
+    """Return the report, and whether the daemon gave it; without an answer the home is looked at instead."""
     path = f"/v1/doctor/{quote(args.pair)}" if args.pair else "/v1/doctor"
     try:
         return shell.ctl.get(path), True
     except CtlError as exc:
-        if exc.code != "daemon-down" or shell.distant:
+        if exc.code not in _SILENT or shell.distant:
             raise
     return shell.load("doctor").examine_home(Path(shell.home)), False
 

@@ -46,6 +46,9 @@ def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
     if queue.get("now") is not None:
         most = f", max {queue['max']} in the last hour" if queue.get("max") is not None else ""
         yield f"queue   {queue['now']} now{most}"
+    adapters = status.get("adapters") or {}
+    if adapters.get("p99_ms") is not None:
+        yield f"adapters {adapters['count']}, p99 {adapters['p99_ms']:,.1f} ms a record"
 
 
 def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
@@ -55,7 +58,7 @@ def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
     if lag.get("worst_pair_id") and lag.get("lag_records"):
         parts.append(f"worst {lag['worst_pair_id']}, {lag['lag_records']:,} records")
     confirmed_at = lag.get("oldest_confirmed_at")
-    if confirmed_at and out.now_ms() - ms_of(confirmed_at) > FRESH_MS:
+    if confirmed_at and abs(out.now_ms() - ms_of(confirmed_at)) > FRESH_MS:
         parts.append(f"oldest confirmation {lag['oldest_pair_id']}, {out.ago(confirmed_at)}")
     if parts:
         yield f"lag     {'; '.join(parts)}"

@@ -34,7 +34,8 @@ CODES: Final[dict[str, Code]] = {
     "record-too-large": Code(413, 2, "The record is over the size limit.", "store the payload elsewhere and put a reference into the body"),
     "reserved-thread": Code(403, 4, "Threads that the daemon keeps for itself take no records from clients.", "use another thread id"),
     "actor-refused": Code(403, 4, "An instance vouches for its local actors only, never for another instance.", "emit under an actor of your own"),
-    "namespace-rejected": Code(403, 4, "The namespace, or one above it, does not exist or is not active.", "spl namespace create NAME"),
+    "namespace-rejected": Code(403, 4, "The namespace, or one above it, does not exist or is archived.", "spl namespace create NAME"),
+    "namespace-in-use": Code(409, 7, "The namespace holds records, has others below it, or is shared with a pair.", "spl namespace archive NAME"),
     "not-found": Code(404, 6, "There is no such pair, thread, record or route.", "check the id; unique prefixes are accepted"),
     "ambiguous": Code(409, 6, "The prefix fits more than one.", "give more characters"),
     # records and signatures
@@ -79,6 +80,7 @@ CODES: Final[dict[str, Code]] = {
     "identity-exists": Code(409, 7, "There is an identity already.", "spl identity show"),
     "identity-damaged": Code(500, 12, "The identity file cannot be read or does not certify its own DID.", "restore it: spl identity import FILE"),
     "identity-cloned": Code(409, 7, "The peer answers with this daemon's own DID.", "give one of them its own: spl identity generate --force"),
+    "identity-backup": Code(409, 3, "The identity was never exported: when this disk is lost, so are its DID and its pairs.", "spl identity export --out FILE"),
     "did-invalid": Code(400, 10, "The DID is malformed or does not certify the key.", "ask the peer for: spl identity show"),
     "manifest-missing": Code(404, 10, "The peer publishes no manifest.", "on the peer: spl identity generate"),
     "manifest-malformed": Code(422, 10, "The manifest is not of the expected form.", "on the peer: spl identity generate"),
@@ -112,6 +114,10 @@ CODES: Final[dict[str, Code]] = {
     "cursor-reset": Code(409, 9, "The log behind the cursor is another one.", "the consumer starts again by itself"),
     "push-position": Code(409, 9, "What the peer pushes does not begin where we stand with it.", "it goes on from the cursor in the answer by itself"),
     "peer-rewound": Code(502, 9, "The peer's log was set back more than three times within an hour.", "on the peer: spl store check"),
+    "grant-conflict": Code(409, 7, "The namespace is shared with this pair under another name.", "spl consent list"),
+    "consent-missing": Code(409, 3, "What is granted waits for the other side: it does not hold the grant, or has not granted L0 in turn.", "spl consent list"),
+    "namespace-unmapped": Code(409, 3, "The peer grants into a namespace that does not exist here, so what it sends is refused.", "spl namespace create NAME"),
+    "consent-stale": Code(409, 10, "The peer's statement of consent is older than the one held.", "nothing: the newer one holds"),
     "scope-violation": Code(403, 10, "The record lies outside what this pair agreed to share.", "spl federation show PAIR_ID"),
     "answer-malformed": Code(502, 9, "The peer's answer is not of the expected form.", "spl federation refresh PAIR_ID, upgrade the older side"),
     # reach
@@ -152,6 +158,7 @@ CODES: Final[dict[str, Code]] = {
     "stream-buffering": Code(502, 9, "Something between buffers the stream, so records arrive late and in lumps.", "switch off response buffering in the proxy before the peer"),
     "stream-flapping": Code(502, 9, "The stream breaks again and again; each time it resumes by its cursor and nothing is lost.", "look at timeouts of proxies between, or use mode polling"),
     "queue-high": Code(503, 3, "Records wait between network and store: taking them in is slower than their arrival.", "look at the disk and the processor of this machine"),
+    "adapter-slow": Code(503, 3, "What runs for each record after its write takes so long that the reference's spike, 37 records a second, is too much.", "look at the load of this machine: top; the slowest adapter is named by: spl status -o json"),
     "poll-interval-long": Code(409, 3, "The pair polls seldom, so its news may be old.", "spl federation set-poll-interval PAIR_ID 5m"),
 }
 """Every code; `tools/check.py` holds it against what the code raises."""

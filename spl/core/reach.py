@@ -42,10 +42,15 @@ class Reaches:
         self._failures_max = failures_max
         self._ways: dict[str, _Way] = {}
         self._wanted: tuple[Callable[[str], None], ...] = ()
+        self._hearers: tuple[Callable[[str, Mapping[str, Any]], None], ...] = ()
 
     def listen(self, callback: Callable[[str], None]) -> None:
         """Call back with the pair whenever a peer that we reached needs our push, or may need it."""
         self._wanted = (*self._wanted, callback)
+
+    def hear(self, callback: Callable[[str, Mapping[str, Any]], None]) -> None:
+        """Call back with every view of a pair that its peer tells, whichever way it comes."""
+        self._hearers = (*self._hearers, callback)
 
     def contact(self, pair_id: str, now_s: float) -> None:
         """Take note that the peer opened an authenticated connection; `now_s` is any steady clock."""
@@ -64,6 +69,8 @@ class Reaches:
         """Take in the peer's own word on reach; a view without one changes nothing."""
         way = self._way(pair_id)
         way.peer = str(view.get("reach", "")) or way.peer
+        for callback in self._hearers:
+            callback(pair_id, view)
 
     def failed(self, pair_id: str, kind: str, now_s: float, interval_s: float) -> bool:
         """Take note of a failure of this class; return whether the peer serves us by push, so that it is no trouble.

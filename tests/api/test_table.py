@@ -18,6 +18,7 @@ OPEN_TO_ALL = {
     "/v1/federation/pair/{id}/notify-revoke",
     "/v1/federation/pair/{id}/log",
     "/v1/federation/pair/{id}/renew",
+    "/v1/federation/pair/{id}/consent",
 }
 
 

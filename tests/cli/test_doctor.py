@@ -1,8 +1,17 @@
 """`spl doctor`: the report of a pair, of a daemon, and of a home without one."""
 
+import re
+import shlex
 from typing import Any
 
+import pytest
+
+from spl.cli.command import Command, parser_of
+from spl.cli.main import find
+from spl.core.errors import CODES
+from spl.core.finding import CATALOGUE, findings
 from tests.cli.conftest import Daemon, Run, error
+from tests.core.test_finding import CASES, WELL
 
 HOSTED = "did:sync:instance:hosted-0123456789abcdef01234567"
 
@@ -105,3 +114,30 @@ def test_without_a_daemon_the_home_is_looked_at(spl: Run) -> None:
     assert "\n  fix          spl serve\n" in result.out
     assert spl("doctor", "-o", "json").data["problems"][0]["code"] == "daemon-down"
     assert spl("doctor", env={"SPL_SERVE_URL": "http://127.0.0.1:1"}).code == 5
+
+
+@pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.code)
+def test_each_fix_is_a_command_that_exists(row: Any) -> None:
+    """What follows `spl` in a fix is taken by the parser of its command as it stands."""
+    variants = ({}, {"manifest_ours": False}, {"waits_for": "peer"}, {"locking_rule": "writers"}, {"token_taken": True})
+    for more in variants:
+        for item in findings({**WELL, **CASES[row.code], **more}):
+            for words in re.findall(r"spl ([^;,&|(]+)", item.fix):
+                command, rest = find(shlex.split(words))
+                assert isinstance(command, Command), words
+                parser_of(command).parse_args(rest)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_each_hint_names_commands_that_exist(code: str) -> None:
+    """The next step of any code: its command at least is one of ours."""
+    for words in re.findall(r"spl ([^;,&|(]+)", CODES[code].fix):
+        find(words.split())
+
+
+def test_a_daemon_that_says_nothing(spl: Run, daemon: Daemon) -> None:
+    """Stopped or stuck: it takes the connection and never answers, so the home is looked at instead."""
+    daemon.answers["GET", "/v1/doctor"] = (504, error("timeout", "no answer"))
+    result = spl("doctor")
+    assert result.code == 3
+    assert "FAIL  daemon" in result.out

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from spl.cli import main as cli
-from spl.cli.command import Command, Group, parser_of
+from spl.cli.command import Command, Group, indented, parser_of
 from tests.cli.conftest import Daemon, Run, chunked, listed
 
 FORBIDDEN = ("asyncio", "ssl", "nacl", "http.client", "urllib.request", "uvloop", "sqlite3", "logging")
@@ -47,13 +47,13 @@ def test_every_command_has_a_page_of_two_sentences_and_an_example(spl: Run) -> N
         assert result.err == ""
         assert f"usage: spl {entry.name}" in result.out
         assert len(re.findall(r"[.;](\s|\Z)", entry.concept)) >= 2, entry.concept
-        assert result.out.endswith(f"{entry.example}\n")
+        assert result.out.endswith(f"{indented(entry.example)}\n")
         assert max(map(len, entry.concept.splitlines())) <= 115
 
 
 def test_every_example_parses() -> None:
-    for entry in entries():
-        words = shlex.split(entry.example)
+    for entry, line in [(each, line) for each in entries() for line in each.example.splitlines()]:
+        words = shlex.split(line)
         words = words[words.index("spl") + 1 :]
         words = words[: next((at for at, word in enumerate(words) if word in "|<>"), None)]
         command, rest = cli.find(words)
@@ -169,7 +169,19 @@ def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> N
     process = child("-c", script, home=home, stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=30)
     assert err == b""
-    files = ["command", "ctl", "federation", "handshake", "main", "out", "pairview", "soak"]
+    files = [
+        "claims",
+        "command",
+        "consent",
+        "ctl",
+        "federation",
+        "handshake",
+        "main",
+        "out",
+        "pairview",
+        "soak",
+        "verify",
+    ]
     assert out.decode() == f"[] {[f'spl.cli.{name}' for name in files]}\n"
 
 

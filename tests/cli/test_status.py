@@ -16,6 +16,7 @@ STATUS: dict[str, Any] = {
     "pairs": {"total": 12, "active": 10, "paused": 1, "degraded": 1, "revoked": 0},
     "lag": {"p50_ms": 212, "p99_ms": 548, "worst_pair_id": "pair_0f9e8d7c", "lag_records": 138},
     "queue": {"now": 0, "max": 9},
+    "adapters": {"count": 3, "p99_ms": 0.104, "records": 4000, "slowest": "feed"},
     "attention": [
         {
             "code": "token-expired",
@@ -40,6 +41,7 @@ store   33,180 records, 41.2 MB, last fsync 3 ms, 18.2 GB free
 pairs   12: 10 active, 1 paused, 1 degraded
 lag     p50 212 ms, p99 548 ms (last 5 min); worst pair_0f9e8d7c, 138 records
 queue   0 now, max 9 in the last hour
+adapters 3, p99 0.1 ms a record
 
 needs attention (2)
   ✗ token-expired  pair_0f9e8d7c: peer token expired
@@ -63,6 +65,7 @@ def test_without_identity_and_measurements(spl: Run, daemon: Daemon) -> None:
         "identity": None,
         "lag": {},
         "queue": {},
+        "adapters": {"count": 3, "p99_ms": None},
         "attention": [],
         "store": {"records": 0, "bytes": 0},
         "pairs": {"total": 0},

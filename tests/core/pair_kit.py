@@ -71,6 +71,7 @@ EVENTS: tuple[Event, ...] = (
     Degrade("timeout"), Recover(), Configure({"mode": "on-demand", "poll_interval_ms": 1000, "relay": False}),
     ManifestChange(LATER), TokenChange(True, OTHER_TOKEN), TokenChange(False, OTHER_TOKEN), Revoke("over"), Told(),
     End("expired"),
+    Configure({"thread_allow": ["th_a"], "thread_rule": "true"}), Configure({"relay": True, "thread_rule": ""}),
 )  # fmt: skip
 PATHS: Mapping[str, tuple[Event, ...]] = {
     "none": (),

@@ -1,14 +1,17 @@
 """The catalogue: each finding has facts that produce it, and none of them holds for a daemon that is well."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from spl.core.errors import CODES
 from spl.core.finding import CATALOGUE, FAIL, INFO, WARN, findings, problems
+from spl.core.limits import Limits
 
 WELL: dict[str, Any] = {
-    "identity": True, "readonly": "", "damaged_lines": 0, "free_bytes": 10**11, "loop_lag_ms": 3.0, "dead_tasks": [],
+    "identity": True, "readonly": "", "damaged_lines": 0, "unsaved_s": 60.0,
+    "free_bytes": 10**11, "loop_lag_ms": 3.0, "dead_tasks": [],
     "pair_id": "pair_0f9e8d7c", "label": "bob", "url": "https://bob.example", "phase": "active", "reason": "",
     "mode": "polling", "poll_interval_ms": 300_000, "paused_by": "", "ended_by_peer": False, "waits_for": "",
     "clock": 42, "lag_records": 0, "overdue_s": 0.0, "unmoved": False, "scopes_missing": [], "queue_records": 0,
@@ -26,6 +29,14 @@ def manifest(code: str, message: str = "", **more: object) -> dict[str, Any]:
     return {"manifest": {"code": code, "message": message}, **more}
 
 
+GRANT = "spl federation grant pair_0f9e8d7c --namespace x --maps x,music --hash-level L0"
+MAKE = "spl namespace create x && spl namespace create x/y"
+
+
+def gap(code: str, namespace: str, missing: str, fix: str, *, at_peer: bool = False) -> dict[str, Any]:
+    return {"gaps": [{"code": code, "namespace": namespace, "missing": missing, "fix": fix, "at_peer": at_peer}]}
+
+
 CASES: dict[str, dict[str, Any]] = {
     "daemon-down": {"daemon_down": "no daemon answers"},
     "warming-up": {"holder": {"pid": "7", "since": "now"}, "holder_s": 5.0},
@@ -38,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "config-invalid": {"config_error": "config.toml:3: unknown key 'prot'"},
     "identity-missing": {"identity": False},
     "identity-cloned": manifest("identity-cloned", "https://bob.example answers with our own DID"),
+    "identity-backup": {"unsaved_s": 86_401.0},
     "clock-skew": {"clock_ahead_ms": -31_000},
     "dns": failure("dns"),
     "connect": failure("connect", "bob.example at 203.0.113.7 port 443: Connection refused"),
@@ -66,17 +78,20 @@ CASES: dict[str, dict[str, Any]] = {
         "reverse": {"reached": False, "url": "https://a", "code": "connect", "message": "Connection refused"}
     },
     "peer-revoked": {"ended_by_peer": True},
-    "token-expiring": {"token_left_ms": 3 * 86_400_000},
+    "token-expiring": {"token_left_ms": 3 * 86_400_000, "token_due": True},
     "token-expired": {"token_left_ms": -7_200_000},
     "token-scope": {"scopes_missing": ["federation:subscribe"]},
     "auth-invalid": {"token_refused": "the peer answers 401: the bearer token is unknown here"},
     "peer-paused": {"paused_by": "peer"},
+    "consent-missing": gap("consent-missing", "music", "L0 behaves as L1 until bob grants it too", GRANT, at_peer=True),
+    "namespace-unmapped": gap("namespace-unmapped", "x/y", "namespace x/y does not exist or is not active here", MAKE),
     "peer-rewound": failure("peer-rewound"),
     "cursor-stalled": {"lag_records": 138, "broken_s": {"cursor-stalled": 301.0}},
     "cursor-skip-suspect": {"lag_records": 3, "unmoved": True, "broken_s": {"cursor-stalled": 0.0}},
-    "stream-buffering": {"mode": "continuous", "stream_first_s": None},
+    "stream-buffering": {"mode": "continuous", "mute_s": 5.1},
     "stream-flapping": {"mode": "continuous", "breaks": 4},
     "queue-high": {"queue_records": 51},
+    "adapter-slow": {"adapters_slow": "adapters take 40 ms a record (p99 of the last 5 min), views the most of it"},
     "rate-limited": {"throttled": True},
     "poll-interval-long": {"poll_interval_ms": 7_200_000},
     "pair-degraded": {"phase": "degraded", "reason": "internal"},
@@ -97,6 +112,8 @@ FIXES = {
     "cursor-skip-suspect": "upgrade the peer, then: "
     "spl federation pause pair_0f9e8d7c && spl federation resume pair_0f9e8d7c",
     # and others with a step of their own
+    "consent-missing": f"on bob: {GRANT}",
+    "namespace-unmapped": MAKE,
     "daemon-down": "spl serve",
     "handshake-pending": "spl aitl approve pair_0f9e8d7c",
     "peer-revoked": "spl federation pair https://bob.example/",
@@ -124,6 +141,12 @@ def test_each_finding_has_facts_that_produce_it_and_only_it(row: Any) -> None:
     assert found[0].fix == FIXES.get(row.code, found[0].fix)
     assert found[0].title == CODES[row.code].meaning
     assert (found[0].severity, found[0].explained_by) == (row.severity, "")
+
+
+def test_patience_is_a_limit_in_seconds() -> None:
+    """What an operator may lower; a misspelt one would fail only when its finding holds."""
+    known = {field.name for field in fields(Limits)}
+    assert {row.patience for row in CATALOGUE} - {""} <= {name for name in known if name.endswith("_s")}
 
 
 def test_no_case_is_left_of_what_the_catalogue_lost() -> None:
@@ -165,6 +188,18 @@ def test_what_heals_by_itself_shows_after_a_while() -> None:
     assert codes({**WELL, **failure("connect"), "broken_s": {"connect": 29.0}}) == []
     assert codes({**WELL, **failure("connect"), "broken_s": {"connect": 30.0}}) == ["connect"]
     assert codes({**WELL, "lag_records": 5, "broken_s": {"cursor-stalled": 299.0}}) == []
+    hasty = {**WELL, **failure("connect"), "limits": Limits(failing_s=1.0), "broken_s": {"connect": 1.0}}
+    assert codes(hasty) == ["connect"]
+
+
+def test_a_stream_that_breaks_explains_its_own_failures() -> None:
+    """What the last attempt met is how it shows; a peer that is gone explains the stream in turn."""
+    for code in ("stream-flapping", "stream-buffering"):
+        for word in ("disconnected", "timeout"):
+            found = {item.code: item.explained_by for item in findings({**WELL, **CASES[code], **failure(word)})}
+            assert found == {code: "", word: code}
+        found = {item.code: item.explained_by for item in findings({**WELL, **CASES[code], **failure("connect")})}
+        assert found == {code: "connect", "connect": ""}
 
 
 def test_a_warning_can_become_a_failure() -> None:
@@ -174,6 +209,14 @@ def test_a_warning_can_become_a_failure() -> None:
     ):  # fmt: skip
         assert findings({**WELL, **facts})[0].severity == severity
     assert problems(findings({**WELL, "poll_interval_ms": 7_200_000})) == []
+
+
+def test_who_asks_for_a_new_token() -> None:
+    """Whoever presents it: ours for the peer is renewed from there."""
+    for facts in ({"own_token_left_ms": -1}, {"own_token_left_ms": 1, "own_token_due": True}):
+        assert findings({**WELL, **facts})[0].fix == f"on bob: {REFRESH}"
+    for facts in ({"token_left_ms": -1}, {"token_left_ms": 1, "token_due": True}):
+        assert findings({**WELL, **facts})[0].fix == REFRESH
 
 
 def test_a_stripped_dot_path_and_a_missing_identity_have_different_fixes() -> None:

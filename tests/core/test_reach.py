@@ -71,3 +71,11 @@ def test_no_order_of_events_makes_a_reached_peer_one_that_pushes(steps: list[str
             reaches.failed(PAIR, step, 0.0, 1.0)
         run = {"contact": run, "TIMEOUT": run + 1}.get(step, 0)
         assert (reaches.word(PAIR) == PEER_PUSHES) <= (run >= 3)
+
+
+def test_every_view_of_a_peer_is_told_to_who_asked_for_it() -> None:
+    reaches, told = Reaches(5), list[tuple[str, object]]()
+    reaches.hear(lambda pair_id, view: told.append((pair_id, view.get("consent"))))
+    reaches.heard(PAIR, {"consent": 3})
+    reaches.reached(PAIR, {"consent": 4})
+    assert told == [(PAIR, 3), (PAIR, 4)]

@@ -1,14 +1,13 @@
 """What goes wrong between real daemons, and that `spl doctor` names it with the step that mends it."""
 
 import fcntl
-import http.client
 import json
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,60 +15,8 @@ import trustme
 
 from tests.e2e.conftest import AUTO, Make
 from tests.e2e.harness import Instance, eventually, free_port
+from tests.e2e.proxy import MANIFEST, Proxy, Reply
 from tests.e2e.test_tls import issued
-
-MANIFEST = "/.well-known/syncropel"
-
-
-class Proxy(ThreadingHTTPServer):
-    """A reverse proxy in front of a daemon, with the faults that real ones have: path ending -> status, or a suffix."""
-
-    daemon_threads = True
-
-    def __init__(self, target_port: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Forward)
-        self.target_port = target_port
-        self.statuses: dict[str, int] = {}
-        self.suffix = b""
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def end(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _Forward(BaseHTTPRequestHandler):
-    server: Proxy
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        status = next((code for end, code in self.server.statuses.items() if self.path.endswith(end)), 0)
-        if status:
-            return self._answer(status, b"<h1>nginx</h1>")
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.target_port, timeout=20)
-        try:
-            upstream.request(self.command, self.path, body or None, dict(self.headers.items()))
-            reply = upstream.getresponse()
-            data = reply.read()
-        finally:
-            upstream.close()
-        return self._answer(reply.status, data + (self.server.suffix if self.path == MANIFEST else b""))
-
-    do_POST = do_GET
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
 
 
 @pytest.fixture
@@ -149,6 +96,10 @@ def test_our_own_home_twice(alice: Instance, bob: Instance, make: Make, pair_id:
     assert "identity-cloned" in problems(alice, pair_id)
 
 
+def reformatted(reply: Reply) -> Reply:
+    return replace(reply, body=reply.body + b"\n")
+
+
 def test_what_a_proxy_does_to_a_peer(make: Make, proxied: tuple[Instance, Proxy]) -> None:
     """The dot path stripped, other bytes for the manifest, a bearer demanded of the handshake, a path mangled."""
     (_bob, proxy), alice = proxied, make("alice").start()
@@ -163,7 +114,7 @@ def test_what_a_proxy_does_to_a_peer(make: Make, proxied: tuple[Instance, Proxy]
     assert seen("handshake-401") == "on bob: spl config list-permission-rules | grep federation"
     proxy.statuses = {"/v1/federation/pair": 404}
     assert seen("peer-4xx") == "on bob: let the proxy pass /v1/ as it is"
-    proxy.statuses, proxy.suffix = {}, b"\n"
+    proxy.statuses, proxy.changes = {}, {MANIFEST: reformatted}
     assert seen("manifest-differs-outside") == "let the proxy pass /.well-known/ uncached and unchanged"
 
 
@@ -219,6 +170,13 @@ def test_a_rule_that_locks_out_every_handshake(alice: Instance, bob: Instance) -
     assert problems(bob) == {}
 
 
+def reissued(ca: trustme.CA, folder: Path, days: int) -> None:
+    """Put a certificate in place that ends in so many days."""
+    made = ca.issue_cert("127.0.0.1", not_after=datetime.now(UTC) + timedelta(days, 60))
+    made.private_key_pem.write_to_path(str(folder / "key.pem"))
+    (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+
+
 def test_a_certificate_that_nobody_vouches_for(make: Make, tmp_path: Path) -> None:
     """After a SIGHUP the peer shows one of another authority; plain http would have gone on."""
     ours, strange = trustme.CA(), trustme.CA()
@@ -233,8 +191,15 @@ def test_a_certificate_that_nobody_vouches_for(make: Make, tmp_path: Path) -> No
     # Bob trusts only the system's authorities; alice speaks plain http on loopback, so he reaches her all the same.
     assert problems(alice, pair_id) == {}
     assert "chain valid" in alice.run("doctor", pair_id).out
-    issued(strange, tmp_path / "tls", "127.0.0.1")
     assert bob.process is not None
+    for days, wrong in ((10, {"tls-expiry"}), (60, set())):
+        reissued(ours, tmp_path / "tls", days)
+        os.kill(bob.process.pid, signal.SIGHUP)
+        eventually(lambda: set(problems(alice, pair_id)) == wrong, f"{days} days left")  # noqa: B023
+        if wrong:
+            assert problems(alice, pair_id)["tls-expiry"] == "on bob: renew the certificate, then SIGHUP to the daemon"
+            assert "ends in 10 days" in alice.run("doctor", pair_id, code=3).out
+    issued(strange, tmp_path / "tls", "127.0.0.1")
     os.kill(bob.process.pid, signal.SIGHUP)
     found = eventually(lambda: problems(alice, pair_id).get("tls-chain"), "the new certificate is shown")
     assert found.startswith("on bob: fix the TLS chain (self-signed is refused)")
@@ -278,10 +243,11 @@ def test_a_home_whose_daemon_does_not_answer(make: Make) -> None:
 
 
 def test_a_stream(alice: Instance, bob: Instance, pair_id: str) -> None:
-    """In continuous mode the doctor opens one of its own and hears the first word at once."""
+    """The doctor looks at the pair's own stream, however often it is asked: a second one would end the first."""
     alice.run("federation", "set-mode", pair_id, "continuous")
+    eventually(lambda: (alice.pair(pair_id)["stream"] or {})["state"] == "open", "the stream is open")
     report = alice.run("doctor", pair_id).out
-    assert "  ok    stream-buffering  first event after " in report
+    assert "  ok    stream-buffering  open, and events arrive\n" in report
 
 
 def test_show_never_claims_to_be_caught_up_without_saying_since_when(

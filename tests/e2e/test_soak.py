@@ -30,7 +30,7 @@ def desk(make: Make, tmp_path: Path) -> Instance:
 
 
 def test_two_daemons_of_its_own_end_with_equal_sets(desk: Instance, tmp_path: Path) -> None:
-    """All five windows, approvals among them: each record synced, no error, the sets compared, nothing left behind."""
+    """All five windows, approvals and reloads too: each record synced, no error, sets compared, nothing left behind."""
     done = desk.run("federation", "soak", "--csv", *SECONDS)
     head, *rows = done.out.splitlines()
     assert head == HEADER
@@ -40,7 +40,7 @@ def test_two_daemons_of_its_own_end_with_equal_sets(desk: Instance, tmp_path: Pa
         ["spike", "0.02", "44", "44"], ["recovery", "0.02", "10", "10"],
     ]  # fmt: skip
     assert all(row[7] == "0" and row[4].isdigit() and row[5].isdigit() for row in cells)
-    assert "87 records emitted, 5 requests approved; both hold the same records" in done.err
+    assert "87 records emitted, 5 fold rules reloaded, 5 requests approved; both hold the same" in done.err
     assert "soak scaled" in done.err
     assert "soak passed" not in done.err
     assert not folders(tmp_path)
@@ -50,7 +50,8 @@ def test_a_live_pair_is_driven_from_one_side(alice: Instance, bob: Instance, pai
     for side in (alice, bob):
         side.run("federation", "set-mode", pair_id, "continuous")
     done = alice.run("federation", "soak", pair_id, "--window", "warmup=0.05", *ONE, "-o", "json")
-    assert "confirmed 12 of 12 records" in done.err
+    assert "12 records emitted, 1 fold rules reloaded; the peer confirmed 12 of them" in done.err
+    assert alice.data("config", "list-fold-rules") == []
     assert [(row["records_emitted"], row["errors"]) for row in done.data["rows"]] == [(12, 0)]
     held = {thread: ids for thread, ids in bob.holding().items() if thread.startswith("th_soak_")}
     assert held == {thread: ids for thread, ids in alice.holding().items() if thread.startswith("th_soak_")}
