@@ -168,8 +168,8 @@ class Feed:
             if found[0] == self.source.scope_now(pair_id, query):
                 return found[1]
 
-    def ack(self, pair_id: str, text: object) -> dict[str, object]:
-        """Take note of what the peer holds durably; return {peer_view}."""
+    def ack(self, pair_id: str, text: object) -> None:
+        """Take note of what the peer holds durably; raises as `changes` does."""
         if not isinstance(text, str):
             raise FeedError("bad-field", "cursor is a text")
         look, cursor = self.source.open(pair_id, Query(since=text))
@@ -180,7 +180,6 @@ class Feed:
         if found:
             self._measure(pair_id, frozenset(found), max(lane.position for lane in found.values()))
             self.acks.note(pair_id, {ns: lane.position for ns, lane in found.items()})
-        return {"peer_view": self.peer_view(pair_id)}
 
     def chains(self, pair_id: str, did: str) -> dict[str, object]:
         """Return the key chain of a signer whose records the pair sees in full; raise FeedError "not-found"."""

@@ -120,7 +120,7 @@ class Commit:
     """What one write made visible; given to listeners on the writer's thread.
 
     `first_seq` and `last_seq` take in lines of every kind; `run` is the running hash after the last.  `fresh` are the
-    new records with their seqs, so that who reads at the tail need not ask the index.
+    new records with their seqs, so that who reads at the tail need not ask the index, and `fresh_bytes` their size.
     """
 
     first_seq: int
@@ -130,6 +130,7 @@ class Commit:
     namespaces: frozenset[str]
     threads: frozenset[str]
     fresh: tuple[tuple[int, Entry], ...] = field(repr=False)
+    fresh_bytes: int
 
 
 @dataclass(slots=True)
@@ -432,6 +433,7 @@ class Hub:
             frozenset(entry.ns for _, entry in fresh if entry.ns),
             frozenset(entry.thread for _, entry in fresh),
             fresh,
+            sum(len(entry.payload) for _, entry in fresh),
         )
 
 

@@ -19,7 +19,7 @@ from .core.did import Chain, chain_from_json, grown
 from .core.errors import SplError
 from .core.gate import CHAIN_UNKNOWN, Gate, Roots, Verdict
 from .core.levels import NAMES, STRUCTURAL
-from .core.limits import Limits
+from .core.limits import KIB, Limits
 from .core.page import Page
 from .core.pair import Pair
 from .hub import Hub, Own
@@ -29,8 +29,9 @@ from .wire import Wire, event
 CHAINS: Final = "/v1/sync/chains"
 WORKERS: Final = 2
 CHAINS_PER_PAGE_MAX: Final = 16
-AT_ONCE_RECORDS: Final = 2
-"""So few are judged on the loop: a check is 55 us, and a way through a thread longer than that."""
+AT_ONCE_RECORDS: Final = 8
+AT_ONCE_BYTES: Final = 16 * KIB
+"""So few are judged on the loop: a check is 55 us, and the way through a thread under load five times that."""
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class Jury:
         """Return verdicts over what is new in a page, and the pins of chains learnt for it."""
         loop = asyncio.get_running_loop()
         rules = self._gate(pair, {})
-        if item.count <= AT_ONCE_RECORDS:
+        if item.count <= AT_ONCE_RECORDS and item.size <= AT_ONCE_BYTES:
             rows = self._unknown(pair.pair_id, item)
             verdicts = [rules.judge(value, ns) for value, ns in rows]
         else:

@@ -74,7 +74,7 @@ class Recent:
         kept: tuple[Commit, ...] = ()
         if self._streams:
             kept = (*self.state[0], commit)[-RECENT_COMMITS:]
-            while kept and sum(_bytes_of(each) for each in kept) > RECENT_BYTES:
+            while kept and sum(each.fresh_bytes for each in kept) > RECENT_BYTES:
                 kept = kept[1:]
         self.state = kept, commit.last_seq
 
@@ -280,10 +280,6 @@ def _event(name: str, **data: object) -> bytes:
 def _row(seq: int, entry: Entry) -> Row:
     """Return a new record as the index will know it, for the scope to judge."""
     return Row(seq, entry.kind, 0, 0, len(entry.payload), entry.ns, entry.origin, entry.voucher, entry.own, entry.clock)
-
-
-def _bytes_of(commit: Commit) -> int:
-    return sum(len(entry.payload) for _, entry in commit.fresh)
 
 
 async def rung(bell: asyncio.Event, until_s: float) -> None:

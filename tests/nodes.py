@@ -374,7 +374,8 @@ class Node:
                     ),
                 )
             case "/v1/sync/ack":
-                return json.dumps(self.feed.ack(pair_id, json.loads(body)["cursor"])).encode()
+                self.feed.ack(pair_id, json.loads(body)["cursor"])
+                return json.dumps({"peer_view": self.feed.peer_view(pair_id)}).encode()
             case "/v1/sync/chains":
                 return json.dumps(self.feed.chains(pair_id, query["did"])).encode()
             case "/v1/sync/fingerprints":

@@ -341,7 +341,8 @@ async def test_acks_tell_how_far_the_peer_is(tmp_path: Path) -> None:
         for n in range(3):
             alice.emit(f"{n}")
         first = await page(alice, limit=2)
-        assert alice.feed.ack(PAIR, first["next_cursor"])["peer_view"] == {
+        alice.feed.ack(PAIR, first["next_cursor"])
+        assert alice.feed.peer_view(PAIR) == {
             "state": "active",
             "reason": "",
             "head": 3,
