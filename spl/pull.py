@@ -242,7 +242,8 @@ class Puller:
         items += [Refuse(pair.pair_id, verdict.id, verdict.code, _named(verdict.ns)) for verdict in refused]
         place = self.hub.views.positions.get(pair.pair_id)
         clock = item.view.get("clock", (place.count if place else 0) + item.count)
-        if moves and item.next_cursor and (place is None or place.cursor != item.next_cursor):
+        # The same cursor with another count: what was repaired beside it, the source counts and we did not.
+        if moves and item.next_cursor and (place is None or (place.cursor, place.count) != (item.next_cursor, clock)):
             items.append(Place(pair.pair_id, item.next_cursor, clock))
         fresh = await self._store(pair, items)
         if refused:
