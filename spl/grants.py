@@ -176,7 +176,7 @@ class Grants:
 
     def _tell_log(self, event: str, pair: Pair, grant: Grant) -> None:
         level = consent.level_name(grant.level)
-        fields = {"pair": pair.pair_id, "namespace": grant.namespace, "maps": grant.maps, "level": level,
+        fields = {"pair": pair.pair_id, "namespace": grant.namespace, "maps": grant.maps, "hash_level": level,
                   "version": grant.version}  # fmt: skip
         log.info(event, extra={"fields": fields})
 

@@ -43,7 +43,8 @@ class Formatter(logging.Formatter):
         }
         message = record.getMessage()
         if isinstance(fields, dict):
-            line |= {"event": message, **fields}
+            # The line's own members stand, whatever an event calls its fields.
+            line = {**line, "event": message, **{name: value for name, value in fields.items() if name not in line}}
             line.setdefault("msg", message.replace(".", " "))
         else:
             line |= {"event": "log", "msg": message}

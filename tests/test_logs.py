@@ -50,3 +50,9 @@ def test_setup_writes_the_file(tmp_path: Path) -> None:
         logging.getLogger("spl").removeHandler(handler)
         handler.close()
     logging.getLogger("spl").propagate = True
+
+
+def test_a_field_never_stands_for_a_member_of_the_line() -> None:
+    line = json.loads(line_of("spl.federation", True, "consent.granted", {"level": "L1", "ts": "x", "pair": "p"}))
+    assert (line["level"], line["pair"]) == ("info", "p")
+    assert line["ts"] != "x"
