@@ -99,6 +99,7 @@ async def test_acks_that_come_close_together_are_one_and_the_last_is_never_lost(
         # As soon as the stream that they are acks of ends, the newest goes out.
         stream = stream_of(alice)
         assert stream is not None
+        alice.network.down = "connect"
         stream.cut()
         await until(lambda: alice.feed.offered(PAIR)["lag_records"] == 0)
 

@@ -38,6 +38,18 @@ async def test_a_source_with_another_log_resets_the_reader(tmp_path: Path) -> No
         assert bob.sync.status(PAIR)["last_error"] is None
 
 
+async def test_one_thread_read_to_its_end_confirms_nothing_of_the_others(tmp_path: Path) -> None:
+    """What waits on other threads is as unknown as before, so the age of the last word stays."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        alice.emit("1", thread="th_one")
+        alice.emit("2", thread="th_two")
+        await bob.sync.pull(PAIR, "th_one")
+        assert bob.sync.status(PAIR)["last_sync_at"] is None
+        await bob.sync.pull(PAIR)
+        assert bob.sync.status(PAIR)["last_sync_at"] is not None
+
+
 async def test_more_than_three_resets_an_hour_are_reported(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)

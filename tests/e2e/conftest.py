@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Instance
+from tests.e2e.findings import HASTY, Faulty, House, World
+from tests.e2e.harness import Instance, free_port
+from tests.e2e.proxy import Proxy
 
 Make = Callable[..., Instance]
 AUTO = '[federation]\napproval = "auto"\n'
@@ -49,3 +52,44 @@ def pair_id(alice: Instance, bob: Instance) -> str:
     *_, last = alice.steps(bob.url)
     assert last["step"] == "active", last
     return str(last["pair_id"])
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Return a maker of instances that live as long as the tests of a file: name, configuration, what runs them."""
+    made: list[Instance] = []
+
+    def maker(name: str, config: str, kind: type[Instance] = Instance, **more: Any) -> Instance:
+        instance = kind(name, tmp_path_factory.mktemp(name) / "home", **more)
+        instance.home.mkdir(mode=0o700)
+        made.append(instance.configure(config))
+        instance.run("init", "--label", name)
+        return instance
+
+    yield maker
+    for instance in made:
+        instance.end()
+
+
+@pytest.fixture(scope="module")
+def shared(house: House) -> Iterator[World]:
+    """The two daemons of most tests."""
+    port = free_port()
+    proxy = Proxy(port)
+    bob = house("bob", AUTO, Faulty, port=port).start("--public-url", proxy.url)
+    alice = house("alice", f"[limits]{HASTY}").start()
+    *_, last = alice.steps(proxy.url)
+    assert last["step"] == "active", last
+    world = World(alice, bob, proxy, last["pair_id"])
+    alice.run("federation", "set-poll-interval", world.pair_id, "200ms")
+    yield world
+    proxy.end()
+
+
+@pytest.fixture
+def world(shared: World) -> Iterator[World]:
+    """The shared world, in order before and after."""
+    shared.proxy.heal()
+    shared.well()
+    yield shared
+    shared.proxy.heal()

@@ -1,0 +1,88 @@
+"""A real daemon on a machine, or of a version, that is at fault: `python -m tests.e2e.faults FAULT serve …`.
+
+What no test can do to a disk or to code from outside is done here, before the daemon starts; all else is the product.
+While the file that SPL_FAULT names is there, the fault lasts.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+SWITCH: Final = Path(os.environ.get("SPL_FAULT", "/nonexistent"))
+LOOK_AGAIN_S: Final = 0.01
+
+
+def slow_disk() -> None:
+    """Let each sync of a file wait for as long as the fault lasts, as on a disk that hangs."""
+    sync = os.fdatasync
+
+    def waits(fd: Any) -> None:
+        while SWITCH.exists():
+            time.sleep(LOOK_AGAIN_S)
+        sync(fd)
+
+    os.fdatasync = waits
+
+
+def dying_task() -> None:
+    """Let the task that reads from a peer die each time it is started, as a fault of our own code would."""
+    from spl.sync import Sync
+
+    follow = Sync._wait_s
+
+    def dies(self: Sync, *args: Any) -> float | None:
+        if SWITCH.exists() and sys._getframe(1).f_code.co_name == "_follow":
+            raise RuntimeError("a fault that a test put here")
+        return follow(self, *args)
+
+    Sync._wait_s = dies  # type: ignore[method-assign]
+
+
+def slow_adapter() -> None:
+    """Let the views take a twentieth of a second for each record."""
+    from spl.views import Views
+
+    apply = Views.apply
+
+    def lingers(self: Views, *args: Any) -> None:
+        if SWITCH.exists():
+            time.sleep(0.05)
+        apply(self, *args)
+
+    Views.apply = lingers  # type: ignore[method-assign]
+
+
+def later(seconds: int) -> Callable[[], None]:
+    """Return what lets the process live so many seconds after the present, on a clock that runs on from there."""
+
+    def shift() -> None:
+        time_ns = time.time_ns
+        time.time_ns = lambda: time_ns() + seconds * 10**9
+
+    return shift
+
+
+def other_version() -> None:
+    """Be a daemon of a later time, whose protocol is another one."""
+    import spl.core.version
+
+    spl.core.version.PROTOCOL = 99  # type: ignore[misc]
+
+
+FAULTS: Final[dict[str, Callable[[], None]]] = {
+    "slow-disk": slow_disk,
+    "dying-task": dying_task,
+    "slow-adapter": slow_adapter,
+    "other-version": other_version,
+    "46-seconds-later": later(46),
+    "85-days-later": later(85 * 86_400),
+}
+
+if __name__ == "__main__":
+    FAULTS[sys.argv[1]]()
+    from spl.cli.main import main
+
+    sys.exit(main(sys.argv[2:]))

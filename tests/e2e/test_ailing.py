@@ -1,0 +1,187 @@
+"""Findings about a daemon itself: its machine, disk, clock, names or code is at fault, and it says what mends it.
+
+Whatever fails, nothing is called "caught up" for more than 45 seconds while it is not, and what was acknowledged stays.
+"""
+
+import os
+import shlex
+import signal
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from tests.e2e.conftest import AUTO
+from tests.e2e.findings import (
+    HASTY,
+    NAME,
+    Faulty,
+    House,
+    Mounted,
+    Named,
+    World,
+    attention,
+    finds,
+    later,
+    named,
+    report,
+    seen,
+    told,
+)  # fmt: skip
+from tests.e2e.harness import eventually
+
+
+def note(text: str, n: int) -> dict[str, Any]:
+    return {"act": "KNOW", "actor": "did:sync:user:small", "thread": "th_big", "body": {"text": text, "n": n}}
+
+
+@finds("loop-blocked")
+def test_a_machine_that_stands_still(world: World) -> None:
+    """The daemon's process is stopped for more than a second, twice within a minute."""
+    alice = world.alice
+    assert alice.process is not None
+    for _ in range(2):
+        os.kill(alice.process.pid, signal.SIGSTOP)
+        time.sleep(1.1)  # this is the fault, not a wait
+        os.kill(alice.process.pid, signal.SIGCONT)
+        alice.get("/health")
+    assert seen(alice, "loop-blocked")["fix"] == "look at its load: top, iostat"
+    eventually(lambda: not named(attention(alice), "loop-blocked"), "later beats are on time")
+
+
+@finds("identity-backup")
+def test_an_identity_without_a_copy(house: House, tmp_path: Path) -> None:
+    """A day old, here a moment, and never exported."""
+    solo = house("solo", "[limits]\nbackup_due_s = 0.001\n").start()
+    assert told(solo, "identity-backup")["fix"] == "spl identity export --out FILE"
+    fix = seen(solo, "identity-backup")["fix"].replace("FILE", str(tmp_path / "solo.identity"))
+    solo.run(*shlex.split(fix)[1:])
+    assert attention(solo) == report(solo)["problems"] == []
+
+
+@finds("warming-up")
+def test_a_daemon_that_is_still_coming_up(house: House) -> None:
+    """It was killed, so its log is made durable before it is served, and the disk hangs."""
+    slow = house("slow", "", Faulty, fault="slow-disk").start()
+    slow.emit("th_work", 3)
+    slow.kill()
+    with slow.at_fault():
+        slow.launch()
+        eventually(lambda: slow.holder == slow.process.pid, "the new process holds the home")
+        done = slow.run("doctor", "-o", "json", code=3)
+        found = named(done.data["problems"], "warming-up")
+        assert found["fix"] == "wait; its output shows the progress"
+    eventually(slow.is_ready, "it comes up")
+    assert report(slow)["problems"] == []
+
+
+@finds("task-dead")
+def test_a_task_that_dies(house: House, world: World) -> None:
+    """An error of our own ends what reads from a peer; while it is started again and again nothing is "caught up"."""
+    carol = house("carol", f"[limits]{HASTY}", Faulty, fault="dying-task").start()
+    *_, last = carol.steps(world.proxy.url)
+    pair_id = last["pair_id"]
+    carol.run("sync", pair_id)
+    assert ", caught up\n" in carol.run("federation", "show", pair_id).out
+    with carol.at_fault():
+        carol.run("federation", "set-poll-interval", pair_id, "200ms")
+        assert told(carol, "task-dead")["fix"] == "spl logs"
+        assert pair_id in seen(carol, "task-dead")["title"]
+        page = carol.run("federation", "show", pair_id).out
+        assert ", caught up\n" not in page
+        assert "the task of this pair died" in page
+        assert "sync.task_died" in carol.run("logs", "level=error").out
+    eventually(lambda: not attention(carol), "it runs again")
+    carol.stop()
+
+
+@finds("queue-high")
+def test_a_disk_that_is_slower_than_the_network(house: House, world: World) -> None:
+    """Records wait for a disk that hangs; neither status nor show calls that "caught up", and nothing is lost."""
+    dave = house("dave", f"[limits]{HASTY}", Faulty, fault="slow-disk").start()
+    *_, last = dave.steps(world.proxy.url)
+    pair_id = last["pair_id"]
+    with dave.at_fault():
+        sent = world.bob.emit("th_much", 200)
+        Thread(target=dave.api, args=("POST", "/v1/sync", {}), daemon=True).start()
+        assert told(dave, "queue-high")["fix"] == "look at the disk and the processor of this machine"
+        assert "wait between network and store" in seen(dave, "queue-high", pair_id)["title"]
+    eventually(lambda: len(dave.records("th_much")) == len(sent), "all came")
+    eventually(lambda: not attention(dave), "nothing waits")
+    dave.stop()
+
+
+def test_an_open_stream_whose_records_are_not_taken_in(house: House, world: World) -> None:
+    """The stream is open and no error is met, but the disk hangs: after 45 seconds show no longer says "caught up"."""
+    limits = f"[limits]{HASTY}stream_silence_s = 1\nheartbeat_s = 0.2\n"
+    kate = house("kate", limits, Faulty, fault="slow-disk").start()
+    *_, last = kate.steps(world.proxy.url)
+    pair_id = last["pair_id"]
+    world.bob.stop()
+    world.bob.configure(f"{AUTO}[limits]\nheartbeat_s = 0.2\n").start()
+    kate.run("federation", "set-mode", pair_id, "continuous")
+    eventually(lambda: (kate.pair(pair_id)["stream"] or {}).get("state") == "open", "the stream is open")
+    assert ", caught up\n" in kate.run("federation", "show", pair_id).out
+    with kate.at_fault():
+        world.bob.emit("th_live", 3)
+        found = told(kate, "cursor-stalled")
+        assert found["title"].startswith("the last word of the peer is ")
+        assert found["fix"] == f"spl sync {pair_id}"
+        assert kate.pair(pair_id)["stream"]["state"] == "open"
+        page = later(kate, "federation", "show", pair_id)
+        assert ", caught up\n" not in page
+        assert "(as of " in page
+        assert "oldest confirmation" in later(kate, "status")
+    eventually(lambda: len(kate.records("th_live")) == 3, "all came")
+    eventually(lambda: not attention(kate), "the peer's word is fresh again")
+    kate.stop()
+    world.bob.stop()
+    world.bob.configure(AUTO).start()
+
+
+@finds("disk-low", "store-readonly")
+def test_a_disk_that_fills_up(house: House) -> None:
+    """A file system of four megabytes: low from the start, and full in the end; nothing acknowledged is lost."""
+    small = house("small", "", Mounted, mount="size=4m")
+    small.start()
+    found = told(small, "disk-low")
+    assert (found["severity"], found["fix"]) == ("fail", "free some space, or move the home")
+    assert seen(small, "disk-low")["title"].endswith(" MB free on the disk of the store")
+    kept = 0
+    while small.api("POST", "/v1/records", note("x" * 400_000, kept)).status == 200:
+        kept += 1
+        assert kept < 100
+    found = seen(small, "store-readonly")
+    assert found["fix"] == "check the disk, then restart"
+    assert "No space left on device" in found["title"]
+    assert small.run("health", code=3).out.startswith("not ready")
+    assert len(small.records("th_big")) == kept
+
+
+# -- names and addresses
+
+
+@finds("dns", "address-refused", "http-plain")
+def test_a_name_that_leads_elsewhere(house: House, world: World) -> None:
+    """The peer's name is gone, or stands for an address that is never dialled, or not in the open."""
+    erin = house("erin", f"[limits]{HASTY}", Named)
+    erin.names("127.0.0.1")
+    erin.start()
+    world.bob.stop()
+    world.bob.start("--public-url", world.proxy.url.replace("127.0.0.1", NAME))
+    *_, last = erin.steps(world.proxy.url.replace("127.0.0.1", NAME))
+    pair_id = last["pair_id"]
+    assert not named(report(erin, pair_id)["problems"], "dns")
+    for address, code, fix in (
+        ("", "dns", "check the name and the resolver"),
+        ("169.254.1.1", "address-refused", "use the peer's public address"),
+        ("9.9.9.9", "http-plain", "use https, or set federation.allow_http = true"),
+    ):
+        erin.names(address)
+        assert seen(erin, code, pair_id)["fix"] == fix
+    erin.names("127.0.0.1")
+    # Bob, with a name for his endpoint, dials no loopback address; that is another matter.
+    eventually(lambda: {item["code"] for item in report(erin, pair_id)["problems"]} <= {"reverse-unreachable"}, "well")
+    erin.stop()
+    world.bob.stop()
+    world.bob.start("--public-url", world.proxy.url)
