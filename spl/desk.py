@@ -123,6 +123,14 @@ class Desk(Generic[Item, Outcome]):
             self._closed = True
             self._ready.notify_all()
 
+    def abandon(self) -> list[Work[Item, Outcome]]:
+        """Take no more, and hand out all that waits: the writer is gone, and somebody must tell them."""
+        with self._ready:
+            self._closed = True
+            works, self._items = [*self._waiting], 0
+            self._waiting.clear()
+        return works
+
     def _gather(self) -> None:
         """Wait until there is something to write, and then as long as company is likely."""
         self._wanted = 1

@@ -197,9 +197,15 @@ class Hub:
         return self.adapters.listen(callback)
 
     def run(self) -> None:
-        """Write until `close`; the daemon's writer thread."""
-        while self.commit_waiting(block=True):
-            pass
+        """Write until `close`; the daemon's writer thread.
+
+        Should a fault of our own end it before, whoever waits is told "internal", and nothing more is taken.
+        """
+        try:
+            while self.commit_waiting(block=True):
+                pass
+        finally:
+            answer(self._desk.abandon())
 
     def close(self) -> None:
         """Take no more; what waits is written before `run` returns."""

@@ -315,6 +315,26 @@ def test_after_close_what_waits_is_written_and_no_more_is_taken(home: Home) -> N
     assert caught.value.code == "shutting-down"
 
 
+def test_a_writer_that_breaks_leaves_nobody_waiting(home: Home) -> None:
+    """A fault of our own in what runs after a write: everybody is told, and nobody that it is stored."""
+
+    def breaks(commit: Commit) -> None:
+        raise RuntimeError("a fault that a test put here")
+
+    home.hub.listen(breaks)
+    items = [[Emit(value(body={"n": n}))] for n in range(home.hub.limits.commit_records + 1)]
+    first, *_, last = home.hub.submit_all(items)
+    with pytest.raises(RuntimeError):
+        home.hub.run()
+    for future in (first, last):
+        fault = future.exception(timeout=0)
+        assert isinstance(fault, SplError)
+        assert fault.code == "internal"
+    with pytest.raises(SplError) as caught:
+        home.hub.submit(items[0])
+    assert caught.value.code == "shutting-down"
+
+
 def test_a_failed_sync_is_told_to_everybody_and_is_final(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     from spl import disk
 
