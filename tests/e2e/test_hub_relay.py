@@ -134,6 +134,30 @@ def test_two_laptops_of_one_person_write_offline_at_equal_clocks_and_end_with_th
     assert [laptop.data("know", "next", *actor)["clock"] for laptop in (ann, ben)] == [5, 5]
 
 
+def test_two_laptops_offline_and_back_are_proved_equal_on_all_three(star: Star) -> None:
+    """Each laptop writes while it is alone, the hub too; when they are back, `verify` says equal wherever it is asked."""
+    hub, ann, ben = star
+    pairs = {laptop.name: pair_with(hub, laptop) for laptop in (ann, ben)}
+    hub.stop()
+    for laptop in (ann, ben):
+        laptop.emit("th_trip", 20, by=laptop.name)
+        laptop.run("sync", pairs[laptop.name], code=9)
+    ben.stop()
+    hub.start()
+    hub.emit("th_trip", 20, by="hub")
+    ann.run("sync", pairs["ann"])
+    hub.run("sync", pairs["ann"])
+    ben.start()
+    # Twice around: what one brings, the hub has for the other in the next round.
+    for _ in range(2):
+        for one in (hub, ann, ben):
+            one.run("sync")
+    for asker, pair_id in ((ann, pairs["ann"]), (hub, pairs["ann"]), (hub, pairs["ben"]), (ben, pairs["ben"])):
+        assert asker.data("federation", "verify", pair_id)["equal"], asker.name
+    assert ann.holding() == ben.holding() == hub.holding()
+    assert len(ids_of(ann, "th_trip")) == 60
+
+
 def test_revoking_names_the_hub_and_blocking_closes_that_way_too(star: Star) -> None:
     """ann and ben are a pair of their own as well; what ben signs still comes through the hub until it is blocked."""
     hub, ann, ben = star
