@@ -19,7 +19,8 @@ The house, from the roof down.  A file imports its own floor and floors below; s
     2  net/       HTTP/1.1 and SSE: bytes and sockets, never records
     1  ground     home: disk  line  segments  recover  table  lists  index  store  views  vault  config  policy
                   desk, hub                             who writes waits together; the one door for writes
-                  snapshot, restore, storecheck         threads out and in, and is the log sound
+                  snapshot, restore, storecheck,        threads out and in; is the log sound, and is what its damage
+                  remains                               took held elsewhere
                   states                                what threads come to, by their fold rules
                   claims                                what peers show of records that they do not share in full
     0  core/      values and rules: no I/O, clock, randomness, logging, environment

@@ -45,7 +45,7 @@ def daemon_facts(store: Store, vault: Vault, pulse: Pulse, limits: Limits, now_m
         "identity": vault.identity is not None,
         **_backup_facts(vault, now_ms),
         "readonly": store.readonly,
-        "damaged_lines": len(store.report.damaged),
+        "damaged_lines": len(store.lost),
         "cut_bytes": store.report.cut_bytes,
         "free_bytes": stats["free_bytes"],
         "fsync_p99_ms": stats["sync_p99_ms"],

@@ -24,11 +24,11 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
-from .disk import TEMP_SUFFIX, Disk
+from .disk import Disk
 from .line import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, entry_of, parse
 from .lists import clock_name, has_start, is_offered, lists, shown_name, tallies
 from .segments import Place
-from .table import KEY_BYTES, SUFFIX, Memory, Span, Table, TableFault, TableWriter, merge, open_table
+from .table import KEY_BYTES, NEXT_PREFIX, Memory, Span, Table, TableWriter, load, merge
 
 CLOCK_MAX: Final = 2**63 - 1
 MEMORY_ROWS: Final = 4096
@@ -91,8 +91,13 @@ class Index:
         read: Callable[[int, int, int], bytes],
         random_bytes: Callable[[int], bytes],
         memory_rows: int = MEMORY_ROWS,
+        *,
+        anew: bool = False,
     ) -> None:
-        """Open what is whole of an index, or begin a new one; `read(segment, offset, size)` gives bytes of the log."""
+        """Open what is whole of an index, or begin a new one; `read(segment, offset, size)` gives bytes of the log.
+
+        `anew` begins one beside another in the same folder, which it does not touch until it takes its place.
+        """
         self._folder, self._disk, self._epoch, self._read = folder, disk, epoch, read
         self._memory_rows, self._flush_at = memory_rows, memory_rows
         self._facts: dict[int, Facts] = {}
@@ -100,8 +105,9 @@ class Index:
         self._sources: dict[Facts, tuple[int, tuple[bytes, ...]]] = {}
         self._merges: dict[int, _Merge] = {}
         self.fault = ""
+        self._prefix = NEXT_PREFIX if anew else ""
         disk.mkdir(folder)
-        tables = self._load()
+        tables = [] if anew else load(disk, folder, _ROW.size, epoch)
         self._salt = bytes.fromhex(tables[0].span.salt) if tables else random_bytes(16)
         self._reset(tuple(tables))
 
@@ -141,6 +147,32 @@ class Index:
         except OSError as exc:
             self.fault = str(exc)
         self._abandon()
+
+    def replace(self, other: "Index") -> None:
+        """Take the place of another index on the disk, once this one, begun `anew`, covers the same log.
+
+        Whoever still reads the other may do so: its files lose their names only.  Raises OSError; the other is then
+        to be used on, and the next opening reads what is missing from the log.
+        """
+        other._abandon()
+        self._abandon()
+        # Ascending, and all gone before the first new one has its name: no opening may take the old for the new.
+        for table in other._state[0]:
+            self._disk.unlink(table.path)
+        self._disk.fsync_dir(self._folder)
+        for table in self._state[0]:
+            path = table.path.with_name(table.path.name.removeprefix(NEXT_PREFIX))
+            self._disk.rename(table.path, path)
+            table.path = path
+        self._prefix = ""
+        self._plan()
+
+    def discard(self) -> None:
+        """Remove the files of an index that was begun `anew` and did not take the other's place."""
+        self._abandon()
+        for table in self._state[0]:
+            with suppress(OSError):
+                self._disk.unlink(table.path)
 
     # -- queries: any thread
 
@@ -388,34 +420,6 @@ class Index:
 
     # -- tables
 
-    def _load(self) -> list[Table]:
-        """Return the tables that cover the log without gap from its start; remove all other files."""
-        found: dict[int, list[tuple[int, str]]] = {}
-        names = self._disk.list(self._folder)
-        for name in names:
-            first, _, last = name.removesuffix(SUFFIX).partition("-")
-            if name.endswith(SUFFIX) and len(first) == len(last) == 20 and (first + last).isdigit():
-                found.setdefault(int(first), []).append((int(last), name))
-        tables: list[Table] = []
-        seq = 1
-        # A merge that was cut short leaves its sources beside the result; the longer one is tried first.
-        while candidates := found.get(seq):
-            longest = max(candidates)
-            candidates.remove(longest)
-            with suppress(TableFault, OSError):
-                table = open_table(self._disk, self._folder / longest[1], _ROW.size)
-                if (
-                    table.span.epoch == self._epoch
-                    and table.span.first == seq
-                    and (not tables or table.span.salt == tables[0].span.salt)
-                ):
-                    tables.append(table)
-                    seq = table.span.last + 1
-        for name in set(names) - {table.path.name for table in tables}:
-            if name.endswith((SUFFIX, TEMP_SUFFIX)):
-                self._disk.unlink(self._folder / name)
-        return tables
-
     def _reset(self, tables: tuple[Table, ...]) -> None:
         self.covered = tables[-1].span.last if tables else 0
         self.run = tables[-1].span.run if tables else RUN_START
@@ -427,6 +431,9 @@ class Index:
     def _span(self, first: int, last: int, run: str) -> Span:
         return Span(self._epoch, self._salt.hex(), first, last, run)
 
+    def _writer(self, span: Span, entries: int, keys_max: int) -> TableWriter:
+        return TableWriter(self._disk, self._folder, span, _ROW.size, entries, keys_max, self._prefix)
+
     def _flush(self) -> None:
         """Turn memory into a table."""
         tables, memory = self._state
@@ -434,9 +441,7 @@ class Index:
             return
         entries = memory.entries()
         span = self._span(memory.first, self.covered, self.run)
-        writer = TableWriter(
-            self._disk, self._folder, span, _ROW.size, len(entries), len(memory.keys) + len(memory.tallies)
-        )
+        writer = self._writer(span, len(entries), len(memory.keys) + len(memory.tallies))
         writer.add_rows(bytes(memory.rows))
         writer.add_entries(entries)
         self._state = ((*tables, writer.finish()), Memory(self.covered + 1))
@@ -466,14 +471,8 @@ class Index:
                 continue
             chosen = tables[start : start + _MERGE_TABLES]
             span = self._span(chosen[0].span.first, chosen[-1].span.last, chosen[-1].span.run)
-            writer = TableWriter(
-                self._disk,
-                self._folder,
-                span,
-                _ROW.size,
-                sum(table.shape.entries for table in chosen),
-                sum(table.keys for table in chosen),
-            )
+            entries, keys = sum(table.shape.entries for table in chosen), sum(table.keys for table in chosen)
+            writer = self._writer(span, entries, keys)
             self._merges[tier] = _Merge(chosen, writer, merge(chosen, writer))
 
     def _swap(self, sources: tuple[Table, ...], merged: Table) -> None:

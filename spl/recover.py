@@ -10,7 +10,7 @@ A damaged line keeps its seq and has an empty row in the index; its bytes stay w
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ INDEX_FOLDER: Final = "index"
 
 _SMALL_BYTES_MAX: Final = 4096
 _BATCH_LINES: Final = 512
-_DAMAGES_MAX: Final = 1000
+DAMAGES_MAX: Final = 1000
 
 
 class StoreError(SplError):
@@ -37,13 +37,15 @@ class StoreError(SplError):
 class Damage:
     """A place in the log that is not served: the first seq lost there, how many lines, and where it begins.
 
-    `lines` is 0 where a header or foreign bytes were damaged and no line is missing.
+    `lines` is 0 where a header or foreign bytes were damaged and no line is missing.  `end` is the place, a segment and
+    an offset, where the log goes on.
     """
 
     seq: int
     lines: int
     segment: int
     offset: int
+    end: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ def recover(
     if fresh:
         segments.begin(epoch, 1, RUN_START)
     before = _fit(index)
-    replay = _Replay(segments, index, progress)
-    replay.run()
+    replay = Replay(segments, index)
+    for done, total in replay.run():
+        progress(done, total)
     if mark is None:
         cut += replay.cut_tail()
         disk.fsync_dir(folder)
@@ -114,29 +117,34 @@ def clean_mark(seq: int, run: str, segment: int, size: int) -> bytes:
     return json.dumps({"seq": seq, "run": run, "segment": segment, "bytes": size}).encode()
 
 
-class _Replay:
+class Replay:
     """Reads the lines behind the index into it."""
 
-    def __init__(self, segments: Segments, index: Index, progress: Callable[[int, int], None]) -> None:
-        self._segments, self._index, self._progress = segments, index, progress
+    def __init__(self, segments: Segments, index: Index) -> None:
+        self._segments, self._index = segments, index
         self.damaged: list[Damage] = []
         self.lines = 0
         place = index.place(index.covered)
-        self._start = (place.segment, place.end) if place else (segments.firsts[0], 0)
-        self._good_end = self._start  # behind the last good line, or behind a header
+        self._next = (place.segment, place.end) if place else (segments.firsts[0], 0)
+        self._good_end = self._next  # behind the last good line, or behind a header
         self._pending: tuple[int, int] | None = None  # where the bad bytes since then begin
         self._chain = Chain(index.covered + 1, index.run)
         self._batch: list[Added] = []
 
-    def run(self) -> None:
-        """Read to the end; bad bytes there are left to `cut_tail` or `pass_over_tail`."""
-        first, offset = self._start
+    def run(self, end: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
+        """Read to the end, or up to a place (segment, offset); yield (bytes read, bytes in all) now and then.
+
+        May be called again for what follows.  Bad bytes at the end are left to `cut_tail` or `pass_over_tail`.
+        """
+        first, offset = self._next
         total = sum(self._segments.size(each) for each in self._segments.firsts if each >= first) - offset
         done = 0
         for segment, at, raw, whole in self._segments.lines(first, offset):
+            if end is not None and (segment, at) >= end:
+                break
             if at == 0:
                 self._enter(segment, raw)
-            elif whole and (line := self._judge(raw)):
+            elif whole and (line := self._judge(raw, (segment, at))):
                 self._batch.append(
                     (line.seq, Place(segment, at, len(raw) - len(line.payload) - 1, len(line.payload)), entry_of(line))
                 )
@@ -144,17 +152,18 @@ class _Replay:
                 self.lines += 1
             else:
                 self._pending = self._pending or (segment, at)
+            self._next = (segment, at + len(raw) + whole)
             done += len(raw) + whole
             if len(self._batch) >= _BATCH_LINES:
                 self._commit()
-                self._progress(done, total)
+                yield done, total
         self._commit()
 
     def cut_tail(self) -> int:
         """Cut what follows the last good line in the last segment, sync the rest; return how many bytes were cut."""
         segment, end = self._good_end
         if self._pending and self._pending < self._good_end:
-            self._close_gap(self._chain.expected, *self._pending)
+            self._close_gap(self._chain.expected, self._pending, self._good_end)
         active = self._segments.open_last()
         cut = active.size() - end if segment == self._segments.firsts[-1] else 0
         if cut > 0:
@@ -166,7 +175,7 @@ class _Replay:
         """Report bad bytes at the end of a log that was stopped cleanly behind line `seq`; tell whether there are."""
         if not self._pending:
             return False
-        self._close_gap(seq + 1, *self._pending)
+        self._close_gap(seq + 1, self._pending, self._next)
         self._chain.run = run
         self._commit()
         return True
@@ -174,23 +183,23 @@ class _Replay:
     def _enter(self, segment: int, raw: bytes) -> None:
         """Begin a segment; where its header is bad, its name tells the seq and the running hash just goes on."""
         if segment > self._chain.expected or self._pending:
-            self._close_gap(segment, *(self._pending or self._good_end))
+            self._close_gap(segment, self._pending or self._good_end, (segment, 0))
         if not self._chain.enter(raw, segment):
             self._pending = (segment, 0)
         self._good_end = (segment, len(raw) + 1)
 
-    def _judge(self, raw: bytes) -> Line | None:
+    def _judge(self, raw: bytes, place: tuple[int, int]) -> Line | None:
         expected = self._chain.expected
         line = self._chain.judge(raw)
         if line and (self._pending or line.seq > expected):
-            self._close_gap(line.seq, *(self._pending or self._good_end), expected)
+            self._close_gap(line.seq, self._pending or self._good_end, place, expected)
         return line
 
-    def _close_gap(self, seq: int, segment: int, offset: int, expected: int = 0) -> None:
+    def _close_gap(self, seq: int, start: tuple[int, int], end: tuple[int, int], expected: int = 0) -> None:
         """Report what was passed over before `seq`, and leave the rows of those lines empty."""
         expected = expected or self._chain.expected
-        if len(self.damaged) < _DAMAGES_MAX:
-            self.damaged.append(Damage(expected, max(0, seq - expected), segment, offset))
+        if len(self.damaged) < DAMAGES_MAX:
+            self.damaged.append(Damage(expected, max(0, seq - expected), *start, end))
         for lost in range(expected, seq):
             self._batch.append((lost, None, None))
             if len(self._batch) >= _BATCH_LINES:

@@ -10,16 +10,18 @@ see (`recover.py`).  The caller holds the home's lock (`disk.lock_home`).
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, Self
 
 from .core.limits import Limits
 from .disk import Disk, unusable
 from .index import Added, Index, Row
 from .line import PROJECTION, RUN_START, Chain, Entry, Line, LineError, encode
-from .recover import CLEAN_NAME, Damage, Opened, OpenReport, StoreError, clean_mark, recover
+from .recover import CLEAN_NAME, INDEX_FOLDER, Damage, Opened, OpenReport, Replay, StoreError, clean_mark, recover
+from .remains import held_lines
 from .segments import Place
 
 __all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Store", "StoreError"]
@@ -35,14 +37,20 @@ class Store:
     def __init__(self, folder: Path, disk: Disk, limits: Limits, opened: Opened, took_ms: int) -> None:
         """Take over what `recover` returned; use `open`."""
         self.epoch: Final = opened.epoch
-        self.index: Final[Index] = opened.index
+        self.index: Index = opened.index
         self.report: Final = replace(opened.report, took_ms=took_ms)
+        self.lost: tuple[Damage, ...] = ()
+        """The places of the report where something was lost and has not come back."""
         self.last_seq, self.last_run = opened.index.covered, opened.index.run
         self._folder, self._disk, self._limits = folder, disk, limits
         self._segments, self._active = opened.segments, opened.active
         self._size = opened.active.size()
         self._readonly = ""
+        # Held by an append, and while one index takes the place of another.
+        self._turn = Lock()
+        self._indexing = Lock()
         self._syncs: deque[float] = deque(maxlen=_SYNCS_KEPT)
+        self.look_again()
 
     @classmethod
     def open(
@@ -73,8 +81,11 @@ class Store:
         All stand in one segment.  For the writer's thread.  Raises StoreError "store-readonly" when the write or
         the sync fails, and ever after.
         """
-        if self._readonly:
-            raise StoreError("store-readonly", self._readonly)
+        with self._turn:
+            return self._append(entries, at_ms)
+
+    def _append(self, entries: Sequence[Entry], at_ms: int) -> list[int]:
+        self._check_writable()
         data, batch, run = bytearray(), [], self.last_run
         for seq, entry in enumerate(entries, self.last_seq + 1):
             line, run, head = encode(entry, seq, at_ms, run)
@@ -150,6 +161,39 @@ class Store:
                 if line.seq >= first_seq:
                     yield line
 
+    def held_lines(self, damage: Damage) -> int:
+        """Return how many of the lines lost at a place are held elsewhere, or are not missed.  Raises OSError."""
+        return held_lines(self.index, self._segments, damage)
+
+    def look_again(self) -> None:
+        """Leave those places out of `lost` of which everything is held again.  Raises OSError."""
+        self.lost = tuple(item for item in self.report.damaged if self.held_lines(item) < max(1, item.lines))
+
+    def reindex(self, random_bytes: Callable[[int], bytes]) -> Generator[tuple[int, int], None, None]:
+        """Read the log into a new index and use that from then on; yield (bytes read, bytes in all) now and then.
+
+        Lines that the disk damaged since they were indexed have empty rows in it, as after an opening.  Appends go on;
+        they wait for the end only.  Given up early, all stays as it was.
+        Raises StoreError "overloaded" when another one is under way, "store-readonly", "store-damaged".
+        """
+        if not self._indexing.acquire(blocking=False):
+            raise StoreError("overloaded", "the index is being built already")
+        folder, read = self._folder / INDEX_FOLDER, self._segments.read
+        fresh = Index(folder, self._disk, self.epoch, read, random_bytes, anew=True)
+        try:
+            replay = Replay(self._segments, fresh)
+            with self._turn:
+                end = self._end()
+            yield from replay.run(end)
+            with self._turn:
+                self._put_in(fresh, replay)
+        except OSError as exc:
+            raise StoreError("store-readonly", f"the index cannot be built: {exc.strerror or exc}") from exc
+        finally:
+            if self.index is not fresh:
+                fresh.discard()
+            self._indexing.release()
+
     @property
     def readonly(self) -> str:
         """Why no more appends are taken; empty while they are."""
@@ -174,16 +218,36 @@ class Store:
 
     def close(self) -> None:
         """Complete the index and mark the stop as clean, unless a write failed.  The writer's last call."""
-        self.index.close()
-        if self._readonly:
-            return
-        self._readonly = "the store is closed"
+        with self._turn:
+            self.index.close()
+            if self._readonly:
+                return
+            self._readonly = "the store is closed"
         mark = clean_mark(self.last_seq, self.last_run, self._segments.firsts[-1], self._size)
         try:
             self._disk.replace_atomic(self._folder / CLEAN_NAME, mark)
         except OSError as exc:
             # Without the mark the next open reads the tail carefully; nothing is lost.
             self._readonly = f"the store is closed, without a mark: {exc.strerror or exc}"
+
+    def _put_in(self, fresh: Index, replay: Replay) -> None:
+        """Complete a new index and use it."""
+        self._check_writable()
+        for _ in replay.run(self._end()):
+            pass
+        replay.pass_over_tail(self.last_seq, self.last_run)
+        if fresh.covered != self.last_seq:
+            raise StoreError("store-damaged", f"the log ends at line {fresh.covered} of {self.last_seq}")
+        fresh.replace(self.index)
+        self.index = fresh
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            raise StoreError("store-readonly", self._readonly)
+
+    def _end(self) -> tuple[int, int]:
+        """Return the place behind the last durable line."""
+        return self._segments.firsts[-1], self._size
 
     def _write(self, data: bytes) -> None:
         """Write and sync lines, in a new segment when they do not fit into this one."""

@@ -15,12 +15,12 @@ from .core.limits import Limits
 from .disk import Disk, lock_home
 from .home import now_ms, random_bytes
 from .line import ENVELOPE_KINDS, PROJECTION, RUN_START, Chain, Line
+from .recover import DAMAGES_MAX, Damage
 from .segments import Segments
 from .store import Store
 
 STORE: Final = "store"
 PROGRESS_LINES: Final = 20_000
-DAMAGES_MAX: Final = 1000
 
 Step = dict[str, object]
 
@@ -37,14 +37,17 @@ class Check:
         self._last_seq = store.last_seq
         self._chain = Chain(1, RUN_START)
         self._bad: tuple[int, int] | None = None
-        self._limits = Limits()
-        self.lines = self.records = self.projections = self.damaged = self.lost = 0
+        self._store, self._limits = store, Limits()
+        self.places: list[Damage] = []
+        """The first places where lines were lost."""
+        self.lines = self.records = self.projections = self.damaged = self.lost = self.held = 0
 
     def run(self) -> Iterator[Step]:
         """Yield {"step": "progress"|"damage"|"done", …}; the last is "done".
 
         A damage names segment (its first seq), offset in bytes, the first seq lost, how many lines are lost there (0:
-        a header, or bytes that were no line), and what; the first 1000 are named, all are counted.
+        a header, or bytes that were no line), how many of these are held elsewhere or not missed, and what; the first
+        1000 are named, all are counted.
         """
         for segment, at, raw, whole in self._segments.lines(self._segments.firsts[0], 0):
             expected = self._chain.expected
@@ -54,26 +57,38 @@ class Check:
                 yield from self._enter(segment, raw)
             elif whole and (line := self._chain.judge(raw)):
                 if self._bad or line.seq > expected:
-                    yield from self._damage("line", *(self._bad or (segment, at)), expected, line.seq - expected)
+                    found = Damage(expected, line.seq - expected, *(self._bad or (segment, at)), end=(segment, at))
+                    yield from self._damage("line", found)
                 if line.seq <= self._last_seq:
                     yield from self._line(line, segment, at)
             else:
                 self._bad = self._bad or (segment, at)
         expected = self._chain.expected
         if self._bad or expected <= self._last_seq:
-            where = self._bad or (self._segments.firsts[-1], self._segments.size(self._segments.firsts[-1]))
-            yield from self._damage("line", *where, expected, max(0, self._last_seq + 1 - expected))
+            end = (self._segments.firsts[-1], self._segments.size(self._segments.firsts[-1]))
+            found = Damage(expected, max(0, self._last_seq + 1 - expected), *(self._bad or end), end=end)
+            yield from self._damage("line", found)
         yield {
             "step": "done", "lines": self.lines, "records": self.records, "damaged": self.damaged,
-            "projections": self.projections, "lost_lines": self.lost, "segments": len(self._segments.firsts),
+            "projections": self.projections, "lost_lines": self.lost, "held_lines": self.held,
+            "segments": len(self._segments.firsts),
         }  # fmt: skip
+
+    def still_lost(self) -> int:
+        """Return how many of the lines lost are held nowhere now; those at places that are not named count as lost."""
+        return self.lost - sum(self._store.held_lines(place) for place in self.places)
+
+    def is_indexed(self) -> bool:
+        """Tell whether the index still finds damaged lines, because it is older than the damage."""
+        return any(self._store.index.place(place.seq) is not None for place in self.places)
 
     def _enter(self, segment: int, raw: bytes) -> Iterator[Step]:
         expected = self._chain.expected
         if segment > expected or self._bad:
-            yield from self._damage("line", *(self._bad or (segment, 0)), expected, max(0, segment - expected))
+            found = Damage(expected, max(0, segment - expected), *(self._bad or (segment, 0)), end=(segment, 0))
+            yield from self._damage("line", found)
         if not self._chain.enter(raw, segment):
-            yield from self._damage("header", segment, 0, segment, 0)
+            yield from self._damage("header", Damage(segment, 0, segment, 0, end=(segment, len(raw) + 1)))
 
     def _line(self, line: Line, segment: int, at: int) -> Iterator[Step]:
         self.lines += 1
@@ -82,7 +97,7 @@ class Check:
         if (line.kind in ENVELOPE_KINDS and not self._is_record(line.payload)) or (
             line.kind == PROJECTION and not self._is_projection(line.payload)
         ):
-            yield from self._damage("id", segment, at, line.seq, 1)
+            yield from self._damage("id", Damage(line.seq, 1, segment, at, end=(segment, at)))
         if self.lines % PROGRESS_LINES == 0:
             yield {"step": "progress", "lines": self.lines, "of_lines": self._last_seq}
 
@@ -98,12 +113,20 @@ class Check:
         except SplError:
             return False
 
-    def _damage(self, what: str, segment: int, offset: int, seq: int, lines: int) -> Iterator[Step]:
+    def _damage(self, what: str, found: Damage) -> Iterator[Step]:
         self._bad = None
         self.damaged += 1
-        self.lost += lines
-        if self.damaged <= DAMAGES_MAX:
-            yield {"step": "damage", "what": what, "segment": segment, "offset": offset, "seq": seq, "lines": lines}
+        self.lost += found.lines
+        if self.damaged > DAMAGES_MAX:
+            return
+        held = self._store.held_lines(found)
+        self.held += held
+        if what == "line" and found.lines:
+            self.places.append(found)
+        yield {
+            "step": "damage", "what": what, "segment": found.segment, "offset": found.offset, "seq": found.seq,
+            "lines": found.lines, "held_lines": held,
+        }  # fmt: skip
 
 
 def facts(store: Store) -> dict[str, Any]:

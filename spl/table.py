@@ -17,6 +17,7 @@ In memory stands only the fence, 16 bytes for 512 entries; the filter is mapped,
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from struct import Struct
@@ -27,6 +28,8 @@ from .disk import TEMP_SUFFIX, Disk, File
 
 FORMAT: Final = 1
 SUFFIX: Final = ".table"
+NEXT_PREFIX: Final = "next-"
+"""Begins the names of tables that are to replace all others, until they do; an opening knows none of these."""
 ENTRY_BYTES: Final = 16
 KEY_BYTES: Final = 8
 
@@ -220,14 +223,16 @@ class Memory:
 
 
 class TableWriter:
-    """Writes one table from rows and entries that come in order; `finish` gives it its name."""
+    """Writes one table from rows and entries that come in order; `finish` gives it its name, after a prefix."""
 
-    def __init__(self, disk: Disk, folder: Path, span: Span, row_bytes: int, entries: int, keys_max: int) -> None:
+    def __init__(
+        self, disk: Disk, folder: Path, span: Span, row_bytes: int, entries: int, keys_max: int, prefix: str = ""
+    ) -> None:
         """Make room for exactly `entries` entries; `keys_max` bounds the distinct keys and sizes the filter."""
         self._disk, self._span, self._keys = disk, span, keys_max
         filter_bits = max(6, (keys_max * 8 - 1).bit_length())
         self._shape = _Shape(row_bytes, span.last - span.first + 1, entries, min(filter_bits, 32))
-        self.path = folder / f"{span.first:020d}-{span.last:020d}{SUFFIX}"
+        self.path = folder / f"{prefix}{span.first:020d}-{span.last:020d}{SUFFIX}"
         self._temp = self.path.with_name(self.path.name + TEMP_SUFFIX)
         self._file = disk.create(self._temp)
         offset, parts = _HEAD_BYTES, []
@@ -310,6 +315,35 @@ def merge(tables: Sequence[Table], writer: TableWriter) -> Iterator[int]:
 def cut(data: bytes) -> list[bytes]:
     """Return the entries in `data` one by one."""
     return [data[i : i + ENTRY_BYTES] for i in range(0, len(data), ENTRY_BYTES)]
+
+
+def load(disk: Disk, folder: Path, row_bytes: int, epoch: str) -> list[Table]:
+    """Return the tables that cover the log of this epoch without gap from its start; remove all other files."""
+    found: dict[int, list[tuple[int, str]]] = {}
+    names = disk.list(folder)
+    for name in names:
+        first, _, last = name.removesuffix(SUFFIX).partition("-")
+        if name.endswith(SUFFIX) and len(first) == len(last) == 20 and (first + last).isdigit():
+            found.setdefault(int(first), []).append((int(last), name))
+    tables: list[Table] = []
+    seq = 1
+    # A merge that was cut short leaves its sources beside the result; the longer one is tried first.
+    while candidates := found.get(seq):
+        longest = max(candidates)
+        candidates.remove(longest)
+        with suppress(TableFault, OSError):
+            table = open_table(disk, folder / longest[1], row_bytes)
+            if (
+                table.span.epoch == epoch
+                and table.span.first == seq
+                and (not tables or table.span.salt == tables[0].span.salt)
+            ):
+                tables.append(table)
+                seq = table.span.last + 1
+    for name in set(names) - {table.path.name for table in tables}:
+        if name.endswith((SUFFIX, TEMP_SUFFIX)):
+            disk.unlink(folder / name)
+    return tables
 
 
 class _Part:

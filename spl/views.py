@@ -7,19 +7,22 @@ with pairs, tokens and rules, never with records.
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from .core import bearer, consent, fold, namespace, pair, rules
 from .core.bearer import Token
+from .core.canon import CanonError
 from .core.consent import Book
 from .core.did import Chain, DidError, chain_from_json, grown
 from .core.fold import FoldRules
 from .core.limits import Limits
 from .core.namespace import Namespace
 from .core.pair import Pair, Request
+from .core.record import record_id
 from .core.rules import AitlRules, PermissionRules
-from .store import Entry, Store
+from .store import Entry, LineError, Store
 
 PAGE_ROWS: Final = 500
 KIND_CHAIN: Final = "syncropel.federation.chain_pin.v1"
@@ -75,7 +78,9 @@ class Views:
         for name in _all_names(store, "p:"):
             row = store.index.last(name)
             if row is not None:
-                self._place(json.loads(store.payloads([row])[0]), store.line(row.seq).at_ms)
+                # A position that the disk damaged is none: sync then reads from the start and skips what is known.
+                with suppress(LineError, ValueError, KeyError, TypeError):
+                    self._place(json.loads(store.payloads([row])[0]), store.line(row.seq).at_ms)
         self.refused = {name[2:]: store.index.count(name) for name in _all_names(store, "r:")}
 
     def reload(self, store: Store) -> None:
@@ -154,15 +159,28 @@ _FOLDS: Final[Mapping[str, Callable[[Views, Mapping[str, Any], int, int], None]]
 def _records(store: Store, thread: str) -> "list[tuple[dict[str, Any], int, int, str]]":
     """Return (record, seq, arrival ms, voucher) of every record on a reserved thread, in the order they were made.
 
-    That is the order of our own clocks, and of arrival unless a restore brought some late.
+    That is the order of our own clocks, and of arrival unless a restore brought some late.  What the disk damaged since
+    it was indexed is left out.
     """
     found, seq = [], 0
     while rows := store.index.after(f"t:{thread}", seq, PAGE_ROWS):
         for row, payload in zip(rows, store.payloads(rows), strict=True):
-            if row.kind == "rec":
-                found.append((json.loads(payload)["record"], row.seq, store.line(row.seq).at_ms, row.voucher))
+            value = _sound(payload) if row.kind == "rec" else None
+            if value is not None:
+                with suppress(LineError):
+                    found.append((value, row.seq, store.line(row.seq).at_ms, row.voucher))
         seq = rows[-1].seq
     return sorted(found, key=lambda item: item[0]["clock"])
+
+
+def _sound(payload: bytes) -> dict[str, Any] | None:
+    """Return the record in a stored envelope, None where its id does not prove it."""
+    try:
+        value = json.loads(payload)
+        record: dict[str, Any] = value["record"]
+        return record if record_id(record) == value["id"] else None
+    except (ValueError, KeyError, TypeError, CanonError):
+        return None
 
 
 def _all_names(store: Store, prefix: str) -> list[str]:

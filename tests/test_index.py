@@ -284,3 +284,57 @@ def test_a_row_that_a_key_leads_to_can_be_read_at_once(tmp_path: Path) -> None:
         sys.setswitchinterval(before)
         store.close()
     assert missing == []
+
+
+def anew(log: Log) -> Index:
+    salt = b"\x22"
+    return Index(log.folder, log.disk, "e" * 32, log.read, lambda size: salt * size, memory_rows=log.rows, anew=True)
+
+
+def fill(log: Log, index: Index, *lost: int) -> None:
+    """Add all lines of the log to another index, those lost as damaged ones."""
+    run, offset = "0" * 32, 0
+    for seq, entry in enumerate(log.entries, 1):
+        assert entry is not None
+        raw, run, head = encode(entry, seq, AT_MS, run)
+        hole = seq in lost
+        place = Place(1, offset, head, len(entry.payload))
+        index.add([(seq, None if hole else place, None if hole else entry)], run)
+        offset += len(raw)
+
+
+def test_a_new_index_takes_the_place_of_one_that_is_still_read(tmp_path: Path) -> None:
+    """Lists, counts, tallies and names are those of the new one, in this process and the next."""
+    log = Log(tmp_path)
+    log.add(*[record(n, thread=f"th_{n % 5}") for n in range(90)])
+    old, fresh = log.index, anew(log)
+    fill(log, fresh, 1, 50)
+    fresh.replace(old)
+    assert old.count("n:default") == len(old.after("n:default", 0, 100)) == 90
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("next-")]
+    log.index = fresh
+    log.entries[0] = log.entries[49] = None
+    log.check()
+    log.add(*[record(n) for n in range(100, 160)])
+    log.check()
+    log.index.close()
+    log.index = log.opened()
+    assert log.index.covered == 150
+    log.check()
+
+
+def test_a_new_index_that_is_given_up_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.add(*[record(n) for n in range(30)])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    fresh = anew(log)
+    fill(log, fresh)
+    assert len(list(tmp_path.iterdir())) > len(before)
+    fresh.discard()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    left = anew(log)
+    fill(log, left, 7)
+    log.index.close()
+    log.index = log.opened()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("next-")]
+    log.check()

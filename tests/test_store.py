@@ -237,3 +237,106 @@ def test_readers_see_whole_durable_lines_while_one_thread_appends(
         finally:
             done.set()
         assert [each.result() for each in found] == [total // 2] * 2
+
+
+def hurt(folder: Path, seq: int) -> None:
+    """Change a byte in the payload of a line on the disk, as a bad disk does."""
+    for path in log_files(folder):
+        lines = path.read_bytes().splitlines(keepends=True)
+        bad = [line.replace(b'"thread"', b'"thr#ad"') if b'"seq":%d,' % seq in line[:40] else line for line in lines]
+        path.write_bytes(b"".join(bad))
+
+
+def many(folder: Path, count: int = 40) -> Store:
+    store = open_store(folder, Disk(), Limits(segment_bytes=4000))
+    for n in range(count):
+        store.append([record(n)], AT_MS)
+    return store
+
+
+@pytest.mark.parametrize("seq", [1, 17, 40])
+def test_reading_the_log_anew_leaves_damaged_lines_out_of_every_answer(tmp_path: Path, seq: int) -> None:
+    store = many(tmp_path)
+    hurt(tmp_path, seq)
+    lost = record(seq - 1)
+    assert store.index.place(seq) is not None
+    steps = list(store.reindex(bytes))
+    assert all(done <= total for done, total in steps)
+    assert store.index.find(lost.id) is None
+    assert (store.index.count("n:default"), store.index.tally("rec")) == (39, 39)
+    with pytest.raises(LineError):
+        store.line(seq)
+    assert store.append([lost], AT_MS) == [41]
+    assert store.index.count(f"t:{lost.thread}") == len(store.index.after(f"t:{lost.thread}", 0, 99))
+    store.close()
+    again = open_store(tmp_path, Disk(), Limits(segment_bytes=4000))
+    assert (again.report.lines, again.index.tally("rec"), again.last_run) == (0, 40, store.last_run)
+    found = again.index.find(lost.id)
+    assert found is not None
+    assert found.seq == 41
+
+
+def test_what_is_appended_while_the_log_is_read_anew_is_there_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "_BATCH_LINES", 4)
+    store = many(tmp_path)
+    hurt(tmp_path, 17)
+    count = 40
+    for _ in store.reindex(bytes):
+        for _ in range(5):
+            store.append([record(count)], AT_MS)
+            count += 1
+    assert count > 80
+    assert store.index.covered == store.last_seq == count
+    assert {row.seq for row in store.index.after("n:default", 0, 999)} == set(range(1, count + 1)) - {17}
+    assert store.index.tally("rec") == count - 1
+
+
+def test_reading_the_log_anew_given_up_or_refused_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "_BATCH_LINES", 4)
+    store = many(tmp_path)
+    index, steps = store.index, store.reindex(bytes)
+    next(steps)
+    with pytest.raises(StoreError) as caught:
+        next(store.reindex(bytes))
+    assert caught.value.code == "overloaded"
+    steps.close()
+    assert store.index is index
+    steps = store.reindex(bytes)
+    next(steps)
+    store.close()
+    with pytest.raises(StoreError) as caught:
+        list(steps)
+    assert caught.value.code == "store-readonly"
+    assert store.index is index
+    assert not list((tmp_path / "index").glob("next-*"))
+
+
+def test_an_index_that_cannot_take_the_place_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = many(tmp_path)
+    index = store.index
+
+    def fail(self: Index, other: Index) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Index, "replace", fail)
+    with pytest.raises(StoreError) as caught:
+        list(store.reindex(bytes))
+    assert (caught.value.code, store.index) == ("store-readonly", index)
+    assert store.append([record(99)], AT_MS) == [41]
+
+
+def test_what_was_lost_at_opening_is_looked_for_again(tmp_path: Path) -> None:
+    store = many(tmp_path)
+    store.close()
+    for path in (tmp_path / "index").iterdir():
+        path.unlink()
+    hurt(tmp_path, 17)
+    store = open_store(tmp_path, Disk(), Limits(segment_bytes=4000))
+    assert [damage.seq for damage in store.lost] == [17]
+    store.append([record(16)], AT_MS)
+    store.look_again()
+    assert (store.lost, len(store.report.damaged)) == ((), 1)

@@ -1,18 +1,20 @@
 """The check reads every byte of the log: each damage has its place, and a sound log has none."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spl import storecheck
 from spl.config import Config
-from spl.core import canon, keys, levels
+from spl.core import canon, keys, levels, record
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.disk import Disk, lock_home
 from spl.home import Home, open_home
-from spl.hub import Emit, Show
+from spl.hub import Arrive, Emit, Show
 from spl.storecheck import Check, check_home, facts_of_home
 from tests.store_kit import log_files
 
@@ -132,3 +134,50 @@ def test_a_home_in_use_and_a_home_that_is_none(tmp_path: Path) -> None:
     assert caught.value.exit_code == 11
     lock.release()
     assert facts_of_home(tmp_path / "home")["records_count"] == 20
+
+
+def hurt(path: Path, mark: bytes, bad: bytes) -> None:
+    [segment] = log_files(path / "store")
+    assert segment.read_bytes().count(mark) == 1
+    segment.write_bytes(segment.read_bytes().replace(mark, bad))
+
+
+@pytest.mark.parametrize("keep_index", [True, False])
+def test_a_damage_counts_what_is_held_again(tmp_path: Path, keep_index: bool) -> None:
+    """Nothing while the index still finds the damaged line; and all once the record has come back."""
+    filled(tmp_path)
+    home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
+    [row] = home.store.index.after("t:th", 6, 1)
+    envelope = record.parse(home.store.payloads([row])[0], LIMITS)
+    home.close()
+    home.lock.release()
+    hurt(tmp_path, b'"n":6}', b'"n":#}')
+    if not keep_index:
+        shutil.rmtree(tmp_path / "store" / "index")
+    home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
+    check = Check(home.store, tmp_path / "store", Disk())
+    last, [damage] = done(check.run())
+    assert (damage["lines"], damage["held_lines"], last["held_lines"]) == (1, 0, 0)
+    assert (check.still_lost(), check.is_indexed()) == (1, keep_index)
+    for _ in home.store.reindex(bytes):
+        pass
+    home.hub.submit([Arrive(envelope, "default", "pair_1")])
+    home.hub.commit_waiting()
+    assert (check.still_lost(), check.is_indexed()) == (0, False)
+    home.close()
+    home.lock.release()
+    last, [damage] = done(check_home(tmp_path))
+    assert (last["lost_lines"], last["held_lines"], damage["held_lines"]) == (1, 1, 1)
+
+
+def test_places_beyond_those_named_count_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storecheck, "DAMAGES_MAX", 2)
+    filled(tmp_path)
+    for n in (3, 6, 9, 12):
+        hurt(tmp_path, b'"n":%d}' % n, b'"n":#}')
+    home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
+    check = Check(home.store, tmp_path / "store", Disk())
+    last, damages = done(check.run())
+    assert (last["damaged"], len(damages), check.still_lost()) == (4, 2, 4)
+    home.close()
+    home.lock.release()

@@ -153,3 +153,28 @@ def test_no_body_makes_a_fold_raise(thread: str, kind: str, body: dict[str, obje
     entry = Entry(kind="rec", payload=b"{}", thread=thread, voucher=views.did)
     for seq, value in itertools.product((1,), ({"kind": kind, **body},)):
         views.apply(entry, {"body": value}, seq, 1)
+
+
+def test_what_the_disk_damaged_since_it_was_indexed_is_left_out(tmp_path: Path) -> None:
+    """The daemon starts all the same, and a record that was changed decides nothing."""
+    home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda done, total: None)
+    home.adopt(home.vault.generate("alice"))
+    for name in ("music", "plans", "songs", "texts"):
+        home.hub.submit(
+            [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name}), Place("pair_1", f"c-{name}", 1)]
+        )
+        home.hub.commit_waiting()
+    home.close()
+    home.lock.release()
+    [segment] = (tmp_path / "store").glob("*.jsonl")
+    data = segment.read_bytes()
+    for mark, bad in ((b'"plans"}', b'"plan#}}'), (b'"songs"', b'"wrong"'), (b'"c-texts",', b'"c-texts"#')):
+        assert data.count(mark) == 1, mark
+        data = data.replace(mark, bad)
+    segment.write_bytes(data)
+    home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda done, total: None)
+    assert {"music", "texts"} <= set(home.views.namespaces)
+    assert not {"plans", "songs", "wrong"} & set(home.views.namespaces)
+    assert dict(home.views.positions) == {}
+    home.close()
+    home.lock.release()

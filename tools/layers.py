@@ -39,7 +39,7 @@ SERVICES: Final = {
 
 GROUND: Final = (
     "disk", "line", "segments", "recover", "table", "index", "store", "views", "vault", "config", "hub", "home",
-    "desk", "snapshot", "restore", "storecheck", "policy", "lists", "claims", "states", "adapters",
+    "desk", "snapshot", "restore", "storecheck", "policy", "lists", "claims", "states", "adapters", "remains",
 )  # fmt: skip
 FLOORS: Final = {
     "core": 0,

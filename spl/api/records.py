@@ -124,11 +124,19 @@ async def threads(request: Request, principal: Principal, services: Services) ->
 
 
 def shown(store: Store, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
-    """Yield the answer form of stored records; those on reserved threads only where `reserved` allows."""
+    """Yield the answer form of stored records; those on reserved threads only where `reserved` allows.
+
+    A record that the disk changed since it was indexed is left out: its id tells.
+    """
     for row, payload in zip(rows, store.payloads(rows), strict=True):
-        envelope = json.loads(payload)
-        if reserved or not record.is_reserved(envelope["record"]["thread"]):
-            yield _record(envelope["id"], envelope["record"], row.seq, envelope["sig"]["by"])
+        try:
+            envelope = json.loads(payload)
+            id_, value, by = envelope["id"], envelope["record"], envelope["sig"]["by"]
+            if record.record_id(value) != id_ or (record.is_reserved(value["thread"]) and not reserved):
+                continue
+        except (ValueError, KeyError, TypeError, SplError):
+            continue
+        yield _record(id_, value, row.seq, by)
 
 
 def _answer(
@@ -144,7 +152,8 @@ def _answer(
         if not batch:
             break
         readable = [row for row in batch if row.kind == "rec" and may_read(row, principal)]
-        for item, row in zip(shown(services.store, readable, reserved=True), readable, strict=True):
+        lengths = {row.seq: row.length for row in readable}
+        for item in shown(services.store, readable, reserved=True):
             body = item["body"]
             if record.is_reserved(str(item["thread"])) and not is_admin(principal):
                 continue
@@ -153,7 +162,7 @@ def _answer(
             if actor and item["actor"] != actor:
                 continue
             data.append(item)
-            size += row.length
+            size += lengths[int(str(item["sequence"]))]
             if len(data) == limit or size >= ANSWER_BYTES:
                 break
     return list_response(data)

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .command import Command, Group, Shell
-from .ctl import JSON, LONG_S, CtlError
-from .out import size
+from ..core.errors import cli_code
+from .command import Command, Group, Parser, Shell
+from .ctl import JSON, LONG_S, CtlError, refusal
+from .out import Out, label_of, size
 
 _FOUND_PROBLEMS: Final = 3
 _WHAT: Final = {
@@ -17,27 +18,52 @@ _WHAT: Final = {
 }
 
 
+def _options(parser: Parser) -> None:
+    parser.add_argument("--repair", action="store_true", help="fetch what was lost from the pairs; needs the daemon")
+
+
 def _check(args: Namespace, shell: Shell) -> int:
     out = shell.out
     damages: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
     done: dict[str, Any] = {}
+    repaired: dict[str, Any] | None = None
     cut_bytes = 0
-    for step in _steps(shell):
+    for step in _repairing(shell) if args.repair else _steps(shell):
+        fields = {name: value for name, value in step.items() if name != "step"}
         match step["step"]:
             case "progress":
                 out.progress(f"checked {step['lines']:,} of {step['of_lines']:,} lines")
+            case "index":
+                out.progress(f"read {size(step['bytes'])} of {size(step['of_bytes'])} into a new index")
             case "damage":
-                damages.append({name: value for name, value in step.items() if name != "step"})
+                damages.append(fields)
             case "opened":
                 cut_bytes = step["cut_bytes"]
+            case "repair":
+                pairs.append(fields)
             case "done":
-                done = {name: value for name, value in step.items() if name != "step"}
-    if not done:
+                done = fields
+            case "repaired":
+                repaired = {**fields, "pairs": pairs}
+            case "error":
+                raise refusal(step["error"])
+    if not done or (args.repair and repaired is None):
         raise CtlError("disconnected", "the check broke off")
-    data = {**done, "cut_bytes": cut_bytes, "damages": damages}
+    data = {**done, "cut_bytes": cut_bytes, "damages": damages, "repaired": repaired}
     if not out.data("spl.store_check/1", data, lambda: _instance(shell)):
         _print_check(data, shell)
-    return _FOUND_PROBLEMS if done["damaged"] else 0
+        if repaired is not None:
+            _print_repair(repaired, out)
+    if repaired is not None:
+        return _FOUND_PROBLEMS if repaired["still_lost"] else 0
+    return 0 if _is_whole(data) else _FOUND_PROBLEMS
+
+
+def _is_whole(data: Mapping[str, Any]) -> bool:
+    """Tell whether every place that is damaged has lost lines, and all of them are held again."""
+    healed = sum(0 < item["lines"] == item["held_lines"] for item in data["damages"])
+    return bool(healed == data["damaged"])
 
 
 def _print_check(data: Mapping[str, Any], shell: Shell) -> None:
@@ -45,18 +71,43 @@ def _print_check(data: Mapping[str, Any], shell: Shell) -> None:
     rows = [
         (
             f"{item['segment']:020d}.jsonl", str(item["offset"]), str(item["seq"]), str(item["lines"]),
-            _WHAT.get(item["what"], str(item["what"])),
+            str(item["held_lines"]), _WHAT.get(item["what"], str(item["what"])),
         )
         for item in data["damages"]
     ]  # fmt: skip
-    out.table(("SEGMENT", "OFFSET", "SEQ", "LINES LOST", "WHAT"), rows)
+    out.table(("SEGMENT", "OFFSET", "SEQ", "LINES LOST", "HELD AGAIN", "WHAT"), rows)
     if data["cut_bytes"]:
         out.warn(f"! {data['cut_bytes']} bytes of a torn tail were cut; they were never acknowledged")
-    if data["damaged"]:
-        out.warn(f"! {data['damaged']} places are damaged; everything else is served")
-        return
     mark = f"{data['records']:,} records in {data['lines']:,} lines, {data['segments']} segments"
-    out.line(f"✓ {mark}: every hash and id holds")
+    if not data["damaged"]:
+        out.line(f"✓ {mark}: every hash and id holds")
+    elif _is_whole(data):
+        out.line(f"✓ {mark}: what {data['damaged']:,} damaged places held is held again, or is not missed")
+        out.note("the damaged bytes stay on the disk, and are passed over")
+    else:
+        out.warn(f"! {data['damaged']:,} places are damaged; everything else is served")
+        if data["lost_lines"] > data["held_lines"] and data["repaired"] is None:
+            out.hint("fetch what was lost again from the pairs: spl store check --repair")
+
+
+def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
+    for item in repaired["pairs"]:
+        peer = f"{item['pair_id']}  {label_of(item['peer_did'])}"
+        if error := item.get("error"):
+            out.line(f"{peer}: nothing fetched: {error['message']} [{cli_code(error['code'])}]; fix: {error['hint']}")
+        else:
+            out.line(f"{peer}: {item['fetched']:,} records fetched")
+    lost, still_lost = repaired["lost"], repaired["still_lost"]
+    if not lost:
+        out.line("nothing is lost, so nothing was fetched")
+    elif not still_lost:
+        out.line(f"✓ what {lost:,} lost lines held is held again, or is not missed")
+    else:
+        out.warn(f"! of {lost:,} lost lines {still_lost:,} are still lost")
+        if not repaired["pairs"]:
+            out.warn("  there is no pair to fetch from that may sync now")
+        out.note("no peer has what it was never given: reserved threads, namespaces that are not shared")
+        out.note("that comes from a copy of the home: spl thread restore; lines without a readable id count as lost on")
 
 
 def _stats(args: Namespace, shell: Shell) -> int:
@@ -90,6 +141,16 @@ def _steps(shell: Shell) -> Iterable[dict[str, Any]]:
         yield from _without_daemon(exc, shell).check_home(Path(shell.home))
 
 
+def _repairing(shell: Shell) -> Iterable[dict[str, Any]]:
+    """Return the steps of the running daemon's repair; a home at rest has no way to ask peers."""
+    try:
+        yield from shell.ctl.lines("/v1/store/check", b'{"repair":true}', JSON, LONG_S)
+    except CtlError as exc:
+        if exc.code != "daemon-down":
+            raise
+        raise CtlError(exc.code, exc.message, hint="spl serve, then again: the daemon asks the peers") from exc
+
+
 def _without_daemon(exc: CtlError, shell: Shell) -> Any:
     """Return the module that reads the home itself; raise the error again unless it says that no daemon runs."""
     if exc.code != "daemon-down" or shell.distant:
@@ -108,15 +169,19 @@ TREE: Final = (
     Group(
         "store",
         "The store is one log of JSON lines in segments, and its running hash covers every byte of it.\n"
-        "These commands work with a running daemon, and on the home itself where none runs.",
+        "These commands work with a running daemon, and all but a repair on the home itself where none runs.",
         "spl store check",
         (
             Command(
                 "store check",
                 "Reads the whole log and verifies the running hash of every line and the id of every record.\n"
-                "Damage is named by segment and offset and exits 3; the rest of the log is served all the same.",
-                "spl store check",
+                "Damage is named by segment and offset and exits 3; the rest of the log is served all the same.\n"
+                "--repair has the running daemon fetch what was lost from its pairs, by id, and exits 0 once all is\n"
+                "held again. What no peer was given cannot come back. The damaged bytes stay on the disk: a later\n"
+                "check names them, and exits 0 where nothing is lost any more.",
+                "spl store check --repair",
                 _check,
+                _options,
             ),
             Command(
                 "store stats",

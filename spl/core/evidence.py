@@ -124,7 +124,7 @@ def locked(facts: Facts) -> str:
 
 def damaged(facts: Facts) -> str:
     count = facts.get("damaged_lines", 0)
-    return f"{count} lines of the log are damaged and not served" if count else ""
+    return f"{count} places of the log are damaged and not served" if count else ""
 
 
 def disk(facts: Facts) -> str:

@@ -195,7 +195,7 @@ CATALOGUE: Final[tuple[Finding, ...]] = (
     Finding("warming-up", WARN, (), "", LOCAL, seen.warming, _next("warming-up")),
     Finding("store-locked", FAIL, (), "", LOCAL, seen.locked, _next("store-locked")),
     Finding("store-readonly", FAIL, (), "", LOCAL, seen.readonly, _next("store-readonly")),
-    Finding("store-damaged", FAIL, (), "", LOCAL, seen.damaged, _next("store-damaged")),
+    Finding("store-damaged", FAIL, (), "", LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
     Finding("disk-low", WARN, (), "", LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
     Finding("loop-blocked", WARN, (), "", LOCAL, seen.loop, _next("loop-blocked")),
     Finding("task-dead", FAIL, (), "", LOCAL, seen.dead, _next("task-dead")),

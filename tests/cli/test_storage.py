@@ -6,8 +6,8 @@ from spl.disk import lock_home
 from spl.setup import init_home
 from tests.cli.conftest import Daemon, Run, chunked
 
-DONE = {"step": "done", "lines": 5, "records": 4, "damaged": 0, "lost_lines": 0, "segments": 1}
-DAMAGE = {"step": "damage", "what": "line", "segment": 1, "offset": 117, "seq": 2, "lines": 1}
+DONE = {"step": "done", "lines": 5, "records": 4, "damaged": 0, "lost_lines": 0, "held_lines": 0, "segments": 1}
+DAMAGE = {"step": "damage", "what": "line", "segment": 1, "offset": 117, "seq": 2, "lines": 1, "held_lines": 0}
 
 
 def test_check_through_the_daemon(spl: Run, daemon: Daemon) -> None:
@@ -35,3 +35,56 @@ def test_check_and_stats_without_a_daemon(spl: Run, home: Path) -> None:
     lock = lock_home(home)
     assert spl("store", "check").code == 11
     lock.release()
+
+
+REPAIR = {"step": "repair", "pair_id": "pair_00000001", "peer_did": "did:sync:instance:bob-" + "0" * 24}
+
+
+def test_repair_tells_what_came_from_whom(spl: Run, daemon: Daemon) -> None:
+    error = {"object": "error", "code": "CONNECT", "message": "it is down", "hint": "is it running?"}
+    other = {**REPAIR, "pair_id": "pair_00000002", "error": error}
+    done, back = {**DONE, "damaged": 1, "lost_lines": 1}, {"step": "repaired", "lost": 1, "fetched": 1, "still_lost": 0}
+    index = {"step": "index", "bytes": 10, "of_bytes": 20}
+    daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, index, other, {**REPAIR, "fetched": 1}, back)
+    result = spl("store", "check", "--repair")
+    assert result.code == 0
+    assert "pair_00000002  bob: nothing fetched: it is down [connect]; fix: is it running?\n" in result.out
+    assert "pair_00000001  bob: 1 records fetched\n" in result.out
+    assert "what 1 lost lines held is held again" in result.out
+    data = spl("store", "check", "--repair", "-o", "json").data
+    assert (data["repaired"]["still_lost"], len(data["repaired"]["pairs"])) == (0, 2)
+
+
+def test_what_is_still_lost_exits_3_and_says_why(spl: Run, daemon: Daemon) -> None:
+    done, lost = {**DONE, "damaged": 1, "lost_lines": 1}, {"step": "repaired", "lost": 1, "fetched": 0, "still_lost": 1}
+    daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, {**REPAIR, "fetched": 0}, lost)
+    result = spl("store", "check", "--repair")
+    assert result.code == 3
+    assert "of 1 lost lines 1 are still lost" in result.err
+    assert "reserved threads" in result.err
+    daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, lost)
+    assert "there is no pair to fetch from" in spl("store", "check", "--repair").err
+    daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done)
+    assert spl("store", "check", "--repair").code == 9
+    error = {"step": "error", "error": {"object": "error", "code": "STORE_READONLY", "message": "no", "hint": "x"}}
+    daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, error)
+    assert spl("store", "check", "--repair").code == 12
+
+
+def test_damage_that_lost_nothing_is_told_and_exits_0(spl: Run, daemon: Daemon) -> None:
+    done = {**DONE, "damaged": 1, "lost_lines": 1, "held_lines": 1}
+    daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, done)
+    result = spl("store", "check")
+    assert result.code == 0
+    assert "what 1 damaged places held is held again" in result.out
+    assert "stay on the disk" in result.err
+    header = {**DAMAGE, "what": "header", "lines": 0}
+    daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, header, {**done, "damaged": 2})
+    assert spl("store", "check").code == 3
+
+
+def test_a_home_at_rest_cannot_be_repaired(spl: Run, home: Path) -> None:
+    init_home(home, "alice")
+    result = spl("store", "check", "--repair")
+    assert result.code == 5
+    assert "spl serve, then again" in result.err

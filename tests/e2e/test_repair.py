@@ -1,0 +1,106 @@
+"""Damaged lines between real daemons: everything else is served, and what they held comes back from a pair by id."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Make
+from tests.e2e.harness import Instance, eventually
+
+THREAD = "th_release"
+
+
+def damage(instance: Instance, mark: bytes, *, keep_index: bool) -> None:
+    """Flip a byte of the stored line that holds this text, as a bad disk does, and start the daemon again."""
+    instance.stop()
+    hits = 0
+    for path in sorted((instance.home / "store").glob("*.jsonl")):
+        data = path.read_bytes()
+        hits += data.count(mark)
+        path.write_bytes(data.replace(mark, mark[:-1] + b"#"))
+    assert hits == 1
+    if not keep_index:
+        shutil.rmtree(instance.home / "store" / "index")
+    instance.start()
+
+
+def converged(alice: Instance, bob: Instance, pair_id: str) -> list[str]:
+    """Emit at both sides until both hold all of it; return the ids of alice's."""
+    ids = alice.emit(THREAD, 40, note="shared")
+    bob.emit("th_by_bob", 5)
+    for side in (alice, bob):
+        side.run("sync", pair_id)
+    assert alice.holding() == bob.holding()
+    return ids
+
+
+@pytest.mark.parametrize("keep_index", [True, False])
+@pytest.mark.parametrize("loser", ["alice", "bob"])
+@pytest.mark.parametrize("mark", [b'"n":17,', b'"id":"%b'])
+def test_a_damaged_record_comes_back_with_its_id(
+    alice: Instance, bob: Instance, pair_id: str, keep_index: bool, loser: str, mark: bytes
+) -> None:
+    """Whoever lost it, wherever its line was hit, and whether or not the index was made before the damage."""
+    ids = converged(alice, bob, pair_id)
+    hurt, sound = (alice, bob) if loser == "alice" else (bob, alice)
+    everything = sound.holding()
+    damage(hurt, mark.replace(b"%b", ids[17][:20].encode()), keep_index=keep_index)
+    assert {record["id"] for record in hurt.records(THREAD)} == set(ids) - {ids[17]}
+    hurt.emit("th_goes_on")
+    done = hurt.run("store", "check", code=3)
+    assert "1 places are damaged; everything else is served" in done.err
+    assert done.out.splitlines()[1].split()[3:5] == ["1", "0"]
+    done = hurt.run("store", "check", "--repair")
+    assert f"{pair_id}  {'bob' if loser == 'alice' else 'alice'}: 1 records fetched" in done.out
+    assert "✓ what 1 lost lines held is held again" in done.out
+    sound.run("sync", pair_id)
+    assert hurt.holding() == sound.holding()
+    assert {thread: found for thread, found in hurt.holding().items() if thread in everything} == everything
+    for _ in range(2):
+        done = hurt.run("store", "check")
+        assert "what 1 damaged places held is held again" in done.out
+        assert done.out.splitlines()[1].split()[3:5] == ["1", "1"]
+        assert len(hurt.records(THREAD)) == 40
+        assert [row["records"] for row in hurt.data("thread", "list") if row["thread"] == THREAD] == [40]
+        assert "store-damaged" not in hurt.run("doctor", code=None).out
+        assert hurt.data("federation", "verify", pair_id)["equal"]
+        assert hurt.run("store", "check", "--repair").out.endswith("nothing is lost, so nothing was fetched\n")
+        hurt.stop()
+        hurt.start()
+
+
+def test_what_no_peer_was_given_stays_lost(alice: Instance, bob: Instance, pair_id: str) -> None:
+    converged(alice, bob, pair_id)
+    alice.run("namespace", "create", "private")
+    alice.run("know", "nobody else's", "--thread", "th_private", "--namespace", "private")
+    damage(alice, b"nobody else's", keep_index=True)
+    done = alice.run("store", "check", "--repair", code=3)
+    assert f"{pair_id}  bob: 0 records fetched" in done.out
+    assert "of 1 lost lines 1 are still lost" in done.err
+    again = alice.run("store", "check", "--repair", "-o", "json", code=3).data
+    assert (again["repaired"]["lost"], again["repaired"]["still_lost"]) == (1, 1)
+
+
+def test_a_repair_needs_the_daemon_and_the_peer(alice: Instance, bob: Instance, pair_id: str, tmp_path: Path) -> None:
+    converged(alice, bob, pair_id)
+    damage(bob, b'"n":17,', keep_index=True)
+    alice.stop()
+    done = bob.run("store", "check", "--repair", code=3)
+    assert f"{pair_id}  alice: nothing fetched: " in done.out
+    assert "[connect]" in done.out
+    bob.stop()
+    done = bob.run("store", "check", "--repair", code=5)
+    assert "[daemon-down]" in done.err
+    assert "spl serve, then again" in done.err
+    assert bob.run("store", "check", code=3).out.count("\n") == 2
+    bob.start()
+    alice.start()
+    eventually(lambda: bob.run("store", "check", "--repair", code=None).code == 0, "alice is asked again")
+
+
+def test_a_home_without_pairs_says_so(make: Make) -> None:
+    carol = make("carol").start()
+    carol.emit(THREAD, 3)
+    damage(carol, b'"n":1}', keep_index=False)
+    assert "there is no pair to fetch from" in carol.run("store", "check", "--repair", code=3).err
