@@ -6,7 +6,7 @@ was raised says all that and more.  What was shown is not recalled: a claim stay
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -50,8 +50,11 @@ class Claims:
     after: int | None
 
 
-def read(store: Store, views: Views, pair: Pair, namespace: str, after: int, limit: int) -> Claims:
-    """Return up to `limit` claims of a pair with a higher seq, of one of our namespaces or all.
+def read(
+    store: Store, views: Views, pair: Pair, namespace: str, after: int, limit: int,
+    reaches: Callable[[str], bool] = lambda ns: True,
+) -> Claims:  # fmt: skip
+    """Return up to `limit` claims of a pair with a higher seq, of one of our namespaces or all that the reader reaches.
 
     One call looks at 10,000 lines at most, so a page may hold few claims, or none, and still have a next one.
     """
@@ -59,7 +62,7 @@ def read(store: Store, views: Views, pair: Pair, namespace: str, after: int, lim
     found: list[Claim] = []
     for _ in range(0, SCAN_ROWS_MAX, _CHUNK_ROWS):
         rows = store.index.after(f"x:{pair.pair_id}", after, _CHUNK_ROWS)
-        mine = [row for row in rows if row.kind == PROJECTION and namespace in ("", row.ns)]
+        mine = [row for row in rows if row.kind == PROJECTION and namespace in ("", row.ns) and reaches(row.ns)]
         for row, payload in zip(mine, store.payloads(mine), strict=True):
             claim = _claim(row.seq, row.ns, payload)
             if _is_the_best(store, inlets, claim):

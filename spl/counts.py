@@ -1,7 +1,8 @@
 """How many records each pair is offered, where the index keeps no tally of them: from a start on, or under a rule.
 
-Counted on from where it was left, some rows a step, in the feed's threads.  While a count is behind, nobody is told a
-number: one that is too low would be wrong, and one of all rows would count what the peer may not see.
+Counted on from where it was left, some rows a step, in the feed's threads.  While a count is behind, our operator is
+told no number: one that is too low would be wrong, and one of all rows would count what the peer may not see.  A peer
+is told the last number that was right: none in its place would tell that rows came, and hidden ones must not.
 """
 
 import threading
@@ -21,6 +22,16 @@ class Counts:
         self._lock = threading.Lock()
         self._held: dict[str, dict[str, tuple[int, int]]] = {}
         """pair_id -> namespace and filter -> (looked up to, records found)."""
+        self._told: dict[str, tuple[frozenset[str], int]] = {}
+        """pair_id -> what was counted, and the last complete count of it."""
+
+    def told(self, pair_id: str, look: Look) -> int | None:
+        """Return how many records the pair is offered, as of when that was last known; None before the first count."""
+        found = self.head(pair_id, look)
+        if found is not None:
+            return found
+        counted, total = self._told.get(pair_id, (None, 0))
+        return total if counted == _keys(look) else None
 
     def head(self, pair_id: str, look: Look) -> int | None:
         """Return how many records the pair is offered; None while that is still being counted."""
@@ -50,7 +61,13 @@ class Counts:
                     place, left = rows[-1].seq, left - len(rows)
                 held[_key(look, ns)] = place, count
             self._held = {**self._held, pair_id: held}
+            if left > 0:
+                self._told = {**self._told, pair_id: (_keys(look), sum(count for _, count in held.values()))}
         return left > 0
+
+
+def _keys(look: Look) -> frozenset[str]:
+    return frozenset(_key(look, ns) for ns in look.scope.shares)
 
 
 def _key(look: Look, ns: str) -> str:

@@ -221,10 +221,14 @@ class Feed:
 
     def peer_view(self, pair_id: str) -> dict[str, object]:
         """Return how we see the pair, for the peer (`Source.peer_view`); a count that is behind goes on in a thread."""
-        view = self.source.peer_view(pair_id)
-        if view["head"] is None:
+        if self.source.head(pair_id) is None:
             self._count_soon(pair_id)
-        return view
+        return self.source.peer_view(pair_id)
+
+    async def counted(self, pair_id: str) -> None:
+        """Bring the count that the peer's view tells up to date, as far as some ms go."""
+        if self.source.head(pair_id) is None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self.source.count, pair_id)
 
     # -- what our own operator asks
 
@@ -294,7 +298,7 @@ class Feed:
     def _fetch(self, pair_id: str, query: Query, ids: Sequence[str]) -> tuple[Scope, bytes]:
         look = self.source.look(pair_id, query)
         rows = offer.find(look, ids)
-        kept = offer.within(rows, self.limits.page_bytes, look.scope)
+        kept = look.fitting(rows, self.limits.page_bytes)
         shown = self.source.shown.payloads(pair_id, look.scope, kept)
         return look.scope, page.assemble(shown, [row.ns for row in kept], has_more=len(kept) < len(rows))
 

@@ -17,6 +17,7 @@ from .core import consent, message, namespace, when
 from .core.consent import Book, ConsentError, Grant
 from .core.errors import SplError
 from .core.handshake import HandshakeError
+from .core.levels import NAMES
 from .core.pair import ESTABLISHED, Pair, PairError
 from .core.standing import Phase
 from .hub import Own
@@ -127,7 +128,9 @@ class Grants:
     def adopt(self, pair: Pair, evidence: object) -> bool:
         """Take back our own words that the peer holds and we lost, as after a restored home; return whether any were.
 
-        Counted are only statements that one of our own keys signed, for this peer and this pair.
+        Counted are only statements that one of our own keys signed, for this peer and this pair; a key that was told
+        to be compromised signs for whoever has it.  Where our operator spoke since the loss, or may have, the word
+        that gives less stands: what was withdrawn must not open again because an older word turns up.
         """
         if evidence is None:
             return False
@@ -136,22 +139,31 @@ class Grants:
             fields = message.unwrap(evidence)
             if (fields["signer"], fields["audience"], fields["pair_id"]) != (own.did, pair.peer_did, pair.pair_id):
                 return False
-            keys = {own.chain.first, *(key for each in own.chain.rotations for key in (each.old, each.new))}
+            lost_keys = {each.old for each in own.chain.rotations if each.reason == "compromised"}
+            keys = [key for key in own.chain.keys if key not in lost_keys]
             if not any(_is_signed(purpose, evidence, key) for purpose in _PURPOSES for key in keys):
                 return False
             book, values = self.book(pair), fields.get("grants")
             said = [consent.read(value) for value in (values if isinstance(values, list) else [])]
         except SplError:
             return False
-        mine = [(book.ours.get(each.namespace), each) for each in said]
-        lost = [each for held, each in mine if _version(held) < each.version]
-        # Two words of one version, the later said after the loss: the lost one stands, until that is said again.
-        twice = [each for held, each in mine if held != each and _version(held) == each.version]
+        lost, anew = list[Grant](), list[Grant]()
+        for each in said:
+            held = book.ours.get(each.namespace)
+            if held is not None and (held == each or held.version > each.version):
+                continue
+            is_doubtful = held is not None and (held.version == each.version or each.namespace in book.waiting)
+            if held is not None and is_doubtful and _narrowness(held) >= _narrowness(each):
+                anew.append(replace(held, version=each.version + 1))
+            elif held is not None and held.version == each.version:
+                anew.append(replace(each, version=each.version + 1))
+            else:
+                lost.append(each)
         self._write(pair, lost, held=True)
-        self._write(pair, [replace(each, version=each.version + 1) for each in twice], held=False)
-        for grant in (*lost, *twice):
+        self._write(pair, anew, held=False)
+        for grant in (*lost, *anew):
             self._tell_log("consent.recovered", pair, grant)
-        return bool(lost or twice)
+        return bool(lost or anew)
 
     # -- inside
 
@@ -181,8 +193,9 @@ class Grants:
         log.info(event, extra={"fields": fields})
 
 
-def _version(grant: Grant | None) -> int:
-    return grant.version if grant is not None else 0
+def _narrowness(grant: Grant) -> int:
+    """Return how little a grant gives: its level, and more than any for one that was withdrawn."""
+    return len(NAMES) if grant.level is None else grant.level
 
 
 def _is_signed(purpose: str, value: object, key: bytes) -> bool:

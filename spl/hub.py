@@ -19,6 +19,7 @@ from .adapters import VIEWS, Adapters
 from .core import batch, canon, namespace, record
 from .core.did import Chain, multibase
 from .core.errors import SplError
+from .core.filter import facts_of
 from .core.keys import SecretKey
 from .core.levels import NAMES, Projection
 from .core.limits import Limits
@@ -387,33 +388,43 @@ class Hub:
         return self.signer
 
     def _sign(self, slots: Sequence[_Slot]) -> None:
-        """Sign local records: one alone plainly, 2..64 of one write under one Merkle root."""
-        for start in range(0, len(slots), batch.SIZE_MAX):
-            group = slots[start : start + batch.SIZE_MAX]
-            signer = self._signer()
-            key = multibase(signer.chain.present)
-            texts = [record.signed_text(slot.id, (slot.record or {}).get("judged_by")) for slot in group]
-            if len(group) == 1:
-                sigs = [Sig(signer.chain.did, key, signer.key.sign(texts[0]))]
-            else:
-                root, places = batch.tree(texts)
-                value = signer.key.sign(batch.signed_text(len(group), root))
-                sigs = [Sig(signer.chain.did, key, value, place) for place in places]
-            for slot, sig in zip(group, sigs, strict=True):
-                value_ = slot.record or {}
-                slot.envelope = record.seal(value_, slot.id, slot.text, sig)
-                slot.entry = Entry(
-                    kind="rec",
-                    payload=slot.envelope.raw,
-                    origin=LOCAL,
-                    ns=slot.ns,
-                    own=True,
-                    id=slot.id,
-                    thread=value_["thread"],
-                    actor=value_["actor"],
-                    clock=value_["clock"],
-                    voucher=sig.by,
-                )
+        """Sign local records: one alone plainly, 2..64 of one write that are alike under one Merkle root.
+
+        A batch tells its size, and hashes of its other records.  So it holds only what no filter can tell apart: a
+        peer or a tenant that may see one of them may see them all.
+        """
+        alike: dict[tuple[str, ...], list[_Slot]] = {}
+        for slot in slots:
+            alike.setdefault(tuple(facts_of(slot.record or {}, slot.ns, "").values()), []).append(slot)
+        for part in alike.values():
+            for start in range(0, len(part), batch.SIZE_MAX):
+                self._seal(part[start : start + batch.SIZE_MAX])
+
+    def _seal(self, group: Sequence[_Slot]) -> None:
+        signer = self._signer()
+        key = multibase(signer.chain.present)
+        texts = [record.signed_text(slot.id, (slot.record or {}).get("judged_by")) for slot in group]
+        if len(group) == 1:
+            sigs = [Sig(signer.chain.did, key, signer.key.sign(texts[0]))]
+        else:
+            root, places = batch.tree(texts)
+            value = signer.key.sign(batch.signed_text(len(group), root))
+            sigs = [Sig(signer.chain.did, key, value, place) for place in places]
+        for slot, sig in zip(group, sigs, strict=True):
+            value_ = slot.record or {}
+            slot.envelope = record.seal(value_, slot.id, slot.text, sig)
+            slot.entry = Entry(
+                kind="rec",
+                payload=slot.envelope.raw,
+                origin=LOCAL,
+                ns=slot.ns,
+                own=True,
+                id=slot.id,
+                thread=value_["thread"],
+                actor=value_["actor"],
+                clock=value_["clock"],
+                voucher=sig.by,
+            )
 
     def _append(self, slots: Sequence[_Slot]) -> Commit | None:
         entries = [slot.entry for slot in slots if slot.entry is not None]

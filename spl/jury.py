@@ -42,6 +42,8 @@ class Trial:
     """Signers whose chains the peer could not show in this pull."""
     learnt: bool = False
     """A chain was pinned in this pull."""
+    lacking: bool = False
+    """Records stand in the ledger because the peer did not show a chain; it may when it gives them again."""
     shown: Mapping[str, Any] | None = None
     """Chains, as decoded, that came with a push; nothing is asked of who pushes, as it may be out of reach."""
 
@@ -83,6 +85,7 @@ class Jury:
                 learnt[did] = chain
             elif len(trial.strangers) < self.limits.chains_count:
                 trial.strangers.add(did)
+                trial.lacking = True
         if not learnt:
             return verdicts, []
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Final, TypeVar
 
+from .core import levels
 from .core.consent import Share
 from .core.cursor import LANES_MAX, Lane, lane_key
 from .core.filter import Filter, facts_of
@@ -33,8 +34,6 @@ LOOK_ROWS: Final = 2048
 """After so many rows a look yields: 5 ms of plain ones, 80 ms where a rule reads the records."""
 PASSED_ROWS_MAX: Final = 10_000
 """A page ends early when it passed over so many rows that the peer has already."""
-PROJECTED_BYTES: Final = 768
-"""A projection is longer than its record by less than this."""
 
 _CHUNK_ROWS: Final = 256
 _FACTS_BYTES: Final = 4 * MIB
@@ -144,6 +143,24 @@ class Look:
         while rows and rows[-1].seq > self.last_seq:
             rows.pop()
         return within(rows, _FACTS_BYTES) if self.scope.filter.reads_records else rows
+
+    def fitting(self, rows: Sequence[Row], bytes_max: int) -> list[Row]:
+        """Return the first rows that fit as they go out, at least one where there is one.
+
+        A projection counts as long as what it shows: where a page ends must not tell how long the hidden part is.
+        """
+        if sum(row.length + levels.REST_BYTES for row in rows) <= bytes_max:
+            return list(rows)
+        return within(rows, bytes_max, self._bytes_out)
+
+    def _bytes_out(self, row: Row) -> int:
+        level = self.scope.shares[row.ns].level
+        if level == EXACT:
+            return row.length
+        try:
+            return levels.shown_bytes(json.loads(self.payloads([row])[0])["record"], level)
+        except (ValueError, KeyError, TypeError):
+            return levels.REST_BYTES  # damaged on the disk meanwhile
 
     def judged(
         self, rows: Sequence[Row], covers: Sequence[tuple[Filter, int]] = ()
@@ -265,7 +282,7 @@ def collect(look: Look, readings: Sequence[Reading], limit: int, bytes_max: int)
             yield from _hunt(look, reading, len(reading.found) + 1)
     in_turn = chain.from_iterable(zip_longest(*([row for row, _ in reading.found] for reading in readings)))
     turns = [row for row in in_turn if row is not None]
-    rows = sorted(within(turns[:limit], bytes_max, look.scope), key=lambda row: row.seq)
+    rows = sorted(look.fitting(turns[:limit], bytes_max), key=lambda row: row.seq)
     taken = {row.seq for row in rows}
     for reading in readings:
         _settle(reading, taken)
@@ -306,12 +323,11 @@ def offered(look: Look, ns: str, place: int = 0) -> Iterator[list[Row]]:
         place = rows[-1].seq
 
 
-def within(rows: Sequence[Row], bytes_max: int, scope: Scope | None = None) -> list[Row]:
-    """Return the first rows that fit, at least one where there is one; as they go out under a scope, if it is given."""
+def within(rows: Sequence[Row], bytes_max: int, size: Callable[[Row], int] = lambda row: row.length) -> list[Row]:
+    """Return the first rows that fit by their sizes, as stored or as given, at least one where there is one."""
     total, kept = 0, list[Row]()
     for row in rows:
-        projected = scope is not None and scope.shares[row.ns].level != EXACT
-        total += row.length + 1 + (PROJECTED_BYTES if projected else 0)
+        total += size(row) + 1
         if kept and total > bytes_max:
             break
         kept.append(row)

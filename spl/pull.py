@@ -172,8 +172,10 @@ class Puller:
     async def retry_refused(self, pair: Pair, progress: Progress) -> int:
         """Ask again for what the ledger holds of this pair, as the cause may be gone; return how many came in.
 
-        What is refused again stands in the ledger already, and is not written a second time.
+        What is refused again stands in the ledger already, and is not written a second time.  Whose chain the peer
+        could not show, it may know by the records that it gives now.
         """
+        progress.strangers.clear()
         lacking = await self.lacking(pair)
         ids, fresh = lacking.ids, 0
         while ids:

@@ -168,10 +168,13 @@ class Reconcile:
         ).encode()
 
     def _has(self, pair_id: str, held: Holdings, id_: str, mark: str) -> bool:
-        """Tell whether we hold what the peer asks about: an envelope that it shows to hold, or its own projection."""
+        """Tell whether we hold what the peer asks about: an envelope that it shows to hold, or its own projection.
+
+        Only where it may bring records: elsewhere, what we hold is not its to know.
+        """
         index = self.hub.store.index
         row = index.find(id_)
-        if row is not None and (row.ns in held.shared.received or row.ns in held.shared.scope.shares):
+        if row is not None and row.ns in held.shared.received:
             for payload in self.hub.store.payloads([row, *index.alternates(id_)]):
                 if fingerprint.mark_of(held.key, payload) == mark:
                     return True

@@ -104,7 +104,7 @@ class Shared:
             return _ALWAYS if kind == PROJECTION and origin in self.scope.origins else _NEVER
         if kind != "rec":
             return _NEVER
-        level = self._level(ns)
+        level = self.level(ns)
         from_peer = origin in self.scope.origins or voucher == self.scope.peer_did
         if name == SHOWN:
             return self._offer(facts, level) if level > EXACT and not from_peer else _NEVER
@@ -129,21 +129,21 @@ class Shared:
         if not self._admits(store, facts, row):
             return NO_START
         id_ = json.loads(store.payloads([row])[0])["id"]
-        return bytes.fromhex((id_ if self._level(row.ns) <= STRUCTURAL else self.pseudonym(id_))[: 2 * START_BYTES])
+        return bytes.fromhex((id_ if self.level(row.ns) <= STRUCTURAL else self.pseudonym(id_))[: 2 * START_BYTES])
 
     def label(self, ns: str) -> str:
         """Return a namespace of ours as the peer calls it."""
         share = self.scope.shares.get(ns)
         return share.peer_ns if share is not None else self.received.get(ns, ns)
 
-    def _level(self, ns: str) -> int:
+    def level(self, ns: str) -> int:
         """Return the level at which a namespace goes out, -1 when it does not."""
         share = self.scope.shares.get(ns)
         return -1 if share is None else share.level
 
     def _offer(self, facts: Facts, level: int) -> int:
         kind, ns, _, voucher, _ = facts
-        if kind != "rec" or self._level(ns) != level:
+        if kind != "rec" or self.level(ns) != level:
             return _NEVER
         if voucher != self.scope.own_did and not self.scope.filter.relay:
             return _NEVER
@@ -197,7 +197,13 @@ class Holdings:
     def find(self, name: str, start: str) -> tuple[Row, str] | None:
         """Return the record in a set whose name begins so, with its id; None for what has no id to be found by."""
         found = self.store.index.starting(bytes.fromhex(start))
-        return next(((row, id_) for row, id_ in found if self.shared.holds(self.store, name, row)), None)
+        return next(((row, id_) for row, id_ in found if self._goes_by_id(name, row)), None)
+
+    def _goes_by_id(self, name: str, row: Row) -> bool:
+        """Tell whether a line is in a set under the id of its record; where pseudonyms travel, no id is confirmed."""
+        if name == SHOWN and self.shared.level(row.ns) > STRUCTURAL:
+            return False
+        return self.shared.holds(self.store, name, row)
 
     def _set(self, name: str) -> tuple[Buckets, dict[str, int]]:
         if name not in self._sets:

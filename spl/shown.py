@@ -41,10 +41,13 @@ class Shown:
         """Remember whose records the pair is given in full."""
         if scope.tallied:
             return  # the index knows
+        given = {row.voucher for row in rows if scope.shares[row.ns].level == EXACT}
         signers = self._signers.setdefault(pair_id, set())
-        signers.update(row.voucher for row in rows if scope.shares[row.ns].level == EXACT)
-        if len(signers) > SIGNERS_MAX:
-            signers.clear()
+        if len(signers) + len(given) > SIGNERS_MAX:
+            # Whoever got records of those before has asked; these are asked for next.
+            self._signers[pair_id] = given
+        else:
+            signers.update(given)
 
     def knows(self, pair_id: str, scope: Scope, did: str) -> bool:
         """Tell whether the pair may see records of this signer in full, as far as that is known."""

@@ -190,6 +190,11 @@ class Source:
         last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
         return self.counts.head(pair_id, self.at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
 
+    def told(self, pair_id: str) -> int | None:
+        """Return the same for the peer: as of when it was last known, None only before it was known at all."""
+        last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
+        return self.counts.told(pair_id, self.at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
+
     def count(self, pair_id: str) -> bool:
         """Count on what the pair is offered, for some ms; return whether that is all.  For a thread."""
         last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
@@ -200,7 +205,8 @@ class Source:
     def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
         """Return how we see the pair, for the peer: state, reason, head, acked, queue, consent, and reach if known.
 
-        `head` is None while it is being counted.  Who reads by a token of its own (`query.reads`) gets the same form.
+        `head` is None while it is counted for the first time.  Who reads by a token of its own (`query.reads`) gets
+        the same form.
         """
         pair = self.hub.views.pairs.get(pair_id)
         if query is not None and query.reads:
@@ -213,7 +219,7 @@ class Source:
         return {
             "state": str(pair.phase),
             "reason": pair.reason,
-            "head": self.head(pair_id) if pair.serve_allowed else 0,
+            "head": self.told(pair_id) if pair.serve_allowed else 0,
             "acked": acked,
             "queue": self._queue_records(pair_id),
             **({"consent": weight} if weight else {}),

@@ -357,7 +357,8 @@ class Sync:
 
     async def _stay(self, pair: Pair, line: _Line) -> None:
         """Catch up with pages, then follow the stream until it ends, or until the pair is another one."""
-        failures = line.attempt
+        # Before the pull: what changes during it counts as a change, too.
+        failures, course = line.attempt, self._course(pair)
         await self.pull(pair.pair_id)
         while line.running is not None:
             await asyncio.wait([line.running])
@@ -366,12 +367,13 @@ class Sync:
         line.flow.open(self._now_ms())
         async with asyncio.TaskGroup() as tasks:
             flowing = tasks.create_task(self._stream(pair, line))
-            watching = tasks.create_task(self._until_changed(pair, line, flowing))
+            watching = tasks.create_task(self._until_changed(pair, line, flowing, course))
             flowing.add_done_callback(lambda _: watching.cancel())
 
-    async def _until_changed(self, pair: Pair, line: _Line, flowing: "asyncio.Task[None]") -> None:
+    async def _until_changed(
+        self, pair: Pair, line: _Line, flowing: "asyncio.Task[None]", course: tuple[object, ...]
+    ) -> None:
         """End the stream when it is not what the pair asks for any more; another one follows at once."""
-        course = self._course(pair)
         while (now := self.hub.views.pairs.get(pair.pair_id)) is not None and self._course(now) == course:
             line.kick.clear()
             await line.kick.wait()
@@ -479,13 +481,13 @@ class Sync:
     async def _run(self, pair: Pair, line: _Line, progress: Progress, ask: Ask) -> int:
         """Read to the end; then ask again for what was refused.
 
-        Once a process, and whenever a chain was learnt or the pair may bring in something else than before.
+        Once a process, and when a chain was learnt, or lacked, or the pair may bring in something else than before.
         """
         had, inlets = self.hub.views.refused.get(pair.pair_id, 0), self._puller.jury.inlets(pair)
         fresh = await self._puller.run(pair, progress, ask)
-        if had and not ask.thread and (progress.learnt or line.inlets != inlets):
-            line.inlets = inlets
+        if not ask.thread and (progress.lacking or (had and (progress.learnt or line.inlets != inlets))):
             fresh += await self._puller.retry_refused(pair, progress)
+            line.inlets, progress.lacking = inlets, False
         return fresh
 
 

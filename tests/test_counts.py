@@ -58,6 +58,22 @@ def test_a_step_is_bounded_and_until_the_end_no_number_is_told(monkeypatch: pyte
     assert seen == [False, None, False, None, True, 25, True, 25]
 
 
+def test_a_peer_is_told_the_last_number_that_was_right_so_that_no_hidden_row_shows() -> None:
+    facts: list[Fact] = [("a", "local", "did:us", 1, "shown")]
+    index, held = lasting(facts), Counts()
+    look = look_at(index, replace(SCOPE, filters=(RULE,)))
+    assert held.told("pair_1", look) is None
+    assert held.advance("pair_1", look)
+    for thread, number in (("hidden", 1), ("shown", 2)):
+        facts.append(("a", "local", "did:us", 1, thread))
+        later = replace(look, index=cast(Index, lasting(facts)), payloads=lasting(facts).payloads)
+        assert (held.head("pair_1", later), held.told("pair_1", later)) == (None, 1)
+        assert held.advance("pair_1", later)
+        assert (held.head("pair_1", later), held.told("pair_1", later)) == (number, number)
+    other = replace(look, scope=replace(SCOPE, filters=(Filter(thread_allow=("shown",)),)))
+    assert held.told("pair_1", other) is None, "that is another question"
+
+
 def test_another_filter_or_namespace_is_counted_anew() -> None:
     index = lasting([("a", "local", "did:us", 1, "shown"), ("b", "local", "did:us", 1, "hidden")])
     held, look = Counts(), look_at(index, replace(SCOPE, filters=(RULE,)))

@@ -71,6 +71,38 @@ def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path) -> No
     scene(tmp_path, act)
 
 
+def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(tmp_path: Path) -> None:
+    """The peer brings a wider word of ours that we lost: the narrower one stands, under a version after both."""
+
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        pair, grants = a.home.views.pairs[pair_id], a.pairing.handover.grants
+        for name, lost_version in (("music", 2), ("projects", 5)):
+            await a.pairing.handover.say(pair_id, name, name, 2)
+            wider = spoken(a, b, pair_id, grants=[Grant(name, name, 0, lost_version).to_json()])
+            assert grants.say(pair_id, name, name, None)
+            assert grants.adopt(pair, wider)
+            assert book(a, pair_id).ours[name] == Grant(name, name, None, lost_version + 1)
+            assert name in book(a, pair_id).waiting
+            assert not grants.adopt(pair, wider)
+
+    scene(tmp_path, act)
+
+
+def test_a_key_that_was_told_to_be_compromised_says_nothing_for_us(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        said = [Grant("music", "music", 0, 9).to_json()]
+        stolen = spoken(a, b, pair_id, grants=said)
+        await a.pairing.rotate_identity("compromised")
+        grants = a.pairing.handover.grants
+        assert grants.adopt(a.home.views.pairs[pair_id], stolen) is False
+        assert "music" not in book(a, pair_id).ours
+        retired = spoken(a, b, pair_id, grants=said)
+        await a.pairing.rotate_identity("retired")
+        assert grants.adopt(a.home.views.pairs[pair_id], retired) is True
+
+    scene(tmp_path, act)
+
+
 def test_words_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
         handover, last = a.pairing.handover, a.home.store.last_seq

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar, cast
 
 from hypothesis import given, settings
@@ -334,3 +335,23 @@ def test_blanks_are_bounded() -> None:
     assert blanks.beyond("k0", 1) == 1
     assert blanks.beyond("k1999", 1) == 2
     assert blanks.beyond("one", 1999 * 3) == 1999 * 3 + 1
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=12), st.integers(1, 3), st.integers(1, 9000))
+def test_where_a_page_of_projections_ends_does_not_tell_how_long_the_hidden_part_is(
+    sizes: list[int], level: int, bytes_max: int
+) -> None:
+    """Rows of any stored length are cut as rows of none, for they show the same."""
+    kept = {"thread": "th", "actor": "did:x", "act": "DO", "clock": 1, "data_type": "SCALAR", "parents": []}
+    scope, cuts = replace(SCOPE, shares={"a": Share("a", "a", level)}), []
+    for lengths in (sizes, [0] * len(sizes)):
+        full = [json.dumps({"record": {**kept, "body": {"x": "y" * length}}}).encode() for length in lengths]
+        look = look_at(rows_of([("a", "local", "did:us", len(payload), "") for payload in full]), scope)
+        look = replace(look, payloads=partial(_chosen, full))
+        rows, more = done(offer.collect(look, offer.lanes_through(look, {}), 100, bytes_max))
+        cuts.append(([row.seq for row in rows], more))
+    assert cuts[0] == cuts[1]
+
+
+def _chosen(payloads: Sequence[bytes], rows: Sequence[Row]) -> list[bytes]:
+    return [payloads[row.seq - 1] for row in rows]

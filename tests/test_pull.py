@@ -167,11 +167,15 @@ async def test_crash_between_pages_resumes_without_loss(tmp_path: Path) -> None:
         assert alice.ids() == bob.ids()
 
 
+def by_mallory(env: dict[str, Any]) -> None:
+    env["sig"].update(by="did:sync:instance:mallory-" + "0" * 24)
+
+
 BAD: list[tuple[str, Callable[[dict[str, Any]], None]]] = [
     ("record-id", lambda env: env["record"].update(clock=99)),
     ("record-signature", lambda env: env["sig"].update(value="A" * 86 + "==")),
     ("record-signature", lambda env: env["record"].update(judged_by="a" * 64)),
-    ("chain-unknown", lambda env: env["sig"].update(by="did:sync:instance:mallory-" + "0" * 24)),
+    ("chain-unknown", by_mallory),
     ("chain-unknown", lambda env: env["sig"].update(key="zNobody")),
     ("bad-field", lambda env: env["record"].update(act="SHOUT")),
     ("bad-field", lambda env: env.update(extra=1)),
@@ -189,8 +193,10 @@ async def test_a_bad_record_is_refused_and_stalls_nothing(
         join(alice, bob)
         sent = [alice.emit(f"{n}") for n in range(3)]
         alice.network.change = on_page(lambda page: spoil(page["records"][1]))
-        assert await bob.sync.pull(PAIR) == 2
-        assert bob.ids() == sorted((sent[0].id, sent[2].id))
+        # One whose signer's chain the peer could not show is asked for at once: it may know the signer then.
+        at_once = spoil is by_mallory
+        assert await bob.sync.pull(PAIR) == 2 + at_once
+        assert bob.ids() == sorted((sent[0].id, sent[2].id, *([sent[1].id] if at_once else [])))
         assert bob.home.views.refused == {PAIR: 1}
         row = bob.home.store.index.last(f"r:{PAIR}")
         assert row is not None
@@ -198,7 +204,7 @@ async def test_a_bad_record_is_refused_and_stalls_nothing(
                 "pair": PAIR, "id": sent[1].id, "code": code, "ns": "default",
             }  # fmt: skip
         # It came damaged, and is asked for again; that it was refused once stays on record.
-        assert await bob.sync.pull(PAIR) == 1
+        assert await bob.sync.pull(PAIR) == (not at_once)
         assert bob.ids() == alice.ids()
         assert bob.home.views.refused == {PAIR: 1}
 

@@ -11,8 +11,10 @@ from spl.core.consent import Share
 from spl.core.filter import OPEN, Filter
 from spl.core.levels import NAMES
 from spl.index import Row
+from spl.net.client import Reply
 from spl.offer import Scope
-from tests.nodes import LIMITS, Node, nodes
+from spl.shown import Shown
+from tests.nodes import LIMITS, Node, join, nodes
 
 PAIR = "pair_00000001"
 
@@ -81,3 +83,25 @@ async def test_signers_are_known_by_tally_or_by_what_was_given(tmp_path: Path, m
         assert not source.knows(PAIR, scope_of(alice, 1, Filter(thread_rule="true")), "did:other")
         source.note(PAIR, ruled, [by("did:two"), by("did:three")])
         assert not source.knows(PAIR, ruled, "did:other")
+
+
+async def test_a_source_that_forgot_whose_records_it_gave_stalls_none(tmp_path: Path) -> None:
+    """Under a rule it knows by memory alone, which a restart ends: between a page and the question for the chain."""
+    async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
+        join(carol, alice, "pair_00000002")
+        join(alice, bob, filters=(Filter(thread_rule="true"), OPEN))
+        sent = [carol.emit(f"{n}") for n in range(2)]
+        await alice.sync.pull("pair_00000002")
+
+        def forget(path: str, reply: Reply) -> Reply:
+            if path == "/v1/sync/changes":
+                alice.feed.source.shown = Shown(alice.home.hub, alice.home.vault)
+            return reply
+
+        alice.network.change = forget
+        assert await bob.sync.pull(PAIR) == 2
+        assert bob.ids() == sorted(each.id for each in sent)
+        # A second pull asks for nothing that stands in the ledger.
+        before = len(alice.network.log)
+        await bob.sync.pull(PAIR)
+        assert ("POST", "/v1/sync/records") not in alice.network.log[before:]

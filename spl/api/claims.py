@@ -22,6 +22,7 @@ async def projections(request: Request, principal: Principal, services: Services
     after = number(request.query, "after", 0, 0, record.CLOCK_MAX)
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
     name = request.query.get("namespace", "")
-    found = await asyncio.to_thread(claims.read, services.store, services.views, pair, name, after, limit)
+    reading = (services.store, services.views, pair, name, after, limit, principal.reaches)
+    found = await asyncio.to_thread(claims.read, *reading)
     data = [claim.to_json() for claim in found.found]
     return json_response({"object": "list", "data": data, "next_after": found.after})

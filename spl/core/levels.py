@@ -33,6 +33,8 @@ from .limits import Limits
 NAMES: Final = ("L0", "L1", "L2", "L3")
 EXACT: Final = 0
 STRUCTURAL: Final = 1
+REST_BYTES: Final = 768
+"""What a projection has beside the fields that it keeps takes less: hashes, names, signature."""
 
 _SIG: Final = frozenset({"by", "key", "level", "ns", "value"})
 _KEPT: Final[Mapping[int, frozenset[str]]] = {
@@ -101,6 +103,11 @@ def content(value: Mapping[str, Any], record_id: str, level: int, pair_id: str, 
         return {"id": record_id, "record": {**kept, "body": body, "parents": list(value["parents"])}}
     parents = sorted(pseudonym(secret, pair_id, parent) for parent in value["parents"])
     return {"id": pseudonym(secret, pair_id, record_id), "record": {**kept, "body": body, "parents": parents}}
+
+
+def shown_bytes(value: Mapping[str, Any], level: int) -> int:
+    """Return about what a record's projection takes, at most: reckoned from what it shows, and from nothing else."""
+    return len(canon.encode({name: value[name] for name in _KEPT[level] if name != "body"})) + REST_BYTES
 
 
 def project(

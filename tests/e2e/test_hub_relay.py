@@ -135,7 +135,7 @@ def test_two_laptops_of_one_person_write_offline_at_equal_clocks_and_end_with_th
 
 
 def test_two_laptops_offline_and_back_are_proved_equal_on_all_three(star: Star) -> None:
-    """Each laptop writes while it is alone, the hub too; when they are back, `verify` says equal wherever it is asked."""
+    """Each laptop writes while it is alone, the hub too; when they are back, `verify` says equal, whoever asks."""
     hub, ann, ben = star
     pairs = {laptop.name: pair_with(hub, laptop) for laptop in (ann, ben)}
     hub.stop()

@@ -174,7 +174,9 @@ async def by_page(alice: Node, bob: Node, items: Sequence[Item]) -> None:
         [json.dumps(value).encode() for value, _ in items], [ns for _, ns in items],
         next_cursor=f"at {len(items)}", has_more=False, peer_view={"state": "active"},
     )  # fmt: skip
-    lie(alice, lambda path: made if path.endswith("changes") else b'{"peer_view":{}}')
+    nothing = page.assemble([], [], has_more=False, peer_view={})
+    answers = {"/v1/sync/changes": made, "/v1/sync/records": nothing}
+    lie(alice, lambda path: answers.get(path, b'{"peer_view":{}}'))
     await bob.sync.pull(PAIR)
 
 
