@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 DEADLINE_S: Final = 30.0
 READY_S: Final = 15.0
 _LOOK_AGAIN_S: Final = 0.02
+_PORTS: Final = iter(random.SystemRandom().sample(range(10_000, 32_000), 10_000))
 
 
 def eventually(check: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
@@ -36,11 +38,18 @@ def eventually(check: Callable[[], Any], what: str, deadline_s: float = DEADLINE
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing uses at present."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
+    """Return a TCP port of 127.0.0.1 that nothing uses at present, and that this process did not return before.
+
+    It lies below those that systems take for outgoing connections: one of those may be gone before a daemon binds it.
+    """
+    for port in _PORTS:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
         return port
+    raise AssertionError("every port was used")
 
 
 @dataclass(frozen=True)
