@@ -1,0 +1,243 @@
+"""Consent end to end: whatever both sides grant, withdraw, narrow and archive, each gets exactly what is shared.
+
+Two whole instances, and a model that knows three rules.  What is new after a sync is shared now, at the level that it
+has now.  After a sync, all that is shared is there, at its level or more fully, with nobody doing anything about it.
+And nothing is sent that the other side took in before at that level or more fully.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spl.core import consent, levels, namespace
+from spl.core.consent import ConsentError
+from spl.core.filter import OPEN, Filter, facts_of
+from spl.core.pair import Pair
+from spl.core.record import Envelope
+from spl.hub import Own
+from spl.net.sse import EventParser
+from spl.views import THREAD_NAMESPACES
+from tests.nodes import LIMITS, Node, join, nodes
+
+PAIR = "pair_00000001"
+NAMES = ("default", "music", "projects")
+THREADS = ("th_a", "th_b")
+FILTERS = (OPEN, Filter(thread_allow=("th_a",)), Filter(thread_rule='record.thread == "th_b"'), Filter(relay=False))
+Item = tuple[str, int]
+"""A record's id, and the level at which it is held or sent."""
+Op = tuple[Any, ...]
+
+
+@dataclass
+class Side:
+    """One instance: what it wrote, and what went out of it to the other."""
+
+    node: Node
+    wrote: list[Envelope] = field(default_factory=list)
+    sent: Counter[Item] = field(default_factory=Counter)
+
+    @property
+    def pair(self) -> Pair:
+        return cast(Pair, self.node.pair(PAIR))
+
+    @property
+    def book(self) -> consent.Book:
+        return consent.book_of(self.node.home.views.consents, self.pair)
+
+    def say(self, name: str, maps: str, level: int | None) -> None:
+        """Grant as our operator does, or withdraw; the peer does not hold it yet."""
+        try:
+            grant = consent.draft(self.pair, self.book, name, maps, level, LIMITS)
+        except ConsentError:
+            return
+        self.node.write(Own(consent.THREAD, consent.KIND_GRANT, consent.said(PAIR, grant, "then", held=False)))
+
+    def hand_over(self, other: "Side") -> None:
+        """Let the other side hold our grants, and know that it does."""
+        for grant in consent.news(other.book, consent.statements(self.book.ours.values()), LIMITS):
+            body = {"pair_id": PAIR, "grant": grant.to_json(), "at": "then"}
+            other.node.write(Own(consent.THREAD, consent.KIND_PEER_GRANT, body))
+        for grant in consent.acknowledged(self.book, consent.versions(other.book.theirs)):
+            self.node.write(Own(consent.THREAD, consent.KIND_GRANT, consent.said(PAIR, grant, "then", held=True)))
+
+    def turn(self, name: str, state: str) -> None:
+        self.node.write(Own(THREAD_NAMESPACES, namespace.KIND_STATE, {"name": name, "state": state}))
+
+    def emit(self, name: str, thread: str) -> None:
+        if namespace.is_usable(self.node.home.views.namespaces, name):
+            actor = f"did:sync:user:{self.node.name}"  # else both could write the very same record
+            self.wrote.append(self.node.emit(f"{len(self.wrote)}", ns=name, thread=thread, actor=actor))
+
+    def held(self, by: Node) -> set[Item]:
+        """Return what of ours the other instance holds, each at its level."""
+        index, found = by.home.store.index, set[Item]()
+        for each in self.wrote:
+            found |= {(each.id, 0)} if index.find(each.id) is not None else set()
+            for level in (1, 2, 3):
+                if index.is_shown(PAIR, levels.NAMES[level], self.alias(each.id, level)):
+                    found.add((each.id, level))
+        return found
+
+    def alias(self, id_: str, level: int) -> str:
+        return id_ if level < 2 else self.node.feed.source.shown.pseudonym(PAIR, id_)
+
+    def shared(self, other: "Side") -> set[Item]:
+        """Return what the other side is to have now: what we may send and it may take in."""
+        views, found = self.node.home.views, set[Item]()
+        shares = {share.ns: share for share in consent.outbound(self.pair, self.book, views.namespaces)}
+        inlets = consent.inbound(other.pair, other.book, other.node.home.views.namespaces)
+        for each in self.wrote:
+            name = each.record["body"]["namespace"]
+            share = shares.get(name)
+            facts = facts_of(each.record, name, self.node.did)
+            if share is None or not self.pair.filters[0].admits(facts, relayed=False):
+                continue
+            inlet = inlets.get(share.ns)
+            if inlet is not None and (inlet.full if share.level == 0 else share.level <= inlet.level):
+                found.add((each.id, share.level))
+        return found
+
+    def listen(self) -> None:
+        """Count what goes out from now on, by pages, by id and in streams."""
+        answer, stream = self.node.answer, self.node.feed.stream
+
+        async def answering(pair_id: str, path: str, query: Mapping[str, str], body: bytes) -> bytes:
+            found = await answer(pair_id, path, query, body)
+            if path in ("/v1/sync/changes", "/v1/sync/records"):
+                self.note(json.loads(found).get("records", []))
+            return found
+
+        async def streaming(*asked: Any) -> AsyncIterator[bytes]:
+            return self.noted(await stream(*asked))
+
+        self.node.answer = answering  # type: ignore[method-assign]
+        self.node.feed.stream = streaming  # type: ignore[method-assign,assignment]
+
+    async def noted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        parser = EventParser(LIMITS.event_bytes)
+        try:
+            async for piece in pieces:
+                self.note([json.loads(event.data) for event in parser.feed(piece) if event.name == "record.created"])
+                yield piece
+        finally:
+            await cast(Any, pieces).aclose()
+
+    def note(self, values: Sequence[Any]) -> None:
+        names = {self.alias(each.id, level): each.id for each in self.wrote for level in (1, 2)}
+        for value in values:
+            level = levels.NAMES.index(value["projection"]["level"]) if "projection" in value else 0
+            self.sent[names[value["id"]], level] += 1
+
+
+def finest(items: set[Item]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for id_, level in items:
+        found[id_] = min(level, found.get(id_, level))
+    return found
+
+
+class Model:
+    """Both sides and the three rules."""
+
+    def __init__(self, one: Side, two: Side) -> None:
+        self.sides = one, two
+
+    async def sync(self, to: Side, way: Callable[[], Any]) -> None:
+        """Sync one direction and hold what came of it against the rules."""
+        source = self.other(to)
+        before, sent, shared = source.held(to.node), source.sent.copy(), source.shared(to)
+        await way()
+        after = source.held(to.node)
+        assert after - before <= shared, "only what is shared, at exactly its level"
+        best = finest(after)
+        assert all(best.get(id_, 9) <= level for id_, level in shared), "all that is shared, or more of it"
+        fine = finest(before)
+        for (id_, level), count in (source.sent - sent).items():
+            assert fine.get(id_, 9) > level, "nothing that was held as fully before"
+            assert count == 1 or (id_, level) not in after, "once, but for what was refused"
+
+    def other(self, side: Side) -> Side:
+        return self.sides[1] if side is self.sides[0] else self.sides[0]
+
+
+async def stay(model: Model, to: Side) -> None:
+    """Keep a stream open until all is there, while one more record comes."""
+    source, stop = model.other(to), asyncio.Event()
+
+    async def until_there() -> None:
+        while not all(finest(source.held(to.node)).get(id_, 9) <= level for id_, level in source.shared(to)):
+            await asyncio.sleep(0.002)
+
+    to.node.change_pair(PAIR, mode="continuous")
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        tasks.create_task(to.node.sync.run(stop))
+        await until_there()
+        stop.set()
+    to.node.change_pair(PAIR, mode="polling")
+
+
+async def play(model: Model, ops: Sequence[Op]) -> None:
+    for number, name, *more in ops:
+        side = model.sides[number]
+        other = model.other(side)
+        if name == "grant":
+            side.say(*more)
+        elif name == "hand over":
+            side.hand_over(other)
+        elif name == "filter":
+            filters = (FILTERS[more[0]], *side.node.pair(PAIR).filters)[:8]
+            side.node.change_pair(PAIR, filters=filters)
+        elif name == "turn":
+            side.turn(*more)
+        elif name == "emit":
+            side.emit(*more)
+        elif name == "poll":
+            await model.sync(side, lambda side=side: side.node.sync.pull(PAIR))
+        elif name == "stream":
+            await model.sync(side, lambda side=side: stay(model, side))
+    for side in model.sides:
+        side.hand_over(model.other(side))
+    for side in model.sides:
+        await model.sync(side, lambda side=side: side.node.sync.pull(PAIR))
+
+
+SIDES, NAMED = st.sampled_from((0, 1)), st.sampled_from(NAMES)
+LEVELS = st.sampled_from((None, 0, 1, 2, 3))
+OPS = st.one_of(
+    st.tuples(SIDES, st.just("grant"), NAMED, NAMED, LEVELS),
+    st.tuples(SIDES, st.just("hand over")),
+    st.tuples(SIDES, st.just("filter"), st.sampled_from(range(len(FILTERS)))),
+    st.tuples(SIDES, st.just("turn"), st.sampled_from(NAMES[1:]), st.sampled_from(("active", "archived"))),
+    st.tuples(SIDES, st.just("emit"), NAMED, st.sampled_from(THREADS)),
+    st.tuples(SIDES, st.just("poll")),
+    st.tuples(SIDES, st.just("stream")),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(OPS, max_size=40), st.booleans())
+def test_each_side_gets_exactly_what_is_shared_at_exactly_its_level(ops: list[Op], mapped: bool) -> None:
+    async def scene(folder: Path) -> None:
+        async with nodes(folder, "alice", "bob") as (alice, bob):
+            for node in (alice, bob):
+                for name in NAMES[1:]:
+                    node.write(Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name, "shared": True}))
+            join(alice, bob, PAIR)
+            if mapped:
+                alice.change_pair(PAIR, maps=(("music", "projects"),))
+                bob.change_pair(PAIR, maps=(("projects", "music"),))
+            one, two = Side(alice), Side(bob)
+            one.listen()
+            two.listen()
+            await play(Model(one, two), ops)
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(scene(Path(folder)))
