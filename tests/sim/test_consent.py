@@ -6,11 +6,13 @@ And nothing is sent that the other side took in before at that level or more ful
 """
 
 import asyncio
+import itertools
 import json
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +35,8 @@ THREADS = ("th_a", "th_b")
 FILTERS = (OPEN, Filter(thread_allow=("th_a",)), Filter(thread_rule='record.thread == "th_b"'), Filter(relay=False))
 Item = tuple[str, int]
 """A record's id, and the level at which it is held or sent."""
-Op = tuple[Any, ...]
+Step = tuple[int, tuple[Any, ...], bool, tuple[str, str]]
+"""Whose it is, a change, whether the peer hears of it, and how each side then syncs."""
 
 
 @dataclass
@@ -184,47 +187,53 @@ async def stay(model: Model, to: Side) -> None:
     to.node.change_pair(PAIR, mode="polling")
 
 
-async def play(model: Model, ops: Sequence[Op]) -> None:
-    for number, name, *more in ops:
+async def play(model: Model, steps: Sequence[Step]) -> None:
+    """One change after another; after each the peer may hear of grants, and either side may sync."""
+    for side in model.sides:
+        for name, thread in itertools.product(NAMES, THREADS):
+            side.emit(name, thread)
+    for number, (name, *more), is_told, ways in steps:
         side = model.sides[number]
-        other = model.other(side)
         if name == "grant":
             side.say(*more)
-        elif name == "hand over":
-            side.hand_over(other)
         elif name == "filter":
             filters = (FILTERS[more[0]], *side.node.pair(PAIR).filters)[:8]
             side.node.change_pair(PAIR, filters=filters)
         elif name == "turn":
             side.turn(*more)
-        elif name == "emit":
+        else:
             side.emit(*more)
-        elif name == "poll":
-            await model.sync(side, lambda side=side: side.node.sync.pull(PAIR))
-        elif name == "stream":
-            await model.sync(side, lambda side=side: stay(model, side))
+        if is_told:
+            side.hand_over(model.other(side))
+        for reader, way in zip(model.sides, ways, strict=True):
+            if way:
+                await model.sync(reader, partial(WAYS[way], model, reader))
     for side in model.sides:
         side.hand_over(model.other(side))
     for side in model.sides:
-        await model.sync(side, lambda side=side: side.node.sync.pull(PAIR))
+        await model.sync(side, partial(pull, model, side))
 
 
-SIDES, NAMED = st.sampled_from((0, 1)), st.sampled_from(NAMES)
-LEVELS = st.sampled_from((None, 0, 1, 2, 3))
-OPS = st.one_of(
-    st.tuples(SIDES, st.just("grant"), NAMED, NAMED, LEVELS),
-    st.tuples(SIDES, st.just("hand over")),
-    st.tuples(SIDES, st.just("filter"), st.sampled_from(range(len(FILTERS)))),
-    st.tuples(SIDES, st.just("turn"), st.sampled_from(NAMES[1:]), st.sampled_from(("active", "archived"))),
-    st.tuples(SIDES, st.just("emit"), NAMED, st.sampled_from(THREADS)),
-    st.tuples(SIDES, st.just("poll")),
-    st.tuples(SIDES, st.just("stream")),
+async def pull(model: Model, to: Side) -> None:
+    await to.node.sync.pull(PAIR)
+
+
+WAYS = {"poll": pull, "stream": stay}
+NAMED, LEVELS = st.sampled_from((*NAMES[1:], *NAMES)), st.sampled_from((0, 0, 1, 1, 2, 3, None))
+CHANGES = st.one_of(
+    st.builds(lambda name, level: ("grant", name, name, level), NAMED, LEVELS),
+    st.builds(lambda name, maps, level: ("grant", name, maps, level), NAMED, NAMED, LEVELS),
+    st.tuples(st.just("filter"), st.sampled_from(range(len(FILTERS)))),
+    st.tuples(st.just("turn"), st.sampled_from(NAMES[1:]), st.sampled_from(("active", "archived"))),
+    st.tuples(st.just("emit"), NAMED, st.sampled_from(THREADS)),
 )
+READS = st.sampled_from(("poll", "poll", "stream", ""))
+STEPS = st.tuples(st.integers(0, 1), CHANGES, st.sampled_from((True, True, False)), st.tuples(READS, READS))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(OPS, max_size=40), st.booleans())
-def test_each_side_gets_exactly_what_is_shared_at_exactly_its_level(ops: list[Op], mapped: bool) -> None:
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(STEPS, max_size=16), st.booleans())
+def test_each_side_gets_exactly_what_is_shared_at_exactly_its_level(steps: list[Step], mapped: bool) -> None:
     async def scene(folder: Path) -> None:
         async with nodes(folder, "alice", "bob") as (alice, bob):
             for node in (alice, bob):
@@ -237,7 +246,7 @@ def test_each_side_gets_exactly_what_is_shared_at_exactly_its_level(ops: list[Op
             one, two = Side(alice), Side(bob)
             one.listen()
             two.listen()
-            await play(Model(one, two), ops)
+            await play(Model(one, two), steps)
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(scene(Path(folder)))
