@@ -96,7 +96,7 @@ class Share:
 class Inlet:
     """What may come in from one of the peer's namespaces, into ours named `ns`.
 
-    `full`: records; `level`: projections of exactly this level, 0 for none.  `wants_us`: records as soon as we grant.
+    `full`: records; `level`: projections of this level or a finer one, 0 for none.  `wants_us`: records as soon as we grant.
     """
 
     ns: str
@@ -256,8 +256,8 @@ def inbound(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> Mappin
         if name in inlets or theirs.level is None:
             continue
         full = theirs.level == EXACT and _answers(book.ours.get(theirs.maps), theirs)
-        wants = theirs.level == EXACT and not full
-        inlets[name] = Inlet(theirs.maps, full, STRUCTURAL if wants else theirs.level, wants)
+        # Until the peer holds our word it goes by its own alone, so what it sends at L1 comes in, where we grant too.
+        inlets[name] = Inlet(theirs.maps, full, theirs.level or STRUCTURAL, theirs.level == EXACT and not full)
     return {name: inlet for name, inlet in inlets.items() if namespace.is_usable(registry, inlet.ns)}
 
 

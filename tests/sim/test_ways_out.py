@@ -253,6 +253,19 @@ async def test_nobody_can_tell_whether_what_is_hidden_is_there(
             # What was asked about comes back in two places only, where the twin says the same.
             if name not in ("fingerprints", "elsewhere"):
                 assert not [id_ for id_ in found.hidden if id_ in text], name
+        await nothing_moves(sides[0], [{**each, "clock": each["clock"] + 10} for each in CASES[case].late])
+
+
+async def nothing_moves(asking: Asking, late: Sequence[Value]) -> None:
+    """What is hidden and comes while the peer waits at the end moves no cursor, and shows in no view for a moment."""
+    last = json.loads((await asking.ask("/v1/sync/changes?limit=1000")).body)
+    await asking.daemon.emit(late)
+    view = asking.daemon.services.feed.peer_view(asking.peer.pair_id)
+    assert view["head"] == last["peer_view"]["head"]
+    for feed in ("normal", "longpoll"):
+        page = json.loads((await asking.ask(f"/v1/sync/changes?feed={feed}&since={last['next_cursor']}")).body)
+        assert (page["next_cursor"], page["records"], page["has_more"]) == (last["next_cursor"], [], False)
+        assert page["peer_view"] == last["peer_view"]
 
 
 WITHDRAWALS: Mapping[str, Do] = {
