@@ -72,11 +72,13 @@ class Ask:
 class Lacking:
     """What was refused and is still lacking: ids to ask for, and namespaces of the peer to read anew.
 
-    From L2 on a projection has a pseudonym, by which nothing can be asked for.
+    From L2 on a projection has a pseudonym, by which nothing can be asked for.  `awaited` are those of the ids that are
+    out of scope here no longer.
     """
 
     ids: list[str]
     namespaces: list[str]
+    awaited: set[str]
 
 
 @dataclass(slots=True)
@@ -86,6 +88,9 @@ class Progress(Trial):
     view: Mapping[str, Any] = field(default_factory=dict)
     queue: Waiting | None = None
     acked_s: float = 0.0
+    retried_s: float = 0.0
+    read: int = 0
+    """When what was refused was asked for again, and how many records came in pages."""
 
 
 class Puller:
@@ -173,21 +178,28 @@ class Puller:
         """Ask again for what the ledger holds of this pair, as the cause may be gone; return how many came in.
 
         What is refused again stands in the ledger already, and is not written a second time.  Whose chain the peer
-        could not show, it may know by the records that it gives now.
+        could not show, it may know by the records that it gives now.  What it does not give although we would take it,
+        a namespace that it archived meanwhile, may come later: `progress.lacking`.
         """
         progress.strangers.clear()
+        progress.retried_s = asyncio.get_running_loop().time()
         lacking = await self.lacking(pair)
-        ids, fresh = lacking.ids, 0
+        ids, awaited, fresh = lacking.ids, lacking.awaited, 0
         while ids:
             asked, ids = ids[: self.limits.fetch_ids], ids[self.limits.fetch_ids :]
             reply = await self.wire.ask(pair, "POST", RECORDS, json.dumps({"ids": asked}).encode())
             item = page.decode(reply.body, len(asked), fetched=True)
+            got = {claimed_id(value) for value in item.values}
+            awaited -= got
             if item.has_more and item.count:
-                got = {claimed_id(value) for value in item.values}
                 ids = [id_ for id_ in asked if id_ not in got] + ids if got & set(asked) else ids
             fresh += (await self.take_again(pair, progress, item))[0]
+        silent = False
         for ns in lacking.namespaces:
-            fresh += await self.run(pair, Progress(), Ask("", namespace=ns))
+            reading = Progress()
+            fresh += await self.run(pair, reading, Ask("", namespace=ns))
+            silent = silent or not reading.read
+        progress.lacking = silent or bool(awaited)
         return fresh
 
     async def take_again(self, pair: Pair, progress: Progress, item: Page) -> tuple[int, list[Verdict]]:
@@ -204,21 +216,25 @@ class Puller:
     def _lacking(self, pair_id: str, inlets: Mapping[str, Inlet]) -> Lacking:
         store = self.hub.store
         rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
-        ids, namespaces = dict[str, None](), dict[str, None]()
+        ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
         for entry in map(json.loads, store.payloads(rows)):
             id_, ns = entry["id"], entry.get("ns", "")
             shown = any(store.index.is_shown(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
             if shown or store.index.find(id_) is not None:
                 continue
-            if entry["code"] == SCOPE_VIOLATION and ns in inlets and inlets[ns].level > STRUCTURAL:
+            enters = entry["code"] == SCOPE_VIOLATION and ns in inlets
+            if enters and inlets[ns].level > STRUCTURAL:
                 namespaces[ns] = None
-            else:
-                ids[id_] = None
-        return Lacking(list(ids), list(namespaces))
+                continue
+            ids[id_] = None
+            if enters:
+                awaited.add(id_)
+        return Lacking(list(ids), list(namespaces), awaited)
 
     async def _take_in(self, pair: Pair, progress: Progress, item: Page, ask: Ask) -> int:
         """Store what of a page is new and sound, tell the source; return how many were new."""
         fresh, _refused, clock = await self.take(pair, progress, item, ask)
+        progress.read += item.count
         if ask.moves:
             progress.view = item.view
             await self._ack(pair, progress, item, clock)

@@ -481,13 +481,13 @@ class Sync:
     async def _run(self, pair: Pair, line: _Line, progress: Progress, ask: Ask) -> int:
         """Read to the end; then ask again for what was refused.
 
-        Once a process, and when a chain was learnt, or lacked, or the pair may bring in something else than before.
+        Once a process, when a chain was learnt or the pair may bring in something else than before; until all is given.
         """
         had, inlets = self.hub.views.refused.get(pair.pair_id, 0), self._puller.jury.inlets(pair)
         fresh = await self._puller.run(pair, progress, ask)
         if not ask.thread and (progress.lacking or (had and (progress.learnt or line.inlets != inlets))):
             fresh += await self._puller.retry_refused(pair, progress)
-            line.inlets, progress.lacking = inlets, False
+            line.inlets = inlets
         return fresh
 
 

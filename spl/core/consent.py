@@ -96,7 +96,8 @@ class Share:
 class Inlet:
     """What may come in from one of the peer's namespaces, into ours named `ns`.
 
-    `full`: records; `level`: projections of this level or a finer one, 0 for none.  `wants_us`: records as soon as we grant.
+    `full`: records; `level`: projections of this level or a finer one, 0 for none.  `wants_us`: records as soon as we
+    grant.
     """
 
     ns: str

@@ -88,8 +88,10 @@ def _ours(pair: Pair, book: Book, registry: Mapping[str, Namespace], label: str,
 
 def _theirs(pair: Pair, book: Book, registry: Mapping[str, Namespace], grant: Grant) -> Line:
     inlet = consent.inbound(pair, book, registry).get(grant.namespace)
-    open_ = inlet is not None and grant.level is not None
-    found = _line(IN, grant, consent.level_name(inlet.level if inlet is not None and open_ else None))
+    level = None
+    if inlet is not None and grant.level is not None:
+        level = EXACT if inlet.full and grant.level == EXACT else inlet.level
+    found = _line(IN, grant, consent.level_name(level))
     if grant.level is not None and not namespace.is_usable(registry, grant.maps):
         lacks = f"namespace {grant.maps} does not exist or is not active here"
         return _lacking(found, lacks, creation(registry, grant.maps), code=UNMAPPED)

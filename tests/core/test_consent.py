@@ -208,6 +208,15 @@ def test_a_grant_only_lowers_what_was_agreed() -> None:
     assert consent.inbound(a_pair(), theirs, SPACES) == {"default": Inlet("default", full=True)}
 
 
+def test_where_both_grant_l0_the_peers_l1_comes_in_too() -> None:
+    both = Grant("music", "x", 0, 1), Grant("x", "music", 0, 1)
+    book = folded(record(both[0], held=False), record(both[1], ours=False))
+    # The peer does not hold our word yet, and goes by its own alone: it sends at L1.
+    assert consent.inbound(a_pair(), book, SPACES)["x"] == Inlet("music", full=True, level=1)
+    coarser = folded(record(both[0]), record(Grant("x", "music", 2, 1), ours=False))
+    assert consent.inbound(a_pair(), coarser, SPACES)["x"] == Inlet("music", full=False, level=2)
+
+
 def test_a_map_of_the_handshake_is_a_grant_of_each_side() -> None:
     pair = a_pair("default", maps=(("music", "x"),))
     book = consent.book_of({}, pair)
@@ -307,7 +316,7 @@ def check(source: Side, target: Side, pair: Pair, peer_pair: Pair, *, settled: b
     if settled:
         gives = {name: share.level for name, share in shares.items()}
         takes = {
-            name: 0 if inlet.full and inlet.level == 0 else inlet.level
+            name: 0 if inlet.full else inlet.level
             for name, inlet in inlets.items() if name not in pair.namespaces
         }  # fmt: skip
         assert takes == {name: level for name, level in gives.items() if name not in pair.namespaces}

@@ -197,7 +197,9 @@ class Model:
         fine, read_anew = finest(before), to.refused()
         names = {each.id: each.record["body"]["namespace"] for each in source.wrote}
         for (id_, level), count in (source.sent - sent).items():
-            assert names[id_] in read_anew or (fine.get(id_, 9) > level and count == 1), "nothing held, and nothing twice"
+            assert names[id_] in read_anew or (fine.get(id_, 9) > level and count == 1), (
+                "nothing held, and nothing twice"
+            )
 
     def other(self, side: Side) -> Side:
         return self.sides[1] if side is self.sides[0] else self.sides[0]
@@ -278,9 +280,24 @@ STORIES: Sequence[list[Step]] = (
     [grant(0, 0), grant(1, 0, hears=False), grant(1, 0), grant(1, None, hears=False), grant(1, None)],
     [grant(0, 1), grant(0, None, hears=False), grant(0, 1, way="stream"), grant(0, 1, "music", "projects")],
     [grant(0, 1, "default", "default"), grant(0, 0, "default", "default", hears=False), grant(0, None, "default")],
-    [told(1, ("turn", "music", "archived")), grant(0, 2), grant(0, 1), told(1, ("turn", "music", "active"), hears=False)],
+    [
+        told(1, ("turn", "music", "archived")),
+        grant(0, 2),
+        grant(0, 1),
+        told(1, ("turn", "music", "active"), hears=False),
+    ],
     [told(0, ("filter", 1)), told(0, ("filter", 2)), told(0, ("filter", 0)), grant(0, 1), told(0, ("filter", 2))],
     [grant(0, 2), told(0, ("turn", "music", "archived")), grant(0, 0), told(0, ("turn", "music", "active"))],
+    *(
+        [
+            told(0, ("turn", "music", "archived")),
+            grant(1, level),
+            told(1, ("turn", "music", "archived")),
+            told(0, ("turn", "music", "active")),
+            told(1, ("turn", "music", "active"), way=way),
+        ]
+        for level, way in ((1, "poll"), (2, "poll"), (1, "stream"))
+    ),
 )
 
 
