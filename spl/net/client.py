@@ -372,6 +372,9 @@ class _Wire:
             return True
         except OSError:
             log.debug('event=http.idle_lost origin=%s msg="kept connection was lost"', self.origin)
+        except asyncio.CancelledError:
+            self.abort()  # nobody else holds it now
+            raise
         self.abort()
         return False
 

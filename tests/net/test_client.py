@@ -236,6 +236,21 @@ async def test_a_cancelled_request_leaves_no_connection() -> None:
             await server.ended.wait()
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_a_request_cancelled_as_it_takes_a_kept_connection_ends_it(turns: int) -> None:
+    async with script(OK, None) as server, client() as made:
+        url = f"http://127.0.0.1:{server.port}/"
+        await made.fetch("GET", url, dial=LOCAL)
+        second = asyncio.create_task(made.fetch("GET", url, dial=LOCAL))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        async with asyncio.timeout(5):
+            await server.ended.wait()
+
+
 def to(location: str, status: int = 302) -> bytes:
     return f"HTTP/1.1 {status} Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
 
