@@ -44,7 +44,8 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
     else:
         out.line(f"{report['pair_id']}  the sides DIFFER" + ("" if report["complete"] else ", in more than is listed"))
     size = (report["sent_bytes"] + report["received_bytes"]) / 1024
-    out.note(f"{report['questions']} questions, {size:.1f} KiB, {report['ms'] / 1000:.1f} s")
+    asked = f"{report['questions']} question{'s' * (report['questions'] != 1)}"
+    out.note(f"{asked}, {size:.1f} KiB, {report['ms'] / 1000:.1f} s")
     if report["beyond_offer"]:
         out.note(f"{report['beyond_offer']:,} records are held by one side only and not offered by it")
     if not report["equal"] and not report["repaired"]:

@@ -29,7 +29,7 @@ def test_equal_sides_exit_0(daemon: Daemon, spl: Run) -> None:
         "default    1,201  1,201  0             0",
         "pair_1  equal: each side holds all that the other offers",
     ]
-    assert found.err == "1 questions, 1.0 KiB, 0.0 s\n"
+    assert found.err == "1 question, 1.0 KiB, 0.0 s\n"
 
 
 def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
