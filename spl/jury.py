@@ -17,7 +17,7 @@ from .core import consent, page
 from .core.consent import Inlet
 from .core.did import Chain, chain_from_json, grown
 from .core.errors import SplError
-from .core.gate import CHAIN_UNKNOWN, Gate, Roots, Verdict
+from .core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Verdict
 from .core.levels import NAMES, STRUCTURAL
 from .core.limits import KIB, Limits
 from .core.page import Page
@@ -43,7 +43,9 @@ class Trial:
     learnt: bool = False
     """A chain was pinned in this pull."""
     lacking: bool = False
-    """Records stand in the ledger because the peer did not show a chain; it may when it gives them again."""
+    """Records stand in the ledger that the peer may give so that they are taken: a chain it did not show, a level."""
+    ahead: bool = False
+    """Records came in full by a grant of ours that we lowered: the peer does not hold our word yet."""
     shown: Mapping[str, Any] | None = None
     """Chains, as decoded, that came with a push; nothing is asked of who pushes, as it may be out of reach."""
 
@@ -86,6 +88,8 @@ class Jury:
             elif len(trial.strangers) < self.limits.chains_count:
                 trial.strangers.add(did)
                 trial.lacking = True
+        if any(_is_ahead(rules, verdict) for verdict in verdicts):
+            trial.lacking = trial.ahead = True
         if not learnt:
             return verdicts, []
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
@@ -185,6 +189,14 @@ class Jury:
         except SplError as exc:
             event(logging.WARNING, "sync.chain_refused", pair.pair_id, code=exc.code, signer=did)
             return None
+
+
+def _is_ahead(rules: Gate, verdict: Verdict) -> bool:
+    """Tell whether a record came in full that we take at L1, so that the peer gives it anew when it holds our word."""
+    if verdict.code != SCOPE_VIOLATION or verdict.envelope is None:
+        return False
+    inlet = rules.inlets.get(verdict.ns)
+    return inlet is not None and inlet.wants_us
 
 
 def _longer(one: Chain | None, other: Chain | None) -> Chain | None:

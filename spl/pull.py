@@ -179,9 +179,10 @@ class Puller:
 
         What is refused again stands in the ledger already, and is not written a second time.  Whose chain the peer
         could not show, it may know by the records that it gives now.  What it does not give although we would take it,
-        a namespace that it archived meanwhile, may come later: `progress.lacking`.
+        as its namespace is archived, or gives in full by a grant that we lowered, may come later: `progress.lacking`.
         """
         progress.strangers.clear()
+        progress.ahead = False
         progress.retried_s = asyncio.get_running_loop().time()
         lacking = await self.lacking(pair)
         ids, awaited, fresh = lacking.ids, lacking.awaited, 0
@@ -199,7 +200,7 @@ class Puller:
             reading = Progress()
             fresh += await self.run(pair, reading, Ask("", namespace=ns))
             silent = silent or not reading.read
-        progress.lacking = silent or bool(awaited)
+        progress.lacking = progress.ahead or silent or bool(awaited)
         return fresh
 
     async def take_again(self, pair: Pair, progress: Progress, item: Page) -> tuple[int, list[Verdict]]:

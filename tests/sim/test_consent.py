@@ -288,6 +288,14 @@ STORIES: Sequence[list[Step]] = (
     ],
     [told(0, ("filter", 1)), told(0, ("filter", 2)), told(0, ("filter", 0)), grant(0, 1), told(0, ("filter", 2))],
     [grant(0, 2), told(0, ("turn", "music", "archived")), grant(0, 0), told(0, ("turn", "music", "active"))],
+    [
+        grant(0, 0, way=""),
+        grant(0, 1, hears=False, way="stream"),
+        grant(1, 0, hears=False),
+        told(1, ("emit", "music", "th_a")),
+        told(1, ("filter", 0), hears=False),
+        told(0, ("filter", 0), hears=False),
+    ],
     *(
         [
             told(0, ("turn", "music", "archived")),
