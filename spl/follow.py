@@ -199,12 +199,9 @@ class Follower:
             if lot.page.next_cursor and (lot.page.count or lot.page.view.get("acked") != clock):
                 course.unsent = lot.page.next_cursor
                 course.telling.set()
-            is_due = False
             if lot.item.is_beat:
                 progress.strangers.clear()
-                since_s = asyncio.get_running_loop().time() - progress.retried_s
-                is_due = progress.lacking and since_s >= pair.poll_interval_ms / 1000
-            if progress.learnt or is_due:
+            if progress.learnt:
                 progress.learnt = False
                 if self.puller.hub.views.refused.get(pair.pair_id):
                     await self.puller.retry_refused(pair, progress)

@@ -88,9 +88,8 @@ class Progress(Trial):
     view: Mapping[str, Any] = field(default_factory=dict)
     queue: Waiting | None = None
     acked_s: float = 0.0
-    retried_s: float = 0.0
     read: int = 0
-    """When what was refused was asked for again, and how many records came in pages."""
+    """How many records came in pages."""
 
 
 class Puller:
@@ -183,7 +182,6 @@ class Puller:
         """
         progress.strangers.clear()
         progress.ahead = False
-        progress.retried_s = asyncio.get_running_loop().time()
         lacking = await self.lacking(pair)
         ids, awaited, fresh = lacking.ids, lacking.awaited, 0
         while ids:
