@@ -11,29 +11,30 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-from spl.config import Config
-from spl.core import bearer, namespace
-from spl.core.did import Chain
 from spl.core.errors import SplError
-from spl.core.filter import OPEN, Filter
+from spl.core.identity import bearer
+from spl.core.identity.did import Chain
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
-from spl.core.pair import Pair, Phase
-from spl.core.reach import Reaches
-from spl.core.record import Envelope
-from spl.disk import Disk
-from spl.feed import Feed, Query
-from spl.follow import Opposite
-from spl.home import Home, open_home
-from spl.hub import Emit, Item, Outcome
+from spl.core.pair.pair import Pair, Phase
+from spl.core.record import namespace
+from spl.core.record.filter import OPEN, Filter
+from spl.core.record.record import Envelope
+from spl.daemon import terms_of
+from spl.home.config import Config
+from spl.home.disk import Disk
+from spl.home.home import Home, open_home
+from spl.home.writes import Emit, Item, Outcome
 from spl.net.address import ReachError, parse_url
 from spl.net.client import Client, DialPolicy, Reply
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
-from spl.push import Outlet, Push
-from spl.reconcile import Reconcile
-from spl.sync import Sync
-from spl.wiring import terms_of
+from spl.sync.changes import Feed, Query
+from spl.sync.follow import Opposite
+from spl.sync.push import Outlet, Push
+from spl.sync.reach import Reaches
+from spl.sync.reconcile import Reconcile
+from spl.sync.schedule import Sync
 
 LIMITS = Limits()
 START_MS = 1_800_000_000_000

@@ -15,20 +15,21 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from spl.auth import Auth
-from spl.config import Config, Settings
-from spl.core import bearer, namespace
+from spl.api.auth import Auth
 from spl.core.errors import SplError
+from spl.core.identity import bearer
 from spl.core.limits import Limits
-from spl.core.pair import Pair, Phase
-from spl.disk import Disk, File
-from spl.home import Home, open_home, random_bytes
-from spl.hub import Own
+from spl.core.pair.pair import Pair, Phase
+from spl.core.record import namespace
+from spl.home.config import Config, Settings
+from spl.home.disk import Disk, File
+from spl.home.home import Home, open_home, random_bytes
+from spl.home.views import THREAD_NAMESPACES
+from spl.home.writes import Own
 from spl.net.address import ReachError
 from spl.net.client import DialPolicy, Reply
 from spl.net.routes import Request
-from spl.pairing import Pairing, PairOptions
-from spl.views import THREAD_NAMESPACES
+from spl.pairing.service import Pairing, PairOptions
 
 START_MS = 1_764_000_000_000
 

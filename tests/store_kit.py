@@ -8,9 +8,9 @@ from typing import Any
 
 from spl.core import canon
 from spl.core.limits import Limits
-from spl.disk import Disk, File
-from spl.line import Entry
-from spl.store import Store
+from spl.home.disk import Disk, File
+from spl.home.log import Store
+from spl.home.segments import Entry
 
 AT_MS = 1_763_877_600_123
 

@@ -1,17 +1,13 @@
 #!/usr/bin/env python3
-"""Hold the imports of `spl/` against the floors of the house; print file:line for each breach and exit 1.
+"""Check the imports of `spl/` against its floors; print file:line for each breach and exit 1 if there are any.
 
     python tools/layers.py [FOLDER]
 
-    5  cli/       prints; no asyncio, ssl, nacl
-    4  app        api doctor logs setup daemon
-    3  services   auth feed pairing sync push reconcile soak; they never import each other
-    2  net/       bytes and sockets; of core/ it knows only what has no record in it
-    1  ground     disk line segments table index store views vault config hub home; files, no sockets, no asyncio
-    0  core/      values and rules; no I/O, clock, randomness, environment, logging
+    core   net | home   sync   pairing   doctor   api   daemon   cli
 
-A file imports its own floor and floors below, never up; no circle; nothing outside the standard library but nacl (in
-core/keys) and uvloop.  Nothing of the product is imported here: the files are read.
+A module imports only what stands left of its own place in that line, and `net` and `home` never import each other.
+Inside a place there is no import circle.  Imports from elsewhere are the standard library, nacl and uvloop.
+Nothing of the product is imported here: the files are read.
 """
 
 import ast
@@ -22,71 +18,32 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = "spl"
-SERVICES: Final = {
-    "auth": ("auth",),
-    "feed": ("feed", "acks", "offer", "counts", "shown", "source", "tail", "bells"),
-    "sync": ("sync", "pull", "follow", "intake", "jury", "wire"),
-    "pairing": (
-        *("pairing", "pairs", "published", "responder", "initiator", "driver", "renewal", "talk", "upkeep"),
-        *("grants", "handover"),
-    ),
-    "history": ("history",),
-    "push": ("push",),
-    "reconcile": ("reconcile", "shared"),
-    "soak": ("soak",),
-}
-"""Service -> its files; files of one service may import each other, services never."""
+ORDER: Final = "core   net | home   sync   pairing   doctor   api   daemon   cli"
+"""The one list of places, bottom up; `|` joins two that stand on the same floor."""
 
-GROUND: Final = (
-    "disk", "line", "segments", "recover", "table", "index", "store", "views", "vault", "config", "hub", "home",
-    "desk", "snapshot", "restore", "storecheck", "policy", "lists", "claims", "states", "adapters", "remains",
-)  # fmt: skip
 FLOORS: Final = {
-    "core": 0,
-    **dict.fromkeys(GROUND, 1),
-    "net": 2,
-    **{name: 3 for files in SERVICES.values() for name in files},
-    **dict.fromkeys(("api", "doctor", "checkup", "facts", "pulse", "logs", "setup", "wiring", "daemon"), 4),
-    "cli": 5,
-    "__main__": 5,
-}
+    place: floor for floor, group in enumerate(ORDER.replace(" | ", "|").split()) for place in group.split("|")
+} | {"__main__": len(ORDER.split())}
 """First part of a module's name below the package -> its floor."""
 
-NET_MAY_IMPORT: Final = frozenset({"errors", "limits", "when", "backoff", "version"})
+CORE_OF_NET: Final = frozenset({"errors", "limits", "when", "version"})
 """Modules of core/ that hold no record, so that net/ can be vendored with them."""
 
 _LOOP: Final = frozenset({"asyncio", "socket", "ssl", "selectors", "select", "http", "urllib.request"})
 _WORLD: Final = frozenset(
     {
-        "os",
-        "time",
-        "random",
-        "secrets",
-        "logging",
-        "pathlib",
-        "io",
-        "tempfile",
-        "shutil",
-        "subprocess",
-        "threading",
-        "multiprocessing",
-        "concurrent",
-        "signal",
-        "sys",
-        "uuid",
-        "sqlite3",
-        "mmap",
-        "fcntl",
+        *("os", "time", "random", "secrets", "logging", "pathlib", "io", "tempfile", "shutil", "subprocess", "sys"),
+        *("threading", "multiprocessing", "concurrent", "signal", "uuid", "sqlite3", "mmap", "fcntl"),
     }
 )
 REFUSED: Final[dict[str, frozenset[str]]] = {
     "core": _LOOP | _WORLD,
-    "ground": _LOOP,
+    "home": _LOOP,
     "cli": frozenset({"asyncio", "ssl", "nacl", "uvloop"}),
 }
-"""Where -> modules of elsewhere that no file there imports."""
+"""Place -> modules of elsewhere that no file there imports."""
 
-THIRD_PARTY: Final = {"nacl": frozenset({"core.keys"}), "uvloop": frozenset({"daemon", "__main__", "cli.serve"})}
+THIRD_PARTY: Final = {"nacl": frozenset({"core.keys"}), "uvloop": frozenset({"daemon"})}
 """Package from outside -> the only files that import it."""
 
 
@@ -134,7 +91,7 @@ def breaches(root: Path) -> list[str]:
         where = path.relative_to(root)
         found += [f"{where}:{item.line}: {text}" for item in lines for text in _faults(name, item, known)]
         if name and name.partition(".")[0] not in FLOORS:
-            found.append(f"{where}:1: {name} has no floor; name it in tools/layers.py")
+            found.append(f"{where}:1: {name} has no place in the order of tools/layers.py")
     return found + [
         f"{files[circle[0]].relative_to(root)}:1: import circle {' -> '.join(circle)}" for circle in circles(graph)
     ]
@@ -187,35 +144,29 @@ def _from(node: ast.ImportFrom, package: str, known: frozenset[str], top: bool) 
 def _faults(name: str, item: Import, known: frozenset[str]) -> Iterator[str]:
     if item.ours:
         if item.name not in known:
-            yield f"no module {item.name or PACKAGE!r} in the house"
+            yield f"there is no module {item.name or PACKAGE!r}"
         elif item.name and name:
             yield from _floor_faults(name, item.name)
         return
     head = item.name.partition(".")[0]
-    first = name.partition(".")[0]
-    floor = "ground" if FLOORS.get(first) == 1 else first
-    if {item.name, head} & REFUSED.get(floor, frozenset()):
-        yield f"{floor} imports {item.name}"
+    place = name.partition(".")[0]
+    if {item.name, head} & REFUSED.get(place, frozenset()):
+        yield f"{place} imports {item.name}"
     if head in THIRD_PARTY and name not in THIRD_PARTY[head]:
-        yield f"{head} is imported by {', '.join(sorted(THIRD_PARTY[head]))} only"
+        yield f"only {', '.join(sorted(THIRD_PARTY[head]))} may import {head}"
     if head not in THIRD_PARTY and head not in sys.stdlib_module_names:
         yield f"{head} is neither ours nor of the standard library"
 
 
 def _floor_faults(name: str, target: str) -> Iterator[str]:
     here, there = name.partition(".")[0], target.partition(".")[0]
-    low, high = FLOORS.get(here, 5), FLOORS.get(there, 5)
+    low, high = FLOORS.get(here, len(FLOORS)), FLOORS.get(there, len(FLOORS))
     if high > low:
-        yield f"{name} (floor {low}) imports {target} (floor {high}): up"
-    if low == high and _service(here) != _service(there):
-        yield f"{name} imports {target}: services never import each other"
-    if here == "net" and low != high and target.removeprefix("core.") not in NET_MAY_IMPORT:
+        yield f"{name} imports {target}, which stands above it"
+    elif low == high and here != there:
+        yield f"{name} imports {target}: {here} and {there} never import each other"
+    elif here == "net" and there == "core" and target.removeprefix("core.") not in CORE_OF_NET:
         yield f"net knows no records, yet {name} imports {target}"
-
-
-def _service(head: str) -> str:
-    """Return the service that a file belongs to, "" for one of another floor."""
-    return next((service for service, files in SERVICES.items() if head in files), "")
 
 
 def main() -> int:

@@ -6,16 +6,18 @@ from collections import Counter
 from dataclasses import replace
 from typing import cast
 
-from ..auth import Principal
-from ..core import bearer, namespace, when
-from ..core.did import multibase, words
+from ..core import when
 from ..core.errors import SplError
-from ..core.pair import Pair
+from ..core.identity import bearer
+from ..core.identity.did import multibase, words
+from ..core.pair.pair import Pair
+from ..core.record import namespace
 from ..core.version import VERSION
-from ..hub import Own
+from ..home.views import THREAD_TOKENS
+from ..home.writes import Own
 from ..net.routes import Request, Response
-from ..views import THREAD_TOKENS
 from .answers import field_error, is_admin, json_response, list_response, members, texts
+from .auth import Kind, Principal
 from .services import Services
 
 ENVIRONMENT = "home"
@@ -191,3 +193,28 @@ def token_of(services: Services, ref: str) -> bearer.Token:
     if len(found) != 1:
         raise SplError("ambiguous" if found else "not-found", f"{len(found) or 'no'} tokens fit {ref[:40]!r}")
     return found[0]
+
+
+async def daemon(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/doctor: the checks of the daemon, and each pair with what is wrong by the facts at hand."""
+    return json_response(await services.doctor.examine(None))
+
+
+async def pair(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/doctor/{ref}: the checks of one pair, on the way to the peer and back."""
+    return json_response(await services.doctor.examine(services.pairing.resolve(request.params["ref"])))
+
+
+async def check(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/federation/pair/{id}/check: whether we reach the peer that asks, and how we see the pair.
+
+    What is dialled is the endpoint of the peer's pinned manifest, never an address in the request.
+    """
+    members(request, {})
+    pair_id = request.params["id"]
+    if principal.kind != Kind.PEER or principal.pair_id != pair_id:
+        raise SplError("scope-forbidden", "this serves the pair's own token, with its proof of possession")
+    await services.pairing.contact(pair_id)
+    services.sync.wake(pair_id)
+    seen = await services.doctor.look_back(services.views.pairs[pair_id])
+    return json_response({"object": "check", "peer_view": services.feed.peer_view(pair_id), **seen})

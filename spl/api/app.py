@@ -11,15 +11,16 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from ..auth import ANYONE
-from ..config import Config
-from ..core import bearer, rules
+from ..core import rules
 from ..core.errors import SplError
+from ..core.identity import bearer
+from ..home.config import Config
 from ..net.connection import Match
 from ..net.http1 import RequestHead
 from ..net.routes import Request, Response, Route, Table
-from . import permits
+from . import answers
 from .answers import json_response
+from .auth import ANYONE
 from .services import Services
 from .table import ROUTES
 
@@ -68,7 +69,7 @@ class Api:
         principal = self.services.auth.principal(request, request.body)
         self.services.auth.require(principal, scope)
         if scope != ANYONE:
-            permits.check(self.services, resource_of(match.route), request, principal)
+            answers.check(self.services, resource_of(match.route), request, principal)
         answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
         readable = self._readable_by(request.method, request.headers)
         return _readable(answer, readable) if readable else answer

@@ -1,12 +1,17 @@
 """Consent over the API: what is shared across each pair, and our operator's word on it."""
 
-from ..auth import Principal
-from ..core import consent, gaps
-from ..core.did import label_of
-from ..core.levels import level_of
-from ..core.pair import Pair
+import asyncio
+
+from ..core import consent
+from ..core import consent as gaps
+from ..core.identity.did import label_of
+from ..core.pair.pair import Pair
+from ..core.record import record
+from ..core.record.levels import level_of
+from ..home import projections as claims
 from ..net.routes import Request, Response
-from .answers import field_error, json_response, list_response, members
+from .answers import field_error, json_response, list_response, members, number
+from .auth import Principal
 from .services import Services
 
 
@@ -75,3 +80,24 @@ def _name(value: str | None) -> str:
     if not value:
         raise field_error("namespace", "is missing")
     return value
+
+
+LIMIT_DEFAULT = 100
+
+
+LIMIT_MAX = 1000
+
+
+async def projections(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/federation/pairs/{ref}/projections?namespace=&after=&limit=: a page of claims, oldest first.
+
+    `next_after` is null at the end; before it a page may hold fewer than were asked for.
+    """
+    pair = services.pairing.resolve(request.params["ref"])
+    after = number(request.query, "after", 0, 0, record.CLOCK_MAX)
+    limit = number(request.query, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
+    name = request.query.get("namespace", "")
+    reading = (services.store, services.views, pair, name, after, limit, principal.reaches)
+    found = await asyncio.to_thread(claims.read, *reading)
+    data = [claim.to_json() for claim in found.found]
+    return json_response({"object": "list", "data": data, "next_after": found.after})

@@ -5,17 +5,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from ..auth import Kind, Principal
-from ..core import bearer
-from ..core import filter as filter_
 from ..core.errors import SplError
-from ..core.filter import Filter
-from ..core.pair import ESTABLISHED, Pair
-from ..hub import Own
+from ..core.identity import bearer
+from ..core.pair.pair import ESTABLISHED, Pair
+from ..core.record import filter as filter_
+from ..core.record.filter import Filter
+from ..home.views import THREAD_TOKENS
+from ..home.writes import Own
 from ..net.routes import Request, Response
-from ..views import THREAD_TOKENS
 from .admin import ENVIRONMENT, identity_of, token_facts, token_of
 from .answers import field_error, json_response, list_response, members, texts
+from .auth import Kind, Principal
 from .services import Services
 
 

@@ -7,16 +7,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from ..auth import Principal
-from ..core import consent, namespace
+from ..core import consent
 from ..core.errors import SplError
-from ..core.levels import NAMES
-from ..core.namespace import ACTIVE, ARCHIVED, DEFAULT, Namespace, NamespaceError
-from ..core.pair import Pair
-from ..hub import Own
+from ..core.pair.pair import Pair
+from ..core.record import namespace
+from ..core.record.levels import NAMES
+from ..core.record.namespace import ACTIVE, ARCHIVED, DEFAULT, Namespace, NamespaceError
+from ..home.views import THREAD_NAMESPACES
+from ..home.writes import Own
 from ..net.routes import Request, Response
-from ..views import THREAD_NAMESPACES
 from .answers import is_admin, json_response, list_response, members
+from .auth import Principal
 from .services import Services
 
 

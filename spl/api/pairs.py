@@ -4,17 +4,19 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-from ..auth import Principal
-from ..core import agreement, handshake, when
-from ..core import pair as pairs
-from ..core.did import label_of, words
+from ..core import when
 from ..core.errors import SplError
-from ..core.pair import Pair
-from ..core.reach import PEER_PUSHES
-from ..core.standing import maps_to_json
+from ..core.identity.did import label_of, words
+from ..core.pair import handshake
+from ..core.pair import handshake as agreement
+from ..core.pair import pair as pairs
+from ..core.pair.pair import Pair
+from ..core.pair.state import maps_to_json
+from ..core.record.page import PEER_PUSHES
 from ..net.routes import Request, Response
-from ..pairing import PairOptions
-from .answers import field_error, json_response, list_response, members, texts
+from ..pairing.service import PairOptions
+from .answers import field_error, json_response, list_response, members, number, texts
+from .auth import Principal
 from .consent import lines_of
 from .lifecycle import ACTIONS
 from .records import NDJSON
@@ -291,3 +293,53 @@ def _maps(value: object) -> tuple[tuple[str, str], ...]:
             raise field_error("maps", "holds objects with local and peer")
         found.append(texts([item["local"], item["peer"]], "maps"))
     return tuple((local, peer) for local, peer in found)
+
+
+async def verify(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/federation/pairs/{ref}/verify {repair?}: compare what both sides hold of what the pair shares.
+
+    With `repair` each side gets what it lacks.  Raises what the comparison met, for a peer out of our reach with what
+    to do instead.
+    """
+    repair = members(request, {"repair": bool}).get("repair", False)
+    found = services.pairing.resolve(request.params["ref"])
+    try:
+        report = await services.reconcile.verify(found.pair_id, repair=repair)
+    except SplError as exc:
+        if services.push.reach(found.pair_id) != PEER_PUSHES:
+            raise
+        hint = f"on {label_of(found.peer_did)}: spl federation verify {found.pair_id}"
+        raise SplError(exc.code, f"{exc.message}; the peer opens the connections of this pair", hint=hint) from exc
+    return json_response({**report, "peer_did": found.peer_did})
+
+
+ACK_WAIT_MS_MAX = 2000
+
+
+async def acks(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/federation/pairs/{ref}/acks?namespace=&beyond=&wait_ms=: the position that the peer confirmed.
+
+    Answers as soon as that is past the sequence `beyond`, at the latest after `wait_ms` (at most 2,000).  With it:
+    the records between network and store, ours (now and at most in the last hour) and, as the peer told, the peer's.
+    """
+    found = services.pairing.resolve(request.params["ref"])
+    name = request.query.get("namespace", "default")
+    if name not in found.namespaces:
+        raise SplError("not-found", f"pair {found.pair_id} does not share namespace {name[:80]!r}")
+    seq = number(request.query, "beyond", 0, 0, 2**63 - 1)
+    wait_ms = number(request.query, "wait_ms", 0, 0, ACK_WAIT_MS_MAX)
+    acked = services.feed.acks
+    position = acked.position(found.pair_id, name)
+    if wait_ms and (position or 0) <= seq:
+        position = await acked.beyond(found.pair_id, name, seq, wait_ms / 1000)
+    status = services.sync.status(found.pair_id)
+    view = status["peer_view"]
+    return json_response({
+        "object": "acks",
+        "pair_id": found.pair_id,
+        "namespace": name,
+        "position": position,
+        "queue_records": status["queue_records"],
+        "queue_records_max": status["queue_max"],
+        "peer_queue_records": view.get("queue") if isinstance(view, dict) else None,
+    })  # fmt: skip

@@ -4,16 +4,15 @@ import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
-from ..auth import Kind, Principal
 from ..core import canon
 from ..core.errors import SplError
 from ..core.limits import KIB, Limits
-from ..feed import CONTINUOUS, FEEDS, Query
 from ..net import deflate
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE
-from .answers import field_error, json_response, members, number
-from .permits import Permit
+from ..sync.changes import CONTINUOUS, FEEDS, Query
+from .answers import Permit, field_error, json_response, members, number
+from .auth import Kind, Principal
 from .records import NDJSON
 from .services import Services
 

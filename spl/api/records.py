@@ -7,16 +7,18 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from ..auth import Principal
-from ..core import canon, record, when
+from ..core import canon, fold, when
 from ..core.errors import SplError
-from ..hub import Emit, Outcome
-from ..index import Row
+from ..core.fold import FoldRule
+from ..core.record import record
+from ..home.index import Row
+from ..home.log import Store
+from ..home.thread_state import Standing
+from ..home.writes import Emit, Outcome
 from ..net.routes import Request, Response
-from ..store import Store
 from .answers import field_error, is_admin, json_response, list_response, number
+from .auth import Principal
 from .services import Services
-from .tenants import may_read, standing
 
 NDJSON: Final = "application/x-ndjson"
 LIMIT_DEFAULT: Final = 100
@@ -215,3 +217,55 @@ def _text(value: object) -> bytes:
 
 def _record(id_: str, fields: dict[str, Any], seq: int, vouched_by: str) -> dict[str, object]:
     return {"object": "record", "id": id_, **fields, "sequence": seq, "vouched_by": vouched_by}
+
+
+def may_read(row: Row, principal: Principal) -> bool:
+    """Tell whether the principal may read a record; those of the daemon's own threads have no namespace."""
+    return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
+
+
+async def standing(services: Services, thread: str, principal: Principal) -> Standing:
+    """Return how many records of a thread the token may read, and the sequence of the newest of them.
+
+    For a token that is bound to namespaces; read off the loop, and from where the last such question ended.
+    """
+    to_seq, found = services.store.last_seq, Standing(fold.begin(fold.DEFAULT), read_seq=-1)
+    names = frozenset(principal.namespaces)
+    while found.read_seq < to_seq:
+        found = await asyncio.wrap_future(services.states.read_on(thread, fold.DEFAULT, names, to_seq))
+    return found
+
+
+PIECES_MAX: Final = 8000
+"""Read for one request: two million records, some fifteen seconds; whoever asks again goes on from there."""
+
+
+async def thread_state(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/threads/{thread}/state: {fold, field, rule, value, complete, records, sequence}.
+
+    Of the records that the token may read, up to the newest one when asked.  An unknown thread, an empty one, and one
+    whose records lie outside the token's namespaces answer the same.  The daemon's own threads are for admin.
+    """
+    thread = request.params["thread"]
+    rule = fold.rule_for(services.views.fold_rules, thread)
+    reserved = record.is_reserved(thread)
+    found = Standing(fold.begin(rule))
+    if not reserved or is_admin(principal):
+        namespaces = frozenset[str]() if reserved else frozenset(principal.namespaces)
+        found = await _read(services, thread, rule, namespaces)
+    value = fold.value_of(rule, found.state, services.states.body_at)
+    return json_response({
+        "object": "state", "thread": thread, "fold": rule.fold, "field": rule.field or None, "rule": rule.name or None,
+        "value": value, "complete": fold.is_complete(found.state), "records": found.records,
+        "sequence": found.sequence,
+    })  # fmt: skip
+
+
+async def _read(services: Services, thread: str, rule: FoldRule, namespaces: frozenset[str]) -> Standing:
+    """Return the state of now; raise "overloaded" where that takes more than one request may have."""
+    to_seq = services.store.last_seq
+    for _ in range(PIECES_MAX):
+        found = await asyncio.wrap_future(services.states.read_on(thread, rule, namespaces, to_seq))
+        if found.read_seq >= to_seq:
+            return found
+    raise SplError("overloaded", "the thread is not yet read to its end", hint="ask again: what was read is kept")

@@ -7,14 +7,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..auth import Principal
-from ..core import fold, namespace, rules
+from ..core import fold, rules
 from ..core.errors import SplError
 from ..core.fold import FoldRule
+from ..core.record import namespace
 from ..core.rules import AitlRule, PermissionRule
-from ..hub import Own
+from ..home.writes import Own
 from ..net.routes import Request, Response
 from .answers import field_error, json_response, list_response, members, texts
+from .auth import Principal
 from .services import Services
 
 RULE = {"name": str, "action": str, "priority": int, "expression": str}

@@ -4,24 +4,24 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..auth import Auth
-from ..config import Settings
 from ..core.limits import Limits
-from ..disk import Disk
-from ..doctor import Doctor
-from ..feed import Feed
-from ..history import History
-from ..hub import Hub
-from ..pairing import Pairing
-from ..policy import Policy
-from ..push import Push
-from ..reconcile import Reconcile
-from ..restore import Restorer
-from ..states import States
-from ..store import Store
-from ..sync import Sync
-from ..vault import Vault
-from ..views import Views
+from ..doctor.examine import Doctor
+from ..home.config import Settings
+from ..home.disk import Disk
+from ..home.log import Store
+from ..home.policy import Policy
+from ..home.snapshot import Restorer
+from ..home.thread_state import States
+from ..home.vault import Vault
+from ..home.views import Views
+from ..home.writer import Hub
+from ..pairing.pair_log import History
+from ..pairing.service import Pairing
+from ..sync.changes import Feed
+from ..sync.push import Push
+from ..sync.reconcile import Reconcile
+from ..sync.schedule import Sync
+from .auth import Auth
 
 
 @dataclass(frozen=True, slots=True)

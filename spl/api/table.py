@@ -5,27 +5,16 @@ Scope "anyone" needs no bearer: liveness, published documents, and the messages 
 
 from typing import Final
 
-from ..auth import ANYONE
 from ..core.limits import KIB, MIB
 from ..net.routes import JSON, Route
-from . import (
-    acks,
-    admin,
-    claims,
-    consent,
-    diagnosis,
-    lifecycle,
-    namespaces,
-    pairs,
-    peers,
-    records,
-    rules,
-    snapshots,
-    state,
-    storage,
-    verify,
-    watch,
-)
+from . import admin, consent, lifecycle, namespaces, pairs, peers, records, rules, snapshots, watch
+from . import admin as diagnosis
+from . import consent as claims
+from . import pairs as acks
+from . import pairs as verify
+from . import records as state
+from . import snapshots as storage
+from .auth import ANYONE
 
 ADMIN: Final = "admin"
 READ: Final = "records:read"
@@ -53,7 +42,7 @@ ROUTES: Final = (
     Route("GET", "/v1/records/{id}", records.one, READ, summary="one record"),
     Route("GET", "/v1/threads", records.threads, READ, summary="names, sizes"),
     Route("GET", "/v1/threads/{thread}/records", records.of_thread, READ, summary="records of a thread"),
-    Route("GET", "/v1/threads/{thread}/state", state.of_thread, READ, summary="what a thread comes to"),
+    Route("GET", "/v1/threads/{thread}/state", state.thread_state, READ, summary="what a thread comes to"),
     Route("GET", "/v1/threads/{thread}/watch", watch.watch, READ, streams=True, summary="a thread as it grows"),
     Route("GET", "/v1/threads/{thread}/snapshot", snapshots.of_thread, READ, streams=True, summary="a thread, whole"),
     Route("GET", "/v1/snapshot", snapshots.of_all, ADMIN, streams=True, summary="every thread"),

@@ -5,19 +5,18 @@ import json
 from collections.abc import AsyncIterator
 from typing import Final
 
-from ..auth import Principal
-from ..core import record, rules
-from ..index import Row
+from ..core import rules
+from ..core.record import record
+from ..home.index import Row
+from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event
-from ..tail import RETRY_AFTER_MS, rung
-from ..views import THREAD_TOKENS
-from .answers import field_error, is_admin, number
+from ..sync.stream import RETRY_AFTER_MS, rung
+from .answers import Permit, field_error, is_admin, number
+from .auth import Principal
 from .peers import STREAM_HEADERS
-from .permits import Permit
-from .records import shown
+from .records import may_read, shown, standing
 from .services import Services
-from .tenants import may_read, standing
 
 READING: Final = "threads:read"
 """What permission rules call it."""

@@ -4,10 +4,10 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from .client import quote
 from .command import Command, Group, Parser, Shell
-from .ctl import quote
-from .handshake import map_text
 from .out import column, label_of
+from .pair import map_text
 
 WHY: Final = {"private": "which is private", "missing": "which does not exist", "archived": "which is archived"}
 """Why a namespace is left out, by the daemon's word for it."""

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ..core.errors import SplError
-from .ctl import Ctl, open_ctl
+from .client import Ctl, open_ctl
 from .out import FORMS, Out
 
 VALUED: Final = frozenset({"-o", "--output", "--home"})

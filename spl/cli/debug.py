@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ..core import diff, record
-from ..core import snapshot as snapshots
-from ..core.diff import Gap, Transition
 from ..core.errors import SplError
 from ..core.limits import Limits
-from .backup import snapshot_path
+from ..core.pair import diff
+from ..core.pair.diff import Gap, Transition
+from ..core.record import record
+from ..core.record import snapshot as snapshots
+from .client import CtlError, elements
 from .command import Command, Group, Parser, Shell, UsageError
-from .ctl import CtlError, elements
+from .threads import snapshot_path
 
 DIFFERENT: Final = 3
 HISTORY_PATH: Final = "/v1/federation/history"

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from .client import CtlError, quote
 from .command import Command, Parser, Shell
-from .ctl import CtlError, quote
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
 _PROBLEMS: Final = 3
@@ -39,7 +39,7 @@ def _report(args: Namespace, shell: Shell) -> tuple[dict[str, Any], bool]:
     except CtlError as exc:
         if exc.code not in _SILENT or shell.distant:
             raise
-    return shell.load("doctor").examine_home(Path(shell.home)), False
+    return shell.load("doctor.examine").examine_home(Path(shell.home)), False
 
 
 def _problems(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from ..core import canon
 from ..core.limits import MIB, Limits
+from .client import LONG_S, NDJSON, CtlError, refusal
 from .command import Command, Parser, Shell, UsageError
-from .ctl import LONG_S, NDJSON, CtlError, refusal
 
 RECORDS: Final = "/v1/records"
 

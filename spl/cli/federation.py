@@ -4,11 +4,13 @@ from argparse import Namespace
 from typing import Any, Final
 
 from ..core.when import duration_ms
-from . import claims, consent, handshake, pairview, soak, verify
+from . import grants, pair_page, soak, verify
+from . import grants as claims
+from . import pair as handshake
+from .client import quote
 from .command import Command, Group, Parser, Shell, UsageError
-from .ctl import quote
-from .handshake import PAIRS
 from .out import label_of, span_fine, state_paint
+from .pair import PAIRS
 
 TOKEN_BYTES_MAX: Final = 4096
 FILTERING: Final = frozenset({"relay", "thread-allow", "thread-rule"})
@@ -23,7 +25,13 @@ def _list(args: Namespace, shell: Shell) -> int:
     names = out.dids(pair["peer_did"] for pair in pairs)
     titles = ["PAIR ID", "PEER DID", "STATE", "MODE", "LAST SYNC"]
     rows = [
-        [pair["pair_id"], names[pair["peer_did"]], pairview.state_of(pair), pair["mode"], out.ago(pair["last_sync_at"])]
+        [
+            pair["pair_id"],
+            names[pair["peer_did"]],
+            pair_page.state_of(pair),
+            pair["mode"],
+            out.ago(pair["last_sync_at"]),
+        ]
         for pair in pairs
     ]
     if out.wide:
@@ -43,7 +51,7 @@ def _list(args: Namespace, shell: Shell) -> int:
 def _show(args: Namespace, shell: Shell) -> int:
     pair = shell.ctl.get(_path(args))
     if not shell.printed("spl.pair/1", pair):
-        shell.out.card(pairview.facts(pair, shell.out))
+        shell.out.card(pair_page.facts(pair, shell.out))
     return 0
 
 
@@ -108,7 +116,7 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     if shell.printed("spl.pair/1", pair):
         return 0
     word = f"already_{done}" if pair.get("already") else done
-    state = pairview.state_of(pair)
+    state = pair_page.state_of(pair)
     out.line(f"{pair['pair_id']}  {word}" + (f", state {state}" if not word.endswith(state) else ""))
     if action == "poll-interval" and pair["mode"] != "polling":
         out.note(f"it applies in mode polling; this pair's mode is {pair['mode']}")
@@ -117,7 +125,7 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     if action == "revoke":
         _after_revoke(pair, shell)
     if action in FILTERING:
-        out.note(f"sent from now on: {pairview.filter_text(pair['filter'])}; what was sent before stays with the peer")
+        out.note(f"sent from now on: {pair_page.filter_text(pair['filter'])}; what was sent before stays with the peer")
     return 0
 
 
@@ -302,7 +310,7 @@ TREE: Final = (
                 _rule_options,
             ),
             claims.COMMAND,
-            *consent.COMMANDS,
+            *grants.COMMANDS,
             verify.COMMAND,
             soak.COMMAND,
         ),

@@ -1,9 +1,11 @@
 """`spl help`: the overview, the page of a command, the meaning of an error code."""
 
+import platform
 from argparse import Namespace
 from typing import Final
 
 from ..core.errors import CODES, cli_code, wire_code
+from ..core.version import VERSION
 from .command import Command, Parser, Shell, UsageError, help_of
 
 
@@ -36,6 +38,13 @@ def _explain(code: str, shell: Shell) -> None:
     ])  # fmt: skip
 
 
+def _version(args: Namespace, shell: Shell) -> int:
+    data = {"version": VERSION, "python": platform.python_version()}
+    if not shell.out.data("spl.version/1", data, lambda: None):
+        shell.out.line(f"spl {VERSION}")
+    return 0
+
+
 TREE: Final = (
     Command(
         "help",
@@ -45,5 +54,12 @@ TREE: Final = (
         _help,
         _options,
         result=False,
+    ),
+    Command(
+        "version",
+        "The version of the commands installed here. `spl status` tells that of the running daemon,\n"
+        "which differs after an upgrade until the daemon is restarted.",
+        "spl version",
+        _version,
     ),
 )

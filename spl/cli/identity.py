@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from ..core.errors import SplError
 from ..core.limits import Limits
+from .client import CtlError
 from .command import Command, Group, Parser, Shell, UsageError
-from .ctl import CtlError
 from .out import Out
 
 _NOT_FOUND: Final = 6
@@ -74,7 +74,7 @@ def _verify(args: Namespace, shell: Shell) -> int:
     if not running:
         checked = _offline(shell).verify_identity(Path(shell.home))
     else:
-        manifest = shell.load("core.manifest").verify(
+        manifest = shell.load("core.identity.manifest").verify(
             shell.ctl.fetch("/.well-known/syncropel"), shell.ctl.fetch("/.well-known/did.json"), now_ms=shell.now_ms(),
             strict=True, expect_did=identity["did"], expect_key=identity["public_key"], pinned=None, limits=Limits(),
         )  # fmt: skip
@@ -182,7 +182,7 @@ def _present(shell: Shell) -> tuple[dict[str, Any] | None, bool]:
 
 
 def _offline(shell: Shell) -> Any:
-    return shell.load("setup")
+    return shell.load("home.home")
 
 
 TREE: Final = (

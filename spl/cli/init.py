@@ -4,9 +4,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any, Final, cast
 
-from ..setup import init_home
+from ..home.home import init_home
+from .client import tilde
 from .command import Command, Parser, Shell
-from .ctl import tilde
 from .identity import identity_facts
 
 _PARTS: Final = ("config", "identity", "token")

@@ -46,11 +46,11 @@ PLACES: Final[Mapping[str, Place]] = {
     "store": Place("storage", "Check the log on disk and show its sizes.", group=True),
     "debug": Place("debug", "Compare records, threads and snapshots.", group=True),
     "namespace": Place("namespaces", "Create and list namespaces, which separate tenants.", group=True),
-    "consent": Place("consent", "List what is shared across pairs, and at which level.", group=True),
+    "consent": Place("grants", "List what is shared across pairs, and at which level.", group=True),
     "token": Place("tokens", "Mint, list and revoke access tokens.", group=True),
     "config": Place("settings", "Show the configuration; add, list and remove rules.", group=True),
     "help": Place("help", "Explain a command or an error code."),
-    "version": Place("version", "Print the version."),
+    "version": Place("help", "Print the version."),
 }
 """The first words, in the order of `spl help`."""
 

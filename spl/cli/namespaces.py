@@ -4,8 +4,8 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from .client import quote
 from .command import Command, Group, Parser, Shell
-from .ctl import quote
 from .out import column, label_of, scopes_text
 
 NAMESPACES: Final = "/v1/namespaces"

@@ -5,8 +5,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .client import quote
 from .command import Command, Parser, Shell, UsageError
-from .ctl import quote
 
 PERMISSION: Final = "/v1/config/permission-rules"
 AITL: Final = "/v1/config/aitl-rules"

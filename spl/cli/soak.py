@@ -8,10 +8,11 @@ from contextlib import closing, contextmanager
 from types import FrameType, ModuleType
 from typing import Any, Final
 
-from ..core import soak, when
-from ..core.soak import Row, Tally, Window
+from ..core import when
+from . import soak_plan
+from .client import CtlError, quote
 from .command import Command, Parser, Shell, UsageError
-from .ctl import CtlError, quote
+from .soak_plan import Row, Tally, Window
 
 PAIRS: Final = "/v1/federation/pairs"
 FOUND_PROBLEMS: Final = 3
@@ -33,12 +34,12 @@ def _options(parser: Parser) -> None:
 
 
 def _soak(args: Namespace, shell: Shell) -> int:
-    windows = soak.windows(args.scale, _minutes(args.window))
-    scaled = soak.is_scaled(windows)
+    windows = soak_plan.windows(args.scale, _minutes(args.window))
+    scaled = soak_plan.is_scaled(windows)
     report = Report(shell, args.csv, scaled)
     if scaled:
         shell.out.note("scaled: shorter than the reference's windows, so this run cannot pass")
-    drive = shell.load("cli.drive")
+    drive = shell.load("cli.soak_driver")
     try:
         with _ended_by_signals():
             run = _live if args.pair else _own
@@ -62,9 +63,9 @@ class Report:
     def head(self) -> None:
         """Print the titles."""
         if self._csv:
-            self._shell.out.line(soak.HEADER)
+            self._shell.out.line(soak_plan.HEADER)
         elif self._shell.out.form in ("table", "wide"):
-            self._shell.out.line(soak.table_head())
+            self._shell.out.line(soak_plan.table_head())
 
     def row(self, row: Row) -> None:
         """Print the row of a finished window."""
@@ -76,7 +77,7 @@ class Report:
         elif out.form == "jsonl":
             out.json_line(row.to_json())
         elif out.form != "json":
-            out.line(soak.table_row(row))
+            out.line(soak_plan.table_row(row))
 
     def show(self, tally: Tally, elapsed_s: float) -> None:
         """Draw the state of the window on a terminal; elsewhere print a line of it, once a minute."""
@@ -88,9 +89,9 @@ class Report:
             return
         self._shown_s = elapsed_s
         if out.interactive:
-            out.progress(soak.progress(tally, elapsed_s))
+            out.progress(soak_plan.progress(tally, elapsed_s))
         else:
-            out.note(soak.progress_line(tally, elapsed_s, when.text_of(self._shell.now_ms())))
+            out.note(soak_plan.progress_line(tally, elapsed_s, when.text_of(self._shell.now_ms())))
 
     def fault(self, text: str) -> None:
         """Say what counts as an error, as it happens."""
@@ -106,7 +107,7 @@ class Report:
     def verdict(self, differences: list[str], log_lines: list[str]) -> int:
         """Print the verdict and where to look; return the exit code."""
         self.finish()
-        verdict = soak.judge(self.rows, self._scaled, differences)
+        verdict = soak_plan.judge(self.rows, self._scaled, differences)
         for line in log_lines if not verdict.passed else ():
             self._shell.out.warn(line)
         self._shell.out.warn(verdict.text())
@@ -122,11 +123,11 @@ Found = tuple[list[str], list[str]]
 def _own(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Window, ...], report: Report) -> Found:
     """Soak two daemons made for it, and compare what both hold in the end."""
     out = shell.out
-    with shell.load("cli.rig").Rig(shell.env, out.detail) as rig:
+    with shell.load("cli.soak_daemons").Rig(shell.env, out.detail) as rig:
         out.note("two daemons, one pair in mode continuous; a third daemon asks for approvals")
         run = shell.random_bytes(4).hex()
         driver = _driven(drive, rig.target(), run, windows, shell, report)
-        threads = [soak.thread_of(run, number) for number in range(soak.THREADS)]
+        threads = [soak_plan.thread_of(run, number) for number in range(soak_plan.THREADS)]
         try:
             differences = rig.differences(threads)
         except CtlError as exc:
@@ -149,7 +150,7 @@ def _live(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Windo
         "peer_queue_records", max(DRAIN_S, 1.5 * poll_s),
     )  # fmt: skip
     out.note(f"records go to threads th_soak_{run}_* and stay there, on both sides; no approvals: they would stay too")
-    out.note(f"the fold rule {soak.rule_name(run)} covers these threads on this side until the end")
+    out.note(f"the fold rule {soak_plan.rule_name(run)} covers these threads on this side until the end")
     if pair["mode"] != "continuous":
         out.note(f"this side's mode is {pair['mode']}; the page's lags are those of peers in mode continuous")
     driver = _driven(drive, target, run, windows, shell, report)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ..core.when import ms_of
+from .client import CtlError
 from .command import Command, Parser, Shell
-from .ctl import CtlError
 from .out import Out, size, span, span_fine
-from .pairview import FRESH_MS
+from .pair_page import FRESH_MS
 
 _PROBLEMS: Final = 3
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")

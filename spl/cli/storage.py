@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.errors import cli_code
+from .client import JSON, LONG_S, CtlError, refusal
 from .command import Command, Group, Parser, Shell
-from .ctl import JSON, LONG_S, CtlError, refusal
 from .out import Out, label_of, size
 
 _FOUND_PROBLEMS: Final = 3
@@ -155,7 +155,7 @@ def _without_daemon(exc: CtlError, shell: Shell) -> Any:
     """Return the module that reads the home itself; raise the error again unless it says that no daemon runs."""
     if exc.code != "daemon-down" or shell.distant:
         raise exc
-    return shell.load("storecheck")
+    return shell.load("home.check")
 
 
 def _instance(shell: Shell) -> str | None:

@@ -4,8 +4,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .client import LONG_S, elements, quote, refusal
 from .command import Command, Parser, Shell, UsageError
-from .ctl import LONG_S, elements, quote, refusal
 
 
 def _options(parser: Parser) -> None:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from ..core.errors import cli_code
 from ..core.when import duration_ms
+from .client import quote
 from .command import Command, Group, Parser, Shell, UsageError
-from .ctl import quote
 from .out import scopes_text
 
 TOKEN_BYTES_MAX: Final = 4096

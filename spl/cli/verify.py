@@ -4,8 +4,8 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from .client import LONG_S, quote
 from .command import Command, Parser, Shell
-from .ctl import LONG_S, quote
 from .out import Out, label_of
 
 PAIRS: Final = "/v1/federation/pairs"

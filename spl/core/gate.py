@@ -12,13 +12,14 @@ the memory of checked roots).  A gate belongs to one pull; threads may share it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from . import batch, keys, levels, record
+from . import keys
 from .consent import Inlet
-from .did import Chain, multibase
 from .errors import SplError
-from .levels import Projection
+from .identity.did import Chain, multibase
 from .limits import Limits
-from .record import Envelope
+from .record import batch, levels, record
+from .record.levels import Projection
+from .record.record import Envelope
 
 CHAIN_UNKNOWN = "chain-unknown"
 SCOPE_VIOLATION = "scope-violation"

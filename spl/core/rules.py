@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from . import bearer, namespace
-from .did import label_of, words
+from .cel.evaluate import Budget, Expr, ExprError, evaluate, parse
 from .errors import SplError
-from .expr import Budget, Expr, ExprError, evaluate, parse
-from .manifest import Manifest
+from .identity import bearer
+from .identity.did import label_of, words
+from .identity.manifest import Manifest
+from .record import namespace
 
 THREAD: Final = "th_engine_config"
 KIND_PERMISSION: Final = "syncropel.policy.permission_rule.v1"

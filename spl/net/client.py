@@ -24,9 +24,9 @@ from .address import ReachError, Url, is_address, is_loopback, judge, parse_url
 from .deflate import CODING, Inflater
 from .heads import encode_request
 from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
+from .sockets import dial as dial_address
+from .sockets import hang_up
 from .sse import MEDIA_TYPE, Event, EventParser
-from .streams import dial as dial_address
-from .streams import hang_up
 
 _READ_BYTES = 64 * 1024
 _LOOKUPS_COUNT = 8

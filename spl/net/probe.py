@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .address import ReachError, Url, is_address, is_loopback, judge, parse_url
 from .client import DialPolicy, Resolve
-from .streams import dial
+from .sockets import dial
 
 _ADDRESSES_COUNT = 8
 _DAY_S = 86_400

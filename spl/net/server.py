@@ -13,7 +13,7 @@ from typing import Final
 
 from ..core.limits import Limits
 from .connection import App, Connection, Match, Shared
-from .streams import Listener
+from .sockets import Listener
 
 __all__ = ["App", "Match", "Server"]
 

@@ -12,14 +12,13 @@ import pytest
 
 from spl.api.app import Api
 from spl.api.services import Services
-from spl.config import Config, Settings
-from spl.disk import Disk
-from spl.home import Home, now_ms, open_home
+from spl.daemon import services_of
+from spl.home.config import Config, Settings
+from spl.home.disk import Disk
+from spl.home.home import Home, init_home, now_ms, open_home
 from spl.net.client import Client, DialPolicy, Reply
 from spl.net.server import Server
-from spl.net.streams import Listener, bind_tcp, client_tls
-from spl.setup import init_home
-from spl.wiring import services_of
+from spl.net.sockets import Listener, bind_tcp, client_tls
 
 HERE = DialPolicy(allow_private=True)
 

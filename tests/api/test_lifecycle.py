@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from spl.core.filter import OPEN
+from spl.core.record.filter import OPEN
 from tests.api.conftest import Served
 from tests.api.test_namespaces import give_pair
 from tests.core.pair_kit import PROPOSAL

@@ -3,9 +3,9 @@
 from typing import Any
 
 from spl.core import consent
-from spl.core.steps import End, decide
-from spl.hub import Own
-from spl.views import THREAD_PAIRS
+from spl.core.pair.steps import End, decide
+from spl.home.views import THREAD_PAIRS
+from spl.home.writes import Own
 from tests.api.conftest import Served
 from tests.core.pair_kit import NOW_MS, PATHS, PROPOSAL, bodies
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from spl.core import record
+from spl.core.record import record
 from tests.api.conftest import Served
 
 ALICE = "did:sync:user:alice"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from spl.api.app import RESOURCES, resource_of
+from spl.api.auth import ANYONE
 from spl.api.table import ROUTES
-from spl.auth import ANYONE
 from spl.core.rules import permission_rule
 from tests.api.conftest import Served
 

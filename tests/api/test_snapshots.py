@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from spl.core import message
+from spl.core.identity import message
 from tests.api.conftest import Served
 
 NDJSON = (("content-type", "application/x-ndjson"),)

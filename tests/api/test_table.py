@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from spl.api.auth import ANYONE
 from spl.api.table import ROUTES
-from spl.auth import ANYONE
-from spl.core.bearer import SCOPES
+from spl.core.identity.bearer import SCOPES
 from spl.core.limits import MIB
 
 OPEN_TO_ALL = {

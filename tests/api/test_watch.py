@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from spl.core import record
-from spl.hub import Own
+from spl.core.record import record
+from spl.home.writes import Own
 from spl.net.client import EventStream
 from spl.net.sse import Event
 from tests.api.conftest import HERE, Served

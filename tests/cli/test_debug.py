@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from spl.core import record
-from spl.core.diff import Transition
 from spl.core.limits import Limits
-from spl.core.record import Envelope, Sig
-from spl.core.snapshot import Header
+from spl.core.pair.diff import Transition
+from spl.core.record import record
+from spl.core.record.record import Envelope, Sig
+from spl.core.record.snapshot import Header
 from tests.cli.conftest import BOB, Daemon, Run, error, listed
 
 LIMITS = Limits()
@@ -109,7 +109,7 @@ def test_what_a_peer_leaves_out_is_not_missed(
         Transition(item.id, "pair_pause.v1", f"2026-11-23T0{n}:00:00.000Z", "did:x", "", "paused", "pause")
         for n, item in enumerate(own)
     ]
-    monkeypatch.setattr("spl.core.diff.history", lambda records, pair_id: told)
+    monkeypatch.setattr("spl.core.pair.diff.history", lambda records, pair_id: told)
     local = home / "local"
     local.write_bytes(text(*own))
     last = {**told[2].to_json(), "id": "ab" * 32, "actor": BOB}

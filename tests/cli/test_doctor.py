@@ -9,9 +9,9 @@ import pytest
 from spl.cli.command import Command, parser_of
 from spl.cli.main import find
 from spl.core.errors import CODES
-from spl.core.finding import CATALOGUE, findings
+from spl.doctor.catalogue import CATALOGUE, findings
 from tests.cli.conftest import Daemon, Run, error
-from tests.core.test_finding import CASES, WELL
+from tests.doctor.test_catalogue import CASES, WELL
 
 HOSTED = "did:sync:instance:hosted-0123456789abcdef01234567"
 

@@ -32,9 +32,9 @@ ROUTE = "/v1/identity"
 @pytest.fixture
 def setup(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Stands in for what works on the home itself."""
-    module = ModuleType("spl.setup")
+    module = ModuleType("spl.home.home")
     module.calls = []  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "spl.setup", module)
+    monkeypatch.setitem(sys.modules, "spl.home.home", module)
     return module  # type: ignore[return-value]
 
 
@@ -132,9 +132,9 @@ def test_verify_checks_what_the_daemon_publishes(spl: Run, daemon: Daemon, monke
         seen.append((document, did_document, options["strict"], options["expect_did"], options["expect_key"]))
         return SimpleNamespace(did=ALICE)
 
-    module = ModuleType("spl.core.manifest")
+    module = ModuleType("spl.core.identity.manifest")
     module.verify = verify  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "spl.core.manifest", module)
+    monkeypatch.setitem(sys.modules, "spl.core.identity.manifest", module)
     assert spl("identity", "verify").out == f"✓ {ALICE}: the published manifest and DID document verify\n"
     assert seen == [(b'{"m": 1}', b'{"d": 1}', True, ALICE, "z6Mk1")]
 

@@ -15,7 +15,7 @@ from tests.cli.test_identity import ALICE, IDENTITY
 def created(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the next `init` makes; its arguments are kept in the module."""
     names: list[str] = []
-    module = ModuleType("spl.setup")
+    module = ModuleType("spl.home.home")
 
     def init_home(path: Path, label: str) -> dict[str, Any]:
         module.seen = path, label  # type: ignore[attr-defined]
@@ -23,7 +23,7 @@ def created(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"home": str(path), **facts, "created": names}
 
     module.init_home = init_home  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "spl.setup", module)
+    monkeypatch.setitem(sys.modules, "spl.home.home", module)
     monkeypatch.delitem(sys.modules, "spl.cli.init", raising=False)
     return names
 
@@ -33,7 +33,7 @@ def test_init_names_what_is_new_and_what_was_kept(spl: Run, home: Path, created:
     result = spl("init", "--label", "alice", env={"HOME": str(home.parent)})
     assert result.code == 0
     assert result.out.startswith(f"Home ~/{home.name}: created config, identity, token.\ndid               {ALICE}\n")
-    assert sys.modules["spl.setup"].seen == (home, "alice")  # type: ignore[attr-defined]
+    assert sys.modules["spl.home.home"].seen == (home, "alice")  # type: ignore[attr-defined]
     created.clear()
     again = spl("init", "--label", "other", tty=True)
     assert again.out.splitlines()[0].endswith(": created nothing.")

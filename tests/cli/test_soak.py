@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spl.cli import main as cli
-from spl.core.soak import HEADER, WINDOWS, Row, Tally, Window
+from spl.cli.soak_plan import HEADER, WINDOWS, Row, Tally, Window
 from tests.cli.conftest import Daemon, Run, error
 
 GOOD = [Row(each.name, each.minutes, each.records, each.records, each.records, 3, 9, 1, 0) for each in WINDOWS]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from spl.disk import lock_home
-from spl.setup import init_home
+from spl.home.disk import lock_home
+from spl.home.home import init_home
 from tests.cli.conftest import Daemon, Run, chunked
 
 DONE = {"step": "done", "lines": 5, "records": 4, "damaged": 0, "lost_lines": 0, "held_lines": 0, "segments": 1}

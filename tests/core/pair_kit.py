@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spl.core import canon, manifest
-from spl.core.did import Chain, did_of, rotate
+from spl.core import canon
+from spl.core.identity import manifest
+from spl.core.identity.did import Chain, did_of, rotate
 from spl.core.keys import SecretKey, box_public
 from spl.core.limits import Limits
-from spl.core.pair import Pair, fold
-from spl.core.standing import Proposal, TokenRef
-from spl.core.steps import (
+from spl.core.pair.pair import Pair, fold
+from spl.core.pair.state import Proposal, TokenRef
+from spl.core.pair.steps import (
     Append,
     Approve,
     Ask,

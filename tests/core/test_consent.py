@@ -13,9 +13,9 @@ from spl.core import consent
 from spl.core.consent import Book, ConsentError, Grant, Inlet, Share
 from spl.core.errors import SplError
 from spl.core.limits import Limits
-from spl.core.namespace import Namespace
-from spl.core.pair import Pair
-from tests.core.test_record import VALUES, code_of
+from spl.core.pair.pair import Pair
+from spl.core.record.namespace import Namespace
+from tests.core.record.test_record import VALUES, code_of
 
 LIMITS = Limits()
 NAMES = ("default", "music", "x", "projects")

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core import batch, did, keys, levels, record
+from spl.core import keys
 from spl.core.consent import Inlet
-from spl.core.did import Chain, rotate
 from spl.core.gate import Gate, Roots, claimed_id
+from spl.core.identity import did
+from spl.core.identity.did import Chain, rotate
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
-from spl.core.record import Sig
+from spl.core.record import batch, levels, record
+from spl.core.record.record import Sig
 
 LIMITS = Limits()
 OLD, NEW, OWN = (SecretKey(bytes((n,)) * 32) for n in (1, 2, 3))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core import rules
-from spl.core.expr import ExprError
+from spl.core.cel.evaluate import ExprError
 from spl.core.rules import HANDSHAKE, RuleError, Verdict, covers, decide, locks_out_handshake
 
 FACTS = rules.sample_facts(HANDSHAKE)

@@ -29,7 +29,7 @@ def slow_disk() -> None:
 
 def dying_task() -> None:
     """Let the task that reads from a peer die each time it is started, as a fault of our own code would."""
-    from spl.sync import Sync
+    from spl.sync.schedule import Sync
 
     follow = Sync._wait_s
 
@@ -43,7 +43,7 @@ def dying_task() -> None:
 
 def slow_adapter() -> None:
     """Let the views take a twentieth of a second for each record."""
-    from spl.views import Views
+    from spl.home.views import Views
 
     apply = Views.apply
 

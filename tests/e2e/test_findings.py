@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from spl.core import when
-from spl.core.finding import CATALOGUE
+from spl.doctor.catalogue import CATALOGUE
 from tests.e2e import test_ailing, test_consent, test_doctor, test_state
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import HERE, Faulty, House, World, attention, finds, named, report, seen, told

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spl.core.soak import HEADER
+from spl.cli.soak_plan import HEADER
 from tests.e2e.conftest import Make
 from tests.e2e.harness import DEADLINE_S, Instance, eventually
 

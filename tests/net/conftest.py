@@ -19,7 +19,7 @@ from spl.core.limits import Limits
 from spl.net.http1 import RequestHead
 from spl.net.routes import Request, Response, Route, Table
 from spl.net.server import Match, Server
-from spl.net.streams import Listener, bind_tcp
+from spl.net.sockets import Listener, bind_tcp
 
 CLOCK_MS = 1_764_000_000_000  # Mon, 24 Nov 2025 16:00:00 GMT
 

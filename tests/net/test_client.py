@@ -13,8 +13,8 @@ from spl.core.limits import Limits
 from spl.net.address import ReachError
 from spl.net.client import Client, DialPolicy
 from spl.net.deflate import Deflater
+from spl.net.sockets import client_tls
 from spl.net.sse import encode_event
-from spl.net.streams import client_tls
 
 LOCAL = DialPolicy(allow_private=True)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

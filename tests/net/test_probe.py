@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from spl.net.client import DialPolicy
 from spl.net.probe import Prober, Reached, days_left
-from spl.net.streams import client_tls
+from spl.net.sockets import client_tls
 from tests.net.conftest import Authority, Serve
 
 LOCAL = DialPolicy(allow_private=True)

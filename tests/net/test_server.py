@@ -12,7 +12,7 @@ from spl.core.limits import Limits
 from spl.net.heads import encode_request
 from spl.net.http1 import read_answer
 from spl.net.server import Server
-from spl.net.streams import Listener, bind_unix
+from spl.net.sockets import Listener, bind_unix
 
 GET = b"GET /here/a HTTP/1.1\r\nHost: x\r\n\r\n"
 CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

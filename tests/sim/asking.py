@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Any
 
-from spl.core import message
-from spl.core.did import did_of
+from spl.core.identity import message
+from spl.core.identity.did import did_of
 from spl.core.keys import SecretKey
-from spl.home import now_ms
+from spl.home.home import now_ms
 from spl.net.client import Reply
 from tests.sim.daemons import Daemon, Peer
 

@@ -13,19 +13,18 @@ from typing import Any
 
 from spl.api.app import Api
 from spl.api.services import Services
-from spl.config import Config, Settings
-from spl.core import bearer
+from spl.core.identity import bearer
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
-from spl.disk import Disk
-from spl.home import Home, now_ms, open_home
-from spl.hub import Item, Outcome
+from spl.daemon import services_of
+from spl.home.config import Config, Settings
+from spl.home.disk import Disk
+from spl.home.home import Home, init_home, now_ms, open_home
+from spl.home.writes import Item, Outcome
 from spl.net.client import Client, DialPolicy, Reply
 from spl.net.server import Server
+from spl.net.sockets import Listener, bind_tcp, client_tls
 from spl.net.sse import Event
-from spl.net.streams import Listener, bind_tcp, client_tls
-from spl.setup import init_home
-from spl.wiring import services_of
 
 HERE = DialPolicy(allow_private=True)
 LIMITS = Limits(heartbeat_s=0.03, longpoll_s=0.03)

@@ -20,14 +20,15 @@ from typing import Any, cast
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from spl.core import consent, levels, namespace
+from spl.core import consent
 from spl.core.consent import ConsentError
-from spl.core.filter import OPEN, Filter, facts_of
-from spl.core.pair import Pair
-from spl.core.record import Envelope
-from spl.hub import Own
+from spl.core.pair.pair import Pair
+from spl.core.record import levels, namespace
+from spl.core.record.filter import OPEN, Filter, facts_of
+from spl.core.record.record import Envelope
+from spl.home.views import THREAD_NAMESPACES
+from spl.home.writes import Own
 from spl.net.sse import EventParser
-from spl.views import THREAD_NAMESPACES
 from tests.nodes import LIMITS, Node, join, nodes
 
 PAIR = "pair_00000001"

@@ -13,20 +13,22 @@ from typing import Any
 
 import pytest
 
-from spl.core import consent, levels, namespace, page, parcel, record
+from spl.core import consent
 from spl.core.consent import Grant
-from spl.core.did import did_of, multibase
 from spl.core.errors import SplError
+from spl.core.identity.did import did_of, multibase
 from spl.core.keys import SecretKey
-from spl.core.namespace import Namespace
-from spl.core.page import Page
-from spl.core.record import Sig
-from spl.core.snapshot import Header
-from spl.disk import Disk
-from spl.hub import Arrive, Own, Refuse
+from spl.core.record import levels, namespace, page, record
+from spl.core.record import page as parcel
+from spl.core.record.namespace import Namespace
+from spl.core.record.page import Page
+from spl.core.record.record import Sig
+from spl.core.record.snapshot import Header
+from spl.home.disk import Disk
+from spl.home.snapshot import Restorer, Rights
+from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS
+from spl.home.writes import Arrive, Own, Refuse
 from spl.net.sse import encode_event
-from spl.restore import Restorer, Rights
-from spl.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS
 from tests.nodes import LIMITS, Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -208,7 +210,7 @@ async def by_stream(alice: Node, bob: Node, items: Sequence[Item]) -> None:
 async def by_push(alice: Node, bob: Node, items: Sequence[Item]) -> None:
     values, names = [value for value, _ in items], [ns for _, ns in items]
     sent = Page(values, names, f"at {len(items)}", False, {"state": "active"}, 0)
-    answer: Any = await bob.push.receive(PAIR, parcel.assemble(bob.sync.since(PAIR), sent))
+    answer: Any = await bob.push.receive(PAIR, parcel.assemble_push(bob.sync.since(PAIR), sent))
     assert len(answer["results"]) == len(items)
 
 
@@ -380,7 +382,7 @@ async def test_a_push_that_was_refused_is_wanted_once_its_namespace_is_active_ag
 
     async def push(n: int, *items: Item, again: bool = False) -> Any:
         sent = Page([value for value, _ in items], [ns for _, ns in items], f"at {n}", False, {"state": "active"}, 0)
-        return await bob.push.receive(PAIR, parcel.assemble(bob.sync.since(PAIR), sent, again=again))
+        return await bob.push.receive(PAIR, parcel.assemble_push(bob.sync.since(PAIR), sent, again=again))
 
     assert (await push(1, (refused, "old")))["results"][0]["code"] == "scope-violation"
     assert (await push(2))["wanted"] == [refused["id"]], "once a process"

@@ -18,13 +18,14 @@ from typing import Any
 
 import pytest
 
-from spl.core import consent, record
+from spl.core import consent
 from spl.core.consent import Grant
-from spl.core.did import Chain, multibase
-from spl.core.record import Sig
-from spl.hub import Arrive, Own
+from spl.core.identity.did import Chain, multibase
+from spl.core.record import record
+from spl.core.record.record import Sig
+from spl.home.views import KIND_CHAIN, THREAD_PAIRS
+from spl.home.writes import Arrive, Own
 from spl.net.address import ReachError
-from spl.views import KIND_CHAIN, THREAD_PAIRS
 from tests.sim.asking import (
     CANARY,
     CLOSED,

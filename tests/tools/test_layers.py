@@ -1,4 +1,4 @@
-"""The guard of the floors: each rule finds its breach, and a clean house passes."""
+"""The check of the floors: each rule finds its breach, and a clean house passes."""
 
 import subprocess
 import sys
@@ -13,12 +13,15 @@ HOUSE = {
     "core/keys.py": "import nacl\n",
     "core/errors.py": "import re\n",
     "core/record.py": "from . import keys\nfrom .errors import SplError\n",
-    "store.py": "import os\nfrom .core.record import check\n",
+    "home/__init__.py": '"""Files."""\n',
+    "home/log.py": "import os\nfrom ..core.record import check\n",
     "net/__init__.py": '"""Bytes."""\n',
     "net/client.py": "import asyncio\nfrom ..core.errors import SplError\n",
-    "feed.py": "from .net import client\nfrom .store import Store\n",
-    "sync.py": "from .store import Store\n",
-    "daemon.py": "try:\n    import uvloop\nexcept ImportError:\n    uvloop = None\nfrom . import feed, sync\n",
+    "sync/__init__.py": '"""Both sides."""\n',
+    "sync/pull.py": "from ..net import client\nfrom ..home.log import Log\n",
+    "api/__init__.py": '"""Routes."""\n',
+    "api/app.py": "from ..sync import pull\n",
+    "daemon.py": "try:\n    import uvloop\nexcept ImportError:\n    uvloop = None\nfrom .api import app\n",
     "cli/__init__.py": '"""Words."""\n',
     "cli/main.py": "from ..core.errors import SplError\n",
 }
@@ -44,18 +47,19 @@ def test_a_clean_house_passes(tmp_path: Path) -> None:
     [
         ("core/record.py", "import os\n", "spl/core/record.py:1: core imports os"),
         ("core/record.py", "def now():\n    from time import time\n", "spl/core/record.py:2: core imports time"),
-        ("core/record.py", "import nacl.bindings\n", "nacl is imported by core.keys only"),
-        ("core/record.py", "from ..store import Store\n", "core.record (floor 0) imports store (floor 1): up"),
-        ("store.py", "import asyncio\n", "spl/store.py:1: ground imports asyncio"),
-        ("store.py", "import numpy\n", "numpy is neither ours nor of the standard library"),
+        ("core/record.py", "import nacl.bindings\n", "only core.keys may import nacl"),
+        ("core/record.py", "from ..home.log import Log\n", "core.record imports home.log, which stands above it"),
+        ("home/log.py", "import asyncio\n", "spl/home/log.py:1: home imports asyncio"),
+        ("home/log.py", "import numpy\n", "numpy is neither ours nor of the standard library"),
+        ("home/log.py", "from ..net import client\n", "home and net never import each other"),
         ("net/client.py", "from ..core.record import check\n", "net knows no records"),
-        ("net/client.py", "from ..store import Store\n", "net knows no records"),
-        ("sync.py", "from . import feed\n", "sync imports feed: services never import each other"),
-        ("feed.py", "import spl.daemon\n", "feed (floor 3) imports daemon (floor 4): up"),
-        ("feed.py", "from .gone import x\n", "no module 'gone' in the house"),
+        ("net/client.py", "from ..home.log import Log\n", "net and home never import each other"),
+        ("sync/pull.py", "from ..api import app\n", "sync.pull imports api.app, which stands above it"),
+        ("api/app.py", "import spl.daemon\n", "api.app imports daemon, which stands above it"),
+        ("sync/pull.py", "from .gone import x\n", "there is no module 'sync.gone'"),
         ("cli/main.py", "import ssl\n", "spl/cli/main.py:1: cli imports ssl"),
-        ("cli/main.py", "import uvloop\n", "uvloop is imported by"),
-        ("attic.py", "", "attic has no floor"),
+        ("cli/main.py", "import uvloop\n", "only daemon may import uvloop"),
+        ("attic.py", "", "attic has no place in the order"),
         ("core/errors.py", "from .record import check\n", "import circle core.errors -> core.record -> core.errors"),
     ],
 )

@@ -15,16 +15,15 @@ from typing import Any, TypeVar, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from spl.config import Config
 from spl.core.consent import Share
-from spl.core.filter import OPEN, Filter
 from spl.core.limits import MIB
-from spl.disk import Disk
-from spl.home import Home, open_home
-from spl.hub import Emit
-from spl.offer import Look, Scope, Steps, collect, lanes_through
-from spl.setup import init_home
-from spl.shown import Shown
+from spl.core.record.filter import OPEN, Filter
+from spl.home.config import Config
+from spl.home.disk import Disk
+from spl.home.home import Home, init_home, open_home
+from spl.home.writes import Emit
+from spl.sync.lanes import Look, Scope, Steps, collect, lanes_through
+from spl.sync.source import Shown
 
 _T = TypeVar("_T")
 PAIR = "pair_00000001"

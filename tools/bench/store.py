@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spl.core import canon
 from spl.core.limits import Limits
-from spl.disk import Disk
-from spl.index import Added, Index
-from spl.segments import Place
-from spl.store import Entry, Store
+from spl.home.disk import Disk
+from spl.home.index import Added, Index
+from spl.home.log import Entry, Store
+from spl.home.segments import Place
 
 SINGLES = 500
 LOOKUPS = 5000

@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from store import AT_MS, entry, open_store, record_id
 
 from spl.core.consent import Share
-from spl.core.filter import OPEN, Filter
 from spl.core.gate import Verdict
 from spl.core.limits import Limits
-from spl.core.page import Page
-from spl.hub import Hub
-from spl.reconcile import TARGET, Reconcile
-from spl.shared import Shared
-from spl.store import Entry, Store
+from spl.core.record.filter import OPEN, Filter
+from spl.core.record.page import Page
+from spl.home.log import Entry, Store
+from spl.home.writer import Hub
+from spl.sync.holdings import Shared
+from spl.sync.reconcile import TARGET, Reconcile
 
 PAIR = "pair_00000001"
 NS = "default"

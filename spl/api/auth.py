@@ -1,0 +1,241 @@
+"""From a request to a principal: who asks, with which scopes, in which namespaces.
+
+Credentials, strongest first: the Unix socket (its file permission), a pair's token with its proof of possession, an
+ordinary bearer token, and under `--insecure-localhost` or `auth.required = false` none at all.  There too a request
+with a proof is judged by it, so that a peer is a peer on every daemon.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from ..core.errors import SplError
+from ..core.identity import bearer
+from ..core.identity.bearer import ADMIN, PROOF_HEADER, Token
+from ..core.keys import same
+from ..core.limits import Limits
+from ..home.config import Settings
+from ..home.vault import Vault
+from ..home.views import Views
+from ..net.routes import Request
+
+KNOWN_MAX: Final = 256
+"""Texts of bearers whose tokens are remembered while no token changes; hashing one costs 5 us of each request."""
+
+ANYONE: Final = "anyone"
+"""The scope of routes that are open to everybody."""
+
+
+class AuthError(SplError):
+    """The request lacks a credential, or its credential lacks what the route needs.
+
+    Codes: auth-required, auth-invalid (fact `reason` tells machines which check failed), scope-forbidden (fact
+    `scope`), rate-limited.
+    """
+
+
+class Kind(StrEnum):
+    """How a principal was recognised."""
+
+    LOCAL = "local"
+    OPEN = "open"
+    TOKEN = "token"  # noqa: S105 - the name of a kind
+    PEER = "peer"
+    ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks.  `namespaces` empty means all, except for a peer, who has those of its pair and no others."""
+
+    kind: Kind
+    scopes: frozenset[str] = frozenset()
+    namespaces: tuple[str, ...] = ()
+    pair_id: str = ""
+    peer_did: str = ""
+    token_id: str = ""
+    address: str = ""
+    refusal: SplError | None = field(default=None, repr=False, compare=False)
+    """Why the credential of an ANONYMOUS one does not hold; None when it sent none."""
+
+    def reaches(self, namespace: str) -> bool:
+        """Tell whether it may read and write in this namespace, named exactly: `org` does not include `org/x`."""
+        return namespace in self.namespaces or (not self.namespaces and self.kind != Kind.PEER)
+
+
+@dataclass(slots=True)
+class _Proofs:
+    """The proofs that one pair used lately, oldest first; what falls out of memory lies at or before `floor_ms`."""
+
+    seen: dict[str, int] = field(default_factory=dict)
+    floor_ms: int = 0
+
+
+class Auth:
+    """Recognises principals.  Used on the event loop only, so the memory of proofs needs no lock.
+
+    That memory ends with the process: what a proof captured just before a restart could still do within its five
+    minutes is repeat its own request, bearer included.  Refusing all older proofs after a start would instead
+    degrade every pair whose clock runs behind.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        vault: Vault,
+        settings: Settings,
+        limits: Limits,
+        now_ms: Callable[[], int],
+        *,
+        insecure: bool = False,
+    ) -> None:
+        self._views, self._vault, self._limits, self._now_ms = views, vault, limits, now_ms
+        self._insecure, self._settings = insecure, settings
+        self._proofs: dict[str, _Proofs] = {}
+        self._known: tuple[Mapping[str, Token], dict[str, Token]] = ({}, {})
+
+    def principal(self, request: Request, body: bytes) -> Principal:
+        """Return who asks; a request without credentials, or with some that do not hold, is ANONYMOUS.
+
+        Never raises: `require` does, so that a stale bearer locks nobody out of a route that needs none.
+        A proof of possession is used up by this call.
+        """
+        if request.local:
+            return Principal(Kind.LOCAL, frozenset({ADMIN}), address=request.peer)
+        if self._opens(request.headers):
+            return Principal(Kind.OPEN, frozenset({ADMIN}), address=request.peer)
+        try:
+            text = _bearer_of(request.headers)
+            return self._holder(request, body, text) if text else Principal(Kind.ANONYMOUS, address=request.peer)
+        except SplError as exc:
+            return Principal(Kind.ANONYMOUS, address=request.peer, refusal=exc)
+
+    def check_presented(self, headers: Mapping[str, str]) -> None:
+        """Return when the head of a TCP request carries a credential worth reading a body for; uses no proof up.
+
+        Raises AuthError "auth-required", "auth-invalid".
+        """
+        if self._opens(headers):
+            return
+        text = _bearer_of(headers)
+        if not text:
+            raise AuthError("auth-required")
+        self._token(text)
+
+    def require(self, principal: Principal, scope: str, namespace: str = "") -> None:
+        """Return when the principal holds the scope and reaches the namespace, where one is named.
+
+        Raises AuthError "auth-required" for nobody, "auth-invalid" for a credential that does not hold,
+        "scope-forbidden" for one that holds too little.
+        """
+        if scope == ANYONE:
+            return
+        if principal.refusal is not None:
+            raise principal.refusal
+        if principal.kind == Kind.ANONYMOUS:
+            raise AuthError("auth-required")
+        if not bearer.holds(principal.scopes, scope):
+            raise AuthError("scope-forbidden", f"this needs the scope {scope}", scope=scope)
+        if namespace and not principal.reaches(namespace):
+            raise AuthError("scope-forbidden", f"the token does not reach namespace {namespace[:80]}", scope=scope)
+
+    def _opens(self, headers: Mapping[str, str]) -> bool:
+        is_open = self._insecure or not self._settings.now.auth_required
+        return is_open and PROOF_HEADER not in headers
+
+    def _holder(self, request: Request, body: bytes, text: str) -> Principal:
+        """Return who holds the bearer; raise "auth-invalid"."""
+        token = self._token(text)
+        if token.pair_id or token.peer_did:
+            return self._peer(request, body, text, token)
+        # A federation token without a pair was minted by hand: without a namespace of its own it reads `default`.
+        narrow = not token.namespaces and ADMIN not in token.scopes and bool(token.scopes & bearer.FEDERATION)
+        namespaces = ("default",) if narrow else token.namespaces
+        return Principal(Kind.TOKEN, token.scopes, namespaces, token_id=token.token_id, address=request.peer)
+
+    def _token(self, text: str) -> Token:
+        """Return the live token of a bearer text."""
+        tokens, known = self._known
+        if tokens is not self._views.tokens_by_hash:
+            tokens, known = self._known = (self._views.tokens_by_hash, {})
+        token = known.get(text)
+        if token is None:
+            token = self._find(text)
+            if len(known) >= KNOWN_MAX:
+                known.clear()
+            known[text] = token
+        if token.expired(self._now_ms()):
+            raise AuthError("auth-invalid", f"the bearer token {token.token_id} is expired", reason="token-expired")
+        return token
+
+    def _find(self, text: str) -> Token:
+        """Return the token of a bearer text, expired or not; found by hash, no comparison depends on the secret."""
+        bearer.parse(text)
+        wanted = bearer.hash_of(text)
+        token = self._views.tokens_by_hash.get(wanted)
+        if token is None or not same(token.hash, wanted):
+            raise AuthError("auth-invalid", "the bearer token is unknown here", reason="token-unknown")
+        if token.revoked:
+            raise AuthError("auth-invalid", f"the bearer token {token.token_id} is revoked", reason="token-revoked")
+        return token
+
+    def _peer(self, request: Request, body: bytes, text: str, token: Token) -> Principal:
+        """Return the peer of a pair's token, whose proof must hold for exactly this request."""
+        identity, pair = self._vault.identity, self._views.pairs.get(token.pair_id)
+        if identity is None or pair is None or pair.peer_did != token.peer_did:
+            raise AuthError("auth-invalid", "the bearer token is not of a pair here", reason="token-pair")
+        if not pair.live:
+            raise AuthError(
+                "auth-invalid", f"the pair {token.pair_id} of the token is not live", reason="pair-not-live"
+            )
+        header = request.headers.get(PROOF_HEADER)
+        if header is None:
+            message = f"a pair's token needs the {PROOF_HEADER} header"
+            raise AuthError("auth-invalid", message, reason="proof-missing")
+        nonce, issued_at_ms = bearer.check_proof(
+            header,
+            pair.chain.present,
+            method=request.method,
+            target=request.target,
+            audience=identity.did,
+            token=text,
+            body=body,
+            now_ms=self._now_ms(),
+            limits=self._limits,
+        )
+        self._use_up(token.pair_id, nonce, issued_at_ms)
+        # Whatever was minted for it, a peer syncs and does nothing else.
+        scopes = frozenset(scope for scope in bearer.FEDERATION if bearer.holds(token.scopes, scope))
+        return Principal(
+            Kind.PEER, scopes, pair.namespaces, token.pair_id, token.peer_did, token.token_id, request.peer
+        )
+
+    def _use_up(self, pair_id: str, nonce: str, issued_at_ms: int) -> None:
+        """Remember the nonce of a proof that held; refuse one seen before.
+
+        Bounded per pair, so no peer crowds out another.  When full, the older half goes and everything issued up to
+        its newest is refused from then on: a replay is never possible, and a peer whose clock runs on loses nothing.
+        """
+        if len(self._proofs) > self._limits.pairs_count:
+            self._proofs = {key: value for key, value in self._proofs.items() if key in self._views.pairs}
+        proofs = self._proofs.setdefault(pair_id, _Proofs())
+        if nonce in proofs.seen or issued_at_ms <= proofs.floor_ms:
+            raise AuthError("auth-invalid", "the proof of possession was used before", reason="proof-replayed")
+        proofs.seen[nonce] = issued_at_ms
+        if len(proofs.seen) > self._limits.proofs_per_pair:
+            gone = sorted(proofs.seen.items(), key=lambda item: item[1])[: len(proofs.seen) // 2]
+            proofs.floor_ms = gone[-1][1]
+            proofs.seen = {key: at_ms for key, at_ms in proofs.seen.items() if at_ms > proofs.floor_ms}
+
+
+def _bearer_of(headers: Mapping[str, str]) -> str:
+    """Return the token in `authorization: Bearer` or `x-api-key`, empty where neither is sent."""
+    header, api_key = headers.get("authorization", ""), headers.get("x-api-key", "")
+    scheme, _, text = header.partition(" ")
+    if header and (scheme.lower() != "bearer" or not text.strip()):
+        raise AuthError("auth-invalid", "the authorization header is not: Bearer <token>", reason="malformed")
+    text = text.strip()
+    if text and api_key and not same(text, api_key):
+        raise AuthError("auth-invalid", "authorization and x-api-key carry different tokens", reason="malformed")
+    return text or api_key

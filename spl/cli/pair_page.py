@@ -1,0 +1,177 @@
+"""`spl federation show`: one pair on one page, from the daemon's detail form."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ..core.when import ms_of
+from . import grants
+from .out import Out, column, label_of, scopes_text, span, span_fine
+from .pair import map_text
+
+Detail = Mapping[str, Any]
+
+FRESH_MS: Final = 45_000
+"""How old the peer's last word may be and still count as now: the silence after which a stream is dead."""
+REACH: Final = {
+    "we-push": "pushes to the peer",
+    "peer-pushes": "served by push (peer opens the connections)",
+}
+_BARS: Final = "▁▂▃▄▅▆▇█"
+
+
+def state_of(pair: Detail) -> str:
+    """Return a pair's state with who paused it: "paused (by peer)"."""
+    state, detail = str(pair["state"]), str(pair.get("state_detail") or "")
+    rest = detail.removeprefix(f"{state} ")
+    return f"{state} ({rest})" if state == "paused" and rest and rest != detail else state
+
+
+def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
+    """Yield (label, text) for each line of the page; what is not known has none."""
+    yield "pair_id", str(pair["pair_id"])
+    yield "peer", f"{pair['peer_did']}   {pair['url']}"
+    yield "state", _state(pair, out)
+    yield "mode", _mode(pair, out)
+    if pair.get("reach") in REACH:
+        yield "reach", _reach(pair, out)
+    yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor")) + _as_of(pair, out)
+    if pair.get("outbound"):
+        yield "read by the peer", cursor_text(pair["outbound"])
+    if pair.get("last_confirmed_at"):
+        yield "last confirmed", _confirmed(pair, out)
+    if pair.get("peer_view"):
+        read = f"; it last read from us {out.ago(pair['last_read_at'])}" if pair.get("last_read_at") else ""
+        yield "peer view", _peer_view(pair["peer_view"], out) + read
+    if pair.get("manifest"):
+        yield "manifest", _manifest(pair["manifest"], out)
+    if pair.get("peer_words"):
+        yield "peer key", str(pair["peer_words"])
+    if pair.get("our_words"):
+        yield "our key", str(pair["our_words"])
+    yield "namespaces", ", ".join(pair.get("namespaces") or []) or "none"
+    if pair.get("maps"):
+        yield "maps", ", ".join(map_text(item) for item in pair["maps"])
+    if pair.get("filter"):
+        yield "sends", filter_text(pair["filter"])
+    if pair.get("actors"):
+        yield "takes", f"records of {', '.join(pair['actors'])} only"
+    yield from column("tokens", [_token(token, out) for token in pair.get("tokens") or []])
+    yield from column("grants", [grants.line(item, label_of(pair["peer_did"])) for item in pair.get("grants") or []])
+    if pair.get("refused_records"):
+        yield "refused", f"{pair['refused_records']} records"
+    if pair.get("last_error"):
+        yield "last error", _error(pair["last_error"], out)
+    if any(lag is not None for lag in pair.get("lags") or []):
+        yield "lag, last 30 min", f"{sparkline(pair['lags'])}  (records)"
+    yield from column("transitions", [_transition(item) for item in pair.get("transitions") or []])
+    if pair.get("fix"):
+        yield "fix", str(pair["fix"])
+
+
+def cursor_text(cursor: Mapping[str, Any] | None) -> str:
+    """Return "clock=42, lagging by 138 records"."""
+    if not cursor:
+        return "none yet"
+    lag = cursor.get("lag_records")
+    return f"clock={cursor['clock']}, lagging by {'unknown' if lag is None else lag} records"
+
+
+def filter_text(found: Mapping[str, Any]) -> str:
+    """Return what we send of what the pair shares, in words."""
+    whose = "all that is shared" if found["relay"] else "what this instance signed"
+    by_name = f"of threads {', '.join(found['thread_allow'])}" if found["thread_allow"] else ""
+    by_rule = f"where {found['thread_rule']}" if found["thread_rule"] else ""
+    which = " or ".join(part for part in (by_name, by_rule) if part)
+    return f"{whose}, {which}" if which else whose
+
+
+def sparkline(lags: Sequence[int | None]) -> str:
+    """Return one bar a value, the tallest for the greatest; "·" for an unknown one."""
+    top = max((lag for lag in lags if lag is not None), default=0) or 1
+    return "".join("·" if lag is None else _BARS[min(len(_BARS) - 1, lag * len(_BARS) // (top + 1))] for lag in lags)
+
+
+def _is_fresh(pair: Detail, out: Out) -> bool:
+    """Tell whether the peer's last word is young enough to say something of now; one of the future is not."""
+    return not pair.get("attempt") and abs(out.now_ms() - ms_of(pair["last_confirmed_at"])) <= FRESH_MS
+
+
+def _as_of(pair: Detail, out: Out) -> str:
+    """Return how old a lag of nothing is, unless the peer confirmed it just now."""
+    lag = (pair.get("last_sync_cursor") or {}).get("lag_records")
+    if lag != 0 or not pair.get("last_confirmed_at") or _is_fresh(pair, out):
+        return ""
+    return f" (as of {out.ago(pair['last_confirmed_at'])})"
+
+
+def _confirmed(pair: Detail, out: Out) -> str:
+    """Return when the peer last told what it holds, and what that means today."""
+    text, lag = out.ago(pair["last_confirmed_at"]), (pair.get("last_sync_cursor") or {}).get("lag_records")
+    if _is_fresh(pair, out):
+        return f"{text}, caught up" if lag == 0 else text
+    if pair.get("attempt") or pair["state"] == "degraded":
+        before = pair.get("caught_up_ms")
+        return f"{text}; before that caught up for {span(before)}" if before else text
+    return f"{text}, caught up then" if lag == 0 else text
+
+
+def _state(pair: Detail, out: Out) -> str:
+    text = state_of(pair)
+    if pair.get("since"):
+        text += f" since {out.ago(pair['since'])}"
+    why = pair.get("reason") or (pair.get("state_detail") if text.startswith("establishing") else "")
+    return f"{text} ({why})" if why else text
+
+
+def _mode(pair: Detail, out: Out) -> str:
+    text = str(pair["mode"])
+    if text == "polling":
+        text += f" every {span_fine(int(pair['poll_interval_ms']))}"
+    stream = pair.get("stream") or {}
+    if stream.get("since"):
+        text += f", stream {stream['state']} since {out.ago(stream['since'])}"
+    if pair.get("next_attempt_at"):
+        attempt = f" (attempt {pair['attempt']})" if pair.get("attempt") else ""
+        text += f", next attempt {out.until(pair['next_attempt_at'])}{attempt}"
+    return text
+
+
+def _reach(pair: Detail, out: Out) -> str:
+    """Return which way a pair runs that does not run both ways, and what hinders our push."""
+    error = (pair.get("push") or {}).get("last_error")
+    return REACH[pair["reach"]] + (f"; the last push failed: {_error(error, out)}" if error else "")
+
+
+def _peer_view(view: Mapping[str, Any], out: Out) -> str:
+    """Return what the peer last said about the pair, in the order in which it said it."""
+    parts = [str(view["state"])] if view.get("state") else []
+    for name, value in view.items():
+        if name not in ("state", "reach", "consent") and value not in (None, ""):
+            parts.append(out.ago(value) if name == "at" else f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts)
+
+
+def _manifest(manifest: Mapping[str, Any], out: Out) -> str:
+    text = f"{manifest['did']}, {manifest['pair_endpoint']}, signed {out.ago(manifest['signed_at'])}"
+    if manifest.get("fetched_at"):
+        text += f", fetched {out.ago(manifest['fetched_at'])}"
+    left = out.left(manifest["expires_at"])
+    return f"{text}, {left}" if left.startswith("EXPIRED") else f"{text}, expires {out.until(manifest['expires_at'])}"
+
+
+def _token(token: Mapping[str, Any], out: Out) -> str:
+    text = f"{token['direction']:<14}{token['token_id']}  {scopes_text(token['scopes'])}"
+    if token.get("expires_at"):
+        text += f"  {out.left(token['expires_at'])}"
+    state = token.get("state")
+    return f"{text}  {state}" if state and state not in ("live", "active") else text
+
+
+def _error(error: Mapping[str, Any], out: Out) -> str:
+    when = f", {out.ago(error['at'])}" if error.get("at") else ""
+    return f"{error.get('class', '')} {error.get('message', '')} [{error.get('code', '')}]{when}".strip()
+
+
+def _transition(item: Mapping[str, Any]) -> str:
+    arrow = f"{item['from']} -> {item['to']}" if item.get("from") else f"-> {item['to']}"
+    return f"{item['at']} {arrow}" + (f"  {item['reason']}" if item.get("reason") not in (None, "", item["to"]) else "")

@@ -1,0 +1,362 @@
+"""Drives a soak from outside: paced emission, the peer's acks, queues and faults, window by window.
+
+These run beside each other: the caller's thread emits and draws, one thread follows the acks, one looks at queues and
+pair states, one approves, one reloads the fold rule.  What they share is the window's tally, under one lock.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from ..core.errors import SplError
+from . import soak_plan
+from .client import Ctl, CtlError, quote
+from .pair import PAIRS
+from .soak_plan import Row, Tally, Window
+
+ACK_WAIT_MS: Final = 1000
+LOOK_S: Final = 0.1
+STATES_EVERY_LOOKS: Final = 10
+"""The queue is looked at ten times a second, the pair's state once."""
+NAP_S: Final = 0.1
+DRAIN_NAP_S: Final = 0.01
+LATE_S: Final = 2.0
+"""How long past its end a window may still emit what it could not in time."""
+RETRY_S: Final = 0.2
+FAULTS_KEPT: Final = 100
+JOIN_S: Final = 5.0
+FOLD_RULES: Final = "/v1/config/fold-rules"
+APPROVAL_PHASE: Final = 0.5
+RELOAD_PHASE: Final = 0.25
+"""When approvals and reloads come, as a part of the time between two, so that they do not wait for each other."""
+
+
+class Line(Protocol):
+    """A kept connection to a daemon."""
+
+    def ask(self, method: str, target: str, body: dict[str, object] | None = None) -> dict[str, Any]:
+        """Return the object that the daemon answers; raise CtlError."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+class Talk(Protocol):
+    """Where the soak tells how it goes; always called on the caller's thread."""
+
+    def show(self, tally: Tally, elapsed_s: float) -> None:
+        """Show the state of the window."""
+
+    def fault(self, text: str) -> None:
+        """Say what counts as an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is driven: the pair as its sides see it, the side that emits first."""
+
+    pair_id: str
+    namespace: str
+    sides: tuple[tuple[str, Callable[[], Line]], ...]
+    """(name, opener of a connection), ours first; the last one's intake is the queue that is looked at."""
+    queue: str
+    """The member of the last side's acks that tells of the consumer's queue; `<queue>_max`, if there, of its peak."""
+    drain_s: float
+    """How long a window may wait for the last acks."""
+    approve: Callable[[], object] | None = None
+    """Has one request approved, from asking to the end; None where the workload has no approvals."""
+    dead: Callable[[], Sequence[str]] = tuple
+    """Names the daemons that ended."""
+
+
+class _Chore:
+    """A part of the load that comes now and then, evenly spread; it runs in a thread of its own, one at a time."""
+
+    def __init__(self, name: str, phase: float, run: Callable[[], object], failed: Callable[[str], None]) -> None:
+        self.name, self.phase = name, phase
+        self.done = 0
+        self._run, self._failed = run, failed
+        self._pool = ThreadPoolExecutor(1, f"soak-{name}")
+        self._runs: list[Future[None]] = []
+
+    def begin(self) -> None:
+        """Begin a window."""
+        self._runs = []
+
+    def start_due(self, window: Window, elapsed_s: float) -> None:
+        """Start what is due of the window by now."""
+        while len(self._runs) < window.chores and window.chore_due_s(len(self._runs), self.phase) <= elapsed_s:
+            self._runs.append(self._pool.submit(self._once))
+
+    def is_running(self) -> bool:
+        """Tell whether something that was started has not ended."""
+        return not all(each.done() for each in self._runs)
+
+    def end(self, *, wait: bool) -> None:
+        """Start no more, and wait for the one that runs if told to."""
+        self._pool.shutdown(wait=wait, cancel_futures=True)
+
+    def _once(self) -> None:
+        try:
+            self._run()
+            self.done += 1
+        except SplError as exc:
+            self._failed(f"{self.name}: {exc.message} [{exc.code}]")
+
+
+@dataclass(slots=True)
+class _Side:
+    """What was last seen of the pair on one side."""
+
+    name: str
+    line: Line
+    state: str = "active"
+    error_at: object = None
+    reached: bool = True
+
+
+@dataclass(slots=True)
+class Soak:
+    """One run.  `clock` gives steady seconds; `sleep` waits some."""
+
+    target: Target
+    talk: Talk
+    run: str
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    emitted: int = 0
+    _tally: Tally | None = None
+    _faults: "deque[str]" = field(default_factory=lambda: deque(maxlen=FAULTS_KEPT))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _position: int = 0
+    _peak: int = 0
+    _dead: frozenset[str] = frozenset()
+    _emitter: Line | None = None
+    _config: Line | None = None
+    _sides: list[_Side] = field(default_factory=list)
+    _chores: dict[str, _Chore] = field(default_factory=dict)
+    _reloads: int = 0
+
+    def begin(self) -> None:
+        """Take note of how the pair stands, so that what was before counts for nothing."""
+        self._emitter, self._config = (self.target.sides[0][1]() for _ in range(2))
+        chores = [_Chore("reload", RELOAD_PHASE, self.reload, self._count_fault)]
+        if self.target.approve is not None:
+            chores.append(_Chore("approval", APPROVAL_PHASE, self.target.approve, self._count_fault))
+        self._chores = {chore.name: chore for chore in chores}
+        self._sides = [_Side(name, opener()) for name, opener in self.target.sides]
+        for side in self._sides:
+            detail = side.line.ask("GET", self._pair())
+            side.state, side.error_at = str(detail["state"]), _error_at(detail)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Follow acks, queues and states in threads during the `with`."""
+        stop = threading.Event()
+        acks = self.target.sides[0][1]()
+
+        def follow() -> None:
+            while not stop.is_set():
+                if not self.hear(acks, ACK_WAIT_MS):
+                    stop.wait(RETRY_S)
+
+        def watch() -> None:
+            looks = 0
+            while not stop.wait(LOOK_S):
+                self.look(states=looks % STATES_EVERY_LOOKS == 0)
+                looks += 1
+
+        threads = [threading.Thread(target=job, daemon=True) for job in (follow, watch)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(JOIN_S)
+
+    def windows(self, windows: Sequence[Window]) -> Generator[Row, None, None]:
+        """Yield each window's row as it ends; at last the fold rule is taken away."""
+        try:
+            for window in windows:
+                yield self._window(window)
+        finally:
+            self._end()
+
+    def done(self, name: str) -> int:
+        """Return how many approvals ("approval") or reloads ("reload") there were."""
+        return self._chores[name].done if name in self._chores else 0
+
+    # -- one step of each job
+
+    def emit(self, number: int) -> None:
+        """Emit one record and count it."""
+        assert self._emitter is not None
+        tally = self._tally
+        assert tally is not None
+        record = soak_plan.record_of(self.run, number, self.target.namespace)
+        at_ms = self.clock() * 1000
+        try:
+            seq = int(self._emitter.ask("POST", "/v1/records", record)["sequence"])
+        except CtlError as exc:
+            self._count_fault(f"emit: {exc.message} [{exc.code}]")
+            return
+        self.emitted += 1
+        with self._lock:
+            tally.emit(seq, at_ms)
+
+    def reload(self) -> None:
+        """Replace the run's fold rule by another one and read a state by it; raise CtlError where it does not hold."""
+        assert self._config is not None
+        rule = soak_plan.fold_rule_of(self.run, self._reloads)
+        self._reloads += 1
+        self._config.ask("POST", FOLD_RULES, rule)
+        state = self._config.ask("GET", f"/v1/threads/{quote(soak_plan.thread_of(self.run, 0))}/state")
+        fault = soak_plan.reload_fault(rule, state)
+        if fault:
+            raise CtlError("answer-malformed", fault)
+
+    def hear(self, line: Line, wait_ms: int) -> bool:
+        """Ask how far the peer confirmed, waiting for news at most so long; False when the daemon did not answer."""
+        name = quote(self.target.namespace)
+        path = f"{self._pair()}/acks?namespace={name}&beyond={self._position}&wait_ms={wait_ms}"
+        try:
+            position = line.ask("GET", path)["position"] or 0
+        except CtlError:
+            return False  # the other thread counts it
+        at_ms = self.clock() * 1000
+        with self._lock:
+            self._position = position
+            if self._tally is not None:
+                self._tally.confirm(position, at_ms)
+        return True
+
+    def look(self, *, states: bool) -> None:
+        """Look at the consumer's queue and, with `states`, at how the pair stands on each side."""
+        last = self._sides[-1]
+        path = f"{self._pair()}/acks?namespace={quote(self.target.namespace)}"
+        answer = self._asked(last, path)
+        queue, peak = int(answer.get(self.target.queue) or 0), int(answer.get(f"{self.target.queue}_max") or 0)
+        # The daemon's own peak is that of an hour: it tells of this window when it rose since the last look.
+        risen, self._peak = peak if peak > self._peak else 0, peak
+        with self._lock:
+            if self._tally is not None:
+                self._tally.look(queue, risen)
+        if not states:
+            return
+        for side in self._sides:
+            self._compare(side, self._asked(side, self._pair()))
+        for name in set(self.target.dead()) - self._dead:
+            self._dead |= {name}
+            self._count_fault(f"the daemon {name} ended")
+
+    # -- inside
+
+    def _window(self, window: Window) -> Row:
+        tally = Tally(window)
+        with self._lock:
+            self._tally = tally
+            tally.confirm(self._position, self.clock() * 1000)
+        start_s = self.clock()
+        base = self.emitted
+        for chore in self._chores.values():
+            chore.begin()
+        for number in range(window.records):
+            while (left_s := start_s + window.due_s(number) - self.clock()) > 0:
+                self._start_due(window, self.clock() - start_s)
+                self._show(tally, start_s)
+                self.sleep(min(left_s, NAP_S))
+            if self.clock() - start_s > window.duration_s + LATE_S:
+                break  # the daemon does not keep up; the row tells by how much
+            self.emit(base + number)
+        self._drain(tally, start_s)
+        self._show(tally, start_s)
+        with self._lock:
+            return tally.row()
+
+    def _drain(self, tally: Tally, start_s: float) -> None:
+        """Wait out the window, then for the acks, approvals and reloads that are still to come."""
+        window = tally.window
+        end_s = start_s + window.duration_s
+        while (left_s := end_s - self.clock()) > 0:
+            self._start_due(window, self.clock() - start_s)
+            self._show(tally, start_s)
+            self.sleep(min(left_s, NAP_S))
+        self._start_due(window, window.duration_s)
+        while self._is_waiting(tally) and self.clock() < end_s + self.target.drain_s:
+            self._show(tally, start_s)
+            self.sleep(DRAIN_NAP_S)
+
+    def _start_due(self, window: Window, elapsed_s: float) -> None:
+        for chore in self._chores.values():
+            chore.start_due(window, elapsed_s)
+
+    def _is_waiting(self, tally: Tally) -> bool:
+        return bool(tally.open) or any(chore.is_running() for chore in self._chores.values())
+
+    def _end(self) -> None:
+        """End the chores and remove the fold rule; a reload that still runs would bring it back, and is waited for."""
+        assert self._config is not None
+        for name, chore in self._chores.items():
+            chore.end(wait=name == "reload")
+        if not self._reloads:
+            return
+        rule = soak_plan.rule_name(self.run)
+        try:
+            self._config.ask("DELETE", f"{FOLD_RULES}/{quote(rule)}")
+        except CtlError as exc:
+            if exc.code != "not-found":
+                self.talk.fault(f"the fold rule {rule} may stand: {exc.message}; spl config remove-fold-rule {rule}")
+
+    def _show(self, tally: Tally, start_s: float) -> None:
+        while self._faults:
+            self.talk.fault(self._faults.popleft())
+        with self._lock:
+            self.talk.show(tally, self.clock() - start_s)
+
+    def _compare(self, side: _Side, detail: dict[str, Any]) -> None:
+        """Count what went wrong with the pair since the last look."""
+        if not detail:
+            return
+        error, state = _error_at(detail), str(detail["state"])
+        if error is not None and error != side.error_at:
+            found = detail["last_error"]
+            self._count_fault(f"{side.name}: {found['message']} [{found['code']}]")
+        if state not in (side.state, "active"):
+            self._count_fault(f"{side.name}: the pair is {state}")
+        side.error_at, side.state = error, state
+
+    def _asked(self, side: _Side, path: str) -> dict[str, Any]:
+        """Return a side's answer, {} when it gives none; that counts once until it answers again."""
+        try:
+            answer = side.line.ask("GET", path)
+        except CtlError as exc:
+            if side.reached:
+                self._count_fault(f"{side.name}: {exc.message} [{exc.code}]")
+            side.reached = False
+            return {}
+        side.reached = True
+        return answer
+
+    def _count_fault(self, text: str) -> None:
+        self._faults.append(text)
+        with self._lock:
+            if self._tally is not None:
+                self._tally.errors += 1
+
+    def _pair(self) -> str:
+        return f"{PAIRS}/{quote(self.target.pair_id)}"
+
+
+def opener(ctl: Ctl) -> Callable[[], Line]:
+    """Return what opens a kept connection to a daemon."""
+    return ctl.kept
+
+
+def _error_at(detail: dict[str, Any]) -> object:
+    return (detail.get("last_error") or {}).get("at")

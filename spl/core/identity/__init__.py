@@ -1,0 +1,1 @@
+"""Identities as values: DIDs, key chains, manifests, signed messages, bearers."""

@@ -1,0 +1,328 @@
+"""The pair machine: the records on `th_federation_pairs` and the pairs they add up to.
+
+`steps.decide` meets commands and messages and may refuse with a code; legality is its table STEPS.  `fold` here meets
+history and never raises; what it may use is the table RULES.  Both change a pair through `apply`, so folding what
+`decide` emitted gives what it returned.  The shell (pairs.py) does, in this order: decide, append and fsync, fold, run
+effects.  Every body tells a restart all it must know: never secrets, but sealed tokens that only their addressee opens.
+
+    initiator   Begin -> Requested -Park-> Waiting -+                     Pause by either side, Resume by who paused
+                             |                      |                    +--------> PausedByUs/ByPeer/ByBoth
+                             +--------Grant---------+-> Answered -+      |                |
+    responder   Ask   -> Asked ------Approve----------> Approved -+-Confirm-> Active <----+
+                                                                         |   ^
+                                                                  Degrade v   | Recover
+                                                                        Degraded
+    any of them: -Revoke-> Revoking (tokens dead, the peer is being told) -Told-> Revoked;  -End-> Revoked
+
+Unlisted above and without a change of state: Configure, ManifestChange, TokenChange.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from .. import when
+from ..errors import SplError
+from ..identity import manifest
+from ..identity.did import grown
+from ..identity.message import is_nonce, is_pair_id
+from ..limits import Limits
+from ..record.filter import FILTERS_MAX, OPEN
+from .aitl import Request, fold_requests, request_summary
+from .state import (
+    MODES,
+    STARTS,
+    Active,
+    Answered,
+    Approved,
+    Asked,
+    Degraded,
+    Pair,
+    PairError,
+    PausedByBoth,
+    PausedByPeer,
+    PausedByUs,
+    Phase,
+    Proposal,
+    Requested,
+    Revoked,
+    Revoking,
+    State,
+    TokenRef,
+    Waiting,
+    maps_from_json,
+)
+
+__all__ = ["Pair", "PairError", "Phase", "Request", "apply", "fold", "fold_requests", "request_summary", "summary"]
+
+PREFIX: Final = "syncropel.federation."
+TRANSITIONS_MAX: Final = 20
+POLL_INTERVAL_MS: Final = 300_000
+
+_LIMITS: Final = Limits()
+
+
+def short_kind(kind: str) -> str:
+    """Return the kind without the family's prefix."""
+    return kind.removeprefix(PREFIX)
+
+
+def fold(pairs: Mapping[str, Pair], body: Mapping[str, Any]) -> Mapping[str, Pair]:
+    """Return the pairs by id after one record body of `th_federation_pairs`, in arrival order; never raises.
+
+    A body that cannot be used (unknown, damaged, seen before, or of a step that its pair's state does not know)
+    returns the very mapping that was given: so the caller counts it.
+    """
+    try:
+        after = apply(pairs.get(body["pair_id"]), body)
+    except (KeyError, TypeError, ValueError, AttributeError, SplError):
+        return pairs
+    return {**pairs, after.pair_id: after}
+
+
+def apply(pair: Pair | None, body: Mapping[str, Any]) -> Pair:
+    """Return the pair after a body that RULES allows it; raises whatever the damage in the body raises.
+
+    `step` counts the pair's bodies from 1, so one that comes again changes nothing.
+    """
+    states, rule = RULES[short_kind(body["kind"])]
+    if type(None if pair is None else pair.state) not in states:
+        raise PairError("pair-state-conflict", f"{body['kind']} while {pair.state if pair else None}")
+    step, at_ms = body["step"], when.ms_of(body["at"])
+    if type(step) is not int or step <= (pair.steps if pair else 0):
+        raise PairError("pair-state-conflict", f"step {step} was taken")
+    after = rule(pair, body, at_ms)
+    return replace(_noted(pair, after, at_ms, str(body.get("reason", ""))), steps=step)
+
+
+def _noted(before: Pair | None, after: Pair, at_ms: int, reason: str) -> Pair:
+    """Return `after` with the change of what people see written into its transitions."""
+    if before is None or _seen(before) == _seen(after):
+        return after
+    line = (at_ms, before.phase.value, after.phase.value, reason or after.state.detail)
+    return replace(after, since_ms=at_ms, transitions=(*after.transitions, line)[-TRANSITIONS_MAX:])
+
+
+def _seen(pair: Pair) -> tuple[str, str, str]:
+    detail = "" if pair.phase in (Phase.ESTABLISHING, Phase.REVOKED) else pair.state.detail
+    return pair.phase.value, detail, pair.reason if pair.phase is Phase.DEGRADED else ""
+
+
+def _opened(body: Mapping[str, Any], at_ms: int, initiator: bool) -> Pair:
+    proposal = _proposal(body, at_ms)
+    maps = proposal.maps if initiator else tuple((peer, local) for local, peer in proposal.maps)
+    return Pair(
+        proposal=proposal, initiator=initiator, peer=manifest.from_json(proposal.manifest, _LIMITS),
+        state=Requested() if initiator else Asked(), namespaces=proposal.namespaces, maps=maps, mode=proposal.mode,
+        poll_interval_ms=_natural(body.get("poll_interval_ms", POLL_INTERVAL_MS)), start=proposal.start, start_seq=0,
+        issued_to_us=None if initiator else proposal.token, issued_by_us=proposal.token if initiator else None,
+        answer=None, actors=proposal.actors if initiator else (), filters=(OPEN,), inherits="", peer_said_ms=0,
+        created_at_ms=at_ms, since_ms=at_ms, fetched_at_ms=at_ms, steps=0, transitions=(),
+    )  # fmt: skip
+
+
+def _init(_: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    return _opened(body, at_ms, True)
+
+
+def _pending(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    return _opened(body, at_ms, False) if pair is None else replace(pair, state=Waiting())
+
+
+def _genesis(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    answer, token, position = body["answer"], _token_ref(body["token"], at_ms), _natural(body["position"])
+    fields = answer["message"]
+    maps = maps_from_json(fields["maps"])
+    agreed = replace(
+        pair, namespaces=_texts(fields["namespaces"]), mode=_one_of(fields["mode"], MODES), answer=answer,
+        start=_one_of(fields["start"], STARTS), start_seq=position,
+    )  # fmt: skip
+    if pair.initiator:
+        return replace(agreed, state=Answered(), maps=maps, issued_to_us=token)
+    return replace(agreed, state=Approved(), maps=tuple((peer, local) for local, peer in maps), issued_by_us=token)
+
+
+def _active(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    return replace(pair, state=Active(), inherits=str(body.get("inherits", "")))
+
+
+def _config(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    changed: dict[str, Any] = {}
+    if "mode" in body:
+        changed["mode"] = _one_of(body["mode"], MODES)
+    if "poll_interval_ms" in body:
+        changed["poll_interval_ms"] = _natural(body["poll_interval_ms"])
+    if "actors" in body:
+        changed["actors"] = _texts(body["actors"])
+    found = replace(pair.filter, **_filtering(body))
+    if found != pair.filter:
+        changed["filters"] = (found, *(item for item in pair.filters if item != found))[:FILTERS_MAX]
+    return replace(pair, **changed)
+
+
+def _filtering(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a body changes of the pair's filter."""
+    changed: dict[str, Any] = {}
+    if "relay" in body:
+        changed["relay"] = body["relay"] is True
+    if "thread_allow" in body:
+        changed["thread_allow"] = _texts(body["thread_allow"])
+    if "thread_rule" in body:
+        changed["thread_rule"] = _text(body["thread_rule"])
+    return changed
+
+
+def _paused(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    state = PAUSES[type(pair.state), body["by"]](str(body.get("reason", "")))
+    return replace(pair, state=state, peer_said_ms=_said(pair, body))
+
+
+def _resumed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    return replace(pair, state=RESUMES[type(pair.state), body["by"]](), peer_said_ms=_said(pair, body))
+
+
+def _degraded(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    return replace(pair, state=Degraded(str(body["reason"])))
+
+
+def _recovered(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    return replace(pair, state=Active())
+
+
+def _manifest_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    """A newer manifest whose chain extends the pinned one; a pin by the operator (`pinned`) may replace the chain."""
+    assert pair is not None
+    peer = manifest.from_json(body["manifest"], _LIMITS)
+    if body.get("pinned") is not True:
+        grown(pair.chain, peer.chain)
+    if peer.did != pair.peer_did or peer.signed_at_ms < pair.peer.signed_at_ms:
+        raise PairError("pair-state-conflict", "the manifest is not a newer one of the peer")
+    return replace(pair, peer=peer, fetched_at_ms=at_ms)
+
+
+def _token_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    match body["change"]:
+        case "revoked":
+            return replace(pair, state=Revoking(str(body.get("reason", ""))))
+        case "issued to us":
+            return replace(pair, issued_to_us=_token_ref(body["token"], at_ms))
+        case "issued by us":
+            return replace(pair, issued_by_us=_token_ref(body["token"], at_ms))
+    raise PairError("bad-field", "the change of a token is unknown")
+
+
+def _ended(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
+    assert pair is not None
+    return replace(pair, state=Revoked(str(body.get("reason", "")), str(body.get("note", ""))))
+
+
+def _proposal(body: Mapping[str, Any], at_ms: int) -> Proposal:
+    texts = {name: body[name] for name in ("pair_id", "nonce", "start", "endpoint", "sealed", "digest", "url")}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise PairError("bad-field", "a text of the request has another type")
+    if not (is_pair_id(texts["pair_id"]) and is_nonce(texts["nonce"])):
+        raise PairError("bad-field", "pair_id or nonce is malformed")
+    return Proposal(
+        manifest=body["manifest"], namespaces=_texts(body["namespaces"]), maps=maps_from_json(body["maps"]),
+        mode=_one_of(body["mode"], MODES), token=_token_ref(body["token"], at_ms), strict=body["strict"] is not False,
+        actors=_texts(body["actors"]), **texts,
+    )  # fmt: skip
+
+
+def _token_ref(value: Mapping[str, Any], at_ms: int) -> TokenRef:
+    expires_at_ms, hash_ = when.ms_of(value["expires_at"]), str(value.get("hash", ""))
+    return TokenRef(str(value["token_id"]), _texts(value["scopes"]), expires_at_ms, hash_, at_ms)
+
+
+def _said(pair: Pair, body: Mapping[str, Any]) -> int:
+    return max(pair.peer_said_ms, when.ms_of(body["said_at"])) if "said_at" in body else pair.peer_said_ms
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise PairError("bad-field", "not a list of texts")
+    return tuple(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise PairError("bad-field", "not a text")
+    return value
+
+
+def _natural(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise PairError("bad-field", "not a number from 0")
+    return value
+
+
+def _one_of(value: object, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise PairError("bad-field", f"not one of {', '.join(choices)}")
+    return value
+
+
+PAUSES: Final[Mapping[tuple[type[State], str], type[State]]] = {
+    (Active, "us"): PausedByUs,
+    (Degraded, "us"): PausedByUs,
+    (PausedByPeer, "us"): PausedByBoth,
+    (Active, "peer"): PausedByPeer,
+    (Degraded, "peer"): PausedByPeer,
+    (PausedByUs, "peer"): PausedByBoth,
+}
+"""(state, who pauses) -> the state after."""
+
+RESUMES: Final[Mapping[tuple[type[State], str], type[State]]] = {
+    (PausedByUs, "us"): Active,
+    (PausedByBoth, "us"): PausedByPeer,
+    (PausedByPeer, "peer"): Active,
+    (PausedByBoth, "peer"): PausedByUs,
+}
+"""(state, who resumes) -> the state after."""
+
+PAUSED: Final = frozenset({PausedByUs, PausedByPeer, PausedByBoth})
+ESTABLISHED: Final = PAUSED | {Active, Degraded}
+ESTABLISHING: Final = frozenset({Requested, Waiting, Answered, Asked, Approved})
+
+RULES: Final[Mapping[str, tuple[frozenset[type], Callable[[Pair | None, Mapping[str, Any], int], Pair]]]] = {
+    "pair_init.v1": (frozenset({type(None)}), _init),
+    "pair_pending.v1": (frozenset({type(None), Requested}), _pending),
+    "pair.genesis.v1": (frozenset({Requested, Waiting, Asked}), _genesis),
+    "pair_active.v1": (frozenset({Answered, Approved}), _active),
+    "pair_config.v1": (ESTABLISHED, _config),
+    "pair_pause.v1": (frozenset(state for state, _ in PAUSES), _paused),
+    "pair_resume.v1": (frozenset(state for state, _ in RESUMES), _resumed),
+    "pair_degraded.v1": (frozenset({Active, Degraded}), _degraded),
+    "pair_recovered.v1": (frozenset({Degraded}), _recovered),
+    "peer_manifest_changed.v1": (ESTABLISHED | ESTABLISHING, _manifest_changed),
+    "pair_token.v1": (ESTABLISHED | ESTABLISHING, _token_changed),
+    "pair.revoke.v1": (ESTABLISHED | ESTABLISHING | {Revoking}, _ended),
+    "pair_rejected.v1": (ESTABLISHING, _ended),
+}
+"""Kind of body -> the states that take it, and how."""
+
+
+def summary(pair: Pair) -> dict[str, object]:
+    """Return what `list` shows of a pair; the caller adds what it knows of its syncing."""
+    note = pair.state.note if isinstance(pair.state, Revoked) else ""
+    detail = pair.state.detail or (f"{pair.reason}: {note}" if note else pair.reason)
+    return {
+        "object": "pair",
+        "pair_id": pair.pair_id,
+        "peer_did": pair.peer_did,
+        "url": pair.url,
+        "state": pair.phase.value,
+        "state_detail": detail,
+        "mode": pair.mode,
+        "poll_interval_ms": pair.poll_interval_ms,
+        "initiator": pair.initiator,
+        "namespaces": list(pair.namespaces),
+    }

@@ -1,0 +1,1 @@
+"""Records as values: canonical form, envelopes, pages, cursors."""

@@ -1,0 +1,106 @@
+"""One signature for a whole commit: Merkle trees of RFC 9162 §2.1.
+
+Leaves and nodes hash under distinct prefixes.  The signature covers `syncropel-batch-v1` NUL size (decimal) NUL root;
+each record carries its inclusion path (§2.1.3), whose length is exactly the RFC's.  Batches hold 2..64 messages; one
+record alone is signed plainly.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import SplError
+from ..keys import KeyFault, b64, unb64
+
+SIZE_MIN: Final = 2
+SIZE_MAX: Final = 64
+_HASH_BYTES: Final = 32
+
+
+class BatchError(SplError):
+    """The batch member of a signature is not of the contract's form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Place of one message in its tree: index < size, and the sibling hashes from leaf to root."""
+
+    index: int
+    size: int
+    path: tuple[bytes, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return {index, size, path: [base64]}."""
+        return {"index": self.index, "size": self.size, "path": [b64(node) for node in self.path]}
+
+    @staticmethod
+    def from_json(value: object) -> "Batch":
+        """Return the batch of decoded JSON; raise BatchError "bad-field" unless its path has the RFC's length."""
+        if not isinstance(value, dict) or value.keys() != {"index", "size", "path"}:
+            raise BatchError("bad-field", "sig.batch has the members index, size, path")
+        index, size, path = value["index"], value["size"], value["path"]
+        if type(size) is not int or not SIZE_MIN <= size <= SIZE_MAX or type(index) is not int or not 0 <= index < size:
+            raise BatchError("bad-field", f"sig.batch: size is {SIZE_MIN}..{SIZE_MAX}, index below it")
+        if not isinstance(path, list) or len(path) != _path_length(index, size):
+            raise BatchError("bad-field", "sig.batch.path has not the length that index and size give")
+        try:
+            nodes = tuple(unb64(node, _HASH_BYTES) for node in path)
+        except KeyFault as exc:
+            raise BatchError("bad-field", "sig.batch.path holds base64 hashes") from exc
+        if any(len(node) != _HASH_BYTES for node in nodes):
+            raise BatchError("bad-field", f"sig.batch.path holds hashes of {_HASH_BYTES} bytes")
+        return Batch(index, size, nodes)
+
+
+def tree(messages: Sequence[bytes]) -> tuple[bytes, list[Batch]]:
+    """Return the root over 2..64 messages and each one's place in the tree."""
+    size = len(messages)
+    root, paths = _subtree([_leaf(message) for message in messages])
+    return root, [Batch(index, size, tuple(path)) for index, path in enumerate(paths)]
+
+
+def root_of(message: bytes, place: Batch) -> bytes:
+    """Return the root that the message and its path lead to (RFC 9162 §2.1.3.2)."""
+    node, index, last = _leaf(message), place.index, place.size - 1
+    for sibling in place.path:
+        if index & 1 or index == last:
+            node = _node(sibling, node)
+            while not index & 1 and index:
+                index, last = index >> 1, last >> 1
+        else:
+            node = _node(node, sibling)
+        index, last = index >> 1, last >> 1
+    return node
+
+
+def signed_text(size: int, root: bytes) -> bytes:
+    """Return the bytes that a batch signature signs."""
+    return b"syncropel-batch-v1\0" + str(size).encode() + b"\0" + root
+
+
+def _subtree(hashes: list[bytes]) -> tuple[bytes, list[list[bytes]]]:
+    if len(hashes) == 1:
+        return hashes[0], [[]]
+    split = 1 << (len(hashes) - 1).bit_length() - 1
+    left, left_paths = _subtree(hashes[:split])
+    right, right_paths = _subtree(hashes[split:])
+    return _node(left, right), [[*path, right] for path in left_paths] + [[*path, left] for path in right_paths]
+
+
+def _path_length(index: int, size: int) -> int:
+    """Return how many siblings lie between a leaf and the root of a tree of `size` leaves."""
+    length, last = 0, size - 1
+    while last:
+        if index & 1 or index < last:
+            length += 1
+        index, last = index >> 1, last >> 1
+    return length
+
+
+def _leaf(message: bytes) -> bytes:
+    return hashlib.sha256(b"\0" + message).digest()
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\1" + left + right).digest()

@@ -1,0 +1,154 @@
+"""The filter of a pair: what we send beyond what was agreed, narrowed by our operator.
+
+A record passes when `relay` allows it (off: only records that this instance signed), and when no threads are named and
+there is no rule, or its thread is named, or the rule is true of it.  A rule that cannot be evaluated is false, so a
+mistake sends less and never more.  Each rule sees one record:
+
+    record.thread  record.actor  record.act  record.namespace  record.data_type  record.kind  record.voucher
+
+All are texts: `namespace` is the one that the record has here, `kind` is that of its body, "" where it has none, and
+`voucher` is the DID of the instance that signed it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+from .. import canon, keys
+from ..cel.evaluate import Budget, Expr, ExprError, evaluate, parse
+from ..cel.grammar import Node, fault
+from ..errors import SplError
+from ..limits import Limits
+from .record import is_reserved
+
+THREADS_MAX: Final = 256
+FILTERS_MAX: Final = 8
+"""How many filters of a pair are remembered: what an earlier one let through is not sent again under a later one."""
+RULE_STEPS: Final = 2000
+"""What a rule may cost for one record: about a millisecond."""
+DIGEST_HEX: Final = 24
+FACTS: Final = ("thread", "actor", "act", "namespace", "data_type", "kind", "voucher")
+_COMPILED_MAX: Final = 1024
+
+
+class FilterError(SplError):
+    """A thread that cannot be named in a filter, or too many: "bad-field"; a rule raises ExprError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One filter; the default one lets everything pass."""
+
+    relay: bool = True
+    thread_allow: tuple[str, ...] = ()
+    thread_rule: str = ""
+
+    @property
+    def digest(self) -> str:
+        """24 hex digits over what the filter says, "" for the one that lets everything pass."""
+        if self == OPEN:
+            return ""
+        return keys.digest(canon.encode(self.to_json()))[:DIGEST_HEX]
+
+    @property
+    def reads_records(self) -> bool:
+        """Whether its verdict needs the facts of the record; otherwise who signed it decides alone."""
+        return bool(self.thread_allow or self.thread_rule)
+
+    def admits(self, facts: Mapping[str, str], relayed: bool) -> bool:
+        """Tell whether a record with these facts (FACTS) passes; `relayed`: another instance signed it."""
+        if relayed and not self.relay:
+            return False
+        if not self.reads_records or facts["thread"] in self.thread_allow:
+            return True
+        rule = _compiled(self.thread_rule) if self.thread_rule else None
+        if rule is None:
+            return False
+        try:
+            return evaluate(rule, {"record": facts}, Budget(RULE_STEPS))
+        except ExprError:
+            return False
+
+    def to_json(self) -> dict[str, object]:
+        """Return {relay, thread_allow, thread_rule}."""
+        return {"relay": self.relay, "thread_allow": list(self.thread_allow), "thread_rule": self.thread_rule}
+
+
+OPEN: Final = Filter()
+
+
+def facts_of(record: Mapping[str, Any], namespace: str, voucher: str) -> dict[str, str]:
+    """Return the facts of a stored record: its fields, its namespace here, and who signed it."""
+    body = record.get("body")
+    kind = body.get("kind") if isinstance(body, Mapping) else None
+    texts = {name: str(record.get(name) or "") for name in ("thread", "actor", "act", "data_type")}
+    return {**texts, "namespace": namespace, "kind": kind if isinstance(kind, str) else "", "voucher": voucher}
+
+
+def allowing(found: Filter, threads: Sequence[str], limits: Limits, *, remove: bool = False) -> Filter:
+    """Return the filter with these threads named as well, or no more.
+
+    Raises FilterError "bad-field" also where the last one would go and no rule stands: that would open everything.
+    """
+    given = check_threads(threads, limits)
+    if not remove:
+        return replace(found, thread_allow=check_threads([*found.thread_allow, *given], limits))
+    left = tuple(thread for thread in found.thread_allow if thread not in given)
+    if found.thread_allow and not left and not found.thread_rule:
+        raise FilterError(
+            "bad-field", "that is the last thread named, and without one everything agreed is sent",
+            hint="thread-allow PAIR --clear, or name another thread first",
+        )  # fmt: skip
+    return replace(found, thread_allow=left)
+
+
+def changes(before: Filter, after: Filter) -> dict[str, object]:
+    """Return what differs in `after`, as the members of a record body."""
+    old = before.to_json()
+    return {name: value for name, value in after.to_json().items() if value != old[name]}
+
+
+def check_threads(threads: Sequence[str], limits: Limits) -> tuple[str, ...]:
+    """Return the threads once each, sorted; raise FilterError "bad-field" for one that never syncs, or too many."""
+    for thread in threads:
+        if not 1 <= len(thread) <= limits.thread_chars or not thread.isprintable():
+            raise FilterError("bad-field", f"{thread[:80]!r} is no thread id: 1 to {limits.thread_chars} characters")
+        if is_reserved(thread):
+            raise FilterError("bad-field", f"{thread} is reserved and never leaves through sync")
+    found = tuple(sorted(set(threads)))
+    if len(found) > THREADS_MAX:
+        raise FilterError("bad-field", f"a pair names at most {THREADS_MAX} threads; use thread-rule")
+    return found
+
+
+def check_rule(text: str) -> str:
+    """Return the text of a rule that parses and asks only for what a record has.
+
+    Raises ExprError "rule-syntax", "rule-type" with the place.
+    """
+    expr = parse(text)
+    for node in _nodes(expr.root):
+        asks = node.kind in ("field", "has") and (node.parts[0].kind, node.parts[0].value) == ("name", "record")
+        if asks and node.value not in FACTS:
+            message = f"a record has no {node.value!r} here; it has {', '.join(FACTS)}"
+            raise fault("rule-type", message, text, node.at)
+    evaluate(expr, {"record": dict.fromkeys(FACTS, "")}, Budget(RULE_STEPS))
+    return text
+
+
+@lru_cache(_COMPILED_MAX)
+def _compiled(text: str) -> Expr | None:
+    """Return a stored rule parsed, None for what this version cannot read."""
+    try:
+        return parse(text)
+    except ExprError:
+        return None
+
+
+def _nodes(root: Node) -> list[Node]:
+    """Return the tree's nodes, the root first."""
+    found = [root]
+    for node in found:
+        found.extend(node.parts)
+    return found

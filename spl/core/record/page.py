@@ -1,0 +1,236 @@
+"""Pages of a feed as bytes: assembled from stored envelopes without decoding them, and read back from a peer.
+
+    {"records":[envelope…],"ns":["default",…],"next_cursor":"…","has_more":false,"peer_view":{…}}
+
+Where less than the full record is granted, a projection (levels.py) stands in an envelope's place.
+`ns` names each record's namespace at the source and is as long as `records`.  `peer_view` is how the source sees the
+pair: `state`, `reason`, `head` (records in the reader's scope, null while the source counts them), `acked` (how many
+of them the reader confirmed, null before it did), `queue` (records waiting in the source's own intake from the
+reader), `consent` (rises with each grant of the source, see consent.py; left out without any), `reach` (which way the
+pair runs, see reach.py; left out as long as that is not known) and, in a page, `clock` (records in scope up to
+`next_cursor`).
+
+In a stream each record is one event, whose data is the stored envelope with `ns` as a further member; the last of a
+write also has `clock`, which counts up to the cursor that is the event's id.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any, Final
+
+from .. import canon
+from ..errors import SplError
+from ..gate import SCOPE_VIOLATION, claimed_id
+from ..limits import Limits
+from .cursor import TEXT_CHARS_MAX
+
+BOTH: Final = "both"
+WE_PUSH: Final = "we-push"
+PEER_PUSHES: Final = "peer-pushes"
+REACH_WORDS: Final = frozenset({BOTH, WE_PUSH, PEER_PUSHES})
+"""Which way a pair runs, as `show`, the peer's view and the wire say it."""
+
+
+class PageError(SplError):
+    """The peer's answer is not a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page as a peer sent it: decoded, nothing in it checked beyond its form.  `size` is its bytes on the wire."""
+
+    values: list[Any] = field(repr=False)
+    ns: list[Any] = field(repr=False)
+    next_cursor: str
+    has_more: bool
+    view: Mapping[str, Any]
+    size: int
+
+    @property
+    def count(self) -> int:
+        """How many records it holds."""
+        return len(self.values)
+
+
+def assemble(envelopes: Sequence[bytes], ns: Sequence[str], **tail: object) -> bytes:
+    """Return the bytes of a page, or of an answer like one; the envelopes go in as they are stored."""
+    rest = json.dumps({"ns": list(ns), **tail}, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"".join((b'{"records":[', b",".join(envelopes), b"],", rest[1:]))
+
+
+def decode(data: bytes, records_max: int, *, fetched: bool = False) -> Page:
+    """Return the page in a peer's answer; `fetched`: records asked for by id, which come without a cursor.
+
+    Raises PageError "answer-malformed".
+    """
+    value = decode_many(data)
+    if not isinstance(value, dict):
+        raise PageError("answer-malformed", "a page is a JSON object")
+    records, ns, cursor = value.get("records"), value.get("ns"), value.get("next_cursor")
+    if not isinstance(records, list) or not isinstance(ns, list) or len(ns) != len(records):
+        raise PageError("answer-malformed", "a page has the lists records and ns, equally long")
+    if len(records) > records_max:
+        raise PageError("answer-malformed", f"the page holds {len(records)} records, {records_max} were asked for")
+    if fetched:
+        cursor = "none"
+    if not isinstance(cursor, str) or not 0 < len(cursor) <= TEXT_CHARS_MAX or not cursor.isascii():
+        raise PageError("answer-malformed", f"next_cursor is a text of 1 to {TEXT_CHARS_MAX} ASCII characters")
+    has_more, view = value.get("has_more"), value.get("peer_view", {})
+    if not isinstance(has_more, bool) or not isinstance(view, dict):
+        raise PageError("answer-malformed", "has_more is true or false, peer_view an object")
+    return Page(records, ns, cursor, has_more, read_view(view), len(data))
+
+
+def with_ns(envelope: bytes, ns: str, clock: int | None = None) -> bytes:
+    """Return the data of a record's event: one line of JSON."""
+    rest = b"}" if clock is None else b',"clock":%d}' % clock
+    return b'%b,"ns":%b%b' % (envelope[:-1], json.dumps(ns).encode(), rest)
+
+
+def gather(data: Sequence[bytes], cursor: str, view: Mapping[str, Any]) -> Page:
+    """Return the data of records' events that came one after another as a page; the last `clock` goes into the view.
+
+    Raises PageError "answer-malformed".
+    """
+    values = decode_many(b"[%b]" % b",".join(data))
+    if len(values) != len(data) or not all(isinstance(value, dict) for value in values):
+        raise PageError("answer-malformed", "the data of a record's event is one JSON object")
+    names = [value.pop("ns", None) for value in values]
+    clocks = [clock for value in values if (clock := value.pop("clock", None)) is not None]
+    found = {**view, **({"clock": clocks[-1]} if clocks else {})}
+    return Page(values, names, cursor, False, read_view(found), sum(map(len, data)))
+
+
+def decode_many(data: bytes) -> Any:
+    """Return the value of JSON text that holds many envelopes, decoded once and plainly.
+
+    What strict decoding refuses in one envelope must not cost the others: numbers out of range come back as NaN or
+    infinity and lone surrogates stay, so that the gate refuses the one that has them.  A key given twice keeps its
+    last value; ids are reckoned from the value, and our own encoding of it is what gets stored.
+    Raises PageError "answer-malformed" for what is no JSON at all.
+    """
+    try:
+        return json.loads(data, parse_int=_int)
+    except (ValueError, RecursionError) as exc:
+        raise PageError("answer-malformed", "the answer is not JSON, or nested without end") from exc
+
+
+def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of a peer's view that are of the known form; texts are cut at 200 characters."""
+    texts = {name: view[name][:200] for name in ("state", "reason") if isinstance(view.get(name), str)}
+    counts = {
+        name: view[name]
+        for name in ("head", "acked", "queue", "clock", "consent")
+        if type(view.get(name)) is int and 0 <= view[name] < 2**63
+    }
+    reach = view.get("reach")
+    return {**texts, **counts, **({"reach": reach} if isinstance(reach, str) and reach in REACH_WORDS else {})}
+
+
+def _int(text: str) -> int | float:
+    return int(text) if len(text) <= canon.INTEGER_DIGITS_MAX else nan
+
+
+CHAINS_MAX: Final = 64
+
+
+_HEAD: Final = frozenset({"since", "cursor", "count", "again", "peer_view", "chains"})
+
+
+class ParcelError(SplError):
+    """What was pushed has not the form of a push; nothing of it is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A push as it arrived: decoded, nothing in it checked beyond its form."""
+
+    since: str
+    page: Page
+    again: bool = False
+    chains: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def assemble_push(since: str, item: Page, *, again: bool = False, chains: Mapping[str, Any] | None = None) -> bytes:
+    """Return the bytes of a push."""
+    head = {
+        "since": since,
+        "cursor": item.next_cursor,
+        "count": item.count,
+        "again": again,
+        "peer_view": dict(item.view),
+        "chains": dict(chains or {}),
+    }
+    lines = [head, *({"ns": ns, "env": value} for value, ns in zip(item.values, item.ns, strict=True))]
+    return b"\n".join(_line(value) for value in lines)
+
+
+def asking(view: Mapping[str, Any]) -> Page:
+    """Return the page that carries nothing and asks for the position."""
+    return Page([], [], "", False, view, 0)
+
+
+def decode_push(data: bytes, records_max: int) -> Parcel:
+    """Return the parcel in a request's body; a line that is no record is kept as None, for the gate to refuse.
+
+    Raises ParcelError "bad-json", "bad-field".
+    """
+    first, *rest = [line for line in data.split(b"\n") if line.strip()] or [b""]
+    try:
+        head = decode_many(first)
+    except PageError as exc:
+        raise ParcelError("bad-json", "the first line of a push is a JSON object") from exc
+    if not isinstance(head, dict) or not {"since", "cursor", "count"} <= head.keys() <= _HEAD:
+        raise ParcelError("bad-field", f"the first line has since, cursor and count, and of {', '.join(sorted(_HEAD))}")
+    since, cursor = _cursor(head, "since"), _cursor(head, "cursor")
+    count, again, view, chains = head["count"], head.get("again", False), head.get("peer_view"), head.get("chains", {})
+    if type(count) is not int or count != len(rest) or count > records_max or (count and not cursor):
+        raise ParcelError("bad-field", f"count is the number of lines that follow, at most {records_max}")
+    if not isinstance(again, bool) or not isinstance(chains, dict) or len(chains) > CHAINS_MAX:
+        raise ParcelError("bad-field", f"again is true or false, chains at most {CHAINS_MAX} by DID")
+    found = [_record(line) for line in rest]
+    known = read_view(view) if isinstance(view, dict) else {}
+    return Parcel(
+        since, Page([env for env, _ in found], [ns for _, ns in found], cursor, False, known, len(data)), again, chains
+    )
+
+
+def results(values: Sequence[Any], refused: Mapping[str, str]) -> list[dict[str, object]]:
+    """Return [{id, status, code?}] of the records of a push, where `refused` has the codes by id."""
+    found: list[dict[str, object]] = []
+    for id_ in map(claimed_id, values):
+        code = refused.get(id_)
+        if code is None:
+            found.append({"id": id_, "status": 200})
+        else:
+            found.append({"id": id_, "status": 403 if code == SCOPE_VIOLATION else 422, "code": code})
+    return found
+
+
+def body_bytes(limits: Limits) -> int:
+    """Return the most bytes that a push may have: a page, and what stands around its records."""
+    return limits.page_bytes + limits.record_bytes
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _record(line: bytes) -> tuple[Any, Any]:
+    """Return (envelope value, ns) of a line, (None, None) for one of another form."""
+    try:
+        value = decode_many(line)
+    except PageError:
+        return None, None
+    if not isinstance(value, dict) or value.keys() != {"ns", "env"}:
+        return None, None
+    return value["env"], value["ns"]
+
+
+def _cursor(head: Mapping[str, Any], name: str) -> str:
+    text = head[name]
+    if not isinstance(text, str) or len(text) > TEXT_CHARS_MAX or not text.isascii():
+        raise ParcelError("bad-field", f"{name} is a text of at most {TEXT_CHARS_MAX} ASCII characters")
+    return text

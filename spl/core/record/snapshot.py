@@ -1,0 +1,127 @@
+"""A snapshot as text: one header line, then stored envelopes as they stand in the log, one a line.
+
+    {"count":2,"digest":H,"format":"syncropel-snapshot-v1","instance":DID,"thread":"th_x"}
+    {"id":…,"record":{…},"sig":{…}}
+    …
+
+`instance` is null where the source has no identity, `thread` null for all threads.  The digest is the SHA-256 over the
+ids in ascending order, 64 hex digits and a line feed each, so `sort | sha256sum` gives it too.  Envelopes of other
+vouchers for the same id are left out: one line an id.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .. import canon
+from ..errors import SplError
+from ..limits import MIB, Limits
+from . import record
+from .record import Envelope
+
+FORMAT: Final = "syncropel-snapshot-v1"
+LINE_BYTES_MAX: Final = 2 * MIB
+MEMBERS: Final = frozenset({"count", "digest", "format", "instance", "thread"})
+
+_READ_BYTES: Final = 256 * 1024
+
+Read = Callable[[int, int], bytes]
+"""Returns up to so many bytes from an offset; fewer only at the end."""
+
+
+class SnapshotError(SplError):
+    """The text is no whole snapshot, or a line of it may not be restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line; `instance` and `thread` are "" where the text says null."""
+
+    instance: str
+    thread: str
+    count: int
+    digest: str
+
+    def encode(self) -> bytes:
+        """Return the line with its line feed."""
+        return canon.encode({
+            "count": self.count, "digest": self.digest, "format": FORMAT, "instance": self.instance or None,
+            "thread": self.thread or None,
+        }) + b"\n"  # fmt: skip
+
+    def check(self, count: int, digest: str) -> None:
+        """Return when the lines that followed are all and the same; raise SnapshotError "snapshot-malformed"."""
+        if count != self.count:
+            raise malformed(f"the header counts {self.count} records, and {count} follow")
+        if digest != self.digest:
+            raise malformed("the ids that follow are not those that the header's digest names")
+
+
+def header_of(raw: bytes) -> Header:
+    """Return the header in a first line without its line feed; raise SnapshotError "snapshot-malformed"."""
+    try:
+        value = canon.decode(raw)
+    except canon.CanonError as exc:
+        raise malformed(f"the first line is no header: {exc.message}") from exc
+    if not isinstance(value, dict) or value.keys() != MEMBERS or value["format"] != FORMAT:
+        raise malformed(f"the first line is no header of format {FORMAT}")
+    instance, thread = value["instance"] or "", value["thread"] or ""
+    if not (isinstance(instance, str) and isinstance(thread, str)):
+        raise malformed("instance and thread in the header are texts or null")
+    if type(value["count"]) is not int or value["count"] < 0 or not record.is_id(value["digest"]):
+        raise malformed("count and digest in the header are a number and 64 hex digits")
+    return Header(instance, thread, value["count"], value["digest"])
+
+
+def lines(read: Read) -> Iterator[bytes]:
+    """Yield the lines of a file without their line feeds; the last one may lack its own.
+
+    Raises SnapshotError "snapshot-malformed" for a line that no record can have.
+    """
+    return cut(_pieces(read))
+
+
+def cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of bytes that arrive in pieces; see `lines`."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+        if len(rest) > LINE_BYTES_MAX:
+            raise malformed(f"a line is over {LINE_BYTES_MAX} bytes")
+    if rest:
+        yield rest
+
+
+def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:
+    """Yield the envelopes of a snapshot, each id recomputed and their number checked at the end; signatures are not.
+
+    For looking at snapshots.  Raises SnapshotError "snapshot-malformed".
+    """
+    found = cut(pieces)
+    header, count = header_of(next(found, b"")), 0
+    for number, raw in enumerate(found, 2):
+        try:
+            yield record.parse(raw, limits)
+        except SplError as exc:
+            raise malformed(f"line {number}: {exc.message}") from exc
+        count += 1
+    header.check(count, header.digest)
+
+
+def plain(envelope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of the API's form, or an envelope's, as its eight fields and its id."""
+    fields = envelope.get("record", envelope)
+    return {"id": envelope["id"], **{name: fields[name] for name in sorted(record.FIELDS)}}
+
+
+def malformed(text: str) -> SnapshotError:
+    """Return the error for text that is no whole snapshot."""
+    return SnapshotError("snapshot-malformed", text)
+
+
+def _pieces(read: Read) -> Iterator[bytes]:
+    at = 0
+    while data := read(_READ_BYTES, at):
+        yield data
+        at += len(data)

@@ -1,0 +1,1 @@
+"""Why a pair does not sync: facts, conditions, findings."""

@@ -1,0 +1,249 @@
+"""The checks of `spl doctor`: which findings each answers for, and what it says when all is well; pure.
+
+A check whose findings are all explained by another finding, or whose facts could not be gathered because another
+check failed, is skipped and names that check.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..core.record.page import PEER_PUSHES, WE_PUSH
+from .catalogue import FAIL, Found
+from .conditions import MANIFEST, SKEW_WARN_MS, Facts
+
+OK: Final = "ok"
+SKIP: Final = "skip"
+DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report; `says` returns "" when its facts were not gathered, mostly because of `needs`."""
+
+    name: str
+    codes: tuple[str, ...]
+    says: Callable[[Facts], str]
+    needs: tuple[str, ...] = ()
+
+
+def lines(checks: Sequence[Check], facts: Facts, found: Sequence[Found]) -> list[dict[str, str]]:
+    """Return {name, mark, text, code} for each check in order; one that does not apply has no line."""
+    held = {item.code: item for item in found}
+    check_of = {code: check.name for check in checks for code in check.codes}
+    failed = {check_of[item.code] for item in found if item.severity == FAIL and item.code in check_of}
+    rows: list[dict[str, str]] = []
+    for check in checks:
+        mine = [held[code] for code in check.codes if code in held]
+        own = [item for item in mine if not item.explained_by]
+        worst = next((item for item in own if item.severity == FAIL), own[0] if own else None)
+        cause = next((name for name in check.needs if name in failed), "")
+        text = check.says(facts)
+        if worst is not None:
+            rows.append(_row(check, worst.severity, worst.evidence, worst.code))
+        elif mine:
+            code = mine[0].explained_by
+            rows.append(_row(check, SKIP, f"explained by: {check_of.get(code, code)}", mine[0].code))
+        elif cause:
+            rows.append(_row(check, SKIP, f"explained by: {cause}", ""))
+        elif text:
+            rows.append(_row(check, OK, text, ""))
+    return rows
+
+
+def _row(check: Check, mark: str, text: str, code: str) -> dict[str, str]:
+    return {"name": check.name, "mark": mark, "text": text, "code": code}
+
+
+def ago(seconds: float | None) -> str:
+    """Return how long ago in one unit, "never" for None."""
+    if seconds is None:
+        return "never"
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit} ago"
+    return f"{max(0, int(seconds))}s ago"
+
+
+# -- what the checks say when all is well
+
+
+def _daemon(facts: Facts) -> str:
+    if "pid" not in facts:
+        return ""
+    return f"pid {facts['pid']}, loop lag {facts['loop_lag_ms']:.0f} ms, {facts['tasks_count']} pair tasks alive"
+
+
+def _store(facts: Facts) -> str:
+    if "fsync_p99_ms" not in facts:
+        return ""
+    cut = facts["cut_bytes"]
+    tail = f"a torn tail of {cut} bytes was cut at the start" if cut else "tail clean"
+    return f"{tail}, fsync p99 {facts['fsync_p99_ms']:.0f} ms, {facts['free_bytes'] / 1e9:,.1f} GB free"
+
+
+def _identity(facts: Facts) -> str:
+    return f"{facts['did']}, key {facts['words']}" if facts.get("did") else ""
+
+
+def _published(facts: Facts) -> str:
+    if facts.get("published_same"):
+        return f"same bytes at {facts['published_url']} as inside"
+    unseen = facts.get("published_unseen")
+    return f"{facts['published_url']} cannot be fetched from here ({unseen}); a peer sees more" if unseen else ""
+
+
+def _rules(facts: Facts) -> str:
+    return "no permission rule refuses every pair request" if "locking_rule" in facts else ""
+
+
+def _clock(facts: Facts) -> str:
+    ahead_ms = facts.get("clock_ahead_ms")
+    if ahead_ms is None:
+        return ""
+    word = "ahead" if ahead_ms >= 0 else "behind"
+    return f"peer {abs(ahead_ms) / 1000:.1f} s {word} (limit {SKEW_WARN_MS // 1000} s)"
+
+
+def _dns(facts: Facts) -> str:
+    if not facts.get("addresses"):
+        return ""
+    if list(facts["addresses"]) == [facts["host"]]:
+        return f"{facts['host']} is an address"
+    return f"{facts['host']} → {', '.join(facts['addresses'])}"
+
+
+def _connect(facts: Facts) -> str:
+    if facts.get("failure") and facts.get("reach") == PEER_PUSHES:
+        return f"cannot be dialled ({facts['failure']['code']}), and need not: the peer pushes and pulls by itself"
+    return f"{facts['address']} accepts" if facts.get("address") else ""
+
+
+def _tls(facts: Facts) -> str:
+    if not facts.get("address"):
+        return ""
+    days = facts.get("tls_days_left")
+    return "none: plain http, as allowed here" if days is None else f"chain valid, {days} days left"
+
+
+def _manifest(facts: Facts) -> str:
+    if not facts.get("manifest_held"):
+        return ""
+    same = ", same bytes inside and outside" if facts.get("inside_same") else ""
+    return f"200, did and signature ok{same}"
+
+
+def _protocol(facts: Facts) -> str:
+    return f"we {facts['protocol_ours']}, peer {facts['protocol_peer']}" if facts.get("protocol_peer") else ""
+
+
+def _endpoint(facts: Facts) -> str:
+    reached = facts.get("endpoint_status") is not None
+    return "POST /v1/federation/pair reachable without a bearer" if reached else ""
+
+
+def _reverse(facts: Facts) -> str:
+    reverse = facts.get("reverse") or {}
+    if reverse.get("reached"):
+        return f"peer reaches {reverse['url']} in {reverse['ms']} ms"
+    if facts.get("reach") == WE_PUSH and reverse:
+        return "the peer cannot dial us, and need not: we push and pull"
+    return str(facts.get("reverse_unknown") or "")
+
+
+def _token(facts: Facts) -> str:
+    left_ms = facts.get("token_left_ms")
+    if left_ms is None:
+        return ""
+    taken = "the peer takes it, " if facts.get("token_taken") else ""
+    return f"{taken}{left_ms // DAY_MS} days left"
+
+
+def _scopes(facts: Facts) -> str:
+    return ", ".join(facts.get("scopes") or [])
+
+
+def _cursor(facts: Facts) -> str:
+    if "clock" not in facts or facts.get("phase") == "establishing":
+        return ""
+    lag = facts.get("lag_records")
+    behind = "lag unknown" if lag is None else f"lagging by {lag} records"
+    return f"clock {facts['clock']}, {behind}, confirmed {ago(facts.get('confirmed_s'))}"
+
+
+def _stream(facts: Facts) -> str:
+    stream = facts.get("stream") or {}
+    return "open, and events arrive" if stream.get("state") == "open" else ""
+
+
+def _mode(facts: Facts) -> str:
+    if "mode" not in facts:
+        return ""
+    if facts.get("paused_by") in ("us", "both"):
+        return f"paused by us; go on with: spl federation resume {facts['pair_id']}"
+    every = f" every {facts['poll_interval_ms'] // 1000} s" if facts["mode"] == "polling" else ""
+    return f"{facts['mode']}{every}"
+
+
+def _queue(facts: Facts) -> str:
+    if "queue_max" not in facts:
+        return ""
+    return f"{facts['queue_records']} records wait, at most {facts['queue_max']} in the last hour"
+
+
+def _consent(facts: Facts) -> str:
+    count = facts.get("grants_count", 0)
+    return f"{count} {'grant' if count == 1 else 'grants'}, each in full effect" if count else ""
+
+
+def _peer_view(facts: Facts) -> str:
+    view: Mapping[str, Any] = facts.get("peer_view") or {}
+    state = view.get("state")
+    if not state:
+        return ""
+    return f"peer: {state}, {'paused' if state == 'paused' else 'not paused'}, queue {view.get('queue', 0)}"
+
+
+def _nothing(facts: Facts) -> str:
+    return ""
+
+
+DAEMON: Final = (
+    Check("daemon", ("daemon-down", "warming-up", "store-locked", "config-invalid", "loop-blocked", "task-dead",
+                     "adapter-slow"), _daemon),
+    Check("store", ("store-readonly", "store-damaged", "disk-low"), _store),
+    Check("identity", ("identity-missing", "identity-backup"), _identity),
+)  # fmt: skip
+OURSELVES: Final = (
+    *DAEMON,
+    Check("published", ("manifest-differs-outside",), _published),
+    Check("rules", ("handshake-401",), _rules),
+)  # fmt: skip
+"""Without a pair: the daemon and what the world sees of it."""
+
+_REACHED: Final = ("dns", "connect", "tls")
+
+PAIR: Final = (
+    *DAEMON,
+    Check("clock", ("clock-skew",), _clock, _REACHED),
+    Check("dns", ("dns",), _dns),
+    Check("connect", ("connect", "timeout", "disconnected", "address-refused", "http-plain"), _connect, ("dns",)),
+    Check("tls", ("tls-chain", "tls-expiry"), _tls, ("dns", "connect")),
+    Check("manifest", ("identity-cloned", "redirect", *(code for code in MANIFEST if code != "peer-version"),
+                       "manifest-differs-outside"), _manifest, _REACHED),
+    Check("protocol", ("peer-version",), _protocol, (*_REACHED, "manifest")),
+    Check("endpoint", ("handshake-401", "peer-4xx", "peer-5xx", "answer-malformed", "rate-limited"), _endpoint,
+          _REACHED),
+    Check("handshake", ("handshake-pending",), _nothing),
+    Check("reverse", ("reverse-unreachable",), _reverse, (*_REACHED, "token")),
+    Check("token", ("peer-revoked", "token-expired", "token-expiring", "auth-invalid"), _token, _REACHED),
+    Check("scopes", ("token-scope",), _scopes, ("token",)),
+    Check("cursor", ("cursor-stalled", "cursor-skip-suspect", "peer-rewound", "pair-degraded"), _cursor,
+          (*_REACHED, "token")),
+    Check("stream-buffering", ("stream-buffering", "stream-flapping"), _stream, (*_REACHED, "token")),
+    Check("mode", ("poll-interval-long",), _mode),
+    Check("queue", ("queue-high",), _queue),
+    Check("consent", ("consent-missing", "namespace-unmapped"), _consent),
+    Check("peer-view", ("peer-paused",), _peer_view, (*_REACHED, "token")),
+)  # fmt: skip
+"""For one pair, on the way to the peer and back."""

@@ -1,0 +1,237 @@
+"""Configuration: flag > environment > `<home>/config.toml` > default, each value with its source.
+
+An unknown key, a wrong type or a value out of range is ConfigError "config-invalid" with the file's line.  The
+environment name of a key is SPL_ and the key in capitals with "_" for ".": federation.approval is
+SPL_FEDERATION_APPROVAL.  `[limits]` takes any bound of `core/limits`, downward only.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
+
+from ..core import when
+from ..core.errors import SplError
+from ..core.limits import Limits
+
+FILE_NAME: Final = "config.toml"
+APPROVALS: Final = ("manual", "auto", "closed")
+LOG_FORMATS: Final = ("logfmt", "json")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+RESTART: Final = ("host", "port", "public_url", "federation.poll_interval", "tls.listen", "tls.ca_file")
+"""Keys that a daemon builds on at its start."""
+
+
+class ConfigError(SplError):
+    """The configuration has an unknown key or a bad value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings; `sources` tells for each key where its value came from."""
+
+    host: str = "127.0.0.1"
+    port: int = 9100
+    public_url: str = ""
+    auth_required: bool = True
+    federation_approval: str = "manual"
+    federation_allow_http: bool = False
+    federation_poll_interval_ms: int = 300_000
+    http_allowed_hosts: tuple[str, ...] = ()
+    http_allowed_origins: tuple[str, ...] = ()
+    tls_listen: str = ""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_ca_file: str = ""
+    log_format: str = "logfmt"
+    log_level: str = "info"
+    limits: Limits = Limits()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return [{key, value, source}] for people, in the order of the table."""
+        return [
+            {"key": key, "value": _shown(getattr(self, name)), "source": self.sources.get(key, "default")}
+            for key, (name, _) in KEYS.items()
+        ]
+
+
+class Settings:
+    """The configuration in force: `now` is replaced whole when it is read again, so whoever asks gets the present one.
+
+    What only a start can change (RESTART, the limits) stays as it was until then.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.now = config
+
+    def take(self, config: Config) -> tuple[list[str], list[str]]:
+        """Put a newer configuration in force; return the keys that changed, and those that wait for a restart."""
+        before, after = ({row["key"]: row["value"] for row in each.rows()} for each in (self.now, config))
+        changed = [str(key) for key in before if before[key] != after[key]]
+        waiting = [key for key in changed if key in RESTART]
+        kept = {KEYS[key][0]: getattr(self.now, KEYS[key][0]) for key in RESTART}
+        sources = {**config.sources, **{key: self.now.sources[key] for key in waiting if key in self.now.sources}}
+        if config.limits != self.now.limits:
+            waiting.append("limits")
+        self.now = replace(config, **kept, limits=self.now.limits, sources=sources)
+        return [key for key in changed if key not in waiting], waiting
+
+
+def load(text: str, environment: Mapping[str, str], flags: Mapping[str, object]) -> Config:
+    """Return the configuration from the file's text, the environment and the flags that were given.
+
+    `flags` maps keys to values; None means not given.  Raises ConfigError "config-invalid".
+    """
+    values: dict[str, tuple[object, str]] = {}
+    tables = _parsed(text)
+    limits = _limits(tables.pop("limits", {}), text)
+    for key, value in _flat(tables):
+        line = _line_of(text, key)
+        if key not in KEYS:
+            raise ConfigError("config-invalid", f"{FILE_NAME}:{line}: unknown key {key!r}")
+        values[key] = (_checked(key, value, f"{FILE_NAME}:{line}"), f"{FILE_NAME}:{line}")
+    for key in KEYS:
+        name = "SPL_" + key.upper().replace(".", "_")
+        if name in environment:
+            values[key] = (_checked(key, _from_text(key, environment[name]), name), name)
+        if flags.get(key) is not None:
+            values[key] = (_checked(key, flags[key], f"flag {key}"), "flag")
+    chosen: dict[str, Any] = {KEYS[key][0]: value for key, (value, _) in values.items()}
+    return Config(**chosen, limits=limits, sources={key: source for key, (_, source) in values.items()})
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError("config-invalid", f"{FILE_NAME}: {exc}") from exc
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, value in tables.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def _limits(table: object, text: str) -> Limits:
+    known = {item.name: getattr(Limits(), item.name) for item in fields(Limits)}
+    if not isinstance(table, dict):
+        raise ConfigError("config-invalid", f"{FILE_NAME}: limits is a table")
+    for name, value in table.items():
+        place = f"{FILE_NAME}:{_line_of(text, name)}"
+        if name not in known:
+            raise ConfigError("config-invalid", f"{place}: unknown limit {name!r}")
+        if type(value) not in (int, float) or not 0 < value <= known[name]:
+            raise ConfigError("config-invalid", f"{place}: {name} is a number above 0 and at most {known[name]}")
+    return replace(Limits(), **{name: type(known[name])(value) for name, value in table.items()})
+
+
+def _line_of(text: str, key: str) -> int:
+    """Return the line that sets the key, or 1 where it cannot be told."""
+    table, _, name = key.rpartition(".")
+    here = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        head = re.match(r"\s*\[([^\]]+)\]", line)
+        here = head[1].strip() if head else here
+        if re.match(rf"\s*{re.escape(name if here == table or not table else key)}\s*=", line):
+            return number
+    return 1
+
+
+def _from_text(key: str, text: str) -> object:
+    default = getattr(Config(), KEYS[key][0])
+    if isinstance(default, bool):
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if isinstance(default, tuple):
+        return [part for part in text.split(",") if part]
+    if KEYS[key][1] is _port:
+        return int(text) if text.isascii() and text.isdigit() else text
+    return text
+
+
+def _checked(key: str, value: object, place: str) -> object:
+    try:
+        return KEYS[key][1](value)
+    except (ValueError, SplError) as exc:
+        raise ConfigError("config-invalid", f"{place}: {key}: {exc}") from exc
+
+
+def _shown(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("must be a text")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _port(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= 65535:
+        raise ValueError("must be a port number, 0 to 65535")
+    return value
+
+
+def _interval_ms(value: object) -> int:
+    found = when.duration_ms(_text(value))
+    if found < 1000:
+        raise ValueError("must be at least 1s")
+    return found
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of texts")
+    return tuple(_text(item) for item in value)
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    found = _texts(value)
+    if not all(re.fullmatch(r"https?://[a-z0-9.:\[\]_-]+", item) for item in found):
+        raise ValueError("must be origins as browsers send them: http(s)://host[:port], in lower case")
+    return found
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[object], object]:
+    def rule(value: object) -> object:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return value
+
+    return rule
+
+
+def _url(value: object) -> str:
+    text = _text(value)
+    if text and not re.match(r"https?://[A-Za-z0-9.:\[\]_-]+\Z", text.rstrip("/")):
+        raise ValueError("must be http(s)://host[:port] without a path")
+    return text.rstrip("/")
+
+
+KEYS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
+    "host": ("host", _text),
+    "port": ("port", _port),
+    "public_url": ("public_url", _url),
+    "auth.required": ("auth_required", _flag),
+    "federation.approval": ("federation_approval", _one_of(APPROVALS)),
+    "federation.allow_http": ("federation_allow_http", _flag),
+    "federation.poll_interval": ("federation_poll_interval_ms", _interval_ms),
+    "http.allowed_hosts": ("http_allowed_hosts", _texts),
+    "http.allowed_origins": ("http_allowed_origins", _origins),
+    "tls.listen": ("tls_listen", _text),
+    "tls.certificate": ("tls_certificate", _text),
+    "tls.key": ("tls_key", _text),
+    "tls.ca_file": ("tls_ca_file", _text),
+    "log.format": ("log_format", _one_of(LOG_FORMATS)),
+    "log.level": ("log_level", _one_of(LOG_LEVELS)),
+}
+"""Key in the file -> (field of Config, rule that returns the checked value or raises ValueError)."""

@@ -1,0 +1,240 @@
+"""The port to the file system: every file effect of the ground floor goes through a `Disk`.
+
+Methods raise OSError as the kernel says it; the caller knows what a failure means (the store turns read-only, the
+index is dropped).  Only `mkdir` and `lock_home`, the first to touch a home, translate it to `home-unusable`.
+A `Disk` may be subclassed by one that fails, tears writes or forgets what was not synced.
+
+Durability: `File.sync` makes content durable, `fsync_dir` names; `replace_atomic` does both.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ..core.errors import SplError
+
+FILE_MODE: Final = 0o600
+FOLDER_MODE: Final = 0o700
+TEMP_SUFFIX: Final = ".tmp"
+
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
+
+
+class DiskError(SplError):
+    """The home folder cannot be used, or another process holds it."""
+
+
+class File:
+    """An open file.  Positioned reads are safe from many threads; writes belong to one.
+
+    The descriptor lives as long as the last reference: a reader that still holds a file which was meanwhile
+    evicted or unlinked must never find its descriptor number given to another file.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`; a short write is continued."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        """Write all of `data` at `offset`; not for files opened to append."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, offset)
+            view, offset = view[done:], offset + done
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Return up to `size` bytes at `offset`; fewer only at the end of the file."""
+        data = os.pread(self._fd, size, offset)
+        if len(data) == size or not data:
+            return data
+        parts, have = [data], len(data)
+        while have < size and (data := os.pread(self._fd, size - have, offset + have)):
+            parts.append(data)
+            have += len(data)
+        return b"".join(parts)
+
+    def map(self, size: int, offset: int) -> memoryview:
+        """Return `size` bytes at `offset` as shared, read-only memory; the kernel may take the pages back any time."""
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(self._fd, offset - start + size, access=mmap.ACCESS_READ, offset=start)
+        return memoryview(mapped)[offset - start :]
+
+    def sync(self) -> float:
+        """Make everything written so far durable (fdatasync); return the milliseconds it took."""
+        start = time.perf_counter_ns()
+        os.fdatasync(self._fd)
+        return (time.perf_counter_ns() - start) / 1e6
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to `size` bytes; durable only after `sync`."""
+        os.ftruncate(self._fd, size)
+
+    def size(self) -> int:
+        """Return the size in bytes."""
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Close now; for a file that no other thread reads.  A second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # Bound early: while the interpreter shuts down, this module's names are gone before its objects.
+        if self._fd >= 0:
+            close(self._fd)
+
+
+class Disk:
+    """The real file system.  Files are created 0600 and folders 0700."""
+
+    def open_append(self, path: Path) -> File:
+        """Return the file opened to append, created when absent (its name is durable after `fsync_dir`)."""
+        return File(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+
+    def open_read(self, path: Path) -> File:
+        """Return the file opened to read."""
+        return File(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def create(self, path: Path) -> File:
+        """Return a new empty file opened to read and write anywhere; an older one of that name is emptied."""
+        return File(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE))
+
+    def read(self, path: Path, bytes_max: int) -> bytes | None:
+        """Return the whole file, or None when it is absent; OSError EFBIG when it is over `bytes_max`."""
+        try:
+            file = self.open_read(path)
+        except FileNotFoundError:
+            return None
+        data = file.pread(bytes_max + 1, 0)
+        if len(data) > bytes_max:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return data
+
+    def replace_atomic(self, path: Path, data: bytes, mode: int = FILE_MODE) -> None:
+        """Give `path` the content `data`, durably and all or nothing: a reader or a crash sees old or new."""
+        temp = path.with_name(path.name + TEMP_SUFFIX)
+        file = self.create(temp)
+        file.write(data)
+        file.sync()
+        file.close()
+        os.chmod(temp, mode)
+        self.rename(temp, path)
+        self.fsync_dir(path.parent)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename, replacing `new`; durable after `fsync_dir`."""
+        os.rename(old, new)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file; absent is fine.  Durable after `fsync_dir`."""
+        path.unlink(missing_ok=True)
+
+    def list(self, folder: Path) -> list[str]:
+        """Return the names in a folder, ascending; empty when the folder is absent."""
+        try:
+            return sorted(os.listdir(folder))
+        except FileNotFoundError:
+            return []
+
+    def mkdir(self, folder: Path) -> None:
+        """Create the folder and those above it, 0700, durably; present is fine.  Raises DiskError "home-unusable"."""
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            if folder == folder.parent:
+                break
+            folder = folder.parent
+        for path in reversed(missing):
+            try:
+                path.mkdir(FOLDER_MODE, exist_ok=True)
+                self.fsync_dir(path.parent)
+            except OSError as exc:
+                raise unusable(path, exc) from exc
+
+    def fsync_dir(self, folder: Path) -> None:
+        """Make creations, renames and removals in the folder durable."""
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def free_bytes(self, folder: Path) -> int:
+        """Return the bytes that this user may still write on the folder's file system."""
+        stat = os.statvfs(folder)
+        return stat.f_bavail * stat.f_frsize
+
+
+class Lock:
+    """The advisory lock on a home, held until `release` or the end of the process, however it ends."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the home free.  The file stays: removing it would let two processes hold one name each."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def lock_home(folder: Path) -> Lock:
+    """Return the lock on `<folder>/lock` (flock), with our pid and start time (UTC) written into it.
+
+    Raises DiskError "store-locked" naming pid and start time of the holder, or "home-unusable".
+    """
+    Disk().mkdir(folder)
+    path = folder / "lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    except OSError as exc:
+        raise unusable(path, exc) from exc
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        pid = f"{os.getpid()}\n".encode()
+        os.pwrite(fd, pid, 0)
+        # The file system's clock stamps the start; so this needs no clock of its own.
+        os.pwrite(fd, _utc(os.fstat(fd).st_mtime).encode() + b"\n", len(pid))
+    except BlockingIOError as exc:
+        holder, started = _holder(fd)
+        os.close(fd)
+        raise DiskError(
+            "store-locked", f"process {holder} holds {folder} since {started}", pid=holder, started_at=started
+        ) from exc
+    except OSError as exc:
+        os.close(fd)
+        raise unusable(path, exc) from exc
+    return Lock(fd)
+
+
+def unusable(path: Path, exc: OSError) -> DiskError:
+    """Return the DiskError for an OSError that keeps a home from being used."""
+    reason = os.strerror(exc.errno) if exc.errno else str(exc)
+    hint = "" if exc.errno in _REFUSED else "look at the disk, then start again"
+    return DiskError("home-unusable", f"{path}: {reason}", hint=hint)
+
+
+def _holder(fd: int) -> tuple[str, str]:
+    """Return pid and start time as the holder wrote them; it may be between the two writes."""
+    lines = os.pread(fd, 128, 0).decode("ascii", "replace").split("\n")
+    return lines[0] or "?", (lines[1] if len(lines) > 1 else "") or _utc(os.fstat(fd).st_mtime)
+
+
+def _utc(unix_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_s))

@@ -1,0 +1,256 @@
+"""One home, opened in floor order under its lock: store, views, keys, and the hub over them.
+
+The daemon and the commands that work without one open a home the same way, so a second process is refused the same
+way too.
+"""
+
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..core import when
+from ..core.errors import SplError
+from ..core.identity import bearer
+from ..core.identity.did import certifies, chain_of, multibase, words
+from ..core.limits import Limits
+from .config import FILE_NAME, Config, ConfigError, load
+from .disk import Disk, Lock, lock_home, unusable
+from .log import Store
+from .vault import Identity, Vault
+from .views import THREAD_TOKENS, Views
+from .writer import Hub
+from .writes import Own, Signer
+
+CONFIG_BYTES_MAX: Final = 1024 * 1024
+SOCKET: Final = "run/spl.sock"
+TOKEN: Final = "token"  # noqa: S105 - the name of a file
+
+
+def now_ms() -> int:
+    """Return Unix milliseconds of the real clock."""
+    return time.time_ns() // 1_000_000
+
+
+def random_bytes(count: int) -> bytes:
+    """Return bytes of the system's random source."""
+    return secrets.token_bytes(count)
+
+
+@dataclass(slots=True)
+class Home:
+    """The open ground floor; `close` writes what waits and gives the lock free."""
+
+    path: Path
+    config: Config
+    lock: Lock
+    disk: Disk
+    store: Store
+    views: Views
+    vault: Vault
+    hub: Hub
+
+    def adopt(self, identity: Identity) -> None:
+        """Sign with this identity from now on, and fold the reserved threads for its DID."""
+        if self.views.did != identity.did:
+            self.views.load(self.store, identity.did)
+        self.hub.signer = Signer(identity.chain, identity.key)
+
+    def close(self) -> None:
+        """Close the store cleanly and release the lock; the hub must be closed and its thread ended before."""
+        self.store.close()
+        self.lock.release()
+
+
+def read_config(path: Path, disk: Disk, flags: Mapping[str, object]) -> Config:
+    """Return the home's configuration; flags win over environment, file and defaults.
+
+    Raises ConfigError "config-invalid", DiskError "home-unusable".
+    """
+    try:
+        data = disk.read(path / FILE_NAME, CONFIG_BYTES_MAX) or b""
+        return load(data.decode(), os.environ, flags)
+    except UnicodeDecodeError as exc:
+        raise ConfigError("config-invalid", f"{FILE_NAME} is not UTF-8") from exc
+    except OSError as exc:
+        raise unusable(path / FILE_NAME, exc) from exc
+
+
+def open_home(
+    path: Path,
+    config: Config,
+    *,
+    disk: Disk,
+    progress: Callable[[int, int], None],
+    clock: Callable[[], int] = now_ms,
+    random: Callable[[int], bytes] = random_bytes,
+) -> Home:
+    """Return the home, locked and recovered; `progress(done, total)` is called while an index is rebuilt.
+
+    Raises DiskError "store-locked", "home-unusable"; StoreError "store-damaged", "store-newer"; VaultError.
+    """
+    limits: Limits = config.limits
+    disk.mkdir(path)
+    lock = lock_home(path)
+    try:
+        vault = Vault(path, disk, random_bytes=random, now_ms=clock, limits=limits)
+        vault.load()
+        store = Store.open(path / "store", disk, limits, now_ms=clock, random_bytes=random, progress=progress)
+        views = Views(limits)
+        hub = Hub(store, views, limits, signer=None, now_ms=clock)
+        home = Home(path, config, lock, disk, store, views, vault, hub)
+        if vault.identity is not None:
+            home.adopt(vault.identity)
+    except BaseException:
+        lock.release()
+        raise
+    return home
+
+
+TOKEN_TTL_MS: Final = 10 * 365 * 86_400_000
+
+
+ADMIN_LABEL: Final = "init"
+
+
+CONFIG_TEXT: Final = """\
+# Settings of this daemon; every key is optional. `spl config show` tells each value and where it came from.
+
+# host = "127.0.0.1"
+# port = 9100
+# public_url = "https://alice.example"
+
+# [auth]
+# required = true
+
+# [federation]
+# approval = "manual"        # manual | auto | closed
+# allow_http = false         # plain http to hosts other than loopback
+# poll_interval = "5m"
+
+# [tls]
+# listen = "0.0.0.0:9443"
+# certificate = "/etc/spl/fullchain.pem"
+# key = "/etc/spl/key.pem"
+# ca_file = ""               # a private CA that signs your peers' certificates
+
+# [http]
+# allowed_hosts = []
+
+# [log]
+# format = "logfmt"          # logfmt | json
+# level = "info"
+"""
+
+
+def init_home(path: Path, label: str = "") -> dict[str, object]:
+    """Make whatever is missing of folder, config, identity and admin token; return what there is and what is new."""
+    disk = Disk()
+    disk.mkdir(path)
+    created = []
+    if disk.read(path / FILE_NAME, 1 << 20) is None:
+        disk.replace_atomic(path / FILE_NAME, CONFIG_TEXT.encode(), 0o600)
+        created.append("config")
+    with _opened(path) as home:
+        if home.vault.identity is None:
+            created.append("identity")
+        identity = home.vault.generate(label or default_label())
+        home.adopt(identity)
+        if disk.read(path / TOKEN, 4096) is None:
+            _mint_admin(home)
+            created.append("token")
+    return {"home": str(path), **facts(identity), "created": created}
+
+
+def generate_identity(path: Path, label: str = "", force: bool = False) -> dict[str, object]:
+    """Make an identity, or keep the one there is unless forced; the manifest is signed anew at the next start."""
+    with _opened(path) as home:
+        kept = home.vault.identity is not None and not force
+        return {**facts(home.vault.generate(label or default_label(), force=force)), "kept": kept}
+
+
+def show_identity(path: Path) -> dict[str, object] | None:
+    """Return the identity's public facts, or None when there is none."""
+    with _opened(path) as home:
+        return facts(home.vault.identity) if home.vault.identity else None
+
+
+def verify_identity(path: Path) -> dict[str, object]:
+    """Prove that the keys at rest are whole: the DID certifies the first key and the chain ends at the one held.
+
+    Raises "identity-missing", "identity-damaged", DidError.
+    """
+    with _opened(path) as home:
+        identity = home.vault.identity
+        if identity is None:
+            raise SplError("identity-missing")
+        rotations = [step.to_json() for step in identity.chain.rotations]
+        chain = chain_of(identity.did, identity.key.public, rotations, home.config.limits)
+        return {**facts(identity), "verified": certifies(identity.did, chain.first)}
+
+
+def rotate_identity(path: Path, compromised: bool) -> dict[str, object]:
+    """Give the identity a new key, the DID staying; peers are told at the next start.  Raises "identity-missing"."""
+    with _opened(path) as home:
+        return facts(home.vault.rotate("compromised" if compromised else "retired"))
+
+
+def export_identity(path: Path) -> str:
+    """Return the identity as text, secret keys included.  Raises "identity-missing"."""
+    with _opened(path) as home:
+        return home.vault.export()
+
+
+def import_identity(path: Path, text: str, force: bool = False) -> dict[str, object]:
+    """Take over an exported identity; raise "identity-damaged", "identity-exists", "manifest-stale", "chain-fork"."""
+    with _opened(path) as home:
+        return facts(home.vault.install(text, force=force))
+
+
+def facts(identity: Identity) -> dict[str, object]:
+    """Return an identity's public facts."""
+    return {
+        "did": identity.did,
+        "label": identity.label,
+        "public_key": multibase(identity.chain.present),
+        "words": words(identity.chain.present),
+        "created_at": when.text_of(identity.created_at_ms),
+        "rotations": len(identity.chain.rotations),
+    }
+
+
+def default_label() -> str:
+    """Return the host's name as a label."""
+    text = re.sub(r"[^a-z0-9-]+", "-", platform.node().lower().partition(".")[0]).strip("-")
+    return text[:32] or "spl"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Home]:
+    disk = Disk()
+    home = open_home(path, read_config(path, disk, {}), disk=disk, progress=lambda done, total: None)
+    try:
+        yield home
+    finally:
+        home.close()
+
+
+def _mint_admin(home: Home) -> None:
+    """Mint the admin token: record, then file; a crash between leaves one that nobody knows, and `init` redoes it."""
+    sa_id = "sa_" + random_bytes(4).hex()
+    text = bearer.mint_text("home", sa_id, random_bytes(bearer.SECRET_BYTES))
+    at_ms = now_ms()
+    token = bearer.Token(
+        "tok_" + random_bytes(4).hex(), sa_id, bearer.hash_of(text), frozenset({bearer.ADMIN}),
+        expires_at_ms=at_ms + TOKEN_TTL_MS, created_at_ms=at_ms, label=ADMIN_LABEL,
+    )  # fmt: skip
+    future = home.hub.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))])
+    home.hub.commit_waiting()
+    future.result()
+    home.disk.replace_atomic(home.path / TOKEN, text.encode() + b"\n", 0o600)

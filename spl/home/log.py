@@ -1,0 +1,286 @@
+"""The log: everything this instance knows, in the order of arrival, in append-only segments of JSON lines.
+
+    <home>/store/00000000000000000001.jsonl …  segments, named by their first seq; the lines are `segments.py`'s
+    <home>/store/clean                          stands while nobody has the store open and the last one ended well
+    <home>/store/index/                         disposable, `index.py`
+
+An append is acknowledged after one write and one fdatasync for all that waited.  A failed write or sync is final:
+this Store never appends again, and what it wrote is not served; what became of those bytes is for the next open to
+see (`recovery.py`).  The caller holds the home's lock (`disk.lock_home`).
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, Self
+
+from ..core.limits import Limits
+from .disk import Disk, unusable
+from .index import Added, Index, Row
+from .recovery import (
+    CLEAN_NAME,
+    INDEX_FOLDER,
+    Damage,
+    Opened,
+    OpenReport,
+    Replay,
+    StoreError,
+    clean_mark,
+    held_lines,
+    recover,
+)
+from .segments import PROJECTION, RUN_START, Chain, Entry, Line, LineError, Place, encode
+
+__all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Store", "StoreError"]
+
+_GAP_BYTES: Final = 4096  # neighbouring payloads closer than this are read with one pread
+_SPAN_BYTES: Final = 1024 * 1024
+_SYNCS_KEPT: Final = 512
+
+
+class Store:
+    """An open log and its index.  One thread appends; any thread reads, and sees only lines that are durable."""
+
+    def __init__(self, folder: Path, disk: Disk, limits: Limits, opened: Opened, took_ms: int) -> None:
+        """Take over what `recover` returned; use `open`."""
+        self.epoch: Final = opened.epoch
+        self.index: Index = opened.index
+        self.report: Final = replace(opened.report, took_ms=took_ms)
+        self.lost: tuple[Damage, ...] = ()
+        """The places of the report where something was lost and has not come back."""
+        self.last_seq, self.last_run = opened.index.covered, opened.index.run
+        self._folder, self._disk, self._limits = folder, disk, limits
+        self._segments, self._active = opened.segments, opened.active
+        self._size = opened.active.size()
+        self._readonly = ""
+        # Held by an append, and while one index takes the place of another.
+        self._turn = Lock()
+        self._indexing = Lock()
+        self._syncs: deque[float] = deque(maxlen=_SYNCS_KEPT)
+        self.look_again()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        disk: Disk,
+        limits: Limits,
+        *,
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        progress: Callable[[int, int], None],
+    ) -> Self:
+        """Return the store in `folder`, created when absent; its index is complete and every line durable.
+
+        `progress(done, total)` is called with bytes of the log while many lines are read into the index.
+        Raises StoreError "store-damaged", LineError "store-newer", DiskError "home-unusable".
+        """
+        start_ms = now_ms()
+        try:
+            opened = recover(folder, disk, random_bytes, progress)
+            return cls(folder, disk, limits, opened, now_ms() - start_ms)
+        except OSError as exc:
+            raise unusable(folder, exc) from exc
+
+    def append(self, entries: Sequence[Entry], at_ms: int) -> list[int]:
+        """Append all entries durably with one write and one sync, index them, and return their seqs.
+
+        All stand in one segment.  For the writer's thread.  Raises StoreError "store-readonly" when the write or
+        the sync fails, and ever after.
+        """
+        with self._turn:
+            return self._append(entries, at_ms)
+
+    def _append(self, entries: Sequence[Entry], at_ms: int) -> list[int]:
+        self._check_writable()
+        data, batch, run = bytearray(), [], self.last_run
+        for seq, entry in enumerate(entries, self.last_seq + 1):
+            line, run, head = encode(entry, seq, at_ms, run)
+            batch.append((seq, len(data), head, entry))
+            data += line
+        if not batch:
+            return []
+        if data.count(b"\n") != len(batch):
+            raise StoreError("internal", "a payload that holds a line feed is not canonical JSON")
+        ended = False
+        try:
+            self._write(bytes(data))
+            segment, start = self._segments.firsts[-1], self._size - len(data)
+            added: list[Added] = [
+                (seq, Place(segment, start + offset, head, len(entry.payload)), entry)
+                for seq, offset, head, entry in batch
+            ]
+            self.index.add(added, run)
+            self.last_seq, self.last_run = batch[-1][0], run
+            ended = True
+        finally:
+            # Whatever went wrong: the next append must not use the same seqs again.
+            if not ended:
+                self._readonly = self._readonly or "an append broke off; its lines are read at the next start"
+        return [seq for seq, _, _, _ in batch]
+
+    def line(self, seq: int) -> Line:
+        """Return one line.  Raises LineError "not-found", or "store-damaged" for one that is not served."""
+        return self.index.line(seq)
+
+    def run_at(self, seq: int) -> str:
+        """Return the running hash after a line, 32 zeros for seq 0.  Raises LineError as `line` does."""
+        return self.line(seq).run if seq else RUN_START
+
+    def payloads(self, rows: Sequence[Row]) -> list[bytes]:
+        """Return the payload bytes of the rows, in their order; neighbours share a read of at most 1 MiB.
+
+        Raises LineError "store-damaged" when the log cannot be read.
+        """
+        found: list[bytes] = []
+        start = 0
+        while start < len(rows):
+            first, end = rows[start], start + 1
+            reach = first.offset + first.length
+            while end < len(rows) and _joins(first, reach, rows[end]):
+                reach = rows[end].offset + rows[end].length
+                end += 1
+            data = self._segments.read(first.segment, first.offset, reach - first.offset)
+            for row in rows[start:end]:
+                at = row.offset - first.offset
+                found.append(data[at : at + row.length])
+            start = end
+        return found
+
+    def scan(self, first_seq: int) -> Iterator[Line]:
+        """Yield the lines from `first_seq` on that are there now, checked by the running hash, without bad ones."""
+        last_seq = self.last_seq
+        before, place = min(first_seq, last_seq + 1) - 1, None
+        while before > 0 and place is None:
+            try:
+                chain, place = Chain(before + 1, self.line(before).run), self.index.place(before)
+            except LineError:
+                before -= 1
+        if place is None:
+            chain = Chain(1, RUN_START)
+        where = (place.segment, place.end) if place else (self._segments.firsts[0], 0)
+        for segment, at, raw, whole in self._segments.lines(*where):
+            if at == 0:
+                chain.enter(raw, segment)
+            elif whole and (line := chain.judge(raw)):
+                if line.seq > last_seq:
+                    return
+                if line.seq >= first_seq:
+                    yield line
+
+    def held_lines(self, damage: Damage) -> int:
+        """Return how many of the lines lost at a place are held elsewhere, or are not missed.  Raises OSError."""
+        return held_lines(self.index, self._segments, damage)
+
+    def look_again(self) -> None:
+        """Leave those places out of `lost` of which everything is held again.  Raises OSError."""
+        self.lost = tuple(item for item in self.report.damaged if self.held_lines(item) < max(1, item.lines))
+
+    def reindex(self, random_bytes: Callable[[int], bytes]) -> Generator[tuple[int, int], None, None]:
+        """Read the log into a new index and use that from then on; yield (bytes read, bytes in all) now and then.
+
+        Lines that the disk damaged since they were indexed have empty rows in it, as after an opening.  Appends go on;
+        they wait for the end only.  Given up early, all stays as it was.
+        Raises StoreError "overloaded" when another one is under way, "store-readonly", "store-damaged".
+        """
+        if not self._indexing.acquire(blocking=False):
+            raise StoreError("overloaded", "the index is being built already")
+        folder, read = self._folder / INDEX_FOLDER, self._segments.read
+        fresh = Index(folder, self._disk, self.epoch, read, random_bytes, anew=True)
+        try:
+            replay = Replay(self._segments, fresh)
+            with self._turn:
+                end = self._end()
+            yield from replay.run(end)
+            with self._turn:
+                self._put_in(fresh, replay)
+        except OSError as exc:
+            raise StoreError("store-readonly", f"the index cannot be built: {exc.strerror or exc}") from exc
+        finally:
+            if self.index is not fresh:
+                fresh.discard()
+            self._indexing.release()
+
+    @property
+    def readonly(self) -> str:
+        """Why no more appends are taken; empty while they are."""
+        return self._readonly
+
+    def stats(self) -> dict[str, Any]:
+        """Return counts, sizes, and the milliseconds of the last 512 syncs."""
+        syncs = sorted(self._syncs)
+        return {
+            "records_count": self.index.tally("rec"),
+            "projections_count": self.index.tally(PROJECTION),
+            "lines_count": self.last_seq,
+            "segments_count": len(self._segments.firsts),
+            "log_bytes": sum(self._segments.size(first) for first in self._segments.firsts),
+            "free_bytes": self._disk.free_bytes(self._folder),
+            "sync_last_ms": self._syncs[-1] if syncs else 0.0,
+            "sync_p50_ms": syncs[len(syncs) // 2] if syncs else 0.0,
+            "sync_p99_ms": syncs[len(syncs) * 99 // 100] if syncs else 0.0,
+            "readonly": self._readonly,
+            "index": self.index.stats(),
+        }
+
+    def close(self) -> None:
+        """Complete the index and mark the stop as clean, unless a write failed.  The writer's last call."""
+        with self._turn:
+            self.index.close()
+            if self._readonly:
+                return
+            self._readonly = "the store is closed"
+        mark = clean_mark(self.last_seq, self.last_run, self._segments.firsts[-1], self._size)
+        try:
+            self._disk.replace_atomic(self._folder / CLEAN_NAME, mark)
+        except OSError as exc:
+            # Without the mark the next open reads the tail carefully; nothing is lost.
+            self._readonly = f"the store is closed, without a mark: {exc.strerror or exc}"
+
+    def _put_in(self, fresh: Index, replay: Replay) -> None:
+        """Complete a new index and use it."""
+        self._check_writable()
+        for _ in replay.run(self._end()):
+            pass
+        replay.pass_over_tail(self.last_seq, self.last_run)
+        if fresh.covered != self.last_seq:
+            raise StoreError("store-damaged", f"the log ends at line {fresh.covered} of {self.last_seq}")
+        fresh.replace(self.index)
+        self.index = fresh
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            raise StoreError("store-readonly", self._readonly)
+
+    def _end(self) -> tuple[int, int]:
+        """Return the place behind the last durable line."""
+        return self._segments.firsts[-1], self._size
+
+    def _write(self, data: bytes) -> None:
+        """Write and sync lines, in a new segment when they do not fit into this one."""
+        try:
+            if self._size + len(data) > self._limits.segment_bytes and self._segments.firsts[-1] <= self.last_seq:
+                self._rotate()
+            self._active.write(data)
+            self._syncs.append(self._active.sync())
+        except OSError as exc:
+            self._readonly = f"writing the log failed: {exc.strerror or exc}"
+            raise StoreError("store-readonly", self._readonly) from exc
+        self._size += len(data)
+
+    def _rotate(self) -> None:
+        """Begin a new segment behind the last line."""
+        self._segments.begin(self.epoch, self.last_seq + 1, self.last_run)
+        self._active = self._segments.open_last()
+        self._size = self._active.size()
+
+
+def _joins(first: Row, reach: int, row: Row) -> bool:
+    """Tell whether a row is read with the ones before it, which reach from `first` to the offset `reach`."""
+    return (
+        row.segment == first.segment
+        and 0 <= row.offset - reach <= _GAP_BYTES
+        and row.offset + row.length - first.offset <= _SPAN_BYTES
+    )

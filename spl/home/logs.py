@@ -1,0 +1,89 @@
+"""Log lines: logfmt or JSON, one line per fact, secrets masked, rotated at 10 MB, seven files kept.
+
+Members: ts, level, target, event, the fields of the event, msg.  Everything about federation carries the target
+`syncropel_engine::federation`, which the operator's page tells people to filter on.
+"""
+
+import json
+import logging
+import logging.handlers
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from ..core import when
+
+FILE_BYTES: Final = 10_000_000
+FILES_KEPT: Final = 7
+TARGETS: Final = {
+    "spl.federation": "syncropel_engine::federation",
+    "spl.net": "syncropel_engine::http",
+    "spl.store": "syncropel_engine::store",
+}
+
+_PLAIN: Final = re.compile(r"[^\s\"=\\]+\Z")
+_SECRET: Final = re.compile(r"(spl_[A-Za-z0-9]+_sa_[0-9a-f]+_)[A-Za-z0-9_-]+")
+
+
+class Formatter(logging.Formatter):
+    """Render records as logfmt, or as JSON lines."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__()
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line; `extra={"fields": {...}}` gives the event's members, an exception goes into msg."""
+        fields = getattr(record, "fields", None)
+        line: dict[str, object] = {
+            "ts": when.text_of(int(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "target": TARGETS.get(record.name, record.name.replace("spl", "syncropel_engine", 1).replace(".", "::")),
+        }
+        message = record.getMessage()
+        if isinstance(fields, dict):
+            # The line's own members stand, whatever an event calls its fields.
+            line = {**line, "event": message, **{name: value for name, value in fields.items() if name not in line}}
+            line.setdefault("msg", message.replace(".", " "))
+        else:
+            line |= {"event": "log", "msg": message}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        text = json.dumps(line, default=str, ensure_ascii=False) if self.as_json else _logfmt(line)
+        return mask(text)
+
+
+def setup(folder: Path, log_format: str, level: str, stream: bool = True) -> None:
+    """Send the product's log to `<folder>/spl.log` and, unless told otherwise, to stderr."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(
+            folder / "spl.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT - 1, encoding="utf-8"
+        )
+    ]
+    if stream:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    root = logging.getLogger("spl")
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    for handler in handlers:
+        handler.setFormatter(Formatter(log_format == "json"))
+        root.addHandler(handler)
+    root.setLevel(level.upper())
+    root.propagate = False
+
+
+def mask(text: str) -> str:
+    """Return the text with the secret part of every bearer token replaced."""
+    return _SECRET.sub(r"\1…", text)
+
+
+def _logfmt(line: dict[str, object]) -> str:
+    return " ".join(f"{key}={_value(value)}" for key, value in line.items())
+
+
+def _value(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if _PLAIN.match(text) else json.dumps(text, ensure_ascii=False)

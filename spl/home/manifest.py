@@ -1,0 +1,98 @@
+"""What this instance publishes about itself: the signed manifest and the DID document.
+
+`signed_at` strictly increases, also across restarts and clocks set back, because peers refuse a manifest older than
+the last they accepted: the last one is kept in the vault before the document is shown to anybody.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..core import when
+from ..core.errors import SplError
+from ..core.identity import manifest
+from ..core.limits import Limits
+from ..core.record import namespace
+from ..core.version import VERSION
+from .vault import Identity, Vault
+from .views import Views
+
+SIGNED_AT: Final = "manifest-signed-at"
+RESIGN_SHARE: Final = 2
+"""The manifest is signed anew after 1/2 of its validity."""
+
+
+class PublishError(SplError):
+    """There is nothing to publish yet; code manifest-missing."""
+
+
+class Published:
+    """The documents of one daemon.  Called from the event loop and the pairing thread; a re-signing syncs one file."""
+
+    def __init__(self, vault: Vault, views: Views, limits: Limits, *, url: str, now_ms: Callable[[], int]) -> None:
+        self.url = url.rstrip("/")
+        self._vault, self._views, self._limits, self._now_ms = vault, views, limits, now_ms
+        self._lock = threading.Lock()
+        self._made_for: tuple[object, ...] = ()
+        self._signed_at_ms = 0
+        self._document: dict[str, Any] = {}
+
+    @property
+    def endpoint(self) -> str:
+        """Where peers ask us for a pair."""
+        return self.url + manifest.PAIR_PATH
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the document of `/.well-known/syncropel`, signed anew when due or when its content changed.
+
+        Raises PublishError "manifest-missing".
+        """
+        with self._lock:
+            identity = self._identity()
+            registry = self._views.namespaces
+            names = [name for name in sorted(registry) if namespace.shareable(registry, name)]
+            content = (identity.did, identity.key.public, identity.seal_key, tuple(names))
+            age_ms = self._now_ms() - self._signed_at_ms
+            if content != self._made_for or not 0 <= age_ms * RESIGN_SHARE < self._limits.manifest_ttl_s * 1000:
+                self._sign(identity, names)
+                self._made_for = content
+            return self._document
+
+    def renew(self) -> None:
+        """Have the manifest signed anew the next time it is asked for."""
+        with self._lock:
+            self._made_for = ()
+
+    def federation_manifest(self) -> dict[str, Any]:
+        """Return the signed part, as it travels inside a pair request."""
+        document: dict[str, Any] = self.manifest()["federation_manifest"]
+        return document
+
+    def did_document(self) -> dict[str, Any]:
+        """Return the document of `/.well-known/did.json`; raise PublishError "manifest-missing"."""
+        identity = self._identity()
+        return manifest.did_document(identity.chain, identity.seal_key, self.url)
+
+    def _sign(self, identity: Identity, names: list[str]) -> None:
+        signed_at_ms = max(self._now_ms(), self._last_ms() + 1)
+        self._vault.put(SIGNED_AT, when.text_of(signed_at_ms))
+        self._document = manifest.build(
+            identity.chain, identity.key, identity.seal_key, url=self.url, namespaces=names, version=VERSION,
+            now_ms=signed_at_ms, limits=self._limits,
+        )  # fmt: skip
+        self._signed_at_ms = signed_at_ms
+
+    def _last_ms(self) -> int:
+        try:
+            return when.ms_of(self._vault.get(SIGNED_AT))
+        except when.WhenError:
+            return 0
+
+    def _identity(self) -> Identity:
+        if self._vault.identity is None:
+            raise PublishError(
+                "manifest-missing",
+                "this daemon has no identity, so it publishes no manifest",
+                hint="spl identity generate",
+            )
+        return self._vault.identity

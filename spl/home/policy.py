@@ -1,0 +1,107 @@
+"""The rules at work: what the views hold is asked, and each denial is logged and audited.
+
+Denials of one kind (who, what, by which rule) leave one log line and one record on `th_audit_permissions` in
+AUDIT_EVERY_S, with the number of those since the last; and there are at most AUDITS_PER_MINUTE of all kinds.  So nobody
+who is refused can fill the disk by asking again, under whatever name.
+
+Used on the event loop and on the pairing service's thread.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+from ..core import rules, when
+from ..core.backoff import TokenBucket
+from ..core.errors import SplError
+from ..core.identity.manifest import Manifest
+from ..core.rules import Verdict
+from .writer import Hub
+from .writes import Outcome, Own
+
+log = logging.getLogger("spl.policy")
+
+THREAD_AUDIT: Final = "th_audit_permissions"
+KIND_DENIED: Final = "syncropel.policy.permission_denied.v1"
+AUDIT_EVERY_S: Final = 60
+AUDITS_PER_MINUTE: Final = 60
+KINDS_MAX: Final = 1024
+
+_Kind = tuple[str, str, str]
+
+
+class Policy:
+    """Asks the rules.  `resources` are all that a rule may guard."""
+
+    def __init__(self, hub: Hub, *, resources: frozenset[str], now_ms: Callable[[], int]) -> None:
+        self.hub, self.resources, self.now_ms = hub, resources, now_ms
+        self._lock = threading.Lock()
+        self._told: OrderedDict[_Kind, tuple[int, int]] = OrderedDict()
+        self._bucket = TokenBucket(float(AUDITS_PER_MINUTE), AUDITS_PER_MINUTE / 60)
+
+    def allows(self, resource: str, facts: Mapping[str, Any], capabilities: frozenset[str], who: str) -> Verdict:
+        """Return the verdict of the permission rules; a denial is logged and audited under the name of `who` asks."""
+        verdict = rules.decide(self.hub.views.rules, resource, facts, capabilities)
+        if verdict.outcome == rules.DENY:
+            self._denied(resource, verdict, who, str(facts["peer"]["address"]))
+        return verdict
+
+    def permits(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> bool:
+        """Tell whether the permission rules let a peer ask for a pair; it holds no capability."""
+        if not self.hub.views.rules:
+            return True
+        facts = rules.handshake_facts(peer, asked, address)
+        return self.allows(rules.HANDSHAKE, facts, frozenset(), peer.did).outcome != rules.DENY
+
+    def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> frozenset[str]:
+        """Return the namespaces that a rule of automatic approval grants this peer at most; none without one."""
+        if not self.hub.views.aitl_rules:
+            return frozenset()
+        rule, failed = rules.applies(self.hub.views.aitl_rules, rules.handshake_facts(peer, asked, address))
+        for name in failed:
+            log.warning("policy.rule_failed", extra={"fields": {"rule": name, "peer": peer.did}})
+        if rule is None:
+            return frozenset()
+        log.info("policy.auto_apply", extra={"fields": {"rule": rule.name, "peer": peer.did}})
+        return frozenset(rule.namespaces)
+
+    def _denied(self, resource: str, verdict: Verdict, who: str, address: str) -> None:
+        """Log and audit a denial, unless its like was told just now."""
+        repeated = self._due((address if resource == rules.HANDSHAKE else who, resource, verdict.rule))
+        if repeated is None:
+            return
+        body = {
+            "timestamp": when.text_of(self.now_ms()), "resource": resource, "rule": verdict.rule,
+            "action": verdict.action, "who": who, "address": address, "fault": verdict.fault, "repeated": repeated,
+        }  # fmt: skip
+        log.warning("policy.denied", extra={"fields": {key: body[key] for key in body if key != "timestamp"}})
+        try:
+            self.hub.submit([Own(THREAD_AUDIT, KIND_DENIED, body)]).add_done_callback(_written)
+        except SplError as exc:
+            log.warning("policy.audit_lost", extra={"fields": {"code": exc.code}})
+
+    def _due(self, kind: _Kind) -> int | None:
+        """Return how many of the kind were passed over since the last that was told; None to pass this one over too.
+
+        A peer that is refused the handshake has a new DID at no cost, so there it counts by address.
+        """
+        now_ms = self.now_ms()
+        with self._lock:
+            told_ms, count = self._told.pop(kind, (-AUDIT_EVERY_S * 1000, 0))
+            due = now_ms - told_ms >= AUDIT_EVERY_S * 1000
+            if due:
+                self._bucket, due, _ = self._bucket.take(now_ms / 1000)
+            self._told[kind] = (now_ms, 0) if due else (told_ms, count + 1)
+            if len(self._told) > KINDS_MAX:
+                self._told.popitem(last=False)
+        return count if due else None
+
+
+def _written(done: "Future[list[Outcome]]") -> None:
+    """Log a denial whose record was not taken; the denial stands."""
+    fault = done.exception()
+    if fault is not None:
+        log.warning("policy.audit_lost", extra={"fields": {"code": getattr(fault, "code", "internal")}})

@@ -1,0 +1,89 @@
+"""Projections as they are read: what a peer claims of records that it does not share in full.
+
+They stand in the log under their pair and among no records.  A reading leaves out what is better known by now: a claim
+whose record we hold, and one of a coarser level than the peer gives at present, because what it gave since the level
+was raised says all that and more.  What was shown is not recalled: a claim stays when its grant is lowered or ends.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..core import consent
+from ..core.consent import Inlet
+from ..core.pair.pair import Pair
+from ..core.record.levels import NAMES, STRUCTURAL
+from .log import Store
+from .segments import PROJECTION
+from .views import Views
+
+SCAN_ROWS_MAX: Final = 10_000
+_CHUNK_ROWS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One projection; `id` is the record's at L1, else a pseudonym, and `ns` our namespace, `peer_ns` the peer's."""
+
+    seq: int
+    id: str
+    level: int
+    ns: str
+    peer_ns: str
+    by: str
+    record: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the claim for people, marked so that nobody takes it for a record."""
+        return {
+            "object": "projection", "claimed_by": self.by, "id": self.id, "level": NAMES[self.level],
+            "namespace": self.ns, "peer_namespace": self.peer_ns, "sequence": self.seq, **self.record,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """A page of claims, oldest first; `after` is where the next one begins, None at the end."""
+
+    found: list[Claim]
+    after: int | None
+
+
+def read(
+    store: Store, views: Views, pair: Pair, namespace: str, after: int, limit: int,
+    reaches: Callable[[str], bool] = lambda ns: True,
+) -> Claims:  # fmt: skip
+    """Return up to `limit` claims of a pair with a higher seq, of one of our namespaces or all that the reader reaches.
+
+    One call looks at 10,000 lines at most, so a page may hold few claims, or none, and still have a next one.
+    """
+    inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
+    found: list[Claim] = []
+    for _ in range(0, SCAN_ROWS_MAX, _CHUNK_ROWS):
+        rows = store.index.after(f"x:{pair.pair_id}", after, _CHUNK_ROWS)
+        mine = [row for row in rows if row.kind == PROJECTION and namespace in ("", row.ns) and reaches(row.ns)]
+        for row, payload in zip(mine, store.payloads(mine), strict=True):
+            claim = _claim(row.seq, row.ns, payload)
+            if _is_the_best(store, inlets, claim):
+                if len(found) == limit:
+                    return Claims(found, found[-1].seq)
+                found.append(claim)
+        if len(rows) < _CHUNK_ROWS:
+            return Claims(found, None)
+        after = rows[-1].seq
+    return Claims(found, after)
+
+
+def _claim(seq: int, ns: str, payload: bytes) -> Claim:
+    value = json.loads(payload)
+    mark = value["projection"]
+    return Claim(seq, value["id"], NAMES.index(mark["level"]), ns, mark["ns"], mark["by"], value["record"])
+
+
+def _is_the_best(store: Store, inlets: Mapping[str, Inlet], claim: Claim) -> bool:
+    """Tell whether nothing better is held, or was given since."""
+    inlet = inlets.get(claim.peer_ns)
+    if inlet is not None and claim.level > inlet.level:
+        return False
+    return claim.level != STRUCTURAL or store.index.find(claim.id) is None

@@ -1,0 +1,318 @@
+"""Opening a log: from whatever the last process left in the folder to a log and an index that agree.
+
+The index's last line is compared with the log by its running hash, and what follows it is read:
+
+    clean stop      damaged lines are passed over and reported, nothing is cut
+    any other end   bytes after the last good line of the last segment are cut (they were never acknowledged), and
+                    the rest is synced before it is served, because it may have been seen only by the page cache
+
+A damaged line keeps its seq and has an empty row in the index; its bytes stay where they are.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.errors import SplError
+from ..core.record import record
+from ..core.record.levels import NAMES
+from .disk import TEMP_SUFFIX, Disk, File
+from .index import Added, Index
+from .segments import RUN_START, Chain, Line, LineError, Place, Segments, entry_of, header_of
+
+CLEAN_NAME: Final = "clean"
+INDEX_FOLDER: Final = "index"
+
+_SMALL_BYTES_MAX: Final = 4096
+_BATCH_LINES: Final = 512
+DAMAGES_MAX: Final = 1000
+
+
+class StoreError(SplError):
+    """The store cannot be opened, or does not take appends any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A place in the log that is not served: the first seq lost there, how many lines, and where it begins.
+
+    `lines` is 0 where a header or foreign bytes were damaged and no line is missing.  `end` is the place, a segment and
+    an offset, where the log goes on.
+    """
+
+    seq: int
+    lines: int
+    segment: int
+    offset: int
+    end: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenReport:
+    """What opening found: `lines` were read to bring the index up to date, `rebuilt` when it covered none before.
+
+    `damaged` names the first 1000 places among those lines; `cut_bytes` were the torn tail.
+    """
+
+    unclean: bool
+    cut_bytes: int
+    damaged: tuple[Damage, ...]
+    rebuilt: bool
+    lines: int
+    took_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A log ready to be appended to: its files, the last one open, the complete index, and what was found."""
+
+    segments: Segments
+    active: File
+    index: Index
+    epoch: str
+    report: OpenReport
+
+
+def recover(
+    folder: Path, disk: Disk, random_bytes: Callable[[int], bytes], progress: Callable[[int, int], None]
+) -> Opened:
+    """Return the log in `folder`, created when it is empty; everything in it is durable.
+
+    Raises StoreError "store-damaged" when the log is gone, LineError "store-newer", OSError.
+    """
+    disk.mkdir(folder)
+    segments = Segments(folder, disk)
+    headers = [header for first in segments.firsts if (header := header_of(segments.head(first, _SMALL_BYTES_MAX)))]
+    mark = _read_mark(folder, disk)
+    if not segments.firsts and mark and mark["seq"]:
+        raise StoreError("store-damaged", f"the log had {mark['seq']} lines at the last stop, and its files are gone")
+    cut, fresh = _clear_up(folder, disk, segments), not segments.firsts
+    mark = mark if mark and _fits(mark, segments) else None
+    epoch = headers[0].epoch if headers else random_bytes(16).hex()
+    index = Index(folder / INDEX_FOLDER, disk, epoch, segments.read, random_bytes)
+    if fresh:
+        segments.begin(epoch, 1, RUN_START)
+    before = _fit(index)
+    replay = Replay(segments, index)
+    for done, total in replay.run():
+        progress(done, total)
+    if mark is None:
+        cut += replay.cut_tail()
+        disk.fsync_dir(folder)
+    bad_tail = mark is not None and replay.pass_over_tail(mark["seq"], mark["run"])
+    if bad_tail or not (fresh or headers):
+        # A new segment keeps an epoch that no header told, and bad lines that are not a torn tail: only the last
+        # segment is ever cut.
+        segments.begin(epoch, index.covered + 1, index.run)
+    disk.unlink(folder / CLEAN_NAME)
+    disk.fsync_dir(folder)
+    unclean = mark is None and not (fresh and not cut)
+    report = OpenReport(unclean, cut, tuple(replay.damaged), not before and replay.lines > 0, replay.lines)
+    return Opened(segments, segments.open_last(), index, epoch, report)
+
+
+def clean_mark(seq: int, run: str, segment: int, size: int) -> bytes:
+    """Return the content of the file that tells a clean stop."""
+    return json.dumps({"seq": seq, "run": run, "segment": segment, "bytes": size}).encode()
+
+
+class Replay:
+    """Reads the lines behind the index into it."""
+
+    def __init__(self, segments: Segments, index: Index) -> None:
+        self._segments, self._index = segments, index
+        self.damaged: list[Damage] = []
+        self.lines = 0
+        place = index.place(index.covered)
+        self._next = (place.segment, place.end) if place else (segments.firsts[0], 0)
+        self._good_end = self._next  # behind the last good line, or behind a header
+        self._pending: tuple[int, int] | None = None  # where the bad bytes since then begin
+        self._chain = Chain(index.covered + 1, index.run)
+        self._batch: list[Added] = []
+
+    def run(self, end: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
+        """Read to the end, or up to a place (segment, offset); yield (bytes read, bytes in all) now and then.
+
+        May be called again for what follows.  Bad bytes at the end are left to `cut_tail` or `pass_over_tail`.
+        """
+        first, offset = self._next
+        total = sum(self._segments.size(each) for each in self._segments.firsts if each >= first) - offset
+        done = 0
+        for segment, at, raw, whole in self._segments.lines(first, offset):
+            if end is not None and (segment, at) >= end:
+                break
+            if at == 0:
+                self._enter(segment, raw)
+            elif whole and (line := self._judge(raw, (segment, at))):
+                self._batch.append(
+                    (line.seq, Place(segment, at, len(raw) - len(line.payload) - 1, len(line.payload)), entry_of(line))
+                )
+                self._good_end = (segment, at + len(raw) + 1)
+                self.lines += 1
+            else:
+                self._pending = self._pending or (segment, at)
+            self._next = (segment, at + len(raw) + whole)
+            done += len(raw) + whole
+            if len(self._batch) >= _BATCH_LINES:
+                self._commit()
+                yield done, total
+        self._commit()
+
+    def cut_tail(self) -> int:
+        """Cut what follows the last good line in the last segment, sync the rest; return how many bytes were cut."""
+        segment, end = self._good_end
+        if self._pending and self._pending < self._good_end:
+            self._close_gap(self._chain.expected, self._pending, self._good_end)
+        active = self._segments.open_last()
+        cut = active.size() - end if segment == self._segments.firsts[-1] else 0
+        if cut > 0:
+            active.truncate(end)
+        active.sync()
+        return max(0, cut)
+
+    def pass_over_tail(self, seq: int, run: str) -> bool:
+        """Report bad bytes at the end of a log that was stopped cleanly behind line `seq`; tell whether there are."""
+        if not self._pending:
+            return False
+        self._close_gap(seq + 1, self._pending, self._next)
+        self._chain.run = run
+        self._commit()
+        return True
+
+    def _enter(self, segment: int, raw: bytes) -> None:
+        """Begin a segment; where its header is bad, its name tells the seq and the running hash just goes on."""
+        if segment > self._chain.expected or self._pending:
+            self._close_gap(segment, self._pending or self._good_end, (segment, 0))
+        if not self._chain.enter(raw, segment):
+            self._pending = (segment, 0)
+        self._good_end = (segment, len(raw) + 1)
+
+    def _judge(self, raw: bytes, place: tuple[int, int]) -> Line | None:
+        expected = self._chain.expected
+        line = self._chain.judge(raw)
+        if line and (self._pending or line.seq > expected):
+            self._close_gap(line.seq, self._pending or self._good_end, place, expected)
+        return line
+
+    def _close_gap(self, seq: int, start: tuple[int, int], end: tuple[int, int], expected: int = 0) -> None:
+        """Report what was passed over before `seq`, and leave the rows of those lines empty."""
+        expected = expected or self._chain.expected
+        if len(self.damaged) < DAMAGES_MAX:
+            self.damaged.append(Damage(expected, max(0, seq - expected), *start, end))
+        for lost in range(expected, seq):
+            self._batch.append((lost, None, None))
+            if len(self._batch) >= _BATCH_LINES:
+                self._commit()
+        self._pending = None
+
+    def _commit(self) -> None:
+        if self._batch:
+            self._index.add(self._batch, self._chain.run)
+            self._batch = []
+
+
+def _fit(index: Index) -> int:
+    """Drop what the index has and the log has not; return the last seq that both have."""
+    while index.covered:
+        try:
+            if index.line(index.covered).run == index.run:
+                break
+        except LineError:
+            pass  # gone or damaged, which is as good as another log
+        index.drop_newest()
+    return index.covered
+
+
+def _read_mark(folder: Path, disk: Disk) -> dict[str, Any] | None:
+    """Return the mark of a clean stop; None when there is none to rely on."""
+    try:
+        mark: dict[str, Any] = json.loads(disk.read(folder / CLEAN_NAME, _SMALL_BYTES_MAX) or b"")
+        sound = (
+            isinstance(mark["run"], str)
+            and len(bytes.fromhex(mark["run"])) == len(RUN_START) // 2
+            and all(type(mark[name]) is int for name in ("seq", "segment", "bytes"))
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return mark if sound else None
+
+
+def _fits(mark: dict[str, Any], segments: Segments) -> bool:
+    return segments.firsts[-1:] == [mark["segment"]] and segments.size(mark["segment"]) == mark["bytes"]
+
+
+def _clear_up(folder: Path, disk: Disk, segments: Segments) -> int:
+    """Remove what a killed process left half made; return the bytes of a last segment without a whole header."""
+    for name in disk.list(folder):
+        if name.endswith(TEMP_SUFFIX):
+            disk.unlink(folder / name)
+    if not segments.firsts:
+        return 0
+    last = segments.firsts[-1]
+    _, _, _, whole = next(segments.lines(last, 0), (0, 0, b"", False))
+    if whole:
+        return 0
+    size = segments.size(last)
+    segments.drop_last()
+    return size
+
+
+_NOT_MISSED: Final = re.compile(rb'\{"k":"(?:pos|ref)",')
+"""Positions and refusals: sync reads on from an earlier place, and judges anew what is offered again."""
+
+
+# In canonical JSON "env" never follows "run", so no record can hold these bytes.
+_STATED: Final = re.compile(rb',"run":".{32}","(env|body)":\{"id":"([0-9a-f]{64})",')
+
+
+_RECORD: Final = re.compile(rb'"record":(\{.*\}),"sig":\{', re.DOTALL)
+
+
+_FROM: Final = re.compile(rb'"from":"([^"]*)"')
+
+
+def held_lines(index: Index, segments: Segments, damage: Damage) -> int:
+    """Return how many of the lines lost at a place are held elsewhere, or are not missed; none where the index is old.
+
+    That is an index made before the damage: what it finds may be the damaged lines themselves.
+    """
+    if not damage.lines or index.place(damage.seq) is not None:
+        return 0
+    held = 0
+    for segment, at, raw, _ in segments.lines(damage.segment, damage.offset):
+        if (segment, at) >= damage.end:
+            break
+        held += _held_in(index, damage, raw)
+    return min(held, damage.lines)
+
+
+def _held_in(index: Index, damage: Damage, raw: bytes) -> int:
+    """Return how many lines in these bytes without line feed, mostly one, are not lost."""
+    if _NOT_MISSED.match(raw):
+        return 1
+    held = 0
+    for member, id_ in _STATED.findall(raw):
+        held += _is_held(index, damage, id_.decode()) if member == b"env" else _is_shown(index, raw, id_.decode())
+    return held or _is_held(index, damage, _computed_id(raw))
+
+
+def _is_held(index: Index, damage: Damage, id_: str) -> bool:
+    row = index.find(id_)
+    return row is not None and not damage.seq <= row.seq < damage.seq + damage.lines
+
+
+def _is_shown(index: Index, raw: bytes, id_: str) -> bool:
+    pair = _FROM.search(raw)
+    return pair is not None and any(index.is_shown(pair[1].decode("utf-8", "replace"), level, id_) for level in NAMES)
+
+
+def _computed_id(raw: bytes) -> str:
+    """Return the id of the record in a line, "" where it cannot be read."""
+    found = _RECORD.search(raw)
+    try:
+        return record.record_id(json.loads(found[1])) if found else ""
+    except (ValueError, KeyError, TypeError, RecursionError, SplError):
+        return ""

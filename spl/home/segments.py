@@ -1,0 +1,378 @@
+"""The log's files: named by the first seq in them, read by many threads through a few descriptors.
+
+Nothing here knows what a line means, except that it ends with a line feed and that a segment begins with a header.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+from ..core import canon
+from ..core.errors import SplError
+from .disk import Disk, File
+
+SUFFIX: Final = ".jsonl"
+
+_NAME_DIGITS: Final = 20
+_CHUNK_BYTES: Final = 256 * 1024
+_OPEN_MAX: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a line stands: segment (its first seq), offset in it, bytes before the payload, bytes of the payload."""
+
+    segment: int
+    offset: int
+    head: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """The offset behind the line: after the payload come a brace and the line feed."""
+        return self.offset + self.head + self.length + 2
+
+
+class Segments:
+    """The segments of one log; `firsts` are their first seqs, ascending."""
+
+    def __init__(self, folder: Path, disk: Disk) -> None:
+        self.folder, self._disk = folder, disk
+        self._files: dict[int, File] = {}
+        self._lock = Lock()
+        names = [name for name in disk.list(folder) if name.endswith(SUFFIX)]
+        digits = [name.removesuffix(SUFFIX) for name in names]
+        self.firsts = [int(text) for text in digits if len(text) == _NAME_DIGITS and text.isdigit()]
+
+    def begin(self, epoch: str, first: int, run: str) -> None:
+        """Create the segment that starts with seq `first`; its header and name are durable on return."""
+        self._disk.replace_atomic(self._path(first), encode_header(epoch, first, run))
+        with self._lock:
+            self._files.pop(first, None)
+        if first not in self.firsts:
+            self.firsts = [*self.firsts, first]
+
+    def open_last(self) -> File:
+        """Return the last segment opened to append."""
+        return self._disk.open_append(self._path(self.firsts[-1]))
+
+    def drop_last(self) -> None:
+        """Remove the last segment durably."""
+        *self.firsts, last = self.firsts
+        with self._lock:
+            self._files.pop(last, None)
+        self._disk.unlink(self._path(last))
+        self._disk.fsync_dir(self.folder)
+
+    def size(self, first: int) -> int:
+        """Return the bytes of a segment."""
+        return self._file(first).size()
+
+    def head(self, first: int, bytes_max: int) -> bytes:
+        """Return a segment's first line without its line feed, or its first `bytes_max` bytes when there is none."""
+        return self._file(first).pread(bytes_max, 0).split(b"\n", 1)[0]
+
+    def read(self, first: int, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes of a segment.  Raises LineError "store-damaged" when they cannot be had."""
+        try:
+            data = self._file(first).pread(size, offset)
+        except OSError as exc:
+            raise LineError("store-damaged", f"segment {first} cannot be read: {exc.strerror or exc}") from exc
+        if len(data) != size:
+            raise LineError("store-damaged", f"segment {first} ends too early")
+        return data
+
+    def lines(self, first: int, offset: int) -> Iterator[tuple[int, int, bytes, bool]]:
+        """Yield (segment, offset, bytes without line feed, whether it had one) from a place to the end of the log."""
+        for segment in [each for each in self.firsts if each >= first]:
+            file, at = self._file(segment), offset if segment == first else 0
+            rest, end = b"", file.size()
+            while data := file.pread(max(0, min(_CHUNK_BYTES, end - at - len(rest))), at + len(rest)):
+                *whole, rest = (rest + data).split(b"\n")
+                for raw in whole:
+                    yield segment, at, raw, True
+                    at += len(raw) + 1
+            if rest:
+                yield segment, at, rest, False
+
+    def _path(self, first: int) -> Path:
+        return self.folder / f"{first:0{_NAME_DIGITS}d}{SUFFIX}"
+
+    def _file(self, first: int) -> File:
+        """Return a segment opened to read; of too many the first opened is let go, and closes with its last reader."""
+        with self._lock:
+            file = self._files.get(first)
+            if file is None:
+                if len(self._files) >= _OPEN_MAX:
+                    del self._files[next(iter(self._files))]
+                file = self._files[first] = self._disk.open_read(self._path(first))
+            return file
+
+
+FORMAT: Final = 1
+
+
+RUN_START: Final = "0" * 32
+
+
+ENVELOPE_KINDS: Final = frozenset({"rec", "alt"})
+
+
+PROJECTION: Final = "proj"
+
+
+_RUN: Final = b',"run":"'
+
+
+_ENV: Final = b'"env":'
+
+
+_BODY: Final = b'"body":'
+
+
+_SUM: Final = b',"sum":"'
+
+
+_RUN_DIGITS: Final = 32
+
+
+_ANCHORS_MAX: Final = 8
+
+
+_RUN_FIELD: Final = re.compile(rb',"run":"([0-9a-f]{32})","(?:env|body)":')
+
+
+class LineError(SplError):
+    """A line is not of the log's form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is appended.  `payload` is canonical JSON; what follows `own` is derived from it, for the index.
+
+    id, thread, actor, clock and voucher belong to envelopes (kinds rec and alt), pair to kinds pos and ref; pair, id
+    and level to projections (kind proj).
+    """
+
+    kind: str
+    payload: bytes
+    origin: str = "local"
+    ns: str = ""
+    own: bool = False
+    id: str = ""
+    thread: str = ""
+    actor: str = ""
+    clock: int = 0
+    voucher: str = ""
+    pair: str = ""
+    level: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line as it stands in the log; `at_ms` is its arrival in Unix ms, `run` the running hash after it."""
+
+    kind: str
+    seq: int
+    at_ms: int
+    origin: str
+    ns: str
+    own: bool
+    run: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a segment: format, the store's epoch, the first seq in it and the running hash before."""
+
+    format: int
+    epoch: str
+    seq: int
+    run: str
+
+
+def encode(entry: Entry, seq: int, at_ms: int, before: str) -> tuple[bytes, str, int]:
+    """Return (line with its line feed, running hash after it, bytes before the payload)."""
+    prefix = b'{"k":%b,"seq":%d,"at":%d,"from":%b%b%b,' % (
+        _text(entry.kind), seq, at_ms, _text(entry.origin),
+        b',"ns":' + _text(entry.ns) if entry.ns else b"",
+        b',"own":true' if entry.own else b"",
+    )  # fmt: skip
+    member = _ENV if entry.kind in ENVELOPE_KINDS else _BODY
+    tail = b"%b%b}" % (member, entry.payload)
+    run = chain(before, prefix, tail)
+    line = b'%b"run":"%b",%b\n' % (prefix, run.encode(), tail)
+    return line, run, len(prefix) + len(_RUN) - 1 + _RUN_DIGITS + 2 + len(member)
+
+
+def chain(before: str, prefix: bytes, tail: bytes) -> str:
+    """Return the running hash after a line of these parts, `before` being the one before it."""
+    return sha256(b"%b%b%b" % (bytes.fromhex(before), prefix, tail)).hexdigest()[:_RUN_DIGITS]
+
+
+def split(raw: bytes) -> tuple[bytes, str, bytes]:
+    """Return (prefix, stored running hash, tail) of a line without its line feed.
+
+    The first `,"run":"` is the member itself: in the texts before it a quote would stand behind a backslash.
+    Raises LineError "store-damaged".
+    """
+    at = raw.find(_RUN)
+    start = at + len(_RUN)
+    end = start + _RUN_DIGITS
+    if at < 0 or raw[end : end + 2] != b'",':
+        raise LineError("store-damaged", "a line has no running hash")
+    try:
+        return raw[: at + 1], raw[start:end].decode("ascii"), raw[end + 2 :]
+    except UnicodeDecodeError as exc:
+        raise LineError("store-damaged", "a line has no running hash") from exc
+
+
+def assemble(prefix: bytes, run: str, tail: bytes) -> Line:
+    """Return the Line of the parts that `split` returned.  Raises LineError "store-damaged"."""
+    try:
+        head = json.loads(prefix[:-1].decode() + "}")
+        kind, seq, at_ms, origin = head["k"], head["seq"], head["at"], head["from"]
+        ns, own = head.get("ns", ""), head.get("own", False)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise LineError("store-damaged", "a line's facts are not readable") from exc
+    member = _ENV if kind in ENVELOPE_KINDS else _BODY
+    if not (tail.startswith(member) and tail.endswith(b"}")):
+        raise LineError("store-damaged", "a line's payload is not where its kind has it")
+    return Line(kind, seq, at_ms, origin, ns, own, run, tail[len(member) : -1])
+
+
+def parse(raw: bytes) -> Line:
+    """Return the Line in these bytes (no line feed), its running hash not checked.  Raises LineError."""
+    return assemble(*split(raw))
+
+
+def entry_of(line: Line) -> Entry:
+    """Return what was appended as this line; the index is rebuilt from it.  Raises LineError "store-damaged"."""
+    kind, payload = line.kind, line.payload
+    try:
+        if kind in ENVELOPE_KINDS:
+            value = json.loads(payload.decode())
+            record = value["record"]
+            return Entry(
+                kind,
+                payload,
+                line.origin,
+                line.ns,
+                line.own,
+                value["id"],
+                record["thread"],
+                record["actor"],
+                record["clock"],
+                value["sig"]["by"],
+            )
+        if kind == PROJECTION:
+            value = json.loads(payload.decode())
+            level = value["projection"]["level"]
+            return Entry(kind, payload, line.origin, line.ns, id=value["id"], pair=line.origin, level=level)
+        if kind in ("pos", "ref"):
+            return Entry(kind, payload, line.origin, line.ns, line.own, pair=json.loads(payload.decode())["pair"])
+    except (ValueError, KeyError, TypeError) as exc:
+        raise LineError("store-damaged", f"the payload of line {line.seq} is not readable") from exc
+    return Entry(kind, payload, line.origin, line.ns, line.own)
+
+
+def encode_header(epoch: str, seq: int, run: str) -> bytes:
+    """Return the header line of a segment, with its line feed."""
+    text = b'{"k":"head","format":%d,"epoch":"%b","seq":%d,"run":"%b"' % (FORMAT, epoch.encode(), seq, run.encode())
+    return b'%b%b%b"}\n' % (text, _SUM, _checksum(text))
+
+
+def parse_header(raw: bytes) -> Header:
+    """Return the header in these bytes (no line feed).
+
+    Raises LineError "store-newer" for a later format, or "store-damaged".
+    """
+    text, _, rest = raw.partition(_SUM)
+    # The checksum first: every format keeps these two members, or one bad bit would look like a newer format.
+    if not text.startswith(b'{"k":"head","format":') or rest != _checksum(text) + b'"}':
+        raise LineError("store-damaged", "a segment's header is not readable")
+    value: dict[str, Any] = json.loads(text + b"}")
+    if value["format"] > FORMAT:
+        raise LineError("store-newer", f"the store has format {value['format']}, this version knows {FORMAT}")
+    return Header(value["format"], value["epoch"], value["seq"], value["run"])
+
+
+def header_of(raw: bytes) -> Header | None:
+    """Return the header in a line's bytes, None when it is damaged or none.  Raises LineError "store-newer"."""
+    try:
+        return parse_header(raw)
+    except LineError as exc:
+        if exc.code == "store-newer":
+            raise
+        return None
+
+
+class Chain:
+    """Judges the lines of a log in order: good ones by the running hash, the rest as damaged.
+
+    `expected` is the seq after the last good line or header, `run` the running hash there.
+
+    After a damaged line the hash goes on from either its stored or its computed value, so one bad byte costs one
+    line wherever it hit.  Where a line cannot even be taken apart, what looks like its running hash is tried; if
+    that was hit too, the line after it counts as damaged as well, and its stored hash carries on.
+    """
+
+    __slots__ = ("_anchors", "expected", "run")
+
+    def __init__(self, expected: int, run: str) -> None:
+        self.expected, self.run = expected, run
+        self._anchors = [run]
+
+    def enter(self, raw: bytes, first: int) -> bool:
+        """Go on behind the first line of the segment named `first`; tell whether it is a good header.
+
+        A good one is as good as a line; of a bad one the segment's name gives the seq, and the hash just goes on.
+        """
+        header = header_of(raw)
+        self.expected = max(self.expected, header.seq if header else first)
+        if header:
+            self.run, self._anchors = header.run, [header.run]
+        else:
+            self._remember(_runs_in(raw) + self._anchors)
+        return header is not None
+
+    def judge(self, raw: bytes) -> Line | None:
+        """Return the line in these bytes (no line feed), or None when it is damaged."""
+        try:
+            prefix, run, tail = split(raw)
+        except LineError:
+            self._remember(_runs_in(raw) + self._anchors)
+            return None
+        computed = [chain(anchor, prefix, tail) for anchor in self._anchors]
+        if run in computed:
+            line = assemble(prefix, run, tail)
+            if line.seq >= self.expected:
+                self._anchors, self.expected, self.run = [run], line.seq + 1, run
+                return line
+        self._remember(_runs_in(raw) + computed)
+        return None
+
+    def _remember(self, candidates: list[str]) -> None:
+        # Bounded, or a long stretch of bad lines would cost its square.
+        self._anchors = list(dict.fromkeys(candidates))[:_ANCHORS_MAX]
+
+
+def _runs_in(raw: bytes) -> list[str]:
+    """Return what looks like running hashes in bytes that may be parts of lines."""
+    return [text.decode() for text in _RUN_FIELD.findall(raw)[-_ANCHORS_MAX // 2 :]]
+
+
+def _checksum(text: bytes) -> bytes:
+    return sha256(text).hexdigest()[:_RUN_DIGITS].encode()
+
+
+@lru_cache(maxsize=1024)
+def _text(value: str) -> bytes:
+    return canon.encode(value)

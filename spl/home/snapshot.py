@@ -1,0 +1,465 @@
+"""Taking snapshots: a thread, or everything, as it stands up to one sequence, in memory that does not grow with it.
+
+Two passes over the same lines: the first counts the ids and digests them in order, for the header; the second gives
+the stored bytes.  Both stop at the sequence that was the last at the start, so what arrives meanwhile is in neither.
+The bytes are the log's: whether they are still sound is what `spl store check` asks.
+"""
+
+import copy
+import hashlib
+import heapq
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Final
+
+from ..core import consent
+from ..core.errors import SplError
+from ..core.gate import Gate, Roots
+from ..core.identity.did import Chain
+from ..core.limits import MIB, Limits
+from ..core.pair.pair import Pair
+from ..core.record import namespace, record
+from ..core.record.namespace import Namespace
+from ..core.record.record import Envelope
+from ..core.record.snapshot import Header, Read, SnapshotError, header_of, lines, malformed
+from .disk import Disk, File
+from .log import Entry, Row, Store
+from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
+from .writer import Hub
+from .writes import Arrive, Commit
+
+ROWS: Final = 500
+PIECE_BYTES: Final = 256 * 1024
+RUN_IDS: Final = 65_536
+SPOOL_NAME: Final = "snapshot-ids"
+
+_ID_BYTES: Final = 32
+_READ_IDS: Final = 256
+_ID_AT: Final = len('{"id":"')
+
+MayRead = Callable[[Row], bool]
+
+
+class IdDigest:
+    """The digest over ids in ascending order: sorted runs in an unlinked file, merged at the end.
+
+    Memory: one run of ids, and 8 KiB for each run written.
+    """
+
+    def __init__(self, disk: Disk, folder: Path, run_ids: int = RUN_IDS) -> None:
+        self._disk, self._folder, self._run_ids = disk, folder, run_ids
+        self._run: list[bytes] = []
+        self._spool: File | None = None
+        self._counts: list[int] = []
+        self.count = 0
+
+    def add(self, record_id: str) -> None:
+        """Take one id, in any order."""
+        self._run.append(bytes.fromhex(record_id))
+        self.count += 1
+        if len(self._run) >= self._run_ids:
+            self._flush()
+
+    def finish(self) -> tuple[str, str]:
+        """Return (digest, an id that came twice or "")."""
+        found, before, twice = hashlib.sha256(), b"", ""
+        for raw in heapq.merge(sorted(self._run), *(self._read(number) for number in range(len(self._counts)))):
+            if raw == before:
+                twice = raw.hex()
+            found.update(raw.hex().encode() + b"\n")
+            before = raw
+        return found.hexdigest(), twice
+
+    def _flush(self) -> None:
+        if self._spool is None:
+            self._spool = scratch(self._disk, self._folder, SPOOL_NAME)
+        self._spool.pwrite(b"".join(sorted(self._run)), sum(self._counts) * _ID_BYTES)
+        self._counts.append(len(self._run))
+        self._run = []
+
+    def _read(self, number: int) -> Iterator[bytes]:
+        assert self._spool is not None
+        at, left = sum(self._counts[:number]), self._counts[number]
+        while left:
+            count = min(left, _READ_IDS)
+            data = self._spool.pread(count * _ID_BYTES, at * _ID_BYTES)
+            yield from (data[start : start + _ID_BYTES] for start in range(0, len(data), _ID_BYTES))
+            at, left = at + count, left - count
+
+
+def take(
+    store: Store, disk: Disk, folder: Path, *, instance: str, thread: str, may_read: MayRead = lambda row: True
+) -> Iterator[bytes]:
+    """Yield a snapshot: the header, then pieces of whole lines of about 256 KiB.
+
+    `thread` "" takes all, reserved ones too, and asks no `may_read`.  A thread that does not exist, or of which nothing
+    may be read, is an empty snapshot.  `folder` is where many ids are sorted.  Raises LineError "store-damaged".
+    """
+    upto, ids = store.last_seq, IdDigest(disk, folder)
+    for payload in _payloads(store, thread, upto, may_read):
+        ids.add(payload[_ID_AT : _ID_AT + 2 * _ID_BYTES].decode())
+    digest, _ = ids.finish()
+    yield Header(instance, thread, ids.count, digest).encode()
+    piece = bytearray()
+    for payload in _payloads(store, thread, upto, may_read):
+        piece += payload + b"\n"
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
+
+
+def scratch(disk: Disk, folder: Path, name: str) -> File:
+    """Return a new file that has no name any more: it goes with its last user, however that ends."""
+    disk.mkdir(folder)
+    path = folder / name
+    file = disk.create(path)
+    disk.unlink(path)
+    return file
+
+
+def _payloads(store: Store, thread: str, upto: int, may_read: MayRead) -> Iterator[bytes]:
+    """Yield the stored envelopes up to a sequence, in order of arrival."""
+    if not thread:
+        for line in store.scan(1):
+            if line.seq > upto:
+                return
+            if line.kind == "rec":
+                yield line.payload
+        return
+    seq = 0
+    while page := store.index.after(f"t:{thread}", seq, ROWS):
+        yield from store.payloads([row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)])
+        seq = page[-1].seq
+        if seq >= upto:
+            return
+
+
+log = logging.getLogger("spl.store")
+
+
+ORIGIN: Final = "restore"
+
+
+UPLOADS_MAX: Final = 4
+
+
+UPLOAD_IDLE_MS: Final = 600_000
+
+
+FREE_BYTES_MIN: Final = 64 * MIB
+
+
+SHOWN: Final = 10
+
+
+SUBMIT_TRIES: Final = 300
+
+
+SUBMIT_AGAIN_S: Final = 0.1
+
+
+COMMIT_TIMEOUT_S: Final = 120.0
+
+
+FOLDER: Final = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the one who restores may do: reserved threads, and which namespaces."""
+
+    admin: bool
+    reaches: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One line that may not be restored; `number` counts from 1, the header's."""
+
+    number: int
+    code: str
+    text: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the first pass found."""
+
+    header: Header
+    new: int = 0
+    known: int = 0
+    bytes: int = 0
+    """Of the new ones."""
+    refused: Counter[str] = field(default_factory=Counter)
+    refusals: list[Refusal] = field(default_factory=list)
+    """The first ten."""
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
+    """All pairs, as they stand once the file is restored."""
+
+    def refuse(self, number: int, exc: SplError) -> None:
+        """Note one refused line."""
+        self.refused[exc.code] += 1
+        if len(self.refusals) < SHOWN:
+            self.refusals.append(Refusal(number, exc.code, exc.message))
+
+
+@dataclass(slots=True)
+class _Upload:
+    file: File
+    size: int
+    touched_ms: int
+
+
+class Restorer:
+    """Restores into one home.  Blocks on the disk; callable from any thread, one restore at a time."""
+
+    def __init__(self, hub: Hub, home: Path, disk: Disk, limits: Limits, *, now_ms: Callable[[], int]) -> None:
+        self.hub, self.limits = hub, limits
+        self._home, self._folder, self._disk, self._now_ms = home, home / FOLDER, disk, now_ms
+        self._roots = Roots(limits.verified_roots)
+        self._uploads: dict[str, _Upload] = {}
+        self._turn = threading.Lock()
+        self._uploading = threading.Lock()
+
+    def add(self, upload: str, at: int, data: bytes) -> int:
+        """Append a piece to an upload, which begins with a piece at 0, and return its size in bytes.
+
+        An upload is a file without a name, so a crash leaves nothing of it.  Idle for 10 minutes it is forgotten.
+        Raises SnapshotError "snapshot-upload", "overloaded", "body-too-large", "home-unusable".
+        """
+        with self._uploading:
+            now_ms = self._now_ms()
+            fresh = {name: item for name, item in self._uploads.items() if now_ms - item.touched_ms < UPLOAD_IDLE_MS}
+            self._uploads = fresh
+            if at == 0:
+                if len(fresh) >= UPLOADS_MAX and upload not in fresh:
+                    raise SnapshotError("overloaded", f"{UPLOADS_MAX} restores are being sent already")
+                fresh[upload] = _Upload(scratch(self._disk, self._folder, "restore"), 0, now_ms)
+            item = fresh.get(upload)
+            if item is None or item.size != at:
+                raise SnapshotError("snapshot-upload", f"no piece is expected at {at}")
+            if at + len(data) > self.limits.restore_bytes:
+                raise SnapshotError("body-too-large", f"a restore has at most {self.limits.restore_bytes} bytes")
+            self._check_room(len(data))
+            item.file.pwrite(data, at)
+            item.size, item.touched_ms = at + len(data), now_ms
+            return item.size
+
+    def take(self, upload: str) -> Read:
+        """Return the reader of a whole upload, which is no longer kept; raise SnapshotError "snapshot-upload"."""
+        with self._uploading:
+            item = self._uploads.pop(upload, None)
+        if item is None:
+            raise SnapshotError("snapshot-upload", "there is no such upload")
+        return item.file.pread
+
+    def run(
+        self, read: Read, rights: Rights, *, dry_run: bool, prepare: Callable[[Collection[Pair]], object] = len
+    ) -> Plan:
+        """Verify the snapshot and, unless `dry_run`, store what is new; return what there was to do.
+
+        `prepare` gets the pairs as they will be, before any is stored: their secrets come first.
+        Raises SnapshotError "snapshot-malformed", and without `dry_run` the first refusal with the facts line and
+        refused; then nothing is stored.
+        """
+        if not self._turn.acquire(blocking=False):
+            raise SnapshotError("overloaded", "another restore is running")
+        try:
+            plan, ways = self._verify(read, rights)
+            if dry_run:
+                return plan
+            if plan.refusals:
+                first = plan.refusals[0]
+                text = f"line {first.number}: {first.text}; nothing was restored"
+                raise SnapshotError(first.code, text, line=first.number, refused=plan.refused.total())
+            self._check_room(2 * plan.bytes)
+            if plan.pairs != self.hub.views.pairs:
+                prepare(plan.pairs.values())
+            self._store(read, ways)
+            fields = {"records": plan.header.count, "new": plan.new, "thread": plan.header.thread or "all"}
+            log.info("store.restored", extra={"fields": fields})
+            return plan
+        finally:
+            self._turn.release()
+
+    def _verify(self, read: Read, rights: Rights) -> tuple[Plan, "_Ways"]:
+        if self.hub.signer is None:
+            raise SnapshotError("identity-missing")
+        found = lines(read)
+        plan = Plan(header_of(next(found, b"")))
+        judge = _Judge(self.hub, self.limits, rights, plan.header.thread, self._roots)
+        ids = IdDigest(self._disk, self._folder)
+        for number, raw in enumerate(found, 2):
+            try:
+                envelope, fresh = judge.judge(raw)
+            except SplError as exc:
+                if exc.status >= 500:
+                    raise  # a fault of ours is no word on the record
+                plan.refuse(number, exc)
+                continue
+            ids.add(envelope.id)
+            plan.new, plan.known = plan.new + fresh, plan.known + (not fresh)
+            plan.bytes += len(envelope.raw) * fresh
+        if not plan.refusals:
+            digest, twice = ids.finish()
+            if twice:
+                raise malformed(f"record {twice} stands twice")
+            plan.header.check(ids.count, digest)
+        plan.pairs = judge.views.pairs
+        return plan, _ways(judge.views)
+
+    def _store(self, read: Read, ways: "_Ways") -> None:
+        """Give the hub what is not held, chunk by chunk; each is durable before the next is sent."""
+        silence = self.hub.listen(self._reload)
+        try:
+            for chunk in self._chunks(read, ways):
+                self._submit(chunk)
+        finally:
+            silence()
+
+    def _chunks(self, read: Read, ways: "_Ways") -> Iterator[list[Arrive]]:
+        chunk: list[Arrive] = []
+        size = 0
+        source = lines(read)
+        next(source)
+        for raw in source:
+            envelope = record.parse(raw, self.limits)
+            if self.hub.store.index.find(envelope.id) is not None:
+                continue
+            reserved = record.is_reserved(envelope.record["thread"])
+            chunk.append(Arrive(envelope, "" if reserved else _ns_of(envelope, ways), ORIGIN))
+            size += len(envelope.raw)
+            if len(chunk) >= self.limits.commit_records or size >= self.limits.commit_bytes // 2:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
+
+    def _submit(self, chunk: list[Arrive]) -> None:
+        """Return when the chunk is durable; a full write queue is waited for, up to 30 s."""
+        for attempt in range(SUBMIT_TRIES):
+            try:
+                self.hub.submit(chunk).result(COMMIT_TIMEOUT_S)
+                return
+            except SplError as exc:
+                if exc.code != "overloaded" or attempt + 1 == SUBMIT_TRIES:
+                    raise
+            threading.Event().wait(SUBMIT_AGAIN_S)
+
+    def _reload(self, commit: Commit) -> None:
+        """Fold the views anew after restored records of reserved threads; runs on the writer's thread."""
+        if any(record.is_reserved(thread) for thread in commit.threads):
+            self.hub.views.reload(self.hub.store)
+
+    def _check_room(self, size: int) -> None:
+        """Return when so many bytes fit; a full disk would make the store read-only."""
+        free = self._disk.free_bytes(self._home)
+        if free < size + FREE_BYTES_MIN:
+            text = f"the restore needs {size + FREE_BYTES_MIN} bytes of disk, {free} are free"
+            raise SnapshotError("home-unusable", text, hint="make room, then restore again")
+
+
+_Ways = Mapping[tuple[str, str], str]
+"""(signer, the namespace that a record of it names) -> ours that such records came into."""
+
+
+def _ways(views: Views) -> _Ways:
+    """Return into which of our namespaces the peers' own records come, usable or not."""
+    found = {}
+    for pair in views.pairs.values():
+        book = consent.book_of(views.consents, pair)
+        names = {*pair.namespaces, *(grant.maps for grant in book.theirs.values())}
+        every = {part: Namespace(part) for name in names for part in accumulate(name.split("/"), "{}/{}".format)}
+        inlets = consent.inbound(pair, book, every)
+        found.update({(pair.peer_did, name): inlet.ns for name, inlet in inlets.items() if inlet.full})
+    return found
+
+
+def _ns_of(envelope: Envelope, ways: _Ways) -> str:
+    """Return the namespace that a restored record belongs to: a peer's own where it crossed to, else what it names."""
+    named = record.namespace_of(envelope.record)
+    return ways.get((envelope.sig.by, named), named)
+
+
+class _Judge:
+    """Says of each line whether it may be restored.
+
+    `views` is a copy of the live folds (their values are replaced, never changed), in which what this instance itself
+    signed is folded as it is verified.
+    """
+
+    def __init__(self, hub: Hub, limits: Limits, rights: Rights, thread: str, roots: Roots) -> None:
+        assert hub.signer is not None
+        self._own: Chain = hub.signer.chain
+        self._store, self._limits, self._rights, self._thread, self._roots = hub.store, limits, rights, thread, roots
+        self.views: Views = copy.copy(hub.views)
+        self._stale = False
+        self._refresh()
+
+    def judge(self, raw: bytes) -> tuple[Envelope, bool]:
+        """Return (envelope, whether it is new here); raise SplError by what refuses it.
+
+        Bytes that the log holds were verified when they came.
+        """
+        envelope = record.parse(raw, self._limits)
+        if self._stale and envelope.sig.by != self._own.did:
+            self._refresh()
+        self._check_place(envelope)
+        row = self._store.index.find(envelope.id)
+        if row is not None and self._store.payloads([row]) == [envelope.raw]:
+            return envelope, False
+        code = self._gate.signature_code(envelope)
+        if code:
+            text = "is not known here" if code == "chain-unknown" else "does not hold"
+            raise SnapshotError(code, f"the signature by {envelope.sig.by} {text}", signer=envelope.sig.by)
+        self._learn(envelope)
+        return envelope, row is None
+
+    def _check_place(self, envelope: Envelope) -> None:
+        value, by = envelope.record, envelope.sig.by
+        thread, actor = value["thread"], value["actor"]
+        if self._thread and thread != self._thread:
+            raise malformed(f"a record of thread {thread[:80]} in a snapshot of {self._thread[:80]}")
+        if actor.startswith(record.INSTANCE_PREFIX) and actor != by:
+            raise SnapshotError("actor-refused")
+        if record.is_reserved(thread):
+            if not self._rights.admin:
+                raise SnapshotError("scope-forbidden", f"thread {thread} needs the scope admin", scope="admin")
+            if by != self._own.did:
+                raise SnapshotError("reserved-thread", f"thread {thread} takes only what {self._own.did} signed")
+            return
+        ns = _ns_of(envelope, self._crossed)
+        if not self._rights.reaches(ns):
+            raise SnapshotError("scope-forbidden", f"the token does not reach namespace {ns}")
+        namespace.usable(self.views.namespaces, ns)
+
+    def _learn(self, envelope: Envelope) -> None:
+        """Fold a verified record of our own reserved threads; those of pairs may hold chains that the gate lacks."""
+        thread = envelope.record["thread"]
+        if not record.is_reserved(thread):
+            return
+        entry = Entry(kind="rec", payload=envelope.raw, thread=thread, voucher=envelope.sig.by)
+        self.views.apply(entry, envelope.record, 0, 0)
+        self._stale = self._stale or thread in (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
+
+    def _refresh(self) -> None:
+        self._gate, self._crossed = self._new_gate(), _ways(self.views)
+        self._stale = False
+
+    def _new_gate(self) -> Gate:
+        chains = dict(self.views.chains)
+        for pair in self.views.pairs.values():
+            known = chains.get(pair.peer_did)
+            if known is None or len(known.rotations) < len(pair.chain.rotations):
+                chains[pair.peer_did] = pair.chain
+        return Gate(
+            pair_id="", inlets={}, actors=frozenset(), own_did=self._own.did, peer_did="",
+            chains={**chains, self._own.did: self._own}, roots=self._roots, limits=self._limits,
+        )  # fmt: skip

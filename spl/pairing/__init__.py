@@ -1,0 +1,1 @@
+"""The life of a pair, from the handshake to its revocation."""

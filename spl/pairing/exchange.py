@@ -1,0 +1,139 @@
+"""What goes over the network to a peer about a pair: its documents fetched and verified, one message and its answer.
+
+Every dial is one that the pair allows; documents are always asked for past caches.  A bearer goes only to the host
+that the peer's verified manifest names.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+
+from ..core import canon
+from ..core.errors import SplError, cli_code
+from ..core.identity import bearer, manifest, message
+from ..core.identity.manifest import Manifest
+from ..core.identity.message import MessageError
+from ..core.limits import Limits
+from ..core.pair import handshake
+from ..core.pair.pair import Pair, PairError
+from ..home.config import Settings
+from ..net.address import ReachError, parse_url
+from ..net.client import Client, DialPolicy
+from .initiator import Initiator, Words, bare, dial_policy, signed_part
+from .machine import Pairs
+
+MANIFEST_PATH: Final = "/.well-known/syncropel"
+DID_PATH: Final = "/.well-known/did.json"
+CHAINS_PATH: Final = "/v1/sync/chains"
+_REFUSED: Final = frozenset({401, 403})
+_T = TypeVar("_T")
+Do = Callable[..., Awaitable[Any]]
+
+
+class Talk:
+    """Talks to peers.  `do(function, …)` runs a function on the pairing service's thread."""
+
+    def __init__(
+        self, pairs: Pairs, initiator: Initiator, settings: Settings, client: Client, limits: Limits, *,
+        now_ms: Callable[[], int], do: Do,
+    ) -> None:  # fmt: skip
+        self.pairs, self.client, self.limits = pairs, client, limits
+        self._initiator, self._settings, self._now_ms, self._do = initiator, settings, now_ms, do
+
+    def dial(self, pair: Pair) -> DialPolicy:
+        """Return how the peer may be dialled: at a private address only when that was typed, or ours is one."""
+        return dial_policy(pair, self.pairs.published.url, self._settings.now.federation_allow_http)
+
+    async def discover(
+        self, url: str, strict: bool, *, dial: DialPolicy, expect_did: str = "", expect_key: str = ""
+    ) -> Manifest:
+        """Return the verified manifest of the instance at a URL, newer than and grown from the last one accepted.
+
+        Raises ReachError, ManifestError, PairError "manifest-missing", "identity-cloned".
+        """
+        base = parse_url(url).origin
+        document = await self._document(base + MANIFEST_PATH, dial)
+        did_document = await self._document(base + DID_PATH, dial)
+        peer = manifest.verify(
+            document, did_document, now_ms=self._now_ms(), strict=strict, limits=self.limits, expect_did=expect_did,
+            expect_key=expect_key,
+        )  # fmt: skip
+        return self._initiator.judge(peer, strict=strict, expect_key=expect_key)
+
+    async def rediscover(self, pair: Pair, expect_key: str = "") -> Manifest:
+        """Return the present manifest of a pair's peer: where our operator found it, else where it said it moved to.
+
+        Raises as `discover`, with the first place's error; PairError "manifest-did-mismatch" for somebody else.
+        """
+        places = list(dict.fromkeys(parse_url(url).origin for url in (pair.proposal.url, pair.url) if url))
+        failed: SplError | None = None
+        for place in places:
+            try:
+                peer = await self.discover(place, pair.proposal.strict, dial=self.dial(pair), expect_key=expect_key)
+                if peer.did == pair.peer_did:
+                    return peer
+                raise PairError("manifest-did-mismatch", f"{place} is now {peer.did}, not {pair.peer_did}")
+            except (ReachError, PairError) as exc:
+                failed = failed or exc
+        assert failed is not None
+        raise failed
+
+    async def say(self, pair: Pair, words: Words) -> dict[str, Any]:
+        """Return the fields of the peer's signed answer to one message; raises as `say_whole`."""
+        return (await self.say_whole(pair, words))[0]
+
+    async def say_whole(self, pair: Pair, words: Words) -> tuple[dict[str, Any], object]:
+        """Return (fields, the whole as the peer signed it) of the peer's answer to one message.
+
+        An answer under a key that we do not know is verified again once its manifest was fetched anew.  Raises
+        ReachError, MessageError, and for an answer without the peer's signature what its status says.
+        """
+        body = canon.encode(message.sign(words.purpose, words.fields, self.pairs.identity.key))
+        reply = await self.client.fetch(
+            "POST", words.url, headers=[("content-type", "application/json")], body=body,
+            answer_bytes=self.limits.manifest_bytes, dial=self.dial(pair),
+        )  # fmt: skip
+        answer = signed_part(reply.status, reply.body, words)
+        try:
+            return handshake.read_answer(answer, words.fields, pair.chain.present), answer
+        except MessageError as exc:
+            if exc.code != "message-signature":
+                raise
+            peer = await self.rediscover(pair)
+            if peer.chain.present == pair.chain.present:
+                raise
+            return handshake.read_answer(answer, words.fields, peer.chain.present), answer
+
+    async def prove(self, pair: Pair, token: str) -> None:
+        """Return when the peer takes the token with our proof in one call; raise PairError "auth-invalid"."""
+        target = f"{CHAINS_PATH}?{urlencode({'did': pair.peer_did})}"
+        proof = bearer.proof_header(
+            self.pairs.identity.key, method="GET", target=target, audience=pair.peer_did, token=token, body=b"",
+            issued_at_ms=self._now_ms(), nonce=self.pairs.nonce(),
+        )  # fmt: skip
+        headers = [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
+        reply = await self.client.fetch("GET", pair.url + target, headers=headers, dial=self.dial(pair))
+        if reply.status in _REFUSED:
+            why = f"{reply.status} {_code_in(reply.body)}".strip()
+            raise PairError("auth-invalid", f"the peer refuses this token: {why}")
+        if reply.status >= 500:
+            raise bare(reply.status)
+
+    async def _document(self, url: str, dial: DialPolicy) -> bytes:
+        reply = await self.client.fetch(
+            "GET", url, headers=[("cache-control", "no-cache")], answer_bytes=self.limits.manifest_bytes, dial=dial
+        )
+        if reply.status == 404:
+            raise PairError("manifest-missing", f"{url} answers 404: the peer publishes no identity")
+        if reply.status != 200:
+            raise bare(reply.status)
+        return reply.body
+
+
+def _code_in(body: bytes) -> str:
+    try:
+        value = canon.decode(body)
+    except canon.CanonError:
+        return ""
+    code = value.get("code") if isinstance(value, Mapping) else None
+    return cli_code(code)[:40] if isinstance(code, str) and code.isprintable() else ""

@@ -1,0 +1,393 @@
+"""Grants of the pairs, both sides: what our operator says, what a peer handed over, and what each is told of the other.
+
+Our word is durable before the peer hears of it, the peer's before we answer.  A peer that tells older versions than
+we hold had its home set back: it is shown its own last statement, which it signed, and takes its words from there.
+
+Blocks on the disk; runs on the pairing service's thread.  Talking over the network is handover.py's.
+"""
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from ..core import canon, consent, when
+from ..core.backoff import full_jitter_s
+from ..core.consent import Book, ConsentError, Grant
+from ..core.errors import SplError, cli_code
+from ..core.identity import message
+from ..core.identity.manifest import PAIR_PATH
+from ..core.pair import handshake
+from ..core.pair.handshake import HandshakeError
+from ..core.pair.pair import ESTABLISHED, Pair, PairError
+from ..core.pair.state import Phase
+from ..core.record import namespace
+from ..core.record.levels import NAMES
+from ..home.writes import Own
+from .exchange import Do, Talk
+from .initiator import Initiator, Words
+from .machine import Pairs
+from .responder import Answer, Responder
+
+log = logging.getLogger("spl.federation")
+
+STALE: Final = "consent-stale"
+ROWS: Final = 500
+_PURPOSES: Final = ("consent", "pair-answer")
+
+
+class Grants:
+    """All grants of all pairs."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self.stale: Counter[str] = Counter()
+        """Pair -> how many outdated statements of its peer were refused."""
+
+    def book(self, pair: Pair) -> Book:
+        """Return both sides' grants of a pair; any thread may ask."""
+        return consent.book_of(self.pairs.hub.views.consents, pair)
+
+    def standing(self, pair_id: str) -> Pair:
+        """Return the pair while grants can be made and handed over.
+
+        Raises PairError "pair-unknown", "pair-revoked", "pair-state-conflict".
+        """
+        pair = self.pairs.get(pair_id)
+        if pair is None:
+            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
+        if pair.phase is Phase.REVOKED:
+            raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason})")
+        if type(pair.state) not in ESTABLISHED:
+            raise PairError("pair-state-conflict", f"{pair_id} is {pair.phase}: what is shared is not agreed yet")
+        return pair
+
+    # -- what our operator says
+
+    def say(self, pair_id: str, name: str, maps: str, level: int | None) -> bool:
+        """Write our word on a namespace, None withdraws it; return whether that is news.
+
+        Raises ConsentError, PairError, NamespaceError "namespace-rejected".
+        """
+        pair = self.standing(pair_id)
+        book = self.book(pair)
+        if level is not None:
+            namespace.usable(self.pairs.hub.views.namespaces, name)
+        held = book.ours.get(name)
+        if held is not None and (held.maps, held.level) == (maps, level):
+            return False
+        grant = consent.draft(pair, book, name, maps, level, self.pairs.limits)
+        self._write(pair, [grant], held=False)
+        self._tell_log("consent.withdrawn" if level is None else "consent.granted", pair, grant)
+        return True
+
+    def ours(self, pair: Pair) -> dict[str, object]:
+        """Return {grants, held} for the peer: all our statements, and the versions that we hold of its own."""
+        book = self.book(pair)
+        return {"grants": consent.statements(book.ours.values()), "held": consent.versions(book.theirs)}
+
+    # -- what the peer says
+
+    def answer(self, pair: Pair, fields: Mapping[str, Any], value: object) -> dict[str, object]:
+        """Return what we tell a peer of a pair that handed over its grants, in the message `value` of these fields.
+
+        Raises HandshakeError "message-replayed", ConsentError "consent-stale" with its last statement as `evidence`.
+        """
+        until_ms = message.issued_at_ms(fields) + int(self.pairs.limits.nonce_memory_s * 1000)
+        if not self.pairs.vault.remember_nonce(pair.peer_did, fields["nonce"], until_ms):
+            raise HandshakeError("message-replayed")
+        self.take(pair, fields, value)
+        return self.ours(pair)
+
+    def take(self, pair: Pair, fields: Mapping[str, Any], value: object) -> bool:
+        """Keep what is new in the peer's verified statements and what it holds of ours; return whether it told news.
+
+        Raises ConsentError "bad-field", "consent-stale".
+        """
+        self.adopt(pair, fields.get("evidence"))
+        book = self.book(pair)
+        known = consent.acknowledged(book, fields.get("held"))
+        self._write(pair, known, held=True)
+        for grant in known:
+            self._tell_log("consent.handed_over", pair, grant)
+        try:
+            fresh = consent.news(book, fields.get("grants"), self.pairs.limits)
+        except ConsentError as exc:
+            if exc.code != STALE:
+                raise
+            self.stale[pair.pair_id] += 1
+            told = {"pair": pair.pair_id, "count": self.stale[pair.pair_id], "msg": exc.message}
+            log.warning("consent.stale", extra={"fields": told})
+            raise ConsentError(STALE, exc.message, evidence=self._evidence(pair)) from exc
+        at = when.text_of(self.pairs.now_ms())
+        bodies: list[dict[str, Any]] = [
+            {"pair_id": pair.pair_id, "grant": grant.to_json(), "at": at} for grant in fresh
+        ]
+        if bodies:
+            # The message stands as evidence with the first; it holds all of the peer's grants of that time.
+            bodies[0]["statement"] = value
+            self.pairs.submit([Own(consent.THREAD, consent.KIND_PEER_GRANT, body) for body in bodies])
+        for grant in fresh:
+            self._tell_log("consent.received", pair, grant)
+        return bool(fresh)
+
+    def adopt(self, pair: Pair, evidence: object) -> bool:
+        """Take back our own words that the peer holds and we lost, as after a restored home; return whether any were.
+
+        Counted are only statements that one of our own keys signed, for this peer and this pair; a key that was told
+        to be compromised signs for whoever has it.  Where our operator spoke since the loss, or may have, the word
+        that gives less stands: what was withdrawn must not open again because an older word turns up.
+        """
+        if evidence is None:
+            return False
+        own = self.pairs.identity
+        try:
+            fields = message.unwrap(evidence)
+            if (fields["signer"], fields["audience"], fields["pair_id"]) != (own.did, pair.peer_did, pair.pair_id):
+                return False
+            lost_keys = {each.old for each in own.chain.rotations if each.reason == "compromised"}
+            keys = [key for key in own.chain.keys if key not in lost_keys]
+            if not any(_is_signed(purpose, evidence, key) for purpose in _PURPOSES for key in keys):
+                return False
+            book, values = self.book(pair), fields.get("grants")
+            said = [consent.read(value) for value in (values if isinstance(values, list) else [])]
+        except SplError:
+            return False
+        lost, anew = list[Grant](), list[Grant]()
+        for each in said:
+            held = book.ours.get(each.namespace)
+            if held is not None and (held == each or held.version > each.version):
+                continue
+            is_doubtful = held is not None and (held.version == each.version or each.namespace in book.waiting)
+            if held is not None and is_doubtful and _narrowness(held) >= _narrowness(each):
+                anew.append(replace(held, version=each.version + 1))
+            elif held is not None and held.version == each.version:
+                anew.append(replace(each, version=each.version + 1))
+            else:
+                lost.append(each)
+        self._write(pair, lost, held=True)
+        self._write(pair, anew, held=False)
+        for grant in (*lost, *anew):
+            self._tell_log("consent.recovered", pair, grant)
+        return bool(lost or anew)
+
+    # -- inside
+
+    def _write(self, pair: Pair, grants: Sequence[Grant], *, held: bool) -> None:
+        at = when.text_of(self.pairs.now_ms())
+        bodies = [consent.said(pair.pair_id, grant, at, held=held) for grant in grants]
+        if bodies:
+            self.pairs.submit([Own(consent.THREAD, consent.KIND_GRANT, body) for body in bodies])
+
+    def _evidence(self, pair: Pair) -> object:
+        """Return the last statement of the peer that told us news, as it signed it; None where none stands here."""
+        store, seq, found, name = self.pairs.hub.store, 0, None, pair.pair_id.encode()
+        while rows := store.index.after(f"t:{consent.THREAD}", seq, ROWS):
+            mine = [row for row in rows if row.kind == "rec" and row.voucher == self.pairs.identity.did]
+            for payload in store.payloads(mine):
+                if name in payload and b'"statement"' in payload:
+                    body = json.loads(payload)["record"]["body"]
+                    ours = body.get("kind") == consent.KIND_PEER_GRANT and body.get("pair_id") == pair.pair_id
+                    found = body.get("statement") if ours else found
+            seq = rows[-1].seq
+        return found
+
+    def _tell_log(self, event: str, pair: Pair, grant: Grant) -> None:
+        level = consent.level_name(grant.level)
+        fields = {"pair": pair.pair_id, "namespace": grant.namespace, "maps": grant.maps, "hash_level": level,
+                  "version": grant.version}  # fmt: skip
+        log.info(event, extra={"fields": fields})
+
+
+def _narrowness(grant: Grant) -> int:
+    """Return how little a grant gives: its level, and more than any for one that was withdrawn."""
+    return len(NAMES) if grant.level is None else grant.level
+
+
+def _is_signed(purpose: str, value: object, key: bytes) -> bool:
+    try:
+        message.verify(purpose, value, key)
+    except SplError:
+        return False
+    return True
+
+
+TELL_TIMEOUT_S: Final = 5.0
+
+
+ROUNDS_MAX: Final = 3
+"""To tell, to tell what we then hold, and to begin again where one side's home was set back."""
+
+
+PAUSE_MS: Final = 1000
+
+
+BACKOFF_BASE_S: Final = 2.0
+
+
+BACKOFF_MAX_S: Final = 300.0
+
+
+_STANDING: Final = frozenset({"active", "paused"})
+
+
+@dataclass(slots=True)
+class _Care:
+    """What this process remembers of one pair."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    attempt: int = 0
+    retry_ms: int = 0
+    seen: int = 0
+    """The weight of the peer's grants as its last view told it."""
+    asked: int = 0
+    """That weight when we last asked; one that stays ahead of what it hands over is not asked for again."""
+
+
+class Handover:
+    """Hands over the grants of all pairs.  `exchange` asks a peer where the pair stands; `ring` wakes the service."""
+
+    def __init__(
+        self, grants: Grants, responder: Responder, initiator: Initiator, talk: Talk, *, do: Do,
+        exchange: Callable[[str], Awaitable[object]], ring: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.grants, self.pairs = grants, grants.pairs
+        self._responder, self._initiator, self._talk = responder, initiator, talk
+        self._do, self._exchange, self._ring = do, exchange, ring
+        self._cares: dict[str, _Care] = {}
+
+    # -- what our operator asks
+
+    async def say(self, pair_id: str, name: str, maps: str, level: int | None) -> tuple[bool, str]:
+        """Write our word on a namespace, hand it over within 5 s if the peer can be reached.
+
+        Returns (whether it is news, why it could not be handed over yet: a code, or "").  Raises as `Grants.say`.
+        """
+        news: bool = await self._do(self.grants.say, pair_id, name, maps, level)
+        if not self.grants.book(self.grants.standing(pair_id)).waiting:
+            return news, ""
+        try:
+            async with asyncio.timeout(TELL_TIMEOUT_S):
+                await self.exchange(pair_id)
+                # Where our home was set back, the exchange brought older words of ours; this one came after them.
+                if await self._do(self.grants.say, pair_id, name, maps, level):
+                    await self.exchange(pair_id)
+        except (SplError, TimeoutError) as exc:
+            self._ring()
+            return news, exc.code if isinstance(exc, SplError) else "timeout"
+        return news, ""
+
+    # -- what the peer asks
+
+    async def receive(self, pair_id: str, body: bytes, address: str) -> Answer:
+        """Return (HTTP status, answer) to a peer that hands over its grants."""
+
+        def take(pair: Pair, fields: Mapping[str, Any]) -> dict[str, object]:
+            return self.grants.answer(pair, fields, canon.decode(body))
+
+        answer: Answer = await self._do(self._responder.consent, pair_id, body, address, take)
+        return answer
+
+    # -- by itself
+
+    def seen(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """Take note of the peer's view of a pair; when it tells of grants that we lack, they are asked for."""
+        pair = self.pairs.get(pair_id)
+        # A view without `head` is no whole one, as of a pair that is paused.
+        weight = int(view.get("consent", 0)) if "head" in view else None
+        if weight is None or pair is None or self.grants.book(pair).weight_held == weight:
+            return
+        care = self._care(pair_id)
+        if weight not in (care.seen, care.asked):
+            care.seen, care.attempt, care.retry_ms = weight, 0, min(care.retry_ms, self.pairs.now_ms() + PAUSE_MS)
+            self._ring()
+
+    def due(self) -> list[str]:
+        """Return the pairs to hand over now; each is named once, and again after a pause."""
+        now_ms = self.pairs.now_ms()
+        found = [pair.pair_id for pair in self._behind() if self._care(pair.pair_id).retry_ms <= now_ms]
+        for pair_id in found:
+            self._care(pair_id).retry_ms = now_ms + PAUSE_MS
+        return found
+
+    def next_s(self) -> float:
+        """Return the seconds until a pair is due next, as things stand; infinite where there is none."""
+        times = [self._care(pair.pair_id).retry_ms for pair in self._behind()]
+        return max(0.0, (min(times) - self.pairs.now_ms()) / 1000) if times else float("inf")
+
+    async def tend(self, pair_id: str) -> None:
+        """Bring both sides of a pair up to date if one is behind; what goes wrong is tried again later."""
+        care, pair = self._care(pair_id), self.pairs.get(pair_id)
+        if pair is None or not self._lacks(pair):
+            return
+        try:
+            await self.exchange(pair_id)
+        except SplError as exc:
+            care.attempt += 1
+            unit = int.from_bytes(self.pairs.random_bytes(4)) / 2**32
+            delay_s = full_jitter_s(care.attempt, BACKOFF_BASE_S, BACKOFF_MAX_S, unit)
+            care.retry_ms = self.pairs.now_ms() + max(PAUSE_MS, int(delay_s * 1000))
+            fields = {"pair": pair_id, "code": exc.code, "attempt": care.attempt, "msg": exc.message}
+            log.info("consent.not_handed_over", extra={"fields": fields})
+        self._ring()
+
+    async def exchange(self, pair_id: str) -> None:
+        """Tell the peer our grants and take in its own, until each side holds the other's.
+
+        Raises ReachError, MessageError, ConsentError, HandshakeError, PairError.
+        """
+        care = self._care(pair_id)
+        async with care.lock:
+            evidence, seen = None, care.seen
+            for _ in range(ROUNDS_MAX):
+                pair = self.grants.standing(pair_id)
+                words = await self._do(self._words, pair, evidence)
+                fields, value = await self._talk.say_whole(pair, words)
+                again, evidence = await self._take(pair_id, fields, value)
+                if not again:
+                    break
+            care.attempt, care.asked = 0, seen
+
+    # -- inside
+
+    async def _take(self, pair_id: str, fields: dict[str, Any], value: object) -> tuple[bool, object]:
+        """Return (whether to tell the peer once more, with which evidence) after its signed answer."""
+        pair = self.grants.standing(pair_id)
+        if fields["state"] == "refused":
+            code = cli_code(str(fields.get("code", "")))
+            if code == STALE and await self._do(self.grants.adopt, pair, fields.get("evidence")):
+                return True, None
+            raise HandshakeError(code if code == STALE else "message-malformed", "the peer refuses our grants")
+        if fields["state"] not in _STANDING:
+            await self._exchange(pair_id)
+            self.grants.standing(pair_id)
+            raise HandshakeError("pair-state-conflict", f"the pair is {fields['state'][:40]} at the peer")
+        try:
+            return await self._do(self.grants.take, pair, fields, value), None
+        except SplError as exc:
+            if exc.code != STALE or exc.facts["evidence"] is None:
+                raise
+            return True, exc.facts["evidence"]
+
+    def _words(self, pair: Pair, evidence: object) -> Words:
+        said = {**self.grants.ours(pair), **({"evidence": evidence} if evidence is not None else {})}
+        own, now_ms = self.pairs.identity, self.pairs.now_ms() + self._initiator.skew_ms.get(pair.pair_id, 0)
+        said["manifest"] = self.pairs.published.federation_manifest()
+        fields = handshake.word_fields(pair, own.did, now_ms, self.pairs.nonce(), **said)
+        return Words(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/consent", "consent", fields)
+
+    def _behind(self) -> list[Pair]:
+        """Return the pairs one of whose sides lacks grants of the other."""
+        return [pair for pair in self.pairs.all() if self._lacks(pair)]
+
+    def _lacks(self, pair: Pair) -> bool:
+        book, care = self.grants.book(pair), self._care(pair.pair_id)
+        if type(pair.state) not in ESTABLISHED or care.lock.locked():
+            return False
+        return bool(book.waiting) or care.seen not in (care.asked, book.weight_held)
+
+    def _care(self, pair_id: str) -> _Care:
+        return self._cares.setdefault(pair_id, _Care())

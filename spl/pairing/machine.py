@@ -1,0 +1,382 @@
+"""The shell of the pair machine: decide, append and fsync, fold, then what is left to do.
+
+Secret, then record, then message: a token of a peer is in the vault before the record that names it, and nobody is
+told of a step before its record is durable.  Everything here blocks on the disk and runs on one thread, the pairing
+service's, so that no step meets a pair that another is changing.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from ..core import when
+from ..core.errors import SplError
+from ..core.identity import bearer, message
+from ..core.identity.did import is_instance_did, label_of, short_of, words
+from ..core.identity.manifest import Manifest
+from ..core.limits import Limits
+from ..core.pair import aitl, handshake
+from ..core.pair.aitl import Request, Status
+from ..core.pair.handshake import Terms
+from ..core.pair.pair import PREFIX, Pair, PairError
+from ..core.pair.state import SUPERSEDED, Answered, Approved, Asked, Phase, Proposal, TokenRef
+from ..core.pair.steps import (
+    Append,
+    Approve,
+    Ask,
+    Audit,
+    Begin,
+    Confirm,
+    DropSecrets,
+    Effect,
+    End,
+    EndOthers,
+    Event,
+    Grant,
+    KillTokens,
+    Mint,
+    decide,
+)
+from ..home.manifest import Published
+from ..home.vault import Identity, Vault
+from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
+from ..home.writer import Hub
+from ..home.writes import Item, Own, Place
+
+log = logging.getLogger("spl.federation")
+
+THREAD_AUDIT: Final = "th_audit_federation_pairs"
+KIND_AUDIT: Final = "syncropel.federation.audit.v1"
+TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
+RENEWED_NAME: Final = "own-token."
+"""Our new token for a peer, in plaintext until the peer used it, so that asking again gets the same one."""
+COMMIT_TIMEOUT_S: Final = 30.0
+EPHEMERAL_BYTES: Final = 32
+NONCE_BYTES: Final = 16
+EVENTS: Final = {
+    "pair_init.v1": "pair.requested",
+    "pair_pending.v1": "pair.pending",
+    "pair.genesis.v1": "pair.agreed",
+    "pair_active.v1": "pair.activated",
+    "pair_config.v1": "pair.configured",
+    "pair_pause.v1": "pair.paused",
+    "pair_resume.v1": "pair.resumed",
+    "pair_degraded.v1": "pair.degraded",
+    "pair_recovered.v1": "pair.recovered",
+    "peer_manifest_changed.v1": "pair.manifest_changed",
+    "pair_token.v1": "pair.token_changed",
+    "pair.revoke.v1": "pair.revoked",
+    "pair_rejected.v1": "pair.rejected",
+}
+"""Kind of record -> event name in the log."""
+_Found = TypeVar("_Found")
+_ENDINGS: Final = {
+    "rejected": Status.REJECTED,
+    "expired": Status.EXPIRED,
+    SUPERSEDED: Status.SUPERSEDED,
+}
+
+
+class Pairs:
+    """All pairs of this instance, as the views hold them, and the only way to change one."""
+
+    def __init__(
+        self, hub: Hub, vault: Vault, published: Published, limits: Limits, *, now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:  # fmt: skip
+        self.hub, self.vault, self.published, self.limits = hub, vault, published, limits
+        self.now_ms, self.random_bytes = now_ms, random_bytes
+
+    # -- looking
+
+    @property
+    def identity(self) -> Identity:
+        """Who we are; raises PairError "identity-missing"."""
+        if self.vault.identity is None:
+            raise PairError("identity-missing")
+        return self.vault.identity
+
+    def all(self) -> Sequence[Pair]:
+        """Return every pair, revoked ones too, in the order of their first record."""
+        return list(self.hub.views.pairs.values())
+
+    def get(self, pair_id: str) -> Pair | None:
+        """Return the pair of this id, or None."""
+        return self.hub.views.pairs.get(pair_id)
+
+    def of_peer(self, did: str) -> list[Pair]:
+        """Return the pairs with this peer that have not ended, oldest first."""
+        return [pair for pair in self.all() if pair.peer_did == did and not pair.ended]
+
+    def nonce(self) -> str:
+        """Return a fresh nonce: 32 hex digits."""
+        return self.random_bytes(NONCE_BYTES).hex()
+
+    def resolve(self, ref: str) -> Pair:
+        """Return the pair by id, unique prefix of one, peer DID or short DID; ended ones only where no other fits.
+
+        Raises PairError "pair-unknown", "ambiguous".
+        """
+        found = [pair for pair in self.all() if ref and _names(pair, ref)]
+        alive = [pair for pair in found if not pair.ended]
+        # A DID may have many ended pairs; the last of them is what people mean then.
+        chosen = alive or (found[-1:] if is_instance_did(ref) else found)
+        return _only(chosen, ref, "pair", [pair.pair_id for pair in chosen])
+
+    def resolve_request(self, ref: str) -> Request:
+        """Return the request by id, unique prefix, or the asker's DID; decided ones only where no other fits.
+
+        Raises PairError "not-found", "ambiguous".
+        """
+        everything = list(self.hub.views.requests.values())
+        found = [item for item in everything if ref and (item.request_id.startswith(ref) or item.peer_did == ref)]
+        chosen = [item for item in found if item.status is Status.PENDING] or found
+        return _only(chosen, ref, "request", [item.request_id for item in chosen])
+
+    def parted(self, did: str) -> bool:
+        """Tell whether an agreed pair with this peer was revoked before."""
+        return any(
+            pair.peer_did == did and pair.ended and pair.answer is not None and pair.reason != SUPERSEDED
+            for pair in self.all()
+        )
+
+    # -- changing
+
+    def take(self, pair: Pair | None, *events: Event, also: Sequence[Item] = ()) -> tuple[Pair, tuple[Effect, ...]]:
+        """Decide the events one after another, make them durable in one submission, and return pair and effects left.
+
+        `also` is written with them.
+
+        Raises PairError "pair-state-conflict" and then nothing is stored; HubError.
+        """
+        before, items, effects = pair, list[Item](), list[Effect]()
+        for event in events:
+            pair, found = decide(pair, event, self.now_ms())
+            effects += found
+            items += [item for effect in found for item in self._items(pair, effect)]
+        assert pair is not None
+        items += self._aitl(before, pair, next((event.note for event in events if isinstance(event, End)), ""))
+        others = self._others(pair) if any(isinstance(effect, EndOthers) for effect in effects) else []
+        for other in others:
+            ended, found = decide(other, End(SUPERSEDED), self.now_ms())
+            items += [item for effect in found for item in self._items(ended, effect)] + self._aitl(other, ended)
+        self.submit([*items, *also])
+        for dropped in (*others, *([pair] if any(isinstance(effect, DropSecrets) for effect in effects) else [])):
+            self.vault.delete(TOKEN_NAME + dropped.pair_id)
+            self.vault.delete(RENEWED_NAME + dropped.pair_id)
+        _tell_log(pair, effects)
+        return self.hub.views.pairs[pair.pair_id], tuple(effects)
+
+    def submit(self, items: Sequence[Item]) -> None:
+        """Return when the items are durable and folded; raise what refused them, "overloaded" after 30 s."""
+        try:
+            self.hub.submit(items).result(COMMIT_TIMEOUT_S)
+        except FutureTimeout as exc:
+            raise PairError("overloaded", "the store did not take the write in time") from exc
+
+    def begin(
+        self, peer: Manifest, url: str, terms: Terms, *, strict: bool, actors: tuple[str, ...], poll_interval_ms: int
+    ) -> Pair:
+        """Return a new pair that we ask for; our token for the peer is sealed into its record."""
+        own, nonce, now_ms = self.identity, self.nonce(), self.now_ms()
+        pair_id = handshake.pair_id_of(own.did, peer.did, nonce)
+        expires_at_ms = now_ms + int(self.limits.token_ttl_s * 1000)
+        text, token = handshake.mint(pair_id, self.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
+        sealed = self.seal(text, peer, pair_id, nonce, expires_at_ms)
+        proposal = Proposal(
+            pair_id, nonce, peer.raw, terms.namespaces, terms.maps, terms.mode, terms.start, self.published.endpoint,
+            token, sealed, url=url, strict=strict, actors=actors,
+        )  # fmt: skip
+        lifted = [self.blocking(peer.did, False)] if peer.did in self.hub.views.blocked else []
+        return self.take(None, Begin(proposal, poll_interval_ms), also=lifted)[0]
+
+    def blocking(self, did: str, blocked: bool) -> Own:
+        """Return the record that refuses what a DID signed from now on, or lifts that."""
+        return Own(THREAD_PAIRS, KIND_BLOCK, {"did": did, "blocked": blocked, "at": when.text_of(self.now_ms())})
+
+    def hubs(self, pair: Pair) -> list[Pair]:
+        """Return the live pairs that share a namespace with this one: records its peer signed may come through them."""
+        return [
+            other for other in self.all()
+            if other.live and other.peer_did != pair.peer_did and set(other.namespaces) & set(pair.namespaces)
+        ]  # fmt: skip
+
+    def grant(self, pair: Pair, answer: dict[str, object]) -> Pair:
+        """Return our pair after the peer's grant: its token in the vault, then the genesis, which mints ours.
+
+        Raises MessageError, HandshakeError, BearerError "sealed-token".
+        """
+        own = self.identity
+        fields = handshake.read_grant(answer, pair, own.did, self.limits)
+        opened = handshake.open_sealed(fields, own.seal_secrets)
+        self.vault.put(TOKEN_NAME + pair.pair_id, opened.token)
+        token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
+        return self.take(pair, Grant(answer, token, self.hub.store.last_seq))[0]
+
+    def approve(
+        self, pair: Pair | None, proposal: Proposal, peer: Manifest, agreed: Terms, poll_interval_ms: int = 0
+    ) -> Pair:
+        """Return the pair approved as agreed: the peer's token in the vault, then the genesis with our signed answer.
+
+        `agreed` is what was asked for, or less.  `pair` None records the request in the same write.
+        """
+        own, nonce, now_ms = self.identity, self.nonce(), self.now_ms()
+        expires_at_ms = now_ms + int(self.limits.token_ttl_s * 1000)
+        text, token = handshake.mint(proposal.pair_id, self.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
+        sealed = self.seal(text, peer, proposal.pair_id, nonce, expires_at_ms)
+        terms = replace(agreed, start=agreed.start or ("present" if self.parted(peer.did) else "beginning"))
+        fields = handshake.grant_fields(own.did, proposal, peer.did, terms, sealed, nonce, now_ms)
+        answer = message.sign("pair-answer", fields, own.key)
+        self.vault.put(TOKEN_NAME + proposal.pair_id, self._opened(proposal, peer).token)
+        approved = Approve(answer, token, self.hub.store.last_seq)
+        if pair is None:
+            return self.take(None, Ask(proposal, poll_interval_ms), approved)[0]
+        return self.take(pair, approved)[0]
+
+    def confirm(self, pair: Pair) -> tuple[Pair, tuple[Effect, ...]]:
+        """Return the pair active and the effects left; an older live pair with the peer ends, its positions go on."""
+        older = [other for other in self._others(pair) if other.answer is not None]
+        return self.take(pair, Confirm(older[-1].pair_id if older else ""))
+
+    def expire(self) -> list[Pair]:
+        """End what has been establishing for limits.request_ttl_s; return what ended."""
+        oldest_ms = self.now_ms() - int(self.limits.request_ttl_s * 1000)
+        old = [pair for pair in self.all() if pair.phase is Phase.ESTABLISHING and pair.created_at_ms <= oldest_ms]
+        return [self.take(pair, End("expired"))[0] for pair in old]
+
+    def heal(self) -> None:
+        """Make the vault agree with the records after a crash or a restored copy.
+
+        A secret without its record goes; a record without its secret gets it back from the sealed token inside.
+        """
+        live = {pair.pair_id: pair for pair in self.all() if pair.live}
+        for name in self.vault.names(TOKEN_NAME):
+            if name.removeprefix(TOKEN_NAME) not in live:
+                self.vault.delete(name)
+        for name in self.vault.names(RENEWED_NAME):
+            if bearer.hash_of(self.vault.get(name) or "") not in self.hub.views.tokens_by_hash:
+                self.vault.delete(name)
+        self.recall(live.values())
+
+    def recall(self, pairs: Iterable[Pair]) -> None:
+        """Give each live pair that lacks its secret the one from the sealed token in its records."""
+        for pair in pairs:
+            if pair.live and self.vault.get(TOKEN_NAME + pair.pair_id) is None:
+                self._restore_secret(pair)
+
+    def _restore_secret(self, pair: Pair) -> None:
+        try:
+            if pair.initiator and pair.answer is not None:
+                token = handshake.open_sealed(pair.answer["message"], self.identity.seal_secrets).token
+            else:
+                token = self._opened(pair.proposal, pair.peer).token
+        except SplError as exc:
+            log.warning("pair.token_lost", extra={"fields": {"pair": pair.pair_id, "code": exc.code}})
+            return
+        self.vault.put(TOKEN_NAME + pair.pair_id, token)
+
+    def _opened(self, proposal: Proposal, peer: Manifest) -> bearer.Opened:
+        """Return the token that a peer's request held."""
+        own = self.identity
+        fields = {
+            "token": proposal.sealed,
+            "pair_id": proposal.pair_id,
+            "nonce": proposal.nonce,
+            "signer": peer.did,
+            "audience": own.did,
+        }
+        return handshake.open_sealed(fields, own.seal_secrets)
+
+    def seal(self, text: str, peer: Manifest, pair_id: str, nonce: str, expires_at_ms: int) -> str:
+        """Return our token sealed to the peer, for exactly the message of this nonce."""
+        return bearer.seal_token(
+            text, public=peer.seal_key, ephemeral=self.random_bytes(EPHEMERAL_BYTES), pair_id=pair_id, nonce=nonce,
+            issuer=self.identity.did, audience=peer.did, scopes=handshake.SCOPES, expires_at_ms=expires_at_ms,
+        )  # fmt: skip
+
+    def _others(self, pair: Pair) -> list[Pair]:
+        return [other for other in self.of_peer(pair.peer_did) if other.pair_id != pair.pair_id]
+
+    def _items(self, pair: Pair, effect: Effect) -> list[Item]:
+        """Return what the effect writes."""
+        match effect:
+            case Append(kind, body):
+                return [Own(THREAD_PAIRS, kind, body)]
+            case Audit(transition, reason):
+                body = {
+                    "timestamp": when.text_of(self.now_ms()),
+                    "pair_id": pair.pair_id,
+                    "peer_did": pair.peer_did,
+                    "transition": transition,
+                    "reason": reason,
+                }
+                return [Own(THREAD_AUDIT, KIND_AUDIT, body)]
+            case Mint(token, namespaces):
+                return [Own(THREAD_TOKENS, bearer.KIND_MINT, self._minted(pair, token, namespaces))]
+            case KillTokens():
+                body = {"pair_id": pair.pair_id, "at": when.text_of(self.now_ms())}
+                return [Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]
+            case EndOthers(inherits) if inherits in self.hub.views.positions:
+                place = self.hub.views.positions[inherits]
+                return [Place(pair.pair_id, place.cursor, place.count)]
+        return []
+
+    def _minted(self, pair: Pair, token: TokenRef, namespaces: tuple[str, ...]) -> dict[str, object]:
+        account, label = handshake.account_of(pair.pair_id), f"pair with {short_of(pair.peer_did)}"
+        return bearer.mint_body(bearer.Token(
+            token.token_id, account, token.hash, frozenset(token.scopes), namespaces, pair.pair_id, pair.peer_did,
+            token.expires_at_ms, self.now_ms(), label,
+        ))  # fmt: skip
+
+    def _aitl(self, before: Pair | None, after: Pair, note: str = "") -> list[Item]:
+        """Return the request or the decision for people that goes with a step."""
+        if isinstance(after.state, Asked):
+            return [Own(THREAD_AITL, aitl.KIND_REQUEST, _request(after, self.limits).to_body())]
+        request = self.hub.views.requests.get(after.pair_id)
+        if before is None or not isinstance(before.state, Asked) or request is None:
+            return []
+        approved = isinstance(after.state, Approved)
+        status = Status.APPROVED if approved else _ENDINGS.get(after.reason, Status.WITHDRAWN)
+        return [
+            Own(
+                THREAD_AITL,
+                aitl.KIND_DECISION,
+                aitl.decision_body(request, status, note or after.reason, self.now_ms()),
+            )
+        ]
+
+
+def _request(pair: Pair, limits: Limits) -> Request:
+    return Request(
+        pair.pair_id, aitl.TYPE_PAIR, pair.peer_did, words(pair.peer.public_key), pair.proposal.digest,
+        pair.namespaces, pair.maps, pair.mode, pair.proposal.endpoint, pair.created_at_ms,
+        pair.created_at_ms + int(limits.request_ttl_s * 1000),
+    )  # fmt: skip
+
+
+def unconfirmed(pair: Pair) -> bool:
+    """Tell whether the pair is agreed on but not confirmed yet."""
+    return isinstance(pair.state, Answered | Approved)
+
+
+def _names(pair: Pair, ref: str) -> bool:
+    return pair.pair_id.startswith(ref) or ref in (pair.peer_did, short_of(pair.peer_did), label_of(pair.peer_did))
+
+
+def _only(found: Sequence[_Found], ref: str, what: str, ids: Sequence[str]) -> _Found:
+    if not found:
+        raise PairError("pair-unknown" if what == "pair" else "not-found", f"no {what} {ref[:80]!r}")
+    if len(found) > 1:
+        raise PairError("ambiguous", f"{ref[:80]!r} fits {', '.join(ids[:5])}")
+    return found[0]
+
+
+def _tell_log(pair: Pair, effects: Sequence[Effect]) -> None:
+    for effect in effects:
+        if isinstance(effect, Append):
+            fields = {"pair": pair.pair_id, "peer": pair.peer_did, "state": pair.phase.value}
+            if pair.reason:
+                fields["reason"] = pair.reason
+            log.info(EVENTS[effect.kind.removeprefix(PREFIX)], extra={"fields": fields})

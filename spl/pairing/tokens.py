@@ -1,0 +1,212 @@
+"""Tokens of a live pair: asking for a new one, giving one, and ending the old one; no instant in which neither works.
+
+The holder asks, signed by its present key, so no live bearer is needed.  The issuer mints once and gives the same new
+token to whoever asks again, until the peer has used it; the old one works until then, or until its own end.  A call
+that the peer signed just before its first use of the new one may still be on its way, so the old one ends only after
+the time that any answer may take.
+
+Blocks on the disk but where it says so; runs on the pairing service's thread.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from ..core import when
+from ..core.errors import SplError
+from ..core.identity import bearer, message
+from ..core.identity.bearer import Token
+from ..core.pair import handshake
+from ..core.pair.handshake import HandshakeError
+from ..core.pair.pair import ESTABLISHED, Pair, PairError
+from ..core.pair.state import TokenRef
+from ..core.pair.steps import TokenChange
+from ..home.views import THREAD_TOKENS
+from ..home.writes import Own
+from .machine import RENEWED_NAME, TOKEN_NAME, Pairs
+
+log = logging.getLogger("spl.federation")
+
+LIVE: Final = "live"
+
+
+class Renewal:
+    """Both sides of a renewal, for all pairs."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self._unused = {name.removeprefix(RENEWED_NAME) for name in pairs.vault.names(RENEWED_NAME)}
+        self._used_ms: dict[str, int] = {}
+
+    # -- the holder
+
+    def held(self, pair: Pair) -> str:
+        """Return the id of the token that we present to the peer, "" when we have none."""
+        text = self.pairs.vault.get(TOKEN_NAME + pair.pair_id)
+        return id_of(text) if text else ""
+
+    def due(self, pair: Pair, found: object) -> bool:
+        """Tell whether to ask for a new one: near its end, short of a scope, lost, dead at the peer, or replaced there.
+
+        `found` is what the peer's signed answer tells of the token that our poll named.
+        """
+        token = pair.issued_to_us
+        if token is None or _is_short(token.scopes) or self.held(pair) != token.token_id:
+            return True
+        if self.pairs.now_ms() >= token.renew_at_ms(self.pairs.limits.token_renew_s):
+            return True
+        return isinstance(found, Mapping) and (found.get("state") != LIVE or found.get("replaced") is True)
+
+    def take(self, pair_id: str, fields: Mapping[str, Any]) -> Pair:
+        """Return the pair with the new token of the peer's signed answer: in the vault, then in the records.
+
+        Raises BearerError or HandshakeError "sealed-token", PairError "pair-state-conflict" when it gave none.
+        """
+        pair = self._pair(pair_id)
+        if "token" not in fields:
+            raise PairError("pair-state-conflict", f"the peer gave no token: with it the pair is {fields['state']}")
+        opened = handshake.open_sealed(fields, self.pairs.identity.seal_secrets)
+        bearer.parse(opened.token)
+        token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
+        return self.install(pair, opened.token, token)
+
+    def install(self, pair: Pair, text: str, token: TokenRef) -> Pair:
+        """Return the pair that presents this token from now on."""
+        self.pairs.vault.put(TOKEN_NAME + pair.pair_id, text)
+        return self.pairs.take(pair, TokenChange(False, token))[0]
+
+    # -- the issuer
+
+    def facts(self, pair: Pair, token_id: object) -> dict[str, object]:
+        """Return what we tell the peer of the token that it names: {token_id, state, scopes, expires_at, replaced}.
+
+        `replaced`: a new one was made for it, and the answer that held it was lost.
+        """
+        token = self.pairs.hub.views.tokens.get(token_id) if isinstance(token_id, str) else None
+        if token is None or token.pair_id != pair.pair_id:
+            return {"token_id": str(token_id)[:40], "state": "unknown", "scopes": [], "expires_at": None}
+        now_ms = self.pairs.now_ms()
+        state = "revoked" if token.revoked else "expired" if token.expired(now_ms) else LIVE
+        expires_at = when.text_of(token.expires_at_ms) if token.expires_at_ms else None
+        present = pair.issued_by_us
+        replaced = pair.pair_id in self._unused and present is not None and present.token_id != token.token_id
+        return {
+            "token_id": token.token_id, "state": state, "scopes": sorted(token.scopes), "expires_at": expires_at,
+            "replaced": replaced,
+        }  # fmt: skip
+
+    def grant(self, pair: Pair, fields: Mapping[str, Any], nonce: str) -> tuple[Pair, str]:
+        """Return (pair, our new token sealed for the answer of this nonce) to the peer's verified request.
+
+        Raises HandshakeError "message-replayed".
+        """
+        until_ms = message.issued_at_ms(fields) + int(self.pairs.limits.nonce_memory_s * 1000)
+        if not self.pairs.vault.remember_nonce(pair.peer_did, fields["nonce"], until_ms):
+            raise HandshakeError("message-replayed")
+        assert type(pair.state) in ESTABLISHED
+        text, token = self._waiting(pair)
+        if token is None:
+            expires_at_ms = self.pairs.now_ms() + int(self.pairs.limits.token_ttl_s * 1000)
+            text, ref = handshake.mint(pair.pair_id, self.pairs.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
+            self.pairs.vault.put(RENEWED_NAME + pair.pair_id, text)
+            self._used_ms.pop(pair.pair_id, None)
+            pair, _ = self.pairs.take(pair, TokenChange(True, ref))
+        else:
+            expires_at_ms = token.expires_at_ms
+        self._unused.add(pair.pair_id)
+        return pair, self.pairs.seal(text, pair.peer, pair.pair_id, nonce, expires_at_ms)
+
+    def watches(self, pair: Pair, token_id: str) -> bool:
+        """Tell whether this use of a token is to be told to `used`; touches no disk, for the event loop."""
+        if pair.issued_by_us is None or not token_id:
+            return False
+        if token_id == pair.issued_by_us.token_id:
+            return pair.pair_id in self._unused and pair.pair_id not in self._used_ms
+        return self._is_newer(pair, self.pairs.hub.views.tokens.get(token_id))
+
+    def used(self, pair_id: str, token_id: str) -> None:
+        """Take note that the peer used its new token, or one that our operator minted for it later by hand."""
+        pair, token = self._pair(pair_id), self.pairs.hub.views.tokens.get(token_id)
+        if token is not None and self._is_newer(pair, token) and type(pair.state) in ESTABLISHED:
+            ref = TokenRef(token.token_id, tuple(sorted(token.scopes)), token.expires_at_ms, token.hash)
+            self.pairs.take(pair, TokenChange(True, ref, minted=True))
+            self._unused.add(pair_id)
+        self._used_ms[pair_id] = self.pairs.now_ms()
+
+    def retire(self) -> None:
+        """End the tokens whose successor the peer has used for as long as an answer may take."""
+        limit_ms = self.pairs.now_ms() - int(self.pairs.limits.answer_timeout_s * 1000)
+        for pair_id in [pair_id for pair_id, used_ms in self._used_ms.items() if used_ms <= limit_ms]:
+            pair = self.pairs.get(pair_id)
+            if pair is not None and pair.issued_by_us is not None and not pair.ended:
+                self._end_older(pair, pair.issued_by_us)
+            self.pairs.vault.delete(RENEWED_NAME + pair_id)
+            self._unused.discard(pair_id)
+            del self._used_ms[pair_id]
+
+    def _end_older(self, pair: Pair, present: TokenRef) -> None:
+        dead = [
+            token for token in self.pairs.hub.views.tokens.values()
+            if token.pair_id == pair.pair_id and not token.revoked and token.token_id != present.token_id
+            and token.created_at_ms <= present.since_ms
+        ]  # fmt: skip
+        bodies = [{"token_id": token.token_id, "at": when.text_of(self.pairs.now_ms())} for token in dead]
+        if bodies:
+            self.pairs.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body) for body in bodies])
+            fields = {"pair": pair.pair_id, "tokens": ",".join(token.token_id for token in dead)}
+            log.info("token.retired", extra={"fields": fields})
+
+    def _waiting(self, pair: Pair) -> tuple[str, Token | None]:
+        """Return (text, token) of the new token that the peer has not used yet, unless it is near its own end."""
+        text = self.pairs.vault.get(RENEWED_NAME + pair.pair_id) or ""
+        token = self.pairs.hub.views.tokens_by_hash.get(bearer.hash_of(text))
+        ref = pair.issued_by_us
+        if token is None or token.revoked or ref is None or ref.token_id != token.token_id:
+            return "", None
+        late = self.pairs.now_ms() >= ref.renew_at_ms(self.pairs.limits.token_renew_s)
+        return ("", None) if late or pair.pair_id in self._used_ms else (text, token)
+
+    def _is_newer(self, pair: Pair, token: Token | None) -> bool:
+        present = pair.issued_by_us
+        if token is None or present is None or token.pair_id != pair.pair_id or token.token_id == present.token_id:
+            return False
+        return token.created_at_ms > present.since_ms
+
+    def _pair(self, pair_id: str) -> Pair:
+        pair = self.pairs.get(pair_id)
+        if pair is None:
+            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
+        return pair
+
+
+def id_of(text: str) -> str:
+    """Return the id by which both sides name a token of this text."""
+    return f"tok_{bearer.hash_of(text)[:8]}"
+
+
+def check_found(found: object) -> Mapping[str, Any]:
+    """Return what the peer tells of a token that works for a pair.
+
+    Raises PairError "auth-invalid" for one that is not live there, "token-scope" for one short of a scope.
+    """
+    if not isinstance(found, Mapping) or found.get("state") != LIVE:
+        state = found.get("state") if isinstance(found, Mapping) else "unknown"
+        raise PairError("auth-invalid", f"the peer says of this token for the pair: {str(state)[:40]}")
+    scopes = found.get("scopes")
+    if not isinstance(scopes, list) or _is_short(scopes):
+        raise PairError("token-scope")
+    return found
+
+
+def expiry_of(found: Mapping[str, Any]) -> int:
+    """Return when the token that the peer told of ends; raise SplError for no time."""
+    try:
+        return when.ms_of(found.get("expires_at"))
+    except when.WhenError as exc:
+        raise SplError("answer-malformed", "the peer tells no time at which the token ends") from exc
+
+
+def _is_short(scopes: Iterable[object]) -> bool:
+    """Tell whether the scopes lack one that a pair's sync needs."""
+    held = frozenset(map(str, scopes))
+    return not all(bearer.holds(held, scope) for scope in handshake.SCOPES)

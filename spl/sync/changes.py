@@ -1,0 +1,390 @@
+"""Source side of sync: pages and streams of stored envelopes for a pair, as the log holds them.
+
+A reading is lanes, one for each namespace that consent shares, each with its arrival position in the sealed cursor; a
+page asks the index for the next rows of each lane, preads the envelopes and sends them as they are, or as projections
+of the granted level.  A lane that is behind shares a page with the others, so that a backfill does not hold up what is
+new.  A stream (`stream.py`) sends the same rows.
+
+Left out is what the pair delivered or the peer signed (it has that), except in a `whole` reading: after a reset, or
+when the peer asks with `resync`.  Head, clock and lag count the pair's scope only, whatever else the log holds, and
+nothing out of scope answers a waiting reader or changes its cursor.
+
+What was read in a thread is sent only if the pair's scope is still the same; else it is read again.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+from ..core import when
+from ..core.errors import SplError
+from ..core.identity.did import Chain
+from ..core.limits import Limits
+from ..core.recent import Lags, summary
+from ..core.record import page
+from ..core.record.record import is_id
+from ..home.vault import Vault
+from ..home.writer import Hub
+from ..home.writes import LOCAL, Commit
+from . import lanes as offer
+from .lanes import Scope, Steps
+from .notify import Acks, Bells
+from .source import FeedError, Query, Source, clock_of
+from .stream import ALLOWING, SHARING, Recent, Stream
+
+log = logging.getLogger("spl.federation")
+
+__all__ = ["CONTINUOUS", "FEEDS", "Feed", "FeedError", "Query"]
+
+FEEDS: Final = ("normal", "longpoll")
+CONTINUOUS: Final = "continuous"
+WORKERS: Final = 2
+MARKS_MAX: Final = 1024
+
+_Mark = tuple[int, int, frozenset[str]]  # last local record of a write, its time, the write's namespaces
+_T = TypeVar("_T")
+
+
+class Feed:
+    """Answers to peers.  Methods that read the log run in threads of the feed's own."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        vault: Vault,
+        limits: Limits,
+        *,
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        queue_records: Callable[[str], int] = lambda pair_id: 0,
+        reach: Callable[[str], str] = lambda pair_id: "",
+    ) -> None:
+        """`queue_records` tells how many records of a peer wait in our own intake, `reach` which way a pair runs.
+
+        Both go into the peer's view.
+        """
+        self.hub = hub
+        self.vault = vault
+        self.limits = limits
+        self._recent = Recent(hub.store.last_seq)
+        self.source = Source(
+            hub, vault, limits, random_bytes=random_bytes, queue_records=queue_records, reach=reach,
+            last_seq=lambda: self._recent.state[1],
+        )  # fmt: skip
+        self._now_ms = now_ms
+        self._pool = ThreadPoolExecutor(WORKERS, "spl-feed")
+        self._streams: dict[str, Stream] = {}
+        self._counting: set[str] = set()
+        self._marks: list[_Mark | None] = [None] * MARKS_MAX
+        self._marked = 0
+        self._lags: dict[str, tuple[Lags, int]] = {}
+        self.acks = Acks()
+        self._silence = hub.listen(self._heard)
+        # After the line above: who is woken finds the commit among the recent ones.
+        self.bells = Bells(hub)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """End all streams, and whatever else waits for commits, when the daemon stops."""
+        await stop.wait()
+        self.bells.stop()
+
+    def close(self) -> None:
+        """Hear of commits no more and end the reading threads."""
+        self.bells.close()
+        self._silence()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- what peers ask
+
+    async def changes(self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True) -> bytes:
+        """Return a page: {records, ns, next_cursor, has_more, peer_view}.
+
+        With feed "longpoll" it waits up to limits.longpoll_s for the first record in scope, as long as the credential
+        holds that it was asked with.
+        Raises FeedError "pair-paused", "pair-revoked", "pair-state-conflict" (each with `peer_view`), "cursor-reset",
+        "bad-field", CursorError "cursor-invalid".
+        """
+        self._check(query)
+        body, count = await self._asked(pair_id, query)
+        waits = query.feed == "longpoll" and not count
+        if waits and await self.wait(pair_id, query, self.limits.longpoll_s, is_valid):
+            body, _ = await self._asked(pair_id, query)
+        return body
+
+    async def wait(
+        self, pair_id: str, query: Query, timeout_s: float, is_valid: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Return True as soon as there is a record for this reading, False after `timeout_s`.
+
+        What is shared may change meanwhile, and shows only by the records that come of it.  Raises as `changes` does,
+        at once when the pair is paused or revoked meanwhile.
+        """
+        source = self.source
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    look, cursor = source.open(pair_id, query)
+                    readings, scope = source.readings(look, query, cursor), look.scope
+                    lists = [*(f"n:{ns}" for ns in scope.shares), *SHARING, *ALLOWING]
+                    with self.bells.listening(lists) as news:
+                        look = source.look(pair_id, query)  # again, now that no commit is missed
+                        while look.scope == scope:
+                            # What is skipped is not looked at again: the places move on while we wait.
+                            if await self._steps(offer.has_news(look, readings)):
+                                return True
+                            if self.bells.stopping or not is_valid():
+                                return True
+                            await news.wait()
+                            news.clear()
+                            look = source.look(pair_id, query)
+        except TimeoutError:
+            return False
+
+    async def stream(
+        self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True
+    ) -> AsyncIterator[bytes]:
+        """Return the pieces of an event stream for the pair (`stream.py` has the events); it replaces the one before.
+
+        `is_valid` tells, while it runs, whether the credential that opened it still holds.  Raises as `changes` does,
+        and FeedError "bad-field" for a narrowed reading: a pair has one stream.
+        """
+        if query.thread or query.namespace:
+            raise FeedError("bad-field", "a stream carries all that the pair shares: no thread, no target_namespace")
+        loop = asyncio.get_running_loop()
+        return self._flow(await loop.run_in_executor(self._pool, self._open_stream, pair_id, query, is_valid))
+
+    async def fetch(self, pair_id: str, ids: object, reads: tuple[str, ...] = ()) -> bytes:
+        """Return {records, ns, has_more} of the records asked for, in the log's order, as far as a page holds them.
+
+        What is unknown, out of scope or malformed is left out alike; `reads` as in Query.  Raises FeedError
+        "bad-field" over limits.fetch_ids, and what `changes` raises for the pair's state.
+        """
+        if not isinstance(ids, list) or len(ids) > self.limits.fetch_ids:
+            raise FeedError("bad-field", f"ids is a list of at most {self.limits.fetch_ids} record ids")
+        wanted, query = list(dict.fromkeys(filter(is_id, ids))), Query(reads=reads)
+        while True:
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, self._fetch, pair_id, query, wanted)
+            if found[0] == self.source.scope_now(pair_id, query):
+                return found[1]
+
+    def ack(self, pair_id: str, text: object) -> None:
+        """Take note of what the peer holds durably; raises as `changes` does."""
+        if not isinstance(text, str):
+            raise FeedError("bad-field", "cursor is a text")
+        look, cursor = self.source.open(pair_id, Query(since=text))
+        lanes, scope = cursor.by_key() if cursor is not None else {}, look.scope
+        found = {ns: lanes[key] for ns in scope.shares if (key := scope.key(ns)) in lanes}
+        if found or not scope.shares:
+            self.source.acked[pair_id] = (sum(lane.count for lane in found.values()), self._now_ms())
+        if found:
+            self._measure(pair_id, frozenset(found), max(lane.position for lane in found.values()))
+            self.acks.note(pair_id, {ns: lane.position for ns, lane in found.items()})
+
+    def chains(self, pair_id: str, did: str) -> dict[str, object]:
+        """Return the key chain of a signer whose records the pair sees in full; raise FeedError "not-found"."""
+        scope = self.source.scope(self.source.pair(pair_id))
+        found = self._chain(did)
+        if found is None or not self.source.shown.knows(pair_id, scope, did):
+            raise FeedError("not-found", "no such signer in what this pair shares")
+        return found.to_json()
+
+    # -- what we tell the peer
+
+    def confirm(self, pair_id: str, cursor: str) -> bool:
+        """Tell the peer, on the stream that it reads from us, how far we hold what it serves; False without one."""
+        stream = self._streams.get(pair_id)
+        if stream is None:
+            return False
+        stream.confirm(cursor)
+        return True
+
+    def restart(self, pair_id: str) -> None:
+        """Have the peer read from the start, with its own records too: its log was set back, ours may hold the rest."""
+        self.source.doubted.add(pair_id)
+        stream = self._streams.get(pair_id)
+        if stream is not None:
+            stream.replace()
+
+    def shares(self, pair_id: str) -> frozenset[str]:
+        """Return the namespaces of which the pair is sent anything now."""
+        pair = self.hub.views.pairs.get(pair_id)
+        return frozenset(self.source.scope(pair).shares) if pair is not None and pair.serve_allowed else frozenset()
+
+    def doubts(self, pair_id: str) -> bool:
+        """Tell whether the peer's log was set back, so that it must be given everything again."""
+        return pair_id in self.source.doubted
+
+    def believe(self, pair_id: str) -> None:
+        """Take note that the peer holds the beginning of such a reading, and its cursor."""
+        self.source.doubted.discard(pair_id)
+
+    def peer_view(self, pair_id: str) -> dict[str, object]:
+        """Return how we see the pair, for the peer (`Source.peer_view`); a count that is behind goes on in a thread."""
+        if self.source.head(pair_id) is None:
+            self._count_soon(pair_id)
+        return self.source.peer_view(pair_id)
+
+    async def counted(self, pair_id: str) -> None:
+        """Bring the count that the peer's view tells up to date, as far as some ms go."""
+        if self.source.head(pair_id) is None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self.source.count, pair_id)
+
+    # -- what our own operator asks
+
+    def offered(self, pair_id: str) -> dict[str, object]:
+        """Return head, acked, clock, lag_records and last_read_at of a pair: how far the peer is with what we offer.
+
+        head and lag_records are None while the offer is being counted.
+        """
+        head = self.source.head(pair_id)
+        if head is None:
+            self._count_soon(pair_id)
+        acked, at_ms = self.source.acked.get(pair_id, (None, None))
+        return {
+            "head": head,
+            "acked": acked,
+            "clock": acked or 0,
+            "lag_records": max(0, head - acked) if acked is not None and head is not None else None,
+            "last_read_at": when.text_of(at_ms) if at_ms is not None else None,
+        }
+
+    def lag_ms(self, pair_id: str = "") -> dict[str, int | None]:
+        """Return p50_ms, p99_ms and samples of the last five minutes, of one pair or all.
+
+        A lag is the time from the write of a local record here to the peer's ack of it, both by our clock.
+        """
+        chosen = self._lags if not pair_id else self._lags.keys() & {pair_id}
+        return summary([self._lags[each][0].counts(self._now_ms()) for each in chosen])
+
+    # -- in a thread
+
+    async def _asked(self, pair_id: str, query: Query) -> tuple[bytes, int]:
+        """Return the bytes of the next page and how many records it holds, of a scope that holds now."""
+        while True:
+            scope, body, count = await self._steps(self._page(pair_id, query))
+            if scope == self.source.scope_now(pair_id, query):
+                return body, count
+
+    async def _steps(self, work: Steps[_T]) -> _T:
+        """Return the result of work for the reading threads, done a step at a time: a long one lets others in."""
+        loop, result = asyncio.get_running_loop(), list[_T]()
+        while not await loop.run_in_executor(self._pool, _step, work, result):
+            pass
+        return result[0]
+
+    def _page(self, pair_id: str, query: Query) -> Steps[tuple[Scope, bytes, int]]:
+        """Return the scope of the next page, its bytes and how many records it holds."""
+        source = self.source
+        look, cursor = source.open(pair_id, query)
+        if not query.pushed:
+            source.trust(pair_id, cursor, query.resync)
+        readings = source.readings(look, query, cursor)
+        limit = query.limit or self.limits.page_records_default
+        rows, has_more = yield from offer.collect(look, readings, limit, self.limits.page_bytes)
+        next_, _ = source.next(pair_id, query.since, cursor, readings, look.whole and has_more)
+        if not source.count(pair_id):
+            self._count_soon(pair_id)
+        view = {**source.peer_view(pair_id, query), "clock": clock_of(readings)}
+        shown = source.shown.payloads(pair_id, look.scope, rows)
+        body = page.assemble(shown, [row.ns for row in rows], next_cursor=next_, has_more=has_more, peer_view=view)
+        return look.scope, body, len(rows)
+
+    def _open_stream(self, pair_id: str, query: Query, is_valid: Callable[[], bool]) -> Stream:
+        look, cursor = self.source.open(pair_id, query)
+        self.source.trust(pair_id, cursor, query.resync)
+        return Stream(self.source, self._recent, self.bells, self._pool, pair_id, query, look, cursor, is_valid)
+
+    def _fetch(self, pair_id: str, query: Query, ids: Sequence[str]) -> tuple[Scope, bytes]:
+        look = self.source.look(pair_id, query)
+        rows = offer.find(look, ids)
+        kept = look.fitting(rows, self.limits.page_bytes)
+        shown = self.source.shown.payloads(pair_id, look.scope, kept)
+        return look.scope, page.assemble(shown, [row.ns for row in kept], has_more=len(kept) < len(rows))
+
+    def _count_soon(self, pair_id: str) -> None:
+        """Have a count that is behind brought up to date, some ms at a time between other work."""
+        if pair_id not in self._counting:
+            self._counting.add(pair_id)
+            self._count_on(pair_id)
+
+    def _count_on(self, pair_id: str) -> None:
+        try:
+            self._pool.submit(self._count, pair_id)
+        except RuntimeError:  # the feed was closed
+            self._counting.discard(pair_id)
+
+    def _count(self, pair_id: str) -> None:
+        try:
+            done = self.source.count(pair_id)
+        except SplError as exc:
+            log.warning("feed.count_failed", extra={"fields": {"pair": pair_id, "code": exc.code}})
+            done = True
+        if done:
+            self._counting.discard(pair_id)
+        else:
+            self._count_on(pair_id)
+
+    def _chain(self, did: str) -> Chain | None:
+        identity = self.vault.identity
+        if identity is not None and did == identity.did:
+            return identity.chain
+        views = self.hub.views
+        peers = [pair.chain for pair in views.pairs.values() if pair.peer_did == did]
+        return max([*peers, *filter(None, [views.chains.get(did)])], key=lambda each: len(each.rotations), default=None)
+
+    def _check(self, query: Query) -> None:
+        if query.feed not in FEEDS:
+            raise FeedError("bad-field", f"feed is one of {' '.join(FEEDS)}")
+        if not 0 <= query.limit <= self.limits.page_records:
+            raise FeedError("bad-field", f"limit is 1 to {self.limits.page_records}")
+
+    # -- streams and lag
+
+    async def _flow(self, stream: Stream) -> AsyncIterator[bytes]:
+        """Yield what the stream sends, as the pair's only one."""
+        before = self._streams.get(stream.pair_id)
+        if before is not None:
+            before.replace()
+        self._streams[stream.pair_id] = stream
+        if stream.pair_id in self.source.doubted:
+            stream.replace()  # it was opened just before its peer's log was found to be set back
+        events = stream.events()
+        try:
+            async for piece in events:
+                yield piece
+        finally:
+            await events.aclose()
+            if self._streams.get(stream.pair_id) is stream:
+                del self._streams[stream.pair_id]
+
+    def _heard(self, commit: Commit) -> None:
+        """Keep a commit for streams, and the time of what is our own in it; runs on the writer's thread."""
+        self._recent.add(commit)
+        local = [seq for seq, entry in commit.fresh if entry.origin == LOCAL and entry.ns]
+        if local:
+            self._marks[self._marked % MARKS_MAX] = (local[-1], commit.at_ms, commit.namespaces)
+            self._marked += 1
+
+    def _measure(self, pair_id: str, namespaces: frozenset[str], position: int) -> None:
+        """Take the lags of the writes that this ack is the first to cover."""
+        lags, before = self._lags.get(pair_id) or (Lags(), 0)
+        self._lags[pair_id] = lags, max(before, position)
+        now_ms = self._now_ms()
+        for number in range(self._marked - 1, max(-1, self._marked - MARKS_MAX - 1), -1):
+            mark = self._marks[number % MARKS_MAX]
+            if mark is None or mark[0] <= before:
+                return
+            if mark[0] <= position and namespaces & mark[2]:
+                lags.add(now_ms - mark[1], now_ms)
+
+
+def _step(work: Steps[_T], result: list[_T]) -> bool:
+    """Do one step; tell whether it was the last, whose result then stands in the list."""
+    try:
+        next(work)
+    except StopIteration as done:
+        result.append(done.value)
+        return True
+    return False

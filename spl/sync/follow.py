@@ -1,0 +1,336 @@
+"""Following a peer's stream: its events into our log, behind the gate, for as long as it lasts.
+
+    stream -> inbox (bounded) -> decode, drop known ids, verify -> hub (records + position) -> ack
+
+What has arrived is taken together and stored with one write; nothing waits for more to come.  The next lot is verified
+while the last is being written, and written only after it: a position never covers what failed to be stored.  Acks go
+out as events on the stream that we serve to the same peer, and by a request only where there is none; an ack says all
+that the ones before it said, so the newest goes out at once after a pause, and else after a few milliseconds.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from ..core import when
+from ..core.errors import SplError
+from ..core.gate import Verdict
+from ..core.limits import KIB
+from ..core.pair.pair import Pair
+from ..core.record import page
+from ..core.record.cursor import TEXT_CHARS_MAX
+from ..core.record.page import Page
+from ..home.writes import Own
+from ..net.client import EventStream
+from ..net.sse import Event
+from .peer import STATE_CODES, SyncError
+from .pull import CHANGES, Progress, Puller
+
+BATCH_RECORDS: Final = 256
+GATHER_AT_ONCE_BYTES: Final = 16 * KIB
+"""So little is decoded on the loop: 5 us for a record of 600 bytes, and a way through a thread is 60 us."""
+ACK_EVERY_S: Final = 0.01
+"""An ack costs both sides what half a record does."""
+ACK_POST_EVERY_S: Final = 0.1
+HOLD_MAX_S: Final = 30.0
+BREAKS_MS: Final = 600_000
+BREAKS_MAX: Final = 64
+
+_ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cursor-reset"}
+
+
+@dataclass(frozen=True, slots=True)
+class Opposite:
+    """What we serve to the peer: `confirm` sends an ack on our stream to it, `take` receives the peer's ack of ours.
+
+    `restart` has the peer read from our start again, because its own log was set back.
+    """
+
+    confirm: Callable[[str, str], bool] = lambda pair_id, cursor: False
+    take: Callable[[str, object], object] = lambda pair_id, cursor: None
+    restart: Callable[[str], None] = lambda pair_id: None
+
+
+@dataclass(slots=True)
+class Flow:
+    """How the stream of one pair fares."""
+
+    is_open: bool = False
+    since_ms: int | None = None
+    heard_ms: int | None = None
+    synced_ms: int | None = None
+    hold_s: float = 0.0
+    """Seconds after which the source said it would be back."""
+    breaks_ms: "deque[int]" = field(default_factory=lambda: deque(maxlen=BREAKS_MAX))
+
+    def open(self, now_ms: int) -> None:
+        """Take note that a stream is being opened."""
+        self.is_open, self.since_ms, self.heard_ms, self.hold_s = True, now_ms, None, 0.0
+
+    def close(self, now_ms: int) -> None:
+        """Take note that it ended."""
+        if self.heard_ms is not None:
+            self.breaks_ms.append(now_ms)
+        self.is_open, self.since_ms = False, now_ms
+
+    def status(self, now_ms: int) -> dict[str, object]:
+        """Return state (open, opening, down), since, last_event_at and breaks, those of the last ten minutes."""
+        state = "down" if not self.is_open else "opening" if self.heard_ms is None else "open"
+        return {
+            "state": state,
+            "since": when.text_of(self.since_ms) if self.since_ms is not None else None,
+            "last_event_at": when.text_of(self.heard_ms) if self.heard_ms is not None else None,
+            "breaks": sum(at_ms > now_ms - BREAKS_MS for at_ms in self.breaks_ms),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Events of a stream that came one after another: records with the last cursor among them, or one heartbeat."""
+
+    data: list[bytes] = field(repr=False)
+    cursor: str
+    size: int
+    is_beat: bool = False
+
+
+@dataclass(slots=True)
+class Inbox:
+    """Events between network and store.  What has arrived is taken together, as soon as somebody takes."""
+
+    records_max: int
+    bytes_max: int
+    records: int = 0
+    size: int = 0
+    peak: int = 0
+    end: SplError | float | None = None
+    """Why no more comes: an error, or the seconds after which the source is back."""
+    _waiting: "deque[tuple[bytes, str, bool]]" = field(default_factory=deque)
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _freed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def room(self) -> None:
+        """Wait until one more fits."""
+        while self.records >= self.records_max or (self.records and self.size >= self.bytes_max):
+            self._freed.clear()
+            await self._freed.wait()
+
+    def put(self, data: bytes, cursor: str, *, is_beat: bool = False) -> None:
+        """Add the data of a record's event, or of a heartbeat."""
+        self._waiting.append((data, cursor, is_beat))
+        if not is_beat:
+            self.records += 1
+            self.size += len(data)
+            self.peak = max(self.peak, self.records)
+        self._arrived.set()
+
+    def close(self, end: SplError | float) -> None:
+        """Say that no more comes; what waits is still taken."""
+        self.end = end
+        self._arrived.set()
+
+    async def take(self, count_max: int) -> Arrived | None:
+        """Return what waits, up to the first heartbeat or `count_max` records; None at the end."""
+        while not self._waiting:
+            if self.end is not None:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        first, cursor, is_beat = self._waiting.popleft()
+        data = [first]
+        while not is_beat and self._waiting and not self._waiting[0][2] and len(data) < count_max:
+            more, id_, _ = self._waiting.popleft()
+            data.append(more)
+            cursor = id_ or cursor
+        return Arrived(data, cursor, sum(map(len, data)), is_beat)
+
+    def done(self, item: Arrived) -> None:
+        """Give the room of what was taken free."""
+        if not item.is_beat:
+            self.records -= len(item.data)
+            self.size -= item.size
+            self._freed.set()
+
+
+@dataclass(slots=True)
+class _Judged:
+    item: Arrived
+    page: Page
+    verdicts: list[Verdict]
+    pins: list[Own]
+
+
+@dataclass(slots=True)
+class _Course:
+    """One stream on its way: what its tasks share."""
+
+    pair_id: str
+    progress: Progress
+    flow: Flow
+    heard: Callable[[], None]
+    inbox: Inbox
+    judged: "asyncio.Queue[_Judged | None]" = field(default_factory=lambda: asyncio.Queue(1))
+    unsent: str = ""
+    """The newest cursor that the source was not told of."""
+    telling: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Follower:
+    """Follows streams of any pair."""
+
+    def __init__(self, puller: Puller, opposite: Opposite, *, now_ms: Callable[[], int]) -> None:
+        self.puller = puller
+        self._opposite = opposite
+        self._now_ms = now_ms
+
+    async def run(self, pair: Pair, progress: Progress, flow: Flow, heard: Callable[[], None]) -> None:
+        """Return when the source ends the stream to come back after `flow.hold_s`; `heard` is called at each event.
+
+        Raises SyncError, ReachError, PageError and what the store raises; what had arrived is stored all the same.
+        """
+        limits = self.puller.limits
+        target = f"{CHANGES}?{urlencode({'feed': 'continuous', 'since': self.puller.since(pair)})}"
+        inbox = progress.queue = Inbox(limits.queue_records, limits.queue_bytes)
+        course = _Course(pair.pair_id, progress, flow, heard, inbox)
+        try:
+            async with self.puller.wire.stream(pair, target) as stream, asyncio.TaskGroup() as tasks:
+                steps = (self._read(course, stream), self._judge(course), self._tell(course))
+                helpers = [tasks.create_task(step) for step in steps]
+                await self._keep(course)
+                if course.unsent:
+                    self._opposite.confirm(course.pair_id, course.unsent)
+                for helper in helpers:
+                    helper.cancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from group
+        if isinstance(inbox.end, SplError):
+            raise inbox.end
+        flow.hold_s = inbox.end or 0.0
+
+    async def _read(self, course: _Course, stream: EventStream) -> None:
+        """Put events into the inbox until the stream ends, for whatever reason."""
+        inbox = course.inbox
+        try:
+            async for event in stream:
+                course.flow.heard_ms = self._now_ms()
+                course.heard()
+                if event.name == "record.created":
+                    await inbox.room()
+                    inbox.put(event.data, _cursor_in(event.id))
+                elif event.name == "heartbeat":
+                    inbox.put(event.data, "", is_beat=True)
+                elif event.name == "ack":
+                    self._take_ack(course.pair_id, event)
+                elif event.name == "server_shutdown":
+                    inbox.close(_hold_s(event))
+                    return
+                elif event.name == "error":
+                    inbox.close(_end_of(event))
+                    return
+            inbox.close(SyncError("disconnected", "the peer ended the stream"))
+        except SplError as exc:
+            inbox.close(exc)
+
+    async def _judge(self, course: _Course) -> None:
+        """Judge what arrived, one lot ahead of what is being stored; end with None."""
+        loop, jury = asyncio.get_running_loop(), self.puller.jury
+        while (item := await course.inbox.take(BATCH_RECORDS)) is not None:
+            pair = self.puller.pair(course.pair_id)
+            found: Page | SplError
+            try:
+                if item.is_beat:
+                    found = _beat(item.data[0])
+                elif item.size <= GATHER_AT_ONCE_BYTES:
+                    found = page.gather(item.data, item.cursor, {})
+                else:
+                    found = await loop.run_in_executor(jury.pool, page.gather, item.data, item.cursor, {})
+            except SplError as exc:
+                course.inbox.close(exc)
+                break
+            verdicts, pins = await jury.judge(pair, course.progress, found)
+            await course.judged.put(_Judged(item, found, verdicts, pins))
+        await course.judged.put(None)
+
+    async def _keep(self, course: _Course) -> None:
+        """Store lot after lot, each with the position that it leads to, and tell the source."""
+        progress = course.progress
+        while (lot := await course.judged.get()) is not None:
+            pair = self.puller.pair(course.pair_id)
+            _, _, clock = await self.puller.keep(pair, lot.page, lot.verdicts, lot.pins, moves=True)
+            course.inbox.done(lot.item)
+            course.flow.synced_ms = self._now_ms()
+            view = {**progress.view, **lot.page.view}
+            progress.view = {**view, "head": max(int(view.get("head", 0)), clock)}
+            if lot.page.next_cursor and (lot.page.count or lot.page.view.get("acked") != clock):
+                course.unsent = lot.page.next_cursor
+                course.telling.set()
+            if lot.item.is_beat:
+                progress.strangers.clear()
+            if progress.learnt:
+                progress.learnt = False
+                if self.puller.hub.views.refused.get(pair.pair_id):
+                    await self.puller.retry_refused(pair, progress)
+
+    def _take_ack(self, pair_id: str, event: Event) -> None:
+        """Hand the peer's ack to our own feed; one that makes no sense ends no stream."""
+        value = _object_in(event)
+        try:
+            self._opposite.take(pair_id, value.get("cursor"))
+        except SplError:
+            return
+
+    async def _tell(self, course: _Course) -> None:
+        """Send acks, only the newest and not all the time: on our stream, by request where there is none."""
+        while True:
+            await course.telling.wait()
+            course.telling.clear()
+            cursor, course.unsent = course.unsent, ""
+            if self._opposite.confirm(course.pair_id, cursor):
+                await asyncio.sleep(ACK_EVERY_S)
+                continue
+            view = await self.puller.ack(self.puller.pair(course.pair_id), cursor)
+            course.progress.view = {**course.progress.view, **view}
+            await asyncio.sleep(ACK_POST_EVERY_S)
+
+
+def _object_in(event: Event) -> dict[str, Any]:
+    """Return the JSON object of an event; raise PageError "answer-malformed"."""
+    value = page.decode_many(event.data)
+    if not isinstance(value, dict):
+        raise page.PageError("answer-malformed", f"the data of the event {event.name[:40]} is a JSON object")
+    return value
+
+
+def _cursor_in(text: object) -> str:
+    """Return a cursor as a peer sends it, "" for none; raise PageError "answer-malformed"."""
+    if not isinstance(text, str) or len(text) > TEXT_CHARS_MAX or not text.isascii():
+        raise page.PageError("answer-malformed", f"a cursor has at most {TEXT_CHARS_MAX} ASCII characters")
+    return text
+
+
+def _beat(data: bytes) -> Page:
+    """Return a heartbeat as a page without records."""
+    value = page.decode_many(data)
+    view = value.get("peer_view") if isinstance(value, dict) else None
+    if not isinstance(view, dict):
+        raise page.PageError("answer-malformed", "a heartbeat has peer_view")
+    return Page([], [], _cursor_in(value.get("cursor", "")), False, page.read_view(view), 0)
+
+
+def _hold_s(event: Event) -> float:
+    value = _object_in(event).get("retry_after_ms")
+    return min(HOLD_MAX_S, max(0, value) / 1000) if type(value) is int else 0.0
+
+
+def _end_of(event: Event) -> SyncError:
+    """Return why the source ended the stream: its word on the pair, or that another stream is to be opened."""
+    value = _object_in(event)
+    word = str(value.get("code", ""))
+    code = _ENDS.get(word, "disconnected")
+    view = value.get("peer_view")
+    known = page.read_view(view) if isinstance(view, dict) else {"state": word[:40]} if code in STATE_CODES else None
+    shown = "".join(char for char in str(value.get("message", ""))[:200] if char.isprintable())
+    return SyncError(code, f"the peer ended the stream: {shown or word[:40]}", view=known)

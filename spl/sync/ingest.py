@@ -1,0 +1,208 @@
+"""Judging what a peer sent: what is new goes through the gate, and the chains of signers not yet known are learnt.
+
+The gate goes by the folds of this moment: grants of either side and archived namespaces count with the next record.
+
+Signatures are checked in threads; libsodium lets go of the interpreter meanwhile.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from ..core import consent
+from ..core.consent import Inlet
+from ..core.errors import SplError
+from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Verdict
+from ..core.identity.did import Chain, chain_from_json, grown
+from ..core.limits import KIB, Limits
+from ..core.pair.pair import Pair
+from ..core.record import page
+from ..core.record.levels import NAMES, STRUCTURAL
+from ..core.record.page import Page
+from ..home.views import KIND_CHAIN, THREAD_PAIRS
+from ..home.writer import Hub
+from ..home.writes import Own
+from .peer import Wire, event
+
+CHAINS: Final = "/v1/sync/chains"
+WORKERS: Final = 2
+CHAINS_PER_PAGE_MAX: Final = 16
+AT_ONCE_RECORDS: Final = 8
+AT_ONCE_BYTES: Final = 16 * KIB
+"""So few are judged on the loop: a check is 55 us, and the way through a thread under load five times that."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """What judging remembers from page to page."""
+
+    strangers: set[str] = field(default_factory=set)
+    """Signers whose chains the peer could not show in this pull."""
+    learnt: bool = False
+    """A chain was pinned in this pull."""
+    lacking: bool = False
+    """Records stand in the ledger that the peer may give so that they are taken: a chain it did not show, a level."""
+    ahead: bool = False
+    """Records came in full by a grant of ours that we lowered: the peer does not hold our word yet."""
+    shown: Mapping[str, Any] | None = None
+    """Chains, as decoded, that came with a push; nothing is asked of who pushes, as it may be out of reach."""
+
+
+class Jury:
+    """Judges for all pairs."""
+
+    def __init__(self, hub: Hub, wire: Wire, limits: Limits) -> None:
+        self.hub = hub
+        self.limits = limits
+        self._wire = wire
+        self._roots = Roots(limits.verified_roots)
+        self._gates: dict[str, tuple[tuple[object, ...], Gate]] = {}
+        self.pool = ThreadPoolExecutor(WORKERS, "spl-verify")
+
+    def close(self) -> None:
+        """End the verifying threads."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def inlets(self, pair: Pair) -> Mapping[str, Inlet]:
+        """Return what the pair may bring in now, by the peer's namespace."""
+        return self._gate(pair, {}).inlets
+
+    async def judge(self, pair: Pair, trial: Trial, item: Page) -> tuple[list[Verdict], list[Own]]:
+        """Return verdicts over what is new in a page, and the pins of chains learnt for it."""
+        loop = asyncio.get_running_loop()
+        rules = self._gate(pair, {})
+        if item.count <= AT_ONCE_RECORDS and item.size <= AT_ONCE_BYTES:
+            rows = self._unknown(pair.pair_id, item)
+            verdicts = [rules.judge(value, ns) for value, ns in rows]
+        else:
+            rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, item)
+            verdicts = await self._judge_rows(rules, rows)
+        strangers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
+        learnt: dict[str, Chain] = {}
+        for did in [did for did in strangers if did not in trial.strangers][:CHAINS_PER_PAGE_MAX]:
+            chain = await self._learn(pair, did, trial.shown)
+            if chain is not None:
+                learnt[did] = chain
+            elif len(trial.strangers) < self.limits.chains_count:
+                trial.strangers.add(did)
+                trial.lacking = True
+        if any(_is_ahead(rules, verdict) for verdict in verdicts):
+            trial.lacking = trial.ahead = True
+        if not learnt:
+            return verdicts, []
+        places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
+        again = await self._judge_rows(self._gate(pair, learnt), [rows[place] for place in places])
+        for place, verdict in zip(places, again, strict=True):
+            verdicts[place] = verdict
+        vouching = {verdict.by for verdict in again if not verdict.code}
+        pins = [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": learnt[did].to_json()}) for did in learnt if did in vouching]
+        trial.learnt = trial.learnt or bool(pins)
+        return verdicts, pins
+
+    def _unknown(self, pair_id: str, item: Page) -> list[tuple[Any, Any]]:
+        """Return (value, ns) of what we hold neither from the same voucher nor as this very projection.
+
+        Nothing but the id is believed here, and only to store nothing.
+        """
+        found = []
+        for value, ns in zip(item.values, item.ns, strict=True):
+            id_ = value.get("id") if isinstance(value, dict) else None
+            if not isinstance(id_, str) or len(id_) != 64:
+                found.append((value, ns))
+                continue
+            mark = value.get("projection")
+            sig = value.get("sig")
+            if isinstance(mark, dict):
+                held = self._is_shown(pair_id, id_, mark.get("level"))
+            else:
+                row = self.hub.store.index.find(id_)
+                held = row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
+            if not held:
+                found.append((value, ns))
+        return found
+
+    def _is_shown(self, pair_id: str, id_: str, level: object) -> bool:
+        """Tell whether a projection adds nothing: it is held already, or its record is."""
+        if not isinstance(level, str) or level not in NAMES:
+            return False
+        index = self.hub.store.index
+        return index.is_shown(pair_id, level, id_) or (level == NAMES[STRUCTURAL] and index.find(id_) is not None)
+
+    async def _judge_rows(self, rules: Gate, rows: Sequence[tuple[Any, Any]]) -> list[Verdict]:
+        """Return a verdict for each row; the signature checks let go of the interpreter, so two threads share them."""
+        loop = asyncio.get_running_loop()
+
+        def judge(part: Sequence[tuple[Any, Any]]) -> list[Verdict]:
+            return [rules.judge(value, ns) for value, ns in part]
+
+        size = max(1, -(-len(rows) // WORKERS))
+        parts = [
+            loop.run_in_executor(self.pool, judge, rows[start : start + size]) for start in range(0, len(rows), size)
+        ]
+        return [verdict for part in parts for verdict in await part]
+
+    def _gate(self, pair: Pair, learnt: Mapping[str, Chain]) -> Gate:
+        """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
+        own, views = self._wire.identity().chain, self.hub.views
+        made_of = (pair, views.chains, views.blocked, own, views.consents, views.namespaces)
+        kept = self._gates.get(pair.pair_id)
+        if kept is not None and not learnt and all(one is other for one, other in zip(kept[0], made_of, strict=True)):
+            return kept[1]
+        chains = {**views.chains, **learnt, own.did: own}
+        chains[pair.peer_did] = _longer(chains.get(pair.peer_did), pair.chain) or pair.chain
+        rules = Gate(
+            pair_id=pair.pair_id,
+            inlets=consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces),
+            actors=frozenset(pair.actors),
+            own_did=own.did,
+            peer_did=pair.peer_did,
+            chains=chains,
+            roots=self._roots,
+            limits=self.limits,
+            blocked=views.blocked,
+        )
+        if not learnt:
+            self._gates[pair.pair_id] = made_of, rules
+        return rules
+
+    async def _learn(self, pair: Pair, did: str, shown: Mapping[str, Any] | None) -> Chain | None:
+        """Return the verified key chain of a signer as the peer knows it; None when none may be pinned.
+
+        The peer is asked for it, unless `shown` holds what it pushed.
+        """
+        views = self.hub.views
+        pinned = _longer(views.chains.get(did), pair.chain if did == pair.peer_did else None)
+        if pinned is None and len(views.chains) >= self.limits.chains_count:
+            return None
+        try:
+            if shown is None:
+                reply = await self._wire.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
+                value = page.decode_many(reply.body[: self.limits.manifest_bytes])
+            else:
+                value = shown.get(did)
+            chain = chain_from_json(value, self.limits)
+            if chain.did != did:
+                return None
+            return chain if pinned is None else grown(pinned, chain)
+        except SplError as exc:
+            event(logging.WARNING, "sync.chain_refused", pair.pair_id, code=exc.code, signer=did)
+            return None
+
+
+def _is_ahead(rules: Gate, verdict: Verdict) -> bool:
+    """Tell whether a record came in full that we take at L1, so that the peer gives it anew when it holds our word."""
+    if verdict.code != SCOPE_VIOLATION or verdict.envelope is None:
+        return False
+    inlet = rules.inlets.get(verdict.ns)
+    return inlet is not None and inlet.wants_us
+
+
+def _longer(one: Chain | None, other: Chain | None) -> Chain | None:
+    """Return the chain with more rotations, of two that are pinned."""
+    if one is None or other is None:
+        return one or other
+    return one if len(one.rotations) >= len(other.rotations) else other

@@ -1,0 +1,101 @@
+"""Who waits for commits: an event for each waiter, set when one of the lists it named gets a record.
+
+Lists are named as in the index: `n:<namespace>`, `t:<thread>`.  Nobody is woken by a list that was not named, and a
+commit that nobody waits for does not even reach the loop.  At the stop everybody is woken once more.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from ..home.writer import Hub
+from ..home.writes import Commit
+
+
+class Bells:
+    """The waiters of one daemon, all on one loop."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.stopping = False
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._silence = hub.listen(self._heard)
+
+    def close(self) -> None:
+        """Hear of commits no more."""
+        self._silence()
+
+    def stop(self) -> None:
+        """Wake everybody: the daemon stops, and `stopping` says so from now on."""
+        self.stopping = True
+        self._ring(self._waiting.copy())
+
+    @property
+    def waiters(self) -> int:
+        """How many events there are."""
+        return len({event for events in self._waiting.values() for event in events})
+
+    @contextmanager
+    def listening(self, names: Iterable[str]) -> Iterator[asyncio.Event]:
+        """Give an event that is set when one of the lists gets a record."""
+        self._loop = asyncio.get_running_loop()
+        event, named = asyncio.Event(), tuple(names)
+        for name in named:
+            self._waiting.setdefault(name, set()).add(event)
+        try:
+            yield event
+        finally:
+            for name in named:
+                events = self._waiting[name]
+                events.discard(event)
+                if not events:
+                    del self._waiting[name]
+
+    def _heard(self, commit: Commit) -> None:
+        """Pass a commit on to the loop when somebody waits for it; runs on the writer's thread."""
+        loop = self._loop
+        if loop is None:
+            return
+        names = [f"n:{ns}" for ns in commit.namespaces] + [f"t:{thread}" for thread in commit.threads]
+        wanted = [name for name in names if name in self._waiting]
+        if wanted and not loop.is_closed():
+            loop.call_soon_threadsafe(self._ring, wanted)
+
+    def _ring(self, names: Iterable[str]) -> None:
+        for event in {event for name in names for event in self._waiting.get(name, ())}:
+            event.set()
+
+
+class Acks:
+    """Positions in our log up to which peers hold durably what we serve them."""
+
+    def __init__(self) -> None:
+        self._positions: dict[str, Mapping[str, int]] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+
+    def note(self, pair_id: str, positions: Mapping[str, int]) -> None:
+        """Take in an ack: namespace -> the last sequence that it covers there."""
+        self._positions[pair_id] = positions
+        for event in self._waiting.get(pair_id, ()):
+            event.set()
+
+    def position(self, pair_id: str, namespace: str) -> int | None:
+        """Return the last sequence confirmed; None before the first ack of this process."""
+        return self._positions.get(pair_id, {}).get(namespace)
+
+    async def beyond(self, pair_id: str, namespace: str, seq: int, timeout_s: float) -> int | None:
+        """Return the position as soon as it is past `seq`, and at the latest after `timeout_s`."""
+        event = asyncio.Event()
+        self._waiting.setdefault(pair_id, set()).add(event)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (self.position(pair_id, namespace) or 0) <= seq:
+                    event.clear()
+                    await event.wait()
+        except TimeoutError:
+            pass  # nothing new is an answer too
+        finally:
+            self._waiting[pair_id].discard(event)
+            if not self._waiting[pair_id]:
+                del self._waiting[pair_id]
+        return self.position(pair_id, namespace)

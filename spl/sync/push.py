@@ -1,0 +1,480 @@
+"""Both ends of a push: records for a peer that cannot dial us, over connections that we open, and those that come so.
+
+A pair pulls in both directions as long as both sides can open connections.  Where one cannot (the other is a laptop
+behind a NAT) it says so in each of its answers, and the side that can dial sends its own records as well: after each
+pull of a polling pair, on `spl sync`, and in continuous mode after each commit that the pair shares.  `sync/reach.py`
+knows which way a pair runs; `core/record/page.py` is the form.
+
+The receiver owns the position: a push names the cursor that it begins at, and one that the receiver did not save is
+refused together with the right one.  So a lost answer, a crash on either side or two pushes at once cost a repetition
+at most.  What is pushed is judged, stored and placed by the very code that takes in pulled pages.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from ..core import consent, when
+from ..core.backoff import full_jitter_s
+from ..core.errors import SplError
+from ..core.gate import CHAIN_UNKNOWN, Verdict, claimed_id
+from ..core.limits import KIB, Limits
+from ..core.pair.pair import Pair, Phase
+from ..core.record import page
+from ..core.record import page as parcel
+from ..core.record.cursor import TEXT_CHARS_MAX
+from ..core.record.page import BOTH, Page
+from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
+from ..home.writer import Hub
+from ..home.writes import Commit
+from .reach import Reaches
+
+log = logging.getLogger("spl.federation")
+
+MEDIA: Final = "application/x-ndjson"
+RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
+FINAL_CODES: Final = frozenset({"pair-paused", "pair-revoked", "pair-unknown", "pair-state-conflict", "auth-required"})
+SLOW_CODES: Final = frozenset({"timeout", "disconnected", "peer-4xx"})
+PAGES_MAX: Final = 10_000
+POSITIONS_MAX: Final = 8
+AGAIN_MAX: Final = 8
+CHAINS_TOLD_MAX: Final = 4096
+CHAINS_BYTES_MAX: Final = 256 * KIB
+BACKOFF_BASE_S: Final = 1.0
+_TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
+"""Threads on which stands what pairs share."""
+
+
+class PushError(SplError):
+    """A push cannot be sent or taken: state of the pair, position, or the form of the answer."""
+
+
+class Intake(Protocol):
+    """Who stores what a peer sends and talks to it: the sync service, wired by the daemon."""
+
+    def since(self, pair_id: str) -> str:
+        """Return the cursor that we saved for this peer, "" at the start."""
+
+    async def take(
+        self, pair_id: str, item: Page, chains: Mapping[str, Any], again: bool
+    ) -> tuple[int, list[Verdict], list[str]]:
+        """Store a page; return how many were new, what was refused, and what we would see again."""
+
+    async def send(self, pair_id: str, body: bytes, media: str) -> bytes:
+        """Return the peer's answer to what we push."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlet:
+    """What we offer to a peer, as the feed gives it; wired by the daemon."""
+
+    page: Callable[[str, str, int, bool], Awaitable[bytes]]
+    """(pair_id, since, limit, resync) -> a page's bytes."""
+    fetch: Callable[[str, list[str]], Awaitable[bytes]]
+    """(pair_id, ids) -> those records, as a page without cursor."""
+    ack: Callable[[str, str], object]
+    """(pair_id, cursor): the peer holds everything up to there."""
+    chain: Callable[[str, str], dict[str, object]]
+    """(pair_id, did) -> a signer's key chain."""
+    view: Callable[[str], dict[str, object]]
+    """pair_id -> how we see the pair."""
+    shares: Callable[[str], frozenset[str]]
+    """pair_id -> the namespaces of which the peer is sent anything."""
+    doubts: Callable[[str], bool]
+    """pair_id -> whether the peer's log was set back, so that it must get everything again."""
+    believe: Callable[[str], None]
+    """(pair_id): it holds the first page of such a reading."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """What this process knows of pushing to one peer; the peer keeps what a restart must know."""
+
+    sending: asyncio.Lock = field(default_factory=asyncio.Lock)
+    taking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    kick: asyncio.Event = field(default_factory=asyncio.Event)
+    position: str | None = None
+    """Where the peer stands with us; None until it said so."""
+    limit: int = 0
+    told: set[str] = field(default_factory=set)
+    sent_s: float | None = None
+    beat: bool = False
+    """A push is due though there may be no record for it."""
+    last_push_ms: int | None = None
+    last_error: dict[str, object] | None = None
+
+
+class Push:
+    """Pushes of all pairs, and what peers push to us."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        limits: Limits,
+        reaches: Reaches,
+        *,
+        intake: Intake,
+        outlet: Outlet,
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self.hub = hub
+        self.limits = limits
+        self._reaches = reaches
+        self._intake = intake
+        self._out = outlet
+        self._now_ms = now_ms
+        self._random_bytes = random_bytes
+        self._pool = ThreadPoolExecutor(1, "spl-push")
+        self._lines: dict[str, _Line] = {}
+        self._due: set[str] = set()
+        self._changed = asyncio.Event()
+        reaches.listen(self._reached)
+
+    def close(self) -> None:
+        """End the coding thread; for after `run` and the last push."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def reach(self, pair_id: str) -> str:
+        """Return which way the pair runs: "both", "we-push" or "peer-pushes"; "both" while that is not known."""
+        return self._reaches.word(pair_id) or BOTH
+
+    def status(self, pair_id: str) -> dict[str, object]:
+        """Return last_push_at and last_error; both None where we do not push."""
+        line = self._lines.get(pair_id) or _Line()
+        at_ms = line.last_push_ms
+        return {"last_push_at": when.text_of(at_ms) if at_ms is not None else None, "last_error": line.last_error}
+
+    # -- what a peer pushes
+
+    async def receive(self, pair_id: str, body: bytes) -> dict[str, object]:
+        """Store what is sound of a push and return the answer to it (core/record/page.py).
+
+        Raises PushError "pair-paused", "pair-revoked", "pair-state-conflict" with `peer_view`, "push-position" with
+        `cursor` too; ParcelError "bad-json", "bad-field" for what is no push, "body-too-large".
+        """
+        self._check(pair_id)
+        if len(body) > parcel.body_bytes(self.limits):
+            raise PushError("body-too-large", f"a push has at most {parcel.body_bytes(self.limits)} bytes")
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._pool, parcel.decode_push, body, self.limits.page_records)
+        async with self._line(pair_id).taking:
+            self._check(pair_id)
+            if not found.page.next_cursor:
+                self._reaches.heard(pair_id, found.page.view)
+                return self._answer(pair_id, found, 0, (), ())
+            saved = self._intake.since(pair_id)
+            if found.since != saved:
+                view = self._out.view(pair_id)
+                raise PushError("push-position", f"we stand elsewhere with {pair_id}", cursor=saved, peer_view=view)
+            return self._answer(
+                pair_id, found, *await self._intake.take(pair_id, found.page, found.chains, found.again)
+            )
+
+    def _answer(
+        self, pair_id: str, found: parcel.Parcel, fresh: int, refused: Sequence[Verdict], wanted: Sequence[str]
+    ) -> dict[str, object]:
+        codes = {verdict.id: verdict.code for verdict in refused}
+        return {
+            "cursor": self._intake.since(pair_id),
+            "records": fresh,
+            "results": parcel.results(found.page.values, codes),
+            "wanted": list(wanted),
+            "peer_view": self._out.view(pair_id),
+        }
+
+    def _check(self, pair_id: str) -> Pair:
+        """Return the pair when it takes records in now."""
+        pair = self.hub.views.pairs.get(pair_id)
+        if pair is None:
+            raise PushError("pair-unknown")
+        if not pair.sync_allowed:
+            codes = {Phase.PAUSED: "pair-paused", Phase.REVOKED: "pair-revoked"}
+            raise PushError(codes.get(pair.phase, "pair-state-conflict"), peer_view=self._out.view(pair_id))
+        return pair
+
+    # -- what we push
+
+    async def push(self, pair_id: str, *, news_only: bool = False) -> int:
+        """Send what the peer lacks, if it needs our push; return how many records were new to it.
+
+        One push runs for a pair; whoever asks meanwhile sends what came since.  With `news_only` nothing is sent
+        where there is no record.  Raises PushError, FeedError, SyncError, ReachError.
+        """
+        line = self._line(pair_id)
+        async with line.sending:
+            if not self._may(pair_id):
+                return 0
+            try:
+                fresh = await self._send_all(pair_id, line, news_only)
+            except SplError as exc:
+                at = when.text_of(self._now_ms())
+                line.last_error = {"code": exc.code, "message": exc.message, "at": at}
+                # A slow way up may not carry a whole page in time; half of one may do.
+                line.limit = max(1, self._limit(line) // 2) if exc.code in SLOW_CODES else line.limit
+                raise
+            line.last_error = None
+            return fresh
+
+    async def give(self, pair_id: str, ids: Sequence[str]) -> int:
+        """Send these of the records that the pair shares, whichever way it runs; return how many were new to the peer.
+
+        None to a peer that has not read from us yet: it will.  Raises as `push` does.
+        """
+        line = self._line(pair_id)
+        async with line.sending:
+            self._check(pair_id)
+            for _ in range(POSITIONS_MAX):
+                try:
+                    if line.position is None:
+                        await self._send(pair_id, line, parcel.asking(self._out.view(pair_id)))
+                    return await self._send_again(pair_id, line, ids)
+                except SplError as exc:
+                    if exc.code != "push-position":
+                        raise
+                    line.position = _cursor(exc.facts.get("cursor"))
+        return 0
+
+    def _may(self, pair_id: str) -> bool:
+        pair = self.hub.views.pairs.get(pair_id)
+        return pair is not None and pair.sync_allowed and pair.serve_allowed and self._reaches.may_push(pair_id)
+
+    async def _send_all(self, pair_id: str, line: _Line, news_only: bool) -> int:
+        """Send page after page from where the peer stands; it may put us elsewhere a few times, not for ever."""
+        fresh = placed = 0
+        for _ in range(PAGES_MAX):
+            asking = line.position is None
+            again = not asking and self._out.doubts(pair_id)
+            item = await self._next_page(pair_id, line, again=again)
+            if news_only and not asking and not item.count:
+                break
+            try:
+                answer = await self._send(pair_id, line, item)
+            except SplError as exc:
+                if exc.code != "push-position" or placed == POSITIONS_MAX:
+                    raise
+                placed, line.position = placed + 1, _cursor(exc.facts.get("cursor"))
+                continue
+            if again:
+                self._out.believe(pair_id)
+            fresh += answer["records"]
+            if not self._reaches.may_push(pair_id):
+                break
+            if not asking and not item.has_more:
+                fresh += await self._send_again(pair_id, line, answer["wanted"])
+                break
+        if fresh:
+            _event(logging.INFO, "push.sent", pair_id, records=fresh)
+        return fresh
+
+    async def _next_page(self, pair_id: str, line: _Line, *, again: bool) -> Page:
+        """Return the page after the peer's position; where our log is another one, the first page of everything.
+
+        So with `again`: the peer's log was set back, and ours may hold what it lost, its own records included.
+        """
+        if line.position is None:
+            return parcel.asking(self._out.view(pair_id))
+        limit = self._limit(line)
+        try:
+            body = await self._out.page(pair_id, "" if again else line.position, limit, again)
+        except SplError as exc:
+            if exc.code not in RESET_CODES:
+                raise
+            _event(logging.WARNING, "push.reset", pair_id, code=exc.code)
+            body = await self._out.page(pair_id, "", limit, True)
+        return await self._decoded(body, limit)
+
+    async def _send_again(self, pair_id: str, line: _Line, wanted: Sequence[str]) -> int:
+        """Send what the peer had refused and would see again; return how many came in."""
+        ids, fresh = list(wanted), 0
+        for _ in range(AGAIN_MAX):
+            if not ids or not line.position:
+                break
+            item = await self._decoded(await self._out.fetch(pair_id, ids), len(ids), fetched=True)
+            if not item.count:
+                break
+            got = {claimed_id(value) for value in item.values}
+            ids = [id_ for id_ in ids if id_ not in got] if item.has_more else []
+            placed = Page(item.values, item.ns, line.position, item.has_more, self._out.view(pair_id), item.size)
+            fresh += (await self._send(pair_id, line, placed, again=True))["records"]
+        return fresh
+
+    async def _send(self, pair_id: str, line: _Line, item: Page, *, again: bool = False) -> dict[str, Any]:
+        """Send one parcel, and take in what its answer says of the peer."""
+        loop = asyncio.get_running_loop()
+        chains = self._chains(pair_id, line, item)
+        body = await loop.run_in_executor(
+            self._pool, lambda: parcel.assemble_push(line.position or "", item, again=again, chains=chains)
+        )
+        answer = _read(await self._intake.send(pair_id, body, MEDIA), self.limits.fetch_ids)
+        self._reaches.heard(pair_id, answer["peer_view"])
+        if item.next_cursor:
+            self._out.ack(pair_id, item.next_cursor)
+            line.sent_s, line.last_push_ms = loop.time(), self._now_ms()
+            line.limit = min(self.limits.page_records_default, self._limit(line) * 2)
+            line.told.update(chains)
+            if answer["cursor"] != item.next_cursor:
+                raise PushError("answer-malformed", "the peer took the records and names another place")
+        line.position = answer["cursor"]
+        codes = {str(result["code"])[:40] for result in answer["results"] if result.get("code")}
+        if codes:
+            _event(logging.WARNING, "push.refused", pair_id, codes=",".join(sorted(codes)))
+        if CHAIN_UNKNOWN in codes:
+            line.told.clear()
+        return answer
+
+    def _chains(self, pair_id: str, line: _Line, item: Page) -> dict[str, Any]:
+        """Return the key chains of signers in a page that are not ours, as the peer cannot ask us for them.
+
+        Projections have none: they are signed by us.
+        """
+        signers = dict.fromkeys(value["sig"]["by"] for value in item.values if "sig" in value)
+        if len(line.told) > CHAINS_TOLD_MAX:
+            line.told.clear()
+        found: dict[str, Any] = {}
+        size = 0
+        for did in signers:
+            if did == self.hub.views.did or did in line.told or len(found) == parcel.CHAINS_MAX:
+                continue
+            try:
+                chain = self._out.chain(pair_id, did)
+            except SplError as exc:
+                # The peer refuses its records until somebody brings the chain.
+                _event(logging.DEBUG, "push.chain_missing", pair_id, signer=did, code=exc.code)
+                continue
+            size += len(str(chain))
+            if size > CHAINS_BYTES_MAX:
+                break
+            found[did] = chain
+        return found
+
+    async def _decoded(self, body: bytes, limit: int, *, fetched: bool = False) -> Page:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: page.decode(body, limit, fetched=fetched))
+
+    def _limit(self, line: _Line) -> int:
+        return line.limit or self.limits.page_records_default
+
+    # -- when
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Push whenever it is due, one task a pair, until `stop`."""
+        loop = asyncio.get_running_loop()
+
+        def heard(commit: Commit) -> None:
+            turned = not commit.threads.isdisjoint(_TURNS)
+            if commit.namespaces or turned:
+                loop.call_soon_threadsafe(self._committed, commit.namespaces, turned)
+
+        async def watch_stop() -> None:
+            await stop.wait()
+            self._changed.set()
+
+        silence = self.hub.listen(heard)
+        tasks: dict[str, asyncio.Task[None]] = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(watch_stop())
+                while not stop.is_set():
+                    self._changed.clear()
+                    tasks = {pair_id: task for pair_id, task in tasks.items() if not task.done()}
+                    for pair_id in self._due - tasks.keys():
+                        self._due.discard(pair_id)
+                        tasks[pair_id] = group.create_task(self._guard(pair_id), name=f"push {pair_id}")
+                    await self._changed.wait()
+                for task in tasks.values():
+                    task.cancel()
+        finally:
+            silence()
+
+    def _reached(self, pair_id: str) -> None:
+        """Take note that a peer that needs our push can be dialled; an open stream tells so at each event."""
+        line = self._line(pair_id)
+        if line.last_error is not None or not self._is_quiet(pair_id, line):
+            line.beat = True
+            self._call(pair_id)
+
+    def _call(self, pair_id: str) -> None:
+        """Let the pair be pushed soon."""
+        self._due.add(pair_id)
+        self._line(pair_id).kick.set()
+        self._changed.set()
+
+    def _committed(self, namespaces: frozenset[str], turned: bool) -> None:
+        """Push what a commit brought; `turned`: it says what pairs share, so more may have come into their scope."""
+        for pair_id, pair in self.hub.views.pairs.items():
+            if pair.mode == "continuous" and self._may(pair_id) and (turned or namespaces & self._out.shares(pair_id)):
+                self._call(pair_id)
+
+    async def _guard(self, pair_id: str) -> None:
+        """Push until it succeeds or makes no sense; failures back off with full jitter, and contact ends the wait."""
+        line, attempt = self._line(pair_id), 0
+        try:
+            while self._may(pair_id):
+                line.kick.clear()
+                self._due.discard(pair_id)
+                # A commit alone is no reason to be heard: the peer may not see what it brought.
+                quiet = not line.beat or self._is_quiet(pair_id, line)
+                try:
+                    await self.push(pair_id, news_only=quiet)
+                except SplError as exc:
+                    attempt += 1
+                    _event(logging.WARNING, "push.failed", pair_id, code=exc.code, attempt=attempt)
+                    if exc.code in FINAL_CODES:
+                        return
+                    unit = int.from_bytes(self._random_bytes(4)) / 2**32
+                    await _wait(line.kick, full_jitter_s(attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, unit))
+                else:
+                    line.beat = False
+                    return
+        except Exception:
+            log.exception("push.task_died", extra={"fields": {"pair": pair_id}})
+        finally:
+            self._changed.set()
+
+    def _is_quiet(self, pair_id: str, line: _Line) -> bool:
+        """Tell whether a push without records may be left out: in continuous mode, unless the last one is long ago."""
+        pair = self.hub.views.pairs.get(pair_id)
+        if pair is None or pair.mode != "continuous" or line.sent_s is None:
+            return False
+        return asyncio.get_running_loop().time() < line.sent_s + pair.poll_interval_ms / 1000
+
+    def _line(self, pair_id: str) -> _Line:
+        return self._lines.setdefault(pair_id, _Line())
+
+
+def _read(body: bytes, wanted_max: int) -> dict[str, Any]:
+    """Return the answer to a push, checked; raise PushError "answer-malformed"."""
+    value = page.decode_many(body)
+    if not isinstance(value, dict) or not isinstance(value.get("peer_view"), dict):
+        raise PushError("answer-malformed", "the answer to a push is an object with peer_view")
+    results, wanted, records = value.get("results"), value.get("wanted", []), value.get("records")
+    if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
+        raise PushError("answer-malformed", "results is a list of objects")
+    if not isinstance(wanted, list) or len(wanted) > wanted_max or type(records) is not int:
+        raise PushError("answer-malformed", f"records is a number, wanted a list of at most {wanted_max}")
+    view = page.read_view(value["peer_view"])
+    return {**value, "cursor": _cursor(value.get("cursor")), "wanted": wanted, "peer_view": view}
+
+
+def _cursor(value: object) -> str:
+    if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX:
+        raise PushError("answer-malformed", "the answer to a push names no cursor")
+    return value
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Return when the event is set or after so many seconds, whichever is first."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def _event(level: int, name: str, pair_id: str, **fields: object) -> None:
+    """Log one fact of a pair."""
+    log.log(level, name, extra={"fields": {"pair": pair_id, **fields}})

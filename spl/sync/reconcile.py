@@ -1,0 +1,386 @@
+"""Proof that two sides hold the same: what both should have is compared by range fingerprints, and repaired.
+
+One side drives: it asks the other for fingerprints of ever smaller ranges until it knows every name that only one of
+them has (core/fingerprint.py), then for the whole names of what it lacks itself, and last which of its own records the
+other lacks.  So one comparison serves both directions, over connections of the side that drives.  The other side keeps
+nothing but the fingerprints of its sets, for a minute; whoever asks later has them reckoned anew.
+
+Repair fetches by id, through the ordinary gate into the ordinary store, and pushes what the peer lacks.  Names that
+differ are looked up once more at the end: what arrived meanwhile is no difference.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, TypeVar
+
+from ..core.errors import SplError
+from ..core.gate import Verdict, claimed_id
+from ..core.limits import Limits
+from ..core.record import fingerprint, page
+from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, Answer, Question, Search
+from ..core.record.levels import NAMES
+from ..core.record.page import Page
+from ..home.writer import Hub
+from ..home.writes import Refuse
+from .holdings import Holdings, Shared
+
+log = logging.getLogger("spl.federation")
+
+TARGET: Final = "/v1/sync/fingerprints"
+RECORDS: Final = "/v1/sync/records"
+JSON: Final = "application/json"
+KEPT_S: Final = 60.0
+"""How long fingerprints are kept for the next question."""
+VERIFY_S: Final = 900.0
+FOUND_MAX: Final = 10_000
+REPAIRS_MAX: Final = 1000
+"""Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only where this one helped."""
+
+_T = TypeVar("_T")
+
+
+class ReconcileError(SplError):
+    """The sets of a pair could not be compared."""
+
+
+class Peer(Protocol):
+    """The way to the peer and into our store: the sync service, wired by the daemon."""
+
+    async def send(self, pair_id: str, body: bytes, media: str, target: str) -> bytes:
+        """Return the peer's answer to a POST; raise SplError."""
+
+    async def take(
+        self, pair_id: str, item: Page, chains: Mapping[str, Any] | None, again: bool
+    ) -> tuple[int, list[Verdict], list[str]]:
+        """Store what is sound of a page; return how many were new, what was refused, and ids of no use here."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What one comparison came to: names with our namespace for them, "" where that is not known."""
+
+    here: Mapping[str, int] = field(default_factory=dict)
+    there: Mapping[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """What the peer offers and we lack."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """What we offer and the peer lacks."""
+    nameless: int = 0
+    """Of `missing`, projections that have no id to ask by."""
+    beyond: int = 0
+    """Held by one side only and not offered by it."""
+    more: bool = False
+
+    @property
+    def names(self) -> int:
+        """How many names there are to repair."""
+        return len(self.missing) + len(self.lacking) + self.nameless
+
+
+@dataclass(slots=True)
+class Effort:
+    """What a verification cost, in questions and the bytes of their bodies, and what its repairs brought."""
+
+    questions: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    fetched: int = 0
+    pushed: int = 0
+
+
+class Reconcile:
+    """Comparisons of all pairs, asked for and answered.
+
+    `terms` says what a pair shares now and raises what forbids to serve it; `give` pushes records to the peer by id
+    and returns how many were new there; `read_anew` reads all from the start.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        limits: Limits,
+        *,
+        terms: Callable[[str], Shared],
+        peer: Peer,
+        give: Callable[[str, Sequence[str]], Awaitable[int]],
+        read_anew: Callable[[str], Awaitable[int]],
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self.hub = hub
+        self.limits = limits
+        self._terms, self._peer, self._give, self._read_anew = terms, peer, give, read_anew
+        self._now_ms, self._random_bytes = now_ms, random_bytes
+        # One thread for all: whatever peers ask, their comparisons take no more than a share of one processor.
+        self._pool = ThreadPoolExecutor(1, "spl-reconcile")
+        self._kept: dict[str, tuple[Holdings, asyncio.TimerHandle]] = {}
+        self._driving: dict[str, asyncio.Lock] = {}
+
+    def close(self) -> None:
+        """Forget all fingerprints and end the thread."""
+        for _, timer in self._kept.values():
+            timer.cancel()
+        self._kept.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- what a peer asks
+
+    async def answer(self, pair_id: str, body: bytes) -> bytes:
+        """Return the answer to a peer's question (core/fingerprint.py), from what the pair shares and nothing else.
+
+        Raises FingerprintError "bad-field", CanonError "bad-json", and FeedError for the pair's state.
+        """
+        question, shared = fingerprint.question_of(body), self._terms(pair_id)
+        while True:
+            reply = await self._in_thread(self._reply, pair_id, self._keep(pair_id, shared, question.key), question)
+            # Told is only what is still shared now.
+            before, shared = shared, self._terms(pair_id)
+            if before == shared:
+                return reply
+
+    def _keep(self, pair_id: str, shared: Shared, key: str) -> Holdings:
+        """Return the fingerprints of this comparison, those that are kept or new ones, and keep them for a while."""
+        kept, timer = self._kept.pop(pair_id, (None, None))
+        if timer is not None:
+            timer.cancel()
+        if kept is None or kept.key != key or kept.shared != shared:
+            kept = Holdings(self.hub.store, shared, key)
+        self._kept[pair_id] = kept, asyncio.get_running_loop().call_later(KEPT_S, self._kept.pop, pair_id, None)
+        return kept
+
+    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def _reply(self, pair_id: str, held: Holdings, question: Question) -> bytes:
+        ranges = question.ranges
+        names: dict[str, dict[str, tuple[str, str]]] = {}
+        for name, starts in question.names.items():
+            found = {start: item for start in starts if (item := held.find(name, start)) is not None}
+            names[name] = {start: (id_, held.shared.label(row.ns)) for start, (row, id_) in found.items()}
+        return Answer(
+            parts={name: held.parts(name, asked) for name, asked in ranges.items()},
+            counts={name: held.counts_told(name) for name, asked in ranges.items() if "" in asked},
+            names=names,
+            lacking=tuple(id_ for id_, mark in question.have.items() if not self._has(pair_id, held, id_, mark)),
+        ).encode()
+
+    def _has(self, pair_id: str, held: Holdings, id_: str, mark: str) -> bool:
+        """Tell whether we hold what the peer asks about: an envelope that it shows to hold, or its own projection.
+
+        Only where it may bring records: elsewhere, what we hold is not its to know.
+        """
+        index = self.hub.store.index
+        row = index.find(id_)
+        if row is not None and row.ns in held.shared.received:
+            for payload in self.hub.store.payloads([row, *index.alternates(id_)]):
+                if fingerprint.mark_of(held.key, payload) == mark:
+                    return True
+        return any(index.is_shown(pair_id, level, id_) for level in NAMES)
+
+    # -- what our operator asks
+
+    async def verify(self, pair_id: str, *, repair: bool = False) -> dict[str, object]:
+        """Compare both directions, with `repair` until nothing more is gained, and return what differs in the end.
+
+        Raises SyncError, ReachError, FeedError, FingerprintError "answer-malformed", SplError "timeout".
+        """
+        started_ms, effort = self._now_ms(), Effort()
+        async with self._driving.setdefault(pair_id, asyncio.Lock()):
+            found = await self._compare(pair_id, effort)
+            for _ in range(REPAIRS_MAX if repair else 0):
+                if not found.names:
+                    break
+                before, helped = found.names, await self._repair(pair_id, found, effort)
+                found = await self._compare(pair_id, effort)
+                if not helped and found.names >= before:
+                    break
+        codes = await asyncio.to_thread(self._ledger, pair_id)
+        report = _report(found, effort, codes, repair)
+        fields = {"missing_here": len(found.missing), "missing_there": len(found.lacking), "fetched": effort.fetched}
+        took = {"ms": self._now_ms() - started_ms}
+        log.info("verify.done", extra={"fields": {"pair": pair_id, **fields, "pushed": effort.pushed, **took}})
+        return {"object": "verify", "pair_id": pair_id, **report, **took}
+
+    async def mend(self, pair_id: str) -> int:
+        """Fetch what the peer offers and we lack, whatever our cursor says; return how many records were new."""
+        effort = Effort()
+        async with self._driving.setdefault(pair_id, asyncio.Lock()):
+            for _ in range(REPAIRS_MAX):
+                found = await self._compare(pair_id, effort)
+                before = effort.fetched
+                await self._fetch(pair_id, found, effort)
+                if not found.more or effort.fetched == before:
+                    break
+        return effort.fetched
+
+    # -- comparing
+
+    async def _compare(self, pair_id: str, effort: Effort) -> Found:
+        """Return what differs now; raise ReconcileError "timeout" where that takes a quarter of an hour."""
+        try:
+            async with asyncio.timeout(VERIFY_S):
+                return await self._compared(pair_id, effort)
+        except TimeoutError as exc:
+            raise ReconcileError("timeout", f"the comparison took over {VERIFY_S:.0f} s") from exc
+
+    async def _compared(self, pair_id: str, effort: Effort) -> Found:
+        key, loop = self._random_bytes(fingerprint.START_BYTES).hex(), asyncio.get_running_loop()
+        held = Holdings(self.hub.store, self._terms(pair_id), key)
+        # Both sides reckon at the same time.
+        ready = loop.run_in_executor(self._pool, held.prepare)
+        searches = {name: Search(FOUND_MAX) for name in OPPOSITE}
+        counts: dict[str, Mapping[str, int]] = {}
+        while ranges := {name: asked for name, search in searches.items() if (asked := search.next())}:
+            answer = await self._ask(pair_id, Question(key, ranges=ranges), effort)
+            counts = counts or dict(answer.counts)
+            await ready
+            for name, asked in ranges.items():
+                theirs = answer.parts[name]
+                ours = await self._in_thread(held.parts, OPPOSITE[name], asked, theirs)
+                searches[name].take(asked, theirs, ours)
+        found = Found(more=any(search.more for search in searches.values()))
+        found.here, found.there = _summed(map(held.counts, (HELD, SEEN))), _summed([counts[HELD], counts[SHOWN]])
+        await self._name_missing(pair_id, held, searches, effort, found)
+        await self._name_lacking(pair_id, held, searches, effort, found)
+        return found
+
+    async def _name_missing(
+        self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Found
+    ) -> None:
+        """Learn the ids of what only the peer has, and leave out what is here all the same."""
+        found.beyond += len(searches[SEEN].theirs)
+        named: dict[str, str] = {}
+        for name in (HELD, SHOWN):
+            starts = sorted(start.hex() for start in searches[name].theirs)
+            for at in range(0, len(starts), NAMES_MAX):
+                asked = tuple(starts[at : at + NAMES_MAX])
+                answer = await self._ask(pair_id, Question(held.key, names={name: asked}), effort)
+                named.update(answer.names[name].values())
+                if name == SHOWN:
+                    found.nameless += len(asked) - len(answer.names[name])
+        found.missing = await asyncio.to_thread(self._absent, pair_id, named)
+
+    def _absent(self, pair_id: str, named: Mapping[str, str]) -> dict[str, str]:
+        """Return those names that we hold neither as a record nor as the pair's projection."""
+        index = self.hub.store.index
+        lost = {id_: ns for id_, ns in named.items() if index.find(id_) is None}
+        return {id_: ns for id_, ns in lost.items() if not any(index.is_shown(pair_id, level, id_) for level in NAMES)}
+
+    async def _name_lacking(
+        self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Found
+    ) -> None:
+        """Ask the peer which of the names that only we seem to have it lacks indeed."""
+        found.beyond += len(searches[SHOWN].ours)
+        offered: dict[str, tuple[str, str]] = {}
+        for name in (HELD, SHOWN):
+            marked, unknown = await asyncio.to_thread(self._marked, held, name, searches[OPPOSITE[name]].ours)
+            offered.update(marked)
+            found.beyond += unknown
+        ids = sorted(offered)
+        for at in range(0, len(ids), NAMES_MAX):
+            have = {id_: offered[id_][0] for id_ in ids[at : at + NAMES_MAX]}
+            answer = await self._ask(pair_id, Question(held.key, have=have), effort)
+            found.lacking.update((id_, offered[id_][1]) for id_ in answer.lacking)
+
+    def _marked(self, held: Holdings, name: str, starts: Iterable[bytes]) -> tuple[dict[str, tuple[str, str]], int]:
+        """Return (mark, namespace) of those records that we offer, by id, and how many we only hold."""
+        marked, unknown = dict[str, tuple[str, str]](), 0
+        for start in starts:
+            item = held.find(name, start.hex())
+            if item is None or (name == HELD and not held.shared.offers(self.hub.store, item[0])):
+                unknown += 1
+                continue
+            row, id_ = item
+            marked[id_] = fingerprint.mark_of(held.key, self.hub.store.payloads([row])[0]), row.ns
+        return marked, unknown
+
+    async def _ask(self, pair_id: str, question: Question, effort: Effort) -> Answer:
+        body = question.encode()
+        reply = await self._peer.send(pair_id, body, JSON, TARGET)
+        effort.questions += 1
+        effort.sent_bytes += len(body)
+        effort.received_bytes += len(reply)
+        return await asyncio.to_thread(fingerprint.answer_of, reply, question)
+
+    # -- repairing
+
+    async def _repair(self, pair_id: str, found: Found, effort: Effort) -> bool:
+        """Bring both sides what they lack; return whether records were new to one of them."""
+        before = effort.fetched + effort.pushed
+        await self._fetch(pair_id, found, effort)
+        ids = list(found.lacking)
+        for at in range(0, len(ids), self.limits.fetch_ids):
+            effort.pushed += await self._give(pair_id, ids[at : at + self.limits.fetch_ids])
+        return effort.fetched + effort.pushed > before
+
+    async def _fetch(self, pair_id: str, found: Found, effort: Effort) -> None:
+        """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""
+        ids, refused = list(found.missing), dict[str, Verdict]()
+        while ids:
+            asked, ids = ids[: self.limits.fetch_ids], ids[self.limits.fetch_ids :]
+            reply = await self._peer.send(pair_id, json.dumps({"ids": asked}).encode(), JSON, RECORDS)
+            item = await asyncio.to_thread(page.decode, reply, len(asked), fetched=True)
+            fresh, verdicts, _ = await self._peer.take(pair_id, item, None, True)
+            effort.fetched += fresh
+            refused.update((verdict.id, verdict) for verdict in verdicts)
+            if item.has_more:
+                got = {claimed_id(value) for value in item.values}
+                ids = [id_ for id_ in asked if id_ not in got] + ids if got & set(asked) else ids
+        if refused:
+            held = await asyncio.to_thread(self._ledger, pair_id)
+            lines = [Refuse(pair_id, id_, verdict.code) for id_, verdict in refused.items() if id_ not in held]
+            await asyncio.wrap_future(self.hub.submit(lines))
+        if found.nameless:
+            # From L2 on a projection has a name that only its source can resolve, so nothing can be asked for by it.
+            effort.fetched += await self._read_anew(pair_id)
+
+    def _ledger(self, pair_id: str) -> dict[str, str]:
+        """Return id -> code of what was refused of a pair."""
+        store = self.hub.store
+        rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
+        return {entry["id"]: entry["code"] for entry in map(json.loads, store.payloads(rows))}
+
+
+def _report(found: Found, effort: Effort, codes: Mapping[str, str], repair: bool) -> dict[str, object]:
+    """Return what people and programs are told."""
+    missing = [
+        {"id": id_, "namespace": ns, **({"refused": codes[id_]} if id_ in codes else {})}
+        for id_, ns in sorted(found.missing.items())
+    ]
+    lacking = [{"id": id_, "namespace": ns} for id_, ns in sorted(found.lacking.items())]
+    names = sorted({*found.here, *found.there, *found.missing.values(), *found.lacking.values()})
+    rows = [
+        {
+            "namespace": ns,
+            "here_records": found.here.get(ns, 0),
+            "there_records": found.there.get(ns, 0),
+            "missing_here": sum(item["namespace"] == ns for item in missing),
+            "missing_there": sum(item["namespace"] == ns for item in lacking),
+        }
+        for ns in names
+    ]
+    return {
+        "equal": not (found.names or found.more),
+        "complete": not found.more,
+        "namespaces": rows,
+        "missing_here": missing[:FOUND_MAX],
+        "missing_there": lacking[:FOUND_MAX],
+        "nameless_here": found.nameless,
+        "beyond_offer": found.beyond,
+        "repaired": {"fetched_records": effort.fetched, "pushed_records": effort.pushed} if repair else None,
+        "questions": effort.questions,
+        "sent_bytes": effort.sent_bytes,
+        "received_bytes": effort.received_bytes,
+    }
+
+
+def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for each in counts:
+        for ns, count in each.items():
+            found[ns] = found.get(ns, 0) + count
+    return found

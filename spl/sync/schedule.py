@@ -1,0 +1,501 @@
+"""Consumer side of sync: when we read from each peer, and how far we are.
+
+One task a pair follows its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
+catching up with pages and then following the peer's stream (`follow.py`).  Failures back off with full jitter to at
+most five minutes, a stream's to half a minute; the time of the next attempt is always visible.  One pull at a time runs
+for a pair, and later callers join it.  A pair's fault ends neither its own task nor another's.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from ..core import consent, when
+from ..core.backoff import full_jitter_s, spread_s
+from ..core.consent import Inlet
+from ..core.errors import SplError
+from ..core.gate import Verdict
+from ..core.limits import Limits
+from ..core.pair.pair import Pair, Phase
+from ..core.recent import Peaks
+from ..core.record.page import PEER_PUSHES, Page
+from ..home.vault import Vault
+from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
+from ..home.writer import Hub
+from ..home.writes import Commit
+from ..net.client import Client, DialPolicy
+from .follow import Flow, Follower, Opposite
+from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, SyncError, Wire, event
+from .pull import RECORDS, Ask, Progress, Puller
+from .reach import Reaches
+
+RESETS_PER_HOUR_MAX: Final = 3
+BACKOFF_BASE_S: Final = 1.0
+STREAM_BACKOFF_BASE_S: Final = 0.5
+STREAM_BACKOFF_MAX_S: Final = 30.0
+CONTINUOUS: Final = "continuous"
+
+_HOUR_S: Final = 3600.0
+_TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
+"""Threads on which stands who syncs, and what."""
+_LOCAL: Final = "LOCAL"
+_DIED: Final = "the task of this pair died and is started again"
+_CLASSES: Final = {
+    "connect": "CONNECT_REFUSED",
+    "disconnected": "CONNECT_REFUSED",
+    "address-refused": "CONNECT_REFUSED",
+    "http-plain": "CONNECT_REFUSED",
+    "url-invalid": "CONNECT_REFUSED",
+    "redirect": "CONNECT_REFUSED",
+    "timeout": "TIMEOUT",
+    "dns": "DNS_FAILURE",
+    "tls-chain": "TLS",
+    "peer-5xx": "HTTP_5XX",
+    "answer-malformed": "PARSE_ERROR",
+    "peer-rewound": "PARSE_ERROR",
+    **dict.fromkeys(AUTH_CODES, "AUTH"),
+    "chain-broken": "SIGNATURE",
+    "chain-fork": "SIGNATURE",
+    "did-invalid": "SIGNATURE",
+    "manifest-stale": "SIGNATURE",
+    "overloaded": _LOCAL,
+    "shutting-down": _LOCAL,
+    "store-readonly": _LOCAL,
+    "store-damaged": _LOCAL,
+    "identity-missing": _LOCAL,
+    "internal": _LOCAL,
+}
+"""Code -> class of `last_error`; what is not named here is HTTP_4XX.  LOCAL is our own fault and degrades no pair."""
+
+
+class Watch(Protocol):
+    """Whoever turns the fate of pulls into records: the pairing service, wired by the daemon.  Called on the loop."""
+
+    def on_trouble(self, pair_id: str, code: str) -> None:
+        """Errors recur, or the peer refused our credentials."""
+
+    def on_success(self, pair_id: str) -> None:
+        """A degraded pair synced."""
+
+    def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """The peer answered that it paused or revoked the pair; a bare status, so ask for its signed word."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """What this process knows of reading from one peer; what a restart must know stands in the log."""
+
+    kick: asyncio.Event = field(default_factory=asyncio.Event)
+    attempt: int = 0
+    unit: float = 0.5
+    last_s: float | None = None
+    last_sync_ms: int | None = None
+    last_error: dict[str, object] | None = None
+    crashes: int = 0
+    inlets: Mapping[str, Inlet] | None = None
+    """What the pair could bring in when the ledger was last asked for again; None before the first time."""
+    troubled: bool = False
+    """The watcher was told of trouble, and not yet that it is over."""
+    running: "asyncio.Future[int] | None" = None
+    asked: tuple[str, bool] = ("", False)
+    progress: Progress = field(default_factory=Progress)
+    resets_s: "deque[float]" = field(default_factory=deque)
+    flow: Flow = field(default_factory=Flow)
+    mode: str = ""
+    peaks: Peaks = field(default_factory=Peaks)
+
+
+class Sync:
+    """Pulls of all pairs.  `dial` says how a peer may be reached."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        vault: Vault,
+        client: Client,
+        limits: Limits,
+        *,
+        dial: Callable[[Pair], DialPolicy],
+        watch: Watch,
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        reaches: Reaches | None = None,
+        opposite: Opposite | None = None,
+    ) -> None:
+        """`opposite` is the stream that we serve to the same peer, if there is one: it carries our acks."""
+        self.hub = hub
+        self.limits = limits
+        self.watch = watch
+        self._reaches = reaches or Reaches(limits.errors_until_degraded)
+        wire = Wire(vault, client, dial=dial, now_ms=now_ms, random_bytes=random_bytes)
+        self._puller = Puller(hub, wire, limits)
+        self._opposite = opposite or Opposite()
+        self._follower = Follower(self._puller, self._opposite, now_ms=now_ms)
+        self._now_ms = now_ms
+        self._random_bytes = random_bytes
+        self._lines: dict[str, _Line] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keep one task for each pair that may sync, until `stop`; pauses and revocations end theirs at once."""
+        loop = asyncio.get_running_loop()
+
+        def heard(commit: Commit) -> None:
+            if not commit.threads.isdisjoint(_TURNS):
+                loop.call_soon_threadsafe(self._rouse)
+
+        async def watch_stop() -> None:
+            await stop.wait()
+            self._changed.set()
+
+        silence = self.hub.listen(heard)
+        tasks: dict[str, asyncio.Task[None]] = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(watch_stop())
+                while not stop.is_set():
+                    self._changed.clear()
+                    self._arrange(group, tasks)
+                    await self._changed.wait()
+                for task in tasks.values():
+                    task.cancel()
+        finally:
+            silence()
+
+    def close(self) -> None:
+        """End the verifying threads; for after `run` and the last pull."""
+        self._puller.close()
+
+    async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
+        """Return how many records were new; joins a pull of the same kind that runs.
+
+        With `thread` only that thread's records are fetched, from their beginning, and the saved position stays; it
+        stays too while a stream is open, which owns it.
+        `resync` reads from the start again.  Raises SyncError, ReachError, PageError, HubError and the store's errors.
+        """
+        line = self._line(pair_id)
+        while line.running is not None:
+            running, same = line.running, line.asked == (thread, resync)
+            await asyncio.wait([running])
+            if same and not running.cancelled():
+                return running.result()
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        line.running, line.asked = done, (thread, resync)
+        try:
+            done.set_result(await self._attempt(pair_id, line, thread, resync))
+        except SplError as exc:
+            done.set_exception(exc)
+        finally:
+            line.running = None
+            if not done.done():
+                done.cancel()
+        return done.result()
+
+    def wake(self, pair_id: str) -> None:
+        """Take note that the peer was in touch, authenticated: a pull that was backing off is tried at once.
+
+        A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
+        is served by push: it is dialled again once an interval.
+        """
+        self._reaches.contact(pair_id, asyncio.get_running_loop().time())
+        line = self._lines.get(pair_id)
+        if line is not None and line.attempt:
+            line.attempt, line.last_s = 0, None
+            line.kick.set()
+
+    def since(self, pair_id: str) -> str:
+        """Return the cursor that we saved for this peer, "" at the start; raise SyncError for a pair that rests."""
+        return self._puller.since(self._puller.pair(pair_id))
+
+    async def take(
+        self, pair_id: str, item: Page, chains: Mapping[str, Any] | None, again: bool
+    ) -> tuple[int, list[Verdict], list[str]]:
+        """Store a page that the peer pushed, judged and placed like one that we pulled.
+
+        `chains` are key chains of relayed signers by DID, as decoded, None: ask the peer; `again`: we had asked for it.
+        Returns (how many were new, what was refused, ids that were refused earlier and may be sound now).
+        """
+        pair, line, taken = self._puller.pair(pair_id), self._line(pair_id), Progress(shown=chains)
+        had, wanted, inlets = self.hub.views.refused.get(pair_id, 0), list[str](), self._puller.jury.inlets(pair)
+        if again:
+            fresh, refused = await self._puller.take_again(pair, taken, item)
+        else:
+            fresh, refused, _ = await self._puller.take(pair, taken, item, Ask(""))
+        if had and (taken.learnt or line.inlets != inlets):
+            line.inlets = inlets
+            wanted = (await self._puller.lacking(pair)).ids[: self.limits.fetch_ids]
+        line.progress.view, line.last_sync_ms = {**line.progress.view, **item.view}, self._now_ms()
+        self._reaches.heard(pair_id, item.view)
+        return fresh, refused, wanted
+
+    async def send(self, pair_id: str, body: bytes, media: str, target: str = RECORDS) -> bytes:
+        """Return the peer's answer to a POST, such as records that we push; raise SyncError, ReachError."""
+        try:
+            reply = await self._puller.send(self._puller.pair(pair_id), body, media, target)
+        except SyncError as exc:
+            if exc.view is not None:
+                self._reaches.heard(pair_id, exc.view)
+                if exc.code in STATE_CODES:
+                    self.watch.on_peer_state(pair_id, exc.view)
+            raise
+        return reply.body
+
+    def queue_records(self, pair_id: str) -> int:
+        """Return how many records of this peer wait between network and store."""
+        line = self._lines.get(pair_id)
+        queue = line.progress.queue if line is not None else None
+        return queue.records if queue is not None else 0
+
+    def status(self, pair_id: str) -> dict[str, object]:
+        """Return last_sync_at, last_error, next_attempt_at, attempt, crashes, clock, lag_records, queue_records,
+        queue_max (of the last hour), peer_view and, in continuous mode, stream {state, since, last_event_at, breaks}.
+
+        Times are RFC 3339 or None; `clock` and `lag_records` count as the source does, lag None before first contact.
+        """
+        line, place = self._lines.get(pair_id) or _Line(), self.hub.views.positions.get(pair_id)
+        pair = self.hub.views.pairs.get(pair_id)
+        wait_s = self._wait_s(pair, line) if pair is not None and pair.sync_allowed else None
+        clock = place.count if place is not None else 0
+        head = line.progress.view.get("head")
+        synced_ms = max(filter(None, (line.last_sync_ms, line.flow.synced_ms)), default=place.at_ms if place else None)
+        now_ms = self._now_ms()
+        self._note_peak(line, now_ms)
+        continuous = pair is not None and pair.mode == CONTINUOUS
+        return {
+            "last_sync_at": when.text_of(synced_ms) if synced_ms is not None else None,
+            "last_error": line.last_error,
+            "next_attempt_at": when.text_of(now_ms + int(wait_s * 1000)) if wait_s is not None else None,
+            "attempt": line.attempt,
+            "crashes": line.crashes,
+            "clock": clock,
+            "lag_records": max(0, head - clock) if head is not None else None,
+            "queue_records": self.queue_records(pair_id),
+            "queue_max": line.peaks.greatest(now_ms),
+            "peer_view": dict(line.progress.view) or None,
+            "stream": line.flow.status(now_ms) if continuous else None,
+        }
+
+    # -- one task a pair
+
+    def _rouse(self) -> None:
+        self._changed.set()
+        for line in self._lines.values():
+            line.kick.set()
+
+    def _arrange(self, group: asyncio.TaskGroup, tasks: dict[str, "asyncio.Task[None]"]) -> None:
+        wanted = {pair_id for pair_id, pair in self.hub.views.pairs.items() if pair.sync_allowed}
+        for pair_id in tasks.keys() - wanted:
+            tasks.pop(pair_id).cancel()
+        for pair_id in wanted:
+            if pair_id not in tasks or tasks[pair_id].done():
+                tasks[pair_id] = group.create_task(self._guard(pair_id), name=f"sync {pair_id}")
+
+    async def _guard(self, pair_id: str) -> None:
+        """Follow one pair; a fault of our own there is logged and ends neither the others nor this one."""
+        crashes = 0
+        while True:
+            try:
+                await self._follow(pair_id)
+                return
+            except Exception:  # noqa: BLE001 - the task boundary
+                crashes += 1
+                line, at = self._line(pair_id), when.text_of(self._now_ms())
+                line.crashes, line.attempt = crashes, line.attempt + 1
+                line.last_error = {"class": _LOCAL, "code": "internal", "message": _DIED, "at": at}
+                event(logging.ERROR, "sync.task_died", pair_id, exc_info=True, crashes=crashes)
+            await asyncio.sleep(full_jitter_s(crashes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, self._unit()))
+
+    async def _follow(self, pair_id: str) -> None:
+        line = self._line(pair_id)
+        while (pair := self.hub.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
+            line.kick.clear()
+            if pair.mode != line.mode:
+                # A new mode counts at once; where the one before has just synced, polling may wait.
+                line.last_s = None if pair.mode == CONTINUOUS else line.last_s
+                line.mode = pair.mode
+            wait_s = self._wait_s(pair, line)
+            if wait_s is None or wait_s > 0:
+                await _wait(line.kick, wait_s)
+                continue
+            try:
+                await (self._stay(pair, line) if pair.mode == CONTINUOUS else self.pull(pair_id))
+            except SplError as exc:
+                # Recorded by the pull itself; the next attempt's time follows from it.
+                event(logging.DEBUG, "sync.retry_later", pair_id, code=exc.code, attempt=line.attempt)
+
+    def _wait_s(self, pair: Pair, line: _Line) -> float | None:
+        """Return the seconds to the next attempt by mode, interval and failures; None for never by itself."""
+        if pair.mode == "on-demand" or line.flow.is_open:
+            return None
+        if line.last_s is None:
+            return 0.0
+        pushed = self._reaches.word(pair.pair_id) == PEER_PUSHES
+        if pair.mode == CONTINUOUS and not pushed:
+            retry_s = full_jitter_s(line.attempt, STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S, line.unit)
+            delay_s = max(retry_s, line.flow.hold_s)
+        elif line.attempt:
+            delay_s = full_jitter_s(line.attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, line.unit)
+        else:
+            delay_s = spread_s(pair.poll_interval_ms / 1000, line.unit)
+        return max(0.0, line.last_s + delay_s - asyncio.get_running_loop().time())
+
+    def _line(self, pair_id: str) -> _Line:
+        return self._lines.setdefault(pair_id, _Line())
+
+    def _unit(self) -> float:
+        return int.from_bytes(self._random_bytes(4)) / 2**32
+
+    def _note_peak(self, line: _Line, now_ms: int) -> None:
+        queue = line.progress.queue
+        if queue is not None:
+            line.peaks.add(queue.peak, now_ms)
+            queue.peak = queue.records
+
+    # -- the stream
+
+    async def _stay(self, pair: Pair, line: _Line) -> None:
+        """Catch up with pages, then follow the stream until it ends, or until the pair is another one."""
+        # Before the pull: what changes during it counts as a change, too.
+        failures, course = line.attempt, self._course(pair)
+        await self.pull(pair.pair_id)
+        while line.running is not None:
+            await asyncio.wait([line.running])
+        # A page proves nothing of streams, which a proxy may hold up: only an event ends the backing off.
+        line.attempt = failures
+        line.flow.open(self._now_ms())
+        async with asyncio.TaskGroup() as tasks:
+            flowing = tasks.create_task(self._stream(pair, line))
+            watching = tasks.create_task(self._until_changed(pair, line, flowing, course))
+            flowing.add_done_callback(lambda _: watching.cancel())
+
+    async def _until_changed(
+        self, pair: Pair, line: _Line, flowing: "asyncio.Task[None]", course: tuple[object, ...]
+    ) -> None:
+        """End the stream when it is not what the pair asks for any more; another one follows at once."""
+        while (now := self.hub.views.pairs.get(pair.pair_id)) is not None and self._course(now) == course:
+            line.kick.clear()
+            await line.kick.wait()
+        line.mode = ""
+        flowing.cancel()
+
+    def _course(self, pair: Pair) -> tuple[object, ...]:
+        """Return what a stream depends on: who, where, what and how."""
+        return pair.mode, pair.url, self._puller.jury.inlets(pair), pair.sync_allowed
+
+    async def _stream(self, pair: Pair, line: _Line) -> None:
+        """Follow the stream to its end and take note of how it ended."""
+
+        def heard() -> None:
+            line.attempt, line.crashes, line.last_error = 0, 0, None
+            self._reaches.reached(pair.pair_id, line.progress.view)
+
+        try:
+            await self._follower.run(pair, line.progress, line.flow, heard)
+            event(logging.INFO, "sync.stream_ended", pair.pair_id, retry_ms=int(line.flow.hold_s * 1000))
+        except SplError as exc:
+            self._failed(pair.pair_id, line, exc, is_stream=True)
+        finally:
+            self._note_peak(line, self._now_ms())
+            line.flow.close(self._now_ms())
+            line.progress.queue = None
+            line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
+
+    # -- one pull
+
+    async def _attempt(self, pair_id: str, line: _Line, thread: str, resync: bool) -> int:
+        """Pull once and take note of how it went."""
+        started_ms = self._now_ms()
+        # An open stream keeps the place and the view of the pair; this pull then only adds records.
+        progress = Progress() if line.flow.is_open else line.progress
+        try:
+            pair = self._puller.pair(pair_id)
+            fresh = await self._pull(pair, line, progress, thread, resync)
+        except SplError as exc:
+            self._failed(pair_id, line, exc)
+            raise
+        finally:
+            if progress is line.progress:
+                self._note_peak(line, self._now_ms())
+                progress.queue = None
+            line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
+        line.attempt, line.crashes, line.last_error = 0, 0, None
+        # Of one thread read to its end nothing follows for the others.
+        line.last_sync_ms = line.last_sync_ms if thread else self._now_ms()
+        self._reaches.reached(pair_id, progress.view)
+        level = logging.INFO if fresh else logging.DEBUG
+        event(level, "sync.pulled", pair_id, records=fresh, ms=self._now_ms() - started_ms)
+        if pair.phase is Phase.DEGRADED or line.troubled:
+            # Told of trouble in this very attempt's past, the watcher may still be writing it down.
+            line.troubled = False
+            self.watch.on_success(pair_id)
+        return fresh
+
+    def _failed(self, pair_id: str, line: _Line, exc: SplError, *, is_stream: bool = False) -> None:
+        """Take note of a failure.  Of a stream that fails while pages arrive it is shown, but degrades no pair."""
+        if isinstance(exc, SyncError) and exc.code in STATE_CODES and exc.view is not None:
+            line.progress.view, line.attempt = exc.view, 0
+            self.watch.on_peer_state(pair_id, exc.view)
+            return
+        pair = self.hub.views.pairs.get(pair_id)
+        if pair is None or not pair.sync_allowed:
+            return
+        kind = _CLASSES.get(exc.code, "HTTP_4XX")
+        if self._reaches.failed(pair_id, kind, asyncio.get_running_loop().time(), pair.poll_interval_ms / 1000):
+            line.attempt, line.last_error = 0, None
+            event(logging.INFO, "sync.served_by_push", pair_id, code=exc.code)
+            if pair.phase is Phase.DEGRADED:
+                self.watch.on_success(pair_id)
+            return
+        line.attempt += 1
+        line.last_error = {"class": kind, "code": exc.code, "message": exc.message, "at": when.text_of(self._now_ms())}
+        event(logging.WARNING, "sync.failed", pair_id, code=exc.code, error_class=kind, attempt=line.attempt)
+        recurs = kind == "AUTH" or (kind != _LOCAL and line.attempt >= self.limits.errors_until_degraded)
+        if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
+            line.troubled = True
+            self.watch.on_trouble(pair_id, exc.code)
+
+    async def _pull(self, pair: Pair, line: _Line, progress: Progress, thread: str, resync: bool) -> int:
+        """Read pages to the end; where the source's log is another one, begin again, at most thrice an hour."""
+        beside = progress is not line.progress
+        ask = Ask("" if thread or resync else self._puller.since(pair), thread, resync, beside)
+        while True:
+            try:
+                return await self._run(pair, line, progress, ask)
+            except SyncError as exc:
+                now_s = asyncio.get_running_loop().time()
+                while line.resets_s and line.resets_s[0] < now_s - _HOUR_S:
+                    line.resets_s.popleft()
+                if exc.code not in RESET_CODES:
+                    raise
+                if len(line.resets_s) >= RESETS_PER_HOUR_MAX:
+                    raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
+                line.resets_s.append(now_s)
+                event(logging.WARNING, "sync.reset", pair.pair_id, code=exc.code, resets=len(line.resets_s))
+                if exc.code == "cursor-reset":
+                    # The peer's log was set back: what it lost we may hold, so it has to read ours from the start.
+                    self._opposite.restart(pair.pair_id)
+            ask = Ask("", thread, True, beside)
+
+    async def _run(self, pair: Pair, line: _Line, progress: Progress, ask: Ask) -> int:
+        """Read to the end; then ask again for what was refused.
+
+        Once a process, when a chain was learnt or the pair may bring in something else than before; until all is given.
+        """
+        had, inlets = self.hub.views.refused.get(pair.pair_id, 0), self._puller.jury.inlets(pair)
+        fresh = await self._puller.run(pair, progress, ask)
+        if not ask.thread and (progress.lacking or (had and (progress.learnt or line.inlets != inlets))):
+            fresh += await self._puller.retry_refused(pair, progress)
+            line.inlets = inlets
+        return fresh
+
+
+async def _wait(kick: asyncio.Event, seconds: float | None) -> None:
+    """Return when kicked or after so many seconds, whichever is first."""
+    try:
+        async with asyncio.timeout(seconds):
+            await kick.wait()
+    except TimeoutError:
+        return

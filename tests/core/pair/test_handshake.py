@@ -1,0 +1,175 @@
+"""The messages of the handshake: bound to their parties, their pair and their request."""
+
+from typing import Any
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.core.identity import bearer, manifest, message
+from spl.core.identity.did import Chain, did_of
+from spl.core.keys import SecretKey, box_public
+from spl.core.limits import Limits
+from spl.core.pair import handshake
+from spl.core.pair.handshake import Terms
+from spl.core.pair.pair import Pair
+from spl.core.pair.state import STARTS, Proposal
+from spl.core.pair.steps import Begin, decide
+
+LIMITS = Limits()
+NOW_MS = 1_764_000_000_000
+A_KEY, B_KEY = SecretKey(b"\1" * 32), SecretKey(b"\2" * 32)
+A, B = did_of("alice", A_KEY.public), did_of("bob", B_KEY.public)
+A_SEAL, B_SEAL = b"\3" * 32, b"\4" * 32
+NONCE = "0" * 31 + "1"
+PAIR_ID = handshake.pair_id_of(A, B, NONCE)
+
+
+def a_manifest(did: str, key: SecretKey, seal: bytes, name: str) -> dict[str, Any]:
+    document = manifest.build(
+        Chain(did, key.public), key, box_public(seal), url=f"https://{name}.example", namespaces=None, version="1",
+        now_ms=NOW_MS, limits=LIMITS,
+    )  # fmt: skip
+    found: dict[str, Any] = document["federation_manifest"]
+    return found
+
+
+A_MANIFEST, B_MANIFEST = a_manifest(A, A_KEY, A_SEAL, "alice"), a_manifest(B, B_KEY, B_SEAL, "bob")
+TEXT, TOKEN = handshake.mint(PAIR_ID, b"\5" * 32, NOW_MS + 1000)
+
+
+def sealed(public: bytes, nonce: str, issuer: str, audience: str, scopes: frozenset[str] = handshake.SCOPES) -> str:
+    return bearer.seal_token(
+        TEXT, public=box_public(public), ephemeral=b"\6" * 32, pair_id=PAIR_ID, nonce=nonce, issuer=issuer,
+        audience=audience, scopes=scopes, expires_at_ms=NOW_MS + 1000,
+    )  # fmt: skip
+
+
+def a_proposal(**changes: Any) -> Proposal:
+    fields: dict[str, Any] = {
+        "pair_id": PAIR_ID, "nonce": NONCE, "manifest": B_MANIFEST, "namespaces": ("default", "music"),
+        "maps": (("a", "b"),), "mode": "polling", "start": "", "endpoint": "https://alice.example/v1/federation/pair",
+        "token": TOKEN, "sealed": sealed(B_SEAL, NONCE, A, B), "digest": "d" * 64,
+    }  # fmt: skip
+    return Proposal(**{**fields, **changes})
+
+
+def a_request(**changes: object) -> dict[str, object]:
+    fields = {**handshake.request_fields(A_MANIFEST, A, a_proposal(), B, NOW_MS), **changes}
+    return message.sign("pair-request", fields, A_KEY)
+
+
+def a_pair() -> Pair:
+    return decide(None, Begin(a_proposal(), 1000), NOW_MS)[0]
+
+
+def a_grant(key: SecretKey = B_KEY, **changes: object) -> dict[str, object]:
+    terms = Terms(("default",), (("a", "b"),), "polling", "present")
+    nonce = "f" * 32
+    fields = handshake.grant_fields(B, a_proposal(), A, terms, sealed(A_SEAL, nonce, B, A), nonce, NOW_MS)
+    return message.sign("pair-answer", {**fields, **changes}, key)
+
+
+def test_a_request_says_what_was_meant() -> None:
+    asking = handshake.read_request(a_request(), LIMITS)
+    assert asking.peer.did == A
+    assert asking.terms == Terms(("default", "music"), (("a", "b"),), "polling", "")
+    assert handshake.open_sealed(asking.fields, (B_SEAL,)).token == TEXT
+
+
+@pytest.mark.parametrize("changes", [
+    {"initiator_did": B}, {"responder_did": A}, {"audience": A}, {"signer": B}, {"pair_id": "pair_00000000"},
+    {"nonce": "1" * 32}, {"endpoint": "https://mallory.example/v1/federation/pair"}, {"token": None},
+    {"manifest": B_MANIFEST}, {"manifest": None}, {"namespaces": []}, {"namespaces": ["x"] * 65}, {"namespaces": [1]},
+    {"namespaces": ["A"]}, {"maps": [["a", "b"]]}, {"maps": [{"local": "..", "peer": "b"}]}, {"mode": "often"},
+    {"start": "tomorrow"}, {"mode": None},
+])  # fmt: skip
+def test_a_request_with_one_thing_wrong_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(SplError) as caught:
+        handshake.read_request(a_request(**changes), LIMITS)
+    assert caught.value.code in ("message-malformed", "message-signature", "bad-field", "manifest-malformed")
+
+
+def test_a_request_changed_on_the_way_is_refused() -> None:
+    value: Any = a_request()
+    value["message"]["namespaces"] = ["default"]
+    with pytest.raises(SplError) as caught:
+        handshake.read_request(value, LIMITS)
+    assert caught.value.code == "message-signature"
+
+
+def test_a_sealed_token_serves_its_own_message_only() -> None:
+    fields = handshake.read_request(a_request(), LIMITS).fields
+    for name, value in (("nonce", "2" * 32), ("pair_id", "pair_11111111"), ("signer", B), ("audience", A)):
+        with pytest.raises(SplError) as caught:
+            handshake.open_sealed({**fields, name: value}, (B_SEAL,))
+        assert caught.value.code == "sealed-token"
+    narrow = sealed(B_SEAL, NONCE, A, B, frozenset({"federation:sync"}))
+    with pytest.raises(SplError) as caught:
+        handshake.open_sealed({**fields, "token": narrow}, (B_SEAL,))
+    assert caught.value.code == "sealed-token"
+
+
+def test_a_grant_is_taken_as_it_was_given() -> None:
+    fields = handshake.read_grant(a_grant(), a_pair(), A, LIMITS)
+    assert fields["namespaces"] == ["default"]
+    assert handshake.open_sealed(fields, (A_SEAL,)).token == TEXT
+
+
+@pytest.mark.parametrize("changes", [
+    {"audience": B}, {"signer": A}, {"pair_id": "pair_00000000"}, {"state": "pending"},
+    {"namespaces": ["default", "secret"]}, {"maps": [{"local": "a", "peer": "c"}]}, {"mode": "on-demand"},
+    {"start": ""}, {"namespaces": []},
+])  # fmt: skip
+def test_a_grant_of_something_else_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(SplError):
+        handshake.read_grant(a_grant(**changes), a_pair(), A, LIMITS)
+
+
+def test_a_grant_by_another_key_is_refused() -> None:
+    with pytest.raises(SplError) as caught:
+        handshake.read_grant(a_grant(A_KEY), a_pair(), A, LIMITS)
+    assert caught.value.code == "message-signature"
+
+
+def test_a_start_that_was_asked_for_is_kept() -> None:
+    pair = decide(None, Begin(a_proposal(start="beginning"), 1000), NOW_MS)[0]
+    with pytest.raises(SplError):
+        handshake.read_grant(a_grant(), pair, A, LIMITS)
+
+
+def test_an_answer_belongs_to_one_question() -> None:
+    asked = handshake.poll_fields(a_pair(), A, NOW_MS, "3" * 32)
+    value = handshake.answer(asked, B_KEY, 202, "pending", NOW_MS, "4" * 32)
+    assert handshake.read_answer(value, asked, B_KEY.public)["state"] == "pending"
+    other = handshake.poll_fields(a_pair(), A, NOW_MS, "5" * 32)
+    with pytest.raises(SplError) as caught:
+        handshake.read_answer(value, other, B_KEY.public)
+    assert caught.value.code == "message-audience"
+    with pytest.raises(SplError) as caught:
+        handshake.read_answer(value, asked, A_KEY.public)
+    assert caught.value.code == "message-signature"
+    fields: Any = value["message"]
+    strange = message.sign("pair-answer", {**fields, "state": "delighted"}, B_KEY)
+    with pytest.raises(SplError) as caught:
+        handshake.read_answer(strange, asked, B_KEY.public)
+    assert caught.value.code == "message-malformed"
+
+
+def test_terms_cover_no_more_than_they_name() -> None:
+    wide = Terms(("default", "music"), (("a", "b"),), "polling", "")
+    assert wide.covers(Terms(("default",), (), "polling", "present"))
+    assert not wide.covers(Terms(("other",), (), "polling", ""))
+    assert not wide.covers(Terms(("default",), (("b", "a"),), "polling", ""))
+    assert handshake.check_terms({**wide.to_json(), "start": "present"}, LIMITS, starts=STARTS).start == "present"
+
+
+def test_both_sides_name_a_token_alike_and_only_its_issuer_keeps_the_hash() -> None:
+    held = handshake.token_ref(TEXT, handshake.SCOPES, NOW_MS, issued=False)
+    assert held.token_id == TOKEN.token_id
+    assert (held.hash, TOKEN.hash) == ("", bearer.hash_of(TEXT))
+    assert bearer.parse(TEXT)[1] == handshake.account_of(PAIR_ID)
+
+
+def test_reasons_of_peers_are_short_and_printable() -> None:
+    assert handshake.reason_of({"reason": "a\nb\x1b[31m" + "c" * 300}) == ("ab[31m" + "c" * 300)[:200]
+    assert handshake.reason_of({"reason": 7}) == handshake.reason_of({}) == ""

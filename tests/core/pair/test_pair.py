@@ -1,0 +1,144 @@
+"""The fold over the pair records: never raises, skips what it cannot use, and says what happened."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core.pair.pair import PREFIX, TRANSITIONS_MAX, Pair, PairError, Phase, fold, summary
+from spl.core.pair.steps import Configure, Degrade, Event, Recover, decide
+from spl.core.record.filter import FILTERS_MAX, OPEN
+from tests.core.pair_kit import LATER, NOW_MS, PATHS, PROPOSAL, bodies, folded
+
+
+def history(*events: Event) -> list[dict[str, Any]]:
+    pair: Pair | None = None
+    found = []
+    for event in events:
+        pair, effects = decide(pair, event, NOW_MS)
+        found += bodies(effects)
+    return found
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["us", "peer", "revoked"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.sampled_from(sorted(PATHS)), st.data())
+def test_fold_never_raises_and_damage_changes_nothing_or_what_it_says(name: str, data: st.DataObject) -> None:
+    found = history(*PATHS[name]) or history(*PATHS["Active"])
+    place = data.draw(st.integers(0, len(found) - 1))
+    field = data.draw(st.sampled_from(sorted(found[place])))
+    damaged = {**found[place], field: data.draw(JUNK)}
+    pairs: Mapping[str, Pair] = {}
+    for body in [*found[:place], damaged, *found[place + 1 :]]:
+        pairs = fold(pairs, body)
+    assert all(isinstance(pair, Pair) for pair in pairs.values())
+
+
+@given(st.dictionaries(st.sampled_from(["kind", "pair_id", "step", "at", "x"]), JUNK))
+def test_what_fold_cannot_use_gives_back_the_same_mapping(body: dict[str, Any]) -> None:
+    before = fold({}, history(*PATHS["Requested"])[0])
+    assert fold(before, body) is before
+
+
+def test_short_names_are_accepted() -> None:
+    found = history(*PATHS["Active"])
+    assert folded([{**body, "kind": body["kind"].removeprefix(PREFIX)} for body in found]) == folded(found)
+
+
+def test_a_revoked_pair_stays_revoked() -> None:
+    over = history(*PATHS["Revoked"])
+    more = history(*PATHS["Active"])[1:]
+    late = [{**body, "step": body["step"] + 10} for body in more]
+    pair = folded([*over, *late])
+    assert pair is not None
+    assert pair.phase is Phase.REVOKED
+
+
+def test_transitions_are_bounded_and_tell_the_last() -> None:
+    events = [*PATHS["Active"], *(event for _ in range(30) for event in (Degrade("dns"), Recover()))]
+    pair = folded(history(*events))
+    assert pair is not None
+    assert len(pair.transitions) == TRANSITIONS_MAX
+    assert pair.transitions[-2:] == ((NOW_MS, "active", "degraded", "dns"), (NOW_MS, "degraded", "active", ""))
+
+
+def test_responder_sees_maps_from_its_side() -> None:
+    asked, begun = folded(history(*PATHS["Approved"])), folded(history(*PATHS["Answered"]))
+    assert asked is not None
+    assert begun is not None
+    assert (begun.maps, asked.maps) == ((("a", "b"),), (("b", "a"),))
+    assert begun.namespaces == asked.namespaces == ("default",)
+    assert (asked.start, asked.start_seq) == ("present", 7)
+
+
+def test_a_manifest_of_another_chain_is_not_taken() -> None:
+    found = history(*PATHS["Active"])
+    strange = {**found[-1], "kind": f"{PREFIX}peer_manifest_changed.v1", "step": 9, "manifest": LATER}
+    assert folded([*found, strange]) != folded(found)
+    older = {**strange, "step": 10, "manifest": PROPOSAL.manifest}
+    assert folded([*found, strange, older]) == folded([*found, strange])
+
+
+@pytest.mark.parametrize(("name", "phase", "allowed"), [
+    ("Requested", "establishing", (False, False, False)),
+    ("Waiting", "establishing", (False, False, False)),
+    ("Asked", "establishing", (False, False, False)),
+    ("Answered", "establishing", (True, False, True)),
+    ("Approved", "establishing", (True, False, True)),
+    ("Active", "active", (True, True, True)),
+    ("Degraded", "degraded", (True, True, True)),
+    ("PausedByUs", "paused", (True, False, False)),
+    ("PausedByPeer", "paused", (True, False, True)),
+    ("PausedByBoth", "paused", (True, False, False)),
+    ("Revoking", "revoked", (False, False, False)),
+    ("Revoked", "revoked", (False, False, False)),
+])  # fmt: skip
+def test_what_each_state_allows(name: str, phase: str, allowed: tuple[bool, bool, bool]) -> None:
+    pair = folded(history(*PATHS[name]))
+    assert pair is not None
+    assert pair.phase == phase
+    assert (pair.live, pair.sync_allowed, pair.serve_allowed) == allowed
+
+
+def test_summary_is_json_for_people() -> None:
+    pair = folded(history(*PATHS["PausedByPeer"]))
+    assert pair is not None
+    found = summary(pair)
+    assert (found["state"], found["state_detail"]) == ("paused", "paused by peer")
+    assert found["pair_id"] == PROPOSAL.pair_id
+    with pytest.raises(PairError):
+        decide(pair, PATHS["Requested"][0], NOW_MS)
+
+
+def test_the_last_eight_filters_are_remembered_newest_first() -> None:
+    """What an earlier filter let through is known by it; one that comes back is the newest again, not a second one."""
+    pair = folded(history(*PATHS["Active"]))
+    assert pair is not None
+    assert pair.filters == (OPEN,)
+    for number in range(10):
+        pair, _ = decide(pair, Configure({"thread_allow": [f"th_{number}"]}), NOW_MS)
+    assert len(pair.filters) == FILTERS_MAX
+    assert [item.thread_allow for item in pair.filters] == [(f"th_{number}",) for number in range(9, 1, -1)]
+    pair, _ = decide(pair, Configure({"thread_allow": ["th_5"], "mode": "on-demand"}), NOW_MS)
+    assert [item.thread_allow[0] for item in pair.filters[:3]] == ["th_5", "th_9", "th_8"]
+    assert len(pair.filters) == len(set(pair.filters)) == FILTERS_MAX
+    same, _ = decide(pair, Configure({"mode": "polling"}), NOW_MS)
+    assert same.filters == pair.filters
+    assert same.filter.relay
+
+
+@pytest.mark.parametrize("change", [{"thread_allow": "th_a"}, {"thread_allow": [7]}, {"thread_rule": None}])
+def test_a_damaged_filter_changes_nothing(change: dict[str, object]) -> None:
+    pair = folded(history(*PATHS["Active"]))
+    assert pair is not None
+    body = {**change, "kind": f"{PREFIX}pair_config.v1", "pair_id": pair.pair_id, "step": pair.steps + 1,
+            "at": "2026-01-01T00:00:00.000Z"}  # fmt: skip
+    before = {pair.pair_id: pair}
+    assert fold(before, body) is before

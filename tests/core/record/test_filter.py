@@ -1,0 +1,87 @@
+"""Filters: what passes, that a mistake sends less, and that equal filters are told by their digests."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core.errors import SplError
+from spl.core.limits import Limits
+from spl.core.record import filter as filters
+from spl.core.record.filter import OPEN, Filter, facts_of
+
+LIMITS = Limits()
+RECORD = {"thread": "th_a", "actor": "did:x", "act": "KNOW", "data_type": None, "body": {"kind": "note", "n": 1}}
+FACTS = facts_of(RECORD, "music", "did:sync:instance:bob")
+
+
+def test_the_facts_are_texts_also_where_a_record_has_none() -> None:
+    assert FACTS == {
+        "thread": "th_a", "actor": "did:x", "act": "KNOW", "data_type": "", "namespace": "music", "kind": "note",
+        "voucher": "did:sync:instance:bob",
+    }  # fmt: skip
+    assert facts_of({"thread": "t", "body": "text"}, "", "")["kind"] == ""
+    assert facts_of({"thread": "t", "body": {"kind": 7}}, "", "")["kind"] == ""
+    assert set(FACTS) == set(filters.FACTS)
+
+
+@pytest.mark.parametrize(("found", "passes"), [
+    (OPEN, True), (Filter(relay=False), True), (Filter(thread_allow=("th_a",)), True),
+    (Filter(thread_allow=("th_b",)), False), (Filter(thread_rule='record.thread == "th_a"'), True),
+    (Filter(thread_rule='record.thread == "th_b"'), False),
+    (Filter(thread_allow=("th_b",), thread_rule='record.kind == "note"'), True),
+    (Filter(thread_allow=("th_a",), thread_rule="false"), True),
+    (Filter(thread_rule="record.nothing == 1"), False), (Filter(thread_rule="record.thread"), False),
+    (Filter(thread_rule="what is this"), False),
+    (Filter(thread_rule='record.namespace == "music" && record.voucher.endsWith("bob")'), True),
+])  # fmt: skip
+def test_a_record_passes_by_its_thread_or_by_the_rule(found: Filter, passes: bool) -> None:
+    assert found.admits(FACTS, relayed=False) is passes
+    assert found.admits(FACTS, relayed=True) is (passes and found.relay)
+    assert found.reads_records is bool(found.thread_allow or found.thread_rule)
+
+
+def test_a_costly_rule_is_false_and_ends() -> None:
+    rule = " || ".join(['record.thread.contains("zz")'] * 100)
+    long = {**FACTS, "thread": "y" * 60_000}
+    assert not Filter(thread_rule=rule).admits(long, relayed=False)
+
+
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+some = st.builds(Filter, st.booleans(), st.lists(texts, max_size=3).map(tuple), st.sampled_from(["", "true", "false"]))
+
+
+@given(some, some)
+def test_equal_filters_have_equal_digests_and_others_not(one: Filter, other: Filter) -> None:
+    assert (one.digest == other.digest) is (one == other)
+    assert (one.digest == "") is (one == OPEN)
+    assert len(one.digest) in (0, filters.DIGEST_HEX)
+
+
+def test_threads_are_kept_once_and_sorted() -> None:
+    assert filters.check_threads(["b", "a", "b"], LIMITS) == ("a", "b")
+
+
+@pytest.mark.parametrize("threads", [
+    [""], ["a\n"], ["x" * 257], ["th_federation_pairs"], ["th_audit_x"], [f"t{i}" for i in range(257)],
+])  # fmt: skip
+def test_threads_that_never_sync_or_are_too_many_are_refused(threads: list[str]) -> None:
+    with pytest.raises(SplError) as caught:
+        filters.check_threads(threads, LIMITS)
+    assert caught.value.code == "bad-field"
+
+
+@pytest.mark.parametrize(("text", "code", "at"), [
+    ("record.thread ==", "rule-syntax", "1:17"), ('record.thred == "a"', "rule-type", "1:7"),
+    ('record.thread == "" || record.thred == "a"', "rule-type", "1:30"), ("record.thread", "rule-type", "1:7"),
+    ("has(record.body)", "rule-type", "1:1"), ('thread == "a"', "rule-type", "1:1"), ("1", "rule-type", "1:1"),
+    ("namespace", "rule-syntax", "1:1"),
+])  # fmt: skip
+def test_a_rule_that_cannot_work_is_refused_with_the_place(text: str, code: str, at: str) -> None:
+    with pytest.raises(SplError) as caught:
+        filters.check_rule(text)
+    assert (caught.value.code, caught.value.facts["at"]) == (code, at)
+
+
+def test_a_good_rule_is_returned_as_it_is() -> None:
+    text = 'record.thread.startsWith("th_") && record.data_type != "image/png"'
+    assert filters.check_rule(text) == text

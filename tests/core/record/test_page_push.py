@@ -1,0 +1,91 @@
+"""Pushes as bytes: what was assembled comes back, and whatever else arrives is refused or left to the gate."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core.errors import SplError
+from spl.core.record import page
+from spl.core.record.page import Page
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | TEXT, lambda inner: st.lists(inner, max_size=3))
+HEAD: dict[str, Any] = {"since": "", "cursor": "c", "count": 1}
+
+
+def body(head: object, *lines: object) -> bytes:
+    return b"\n".join(json.dumps(line).encode() for line in (head, *lines))
+
+
+@given(st.lists(st.tuples(st.dictionaries(TEXT, JSON, max_size=3), TEXT), max_size=4), st.booleans())
+def test_what_is_assembled_comes_back(records: list[tuple[dict[str, Any], str]], again: bool) -> None:
+    values, names = [value for value, _ in records], [ns for _, ns in records]
+    item = Page(values, names, "to", True, {"state": "active", "clock": 7}, 0)
+    found = page.decode_push(page.assemble_push("from", item, again=again, chains={"did:x": {}}), 10)
+    assert (found.since, found.page.next_cursor, found.again, found.chains) == ("from", "to", again, {"did:x": {}})
+    assert (found.page.values, found.page.ns, found.page.view) == (values, names, item.view)
+
+
+def test_a_question_for_the_position_carries_nothing() -> None:
+    found = page.decode_push(page.assemble_push("", page.asking({"state": "active"})), 10)
+    assert (found.since, found.page.next_cursor, found.page.count) == ("", "", 0)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"null", b"[]", b'"x"', b'{"env":{}}', b'{"env":{},"ns":"a","x":1}', b"[" * 50_000, b"\xff"]
+)
+def test_a_line_that_is_no_record_is_left_to_the_gate(line: bytes) -> None:
+    found = page.decode_push(body(HEAD | {"count": 2}) + b"\n" + line + b"\n" + body({"ns": "a", "env": 1}), 10)
+    assert (found.page.values, found.page.ns) == ([None, 1], [None, "a"])
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "bad-json"),
+        (b"\n\n", "bad-json"),
+        (b"{", "bad-json"),
+        (b"[" * 50_000, "bad-json"),
+        (b"[]", "bad-field"),
+        (body({"since": "", "cursor": ""}), "bad-field"),
+        (body(HEAD | {"more": 1}), "bad-field"),
+        (body(HEAD), "bad-field"),
+        (body(HEAD, {}, {}), "bad-field"),
+        (body(HEAD | {"count": True}, {}), "bad-field"),
+        (body(HEAD | {"count": 11}, *[{}] * 11), "bad-field"),
+        (body(HEAD | {"cursor": ""}, {}), "bad-field"),
+        (body(HEAD | {"cursor": "x" * 5000}, {}), "bad-field"),
+        (body(HEAD | {"since": None}, {}), "bad-field"),
+        (body(HEAD | {"since": "ä"}, {}), "bad-field"),
+        (body(HEAD | {"again": 1}, {}), "bad-field"),
+        (body(HEAD | {"chains": []}, {}), "bad-field"),
+        (body(HEAD | {"chains": {str(n): 1 for n in range(65)}}, {}), "bad-field"),
+    ],
+)
+def test_what_is_no_push_is_refused(data: bytes, code: str) -> None:
+    with pytest.raises(SplError) as caught:
+        page.decode_push(data, 10)
+    assert caught.value.code == code
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_push_or_refused(data: bytes) -> None:
+    try:
+        page.decode_push(data, 10)
+    except SplError as exc:
+        assert exc.code in ("bad-json", "bad-field")
+
+
+def test_each_record_has_its_own_result() -> None:
+    good, bad, alien = ({"id": char * 64} for char in "abc")
+    refused = {"b" * 64: "record-signature", "c" * 64: "scope-violation"}
+    assert page.results([good, bad, alien], refused) == [
+        {"id": "a" * 64, "status": 200},
+        {"id": "b" * 64, "status": 422, "code": "record-signature"},
+        {"id": "c" * 64, "status": 403, "code": "scope-violation"},
+    ]
+    [unnamed] = page.results([None], {})
+    assert len(str(unnamed["id"])) == 64

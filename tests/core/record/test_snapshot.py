@@ -1,0 +1,79 @@
+"""Snapshots as text: the header says what follows, and any other text is refused."""
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core.errors import SplError
+from spl.core.keys import SecretKey
+from spl.core.limits import Limits
+from spl.core.record import record, snapshot
+from spl.core.record.record import Envelope, Sig
+from spl.core.record.snapshot import Header
+
+LIMITS = Limits()
+EMPTY = hashlib.sha256().hexdigest()
+KEY = SecretKey(b"k" * 32)
+
+
+def an_envelope(n: int) -> Envelope:
+    fields = record.check(
+        {"act": "DO", "actor": "did:sync:user:a", "body": {"n": n}, "clock": n, "thread": "th"}, LIMITS
+    )
+    id_, text = record.identify(fields, LIMITS)
+    return record.seal(fields, id_, text, Sig("did:x", "zkey", KEY.sign(record.signed_text(id_, None))))
+
+
+@given(st.text(max_size=20), st.text(max_size=20).filter(lambda text: text.isprintable()), st.integers(0, 10**9))
+def test_a_header_reads_back(instance: str, thread: str, count: int) -> None:
+    header = Header(instance.encode(errors="replace").decode(), thread, count, EMPTY)
+    raw = header.encode()
+    assert raw.endswith(b"}\n")
+    assert raw.count(b"\n") == 1
+    assert snapshot.header_of(raw[:-1]) == header
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{}", b"[]", b"{", b"\xff",
+        Header("", "", 0, EMPTY).encode()[:-2],
+        Header("", "", 0, EMPTY).encode().replace(b"-v1", b"-v9"),
+        Header("", "", 0, EMPTY).encode().replace(b":0,", b":-1,"),
+        Header("", "", 0, EMPTY).encode().replace(b":0,", b":true,"),
+        Header("", "", 0, "abc").encode(),
+        Header("", "", 0, EMPTY).encode().replace(b"null", b"7", 1),
+        Header("", "", 0, EMPTY).encode().replace(b"{", b'{"more":1,'),
+    ],
+)  # fmt: skip
+def test_what_is_no_header_is_refused(raw: bytes) -> None:
+    with pytest.raises(SplError) as caught:
+        snapshot.header_of(raw)
+    assert caught.value.code == "snapshot-malformed"
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"")), max_size=8), st.integers(1, 40))
+def test_lines_are_the_same_however_they_arrive(lines: list[bytes], step: int) -> None:
+    text = b"".join(line + b"\n" for line in lines)
+    pieces = [text[at : at + step] for at in range(0, len(text), step)]
+    assert list(snapshot.cut(pieces)) == lines
+    assert list(snapshot.lines(lambda size, offset: text[offset : offset + size])) == lines
+
+
+def test_a_line_without_end_is_refused() -> None:
+    endless = iter(lambda: b"x" * 100_000, None)
+    with pytest.raises(SplError) as caught:
+        list(snapshot.cut(endless))
+    assert caught.value.code == "snapshot-malformed"
+
+
+def test_records_are_read_with_their_ids_checked() -> None:
+    made = [an_envelope(n) for n in range(3)]
+    text = Header("did:x", "th", 3, EMPTY).encode() + b"".join(one.raw + b"\n" for one in made)
+    assert [one.raw for one in snapshot.records([text], LIMITS)] == [one.raw for one in made]
+    for bad in (text[:-9], text.replace(b'"n":1', b'"n":7'), text + made[0].raw, text.rpartition(b"{")[0]):
+        with pytest.raises(SplError) as caught:
+            list(snapshot.records([bad], LIMITS))
+        assert caught.value.code == "snapshot-malformed"

@@ -1,0 +1,239 @@
+"""The catalogue: each finding has facts that produce it, and none of them holds for a daemon that is well."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from spl.core.errors import CODES
+from spl.core.limits import Limits
+from spl.doctor.catalogue import CATALOGUE, FAIL, INFO, WARN, findings, problems
+
+WELL: dict[str, Any] = {
+    "identity": True, "readonly": "", "damaged_lines": 0, "unsaved_s": 60.0,
+    "free_bytes": 10**11, "loop_lag_ms": 3.0, "dead_tasks": [],
+    "pair_id": "pair_0f9e8d7c", "label": "bob", "url": "https://bob.example", "phase": "active", "reason": "",
+    "mode": "polling", "poll_interval_ms": 300_000, "paused_by": "", "ended_by_peer": False, "waits_for": "",
+    "clock": 42, "lag_records": 0, "overdue_s": 0.0, "unmoved": False, "scopes_missing": [], "queue_records": 0,
+    "token_left_ms": 61 * 86_400_000, "own_token_left_ms": 61 * 86_400_000, "clock_ahead_ms": 400, "tls_days_left": 61,
+    "endpoint_status": 405,
+    "reverse": {"reached": True, "url": "u", "ms": 9, "code": "", "message": ""}, "broken_s": {},
+}  # fmt: skip
+
+
+def failure(code: str, message: str = "") -> dict[str, Any]:
+    return {"failure": {"code": code, "message": message}}
+
+
+def manifest(code: str, message: str = "", **more: object) -> dict[str, Any]:
+    return {"manifest": {"code": code, "message": message}, **more}
+
+
+GRANT = "spl federation grant pair_0f9e8d7c --namespace x --maps x,music --hash-level L0"
+MAKE = "spl namespace create x && spl namespace create x/y"
+
+
+def gap(code: str, namespace: str, missing: str, fix: str, *, at_peer: bool = False) -> dict[str, Any]:
+    return {"gaps": [{"code": code, "namespace": namespace, "missing": missing, "fix": fix, "at_peer": at_peer}]}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "daemon-down": {"daemon_down": "no daemon answers"},
+    "warming-up": {"holder": {"pid": "7", "since": "now"}, "holder_s": 5.0},
+    "store-locked": {"holder": {"pid": "7", "since": "then"}, "holder_s": 600.0},
+    "store-readonly": {"readonly": "writing the log failed: No space left on device"},
+    "store-damaged": {"damaged_lines": 2},
+    "disk-low": {"free_bytes": 5 * 10**8},
+    "loop-blocked": {"loop_lag_ms": 2500.0},
+    "task-dead": {"dead_tasks": ["pair_0f9e8d7c"]},
+    "config-invalid": {"config_error": "config.toml:3: unknown key 'prot'"},
+    "identity-missing": {"identity": False},
+    "identity-cloned": manifest("identity-cloned", "https://bob.example answers with our own DID"),
+    "identity-backup": {"unsaved_s": 86_401.0},
+    "clock-skew": {"clock_ahead_ms": -31_000},
+    "dns": failure("dns"),
+    "connect": failure("connect", "bob.example at 203.0.113.7 port 443: Connection refused"),
+    "timeout": failure("timeout"),
+    "disconnected": failure("disconnected"),
+    "address-refused": failure("address-refused"),
+    "http-plain": failure("http-plain"),
+    "tls-chain": failure("tls-chain", "self-signed certificate"),
+    "tls-expiry": {"tls_days_left": 3},
+    "redirect": failure("redirect"),
+    "manifest-missing": manifest("manifest-missing", manifest_ours=True),
+    "manifest-differs-outside": {"outside_fault": "other bytes"},
+    "manifest-malformed": manifest("manifest-malformed"),
+    "manifest-signature": manifest("manifest-signature", "manifest signature does not verify against advertised DID"),
+    "manifest-did-mismatch": manifest("manifest-did-mismatch"),
+    "manifest-expired": manifest("manifest-expired"),
+    "manifest-stale": manifest("manifest-stale"),
+    "chain-fork": manifest("chain-fork"),
+    "peer-version": manifest("peer-version"),
+    "handshake-401": {"endpoint_status": 401},
+    "peer-4xx": {"endpoint_status": 404},
+    "peer-5xx": failure("peer-5xx"),
+    "answer-malformed": failure("answer-malformed"),
+    "handshake-pending": {"phase": "establishing", "waits_for": "us"},
+    "reverse-unreachable": {
+        "reverse": {"reached": False, "url": "https://a", "code": "connect", "message": "Connection refused"}
+    },
+    "peer-revoked": {"ended_by_peer": True},
+    "token-expiring": {"token_left_ms": 3 * 86_400_000, "token_due": True},
+    "token-expired": {"token_left_ms": -7_200_000},
+    "token-scope": {"scopes_missing": ["federation:subscribe"]},
+    "auth-invalid": {"token_refused": "the peer answers 401: the bearer token is unknown here"},
+    "peer-paused": {"paused_by": "peer"},
+    "consent-missing": gap("consent-missing", "music", "L0 behaves as L1 until bob grants it too", GRANT, at_peer=True),
+    "namespace-unmapped": gap("namespace-unmapped", "x/y", "namespace x/y does not exist or is not active here", MAKE),
+    "peer-rewound": failure("peer-rewound"),
+    "cursor-stalled": {"lag_records": 138, "broken_s": {"cursor-stalled": 301.0}},
+    "cursor-skip-suspect": {"lag_records": 3, "unmoved": True, "broken_s": {"cursor-stalled": 0.0}},
+    "stream-buffering": {"mode": "continuous", "mute_s": 5.1},
+    "stream-flapping": {"mode": "continuous", "breaks": 4},
+    "queue-high": {"queue_records": 51},
+    "adapter-slow": {"adapters_slow": "adapters take 40 ms a record (p99 of the last 5 min), views the most of it"},
+    "rate-limited": {"throttled": True},
+    "poll-interval-long": {"poll_interval_ms": 7_200_000},
+    "pair-degraded": {"phase": "degraded", "reason": "internal"},
+}
+"""Code -> what in the facts of a healthy pair has to change for it to be found, and nothing else with it."""
+
+REFRESH = "spl federation refresh pair_0f9e8d7c"
+FIXES = {
+    # The operator page's four ways for a pair to go wrong, and what it says to do.
+    "manifest-missing": "on bob: spl identity generate",
+    "tls-chain": "on bob: fix the TLS chain (self-signed is refused); a private CA goes into tls.ca_file here",
+    "manifest-signature": "on bob: spl identity generate (publishes anew), then retry here",
+    "handshake-401": "on bob: spl config list-permission-rules | grep federation",
+    "token-scope": REFRESH,
+    "token-expired": REFRESH,
+    "peer-paused": "on bob: spl federation resume pair_0f9e8d7c",
+    "cursor-stalled": "spl sync pair_0f9e8d7c",
+    "cursor-skip-suspect": "upgrade the peer, then: "
+    "spl federation pause pair_0f9e8d7c && spl federation resume pair_0f9e8d7c",
+    # and others with a step of their own
+    "consent-missing": f"on bob: {GRANT}",
+    "namespace-unmapped": MAKE,
+    "daemon-down": "spl serve",
+    "handshake-pending": "spl aitl approve pair_0f9e8d7c",
+    "peer-revoked": "spl federation pair https://bob.example/",
+    "poll-interval-long": "spl federation set-poll-interval pair_0f9e8d7c 5m",
+}
+
+
+def codes(facts: dict[str, Any]) -> list[str]:
+    return [item.code for item in findings(facts)]
+
+
+def test_a_daemon_that_is_well_has_no_finding() -> None:
+    """Neither with all facts, nor with those of the daemon or of the pair alone, nor with none."""
+    assert codes(WELL) == []
+    assert codes({}) == []
+
+
+@pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.code)
+def test_each_finding_has_facts_that_produce_it_and_only_it(row: Any) -> None:
+    """It carries evidence and a next step; `spl help CODE` knows it."""
+    found = findings({**WELL, **CASES[row.code]})
+    assert [item.code for item in found] == [row.code]
+    assert found[0].evidence
+    assert found[0].fix
+    assert found[0].fix == FIXES.get(row.code, found[0].fix)
+    assert found[0].title == CODES[row.code].meaning
+    assert (found[0].severity, found[0].explained_by) == (row.severity, "")
+
+
+def test_patience_is_a_limit_in_seconds() -> None:
+    """What an operator may lower; a misspelt one would fail only when its finding holds."""
+    known = {field.name for field in fields(Limits)}
+    assert {row.patience for row in CATALOGUE} - {""} <= {name for name in known if name.endswith("_s")}
+
+
+def test_no_case_is_left_of_what_the_catalogue_lost() -> None:
+    assert list(CASES) == [row.code for row in CATALOGUE]
+    assert set(FIXES) <= set(CASES)
+
+
+def test_what_a_finding_depends_on_is_in_the_catalogue_and_never_goes_round() -> None:
+    rows = {row.code: row for row in CATALOGUE}
+
+    def climb(code: str, below: tuple[str, ...]) -> None:
+        assert code not in below
+        for cause in rows[code].depends_on:
+            climb(cause, (*below, code))
+
+    for code in rows:
+        climb(code, ())
+
+
+def test_one_cause_explains_what_follows_from_it() -> None:
+    """A token that expired is one problem, not four."""
+    broken = {**CASES["token-expired"], **CASES["auth-invalid"], **CASES["cursor-stalled"], "phase": "degraded"}
+    found = findings({**WELL, **broken})
+    assert {item.code: item.explained_by for item in found} == {
+        "token-expired": "", "auth-invalid": "token-expired", "cursor-stalled": "token-expired",
+        "pair-degraded": "token-expired",
+    }  # fmt: skip
+    assert [item.code for item in problems(found)] == ["token-expired"]
+
+
+def test_a_daemon_that_starts_or_cannot_start_is_not_merely_down() -> None:
+    for cause in ("warming-up", "store-locked", "config-invalid"):
+        found = findings({**CASES["daemon-down"], **CASES[cause]})
+        assert [item.code for item in problems(found)] == [cause]
+
+
+def test_what_heals_by_itself_shows_after_a_while() -> None:
+    """Half a minute of refused connections is no news yet; a fact without a duration counts as lasting."""
+    assert codes({**WELL, **failure("connect"), "broken_s": {"connect": 29.0}}) == []
+    assert codes({**WELL, **failure("connect"), "broken_s": {"connect": 30.0}}) == ["connect"]
+    assert codes({**WELL, "lag_records": 5, "broken_s": {"cursor-stalled": 299.0}}) == []
+    hasty = {**WELL, **failure("connect"), "limits": Limits(failing_s=1.0), "broken_s": {"connect": 1.0}}
+    assert codes(hasty) == ["connect"]
+
+
+def test_a_stream_that_breaks_explains_its_own_failures() -> None:
+    """What the last attempt met is how it shows; a peer that is gone explains the stream in turn."""
+    for code in ("stream-flapping", "stream-buffering"):
+        for word in ("disconnected", "timeout"):
+            found = {item.code: item.explained_by for item in findings({**WELL, **CASES[code], **failure(word)})}
+            assert found == {code: "", word: code}
+        found = {item.code: item.explained_by for item in findings({**WELL, **CASES[code], **failure("connect")})}
+        assert found == {code: "connect", "connect": ""}
+
+
+def test_a_warning_can_become_a_failure() -> None:
+    for facts, severity in (
+        ({"clock_ahead_ms": 31_000}, WARN), ({"clock_ahead_ms": 301_000}, FAIL), ({"free_bytes": 5 * 10**8}, WARN),
+        ({"free_bytes": 10**7}, FAIL), ({"poll_interval_ms": 7_200_000}, INFO),
+    ):  # fmt: skip
+        assert findings({**WELL, **facts})[0].severity == severity
+    assert problems(findings({**WELL, "poll_interval_ms": 7_200_000})) == []
+
+
+def test_who_asks_for_a_new_token() -> None:
+    """Whoever presents it: ours for the peer is renewed from there."""
+    for facts in ({"own_token_left_ms": -1}, {"own_token_left_ms": 1, "own_token_due": True}):
+        assert findings({**WELL, **facts})[0].fix == f"on bob: {REFRESH}"
+    for facts in ({"token_left_ms": -1}, {"token_left_ms": 1, "token_due": True}):
+        assert findings({**WELL, **facts})[0].fix == REFRESH
+
+
+def test_a_stripped_dot_path_and_a_missing_identity_have_different_fixes() -> None:
+    """Both answer 404; only the peer's own daemon says MANIFEST_MISSING."""
+    stripped = findings({**WELL, **manifest("manifest-missing", manifest_ours=False)})[0]
+    assert stripped.fix.startswith("on bob: let the proxy pass /.well-known/")
+    assert "curl http://localhost:9100/.well-known/syncropel" in stripped.fix
+
+
+def test_who_waits_for_whom() -> None:
+    theirs = findings({**WELL, "phase": "establishing", "waits_for": "peer"})[0]
+    assert theirs.fix == "on bob: spl aitl approve pair_0f9e8d7c"
+    assert theirs.evidence == "bob has not decided on our request"
+
+
+def test_a_side_that_need_not_be_dialled_is_no_problem() -> None:
+    """Before a NAT one side cannot be reached, and serves or is served by push."""
+    assert codes({**WELL, **failure("connect"), "reach": "peer-pushes"}) == []
+    assert codes({**WELL, **failure("auth-invalid"), "reach": "peer-pushes"}) == ["auth-invalid"]
+    assert codes({**WELL, **CASES["reverse-unreachable"], "reach": "we-push"}) == []

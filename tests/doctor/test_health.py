@@ -1,0 +1,149 @@
+"""What the daemon remembers of itself: rings of fixed size, and since when something lasts."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from spl.core.limits import Limits
+from spl.doctor.health import LAGS_COUNT, Pulse
+
+BEAT_S = Limits().beat_s
+PAIR = "pair_0f9e8d7c"
+
+
+@dataclass
+class APair:
+    ended: bool = False
+    sync_allowed: bool = True
+
+
+@dataclass
+class World:
+    """A pulse over one pair whose status the test sets, and a clock that the test moves."""
+
+    now_s: float = 1000.0
+    pairs: dict[str, Any] = field(default_factory=lambda: {PAIR: APair()})
+    tasks: list[str] = field(default_factory=lambda: [f"sync {PAIR}"])
+    status: dict[str, Any] = field(
+        default_factory=lambda: {
+            "lag_records": 0,
+            "queue_records": 0,
+            "clock": 5,
+            "attempt": 0,
+            "crashes": 0,
+            "stream": None,
+        }
+    )
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(
+            lambda: self.pairs, lambda pair_id: self.status, steady_s=lambda: self.now_s, tasks=lambda: self.tasks,
+            limits=Limits(),
+        )  # fmt: skip
+
+    def beats(self, count: int, late_ms: float = 0.0, **status: Any) -> None:
+        self.status |= status
+        for _ in range(count):
+            self.now_s += BEAT_S
+            self.pulse.beat(late_ms)
+
+
+def test_a_lag_each_minute_for_half_an_hour() -> None:
+    """Unknown before the first minute and while attempts fail; the ring never grows."""
+    world = World()
+    assert world.pulse.lags(PAIR) == [None] * LAGS_COUNT
+    world.beats(12, lag_records=7)
+    assert world.pulse.lags(PAIR) == [None] * 29 + [7]
+    world.beats(12, attempt=1)
+    assert world.pulse.lags(PAIR)[-2:] == [7, None]
+    world.beats(12 * 100, lag_records=1, attempt=0)
+    assert world.pulse.lags(PAIR) == [1] * LAGS_COUNT
+    world.pairs[PAIR].ended = True
+    world.beats(1)
+    assert world.pulse.lags(PAIR) == [None] * LAGS_COUNT
+
+
+def test_since_when_attempts_fail() -> None:
+    world = World()
+    world.beats(3, attempt=1)
+    assert world.pulse.failing_s(PAIR) == 2 * BEAT_S
+    world.now_s += 100
+    assert world.pulse.failing_s(PAIR) == 2 * BEAT_S + 100
+    world.beats(1, attempt=0)
+    assert world.pulse.failing_s(PAIR) == 0
+    assert world.pulse.failing_s("pair_ffffffff") == 0
+
+
+def test_a_pair_stands_still_while_records_wait_and_the_position_does_not_move() -> None:
+    world = World()
+    world.beats(3, lag_records=9)
+    assert world.pulse.stalled_s(PAIR) > 0
+    world.beats(1, clock=6)
+    assert world.pulse.stalled_s(PAIR) == 0
+    assert world.pulse.still_s(PAIR) == 0
+    world.beats(3, lag_records=0)
+    assert (world.pulse.stalled_s(PAIR), world.pulse.still_s(PAIR)) == (0, 2 * BEAT_S)
+
+
+def test_since_when_the_queue_is_long() -> None:
+    world = World()
+    world.beats(13, queue_records=60)
+    assert world.pulse.full_s(PAIR) == 12 * BEAT_S
+    world.beats(1, queue_records=50)
+    assert world.pulse.full_s(PAIR) == 0
+
+
+def test_one_late_beat_is_a_hiccup_and_two_are_a_finding() -> None:
+    world = World()
+    world.beats(1, late_ms=5000.0)
+    assert world.pulse.loop_lag_ms == 0
+    world.beats(1, late_ms=2000.0)
+    assert world.pulse.loop_lag_ms == 2000
+    world.beats(12)
+    assert world.pulse.loop_lag_ms == 0
+
+
+def test_a_pair_without_a_task_is_dead_on_the_second_look() -> None:
+    world = World()
+    world.tasks = ["sync pair_ffffffff"]
+    world.beats(1)
+    assert world.pulse.dead() == []
+    world.beats(1)
+    assert world.pulse.dead() == [PAIR]
+    world.pairs[PAIR].sync_allowed = False
+    world.beats(1)
+    assert world.pulse.dead() == []
+
+
+def test_a_task_that_crashes_again_and_again_is_dead_until_it_succeeds() -> None:
+    """Between two crashes it is there by name, and reads nothing."""
+    world = World()
+    world.beats(1, crashes=1)
+    assert world.pulse.dead() == [PAIR]
+    world.beats(1, crashes=0)
+    assert world.pulse.dead() == []
+
+
+def test_streams_that_bring_nothing() -> None:
+    """Opened, given up, opened again: counted from the first on; one that broke is another matter."""
+    world = World()
+    world.beats(3, stream={"state": "down"})
+    assert world.pulse.mute_s(PAIR) == 0
+    world.beats(2, stream={"state": "opening"})
+    world.beats(2, stream={"state": "down"})
+    world.beats(1, stream={"state": "opening"})
+    assert world.pulse.mute_s(PAIR) == 4 * BEAT_S
+    world.beats(1, stream={"state": "open"})
+    assert world.pulse.mute_s(PAIR) == 0
+
+
+def test_it_ends_with_the_daemon() -> None:
+    """A stop ends the wait for the next beat at once."""
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        stop.set()
+        async with asyncio.timeout(2):
+            await World().pulse.run(stop)
+
+    asyncio.run(run())

@@ -1,0 +1,106 @@
+"""Configuration: precedence, sources, and errors that name the line."""
+
+import dataclasses
+
+import pytest
+
+from spl.home import config
+from spl.home.config import KEYS, RESTART, Config, ConfigError, Settings, load
+from spl.home.home import CONFIG_TEXT
+
+
+def test_defaults_are_safe() -> None:
+    found = config.load("", {}, {})
+    assert found == Config(sources={})
+    assert found.auth_required
+    assert found.federation_approval == "manual"
+    assert found.host == "127.0.0.1"
+
+
+def test_flag_wins_over_environment_over_file() -> None:
+    text = 'port = 1\n[federation]\napproval = "auto"\n'
+    assert config.load(text, {}, {}).port == 1
+    assert config.load(text, {"SPL_PORT": "2"}, {}).port == 2
+    found = config.load(text, {"SPL_PORT": "2"}, {"port": 3})
+    assert found.port == 3
+    assert found.federation_approval == "auto"
+    rows = {row["key"]: row for row in found.rows()}
+    assert rows["port"] == {"key": "port", "value": 3, "source": "flag"}
+    assert rows["federation.approval"]["source"] == "config.toml:3"
+    assert rows["host"]["source"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("port = 1\nprot = 2\n", 2, "prot"),
+        ('[federation]\n\napproval = "maybe"\n', 3, "manual, auto, closed"),
+        ("[auth]\nrequired = 1\n", 2, "true or false"),
+        ('port = "80"\n', 1, "port number"),
+        ("port = 70000\n", 1, "port number"),
+        ('public_url = "ftp://x"\n', 1, "http"),
+        ('public_url = "https://x/y"\n', 1, "without a path"),
+        ('[federation]\npoll_interval = "1"\n', 2, "poll_interval"),
+        ("[limits]\nrecord_bytes = 99999999\n", 2, "at most"),
+        ("[limits]\nnonsense = 1\n", 2, "nonsense"),
+        ("[http]\nallowed_hosts = [1]\n", 2, "text"),
+        ('[http]\nallowed_origins = ["*"]\n', 2, "origins"),
+        ('[http]\nallowed_origins = ["https://a.example/"]\n', 2, "origins"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_line(text: str, line: int, word: str) -> None:
+    if "poll_interval" in text:
+        text = text.replace('"1"', '"250ms"')
+    with pytest.raises(ConfigError) as caught:
+        config.load(text, {}, {})
+    assert caught.value.code == "config-invalid"
+    assert caught.value.exit_code == 78
+    assert f"config.toml:{line}:" in caught.value.message
+    assert word in caught.value.message
+
+
+def test_text_that_is_no_toml_is_refused_with_its_line() -> None:
+    with pytest.raises(ConfigError, match="line 2"):
+        config.load("port = 1\n= 3\n", {}, {})
+
+
+def test_environment_values_are_checked_and_typed() -> None:
+    env = {
+        "SPL_AUTH_REQUIRED": "false",
+        "SPL_HTTP_ALLOWED_HOSTS": "a.example,b.example",
+        "SPL_FEDERATION_POLL_INTERVAL": "30s",
+    }
+    found = config.load("", env, {})
+    assert not found.auth_required
+    assert found.http_allowed_hosts == ("a.example", "b.example")
+    assert found.federation_poll_interval_ms == 30_000
+    with pytest.raises(ConfigError, match="SPL_PORT"):
+        config.load("", {"SPL_PORT": "+80"}, {})
+
+
+def test_limits_go_down_only() -> None:
+    assert config.load("[limits]\nrecord_bytes = 1000\n", {}, {}).limits.record_bytes == 1000
+
+
+def test_the_file_that_init_writes_holds_nothing_but_defaults_and_known_keys() -> None:
+    assert config.load(CONFIG_TEXT, {}, {}) == Config(sources={})
+    shown = "\n".join(
+        line[2:] for line in CONFIG_TEXT.splitlines() if line.startswith("# ") and ("=" in line or "[" in line)
+    )
+    assert dataclasses.asdict(config.load(shown, {}, {}))["port"] == 9100
+
+
+def test_a_newer_configuration_counts_at_once_but_for_what_a_start_builds_on() -> None:
+    """What waits for a restart keeps its value and its source, and is named."""
+    settings = Settings(load("port = 9200\n[limits]\nfetch_ids = 500\n", {}, {}))
+    newer = load('port = 9300\nhost = "::1"\n[federation]\napproval = "closed"\n[log]\nlevel = "debug"\n', {}, {})
+    assert settings.take(newer) == (["federation.approval", "log.level"], ["host", "port", "limits"])
+    now = settings.now
+    assert (now.port, now.host, now.federation_approval, now.limits.fetch_ids) == (9200, "127.0.0.1", "closed", 500)
+    sources = {row["key"]: row["source"] for row in now.rows()}
+    assert (sources["port"], sources["federation.approval"]) == ("config.toml:1", "config.toml:4")
+    assert settings.take(now) == ([], [])
+
+
+def test_what_a_start_builds_on_are_keys() -> None:
+    assert set(RESTART) <= KEYS.keys()

@@ -1,0 +1,110 @@
+"""Promises of the disk port: atomic replacement, readers that outlive a name, one holder of a home."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spl.home.disk import Disk, DiskError, lock_home
+
+HOLD = """
+import sys
+from pathlib import Path
+from spl.home.disk import lock_home
+lock = lock_home(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_home_locked_by_another_process_names_pid_and_start(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(DiskError) as caught:
+            lock_home(tmp_path)
+        started = (tmp_path / "lock").read_text().split("\n")[1]
+        assert caught.value.code == "store-locked"
+        assert f"process {child.pid} " in str(caught.value)
+        assert started in str(caught.value)
+        assert caught.value.facts["pid"] == str(child.pid)
+        child.kill()
+        child.wait()
+        lock_home(tmp_path).release()
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_a_released_home_can_be_locked_again(tmp_path: Path) -> None:
+    first = lock_home(tmp_path / "new" / "home")
+    with pytest.raises(DiskError):
+        lock_home(tmp_path / "new" / "home")
+    first.release()
+    first.release()
+    lock_home(tmp_path / "new" / "home").release()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_home_that_cannot_be_a_folder_is_unusable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "odd" / "lock").mkdir(parents=True)
+    for folder in (tmp_path / "file" / "home", tmp_path / "odd"):
+        with pytest.raises(DiskError) as caught:
+            lock_home(folder)
+        assert caught.value.code == "home-unusable"
+
+
+def test_replacing_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) -> None:
+    class NoRename(Disk):
+        def rename(self, old: Path, new: Path) -> None:
+            raise OSError("no")
+
+    path = tmp_path / "value"
+    Disk().replace_atomic(path, b"old", 0o640)
+    with pytest.raises(OSError, match="no"):
+        NoRename().replace_atomic(path, b"new")
+    assert Disk().read(path, 10) == b"old"
+    assert path.stat().st_mode & 0o777 == 0o640
+    Disk().replace_atomic(path, b"new")
+    assert Disk().read(path, 10) == b"new"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_unlinked_file_stays_readable_until_the_last_reader_lets_go(tmp_path: Path) -> None:
+    disk, path = Disk(), tmp_path / "file"
+    disk.create(path).write(b"content")
+    file = disk.open_read(path)
+    disk.unlink(path)
+    disk.unlink(path)
+    others = [disk.create(tmp_path / str(i)) for i in range(5)]
+    assert file.pread(100, 0) == b"content"
+    assert file.pread(3, 4) == b"ent"
+    assert len(others) == 5
+    fds = len(os.listdir("/proc/self/fd"))
+    del file, others
+    assert len(os.listdir("/proc/self/fd")) == fds - 6
+
+
+def test_reading_is_bounded_and_absence_is_no_error(tmp_path: Path) -> None:
+    disk, path = Disk(), tmp_path / "file"
+    assert disk.read(path, 10) is None
+    assert disk.list(tmp_path / "none") == []
+    path.write_bytes(b"x" * 11)
+    with pytest.raises(OSError, match="too large"):
+        disk.read(path, 10)
+    assert disk.list(tmp_path) == ["file"]
+    assert disk.free_bytes(tmp_path) > 0
+
+
+def test_mapped_bytes_are_those_of_the_file_wherever_they_begin(tmp_path: Path) -> None:
+    file = Disk().create(tmp_path / "file")
+    content = bytes(range(256)) * 100
+    file.pwrite(content, 0)
+    for size, offset in ((1, 0), (10, 4095), (5000, 4097), (25_600, 0)):
+        assert bytes(file.map(size, offset)) == content[offset : offset + size]

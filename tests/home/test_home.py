@@ -1,0 +1,61 @@
+"""Opening a home: in order, under its lock, and refused whole when it cannot be used."""
+
+from pathlib import Path
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.home.config import Config
+from spl.home.disk import Disk
+from spl.home.home import open_home, read_config
+from spl.home.writes import Emit
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+def test_a_home_is_made_private_and_opens_again(tmp_path: Path) -> None:
+    home = open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent)
+    home.adopt(home.vault.generate("alice"))
+    future = home.hub.submit([Emit({"act": "KNOW", "actor": "did:sync:user:a", "body": {}, "thread": "th"})])
+    home.hub.commit_waiting()
+    held = future.result(0)[0].envelope
+    home.close()
+    assert (tmp_path / "h").stat().st_mode & 0o777 == 0o700
+    again = open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent)
+    assert again.views.did == home.views.did
+    assert held is not None
+    assert again.store.index.find(held.id) is not None
+    again.close()
+
+
+def test_one_process_holds_a_home(tmp_path: Path) -> None:
+    home = open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent)
+    with pytest.raises(SplError) as caught:
+        open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent)
+    assert caught.value.code == "store-locked"
+    home.close()
+    open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent).close()
+
+
+def test_a_home_that_cannot_be_opened_is_left_unlocked(tmp_path: Path) -> None:
+    (tmp_path / "h" / "keys").mkdir(parents=True)
+    (tmp_path / "h" / "keys" / "identity.json").write_text("{")
+    for _ in range(2):
+        with pytest.raises(SplError) as caught:
+            open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent)
+        assert caught.value.code == "identity-damaged"
+
+
+def test_configuration_comes_from_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_config(tmp_path, Disk(), {}) == Config(sources={})
+    (tmp_path / "config.toml").write_text("port = 7\n")
+    assert read_config(tmp_path, Disk(), {}).port == 7
+    assert read_config(tmp_path, Disk(), {"port": 8}).port == 8
+    monkeypatch.setenv("SPL_PORT", "9")
+    assert read_config(tmp_path, Disk(), {}).port == 9
+    (tmp_path / "config.toml").write_bytes(b"\xff")
+    with pytest.raises(SplError) as caught:
+        read_config(tmp_path, Disk(), {})
+    assert caught.value.code == "config-invalid"

@@ -1,0 +1,298 @@
+"""A restore is all or nothing: one fault restores nothing, twice is once, and a dry run writes nothing."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.core import consent
+from spl.core.consent import Grant
+from spl.core.errors import SplError
+from spl.core.identity import bearer
+from spl.core.identity.did import did_of, multibase
+from spl.core.keys import SecretKey
+from spl.core.limits import Limits
+from spl.core.record import namespace, record
+from spl.core.record.namespace import Namespace
+from spl.core.record.record import Sig
+from spl.core.record.snapshot import Header
+from spl.home.disk import Disk
+from spl.home.snapshot import Plan, Restorer, Rights, take
+from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, Views
+from spl.home.writes import Own
+from tests.nodes import Node, join, nodes
+
+LIMITS = Limits()
+ADMIN = Rights(admin=True, reaches=lambda name: True)
+STRANGER = SecretKey(b"s" * 32)
+STRANGER_DID = did_of("stranger", STRANGER.public)
+
+
+def snapshot(node: Node, thread: str = "th") -> bytes:
+    return b"".join(take(node.home.store, Disk(), node.home.path / "run", instance=node.did, thread=thread))
+
+
+def reader(data: bytes) -> Callable[[int, int], bytes]:
+    return lambda size, offset: data[offset : offset + size]
+
+
+def restorer(node: Node, limits: Limits = LIMITS) -> Restorer:
+    return Restorer(node.home.hub, node.home.path, Disk(), limits, now_ms=node.now_ms)
+
+
+def restore(node: Node, data: bytes, rights: Rights = ADMIN, dry_run: bool = False, limits: Limits = LIMITS) -> Plan:
+    return restorer(node, limits).run(reader(data), rights, dry_run=dry_run)
+
+
+def trust(node: Node, other: Node) -> None:
+    """Pin the other's chain, as a pull does."""
+    node.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": other.chain.to_json()}))
+
+
+def again(data: bytes, lines: list[bytes]) -> bytes:
+    """Return the lines under a header that fits them."""
+    head = json.loads(data.splitlines()[0])
+    ids = sorted(json.loads(line)["id"] for line in lines)
+    digest = hashlib.sha256(b"".join(f"{item}\n".encode() for item in ids)).hexdigest()
+    header = Header(head["instance"] or "", head["thread"] or "", len(lines), digest)
+    return header.encode() + b"".join(line + b"\n" for line in lines)
+
+
+def forged(thread: str, by: str = STRANGER_DID, actor: str = "did:sync:user:x", **body: Any) -> bytes:
+    """Return an envelope that the stranger signed, in whosever name."""
+    fields = record.check({"act": "DO", "actor": actor, "body": body, "clock": 0, "thread": thread}, LIMITS)
+    id_, text = record.identify(fields, LIMITS)
+    sig = Sig(by, multibase(STRANGER.public), STRANGER.sign(record.signed_text(id_, None)))
+    return record.seal(fields, id_, text, sig).raw
+
+
+async def test_round_trip_keeps_bytes_and_is_idempotent(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        made = [alice.emit(f"é{n}") for n in range(30)]
+        data = snapshot(alice)
+        trust(bob, alice)
+        plan = restore(bob, data, limits=replace(LIMITS, commit_records=7))
+        assert (plan.new, plan.known) == (30, 0)
+        assert snapshot(bob).splitlines()[1:] == [envelope.raw for envelope in made]
+        row = bob.home.store.index.find(made[0].id)
+        assert row is not None
+        assert (row.origin, row.ns, row.own) == ("restore", "default", False)
+        seq = bob.home.store.last_seq
+        assert (restore(bob, data).new, bob.home.store.last_seq) == (0, seq)
+
+
+async def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.emit("one")
+        data = snapshot(alice)
+        seq = bob.home.store.last_seq
+        plan = restore(bob, data, dry_run=True)
+        assert (plan.new, dict(plan.refused)) == (0, {"chain-unknown": 1})
+        trust(bob, alice)
+        assert restore(bob, data, dry_run=True).new == 1
+        assert bob.home.store.last_seq == seq + 1
+        assert not list((bob.home.path / "run").glob("*"))
+
+
+FAULTS: dict[str, tuple[Callable[[bytes, list[bytes]], bytes], str]] = {
+    "count": (lambda data, lines: data.replace(b'"count":5', b'"count":4'), "snapshot-malformed"),
+    "digest": (lambda data, lines: again(data, lines[:4]).replace(b'"count":4', b'"count":5') + lines[4] + b"\n",
+               "snapshot-malformed"),
+    "line lost": (lambda data, lines: data.replace(lines[2] + b"\n", b""), "snapshot-malformed"),
+    "line doubled": (lambda data, lines: again(data, [*lines, lines[2]]), "snapshot-malformed"),
+    "id": (lambda data, lines: data.replace(lines[2][:20], lines[2][:10] + b"0" * 10), "record-id"),
+    "content": (lambda data, lines: data.replace(b'"text":"n2"', b'"text":"n9"'), "record-id"),
+    "signature": (lambda data, lines: data.replace(lines[2][-30:], lines[2][-30:-28] + b"AAAA" + lines[2][-24:]),
+                  "record-signature"),
+    "truncated": (lambda data, lines: data[:-40], "bad-json"),
+    "no header": (lambda data, lines: b"\n".join(lines), "snapshot-malformed"),
+    "nothing": (lambda data, lines: b"", "snapshot-malformed"),
+    "binary": (lambda data, lines: data + b"\xff\xfe\n", "bad-json"),
+    "other thread": (lambda data, lines: data.replace(b'"thread":"th"}\n', b'"thread":"xx"}\n', 1),
+                     "snapshot-malformed"),
+    "stranger": (lambda data, lines: again(data, [*lines, forged("th")]), "chain-unknown"),
+    "in alice's name": (lambda data, lines: again(data, [*lines, forged("th", by=json.loads(lines[0])["sig"]["by"])]),
+                        "chain-unknown"),
+    "as an instance": (lambda data, lines: again(data, [*lines, forged("th", actor=STRANGER_DID + "0")]),
+                       "actor-refused"),
+    "no namespace": (lambda data, lines: again(data, [*lines, forged("th", namespace="gone")]), "namespace-rejected"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_broken_file_restores_nothing(tmp_path: Path, fault: str) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        for n in range(5):
+            alice.emit(f"n{n}")
+        data = snapshot(alice)
+        trust(bob, alice)
+        change, code = FAULTS[fault]
+        broken = change(data, data.splitlines()[1:])
+        assert broken != data
+        seq = bob.home.store.last_seq
+        with pytest.raises(SplError) as caught:
+            restore(bob, broken)
+        assert caught.value.code == code
+        assert caught.value.exit_code in (2, 4, 10)
+        assert bob.home.store.last_seq == seq
+        assert restore(bob, data).new == 5
+
+
+async def test_a_refusal_names_line_and_signer(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        for n in range(3):
+            alice.emit(f"n{n}")
+        with pytest.raises(SplError) as caught:
+            restore(bob, snapshot(alice))
+        assert (caught.value.facts["line"], caught.value.facts["refused"]) == (2, 3)
+        assert alice.did in caught.value.message
+
+
+async def test_reserved_threads_take_what_this_instance_signed_and_from_admin_only(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.write(Own("th_aitl", "x.v1", {"n": 1}))
+        trust(bob, alice)
+        data = snapshot(alice, "th_aitl")
+        with pytest.raises(SplError) as caught:
+            restore(bob, data)
+        assert caught.value.code == "reserved-thread"
+        with pytest.raises(SplError) as caught:
+            restore(alice, data, Rights(admin=False, reaches=lambda name: True))
+        assert caught.value.code == "scope-forbidden"
+        assert restore(alice, data).known == 1
+        with pytest.raises(SplError) as caught:
+            restore(alice, again(data, [forged("th_aitl", by=alice.did)]))
+        assert caught.value.code == "record-signature"
+
+
+async def test_a_token_restores_into_its_namespaces_only(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.share("org")
+        bob.share("org")
+        alice.emit("one", ns="org")
+        trust(bob, alice)
+        for names, code in ((("default",), "scope-forbidden"), (("org",), "")):
+            rights = Rights(admin=False, reaches=names.__contains__)
+            assert list(restore(bob, snapshot(alice), rights, dry_run=True).refused) == ([code] if code else [])
+
+
+async def test_a_peers_records_go_back_into_the_namespace_that_they_crossed_into(tmp_path: Path) -> None:
+    """Not into one of ours that happens to have the name they bear; and ours go where they were made."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        for node in (alice, bob):
+            node.share("music", "projects")
+        join(alice, bob)
+        trust(bob, alice)
+        for kind, grant in (
+            (consent.KIND_PEER_GRANT, Grant("music", "projects", 0, 1)),
+            (consent.KIND_GRANT, Grant("projects", "music", 0, 1)),
+        ):
+            bob.write(Own(consent.THREAD, kind, {"pair_id": "pair_00000001", "grant": grant.to_json()}))
+        made = [alice.emit("x", ns="music"), alice.emit("y")]
+        restore(bob, again(snapshot(alice), [each.raw for each in made]))
+        rows = [bob.home.store.index.find(each.id) for each in made]
+        assert [row.ns for row in rows if row] == ["projects", "default"]
+        own = bob.emit("z", ns="music")
+        assert (restore(bob, again(snapshot(bob), [own.raw])).known, own.sig.by) == (1, bob.did)
+        bob.home.views.namespaces = {**bob.home.views.namespaces, "projects": Namespace("projects", active=False)}
+        later = again(snapshot(alice), [alice.emit("later", ns="music").raw])
+        with pytest.raises(SplError) as caught:
+            restore(bob, later)
+        assert caught.value.code == "namespace-rejected"
+
+
+async def test_a_home_comes_back_from_all_threads(tmp_path: Path) -> None:
+    """Into an empty store of the same identity: chains and namespaces come before what needs them."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        trust(alice, bob)
+        bob.emit("theirs")
+        restore(alice, snapshot(bob))
+        alice.write(Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "org", "shared": True}))
+        alice.emit("ours", ns="org")
+        data = snapshot(alice, "")
+        identity = alice.home.vault.identity
+        assert identity is not None
+        fresh = Node("fresh", tmp_path / "fresh", alice.network)
+        try:
+            fresh.home.adopt(identity)
+            plan = restore(fresh, data)
+            assert (plan.new, plan.header.count) == (4, 4)
+            assert snapshot(fresh, "").splitlines()[1:] == data.splitlines()[1:]
+            assert fresh.home.views.chains == alice.home.views.chains
+            assert fresh.home.views.namespaces == alice.home.views.namespaces
+            row = fresh.home.store.index.last("t:th")
+            assert row is not None
+            assert row.own
+            assert fresh.emit("next", actor="did:sync:user:a").record["clock"] == 1
+        finally:
+            fresh.close()
+
+
+async def test_late_records_are_folded_in_their_own_order(tmp_path: Path) -> None:
+    """A mint restored after its revocation stays revoked, at once and after a restart."""
+    async with nodes(tmp_path, "alice") as [alice]:
+        mint = {"token_id": "tok_1", "sa_id": "sa_1", "hash": "0" * 64, "scopes": ["admin"], "namespaces": [],
+                "pair_id": "", "peer_did": "", "expires_at": "2099-01-01T00:00:00.000Z",
+                "created_at": "2026-01-01T00:00:00.000Z", "label": ""}  # fmt: skip
+        alice.write(Own(THREAD_TOKENS, bearer.KIND_MINT, mint))
+        alice.write(Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": "tok_1"}))
+        assert alice.home.views.tokens["tok_1"].revoked
+        data = snapshot(alice, THREAD_TOKENS)
+        lines = data.splitlines()[1:]
+        identity = alice.home.vault.identity
+        assert identity is not None
+        fresh = Node("fresh", tmp_path / "fresh", alice.network)
+        try:
+            fresh.home.adopt(identity)
+            restore(fresh, again(data, lines[1:]))
+            assert restore(fresh, again(data, lines[:1])).new == 1
+            assert fresh.home.views.tokens["tok_1"].revoked
+            views = Views(LIMITS)
+            views.load(fresh.home.store, alice.did)
+            assert views.tokens["tok_1"].revoked
+        finally:
+            fresh.close()
+
+
+async def test_uploads_follow_one_another(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice") as [alice]:
+        work = restorer(alice, replace(LIMITS, restore_bytes=10))
+        assert work.add("u", 0, b"abc") == 3
+        for name, at in (("u", 2), ("u", 4), ("other", 3)):
+            with pytest.raises(SplError) as caught:
+                work.add(name, at, b"d")
+            assert caught.value.code == "snapshot-upload"
+        assert work.add("u", 3, b"def") == 6
+        with pytest.raises(SplError) as caught:
+            work.add("u", 6, b"x" * 5)
+        assert caught.value.code == "body-too-large"
+        assert work.take("u")(10, 2) == b"cdef"
+        with pytest.raises(SplError):
+            work.take("u")
+        for n in range(4):
+            work.add(f"u{n}", 0, b"")
+        with pytest.raises(SplError) as caught:
+            work.add("u5", 0, b"")
+        assert caught.value.code == "overloaded"
+        alice.now_ms = lambda: 1 << 50
+        work._now_ms = alice.now_ms
+        assert work.add("u5", 0, b"") == 0
+
+
+async def test_a_full_disk_is_refused_before_it_is_full(tmp_path: Path) -> None:
+    class Full(Disk):
+        def free_bytes(self, folder: Path) -> int:
+            return 1 << 20
+
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.emit("one")
+        trust(bob, alice)
+        seq = bob.home.store.last_seq
+        work = Restorer(bob.home.hub, bob.home.path, Full(), LIMITS, now_ms=bob.now_ms)
+        with pytest.raises(SplError) as caught:
+            work.run(reader(snapshot(alice)), ADMIN, dry_run=False)
+        assert (caught.value.code, bob.home.store.last_seq) == ("home-unusable", seq)

@@ -1,0 +1,140 @@
+"""Listening sockets and certificates: modes, stale sockets, long paths, replacement while in use."""
+
+import asyncio
+import socket
+import ssl
+import stat
+
+import pytest
+
+from spl.net.address import ReachError
+from spl.net.sockets import ListenError, bind_tcp, bind_unix, client_tls, dial, hang_up, server_tls
+
+
+async def subject_of(port: int, context: ssl.SSLContext) -> str:
+    """Return the first name of the certificate that a port shows."""
+    _, writer = await dial("127.0.0.1", port, context, "localhost")
+    try:
+        cert = writer.get_extra_info("peercert")
+        return ",".join(name for _, name in cert["subjectAltName"])
+    finally:
+        await hang_up(writer, 1.0)
+
+
+async def test_a_certificate_is_replaced_while_serving(serve, authority, issue, tmp_path) -> None:
+    first, second = issue("localhost", "one.example"), issue("localhost", "two.example")
+    tls = server_tls(*first)
+    context = client_tls(authority.ca_file)
+    async with serve(tls=tls.context) as server:
+        assert await subject_of(server.port, context) == "localhost,one.example"
+        with pytest.raises(ListenError) as caught:
+            tls.replace(second[0], first[1])
+        assert caught.value.code == "config-invalid"
+        assert await subject_of(server.port, context) == "localhost,one.example"
+        tls.replace(*second)
+        assert await subject_of(server.port, context) == "localhost,two.example"
+
+
+def test_a_wrong_certificate_file_is_named(tmp_path, issue) -> None:
+    cert, key = issue("localhost")
+    with pytest.raises(ListenError) as caught:
+        server_tls(tmp_path / "none.pem", key)
+    assert "none.pem" in caught.value.message
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(ListenError):
+        server_tls(cert, tmp_path / "empty")
+    with pytest.raises(ListenError):
+        client_tls(tmp_path / "none.pem")
+    with pytest.raises(ListenError):
+        client_tls(tmp_path / "empty")
+
+
+def test_a_client_context_verifies() -> None:
+    context = client_tls(None)
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+async def test_the_systems_authorities_are_loaded_for_the_first_connection(
+    serve, authority, issue, monkeypatch
+) -> None:
+    async with serve(tls=server_tls(*issue("localhost")).context) as server:
+        with pytest.raises(ReachError, match="certificate"):
+            await subject_of(server.port, client_tls(None))
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca_file))
+        context = client_tls(None)
+        assert context.get_ca_certs() == []
+        for _ in range(2):
+            assert await subject_of(server.port, context) == "localhost"
+        assert len(context.get_ca_certs()) >= 1
+
+
+def test_a_unix_socket_is_for_its_owner_alone(tmp_path) -> None:
+    path = tmp_path / "run.sock"
+    with bind_unix(path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_unix_socket_in_a_deep_folder(tmp_path) -> None:
+    folder = tmp_path / ("deep" * 20) / ("er" * 60)
+    folder.mkdir(parents=True)
+    with bind_unix(folder / "run.sock"):
+        assert (folder / "run.sock").is_socket()
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path) -> None:
+    path = tmp_path / "run.sock"
+    bind_unix(path).close()
+    with bind_unix(path):
+        with pytest.raises(ListenError) as caught:
+            bind_unix(path)
+        assert caught.value.code == "listen-failed"
+        assert path.is_socket()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path) -> None:
+    path = tmp_path / "run.sock"
+    path.write_text("mine")
+    with pytest.raises(ListenError):
+        bind_unix(path)
+    assert path.read_text() == "mine"
+    with pytest.raises(ListenError):
+        bind_unix(tmp_path / "none" / "run.sock")
+
+
+def test_bind_tcp() -> None:
+    (sock,) = bind_tcp("127.0.0.1", 0)
+    with sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(ListenError) as caught:
+            bind_tcp("127.0.0.1", port)
+        assert caught.value.code == "listen-failed"
+        assert str(port) in caught.value.message
+    bind_tcp("127.0.0.1", port)[0].close()
+    with pytest.raises(ListenError):
+        bind_tcp("192.0.2.1", 0)
+
+
+def test_all_addresses_of_a_name_share_one_free_port() -> None:
+    bound = bind_tcp("localhost", 0)
+    assert len({sock.getsockname()[1] for sock in bound}) == 1
+    for sock in bound:
+        sock.close()
+
+
+async def test_hang_up_ends_a_peer_that_does_not_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        _, writer = await dial("127.0.0.1", silent.getsockname()[1], None, "")
+        writer.write(bytes(10_000_000))
+        async with asyncio.timeout(5):
+            await hang_up(writer, 0.05)
+
+
+async def test_nobody_listens() -> None:
+    (sock,) = bind_tcp("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    sock.close()
+    with pytest.raises(ReachError) as caught:
+        await dial("127.0.0.1", port, None, "")
+    assert caught.value.code == "connect"

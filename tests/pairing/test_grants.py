@@ -1,0 +1,151 @@
+"""What a side keeps of its own and of its peer's words: nothing old, nothing forged, everything durable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.core import canon
+from spl.core.consent import Grant
+from spl.core.errors import SplError
+from spl.core.identity import message
+from spl.core.pair import handshake
+from tests.pair_world import Node, World, code_of
+from tests.pairing.test_grants_handover import book, consent_calls, scene
+
+
+async def post(node: Node, pair_id: str, value: object) -> tuple[int, dict[str, Any]]:
+    try:
+        return await node.pairing.handover.receive(pair_id, canon.encode(value), "elsewhere")
+    except SplError as exc:
+        return exc.status, exc.to_json()
+
+
+def spoken(a: Node, b: Node, pair_id: str, **said: object) -> dict[str, object]:
+    """Return a message of a to b about grants."""
+    pair = a.home.views.pairs[pair_id]
+    fields = handshake.word_fields(pair, a.did, a.world.now_ms(), a.pairing.pairs.nonce(), **said)
+    return message.sign("consent", fields, a.pairing.pairs.identity.key)
+
+
+def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        handover, old = a.pairing.handover, Grant("music", "music", 1, 1).to_json()
+        await handover.say(pair_id, "music", "music", 1)
+        replayed = consent_calls(world)[0].body
+        await handover.say(pair_id, "music", "music", None)
+        before = book(b, pair_id)
+        assert (await post(b, pair_id, json.loads(replayed)))[1]["code"] == "MESSAGE_REPLAYED"
+        status, answer = await post(b, pair_id, spoken(a, b, pair_id, grants=[old], held={}))
+        assert (status, answer["code"]) == (409, "CONSENT_STALE")
+        assert b.pairing.handover.grants.stale[pair_id] == 1
+        other = spoken(a, b, pair_id, grants=[{**old, "version": 2}], held={})
+        assert (await post(b, pair_id, other))[1]["code"] == "CONSENT_STALE", "another word of the same version"
+        for said in ({}, {"grants": 7}, {"grants": [{**old, "level": "L9"}]}, {"grants": [old, old]}):
+            status, answer = await post(b, pair_id, spoken(a, b, pair_id, held={}, **said))
+            assert (status, answer["code"]) == (400, "BAD_FIELD")
+            assert answer["statement"]["message"]["state"] == "refused"
+        forged = message.sign("consent", spoken(a, b, pair_id, grants=[])["message"], b.pairing.pairs.identity.key)
+        assert (await post(b, pair_id, forged))[1]["code"] == "MESSAGE_SIGNATURE"
+        poll = spoken(a, b, pair_id, grants=[])
+        assert (await post(b, "pair_00000000", poll))[1]["code"] == "MESSAGE_MALFORMED"
+        elsewhere = {**poll["message"], "pair_id": "pair_00000000"}
+        found = await post(b, "pair_00000000", message.sign("consent", elsewhere, a.pairing.pairs.identity.key))
+        assert (found[0], found[1]["message"]["state"]) == (404, "unknown")
+        assert book(b, pair_id) == before
+
+    scene(tmp_path, act)
+
+
+def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        await a.pairing.handover.say(pair_id, "music", "music", 1)
+        wide = [Grant("music", "music", 0, 9).to_json()]
+        pair, grants = a.home.views.pairs[pair_id], a.pairing.handover.grants
+        by_b = message.head(a.did, b.did, pair_id, world.now_ms(), a.pairing.pairs.nonce())
+        forged = message.sign("consent", {**by_b, "grants": wide}, b.pairing.pairs.identity.key)
+        mine = spoken(b, a, pair_id, grants=wide)
+        for evidence in (forged, mine, 7, {}, {"message": {}, "signature": ""}):
+            assert grants.adopt(pair, evidence) is False
+        assert book(a, pair_id).ours["music"] == Grant("music", "music", 1, 1)
+
+    scene(tmp_path, act)
+
+
+def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(tmp_path: Path) -> None:
+    """The peer brings a wider word of ours that we lost: the narrower one stands, under a version after both."""
+
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        pair, grants = a.home.views.pairs[pair_id], a.pairing.handover.grants
+        for name, lost_version in (("music", 2), ("projects", 5)):
+            await a.pairing.handover.say(pair_id, name, name, 2)
+            wider = spoken(a, b, pair_id, grants=[Grant(name, name, 0, lost_version).to_json()])
+            assert grants.say(pair_id, name, name, None)
+            assert grants.adopt(pair, wider)
+            assert book(a, pair_id).ours[name] == Grant(name, name, None, lost_version + 1)
+            assert name in book(a, pair_id).waiting
+            assert not grants.adopt(pair, wider)
+
+    scene(tmp_path, act)
+
+
+def test_a_key_that_was_told_to_be_compromised_says_nothing_for_us(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        said = [Grant("music", "music", 0, 9).to_json()]
+        stolen = spoken(a, b, pair_id, grants=said)
+        await a.pairing.rotate_identity("compromised")
+        grants = a.pairing.handover.grants
+        assert grants.adopt(a.home.views.pairs[pair_id], stolen) is False
+        assert "music" not in book(a, pair_id).ours
+        retired = spoken(a, b, pair_id, grants=said)
+        await a.pairing.rotate_identity("retired")
+        assert grants.adopt(a.home.views.pairs[pair_id], retired) is True
+
+    scene(tmp_path, act)
+
+
+def test_words_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        handover, last = a.pairing.handover, a.home.store.last_seq
+        for args, code in (
+            (("lost", "lost", 1), "namespace-rejected"), (("music/lost", "music", 1), "namespace-rejected"),
+            (("default", "music", 1), "grant-conflict"), (("music", "music", None), "not-found"),
+            (("music", "No", 1), "bad-field"),
+        ):  # fmt: skip
+            with pytest.raises(SplError) as caught:
+                await handover.say(pair_id, *args)
+            assert code_of(caught) == code
+        with pytest.raises(SplError) as caught:
+            await handover.say(pair_id, "music/lost", "music", 1)
+        assert caught.value.hint == "spl namespace create music/lost"
+        assert (a.home.store.last_seq, consent_calls(world)) == (last, [])
+
+    scene(tmp_path, act)
+
+
+def test_a_pair_that_is_not_agreed_yet_takes_no_grant(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        carol = world.node("carol", approval="manual")
+        await a.pair(carol, wait_ms=0)
+        waiting = next(pair for pair in a.alive if pair.peer_did == carol.did)
+        with pytest.raises(SplError) as caught:
+            await a.pairing.handover.say(waiting.pair_id, "music", "music", 1)
+        assert code_of(caught) == "pair-state-conflict"
+        await carol.until(lambda: carol.alive)
+        status, answer = await post(carol, waiting.pair_id, spoken(a, carol, waiting.pair_id, grants=[]))
+        assert (status, answer["message"]["state"]) == (202, "pending")
+
+    scene(tmp_path, act)
+
+
+def test_the_peers_signed_message_stands_beside_its_words(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        await a.pairing.handover.say(pair_id, "music", "x", 1)
+        rows = b.home.store.index.after("t:th_consent", 0, 10)
+        [body] = [json.loads(raw)["record"]["body"] for raw in b.home.store.payloads(rows)]
+        assert body["grant"] == Grant("music", "x", 1, 1).to_json()
+        fields = message.verify("consent", body["statement"], a.pairing.pairs.identity.key.public)
+        assert fields["grants"] == [body["grant"]]
+
+    scene(tmp_path, act)

@@ -1,0 +1,199 @@
+"""Grants handed over between two instances: each holds the other's words, whoever can dial, whatever was lost."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from spl.core import consent
+from spl.core.consent import Book, Grant
+from spl.core.errors import SplError
+from spl.core.limits import Limits
+from spl.core.record.namespace import KIND_CREATE
+from spl.home.views import THREAD_NAMESPACES
+from spl.home.writes import Own
+from tests.pair_world import Call, Node, World, both_active, code_of, two
+
+L0, L1, L2 = 0, 1, 2
+Scene = Callable[[World, Node, Node, str], Awaitable[None]]
+
+
+def scene(folder: Path, act: Scene, limits: Limits | None = None) -> None:
+    """Run a scene with an active pair; both sides know the namespace music."""
+
+    async def run() -> None:
+        async with two(folder, limits=limits) as (world, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            for node in (a, b):
+                await known(node, "music", "projects", "projects/music")
+            await act(world, a, b, pair_id)
+
+    asyncio.run(run())
+
+
+async def known(node: Node, *names: str) -> None:
+    """Register namespaces."""
+    made = [Own(THREAD_NAMESPACES, KIND_CREATE, {"name": name}) for name in names]
+    await asyncio.wrap_future(node.home.hub.submit(made))
+
+
+def book(node: Node, pair_id: str) -> Book:
+    return consent.book_of(node.home.views.consents, node.home.views.pairs[pair_id])
+
+
+async def agree(a: Node, b: Node, pair_id: str) -> None:
+    """Wait until each side holds exactly what the other said."""
+
+    def same() -> bool:
+        ours, theirs = book(a, pair_id), book(b, pair_id)
+        return (ours.ours, ours.theirs) == (theirs.theirs, theirs.ours) and not (ours.waiting or theirs.waiting)
+
+    await a.until(same)
+
+
+def consent_calls(world: World) -> list[Call]:
+    return [call for call in world.calls if call.path.endswith("/consent") and not call.answer]
+
+
+def cut(world: World, origin: str = "") -> Callable[[Call], bytes | None]:
+    """Lose every message about consent, or only those to one origin."""
+
+    def fault(call: Call) -> bytes | None:
+        lost = call.path.endswith("/consent") and (not origin or call.origin == origin)
+        return None if lost else call.body
+
+    world.faults.append(fault)
+    return fault
+
+
+def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (True, "")
+        grant = Grant("music", "projects/music", L1, 1)
+        assert book(b, pair_id).theirs == {"music": grant}
+        assert book(a, pair_id) == Book({"music": grant}, {}, frozenset())
+        assert len(consent_calls(world)) == 1
+        assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (False, "")
+        assert len(consent_calls(world)) == 1, "the same word again is none"
+        assert await b.pairing.handover.say(pair_id, "projects/music", "music", L0) == (True, "")
+        assert await a.pairing.handover.say(pair_id, "music", "projects/music", None) == (True, "")
+        await agree(a, b, pair_id)
+        assert book(b, pair_id).theirs["music"].level is None
+        await a.restart()
+        await agree(a, b, pair_id)
+
+    scene(tmp_path, act)
+
+
+def test_an_unreachable_peer_gets_the_grant_later_and_nothing_is_sent_under_it_before(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        fault = cut(world)
+        assert await a.pairing.handover.say(pair_id, "music", "music", L1) == (True, "disconnected")
+        assert book(a, pair_id).waiting == {"music"}
+        assert await a.pairing.handover.say(pair_id, "default", "default", L2) == (True, "disconnected")
+        pair, spaces = a.home.views.pairs[pair_id], a.home.views.namespaces
+        assert consent.outbound(pair, book(a, pair_id), spaces) == ()
+        await a.restart()
+        assert book(a, pair_id).waiting == {"music", "default"}, "a restart forgets no word"
+        world.faults.remove(fault)
+        world.time_ms += 600_000
+        await agree(a, b, pair_id)
+        shares = consent.outbound(a.home.views.pairs[pair_id], book(a, pair_id), a.home.views.namespaces)
+        assert [(share.ns, share.level) for share in shares] == [("default", L2), ("music", L1)]
+
+    scene(tmp_path, act)
+
+
+def test_a_side_that_cannot_be_dialled_asks_when_it_sees_that_it_is_behind(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        cut(world, origin=b.url)
+        assert (await a.pairing.handover.say(pair_id, "music", "music", L1))[1] == "disconnected"
+        view = {"state": "active", "head": 0, "consent": book(a, pair_id).weight}
+        b.pairing.handover.seen(pair_id, {"state": "active", "consent": 9})
+        assert b.pairing.handover.due() == [], "a view that is no whole one says nothing"
+        b.pairing.handover.seen(pair_id, view)
+        await agree(a, b, pair_id)
+        count = len(consent_calls(world))
+        b.pairing.handover.seen(pair_id, view)
+        assert b.pairing.handover.next_s() == float("inf")
+        world.time_ms += 5000
+        b.pairing.handover.seen(pair_id, {**view, "consent": 77})
+        await b.until(lambda: len([c for c in consent_calls(world) if c.origin == a.url]) > 2)
+        b.pairing.handover.seen(pair_id, {**view, "consent": 77})
+        assert b.pairing.handover.next_s() == float("inf"), "a peer that always claims news is asked once for each"
+        assert len(consent_calls(world)) >= count
+
+    scene(tmp_path, act)
+
+
+@pytest.mark.parametrize("state", ["paused", "paused by peer", "degraded"])
+def test_grants_are_handed_over_whatever_the_pair_does(tmp_path: Path, state: str) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        if state == "degraded":
+            await a.pairing.upkeep.doubt(pair_id, "connect")
+        else:
+            await (a if state == "paused" else b).pairing.pause(pair_id)
+            await a.until(lambda: a.alive[0].paused_by and b.alive[0].paused_by)
+        assert await a.pairing.handover.say(pair_id, "music", "music", L1) == (True, "")
+        await agree(a, b, pair_id)
+
+    scene(tmp_path, act)
+
+
+def test_a_revoked_pair_takes_no_grants_and_its_peer_learns_that_it_is_over(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        world.faults.append(lambda call: None if call.path.endswith("/notify-revoke") else call.body)
+        await b.pairing.revoke(pair_id)
+        with pytest.raises(SplError) as caught:
+            await b.pairing.handover.say(pair_id, "music", "music", L1)
+        assert code_of(caught) == "pair-revoked"
+        news, code = await a.pairing.handover.say(pair_id, "music", "music", L1)
+        assert (news, code) == (True, "pair-revoked")
+        assert a.home.views.pairs[pair_id].ended
+        with pytest.raises(SplError) as caught:
+            await a.pairing.handover.say("pair_00000000", "music", "music", L1)
+        assert code_of(caught) == "pair-unknown"
+
+    scene(tmp_path, act)
+
+
+@pytest.mark.parametrize("begins", ["set back", "other"])
+def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path: Path, begins: str) -> None:
+    """Also a withdrawal, so that nothing flows that its operator had stopped; and it can go on granting."""
+
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        await a.pairing.handover.say(pair_id, "music", "music", L1)
+        old = a.home.views.consents
+        await a.pairing.handover.say(pair_id, "music", "music", None)
+        await a.pairing.handover.say(pair_id, "projects", "projects", L2)
+        await b.pairing.handover.say(pair_id, "music", "music", L2)
+        newest = book(a, pair_id)
+        a.home.views.consents = old
+        if begins == "other":
+            view = {"state": "active", "head": 0, "consent": book(a, pair_id).weight}
+            b.pairing.handover.seen(pair_id, view)
+            await agree(a, b, pair_id)
+            assert book(a, pair_id) == newest
+        assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (True, "")
+        await agree(a, b, pair_id)
+        assert book(b, pair_id).theirs["projects"] == newest.ours["projects"]
+
+    scene(tmp_path, act)
+
+
+def test_a_crash_at_any_write_leaves_both_sides_agreeing_after_the_restart(tmp_path: Path) -> None:
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        for dying in (a, b):
+            for nth in (1, 2, 3):
+                dying.disk.dies_after = dying.disk.done + nth
+                try:
+                    await a.pairing.handover.say(pair_id, "music", "music", 1 + nth % 3)
+                except (SplError, OSError):
+                    assert dying is a
+                await dying.restart()
+                world.time_ms += 600_000
+                await agree(a, b, pair_id)
+
+    scene(tmp_path, act)

@@ -1,0 +1,159 @@
+"""The shell of the pair machine: crashes after each durable step, secrets, and what people call a pair."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.core.pair.pair import Phase
+from spl.core.pair.state import Asked
+from spl.home.writes import Place
+from tests.pair_world import Node, both_active, code_of, two
+
+
+def test_a_rebuilt_side_supersedes_and_inherits_the_position(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            await a.pair(b)
+            old = await both_active(a, b)
+            b.home.hub.submit([Place(old, "sealed-by-a", 7)]).result(5)
+            world.faults.append(lambda call: None if call.path.endswith("notify-revoke") else call.body)
+            await a.pairing.revoke(old)
+            assert a.pairs[0].phase is Phase.REVOKED
+            assert b.alive
+            await a.pair(b)
+            new = await both_active(a, b)
+            assert new != old
+            assert b.home.views.pairs[old].reason == "superseded"
+            assert b.alive[0].inherits == old
+            place = b.home.views.positions[new]
+            assert (place.cursor, place.count) == ("sealed-by-a", 7)
+            assert {token.pair_id for token in b.home.views.tokens.values() if not token.revoked} == {new}
+            # The initiator revoked the earlier pair, so the new one starts at the present.
+            assert a.alive[0].start == b.alive[0].start == "present"
+            assert a.alive[0].start_seq > 0
+
+    asyncio.run(run())
+
+
+async def _fault_free_counts(folder: Path, approval: str) -> tuple[int, int]:
+    async with two(folder, approval) as (_, a, b):
+        await _pair_through(a, b, approval)
+        return a.disk.done, b.disk.done
+
+
+async def _pair_through(a: Node, b: Node, approval: str) -> None:
+    """Do what operators do until it works: ask on one side, approve on the other."""
+
+    async def ask() -> None:
+        try:
+            await a.pair(b)
+        except (SplError, OSError):
+            return
+
+    async def approve() -> None:
+        for pair in b.alive:
+            if isinstance(pair.state, Asked):
+                try:
+                    await b.pairing.decide_request(pair.pair_id, "approve")
+                except (SplError, OSError):
+                    return
+
+    watching = asyncio.create_task(ask())
+    async with asyncio.timeout(20):
+        while not watching.done() and not a.disk.dead and not b.disk.dead:
+            if approval == "manual":
+                await approve()
+            await asyncio.sleep(0.001)
+    watching.cancel()
+    await asyncio.wait([watching])
+
+
+@pytest.mark.parametrize("approval", ["auto", "manual"])
+@pytest.mark.parametrize("side", ["initiator", "responder"])
+def test_a_crash_after_any_durable_step_heals(tmp_path: Path, approval: str, side: str) -> None:
+    async def run() -> None:
+        counts = await _fault_free_counts(tmp_path / "sound", approval)
+        total = counts[0] if side == "initiator" else counts[1]
+        assert total >= 4
+        for step in range(1, total + 1):
+            async with two(tmp_path / f"step{step}", approval) as (_, a, b):
+                victim = a if side == "initiator" else b
+                victim.disk.dies_after = step
+                await _pair_through(a, b, approval)
+                if victim.disk.dead:
+                    await victim.restart()
+                if not a.alive or a.alive[0].phase is not Phase.ACTIVE or b.alive[0].phase is not Phase.ACTIVE:
+                    await _pair_through(a, b, approval)
+                pair_id = await both_active(a, b)
+                assert [pair.pair_id for pair in a.pairs if pair.answer] == [pair_id]
+                assert [pair.pair_id for pair in b.pairs if pair.answer] == [pair_id]
+
+    asyncio.run(run())
+
+
+def test_secrets_and_records_agree_after_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            for node in (a, b):
+                node.home.vault.delete(f"peer-token.{pair_id}")
+                node.home.vault.put("peer-token.pair_00000000", "without a record")
+                await node.restart()
+                await node.until(lambda: node.home.vault.names("peer-token.") == [f"peer-token.{pair_id}"])  # noqa: B023
+            await both_active(a, b)
+
+    asyncio.run(run())
+
+
+def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair = a.alive[0]
+            for ref in (pair.pair_id, pair.pair_id[:8], b.did, b.did.rpartition("-")[0], "bob"):
+                assert a.pairing.resolve(ref) is pair
+            for ref in ("", "pair_x", "did:sync:instance:zoe"):
+                with pytest.raises(SplError) as caught:
+                    a.pairing.resolve(ref)
+                assert (code_of(caught), caught.value.exit_code) == ("pair-unknown", 6)
+            await a.pairing.revoke(pair.pair_id)
+            assert a.pairing.resolve(b.did).ended
+
+    asyncio.run(run())
+
+
+def test_each_step_is_written_for_people(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            await a.pairing.revoke(pair_id, "done")
+            rows = a.home.store.index.after("t:th_audit_federation_pairs", 0, 100)
+            bodies = [json.loads(text)["record"]["body"] for text in a.home.store.payloads(rows)]
+            assert {body["pair_id"] for body in bodies} == {pair_id}
+            assert {"none -> establishing", "establishing -> active"} <= {body["transition"] for body in bodies}
+            assert bodies[-1]["reason"] == "done"
+            assert all({"timestamp", "peer_did"} <= body.keys() for body in bodies)
+
+    asyncio.run(run())
+
+
+def test_no_secret_stands_in_a_record(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            secrets = [node.home.vault.get(f"peer-token.{pair_id}") for node in (a, b)]
+            for node in (a, b):
+                text = b"".join(
+                    path.read_bytes() for path in sorted((node.path / "store").rglob("*")) if path.is_file()
+                )
+                for secret in secrets:
+                    assert secret is not None
+                    assert secret.rpartition("_")[2].encode() not in text
+
+    asyncio.run(run())

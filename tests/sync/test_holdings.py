@@ -1,0 +1,155 @@
+"""Promises of the shared sets: which lines are in them, and that every way of looking at a set sees the same one."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spl.core.consent import Share
+from spl.core.record.filter import OPEN, Filter
+from spl.core.record.fingerprint import DEPTH, HELD, LISTED_MAX, OPPOSITE, SEEN, SHOWN, START_BYTES, Part
+from spl.home.index import Row
+from spl.home.log import Store
+from spl.home.segments import PROJECTION, Entry
+from spl.sync.holdings import Holdings, Shared, Sweep
+from tests.store_kit import AT_MS, open_store, record
+
+KEY, PAIR, US, PEER, OTHER = "12" * 16, "pair_1", "did:sync:instance:me", "did:peer", "did:other"
+
+
+@dataclass(frozen=True)
+class AScope:
+    shares: Mapping[str, Share] = field(default_factory=lambda: {"default": Share("default", "default", 0)})
+    filter: Filter = OPEN
+    origins: frozenset[str] = frozenset({PAIR})
+    peer_did: str = PEER
+    own_did: str = US
+    floor: int = 0
+
+
+def shared(store: Store, scope: AScope | None = None, received: Mapping[str, str] | None = None) -> Shared:
+    taken = {"default": "default"} if received is None else received
+    return Shared(scope or AScope(), taken, store.last_seq, lambda id_: id_[::-1])
+
+
+def stored(folder: Path, *entries: Entry) -> Store:
+    store = open_store(folder)
+    store.append(entries, AT_MS)
+    return store
+
+
+def starts(store: Store, terms: Shared, name: str = HELD) -> list[str]:
+    return [start.hex() for piece in Sweep(store, terms, name).pieces() for start in piece]
+
+
+def start_of(entry: Entry) -> str:
+    return entry.id[: 2 * START_BYTES]
+
+
+def row_of(store: Store, entry: Entry) -> Row:
+    row = store.index.find(entry.id)
+    assert row is not None
+    return row
+
+
+OWN, THEIRS, RELAYED = record(1), record(2, origin="pair_2", voucher=PEER), record(3, origin=PAIR, voucher=OTHER)
+THIRD, ELSEWHERE = record(4, origin="pair_2", voucher=OTHER), record(5, ns="secret")
+RESERVED, ALSO = record(6, thread="th_audit_x", origin="restore"), record(7, kind="alt")
+ALL = (OWN, THEIRS, RELAYED, THIRD, ELSEWHERE, RESERVED, ALSO)
+
+
+@pytest.mark.parametrize(
+    ("scope", "received", "expected"),
+    [
+        (AScope(), None, (OWN, THEIRS, RELAYED, THIRD)),
+        (AScope(filter=Filter(relay=False)), None, (OWN, THEIRS, RELAYED)),
+        (AScope(floor=1), None, (THEIRS, RELAYED, THIRD)),
+        (AScope(floor=100), None, (THEIRS, RELAYED)),
+        (AScope(filter=Filter(thread_allow=("th_1",))), None, (OWN, THEIRS, RELAYED, THIRD)),
+        (AScope(filter=Filter(thread_allow=("th_0",))), None, (THEIRS, RELAYED)),
+        (AScope(filter=Filter(thread_rule="record.voucher == 'did:other'")), None, (THEIRS, RELAYED, THIRD)),
+        (AScope(shares={}), None, (THEIRS, RELAYED)),
+        (AScope(shares={"default": Share("default", "default", 1)}), {}, ()),
+        (AScope(shares={}), {}, ()),
+    ],
+)
+def test_held_is_what_we_offer_and_what_came_from_the_peer(
+    tmp_path: Path, scope: AScope, received: Mapping[str, str] | None, expected: Sequence[Entry]
+) -> None:
+    store = stored(tmp_path / "store", *ALL)
+    terms = shared(store, scope, received)
+    assert sorted(starts(store, terms)) == sorted(map(start_of, expected))
+    rows = [row_of(store, entry) for entry in ALL if entry.kind == "rec"]
+    held = {row.seq for row in rows if terms.holds(store, HELD, row)}
+    assert held == {row_of(store, entry).seq for entry in expected} | held & {row_of(store, RESERVED).seq}
+    own = {row.seq for row in rows if terms.offers(store, row)} - {row_of(store, RESERVED).seq}
+    assert own <= held
+    counts = Holdings(store, terms, KEY).counts(HELD)
+    assert counts == ({"default": len(expected)} if expected else {})
+
+
+def projection(number: int, level: str = "L1", pair: str = PAIR) -> Entry:
+    id_ = record(number).id
+    payload = json.dumps({"id": id_, "projection": {"level": level}}, separators=(",", ":")).encode()
+    return Entry(PROJECTION, payload, pair, "default", id=id_, pair=pair, level=level)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_shown_and_seen_are_the_two_ends_of_projections(tmp_path: Path, level: int) -> None:
+    """By the names that they travel under: the id at L1, a pseudonym beyond; what the peer has itself is not shown."""
+    seen, others = projection(8), projection(9, pair="pair_2")
+    store = stored(tmp_path / "store", *ALL, seen, others)
+    terms = shared(store, AScope(shares={"default": Share("default", "music", level)}))
+    names = [entry.id if level == 1 else entry.id[::-1] for entry in (OWN, THIRD)]
+    assert starts(store, terms, SHOWN) == [name[: 2 * START_BYTES] for name in names]
+    assert starts(store, terms, SEEN) == [start_of(seen)]
+    held = Holdings(store, terms, KEY)
+    held.prepare()
+    assert (held.counts(SHOWN), held.counts_told(SHOWN)) == ({"default": 2}, {"music": 2})
+    found = held.find(SHOWN, start_of(OWN))
+    assert (found and found[1]) == (OWN.id if level == 1 else None), (
+        "who guesses an id behind a pseudonym learns nothing"
+    )
+    assert held.find(SHOWN, start_of(THEIRS)) is None
+
+
+def test_what_came_after_the_terms_is_in_no_set(tmp_path: Path) -> None:
+    store = stored(tmp_path / "store", OWN)
+    terms = shared(store)
+    store.append([THIRD], AT_MS)
+    held = Holdings(store, terms, KEY)
+    assert starts(store, terms) == [start_of(OWN)]
+    assert held.find(HELD, start_of(THIRD)) is None
+    assert not terms.offers(store, row_of(store, THIRD))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 300), st.lists(st.text("0123456789abcdef", max_size=DEPTH + 2), min_size=1, max_size=20))
+def test_a_range_is_answered_alike_from_buckets_and_from_the_log(
+    tmp_path_factory: pytest.TempPathFactory, count: int, ranges: list[str]
+) -> None:
+    """In sums where many names stand, by them where few do, and either way for the side that asks."""
+    entries = [record(number) for number in range(count)]
+    store = stored(tmp_path_factory.mktemp("store"), *entries)
+    held, names = Holdings(store, shared(store), KEY), [bytes.fromhex(start_of(entry)) for entry in entries]
+    for digits, part in zip(ranges, held.parts(HELD, ranges), strict=True):
+        expected = sorted(name for name in names if name.hex().startswith(digits))
+        assert bool(part.sums) == (len(expected) > LISTED_MAX)
+        if not part.sums:
+            assert sorted(part.names) == expected
+        (sums,) = held.parts(HELD, [digits], [Part(sums=bytes(128))])
+        (listed,) = held.parts(HELD, [digits], [Part()])
+        assert (sorted(listed.names), listed.cut) == (expected, False)
+        for at, digit in enumerate("0123456789abcdef"):
+            within = [int.from_bytes(name) for name in expected if name.hex().startswith(digits + digit)]
+            product = math.prod(int(KEY, 16) + number for number in within) % (2**128 + 51)
+            assert sums.sums[8 * at : 8 * at + 8] == (product % 2**64).to_bytes(8)
+
+
+def test_every_set_has_an_opposite() -> None:
+    assert {OPPOSITE[OPPOSITE[name]] == name for name in OPPOSITE} == {True}

@@ -1,0 +1,62 @@
+"""Judging: rules are kept as long as what they are made of, and counted at once when it changes."""
+
+import json
+from pathlib import Path
+
+from spl.core.record.page import Page
+from spl.core.record.record import Envelope
+from spl.sync.ingest import AT_ONCE_RECORDS, Trial
+from tests.nodes import Node, join, nodes
+
+PAIR = "pair_00000001"
+
+
+def page_of(*envelopes: Envelope) -> Page:
+    return Page([json.loads(each.raw) for each in envelopes], ["default"] * len(envelopes), "c", False, {}, 0)
+
+
+async def codes(node: Node, page: Page) -> list[str]:
+    jury, pair = node.sync._puller.jury, node.home.views.pairs[PAIR]
+    verdicts, _ = await jury.judge(pair, Trial(), page)
+    return [verdict.code for verdict in verdicts]
+
+
+async def test_few_and_many_are_judged_alike(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        sent = [alice.emit(f"{n}") for n in range(3 * AT_ONCE_RECORDS)]
+        for count in range(len(sent) + 1):
+            assert await codes(bob, page_of(*sent[:count])) == [""] * count
+            spoilt = page_of(*sent[:count])
+            for value in spoilt.values:
+                value["record"]["clock"] += 1
+            assert await codes(bob, spoilt) == ["record-id"] * count
+
+
+async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        sent = alice.emit("x")
+        jury, views = bob.sync._puller.jury, bob.home.views
+        rules = jury._gate(views.pairs[PAIR], {})
+        assert jury._gate(views.pairs[PAIR], {}) is rules
+        assert await codes(bob, page_of(sent)) == [""]
+        bob.change_pair(PAIR, namespaces=("org",))
+        assert await codes(bob, page_of(sent)) == ["scope-violation"]
+        bob.change_pair(PAIR, namespaces=("default",), actors=("did:sync:user:other",))
+        assert await codes(bob, page_of(sent)) == ["scope-violation"]
+        bob.change_pair(PAIR, actors=())
+        for changed in ("chains", "consents", "namespaces"):
+            rules = jury._gate(views.pairs[PAIR], {})
+            setattr(views, changed, dict(getattr(views, changed)))
+            assert jury._gate(views.pairs[PAIR], {}) is not rules, changed
+        views.blocked = frozenset({alice.did})
+        assert await codes(bob, page_of(sent)) != [""]
+
+
+async def test_what_is_held_is_not_judged_again(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        sent = [alice.emit(f"{n}") for n in range(2)]
+        await bob.sync.pull(PAIR)
+        assert await codes(bob, page_of(*sent)) == []

@@ -1,0 +1,87 @@
+"""Counts of what no tally counts: right when complete, silent before, a bounded step at a time."""
+
+from dataclasses import replace
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spl.core.record.filter import OPEN, Filter
+from spl.home.index import Index, Row
+from spl.sync import lanes
+from spl.sync.lanes import Counts, Look
+from tests.sync.test_lanes import FACTS, FILTERS, RULE, SCOPE, SHARES, Fact, Rows, look_at, rows_of, wanted
+
+
+class Lasting(Rows):
+    """Rows that tell the last one of a list."""
+
+    def last(self, name: str) -> Row | None:
+        return next(iter(self.after(name, 0, 10**9)[::-1]), None)
+
+
+def lasting(facts: list[Fact]) -> Lasting:
+    made = rows_of(facts)
+    return Lasting(made.rows, made.threads)
+
+
+@given(FACTS, FACTS, st.sampled_from(FILTERS), st.integers(0, 30), st.integers(1, 7))
+def test_a_complete_count_is_the_number_of_rows_to_give(
+    facts: list[Fact], later: list[Fact], filter_: Filter, floor: int, step: int
+) -> None:
+    held, patch = Counts(), pytest.MonkeyPatch()
+    with patch.context() as small:
+        small.setattr(lanes, "STEP_ROWS", step)
+        for log in (facts, [*facts, *later]):
+            index = lasting(log)
+            look = look_at(index, replace(SCOPE, filters=(filter_, OPEN), floor=floor))
+            number = len(wanted(look, index))
+            assert held.head("pair_1", look) in (None, number)
+            for _ in range(200):
+                if held.advance("pair_1", look):
+                    break
+            assert held.head("pair_1", look) == number
+
+
+def test_a_step_is_bounded_and_until_the_end_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "STEP_ROWS", 10)
+    index = lasting([("a", "local", "did:us", 1, "shown")] * 25)
+    look, held = look_at(index, replace(SCOPE, filters=(RULE,))), Counts()
+    seen = []
+    for _ in range(4):
+        index.looked = 0
+        seen.append(held.advance("pair_1", look))
+        assert index.looked <= 10
+        seen.append(held.head("pair_1", look))
+    assert seen == [False, None, False, None, True, 25, True, 25]
+
+
+def test_a_peer_is_told_the_last_number_that_was_right_so_that_no_hidden_row_shows() -> None:
+    facts: list[Fact] = [("a", "local", "did:us", 1, "shown")]
+    index, held = lasting(facts), Counts()
+    look = look_at(index, replace(SCOPE, filters=(RULE,)))
+    assert held.told("pair_1", look) is None
+    assert held.advance("pair_1", look)
+    for thread, number in (("hidden", 1), ("shown", 2)):
+        facts.append(("a", "local", "did:us", 1, thread))
+        later = replace(look, index=cast(Index, lasting(facts)), payloads=lasting(facts).payloads)
+        assert (held.head("pair_1", later), held.told("pair_1", later)) == (None, 1)
+        assert held.advance("pair_1", later)
+        assert (held.head("pair_1", later), held.told("pair_1", later)) == (number, number)
+    other = replace(look, scope=replace(SCOPE, filters=(Filter(thread_allow=("shown",)),)))
+    assert held.told("pair_1", other) is None, "that is another question"
+
+
+def test_another_filter_or_namespace_is_counted_anew() -> None:
+    index = lasting([("a", "local", "did:us", 1, "shown"), ("b", "local", "did:us", 1, "hidden")])
+    held, look = Counts(), look_at(index, replace(SCOPE, filters=(RULE,)))
+    assert held.advance("pair_1", look)
+    for scope in (
+        replace(SCOPE, filters=(Filter(thread_allow=("hidden",)),)),
+        replace(SCOPE, filters=(RULE,), shares={"b": SHARES["b"]}, floor=1),
+    ):
+        other: Look = replace(look, scope=scope, index=cast(Index, index))
+        assert held.head("pair_1", other) in (None, 0)
+        assert held.advance("pair_1", other)
+        assert held.head("pair_1", other) == len(wanted(other, index))

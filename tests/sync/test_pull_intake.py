@@ -1,0 +1,68 @@
+"""What waits is bounded, in order, and taken together."""
+
+import asyncio
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.sync.follow import Inbox
+
+
+async def test_what_arrived_is_taken_together_up_to_the_next_heartbeat() -> None:
+    inbox = Inbox(100, 10_000)
+    for n in range(3):
+        inbox.put(b"%d" % n, "c1" if n == 1 else "")
+    inbox.put(b"beat", "", is_beat=True)
+    inbox.put(b"3", "")
+    first, beat, last = [await inbox.take(10) for _ in range(3)]
+    assert first is not None
+    assert beat is not None
+    assert last is not None
+    assert (first.data, first.cursor) == ([b"0", b"1", b"2"], "c1")
+    assert (beat.is_beat, beat.data) == (True, [b"beat"])
+    assert (last.data, last.cursor) == ([b"3"], "")
+    assert (inbox.records, inbox.peak) == (4, 4)
+    for item in (first, beat, last):
+        inbox.done(item)
+    assert (inbox.records, inbox.size) == (0, 0)
+
+
+async def test_a_lot_has_at_most_so_many() -> None:
+    inbox = Inbox(100, 10_000)
+    for n in range(5):
+        inbox.put(b"%d" % n, f"c{n}")
+    found = [await inbox.take(2) for _ in range(3)]
+    assert [(len(item.data), item.cursor) for item in found if item] == [(2, "c1"), (2, "c3"), (1, "c4")]
+
+
+@pytest.mark.parametrize(("records", "size"), [(2, 1000), (100, 8)])
+async def test_full_means_waiting_until_something_is_stored(records: int, size: int) -> None:
+    inbox = Inbox(records, size)
+    for _ in range(2):
+        await inbox.room()
+        inbox.put(b"four", "c")
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(inbox.room())
+        item = await inbox.take(1)
+        assert item is not None
+        assert not waiting.done()
+        inbox.done(item)
+
+
+async def test_one_that_is_larger_than_the_inbox_goes_through_alone() -> None:
+    inbox = Inbox(10, 3)
+    await inbox.room()
+    inbox.put(b"larger", "c")
+    item = await inbox.take(10)
+    assert item is not None
+    inbox.done(item)
+    await inbox.room()
+
+
+async def test_the_end_comes_after_what_waits() -> None:
+    inbox = Inbox(10, 100)
+    inbox.put(b"1", "c")
+    inbox.close(SplError("timeout"))
+    assert await inbox.take(10) is not None
+    assert await inbox.take(10) is None
+    assert isinstance(inbox.end, SplError)
