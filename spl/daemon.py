@@ -26,25 +26,26 @@ from .api.auth import Auth
 from .api.services import Services
 from .core import consent
 from .core.errors import SplError
+from .core.event import event
 from .core.version import VERSION
 from .doctor.examine import Doctor
-from .doctor.health import Pulse
+from .doctor.health import HealthSampler
 from .home import logs
 from .home.config import Config, Settings
 from .home.disk import Disk
 from .home.home import SOCKET, Home, default_label, now_ms, open_home, random_bytes, read_config
 from .home.policy import Policy
 from .home.snapshot import Restorer
-from .home.thread_state import States
-from .home.writer import Hub
+from .home.thread_state import ThreadStates
+from .home.writer import Writer
 from .net.client import Client, Resolver
 from .net.probe import Prober
 from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, server_tls
-from .pairing.pair_log import History
+from .pairing.pair_log import PairLog
 from .pairing.service import Pairing
 from .sync.changes import Feed, Query
-from .sync.follow import Opposite
+from .sync.follow import ReverseStream
 from .sync.holdings import Shared
 from .sync.push import Outlet, Push
 from .sync.reach import Reaches
@@ -139,7 +140,7 @@ class _Daemon:
                 tasks.create_task(services.sync.run(stop))
                 tasks.create_task(services.feed.run(stop))
                 tasks.create_task(services.push.run(stop))
-                tasks.create_task(services.doctor.pulse.run(stop))
+                tasks.create_task(services.doctor.health.run(stop))
                 self._announce(url)
         finally:
             services.feed.close()
@@ -147,19 +148,19 @@ class _Daemon:
             services.push.close()
             services.reconcile.close()
             await client.close()
-            self.home.hub.close()
+            self.home.writer.close()
             await asyncio.to_thread(writer.join)
             self._socket_path().unlink(missing_ok=True)
-        log.info("daemon.stopped", extra={"fields": {"pid": os.getpid()}})
+        log.info(**event("daemon.stopped", pid=os.getpid()))
         return 1 if self.failed else 0
 
     def _write(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
         """Run the hub; the task boundary of the writer's thread."""
         try:
-            self.home.hub.run()
+            self.home.writer.run()
         except Exception:
             self.failed = True
-            log.exception("daemon.writer_died")
+            log.exception(**event("daemon.writer_died"))
             loop.call_soon_threadsafe(stop.set)
 
     def _reload(self, tls: ServerTls | None) -> None:
@@ -167,12 +168,12 @@ class _Daemon:
         try:
             config = read_config(self.home.path, self.home.disk, self.options.flags())
         except SplError as exc:
-            log.error("config.reload_failed", extra={"fields": {"code": exc.code, "msg": exc.message}})
+            log.error(**event("config.reload_failed", code=exc.code, msg=exc.message))
         else:
             changed, waiting = self.settings.take(config)
             logs.setup(self.home.path / "logs", config.log_format, config.log_level)
             fields = {"changed": ",".join(changed), "after_restart": ",".join(waiting)}
-            log.log(logging.WARNING if waiting else logging.INFO, "config.reloaded", extra={"fields": fields})
+            log.log(logging.WARNING if waiting else logging.INFO, **event("config.reloaded", **fields))
         _reload_tls(self.settings.now, tls)
 
     def _socket_path(self) -> Path:
@@ -183,11 +184,11 @@ class _Daemon:
     def _announce(self, url: str) -> None:
         identity = self.home.vault.identity
         fields = {"url": url, "did": identity.did if identity else "", "version": VERSION, "pid": os.getpid()}
-        log.info("daemon.listening", extra={"fields": {**fields, "msg": f"listening on {url}"}})
+        log.info(**event("daemon.listening", **fields, msg=f"listening on {url}"))
         if identity is None:
-            log.warning("identity.missing", extra={"fields": {"msg": "no identity; fix: spl identity generate"}})
+            log.warning(**event("identity.missing", msg="no identity; fix: spl identity generate"))
         if self.options.insecure_localhost:
-            log.warning("auth.off", extra={"fields": {"msg": "INSECURE: everybody on this machine has admin access"}})
+            log.warning(**event("auth.off", msg="INSECURE: everybody on this machine has admin access"))
 
 
 def _listeners(config: Config, tls: ServerTls | None) -> tuple[list[Listener], str]:
@@ -239,9 +240,9 @@ def _reload_tls(config: Config, tls: ServerTls | None) -> None:
         return
     try:
         tls.replace(Path(config.tls_certificate), Path(config.tls_key))
-        log.info("tls.reloaded", extra={"fields": {"certificate": config.tls_certificate}})
+        log.info(**event("tls.reloaded", certificate=config.tls_certificate))
     except (SplError, OSError, ssl.SSLError) as exc:
-        log.error("tls.reload_failed", extra={"fields": {"error": str(exc)[:200]}})
+        log.error(**event("tls.reload_failed", error=str(exc)[:200]))
 
 
 def _progress(done: int, total: int) -> None:
@@ -257,49 +258,49 @@ def services_of(
     """
     limits = home.config.limits
     reaches = Reaches(limits.errors_until_degraded)
-    policy = Policy(home.hub, resources=RESOURCES, now_ms=now_ms)
+    policy = Policy(home.writer, resources=RESOURCES, now_ms=now_ms)
 
     async def adopt(label: str, force: bool) -> None:
         """Make an identity (or keep the one there is) and sign with it from now on."""
         home.adopt(await asyncio.to_thread(home.vault.generate, label or default_label(), force=force))
 
     pairing = Pairing(
-        home.hub, home.vault, settings, client, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
+        home.writer, home.vault, settings, client, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
         first_sync=lambda pair_id: sync.pull(pair_id), adopt_identity=adopt,
         resync=lambda pair_id: reconcile.mend(pair_id), wake=lambda pair_id: sync.wake(pair_id),
         permitted=policy.permits, granted=policy.grants,
     )  # fmt: skip
     reaches.hear(pairing.handover.seen)
     sync = Sync(
-        home.hub, home.vault, client, limits, dial=pairing.dial, watch=pairing, now_ms=now_ms,
+        home.writer, home.vault, client, limits, dial=pairing.dial, watch=pairing, now_ms=now_ms,
         random_bytes=random_bytes, reaches=reaches, opposite=_opposite(lambda: feed),
     )  # fmt: skip
     feed = Feed(
-        home.hub, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes, queue_records=sync.queue_records,
+        home.writer, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes, queue_records=sync.queue_records,
         reach=reaches.word,
     )  # fmt: skip
     push = _push(home, sync, feed, reaches)
     reconcile = _reconcile(home, sync, feed, push)
     return Services(
-        home.path, url, settings, limits, home.hub, home.store, home.views, home.vault,
+        home.path, url, settings, limits, home.writer, home.store, home.views, home.vault,
         Auth(home.views, home.vault, settings, limits, now_ms, insecure=insecure),
         pairing, feed, sync, now_ms(), now_ms, random_bytes, adopt,
         disk=home.disk,
-        restorer=Restorer(home.hub, home.path, home.disk, limits, now_ms=now_ms),
-        history=History(
-            home.hub, home.vault, client, limits, dial=pairing.dial, now_ms=now_ms, random_bytes=random_bytes
+        restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
+        history=PairLog(
+            home.writer, home.vault, client, limits, dial=pairing.dial, now_ms=now_ms, random_bytes=random_bytes
         ),
         doctor=_doctor(home, client, tls, url, pairing, sync, reaches),
         push=push,
         reconcile=reconcile,
         policy=policy,
-        states=States(home.store),
+        states=ThreadStates(home.store),
     )  # fmt: skip
 
 
-def _opposite(feed: Callable[[], Feed]) -> Opposite:
+def _opposite(feed: Callable[[], Feed]) -> ReverseStream:
     """Return the stream that we serve to the same peer; the feed is made after the sync that asks for it."""
-    return Opposite(
+    return ReverseStream(
         confirm=lambda pair_id, cursor: feed().confirm(pair_id, cursor),
         take=lambda pair_id, cursor: feed().ack(pair_id, cursor),
         restart=lambda pair_id: feed().restart(pair_id),
@@ -308,14 +309,14 @@ def _opposite(feed: Callable[[], Feed]) -> Opposite:
 
 def _reconcile(home: Home, sync: Sync, feed: Feed, push: Push) -> Reconcile:
     return Reconcile(
-        home.hub, home.config.limits, terms=terms_of(home.hub, feed), peer=sync, give=push.give,
+        home.writer, home.config.limits, terms=terms_of(home.writer, feed), peer=sync, give=push.give,
         read_anew=lambda pair_id: sync.pull(pair_id, resync=True), now_ms=now_ms, random_bytes=random_bytes,
     )  # fmt: skip
 
 
-def terms_of(hub: Hub, feed: Feed) -> Callable[[str], Shared]:
+def terms_of(writer: Writer, feed: Feed) -> Callable[[str], Shared]:
     """Return what tells the terms of a pair that we serve; it raises what the feed does for any other."""
-    source, views = feed.source, hub.views
+    source, views = feed.source, writer.views
 
     def terms(pair_id: str) -> Shared:
         last_seq, pair = source.last_seq(), source.pair(pair_id)
@@ -330,11 +331,11 @@ def _doctor(
     home: Home, client: Client, tls: ssl.SSLContext, url: str, pairing: Pairing, sync: Sync, reaches: Reaches
 ) -> Doctor:
     limits = home.config.limits
-    pulse = Pulse(
+    health = HealthSampler(
         lambda: home.views.pairs, sync.status, steady_s=time.monotonic, tasks=_task_names, limits=limits
     )  # fmt: skip
     return Doctor(
-        home.path, url, home.hub, home.vault, limits, pairing=pairing, sync=sync, pulse=pulse, client=client,
+        home.path, url, home.writer, home.vault, limits, pairing=pairing, sync=sync, health=health, client=client,
         reach=Prober(Resolver().resolve, tls, limits.check_s).reach, way=reaches.word, now_ms=now_ms,
         random_bytes=random_bytes,
     )  # fmt: skip
@@ -354,7 +355,7 @@ def _push(home: Home, sync: Sync, feed: Feed, reaches: Reaches) -> Push:
         believe=feed.believe,
     )
     limits = home.config.limits
-    return Push(home.hub, limits, reaches, intake=sync, outlet=outlet, now_ms=now_ms, random_bytes=random_bytes)
+    return Push(home.writer, limits, reaches, intake=sync, outlet=outlet, now_ms=now_ms, random_bytes=random_bytes)
 
 
 def _task_names() -> list[str]:

@@ -30,7 +30,7 @@ from spl.net.client import Client, DialPolicy, Reply
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
 from spl.sync.changes import Feed, Query
-from spl.sync.follow import Opposite
+from spl.sync.follow import ReverseStream
 from spl.sync.push import Outlet, Push
 from spl.sync.reach import Reaches
 from spl.sync.reconcile import Reconcile
@@ -219,7 +219,7 @@ class Node:
         self.reaches = Reaches(limits.errors_until_degraded)
         self.sync = self._sync()
         self.feed = Feed(
-            self.home.hub,
+            self.home.writer,
             self.home.vault,
             limits,
             now_ms=self.now_ms,
@@ -229,13 +229,13 @@ class Node:
         )
         self.push = self._push()
         self.reconcile = self._reconcile()
-        self.writer = threading.Thread(target=self.home.hub.run)
+        self.writer = threading.Thread(target=self.home.writer.run)
         self.writer.start()
         network.nodes[name] = self
 
     def _sync(self) -> Sync:
         return Sync(
-            self.home.hub,
+            self.home.writer,
             self.home.vault,
             cast(Client, self.network),
             self.limits,
@@ -244,7 +244,7 @@ class Node:
             now_ms=self.now_ms,
             random_bytes=self.random.randbytes,
             reaches=self.reaches,
-            opposite=Opposite(
+            opposite=ReverseStream(
                 confirm=lambda pair_id, cursor: self.feed.confirm(pair_id, cursor),
                 take=lambda pair_id, cursor: self.feed.ack(pair_id, cursor),
                 restart=lambda pair_id: self.feed.restart(pair_id),
@@ -266,7 +266,7 @@ class Node:
             believe=feed.believe,
         )
         return Push(
-            self.home.hub,
+            self.home.writer,
             self.limits,
             self.reaches,
             intake=self.sync,
@@ -277,9 +277,9 @@ class Node:
 
     def _reconcile(self) -> Reconcile:
         return Reconcile(
-            self.home.hub,
+            self.home.writer,
             self.limits,
-            terms=terms_of(self.home.hub, self.feed),
+            terms=terms_of(self.home.writer, self.feed),
             peer=self.sync,
             give=self.push.give,
             read_anew=lambda pair_id: self.sync.pull(pair_id, resync=True),
@@ -307,12 +307,12 @@ class Node:
         self.sync.close()
         self.push.close()
         self.reconcile.close()
-        self.home.hub.close()
+        self.home.writer.close()
         self.writer.join()
         self.home.close()
 
     def write(self, *items: Item) -> list[Outcome]:
-        return self.home.hub.submit(items).result(30)
+        return self.home.writer.submit(items).result(30)
 
     def emit(self, text: str = "", *, thread: str = "th", ns: str = "", actor: str = "did:sync:user:a") -> Envelope:
         body: dict[str, object] = {"text": text, **({"namespace": ns} if ns else {})}

@@ -114,7 +114,7 @@ class Node:
         self.writer = threading.Thread(target=self._write, daemon=True)
         self.writer.start()
         self.pairing = Pairing(
-            self.home.hub, self.home.vault, Settings(self.config), self.world.network(self), self.config.limits,
+            self.home.writer, self.home.vault, Settings(self.config), self.world.network(self), self.config.limits,
             url=self.url, now_ms=self.world.now_ms, random_bytes=random_bytes, first_sync=self._first_sync,
             adopt_identity=self._adopt, permitted=lambda *_: self.world.permitted,
             granted=lambda *_: self.world.granted, poll_s=0.005,
@@ -130,7 +130,7 @@ class Node:
         self.stop.set()
         await asyncio.wait([self.task], timeout=10)
         assert self.task.done()
-        self.home.hub.close()
+        self.home.writer.close()
         await asyncio.to_thread(self.writer.join)
         self.home.lock.release()
 
@@ -193,14 +193,14 @@ class Node:
             items = [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name, "shared": shared})]
             if archived:
                 items.append(Own(THREAD_NAMESPACES, namespace.KIND_STATE, {"name": name, "state": "archived"}))
-            self.home.hub.submit(items).result(10)
+            self.home.writer.submit(items).result(10)
 
     async def pair(self, other: "Node", **options: object) -> list[dict[str, object]]:
         return [step async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]
 
     def _write(self) -> None:
         try:
-            self.home.hub.run()
+            self.home.writer.run()
         except OSError:
             assert self.disk.dead
 
@@ -307,9 +307,9 @@ class Network:
             if path.startswith("/v1/sync/chains"):
                 return await node.serve(method, path, dict(headers), self.caller.url)  # type: ignore[call-overload]
             if path == "/.well-known/syncropel":
-                return 200, node.pairing.manifest_document()
+                return 200, node.pairing.published.manifest()
             if path == "/.well-known/did.json":
-                return 200, node.pairing.did_document()
+                return 200, node.pairing.published.did_document()
             if path == "/v1/federation/pair":
                 return await node.pairing.receive(body, self.caller.url)
             *_, pair_id, action = path.split("/")

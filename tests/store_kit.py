@@ -9,7 +9,7 @@ from typing import Any
 from spl.core import canon
 from spl.core.limits import Limits
 from spl.home.disk import Disk, File
-from spl.home.log import Store
+from spl.home.log import Log
 from spl.home.segments import Entry
 
 AT_MS = 1_763_877_600_123
@@ -121,9 +121,9 @@ def open_store(
     *,
     random_byte: bytes = b"\x2a",
     progress: Any = lambda done, total: None,
-) -> Store:
+) -> Log:
     """Open a store with a fixed clock and fixed randomness."""
-    return Store.open(
+    return Log.open(
         folder,
         disk or LazyDisk(),
         limits or Limits(),
@@ -133,7 +133,7 @@ def open_store(
     )
 
 
-def contents(store: Store) -> list[tuple[int, bytes]]:
+def contents(store: Log) -> list[tuple[int, bytes]]:
     """Return (seq, payload) of every good line."""
     return [(line.seq, line.payload) for line in store.scan(1)]
 

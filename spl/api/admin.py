@@ -75,7 +75,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "now": sum(services.sync.queue_records(pair_id) for pair_id in reading),
             "max": max((cast(int, found["queue_max"]) for found in reading.values()), default=0),
         },
-        "adapters": services.hub.adapters.summary(),
+        "adapters": services.writer.listeners.summary(),
         "attention": services.doctor.attention(),
     })  # fmt: skip
 
@@ -103,7 +103,7 @@ def identity_of(services: Services) -> dict[str, object]:
     identity = services.vault.identity
     if identity is None:
         raise SplError("identity-missing")
-    manifest = services.pairing.manifest_document()["federation_manifest"]
+    manifest = services.pairing.published.manifest()["federation_manifest"]
     return {
         "object": "identity",
         "did": identity.did,
@@ -129,7 +129,7 @@ async def tokens_mint(request: Request, principal: Principal, services: Services
     """POST /v1/tokens {scopes, ttl_ms?, namespaces?, label?}: the plaintext is in this answer and nowhere else."""
     fields = members(request, {"scopes": list, "ttl_ms": int, "namespaces": list, "label": str, "pair": str})
     token, text = newtoken_of(services, fields)
-    await asyncio.wrap_future(services.hub.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]))
+    await asyncio.wrap_future(services.writer.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]))
     return json_response({**token_facts(token, services.now_ms()), "token": text}, 201)
 
 
@@ -138,7 +138,7 @@ async def tokens_revoke(request: Request, principal: Principal, services: Servic
     token = token_of(services, request.params["id"])
     if not token.revoked:
         body = {"token_id": token.token_id}
-        await asyncio.wrap_future(services.hub.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]))
+        await asyncio.wrap_future(services.writer.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]))
     return json_response({**token_facts(replace(token, revoked=True), services.now_ms()), "already": token.revoked})
 
 

@@ -3,12 +3,11 @@
 import asyncio
 
 from ..core import consent
-from ..core import consent as gaps
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
 from ..core.record import record
 from ..core.record.levels import level_of
-from ..home import projections as claims
+from ..home import projections
 from ..net.routes import Request, Response
 from .answers import field_error, json_response, list_response, members, number
 from .auth import Principal
@@ -29,7 +28,7 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     for pair in [services.pairing.resolve(ref)] if ref else live:
         head = {"object": "grant", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
         book, spaces = services.pairing.handover.grants.book(pair), services.views.namespaces
-        lines = (*gaps.lines(pair, book, spaces, label_of(pair.peer_did)), *gaps.agreed(pair, book, spaces))
+        lines = (*consent.lines(pair, book, spaces, label_of(pair.peer_did)), *consent.agreed(pair, book, spaces))
         rows += [{**head, **line.to_json()} for line in sorted(lines, key=lambda line: line.direction, reverse=True)]
     return list_response(rows)
 
@@ -58,13 +57,13 @@ async def revoke(request: Request, principal: Principal, services: Services) -> 
 def lines_of(services: Services, found: Pair) -> list[dict[str, object]]:
     """Return the grants of a pair as its detail form has them."""
     book = services.pairing.handover.grants.book(found)
-    return [line.to_json() for line in gaps.lines(found, book, services.views.namespaces, label_of(found.peer_did))]
+    return [line.to_json() for line in consent.lines(found, book, services.views.namespaces, label_of(found.peer_did))]
 
 
 async def _said(services: Services, found: Pair, name: str, maps: str, level: int | None) -> Response:
     news, unheard = await services.pairing.handover.say(found.pair_id, name, maps, level)
     pair = services.views.pairs[found.pair_id]
-    mine = [line for line in lines_of(services, pair) if (line["direction"], line["namespace"]) == (gaps.OUT, name)]
+    mine = [line for line in lines_of(services, pair) if (line["direction"], line["namespace"]) == (consent.OUT, name)]
     return json_response({
         "object": "grant",
         "pair_id": pair.pair_id,
@@ -88,7 +87,7 @@ LIMIT_DEFAULT = 100
 LIMIT_MAX = 1000
 
 
-async def projections(request: Request, principal: Principal, services: Services) -> Response:
+async def claims(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/federation/pairs/{ref}/projections?namespace=&after=&limit=: a page of claims, oldest first.
 
     `next_after` is null at the end; before it a page may hold fewer than were asked for.
@@ -98,6 +97,6 @@ async def projections(request: Request, principal: Principal, services: Services
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
     name = request.query.get("namespace", "")
     reading = (services.store, services.views, pair, name, after, limit, principal.reaches)
-    found = await asyncio.to_thread(claims.read, *reading)
+    found = await asyncio.to_thread(projections.read, *reading)
     data = [claim.to_json() for claim in found.found]
     return json_response({"object": "list", "data": data, "next_after": found.after})

@@ -78,7 +78,7 @@ async def revoke(request: Request, services: Services, found: Pair) -> dict[str,
     await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
     blocked = found.peer_did in services.views.blocked
     hubs = [] if blocked else services.pairing.pairs.hubs(found)
-    return {"blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
+    return {"blocked": blocked, "hubs": [{"pair_id": writer.pair_id, "peer_did": writer.peer_did} for writer in hubs]}
 
 
 async def set_token(request: Request, services: Services, found: Pair) -> dict[str, object]:
@@ -86,7 +86,7 @@ async def set_token(request: Request, services: Services, found: Pair) -> dict[s
     text = members(request, {"token": str}).get("token", "")
     if not text:
         raise field_error("token", "is missing")
-    await services.pairing.upkeep.set_token(found.pair_id, text.strip())
+    await services.pairing.maintenance.set_token(found.pair_id, text.strip())
     return {}
 
 
@@ -180,7 +180,7 @@ async def token_rotate(request: Request, principal: Principal, services: Service
         Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token)),
         Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": old.token_id}),
     ]
-    await asyncio.wrap_future(services.hub.submit(items))
+    await asyncio.wrap_future(services.writer.submit(items))
     return json_response({**token_facts(token, services.now_ms()), "token": text, "replaced": old.token_id}, 201)
 
 

@@ -117,7 +117,7 @@ ACTIONS: Final[Mapping[str, Callable[[Services, Namespace], Awaitable[None]]]] =
 
 async def _append(services: Services, kind: str, name: str, **facts: object) -> None:
     own = Own(THREAD_NAMESPACES, kind, {"name": name, **facts})
-    await asyncio.wrap_future(services.hub.submit([own]))
+    await asyncio.wrap_future(services.writer.submit([own]))
 
 
 def _check_unused(services: Services, name: str) -> None:

@@ -8,7 +8,6 @@ from ..core import when
 from ..core.errors import SplError
 from ..core.identity.did import label_of, words
 from ..core.pair import handshake
-from ..core.pair import handshake as agreement
 from ..core.pair import pair as pairs
 from ..core.pair.pair import Pair
 from ..core.pair.state import maps_to_json
@@ -127,7 +126,7 @@ def requests(request: Request, principal: Principal, services: Services) -> Resp
 
 def request_show(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/aitl/{id}: one request, by id or unique prefix, with what an approval would share and leave out."""
-    return json_response(_request(services, services.pairing.resolve_request(request.params["id"])))
+    return json_response(_request(services, services.pairing.pairs.resolve_request(request.params["id"])))
 
 
 async def decide(request: Request, principal: Principal, services: Services) -> Response:
@@ -136,7 +135,7 @@ async def decide(request: Request, principal: Principal, services: Services) -> 
     An approval agrees to what both sides share, or to exactly the `namespaces`; `without_maps` drops the crossings.
     """
     fields = members(request, {"decision": str, "reason": str, "digest": str, "namespaces": list, "without_maps": bool})
-    found = services.pairing.resolve_request(request.params["id"])
+    found = services.pairing.pairs.resolve_request(request.params["id"])
     if fields.get("decision") not in ("approve", "reject"):
         raise field_error("decision", "must be approve or reject")
     if fields.get("digest") not in (None, found.digest):
@@ -159,9 +158,9 @@ def _request(services: Services, found: pairs.Request) -> dict[str, object]:
         names = pair.namespaces
         left_out = [{"namespace": name} for name in asked.namespaces if name not in names]
         return {**shown, "agrees": {"namespaces": list(names), "maps": maps_to_json(pair.maps), "left_out": left_out}}
-    weighed = agreement.weigh(asked, registry)
+    weighed = handshake.weigh(asked, registry)
     left_out = [
-        {"namespace": name, "why": why, "fix": agreement.fix_of(registry, name)} for name, why in weighed.left_out
+        {"namespace": name, "why": why, "fix": handshake.fix_of(registry, name)} for name, why in weighed.left_out
     ]
     agrees = {"namespaces": list(weighed.namespaces), "maps": shown["maps"], "left_out": left_out}
     return {**shown, "agrees": {**agrees, "unmapped": list(weighed.unmapped)}}
@@ -170,7 +169,7 @@ def _request(services: Services, found: pairs.Request) -> dict[str, object]:
 def detail(services: Services, found: Pair) -> dict[str, object]:
     """Return the pair in full, as `spl federation show` prints it."""
     reading, offered = services.sync.status(found.pair_id), services.feed.offered(found.pair_id)
-    identity, upkeep = services.vault.identity, services.pairing.upkeep.status(found.pair_id)
+    identity, upkeep = services.vault.identity, services.pairing.maintenance.status(found.pair_id)
     return {
         **_summary(services, found),
         "since": when.text_of(found.since_ms),
@@ -180,7 +179,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "last_confirmed_at": reading["last_sync_at"],
         "caught_up_ms": _caught_up_ms(found, reading["last_sync_at"]),
         "last_read_at": offered["last_read_at"],
-        "lags": services.doctor.pulse.lags(found.pair_id),
+        "lags": services.doctor.health.lags(found.pair_id),
         "next_attempt_at": reading["next_attempt_at"],
         "attempt": reading["attempt"],
         "stream": reading["stream"],

@@ -29,12 +29,12 @@ MODES: Final = frozenset({"since", "limit", "feed", "thread", "target_namespace"
 
 def manifest(request: Request, principal: Principal, services: Services) -> Response:
     """GET /.well-known/syncropel: the signed manifest; the bytes depend on neither Host nor listener."""
-    return _document(services.pairing.manifest_document())
+    return _document(services.pairing.published.manifest())
 
 
 def did_document(request: Request, principal: Principal, services: Services) -> Response:
     """GET /.well-known/did.json: the W3C DID document."""
-    return _document(services.pairing.did_document())
+    return _document(services.pairing.published.did_document())
 
 
 async def ask(request: Request, principal: Principal, services: Services) -> Response:

@@ -12,8 +12,8 @@ from ..core.errors import SplError
 from ..core.fold import FoldRule
 from ..core.record import record
 from ..home.index import Row
-from ..home.log import Store
-from ..home.thread_state import Standing
+from ..home.log import Log
+from ..home.thread_state import ThreadState
 from ..home.writes import Emit, Outcome
 from ..net.routes import Request, Response
 from .answers import field_error, is_admin, json_response, list_response, number
@@ -67,7 +67,7 @@ def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[
     """Queue each for the hub; the futures answer once durable."""
     loop = asyncio.get_running_loop()
     futures: list[asyncio.Future[list[Outcome]]] = [loop.create_future() for _ in submissions]
-    services.hub.submit_posted(list(zip(submissions, futures, strict=True)), loop.call_soon_threadsafe)
+    services.writer.submit_posted(list(zip(submissions, futures, strict=True)), loop.call_soon_threadsafe)
     return futures
 
 
@@ -125,7 +125,7 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     return list_response(data)
 
 
-def shown(store: Store, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
+def shown(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
     """Yield the answer form of stored records; those on reserved threads only where `reserved` allows.
 
     A record that the disk changed since it was indexed is left out: its id tells.
@@ -170,7 +170,7 @@ def _answer(
     return list_response(data)
 
 
-def _rows(store: Store, name: str, request: Request) -> Iterator[Row]:
+def _rows(store: Log, name: str, request: Request) -> Iterator[Row]:
     seq = number(request.query, "since", 0, 0, 2**63 - 1)
     while page := store.index.after(name, seq, SCAN_ROWS):
         yield from page
@@ -224,12 +224,12 @@ def may_read(row: Row, principal: Principal) -> bool:
     return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
 
 
-async def standing(services: Services, thread: str, principal: Principal) -> Standing:
+async def standing(services: Services, thread: str, principal: Principal) -> ThreadState:
     """Return how many records of a thread the token may read, and the sequence of the newest of them.
 
     For a token that is bound to namespaces; read off the loop, and from where the last such question ended.
     """
-    to_seq, found = services.store.last_seq, Standing(fold.begin(fold.DEFAULT), read_seq=-1)
+    to_seq, found = services.store.last_seq, ThreadState(fold.begin(fold.DEFAULT), read_seq=-1)
     names = frozenset(principal.namespaces)
     while found.read_seq < to_seq:
         found = await asyncio.wrap_future(services.states.read_on(thread, fold.DEFAULT, names, to_seq))
@@ -249,7 +249,7 @@ async def thread_state(request: Request, principal: Principal, services: Service
     thread = request.params["thread"]
     rule = fold.rule_for(services.views.fold_rules, thread)
     reserved = record.is_reserved(thread)
-    found = Standing(fold.begin(rule))
+    found = ThreadState(fold.begin(rule))
     if not reserved or is_admin(principal):
         namespaces = frozenset[str]() if reserved else frozenset(principal.namespaces)
         found = await _read(services, thread, rule, namespaces)
@@ -261,7 +261,7 @@ async def thread_state(request: Request, principal: Principal, services: Service
     })  # fmt: skip
 
 
-async def _read(services: Services, thread: str, rule: FoldRule, namespaces: frozenset[str]) -> Standing:
+async def _read(services: Services, thread: str, rule: FoldRule, namespaces: frozenset[str]) -> ThreadState:
     """Return the state of now; raise "overloaded" where that takes more than one request may have."""
     to_seq = services.store.last_seq
     for _ in range(PIECES_MAX):

@@ -156,12 +156,12 @@ async def _add(
     replaced = rule.name in held
     if not replaced and len(held) >= services.limits.rules_count:
         raise SplError("bad-field", f"there are {services.limits.rules_count} rules, and no room for more")
-    await asyncio.wrap_future(services.hub.submit([Own(rules.THREAD, kind, rule.to_body())]))
+    await asyncio.wrap_future(services.writer.submit([Own(rules.THREAD, kind, rule.to_body())]))
     return replaced
 
 
 async def _remove(services: Services, kind: str, name: str) -> None:
-    await asyncio.wrap_future(services.hub.submit([Own(rules.THREAD, kind, {"name": name})]))
+    await asyncio.wrap_future(services.writer.submit([Own(rules.THREAD, kind, {"name": name})]))
 
 
 def _permission(rule: PermissionRule) -> dict[str, object]:

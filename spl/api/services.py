@@ -8,14 +8,14 @@ from ..core.limits import Limits
 from ..doctor.examine import Doctor
 from ..home.config import Settings
 from ..home.disk import Disk
-from ..home.log import Store
+from ..home.log import Log
 from ..home.policy import Policy
 from ..home.snapshot import Restorer
-from ..home.thread_state import States
+from ..home.thread_state import ThreadStates
 from ..home.vault import Vault
 from ..home.views import Views
-from ..home.writer import Hub
-from ..pairing.pair_log import History
+from ..home.writer import Writer
+from ..pairing.pair_log import PairLog
 from ..pairing.service import Pairing
 from ..sync.changes import Feed
 from ..sync.push import Push
@@ -32,8 +32,8 @@ class Services:
     url: str
     settings: Settings
     limits: Limits
-    hub: Hub
-    store: Store
+    writer: Writer
+    store: Log
     views: Views
     vault: Vault
     auth: Auth
@@ -46,9 +46,9 @@ class Services:
     adopt_identity: Callable[[str, bool], Awaitable[None]]
     disk: Disk
     restorer: Restorer
-    history: History
+    history: PairLog
     doctor: Doctor
     push: Push
     reconcile: Reconcile
     policy: Policy
-    states: States
+    states: ThreadStates

@@ -9,6 +9,7 @@ from typing import Final
 
 from ..core import when
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
 from ..core.record import record
@@ -193,7 +194,7 @@ async def _repair(services: Services, found: Check) -> AsyncIterator[Step]:
         await asyncio.to_thread(services.store.look_again)
     still_lost = await asyncio.to_thread(found.still_lost)
     fields = {"lost": lost, "fetched": fetched, "still_lost": still_lost}
-    log.info("store.repaired", extra={"fields": fields})
+    log.info(**event("store.repaired", **fields))
     yield {"step": "repaired", **fields}
 
 

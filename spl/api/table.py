@@ -8,12 +8,6 @@ from typing import Final
 from ..core.limits import KIB, MIB
 from ..net.routes import JSON, Route
 from . import admin, consent, lifecycle, namespaces, pairs, peers, records, rules, snapshots, watch
-from . import admin as diagnosis
-from . import consent as claims
-from . import pairs as acks
-from . import pairs as verify
-from . import records as state
-from . import snapshots as storage
 from .auth import ANYONE
 
 ADMIN: Final = "admin"
@@ -30,8 +24,8 @@ ROUTES: Final = (
     Route("GET", "/health", admin.health, ANYONE, summary="liveness and identity"),
     Route("GET", "/health/ready", admin.ready, ANYONE, summary="200 while writes are taken"),
     Route("GET", "/v1/status", admin.status, "config:read", summary="the whole daemon on one page"),
-    Route("GET", "/v1/doctor", diagnosis.daemon, "config:read", summary="what is wrong with the daemon"),
-    Route("GET", "/v1/doctor/{ref}", diagnosis.pair, MANAGE, summary="what is wrong with a pair"),
+    Route("GET", "/v1/doctor", admin.daemon, "config:read", summary="what is wrong with the daemon"),
+    Route("GET", "/v1/doctor/{ref}", admin.pair, MANAGE, summary="what is wrong with a pair"),
     Route("GET", "/v1/identity", admin.identity_show, "config:read", summary="DID, key, words"),
     Route("POST", "/v1/identity", admin.identity_generate, ADMIN, 4 * KIB, summary="make an identity"),
     Route("POST", "/v1/identity/rotate", lifecycle.identity_rotate, ADMIN, 4 * KIB, summary="a new key, the same DID"),
@@ -42,25 +36,25 @@ ROUTES: Final = (
     Route("GET", "/v1/records/{id}", records.one, READ, summary="one record"),
     Route("GET", "/v1/threads", records.threads, READ, summary="names, sizes"),
     Route("GET", "/v1/threads/{thread}/records", records.of_thread, READ, summary="records of a thread"),
-    Route("GET", "/v1/threads/{thread}/state", state.thread_state, READ, summary="what a thread comes to"),
+    Route("GET", "/v1/threads/{thread}/state", records.thread_state, READ, summary="what a thread comes to"),
     Route("GET", "/v1/threads/{thread}/watch", watch.watch, READ, streams=True, summary="a thread as it grows"),
     Route("GET", "/v1/threads/{thread}/snapshot", snapshots.of_thread, READ, streams=True, summary="a thread, whole"),
     Route("GET", "/v1/snapshot", snapshots.of_all, ADMIN, streams=True, summary="every thread"),
     Route("POST", "/v1/threads/restore", snapshots.restore, WRITE, 8 * MIB, media=NDJSON_ONLY, summary="a snapshot"),
-    Route("POST", "/v1/store/check", storage.check, ADMIN, 4 * KIB, streams=True, summary="every line of the log"),
-    Route("GET", "/v1/store/stats", storage.stats, ADMIN, summary="sizes, sync times"),
+    Route("POST", "/v1/store/check", snapshots.check, ADMIN, 4 * KIB, streams=True, summary="every line of the log"),
+    Route("GET", "/v1/store/stats", snapshots.stats, ADMIN, summary="sizes, sync times"),
     Route("GET", "/v1/aitl", pairs.requests, "aitl:approve", summary="requests that wait"),
     Route("GET", "/v1/aitl/{id}", pairs.request_show, "aitl:approve", summary="one request"),
     Route("POST", "/v1/aitl/{id}/decide", pairs.decide, "aitl:approve", 4 * KIB, summary="approve or reject"),
     Route("POST", "/v1/federation/pairs", pairs.pair, ADMIN, 64 * KIB, streams=True, summary="pair with a peer"),
     Route("GET", "/v1/federation/pairs", pairs.listing, MANAGE, summary="every pair"),
     Route("GET", "/v1/federation/pairs/{ref}", pairs.show, MANAGE, summary="one pair in full"),
-    Route("GET", "/v1/federation/pairs/{ref}/acks", acks.acks, MANAGE, streams=True, summary="what the peer confirmed"),
-    Route("GET", "/v1/federation/pairs/{ref}/projections", claims.projections, MANAGE, summary="what the peer claims"),
+    Route("GET", "/v1/federation/pairs/{ref}/acks", pairs.acks, MANAGE, streams=True, summary="the peer's position"),
+    Route("GET", "/v1/federation/pairs/{ref}/projections", consent.claims, MANAGE, summary="what the peer claims"),
     Route("POST", "/v1/federation/pairs/{ref}/grants", consent.grant, MANAGE, 4 * KIB, summary="grant a namespace"),
     Route("POST", "/v1/federation/pairs/{ref}/revoke-grant", consent.revoke, MANAGE, 4 * KIB, summary="withdraw it"),
     Route("GET", "/v1/consent/grants", consent.listing, MANAGE, summary="what both sides grant"),
-    Route("POST", "/v1/federation/pairs/{ref}/verify", verify.verify, MANAGE, 4 * KIB, summary="do both hold the same"),
+    Route("POST", "/v1/federation/pairs/{ref}/verify", pairs.verify, MANAGE, 4 * KIB, summary="do both hold the same"),
     Route("POST", "/v1/federation/pairs/{ref}/{action}", pairs.act, MANAGE, 64 * KIB, summary="act on a pair"),
     Route("POST", "/v1/federation/history", snapshots.history, MANAGE, 4 * KIB, summary="ask the peers for pair logs"),
     Route("POST", "/v1/sync", pairs.sync_all, MANAGE, 4 * KIB, summary="sync every pair"),
@@ -96,7 +90,7 @@ ROUTES: Final = (
     Route("POST", "/v1/federation/pair/{id}/renew", lifecycle.renew, ANYONE, 64 * KIB, summary="a new token, sealed"),
     Route("POST", "/v1/federation/pair/{id}/consent", consent.hand_over, ANYONE, 64 * KIB, summary="grants, signed"),
     Route("POST", "/v1/federation/pair/{id}/log", snapshots.pair_log, ANYONE, 64 * KIB, summary="pair log, signed"),
-    Route("POST", "/v1/federation/pair/{id}/check", diagnosis.check, SYNC, 4 * KIB, summary="whether we reach it"),
+    Route("POST", "/v1/federation/pair/{id}/check", admin.check, SYNC, 4 * KIB, summary="whether we reach it"),
     Route("GET", "/v1/sync/changes", peers.changes, SYNC, streams=True, summary="records since a cursor"),
     Route("POST", "/v1/sync/records", peers.records, SYNC, 5 * MIB, media=MANY, summary="by id, or pushed to us"),
     Route("POST", "/v1/sync/ack", peers.ack, SYNC, 8 * KIB, summary="position durably applied"),

@@ -55,7 +55,7 @@ async def _events(
 
     Up to `present` they are history.  A heartbeat's id is that of the last record that the principal may read.
     """
-    loop, bells, store = asyncio.get_running_loop(), services.feed.bells, services.store
+    loop, bells, store = asyncio.get_running_loop(), services.feed.notifier, services.store
     told, admin, due_s = seq, is_admin(principal), loop.time()
     with bells.listening([f"t:{name}" for name in (thread, THREAD_TOKENS, rules.THREAD)]) as bell:
         yield OPENING

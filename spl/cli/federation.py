@@ -5,7 +5,6 @@ from typing import Any, Final
 
 from ..core.when import duration_ms
 from . import grants, pair_page, soak, verify
-from . import grants as claims
 from . import pair as handshake
 from .client import quote
 from .command import Command, Group, Parser, Shell, UsageError
@@ -309,7 +308,7 @@ TREE: Final = (
                 _thread_rule,
                 _rule_options,
             ),
-            claims.COMMAND,
+            grants.COMMAND,
             *grants.COMMANDS,
             verify.COMMAND,
             soak.COMMAND,

@@ -4,7 +4,7 @@ import platform
 from argparse import Namespace
 from typing import Final
 
-from ..core.errors import CODES, cli_code, wire_code
+from ..core.errors import CODES, cli_code, http_code
 from ..core.version import VERSION
 from .command import Command, Parser, Shell, UsageError, help_of
 
@@ -33,7 +33,7 @@ def _help(args: Namespace, shell: Shell) -> int:
 def _explain(code: str, shell: Shell) -> None:
     entry = CODES[code]
     shell.out.card([
-        ("code", code), ("on the wire", f"{wire_code(code)}, HTTP status {entry.status}"),
+        ("code", code), ("on the wire", f"{http_code(code)}, HTTP status {entry.status}"),
         ("exit code", str(entry.exit)), ("means", entry.meaning), ("fix", entry.fix),
     ])  # fmt: skip
 

@@ -65,7 +65,7 @@ Grants = Mapping[str, Grant]
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
+class PairGrants:
     """The grants of one pair, of both sides; `waiting`: those of ours that the peer does not hold yet."""
 
     ours: Grants = field(default_factory=lambda: MappingProxyType({}))
@@ -84,7 +84,7 @@ class Book:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Outbound:
     """What goes out of one of our namespaces; `wants_peer`: at L0 as soon as the peer grants it back."""
 
     ns: str
@@ -94,7 +94,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Inlet:
+class Inbound:
     """What may come in from one of the peer's namespaces, into ours named `ns`.
 
     `full`: records; `level`: projections of this level or a finer one, 0 for none.  `wants_us`: records as soon as we
@@ -135,7 +135,7 @@ def said(pair_id: str, grant: Grant, at: str, *, held: bool) -> dict[str, Any]:
     return {"pair_id": pair_id, "grant": grant.to_json(), "held": held, "at": at}
 
 
-def fold(books: Mapping[str, Book], body: Mapping[str, Any]) -> Mapping[str, Book]:
+def fold(books: Mapping[str, PairGrants], body: Mapping[str, Any]) -> Mapping[str, PairGrants]:
     """Return the books by pair_id after one record body of `th_consent`; what it cannot use it skips."""
     kind, pair_id = body.get("kind"), body.get("pair_id")
     if kind not in (KIND_GRANT, KIND_PEER_GRANT) or not isinstance(pair_id, str):
@@ -144,19 +144,19 @@ def fold(books: Mapping[str, Book], body: Mapping[str, Any]) -> Mapping[str, Boo
         grant = read(body.get("grant"))
     except SplError:
         return books
-    book = books.get(pair_id, Book())
+    book = books.get(pair_id, PairGrants())
     after = _heard(book, grant) if kind == KIND_PEER_GRANT else _said(book, grant, body.get("held") is not False)
     return books if after is book else {**books, pair_id: after}
 
 
-def _heard(book: Book, grant: Grant) -> Book:
+def _heard(book: PairGrants, grant: Grant) -> PairGrants:
     before = book.theirs.get(grant.namespace)
     if before is not None and before.version >= grant.version:
         return book
     return replace(book, theirs=MappingProxyType({**book.theirs, grant.namespace: grant}))
 
 
-def _said(book: Book, grant: Grant, held: bool) -> Book:
+def _said(book: PairGrants, grant: Grant, held: bool) -> PairGrants:
     name, before = grant.namespace, book.ours.get(grant.namespace)
     if before is None or before.version < grant.version:
         waiting = book.waiting - {name} if held else book.waiting | {name}
@@ -166,17 +166,19 @@ def _said(book: Book, grant: Grant, held: bool) -> Book:
     return book
 
 
-def book_of(books: Mapping[str, Book], pair: Pair) -> Book:
+def book_of(books: Mapping[str, PairGrants], pair: Pair) -> PairGrants:
     """Return the grants of a pair, those that its maps are included."""
-    book = books.get(pair.pair_id, Book())
+    book = books.get(pair.pair_id, PairGrants())
     if not pair.maps:
         return book
     ours = {local: Grant(local, peer, STRUCTURAL, 1) for local, peer in pair.maps}
     theirs = {peer: Grant(peer, local, STRUCTURAL, 1) for local, peer in pair.maps}
-    return Book(MappingProxyType({**ours, **book.ours}), MappingProxyType({**theirs, **book.theirs}), book.waiting)
+    return PairGrants(
+        MappingProxyType({**ours, **book.ours}), MappingProxyType({**theirs, **book.theirs}), book.waiting
+    )
 
 
-def draft(pair: Pair, book: Book, name: str, maps: str, level: int | None, limits: Limits) -> Grant:
+def draft(pair: Pair, book: PairGrants, name: str, maps: str, level: int | None, limits: Limits) -> Grant:
     """Return our next grant for a namespace; level None withdraws.
 
     Raises ConsentError "grant-conflict" when the namespace is agreed and `maps` names another, when `maps` is agreed
@@ -199,7 +201,7 @@ def draft(pair: Pair, book: Book, name: str, maps: str, level: int | None, limit
     return grant
 
 
-def news(book: Book, values: object, limits: Limits) -> tuple[Grant, ...]:
+def news(book: PairGrants, values: object, limits: Limits) -> tuple[Grant, ...]:
     """Return those of a peer's statements that we do not hold yet; it tells all of its grants each time.
 
     Raises ConsentError "bad-field", and "consent-stale" for a version before the one that we hold, another grant of
@@ -218,7 +220,7 @@ def news(book: Book, values: object, limits: Limits) -> tuple[Grant, ...]:
     return tuple(grant for name, grant in found.items() if book.theirs.get(name) != grant)
 
 
-def acknowledged(book: Book, held: object) -> tuple[Grant, ...]:
+def acknowledged(book: PairGrants, held: object) -> tuple[Grant, ...]:
     """Return those of our grants that waited and that the peer, by the versions that it tells, holds now."""
     if not isinstance(held, dict):
         return ()
@@ -230,7 +232,7 @@ def versions(grants: Grants) -> dict[str, int]:
     return {name: grant.version for name, grant in sorted(grants.items())}
 
 
-def outbound(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> tuple[Share, ...]:
+def outbound(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> tuple[Outbound, ...]:
     """Return what we may send to the peer, at most one share a namespace, by name."""
     shares = []
     for name in sorted({*pair.namespaces, *book.ours}):
@@ -240,26 +242,26 @@ def outbound(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> tuple
         if name in book.waiting and not (name in pair.namespaces and grant is not None and grant.level == EXACT):
             continue
         if name in pair.namespaces:
-            shares.append(Share(name, name, grant.level or EXACT if grant is not None else EXACT))
+            shares.append(Outbound(name, name, grant.level or EXACT if grant is not None else EXACT))
         elif grant is not None and grant.level is not None:
             wants = grant.level == EXACT and not _answers(book.theirs.get(grant.maps), grant)
-            shares.append(Share(name, grant.maps, STRUCTURAL if wants else grant.level, wants))
+            shares.append(Outbound(name, grant.maps, STRUCTURAL if wants else grant.level, wants))
     return tuple(shares)
 
 
-def inbound(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> Mapping[str, Inlet]:
+def inbound(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> Mapping[str, Inbound]:
     """Return what we accept from the peer, by the peer's namespace."""
-    inlets: dict[str, Inlet] = {}
+    inlets: dict[str, Inbound] = {}
     for name in pair.namespaces:
         theirs = book.theirs.get(name)
         level = theirs.level if theirs is not None and theirs.level is not None else EXACT
-        inlets[name] = Inlet(name, full=True, level=level)
+        inlets[name] = Inbound(name, full=True, level=level)
     for name, theirs in book.theirs.items():
         if name in inlets or theirs.level is None:
             continue
         full = theirs.level == EXACT and _answers(book.ours.get(theirs.maps), theirs)
         # Until the peer holds our word it goes by its own alone, so what it sends at L1 comes in, where we grant too.
-        inlets[name] = Inlet(theirs.maps, full, theirs.level or STRUCTURAL, theirs.level == EXACT and not full)
+        inlets[name] = Inbound(theirs.maps, full, theirs.level or STRUCTURAL, theirs.level == EXACT and not full)
     return {name: inlet for name, inlet in inlets.items() if namespace.is_usable(registry, inlet.ns)}
 
 
@@ -286,7 +288,7 @@ UNMAPPED: Final = "namespace-unmapped"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class GrantRow:
     """One grant: `direction` out is ours, in the peer's; `namespace` is ours in both.
 
     `granted` is what was said, `level` what it comes to now, "none" for nothing; `missing` is what it lacks, in one
@@ -310,7 +312,7 @@ class Line:
         return {**asdict(self), "maps": maps if self.direction == OUT else maps[::-1]}
 
 
-def lines(pair: Pair, book: Book, registry: Mapping[str, Namespace], label: str) -> tuple[Line, ...]:
+def lines(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label: str) -> tuple[GrantRow, ...]:
     """Return a line for each grant of either side, ours first, by namespace; `label` is what people call the peer."""
     return (
         *(_ours(pair, book, registry, label, grant) for _, grant in sorted(book.ours.items())),
@@ -318,12 +320,12 @@ def lines(pair: Pair, book: Book, registry: Mapping[str, Namespace], label: str)
     )
 
 
-def agreed(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> tuple[Line, ...]:
+def agreed(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> tuple[GrantRow, ...]:
     """Return two lines for each namespace shared under its own name, where no grant says more."""
     usable = [name for name in pair.namespaces if namespace.is_usable(registry, name)]
     return (
-        *(Line(OUT, name, name, "L0", "L0", 0) for name in usable if name not in book.ours),
-        *(Line(IN, name, name, "L0", "L0", 0) for name in usable if name not in book.theirs),
+        *(GrantRow(OUT, name, name, "L0", "L0", 0) for name in usable if name not in book.ours),
+        *(GrantRow(IN, name, name, "L0", "L0", 0) for name in usable if name not in book.theirs),
     )
 
 
@@ -341,7 +343,7 @@ def creation(registry: Mapping[str, Namespace], name: str) -> str:
     return " && ".join(f"spl namespace create {each}" for each in lacking)
 
 
-def _ours(pair: Pair, book: Book, registry: Mapping[str, Namespace], label: str, grant: Grant) -> Line:
+def _ours(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label: str, grant: Grant) -> GrantRow:
     share = next((item for item in outbound(pair, book, registry) if item.ns == grant.namespace), None)
     level = level_name(share.level if share is not None else None)
     found = _line(OUT, grant, level)
@@ -355,7 +357,7 @@ def _ours(pair: Pair, book: Book, registry: Mapping[str, Namespace], label: str,
     return found
 
 
-def _theirs(pair: Pair, book: Book, registry: Mapping[str, Namespace], grant: Grant) -> Line:
+def _theirs(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], grant: Grant) -> GrantRow:
     inlet = inbound(pair, book, registry).get(grant.namespace)
     level = None
     if inlet is not None and grant.level is not None:
@@ -370,13 +372,13 @@ def _theirs(pair: Pair, book: Book, registry: Mapping[str, Namespace], grant: Gr
     return found
 
 
-def _line(direction: str, grant: Grant, level: str) -> Line:
+def _line(direction: str, grant: Grant, level: str) -> GrantRow:
     local, peer = (grant.namespace, grant.maps) if direction == OUT else (grant.maps, grant.namespace)
-    return Line(direction, local, peer, level_name(grant.level), level, grant.version)
+    return GrantRow(direction, local, peer, level_name(grant.level), level, grant.version)
 
 
-def _lacking(line: Line, missing: str, fix: str, *, at_peer: bool = False, code: str = "") -> Line:
-    return Line(
+def _lacking(line: GrantRow, missing: str, fix: str, *, at_peer: bool = False, code: str = "") -> GrantRow:
+    return GrantRow(
         line.direction, line.namespace, line.peer_namespace, line.granted, line.level, line.version, missing, fix,
         at_peer, code,
     )  # fmt: skip

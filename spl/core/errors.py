@@ -196,14 +196,14 @@ class SplError(Exception):
         return {
             "object": "error",
             "type": kind,
-            "code": wire_code(self.code),
+            "code": http_code(self.code),
             "message": self.message,
             "hint": self.hint,
             **self.facts,
         }
 
 
-def wire_code(code: str) -> str:
+def http_code(code: str) -> str:
     """Return the UPPER_SNAKE form of a kebab-case code."""
     return code.upper().replace("-", "_")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from . import keys
-from .consent import Inlet
+from .consent import Inbound
 from .errors import SplError
 from .identity.did import Chain, multibase
 from .limits import Limits
@@ -74,7 +74,7 @@ class Gate:
         self,
         *,
         pair_id: str,
-        inlets: Mapping[str, Inlet],
+        inlets: Mapping[str, Inbound],
         actors: frozenset[str],
         own_did: str,
         peer_did: str,
@@ -119,7 +119,7 @@ class Gate:
         code = self._claim_code(shown, ns, inlet) or self._claim_signature_code(shown)
         return Verdict(shown.id, ns if code or inlet is None else inlet.ns, code, shown.by, projection=shown)
 
-    def _scope_code(self, envelope: Envelope, ns: str, inlet: Inlet | None) -> str:
+    def _scope_code(self, envelope: Envelope, ns: str, inlet: Inbound | None) -> str:
         value, by = envelope.record, envelope.sig.by
         if record.is_reserved(value["thread"]) or inlet is None or not inlet.full:
             return SCOPE_VIOLATION
@@ -134,7 +134,7 @@ class Gate:
             return SCOPE_VIOLATION
         return SCOPE_VIOLATION if self.actors and actor not in self.actors else ""
 
-    def _claim_code(self, shown: Projection, ns: str, inlet: Inlet | None) -> str:
+    def _claim_code(self, shown: Projection, ns: str, inlet: Inbound | None) -> str:
         """Return "" for a projection in scope: from the very namespace that was consented to, at its level or finer.
 
         A finer one was on its way while its source lowered the level, and comes only once.

@@ -49,7 +49,7 @@ class Limits:
     segment_bytes: int = 64 * MIB
     commit_records: int = 512
     commit_bytes: int = 8 * MIB
-    commit_company_s: float = 0.004
+    commit_delay_s: float = 0.004
     waiting_writes: int = 4096
     page_records: int = 10_000
     restore_bytes: int = 16 * 1024 * MIB

@@ -10,7 +10,7 @@ nobody, and `doctor`, which does.  The facts:
     of a pair   pair_id, label, url, phase, reason, mode, poll_interval_ms, paused_by, ended_by_peer (bool),
                 waits_for ("us", "peer" or ""), lag_records, unmoved (bool), overdue_s, scopes_missing, token_left_ms
                 and own_token_left_ms (theirs for us, ours for them), token_due and own_token_due (a new one is due),
-                queue_records, gaps [{code, namespace, missing, fix, at_peer}] (of grants, see consent.py), grants_count,
+                queue_records, gaps [{code, namespace, missing, fix, at_peer}] (of grants: consent.py), grants_count,
                 stream {state, last_event_at}, breaks (of the way, in ten minutes), mute_s (how long streams bring
                 nothing), reach (which way the pair runs: a word of `sync/reach.py`)
     seen there  failure {code, message}: why the last attempt failed; manifest {code, message}, manifest_ours (bool:

@@ -26,7 +26,7 @@ from ..core.record import page
 from ..core.rules import locks_out_handshake
 from ..core.version import PROTOCOL
 from ..home.vault import Vault
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..net.client import Client, DialPolicy, Reply
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
@@ -36,7 +36,7 @@ from ..sync.schedule import Sync
 from . import catalogue, conditions, facts
 from . import checks as checkup
 from .catalogue import Found
-from .health import Pulse
+from .health import HealthSampler
 
 CHECK_PATH: Final = "/v1/federation/pair/{}/check"
 LOOKS_COUNT: Final = 6
@@ -63,12 +63,24 @@ class Doctor:
     """
 
     def __init__(
-        self, home: Path, url: str, hub: Hub, vault: Vault, limits: Limits, *, pairing: Pairing,
-        sync: Sync, pulse: Pulse, client: Client, reach: Reach, way: Callable[[str], str], now_ms: Callable[[], int],
+        self,
+        home: Path,
+        url: str,
+        writer: Writer,
+        vault: Vault,
+        limits: Limits,
+        *,
+        pairing: Pairing,
+        sync: Sync,
+        health: HealthSampler,
+        client: Client,
+        reach: Reach,
+        way: Callable[[str], str],
+        now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
-    ) -> None:  # fmt: skip
-        self.home, self.url, self.hub, self.vault, self.limits = home, url, hub, vault, limits
-        self.pairing, self.sync, self.pulse, self.client = pairing, sync, pulse, client
+    ) -> None:
+        self.home, self.url, self.writer, self.vault, self.limits = home, url, writer, vault, limits
+        self.pairing, self.sync, self.health, self.client = pairing, sync, health, client
         self._reach, self._way, self._now_ms, self._random_bytes = reach, way, now_ms, random_bytes
         self._started_ms = now_ms()
         self._looks: OrderedDict[str, TokenBucket] = OrderedDict()
@@ -77,10 +89,10 @@ class Doctor:
 
     def attention(self) -> list[dict[str, object]]:
         """Return what an operator should act on, from facts at hand: code, severity, title, fix, pair_id."""
-        pairs, now_ms = self.hub.views.pairs, self._now_ms()
+        pairs, now_ms = self.writer.views.pairs, self._now_ms()
         rows = [(None, item) for item in catalogue.findings(self._daemon_facts())]
         for pair in pairs.values():
-            if facts.is_shown(pair, pairs, now_ms):
+            if facts.has_projection(pair, pairs, now_ms):
                 rows += [(pair.pair_id, item) for item in catalogue.findings(self._pair_facts(pair))]  # type: ignore[misc]
         return [_told(item, pair_id) for pair_id, item in rows if item.is_problem]
 
@@ -90,21 +102,21 @@ class Doctor:
         return wrong[0].fix if wrong else None
 
     def _daemon_facts(self) -> dict[str, Any]:
-        known = facts.daemon_facts(self.hub.store, self.vault, self.pulse, self.limits, self._now_ms())
-        slow = facts.adapters_slow(self.hub.adapters.summary())
-        return {**known, "locking_rule": locks_out_handshake(self.hub.views.rules), "adapters_slow": slow}
+        known = facts.daemon_facts(self.writer.store, self.vault, self.health, self.limits, self._now_ms())
+        slow = facts.adapters_slow(self.writer.listeners.summary())
+        return {**known, "locking_rule": locks_out_handshake(self.writer.views.rules), "adapters_slow": slow}
 
     def _pair_facts(self, pair: Pair) -> dict[str, Any]:
-        status, place = self.sync.status(pair.pair_id), self.hub.views.positions.get(pair.pair_id)
+        status, place = self.sync.status(pair.pair_id), self.writer.views.positions.get(pair.pair_id)
         at_ms = facts.confirmed_ms(status)
         unmoved = place is not None and at_ms is not None and place.at_ms < self._started_ms < at_ms
         known = facts.pair_facts(
-            pair, status, self.pulse, self.pairing.trouble(pair.pair_id), unmoved=unmoved,
+            pair, status, self.health, self.pairing.trouble(pair.pair_id), unmoved=unmoved,
             way=self._way(pair.pair_id), limits=self.limits, now_ms=self._now_ms(),
             uptime_s=(self._now_ms() - self._started_ms) / 1000,
         )  # fmt: skip
         book = self.pairing.handover.grants.book(pair)
-        return {**known, **facts.consent_facts(pair, book, self.hub.views.namespaces)}
+        return {**known, **facts.consent_facts(pair, book, self.writer.views.namespaces)}
 
     # -- by asking
 
@@ -124,7 +136,7 @@ class Doctor:
         found = catalogue.findings(known)
         report = report_of(checkup.OURSELVES if pair is None else checkup.PAIR, known, found)
         if pair is None:
-            report["pairs"] = [self._line(item) for item in self.hub.views.pairs.values() if not item.ended]
+            report["pairs"] = [self._line(item) for item in self.writer.views.pairs.values() if not item.ended]
         else:
             report |= {"pair_id": pair.pair_id, "peer_did": pair.peer_did}
         return report
@@ -138,7 +150,7 @@ class Doctor:
 
     def _self_facts(self) -> dict[str, Any]:
         names = (task.get_name() for task in asyncio.all_tasks())
-        pairs = [pair_id for pair_id, pair in self.hub.views.pairs.items() if not pair.ended]
+        pairs = [pair_id for pair_id, pair in self.writer.views.pairs.items() if not pair.ended]
         known: dict[str, Any] = {
             "tasks_count": sum(any(name.endswith(pair_id) for pair_id in pairs) for name in names),
             "protocol_ours": f"{PROTOCOL}..{PROTOCOL}",
@@ -328,7 +340,7 @@ class Doctor:
         )  # fmt: skip
 
     def _published_digest(self) -> str:
-        return _digest(canon.encode(self.pairing.manifest_document()))
+        return _digest(canon.encode(self.pairing.published.manifest()))
 
 
 def report_of(checks: tuple[checkup.Check, ...], known: conditions.Facts, found: list[Found]) -> dict[str, object]:

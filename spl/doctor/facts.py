@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core import consent, when
-from ..core import consent as gaps
-from ..core.consent import Book
+from ..core.consent import PairGrants
 from ..core.errors import CODES, SplError
 from ..core.identity import bearer
 from ..core.identity.did import label_of
@@ -21,10 +20,10 @@ from ..core.record.page import PEER_PUSHES
 from ..home.config import ConfigError
 from ..home.disk import Disk, DiskError, lock_home
 from ..home.home import SOCKET, read_config
-from ..home.log import Store
+from ..home.log import Log
 from ..home.vault import Vault
 from .conditions import MANIFEST
-from .health import Pulse
+from .health import HealthSampler
 
 NEEDED_SCOPES: Final = ("federation:sync", "federation:subscribe")
 REVOKED_BY_PEER: Final = "revoked by peer"
@@ -39,7 +38,7 @@ ADAPTERS_RECORDS: Final = 200
 _ABOUT_THE_MANIFEST: Final = frozenset({*MANIFEST, "identity-cloned"})
 
 
-def daemon_facts(store: Store, vault: Vault, pulse: Pulse, limits: Limits, now_ms: int) -> dict[str, Any]:
+def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits, now_ms: int) -> dict[str, Any]:
     """Return what the running daemon knows about itself."""
     stats = store.stats()
     return {
@@ -51,8 +50,8 @@ def daemon_facts(store: Store, vault: Vault, pulse: Pulse, limits: Limits, now_m
         "cut_bytes": store.report.cut_bytes,
         "free_bytes": stats["free_bytes"],
         "fsync_p99_ms": stats["sync_p99_ms"],
-        "loop_lag_ms": pulse.loop_lag_ms,
-        "dead_tasks": pulse.dead(),
+        "loop_lag_ms": health.loop_lag_ms,
+        "dead_tasks": health.dead(),
         "pid": os.getpid(),
     }
 
@@ -101,7 +100,7 @@ def config_facts(path: Path) -> dict[str, Any]:
     return {}
 
 
-def is_shown(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
+def has_projection(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
     """Tell whether `status` looks at the pair: those that live, and for a day one that the peer ended."""
     if not pair.ended:
         return True
@@ -113,7 +112,7 @@ def is_shown(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
 def pair_facts(
     pair: Pair,
     status: Mapping[str, Any],
-    pulse: Pulse,
+    health: HealthSampler,
     trouble: SplError | None,
     *,
     unmoved: bool,
@@ -143,22 +142,22 @@ def pair_facts(
         "reach": way,
         "stream": status["stream"],
         "breaks": (status["stream"] or {}).get("breaks", 0),
-        "mute_s": pulse.mute_s(pair.pair_id),
+        "mute_s": health.mute_s(pair.pair_id),
         "queue_records": status["queue_records"],
         "queue_max": status["queue_max"],
         **_token_facts(pair, limits, now_ms),
         **_failure_facts(pair, status, trouble),
-        **_cursor_facts(pair, status, pulse, way, now_ms),
-        **_overdue_facts(pair, status, pulse, way, limits, uptime_s, now_ms),
+        **_cursor_facts(pair, status, health, way, now_ms),
+        **_overdue_facts(pair, status, health, way, limits, uptime_s, now_ms),
         "unmoved": unmoved,
     }
 
 
-def consent_facts(pair: Pair, book: Book, registry: Mapping[str, Namespace]) -> dict[str, Any]:
+def consent_facts(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> dict[str, Any]:
     """Return how many grants stand across a pair, and what those lack that a finding tells of."""
     if pair.ended:
         return {}
-    lines = gaps.lines(pair, book, registry, label_of(pair.peer_did))
+    lines = consent.lines(pair, book, registry, label_of(pair.peer_did))
     standing = [line for line in lines if line.granted != consent.WITHDRAWN or line.code]
     return {"grants_count": len(standing), "gaps": [line.to_json() for line in standing if line.code]}
 
@@ -212,14 +211,16 @@ def _interval_s(pair: Pair, way: str) -> float:
     return pair.poll_interval_ms / 1000 if pair.mode == "polling" or way == PEER_PUSHES else 0.0
 
 
-def _cursor_facts(pair: Pair, status: Mapping[str, Any], pulse: Pulse, way: str, now_ms: int) -> dict[str, Any]:
+def _cursor_facts(
+    pair: Pair, status: Mapping[str, Any], health: HealthSampler, way: str, now_ms: int
+) -> dict[str, Any]:
     """Return lag and standstill, and for how long what heals by itself has lasted."""
     # What degraded the pair has lasted, whatever this process has seen of it.
-    failing_s = inf if isinstance(pair.state, Degraded) else pulse.failing_s(pair.pair_id)
-    stalled_s, at_ms = pulse.stalled_s(pair.pair_id), confirmed_ms(status)
+    failing_s = inf if isinstance(pair.state, Degraded) else health.failing_s(pair.pair_id)
+    stalled_s, at_ms = health.stalled_s(pair.pair_id), confirmed_ms(status)
     facts: dict[str, Any] = {"lag_records": None, "confirmed_s": None if at_ms is None else (now_ms - at_ms) / 1000}
     lasting = dict.fromkeys(HEALING, failing_s)
-    lasting["queue-high"] = pulse.full_s(pair.pair_id)
+    lasting["queue-high"] = health.full_s(pair.pair_id)
     facts["broken_s"] = lasting
     if pair.mode == "on-demand" or not pair.sync_allowed:
         return facts
@@ -228,7 +229,7 @@ def _cursor_facts(pair: Pair, status: Mapping[str, Any], pulse: Pulse, way: str,
 
 
 def _overdue_facts(
-    pair: Pair, status: Mapping[str, Any], pulse: Pulse, way: str, limits: Limits, uptime_s: float, now_ms: int
+    pair: Pair, status: Mapping[str, Any], health: HealthSampler, way: str, limits: Limits, uptime_s: float, now_ms: int
 ) -> dict[str, Any]:
     """Return by how much the peer's word is overdue, where no error tells why and nothing comes in meanwhile.
 
@@ -238,6 +239,6 @@ def _overdue_facts(
         return {}
     at_ms = confirmed_ms(status)
     since_ms = pair.since_ms if at_ms is None else max(at_ms, pair.since_ms)
-    silent_s = min(uptime_s, (now_ms - since_ms) / 1000, pulse.still_s(pair.pair_id))
+    silent_s = min(uptime_s, (now_ms - since_ms) / 1000, health.still_s(pair.pair_id))
     allowed_s = OVERDUE_INTERVALS * _interval_s(pair, way) + limits.stream_silence_s + limits.heartbeat_s
     return {"overdue_s": max(0.0, silent_s - allowed_s)}

@@ -22,7 +22,7 @@ UNKNOWN: Final = -1
 
 
 @dataclass(slots=True)
-class _Trace:
+class _Series:
     """One pair: lags by the minute, oldest first, and since when (steady seconds) it fails, stands still or is full.
 
     `still_s`: since when the position has not moved; `stalled_s`: the same, while records wait on the peer.
@@ -40,7 +40,7 @@ class _Trace:
     crashes: int = 0
 
 
-class Pulse:
+class HealthSampler:
     """`status(pair_id)` is the sync service's; `steady_s` a clock that never jumps; `tasks()` names those that run."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Pulse:
     ) -> None:
         self._beat_s = limits.beat_s
         self._pairs, self._status, self._steady_s, self._tasks = pairs, status, steady_s, tasks
-        self._traces: dict[str, _Trace] = {}
+        self._traces: dict[str, _Series] = {}
         self._late_ms: deque[float] = deque(maxlen=LATE_COUNT)
         self._minute_s = steady_s()
 
@@ -80,12 +80,12 @@ class Pulse:
         names = set(self._tasks())
         for pair_id, pair in alive.items():
             status = self._status(pair_id)
-            trace = self._traces.setdefault(pair_id, _Trace())
+            trace = self._traces.setdefault(pair_id, _Series())
             runs = any(name.endswith(pair_id) for name in names)
             trace.missing = trace.missing + 1 if pair.sync_allowed and not runs else 0
             self._look(trace, status, now_s, turned)
 
-    def _look(self, trace: _Trace, status: Mapping[str, Any], now_s: float, turned: bool) -> None:
+    def _look(self, trace: _Series, status: Mapping[str, Any], now_s: float, turned: bool) -> None:
         lag, queue, clock = status["lag_records"], int(status["queue_records"]), int(status["clock"])
         trace.failing_s = _since(trace.failing_s, bool(status["attempt"]), now_s)
         trace.full_s = _since(trace.full_s, queue > QUEUE_RECORDS, now_s)
@@ -109,7 +109,7 @@ class Pulse:
 
     def lags(self, pair_id: str) -> list[int | None]:
         """Return the records by which the pair lagged, each minute of the last 30, oldest first; None for unknown."""
-        trace = self._traces.get(pair_id) or _Trace()
+        trace = self._traces.get(pair_id) or _Series()
         return [None if lag == UNKNOWN else lag for lag in trace.lags]
 
     def dead(self) -> list[str]:

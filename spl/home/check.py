@@ -15,7 +15,7 @@ from ..core.limits import Limits
 from ..core.record import levels, record
 from .disk import Disk, lock_home
 from .home import now_ms, random_bytes
-from .log import Store
+from .log import Log
 from .recovery import DAMAGES_MAX, Damage
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Chain, Line, Segments
 
@@ -32,7 +32,7 @@ class CheckError(SplError):
 class Check:
     """One run over the log up to what is durable now."""
 
-    def __init__(self, store: Store, folder: Path, disk: Disk) -> None:
+    def __init__(self, store: Log, folder: Path, disk: Disk) -> None:
         self._segments = Segments(folder, disk)
         self._last_seq = store.last_seq
         self._chain = Chain(1, RUN_START)
@@ -129,7 +129,7 @@ class Check:
         }  # fmt: skip
 
 
-def facts(store: Store) -> dict[str, Any]:
+def facts(store: Log) -> dict[str, Any]:
     """Return sizes, counts and sync times of an open store, and what its last opening found."""
     report = store.report
     damaged = [
@@ -160,14 +160,14 @@ def facts_of_home(home: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(home: Path) -> Iterator[tuple[Store, Disk]]:
+def opened(home: Path) -> Iterator[tuple[Log, Disk]]:
     """Give the store of a home under its lock; keys and configuration are not touched."""
     disk = Disk()
     if not (home / STORE).is_dir():
         raise CheckError("not-found", f"there is no store in {home}", hint="spl init")
     lock = lock_home(home)
     try:
-        store = Store.open(
+        store = Log.open(
             home / STORE, disk, Limits(), now_ms=now_ms, random_bytes=random_bytes, progress=lambda done, total: None
         )
         try:

@@ -49,7 +49,7 @@ Post = Callable[[Callable[[], None]], object]
 
 
 @dataclass(slots=True)
-class Work(Generic[Item, Outcome]):
+class Submission(Generic[Item, Outcome]):
     """One submission: its items, where the answer goes and by which way (None: at once), and what was found."""
 
     items: tuple[Item, ...]
@@ -73,13 +73,13 @@ class Work(Generic[Item, Outcome]):
             self.answer.set_exception(self.found or SplError("internal"))
 
 
-class Desk(Generic[Item, Outcome]):
+class CommitQueue(Generic[Item, Outcome]):
     """Submissions on their way to one writer.  `steady_s` is a clock that never goes back, in seconds."""
 
     def __init__(self, limits: Limits, *, steady_s: Callable[[], float]) -> None:
         self._limits = limits
         self._steady_s = steady_s
-        self._waiting: deque[Work[Item, Outcome]] = deque()
+        self._waiting: deque[Submission[Item, Outcome]] = deque()
         self._items = 0
         self._ready = threading.Condition()
         self._closed = False
@@ -87,7 +87,7 @@ class Desk(Generic[Item, Outcome]):
         self._served = 1  # so many had the last write
         self._began_s = steady_s()
 
-    def put(self, works: Sequence[Work[Item, Outcome]]) -> None:
+    def put(self, works: Sequence[Submission[Item, Outcome]]) -> None:
         """Let them wait, all or none.  Raises DeskError "overloaded" at limits.waiting_writes, "shutting-down"."""
         count = sum(len(work.items) for work in works)
         with self._ready:
@@ -100,7 +100,7 @@ class Desk(Generic[Item, Outcome]):
             if len(self._waiting) >= self._wanted:
                 self._ready.notify()
 
-    def take(self, block: bool) -> list[Work[Item, Outcome]]:
+    def take(self, block: bool) -> list[Submission[Item, Outcome]]:
         """Return what waits, at most limits.commit_records items; nothing when none waits.
 
         With `block`, waits for some and for their company first, and returns nothing only once closed.
@@ -108,7 +108,7 @@ class Desk(Generic[Item, Outcome]):
         with self._ready:
             if block:
                 self._gather()
-            works: list[Work[Item, Outcome]] = []
+            works: list[Submission[Item, Outcome]] = []
             taken = 0
             while self._waiting and (not works or taken + len(self._waiting[0].items) <= self._limits.commit_records):
                 works.append(self._waiting.popleft())
@@ -123,7 +123,7 @@ class Desk(Generic[Item, Outcome]):
             self._closed = True
             self._ready.notify_all()
 
-    def abandon(self) -> list[Work[Item, Outcome]]:
+    def abandon(self) -> list[Submission[Item, Outcome]]:
         """Take no more, and hand out all that waits: the writer is gone, and somebody must tell them."""
         with self._ready:
             self._closed = True
@@ -137,12 +137,12 @@ class Desk(Generic[Item, Outcome]):
         while not self._waiting and not self._closed:
             self._ready.wait()
         self._wanted = self._served
-        end_s = self._began_s + self._limits.commit_company_s
+        end_s = self._began_s + self._limits.commit_delay_s
         while len(self._waiting) < self._wanted and not self._closed and (rest_s := end_s - self._steady_s()) > 0:
             self._ready.wait(rest_s)
 
 
-def answer(works: Sequence[Work[Item, Outcome]]) -> None:
+def answer(works: Sequence[Submission[Item, Outcome]]) -> None:
     """Settle all of a write, those that another thread waits for by one call there."""
     for post in dict.fromkeys(work.post for work in works):
         same = [work for work in works if work.post == post]
@@ -153,6 +153,6 @@ def answer(works: Sequence[Work[Item, Outcome]]) -> None:
             post(partial(_settle, same))
 
 
-def _settle(works: Sequence[Work[Item, Outcome]]) -> None:
+def _settle(works: Sequence[Submission[Item, Outcome]]) -> None:
     for work in works:
         work.settle()

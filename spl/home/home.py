@@ -22,10 +22,10 @@ from ..core.identity.did import certifies, chain_of, multibase, words
 from ..core.limits import Limits
 from .config import FILE_NAME, Config, ConfigError, load
 from .disk import Disk, Lock, lock_home, unusable
-from .log import Store
+from .log import Log
 from .vault import Identity, Vault
 from .views import THREAD_TOKENS, Views
-from .writer import Hub
+from .writer import Writer
 from .writes import Own, Signer
 
 CONFIG_BYTES_MAX: Final = 1024 * 1024
@@ -51,16 +51,16 @@ class Home:
     config: Config
     lock: Lock
     disk: Disk
-    store: Store
+    store: Log
     views: Views
     vault: Vault
-    hub: Hub
+    writer: Writer
 
     def adopt(self, identity: Identity) -> None:
         """Sign with this identity from now on, and fold the reserved threads for its DID."""
         if self.views.did != identity.did:
             self.views.load(self.store, identity.did)
-        self.hub.signer = Signer(identity.chain, identity.key)
+        self.writer.signer = Signer(identity.chain, identity.key)
 
     def close(self) -> None:
         """Close the store cleanly and release the lock; the hub must be closed and its thread ended before."""
@@ -101,10 +101,10 @@ def open_home(
     try:
         vault = Vault(path, disk, random_bytes=random, now_ms=clock, limits=limits)
         vault.load()
-        store = Store.open(path / "store", disk, limits, now_ms=clock, random_bytes=random, progress=progress)
+        store = Log.open(path / "store", disk, limits, now_ms=clock, random_bytes=random, progress=progress)
         views = Views(limits)
-        hub = Hub(store, views, limits, signer=None, now_ms=clock)
-        home = Home(path, config, lock, disk, store, views, vault, hub)
+        writer = Writer(store, views, limits, signer=None, now_ms=clock)
+        home = Home(path, config, lock, disk, store, views, vault, writer)
         if vault.identity is not None:
             home.adopt(vault.identity)
     except BaseException:
@@ -250,7 +250,7 @@ def _mint_admin(home: Home) -> None:
         "tok_" + random_bytes(4).hex(), sa_id, bearer.hash_of(text), frozenset({bearer.ADMIN}),
         expires_at_ms=at_ms + TOKEN_TTL_MS, created_at_ms=at_ms, label=ADMIN_LABEL,
     )  # fmt: skip
-    future = home.hub.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))])
-    home.hub.commit_waiting()
+    future = home.writer.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))])
+    home.writer.commit_waiting()
     future.result()
     home.disk.replace_atomic(home.path / TOKEN, text.encode() + b"\n", 0o600)

@@ -202,7 +202,7 @@ class Index:
         """Return the other envelopes of this id (kind alt), by arrival."""
         return [row for row in self._same_id(record_id) if row.kind == "alt"]
 
-    def is_shown(self, pair: str, level: str, name: str) -> bool:
+    def has_projection(self, pair: str, level: str, name: str) -> bool:
         """Tell whether the peer of a pair showed us this projection; `name` is its id, a record's or a pseudonym."""
         state = self._state
         rows = self._rows(state, self._values(state, self._hash(shown_name(pair, level, name)), 0, _SAME_ID_MAX))

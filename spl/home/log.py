@@ -33,14 +33,14 @@ from .recovery import (
 )
 from .segments import PROJECTION, RUN_START, Chain, Entry, Line, LineError, Place, encode
 
-__all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Store", "StoreError"]
+__all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Log", "StoreError"]
 
 _GAP_BYTES: Final = 4096  # neighbouring payloads closer than this are read with one pread
 _SPAN_BYTES: Final = 1024 * 1024
 _SYNCS_KEPT: Final = 512
 
 
-class Store:
+class Log:
     """An open log and its index.  One thread appends; any thread reads, and sees only lines that are durable."""
 
     def __init__(self, folder: Path, disk: Disk, limits: Limits, opened: Opened, took_ms: int) -> None:

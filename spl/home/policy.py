@@ -17,9 +17,10 @@ from typing import Any, Final
 from ..core import rules, when
 from ..core.backoff import TokenBucket
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity.manifest import Manifest
 from ..core.rules import Verdict
-from .writer import Hub
+from .writer import Writer
 from .writes import Outcome, Own
 
 log = logging.getLogger("spl.policy")
@@ -36,36 +37,36 @@ _Kind = tuple[str, str, str]
 class Policy:
     """Asks the rules.  `resources` are all that a rule may guard."""
 
-    def __init__(self, hub: Hub, *, resources: frozenset[str], now_ms: Callable[[], int]) -> None:
-        self.hub, self.resources, self.now_ms = hub, resources, now_ms
+    def __init__(self, writer: Writer, *, resources: frozenset[str], now_ms: Callable[[], int]) -> None:
+        self.writer, self.resources, self.now_ms = writer, resources, now_ms
         self._lock = threading.Lock()
         self._told: OrderedDict[_Kind, tuple[int, int]] = OrderedDict()
         self._bucket = TokenBucket(float(AUDITS_PER_MINUTE), AUDITS_PER_MINUTE / 60)
 
     def allows(self, resource: str, facts: Mapping[str, Any], capabilities: frozenset[str], who: str) -> Verdict:
         """Return the verdict of the permission rules; a denial is logged and audited under the name of `who` asks."""
-        verdict = rules.decide(self.hub.views.rules, resource, facts, capabilities)
+        verdict = rules.decide(self.writer.views.rules, resource, facts, capabilities)
         if verdict.outcome == rules.DENY:
             self._denied(resource, verdict, who, str(facts["peer"]["address"]))
         return verdict
 
     def permits(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> bool:
         """Tell whether the permission rules let a peer ask for a pair; it holds no capability."""
-        if not self.hub.views.rules:
+        if not self.writer.views.rules:
             return True
         facts = rules.handshake_facts(peer, asked, address)
         return self.allows(rules.HANDSHAKE, facts, frozenset(), peer.did).outcome != rules.DENY
 
     def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> frozenset[str]:
         """Return the namespaces that a rule of automatic approval grants this peer at most; none without one."""
-        if not self.hub.views.aitl_rules:
+        if not self.writer.views.aitl_rules:
             return frozenset()
-        rule, failed = rules.applies(self.hub.views.aitl_rules, rules.handshake_facts(peer, asked, address))
+        rule, failed = rules.applies(self.writer.views.aitl_rules, rules.handshake_facts(peer, asked, address))
         for name in failed:
-            log.warning("policy.rule_failed", extra={"fields": {"rule": name, "peer": peer.did}})
+            log.warning(**event("policy.rule_failed", rule=name, peer=peer.did))
         if rule is None:
             return frozenset()
-        log.info("policy.auto_apply", extra={"fields": {"rule": rule.name, "peer": peer.did}})
+        log.info(**event("policy.auto_apply", rule=rule.name, peer=peer.did))
         return frozenset(rule.namespaces)
 
     def _denied(self, resource: str, verdict: Verdict, who: str, address: str) -> None:
@@ -77,11 +78,11 @@ class Policy:
             "timestamp": when.text_of(self.now_ms()), "resource": resource, "rule": verdict.rule,
             "action": verdict.action, "who": who, "address": address, "fault": verdict.fault, "repeated": repeated,
         }  # fmt: skip
-        log.warning("policy.denied", extra={"fields": {key: body[key] for key in body if key != "timestamp"}})
+        log.warning(**event("policy.denied", **({key: body[key] for key in body if key != "timestamp"})))
         try:
-            self.hub.submit([Own(THREAD_AUDIT, KIND_DENIED, body)]).add_done_callback(_written)
+            self.writer.submit([Own(THREAD_AUDIT, KIND_DENIED, body)]).add_done_callback(_written)
         except SplError as exc:
-            log.warning("policy.audit_lost", extra={"fields": {"code": exc.code}})
+            log.warning(**event("policy.audit_lost", code=exc.code))
 
     def _due(self, kind: _Kind) -> int | None:
         """Return how many of the kind were passed over since the last that was told; None to pass this one over too.
@@ -104,4 +105,4 @@ def _written(done: "Future[list[Outcome]]") -> None:
     """Log a denial whose record was not taken; the denial stands."""
     fault = done.exception()
     if fault is not None:
-        log.warning("policy.audit_lost", extra={"fields": {"code": getattr(fault, "code", "internal")}})
+        log.warning(**event("policy.audit_lost", code=getattr(fault, "code", "internal")))

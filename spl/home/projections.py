@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..core import consent
-from ..core.consent import Inlet
+from ..core.consent import Inbound
 from ..core.pair.pair import Pair
 from ..core.record.levels import NAMES, STRUCTURAL
-from .log import Store
+from .log import Log
 from .segments import PROJECTION
 from .views import Views
 
@@ -51,7 +51,7 @@ class Claims:
 
 
 def read(
-    store: Store, views: Views, pair: Pair, namespace: str, after: int, limit: int,
+    store: Log, views: Views, pair: Pair, namespace: str, after: int, limit: int,
     reaches: Callable[[str], bool] = lambda ns: True,
 ) -> Claims:  # fmt: skip
     """Return up to `limit` claims of a pair with a higher seq, of one of our namespaces or all that the reader reaches.
@@ -81,7 +81,7 @@ def _claim(seq: int, ns: str, payload: bytes) -> Claim:
     return Claim(seq, value["id"], NAMES.index(mark["level"]), ns, mark["ns"], mark["by"], value["record"])
 
 
-def _is_the_best(store: Store, inlets: Mapping[str, Inlet], claim: Claim) -> bool:
+def _is_the_best(store: Log, inlets: Mapping[str, Inbound], claim: Claim) -> bool:
     """Tell whether nothing better is held, or was given since."""
     inlet = inlets.get(claim.peer_ns)
     if inlet is not None and claim.level > inlet.level:

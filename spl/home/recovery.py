@@ -306,7 +306,9 @@ def _is_held(index: Index, damage: Damage, id_: str) -> bool:
 
 def _is_shown(index: Index, raw: bytes, id_: str) -> bool:
     pair = _FROM.search(raw)
-    return pair is not None and any(index.is_shown(pair[1].decode("utf-8", "replace"), level, id_) for level in NAMES)
+    return pair is not None and any(
+        index.has_projection(pair[1].decode("utf-8", "replace"), level, id_) for level in NAMES
+    )
 
 
 def _computed_id(raw: bytes) -> str:

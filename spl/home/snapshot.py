@@ -19,6 +19,7 @@ from typing import Final
 
 from ..core import consent
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.gate import Gate, Roots
 from ..core.identity.did import Chain
 from ..core.limits import MIB, Limits
@@ -28,9 +29,9 @@ from ..core.record.namespace import Namespace
 from ..core.record.record import Envelope
 from ..core.record.snapshot import Header, Read, SnapshotError, header_of, lines, malformed
 from .disk import Disk, File
-from .log import Entry, Row, Store
+from .log import Entry, Log, Row
 from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
-from .writer import Hub
+from .writer import Writer
 from .writes import Arrive, Commit
 
 ROWS: Final = 500
@@ -93,7 +94,7 @@ class IdDigest:
 
 
 def take(
-    store: Store, disk: Disk, folder: Path, *, instance: str, thread: str, may_read: MayRead = lambda row: True
+    store: Log, disk: Disk, folder: Path, *, instance: str, thread: str, may_read: MayRead = lambda row: True
 ) -> Iterator[bytes]:
     """Yield a snapshot: the header, then pieces of whole lines of about 256 KiB.
 
@@ -124,7 +125,7 @@ def scratch(disk: Disk, folder: Path, name: str) -> File:
     return file
 
 
-def _payloads(store: Store, thread: str, upto: int, may_read: MayRead) -> Iterator[bytes]:
+def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[bytes]:
     """Yield the stored envelopes up to a sequence, in order of arrival."""
     if not thread:
         for line in store.scan(1):
@@ -220,8 +221,8 @@ class _Upload:
 class Restorer:
     """Restores into one home.  Blocks on the disk; callable from any thread, one restore at a time."""
 
-    def __init__(self, hub: Hub, home: Path, disk: Disk, limits: Limits, *, now_ms: Callable[[], int]) -> None:
-        self.hub, self.limits = hub, limits
+    def __init__(self, writer: Writer, home: Path, disk: Disk, limits: Limits, *, now_ms: Callable[[], int]) -> None:
+        self.writer, self.limits = writer, limits
         self._home, self._folder, self._disk, self._now_ms = home, home / FOLDER, disk, now_ms
         self._roots = Roots(limits.verified_roots)
         self._uploads: dict[str, _Upload] = {}
@@ -280,21 +281,21 @@ class Restorer:
                 text = f"line {first.number}: {first.text}; nothing was restored"
                 raise SnapshotError(first.code, text, line=first.number, refused=plan.refused.total())
             self._check_room(2 * plan.bytes)
-            if plan.pairs != self.hub.views.pairs:
+            if plan.pairs != self.writer.views.pairs:
                 prepare(plan.pairs.values())
             self._store(read, ways)
             fields = {"records": plan.header.count, "new": plan.new, "thread": plan.header.thread or "all"}
-            log.info("store.restored", extra={"fields": fields})
+            log.info(**event("store.restored", **fields))
             return plan
         finally:
             self._turn.release()
 
     def _verify(self, read: Read, rights: Rights) -> tuple[Plan, "_Ways"]:
-        if self.hub.signer is None:
+        if self.writer.signer is None:
             raise SnapshotError("identity-missing")
         found = lines(read)
         plan = Plan(header_of(next(found, b"")))
-        judge = _Judge(self.hub, self.limits, rights, plan.header.thread, self._roots)
+        judge = _Judge(self.writer, self.limits, rights, plan.header.thread, self._roots)
         ids = IdDigest(self._disk, self._folder)
         for number, raw in enumerate(found, 2):
             try:
@@ -317,7 +318,7 @@ class Restorer:
 
     def _store(self, read: Read, ways: "_Ways") -> None:
         """Give the hub what is not held, chunk by chunk; each is durable before the next is sent."""
-        silence = self.hub.listen(self._reload)
+        silence = self.writer.listen(self._reload)
         try:
             for chunk in self._chunks(read, ways):
                 self._submit(chunk)
@@ -331,7 +332,7 @@ class Restorer:
         next(source)
         for raw in source:
             envelope = record.parse(raw, self.limits)
-            if self.hub.store.index.find(envelope.id) is not None:
+            if self.writer.store.index.find(envelope.id) is not None:
                 continue
             reserved = record.is_reserved(envelope.record["thread"])
             chunk.append(Arrive(envelope, "" if reserved else _ns_of(envelope, ways), ORIGIN))
@@ -346,7 +347,7 @@ class Restorer:
         """Return when the chunk is durable; a full write queue is waited for, up to 30 s."""
         for attempt in range(SUBMIT_TRIES):
             try:
-                self.hub.submit(chunk).result(COMMIT_TIMEOUT_S)
+                self.writer.submit(chunk).result(COMMIT_TIMEOUT_S)
                 return
             except SplError as exc:
                 if exc.code != "overloaded" or attempt + 1 == SUBMIT_TRIES:
@@ -356,7 +357,7 @@ class Restorer:
     def _reload(self, commit: Commit) -> None:
         """Fold the views anew after restored records of reserved threads; runs on the writer's thread."""
         if any(record.is_reserved(thread) for thread in commit.threads):
-            self.hub.views.reload(self.hub.store)
+            self.writer.views.reload(self.writer.store)
 
     def _check_room(self, size: int) -> None:
         """Return when so many bytes fit; a full disk would make the store read-only."""
@@ -395,11 +396,11 @@ class _Judge:
     signed is folded as it is verified.
     """
 
-    def __init__(self, hub: Hub, limits: Limits, rights: Rights, thread: str, roots: Roots) -> None:
-        assert hub.signer is not None
-        self._own: Chain = hub.signer.chain
-        self._store, self._limits, self._rights, self._thread, self._roots = hub.store, limits, rights, thread, roots
-        self.views: Views = copy.copy(hub.views)
+    def __init__(self, writer: Writer, limits: Limits, rights: Rights, thread: str, roots: Roots) -> None:
+        assert writer.signer is not None
+        self._own: Chain = writer.signer.chain
+        self._store, self._limits, self._rights, self._thread, self._roots = writer.store, limits, rights, thread, roots
+        self.views: Views = copy.copy(writer.views)
         self._stale = False
         self._refresh()
 

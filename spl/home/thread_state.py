@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..core import fold
 from ..core.fold import FoldRule, State
-from .log import Row, Store
+from .log import Log, Row
 
 KINDS_MAX: Final = 256
 PIECE_ROWS: Final = 250
@@ -26,7 +26,7 @@ _Kind = tuple[str, str, str, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ThreadState:
     """A state, how many records it is of, the sequence of the last of them, and up to where the log was read."""
 
     state: State
@@ -35,16 +35,16 @@ class Standing:
     read_seq: int = 0
 
 
-class States:
+class ThreadStates:
     """Those of one store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Log) -> None:
         self._store = store
-        self._kept: OrderedDict[_Kind, Standing] = OrderedDict()
+        self._kept: OrderedDict[_Kind, ThreadState] = OrderedDict()
         # One worker, begun with the first question; so nothing here needs a lock.
         self._worker = ThreadPoolExecutor(1, "spl-states")
 
-    def read_on(self, thread: str, rule: FoldRule, namespaces: frozenset[str], to_seq: int) -> "Future[Standing]":
+    def read_on(self, thread: str, rule: FoldRule, namespaces: frozenset[str], to_seq: int) -> "Future[ThreadState]":
         """Read at most one more piece towards `to_seq`, and return where the state then stands.
 
         Only records of these namespaces count; an empty set stands for all.  It is there once `read_seq` is `to_seq`
@@ -56,9 +56,9 @@ class States:
         """Return the body of the record at a place of the log.  Raises LineError "store-damaged"."""
         return _body(self._store.line(sequence).payload)
 
-    def _read_on(self, thread: str, rule: FoldRule, namespaces: frozenset[str], to_seq: int) -> Standing:
+    def _read_on(self, thread: str, rule: FoldRule, namespaces: frozenset[str], to_seq: int) -> ThreadState:
         kind = (thread, rule.fold, rule.field, namespaces)
-        found = self._kept.pop(kind, None) or Standing(fold.begin(rule))
+        found = self._kept.pop(kind, None) or ThreadState(fold.begin(rule))
         if found.read_seq < to_seq:
             rows = self._store.index.after(f"t:{thread}", found.read_seq, PIECE_ROWS)
             piece = _bounded(rows) if rule.reads_bodies else rows
@@ -72,14 +72,14 @@ class States:
             self._kept.popitem(last=False)
         return found
 
-    def _stepped(self, found: Standing, rule: FoldRule, rows: list[Row]) -> Standing:
+    def _stepped(self, found: ThreadState, rule: FoldRule, rows: list[Row]) -> ThreadState:
         if not rows:
             return found
         state = found.state
         payloads = self._store.payloads(rows) if rule.reads_bodies else [b""] * len(rows)
         for row, payload in zip(rows, payloads, strict=True):
             state = fold.step(rule, state, row.seq, _body(payload) if payload else {})
-        return Standing(state, found.records + len(rows), rows[-1].seq, found.read_seq)
+        return ThreadState(state, found.records + len(rows), rows[-1].seq, found.read_seq)
 
 
 def _counts(row: Row, namespaces: frozenset[str]) -> bool:

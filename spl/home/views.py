@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ..core import consent, fold, rules
 from ..core.canon import CanonError
-from ..core.consent import Book
+from ..core.consent import PairGrants
 from ..core.fold import FoldRules
 from ..core.identity import bearer
 from ..core.identity.bearer import Token
@@ -25,7 +25,7 @@ from ..core.record import namespace
 from ..core.record.namespace import Namespace
 from ..core.record.record import record_id
 from ..core.rules import AitlRules, PermissionRules
-from .log import Entry, LineError, Store
+from .log import Entry, LineError, Log
 
 PAGE_ROWS: Final = 500
 KIND_CHAIN: Final = "syncropel.federation.chain_pin.v1"
@@ -55,7 +55,7 @@ class Views:
         self.tokens: Mapping[str, Token] = {}
         self.tokens_by_hash: Mapping[str, Token] = {}
         self.requests: Mapping[str, Request] = {}
-        self.consents: Mapping[str, Book] = {}
+        self.consents: Mapping[str, PairGrants] = {}
         """By pair_id; `consent.book_of` adds what the pair's own record grants."""
         self.namespaces: Mapping[str, Namespace] = namespace.REGISTRY_EMPTY
         self.positions: Mapping[str, Position] = {}
@@ -67,7 +67,7 @@ class Views:
         self.blocked: frozenset[str] = frozenset()
         """DIDs whose records are refused, whoever brings them."""
 
-    def load(self, store: Store, did: str) -> None:
+    def load(self, store: Log, did: str) -> None:
         """Read everything anew from the store, for the instance of this DID."""
         self.did = did
         self.pairs, self.tokens, self.tokens_by_hash, self.requests = {}, {}, {}, {}
@@ -86,7 +86,7 @@ class Views:
                     self._place(json.loads(store.payloads([row])[0]), store.line(row.seq).at_ms)
         self.refused = {name[2:]: store.index.count(name) for name in _all_names(store, "r:")}
 
-    def reload(self, store: Store) -> None:
+    def reload(self, store: Log) -> None:
         """Fold everything anew and swap the results in: restored records arrive after the ones that they precede.
 
         For the writer's thread; readers see the old values until the new ones are complete.
@@ -159,7 +159,7 @@ _FOLDS: Final[Mapping[str, Callable[[Views, Mapping[str, Any], int, int], None]]
 }
 
 
-def _records(store: Store, thread: str) -> "list[tuple[dict[str, Any], int, int, str]]":
+def _records(store: Log, thread: str) -> "list[tuple[dict[str, Any], int, int, str]]":
     """Return (record, seq, arrival ms, voucher) of every record on a reserved thread, in the order they were made.
 
     That is the order of our own clocks, and of arrival unless a restore brought some late.  What the disk damaged since
@@ -186,7 +186,7 @@ def _sound(payload: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _all_names(store: Store, prefix: str) -> list[str]:
+def _all_names(store: Log, prefix: str) -> list[str]:
     names: list[str] = []
     while page := store.index.names(prefix, names[-1] if names else "", PAGE_ROWS):
         names += page

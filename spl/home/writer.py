@@ -24,11 +24,11 @@ from ..core.record import batch, namespace, record
 from ..core.record.filter import facts_of
 from ..core.record.levels import NAMES
 from ..core.record.record import Envelope, Sig
-from .commit_queue import Answer, Desk, Post, Work, answer
-from .log import Entry, Store
+from .commit_queue import Answer, CommitQueue, Post, Submission, answer
+from .log import Entry, Log
 from .segments import PROJECTION
 from .views import Views
-from .writes import LOCAL, Arrive, Commit, Emit, Item, Outcome, Own, Place, Refuse, Show, Signer
+from .writes import LOCAL, Arrive, Commit, Emit, Item, Outcome, Own, Projected, Refuse, SavedPosition, Signer
 
 log = logging.getLogger("spl.store")
 
@@ -36,7 +36,7 @@ CLOCKS_MAX: Final = 4096
 """(actor, thread) whose next clock is remembered; the writer alone changes it, so the memory is never wrong."""
 
 
-class HubError(SplError):
+class WriteError(SplError):
     """The write is refused; nothing of its submission was stored."""
 
 
@@ -67,19 +67,19 @@ class _Overlay:
         return _Overlay(dict(self.ids), dict(self.clocks), dict(self.taken))
 
 
-class Hub:
+class Writer:
     """Writes for one home.  `signer` is replaced when an identity is made or rotated."""
 
     def __init__(
-        self, store: Store, views: Views, limits: Limits, *, signer: Signer | None, now_ms: Callable[[], int]
+        self, store: Log, views: Views, limits: Limits, *, signer: Signer | None, now_ms: Callable[[], int]
     ) -> None:
         self.store = store
         self.views = views
         self.limits = limits
         self.signer = signer
         self.now_ms = now_ms
-        self._desk: Desk[Item, Outcome] = Desk(limits, steady_s=time.monotonic)
-        self.adapters: Adapters[Commit] = Adapters(now_ms=now_ms, steady_ns=time.perf_counter_ns)
+        self._queue: CommitQueue[Item, Outcome] = CommitQueue(limits, steady_s=time.monotonic)
+        self.listeners: Listeners[Commit] = Listeners(now_ms=now_ms, steady_ns=time.perf_counter_ns)
         self._clocks: dict[tuple[str, str], int] = {}
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Outcome]]":
@@ -92,16 +92,18 @@ class Hub:
     def submit_all(self, submissions: Sequence[Sequence[Item]]) -> "list[Future[list[Outcome]]]":
         """Queue many submissions that share a write as far as limits.commit_records allows; each answers alone."""
         futures: list[Future[list[Outcome]]] = [Future() for _ in submissions]
-        self._desk.put([Work(tuple(items), future, None) for items, future in zip(submissions, futures, strict=True)])
+        self._queue.put(
+            [Submission(tuple(items), future, None) for items, future in zip(submissions, futures, strict=True)]
+        )
         return futures
 
     def submit_posted(self, submissions: Sequence[tuple[Sequence[Item], Answer[Outcome]]], post: Post) -> None:
         """Queue submissions as `submit_all` does, whose answers are awaited on the thread that `post` calls on."""
-        self._desk.put([Work(tuple(items), awaited, post) for items, awaited in submissions])
+        self._queue.put([Submission(tuple(items), awaited, post) for items, awaited in submissions])
 
     def listen(self, callback: Callable[[Commit], None]) -> Callable[[], None]:
         """Call back after each commit, on the writer's thread; it must not block.  Returns the way to stop it."""
-        return self.adapters.listen(callback)
+        return self.listeners.listen(callback)
 
     def run(self) -> None:
         """Write until `close`; the daemon's writer thread.
@@ -112,15 +114,15 @@ class Hub:
             while self.commit_waiting(block=True):
                 pass
         finally:
-            answer(self._desk.abandon())
+            answer(self._queue.abandon())
 
     def close(self) -> None:
         """Take no more; what waits is written before `run` returns."""
-        self._desk.close()
+        self._queue.close()
 
     def commit_waiting(self, block: bool = False) -> bool:
         """Write what waits, up to the commit limits; False when there was nothing (with `block`: closed and empty)."""
-        works = self._desk.take(block)
+        works = self._queue.take(block)
         try:
             if works:
                 self._commit(works)
@@ -129,18 +131,18 @@ class Hub:
             answer(works)
         return bool(works)
 
-    def _commit(self, works: Sequence[Work[Item, Outcome]]) -> None:
+    def _commit(self, works: Sequence[Submission[Item, Outcome]]) -> None:
         overlay, accepted = _Overlay(), []
         for work in works:
             if not work.is_awaited():
                 continue
-            trial = overlay.copy() if len(work.items) > 1 else overlay
+            state = overlay.copy() if len(work.items) > 1 else overlay
             try:
-                slots = [self._prepare(item, trial) for item in work.items]
+                slots = [self._prepare(item, state) for item in work.items]
             except SplError as exc:
                 work.found = exc
                 continue
-            overlay = trial
+            overlay = state
             accepted.append((work, slots))
         slots = [slot for _, group in accepted for slot in group]
         try:
@@ -151,7 +153,7 @@ class Hub:
                 work.found = exc
             return
         if commit is not None:
-            self.adapters.tell(commit, commit.last_seq - commit.first_seq + 1)
+            self.listeners.tell(commit, commit.last_seq - commit.first_seq + 1)
         for work, group in accepted:
             work.found = [_outcome(slot) for slot in group]
 
@@ -163,9 +165,9 @@ class Hub:
                 return self._prepare_own(thread, kind, body, overlay)
             case Arrive():
                 return self._prepare_arrival(item, overlay)
-            case Show():
+            case Projected():
                 return self._prepare_showing(item, overlay)
-            case Place(pair, cursor, count):
+            case SavedPosition(pair, cursor, count):
                 body = {"pair": pair, "cursor": cursor, "count": count}
                 return _Slot(entry=Entry(kind="pos", payload=canon.encode(body), pair=pair))
             case Refuse(pair, id_, code, ns):
@@ -182,10 +184,10 @@ class Hub:
         free = given.get("clock") is None
         checked = record.check({**given, "clock": 0 if free else given["clock"]}, self.limits)
         if record.is_reserved(checked["thread"]):
-            raise HubError("reserved-thread", f"thread {checked['thread']} is the daemon's own")
+            raise WriteError("reserved-thread", f"thread {checked['thread']} is the daemon's own")
         actor = checked["actor"]
         if actor.startswith(record.INSTANCE_PREFIX) and actor != signer.chain.did:
-            raise HubError("actor-refused", "nobody vouches for an instance other than itself")
+            raise WriteError("actor-refused", "nobody vouches for an instance other than itself")
         ns = namespace.usable(self.views.namespaces, record.namespace_of(checked))
         return self._prepare_local(checked, free, ns, overlay)
 
@@ -204,7 +206,7 @@ class Hub:
         if free:
             next_ = self._clock_next(actor, thread, overlay)
             if next_ is None:
-                raise HubError("clock-exhausted")
+                raise WriteError("clock-exhausted")
             checked["clock"] = next_
         id_, text = record.identify(checked, self.limits)
         held = self._held(id_, overlay)
@@ -215,7 +217,7 @@ class Hub:
         if taken is None and clock < self._clock_stored(actor, thread):
             taken = self.store.index.taken(actor, thread, clock)
         if taken is not None:
-            raise HubError("ingest-failed", f"DuplicateClock: thread={thread} actor={actor} clock={clock}")
+            raise WriteError("ingest-failed", f"DuplicateClock: thread={thread} actor={actor} clock={clock}")
         slot = _Slot(record=checked, text=text, id=id_, ns=ns)
         overlay.ids[id_] = slot
         overlay.taken[actor, thread, clock] = id_
@@ -252,14 +254,14 @@ class Hub:
         overlay.ids[envelope.id] = slot
         return slot
 
-    def _prepare_showing(self, item: Show, overlay: _Overlay) -> _Slot:
+    def _prepare_showing(self, item: Projected, overlay: _Overlay) -> _Slot:
         """Return the slot of a projection, which is told apart by pair, level and id and is no record."""
         shown, level = item.projection, NAMES[item.projection.level]
         key = f"{item.pair}:{level}:{shown.id}"
         earlier = overlay.ids.get(key)
         if earlier is not None:
             return _Slot(same_as=earlier)
-        if self.store.index.is_shown(item.pair, level, shown.id):
+        if self.store.index.has_projection(item.pair, level, shown.id):
             return _Slot(held=Outcome(0, None, False))
         entry = Entry(PROJECTION, shown.raw, item.pair, item.ns, id=shown.id, pair=item.pair, level=level)
         slot = overlay.ids[key] = _Slot(entry=entry)
@@ -290,7 +292,7 @@ class Hub:
 
     def _signer(self) -> Signer:
         if self.signer is None:
-            raise HubError("identity-missing")
+            raise WriteError("identity-missing")
         return self.signer
 
     def _sign(self, slots: Sequence[_Slot]) -> None:
@@ -338,7 +340,7 @@ class Hub:
             return None
         at_ms = self.now_ms()
         seqs = self.store.append(entries, at_ms)
-        self.adapters.begin()
+        self.listeners.begin()
         for slot, seq in zip(slots, seqs, strict=True):
             slot.seq = seq
             if slot.entry is not None:
@@ -346,7 +348,7 @@ class Hub:
                 place = slot.entry.actor, slot.entry.thread
                 if slot.entry.own and place in self._clocks:
                     self._clocks[place] = max(self._clocks[place], slot.entry.clock + 1)
-        self.adapters.passed(VIEWS, len(entries))
+        self.listeners.passed(VIEWS, len(entries))
         fresh = tuple((seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec")
         return Commit(
             seqs[0],
@@ -375,7 +377,7 @@ ALL: Final = "all"
 _C = TypeVar("_C")
 
 
-class Adapters(Generic[_C]):
+class Listeners(Generic[_C]):
     """Those of one hub.  The writer's thread runs and measures them; any thread may ask.
 
     `steady_ns` is a clock that never jumps.  An adapter is named after the module of its callback.

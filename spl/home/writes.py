@@ -47,7 +47,7 @@ class Arrive:
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
+class Projected:
     """A verified projection, which is a claim of the pair's peer and no record: its local namespace, and the pair."""
 
     projection: Projection
@@ -56,7 +56,7 @@ class Show:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SavedPosition:
     """The position up to which everything from a pair is in this submission or was stored before."""
 
     pair: str
@@ -77,7 +77,7 @@ class Refuse:
     ns: str = ""
 
 
-Item = Emit | Own | Arrive | Show | Place | Refuse
+Item = Emit | Own | Arrive | Projected | SavedPosition | Refuse
 
 
 @dataclass(frozen=True, slots=True)

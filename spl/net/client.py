@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import urljoin
 
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.limits import Limits
 from .address import ReachError, Url, is_address, is_loopback, judge, parse_url
 from .deflate import CODING, Inflater
@@ -68,7 +69,7 @@ class Client:
         self._limits = limits
         self._tls = tls
         self._resolve = resolve or Resolver().resolve
-        self._idle: dict[tuple[str, DialPolicy], _Wire] = {}
+        self._idle: dict[tuple[str, DialPolicy], _Socket] = {}
         self._closed = False
 
     async def fetch(
@@ -112,7 +113,7 @@ class Client:
         """
         where = parse_url(url)
         asked = (("accept", MEDIA_TYPE), ("accept-encoding", CODING), ("cache-control", "no-cache"), *headers)
-        wire: _Wire | None = None
+        wire: _Socket | None = None
         try:
             try:
                 async with asyncio.timeout(self._limits.answer_timeout_s):
@@ -147,7 +148,7 @@ class Client:
         return await self._exchange(await self._connect(where, policy), data, method, where, limit, policy)
 
     async def _exchange(
-        self, wire: "_Wire", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy
+        self, wire: "_Socket", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy
     ) -> Reply:
         """Send one request and read its answer; the connection is kept or ended here in any case."""
         kept = False
@@ -162,7 +163,7 @@ class Client:
             if not kept:
                 wire.abort()
 
-    async def _check_stream(self, where: Url, wire: "_Wire", head: ResponseHead) -> None:
+    async def _check_stream(self, where: Url, wire: "_Socket", head: ResponseHead) -> None:
         if head.status in _REDIRECTS:
             raise ReachError("redirect", f"{where.origin} redirects its event stream")
         if head.status != 200 or _coding(head) != CODING:
@@ -176,14 +177,14 @@ class Client:
 
     # -- connections
 
-    def _take_idle(self, key: tuple[str, DialPolicy]) -> "_Wire | None":
+    def _take_idle(self, key: tuple[str, DialPolicy]) -> "_Socket | None":
         wire = self._idle.pop(key, None)
         if wire is None:
             return None
         wire.expiry.cancel()
         return wire
 
-    def _keep(self, key: tuple[str, DialPolicy], wire: "_Wire") -> bool:
+    def _keep(self, key: tuple[str, DialPolicy], wire: "_Socket") -> bool:
         if self._closed or key in self._idle:
             return False
 
@@ -196,7 +197,7 @@ class Client:
         self._idle[key] = wire
         return True
 
-    async def _connect(self, where: Url, policy: DialPolicy) -> "_Wire":
+    async def _connect(self, where: Url, policy: DialPolicy) -> "_Socket":
         """Return a fresh connection to the first address that accepts, all within one deadline."""
         try:
             async with asyncio.timeout(self._limits.connect_timeout_s):
@@ -226,7 +227,7 @@ class Client:
             raise refusal
         return allowed
 
-    async def _dial_any(self, where: Url, addresses: list[str]) -> "_Wire":
+    async def _dial_any(self, where: Url, addresses: list[str]) -> "_Socket":
         tls = None
         if where.scheme == "https":
             if self._tls is None:
@@ -241,7 +242,7 @@ class Client:
                 if exc.code != "connect":
                     break
             else:
-                return _Wire(self._limits, reader, writer, address, where.origin)
+                return _Socket(self._limits, reader, writer, address, where.origin)
         assert failure is not None
         raise failure
 
@@ -253,7 +254,7 @@ class EventStream:
     "timeout" after `stream_silence_s` without a byte, "disconnected", "answer-malformed".
     """
 
-    def __init__(self, wire: "_Wire", head: ResponseHead, limits: Limits) -> None:
+    def __init__(self, wire: "_Socket", head: ResponseHead, limits: Limits) -> None:
         self.status = head.status
         self.headers = head.headers
         self.address = wire.address
@@ -339,7 +340,7 @@ class Resolver:
         return await answer
 
 
-class _Wire:
+class _Socket:
     """One connection: sends a request, reads what its parser makes of the answer."""
 
     __slots__ = ("address", "answered", "expiry", "limits", "origin", "parser", "reader", "writer")
@@ -371,7 +372,7 @@ class _Wire:
         except TimeoutError:
             return True
         except OSError:
-            log.debug('event=http.idle_lost origin=%s msg="kept connection was lost"', self.origin)
+            log.debug(**event("http.idle_lost", origin=self.origin, msg="kept connection was lost"))
         except asyncio.CancelledError:
             self.abort()  # nobody else holds it now
             raise
@@ -387,7 +388,7 @@ class _Wire:
             await self.writer.drain()
         except (OSError, RuntimeError):
             # The peer may have refused what it did not read to the end: its answer is looked for all the same.
-            log.debug('event=http.half_sent origin=%s msg="request not taken whole"', self.origin)
+            log.debug(**event("http.half_sent", origin=self.origin, msg="request not taken whole"))
         head = await self.next()
         assert isinstance(head, ResponseHead)
         return head

@@ -26,6 +26,7 @@ from math import inf
 from typing import Final, Protocol, cast
 
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.limits import Limits
 from .heads import CONTINUE, LAST_CHUNK, encode_chunk, encode_head, http_date, status_line
 from .http1 import END, RequestHead, RequestParser, WireError
@@ -201,7 +202,7 @@ class Connection(asyncio.Protocol):
         else:
             size = self.transport.get_write_buffer_size()
             if size >= self.unsent:
-                log.info('event=http.stalled peer=%s bytes=%d msg="peer stopped reading"', self.peer, size)
+                log.info(**event("http.stalled", peer=self.peer, bytes=size, msg="peer stopped reading"))
                 self.transport.abort()
             self.unsent = size
             self.deadline = now + self.shared.limits.write_stall_timeout_s
@@ -247,7 +248,7 @@ class Connection(asyncio.Protocol):
             known = isinstance(exc, SplError)
             cut = refusing or self.phase is Phase.STREAM
             if cut or not known:
-                log.exception('event=http.failed peer=%s msg="request failed"', self.peer)
+                log.exception(**event("http.failed", peer=self.peer, msg="request failed"))
             if cut:
                 self.transport.abort()
             else:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from ..core.event import event
 from ..core.limits import Limits
 from .connection import App, Connection, Match, Shared
 from .sockets import Listener
@@ -77,7 +78,7 @@ class Server:
                     self._emptied.clear()
                     await self._emptied.wait()
         except TimeoutError:
-            log.warning('event=http.cut connections=%d msg="connections did not end in time"', len(shared.connections))
+            log.warning(**event("http.cut", connections=len(shared.connections), msg="connections did not end in time"))
 
     async def _accept(self, listener: Listener) -> None:
         """Accept until cancelled; handshakes that are under way end with it."""
@@ -93,7 +94,7 @@ class Server:
                 if exc.errno in _FATAL:
                     raise
                 if exc.errno in _EXHAUSTED:
-                    log.error('event=http.exhausted error=%s msg="cannot accept, trying again"', exc.strerror)
+                    log.error(**event("http.exhausted", error=exc.strerror, msg="cannot accept, trying again"))
                     await asyncio.sleep(_SWEEP_S)
                 continue
             if len(self._shared.connections) + self._handshakes >= self._limits.connections_count + _REFUSED_COUNT:
@@ -120,7 +121,7 @@ class Server:
                 ssl_shutdown_timeout=self._limits.linger_s if listener.tls else None,
             )
         except OSError as exc:  # ssl.SSLError is one
-            log.debug('event=http.handshake error=%s msg="connection not established"', type(exc).__name__)
+            log.debug(**event("http.handshake", error=type(exc).__name__, msg="connection not established"))
             sock.close()
         finally:
             self._handshakes -= 1

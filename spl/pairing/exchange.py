@@ -19,7 +19,7 @@ from ..core.pair.pair import Pair, PairError
 from ..home.config import Settings
 from ..net.address import ReachError, parse_url
 from ..net.client import Client, DialPolicy
-from .initiator import Initiator, Words, bare, dial_policy, signed_part
+from .initiator import Initiator, SignedRequest, bare, dial_policy, signed_part
 from .machine import Pairs
 
 MANIFEST_PATH: Final = "/.well-known/syncropel"
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 Do = Callable[..., Awaitable[Any]]
 
 
-class Talk:
+class Exchange:
     """Talks to peers.  `do(function, …)` runs a function on the pairing service's thread."""
 
     def __init__(
@@ -78,11 +78,11 @@ class Talk:
         assert failed is not None
         raise failed
 
-    async def say(self, pair: Pair, words: Words) -> dict[str, Any]:
+    async def say(self, pair: Pair, words: SignedRequest) -> dict[str, Any]:
         """Return the fields of the peer's signed answer to one message; raises as `say_whole`."""
         return (await self.say_whole(pair, words))[0]
 
-    async def say_whole(self, pair: Pair, words: Words) -> tuple[dict[str, Any], object]:
+    async def say_whole(self, pair: Pair, words: SignedRequest) -> tuple[dict[str, Any], object]:
         """Return (fields, the whole as the peer signed it) of the peer's answer to one message.
 
         An answer under a key that we do not know is verified again once its manifest was fetched anew.  Raises

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from ..core import canon, consent, when
 from ..core.backoff import full_jitter_s
-from ..core.consent import Book, ConsentError, Grant
+from ..core.consent import ConsentError, Grant, PairGrants
 from ..core.errors import SplError, cli_code
+from ..core.event import event
 from ..core.identity import message
 from ..core.identity.manifest import PAIR_PATH
 from ..core.pair import handshake
@@ -27,8 +28,8 @@ from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
 from ..home.writes import Own
-from .exchange import Do, Talk
-from .initiator import Initiator, Words
+from .exchange import Do, Exchange
+from .initiator import Initiator, SignedRequest
 from .machine import Pairs
 from .responder import Answer, Responder
 
@@ -47,9 +48,9 @@ class Grants:
         self.stale: Counter[str] = Counter()
         """Pair -> how many outdated statements of its peer were refused."""
 
-    def book(self, pair: Pair) -> Book:
+    def book(self, pair: Pair) -> PairGrants:
         """Return both sides' grants of a pair; any thread may ask."""
-        return consent.book_of(self.pairs.hub.views.consents, pair)
+        return consent.book_of(self.pairs.writer.views.consents, pair)
 
     def standing(self, pair_id: str) -> Pair:
         """Return the pair while grants can be made and handed over.
@@ -75,7 +76,7 @@ class Grants:
         pair = self.standing(pair_id)
         book = self.book(pair)
         if level is not None:
-            namespace.usable(self.pairs.hub.views.namespaces, name)
+            namespace.usable(self.pairs.writer.views.namespaces, name)
         held = book.ours.get(name)
         if held is not None and (held.maps, held.level) == (maps, level):
             return False
@@ -120,7 +121,7 @@ class Grants:
                 raise
             self.stale[pair.pair_id] += 1
             told = {"pair": pair.pair_id, "count": self.stale[pair.pair_id], "msg": exc.message}
-            log.warning("consent.stale", extra={"fields": told})
+            log.warning(**event("consent.stale", **told))
             raise ConsentError(STALE, exc.message, evidence=self._evidence(pair)) from exc
         at = when.text_of(self.pairs.now_ms())
         bodies: list[dict[str, Any]] = [
@@ -184,7 +185,7 @@ class Grants:
 
     def _evidence(self, pair: Pair) -> object:
         """Return the last statement of the peer that told us news, as it signed it; None where none stands here."""
-        store, seq, found, name = self.pairs.hub.store, 0, None, pair.pair_id.encode()
+        store, seq, found, name = self.pairs.writer.store, 0, None, pair.pair_id.encode()
         while rows := store.index.after(f"t:{consent.THREAD}", seq, ROWS):
             mine = [row for row in rows if row.kind == "rec" and row.voucher == self.pairs.identity.did]
             for payload in store.payloads(mine):
@@ -195,11 +196,11 @@ class Grants:
             seq = rows[-1].seq
         return found
 
-    def _tell_log(self, event: str, pair: Pair, grant: Grant) -> None:
+    def _tell_log(self, name: str, pair: Pair, grant: Grant) -> None:
         level = consent.level_name(grant.level)
         fields = {"pair": pair.pair_id, "namespace": grant.namespace, "maps": grant.maps, "hash_level": level,
                   "version": grant.version}  # fmt: skip
-        log.info(event, extra={"fields": fields})
+        log.info(**event(name, **fields))
 
 
 def _narrowness(grant: Grant) -> int:
@@ -235,7 +236,7 @@ _STANDING: Final = frozenset({"active", "paused"})
 
 
 @dataclass(slots=True)
-class _Care:
+class _PairState:
     """What this process remembers of one pair."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -251,13 +252,13 @@ class Handover:
     """Hands over the grants of all pairs.  `exchange` asks a peer where the pair stands; `ring` wakes the service."""
 
     def __init__(
-        self, grants: Grants, responder: Responder, initiator: Initiator, talk: Talk, *, do: Do,
+        self, grants: Grants, responder: Responder, initiator: Initiator, talk: Exchange, *, do: Do,
         exchange: Callable[[str], Awaitable[object]], ring: Callable[[], None],
     ) -> None:  # fmt: skip
         self.grants, self.pairs = grants, grants.pairs
         self._responder, self._initiator, self._talk = responder, initiator, talk
         self._do, self._exchange, self._ring = do, exchange, ring
-        self._cares: dict[str, _Care] = {}
+        self._cares: dict[str, _PairState] = {}
 
     # -- what our operator asks
 
@@ -318,7 +319,7 @@ class Handover:
         times = [self._care(pair.pair_id).retry_ms for pair in self._behind()]
         return max(0.0, (min(times) - self.pairs.now_ms()) / 1000) if times else float("inf")
 
-    async def tend(self, pair_id: str) -> None:
+    async def maintain(self, pair_id: str) -> None:
         """Bring both sides of a pair up to date if one is behind; what goes wrong is tried again later."""
         care, pair = self._care(pair_id), self.pairs.get(pair_id)
         if pair is None or not self._lacks(pair):
@@ -331,7 +332,7 @@ class Handover:
             delay_s = full_jitter_s(care.attempt, BACKOFF_BASE_S, BACKOFF_MAX_S, unit)
             care.retry_ms = self.pairs.now_ms() + max(PAUSE_MS, int(delay_s * 1000))
             fields = {"pair": pair_id, "code": exc.code, "attempt": care.attempt, "msg": exc.message}
-            log.info("consent.not_handed_over", extra={"fields": fields})
+            log.info(**event("consent.not_handed_over", **fields))
         self._ring()
 
     async def exchange(self, pair_id: str) -> None:
@@ -372,12 +373,12 @@ class Handover:
                 raise
             return True, exc.facts["evidence"]
 
-    def _words(self, pair: Pair, evidence: object) -> Words:
+    def _words(self, pair: Pair, evidence: object) -> SignedRequest:
         said = {**self.grants.ours(pair), **({"evidence": evidence} if evidence is not None else {})}
         own, now_ms = self.pairs.identity, self.pairs.now_ms() + self._initiator.skew_ms.get(pair.pair_id, 0)
         said["manifest"] = self.pairs.published.federation_manifest()
         fields = handshake.word_fields(pair, own.did, now_ms, self.pairs.nonce(), **said)
-        return Words(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/consent", "consent", fields)
+        return SignedRequest(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/consent", "consent", fields)
 
     def _behind(self) -> list[Pair]:
         """Return the pairs one of whose sides lacks grants of the other."""
@@ -389,5 +390,5 @@ class Handover:
             return False
         return bool(book.waiting) or care.seen not in (care.asked, book.weight_held)
 
-    def _care(self, pair_id: str) -> _Care:
-        return self._cares.setdefault(pair_id, _Care())
+    def _care(self, pair_id: str) -> _PairState:
+        return self._cares.setdefault(pair_id, _PairState())

@@ -18,11 +18,11 @@ from typing import Any, Final
 from ..core import canon, when
 from ..core.backoff import full_jitter_s
 from ..core.errors import CODES, SplError, cli_code
+from ..core.event import event
 from ..core.identity import manifest, message
 from ..core.identity.did import label_of, words
 from ..core.identity.manifest import PAIR_PATH, Manifest
 from ..core.pair import handshake
-from ..core.pair import handshake as agreement
 from ..core.pair.handshake import HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
@@ -63,7 +63,7 @@ class PairOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class SignedRequest:
     """One message to a peer: where, under which purpose, and its fields."""
 
     url: str
@@ -101,8 +101,8 @@ class Initiator:
             raise PairError("usage", "--backfill and --from-now contradict each other")
         if options.mode not in MODES:
             raise PairError("bad-field", f"mode {options.mode[:40]!r} is none of {', '.join(MODES)}")
-        return agreement.propose(
-            self.pairs.hub.views.namespaces, options.namespaces, options.maps, mode=options.mode,
+        return handshake.propose(
+            self.pairs.writer.views.namespaces, options.namespaces, options.maps, mode=options.mode,
             start="beginning" if options.backfill else "present" if options.from_now else "", starts=("", *STARTS),
             limits=self.pairs.limits,
         )  # fmt: skip
@@ -148,7 +148,7 @@ class Initiator:
         )
         return begun.pair_id
 
-    def next_words(self, pair: Pair, *, poll: bool = False, token_id: str = "", renew: bool = False) -> Words:
+    def next_request(self, pair: Pair, *, poll: bool = False, token_id: str = "", renew: bool = False) -> SignedRequest:
         """Return the message that the pair's state calls for; `poll` asks instead where the pair stands.
 
         A poll asks too about the token we hold, or the one of `token_id`; with `renew` the peer shall take a new one.
@@ -159,27 +159,27 @@ class Initiator:
         if isinstance(pair.state, Requested) and not poll:
             manifest_ = self.pairs.published.federation_manifest()
             fields = handshake.request_fields(manifest_, own.did, pair.proposal, pair.peer_did, now_ms)
-            return Words(base, "pair-request", fields)
+            return SignedRequest(base, "pair-request", fields)
         said: dict[str, object] = {"manifest": self.pairs.published.federation_manifest()}
         if isinstance(pair.state, Answered) and not poll:
             fields = handshake.word_fields(pair, own.did, now_ms, nonce, **said)
-            return Words(f"{base}/{pair.pair_id}/confirm", "pair-confirm", fields)
+            return SignedRequest(f"{base}/{pair.pair_id}/confirm", "pair-confirm", fields)
         if pair.ended:
             fields = handshake.word_fields(pair, own.did, now_ms, nonce, reason=pair.reason, **said)
-            return Words(f"{base}/{pair.pair_id}/notify-revoke", "notify-revoke", fields)
+            return SignedRequest(f"{base}/{pair.pair_id}/notify-revoke", "notify-revoke", fields)
         if type(pair.state) in ESTABLISHED:
             said["token_id"] = token_id or self._renewal.held(pair)
         if renew:
             said["renew"] = True
         fields = handshake.poll_fields(pair, own.did, now_ms, nonce, **said)
-        return Words(f"{base}/{pair.pair_id}/poll", "pair-poll", fields)
+        return SignedRequest(f"{base}/{pair.pair_id}/poll", "pair-poll", fields)
 
-    def renew_words(self, pair: Pair) -> Words:
+    def renew_words(self, pair: Pair) -> SignedRequest:
         """Return the message that asks for a new token."""
         own, now_ms = self.pairs.identity, self.pairs.now_ms() + self.skew_ms.get(pair.pair_id, 0)
         said = {"manifest": self.pairs.published.federation_manifest()}
         fields = handshake.word_fields(pair, own.did, now_ms, self.pairs.nonce(), **said)
-        return Words(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/renew", "renew", fields)
+        return SignedRequest(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/renew", "renew", fields)
 
     def learn(self, pair_id: str, fields: Mapping[str, Any]) -> Learned:
         """Return what the peer's signed answer makes of the pair.
@@ -302,7 +302,7 @@ def why_ended(pair: Pair) -> SplError:
     return PairError("pair-revoked", f"{pair.pair_id} is over: {pair.reason}")
 
 
-def signed_part(status: int, body: bytes, words: Words) -> object:
+def signed_part(status: int, body: bytes, words: SignedRequest) -> object:
     """Return the signed answer in a reply: the whole body, or beside an error; raise what a bare status says."""
     try:
         value = canon.decode(body)
@@ -396,7 +396,7 @@ class Changes:
         self.next = asyncio.Event()
 
 
-class Driver:
+class HandshakeLoop:
     """Drives and watches.  `say(pair_id, poll=…)` sends one message and returns what its answer made of the pair."""
 
     def __init__(
@@ -454,7 +454,7 @@ class Driver:
                 delay_s = full_jitter_s(attempt, min(BACKOFF_BASE_S, self._poll_s), POLL_MAX_S, unit)
                 self.trouble[pair_id] = exc
                 fields = {"pair": pair_id, "code": exc.code, "attempt": attempt, "msg": exc.message}
-                log.warning("pair.attempt_failed", extra={"fields": fields})
+                log.warning(**event("pair.attempt_failed", **fields))
                 self._changes.ring()
             await wait(kick, delay_s)
 

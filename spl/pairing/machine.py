@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from ..core import when
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity import bearer, message
 from ..core.identity.did import is_instance_did, label_of, short_of, words
 from ..core.identity.manifest import Manifest
@@ -42,8 +43,8 @@ from ..core.pair.steps import (
 from ..home.manifest import Published
 from ..home.vault import Identity, Vault
 from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
-from ..home.writer import Hub
-from ..home.writes import Item, Own, Place
+from ..home.writer import Writer
+from ..home.writes import Item, Own, SavedPosition
 
 log = logging.getLogger("spl.federation")
 
@@ -83,10 +84,10 @@ class Pairs:
     """All pairs of this instance, as the views hold them, and the only way to change one."""
 
     def __init__(
-        self, hub: Hub, vault: Vault, published: Published, limits: Limits, *, now_ms: Callable[[], int],
+        self, writer: Writer, vault: Vault, published: Published, limits: Limits, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
-        self.hub, self.vault, self.published, self.limits = hub, vault, published, limits
+        self.writer, self.vault, self.published, self.limits = writer, vault, published, limits
         self.now_ms, self.random_bytes = now_ms, random_bytes
 
     # -- looking
@@ -100,11 +101,11 @@ class Pairs:
 
     def all(self) -> Sequence[Pair]:
         """Return every pair, revoked ones too, in the order of their first record."""
-        return list(self.hub.views.pairs.values())
+        return list(self.writer.views.pairs.values())
 
     def get(self, pair_id: str) -> Pair | None:
         """Return the pair of this id, or None."""
-        return self.hub.views.pairs.get(pair_id)
+        return self.writer.views.pairs.get(pair_id)
 
     def of_peer(self, did: str) -> list[Pair]:
         """Return the pairs with this peer that have not ended, oldest first."""
@@ -130,7 +131,7 @@ class Pairs:
 
         Raises PairError "not-found", "ambiguous".
         """
-        everything = list(self.hub.views.requests.values())
+        everything = list(self.writer.views.requests.values())
         found = [item for item in everything if ref and (item.request_id.startswith(ref) or item.peer_did == ref)]
         chosen = [item for item in found if item.status is Status.PENDING] or found
         return _only(chosen, ref, "request", [item.request_id for item in chosen])
@@ -152,8 +153,8 @@ class Pairs:
         Raises PairError "pair-state-conflict" and then nothing is stored; HubError.
         """
         before, items, effects = pair, list[Item](), list[Effect]()
-        for event in events:
-            pair, found = decide(pair, event, self.now_ms())
+        for each in events:
+            pair, found = decide(pair, each, self.now_ms())
             effects += found
             items += [item for effect in found for item in self._items(pair, effect)]
         assert pair is not None
@@ -167,12 +168,12 @@ class Pairs:
             self.vault.delete(TOKEN_NAME + dropped.pair_id)
             self.vault.delete(RENEWED_NAME + dropped.pair_id)
         _tell_log(pair, effects)
-        return self.hub.views.pairs[pair.pair_id], tuple(effects)
+        return self.writer.views.pairs[pair.pair_id], tuple(effects)
 
     def submit(self, items: Sequence[Item]) -> None:
         """Return when the items are durable and folded; raise what refused them, "overloaded" after 30 s."""
         try:
-            self.hub.submit(items).result(COMMIT_TIMEOUT_S)
+            self.writer.submit(items).result(COMMIT_TIMEOUT_S)
         except FutureTimeout as exc:
             raise PairError("overloaded", "the store did not take the write in time") from exc
 
@@ -189,7 +190,7 @@ class Pairs:
             pair_id, nonce, peer.raw, terms.namespaces, terms.maps, terms.mode, terms.start, self.published.endpoint,
             token, sealed, url=url, strict=strict, actors=actors,
         )  # fmt: skip
-        lifted = [self.blocking(peer.did, False)] if peer.did in self.hub.views.blocked else []
+        lifted = [self.blocking(peer.did, False)] if peer.did in self.writer.views.blocked else []
         return self.take(None, Begin(proposal, poll_interval_ms), also=lifted)[0]
 
     def blocking(self, did: str, blocked: bool) -> Own:
@@ -213,7 +214,7 @@ class Pairs:
         opened = handshake.open_sealed(fields, own.seal_secrets)
         self.vault.put(TOKEN_NAME + pair.pair_id, opened.token)
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
-        return self.take(pair, Grant(answer, token, self.hub.store.last_seq))[0]
+        return self.take(pair, Grant(answer, token, self.writer.store.last_seq))[0]
 
     def approve(
         self, pair: Pair | None, proposal: Proposal, peer: Manifest, agreed: Terms, poll_interval_ms: int = 0
@@ -230,7 +231,7 @@ class Pairs:
         fields = handshake.grant_fields(own.did, proposal, peer.did, terms, sealed, nonce, now_ms)
         answer = message.sign("pair-answer", fields, own.key)
         self.vault.put(TOKEN_NAME + proposal.pair_id, self._opened(proposal, peer).token)
-        approved = Approve(answer, token, self.hub.store.last_seq)
+        approved = Approve(answer, token, self.writer.store.last_seq)
         if pair is None:
             return self.take(None, Ask(proposal, poll_interval_ms), approved)[0]
         return self.take(pair, approved)[0]
@@ -256,7 +257,7 @@ class Pairs:
             if name.removeprefix(TOKEN_NAME) not in live:
                 self.vault.delete(name)
         for name in self.vault.names(RENEWED_NAME):
-            if bearer.hash_of(self.vault.get(name) or "") not in self.hub.views.tokens_by_hash:
+            if bearer.hash_of(self.vault.get(name) or "") not in self.writer.views.tokens_by_hash:
                 self.vault.delete(name)
         self.recall(live.values())
 
@@ -273,7 +274,7 @@ class Pairs:
             else:
                 token = self._opened(pair.proposal, pair.peer).token
         except SplError as exc:
-            log.warning("pair.token_lost", extra={"fields": {"pair": pair.pair_id, "code": exc.code}})
+            log.warning(**event("pair.token_lost", pair=pair.pair_id, code=exc.code))
             return
         self.vault.put(TOKEN_NAME + pair.pair_id, token)
 
@@ -318,9 +319,9 @@ class Pairs:
             case KillTokens():
                 body = {"pair_id": pair.pair_id, "at": when.text_of(self.now_ms())}
                 return [Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]
-            case EndOthers(inherits) if inherits in self.hub.views.positions:
-                place = self.hub.views.positions[inherits]
-                return [Place(pair.pair_id, place.cursor, place.count)]
+            case EndOthers(inherits) if inherits in self.writer.views.positions:
+                place = self.writer.views.positions[inherits]
+                return [SavedPosition(pair.pair_id, place.cursor, place.count)]
         return []
 
     def _minted(self, pair: Pair, token: TokenRef, namespaces: tuple[str, ...]) -> dict[str, object]:
@@ -334,7 +335,7 @@ class Pairs:
         """Return the request or the decision for people that goes with a step."""
         if isinstance(after.state, Asked):
             return [Own(THREAD_AITL, aitl.KIND_REQUEST, _request(after, self.limits).to_body())]
-        request = self.hub.views.requests.get(after.pair_id)
+        request = self.writer.views.requests.get(after.pair_id)
         if before is None or not isinstance(before.state, Asked) or request is None:
             return []
         approved = isinstance(after.state, Approved)
@@ -379,4 +380,4 @@ def _tell_log(pair: Pair, effects: Sequence[Effect]) -> None:
             fields = {"pair": pair.pair_id, "peer": pair.peer_did, "state": pair.phase.value}
             if pair.reason:
                 fields["reason"] = pair.reason
-            log.info(EVENTS[effect.kind.removeprefix(PREFIX)], extra={"fields": fields})
+            log.info(**event(EVENTS[effect.kind.removeprefix(PREFIX)], **fields))

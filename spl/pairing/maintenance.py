@@ -14,6 +14,7 @@ from typing import Any, Final
 from ..core import when
 from ..core.backoff import full_jitter_s, spread_s
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity import bearer, manifest
 from ..core.identity.did import DidError, grown
 from ..core.identity.manifest import Manifest
@@ -24,7 +25,7 @@ from ..core.pair.state import Active, Degraded
 from ..core.pair.steps import Degrade, Event, ManifestChange, Recover
 from ..home.views import KIND_CHAIN, THREAD_PAIRS
 from ..home.writes import Own
-from .exchange import Do, Talk
+from .exchange import Do, Exchange
 from .initiator import Initiator
 from .machine import Pairs
 from .tokens import Renewal, check_found, expiry_of, id_of
@@ -49,7 +50,7 @@ Step = Callable[[str, Event], Awaitable[Pair]]
 
 
 @dataclass(slots=True)
-class _Care:
+class _PairState:
     """What this process remembers of looking after one pair."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -62,17 +63,26 @@ class _Care:
     links: int = 0
 
 
-class Upkeep:
+class Maintenance:
     """Looks after all pairs.  `step` takes a step of a pair; `wake` makes sync try a pair now."""
 
     def __init__(
-        self, pairs: Pairs, renewal: Renewal, initiator: Initiator, talk: Talk, limits: Limits, *, step: Step, do: Do,
-        exchange: Callable[..., Awaitable[dict[str, Any]]], wake: Callable[[str], None],
-    ) -> None:  # fmt: skip
+        self,
+        pairs: Pairs,
+        renewal: Renewal,
+        initiator: Initiator,
+        talk: Exchange,
+        limits: Limits,
+        *,
+        step: Step,
+        do: Do,
+        exchange: Callable[..., Awaitable[dict[str, Any]]],
+        wake: Callable[[str], None],
+    ) -> None:
         self.pairs, self.limits = pairs, limits
         self._renewal, self._initiator, self._talk = renewal, initiator, talk
         self._step, self._do, self._exchange, self._wake = step, do, exchange, wake
-        self._cares: dict[str, _Care] = {}
+        self._cares: dict[str, _PairState] = {}
 
     # -- what is due
 
@@ -89,7 +99,7 @@ class Upkeep:
 
     def status(self, pair_id: str) -> dict[str, object]:
         """Return {fetched_at, attempt, next_attempt_at, last_error} of looking after a pair, for people."""
-        care, pair = self._cares.get(pair_id) or _Care(), self.pairs.get(pair_id)
+        care, pair = self._cares.get(pair_id) or _PairState(), self.pairs.get(pair_id)
         error = care.error
         fetched_ms = max(care.fetched_ms, pair.fetched_at_ms if pair is not None else 0)
         told = error and {"code": error.code, "message": error.message, "at": when.text_of(care.at_ms)}
@@ -115,7 +125,7 @@ class Upkeep:
 
     def _grew(self, pair: Pair) -> bool:
         """Tell whether a longer key chain of the peer was seen than the one pinned with the pair."""
-        seen = self.pairs.hub.views.chains.get(pair.peer_did)
+        seen = self.pairs.writer.views.chains.get(pair.peer_did)
         known = max(len(pair.chain.rotations), self._care(pair.pair_id).links)
         return seen is not None and len(seen.rotations) > known
 
@@ -129,7 +139,7 @@ class Upkeep:
 
     # -- doing it
 
-    async def tend(self, pair_id: str) -> None:
+    async def maintain(self, pair_id: str) -> None:
         """Refresh one pair in the background; what goes wrong is told, and tried again later."""
         care = self._care(pair_id)
         if care.lock.locked():
@@ -162,7 +172,7 @@ class Upkeep:
             care.unit = int.from_bytes(self.pairs.random_bytes(4)) / 2**32
             care.attempt, care.error = 0, None
             care.retry_ms = self.pairs.now_ms() + PAUSE_MS
-            seen = self.pairs.hub.views.chains.get(pair.peer_did)
+            seen = self.pairs.writer.views.chains.get(pair.peer_did)
             care.links = len(seen.rotations) if seen is not None else 0
         if pair.sync_allowed:
             self._wake(pair_id)
@@ -223,10 +233,10 @@ class Upkeep:
         after: Pair = await self._do(self._renewal.take, pair_id, fields)
         assert after.issued_to_us is not None
         told = {"pair": pair_id, "token": after.issued_to_us.token_id}
-        log.info("token.renewed", extra={"fields": told})
+        log.info(**event("token.renewed", **told))
         return after
 
-    def _failed(self, pair_id: str, care: _Care, exc: SplError) -> None:
+    def _failed(self, pair_id: str, care: _PairState, exc: SplError) -> None:
         now_ms = self.pairs.now_ms()
         care.attempt += 1
         unit = int.from_bytes(self.pairs.random_bytes(4)) / 2**32
@@ -237,12 +247,12 @@ class Upkeep:
         pair = self.pairs.get(pair_id)
         if pair is not None and pair.issued_to_us is not None:
             fields["token_expires_at"] = when.text_of(pair.issued_to_us.expires_at_ms)
-        log.warning("pair.upkeep_failed", extra={"fields": fields})
+        log.warning(**event("pair.upkeep_failed", **fields))
 
-    def _care(self, pair_id: str) -> _Care:
+    def _care(self, pair_id: str) -> _PairState:
         if pair_id not in self._cares:
             # The first refresh after a start is spread over the interval, or all pairs would come at once.
-            self._cares[pair_id] = _Care(unit=int.from_bytes(self.pairs.random_bytes(4)) / 2**32)
+            self._cares[pair_id] = _PairState(unit=int.from_bytes(self.pairs.random_bytes(4)) / 2**32)
         return self._cares[pair_id]
 
     def _pair(self, pair_id: str) -> Pair:

@@ -21,7 +21,7 @@ from ..core.pair import diff, handshake
 from ..core.pair.diff import Transition
 from ..core.pair.pair import Pair
 from ..home.vault import Identity, Vault
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..net.client import Client, DialPolicy
 
 ASK_TIMEOUT_S: Final = 5.0
@@ -39,14 +39,14 @@ class HistoryError(SplError):
     """The pair log is not answered, or not asked."""
 
 
-class History:
+class PairLog:
     """Both roles.  `dial` says how a peer may be reached."""
 
     def __init__(
-        self, hub: Hub, vault: Vault, client: Client, limits: Limits, *, dial: Callable[[Pair], DialPolicy],
+        self, writer: Writer, vault: Vault, client: Client, limits: Limits, *, dial: Callable[[Pair], DialPolicy],
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
-        self.hub, self.vault, self.client, self.limits = hub, vault, client, limits
+        self.writer, self.vault, self.client, self.limits = writer, vault, client, limits
         self._dial, self._now_ms, self._random_bytes = dial, now_ms, random_bytes
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
@@ -73,7 +73,7 @@ class History:
         value = canon.decode(body)
         fields = message.unwrap(value)
         message.check_audience(fields, identity.did)
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         if pair is None or fields["pair_id"] != pair_id or fields["signer"] != pair.peer_did:
             raise HistoryError("pair-unknown", "there is no such pair of the two of us")
         message.verify("log", value, pair.chain.present)
@@ -81,7 +81,7 @@ class History:
         found = self.own(pair_id)
         shown = [item.to_json() for item in found[-diff.TRANSITIONS_MAX :]]
         return handshake.answer(
-            fields, identity.key, 200, handshake.standing(pair)[1], self._now_ms(), self._nonce(),
+            fields, identity.key, 200, handshake.status_of(pair)[1], self._now_ms(), self._nonce(),
             transitions=shown, omitted=len(found) - len(shown),
         )  # fmt: skip
 
@@ -91,7 +91,7 @@ class History:
 
         Without a pair all are asked, the newest 64.
         """
-        every = list(self.hub.views.pairs.values())
+        every = list(self.writer.views.pairs.values())
         chosen = [pair for pair in every if pair_id in ("", pair.pair_id)][-ASKED_MAX:]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._ask_one(pair)) for pair in chosen]
@@ -125,7 +125,7 @@ class History:
         return handshake.read_answer(canon.decode(reply.body), fields, pair.chain.present)
 
     def _records(self, pair_id: str) -> Iterator[dict[str, Any]]:
-        store, seq, own = self.hub.store, 0, self._identity().did
+        store, seq, own = self.writer.store, 0, self._identity().did
         name = pair_id.encode()
         while rows := store.index.after(f"t:{diff.THREAD_PAIRS}", seq, ROWS):
             mine = [row for row in rows if row.kind == "rec" and row.voucher == own]

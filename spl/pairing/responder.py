@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from ..core import canon
 from ..core.backoff import TokenBucket
-from ..core.errors import SplError, wire_code
+from ..core.errors import SplError, http_code
+from ..core.event import event
 from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest
 from ..core.pair import handshake
-from ..core.pair import handshake as agreement
 from ..core.pair.handshake import Asking, HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import SUPERSEDED, Active, Asked, Degraded, Proposal, Requested, Revoked, Waiting
@@ -149,7 +149,7 @@ class Responder:
         if pair is None:
             return self._answer(fields, 404, "unknown")
         if pair.ended:
-            return self._answer(fields, 410, handshake.standing(pair)[1], reason=pair.reason)
+            return self._answer(fields, 410, handshake.status_of(pair)[1], reason=pair.reason)
         if type(pair.state) not in ESTABLISHED:
             return self._stand(fields, pair)
         try:
@@ -164,7 +164,7 @@ class Responder:
         for other in self.pairs.of_peer(did):
             if isinstance(other.state, Asked):
                 asked = handshake.terms_of(other.proposal)
-                agreed = agreement.common(asked, _turned(ours), self._namespaces)
+                agreed = handshake.common(asked, _turned(ours), self._namespaces)
                 return self.pairs.approve(other, other.proposal, other.peer, agreed) if agreed else other
         return None
 
@@ -178,14 +178,14 @@ class Responder:
         "namespace-rejected", HandshakeError "bad-field", and then the request goes on waiting.
         """
         self.pairs.expire()
-        request, pair = self.pairs.hub.views.requests.get(request_id), self.pairs.get(request_id)
+        request, pair = self.pairs.writer.views.requests.get(request_id), self.pairs.get(request_id)
         if request is None or pair is None:
             raise PairError("not-found", f"no request {request_id[:80]!r}")
         if not isinstance(pair.state, Asked) or request.digest != pair.proposal.digest:
             raise PairError("pair-state-conflict", f"the request is {request.status.value} already")
         if decision == "approve":
             asked = handshake.terms_of(pair.proposal)
-            agreed = agreement.agree(asked, self._namespaces, named=namespaces, maps=maps)
+            agreed = handshake.agree(asked, self._namespaces, named=namespaces, maps=maps)
             return self.pairs.approve(pair, pair.proposal, pair.peer, agreed)
         return self.pairs.take(pair, End("rejected", reason))[0]
 
@@ -193,7 +193,7 @@ class Responder:
 
     @property
     def _namespaces(self) -> Mapping[str, Namespace]:
-        return self.pairs.hub.views.namespaces
+        return self.pairs.writer.views.namespaces
 
     def _judge(self, asking: Asking, address: str) -> Answer:
         fields, peer = asking.fields, asking.peer
@@ -236,11 +236,11 @@ class Responder:
                 raise HandshakeError("pair-exists", "both asked at once; the request of the lower DID stands: ours")
             if not ours.ended:
                 self.pairs.take(ours, End(SUPERSEDED))
-            agreed = agreement.common(asked, _turned(handshake.terms_of(ours.proposal)), self._namespaces)
+            agreed = handshake.common(asked, _turned(handshake.terms_of(ours.proposal)), self._namespaces)
             if agreed is not None:
                 return self.pairs.approve(None, proposal, peer, agreed, self._poll_interval_ms)
         policy = self._policy()
-        if policy == "closed" or peer.did in self.pairs.hub.views.blocked:
+        if policy == "closed" or peer.did in self.pairs.writer.views.blocked:
             raise HandshakeError("handshake-closed")
         bounds = [self._granted(peer, fields, address), AUTO_NAMESPACES if policy == "auto" else frozenset[str]()]
         usable = all(namespace.is_usable(self._namespaces, name) for name in asked.namespaces)
@@ -355,15 +355,15 @@ class Responder:
         return self._effects.pop(pair_id, ())
 
     def _stand(self, fields: Mapping[str, Any], pair: Pair, nonce: str = "", **facts: object) -> Answer:
-        status, state, more = handshake.standing(pair)
+        status, state, more = handshake.status_of(pair)
         if state == "rejected" and isinstance(pair.state, Revoked) and pair.state.note:
             more = {**more, "reason": pair.state.note}
         return self._answer(fields, status, state, **{**more, **facts}, nonce=nonce)
 
     def _refusal(self, fields: Mapping[str, Any], error: SplError) -> Answer:
-        log.warning("pair.refused", extra={"fields": {"peer": fields["signer"], "code": error.code}})
+        log.warning(**event("pair.refused", peer=fields["signer"], code=error.code))
         state = SUPERSEDED if error.code == "pair-exists" else "refused"
-        facts: dict[str, Any] = {**error.facts, "code": wire_code(error.code)}
+        facts: dict[str, Any] = {**error.facts, "code": http_code(error.code)}
         _, signed = self._answer(fields, error.status, state, **facts)
         return error.status, {**error.to_json(), "statement": signed}
 

@@ -15,10 +15,10 @@ from typing import Any, Final, TypeVar
 
 from ..core.backoff import full_jitter_s
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.limits import Limits
 from ..core.pair import steps
-from ..core.pair.aitl import Request
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded, Revoking
 from ..core.pair.steps import Effect, Event, FirstSync, Resync, TellPeer
@@ -26,14 +26,25 @@ from ..home.config import Settings
 from ..home.manifest import Published
 from ..home.vault import Vault
 from ..home.views import THREAD_PAIRS
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..home.writes import Commit
 from ..net.client import Client, DialPolicy
-from .exchange import Talk
+from .exchange import Exchange
 from .grants import Grants, Handover
-from .initiator import BACKOFF_BASE_S, MODES, POLL_S, Changes, Driver, Initiator, Learned, PairOptions, on_its_way, wait
+from .initiator import (
+    BACKOFF_BASE_S,
+    MODES,
+    POLL_S,
+    Changes,
+    HandshakeLoop,
+    Initiator,
+    Learned,
+    PairOptions,
+    on_its_way,
+    wait,
+)
 from .machine import Pairs, unconfirmed
-from .maintenance import UNVERIFIED, Upkeep, token_trouble
+from .maintenance import UNVERIFIED, Maintenance, token_trouble
 from .responder import Answer, Granted, Permitted, Responder, everybody, nothing
 from .tokens import Renewal
 
@@ -56,7 +67,7 @@ class Pairing:
     """The service.  `run` must be running for anything to be asked of a peer."""
 
     def __init__(
-        self, hub: Hub, vault: Vault, settings: Settings, client: Client, limits: Limits, *, url: str,
+        self, writer: Writer, vault: Vault, settings: Settings, client: Client, limits: Limits, *, url: str,
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes], first_sync: Callable[[str], Awaitable[int]],
         adopt_identity: Callable[[str, bool], Awaitable[None]], resync: Callable[[str], Awaitable[int]],
         wake: Callable[[str], None], permitted: Permitted = everybody, granted: Granted = nothing,
@@ -67,21 +78,21 @@ class Pairing:
         Others': `first_sync` pulls, `resync` fetches what our cursor skipped, `wake` tries a pair that was backing off.
         """
         self.limits, self.client, self._settings = limits, client, settings
-        self.published = Published(vault, hub.views, limits, url=url, now_ms=now_ms)
-        self.pairs = Pairs(hub, vault, self.published, limits, now_ms=now_ms, random_bytes=random_bytes)
+        self.published = Published(vault, writer.views, limits, url=url, now_ms=now_ms)
+        self.pairs = Pairs(writer, vault, self.published, limits, now_ms=now_ms, random_bytes=random_bytes)
         self._renewal, interval_ms = Renewal(self.pairs), settings.now.federation_poll_interval_ms
         self._responder = Responder(
             self.pairs, self._renewal, lambda: settings.now.federation_approval, interval_ms, permitted, granted
         )
         self._initiator = Initiator(self.pairs, self._renewal, self._responder, interval_ms)
-        self._talk = Talk(self.pairs, self._initiator, settings, client, limits, now_ms=now_ms, do=self._do)
-        self.upkeep = Upkeep(
+        self._talk = Exchange(self.pairs, self._initiator, settings, client, limits, now_ms=now_ms, do=self._do)
+        self.maintenance = Maintenance(
             self.pairs, self._renewal, self._initiator, self._talk, limits, step=self._step, do=self._do,
             exchange=self._exchange, wake=wake,
         )  # fmt: skip
         self._first_sync, self._resync, self._adopt_identity = first_sync, resync, adopt_identity
         self._changes, self._housekeeping_s = Changes(), housekeeping_s
-        self._driver = Driver(
+        self._driver = HandshakeLoop(
             self.pairs, self._initiator, self._changes, poll_s=poll_s, say=self._say, random_bytes=random_bytes
         )
         self.handover = Handover(
@@ -98,14 +109,6 @@ class Pairing:
 
     # -- documents and looking
 
-    def manifest_document(self) -> dict[str, Any]:
-        """Return what `/.well-known/syncropel` serves; raise PublishError "manifest-missing"."""
-        return self.published.manifest()
-
-    def did_document(self) -> dict[str, Any]:
-        """Return what `/.well-known/did.json` serves; raise PublishError "manifest-missing"."""
-        return self.published.did_document()
-
     def resolve(self, ref: str) -> Pair:
         """Return the pair that people call so; raise PairError "pair-unknown" or "ambiguous"."""
         return self.pairs.resolve(ref)
@@ -113,10 +116,6 @@ class Pairing:
     def trouble(self, pair_id: str) -> SplError | None:
         """Return why the last attempt of a handshake on its way failed, or None."""
         return self._driver.trouble.get(pair_id)
-
-    def resolve_request(self, ref: str) -> Request:
-        """Return the request that people call so; raise PairError "not-found" or "ambiguous"."""
-        return self.pairs.resolve_request(ref)
 
     def dial(self, pair: Pair) -> DialPolicy:
         """Return how the peer may be dialled: at a private address only when that was typed, or ours is one."""
@@ -134,7 +133,7 @@ class Pairing:
         self._later(pair_id, self._responder.effects(pair_id))
         if pair_id in self._responder.asked_to_renew:
             self._responder.asked_to_renew.discard(pair_id)
-            self._spawn(self.upkeep.renew, pair_id)
+            self._spawn(self.maintenance.renew, pair_id)
         return answer
 
     async def renew(self, pair_id: str, body: bytes, address: str) -> Answer:
@@ -207,7 +206,7 @@ class Pairing:
         if not pair.ended:
             event = steps.Revoke(reason or "revoked")
             await self._do(lambda: self.pairs.take(self._pair(pair_id), event, also=also))
-        elif block and pair.peer_did not in self.pairs.hub.views.blocked:
+        elif block and pair.peer_did not in self.pairs.writer.views.blocked:
             await self._do(self.pairs.submit, also)
         await self._tell_revoked(pair_id)
         return self._pair(pair_id)
@@ -249,15 +248,15 @@ class Pairing:
         pair = self._pair(pair_id)
         if pair.ended:
             raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason})")
-        pair = await self.upkeep.refresh(pair_id, expect_key)
-        await self.handover.tend(pair_id)
+        pair = await self.maintenance.refresh(pair_id, expect_key)
+        await self.handover.maintain(pair_id)
         if on_its_way(pair):
             await self._driver.advance(pair_id)
         return self._pair(pair_id)
 
     async def rotate_tokens(self, pair_id: str) -> Pair:
         """Replace both tokens of the pair: the one we hold now, the other as soon as the peer asks, as we tell it."""
-        pair = await self.upkeep.renew(pair_id)
+        pair = await self.maintenance.renew(pair_id)
         await self._exchange(pair_id, renew=True)
         return pair
 
@@ -279,7 +278,7 @@ class Pairing:
         if pair is None or not isinstance(pair.state, Active | Degraded):
             return
         if pair.reason not in UNVERIFIED:
-            self._spawn(self.upkeep.doubt, pair_id, token_trouble(pair, code, self._now_ms()))
+            self._spawn(self.maintenance.doubt, pair_id, token_trouble(pair, code, self._now_ms()))
 
     def on_success(self, pair_id: str) -> None:
         """Mark a degraded pair as active again, unless its peer's manifest is in doubt: that takes a refresh."""
@@ -328,7 +327,7 @@ class Pairing:
         Raises ReachError, and for an answer without the peer's signature what its status says; that moves no pair.
         """
         pair = self._pair(pair_id)
-        words = await self._do(lambda: self._initiator.next_words(pair, **how))
+        words = await self._do(lambda: self._initiator.next_request(pair, **how))
         fields = await self._talk.say(pair, words)
         learned = await self._do(self._initiator.learn, pair_id, fields)
         self._later(learned.pair.pair_id, (*learned.effects, *self._responder.effects(pair_id)))
@@ -370,7 +369,7 @@ class Pairing:
                 return
             except SplError as exc:
                 attempt += 1
-                log.info("pair.resync_failed", extra={"fields": {"pair": pair_id, "code": exc.code}})
+                log.info(**event("pair.resync_failed", pair=pair_id, code=exc.code))
             unit = int.from_bytes(self._random_bytes(4)) / 2**32
             await asyncio.sleep(full_jitter_s(attempt, BACKOFF_BASE_S, RESYNC_BACKOFF_MAX_S, unit))
 
@@ -391,7 +390,7 @@ class Pairing:
                 await self._exchange(pair_id)
         except (SplError, TimeoutError) as exc:
             fields = {"pair": pair_id, "code": getattr(exc, "code", "timeout")}
-            log.info("pair.peer_not_told", extra={"fields": fields})
+            log.info(**event("pair.peer_not_told", **fields))
 
     async def _tell_revoked(self, pair_id: str) -> None:
         """Tell the peer of a revocation for at most 5 s, then complete it."""
@@ -418,7 +417,7 @@ class Pairing:
             await stop.wait()
             self._changes.ring()
 
-        silence = self.pairs.hub.listen(heard)
+        silence = self.pairs.writer.listen(heard)
         asked_s = loop.time()
         tasks: dict[str, asyncio.Task[None]] = {}
         try:
@@ -430,7 +429,7 @@ class Pairing:
                 while not stop.is_set():
                     changed = self._changes.next
                     await self._arrange(group, tasks)
-                    wait_s = min(self._housekeeping_s, self.upkeep.next_s(), self.handover.next_s())
+                    wait_s = min(self._housekeeping_s, self.maintenance.next_s(), self.handover.next_s())
                     await wait(changed, max(HOUSEKEEPING_MIN_S, wait_s))
                     if loop.time() >= asked_s + ASK_PAUSED_S:
                         asked_s = loop.time()
@@ -452,10 +451,10 @@ class Pairing:
                 tasks[pair.pair_id] = group.create_task(self._bounded(self._driver.drive, pair.pair_id))
             elif pair.pair_id not in tasks and isinstance(pair.state, Revoking):
                 tasks[pair.pair_id] = group.create_task(self._bounded(self._tell_revoked, pair.pair_id))
-        for pair_id in self.upkeep.expired():
-            self._jobs.append((self.upkeep.doubt, (pair_id, "token-expired")))
-        self._jobs.extend((self.handover.tend, (pair_id,)) for pair_id in self.handover.due())
-        for pair_id in self.upkeep.due():
+        for pair_id in self.maintenance.expired():
+            self._jobs.append((self.maintenance.doubt, (pair_id, "token-expired")))
+        self._jobs.extend((self.handover.maintain, (pair_id,)) for pair_id in self.handover.due())
+        for pair_id in self.maintenance.due():
             if f"tend {pair_id}" not in tasks:
                 tasks[f"tend {pair_id}"] = group.create_task(self._bounded(self._tend, pair_id))
         while self._jobs:
@@ -464,7 +463,7 @@ class Pairing:
             tasks[f"job {self._jobs_count}"] = group.create_task(self._bounded(job, *arguments))
 
     async def _tend(self, pair_id: str) -> None:
-        await self.upkeep.tend(pair_id)
+        await self.maintenance.maintain(pair_id)
         self._changes.ring()
 
     def _ask_paused(self) -> None:
@@ -479,9 +478,9 @@ class Pairing:
             await job(*arguments)
         except SplError as exc:
             fields = {"pair": str(arguments[0]), "code": exc.code, "msg": exc.message}
-            log.warning("pair.step_refused", extra={"fields": fields})
+            log.warning(**event("pair.step_refused", **fields))
         except Exception:
-            log.exception("pairing.task_died", extra={"fields": {"pair": str(arguments[0])}})
+            log.exception(**event("pairing.task_died", pair=str(arguments[0])))
 
     def _spawn(self, job: Callable[..., Awaitable[object]], *arguments: object) -> None:
         self._jobs.append((job, arguments))

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ..core import when
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity import bearer, message
 from ..core.identity.bearer import Token
 from ..core.pair import handshake
@@ -82,7 +83,7 @@ class Renewal:
 
         `replaced`: a new one was made for it, and the answer that held it was lost.
         """
-        token = self.pairs.hub.views.tokens.get(token_id) if isinstance(token_id, str) else None
+        token = self.pairs.writer.views.tokens.get(token_id) if isinstance(token_id, str) else None
         if token is None or token.pair_id != pair.pair_id:
             return {"token_id": str(token_id)[:40], "state": "unknown", "scopes": [], "expires_at": None}
         now_ms = self.pairs.now_ms()
@@ -122,11 +123,11 @@ class Renewal:
             return False
         if token_id == pair.issued_by_us.token_id:
             return pair.pair_id in self._unused and pair.pair_id not in self._used_ms
-        return self._is_newer(pair, self.pairs.hub.views.tokens.get(token_id))
+        return self._is_newer(pair, self.pairs.writer.views.tokens.get(token_id))
 
     def used(self, pair_id: str, token_id: str) -> None:
         """Take note that the peer used its new token, or one that our operator minted for it later by hand."""
-        pair, token = self._pair(pair_id), self.pairs.hub.views.tokens.get(token_id)
+        pair, token = self._pair(pair_id), self.pairs.writer.views.tokens.get(token_id)
         if token is not None and self._is_newer(pair, token) and type(pair.state) in ESTABLISHED:
             ref = TokenRef(token.token_id, tuple(sorted(token.scopes)), token.expires_at_ms, token.hash)
             self.pairs.take(pair, TokenChange(True, ref, minted=True))
@@ -146,7 +147,7 @@ class Renewal:
 
     def _end_older(self, pair: Pair, present: TokenRef) -> None:
         dead = [
-            token for token in self.pairs.hub.views.tokens.values()
+            token for token in self.pairs.writer.views.tokens.values()
             if token.pair_id == pair.pair_id and not token.revoked and token.token_id != present.token_id
             and token.created_at_ms <= present.since_ms
         ]  # fmt: skip
@@ -154,12 +155,12 @@ class Renewal:
         if bodies:
             self.pairs.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body) for body in bodies])
             fields = {"pair": pair.pair_id, "tokens": ",".join(token.token_id for token in dead)}
-            log.info("token.retired", extra={"fields": fields})
+            log.info(**event("token.retired", **fields))
 
     def _waiting(self, pair: Pair) -> tuple[str, Token | None]:
         """Return (text, token) of the new token that the peer has not used yet, unless it is near its own end."""
         text = self.pairs.vault.get(RENEWED_NAME + pair.pair_id) or ""
-        token = self.pairs.hub.views.tokens_by_hash.get(bearer.hash_of(text))
+        token = self.pairs.writer.views.tokens_by_hash.get(bearer.hash_of(text))
         ref = pair.issued_by_us
         if token is None or token.revoked or ref is None or ref.token_id != token.token_id:
             return "", None

@@ -20,17 +20,18 @@ from typing import Final, TypeVar
 
 from ..core import when
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
 from ..core.recent import Lags, summary
 from ..core.record import page
 from ..core.record.record import is_id
 from ..home.vault import Vault
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
 from . import lanes as offer
 from .lanes import Scope, Steps
-from .notify import Acks, Bells
+from .notify import Acks, Notifier
 from .source import FeedError, Query, Source, clock_of
 from .stream import ALLOWING, SHARING, Recent, Stream
 
@@ -52,7 +53,7 @@ class Feed:
 
     def __init__(
         self,
-        hub: Hub,
+        writer: Writer,
         vault: Vault,
         limits: Limits,
         *,
@@ -65,12 +66,12 @@ class Feed:
 
         Both go into the peer's view.
         """
-        self.hub = hub
+        self.writer = writer
         self.vault = vault
         self.limits = limits
-        self._recent = Recent(hub.store.last_seq)
+        self._recent = Recent(writer.store.last_seq)
         self.source = Source(
-            hub, vault, limits, random_bytes=random_bytes, queue_records=queue_records, reach=reach,
+            writer, vault, limits, random_bytes=random_bytes, queue_records=queue_records, reach=reach,
             last_seq=lambda: self._recent.state[1],
         )  # fmt: skip
         self._now_ms = now_ms
@@ -81,18 +82,18 @@ class Feed:
         self._marked = 0
         self._lags: dict[str, tuple[Lags, int]] = {}
         self.acks = Acks()
-        self._silence = hub.listen(self._heard)
+        self._silence = writer.listen(self._heard)
         # After the line above: who is woken finds the commit among the recent ones.
-        self.bells = Bells(hub)
+        self.notifier = Notifier(writer)
 
     async def run(self, stop: asyncio.Event) -> None:
         """End all streams, and whatever else waits for commits, when the daemon stops."""
         await stop.wait()
-        self.bells.stop()
+        self.notifier.stop()
 
     def close(self) -> None:
         """Hear of commits no more and end the reading threads."""
-        self.bells.close()
+        self.notifier.close()
         self._silence()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -128,13 +129,13 @@ class Feed:
                     look, cursor = source.open(pair_id, query)
                     readings, scope = source.readings(look, query, cursor), look.scope
                     lists = [*(f"n:{ns}" for ns in scope.shares), *SHARING, *ALLOWING]
-                    with self.bells.listening(lists) as news:
+                    with self.notifier.listening(lists) as news:
                         look = source.look(pair_id, query)  # again, now that no commit is missed
                         while look.scope == scope:
                             # What is skipped is not looked at again: the places move on while we wait.
                             if await self._steps(offer.has_news(look, readings)):
                                 return True
-                            if self.bells.stopping or not is_valid():
+                            if self.notifier.stopping or not is_valid():
                                 return True
                             await news.wait()
                             news.clear()
@@ -209,7 +210,7 @@ class Feed:
 
     def shares(self, pair_id: str) -> frozenset[str]:
         """Return the namespaces of which the pair is sent anything now."""
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         return frozenset(self.source.scope(pair).shares) if pair is not None and pair.serve_allowed else frozenset()
 
     def doubts(self, pair_id: str) -> bool:
@@ -294,7 +295,7 @@ class Feed:
     def _open_stream(self, pair_id: str, query: Query, is_valid: Callable[[], bool]) -> Stream:
         look, cursor = self.source.open(pair_id, query)
         self.source.trust(pair_id, cursor, query.resync)
-        return Stream(self.source, self._recent, self.bells, self._pool, pair_id, query, look, cursor, is_valid)
+        return Stream(self.source, self._recent, self.notifier, self._pool, pair_id, query, look, cursor, is_valid)
 
     def _fetch(self, pair_id: str, query: Query, ids: Sequence[str]) -> tuple[Scope, bytes]:
         look = self.source.look(pair_id, query)
@@ -319,7 +320,7 @@ class Feed:
         try:
             done = self.source.count(pair_id)
         except SplError as exc:
-            log.warning("feed.count_failed", extra={"fields": {"pair": pair_id, "code": exc.code}})
+            log.warning(**event("feed.count_failed", pair=pair_id, code=exc.code))
             done = True
         if done:
             self._counting.discard(pair_id)
@@ -330,7 +331,7 @@ class Feed:
         identity = self.vault.identity
         if identity is not None and did == identity.did:
             return identity.chain
-        views = self.hub.views
+        views = self.writer.views
         peers = [pair.chain for pair in views.pairs.values() if pair.peer_did == did]
         return max([*peers, *filter(None, [views.chains.get(did)])], key=lambda each: len(each.rotations), default=None)
 

@@ -43,7 +43,7 @@ _ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cu
 
 
 @dataclass(frozen=True, slots=True)
-class Opposite:
+class ReverseStream:
     """What we serve to the peer: `confirm` sends an ack on our stream to it, `take` receives the peer's ack of ours.
 
     `restart` has the peer read from our start again, because its own log was set back.
@@ -164,7 +164,7 @@ class _Judged:
 
 
 @dataclass(slots=True)
-class _Course:
+class _StreamState:
     """One stream on its way: what its tasks share."""
 
     pair_id: str
@@ -181,7 +181,7 @@ class _Course:
 class Follower:
     """Follows streams of any pair."""
 
-    def __init__(self, puller: Puller, opposite: Opposite, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, puller: Puller, opposite: ReverseStream, *, now_ms: Callable[[], int]) -> None:
         self.puller = puller
         self._opposite = opposite
         self._now_ms = now_ms
@@ -194,7 +194,7 @@ class Follower:
         limits = self.puller.limits
         target = f"{CHANGES}?{urlencode({'feed': 'continuous', 'since': self.puller.since(pair)})}"
         inbox = progress.queue = Inbox(limits.queue_records, limits.queue_bytes)
-        course = _Course(pair.pair_id, progress, flow, heard, inbox)
+        course = _StreamState(pair.pair_id, progress, flow, heard, inbox)
         try:
             async with self.puller.wire.stream(pair, target) as stream, asyncio.TaskGroup() as tasks:
                 steps = (self._read(course, stream), self._judge(course), self._tell(course))
@@ -210,7 +210,7 @@ class Follower:
             raise inbox.end
         flow.hold_s = inbox.end or 0.0
 
-    async def _read(self, course: _Course, stream: EventStream) -> None:
+    async def _read(self, course: _StreamState, stream: EventStream) -> None:
         """Put events into the inbox until the stream ends, for whatever reason."""
         inbox = course.inbox
         try:
@@ -234,9 +234,9 @@ class Follower:
         except SplError as exc:
             inbox.close(exc)
 
-    async def _judge(self, course: _Course) -> None:
+    async def _judge(self, course: _StreamState) -> None:
         """Judge what arrived, one lot ahead of what is being stored; end with None."""
-        loop, jury = asyncio.get_running_loop(), self.puller.jury
+        loop, verifier = asyncio.get_running_loop(), self.puller.verifier
         while (item := await course.inbox.take(BATCH_RECORDS)) is not None:
             pair = self.puller.pair(course.pair_id)
             found: Page | SplError
@@ -246,15 +246,15 @@ class Follower:
                 elif item.size <= GATHER_AT_ONCE_BYTES:
                     found = page.gather(item.data, item.cursor, {})
                 else:
-                    found = await loop.run_in_executor(jury.pool, page.gather, item.data, item.cursor, {})
+                    found = await loop.run_in_executor(verifier.pool, page.gather, item.data, item.cursor, {})
             except SplError as exc:
                 course.inbox.close(exc)
                 break
-            verdicts, pins = await jury.judge(pair, course.progress, found)
+            verdicts, pins = await verifier.judge(pair, course.progress, found)
             await course.judged.put(_Judged(item, found, verdicts, pins))
         await course.judged.put(None)
 
-    async def _keep(self, course: _Course) -> None:
+    async def _keep(self, course: _StreamState) -> None:
         """Store lot after lot, each with the position that it leads to, and tell the source."""
         progress = course.progress
         while (lot := await course.judged.get()) is not None:
@@ -271,7 +271,7 @@ class Follower:
                 progress.strangers.clear()
             if progress.learnt:
                 progress.learnt = False
-                if self.puller.hub.views.refused.get(pair.pair_id):
+                if self.puller.writer.views.refused.get(pair.pair_id):
                     await self.puller.retry_refused(pair, progress)
 
     def _take_ack(self, pair_id: str, event: Event) -> None:
@@ -282,7 +282,7 @@ class Follower:
         except SplError:
             return
 
-    async def _tell(self, course: _Course) -> None:
+    async def _tell(self, course: _StreamState) -> None:
         """Send acks, only the newest and not all the time: on our stream, by request where there is none."""
         while True:
             await course.telling.wait()

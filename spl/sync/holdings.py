@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from ..core.consent import Share
+from ..core.consent import Outbound
 from ..core.record import filter as filters
 from ..core.record.filter import Filter
 from ..core.record.fingerprint import (
@@ -34,7 +34,7 @@ from ..core.record.fingerprint import (
 )
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import NO_START, Facts, Row
-from ..home.log import Store
+from ..home.log import Log
 from ..home.segments import PROJECTION
 
 OWN_LISTED_MAX: Final = 20_000
@@ -52,7 +52,7 @@ class Scope(Protocol):
     """What a pair may read, as the feed goes by (lanes.py)."""
 
     @property
-    def shares(self) -> Mapping[str, Share]:
+    def shares(self) -> Mapping[str, Outbound]:
         """What goes out of each of our namespaces."""
 
     @property
@@ -90,7 +90,7 @@ class Shared:
     last_seq: int = field(compare=False)
     pseudonym: Callable[[str], str] = field(compare=False)
 
-    def offers(self, store: Store, row: Row) -> bool:
+    def offers(self, store: Log, row: Row) -> bool:
         """Tell whether we offer a record in full."""
         facts = facts_of(row)
         verdict = self._offer(facts, EXACT)
@@ -110,7 +110,7 @@ class Shared:
             return self._offer(facts, level) if level > EXACT and not from_peer else _NEVER
         return _ALWAYS if from_peer and (ns in self.received or level == EXACT) else self._offer(facts, EXACT)
 
-    def holds(self, store: Store, name: str, row: Row) -> bool:
+    def holds(self, store: Log, name: str, row: Row) -> bool:
         """Tell whether a line is in a set."""
         facts = facts_of(row)
         verdict = self.verdict(name, facts)
@@ -118,13 +118,13 @@ class Shared:
             return verdict == _ALWAYS and row.seq <= self.last_seq
         return verdict == _LATER or self._admits(store, facts, row)
 
-    def is_empty(self, store: Store, name: str) -> bool:
+    def is_empty(self, store: Log, name: str) -> bool:
         """Tell whether a set certainly holds nothing, without looking at lines."""
         if name == SEEN:
             return not any(store.index.count(f"x:{origin}") for origin in self.scope.origins)
         return name == SHOWN and all(share.level == EXACT for share in self.scope.shares.values())
 
-    def name(self, store: Store, facts: Facts, row: Row) -> bytes:
+    def name(self, store: Log, facts: Facts, row: Row) -> bytes:
         """Return the start of the name that a record travels under, NO_START where the filter leaves it out."""
         if not self._admits(store, facts, row):
             return NO_START
@@ -149,7 +149,7 @@ class Shared:
             return _NEVER
         return _READ if self.scope.filter.reads_records or level > STRUCTURAL else _LATER
 
-    def _admits(self, store: Store, facts: Facts, row: Row) -> bool:
+    def _admits(self, store: Log, facts: Facts, row: Row) -> bool:
         _, ns, _, voucher, _ = facts
         record = json.loads(store.payloads([row])[0])["record"]
         return self.scope.filter.admits(filters.facts_of(record, ns, voucher), voucher != self.scope.own_did)
@@ -158,7 +158,7 @@ class Shared:
 class Holdings:
     """Our sets of one pair at one moment, under the key of one comparison; for one thread at a time."""
 
-    def __init__(self, store: Store, shared: Shared, key: str) -> None:
+    def __init__(self, store: Log, shared: Shared, key: str) -> None:
         self.store, self.shared, self.key = store, shared, key
         self._sets: dict[str, tuple[Buckets, dict[str, int]]] = {}
 
@@ -230,7 +230,7 @@ class Holdings:
 class Sweep:
     """One set going by."""
 
-    def __init__(self, store: Store, shared: Shared, name: str) -> None:
+    def __init__(self, store: Log, shared: Shared, name: str) -> None:
         self._store, self._shared, self._name = store, shared, name
         self._verdicts = _Verdicts(store, shared, name)
         self._counter: Counter[int] = Counter()
@@ -291,7 +291,7 @@ def facts_of(row: Row) -> Facts:
 class _Verdicts(dict[int, int]):
     """Number of facts -> verdict, found at the first line with them; there are few."""
 
-    def __init__(self, store: Store, shared: Shared, name: str) -> None:
+    def __init__(self, store: Log, shared: Shared, name: str) -> None:
         super().__init__({0: _NEVER})
         self._store, self._shared, self._name = store, shared, name
         self.reads = False

@@ -14,8 +14,9 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from ..core import consent
-from ..core.consent import Inlet
+from ..core.consent import Inbound
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Verdict
 from ..core.identity.did import Chain, chain_from_json, grown
 from ..core.limits import KIB, Limits
@@ -24,9 +25,12 @@ from ..core.record import page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page
 from ..home.views import KIND_CHAIN, THREAD_PAIRS
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..home.writes import Own
-from .peer import Wire, event
+from .peer import PeerClient
+
+log = logging.getLogger("spl.federation")
+
 
 CHAINS: Final = "/v1/sync/chains"
 WORKERS: Final = 2
@@ -37,7 +41,7 @@ AT_ONCE_BYTES: Final = 16 * KIB
 
 
 @dataclass(slots=True)
-class Trial:
+class VerifyState:
     """What judging remembers from page to page."""
 
     strangers: set[str] = field(default_factory=set)
@@ -52,11 +56,11 @@ class Trial:
     """Chains, as decoded, that came with a push; nothing is asked of who pushes, as it may be out of reach."""
 
 
-class Jury:
+class Verifier:
     """Judges for all pairs."""
 
-    def __init__(self, hub: Hub, wire: Wire, limits: Limits) -> None:
-        self.hub = hub
+    def __init__(self, writer: Writer, wire: PeerClient, limits: Limits) -> None:
+        self.writer = writer
         self.limits = limits
         self._wire = wire
         self._roots = Roots(limits.verified_roots)
@@ -67,11 +71,11 @@ class Jury:
         """End the verifying threads."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def inlets(self, pair: Pair) -> Mapping[str, Inlet]:
+    def inlets(self, pair: Pair) -> Mapping[str, Inbound]:
         """Return what the pair may bring in now, by the peer's namespace."""
         return self._gate(pair, {}).inlets
 
-    async def judge(self, pair: Pair, trial: Trial, item: Page) -> tuple[list[Verdict], list[Own]]:
+    async def judge(self, pair: Pair, state: VerifyState, item: Page) -> tuple[list[Verdict], list[Own]]:
         """Return verdicts over what is new in a page, and the pins of chains learnt for it."""
         loop = asyncio.get_running_loop()
         rules = self._gate(pair, {})
@@ -83,15 +87,15 @@ class Jury:
             verdicts = await self._judge_rows(rules, rows)
         strangers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
         learnt: dict[str, Chain] = {}
-        for did in [did for did in strangers if did not in trial.strangers][:CHAINS_PER_PAGE_MAX]:
-            chain = await self._learn(pair, did, trial.shown)
+        for did in [did for did in strangers if did not in state.strangers][:CHAINS_PER_PAGE_MAX]:
+            chain = await self._learn(pair, did, state.shown)
             if chain is not None:
                 learnt[did] = chain
-            elif len(trial.strangers) < self.limits.chains_count:
-                trial.strangers.add(did)
-                trial.lacking = True
+            elif len(state.strangers) < self.limits.chains_count:
+                state.strangers.add(did)
+                state.lacking = True
         if any(_is_ahead(rules, verdict) for verdict in verdicts):
-            trial.lacking = trial.ahead = True
+            state.lacking = state.ahead = True
         if not learnt:
             return verdicts, []
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
@@ -100,7 +104,7 @@ class Jury:
             verdicts[place] = verdict
         vouching = {verdict.by for verdict in again if not verdict.code}
         pins = [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": learnt[did].to_json()}) for did in learnt if did in vouching]
-        trial.learnt = trial.learnt or bool(pins)
+        state.learnt = state.learnt or bool(pins)
         return verdicts, pins
 
     def _unknown(self, pair_id: str, item: Page) -> list[tuple[Any, Any]]:
@@ -119,7 +123,7 @@ class Jury:
             if isinstance(mark, dict):
                 held = self._is_shown(pair_id, id_, mark.get("level"))
             else:
-                row = self.hub.store.index.find(id_)
+                row = self.writer.store.index.find(id_)
                 held = row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
             if not held:
                 found.append((value, ns))
@@ -129,8 +133,8 @@ class Jury:
         """Tell whether a projection adds nothing: it is held already, or its record is."""
         if not isinstance(level, str) or level not in NAMES:
             return False
-        index = self.hub.store.index
-        return index.is_shown(pair_id, level, id_) or (level == NAMES[STRUCTURAL] and index.find(id_) is not None)
+        index = self.writer.store.index
+        return index.has_projection(pair_id, level, id_) or (level == NAMES[STRUCTURAL] and index.find(id_) is not None)
 
     async def _judge_rows(self, rules: Gate, rows: Sequence[tuple[Any, Any]]) -> list[Verdict]:
         """Return a verdict for each row; the signature checks let go of the interpreter, so two threads share them."""
@@ -147,7 +151,7 @@ class Jury:
 
     def _gate(self, pair: Pair, learnt: Mapping[str, Chain]) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
-        own, views = self._wire.identity().chain, self.hub.views
+        own, views = self._wire.identity().chain, self.writer.views
         made_of = (pair, views.chains, views.blocked, own, views.consents, views.namespaces)
         kept = self._gates.get(pair.pair_id)
         if kept is not None and not learnt and all(one is other for one, other in zip(kept[0], made_of, strict=True)):
@@ -174,7 +178,7 @@ class Jury:
 
         The peer is asked for it, unless `shown` holds what it pushed.
         """
-        views = self.hub.views
+        views = self.writer.views
         pinned = _longer(views.chains.get(did), pair.chain if did == pair.peer_did else None)
         if pinned is None and len(views.chains) >= self.limits.chains_count:
             return None
@@ -189,7 +193,7 @@ class Jury:
                 return None
             return chain if pinned is None else grown(pinned, chain)
         except SplError as exc:
-            event(logging.WARNING, "sync.chain_refused", pair.pair_id, code=exc.code, signer=did)
+            log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=exc.code, signer=did))
             return None
 
 

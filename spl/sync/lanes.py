@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Final, TypeVar
 
-from ..core.consent import Share
+from ..core.consent import Outbound
 from ..core.limits import MIB
 from ..core.pair.pair import Pair
 from ..core.record import levels
@@ -52,7 +52,7 @@ Steps = Generator[None, None, _T]
 class Scope:
     """What one pair may read now, and what it has already; `filters` are the present one and those before it."""
 
-    shares: Mapping[str, Share]
+    shares: Mapping[str, Outbound]
     filters: tuple[Filter, ...]
     origins: frozenset[str]
     peer_did: str
@@ -95,7 +95,7 @@ class Scope:
         return row.origin not in self.origins and row.voucher != self.peer_did
 
 
-class Blanks:
+class EmptyRanges:
     """Stretches of one pair's lanes that were looked at and hold nothing that the pair may know of.
 
     In memory and bounded: what is forgotten is looked at again.
@@ -124,7 +124,7 @@ class Blanks:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LogView:
     """One look at the log for one pair: nothing after `last_seq` is taken, for the scope may not know of it.
 
     `whole`: leave out nothing, not even what the pair itself delivered.
@@ -134,7 +134,7 @@ class Look:
     payloads: Callable[[Sequence[Row]], list[bytes]]
     scope: Scope
     last_seq: int
-    blanks: Blanks = field(default_factory=Blanks, compare=False)
+    blanks: EmptyRanges = field(default_factory=EmptyRanges, compare=False)
     whole: bool = False
 
     def after(self, name: str, place: int, limit: int) -> list[Row]:
@@ -185,7 +185,7 @@ class Look:
 
 
 @dataclass(slots=True)
-class Reading:
+class LaneScan:
     """One lane while a page is made: list of the index, place in it, and rows found but not yet taken.
 
     `covers`: filters of earlier lanes, and up to where those gave what they admit.
@@ -220,7 +220,7 @@ class Reading:
         return Lane(self.key, self.position, self.count)
 
 
-def scope_of(pair: Pair, shares: Iterable[Share], pairs: Mapping[str, Pair], own_did: str) -> Scope:
+def scope_of(pair: Pair, shares: Iterable[Outbound], pairs: Mapping[str, Pair], own_did: str) -> Scope:
     """Return what the pair may read of these shares.
 
     What a pair that this one superseded had delivered counts as delivered by this one.
@@ -241,7 +241,7 @@ def head(index: Index, scope: Scope) -> int:
     return sum(_head_of(index, scope, ns) for ns in scope.shares)
 
 
-def lanes_through(look: Look, known: Mapping[str, Lane], thread: str = "", alone: bool = False) -> list[Reading]:
+def lanes_through(look: LogView, known: Mapping[str, Lane], thread: str = "", alone: bool = False) -> list[LaneScan]:
     """Return the lanes of a reading at their known places; a lane that is new begins at the pair's start.
 
     With `thread` there is one lane, through that thread.  `alone` gives keys of their own, so that a reading narrowed
@@ -261,11 +261,11 @@ def lanes_through(look: Look, known: Mapping[str, Lane], thread: str = "", alone
     readings = []
     for key, name, ns in lanes:
         lane = known.get(key) or Lane(key, scope.floor)
-        readings.append(Reading(key, name, lane.position, lane.count, _covers(scope, ns, lane, known) if ns else ()))
+        readings.append(LaneScan(key, name, lane.position, lane.count, _covers(scope, ns, lane, known) if ns else ()))
     return readings
 
 
-def collect(look: Look, readings: Sequence[Reading], limit: int, bytes_max: int) -> Steps[tuple[list[Row], bool]]:
+def collect(look: LogView, readings: Sequence[LaneScan], limit: int, bytes_max: int) -> Steps[tuple[list[Row], bool]]:
     """Return the next page's rows in order of arrival and whether there are more; the lanes move to where it ends.
 
     Each lane gets its share, so that one far behind does not hold up the others; what one leaves over they may have.
@@ -289,7 +289,7 @@ def collect(look: Look, readings: Sequence[Reading], limit: int, bytes_max: int)
     return rows, len(rows) < len(turns) or any(reading.passed >= PASSED_ROWS_MAX for reading in readings)
 
 
-def has_news(look: Look, readings: Iterable[Reading]) -> Steps[bool]:
+def has_news(look: LogView, readings: Iterable[LaneScan]) -> Steps[bool]:
     """Tell whether any lane has a record to give; what it passes over it does not look at again."""
     for reading in readings:
         _begin([reading])
@@ -301,7 +301,7 @@ def has_news(look: Look, readings: Iterable[Reading]) -> Steps[bool]:
     return False
 
 
-def find(look: Look, ids: Iterable[str]) -> list[Row]:
+def find(look: LogView, ids: Iterable[str]) -> list[Row]:
     """Return the rows of those ids that the pair may have, in order of arrival.
 
     Records that are shared below L1 cannot be found: the peer knows no id of theirs.
@@ -312,7 +312,7 @@ def find(look: Look, ids: Iterable[str]) -> list[Row]:
     return [row for row, visible, _ in look.judged(listed) if visible]
 
 
-def offered(look: Look, ns: str, place: int = 0) -> Iterator[list[Row]]:
+def offered(look: LogView, ns: str, place: int = 0) -> Iterator[list[Row]]:
     """Yield, a part at a time and in order of arrival, all that the pair may have of one shared namespace.
 
     What the peer has by its own doing is included: it is for comparing what both sides hold.
@@ -347,16 +347,16 @@ def _covers(scope: Scope, ns: str, lane: Lane, known: Mapping[str, Lane]) -> tup
     return tuple(found)
 
 
-def _begin(readings: Iterable[Reading]) -> None:
+def _begin(readings: Iterable[LaneScan]) -> None:
     for reading in readings:
         reading.ended, reading.passed = False, 0
 
 
-def _found(readings: Iterable[Reading]) -> int:
+def _found(readings: Iterable[LaneScan]) -> int:
     return sum(len(reading.found) for reading in readings)
 
 
-def _hunt(look: Look, reading: Reading, goal: int) -> Steps[None]:
+def _hunt(look: LogView, reading: LaneScan, goal: int) -> Steps[None]:
     """Look on along a lane until it has `goal` rows, its list ends, or it passed over enough that the peer has.
 
     Rows that the filter hides are passed over without end: stopping among them would show that they are there.
@@ -387,7 +387,7 @@ def _hunt(look: Look, reading: Reading, goal: int) -> Steps[None]:
             yield
 
 
-def _settle(reading: Reading, taken: set[int]) -> None:
+def _settle(reading: LaneScan, taken: set[int]) -> None:
     """Move a lane to where the page leaves it; rows that found no room are read again."""
     mine = [(row.seq, count) for row, count in reading.found if row.seq in taken]
     if len(mine) == len(reading.found):
@@ -435,7 +435,7 @@ class Counts:
         self._told: dict[str, tuple[frozenset[str], int]] = {}
         """pair_id -> what was counted, and the last complete count of it."""
 
-    def told(self, pair_id: str, look: Look) -> int | None:
+    def told(self, pair_id: str, look: LogView) -> int | None:
         """Return how many records the pair is offered, as of when that was last known; None before the first count."""
         found = self.head(pair_id, look)
         if found is not None:
@@ -443,7 +443,7 @@ class Counts:
         counted, total = self._told.get(pair_id, (None, 0))
         return total if counted == _keys(look) else None
 
-    def head(self, pair_id: str, look: Look) -> int | None:
+    def head(self, pair_id: str, look: LogView) -> int | None:
         """Return how many records the pair is offered; None while that is still being counted."""
         if look.scope.tallied:
             return head(look.index, look.scope)
@@ -456,7 +456,7 @@ class Counts:
             total += count
         return total
 
-    def advance(self, pair_id: str, look: Look) -> bool:
+    def advance(self, pair_id: str, look: LogView) -> bool:
         """Count on, at most STEP_ROWS rows; return whether the count is complete."""
         scope = look.scope
         if scope.tallied:
@@ -476,9 +476,9 @@ class Counts:
         return left > 0
 
 
-def _keys(look: Look) -> frozenset[str]:
+def _keys(look: LogView) -> frozenset[str]:
     return frozenset(_key(look, ns) for ns in look.scope.shares)
 
 
-def _key(look: Look, ns: str) -> str:
+def _key(look: LogView, ns: str) -> str:
     return lane_key(ns, rule=look.scope.filter.digest)

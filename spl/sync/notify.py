@@ -8,18 +8,18 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..home.writes import Commit
 
 
-class Bells:
+class Notifier:
     """The waiters of one daemon, all on one loop."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, writer: Writer) -> None:
         self.stopping = False
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._silence = hub.listen(self._heard)
+        self._silence = writer.listen(self._heard)
 
     def close(self) -> None:
         """Hear of commits no more."""

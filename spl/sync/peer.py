@@ -39,7 +39,7 @@ class SyncError(SplError):
         self.view = view
 
 
-class Wire:
+class PeerClient:
     """The way to every peer.  `dial` says how one may be reached."""
 
     def __init__(
@@ -120,8 +120,3 @@ def _refusal(reply: Reply) -> SyncError:
     view = fields.get("peer_view")
     found = page.read_view(view) if isinstance(view, dict) else None
     return SyncError(code, shown, view=found, cursor=fields.get("cursor") if code == "push-position" else None)
-
-
-def event(level: int, name: str, pair_id: str, *, exc_info: bool = False, **fields: object) -> None:
-    """Log one fact of a pair."""
-    log.log(level, name, exc_info=exc_info, extra={"fields": {"pair": pair_id, **fields}})

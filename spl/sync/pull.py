@@ -16,19 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
-from ..core.consent import Inlet
+from ..core.consent import Inbound
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.gate import SCOPE_VIOLATION, Verdict, claimed_id
 from ..core.limits import Limits
 from ..core.pair.pair import Pair, Phase
 from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page
-from ..home.writer import Hub
-from ..home.writes import Arrive, Item, Outcome, Own, Place, Refuse, Show
+from ..home.writer import Writer
+from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition
 from ..net.client import Reply
-from .ingest import Jury, Trial
-from .peer import AUTH_CODES, ERROR_BYTES_MAX, RESET_CODES, STATE_CODES, SyncError, Wire, event
+from .ingest import Verifier, VerifyState
+from .peer import AUTH_CODES, ERROR_BYTES_MAX, RESET_CODES, STATE_CODES, PeerClient, SyncError
+
+log = logging.getLogger("spl.federation")
 
 __all__ = ["AUTH_CODES", "RESET_CODES", "STATE_CODES", "Ask", "Progress", "Puller", "SyncError", "event"]
 
@@ -82,7 +85,7 @@ class Lacking:
 
 
 @dataclass(slots=True)
-class Progress(Trial):
+class Progress(VerifyState):
     """What a pull or a stream tells while it runs: the peer's view of the pair, what waits here, when it acked last."""
 
     view: Mapping[str, Any] = field(default_factory=dict)
@@ -129,19 +132,19 @@ class Queue:
 class Puller:
     """Pulls of any pair."""
 
-    def __init__(self, hub: Hub, wire: Wire, limits: Limits) -> None:
-        self.hub = hub
+    def __init__(self, writer: Writer, wire: PeerClient, limits: Limits) -> None:
+        self.writer = writer
         self.wire = wire
         self.limits = limits
-        self.jury = Jury(hub, wire, limits)
+        self.verifier = Verifier(writer, wire, limits)
 
     def close(self) -> None:
         """End the verifying threads."""
-        self.jury.close()
+        self.verifier.close()
 
     def pair(self, pair_id: str) -> Pair:
         """Return the pair when it may sync now; raise SyncError by what forbids it."""
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         if pair is None:
             raise SyncError("pair-unknown", f"no pair {pair_id[:40]}")
         if pair.sync_allowed:
@@ -151,7 +154,7 @@ class Puller:
 
     def since(self, pair: Pair) -> str:
         """Return the saved cursor; a pair that superseded another goes on from where that one stood."""
-        positions = self.hub.views.positions
+        positions = self.writer.views.positions
         place = positions.get(pair.pair_id) or positions.get(pair.inherits)
         return place.cursor if place is not None else ""
 
@@ -198,7 +201,7 @@ class Puller:
             }
             target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
             reply = await self.wire.ask(pair, "GET", target)
-            item = await asyncio.get_running_loop().run_in_executor(self.jury.pool, page.decode, reply.body, count)
+            item = await asyncio.get_running_loop().run_in_executor(self.verifier.pool, page.decode, reply.body, count)
             empty = 0 if item.count else empty + 1
             if item.has_more and (item.next_cursor == since or empty > EMPTY_PAGES_MAX):
                 raise SyncError("answer-malformed", "the peer says that there is more and gives nothing")
@@ -237,22 +240,22 @@ class Puller:
 
     async def take_again(self, pair: Pair, progress: Progress, item: Page) -> tuple[int, list[Verdict]]:
         """Store what of records asked for again is sound now; return how many were new, and what was refused again."""
-        verdicts, pins = await self.jury.judge(pair, progress, item)
+        verdicts, pins = await self.verifier.judge(pair, progress, item)
         fresh = await self._store(pair, [*pins, *_arrivals(pair, verdicts)])
         return fresh, [verdict for verdict in verdicts if verdict.code]
 
     async def lacking(self, pair: Pair) -> Lacking:
         """Return what the ledger of a pair holds and we still lack, oldest first."""
-        inlets = self.jury.inlets(pair)
-        return await asyncio.get_running_loop().run_in_executor(self.jury.pool, self._lacking, pair.pair_id, inlets)
+        inlets = self.verifier.inlets(pair)
+        return await asyncio.get_running_loop().run_in_executor(self.verifier.pool, self._lacking, pair.pair_id, inlets)
 
-    def _lacking(self, pair_id: str, inlets: Mapping[str, Inlet]) -> Lacking:
-        store = self.hub.store
+    def _lacking(self, pair_id: str, inlets: Mapping[str, Inbound]) -> Lacking:
+        store = self.writer.store
         rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
         ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
         for entry in map(json.loads, store.payloads(rows)):
             id_, ns = entry["id"], entry.get("ns", "")
-            shown = any(store.index.is_shown(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
+            shown = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
             if shown or store.index.find(id_) is not None:
                 continue
             enters = entry["code"] == SCOPE_VIOLATION and ns in inlets
@@ -278,7 +281,7 @@ class Puller:
 
         Returns (how many were new, what was refused, records in scope up to the position).
         """
-        verdicts, pins = await self.jury.judge(pair, progress, item)
+        verdicts, pins = await self.verifier.judge(pair, progress, item)
         if ask.namespace:
             # Read again because some of it was refused: what still is stands in the ledger already.
             return await self._store(pair, [*pins, *_arrivals(pair, verdicts)]), [], 0
@@ -291,15 +294,15 @@ class Puller:
         items: list[Item] = [*pins, *_arrivals(pair, verdicts)]
         refused = [verdict for verdict in verdicts if verdict.code]
         items += [Refuse(pair.pair_id, verdict.id, verdict.code, _named(verdict.ns)) for verdict in refused]
-        place = self.hub.views.positions.get(pair.pair_id)
+        place = self.writer.views.positions.get(pair.pair_id)
         clock = item.view.get("clock", (place.count if place else 0) + item.count)
         # The same cursor with another count: what was repaired beside it, the source counts and we did not.
         if moves and item.next_cursor and (place is None or (place.cursor, place.count) != (item.next_cursor, clock)):
-            items.append(Place(pair.pair_id, item.next_cursor, clock))
+            items.append(SavedPosition(pair.pair_id, item.next_cursor, clock))
         fresh = await self._store(pair, items)
         if refused:
             codes = ",".join(sorted({verdict.code for verdict in refused}))
-            event(logging.WARNING, "sync.refused", pair.pair_id, records=len(refused), codes=codes)
+            log.warning(**event("sync.refused", pair=pair.pair_id, records=len(refused), codes=codes))
         return fresh, refused, clock
 
     async def _store(self, pair: Pair, items: Sequence[Item]) -> int:
@@ -309,7 +312,7 @@ class Puller:
         if items:
             loop = asyncio.get_running_loop()
             answer: asyncio.Future[list[Outcome]] = loop.create_future()
-            self.hub.submit_posted([(items, answer)], loop.call_soon_threadsafe)
+            self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)
             outcomes = await answer
         return sum(outcome.fresh for outcome, sent in zip(outcomes, items, strict=True) if isinstance(sent, Arrive))
 
@@ -327,7 +330,7 @@ class Puller:
             reply = await self.wire.ask(pair, "POST", ACK, json.dumps({"cursor": cursor}).encode())
         except SplError as exc:
             # The records are safe here; the next ack says all that this one would have said.
-            event(logging.DEBUG, "sync.ack_failed", pair.pair_id, code=exc.code)
+            log.debug(**event("sync.ack_failed", pair=pair.pair_id, code=exc.code))
             return {}
         return _view_in(reply.body)
 
@@ -345,7 +348,7 @@ def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:
         if verdict.envelope is not None:
             found.append(Arrive(verdict.envelope, verdict.ns, pair.pair_id))
         elif verdict.projection is not None:
-            found.append(Show(verdict.projection, verdict.ns, pair.pair_id))
+            found.append(Projected(verdict.projection, verdict.ns, pair.pair_id))
     return found
 
 

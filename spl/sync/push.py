@@ -20,15 +20,15 @@ from typing import Any, Final, Protocol
 from ..core import consent, when
 from ..core.backoff import full_jitter_s
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.gate import CHAIN_UNKNOWN, Verdict, claimed_id
 from ..core.limits import KIB, Limits
 from ..core.pair.pair import Pair, Phase
 from ..core.record import page
-from ..core.record import page as parcel
 from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import BOTH, Page
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..home.writes import Commit
 from .reach import Reaches
 
@@ -112,7 +112,7 @@ class Push:
 
     def __init__(
         self,
-        hub: Hub,
+        writer: Writer,
         limits: Limits,
         reaches: Reaches,
         *,
@@ -121,7 +121,7 @@ class Push:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
-        self.hub = hub
+        self.writer = writer
         self.limits = limits
         self._reaches = reaches
         self._intake = intake
@@ -157,10 +157,10 @@ class Push:
         `cursor` too; ParcelError "bad-json", "bad-field" for what is no push, "body-too-large".
         """
         self._check(pair_id)
-        if len(body) > parcel.body_bytes(self.limits):
-            raise PushError("body-too-large", f"a push has at most {parcel.body_bytes(self.limits)} bytes")
+        if len(body) > page.body_bytes(self.limits):
+            raise PushError("body-too-large", f"a push has at most {page.body_bytes(self.limits)} bytes")
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._pool, parcel.decode_push, body, self.limits.page_records)
+        found = await loop.run_in_executor(self._pool, page.decode_push, body, self.limits.page_records)
         async with self._line(pair_id).taking:
             self._check(pair_id)
             if not found.page.next_cursor:
@@ -175,20 +175,20 @@ class Push:
             )
 
     def _answer(
-        self, pair_id: str, found: parcel.Parcel, fresh: int, refused: Sequence[Verdict], wanted: Sequence[str]
+        self, pair_id: str, found: page.PushBody, fresh: int, refused: Sequence[Verdict], wanted: Sequence[str]
     ) -> dict[str, object]:
         codes = {verdict.id: verdict.code for verdict in refused}
         return {
             "cursor": self._intake.since(pair_id),
             "records": fresh,
-            "results": parcel.results(found.page.values, codes),
+            "results": page.results(found.page.values, codes),
             "wanted": list(wanted),
             "peer_view": self._out.view(pair_id),
         }
 
     def _check(self, pair_id: str) -> Pair:
         """Return the pair when it takes records in now."""
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         if pair is None:
             raise PushError("pair-unknown")
         if not pair.sync_allowed:
@@ -230,7 +230,7 @@ class Push:
             for _ in range(POSITIONS_MAX):
                 try:
                     if line.position is None:
-                        await self._send(pair_id, line, parcel.asking(self._out.view(pair_id)))
+                        await self._send(pair_id, line, page.asking(self._out.view(pair_id)))
                     return await self._send_again(pair_id, line, ids)
                 except SplError as exc:
                     if exc.code != "push-position":
@@ -239,7 +239,7 @@ class Push:
         return 0
 
     def _may(self, pair_id: str) -> bool:
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         return pair is not None and pair.sync_allowed and pair.serve_allowed and self._reaches.may_push(pair_id)
 
     async def _send_all(self, pair_id: str, line: _Line, news_only: bool) -> int:
@@ -267,7 +267,7 @@ class Push:
                 fresh += await self._send_again(pair_id, line, answer["wanted"])
                 break
         if fresh:
-            _event(logging.INFO, "push.sent", pair_id, records=fresh)
+            log.info(**event("push.sent", pair=pair_id, records=fresh))
         return fresh
 
     async def _next_page(self, pair_id: str, line: _Line, *, again: bool) -> Page:
@@ -276,14 +276,14 @@ class Push:
         So with `again`: the peer's log was set back, and ours may hold what it lost, its own records included.
         """
         if line.position is None:
-            return parcel.asking(self._out.view(pair_id))
+            return page.asking(self._out.view(pair_id))
         limit = self._limit(line)
         try:
             body = await self._out.page(pair_id, "" if again else line.position, limit, again)
         except SplError as exc:
             if exc.code not in RESET_CODES:
                 raise
-            _event(logging.WARNING, "push.reset", pair_id, code=exc.code)
+            log.warning(**event("push.reset", pair=pair_id, code=exc.code))
             body = await self._out.page(pair_id, "", limit, True)
         return await self._decoded(body, limit)
 
@@ -307,7 +307,7 @@ class Push:
         loop = asyncio.get_running_loop()
         chains = self._chains(pair_id, line, item)
         body = await loop.run_in_executor(
-            self._pool, lambda: parcel.assemble_push(line.position or "", item, again=again, chains=chains)
+            self._pool, lambda: page.assemble_push(line.position or "", item, again=again, chains=chains)
         )
         answer = _read(await self._intake.send(pair_id, body, MEDIA), self.limits.fetch_ids)
         self._reaches.heard(pair_id, answer["peer_view"])
@@ -321,7 +321,7 @@ class Push:
         line.position = answer["cursor"]
         codes = {str(result["code"])[:40] for result in answer["results"] if result.get("code")}
         if codes:
-            _event(logging.WARNING, "push.refused", pair_id, codes=",".join(sorted(codes)))
+            log.warning(**event("push.refused", pair=pair_id, codes=",".join(sorted(codes))))
         if CHAIN_UNKNOWN in codes:
             line.told.clear()
         return answer
@@ -337,13 +337,13 @@ class Push:
         found: dict[str, Any] = {}
         size = 0
         for did in signers:
-            if did == self.hub.views.did or did in line.told or len(found) == parcel.CHAINS_MAX:
+            if did == self.writer.views.did or did in line.told or len(found) == page.CHAINS_MAX:
                 continue
             try:
                 chain = self._out.chain(pair_id, did)
             except SplError as exc:
                 # The peer refuses its records until somebody brings the chain.
-                _event(logging.DEBUG, "push.chain_missing", pair_id, signer=did, code=exc.code)
+                log.debug(**event("push.chain_missing", pair=pair_id, signer=did, code=exc.code))
                 continue
             size += len(str(chain))
             if size > CHAINS_BYTES_MAX:
@@ -373,7 +373,7 @@ class Push:
             await stop.wait()
             self._changed.set()
 
-        silence = self.hub.listen(heard)
+        silence = self.writer.listen(heard)
         tasks: dict[str, asyncio.Task[None]] = {}
         try:
             async with asyncio.TaskGroup() as group:
@@ -405,7 +405,7 @@ class Push:
 
     def _committed(self, namespaces: frozenset[str], turned: bool) -> None:
         """Push what a commit brought; `turned`: it says what pairs share, so more may have come into their scope."""
-        for pair_id, pair in self.hub.views.pairs.items():
+        for pair_id, pair in self.writer.views.pairs.items():
             if pair.mode == "continuous" and self._may(pair_id) and (turned or namespaces & self._out.shares(pair_id)):
                 self._call(pair_id)
 
@@ -422,7 +422,7 @@ class Push:
                     await self.push(pair_id, news_only=quiet)
                 except SplError as exc:
                     attempt += 1
-                    _event(logging.WARNING, "push.failed", pair_id, code=exc.code, attempt=attempt)
+                    log.warning(**event("push.failed", pair=pair_id, code=exc.code, attempt=attempt))
                     if exc.code in FINAL_CODES:
                         return
                     unit = int.from_bytes(self._random_bytes(4)) / 2**32
@@ -431,13 +431,13 @@ class Push:
                     line.beat = False
                     return
         except Exception:
-            log.exception("push.task_died", extra={"fields": {"pair": pair_id}})
+            log.exception(**event("push.task_died", pair=pair_id))
         finally:
             self._changed.set()
 
     def _is_quiet(self, pair_id: str, line: _Line) -> bool:
         """Tell whether a push without records may be left out: in continuous mode, unless the last one is long ago."""
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         if pair is None or pair.mode != "continuous" or line.sent_s is None:
             return False
         return asyncio.get_running_loop().time() < line.sent_s + pair.poll_interval_ms / 1000
@@ -473,8 +473,3 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
     except TimeoutError:
         return
-
-
-def _event(level: int, name: str, pair_id: str, **fields: object) -> None:
-    """Log one fact of a pair."""
-    log.log(level, name, extra={"fields": {"pair": pair_id, **fields}})

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.gate import Verdict, claimed_id
 from ..core.limits import Limits
 from ..core.record import fingerprint, page
 from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, Answer, Question, Search
 from ..core.record.levels import NAMES
 from ..core.record.page import Page
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..home.writes import Refuse
 from .holdings import Holdings, Shared
 
@@ -60,7 +61,7 @@ class Peer(Protocol):
 
 
 @dataclass(slots=True)
-class Found:
+class Comparison:
     """What one comparison came to: names with our namespace for them, "" where that is not known."""
 
     here: Mapping[str, int] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class Reconcile:
 
     def __init__(
         self,
-        hub: Hub,
+        writer: Writer,
         limits: Limits,
         *,
         terms: Callable[[str], Shared],
@@ -111,7 +112,7 @@ class Reconcile:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
-        self.hub = hub
+        self.writer = writer
         self.limits = limits
         self._terms, self._peer, self._give, self._read_anew = terms, peer, give, read_anew
         self._now_ms, self._random_bytes = now_ms, random_bytes
@@ -148,7 +149,7 @@ class Reconcile:
         if timer is not None:
             timer.cancel()
         if kept is None or kept.key != key or kept.shared != shared:
-            kept = Holdings(self.hub.store, shared, key)
+            kept = Holdings(self.writer.store, shared, key)
         self._kept[pair_id] = kept, asyncio.get_running_loop().call_later(KEPT_S, self._kept.pop, pair_id, None)
         return kept
 
@@ -173,13 +174,13 @@ class Reconcile:
 
         Only where it may bring records: elsewhere, what we hold is not its to know.
         """
-        index = self.hub.store.index
+        index = self.writer.store.index
         row = index.find(id_)
         if row is not None and row.ns in held.shared.received:
-            for payload in self.hub.store.payloads([row, *index.alternates(id_)]):
+            for payload in self.writer.store.payloads([row, *index.alternates(id_)]):
                 if fingerprint.mark_of(held.key, payload) == mark:
                     return True
-        return any(index.is_shown(pair_id, level, id_) for level in NAMES)
+        return any(index.has_projection(pair_id, level, id_) for level in NAMES)
 
     # -- what our operator asks
 
@@ -202,7 +203,7 @@ class Reconcile:
         report = _report(found, effort, codes, repair)
         fields = {"missing_here": len(found.missing), "missing_there": len(found.lacking), "fetched": effort.fetched}
         took = {"ms": self._now_ms() - started_ms}
-        log.info("verify.done", extra={"fields": {"pair": pair_id, **fields, "pushed": effort.pushed, **took}})
+        log.info(**event("verify.done", pair=pair_id, **fields, pushed=effort.pushed, **took))
         return {"object": "verify", "pair_id": pair_id, **report, **took}
 
     async def mend(self, pair_id: str) -> int:
@@ -219,7 +220,7 @@ class Reconcile:
 
     # -- comparing
 
-    async def _compare(self, pair_id: str, effort: Effort) -> Found:
+    async def _compare(self, pair_id: str, effort: Effort) -> Comparison:
         """Return what differs now; raise ReconcileError "timeout" where that takes a quarter of an hour."""
         try:
             async with asyncio.timeout(VERIFY_S):
@@ -227,9 +228,9 @@ class Reconcile:
         except TimeoutError as exc:
             raise ReconcileError("timeout", f"the comparison took over {VERIFY_S:.0f} s") from exc
 
-    async def _compared(self, pair_id: str, effort: Effort) -> Found:
+    async def _compared(self, pair_id: str, effort: Effort) -> Comparison:
         key, loop = self._random_bytes(fingerprint.START_BYTES).hex(), asyncio.get_running_loop()
-        held = Holdings(self.hub.store, self._terms(pair_id), key)
+        held = Holdings(self.writer.store, self._terms(pair_id), key)
         # Both sides reckon at the same time.
         ready = loop.run_in_executor(self._pool, held.prepare)
         searches = {name: Search(FOUND_MAX) for name in OPPOSITE}
@@ -242,14 +243,14 @@ class Reconcile:
                 theirs = answer.parts[name]
                 ours = await self._in_thread(held.parts, OPPOSITE[name], asked, theirs)
                 searches[name].take(asked, theirs, ours)
-        found = Found(more=any(search.more for search in searches.values()))
+        found = Comparison(more=any(search.more for search in searches.values()))
         found.here, found.there = _summed(map(held.counts, (HELD, SEEN))), _summed([counts[HELD], counts[SHOWN]])
         await self._name_missing(pair_id, held, searches, effort, found)
         await self._name_lacking(pair_id, held, searches, effort, found)
         return found
 
     async def _name_missing(
-        self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Found
+        self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Comparison
     ) -> None:
         """Learn the ids of what only the peer has, and leave out what is here all the same."""
         found.beyond += len(searches[SEEN].theirs)
@@ -266,12 +267,14 @@ class Reconcile:
 
     def _absent(self, pair_id: str, named: Mapping[str, str]) -> dict[str, str]:
         """Return those names that we hold neither as a record nor as the pair's projection."""
-        index = self.hub.store.index
+        index = self.writer.store.index
         lost = {id_: ns for id_, ns in named.items() if index.find(id_) is None}
-        return {id_: ns for id_, ns in lost.items() if not any(index.is_shown(pair_id, level, id_) for level in NAMES)}
+        return {
+            id_: ns for id_, ns in lost.items() if not any(index.has_projection(pair_id, level, id_) for level in NAMES)
+        }
 
     async def _name_lacking(
-        self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Found
+        self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Comparison
     ) -> None:
         """Ask the peer which of the names that only we seem to have it lacks indeed."""
         found.beyond += len(searches[SHOWN].ours)
@@ -291,11 +294,11 @@ class Reconcile:
         marked, unknown = dict[str, tuple[str, str]](), 0
         for start in starts:
             item = held.find(name, start.hex())
-            if item is None or (name == HELD and not held.shared.offers(self.hub.store, item[0])):
+            if item is None or (name == HELD and not held.shared.offers(self.writer.store, item[0])):
                 unknown += 1
                 continue
             row, id_ = item
-            marked[id_] = fingerprint.mark_of(held.key, self.hub.store.payloads([row])[0]), row.ns
+            marked[id_] = fingerprint.mark_of(held.key, self.writer.store.payloads([row])[0]), row.ns
         return marked, unknown
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> Answer:
@@ -308,7 +311,7 @@ class Reconcile:
 
     # -- repairing
 
-    async def _repair(self, pair_id: str, found: Found, effort: Effort) -> bool:
+    async def _repair(self, pair_id: str, found: Comparison, effort: Effort) -> bool:
         """Bring both sides what they lack; return whether records were new to one of them."""
         before = effort.fetched + effort.pushed
         await self._fetch(pair_id, found, effort)
@@ -317,7 +320,7 @@ class Reconcile:
             effort.pushed += await self._give(pair_id, ids[at : at + self.limits.fetch_ids])
         return effort.fetched + effort.pushed > before
 
-    async def _fetch(self, pair_id: str, found: Found, effort: Effort) -> None:
+    async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
         """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""
         ids, refused = list(found.missing), dict[str, Verdict]()
         while ids:
@@ -333,19 +336,19 @@ class Reconcile:
         if refused:
             held = await asyncio.to_thread(self._ledger, pair_id)
             lines = [Refuse(pair_id, id_, verdict.code) for id_, verdict in refused.items() if id_ not in held]
-            await asyncio.wrap_future(self.hub.submit(lines))
+            await asyncio.wrap_future(self.writer.submit(lines))
         if found.nameless:
             # From L2 on a projection has a name that only its source can resolve, so nothing can be asked for by it.
             effort.fetched += await self._read_anew(pair_id)
 
     def _ledger(self, pair_id: str) -> dict[str, str]:
         """Return id -> code of what was refused of a pair."""
-        store = self.hub.store
+        store = self.writer.store
         rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
         return {entry["id"]: entry["code"] for entry in map(json.loads, store.payloads(rows))}
 
 
-def _report(found: Found, effort: Effort, codes: Mapping[str, str], repair: bool) -> dict[str, object]:
+def _report(found: Comparison, effort: Effort, codes: Mapping[str, str], repair: bool) -> dict[str, object]:
     """Return what people and programs are told."""
     missing = [
         {"id": id_, "namespace": ns, **({"refused": codes[id_]} if id_ in codes else {})}

@@ -1,9 +1,8 @@
 """Consumer side of sync: when we read from each peer, and how far we are.
 
-One task a pair follows its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
-catching up with pages and then following the peer's stream (`follow.py`).  Failures back off with full jitter to at
-most five minutes, a stream's to half a minute; the time of the next attempt is always visible.  One pull at a time runs
-for a pair, and later callers join it.  A pair's fault ends neither its own task nor another's.
+One task per pair runs its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
+catching up with pages and then following the peer's stream.  Failures back off with full jitter to at most five
+minutes, a stream's to half a minute.  One pull runs at a time for a pair; later callers join it.
 """
 
 import asyncio
@@ -15,8 +14,9 @@ from typing import Any, Final, Protocol
 
 from ..core import consent, when
 from ..core.backoff import full_jitter_s, spread_s
-from ..core.consent import Inlet
+from ..core.consent import Inbound
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.gate import Verdict
 from ..core.limits import Limits
 from ..core.pair.pair import Pair, Phase
@@ -24,13 +24,15 @@ from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES, Page
 from ..home.vault import Vault
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
-from ..home.writer import Hub
+from ..home.writer import Writer
 from ..home.writes import Commit
 from ..net.client import Client, DialPolicy
-from .follow import Flow, Follower, Opposite
-from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, SyncError, Wire, event
+from .follow import Flow, Follower, ReverseStream
+from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, PeerClient, SyncError
 from .pull import RECORDS, Ask, Progress, Puller
 from .reach import Reaches
+
+log = logging.getLogger("spl.federation")
 
 RESETS_PER_HOUR_MAX: Final = 3
 BACKOFF_BASE_S: Final = 1.0
@@ -42,7 +44,6 @@ _HOUR_S: Final = 3600.0
 _TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
 """Threads on which stands who syncs, and what."""
 _LOCAL: Final = "LOCAL"
-_DIED: Final = "the task of this pair died and is started again"
 _CLASSES: Final = {
     "connect": "CONNECT_REFUSED",
     "disconnected": "CONNECT_REFUSED",
@@ -95,7 +96,7 @@ class _Line:
     last_sync_ms: int | None = None
     last_error: dict[str, object] | None = None
     crashes: int = 0
-    inlets: Mapping[str, Inlet] | None = None
+    inlets: Mapping[str, Inbound] | None = None
     """What the pair could bring in when the ledger was last asked for again; None before the first time."""
     troubled: bool = False
     """The watcher was told of trouble, and not yet that it is over."""
@@ -112,27 +113,18 @@ class Sync:
     """Pulls of all pairs.  `dial` says how a peer may be reached."""
 
     def __init__(
-        self,
-        hub: Hub,
-        vault: Vault,
-        client: Client,
-        limits: Limits,
-        *,
-        dial: Callable[[Pair], DialPolicy],
-        watch: Watch,
-        now_ms: Callable[[], int],
-        random_bytes: Callable[[int], bytes],
-        reaches: Reaches | None = None,
-        opposite: Opposite | None = None,
-    ) -> None:
+        self, writer: Writer, vault: Vault, client: Client, limits: Limits, *, dial: Callable[[Pair], DialPolicy],
+        watch: Watch, now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
+        reaches: Reaches | None = None, opposite: ReverseStream | None = None,
+    ) -> None:  # fmt: skip
         """`opposite` is the stream that we serve to the same peer, if there is one: it carries our acks."""
-        self.hub = hub
+        self.writer = writer
         self.limits = limits
         self.watch = watch
         self._reaches = reaches or Reaches(limits.errors_until_degraded)
-        wire = Wire(vault, client, dial=dial, now_ms=now_ms, random_bytes=random_bytes)
-        self._puller = Puller(hub, wire, limits)
-        self._opposite = opposite or Opposite()
+        wire = PeerClient(vault, client, dial=dial, now_ms=now_ms, random_bytes=random_bytes)
+        self._puller = Puller(writer, wire, limits)
+        self._opposite = opposite or ReverseStream()
         self._follower = Follower(self._puller, self._opposite, now_ms=now_ms)
         self._now_ms = now_ms
         self._random_bytes = random_bytes
@@ -151,7 +143,7 @@ class Sync:
             await stop.wait()
             self._changed.set()
 
-        silence = self.hub.listen(heard)
+        silence = self.writer.listen(heard)
         tasks: dict[str, asyncio.Task[None]] = {}
         try:
             async with asyncio.TaskGroup() as group:
@@ -166,7 +158,7 @@ class Sync:
             silence()
 
     def close(self) -> None:
-        """End the verifying threads; for after `run` and the last pull."""
+        """End the verifying threads, after `run` and the last pull."""
         self._puller.close()
 
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
@@ -219,7 +211,7 @@ class Sync:
         Returns (how many were new, what was refused, ids that were refused earlier and may be sound now).
         """
         pair, line, taken = self._puller.pair(pair_id), self._line(pair_id), Progress(shown=chains)
-        had, wanted, inlets = self.hub.views.refused.get(pair_id, 0), list[str](), self._puller.jury.inlets(pair)
+        had, wanted, inlets = self.writer.views.refused.get(pair_id, 0), list[str](), self._puller.verifier.inlets(pair)
         if again:
             fresh, refused = await self._puller.take_again(pair, taken, item)
         else:
@@ -255,8 +247,8 @@ class Sync:
 
         Times are RFC 3339 or None; `clock` and `lag_records` count as the source does, lag None before first contact.
         """
-        line, place = self._lines.get(pair_id) or _Line(), self.hub.views.positions.get(pair_id)
-        pair = self.hub.views.pairs.get(pair_id)
+        line, place = self._lines.get(pair_id) or _Line(), self.writer.views.positions.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         wait_s = self._wait_s(pair, line) if pair is not None and pair.sync_allowed else None
         clock = place.count if place is not None else 0
         head = line.progress.view.get("head")
@@ -286,7 +278,7 @@ class Sync:
             line.kick.set()
 
     def _arrange(self, group: asyncio.TaskGroup, tasks: dict[str, "asyncio.Task[None]"]) -> None:
-        wanted = {pair_id for pair_id, pair in self.hub.views.pairs.items() if pair.sync_allowed}
+        wanted = {pair_id for pair_id, pair in self.writer.views.pairs.items() if pair.sync_allowed}
         for pair_id in tasks.keys() - wanted:
             tasks.pop(pair_id).cancel()
         for pair_id in wanted:
@@ -300,17 +292,17 @@ class Sync:
             try:
                 await self._follow(pair_id)
                 return
-            except Exception:  # noqa: BLE001 - the task boundary
+            except Exception:
                 crashes += 1
                 line, at = self._line(pair_id), when.text_of(self._now_ms())
                 line.crashes, line.attempt = crashes, line.attempt + 1
-                line.last_error = {"class": _LOCAL, "code": "internal", "message": _DIED, "at": at}
-                event(logging.ERROR, "sync.task_died", pair_id, exc_info=True, crashes=crashes)
+                line.last_error = {"class": _LOCAL, "code": "internal", "message": "the pair's task died", "at": at}
+                log.error(**event("sync.task_died", pair=pair_id, crashes=crashes), exc_info=True)
             await asyncio.sleep(full_jitter_s(crashes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, self._unit()))
 
     async def _follow(self, pair_id: str) -> None:
         line = self._line(pair_id)
-        while (pair := self.hub.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
+        while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             line.kick.clear()
             if pair.mode != line.mode:
                 # A new mode counts at once; where the one before has just synced, polling may wait.
@@ -324,7 +316,7 @@ class Sync:
                 await (self._stay(pair, line) if pair.mode == CONTINUOUS else self.pull(pair_id))
             except SplError as exc:
                 # Recorded by the pull itself; the next attempt's time follows from it.
-                event(logging.DEBUG, "sync.retry_later", pair_id, code=exc.code, attempt=line.attempt)
+                log.debug(**event("sync.retry_later", pair=pair_id, code=exc.code, attempt=line.attempt))
 
     def _wait_s(self, pair: Pair, line: _Line) -> float | None:
         """Return the seconds to the next attempt by mode, interval and failures; None for never by itself."""
@@ -375,7 +367,7 @@ class Sync:
         self, pair: Pair, line: _Line, flowing: "asyncio.Task[None]", course: tuple[object, ...]
     ) -> None:
         """End the stream when it is not what the pair asks for any more; another one follows at once."""
-        while (now := self.hub.views.pairs.get(pair.pair_id)) is not None and self._course(now) == course:
+        while (now := self.writer.views.pairs.get(pair.pair_id)) is not None and self._course(now) == course:
             line.kick.clear()
             await line.kick.wait()
         line.mode = ""
@@ -383,7 +375,7 @@ class Sync:
 
     def _course(self, pair: Pair) -> tuple[object, ...]:
         """Return what a stream depends on: who, where, what and how."""
-        return pair.mode, pair.url, self._puller.jury.inlets(pair), pair.sync_allowed
+        return pair.mode, pair.url, self._puller.verifier.inlets(pair), pair.sync_allowed
 
     async def _stream(self, pair: Pair, line: _Line) -> None:
         """Follow the stream to its end and take note of how it ended."""
@@ -394,7 +386,7 @@ class Sync:
 
         try:
             await self._follower.run(pair, line.progress, line.flow, heard)
-            event(logging.INFO, "sync.stream_ended", pair.pair_id, retry_ms=int(line.flow.hold_s * 1000))
+            log.info(**event("sync.stream_ended", pair=pair.pair_id, retry_ms=int(line.flow.hold_s * 1000)))
         except SplError as exc:
             self._failed(pair.pair_id, line, exc, is_stream=True)
         finally:
@@ -426,7 +418,7 @@ class Sync:
         line.last_sync_ms = line.last_sync_ms if thread else self._now_ms()
         self._reaches.reached(pair_id, progress.view)
         level = logging.INFO if fresh else logging.DEBUG
-        event(level, "sync.pulled", pair_id, records=fresh, ms=self._now_ms() - started_ms)
+        log.log(level, **event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms))
         if pair.phase is Phase.DEGRADED or line.troubled:
             # Told of trouble in this very attempt's past, the watcher may still be writing it down.
             line.troubled = False
@@ -439,19 +431,19 @@ class Sync:
             line.progress.view, line.attempt = exc.view, 0
             self.watch.on_peer_state(pair_id, exc.view)
             return
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         if pair is None or not pair.sync_allowed:
             return
         kind = _CLASSES.get(exc.code, "HTTP_4XX")
         if self._reaches.failed(pair_id, kind, asyncio.get_running_loop().time(), pair.poll_interval_ms / 1000):
             line.attempt, line.last_error = 0, None
-            event(logging.INFO, "sync.served_by_push", pair_id, code=exc.code)
+            log.info(**event("sync.served_by_push", pair=pair_id, code=exc.code))
             if pair.phase is Phase.DEGRADED:
                 self.watch.on_success(pair_id)
             return
         line.attempt += 1
         line.last_error = {"class": kind, "code": exc.code, "message": exc.message, "at": when.text_of(self._now_ms())}
-        event(logging.WARNING, "sync.failed", pair_id, code=exc.code, error_class=kind, attempt=line.attempt)
+        log.warning(**event("sync.failed", pair=pair_id, code=exc.code, error_class=kind, attempt=line.attempt))
         recurs = kind == "AUTH" or (kind != _LOCAL and line.attempt >= self.limits.errors_until_degraded)
         if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
             line.troubled = True
@@ -473,7 +465,7 @@ class Sync:
                 if len(line.resets_s) >= RESETS_PER_HOUR_MAX:
                     raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
                 line.resets_s.append(now_s)
-                event(logging.WARNING, "sync.reset", pair.pair_id, code=exc.code, resets=len(line.resets_s))
+                log.warning(**event("sync.reset", pair=pair.pair_id, code=exc.code, resets=len(line.resets_s)))
                 if exc.code == "cursor-reset":
                     # The peer's log was set back: what it lost we may hold, so it has to read ours from the start.
                     self._opposite.restart(pair.pair_id)
@@ -484,7 +476,7 @@ class Sync:
 
         Once a process, when a chain was learnt or the pair may bring in something else than before; until all is given.
         """
-        had, inlets = self.hub.views.refused.get(pair.pair_id, 0), self._puller.jury.inlets(pair)
+        had, inlets = self.writer.views.refused.get(pair.pair_id, 0), self._puller.verifier.inlets(pair)
         fresh = await self._puller.run(pair, progress, ask)
         if not ask.thread and (progress.lacking or (had and (progress.learnt or line.inlets != inlets))):
             fresh += await self._puller.retry_refused(pair, progress)

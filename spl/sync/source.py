@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core import consent
-from ..core.consent import Share
+from ..core.consent import Outbound
 from ..core.errors import SplError
 from ..core.identity.did import multibase
 from ..core.keys import AEAD_NONCE_BYTES
@@ -30,9 +30,9 @@ from ..core.record.levels import EXACT
 from ..home.index import Row
 from ..home.segments import LineError
 from ..home.vault import Vault
-from ..home.writer import Hub, HubError
+from ..home.writer import WriteError, Writer
 from . import lanes as offer
-from .lanes import Blanks, Counts, Look, Reading, Scope
+from .lanes import Counts, EmptyRanges, LaneScan, LogView, Scope
 
 
 class FeedError(SplError):
@@ -65,7 +65,7 @@ class Source:
 
     def __init__(
         self,
-        hub: Hub,
+        writer: Writer,
         vault: Vault,
         limits: Limits,
         *,
@@ -75,10 +75,10 @@ class Source:
         reach: Callable[[str], str] = lambda pair_id: "",
     ) -> None:
         """`last_seq` gives the end of the last commit that listeners were told of."""
-        self.hub = hub
+        self.writer = writer
         self.vault = vault
         self.limits = limits
-        self.shown = Shown(hub, vault)
+        self.shown = OutgoingForm(writer, vault)
         self.counts = Counts()
         self.last_seq = last_seq
         self.acked: dict[str, tuple[int, int]] = {}
@@ -88,7 +88,7 @@ class Source:
         self._random_bytes = random_bytes
         self._queue_records = queue_records
         self._reach = reach
-        self._blanks: dict[str, Blanks] = {}
+        self._blanks: dict[str, EmptyRanges] = {}
         self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
 
     def pair(self, pair_id: str) -> Pair:
@@ -96,7 +96,7 @@ class Source:
 
         Raises FeedError "pair-unknown", "pair-paused", "pair-revoked", "pair-state-conflict", with `peer_view`.
         """
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         if pair is None:
             raise FeedError("pair-unknown")
         if not pair.serve_allowed:
@@ -107,7 +107,7 @@ class Source:
 
     def scope(self, pair: Pair, namespace: str = "") -> Scope:
         """Return what the pair may read now; kept until what it is made of is replaced."""
-        views = self.hub.views
+        views = self.writer.views
         made_of = (pair, views.consents, views.namespaces, views.pairs, views.did)
         kept = self._scopes.get(pair.pair_id)
         if kept is None or any(one is not other for one, other in zip(kept[0], made_of, strict=True)):
@@ -121,21 +121,21 @@ class Source:
         """Return what this reading may see now; raise what `pair` raises."""
         if not query.reads:
             return self.scope(self.pair(pair_id), query.namespace)
-        shares = {ns: Share(ns, ns, EXACT) for ns in query.reads}
+        shares = {ns: Outbound(ns, ns, EXACT) for ns in query.reads}
         chosen = _only(shares, query.namespace) if query.namespace else shares
-        return Scope(chosen, (OPEN,), frozenset(), "", self.hub.views.did)
+        return Scope(chosen, (OPEN,), frozenset(), "", self.writer.views.did)
 
-    def look(self, pair_id: str, query: Query) -> Look:
+    def look(self, pair_id: str, query: Query) -> LogView:
         """Return the look at the log as it is now that a reading takes; raise what `pair` raises."""
         last_seq = self.last_seq()  # before the scope
         return self.at(pair_id, self.scope_now(pair_id, query), last_seq)
 
-    def at(self, pair_id: str, scope: Scope, last_seq: int) -> Look:
+    def at(self, pair_id: str, scope: Scope, last_seq: int) -> LogView:
         """Return a look of this scope up to `last_seq`, which must have been read before the scope."""
-        blanks = self._blanks.setdefault(pair_id, Blanks())
-        return Look(self.hub.store.index, self.hub.store.payloads, scope, last_seq, blanks)
+        blanks = self._blanks.setdefault(pair_id, EmptyRanges())
+        return LogView(self.writer.store.index, self.writer.store.payloads, scope, last_seq, blanks)
 
-    def open(self, pair_id: str, query: Query) -> tuple[Look, Cursor | None]:
+    def open(self, pair_id: str, query: Query) -> tuple[LogView, Cursor | None]:
         """Return the look to take and the opened cursor, None at the very start.
 
         Raises FeedError as `pair` does, "cursor-reset" when the log behind the cursor is another one, CursorError.
@@ -144,7 +144,7 @@ class Source:
         if not query.since:
             return replace(look, whole=query.resync), None
         cursor = self._unsealed(pair_id, query.since)
-        if cursor.epoch != self.hub.store.epoch or not self._is_ours(cursor):
+        if cursor.epoch != self.writer.store.epoch or not self._is_ours(cursor):
             raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
         return replace(look, whole=cursor.whole), cursor
 
@@ -163,13 +163,13 @@ class Source:
         elif not cursor.whole:
             raise FeedError("cursor-invalid", "begin again: your log was set back", peer_view=self.peer_view(pair_id))
 
-    def readings(self, look: Look, query: Query, cursor: Cursor | None) -> list[Reading]:
+    def readings(self, look: LogView, query: Query, cursor: Cursor | None) -> list[LaneScan]:
         """Return the lanes of a reading where its cursor left them."""
         known = cursor.by_key() if cursor is not None else {}
         return offer.lanes_through(look, known, query.thread, bool(query.namespace))
 
     def next(
-        self, pair_id: str, since: str, before: Cursor | None, readings: Sequence[Reading], whole: bool
+        self, pair_id: str, since: str, before: Cursor | None, readings: Sequence[LaneScan], whole: bool
     ) -> tuple[str, Cursor]:
         """Return the cursor, sealed and open, of a reading that came this far from `before`, sealed as `since`.
 
@@ -181,7 +181,7 @@ class Source:
             return since, before
         # The newest line that this reading went past: only a log set back behind it can have lost what was read.
         seq, run = self._run_at(max((lane.position for lane in held), default=0), before)
-        cursor = Cursor(self.hub.store.epoch, seq, run, held, whole)
+        cursor = Cursor(self.writer.store.epoch, seq, run, held, whole)
         return self.seal(pair_id, cursor), cursor
 
     def seal(self, pair_id: str, cursor: Cursor) -> str:
@@ -190,17 +190,17 @@ class Source:
 
     def head(self, pair_id: str) -> int | None:
         """Return how many records the pair is offered; None while they are being counted."""
-        last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
+        last_seq, pair = self.last_seq(), self.writer.views.pairs.get(pair_id)
         return self.counts.head(pair_id, self.at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
 
     def told(self, pair_id: str) -> int | None:
         """Return the same for the peer: as of when it was last known, None only before it was known at all."""
-        last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
+        last_seq, pair = self.last_seq(), self.writer.views.pairs.get(pair_id)
         return self.counts.told(pair_id, self.at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
 
     def count(self, pair_id: str) -> bool:
         """Count on what the pair is offered, for some ms; return whether that is all.  For a thread."""
-        last_seq, pair = self.last_seq(), self.hub.views.pairs.get(pair_id)
+        last_seq, pair = self.last_seq(), self.writer.views.pairs.get(pair_id)
         if pair is None or not pair.serve_allowed:
             return True
         return self.counts.advance(pair_id, self.at(pair_id, self.scope(pair), last_seq))
@@ -211,14 +211,14 @@ class Source:
         `head` is None while it is counted for the first time.  Who reads by a token of its own (`query.reads`) gets
         the same form.
         """
-        pair = self.hub.views.pairs.get(pair_id)
+        pair = self.writer.views.pairs.get(pair_id)
         if query is not None and query.reads:
-            head = offer.head(self.hub.store.index, self.scope_now(pair_id, replace(query, namespace="")))
+            head = offer.head(self.writer.store.index, self.scope_now(pair_id, replace(query, namespace="")))
             return {"state": str(Phase.ACTIVE), "reason": "", "head": head, "acked": None, "queue": 0}
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
         acked, _ = self.acked.get(pair_id, (None, None))
-        reach, weight = self._reach(pair_id), consent.book_of(self.hub.views.consents, pair).weight
+        reach, weight = self._reach(pair_id), consent.book_of(self.writer.views.consents, pair).weight
         return {
             "state": str(pair.phase),
             "reason": pair.reason,
@@ -230,7 +230,7 @@ class Source:
         }
 
     def _unsealed(self, pair_id: str, text: str) -> Cursor:
-        key, pair = self.vault.cursor_key(), self.hub.views.pairs.get(pair_id)
+        key, pair = self.vault.cursor_key(), self.writer.views.pairs.get(pair_id)
         try:
             return cursors.open_(text, key, pair_id)
         except cursors.CursorError:
@@ -248,7 +248,7 @@ class Source:
 
     def _is_ours(self, cursor: Cursor) -> bool:
         try:
-            return self.hub.store.run_at(cursor.run_seq) == cursor.run
+            return self.writer.store.run_at(cursor.run_seq) == cursor.run
         except LineError as exc:
             # A damaged line says nothing about the log around it, and the epoch agrees.
             return exc.code == "store-damaged"
@@ -256,12 +256,12 @@ class Source:
     def _run_at(self, seq: int, before: Cursor | None) -> tuple[int, str]:
         """Return a line up to `seq` and the running hash there; the place before where that line is damaged."""
         try:
-            return seq, self.hub.store.run_at(seq)
+            return seq, self.writer.store.run_at(seq)
         except LineError:
-            return (before.run_seq, before.run) if before is not None else (0, self.hub.store.run_at(0))
+            return (before.run_seq, before.run) if before is not None else (0, self.writer.store.run_at(0))
 
 
-def lanes_held(readings: Sequence[Reading], before: Cursor | None) -> tuple[Lane, ...]:
+def lanes_held(readings: Sequence[LaneScan], before: Cursor | None) -> tuple[Lane, ...]:
     """Return the lanes of the next cursor.
 
     Those that consent or a rule took away keep their place, the farthest first, as long as there is room: they tell
@@ -273,12 +273,12 @@ def lanes_held(readings: Sequence[Reading], before: Cursor | None) -> tuple[Lane
     return (*lanes.values(), *kept)[: cursors.LANES_MAX]
 
 
-def clock_of(readings: Sequence[Reading]) -> int:
+def clock_of(readings: Sequence[LaneScan]) -> int:
     """Return how many records in scope lie up to where the lanes are."""
     return sum(reading.count for reading in readings)
 
 
-def _only(shares: Mapping[str, Share], namespace: str) -> Mapping[str, Share]:
+def _only(shares: Mapping[str, Outbound], namespace: str) -> Mapping[str, Outbound]:
     return {ns: share for ns, share in shares.items() if ns == namespace}
 
 
@@ -288,17 +288,17 @@ SIGNERS_MAX: Final = 4096
 _SECRET: Final = b"syncropel-pseudonym-key-v1"
 
 
-class Shown:
+class OutgoingForm:
     """The wire form of rows; used in the feed's threads."""
 
-    def __init__(self, hub: Hub, vault: Vault) -> None:
-        self.hub = hub
+    def __init__(self, writer: Writer, vault: Vault) -> None:
+        self.writer = writer
         self.vault = vault
         self._signers: dict[str, set[str]] = {}
 
     def payloads(self, pair_id: str, scope: Scope, rows: Sequence[Row]) -> list[bytes]:
         """Return what goes out for the rows, each at the level of its namespace; raise HubError "identity-missing"."""
-        stored = self.hub.store.payloads(rows)
+        stored = self.writer.store.payloads(rows)
         self.note(pair_id, scope, rows)
         if all(scope.shares[row.ns].level == EXACT for row in rows):
             return stored
@@ -323,15 +323,15 @@ class Shown:
             return True
         if not scope.tallied:
             return bool(full) and did in self._signers.get(pair_id, ())
-        return scope.filter.relay and any(self.hub.store.index.tally(f"v:{ns}:{did}") for ns in full)
+        return scope.filter.relay and any(self.writer.store.index.tally(f"v:{ns}:{did}") for ns in full)
 
     def _shown(self, pair_id: str, scope: Scope, row: Row, raw: bytes) -> bytes:
         share = scope.shares[row.ns]
         if share.level == EXACT:
             return raw
-        signer = self.hub.signer
+        signer = self.writer.signer
         if signer is None:
-            raise HubError("identity-missing")
+            raise WriteError("identity-missing")
         value = json.loads(raw)
         content = levels.content(value["record"], value["id"], share.level, pair_id, self._secret())
         key_text = multibase(signer.chain.present)

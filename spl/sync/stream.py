@@ -34,8 +34,8 @@ from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS
 from ..home.writes import Commit
 from ..net.sse import encode_event
 from . import lanes as offer
-from .lanes import Look, Reading, Steps
-from .notify import Bells
+from .lanes import LaneScan, LogView, Steps
+from .notify import Notifier
 from .source import FeedError, Query, Source, clock_of, lanes_held
 
 PIECE_BYTES: Final = 64 * KIB
@@ -84,11 +84,11 @@ class Stream:
     """One open stream of a pair; used on the loop, but for `_from_index`."""
 
     def __init__(
-        self, source: Source, recent: Recent, bells: Bells, pool: Executor, pair_id: str,
-        query: Query, look: Look, cursor: Cursor | None, is_valid: Callable[[], bool],
+        self, source: Source, recent: Recent, notifier: Notifier, pool: Executor, pair_id: str,
+        query: Query, look: LogView, cursor: Cursor | None, is_valid: Callable[[], bool],
     ) -> None:  # fmt: skip
         """`is_valid` tells whether the credential that opened it still holds."""
-        self.source, self.recent, self.bells, self.pool = source, recent, bells, pool
+        self.source, self.recent, self.notifier, self.pool = source, recent, notifier, pool
         self.pair_id = pair_id
         self._scope, self._whole = look.scope, look.whole
         self._text, self._cursor = query.since, cursor
@@ -118,7 +118,7 @@ class Stream:
         """Yield pieces of the stream, each of whole events, until it ends."""
         loop = asyncio.get_running_loop()
         lists = [*(f"n:{ns}" for ns in self._scope.shares), *SHARING, *ALLOWING]
-        with self.bells.listening(lists) as self._bell, self.recent.wanted():
+        with self.notifier.listening(lists) as self._bell, self.recent.wanted():
             due_s = loop.time()
             while True:
                 self._bell.clear()
@@ -147,13 +147,13 @@ class Stream:
 
     def _last_word(self) -> bytes:
         """Return the event that ends the stream when it must end, else nothing."""
-        if self.bells.stopping:
+        if self.notifier.stopping:
             return _event("server_shutdown", retry_after_ms=RETRY_AFTER_MS)
         if self._replaced:
             return _event("error", code="lagged", message="another stream of this pair took over")
         if not self._is_valid():
             return _event("error", code="revoked", message="the token that opened this stream is not valid any more")
-        views = self.source.hub.views
+        views = self.source.writer.views
         now = (views.pairs, views.consents, views.namespaces)
         if self._views and all(one is other for one, other in zip(now, self._views, strict=True)):
             return b""
@@ -178,7 +178,7 @@ class Stream:
     def _seal(self) -> None:
         """Seal where the lanes are, at a line that was looked at in memory."""
         lanes = lanes_held(self._readings, self._cursor)
-        self._cursor = Cursor(self.source.hub.store.epoch, *self._run, lanes, False)
+        self._cursor = Cursor(self.source.writer.store.epoch, *self._run, lanes, False)
         self._text = self.source.seal(self.pair_id, self._cursor)
 
     # -- records
@@ -253,7 +253,7 @@ class Stream:
         """Return the next piece as the log holds it up to a line."""
         source, scope = self.source, self._scope
         look = replace(source.at(self.pair_id, scope, last_seq), whole=self._whole)
-        readings = [Reading(each.key, each.name, each.position, each.count, each.covers) for each in self._readings]
+        readings = [LaneScan(each.key, each.name, each.position, each.count, each.covers) for each in self._readings]
         rows, more = yield from offer.collect(look, readings, PIECE_RECORDS, 2 * PIECE_BYTES)
         self._readings = readings
         if not more:

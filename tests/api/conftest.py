@@ -85,7 +85,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     init_home(path, "alice")
     config = Config(http_allowed_origins=(PAGE_ORIGIN,))
     home = open_home(path, config, disk=Disk(), progress=lambda done, total: None)
-    writer = threading.Thread(target=home.hub.run)
+    writer = threading.Thread(target=home.writer.run)
     writer.start()
     sockets = bind_tcp("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
@@ -103,6 +103,6 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     services.sync.close()
     services.push.close()
     services.reconcile.close()
-    home.hub.close()
+    home.writer.close()
     writer.join()
     home.close()

@@ -9,7 +9,7 @@ from spl.core.limits import Limits
 from spl.core.pair.steps import decide
 from spl.core.record import levels
 from spl.home.views import THREAD_PAIRS
-from spl.home.writes import Own, Show
+from spl.home.writes import Own, Projected
 from tests.api.conftest import Served
 from tests.core.pair_kit import KEY, NOW_MS, PATHS, PEER, PROPOSAL, bodies
 
@@ -31,8 +31,8 @@ def showing(served: Served) -> Served:
     for event in PATHS["Active"]:
         pair, effects = decide(pair, event, NOW_MS)
         items += [Own(THREAD_PAIRS, body.pop("kind"), body) for body in bodies(effects)]
-    served.services.hub.submit(items).result(10)
-    served.services.hub.submit([Show(claim(n), "default", PAIR) for n in range(5)]).result(10)
+    served.services.writer.submit(items).result(10)
+    served.services.writer.submit([Projected(claim(n), "default", PAIR) for n in range(5)]).result(10)
     return served
 
 

@@ -29,7 +29,7 @@ def give_pair(served: Served, ended: bool = False) -> None:
     for event in (*PATHS["Active"], *([End("over")] if ended else [])):
         pair, effects = decide(pair, event, NOW_MS)
         items += [Own(THREAD_PAIRS, body.pop("kind"), body) for body in bodies(effects)]
-    served.services.hub.submit(items).result(10)
+    served.services.writer.submit(items).result(10)
 
 
 async def test_namespaces_need_those_above_them(served: Served) -> None:
@@ -132,7 +132,7 @@ async def test_what_was_withdrawn_is_shared_no_more(served: Served) -> None:
     give_pair(served)
     grant = {"namespace": "default", "maps": ["default", "default"], "level": consent.WITHDRAWN, "version": 1}
     own = Own(consent.THREAD, consent.KIND_GRANT, {"pair_id": PROPOSAL.pair_id, "grant": grant})
-    served.services.hub.submit([own]).result(10)
+    served.services.writer.submit([own]).result(10)
     assert (await served.json("GET", f"{PATH}/default"))["pairs"] == []
 
 

@@ -150,7 +150,7 @@ async def test_a_rule_that_comes_to_refuse_it_ends_it_at_once(served: Served) ->
 async def test_the_stop_is_told(served: Served) -> None:
     async with watching(served) as stream:
         await anext(stream)
-        served.services.feed.bells.stop()
+        served.services.feed.notifier.stop()
         event = await anext(stream)
         assert (event.name, json.loads(event.data)) == ("server_shutdown", {"retry_after_ms": 1000})
 
@@ -158,8 +158,8 @@ async def test_the_stop_is_told(served: Served) -> None:
 async def test_who_went_is_forgotten(served: Served) -> None:
     async with watching(served) as stream:
         await anext(stream)
-        assert served.services.feed.bells.waiters == 1
+        assert served.services.feed.notifier.waiters == 1
     async with asyncio.timeout(20):
-        while served.services.feed.bells.waiters:
+        while served.services.feed.notifier.waiters:
             await asyncio.sleep(0.001)
-    served.services.hub.submit([Own("th_audit_x", "note", {})]).result(20)
+    served.services.writer.submit([Own("th_audit_x", "note", {})]).result(20)

@@ -158,13 +158,13 @@ def test_refusals_give_their_exit_code(spl: Run, daemon: Daemon, code: str, stat
 
 
 def test_flags_of_the_lifecycle_reach_the_daemon(spl: Run, daemon: Daemon) -> None:
-    hub = {"pair_id": "pair_2", "peer_did": ALICE}
+    writer = {"pair_id": "pair_2", "peer_did": ALICE}
     for line, action, body, answer, out, err in (
         ("resume pair_1 --resync", "resume", {"resync": True}, {"records": 7}, "7 records were new", ""),
         ("refresh pair_1 --expect-key z6Mk", "refresh", {"expect_key": "z6Mk"}, {}, "refreshed", ""),
         ("revoke pair_1 --block", "revoke", {"block": True}, {"blocked": True, "state": "revoked"}, "revoked",
          "what bob signed is refused"),
-        ("revoke pair_1", "revoke", {}, {"hubs": [hub], "state": "revoked"}, "revoked",
+        ("revoke pair_1", "revoke", {}, {"hubs": [writer], "state": "revoked"}, "revoked",
          "through alice (pair_2); --block refuses them"),
     ):  # fmt: skip
         daemon.answers["POST", f"{PAIRS}/pair_1/{action}"] = a_pair(**answer)

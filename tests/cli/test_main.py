@@ -169,7 +169,19 @@ def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> N
     process = child("-c", script, home=home, stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=30)
     assert err == b""
-    files = ["client", "command", "federation", "grants", "main", "out", "pair", "pair_page", "soak", "soak_plan", "verify"]
+    files = [
+        "client",
+        "command",
+        "federation",
+        "grants",
+        "main",
+        "out",
+        "pair",
+        "pair_page",
+        "soak",
+        "soak_plan",
+        "verify",
+    ]
     assert out.decode() == f"[] {[f'spl.cli.{name}' for name in files]}\n"
 
 

@@ -77,7 +77,7 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     found, load = Engine(), cli.load
-    doubles = {"cli.drive": found.drive, "cli.rig": found.rig}
+    doubles = {"cli.soak_driver": found.drive, "cli.soak_daemons": found.rig}
     monkeypatch.setattr(cli, "load", lambda name: doubles[name]() if name in doubles else load(name))
     return found
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spl.core import consent
-from spl.core.consent import Book, ConsentError, Grant, Inlet, Share
+from spl.core.consent import ConsentError, Grant, Inbound, Outbound, PairGrants
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.pair.pair import Pair
@@ -42,11 +42,11 @@ def record(grant: Grant, *, ours: bool = True, held: bool = True, pair_id: str =
     return {"kind": kind, **consent.said(pair_id, grant, "2026-11-23T00:00:00.000Z", held=held)}
 
 
-def folded(*bodies: Mapping[str, Any]) -> Book:
-    books: Mapping[str, Book] = {}
+def folded(*bodies: Mapping[str, Any]) -> PairGrants:
+    books: Mapping[str, PairGrants] = {}
     for body in bodies:
         books = consent.fold(books, body)
-    return books.get(PAIR, Book())
+    return books.get(PAIR, PairGrants())
 
 
 # -- the fold
@@ -76,7 +76,7 @@ def test_the_newest_word_of_each_namespace_stands_whatever_the_order(words: list
 
 @given(st.dictionaries(st.sampled_from(["kind", "pair_id", "grant", "held"]), VALUES))
 def test_no_body_makes_the_fold_raise(body: dict[str, Any]) -> None:
-    books = {PAIR: Book()}
+    books = {PAIR: PairGrants()}
     for kind in (consent.KIND_GRANT, consent.KIND_PEER_GRANT):
         assert consent.fold(books, {"pair_id": PAIR, **body, "kind": kind}) is books
 
@@ -190,38 +190,40 @@ def test_what_goes_out() -> None:
     )  # fmt: skip
     pair, book = a_pair("default"), folded(*map(record, grants))
     assert consent.outbound(pair, book, SPACES) == (
-        Share("default", "default", 0), Share("music", "projects/music", 2), Share("x", "x", 1, wants_peer=True),
-    )  # fmt: skip
+        Outbound("default", "default", 0),
+        Outbound("music", "projects/music", 2),
+        Outbound("x", "x", 1, wants_peer=True),
+    )
     back = folded(*map(record, grants), record(Grant("x", "x", 0, 3), ours=False))
-    assert Share("x", "x", 0) in consent.outbound(pair, back, SPACES)
+    assert Outbound("x", "x", 0) in consent.outbound(pair, back, SPACES)
     archived = {**SPACES, "music": Namespace("music", active=False), "projects": Namespace("projects", active=False)}
     assert [share.ns for share in consent.outbound(pair, book, archived)] == ["default", "x"]
-    assert consent.inbound(a_pair("projects/music"), Book(), archived) == {}, "its ancestor is archived"
+    assert consent.inbound(a_pair("projects/music"), PairGrants(), archived) == {}, "its ancestor is archived"
 
 
 def test_a_grant_only_lowers_what_was_agreed() -> None:
     for level, sent in ((0, 0), (1, 1), (3, 3)):
         book = folded(record(Grant("default", "default", level, 1)))
-        assert consent.outbound(a_pair(), book, SPACES) == (Share("default", "default", sent),)
+        assert consent.outbound(a_pair(), book, SPACES) == (Outbound("default", "default", sent),)
     assert consent.outbound(a_pair(), folded(record(Grant("default", "default", None, 1))), SPACES) == ()
     theirs = folded(record(Grant("default", "default", None, 1), ours=False))
-    assert consent.inbound(a_pair(), theirs, SPACES) == {"default": Inlet("default", full=True)}
+    assert consent.inbound(a_pair(), theirs, SPACES) == {"default": Inbound("default", full=True)}
 
 
 def test_where_both_grant_l0_the_peers_l1_comes_in_too() -> None:
     both = Grant("music", "x", 0, 1), Grant("x", "music", 0, 1)
     book = folded(record(both[0], held=False), record(both[1], ours=False))
     # The peer does not hold our word yet, and goes by its own alone: it sends at L1.
-    assert consent.inbound(a_pair(), book, SPACES)["x"] == Inlet("music", full=True, level=1)
+    assert consent.inbound(a_pair(), book, SPACES)["x"] == Inbound("music", full=True, level=1)
     coarser = folded(record(both[0]), record(Grant("x", "music", 2, 1), ours=False))
-    assert consent.inbound(a_pair(), coarser, SPACES)["x"] == Inlet("music", full=False, level=2)
+    assert consent.inbound(a_pair(), coarser, SPACES)["x"] == Inbound("music", full=False, level=2)
 
 
 def test_a_map_of_the_handshake_is_a_grant_of_each_side() -> None:
     pair = a_pair("default", maps=(("music", "x"),))
     book = consent.book_of({}, pair)
-    assert consent.outbound(pair, book, SPACES) == (Share("default", "default", 0), Share("music", "x", 1))
-    assert consent.inbound(pair, book, SPACES)["x"] == Inlet("music", full=False, level=1)
+    assert consent.outbound(pair, book, SPACES) == (Outbound("default", "default", 0), Outbound("music", "x", 1))
+    assert consent.inbound(pair, book, SPACES)["x"] == Inbound("music", full=False, level=1)
     assert consent.draft(pair, book, "music", "x", 0, LIMITS).version == 2
     said = consent.fold({}, record(Grant("music", "x", None, 2)))
     assert [share.ns for share in consent.outbound(pair, consent.book_of(said, pair), SPACES)] == ["default"]
@@ -231,7 +233,7 @@ def test_a_map_of_the_handshake_is_a_grant_of_each_side() -> None:
 class Side:
     """One instance: its book, and what its operator last said of each namespace."""
 
-    book: Book = field(default_factory=Book)
+    book: PairGrants = field(default_factory=PairGrants)
     said: dict[str, Grant] = field(default_factory=dict)
 
     def take(self, *bodies: Mapping[str, Any]) -> None:

@@ -1,8 +1,7 @@
 """What each grant lacks, said with the command that helps."""
 
 from spl.core import consent
-from spl.core import consent as gaps
-from spl.core.consent import Book, Grant, Line
+from spl.core.consent import Grant, GrantRow, PairGrants
 from spl.core.record.namespace import Namespace
 from tests.core.test_consent import SPACES, a_pair, folded, record
 
@@ -10,17 +9,17 @@ PAIR = "pair_00000001"
 BACK = f"spl federation grant {PAIR} --namespace x --maps x,music --hash-level L0"
 
 
-def only(book: Book, spaces: dict[str, Namespace] | None = None, **pair: object) -> Line:
-    [line] = gaps.lines(a_pair(), book, {**SPACES} if spaces is None else spaces, "bob")
+def only(book: PairGrants, spaces: dict[str, Namespace] | None = None, **pair: object) -> GrantRow:
+    [line] = consent.lines(a_pair(), book, {**SPACES} if spaces is None else spaces, "bob")
     return line
 
 
 def test_a_grant_in_full_effect_lacks_nothing() -> None:
     line = only(folded(record(Grant("music", "x", 1, 3))))
-    assert line == Line("out", "music", "x", "L1", "L1", 3)
+    assert line == GrantRow("out", "music", "x", "L1", "L1", 3)
     assert line.to_json()["maps"] == ["music", "x"]
     back = only(folded(record(Grant("x", "music", 2, 1), ours=False)))
-    assert back == Line("in", "music", "x", "L2", "L2", 1)
+    assert back == GrantRow("in", "music", "x", "L2", "L2", 1)
     assert back.to_json()["maps"] == ["x", "music"], "as the granting side wrote them"
     assert only(folded(record(Grant("music", "x", None, 4)))).level == "none"
     assert only(folded(record(Grant("x", "music", None, 4), ours=False))).level == "none"
@@ -34,7 +33,7 @@ def test_one_sided_exact_sharing_names_the_other_sides_command() -> None:
     assert (theirs.level, theirs.missing) == ("L1", "L0 behaves as L1 until we grant it too")
     assert (theirs.fix, theirs.at_peer, theirs.code) == (BACK, False, "")
     both = folded(record(Grant("music", "x", 0, 1)), record(Grant("x", "music", 0, 1), ours=False))
-    assert [(line.level, line.missing) for line in gaps.lines(a_pair(), both, SPACES, "bob")] == [("L0", "")] * 2
+    assert [(line.level, line.missing) for line in consent.lines(a_pair(), both, SPACES, "bob")] == [("L0", "")] * 2
 
 
 def test_what_waits_for_the_peer_and_what_has_no_place_here() -> None:
@@ -50,11 +49,11 @@ def test_what_waits_for_the_peer_and_what_has_no_place_here() -> None:
 
 def test_what_the_handshake_agreed_has_lines_of_its_own() -> None:
     pair, book = a_pair("default", "music", "lost"), folded(record(Grant("music", "music", 1, 1)))
-    assert [(line.direction, line.namespace, line.version) for line in gaps.agreed(pair, book, SPACES)] == [
+    assert [(line.direction, line.namespace, line.version) for line in consent.agreed(pair, book, SPACES)] == [
         ("out", "default", 0), ("in", "default", 0), ("in", "music", 0),
     ]  # fmt: skip
-    assert [line.level for line in gaps.lines(pair, book, SPACES, "bob")] == ["L1"]
+    assert [line.level for line in consent.lines(pair, book, SPACES, "bob")] == ["L1"]
 
 
 def test_the_command_is_one_that_the_parser_takes() -> None:
-    assert gaps.command("pair_1", "a", "b/c", consent.EXACT).endswith("--maps a,b/c --hash-level L0")
+    assert consent.command("pair_1", "a", "b/c", consent.EXACT).endswith("--maps a,b/c --hash-level L0")

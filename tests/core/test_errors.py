@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from spl.core.errors import CODES, SplError, cli_code, wire_code
+from spl.core.errors import CODES, SplError, cli_code, http_code
 
 EXITS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 78}
 
@@ -26,8 +26,8 @@ def test_every_code_is_complete(code: str) -> None:
 @pytest.mark.parametrize("code", CODES)
 def test_the_wire_and_the_command_line_say_the_same_word(code: str) -> None:
     """UPPER_SNAKE there, kebab-case here, and back."""
-    assert re.fullmatch(r"[A-Z0-9_]+", wire_code(code))
-    assert cli_code(wire_code(code)) == code
+    assert re.fullmatch(r"[A-Z0-9_]+", http_code(code))
+    assert cli_code(http_code(code)) == code
 
 
 def test_an_error_fills_in_from_the_registry() -> None:

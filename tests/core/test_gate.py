@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core import keys
-from spl.core.consent import Inlet
+from spl.core.consent import Inbound
 from spl.core.gate import Gate, Roots, claimed_id
 from spl.core.identity import did
 from spl.core.identity.did import Chain, rotate
@@ -25,13 +25,13 @@ US = did.did_of("us", OWN.public)
 CHAIN = Chain(PEER, OLD.public)
 PAIR = "pair_00000001"
 INLETS = {
-    "default": Inlet("default", full=True),
-    "org": Inlet("org", full=True),
-    "work": Inlet("org/work", full=True),
-    "one": Inlet("org/one", full=False, level=1),
-    "two": Inlet("org/two", full=False, level=2),
-    "three": Inlet("org/three", full=False, level=3),
-    "lowered": Inlet("lowered", full=True, level=2),
+    "default": Inbound("default", full=True),
+    "org": Inbound("org", full=True),
+    "work": Inbound("org/work", full=True),
+    "one": Inbound("org/one", full=False, level=1),
+    "two": Inbound("org/two", full=False, level=2),
+    "three": Inbound("org/three", full=False, level=3),
+    "lowered": Inbound("lowered", full=True, level=2),
 }
 LEVEL_OF = {"one": 1, "two": 2, "three": 3, "lowered": 2}
 

@@ -17,7 +17,7 @@ from spl.core.limits import Limits
 from spl.core.rules import permission_rule
 from spl.doctor.catalogue import CATALOGUE
 from spl.doctor.examine import Doctor, examine_home
-from spl.doctor.health import Pulse
+from spl.doctor.health import HealthSampler
 from spl.home.home import random_bytes
 from spl.net.address import ReachError, parse_url
 from spl.net.client import Client, DialPolicy, Reply
@@ -87,12 +87,12 @@ class Clinic:
 
     def __post_init__(self) -> None:
         for node in (self.a, self.b):
-            pulse = Pulse(
+            health = HealthSampler(
                 lambda node=node: node.home.views.pairs, self.told, steady_s=lambda: 0.0, tasks=list, limits=Limits()
             )  # type: ignore[misc]
             self.doctors[node.url] = Doctor(
-                node.path, node.url, node.home.hub, node.home.vault, Limits(), pairing=node.pairing,
-                sync=cast(Sync, _Told(self)), pulse=pulse, client=cast(Client, Asked(node, self)), reach=self._reach,
+                node.path, node.url, node.home.writer, node.home.vault, Limits(), pairing=node.pairing,
+                sync=cast(Sync, _Told(self)), health=health, client=cast(Client, Asked(node, self)), reach=self._reach,
                 way=lambda pair_id: self.way,
                 now_ms=self.world.now_ms, random_bytes=random_bytes,
             )  # fmt: skip
@@ -164,7 +164,7 @@ async def test_the_peer_has_no_identity_or_something_strips_the_dot_path(tmp_pat
 async def test_a_manifest_that_does_not_verify(tmp_path: Path) -> None:
     """The page's words, and its fix: the peer publishes anew."""
     async with clinic(tmp_path) as found:
-        document = dict(found.b.pairing.manifest_document())
+        document = dict(found.b.pairing.published.manifest())
         document["federation_manifest"] = {**document["federation_manifest"], "capabilities": []}
         found.change = answers(MANIFEST, body=json.dumps(document).encode())
         report = await found.report()
@@ -182,15 +182,15 @@ async def test_a_proxy_that_wants_a_bearer_for_the_handshake(tmp_path: Path) -> 
 async def test_other_bytes_than_the_daemon_serves(tmp_path: Path) -> None:
     """A cache hands out a manifest that verifies and is not the present one; the peer tells what it serves itself."""
     async with clinic(tmp_path) as found:
-        spaced = json.dumps(found.b.pairing.manifest_document(), indent=1).encode()
+        spaced = json.dumps(found.b.pairing.published.manifest(), indent=1).encode()
         found.change = answers(MANIFEST, body=spaced)
         assert "manifest-differs-outside" in await found.problems()
 
 
 async def test_our_own_did_behind_the_peers_name(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
-        own = json.dumps(found.a.pairing.manifest_document()).encode()
-        own_did = json.dumps(found.a.pairing.did_document()).encode()
+        own = json.dumps(found.a.pairing.published.manifest()).encode()
+        own_did = json.dumps(found.a.pairing.published.did_document()).encode()
 
         def change(method: str, target: str, reply: Reply) -> Reply:
             bodies = {MANIFEST: own, "/.well-known/did.json": own_did}
@@ -309,8 +309,8 @@ async def test_what_only_a_pull_can_see(tmp_path: Path, code: str) -> None:
         found.status |= {"attempt": 9, "last_error": {"class": "x", "code": code, "message": "so it was", "at": "x"}}
         doctor = found.doctors[found.a.url]
         for _ in range(2):
-            doctor.pulse.beat(0.0)
-        doctor.pulse._steady_s = lambda: 1000.0
+            doctor.health.beat(0.0)
+        doctor.health._steady_s = lambda: 1000.0
         assert code in await found.problems()
         assert code in [item["code"] for item in doctor.attention()]
 
@@ -334,8 +334,8 @@ async def test_the_pairs_own_stream_is_looked_at(tmp_path: Path, state: str) -> 
     async with clinic(tmp_path) as found:
         found.status["stream"] = {"state": state, "breaks": 0}
         doctor = found.doctors[found.a.url]
-        doctor.pulse.beat(0.0)
-        doctor.pulse._steady_s = lambda: 5.1
+        doctor.health.beat(0.0)
+        doctor.health._steady_s = lambda: 5.1
         assert ("stream-buffering" in await found.problems()) == (state == "opening")
 
 

@@ -15,7 +15,7 @@ from spl.core.pair.pair import Pair
 from spl.core.pair.state import Active, Asked, Degraded, PausedByPeer, Revoked, TokenRef, Waiting
 from spl.doctor import facts
 from spl.doctor.catalogue import findings
-from spl.doctor.health import Pulse
+from spl.doctor.health import HealthSampler
 from spl.home.disk import Disk
 from spl.home.home import now_ms, open_home, read_config
 from tests.pair_world import two
@@ -26,10 +26,10 @@ HOUR_MS = 3_600_000
 PEER = "did:sync:instance:bob-0123456789abcdef01234567"
 
 
-def a_pulse(**told: float) -> Pulse:
+def a_pulse(**told: float) -> HealthSampler:
     """Return what facts read of a pulse: for how long a pair fails, and so on."""
     known = {"failing_s": 0.0, "still_s": inf, "stalled_s": 0.0, "full_s": 0.0, "mute_s": 0.0, **told}
-    return cast(Pulse, SimpleNamespace(**{name: lambda _, s=s: s for name, s in known.items()}))  # type: ignore[misc]
+    return cast(HealthSampler, SimpleNamespace(**{name: lambda _, s=s: s for name, s in known.items()}))  # type: ignore[misc]
 
 
 def a_token(expires_at_ms: int, *scopes: str, since_ms: int = NOW_MS - 88 * DAY_MS) -> TokenRef:
@@ -58,12 +58,12 @@ def status(**changed: Any) -> dict[str, Any]:
 
 def seen(
     pair: Pair | None = None, told: dict[str, Any] | None = None, *, trouble: SplError | None = None,
-    uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "", **pulse: float,
+    uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "", **health: float,
 ) -> dict[str, Any]:  # fmt: skip
     return facts.pair_facts(
         pair or a_pair(),
         told or status(),
-        a_pulse(**pulse),
+        a_pulse(**health),
         trouble,
         unmoved=unmoved,
         way=way,
@@ -174,24 +174,24 @@ def test_what_status_looks_at() -> None:
     """A pair that the peer revoked is shown for a day, unless there is a new one."""
     gone = a_pair(state=Revoked("revoked by peer: sold"))
     then_ms = gone.since_ms + 1000
-    assert facts.is_shown(gone, {}, then_ms)
-    assert not facts.is_shown(gone, {}, then_ms + DAY_MS)
-    assert not facts.is_shown(gone, {"pair_1": a_pair()}, then_ms)
-    assert not facts.is_shown(a_pair(state=Revoked("revoked")), {}, then_ms)
-    assert facts.is_shown(a_pair(), {}, NOW_MS)
+    assert facts.has_projection(gone, {}, then_ms)
+    assert not facts.has_projection(gone, {}, then_ms + DAY_MS)
+    assert not facts.has_projection(gone, {"pair_1": a_pair()}, then_ms)
+    assert not facts.has_projection(a_pair(state=Revoked("revoked")), {}, then_ms)
+    assert facts.has_projection(a_pair(), {}, NOW_MS)
 
 
 def test_the_daemons_own_facts(tmp_path: Path) -> None:
     """A full disk and a store that stopped are the disk's word, injected here."""
     disk = Disk()
     home = open_home(tmp_path, read_config(tmp_path, disk, {}), disk=disk, progress=lambda done, total: None)
-    pulse = Pulse(dict, lambda pair_id: {}, steady_s=lambda: 0.0, tasks=list, limits=Limits())
+    health = HealthSampler(dict, lambda pair_id: {}, steady_s=lambda: 0.0, tasks=list, limits=Limits())
     try:
-        known = facts.daemon_facts(home.store, home.vault, pulse, Limits(), NOW_MS)
+        known = facts.daemon_facts(home.store, home.vault, health, Limits(), NOW_MS)
         assert codes({**known, "free_bytes": 10**12}) == ["identity-missing"]
         disk.free_bytes = lambda folder: 5 * 10**7  # type: ignore[method-assign]
         home.store._readonly = "a disk sync failed"
-        found = findings(facts.daemon_facts(home.store, home.vault, pulse, Limits(), NOW_MS))
+        found = findings(facts.daemon_facts(home.store, home.vault, health, Limits(), NOW_MS))
         assert [(item.code, item.severity) for item in found] == [
             ("store-readonly", "fail"), ("disk-low", "fail"), ("identity-missing", "fail"),
         ]  # fmt: skip
@@ -203,10 +203,10 @@ def test_an_identity_without_a_copy(tmp_path: Path) -> None:
     """A day after it was made, or after its key was rotated, it should have been exported."""
     disk = Disk()
     home = open_home(tmp_path, read_config(tmp_path, disk, {}), disk=disk, progress=lambda done, total: None)
-    pulse = Pulse(dict, lambda pair_id: {}, steady_s=lambda: 0.0, tasks=list, limits=Limits())
+    health = HealthSampler(dict, lambda pair_id: {}, steady_s=lambda: 0.0, tasks=list, limits=Limits())
 
     def found(now_ms: int) -> list[str]:
-        known = facts.daemon_facts(home.store, home.vault, pulse, Limits(), now_ms)
+        known = facts.daemon_facts(home.store, home.vault, health, Limits(), now_ms)
         return [code for code in codes(known) if code == "identity-backup"]
 
     try:

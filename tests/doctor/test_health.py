@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spl.core.limits import Limits
-from spl.doctor.health import LAGS_COUNT, Pulse
+from spl.doctor.health import LAGS_COUNT, HealthSampler
 
 BEAT_S = Limits().beat_s
 PAIR = "pair_0f9e8d7c"
@@ -36,7 +36,7 @@ class World:
     )
 
     def __post_init__(self) -> None:
-        self.pulse = Pulse(
+        self.health = HealthSampler(
             lambda: self.pairs, lambda pair_id: self.status, steady_s=lambda: self.now_s, tasks=lambda: self.tasks,
             limits=Limits(),
         )  # fmt: skip
@@ -45,96 +45,96 @@ class World:
         self.status |= status
         for _ in range(count):
             self.now_s += BEAT_S
-            self.pulse.beat(late_ms)
+            self.health.beat(late_ms)
 
 
 def test_a_lag_each_minute_for_half_an_hour() -> None:
     """Unknown before the first minute and while attempts fail; the ring never grows."""
     world = World()
-    assert world.pulse.lags(PAIR) == [None] * LAGS_COUNT
+    assert world.health.lags(PAIR) == [None] * LAGS_COUNT
     world.beats(12, lag_records=7)
-    assert world.pulse.lags(PAIR) == [None] * 29 + [7]
+    assert world.health.lags(PAIR) == [None] * 29 + [7]
     world.beats(12, attempt=1)
-    assert world.pulse.lags(PAIR)[-2:] == [7, None]
+    assert world.health.lags(PAIR)[-2:] == [7, None]
     world.beats(12 * 100, lag_records=1, attempt=0)
-    assert world.pulse.lags(PAIR) == [1] * LAGS_COUNT
+    assert world.health.lags(PAIR) == [1] * LAGS_COUNT
     world.pairs[PAIR].ended = True
     world.beats(1)
-    assert world.pulse.lags(PAIR) == [None] * LAGS_COUNT
+    assert world.health.lags(PAIR) == [None] * LAGS_COUNT
 
 
 def test_since_when_attempts_fail() -> None:
     world = World()
     world.beats(3, attempt=1)
-    assert world.pulse.failing_s(PAIR) == 2 * BEAT_S
+    assert world.health.failing_s(PAIR) == 2 * BEAT_S
     world.now_s += 100
-    assert world.pulse.failing_s(PAIR) == 2 * BEAT_S + 100
+    assert world.health.failing_s(PAIR) == 2 * BEAT_S + 100
     world.beats(1, attempt=0)
-    assert world.pulse.failing_s(PAIR) == 0
-    assert world.pulse.failing_s("pair_ffffffff") == 0
+    assert world.health.failing_s(PAIR) == 0
+    assert world.health.failing_s("pair_ffffffff") == 0
 
 
 def test_a_pair_stands_still_while_records_wait_and_the_position_does_not_move() -> None:
     world = World()
     world.beats(3, lag_records=9)
-    assert world.pulse.stalled_s(PAIR) > 0
+    assert world.health.stalled_s(PAIR) > 0
     world.beats(1, clock=6)
-    assert world.pulse.stalled_s(PAIR) == 0
-    assert world.pulse.still_s(PAIR) == 0
+    assert world.health.stalled_s(PAIR) == 0
+    assert world.health.still_s(PAIR) == 0
     world.beats(3, lag_records=0)
-    assert (world.pulse.stalled_s(PAIR), world.pulse.still_s(PAIR)) == (0, 2 * BEAT_S)
+    assert (world.health.stalled_s(PAIR), world.health.still_s(PAIR)) == (0, 2 * BEAT_S)
 
 
 def test_since_when_the_queue_is_long() -> None:
     world = World()
     world.beats(13, queue_records=60)
-    assert world.pulse.full_s(PAIR) == 12 * BEAT_S
+    assert world.health.full_s(PAIR) == 12 * BEAT_S
     world.beats(1, queue_records=50)
-    assert world.pulse.full_s(PAIR) == 0
+    assert world.health.full_s(PAIR) == 0
 
 
 def test_one_late_beat_is_a_hiccup_and_two_are_a_finding() -> None:
     world = World()
     world.beats(1, late_ms=5000.0)
-    assert world.pulse.loop_lag_ms == 0
+    assert world.health.loop_lag_ms == 0
     world.beats(1, late_ms=2000.0)
-    assert world.pulse.loop_lag_ms == 2000
+    assert world.health.loop_lag_ms == 2000
     world.beats(12)
-    assert world.pulse.loop_lag_ms == 0
+    assert world.health.loop_lag_ms == 0
 
 
 def test_a_pair_without_a_task_is_dead_on_the_second_look() -> None:
     world = World()
     world.tasks = ["sync pair_ffffffff"]
     world.beats(1)
-    assert world.pulse.dead() == []
+    assert world.health.dead() == []
     world.beats(1)
-    assert world.pulse.dead() == [PAIR]
+    assert world.health.dead() == [PAIR]
     world.pairs[PAIR].sync_allowed = False
     world.beats(1)
-    assert world.pulse.dead() == []
+    assert world.health.dead() == []
 
 
 def test_a_task_that_crashes_again_and_again_is_dead_until_it_succeeds() -> None:
     """Between two crashes it is there by name, and reads nothing."""
     world = World()
     world.beats(1, crashes=1)
-    assert world.pulse.dead() == [PAIR]
+    assert world.health.dead() == [PAIR]
     world.beats(1, crashes=0)
-    assert world.pulse.dead() == []
+    assert world.health.dead() == []
 
 
 def test_streams_that_bring_nothing() -> None:
     """Opened, given up, opened again: counted from the first on; one that broke is another matter."""
     world = World()
     world.beats(3, stream={"state": "down"})
-    assert world.pulse.mute_s(PAIR) == 0
+    assert world.health.mute_s(PAIR) == 0
     world.beats(2, stream={"state": "opening"})
     world.beats(2, stream={"state": "down"})
     world.beats(1, stream={"state": "opening"})
-    assert world.pulse.mute_s(PAIR) == 4 * BEAT_S
+    assert world.health.mute_s(PAIR) == 4 * BEAT_S
     world.beats(1, stream={"state": "open"})
-    assert world.pulse.mute_s(PAIR) == 0
+    assert world.health.mute_s(PAIR) == 0
 
 
 def test_it_ends_with_the_daemon() -> None:
@@ -144,6 +144,6 @@ def test_it_ends_with_the_daemon() -> None:
         stop = asyncio.Event()
         stop.set()
         async with asyncio.timeout(2):
-            await World().pulse.run(stop)
+            await World().health.run(stop)
 
     asyncio.run(run())

@@ -11,12 +11,11 @@ from spl.core import canon, keys
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.record import levels, record
-from spl.home import check as storecheck
 from spl.home.check import Check, check_home, facts_of_home
 from spl.home.config import Config
 from spl.home.disk import Disk, lock_home
 from spl.home.home import Home, open_home
-from spl.home.writes import Arrive, Emit, Show
+from spl.home.writes import Arrive, Emit, Projected
 from tests.store_kit import log_files
 
 LIMITS = Limits()
@@ -33,8 +32,8 @@ def filled(path: Path, count: int = 20, segment_bytes: int = 64 << 20) -> None:
 
 def emit(home: Home, n: int) -> None:
     value = {"act": "DO", "actor": "did:sync:user:a", "thread": "th", "body": {"n": n}}
-    future = home.hub.submit([Emit(value)])
-    home.hub.commit_waiting()
+    future = home.writer.submit([Emit(value)])
+    home.writer.commit_waiting()
     future.result(0)
 
 
@@ -67,8 +66,8 @@ def test_projections_are_counted_apart_and_judged_by_their_form(tmp_path: Path) 
     sound = levels.parse(canon.decode(levels.project(shown, 1, "music", "pair_1", "did:p", "zkey", key)), LIMITS)
     bad = replace(sound, id="b" * 64, raw=sound.raw.replace(b"a" * 64, b"b" * 64).replace(b"L2", b"L9"))
     for each in (sound, bad):
-        home.hub.submit([Show(each, "default", "pair_1")])
-        home.hub.commit_waiting()
+        home.writer.submit([Projected(each, "default", "pair_1")])
+        home.writer.commit_waiting()
     home.close()
     home.lock.release()
     last, damages = done(check_home(tmp_path))
@@ -162,8 +161,8 @@ def test_a_damage_counts_what_is_held_again(tmp_path: Path, keep_index: bool) ->
     assert (check.still_lost(), check.is_indexed()) == (1, keep_index)
     for _ in home.store.reindex(bytes):
         pass
-    home.hub.submit([Arrive(envelope, "default", "pair_1")])
-    home.hub.commit_waiting()
+    home.writer.submit([Arrive(envelope, "default", "pair_1")])
+    home.writer.commit_waiting()
     assert (check.still_lost(), check.is_indexed()) == (0, False)
     home.close()
     home.lock.release()
@@ -172,7 +171,7 @@ def test_a_damage_counts_what_is_held_again(tmp_path: Path, keep_index: bool) ->
 
 
 def test_places_beyond_those_named_count_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storecheck, "DAMAGES_MAX", 2)
+    monkeypatch.setattr("spl.home.check.DAMAGES_MAX", 2)
     filled(tmp_path)
     for n in (3, 6, 9, 12):
         hurt(tmp_path, b'"n":%d}' % n, b'"n":#}')

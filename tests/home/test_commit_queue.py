@@ -11,9 +11,9 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.core.limits import Limits
-from spl.home.commit_queue import Desk, Work, answer
+from spl.home.commit_queue import CommitQueue, Submission, answer
 
-LIMITS = replace(Limits(), commit_records=4, waiting_writes=6, commit_company_s=0.004)
+LIMITS = replace(Limits(), commit_records=4, waiting_writes=6, commit_delay_s=0.004)
 
 
 class Clock:
@@ -31,101 +31,101 @@ class Clock:
         return self.now_s
 
 
-def works(*sizes: int) -> list[Work[str, str]]:
-    return [Work(tuple(f"{place}.{n}" for n in range(size)), Future(), None) for place, size in enumerate(sizes)]
+def works(*sizes: int) -> list[Submission[str, str]]:
+    return [Submission(tuple(f"{place}.{n}" for n in range(size)), Future(), None) for place, size in enumerate(sizes)]
 
 
-def desk_of(clock: Clock) -> Desk[str, str]:
-    return Desk(LIMITS, steady_s=clock)
+def desk_of(clock: Clock) -> CommitQueue[str, str]:
+    return CommitQueue(LIMITS, steady_s=clock)
 
 
-def sizes(found: Sequence[Work[str, str]]) -> list[int]:
+def sizes(found: Sequence[Submission[str, str]]) -> list[int]:
     return [len(work.items) for work in found]
 
 
 def test_what_waits_is_taken_in_order_up_to_the_limit() -> None:
-    desk = desk_of(Clock())
-    desk.put(works(1, 2, 2, 1))
-    assert [sizes(desk.take(False)) for _ in range(3)] == [[1, 2], [2, 1], []]
-    desk.put(works(6))
-    assert sizes(desk.take(False)) == [6], "one submission is never cut, however large"
+    queue = desk_of(Clock())
+    queue.put(works(1, 2, 2, 1))
+    assert [sizes(queue.take(False)) for _ in range(3)] == [[1, 2], [2, 1], []]
+    queue.put(works(6))
+    assert sizes(queue.take(False)) == [6], "one submission is never cut, however large"
 
 
 def test_over_the_limit_all_of_a_submission_is_refused() -> None:
-    desk = desk_of(Clock())
-    desk.put(works(1, 4))
+    queue = desk_of(Clock())
+    queue.put(works(1, 4))
     with pytest.raises(SplError) as caught:
-        desk.put(works(1, 1))
+        queue.put(works(1, 1))
     assert caught.value.code == "overloaded"
-    desk.put(works(1))
-    assert [sizes(desk.take(False)), sizes(desk.take(False))] == [[1], [4]]
-    assert sizes(desk.take(False)) == [1]
+    queue.put(works(1))
+    assert [sizes(queue.take(False)), sizes(queue.take(False))] == [[1], [4]]
+    assert sizes(queue.take(False)) == [1]
 
 
 def test_who_writes_alone_is_never_held_up() -> None:
     clock = Clock()
-    desk = desk_of(clock)
+    queue = desk_of(clock)
     for _ in range(3):
-        desk.put(works(1))
+        queue.put(works(1))
         looks = clock.looks
-        assert sizes(desk.take(True)) == [1]
+        assert sizes(queue.take(True)) == [1]
         assert clock.looks == looks + 1, "nobody asked how long to wait"
 
 
 def test_company_of_the_last_write_is_waited_for() -> None:
     clock = Clock()
-    desk = desk_of(clock)
-    desk.put(works(1, 1, 1))
-    assert sizes(desk.take(True)) == [1, 1, 1]
-    desk.put(works(1))
-    clock.meanwhile = [partial(desk.put, works(1)), partial(desk.put, works(2))]
-    assert sizes(desk.take(True)) == [1, 1, 2]
+    queue = desk_of(clock)
+    queue.put(works(1, 1, 1))
+    assert sizes(queue.take(True)) == [1, 1, 1]
+    queue.put(works(1))
+    clock.meanwhile = [partial(queue.put, works(1)), partial(queue.put, works(2))]
+    assert sizes(queue.take(True)) == [1, 1, 2]
 
 
 @pytest.mark.parametrize("passed_s", [0.004, 5.0])
 def test_company_is_not_waited_for_after_its_time(passed_s: float) -> None:
     clock = Clock()
-    desk = desk_of(clock)
-    desk.put(works(1, 1))
-    assert sizes(desk.take(True)) == [1, 1]
-    desk.put(works(1))
+    queue = desk_of(clock)
+    queue.put(works(1, 1))
+    assert sizes(queue.take(True)) == [1, 1]
+    queue.put(works(1))
     clock.now_s += passed_s
-    assert sizes(desk.take(True)) == [1]
-    desk.put(works(1))
+    assert sizes(queue.take(True)) == [1]
+    queue.put(works(1))
     looks = clock.looks
-    assert sizes(desk.take(True)) == [1]
+    assert sizes(queue.take(True)) == [1]
     assert clock.looks == looks + 1, "the last write had one: who is alone again is not held up again"
 
 
 def test_time_that_passes_ends_the_wait_for_company() -> None:
     clock = Clock()
-    desk = desk_of(clock)
-    desk.put(works(1, 1))
-    desk.take(True)
-    desk.put(works(1))
+    queue = desk_of(clock)
+    queue.put(works(1, 1))
+    queue.take(True)
+    queue.put(works(1))
     clock.meanwhile = [lambda: None, lambda: setattr(clock, "now_s", clock.now_s + 1)]
-    assert sizes(desk.take(True)) == [1]
+    assert sizes(queue.take(True)) == [1]
 
 
 def test_closing_ends_every_wait_and_hands_out_what_is_left() -> None:
     clock = Clock()
-    desk = desk_of(clock)
-    desk.put(works(1, 1))
-    desk.take(True)
-    desk.put(works(1))
-    clock.meanwhile = [desk.close]
-    assert sizes(desk.take(True)) == [1]
-    assert desk.take(True) == []
+    queue = desk_of(clock)
+    queue.put(works(1, 1))
+    queue.take(True)
+    queue.put(works(1))
+    clock.meanwhile = [queue.close]
+    assert sizes(queue.take(True)) == [1]
+    assert queue.take(True) == []
     with pytest.raises(SplError) as caught:
-        desk.put(works(1))
+        queue.put(works(1))
     assert caught.value.code == "shutting-down"
 
 
 def test_a_waiting_writer_is_woken() -> None:
-    desk, taken = desk_of(Clock()), list[list[int]]()
-    writer = threading.Thread(target=lambda: taken.append(sizes(desk.take(True))))
+    queue, taken = desk_of(Clock()), list[list[int]]()
+    writer = threading.Thread(target=lambda: taken.append(sizes(queue.take(True))))
     writer.start()
-    desk.put(works(3))
+    queue.put(works(3))
     writer.join(20)
     assert taken == [[3]]
 
@@ -141,7 +141,7 @@ def test_answers_for_another_thread_go_there_by_one_call_each() -> None:
 
     futures: list[Future[list[str]]] = [Future() for _ in range(5)]
     posts = [here, None, there, here, None]
-    found = [Work(("x",), future, post) for future, post in zip(futures, posts, strict=True)]
+    found = [Submission(("x",), future, post) for future, post in zip(futures, posts, strict=True)]
     for n, work in enumerate(found[:4]):
         work.found = [f"{n}"]
     found[3].found = SplError("bad-field")
@@ -159,7 +159,9 @@ async def test_a_loop_that_nobody_waits_on_any_more_is_left_alone() -> None:
     loop = asyncio.get_running_loop()
     gone, late, there = (loop.create_future() for _ in range(3))
     gone.cancel()
-    found: list[Work[str, str]] = [Work(("x",), each, loop.call_soon_threadsafe) for each in (gone, late, there)]
+    found: list[Submission[str, str]] = [
+        Submission(("x",), each, loop.call_soon_threadsafe) for each in (gone, late, there)
+    ]
     assert [work.is_awaited() for work in found] == [False, True, True]
     for work in found:
         work.found = ["y"]
@@ -174,7 +176,7 @@ def test_a_loop_that_is_closed_breaks_no_writer() -> None:
     loop = asyncio.new_event_loop()
     future: asyncio.Future[list[str]] = loop.create_future()
     loop.close()
-    answer([Work(("x",), future, loop.call_soon_threadsafe, ["y"])])
+    answer([Submission(("x",), future, loop.call_soon_threadsafe, ["y"])])
     assert not future.done()
 
 

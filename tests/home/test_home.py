@@ -18,8 +18,8 @@ def silent(done: int, total: int) -> None:
 def test_a_home_is_made_private_and_opens_again(tmp_path: Path) -> None:
     home = open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent)
     home.adopt(home.vault.generate("alice"))
-    future = home.hub.submit([Emit({"act": "KNOW", "actor": "did:sync:user:a", "body": {}, "thread": "th"})])
-    home.hub.commit_waiting()
+    future = home.writer.submit([Emit({"act": "KNOW", "actor": "did:sync:user:a", "body": {}, "thread": "th"})])
+    home.writer.commit_waiting()
     held = future.result(0)[0].envelope
     home.close()
     assert (tmp_path / "h").stat().st_mode & 0o777 == 0o700

@@ -79,7 +79,7 @@ class Log:
         held = {(entry.pair, entry.level, entry.id) for entry in entries if entry.kind == "proj"}
         for id_ in {entry.id for entry in entries if entry.id}:
             for pair, level in itertools.product(("pair_1", "pair_2"), NAMES):
-                assert self.index.is_shown(pair, level, id_) == ((pair, level, id_) in held)
+                assert self.index.has_projection(pair, level, id_) == ((pair, level, id_) in held)
         assert self.index.tally("proj") == sum(entry.kind == "proj" for entry in entries)
 
     def check_rows(self, found: list[tuple[int, Entry]]) -> None:

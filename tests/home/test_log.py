@@ -15,7 +15,7 @@ from spl.home import log as module
 from spl.home import recovery
 from spl.home.disk import Disk, File
 from spl.home.index import Index
-from spl.home.log import Entry, Store, StoreError
+from spl.home.log import Entry, Log, StoreError
 from spl.home.segments import RUN_START, LineError, chain, split
 from tests.store_kit import AT_MS, FaultyDisk, contents, log_files, note, open_store, record
 
@@ -146,7 +146,7 @@ def test_payloads_come_in_the_order_asked_for(
         assert store.payloads([rows[n] for n in wanted]) == [entries[n].payload for n in wanted]
 
 
-STORES: dict[str, Store] = {}
+STORES: dict[str, Log] = {}
 
 
 def test_scanning_starts_anywhere_and_skips_what_went_bad(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def hurt(folder: Path, seq: int) -> None:
         path.write_bytes(b"".join(bad))
 
 
-def many(folder: Path, count: int = 40) -> Store:
+def many(folder: Path, count: int = 40) -> Log:
     store = open_store(folder, Disk(), Limits(segment_bytes=4000))
     for n in range(count):
         store.append([record(n)], AT_MS)

@@ -29,11 +29,11 @@ class World:
         self.now_ms = START_MS
         self.home: Home = open_home(path, Config(), disk=Disk(), progress=lambda done, total: None)
         self.home.adopt(self.home.vault.generate("alice"))
-        self.policy = Policy(self.home.hub, resources=frozenset(), now_ms=lambda: self.now_ms)
+        self.policy = Policy(self.home.writer, resources=frozenset(), now_ms=lambda: self.now_ms)
 
     def add(self, kind: str, **members: object) -> None:
-        future = self.home.hub.submit([Own(rules.THREAD, kind, {"priority": 0, "expression": "true", **members})])
-        self.home.hub.commit_waiting()
+        future = self.home.writer.submit([Own(rules.THREAD, kind, {"priority": 0, "expression": "true", **members})])
+        self.home.writer.commit_waiting()
         future.result(0)
 
     def denied(self, who: str = "tok_1", resource: str = "records:write", address: str = "10.0.0.1") -> str:
@@ -42,7 +42,7 @@ class World:
 
     def audits(self) -> list[dict[str, Any]]:
         """Return the bodies of the denials kept, after what waits is written."""
-        while self.home.hub.commit_waiting():
+        while self.home.writer.commit_waiting():
             pass
         rows = self.home.store.index.after(f"t:{THREAD_AUDIT}", 0, 10_000)
         payloads = self.home.store.payloads(rows)
@@ -114,7 +114,7 @@ def test_a_new_did_from_the_same_address_is_no_new_kind(world: World) -> None:
 
 def test_a_denial_stands_when_its_record_cannot_be_written(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.add(rules.KIND_PERMISSION, name="no", resource="*", action="deny")
-    world.home.hub.close()
+    world.home.writer.close()
     assert world.denied() == "deny"
     assert "policy.audit_lost" in [record.message for record in caplog.records]
 

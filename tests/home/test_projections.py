@@ -14,7 +14,7 @@ from spl.core.pair.pair import Pair
 from spl.core.record import levels
 from spl.core.record.record import Envelope
 from spl.home import projections
-from spl.home.writes import Arrive, Show
+from spl.home.writes import Arrive, Projected
 from tests.nodes import Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -48,7 +48,7 @@ async def test_claims_come_in_pages_by_namespace_and_are_marked(tmp_path: Path) 
         bob.share("a", "b")
         grant(bob, "x", "a", 1, 1)
         made = [alice.emit(f"{n}", actor="did:sync:user:ann") for n in range(7)]
-        bob.write(*(Show(shown(alice, each, 1, "x"), "ab"[n % 2], PAIR) for n, each in enumerate(made)))
+        bob.write(*(Projected(shown(alice, each, 1, "x"), "ab"[n % 2], PAIR) for n, each in enumerate(made)))
         assert [claim.id for claim in read(bob).found] == [each.id for each in made]
         assert [claim.id for claim in read(bob, "b").found] == [each.id for each in made[1::2]]
         assert read(bob, "c") == projections.Claims([], None)
@@ -69,7 +69,7 @@ async def test_the_record_itself_replaces_its_claim(tmp_path: Path) -> None:
         join(alice, bob)
         grant(bob, "x", "default", 1, 1)
         one, two = alice.emit("one"), alice.emit("two")
-        bob.write(*(Show(shown(alice, each, 1, "x"), "default", PAIR) for each in (one, two)))
+        bob.write(*(Projected(shown(alice, each, 1, "x"), "default", PAIR) for each in (one, two)))
         bob.write(Arrive(one, "default", PAIR))
         assert [claim.id for claim in read(bob).found] == [two.id]
         assert bob.ids() == [one.id]
@@ -85,7 +85,7 @@ async def test_a_raised_level_hides_coarser_claims_and_a_withdrawn_grant_none(
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         made = alice.emit("x")
-        bob.write(*(Show(shown(alice, made, level, "x"), "default", PAIR) for level in (1, 2, 3)))
+        bob.write(*(Projected(shown(alice, made, level, "x"), "default", PAIR) for level in (1, 2, 3)))
         grant(bob, "x", "default", granted, 1)
         assert [claim.level for claim in read(bob).found] == left
 
@@ -97,7 +97,7 @@ async def test_a_reading_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         made = [alice.emit(f"{n}") for n in range(21)]
-        bob.write(*(Show(shown(alice, each, 1, "x"), "default", PAIR) for each in made))
+        bob.write(*(Projected(shown(alice, each, 1, "x"), "default", PAIR) for each in made))
         bob.write(*(Arrive(each, "default", PAIR) for each in made[:20]))
         first = read(bob)
         assert (first.found, first.after is not None) == ([], True)

@@ -262,7 +262,7 @@ def answers(index: Index, count: int) -> list[object]:
     lists = [
         index.after(name, 0, 1000) for name in ("n:a", "n:b", "t:th_1", "p:pair_1", "x:pair_1", "a:did:sync:user:ann")
     ]
-    rows += [index.is_shown("pair_1", "L1", record(n).id) for n in range(count + 2)]
+    rows += [index.has_projection("pair_1", "L1", record(n).id) for n in range(count + 2)]
     return [rows, lists, index.names("t:"), index.tally("rec"), index.tally("v:a:did:sync:instance:me"),
             index.clock_next("did:sync:user:ann", "th_1")]  # fmt: skip
 

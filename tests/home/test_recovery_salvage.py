@@ -10,7 +10,7 @@ from spl.core.identity.did import Chain, did_of
 from spl.core.limits import Limits
 from spl.core.record import record
 from spl.core.record.record import Sig
-from spl.home.log import Store
+from spl.home.log import Log
 from spl.home.recovery import Damage
 from spl.home.segments import Entry
 from tests.store_kit import AT_MS, log_files, note, open_store, shown
@@ -29,14 +29,14 @@ def envelope(n: int, body: dict[str, object] | None = None) -> Entry:
     return Entry("rec", raw, "pair_1", "default", False, id_, "th", "did:sync:user:a", n, DID)
 
 
-def opened(folder: Path, *entries: Entry) -> Store:
+def opened(folder: Path, *entries: Entry) -> Log:
     store = open_store(folder)
     store.append(list(entries), AT_MS)
     store.close()
     return open_store(folder)
 
 
-def damaged(folder: Path, mark: bytes, bad: bytes) -> tuple[Store, Damage]:
+def damaged(folder: Path, mark: bytes, bad: bytes) -> tuple[Log, Damage]:
     """Return the store with these bytes changed, its index built after that, and the damage."""
     [segment] = log_files(folder)
     data = segment.read_bytes()
@@ -152,5 +152,5 @@ def test_a_projection_that_only_an_old_index_finds_is_not_held(tmp_path: Path) -
     place = store.index.place(2)
     assert place is not None
     damage = Damage(2, 1, 1, place.offset, end=(1, place.end))
-    assert store.index.is_shown("pair_1", "L1", shown(7).id)
+    assert store.index.has_projection("pair_1", "L1", shown(7).id)
     assert store.held_lines(damage) == 0

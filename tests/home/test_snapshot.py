@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spl.home.disk import Disk
 from spl.home.snapshot import IdDigest, take
-from spl.home.writes import Own, Place, Refuse
+from spl.home.writes import Own, Refuse, SavedPosition
 from tests.nodes import nodes
 
 ids = st.lists(st.integers(0, 2**256 - 1).map(lambda number: f"{number:064x}"), max_size=60)
@@ -69,7 +69,7 @@ async def test_all_threads_hold_the_reserved_ones(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as [alice]:
         alice.emit("one")
         alice.write(Own("th_aitl", "x.v1", {"n": 1}))
-        alice.write(Place("pair_00000001", "c", 1), Refuse("pair_00000001", "0" * 64, "record-id"))
+        alice.write(SavedPosition("pair_00000001", "c", 1), Refuse("pair_00000001", "0" * 64, "record-id"))
         head, lines = read(take(alice.home.store, Disk(), tmp_path, instance=alice.did, thread=""))
         assert (head["thread"], head["count"]) == (None, 2)
         assert {json.loads(line)["record"]["thread"] for line in lines} == {"th", "th_aitl"}

@@ -41,7 +41,7 @@ def reader(data: bytes) -> Callable[[int, int], bytes]:
 
 
 def restorer(node: Node, limits: Limits = LIMITS) -> Restorer:
-    return Restorer(node.home.hub, node.home.path, Disk(), limits, now_ms=node.now_ms)
+    return Restorer(node.home.writer, node.home.path, Disk(), limits, now_ms=node.now_ms)
 
 
 def restore(node: Node, data: bytes, rights: Rights = ADMIN, dry_run: bool = False, limits: Limits = LIMITS) -> Plan:
@@ -292,7 +292,7 @@ async def test_a_full_disk_is_refused_before_it_is_full(tmp_path: Path) -> None:
         alice.emit("one")
         trust(bob, alice)
         seq = bob.home.store.last_seq
-        work = Restorer(bob.home.hub, bob.home.path, Full(), LIMITS, now_ms=bob.now_ms)
+        work = Restorer(bob.home.writer, bob.home.path, Full(), LIMITS, now_ms=bob.now_ms)
         with pytest.raises(SplError) as caught:
             work.run(reader(snapshot(alice)), ADMIN, dry_run=False)
         assert (caught.value.code, bob.home.store.last_seq) == ("home-unusable", seq)

@@ -9,9 +9,9 @@ import pytest
 
 from spl.core import canon, fold
 from spl.core.fold import FoldRule
-from spl.home.log import Store
+from spl.home.log import Log
 from spl.home.segments import Entry
-from spl.home.thread_state import KINDS_MAX, PIECE_BYTES, PIECE_ROWS, Standing, States
+from spl.home.thread_state import KINDS_MAX, PIECE_BYTES, PIECE_ROWS, ThreadState, ThreadStates
 from tests.store_kit import AT_MS, open_store, record
 
 SUM = FoldRule("r", "*", "sum", "n", 0)
@@ -22,11 +22,11 @@ ALL = frozenset[str]()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Log:
     return open_store(tmp_path)
 
 
-def put(store: Store, *entries: Entry) -> None:
+def put(store: Log, *entries: Entry) -> None:
     store.append(entries, AT_MS)
 
 
@@ -37,7 +37,9 @@ def a_record(n: int, ns: str = "default", thread: str = "th", text: str = "") ->
     return replace(entry, payload=canon.encode(value))
 
 
-def read(states: States, rule: FoldRule, to_seq: int, thread: str = "th", ns: frozenset[str] = ALL) -> list[Standing]:
+def read(
+    states: ThreadStates, rule: FoldRule, to_seq: int, thread: str = "th", ns: frozenset[str] = ALL
+) -> list[ThreadState]:
     """Return where the state stood after each piece, until it is there."""
     found = [states.read_on(thread, rule, ns, to_seq).result()]
     while found[-1].read_seq < to_seq:
@@ -45,14 +47,14 @@ def read(states: States, rule: FoldRule, to_seq: int, thread: str = "th", ns: fr
     return found
 
 
-def value(states: States, rule: FoldRule, found: Standing) -> Any:
+def value(states: ThreadStates, rule: FoldRule, found: ThreadState) -> Any:
     return fold.value_of(rule, found.state, states.body_at)
 
 
-def test_a_long_thread_is_read_in_pieces_and_then_only_what_is_new(store: Store) -> None:
+def test_a_long_thread_is_read_in_pieces_and_then_only_what_is_new(store: Log) -> None:
     count = 3 * PIECE_ROWS + 7
     put(store, *(a_record(n) for n in range(count)))
-    states = States(store)
+    states = ThreadStates(store)
     pieces = read(states, SUM, store.last_seq)
     assert [piece.records for piece in pieces] == [PIECE_ROWS, 2 * PIECE_ROWS, 3 * PIECE_ROWS, count]
     assert value(states, SUM, pieces[-1]) == sum(range(count))
@@ -62,23 +64,23 @@ def test_a_long_thread_is_read_in_pieces_and_then_only_what_is_new(store: Store)
     assert len(read(states, COUNT, store.last_seq)) == 4
 
 
-def test_an_exact_number_of_pieces_ends_too(store: Store) -> None:
+def test_an_exact_number_of_pieces_ends_too(store: Log) -> None:
     put(store, *(a_record(n) for n in range(PIECE_ROWS)), a_record(9999, thread="other"))
-    assert [piece.records for piece in read(States(store), COUNT, store.last_seq)] == [PIECE_ROWS, PIECE_ROWS]
+    assert [piece.records for piece in read(ThreadStates(store), COUNT, store.last_seq)] == [PIECE_ROWS, PIECE_ROWS]
 
 
-def test_a_piece_is_bounded_in_bytes_where_bodies_are_read(store: Store) -> None:
+def test_a_piece_is_bounded_in_bytes_where_bodies_are_read(store: Log) -> None:
     put(store, *(a_record(n, text="x" * (PIECE_BYTES // 2)) for n in range(4)), a_record(4, text="x" * PIECE_BYTES))
-    states = States(store)
+    states = ThreadStates(store)
     assert [piece.records for piece in read(states, SUM, store.last_seq)] == [1, 2, 3, 4, 5]
     assert [piece.records for piece in read(states, LATEST, store.last_seq)] == [5]
     assert value(states, LATEST, read(states, LATEST, store.last_seq)[-1])["n"] == 4
 
 
-def test_only_the_namespaces_of_the_reader_count(store: Store) -> None:
+def test_only_the_namespaces_of_the_reader_count(store: Log) -> None:
     """Hidden records leave no trace: neither in the numbers, nor in the place of the last one."""
     put(store, a_record(1), a_record(2, "music"), a_record(3, "music/jazz"), a_record(4))
-    states = States(store)
+    states = ThreadStates(store)
     found = {ns: read(states, SUM, 4, ns=frozenset(ns.split()))[-1] for ns in ("", "music", "default music", "none")}
     assert {ns: (value(states, SUM, item), item.records, item.sequence) for ns, item in found.items()} == {
         "": (10, 4, 4), "music": (2, 1, 2), "default music": (7, 3, 4), "none": (0, 0, 0)
@@ -88,24 +90,24 @@ def test_only_the_namespaces_of_the_reader_count(store: Store) -> None:
     assert read(states, LATEST, 4, thread="unknown")[-1] == hidden
 
 
-def test_a_thread_of_hidden_records_is_read_once(store: Store) -> None:
+def test_a_thread_of_hidden_records_is_read_once(store: Log) -> None:
     put(store, *(a_record(n) for n in range(2 * PIECE_ROWS + 1)))
-    states = States(store)
+    states = ThreadStates(store)
     assert len(read(states, COUNT, store.last_seq, ns=frozenset({"none"}))) == 3
     assert len(read(states, COUNT, store.last_seq, ns=frozenset({"none"}))) == 1
 
 
-def test_rules_of_one_fold_and_field_share_a_state(store: Store) -> None:
+def test_rules_of_one_fold_and_field_share_a_state(store: Log) -> None:
     put(store, *(a_record(n) for n in range(PIECE_ROWS + 1)))
-    states = States(store)
+    states = ThreadStates(store)
     read(states, SUM, store.last_seq)
     assert len(read(states, FoldRule("other", "th*", "sum", "n", 5), store.last_seq)) == 1
     assert len(read(states, FoldRule("r", "*", "sum", "text", 0), store.last_seq)) == 2
 
 
-def test_the_states_that_were_asked_longest_ago_are_given_up(store: Store) -> None:
+def test_the_states_that_were_asked_longest_ago_are_given_up(store: Log) -> None:
     put(store, *(a_record(n, thread=f"th_{n}") for n in range(KINDS_MAX + 9)))
-    states = States(store)
+    states = ThreadStates(store)
     for n in range(KINDS_MAX + 9):
         read(states, COUNT, store.last_seq, thread=f"th_{n}")
         read(states, COUNT, store.last_seq, thread="th_0")
@@ -114,10 +116,10 @@ def test_the_states_that_were_asked_longest_ago_are_given_up(store: Store) -> No
     assert read(states, COUNT, store.last_seq, thread="th_1")[-1].records == 1
 
 
-def test_a_body_that_the_disk_damaged_is_passed_over(store: Store, tmp_path: Path) -> None:
+def test_a_body_that_the_disk_damaged_is_passed_over(store: Log, tmp_path: Path) -> None:
     put(store, a_record(1), a_record(2), a_record(3))
     segment = next(tmp_path.glob("*.jsonl"))
     segment.write_bytes(segment.read_bytes().replace(b'"body":{"n":2', b'"body":["n":2'))
-    states = States(store)
+    states = ThreadStates(store)
     found = read(states, SUM, store.last_seq)[-1]
     assert (value(states, SUM, found), found.records) == (4, 3)

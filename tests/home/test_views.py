@@ -18,7 +18,7 @@ from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.log import Entry
 from spl.home.views import KIND_BLOCK, KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, Views
-from spl.home.writes import Own, Place, Refuse
+from spl.home.writes import Own, Refuse, SavedPosition
 
 RULE = {"name": "r", "resource": "*", "action": "deny", "priority": 1, "expression": "true"}
 APPROVAL = {"name": "a", "action": "auto_apply", "priority": 1, "expression": "true", "namespaces": ["default"]}
@@ -59,22 +59,22 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
         [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "music"})],
         [Own(rules.THREAD, rules.KIND_PERMISSION, RULE), Own(rules.THREAD, rules.KIND_AITL, APPROVAL)],
         [Own(rules.THREAD, fold.KIND_FOLD, SPENT)],
-        [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()}), Place("pair_1", "a", 1)],
+        [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()}), SavedPosition("pair_1", "a", 1)],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": grown.to_json()})],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()})],
         [Own(consent.THREAD, consent.KIND_GRANT, consent.said("pair_1", GRANT, "", held=False))],
         [Own(consent.THREAD, consent.KIND_PEER_GRANT, {"pair_id": "pair_1", "grant": GRANT.to_json()})],
-        [Refuse("pair_1", "f" * 64, "record-id"), Place("pair_1", "b", 3), Place("pair_2", "c", 0)],
+        [Refuse("pair_1", "f" * 64, "record-id"), SavedPosition("pair_1", "b", 3), SavedPosition("pair_2", "c", 0)],
     ):
-        future = home.hub.submit(items)
-        home.hub.commit_waiting()
+        future = home.writer.submit(items)
+        home.writer.commit_waiting()
         future.result(0)
     assert home.views.chains[chain.did] == grown, "a shorter chain does not replace a longer one"
     loaded = Views(Limits())
     loaded.load(home.store, home.views.did)
     assert state(loaded) == state(home.views)
     assert list(loaded.rules) == ["r"]
-    assert loaded.consents == {"pair_1": consent.Book({"music": GRANT}, {"music": GRANT}, frozenset({"music"}))}
+    assert loaded.consents == {"pair_1": consent.PairGrants({"music": GRANT}, {"music": GRANT}, frozenset({"music"}))}
     assert list(loaded.aitl_rules) == ["a"]
     assert list(loaded.fold_rules) == ["spent"]
     loaded.load(home.store, FOREIGN)
@@ -92,13 +92,13 @@ def test_a_block_stands_until_it_is_lifted_and_a_pin_of_the_operator_replaces_a_
         (KIND_BLOCK, {"did": FOREIGN, "blocked": False}),
     )  # fmt: skip
     for kind, body in bodies:
-        future = home.hub.submit([Own(THREAD_PAIRS, kind, body)])
-        home.hub.commit_waiting()
+        future = home.writer.submit([Own(THREAD_PAIRS, kind, body)])
+        home.writer.commit_waiting()
         future.result(0)
     assert home.views.blocked == {first.did}
     assert home.views.chains[first.did] == one
-    future = home.hub.submit([Own(THREAD_PAIRS, KIND_CHAIN, {"chain": other.to_json(), "pinned": True})])
-    home.hub.commit_waiting()
+    future = home.writer.submit([Own(THREAD_PAIRS, KIND_CHAIN, {"chain": other.to_json(), "pinned": True})])
+    home.writer.commit_waiting()
     future.result(0)
     assert home.views.chains[first.did] == other
     loaded = Views(Limits())
@@ -161,10 +161,10 @@ def test_what_the_disk_damaged_since_it_was_indexed_is_left_out(tmp_path: Path) 
     home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda done, total: None)
     home.adopt(home.vault.generate("alice"))
     for name in ("music", "plans", "songs", "texts"):
-        home.hub.submit(
-            [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name}), Place("pair_1", f"c-{name}", 1)]
+        home.writer.submit(
+            [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name}), SavedPosition("pair_1", f"c-{name}", 1)]
         )
-        home.hub.commit_waiting()
+        home.writer.commit_waiting()
     home.close()
     home.lock.release()
     [segment] = (tmp_path / "store").glob("*.jsonl")

@@ -20,7 +20,7 @@ from spl.core.record.record import Envelope, Sig
 from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
-from spl.home.writes import Arrive, Commit, Emit, Outcome, Own, Place, Refuse, Show
+from spl.home.writes import Arrive, Commit, Emit, Outcome, Own, Projected, Refuse, SavedPosition
 
 LIMITS = Limits()
 ALICE = "did:sync:user:alice"
@@ -49,8 +49,8 @@ def value(thread: str = "th", **fields: Any) -> dict[str, Any]:
 
 
 def write(home: Home, *items: Any) -> list[Outcome]:
-    future = home.hub.submit(items)
-    home.hub.commit_waiting()
+    future = home.writer.submit(items)
+    home.writer.commit_waiting()
     return future.result(timeout=0)
 
 
@@ -106,8 +106,8 @@ def test_a_taken_clock_with_other_content_is_refused_by_name(home: Home) -> None
 
 
 def test_a_taken_clock_is_noticed_within_one_write(home: Home) -> None:
-    futures = home.hub.submit_all([[Emit(value(clock=3, body={"n": n}))] for n in range(2)])
-    home.hub.commit_waiting()
+    futures = home.writer.submit_all([[Emit(value(clock=3, body={"n": n}))] for n in range(2)])
+    home.writer.commit_waiting()
     assert futures[0].result(0)[0].fresh
     with pytest.raises(SplError, match="DuplicateClock"):
         futures[1].result(0)
@@ -169,10 +169,10 @@ def test_a_submission_is_whole_or_not_at_all(home: Home) -> None:
 
 
 def test_one_refusal_leaves_the_others_of_the_write_alone(home: Home) -> None:
-    futures: list[Future[list[Outcome]]] = home.hub.submit_all(
+    futures: list[Future[list[Outcome]]] = home.writer.submit_all(
         [[Emit(value())], [Emit(value(thread="th_aitl"))], [Emit(value(body={"n": 2}))]]
     )
-    home.hub.commit_waiting()
+    home.writer.commit_waiting()
     assert [future.exception(0) is None for future in futures] == [True, False, True]
 
 
@@ -182,8 +182,8 @@ def test_every_record_of_a_write_verifies_alone(tmp_path_factory: pytest.TempPat
     """One is signed plainly, 2..64 together by their Merkle root, more in several trees."""
     home = open_home(tmp_path_factory.mktemp("h"), Config(), disk=Disk(), progress=lambda done, total: None)
     home.adopt(home.vault.generate("alice"))
-    futures = home.hub.submit_all([[Emit(value(body={"n": n}))] for n in range(count)])
-    home.hub.commit_waiting()
+    futures = home.writer.submit_all([[Emit(value(body={"n": n}))] for n in range(count)])
+    home.writer.commit_waiting()
     found = [future.result(0)[0].envelope for future in futures]
     assert all(item is not None and verified(home, item) for item in found)
     assert all((item.sig.batch is None) == (count % 64 == 1 and n == count - 1) for n, item in enumerate(found) if item)
@@ -208,7 +208,7 @@ def test_records_and_position_share_a_write_and_the_ledger_is_bounded(home: Home
         home,
         Arrive(from_peer(1), "default", "pair_1"),
         Refuse("pair_1", "f" * 64, "record-id"),
-        Place("pair_1", "cursor", 2),
+        SavedPosition("pair_1", "cursor", 2),
     )
     assert [item.seq for item in outcomes] == [outcomes[0].seq, outcomes[0].seq + 1, outcomes[0].seq + 2]
     assert home.views.positions["pair_1"].cursor == "cursor"
@@ -225,14 +225,19 @@ def claimed(n: int, level: int = 1) -> levels.Projection:
 
 def test_projections_are_stored_once_for_each_pair_and_level_beside_the_records(home: Home) -> None:
     commits: list[Commit] = []
-    home.hub.listen(commits.append)
+    home.writer.listen(commits.append)
     one, two = claimed(1), claimed(1, 2)
     outcomes = write(
-        home, Show(one, "music", "pair_1"), Show(one, "music", "pair_1"), Show(two, "music", "pair_1"),
-        Show(one, "other", "pair_2"), Arrive(from_peer(1), "default", "pair_1"), Place("pair_1", "cursor", 4),
-    )  # fmt: skip
+        home,
+        Projected(one, "music", "pair_1"),
+        Projected(one, "music", "pair_1"),
+        Projected(two, "music", "pair_1"),
+        Projected(one, "other", "pair_2"),
+        Arrive(from_peer(1), "default", "pair_1"),
+        SavedPosition("pair_1", "cursor", 4),
+    )
     assert [item.fresh for item in outcomes] == [True, False, True, True, True, True]
-    assert [write(home, Show(one, "music", "pair_1"))[0].fresh, len(commits)] == [False, 1]
+    assert [write(home, Projected(one, "music", "pair_1"))[0].fresh, len(commits)] == [False, 1]
     index, [commit] = home.store.index, commits
     assert (commit.namespaces, commit.threads) == (frozenset({"default"}), frozenset({"th"}))
     assert [entry.kind for _, entry in commit.fresh] == ["rec"]
@@ -253,7 +258,7 @@ def test_a_refusal_keeps_the_namespace_that_it_came_from(home: Home) -> None:
 
 def test_views_come_back_from_the_log(home: Home, tmp_path: Path) -> None:
     write(home, Own("th_namespace_registry", "syncropel.namespace.create.v1", {"name": "music"}))
-    write(home, Place("pair_1", "cursor", 2), Refuse("pair_1", "f" * 64, "record-id"))
+    write(home, SavedPosition("pair_1", "cursor", 2), Refuse("pair_1", "f" * 64, "record-id"))
     before = home.views.namespaces, home.views.positions, home.views.refused
     home.close()
     home.lock.release()
@@ -270,18 +275,18 @@ def test_without_an_identity_nothing_is_signed(tmp_path: Path) -> None:
 
 
 def test_what_runs_after_a_write_is_measured_a_line(home: Home) -> None:
-    assert home.hub.adapters.summary()["count"] == 1
-    home.hub.listen(lambda commit: None)
-    write(home, Emit(value()), Place("pair_1", "cursor", 2))
+    assert home.writer.listeners.summary()["count"] == 1
+    home.writer.listen(lambda commit: None)
+    write(home, Emit(value()), SavedPosition("pair_1", "cursor", 2))
     write(home, Refuse("pair_1", "f" * 64, "record-id"))
-    told = home.hub.adapters.summary()
+    told = home.writer.listeners.summary()
     assert (told["count"], told["records"]) == (2, 3)
-    assert home.hub.adapters._costs.keys() == {"views", "test_writer", "all"}
+    assert home.writer.listeners._costs.keys() == {"views", "test_writer", "all"}
 
 
 def test_listeners_hear_of_a_commit_after_it_is_durable(home: Home) -> None:
     heard = []
-    stop = home.hub.listen(lambda commit: heard.append((commit, home.store.last_seq)))
+    stop = home.writer.listen(lambda commit: heard.append((commit, home.store.last_seq)))
     write(home, Emit(value()))
     commit, seq = heard[0]
     assert (commit.last_seq, set(commit.namespaces), set(commit.threads)) == (seq, {"default"}, {"th"})
@@ -295,9 +300,9 @@ async def test_answers_for_a_loop_come_together_and_only_once_durable(home: Home
     loop, calls = asyncio.get_running_loop(), list[Callable[[], None]]()
     futures: list[asyncio.Future[list[Outcome]]] = [loop.create_future() for _ in range(3)]
     given = [[Emit(value(body={"n": n}))] for n in (1, 2)]
-    home.hub.submit_posted(list(zip([*given, [Emit({})]], futures, strict=True)), calls.append)
+    home.writer.submit_posted(list(zip([*given, [Emit({})]], futures, strict=True)), calls.append)
     before = home.store.last_seq
-    home.hub.commit_waiting()
+    home.writer.commit_waiting()
     assert (home.store.last_seq, len(calls), [future.done() for future in futures]) == (before + 2, 1, [False] * 3)
     calls[0]()
     assert [future.result()[0].seq for future in futures[:2]] == [before + 1, before + 2]
@@ -307,12 +312,12 @@ async def test_answers_for_a_loop_come_together_and_only_once_durable(home: Home
 
 
 def test_after_close_what_waits_is_written_and_no_more_is_taken(home: Home) -> None:
-    future = home.hub.submit([Emit(value())])
-    home.hub.close()
-    home.hub.run()
+    future = home.writer.submit([Emit(value())])
+    home.writer.close()
+    home.writer.run()
     assert future.result(0)[0].fresh
     with pytest.raises(SplError) as caught:
-        home.hub.submit([Emit(value())])
+        home.writer.submit([Emit(value())])
     assert caught.value.code == "shutting-down"
 
 
@@ -322,17 +327,17 @@ def test_a_writer_that_breaks_leaves_nobody_waiting(home: Home) -> None:
     def breaks(commit: Commit) -> None:
         raise RuntimeError("a fault that a test put here")
 
-    home.hub.listen(breaks)
-    items = [[Emit(value(body={"n": n}))] for n in range(home.hub.limits.commit_records + 1)]
-    first, *_, last = home.hub.submit_all(items)
+    home.writer.listen(breaks)
+    items = [[Emit(value(body={"n": n}))] for n in range(home.writer.limits.commit_records + 1)]
+    first, *_, last = home.writer.submit_all(items)
     with pytest.raises(RuntimeError):
-        home.hub.run()
+        home.writer.run()
     for future in (first, last):
         fault = future.exception(timeout=0)
         assert isinstance(fault, SplError)
         assert fault.code == "internal"
     with pytest.raises(SplError) as caught:
-        home.hub.submit(items[0])
+        home.writer.submit(items[0])
     assert caught.value.code == "shutting-down"
 
 
@@ -343,8 +348,8 @@ def test_a_failed_sync_is_told_to_everybody_and_is_final(home: Home, monkeypatch
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(disk.File, "sync", broken)
-    futures = home.hub.submit_all([[Emit(value())], [Emit(value(body={"n": 2}))]])
-    home.hub.commit_waiting()
+    futures = home.writer.submit_all([[Emit(value())], [Emit(value(body={"n": 2}))]])
+    home.writer.commit_waiting()
     assert {future.exception(0).code for future in futures} == {"store-readonly"}  # type: ignore[union-attr]
     monkeypatch.undo()
     assert refused(home, Emit(value())) == "store-readonly"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from spl.core.recent import SLOT_MS, SLOTS
 from spl.doctor.facts import adapters_slow
-from spl.home.writer import VIEWS, Adapters
+from spl.home.writer import VIEWS, Listeners
 
 
 @dataclass
@@ -16,7 +16,7 @@ class World:
     heard: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.adapters: Adapters[str] = Adapters(now_ms=lambda: self.at_ms, steady_ns=lambda: self.steady_ns)
+        self.listeners: Listeners[str] = Listeners(now_ms=lambda: self.at_ms, steady_ns=lambda: self.steady_ns)
 
     def listener(self, name: str, takes_us: int) -> None:
         def called(write: str) -> None:
@@ -24,19 +24,19 @@ class World:
             self.steady_ns += takes_us * 1000
 
         called.__module__ = f"spl.{name}"
-        self.stop = self.adapters.listen(called)
+        self.stop = self.listeners.listen(called)
 
     def write(self, text: str = "w", records: int = 1, views_us: int = 0) -> None:
-        self.adapters.begin()
+        self.listeners.begin()
         self.steady_ns += views_us * 1000
-        self.adapters.passed(VIEWS, records)
-        self.adapters.tell(text, records)
+        self.listeners.passed(VIEWS, records)
+        self.listeners.tell(text, records)
 
 
 def test_before_the_first_write_nothing_is_claimed() -> None:
     world = World()
-    assert world.adapters.summary() == {"count": 1, "p99_ms": None, "records": 0, "slowest": ""}
-    assert adapters_slow(world.adapters.summary()) == ""
+    assert world.listeners.summary() == {"count": 1, "p99_ms": None, "records": 0, "slowest": ""}
+    assert adapters_slow(world.listeners.summary()) == ""
 
 
 def test_the_cost_a_record_and_who_takes_most_of_it() -> None:
@@ -46,7 +46,7 @@ def test_the_cost_a_record_and_who_takes_most_of_it() -> None:
     world.listener("sync", takes_us=0)
     for _ in range(100):
         world.write(views_us=1)
-    assert world.adapters.summary() == {"count": 3, "p99_ms": 0.007, "records": 100, "slowest": "feed"}
+    assert world.listeners.summary() == {"count": 3, "p99_ms": 0.007, "records": 100, "slowest": "feed"}
 
 
 def test_a_write_of_many_records_shares_its_cost_among_them() -> None:
@@ -54,20 +54,20 @@ def test_a_write_of_many_records_shares_its_cost_among_them() -> None:
     world = World()
     world.write(records=512, views_us=512 * 3)
     world.write(records=1, views_us=50_000)
-    assert world.adapters.summary()["p99_ms"] == 0.003
+    assert world.listeners.summary()["p99_ms"] == 0.003
     world.write(records=10, views_us=500_000)
-    assert world.adapters.summary()["p99_ms"] > 40
+    assert world.listeners.summary()["p99_ms"] > 40
 
 
 def test_five_minutes_are_remembered() -> None:
     world = World()
     world.write(views_us=5)
     world.at_ms += SLOT_MS * (SLOTS - 1)
-    assert world.adapters.summary()["records"] == 1
+    assert world.listeners.summary()["records"] == 1
     world.at_ms += SLOT_MS
-    assert (world.adapters.summary()["p99_ms"], world.adapters.summary()["slowest"]) == (None, "")
+    assert (world.listeners.summary()["p99_ms"], world.listeners.summary()["slowest"]) == (None, "")
     world.write(views_us=7)
-    assert world.adapters.summary()["p99_ms"] == 0.007
+    assert world.listeners.summary()["p99_ms"] == 0.007
 
 
 def test_listeners_hear_in_their_order_until_they_stop() -> None:
@@ -78,7 +78,7 @@ def test_listeners_hear_in_their_order_until_they_stop() -> None:
     world.stop()
     world.write("two")
     assert world.heard == [("a", "one"), ("b", "one"), ("a", "two")]
-    assert world.adapters.summary()["count"] == 2
+    assert world.listeners.summary()["count"] == 2
 
 
 def test_slower_than_the_references_spike_is_a_finding() -> None:
@@ -86,12 +86,12 @@ def test_slower_than_the_references_spike_is_a_finding() -> None:
     world.listener("feed", takes_us=26_000)
     for _ in range(199):
         world.write()
-    assert adapters_slow(world.adapters.summary()) == ""
+    assert adapters_slow(world.listeners.summary()) == ""
     world.write()
-    assert adapters_slow(world.adapters.summary()).startswith("adapters take 2")
-    assert "feed the most of it" in adapters_slow(world.adapters.summary())
+    assert adapters_slow(world.listeners.summary()).startswith("adapters take 2")
+    assert "feed the most of it" in adapters_slow(world.listeners.summary())
     fast = World()
     fast.listener("feed", takes_us=20_000)
     for _ in range(300):
         fast.write()
-    assert adapters_slow(fast.adapters.summary()) == ""
+    assert adapters_slow(fast.listeners.summary()) == ""

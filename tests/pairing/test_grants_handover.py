@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spl.core import consent
-from spl.core.consent import Book, Grant
+from spl.core.consent import Grant, PairGrants
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.record.namespace import KIND_CREATE
@@ -36,10 +36,10 @@ def scene(folder: Path, act: Scene, limits: Limits | None = None) -> None:
 async def known(node: Node, *names: str) -> None:
     """Register namespaces."""
     made = [Own(THREAD_NAMESPACES, KIND_CREATE, {"name": name}) for name in names]
-    await asyncio.wrap_future(node.home.hub.submit(made))
+    await asyncio.wrap_future(node.home.writer.submit(made))
 
 
-def book(node: Node, pair_id: str) -> Book:
+def book(node: Node, pair_id: str) -> PairGrants:
     return consent.book_of(node.home.views.consents, node.home.views.pairs[pair_id])
 
 
@@ -73,7 +73,7 @@ def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path) -> No
         assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (True, "")
         grant = Grant("music", "projects/music", L1, 1)
         assert book(b, pair_id).theirs == {"music": grant}
-        assert book(a, pair_id) == Book({"music": grant}, {}, frozenset())
+        assert book(a, pair_id) == PairGrants({"music": grant}, {}, frozenset())
         assert len(consent_calls(world)) == 1
         assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (False, "")
         assert len(consent_calls(world)) == 1, "the same word again is none"
@@ -132,7 +132,7 @@ def test_a_side_that_cannot_be_dialled_asks_when_it_sees_that_it_is_behind(tmp_p
 def test_grants_are_handed_over_whatever_the_pair_does(tmp_path: Path, state: str) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
         if state == "degraded":
-            await a.pairing.upkeep.doubt(pair_id, "connect")
+            await a.pairing.maintenance.doubt(pair_id, "connect")
         else:
             await (a if state == "paused" else b).pairing.pause(pair_id)
             await a.until(lambda: a.alive[0].paused_by and b.alive[0].paused_by)

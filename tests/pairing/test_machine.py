@@ -9,7 +9,7 @@ import pytest
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Asked
-from spl.home.writes import Place
+from spl.home.writes import SavedPosition
 from tests.pair_world import Node, both_active, code_of, two
 
 
@@ -18,7 +18,7 @@ def test_a_rebuilt_side_supersedes_and_inherits_the_position(tmp_path: Path) -> 
         async with two(tmp_path) as (world, a, b):
             await a.pair(b)
             old = await both_active(a, b)
-            b.home.hub.submit([Place(old, "sealed-by-a", 7)]).result(5)
+            b.home.writer.submit([SavedPosition(old, "sealed-by-a", 7)]).result(5)
             world.faults.append(lambda call: None if call.path.endswith("notify-revoke") else call.body)
             await a.pairing.revoke(old)
             assert a.pairs[0].phase is Phase.REVOKED

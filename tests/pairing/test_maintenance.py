@@ -31,12 +31,12 @@ def test_an_unchanged_manifest_writes_nothing_and_is_shown_as_fetched(tmp_path: 
             await a.pair(b)
             pair_id = await both_active(a, b)
             seq = a.home.store.last_seq
-            before = a.pairing.upkeep.status(pair_id)["fetched_at"]
+            before = a.pairing.maintenance.status(pair_id)["fetched_at"]
             await b.restart()
             world.time_ms += HOUR_MS
             assert (await a.pairing.refresh(pair_id)).phase is Phase.ACTIVE
             assert a.home.store.last_seq == seq
-            assert a.pairing.upkeep.status(pair_id)["fetched_at"] != before
+            assert a.pairing.maintenance.status(pair_id)["fetched_at"] != before
             asked = [call for call in world.calls if call.path == "/.well-known/syncropel" and not call.answer]
             assert len(asked) >= 2
 
@@ -170,7 +170,7 @@ def test_a_changed_manifest_that_does_not_verify_degrades_until_it_does(tmp_path
             await a.pair(b)
             pair_id = await both_active(a, b)
             url = a.alive[0].url
-            await a.pairing.upkeep.doubt(pair_id, "connect")
+            await a.pairing.maintenance.doubt(pair_id, "connect")
             world.faults.append(lambda call: forged(call, ".evil.example"))
             with pytest.raises(SplError) as caught:
                 await a.pairing.refresh(pair_id)
@@ -180,8 +180,8 @@ def test_a_changed_manifest_that_does_not_verify_degrades_until_it_does(tmp_path
             a.pairing.on_trouble(pair_id, "connect")
             await asyncio.sleep(0.05)
             assert (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, code_of(caught))
-            await a.until(lambda: a.pairing.upkeep.status(pair_id)["attempt"])
-            assert a.pairing.upkeep.status(pair_id)["last_error"]["code"] == code_of(caught)  # type: ignore[index]
+            await a.until(lambda: a.pairing.maintenance.status(pair_id)["attempt"])
+            assert a.pairing.maintenance.status(pair_id)["last_error"]["code"] == code_of(caught)  # type: ignore[index]
             assert not any("evil" in call.origin for call in world.calls)
             world.faults.clear()
             world.time_ms += HOUR_MS
@@ -195,7 +195,7 @@ def test_a_paused_pair_stays_paused_and_a_degraded_one_recovers(tmp_path: Path) 
         async with two(tmp_path) as (world, a, b):
             await a.pair(b)
             pair_id = await both_active(a, b)
-            await a.pairing.upkeep.doubt(pair_id, "connect")
+            await a.pairing.maintenance.doubt(pair_id, "connect")
             await a.pairing.refresh(pair_id)
             assert a.alive[0].phase is Phase.ACTIVE
             assert a.woken == [pair_id]
@@ -227,7 +227,7 @@ def test_a_peer_that_lost_the_pair_is_named_and_does_not_recover(tmp_path: Path)
         async with two(tmp_path) as (_, a, b):
             await a.pair(b)
             pair_id = await both_active(a, b)
-            await a.pairing.upkeep.doubt(pair_id, "auth-invalid")
+            await a.pairing.maintenance.doubt(pair_id, "auth-invalid")
             b.home.views.pairs = {}
             with pytest.raises(SplError) as caught:
                 await a.pairing.refresh(pair_id)
@@ -284,11 +284,11 @@ def test_the_first_rounds_after_a_start_are_spread(tmp_path: Path) -> None:
             for other in others:
                 await a.pair(other)
             await a.until(lambda: [pair.phase for pair in a.alive] == [Phase.ACTIVE] * 2)
-            assert a.pairing.upkeep.due() == []
-            waits = [a.pairing.upkeep._due_ms(pair) - pair.fetched_at_ms for pair in a.alive]
+            assert a.pairing.maintenance.due() == []
+            waits = [a.pairing.maintenance._due_ms(pair) - pair.fetched_at_ms for pair in a.alive]
             assert len(set(waits)) == 2
             assert all(5 * HOUR_MS < wait < 7 * HOUR_MS for wait in waits)
-            assert 5 * 3600 < a.pairing.upkeep.next_s() < 7 * 3600
+            assert 5 * 3600 < a.pairing.maintenance.next_s() < 7 * 3600
         finally:
             await world.close()
 

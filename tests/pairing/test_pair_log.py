@@ -17,7 +17,7 @@ from spl.core.pair import diff
 from spl.home.home import random_bytes
 from spl.net.address import ReachError
 from spl.net.client import Client, DialPolicy, Reply
-from spl.pairing.pair_log import History
+from spl.pairing.pair_log import PairLog
 from tests.pair_world import Node, World, both_active, two
 
 LIMITS = Limits()
@@ -27,7 +27,7 @@ LIMITS = Limits()
 class Wire:
     """Carries questions to the histories of other nodes; `change` may forge the answers."""
 
-    histories: dict[str, History]
+    histories: dict[str, PairLog]
     change: Callable[[bytes], bytes] = lambda body: body
     down: bool = False
 
@@ -42,11 +42,11 @@ class Wire:
             return Reply(exc.status, {}, json.dumps(exc.to_json()).encode(), "127.0.0.1")
 
 
-def histories(world: World, a: Node, b: Node) -> tuple[Wire, History, History]:
+def histories(world: World, a: Node, b: Node) -> tuple[Wire, PairLog, PairLog]:
     wire = Wire({})
     for node in (a, b):
-        wire.histories[node.url] = History(
-            node.home.hub, node.home.vault, cast(Client, wire), LIMITS, dial=lambda pair: DialPolicy(),
+        wire.histories[node.url] = PairLog(
+            node.home.writer, node.home.vault, cast(Client, wire), LIMITS, dial=lambda pair: DialPolicy(),
             now_ms=world.now_ms, random_bytes=random_bytes,
         )  # fmt: skip
     return wire, wire.histories[a.url], wire.histories[b.url]

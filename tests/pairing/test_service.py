@@ -9,7 +9,7 @@ import pytest
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Waiting
-from spl.home.writes import Place
+from spl.home.writes import SavedPosition
 from tests.pair_world import Node, World, both_active, code_of, names, two
 
 STEPS = ["manifest", "verified", "posted", "token", "recorded", "synced", "active"]
@@ -42,7 +42,7 @@ def test_manual_approval_waits_and_then_grants(tmp_path: Path) -> None:
             steps = await a.pair(b, wait_ms=0)
             assert names(steps)[-1] == "pending"
             await a.until(lambda: isinstance(a.alive[0].state, Waiting))
-            request = b.pairing.resolve_request(a.alive[0].pair_id)
+            request = b.pairing.pairs.resolve_request(a.alive[0].pair_id)
             assert (request.status, request.peer_did, request.namespaces) == ("pending", a.did, ("default",))
             steps = await a.pair(b, wait_ms=0)
             assert names(steps) == ["manifest", "verified", "posted", "pending"]
@@ -51,7 +51,7 @@ def test_manual_approval_waits_and_then_grants(tmp_path: Path) -> None:
             await b.pairing.decide_request(request.request_id, "approve")
             assert names(await watching) == STEPS
             await both_active(a, b)
-            assert b.pairing.resolve_request(request.request_id).status == "approved"
+            assert b.pairing.pairs.resolve_request(request.request_id).status == "approved"
             with pytest.raises(SplError) as caught:
                 await b.pairing.decide_request(request.request_id, "reject")
             assert code_of(caught) == "pair-state-conflict"
@@ -73,7 +73,7 @@ def test_rejection_ends_both_sides(tmp_path: Path) -> None:
             assert (a.pairs[0].reason, b.pairs[0].reason) == ("rejected", "rejected")
             assert not a.home.views.tokens
             assert not b.home.views.tokens
-            assert b.pairing.resolve_request(b.pairs[0].pair_id).reason == "not today"
+            assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).reason == "not today"
 
     asyncio.run(run())
 
@@ -89,7 +89,7 @@ def test_what_waits_too_long_expires_on_both_sides(tmp_path: Path) -> None:
             assert code_of(caught) == "pair-state-conflict"
             await a.until(lambda: not a.alive and not b.alive)
             assert (a.pairs[0].reason, b.pairs[0].reason) == ("expired", "expired")
-            assert b.pairing.resolve_request(b.pairs[0].pair_id).status == "expired"
+            assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).status == "expired"
 
     asyncio.run(run())
 
@@ -266,11 +266,11 @@ def test_each_transition_is_audited_for_people(tmp_path: Path) -> None:
             pair_id = await both_active(a, b)
             await a.pairing.pause(pair_id, "upgrade")
             await a.pairing.resume(pair_id)
-            await a.pairing.upkeep.doubt(pair_id, "dns")
+            await a.pairing.maintenance.doubt(pair_id, "dns")
             await a.pairing.refresh(pair_id)
             await b.pairing.rotate_identity("retired")
             await a.until(lambda: len(a.alive[0].chain.rotations) == 1)
-            await a.pairing.upkeep.renew(pair_id)
+            await a.pairing.maintenance.renew(pair_id)
             await a.pairing.set_mode(pair_id, "on-demand")
             await a.pairing.revoke(pair_id, "moving on")
             found = audits(a)
@@ -345,7 +345,7 @@ def test_a_revoked_peer_that_is_offline_learns_it_when_it_is_refused(tmp_path: P
             await a.pair(b)
             pair_id = await both_active(a, b)
             await b.end()
-            await a.pairing.upkeep.doubt(pair_id, "connect")
+            await a.pairing.maintenance.doubt(pair_id, "connect")
             assert (await a.pairing.revoke(pair_id, "sold")).reason == "sold"
             b.start()
             assert await b.call(a) == 401
@@ -365,7 +365,7 @@ def test_block_refuses_the_did_until_its_operator_pairs_with_it_again(tmp_path: 
             await a.pair(carol)
             await a.until(lambda: [pair.phase for pair in a.alive] == [Phase.ACTIVE] * 2)
             pair_id = a.pairing.resolve(b.did).pair_id
-            assert [hub.peer_did for hub in a.pairing.pairs.hubs(a.pairing.resolve(pair_id))] == [carol.did]
+            assert [writer.peer_did for writer in a.pairing.pairs.hubs(a.pairing.resolve(pair_id))] == [carol.did]
             await a.pairing.revoke(pair_id)
             assert a.home.views.blocked == frozenset()
             await a.pairing.revoke(pair_id, block=True)
@@ -405,7 +405,7 @@ def test_a_request_of_a_peer_with_a_live_pair_supersedes_it_and_inherits_the_pos
             await b.until(lambda: b.alive)
             await b.pairing.decide_request(b.alive[0].pair_id, "approve")
             old = await both_active(a, b)
-            await asyncio.wrap_future(b.home.hub.submit([Place(old, "sealed", 42)]))
+            await asyncio.wrap_future(b.home.writer.submit([SavedPosition(old, "sealed", 42)]))
             world.faults.append(lambda call: None)
             await a.pairing.revoke(old)
             world.faults.clear()

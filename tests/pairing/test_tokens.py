@@ -39,7 +39,7 @@ async def minted(node: Node, pair_id: str, *scopes: str) -> str:
         id_of(text), "sa_00000001", bearer.hash_of(text), frozenset(scopes or bearer.FEDERATION), ("default",),
         pair_id, node.alive[0].peer_did, node.world.now_ms() + DAY_MS, node.world.now_ms(),
     )  # fmt: skip
-    await asyncio.wrap_future(node.home.hub.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]))
+    await asyncio.wrap_future(node.home.writer.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]))
     return text
 
 
@@ -55,7 +55,7 @@ def test_a_token_is_renewed_from_day_83_and_both_work_until_the_new_one_was_used
                 await b.pairing.pause(pair_id)
                 await a.until(lambda: a.alive[0].paused_by == "peer")
             elif state == "degraded":
-                await a.pairing.upkeep.doubt(pair_id, "connect")
+                await a.pairing.maintenance.doubt(pair_id, "connect")
             before = held(a)
             world.time_ms += 82 * DAY_MS
             await asyncio.sleep(0.1)
@@ -124,13 +124,13 @@ def test_a_lost_answer_gives_the_same_token_again(tmp_path: Path) -> None:
             world.faults.append(lose)
             for _ in range(3):
                 with pytest.raises(SplError):
-                    await a.pairing.upkeep.renew(pair_id)
+                    await a.pairing.maintenance.renew(pair_id)
             assert held(a) == before
             assert await a.call(b) == 200
             assert len(live_tokens(b)) == 2
             await b.restart()
             world.faults.clear()
-            await a.pairing.upkeep.renew(pair_id)
+            await a.pairing.maintenance.renew(pair_id)
             assert held(a) != before
             assert len(live_tokens(b)) == 2
             assert await a.call(b) == 200
@@ -148,7 +148,7 @@ def test_a_renewal_cut_at_any_step_leaves_a_token_that_works(tmp_path: Path) -> 
             node = a if dies == "a" else b
             node.disk.done, node.disk.dies_after = 0, after
             with suppress(SplError, OSError):
-                await a.pairing.upkeep.renew(pair_id)
+                await a.pairing.maintenance.renew(pair_id)
             await node.restart()
             assert await a.call(b) == 200
             await a.pairing.refresh(pair_id)
@@ -165,7 +165,7 @@ def test_a_replayed_or_foreign_renewal_gives_nothing(tmp_path: Path) -> None:
         async with two(tmp_path) as (world, a, b):
             await a.pair(b)
             pair_id = await both_active(a, b)
-            await a.pairing.upkeep.renew(pair_id)
+            await a.pairing.maintenance.renew(pair_id)
             sent = next(call for call in world.calls if call.path.endswith("/renew") and not call.answer)
             with pytest.raises(SplError) as caught:
                 await b.pairing.renew(pair_id, sent.body, "x")
@@ -190,7 +190,7 @@ def test_a_revoked_pair_renews_nothing(tmp_path: Path) -> None:
             await b.pairing.revoke(pair_id)
             world.faults.clear()
             with pytest.raises(SplError) as caught:
-                await a.pairing.upkeep.renew(pair_id)
+                await a.pairing.maintenance.renew(pair_id)
             assert code_of(caught) == "pair-state-conflict"
             assert live_tokens(b) == []
             await a.pairing.refresh(pair_id)
@@ -208,8 +208,8 @@ def test_a_failing_renewal_is_told_early_and_ends_as_token_expired(
             pair_id = await both_active(a, b)
             world.faults.append(lambda call: None)
             world.time_ms += 84 * DAY_MS
-            await a.until(lambda: a.pairing.upkeep.status(pair_id)["attempt"])
-            assert a.pairing.upkeep.status(pair_id)["last_error"]["code"] == "disconnected"  # type: ignore[index]
+            await a.until(lambda: a.pairing.maintenance.status(pair_id)["attempt"])
+            assert a.pairing.maintenance.status(pair_id)["last_error"]["code"] == "disconnected"  # type: ignore[index]
             assert a.alive[0].phase is Phase.ACTIVE
             world.time_ms += 7 * DAY_MS
             await a.until(lambda: (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, "token-expired"))
@@ -246,7 +246,7 @@ def test_refresh_replaces_a_token_that_the_peer_revoked_or_that_is_lost(tmp_path
             pair_id = await both_active(a, b)
             for _ in range(2):
                 dead = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": id_of(held(a))})
-                await asyncio.wrap_future(b.home.hub.submit([dead]))
+                await asyncio.wrap_future(b.home.writer.submit([dead]))
                 assert await a.call(b) == 401
                 await a.pairing.refresh(pair_id)
                 assert await a.call(b) == 200
@@ -289,13 +289,13 @@ def test_a_token_that_the_peer_minted_by_hand_is_installed_once_the_peer_took_it
                 (narrow, "token-scope"), (held(b), "auth-invalid"),
             ):  # fmt: skip
                 with pytest.raises(SplError) as caught:
-                    await a.pairing.upkeep.set_token(pair_id, text)
+                    await a.pairing.maintenance.set_token(pair_id, text)
                 assert code_of(caught) == code
                 assert text not in str(caught.value)
                 assert held(a) == before
             text = await minted(b, pair_id)
-            await a.pairing.upkeep.doubt(pair_id, "auth-invalid")
-            await a.pairing.upkeep.set_token(pair_id, text)
+            await a.pairing.maintenance.doubt(pair_id, "auth-invalid")
+            await a.pairing.maintenance.set_token(pair_id, text)
             assert held(a) == text
             assert a.alive[0].phase is Phase.ACTIVE
             await b.until(lambda: b.alive[0].issued_by_us.token_id == id_of(text))

@@ -48,7 +48,7 @@ class Daemon:
         return self.home.vault.identity.did
 
     def write(self, *items: Item) -> list[Outcome]:
-        return self.home.hub.submit(items).result(30)
+        return self.home.writer.submit(items).result(30)
 
     async def fetch(
         self, method: str, path: str, body: Any = None, *, headers: Headers = (), token: str | None = None
@@ -111,7 +111,7 @@ async def daemon(path: Path, label: str = "") -> AsyncIterator[Daemon]:
     if not path.exists():
         init_home(path, label)
     home = open_home(path, CONFIG, disk=Disk(), progress=lambda done, total: None)
-    writer = threading.Thread(target=home.hub.run)
+    writer = threading.Thread(target=home.writer.run)
     writer.start()
     sockets = bind_tcp("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
@@ -126,14 +126,14 @@ async def daemon(path: Path, label: str = "") -> AsyncIterator[Daemon]:
                 yield Daemon(home, services, client, url, (path / "token").read_text().strip())
             finally:
                 stop.set()
-                services.feed.bells.stop()
+                services.feed.notifier.stop()
                 await client.close()
     finally:
         services.feed.close()
         services.sync.close()
         services.push.close()
         services.reconcile.close()
-        home.hub.close()
+        home.writer.close()
         writer.join()
         home.close()
 

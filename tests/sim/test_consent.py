@@ -60,7 +60,7 @@ class Side:
         return cast(Pair, self.node.pair(PAIR))
 
     @property
-    def book(self) -> consent.Book:
+    def book(self) -> consent.PairGrants:
         return consent.book_of(self.node.home.views.consents, self.pair)
 
     def say(self, name: str, maps: str, level: int | None) -> None:
@@ -96,7 +96,7 @@ class Side:
         for each in self.wrote:
             found |= {(each.id, 0)} if index.find(each.id) is not None else set()
             for level in (1, 2, 3):
-                if index.is_shown(PAIR, levels.NAMES[level], self.alias(each.id, level)):
+                if index.has_projection(PAIR, levels.NAMES[level], self.alias(each.id, level)):
                     found.add((each.id, level))
         return found
 

@@ -19,7 +19,6 @@ from spl.core.errors import SplError
 from spl.core.identity.did import did_of, multibase
 from spl.core.keys import SecretKey
 from spl.core.record import levels, namespace, page, record
-from spl.core.record import page as parcel
 from spl.core.record.namespace import Namespace
 from spl.core.record.page import Page
 from spl.core.record.record import Sig
@@ -210,7 +209,7 @@ async def by_stream(alice: Node, bob: Node, items: Sequence[Item]) -> None:
 async def by_push(alice: Node, bob: Node, items: Sequence[Item]) -> None:
     values, names = [value for value, _ in items], [ns for _, ns in items]
     sent = Page(values, names, f"at {len(items)}", False, {"state": "active"}, 0)
-    answer: Any = await bob.push.receive(PAIR, parcel.assemble_push(bob.sync.since(PAIR), sent))
+    answer: Any = await bob.push.receive(PAIR, page.assemble_push(bob.sync.since(PAIR), sent))
     assert len(answer["results"]) == len(items)
 
 
@@ -242,10 +241,10 @@ async def test_nothing_of_it_comes_in_and_the_pair_goes_on(world: tuple[Node, No
     await WAYS[way](alice, bob, [bad, (good, "default"), (claim, "music")])
     index, id_ = bob.home.store.index, bad[0]["id"]
     assert index.find(id_) is None
-    assert not any(index.is_shown(PAIR, level, id_) for level in levels.NAMES)
+    assert not any(index.has_projection(PAIR, level, id_) for level in levels.NAMES)
     assert bob.ids() == [good["id"]]
     assert index.tally("proj") == 1
-    assert index.is_shown(PAIR, "L1", claim["id"])
+    assert index.has_projection(PAIR, "L1", claim["id"])
     if way == "fetch":
         assert bob.home.views.refused[PAIR] == 3
     else:
@@ -267,7 +266,7 @@ async def test_a_restore_refuses_the_whole_file(world: tuple[Node, Node], name: 
     digest = hashlib.sha256(b"".join(f"{id_}\n".encode() for id_ in ids)).hexdigest()
     data = Header(alice.did, "", 2, digest).encode() + b"".join(line + b"\n" for line in lines)
     before = bob.home.store.last_seq
-    restorer = Restorer(bob.home.hub, bob.home.path, Disk(), LIMITS, now_ms=bob.now_ms)
+    restorer = Restorer(bob.home.writer, bob.home.path, Disk(), LIMITS, now_ms=bob.now_ms)
     with pytest.raises(SplError) as caught:
         restorer.run(lambda size, offset: data[offset : offset + size], Rights(True, lambda ns: True), dry_run=False)
     assert (caught.value.code, bob.home.store.last_seq) == (case.restored, before)
@@ -278,7 +277,7 @@ async def test_projections_are_no_records_anywhere(world: tuple[Node, Node], way
     """Neither in a list, nor by id, thread or actor; neither counted nor waking anybody; and once each."""
     alice, bob = world
     woken: list[frozenset[str]] = []
-    bob.home.hub.listen(lambda commit: woken.append(commit.namespaces | commit.threads))
+    bob.home.writer.listen(lambda commit: woken.append(commit.namespaces | commit.threads))
     claim = projected(alice.key, alice.did, 1, "music", actor="did:sync:user:z", thread="th_z")
     await WAYS[way](alice, bob, [(claim, "music")] * (1 if way == "fetch" else 2))
     index = bob.home.store.index
@@ -354,7 +353,7 @@ async def test_what_an_archived_namespace_refused_comes_once_it_is_active_again(
     asked.clear()
     assert await bob.sync.pull(PAIR) == 1
     assert bob.ids("old") == [refused["id"]]
-    assert bob.home.store.index.is_shown(PAIR, "L2", hidden["id"])
+    assert bob.home.store.index.has_projection(PAIR, "L2", hidden["id"])
     assert ("/v1/sync/records", {"ids": [refused["id"]]}) in asked
     assert any(query.get("target_namespace") == "shelf" and "since" not in query for _, query in asked)
     assert bob.home.views.positions[PAIR].cursor == "at 2"
@@ -367,12 +366,12 @@ async def test_what_an_archived_namespace_refused_comes_once_it_is_active_again(
 async def test_an_open_stream_is_judged_by_what_is_agreed_now(world: tuple[Node, Node]) -> None:
     """Each lot goes by the folds of its moment, not by those at the start of the stream."""
     _, bob = world
-    jury, pair = bob.sync._puller.jury, bob.home.views.pairs[PAIR]
-    assert jury.inlets(pair)["music"].level == 1
+    verifier, pair = bob.sync._puller.verifier, bob.home.views.pairs[PAIR]
+    assert verifier.inlets(pair)["music"].level == 1
     told(bob, Grant("music", "projects/music", 3, 2))
-    assert jury.inlets(pair)["music"].level == 3
+    assert verifier.inlets(pair)["music"].level == 3
     bob.share("old")
-    assert set(jury.inlets(pair)) == {"default", "old", "old/er", "music", "shelf"}
+    assert set(verifier.inlets(pair)) == {"default", "old", "old/er", "music", "shelf"}
 
 
 async def test_a_push_that_was_refused_is_wanted_once_its_namespace_is_active_again(world: tuple[Node, Node]) -> None:
@@ -382,7 +381,7 @@ async def test_a_push_that_was_refused_is_wanted_once_its_namespace_is_active_ag
 
     async def push(n: int, *items: Item, again: bool = False) -> Any:
         sent = Page([value for value, _ in items], [ns for _, ns in items], f"at {n}", False, {"state": "active"}, 0)
-        return await bob.push.receive(PAIR, parcel.assemble_push(bob.sync.since(PAIR), sent, again=again))
+        return await bob.push.receive(PAIR, page.assemble_push(bob.sync.since(PAIR), sent, again=again))
 
     assert (await push(1, (refused, "old")))["results"][0]["code"] == "scope-violation"
     assert (await push(2))["wanted"] == [refused["id"]], "once a process"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spl.core import consent
-from spl.core.consent import Book, Grant
+from spl.core.consent import Grant, PairGrants
 from spl.core.errors import SplError
 from spl.core.identity import did
 from spl.core.keys import SecretKey
@@ -378,7 +378,7 @@ async def longpoll(
     patch.setattr(lanes, "has_news", has_news)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(page(node, since=since, feed="longpoll"))
-        while not node.feed.bells.waiters or not looks[0]:
+        while not node.feed.notifier.waiters or not looks[0]:
             await asyncio.sleep(0.001)
         looks[0] = 0
         await during()
@@ -404,7 +404,7 @@ async def test_a_longpoll_waits_for_a_record_in_scope_and_sleeps_through_others(
         assert ids(found) == sent
         # One wake, by the record in scope; the five others did not even make it look.
         assert looks == 1
-        assert not alice.feed.bells.waiters
+        assert not alice.feed.notifier.waiters
 
 
 async def test_a_longpoll_is_not_answered_by_what_the_peer_itself_delivered(
@@ -486,7 +486,7 @@ async def test_what_is_granted_while_a_longpoll_waits_answers_it(
         since = (await page(alice))["next_cursor"]
 
         async def share() -> None:
-            alice.home.views.consents = {PAIR: Book(ours={"music": Grant("music", "music", 1, 1)})}
+            alice.home.views.consents = {PAIR: PairGrants(ours={"music": Grant("music", "music", 1, 1)})}
             alice.write(Own(consent.THREAD, "note", {"n": 1}))
 
         found, _ = await longpoll(monkeypatch, alice, since, share)

@@ -313,11 +313,11 @@ async def test_a_source_that_stops_says_when_it_is_back_and_that_is_no_error(tmp
         join(alice, bob, mode="continuous")
         bob.sync._rouse()
         await opened(bob)
-        alice.feed.bells.stop()
+        alice.feed.notifier.stop()
         status = await until(lambda: (found := bob.sync.status(PAIR))["next_attempt_at"] and found)
         assert (status["last_error"], status["attempt"]) == (None, 0)
         assert when.ms_of(status["next_attempt_at"]) > bob.now_ms() + 100
-        alice.feed.bells.stopping = False
+        alice.feed.notifier.stopping = False
         sent = alice.emit("back")
         await until(lambda: bob.ids() == [sent.id])
 
@@ -376,14 +376,14 @@ async def test_a_stream_that_always_fails_backs_off_though_pages_arrive_and_degr
 
 
 async def test_the_chain_of_a_relayed_signer_is_learnt_while_the_stream_runs(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, hub, bob), syncing(hub, bob):
-        join(alice, hub, "pair_0000000a", mode="continuous")
-        join(hub, bob, PAIR, mode="continuous")
-        for node in (hub, bob):
+    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, writer, bob), syncing(writer, bob):
+        join(alice, writer, "pair_0000000a", mode="continuous")
+        join(writer, bob, PAIR, mode="continuous")
+        for node in (writer, bob):
             node.sync._rouse()
         await opened(bob)
         sent = [alice.emit(f"{n}").id for n in range(5)]
         await until(lambda: bob.ids() == sorted(sent))
         assert alice.did in bob.home.views.chains
         # It came from the hub and goes nowhere back.
-        assert json.loads(json.dumps(hub.feed.offered(PAIR)["head"])) == 5
+        assert json.loads(json.dumps(writer.feed.offered(PAIR)["head"])) == 5

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spl.core.consent import Share
+from spl.core.consent import Outbound
 from spl.core.record.filter import OPEN, Filter
 from spl.core.record.fingerprint import DEPTH, HELD, LISTED_MAX, OPPOSITE, SEEN, SHOWN, START_BYTES, Part
 from spl.home.index import Row
-from spl.home.log import Store
+from spl.home.log import Log
 from spl.home.segments import PROJECTION, Entry
 from spl.sync.holdings import Holdings, Shared, Sweep
 from tests.store_kit import AT_MS, open_store, record
@@ -24,7 +24,7 @@ KEY, PAIR, US, PEER, OTHER = "12" * 16, "pair_1", "did:sync:instance:me", "did:p
 
 @dataclass(frozen=True)
 class AScope:
-    shares: Mapping[str, Share] = field(default_factory=lambda: {"default": Share("default", "default", 0)})
+    shares: Mapping[str, Outbound] = field(default_factory=lambda: {"default": Outbound("default", "default", 0)})
     filter: Filter = OPEN
     origins: frozenset[str] = frozenset({PAIR})
     peer_did: str = PEER
@@ -32,18 +32,18 @@ class AScope:
     floor: int = 0
 
 
-def shared(store: Store, scope: AScope | None = None, received: Mapping[str, str] | None = None) -> Shared:
+def shared(store: Log, scope: AScope | None = None, received: Mapping[str, str] | None = None) -> Shared:
     taken = {"default": "default"} if received is None else received
     return Shared(scope or AScope(), taken, store.last_seq, lambda id_: id_[::-1])
 
 
-def stored(folder: Path, *entries: Entry) -> Store:
+def stored(folder: Path, *entries: Entry) -> Log:
     store = open_store(folder)
     store.append(entries, AT_MS)
     return store
 
 
-def starts(store: Store, terms: Shared, name: str = HELD) -> list[str]:
+def starts(store: Log, terms: Shared, name: str = HELD) -> list[str]:
     return [start.hex() for piece in Sweep(store, terms, name).pieces() for start in piece]
 
 
@@ -51,7 +51,7 @@ def start_of(entry: Entry) -> str:
     return entry.id[: 2 * START_BYTES]
 
 
-def row_of(store: Store, entry: Entry) -> Row:
+def row_of(store: Log, entry: Entry) -> Row:
     row = store.index.find(entry.id)
     assert row is not None
     return row
@@ -74,7 +74,7 @@ ALL = (OWN, THEIRS, RELAYED, THIRD, ELSEWHERE, RESERVED, ALSO)
         (AScope(filter=Filter(thread_allow=("th_0",))), None, (THEIRS, RELAYED)),
         (AScope(filter=Filter(thread_rule="record.voucher == 'did:other'")), None, (THEIRS, RELAYED, THIRD)),
         (AScope(shares={}), None, (THEIRS, RELAYED)),
-        (AScope(shares={"default": Share("default", "default", 1)}), {}, ()),
+        (AScope(shares={"default": Outbound("default", "default", 1)}), {}, ()),
         (AScope(shares={}), {}, ()),
     ],
 )
@@ -104,7 +104,7 @@ def test_shown_and_seen_are_the_two_ends_of_projections(tmp_path: Path, level: i
     """By the names that they travel under: the id at L1, a pseudonym beyond; what the peer has itself is not shown."""
     seen, others = projection(8), projection(9, pair="pair_2")
     store = stored(tmp_path / "store", *ALL, seen, others)
-    terms = shared(store, AScope(shares={"default": Share("default", "music", level)}))
+    terms = shared(store, AScope(shares={"default": Outbound("default", "music", level)}))
     names = [entry.id if level == 1 else entry.id[::-1] for entry in (OWN, THIRD)]
     assert starts(store, terms, SHOWN) == [name[: 2 * START_BYTES] for name in names]
     assert starts(store, terms, SEEN) == [start_of(seen)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from spl.core.record.page import Page
 from spl.core.record.record import Envelope
-from spl.sync.ingest import AT_ONCE_RECORDS, Trial
+from spl.sync.ingest import AT_ONCE_RECORDS, VerifyState
 from tests.nodes import Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -16,8 +16,8 @@ def page_of(*envelopes: Envelope) -> Page:
 
 
 async def codes(node: Node, page: Page) -> list[str]:
-    jury, pair = node.sync._puller.jury, node.home.views.pairs[PAIR]
-    verdicts, _ = await jury.judge(pair, Trial(), page)
+    verifier, pair = node.sync._puller.verifier, node.home.views.pairs[PAIR]
+    verdicts, _ = await verifier.judge(pair, VerifyState(), page)
     return [verdict.code for verdict in verdicts]
 
 
@@ -37,9 +37,9 @@ async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         sent = alice.emit("x")
-        jury, views = bob.sync._puller.jury, bob.home.views
-        rules = jury._gate(views.pairs[PAIR], {})
-        assert jury._gate(views.pairs[PAIR], {}) is rules
+        verifier, views = bob.sync._puller.verifier, bob.home.views
+        rules = verifier._gate(views.pairs[PAIR], {})
+        assert verifier._gate(views.pairs[PAIR], {}) is rules
         assert await codes(bob, page_of(sent)) == [""]
         bob.change_pair(PAIR, namespaces=("org",))
         assert await codes(bob, page_of(sent)) == ["scope-violation"]
@@ -47,9 +47,9 @@ async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(
         assert await codes(bob, page_of(sent)) == ["scope-violation"]
         bob.change_pair(PAIR, actors=())
         for changed in ("chains", "consents", "namespaces"):
-            rules = jury._gate(views.pairs[PAIR], {})
+            rules = verifier._gate(views.pairs[PAIR], {})
             setattr(views, changed, dict(getattr(views, changed)))
-            assert jury._gate(views.pairs[PAIR], {}) is not rules, changed
+            assert verifier._gate(views.pairs[PAIR], {}) is not rules, changed
         views.blocked = frozenset({alice.did})
         assert await codes(bob, page_of(sent)) != [""]
 

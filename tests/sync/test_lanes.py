@@ -9,14 +9,14 @@ from typing import TypeVar, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spl.core.consent import Share
+from spl.core.consent import Outbound
 from spl.core.record.cursor import Lane, lane_key
 from spl.core.record.filter import OPEN, Filter
 from spl.home.index import Index, Row
 from spl.sync import lanes as offer
-from spl.sync.lanes import Blanks, Look, Scope, Steps
+from spl.sync.lanes import EmptyRanges, LogView, Scope, Steps
 
-SHARES = {ns: Share(ns, ns, 0) for ns in "ab"}
+SHARES = {ns: Outbound(ns, ns, 0) for ns in "ab"}
 SCOPE = Scope(SHARES, (OPEN,), frozenset({"pair_1"}), "did:peer", "did:us")
 RULE = Filter(thread_rule='record.thread == "shown"')
 OWN_ONLY = Filter(relay=False)
@@ -65,8 +65,8 @@ def rows_of(facts: Sequence[Fact]) -> Rows:
     return Rows(rows, [fact[4] for fact in facts])
 
 
-def look_at(index: Rows, scope: Scope = SCOPE, last_seq: int = 10**9, *, whole: bool = False) -> Look:
-    return Look(cast(Index, index), index.payloads, scope, last_seq, Blanks(), whole)
+def look_at(index: Rows, scope: Scope = SCOPE, last_seq: int = 10**9, *, whole: bool = False) -> LogView:
+    return LogView(cast(Index, index), index.payloads, scope, last_seq, EmptyRanges(), whole)
 
 
 def done(steps: Steps[_T]) -> _T:
@@ -78,7 +78,7 @@ def done(steps: Steps[_T]) -> _T:
             return cast(_T, end.value)
 
 
-def wanted(look: Look, index: Rows) -> list[int]:
+def wanted(look: LogView, index: Rows) -> list[int]:
     """Return what a reading must give, by the definition."""
     scope = look.scope
     return [
@@ -91,7 +91,9 @@ def wanted(look: Look, index: Rows) -> list[int]:
     ]
 
 
-def read(look: Look, limit: int, size: int, known: dict[str, Lane] | None = None) -> tuple[list[int], dict[str, Lane]]:
+def read(
+    look: LogView, limit: int, size: int, known: dict[str, Lane] | None = None
+) -> tuple[list[int], dict[str, Lane]]:
     """Return the rows of all pages from these lanes on, and the lanes at the end."""
     found, held, more = [], dict(known or {}), True
     while more:
@@ -269,7 +271,7 @@ def test_any_change_of_terms_gives_what_is_lacking_and_nothing_twice(
     look = look_at(index, scope)
     for what, ns, value in [*steps, ("read", "", 5)]:
         if what == "level":
-            scope = replace(scope, shares={**scope.shares, ns: Share(ns, ns, value)})
+            scope = replace(scope, shares={**scope.shares, ns: Outbound(ns, ns, value)})
         elif what == "withdraw":
             scope = replace(scope, shares={each: share for each, share in scope.shares.items() if each != ns})
         elif what == "filter":
@@ -302,7 +304,7 @@ def test_ids_below_l1_are_not_found() -> None:
     made = rows_of(facts)
     index = Named(made.rows, made.threads)
     for level, expected in ((0, ["1", "3"]), (1, ["1", "3"]), (2, ["3"]), (3, ["3"])):
-        shares = {"a": Share("a", "a", level), "b": Share("b", "b", 0)}
+        shares = {"a": Outbound("a", "a", level), "b": Outbound("b", "b", 0)}
         look = look_at(index, replace(SCOPE, shares=shares, filters=(RULE,)))
         assert [str(row.seq) for row in offer.find(look, [str(n) for n in range(9)])] == expected
 
@@ -317,7 +319,7 @@ def test_what_is_offered_includes_what_the_peer_has_itself(facts: list[Fact], fi
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6), st.integers(0, 9))
 def test_blanks_join_and_never_reach_beyond_what_was_noted(notes: list[tuple[int, int]], place: int) -> None:
-    blanks, empty = Blanks(), set[int]()
+    blanks, empty = EmptyRanges(), set[int]()
     for low, high in notes:
         blanks.note("k", low, high)
         empty |= set(range(low + 1, high + 1))
@@ -328,7 +330,7 @@ def test_blanks_join_and_never_reach_beyond_what_was_noted(notes: list[tuple[int
 
 
 def test_blanks_are_bounded() -> None:
-    blanks = Blanks()
+    blanks = EmptyRanges()
     for number in range(2000):
         blanks.note(f"k{number}", 1, 2)
         blanks.note("one", number * 3, number * 3 + 1)
@@ -343,7 +345,7 @@ def test_where_a_page_of_projections_ends_does_not_tell_how_long_the_hidden_part
 ) -> None:
     """Rows of any stored length are cut as rows of none, for they show the same."""
     kept = {"thread": "th", "actor": "did:x", "act": "DO", "clock": 1, "data_type": "SCALAR", "parents": []}
-    scope, cuts = replace(SCOPE, shares={"a": Share("a", "a", level)}), []
+    scope, cuts = replace(SCOPE, shares={"a": Outbound("a", "a", level)}), []
     for lengths in (sizes, [0] * len(sizes)):
         full = [json.dumps({"record": {**kept, "body": {"x": "y" * length}}}).encode() for length in lengths]
         look = look_at(rows_of([("a", "local", "did:us", len(payload), "") for payload in full]), scope)

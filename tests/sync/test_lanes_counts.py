@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spl.core.record.filter import OPEN, Filter
 from spl.home.index import Index, Row
 from spl.sync import lanes
-from spl.sync.lanes import Counts, Look
+from spl.sync.lanes import Counts, LogView
 from tests.sync.test_lanes import FACTS, FILTERS, RULE, SCOPE, SHARES, Fact, Rows, look_at, rows_of, wanted
 
 
@@ -81,7 +81,7 @@ def test_another_filter_or_namespace_is_counted_anew() -> None:
         replace(SCOPE, filters=(Filter(thread_allow=("hidden",)),)),
         replace(SCOPE, filters=(RULE,), shares={"b": SHARES["b"]}, floor=1),
     ):
-        other: Look = replace(look, scope=scope, index=cast(Index, index))
+        other: LogView = replace(look, scope=scope, index=cast(Index, index))
         assert held.head("pair_1", other) in (None, 0)
         assert held.advance("pair_1", other)
         assert held.head("pair_1", other) == len(wanted(other, index))

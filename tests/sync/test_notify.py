@@ -9,8 +9,8 @@ from tests.nodes import nodes
 async def test_only_named_lists_ring(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as (alice,):
         alice.share("org")
-        bells = alice.feed.bells
-        with bells.listening(["n:org"]) as org, bells.listening(["t:th", "n:default"]) as both:
+        notifier = alice.feed.notifier
+        with notifier.listening(["n:org"]) as org, notifier.listening(["t:th", "n:default"]) as both:
             alice.emit("x", thread="th")
             await asyncio.wait_for(both.wait(), 20)
             assert not org.is_set()
@@ -18,15 +18,15 @@ async def test_only_named_lists_ring(tmp_path: Path) -> None:
             alice.emit("y", ns="org", thread="other")
             await asyncio.wait_for(org.wait(), 20)
             assert not both.is_set()
-            assert bells.waiters == 2
-        assert bells.waiters == 0
+            assert notifier.waiters == 2
+        assert notifier.waiters == 0
 
 
 async def test_the_stop_rings_for_everybody(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as (alice,):
         stop = asyncio.Event()
-        with alice.feed.bells.listening(["n:default"]) as bell:
+        with alice.feed.notifier.listening(["n:default"]) as bell:
             stop.set()
             await alice.feed.run(stop)
             assert bell.is_set()
-        assert alice.feed.bells.stopping
+        assert alice.feed.notifier.stopping

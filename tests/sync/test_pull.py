@@ -227,17 +227,17 @@ async def test_what_stays_refused_is_asked_for_once_and_written_down_once(tmp_pa
 
 
 async def test_a_chain_learnt_later_brings_what_was_refused_for_want_of_it(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, hub, bob):
-        join(alice, hub, "pair_0000000a")
-        join(hub, bob, "pair_0000000b")
+    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, writer, bob):
+        join(alice, writer, "pair_0000000a")
+        join(writer, bob, "pair_0000000b")
         alice.emit("1")
-        await hub.sync.pull("pair_0000000a")
-        hub.network.change = lambda path, reply: replace(reply, status=404) if path == "/v1/sync/chains" else reply
+        await writer.sync.pull("pair_0000000a")
+        writer.network.change = lambda path, reply: replace(reply, status=404) if path == "/v1/sync/chains" else reply
         for _ in range(3):
             assert await bob.sync.pull("pair_0000000b") == 0
-        hub.network.change = lambda path, reply: reply
+        writer.network.change = lambda path, reply: reply
         alice.emit("2")
-        await hub.sync.pull("pair_0000000a")
+        await writer.sync.pull("pair_0000000a")
         assert await bob.sync.pull("pair_0000000b") == 2
         assert bob.ids() == alice.ids()
 
@@ -300,44 +300,44 @@ async def test_an_actors_filter_lets_in_only_those_named(tmp_path: Path) -> None
 
 
 async def test_a_relayed_record_brings_its_signers_chain(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, hub, bob):
-        join(alice, hub, "pair_0000000a")
-        join(hub, bob, "pair_0000000b")
+    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, writer, bob):
+        join(alice, writer, "pair_0000000a")
+        join(writer, bob, "pair_0000000b")
         sent = alice.emit("through the hub")
-        await hub.sync.pull("pair_0000000a")
+        await writer.sync.pull("pair_0000000a")
         assert await bob.sync.pull("pair_0000000b") == 1
         assert bob.ids() == [sent.id]
         assert bob.home.views.chains[alice.did] == alice.chain
         alice.emit("again")
-        await hub.sync.pull("pair_0000000a")
-        before = len(hub.network.log)
+        await writer.sync.pull("pair_0000000a")
+        before = len(writer.network.log)
         assert await bob.sync.pull("pair_0000000b") == 1
-        assert ("GET", "/v1/sync/chains") not in hub.network.log[before:]
+        assert ("GET", "/v1/sync/chains") not in writer.network.log[before:]
 
 
 async def test_a_hub_that_does_not_relay_gives_its_own_records_only(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, hub, bob):
-        join(alice, hub, "pair_0000000a")
-        join(hub, bob, "pair_0000000b")
-        hub.change_pair("pair_0000000b", relay=False)
+    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, writer, bob):
+        join(alice, writer, "pair_0000000a")
+        join(writer, bob, "pair_0000000b")
+        writer.change_pair("pair_0000000b", relay=False)
         alice.emit("private")
-        own = hub.emit("public")
-        await hub.sync.pull("pair_0000000a")
+        own = writer.emit("public")
+        await writer.sync.pull("pair_0000000a")
         assert await bob.sync.pull("pair_0000000b") == 1
         assert bob.ids() == [own.id]
         assert bob.sync.status("pair_0000000b")["lag_records"] == 0
 
 
 async def test_a_forged_chain_is_not_pinned(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "alice", "hub", "bob", "mallory") as (alice, hub, bob, mallory):
-        join(alice, hub, "pair_0000000a")
-        join(hub, bob, "pair_0000000b")
+    async with nodes(tmp_path, "alice", "hub", "bob", "mallory") as (alice, writer, bob, mallory):
+        join(alice, writer, "pair_0000000a")
+        join(writer, bob, "pair_0000000b")
         alice.emit("x")
-        await hub.sync.pull("pair_0000000a")
+        await writer.sync.pull("pair_0000000a")
         lie = signed(mallory.key, alice.did)
         hostile: list[Any] = [{**mallory.chain.to_json(), "did": alice.did}, mallory.chain.to_json(), {}, [], None]
         for shown in hostile:
-            hub.network.change = slipping(lie, Reply(200, {}, json.dumps(shown).encode(), "x"))
+            writer.network.change = slipping(lie, Reply(200, {}, json.dumps(shown).encode(), "x"))
             assert await bob.sync.pull("pair_0000000b", resync=True) == 0
             assert not bob.home.views.chains
             assert bob.ids() == []
@@ -345,15 +345,15 @@ async def test_a_forged_chain_is_not_pinned(tmp_path: Path) -> None:
 
 async def test_a_pinned_chain_grows_and_never_forks(tmp_path: Path) -> None:
     """Whoever stole a retired key could sign another successor; the first one seen stands."""
-    async with nodes(tmp_path, "alice", "hub", "bob", "mallory") as (alice, hub, bob, mallory):
-        join(hub, bob)
+    async with nodes(tmp_path, "alice", "hub", "bob", "mallory") as (alice, writer, bob, mallory):
+        join(writer, bob)
         young, thief = SecretKey(b"y" * 32), mallory.key
         grown = did.rotate(alice.chain, alice.key, young.public, "retired", 1)
         forked = did.rotate(alice.chain, alice.key, thief.public, "retired", 1)
         for key, chain, fresh in ((alice.key, alice.chain, 1), (young, grown, 1), (thief, forked, 0)):
             value = signed(key, alice.did, clock=fresh, thread=key.public.hex())
             shown = Reply(200, {}, json.dumps(chain.to_json()).encode(), "x")
-            hub.network.change = slipping(value, shown)
+            writer.network.change = slipping(value, shown)
             assert await bob.sync.pull(PAIR) == fresh
         assert bob.home.views.chains == {alice.did: grown}
         assert len(bob.ids()) == 2

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spl.core import consent
-from spl.core.consent import Book, Grant
+from spl.core.consent import Grant, PairGrants
 from spl.core.errors import SplError
 from spl.core.pair.pair import Pair
 from spl.core.record import levels, namespace
@@ -28,7 +28,7 @@ from spl.home.config import Config
 from spl.home.home import open_home
 from spl.home.writes import Arrive, Emit, Item, Own
 from spl.sync.changes import Feed
-from spl.sync.lanes import Reading
+from spl.sync.lanes import LaneScan
 from spl.sync.source import Query, clock_of, lanes_held
 from tests.nodes import LIMITS, START_MS, APair, Node, join, nodes
 from tests.store_kit import LazyDisk
@@ -68,7 +68,7 @@ async def test_a_cursor_of_another_log_is_a_reset(tmp_path: Path) -> None:
 def test_lanes_that_consent_took_away_keep_their_place_the_farthest_first() -> None:
     gone, here = lane_key("gone"), lane_key("here")
     before = type("Cursor", (), {"lanes": (Lane(gone, 7, 3), Lane(here, 1, 1))})()
-    readings = [Reading(here, "n:here", 9, 4)]
+    readings = [LaneScan(here, "n:here", 9, 4)]
     assert set(lanes_held(readings, before)) == {Lane(here, 9, 4), Lane(gone, 7, 3)}
     assert clock_of(readings) == 4
     many = type("Cursor", (), {"lanes": tuple(Lane(lane_key(str(n)), n, n) for n in range(100))})()
@@ -82,7 +82,7 @@ async def test_the_scope_is_kept_until_its_terms_change(tmp_path: Path) -> None:
         source, views = alice.feed.source, alice.home.views
         first = source.scope(cast(Pair, alice.pair(PAIR)))
         assert source.scope(cast(Pair, alice.pair(PAIR))) is first
-        views.consents = {PAIR: Book(ours={"default": Grant("default", "default", 2, 1)})}
+        views.consents = {PAIR: PairGrants(ours={"default": Grant("default", "default", 2, 1)})}
         assert source.scope(cast(Pair, alice.pair(PAIR))).shares["default"].level == 2
         alice.change_pair(PAIR, relay=False)
         assert not source.scope(cast(Pair, alice.pair(PAIR))).filter.relay
@@ -214,7 +214,7 @@ class World:
         self.home.adopt(self.home.vault.generate("alice"))
         assert self.home.vault.identity is not None
         self.did = self.home.vault.identity.did
-        self.books = Book()
+        self.books = PairGrants()
         views = self.home.views
         views.namespaces = {ns: namespace.Namespace(ns) for ns in SPACES}
         peer = next(self.foreign["bob"])
@@ -223,7 +223,9 @@ class World:
         self.arrange()
 
     def new_feed(self) -> Feed:
-        return Feed(self.home.hub, self.home.vault, LIMITS, now_ms=lambda: START_MS, random_bytes=self.random.randbytes)
+        return Feed(
+            self.home.writer, self.home.vault, LIMITS, now_ms=lambda: START_MS, random_bytes=self.random.randbytes
+        )
 
     def restart(self) -> None:
         self.feed.close()
@@ -231,7 +233,7 @@ class World:
 
     def close(self) -> None:
         self.feed.close()
-        self.home.hub.close()
+        self.home.writer.close()
         self.home.close()
 
     def arrange(self, filter_: Filter | None = None) -> None:
@@ -260,8 +262,8 @@ class World:
         self.arrange()
 
     def write(self, item: Item) -> None:
-        done = self.home.hub.submit([item])
-        self.home.hub.commit_waiting()
+        done = self.home.writer.submit([item])
+        self.home.writer.commit_waiting()
         envelope = done.result()[0].envelope
         assert envelope is not None
         ns, origin = (item.ns, item.origin) if isinstance(item, Arrive) else (envelope.record["body"]["namespace"], "")

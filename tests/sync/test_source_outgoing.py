@@ -5,22 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from spl.core.consent import Share
+from spl.core.consent import Outbound
 from spl.core.record import levels
 from spl.core.record.filter import OPEN, Filter
 from spl.core.record.levels import NAMES
 from spl.home.index import Row
 from spl.net.client import Reply
-from spl.sync import source as shown
 from spl.sync.lanes import Scope
-from spl.sync.source import Shown
+from spl.sync.source import OutgoingForm
 from tests.nodes import LIMITS, Node, join, nodes
 
 PAIR = "pair_00000001"
 
 
 def scope_of(node: Node, level: int, filter_: Filter = OPEN, floor: int = 0) -> Scope:
-    shares = {"default": Share("default", "theirs", level)}
+    shares = {"default": Outbound("default", "theirs", level)}
     return Scope(shares, (filter_,), frozenset({PAIR}), "did:peer", node.did, floor)
 
 
@@ -62,7 +61,7 @@ async def test_pseudonyms_differ_from_pair_to_pair_and_are_not_made_with_the_cur
 
 
 async def test_signers_are_known_by_tally_or_by_what_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shown, "SIGNERS_MAX", 2)
+    monkeypatch.setattr("spl.sync.source.SIGNERS_MAX", 2)
     async with nodes(tmp_path, "alice") as [alice]:
         alice.emit("x")
         source, own = alice.feed.source.shown, alice.did
@@ -95,7 +94,7 @@ async def test_a_source_that_forgot_whose_records_it_gave_stalls_none(tmp_path: 
 
         def forget(path: str, reply: Reply) -> Reply:
             if path == "/v1/sync/changes":
-                alice.feed.source.shown = Shown(alice.home.hub, alice.home.vault)
+                alice.feed.source.shown = OutgoingForm(alice.home.writer, alice.home.vault)
             return reply
 
         alice.network.change = forget

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from spl.core import consent
-from spl.core.consent import Book, Grant
+from spl.core.consent import Grant, PairGrants
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.record import namespace
@@ -271,7 +271,7 @@ async def test_the_stop_says_when_to_come_back(tmp_path: Path) -> None:
         join(alice, bob)
         async with reading(alice) as reader:
             await reader.next()
-            alice.feed.bells.stop()
+            alice.feed.notifier.stop()
             last = await reader.end()
             assert (last.name, json.loads(last.data)) == ("server_shutdown", {"retry_after_ms": 1000})
 
@@ -291,7 +291,7 @@ async def test_a_stream_is_never_narrowed(tmp_path: Path) -> None:
 def grant(node: Node, ns: str, level: int | None, version: int) -> None:
     """Grant our namespace at a level, or withdraw it, and let the listeners hear of it."""
     views = node.home.views
-    views.consents = {PAIR: Book(ours={ns: Grant(ns, ns, level, version)})}
+    views.consents = {PAIR: PairGrants(ours={ns: Grant(ns, ns, level, version)})}
     node.write(Own(consent.THREAD, "note", {"n": version}))
 
 
@@ -356,7 +356,7 @@ async def test_what_is_written_after_a_withdrawal_never_goes_out(tmp_path: Path,
                 real(*args)
                 if args[0].thread == consent.THREAD:
                     if how == "withdrawn":
-                        views.consents = {PAIR: Book(ours={"music": Grant("music", "music", None, 9)})}
+                        views.consents = {PAIR: PairGrants(ours={"music": Grant("music", "music", None, 9)})}
                     elif how == "archived":
                         views.namespaces = {**views.namespaces, "music": namespace.Namespace("music", active=False)}
                     else:

@@ -15,15 +15,15 @@ from typing import Any, TypeVar, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from spl.core.consent import Share
+from spl.core.consent import Outbound
 from spl.core.limits import MIB
 from spl.core.record.filter import OPEN, Filter
 from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, init_home, open_home
 from spl.home.writes import Emit
-from spl.sync.lanes import Look, Scope, Steps, collect, lanes_through
-from spl.sync.source import Shown
+from spl.sync.lanes import LogView, Scope, Steps, collect, lanes_through
+from spl.sync.source import OutgoingForm
 
 _T = TypeVar("_T")
 PAIR = "pair_00000001"
@@ -51,7 +51,7 @@ def main() -> None:
         path = Path(folder) / "home"
         init_home(path, "bench")
         home = open_home(path, Config(), disk=Disk(), progress=lambda done, total: None)
-        writer = threading.Thread(target=home.hub.run)
+        writer = threading.Thread(target=home.writer.run)
         writer.start()
         fill(home, args.records)
         plain = 0.0
@@ -60,7 +60,7 @@ def main() -> None:
             sent, cost = read(home, level, chosen, args.records)
             plain = plain or cost
             print(f"{name:<20} {sent:>8} {cost * 1e6:>10.1f} {cost / plain:>6.1f}")
-        home.hub.close()
+        home.writer.close()
         writer.join()
         home.close()
 
@@ -76,16 +76,16 @@ def fill(home: Home, count: int) -> None:
             })
             for n in range(start, min(count, start + 500))
         ]  # fmt: skip
-        home.hub.submit(items).result()
+        home.writer.submit(items).result()
 
 
 def read(home: Home, level: int, chosen: Filter, count: int) -> tuple[int, float]:
     """Read all pages; return how many records go out, and the seconds of processor time a record looked at."""
     did = home.views.did
-    share = Share(NS, NS, level)
+    share = Outbound(NS, NS, level)
     scope = Scope({NS: share}, (chosen,), frozenset({PAIR}), "did:sync:instance:peer", did)
-    look = Look(home.store.index, home.store.payloads, scope, home.store.last_seq)
-    shown = Shown(home.hub, home.vault)
+    look = LogView(home.store.index, home.store.payloads, scope, home.store.last_seq)
+    shown = OutgoingForm(home.writer, home.vault)
     known: dict[str, Any] = {}
     sent, more, began = 0, True, time.process_time()
     while more:

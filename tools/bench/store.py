@@ -22,7 +22,7 @@ from spl.core import canon
 from spl.core.limits import Limits
 from spl.home.disk import Disk
 from spl.home.index import Added, Index
-from spl.home.log import Entry, Store
+from spl.home.log import Entry, Log
 from spl.home.segments import Place
 
 SINGLES = 500
@@ -78,9 +78,9 @@ def record_id(n: int) -> str:
     return hashlib.sha256(n.to_bytes(8, "big")).hexdigest()
 
 
-def open_store(home: Path) -> Store:
+def open_store(home: Path) -> Log:
     """Open with real clock and disk."""
-    return Store.open(
+    return Log.open(
         home,
         Disk(),
         Limits(),

@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from store import AT_MS, entry, open_store, record_id
 
-from spl.core.consent import Share
+from spl.core.consent import Outbound
 from spl.core.gate import Verdict
 from spl.core.limits import Limits
 from spl.core.record.filter import OPEN, Filter
 from spl.core.record.page import Page
-from spl.home.log import Entry, Store
-from spl.home.writer import Hub
+from spl.home.log import Entry, Log
+from spl.home.writer import Writer
 from spl.sync.holdings import Shared
 from spl.sync.reconcile import TARGET, Reconcile
 
@@ -42,7 +42,7 @@ NS = "default"
 class Scope:
     """All of one namespace, both ways."""
 
-    shares: Mapping[str, Share] = field(default_factory=lambda: {NS: Share(NS, NS, 0)})
+    shares: Mapping[str, Outbound] = field(default_factory=lambda: {NS: Outbound(NS, NS, 0)})
     filter: Filter = OPEN
     origins: frozenset[str] = frozenset({PAIR})
     peer_did: str = "did:sync:instance:peer"
@@ -53,14 +53,14 @@ class Scope:
 class FilledHub:
     """What a comparison needs of a hub: the store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Log) -> None:
         self.store = store
 
 
 class Far:
     """The other instance, over a pipe; repair reads the records out of it by their ids."""
 
-    def __init__(self, pipe: Connection, store: Store) -> None:
+    def __init__(self, pipe: Connection, store: Log) -> None:
         self.pipe, self.store, self.pool = pipe, store, ThreadPoolExecutor(1)
 
     async def send(self, pair_id: str, body: bytes, media: str, target: str) -> bytes:
@@ -142,21 +142,21 @@ def serve(home: Path, pipe: Connection) -> None:
     store.close()
 
 
-def records(store: Store, ids: Sequence[str]) -> bytes:
+def records(store: Log, ids: Sequence[str]) -> bytes:
     """Return the page of these records, as the feed would."""
     rows = [row for id_ in ids if (row := store.index.find(id_)) is not None]
     values = [json.loads(payload) for payload in store.payloads(rows)]
     return json.dumps({"records": values, "ns": [NS] * len(values), "has_more": False}).encode()
 
 
-def reconcile(store: Store, peer: Far) -> Reconcile:
+def reconcile(store: Log, peer: Far) -> Reconcile:
     """Return the service over a store that is shared whole."""
 
     async def nothing(*_: object) -> int:
         return 0
 
     return Reconcile(
-        cast(Hub, FilledHub(store)), Limits(), peer=peer, give=nothing, read_anew=nothing,
+        cast(Writer, FilledHub(store)), Limits(), peer=peer, give=nothing, read_anew=nothing,
         terms=lambda pair_id: Shared(Scope(), {NS: NS}, store.last_seq, str),
         now_ms=lambda: time.time_ns() // 1_000_000, random_bytes=os.urandom,
     )  # fmt: skip

@@ -248,7 +248,7 @@ def reason_of(fields: Mapping[str, Any]) -> str:
     return "".join(char for char in reason if char.isprintable())[:_REASON_CHARS] if isinstance(reason, str) else ""
 
 
-def standing(pair: Pair) -> tuple[int, str, dict[str, object]]:
+def status_of(pair: Pair) -> tuple[int, str, dict[str, object]]:
     """Return (HTTP status, state word, further fields) of what we tell the peer about the pair."""
     if isinstance(pair.state, Requested | Waiting):
         return 200, "establishing", {}
@@ -283,7 +283,7 @@ def introduced(fields: Mapping[str, Any], pair: Pair, now_ms: int, limits: Limit
 
 def poll_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:
     """Return the fields of a poll, which also says where the pair stands with us, with what more it says."""
-    return word_fields(pair, own_did, now_ms, nonce, state=standing(pair)[1], **more)
+    return word_fields(pair, own_did, now_ms, nonce, state=status_of(pair)[1], **more)
 
 
 def word_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:

@@ -34,7 +34,7 @@ HELD: Final = "held"
 SHOWN: Final = "shown"
 SEEN: Final = "seen"
 OPPOSITE: Final = {HELD: HELD, SHOWN: SEEN, SEEN: SHOWN}
-"""Set of the side that answers -> set of the side that asks, which should be equal; holdings.py says what is in them."""
+"""Set of the side that answers -> set of the side that asks, which should be equal; see holdings.py."""
 START_BYTES: Final = 16
 """Of a name, what counts."""
 SUM_BYTES: Final = 8

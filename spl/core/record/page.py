@@ -144,7 +144,7 @@ class ParcelError(SplError):
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class PushBody:
     """A push as it arrived: decoded, nothing in it checked beyond its form."""
 
     since: str
@@ -172,7 +172,7 @@ def asking(view: Mapping[str, Any]) -> Page:
     return Page([], [], "", False, view, 0)
 
 
-def decode_push(data: bytes, records_max: int) -> Parcel:
+def decode_push(data: bytes, records_max: int) -> PushBody:
     """Return the parcel in a request's body; a line that is no record is kept as None, for the gate to refuse.
 
     Raises ParcelError "bad-json", "bad-field".
@@ -192,7 +192,7 @@ def decode_push(data: bytes, records_max: int) -> Parcel:
         raise ParcelError("bad-field", f"again is true or false, chains at most {CHAINS_MAX} by DID")
     found = [_record(line) for line in rest]
     known = read_view(view) if isinstance(view, dict) else {}
-    return Parcel(
+    return PushBody(
         since, Page([env for env, _ in found], [ns for _, ns in found], cursor, False, known, len(data)), again, chains
     )
 
