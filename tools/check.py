@@ -37,7 +37,7 @@ UNMIRRORED: Final = frozenset(
 )
 """Modules without a test file: values alone, and the daemon, which tests/e2e runs as a process."""
 
-TESTS_OF_THEIR_OWN: Final = frozenset({"e2e", "sim", "fuzz", "vectors", "tools"})
+TESTS_OF_THEIR_OWN: Final = frozenset({"attack", "e2e", "sim", "fuzz", "homes", "vectors", "tools"})
 """Folders of tests/ that mirror no module."""
 
 Rule = Callable[[], list[str]]
