@@ -3,12 +3,12 @@
 from argparse import Namespace
 from typing import Any, Final
 
-from ..core.when import duration_ms
+from ..core.when import duration_ms, span_fine
 from . import grants, pair_page, soak, verify
 from . import pair as handshake
 from .client import quote
 from .command import Command, Group, Parser, Shell, UsageError
-from .out import label_of, span_fine, state_paint
+from .out import label_of, state_paint
 from .pair import PAIRS
 
 TOKEN_BYTES_MAX: Final = 4096

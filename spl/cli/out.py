@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
 
 from ..core.errors import CODES, SplError
-from ..core.when import ms_of, text_of
+from ..core.when import ms_of, span, span_fine, text_of
 
 FORMS: Final = ("table", "wide", "json", "jsonl")
 GREEN: Final = "32"
@@ -297,31 +297,6 @@ def column(label: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield the lines as facts of a card, under one label."""
     for i, line in enumerate(lines):
         yield ("" if i else label), line
-
-
-def span(ms: int) -> str:
-    """Return a duration in its one telling unit: 40s, 5m, 24h, 3d."""
-    seconds = ms // 1000
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m"
-    return f"{seconds // 3600}h" if seconds < 48 * 3600 else f"{seconds // 86400}d"
-
-
-def span_fine(ms: int) -> str:
-    """Return a duration with its second unit: 4m12s, 2h5m, 3d 4h; 250ms below a second."""
-    seconds = ms // 1000
-    if seconds < 1 <= ms:
-        return f"{ms}ms"
-    minutes, s = divmod(seconds, 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    if seconds < 3600:
-        return f"{m}m{s}s" if m and s else f"{m}m" if m else f"{s}s"
-    if hours < 48:
-        return f"{hours}h{m}m" if m else f"{hours}h"
-    return f"{days}d {h}h" if h else f"{days}d"
 
 
 def size(count_bytes: int) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..core.errors import CODES
-from ..core.when import duration_ms
+from ..core.when import duration_ms, span_fine
 from .client import JSON, LONG_S, CtlError, refusal
 from .command import Parser, Shell, UsageError
-from .out import label_of, scopes_text, span_fine
+from .out import label_of, scopes_text
 
 PAIRS: Final = "/v1/federation/pairs"
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..core.when import ms_of
+from ..core.when import ms_of, span, span_fine
 from . import grants
-from .out import Out, column, label_of, scopes_text, span, span_fine
+from .out import Out, column, label_of, scopes_text
 from .pair import map_text
 
 Detail = Mapping[str, Any]

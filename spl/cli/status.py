@@ -4,10 +4,10 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ..core.when import ms_of
+from ..core.when import ms_of, span, span_fine
 from .client import CtlError
 from .command import Command, Parser, Shell
-from .out import Out, size, span, span_fine
+from .out import Out, size
 from .pair_page import FRESH_MS
 
 _PROBLEMS: Final = 3

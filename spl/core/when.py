@@ -1,4 +1,4 @@
-"""Points in time as text: RFC 3339 UTC with milliseconds, and durations as people write them."""
+"""Points in time as text: RFC 3339 UTC with milliseconds, and durations as people write and read them."""
 
 import re
 from datetime import UTC, datetime
@@ -9,6 +9,9 @@ from .errors import SplError
 _FORM: Final = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,6}))?Z\Z")
 _DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)?\Z")
 _UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+DURATION_MS_MAX: Final = 3650 * 86_400_000
+"""Ten years.  Longer ones overflow what is computed from them: dates, timeouts of the operating system."""
 
 
 class WhenError(SplError):
@@ -35,8 +38,39 @@ def ms_of(text: object) -> int:
 
 
 def duration_ms(text: str) -> int:
-    """Return the milliseconds of "30s", "5m", "2h", "7d", "250ms" or plain seconds; raise WhenError "usage"."""
+    """Return the milliseconds of "30s", "5m", "2h", "7d", "250ms" or plain seconds, at most ten years.
+
+    Raises WhenError "usage".
+    """
     found = _DURATION.match(text)
     if found is None:
         raise WhenError("usage", f"not a duration: {text[:40]!r}", hint="write 30s, 5m, 2h or 7d")
-    return int(found[1]) * _UNIT_MS[found[2] or "s"]
+    ms = int(found[1]) * _UNIT_MS[found[2] or "s"]
+    if ms > DURATION_MS_MAX:
+        raise WhenError("usage", f"a duration is at most 3650d, not {text}", hint="write 30s, 5m, 2h or 7d")
+    return ms
+
+
+def span(ms: float) -> str:
+    """Return a duration rounded down to its largest useful unit: 40s, 5m, 24h, 3d; a negative one as 0s."""
+    seconds = max(0, int(ms // 1000))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m"
+    return f"{seconds // 3600}h" if seconds < 48 * 3600 else f"{seconds // 86400}d"
+
+
+def span_fine(ms: float) -> str:
+    """Return a duration with its second unit: 4m12s, 2h5m, 3d 4h; 250ms below a second, a negative one as 0s."""
+    seconds = max(0, int(ms // 1000))
+    if seconds < 1 <= ms:
+        return f"{int(ms)}ms"
+    minutes, s = divmod(seconds, 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if seconds < 3600:
+        return f"{m}m{s}s" if m and s else f"{m}m" if m else f"{s}s"
+    if hours < 48:
+        return f"{hours}h{m}m" if m else f"{hours}h"
+    return f"{days}d {h}h" if h else f"{days}d"

@@ -4,12 +4,11 @@ import io
 import json
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.cli import out as o
-from spl.cli.out import Out, clean, label_of, short_did, size, span, span_fine
+from spl.cli.out import Out, clean, label_of, short_did, size
 from spl.core.errors import SplError
 from spl.core.when import ms_of
 from tests.cli.conftest import ALICE, BOB, NOW, Stream
@@ -145,24 +144,6 @@ def test_times_are_relative_to_people_and_exact_elsewhere() -> None:
     assert (people.until(soon), pipe.until(soon), people.until(then)) == ("in 3m10s", f"at {soon}", "now")
     assert (people.left(soon), pipe.left(soon)) == ("3m left", f"until {soon}")
     assert (people.left(then), pipe.left(then)) == ("EXPIRED", f"EXPIRED {then}")
-
-
-@pytest.mark.parametrize(
-    ("ms", "coarse", "fine"),
-    [
-        (0, "0s", "0s"),
-        (250, "0s", "250ms"),
-        (10_000, "10s", "10s"),
-        (190_000, "3m", "3m10s"),
-        (300_000, "5m", "5m"),
-        (7_500_000, "2h", "2h5m"),
-        (86_400_000, "24h", "24h"),
-        (259_200_000, "3d", "3d"),
-        (273_600_000, "3d", "3d 4h"),
-    ],
-)
-def test_spans(ms: int, coarse: str, fine: str) -> None:
-    assert (span(ms), span_fine(ms)) == (coarse, fine)
 
 
 def test_sizes() -> None:

@@ -58,7 +58,8 @@ def test_durations_have_one_unit(text: str, ms: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "s", "-1s", "+1s", "1.5h", "1w", "5 m", "1h30m", "5M", "1s\n", "1_0s", "٣s", "9" * 10]
+    "text",
+    ["", "s", "-1s", "+1s", "1.5h", "1w", "5 m", "1h30m", "5M", "1s\n", "1_0s", "٣s", "9" * 10, "9999999d", "3651d"],
 )
 def test_any_other_text_is_no_duration(text: str) -> None:
     """It is a mistake of usage and says what to write."""
@@ -66,3 +67,23 @@ def test_any_other_text_is_no_duration(text: str) -> None:
         when.duration_ms(text)
     assert caught.value.code == "usage"
     assert "30s" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("ms", "coarse", "fine"),
+    [
+        (-5_000, "0s", "0s"),
+        (0, "0s", "0s"),
+        (250, "0s", "250ms"),
+        (10_000, "10s", "10s"),
+        (190_000, "3m", "3m10s"),
+        (300_000, "5m", "5m"),
+        (7_500_000, "2h", "2h5m"),
+        (86_400_000, "24h", "24h"),
+        (259_200_000, "3d", "3d"),
+        (273_600_000, "3d", "3d 4h"),
+    ],
+)
+def test_spans_read_well(ms: int, coarse: str, fine: str) -> None:
+    """One unit where an age is meant, two where a wait is."""
+    assert (when.span(ms), when.span_fine(ms)) == (coarse, fine)
