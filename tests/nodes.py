@@ -18,7 +18,7 @@ from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.pair.pair import Pair, Phase
 from spl.core.record import namespace
-from spl.core.record.filter import OPEN, Filter
+from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.record import Envelope
 from spl.daemon import terms_of
 from spl.home.config import Config
@@ -61,7 +61,7 @@ class APair:
     start: str = "beginning"
     start_seq: int = 0
     actors: tuple[str, ...] = ()
-    filters: tuple[Filter, ...] = (OPEN,)
+    filters: tuple[PairFilter, ...] = (OPEN,)
     inherits: str = ""
     phase: Phase = Phase.ACTIVE
     reason: str = ""
@@ -334,7 +334,7 @@ class Node:
 
     def change_pair(self, pair_id: str, **changes: Any) -> None:
         if "relay" in changes:
-            changes["filters"] = (Filter(relay=changes.pop("relay")), *self.pair(pair_id).filters)
+            changes["filters"] = (PairFilter(relay=changes.pop("relay")), *self.pair(pair_id).filters)
         self.set_pair(replace(self.pair(pair_id), **changes))
 
     def ids(self, ns: str = "default") -> list[str]:

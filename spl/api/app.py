@@ -17,7 +17,7 @@ from ..core.identity import bearer
 from ..home.config import Config
 from ..net.connection import Match
 from ..net.http1 import RequestHead
-from ..net.routes import Request, Response, Route, Table
+from ..net.routes import Request, Response, Route, RouteTable
 from . import answers
 from .answers import json_response
 from .auth import ANYONE
@@ -51,7 +51,7 @@ class Api:
     def __init__(self, services: Services, *, local: bool) -> None:
         self.services = services
         self.local = local
-        self.table = Table(ROUTES)
+        self.table = RouteTable(ROUTES)
         self._names = services.settings.now, _hosts(services.settings.now)
 
     def match(self, head: RequestHead) -> Match:

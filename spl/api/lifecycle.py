@@ -9,7 +9,7 @@ from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.pair.pair import ESTABLISHED, Pair
 from ..core.record import filter as filter_
-from ..core.record.filter import Filter
+from ..core.record.filter import PairFilter
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response
@@ -127,7 +127,7 @@ async def thread_rule(request: Request, services: Services, found: Pair) -> dict
     return await _filter(services, found, lambda held: replace(held, thread_rule=rule))
 
 
-async def _filter(services: Services, found: Pair, change: Callable[[Filter], Filter]) -> dict[str, object]:
+async def _filter(services: Services, found: Pair, change: Callable[[PairFilter], PairFilter]) -> dict[str, object]:
     await services.pairing.configure(found.pair_id, lambda pair: filter_.changes(pair.filter, change(pair.filter)))
     return {}
 

@@ -147,7 +147,7 @@ async def decide(request: Request, principal: Principal, services: Services) -> 
     return json_response(_request(services, services.views.requests[found.request_id]))
 
 
-def _request(services: Services, found: pairs.Request) -> dict[str, object]:
+def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, object]:
     """Return a request with `agrees`: what is agreed, or would be if it were approved as it stands."""
     shown = pairs.request_summary(found)
     pair = services.views.pairs.get(found.request_id)

@@ -15,7 +15,7 @@ from ..core.pair.pair import Pair
 from ..core.record import record
 from ..core.record.page import PEER_PUSHES
 from ..core.record.snapshot import Read
-from ..home.check import STORE, Check, Step, facts
+from ..home.check import STORE, Step, StoreCheck, facts
 from ..home.index import Row
 from ..home.snapshot import FOLDER, MayRead, Plan, Rights, take
 from ..net.routes import Request, Response
@@ -164,7 +164,7 @@ async def _lines(services: Services, *, repair: bool) -> AsyncIterator[bytes]:
 
 
 async def _steps(services: Services, *, repair: bool) -> AsyncIterator[Step]:
-    found = Check(services.store, services.home / STORE, services.disk)
+    found = StoreCheck(services.store, services.home / STORE, services.disk)
     steps = found.run()
     while (step := await asyncio.to_thread(next, steps, None)) is not None:
         yield step
@@ -173,7 +173,7 @@ async def _steps(services: Services, *, repair: bool) -> AsyncIterator[Step]:
             yield step
 
 
-async def _repair(services: Services, found: Check) -> AsyncIterator[Step]:
+async def _repair(services: Services, found: StoreCheck) -> AsyncIterator[Step]:
     """Have the index pass over what is damaged, so that it is missing, and fetch what is missing from each pair."""
     lost, fetched = found.lost - found.held, 0
     if lost:

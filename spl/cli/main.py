@@ -18,7 +18,7 @@ from .command import VALUED, Command, Group, Shell, UsageError, help_of, parser_
 from .out import Out
 
 
-class Place(NamedTuple):
+class CommandPlace(NamedTuple):
     """Where a first word is explained: its file, its line in `spl help`, and whether further words follow."""
 
     file: str
@@ -26,31 +26,31 @@ class Place(NamedTuple):
     group: bool = False
 
 
-PLACES: Final[Mapping[str, Place]] = {
-    "init": Place("init", "Create the home folder, identity and admin token."),
-    "serve": Place("serve", "Run the daemon."),
-    "status": Place("status", "Show what the daemon does and what needs attention."),
-    "doctor": Place("doctor", "Find what is wrong, and say what mends it."),
-    "logs": Place("logs", "Read this home's log, filtered."),
-    "health": Place("status", "Tell whether the daemon answers."),
-    "identity": Place("identity", "Generate, show and verify this instance's identity.", group=True),
-    "federation": Place("federation", "Pair with other instances and manage the pairs.", group=True),
-    "sync": Place("sync", "Sync with paired instances now."),
-    "aitl": Place("aitl", "Decide what waits for a person, such as pair requests.", group=True),
-    "intend": Place("emit", "Emit a record of an intention."),
-    "do": Place("emit", "Emit a record of an action."),
-    "know": Place("emit", "Emit a record of a fact."),
-    "learn": Place("emit", "Emit a record of a lesson."),
-    "emit": Place("emit", "Emit records written as JSON."),
-    "thread": Place("threads", "List, snapshot and restore threads and their records.", group=True),
-    "store": Place("storage", "Check the log on disk and show its sizes.", group=True),
-    "debug": Place("debug", "Compare records, threads and snapshots.", group=True),
-    "namespace": Place("namespaces", "Create and list namespaces, which separate tenants.", group=True),
-    "consent": Place("grants", "List what is shared across pairs, and at which level.", group=True),
-    "token": Place("tokens", "Mint, list and revoke access tokens.", group=True),
-    "config": Place("settings", "Show the configuration; add, list and remove rules.", group=True),
-    "help": Place("help", "Explain a command or an error code."),
-    "version": Place("help", "Print the version."),
+PLACES: Final[Mapping[str, CommandPlace]] = {
+    "init": CommandPlace("init", "Create the home folder, identity and admin token."),
+    "serve": CommandPlace("serve", "Run the daemon."),
+    "status": CommandPlace("status", "Show what the daemon does and what needs attention."),
+    "doctor": CommandPlace("doctor", "Find what is wrong, and say what mends it."),
+    "logs": CommandPlace("logs", "Read this home's log, filtered."),
+    "health": CommandPlace("status", "Tell whether the daemon answers."),
+    "identity": CommandPlace("identity", "Generate, show and verify this instance's identity.", group=True),
+    "federation": CommandPlace("federation", "Pair with other instances and manage the pairs.", group=True),
+    "sync": CommandPlace("sync", "Sync with paired instances now."),
+    "aitl": CommandPlace("aitl", "Decide what waits for a person, such as pair requests.", group=True),
+    "intend": CommandPlace("emit", "Emit a record of an intention."),
+    "do": CommandPlace("emit", "Emit a record of an action."),
+    "know": CommandPlace("emit", "Emit a record of a fact."),
+    "learn": CommandPlace("emit", "Emit a record of a lesson."),
+    "emit": CommandPlace("emit", "Emit records written as JSON."),
+    "thread": CommandPlace("threads", "List, snapshot and restore threads and their records.", group=True),
+    "store": CommandPlace("storage", "Check the log on disk and show its sizes.", group=True),
+    "debug": CommandPlace("debug", "Compare records, threads and snapshots.", group=True),
+    "namespace": CommandPlace("namespaces", "Create and list namespaces, which separate tenants.", group=True),
+    "consent": CommandPlace("grants", "List what is shared across pairs, and at which level.", group=True),
+    "token": CommandPlace("tokens", "Mint, list and revoke access tokens.", group=True),
+    "config": CommandPlace("settings", "Show the configuration; add, list and remove rules.", group=True),
+    "help": CommandPlace("help", "Explain a command or an error code."),
+    "version": CommandPlace("help", "Print the version."),
 }
 """The first words, in the order of `spl help`."""
 

@@ -12,7 +12,7 @@ from ..core import when
 from . import soak_plan
 from .client import CtlError, quote
 from .command import Command, Parser, Shell, UsageError
-from .soak_plan import Row, Tally, Window
+from .soak_plan import SoakRow, Tally, Window
 
 PAIRS: Final = "/v1/federation/pairs"
 FOUND_PROBLEMS: Final = 3
@@ -55,7 +55,7 @@ class Report:
     """Shows how it goes, prints each row when its window ends, and the verdict at last."""
 
     def __init__(self, shell: Shell, csv: bool, scaled: bool) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[SoakRow] = []
         self._shell, self._csv, self._scaled = shell, csv, scaled
         self._shown_s = 0.0
         self._window = ""
@@ -67,7 +67,7 @@ class Report:
         elif self._shell.out.form in ("table", "wide"):
             self._shell.out.line(soak_plan.table_head())
 
-    def row(self, row: Row) -> None:
+    def row(self, row: SoakRow) -> None:
         """Print the row of a finished window."""
         self.rows.append(row)
         out = self._shell.out

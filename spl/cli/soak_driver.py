@@ -16,7 +16,7 @@ from ..core.errors import SplError
 from . import soak_plan
 from .client import Ctl, CtlError, quote
 from .pair import PAIRS
-from .soak_plan import Row, Tally, Window
+from .soak_plan import SoakRow, Tally, Window
 
 ACK_WAIT_MS: Final = 1000
 LOOK_S: Final = 0.1
@@ -35,7 +35,7 @@ RELOAD_PHASE: Final = 0.25
 """When approvals and reloads come, as a part of the time between two, so that they do not wait for each other."""
 
 
-class Line(Protocol):
+class SoakLine(Protocol):
     """A kept connection to a daemon."""
 
     def ask(self, method: str, target: str, body: dict[str, object] | None = None) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Target:
 
     pair_id: str
     namespace: str
-    sides: tuple[tuple[str, Callable[[], Line]], ...]
+    sides: tuple[tuple[str, Callable[[], SoakLine]], ...]
     """(name, opener of a connection), ours first; the last one's intake is the queue that is looked at."""
     queue: str
     """The member of the last side's acks that tells of the consumer's queue; `<queue>_max`, if there, of its peak."""
@@ -113,7 +113,7 @@ class _Side:
     """What was last seen of the pair on one side."""
 
     name: str
-    line: Line
+    line: SoakLine
     state: str = "active"
     error_at: object = None
     reached: bool = True
@@ -135,8 +135,8 @@ class Soak:
     _position: int = 0
     _peak: int = 0
     _dead: frozenset[str] = frozenset()
-    _emitter: Line | None = None
-    _config: Line | None = None
+    _emitter: SoakLine | None = None
+    _config: SoakLine | None = None
     _sides: list[_Side] = field(default_factory=list)
     _chores: dict[str, _Chore] = field(default_factory=dict)
     _reloads: int = 0
@@ -180,7 +180,7 @@ class Soak:
             for thread in threads:
                 thread.join(JOIN_S)
 
-    def windows(self, windows: Sequence[Window]) -> Generator[Row, None, None]:
+    def windows(self, windows: Sequence[Window]) -> Generator[SoakRow, None, None]:
         """Yield each window's row as it ends; at last the fold rule is taken away."""
         try:
             for window in windows:
@@ -221,7 +221,7 @@ class Soak:
         if fault:
             raise CtlError("answer-malformed", fault)
 
-    def hear(self, line: Line, wait_ms: int) -> bool:
+    def hear(self, line: SoakLine, wait_ms: int) -> bool:
         """Ask how far the peer confirmed, waiting for news at most so long; False when the daemon did not answer."""
         name = quote(self.target.namespace)
         path = f"{self._pair()}/acks?namespace={name}&beyond={self._position}&wait_ms={wait_ms}"
@@ -257,7 +257,7 @@ class Soak:
 
     # -- inside
 
-    def _window(self, window: Window) -> Row:
+    def _window(self, window: Window) -> SoakRow:
         tally = Tally(window)
         with self._lock:
             self._tally = tally
@@ -353,7 +353,7 @@ class Soak:
         return f"{PAIRS}/{quote(self.target.pair_id)}"
 
 
-def opener(ctl: Ctl) -> Callable[[], Line]:
+def opener(ctl: Ctl) -> Callable[[], SoakLine]:
     """Return what opens a kept connection to a daemon."""
     return ctl.kept
 

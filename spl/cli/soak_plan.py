@@ -80,7 +80,7 @@ WINDOWS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SoakRow:
     """What one window came to; lags in ms, None when nothing was synced."""
 
     window: str
@@ -160,18 +160,18 @@ class Tally:
         ordered = sorted(self._lags_ms)
         return percentile(ordered, 50), percentile(ordered, 99)
 
-    def row(self) -> Row:
+    def row(self) -> SoakRow:
         """Return the window's row as of now."""
         p50, p99 = self.lags_ms()
         window = self.window
-        return Row(
+        return SoakRow(
             window.name, window.minutes, window.records, self.emitted, len(self._lags_ms), p50, p99, self.queue_max,
             self.errors,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SoakVerdict:
     """What the rows mean: the limits that were passed over, and where to look."""
 
     problems: tuple[str, ...]
@@ -264,7 +264,7 @@ def percentile(ordered: Sequence[float], percent: int) -> int | None:
     return round(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
 
 
-def judge(rows: Sequence[Row], scaled: bool, differences: Sequence[str] = ()) -> Verdict:
+def judge(rows: Sequence[SoakRow], scaled: bool, differences: Sequence[str] = ()) -> SoakVerdict:
     """Return the verdict on finished rows; `differences` tells what the two sides do not share in the end."""
     errors = sum(row.errors for row in rows)
     queue = max((row.reconcile_queue_max for row in rows), default=0)
@@ -290,7 +290,7 @@ def judge(rows: Sequence[Row], scaled: bool, differences: Sequence[str] = ()) ->
         problems.append(f"queue {queue:,} (limit {QUEUE_RECORDS})")
     if queue > QUEUE_ADAPTER_RECORDS:
         readings.append("queue: the consuming side's adapters are the bottleneck; profile their cost per record")
-    return Verdict((*problems, *differences), tuple(readings), scaled)
+    return SoakVerdict((*problems, *differences), tuple(readings), scaled)
 
 
 def table_head() -> str:
@@ -298,7 +298,7 @@ def table_head() -> str:
     return _columns(_TITLES)
 
 
-def table_row(row: Row) -> str:
+def table_row(row: SoakRow) -> str:
     """Return a row of the table for people."""
     return _columns([cell or "-" for cell in row.cells()])
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 
-class Event(TypedDict):
+class LogEvent(TypedDict):
     """What `logging.Logger.log` and its siblings take: the event's name, and its fields."""
 
     msg: str
     extra: Mapping[str, object]
 
 
-def event(name: str, /, **fields: object) -> Event:
+def event(name: str, /, **fields: object) -> LogEvent:
     """Return the event of this name; a field called `msg` is the text for people, in place of the name."""
     return {"msg": name, "extra": {"fields": fields}}

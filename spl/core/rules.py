@@ -96,7 +96,7 @@ class AitlRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What the rules say: allow, deny or none, the rule that decided, and why its expression failed, where it did."""
 
     outcome: str
@@ -136,7 +136,7 @@ def fold_aitl(rules: AitlRules, body: Mapping[str, Any]) -> AitlRules:
 
 def decide(
     rules: PermissionRules, resource: str, facts: Mapping[str, Any], capabilities: frozenset[str] = frozenset()
-) -> Verdict:
+) -> Decision:
     """Return what the first matching rule says; all expressions together cost at most DECISION_STEPS."""
     budget = Budget(DECISION_STEPS)
     for rule in rules.values():
@@ -146,8 +146,8 @@ def decide(
         if not (matched or (fault and rule.action != ALLOW)):
             continue
         held = rule.action.removeprefix(REQUIRE) in capabilities
-        return Verdict(ALLOW if rule.action == ALLOW or held else DENY, rule.name, rule.action, fault)
-    return Verdict(NONE)
+        return Decision(ALLOW if rule.action == ALLOW or held else DENY, rule.name, rule.action, fault)
+    return Decision(NONE)
 
 
 def applies(rules: AitlRules, facts: Mapping[str, Any]) -> tuple[AitlRule | None, tuple[str, ...]]:

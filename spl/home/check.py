@@ -17,7 +17,7 @@ from .disk import Disk, lock_home
 from .home import now_ms, random_bytes
 from .log import Log
 from .recovery import DAMAGES_MAX, Damage
-from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Chain, Line, Segments
+from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, RunChain, Segments
 
 STORE: Final = "store"
 PROGRESS_LINES: Final = 20_000
@@ -29,13 +29,13 @@ class CheckError(SplError):
     """There is nothing to check."""
 
 
-class Check:
+class StoreCheck:
     """One run over the log up to what is durable now."""
 
     def __init__(self, store: Log, folder: Path, disk: Disk) -> None:
         self._segments = Segments(folder, disk)
         self._last_seq = store.last_seq
-        self._chain = Chain(1, RUN_START)
+        self._chain = RunChain(1, RUN_START)
         self._bad: tuple[int, int] | None = None
         self._store, self._limits = store, Limits()
         self.places: list[Damage] = []
@@ -150,7 +150,7 @@ def check_home(home: Path) -> Iterator[Step]:
     """
     with opened(home) as (store, disk):
         yield {"step": "opened", "cut_bytes": store.report.cut_bytes}
-        yield from Check(store, home / STORE, disk).run()
+        yield from StoreCheck(store, home / STORE, disk).run()
 
 
 def facts_of_home(home: Path) -> dict[str, Any]:

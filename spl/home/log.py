@@ -31,7 +31,7 @@ from .recovery import (
     held_lines,
     recover,
 )
-from .segments import PROJECTION, RUN_START, Chain, Entry, Line, LineError, Place, encode
+from .segments import PROJECTION, RUN_START, Entry, Line, LineError, Place, RunChain, encode
 
 __all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Log", "StoreError"]
 
@@ -155,11 +155,11 @@ class Log:
         before, place = min(first_seq, last_seq + 1) - 1, None
         while before > 0 and place is None:
             try:
-                chain, place = Chain(before + 1, self.line(before).run), self.index.place(before)
+                chain, place = RunChain(before + 1, self.line(before).run), self.index.place(before)
             except LineError:
                 before -= 1
         if place is None:
-            chain = Chain(1, RUN_START)
+            chain = RunChain(1, RUN_START)
         where = (place.segment, place.end) if place else (self._segments.firsts[0], 0)
         for segment, at, raw, whole in self._segments.lines(*where):
             if at == 0:

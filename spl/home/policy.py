@@ -19,7 +19,7 @@ from ..core.backoff import TokenBucket
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.manifest import Manifest
-from ..core.rules import Verdict
+from ..core.rules import Decision
 from .writer import Writer
 from .writes import Outcome, Own
 
@@ -43,7 +43,7 @@ class Policy:
         self._told: OrderedDict[_Kind, tuple[int, int]] = OrderedDict()
         self._bucket = TokenBucket(float(AUDITS_PER_MINUTE), AUDITS_PER_MINUTE / 60)
 
-    def allows(self, resource: str, facts: Mapping[str, Any], capabilities: frozenset[str], who: str) -> Verdict:
+    def allows(self, resource: str, facts: Mapping[str, Any], capabilities: frozenset[str], who: str) -> Decision:
         """Return the verdict of the permission rules; a denial is logged and audited under the name of `who` asks."""
         verdict = rules.decide(self.writer.views.rules, resource, facts, capabilities)
         if verdict.outcome == rules.DENY:
@@ -69,7 +69,7 @@ class Policy:
         log.info(**event("policy.auto_apply", rule=rule.name, peer=peer.did))
         return frozenset(rule.namespaces)
 
-    def _denied(self, resource: str, verdict: Verdict, who: str, address: str) -> None:
+    def _denied(self, resource: str, verdict: Decision, who: str, address: str) -> None:
         """Log and audit a denial, unless its like was told just now."""
         repeated = self._due((address if resource == rules.HANDSHAKE else who, resource, verdict.rule))
         if repeated is None:

@@ -21,7 +21,7 @@ from ..core.record import record
 from ..core.record.levels import NAMES
 from .disk import TEMP_SUFFIX, Disk, File
 from .index import Added, Index
-from .segments import RUN_START, Chain, Line, LineError, Place, Segments, entry_of, header_of
+from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, entry_of, header_of
 
 CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"
@@ -130,7 +130,7 @@ class Replay:
         self._next = (place.segment, place.end) if place else (segments.firsts[0], 0)
         self._good_end = self._next  # behind the last good line, or behind a header
         self._pending: tuple[int, int] | None = None  # where the bad bytes since then begin
-        self._chain = Chain(index.covered + 1, index.run)
+        self._chain = RunChain(index.covered + 1, index.run)
         self._batch: list[Added] = []
 
     def run(self, end: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:

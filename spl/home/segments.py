@@ -314,7 +314,7 @@ def header_of(raw: bytes) -> Header | None:
         return None
 
 
-class Chain:
+class RunChain:
     """Judges the lines of a log in order: good ones by the running hash, the rest as damaged.
 
     `expected` is the seq after the last good line or header, `run` the running hash there.

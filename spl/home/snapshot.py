@@ -27,7 +27,7 @@ from ..core.pair.pair import Pair
 from ..core.record import namespace, record
 from ..core.record.namespace import Namespace
 from ..core.record.record import Envelope
-from ..core.record.snapshot import Header, Read, SnapshotError, header_of, lines, malformed
+from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed
 from .disk import Disk, File
 from .log import Entry, Log, Row
 from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
@@ -105,7 +105,7 @@ def take(
     for payload in _payloads(store, thread, upto, may_read):
         ids.add(payload[_ID_AT : _ID_AT + 2 * _ID_BYTES].decode())
     digest, _ = ids.finish()
-    yield Header(instance, thread, ids.count, digest).encode()
+    yield SnapshotHeader(instance, thread, ids.count, digest).encode()
     piece = bytearray()
     for payload in _payloads(store, thread, upto, may_read):
         piece += payload + b"\n"
@@ -193,7 +193,7 @@ class Refusal:
 class Plan:
     """What the first pass found."""
 
-    header: Header
+    header: SnapshotHeader
     new: int = 0
     known: int = 0
     bytes: int = 0

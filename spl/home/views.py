@@ -20,7 +20,7 @@ from ..core.identity.bearer import Token
 from ..core.identity.did import Chain, DidError, chain_from_json, grown
 from ..core.limits import Limits
 from ..core.pair import pair
-from ..core.pair.pair import Pair, Request
+from ..core.pair.pair import ApprovalRequest, Pair
 from ..core.record import namespace
 from ..core.record.namespace import Namespace
 from ..core.record.record import record_id
@@ -54,7 +54,7 @@ class Views:
         self.pairs: Mapping[str, Pair] = {}
         self.tokens: Mapping[str, Token] = {}
         self.tokens_by_hash: Mapping[str, Token] = {}
-        self.requests: Mapping[str, Request] = {}
+        self.requests: Mapping[str, ApprovalRequest] = {}
         self.consents: Mapping[str, PairGrants] = {}
         """By pair_id; `consent.book_of` adds what the pair's own record grants."""
         self.namespaces: Mapping[str, Namespace] = namespace.REGISTRY_EMPTY

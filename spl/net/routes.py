@@ -92,7 +92,7 @@ class _Node:
         self.routes: dict[str, tuple[Route, tuple[str, ...]]] = {}
 
 
-class Table:
+class RouteTable:
     """All routes; immutable once built."""
 
     def __init__(self, routes: Iterable[Route]) -> None:

@@ -19,11 +19,12 @@ from ..core.identity.did import is_instance_did, label_of, short_of, words
 from ..core.identity.manifest import Manifest
 from ..core.limits import Limits
 from ..core.pair import aitl, handshake
-from ..core.pair.aitl import Request, Status
+from ..core.pair.aitl import ApprovalRequest, Status
 from ..core.pair.handshake import Terms
 from ..core.pair.pair import PREFIX, Pair, PairError
 from ..core.pair.state import SUPERSEDED, Answered, Approved, Asked, Phase, Proposal, TokenRef
 from ..core.pair.steps import (
+    Agree,
     Append,
     Approve,
     Ask,
@@ -34,10 +35,9 @@ from ..core.pair.steps import (
     Effect,
     End,
     EndOthers,
-    Event,
-    Grant,
     KillTokens,
     Mint,
+    PairEvent,
     decide,
 )
 from ..home.manifest import Published
@@ -126,7 +126,7 @@ class Pairs:
         chosen = alive or (found[-1:] if is_instance_did(ref) else found)
         return _only(chosen, ref, "pair", [pair.pair_id for pair in chosen])
 
-    def resolve_request(self, ref: str) -> Request:
+    def resolve_request(self, ref: str) -> ApprovalRequest:
         """Return the request by id, unique prefix, or the asker's DID; decided ones only where no other fits.
 
         Raises PairError "not-found", "ambiguous".
@@ -145,7 +145,7 @@ class Pairs:
 
     # -- changing
 
-    def take(self, pair: Pair | None, *events: Event, also: Sequence[Item] = ()) -> tuple[Pair, tuple[Effect, ...]]:
+    def take(self, pair: Pair | None, *events: PairEvent, also: Sequence[Item] = ()) -> tuple[Pair, tuple[Effect, ...]]:
         """Decide the events one after another, make them durable in one submission, and return pair and effects left.
 
         `also` is written with them.
@@ -214,7 +214,7 @@ class Pairs:
         opened = handshake.open_sealed(fields, own.seal_secrets)
         self.vault.put(TOKEN_NAME + pair.pair_id, opened.token)
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
-        return self.take(pair, Grant(answer, token, self.writer.store.last_seq))[0]
+        return self.take(pair, Agree(answer, token, self.writer.store.last_seq))[0]
 
     def approve(
         self, pair: Pair | None, proposal: Proposal, peer: Manifest, agreed: Terms, poll_interval_ms: int = 0
@@ -278,7 +278,7 @@ class Pairs:
             return
         self.vault.put(TOKEN_NAME + pair.pair_id, token)
 
-    def _opened(self, proposal: Proposal, peer: Manifest) -> bearer.Opened:
+    def _opened(self, proposal: Proposal, peer: Manifest) -> bearer.OpenedToken:
         """Return the token that a peer's request held."""
         own = self.identity
         fields = {
@@ -349,8 +349,8 @@ class Pairs:
         ]
 
 
-def _request(pair: Pair, limits: Limits) -> Request:
-    return Request(
+def _request(pair: Pair, limits: Limits) -> ApprovalRequest:
+    return ApprovalRequest(
         pair.pair_id, aitl.TYPE_PAIR, pair.peer_did, words(pair.peer.public_key), pair.proposal.digest,
         pair.namespaces, pair.maps, pair.mode, pair.proposal.endpoint, pair.created_at_ms,
         pair.created_at_ms + int(limits.request_ttl_s * 1000),

@@ -22,7 +22,7 @@ from ..core.limits import Limits
 from ..core.pair.handshake import token_ref
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded
-from ..core.pair.steps import Degrade, Event, ManifestChange, Recover
+from ..core.pair.steps import Degrade, ManifestChange, PairEvent, Recover
 from ..home.views import KIND_CHAIN, THREAD_PAIRS
 from ..home.writes import Own
 from .exchange import Do, Exchange
@@ -46,7 +46,7 @@ CREDENTIALS: Final = frozenset(
 )
 """What the peer says of our token or key; a new token, or telling our new key, may heal it."""
 
-Step = Callable[[str, Event], Awaitable[Pair]]
+Step = Callable[[str, PairEvent], Awaitable[Pair]]
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from ..core.limits import Limits
 from ..core.pair import steps
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded, Revoking
-from ..core.pair.steps import Effect, Event, FirstSync, Resync, TellPeer
+from ..core.pair.steps import Effect, FirstSync, PairEvent, Resync, TellPeer
 from ..home.config import Settings
 from ..home.manifest import Published
 from ..home.vault import Vault
@@ -335,7 +335,7 @@ class Pairing:
 
     # -- steps and what follows them
 
-    async def _step(self, pair_id: str, event: Event) -> Pair:
+    async def _step(self, pair_id: str, event: PairEvent) -> Pair:
         """Take one step of the pair as it stands then, and do what follows."""
         pair, effects = await self._do(lambda: self.pairs.take(self._pair(pair_id), event))
         self._later(pair_id, effects)

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from ..core.consent import Outbound
 from ..core.record import filter as filters
-from ..core.record.filter import Filter
+from ..core.record.filter import PairFilter
 from ..core.record.fingerprint import (
     DEPTH,
     KEY_BYTES,
@@ -30,7 +30,7 @@ from ..core.record.fingerprint import (
     START_BYTES,
     Buckets,
     Collector,
-    Part,
+    RangePart,
 )
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import NO_START, Facts, Row
@@ -56,7 +56,7 @@ class Scope(Protocol):
         """What goes out of each of our namespaces."""
 
     @property
-    def filter(self) -> Filter:
+    def filter(self) -> PairFilter:
         """The filter that holds now."""
 
     @property
@@ -175,16 +175,16 @@ class Holdings:
         """Return how many names a set has, by namespace as the peer calls it."""
         return {self.shared.label(ns): count for ns, count in self.counts(name).items()}
 
-    def parts(self, name: str, ranges: Sequence[str], theirs: Sequence[Part] = ()) -> tuple[Part, ...]:
+    def parts(self, name: str, ranges: Sequence[str], theirs: Sequence[RangePart] = ()) -> tuple[RangePart, ...]:
         """Return what stands in each range: in sums or names as `theirs` is, else names where there are few."""
         buckets, _ = self._set(name)
         likes = dict(zip(ranges, theirs, strict=True)) if theirs else {}
-        found: dict[str, Part] = {}
+        found: dict[str, RangePart] = {}
         collectors: dict[str, Collector] = {}
         for digits in dict.fromkeys(ranges):
             few = len(digits) >= DEPTH or buckets.count(digits) <= LISTED_MAX
             if len(digits) < DEPTH and (bool(likes[digits].sums) if likes else not few):
-                found[digits] = Part(buckets.sums(digits))
+                found[digits] = RangePart(buckets.sums(digits))
             else:
                 collectors[digits] = Collector(buckets.key, digits, OWN_LISTED_MAX if likes else LISTED_MAX)
         if collectors:

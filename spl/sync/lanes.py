@@ -25,7 +25,7 @@ from ..core.limits import MIB
 from ..core.pair.pair import Pair
 from ..core.record import levels
 from ..core.record.cursor import LANES_MAX, Lane, lane_key
-from ..core.record.filter import Filter, facts_of
+from ..core.record.filter import PairFilter, facts_of
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..core.record.record import is_reserved
 from ..home.index import Index, Row
@@ -53,14 +53,14 @@ class Scope:
     """What one pair may read now, and what it has already; `filters` are the present one and those before it."""
 
     shares: Mapping[str, Outbound]
-    filters: tuple[Filter, ...]
+    filters: tuple[PairFilter, ...]
     origins: frozenset[str]
     peer_did: str
     own_did: str
     floor: int = 0
 
     @property
-    def filter(self) -> Filter:
+    def filter(self) -> PairFilter:
         """The filter that holds now."""
         return self.filters[0]
 
@@ -163,7 +163,7 @@ class LogView:
             return levels.REST_BYTES  # damaged on the disk meanwhile
 
     def judged(
-        self, rows: Sequence[Row], covers: Sequence[tuple[Filter, int]] = ()
+        self, rows: Sequence[Row], covers: Sequence[tuple[PairFilter, int]] = ()
     ) -> Iterator[tuple[Row, bool, bool]]:
         """Yield each row with whether the pair may have it, and whether one of `covers` gave it already."""
         scope, own = self.scope, self.scope.own_did
@@ -195,7 +195,7 @@ class LaneScan:
     name: str
     position: int
     count: int
-    covers: tuple[tuple[Filter, int], ...] = ()
+    covers: tuple[tuple[PairFilter, int], ...] = ()
     found: list[tuple[Row, int]] = field(default_factory=list)
     """Rows to give, each with the count up to it."""
     place: int = field(init=False)
@@ -334,7 +334,7 @@ def within(rows: Sequence[Row], bytes_max: int, size: Callable[[Row], int] = lam
     return kept
 
 
-def _covers(scope: Scope, ns: str, lane: Lane, known: Mapping[str, Lane]) -> tuple[tuple[Filter, int], ...]:
+def _covers(scope: Scope, ns: str, lane: Lane, known: Mapping[str, Lane]) -> tuple[tuple[PairFilter, int], ...]:
     """Return the filters of earlier lanes that gave rows beyond this lane's place, at its level or more fully."""
     if len(known) < 2 and lane.key in known:
         return ()

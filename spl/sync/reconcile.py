@@ -22,7 +22,7 @@ from ..core.event import event
 from ..core.gate import Verdict, claimed_id
 from ..core.limits import Limits
 from ..core.record import fingerprint, page
-from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, Answer, Question, Search
+from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
 from ..core.record.levels import NAMES
 from ..core.record.page import Page
 from ..home.writer import Writer
@@ -162,7 +162,7 @@ class Reconcile:
         for name, starts in question.names.items():
             found = {start: item for start in starts if (item := held.find(name, start)) is not None}
             names[name] = {start: (id_, held.shared.label(row.ns)) for start, (row, id_) in found.items()}
-        return Answer(
+        return FingerprintAnswer(
             parts={name: held.parts(name, asked) for name, asked in ranges.items()},
             counts={name: held.counts_told(name) for name, asked in ranges.items() if "" in asked},
             names=names,
@@ -301,7 +301,7 @@ class Reconcile:
             marked[id_] = fingerprint.mark_of(held.key, self.writer.store.payloads([row])[0]), row.ns
         return marked, unknown
 
-    async def _ask(self, pair_id: str, question: Question, effort: Effort) -> Answer:
+    async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
         body = question.encode()
         reply = await self._peer.send(pair_id, body, JSON, TARGET)
         effort.questions += 1

@@ -9,7 +9,7 @@ from spl.core.limits import Limits
 from spl.core.pair.diff import Transition
 from spl.core.record import record
 from spl.core.record.record import Envelope, Sig
-from spl.core.record.snapshot import Header
+from spl.core.record.snapshot import SnapshotHeader
 from tests.cli.conftest import BOB, Daemon, Run, error, listed
 
 LIMITS = Limits()
@@ -24,7 +24,7 @@ def made(n: int, thread: str = "th", **more: Any) -> Envelope:
 
 
 def text(*envelopes: Envelope) -> bytes:
-    return Header("", "", len(envelopes), "0" * 64).encode() + b"".join(one.raw + b"\n" for one in envelopes)
+    return SnapshotHeader("", "", len(envelopes), "0" * 64).encode() + b"".join(one.raw + b"\n" for one in envelopes)
 
 
 def raw(data: bytes) -> bytes:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from spl.cli import main as cli
-from spl.cli.soak_plan import HEADER, WINDOWS, Row, Tally, Window
+from spl.cli.soak_plan import HEADER, WINDOWS, SoakRow, Tally, Window
 from tests.cli.conftest import Daemon, Run, error
 
-GOOD = [Row(each.name, each.minutes, each.records, each.records, each.records, 3, 9, 1, 0) for each in WINDOWS]
-BAD = [*GOOD[:3], Row("spike", 5, 11060, 11060, 11060, 3, 1812, 1, 2), GOOD[4]]
+GOOD = [SoakRow(each.name, each.minutes, each.records, each.records, each.records, 3, 9, 1, 0) for each in WINDOWS]
+BAD = [*GOOD[:3], SoakRow("spike", 5, 11060, 11060, 11060, 3, 1812, 1, 2), GOOD[4]]
 CSV = [HEADER, "warmup,5,1240,1240,3,9,1,0", "ramp,15,8415,8415,3,9,1,0", "steady,60,33180,33180,3,9,1,0",
        "spike,5,11060,11060,3,9,1,0", "recovery,15,7245,7245,3,9,1,0"]  # fmt: skip
 PAIR = {"pair_id": "pair_1", "state": "active", "mode": "polling", "poll_interval_ms": 60_000,
@@ -63,7 +63,7 @@ class Engine:
     def watched(self) -> Iterator[None]:
         yield
 
-    def windows(self, windows: tuple[Window, ...]) -> Iterator[Row]:
+    def windows(self, windows: tuple[Window, ...]) -> Iterator[SoakRow]:
         self.windows_asked = windows
         for row in self.rows:
             if row.window == self.stop_at:

@@ -8,7 +8,7 @@ import pytest
 
 from spl.cli.client import CtlError
 from spl.cli.soak_driver import LATE_S, Soak, Target
-from spl.cli.soak_plan import Row, Tally, Window
+from spl.cli.soak_plan import SoakRow, Tally, Window
 from tests.e2e.harness import eventually
 
 PAIR = "/v1/federation/pairs/pair_1"
@@ -91,7 +91,7 @@ class World:
         self.driver.look(states=True)
 
 
-def rows(soak: Soak, *windows: Window) -> list[Row]:
+def rows(soak: Soak, *windows: Window) -> list[SoakRow]:
     return list(soak.windows(windows))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.cli import soak_plan
-from spl.cli.soak_plan import HEADER, WINDOWS, Row, SoakError, Tally, Window, is_scaled, judge, percentile, windows
+from spl.cli.soak_plan import HEADER, WINDOWS, SoakError, SoakRow, Tally, Window, is_scaled, judge, percentile, windows
 from spl.core import fold
 from spl.core.record.record import record_id
 from spl.core.rules import PRIORITY_MAX, covers
@@ -22,16 +22,16 @@ spike,5,4860,4860,610,1290,18,0
 recovery,15,7240,7240,240,580,12,0
 """
 ROWS = (
-    Row("warmup", 5, 1240, 1240, 1240, 180, 420, 3, 0),
-    Row("ramp", 15, 8420, 8420, 8420, 210, 512, 7, 0),
-    Row("steady", 60.0, 33180, 33180, 33180, 225, 548, 9, 0),
-    Row("spike", 5, 4860, 4860, 4860, 610, 1290, 18, 0),
-    Row("recovery", 15, 7240, 7240, 7240, 240, 580, 12, 0),
+    SoakRow("warmup", 5, 1240, 1240, 1240, 180, 420, 3, 0),
+    SoakRow("ramp", 15, 8420, 8420, 8420, 210, 512, 7, 0),
+    SoakRow("steady", 60.0, 33180, 33180, 33180, 225, 548, 9, 0),
+    SoakRow("spike", 5, 4860, 4860, 4860, 610, 1290, 18, 0),
+    SoakRow("recovery", 15, 7240, 7240, 7240, 240, 580, 12, 0),
 )
 SECOND = Window("steady", 1 / 60, 600)
 
 
-def with_(name: str, **change: object) -> list[Row]:
+def with_(name: str, **change: object) -> list[SoakRow]:
     return [replace(row, **change) if row.window == name else row for row in ROWS]  # type: ignore[arg-type]
 
 
@@ -182,7 +182,7 @@ def test_a_scaled_run_never_says_passed() -> None:
         (with_("recovery", reconcile_queue_max=51), "queue 51 (limit 20)", "adapters"),
     ],
 )
-def test_each_limit_fails_the_run_and_names_the_cause(rows: list[Row], problem: str, reading: str) -> None:
+def test_each_limit_fails_the_run_and_names_the_cause(rows: list[SoakRow], problem: str, reading: str) -> None:
     verdict = judge(rows, scaled=False)
     assert (verdict.passed, verdict.text()) == (False, f"soak FAILED: {problem}")
     assert reading in "".join(verdict.readings)

@@ -11,6 +11,7 @@ from spl.core.limits import Limits
 from spl.core.pair.pair import Pair, fold
 from spl.core.pair.state import Proposal, TokenRef
 from spl.core.pair.steps import (
+    Agree,
     Append,
     Approve,
     Ask,
@@ -20,9 +21,8 @@ from spl.core.pair.steps import (
     Degrade,
     Effect,
     End,
-    Event,
-    Grant,
     ManifestChange,
+    PairEvent,
     Park,
     Pause,
     PeerPause,
@@ -66,15 +66,15 @@ GRANT = {
     },
     "signature": "c2lnbmF0dXJl",
 }  # fmt: skip
-EVENTS: tuple[Event, ...] = (
-    Begin(PROPOSAL, 300_000), Ask(PROPOSAL, 300_000), Park(), Grant(GRANT, OTHER_TOKEN, 7), Approve(GRANT, TOKEN, 7),
+EVENTS: tuple[PairEvent, ...] = (
+    Begin(PROPOSAL, 300_000), Ask(PROPOSAL, 300_000), Park(), Agree(GRANT, OTHER_TOKEN, 7), Approve(GRANT, TOKEN, 7),
     Confirm("pair_00000000"), Pause("upgrade"), Resume(), PeerPause(NOW_MS), PeerResume(NOW_MS + 1),
     Degrade("timeout"), Recover(), Configure({"mode": "on-demand", "poll_interval_ms": 1000, "relay": False}),
     ManifestChange(LATER), TokenChange(True, OTHER_TOKEN), TokenChange(False, OTHER_TOKEN), Revoke("over"), Told(),
     End("expired"),
     Configure({"thread_allow": ["th_a"], "thread_rule": "true"}), Configure({"relay": True, "thread_rule": ""}),
 )  # fmt: skip
-PATHS: Mapping[str, tuple[Event, ...]] = {
+PATHS: Mapping[str, tuple[PairEvent, ...]] = {
     "none": (),
     "Requested": EVENTS[0:1],
     "Waiting": (EVENTS[0], Park()),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from spl.core import rules
 from spl.core.cel.evaluate import ExprError
-from spl.core.rules import HANDSHAKE, RuleError, Verdict, covers, decide, locks_out_handshake
+from spl.core.rules import HANDSHAKE, Decision, RuleError, covers, decide, locks_out_handshake
 
 FACTS = rules.sample_facts(HANDSHAKE)
 
@@ -30,7 +30,7 @@ def verdict(*given: dict[str, Any], resource: str = "records:write", held: str =
 
 
 def test_no_rule_leaves_it_to_the_scopes() -> None:
-    assert decide({}, "records:write", FACTS) == Verdict("none")
+    assert decide({}, "records:write", FACTS) == Decision("none")
     assert verdict({"expression": "false"}) == ("none", "")
     assert verdict({"resource": "records:read"}) == ("none", "")
 

@@ -11,7 +11,7 @@ from spl.core import canon, keys
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.record import levels, record
-from spl.home.check import Check, check_home, facts_of_home
+from spl.home.check import StoreCheck, check_home, facts_of_home
 from spl.home.config import Config
 from spl.home.disk import Disk, lock_home
 from spl.home.home import Home, open_home
@@ -112,7 +112,7 @@ def test_a_torn_tail_is_cut_and_said(tmp_path: Path) -> None:
 def test_the_check_beside_a_writer_ends_where_it_began(tmp_path: Path) -> None:
     filled(tmp_path)
     home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
-    check = Check(home.store, tmp_path / "store", Disk())
+    check = StoreCheck(home.store, tmp_path / "store", Disk())
     emit(home, 100)
     [segment] = log_files(tmp_path / "store")
     with segment.open("ab") as file:
@@ -155,7 +155,7 @@ def test_a_damage_counts_what_is_held_again(tmp_path: Path, keep_index: bool) ->
     if not keep_index:
         shutil.rmtree(tmp_path / "store" / "index")
     home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
-    check = Check(home.store, tmp_path / "store", Disk())
+    check = StoreCheck(home.store, tmp_path / "store", Disk())
     last, [damage] = done(check.run())
     assert (damage["lines"], damage["held_lines"], last["held_lines"]) == (1, 0, 0)
     assert (check.still_lost(), check.is_indexed()) == (1, keep_index)
@@ -176,7 +176,7 @@ def test_places_beyond_those_named_count_as_lost(tmp_path: Path, monkeypatch: py
     for n in (3, 6, 9, 12):
         hurt(tmp_path, b'"n":%d}' % n, b'"n":#}')
     home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda a, b: None)
-    check = Check(home.store, tmp_path / "store", Disk())
+    check = StoreCheck(home.store, tmp_path / "store", Disk())
     last, damages = done(check.run())
     assert (last["damaged"], len(damages), check.still_lost()) == (4, 2, 4)
     home.close()

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.home.segments import RUN_START, Chain, Entry, LineError, encode, encode_header, entry_of, parse, parse_header
+from spl.home.segments import (
+    RUN_START,
+    Entry,
+    LineError,
+    RunChain,
+    encode,
+    encode_header,
+    entry_of,
+    parse,
+    parse_header,
+)
 from tests.store_kit import AT_MS, note, record, shown
 
 
@@ -84,7 +94,7 @@ def test_every_changed_byte_costs_its_line_and_at_most_the_next() -> None:
     digits = lines[1].index(b'"run":"') + len(b'"run":"')
     for at in range(len(lines[1])):
         hit = lines[1][:at] + bytes([lines[1][at] ^ 2]) + lines[1][at + 1 :]
-        chain = Chain(1, RUN_START)
+        chain = RunChain(1, RUN_START)
         seqs = [line.seq for raw in [lines[0], hit, *lines[2:]] if (line := chain.judge(raw))]
         assert seqs in ([1, 3, 4, 5], [1, 4, 5]), at
         if digits <= at < digits + 32:
@@ -93,12 +103,12 @@ def test_every_changed_byte_costs_its_line_and_at_most_the_next() -> None:
 
 def test_a_line_moved_or_repeated_is_damaged() -> None:
     first, second, third, fourth = chained(4)
-    chain = Chain(1, RUN_START)
+    chain = RunChain(1, RUN_START)
     assert [bool(chain.judge(raw)) for raw in (first, third, second, third, fourth)][:2] == [True, False]
-    chain = Chain(1, RUN_START)
+    chain = RunChain(1, RUN_START)
     assert not chain.enter(b"a bad header", 3)
     assert [bool(chain.judge(raw)) for raw in (first, second, third, fourth)] == [False, False, True, True]
-    chain = Chain(1, RUN_START)
+    chain = RunChain(1, RUN_START)
     assert [bool(chain.judge(raw)) for raw in (first, first, second)] == [True, False, True]
 
 

@@ -19,7 +19,7 @@ from spl.core.limits import Limits
 from spl.core.record import namespace, record
 from spl.core.record.namespace import Namespace
 from spl.core.record.record import Sig
-from spl.core.record.snapshot import Header
+from spl.core.record.snapshot import SnapshotHeader
 from spl.home.disk import Disk
 from spl.home.snapshot import Plan, Restorer, Rights, take
 from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, Views
@@ -58,7 +58,7 @@ def again(data: bytes, lines: list[bytes]) -> bytes:
     head = json.loads(data.splitlines()[0])
     ids = sorted(json.loads(line)["id"] for line in lines)
     digest = hashlib.sha256(b"".join(f"{item}\n".encode() for item in ids)).hexdigest()
-    header = Header(head["instance"] or "", head["thread"] or "", len(lines), digest)
+    header = SnapshotHeader(head["instance"] or "", head["thread"] or "", len(lines), digest)
     return header.encode() + b"".join(line + b"\n" for line in lines)
 
 

@@ -17,7 +17,7 @@ import trustme
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.net.http1 import RequestHead
-from spl.net.routes import Request, Response, Route, Table
+from spl.net.routes import Request, Response, Route, RouteTable
 from spl.net.server import Match, Server
 from spl.net.sockets import Listener, bind_tcp
 
@@ -38,7 +38,7 @@ class Echo:
     yielded: int = 0
 
     def __post_init__(self) -> None:
-        self.table = Table(
+        self.table = RouteTable(
             [
                 Route("GET", "/here/{name}", self.here, "open"),
                 Route("POST", "/echo", self.echo, "open", body_bytes=1000),

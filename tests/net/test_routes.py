@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.net.routes import HttpError, Route, Table, decode_segment, parse_query
+from spl.net.routes import HttpError, Route, RouteTable, decode_segment, parse_query
 
 
 def nothing() -> None:
     """Stand in for a handler."""
 
 
-TABLE = Table(
+TABLE = RouteTable(
     [
         Route("GET", "/v1/threads", nothing, "records:read"),
         Route("POST", "/v1/threads", nothing, "records:write", body_bytes=10),
@@ -94,4 +94,4 @@ def test_a_token_in_the_query_is_refused(text: str) -> None:
 
 def test_a_route_stands_once() -> None:
     with pytest.raises(AssertionError):
-        Table([Route("GET", "/a/{b}", nothing, "x"), Route("GET", "/a/{c}", nothing, "x")])
+        RouteTable([Route("GET", "/a/{b}", nothing, "x"), Route("GET", "/a/{c}", nothing, "x")])

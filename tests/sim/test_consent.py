@@ -24,7 +24,7 @@ from spl.core import consent
 from spl.core.consent import ConsentError
 from spl.core.pair.pair import Pair
 from spl.core.record import levels, namespace
-from spl.core.record.filter import OPEN, Filter, facts_of
+from spl.core.record.filter import OPEN, PairFilter, facts_of
 from spl.core.record.record import Envelope
 from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
@@ -34,7 +34,12 @@ from tests.nodes import LIMITS, Node, join, nodes
 PAIR = "pair_00000001"
 NAMES = ("default", "music", "projects")
 THREADS = ("th_a", "th_b")
-FILTERS = (OPEN, Filter(thread_allow=("th_a",)), Filter(thread_rule='record.thread == "th_b"'), Filter(relay=False))
+FILTERS = (
+    OPEN,
+    PairFilter(thread_allow=("th_a",)),
+    PairFilter(thread_rule='record.thread == "th_b"'),
+    PairFilter(relay=False),
+)
 Item = tuple[str, int]
 """A record's id, and the level at which it is held or sent."""
 Word = tuple[str, int | None, int]

@@ -22,7 +22,7 @@ from spl.core.record import levels, namespace, page, record
 from spl.core.record.namespace import Namespace
 from spl.core.record.page import Page
 from spl.core.record.record import Sig
-from spl.core.record.snapshot import Header
+from spl.core.record.snapshot import SnapshotHeader
 from spl.home.disk import Disk
 from spl.home.snapshot import Restorer, Rights
 from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS
@@ -264,7 +264,7 @@ async def test_a_restore_refuses_the_whole_file(world: tuple[Node, Node], name: 
     lines = [json.dumps(each, separators=(",", ":"), sort_keys=True).encode() for each in (good, value)]
     ids = sorted((good["id"], value["id"]))
     digest = hashlib.sha256(b"".join(f"{id_}\n".encode() for id_ in ids)).hexdigest()
-    data = Header(alice.did, "", 2, digest).encode() + b"".join(line + b"\n" for line in lines)
+    data = SnapshotHeader(alice.did, "", 2, digest).encode() + b"".join(line + b"\n" for line in lines)
     before = bob.home.store.last_seq
     restorer = Restorer(bob.home.writer, bob.home.path, Disk(), LIMITS, now_ms=bob.now_ms)
     with pytest.raises(SplError) as caught:

@@ -18,7 +18,7 @@ from spl.core.identity import did
 from spl.core.keys import SecretKey
 from spl.core.pair.pair import Phase
 from spl.core.record.cursor import Cursor, open_, seal
-from spl.core.record.filter import Filter
+from spl.core.record.filter import PairFilter
 from spl.home.writes import Arrive, Own
 from spl.sync import lanes
 from spl.sync.changes import Query
@@ -459,7 +459,7 @@ async def test_what_a_rule_hides_answers_no_longpoll_and_gives_no_signer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
-        join(alice, bob, filters=(Filter(thread_allow=("open",)),))
+        join(alice, bob, filters=(PairFilter(thread_allow=("open",)),))
         join(alice, carol, "pair_0000000c")
         since = (await page(alice))["next_cursor"]
 

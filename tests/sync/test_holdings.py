@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spl.core.consent import Outbound
-from spl.core.record.filter import OPEN, Filter
-from spl.core.record.fingerprint import DEPTH, HELD, LISTED_MAX, OPPOSITE, SEEN, SHOWN, START_BYTES, Part
+from spl.core.record.filter import OPEN, PairFilter
+from spl.core.record.fingerprint import DEPTH, HELD, LISTED_MAX, OPPOSITE, SEEN, SHOWN, START_BYTES, RangePart
 from spl.home.index import Row
 from spl.home.log import Log
 from spl.home.segments import PROJECTION, Entry
@@ -25,7 +25,7 @@ KEY, PAIR, US, PEER, OTHER = "12" * 16, "pair_1", "did:sync:instance:me", "did:p
 @dataclass(frozen=True)
 class AScope:
     shares: Mapping[str, Outbound] = field(default_factory=lambda: {"default": Outbound("default", "default", 0)})
-    filter: Filter = OPEN
+    filter: PairFilter = OPEN
     origins: frozenset[str] = frozenset({PAIR})
     peer_did: str = PEER
     own_did: str = US
@@ -67,12 +67,12 @@ ALL = (OWN, THEIRS, RELAYED, THIRD, ELSEWHERE, RESERVED, ALSO)
     ("scope", "received", "expected"),
     [
         (AScope(), None, (OWN, THEIRS, RELAYED, THIRD)),
-        (AScope(filter=Filter(relay=False)), None, (OWN, THEIRS, RELAYED)),
+        (AScope(filter=PairFilter(relay=False)), None, (OWN, THEIRS, RELAYED)),
         (AScope(floor=1), None, (THEIRS, RELAYED, THIRD)),
         (AScope(floor=100), None, (THEIRS, RELAYED)),
-        (AScope(filter=Filter(thread_allow=("th_1",))), None, (OWN, THEIRS, RELAYED, THIRD)),
-        (AScope(filter=Filter(thread_allow=("th_0",))), None, (THEIRS, RELAYED)),
-        (AScope(filter=Filter(thread_rule="record.voucher == 'did:other'")), None, (THEIRS, RELAYED, THIRD)),
+        (AScope(filter=PairFilter(thread_allow=("th_1",))), None, (OWN, THEIRS, RELAYED, THIRD)),
+        (AScope(filter=PairFilter(thread_allow=("th_0",))), None, (THEIRS, RELAYED)),
+        (AScope(filter=PairFilter(thread_rule="record.voucher == 'did:other'")), None, (THEIRS, RELAYED, THIRD)),
         (AScope(shares={}), None, (THEIRS, RELAYED)),
         (AScope(shares={"default": Outbound("default", "default", 1)}), {}, ()),
         (AScope(shares={}), {}, ()),
@@ -142,8 +142,8 @@ def test_a_range_is_answered_alike_from_buckets_and_from_the_log(
         assert bool(part.sums) == (len(expected) > LISTED_MAX)
         if not part.sums:
             assert sorted(part.names) == expected
-        (sums,) = held.parts(HELD, [digits], [Part(sums=bytes(128))])
-        (listed,) = held.parts(HELD, [digits], [Part()])
+        (sums,) = held.parts(HELD, [digits], [RangePart(sums=bytes(128))])
+        (listed,) = held.parts(HELD, [digits], [RangePart()])
         assert (sorted(listed.names), listed.cut) == (expected, False)
         for at, digit in enumerate("0123456789abcdef"):
             within = [int.from_bytes(name) for name in expected if name.hex().startswith(digits + digit)]

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from spl.core.consent import Outbound
 from spl.core.record.cursor import Lane, lane_key
-from spl.core.record.filter import OPEN, Filter
+from spl.core.record.filter import OPEN, PairFilter
 from spl.home.index import Index, Row
 from spl.sync import lanes as offer
 from spl.sync.lanes import EmptyRanges, LogView, Scope, Steps
 
 SHARES = {ns: Outbound(ns, ns, 0) for ns in "ab"}
 SCOPE = Scope(SHARES, (OPEN,), frozenset({"pair_1"}), "did:peer", "did:us")
-RULE = Filter(thread_rule='record.thread == "shown"')
-OWN_ONLY = Filter(relay=False)
-FILTERS = (OPEN, OWN_ONLY, RULE, Filter(thread_allow=("shown",), relay=False))
+RULE = PairFilter(thread_rule='record.thread == "shown"')
+OWN_ONLY = PairFilter(relay=False)
+FILTERS = (OPEN, OWN_ONLY, RULE, PairFilter(thread_allow=("shown",), relay=False))
 Fact = tuple[str, str, str, int, str]  # namespace, origin, voucher, size, thread
 _T = TypeVar("_T")
 
@@ -125,7 +125,7 @@ FACTS = st.lists(
     FACTS, st.sampled_from(FILTERS), st.booleans(), st.integers(1, 9), st.integers(1, 400), st.integers(0, 30),
 )  # fmt: skip
 def test_pages_give_each_wanted_row_once_in_bounds(
-    facts: list[Fact], filter_: Filter, whole: bool, limit: int, size: int, floor: int
+    facts: list[Fact], filter_: PairFilter, whole: bool, limit: int, size: int, floor: int
 ) -> None:
     index = rows_of(facts)
     look = look_at(index, replace(SCOPE, filters=(filter_,), floor=floor), whole=whole)
@@ -139,7 +139,7 @@ def test_pages_give_each_wanted_row_once_in_bounds(
 
 
 @given(FACTS, st.sampled_from(FILTERS))
-def test_news_is_there_exactly_when_a_page_would_hold_something(facts: list[Fact], filter_: Filter) -> None:
+def test_news_is_there_exactly_when_a_page_would_hold_something(facts: list[Fact], filter_: PairFilter) -> None:
     look = look_at(rows_of(facts), replace(SCOPE, filters=(filter_,)))
     page, _ = done(offer.collect(look, offer.lanes_through(look, {}), 1, 10**6))
     assert done(offer.has_news(look, offer.lanes_through(look, {}))) == bool(page)
@@ -147,7 +147,7 @@ def test_news_is_there_exactly_when_a_page_would_hold_something(facts: list[Fact
 
 @given(FACTS, st.sampled_from(FILTERS), st.integers(1, 5), st.integers(0, 2**32))
 def test_what_is_hidden_moves_nothing_that_shows(
-    facts: list[Fact], filter_: Filter, limit: int, seed: int
+    facts: list[Fact], filter_: PairFilter, limit: int, seed: int
 ) -> None:  # fmt: skip
     """A peer sees the same pages, and the same moves of its lanes, whether the hidden rows are in the log or not."""
     scope = replace(SCOPE, filters=(filter_,))
@@ -267,7 +267,7 @@ def test_any_change_of_terms_gives_what_is_lacking_and_nothing_twice(
     """A row goes out when the terms let it, at their level, and again only for a fuller one."""
     index = rows_of(facts)
     scope, held, given_ = replace(SCOPE, floor=floor), dict[str, Lane](), dict[int, int]()
-    filters: list[Filter] = [OPEN]
+    filters: list[PairFilter] = [OPEN]
     look = look_at(index, scope)
     for what, ns, value in [*steps, ("read", "", 5)]:
         if what == "level":
@@ -310,7 +310,7 @@ def test_ids_below_l1_are_not_found() -> None:
 
 
 @given(FACTS, st.sampled_from(FILTERS), st.integers(0, 20))
-def test_what_is_offered_includes_what_the_peer_has_itself(facts: list[Fact], filter_: Filter, floor: int) -> None:
+def test_what_is_offered_includes_what_the_peer_has_itself(facts: list[Fact], filter_: PairFilter, floor: int) -> None:
     index = rows_of(facts)
     look = look_at(index, replace(SCOPE, filters=(filter_,), floor=floor), whole=True)
     found = [row.seq for ns in SHARES for part in offer.offered(look, ns) for row in part]

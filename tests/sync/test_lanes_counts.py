@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.record.filter import OPEN, Filter
+from spl.core.record.filter import OPEN, PairFilter
 from spl.home.index import Index, Row
 from spl.sync import lanes
 from spl.sync.lanes import Counts, LogView
@@ -28,7 +28,7 @@ def lasting(facts: list[Fact]) -> Lasting:
 
 @given(FACTS, FACTS, st.sampled_from(FILTERS), st.integers(0, 30), st.integers(1, 7))
 def test_a_complete_count_is_the_number_of_rows_to_give(
-    facts: list[Fact], later: list[Fact], filter_: Filter, floor: int, step: int
+    facts: list[Fact], later: list[Fact], filter_: PairFilter, floor: int, step: int
 ) -> None:
     held, patch = Counts(), pytest.MonkeyPatch()
     with patch.context() as small:
@@ -69,7 +69,7 @@ def test_a_peer_is_told_the_last_number_that_was_right_so_that_no_hidden_row_sho
         assert (held.head("pair_1", later), held.told("pair_1", later)) == (None, 1)
         assert held.advance("pair_1", later)
         assert (held.head("pair_1", later), held.told("pair_1", later)) == (number, number)
-    other = replace(look, scope=replace(SCOPE, filters=(Filter(thread_allow=("shown",)),)))
+    other = replace(look, scope=replace(SCOPE, filters=(PairFilter(thread_allow=("shown",)),)))
     assert held.told("pair_1", other) is None, "that is another question"
 
 
@@ -78,7 +78,7 @@ def test_another_filter_or_namespace_is_counted_anew() -> None:
     held, look = Counts(), look_at(index, replace(SCOPE, filters=(RULE,)))
     assert held.advance("pair_1", look)
     for scope in (
-        replace(SCOPE, filters=(Filter(thread_allow=("hidden",)),)),
+        replace(SCOPE, filters=(PairFilter(thread_allow=("hidden",)),)),
         replace(SCOPE, filters=(RULE,), shares={"b": SHARES["b"]}, floor=1),
     ):
         other: LogView = replace(look, scope=scope, index=cast(Index, index))

@@ -57,7 +57,7 @@ def ids(found: Any) -> list[str]:
     return [item["id"] for item in found]
 
 
-async def asked(node: Node, pair_id: str, question: Question) -> fingerprint.Answer:
+async def asked(node: Node, pair_id: str, question: Question) -> fingerprint.FingerprintAnswer:
     return fingerprint.answer_of(await node.reconcile.answer(pair_id, question.encode()), question)
 
 

@@ -22,7 +22,7 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Pair
 from spl.core.record import levels, namespace
 from spl.core.record.cursor import Lane, lane_key
-from spl.core.record.filter import OPEN, Filter, facts_of
+from spl.core.record.filter import OPEN, PairFilter, facts_of
 from spl.core.record.record import Envelope
 from spl.home.config import Config
 from spl.home.home import open_home
@@ -125,7 +125,7 @@ async def test_what_is_hidden_from_a_peer_that_we_push_to_causes_no_push(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with nodes(tmp_path, "laptop", "server") as (laptop, server):
-        join(laptop, server, mode="continuous", filters=(Filter(thread_allow=("open",)),))
+        join(laptop, server, mode="continuous", filters=(PairFilter(thread_allow=("open",)),))
         laptop.network.walled = {laptop.name}
         await laptop.sync.pull(PAIR)
         await laptop.push.push(PAIR)
@@ -166,7 +166,7 @@ async def test_reserved_records_that_were_restored_never_leave_either(tmp_path: 
 async def test_unknown_unconsented_and_empty_answers_have_one_form(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         alice.share("empty", "private")
-        join(alice, bob, namespaces=("default", "empty"), filters=(Filter(thread_allow=("open",)),))
+        join(alice, bob, namespaces=("default", "empty"), filters=(PairFilter(thread_allow=("open",)),))
         alice.emit("1", thread="open")
         alice.emit("2", thread="closed")
         alice.emit("3", thread="secret", ns="private")
@@ -185,11 +185,11 @@ SPACES = ("default", "org", "music", "film")
 AGREED = ("default", "org")
 FILTERS = (
     OPEN,
-    Filter(relay=False),
-    Filter(thread_allow=("one",)),
-    Filter(thread_rule='record.thread == "two" || record.act == "KNOW"'),
-    Filter(relay=False, thread_allow=("two",), thread_rule='record.namespace == "org"'),
-    Filter(thread_rule="record.nonsense"),
+    PairFilter(relay=False),
+    PairFilter(thread_allow=("one",)),
+    PairFilter(thread_rule='record.thread == "two" || record.act == "KNOW"'),
+    PairFilter(relay=False, thread_allow=("two",), thread_rule='record.namespace == "org"'),
+    PairFilter(thread_rule="record.nonsense"),
 )
 
 
@@ -236,7 +236,7 @@ class World:
         self.home.writer.close()
         self.home.close()
 
-    def arrange(self, filter_: Filter | None = None) -> None:
+    def arrange(self, filter_: PairFilter | None = None) -> None:
         """Put the terms into the views."""
         views = self.home.views
         if filter_ is not None:
@@ -390,7 +390,7 @@ def test_under_any_change_of_terms_the_peer_gets_exactly_what_they_say(
     steps=st.lists(STEP.filter(lambda step: step[0] in ("emit", "arrive", "page", "read", "restart")), max_size=40),
 )
 def test_a_peer_cannot_tell_whether_there_is_anything_hidden(
-    tmp_path_factory: pytest.TempPathFactory, foreign: Foreign, filter_: Filter, level: int,
+    tmp_path_factory: pytest.TempPathFactory, foreign: Foreign, filter_: PairFilter, level: int,
     steps: list[tuple[str, Any, Any]],
 ) -> None:  # fmt: skip
     """All that it is told is the same with and without the hidden records: pages, lengths, moves of the cursor."""

@@ -7,7 +7,7 @@ import pytest
 
 from spl.core.consent import Outbound
 from spl.core.record import levels
-from spl.core.record.filter import OPEN, Filter
+from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.levels import NAMES
 from spl.home.index import Row
 from spl.net.client import Reply
@@ -18,7 +18,7 @@ from tests.nodes import LIMITS, Node, join, nodes
 PAIR = "pair_00000001"
 
 
-def scope_of(node: Node, level: int, filter_: Filter = OPEN, floor: int = 0) -> Scope:
+def scope_of(node: Node, level: int, filter_: PairFilter = OPEN, floor: int = 0) -> Scope:
     shares = {"default": Outbound("default", "theirs", level)}
     return Scope(shares, (filter_,), frozenset({PAIR}), "did:peer", node.did, floor)
 
@@ -66,7 +66,7 @@ async def test_signers_are_known_by_tally_or_by_what_was_given(tmp_path: Path, m
         alice.emit("x")
         source, own = alice.feed.source.shown, alice.did
         row = rows(alice)[0]
-        ruled = scope_of(alice, 0, Filter(thread_rule="true"))
+        ruled = scope_of(alice, 0, PairFilter(thread_rule="true"))
 
         def by(voucher: str) -> Row:
             return Row(1, "rec", row.segment, row.offset, row.length, "default", "pair_x", voucher, False, 0)
@@ -74,12 +74,12 @@ async def test_signers_are_known_by_tally_or_by_what_was_given(tmp_path: Path, m
         assert source.knows(PAIR, scope_of(alice, 0), own)
         assert not source.knows(PAIR, scope_of(alice, 0), "did:other")
         assert not source.knows(PAIR, ruled, "did:other")
-        source.note(PAIR, scope_of(alice, 1, Filter(thread_rule="true")), [by("did:other")])
+        source.note(PAIR, scope_of(alice, 1, PairFilter(thread_rule="true")), [by("did:other")])
         assert not source.knows(PAIR, ruled, "did:other")
         source.note(PAIR, ruled, [by("did:other")])
         assert source.knows(PAIR, ruled, "did:other")
         assert not source.knows("pair_00000002", ruled, "did:other")
-        assert not source.knows(PAIR, scope_of(alice, 1, Filter(thread_rule="true")), "did:other")
+        assert not source.knows(PAIR, scope_of(alice, 1, PairFilter(thread_rule="true")), "did:other")
         source.note(PAIR, ruled, [by("did:two"), by("did:three")])
         assert not source.knows(PAIR, ruled, "did:other")
 
@@ -88,7 +88,7 @@ async def test_a_source_that_forgot_whose_records_it_gave_stalls_none(tmp_path: 
     """Under a rule it knows by memory alone, which a restart ends: between a page and the question for the chain."""
     async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
         join(carol, alice, "pair_00000002")
-        join(alice, bob, filters=(Filter(thread_rule="true"), OPEN))
+        join(alice, bob, filters=(PairFilter(thread_rule="true"), OPEN))
         sent = [carol.emit(f"{n}") for n in range(2)]
         await alice.sync.pull("pair_00000002")
 

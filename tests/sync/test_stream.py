@@ -15,7 +15,7 @@ from spl.core.consent import Grant, PairGrants
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.record import namespace
-from spl.core.record.filter import Filter
+from spl.core.record.filter import PairFilter
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.sse import Event, EventParser
 from spl.sync import stream
@@ -320,8 +320,8 @@ async def test_what_a_rule_hides_wakes_nobody_and_moves_nothing(tmp_path: Path) 
     async with nodes(tmp_path, "alice", "bob", "carol", limits=limits) as (alice, bob, carol):
         join(alice, bob)
         for filter_, hide in (
-            (Filter(thread_rule='record.thread == "open"'), lambda: alice.emit("x", thread="closed")),
-            (Filter(relay=False), lambda: alice.write(Arrive(carol.emit("x"), "default", "pair_0000000c"))),
+            (PairFilter(thread_rule='record.thread == "open"'), lambda: alice.emit("x", thread="closed")),
+            (PairFilter(relay=False), lambda: alice.write(Arrive(carol.emit("x"), "default", "pair_0000000c"))),
         ):
             alice.change_pair(PAIR, filters=(filter_,))
             alice.emit("1", thread="open")
@@ -360,7 +360,7 @@ async def test_what_is_written_after_a_withdrawal_never_goes_out(tmp_path: Path,
                     elif how == "archived":
                         views.namespaces = {**views.namespaces, "music": namespace.Namespace("music", active=False)}
                     else:
-                        alice.change_pair(PAIR, filters=(Filter(thread_allow=("other",)),))
+                        alice.change_pair(PAIR, filters=(PairFilter(thread_allow=("other",)),))
 
             views.apply = apply  # type: ignore[method-assign]
             change = Own(consent.THREAD, "note", {"n": 1})
@@ -426,7 +426,7 @@ async def test_a_long_look_under_a_rule_is_broken_by_heartbeats(
     monkeypatch.setattr(stream.offer, "LOOK_ROWS", 1)
     monkeypatch.setattr(stream.offer, "_CHUNK_ROWS", 1)
     async with nodes(tmp_path, "alice", "bob", limits=replace(LIMITS, heartbeat_s=0.0)) as (alice, bob):
-        join(alice, bob, filters=(Filter(thread_allow=("open",)),))
+        join(alice, bob, filters=(PairFilter(thread_allow=("open",)),))
         for n in range(20):
             alice.emit(f"{n}")
         sent = alice.emit("x", thread="open")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from spl.core.consent import Outbound
 from spl.core.limits import MIB
-from spl.core.record.filter import OPEN, Filter
+from spl.core.record.filter import OPEN, PairFilter
 from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, init_home, open_home
@@ -30,12 +30,12 @@ PAIR = "pair_00000001"
 NS = "default"
 PAGE_RECORDS = 1000
 THREADS = 10
-CASES: tuple[tuple[str, int, Filter], ...] = (
+CASES: tuple[tuple[str, int, PairFilter], ...] = (
     ("in full", 0, OPEN),
-    ("relay off", 0, Filter(relay=False)),
-    ("one thread of ten", 0, Filter(thread_allow=("th_3",))),
-    ("rule, all pass", 0, Filter(thread_rule='record.thread.startsWith("th_")')),
-    ("rule, none passes", 0, Filter(thread_rule='record.actor == "did:sync:user:nobody"')),
+    ("relay off", 0, PairFilter(relay=False)),
+    ("one thread of ten", 0, PairFilter(thread_allow=("th_3",))),
+    ("rule, all pass", 0, PairFilter(thread_rule='record.thread.startsWith("th_")')),
+    ("rule, none passes", 0, PairFilter(thread_rule='record.actor == "did:sync:user:nobody"')),
     ("L1", 1, OPEN),
     ("L2", 2, OPEN),
     ("L3", 3, OPEN),
@@ -79,7 +79,7 @@ def fill(home: Home, count: int) -> None:
         home.writer.submit(items).result()
 
 
-def read(home: Home, level: int, chosen: Filter, count: int) -> tuple[int, float]:
+def read(home: Home, level: int, chosen: PairFilter, count: int) -> tuple[int, float]:
     """Read all pages; return how many records go out, and the seconds of processor time a record looked at."""
     did = home.views.did
     share = Outbound(NS, NS, level)

@@ -27,7 +27,7 @@ from store import AT_MS, entry, open_store, record_id
 from spl.core.consent import Outbound
 from spl.core.gate import Verdict
 from spl.core.limits import Limits
-from spl.core.record.filter import OPEN, Filter
+from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.page import Page
 from spl.home.log import Entry, Log
 from spl.home.writer import Writer
@@ -43,7 +43,7 @@ class Scope:
     """All of one namespace, both ways."""
 
     shares: Mapping[str, Outbound] = field(default_factory=lambda: {NS: Outbound(NS, NS, 0)})
-    filter: Filter = OPEN
+    filter: PairFilter = OPEN
     origins: frozenset[str] = frozenset({PAIR})
     peer_did: str = "did:sync:instance:peer"
     own_did: str = "did:sync:instance:own"

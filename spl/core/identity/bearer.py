@@ -76,7 +76,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedToken:
     """What a sealed token held; its repr leaves the token out."""
 
     token: str = field(repr=False)
@@ -189,7 +189,7 @@ def seal_token(
 
 def open_token(
     sealed: object, secrets: Sequence[bytes], *, pair_id: str, nonce: str, issuer: str, audience: str
-) -> Opened:
+) -> OpenedToken:
     """Return the token sealed to one of our X25519 secrets, when it was made for exactly this message.
 
     Raises BearerError "sealed-token", which never shows the token.
@@ -205,7 +205,7 @@ def open_token(
     if not isinstance(scopes, list) or not all(isinstance(scope, str) and _SCOPE.match(scope) for scope in scopes):
         raise BearerError("sealed-token", "the sealed token's scopes are no list of scopes")
     try:
-        return Opened(token, frozenset(scopes), when.ms_of(fields["expires_at"]))
+        return OpenedToken(token, frozenset(scopes), when.ms_of(fields["expires_at"]))
     except when.WhenError as exc:
         raise BearerError("sealed-token", "the sealed token's expiry is no time") from exc
 

@@ -31,7 +31,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ApprovalRequest:
     """One request as its asker put it; `maps` are (ours, theirs), `peer_did` is who asks."""
 
     request_id: str
@@ -66,7 +66,7 @@ class Request:
         }
 
 
-def request_summary(request: Request) -> dict[str, object]:
+def request_summary(request: ApprovalRequest) -> dict[str, object]:
     """Return what `aitl list` shows of a request."""
     body = request.to_body()
     return {
@@ -81,7 +81,7 @@ def request_summary(request: Request) -> dict[str, object]:
     }
 
 
-def decision_body(request: Request, status: Status, reason: str, now_ms: int) -> dict[str, object]:
+def decision_body(request: ApprovalRequest, status: Status, reason: str, now_ms: int) -> dict[str, object]:
     """Return the record body that decides a request, bound to its digest."""
     return {
         "request_id": request.request_id,
@@ -92,7 +92,7 @@ def decision_body(request: Request, status: Status, reason: str, now_ms: int) ->
     }
 
 
-def fold_requests(requests: Mapping[str, Request], body: Mapping[str, Any]) -> Mapping[str, Request]:
+def fold_requests(requests: Mapping[str, ApprovalRequest], body: Mapping[str, Any]) -> Mapping[str, ApprovalRequest]:
     """Return the requests by id after one record body of `th_aitl`; never raises.
 
     A body that cannot be used returns the very mapping that was given.  The first request of an id and the first
@@ -114,20 +114,20 @@ def fold_requests(requests: Mapping[str, Request], body: Mapping[str, Any]) -> M
     return requests
 
 
-def _request(body: Mapping[str, Any]) -> Request:
+def _request(body: Mapping[str, Any]) -> ApprovalRequest:
     maps = tuple((item["local"], item["peer"]) for item in body["maps"])
     names = [body[name] for name in ("request_id", "type", "from", "words", "digest")]
     texts = [*names, body["mode"], body["endpoint"], *body["namespaces"], *(name for both in maps for name in both)]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a text of the request has another type")
     request_id, type_, peer_did, words, digest = names
-    return Request(
+    return ApprovalRequest(
         request_id, type_, peer_did, words, digest, tuple(body["namespaces"]), maps, body["mode"], body["endpoint"],
         when.ms_of(body["asked_at"]), when.ms_of(body["expires_at"]),
     )  # fmt: skip
 
 
-def _bounded(requests: dict[str, Request]) -> dict[str, Request]:
+def _bounded(requests: dict[str, ApprovalRequest]) -> dict[str, ApprovalRequest]:
     """Return the requests without the oldest decided one when they are too many."""
     if len(requests) > REQUESTS_MAX:
         decided = (name for name, request in requests.items() if request.status is not Status.PENDING)

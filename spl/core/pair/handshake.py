@@ -210,7 +210,7 @@ def read_grant(value: object, pair: Pair, own_did: str, limits: Limits) -> dict[
     return fields
 
 
-def open_sealed(fields: Mapping[str, Any], secrets: Sequence[bytes]) -> bearer.Opened:
+def open_sealed(fields: Mapping[str, Any], secrets: Sequence[bytes]) -> bearer.OpenedToken:
     """Return the token sealed into a request or a grant, made for exactly this message.
 
     Raises BearerError "sealed-token", HandshakeError "sealed-token" when its scopes are not those of a pair.

@@ -7,7 +7,7 @@ effects.  Every body tells a restart all it must know: never secrets, but sealed
 
     initiator   Begin -> Requested -Park-> Waiting -+                     Pause by either side, Resume by who paused
                              |                      |                    +--------> PausedByUs/ByPeer/ByBoth
-                             +--------Grant---------+-> Answered -+      |                |
+                             +--------Agree---------+-> Answered -+      |                |
     responder   Ask   -> Asked ------Approve----------> Approved -+-Confirm-> Active <----+
                                                                          |   ^
                                                                   Degrade v   | Recover
@@ -28,7 +28,7 @@ from ..identity.did import grown
 from ..identity.message import is_nonce, is_pair_id
 from ..limits import Limits
 from ..record.filter import FILTERS_MAX, OPEN
-from .aitl import Request, fold_requests, request_summary
+from .aitl import ApprovalRequest, fold_requests, request_summary
 from .state import (
     MODES,
     STARTS,
@@ -53,7 +53,17 @@ from .state import (
     maps_from_json,
 )
 
-__all__ = ["Pair", "PairError", "Phase", "Request", "apply", "fold", "fold_requests", "request_summary", "summary"]
+__all__ = [
+    "Pair",
+    "PairError",
+    "Phase",
+    "ApprovalRequest",
+    "apply",
+    "fold",
+    "fold_requests",
+    "request_summary",
+    "summary",
+]
 
 PREFIX: Final = "syncropel.federation."
 TRANSITIONS_MAX: Final = 20

@@ -13,7 +13,7 @@ from .. import when
 from ..errors import SplError
 from ..identity.did import Chain
 from ..identity.manifest import Manifest
-from ..record.filter import Filter
+from ..record.filter import PairFilter
 
 MODES: Final = ("polling", "continuous", "on-demand")
 STARTS: Final = ("beginning", "present")
@@ -247,7 +247,7 @@ class Pair:
     answer: Mapping[str, Any] | None
     """The responder's signed answer, {message, signature}, with its token sealed to the initiator."""
     actors: tuple[str, ...]
-    filters: tuple[Filter, ...]
+    filters: tuple[PairFilter, ...]
     """What we send of what was agreed: the present filter, then the earlier ones, newest first, 8 at most."""
     inherits: str
     """The pair that this one superseded, whose positions it goes on from."""
@@ -291,7 +291,7 @@ class Pair:
         return self.peer.chain
 
     @property
-    def filter(self) -> Filter:
+    def filter(self) -> PairFilter:
         """What we send of what was agreed, at present."""
         return self.filters[0]
 

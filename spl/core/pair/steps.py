@@ -54,7 +54,7 @@ class Park:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class Agree:
     """The peer's signed answer came; its token for us is stored.  `position`: our log's last sequence."""
 
     answer: Mapping[str, Any]
@@ -160,8 +160,8 @@ class End:
     note: str = ""
 
 
-Event = (
-    Begin | Ask | Park | Grant | Approve | Confirm | Pause | Resume | PeerPause | PeerResume | Degrade | Recover
+PairEvent = (
+    Begin | Ask | Park | Agree | Approve | Confirm | Pause | Resume | PeerPause | PeerResume | Degrade | Recover
     | Configure | ManifestChange | TokenChange | Revoke | Told | End
 )  # fmt: skip
 
@@ -230,7 +230,7 @@ _Move = tuple[str, dict[str, Any], tuple[Effect, ...]]
 """Short kind of the body, its own members, and the further effects."""
 
 
-def decide(pair: Pair | None, event: Event, now_ms: int) -> tuple[Pair, tuple[Effect, ...]]:
+def decide(pair: Pair | None, event: PairEvent, now_ms: int) -> tuple[Pair, tuple[Effect, ...]]:
     """Return the next pair and what to do; refuse what STEPS lacks as PairError "pair-state-conflict"."""
     step = STEPS.get((type(None if pair is None else pair.state), type(event)))
     if step is None:
@@ -260,7 +260,7 @@ def _park(pair: Pair, event: Park) -> _Move:
     return "pair_pending.v1", {}, ()
 
 
-def _grant(pair: Pair, event: Grant) -> _Move:
+def _grant(pair: Pair, event: Agree) -> _Move:
     """Our token went with our request; it may authenticate from the genesis on, so only now it is minted."""
     assert pair.issued_by_us is not None
     mint = Mint(pair.issued_by_us, tuple(event.answer["message"]["namespaces"]))
@@ -271,7 +271,7 @@ def _approve(pair: Pair, event: Approve) -> _Move:
     return "pair.genesis.v1", _agreed(event), (Mint(event.token, tuple(event.answer["message"]["namespaces"])),)
 
 
-def _agreed(event: Grant | Approve) -> dict[str, Any]:
+def _agreed(event: Agree | Approve) -> dict[str, Any]:
     return {"answer": dict(event.answer), "token": event.token.to_json(), "position": event.position}
 
 
@@ -348,7 +348,7 @@ STEPS: Final[Mapping[tuple[type, type], Callable[..., _Move]]] = MappingProxyTyp
         **_rows([type(None)], Begin, _begin),
         **_rows([type(None)], Ask, _ask),
         **_rows([Requested], Park, _park),
-        **_rows([Requested, Waiting], Grant, _grant),
+        **_rows([Requested, Waiting], Agree, _grant),
         **_rows([Asked], Approve, _approve),
         **_rows([Answered, Approved], Confirm, _confirm),
         **_rows([Active, Degraded, PausedByPeer], Pause, _pause),

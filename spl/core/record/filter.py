@@ -37,7 +37,7 @@ class FilterError(SplError):
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class PairFilter:
     """One filter; the default one lets everything pass."""
 
     relay: bool = True
@@ -75,7 +75,7 @@ class Filter:
         return {"relay": self.relay, "thread_allow": list(self.thread_allow), "thread_rule": self.thread_rule}
 
 
-OPEN: Final = Filter()
+OPEN: Final = PairFilter()
 
 
 def facts_of(record: Mapping[str, Any], namespace: str, voucher: str) -> dict[str, str]:
@@ -86,7 +86,7 @@ def facts_of(record: Mapping[str, Any], namespace: str, voucher: str) -> dict[st
     return {**texts, "namespace": namespace, "kind": kind if isinstance(kind, str) else "", "voucher": voucher}
 
 
-def allowing(found: Filter, threads: Sequence[str], limits: Limits, *, remove: bool = False) -> Filter:
+def allowing(found: PairFilter, threads: Sequence[str], limits: Limits, *, remove: bool = False) -> PairFilter:
     """Return the filter with these threads named as well, or no more.
 
     Raises FilterError "bad-field" also where the last one would go and no rule stands: that would open everything.
@@ -103,7 +103,7 @@ def allowing(found: Filter, threads: Sequence[str], limits: Limits, *, remove: b
     return replace(found, thread_allow=left)
 
 
-def changes(before: Filter, after: Filter) -> dict[str, object]:
+def changes(before: PairFilter, after: PairFilter) -> dict[str, object]:
     """Return what differs in `after`, as the members of a record body."""
     old = before.to_json()
     return {name: value for name, value in after.to_json().items() if value != old[name]}

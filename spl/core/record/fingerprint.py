@@ -61,7 +61,7 @@ class FingerprintError(SplError):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RangePart:
     """What stands in one range: the fingerprints of its parts, or the starts of its names; `cut`: not all of them."""
 
     sums: bytes = b""
@@ -90,10 +90,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class FingerprintAnswer:
     """What the other side answers; `parts` in the order of the ranges."""
 
-    parts: Mapping[str, tuple[Part, ...]]
+    parts: Mapping[str, tuple[RangePart, ...]]
     counts: Mapping[str, Mapping[str, int]]
     names: Mapping[str, Mapping[str, tuple[str, str]]]
     lacking: tuple[str, ...]
@@ -170,11 +170,11 @@ class Collector:
             digit = start[self._at] & 15 if self._odd else start[self._at] >> 4
             self._products[digit] = self._products[digit] * (self._key + int.from_bytes(start)) % _PRIME
 
-    def part(self, *, sums: bool) -> Part:
+    def part(self, *, sums: bool) -> RangePart:
         """Return the range as the fingerprints of its parts, or as its names."""
         if sums:
-            return Part(b"".join(map(_cut, self._products)))
-        return Part(names=tuple(self.names), cut=self.count > len(self.names))
+            return RangePart(b"".join(map(_cut, self._products)))
+        return RangePart(names=tuple(self.names), cut=self.count > len(self.names))
 
 
 class Search:
@@ -196,7 +196,7 @@ class Search:
         taken, self._open = self._open[-count_max:], self._open[:-count_max]
         return tuple(taken)
 
-    def take(self, ranges: Sequence[str], theirs: Sequence[Part], ours: Sequence[Part]) -> None:
+    def take(self, ranges: Sequence[str], theirs: Sequence[RangePart], ours: Sequence[RangePart]) -> None:
         """Compare the answer to `ranges` with ours, which is in sums where theirs is.
 
         Raises FingerprintError "answer-malformed" for an answer that fits no set, or one that never ends.
@@ -237,7 +237,7 @@ def question_of(body: bytes) -> Question:
     return Question(value["key"], ranges, names, have)
 
 
-def answer_of(body: bytes, question: Question) -> Answer:
+def answer_of(body: bytes, question: Question) -> FingerprintAnswer:
     """Return the answer in a body, to this question and no other; raise FingerprintError "answer-malformed"."""
     try:
         value = canon.decode(body)
@@ -251,7 +251,7 @@ def answer_of(body: bytes, question: Question) -> Answer:
         raise FingerprintError("answer-malformed", "the peer does not answer in fingerprints") from exc
     if not all(id_ in question.have for id_ in lacking if isinstance(id_, str)) or len(lacking) > len(question.have):
         raise FingerprintError("answer-malformed", "the peer lacks what it was not asked for")
-    return Answer(parts, counts, names, lacking)
+    return FingerprintAnswer(parts, counts, names, lacking)
 
 
 def is_key(text: object) -> bool:
@@ -276,7 +276,7 @@ def _sets(value: object, count_max: int, digits_min: int, digits_max: int) -> di
     return {name: tuple(texts) for name, texts in value.items()}
 
 
-def _part(text: object) -> Part:
+def _part(text: object) -> RangePart:
     """Return the part in its text; ValueError for what is none."""
     if not isinstance(text, str) or text[:1] not in ("s", "n"):
         raise ValueError("a part begins with s or n")
@@ -287,14 +287,14 @@ def _part(text: object) -> Part:
     if text[0] == "s":
         if len(data) != PARTS * SUM_BYTES:
             raise ValueError("not the sums of all parts")
-        return Part(sums=data)
+        return RangePart(sums=data)
     names = tuple(data[at : at + START_BYTES] for at in range(0, len(data), START_BYTES))
     if len(data) % START_BYTES or len(names) > LISTED_MAX:
         raise ValueError("not a list of few names")
-    return Part(names=names)
+    return RangePart(names=names)
 
 
-def _text(part: Part) -> str:
+def _text(part: RangePart) -> str:
     return ("s" if part.sums else "n") + base64.b64encode(part.sums or b"".join(part.names)).decode()
 
 

@@ -34,7 +34,7 @@ class SnapshotError(SplError):
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class SnapshotHeader:
     """The first line; `instance` and `thread` are "" where the text says null."""
 
     instance: str
@@ -57,7 +57,7 @@ class Header:
             raise malformed("the ids that follow are not those that the header's digest names")
 
 
-def header_of(raw: bytes) -> Header:
+def header_of(raw: bytes) -> SnapshotHeader:
     """Return the header in a first line without its line feed; raise SnapshotError "snapshot-malformed"."""
     try:
         value = canon.decode(raw)
@@ -70,7 +70,7 @@ def header_of(raw: bytes) -> Header:
         raise malformed("instance and thread in the header are texts or null")
     if type(value["count"]) is not int or value["count"] < 0 or not record.is_id(value["digest"]):
         raise malformed("count and digest in the header are a number and 64 hex digits")
-    return Header(instance, thread, value["count"], value["digest"])
+    return SnapshotHeader(instance, thread, value["count"], value["digest"])
 
 
 def lines(read: Read) -> Iterator[bytes]:

@@ -12,14 +12,14 @@ from spl.core.pair.aitl import (
     KIND_REQUEST,
     REQUESTS_MAX,
     TYPE_PAIR,
-    Request,
+    ApprovalRequest,
     Status,
     decision_body,
     fold_requests,
     request_summary,
 )
 
-REQUEST = Request(
+REQUEST = ApprovalRequest(
     "pair_0badcafe", TYPE_PAIR, "did:sync:instance:a", "six words", "d" * 64, ("default",), (("a", "b"),), "polling",
     "https://a.example/v1/federation/pair", 1000, 2000,
 )  # fmt: skip
@@ -30,8 +30,8 @@ def decided(status: Status, digest: str = "d" * 64) -> dict[str, Any]:
     return {"kind": KIND_DECISION, **decision_body(REQUEST, status, "because", 1500), "digest": digest}
 
 
-def fold_all(*bodies: Mapping[str, Any]) -> Mapping[str, Request]:
-    found: Mapping[str, Request] = {}
+def fold_all(*bodies: Mapping[str, Any]) -> Mapping[str, ApprovalRequest]:
+    found: Mapping[str, ApprovalRequest] = {}
     for body in bodies:
         found = fold_requests(found, body)
     return found
@@ -56,7 +56,7 @@ def test_a_decision_on_something_else_is_none() -> None:
 @given(st.sampled_from(sorted(ASKED)), st.none() | st.integers() | st.text() | st.lists(st.integers(), max_size=2))
 def test_damage_is_skipped(field: str, value: object) -> None:
     found = fold_all({**ASKED, field: value})
-    assert all(isinstance(request, Request) for request in found.values())
+    assert all(isinstance(request, ApprovalRequest) for request in found.values())
 
 
 def test_memory_is_bounded_and_what_waits_is_kept() -> None:

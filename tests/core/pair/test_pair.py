@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.pair.pair import PREFIX, TRANSITIONS_MAX, Pair, PairError, Phase, fold, summary
-from spl.core.pair.steps import Configure, Degrade, Event, Recover, decide
+from spl.core.pair.steps import Configure, Degrade, PairEvent, Recover, decide
 from spl.core.record.filter import FILTERS_MAX, OPEN
 from tests.core.pair_kit import LATER, NOW_MS, PATHS, PROPOSAL, bodies, folded
 
 
-def history(*events: Event) -> list[dict[str, Any]]:
+def history(*events: PairEvent) -> list[dict[str, Any]]:
     pair: Pair | None = None
     found = []
     for event in events:

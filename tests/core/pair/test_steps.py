@@ -14,10 +14,10 @@ from spl.core.pair.steps import (
     Audit,
     DropSecrets,
     EndOthers,
-    Event,
     FirstSync,
     KillTokens,
     Mint,
+    PairEvent,
     Resync,
     TellPeer,
     decide,
@@ -25,7 +25,7 @@ from spl.core.pair.steps import (
 from tests.core.pair_kit import EVENTS, NOW_MS, PATHS, bodies, folded
 
 
-def walk(events: tuple[Event, ...]) -> Pair | None:
+def walk(events: tuple[PairEvent, ...]) -> Pair | None:
     pair: Pair | None = None
     for event in events:
         pair, _ = decide(pair, event, NOW_MS)
@@ -33,7 +33,7 @@ def walk(events: tuple[Event, ...]) -> Pair | None:
 
 
 def test_the_events_of_this_test_are_all_there_are() -> None:
-    assert {type(event) for event in EVENTS} == set(Event.__args__)  # type: ignore[attr-defined]
+    assert {type(event) for event in EVENTS} == set(PairEvent.__args__)  # type: ignore[attr-defined]
     assert {type(pair.state).__name__ if (pair := walk(path)) else "none" for path in PATHS.values()} == set(PATHS)
 
 
@@ -57,8 +57,8 @@ def test_decide_is_total(name: str) -> None:
 
 LEGAL = {
     "none": "Begin Ask",
-    "Requested": "Park Grant ManifestChange Revoke End",
-    "Waiting": "Grant ManifestChange Revoke End",
+    "Requested": "Park Agree ManifestChange Revoke End",
+    "Waiting": "Agree ManifestChange Revoke End",
     "Answered": "Confirm ManifestChange Revoke End",
     "Asked": "Approve ManifestChange Revoke End",
     "Approved": "Confirm ManifestChange Revoke End",
@@ -90,11 +90,11 @@ def test_what_a_peer_said_last_is_kept() -> None:
 def test_every_row_of_the_table_has_a_state_that_reaches_it() -> None:
     states = {type(pair.state) if (pair := walk(path)) else type(None) for path in PATHS.values()}
     assert {state for state, _ in STEPS} <= states
-    assert {event for _, event in STEPS} == set(Event.__args__)  # type: ignore[attr-defined]
+    assert {event for _, event in STEPS} == set(PairEvent.__args__)  # type: ignore[attr-defined]
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=25), st.data())
-def test_folding_what_decide_emitted_gives_what_it_returned(events: list[Event], data: st.DataObject) -> None:
+def test_folding_what_decide_emitted_gives_what_it_returned(events: list[PairEvent], data: st.DataObject) -> None:
     """Whatever happens in whatever order, refused or not, the records tell the same pair, duplicates or not."""
     pair: Pair | None = None
     kept: list[dict[str, Any]] = []
@@ -133,7 +133,7 @@ def test_our_token_is_minted_by_the_genesis_and_not_before() -> None:
 
 
 def test_effects_of_the_steps_that_have_some() -> None:
-    def kinds(name: str, event: Event) -> set[type]:
+    def kinds(name: str, event: PairEvent) -> set[type]:
         return {type(effect) for effect in decide(walk(PATHS[name]), event, NOW_MS)[1][2:]}
 
     confirm, pause, resume, revoke, end = EVENTS[5], EVENTS[6], EVENTS[7], EVENTS[16], EVENTS[18]

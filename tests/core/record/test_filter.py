@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.record import filter as filters
-from spl.core.record.filter import OPEN, Filter, facts_of
+from spl.core.record.filter import OPEN, PairFilter, facts_of
 
 LIMITS = Limits()
 RECORD = {"thread": "th_a", "actor": "did:x", "act": "KNOW", "data_type": None, "body": {"kind": "note", "n": 1}}
@@ -25,16 +25,16 @@ def test_the_facts_are_texts_also_where_a_record_has_none() -> None:
 
 
 @pytest.mark.parametrize(("found", "passes"), [
-    (OPEN, True), (Filter(relay=False), True), (Filter(thread_allow=("th_a",)), True),
-    (Filter(thread_allow=("th_b",)), False), (Filter(thread_rule='record.thread == "th_a"'), True),
-    (Filter(thread_rule='record.thread == "th_b"'), False),
-    (Filter(thread_allow=("th_b",), thread_rule='record.kind == "note"'), True),
-    (Filter(thread_allow=("th_a",), thread_rule="false"), True),
-    (Filter(thread_rule="record.nothing == 1"), False), (Filter(thread_rule="record.thread"), False),
-    (Filter(thread_rule="what is this"), False),
-    (Filter(thread_rule='record.namespace == "music" && record.voucher.endsWith("bob")'), True),
+    (OPEN, True), (PairFilter(relay=False), True), (PairFilter(thread_allow=("th_a",)), True),
+    (PairFilter(thread_allow=("th_b",)), False), (PairFilter(thread_rule='record.thread == "th_a"'), True),
+    (PairFilter(thread_rule='record.thread == "th_b"'), False),
+    (PairFilter(thread_allow=("th_b",), thread_rule='record.kind == "note"'), True),
+    (PairFilter(thread_allow=("th_a",), thread_rule="false"), True),
+    (PairFilter(thread_rule="record.nothing == 1"), False), (PairFilter(thread_rule="record.thread"), False),
+    (PairFilter(thread_rule="what is this"), False),
+    (PairFilter(thread_rule='record.namespace == "music" && record.voucher.endsWith("bob")'), True),
 ])  # fmt: skip
-def test_a_record_passes_by_its_thread_or_by_the_rule(found: Filter, passes: bool) -> None:
+def test_a_record_passes_by_its_thread_or_by_the_rule(found: PairFilter, passes: bool) -> None:
     assert found.admits(FACTS, relayed=False) is passes
     assert found.admits(FACTS, relayed=True) is (passes and found.relay)
     assert found.reads_records is bool(found.thread_allow or found.thread_rule)
@@ -43,15 +43,17 @@ def test_a_record_passes_by_its_thread_or_by_the_rule(found: Filter, passes: boo
 def test_a_costly_rule_is_false_and_ends() -> None:
     rule = " || ".join(['record.thread.contains("zz")'] * 100)
     long = {**FACTS, "thread": "y" * 60_000}
-    assert not Filter(thread_rule=rule).admits(long, relayed=False)
+    assert not PairFilter(thread_rule=rule).admits(long, relayed=False)
 
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
-some = st.builds(Filter, st.booleans(), st.lists(texts, max_size=3).map(tuple), st.sampled_from(["", "true", "false"]))
+some = st.builds(
+    PairFilter, st.booleans(), st.lists(texts, max_size=3).map(tuple), st.sampled_from(["", "true", "false"])
+)
 
 
 @given(some, some)
-def test_equal_filters_have_equal_digests_and_others_not(one: Filter, other: Filter) -> None:
+def test_equal_filters_have_equal_digests_and_others_not(one: PairFilter, other: PairFilter) -> None:
     assert (one.digest == other.digest) is (one == other)
     assert (one.digest == "") is (one == OPEN)
     assert len(one.digest) in (0, filters.DIGEST_HEX)

@@ -16,12 +16,12 @@ from spl.core.record.fingerprint import (
     LISTED_MAX,
     RANGES_MAX,
     START_BYTES,
-    Answer,
     Buckets,
     Collector,
+    FingerprintAnswer,
     FingerprintError,
-    Part,
     Question,
+    RangePart,
     Search,
     answer_of,
     question_of,
@@ -37,13 +37,13 @@ class Side:
         self.names, self.buckets = sorted(names), Buckets(key)
         self.buckets.add(names)
 
-    def parts(self, ranges: tuple[str, ...], theirs: tuple[Part, ...] = ()) -> tuple[Part, ...]:
+    def parts(self, ranges: tuple[str, ...], theirs: tuple[RangePart, ...] = ()) -> tuple[RangePart, ...]:
         return tuple(self.part(digits, theirs[at] if theirs else None) for at, digits in enumerate(ranges))
 
-    def part(self, digits: str, like: Part | None) -> Part:
+    def part(self, digits: str, like: RangePart | None) -> RangePart:
         few = len(digits) >= DEPTH or self.buckets.count(digits) <= LISTED_MAX
         if len(digits) < DEPTH and (not few if like is None else bool(like.sums)):
-            return Part(self.buckets.sums(digits))
+            return RangePart(self.buckets.sums(digits))
         found = Collector(self.buckets.key, digits, LISTED_MAX if like is None else 10**6)
         first = bisect_left(self.names, bytes.fromhex(digits.ljust(2 * START_BYTES, "0")))
         last = bisect_right(self.names, bytes.fromhex(digits.ljust(2 * START_BYTES, "f")))
@@ -58,7 +58,7 @@ def search(ours: Side, theirs: Side, found_max: int = 10**6) -> tuple[Search, in
     while ranges := found.next():
         question = Question(KEY, {HELD: ranges})
         body = question.encode()
-        answer = Answer({HELD: theirs.parts(question_of(body).ranges[HELD])}, {}, {}, ()).encode()
+        answer = FingerprintAnswer({HELD: theirs.parts(question_of(body).ranges[HELD])}, {}, {}, ()).encode()
         size += len(body) + len(answer)
         parts = answer_of(answer, question).parts[HELD]
         found.take(ranges, parts, ours.parts(ranges, parts))
@@ -147,7 +147,7 @@ def test_a_peer_whose_sums_never_agree_is_found_out_at_the_last_digit() -> None:
 
     def ask_on() -> None:
         while ranges := found.next():
-            parts = tuple(Part(dice.randbytes(128)) for _ in ranges)
+            parts = tuple(RangePart(dice.randbytes(128)) for _ in ranges)
             found.take(ranges, parts, side.parts(ranges, parts))
 
     with pytest.raises(FingerprintError, match="a single name") as caught:
@@ -163,7 +163,7 @@ def test_no_peer_is_asked_for_ever() -> None:
         while ranges := found.next():
             asked.extend(ranges)
             shallow = tuple(digits[:20] for digits in ranges)
-            found.take(shallow, (Part(b"\x01" * 128),) * len(ranges), (Part(bytes(128)),) * len(ranges))
+            found.take(shallow, (RangePart(b"\x01" * 128),) * len(ranges), (RangePart(bytes(128)),) * len(ranges))
 
     with pytest.raises(FingerprintError, match="for ever"):
         ask_on()
@@ -202,21 +202,23 @@ def test_a_malformed_answer_is_refused(body: bytes) -> None:
     question, found = Question(KEY, {HELD: ("",)}), Search(10)
     ranges = found.next()
     with pytest.raises(FingerprintError) as caught:
-        found.take(ranges, answer_of(body, question).parts[HELD], (Part(),))
+        found.take(ranges, answer_of(body, question).parts[HELD], (RangePart(),))
     assert caught.value.code == "answer-malformed"
 
 
 def test_names_outside_the_range_asked_for_are_refused() -> None:
     found = Search(10)
     with pytest.raises(FingerprintError, match="outside"):
-        found.take(("ff",), (Part(names=(bytes(START_BYTES),)),), (Part(),))
+        found.take(("ff",), (RangePart(names=(bytes(START_BYTES),)),), (RangePart(),))
 
 
 def test_an_answer_keeps_to_the_question() -> None:
     id_ = "ab" * 32
     question = Question(KEY, names={HELD: (id_[:32],)}, have={id_: "00"})
-    whole = Answer({}, {}, {HELD: {id_[:32]: (id_, "default")}}, (id_,))
-    assert answer_of(whole.encode(), question) == Answer({}, {}, {HELD: {id_[:32]: (id_, "default")}}, (id_,))
+    whole = FingerprintAnswer({}, {}, {HELD: {id_[:32]: (id_, "default")}}, (id_,))
+    assert answer_of(whole.encode(), question) == FingerprintAnswer(
+        {}, {}, {HELD: {id_[:32]: (id_, "default")}}, (id_,)
+    )
     for other in (Question(KEY, have={id_: "00"}, names={HELD: ("cd" * 16,)}),):
         with pytest.raises(FingerprintError):
             answer_of(whole.encode(), other)

@@ -11,7 +11,7 @@ from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import record, snapshot
 from spl.core.record.record import Envelope, Sig
-from spl.core.record.snapshot import Header
+from spl.core.record.snapshot import SnapshotHeader
 
 LIMITS = Limits()
 EMPTY = hashlib.sha256().hexdigest()
@@ -28,7 +28,7 @@ def an_envelope(n: int) -> Envelope:
 
 @given(st.text(max_size=20), st.text(max_size=20).filter(lambda text: text.isprintable()), st.integers(0, 10**9))
 def test_a_header_reads_back(instance: str, thread: str, count: int) -> None:
-    header = Header(instance.encode(errors="replace").decode(), thread, count, EMPTY)
+    header = SnapshotHeader(instance.encode(errors="replace").decode(), thread, count, EMPTY)
     raw = header.encode()
     assert raw.endswith(b"}\n")
     assert raw.count(b"\n") == 1
@@ -39,13 +39,13 @@ def test_a_header_reads_back(instance: str, thread: str, count: int) -> None:
     "raw",
     [
         b"", b"{}", b"[]", b"{", b"\xff",
-        Header("", "", 0, EMPTY).encode()[:-2],
-        Header("", "", 0, EMPTY).encode().replace(b"-v1", b"-v9"),
-        Header("", "", 0, EMPTY).encode().replace(b":0,", b":-1,"),
-        Header("", "", 0, EMPTY).encode().replace(b":0,", b":true,"),
-        Header("", "", 0, "abc").encode(),
-        Header("", "", 0, EMPTY).encode().replace(b"null", b"7", 1),
-        Header("", "", 0, EMPTY).encode().replace(b"{", b'{"more":1,'),
+        SnapshotHeader("", "", 0, EMPTY).encode()[:-2],
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b"-v1", b"-v9"),
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b":0,", b":-1,"),
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b":0,", b":true,"),
+        SnapshotHeader("", "", 0, "abc").encode(),
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b"null", b"7", 1),
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b"{", b'{"more":1,'),
     ],
 )  # fmt: skip
 def test_what_is_no_header_is_refused(raw: bytes) -> None:
@@ -71,7 +71,7 @@ def test_a_line_without_end_is_refused() -> None:
 
 def test_records_are_read_with_their_ids_checked() -> None:
     made = [an_envelope(n) for n in range(3)]
-    text = Header("did:x", "th", 3, EMPTY).encode() + b"".join(one.raw + b"\n" for one in made)
+    text = SnapshotHeader("did:x", "th", 3, EMPTY).encode() + b"".join(one.raw + b"\n" for one in made)
     assert [one.raw for one in snapshot.records([text], LIMITS)] == [one.raw for one in made]
     for bad in (text[:-9], text.replace(b'"n":1', b'"n":7'), text + made[0].raw, text.rpartition(b"{")[0]):
         with pytest.raises(SplError) as caught:
