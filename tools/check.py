@@ -27,8 +27,7 @@ BOUNDARIES: Final = {
     "spl/net/connection.py": 1,
     "spl/daemon.py": 1,
     "spl/pairing/service.py": 1,
-    "spl/sync/push.py": 1,
-    "spl/sync/schedule.py": 1,
+    "spl/sync/supervise.py": 1,
 }
 """File -> how many `except Exception` it may hold: the connection boundary and the task boundary."""
 

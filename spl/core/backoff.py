@@ -10,6 +10,11 @@ from typing import Final
 _DOUBLINGS_MAX: Final = 60
 
 
+def unit_of(data: bytes) -> float:
+    """Return random bytes as a number, 0 ≤ unit < 1; four bytes are enough to spread retries."""
+    return float(int.from_bytes(data) / 2.0 ** (8 * len(data)))
+
+
 def full_jitter_s(attempt: int, base_s: float, cap_s: float, unit: float) -> float:
     """Return the seconds to wait before retry number `attempt` (1 is the first): unit × min(cap, base × 2^(attempt-1)).
 

@@ -15,10 +15,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 from ..core import consent, when
-from ..core.backoff import full_jitter_s
+from ..core.backoff import full_jitter_s, unit_of
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import CHAIN_UNKNOWN, Verdict, claimed_id
@@ -31,6 +32,7 @@ from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Commit
 from .reach import Reaches
+from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -131,7 +133,7 @@ class Push:
         self._pool = ThreadPoolExecutor(1, "spl-push")
         self._lines: dict[str, _Line] = {}
         self._due: set[str] = set()
-        self._changed = asyncio.Event()
+        self._tasks = Supervisor("push", self, random_bytes=random_bytes, backoff_max_s=limits.poll_backoff_max_s)
         reaches.listen(self._reached)
 
     def close(self) -> None:
@@ -369,26 +371,22 @@ class Push:
             if commit.namespaces or turned:
                 loop.call_soon_threadsafe(self._committed, commit.namespaces, turned)
 
-        async def watch_stop() -> None:
-            await stop.wait()
-            self._changed.set()
-
         silence = self.writer.listen(heard)
-        tasks: dict[str, asyncio.Task[None]] = {}
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(watch_stop())
-                while not stop.is_set():
-                    self._changed.clear()
-                    tasks = {pair_id: task for pair_id, task in tasks.items() if not task.done()}
-                    for pair_id in self._due - tasks.keys():
-                        self._due.discard(pair_id)
-                        tasks[pair_id] = group.create_task(self._guard(pair_id), name=f"push {pair_id}")
-                    await self._changed.wait()
-                for task in tasks.values():
-                    task.cancel()
+            await self._tasks.run(stop)
         finally:
             silence()
+
+    async def arrange(self) -> None:
+        """Run a task for each pair that a push is due to."""
+        for pair_id in self._due - self._tasks.running:
+            self._due.discard(pair_id)
+            self._tasks.start(pair_id, partial(self._deliver, pair_id))
+
+    def crashed(self, name: str, count: int) -> None:
+        """Show a fault of our own as the push's last error."""
+        at = when.text_of(self._now_ms())
+        self._line(name).last_error = {"code": "internal", "message": "the pair's task died", "at": at}
 
     def _reached(self, pair_id: str) -> None:
         """Take note that a peer that needs our push can be dialled; an open stream tells so at each event."""
@@ -401,7 +399,7 @@ class Push:
         """Let the pair be pushed soon."""
         self._due.add(pair_id)
         self._line(pair_id).kick.set()
-        self._changed.set()
+        self._tasks.kick()
 
     def _committed(self, namespaces: frozenset[str], turned: bool) -> None:
         """Push what a commit brought; `turned`: it says what pairs share, so more may have come into their scope."""
@@ -409,7 +407,7 @@ class Push:
             if pair.mode == "continuous" and self._may(pair_id) and (turned or namespaces & self._out.shares(pair_id)):
                 self._call(pair_id)
 
-    async def _guard(self, pair_id: str) -> None:
+    async def _deliver(self, pair_id: str) -> None:
         """Push until it succeeds or makes no sense; failures back off with full jitter, and contact ends the wait."""
         line, attempt = self._line(pair_id), 0
         try:
@@ -425,15 +423,14 @@ class Push:
                     log.warning(**event("push.failed", pair=pair_id, code=exc.code, attempt=attempt))
                     if exc.code in FINAL_CODES:
                         return
-                    unit = int.from_bytes(self._random_bytes(4)) / 2**32
-                    await _wait(line.kick, full_jitter_s(attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, unit))
+                    unit = unit_of(self._random_bytes(4))
+                    await wait(line.kick, full_jitter_s(attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, unit))
                 else:
                     line.beat = False
                     return
-        except Exception:
-            log.exception(**event("push.task_died", pair=pair_id))
         finally:
-            self._changed.set()
+            # What became due meanwhile needs a task of its own.
+            self._tasks.kick()
 
     def _is_quiet(self, pair_id: str, line: _Line) -> bool:
         """Tell whether a push without records may be left out: in continuous mode, unless the last one is long ago."""
@@ -464,12 +461,3 @@ def _cursor(value: object) -> str:
     if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX:
         raise PushError("answer-malformed", "the answer to a push names no cursor")
     return value
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set or after so many seconds, whichever is first."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

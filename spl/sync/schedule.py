@@ -10,10 +10,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 from ..core import consent, when
-from ..core.backoff import full_jitter_s, spread_s
+from ..core.backoff import full_jitter_s, spread_s, unit_of
 from ..core.consent import Inbound
 from ..core.errors import SplError
 from ..core.event import event
@@ -31,6 +32,7 @@ from .follow import Flow, Follower, ReverseStream
 from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, PeerClient, SyncError
 from .pull import RECORDS, Ask, Progress, Puller
 from .reach import Reaches
+from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -129,7 +131,7 @@ class Sync:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._lines: dict[str, _Line] = {}
-        self._changed = asyncio.Event()
+        self._tasks = Supervisor("sync", self, random_bytes=random_bytes, backoff_max_s=limits.poll_backoff_max_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keep one task for each pair that may sync, until `stop`; pauses and revocations end theirs at once."""
@@ -139,21 +141,9 @@ class Sync:
             if not commit.threads.isdisjoint(_TURNS):
                 loop.call_soon_threadsafe(self._rouse)
 
-        async def watch_stop() -> None:
-            await stop.wait()
-            self._changed.set()
-
         silence = self.writer.listen(heard)
-        tasks: dict[str, asyncio.Task[None]] = {}
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(watch_stop())
-                while not stop.is_set():
-                    self._changed.clear()
-                    self._arrange(group, tasks)
-                    await self._changed.wait()
-                for task in tasks.values():
-                    task.cancel()
+            await self._tasks.run(stop)
         finally:
             silence()
 
@@ -273,32 +263,22 @@ class Sync:
     # -- one task a pair
 
     def _rouse(self) -> None:
-        self._changed.set()
+        self._tasks.kick()
         for line in self._lines.values():
             line.kick.set()
 
-    def _arrange(self, group: asyncio.TaskGroup, tasks: dict[str, "asyncio.Task[None]"]) -> None:
+    async def arrange(self) -> None:
+        """Run a task for each pair that may sync, and for no other."""
         wanted = {pair_id for pair_id, pair in self.writer.views.pairs.items() if pair.sync_allowed}
-        for pair_id in tasks.keys() - wanted:
-            tasks.pop(pair_id).cancel()
+        self._tasks.cancel_except(wanted)
         for pair_id in wanted:
-            if pair_id not in tasks or tasks[pair_id].done():
-                tasks[pair_id] = group.create_task(self._guard(pair_id), name=f"sync {pair_id}")
+            self._tasks.start(pair_id, partial(self._follow, pair_id))
 
-    async def _guard(self, pair_id: str) -> None:
-        """Follow one pair; a fault of our own there is logged and ends neither the others nor this one."""
-        crashes = 0
-        while True:
-            try:
-                await self._follow(pair_id)
-                return
-            except Exception:
-                crashes += 1
-                line, at = self._line(pair_id), when.text_of(self._now_ms())
-                line.crashes, line.attempt = crashes, line.attempt + 1
-                line.last_error = {"class": _LOCAL, "code": "internal", "message": "the pair's task died", "at": at}
-                log.error(**event("sync.task_died", pair=pair_id, crashes=crashes), exc_info=True)
-            await asyncio.sleep(full_jitter_s(crashes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, self._unit()))
+    def crashed(self, name: str, count: int) -> None:
+        """Show a fault of our own as the pair's last error."""
+        line, at = self._line(name), when.text_of(self._now_ms())
+        line.crashes, line.attempt = count, line.attempt + 1
+        line.last_error = {"class": _LOCAL, "code": "internal", "message": "the pair's task died", "at": at}
 
     async def _follow(self, pair_id: str) -> None:
         line = self._line(pair_id)
@@ -310,7 +290,7 @@ class Sync:
                 line.mode = pair.mode
             wait_s = self._wait_s(pair, line)
             if wait_s is None or wait_s > 0:
-                await _wait(line.kick, wait_s)
+                await wait(line.kick, wait_s)
                 continue
             try:
                 await (self._stay(pair, line) if pair.mode == CONTINUOUS else self.pull(pair_id))
@@ -338,7 +318,7 @@ class Sync:
         return self._lines.setdefault(pair_id, _Line())
 
     def _unit(self) -> float:
-        return int.from_bytes(self._random_bytes(4)) / 2**32
+        return unit_of(self._random_bytes(4))
 
     def _note_peak(self, line: _Line, now_ms: int) -> None:
         queue = line.progress.queue
@@ -482,12 +462,3 @@ class Sync:
             fresh += await self._puller.retry_refused(pair, progress)
             line.inlets = inlets
         return fresh
-
-
-async def _wait(kick: asyncio.Event, seconds: float | None) -> None:
-    """Return when kicked or after so many seconds, whichever is first."""
-    try:
-        async with asyncio.timeout(seconds):
-            await kick.wait()
-    except TimeoutError:
-        return

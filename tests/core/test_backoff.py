@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.backoff import TokenBucket, full_jitter_s, spread_s
+from spl.core.backoff import TokenBucket, full_jitter_s, spread_s, unit_of
 
 UNITS = st.floats(0, 1, exclude_max=True)
 
@@ -17,6 +17,12 @@ def test_delay_is_bounded(attempt: int, base: float, cap: float, unit: float) ->
 
 def test_ceiling_doubles_up_to_the_cap() -> None:
     assert [full_jitter_s(n, 0.5, 30, 1.0) for n in (1, 2, 3, 7, 8)] == [0.5, 1, 2, 30, 30]
+
+
+@given(data=st.binary(min_size=1, max_size=4))
+def test_random_bytes_are_a_number_below_one(data: bytes) -> None:
+    assert 0 <= unit_of(data) < 1
+    assert unit_of(b"\x80\0\0\0") == 0.5
 
 
 @given(interval=st.floats(1, 1000), unit=UNITS)

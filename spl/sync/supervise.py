@@ -1,0 +1,159 @@
+"""Long-lived tasks: one per name while it is wanted, restarted with backoff after a crash, all ended at the stop.
+
+An owner (sync, push, pairing) holds one Supervisor.  Its `arrange` compares what should run with what runs, and is
+called at the start, after each `kick`, and after as many seconds as it asked for.
+
+No error crosses a task group here.  The group of Python 3.11 swallows a cancellation that arrives while the group ends
+by an error, and a task that missed its cancellation at SIGTERM kept the daemon alive for ever.  So `run_together` takes
+expected errors out of its tasks and raises them after the group, and the supervisor repeats the cancellation at the
+stop until every task has ended.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Set
+from typing import Final, Protocol, TypeVar
+
+from ..core.backoff import full_jitter_s, unit_of
+from ..core.errors import SplError
+from ..core.event import event
+
+log = logging.getLogger("spl.federation")
+
+BACKOFF_BASE_S: Final = 1.0
+CANCEL_AGAIN_S: Final = 0.5
+
+_T = TypeVar("_T")
+Job = Callable[[], Awaitable[object]]
+
+
+class Owner(Protocol):
+    """The service whose tasks are supervised."""
+
+    async def arrange(self) -> float | None:
+        """Start and cancel tasks; return the seconds until the next call, None to wait for a kick."""
+
+    def crashed(self, name: str, count: int) -> None:
+        """Record that the task failed for a fault of our own, `count` times in a row."""
+
+
+class Supervisor:
+    """The tasks of one owner; `family` begins their names and the names of their log lines."""
+
+    def __init__(
+        self, family: str, owner: Owner, *, random_bytes: Callable[[int], bytes], backoff_max_s: float
+    ) -> None:
+        self._family = family
+        self._owner = owner
+        self._random_bytes = random_bytes
+        self._backoff_max_s = backoff_max_s
+        self._changed = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: list[asyncio.Task[None]] = []
+        """Cancelled tasks; one that misses its cancellation is cancelled again at the stop."""
+        self._group: asyncio.TaskGroup | None = None
+
+    @property
+    def running(self) -> Set[str]:
+        """The names of the tasks that have not ended."""
+        return {name for name, task in self._tasks.items() if not task.done()}
+
+    def kick(self) -> None:
+        """Have the owner arrange its tasks soon; for the event loop's thread."""
+        self._changed.set()
+
+    def start(self, name: str, job: Job, *, restart: bool = True) -> None:
+        """Run the job under this name unless one of that name runs; without `restart` a crash ends it.
+
+        A job that returns is not run again until it is started again.  Call it from `arrange`.
+        """
+        assert self._group is not None
+        if name not in self.running:
+            guarded = self._guard(name, job, restart)
+            self._tasks[name] = self._group.create_task(guarded, name=f"{self._family} {name}")
+
+    def cancel_except(self, wanted: Set[str]) -> None:
+        """Cancel the tasks of other names."""
+        for name in self._tasks.keys() - wanted:
+            task = self._tasks.pop(name)
+            task.cancel()
+            self._ending.append(task)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keep the owner's tasks until `stop`, then cancel them and return when they have ended."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._kick_at(stop))
+            while not stop.is_set():
+                self._changed.clear()
+                self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
+                self._ending = [task for task in self._ending if not task.done()]
+                seconds = await self._owner.arrange()
+                if not stop.is_set():
+                    await wait(self._changed, seconds)
+            while tasks := [task for task in (*self._tasks.values(), *self._ending) if not task.done()]:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)
+
+    async def _kick_at(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self.kick()
+
+    async def _guard(self, name: str, job: Job, restart: bool) -> None:
+        """Run one job; the task boundary: its crash is logged and ends no other task."""
+        loop, crashes = asyncio.get_running_loop(), 0
+        while True:
+            started_s = loop.time()
+            try:
+                await job()
+                return
+            except Exception:
+                # A run that outlasted the longest delay counts as sound: the next crash is the first of its row.
+                crashes = 1 if loop.time() > started_s + self._backoff_max_s else crashes + 1
+                log.exception(**event(f"{self._family}.task_died", pair=name, crashes=crashes))
+                self._owner.crashed(name, crashes)
+            if not restart:
+                return
+            unit = unit_of(self._random_bytes(4))
+            await asyncio.sleep(full_jitter_s(crashes, BACKOFF_BASE_S, self._backoff_max_s, unit))
+
+
+async def wait(changed: asyncio.Event, seconds: float | None) -> None:
+    """Return when the event is set or after `seconds` (None: no limit), whichever is first."""
+    try:
+        async with asyncio.timeout(None if seconds is None else max(0.0, seconds)):
+            await changed.wait()
+    except TimeoutError:
+        return
+
+
+async def run_together(main: Awaitable[_T], *helpers: Awaitable[object]) -> _T:
+    """Return the result of `main`, with the helpers running beside it until it ends.
+
+    The first SplError of any of them ends all and is raised.  A helper may end before `main`.
+    """
+    failed: list[SplError] = []
+    tasks: list[asyncio.Task[None]] = []
+    results: list[_T] = []
+
+    async def lead() -> None:
+        results.append(await main)
+
+    async def step(part: Awaitable[object]) -> None:
+        try:
+            await part
+        except SplError as exc:
+            failed.append(exc)
+            tasks[0].cancel()
+
+    async with asyncio.TaskGroup() as group:
+        tasks += [group.create_task(step(part)) for part in (lead(), *helpers)]
+        await asyncio.wait(tasks[:1])
+        for task in tasks[1:]:
+            task.cancel()
+    if failed:
+        raise failed[0]
+    if not results:
+        raise asyncio.CancelledError  # something that `main` waited for was cancelled
+    return results[0]

@@ -1,0 +1,184 @@
+"""One task per name while it is wanted: crashes are bounded, and a stop ends every task."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.net.address import ReachError
+from spl.sync.supervise import Supervisor, run_together, wait
+
+
+class Owner:
+    """Wants the jobs in `jobs`."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.crashes: list[tuple[str, int]] = []
+        self.arranged = asyncio.Event()
+        self.restart = True
+        self.tasks = Supervisor("test", self, random_bytes=lambda size: bytes(size), backoff_max_s=0.0)
+
+    async def arrange(self) -> float | None:
+        self.tasks.cancel_except(self.jobs.keys())
+        for name, job in self.jobs.items():
+            self.tasks.start(name, job, restart=self.restart)
+        self.arranged.set()
+        return None
+
+    def crashed(self, name: str, count: int) -> None:
+        self.crashes.append((name, count))
+
+
+@asynccontextmanager
+async def running(owner: Owner) -> AsyncIterator[None]:
+    """Run the owner's tasks; they must have ended within 10 s after the block."""
+    stop = asyncio.Event()
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(owner.tasks.run(stop))
+        await owner.arranged.wait()
+        yield
+        stop.set()
+    assert owner.tasks.running == set()
+
+
+async def test_a_job_runs_once_while_it_is_wanted() -> None:
+    owner, runs, ended = Owner(), asyncio.Queue[str](), asyncio.Event()
+
+    async def job(name: str) -> None:
+        runs.put_nowait(name)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    owner.jobs = {"a": partial(job, "a")}
+    async with running(owner):
+        assert await runs.get() == "a"
+        owner.jobs["b"] = partial(job, "b")
+        owner.tasks.kick()
+        assert await runs.get() == "b"
+        assert owner.tasks.running == {"a", "b"}
+        del owner.jobs["a"]
+        owner.tasks.kick()
+        await ended.wait()
+        assert runs.empty()
+
+
+async def test_a_crash_is_counted_and_the_job_runs_again() -> None:
+    owner, sound = Owner(), asyncio.Event()
+
+    async def job() -> None:
+        if len(owner.crashes) < 3:
+            raise ZeroDivisionError
+        sound.set()
+        await asyncio.Event().wait()
+
+    owner.jobs = {"a": job}
+    async with running(owner):
+        await sound.wait()
+    assert [name for name, _ in owner.crashes] == ["a"] * 3
+
+
+async def test_without_restart_a_crash_ends_the_job_and_no_other() -> None:
+    owner, others = Owner(), asyncio.Event()
+    owner.restart = False
+
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    async def sound() -> None:
+        while not owner.crashes:
+            await asyncio.sleep(0)
+        others.set()
+
+    owner.jobs = {"broken": broken, "sound": sound}
+    async with running(owner):
+        await others.wait()
+    assert owner.crashes == [("broken", 1)]
+
+
+async def test_the_stop_ends_a_task_that_misses_its_first_cancellation() -> None:
+    """As one does whose task group is just ending by an error, in Python 3.11."""
+    owner, missed = Owner(), list[int]()
+
+    async def deaf() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            missed.append(1)
+        await asyncio.Event().wait()
+
+    owner.jobs = {"deaf": deaf}
+    async with running(owner):
+        pass
+    assert missed == [1]
+
+
+async def test_a_wait_ends_by_its_event_or_its_seconds() -> None:
+    changed = asyncio.Event()
+    await wait(changed, 0)
+    await wait(changed, -1.0)
+    changed.set()
+    await wait(changed, None)
+
+
+async def test_the_result_of_the_main_part_ends_its_helpers() -> None:
+    ended = list[str]()
+
+    async def helper() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("helper")
+
+    async def main() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    assert await run_together(main(), helper()) == 7
+    assert ended == ["helper"]
+
+
+@pytest.mark.parametrize("in_main", [True, False])
+async def test_the_first_error_ends_all_and_is_raised_as_it_is(in_main: bool) -> None:
+    async def fail() -> None:
+        raise ReachError("connect", "no way")
+
+    parts = [fail(), asyncio.Event().wait()]
+    with pytest.raises(SplError) as caught:
+        await run_together(*(parts if in_main else reversed(parts)))
+    assert caught.value.code == "connect"
+
+
+async def test_a_cancellation_is_not_lost_while_the_parts_end_by_an_error() -> None:
+    """The main part fails and its helper takes a moment to end; the stop comes in that moment."""
+    ending, go = asyncio.Event(), asyncio.Event()
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ReachError("connect", "no way")
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await go.wait()
+
+    async def life() -> None:
+        try:
+            await run_together(fail(), slow())
+        except SplError:
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        task = group.create_task(life())
+        await ending.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        go.set()
+    assert task.cancelled()
