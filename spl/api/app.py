@@ -52,7 +52,7 @@ class Api:
         self.services = services
         self.local = local
         self.table = RouteTable(ROUTES)
-        self._names = services.settings.now, _hosts(services.settings.now)
+        self._names = services.settings.now, _hosts(services.settings.now, services.url)
 
     def match(self, head: RequestHead) -> Match:
         """Return the route of a request whose body is not yet read; refuse early what needs no body to be refused."""
@@ -65,9 +65,9 @@ class Api:
 
     def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
         """Return the handler's answer once the principal holds the route's scope and no permission rule refuses it."""
-        scope = match.route.scope
+        scope, also = match.route.scope, match.route.also
         principal = self.services.auth.principal(request, request.body)
-        self.services.auth.require(principal, scope)
+        self.services.auth.require(principal, scope, *also)
         if scope != ANYONE:
             answers.check(self.services, resource_of(match.route), request, principal)
         answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
@@ -89,18 +89,18 @@ class Api:
     def _check_browser(self, method: str, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
         if not _is_ours(host, self._hosts()):
-            raise SplError("host-refused", f"Host {host[:80]!r} is none of this daemon's names")
+            raise SplError("host-refused", f"Host {host[:80]!r} is not a name of this daemon")
         origin = headers.get("origin")
         if method in READING or origin is None:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if _authority(origin) != host.lower():
             raise SplError("origin-refused", f"Origin {origin[:80]!r} is foreign")
 
     def _hosts(self) -> frozenset[str]:
-        """Return our names, reckoned anew when the configuration was read again."""
+        """Return our names; computed again after a reload of the configuration."""
         config = self.services.settings.now
         if self._names[0] is not config:
-            self._names = config, _hosts(config)
+            self._names = config, _hosts(config, self.services.url)
         return self._names[1]
 
     def _readable_by(self, method: str, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -116,13 +116,24 @@ async def _readable(answer: Response | Awaitable[Response], headers: tuple[tuple
     return replace(found, headers=(*found.headers, *headers))
 
 
-def _hosts(config: Config) -> frozenset[str]:
-    named = (urlsplit(config.public_url).hostname or "",) if config.public_url else ()
-    return frozenset({*LOCAL_NAMES, *(name.lower() for name in (*config.http_allowed_hosts, *named))})
+def _hosts(config: Config, url: str) -> frozenset[str]:
+    """Return our names; `url` is the one in our manifest, which without a public_url has the name of this machine."""
+    own = (urlsplit(url).hostname or "").lower()
+    # A name without a dot is also asked for in the domain of multicast DNS, as laptops on one network do.
+    here = (own, f"{own}.local") if own and "." not in own else (own,)
+    return frozenset({*LOCAL_NAMES, *here, *map(str.lower, config.http_allowed_hosts)}) - {""}
+
+
+def _authority(origin: str) -> str:
+    """Return host and port of an Origin header; "" for `null` and for what is no origin at all."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as "http://["
+        return ""
 
 
 def _is_ours(host: str, names: frozenset[str]) -> bool:
-    """Tell whether a Host header names us: a known name, or an IP literal (which no DNS answer can forge)."""
+    """Return whether a Host header names us: a known name, or an IP literal (which no DNS answer can forge)."""
     name = host.lower()
     if name.startswith("["):
         name = name[1:].partition("]")[0]

@@ -405,6 +405,7 @@ class Connection(asyncio.Protocol):
         lines = [status_line(status), "date: " + self.shared.date()]
         if status not in (204, 304):
             lines.append("content-type: " + response.content_type)
+            lines.append("x-content-type-options: nosniff")
             if length is not None:
                 lines.append(f"content-length: {length}")
             elif self.head is not None and self.head.minor == 1:

@@ -75,6 +75,8 @@ class Route:
     handler: Callable[..., Any]
     scope: str
     body_bytes: int = 0
+    also: tuple[str, ...] = ()
+    """Further scopes, any one of which opens the route too."""
     streams: bool = False
     """The answer streams or waits long: the handler is cancelled as soon as the client is gone."""
     media: tuple[str, ...] = (JSON,)

@@ -83,3 +83,9 @@ async def test_unknown_paths_and_methods(served: Served) -> None:
 
 async def test_a_token_in_the_query_is_refused(served: Served) -> None:
     assert await served.refused("GET", f"/v1/threads?token={served.token}") == (400, "TOKEN_IN_QUERY")
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://", "]["])
+async def test_an_origin_that_is_none_is_foreign(served: Served, origin: str) -> None:
+    found = await served.refused("POST", "/v1/records", {}, headers=(("origin", origin),))
+    assert found == (403, "ORIGIN_REFUSED")

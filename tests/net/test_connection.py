@@ -50,6 +50,7 @@ async def test_an_answer_has_date_type_and_length(serve) -> None:
     assert headers == {
         "date": "Mon, 24 Nov 2025 16:00:00 GMT",
         "content-type": "application/json",
+        "x-content-type-options": "nosniff",
         "content-length": str(len(body)),
         "connection": "close",
     }
