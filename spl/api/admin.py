@@ -128,21 +128,33 @@ def tokens_list(request: Request, principal: Principal, services: Services) -> R
 async def tokens_mint(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/tokens {scopes, ttl_ms?, namespaces?, label?}: the plaintext is in this answer and nowhere else."""
     fields = members(request, {"scopes": list, "ttl_ms": int, "namespaces": list, "label": str, "pair": str})
-    token, text = newtoken_of(services, fields)
-    await asyncio.wrap_future(services.writer.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]))
+    token, text = _new_token(services, fields)
+    items = [Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))]
+    if token.pair_id:
+        # A token that the operator mints for a pair is the word that its peer may renew again.
+        items.append(Own(THREAD_TOKENS, bearer.KIND_READMIT, {"pair_id": token.pair_id}))
+    await asyncio.wrap_future(services.writer.submit(items))
     return json_response({**token_facts(token, services.now_ms()), "token": text}, 201)
 
 
 async def tokens_revoke(request: Request, principal: Principal, services: Services) -> Response:
-    """DELETE /v1/tokens/{id}: the token stops working before the answer is sent; a unique prefix will do."""
-    token = token_of(services, request.params["id"])
-    if not token.revoked:
-        body = {"token_id": token.token_id}
-        await asyncio.wrap_future(services.writer.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]))
-    return json_response({**token_facts(replace(token, revoked=True), services.now_ms()), "already": token.revoked})
+    """DELETE /v1/tokens/{id}: revoke a token, or all of a service account `sa_…`; a unique prefix of a token will do.
+
+    They stop working before the answer is sent, which shows the newest and lists all.  The peer of a pair gets no other
+    token by asking until our operator rotates the pair's tokens, resumes it, or mints it one.
+    """
+    ref = request.params["id"]
+    tokens = [token for token in services.views.tokens.values() if token.sa_id == ref] or [token_of(services, ref)]
+    already = all(token.revoked and (token.barred or not token.pair_id) for token in tokens)
+    if not already:
+        name = {"sa_id": ref} if tokens[0].sa_id == ref else {"token_id": tokens[0].token_id}
+        own = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {**name, "barred": True})
+        await asyncio.wrap_future(services.writer.submit([own]))
+    facts = token_facts(replace(tokens[-1], revoked=True), services.now_ms())
+    return json_response({**facts, "already": already, "revoked": [token.token_id for token in tokens]})
 
 
-def newtoken_of(services: Services, fields: dict[str, object]) -> tuple[bearer.Token, str]:
+def _new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.Token, str]:
     """Return a token and its plaintext from the request's fields; raise "bad-field"."""
     scopes = bearer.check_scopes(texts(fields.get("scopes"), "scopes"))
     names = texts(fields.get("namespaces", []), "namespaces")
@@ -152,8 +164,10 @@ def newtoken_of(services: Services, fields: dict[str, object]) -> tuple[bearer.T
     if fields.get("pair"):
         pair = services.pairing.resolve(str(fields["pair"]))
         pair_id, peer_did, names = pair.pair_id, pair.peer_did, pair.namespaces
-    if not names and scopes <= {"federation:manage", *bearer.FEDERATION} and not pair_id:
+    elif not names and scopes <= bearer.FEDERATION:
         names = (namespace.DEFAULT,)
+    else:
+        bearer.check_bound(scopes, names)
     ttl_ms = fields.get("ttl_ms", int(services.limits.token_ttl_s * 1000))
     if not isinstance(ttl_ms, int) or not 0 < ttl_ms <= 10 * 365 * 86_400_000:
         raise field_error("ttl_ms", "must be from 1 ms to 10 years")
@@ -188,7 +202,7 @@ def settings(request: Request, principal: Principal, services: Services) -> Resp
 
 
 def token_of(services: Services, ref: str) -> bearer.Token:
-    """Return the token by id, unique prefix of one, or service account; raise "not-found" or "ambiguous"."""
+    """Return the token by id, unique prefix of one, or service account with one; raise "not-found", "ambiguous"."""
     found = [token for token in services.views.tokens.values() if token.token_id.startswith(ref) or token.sa_id == ref]
     if len(found) != 1:
         raise SplError("ambiguous" if found else "not-found", f"{len(found) or 'no'} tokens fit {ref[:40]!r}")

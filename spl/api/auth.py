@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from ..core import when
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.identity.bearer import ADMIN, PROOF_HEADER, Token
@@ -60,7 +61,7 @@ class Principal:
     """Why the credential of an ANONYMOUS one does not hold; None when it sent none."""
 
     def reaches(self, namespace: str) -> bool:
-        """Tell whether it may read and write in this namespace, named exactly: `org` does not include `org/x`."""
+        """Return whether it may read and write in this namespace, named exactly: `org` does not include `org/x`."""
         return namespace in self.namespaces or (not self.namespaces and self.kind != Kind.PEER)
 
 
@@ -75,9 +76,9 @@ class _Proofs:
 class Auth:
     """Recognises principals.  Used on the event loop only, so the memory of proofs needs no lock.
 
-    That memory ends with the process: what a proof captured just before a restart could still do within its five
-    minutes is repeat its own request, bearer included.  Refusing all older proofs after a start would instead
-    degrade every pair whose clock runs behind.
+    That memory ends with the process, so every proof issued before the process began is refused: a request captured
+    then works never again.  The refusal is "proof-time" with our time, by which a peer whose clock is behind signs
+    again.  Keeping the nonces on disk instead would cost a disk sync for each request of a peer.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Auth:
     ) -> None:
         self._views, self._vault, self._limits, self._now_ms = views, vault, limits, now_ms
         self._insecure, self._settings = insecure, settings
+        self._began_ms = now_ms()
         self._proofs: dict[str, _Proofs] = {}
         self._known: tuple[Mapping[str, Token], dict[str, Token]] = ({}, {})
 
@@ -112,7 +114,7 @@ class Auth:
             return Principal(Kind.ANONYMOUS, address=request.peer, refusal=exc)
 
     def check_presented(self, headers: Mapping[str, str]) -> None:
-        """Return when the head of a TCP request carries a credential worth reading a body for; uses no proof up.
+        """Raise unless the head of a TCP request carries a live bearer, so that its body is read; consumes no proof.
 
         Raises AuthError "auth-required", "auth-invalid".
         """
@@ -123,10 +125,10 @@ class Auth:
             raise AuthError("auth-required")
         self._token(text)
 
-    def require(self, principal: Principal, scope: str, namespace: str = "") -> None:
-        """Return when the principal holds the scope and reaches the namespace, where one is named.
+    def require(self, principal: Principal, scope: str, *others: str) -> None:
+        """Raise unless the principal holds the scope or one of the others.
 
-        Raises AuthError "auth-required" for nobody, "auth-invalid" for a credential that does not hold,
+        Raises AuthError "auth-required" without a credential, "auth-invalid" for one that does not hold,
         "scope-forbidden" for one that holds too little.
         """
         if scope == ANYONE:
@@ -135,10 +137,13 @@ class Auth:
             raise principal.refusal
         if principal.kind == Kind.ANONYMOUS:
             raise AuthError("auth-required")
-        if not bearer.holds(principal.scopes, scope):
-            raise AuthError("scope-forbidden", f"this needs the scope {scope}", scope=scope)
-        if namespace and not principal.reaches(namespace):
-            raise AuthError("scope-forbidden", f"the token does not reach namespace {namespace[:80]}", scope=scope)
+        if any(bearer.holds(principal.scopes, each) for each in (scope, *others)):
+            return
+        needs = " or ".join((scope, *others))
+        if principal.namespaces and scope in bearer.UNBOUND:
+            text = f"this needs the scope {needs}, which a token bound to namespaces does not hold"
+            raise AuthError("scope-forbidden", text, scope=scope)
+        raise AuthError("scope-forbidden", f"this needs the scope {needs}", scope=scope)
 
     def _opens(self, headers: Mapping[str, str]) -> bool:
         is_open = self._insecure or not self._settings.now.auth_required
@@ -150,9 +155,9 @@ class Auth:
         if token.pair_id or token.peer_did:
             return self._peer(request, body, text, token)
         # A federation token without a pair was minted by hand: without a namespace of its own it reads `default`.
-        narrow = not token.namespaces and ADMIN not in token.scopes and bool(token.scopes & bearer.FEDERATION)
+        narrow = not token.namespaces and bool(token.scopes & bearer.FEDERATION) and not token.scopes & bearer.UNBOUND
         namespaces = ("default",) if narrow else token.namespaces
-        return Principal(Kind.TOKEN, token.scopes, namespaces, token_id=token.token_id, address=request.peer)
+        return Principal(Kind.TOKEN, token.rights, namespaces, token_id=token.token_id, address=request.peer)
 
     def _token(self, text: str) -> Token:
         """Return the live token of a bearer text."""
@@ -170,8 +175,10 @@ class Auth:
         return token
 
     def _find(self, text: str) -> Token:
-        """Return the token of a bearer text, expired or not; found by hash, no comparison depends on the secret."""
-        bearer.parse(text)
+        """Return the token of a bearer text, expired or not; found by hash, no comparison depends on the secret.
+
+        A text that has not the form of a token is refused as an unknown one is: a guess learns nothing from either.
+        """
         wanted = bearer.hash_of(text)
         token = self._views.tokens_by_hash.get(wanted)
         if token is None or not same(token.hash, wanted):
@@ -204,12 +211,19 @@ class Auth:
             now_ms=self._now_ms(),
             limits=self._limits,
         )
+        self._check_fresh(issued_at_ms)
         self._use_up(token.pair_id, nonce, issued_at_ms)
         # Whatever was minted for it, a peer syncs and does nothing else.
         scopes = frozenset(scope for scope in bearer.FEDERATION if bearer.holds(token.scopes, scope))
         return Principal(
             Kind.PEER, scopes, pair.namespaces, token.pair_id, token.peer_did, token.token_id, request.peer
         )
+
+    def _check_fresh(self, issued_at_ms: int) -> None:
+        """Refuse a proof from before this process, whose used nonces are forgotten."""
+        if issued_at_ms < self._began_ms:
+            text = "the proof of possession is older than this run of the daemon: sign again by our clock"
+            raise AuthError("auth-invalid", text, reason="proof-time", time=when.text_of(self._now_ms()))
 
     def _use_up(self, pair_id: str, nonce: str, issued_at_ms: int) -> None:
         """Remember the nonce of a proof that held; refuse one seen before.

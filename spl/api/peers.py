@@ -7,6 +7,7 @@ from typing import Any, Final
 from ..core import canon
 from ..core.errors import SplError
 from ..core.limits import KIB, Limits
+from ..core.record.namespace import DEFAULT
 from ..net import deflate
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE
@@ -18,6 +19,7 @@ from .services import Services
 
 READING: Final = "sync:read"
 """What permission rules call the reading of changes."""
+SYNC: Final = "federation:sync"
 SUBSCRIBE: Final = "federation:subscribe"
 STREAM_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """No cache may keep a stream, and nginx passes it on at once."""
@@ -145,8 +147,13 @@ async def _pair_of(principal: Principal, services: Services) -> str:
 
 
 def _reads(principal: Principal) -> tuple[str, ...]:
-    """Return the namespaces that a token minted for no pair reads, as our operator's own word; none of any other."""
-    return principal.namespaces if principal.kind == Kind.TOKEN else ()
+    """Return the namespaces that a token minted for no pair reads: its own, else `default`; none for any other.
+
+    The scope must be the token's by name: neither admin nor federation:manage makes a reader of changes.
+    """
+    if principal.kind != Kind.TOKEN or SYNC not in principal.scopes:
+        return ()
+    return principal.namespaces or (DEFAULT,)
 
 
 def _document(value: dict[str, Any]) -> Response:

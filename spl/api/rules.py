@@ -1,11 +1,13 @@
-"""Permission rules, rules of automatic approval and fold rules, for whoever may change the configuration.
+"""Permission rules, rules of automatic approval and fold rules: one table of the kinds, the same three routes for each.
 
-Rules hold for the whole daemon, so a token that is bound to namespaces changes none.
+A kind says where its rules are kept, how one is read from a request, and what it must pass before it is stored;
+listing, adding and removing are written once.  Rules hold for the whole daemon, so no bound token reaches them.
 """
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 from ..core import fold, rules
 from ..core.errors import SplError
@@ -18,40 +20,79 @@ from .answers import field_error, json_response, list_response, members, texts
 from .auth import Principal
 from .services import Services
 
-RULE = {"name": str, "action": str, "priority": int, "expression": str}
-APPROVE = "aitl:approve"
+AnyRule = PermissionRule | AitlRule | FoldRule
+APPROVE: Final = "aitl:approve"
+_EXPRESSION: Final[Mapping[str, type]] = {"name": str, "action": str, "priority": int, "expression": str}
 
 
-def permission_list(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/config/permission-rules: every rule, in the order in which they are asked."""
-    return list_response([_permission(rule) for rule in services.views.rules.values()])
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of rule: the routes under /v1/config/{path}."""
+
+    path: str
+    form: str
+    """The `object` of its JSON form."""
+    text: str
+    """What an error calls it."""
+    members: Mapping[str, type]
+    added: str
+    removed: str
+    """The kinds of record that store and remove one."""
+    held: Callable[[Services], Mapping[str, AnyRule]]
+    read: Callable[[dict[str, Any]], AnyRule]
+    also: str = ""
+    """A scope that adding one takes besides the route's."""
+
+    def show(self, rule: AnyRule) -> dict[str, object]:
+        """Return the JSON form of a rule."""
+        return {"object": self.form, **rule.to_body()}
+
+    def listing(self, request: Request, principal: Principal, services: Services) -> Response:
+        """GET /v1/config/{path}: every rule, in the order in which they are asked."""
+        return list_response([self.show(rule) for rule in self.held(services).values()])
+
+    async def add(self, request: Request, principal: Principal, services: Services) -> Response:
+        """POST /v1/config/{path}: add or replace a rule; answered once it is durable and in force.
+
+        A permission rule's answer names in `locks_out_handshake` the rule that from now on refuses every pair request.
+        """
+        if self.also:
+            services.auth.require(principal, self.also)
+        rule = self.read(members(request, self.members))
+        _check(services, rule)
+        held = self.held(services)
+        replaced = rule.name in held
+        if not replaced and len(held) >= services.limits.rules_count:
+            raise SplError("bad-field", f"there are {services.limits.rules_count} rules, and no room for more")
+        await _append(services, self.added, rule.to_body())
+        answer = {**self.show(rule), "replaced": replaced}
+        if isinstance(rule, PermissionRule):
+            answer["locks_out_handshake"] = rules.locks_out_handshake(services.views.rules) or None
+        return json_response(answer)
+
+    async def remove(self, request: Request, principal: Principal, services: Services) -> Response:
+        """DELETE /v1/config/{path}/{name}."""
+        name = request.params["name"]
+        rule = self.held(services).get(name)
+        if rule is None:
+            raise SplError("not-found", f"no {self.text} {name[:80]!r}", hint=f"spl config list-{self.path}")
+        await _append(services, self.removed, {"name": name})
+        return json_response(self.show(rule))
 
 
-async def permission_add(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/config/permission-rules {name, resource, action, priority?, expression?}: add or replace a rule.
-
-    `locks_out_handshake` in the answer names the rule that from now on refuses every pair request, if one does.
-    """
-    _check_unbound(principal)
-    rule = rules.permission_rule(members(request, {**RULE, "resource": str}))
-    known = sorted(services.policy.resources)
-    if not any(rules.covers(rule.resource, name) for name in known):
-        raise SplError("bad-field", "resource: covers nothing there is", hint=f"resources: {', '.join(known)}")
-    _check_names(rule, rules.sample_facts(rules.HANDSHAKE))
-    replaced = await _add(services, services.views.rules, rules.KIND_PERMISSION, rule)
-    locked = rules.locks_out_handshake(services.views.rules) or None
-    return json_response({**_permission(rule), "replaced": replaced, "locks_out_handshake": locked})
-
-
-async def permission_remove(request: Request, principal: Principal, services: Services) -> Response:
-    """DELETE /v1/config/permission-rules/{name}."""
-    _check_unbound(principal)
-    name = request.params["name"]
-    rule = services.views.rules.get(name)
-    if rule is None:
-        raise SplError("not-found", f"no permission rule {name[:80]!r}", hint="spl config list-permission-rules")
-    await _remove(services, rules.KIND_PERMISSION_REMOVED, name)
-    return json_response(_permission(rule))
+PERMISSION: Final = Kind(
+    "permission-rules", "permission_rule", "permission rule", {**_EXPRESSION, "resource": str},
+    rules.KIND_PERMISSION, rules.KIND_PERMISSION_REMOVED, lambda services: services.views.rules, rules.permission_rule,
+)  # fmt: skip
+AITL: Final = Kind(
+    "aitl-rules", "aitl_rule", "rule of automatic approval", {**_EXPRESSION, "namespaces": list},
+    rules.KIND_AITL, rules.KIND_AITL_REMOVED, lambda services: services.views.aitl_rules, rules.aitl_rule,
+    also=APPROVE,  # it approves in the operator's place
+)  # fmt: skip
+FOLD: Final = Kind(
+    "fold-rules", "fold_rule", "fold rule", {"name": str, "thread": str, "fold": str, "field": str, "priority": int},
+    fold.KIND_FOLD, fold.KIND_FOLD_REMOVED, lambda services: services.views.fold_rules, fold.fold_rule,
+)  # fmt: skip
 
 
 def permission_test(request: Request, principal: Principal, services: Services) -> Response:
@@ -78,99 +119,22 @@ def permission_test(request: Request, principal: Principal, services: Services) 
     })  # fmt: skip
 
 
-def aitl_list(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/config/aitl-rules: every rule of automatic approval, in the order in which they are asked."""
-    return list_response([_aitl(rule) for rule in services.views.aitl_rules.values()])
-
-
-async def aitl_add(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/config/aitl-rules {name, action, priority?, expression?, namespaces?}: add or replace a rule.
-
-    The rule will approve in the operator's place, so whoever adds it must be allowed to approve.
-    """
-    _check_unbound(principal)
-    services.auth.require(principal, APPROVE)
-    rule = rules.aitl_rule(members(request, {**RULE, "namespaces": list}))
-    for name in rule.namespaces:
-        namespace.usable(services.views.namespaces, name)
-    _check_names(rule, rules.sample_facts(rules.HANDSHAKE))
-    replaced = await _add(services, services.views.aitl_rules, rules.KIND_AITL, rule)
-    return json_response({**_aitl(rule), "replaced": replaced})
-
-
-async def aitl_remove(request: Request, principal: Principal, services: Services) -> Response:
-    """DELETE /v1/config/aitl-rules/{name}."""
-    _check_unbound(principal)
-    name = request.params["name"]
-    rule = services.views.aitl_rules.get(name)
-    if rule is None:
-        raise SplError("not-found", f"no rule of automatic approval {name[:80]!r}", hint="spl config list-aitl-rules")
-    await _remove(services, rules.KIND_AITL_REMOVED, name)
-    return json_response(_aitl(rule))
-
-
-def fold_list(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/config/fold-rules: every fold rule, in the order in which they are asked."""
-    return list_response([_fold(rule) for rule in services.views.fold_rules.values()])
-
-
-async def fold_add(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/config/fold-rules {name, thread, fold, field?, priority?}: add or replace a rule.
-
-    Whoever asks for a state next is answered by it.
-    """
-    _check_unbound(principal)
-    known = {"name": str, "thread": str, "fold": str, "field": str, "priority": int}
-    rule = fold.fold_rule(members(request, known))
-    replaced = await _add(services, services.views.fold_rules, fold.KIND_FOLD, rule)
-    return json_response({**_fold(rule), "replaced": replaced})
-
-
-async def fold_remove(request: Request, principal: Principal, services: Services) -> Response:
-    """DELETE /v1/config/fold-rules/{name}."""
-    _check_unbound(principal)
-    name = request.params["name"]
-    rule = services.views.fold_rules.get(name)
-    if rule is None:
-        raise SplError("not-found", f"no fold rule {name[:80]!r}", hint="spl config list-fold-rules")
-    await _remove(services, fold.KIND_FOLD_REMOVED, name)
-    return json_response(_fold(rule))
-
-
-def _check_unbound(principal: Principal) -> None:
-    if principal.namespaces:
-        raise SplError("scope-forbidden", "a token bound to namespaces changes no rule of the daemon")
-
-
-def _check_names(rule: PermissionRule | AitlRule, facts: Mapping[str, Any]) -> None:
-    """Refuse an expression that asks for what never is there, such as a misspelt `request`."""
+def _check(services: Services, rule: AnyRule) -> None:
+    """Refuse a rule that can never hold: of a resource, a namespace or a name in its expression that is not there."""
+    if isinstance(rule, FoldRule):
+        return
+    if isinstance(rule, PermissionRule):
+        known = sorted(services.policy.resources)
+        if not any(rules.covers(rule.resource, name) for name in known):
+            raise SplError("bad-field", "resource: covers nothing there is", hint=f"resources: {', '.join(known)}")
+    else:
+        for name in rule.namespaces:
+            namespace.usable(services.views.namespaces, name)
+    facts = rules.sample_facts(rules.HANDSHAKE)
     unknown = rules.unknown_names(rule.expr, facts)
     if unknown:
         raise field_error("expression", f"there is no {unknown[0][:40]!r}; there are {', '.join(sorted(facts))}")
 
 
-async def _add(
-    services: Services, held: Mapping[str, object], kind: str, rule: PermissionRule | AitlRule | FoldRule
-) -> bool:
-    """Return whether the rule took the place of another once it is durable and in force."""
-    replaced = rule.name in held
-    if not replaced and len(held) >= services.limits.rules_count:
-        raise SplError("bad-field", f"there are {services.limits.rules_count} rules, and no room for more")
-    await asyncio.wrap_future(services.writer.submit([Own(rules.THREAD, kind, rule.to_body())]))
-    return replaced
-
-
-async def _remove(services: Services, kind: str, name: str) -> None:
-    await asyncio.wrap_future(services.writer.submit([Own(rules.THREAD, kind, {"name": name})]))
-
-
-def _permission(rule: PermissionRule) -> dict[str, object]:
-    return {"object": "permission_rule", **rule.to_body()}
-
-
-def _aitl(rule: AitlRule) -> dict[str, object]:
-    return {"object": "aitl_rule", **rule.to_body()}
-
-
-def _fold(rule: FoldRule) -> dict[str, object]:
-    return {"object": "fold_rule", **rule.to_body()}
+async def _append(services: Services, kind: str, body: dict[str, object]) -> None:
+    await asyncio.wrap_future(services.writer.submit([Own(rules.THREAD, kind, body)]))

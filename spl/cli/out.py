@@ -34,7 +34,7 @@ _SCOPES: Final = {
     scope: rank
     for rank, scope in enumerate(
         "admin records:read records:write config:read config:write aitl:approve "
-        "federation:manage federation:sync federation:subscribe".split()
+        "federation:manage federation:sync federation:subscribe status:read metrics:read".split()
     )
 }
 

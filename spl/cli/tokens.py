@@ -146,7 +146,8 @@ TREE: Final = (
                 "token mint",
                 "Makes a token with these scopes and prints its text on stdout, once.\n"
                 "Scopes: admin, records:read, records:write, config:read, config:write, aitl:approve,\n"
-                "federation:manage, federation:sync, federation:subscribe.",
+                "federation:manage, federation:sync, federation:subscribe, status:read, metrics:read.\n"
+                "A namespace binds records:* and federation:sync alone; the others are about the whole daemon.",
                 "spl token mint --scopes records:read,records:write --ttl 30d --label dashboard",
                 _mint,
                 _mint_options,

@@ -58,7 +58,7 @@ CODES: Final[dict[str, Code]] = {
     "request-timeout": Code(408, 9, "The request did not arrive within its deadline.", "retry on a better connection"),
     "version-unsupported": Code(505, 9, "Only HTTP/1.1 and HTTP/1.0 are spoken here.", "use HTTP/1.1"),
     "expectation-failed": Code(417, 2, "The only expectation known is 100-continue.", "drop the Expect header"),
-    "host-refused": Code(421, 4, "The Host header is none of this daemon's names.", "set public_url or http.allowed_hosts"),
+    "host-refused": Code(421, 4, "The Host header is not a name of this daemon.", "set public_url or http.allowed_hosts"),
     "origin-refused": Code(403, 4, "A browser page of a foreign origin may not write here.", "call the API from a program"),
     "rate-limited": Code(429, 9, "Too many requests in a short time.", "wait for the Retry-After seconds"),
     "too-many-connections": Code(503, 9, "The daemon serves as many connections as it may.", "retry shortly"),
@@ -74,6 +74,7 @@ CODES: Final[dict[str, Code]] = {
     "rule-syntax": Code(400, 2, "The expression does not parse.", "spl config add-permission-rule --help explains the language"),
     "rule-type": Code(400, 2, "The expression asks for a field that is missing, or treats a value as another type.", "guard the field with has(), and try it: spl config test-permission"),
     "rule-cost": Code(400, 2, "The expression costs more than an evaluation may.", "look at fewer or shorter things, and for single ones"),
+    "token-scope-bound": Code(400, 2, "The scope is about the whole daemon, so no namespace can bind it.", "leave the namespace out, or mint a token of its own for the scopes that can be bound: records:read, records:write, federation:sync, federation:subscribe"),
     "token-in-query": Code(400, 4, "Tokens in query strings end up in logs and are refused.", "send it as a header"),
     # identity and manifest
     "identity-missing": Code(409, 7, "This daemon has no identity, so it can neither sign nor pair.", "spl identity generate"),

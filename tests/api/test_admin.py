@@ -70,3 +70,31 @@ async def test_status_fits_one_page(served: Served) -> None:
     found = await served.json("GET", "/v1/status")
     assert found["pairs"]["total"] == 0
     assert found["store"]["records"] == 1
+
+
+async def test_an_account_is_revoked_with_all_its_tokens(served: Served) -> None:
+    made = await served.json("POST", "/v1/tokens", {"scopes": ["records:read"]}, 201)
+    rotated = await served.json("POST", f"/v1/tokens/{made['token_id']}/rotate", {}, 201)
+    assert rotated["sa_id"] == made["sa_id"]
+    answer = await served.json("DELETE", f"/v1/tokens/{made['sa_id']}")
+    assert (answer["already"], answer["revoked"]) == (False, [made["token_id"], rotated["token_id"]])
+    for token in (made["token"], rotated["token"]):
+        assert await served.refused("GET", "/v1/threads", token=token) == (401, "AUTH_INVALID")
+    assert (await served.json("DELETE", f"/v1/tokens/{made['sa_id']}"))["already"]
+
+
+async def test_a_scope_about_the_whole_daemon_is_minted_unbound_or_not_at_all(served: Served) -> None:
+    bound = {"scopes": ["records:read", "config:read"], "namespaces": ["default"]}
+    assert await served.refused("POST", "/v1/tokens", bound) == (400, "TOKEN_SCOPE_BOUND")
+    made = await served.json("POST", "/v1/tokens", {"scopes": ["federation:manage"]}, 201)
+    assert made["namespaces"] == []
+
+
+async def test_a_viewer_sees_pairs_and_findings_and_changes_nothing(served: Served) -> None:
+    token = await served.mint("status:read")
+    for path in ("/v1/status", "/v1/doctor", "/v1/federation/pairs", "/v1/consent/grants"):
+        assert (await served.fetch("GET", path, token=token)).status == 200, path
+    for path in ("/v1/config", "/v1/tokens", "/v1/aitl", "/v1/threads"):
+        assert await served.refused("GET", path, token=token) == (403, "SCOPE_FORBIDDEN")
+    for path in ("/v1/sync", "/v1/federation/pairs/pair_9/revoke"):
+        assert await served.refused("POST", path, {}, token=token) == (403, "SCOPE_FORBIDDEN")

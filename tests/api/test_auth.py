@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from spl.api.auth import ANYONE, Auth, Kind, Principal
+from spl.core import when
 from spl.core.errors import SplError
 from spl.core.identity import bearer
 from spl.core.identity.bearer import Token
@@ -224,10 +225,33 @@ def test_scopes_and_namespaces_bound_a_token() -> None:
     caught = refused("scope-forbidden", world.ask, bearing("plain"), "records:write")
     assert caught.facts["scope"] == "records:write"
     narrow = world.ask(bearing("narrow"), "records:read")
-    world.auth.require(narrow, "records:write", "org/a")
-    for name in ("org", "org/a/b", "default", "org/ab"):
-        refused("scope-forbidden", world.auth.require, narrow, "records:write", name)
-    world.auth.require(world.ask(bearing("plain"), "records:read"), "records:read", "any/where")
+    assert narrow.reaches("org/a")
+    assert not any(narrow.reaches(name) for name in ("org", "org/a/b", "default", "org/ab"))
+    assert world.ask(bearing("plain"), "records:read").reaches("any/where")
+
+
+def test_any_one_of_several_scopes_opens_a_route() -> None:
+    world = World()
+    world.auth.require(world.ask(bearing("plain"), "records:read"), "config:read", "records:read")
+    caught = refused("scope-forbidden", world.auth.require, world.ask(bearing("plain"), ANYONE), "admin", "config:read")
+    assert "admin or config:read" in caught.message
+
+
+@pytest.mark.parametrize("scope", sorted(bearer.UNBOUND))
+def test_a_bound_token_of_an_older_version_reaches_nothing_beyond_its_namespace(scope: str) -> None:
+    """Such tokens are minted no longer; what they say about the whole daemon does not count."""
+    world = World()
+    world.set_tokens({"narrow": replace(TOKENS["narrow"], scopes=frozenset({scope}))})
+    for needed in bearer.UNBOUND:
+        refused("scope-forbidden", world.ask, bearing("narrow"), needed)
+    assert world.ask(bearing("narrow"), ANYONE).namespaces == ("org/a",)
+
+
+def test_an_unknown_and_a_malformed_bearer_are_refused_alike() -> None:
+    world = World()
+    unknown = bearer.mint_text("test", "sa_00000001", b"?" * 32)
+    found = [refused("auth-invalid", world.ask, {"x-api-key": text}, "records:read") for text in ("x", unknown, "spl_")]
+    assert len({str(error.to_json()) for error in found}) == 1
 
 
 def test_a_hand_minted_federation_token_reads_default_only() -> None:
@@ -339,6 +363,15 @@ def test_no_proof_counts_twice_however_many_were_seen() -> None:
         assert len(world.auth._proofs[PAIR_ID].seen) <= 8
     for proof in proofs:
         assert refused("auth-invalid", world.ask, proof).facts["reason"] == "proof-replayed"
+
+
+def test_a_proof_from_before_this_process_is_refused_with_our_time() -> None:
+    """Its nonce may have been used then; a peer whose clock is behind signs again by the time that it is told."""
+    world = World()
+    early = world.proven(issued_at_ms=world.now_ms - 1)
+    facts = refused("auth-invalid", world.ask, early).facts
+    assert facts["reason"] == "proof-time"
+    assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
 
 
 def test_proofs_of_pairs_that_are_gone_are_forgotten() -> None:

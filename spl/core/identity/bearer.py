@@ -27,10 +27,16 @@ SCOPES: Final = FEDERATION | {
     "config:write",
     "aitl:approve",
     "federation:manage",
+    "status:read",
+    "metrics:read",
 }
+UNBOUND: Final = SCOPES - FEDERATION - {"records:read", "records:write"}
+"""Scopes about the whole daemon: no namespace can bind them, so no token holds one of them beside a namespace."""
+
 IMPLIED: Final[Mapping[str, frozenset[str]]] = {ADMIN: SCOPES, "federation:manage": FEDERATION}
 KIND_MINT: Final = "syncropel.access.token_mint.v1"
 KIND_REVOKE: Final = "syncropel.access.token_revoke.v1"
+KIND_READMIT: Final = "syncropel.access.token_readmit.v1"
 PROOF_HEADER: Final = "spl-proof"
 SECRET_BYTES: Final = 32
 SEAL_PURPOSE: Final = "federation-token"
@@ -47,7 +53,7 @@ _NAMES_MAX: Final = 1024
 class BearerError(SplError):
     """A token, sealed token or proof that does not hold.
 
-    Codes: auth-invalid (fact `reason` tells machines which check failed), sealed-token, bad-field.
+    Codes: auth-invalid (fact `reason` tells machines which check failed), sealed-token, bad-field, token-scope-bound.
     """
 
 
@@ -69,10 +75,19 @@ class Token:
     created_at_ms: int = 0
     label: str = ""
     revoked: bool = False
+    barred: bool = False
+    """Revoked by our operator, so its holder gets no successor of it until the operator rotates or resumes the pair."""
 
     def expired(self, now_ms: int) -> bool:
-        """Tell whether its time is over."""
+        """Return whether its time is over."""
         return 0 < self.expires_at_ms <= now_ms
+
+    @property
+    def rights(self) -> frozenset[str]:
+        """What it may do: its scopes, or beside namespaces only those that a namespace binds."""
+        if not self.namespaces or self.pair_id:
+            return self.scopes
+        return frozenset(scope for scope in SCOPES - UNBOUND if holds(self.scopes, scope))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +100,7 @@ class OpenedToken:
 
 
 def holds(scopes: frozenset[str], needed: str) -> bool:
-    """Tell whether the scopes include the one needed, by name or implied."""
+    """Return whether the scopes include the one needed, by name or implied."""
     return needed in scopes or any(needed in IMPLIED[held] for held in scopes & IMPLIED.keys())
 
 
@@ -99,6 +114,16 @@ def check_scopes(scopes: Sequence[object]) -> frozenset[str]:
             hint=f"scopes: {', '.join(sorted(SCOPES))}",
         )
     return frozenset(str(scope) for scope in scopes)
+
+
+def check_bound(scopes: frozenset[str], namespaces: Sequence[str]) -> None:
+    """Refuse scopes about the whole daemon beside namespaces: such a token would reach what they do not hold.
+
+    Raises BearerError "token-scope-bound".
+    """
+    wide = sorted(scopes & UNBOUND)
+    if wide and namespaces:
+        raise BearerError("token-scope-bound", f"{', '.join(wide)} cannot be bound to a namespace")
 
 
 def mint_text(env: str, sa_id: str, secret: bytes) -> str:
@@ -142,20 +167,27 @@ def mint_body(token: Token) -> dict[str, object]:
 def fold(tokens: dict[str, Token], body: Mapping[str, object]) -> dict[str, Token]:
     """Return the tokens by id after one record body of `th_api_tokens`; never raises, skips what it cannot use.
 
-    A token id stands for its first mint for ever, so a repeated mint never lifts a revocation.
+    A token id stands for its first mint for ever, so a repeated mint never lifts a revocation.  A revocation with
+    `barred` is our operator's, and holds for tokens that are revoked already; KIND_READMIT takes that mark away again.
     """
-    if body.get("kind") == KIND_MINT:
+    kind = body.get("kind")
+    if kind == KIND_MINT:
         token = _minted(body)
         return {**tokens, token.token_id: token} if token and token.token_id not in tokens else tokens
-    if body.get("kind") != KIND_REVOKE:
-        return tokens
     named = [(name, body[name]) for name in ("token_id", "sa_id", "pair_id") if body.get(name)]
-    dead = {
-        key: replace(token, revoked=True)
-        for key, token in tokens.items()
-        if named and not token.revoked and all(getattr(token, name) == value for name, value in named)
-    }
-    return {**tokens, **dead} if dead else tokens
+    if kind not in (KIND_REVOKE, KIND_READMIT) or not named:
+        return tokens
+    changed = {}
+    for key, token in tokens.items():
+        if all(getattr(token, name) == value for name, value in named):
+            barred = kind == KIND_REVOKE and (token.barred or body.get("barred") is True)
+            changed[key] = replace(token, revoked=token.revoked or kind == KIND_REVOKE, barred=barred)
+    return {**tokens, **changed} if any(tokens[key] != token for key, token in changed.items()) else tokens
+
+
+def is_barred(tokens: Mapping[str, Token], pair_id: str) -> bool:
+    """Return whether our operator revoked a token of the pair, so that its peer gets no other one by asking."""
+    return any(token.barred for token in tokens.values() if token.pair_id == pair_id)
 
 
 def seal_token(

@@ -114,6 +114,32 @@ def test_a_revocation_names_token_account_or_pair_and_is_final(named: dict[str, 
     assert bearer.fold(tokens, bearer.mint_body(TOKEN))[TOKEN.token_id].revoked
 
 
+def test_what_the_operator_revoked_stays_barred_until_it_is_readmitted() -> None:
+    """A token that ended by itself bars nothing; the operator's word does, also about one that had ended before."""
+    later = replace(TOKEN, token_id="tok_00000002", hash="b" * 64)
+    tokens = bearer.fold(bearer.fold({}, bearer.mint_body(TOKEN)), bearer.mint_body(later))
+    tokens = bearer.fold(tokens, {"kind": bearer.KIND_REVOKE, "token_id": TOKEN.token_id})
+    assert not bearer.is_barred(tokens, TOKEN.pair_id)
+    tokens = bearer.fold(tokens, {"kind": bearer.KIND_REVOKE, "sa_id": TOKEN.sa_id, "barred": True})
+    assert all(token.revoked for token in tokens.values())
+    assert bearer.is_barred(tokens, TOKEN.pair_id)
+    assert not bearer.is_barred(tokens, "pair_00000000")
+    tokens = bearer.fold(tokens, {"kind": bearer.KIND_REVOKE, "token_id": TOKEN.token_id})
+    assert bearer.is_barred(tokens, TOKEN.pair_id)
+    tokens = bearer.fold(tokens, {"kind": bearer.KIND_READMIT, "pair_id": TOKEN.pair_id})
+    assert not bearer.is_barred(tokens, TOKEN.pair_id)
+    assert all(token.revoked for token in tokens.values())
+
+
+@pytest.mark.parametrize("scope", sorted(bearer.UNBOUND))
+def test_no_namespace_binds_a_scope_about_the_whole_daemon(scope: str) -> None:
+    scopes = frozenset({scope, "records:read"})
+    assert scope in refused("token-scope-bound", bearer.check_bound, scopes, ["org"]).message
+    bearer.check_bound(scopes, [])
+    bearer.check_bound(bearer.SCOPES - bearer.UNBOUND, ["org"])
+    assert replace(TOKEN, scopes=scopes, pair_id="").rights <= bearer.SCOPES - bearer.UNBOUND
+
+
 def test_a_revocation_that_names_nothing_revokes_nothing() -> None:
     ordinary = replace(TOKEN, pair_id="", peer_did="")
     tokens = bearer.fold({}, bearer.mint_body(ordinary))
