@@ -26,7 +26,7 @@ _EXPRESSION: Final[Mapping[str, type]] = {"name": str, "action": str, "priority"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RuleKind:
     """One kind of rule: the routes under /v1/config/{path}."""
 
     path: str
@@ -80,16 +80,16 @@ class Kind:
         return json_response(self.show(rule))
 
 
-PERMISSION: Final = Kind(
+PERMISSION: Final = RuleKind(
     "permission-rules", "permission_rule", "permission rule", {**_EXPRESSION, "resource": str},
     rules.KIND_PERMISSION, rules.KIND_PERMISSION_REMOVED, lambda services: services.views.rules, rules.permission_rule,
 )  # fmt: skip
-AITL: Final = Kind(
+AITL: Final = RuleKind(
     "aitl-rules", "aitl_rule", "rule of automatic approval", {**_EXPRESSION, "namespaces": list},
     rules.KIND_AITL, rules.KIND_AITL_REMOVED, lambda services: services.views.aitl_rules, rules.aitl_rule,
     also=APPROVE,  # it approves in the operator's place
 )  # fmt: skip
-FOLD: Final = Kind(
+FOLD: Final = RuleKind(
     "fold-rules", "fold_rule", "fold rule", {"name": str, "thread": str, "fold": str, "field": str, "priority": int},
     fold.KIND_FOLD, fold.KIND_FOLD_REMOVED, lambda services: services.views.fold_rules, fold.fold_rule,
 )  # fmt: skip
