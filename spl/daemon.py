@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from .api.app import RESOURCES, Api
 from .api.auth import Auth
 from .api.services import Services
-from .core import consent
 from .core.errors import SplError
 from .core.event import event
 from .core.version import VERSION
@@ -37,7 +37,6 @@ from .home.home import SOCKET, Home, default_label, now_ms, open_home, random_by
 from .home.policy import Policy
 from .home.snapshot import Restorer
 from .home.thread_state import ThreadStates
-from .home.writer import Writer
 from .net.client import Client, Resolver
 from .net.probe import Prober
 from .net.server import Server
@@ -46,7 +45,7 @@ from .pairing.pair_log import PairLog
 from .pairing.service import Pairing
 from .sync.changes import Feed, Query
 from .sync.follow import ReverseStream
-from .sync.holdings import Shared
+from .sync.holdings import terms_of
 from .sync.push import Outlet, Push
 from .sync.reach import Reaches
 from .sync.reconcile import Reconcile
@@ -309,22 +308,9 @@ def _opposite(feed: Callable[[], Feed]) -> ReverseStream:
 
 def _reconcile(home: Home, sync: Sync, feed: Feed, push: Push) -> Reconcile:
     return Reconcile(
-        home.writer, home.config.limits, terms=terms_of(home.writer, feed), peer=sync, give=push.give,
+        home.writer, home.config.limits, terms=partial(terms_of, feed.source), peer=sync, give=push.give,
         read_anew=lambda pair_id: sync.pull(pair_id, resync=True), now_ms=now_ms, random_bytes=random_bytes,
     )  # fmt: skip
-
-
-def terms_of(writer: Writer, feed: Feed) -> Callable[[str], Shared]:
-    """Return what tells the terms of a pair that we serve; it raises what the feed does for any other."""
-    source, views = feed.source, writer.views
-
-    def terms(pair_id: str) -> Shared:
-        last_seq, pair = source.last_seq(), source.pair(pair_id)
-        inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
-        received = {inlet.ns: name for name, inlet in inlets.items() if inlet.full}
-        return Shared(source.scope(pair), received, last_seq, lambda id_: source.shown.pseudonym(pair_id, id_))
-
-    return terms
 
 
 def _doctor(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -20,7 +21,6 @@ from spl.core.pair.pair import Pair, Phase
 from spl.core.record import namespace
 from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.record import Envelope
-from spl.daemon import terms_of
 from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
@@ -31,6 +31,7 @@ from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
 from spl.sync.changes import Feed, Query
 from spl.sync.follow import ReverseStream
+from spl.sync.holdings import terms_of
 from spl.sync.push import Outlet, Push
 from spl.sync.reach import Reaches
 from spl.sync.reconcile import Reconcile
@@ -279,7 +280,7 @@ class Node:
         return Reconcile(
             self.home.writer,
             self.limits,
-            terms=terms_of(self.home.writer, self.feed),
+            terms=partial(terms_of, self.feed.source),
             peer=self.sync,
             give=self.push.give,
             read_anew=lambda pair_id: self.sync.pull(pair_id, resync=True),

@@ -11,7 +11,8 @@ from ..home.index import Row
 from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event
-from ..sync.stream import RETRY_AFTER_MS, rung
+from ..sync.notify import wait
+from ..sync.stream import RETRY_AFTER_MS
 from .answers import Permit, field_error, is_admin, number
 from .auth import Principal
 from .peers import STREAM_HEADERS
@@ -72,7 +73,7 @@ async def _events(
                 yield _event("heartbeat", {"sequence": told}, told)
             rows = store.index.after(f"t:{thread}", seq, PAGE_ROWS)
             if not rows:
-                await rung(bell, due_s)
+                await wait(bell, due_s)
                 continue
             seq = rows[-1].seq
             readable = [row for row in rows if may_read(row, principal)]

@@ -1,15 +1,16 @@
-"""Source side of sync: pages and streams of stored envelopes for a pair, as the log holds them.
+"""The changes feed: what a peer reads from us, as pages, long polls, streams and by id.
 
-A reading is lanes, one for each namespace that consent shares, each with its arrival position in the sealed cursor; a
-page asks the index for the next rows of each lane, preads the envelopes and sends them as they are, or as projections
-of the granted level.  A lane that is behind shares a page with the others, so that a backfill does not hold up what is
-new.  A stream (`stream.py`) sends the same rows.
+A reading is one lane per namespace that consent shares (`lanes.py`), with the positions in a sealed cursor
+(`source.py`).  A page asks the index for the next rows of each lane, preads the envelopes and sends the stored bytes,
+or projections of the granted level.  A stream (`stream.py`) sends the same rows.  Nothing is kept for a reader between
+two pages; the cursor is all the state there is.
 
-Left out is what the pair delivered or the peer signed (it has that), except in a `whole` reading: after a reset, or
-when the peer asks with `resync`.  Head, clock and lag count the pair's scope only, whatever else the log holds, and
-nothing out of scope answers a waiting reader or changes its cursor.
+Records that the pair delivered or the peer signed are left out, since the peer has them, except in a `whole` reading:
+after a reset, or if the peer asks with `resync`.  Head, clock and lag count the pair's scope only, and nothing out of
+scope answers a waiting reader or changes its cursor.
 
-What was read in a thread is sent only if the pair's scope is still the same; else it is read again.
+Disk reads run in two threads of the feed's own, so that they hold up neither the loop nor the writer.  What was read
+there is sent only if the pair's scope is still the same afterwards; otherwise it is read again.
 """
 
 import asyncio
@@ -29,11 +30,11 @@ from ..core.record.record import is_id
 from ..home.vault import Vault
 from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
-from . import lanes as offer
-from .lanes import Scope, Steps
+from .lanes import clock_of, collect, has_news
 from .notify import Acks, Notifier
-from .source import FeedError, Query, Source, clock_of
-from .stream import ALLOWING, SHARING, Recent, Stream
+from .scope import Scope, Steps, find
+from .source import FeedError, Query, Source
+from .stream import ALLOWING, SHARING, RecentCommits, Stream
 
 log = logging.getLogger("spl.federation")
 
@@ -49,7 +50,7 @@ _T = TypeVar("_T")
 
 
 class Feed:
-    """Answers to peers.  Methods that read the log run in threads of the feed's own."""
+    """Answers to peers.  Methods that read the log do so in the feed's own threads."""
 
     def __init__(
         self,
@@ -62,14 +63,11 @@ class Feed:
         queue_records: Callable[[str], int] = lambda pair_id: 0,
         reach: Callable[[str], str] = lambda pair_id: "",
     ) -> None:
-        """`queue_records` tells how many records of a peer wait in our own intake, `reach` which way a pair runs.
-
-        Both go into the peer's view.
-        """
+        """`queue_records` and `reach` as in `Source`."""
         self.writer = writer
         self.vault = vault
         self.limits = limits
-        self._recent = Recent(writer.store.last_seq)
+        self._recent = RecentCommits(writer.store.last_seq)
         self.source = Source(
             writer, vault, limits, random_bytes=random_bytes, queue_records=queue_records, reach=reach,
             last_seq=lambda: self._recent.state[1],
@@ -82,19 +80,19 @@ class Feed:
         self._marked = 0
         self._lags: dict[str, tuple[Lags, int]] = {}
         self.acks = Acks()
-        self._silence = writer.listen(self._heard)
-        # After the line above: who is woken finds the commit among the recent ones.
+        self._unsubscribe = writer.listen(self._on_commit)
+        # After the line above: a stream that the notifier wakes must find the commit among the recent ones.
         self.notifier = Notifier(writer)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """End all streams, and whatever else waits for commits, when the daemon stops."""
+        """End all streams and waits for commits when the daemon stops."""
         await stop.wait()
         self.notifier.stop()
 
     def close(self) -> None:
-        """Hear of commits no more and end the reading threads."""
+        """Stop listening to commits and end the reading threads."""
         self.notifier.close()
-        self._silence()
+        self._unsubscribe()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # -- what peers ask
@@ -102,16 +100,16 @@ class Feed:
     async def changes(self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True) -> bytes:
         """Return a page: {records, ns, next_cursor, has_more, peer_view}.
 
-        With feed "longpoll" it waits up to limits.longpoll_s for the first record in scope, as long as the credential
-        holds that it was asked with.
+        With feed "longpoll" it waits up to limits.longpoll_s for the first record in scope, as long as `is_valid()`
+        says that the request's credential holds.
         Raises FeedError "pair-paused", "pair-revoked", "pair-state-conflict" (each with `peer_view`), "cursor-reset",
         "bad-field", CursorError "cursor-invalid".
         """
         self._check(query)
-        body, count = await self._asked(pair_id, query)
+        body, count = await self._next_page(pair_id, query)
         waits = query.feed == "longpoll" and not count
         if waits and await self.wait(pair_id, query, self.limits.longpoll_s, is_valid):
-            body, _ = await self._asked(pair_id, query)
+            body, _ = await self._next_page(pair_id, query)
         return body
 
     async def wait(
@@ -119,48 +117,51 @@ class Feed:
     ) -> bool:
         """Return True as soon as there is a record for this reading, False after `timeout_s`.
 
-        What is shared may change meanwhile, and shows only by the records that come of it.  Raises as `changes` does,
-        at once when the pair is paused or revoked meanwhile.
+        A change of what is shared shows only by the records that follow from it.  Raises as `changes` does, and at
+        once if the pair is paused or revoked meanwhile.
         """
         source = self.source
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    look, cursor = source.open(pair_id, query)
-                    readings, scope = source.readings(look, query, cursor), look.scope
+                    view, cursor = source.open(pair_id, query)
+                    scans, scope = source.scans(view, query, cursor), view.scope
                     lists = [*(f"n:{ns}" for ns in scope.shares), *SHARING, *ALLOWING]
                     with self.notifier.listening(lists) as news:
-                        look = source.look(pair_id, query)  # again, now that no commit is missed
-                        while look.scope == scope:
-                            # What is skipped is not looked at again: the places move on while we wait.
-                            if await self._steps(offer.has_news(look, readings)):
+                        view = source.view(pair_id, query)  # again, now that no commit is missed
+                        while view.scope == scope:
+                            # The scans keep their positions, so rows that were passed over are not scanned again.
+                            if await self._run_steps(has_news(view, scans)):
                                 return True
                             if self.notifier.stopping or not is_valid():
                                 return True
                             await news.wait()
                             news.clear()
-                            look = source.look(pair_id, query)
+                            view = source.view(pair_id, query)
         except TimeoutError:
             return False
 
     async def stream(
         self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True
     ) -> AsyncIterator[bytes]:
-        """Return the pieces of an event stream for the pair (`stream.py` has the events); it replaces the one before.
+        """Return the pieces of an event stream for the pair (events: `stream.py`); it replaces an earlier stream.
 
-        `is_valid` tells, while it runs, whether the credential that opened it still holds.  Raises as `changes` does,
-        and FeedError "bad-field" for a narrowed reading: a pair has one stream.
+        The stream ends once `is_valid()` says that the credential no longer holds.  Raises as `changes` does, and
+        FeedError "bad-field" for a narrowed reading: a pair has one stream.
         """
         if query.thread or query.namespace:
             raise FeedError("bad-field", "a stream carries all that the pair shares: no thread, no target_namespace")
         loop = asyncio.get_running_loop()
-        return self._flow(await loop.run_in_executor(self._pool, self._open_stream, pair_id, query, is_valid))
+        opened = await loop.run_in_executor(
+            self._pool, Stream, self.source, self._recent, self.notifier, self._pool, pair_id, query, is_valid
+        )
+        return self._only_stream(opened)
 
     async def fetch(self, pair_id: str, ids: object, reads: tuple[str, ...] = ()) -> bytes:
-        """Return {records, ns, has_more} of the records asked for, in the log's order, as far as a page holds them.
+        """Return {records, ns, has_more} of the requested records, in the log's order, as many as fit in a page.
 
-        What is unknown, out of scope or malformed is left out alike; `reads` as in Query.  Raises FeedError
-        "bad-field" over limits.fetch_ids, and what `changes` raises for the pair's state.
+        Unknown, hidden and malformed ids are left out alike; `reads` as in Query.  Raises FeedError "bad-field" over
+        limits.fetch_ids, and for the pair's state as `changes` does.
         """
         if not isinstance(ids, list) or len(ids) > self.limits.fetch_ids:
             raise FeedError("bad-field", f"ids is a list of at most {self.limits.fetch_ids} record ids")
@@ -171,11 +172,11 @@ class Feed:
                 return found[1]
 
     def ack(self, pair_id: str, text: object) -> None:
-        """Take note of what the peer holds durably; raises as `changes` does."""
+        """Record what the peer holds durably.  Raises as `changes` does."""
         if not isinstance(text, str):
             raise FeedError("bad-field", "cursor is a text")
-        look, cursor = self.source.open(pair_id, Query(since=text))
-        lanes, scope = cursor.by_key() if cursor is not None else {}, look.scope
+        view, cursor = self.source.open(pair_id, Query(since=text))
+        lanes, scope = cursor.by_key() if cursor is not None else {}, view.scope
         found = {ns: lanes[key] for ns in scope.shares if (key := scope.key(ns)) in lanes}
         if found or not scope.shares:
             self.source.acked[pair_id] = (sum(lane.count for lane in found.values()), self._now_ms())
@@ -187,14 +188,14 @@ class Feed:
         """Return the key chain of a signer whose records the pair sees in full; raise FeedError "not-found"."""
         scope = self.source.scope(self.source.pair(pair_id))
         found = self._chain(did)
-        if found is None or not self.source.shown.knows(pair_id, scope, did):
+        if found is None or not self.source.outgoing.may_see_signer(pair_id, scope, did):
             raise FeedError("not-found", "no such signer in what this pair shares")
         return found.to_json()
 
-    # -- what we tell the peer
+    # -- the peer's stream, and a peer whose log was rolled back
 
     def confirm(self, pair_id: str, cursor: str) -> bool:
-        """Tell the peer, on the stream that it reads from us, how far we hold what it serves; False without one."""
+        """Acknowledge, on the stream that the peer reads from us, what we have stored; False without a stream."""
         stream = self._streams.get(pair_id)
         if stream is None:
             return False
@@ -202,42 +203,42 @@ class Feed:
         return True
 
     def restart(self, pair_id: str) -> None:
-        """Have the peer read from the start, with its own records too: its log was set back, ours may hold the rest."""
+        """Make the peer read from the start, its own records too: its log was rolled back, ours may hold the rest."""
         self.source.doubted.add(pair_id)
         stream = self._streams.get(pair_id)
         if stream is not None:
             stream.replace()
 
     def shares(self, pair_id: str) -> frozenset[str]:
-        """Return the namespaces of which the pair is sent anything now."""
+        """Return the namespaces of which the pair is sent records now."""
         pair = self.writer.views.pairs.get(pair_id)
         return frozenset(self.source.scope(pair).shares) if pair is not None and pair.serve_allowed else frozenset()
 
     def doubts(self, pair_id: str) -> bool:
-        """Tell whether the peer's log was set back, so that it must be given everything again."""
+        """Return whether the peer's log was rolled back, so that it must be given everything again."""
         return pair_id in self.source.doubted
 
     def believe(self, pair_id: str) -> None:
-        """Take note that the peer holds the beginning of such a reading, and its cursor."""
+        """Record that the peer holds the beginning of such a reading, and its cursor."""
         self.source.doubted.discard(pair_id)
 
     def peer_view(self, pair_id: str) -> dict[str, object]:
-        """Return how we see the pair, for the peer (`Source.peer_view`); a count that is behind goes on in a thread."""
+        """Return how we see the pair, for the peer (`Source.peer_view`); have a thread complete the count if needed."""
         if self.source.head(pair_id) is None:
             self._count_soon(pair_id)
         return self.source.peer_view(pair_id)
 
     async def counted(self, pair_id: str) -> None:
-        """Bring the count that the peer's view tells up to date, as far as some ms go."""
+        """Count for some milliseconds what the peer's view shows, unless the count is complete."""
         if self.source.head(pair_id) is None:
             await asyncio.get_running_loop().run_in_executor(self._pool, self.source.count, pair_id)
 
-    # -- what our own operator asks
+    # -- for our own operator
 
     def offered(self, pair_id: str) -> dict[str, object]:
-        """Return head, acked, clock, lag_records and last_read_at of a pair: how far the peer is with what we offer.
+        """Return head, acked, clock, lag_records and last_read_at of a pair: how much of what we offer the peer has.
 
-        head and lag_records are None while the offer is being counted.
+        head and lag_records are None until the offer is counted.
         """
         head = self.source.head(pair_id)
         if head is None:
@@ -261,15 +262,15 @@ class Feed:
 
     # -- in a thread
 
-    async def _asked(self, pair_id: str, query: Query) -> tuple[bytes, int]:
-        """Return the bytes of the next page and how many records it holds, of a scope that holds now."""
+    async def _next_page(self, pair_id: str, query: Query) -> tuple[bytes, int]:
+        """Return the bytes of the next page and how many records it holds, of a scope that is still in force."""
         while True:
-            scope, body, count = await self._steps(self._page(pair_id, query))
+            scope, body, count = await self._run_steps(self._page(pair_id, query))
             if scope == self.source.scope_now(pair_id, query):
                 return body, count
 
-    async def _steps(self, work: Steps[_T]) -> _T:
-        """Return the result of work for the reading threads, done a step at a time: a long one lets others in."""
+    async def _run_steps(self, work: Steps[_T]) -> _T:
+        """Return the result of work done in the reading threads a step at a time, so that others get their turn."""
         loop, result = asyncio.get_running_loop(), list[_T]()
         while not await loop.run_in_executor(self._pool, _step, work, result):
             pass
@@ -278,34 +279,29 @@ class Feed:
     def _page(self, pair_id: str, query: Query) -> Steps[tuple[Scope, bytes, int]]:
         """Return the scope of the next page, its bytes and how many records it holds."""
         source = self.source
-        look, cursor = source.open(pair_id, query)
+        view, cursor = source.open(pair_id, query)
         if not query.pushed:
-            source.trust(pair_id, cursor, query.resync)
-        readings = source.readings(look, query, cursor)
+            source.check_rollback(pair_id, cursor, query.resync)
+        scans = source.scans(view, query, cursor)
         limit = query.limit or self.limits.page_records_default
-        rows, has_more = yield from offer.collect(look, readings, limit, self.limits.page_bytes)
-        next_, _ = source.next(pair_id, query.since, cursor, readings, look.whole and has_more)
+        rows, has_more = yield from collect(view, scans, limit, self.limits.page_bytes)
+        next_, _ = source.next_cursor(pair_id, query.since, cursor, scans, view.whole and has_more)
         if not source.count(pair_id):
             self._count_soon(pair_id)
-        view = {**source.peer_view(pair_id, query), "clock": clock_of(readings)}
-        shown = source.shown.payloads(pair_id, look.scope, rows)
-        body = page.assemble(shown, [row.ns for row in rows], next_cursor=next_, has_more=has_more, peer_view=view)
-        return look.scope, body, len(rows)
-
-    def _open_stream(self, pair_id: str, query: Query, is_valid: Callable[[], bool]) -> Stream:
-        look, cursor = self.source.open(pair_id, query)
-        self.source.trust(pair_id, cursor, query.resync)
-        return Stream(self.source, self._recent, self.notifier, self._pool, pair_id, query, look, cursor, is_valid)
+        seen = {**source.peer_view(pair_id, query), "clock": clock_of(scans)}
+        payloads = source.outgoing.payloads(pair_id, view.scope, rows)
+        body = page.assemble(payloads, [row.ns for row in rows], next_cursor=next_, has_more=has_more, peer_view=seen)
+        return view.scope, body, len(rows)
 
     def _fetch(self, pair_id: str, query: Query, ids: Sequence[str]) -> tuple[Scope, bytes]:
-        look = self.source.look(pair_id, query)
-        rows = offer.find(look, ids)
-        kept = look.fitting(rows, self.limits.page_bytes)
-        shown = self.source.shown.payloads(pair_id, look.scope, kept)
-        return look.scope, page.assemble(shown, [row.ns for row in kept], has_more=len(kept) < len(rows))
+        view = self.source.view(pair_id, query)
+        rows = find(view, ids)
+        kept = view.fitting(rows, self.limits.page_bytes)
+        payloads = self.source.outgoing.payloads(pair_id, view.scope, kept)
+        return view.scope, page.assemble(payloads, [row.ns for row in kept], has_more=len(kept) < len(rows))
 
     def _count_soon(self, pair_id: str) -> None:
-        """Have a count that is behind brought up to date, some ms at a time between other work."""
+        """Have the reading threads complete a count, a step at a time between other work."""
         if pair_id not in self._counting:
             self._counting.add(pair_id)
             self._count_on(pair_id)
@@ -343,14 +339,14 @@ class Feed:
 
     # -- streams and lag
 
-    async def _flow(self, stream: Stream) -> AsyncIterator[bytes]:
+    async def _only_stream(self, stream: Stream) -> AsyncIterator[bytes]:
         """Yield what the stream sends, as the pair's only one."""
         before = self._streams.get(stream.pair_id)
         if before is not None:
             before.replace()
         self._streams[stream.pair_id] = stream
         if stream.pair_id in self.source.doubted:
-            stream.replace()  # it was opened just before its peer's log was found to be set back
+            stream.replace()  # it was opened just before its peer's log was found to be rolled back
         events = stream.events()
         try:
             async for piece in events:
@@ -360,8 +356,8 @@ class Feed:
             if self._streams.get(stream.pair_id) is stream:
                 del self._streams[stream.pair_id]
 
-    def _heard(self, commit: Commit) -> None:
-        """Keep a commit for streams, and the time of what is our own in it; runs on the writer's thread."""
+    def _on_commit(self, commit: Commit) -> None:
+        """Keep a commit for streams, and the time of its local records; runs on the writer's thread."""
         self._recent.add(commit)
         local = [seq for seq, entry in commit.fresh if entry.origin == LOCAL and entry.ns]
         if local:
@@ -369,7 +365,7 @@ class Feed:
             self._marked += 1
 
     def _measure(self, pair_id: str, namespaces: frozenset[str], position: int) -> None:
-        """Take the lags of the writes that this ack is the first to cover."""
+        """Record the lags of the writes that this ack is the first to cover."""
         lags, before = self._lags.get(pair_id) or (Lags(), 0)
         self._lags[pair_id] = lags, max(before, position)
         now_ms = self._now_ms()
@@ -382,7 +378,7 @@ class Feed:
 
 
 def _step(work: Steps[_T], result: list[_T]) -> bool:
-    """Do one step; tell whether it was the last, whose result then stands in the list."""
+    """Do one step; return whether it was the last, having put its result into the list."""
     try:
         next(work)
     except StopIteration as done:

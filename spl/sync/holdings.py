@@ -1,25 +1,27 @@
-"""What the two sides of a pair should both hold, as one of them sees it: the sets that `reconcile.py` compares.
+"""What both sides of a pair should hold, as one of them sees it: the sets that `reconcile.py` compares.
 
     held      what we offer in full, and what the peer delivered or signed in the namespaces shared in full
-    shown     what we offer as projections, by the names that they travel under
+    shown     what we offer as projections, by the names that they have at the peer
     seen      projections that the peer showed us
 
-Our `held` are compared with the peer's, our `shown` with its `seen`.  Nothing else that we hold is in any of them,
-so whatever the peer asks, it learns of nothing that this pair does not share.
+Our `held` are compared with the peer's, our `shown` with its `seen`.  Nothing else that we hold is in any of them, so
+whatever the peer asks, it learns nothing that this pair does not share.
 
-A set is never held in memory: it goes by, a piece of the log at a time, as the starts of its names.  A million lines
-take half a second, unless a rule of the pair's filter or a pseudonym needs each record read.
+A set is never in memory as a whole.  It is scanned a piece of the log at a time, as the first bytes of its names, and
+only sums and counts by range are kept (`Buckets`).  The index has those bytes and a number for each distinct
+combination of facts, so a line costs one lookup of an integer: a million lines take half a second, unless a rule of the
+pair's filter or a pseudonym makes each record be read.  Keeping sums up to date at each commit was rejected: each pair
+has its own key and terms, so every write would pay for comparisons that nobody asks for.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
-from ..core.consent import Outbound
+from ..core import consent
 from ..core.record import filter as filters
-from ..core.record.filter import PairFilter
 from ..core.record.fingerprint import (
     DEPTH,
     KEY_BYTES,
@@ -36,53 +38,26 @@ from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import NO_START, Facts, Row
 from ..home.log import Log
 from ..home.segments import PROJECTION
+from .scope import Scope
+from .source import Source
 
 OWN_LISTED_MAX: Final = 20_000
-"""Names of our own that are looked at in a range where the other side has few."""
+"""Our own names that are listed for a range in which the other side has few."""
 PIECE_LINES: Final = 2048
-"""So many lines go by before other threads may run."""
+"""Lines scanned before other threads get a turn."""
 
 _NEVER: Final = 0
 _LATER: Final = 1  # from the pair's start on
 _ALWAYS: Final = 2
-_READ: Final = 3  # from the pair's start on, if the record says so
-
-
-class Scope(Protocol):
-    """What a pair may read, as the feed goes by (lanes.py)."""
-
-    @property
-    def shares(self) -> Mapping[str, Outbound]:
-        """What goes out of each of our namespaces."""
-
-    @property
-    def filter(self) -> PairFilter:
-        """The filter that holds now."""
-
-    @property
-    def origins(self) -> frozenset[str]:
-        """The pair, and those that it inherits from."""
-
-    @property
-    def peer_did(self) -> str:
-        """The peer."""
-
-    @property
-    def own_did(self) -> str:
-        """Ourselves."""
-
-    @property
-    def floor(self) -> int:
-        """The line after which the pair starts."""
+_READ: Final = 3  # from the pair's start on, if the record's content allows
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """The terms of one pair, and the line up to which they hold.
+class PairTerms:
+    """What one pair shares both ways, and the line up to which that holds.
 
     `received` are our namespaces that take in the peer's records, each with its name there; `pseudonym` gives the name
-    that an id travels under from L2 on.  `last_seq` was read before the rest, so that nothing counts that was written
-    after something was withdrawn.
+    of an id from L2 on.  `last_seq` was read before the rest, so a record written after a withdrawal is in no set.
     """
 
     scope: Scope
@@ -91,14 +66,14 @@ class Shared:
     pseudonym: Callable[[str], str] = field(compare=False)
 
     def offers(self, store: Log, row: Row) -> bool:
-        """Tell whether we offer a record in full."""
+        """Return whether we offer a record in full."""
         facts = facts_of(row)
         verdict = self._offer(facts, EXACT)
         is_late = self.scope.floor < row.seq <= self.last_seq
         return is_late and (verdict == _LATER or (verdict == _READ and self._admits(store, facts, row)))
 
     def verdict(self, name: str, facts: Facts) -> int:
-        """Return whether lines with these facts are in a set."""
+        """Return whether lines with these facts are in a set: one of _NEVER, _LATER, _ALWAYS, _READ."""
         kind, ns, origin, voucher, _ = facts
         if name == SEEN:
             return _ALWAYS if kind == PROJECTION and origin in self.scope.origins else _NEVER
@@ -111,7 +86,7 @@ class Shared:
         return _ALWAYS if from_peer and (ns in self.received or level == EXACT) else self._offer(facts, EXACT)
 
     def holds(self, store: Log, name: str, row: Row) -> bool:
-        """Tell whether a line is in a set."""
+        """Return whether a line is in a set."""
         facts = facts_of(row)
         verdict = self.verdict(name, facts)
         if verdict in (_NEVER, _ALWAYS) or not self.scope.floor < row.seq <= self.last_seq:
@@ -119,13 +94,13 @@ class Shared:
         return verdict == _LATER or self._admits(store, facts, row)
 
     def is_empty(self, store: Log, name: str) -> bool:
-        """Tell whether a set certainly holds nothing, without looking at lines."""
+        """Return whether a set is empty for certain, without scanning lines."""
         if name == SEEN:
             return not any(store.index.count(f"x:{origin}") for origin in self.scope.origins)
         return name == SHOWN and all(share.level == EXACT for share in self.scope.shares.values())
 
     def name(self, store: Log, facts: Facts, row: Row) -> bytes:
-        """Return the start of the name that a record travels under, NO_START where the filter leaves it out."""
+        """Return the start of the name that a record has at the peer, NO_START if the filter leaves it out."""
         if not self._admits(store, facts, row):
             return NO_START
         id_ = json.loads(store.payloads([row])[0])["id"]
@@ -137,7 +112,7 @@ class Shared:
         return share.peer_ns if share is not None else self.received.get(ns, ns)
 
     def level(self, ns: str) -> int:
-        """Return the level at which a namespace goes out, -1 when it does not."""
+        """Return the level at which a namespace is shared, -1 if it is not."""
         share = self.scope.shares.get(ns)
         return -1 if share is None else share.level
 
@@ -156,14 +131,14 @@ class Shared:
 
 
 class Holdings:
-    """Our sets of one pair at one moment, under the key of one comparison; for one thread at a time."""
+    """Our sets of one pair at one moment, for the key of one comparison; for one thread at a time."""
 
-    def __init__(self, store: Log, shared: Shared, key: str) -> None:
-        self.store, self.shared, self.key = store, shared, key
+    def __init__(self, store: Log, terms: PairTerms, key: str) -> None:
+        self.store, self.terms, self.key = store, terms, key
         self._sets: dict[str, tuple[Buckets, dict[str, int]]] = {}
 
     def prepare(self) -> None:
-        """Reckon all sets now."""
+        """Compute all sets now."""
         for name in OPPOSITE:
             self._set(name)
 
@@ -171,12 +146,12 @@ class Holdings:
         """Return how many names a set has, by our namespace."""
         return self._set(name)[1]
 
-    def counts_told(self, name: str) -> dict[str, int]:
+    def counts_for_peer(self, name: str) -> dict[str, int]:
         """Return how many names a set has, by namespace as the peer calls it."""
-        return {self.shared.label(ns): count for ns, count in self.counts(name).items()}
+        return {self.terms.label(ns): count for ns, count in self.counts(name).items()}
 
     def parts(self, name: str, ranges: Sequence[str], theirs: Sequence[RangePart] = ()) -> tuple[RangePart, ...]:
-        """Return what stands in each range: in sums or names as `theirs` is, else names where there are few."""
+        """Return the content of each range: sums or names as `theirs` has, otherwise names if there are few."""
         buckets, _ = self._set(name)
         likes = dict(zip(ranges, theirs, strict=True)) if theirs else {}
         found: dict[str, RangePart] = {}
@@ -195,53 +170,53 @@ class Holdings:
         return tuple(found[digits] for digits in ranges)
 
     def find(self, name: str, start: str) -> tuple[Row, str] | None:
-        """Return the record in a set whose name begins so, with its id; None for what has no id to be found by."""
+        """Return the record in a set whose name begins so, with its id; None if it may not be found by its id."""
         found = self.store.index.starting(bytes.fromhex(start))
         return next(((row, id_) for row, id_ in found if self._goes_by_id(name, row)), None)
 
     def _goes_by_id(self, name: str, row: Row) -> bool:
-        """Tell whether a line is in a set under the id of its record; where pseudonyms travel, no id is confirmed."""
-        if name == SHOWN and self.shared.level(row.ns) > STRUCTURAL:
+        """Return whether a line is in a set under its record's id; in a set of pseudonyms no id is confirmed."""
+        if name == SHOWN and self.terms.level(row.ns) > STRUCTURAL:
             return False
-        return self.shared.holds(self.store, name, row)
+        return self.terms.holds(self.store, name, row)
 
     def _set(self, name: str) -> tuple[Buckets, dict[str, int]]:
         if name not in self._sets:
-            buckets, sweep = Buckets(self.key), Sweep(self.store, self.shared, name)
-            for piece in sweep.pieces():
+            buckets, scan = Buckets(self.key), SetScan(self.store, self.terms, name)
+            for piece in scan.pieces():
                 buckets.add(piece)
-            self._sets[name] = buckets, sweep.counts()
+            self._sets[name] = buckets, scan.counts()
         return self._sets[name]
 
     def _collect(self, name: str, buckets: Buckets, collectors: Sequence[Collector]) -> None:
-        """Let a set go by once, past all of them."""
+        """Scan a set once for all of these collectors."""
         near: dict[bytes, list[Collector]] = {}
         for each in collectors:
             for head in buckets.heads(each.digits):
                 near.setdefault(head, []).append(each)
         if not near:
             return
-        for piece in Sweep(self.store, self.shared, name).pieces(near):
+        for piece in SetScan(self.store, self.terms, name).pieces(near):
             for start in piece:
                 for each in near.get(start[:KEY_BYTES], ()):
                     each.add(start)
 
 
-class Sweep:
-    """One set going by."""
+class SetScan:
+    """One scan of a set."""
 
-    def __init__(self, store: Log, shared: Shared, name: str) -> None:
-        self._store, self._shared, self._name = store, shared, name
-        self._verdicts = _Verdicts(store, shared, name)
+    def __init__(self, store: Log, terms: PairTerms, name: str) -> None:
+        self._store, self._terms, self._name = store, terms, name
+        self._verdicts = _MembershipByFacts(store, terms, name)
         self._counter: Counter[int] = Counter()
 
     def pieces(self, heads: Container[bytes] | None = None) -> Iterator[list[bytes]]:
         """Yield the starts of the set's names; with `heads` at least those that begin with one of them."""
         if self._name == SHOWN:
-            heads = None  # a pseudonym begins otherwise than the id that it stands for
-        if self._shared.is_empty(self._store, self._name):
+            heads = None  # a pseudonym and its id begin differently
+        if self._terms.is_empty(self._store, self._name):
             return
-        seq, verdicts, floor, last_seq = 1, self._verdicts, self._shared.scope.floor, self._shared.last_seq
+        seq, verdicts, floor, last_seq = 1, self._verdicts, self._terms.scope.floor, self._terms.last_seq
         while seq <= last_seq:
             is_late = seq > floor
             end = last_seq if is_late else min(floor, last_seq)
@@ -256,7 +231,7 @@ class Sweep:
             seq += len(marks)
 
     def counts(self) -> dict[str, int]:
-        """Return how many names went by, by our namespace."""
+        """Return how many names were scanned, by our namespace."""
         found: dict[str, int] = {}
         for number, count in self._counter.items():
             facts = self._store.index.facts(number, number)
@@ -267,7 +242,7 @@ class Sweep:
     def _read(
         self, first: int, marks: Sequence[tuple[int, bytes]], heads: Container[bytes] | None
     ) -> Iterator[tuple[int, bytes]]:
-        """Yield (facts' number, start of the name) of those records that have to be read for it."""
+        """Yield (number of the facts, start of the name) of the records that must be read to know it."""
         for seq, (number, start) in enumerate(marks, first):
             if heads is not None and start[:KEY_BYTES] not in heads:
                 continue
@@ -278,9 +253,17 @@ class Sweep:
             kind, ns, origin, voucher, own = facts
             at = place.offset + place.head
             row = Row(seq, kind, place.segment, at, place.length, ns, origin, voucher, own, 0)
-            name = self._shared.name(self._store, facts, row)
+            name = self._terms.name(self._store, facts, row)
             if name != NO_START:
                 yield number, name
+
+
+def terms_of(source: Source, pair_id: str) -> PairTerms:
+    """Return the terms of a pair that we serve; raise as `Source.pair` does for any other."""
+    last_seq, pair, views = source.last_seq(), source.pair(pair_id), source.writer.views
+    inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
+    received = {inlet.ns: name for name, inlet in inlets.items() if inlet.full}
+    return PairTerms(source.scope(pair), received, last_seq, lambda id_: source.outgoing.pseudonym(pair_id, id_))
 
 
 def facts_of(row: Row) -> Facts:
@@ -288,18 +271,18 @@ def facts_of(row: Row) -> Facts:
     return row.kind, row.ns, row.origin, row.voucher, row.own
 
 
-class _Verdicts(dict[int, int]):
-    """Number of facts -> verdict, found at the first line with them; there are few."""
+class _MembershipByFacts(dict[int, int]):
+    """Number of facts -> membership, computed at the first line with them; there are few."""
 
-    def __init__(self, store: Log, shared: Shared, name: str) -> None:
+    def __init__(self, store: Log, terms: PairTerms, name: str) -> None:
         super().__init__({0: _NEVER})
-        self._store, self._shared, self._name = store, shared, name
+        self._store, self._terms, self._name = store, terms, name
         self.reads = False
 
     def __missing__(self, number: int) -> int:
-        # The line that the number names had them first; where it is damaged, its likes are compared one by one.
+        # The number is that of the first line with these facts; if that line is damaged, each such line is compared.
         facts = self._store.index.facts(number, number)
-        verdict = _NEVER if facts is None else self._shared.verdict(self._name, facts)
+        verdict = _NEVER if facts is None else self._terms.verdict(self._name, facts)
         self.reads = self.reads or verdict == _READ
         self[number] = verdict
         return verdict

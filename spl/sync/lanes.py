@@ -1,341 +1,161 @@
-"""What a pair is offered: the rows of the log in its scope, and lanes through them.
+"""Where a reading stands: lanes through the rows that a pair may see (`scope.py`), and the next page of them.
 
-The scope is what consent shares and the pair's filter lets pass, from the pair's start on, without what the pair
-delivered or the peer signed.  Pages, streams, waiting readers, batch fetches and counts all go by it, so they cannot
-disagree.
+A lane runs through one namespace at one level under one filter.  A cursor holds one position for each lane, not one for
+the log, because consent changes: widening starts one lane at the pair's start, narrowing leaves one where it is, and
+neither sends anything again.  A single position would skip the older records of a namespace that is granted later, or
+send everything again.  A new lane passes over what an earlier lane of the same cursor gave at least as fully
+(`covers`), so raising and lowering a level or a filter sends nothing twice either.
 
-A lane goes through one namespace at one level under one filter.  Its position is the last row that the peer may know
-of, so rows that the filter hides move nothing that the peer sees, however many there are; how far they were looked at
-is remembered aside (`Blanks`).  A new lane begins at the pair's start and passes over what an earlier lane of the same
-cursor gave at least as fully: widening, narrowing, raising and lowering never send everything again.
+`LaneScan` has two positions that leave this process, and one that never does:
 
-Long looks are generators that yield now and then, so that whoever runs them in a thread can let others have a turn.
-Any thread may ask: the index answers without locks.
+    sent_to      the last row of the lane that the cursor accounts for; `count` is how many rows to send lie up to it
+    visible_to   the last scanned row that the pair may know of, with its own count; `sent_to` moves here once all
+                 that was found is sent
+    scanned_to   the last row scanned.  It never enters a cursor: from two cursors a peer could learn that hidden
+                 records arrived.  `EmptyRanges` remembers it instead, so hidden rows are scanned once
+
+Each page is divided among the lanes that are behind, so that a backfill does not delay new records of another
+namespace.  Scans are generators that yield every SCAN_ROWS rows: a reading thread runs one step at a time, so a pair
+whose filter hides a million records delays another pair by one step at most.
 """
 
-import json
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
-from typing import Final, TypeVar
+from typing import Final
 
-from ..core.consent import Outbound
-from ..core.limits import MIB
-from ..core.pair.pair import Pair
-from ..core.record import levels
-from ..core.record.cursor import LANES_MAX, Lane, lane_key
-from ..core.record.filter import PairFilter, facts_of
-from ..core.record.levels import EXACT, STRUCTURAL
+from ..core.record.cursor import LANES_MAX, Cursor, Lane, lane_key
+from ..core.record.filter import PairFilter
 from ..core.record.record import is_reserved
-from ..home.index import Index, Row
+from ..home.index import Row
+from .scope import SCAN_ROWS, LogView, Scope, Steps
 
-LOOK_ROWS: Final = 2048
-"""After so many rows a look yields: 5 ms of plain ones, 80 ms where a rule reads the records."""
 PASSED_ROWS_MAX: Final = 10_000
-"""A page ends early when it passed over so many rows that the peer has already."""
+"""A page ends early once it passed over this many rows that the peer has already."""
 
 _CHUNK_ROWS: Final = 256
-_FACTS_BYTES: Final = 4 * MIB
-_INHERITED_MAX: Final = 16
-_LANES_REMEMBERED: Final = 256
-_STRETCHES_MAX: Final = 8
-_NOTHING: Final = ""
-"""The name of a list that is always empty: what is read of threads and namespaces that are not shared."""
-
-_T = TypeVar("_T")
-Steps = Generator[None, None, _T]
-"""Work that yields between its steps and returns its result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What one pair may read now, and what it has already; `filters` are the present one and those before it."""
-
-    shares: Mapping[str, Outbound]
-    filters: tuple[PairFilter, ...]
-    origins: frozenset[str]
-    peer_did: str
-    own_did: str
-    floor: int = 0
-
-    @property
-    def filter(self) -> PairFilter:
-        """The filter that holds now."""
-        return self.filters[0]
-
-    @property
-    def plain(self) -> bool:
-        """Whether all of it goes out as it is stored, and no verdict needs more than the row."""
-        return not self.filter.reads_records and all(share.level == EXACT for share in self.shares.values())
-
-    @property
-    def tallied(self) -> bool:
-        """Whether the index counts it."""
-        return not self.floor and not self.filter.reads_records
-
-    def key(self, ns: str) -> str:
-        """Return the key of the lane of a namespace that is shared."""
-        return lane_key(ns, self.shares[ns].level, self.filter.digest)
-
-    def admits(self, row: Row) -> bool:
-        """Tell whether the pair may have the row, as far as the row tells.
-
-        That is all, unless `filter.reads_records`: then the filter must admit the record's facts, too.
-        """
-        return (
-            row.kind == "rec"
-            and row.ns in self.shares
-            and row.seq > self.floor
-            and (self.filter.relay or row.voucher == self.own_did)
-        )
-
-    def counts(self, row: Row) -> bool:
-        """Tell whether an admitted row is one that the peer does not have by its own doing."""
-        return row.origin not in self.origins and row.voucher != self.peer_did
-
-
-class EmptyRanges:
-    """Stretches of one pair's lanes that were looked at and hold nothing that the pair may know of.
-
-    In memory and bounded: what is forgotten is looked at again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[str, tuple[tuple[int, int], ...]] = {}
-
-    def beyond(self, key: str, place: int) -> int:
-        """Return the place up to which nothing follows this one on the lane, this one where that is not known."""
-        return max((high for low, high in self._held.get(key, ()) if low <= place <= high), default=place)
-
-    def note(self, key: str, low: int, high: int) -> None:
-        """Take note that nothing lies after `low` up to `high`."""
-        if low >= high:
-            return
-        with self._lock:
-            held = self._held.pop(key, ())
-            rest = [each for each in held if each[1] < low or each[0] > high]
-            joined = [(low, high), *(each for each in held if each not in rest)]
-            merged = min(each[0] for each in joined), max(each[1] for each in joined)
-            self._held[key] = (*rest, merged)[-_STRETCHES_MAX:]
-            if len(self._held) > _LANES_REMEMBERED:
-                del self._held[next(iter(self._held))]
-
-
-@dataclass(frozen=True, slots=True)
-class LogView:
-    """One look at the log for one pair: nothing after `last_seq` is taken, for the scope may not know of it.
-
-    `whole`: leave out nothing, not even what the pair itself delivered.
-    """
-
-    index: Index
-    payloads: Callable[[Sequence[Row]], list[bytes]]
-    scope: Scope
-    last_seq: int
-    blanks: EmptyRanges = field(default_factory=EmptyRanges, compare=False)
-    whole: bool = False
-
-    def after(self, name: str, place: int, limit: int) -> list[Row]:
-        """Return the next rows of a list; fewer than `limit` do not mean its end where a filter reads the records."""
-        rows = self.index.after(name, place, limit)
-        while rows and rows[-1].seq > self.last_seq:
-            rows.pop()
-        return within(rows, _FACTS_BYTES) if self.scope.filter.reads_records else rows
-
-    def fitting(self, rows: Sequence[Row], bytes_max: int) -> list[Row]:
-        """Return the first rows that fit as they go out, at least one where there is one.
-
-        A projection counts as long as what it shows: where a page ends must not tell how long the hidden part is.
-        """
-        if sum(row.length + levels.REST_BYTES for row in rows) <= bytes_max:
-            return list(rows)
-        return within(rows, bytes_max, self._bytes_out)
-
-    def _bytes_out(self, row: Row) -> int:
-        level = self.scope.shares[row.ns].level
-        if level == EXACT:
-            return row.length
-        try:
-            return levels.shown_bytes(json.loads(self.payloads([row])[0])["record"], level)
-        except (ValueError, KeyError, TypeError):
-            return levels.REST_BYTES  # damaged on the disk meanwhile
-
-    def judged(
-        self, rows: Sequence[Row], covers: Sequence[tuple[PairFilter, int]] = ()
-    ) -> Iterator[tuple[Row, bool, bool]]:
-        """Yield each row with whether the pair may have it, and whether one of `covers` gave it already."""
-        scope, own = self.scope, self.scope.own_did
-        covers = [each for each in covers if rows and each[1] >= rows[0].seq]
-        reads = scope.filter.reads_records or any(each.reads_records for each, _ in covers)
-        if not reads and not covers:
-            yield from ((row, scope.admits(row), False) for row in rows)
-            return
-        stored = iter(self.payloads([row for row in rows if scope.admits(row)]) if reads else ())
-        for row in rows:
-            if not scope.admits(row):
-                yield row, False, False
-                continue
-            relayed, facts = row.voucher != own, _facts(row, next(stored)) if reads else {}
-            if facts is None or not scope.filter.admits(facts, relayed):
-                yield row, False, False
-                continue
-            yield row, True, any(row.seq <= upto and each.admits(facts, relayed) for each, upto in covers)
+_NO_LIST: Final = ""
+"""The name of a list that is always empty: it stands in for threads and namespaces that are not shared."""
 
 
 @dataclass(slots=True)
 class LaneScan:
-    """One lane while a page is made: list of the index, place in it, and rows found but not yet taken.
-
-    `covers`: filters of earlier lanes, and up to where those gave what they admit.
-    """
+    """One lane while a page is made; the module's docstring explains the positions."""
 
     key: str
     name: str
-    position: int
+    """The index's list that the lane runs through."""
+    sent_to: int
     count: int
     covers: tuple[tuple[PairFilter, int], ...] = ()
+    """Filters of earlier lanes, and up to where those gave what they admit."""
     found: list[tuple[Row, int]] = field(default_factory=list)
-    """Rows to give, each with the count up to it."""
-    place: int = field(init=False)
-    spot: int = field(init=False)
-    tally: int = field(init=False)
-    """Looked at up to `place`; `spot`: the last row up to there that the pair may know of; `tally`: the count there."""
+    """Rows to send, each with the count up to it."""
+    scanned_to: int = field(init=False)
+    visible_to: int = field(init=False)
+    visible_count: int = field(init=False)
     ended: bool = False
+    """Whether the list has no more rows."""
     passed: int = 0
-    """The list has no more rows; so many that the peer has already were passed over."""
+    """Rows passed over because the peer has them already."""
 
     def __post_init__(self) -> None:
-        self.place = self.spot = self.position
-        self.tally = self.count
+        self.scanned_to = self.visible_to = self.sent_to
+        self.visible_count = self.count
 
     @property
-    def goes_on(self) -> bool:
-        """Whether looking on may find more."""
+    def may_find_more(self) -> bool:
+        """Whether scanning on may find more rows for this page."""
         return not self.ended and self.passed < PASSED_ROWS_MAX
 
     def lane(self) -> Lane:
         """Return the lane as a cursor holds it."""
-        return Lane(self.key, self.position, self.count)
+        return Lane(self.key, self.sent_to, self.count)
+
+    def restarted(self) -> "LaneScan":
+        """Return a scan of the same lane from where it was sent to; this one stays as it is."""
+        return LaneScan(self.key, self.name, self.sent_to, self.count, self.covers)
 
 
-def scope_of(pair: Pair, shares: Iterable[Outbound], pairs: Mapping[str, Pair], own_did: str) -> Scope:
-    """Return what the pair may read of these shares.
+def lanes_through(view: LogView, known: Mapping[str, Lane], thread: str = "", alone: bool = False) -> list[LaneScan]:
+    """Return a scan of each lane from its known position; a new lane begins at the pair's start.
 
-    What a pair that this one superseded had delivered counts as delivered by this one.
+    With `thread` there is one lane, through that thread.  `alone` gives the lanes keys of their own, so that a reading
+    narrowed to a namespace is never taken for the pair's position.  If nothing is shared there is one empty lane.
     """
-    origins, older = {pair.pair_id}, pair.inherits
-    while older and older not in origins and len(origins) < _INHERITED_MAX:
-        origins.add(older)
-        before = pairs.get(older)
-        older = before.inherits if before is not None else ""
-    floor = pair.start_seq if pair.start == "present" else 0
-    # A cursor holds so many lanes; a namespace beyond would begin again with each page.
-    chosen = {share.ns: share for share in [*shares][:LANES_MAX]}
-    return Scope(chosen, pair.filters, frozenset(origins), pair.peer_did, own_did, floor)
-
-
-def head(index: Index, scope: Scope) -> int:
-    """Return how many records a pair whose scope is `tallied` is offered, without looking at any."""
-    return sum(_head_of(index, scope, ns) for ns in scope.shares)
-
-
-def lanes_through(look: LogView, known: Mapping[str, Lane], thread: str = "", alone: bool = False) -> list[LaneScan]:
-    """Return the lanes of a reading at their known places; a lane that is new begins at the pair's start.
-
-    With `thread` there is one lane, through that thread.  `alone` gives keys of their own, so that a reading narrowed
-    to a namespace never passes for the pair's position.  Where nothing is shared there is one empty lane.
-    """
-    scope, digest = look.scope, look.scope.filter.digest
+    scope, digest = view.scope, view.scope.filter.digest
     lanes: list[tuple[str, str, str]]
     if thread:
         names = ",".join(f"{ns}:{scope.shares[ns].level}" for ns in sorted(scope.shares))
-        lanes = [(lane_key(names, rule=f"thread:{digest}:{thread}"), f"t:{thread}", _NOTHING)]
+        lanes = [(lane_key(names, rule=f"thread:{digest}:{thread}"), f"t:{thread}", "")]
     elif alone:
         lanes = [(lane_key(ns, share.level, f"alone:{digest}"), f"n:{ns}", "") for ns, share in scope.shares.items()]
     else:
         lanes = [(scope.key(ns), f"n:{ns}", ns) for ns in sorted(scope.shares)]
     if not lanes or is_reserved(thread):
-        lanes = [(lane_key(_NOTHING, rule=f"nothing:{digest}"), _NOTHING, "")]
-    readings = []
+        lanes = [(lane_key("", rule=f"nothing:{digest}"), _NO_LIST, "")]
+    scans = []
     for key, name, ns in lanes:
         lane = known.get(key) or Lane(key, scope.floor)
-        readings.append(LaneScan(key, name, lane.position, lane.count, _covers(scope, ns, lane, known) if ns else ()))
-    return readings
+        scans.append(LaneScan(key, name, lane.position, lane.count, _covers(scope, ns, lane, known) if ns else ()))
+    return scans
 
 
-def collect(look: LogView, readings: Sequence[LaneScan], limit: int, bytes_max: int) -> Steps[tuple[list[Row], bool]]:
-    """Return the next page's rows in order of arrival and whether there are more; the lanes move to where it ends.
+def collect(view: LogView, scans: Sequence[LaneScan], limit: int, bytes_max: int) -> Steps[tuple[list[Row], bool]]:
+    """Return the next page's rows in order of arrival and whether there are more; the lanes move to the page's end.
 
-    Each lane gets its share, so that one far behind does not hold up the others; what one leaves over they may have.
-    There is more when a row is left over, or rows that the peer has already ended the look early.
+    Each lane gets an equal share of the page, and what one leaves over goes to the others.  There is more if a row is
+    left over, or if rows that the peer has already ended the scan early.
     """
-    _begin(readings)
-    while (left := limit - _found(readings)) > 0 and (behind := [each for each in readings if each.goes_on]):
+    _begin(scans)
+    while (left := limit - _found(scans)) > 0 and (behind := [each for each in scans if each.may_find_more]):
         share = max(1, left // len(behind))
-        for reading in behind:
-            yield from _hunt(look, reading, len(reading.found) + share)
-    for reading in readings:
-        # One row beyond the page tells whether there are more; rows that are hidden must not.
-        if reading.goes_on and _found(readings) <= limit:
-            yield from _hunt(look, reading, len(reading.found) + 1)
-    in_turn = chain.from_iterable(zip_longest(*([row for row, _ in reading.found] for reading in readings)))
+        for scan in behind:
+            yield from _scan(view, scan, len(scan.found) + share)
+    for scan in scans:
+        # One row beyond the page shows that there are more; hidden rows must not show it.
+        if scan.may_find_more and _found(scans) <= limit:
+            yield from _scan(view, scan, len(scan.found) + 1)
+    in_turn = chain.from_iterable(zip_longest(*([row for row, _ in scan.found] for scan in scans)))
     turns = [row for row in in_turn if row is not None]
-    rows = sorted(look.fitting(turns[:limit], bytes_max), key=lambda row: row.seq)
-    taken = {row.seq for row in rows}
-    for reading in readings:
-        _settle(reading, taken)
-    return rows, len(rows) < len(turns) or any(reading.passed >= PASSED_ROWS_MAX for reading in readings)
+    rows = sorted(view.fitting(turns[:limit], bytes_max), key=lambda row: row.seq)
+    sent = {row.seq for row in rows}
+    for scan in scans:
+        _settle(scan, sent)
+    return rows, len(rows) < len(turns) or any(scan.passed >= PASSED_ROWS_MAX for scan in scans)
 
 
-def has_news(look: LogView, readings: Iterable[LaneScan]) -> Steps[bool]:
-    """Tell whether any lane has a record to give; what it passes over it does not look at again."""
-    for reading in readings:
-        _begin([reading])
-        while not reading.found and not reading.ended:
-            reading.passed = 0
-            yield from _hunt(look, reading, 1)
-        if reading.found:
+def has_news(view: LogView, scans: Iterable[LaneScan]) -> Steps[bool]:
+    """Return whether any lane has a row to send; the scans keep what they passed over, so a later call skips it."""
+    for scan in scans:
+        _begin([scan])
+        while not scan.found and not scan.ended:
+            scan.passed = 0
+            yield from _scan(view, scan, 1)
+        if scan.found:
             return True
     return False
 
 
-def find(look: LogView, ids: Iterable[str]) -> list[Row]:
-    """Return the rows of those ids that the pair may have, in order of arrival.
+def next_lanes(scans: Sequence[LaneScan], before: Cursor | None) -> tuple[Lane, ...]:
+    """Return the lanes of the next cursor.
 
-    Records that are shared below L1 cannot be found: the peer knows no id of theirs.
+    Lanes that consent or a rule took away keep their position, the farthest first and as many as fit: they record
+    what was given already.
     """
-    rows = [row for id_ in ids if (row := look.index.find(id_)) is not None and look.scope.admits(row)]
-    named = [row for row in rows if look.scope.shares[row.ns].level <= STRUCTURAL and row.seq <= look.last_seq]
-    listed = sorted((row for row in named if _is_listed(look.index, row)), key=lambda row: row.seq)
-    return [row for row, visible, _ in look.judged(listed) if visible]
+    lanes = {scan.key: scan.lane() for scan in scans}
+    kept = [lane for lane in (before.lanes if before is not None else ()) if lane.key not in lanes]
+    kept.sort(key=lambda lane: (-lane.position, lane.key))
+    return (*lanes.values(), *kept)[:LANES_MAX]
 
 
-def offered(look: LogView, ns: str, place: int = 0) -> Iterator[list[Row]]:
-    """Yield, a part at a time and in order of arrival, all that the pair may have of one shared namespace.
-
-    What the peer has by its own doing is included: it is for comparing what both sides hold.
-    """
-    place = max(place, look.scope.floor)
-    while rows := look.after(f"n:{ns}", place, LOOK_ROWS):
-        yield [row for row, visible, _ in look.judged(rows) if visible]
-        place = rows[-1].seq
-
-
-def within(rows: Sequence[Row], bytes_max: int, size: Callable[[Row], int] = lambda row: row.length) -> list[Row]:
-    """Return the first rows that fit by their sizes, as stored or as given, at least one where there is one."""
-    total, kept = 0, list[Row]()
-    for row in rows:
-        total += size(row) + 1
-        if kept and total > bytes_max:
-            break
-        kept.append(row)
-    return kept
+def clock_of(scans: Sequence[LaneScan]) -> int:
+    """Return how many records in scope lie up to where the lanes are: the clock of a page."""
+    return sum(scan.count for scan in scans)
 
 
 def _covers(scope: Scope, ns: str, lane: Lane, known: Mapping[str, Lane]) -> tuple[tuple[PairFilter, int], ...]:
-    """Return the filters of earlier lanes that gave rows beyond this lane's place, at its level or more fully."""
+    """Return the filters of earlier lanes that gave rows beyond this lane's position, at its level or more fully."""
     if len(known) < 2 and lane.key in known:
         return ()
     found = []
@@ -347,138 +167,50 @@ def _covers(scope: Scope, ns: str, lane: Lane, known: Mapping[str, Lane]) -> tup
     return tuple(found)
 
 
-def _begin(readings: Iterable[LaneScan]) -> None:
-    for reading in readings:
-        reading.ended, reading.passed = False, 0
+def _begin(scans: Iterable[LaneScan]) -> None:
+    for scan in scans:
+        scan.ended, scan.passed = False, 0
 
 
-def _found(readings: Iterable[LaneScan]) -> int:
-    return sum(len(reading.found) for reading in readings)
+def _found(scans: Iterable[LaneScan]) -> int:
+    return sum(len(scan.found) for scan in scans)
 
 
-def _hunt(look: LogView, reading: LaneScan, goal: int) -> Steps[None]:
-    """Look on along a lane until it has `goal` rows, its list ends, or it passed over enough that the peer has.
+def _scan(view: LogView, scan: LaneScan, goal: int) -> Steps[None]:
+    """Scan on until the lane has `goal` rows, its list ends, or enough rows were passed over that the peer has.
 
-    Rows that the filter hides are passed over without end: stopping among them would show that they are there.
+    Hidden rows are passed over without a bound: ending a page among them would show that they are there.
     """
-    looked, size = 0, goal - len(reading.found)
-    while len(reading.found) < goal and reading.goes_on:
-        reading.place = look.blanks.beyond(reading.key, reading.place)
-        rows = look.after(reading.name, reading.place, size)
-        for row, visible, covered in look.judged(rows, reading.covers):
-            reading.place = row.seq
+    scanned, size = 0, goal - len(scan.found)
+    while len(scan.found) < goal and scan.may_find_more:
+        scan.scanned_to = view.empty.beyond(scan.key, scan.scanned_to)
+        rows = view.after(scan.name, scan.scanned_to, size)
+        for row, visible, covered in view.judged(rows, scan.covers):
+            scan.scanned_to = row.seq
             if not visible:
                 continue
-            reading.spot = row.seq
-            counts = look.scope.counts(row)
-            reading.tally += counts
-            if covered or not (counts or look.whole):
-                reading.passed += 1
+            scan.visible_to = row.seq
+            counts = view.scope.counts(row)
+            scan.visible_count += counts
+            if covered or not (counts or view.whole):
+                scan.passed += 1
             else:
-                reading.found.append((row, reading.tally))
-            if len(reading.found) == goal or not reading.goes_on:
+                scan.found.append((row, scan.visible_count))
+            if len(scan.found) == goal or not scan.may_find_more:
                 break
         if not rows:
-            reading.ended, reading.place = True, max(reading.place, look.last_seq)
-        look.blanks.note(reading.key, reading.spot, reading.place)
-        looked, size = looked + len(rows), max(goal - len(reading.found), _CHUNK_ROWS)
-        if looked >= LOOK_ROWS:
-            looked = 0
+            scan.ended, scan.scanned_to = True, max(scan.scanned_to, view.last_seq)
+        view.empty.note(scan.key, scan.visible_to, scan.scanned_to)
+        scanned, size = scanned + len(rows), max(goal - len(scan.found), _CHUNK_ROWS)
+        if scanned >= SCAN_ROWS:
+            scanned = 0
             yield
 
 
-def _settle(reading: LaneScan, taken: set[int]) -> None:
-    """Move a lane to where the page leaves it; rows that found no room are read again."""
-    mine = [(row.seq, count) for row, count in reading.found if row.seq in taken]
-    if len(mine) == len(reading.found):
-        reading.position, reading.count = reading.spot, reading.tally
+def _settle(scan: LaneScan, sent: set[int]) -> None:
+    """Move a lane to the end of the page; found rows that had no room are scanned again for the next one."""
+    mine = [(row.seq, count) for row, count in scan.found if row.seq in sent]
+    if len(mine) == len(scan.found):
+        scan.sent_to, scan.count = scan.visible_to, scan.visible_count
     elif mine:
-        reading.position, reading.count = mine[-1]
-
-
-def _facts(row: Row, payload: bytes) -> dict[str, str] | None:
-    """Return the facts of a stored record; None for one that the disk has damaged meanwhile: it is not given."""
-    try:
-        return facts_of(json.loads(payload)["record"], row.ns, row.voucher)
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _head_of(index: Index, scope: Scope, ns: str) -> int:
-    """Return how many records of a namespace the pair is offered, without looking at any."""
-    if not scope.filter.relay:
-        own = scope.own_did
-        return index.tally(f"v:{ns}:{own}") - sum(index.tally(f"ov:{ns}:{pair}:{own}") for pair in scope.origins)
-    peer = scope.peer_did
-    had = index.tally(f"v:{ns}:{peer}") + sum(
-        index.tally(f"o:{ns}:{pair}") - index.tally(f"ov:{ns}:{pair}:{peer}") for pair in scope.origins
-    )
-    return index.count(f"n:{ns}") - had
-
-
-def _is_listed(index: Index, row: Row) -> bool:
-    """Tell whether the row stands in its namespace's list: records of reserved threads stand in none."""
-    found = index.after(f"n:{row.ns}", row.seq - 1, 1)
-    return bool(found) and found[0].seq == row.seq
-
-
-STEP_ROWS: Final = 4096
-
-
-class Counts:
-    """The counts of all pairs; in memory, so a restart counts again."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[str, dict[str, tuple[int, int]]] = {}
-        """pair_id -> namespace and filter -> (looked up to, records found)."""
-        self._told: dict[str, tuple[frozenset[str], int]] = {}
-        """pair_id -> what was counted, and the last complete count of it."""
-
-    def told(self, pair_id: str, look: LogView) -> int | None:
-        """Return how many records the pair is offered, as of when that was last known; None before the first count."""
-        found = self.head(pair_id, look)
-        if found is not None:
-            return found
-        counted, total = self._told.get(pair_id, (None, 0))
-        return total if counted == _keys(look) else None
-
-    def head(self, pair_id: str, look: LogView) -> int | None:
-        """Return how many records the pair is offered; None while that is still being counted."""
-        if look.scope.tallied:
-            return head(look.index, look.scope)
-        held, total = self._held.get(pair_id, {}), 0
-        for ns in look.scope.shares:
-            place, count = held.get(_key(look, ns), (look.scope.floor, 0))
-            last = look.index.last(f"n:{ns}")
-            if last is not None and last.seq > place:
-                return None
-            total += count
-        return total
-
-    def advance(self, pair_id: str, look: LogView) -> bool:
-        """Count on, at most STEP_ROWS rows; return whether the count is complete."""
-        scope = look.scope
-        if scope.tallied:
-            return True
-        with self._lock:
-            before, left = self._held.get(pair_id, {}), STEP_ROWS
-            held = {key: before.get(key, (scope.floor, 0)) for key in (_key(look, ns) for ns in scope.shares)}
-            for ns in scope.shares:
-                place, count = held[_key(look, ns)]
-                while left > 0 and (rows := look.after(f"n:{ns}", place, min(left, LOOK_ROWS))):
-                    count += sum(visible and scope.counts(row) for row, visible, _ in look.judged(rows))
-                    place, left = rows[-1].seq, left - len(rows)
-                held[_key(look, ns)] = place, count
-            self._held = {**self._held, pair_id: held}
-            if left > 0:
-                self._told = {**self._told, pair_id: (_keys(look), sum(count for _, count in held.values()))}
-        return left > 0
-
-
-def _keys(look: LogView) -> frozenset[str]:
-    return frozenset(_key(look, ns) for ns in look.scope.shares)
-
-
-def _key(look: LogView, ns: str) -> str:
-    return lane_key(ns, rule=look.scope.filter.digest)
+        scan.sent_to, scan.count = mine[-1]

@@ -1,7 +1,11 @@
-"""Who waits for commits: an event for each waiter, set when one of the lists it named gets a record.
+"""Waking readers: one event per waiter, set when one of the index's lists that it named gets a record.
 
-Lists are named as in the index: `n:<namespace>`, `t:<thread>`.  Nobody is woken by a list that was not named, and a
-commit that nobody waits for does not even reach the loop.  At the stop everybody is woken once more.
+Lists are named as in the index: `n:<namespace>`, `t:<thread>`.  A waiter is woken for the lists that it named and no
+other, and a commit that nobody waits for does not reach the loop: a write to one namespace costs the readers of others
+nothing.  An event per waiter was chosen over a shared condition, which wakes every reader at each commit, and over a
+queue, which needs a bound and a policy for readers that fall behind; a reader here looks at the log itself.
+
+At the stop every waiter is woken once more.
 """
 
 import asyncio
@@ -19,20 +23,25 @@ class Notifier:
         self.stopping = False
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._silence = writer.listen(self._heard)
+        self._unsubscribe = writer.listen(self._on_commit)
 
     def close(self) -> None:
-        """Hear of commits no more."""
-        self._silence()
+        """Stop listening to commits."""
+        self._unsubscribe()
 
     def stop(self) -> None:
-        """Wake everybody: the daemon stops, and `stopping` says so from now on."""
+        """Wake all waiters; `stopping` is True from now on."""
         self.stopping = True
-        self._ring(self._waiting.copy())
+        self.notify(self._waiting.copy())
+
+    def notify(self, names: Iterable[str]) -> None:
+        """Wake the waiters of these lists."""
+        for event in {event for name in names for event in self._waiting.get(name, ())}:
+            event.set()
 
     @property
     def waiters(self) -> int:
-        """How many events there are."""
+        """The number of waiters."""
         return len({event for events in self._waiting.values() for event in events})
 
     @contextmanager
@@ -51,19 +60,15 @@ class Notifier:
                 if not events:
                     del self._waiting[name]
 
-    def _heard(self, commit: Commit) -> None:
-        """Pass a commit on to the loop when somebody waits for it; runs on the writer's thread."""
+    def _on_commit(self, commit: Commit) -> None:
+        """Pass a commit on to the loop if there are waiters for it; runs on the writer's thread."""
         loop = self._loop
         if loop is None:
             return
         names = [f"n:{ns}" for ns in commit.namespaces] + [f"t:{thread}" for thread in commit.threads]
         wanted = [name for name in names if name in self._waiting]
         if wanted and not loop.is_closed():
-            loop.call_soon_threadsafe(self._ring, wanted)
-
-    def _ring(self, names: Iterable[str]) -> None:
-        for event in {event for name in names for event in self._waiting.get(name, ())}:
-            event.set()
+            loop.call_soon_threadsafe(self.notify, wanted)
 
 
 class Acks:
@@ -74,7 +79,7 @@ class Acks:
         self._waiting: dict[str, set[asyncio.Event]] = {}
 
     def note(self, pair_id: str, positions: Mapping[str, int]) -> None:
-        """Take in an ack: namespace -> the last sequence that it covers there."""
+        """Record an ack: namespace -> the last sequence that it covers there."""
         self._positions[pair_id] = positions
         for event in self._waiting.get(pair_id, ()):
             event.set()
@@ -84,7 +89,7 @@ class Acks:
         return self._positions.get(pair_id, {}).get(namespace)
 
     async def beyond(self, pair_id: str, namespace: str, seq: int, timeout_s: float) -> int | None:
-        """Return the position as soon as it is past `seq`, and at the latest after `timeout_s`."""
+        """Return the position once it is past `seq`, at the latest after `timeout_s`."""
         event = asyncio.Event()
         self._waiting.setdefault(pair_id, set()).add(event)
         try:
@@ -93,9 +98,18 @@ class Acks:
                     event.clear()
                     await event.wait()
         except TimeoutError:
-            pass  # nothing new is an answer too
+            pass  # an unchanged position is an answer too
         finally:
             self._waiting[pair_id].discard(event)
             if not self._waiting[pair_id]:
                 del self._waiting[pair_id]
         return self.position(pair_id, namespace)
+
+
+async def wait(event: asyncio.Event, until_s: float) -> None:
+    """Return once the event is set, at the latest at that time of the loop."""
+    try:
+        async with asyncio.timeout_at(until_s):
+            await event.wait()
+    except TimeoutError:
+        return

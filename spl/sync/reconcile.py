@@ -27,7 +27,7 @@ from ..core.record.levels import NAMES
 from ..core.record.page import Page
 from ..home.writer import Writer
 from ..home.writes import Refuse
-from .holdings import Holdings, Shared
+from .holdings import Holdings, PairTerms
 
 log = logging.getLogger("spl.federation")
 
@@ -105,7 +105,7 @@ class Reconcile:
         writer: Writer,
         limits: Limits,
         *,
-        terms: Callable[[str], Shared],
+        terms: Callable[[str], PairTerms],
         peer: Peer,
         give: Callable[[str, Sequence[str]], Awaitable[int]],
         read_anew: Callable[[str], Awaitable[int]],
@@ -143,12 +143,12 @@ class Reconcile:
             if before == shared:
                 return reply
 
-    def _keep(self, pair_id: str, shared: Shared, key: str) -> Holdings:
+    def _keep(self, pair_id: str, shared: PairTerms, key: str) -> Holdings:
         """Return the fingerprints of this comparison, those that are kept or new ones, and keep them for a while."""
         kept, timer = self._kept.pop(pair_id, (None, None))
         if timer is not None:
             timer.cancel()
-        if kept is None or kept.key != key or kept.shared != shared:
+        if kept is None or kept.key != key or kept.terms != shared:
             kept = Holdings(self.writer.store, shared, key)
         self._kept[pair_id] = kept, asyncio.get_running_loop().call_later(KEPT_S, self._kept.pop, pair_id, None)
         return kept
@@ -161,10 +161,10 @@ class Reconcile:
         names: dict[str, dict[str, tuple[str, str]]] = {}
         for name, starts in question.names.items():
             found = {start: item for start in starts if (item := held.find(name, start)) is not None}
-            names[name] = {start: (id_, held.shared.label(row.ns)) for start, (row, id_) in found.items()}
+            names[name] = {start: (id_, held.terms.label(row.ns)) for start, (row, id_) in found.items()}
         return FingerprintAnswer(
             parts={name: held.parts(name, asked) for name, asked in ranges.items()},
-            counts={name: held.counts_told(name) for name, asked in ranges.items() if "" in asked},
+            counts={name: held.counts_for_peer(name) for name, asked in ranges.items() if "" in asked},
             names=names,
             lacking=tuple(id_ for id_, mark in question.have.items() if not self._has(pair_id, held, id_, mark)),
         ).encode()
@@ -176,7 +176,7 @@ class Reconcile:
         """
         index = self.writer.store.index
         row = index.find(id_)
-        if row is not None and row.ns in held.shared.received:
+        if row is not None and row.ns in held.terms.received:
             for payload in self.writer.store.payloads([row, *index.alternates(id_)]):
                 if fingerprint.mark_of(held.key, payload) == mark:
                     return True
@@ -294,7 +294,7 @@ class Reconcile:
         marked, unknown = dict[str, tuple[str, str]](), 0
         for start in starts:
             item = held.find(name, start.hex())
-            if item is None or (name == HELD and not held.shared.offers(self.writer.store, item[0])):
+            if item is None or (name == HELD and not held.terms.offers(self.writer.store, item[0])):
                 unknown += 1
                 continue
             row, id_ = item

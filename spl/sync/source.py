@@ -1,12 +1,16 @@
-"""Where a pair's reading of our log stands: whether it is served now, its scope, its lanes and its sealed cursor.
+"""What pages and streams to a peer have in common: is it served now, its scope, its cursor, and the form of records.
 
-What pages (`changes.py`) and streams (`stream.py`) have in common.  Any thread may ask.
+Every reading takes the end of the last announced commit first (`last_seq`) and its scope after that.  A record written
+after a withdrawal therefore never goes out: a view that reaches the record has a scope that knows of the withdrawal.
+The other order would need a lock between the writer and all readers.
 
-A look takes nothing newer than the last commit that was told of (`last_seq`), and its scope is read after that.  So a
-record that was written after a withdrawal never goes out: whoever may see the record has seen the withdrawal.
+A cursor is sealed with our key and holds the log's running hash beside its lanes (`core/record/cursor.py`), so we keep
+no state for a reader, and notice a log that was replaced.  What a peer confirmed is kept in memory: it decides
+nothing here, and after a restart the peer's next ack brings it again.
 
-What a peer confirmed is kept in memory only: it decides nothing here, and after a restart the peer's next ack tells
-it again.
+Records go out as the stored bytes (`OutgoingForm`), without being parsed, or as projections of the granted level.
+
+Any thread may ask.
 """
 
 import hmac
@@ -24,26 +28,30 @@ from ..core.limits import Limits
 from ..core.pair.pair import Pair, Phase
 from ..core.record import cursor as cursors
 from ..core.record import levels
-from ..core.record.cursor import Cursor, Lane
+from ..core.record.cursor import Cursor
 from ..core.record.filter import OPEN
 from ..core.record.levels import EXACT
 from ..home.index import Row
 from ..home.segments import LineError
 from ..home.vault import Vault
 from ..home.writer import WriteError, Writer
-from . import lanes as offer
-from .lanes import Counts, EmptyRanges, LaneScan, LogView, Scope
+from .lanes import LaneScan, lanes_through, next_lanes
+from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
+
+SIGNERS_MAX: Final = 4096
+"""Signers remembered for each pair whose scope the index does not count."""
+_PSEUDONYM_KEY: Final = b"syncropel-pseudonym-key-v1"
 
 
 class FeedError(SplError):
-    """The feed does not answer this: state of the pair, cursor, or a parameter."""
+    """The changes feed refuses a request: state of the pair, cursor, or a parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a peer asks for; `thread` and `namespace` narrow it to a reading of its own, with cursors of its own.
+    """What a peer asks for; `thread` and `namespace` narrow it to a separate reading, with separate cursors.
 
-    `reads`: the namespaces of a token that our operator minted for no pair; its id stands in the place of the pair's.
+    `reads`: the namespaces of a token that our operator minted for no pair; the token's id then replaces the pair's.
     """
 
     since: str = ""
@@ -53,14 +61,15 @@ class Query:
     namespace: str = ""
     resync: bool = False
     pushed: bool = False
-    """We read it ourselves, to push it: says nothing of what the peer's own reading did."""
+    """Whether we read in order to push; this shows nothing about the peer's own reading."""
     reads: tuple[str, ...] = ()
 
 
 class Source:
     """Our side of all pairs' readings.
 
-    `queue_records` tells how many records of a peer wait in our own intake, `reach` which way a pair runs.
+    `queue_records(pair_id)` is the number of a peer's records that wait in our own intake, `reach(pair_id)` a word of
+    `reach.py`; both go into the peer's view.
     """
 
     def __init__(
@@ -74,25 +83,25 @@ class Source:
         last_seq: Callable[[], int],
         reach: Callable[[str], str] = lambda pair_id: "",
     ) -> None:
-        """`last_seq` gives the end of the last commit that listeners were told of."""
+        """`last_seq()` is the end of the last commit that was announced to listeners."""
         self.writer = writer
         self.vault = vault
         self.limits = limits
-        self.shown = OutgoingForm(writer, vault)
+        self.outgoing = OutgoingForm(writer, vault)
         self.counts = Counts()
         self.last_seq = last_seq
         self.acked: dict[str, tuple[int, int]] = {}
         """Pair -> (records confirmed, when in Unix ms)."""
         self.doubted: set[str] = set()
-        """Pairs whose peer must begin again; see `trust`."""
+        """Pairs whose peer must begin again; see `check_rollback`."""
         self._random_bytes = random_bytes
         self._queue_records = queue_records
         self._reach = reach
-        self._blanks: dict[str, EmptyRanges] = {}
+        self._empty: dict[str, EmptyRanges] = {}
         self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
 
     def pair(self, pair_id: str) -> Pair:
-        """Return the pair when we answer its pulls now.
+        """Return a pair whose pulls we answer now.
 
         Raises FeedError "pair-unknown", "pair-paused", "pair-revoked", "pair-state-conflict", with `peer_view`.
         """
@@ -106,54 +115,53 @@ class Source:
         return pair
 
     def scope(self, pair: Pair, namespace: str = "") -> Scope:
-        """Return what the pair may read now; kept until what it is made of is replaced."""
+        """Return what the pair may read now; computed again once a value that it depends on is replaced."""
         views = self.writer.views
         made_of = (pair, views.consents, views.namespaces, views.pairs, views.did)
         kept = self._scopes.get(pair.pair_id)
         if kept is None or any(one is not other for one, other in zip(kept[0], made_of, strict=True)):
             _, consents, registry, pairs, own_did = made_of
             shares = consent.outbound(pair, consent.book_of(consents, pair), registry)
-            kept = self._scopes[pair.pair_id] = made_of, offer.scope_of(pair, shares, pairs, own_did)
+            kept = self._scopes[pair.pair_id] = made_of, scope_of(pair, shares, pairs, own_did)
         found = kept[1]
         return found if not namespace else replace(found, shares=_only(found.shares, namespace))
 
     def scope_now(self, pair_id: str, query: Query) -> Scope:
-        """Return what this reading may see now; raise what `pair` raises."""
+        """Return what this reading may see now.  Raises as `pair` does."""
         if not query.reads:
             return self.scope(self.pair(pair_id), query.namespace)
         shares = {ns: Outbound(ns, ns, EXACT) for ns in query.reads}
         chosen = _only(shares, query.namespace) if query.namespace else shares
         return Scope(chosen, (OPEN,), frozenset(), "", self.writer.views.did)
 
-    def look(self, pair_id: str, query: Query) -> LogView:
-        """Return the look at the log as it is now that a reading takes; raise what `pair` raises."""
+    def view(self, pair_id: str, query: Query) -> LogView:
+        """Return the log as this reading may see it now.  Raises as `pair` does."""
         last_seq = self.last_seq()  # before the scope
-        return self.at(pair_id, self.scope_now(pair_id, query), last_seq)
+        return self.view_at(pair_id, self.scope_now(pair_id, query), last_seq)
 
-    def at(self, pair_id: str, scope: Scope, last_seq: int) -> LogView:
-        """Return a look of this scope up to `last_seq`, which must have been read before the scope."""
-        blanks = self._blanks.setdefault(pair_id, EmptyRanges())
-        return LogView(self.writer.store.index, self.writer.store.payloads, scope, last_seq, blanks)
+    def view_at(self, pair_id: str, scope: Scope, last_seq: int) -> LogView:
+        """Return the view of this scope up to `last_seq`, which must have been read before the scope."""
+        empty = self._empty.setdefault(pair_id, EmptyRanges())
+        return LogView(self.writer.store.index, self.writer.store.payloads, scope, last_seq, empty)
 
     def open(self, pair_id: str, query: Query) -> tuple[LogView, Cursor | None]:
-        """Return the look to take and the opened cursor, None at the very start.
+        """Return the view of a reading and its opened cursor, None at the very start.
 
-        Raises FeedError as `pair` does, "cursor-reset" when the log behind the cursor is another one, CursorError.
+        Raises as `pair` does, FeedError "cursor-reset" if the log behind the cursor is another one, CursorError.
         """
-        look = self.look(pair_id, query)
+        view = self.view(pair_id, query)
         if not query.since:
-            return replace(look, whole=query.resync), None
+            return replace(view, whole=query.resync), None
         cursor = self._unsealed(pair_id, query.since)
         if cursor.epoch != self.writer.store.epoch or not self._is_ours(cursor):
             raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
-        return replace(look, whole=cursor.whole), cursor
+        return replace(view, whole=cursor.whole), cursor
 
-    def trust(self, pair_id: str, cursor: Cursor | None, resync: bool) -> None:
-        """Return when a reading may go on from this cursor.
+    def check_rollback(self, pair_id: str, cursor: Cursor | None, resync: bool) -> None:
+        """Refuse a cursor issued before the peer's log was rolled back; a `resync` from the start ends that.
 
-        A peer whose log was set back still holds our cursor of before, and would never see again what it lost: it is
-        refused until a whole reading begins, as "cursor-invalid" ("cursor-reset" would send us back to its start in
-        turn).
+        Such a peer still holds our older cursor and would never see again what it lost.  The code is "cursor-invalid",
+        since "cursor-reset" would in turn make us read its log from the start.
         """
         if pair_id not in self.doubted:
             return
@@ -161,27 +169,29 @@ class Source:
             if resync:
                 self.doubted.discard(pair_id)
         elif not cursor.whole:
-            raise FeedError("cursor-invalid", "begin again: your log was set back", peer_view=self.peer_view(pair_id))
+            raise FeedError(
+                "cursor-invalid", "begin again: your log was rolled back", peer_view=self.peer_view(pair_id)
+            )
 
-    def readings(self, look: LogView, query: Query, cursor: Cursor | None) -> list[LaneScan]:
+    def scans(self, view: LogView, query: Query, cursor: Cursor | None) -> list[LaneScan]:
         """Return the lanes of a reading where its cursor left them."""
         known = cursor.by_key() if cursor is not None else {}
-        return offer.lanes_through(look, known, query.thread, bool(query.namespace))
+        return lanes_through(view, known, query.thread, bool(query.namespace))
 
-    def next(
-        self, pair_id: str, since: str, before: Cursor | None, readings: Sequence[LaneScan], whole: bool
+    def next_cursor(
+        self, pair_id: str, since: str, before: Cursor | None, scans: Sequence[LaneScan], whole: bool
     ) -> tuple[str, Cursor]:
         """Return the cursor, sealed and open, of a reading that came this far from `before`, sealed as `since`.
 
-        One that moved nothing gets the very text it was asked with, so the peer need not save it.
+        If no lane moved, it is the very text of the request, so the peer need not save it.
         """
-        held = lanes_held(readings, before)
-        stands = before is not None and set(held) == set(before.lanes) and whole == before.whole
-        if before is not None and stands and self._is_sealed_for(pair_id, since):
+        lanes = next_lanes(scans, before)
+        unmoved = before is not None and set(lanes) == set(before.lanes) and whole == before.whole
+        if before is not None and unmoved and self._is_sealed_for(pair_id, since):
             return since, before
-        # The newest line that this reading went past: only a log set back behind it can have lost what was read.
-        seq, run = self._run_at(max((lane.position for lane in held), default=0), before)
-        cursor = Cursor(self.writer.store.epoch, seq, run, held, whole)
+        # The newest line that this reading passed: only a log rolled back behind it can have lost what was read.
+        seq, run = self._run_at(max((lane.position for lane in lanes), default=0), before)
+        cursor = Cursor(self.writer.store.epoch, seq, run, lanes, whole)
         return self.seal(pair_id, cursor), cursor
 
     def seal(self, pair_id: str, cursor: Cursor) -> str:
@@ -189,31 +199,38 @@ class Source:
         return cursors.seal(cursor, self.vault.cursor_key(), self._random_bytes(AEAD_NONCE_BYTES), pair_id)
 
     def head(self, pair_id: str) -> int | None:
-        """Return how many records the pair is offered; None while they are being counted."""
+        """Return how many records the pair is offered; None until all are counted."""
         last_seq, pair = self.last_seq(), self.writer.views.pairs.get(pair_id)
-        return self.counts.head(pair_id, self.at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
+        return (
+            self.counts.present(pair_id, self.view_at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
+        )
 
-    def told(self, pair_id: str) -> int | None:
-        """Return the same for the peer: as of when it was last known, None only before it was known at all."""
+    def last_head(self, pair_id: str) -> int | None:
+        """Return the same as last known, None before the first count.
+
+        This is what the peer is told: a None while rows are counted would reveal that rows arrived, hidden ones too.
+        """
         last_seq, pair = self.last_seq(), self.writer.views.pairs.get(pair_id)
-        return self.counts.told(pair_id, self.at(pair_id, self.scope(pair), last_seq)) if pair is not None else 0
+        if pair is None:
+            return 0
+        return self.counts.last_known(pair_id, self.view_at(pair_id, self.scope(pair), last_seq))
 
     def count(self, pair_id: str) -> bool:
-        """Count on what the pair is offered, for some ms; return whether that is all.  For a thread."""
+        """Count for some milliseconds what the pair is offered; return whether the count is complete.  For a thread."""
         last_seq, pair = self.last_seq(), self.writer.views.pairs.get(pair_id)
         if pair is None or not pair.serve_allowed:
             return True
-        return self.counts.advance(pair_id, self.at(pair_id, self.scope(pair), last_seq))
+        return self.counts.advance(pair_id, self.view_at(pair_id, self.scope(pair), last_seq))
 
     def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
         """Return how we see the pair, for the peer: state, reason, head, acked, queue, consent, and reach if known.
 
-        `head` is None while it is counted for the first time.  Who reads by a token of its own (`query.reads`) gets
-        the same form.
+        `head` is None while it is counted for the first time.  A reader with its own token (`query.reads`) gets the
+        same form.
         """
         pair = self.writer.views.pairs.get(pair_id)
         if query is not None and query.reads:
-            head = offer.head(self.writer.store.index, self.scope_now(pair_id, replace(query, namespace="")))
+            head = tally(self.writer.store.index, self.scope_now(pair_id, replace(query, namespace="")))
             return {"state": str(Phase.ACTIVE), "reason": "", "head": head, "acked": None, "queue": 0}
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
@@ -222,7 +239,7 @@ class Source:
         return {
             "state": str(pair.phase),
             "reason": pair.reason,
-            "head": self.told(pair_id) if pair.serve_allowed else 0,
+            "head": self.last_head(pair_id) if pair.serve_allowed else 0,
             "acked": acked,
             "queue": self._queue_records(pair_id),
             **({"consent": weight} if weight else {}),
@@ -236,7 +253,7 @@ class Source:
         except cursors.CursorError:
             if pair is None or not pair.inherits:
                 raise
-            # The first request of a pair that superseded another comes with that one's position.
+            # The first request of a pair that superseded another carries the older pair's position.
             return cursors.open_(text, key, pair.inherits)
 
     def _is_sealed_for(self, pair_id: str, text: str) -> bool:
@@ -250,46 +267,19 @@ class Source:
         try:
             return self.writer.store.run_at(cursor.run_seq) == cursor.run
         except LineError as exc:
-            # A damaged line says nothing about the log around it, and the epoch agrees.
+            # A damaged line proves nothing about the log around it, and the epoch agrees.
             return exc.code == "store-damaged"
 
     def _run_at(self, seq: int, before: Cursor | None) -> tuple[int, str]:
-        """Return a line up to `seq` and the running hash there; the place before where that line is damaged."""
+        """Return `seq` and the running hash there; those of `before` if that line is damaged."""
         try:
             return seq, self.writer.store.run_at(seq)
         except LineError:
             return (before.run_seq, before.run) if before is not None else (0, self.writer.store.run_at(0))
 
 
-def lanes_held(readings: Sequence[LaneScan], before: Cursor | None) -> tuple[Lane, ...]:
-    """Return the lanes of the next cursor.
-
-    Those that consent or a rule took away keep their place, the farthest first, as long as there is room: they tell
-    what was given already.
-    """
-    lanes = {reading.key: reading.lane() for reading in readings}
-    kept = [lane for lane in (before.lanes if before is not None else ()) if lane.key not in lanes]
-    kept.sort(key=lambda lane: (-lane.position, lane.key))
-    return (*lanes.values(), *kept)[: cursors.LANES_MAX]
-
-
-def clock_of(readings: Sequence[LaneScan]) -> int:
-    """Return how many records in scope lie up to where the lanes are."""
-    return sum(reading.count for reading in readings)
-
-
-def _only(shares: Mapping[str, Outbound], namespace: str) -> Mapping[str, Outbound]:
-    return {ns: share for ns, share in shares.items() if ns == namespace}
-
-
-SIGNERS_MAX: Final = 4096
-
-
-_SECRET: Final = b"syncropel-pseudonym-key-v1"
-
-
 class OutgoingForm:
-    """The wire form of rows; used in the feed's threads."""
+    """The form in which rows go out to a pair; used in the feed's threads."""
 
     def __init__(self, writer: Writer, vault: Vault) -> None:
         self.writer = writer
@@ -297,27 +287,27 @@ class OutgoingForm:
         self._signers: dict[str, set[str]] = {}
 
     def payloads(self, pair_id: str, scope: Scope, rows: Sequence[Row]) -> list[bytes]:
-        """Return what goes out for the rows, each at the level of its namespace; raise HubError "identity-missing"."""
+        """Return what goes out for the rows, each at its namespace's level.  Raises WriteError "identity-missing"."""
         stored = self.writer.store.payloads(rows)
-        self.note(pair_id, scope, rows)
+        self.note_signers(pair_id, scope, rows)
         if all(scope.shares[row.ns].level == EXACT for row in rows):
             return stored
-        return [self._shown(pair_id, scope, row, raw) for row, raw in zip(rows, stored, strict=True)]
+        return [self._projected(pair_id, scope, row, raw) for row, raw in zip(rows, stored, strict=True)]
 
-    def note(self, pair_id: str, scope: Scope, rows: Sequence[Row]) -> None:
-        """Remember whose records the pair is given in full."""
+    def note_signers(self, pair_id: str, scope: Scope, rows: Sequence[Row]) -> None:
+        """Record whose records the pair is given in full."""
         if scope.tallied:
-            return  # the index knows
+            return  # the index has that
         given = {row.voucher for row in rows if scope.shares[row.ns].level == EXACT}
         signers = self._signers.setdefault(pair_id, set())
         if len(signers) + len(given) > SIGNERS_MAX:
-            # Whoever got records of those before has asked; these are asked for next.
+            # A peer asks for a chain right after the records, so the older signers are no longer needed.
             self._signers[pair_id] = given
         else:
             signers.update(given)
 
-    def knows(self, pair_id: str, scope: Scope, did: str) -> bool:
-        """Tell whether the pair may see records of this signer in full, as far as that is known."""
+    def may_see_signer(self, pair_id: str, scope: Scope, did: str) -> bool:
+        """Return whether the pair may see records of this signer in full, as far as that is known."""
         full = [ns for ns, share in scope.shares.items() if share.level == EXACT]
         if did == scope.own_did:
             return True
@@ -325,7 +315,11 @@ class OutgoingForm:
             return bool(full) and did in self._signers.get(pair_id, ())
         return scope.filter.relay and any(self.writer.store.index.tally(f"v:{ns}:{did}") for ns in full)
 
-    def _shown(self, pair_id: str, scope: Scope, row: Row, raw: bytes) -> bytes:
+    def pseudonym(self, pair_id: str, record_id: str) -> str:
+        """Return the name that a record id has towards this pair at L2 and L3."""
+        return levels.pseudonym(self._secret(), pair_id, record_id)
+
+    def _projected(self, pair_id: str, scope: Scope, row: Row, raw: bytes) -> bytes:
         share = scope.shares[row.ns]
         if share.level == EXACT:
             return raw
@@ -337,10 +331,10 @@ class OutgoingForm:
         key_text = multibase(signer.chain.present)
         return levels.project(content, share.level, share.ns, pair_id, signer.chain.did, key_text, signer.key)
 
-    def pseudonym(self, pair_id: str, record_id: str) -> str:
-        """Return what a record id is called at L2 and L3 towards this pair."""
-        return levels.pseudonym(self._secret(), pair_id, record_id)
-
     def _secret(self) -> bytes:
-        """Return what pseudonyms are made with: of the key of cursors, yet not that key."""
-        return hmac.digest(self.vault.cursor_key(), _SECRET, "sha256")
+        """Return the key of pseudonyms: derived from the key of cursors, and not equal to it."""
+        return hmac.digest(self.vault.cursor_key(), _PSEUDONYM_KEY, "sha256")
+
+
+def _only(shares: Mapping[str, Outbound], namespace: str) -> Mapping[str, Outbound]:
+    return {ns: share for ns, share in shares.items() if ns == namespace}

@@ -1,18 +1,20 @@
-"""What one stream sends to a peer: the records of its reading as they become durable, and the words between.
+"""One event stream to a peer: the records of its reading as they become durable, and the control events.
 
     record.created   the stored envelope with its `ns`; the last of a write has the sealed cursor as `id:`, and `clock`
     heartbeat        {peer_view, cursor}, at once and then every limits.heartbeat_s: an idle peer saves the cursor too
-    ack              {cursor}: how far we, the peer's own reader, hold what it serves to us
+    ack              {cursor}: how far our own reader of this peer has stored what the peer serves
     error            {code, message, peer_view}, then the end: paused, revoked, reset, or lagged (open another one)
     server_shutdown  {retry_after_ms}, then the end
 
-A stream keeps no queue: it is a cursor that waits for a commit in its namespaces and reads at the peer's pace.  At the
-tail it is served from the last commits, which all streams share; one that is behind asks the index, and so does one
-whose records go out as projections or whose filter must read them: that is work for a thread.
+A stream has no queue: it is a cursor that waits for a commit in its namespaces and reads at the peer's pace, so a slow
+peer costs no memory and delays nobody.  A queue for each subscriber was rejected: it needs a bound, and a reader that
+overflows it must go back to the log anyway.  At the tail a stream is served from the last commits, which all streams
+share (`RecentCommits`); a stream that is behind reads the index in a thread, and so does one that sends projections or
+whose filter reads records.
 
-It ends as soon as what the pair shares changes, and the peer opens another one.  Each time it first takes the end of
-the last commit, then looks whether anything changed, and then sends nothing newer than that end: so no record that was
-written after a withdrawal goes out.
+A stream ends as soon as what the pair shares changes, and the peer opens another one.  Each round takes the end of the
+last commit first, then checks whether anything changed, and sends nothing newer than that end: a record that was
+written after a withdrawal never goes out.
 """
 
 import asyncio
@@ -33,10 +35,10 @@ from ..home.segments import Entry
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS
 from ..home.writes import Commit
 from ..net.sse import encode_event
-from . import lanes as offer
-from .lanes import LaneScan, LogView, Steps
-from .notify import Notifier
-from .source import FeedError, Query, Source, clock_of, lanes_held
+from .lanes import clock_of, collect, next_lanes
+from .notify import Notifier, wait
+from .scope import Steps
+from .source import FeedError, Query, Source
 
 PIECE_BYTES: Final = 64 * KIB
 PIECE_RECORDS: Final = 256
@@ -44,19 +46,19 @@ RECENT_COMMITS: Final = 32
 RECENT_BYTES: Final = 512 * KIB
 RETRY_AFTER_MS: Final = 1000
 SHARING: Final = tuple(f"t:{thread}" for thread in (THREAD_PAIRS, consent.THREAD, THREAD_NAMESPACES))
-"""Threads on which stands what a pair shares."""
+"""Threads whose records decide what a pair shares."""
 ALLOWING: Final = tuple(f"t:{thread}" for thread in (THREAD_TOKENS, rules.THREAD))
-"""Threads on which stands whether a credential holds."""
+"""Threads whose records decide whether a credential is valid."""
 
-_WORDS: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-reset": "reset"}
+_END_CODES: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-reset": "reset"}
 
 
-class Recent:
-    """The last commits, as long as there are streams: what they share at the tail.  The writer's thread adds."""
+class RecentCommits:
+    """The last commits, kept as long as there are streams, which share them.  The writer's thread adds."""
 
     def __init__(self, last_seq: int) -> None:
         self.state: tuple[tuple[Commit, ...], int] = ((), last_seq)
-        """Neighbouring commits, and the last line there is; replaced, never changed."""
+        """Consecutive commits, and the log's last line; replaced, never changed."""
         self._streams = 0
 
     @contextmanager
@@ -71,7 +73,7 @@ class Recent:
                 self.state = ((), self.state[1])
 
     def add(self, commit: Commit) -> None:
-        """Take one commit; the oldest go where there are too many or too large ones."""
+        """Add one commit; drop the oldest beyond RECENT_COMMITS or RECENT_BYTES."""
         kept: tuple[Commit, ...] = ()
         if self._streams:
             kept = (*self.state[0], commit)[-RECENT_COMMITS:]
@@ -81,50 +83,55 @@ class Recent:
 
 
 class Stream:
-    """One open stream of a pair; used on the loop, but for `_from_index`."""
+    """One open stream of a pair; used on the loop, except for `_step`, which runs in a thread."""
 
     def __init__(
-        self, source: Source, recent: Recent, notifier: Notifier, pool: Executor, pair_id: str,
-        query: Query, look: LogView, cursor: Cursor | None, is_valid: Callable[[], bool],
+        self, source: Source, recent: RecentCommits, notifier: Notifier, pool: Executor, pair_id: str, query: Query,
+        is_valid: Callable[[], bool],
     ) -> None:  # fmt: skip
-        """`is_valid` tells whether the credential that opened it still holds."""
+        """Open the reading.  `is_valid()` is whether the credential that opened it still holds.
+
+        Raises as `Source.open` and `Source.check_rollback` do.
+        """
+        view, cursor = source.open(pair_id, query)
+        source.check_rollback(pair_id, cursor, query.resync)
         self.source, self.recent, self.notifier, self.pool = source, recent, notifier, pool
         self.pair_id = pair_id
-        self._scope, self._whole = look.scope, look.whole
+        self._scope, self._whole = view.scope, view.whole
         self._text, self._cursor = query.since, cursor
-        self._readings = source.readings(look, query, cursor)
+        self._scans = source.scans(view, query, cursor)
         self._is_valid = is_valid
         self._chain = source.pair(pair_id).chain
         self._views: tuple[object, ...] = ()
-        self._seen = 0  # every line up to here was looked at
+        self._scanned_to = 0  # every line up to here was looked at
         self._run = (0, "")  # a line that was looked at, and the log's running hash there
         self._behind = True
         self._work: Steps[bytes] | None = None
         self._ack = ""
         self._replaced = False
-        self._bell = asyncio.Event()
+        self._news = asyncio.Event()
 
     def confirm(self, cursor: str) -> None:
-        """Tell the peer how far we hold what it serves; only the newest cursor is told."""
+        """Acknowledge to the peer what we have stored of what it serves; only the newest cursor is sent."""
         self._ack = cursor
-        self._bell.set()
+        self._news.set()
 
     def replace(self) -> None:
-        """End this stream, because the peer opened another one."""
+        """End this stream, because the peer opened another one or must begin again."""
         self._replaced = True
-        self._bell.set()
+        self._news.set()
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield pieces of the stream, each of whole events, until it ends."""
         loop = asyncio.get_running_loop()
         lists = [*(f"n:{ns}" for ns in self._scope.shares), *SHARING, *ALLOWING]
-        with self.notifier.listening(lists) as self._bell, self.recent.wanted():
+        with self.notifier.listening(lists) as self._news, self.recent.wanted():
             due_s = loop.time()
             while True:
-                self._bell.clear()
-                commits, last_seq = self.recent.state  # before the last word
-                if last := self._last_word():
-                    yield last
+                self._news.clear()
+                commits, last_seq = self.recent.state  # before the check for changes
+                if end := self._end_event():
+                    yield end
                     return
                 out = b""
                 if self._ack:
@@ -136,23 +143,23 @@ class Stream:
                 out += self._from_memory(commits, last_seq)
                 if self._behind:
                     found = await loop.run_in_executor(self.pool, self._step, last_seq)
-                    if found and self._last_word():
-                        self._behind = True  # something changed meanwhile, so this does not go out
+                    if found and self._end_event():
+                        self._behind = True  # something changed meanwhile, so this is not sent
                     else:
                         out += found
                 if out:
                     yield out
                 elif not self._behind:
-                    await rung(self._bell, due_s)
+                    await wait(self._news, due_s)
 
-    def _last_word(self) -> bytes:
-        """Return the event that ends the stream when it must end, else nothing."""
+    def _end_event(self) -> bytes:
+        """Return the event that ends the stream if it must end, else nothing."""
         if self.notifier.stopping:
             return _event("server_shutdown", retry_after_ms=RETRY_AFTER_MS)
         if self._replaced:
             return _event("error", code="lagged", message="another stream of this pair took over")
         if not self._is_valid():
-            return _event("error", code="revoked", message="the token that opened this stream is not valid any more")
+            return _event("error", code="revoked", message="the token that opened this stream is no longer valid")
         views = self.source.writer.views
         now = (views.pairs, views.consents, views.namespaces)
         if self._views and all(one is other for one, other in zip(now, self._views, strict=True)):
@@ -160,7 +167,7 @@ class Stream:
         try:
             pair = self.source.pair(self.pair_id)
         except FeedError as exc:
-            code = _WORDS.get(exc.code, "revoked")
+            code = _END_CODES.get(exc.code, "revoked")
             return _event("error", code=code, message=exc.message, **exc.facts)
         if self.source.scope(pair) != self._scope or pair.chain.present != self._chain.present:
             return _event("error", code="lagged", message="what this pair shares, or its key, has changed")
@@ -168,76 +175,79 @@ class Stream:
         return b""
 
     def _heartbeat(self) -> bytes:
-        lanes = lanes_held(self._readings, self._cursor)
+        lanes = next_lanes(self._scans, self._cursor)
         if self._run[1] and (self._cursor is None or set(lanes) != set(self._cursor.lanes)):
-            # Rows that the peer has already moved the lanes, and nothing was sent.
+            # Rows that the peer already has moved the lanes, and no record carried the cursor.
             self._seal()
-        view = {**self.source.peer_view(self.pair_id), "clock": clock_of(self._readings)}
+        view = {**self.source.peer_view(self.pair_id), "clock": clock_of(self._scans)}
         return _event("heartbeat", peer_view=view, cursor=self._text)
 
     def _seal(self) -> None:
         """Seal where the lanes are, at a line that was looked at in memory."""
-        lanes = lanes_held(self._readings, self._cursor)
+        lanes = next_lanes(self._scans, self._cursor)
         self._cursor = Cursor(self.source.writer.store.epoch, *self._run, lanes, False)
         self._text = self.source.seal(self.pair_id, self._cursor)
 
     # -- records
 
     def _from_memory(self, commits: tuple[Commit, ...], last_seq: int) -> bytes:
-        """Return what the last commits have for this reading, a piece at most; notices when they begin too late."""
-        if self._behind or last_seq <= self._seen:
+        """Return at most one piece of what the last commits hold for this reading.
+
+        Marks the stream as behind if the commits kept begin too late.
+        """
+        if self._behind or last_seq <= self._scanned_to:
             return b""
         if not self._scope.plain:
             self._behind = True
             return b""
         found: list[tuple[bytes, str]] = []
         for commit in commits:
-            if commit.last_seq <= self._seen:
+            if commit.last_seq <= self._scanned_to:
                 continue
-            if commit.first_seq > self._seen + 1:
+            if commit.first_seq > self._scanned_to + 1:
                 break
             self._run = commit.last_seq, commit.run
             if not self._take(commit, found):
                 break
         else:
-            self._behind = self._seen < last_seq
+            self._behind = self._scanned_to < last_seq
         if not found:
-            self._behind = self._behind or self._seen < last_seq
+            self._behind = self._behind or self._scanned_to < last_seq
             return b""
         self._seal()
-        return _records(found, self._text, clock_of(self._readings))
+        return _records(found, self._text, clock_of(self._scans))
 
     def _take(self, commit: Commit, found: list[tuple[bytes, str]]) -> bool:
-        """Add the records of a commit that this reading wants; False when a piece is full before its end.
+        """Add the records of a commit that this reading wants; return False if a piece is full before its end.
 
-        The scope is plain, and no earlier lane reaches beyond what was looked at.
+        The scope is plain, and no earlier lane reaches beyond what was scanned.
         """
-        scope, lanes = self._scope, {reading.name: reading for reading in self._readings}
+        scope, by_name = self._scope, {scan.name: scan for scan in self._scans}
         size, rows = sum(len(payload) for payload, _ in found), list[Row]()
         for seq, entry in commit.fresh:
-            reading = lanes.get(f"n:{entry.ns}")
-            if reading is None or seq <= max(self._seen, reading.position) or is_reserved(entry.thread):
+            scan = by_name.get(f"n:{entry.ns}")
+            if scan is None or seq <= max(self._scanned_to, scan.sent_to) or is_reserved(entry.thread):
                 continue
             if size >= PIECE_BYTES:
                 break
-            self._seen, row = seq, _row(seq, entry)
+            self._scanned_to, row = seq, _row(seq, entry)
             if not scope.admits(row):
                 continue
-            reading.position = seq
+            scan.sent_to = seq
             if scope.counts(row):
-                reading.count += 1
+                scan.count += 1
                 found.append((entry.payload, entry.ns))
                 rows.append(row)
                 size += len(entry.payload)
         else:
-            self._seen = commit.last_seq
-        self.source.shown.note(self.pair_id, scope, rows)
-        return self._seen == commit.last_seq and size < PIECE_BYTES
+            self._scanned_to = commit.last_seq
+        self.source.outgoing.note_signers(self.pair_id, scope, rows)
+        return self._scanned_to == commit.last_seq and size < PIECE_BYTES
 
     def _step(self, last_seq: int) -> bytes:
-        """Look on in the log for some ms, up to a line that the last word knew of; runs in a thread.
+        """Read on in the log for some milliseconds, up to a line that the check for changes covers.
 
-        Returns the next piece, or nothing where it is not found yet.
+        Returns the next piece, or nothing if it is not found yet.  Runs in a thread.
         """
         if self._work is None:
             self._work = self._from_index(last_seq)
@@ -252,19 +262,19 @@ class Stream:
     def _from_index(self, last_seq: int) -> Steps[bytes]:
         """Return the next piece as the log holds it up to a line."""
         source, scope = self.source, self._scope
-        look = replace(source.at(self.pair_id, scope, last_seq), whole=self._whole)
-        readings = [LaneScan(each.key, each.name, each.position, each.count, each.covers) for each in self._readings]
-        rows, more = yield from offer.collect(look, readings, PIECE_RECORDS, 2 * PIECE_BYTES)
-        self._readings = readings
+        view = replace(source.view_at(self.pair_id, scope, last_seq), whole=self._whole)
+        scans = [scan.restarted() for scan in self._scans]
+        rows, more = yield from collect(view, scans, PIECE_RECORDS, 2 * PIECE_BYTES)
+        self._scans = scans
         if not more:
-            # A reading that left out nothing goes on as an ordinary one.
+            # A whole reading continues as an ordinary one.
             self._whole, self._behind = False, False
-            self._seen = last_seq
-        self._text, self._cursor = source.next(self.pair_id, self._text, self._cursor, readings, self._whole)
+            self._scanned_to = last_seq
+        self._text, self._cursor = source.next_cursor(self.pair_id, self._text, self._cursor, scans, self._whole)
         if not rows:
             return b""
-        found = zip(source.shown.payloads(self.pair_id, scope, rows), (row.ns for row in rows), strict=True)
-        return _records(list(found), self._text, clock_of(readings))
+        found = zip(source.outgoing.payloads(self.pair_id, scope, rows), (row.ns for row in rows), strict=True)
+        return _records(list(found), self._text, clock_of(scans))
 
 
 def _records(found: list[tuple[bytes, str]], cursor: str, clock: int) -> bytes:
@@ -279,14 +289,5 @@ def _event(name: str, **data: object) -> bytes:
 
 
 def _row(seq: int, entry: Entry) -> Row:
-    """Return a new record as the index will know it, for the scope to judge."""
+    """Return a new record as the index will hold it, for the scope to judge."""
     return Row(seq, entry.kind, 0, 0, len(entry.payload), entry.ns, entry.origin, entry.voucher, entry.own, entry.clock)
-
-
-async def rung(bell: asyncio.Event, until_s: float) -> None:
-    """Return when the bell rings, or at that time of the loop."""
-    try:
-        async with asyncio.timeout_at(until_s):
-            await bell.wait()
-    except TimeoutError:
-        return

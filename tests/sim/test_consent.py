@@ -111,7 +111,7 @@ class Side:
         return {json.loads(each).get("ns", "") for each in store.payloads(store.index.after(f"r:{PAIR}", 0, 10_000))}
 
     def alias(self, id_: str, level: int) -> str:
-        return id_ if level < 2 else self.node.feed.source.shown.pseudonym(PAIR, id_)
+        return id_ if level < 2 else self.node.feed.source.outgoing.pseudonym(PAIR, id_)
 
     def shared(self, other: "Side") -> set[Item]:
         """Return what the other side is to have now: what we may send and it may take in."""

@@ -20,8 +20,9 @@ from spl.core.pair.pair import Phase
 from spl.core.record.cursor import Cursor, open_, seal
 from spl.core.record.filter import PairFilter
 from spl.home.writes import Arrive, Own
-from spl.sync import lanes
+from spl.sync import changes
 from spl.sync.changes import Query
+from spl.sync.scope import Steps
 from tests.nodes import LIMITS, Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -369,13 +370,13 @@ async def longpoll(
 ) -> tuple[dict[str, Any], int]:
     """Return the page of a longpoll, and how often it looked after `during` was done."""
     looks = [0]
-    real = lanes.has_news
+    real = changes.has_news
 
-    def has_news(*args: Any) -> lanes.Steps[bool]:
+    def has_news(*args: Any) -> Steps[bool]:
         looks[0] += 1
         return real(*args)
 
-    patch.setattr(lanes, "has_news", has_news)
+    patch.setattr(changes, "has_news", has_news)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(page(node, since=since, feed="longpoll"))
         while not node.feed.notifier.waiters or not looks[0]:

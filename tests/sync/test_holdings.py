@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,25 +16,19 @@ from spl.core.record.fingerprint import DEPTH, HELD, LISTED_MAX, OPPOSITE, SEEN,
 from spl.home.index import Row
 from spl.home.log import Log
 from spl.home.segments import PROJECTION, Entry
-from spl.sync.holdings import Holdings, Shared, Sweep
+from spl.sync.holdings import Holdings, PairTerms, SetScan
+from spl.sync.scope import Scope
 from tests.store_kit import AT_MS, open_store, record
 
 KEY, PAIR, US, PEER, OTHER = "12" * 16, "pair_1", "did:sync:instance:me", "did:peer", "did:other"
 
 
-@dataclass(frozen=True)
-class AScope:
-    shares: Mapping[str, Outbound] = field(default_factory=lambda: {"default": Outbound("default", "default", 0)})
-    filter: PairFilter = OPEN
-    origins: frozenset[str] = frozenset({PAIR})
-    peer_did: str = PEER
-    own_did: str = US
-    floor: int = 0
+OPEN_SCOPE = Scope({"default": Outbound("default", "default", 0)}, (OPEN,), frozenset({PAIR}), PEER, US)
 
 
-def shared(store: Log, scope: AScope | None = None, received: Mapping[str, str] | None = None) -> Shared:
+def shared(store: Log, scope: Scope = OPEN_SCOPE, received: Mapping[str, str] | None = None) -> PairTerms:
     taken = {"default": "default"} if received is None else received
-    return Shared(scope or AScope(), taken, store.last_seq, lambda id_: id_[::-1])
+    return PairTerms(scope, taken, store.last_seq, lambda id_: id_[::-1])
 
 
 def stored(folder: Path, *entries: Entry) -> Log:
@@ -43,8 +37,8 @@ def stored(folder: Path, *entries: Entry) -> Log:
     return store
 
 
-def starts(store: Log, terms: Shared, name: str = HELD) -> list[str]:
-    return [start.hex() for piece in Sweep(store, terms, name).pieces() for start in piece]
+def starts(store: Log, terms: PairTerms, name: str = HELD) -> list[str]:
+    return [start.hex() for piece in SetScan(store, terms, name).pieces() for start in piece]
 
 
 def start_of(entry: Entry) -> str:
@@ -66,20 +60,24 @@ ALL = (OWN, THEIRS, RELAYED, THIRD, ELSEWHERE, RESERVED, ALSO)
 @pytest.mark.parametrize(
     ("scope", "received", "expected"),
     [
-        (AScope(), None, (OWN, THEIRS, RELAYED, THIRD)),
-        (AScope(filter=PairFilter(relay=False)), None, (OWN, THEIRS, RELAYED)),
-        (AScope(floor=1), None, (THEIRS, RELAYED, THIRD)),
-        (AScope(floor=100), None, (THEIRS, RELAYED)),
-        (AScope(filter=PairFilter(thread_allow=("th_1",))), None, (OWN, THEIRS, RELAYED, THIRD)),
-        (AScope(filter=PairFilter(thread_allow=("th_0",))), None, (THEIRS, RELAYED)),
-        (AScope(filter=PairFilter(thread_rule="record.voucher == 'did:other'")), None, (THEIRS, RELAYED, THIRD)),
-        (AScope(shares={}), None, (THEIRS, RELAYED)),
-        (AScope(shares={"default": Outbound("default", "default", 1)}), {}, ()),
-        (AScope(shares={}), {}, ()),
+        (OPEN_SCOPE, None, (OWN, THEIRS, RELAYED, THIRD)),
+        (replace(OPEN_SCOPE, filters=(PairFilter(relay=False),)), None, (OWN, THEIRS, RELAYED)),
+        (replace(OPEN_SCOPE, floor=1), None, (THEIRS, RELAYED, THIRD)),
+        (replace(OPEN_SCOPE, floor=100), None, (THEIRS, RELAYED)),
+        (replace(OPEN_SCOPE, filters=(PairFilter(thread_allow=("th_1",)),)), None, (OWN, THEIRS, RELAYED, THIRD)),
+        (replace(OPEN_SCOPE, filters=(PairFilter(thread_allow=("th_0",)),)), None, (THEIRS, RELAYED)),
+        (
+            replace(OPEN_SCOPE, filters=(PairFilter(thread_rule="record.voucher == 'did:other'"),)),
+            None,
+            (THEIRS, RELAYED, THIRD),
+        ),
+        (replace(OPEN_SCOPE, shares={}), None, (THEIRS, RELAYED)),
+        (replace(OPEN_SCOPE, shares={"default": Outbound("default", "default", 1)}), {}, ()),
+        (replace(OPEN_SCOPE, shares={}), {}, ()),
     ],
 )
 def test_held_is_what_we_offer_and_what_came_from_the_peer(
-    tmp_path: Path, scope: AScope, received: Mapping[str, str] | None, expected: Sequence[Entry]
+    tmp_path: Path, scope: Scope, received: Mapping[str, str] | None, expected: Sequence[Entry]
 ) -> None:
     store = stored(tmp_path / "store", *ALL)
     terms = shared(store, scope, received)
@@ -104,13 +102,13 @@ def test_shown_and_seen_are_the_two_ends_of_projections(tmp_path: Path, level: i
     """By the names that they travel under: the id at L1, a pseudonym beyond; what the peer has itself is not shown."""
     seen, others = projection(8), projection(9, pair="pair_2")
     store = stored(tmp_path / "store", *ALL, seen, others)
-    terms = shared(store, AScope(shares={"default": Outbound("default", "music", level)}))
+    terms = shared(store, replace(OPEN_SCOPE, shares={"default": Outbound("default", "music", level)}))
     names = [entry.id if level == 1 else entry.id[::-1] for entry in (OWN, THIRD)]
     assert starts(store, terms, SHOWN) == [name[: 2 * START_BYTES] for name in names]
     assert starts(store, terms, SEEN) == [start_of(seen)]
     held = Holdings(store, terms, KEY)
     held.prepare()
-    assert (held.counts(SHOWN), held.counts_told(SHOWN)) == ({"default": 2}, {"music": 2})
+    assert (held.counts(SHOWN), held.counts_for_peer(SHOWN)) == ({"default": 2}, {"music": 2})
     found = held.find(SHOWN, start_of(OWN))
     assert (found and found[1]) == (OWN.id if level == 1 else None), (
         "who guesses an id behind a pseudonym learns nothing"

@@ -28,8 +28,8 @@ from spl.home.config import Config
 from spl.home.home import open_home
 from spl.home.writes import Arrive, Emit, Item, Own
 from spl.sync.changes import Feed
-from spl.sync.lanes import LaneScan
-from spl.sync.source import Query, clock_of, lanes_held
+from spl.sync.lanes import LaneScan, clock_of, next_lanes
+from spl.sync.source import Query
 from tests.nodes import LIMITS, START_MS, APair, Node, join, nodes
 from tests.store_kit import LazyDisk
 from tests.sync.test_changes import page, read_all
@@ -42,12 +42,12 @@ async def test_a_cursor_that_moved_nothing_keeps_its_text(tmp_path: Path) -> Non
         join(alice, bob)
         alice.emit("x")
         source = alice.feed.source
-        look, cursor = source.open(PAIR, Query())
+        view, cursor = source.open(PAIR, Query())
         assert cursor is None
-        text, first = source.next(PAIR, "", None, source.readings(look, Query(), None), False)
-        look, again = source.open(PAIR, Query(since=text))
+        text, first = source.next_cursor(PAIR, "", None, source.scans(view, Query(), None), False)
+        view, again = source.open(PAIR, Query(since=text))
         assert again == first
-        assert source.next(PAIR, text, again, source.readings(look, Query(), again), False) == (text, again)
+        assert source.next_cursor(PAIR, text, again, source.scans(view, Query(), again), False) == (text, again)
 
 
 async def test_a_cursor_of_another_log_is_a_reset(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ async def test_a_cursor_of_another_log_is_a_reset(tmp_path: Path) -> None:
         join(alice, bob)
         alice.emit("x")
         source = alice.feed.source
-        look, _ = source.open(PAIR, Query())
-        _, cursor = source.next(PAIR, "", None, source.readings(look, Query(), None), False)
+        view, _ = source.open(PAIR, Query())
+        _, cursor = source.next_cursor(PAIR, "", None, source.scans(view, Query(), None), False)
         for change in ({"epoch": "f" * 32}, {"run": "0" * 31 + "1"}, {"run_seq": 10**6}):
             text = source.seal(PAIR, replace(cursor, **change))
             with pytest.raises(SplError) as caught:
@@ -68,11 +68,11 @@ async def test_a_cursor_of_another_log_is_a_reset(tmp_path: Path) -> None:
 def test_lanes_that_consent_took_away_keep_their_place_the_farthest_first() -> None:
     gone, here = lane_key("gone"), lane_key("here")
     before = type("Cursor", (), {"lanes": (Lane(gone, 7, 3), Lane(here, 1, 1))})()
-    readings = [LaneScan(here, "n:here", 9, 4)]
-    assert set(lanes_held(readings, before)) == {Lane(here, 9, 4), Lane(gone, 7, 3)}
-    assert clock_of(readings) == 4
+    scans = [LaneScan(here, "n:here", 9, 4)]
+    assert set(next_lanes(scans, before)) == {Lane(here, 9, 4), Lane(gone, 7, 3)}
+    assert clock_of(scans) == 4
     many = type("Cursor", (), {"lanes": tuple(Lane(lane_key(str(n)), n, n) for n in range(100))})()
-    kept = lanes_held(readings, many)
+    kept = next_lanes(scans, many)
     assert (len(kept), kept[0].key, min(lane.position for lane in kept[1:])) == (64, here, 37)
 
 
@@ -292,7 +292,7 @@ class World:
         """Read one page, check each item of it, and go on from its cursor."""
         value: dict[str, Any] = json.loads(asyncio.run(self.feed.changes(PAIR, Query(self.since, limit))))
         visible = self.visible()
-        named = {self.feed.source.shown.pseudonym(PAIR, id_): id_ for id_ in self.held}
+        named = {self.feed.source.outgoing.pseudonym(PAIR, id_): id_ for id_ in self.held}
         for item, ns in zip(value["records"], value["ns"], strict=True):
             id_, level = item["id"], 0
             if levels.is_projection(item):

@@ -11,7 +11,7 @@ from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.levels import NAMES
 from spl.home.index import Row
 from spl.net.client import Reply
-from spl.sync.lanes import Scope
+from spl.sync.scope import Scope
 from spl.sync.source import OutgoingForm
 from tests.nodes import LIMITS, Node, join, nodes
 
@@ -30,7 +30,7 @@ def rows(node: Node) -> list[Row]:
 async def test_full_records_are_their_stored_bytes(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as [alice]:
         sent = [alice.emit(f"é{n}").raw for n in range(3)]
-        assert alice.feed.source.shown.payloads(PAIR, scope_of(alice, 0), rows(alice)) == sent
+        assert alice.feed.source.outgoing.payloads(PAIR, scope_of(alice, 0), rows(alice)) == sent
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -38,7 +38,7 @@ async def test_a_projection_is_signed_by_us_and_shows_its_level_and_no_more(tmp_
     async with nodes(tmp_path, "alice") as [alice]:
         parent, secret = alice.emit("parent"), "zq-secret-zq"
         sent = alice.emit(secret, thread="th", actor="did:sync:user:zq")
-        source = alice.feed.source.shown
+        source = alice.feed.source.outgoing
         raw = source.payloads(PAIR, scope_of(alice, level), rows(alice))[1]
         found = levels.parse(json.loads(raw), LIMITS)
         assert (found.level, found.ns, found.by, found.raw) == (level, "default", alice.did, raw)
@@ -54,7 +54,7 @@ async def test_a_projection_is_signed_by_us_and_shows_its_level_and_no_more(tmp_
 
 async def test_pseudonyms_differ_from_pair_to_pair_and_are_not_made_with_the_cursors_key(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as [alice]:
-        source, id_ = alice.feed.source.shown, "0" * 64
+        source, id_ = alice.feed.source.outgoing, "0" * 64
         one, two = source.pseudonym(PAIR, id_), source.pseudonym("pair_00000002", id_)
         assert len({one, two, levels.pseudonym(alice.home.vault.cursor_key(), PAIR, id_)}) == 3
         assert source.pseudonym(PAIR, id_) == one
@@ -64,24 +64,24 @@ async def test_signers_are_known_by_tally_or_by_what_was_given(tmp_path: Path, m
     monkeypatch.setattr("spl.sync.source.SIGNERS_MAX", 2)
     async with nodes(tmp_path, "alice") as [alice]:
         alice.emit("x")
-        source, own = alice.feed.source.shown, alice.did
+        source, own = alice.feed.source.outgoing, alice.did
         row = rows(alice)[0]
         ruled = scope_of(alice, 0, PairFilter(thread_rule="true"))
 
         def by(voucher: str) -> Row:
             return Row(1, "rec", row.segment, row.offset, row.length, "default", "pair_x", voucher, False, 0)
 
-        assert source.knows(PAIR, scope_of(alice, 0), own)
-        assert not source.knows(PAIR, scope_of(alice, 0), "did:other")
-        assert not source.knows(PAIR, ruled, "did:other")
-        source.note(PAIR, scope_of(alice, 1, PairFilter(thread_rule="true")), [by("did:other")])
-        assert not source.knows(PAIR, ruled, "did:other")
-        source.note(PAIR, ruled, [by("did:other")])
-        assert source.knows(PAIR, ruled, "did:other")
-        assert not source.knows("pair_00000002", ruled, "did:other")
-        assert not source.knows(PAIR, scope_of(alice, 1, PairFilter(thread_rule="true")), "did:other")
-        source.note(PAIR, ruled, [by("did:two"), by("did:three")])
-        assert not source.knows(PAIR, ruled, "did:other")
+        assert source.may_see_signer(PAIR, scope_of(alice, 0), own)
+        assert not source.may_see_signer(PAIR, scope_of(alice, 0), "did:other")
+        assert not source.may_see_signer(PAIR, ruled, "did:other")
+        source.note_signers(PAIR, scope_of(alice, 1, PairFilter(thread_rule="true")), [by("did:other")])
+        assert not source.may_see_signer(PAIR, ruled, "did:other")
+        source.note_signers(PAIR, ruled, [by("did:other")])
+        assert source.may_see_signer(PAIR, ruled, "did:other")
+        assert not source.may_see_signer("pair_00000002", ruled, "did:other")
+        assert not source.may_see_signer(PAIR, scope_of(alice, 1, PairFilter(thread_rule="true")), "did:other")
+        source.note_signers(PAIR, ruled, [by("did:two"), by("did:three")])
+        assert not source.may_see_signer(PAIR, ruled, "did:other")
 
 
 async def test_a_source_that_forgot_whose_records_it_gave_stalls_none(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ async def test_a_source_that_forgot_whose_records_it_gave_stalls_none(tmp_path: 
 
         def forget(path: str, reply: Reply) -> Reply:
             if path == "/v1/sync/changes":
-                alice.feed.source.shown = OutgoingForm(alice.home.writer, alice.home.vault)
+                alice.feed.source.outgoing = OutgoingForm(alice.home.writer, alice.home.vault)
             return reply
 
         alice.network.change = forget

@@ -18,7 +18,7 @@ from spl.core.record import namespace
 from spl.core.record.filter import PairFilter
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.sse import Event, EventParser
-from spl.sync import stream
+from spl.sync import changes, lanes, stream
 from spl.sync.changes import Query
 from tests.nodes import LIMITS, Node, join, nodes
 
@@ -307,7 +307,7 @@ async def test_projections_go_out_live_and_a_new_level_takes_over_at_once(tmp_pa
             values = {json.loads(event.data)["ns"]: json.loads(event.data) for event in events}
             assert values["default"]["id"] == full.id
             assert values["music"]["projection"]["level"] == "L2"
-            assert values["music"]["id"] == alice.feed.source.shown.pseudonym(PAIR, shown.id)
+            assert values["music"]["id"] == alice.feed.source.outgoing.pseudonym(PAIR, shown.id)
             grant(alice, "music", 1, 2)
             assert json.loads((await reader.end()).data)["code"] == "lagged"
         async with reading(alice, events[-1].id) as reader:
@@ -378,14 +378,15 @@ async def test_a_thread_that_reads_what_is_withdrawn_meanwhile_gives_nothing(
         alice.share("music")
         join(alice, bob, namespaces=("default", "music"))
         alice.emit("x", ns="music")
-        real = stream.offer.collect
+        real = lanes.collect
 
         def collect(*args: Any) -> Any:
             found = yield from real(*args)
             grant(alice, "music", None, 1)
             return found
 
-        monkeypatch.setattr(stream.offer, "collect", collect)
+        for module in (stream, changes):
+            monkeypatch.setattr(module, "collect", collect)
         async with reading(alice) as reader:
             assert (await reader.next()).name == "heartbeat"
             assert json.loads((await reader.next()).data)["code"] == "lagged"
@@ -423,8 +424,8 @@ async def test_a_long_look_under_a_rule_is_broken_by_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "PIECE_RECORDS", 1)
-    monkeypatch.setattr(stream.offer, "LOOK_ROWS", 1)
-    monkeypatch.setattr(stream.offer, "_CHUNK_ROWS", 1)
+    monkeypatch.setattr(lanes, "SCAN_ROWS", 1)
+    monkeypatch.setattr(lanes, "_CHUNK_ROWS", 1)
     async with nodes(tmp_path, "alice", "bob", limits=replace(LIMITS, heartbeat_s=0.0)) as (alice, bob):
         join(alice, bob, filters=(PairFilter(thread_allow=("open",)),))
         for n in range(20):

@@ -22,7 +22,8 @@ from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, init_home, open_home
 from spl.home.writes import Emit
-from spl.sync.lanes import LogView, Scope, Steps, collect, lanes_through
+from spl.sync.lanes import collect, lanes_through
+from spl.sync.scope import LogView, Scope, Steps
 from spl.sync.source import OutgoingForm
 
 _T = TypeVar("_T")

@@ -15,10 +15,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -27,27 +26,22 @@ from store import AT_MS, entry, open_store, record_id
 from spl.core.consent import Outbound
 from spl.core.gate import Verdict
 from spl.core.limits import Limits
-from spl.core.record.filter import OPEN, PairFilter
+from spl.core.record.filter import OPEN
 from spl.core.record.page import Page
 from spl.home.log import Entry, Log
 from spl.home.writer import Writer
-from spl.sync.holdings import Shared
+from spl.sync.holdings import PairTerms
 from spl.sync.reconcile import TARGET, Reconcile
+from spl.sync.scope import Scope
 
 PAIR = "pair_00000001"
 NS = "default"
 
 
-@dataclass(frozen=True)
-class Scope:
-    """All of one namespace, both ways."""
-
-    shares: Mapping[str, Outbound] = field(default_factory=lambda: {NS: Outbound(NS, NS, 0)})
-    filter: PairFilter = OPEN
-    origins: frozenset[str] = frozenset({PAIR})
-    peer_did: str = "did:sync:instance:peer"
-    own_did: str = "did:sync:instance:own"
-    floor: int = 0
+SCOPE: Final = Scope(
+    {NS: Outbound(NS, NS, 0)}, (OPEN,), frozenset({PAIR}), "did:sync:instance:peer", "did:sync:instance:own"
+)
+"""All of one namespace, both ways."""
 
 
 class FilledHub:
@@ -157,7 +151,7 @@ def reconcile(store: Log, peer: Far) -> Reconcile:
 
     return Reconcile(
         cast(Writer, FilledHub(store)), Limits(), peer=peer, give=nothing, read_anew=nothing,
-        terms=lambda pair_id: Shared(Scope(), {NS: NS}, store.last_seq, str),
+        terms=lambda pair_id: PairTerms(SCOPE, {NS: NS}, store.last_seq, str),
         now_ms=lambda: time.time_ns() // 1_000_000, random_bytes=os.urandom,
     )  # fmt: skip
 
@@ -173,7 +167,7 @@ def fill(home: Path, count: int, lost: frozenset[int]) -> None:
 def shared_entry(n: int) -> Entry:
     """Return record n of the shared namespace."""
     made = entry(n)
-    return Entry("rec", made.payload, "local", NS, True, record_id(n), made.thread, made.actor, n, Scope().own_did)
+    return Entry("rec", made.payload, "local", NS, True, record_id(n), made.thread, made.actor, n, SCOPE.own_did)
 
 
 def size(report: Mapping[str, Any]) -> int:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from spl.core.record.filter import OPEN, PairFilter
 from spl.home.index import Index, Row
-from spl.sync import lanes
-from spl.sync.lanes import Counts, LogView
-from tests.sync.test_lanes import FACTS, FILTERS, RULE, SCOPE, SHARES, Fact, Rows, look_at, rows_of, wanted
+from spl.sync import scope as scopes
+from spl.sync.scope import Counts, LogView
+from tests.sync.test_scope import FACTS, FILTERS, RULE, SCOPE, SHARES, Fact, Rows, rows_of, view_of, wanted
 
 
 class Lasting(Rows):
@@ -32,56 +32,56 @@ def test_a_complete_count_is_the_number_of_rows_to_give(
 ) -> None:
     held, patch = Counts(), pytest.MonkeyPatch()
     with patch.context() as small:
-        small.setattr(lanes, "STEP_ROWS", step)
+        small.setattr(scopes, "COUNT_ROWS", step)
         for log in (facts, [*facts, *later]):
             index = lasting(log)
-            look = look_at(index, replace(SCOPE, filters=(filter_, OPEN), floor=floor))
-            number = len(wanted(look, index))
-            assert held.head("pair_1", look) in (None, number)
+            view = view_of(index, replace(SCOPE, filters=(filter_, OPEN), floor=floor))
+            number = len(wanted(view, index))
+            assert held.present("pair_1", view) in (None, number)
             for _ in range(200):
-                if held.advance("pair_1", look):
+                if held.advance("pair_1", view):
                     break
-            assert held.head("pair_1", look) == number
+            assert held.present("pair_1", view) == number
 
 
 def test_a_step_is_bounded_and_until_the_end_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "STEP_ROWS", 10)
+    monkeypatch.setattr(scopes, "COUNT_ROWS", 10)
     index = lasting([("a", "local", "did:us", 1, "shown")] * 25)
-    look, held = look_at(index, replace(SCOPE, filters=(RULE,))), Counts()
+    view, held = view_of(index, replace(SCOPE, filters=(RULE,))), Counts()
     seen = []
     for _ in range(4):
         index.looked = 0
-        seen.append(held.advance("pair_1", look))
+        seen.append(held.advance("pair_1", view))
         assert index.looked <= 10
-        seen.append(held.head("pair_1", look))
+        seen.append(held.present("pair_1", view))
     assert seen == [False, None, False, None, True, 25, True, 25]
 
 
 def test_a_peer_is_told_the_last_number_that_was_right_so_that_no_hidden_row_shows() -> None:
     facts: list[Fact] = [("a", "local", "did:us", 1, "shown")]
     index, held = lasting(facts), Counts()
-    look = look_at(index, replace(SCOPE, filters=(RULE,)))
-    assert held.told("pair_1", look) is None
-    assert held.advance("pair_1", look)
+    view = view_of(index, replace(SCOPE, filters=(RULE,)))
+    assert held.last_known("pair_1", view) is None
+    assert held.advance("pair_1", view)
     for thread, number in (("hidden", 1), ("shown", 2)):
         facts.append(("a", "local", "did:us", 1, thread))
-        later = replace(look, index=cast(Index, lasting(facts)), payloads=lasting(facts).payloads)
-        assert (held.head("pair_1", later), held.told("pair_1", later)) == (None, 1)
+        later = replace(view, index=cast(Index, lasting(facts)), payloads=lasting(facts).payloads)
+        assert (held.present("pair_1", later), held.last_known("pair_1", later)) == (None, 1)
         assert held.advance("pair_1", later)
-        assert (held.head("pair_1", later), held.told("pair_1", later)) == (number, number)
-    other = replace(look, scope=replace(SCOPE, filters=(PairFilter(thread_allow=("shown",)),)))
-    assert held.told("pair_1", other) is None, "that is another question"
+        assert (held.present("pair_1", later), held.last_known("pair_1", later)) == (number, number)
+    other = replace(view, scope=replace(SCOPE, filters=(PairFilter(thread_allow=("shown",)),)))
+    assert held.last_known("pair_1", other) is None, "that is another question"
 
 
 def test_another_filter_or_namespace_is_counted_anew() -> None:
     index = lasting([("a", "local", "did:us", 1, "shown"), ("b", "local", "did:us", 1, "hidden")])
-    held, look = Counts(), look_at(index, replace(SCOPE, filters=(RULE,)))
-    assert held.advance("pair_1", look)
+    held, view = Counts(), view_of(index, replace(SCOPE, filters=(RULE,)))
+    assert held.advance("pair_1", view)
     for scope in (
         replace(SCOPE, filters=(PairFilter(thread_allow=("hidden",)),)),
         replace(SCOPE, filters=(RULE,), shares={"b": SHARES["b"]}, floor=1),
     ):
-        other: LogView = replace(look, scope=scope, index=cast(Index, index))
-        assert held.head("pair_1", other) in (None, 0)
+        other: LogView = replace(view, scope=scope, index=cast(Index, index))
+        assert held.present("pair_1", other) in (None, 0)
         assert held.advance("pair_1", other)
-        assert held.head("pair_1", other) == len(wanted(other, index))
+        assert held.present("pair_1", other) == len(wanted(other, index))
