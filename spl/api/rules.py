@@ -44,8 +44,9 @@ class RuleKind:
     """A scope that adding one takes besides the route's."""
 
     def show(self, rule: AnyRule) -> dict[str, object]:
-        """Return the JSON form of a rule."""
-        return {"object": self.form, **rule.to_body()}
+        """Return the JSON form of a rule; `fault` says why a stored one counts as failed."""
+        fault = "" if isinstance(rule, FoldRule) else rules.fault_of(rule)
+        return {"object": self.form, **rule.to_body(), **({"fault": fault} if fault else {})}
 
     def listing(self, request: Request, principal: Principal, services: Services) -> Response:
         """GET /v1/config/{path}: every rule, in the order in which they are asked."""
@@ -120,7 +121,10 @@ def permission_test(request: Request, principal: Principal, services: Services) 
 
 
 def _check(services: Services, rule: AnyRule) -> None:
-    """Refuse a rule that can never hold: of a resource, a namespace or a name in its expression that is not there."""
+    """Refuse a rule that can never hold: of a resource, a namespace or a name in its expression that is not there.
+
+    Refuse a rule of automatic approval that a stranger can satisfy, too.
+    """
     if isinstance(rule, FoldRule):
         return
     if isinstance(rule, PermissionRule):
@@ -134,6 +138,8 @@ def _check(services: Services, rule: AnyRule) -> None:
     unknown = rules.unknown_names(rule.expr, facts)
     if unknown:
         raise field_error("expression", f"there is no {unknown[0][:40]!r}; there are {', '.join(sorted(facts))}")
+    if isinstance(rule, AitlRule):
+        rules.check_proved(rule)
 
 
 async def _append(services: Services, kind: str, body: dict[str, object]) -> None:

@@ -81,6 +81,8 @@ def filter_text(found: Mapping[str, Any]) -> str:
     whose = "all that is shared" if found["relay"] else "what this instance signed"
     by_name = f"of threads {', '.join(found['thread_allow'])}" if found["thread_allow"] else ""
     by_rule = f"where {found['thread_rule']}" if found["thread_rule"] else ""
+    if found.get("fault"):
+        by_rule += f" ({found['fault']})"
     which = " or ".join(part for part in (by_name, by_rule) if part)
     return f"{whose}, {which}" if which else whose
 

@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from .client import quote
@@ -15,7 +15,7 @@ DENIED: Final = 4
 
 _LANGUAGE: Final = """
 The expression is CEL without arithmetic: a.b  a["b"]  == != < <= > >= in  && || !  x ? y : z  [1, 2]  {"a": 1}
-  size(x)  has(a.b)  t.startsWith("x")  t.endsWith("x")  t.contains("x")  t.matches("^a+$")
+  size(x)  has(a.b)  t.startsWith("x")  t.endsWith("x")  t.contains("x")
   list.exists(i, i == "x")  list.all(i, i != "x")
 A field that is missing is an error, and has() asks before."""
 
@@ -46,6 +46,7 @@ def _list_permission(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.permission_rules/1", found):
         rows = [(*_texts(item, "name", "resource", "action", "priority"), _one_line(item)) for item in found]
         shell.out.table(("NAME", "RESOURCE", "ACTION", "PRIORITY", "EXPRESSION"), rows)
+        _warn_of_faults(found, shell)
         if not found:
             shell.out.hint("there are no permission rules: scopes alone decide")
     return 0
@@ -99,6 +100,7 @@ def _list_aitl(args: Namespace, shell: Shell) -> int:
             for item in found
         ]
         shell.out.table(("NAME", "ACTION", "PRIORITY", "NAMESPACES", "EXPRESSION"), rows)
+        _warn_of_faults(found, shell)
         if not found:
             shell.out.hint("there are no rules of automatic approval: federation.approval alone decides")
     return 0
@@ -106,6 +108,13 @@ def _list_aitl(args: Namespace, shell: Shell) -> int:
 
 def _remove_aitl(args: Namespace, shell: Shell) -> int:
     return _remove(AITL, "spl.aitl_rule/1", args, shell)
+
+
+def _warn_of_faults(found: Sequence[Mapping[str, Any]], shell: Shell) -> None:
+    """Name each rule that counts as failed, with the reason."""
+    for item in found:
+        if item.get("fault"):
+            shell.out.warn(f"! {item['name']} counts as failed: {item['fault']}")
 
 
 def _fold_options(parser: Parser) -> None:
@@ -220,11 +229,13 @@ COMMANDS: Final = (
         "Adds or replaces a rule that approves pair requests in your place, at most for its own namespaces. A request\n"
         "for more, or with maps, waits for you whole; federation.approval = closed refuses all the same.\n"
         "\n"
-        "Facts: request.initiator_did, .label, .words, .namespaces, .maps, .mode, .endpoint, .host; peer.address.\n"
+        "Facts: request.initiator_did, .words, .peer.address, which the request proves, and .label, .namespaces,\n"
+        ".maps, .mode, .endpoint, .host, which are the peer's own claims. A rule must compare a proved fact with a\n"
+        "value, for otherwise any stranger could satisfy it; of an address a prefix is enough.\n"
         "The first rule that matches decides, highest priority first; an expression that fails does not match.\n"
-        + _LANGUAGE,
+        "A peer that you revoked before always waits for you.\n" + _LANGUAGE,
         "spl config add-aitl-rule family --action auto_apply --namespace default "
-        "--expression 'request.host.endsWith(\".home.example\")'",
+        "--expression 'request.peer.address.startsWith(\"192.168.7.\")'",
         _add_aitl,
         _aitl_options,
     ),

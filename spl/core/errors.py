@@ -73,7 +73,8 @@ CODES: Final[dict[str, Code]] = {
     "permission-denied": Code(403, 4, "A permission rule denies this.", "spl config list-permission-rules"),
     "rule-syntax": Code(400, 2, "The expression does not parse.", "spl config add-permission-rule --help explains the language"),
     "rule-type": Code(400, 2, "The expression asks for a field that is missing, or treats a value as another type.", "guard the field with has(), and try it: spl config test-permission"),
-    "rule-cost": Code(400, 2, "The expression costs more than an evaluation may.", "look at fewer or shorter things, and for single ones"),
+    "rule-cost": Code(400, 2, "The expression costs more than an evaluation may.", "test fewer or shorter values"),
+    "rule-unproved": Code(400, 2, "The rule would approve any peer that claims the right label or URL.", "name what a request proves: request.initiator_did == \"did:sync:instance:…\", request.words == \"…\" or request.peer.address.startsWith(\"10.1.\")"),
     "token-scope-bound": Code(400, 2, "The scope is about the whole daemon, so no namespace can bind it.", "leave the namespace out, or mint a token of its own for the scopes that can be bound: records:read, records:write, federation:sync, federation:subscribe"),
     "token-in-query": Code(400, 4, "Tokens in query strings end up in logs and are refused.", "send it as a header"),
     # identity and manifest

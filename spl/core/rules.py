@@ -9,6 +9,9 @@ An expression that cannot be evaluated (a missing field, too much cost) counts a
 requires, and as false where it allows: whoever makes a rule fail gains nothing by it.
 
 The handshake holds no capability, so a rule that requires any of them for `federation:pair` refuses every peer.
+
+A rule of automatic approval must rest on what a request proves (proved.py).  One that does not is refused when it is
+added, and one that an older version stored counts as failed: the request waits for the operator.
 """
 
 import re
@@ -22,6 +25,7 @@ from .errors import SplError
 from .identity import bearer
 from .identity.did import label_of, words
 from .identity.manifest import Manifest
+from .proved import is_proved
 from .record import namespace
 
 THREAD: Final = "th_engine_config"
@@ -59,7 +63,7 @@ _PRINCIPAL: Final[Mapping[str, Any]] = {
 
 
 class RuleError(SplError):
-    """A rule of the wrong form: "bad-field"; its expression raises ExprError "rule-syntax"."""
+    """A rule of the wrong form: "bad-field", or "rule-unproved"; its expression raises ExprError "rule-syntax"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,13 @@ def aitl_rule(fields: Mapping[str, Any]) -> AitlRule:
     return replace(rule, expr=parse(rule.expression))
 
 
+def check_proved(rule: AitlRule) -> None:
+    """Raise RuleError "rule-unproved" for a parsed rule that a stranger can satisfy by its claims."""
+    fault = fault_of(rule)
+    if fault:
+        raise RuleError("rule-unproved", fault)
+
+
 def fold(rules: PermissionRules, body: Mapping[str, Any]) -> PermissionRules:
     """Return the permission rules after one record body of `th_engine_config`; what it cannot use it skips."""
     return _folded(rules, body, KIND_PERMISSION, KIND_PERMISSION_REMOVED, _permission)
@@ -162,6 +173,21 @@ def applies(rules: AitlRules, facts: Mapping[str, Any]) -> tuple[AitlRule | None
     return None, tuple(failed)
 
 
+def fault_of(rule: PermissionRule | AitlRule) -> str:
+    """Return why a stored rule can never be evaluated, "" for a sound one."""
+    if rule.expr is None:
+        try:
+            parse(rule.expression)
+        except ExprError as exc:
+            return f"this version cannot read the expression: {exc.message}"
+    elif isinstance(rule, AitlRule) and not is_proved(rule.expr):
+        return (
+            "the expression can be true by what the peer says of itself; compare request.initiator_did, "
+            "request.words or request.peer.address with a value"
+        )
+    return ""
+
+
 def covers(pattern: str, resource: str) -> bool:
     """Tell whether a rule's resource covers this one; `*` stands for any characters, none included."""
     first, *rest = pattern.split("*")
@@ -194,11 +220,12 @@ def request_facts(resource: str, method: str = "", path: str = "", params: Mappi
 def handshake_facts(peer: Manifest, asked: Mapping[str, Any], address: str) -> dict[str, Any]:
     """Return what an expression may ask about a pair request.
 
-    `asked` are the fields of the signed message.  Of `maps`, `local` is our namespace and `peer` the asker's, as
-    `spl aitl show` prints them.
+    `asked` are the fields of the signed message, `address` is that of the connection it came over.  Of `maps`, `local`
+    is our namespace and `peer` the asker's, as `spl aitl show` prints them.
     """
     facts = _handshake_frame(address)
     facts["request"] |= {
+        "peer": {"address": address},
         "initiator_did": peer.did,
         "label": label_of(peer.did),
         "words": words(peer.public_key),
@@ -217,7 +244,7 @@ def sample_facts(resource: str) -> dict[str, Any]:
         return request_facts(resource)
     facts = _handshake_frame("")
     texts = dict.fromkeys(("initiator_did", "label", "words", "mode", "endpoint", "host"), "")
-    facts["request"] |= {**texts, "namespaces": [], "maps": []}
+    facts["request"] |= {**texts, "namespaces": [], "maps": [], "peer": {"address": ""}}
     return facts
 
 
@@ -275,8 +302,9 @@ def _handshake_frame(address: str) -> dict[str, Any]:
 
 def _asked(rule: PermissionRule | AitlRule, facts: Mapping[str, Any], budget: Budget) -> tuple[bool, str]:
     """Return (whether the expression is true, why it could not be evaluated)."""
-    if rule.expr is None:
-        return False, "this version cannot read the expression"
+    fault = fault_of(rule)
+    if fault or rule.expr is None:
+        return False, fault
     try:
         return evaluate(rule.expr, facts, budget), ""
     except ExprError as exc:

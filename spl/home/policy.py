@@ -1,8 +1,10 @@
-"""The rules at work: what the views hold is asked, and each denial is logged and audited.
+"""The rules at work: each decision reads the rules in the views, and each denial is logged and audited.
 
 Denials of one kind (who, what, by which rule) leave one log line and one record on `th_audit_permissions` in
-AUDIT_EVERY_S, with the number of those since the last; and there are at most AUDITS_PER_MINUTE of all kinds.  So nobody
-who is refused can fill the disk by asking again, under whatever name.
+AUDIT_EVERY_S, with the number of those since the last; and there are at most AUDITS_PER_MINUTE of all kinds.  So a
+caller that is refused cannot fill the disk by asking again, under whatever name.
+
+Stored rules that this version cannot evaluate count as failed and are named in the log at each start.
 
 Used on the event loop and on the pairing service's thread.
 """
@@ -19,7 +21,10 @@ from ..core.backoff import TokenBucket
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.manifest import Manifest
-from ..core.rules import Decision
+from ..core.pair.pair import Phase
+from ..core.pair.state import SUPERSEDED
+from ..core.record.filter import fault_of
+from ..core.rules import AitlRule, Decision, PermissionRule
 from .writer import Writer
 from .writes import Outcome, Own
 
@@ -35,31 +40,35 @@ _Kind = tuple[str, str, str]
 
 
 class Policy:
-    """Asks the rules.  `resources` are all that a rule may guard."""
+    """Applies the rules.  `resources` are all that a rule may guard."""
 
     def __init__(self, writer: Writer, *, resources: frozenset[str], now_ms: Callable[[], int]) -> None:
         self.writer, self.resources, self.now_ms = writer, resources, now_ms
         self._lock = threading.Lock()
         self._told: OrderedDict[_Kind, tuple[int, int]] = OrderedDict()
         self._bucket = TokenBucket(float(AUDITS_PER_MINUTE), AUDITS_PER_MINUTE / 60)
+        self._name_faults()
 
     def allows(self, resource: str, facts: Mapping[str, Any], capabilities: frozenset[str], who: str) -> Decision:
-        """Return the verdict of the permission rules; a denial is logged and audited under the name of `who` asks."""
+        """Return the decision of the permission rules; log and audit a denial under the name `who`."""
         verdict = rules.decide(self.writer.views.rules, resource, facts, capabilities)
         if verdict.outcome == rules.DENY:
             self._denied(resource, verdict, who, str(facts["peer"]["address"]))
         return verdict
 
     def permits(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> bool:
-        """Tell whether the permission rules let a peer ask for a pair; it holds no capability."""
+        """Return whether the permission rules let a peer ask for a pair; it holds no capability."""
         if not self.writer.views.rules:
             return True
         facts = rules.handshake_facts(peer, asked, address)
         return self.allows(rules.HANDSHAKE, facts, frozenset(), peer.did).outcome != rules.DENY
 
     def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> frozenset[str]:
-        """Return the namespaces that a rule of automatic approval grants this peer at most; none without one."""
-        if not self.writer.views.aitl_rules:
+        """Return the namespaces that a rule of automatic approval grants this peer at most; none without one.
+
+        A peer that our operator revoked is approved again by the operator only.
+        """
+        if not self.writer.views.aitl_rules or self._revoked(peer.did):
             return frozenset()
         rule, failed = rules.applies(self.writer.views.aitl_rules, rules.handshake_facts(peer, asked, address))
         for name in failed:
@@ -69,8 +78,32 @@ class Policy:
         log.info(**event("policy.auto_apply", rule=rule.name, peer=peer.did))
         return frozenset(rule.namespaces)
 
+    def _revoked(self, did: str) -> bool:
+        """Return whether the last pair agreed with this DID was ended by our operator."""
+        agreed = [pair for pair in self.writer.views.pairs.values() if pair.peer_did == did and pair.answer is not None]
+        last = agreed[-1] if agreed else None
+        return (
+            last is not None
+            and last.phase is Phase.REVOKED
+            and last.reason not in (SUPERSEDED, "lost")
+            and not last.reason.startswith("revoked by peer")
+        )
+
+    def _name_faults(self) -> None:
+        """Log every stored rule that counts as failed because this version cannot evaluate it."""
+        views = self.writer.views
+        stored: list[PermissionRule | AitlRule] = [*views.rules.values(), *views.aitl_rules.values()]
+        for rule in stored:
+            fault = rules.fault_of(rule)
+            if fault:
+                log.warning(**event("policy.rule_unusable", rule=rule.name, reason=fault))
+        for pair in views.pairs.values():
+            fault = fault_of(pair.filter) if not pair.ended else ""
+            if fault:
+                log.warning(**event("policy.thread_rule_unusable", pair=pair.pair_id, reason=fault))
+
     def _denied(self, resource: str, verdict: Decision, who: str, address: str) -> None:
-        """Log and audit a denial, unless its like was told just now."""
+        """Log and audit a denial, unless one of its kind was written just now."""
         repeated = self._due((address if resource == rules.HANDSHAKE else who, resource, verdict.rule))
         if repeated is None:
             return
@@ -85,9 +118,9 @@ class Policy:
             log.warning(**event("policy.audit_lost", code=exc.code))
 
     def _due(self, kind: _Kind) -> int | None:
-        """Return how many of the kind were passed over since the last that was told; None to pass this one over too.
+        """Return how many of the kind were only counted since the last written one; None to count this one only.
 
-        A peer that is refused the handshake has a new DID at no cost, so there it counts by address.
+        A new DID costs a peer nothing, so denials of the handshake count by address.
         """
         now_ms = self.now_ms()
         with self._lock:
@@ -102,7 +135,7 @@ class Policy:
 
 
 def _written(done: "Future[list[Outcome]]") -> None:
-    """Log a denial whose record was not taken; the denial stands."""
+    """Log that the record of a denial was not written; the denial stands."""
     fault = done.exception()
     if fault is not None:
         log.warning(**event("policy.audit_lost", code=getattr(fault, "code", "internal")))

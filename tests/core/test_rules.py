@@ -122,7 +122,7 @@ def test_an_expression_that_does_not_parse_is_refused_with_its_place() -> None:
 
 @pytest.mark.parametrize("names", [[], "music", ["A"], [1], ["a//b"], None])
 def test_an_approval_rule_names_namespaces(names: object) -> None:
-    sound = {"name": "a", "action": "auto_apply", "priority": 2, "expression": "true"}
+    sound = {"name": "a", "action": "auto_apply", "priority": 2, "expression": "peer.address == '10.0.0.1'"}
     assert rules.aitl_rule(sound).namespaces == ("default",)
     assert rules.aitl_rule({**sound, "namespaces": ["b", "a", "b"]}).to_body() == {**sound, "namespaces": ["b", "a"]}
     for changes in ({"namespaces": names}, {"action": "deny"}):
@@ -180,16 +180,16 @@ def test_a_stored_expression_of_a_newer_language_refuses() -> None:
 def test_the_first_approval_rule_that_is_true_applies() -> None:
     found: rules.AitlRules = {}
     for name, priority, expression in (
-        ("low", 0, "true"),
-        ("bad", 9, "request.q"),
-        ("bob", 5, 'request.label == "bob"'),
+        ("low", 0, 'request.words in ["a", "b"]'),
+        ("bad", 9, 'request.q && request.words == "a"'),
+        ("bob", 5, 'request.initiator_did == "bob"'),
     ):
         rule = rules.aitl_rule(
             {"name": name, "action": "auto_apply", "priority": priority, "expression": expression, "namespaces": [name]}
         )
         found = rules.fold_aitl(found, {**rule.to_body(), "kind": rules.KIND_AITL})
-    for label, wanted in (("bob", "bob"), ("eve", "low")):
-        rule_, failed = rules.applies(found, {"request": {"label": label}})
+    for did, wanted in (("bob", "bob"), ("eve", "low")):
+        rule_, failed = rules.applies(found, {"request": {"initiator_did": did, "words": "a"}})
         assert rule_ is not None
         assert (rule_.name, rule_.namespaces, failed) == (wanted, (wanted,), ("bad",))
 

@@ -154,7 +154,7 @@ def _rules(alice: Instance, bob: Instance, pair_id: str) -> None:
     bob.run("config", "add-aitl-rule", "friends", "--action", "auto_apply", "--priority", "2",
             "--expression", f'request.initiator_did == "{alice.did}" && size(request.maps) == 0')  # fmt: skip
     bob.run("config", "add-aitl-rule", "old-pattern", "--action", "auto_apply", "--namespace", "garden",
-            "--expression", 'request.initiator_did.matches("^did:sync:instance:dave-[0-9a-f]{24}$")')  # fmt: skip
+            "--expression", 'request.initiator_did == "did:sync:instance:dave-0123456789abcdef01234567"')  # fmt: skip
     bob.run("federation", "thread-allow", pair_id, "th_notes", "th_orders_june", "th_both", "th_back")
 
 

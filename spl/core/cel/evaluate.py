@@ -151,11 +151,6 @@ class _Run:
         begins = node.value == "startsWith"
         return bool(whole.startswith(piece) if begins else whole.endswith(piece))
 
-    def matches(self, node: Node, scope: Scope) -> bool:
-        text = self.text_of(self.value(node.parts[0], scope), node)
-        found: bool = node.value.search(text, lambda steps: self.spend(steps, node))
-        return found
-
     # -- what they share
 
     def fold(self, decisive: bool, tests: Iterable[Callable[[], bool]]) -> bool:
@@ -188,8 +183,7 @@ class _Run:
 
     def text_of(self, value: Any, node: Node) -> str:
         if not isinstance(value, str):
-            name = "matches" if node.kind == "matches" else node.value
-            raise self.fault(node, f"{name} takes texts, and this is {_a(value)}")
+            raise self.fault(node, f"{node.value} takes texts, and this is {_a(value)}")
         self.spend_text(value, node)
         return value
 
@@ -253,7 +247,6 @@ _VISITS: Final[Mapping[str, Callable[[_Run, Node, Scope], Any]]] = {
     "compare": _Run.compare,
     "choice": _Run.choice,
     "call": _Run.call,
-    "matches": _Run.matches,
     "exists": _Run.macro,
     "all": _Run.macro,
 }

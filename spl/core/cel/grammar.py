@@ -10,11 +10,12 @@ A subset of CEL (the Common Expression Language), whose expressions mean here wh
     member   primary { "." name [ "(" … ")" ] | "[" expr "]" }
     primary  null | true | false | number | text | name | "(" expr ")" | "[" … "]" | "{" text ":" expr, … "}"
 
-    size(x)  has(a.b)  x.size()  x.startsWith(y)  x.endsWith(y)  x.contains(y)  x.matches("pattern")
+    size(x)  has(a.b)  x.size()  x.startsWith(y)  x.endsWith(y)  x.contains(y)
     x.exists(name, expr)  x.all(name, expr)
 
-Left out of CEL: arithmetic, conversions, bytes, unsigned numbers, comments, macros that build lists, and patterns that
-are not written out (so that each is checked here, and none comes from outside).  Comparisons do not chain.
+Left out of CEL: arithmetic, conversions, bytes, unsigned numbers, comments, macros that build lists, and `matches`: a
+regular expression whose cost is bounded needs an engine of its own, larger than the rest of the language, and rules
+compare whole names, prefixes and suffixes.  Comparisons do not chain.
 """
 
 import re
@@ -23,13 +24,12 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ..errors import SplError
-from .regex import PatternFault, compile_pattern
 
 SOURCE_CHARS_MAX: Final = 4096
 NESTING_LEVELS_MAX: Final = 32
 INT_BOUND: Final = 2**63
 WINDOW_CHARS: Final = 72
-METHODS: Final = {"size": 0, "startsWith": 1, "endsWith": 1, "contains": 1, "matches": 1}
+METHODS: Final = {"size": 0, "startsWith": 1, "endsWith": 1, "contains": 1}
 MACROS: Final = ("exists", "all")
 COMPARING: Final = ("==", "!=", "<", "<=", ">", ">=", "in")
 RESERVED: Final = frozenset(
@@ -37,6 +37,7 @@ RESERVED: Final = frozenset(
     "void while".split()
 )
 """Words of CEL that are no names; after a dot only true, false, null and in are refused, as there."""
+NO_MATCHES: Final = "instead of matches use ==, in, startsWith, endsWith or contains, joined with && and ||"
 
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
 _TOKEN: Final = re.compile(
@@ -78,7 +79,6 @@ class Node:
     compare   the operator             both operands
     choice                             test, then, else
     call      the function             what it is called on, arguments
-    matches   the Pattern              what it is called on
     exists    the variable             the list, the body
     all       the variable             the list, the body
     """
@@ -116,7 +116,7 @@ def parse(text: str) -> Expr:
     return Expr(text, root, frozenset(_names(root, frozenset())))
 
 
-def fault(code: str, message: str, text: str, at: int) -> ExprError:
+def fault(code: str, message: str, text: str, at: int, hint: str = "") -> ExprError:
     """Return the error at an offset of the text, with that line and a caret under the place."""
     before = text[:at].split("\n")
     column = len(before[-1])
@@ -124,7 +124,8 @@ def fault(code: str, message: str, text: str, at: int) -> ExprError:
     start = max(0, min(column - WINDOW_CHARS // 2, len(line) - WINDOW_CHARS))
     shown = line[start : start + WINDOW_CHARS]
     place = f"{len(before)}:{column + 1}"
-    return ExprError(code, f"{message}, at {place}", at=place, source=shown, caret=" " * (column - start) + "^")
+    caret = " " * (column - start) + "^"
+    return ExprError(code, f"{message}, at {place}", hint=hint, at=place, source=shown, caret=caret)
 
 
 class _Token(NamedTuple):
@@ -255,22 +256,12 @@ class _Parser:
             return self.macro(function, on)
         if function.text not in METHODS:
             known = ", ".join((*METHODS, *MACROS))
-            self.fail(f"there is no function {function.text!r}; there are {known}", function)
+            hint = NO_MATCHES if function.text == "matches" else ""
+            self.fail(f"there is no function {function.text!r}; there are {known}", function, hint=hint)
         arguments = self.items(")")
         if len(arguments) != METHODS[function.text]:
             self.fail(f"{function.text} takes {METHODS[function.text]} in its parentheses", function)
-        if function.text == "matches":
-            return self.matches(function, on, arguments[0])
         return Node("call", function.at, function.text, (on, *arguments))
-
-    def matches(self, function: _Token, on: Node, argument: Node) -> Node:
-        if argument.kind != "literal" or not isinstance(argument.value, str):
-            raise fault("rule-syntax", "the pattern of matches is written out as a text", self.text, argument.at)
-        try:
-            return Node("matches", function.at, compile_pattern(argument.value), (on,))
-        except PatternFault as exc:
-            message = f"the pattern's character {exc.at + 1}: {exc}"
-            raise fault("rule-syntax", message, self.text, argument.at) from exc
 
     def macro(self, function: _Token, on: Node) -> Node:
         token = self.token
@@ -396,5 +387,5 @@ class _Parser:
         if not self.taken(sign):
             self.fail(f"{sign!r} is missing" + (f" before {self.token.text!r}" if self.token.text else ""))
 
-    def fail(self, message: str, token: _Token | None = None, offset: int = 0) -> NoReturn:
-        raise fault("rule-syntax", message, self.text, (token or self.token).at + offset)
+    def fail(self, message: str, token: _Token | None = None, offset: int = 0, hint: str = "") -> NoReturn:
+        raise fault("rule-syntax", message, self.text, (token or self.token).at + offset, hint)

@@ -74,6 +74,11 @@ class PairFilter:
         """Return {relay, thread_allow, thread_rule}."""
         return {"relay": self.relay, "thread_allow": list(self.thread_allow), "thread_rule": self.thread_rule}
 
+    def shown(self) -> dict[str, object]:
+        """Return `to_json`, and `fault` if the rule cannot be read."""
+        fault = fault_of(self)
+        return {**self.to_json(), "fault": fault} if fault else self.to_json()
+
 
 OPEN: Final = PairFilter()
 
@@ -120,6 +125,16 @@ def check_threads(threads: Sequence[str], limits: Limits) -> tuple[str, ...]:
     if len(found) > THREADS_MAX:
         raise FilterError("bad-field", f"a pair names at most {THREADS_MAX} threads; use thread-rule")
     return found
+
+
+def fault_of(found: PairFilter) -> str:
+    """Return why the filter's stored rule cannot be read and so lets nothing pass, "" for a sound one."""
+    try:
+        if found.thread_rule:
+            parse(found.thread_rule)
+    except ExprError as exc:
+        return f"this version cannot read the thread rule, so it lets nothing pass: {exc.message}"
+    return ""
 
 
 def check_rule(text: str) -> str:

@@ -27,7 +27,7 @@ TRUE = [
     '{"a": 1} != {"b": 1}', '"label" in request', '!("q" in request)', "size(request.namespaces) == 2",
     '"é\\u00e9".size() == 2', "request.maps.size() == 0", 'size({"a": 1}) == 1', 'request.label.startsWith("b")',
     'request.label.endsWith("ob")', 'request.label.contains("o")', '!request.label.contains("x")',
-    'request.label.matches("^b.b$")', 'request.label.matches("o")', r"'d-7'.matches(r'\d')", "has(request.label)",
+    r'r"\d" == "\\d"', "has(request.label)",
     "!has(request.q)", 'request.namespaces.exists(n, n == "music")',
     'request.namespaces.all(n, n.startsWith("d") || n == "music")', "[].all(x, false)", "![].exists(x, true)",
     'request.namespaces[1] == "music"', "request.yes ? true : request.q",
@@ -48,7 +48,7 @@ WRONG = [
     "request.q", "q", "request.q == 1", "request.label.q", "request.label", "1", "null", "request.n && true",
     "!request.n", "1 ? true : false", 'request.n < "a"', "null < null", "[1] < [2]", "true < 1",
     "'b' in request.label", "1 in request", "1 in 2", "size(1) == 1", "null.size() == 0", "request.n.startsWith('a')",
-    "request.label.contains(1)", "request.n.matches('a')", "request.exists(x, true)", "'ab'.all(x, true)",
+    "request.label.contains(1)", "request.exists(x, true)", "'ab'.all(x, true)",
     "request.namespaces[2] == ''", "request.namespaces[-1] == ''", "request.namespaces['0'] == ''", "request[0] == 1",
     "request.label[0] == 'b'", "has(request.label.q)", "has(q.a)", "request.namespaces[1.0] == 'music'",
     "request.namespaces.all(x, x)", "request.namespaces[true] == ''",
@@ -106,7 +106,7 @@ def test_errors_are_overlooked_where_the_rest_decides(text: str, value: bool | N
     "x.all(a, x.all(b, x.all(c, x.all(d, true))))",
     "x.exists(a, x.exists(b, a == b && false))", "x.all(a, a in x)",
     " && ".join(["x == x"] * 12),
-    "x.all(a, t.contains(t))", "x.all(a, t.matches('(a*)*b'))", "t.matches('(a|a|a|a|a|a|a|a)*b')",
+    "x.all(a, t.contains(t))",
     "x.all(a, [t, t] == [t, t])",
     " && ".join(["x.all(a, has(q.b) || true)"] * 4),
     "x.exists(a, t in m)", "x.all(a, t.startsWith(t))", "x.all(a, t >= t)",
@@ -124,7 +124,7 @@ def test_what_costs_too_much_is_ended_and_named(text: str) -> None:
 
 def test_usual_rules_cost_little() -> None:
     assert cost('request.label == "bob" && request.namespaces.all(n, n in ["default", "music"])', **FACTS) < 50
-    assert cost(r'peer.address.matches("^10\\.[0-9]+\\.")', **FACTS) < 100
+    assert cost('peer.address.startsWith("10.") && !request.label.contains(".")', **FACTS) < 100
     assert cost("size(t) > 3", t="a" * 10**6) < 10
     assert cost("true") == 1
     assert cost("x.all(a, x.all(b, x.all(c, true)))", x=[1] * 100) == STEPS_MAX

@@ -10,7 +10,7 @@ GOOD = [
     "true", " null ", "a", "a.b.c", 'a["b"][0]', "-1", "0x1F", "1.5e-3", "2e3", '"\\u00e9\\x41\\101\\n\\\\"',
     r"r'\d'", "[]", "[1,2]", "{}", '{"a":1,\'b\':[2]}', "!a", "!!a", "a==1", "a!=1", "a<1", "a<=1", "a>1", "a>=1",
     'a in ["x"]', "a && b && c", "a || b && c", "a ? b : c", "a ? b : c ? d : e", "size(a)", "a.size()", "has(a.b)",
-    'a.startsWith("x")', 'a.endsWith(b)', 'a.contains("x")', 'a.matches("^x")', "a.exists(x, x == 1)",
+    'a.startsWith("x")', 'a.endsWith(b)', 'a.contains("x")', "a.exists(x, x == 1)",
     "a.all(x, b.exists(y, x == y))", "(a)", "a\n&& b", "a.package", "_a1", "-9223372036854775808",
 ]  # fmt: skip
 BAD = [
@@ -21,7 +21,7 @@ BAD = [
     ("9223372036854775808", "1:1"), ("-9223372036854775809", "1:2"), ("- a", "1:3"), ("a.1", "1:3"), ("a.", "1:3"),
     ("a.true", "1:3"), ("a.b(1)", "1:3"), ("f(a)", "1:1"), ("size()", "1:1"), ("size(a, b)", "1:1"),
     ("has(a)", "1:1"), ('has(a["b"])', "1:1"), ("a.size(1)", "1:3"), ("a.startsWith()", "1:3"),
-    ("a.matches(b)", "1:11"), ('a.matches("(")', "1:11"), ("a.exists(1, true)", "1:10"), ("a.exists(x)", "1:11"),
+    ('a.matches("^b")', "1:3"), ("a.exists(1, true)", "1:10"), ("a.exists(x)", "1:11"),
     ("a.all(true, true)", "1:7"), ("as", "1:1"), ("a.exists(in, true)", "1:10"), ("a < b < c", "1:7"),
     ("a == b in c", "1:8"), ("a ? b", "1:6"), ("a &&\n  && b", "2:3"), ("é", "1:1"), ("a // b", "1:3"),
     ('b"x"', "1:2"), ("a\x00", "1:2"), ("!", "1:2"),
@@ -80,7 +80,7 @@ def test_long_rows_are_not_deep_and_length_is_bounded() -> None:
 
 PIECES = st.sampled_from([
     "a", "b.c", "1", "-1", "1.5", "0x1F", "'x'", '"y"', r"r'\d'", "null", "true", "in", "has(", "size(", ".exists(",
-    ".all(x,", ".matches(", "==", "!=", "<", ">=", "&&", "||", "!", "?", ":", "(", ")", "[", "]", "{", "}", ",", ".",
+    ".all(x,", "==", "!=", "<", ">=", "&&", "||", "!", "?", ":", "(", ")", "[", "]", "{", "}", ",", ".",
     "\\", "é", "\n", "=", "'z",
 ])  # fmt: skip
 
@@ -113,3 +113,10 @@ def test_and_binds_tighter_than_or() -> None:
     assert expr.root.kind == "||"
     assert [part.kind for part in expr.root.parts] == ["name", "&&"]
     assert expr.root.parts[1].parts[1].parts[0] == Node("not", 10, parts=(Node("name", 11, "c"),)), "! before =="
+
+
+def test_matches_is_refused_with_what_to_write_instead() -> None:
+    with pytest.raises(ExprError) as caught:
+        parse('request.label.matches("^b")')
+    assert "there is no function 'matches'" in caught.value.message
+    assert "startsWith, endsWith or contains" in caught.value.hint
