@@ -250,7 +250,7 @@ def _fix(found: Pair) -> str | None:
             return f"spl federation resume {found.pair_id}"
         case pairs.Phase.ESTABLISHING if not found.initiator and found.issued_by_us is None:
             return f"spl aitl approve {found.pair_id}"
-        case pairs.Phase.REVOKED:
+        case pairs.Phase.REVOKED if found.url:
             return f"spl federation pair {found.url}/"
     return None
 

@@ -1,9 +1,10 @@
-"""Delays and token buckets as values: the caller brings the clock and the dice.
+"""Delays and token buckets: the caller brings the clock and the dice.
 
 Full jitter (a uniform draw below the doubling ceiling) spreads the retries of many peers better than a fixed ladder
 with a little noise: after an outage they do not return in waves.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -43,10 +44,36 @@ class TokenBucket:
     at_s: float = 0.0
 
     def take(self, now_s: float, cost: float = 1.0) -> "tuple[TokenBucket, bool, float]":
-        """Return (next bucket, whether the take is allowed, seconds to wait where it is not)."""
+        """Return (next bucket, whether the take is allowed, seconds to wait if it is not)."""
         held = self.size if self.level < 0 else self.level
         held = min(self.size, held + max(0.0, now_s - self.at_s) * self.per_s)
         if held >= cost:
             return replace(self, level=held - cost, at_s=now_s), True, 0.0
         wait_s = (cost - held) / self.per_s if self.per_s > 0 else float("inf")
         return replace(self, level=held, at_s=now_s), False, wait_s
+
+
+class Buckets:
+    """One token bucket per source of messages, for at most `sources_max` of them; any steady clock.
+
+    The source not heard for longest is forgotten first, which gives it a full bucket: the bound protects memory, and
+    whoever owns that many sources has as many buckets anyway.  One thread at a time.
+    """
+
+    __slots__ = ("_buckets", "_per_s", "_size", "_sources_max")
+
+    def __init__(self, size: float, per_s: float, sources_max: int) -> None:
+        self._size, self._per_s, self._sources_max = size, per_s, sources_max
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def take(self, source: str, now_s: float, cost: float = 1.0) -> float:
+        """Return 0.0 and take the cost from the bucket of this source, or the seconds until it holds as much."""
+        bucket = self._buckets.pop(source, TokenBucket(self._size, self._per_s))
+        self._buckets[source], _, wait_s = bucket.take(now_s, cost)
+        if len(self._buckets) > self._sources_max:
+            self._buckets.popitem(last=False)
+        return wait_s
+
+    def wait_s(self, source: str, now_s: float, cost: float = 1.0) -> float:
+        """Return what `take` would, and take nothing."""
+        return self._buckets.get(source, TokenBucket(self._size, self._per_s)).take(now_s, cost)[2]

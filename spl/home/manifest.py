@@ -1,7 +1,9 @@
 """What this instance publishes about itself: the signed manifest and the DID document.
 
-`signed_at` strictly increases, also across restarts and clocks set back, because peers refuse a manifest older than
-the last they accepted: the last one is kept in the vault before the document is shown to anybody.
+`signed_at` strictly increases, also across restarts and small corrections of the clock, because peers refuse a manifest
+older than the last they accepted: the last one is kept in the vault before the document is shown to anybody.  A date
+more than five minutes ahead of the present clock is not built upon: the clock was wrong then, and peers would refuse
+each later manifest until that time comes.  They take the next one by the right clock (`manifest.is_ahead`).
 """
 
 import threading
@@ -52,8 +54,9 @@ class Published:
             registry = self._views.namespaces
             names = [name for name in sorted(registry) if namespace.shareable(registry, name)]
             content = (identity.did, identity.key.public, identity.seal_key, tuple(names))
-            age_ms = self._now_ms() - self._signed_at_ms
-            if content != self._made_for or not 0 <= age_ms * RESIGN_SHARE < self._limits.manifest_ttl_s * 1000:
+            now_ms = self._now_ms()
+            aged = (now_ms - self._signed_at_ms) * RESIGN_SHARE >= self._limits.manifest_ttl_s * 1000
+            if content != self._made_for or aged or manifest.is_ahead(self._signed_at_ms, now_ms):
                 self._sign(identity, names)
                 self._made_for = content
             return self._document
@@ -74,7 +77,8 @@ class Published:
         return manifest.did_document(identity.chain, identity.seal_key, self.url)
 
     def _sign(self, identity: Identity, names: list[str]) -> None:
-        signed_at_ms = max(self._now_ms(), self._last_ms() + 1)
+        now_ms, last_ms = self._now_ms(), self._last_ms()
+        signed_at_ms = now_ms if manifest.is_ahead(last_ms, now_ms) else max(now_ms, last_ms + 1)
         self._vault.put(SIGNED_AT, when.text_of(signed_at_ms))
         self._document = manifest.build(
             identity.chain, identity.key, identity.seal_key, url=self.url, namespaces=names, version=VERSION,

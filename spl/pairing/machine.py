@@ -73,6 +73,7 @@ EVENTS: Final = {
 }
 """Kind of record -> event name in the log."""
 _Found = TypeVar("_Found")
+_ENDED: Final = 3
 _ENDINGS: Final = {
     "rejected": Status.REJECTED,
     "expired": Status.EXPIRED,
@@ -116,14 +117,22 @@ class Pairs:
         return self.random_bytes(NONCE_BYTES).hex()
 
     def resolve(self, ref: str) -> Pair:
-        """Return the pair by id, unique prefix of one, peer DID or short DID; ended ones only where no other fits.
+        """Return the pair by id, unique prefix of one, peer DID, short DID or label.
+
+        Agreed pairs come before requests of ours, those before requests of strangers, and ended pairs last: a stranger
+        chooses its label, and must not take the name of a live pair away.
 
         Raises PairError "pair-unknown", "ambiguous".
         """
+        whole = self.get(ref)
+        if whole is not None:
+            return whole
         found = [pair for pair in self.all() if ref and _names(pair, ref)]
-        alive = [pair for pair in found if not pair.ended]
-        # A DID may have many ended pairs; the last of them is what people mean then.
-        chosen = alive or (found[-1:] if is_instance_did(ref) else found)
+        best = min((_rank(pair) for pair in found), default=0)
+        chosen = [pair for pair in found if _rank(pair) == best]
+        if best == _ENDED and is_instance_did(ref):
+            # A DID may have many ended pairs; the last of them is what people mean then.
+            chosen = chosen[-1:]
         return _only(chosen, ref, "pair", [pair.pair_id for pair in chosen])
 
     def resolve_request(self, ref: str) -> ApprovalRequest:
@@ -360,6 +369,14 @@ def _request(pair: Pair, limits: Limits) -> ApprovalRequest:
 def unconfirmed(pair: Pair) -> bool:
     """Tell whether the pair is agreed on but not confirmed yet."""
     return isinstance(pair.state, Answered | Approved)
+
+
+def _rank(pair: Pair) -> int:
+    if pair.ended:
+        return _ENDED
+    if pair.answer is not None:
+        return 0
+    return 1 if pair.initiator else 2
 
 
 def _names(pair: Pair, ref: str) -> bool:

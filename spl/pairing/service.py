@@ -19,7 +19,7 @@ from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.limits import Limits
 from ..core.pair import steps
-from ..core.pair.pair import ESTABLISHED, Pair, PairError
+from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
 from ..core.pair.state import Active, Degraded, Revoking
 from ..core.pair.steps import Effect, FirstSync, PairEvent, Resync, TellPeer
 from ..home.config import Settings
@@ -218,9 +218,10 @@ class Pairing:
         return await self.configure(pair_id, lambda pair: {} if pair.mode == mode else {"mode": mode})
 
     async def set_poll_interval(self, pair_id: str, interval_ms: int) -> Pair:
-        """Change the time between polls; raise PairError "bad-field" below limits.poll_interval_min_s."""
-        if interval_ms < self.limits.poll_interval_min_s * 1000:
-            raise PairError("bad-field", f"the poll interval is at least {self.limits.poll_interval_min_s:g} s")
+        """Change the time between polls, from limits.poll_interval_min_s to 30 days; raise PairError "bad-field"."""
+        least_s, most_ms = self.limits.poll_interval_min_s, POLL_INTERVAL_MS_MAX
+        if not least_s * 1000 <= interval_ms <= most_ms:
+            raise PairError("bad-field", f"the poll interval is {least_s:g} s to {most_ms // 86_400_000} d")
         changed = {"poll_interval_ms": interval_ms}
         return await self.configure(pair_id, lambda pair: {} if pair.poll_interval_ms == interval_ms else changed)
 

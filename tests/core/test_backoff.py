@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.backoff import TokenBucket, full_jitter_s, spread_s, unit_of
+from spl.core.backoff import Buckets, TokenBucket, full_jitter_s, spread_s, unit_of
 
 UNITS = st.floats(0, 1, exclude_max=True)
 
@@ -48,6 +48,24 @@ def test_bucket_never_lets_more_through_than_size_and_rate(times: list[float]) -
         passed += allowed
         assert allowed == (wait_s == 0)
     assert passed <= 3 + 0.1 * (max(times) - min(times)) + 1e-6
+
+
+def test_each_source_has_a_bucket_of_its_own_and_the_oldest_is_forgotten() -> None:
+    buckets = Buckets(size=1, per_s=0.5, sources_max=2)
+    assert [buckets.take("a", 0), buckets.take("a", 0), buckets.take("b", 0)] == [0, 2, 0]
+    assert buckets.take("c", 0) == 0
+    assert buckets.take("b", 0) == 2
+    assert buckets.take("a", 0) == 0, "the source not heard for longest was not forgotten"
+
+
+def test_asking_how_long_a_source_waits_takes_nothing_from_it() -> None:
+    buckets = Buckets(size=1, per_s=0.5, sources_max=2)
+    assert [buckets.wait_s("a", 0), buckets.wait_s("a", 0), buckets.take("a", 0), buckets.wait_s("a", 0)] == [
+        0,
+        0,
+        0,
+        2,
+    ]
 
 
 def test_clock_stepping_back_refills_nothing() -> None:

@@ -126,6 +126,27 @@ def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_stranger_does_not_take_the_name_of_an_agreed_pair(tmp_path: Path) -> None:
+    """It chooses its label, and with it the short names that people type; the request keeps its own id and DID."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (world, _, b):
+            friend, stranger = world.node("carol"), world.node("mallory", label="carol")
+            await friend.pair(b, wait_ms=0)
+            await b.until(lambda: b.alive)
+            await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+            agreed = await both_active(friend, b)
+            await stranger.pair(b, wait_ms=0)
+            await b.until(lambda: len(b.alive) > 1)
+            [asked] = [pair for pair in b.alive if pair.pair_id != agreed]
+            for ref in ("carol", "did:sync:instance:carol", "pair_", friend.did, agreed):
+                assert b.pairing.resolve(ref).pair_id == agreed, ref
+            for ref in (asked.pair_id, stranger.did):
+                assert b.pairing.resolve(ref).pair_id == asked.pair_id, ref
+
+    asyncio.run(run())
+
+
 def test_each_step_is_written_for_people(tmp_path: Path) -> None:
     async def run() -> None:
         async with two(tmp_path) as (_, a, b):

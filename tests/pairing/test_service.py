@@ -242,7 +242,11 @@ def test_settings_are_kept(tmp_path: Path) -> None:
             pair_id = await both_active(a, b)
             await a.pairing.set_mode(pair_id, "on-demand")
             await a.pairing.set_poll_interval(pair_id, 30_000)
-            for call in (a.pairing.set_mode(pair_id, "now and then"), a.pairing.set_poll_interval(pair_id, 10)):
+            for call in (
+                a.pairing.set_mode(pair_id, "now and then"),
+                a.pairing.set_poll_interval(pair_id, 10),
+                a.pairing.set_poll_interval(pair_id, 9_999_999 * 86_400_000),
+            ):
                 with pytest.raises(SplError) as caught:
                     await call
                 assert code_of(caught) == "bad-field"

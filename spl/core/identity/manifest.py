@@ -16,9 +16,9 @@ from typing import Any, Final
 from .. import canon, keys, when
 from ..errors import SplError
 from ..keys import KeyFault, SecretKey
-from ..limits import Limits
+from ..limits import KIB, Limits
 from ..version import PROTOCOL
-from .did import Chain, DidError, chain_of, grown, is_instance_did, key_of, multibase, short_of, words
+from .did import Chain, DidError, certifies, chain_of, grown, is_instance_did, key_of, multibase, short_of, words
 
 MANIFEST_VERSION: Final = 1
 PAIR_PATH: Final = "/v1/federation/pair"
@@ -28,6 +28,11 @@ CAPABILITIES: Final = ("batch-signatures", "longpoll", "sealed-tokens", "token-p
 SIGNATURE_FAILED: Final = "manifest signature does not verify against advertised DID"
 ALGORITHM: Final = "Ed25519"
 CLOCK_SKEW_MS: Final = 300_000
+MANIFEST_BYTES: Final = 8 * KIB
+"""Of a manifest without its rotations, unknown members included.  No limit of the configuration: a lower one would
+refuse honest peers, a higher one lets a stranger's request weigh more.  Rotations have a bound of their own."""
+SIGNATURE_CHARS: Final = 128
+"""Room for the member that is added last: 64 bytes in base64, and its name."""
 TEXT_CHARS: Final = 2048
 CAPABILITIES_MAX: Final = 64
 
@@ -68,6 +73,22 @@ class Manifest:
     """The `federation_manifest` itself, for snapshots and messages."""
 
 
+def claimed_key(value: object, did: str) -> bytes:
+    """Return the key that a decoded `federation_manifest` claims as present, once `did` certifies its first key.
+
+    Cheap: no statement of the chain is verified, so a message under this key can be refused before any of that.
+    Raises ManifestError "manifest-malformed", "did-invalid".
+    """
+    body = _member({"federation_manifest": value}, "federation_manifest")
+    present, rotations = _key(body, "public_key", "ed25519"), body.get("rotations")
+    if not isinstance(rotations, list):
+        raise ManifestError("manifest-malformed", "rotations is a list")
+    first = _key(_member({"rotation": rotations[0]}, "rotation"), "from", "ed25519") if rotations else present
+    if not certifies(did, first):
+        raise ManifestError("did-invalid", f"{did[:80]} does not certify the first key of the manifest")
+    return present
+
+
 def build(
     chain: Chain,
     key: SecretKey,
@@ -106,6 +127,9 @@ def build(
             "expires_at": when.text_of(now_ms + int(limits.manifest_ttl_s * 1000)),
         },
     }
+    if len(canon.encode({**body, "rotations": []})) > MANIFEST_BYTES - SIGNATURE_CHARS:
+        # Many long names: peers learn the namespaces from the pair request, so the list can be left out.
+        body["advertises"] = {}
     body["signature"]["signature"] = keys.b64(key.sign(_signed_text(body)))
     return document_of(body)
 
@@ -171,12 +195,13 @@ def verify(
     )
 
 
-def from_json(value: object, limits: Limits) -> Manifest:
+def from_json(value: object, limits: Limits, size_max: int = MANIFEST_BYTES) -> Manifest:
     """Return the manifest of a decoded `federation_manifest` whose form, chain and signature hold.
 
-    For the copies inside handshake messages and pair records; `judge` checks pins, age and protocol.
+    For the copies inside handshake messages and pair records; `judge` checks pins, age and protocol.  `size_max` is
+    the bound in bytes, in canonical form and without the rotations.
     """
-    manifest = _formed(value, limits)
+    manifest = _formed(value, limits, size_max)
     signature = manifest.raw["signature"]
     chain = _chained(manifest, limits)
     if signature["key_id"] != f"{manifest.did}#{multibase(chain.present)}":
@@ -203,8 +228,8 @@ def judge(
     """Return the manifest when it is the expected one and may be used now.
 
     `expect_did` is a DID with or without its hash, `expect_key` multibase or six words.  `pinned` is the chain seen
-    before: this one must equal or extend it.  Signed before `newer_than_ms` is stale.  `strict=False` skips the
-    expiry and clock checks and nothing else.  Raises ManifestError.
+    before: this one must equal or extend it.  Signed before `newer_than_ms` is stale, unless that time `is_ahead`.
+    `strict=False` skips the expiry and clock checks and nothing else.  Raises ManifestError.
     """
     if expect_did and expect_did not in (manifest.did, short_of(manifest.did)):
         raise ManifestError("manifest-did-mismatch", f"the peer is {manifest.did}, not {expect_did[:80]}")
@@ -217,7 +242,7 @@ def judge(
             grown(pinned, manifest.chain)
         except DidError as exc:
             raise ManifestError(exc.code, exc.message) from exc
-    if manifest.signed_at_ms < newer_than_ms:
+    if manifest.signed_at_ms < newer_than_ms and not is_ahead(newer_than_ms, now_ms):
         signed = when.text_of(manifest.signed_at_ms)
         raise ManifestError("manifest-stale", f"signed {signed}, before the one accepted last", signed_at=signed)
     if not manifest.protocol_min <= PROTOCOL <= manifest.protocol_max:
@@ -228,21 +253,34 @@ def judge(
     return manifest
 
 
-def says_more(manifest: Manifest, before: Manifest, now_ms: int) -> bool:
-    """Tell whether a newer manifest is worth a record: it says something else, or the one kept is half used up.
+def is_ahead(signed_at_ms: int, now_ms: int) -> bool:
+    """Return whether a manifest was signed by a clock that ran ahead, so that later ones may have an earlier date.
 
-    Peers sign theirs anew at each start; that alone changes nothing.
+    Else one start with a wrong clock would shut an instance out until that time comes.  Its owner dates the next one
+    by the right clock, and a peer that kept the early one takes it: an early date is no floor.  What an old manifest
+    could bring back meanwhile is an address and the list of namespaces; the key chain still only grows.
+    """
+    return signed_at_ms > now_ms + CLOCK_SKEW_MS
+
+
+def says_more(manifest: Manifest, before: Manifest, now_ms: int) -> bool:
+    """Return whether a newer manifest is worth a record.
+
+    It is if it says something else, or if the one kept is half used up or dated ahead.  Peers sign theirs again at
+    each start; that alone changes nothing.
     """
     said, had = (
         {name: value for name, value in each.raw.items() if name != "signature"} for each in (manifest, before)
     )
+    if said != had or is_ahead(before.signed_at_ms, now_ms) > is_ahead(manifest.signed_at_ms, now_ms):
+        return True
     aged = 2 * now_ms > before.signed_at_ms + before.expires_at_ms
-    return said != had or (aged and manifest.signed_at_ms > before.signed_at_ms)
+    return aged and manifest.signed_at_ms > before.signed_at_ms
 
 
 def _timely(manifest: Manifest, now_ms: int) -> None:
     signed, expires, now = (when.text_of(ms) for ms in (manifest.signed_at_ms, manifest.expires_at_ms, now_ms))
-    if manifest.signed_at_ms > now_ms + CLOCK_SKEW_MS:
+    if is_ahead(manifest.signed_at_ms, now_ms):
         text = f"the manifest is from the future: it was signed {signed}, our clock says {now}"
         raise ManifestError("manifest-expired", text, signed_at=signed, time=now)
     if now_ms >= manifest.expires_at_ms:
@@ -308,7 +346,7 @@ def _key_words(used: object) -> str:
         return "unreadable"
 
 
-def _formed(value: object, limits: Limits) -> Manifest:
+def _formed(value: object, limits: Limits, size_max: int = MANIFEST_BYTES) -> Manifest:
     """Return the manifest of a value of the right form; its chain is only the present key and nothing is verified."""
     body = _member({"federation_manifest": value}, "federation_manifest")
     version, rotations = body.get("manifest_version"), body.get("rotations")
@@ -318,8 +356,8 @@ def _formed(value: object, limits: Limits) -> Manifest:
         raise ManifestError("peer-version", f"the manifest is of version {str(version)[:20]}")
     if not isinstance(rotations, list) or len(rotations) > limits.chain_links:
         raise ManifestError("manifest-malformed", f"rotations is a list of at most {limits.chain_links} statements")
-    if len(canon.encode(body)) > limits.manifest_bytes:
-        raise ManifestError("manifest-malformed", f"the manifest is over {limits.manifest_bytes} bytes")
+    if len(canon.encode({**body, "rotations": []})) > size_max:
+        raise ManifestError("manifest-malformed", f"the manifest is over {size_max} bytes")
     daemon, federation, signature = (_member(body, name) for name in ("daemon", "federation", "signature"))
     did, present = daemon.get("did"), _key(body, "public_key", "ed25519")
     if not isinstance(did, str) or not is_instance_did(did):

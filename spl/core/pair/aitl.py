@@ -1,7 +1,8 @@
 """What waits for the operator's word: a fold over `th_aitl`.
 
-A request names what is asked and the digest of exactly that; a decision answers a request, once.  Requests that ended
-stay for the record, the oldest forgotten beyond REQUESTS_MAX.
+A request names what is asked and the digest of exactly that; a decision answers a request, once.  Of a request that
+was not approved only who asked, when, and the decision stay in memory; the records keep the rest.  The oldest are
+forgotten beyond REQUESTS_MAX.
 """
 
 from collections.abc import Mapping
@@ -108,6 +109,8 @@ def fold_requests(requests: Mapping[str, ApprovalRequest], body: Mapping[str, An
                 decided = replace(
                     request, status=status, reason=str(body["reason"]), decided_at_ms=when.ms_of(body["at"])
                 )
+                if status is not Status.APPROVED:
+                    decided = replace(decided, namespaces=(), maps=(), endpoint="")
                 return {**requests, request.request_id: decided}
     except (KeyError, TypeError, ValueError, AttributeError, SplError):
         return requests

@@ -69,6 +69,10 @@ PREFIX: Final = "syncropel.federation."
 TRANSITIONS_MAX: Final = 20
 POLL_INTERVAL_MS: Final = 300_000
 
+POLL_INTERVAL_MS_MAX: Final = 30 * 86_400_000
+"""A longer one is stored by nobody, and counts as this one if an older version stored it: the times computed from it
+must have a date."""
+
 _LIMITS: Final = Limits()
 
 
@@ -122,9 +126,9 @@ def _opened(body: Mapping[str, Any], at_ms: int, initiator: bool) -> Pair:
     proposal = _proposal(body, at_ms)
     maps = proposal.maps if initiator else tuple((peer, local) for local, peer in proposal.maps)
     return Pair(
-        proposal=proposal, initiator=initiator, peer=manifest.from_json(proposal.manifest, _LIMITS),
+        proposal=proposal, initiator=initiator, peer=_peer(proposal.manifest),
         state=Requested() if initiator else Asked(), namespaces=proposal.namespaces, maps=maps, mode=proposal.mode,
-        poll_interval_ms=_natural(body.get("poll_interval_ms", POLL_INTERVAL_MS)), start=proposal.start, start_seq=0,
+        poll_interval_ms=_interval(body.get("poll_interval_ms", POLL_INTERVAL_MS)), start=proposal.start, start_seq=0,
         issued_to_us=None if initiator else proposal.token, issued_by_us=proposal.token if initiator else None,
         answer=None, actors=proposal.actors if initiator else (), filters=(OPEN,), inherits="", peer_said_ms=0,
         created_at_ms=at_ms, since_ms=at_ms, fetched_at_ms=at_ms, steps=0, transitions=(),
@@ -164,7 +168,7 @@ def _config(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     if "mode" in body:
         changed["mode"] = _one_of(body["mode"], MODES)
     if "poll_interval_ms" in body:
-        changed["poll_interval_ms"] = _natural(body["poll_interval_ms"])
+        changed["poll_interval_ms"] = _interval(body["poll_interval_ms"])
     if "actors" in body:
         changed["actors"] = _texts(body["actors"])
     found = replace(pair.filter, **_filtering(body))
@@ -209,10 +213,10 @@ def _recovered(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
 def _manifest_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     """A newer manifest whose chain extends the pinned one; a pin by the operator (`pinned`) may replace the chain."""
     assert pair is not None
-    peer = manifest.from_json(body["manifest"], _LIMITS)
+    peer, had_ms = _peer(body["manifest"]), pair.peer.signed_at_ms
     if body.get("pinned") is not True:
         grown(pair.chain, peer.chain)
-    if peer.did != pair.peer_did or peer.signed_at_ms < pair.peer.signed_at_ms:
+    if peer.did != pair.peer_did or (peer.signed_at_ms < had_ms and not manifest.is_ahead(had_ms, at_ms)):
         raise PairError("pair-state-conflict", "the manifest is not a newer one of the peer")
     return replace(pair, peer=peer, fetched_at_ms=at_ms)
 
@@ -231,7 +235,29 @@ def _token_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pa
 
 def _ended(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     assert pair is not None
-    return replace(pair, state=Revoked(str(body.get("reason", "")), str(body.get("note", ""))))
+    state = Revoked(str(body.get("reason", "")), str(body.get("note", "")), isinstance(pair.state, Revoking))
+    ended = replace(pair, state=state)
+    return ended if pair.initiator or pair.answer is not None else _bare(ended)
+
+
+def _bare(pair: Pair) -> Pair:
+    """Return a request that ended unapproved, without what its asker claimed.
+
+    The ids, the DID with its keys and the reason stay: a replay is recognised, and the asker's last poll is answered.
+    """
+    peer = replace(
+        pair.peer, url="", pair_endpoint="", sync_change_endpoint="", sync_record_endpoint="", namespaces=None,
+        capabilities=(), version="", raw={},
+    )  # fmt: skip
+    proposal = replace(
+        pair.proposal, manifest={}, namespaces=(), maps=(), endpoint="", sealed="", token=TokenRef("", (), 0)
+    )
+    return replace(pair, peer=peer, proposal=proposal, namespaces=(), maps=(), issued_to_us=None)
+
+
+def _peer(value: object) -> manifest.Manifest:
+    """Return a manifest that was verified before it was stored; older versions took larger ones."""
+    return manifest.from_json(value, _LIMITS, _LIMITS.manifest_bytes)
 
 
 def _proposal(body: Mapping[str, Any], at_ms: int) -> Proposal:
@@ -272,6 +298,10 @@ def _natural(value: object) -> int:
     if type(value) is not int or value < 0:
         raise PairError("bad-field", "not a number from 0")
     return value
+
+
+def _interval(value: object) -> int:
+    return min(_natural(value), POLL_INTERVAL_MS_MAX)
 
 
 def _one_of(value: object, choices: tuple[str, ...]) -> str:

@@ -151,6 +151,8 @@ class Revoked(State):
     """Terminal; rejected, expired and superseded requests end here with their reason, and what was said with it."""
 
     note: str = ""
+    by_us: bool = False
+    """Our operator revoked it, so only the operator lets this peer in again."""
 
     phase: ClassVar[Phase] = Phase.REVOKED
 

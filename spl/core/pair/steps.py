@@ -358,7 +358,7 @@ STEPS: Final[Mapping[tuple[type, type], Callable[..., _Move]]] = MappingProxyTyp
         **_rows([Active, Degraded], Degrade, _degrade),
         **_rows([Degraded], Recover, _recover),
         **_rows(ESTABLISHED, Configure, _configure),
-        **_rows(ESTABLISHED | ESTABLISHING, ManifestChange, _manifest_change),
+        **_rows(ESTABLISHED | ESTABLISHING - {Asked}, ManifestChange, _manifest_change),
         **_rows(ESTABLISHED, TokenChange, _token_change),
         **_rows(ESTABLISHED | ESTABLISHING, Revoke, _revoke),
         **_rows([Revoking], Told, _told),

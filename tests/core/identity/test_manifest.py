@@ -254,6 +254,42 @@ def test_a_pinned_chain_may_only_grow() -> None:
         refused("chain-fork", a_document(), pinned=replace(ONE, did=did_of("eve", THIRD.public)), strict=strict)
 
 
+def test_a_manifest_is_capped_with_its_unknown_members_and_without_its_rotations() -> None:
+    refused("manifest-malformed", resigned(lambda body: body.update(more="x" * 8 * 1024)))
+    refused("manifest-malformed", resigned(lambda body: body.update(more=[[] for _ in range(4000)])))
+    assert check(resigned(lambda body: body.update(more="x" * 6 * 1024))).did == DID
+    chain, held = ONE, FIRST
+    for number in range(40):
+        fresh = SecretKey(bytes([number]) * 32)
+        chain, held = rotate(chain, held, fresh.public, "retired", NOW_MS - DAY_MS), fresh
+    assert len(check(a_document(chain, held)).chain.rotations) == 40
+
+
+def test_a_list_of_namespaces_that_is_too_long_is_left_out_rather_than_published() -> None:
+    names = [f"{'n' * 60}{number:02}/{'m' * 60}/{'o' * 60}" for number in range(64)]
+    assert check(a_document(namespaces=names)).namespaces is None
+
+
+def test_the_key_that_a_manifest_claims_is_read_before_its_chain_is_verified() -> None:
+    body = a_document(TWO, SECOND)["federation_manifest"]
+    assert manifest.claimed_key(body, DID) == SECOND.public
+    body["rotations"][0]["signature"] = "forged"
+    assert manifest.claimed_key(body, DID) == SECOND.public
+    for damage in ({"rotations": 7}, {"rotations": [7]}, {"public_key": "z"}, {"rotations": []}):
+        with pytest.raises(SplError) as caught:
+            manifest.claimed_key({**body, **damage}, DID)
+        assert caught.value.code in ("manifest-malformed", "did-invalid")
+
+
+def test_a_date_ahead_is_no_floor_and_is_replaced_by_one_of_the_right_clock() -> None:
+    """The early manifest is worth replacing by one that says the same, and only by one that is not early itself."""
+    ahead, right = (check(a_document(now_ms=at_ms), strict=False) for at_ms in (NOW_MS + 8 * DAY_MS, NOW_MS))
+    assert check(a_document(), newer_than_ms=ahead.signed_at_ms) == right
+    assert manifest.says_more(right, ahead, NOW_MS)
+    assert not manifest.says_more(ahead, ahead, NOW_MS)
+    assert not manifest.says_more(right, right, NOW_MS)
+
+
 def test_an_older_manifest_than_the_last_is_stale() -> None:
     assert check(a_document(), newer_than_ms=NOW_MS)
     for strict in (True, False):

@@ -7,10 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.pair.pair import PREFIX, TRANSITIONS_MAX, Pair, PairError, Phase, fold, summary
-from spl.core.pair.steps import Configure, Degrade, PairEvent, Recover, decide
+from spl.core.pair.pair import (
+    POLL_INTERVAL_MS_MAX,
+    PREFIX,
+    TRANSITIONS_MAX,
+    Pair,
+    PairError,
+    Phase,
+    fold,
+    summary,
+)
+from spl.core.pair.state import Revoked
+from spl.core.pair.steps import Configure, Degrade, End, PairEvent, Recover, Revoke, Told, decide
 from spl.core.record.filter import FILTERS_MAX, OPEN
-from tests.core.pair_kit import LATER, NOW_MS, PATHS, PROPOSAL, bodies, folded
+from spl.core.when import text_of
+from tests.core.pair_kit import GROWN, LATER, NEXT_KEY, NOW_MS, PATHS, PROPOSAL, a_manifest, bodies, folded
 
 
 def history(*events: PairEvent) -> list[dict[str, Any]]:
@@ -84,6 +95,56 @@ def test_a_manifest_of_another_chain_is_not_taken() -> None:
     assert folded([*found, strange]) != folded(found)
     older = {**strange, "step": 10, "manifest": PROPOSAL.manifest}
     assert folded([*found, strange, older]) == folded([*found, strange])
+
+
+def test_a_manifest_dated_ahead_is_no_floor_for_later_ones() -> None:
+    """The peer's clock ran ahead once; what it signs by the right clock is taken, and then the order holds again."""
+    ahead = {"manifest": a_manifest(at_ms=NOW_MS + 365 * 86_400_000)}
+    changed = {"kind": f"{PREFIX}peer_manifest_changed.v1", "pair_id": PROPOSAL.pair_id, "at": text_of(NOW_MS)}
+    found = [*history(*PATHS["Active"]), {**changed, **ahead, "step": 8}]
+    right = {**changed, "step": 9, "manifest": LATER}
+    pair = folded([*found, right])
+    assert pair is not None
+    assert pair.peer.signed_at_ms == NOW_MS + 1000
+    older = {**changed, "step": 10, "manifest": a_manifest(GROWN, NEXT_KEY, NOW_MS)}
+    assert folded([*found, right, older]) == pair
+
+
+@pytest.mark.parametrize("end", [End("withdrawn"), End("rejected", "no"), End("expired")])
+def test_of_a_request_that_ended_unapproved_nothing_stays_that_its_asker_claimed(end: End) -> None:
+    asked = folded(history(*PATHS["Asked"]))
+    pair = folded(history(*PATHS["Asked"], end))
+    assert asked is not None
+    assert pair is not None
+    assert (pair.pair_id, pair.nonce, pair.peer_did, pair.chain) == (
+        asked.pair_id, asked.nonce, asked.peer_did, asked.chain,
+    )  # fmt: skip
+    assert (pair.reason, pair.created_at_ms) == (end.reason, asked.created_at_ms)
+    assert (pair.url, pair.manifest, pair.proposal.manifest, pair.proposal.sealed) == ("", {}, {}, "")
+    assert (pair.namespaces, pair.maps, pair.proposal.namespaces, pair.proposal.maps) == ((), (), (), ())
+
+
+def test_a_request_of_ours_and_an_agreed_pair_keep_what_they_were() -> None:
+    for path in (PATHS["Waiting"], PATHS["Active"], PATHS["Approved"]):
+        pair = folded(history(*path, End("rejected")))
+        assert pair is not None
+        assert pair.url == "https://bob.example"
+
+
+def test_an_ended_pair_says_whether_our_operator_ended_it() -> None:
+    by_us = folded(history(*PATHS["Active"], Revoke("over"), Told()))
+    by_peer = folded(history(*PATHS["Active"], End("revoked by peer")))
+    assert isinstance(by_us and by_us.state, Revoked)
+    assert isinstance(by_peer and by_peer.state, Revoked)
+    assert (by_us.state.by_us, by_peer.state.by_us) == (True, False)  # type: ignore[union-attr]
+
+
+def test_a_poll_interval_of_an_older_version_is_cut_to_one_that_has_a_date() -> None:
+    """One of 27,000 years was stored, and each start failed at the time of the next poll."""
+    pair = folded(history(*PATHS["Active"], Configure({"poll_interval_ms": 9_999_999 * 86_400_000})))
+    assert pair is not None
+    assert pair.poll_interval_ms == POLL_INTERVAL_MS_MAX
+    assert text_of(NOW_MS + 2 * pair.poll_interval_ms)
 
 
 @pytest.mark.parametrize(("name", "phase", "allowed"), [

@@ -60,7 +60,7 @@ LEGAL = {
     "Requested": "Park Agree ManifestChange Revoke End",
     "Waiting": "Agree ManifestChange Revoke End",
     "Answered": "Confirm ManifestChange Revoke End",
-    "Asked": "Approve ManifestChange Revoke End",
+    "Asked": "Approve Revoke End",
     "Approved": "Confirm ManifestChange Revoke End",
     "Active": "Pause PeerPause Degrade Configure ManifestChange TokenChange Revoke End",
     "Degraded": "Pause PeerPause Degrade Recover Configure ManifestChange TokenChange Revoke End",
