@@ -46,6 +46,7 @@ from .pairing.service import Pairing
 from .sync.changes import Feed, Query
 from .sync.follow import ReverseStream
 from .sync.holdings import terms_of
+from .sync.peer import PeerClient
 from .sync.push import Outlet, Push
 from .sync.reach import Reaches
 from .sync.reconcile import Reconcile
@@ -263,17 +264,17 @@ def services_of(
         """Make an identity (or keep the one there is) and sign with it from now on."""
         home.adopt(await asyncio.to_thread(home.vault.generate, label or default_label(), force=force))
 
+    peers = PeerClient(home.vault, client, settings, url=url, now_ms=now_ms, random_bytes=random_bytes)
     pairing = Pairing(
-        home.writer, home.vault, settings, client, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
+        home.writer, home.vault, settings, peers, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
         first_sync=lambda pair_id: sync.pull(pair_id), adopt_identity=adopt,
         resync=lambda pair_id: reconcile.mend(pair_id), wake=lambda pair_id: sync.wake(pair_id),
         permitted=policy.permits, granted=policy.grants,
     )  # fmt: skip
-    reaches.hear(pairing.handover.seen)
+    reaches.watch(pairing)
     sync = Sync(
-        home.writer, home.vault, client, limits, dial=pairing.dial, watch=pairing, now_ms=now_ms,
-        random_bytes=random_bytes, reaches=reaches, opposite=_opposite(lambda: feed),
-    )  # fmt: skip
+        home.writer, peers, limits, reaches, now_ms=now_ms, random_bytes=random_bytes, opposite=_opposite(lambda: feed)
+    )
     feed = Feed(
         home.writer, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes, queue_records=sync.queue_records,
         reach=reaches.word,

@@ -21,7 +21,7 @@ from spl.core.pair.pair import Pair, Phase
 from spl.core.record import namespace
 from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.record import Envelope
-from spl.home.config import Config
+from spl.home.config import Config, Settings
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.writes import Emit, Item, Outcome
@@ -32,6 +32,7 @@ from spl.net.sse import Event, EventParser
 from spl.sync.changes import Feed, Query
 from spl.sync.follow import ReverseStream
 from spl.sync.holdings import terms_of
+from spl.sync.peer import PeerClient
 from spl.sync.push import Outlet, Push
 from spl.sync.reach import Reaches
 from spl.sync.reconcile import Reconcile
@@ -45,6 +46,13 @@ Change = Callable[[str, Reply], Reply]
 @dataclass(frozen=True)
 class State:
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What our operator typed to make the pair."""
+
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class APair:
     sync_allowed: bool = True
     serve_allowed: bool = True
     state: State = field(default_factory=State)
+    proposal: Typed = field(default_factory=Typed)
 
 
 @dataclass
@@ -76,6 +85,7 @@ class Watched:
     """What the sync told its watcher."""
 
     heard: list[tuple[str, str, str]] = field(default_factory=list)
+    views: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
 
     def on_trouble(self, pair_id: str, code: str) -> None:
         self.heard.append(("trouble", pair_id, code))
@@ -85,6 +95,9 @@ class Watched:
 
     def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
         self.heard.append(("peer-state", pair_id, str(view.get("state"))))
+
+    def on_view(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        self.views.append((pair_id, view))
 
 
 class Network:
@@ -218,6 +231,15 @@ class Node:
         self.home.adopt(self.home.vault.generate(name))
         self.watched = Watched()
         self.reaches = Reaches(limits.errors_until_degraded)
+        self.reaches.watch(self.watched)
+        self.peers = PeerClient(
+            self.home.vault,
+            cast(Client, network),
+            Settings(self.home.config),
+            url="",
+            now_ms=self.now_ms,
+            random_bytes=self.random.randbytes,
+        )
         self.sync = self._sync()
         self.feed = Feed(
             self.home.writer,
@@ -237,14 +259,11 @@ class Node:
     def _sync(self) -> Sync:
         return Sync(
             self.home.writer,
-            self.home.vault,
-            cast(Client, self.network),
+            self.peers,
             self.limits,
-            dial=lambda pair: DialPolicy(),
-            watch=self.watched,
+            self.reaches,
             now_ms=self.now_ms,
             random_bytes=self.random.randbytes,
-            reaches=self.reaches,
             opposite=ReverseStream(
                 confirm=lambda pair_id, cursor: self.feed.confirm(pair_id, cursor),
                 take=lambda pair_id, cursor: self.feed.ack(pair_id, cursor),

@@ -30,6 +30,7 @@ from spl.net.address import ReachError
 from spl.net.client import DialPolicy, Reply
 from spl.net.routes import Request
 from spl.pairing.service import Pairing, PairOptions
+from spl.sync.peer import PeerClient
 
 START_MS = 1_764_000_000_000
 
@@ -113,8 +114,13 @@ class Node:
         self.disk.done = 0
         self.writer = threading.Thread(target=self._write, daemon=True)
         self.writer.start()
+        settings = Settings(self.config)
+        peers = PeerClient(
+            self.home.vault, self.world.network(self), settings, url=self.url, now_ms=self.world.now_ms,
+            random_bytes=random_bytes,
+        )  # fmt: skip
         self.pairing = Pairing(
-            self.home.writer, self.home.vault, Settings(self.config), self.world.network(self), self.config.limits,
+            self.home.writer, self.home.vault, settings, peers, self.config.limits,
             url=self.url, now_ms=self.world.now_ms, random_bytes=random_bytes, first_sync=self._first_sync,
             adopt_identity=self._adopt, permitted=lambda *_: self.world.permitted,
             granted=lambda *_: self.world.granted, poll_s=0.005,

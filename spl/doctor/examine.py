@@ -18,7 +18,7 @@ from typing import Any, Final
 from ..core import canon, when
 from ..core.backoff import TokenBucket
 from ..core.errors import SplError
-from ..core.identity import bearer, manifest
+from ..core.identity import manifest
 from ..core.identity.did import short_of, words
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
@@ -31,7 +31,7 @@ from ..net.client import Client, DialPolicy, Reply
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
-from ..sync.pull import AUTH_CODES
+from ..sync.peer import AUTH_CODES, SyncError
 from ..sync.schedule import Sync
 from . import catalogue, conditions, facts
 from . import checks as checkup
@@ -273,14 +273,10 @@ class Doctor:
 
     def _credentials(self, pair: Pair, method: str, target: str, body: bytes) -> list[tuple[str, str]]:
         """Return the headers that prove us to the peer, none where we hold no token that could."""
-        token, identity = self.vault.get(f"peer-token.{pair.pair_id}"), self.vault.identity
-        if token is None or identity is None or not pair.live:
+        try:
+            return self.pairing.peers.credentials(pair, method, target, body) if pair.live else []
+        except SyncError:
             return []
-        proof = bearer.proof_header(
-            identity.key, method=method, target=target, audience=pair.peer_did, token=token, body=body,
-            issued_at_ms=self._now_ms(), nonce=self._random_bytes(16).hex(),
-        )  # fmt: skip
-        return [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
 
     def _back_facts(self, value: Mapping[str, Any], started_ms: int) -> dict[str, Any]:
         """Return what a peer's answer to the check tells; every member of it is the peer's word, of its own form."""

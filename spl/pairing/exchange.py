@@ -10,21 +10,20 @@ from urllib.parse import urlencode
 
 from ..core import canon
 from ..core.errors import SplError, cli_code
-from ..core.identity import bearer, manifest, message
+from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest
 from ..core.identity.message import MessageError
 from ..core.limits import Limits
 from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
-from ..home.config import Settings
 from ..net.address import ReachError, parse_url
-from ..net.client import Client, DialPolicy
-from .initiator import Initiator, SignedRequest, bare, dial_policy, signed_part
+from ..net.client import DialPolicy
+from ..sync.peer import CHAINS, PeerClient, bare, printable, signed_part
+from .initiator import Initiator, SignedRequest
 from .machine import Pairs
 
 MANIFEST_PATH: Final = "/.well-known/syncropel"
 DID_PATH: Final = "/.well-known/did.json"
-CHAINS_PATH: Final = "/v1/sync/chains"
 _REFUSED: Final = frozenset({401, 403})
 _T = TypeVar("_T")
 Do = Callable[..., Awaitable[Any]]
@@ -34,15 +33,11 @@ class Exchange:
     """Talks to peers.  `do(function, …)` runs a function on the pairing service's thread."""
 
     def __init__(
-        self, pairs: Pairs, initiator: Initiator, settings: Settings, client: Client, limits: Limits, *,
+        self, pairs: Pairs, initiator: Initiator, peers: PeerClient, limits: Limits, *,
         now_ms: Callable[[], int], do: Do,
     ) -> None:  # fmt: skip
-        self.pairs, self.client, self.limits = pairs, client, limits
-        self._initiator, self._settings, self._now_ms, self._do = initiator, settings, now_ms, do
-
-    def dial(self, pair: Pair) -> DialPolicy:
-        """Return how the peer may be dialled: at a private address only when that was typed, or ours is one."""
-        return dial_policy(pair, self.pairs.published.url, self._settings.now.federation_allow_http)
+        self.pairs, self.peers, self.limits = pairs, peers, limits
+        self._initiator, self._now_ms, self._do = initiator, now_ms, do
 
     async def discover(
         self, url: str, strict: bool, *, dial: DialPolicy, expect_did: str = "", expect_key: str = ""
@@ -69,7 +64,8 @@ class Exchange:
         failed: SplError | None = None
         for place in places:
             try:
-                peer = await self.discover(place, pair.proposal.strict, dial=self.dial(pair), expect_key=expect_key)
+                policy = self.peers.dial(pair)
+                peer = await self.discover(place, pair.proposal.strict, dial=policy, expect_key=expect_key)
                 if peer.did == pair.peer_did:
                     return peer
                 raise PairError("manifest-did-mismatch", f"{place} is now {peer.did}, not {pair.peer_did}")
@@ -89,11 +85,11 @@ class Exchange:
         ReachError, MessageError, and for an answer without the peer's signature what its status says.
         """
         body = canon.encode(message.sign(words.purpose, words.fields, self.pairs.identity.key))
-        reply = await self.client.fetch(
+        reply = await self.peers.client.fetch(
             "POST", words.url, headers=[("content-type", "application/json")], body=body,
-            answer_bytes=self.limits.manifest_bytes, dial=self.dial(pair),
+            answer_bytes=self.limits.manifest_bytes, dial=self.peers.dial(pair),
         )  # fmt: skip
-        answer = signed_part(reply.status, reply.body, words)
+        answer = signed_part(reply.status, reply.body, words.purpose)
         try:
             return handshake.read_answer(answer, words.fields, pair.chain.present), answer
         except MessageError as exc:
@@ -106,13 +102,9 @@ class Exchange:
 
     async def prove(self, pair: Pair, token: str) -> None:
         """Return when the peer takes the token with our proof in one call; raise PairError "auth-invalid"."""
-        target = f"{CHAINS_PATH}?{urlencode({'did': pair.peer_did})}"
-        proof = bearer.proof_header(
-            self.pairs.identity.key, method="GET", target=target, audience=pair.peer_did, token=token, body=b"",
-            issued_at_ms=self._now_ms(), nonce=self.pairs.nonce(),
-        )  # fmt: skip
-        headers = [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
-        reply = await self.client.fetch("GET", pair.url + target, headers=headers, dial=self.dial(pair))
+        target = f"{CHAINS}?{urlencode({'did': pair.peer_did})}"
+        headers = self.peers.credentials(pair, "GET", target, token=token)
+        reply = await self.peers.client.fetch("GET", pair.url + target, headers=headers, dial=self.peers.dial(pair))
         if reply.status in _REFUSED:
             why = f"{reply.status} {_code_in(reply.body)}".strip()
             raise PairError("auth-invalid", f"the peer refuses this token: {why}")
@@ -120,7 +112,7 @@ class Exchange:
             raise bare(reply.status)
 
     async def _document(self, url: str, dial: DialPolicy) -> bytes:
-        reply = await self.client.fetch(
+        reply = await self.peers.client.fetch(
             "GET", url, headers=[("cache-control", "no-cache")], answer_bytes=self.limits.manifest_bytes, dial=dial
         )
         if reply.status == 404:
@@ -136,4 +128,4 @@ def _code_in(body: bytes) -> str:
     except canon.CanonError:
         return ""
     code = value.get("code") if isinstance(value, Mapping) else None
-    return cli_code(code)[:40] if isinstance(code, str) and code.isprintable() else ""
+    return printable(cli_code(code), 40) if isinstance(code, str) else ""

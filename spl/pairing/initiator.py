@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..core import canon, when
+from ..core import when
 from ..core.backoff import full_jitter_s
 from ..core.errors import CODES, SplError, cli_code
 from ..core.event import event
@@ -25,20 +25,16 @@ from ..core.identity.manifest import PAIR_PATH, Manifest
 from ..core.pair import handshake
 from ..core.pair.handshake import HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
-from ..core.pair.state import STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
+from ..core.pair.state import MODES, STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
 from ..core.pair.steps import Effect, End, ManifestChange, Park
-from ..net.address import ReachError, is_loopback, judge, parse_url
-from ..net.client import DialPolicy
+from ..sync.peer import REJECTED_401, WHY_401
 from .machine import Pairs, unconfirmed
 from .responder import SERVER_FAULT, Responder
 from .tokens import Renewal
 
-MODES: Final = ("polling", "continuous", "on-demand")
 BEGIN_AGAIN_MAX: Final = 3
 LOST: Final = "lost"
 """Why a pair ends whose request or answer the peer no longer has; another one begins in its place."""
-REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
-WHY_401: Final = "a permission rule on the peer protects federation:pair"
 PASSING: Final = frozenset({8, 9})
 """Exit codes of errors that the next attempt may not meet."""
 _SEEN: Final = "pair-request-seen"
@@ -300,70 +296,6 @@ def why_ended(pair: Pair) -> SplError:
     if pair.reason == "expired":
         return HandshakeError("handshake-expired")
     return PairError("pair-revoked", f"{pair.pair_id} is over: {pair.reason}")
-
-
-def signed_part(status: int, body: bytes, words: SignedRequest) -> object:
-    """Return the signed answer in a reply: the whole body, or beside an error; raise what a bare status says."""
-    try:
-        value = canon.decode(body)
-    except canon.CanonError:
-        raise bare(status, words.purpose) from None
-    if isinstance(value, dict) and value.keys() == {"message", "signature"}:
-        return value
-    if isinstance(value, dict) and isinstance(value.get("statement"), dict):
-        return value["statement"]
-    raise bare(status, words.purpose)
-
-
-def bare(status: int, purpose: str = "") -> SplError:
-    """Return the error of a reply that the peer did not sign; such a one moves no pair."""
-    if purpose == "pair-request" and status == 401:
-        return PairError("handshake-401", REJECTED_401, why=WHY_401)
-    if status == 429:
-        return PairError("rate-limited", "the peer takes no more messages for now")
-    if status == 200:
-        return PairError("answer-malformed", "the peer's answer is not a signed message")
-    return PairError("peer-5xx" if status >= 500 else "peer-4xx", f"the peer answered {status}")
-
-
-def dial_policy(pair: Pair, own_url: str, allow_http: bool) -> DialPolicy:
-    """Return how a pair's peer may be dialled: at a private address only when that was typed, or our own is one.
-
-    A peer that names loopback (a laptop on its default URL) is not this machine, unless we are on loopback too:
-    dialling it would reach ourselves, with the peer's bearer.
-    """
-    typed = pair.proposal.url
-    meant = bool(typed) and parse_url(typed).origin == pair.url
-    near = meant or _is_private(typed) or _is_private(own_url)
-    if _is_local(pair.url) and not (_is_local(typed) or _is_local(own_url)):
-        near = False
-    return DialPolicy(allow_private=near, allow_http=allow_http)
-
-
-def _is_local(url: str) -> bool:
-    """Tell whether a URL names loopback."""
-    if not url:
-        return False
-    host = parse_url(url).host
-    return host == "localhost" or is_loopback(host)
-
-
-def _is_private(url: str) -> bool:
-    """Tell whether a URL names a loopback or private address, or localhost."""
-    if not url:
-        return False
-    host = parse_url(url).host
-    if host == "localhost":
-        return True
-    try:
-        judge(host, True)
-    except ReachError:
-        return False
-    try:
-        judge(host, False)
-    except ReachError:
-        return True
-    return False
 
 
 log = logging.getLogger("spl.federation")

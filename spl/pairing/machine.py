@@ -45,12 +45,12 @@ from ..home.vault import Identity, Vault
 from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
 from ..home.writer import Writer
 from ..home.writes import Item, Own, SavedPosition
+from ..sync.peer import TOKEN_NAME
 
 log = logging.getLogger("spl.federation")
 
 THREAD_AUDIT: Final = "th_audit_federation_pairs"
 KIND_AUDIT: Final = "syncropel.federation.audit.v1"
-TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
 RENEWED_NAME: Final = "own-token."
 """Our new token for a peer, in plaintext until the peer used it, so that asking again gets the same one."""
 COMMIT_TIMEOUT_S: Final = 30.0

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from ..core.backoff import full_jitter_s
+from ..core.backoff import full_jitter_s, unit_of
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.limits import Limits
 from ..core.pair import steps
 from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
-from ..core.pair.state import Active, Degraded, Revoking
+from ..core.pair.state import MODES, Active, Degraded, Revoking
 from ..core.pair.steps import Effect, FirstSync, PairEvent, Resync, TellPeer
 from ..home.config import Settings
 from ..home.manifest import Published
@@ -28,12 +28,12 @@ from ..home.vault import Vault
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Commit
-from ..net.client import Client, DialPolicy
+from ..net.client import DialPolicy
+from ..sync.peer import PeerClient
 from .exchange import Exchange
 from .grants import Grants, Handover
 from .initiator import (
     BACKOFF_BASE_S,
-    MODES,
     POLL_S,
     Changes,
     HandshakeLoop,
@@ -67,7 +67,7 @@ class Pairing:
     """The service.  `run` must be running for anything to be asked of a peer."""
 
     def __init__(
-        self, writer: Writer, vault: Vault, settings: Settings, client: Client, limits: Limits, *, url: str,
+        self, writer: Writer, vault: Vault, settings: Settings, peers: PeerClient, limits: Limits, *, url: str,
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes], first_sync: Callable[[str], Awaitable[int]],
         adopt_identity: Callable[[str, bool], Awaitable[None]], resync: Callable[[str], Awaitable[int]],
         wake: Callable[[str], None], permitted: Permitted = everybody, granted: Granted = nothing,
@@ -77,7 +77,7 @@ class Pairing:
 
         Others': `first_sync` pulls, `resync` fetches what our cursor skipped, `wake` tries a pair that was backing off.
         """
-        self.limits, self.client, self._settings = limits, client, settings
+        self.limits, self.peers, self._settings = limits, peers, settings
         self.published = Published(vault, writer.views, limits, url=url, now_ms=now_ms)
         self.pairs = Pairs(writer, vault, self.published, limits, now_ms=now_ms, random_bytes=random_bytes)
         self._renewal, interval_ms = Renewal(self.pairs), settings.now.federation_poll_interval_ms
@@ -85,7 +85,7 @@ class Pairing:
             self.pairs, self._renewal, lambda: settings.now.federation_approval, interval_ms, permitted, granted
         )
         self._initiator = Initiator(self.pairs, self._renewal, self._responder, interval_ms)
-        self._talk = Exchange(self.pairs, self._initiator, settings, client, limits, now_ms=now_ms, do=self._do)
+        self._talk = Exchange(self.pairs, self._initiator, peers, limits, now_ms=now_ms, do=self._do)
         self.maintenance = Maintenance(
             self.pairs, self._renewal, self._initiator, self._talk, limits, step=self._step, do=self._do,
             exchange=self._exchange, wake=wake,
@@ -119,7 +119,7 @@ class Pairing:
 
     def dial(self, pair: Pair) -> DialPolicy:
         """Return how the peer may be dialled: at a private address only when that was typed, or ours is one."""
-        return self._talk.dial(pair)
+        return self.peers.dial(pair)
 
     # -- what peers ask
 
@@ -276,18 +276,20 @@ class Pairing:
     def on_trouble(self, pair_id: str, code: str) -> None:
         """Mark the pair as degraded: errors recur, or the peer refused our credentials."""
         pair = self.pairs.get(pair_id)
-        if pair is None or not isinstance(pair.state, Active | Degraded):
-            return
-        if pair.reason not in UNVERIFIED:
+        if pair is not None and isinstance(pair.state, Active | Degraded) and pair.reason not in UNVERIFIED:
             self._spawn(self.maintenance.doubt, pair_id, token_trouble(pair, code, self._now_ms()))
 
     def on_success(self, pair_id: str) -> None:
-        """Mark a degraded pair as active again, unless its peer's manifest is in doubt: that takes a refresh."""
+        """Mark a degraded pair as active again, unless its peer's manifest is in doubt."""
         self._spawn(self._recover, pair_id)
 
     def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Ask the peer for its signed word: a bare status said that it paused or revoked."""
         self._spawn(self._exchange, pair_id)
+
+    def on_view(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """Ask for the peer's grants if its view tells of some that we lack."""
+        self.handover.seen(pair_id, view)
 
     async def _recover(self, pair_id: str) -> None:
         # Looked at when its turn comes: a degradation that was told before may have become durable only now.
@@ -371,7 +373,7 @@ class Pairing:
             except SplError as exc:
                 attempt += 1
                 log.info(**event("pair.resync_failed", pair=pair_id, code=exc.code))
-            unit = int.from_bytes(self._random_bytes(4)) / 2**32
+            unit = unit_of(self._random_bytes(4))
             await asyncio.sleep(full_jitter_s(attempt, BACKOFF_BASE_S, RESYNC_BACKOFF_MAX_S, unit))
 
     def _tell_everybody(self) -> None:

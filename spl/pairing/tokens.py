@@ -24,7 +24,8 @@ from ..core.pair.state import TokenRef
 from ..core.pair.steps import TokenChange
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
-from .machine import RENEWED_NAME, TOKEN_NAME, Pairs
+from ..sync.peer import TOKEN_NAME
+from .machine import RENEWED_NAME, Pairs
 
 log = logging.getLogger("spl.federation")
 

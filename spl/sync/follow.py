@@ -26,8 +26,8 @@ from ..core.record.page import Page
 from ..home.writes import Own
 from ..net.client import EventStream
 from ..net.sse import Event
-from .peer import STATE_CODES, SyncError
-from .pull import CHANGES, Progress, Puller
+from .peer import CHANGES, STATE_CODES, SyncError, printable
+from .pull import Progress, Puller
 
 BATCH_RECORDS: Final = 256
 GATHER_AT_ONCE_BYTES: Final = 16 * KIB
@@ -196,7 +196,7 @@ class Follower:
         inbox = progress.queue = Inbox(limits.queue_records, limits.queue_bytes)
         course = _StreamState(pair.pair_id, progress, flow, heard, inbox)
         try:
-            async with self.puller.wire.stream(pair, target) as stream, asyncio.TaskGroup() as tasks:
+            async with self.puller.peers.stream(pair, target) as stream, asyncio.TaskGroup() as tasks:
                 steps = (self._read(course, stream), self._judge(course), self._tell(course))
                 helpers = [tasks.create_task(step) for step in steps]
                 await self._keep(course)
@@ -332,5 +332,5 @@ def _end_of(event: Event) -> SyncError:
     code = _ENDS.get(word, "disconnected")
     view = value.get("peer_view")
     known = page.read_view(view) if isinstance(view, dict) else {"state": word[:40]} if code in STATE_CODES else None
-    shown = "".join(char for char in str(value.get("message", ""))[:200] if char.isprintable())
-    return SyncError(code, f"the peer ended the stream: {shown or word[:40]}", view=known)
+    shown = printable(value.get("message", ""))
+    return SyncError(code, f"the peer ended the stream: {shown or printable(word, 40)}", view=known)

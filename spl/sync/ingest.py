@@ -27,12 +27,11 @@ from ..core.record.page import Page
 from ..home.views import KIND_CHAIN, THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Own
-from .peer import PeerClient
+from .peer import CHAINS, PeerClient
 
 log = logging.getLogger("spl.federation")
 
 
-CHAINS: Final = "/v1/sync/chains"
 WORKERS: Final = 2
 CHAINS_PER_PAGE_MAX: Final = 16
 AT_ONCE_RECORDS: Final = 8
@@ -59,10 +58,10 @@ class VerifyState:
 class Verifier:
     """Judges for all pairs."""
 
-    def __init__(self, writer: Writer, wire: PeerClient, limits: Limits) -> None:
+    def __init__(self, writer: Writer, peers: PeerClient, limits: Limits) -> None:
         self.writer = writer
         self.limits = limits
-        self._wire = wire
+        self._peers = peers
         self._roots = Roots(limits.verified_roots)
         self._gates: dict[str, tuple[tuple[object, ...], Gate]] = {}
         self.pool = ThreadPoolExecutor(WORKERS, "spl-verify")
@@ -151,7 +150,7 @@ class Verifier:
 
     def _gate(self, pair: Pair, learnt: Mapping[str, Chain]) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
-        own, views = self._wire.identity().chain, self.writer.views
+        own, views = self._peers.identity().chain, self.writer.views
         made_of = (pair, views.chains, views.blocked, own, views.consents, views.namespaces)
         kept = self._gates.get(pair.pair_id)
         if kept is not None and not learnt and all(one is other for one, other in zip(kept[0], made_of, strict=True)):
@@ -184,7 +183,7 @@ class Verifier:
             return None
         try:
             if shown is None:
-                reply = await self._wire.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
+                reply = await self._peers.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
                 value = page.decode_many(reply.body[: self.limits.manifest_bytes])
             else:
                 value = shown.get(did)

@@ -1,4 +1,9 @@
-"""Requests to a peer: our bearer with its proof of possession, and what its refusals mean to us."""
+"""The one way to speak to a peer: which addresses may be dialled, our bearer with its proof, and what refusals mean.
+
+Every request to a peer goes through `PeerClient`, so one place decides where a bearer may go: to the endpoint that the
+peer's verified manifest names, dialled as `dial_policy` allows.  A peer's answer steers us by few codes only; any other
+is reduced to its HTTP status, so that a peer cannot make us log, show or act on a code of its choice.
+"""
 
 import json
 import logging
@@ -6,26 +11,41 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from ..core import canon
 from ..core.errors import SplError, cli_code
 from ..core.identity import bearer
-from ..core.pair.pair import Pair
+from ..core.pair.pair import Pair, PairError
 from ..core.record import page
+from ..home.config import Settings
 from ..home.vault import Identity, Vault
-from ..net.address import ReachError, parse_url
+from ..net.address import ReachError, is_loopback, judge, parse_url
 from ..net.client import Client, DialPolicy, EventStream, Reply
 
 log = logging.getLogger("spl.federation")
+
+CHANGES: Final = "/v1/sync/changes"
+RECORDS: Final = "/v1/sync/records"
+ACK: Final = "/v1/sync/ack"
+CHAINS: Final = "/v1/sync/chains"
+FINGERPRINTS: Final = "/v1/sync/fingerprints"
+JSON: Final = "application/json"
+
+TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
+"""With the pair's id: the secret under which the vault keeps the token that the peer issued to us."""
 
 RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
 ERROR_BYTES_MAX: Final = 16 * 1024
+MESSAGE_CHARS_MAX: Final = 200
+REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
+WHY_401: Final = "a permission rule on the peer protects federation:pair"
 
 _TAKEN_OVER: Final = RESET_CODES | STATE_CODES | AUTH_CODES | {"pair-unknown", "pair-state-conflict", "push-position"}
 
 
 class SyncError(SplError):
-    """Sync with a peer cannot start, or the peer refused it; `view` is the peer's view of the pair where it gave one.
+    """Sync with a peer cannot start, or the peer refused it; `view` is the peer's view of the pair if it gave one.
 
     Of the code push-position, fact `cursor` is where the peer stands with us.
     """
@@ -40,20 +60,22 @@ class SyncError(SplError):
 
 
 class PeerClient:
-    """The way to every peer.  `dial` says how one may be reached."""
+    """Requests to every peer; `url` is our own public base URL."""
 
     def __init__(
         self,
         vault: Vault,
         client: Client,
+        settings: Settings,
         *,
-        dial: Callable[[Pair], DialPolicy],
+        url: str,
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self.vault = vault
         self.client = client
-        self._dial = dial
+        self.url = url
+        self._settings = settings
         self._now_ms = now_ms
         self._random_bytes = random_bytes
 
@@ -63,34 +85,20 @@ class PeerClient:
             raise SyncError("identity-missing")
         return self.vault.identity
 
-    async def ask(
-        self, pair: Pair, method: str, target: str, body: bytes = b"", media: str = "application/json"
-    ) -> Reply:
-        """Return the peer's 200 answer; raise SyncError or ReachError."""
-        headers = self._headers(pair, method, target, body)
-        if body:
-            headers.append(("content-type", media))
-        reply = await self.client.fetch(method, pair.url + target, headers=headers, body=body, dial=self._dial(pair))
-        if reply.status != 200:
-            raise _refusal(reply)
-        return reply
+    def dial(self, pair: Pair) -> DialPolicy:
+        """Return how the pair's peer may be dialled."""
+        return dial_policy(pair, self.url, self._settings.now.federation_allow_http)
 
-    @asynccontextmanager
-    async def stream(self, pair: Pair, target: str) -> AsyncIterator[EventStream]:
-        """Open an event stream of the peer; raise SyncError or ReachError."""
-        headers = self._headers(pair, "GET", target, b"")
-        try:
-            async with self.client.stream(pair.url + target, headers=headers, dial=self._dial(pair)) as stream:
-                yield stream
-        except ReachError as exc:
-            if not exc.peer_status:
-                raise
-            raise _refusal(Reply(exc.peer_status, {}, exc.peer_body, "")) from exc
+    def credentials(
+        self, pair: Pair, method: str, target: str, body: bytes = b"", *, token: str = ""
+    ) -> list[tuple[str, str]]:
+        """Return the headers that authenticate one request: a bearer (by default the one we hold) and its proof.
 
-    def _headers(self, pair: Pair, method: str, target: str, body: bytes) -> list[tuple[str, str]]:
-        token = self.vault.get(f"peer-token.{pair.pair_id}")
-        if token is None:
-            raise SyncError("auth-required", "we hold no token of this peer", view=None)
+        Raises SyncError "auth-required" without a token, "identity-missing".
+        """
+        token = token or self.vault.get(TOKEN_NAME + pair.pair_id) or ""
+        if not token:
+            raise SyncError("auth-required", "we hold no token of this peer")
         proof = bearer.proof_header(
             self.identity().key,
             method=method,
@@ -103,6 +111,100 @@ class PeerClient:
         )
         return [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
 
+    async def ask(self, pair: Pair, method: str, target: str, body: bytes = b"", media: str = JSON) -> Reply:
+        """Return the peer's 200 answer; raise SyncError or ReachError."""
+        headers = self.credentials(pair, method, target, body)
+        if body:
+            headers.append(("content-type", media))
+        reply = await self.client.fetch(method, pair.url + target, headers=headers, body=body, dial=self.dial(pair))
+        if reply.status != 200:
+            raise _refusal(reply)
+        return reply
+
+    @asynccontextmanager
+    async def stream(self, pair: Pair, target: str) -> AsyncIterator[EventStream]:
+        """Open an event stream of the peer; raise SyncError or ReachError."""
+        headers = self.credentials(pair, "GET", target)
+        try:
+            async with self.client.stream(pair.url + target, headers=headers, dial=self.dial(pair)) as stream:
+                yield stream
+        except ReachError as exc:
+            if not exc.peer_status:
+                raise
+            raise _refusal(Reply(exc.peer_status, {}, exc.peer_body, "")) from exc
+
+
+def printable(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:
+    """Return a peer's text cut to so many characters, printable ones only, so that a log or terminal may show it."""
+    return "".join(char for char in str(text)[:chars_max] if char.isprintable())
+
+
+def signed_part(status: int, body: bytes, purpose: str) -> object:
+    """Return the signed answer to a message of this purpose: the whole body, or the statement beside an error.
+
+    Raises what `bare` returns for an answer without the peer's signature.
+    """
+    try:
+        value = canon.decode(body)
+    except canon.CanonError:
+        raise bare(status, purpose) from None
+    if isinstance(value, dict) and value.keys() == {"message", "signature"}:
+        return value
+    if isinstance(value, dict) and isinstance(value.get("statement"), dict):
+        return value["statement"]
+    raise bare(status, purpose)
+
+
+def bare(status: int, purpose: str = "") -> SplError:
+    """Return the error of an answer that the peer did not sign; no such answer moves a pair."""
+    if purpose == "pair-request" and status == 401:
+        return PairError("handshake-401", REJECTED_401, why=WHY_401)
+    if status == 429:
+        return PairError("rate-limited", "the peer takes no more messages for now")
+    if status == 200:
+        return PairError("answer-malformed", "the peer's answer is not a signed message")
+    return PairError("peer-5xx" if status >= 500 else "peer-4xx", f"the peer answered {status}")
+
+
+def dial_policy(pair: Pair, own_url: str, allow_http: bool) -> DialPolicy:
+    """Return how a pair's peer may be dialled: at a private address only if that was typed, or our own is one.
+
+    A peer that names loopback (a laptop on its default URL) is not this machine, unless we are on loopback too:
+    dialling it would reach ourselves, with the peer's bearer.
+    """
+    typed = pair.proposal.url
+    meant = bool(typed) and parse_url(typed).origin == pair.url
+    near = meant or _is_private(typed) or _is_private(own_url)
+    if _is_local(pair.url) and not (_is_local(typed) or _is_local(own_url)):
+        near = False
+    return DialPolicy(allow_private=near, allow_http=allow_http)
+
+
+def _is_local(url: str) -> bool:
+    """Return whether a URL names loopback."""
+    if not url:
+        return False
+    host = parse_url(url).host
+    return host == "localhost" or is_loopback(host)
+
+
+def _is_private(url: str) -> bool:
+    """Return whether a URL names a loopback or private address, or localhost."""
+    if not url:
+        return False
+    host = parse_url(url).host
+    if host == "localhost":
+        return True
+    try:
+        judge(host, True)
+    except ReachError:
+        return False
+    try:
+        judge(host, False)
+    except ReachError:
+        return True
+    return False
+
 
 def _refusal(reply: Reply) -> SyncError:
     """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
@@ -112,9 +214,9 @@ def _refusal(reply: Reply) -> SyncError:
         value = None
     fields = value if isinstance(value, dict) else {}
     code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
-    shown = "".join(char for char in str(fields.get("message", ""))[:200] if char.isprintable())
+    shown = printable(fields.get("message", ""))
     if code not in _TAKEN_OVER:
-        shown = f"{reply.status} {code[:40]} {shown}".strip()
+        shown = f"{reply.status} {printable(code, 40)} {shown}".strip()
         named = {401: "auth-invalid", 403: "auth-invalid", 429: "rate-limited"}
         code = named.get(reply.status, "peer-5xx" if reply.status >= 500 else "peer-4xx")
     view = fields.get("peer_view")

@@ -29,15 +29,9 @@ from ..home.writer import Writer
 from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition
 from ..net.client import Reply
 from .ingest import Verifier, VerifyState
-from .peer import AUTH_CODES, ERROR_BYTES_MAX, RESET_CODES, STATE_CODES, PeerClient, SyncError
+from .peer import ACK, CHANGES, ERROR_BYTES_MAX, RECORDS, PeerClient, SyncError
 
 log = logging.getLogger("spl.federation")
-
-__all__ = ["AUTH_CODES", "RESET_CODES", "STATE_CODES", "Ask", "Progress", "Puller", "SyncError", "event"]
-
-CHANGES: Final = "/v1/sync/changes"
-ACK: Final = "/v1/sync/ack"
-RECORDS: Final = "/v1/sync/records"
 
 PAGES_MAX: Final = 10_000
 EMPTY_PAGES_MAX: Final = 1000
@@ -132,11 +126,11 @@ class Queue:
 class Puller:
     """Pulls of any pair."""
 
-    def __init__(self, writer: Writer, wire: PeerClient, limits: Limits) -> None:
+    def __init__(self, writer: Writer, peers: PeerClient, limits: Limits) -> None:
         self.writer = writer
-        self.wire = wire
+        self.peers = peers
         self.limits = limits
-        self.verifier = Verifier(writer, wire, limits)
+        self.verifier = Verifier(writer, peers, limits)
 
     def close(self) -> None:
         """End the verifying threads."""
@@ -200,7 +194,7 @@ class Puller:
                 "resync": "1" if ask.resync and first else "",
             }
             target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
-            reply = await self.wire.ask(pair, "GET", target)
+            reply = await self.peers.ask(pair, "GET", target)
             item = await asyncio.get_running_loop().run_in_executor(self.verifier.pool, page.decode, reply.body, count)
             empty = 0 if item.count else empty + 1
             if item.has_more and (item.next_cursor == since or empty > EMPTY_PAGES_MAX):
@@ -223,7 +217,7 @@ class Puller:
         ids, awaited, fresh = lacking.ids, lacking.awaited, 0
         while ids:
             asked, ids = ids[: self.limits.fetch_ids], ids[self.limits.fetch_ids :]
-            reply = await self.wire.ask(pair, "POST", RECORDS, json.dumps({"ids": asked}).encode())
+            reply = await self.peers.ask(pair, "POST", RECORDS, json.dumps({"ids": asked}).encode())
             item = page.decode(reply.body, len(asked), fetched=True)
             got = {claimed_id(value) for value in item.values}
             awaited -= got
@@ -327,7 +321,7 @@ class Puller:
     async def ack(self, pair: Pair, cursor: str) -> dict[str, Any]:
         """Tell the source by a request what is durable here; return its view, {} where it was out of reach."""
         try:
-            reply = await self.wire.ask(pair, "POST", ACK, json.dumps({"cursor": cursor}).encode())
+            reply = await self.peers.ask(pair, "POST", ACK, json.dumps({"cursor": cursor}).encode())
         except SplError as exc:
             # The records are safe here; the next ack says all that this one would have said.
             log.debug(**event("sync.ack_failed", pair=pair.pair_id, code=exc.code))
@@ -336,7 +330,7 @@ class Puller:
 
     async def send(self, pair: Pair, body: bytes, media: str, target: str) -> Reply:
         """Return the peer's answer to a POST; raise SyncError or ReachError."""
-        return await self.wire.ask(pair, "POST", target, body, media)
+        return await self.peers.ask(pair, "POST", target, body, media)
 
 
 def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:

@@ -31,13 +31,13 @@ from ..core.record.page import BOTH, Page
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Commit
+from .peer import RESET_CODES
 from .reach import Reaches
 from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
 MEDIA: Final = "application/x-ndjson"
-RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 FINAL_CODES: Final = frozenset({"pair-paused", "pair-revoked", "pair-unknown", "pair-state-conflict", "auth-required"})
 SLOW_CODES: Final = frozenset({"timeout", "disconnected", "peer-4xx"})
 PAGES_MAX: Final = 10_000
@@ -46,6 +46,8 @@ AGAIN_MAX: Final = 8
 CHAINS_TOLD_MAX: Final = 4096
 CHAINS_BYTES_MAX: Final = 256 * KIB
 BACKOFF_BASE_S: Final = 1.0
+QUIET_S: Final = 10.0
+"""Less than the time between two heartbeats of the stream that we read, so that each of them is answered by a push."""
 _TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
 """Threads on which stands what pairs share."""
 
@@ -433,11 +435,14 @@ class Push:
             self._tasks.kick()
 
     def _is_quiet(self, pair_id: str, line: _Line) -> bool:
-        """Tell whether a push without records may be left out: in continuous mode, unless the last one is long ago."""
+        """Return whether a push without records may be left out: in continuous mode, soon after the last one.
+
+        The peer, which cannot dial us, takes us for gone when it has heard nothing for 45 s.
+        """
         pair = self.writer.views.pairs.get(pair_id)
         if pair is None or pair.mode != "continuous" or line.sent_s is None:
             return False
-        return asyncio.get_running_loop().time() < line.sent_s + pair.poll_interval_ms / 1000
+        return asyncio.get_running_loop().time() < line.sent_s + min(QUIET_S, pair.poll_interval_ms / 1000)
 
     def _line(self, pair_id: str) -> _Line:
         return self._lines.setdefault(pair_id, _Line())

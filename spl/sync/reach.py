@@ -1,23 +1,47 @@
-"""Which way each pair runs: whether both sides can open connections, or one serves the other by push.
+"""What this process learns of each peer while it runs: which way the pair runs, the peer's last view, what waits here.
 
-Three words, the same in `show`, in the peer's view and on the wire: `both`, `we-push`, `peer-pushes`; "" as long as
-this process does not know.  A side that fails to dial a peer (connection refused, timeout, name) while that peer
-keeps in touch lies before a NAT: it says `peer-pushes` in each answer, and the peer that reads this says `we-push`.
-Nothing here outlives the process: a new one finds out again, and meanwhile a push too many is told apart by its
-position.  One value for all pairs, shared by the services; used on the event loop only.
+Three words say which way a pair runs, the same in `show`, in the peer's view and on the wire: `both`, `we-push`,
+`peer-pushes`; "" as long as this process does not know.  If a side fails to dial a peer (connection refused, timeout,
+name) that keeps in touch, the peer is behind a NAT: the side says `peer-pushes` in each answer, and the peer that reads
+this says `we-push`.
+
+Contact proves a NAT only if it is later than the first failure of the streak: after an outage of seconds both sides
+had been in touch shortly before, and each would otherwise wait for the other to dial.  Nothing here outlives the
+process: a new one finds out again, and meanwhile a redundant push is recognised by its position.
+
+One value for all pairs, shared by the services; used on the event loop only.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
+from ..core.pair.state import CONTINUOUS
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 
 UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})
-"""Classes of failure that say nothing of the peer but that no way led there."""
+"""Classes of failure that say of the peer only that no way led to it."""
 
 CONTACT_FRESH_S: Final = 900.0
 CONTACT_FRESH_INTERVALS: Final = 3
+CONTACT_FRESH_CONTINUOUS_S: Final = 45.0
+"""A peer in continuous mode that serves us by push does so at each heartbeat of the stream it reads, every 15 s."""
+
+
+class Watcher(Protocol):
+    """The service that turns what is learnt of a peer into records: pairing."""
+
+    def on_trouble(self, pair_id: str, code: str) -> None:
+        """Errors recur, or the peer refused our credentials."""
+
+    def on_success(self, pair_id: str) -> None:
+        """A degraded pair synced."""
+
+    def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """The peer answered that it paused or revoked the pair; a bare status, so ask for its signed word."""
+
+    def on_view(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """The peer told its view of the pair."""
 
 
 @dataclass(slots=True)
@@ -25,66 +49,91 @@ class _Way:
     """What is known of one pair."""
 
     failures: int = 0
+    failing_s: float = 0.0
+    """When the first failure of the streak was."""
     contact_s: float | None = None
     served: bool = False
     reached: bool = False
     peer: str = ""
+    view: Mapping[str, Any] = field(default_factory=dict)
+    queued: int = 0
 
 
 class Reaches:
-    """What this process knows of the ways to its peers."""
+    """What this process knows of its peers."""
 
     def __init__(self, failures_max: int) -> None:
         """`failures_max` failures in a row make a pair unreachable (limits.errors_until_degraded)."""
         self._failures_max = failures_max
         self._ways: dict[str, _Way] = {}
-        self._wanted: tuple[Callable[[str], None], ...] = ()
-        self._hearers: tuple[Callable[[str, Mapping[str, Any]], None], ...] = ()
+        self._pushers: tuple[Callable[[str], None], ...] = ()
+        self._watchers: tuple[Watcher, ...] = ()
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell this service from now on."""
+        self._watchers = (*self._watchers, watcher)
 
     def listen(self, callback: Callable[[str], None]) -> None:
-        """Call back with the pair whenever a peer that we reached needs our push, or may need it."""
-        self._wanted = (*self._wanted, callback)
-
-    def hear(self, callback: Callable[[str, Mapping[str, Any]], None]) -> None:
-        """Call back with every view of a pair that its peer tells, whichever way it comes."""
-        self._hearers = (*self._hearers, callback)
+        """Call back with the pair each time that a peer that we reached needs our push, or may need it."""
+        self._pushers = (*self._pushers, callback)
 
     def contact(self, pair_id: str, now_s: float) -> None:
-        """Take note that the peer opened an authenticated connection; `now_s` is any steady clock."""
+        """Record that the peer opened an authenticated connection; `now_s` is any steady clock."""
         self._way(pair_id).contact_s = now_s
 
     def reached(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Take note that we dialled the peer and it answered; `view` is its view of the pair."""
+        """Record that we dialled the peer and it answered; `view` is its view of the pair."""
         way = self._way(pair_id)
         way.failures, way.served, way.reached = 0, False, True
         self.heard(pair_id, view)
         if self.may_push(pair_id):
-            for callback in self._wanted:
+            for callback in self._pushers:
                 callback(pair_id)
 
     def heard(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Take in the peer's own word on reach; a view without one changes nothing."""
+        """Record the peer's view of the pair, its own word on reach included if it has one."""
         way = self._way(pair_id)
         way.peer = str(view.get("reach", "")) or way.peer
-        for callback in self._hearers:
-            callback(pair_id, view)
+        way.view = view or way.view
+        for watcher in self._watchers:
+            watcher.on_view(pair_id, view)
 
-    def failed(self, pair_id: str, kind: str, now_s: float, interval_s: float) -> bool:
-        """Take note of a failure of this class; return whether the peer serves us by push, so that it is no trouble.
+    def stopped(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """Record that the peer refused a request because it paused or revoked the pair."""
+        self.heard(pair_id, view)
+        for watcher in self._watchers:
+            watcher.on_peer_state(pair_id, view)
 
-        Its contact counts for a quarter of an hour, or three of our poll intervals: one that is silent for longer is
-        gone, whoever dials.
+    def failed(self, pair_id: str, kind: str, now_s: float, fresh_s: float) -> bool:
+        """Record a failure of this class; return whether the peer serves us by push, so that it is no trouble.
+
+        It does if it was in touch since the first failure of the streak and during the last `fresh_s` seconds.
         """
         way = self._way(pair_id)
         if kind not in UNREACHED:
             way.failures, way.served = 0, False
             return False
+        if not way.failures:
+            way.failing_s = now_s
         way.failures += 1
         way.reached = False
-        fresh_s = max(CONTACT_FRESH_S, CONTACT_FRESH_INTERVALS * interval_s)
-        fresh = way.contact_s is not None and now_s <= way.contact_s + fresh_s
-        way.served = fresh and way.failures >= self._failures_max
+        proved = way.contact_s is not None and way.contact_s > way.failing_s and now_s <= way.contact_s + fresh_s
+        way.served = proved and way.failures >= self._failures_max
         return way.served
+
+    def troubled(self, pair_id: str, code: str) -> None:
+        """Tell the watchers that errors recur, or that the peer refused our credentials."""
+        for watcher in self._watchers:
+            watcher.on_trouble(pair_id, code)
+
+    def recovered(self, pair_id: str) -> None:
+        """Tell the watchers that a degraded pair synced."""
+        for watcher in self._watchers:
+            watcher.on_success(pair_id)
+
+    def queued(self, pair_id: str, records: int) -> None:
+        """Record how many of the peer's records wait here between network and store."""
+        self._way(pair_id).queued = records
 
     def word(self, pair_id: str) -> str:
         """Return how the pair runs as far as we know: one of WORDS or ""; this is what the peer is told."""
@@ -96,9 +145,24 @@ class Reaches:
         return BOTH if way.reached else ""
 
     def may_push(self, pair_id: str) -> bool:
-        """Tell whether the peer needs our push, or has not said yet that it reaches us."""
+        """Return whether the peer needs our push, or has not said yet that it reaches us."""
         way = self._ways.get(pair_id) or _Way()
         return way.peer in ("", PEER_PUSHES) and not way.served
 
+    def view(self, pair_id: str) -> Mapping[str, Any]:
+        """Return the peer's last view of the pair, {} before the first contact of this process."""
+        return (self._ways.get(pair_id) or _Way()).view
+
+    def queue_records(self, pair_id: str) -> int:
+        """Return how many of the peer's records wait here between network and store."""
+        return (self._ways.get(pair_id) or _Way()).queued
+
     def _way(self, pair_id: str) -> _Way:
         return self._ways.setdefault(pair_id, _Way())
+
+
+def contact_fresh_s(mode: str, interval_s: float) -> float:
+    """Return for how many seconds contact proves that a peer serves us by push; one silent for longer is gone."""
+    if mode == CONTINUOUS:
+        return CONTACT_FRESH_CONTINUOUS_S
+    return max(CONTACT_FRESH_S, CONTACT_FRESH_INTERVALS * interval_s)

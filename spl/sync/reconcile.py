@@ -28,12 +28,10 @@ from ..core.record.page import Page
 from ..home.writer import Writer
 from ..home.writes import Refuse
 from .holdings import Holdings, PairTerms
+from .peer import FINGERPRINTS, JSON, RECORDS
 
 log = logging.getLogger("spl.federation")
 
-TARGET: Final = "/v1/sync/fingerprints"
-RECORDS: Final = "/v1/sync/records"
-JSON: Final = "application/json"
 KEPT_S: Final = 60.0
 """How long fingerprints are kept for the next question."""
 VERIFY_S: Final = 900.0
@@ -303,7 +301,7 @@ class Reconcile:
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
         body = question.encode()
-        reply = await self._peer.send(pair_id, body, JSON, TARGET)
+        reply = await self._peer.send(pair_id, body, JSON, FINGERPRINTS)
         effort.questions += 1
         effort.sent_bytes += len(body)
         effort.received_bytes += len(reply)

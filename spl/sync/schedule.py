@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ..core import consent, when
 from ..core.backoff import full_jitter_s, spread_s, unit_of
@@ -21,17 +21,16 @@ from ..core.event import event
 from ..core.gate import Verdict
 from ..core.limits import Limits
 from ..core.pair.pair import Pair, Phase
+from ..core.pair.state import CONTINUOUS
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES, Page
-from ..home.vault import Vault
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Commit
-from ..net.client import Client, DialPolicy
 from .follow import Flow, Follower, ReverseStream
-from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, PeerClient, SyncError
-from .pull import RECORDS, Ask, Progress, Puller
-from .reach import Reaches
+from .peer import AUTH_CODES, RECORDS, RESET_CODES, STATE_CODES, PeerClient, SyncError
+from .pull import Ask, Progress, Puller
+from .reach import Reaches, contact_fresh_s
 from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
@@ -40,7 +39,6 @@ RESETS_PER_HOUR_MAX: Final = 3
 BACKOFF_BASE_S: Final = 1.0
 STREAM_BACKOFF_BASE_S: Final = 0.5
 STREAM_BACKOFF_MAX_S: Final = 30.0
-CONTINUOUS: Final = "continuous"
 
 _HOUR_S: Final = 3600.0
 _TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
@@ -74,19 +72,6 @@ _CLASSES: Final = {
 """Code -> class of `last_error`; what is not named here is HTTP_4XX.  LOCAL is our own fault and degrades no pair."""
 
 
-class Watch(Protocol):
-    """Whoever turns the fate of pulls into records: the pairing service, wired by the daemon.  Called on the loop."""
-
-    def on_trouble(self, pair_id: str, code: str) -> None:
-        """Errors recur, or the peer refused our credentials."""
-
-    def on_success(self, pair_id: str) -> None:
-        """A degraded pair synced."""
-
-    def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """The peer answered that it paused or revoked the pair; a bare status, so ask for its signed word."""
-
-
 @dataclass(slots=True)
 class _Line:
     """What this process knows of reading from one peer; what a restart must know stands in the log."""
@@ -112,20 +97,17 @@ class _Line:
 
 
 class Sync:
-    """Pulls of all pairs.  `dial` says how a peer may be reached."""
+    """Pulls of all pairs."""
 
     def __init__(
-        self, writer: Writer, vault: Vault, client: Client, limits: Limits, *, dial: Callable[[Pair], DialPolicy],
-        watch: Watch, now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
-        reaches: Reaches | None = None, opposite: ReverseStream | None = None,
+        self, writer: Writer, peers: PeerClient, limits: Limits, reaches: Reaches, *, now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes], opposite: ReverseStream | None = None,
     ) -> None:  # fmt: skip
         """`opposite` is the stream that we serve to the same peer, if there is one: it carries our acks."""
         self.writer = writer
         self.limits = limits
-        self.watch = watch
-        self._reaches = reaches or Reaches(limits.errors_until_degraded)
-        wire = PeerClient(vault, client, dial=dial, now_ms=now_ms, random_bytes=random_bytes)
-        self._puller = Puller(writer, wire, limits)
+        self._reaches = reaches
+        self._puller = Puller(writer, peers, limits)
         self._opposite = opposite or ReverseStream()
         self._follower = Follower(self._puller, self._opposite, now_ms=now_ms)
         self._now_ms = now_ms
@@ -219,9 +201,8 @@ class Sync:
             reply = await self._puller.send(self._puller.pair(pair_id), body, media, target)
         except SyncError as exc:
             if exc.view is not None:
-                self._reaches.heard(pair_id, exc.view)
-                if exc.code in STATE_CODES:
-                    self.watch.on_peer_state(pair_id, exc.view)
+                tell = self._reaches.stopped if exc.code in STATE_CODES else self._reaches.heard
+                tell(pair_id, exc.view)
             raise
         return reply.body
 
@@ -312,6 +293,9 @@ class Sync:
             delay_s = full_jitter_s(line.attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, line.unit)
         else:
             delay_s = spread_s(pair.poll_interval_ms / 1000, line.unit)
+            if pair.mode == CONTINUOUS:
+                # The peer serves us by push; should that be over, we notice it as soon as a broken stream.
+                delay_s = min(delay_s, STREAM_BACKOFF_MAX_S)
         return max(0.0, line.last_s + delay_s - asyncio.get_running_loop().time())
 
     def _line(self, pair_id: str) -> _Line:
@@ -402,24 +386,25 @@ class Sync:
         if pair.phase is Phase.DEGRADED or line.troubled:
             # Told of trouble in this very attempt's past, the watcher may still be writing it down.
             line.troubled = False
-            self.watch.on_success(pair_id)
+            self._reaches.recovered(pair_id)
         return fresh
 
     def _failed(self, pair_id: str, line: _Line, exc: SplError, *, is_stream: bool = False) -> None:
         """Take note of a failure.  Of a stream that fails while pages arrive it is shown, but degrades no pair."""
         if isinstance(exc, SyncError) and exc.code in STATE_CODES and exc.view is not None:
             line.progress.view, line.attempt = exc.view, 0
-            self.watch.on_peer_state(pair_id, exc.view)
+            self._reaches.stopped(pair_id, exc.view)
             return
         pair = self.writer.views.pairs.get(pair_id)
         if pair is None or not pair.sync_allowed:
             return
         kind = _CLASSES.get(exc.code, "HTTP_4XX")
-        if self._reaches.failed(pair_id, kind, asyncio.get_running_loop().time(), pair.poll_interval_ms / 1000):
+        fresh_s = contact_fresh_s(pair.mode, pair.poll_interval_ms / 1000)
+        if self._reaches.failed(pair_id, kind, asyncio.get_running_loop().time(), fresh_s):
             line.attempt, line.last_error = 0, None
             log.info(**event("sync.served_by_push", pair=pair_id, code=exc.code))
             if pair.phase is Phase.DEGRADED:
-                self.watch.on_success(pair_id)
+                self._reaches.recovered(pair_id)
             return
         line.attempt += 1
         line.last_error = {"class": kind, "code": exc.code, "message": exc.message, "at": when.text_of(self._now_ms())}
@@ -427,7 +412,7 @@ class Sync:
         recurs = kind == "AUTH" or (kind != _LOCAL and line.attempt >= self.limits.errors_until_degraded)
         if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
             line.troubled = True
-            self.watch.on_trouble(pair_id, exc.code)
+            self._reaches.troubled(pair_id, exc.code)
 
     async def _pull(self, pair: Pair, line: _Line, progress: Progress, thread: str, resync: bool) -> int:
         """Read pages to the end; where the source's log is another one, begin again, at most thrice an hour."""

@@ -18,13 +18,13 @@ def test_documents_are_asked_for_past_caches(tmp_path: Path) -> None:
     async def run() -> None:
         async with two(tmp_path) as (_, a, b):
             sent: list[object] = []
-            real = a.pairing.client.fetch
+            real = a.pairing.peers.client.fetch
 
             async def watched(method: str, url: str, **more: object) -> object:
                 sent.append((url.removeprefix(b.url), ("cache-control", "no-cache") in more["headers"]))  # type: ignore[operator]
                 return await real(method, url, **more)  # type: ignore[arg-type]
 
-            a.pairing.client.fetch = watched  # type: ignore[assignment,method-assign]
+            a.pairing.peers.client.fetch = watched  # type: ignore[assignment,method-assign]
             assert (await a.pairing._talk.discover(b.url, True, dial=HERE)).did == b.did
             assert sent == [("/.well-known/syncropel", True), ("/.well-known/did.json", True)]
 

@@ -11,8 +11,8 @@ import pytest
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Requested, Waiting
-from spl.pairing.initiator import dial_policy
 from spl.pairing.service import PairOptions
+from spl.sync.peer import dial_policy
 from tests.pair_world import Call, World, both_active, code_of, names, two
 
 STEPS = ["manifest", "verified", "posted", "token", "recorded", "synced", "active"]

@@ -200,14 +200,14 @@ def test_a_revocation_that_a_crash_cut_completes(tmp_path: Path) -> None:
             await a.pair(b)
             pair_id = await both_active(a, b)
             held = asyncio.Event()
-            real = a.pairing.client.fetch
+            real = a.pairing.peers.client.fetch
 
             async def never(*args: object, **more: object) -> object:
                 held.set()
                 await asyncio.Event().wait()
                 return await real(*args, **more)  # type: ignore[arg-type]
 
-            a.pairing.client.fetch = never  # type: ignore[assignment]
+            a.pairing.peers.client.fetch = never  # type: ignore[assignment]
             task = asyncio.create_task(a.pairing.revoke(pair_id))
             await held.wait()
             task.cancel()

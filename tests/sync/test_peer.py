@@ -19,7 +19,7 @@ CHANGES = "/v1/sync/changes?feed=continuous"
 
 async def refusal(node: Node) -> SplError:
     """Return what opening a stream of the pair raises."""
-    wire, pair = node.sync._puller.wire, node.home.views.pairs[PAIR]
+    wire, pair = node.peers, node.home.views.pairs[PAIR]
     with pytest.raises(SplError) as caught:
         async with wire.stream(pair, CHANGES):
             pass
@@ -65,6 +65,6 @@ async def test_codes_that_are_none_of_the_peers_business_stay_out(
         alice.network.change = lambda path, reply: Reply(status, {}, body, "x")
         pair: Any = bob.home.views.pairs[PAIR]
         with pytest.raises(SyncError) as caught:
-            await bob.sync._puller.wire.ask(replace(pair), "GET", "/v1/sync/changes")
+            await bob.peers.ask(replace(pair), "GET", "/v1/sync/changes")
         assert caught.value.code == code
         assert caught.value.message.isprintable()

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
-from spl.sync.reach import CONTACT_FRESH_S, Reaches
+from spl.sync.reach import CONTACT_FRESH_CONTINUOUS_S, CONTACT_FRESH_S, Reaches, contact_fresh_s
+from tests.nodes import Watched
 
 PAIR = "pair_00000001"
 
@@ -12,28 +13,52 @@ PAIR = "pair_00000001"
 def test_five_failures_while_the_peer_keeps_in_touch_mean_that_it_pushes() -> None:
     reaches = Reaches(5)
     assert reaches.word(PAIR) == ""
-    reaches.contact(PAIR, 0.0)
-    assert [reaches.failed(PAIR, "TIMEOUT", float(n), 300.0) for n in range(6)] == [False] * 4 + [True] * 2
+    assert not reaches.failed(PAIR, "TIMEOUT", 0.0, 300.0)
+    reaches.contact(PAIR, 1.0)
+    assert [reaches.failed(PAIR, "TIMEOUT", 1.0 + n, 300.0) for n in range(5)] == [False] * 3 + [True] * 2
     assert reaches.word(PAIR) == PEER_PUSHES
     assert not reaches.may_push(PAIR)
 
 
+def test_contact_from_before_the_first_failure_proves_no_wall() -> None:
+    """Both sides of a short outage were in touch just before: one that waits for the other to dial waits for nobody."""
+    reaches = Reaches(2)
+    reaches.contact(PAIR, 10.0)
+    assert [reaches.failed(PAIR, "CONNECT_REFUSED", 10.0 + n, 900.0) for n in range(5)] == [False] * 5
+    assert (reaches.word(PAIR), reaches.may_push(PAIR)) == ("", True)
+
+
+def test_a_new_streak_asks_for_new_contact() -> None:
+    reaches = Reaches(2)
+    reaches.failed(PAIR, "TIMEOUT", 0.0, 900.0)
+    reaches.contact(PAIR, 1.0)
+    assert reaches.failed(PAIR, "TIMEOUT", 2.0, 900.0)
+    reaches.reached(PAIR, {})
+    assert [reaches.failed(PAIR, "TIMEOUT", 3.0 + n, 900.0) for n in range(3)] == [False] * 3
+
+
 def test_a_peer_that_is_silent_is_gone_and_not_behind_a_wall() -> None:
     reaches = Reaches(2)
-    assert [reaches.failed(PAIR, "CONNECT_REFUSED", 0.0, 1.0) for _ in range(4)] == [False] * 4
+    assert [reaches.failed(PAIR, "CONNECT_REFUSED", 0.0, 45.0) for _ in range(4)] == [False] * 4
     reaches.contact(PAIR, 1.0)
-    assert reaches.failed(PAIR, "CONNECT_REFUSED", 2.0, 1.0)
-    assert not reaches.failed(PAIR, "CONNECT_REFUSED", 2.0 + CONTACT_FRESH_S, 1.0)
+    assert reaches.failed(PAIR, "CONNECT_REFUSED", 2.0, 45.0)
+    assert not reaches.failed(PAIR, "CONNECT_REFUSED", 46.5, 45.0)
     assert reaches.word(PAIR) == ""
-    assert reaches.failed(PAIR, "CONNECT_REFUSED", 2.0 + CONTACT_FRESH_S, CONTACT_FRESH_S)
+    assert reaches.failed(PAIR, "CONNECT_REFUSED", 46.5, 900.0)
+
+
+def test_a_polling_peer_may_be_silent_between_its_polls() -> None:
+    assert contact_fresh_s("continuous", 3600.0) == CONTACT_FRESH_CONTINUOUS_S
+    assert contact_fresh_s("polling", 1.0) == CONTACT_FRESH_S
+    assert contact_fresh_s("polling", 3600.0) == 3 * 3600.0
 
 
 def test_an_answer_of_any_kind_proves_that_the_way_is_open() -> None:
     reaches = Reaches(2)
-    reaches.contact(PAIR, 0.0)
     for kind in ("AUTH", "HTTP_5XX", "PARSE_ERROR", "TLS"):
         assert not reaches.failed(PAIR, "DNS_FAILURE", 0.0, 1.0)
-        assert reaches.failed(PAIR, "DNS_FAILURE", 0.0, 1.0)
+        reaches.contact(PAIR, 0.5)
+        assert reaches.failed(PAIR, "DNS_FAILURE", 1.0, 1.0)
         assert not reaches.failed(PAIR, kind, 0.0, 1.0)
         assert reaches.word(PAIR) == ""
     reaches.failed(PAIR, "DNS_FAILURE", 0.0, 1.0)
@@ -74,9 +99,21 @@ def test_no_order_of_events_makes_a_reached_peer_one_that_pushes(steps: list[str
         assert (reaches.word(PAIR) == PEER_PUSHES) <= (run >= 3)
 
 
-def test_every_view_of_a_peer_is_told_to_who_asked_for_it() -> None:
-    reaches, told = Reaches(5), list[tuple[str, object]]()
-    reaches.hear(lambda pair_id, view: told.append((pair_id, view.get("consent"))))
+def test_every_view_of_a_peer_is_told_to_the_watcher_and_the_last_one_kept() -> None:
+    reaches, watched = Reaches(5), Watched()
+    assert reaches.view(PAIR) == {}
+    reaches.watch(watched)
     reaches.heard(PAIR, {"consent": 3})
     reaches.reached(PAIR, {"consent": 4})
-    assert told == [(PAIR, 3), (PAIR, 4)]
+    assert watched.views == [(PAIR, {"consent": 3}), (PAIR, {"consent": 4})]
+    reaches.stopped(PAIR, {"state": "paused"})
+    reaches.troubled(PAIR, "timeout")
+    reaches.recovered(PAIR)
+    assert watched.heard == [("peer-state", PAIR, "paused"), ("trouble", PAIR, "timeout"), ("success", PAIR, "")]
+    assert reaches.view(PAIR) == {"state": "paused"}
+
+
+def test_what_waits_is_known_by_pair() -> None:
+    reaches = Reaches(5)
+    reaches.queued(PAIR, 7)
+    assert (reaches.queue_records(PAIR), reaches.queue_records("pair_00000002")) == (7, 0)

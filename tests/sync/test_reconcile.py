@@ -21,7 +21,7 @@ from spl.core.record.record import Envelope
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.client import Reply
 from spl.sync import reconcile
-from spl.sync.reconcile import TARGET
+from spl.sync.peer import FINGERPRINTS
 from tests.nodes import Node, join, nodes
 
 KEY = "5a" * 16
@@ -186,7 +186,7 @@ async def test_what_arrives_meanwhile_is_no_difference(pair: tuple[Node, Node, s
     late, early = ben.emit("on its way"), ann.emit("on its way there")
 
     def arrive(path: str, reply: Reply) -> Reply:
-        if path == TARGET:
+        if path == FINGERPRINTS:
             bring(ann, pair_id, late)
             bring(ben, pair_id, early)
         return reply
@@ -352,7 +352,7 @@ async def test_a_peer_that_lies_ends_the_comparison_with_a_code(pair: tuple[Node
     ann.emit("x")
 
     def change(path: str, reply: Reply) -> Reply:
-        return replace(reply, body=lie) if path == TARGET and reply.status == 200 else reply
+        return replace(reply, body=lie) if path == FINGERPRINTS and reply.status == 200 else reply
 
     ann.network.change = change
     with pytest.raises(SplError) as caught:

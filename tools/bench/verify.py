@@ -31,7 +31,8 @@ from spl.core.record.page import Page
 from spl.home.log import Entry, Log
 from spl.home.writer import Writer
 from spl.sync.holdings import PairTerms
-from spl.sync.reconcile import TARGET, Reconcile
+from spl.sync.peer import FINGERPRINTS
+from spl.sync.reconcile import Reconcile
 from spl.sync.scope import Scope
 
 PAIR = "pair_00000001"
@@ -131,7 +132,7 @@ def serve(home: Path, pipe: Connection) -> None:
     with asyncio.Runner() as runner:
         while (asked := pipe.recv())[0]:
             target, body = asked
-            pipe.send(runner.run(answer(body)) if target == TARGET else records(store, json.loads(body)["ids"]))
+            pipe.send(runner.run(answer(body)) if target == FINGERPRINTS else records(store, json.loads(body)["ids"]))
     far.close()
     store.close()
 

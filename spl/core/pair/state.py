@@ -15,7 +15,8 @@ from ..identity.did import Chain
 from ..identity.manifest import Manifest
 from ..record.filter import PairFilter
 
-MODES: Final = ("polling", "continuous", "on-demand")
+CONTINUOUS: Final = "continuous"
+MODES: Final = ("polling", CONTINUOUS, "on-demand")
 STARTS: Final = ("beginning", "present")
 SUPERSEDED: Final = "superseded"
 RENEW_SHARE: Final = 12
