@@ -282,8 +282,8 @@ def services_of(
     push = _push(home, sync, feed, reaches)
     reconcile = _reconcile(home, sync, feed, push)
     return Services(
-        home.path, url, settings, limits, home.writer, home.store, home.views, home.vault,
-        Auth(home.views, home.vault, settings, limits, now_ms, insecure=insecure),
+        home.path, url, settings, limits, home.writer, home.store, home.vault,
+        Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure),
         pairing, feed, sync, now_ms(), now_ms, random_bytes, adopt,
         disk=home.disk,
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),

@@ -37,6 +37,7 @@ from spl.sync.push import Outlet, Push
 from spl.sync.reach import Reaches
 from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
+from tests.store_kit import set_views
 
 LIMITS = Limits()
 START_MS = 1_800_000_000_000
@@ -342,12 +343,11 @@ class Node:
 
     def share(self, *names: str) -> None:
         """Register namespaces."""
-        views = self.home.views
-        views.namespaces = {**views.namespaces, **{name: namespace.Namespace(name, shared=True) for name in names}}
+        made = {name: namespace.Namespace(name, shared=True) for name in names}
+        set_views(self.home, namespaces={**self.home.views.namespaces, **made})
 
     def set_pair(self, pair: APair) -> None:
-        views = self.home.views
-        views.pairs = {**views.pairs, pair.pair_id: cast(Pair, pair)}
+        set_views(self.home, pairs={**self.home.views.pairs, pair.pair_id: cast(Pair, pair)})
 
     def pair(self, pair_id: str) -> APair:
         return cast(APair, self.home.views.pairs[pair_id])

@@ -126,7 +126,9 @@ class Node:
             granted=lambda *_: self.world.granted, poll_s=0.005,
             resync=self._resync, wake=self.woken.append, housekeeping_s=0.02,
         )  # fmt: skip
-        self.auth = Auth(self.home.views, self.home.vault, Settings(self.config), self.config.limits, self.world.now_ms)
+        self.auth = Auth(
+            self.home.writer, self.home.vault, Settings(self.config), self.config.limits, self.world.now_ms
+        )
         self.stop = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self.pairing.run(self.stop))
 

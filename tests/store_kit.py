@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spl.core import canon
 from spl.core.limits import Limits
 from spl.home.disk import Disk, File
+from spl.home.home import Home
 from spl.home.log import Log
 from spl.home.segments import Entry
 
@@ -131,6 +133,11 @@ def open_store(
         random_bytes=lambda size: random_byte * size,
         progress=progress,
     )
+
+
+def set_views(home: Home, **changes: Any) -> None:
+    """Put other values into the views than the log has; for the thread that writes, or while nothing is written."""
+    home.writer.views = replace(home.writer.views, **changes)
 
 
 def contents(store: Log) -> list[tuple[int, bytes]]:

@@ -18,7 +18,7 @@ from ..core.keys import same
 from ..core.limits import Limits
 from ..home.config import Settings
 from ..home.vault import Vault
-from ..home.views import Views
+from ..home.writer import Writer
 from ..net.routes import Request
 
 KNOWN_MAX: Final = 256
@@ -83,7 +83,7 @@ class Auth:
 
     def __init__(
         self,
-        views: Views,
+        writer: Writer,
         vault: Vault,
         settings: Settings,
         limits: Limits,
@@ -91,7 +91,7 @@ class Auth:
         *,
         insecure: bool = False,
     ) -> None:
-        self._views, self._vault, self._limits, self._now_ms = views, vault, limits, now_ms
+        self._writer, self._vault, self._limits, self._now_ms = writer, vault, limits, now_ms
         self._insecure, self._settings = insecure, settings
         self._began_ms = now_ms()
         self._proofs: dict[str, _Proofs] = {}
@@ -162,8 +162,8 @@ class Auth:
     def _token(self, text: str) -> Token:
         """Return the live token of a bearer text."""
         tokens, known = self._known
-        if tokens is not self._views.tokens_by_hash:
-            tokens, known = self._known = (self._views.tokens_by_hash, {})
+        if tokens is not self._writer.views.tokens_by_hash:
+            tokens, known = self._known = (self._writer.views.tokens_by_hash, {})
         token = known.get(text)
         if token is None:
             token = self._find(text)
@@ -180,7 +180,7 @@ class Auth:
         A text that has not the form of a token is refused as an unknown one is: a guess learns nothing from either.
         """
         wanted = bearer.hash_of(text)
-        token = self._views.tokens_by_hash.get(wanted)
+        token = self._writer.views.tokens_by_hash.get(wanted)
         if token is None or not same(token.hash, wanted):
             raise AuthError("auth-invalid", "the bearer token is unknown here", reason="token-unknown")
         if token.revoked:
@@ -189,7 +189,7 @@ class Auth:
 
     def _peer(self, request: Request, body: bytes, text: str, token: Token) -> Principal:
         """Return the peer of a pair's token, whose proof must hold for exactly this request."""
-        identity, pair = self._vault.identity, self._views.pairs.get(token.pair_id)
+        identity, pair = self._vault.identity, self._writer.views.pairs.get(token.pair_id)
         if identity is None or pair is None or pair.peer_did != token.peer_did:
             raise AuthError("auth-invalid", "the bearer token is not of a pair here", reason="token-pair")
         if not pair.live:
@@ -232,7 +232,7 @@ class Auth:
         its newest is refused from then on: a replay is never possible, and a peer whose clock runs on loses nothing.
         """
         if len(self._proofs) > self._limits.pairs_count:
-            self._proofs = {key: value for key, value in self._proofs.items() if key in self._views.pairs}
+            self._proofs = {key: value for key, value in self._proofs.items() if key in self._writer.views.pairs}
         proofs = self._proofs.setdefault(pair_id, _Proofs())
         if nonce in proofs.seen or issued_at_ms <= proofs.floor_ms:
             raise AuthError("auth-invalid", "the proof of possession was used before", reason="proof-replayed")

@@ -13,6 +13,7 @@ from ..core.pair.pair import Pair
 from ..core.record import namespace
 from ..core.record.levels import NAMES
 from ..core.record.namespace import ACTIVE, ARCHIVED, DEFAULT, Namespace, NamespaceError
+from ..home.index import by_namespace
 from ..home.views import THREAD_NAMESPACES
 from ..home.writes import Own
 from ..net.routes import Request, Response
@@ -125,7 +126,7 @@ def _check_unused(services: Services, name: str) -> None:
     if name == DEFAULT:
         raise NamespaceError("bad-field", f"namespace {DEFAULT} is always there and shared")
     hint = f"spl namespace archive {name}"
-    records = services.store.index.count(f"n:{name}")
+    records = services.store.index.count(by_namespace(name))
     below = [item.name for item in namespace.children(services.views.namespaces, name) if item.active]
     pairs = [pair.pair_id for pair in services.views.pairs.values() if _shares(services, pair, name)]
     if records:
@@ -163,7 +164,7 @@ def _facts(services: Services, found: Namespace) -> dict[str, Any]:
         "name": found.name,
         "state": found.state,
         "shared": found.shared,
-        "records": services.store.index.count(f"n:{found.name}"),
+        "records": services.store.index.count(by_namespace(found.name)),
     }
 
 

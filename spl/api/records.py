@@ -11,7 +11,7 @@ from ..core import canon, fold, when
 from ..core.errors import SplError
 from ..core.fold import FoldRule
 from ..core.record import record
-from ..home.index import Row
+from ..home.index import NAMESPACES, THREADS, Row, by_actor, by_namespace, by_thread
 from ..home.log import Log
 from ..home.thread_state import ThreadState
 from ..home.writes import Emit, Outcome
@@ -85,19 +85,19 @@ async def query(request: Request, principal: Principal, services: Services) -> R
     """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a sequence."""
     thread, actor = request.query.get("thread"), request.query.get("actor")
     if thread is not None:
-        rows = _rows(services.store, f"t:{thread}", request)
+        rows = _rows(services.store, by_thread(thread), request)
     elif actor is not None:
-        rows = _rows(services.store, f"a:{actor}", request)
+        rows = _rows(services.store, by_actor(actor), request)
     else:
-        every = services.store.index.names("n:", "", services.limits.page_records)
-        names = [f"n:{name}" for name in principal.namespaces] or every
+        every = services.store.index.names(NAMESPACES, "", services.limits.page_records)
+        names = [by_namespace(name) for name in principal.namespaces] or every
         rows = heapq.merge(*(_rows(services.store, name, request) for name in names), key=lambda row: row.seq)
     return await asyncio.to_thread(_answer, rows, request, principal, services, actor)
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/threads/{thread}/records: like a query by thread; an unknown thread is an empty list."""
-    rows = _rows(services.store, f"t:{request.params['thread']}", request)
+    rows = _rows(services.store, by_thread(request.params["thread"]), request)
     return await asyncio.to_thread(_answer, rows, request, principal, services)
 
 
@@ -112,7 +112,9 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     name = request.query.get("after", "")
     if name and principal.namespaces and not (await standing(services, name, principal)).records:
         return list_response([])  # as after a thread that does not exist
-    while len(data) < limit and (page := services.store.index.names("t:", f"t:{name}" if name else "", SCAN_ROWS)):
+    while len(data) < limit and (
+        page := services.store.index.names(THREADS, by_thread(name) if name else "", SCAN_ROWS)
+    ):
         for found in page:
             name = found[2:]
             if record.is_reserved(name) and not reserved:
@@ -183,8 +185,8 @@ async def _thread(services: Services, name: str, principal: Principal) -> dict[s
         found = await standing(services, name, principal)
         count, last_seq = found.records, found.sequence
     else:
-        last = store.index.last(f"t:{name}")
-        count, last_seq = store.index.count(f"t:{name}"), last.seq if last else 0
+        last = store.index.last(by_thread(name))
+        count, last_seq = store.index.count(by_thread(name)), last.seq if last else 0
     at = when.text_of(store.line(last_seq).at_ms) if last_seq else None
     return {"object": "thread", "thread": name, "records": count, "last_at": at}
 

@@ -34,7 +34,6 @@ class Services:
     limits: Limits
     writer: Writer
     store: Log
-    views: Views
     vault: Vault
     auth: Auth
     pairing: Pairing
@@ -52,3 +51,8 @@ class Services:
     reconcile: Reconcile
     policy: Policy
     states: ThreadStates
+
+    @property
+    def views(self) -> Views:
+        """The views behind the last commit."""
+        return self.writer.views

@@ -7,7 +7,7 @@ from typing import Final
 
 from ..core import rules
 from ..core.record import record
-from ..home.index import Row
+from ..home.index import Row, by_thread
 from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event
@@ -58,7 +58,7 @@ async def _events(
     """
     loop, bells, store = asyncio.get_running_loop(), services.feed.notifier, services.store
     told, admin, due_s = seq, is_admin(principal), loop.time()
-    with bells.listening([f"t:{name}" for name in (thread, THREAD_TOKENS, rules.THREAD)]) as bell:
+    with bells.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)]) as bell:
         yield OPENING
         while True:
             bell.clear()
@@ -71,7 +71,7 @@ async def _events(
             if loop.time() >= due_s:
                 due_s = loop.time() + services.limits.heartbeat_s
                 yield _event("heartbeat", {"sequence": told}, told)
-            rows = store.index.after(f"t:{thread}", seq, PAGE_ROWS)
+            rows = store.index.after(by_thread(thread), seq, PAGE_ROWS)
             if not rows:
                 await wait(bell, due_s)
                 continue

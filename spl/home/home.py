@@ -25,6 +25,7 @@ from .disk import Disk, Lock, lock_home, unusable
 from .log import Log
 from .vault import Identity, Vault
 from .views import THREAD_TOKENS, Views
+from .views import load as load_views
 from .writer import Writer
 from .writes import Own, Signer
 
@@ -52,14 +53,18 @@ class Home:
     lock: Lock
     disk: Disk
     store: Log
-    views: Views
     vault: Vault
     writer: Writer
+
+    @property
+    def views(self) -> Views:
+        """The views behind the last commit."""
+        return self.writer.views
 
     def adopt(self, identity: Identity) -> None:
         """Sign with this identity from now on, and fold the reserved threads for its DID."""
         if self.views.did != identity.did:
-            self.views.load(self.store, identity.did)
+            self.writer.views = load_views(self.store, identity.did, self.config.limits)
         self.writer.signer = Signer(identity.chain, identity.key)
 
     def close(self) -> None:
@@ -102,9 +107,8 @@ def open_home(
         vault = Vault(path, disk, random_bytes=random, now_ms=clock, limits=limits)
         vault.load()
         store = Log.open(path / "store", disk, limits, now_ms=clock, random_bytes=random, progress=progress)
-        views = Views(limits)
-        writer = Writer(store, views, limits, signer=None, now_ms=clock)
-        home = Home(path, config, lock, disk, store, views, vault, writer)
+        writer = Writer(store, Views(limits), limits, signer=None, now_ms=clock)
+        home = Home(path, config, lock, disk, store, vault, writer)
         if vault.identity is not None:
             home.adopt(vault.identity)
     except BaseException:

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 
 from ..core.limits import Limits
 from .disk import Disk, unusable
-from .index import Added, Index, Row
+from .index import RECORDS, Added, Index, Row
 from .recovery import (
     CLEAN_NAME,
     INDEX_FOLDER,
@@ -130,11 +130,14 @@ class Log:
         return self.line(seq).run if seq else RUN_START
 
     def payloads(self, rows: Sequence[Row]) -> list[bytes]:
-        """Return the payload bytes of the rows, in their order; neighbours share a read of at most 1 MiB.
+        """Return the payload bytes of the rows, in their order; raises as `each_payload` does."""
+        return list(self.each_payload(rows))
+
+    def each_payload(self, rows: Sequence[Row]) -> Iterator[bytes]:
+        """Yield the payload bytes of the rows, in their order; neighbours share a read of at most 1 MiB.
 
         Raises LineError "store-damaged" when the log cannot be read.
         """
-        found: list[bytes] = []
         start = 0
         while start < len(rows):
             first, end = rows[start], start + 1
@@ -145,9 +148,8 @@ class Log:
             data = self._segments.read(first.segment, first.offset, reach - first.offset)
             for row in rows[start:end]:
                 at = row.offset - first.offset
-                found.append(data[at : at + row.length])
+                yield data[at : at + row.length]
             start = end
-        return found
 
     def scan(self, first_seq: int) -> Iterator[Line]:
         """Yield the lines from `first_seq` on that are there now, checked by the running hash, without bad ones."""
@@ -212,7 +214,7 @@ class Log:
         """Return counts, sizes, and the milliseconds of the last 512 syncs."""
         syncs = sorted(self._syncs)
         return {
-            "records_count": self.index.tally("rec"),
+            "records_count": self.index.tally(RECORDS),
             "projections_count": self.index.tally(PROJECTION),
             "lines_count": self.last_seq,
             "segments_count": len(self._segments.firsts),

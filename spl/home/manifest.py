@@ -17,7 +17,7 @@ from ..core.limits import Limits
 from ..core.record import namespace
 from ..core.version import VERSION
 from .vault import Identity, Vault
-from .views import Views
+from .writer import Writer
 
 SIGNED_AT: Final = "manifest-signed-at"
 RESIGN_SHARE: Final = 2
@@ -28,12 +28,15 @@ class PublishError(SplError):
     """There is nothing to publish yet; code manifest-missing."""
 
 
-class Published:
-    """The documents of one daemon.  Called from the event loop and the pairing thread; a re-signing syncs one file."""
+class ManifestSigner:
+    """Signs and keeps the documents of one daemon.
 
-    def __init__(self, vault: Vault, views: Views, limits: Limits, *, url: str, now_ms: Callable[[], int]) -> None:
+    Called from the event loop and the pairing thread; a re-signing syncs one file.
+    """
+
+    def __init__(self, writer: Writer, vault: Vault, limits: Limits, *, url: str, now_ms: Callable[[], int]) -> None:
         self.url = url.rstrip("/")
-        self._vault, self._views, self._limits, self._now_ms = vault, views, limits, now_ms
+        self._writer, self._vault, self._limits, self._now_ms = writer, vault, limits, now_ms
         self._lock = threading.Lock()
         self._made_for: tuple[object, ...] = ()
         self._signed_at_ms = 0
@@ -51,7 +54,7 @@ class Published:
         """
         with self._lock:
             identity = self._identity()
-            registry = self._views.namespaces
+            registry = self._writer.views.namespaces
             names = [name for name in sorted(registry) if namespace.shareable(registry, name)]
             content = (identity.did, identity.key.public, identity.seal_key, tuple(names))
             now_ms = self._now_ms()

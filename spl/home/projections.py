@@ -14,6 +14,7 @@ from ..core import consent
 from ..core.consent import Inbound
 from ..core.pair.pair import Pair
 from ..core.record.levels import NAMES, STRUCTURAL
+from .index import projections_of
 from .log import Log
 from .segments import PROJECTION
 from .views import Views
@@ -61,7 +62,7 @@ def read(
     inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
     found: list[Claim] = []
     for _ in range(0, SCAN_ROWS_MAX, _CHUNK_ROWS):
-        rows = store.index.after(f"x:{pair.pair_id}", after, _CHUNK_ROWS)
+        rows = store.index.after(projections_of(pair.pair_id), after, _CHUNK_ROWS)
         mine = [row for row in rows if row.kind == PROJECTION and namespace in ("", row.ns) and reaches(row.ns)]
         for row, payload in zip(mine, store.payloads(mine), strict=True):
             claim = _claim(row.seq, row.ns, payload)

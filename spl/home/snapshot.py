@@ -5,7 +5,6 @@ the stored bytes.  Both stop at the sequence that was the last at the start, so 
 The bytes are the log's: whether they are still sound is what `spl store check` asks.
 """
 
-import copy
 import hashlib
 import heapq
 import logging
@@ -29,8 +28,10 @@ from ..core.record.namespace import Namespace
 from ..core.record.record import Envelope
 from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed
 from .disk import Disk, File
+from .index import by_thread
 from .log import Entry, Log, Row
 from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
+from .views import load as load_views
 from .writer import Writer
 from .writes import Arrive, Commit
 
@@ -135,7 +136,7 @@ def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator
                 yield line.payload
         return
     seq = 0
-    while page := store.index.after(f"t:{thread}", seq, ROWS):
+    while page := store.index.after(by_thread(thread), seq, ROWS):
         yield from store.payloads([row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)])
         seq = page[-1].seq
         if seq >= upto:
@@ -357,7 +358,8 @@ class Restorer:
     def _reload(self, commit: Commit) -> None:
         """Fold the views anew after restored records of reserved threads; runs on the writer's thread."""
         if any(record.is_reserved(thread) for thread in commit.threads):
-            self.writer.views.reload(self.writer.store)
+            views = self.writer.views
+            self.writer.views = load_views(self.writer.store, views.did, views.limits)
 
     def _check_room(self, size: int) -> None:
         """Return when so many bytes fit; a full disk would make the store read-only."""
@@ -392,15 +394,14 @@ def _ns_of(envelope: Envelope, ways: _Ways) -> str:
 class _Judge:
     """Says of each line whether it may be restored.
 
-    `views` is a copy of the live folds (their values are replaced, never changed), in which what this instance itself
-    signed is folded as it is verified.
+    `views` are the live ones of the start, into which what this instance itself signed is folded as it is verified.
     """
 
     def __init__(self, writer: Writer, limits: Limits, rights: Rights, thread: str, roots: Roots) -> None:
         assert writer.signer is not None
         self._own: Chain = writer.signer.chain
         self._store, self._limits, self._rights, self._thread, self._roots = writer.store, limits, rights, thread, roots
-        self.views: Views = copy.copy(writer.views)
+        self.views: Views = writer.views
         self._stale = False
         self._refresh()
 
@@ -447,7 +448,7 @@ class _Judge:
         if not record.is_reserved(thread):
             return
         entry = Entry(kind="rec", payload=envelope.raw, thread=thread, voucher=envelope.sig.by)
-        self.views.apply(entry, envelope.record, 0, 0)
+        self.views = self.views.folded(entry, envelope.record, 0)
         self._stale = self._stale or thread in (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
 
     def _refresh(self) -> None:

@@ -285,33 +285,6 @@ class TableWriter:
         self._disk.unlink(self._temp)
 
 
-def merge(tables: Sequence[Table], writer: TableWriter) -> Iterator[int]:
-    """Copy neighbouring tables into one; yield after each piece how many entries it had.
-
-    Takes from all tables what is not above the lowest of their blocks' last entries, so that a piece is about one
-    block a table, whatever the keys are.
-    """
-    for table in tables:
-        width, first, last = table.shape.row_bytes, table.span.first, table.span.last
-        step = _BUFFER_BYTES // width
-        for start in range(first, last + 1, step):
-            writer.add_rows(table.rows(start, min(step, last + 1 - start)))
-            yield 1
-    sources = [table.blocks() for table in tables]
-    heads = [next(source, []) for source in sources]
-    while any(heads):
-        bound = min(head[-1] for head in heads if head)
-        piece: list[bytes] = []
-        for i, head in enumerate(heads):
-            if head and head[0] <= bound:
-                taken = bisect_right(head, bound)
-                piece += head[:taken]
-                heads[i] = head[taken:] or next(sources[i], [])
-        piece.sort()
-        writer.add_entries(piece)
-        yield len(piece)
-
-
 def cut(data: bytes) -> list[bytes]:
     """Return the entries in `data` one by one."""
     return [data[i : i + ENTRY_BYTES] for i in range(0, len(data), ENTRY_BYTES)]

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ..core import fold
 from ..core.fold import FoldRule, State
+from .index import by_thread
 from .log import Log, Row
 
 KINDS_MAX: Final = 256
@@ -60,7 +61,7 @@ class ThreadStates:
         kind = (thread, rule.fold, rule.field, namespaces)
         found = self._kept.pop(kind, None) or ThreadState(fold.begin(rule))
         if found.read_seq < to_seq:
-            rows = self._store.index.after(f"t:{thread}", found.read_seq, PIECE_ROWS)
+            rows = self._store.index.after(by_thread(thread), found.read_seq, PIECE_ROWS)
             piece = _bounded(rows) if rule.reads_bodies else rows
             found = self._stepped(found, rule, [row for row in piece if _counts(row, namespaces)])
             # A list that ended was read up to what the index covered when asked, and that is `to_seq` at least.

@@ -341,13 +341,15 @@ class Writer:
         at_ms = self.now_ms()
         seqs = self.store.append(entries, at_ms)
         self.listeners.begin()
+        views = self.views
         for slot, seq in zip(slots, seqs, strict=True):
             slot.seq = seq
             if slot.entry is not None:
-                self.views.apply(slot.entry, slot.record, seq, at_ms)
+                views = views.folded(slot.entry, slot.record, at_ms)
                 place = slot.entry.actor, slot.entry.thread
                 if slot.entry.own and place in self._clocks:
                     self._clocks[place] = max(self._clocks[place], slot.entry.clock + 1)
+        self.views = views
         self.listeners.passed(VIEWS, len(entries))
         fresh = tuple((seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec")
         return Commit(

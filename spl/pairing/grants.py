@@ -27,6 +27,7 @@ from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
+from ..home.index import by_thread
 from ..home.writes import Own
 from .exchange import Do, Exchange
 from .initiator import Initiator, SignedRequest
@@ -186,7 +187,7 @@ class Grants:
     def _evidence(self, pair: Pair) -> object:
         """Return the last statement of the peer that told us news, as it signed it; None where none stands here."""
         store, seq, found, name = self.pairs.writer.store, 0, None, pair.pair_id.encode()
-        while rows := store.index.after(f"t:{consent.THREAD}", seq, ROWS):
+        while rows := store.index.after(by_thread(consent.THREAD), seq, ROWS):
             mine = [row for row in rows if row.kind == "rec" and row.voucher == self.pairs.identity.did]
             for payload in store.payloads(mine):
                 if name in payload and b'"statement"' in payload:

@@ -40,7 +40,7 @@ from ..core.pair.steps import (
     PairEvent,
     decide,
 )
-from ..home.manifest import Published
+from ..home.manifest import ManifestSigner
 from ..home.vault import Identity, Vault
 from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
 from ..home.writer import Writer
@@ -85,7 +85,7 @@ class Pairs:
     """All pairs of this instance, as the views hold them, and the only way to change one."""
 
     def __init__(
-        self, writer: Writer, vault: Vault, published: Published, limits: Limits, *, now_ms: Callable[[], int],
+        self, writer: Writer, vault: Vault, published: ManifestSigner, limits: Limits, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         self.writer, self.vault, self.published, self.limits = writer, vault, published, limits

@@ -20,6 +20,7 @@ from ..core.limits import KIB, Limits
 from ..core.pair import diff, handshake
 from ..core.pair.diff import Transition
 from ..core.pair.pair import Pair
+from ..home.index import by_thread
 from ..home.vault import Identity, Vault
 from ..home.writer import Writer
 from ..net.client import Client, DialPolicy
@@ -127,7 +128,7 @@ class PairLog:
     def _records(self, pair_id: str) -> Iterator[dict[str, Any]]:
         store, seq, own = self.writer.store, 0, self._identity().did
         name = pair_id.encode()
-        while rows := store.index.after(f"t:{diff.THREAD_PAIRS}", seq, ROWS):
+        while rows := store.index.after(by_thread(diff.THREAD_PAIRS), seq, ROWS):
             mine = [row for row in rows if row.kind == "rec" and row.voucher == own]
             for payload in store.payloads(mine):
                 if name in payload:

@@ -23,7 +23,7 @@ from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
 from ..core.pair.state import MODES, Active, Degraded, Revoking
 from ..core.pair.steps import Effect, FirstSync, PairEvent, Resync, TellPeer
 from ..home.config import Settings
-from ..home.manifest import Published
+from ..home.manifest import ManifestSigner
 from ..home.vault import Vault
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
@@ -78,7 +78,7 @@ class Pairing:
         Others': `first_sync` pulls, `resync` fetches what our cursor skipped, `wake` tries a pair that was backing off.
         """
         self.limits, self.peers, self._settings = limits, peers, settings
-        self.published = Published(vault, writer.views, limits, url=url, now_ms=now_ms)
+        self.published = ManifestSigner(writer, vault, limits, url=url, now_ms=now_ms)
         self.pairs = Pairs(writer, vault, self.published, limits, now_ms=now_ms, random_bytes=random_bytes)
         self._renewal, interval_ms = Renewal(self.pairs), settings.now.federation_poll_interval_ms
         self._responder = Responder(

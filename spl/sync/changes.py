@@ -27,6 +27,7 @@ from ..core.limits import Limits
 from ..core.recent import Lags, summary
 from ..core.record import page
 from ..core.record.record import is_id
+from ..home.index import by_namespace
 from ..home.vault import Vault
 from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
@@ -126,7 +127,7 @@ class Feed:
                 while True:
                     view, cursor = source.open(pair_id, query)
                     scans, scope = source.scans(view, query, cursor), view.scope
-                    lists = [*(f"n:{ns}" for ns in scope.shares), *SHARING, *ALLOWING]
+                    lists = [*(by_namespace(ns) for ns in scope.shares), *SHARING, *ALLOWING]
                     with self.notifier.listening(lists) as news:
                         view = source.view(pair_id, query)  # again, now that no commit is missed
                         while view.scope == scope:

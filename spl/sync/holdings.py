@@ -35,7 +35,7 @@ from ..core.record.fingerprint import (
     RangePart,
 )
 from ..core.record.levels import EXACT, STRUCTURAL
-from ..home.index import NO_START, Facts, Row
+from ..home.index import NO_START, Facts, Row, projections_of
 from ..home.log import Log
 from ..home.segments import PROJECTION
 from .scope import Scope
@@ -96,7 +96,7 @@ class PairTerms:
     def is_empty(self, store: Log, name: str) -> bool:
         """Return whether a set is empty for certain, without scanning lines."""
         if name == SEEN:
-            return not any(store.index.count(f"x:{origin}") for origin in self.scope.origins)
+            return not any(store.index.count(projections_of(origin)) for origin in self.scope.origins)
         return name == SHOWN and all(share.level == EXACT for share in self.scope.shares.values())
 
     def name(self, store: Log, facts: Facts, row: Row) -> bytes:

@@ -27,7 +27,7 @@ from typing import Final
 from ..core.record.cursor import LANES_MAX, Cursor, Lane, lane_key
 from ..core.record.filter import PairFilter
 from ..core.record.record import is_reserved
-from ..home.index import Row
+from ..home.index import Row, by_namespace, by_thread
 from .scope import SCAN_ROWS, LogView, Scope, Steps
 
 PASSED_ROWS_MAX: Final = 10_000
@@ -87,11 +87,13 @@ def lanes_through(view: LogView, known: Mapping[str, Lane], thread: str = "", al
     lanes: list[tuple[str, str, str]]
     if thread:
         names = ",".join(f"{ns}:{scope.shares[ns].level}" for ns in sorted(scope.shares))
-        lanes = [(lane_key(names, rule=f"thread:{digest}:{thread}"), f"t:{thread}", "")]
+        lanes = [(lane_key(names, rule=f"thread:{digest}:{thread}"), by_thread(thread), "")]
     elif alone:
-        lanes = [(lane_key(ns, share.level, f"alone:{digest}"), f"n:{ns}", "") for ns, share in scope.shares.items()]
+        lanes = [
+            (lane_key(ns, share.level, f"alone:{digest}"), by_namespace(ns), "") for ns, share in scope.shares.items()
+        ]
     else:
-        lanes = [(scope.key(ns), f"n:{ns}", ns) for ns in sorted(scope.shares)]
+        lanes = [(scope.key(ns), by_namespace(ns), ns) for ns in sorted(scope.shares)]
     if not lanes or is_reserved(thread):
         lanes = [(lane_key("", rule=f"nothing:{digest}"), _NO_LIST, "")]
     scans = []

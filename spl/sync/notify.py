@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from ..home.index import by_namespace, by_thread
 from ..home.writer import Writer
 from ..home.writes import Commit
 
@@ -65,7 +66,7 @@ class Notifier:
         loop = self._loop
         if loop is None:
             return
-        names = [f"n:{ns}" for ns in commit.namespaces] + [f"t:{thread}" for thread in commit.threads]
+        names = [by_namespace(ns) for ns in commit.namespaces] + [by_thread(thread) for thread in commit.threads]
         wanted = [name for name in names if name in self._waiting]
         if wanted and not loop.is_closed():
             loop.call_soon_threadsafe(self.notify, wanted)

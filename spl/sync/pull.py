@@ -25,6 +25,7 @@ from ..core.pair.pair import Pair, Phase
 from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page
+from ..home.index import refusals_of
 from ..home.writer import Writer
 from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition
 from ..net.client import Reply
@@ -245,7 +246,7 @@ class Puller:
 
     def _lacking(self, pair_id: str, inlets: Mapping[str, Inbound]) -> Lacking:
         store = self.writer.store
-        rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
+        rows = store.index.after(refusals_of(pair_id), 0, self.limits.refused_per_pair)
         ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
         for entry in map(json.loads, store.payloads(rows)):
             id_, ns = entry["id"], entry.get("ns", "")

@@ -25,6 +25,7 @@ from ..core.record import fingerprint, page
 from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
 from ..core.record.levels import NAMES
 from ..core.record.page import Page
+from ..home.index import refusals_of
 from ..home.writer import Writer
 from ..home.writes import Refuse
 from .holdings import Holdings, PairTerms
@@ -342,7 +343,7 @@ class Reconcile:
     def _ledger(self, pair_id: str) -> dict[str, str]:
         """Return id -> code of what was refused of a pair."""
         store = self.writer.store
-        rows = store.index.after(f"r:{pair_id}", 0, self.limits.refused_per_pair)
+        rows = store.index.after(refusals_of(pair_id), 0, self.limits.refused_per_pair)
         return {entry["id"]: entry["code"] for entry in map(json.loads, store.payloads(rows))}
 
 

@@ -29,7 +29,7 @@ from ..core.record import levels
 from ..core.record.cursor import LANES_MAX, lane_key
 from ..core.record.filter import PairFilter, facts_of
 from ..core.record.levels import EXACT, STRUCTURAL
-from ..home.index import Index, Row
+from ..home.index import Index, Row, by_namespace, received, received_vouched, vouched
 
 SCAN_ROWS: Final = 2048
 """Rows scanned between two yields: 5 ms for plain ones, 80 ms if a rule reads the records."""
@@ -213,7 +213,7 @@ class Counts:
         counted, total = self._counted.get(pair_id, {}), 0
         for ns in view.scope.shares:
             upto, count = counted.get(_key(view, ns), (view.scope.floor, 0))
-            last = view.index.last(f"n:{ns}")
+            last = view.index.last(by_namespace(ns))
             if last is not None and last.seq > upto:
                 return None
             total += count
@@ -229,7 +229,7 @@ class Counts:
             counted = {key: before.get(key, (scope.floor, 0)) for key in (_key(view, ns) for ns in scope.shares)}
             for ns in scope.shares:
                 upto, count = counted[_key(view, ns)]
-                while left > 0 and (rows := view.after(f"n:{ns}", upto, min(left, SCAN_ROWS))):
+                while left > 0 and (rows := view.after(by_namespace(ns), upto, min(left, SCAN_ROWS))):
                     count += sum(visible and scope.counts(row) for row, visible, _ in view.judged(rows))
                     upto, left = rows[-1].seq, left - len(rows)
                 counted[_key(view, ns)] = upto, count
@@ -277,7 +277,7 @@ def offered(view: LogView, ns: str, after_seq: int = 0) -> Iterator[list[Row]]:
     Includes what the pair delivered, since it serves to compare what both sides hold.
     """
     after_seq = max(after_seq, view.scope.floor)
-    while rows := view.after(f"n:{ns}", after_seq, SCAN_ROWS):
+    while rows := view.after(by_namespace(ns), after_seq, SCAN_ROWS):
         yield [row for row, visible, _ in view.judged(rows) if visible]
         after_seq = rows[-1].seq
 
@@ -304,17 +304,19 @@ def _facts(row: Row, payload: bytes) -> dict[str, str] | None:
 def _tally_of(index: Index, scope: Scope, ns: str) -> int:
     if not scope.filter.relay:
         own = scope.own_did
-        return index.tally(f"v:{ns}:{own}") - sum(index.tally(f"ov:{ns}:{pair}:{own}") for pair in scope.origins)
+        return index.tally(vouched(ns, own)) - sum(
+            index.tally(received_vouched(ns, pair, own)) for pair in scope.origins
+        )
     peer = scope.peer_did
-    had = index.tally(f"v:{ns}:{peer}") + sum(
-        index.tally(f"o:{ns}:{pair}") - index.tally(f"ov:{ns}:{pair}:{peer}") for pair in scope.origins
+    had = index.tally(vouched(ns, peer)) + sum(
+        index.tally(received(ns, pair)) - index.tally(received_vouched(ns, pair, peer)) for pair in scope.origins
     )
-    return index.count(f"n:{ns}") - had
+    return index.count(by_namespace(ns)) - had
 
 
 def _is_listed(index: Index, row: Row) -> bool:
     """Return whether the row is in its namespace's list: records of reserved threads are in none."""
-    found = index.after(f"n:{row.ns}", row.seq - 1, 1)
+    found = index.after(by_namespace(row.ns), row.seq - 1, 1)
     return bool(found) and found[0].seq == row.seq
 
 

@@ -31,7 +31,7 @@ from ..core.record import levels
 from ..core.record.cursor import Cursor
 from ..core.record.filter import OPEN
 from ..core.record.levels import EXACT
-from ..home.index import Row
+from ..home.index import Row, vouched
 from ..home.segments import LineError
 from ..home.vault import Vault
 from ..home.writer import WriteError, Writer
@@ -313,7 +313,7 @@ class OutgoingForm:
             return True
         if not scope.tallied:
             return bool(full) and did in self._signers.get(pair_id, ())
-        return scope.filter.relay and any(self.writer.store.index.tally(f"v:{ns}:{did}") for ns in full)
+        return scope.filter.relay and any(self.writer.store.index.tally(vouched(ns, did)) for ns in full)
 
     def pseudonym(self, pair_id: str, record_id: str) -> str:
         """Return the name that a record id has towards this pair at L2 and L3."""

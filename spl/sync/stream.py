@@ -30,7 +30,7 @@ from ..core.limits import KIB
 from ..core.record import page
 from ..core.record.cursor import Cursor
 from ..core.record.record import is_reserved
-from ..home.index import Row
+from ..home.index import Row, by_namespace, by_thread
 from ..home.segments import Entry
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS
 from ..home.writes import Commit
@@ -45,9 +45,9 @@ PIECE_RECORDS: Final = 256
 RECENT_COMMITS: Final = 32
 RECENT_BYTES: Final = 512 * KIB
 RETRY_AFTER_MS: Final = 1000
-SHARING: Final = tuple(f"t:{thread}" for thread in (THREAD_PAIRS, consent.THREAD, THREAD_NAMESPACES))
+SHARING: Final = tuple(by_thread(thread) for thread in (THREAD_PAIRS, consent.THREAD, THREAD_NAMESPACES))
 """Threads whose records decide what a pair shares."""
-ALLOWING: Final = tuple(f"t:{thread}" for thread in (THREAD_TOKENS, rules.THREAD))
+ALLOWING: Final = tuple(by_thread(thread) for thread in (THREAD_TOKENS, rules.THREAD))
 """Threads whose records decide whether a credential is valid."""
 
 _END_CODES: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-reset": "reset"}
@@ -124,7 +124,7 @@ class Stream:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield pieces of the stream, each of whole events, until it ends."""
         loop = asyncio.get_running_loop()
-        lists = [*(f"n:{ns}" for ns in self._scope.shares), *SHARING, *ALLOWING]
+        lists = [*(by_namespace(ns) for ns in self._scope.shares), *SHARING, *ALLOWING]
         with self.notifier.listening(lists) as self._news, self.recent.wanted():
             due_s = loop.time()
             while True:
@@ -225,7 +225,7 @@ class Stream:
         scope, by_name = self._scope, {scan.name: scan for scan in self._scans}
         size, rows = sum(len(payload) for payload, _ in found), list[Row]()
         for seq, entry in commit.fresh:
-            scan = by_name.get(f"n:{entry.ns}")
+            scan = by_name.get(by_namespace(entry.ns))
             if scan is None or seq <= max(self._scanned_to, scan.sent_to) or is_reserved(entry.thread):
                 continue
             if size >= PIECE_BYTES:

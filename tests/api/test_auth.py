@@ -17,7 +17,7 @@ from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.home.config import Config, Settings
 from spl.home.vault import Vault
-from spl.home.views import Views
+from spl.home.writer import Writer
 from spl.net.routes import Request
 
 NOW_MS = 1_764_000_000_000
@@ -60,7 +60,7 @@ class World:
         self.vault = SimpleNamespace(identity=SimpleNamespace(did=OWN_DID))
         self.set_tokens(TOKENS)
         self.auth = Auth(
-            cast(Views, self.views),
+            cast(Writer, SimpleNamespace(views=self.views)),
             cast(Vault, self.vault),
             Settings(Config(**config)),
             limits,

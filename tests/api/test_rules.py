@@ -9,6 +9,7 @@ from spl.api.auth import ANYONE
 from spl.api.table import ROUTES
 from spl.core.rules import permission_rule
 from tests.api.conftest import Served
+from tests.store_kit import set_views
 
 PERMISSION, AITL = "/v1/config/permission-rules", "/v1/config/aitl-rules"
 FOLD = "/v1/config/fold-rules"
@@ -176,7 +177,7 @@ async def test_rules_of_automatic_approval(served: Served) -> None:
 async def test_the_number_of_rules_is_bounded(served: Served) -> None:
     """At the limit a rule can still be replaced."""
     count = served.services.limits.rules_count
-    served.home.views.rules = {str(n): permission_rule(a_rule(str(n))) for n in range(count)}
+    set_views(served.home, rules={str(n): permission_rule(a_rule(str(n))) for n in range(count)})
     assert await served.refused("POST", PERMISSION, a_rule("one-more")) == (400, "BAD_FIELD")
     assert (await served.json("POST", PERMISSION, a_rule("7")))["replaced"]
 

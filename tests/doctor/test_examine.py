@@ -24,6 +24,7 @@ from spl.net.client import Client, DialPolicy, Reply
 from spl.net.probe import Reached
 from spl.sync.schedule import Sync
 from tests.pair_world import Network, Node, World, both_active, two
+from tests.store_kit import set_views
 
 Change = Callable[[str, str, Reply], Reply]
 CALM: dict[str, Any] = {
@@ -379,11 +380,11 @@ async def test_the_daemon_alone_and_its_pairs(tmp_path: Path) -> None:
 async def test_a_rule_that_locks_everybody_out(tmp_path: Path) -> None:
     """Ours is our problem, and no pair's; the peer's shows at its endpoint."""
     async with clinic(tmp_path) as found:
-        doctor, views = found.doctors[found.a.url], found.a.home.views
+        doctor = found.doctors[found.a.url]
         rule = permission_rule(
             {"name": "only-writers", "resource": "federation:*", "action": "require:record_write", "priority": 5}
         )
-        views.rules = {rule.name: rule}
+        set_views(found.a.home, rules={rule.name: rule})
         [problem] = (await doctor.examine(None))["problems"]  # type: ignore[misc]
         assert problem["code"] == "handshake-401"
         assert "only-writers" in problem["title"]

@@ -14,10 +14,9 @@ from spl.core.record import record as core_record
 from spl.core.record.levels import NAMES
 from spl.home import index as module
 from spl.home.disk import Disk
-from spl.home.index import Added, Index
-from spl.home.index_names import lists
+from spl.home.index import Added, Index, lists
 from spl.home.segments import Entry, Place, encode
-from tests.store_kit import AT_MS, FaultyDisk, note, open_store, record, shown
+from tests.store_kit import AT_MS, note, open_store, record, shown
 
 
 class Log:
@@ -159,16 +158,6 @@ def test_the_index_answers_as_plain_lists(
     log.check()
 
 
-def test_many_lines_stay_in_few_tables(tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    for n in range(1000):
-        log.add(record(n, origin="pair_1" if n % 3 else "local"))
-        assert log.index.stats()["tables_count"] <= 24
-        assert log.index.stats()["memory_lines"] <= 4
-    log.check()
-    assert len(list(tmp_path.iterdir())) <= 30
-
-
 def test_lists_are_paged_and_names_come_by_first_line(tmp_path: Path) -> None:
     log = Log(tmp_path)
     for n in range(50):
@@ -227,28 +216,6 @@ def test_another_epoch_begins_a_new_index(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_costs_the_index_nothing_but_memory(tmp_path: Path) -> None:
-    disk = FaultyDisk()
-    log = Log(tmp_path, disk)
-    for n in range(30):
-        log.add(record(n))
-    disk.fail_create = True
-    for n in range(30, 60):
-        log.add(record(n))
-    assert "space" in log.index.stats()["fault"]
-    log.check()
-    disk.fail_create = False
-    for n in range(60, 90):
-        log.add(record(n))
-    assert log.index.stats()["fault"] == ""
-    assert log.index.stats()["memory_lines"] < 20
-    log.check()
-    log.index.close()
-    log.index = log.opened()
-    assert log.index.covered == 90
-    log.check()
-
-
 def test_caches_that_overflow_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CACHE_NAMES", 2)
     monkeypatch.setattr(module, "_CACHE_FACTS", 2)
@@ -283,57 +250,3 @@ def test_a_row_that_a_key_leads_to_can_be_read_at_once(tmp_path: Path) -> None:
         sys.setswitchinterval(before)
         store.close()
     assert missing == []
-
-
-def anew(log: Log) -> Index:
-    salt = b"\x22"
-    return Index(log.folder, log.disk, "e" * 32, log.read, lambda size: salt * size, memory_rows=log.rows, anew=True)
-
-
-def fill(log: Log, index: Index, *lost: int) -> None:
-    """Add all lines of the log to another index, those lost as damaged ones."""
-    run, offset = "0" * 32, 0
-    for seq, entry in enumerate(log.entries, 1):
-        assert entry is not None
-        raw, run, head = encode(entry, seq, AT_MS, run)
-        hole = seq in lost
-        place = Place(1, offset, head, len(entry.payload))
-        index.add([(seq, None if hole else place, None if hole else entry)], run)
-        offset += len(raw)
-
-
-def test_a_new_index_takes_the_place_of_one_that_is_still_read(tmp_path: Path) -> None:
-    """Lists, counts, tallies and names are those of the new one, in this process and the next."""
-    log = Log(tmp_path)
-    log.add(*[record(n, thread=f"th_{n % 5}") for n in range(90)])
-    old, fresh = log.index, anew(log)
-    fill(log, fresh, 1, 50)
-    fresh.replace(old)
-    assert old.count("n:default") == len(old.after("n:default", 0, 100)) == 90
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("next-")]
-    log.index = fresh
-    log.entries[0] = log.entries[49] = None
-    log.check()
-    log.add(*[record(n) for n in range(100, 160)])
-    log.check()
-    log.index.close()
-    log.index = log.opened()
-    assert log.index.covered == 150
-    log.check()
-
-
-def test_a_new_index_that_is_given_up_leaves_the_old_one_alone(tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.add(*[record(n) for n in range(30)])
-    before = sorted(path.name for path in tmp_path.iterdir())
-    fresh = anew(log)
-    fill(log, fresh)
-    assert len(list(tmp_path.iterdir())) > len(before)
-    fresh.discard()
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
-    left = anew(log)
-    fill(log, left, 7)
-    log.index.close()
-    log.index = log.opened()
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("next-")]
-    log.check()

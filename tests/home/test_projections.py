@@ -16,6 +16,7 @@ from spl.core.record.record import Envelope
 from spl.home import projections
 from spl.home.writes import Arrive, Projected
 from tests.nodes import Node, join, nodes
+from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
 SECRET = b"s" * 32
@@ -23,11 +24,9 @@ SECRET = b"s" * 32
 
 def grant(node: Node, ns: str, maps: str, level: int | None, version: int) -> None:
     """Let the node hold its peer's statement."""
-    views = node.home.views
     statement = Grant(ns, maps, level, version).to_json()
-    views.consents = consent.fold(
-        views.consents, {"kind": consent.KIND_PEER_GRANT, "pair_id": PAIR, "grant": statement}
-    )
+    body = {"kind": consent.KIND_PEER_GRANT, "pair_id": PAIR, "grant": statement}
+    set_views(node.home, consents=consent.fold(node.home.views.consents, body))
 
 
 def shown(source: Node, made: Envelope, level: int, ns: str) -> levels.Projection:
@@ -111,11 +110,8 @@ async def test_a_reading_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def agree(node: Node, ns: str, maps: str, level: int | None, version: int) -> None:
     """Let the node hold its own grant, which the peer holds too."""
-    views = node.home.views
-    views.consents = consent.fold(
-        views.consents,
-        {"kind": consent.KIND_GRANT, "pair_id": PAIR, "grant": Grant(ns, maps, level, version).to_json()},
-    )
+    body = {"kind": consent.KIND_GRANT, "pair_id": PAIR, "grant": Grant(ns, maps, level, version).to_json()}
+    set_views(node.home, consents=consent.fold(node.home.views.consents, body))
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])

@@ -22,9 +22,10 @@ from spl.core.record.record import Sig
 from spl.core.record.snapshot import SnapshotHeader
 from spl.home.disk import Disk
 from spl.home.snapshot import Plan, Restorer, Rights, take
-from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, Views
+from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, load
 from spl.home.writes import Own
 from tests.nodes import Node, join, nodes
+from tests.store_kit import set_views
 
 LIMITS = Limits()
 ADMIN = Rights(admin=True, reaches=lambda name: True)
@@ -198,7 +199,7 @@ async def test_a_peers_records_go_back_into_the_namespace_that_they_crossed_into
         assert [row.ns for row in rows if row] == ["projects", "default"]
         own = bob.emit("z", ns="music")
         assert (restore(bob, again(snapshot(bob), [own.raw])).known, own.sig.by) == (1, bob.did)
-        bob.home.views.namespaces = {**bob.home.views.namespaces, "projects": Namespace("projects", active=False)}
+        set_views(bob.home, namespaces={**bob.home.views.namespaces, "projects": Namespace("projects", active=False)})
         later = again(snapshot(alice), [alice.emit("later", ns="music").raw])
         with pytest.raises(SplError) as caught:
             restore(bob, later)
@@ -251,8 +252,7 @@ async def test_late_records_are_folded_in_their_own_order(tmp_path: Path) -> Non
             restore(fresh, again(data, lines[1:]))
             assert restore(fresh, again(data, lines[:1])).new == 1
             assert fresh.home.views.tokens["tok_1"].revoked
-            views = Views(LIMITS)
-            views.load(fresh.home.store, alice.did)
+            views = load(fresh.home.store, alice.did, LIMITS)
             assert views.tokens["tok_1"].revoked
         finally:
             fresh.close()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spl.home import sstable as tables
 from spl.home.disk import Disk
-from spl.home.sstable import Memory, Span, Table, TableFault, TableWriter, cut, merge, open_table
+from spl.home.sstable import Memory, Span, Table, TableFault, TableWriter, cut, open_table
 
 ROW = 4
 KEYS = st.sampled_from([bytes(8), b"\xff" * 8, b"key one!", b"key two!", b"\x00\x00\x00\x00\x00\x00\x00\x01"])
@@ -59,22 +59,6 @@ def test_long_lists_cross_blocks_of_entries(tmp_path: Path) -> None:
     assert table.last(b"the list") == 4999
     assert table.values(b"the lost", 0, 9) == []
     assert table.last(b"then two") is None
-
-
-@given(st.lists(ENTRIES, min_size=2, max_size=5))
-def test_merged_tables_hold_what_their_sources_held(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[list[tuple[bytes, int]]]
-) -> None:
-    folder = tmp_path_factory.mktemp("table")
-    sources = [written(folder, flat(pairs), i * 3 + 1, i * 3 + 3) for i, pairs in enumerate(parts)]
-    total = sum(len(pairs) for pairs in parts)
-    span = Span("e" * 32, "5" * 32, 1, len(parts) * 3, "0" * 32)
-    writer = TableWriter(Disk(), folder, span, ROW, total, sum(table.keys for table in sources))
-    assert sum(merge(sources, writer)) == total + len(sources)
-    table = open_table(Disk(), writer.finish().path, ROW)
-    assert [entry for block in table.blocks() for entry in block] == flat([pair for pairs in parts for pair in pairs])
-    assert table.rows(1, span.last) == b"".join(seq.to_bytes(ROW, "big") for seq in range(1, span.last + 1))
-    assert all(table.has(key) for pairs in parts for key, _ in pairs)
 
 
 def test_every_bad_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:

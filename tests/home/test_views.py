@@ -1,6 +1,5 @@
 """Folds: equal from the log and live, and deaf to everybody else's word."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.log import Entry
-from spl.home.views import KIND_BLOCK, KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, Views
+from spl.home.views import KIND_BLOCK, KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, Views, load
 from spl.home.writes import Own, Refuse, SavedPosition
 
 RULE = {"name": "r", "resource": "*", "action": "deny", "priority": 1, "expression": "true"}
@@ -70,14 +69,13 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
         home.writer.commit_waiting()
         future.result(0)
     assert home.views.chains[chain.did] == grown, "a shorter chain does not replace a longer one"
-    loaded = Views(Limits())
-    loaded.load(home.store, home.views.did)
+    loaded = load(home.store, home.views.did, Limits())
     assert state(loaded) == state(home.views)
     assert list(loaded.rules) == ["r"]
     assert loaded.consents == {"pair_1": consent.PairGrants({"music": GRANT}, {"music": GRANT}, frozenset({"music"}))}
     assert list(loaded.aitl_rules) == ["a"]
     assert list(loaded.fold_rules) == ["spent"]
-    loaded.load(home.store, FOREIGN)
+    loaded = load(home.store, FOREIGN, Limits())
     assert state(loaded)[:2] == ({}, {}), "another instance takes nothing from the one before"
     assert (loaded.rules, loaded.aitl_rules, loaded.fold_rules) == ({}, {}, {})
 
@@ -101,17 +99,14 @@ def test_a_block_stands_until_it_is_lifted_and_a_pin_of_the_operator_replaces_a_
     home.writer.commit_waiting()
     future.result(0)
     assert home.views.chains[first.did] == other
-    loaded = Views(Limits())
-    loaded.load(home.store, home.views.did)
+    loaded = load(home.store, home.views.did, Limits())
     assert (loaded.blocked, loaded.chains) == (home.views.blocked, home.views.chains)
 
 
 def test_nobody_elses_record_counts(home: Home) -> None:
-    before = state(home.views)
     body = {"kind": namespace.KIND_CREATE, "name": "music"}
     entry = Entry(kind="rec", payload=b"{}", thread=THREAD_NAMESPACES, voucher=FOREIGN)
-    home.views.apply(entry, {"body": body}, 1, 1)
-    assert state(home.views) == before
+    assert home.views.folded(entry, {"body": body}, 1) is home.views
 
 
 JSON = st.recursive(
@@ -149,11 +144,9 @@ KINDS = st.sampled_from(
 )
 def test_no_body_makes_a_fold_raise(thread: str, kind: str, body: dict[str, object]) -> None:
     """History is a fact: what cannot be used is skipped."""
-    views = Views(Limits())
-    views.did = "did:sync:instance:a-" + "0" * 24
+    views = Views(Limits(), "did:sync:instance:a-" + "0" * 24)
     entry = Entry(kind="rec", payload=b"{}", thread=thread, voucher=views.did)
-    for seq, value in itertools.product((1,), ({"kind": kind, **body},)):
-        views.apply(entry, {"body": value}, seq, 1)
+    views.folded(entry, {"body": {"kind": kind, **body}}, 1)
 
 
 def test_what_the_disk_damaged_since_it_was_indexed_is_left_out(tmp_path: Path) -> None:

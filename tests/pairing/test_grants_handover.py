@@ -14,6 +14,7 @@ from spl.core.record.namespace import KIND_CREATE
 from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
 from tests.pair_world import Call, Node, World, both_active, code_of, two
+from tests.store_kit import set_views
 
 L0, L1, L2 = 0, 1, 2
 Scene = Callable[[World, Node, Node, str], Awaitable[None]]
@@ -170,7 +171,7 @@ def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path: Path,
         await a.pairing.handover.say(pair_id, "projects", "projects", L2)
         await b.pairing.handover.say(pair_id, "music", "music", L2)
         newest = book(a, pair_id)
-        a.home.views.consents = old
+        set_views(a.home, consents=old)
         if begins == "other":
             view = {"state": "active", "head": 0, "consent": book(a, pair_id).weight}
             b.pairing.handover.seen(pair_id, view)

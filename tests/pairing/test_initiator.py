@@ -14,6 +14,7 @@ from spl.core.pair.state import Requested, Waiting
 from spl.pairing.service import PairOptions
 from spl.sync.peer import dial_policy
 from tests.pair_world import Call, World, both_active, code_of, names, two
+from tests.store_kit import set_views
 
 STEPS = ["manifest", "verified", "posted", "token", "recorded", "synced", "active"]
 
@@ -221,8 +222,8 @@ def test_a_peer_that_forgot_is_asked_again(tmp_path: Path) -> None:
             await a.pair(b, wait_ms=0)
             await a.until(lambda: a.alive and isinstance(a.alive[0].state, Waiting))
             first = a.alive[0].pair_id
-            b.home.views.pairs = {}
-            b.home.views.requests = {}
+            set_views(b.home, pairs={})
+            set_views(b.home, requests={})
             await b.until(lambda: b.alive)
             assert b.alive[0].pair_id != first
             await b.pairing.decide_request(b.alive[0].pair_id, "approve")

@@ -12,6 +12,7 @@ from spl.core.limits import Limits
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Waiting
 from tests.pair_world import Call, Node, World, both_active, code_of, two
+from tests.store_kit import set_views
 
 HOUR_MS = 3_600_000
 LONG = Limits(handshakes_per_minute=100_000)
@@ -228,7 +229,7 @@ def test_a_peer_that_lost_the_pair_is_named_and_does_not_recover(tmp_path: Path)
             await a.pair(b)
             pair_id = await both_active(a, b)
             await a.pairing.maintenance.doubt(pair_id, "auth-invalid")
-            b.home.views.pairs = {}
+            set_views(b.home, pairs={})
             with pytest.raises(SplError) as caught:
                 await a.pairing.refresh(pair_id)
             assert code_of(caught) == "pair-unknown"

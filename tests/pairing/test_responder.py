@@ -12,6 +12,7 @@ from spl.core.limits import Limits
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Approved, Asked
 from tests.pair_world import Call, Node, World, both_active, code_of, two
+from tests.store_kit import set_views
 
 
 @pytest.mark.parametrize(("approval", "permitted", "code"), [
@@ -338,7 +339,7 @@ def test_a_nonce_outlives_the_memory_of_its_pair(tmp_path: Path) -> None:
         async with two(tmp_path) as (world, a, b):
             body = json.dumps(await a_request(world, a, b)).encode()
             assert (await b.pairing.receive(body, "1.2.3.4"))[0] == 200
-            b.home.views.pairs = {}
+            set_views(b.home, pairs={})
             seq = b.home.store.last_seq
             status, answer = await b.pairing.receive(body, "1.2.3.4")
             assert (status, answer["code"]) == (410, "PAIR_REQUEST_SEEN")

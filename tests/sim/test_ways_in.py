@@ -29,6 +29,7 @@ from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS
 from spl.home.writes import Arrive, Own, Refuse
 from spl.net.sse import encode_event
 from tests.nodes import LIMITS, Node, join, nodes
+from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
 STRANGER = SecretKey(b"s" * 32)
@@ -146,8 +147,8 @@ async def world(tmp_path: Path) -> AsyncIterator[tuple[Node, Node]]:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, PAIR, namespaces=("default", "old", "old/er"))
         bob.share("projects", "projects/music", "old/er", "secret")
-        views = bob.home.views
-        views.namespaces = {**views.namespaces, "old": Namespace("old", active=False, shared=True)}
+        old = Namespace("old", active=False, shared=True)
+        set_views(bob.home, namespaces={**bob.home.views.namespaces, "old": old})
         told(
             bob, Grant("music", "projects/music", 1, 1), Grant("shelf", "old", 1, 1), Grant("gone", "projects", 1, 1),
             Grant("gone", "projects", None, 2), Grant("gone", "projects", 1, 1),

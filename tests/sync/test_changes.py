@@ -24,6 +24,7 @@ from spl.sync import changes
 from spl.sync.changes import Query
 from spl.sync.scope import Steps
 from tests.nodes import LIMITS, Node, join, nodes
+from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
 
@@ -487,7 +488,7 @@ async def test_what_is_granted_while_a_longpoll_waits_answers_it(
         since = (await page(alice))["next_cursor"]
 
         async def share() -> None:
-            alice.home.views.consents = {PAIR: PairGrants(ours={"music": Grant("music", "music", 1, 1)})}
+            set_views(alice.home, consents={PAIR: PairGrants(ours={"music": Grant("music", "music", 1, 1)})})
             alice.write(Own(consent.THREAD, "note", {"n": 1}))
 
         found, _ = await longpoll(monkeypatch, alice, since, share)

@@ -7,6 +7,7 @@ from spl.core.record.page import Page
 from spl.core.record.record import Envelope
 from spl.sync.ingest import AT_ONCE_RECORDS, VerifyState
 from tests.nodes import Node, join, nodes
+from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
 
@@ -16,7 +17,7 @@ def page_of(*envelopes: Envelope) -> Page:
 
 
 async def codes(node: Node, page: Page) -> list[str]:
-    verifier, pair = node.sync._puller.verifier, node.home.views.pairs[PAIR]
+    verifier, pair = node.sync._puller.verifier, node.home.bob.home.views.pairs[PAIR]
     verdicts, _ = await verifier.judge(pair, VerifyState(), page)
     return [verdict.code for verdict in verdicts]
 
@@ -37,9 +38,9 @@ async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         sent = alice.emit("x")
-        verifier, views = bob.sync._puller.verifier, bob.home.views
-        rules = verifier._gate(views.pairs[PAIR], {})
-        assert verifier._gate(views.pairs[PAIR], {}) is rules
+        verifier = bob.sync._puller.verifier
+        rules = verifier._gate(bob.home.views.pairs[PAIR], {})
+        assert verifier._gate(bob.home.views.pairs[PAIR], {}) is rules
         assert await codes(bob, page_of(sent)) == [""]
         bob.change_pair(PAIR, namespaces=("org",))
         assert await codes(bob, page_of(sent)) == ["scope-violation"]
@@ -47,10 +48,10 @@ async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(
         assert await codes(bob, page_of(sent)) == ["scope-violation"]
         bob.change_pair(PAIR, actors=())
         for changed in ("chains", "consents", "namespaces"):
-            rules = verifier._gate(views.pairs[PAIR], {})
-            setattr(views, changed, dict(getattr(views, changed)))
-            assert verifier._gate(views.pairs[PAIR], {}) is not rules, changed
-        views.blocked = frozenset({alice.did})
+            rules = verifier._gate(bob.home.views.pairs[PAIR], {})
+            set_views(bob.home, **{changed: dict(getattr(bob.home.views, changed))})
+            assert verifier._gate(bob.home.views.pairs[PAIR], {}) is not rules, changed
+        set_views(bob.home, blocked=frozenset({alice.did}))
         assert await codes(bob, page_of(sent)) != [""]
 
 

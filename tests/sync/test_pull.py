@@ -18,6 +18,7 @@ from spl.home.writes import Arrive, Emit
 from spl.net.client import Reply
 from spl.sync import pull
 from tests.nodes import LIMITS, Node, join, nodes
+from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
 
@@ -487,6 +488,6 @@ async def test_restored_records_of_others_travel_like_all(tmp_path: Path) -> Non
         join(alice, bob)
         sent = carol.emit("from a snapshot")
         alice.write(Arrive(sent, "default", "restore"))
-        alice.home.views.chains = {carol.did: carol.chain}
+        set_views(alice.home, chains={carol.did: carol.chain})
         assert await bob.sync.pull(PAIR) == 1
         assert bob.ids() == [sent.id]

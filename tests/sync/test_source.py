@@ -31,7 +31,7 @@ from spl.sync.changes import Feed
 from spl.sync.lanes import LaneScan, clock_of, next_lanes
 from spl.sync.source import Query
 from tests.nodes import LIMITS, START_MS, APair, Node, join, nodes
-from tests.store_kit import LazyDisk
+from tests.store_kit import LazyDisk, set_views
 from tests.sync.test_changes import page, read_all
 
 PAIR = "pair_00000001"
@@ -79,14 +79,14 @@ def test_lanes_that_consent_took_away_keep_their_place_the_farthest_first() -> N
 async def test_the_scope_is_kept_until_its_terms_change(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
-        source, views = alice.feed.source, alice.home.views
+        source = alice.feed.source
         first = source.scope(cast(Pair, alice.pair(PAIR)))
         assert source.scope(cast(Pair, alice.pair(PAIR))) is first
-        views.consents = {PAIR: PairGrants(ours={"default": Grant("default", "default", 2, 1)})}
+        set_views(alice.home, consents={PAIR: PairGrants(ours={"default": Grant("default", "default", 2, 1)})})
         assert source.scope(cast(Pair, alice.pair(PAIR))).shares["default"].level == 2
         alice.change_pair(PAIR, relay=False)
         assert not source.scope(cast(Pair, alice.pair(PAIR))).filter.relay
-        views.namespaces = {"default": namespace.Namespace("default", active=False)}
+        set_views(alice.home, namespaces={"default": namespace.Namespace("default", active=False)})
         assert source.scope(cast(Pair, alice.pair(PAIR))).shares == {}
 
 
@@ -215,8 +215,7 @@ class World:
         assert self.home.vault.identity is not None
         self.did = self.home.vault.identity.did
         self.books = PairGrants()
-        views = self.home.views
-        views.namespaces = {ns: namespace.Namespace(ns) for ns in SPACES}
+        set_views(self.home, namespaces={ns: namespace.Namespace(ns) for ns in SPACES})
         peer = next(self.foreign["bob"])
         self.pair = APair(PAIR, peer.sig.by, "http://bob", self.home.vault.identity.chain, AGREED)
         self.feed = self.new_feed()
@@ -242,8 +241,7 @@ class World:
         if filter_ is not None:
             rest = [each for each in self.pair.filters if each != filter_]
             self.pair = replace(self.pair, filters=(filter_, *rest))
-        views.pairs = {PAIR: cast(Pair, self.pair)}
-        views.consents = {PAIR: self.books}
+        set_views(self.home, pairs={PAIR: cast(Pair, self.pair)}, consents={PAIR: self.books})
         self.shares = {
             share.ns: share.level for share in consent.outbound(cast(Pair, self.pair), self.books, views.namespaces)
         }
@@ -258,7 +256,7 @@ class World:
     def archive(self, ns: str) -> None:
         views = self.home.views
         state = namespace.Namespace(ns, active=not views.namespaces[ns].active)
-        views.namespaces = {**views.namespaces, ns: state}
+        set_views(self.home, namespaces={**views.namespaces, ns: state})
         self.arrange()
 
     def write(self, item: Item) -> None:

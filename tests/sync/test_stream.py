@@ -16,11 +16,13 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.record import namespace
 from spl.core.record.filter import PairFilter
+from spl.home.views import Views
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.sse import Event, EventParser
 from spl.sync import changes, lanes, stream
 from spl.sync.changes import Query
 from tests.nodes import LIMITS, Node, join, nodes
+from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
 
@@ -290,8 +292,7 @@ async def test_a_stream_is_never_narrowed(tmp_path: Path) -> None:
 
 def grant(node: Node, ns: str, level: int | None, version: int) -> None:
     """Grant our namespace at a level, or withdraw it, and let the listeners hear of it."""
-    views = node.home.views
-    views.consents = {PAIR: PairGrants(ours={ns: Grant(ns, ns, level, version)})}
+    set_views(node.home, consents={PAIR: PairGrants(ours={ns: Grant(ns, ns, level, version)})})
     node.write(Own(consent.THREAD, "note", {"n": version}))
 
 
@@ -339,7 +340,9 @@ async def test_what_a_rule_hides_wakes_nobody_and_moves_nothing(tmp_path: Path) 
 
 @pytest.mark.parametrize("how", ["withdrawn", "archived", "filtered"])
 @pytest.mark.parametrize("level", [0, 1])
-async def test_what_is_written_after_a_withdrawal_never_goes_out(tmp_path: Path, how: str, level: int) -> None:
+async def test_what_is_written_after_a_withdrawal_never_goes_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, level: int
+) -> None:
     """Also when both come in one write, and when the stream was reading in a thread meanwhile."""
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         alice.share("music")
@@ -349,20 +352,20 @@ async def test_what_is_written_after_a_withdrawal_never_goes_out(tmp_path: Path,
         alice.emit("before", ns="music")
         async with reading(alice) as reader:
             await reader.records(1)
-            views, body = alice.home.views, {"namespace": "music", "text": "after"}
-            real = views.apply
+            real = Views.folded
+            narrower = replace(alice.pair(PAIR), filters=(PairFilter(thread_allow=("other",)),))
+            changes = {
+                "withdrawn": {"consents": {PAIR: PairGrants(ours={"music": Grant("music", "music", None, 9)})}},
+                "archived": {"namespaces": {"music": namespace.Namespace("music", active=False)}},
+                "filtered": {"pairs": {PAIR: narrower}},
+            }
 
-            def apply(*args: Any) -> None:
-                real(*args)
-                if args[0].thread == consent.THREAD:
-                    if how == "withdrawn":
-                        views.consents = {PAIR: PairGrants(ours={"music": Grant("music", "music", None, 9)})}
-                    elif how == "archived":
-                        views.namespaces = {**views.namespaces, "music": namespace.Namespace("music", active=False)}
-                    else:
-                        alice.change_pair(PAIR, filters=(PairFilter(thread_allow=("other",)),))
+            def folded(self: Views, *args: Any) -> Views:
+                after = real(self, *args)
+                return replace(after, **changes[how]) if args[0].thread == consent.THREAD else after
 
-            views.apply = apply  # type: ignore[method-assign]
+            monkeypatch.setattr(Views, "folded", folded)
+            body = {"namespace": "music", "text": "after"}
             change = Own(consent.THREAD, "note", {"n": 1})
             emit = Emit({"act": "DO", "actor": "did:sync:user:a", "thread": "th", "body": body})
             alice.write(change, emit)
@@ -390,7 +393,7 @@ async def test_a_thread_that_reads_what_is_withdrawn_meanwhile_gives_nothing(
         async with reading(alice) as reader:
             assert (await reader.next()).name == "heartbeat"
             assert json.loads((await reader.next()).data)["code"] == "lagged"
-        alice.home.views.consents = {}
+        set_views(alice.home, consents={})
         page = json.loads(await alice.feed.changes(PAIR, Query()))
         assert page["records"] == []
 
@@ -415,7 +418,7 @@ async def test_what_is_written_while_the_last_word_is_sought_does_not_overtake_i
 
             monkeypatch.setattr(alice.feed.source, "scope", scope)
             alice.write(Own("th_federation_pairs", "note", {"n": 1}))
-            alice.home.views.pairs = dict(alice.home.views.pairs)
+            set_views(alice.home, pairs=dict(alice.home.views.pairs))
             while (event := await reader.next()).name != "error":
                 assert event.name == "heartbeat"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from spl.core.record import record as core_record
-from spl.home.index_names import clock_name, lists, shown_name, tallies
+from spl.home.index import _clock_name, _projection_name, lists, tallies
 from spl.home.segments import Entry
 from tests.store_kit import note, record, shown
 
@@ -37,5 +37,5 @@ def test_tallies_count_records_by_origin_and_projections_apart() -> None:
 
 
 def test_names_of_keys_do_not_run_into_each_other() -> None:
-    assert clock_name("ab", "c") != clock_name("a", "bc")
-    assert shown_name("pair_1", "L1", "x") != shown_name("pair_1", "L2", "x")
+    assert _clock_name("ab", "c") != _clock_name("a", "bc")
+    assert _projection_name("pair_1", "L1", "x") != _projection_name("pair_1", "L2", "x")
