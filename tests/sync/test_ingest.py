@@ -17,7 +17,7 @@ def page_of(*envelopes: Envelope) -> Page:
 
 
 async def codes(node: Node, page: Page) -> list[str]:
-    verifier, pair = node.sync._puller.verifier, node.home.bob.home.views.pairs[PAIR]
+    verifier, pair = node.sync._puller.verifier, node.home.views.pairs[PAIR]
     verdicts, _ = await verifier.judge(pair, VerifyState(), page)
     return [verdict.code for verdict in verdicts]
 
