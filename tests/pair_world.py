@@ -169,7 +169,9 @@ class Node:
     ) -> tuple[int, dict[str, object]]:
         """Answer an authenticated call as the API does: credential, scope, then the contact that it is."""
         path = urlsplit(target).path
-        request = Request(method, path, {}, headers, b"", {}, address, local=False, target=target, scheme="http")
+        request = Request(
+            method, path, {}, headers, b"", {}, address, local=False, target=target, scheme="http", address=address
+        )
         principal = self.auth.principal(request, b"")
         self.auth.require(principal, "federation:sync")
         await self.pairing.contact(principal.pair_id, principal.token_id)

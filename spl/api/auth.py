@@ -104,14 +104,14 @@ class Auth:
         A proof of possession is used up by this call.
         """
         if request.local:
-            return Principal(Kind.LOCAL, frozenset({ADMIN}), address=request.peer)
+            return Principal(Kind.LOCAL, frozenset({ADMIN}), address=request.address)
         if self._opens(request.headers):
-            return Principal(Kind.OPEN, frozenset({ADMIN}), address=request.peer)
+            return Principal(Kind.OPEN, frozenset({ADMIN}), address=request.address)
         try:
             text = _bearer_of(request.headers)
-            return self._holder(request, body, text) if text else Principal(Kind.ANONYMOUS, address=request.peer)
+            return self._holder(request, body, text) if text else Principal(Kind.ANONYMOUS, address=request.address)
         except SplError as exc:
-            return Principal(Kind.ANONYMOUS, address=request.peer, refusal=exc)
+            return Principal(Kind.ANONYMOUS, address=request.address, refusal=exc)
 
     def check_presented(self, headers: Mapping[str, str]) -> None:
         """Raise unless the head of a TCP request carries a live bearer, so that its body is read; consumes no proof.
@@ -157,7 +157,7 @@ class Auth:
         # A federation token without a pair was minted by hand: without a namespace of its own it reads `default`.
         narrow = not token.namespaces and bool(token.scopes & bearer.FEDERATION) and not token.scopes & bearer.UNBOUND
         namespaces = ("default",) if narrow else token.namespaces
-        return Principal(Kind.TOKEN, token.rights, namespaces, token_id=token.token_id, address=request.peer)
+        return Principal(Kind.TOKEN, token.rights, namespaces, token_id=token.token_id, address=request.address)
 
     def _token(self, text: str) -> Token:
         """Return the live token of a bearer text."""
@@ -216,7 +216,7 @@ class Auth:
         # Whatever was minted for it, a peer syncs and does nothing else.
         scopes = frozenset(scope for scope in bearer.FEDERATION if bearer.holds(token.scopes, scope))
         return Principal(
-            Kind.PEER, scopes, pair.namespaces, token.pair_id, token.peer_did, token.token_id, request.peer
+            Kind.PEER, scopes, pair.namespaces, token.pair_id, token.peer_did, token.token_id, request.address
         )
 
     def _check_fresh(self, issued_at_ms: int) -> None:

@@ -16,7 +16,7 @@ from .services import Services
 
 async def hand_over(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair/{id}/consent: the peer's grants, signed; the signed answer has ours."""
-    status, answer = await services.pairing.handover.receive(request.params["id"], request.body, request.peer)
+    status, answer = await services.pairing.handover.receive(request.params["id"], request.body, request.address)
     return json_response(answer, status)
 
 

@@ -21,7 +21,7 @@ from .services import Services
 
 async def renew(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair/{id}/renew: a new token for the peer, sealed into the signed answer."""
-    status, answer = await services.pairing.renew(request.params["id"], request.body, request.peer)
+    status, answer = await services.pairing.renew(request.params["id"], request.body, request.address)
     return json_response(answer, status)
 
 

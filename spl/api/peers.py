@@ -41,25 +41,25 @@ def did_document(request: Request, principal: Principal, services: Services) -> 
 
 async def ask(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair: a signed pair request; 200 when granted, 202 when our operator decides."""
-    status, answer = await services.pairing.receive(request.body, request.peer)
+    status, answer = await services.pairing.receive(request.body, request.address)
     return json_response(answer, status)
 
 
 async def poll(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair/{id}/poll: what became of a request; signed both ways."""
-    status, answer = await services.pairing.poll(request.params["id"], request.body, request.peer)
+    status, answer = await services.pairing.poll(request.params["id"], request.body, request.address)
     return json_response(answer, status)
 
 
 async def confirm(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair/{id}/confirm: the initiator holds its token; the pair is active."""
-    status, answer = await services.pairing.confirm(request.params["id"], request.body, request.peer)
+    status, answer = await services.pairing.confirm(request.params["id"], request.body, request.address)
     return json_response(answer, status)
 
 
 async def notify_revoke(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair/{id}/notify-revoke: the peer revoked the pair; ours ends too."""
-    status, answer = await services.pairing.notify_revoke(request.params["id"], request.body, request.peer)
+    status, answer = await services.pairing.notify_revoke(request.params["id"], request.body, request.address)
     return json_response(answer, status)
 
 

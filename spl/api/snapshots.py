@@ -83,7 +83,7 @@ async def history(request: Request, principal: Principal, services: Services) ->
 
 async def pair_log(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair/{id}/log: our transitions of the common pair, for its peer; signed both ways."""
-    services.history.admit(request.peer)
+    services.history.admit(request.address)
     return json_response(await asyncio.to_thread(services.history.answer, request.params["id"], request.body))
 
 

@@ -33,6 +33,7 @@ class Limits:
     idle_timeout_s: float = 75.0
     linger_s: float = 2.0
     connections_count: int = 1024
+    connections_per_source: int = 64
     pipelined_count: int = 16
 
     # client

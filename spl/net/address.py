@@ -6,8 +6,9 @@ An address is judged after unwrapping the forms that carry another inside
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from ..core.errors import SplError
@@ -99,6 +100,55 @@ def judge(ip_text: str, allow_private: bool) -> None:
         raise ReachError("address-refused", f"{ip_text} is never dialled")
     if not allow_private and _is_private(address, inner):
         raise ReachError("address-refused", f"{ip_text} is a private address that nobody typed")
+
+
+def source_of(ip_text: str) -> str:
+    """Return what bounds count as one source: an IPv4 address, or the /64 of an IPv6 one, which one host can fill.
+
+    Any other text, such as "unix", is a source by itself.
+    """
+    address = _parse(ip_text.partition("%")[0])
+    if address is None:
+        return ip_text
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+        return str(IPv6Network((int(address) >> 64 << 64, 64)))
+    return str(_unwrap(address))
+
+
+class Proxies:
+    """The reverse proxies whose word about the client's address is believed; replaced whole by `trust`."""
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self.trust(networks)
+
+    def trust(self, networks: Iterable[str]) -> None:
+        """Believe those in these networks (addresses or CIDR) from now on; raise ValueError for anything else."""
+        self._networks = tuple(map(ip_network, networks))
+
+    def trusts(self, ip_text: str) -> bool:
+        """Return whether a connection from this address is a proxy's."""
+        if not self._networks:
+            return False
+        address = _parse(ip_text.partition("%")[0])
+        if isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or address
+        return address is not None and any(address in network for network in self._networks)
+
+    def client_of(self, peer: str, forwarded: str) -> str:
+        """Return the address that a request comes from: the peer's, or behind proxies the one that the last added.
+
+        Of X-Forwarded-For counts the right-most address that is no proxy's; what stands left of it, anybody may have
+        written.  A part that is no address ends the search at the proxy that passed it on.
+        """
+        client = peer
+        for part in reversed(forwarded.split(",")):
+            if not self.trusts(client):
+                break
+            address = _parse(part.strip())
+            if address is None:
+                break
+            client = str(address)
+        return client
 
 
 def is_address(text: str) -> bool:

@@ -28,12 +28,14 @@ from typing import Final, Protocol, cast
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.limits import Limits
+from .admission import Admission, Seat
 from .heads import CONTINUE, LAST_CHUNK, encode_chunk, encode_head, http_date, status_line
 from .http1 import END, RequestHead, RequestParser, WireError
 from .routes import NOTHING, HttpError, Request, Response, Route, check_media, parse_query
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024
+FORWARDED: Final = "x-forwarded-for"
 _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
 
 log = logging.getLogger("spl.net")
@@ -67,13 +69,17 @@ class App(Protocol):
 # Where a connection stands; the table is in the docstring.
 Phase = Enum("Phase", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
 _BUSY = frozenset({Phase.ANSWER, Phase.STREAM, Phase.FLUSH})
+_QUIET = frozenset({Phase.IDLE, Phase.HEAD, Phase.BODY})
 _OVER = frozenset({Phase.LINGER, Phase.CLOSING, Phase.CLOSED})
 
 
 class Shared:
     """What all connections of one server share."""
 
-    __slots__ = ("_date", "_date_s", "app", "connections", "limits", "loop", "now_ms", "on_close", "stopping", "tasks")
+    __slots__ = (
+        "_date", "_date_s", "admission", "app", "connections", "emptied", "limits", "loop", "now_ms", "refused",
+        "stopping", "tasks",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -81,15 +87,18 @@ class Shared:
         limits: Limits,
         now_ms: Callable[[], int],
         tasks: asyncio.TaskGroup,
-        on_close: Callable[[], None],
+        admission: Admission,
     ) -> None:
         self.app = app
         self.limits = limits
         self.now_ms = now_ms
         self.tasks = tasks
+        self.admission = admission
         self.loop = asyncio.get_running_loop()
         self.connections: set[Connection] = set()
-        self.on_close = on_close
+        self.emptied = asyncio.Event()
+        self.refused = 0
+        """Connections that have no seat and are told so."""
         self.stopping = False
         self._date_s = -1
         self._date = ""
@@ -106,19 +115,22 @@ class Connection(asyncio.Protocol):
     """The protocol object of one connection; slots, because thousands stand idle."""
 
     __slots__ = (
-        "deadline", "head", "keep_alive", "local", "match", "parser", "peer", "phase", "pieces",
-        "query", "read_paused", "room", "scheme", "shared", "task", "transport", "unsent", "write_paused",
+        "deadline", "head", "keep_alive", "local", "match", "parser", "peer", "phase", "pieces", "query",
+        "read_paused", "room", "scheme", "seat", "shared", "since", "task", "transport", "unsent", "write_paused",
     )  # fmt: skip
 
     transport: asyncio.Transport
 
-    def __init__(self, shared: Shared, *, local: bool, scheme: str) -> None:
+    def __init__(self, shared: Shared, seat: Seat | None, *, local: bool, scheme: str) -> None:
+        """`seat` None: every seat is taken, and all that it does is to say so."""
         self.shared = shared
+        self.seat = seat
         self.local = local
         self.scheme = scheme
         self.peer = "unix"
         self.phase = Phase.IDLE
         self.deadline = inf
+        self.since = 0.0
         self.parser = RequestParser(shared.limits)
         self.head: RequestHead | None = None
         self.match: Match | None = None
@@ -142,9 +154,13 @@ class Connection(asyncio.Protocol):
         shared = self.shared
         shared.connections.add(self)
         self._wait(Phase.IDLE, shared.limits.idle_timeout_s)
+        if self.seat is None:
+            shared.refused += 1
+        else:
+            self.seat.holder = self
         if shared.stopping:
             self.close()
-        elif len(shared.connections) > shared.limits.connections_count:
+        elif self.seat is None:
             self._refuse(SplError("too-many-connections"))
 
     def data_received(self, data: bytes) -> None:
@@ -171,8 +187,14 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.CLOSED
         self.deadline = inf
         self.pieces = []
-        self.shared.connections.discard(self)
-        self.shared.on_close()
+        shared = self.shared
+        if self.seat is None:
+            shared.refused -= 1
+        else:
+            shared.admission.leave(self.seat)
+        shared.connections.discard(self)
+        if not shared.connections:
+            shared.emptied.set()
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -206,6 +228,18 @@ class Connection(asyncio.Protocol):
                 self.transport.abort()
             self.unsent = size
             self.deadline = now + self.shared.limits.write_stall_timeout_s
+
+    def is_late(self, now: float, idle_s: float) -> bool:
+        """Return whether its deadline has passed, or it has been idle for `idle_s` seconds."""
+        return self.deadline <= now or (self.phase is Phase.IDLE and self.since + idle_s <= now)
+
+    def quiet_since(self) -> float:
+        """Return since when the peer owes bytes; inf while a request is being answered."""
+        return self.since if self.phase in _QUIET else inf
+
+    def give_way(self) -> None:
+        """Close now for a newcomer."""
+        self.abort()
 
     def stop(self) -> None:
         """Close when idle; otherwise after the request that is being read or answered."""
@@ -331,7 +365,7 @@ class Connection(asyncio.Protocol):
         self.pieces = []
         request = Request(
             head.method, head.path, self.query, head.headers, body, match.params,
-            self.peer, self.local, head.target, self.scheme,
+            self.peer, self.local, head.target, self.scheme, self._address(head),
         )  # fmt: skip
         try:
             answer = self.shared.app.respond(request, match)
@@ -467,9 +501,15 @@ class Connection(asyncio.Protocol):
 
     # -- small parts
 
+    def _address(self, head: RequestHead) -> str:
+        """Return the address of the client; a proxy's word counts if it is trusted."""
+        forwarded = head.headers.get(FORWARDED)
+        return self.peer if forwarded is None else self.shared.admission.proxies.client_of(self.peer, forwarded)
+
     def _wait(self, phase: Phase, seconds: float) -> None:
         self.phase = phase
-        self.deadline = self.shared.loop.time() + seconds
+        self.since = self.shared.loop.time()
+        self.deadline = self.since + seconds
 
     def _write(self, data: bytes) -> None:
         # uvloop raises for a write to a connection that is gone.

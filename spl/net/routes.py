@@ -48,12 +48,14 @@ class Request:
     body: bytes = field(repr=False)
     params: Mapping[str, str]
     peer: str
-    """The address in text, or "unix"."""
+    """The other end of the connection: its address in text, or "unix"."""
     local: bool
     """It came over the Unix socket, whose file permission is the credential."""
     target: str
     """As sent: path and query, encoded."""
     scheme: str
+    address: str
+    """Who asks: `peer`, or the client that a trusted proxy names."""
 
 
 @dataclass(slots=True)

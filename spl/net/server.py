@@ -13,6 +13,8 @@ from typing import Final
 
 from ..core.event import event
 from ..core.limits import Limits
+from .address import Proxies
+from .admission import Admission, Seat
 from .connection import App, Connection, Match, Shared
 from .sockets import Listener
 
@@ -22,6 +24,7 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 _FATAL: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})
 _REFUSED_COUNT = 64  # connections over the limit that are told 503; further ones are only closed
 _SWEEP_S = 1.0
+_CROWDED_SHARE = 5  # while more than half of the seats are taken, an idle connection has a fifth of its time
 
 log = logging.getLogger("spl.net")
 
@@ -29,13 +32,14 @@ log = logging.getLogger("spl.net")
 class Server:
     """Serves one app on any number of listeners.  `now_ms` is Unix time, for the Date header."""
 
-    def __init__(self, app: App, limits: Limits, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, app: App, limits: Limits, *, now_ms: Callable[[], int], proxies: Proxies | None = None) -> None:
         self._app = app
         self._limits = limits
         self._now_ms = now_ms
-        self._handshakes = 0
+        self._admission = Admission(
+            limits.connections_count, limits.connections_per_source, Proxies() if proxies is None else proxies
+        )
         self._sweeping = False
-        self._emptied = asyncio.Event()
         shortest = min(
             limits.head_timeout_s,
             limits.body_timeout_s,
@@ -52,7 +56,7 @@ class Server:
         end at the stop; what still runs after `shutdown_s` is cancelled and cut.
         """
         async with asyncio.TaskGroup() as tasks:
-            shared = Shared(self._app, self._limits, self._now_ms, tasks, self._closed)
+            shared = Shared(self._app, self._limits, self._now_ms, tasks, self._admission)
             self._shared = shared
             try:
                 async with asyncio.TaskGroup() as accepting:
@@ -75,8 +79,8 @@ class Server:
         try:
             async with asyncio.timeout(self._limits.shutdown_s):
                 while shared.connections:
-                    self._emptied.clear()
-                    await self._emptied.wait()
+                    shared.emptied.clear()
+                    await shared.emptied.wait()
         except TimeoutError:
             log.warning(**event("http.cut", connections=len(shared.connections), msg="connections did not end in time"))
 
@@ -89,7 +93,7 @@ class Server:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, _ = await loop.sock_accept(listener.sock)
+                sock, address = await loop.sock_accept(listener.sock)
             except OSError as exc:
                 if exc.errno in _FATAL:
                     raise
@@ -97,24 +101,24 @@ class Server:
                     log.error(**event("http.exhausted", error=exc.strerror, msg="cannot accept, trying again"))
                     await asyncio.sleep(_SWEEP_S)
                 continue
-            if len(self._shared.connections) + self._handshakes >= self._limits.connections_count + _REFUSED_COUNT:
+            seat = self._admission.take("unix" if listener.local else str(address[0]))
+            if seat is None and (listener.tls or self._shared.refused >= _REFUSED_COUNT):
                 sock.close()
-                continue
-            self._handshakes += 1
-            if listener.tls is None:
-                await self._adopt(sock, listener)
+            elif listener.tls is None:
+                await self._adopt(sock, listener, seat)
             else:
-                handshakes.create_task(self._adopt(sock, listener))
+                assert seat is not None
+                seat.holder = _Handshake(handshakes.create_task(self._adopt(sock, listener, seat)), loop.time())
 
-    async def _adopt(self, sock: socket.socket, listener: Listener) -> None:
-        """Make a connection of an accepted socket, after the TLS handshake where there is one."""
+    async def _adopt(self, sock: socket.socket, listener: Listener, seat: Seat | None) -> None:
+        """Make a connection of an accepted socket, after the TLS handshake if it has one."""
         scheme = "https" if listener.tls else "http"
         handshake_s = self._limits.head_timeout_s if listener.tls else None
         try:
             sock.setblocking(False)
             _tune(sock, self._limits.write_stall_timeout_s)
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Connection(self._shared, local=listener.local, scheme=scheme),
+                lambda: Connection(self._shared, seat, local=listener.local, scheme=scheme),
                 sock,
                 ssl=listener.tls,
                 ssl_handshake_timeout=handshake_s,
@@ -122,10 +126,16 @@ class Server:
             )
         except OSError as exc:  # ssl.SSLError is one
             log.debug(**event("http.handshake", error=type(exc).__name__, msg="connection not established"))
-            sock.close()
-        finally:
-            self._handshakes -= 1
+            self._drop(sock, seat)
+        except asyncio.CancelledError:  # it gave way to another one, or the server stops
+            self._drop(sock, seat)
+            raise
         self._sweep_later()
+
+    def _drop(self, sock: socket.socket, seat: Seat | None) -> None:
+        sock.close()
+        if seat is not None:
+            self._admission.leave(seat)
 
     def _sweep_later(self) -> None:
         if not self._sweeping and self._shared.connections:
@@ -136,14 +146,27 @@ class Server:
         """Expire deadlines; goes on only while there are connections, so an idle daemon sleeps."""
         self._sweeping = False
         now = self._shared.loop.time()
-        late = [connection for connection in self._shared.connections if connection.deadline <= now]
-        for connection in late:
+        idle_s = self._limits.idle_timeout_s / (_CROWDED_SHARE if self._admission.is_crowded else 1)
+        for connection in [found for found in self._shared.connections if found.is_late(now, idle_s)]:
             connection.expire(now)
         self._sweep_later()
 
-    def _closed(self) -> None:
-        if not self._shared.connections:
-            self._emptied.set()
+
+class _Handshake:
+    """Sits on a seat during a TLS handshake, which is quiet from its first moment."""
+
+    __slots__ = ("began", "task")
+
+    def __init__(self, task: asyncio.Task[None], began: float) -> None:
+        self.task, self.began = task, began
+
+    def quiet_since(self) -> float:
+        """Return when the handshake began."""
+        return self.began
+
+    def give_way(self) -> None:
+        """End the handshake."""
+        self.task.cancel()
 
 
 def _tune(sock: socket.socket, stall_s: float) -> None:

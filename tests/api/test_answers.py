@@ -12,7 +12,7 @@ NOTHING = MappingProxyType({})
 
 
 def request(body: bytes) -> Request:
-    return Request("POST", "/", NOTHING, NOTHING, body, NOTHING, "unix", True, "/", "http")
+    return Request("POST", "/", NOTHING, NOTHING, body, NOTHING, "unix", True, "/", "http", "unix")
 
 
 def test_members_are_known_and_of_their_type() -> None:

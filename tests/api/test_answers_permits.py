@@ -14,7 +14,9 @@ PEER = Principal(Kind.PEER, frozenset({"federation:sync"}), ("default",), "pair_
 
 def request() -> Request:
     path = "/v1/sync/changes"
-    return Request("GET", path, {}, {}, b"", {}, "127.0.0.1", local=False, target=path, scheme="http")
+    return Request(
+        "GET", path, {}, {}, b"", {}, "127.0.0.1", local=False, target=path, scheme="http", address="127.0.0.1"
+    )
 
 
 async def rule(served: Served, name: str, expression: str, resource: str = "sync:*") -> None:

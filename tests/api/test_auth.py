@@ -108,6 +108,7 @@ def a_request(headers: Mapping[str, str], **more: Any) -> Request:
         "local": False,
         "target": TARGET,
         "scheme": "https",
+        "address": more.get("peer", "192.0.2.7"),
     }
     return Request(**{**named, **more})
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.net.address import ReachError, is_loopback, judge, parse_url
+from spl.net.address import Proxies, ReachError, is_loopback, judge, parse_url, source_of
 
 PUBLIC = [
     "8.8.8.8",
@@ -101,3 +101,39 @@ def test_url_refused(text: str) -> None:
     with pytest.raises(ReachError) as caught:
         parse_url(text)
     assert caught.value.code == "url-invalid"
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("unix", "unix"),
+    ],
+)
+def test_a_source_is_an_address_or_an_ipv6_network(address: str, source: str) -> None:
+    assert source_of(address) == source
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("10.0.0.1", "192.0.2.7", "192.0.2.7"),
+        ("::ffff:10.0.0.1", "192.0.2.7", "192.0.2.7"),
+        ("10.0.0.1", "198.51.100.1, 192.0.2.7", "192.0.2.7"),
+        ("10.0.0.1", "192.0.2.7, 10.0.0.2", "192.0.2.7"),
+        ("10.0.0.1", "10.0.0.3,10.0.0.2", "10.0.0.3"),
+        ("10.0.0.1", "192.0.2.7, unknown", "10.0.0.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "2001:DB8::7", "2001:db8::7"),
+        ("192.0.2.1", "192.0.2.7", "192.0.2.1"),
+    ],
+)
+def test_of_what_proxies_add_the_last_untrusted_address_counts(peer: str, forwarded: str, client: str) -> None:
+    assert Proxies(["10.0.0.0/8"]).client_of(peer, forwarded) == client
+
+
+def test_without_trusted_proxies_nobody_is_believed() -> None:
+    assert Proxies().client_of("10.0.0.1", "192.0.2.7") == "10.0.0.1"

@@ -13,6 +13,7 @@ from spl.net.heads import encode_request
 from spl.net.http1 import read_answer
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_unix
+from tests.net.conftest import Authority
 
 GET = b"GET /here/a HTTP/1.1\r\nHost: x\r\n\r\n"
 CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -21,17 +22,60 @@ CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 async def test_connections_over_the_limit_are_told_503(serve) -> None:
     async with serve(Limits(connections_count=1, shutdown_s=0.2)) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(GET)
-        await reader.readuntil(b"}")
+        writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await server.app.started.wait()
         refused = await server.ask(GET)
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b'"TOO_MANY_CONNECTIONS"' in refused
+        server.app.release.set()
+        assert (await reader.read()).endswith(b"released")
         writer.close()
-        await reader.read()
         await writer.wait_closed()
         async with asyncio.timeout(5):
             while not (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200"):
                 pass
+
+
+BODY = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.parametrize("part", [b"", b"GET /here", GET, BODY], ids=["silent", "head", "idle", "body"])
+async def test_a_quiet_connection_gives_way_to_a_newcomer(serve, part: bytes) -> None:
+    """Silent, in the middle of a head or a body, or between two requests: all the same."""
+    async with serve(Limits(connections_per_source=1, shutdown_s=0.2)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(part)
+        if part == GET:
+            await reader.readuntil(b"}")
+        assert (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200")
+        async with asyncio.timeout(5):
+            with contextlib.suppress(ConnectionResetError):
+                assert b"HTTP/1.1" not in await reader.read()
+        writer.close()
+
+
+async def test_a_silent_tls_handshake_gives_way_too(serve, authority: Authority) -> None:
+    async with serve(Limits(connections_count=2, shutdown_s=0.2), tls=authority.server) as server:
+        silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(5)]
+        context = ssl.create_default_context(cafile=authority.ca_file)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+        writer.write(CLOSE)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        for each, _ in silent[:3]:
+            async with asyncio.timeout(5):
+                assert await each.read() == b""
+        for _, each in (*silent, (reader, writer)):
+            each.close()
+
+
+async def test_only_a_trusted_proxy_says_who_asks(serve) -> None:
+    ask = b"GET /here/x HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.100.1, 192.0.2.7\r\nConnection: close\r\n\r\n"
+    async with serve() as server:
+        await server.ask(ask)
+        server.server._admission.proxies.trust(["127.0.0.0/8"])
+        await server.ask(ask)
+        assert [request.address for request in server.app.seen] == ["127.0.0.1", "192.0.2.7"]
+        assert {request.peer for request in server.app.seen} == {"127.0.0.1"}
 
 
 async def test_stop_lets_a_running_request_end_and_closes_idle_ones(serve) -> None:
@@ -100,7 +144,7 @@ async def test_stop_waits_for_no_handshake(serve, authority) -> None:
     async with serve(Limits(shutdown_s=5.0), tls=authority.server) as server:
         silent_reader, silent = await asyncio.open_connection("127.0.0.1", server.port)
         async with asyncio.timeout(5):
-            while not server.server._handshakes:
+            while not server.server._admission.taken:
                 await asyncio.sleep(0)
             server.stop.set()
             await server.done

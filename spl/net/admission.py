@@ -1,0 +1,96 @@
+"""Which connections a server keeps: a bound for all, a share per source address, and the oldest quiet one gives way.
+
+Descriptors are few and anybody may connect, so a bound alone hands all of them to the first who takes them: whoever
+holds them silent keeps everybody else out until the idle timeout.  Three rules prevent that:
+
+- A source (an IPv4 address, an IPv6 /64) holds at most `share` connections; one more replaces its own oldest quiet one.
+- When all are taken, the source that holds the most gives up its oldest quiet one.  Those who hold few keep theirs.
+- A connection whose request is being answered is never closed for another one.  If none is quiet, the newcomer is
+  refused.
+
+A connection is quiet while its peer owes it bytes: idle, or in the middle of a head or a body.  A trusted proxy stands
+for many clients and has no share of its own.  Rejected: a rate of accepts per source, which punishes a peer that comes
+back after an outage and does not bound what is held.  A choice costs 50 us at 1,024 connections, only when all are
+taken.
+"""
+
+from math import inf
+from typing import Protocol
+
+from .address import Proxies, source_of
+
+
+class Holder(Protocol):
+    """What sits on a seat."""
+
+    def quiet_since(self) -> float:
+        """Return since when the peer owes bytes, in the loop's time; inf while its request is being answered."""
+
+    def give_way(self) -> None:
+        """End the connection now."""
+
+
+class Seat:
+    """The place of one accepted socket, taken before its TLS handshake."""
+
+    __slots__ = ("holder", "source")
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.holder: Holder | None = None
+
+    def quiet_since(self) -> float:
+        """Return since when it is quiet; inf also before anything sits on it."""
+        return inf if self.holder is None else self.holder.quiet_since()
+
+
+class Admission:
+    """The seats of one server: `count` in all, `share` for each source that is no trusted proxy."""
+
+    def __init__(self, count: int, share: int, proxies: Proxies) -> None:
+        self.count, self.share, self.proxies = count, share, proxies
+        self.taken = 0
+        self._seats: dict[str, dict[Seat, None]] = {}
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether more than half of the seats are taken, so that idle connections end sooner."""
+        return self.taken * 2 > self.count
+
+    def take(self, address: str) -> Seat | None:
+        """Return a seat for a connection from this address; None if all are taken by connections at work."""
+        source = source_of(address)
+        own = self._seats.get(source, {})
+        if len(own) >= self.share and not self.proxies.trusts(address):
+            if not self._free(own):
+                return None
+        elif self.taken >= self.count and not self._free_any():
+            return None
+        seat = Seat(source)
+        self._seats.setdefault(source, {})[seat] = None
+        self.taken += 1
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """Give the seat back; again is harmless."""
+        own = self._seats.get(seat.source)
+        if own is None or seat not in own:
+            return
+        del own[seat]
+        self.taken -= 1
+        if not own:
+            del self._seats[seat.source]
+
+    def _free_any(self) -> bool:
+        if self._free(max(self._seats.values(), key=len)):
+            return True
+        return self._free({seat: None for own in self._seats.values() for seat in own})
+
+    def _free(self, seats: dict[Seat, None]) -> bool:
+        """End the connection that has been quiet longest; return False if none is quiet."""
+        oldest = min(seats, key=Seat.quiet_since)
+        if oldest.holder is None or oldest.quiet_since() == inf:
+            return False
+        self.leave(oldest)  # before the transport tells of its end, so that the newcomer finds the place
+        oldest.holder.give_way()
+        return True

@@ -1,0 +1,126 @@
+"""Who keeps a connection when they are few: a share per source, the oldest quiet one gives way, work is never cut."""
+
+from dataclasses import dataclass
+from math import inf
+
+import pytest
+
+from spl.net.address import Proxies
+from spl.net.admission import Admission, Seat
+
+
+@dataclass
+class Sitting:
+    """A connection that is quiet since `since`; inf while it works."""
+
+    since: float
+    gone: bool = False
+
+    def quiet_since(self) -> float:
+        return self.since
+
+    def give_way(self) -> None:
+        self.gone = True
+
+
+@dataclass
+class Hall:
+    """Seats under test; each newcomer is quiet since its number."""
+
+    admission: Admission
+    clock: float = 0.0
+
+    def enter(self, address: str, since: float | None = None) -> Sitting | None:
+        seat = self.admission.take(address)
+        if seat is None:
+            return None
+        self.clock += 1
+        seat.holder = sitting = Sitting(self.clock if since is None else since)
+        return sitting
+
+
+def a_hall(count: int = 6, share: int = 3, *proxies: str) -> Hall:
+    return Hall(Admission(count, share, Proxies(proxies)))
+
+
+def test_beyond_its_share_a_source_replaces_its_own_oldest_quiet_connection() -> None:
+    hall = a_hall()
+    other = hall.enter("192.0.2.9")
+    first, *rest = [hall.enter("192.0.2.1") for _ in range(4)]
+    assert first is not None
+    assert first.gone
+    assert other is not None
+    assert not other.gone
+    assert not any(sitting is None or sitting.gone for sitting in rest)
+    assert hall.admission.taken == 4
+
+
+def test_work_is_not_cut_for_a_newcomer() -> None:
+    hall = a_hall()
+    working = [hall.enter("192.0.2.1", inf) for _ in range(3)]
+    assert hall.enter("192.0.2.1") is None
+    assert hall.enter("192.0.2.2") is not None
+    assert not any(sitting is None or sitting.gone for sitting in working)
+
+
+def test_when_all_seats_are_taken_the_source_with_most_gives_one_up() -> None:
+    hall = a_hall()
+    lone = hall.enter("192.0.2.9")
+    most = [hall.enter("192.0.2.1") for _ in range(3)]
+    few = [hall.enter("192.0.2.2") for _ in range(2)]
+    assert hall.enter("192.0.2.3") is not None
+    gone = [sitting for sitting in (lone, *most, *few) if sitting is not None and sitting.gone]
+    assert gone == [most[0]]
+    assert hall.admission.taken == 6
+
+
+def test_if_the_source_with_most_only_works_another_quiet_one_goes() -> None:
+    hall = a_hall(count=4)
+    working = [hall.enter("192.0.2.1", inf) for _ in range(3)]
+    quiet = hall.enter("192.0.2.2")
+    assert hall.enter("192.0.2.3", inf) is not None
+    assert quiet is not None
+    assert quiet.gone
+    assert hall.enter("192.0.2.4") is None, "all that is left works"
+    assert not any(sitting is None or sitting.gone for sitting in working)
+
+
+def test_the_addresses_of_one_ipv6_network_share() -> None:
+    hall = a_hall()
+    first, *_ = [hall.enter(f"2001:db8:1:2::{number}") for number in range(1, 5)]
+    assert first is not None
+    assert first.gone
+    assert hall.enter("2001:db8:1:3::1") is not None
+
+
+def test_a_trusted_proxy_has_no_share_but_counts() -> None:
+    hall = a_hall(6, 3, "192.0.2.0/24")
+    found = [hall.enter("192.0.2.1") for _ in range(6)]
+    assert not any(sitting is None or sitting.gone for sitting in found)
+    hall.enter("198.51.100.1")
+    assert [sitting for sitting in found if sitting is not None and sitting.gone] == found[:1]
+
+
+def test_a_seat_is_given_back_once() -> None:
+    admission = Admission(2, 2, Proxies())
+    seats = [admission.take("192.0.2.1"), admission.take("192.0.2.1")]
+    assert admission.is_crowded
+    for seat in seats:
+        assert isinstance(seat, Seat)
+        admission.leave(seat)
+        admission.leave(seat)
+    assert (admission.taken, admission.is_crowded) == (0, False)
+
+
+def test_a_seat_that_nobody_sits_on_yet_is_not_given_away() -> None:
+    admission = Admission(1, 1, Proxies())
+    assert admission.take("192.0.2.1") is not None
+    assert admission.take("192.0.2.2") is None
+
+
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_never_more_than_the_count_are_taken(count: int) -> None:
+    hall = a_hall(count, 5)
+    kept = [found for number in range(200) if (found := hall.enter(f"192.0.2.{number % 11}")) is not None]
+    assert hall.admission.taken <= count
+    assert sum(not sitting.gone for sitting in kept) == hall.admission.taken
