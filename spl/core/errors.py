@@ -10,6 +10,7 @@ may help), 10 verification failed (retry will not help), 11 store locked,
 12 store damaged or newer, 78 configuration.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Final
 
@@ -199,10 +200,21 @@ class SplError(Exception):
             "object": "error",
             "type": kind,
             "code": http_code(self.code),
-            "message": self.message,
-            "hint": self.hint,
+            "message": printable(self.message),
+            "hint": printable(self.hint),
             **self.facts,
         }
+
+
+def printable(text: str) -> str:
+    """Return the text with everything escaped, in the form of JSON, that a terminal would obey instead of show.
+
+    That is what Python calls unprintable: C0 and C1 controls, line and paragraph separators, bidirectional and
+    zero-width marks, lone surrogates.  What a peer sent thus forges no line of a log and moves no cursor.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def http_code(code: str) -> str:

@@ -5,6 +5,7 @@ environment name of a key is SPL_ and the key in capitals with "_" for ".": fede
 SPL_FEDERATION_APPROVAL.  `[limits]` takes any bound of `core/limits`, downward only.
 """
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ class ConfigError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All settings; `sources` tells for each key where its value came from."""
+    """All settings; `sources` says for each key where its value came from."""
 
     host: str = "127.0.0.1"
     port: int = 9100
@@ -40,6 +41,7 @@ class Config:
     federation_poll_interval_ms: int = 300_000
     http_allowed_hosts: tuple[str, ...] = ()
     http_allowed_origins: tuple[str, ...] = ()
+    http_trusted_proxies: tuple[str, ...] = ()
     tls_listen: str = ""
     tls_certificate: str = ""
     tls_key: str = ""
@@ -58,7 +60,7 @@ class Config:
 
 
 class Settings:
-    """The configuration in force: `now` is replaced whole when it is read again, so whoever asks gets the present one.
+    """The configuration in force; `now` is replaced whole at a reload, so read it at each use.
 
     What only a start can change (RESTART, the limits) stays as it was until then.
     """
@@ -67,7 +69,10 @@ class Settings:
         self.now = config
 
     def take(self, config: Config) -> tuple[list[str], list[str]]:
-        """Put a newer configuration in force; return the keys that changed, and those that wait for a restart."""
+        """Put a newer configuration in force; return the keys that changed, and those that wait for a restart.
+
+        Raises ConfigError "config-invalid" for one that would open this daemon to others, and keeps the one in force.
+        """
         before, after = ({row["key"]: row["value"] for row in each.rows()} for each in (self.now, config))
         changed = [str(key) for key in before if before[key] != after[key]]
         waiting = [key for key in changed if key in RESTART]
@@ -75,8 +80,35 @@ class Settings:
         sources = {**config.sources, **{key: self.now.sources[key] for key in waiting if key in self.now.sources}}
         if config.limits != self.now.limits:
             waiting.append("limits")
-        self.now = replace(config, **kept, limits=self.now.limits, sources=sources)
+        newer = replace(config, **kept, limits=self.now.limits, sources=sources)
+        check_open(newer)
+        self.now = newer
         return [key for key in changed if key not in waiting], waiting
+
+
+def check_open(config: Config, *, insecure: bool = False) -> None:
+    """Refuse a daemon that asks nobody for a credential and listens beyond this machine.
+
+    `insecure` stands for --insecure-localhost.  Raises ConfigError "config-invalid" with where the setting stands.
+    """
+    hosts = [config.host, *([config.tls_listen.rpartition(":")[0].strip("[]")] if config.tls_listen else [])]
+    wide = [host or "every address" for host in hosts if not is_loopback(host)]
+    if wide and insecure:
+        raise ConfigError("config-invalid", f"--insecure-localhost serves loopback only, not {wide[0]}")
+    if wide and not config.auth_required:
+        place = config.sources.get("auth.required", FILE_NAME)
+        text = f"auth.required = false with host {wide[0]} makes everybody on the network an administrator"
+        raise ConfigError("config-invalid", f"{place}: {text}; it serves loopback only")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a listener on this host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def load(text: str, environment: Mapping[str, str], flags: Mapping[str, object]) -> Config:
@@ -84,6 +116,7 @@ def load(text: str, environment: Mapping[str, str], flags: Mapping[str, object])
 
     `flags` maps keys to values; None means not given.  Raises ConfigError "config-invalid".
     """
+    text = text.removeprefix("\ufeff")  # editors of some systems begin every file with a byte order mark
     values: dict[str, tuple[object, str]] = {}
     tables = _parsed(text)
     limits = _limits(tables.pop("limits", {}), text)
@@ -130,10 +163,10 @@ def _limits(table: object, text: str) -> Limits:
 
 
 def _line_of(text: str, key: str) -> int:
-    """Return the line that sets the key, or 1 where it cannot be told."""
+    """Return the line that sets the key, or 1 if none is found."""
     table, _, name = key.rpartition(".")
     here = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also count U+0085 and U+2028
         head = re.match(r"\s*\[([^\]]+)\]", line)
         here = head[1].strip() if head else here
         if re.match(rf"\s*{re.escape(name if here == table or not table else key)}\s*=", line):
@@ -194,6 +227,20 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _networks(value: object) -> tuple[str, ...]:
+    found = _texts(value)
+    for item in found:
+        try:
+            ipaddress.ip_network(item)
+        except ValueError as exc:
+            raise ValueError("must be addresses or networks, such as 127.0.0.1 or 10.0.0.0/8") from exc
+    return found
+
+
+def _host(value: object) -> str:
+    return _text(value).removeprefix("[").removesuffix("]")
+
+
 def _origins(value: object) -> tuple[str, ...]:
     found = _texts(value)
     if not all(re.fullmatch(r"https?://[a-z0-9.:\[\]_-]+", item) for item in found):
@@ -218,7 +265,7 @@ def _url(value: object) -> str:
 
 
 KEYS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
-    "host": ("host", _text),
+    "host": ("host", _host),
     "port": ("port", _port),
     "public_url": ("public_url", _url),
     "auth.required": ("auth_required", _flag),
@@ -227,6 +274,7 @@ KEYS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
     "federation.poll_interval": ("federation_poll_interval_ms", _interval_ms),
     "http.allowed_hosts": ("http_allowed_hosts", _texts),
     "http.allowed_origins": ("http_allowed_origins", _origins),
+    "http.trusted_proxies": ("http_trusted_proxies", _networks),
     "tls.listen": ("tls_listen", _text),
     "tls.certificate": ("tls_certificate", _text),
     "tls.key": ("tls_key", _text),

@@ -146,6 +146,7 @@ CONFIG_TEXT: Final = """\
 
 # [http]
 # allowed_hosts = []
+# trusted_proxies = []       # addresses of reverse proxies whose X-Forwarded-For says who asks
 
 # [log]
 # format = "logfmt"          # logfmt | json

@@ -1,5 +1,8 @@
 """Log lines: logfmt or JSON, one line per fact, secrets masked, rotated at 10 MB, seven files kept.
 
+Values come from peers too, so everything unprintable is escaped in both forms: the operator reads this file in a
+terminal.
+
 Members: ts, level, target, event, the fields of the event, msg.  Everything about federation carries the target
 `syncropel_engine::federation`, which the operator's page tells people to filter on.
 """
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..core import when
+from ..core.errors import printable
 
 FILE_BYTES: Final = 10_000_000
 FILES_KEPT: Final = 7
@@ -51,18 +55,18 @@ class Formatter(logging.Formatter):
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         text = json.dumps(line, default=str, ensure_ascii=False) if self.as_json else _logfmt(line)
-        return mask(text)
+        return mask(printable(text))
 
 
-def setup(folder: Path, log_format: str, level: str, stream: bool = True) -> None:
-    """Send the product's log to `<folder>/spl.log` and, unless told otherwise, to stderr."""
+def setup(folder: Path, log_format: str, level: str) -> None:
+    """Send the product's log to `<folder>/spl.log` and to stderr, if the process has one."""
     folder.mkdir(mode=0o700, exist_ok=True)
     handlers: list[logging.Handler] = [
         logging.handlers.RotatingFileHandler(
             folder / "spl.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT - 1, encoding="utf-8"
         )
     ]
-    if stream:
+    if sys.stderr is not None:
         handlers.append(logging.StreamHandler(sys.stderr))
     root = logging.getLogger("spl")
     for old in root.handlers[:]:
@@ -86,4 +90,4 @@ def _logfmt(line: dict[str, object]) -> str:
 
 def _value(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if _PLAIN.match(text) else json.dumps(text, ensure_ascii=False)
+    return text if _PLAIN.match(text) and text.isprintable() else json.dumps(text, ensure_ascii=False)

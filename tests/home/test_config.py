@@ -44,6 +44,9 @@ def test_flag_wins_over_environment_over_file() -> None:
         ("[limits]\nrecord_bytes = 99999999\n", 2, "at most"),
         ("[limits]\nnonsense = 1\n", 2, "nonsense"),
         ("[http]\nallowed_hosts = [1]\n", 2, "text"),
+        ('[http]\ntrusted_proxies = ["10.0.0.1/8"]\n', 2, "networks"),
+        ("# \u0085 \u2028\nprot = 2\n", 2, "prot"),
+        ("\ufeffport = 1\nprot = 2\n", 2, "prot"),
         ('[http]\nallowed_origins = ["*"]\n', 2, "origins"),
         ('[http]\nallowed_origins = ["https://a.example/"]\n', 2, "origins"),
     ],
@@ -104,3 +107,29 @@ def test_a_newer_configuration_counts_at_once_but_for_what_a_start_builds_on() -
 
 def test_what_a_start_builds_on_are_keys() -> None:
     assert set(RESTART) <= KEYS.keys()
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "192.168.1.5", "alice.example", "::ffff:0.0.0.0", "0"])
+def test_without_credentials_no_daemon_serves_beyond_this_machine(host: str) -> None:
+    found = config.load("[auth]\nrequired = false\n", {}, {"host": host})
+    with pytest.raises(ConfigError, match=r"config.toml:2: .*auth.required"):
+        config.check_open(found)
+    with pytest.raises(ConfigError, match="insecure-localhost"):
+        config.check_open(config.load("", {}, {"host": host}), insecure=True)
+    config.check_open(config.load("", {}, {"host": host}))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+def test_on_loopback_credentials_may_be_off(host: str) -> None:
+    found = config.load("[auth]\nrequired = false\n", {}, {"host": host})
+    config.check_open(found, insecure=True)
+    with pytest.raises(ConfigError):
+        config.check_open(dataclasses.replace(found, tls_listen="0.0.0.0:9443"))
+
+
+def test_a_reload_opens_no_daemon_that_others_reach() -> None:
+    """Also where the same file moves it to loopback, which takes a restart."""
+    settings = Settings(Config(host="0.0.0.0"))
+    with pytest.raises(ConfigError):
+        settings.take(Config(host="127.0.0.1", auth_required=False))
+    assert settings.now.auth_required

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
+
+import pytest
 
 from spl.core.identity import bearer
 from spl.home import logs
@@ -40,7 +43,7 @@ def test_no_secret_reaches_a_line() -> None:
 
 
 def test_setup_writes_the_file(tmp_path: Path) -> None:
-    logs.setup(tmp_path / "logs", "logfmt", "info", stream=False)
+    logs.setup(tmp_path / "logs", "logfmt", "info")
     logging.getLogger("spl.federation").info("pair.activated", extra={"fields": {"pair": "p"}})
     logging.getLogger("spl.federation").debug("not.this")
     text = (tmp_path / "logs" / "spl.log").read_text()
@@ -56,3 +59,25 @@ def test_a_field_never_stands_for_a_member_of_the_line() -> None:
     line = json.loads(line_of("spl.federation", True, "consent.granted", {"level": "L1", "ts": "x", "pair": "p"}))
     assert (line["level"], line["pair"]) == ("info", "p")
     assert line["ts"] != "x"
+
+
+HOSTILE = "\x1b]0;owned\x07 \x9b2J\x7f\x85\u202egnp\u2066\u200b\u200f\u2028\ufeff\ud800"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_nothing_unprintable_reaches_a_line(as_json: bool) -> None:
+    """In values, in messages and in traces; what was there can still be read."""
+    record = logging.LogRecord("spl.net", logging.INFO, "", 0, "peer.refused", None, None)
+    record.fields = {"signer": HOSTILE, "plain": "a\u202eb", "codes": [HOSTILE]}
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    line = logs.Formatter(as_json).format(record)
+    assert line.isprintable()
+    assert "\\u001b]0;owned" in line
+    line.encode()
+    if as_json:
+        assert json.loads(line)["plain"] == "a\u202eb"
+    else:
+        assert 'plain="a\\u202eb"' in line
