@@ -15,9 +15,8 @@ from ..core import rules
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..home.config import Config
-from ..net.connection import Match
 from ..net.http1 import RequestHead
-from ..net.routes import Request, Response, Route, RouteTable
+from ..net.routes import Match, Request, Response, Route, RouteTable
 from . import answers
 from .answers import json_response
 from .auth import ANYONE

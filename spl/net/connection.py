@@ -20,10 +20,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from math import inf
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from ..core.errors import SplError
 from ..core.event import event
@@ -31,7 +31,7 @@ from ..core.limits import Limits
 from .admission import Admission, Seat
 from .heads import CONTINUE, LAST_CHUNK, encode_chunk, encode_head, http_date, status_line
 from .http1 import END, RequestHead, RequestParser, WireError
-from .routes import NOTHING, HttpError, Request, Response, Route, check_media, parse_query
+from .routes import NOTHING, App, HttpError, Match, Request, Response, check_media, parse_query
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024
@@ -39,31 +39,6 @@ FORWARDED: Final = "x-forwarded-for"
 _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
 
 log = logging.getLogger("spl.net")
-
-
-@dataclass(slots=True)  # not frozen, as the values of http1 and routes that each request makes
-class Match:
-    """What the app found for a head: the route, its params, and whatever it keeps for `respond`."""
-
-    route: Route
-    params: Mapping[str, str]
-    principal: object = None
-
-
-class App(Protocol):
-    """What a server serves."""
-
-    def match(self, head: RequestHead) -> Match:
-        """Return the route; called before the body is read.  Raises SplError to refuse the request.
-
-        An HttpError "method-not-allowed" for OPTIONS becomes 204 with Allow.
-        """
-
-    def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
-        """Return the answer, at once (called inline: must not block) or to be awaited.  May raise SplError."""
-
-    def refuse(self, error: SplError, head: RequestHead | None) -> Response:
-        """Return the error form; `head` is None when none was understood."""
 
 
 # Where a connection stands; the table is in the docstring.

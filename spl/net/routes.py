@@ -9,12 +9,13 @@ raise; they never see a socket.  JSON is the application's:
 """
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..core.errors import SplError
+from .http1 import RequestHead
 
 JSON: Final = "application/json"
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -83,6 +84,31 @@ class Route:
     """The answer streams or waits long: the handler is cancelled as soon as the client is gone."""
     media: tuple[str, ...] = (JSON,)
     summary: str = ""
+
+
+@dataclass(slots=True)  # not frozen, as the values of http1 and routes that each request makes
+class Match:
+    """What the app found for a head: the route, its params, and whatever it keeps for `respond`."""
+
+    route: Route
+    params: Mapping[str, str]
+    principal: object = None
+
+
+class App(Protocol):
+    """What a server serves."""
+
+    def match(self, head: RequestHead) -> Match:
+        """Return the route; called before the body is read.  Raises SplError to refuse the request.
+
+        An HttpError "method-not-allowed" for OPTIONS becomes 204 with Allow.
+        """
+
+    def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
+        """Return the answer, at once (called inline: must not block) or to be awaited.  May raise SplError."""
+
+    def refuse(self, error: SplError, head: RequestHead | None) -> Response:
+        """Return the error form; `head` is None when none was understood."""
 
 
 class _Node:

@@ -15,10 +15,9 @@ from ..core.event import event
 from ..core.limits import Limits
 from .address import Proxies
 from .admission import Admission, Seat
-from .connection import App, Connection, Match, Shared
+from .connection import Connection, Shared
+from .routes import App
 from .sockets import Listener
-
-__all__ = ["App", "Match", "Server"]
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FATAL: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})

@@ -17,8 +17,8 @@ import trustme
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.net.http1 import RequestHead
-from spl.net.routes import Request, Response, Route, RouteTable
-from spl.net.server import Match, Server
+from spl.net.routes import Match, Request, Response, Route, RouteTable
+from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp
 
 CLOCK_MS = 1_764_000_000_000  # Mon, 24 Nov 2025 16:00:00 GMT
