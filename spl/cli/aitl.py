@@ -1,20 +1,16 @@
-"""`spl aitl`: what waits for a person's decision."""
+"""`spl aitl`: requests that wait for a person's decision."""
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .client import quote
-from .command import Command, Group, Parser, Shell
+from .command import Command, Group, Shell, arg
 from .out import column, label_of
 from .pair import map_text
 
 WHY: Final = {"private": "which is private", "missing": "which does not exist", "archived": "which is archived"}
-"""Why a namespace is left out, by the daemon's word for it."""
-
-
-def _list_options(parser: Parser) -> None:
-    parser.add_argument("--all", action="store_true", help="also what has been decided")
+"""Texts for the daemon's reasons to leave a namespace out."""
 
 
 def _list(args: Namespace, shell: Shell) -> int:
@@ -34,24 +30,6 @@ def _list(args: Namespace, shell: Shell) -> int:
     return 0
 
 
-def _one_option(parser: Parser) -> None:
-    parser.add_argument("id", metavar="ID", help="request or pair id, or a unique prefix of one")
-
-
-def _approve_options(parser: Parser) -> None:
-    _one_option(parser)
-    parser.add_argument(
-        "--namespace", action="append", metavar="N",
-        help="agree to exactly this one of those asked for, also a private one; repeatable",
-    )  # fmt: skip
-    parser.add_argument("--without-maps", action="store_true", help="agree to none of the maps")
-
-
-def _reject_options(parser: Parser) -> None:
-    _one_option(parser)
-    parser.add_argument("--reason", help="is told to the peer's operator")
-
-
 def _show(args: Namespace, shell: Shell) -> int:
     request = _get(args, shell)
     if not shell.printed("spl.aitl_request/1", request):
@@ -63,7 +41,7 @@ def _show(args: Namespace, shell: Shell) -> int:
 
 
 def _approve(args: Namespace, shell: Shell) -> int:
-    """Approve exactly the request that is shown: its digest goes along."""
+    """Approve exactly the request that was read: its digest is sent too."""
     request = _get(args, shell)
     body: dict[str, object] = {"decision": "approve", "digest": request["digest"]}
     if args.namespace:
@@ -112,7 +90,7 @@ def _terms(request: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _agreed(agrees: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what an approval shares, or shared, and what it leaves out with the reason; {} says nothing."""
+    """Yield what an approval shares or shared, and what it leaves out with the reason; nothing for {}."""
     if not agrees:
         return
     lost = agrees.get("unmapped") or []
@@ -122,18 +100,20 @@ def _agreed(agrees: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{item['namespace']}, {WHY[item['why']]}: {item['fix']}" if "why" in item else str(item["namespace"])
         for item in agrees["left_out"]
     ]
-    yield from column("left out", [*left_out, *(f"{name}, which a map names: it is not there" for name in lost)])
+    yield from column("left out", [*left_out, *(f"{name}, named by a map: it does not exist" for name in lost)])
 
 
 def _hub(request: Mapping[str, Any], shell: Shell) -> None:
     peer = label_of(request["from"])
-    shell.out.hint(f"hint: whoever {peer} shares these namespaces with gets them from there too")
+    shell.out.hint(f"hint: instances that {peer} shares these namespaces with receive them as well")
 
 
 def _time_left(request: Mapping[str, Any], shell: Shell) -> str:
     at = request.get("expires_at")
     return shell.out.left(at).removesuffix(" left").removeprefix("until ") if at else "-"
 
+
+_ID: Final = arg("id", metavar="ID", help="request id, a unique prefix of one, or the peer's label or DID")
 
 TREE: Final = (
     Group(
@@ -144,37 +124,42 @@ TREE: Final = (
         (
             Command(
                 "aitl list",
-                "Lists the requests that wait, oldest first, with the six words of the asking instance's key.\n"
-                "A pair request expires after 24 hours and counts as rejected then.",
+                "Lists the waiting requests, oldest first, with the six words of the requesting instance's key.\n"
+                "A pair request expires after 24 hours and then counts as rejected.",
                 "spl aitl list",
                 _list,
-                _list_options,
+                (arg("--all", action="store_true", help="list decided requests too"),),
             ),
             Command(
                 "aitl show",
                 "Shows what an approval would agree to: peer, key, namespaces, maps, mode and endpoint.\n"
-                "The digest covers all of it, and an approval holds for this digest alone.",
-                "spl aitl show pair_a1b2c3d4",
+                "The digest covers all of it, and an approval applies to this digest alone.",
+                "spl aitl show bob",
                 _show,
-                _one_option,
+                (_ID,),
             ),
             Command(
                 "aitl approve",
-                "Agrees to the request as it is shown; for a pair this mints the peer's token and starts the sync.\n"
-                "Compare the six words of the key with the peer's operator before. Of the namespaces asked for, those\n"
-                "are shared that are shared here too, or exactly those that --namespace names.",
-                "spl aitl approve pair_a1b2c3d4",
+                "Agrees to the request as shown; for a pair this mints the peer's token and starts the sync.\n"
+                "Compare the six words of the key with the peer's operator first. It shares those requested\n"
+                "namespaces that are marked as shared here, or exactly those that --namespace names.",
+                "spl aitl approve bob",
                 _approve,
-                _approve_options,
+                (
+                    _ID,
+                    arg("--namespace", action="append", metavar="N",
+                        help="agree to exactly this requested namespace, also a private one; repeatable"),
+                    arg("--without-maps", action="store_true", help="agree to none of the maps"),
+                ),
             ),
             Command(
                 "aitl reject",
-                "Refuses the request for good; the peer is told at its next question.\n"
-                "Nothing was shared before, so nothing has to be taken back.",
-                "spl aitl reject pair_a1b2c3d4 --reason 'unknown key'",
+                "Refuses the request for good; the peer learns it at its next poll.\n"
+                "Nothing was shared before, so nothing has to be withdrawn.",
+                "spl aitl reject bob --reason 'unknown key'",
                 _reject,
-                _reject_options,
+                (_ID, arg("--reason", help="shown to the peer's operator")),
             ),
         ),
     ),
-)
+)  # fmt: skip

@@ -1,8 +1,7 @@
-"""The control client: one blocking request a connection, to the daemon of this home or of SPL_SERVE_URL.
+"""The control client: blocking requests to the daemon of this home or of SPL_SERVE_URL, with the daemon's own parser.
 
-Over the Unix socket the file permission is the credential.  With SPL_SERVE_URL the
-request carries SPL_TOKEN or `<home>/token`; that is plain HTTP, so only to this
-machine (a tunnel brings a distant daemon near).  The parser is the daemon's own.
+Over the Unix socket the file mode is the credential.  With SPL_SERVE_URL a request carries SPL_TOKEN or `<home>/token`
+over plain HTTP, so it goes to this machine only; an ssh tunnel reaches a distant daemon.
 """
 
 import json
@@ -20,7 +19,7 @@ from ..net.http1 import END, UNBOUNDED, Mark, ResponseHead, ResponseParser, read
 
 ANSWER_S: Final = 30.0
 LONG_S: Final = 3600.0
-"""For what moves many records: a first sync of a long history has no smaller bound."""
+"""For requests that move many records: the first sync of a long history has no smaller bound."""
 ANSWER_BYTES: Final = 64 * MIB
 KEPT_IDLE_S: Final = 20.0
 """Less than any daemon or proxy keeps a silent connection open."""
@@ -37,15 +36,15 @@ _UNKNOWN: Final[Mapping[int, str]] = {
     401: "auth-invalid", 403: "scope-forbidden", 404: "not-found", 409: "pair-state-conflict",
     413: "body-too-large", 429: "rate-limited", 502: "peer-5xx", 503: "overloaded", 504: "timeout",
 }  # fmt: skip
-"""The nearest code of ours for a code that only a newer daemon knows, by HTTP status."""
+"""HTTP status -> the code of ours that replaces an unknown code of a newer daemon."""
 
 
 class CtlError(SplError):
-    """The daemon cannot be asked, or refused."""
+    """The daemon cannot be reached, or it refused."""
 
 
 class Ctl:
-    """Asks one daemon; every method raises CtlError with the daemon's own code where it refused."""
+    """Requests to one daemon; every method raises CtlError with the daemon's own code if it refuses."""
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class Ctl:
         trace: Callable[[str], None],
     ) -> None:
         self.where = where
-        """How to name the daemon to people."""
+        """The name of the daemon in messages to people."""
         self._connect = connect
         self._authority = authority
         self._token = token
@@ -118,7 +117,7 @@ class Ctl:
     def _pieces(
         self, method: str, target: str, body: bytes, media: str, timeout_s: float, answer_bytes: int
     ) -> Iterator[bytes]:
-        """Yield the body of a good answer as it arrives; raise CtlError for any other."""
+        """Yield the body of a successful answer as it arrives; raise CtlError for any other."""
         headers = [("host", self._authority), ("connection", "close")]
         if body or method == "POST":
             headers.append(("content-type", media))
@@ -144,12 +143,12 @@ class Ctl:
         except TimeoutError as exc:
             raise CtlError("timeout", f"{self.where} did not answer within {timeout_s:.0f} s") from exc
         except ConnectionError as exc:
-            raise CtlError("disconnected", f"{self.where} hung up before its answer was complete") from exc
+            raise CtlError("disconnected", f"{self.where} closed the connection too early") from exc
         if status >= 300:
             raise refusal(self._decode(b"".join(refused)), status)
 
     def _send(self, sock: socket.socket, request: bytes) -> None:
-        """Send a request; a daemon that refuses early stops reading, and its answer tells why."""
+        """Send a request; a daemon that refuses early stops reading, and its answer states the reason."""
         try:
             sock.sendall(request)
         except (BrokenPipeError, ConnectionResetError):
@@ -160,7 +159,7 @@ class Ctl:
 
 
 class Kept:
-    """Requests over one connection; after a fault, or when it idled too long, the next request dials another one.
+    """Requests over one connection; after a fault or too long a silence the next request dials another one.
 
     One thread at a time may use it.
     """
@@ -193,7 +192,7 @@ class Kept:
         except TimeoutError as exc:
             raise CtlError("timeout", f"{self.where} did not answer within {ANSWER_S:.0f} s") from exc
         except ConnectionError as exc:
-            raise CtlError("disconnected", f"{self.where} hung up before its answer was complete") from exc
+            raise CtlError("disconnected", f"{self.where} closed the connection too early") from exc
         finally:
             if keep:
                 self._sock, self._used_s = sock, time.monotonic()
@@ -225,7 +224,7 @@ def open_ctl(home: str, env: Mapping[str, str], trace: Callable[[str], None]) ->
     if found is None or not 0 < port < 65536:
         raise CtlError(
             "http-plain",
-            "SPL_SERVE_URL must be http:// and loopback, for the token travels in the clear",
+            "SPL_SERVE_URL must be http://, loopback and without a path: the token is sent unencrypted",
             hint="ssh -L 9100:127.0.0.1:9100 HOST, then SPL_SERVE_URL=http://127.0.0.1:9100",
         )
     host = found[1].strip("[]")
@@ -242,9 +241,9 @@ def elements(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def refusal(form: Mapping[str, Any], status: int = 500) -> CtlError:
-    """Return the error that an error form tells, ready to be raised.
+    """Return the error of an error form, ready to be raised.
 
-    A code that only a newer daemon knows is named in the message and counts as the nearest of ours.
+    An unknown code of a newer daemon is named in the message and replaced by the nearest of ours.
     """
     wire = form.get("code")
     code = cli_code(wire) if isinstance(wire, str) else ""
@@ -263,7 +262,7 @@ def quote(text: str) -> str:
 
 
 def tilde(path: str, env: Mapping[str, str]) -> str:
-    """Return a path as people write it: ~ for their own folder."""
+    """Return a path as people write it, with ~ for HOME."""
     own = env.get("HOME", "").rstrip("/")
     return "~" + path[len(own) :] if own and path.startswith(own + "/") else path
 
@@ -303,7 +302,7 @@ def _dial_unix(path: str, timeout_s: float, env: Mapping[str, str]) -> socket.so
         if len(os.fsencode(path)) <= _PATH_BYTES:
             sock.connect(path)
             return sock
-        # A longer path is reached through an open folder, whose name in /proc is short.
+        # A longer path is reached through its open folder, whose name in /proc is short.
         folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
         try:
             sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
@@ -313,7 +312,7 @@ def _dial_unix(path: str, timeout_s: float, env: Mapping[str, str]) -> socket.so
     except PermissionError as exc:
         sock.close()
         hint = "run as the user of the daemon"
-        raise CtlError("home-unusable", f"may not open {tilde(path, env)}", hint=hint) from exc
+        raise CtlError("home-unusable", f"no permission to open {tilde(path, env)}", hint=hint) from exc
     except OSError as exc:
         sock.close()
         raise _down(tilde(path, env)) from exc

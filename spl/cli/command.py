@@ -1,4 +1,8 @@
-"""A command as a value, the options that all share, and the shell a command runs in."""
+"""A command as a value, its arguments as data, and the shell a command runs in.
+
+Arguments are values (`arg(...)`) and not functions over a parser, so that commands share them, a table of similar
+commands can be built from them, and no command can bring a check of its own that another one lacks.
+"""
 
 import argparse
 import re
@@ -8,11 +12,14 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ..core.errors import SplError
+from ..core.when import DURATION_MS_MAX, WhenError, duration_ms, span_fine
 from .client import Ctl, open_ctl
 from .out import FORMS, Out
 
 VALUED: Final = frozenset({"-o", "--output", "--home"})
 """The common options that take a value; they may stand before the command too."""
+
+_NUMBER: Final = re.compile("-?[0-9]{1,19}")
 
 
 class UsageError(SplError):
@@ -20,7 +27,7 @@ class UsageError(SplError):
 
 
 class Shell:
-    """What a command works with: its home, its output, the daemon, and the outside world as functions."""
+    """What a command works with: its home, its output, the daemon, the clock and the source of randomness."""
 
     def __init__(
         self,
@@ -40,7 +47,7 @@ class Shell:
         self.now_ms = now_ms
         self.random_bytes = random_bytes
         self.load = load
-        """Returns a module of the package by its name; for what few commands need and takes long to load."""
+        """Returns a module of the package by its name: what few commands need and takes long to import."""
         self._ctl: Ctl | None = None
 
     @property
@@ -56,28 +63,36 @@ class Shell:
         return bool(self.env.get("SPL_SERVE_URL"))
 
     def printed(self, schema: str, data: Any) -> bool:
-        """Print the daemon's data for programs, with the instance it came from; False when people asked."""
+        """Print the daemon's data for programs and return True; return False if the form is one for people."""
         return self.out.data(schema, data, self.ctl.instance)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print and exit."""
+    """Raises UsageError instead of printing and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise the fault as our own error, with the command's help as the next step."""
+        """Raise UsageError with the command's help as the next step."""
         raise UsageError("usage", message, hint=f"{self.prog} --help")
 
 
+class Arg(NamedTuple):
+    """One argument of a command, as argparse takes it; of those with one `choice` at most one may be given."""
+
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+    choice: str = ""
+
+
 class Command(NamedTuple):
-    """One command: its words, its concept in two sentences, an example that runs, and the code."""
+    """One command: its words, its concept in two sentences, an example that runs, the code, the arguments."""
 
     name: str
     concept: str
     example: str
     run: Callable[[argparse.Namespace, Shell], int]
-    options: Callable[[Parser], None] | None = None
+    args: tuple[Arg, ...] = ()
     result: bool = True
-    """Whether it prints a result, which `-o` gives a form."""
+    """Whether it prints a result, whose form `-o` sets."""
 
 
 class Group(NamedTuple):
@@ -87,6 +102,56 @@ class Group(NamedTuple):
     concept: str
     example: str
     commands: tuple[Command, ...]
+
+
+def arg(*names: str, choice: str = "", **settings: Any) -> Arg:
+    """Return an argument; `settings` are those of argparse."""
+    return Arg(names, settings, choice)
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number within bounds.
+
+    Digits only: int() alone would also take "1_0", foreign digits, and thousands of them.
+    """
+
+    def read(text: str) -> int:
+        if _NUMBER.fullmatch(text) is None or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text[:40]!r}")
+        return int(text)
+
+    return read
+
+
+def duration(low_ms: int = 0, high_ms: int = DURATION_MS_MAX) -> Callable[[str], int]:
+    """Return the type of an argument that is a duration within bounds; its value is in milliseconds."""
+
+    def read(text: str) -> int:
+        try:
+            ms = duration_ms(text)
+        except WhenError as exc:
+            raise argparse.ArgumentTypeError(f"{exc.message}; {exc.hint}") from exc
+        if not low_ms <= ms <= high_ms:
+            raise argparse.ArgumentTypeError(
+                f"must be from {span_fine(low_ms)} to {span_fine(high_ms)}, not {text[:40]!r}"
+            )
+        return ms
+
+    return read
+
+
+SEQ_MAX: Final = 2**53 - 1
+
+SINCE: Final = arg(
+    "--since", type=number(0, SEQ_MAX), default=0, metavar="SEQ", help="only those after this sequence number"
+)
+PAIR: Final = arg("pair", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's label or DID")
+NAME: Final = arg("name", metavar="NAME", help="the rule's name")
+
+
+def limit(default: int) -> Arg:
+    """Return the argument --limit of a list that is read page by page."""
+    return arg("--limit", type=number(1, SEQ_MAX), default=default, metavar="N", help=f"at most N (default {default})")
 
 
 def parser_of(command: Command) -> Parser:
@@ -99,14 +164,16 @@ def parser_of(command: Command) -> Parser:
         allow_abbrev=False,
         add_help=False,
     )
-    if command.options is not None:
-        command.options(parser)
+    names = {each.choice for each in command.args if each.choice}
+    choices = {name: parser.add_mutually_exclusive_group() for name in names}
+    for each in command.args:
+        choices.get(each.choice, parser).add_argument(*each.names, **each.settings)
     common = parser.add_argument_group("common options")
     common.add_argument("--home", metavar="DIR", help="home folder (SYNCROPEL_HOME, default ~/.syncro)")
     if command.result:
         common.add_argument("-o", "--output", choices=FORMS, default="table", help="form of the result (default table)")
-        common.add_argument("-q", "--quiet", action="store_true", help="no hints and notes on stderr")
-        common.add_argument("-v", "--verbose", action="store_true", help="show each step on stderr")
+        common.add_argument("-q", "--quiet", action="store_true", help="print no hints and notes on stderr")
+        common.add_argument("-v", "--verbose", action="store_true", help="print each step on stderr")
     common.add_argument("-h", "--help", action="store_true", help="show this page")
     return parser
 

@@ -14,7 +14,7 @@ from ..core.pair.diff import Gap, Transition
 from ..core.record import record
 from ..core.record import snapshot as snapshots
 from .client import CtlError, elements
-from .command import Command, Group, Parser, Shell, UsageError
+from .command import Command, Group, Shell, UsageError, arg
 from .threads import snapshot_path
 
 DIFFERENT: Final = 3
@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A thread or a snapshot file: its name, and its records, read anew at each call."""
+    """A thread or a snapshot file: its name, and a function that reads its records."""
 
     name: str
     records: Callable[[], Iterator[Record]]
@@ -38,9 +38,9 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class One:
-    """A record as somebody holds it; of a peer's only its place in the pair log is known, and `value` is None.
+    """A record at its holder; of a peer's record only the place in the pair log is known, and `value` is None.
 
-    `omitted` is how many of the oldest transitions a peer left out of its answer.
+    `omitted` is the number of oldest transitions that a peer left out of its answer.
     """
 
     id: str
@@ -49,15 +49,6 @@ class One:
     value: Record | None
     history: Callable[[], list[Transition]]
     omitted: int = 0
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("a", metavar="A", help="record id, thread id or snapshot file")
-    parser.add_argument("b", metavar="B", help="the same of the other side")
-    parser.add_argument(
-        "--from", action="append", default=[], dest="files", metavar="FILE",
-        help="look record ids up in this snapshot before asking anybody; repeatable",
-    )  # fmt: skip
 
 
 def _thread_diff(args: Namespace, shell: Shell) -> int:
@@ -76,7 +67,7 @@ def _thread_diff(args: Namespace, shell: Shell) -> int:
 def _diff_wholes(one: Whole, other: Whole, shell: Shell) -> int:
     """Print the records that only one side has; two threads of different names compare by content.
 
-    Two pair logs of different instances have no record in common: of them the histories are compared.
+    Two pair logs of different instances have no record in common, so their histories are compared.
     """
     first, second = (next(side.records(), None) for side in (one, other))
     if first and second and first["thread"] == second["thread"] == diff.THREAD_PAIRS:
@@ -122,7 +113,7 @@ def _diff_records(one: One, other: One, shell: Shell) -> int:
     for side in (one, other):
         if side.value is None:
             raise SplError(
-                "not-found", f"record {side.id[:12]} is at {side.holder}, which tells only where it stands in its log"
+                "not-found", f"record {side.id[:12]} is at {side.holder}, which reports only its place in the log"
             )
     assert one.value is not None
     assert other.value is not None
@@ -142,7 +133,7 @@ def _diff_histories(one: One, other: One, shell: Shell) -> int:
         )
     told = [side.history() for side in (one, other)]
     if one.omitted or other.omitted:
-        # What the one does not tell any more cannot be missed by the other.
+        # Transitions that one side no longer reports must not count as missing there.
         since = max(history[0].at for history, side in zip(told, (one, other), strict=True) if side.omitted and history)
         told = [[item for item in history if item.at >= since] for history in told]
         shell.out.note(f"compared from {since} on: {one.omitted + other.omitted} older transitions were left out")
@@ -176,7 +167,7 @@ def _names(one: str, other: str, different: bool, shell: Shell) -> None:
 def _found(names: tuple[str, str], files: list[str], shell: Shell) -> tuple[One, One]:
     """Return both records: from the files, else from the store, else from the pair log of a peer.
 
-    Raises SplError "not-found" naming the id that is nowhere and whom it was asked of.
+    Raises SplError "not-found" with the id that is missing and the peers that were asked.
     """
     found: list[One | None] = [_in_files(name, files) or _in_store(name, shell) for name in names]
     if None in found:
@@ -273,18 +264,23 @@ def _preview(body: Any) -> str:
 TREE: Final = (
     Group(
         "debug",
-        "What happened between two instances is written down on both sides, so that both can be compared.\n"
+        "Both instances of a pair record what happened between them, so the two histories can be compared.\n"
         "These commands change nothing.",
         "spl debug thread-diff /tmp/local-pairs.snap.jsonl /tmp/bob-pairs.snap.jsonl",
         (
             Command(
                 "debug thread-diff",
-                "Compares two records, threads or snapshot files; prints only what differs, and then exits 3.\n"
-                "For two records of a pair it compares both sides' histories, the peer's being asked of the peer.",
+                "Compares two records, threads or snapshot files; prints only the differences, and then exits 3.\n"
+                "For two records of a pair it compares the histories of both sides, and asks the peer for its own.",
                 "spl debug thread-diff /tmp/local-pairs.snap.jsonl /tmp/bob-pairs.snap.jsonl",
                 _thread_diff,
-                _options,
+                (
+                    arg("a", metavar="A", help="record id, thread id or snapshot file"),
+                    arg("b", metavar="B", help="the same of the other side"),
+                    arg("--from", action="append", default=[], dest="files", metavar="FILE",
+                        help="search this snapshot for record ids before asking the daemon; repeatable"),
+                ),
             ),
         ),
     ),
-)
+)  # fmt: skip

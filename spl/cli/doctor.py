@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from .client import CtlError, quote
-from .command import Command, Parser, Shell
+from .command import PAIR, Command, Shell
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
 _PROBLEMS: Final = 3
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
-"""Nobody answers, or somebody holds the home and says nothing: what the home tells then is the report."""
+"""No daemon answers, or one holds the home and does not reply: the report is then made from the home itself."""
 _MARKS: Final = {"ok": "ok", "fail": "FAIL", "warn": "warn", "skip": "skip", "info": "info"}
 _COLORS: Final = {"ok": GREEN, "fail": RED, "warn": YELLOW, "skip": DIM, "info": ""}
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("pair", nargs="?", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's DID")
 
 
 def _doctor(args: Namespace, shell: Shell) -> int:
@@ -32,7 +28,7 @@ def _doctor(args: Namespace, shell: Shell) -> int:
 
 
 def _report(args: Namespace, shell: Shell) -> tuple[dict[str, Any], bool]:
-    """Return the report, and whether the daemon gave it; without an answer the home is looked at instead."""
+    """Return the report, and whether the daemon made it; without an answer the home itself is examined."""
     path = f"/v1/doctor/{quote(args.pair)}" if args.pair else "/v1/doctor"
     try:
         return shell.ctl.get(path), True
@@ -70,7 +66,7 @@ def _show(report: Mapping[str, Any], shell: Shell) -> None:
 
 
 def _line(out: Out, mark: str, name: str, text: str) -> None:
-    out.line(f"  {out.paint(f'{_MARKS[mark]:<4}', _COLORS[mark])}  {name:<16}  {text}")
+    out.marked(f"{_MARKS[mark]:<4}", _COLORS[mark], f"{name:<16}  {text}")
 
 
 def _summary(problems: int, explained: int) -> str:
@@ -87,10 +83,10 @@ def _summary(problems: int, explained: int) -> str:
 TREE: Final = (
     Command(
         "doctor",
-        "Checks the daemon, or the whole way to a pair's peer and back, and names each problem with its next step.\n"
-        "What another problem explains is skipped; exit code 3 means that there are problems.",
+        "Checks the daemon, or the whole path to a pair's peer and back; prints each problem with its next step.\n"
+        "Checks that another problem explains are skipped; exit code 3 means that there are problems.",
         "spl doctor",
         _doctor,
-        _options,
+        (PAIR._replace(settings={**PAIR.settings, "nargs": "?"}),),
     ),
 )

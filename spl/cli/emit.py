@@ -1,4 +1,4 @@
-"""`spl intend|do|know|learn` and `spl emit`: records into the daemon."""
+"""`spl intend|do|know|learn` and `spl emit`: hand records to the daemon."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import re
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from io import BufferedIOBase
 from itertools import chain
 from typing import Any, Final
@@ -14,7 +15,7 @@ from typing import Any, Final
 from ..core import canon
 from ..core.limits import MIB, Limits
 from .client import LONG_S, NDJSON, CtlError, refusal
-from .command import Command, Parser, Shell, UsageError
+from .command import Command, Shell, UsageError, arg, number
 
 RECORDS: Final = "/v1/records"
 
@@ -22,21 +23,12 @@ _READ_BYTES: Final = MIB
 _THREAD_BYTES: Final = 32
 
 
-def _say_options(parser: Parser) -> None:
-    parser.add_argument("text", help="what to record; becomes body.text")
-    parser.add_argument("--thread", metavar="TH", help="thread id (default: a new one, which is printed)")
-    parser.add_argument("--actor", metavar="DID", help="who says so (default: did:sync:user:<login>)")
-    parser.add_argument("--body", metavar="JSON", help="an object merged over the body")
-    parser.add_argument("--clock", type=int, metavar="N", help="clock of the actor in the thread (default: the next)")
-    parser.add_argument("--namespace", metavar="N", help="namespace of the record (default: default)")
-
-
-def _say(args: Namespace, shell: Shell, act: str) -> int:
+def _say(act: str, args: Namespace, shell: Shell) -> int:
     body: dict[str, Any] = {"kind": f"core.{act.lower()}", "text": args.text}
     if args.namespace:
         body["namespace"] = args.namespace
     if args.body is not None:
-        # A command line that is not UTF-8 arrives with lone surrogates; passed on they are refused as bad JSON.
+        # A command line that is not UTF-8 arrives with lone surrogates, which are refused as bad JSON.
         more = canon.decode(args.body.encode("utf-8", "surrogatepass"))
         if not isinstance(more, dict):
             raise UsageError("usage", "--body is not a JSON object")
@@ -55,22 +47,6 @@ def _say(args: Namespace, shell: Shell, act: str) -> int:
     return 0
 
 
-def _intend(args: Namespace, shell: Shell) -> int:
-    return _say(args, shell, "INTEND")
-
-
-def _do(args: Namespace, shell: Shell) -> int:
-    return _say(args, shell, "DO")
-
-
-def _know(args: Namespace, shell: Shell) -> int:
-    return _say(args, shell, "KNOW")
-
-
-def _learn(args: Namespace, shell: Shell) -> int:
-    return _say(args, shell, "LEARN")
-
-
 def login() -> str:
     """Return the login name of the process's user in the characters of a DID."""
     uid = os.getuid()
@@ -81,12 +57,8 @@ def login() -> str:
     return re.sub("[^A-Za-z0-9._-]", "-", name)
 
 
-def _emit_options(parser: Parser) -> None:
-    parser.add_argument("--file", metavar="FILE", help="read from a file instead of stdin")
-
-
 def _emit(args: Namespace, shell: Shell) -> int:
-    """Send the records in batches as they arrive, and print each result in the order of the input."""
+    """Send the records in batches as they arrive, and print the results in the order of the input."""
     code, count = 0, 0
     results: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -113,7 +85,7 @@ def _emit(args: Namespace, shell: Shell) -> int:
                 elif result.get("object") != "error":
                     shell.out.line("  ".join(text for _, text in _row(result)))
     if not count:
-        raise UsageError("usage", "there is no record in the input")
+        raise UsageError("usage", "the input holds no record")
     if shell.out.form == "json":
         shell.printed("spl.records/1", results)
     return code
@@ -143,7 +115,7 @@ def _batches(source: BufferedIOBase) -> Iterator[list[bytes]]:
 
 
 def _pieces(source: BufferedIOBase) -> Iterator[list[bytes]]:
-    """Yield the whole lines of each read, empty ones left out: a slow producer's records go out at once."""
+    """Yield the complete lines of each read without empty ones, so that a slow producer's records go out at once."""
     rest = b""
     while data := source.read1(_READ_BYTES):
         *lines, rest = (rest + data).split(b"\n")
@@ -187,42 +159,50 @@ def _row(record: dict[str, Any]) -> list[tuple[str, str]]:
 _PRINTS: Final = (
     'Prints id, thread and clock. The body is {"kind": "core.<act>", "text": TEXT}, plus --namespace and --body.'
 )
+_SAY_ARGS: Final = (
+    arg("text", help="the text of the record; becomes body.text"),
+    arg("--thread", metavar="TH", help="thread id (default: a new one, which is printed)"),
+    arg("--actor", metavar="DID", help="the author (default: did:sync:user:<login>)"),
+    arg("--body", metavar="JSON", help="an object merged over the body"),
+    arg("--clock", type=number(0, 2**63 - 1), metavar="N", help="clock of the actor in the thread (default: the next)"),
+    arg("--namespace", metavar="N", help="namespace of the record (default: default)"),
+)
 
 TREE: Final = (
     Command(
         "intend",
-        f"Records an intention, such as a task that somebody wants done (act INTEND).\n{_PRINTS}",
+        f"Records an intention, such as a task to be done (act INTEND).\n{_PRINTS}",
         "spl intend 'tag release 1.2' --thread th_release",
-        _intend,
-        _say_options,
+        partial(_say, "INTEND"),
+        _SAY_ARGS,
     ),
     Command(
         "do",
         f"Records an action that was taken (act DO).\n{_PRINTS}",
         "spl do 'tagged release 1.2' --thread th_release",
-        _do,
-        _say_options,
+        partial(_say, "DO"),
+        _SAY_ARGS,
     ),
     Command(
         "know",
         f"Records a fact (act KNOW).\n{_PRINTS}",
         "spl know 'the build takes 4 minutes' --thread th_release --body '{\"minutes\": 4}'",
-        _know,
-        _say_options,
+        partial(_say, "KNOW"),
+        _SAY_ARGS,
     ),
     Command(
         "learn",
         f"Records a lesson drawn from what happened (act LEARN).\n{_PRINTS}",
         "spl learn 'tag before the build' --thread th_release",
-        _learn,
-        _say_options,
+        partial(_say, "LEARN"),
+        _SAY_ARGS,
     ),
     Command(
         "emit",
-        "Emits records written as JSON, one object a line or one value (an object or an array of objects).\n"
-        "Each is stored or refused by itself: results come in the order of the input, and one refusal stops nothing.",
+        "Emits records written as JSON, one object per line or one value (an object or an array of objects).\n"
+        "Each is stored or refused by itself: results come in the order of the input, and a refusal stops nothing.",
         'echo \'{"thread": "th_x", "actor": "did:sync:user:me", "act": "KNOW", "body": {"n": 1}}\' | spl emit -o jsonl',
         _emit,
-        _emit_options,
+        (arg("--file", metavar="FILE", help="read from a file instead of stdin"),),
     ),
 )

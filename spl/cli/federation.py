@@ -1,19 +1,24 @@
-"""`spl federation`: pairs with other instances."""
+"""`spl federation`: the pairs with other instances."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from typing import Any, Final
 
-from ..core.when import duration_ms, span_fine
+from ..core.when import span_fine
 from . import grants, pair_page, soak, verify
-from . import pair as handshake
 from .client import quote
-from .command import Command, Group, Parser, Shell, UsageError
+from .command import PAIR, Arg, Command, Group, Shell, UsageError, arg, duration
 from .out import label_of, state_paint
+from .pair import COMMAND as PAIR_COMMAND
 from .pair import PAIRS
 
 TOKEN_BYTES_MAX: Final = 4096
 FILTERING: Final = frozenset({"relay", "thread-allow", "thread-rule"})
-"""Actions that change what is sent."""
+"""Actions that change which records are sent."""
+POLL_MS_MIN: Final = 1000
+POLL_MS_MAX: Final = 30 * 24 * 3_600_000
+
+Run = Callable[[Namespace, Shell], int]
 
 
 def _list(args: Namespace, shell: Shell) -> int:
@@ -83,8 +88,8 @@ def _set_mode(args: Namespace, shell: Shell) -> int:
 
 
 def _set_poll_interval(args: Namespace, shell: Shell) -> int:
-    interval_ms = duration_ms(args.interval)
-    return _act(args, shell, "poll-interval", {"interval_ms": interval_ms}, f"poll interval {span_fine(interval_ms)}")
+    done = f"poll interval {span_fine(args.interval)}"
+    return _act(args, shell, "poll-interval", {"interval_ms": args.interval}, done)
 
 
 def _set_relay(args: Namespace, shell: Shell) -> int:
@@ -109,18 +114,18 @@ def _thread_rule(args: Namespace, shell: Shell) -> int:
 
 
 def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], done: str) -> int:
-    """Ask for one action and print `PAIR  done` (`already_done` where nothing changed) and the state."""
+    """Ask for one action and print `PAIR  done` (`already_done` if nothing changed) and the state."""
     pair = shell.ctl.post(f"{_path(args)}/{action}", body)
     out = shell.out
     if shell.printed("spl.pair/1", pair):
         return 0
-    word = f"already_{done}" if pair.get("already") else done
+    word = (f"{done} already" if " " in done else f"already_{done}") if pair.get("already") else done
     state = pair_page.state_of(pair)
     out.line(f"{pair['pair_id']}  {word}" + (f", state {state}" if not word.endswith(state) else ""))
     if action == "poll-interval" and pair["mode"] != "polling":
-        out.note(f"it applies in mode polling; this pair's mode is {pair['mode']}")
+        out.note(f"it applies in mode polling; the mode of this pair is {pair['mode']}")
     if action == "resume" and "records" in pair:
-        out.line(f"read again from the start: {pair['records']} records were new")
+        out.line(f"read again from the start: {pair['records']} new records")
     if action == "revoke":
         _after_revoke(pair, shell)
     if action in FILTERING:
@@ -129,12 +134,12 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
 
 
 def _after_revoke(pair: dict[str, Any], shell: Shell) -> None:
-    """Tell what the end of a pair means, and how records of the peer may still arrive."""
+    """Print what the end of the pair means, and how records of the peer may still arrive."""
     peer, hubs = label_of(pair["peer_did"]), pair.get("hubs") or []
     if not pair.get("already"):
         shell.out.note(f"tokens of both directions no longer work here; {peer} is told if it can be reached")
     if pair.get("blocked"):
-        shell.out.note(f"what {peer} signed is refused from now on, also where a hub brings it")
+        shell.out.note(f"what {peer} signed is refused from now on, also through hubs")
     elif hubs:
         names = ", ".join(f"{label_of(hub['peer_did'])} ({hub['pair_id']})" for hub in hubs)
         shell.out.note(f"records that {peer} signed may still arrive through {names}; --block refuses them")
@@ -144,71 +149,22 @@ def _path(args: Namespace) -> str:
     return f"{PAIRS}/{quote(args.pair)}"
 
 
-def _pair_option(parser: Parser) -> None:
-    parser.add_argument("pair", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's DID")
+_EXPRESSION: Final = arg("expression", metavar="EXPRESSION", nargs="?", help="true for the records to send")
 
 
-def _revoke_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("--reason", help="is kept in the pair's record")
-    parser.add_argument("--block", action="store_true", help="refuse what the peer signed, also through hubs")
+def _command(verb: str, concept: str, example: str, run: Run, *args: Arg) -> Command:
+    """Return a command about one pair; the example goes on after `spl federation VERB bob`."""
+    return Command(f"federation {verb}", concept, f"spl federation {verb} bob{example}", run, (PAIR, *args))
 
-
-def _resume_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("--resync", action="store_true", help="read all from the start again and wait for it")
-
-
-def _refresh_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("--expect-key", metavar="KEY", help="the peer's key, six words or multibase, as its owner says")
-
-
-def _mode_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("mode", metavar="MODE", help="polling, continuous or on-demand")
-
-
-def _interval_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("interval", metavar="DUR", help="time between two polls, such as 30s or 5m; at least 1s")
-
-
-def _relay_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("relay", metavar="on|off", choices=("on", "off"), help="off: only what this instance signed")
-
-
-def _allow_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("thread", metavar="THREAD", nargs="*", help="a thread that is sent; repeatable")
-    parser.add_argument("--remove", action="store_true", help="name these threads no more")
-    parser.add_argument("--clear", action="store_true", help="name none: without a rule all is sent again")
-
-
-def _rule_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("expression", metavar="EXPRESSION", nargs="?", help="true for the records that are sent")
-    parser.add_argument("--clear", action="store_true", help="take the rule away: without threads named all is sent")
-
-
-_EXAMPLE: Final = "pair_a1b2c3d4"
 
 TREE: Final = (
     Group(
         "federation",
-        "A pair is the consented relation of two instances: both know each other's key and hold a token of the other.\n"
-        "Each side then pulls what the namespaces that both share hold, in the pair's mode.",
+        "A pair is the agreed relation of two instances: each knows the other's key and holds a token of the other.\n"
+        "Each side then pulls the records of the namespaces that both share, in the mode that it chose.",
         "spl federation pair https://bob.example/",
         (
-            Command(
-                "federation pair",
-                "Discovers the peer at URL, verifies its signed manifest, exchanges tokens and syncs once.\n"
-                "A peer that approves by hand answers later: the command waits --wait, the daemon until it is decided.",
-                "spl federation pair https://bob.example/ --wait 5m",
-                handshake.pair,
-                handshake.options,
-            ),
+            PAIR_COMMAND,
             Command(
                 "federation list",
                 "Lists the pairs with state, mode and the time of the last sync.\n"
@@ -216,102 +172,102 @@ TREE: Final = (
                 "spl federation list -o wide",
                 _list,
             ),
-            Command(
-                "federation show",
-                "Shows all about a pair: cursors and lag of both directions, manifest, keys, token ids, transitions.\n"
-                "A token's text is never shown once it was issued.",
-                f"spl federation show {_EXAMPLE}",
+            _command(
+                "show",
+                "Shows a pair in full: cursors and lag of both directions, manifest, keys, token ids, transitions.\n"
+                "The text of a token is never shown after it was issued.",
+                "",
                 _show,
-                _pair_option,
             ),
-            Command(
-                "federation pause",
+            _command(
+                "pause",
                 "Stops the sync of a pair in both directions; credentials stay valid and no record is lost.\n"
                 "Only the side that paused can resume.",
-                f"spl federation pause {_EXAMPLE}",
+                "",
                 _pause,
-                _pair_option,
             ),
-            Command(
-                "federation resume",
-                "Takes up the sync of a paused pair at the saved cursor.\n"
-                "All is read once more in the background, so that whatever the cursor skipped arrives too;\n"
+            _command(
+                "resume",
+                "Resumes the sync of a paused pair at the saved cursor.\n"
+                "Everything is read once more in the background, so that records behind the cursor arrive too;\n"
                 "a pair that the peer paused stays paused until the peer resumes it.",
-                f"spl federation resume {_EXAMPLE}",
+                "",
                 _resume,
-                _resume_options,
+                arg("--resync", action="store_true", help="read everything from the start again and wait for it"),
             ),
-            Command(
-                "federation revoke",
+            _command(
+                "revoke",
                 "Ends a pair for good: its tokens stop working here at once, then the peer is told.\n"
-                "What was synced stays on both sides, and so does the pair's record.",
-                f"spl federation revoke {_EXAMPLE} --reason 'laptop sold'",
+                "Synced records stay on both sides, and so does the history of the pair.",
+                " --reason 'laptop sold'",
                 _revoke,
-                _revoke_options,
+                arg("--reason", help="kept in the history of the pair"),
+                arg("--block", action="store_true", help="refuse what the peer signed, also through hubs"),
             ),
-            Command(
-                "federation refresh",
+            _command(
+                "refresh",
                 "Fetches the peer's manifest again now, after the peer rotated its key or moved.\n"
                 "It also completes a pending pair, renews a due token, and learns of the peer's pause or revocation.\n"
-                "Where two key chains of the peer contradict each other, --expect-key settles which one holds.",
-                f"spl federation refresh {_EXAMPLE}",
+                "If two key chains of the peer contradict each other, --expect-key decides which one is right.",
+                "",
                 _refresh,
-                _refresh_options,
+                arg("--expect-key", metavar="KEY", help="the peer's key, from its owner: six words or multibase"),
             ),
-            Command(
-                "federation set-token",
+            _command(
+                "set-token",
                 "Installs a token that the peer's operator minted for this pair (token mint --pair), from stdin.\n"
-                "It is tried in one call first, and the token before it stays until then.",
-                f"spl federation set-token {_EXAMPLE} < token.txt",
+                "It is tried in one call first, and the previous token stays until that succeeds.",
+                " < token.txt",
                 _set_token,
-                _pair_option,
             ),
-            Command(
-                "federation set-mode",
-                "Sets when a pair syncs: continuous holds a stream open and gets records at once, polling asks at an\n"
-                "interval, on-demand syncs only when `spl sync` is run.\n"
-                "It is this side's own choice, for what this side pulls.",
-                f"spl federation set-mode {_EXAMPLE} on-demand",
+            _command(
+                "set-mode",
+                "Sets when this side pulls: continuous holds a stream open and gets records at once, polling asks\n"
+                "at an interval, on-demand pulls only when `spl sync` runs. The peer sets its own mode for its pulls.",
+                " on-demand",
                 _set_mode,
-                _mode_options,
+                arg("mode", metavar="MODE", help="polling, continuous or on-demand"),
             ),
-            Command(
-                "federation set-poll-interval",
+            _command(
+                "set-poll-interval",
                 "Sets how long a polling pair waits between two polls; the default is 5 minutes.\n"
                 "In another mode it is stored, and applies once the mode is polling.",
-                f"spl federation set-poll-interval {_EXAMPLE} 30s",
+                " 30s",
                 _set_poll_interval,
-                _interval_options,
+                arg("interval", metavar="DUR", type=duration(POLL_MS_MIN, POLL_MS_MAX),
+                    help="time between two polls, such as 30s or 5m; from 1s to 30d"),
             ),
-            Command(
-                "federation set-relay",
-                "Sets whether the peer gets what other instances signed and this one passes on, as a hub does.\n"
-                "Off, it gets only records that this instance signed; either way only of what the pair shares.",
-                f"spl federation set-relay {_EXAMPLE} off",
+            _command(
+                "set-relay",
+                "Sets whether the peer receives records that other instances signed, as from a hub.\n"
+                "Off, it receives only records that this instance signed; in both cases only what the pair shares.",
+                " off",
                 _set_relay,
-                _relay_options,
+                arg("relay", metavar="on|off", choices=("on", "off"), help="off: only what this instance signed"),
             ),
-            Command(
-                "federation thread-allow",
-                "Narrows what the peer gets to the threads named here, and to what the pair's thread-rule is true of.\n"
-                "Without either all is sent that the pair shares; it takes effect at once and recalls nothing.",
-                f"spl federation thread-allow {_EXAMPLE} th_tasks th_release",
+            _command(
+                "thread-allow",
+                "Narrows what the peer receives to the threads named here and to records that pass the thread-rule.\n"
+                "Without either, everything that the pair shares is sent. It applies at once and recalls nothing.",
+                " th_tasks th_release",
                 _thread_allow,
-                _allow_options,
+                arg("thread", metavar="THREAD", nargs="*", help="a thread to send; repeatable"),
+                arg("--remove", action="store_true", help="remove these threads from the list"),
+                arg("--clear", action="store_true", help="empty the list: without a rule everything is sent again"),
             ),
-            Command(
-                "federation thread-rule",
-                "Narrows what the peer gets to records of which the expression is true, and to the threads allowed.\n"
-                "It asks for record.thread, .actor, .act, .namespace, .data_type, .kind and .voucher, all texts;\n"
-                "spl config add-permission-rule --help explains the language. A rule that fails is false.",
-                f"spl federation thread-rule {_EXAMPLE} 'record.thread.startsWith(\"th_public_\")'",
+            _command(
+                "thread-rule",
+                "Narrows what the peer receives to records that pass the expression, and to the allowed threads.\n"
+                "Its facts are record.thread, .actor, .act, .namespace, .data_type, .kind and .voucher, all texts;\n"
+                "spl config add-permission-rule --help explains the language. A rule that fails counts as false.",
+                " 'record.thread.startsWith(\"th_public_\")'",
                 _thread_rule,
-                _rule_options,
+                _EXPRESSION,
+                arg("--clear", action="store_true", help="remove the rule: without allowed threads everything is sent"),
             ),
-            grants.COMMAND,
             *grants.COMMANDS,
             verify.COMMAND,
             soak.COMMAND,
         ),
     ),
-)
+)  # fmt: skip

@@ -1,19 +1,26 @@
-"""`spl consent` and the grants of `spl federation`: what is shared across namespaces, with whom, at which level."""
+"""Consent: the grants of a pair, what crosses it at which level, and the projections that came below full level.
+
+The commands are `spl consent list` and, of `spl federation`, `grant`, `revoke-grant` and `projections`.
+"""
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .client import elements, quote
-from .command import Command, Group, Parser, Shell, UsageError
+from .command import PAIR, SINCE, Command, Group, Shell, UsageError, arg, limit
 from .out import label_of
 from .pair import PAIRS
 
 NONE: Final = "none"
+SHOWN: Final = 1000
+
+_PAGE: Final = 500
+_ID_CHARS: Final = 12
 
 
 def line(item: Mapping[str, Any], peer: str) -> str:
-    """Return a grant on one line, with what it lacks; `peer` is what people call the other side."""
+    """Return a grant on one line, with what is missing for its effect; `peer` names the other side to people."""
     lacks = _lacks(item, peer)
     return f"{_crossing(item)} ({_level(item)})" + (f"; {lacks}" if lacks else "")
 
@@ -33,18 +40,18 @@ def _grant(args: Namespace, shell: Shell) -> int:
 
 
 def _explain(found: Mapping[str, Any], shell: Shell) -> None:
-    """Say what the grant means, and who must do what for its full effect."""
+    """Print what the grant means, and what each side must do for its full effect."""
     out, peer = shell.out, label_of(found["peer_did"])
     if found["granted"] == "L0":
         theirs = found["peer_namespace"]
-        out.note(f"where {peer} is a hub, {found['namespace']} goes to all with whom it shares {theirs}")
+        out.note(f"if {peer} is a hub, {found['namespace']} goes to all instances with which it shares {theirs}")
     if found["level"] == "L1" or found["granted"] == "L1":
         out.note("at L1 ids and hashes travel instead of bodies; a short body can be guessed from its id")
     if found["agreed"] and found["granted"] != "L0":
-        out.note(f"{found['namespace']} was shared in full; restore that with: --hash-level L0")
-    out.note("revoking a grant stops what would come, and does not recall what was delivered")
+        out.note(f"{found['namespace']} was shared in full; --hash-level L0 restores that")
+    out.note("revoking a grant stops what would follow, and does not recall what was delivered")
     if found["unheard"]:
-        out.warn(f"! {peer} could not be told yet ({found['unheard']}); it is told as soon as it is in touch")
+        out.warn(f"! {peer} has not received the grant yet ({found['unheard']}); it will be sent on next contact")
     elif found["missing"]:
         out.warn(f"! {found['missing']}")
     if found["fix"]:
@@ -56,10 +63,10 @@ def _revoke(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.grant/1", found):
         word = "already withdrawn" if found["already"] else "withdrawn"
         shell.out.line(f"{found['pair_id']}  {word}: {found['namespace']}")
-        shell.out.note("nothing more of it is sent; what was delivered stays where it is")
+        shell.out.note("nothing more of it is sent; what was delivered stays with the peer")
         if found["unheard"]:
             peer = label_of(found["peer_did"])
-            shell.out.note(f"{peer} could not be told yet ({found['unheard']}), which changes nothing of that")
+            shell.out.note(f"{peer} has not been told yet ({found['unheard']}); this does not affect the revocation")
     return 0
 
 
@@ -83,12 +90,12 @@ def _list(args: Namespace, shell: Shell) -> int:
 
 
 def _crossing(item: Mapping[str, Any]) -> str:
-    """Return what goes where: ours with its two names, the peer's into ours."""
+    """Return which namespace crosses into which one."""
     return f"{item['namespace']} {'->' if item['direction'] == 'out' else '<-'} {', '.join(item['maps'])}"
 
 
 def _level(item: Mapping[str, Any]) -> str:
-    """Return the level that holds, with the one that was granted where they differ."""
+    """Return the effective level, with the granted one if they differ."""
     granted, level = item["granted"], item["level"]
     if granted == NONE:
         return "withdrawn"
@@ -109,94 +116,11 @@ def _maps(name: str, text: str) -> str:
     if not (local and comma and peer) or "," in peer:
         raise UsageError("usage", f"--maps {text!r} is not LOCAL,PEER")
     if local != name:
-        raise UsageError("usage", f"--maps begins with the namespace that is granted: {name},{peer}")
+        raise UsageError("usage", f"--maps begins with the namespace that --namespace names: {name},{peer}")
     return peer
 
 
-def _grant_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("--namespace", required=True, metavar="N", help="our namespace that is shared")
-    parser.add_argument("--maps", metavar="N,PEER_N", help="the peer's name for it, after ours; default: the same name")
-    parser.add_argument(
-        "--hash-level", metavar="LEVEL", choices=("L0", "L1", "L2", "L3"),
-        help="L0 exact, L1 structural, L2 flow, L3 shapes; default L1, and L0 where a namespace joins under its name",
-    )  # fmt: skip
-
-
-def _revoke_options(parser: Parser) -> None:
-    _pair_option(parser)
-    parser.add_argument("--namespace", required=True, metavar="N", help="our namespace that was shared")
-
-
-def _list_options(parser: Parser) -> None:
-    parser.add_argument("pair", nargs="?", metavar="PAIR", help="one pair; every pair without")
-
-
-def _pair_option(parser: Parser) -> None:
-    parser.add_argument("pair", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's DID")
-
-
-COMMANDS: Final = (
-    Command(
-        "federation grant",
-        "Shares one of our namespaces across the pair, into the namespace that --maps names at the peer.\n"
-        "At L1 to L3 hashes travel in place of bodies, by our word alone; L0, the records themselves, takes the same\n"
-        "grant of both sides, and behaves as L1 until then.  For a namespace that the pair shares under its own name\n"
-        "a grant only lowers the level, and L0 restores it.",
-        "spl federation grant did:sync:instance:bob --namespace music --maps music,projects/music --hash-level L1",
-        _grant,
-        _grant_options,
-    ),
-    Command(
-        "federation revoke-grant",
-        "Stops sending a namespace across the pair at once, on open streams too.\n"
-        "What was delivered is not recalled, and what the peer grants us goes on.",
-        "spl federation revoke-grant did:sync:instance:bob --namespace music",
-        _revoke,
-        _revoke_options,
-    ),
-)
-"""Commands of `spl federation`."""
-
-TREE: Final = (
-    Group(
-        "consent",
-        "Consent says which namespace crosses a pair, into which one, and at which hash level.\n"
-        "It is given with `spl federation grant` and taken back with `spl federation revoke-grant`.",
-        "spl consent list",
-        (
-            Command(
-                "consent list",
-                "Lists what both sides of each pair grant, with level, version, and what is missing for the full\n"
-                "effect; version - is what the handshake agreed.",
-                "spl consent list",
-                _list,
-                _list_options,
-            ),
-        ),
-    ),
-)
-
-
-SHOWN: Final = 1000
-
-
-_PAGE: Final = 500
-
-
-_ID_CHARS: Final = 12
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("pair", metavar="PAIR", help="a pair id, a unique prefix of one, or the peer's DID")
-    parser.add_argument("--namespace", metavar="N", help="only those that came into this namespace of ours")
-    parser.add_argument("--since", type=int, default=0, metavar="SEQ", help="only those after this sequence number")
-    parser.add_argument("--limit", type=int, default=SHOWN, metavar="N", help=f"at most so many (default {SHOWN})")
-
-
 def _projections(args: Namespace, shell: Shell) -> int:
-    if args.limit < 1 or args.since < 0:
-        raise UsageError("usage", "--limit is at least 1, --since at least 0")
     claims = list(_walk(args, shell))
     out = shell.out
     if not shell.printed("spl.projections/1", claims):
@@ -210,14 +134,14 @@ def _projections(args: Namespace, shell: Shell) -> int:
         ]  # fmt: skip
         out.table(("SEQ", "SOURCE", "LEVEL", "NAMESPACE", "THREAD", "ACT", "ACTOR", "ID"), rows)
         if not claims:
-            out.hint(f"no projections; what is granted, by whom and at which level: spl consent list {args.pair}")
+            out.hint(f"no projections; the grants and their levels: spl consent list {args.pair}")
     if len(claims) == args.limit:
-        out.note(f"go on with: spl federation projections {args.pair} --since {claims[-1]['sequence']}")
+        out.note(f"continue with: spl federation projections {args.pair} --since {claims[-1]['sequence']}")
     return 0
 
 
 def _walk(args: Namespace, shell: Shell) -> Iterator[dict[str, Any]]:
-    """Yield the claims asked for, page by page."""
+    """Yield the projections asked for, page by page."""
     after, left = args.since, args.limit
     while left > 0:
         query = [("after", str(after)), ("limit", str(min(left, _PAGE)))]
@@ -231,12 +155,63 @@ def _walk(args: Namespace, shell: Shell) -> Iterator[dict[str, Any]]:
         after = answer["next_after"]
 
 
-COMMAND: Final = Command(
-    "federation projections",
-    "Lists what the peer shows of records that it does not share in full: hashes, and what the grant's level keeps.\n"
-    "Each is a claim of the peer and no record of ours: it counts nowhere and is passed on to nobody,\n"
-    "and it is gone from here as soon as the record itself, or a finer level of it, has arrived.",
-    "spl federation projections pair_a1b2c3d4 --namespace projects/music",
-    _projections,
-    _options,
+COMMANDS: Final = (
+    Command(
+        "federation grant",
+        "Shares one of our namespaces across the pair, into the namespace that --maps names at the peer.\n"
+        "At L1 to L3 hashes travel instead of bodies, and our grant alone suffices. L0, the records themselves, takes\n"
+        "the same grant of both sides, and behaves as L1 until then. For a namespace that the pair shares under its\n"
+        "own name, a grant only lowers the level, and L0 restores it.",
+        "spl federation grant did:sync:instance:bob --namespace music --maps music,projects/music --hash-level L1",
+        _grant,
+        (
+            PAIR,
+            arg("--namespace", required=True, metavar="N", help="our namespace to share"),
+            arg("--maps", metavar="N,PEER_N", help="our name and the peer's name for it (default: the same name)"),
+            arg("--hash-level", metavar="LEVEL", choices=("L0", "L1", "L2", "L3"),
+                help="L0 exact, L1 structural, L2 flow, L3 shapes (default: L1; L0 if both names are the same)"),
+        ),
+    ),
+    Command(
+        "federation revoke-grant",
+        "Stops sending a namespace across the pair at once, on open streams too.\n"
+        "What was delivered is not recalled, and what the peer grants us continues.",
+        "spl federation revoke-grant bob --namespace music",
+        _revoke,
+        (PAIR, arg("--namespace", required=True, metavar="N", help="our namespace to withdraw")),
+    ),
+    Command(
+        "federation projections",
+        "Lists what the peer shows of records that it does not share in full: hashes, and what the level keeps.\n"
+        "A projection is a claim of the peer and not a record: it is neither counted nor relayed, and it is removed\n"
+        "once the record itself, or a finer level of it, has arrived.",
+        "spl federation projections bob --namespace projects/music",
+        _projections,
+        (
+            PAIR,
+            arg("--namespace", metavar="N", help="only those that came into this namespace of ours"),
+            SINCE,
+            limit(SHOWN),
+        ),
+    ),
+)  # fmt: skip
+"""Commands of `spl federation`."""
+
+TREE: Final = (
+    Group(
+        "consent",
+        "Consent states which namespace crosses a pair, into which one, and at which hash level.\n"
+        "`spl federation grant` gives it and `spl federation revoke-grant` withdraws it.",
+        "spl consent list",
+        (
+            Command(
+                "consent list",
+                "Lists the grants of both sides of each pair, with level, version, and what is missing for the full\n"
+                "effect; version - is what the handshake agreed.",
+                "spl consent list",
+                _list,
+                (arg("pair", nargs="?", metavar="PAIR", help="one pair (default: every pair)"),),
+            ),
+        ),
+    ),
 )

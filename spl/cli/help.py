@@ -1,4 +1,4 @@
-"""`spl help`: the overview, the page of a command, the meaning of an error code."""
+"""`spl help` and `spl version`: the overview, the page of a command, the meaning of an error code, the version."""
 
 import platform
 from argparse import Namespace
@@ -6,11 +6,7 @@ from typing import Final
 
 from ..core.errors import CODES, cli_code, http_code
 from ..core.version import VERSION
-from .command import Command, Parser, Shell, UsageError, help_of
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("topic", nargs="*", help="the words of a command, an error code, or `codes` for all of them")
+from .command import Command, Shell, UsageError, arg, help_of
 
 
 def _help(args: Namespace, shell: Shell) -> int:
@@ -25,7 +21,7 @@ def _help(args: Namespace, shell: Shell) -> int:
     else:
         entry, rest = main.find(topic)
         if rest:
-            raise UsageError("usage", f"there is no command or code '{' '.join(topic)}'", hint="spl help")
+            raise UsageError("usage", f"no command or code is named '{' '.join(topic)}'", hint="spl help")
         shell.out.lines(help_of(entry))
     return 0
 
@@ -48,16 +44,16 @@ def _version(args: Namespace, shell: Shell) -> int:
 TREE: Final = (
     Command(
         "help",
-        "Every error names a code in brackets, and a code has one cause and one next step.\n"
-        "`spl help CODE` tells both, `spl help codes` lists all codes, `spl help COMMAND` explains a command.",
+        "Every error ends with a code in brackets; a code has one cause and one next step.\n"
+        "`spl help CODE` prints both, `spl help codes` lists all codes, `spl help COMMAND` explains a command.",
         "spl help daemon-down",
         _help,
-        _options,
+        (arg("topic", nargs="*", help="the words of a command, an error code, or `codes` for all of them"),),
         result=False,
     ),
     Command(
         "version",
-        "The version of the commands installed here. `spl status` tells that of the running daemon,\n"
+        "Prints the version of the commands installed here. `spl status` prints that of the running daemon,\n"
         "which differs after an upgrade until the daemon is restarted.",
         "spl version",
         _version,

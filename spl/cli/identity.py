@@ -9,8 +9,11 @@ from typing import Any, Final
 from ..core.errors import SplError
 from ..core.limits import Limits
 from .client import CtlError
-from .command import Command, Group, Parser, Shell, UsageError
+from .command import Command, Group, Shell, UsageError, arg
 from .out import Out
+
+LABEL: Final = arg("--label", help="name inside the DID, [a-z0-9-]{1,32} (default: the host name)")
+"""Also an argument of `spl init`."""
 
 _NOT_FOUND: Final = 6
 EXPORT_BYTES_MAX: Final = 256 * 1024
@@ -29,11 +32,6 @@ def identity_facts(identity: Mapping[str, Any], out: Out) -> list[tuple[str, str
     return facts
 
 
-def _generate_options(parser: Parser) -> None:
-    parser.add_argument("--label", help="name inside the DID, [a-z0-9-]{1,32} (default: the host name)")
-    parser.add_argument("--force", action="store_true", help="make a new DID even where there is one")
-
-
 def _generate(args: Namespace, shell: Shell) -> int:
     before, running = _present(shell)
     if running:
@@ -46,11 +44,11 @@ def _generate(args: Namespace, shell: Shell) -> int:
     if not out.data("spl.identity/1", identity, lambda: str(identity["did"])):
         out.card(identity_facts(identity, out))
     if kept:
-        out.note("kept the identity that was there; its documents are rebuilt")
+        out.note("kept the existing identity and rebuilt its documents")
         if args.label and args.label != identity["label"]:
             out.warn("! a label cannot change; --force makes a new DID, which ends every pair of the old one")
     elif before is not None:
-        out.warn(f"! {before['did']} is replaced: its pairs no longer work and must be made again,")
+        out.warn(f"! {before['did']} is replaced: its pairs no longer work and must be paired again,")
         out.warn("  and its records stay signed by the old DID")
     return 0
 
@@ -66,7 +64,7 @@ def _show(args: Namespace, shell: Shell) -> int:
 
 
 def _verify(args: Namespace, shell: Shell) -> int:
-    """Check the documents that the running daemon publishes, or the keys in the home when none runs."""
+    """Check the documents that the running daemon publishes, or the keys in the home if none runs."""
     identity, running = _present(shell)
     if identity is None:
         raise SplError("identity-missing")
@@ -85,10 +83,6 @@ def _verify(args: Namespace, shell: Shell) -> int:
     return 0
 
 
-def _rotate_options(parser: Parser) -> None:
-    parser.add_argument("--compromised", action="store_true", help="the old key may be in other hands")
-
-
 def _rotate(args: Namespace, shell: Shell) -> int:
     before, running = _present(shell)
     if before is None:
@@ -101,13 +95,9 @@ def _rotate(args: Namespace, shell: Shell) -> int:
     if not out.data("spl.identity/1", identity, lambda: str(identity["did"])):
         out.card(identity_facts(identity, out))
     told = "peers are told now" if running else "peers are told when the daemon starts"
-    out.note(f"{told}, and learn it at their next refresh otherwise; the DID stays")
+    out.note(f"{told}, or learn it at their next refresh; the DID stays")
     out.hint("keep a copy of the new key: spl identity export --out FILE")
     return 0
-
-
-def _export_options(parser: Parser) -> None:
-    parser.add_argument("--out", required=True, metavar="FILE", help="is made with mode 0600 and must not exist yet")
 
 
 def _export(args: Namespace, shell: Shell) -> int:
@@ -124,13 +114,8 @@ def _export(args: Namespace, shell: Shell) -> int:
     facts = {"did": before["did"], "path": str(path)}
     if not shell.out.data("spl.identity_export/1", facts, lambda: str(path)):
         shell.out.line(f"✓ {before['did']} is in {path}")
-    shell.out.note("whoever has this file is this instance: keep it where nobody else reads")
+    shell.out.note("anyone with this file can act as this instance: keep it where no one else can read it")
     return 0
-
-
-def _import_options(parser: Parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="made by `spl identity export`")
-    parser.add_argument("--force", action="store_true", help="even where there is another identity")
 
 
 def _import(args: Namespace, shell: Shell) -> int:
@@ -146,12 +131,12 @@ def _import(args: Namespace, shell: Shell) -> int:
         identity = _offline(shell).import_identity(Path(shell.home), text, args.force)
     if not shell.out.data("spl.identity/1", identity, lambda: str(identity["did"])):
         shell.out.card(identity_facts(identity, shell.out))
-    shell.out.note("two daemons with one identity break each other's pairs: stop the one this came from")
+    shell.out.note("two daemons with one identity break each other's pairs: stop the daemon this identity came from")
     return 0
 
 
 def _write_secret(path: Path, text: str) -> None:
-    """Write a new file that only its owner may read, durable when this returns."""
+    """Write a new file that only its owner may read, and sync it to the disk."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
@@ -163,7 +148,7 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def _present(shell: Shell) -> tuple[dict[str, Any] | None, bool]:
-    """Return (the identity or None, whether a daemon told it).
+    """Return (the identity or None, whether a running daemon reported it).
 
     Without a daemon at the home's socket, the home itself is read.
     """
@@ -175,7 +160,7 @@ def _present(shell: Shell) -> tuple[dict[str, Any] | None, bool]:
         if exc.code != "daemon-down" or shell.distant:
             raise
     home = Path(shell.home)
-    if not home.is_dir():  # a question is no reason to make a home
+    if not home.is_dir():  # a query must not create a home
         return None, False
     identity: dict[str, Any] | None = _offline(shell).show_identity(home)
     return identity, False
@@ -189,16 +174,16 @@ TREE: Final = (
     Group(
         "identity",
         "An identity is a signing key and the DID that certifies it; the DID signs records and the manifest.\n"
-        "These commands work with a running daemon, and on the home itself where none runs.",
+        "These commands work with a running daemon, and on the home itself if none runs.",
         "spl identity show",
         (
             Command(
                 "identity generate",
                 "Makes this instance's key and DID, and publishes its documents.\n"
-                "An identity that exists is kept and its documents are rebuilt, so repeating this is harmless.",
+                "An existing identity is kept and its documents are rebuilt, so repeating this is harmless.",
                 "spl identity generate --label alice",
                 _generate,
-                _generate_options,
+                (LABEL, arg("--force", action="store_true", help="make a new DID even if there is one")),
             ),
             Command(
                 "identity show",
@@ -209,34 +194,37 @@ TREE: Final = (
             ),
             Command(
                 "identity verify",
-                "Checks what others check: that the DID certifies its key and the signed documents verify.\n"
-                "With a running daemon the published documents are checked, else the keys in the home.",
+                "Checks what peers check: the DID certifies its key and the signed documents verify.\n"
+                "With a running daemon it checks the published documents, otherwise the keys in the home.",
                 "spl identity verify",
                 _verify,
             ),
             Command(
                 "identity rotate",
-                "Signs with a new key from now on; a signed statement of the old key hands over, and the DID stays.\n"
-                "With --compromised, records under the old key count only where known, or from this instance.",
+                "Signs with a new key from now on; the old key signs a statement that hands over, and the DID stays.\n"
+                "With --compromised, records under the old key count only if known already, or from this instance.",
                 "spl identity rotate",
                 _rotate,
-                _rotate_options,
+                (arg("--compromised", action="store_true", help="someone else may have the old key"),),
             ),
             Command(
                 "identity export",
                 "Writes the identity with its secret keys to a new file that only you can read.\n"
-                "It is the one thing that cannot be made again: without it a lost home loses its DID and its pairs.",
+                "It cannot be made again: without this file a lost home loses its DID and its pairs.",
                 "spl identity export --out alice.identity",
                 _export,
-                _export_options,
+                (arg("--out", required=True, metavar="FILE", help="created with mode 0600; must not exist yet"),),
             ),
             Command(
                 "identity import",
-                "Takes over an exported identity, as into a new home after a loss, and publishes it at once.\n"
+                "Imports an exported identity, such as into a new home after a loss, and publishes it at once.\n"
                 "A home with another identity refuses it without --force.",
                 "spl identity import alice.identity",
                 _import,
-                _import_options,
+                (
+                    arg("file", metavar="FILE", help="written by `spl identity export`"),
+                    arg("--force", action="store_true", help="replace another identity"),
+                ),
             ),
         ),
     ),

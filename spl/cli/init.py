@@ -6,14 +6,10 @@ from typing import Any, Final, cast
 
 from ..home.home import init_home
 from .client import tilde
-from .command import Command, Parser, Shell
-from .identity import identity_facts
+from .command import Command, Shell
+from .identity import LABEL, identity_facts
 
 _PARTS: Final = ("config", "identity", "token")
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("--label", help="name inside the DID, [a-z0-9-]{1,32} (default: the host name)")
 
 
 def _init(args: Namespace, shell: Shell) -> int:
@@ -27,7 +23,7 @@ def _init(args: Namespace, shell: Shell) -> int:
         out.line(f"Kept as before: {', '.join(kept)}.")
     out.card(identity_facts(made, out))
     if args.label and args.label != made["label"]:
-        out.warn(f"! the identity is labelled {made['label']} already; a label cannot change")
+        out.warn(f"! the identity keeps its label {made['label']}; a label cannot change")
     out.hint("hint: start the daemon with: spl serve")
     return 0
 
@@ -35,10 +31,10 @@ def _init(args: Namespace, shell: Shell) -> int:
 TREE: Final = (
     Command(
         "init",
-        "A home holds everything of one instance: configuration, keys, secrets and records.\n"
-        "`init` makes what is missing and keeps what is there, so running it twice is harmless.",
+        "Creates the home folder, which holds everything of one instance: configuration, keys, secrets and records.\n"
+        "It creates what is missing and keeps what exists, so running it twice is harmless.",
         "spl init --label alice",
         _init,
-        _options,
+        (LABEL,),
     ),
 )

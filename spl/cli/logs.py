@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Final, NamedTuple
 
-from .command import Command, Parser, Shell, UsageError
+from .command import Command, Shell, UsageError, arg, number
 
 LINES_DEFAULT: Final = 100
 LINES_MAX: Final = 1_000_000
@@ -24,13 +24,13 @@ Line = Mapping[str, Any]
 
 
 class Filter(NamedTuple):
-    """What a line must have: the exact value, one that begins with it, or a level at least as grave."""
+    """One condition on a line: an exact value, the beginning of one, or a minimum level."""
 
     key: str
     value: str
 
     def takes(self, line: Line) -> bool:
-        """Tell whether the line has it."""
+        """Return whether the line meets the condition."""
         found = str(line.get(self.key, ""))
         if self.key == "level" and found in LEVELS:
             return LEVELS.index(found) >= LEVELS.index(self.value)
@@ -53,7 +53,7 @@ def filters_of(words: list[str]) -> list[Filter]:
 
 
 def parse(text: str) -> Line:
-    """Return the members of one line, logfmt or JSON; what is neither has them as `msg`."""
+    """Return the members of one line of logfmt or JSON; any other line becomes `msg`."""
     if text.startswith("{"):
         try:
             value = json.loads(text)
@@ -66,7 +66,7 @@ def parse(text: str) -> Line:
 def newest(folder: str, count: int, filters: list[Filter]) -> list[str]:
     """Return the last `count` lines that pass, oldest first; rotated files are read as far back as needed."""
     found: deque[str] = deque()
-    for name in ["spl.log", *(f"spl.log.{number}" for number in range(1, _FILES))]:
+    for name in ["spl.log", *(f"spl.log.{age}" for age in range(1, _FILES))]:
         try:
             file = open(os.path.join(folder, name), "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
@@ -82,7 +82,7 @@ def newest(folder: str, count: int, filters: list[Filter]) -> list[str]:
 
 
 def follow(folder: str, filters: list[Filter], wait: Callable[[], object]) -> Iterator[str]:
-    """Yield lines that pass as they are written, from now on; goes on in the new file when the log is rotated."""
+    """Yield lines that pass as they are written, from now on, also after the log is rotated."""
     path = os.path.join(folder, "spl.log")
     file, rest, rotated = _at_end(path), b"", False
     try:
@@ -96,7 +96,7 @@ def follow(folder: str, filters: list[Filter], wait: Callable[[], object]) -> It
             if piece:
                 continue
             if rotated:
-                # Seen before this last look at the old file, so nothing more is written there.
+                # The rotation came before this last read of the old file, so nothing more is written there.
                 file, rest, rotated = _reopened(file, path), b"", False
             elif _is_rotated(file, path):
                 rotated = True
@@ -156,7 +156,7 @@ def _reopened(file: BinaryIO | None, path: str) -> BinaryIO | None:
 
 
 def _is_rotated(file: BinaryIO | None, path: str) -> bool:
-    """Tell whether another file stands under the log's name."""
+    """Return whether the log's name refers to another file now."""
     try:
         there = os.stat(path).st_ino
     except FileNotFoundError:
@@ -164,16 +164,8 @@ def _is_rotated(file: BinaryIO | None, path: str) -> bool:
     return file is None or os.fstat(file.fileno()).st_ino != there
 
 
-def _options(parser: Parser) -> None:
-    parser.add_argument("filters", nargs="*", metavar="KEY=VALUE", help="only lines with this; level means at least")
-    parser.add_argument("-n", "--lines", type=int, default=LINES_DEFAULT, metavar="N", help="how many (default 100)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as lines are written, until Ctrl-C")
-
-
 def _logs(args: Namespace, shell: Shell) -> int:
     filters = filters_of(args.filters)
-    if not 0 <= args.lines <= LINES_MAX:
-        raise UsageError("usage", f"-n is a number from 0 to {LINES_MAX:,}")
     folder = os.path.join(shell.home, "logs")
     texts = newest(folder, args.lines, filters) if args.lines else []
     if args.follow:
@@ -191,7 +183,7 @@ def _logs(args: Namespace, shell: Shell) -> int:
 
 
 def _print(text: str, shell: Shell) -> None:
-    """Print one line: as it stands to people, as one JSON object to programs."""
+    """Print one line: unchanged to people, as a JSON object to programs."""
     if shell.out.form in ("json", "jsonl"):
         shell.out.json_line(parse(text))
     else:
@@ -201,10 +193,15 @@ def _print(text: str, shell: Shell) -> None:
 TREE: Final = (
     Command(
         "logs",
-        "Prints the last lines of this home's log, also while no daemon runs; federation stands under\n"
-        "target=syncropel_engine::federation. Each KEY=VALUE narrows it; a value may end with * for any rest.",
+        "Prints the last lines of this home's log, also if no daemon runs; federation logs under\n"
+        "target=syncropel_engine::federation. Each KEY=VALUE narrows the output; VALUE may end with * for any rest.",
         "spl logs -n 50 target=syncropel_engine::federation level=warning",
         _logs,
-        _options,
+        (
+            arg("filters", nargs="*", metavar="KEY=VALUE", help="only lines with this value; level means at least"),
+            arg("-n", "--lines", type=number(0, LINES_MAX), default=LINES_DEFAULT, metavar="N",
+                help=f"number of lines (default {LINES_DEFAULT})"),
+            arg("-f", "--follow", action="store_true", help="print new lines as they are written, until Ctrl-C"),
+        ),
     ),
-)
+)  # fmt: skip

@@ -1,7 +1,7 @@
-"""The command tree: finds the command in the words, loads its file alone, runs it, turns errors into exit codes.
+"""The command tree: find the command, import its file alone, run it, turn errors into exit codes.
 
-A client command is to start in a few tens of milliseconds, so the table below
-names files, and a file is imported when its command is called.
+A client command starts in a few tens of milliseconds because the table below names files, and a file is imported when
+its command is called.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from .out import Out
 
 
 class CommandPlace(NamedTuple):
-    """Where a first word is explained: its file, its line in `spl help`, and whether further words follow."""
+    """The file of a first word, its line in `spl help`, and whether a second word follows."""
 
     file: str
     summary: str
@@ -29,21 +29,21 @@ class CommandPlace(NamedTuple):
 PLACES: Final[Mapping[str, CommandPlace]] = {
     "init": CommandPlace("init", "Create the home folder, identity and admin token."),
     "serve": CommandPlace("serve", "Run the daemon."),
-    "status": CommandPlace("status", "Show what the daemon does and what needs attention."),
-    "doctor": CommandPlace("doctor", "Find what is wrong, and say what mends it."),
+    "status": CommandPlace("status", "Show the state of the daemon and what needs attention."),
+    "doctor": CommandPlace("doctor", "Find what is wrong and how to fix it."),
     "logs": CommandPlace("logs", "Read this home's log, filtered."),
-    "health": CommandPlace("status", "Tell whether the daemon answers."),
+    "health": CommandPlace("status", "Check that the daemon answers."),
     "identity": CommandPlace("identity", "Generate, show and verify this instance's identity.", group=True),
     "federation": CommandPlace("federation", "Pair with other instances and manage the pairs.", group=True),
     "sync": CommandPlace("sync", "Sync with paired instances now."),
-    "aitl": CommandPlace("aitl", "Decide what waits for a person, such as pair requests.", group=True),
+    "aitl": CommandPlace("aitl", "Decide requests that wait for a person, such as pair requests.", group=True),
     "intend": CommandPlace("emit", "Emit a record of an intention."),
     "do": CommandPlace("emit", "Emit a record of an action."),
     "know": CommandPlace("emit", "Emit a record of a fact."),
     "learn": CommandPlace("emit", "Emit a record of a lesson."),
     "emit": CommandPlace("emit", "Emit records written as JSON."),
     "thread": CommandPlace("threads", "List, snapshot and restore threads and their records.", group=True),
-    "store": CommandPlace("storage", "Check the log on disk and show its sizes.", group=True),
+    "store": CommandPlace("storage", "Check the log on disk and show its size.", group=True),
     "debug": CommandPlace("debug", "Compare records, threads and snapshots.", group=True),
     "namespace": CommandPlace("namespaces", "Create and list namespaces, which separate tenants.", group=True),
     "consent": CommandPlace("grants", "List what is shared across pairs, and at which level.", group=True),
@@ -59,37 +59,42 @@ HOME_DEFAULT: Final = "~/.syncro"
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_BEGINNING_CHARS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; the console entry."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         return run(words, os.environ, cast(BufferedIOBase, sys.stdin.buffer), sys.stdout, sys.stderr)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader went away. What is still buffered must not raise again while the interpreter exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        return _BROKEN_PIPE  # the reader of the result went away
+    finally:
+        _drop_unwritten()
 
 
 def run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, stdout: TextIO, stderr: TextIO) -> int:
     """Run one command line against these streams and return its exit code."""
     out = Out(stdout, stderr, env, now_ms)
     try:
-        return _run(argv, env, stdin, out)
+        try:
+            return _run(argv, env, stdin, out)
+        except ModuleNotFoundError as exc:
+            raise SplError("dependency-missing", f"the Python package {exc.name} is not installed") from exc
+        finally:
+            out.end()
     except SplError as exc:
         out.failure(exc)
         return exc.exit_code
-    finally:
-        out.end()
 
 
 def find(argv: list[str]) -> tuple[Command | Group | None, list[str]]:
-    """Return the command that the words name (None without any), and the rest of the command line.
+    """Return the command that the words name (None without words), and the rest of the command line.
 
-    Common options may stand before and between the words.  Raises UsageError for unknown words.
+    Common options may stand before and between the words.  Raises UsageError for unknown words and options.
     """
     before, noun, rest = _next_word(argv)
     if noun is None:
@@ -120,20 +125,71 @@ def now_ms() -> int:
 
 
 def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Out) -> int:
-    entry, rest = find(["version", *argv[1:]] if argv[:1] == ["--version"] else argv)
+    entry, rest = find(["version", *argv[1:]] if argv[:1] in (["--version"], ["-V"]) else argv)
+    if entry is None and rest and not _asks_help(rest):
+        raise UsageError("usage", f"'{rest[0]}' stands without a command", hint="spl help lists the commands")
     if entry is None or _asks_help(rest):
         out.lines(overview() if entry is None else help_of(entry))
         return 0
     if isinstance(entry, Group):
-        raise UsageError("usage", f"'{entry.name}' needs a command", hint=f"spl {entry.name} --help")
+        verbs = ", ".join(command.name.rpartition(" ")[2] for command in entry.commands)
+        raise UsageError("usage", f"'{entry.name}' needs a command: {verbs}", hint=f"spl {entry.name} --help")
     args = parser_of(entry).parse_args(rest)
     if entry.result:
         out.form, out.quiet, out.verbose = args.output, args.quiet, args.verbose
-    home = args.home or env.get("SYNCROPEL_HOME") or HOME_DEFAULT
-    shell = Shell(
-        os.path.abspath(os.path.expanduser(home)), env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load
-    )
+    shell = Shell(_home(args.home, env), env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load)
     return entry.run(args, shell)
+
+
+def _home(given: str | None, env: Mapping[str, str]) -> str:
+    """Return the absolute path of the home folder.  Raises SplError "home-unusable" if there is none to be found.
+
+    A process without HOME and without a login name, as in some containers, would otherwise get a folder named "~"
+    and a new identity in each working folder.
+    """
+    text = given or env.get("SYNCROPEL_HOME") or HOME_DEFAULT
+    path = os.path.expanduser(text)
+    if path.startswith("~") or (text.startswith("~/") and not os.path.isabs(env.get("HOME", "/"))):
+        raise SplError(
+            "home-unusable", f"{text} names no folder: this user has no home folder",
+            hint="set SYNCROPEL_HOME or HOME to an absolute path, or give --home DIR",
+        )  # fmt: skip
+    if "\0" in path:
+        raise SplError("home-unusable", "a path holds no NUL character", hint="give --home DIR")
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as exc:
+        raise SplError(
+            "home-unusable", f"{text} is relative, and the current folder was removed",
+            hint="set SYNCROPEL_HOME to an absolute path, or change to another folder",
+        ) from exc  # fmt: skip
+
+
+def _open_streams() -> None:
+    """Open closed standard streams on /dev/null.
+
+    Otherwise Python has no stream there at all, and the next file that is opened, such as the log of records, would
+    get descriptor 1 or 2 and with it whatever a library prints.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            found = os.open(os.devnull, os.O_RDWR)
+            if found != number:
+                os.dup2(found, number)
+                os.close(found)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - as long as we run
+
+
+def _drop_unwritten() -> None:
+    """Drop output that cannot be written, so that the interpreter does not try again at exit and change the code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def overview() -> str:
@@ -142,10 +198,10 @@ def overview() -> str:
     rows = [f"  {noun:<{width}}  {summary}" for noun, (_, summary, _) in PLACES.items()]
     return "\n".join([
         "usage: spl COMMAND [options]", "",
-        "An instance keeps records in threads and syncs them with the instances it is paired with.",
-        "One daemon (`spl serve`) does the work; every other command asks it.", "",
+        "An instance keeps records in threads and syncs them with the instances that it is paired with.",
+        "One daemon (`spl serve`) does the work; the other commands ask it.", "",
         "commands:", *rows, "",
-        "`spl COMMAND --help` explains one; `spl help CODE` explains an error code.", "",
+        "`spl COMMAND --help` explains a command, `spl help CODE` an error code.", "",
         "example:", "  spl init", "",
     ])  # fmt: skip
 
@@ -156,7 +212,7 @@ def _entries(noun: str) -> dict[str, Command | Group]:
 
 
 def _next_word(argv: list[str]) -> tuple[list[str], str | None, list[str]]:
-    """Return (the options before it, the first word, what follows it)."""
+    """Return (the options before the first word, the word, the rest)."""
     at = 0
     while at < len(argv) and argv[at].startswith("-") and argv[at] != "--":
         at += 2 if argv[at] in VALUED else 1
@@ -171,20 +227,22 @@ def _asks_help(rest: list[str]) -> bool:
 
 
 def _unknown(words: str) -> UsageError:
-    """Return the error for unknown words, with the nearest command where one is near.
+    """Return the error for unknown words; it names the nearest command if one is near.
 
-    A verb without its noun counts as near: `pair` means `federation pair`; a misspelt one less than a misspelt noun.
+    A verb without its noun is near (`pair` means `federation pair`), a misspelt one less so than a misspelt noun; the
+    beginning of a noun (`fed`) is as near as one wrong letter.  Of equally near ones the first of `spl help` is named.
     """
     names = list(PLACES)
     for noun in [noun for noun, place in PLACES.items() if place.group]:
         group = _entries(noun)[noun]
         assert isinstance(group, Group)
         names += [command.name for command in group.commands]
-    verbs = [_distance(words, name.rpartition(" ")[2]) for name in names]
-    ranked = sorted(
-        (min(_distance(words, name), cost + (cost > 0)), name) for cost, name in zip(verbs, names, strict=True)
-    )
-    cost, name = ranked[0]
+    ranked = []
+    for name in names:
+        cost = _distance(words, name.rpartition(" ")[2])
+        begun = 1 if len(words) >= _BEGINNING_CHARS and name.startswith(words) else len(words)
+        ranked.append((min(_distance(words, name), cost + (cost > 0), begun), name))
+    cost, name = min(ranked, key=lambda item: item[0])
     if cost > max(1, len(words) // 3):
         return UsageError("usage", f"unknown command '{words}'", hint="spl help lists the commands")
     return UsageError("usage", f"unknown command '{words}'. Did you mean '{name}'?")

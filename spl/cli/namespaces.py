@@ -5,19 +5,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .client import quote
-from .command import Command, Group, Parser, Shell
+from .command import Command, Group, Shell, arg
 from .out import column, label_of, scopes_text
 
 NAMESPACES: Final = "/v1/namespaces"
 
 _CONCEPT: Final = (
-    "Namespaces keep several tenants apart inside one daemon: a record names its own in body.namespace, and a token\n"
-    "may reach only some. A namespace is private until it is shared: a pair agrees on what it carries, by name.\n"
+    "Namespaces separate tenants inside one daemon: a record names its own in body.namespace, and a token may reach\n"
+    "only some of them. A namespace is private until it is shared: a pair agrees on what it carries, by name.\n"
     "\n"
-    "Multi-tenancy in one daemon needs no second instance: make a namespace for each tenant, and give each a token\n"
-    "that is bound to it. A tenant's token writes into its namespace, reads nothing else, and learns nothing of the\n"
-    "others: a record of another tenant and one that does not exist look the same, and neither is counted. A name\n"
-    "does not include those below it: bind a token to each of acme and acme/web that it shall reach."
+    "Several tenants need no second instance: make a namespace for each tenant, and mint a token bound to it. That\n"
+    "token writes into its namespace, reads nothing else, and learns nothing about other tenants: a record of another\n"
+    "tenant and one that does not exist look the same, and neither is counted. A name does not include the names\n"
+    "below it: bind a token to each of acme and acme/web that it is to reach."
 )
 _TENANT: Final = (
     "spl namespace create acme\n"
@@ -27,22 +27,15 @@ _TENANT: Final = (
 )
 
 
-def _name_option(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help="up to 4 segments of a-z, 0-9, _ and -, joined by /")
-
-
-def _create_options(parser: Parser) -> None:
-    _name_option(parser)
-    parser.add_argument("--shared", action="store_true", help="let pairs agree on it without being asked by name")
-
-
 def _create(args: Namespace, shell: Shell) -> int:
     found = shell.ctl.post(NAMESPACES, {"name": args.name, "shared": args.shared})
     if not shell.printed("spl.namespace/1", found):
         word = "already_exists" if found["already"] else "active again" if found["revived"] else "created"
         shell.out.line(f"{found['name']}  {word} ({_mark(found)})")
         if not found["shared"]:
-            shell.out.hint(f"hint: pairs do not agree on it unasked; that takes: spl namespace share {found['name']}")
+            shell.out.hint(
+                f"hint: new pairs do not include it by default; to include it: spl namespace share {found['name']}"
+            )
     return 0
 
 
@@ -68,7 +61,7 @@ def _share(args: Namespace, shell: Shell) -> int:
     found = _act(args, shell, "share", "shared")
     if not found["already"]:
         name = found["name"]
-        shell.out.note("pairs that are made from now on may agree on it; for one that stands there is:")
+        shell.out.note("new pairs include it by default; for an existing pair:")
         shell.out.note(f"spl federation grant PAIR --namespace {name} --maps {name},{name} --hash-level L0")
     return 0
 
@@ -82,8 +75,10 @@ def _unshare(args: Namespace, shell: Shell) -> int:
 def _archive(args: Namespace, shell: Shell) -> int:
     found = _act(args, shell, "archive", "archived")
     if not found["already"]:
-        shell.out.note("no more is written into it or below, and no pair gets it; what it holds can still be read")
-        shell.out.note(f"spl namespace create {found['name']} brings it back")
+        shell.out.note(
+            "nothing more is written into it or below it, and no pair receives it; its records can still be read"
+        )
+        shell.out.note(f"spl namespace create {found['name']} makes it active again")
     return 0
 
 
@@ -95,7 +90,7 @@ def _delete(args: Namespace, shell: Shell) -> int:
 
 
 def _act(args: Namespace, shell: Shell, action: str, done: str) -> dict[str, Any]:
-    """Ask for one action, print `NAME  done` (`already_done` where nothing changed), and return the namespace."""
+    """Ask for one action, print `NAME  done` (`already_done` if nothing changed), and return the namespace."""
     found: dict[str, Any] = shell.ctl.post(f"{_path(args)}/{action}", {})
     if not shell.printed("spl.namespace/1", found):
         shell.out.line(f"{found['name']}  {'already_' if found['already'] else ''}{done}")
@@ -103,11 +98,11 @@ def _act(args: Namespace, shell: Shell, action: str, done: str) -> dict[str, Any
 
 
 def _still_sharing(found: Mapping[str, Any], shell: Shell) -> None:
-    """Say which pairs go on sharing it: taking the mark away changes no agreement."""
+    """Print which pairs still share it: removing the mark changes no agreement."""
     for pair in found["pairs"]:
         peer = label_of(pair["peer_did"])
         end = f"spl federation revoke-grant {pair['pair_id']} --namespace {found['name']}"
-        shell.out.note(f"{pair['pair_id']} goes on sharing it with {peer}; {end} ends that")
+        shell.out.note(f"{pair['pair_id']} still shares it with {peer}; to end that: {end}")
 
 
 def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -123,11 +118,11 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _mark(found: Mapping[str, Any]) -> str:
-    return "shared: pairs may agree on it" if found["shared"] else "private: pairs need to name it"
+    return "shared: new pairs include it" if found["shared"] else "private: pairs include it by name only"
 
 
 def _pair(pair: Mapping[str, Any]) -> str:
-    level = f"{pair['level']}, there {pair['peer_namespace']}" if pair["level"] else "not sent at present"
+    level = f"{pair['level']}, as {pair['peer_namespace']} at the peer" if pair["level"] else "not sent at present"
     return f"{pair['pair_id']}  {label_of(pair['peer_did'])}  {level}"
 
 
@@ -139,6 +134,8 @@ def _path(args: Namespace) -> str:
     return f"{NAMESPACES}/{quote(args.name)}"
 
 
+_NAME: Final = arg("name", metavar="NAME", help="up to 4 segments of a-z, 0-9, _ and -, joined by /")
+
 TREE: Final = (
     Group(
         "namespace",
@@ -147,58 +144,58 @@ TREE: Final = (
         (
             Command(
                 "namespace create",
-                "Registers a namespace; the ones above it must exist. It is private until it is shared.\n"
-                "An archived one is brought back as it was, with all that it holds.",
+                "Registers a namespace; those above it must exist. It is private until it is shared.\n"
+                "An archived one becomes active again, with everything that it holds.",
                 "spl namespace create music --shared",
                 _create,
-                _create_options,
+                (_NAME, arg("--shared", action="store_true", help="mark it as shared: new pairs include it")),
             ),
             Command(
                 "namespace list",
-                "Lists every namespace with its state, whether pairs may agree on it unasked, and its records.\n"
-                "The namespace default is always there and shared.",
+                "Lists every namespace with its state, whether new pairs include it, and its records.\n"
+                "The namespace default always exists and is shared.",
                 "spl namespace list",
                 _list,
             ),
             Command(
                 "namespace show",
                 "Shows one namespace: state, records, the pairs that share it and the tokens bound to it.\n"
-                "For each pair it says at which level, and what the peer calls it.",
+                "For each pair it shows the level, and the peer's name for it.",
                 "spl namespace show music",
                 _show,
-                _name_option,
+                (_NAME,),
             ),
             Command(
                 "namespace share",
-                "Marks a namespace as shared: pairs to come may agree on it without being asked by name.\n"
-                "A pair carries what both sides marked, or named; whoever shares it with the peer gets it from there.",
+                "Marks a namespace as shared: new pairs include it without naming it.\n"
+                "A pair carries what both sides marked or named; the peer's own peers may receive it from the peer.",
                 "spl namespace share music",
                 _share,
-                _name_option,
+                (_NAME,),
             ),
             Command(
                 "namespace unshare",
-                "Takes the mark away, so that pairs to come agree on it only by name.\n"
-                "Pairs that share it already go on: end that for each by revoke-grant.",
+                "Removes the mark, so that new pairs include the namespace only by name.\n"
+                "Pairs that share it already continue: end each with revoke-grant.",
                 "spl namespace unshare music",
                 _unshare,
-                _name_option,
+                (_NAME,),
             ),
             Command(
                 "namespace archive",
-                "Puts a namespace away: nothing more is written into it or below it, and pairs stop sharing it.\n"
-                "Reads go on, and nothing is lost.",
+                "Closes a namespace: nothing more is written into it or below it, and pairs stop sharing it.\n"
+                "It can still be read, and nothing is lost.",
                 "spl namespace archive music",
                 _archive,
-                _name_option,
+                (_NAME,),
             ),
             Command(
                 "namespace delete",
-                "Forgets a namespace that holds no records, has no active one below it, and is shared by no pair.\n"
+                "Deletes a namespace that holds no records, has no active one below it, and is shared by no pair.\n"
                 "Records are never deleted: archive a namespace that holds some.",
                 "spl namespace delete music",
                 _delete,
-                _name_option,
+                (_NAME,),
             ),
         ),
     ),

@@ -1,15 +1,16 @@
-"""What the commands print: results to stdout, talk to stderr, for people and for programs.
+"""What the commands print: results to stdout, notes and errors to stderr, for people and for programs.
 
-Everything passes through `Out`, so that text from elsewhere (labels, reasons,
-record bodies) cannot move a terminal's cursor, and a terminal without UTF-8 gets
-its ASCII marks.  A tty is read by people: there times are relative, DIDs short
-and states coloured; into a pipe go full values.
+All text passes through `Out`.  Labels, reasons and record bodies come from peers, so what a terminal would act on or
+hide (controls, direction marks, zero-width characters) is written out as an escape, in tables, cards and errors alike;
+colours are added after that.  A terminal without UTF-8 gets ASCII marks.  A tty is read by people: times are relative
+there, DIDs short and states coloured; a pipe gets full values.
 """
 
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
@@ -24,10 +25,15 @@ RED: Final = "31"
 DIM: Final = "2"
 
 _ASCII: Final = str.maketrans({"✓": "ok", "✗": "FAIL", "·": "-", "→": "->", "…": "..."})
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+"""What a terminal acts on or hides: C0, C1, soft hyphen, direction and format marks, zero widths, surrogates, tags."""
 _LABEL_CHARS: Final = 18  # the left column of a detail view
 _FACT_CHARS: Final = 10  # the left column under an error
 _GAP: Final = "  "
+_REDRAW: Final = "\r\x1b[K"
 _FINGERPRINT: Final = re.compile(r"-[0-9a-f]{24}\Z")
 _INSTANCE: Final = "did:sync:instance:"
 _SCOPES: Final = {
@@ -42,8 +48,12 @@ Paint = Callable[[str], str]
 """Returns the colour of a cell as an SGR parameter such as "32"; "" for none."""
 
 
+class OutputError(SplError):
+    """The result cannot be written, such as onto a full disk."""
+
+
 class Out:
-    """Where a command's words go, and how they look there."""
+    """Writes a command's results and messages, each in the form that its reader wants."""
 
     def __init__(
         self, stdout: TextIO, stderr: TextIO, env: Mapping[str, str], now_ms: Callable[[], int], form: str = "table"
@@ -67,7 +77,7 @@ class Out:
 
     @property
     def interactive(self) -> bool:
-        """Whether a person sees what is said, as it is said: then a state is drawn in place."""
+        """Whether a person watches the messages: then a state is drawn in place."""
         return self._tty_err
 
     @property
@@ -78,41 +88,46 @@ class Out:
     # results
 
     def line(self, text: str = "") -> None:
-        """Print one line of the result, and show it at once."""
-        _write(self._stdout, clean(text))
+        """Print one line of the result at once."""
+        self._result(clean(text))
+
+    def marked(self, mark: str, color: str, text: str) -> None:
+        """Print an indented line that begins with a coloured mark."""
+        self._result(f"  {self.paint(clean(mark), color)}  {clean(text)}".rstrip())
 
     def raw(self, data: bytes) -> None:
         """Print bytes of a file format as they are; on a terminal as text that cannot drive it."""
         if self._tty:
             self.lines(data.decode(errors="replace"))
             return
-        self._stdout.flush()
-        cast(TextIOWrapper, self._stdout).buffer.write(data)
+        try:
+            self._stdout.flush()
+            cast(TextIOWrapper, self._stdout).buffer.write(data)
+        except OSError as exc:
+            raise self._failed(exc) from exc
 
     def lines(self, text: str) -> None:
         """Print a text of several lines, such as a help page."""
-        for line in text.splitlines():
+        for line in text.removesuffix("\n").split("\n"):  # not splitlines(), which also cuts at U+2028 and hides it
             self.line(line)
 
     def data(self, schema: str, data: Any, instance: Callable[[], str | None]) -> bool:
-        """Print the result for programs and return True, or return False when people asked.
+        """Print the result for programs and return True; return False if the form is one for people.
 
-        json: one envelope `{schema, generated_at, instance, data}`; jsonl: one line an element of a list,
-        one line for anything else.  `instance` is only called where its answer is printed.
+        json: one envelope `{schema, generated_at, instance, data}`; jsonl: one line per element of a list, one
+        line for any other value.  `instance` is called for the form json alone.
         """
         if self.form == "jsonl":
             for item in data if isinstance(data, list) else [data]:
                 self.json_line(item)
         elif self.form == "json":
             head = {"schema": schema, "generated_at": text_of(self.now_ms()), "instance": instance()}
-            text = json.dumps({**head, "data": data}, ensure_ascii=False, indent=2)
-            _write(self._stdout, _CONTROL.sub(_json_escape, text) if not text.isascii() else text)
+            self._result(_UNSEEN.sub(_json_escape, json.dumps({**head, "data": data}, ensure_ascii=False, indent=2)))
         return self.form in ("json", "jsonl")
 
     def json_line(self, item: object) -> None:
         """Print one value as one line of JSON."""
-        text = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
-        _write(self._stdout, _CONTROL.sub(_json_escape, text) if not text.isascii() else text)
+        self._result(_UNSEEN.sub(_json_escape, json.dumps(item, ensure_ascii=False, separators=(",", ":"))))
 
     def table(
         self,
@@ -123,8 +138,8 @@ class Out:
     ) -> None:
         """Print rows under their titles; columns that do not fit are dropped from the right.
 
-        `paints` maps a title to the colour of its cells; `below` has one more line for each row, which starts
-        under the second column.  Without rows nothing is printed.
+        `paints` maps a title to the colour of its cells; `below` holds one more line per row, indented to the second
+        column.  Without rows nothing is printed.
         """
         cells = [[clean(cell) for cell in row] for row in rows]
         if not cells:
@@ -138,41 +153,41 @@ class Out:
                 self.line(" " * (widths[0] + len(_GAP)) + below[i])
 
     def card(self, facts: Iterable[tuple[str, str]]) -> None:
-        """Print one fact a line, labels in a column; an empty label goes on with the one above.
+        """Print one fact per line, labels in a column; an empty label continues the one above.
 
-        A label that ends with ":" is printed as it stands, with one space.
+        A label that ends with ":" is followed by one space.
         """
         for label, text in facts:
             gap = " " if label.endswith(":") else ""
             self.line(f"{label}{gap}{text}" if gap else f"{label:<{_LABEL_CHARS}}{text}")
 
     def row(self, facts: Sequence[tuple[str, str]]) -> None:
-        """Print the values on one line, or as a card where a terminal is too narrow for that."""
+        """Print the values on one line, or as a card if the terminal is too narrow for that."""
         line = _GAP.join(text for _, text in facts)
         if self._columns is not None and len(line) > self._columns:
             self.card(facts)
         else:
             self.line(line)
 
-    # talk
+    # messages
 
     def note(self, text: str) -> None:
-        """Say what happened, on stderr; `--quiet` drops it."""
+        """Print what happened, on stderr; `--quiet` drops it."""
         if not self.quiet:
             self._say(text)
 
     def hint(self, text: str) -> None:
-        """Say what could come next, on stderr; to people only."""
+        """Print a possible next step on stderr, to people only."""
         if self._tty_err and not self.quiet:
             self._say(text)
 
     def detail(self, text: str) -> None:
-        """Say one step, on stderr; `--verbose` shows it."""
+        """Print one step on stderr; `--verbose` shows it."""
         if self.verbose:
             self._say(f"· {text}")
 
     def warn(self, text: str) -> None:
-        """Say what must be seen, on stderr, also with `--quiet`."""
+        """Print a warning on stderr, also with `--quiet`."""
         self._say(text)
 
     def progress(self, text: str) -> None:
@@ -180,15 +195,14 @@ class Out:
         if self.quiet:
             return
         if self._tty_err:
-            self._stderr.write("\r\x1b[K" + _encodable(self._stderr, clean(text)))
-            self._stderr.flush()
+            _put(self._stderr, _REDRAW + _encodable(self._stderr, clean(text)))
             self._drawn = True
         elif not self._drawn:
             self._drawn = True
-            _write(self._stderr, clean(text))
+            self._say(text)
 
     def failure(self, exc: SplError) -> None:
-        """Say on stderr what went wrong with its code, the evidence, why, what to do next."""
+        """Print an error on stderr: what happened with its code, the evidence, why, the next step."""
         self._say(f"error: {exc.message.rstrip('.')} [{exc.code}]")
         facts = [(name.replace("_", " "), _text(value)) for name, value in exc.facts.items() if name != "why"]
         entry = CODES[exc.code]
@@ -220,14 +234,14 @@ class Out:
         return (f"in {span_fine(left_ms)}" if left_ms > 0 else "now") if self.people else f"at {at}"
 
     def left(self, at: str) -> str:
-        """Return "61d left" to people, else "until <RFC 3339>"; "EXPIRED" when it is over."""
+        """Return "61d left" to people, else "until <RFC 3339>"; "EXPIRED" once it is over."""
         left_ms = ms_of(at) - self.now_ms()
         if left_ms <= 0:
             return "EXPIRED" if self.people else f"EXPIRED {at}"
         return f"{span(left_ms)} left" if self.people else f"until {at}"
 
     def dids(self, dids: Iterable[str]) -> dict[str, str]:
-        """Return how to show each DID: without its fingerprint to people, where that leaves no two alike."""
+        """Return how to show each DID: to people without its fingerprint, unless two would look alike."""
         unique = set(dids)
         if not self.people:
             return {did: did for did in unique}
@@ -237,25 +251,44 @@ class Out:
     # how
 
     def paint(self, text: str, color: str) -> str:
-        """Return the text in a colour, where the terminal has colours."""
+        """Return the text in a colour if the terminal has colours; `line` and `table` would escape it again."""
         return f"\x1b[{color}m{text}\x1b[0m" if color and self._colors else text
 
     def end(self) -> None:
-        """Leave a line that was drawn in place, and hand everything to the operating system."""
-        if self._drawn and self._tty_err:
-            self._stderr.write("\r\x1b[K")
+        """Erase a line that was drawn in place, and flush both streams.  Raises OutputError."""
+        self._erase()
         self._drawn = False
-        self._stderr.flush()
-        self._stdout.flush()
+        try:
+            self._stdout.flush()
+        except OSError as exc:
+            raise self._failed(exc) from exc
+
+    def _result(self, text: str) -> None:
+        """Write a line to stdout; a line drawn on stderr would otherwise stand before it on the same row."""
+        self._erase()
+        try:
+            self._stdout.write(_encodable(self._stdout, text) + "\n")
+            self._stdout.flush()
+        except OSError as exc:
+            raise self._failed(exc) from exc
 
     def _say(self, text: str) -> None:
+        self._erase()
+        _put(self._stderr, _encodable(self._stderr, clean(text)) + "\n")
+
+    def _erase(self) -> None:
         if self._drawn and self._tty_err:
-            self._stderr.write("\r\x1b[K")
             self._drawn = False
-        _write(self._stderr, clean(text))
+            _put(self._stderr, _REDRAW)
+
+    def _failed(self, exc: OSError) -> Exception:
+        """Return the error to raise for a failed write to stdout; a reader that went away is no error of ours."""
+        if isinstance(exc, BrokenPipeError):
+            return exc
+        return OutputError("output-failed", f"the output cannot be written: {exc.strerror}")
 
     def _fitting(self, widths: Sequence[int]) -> int:
-        """Return how many columns fit, at least one."""
+        """Return the number of columns that fit, at least one."""
         if self._columns is None or self.wide:
             return len(widths)
         shown, used = 1, widths[0]
@@ -270,12 +303,12 @@ class Out:
         for i, (width, paint) in enumerate(zip(widths, paints, strict=True)):
             pad = "" if i == last else " " * (width - len(row[i]))
             pieces.append((self.paint(row[i], paint(row[i])) if paint else row[i]) + pad)
-        _write(self._stdout, _GAP.join(pieces).rstrip())
+        self._result(_GAP.join(pieces).rstrip())
 
 
 def clean(text: str) -> str:
-    """Return the text with what could drive a terminal (controls, direction marks) written out."""
-    return text if text.isascii() and text.isprintable() else _CONTROL.sub(_escape, text)
+    """Return the text with everything that a terminal would act on or hide written out as an escape."""
+    return text if text.isascii() and text.isprintable() else _UNSEEN.sub(_escape, text)
 
 
 def short_did(did: str) -> str:
@@ -312,7 +345,7 @@ def size(count_bytes: int) -> str:
 
 
 def state_paint(state: str) -> str:
-    """Return the colour of a pair's state; the word itself always stands beside it."""
+    """Return the colour of a pair's state; the word itself is always printed too."""
     word = state.partition(" ")[0]
     return {"active": GREEN, "establishing": YELLOW, "paused": YELLOW, "degraded": RED, "revoked": DIM}.get(word, "")
 
@@ -329,13 +362,15 @@ def _columns(stdout: TextIO, wanted: str) -> int | None:
         return None
 
 
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(_encodable(stream, text) + "\n")
-    stream.flush()
+def _put(stream: TextIO, text: str) -> None:
+    """Write to stderr; a full disk under it has nobody to report to, and the exit code still tells."""
+    with suppress(OSError):
+        stream.write(text)
+        stream.flush()
 
 
 def _encodable(stream: TextIO, text: str) -> str:
-    """Return the text as the stream can carry it: ASCII marks, then "?" for what it lacks."""
+    """Return the text in the stream's encoding: marks in ASCII, then "?" for characters that it lacks."""
     encoding = stream.encoding or "utf-8"
     if text.isascii() or encoding.lower() == "utf-8":
         return text
@@ -348,12 +383,12 @@ def _encodable(stream: TextIO, text: str) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     point = ord(found[0])
-    return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}"
+    return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
 def _json_escape(found: re.Match[str]) -> str:
     # The line ends of our own indenting stand outside of strings, and json wrote those inside as \n.
-    return found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}"
+    return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
 
 
 def _text(value: object) -> str:

@@ -6,56 +6,44 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..core.errors import CODES
-from ..core.when import duration_ms, span_fine
+from ..core.when import span_fine
 from .client import JSON, LONG_S, CtlError, refusal
-from .command import Parser, Shell, UsageError
+from .command import Command, Shell, UsageError, arg, duration
 from .out import label_of, scopes_text
 
 PAIRS: Final = "/v1/federation/pairs"
-
-
-def options(parser: Parser) -> None:
-    """Declare the options of `federation pair`."""
-    parser.add_argument("url", metavar="URL", help="where the peer's daemon is reached")
-    parser.add_argument(
-        "--map", action="append", metavar="LOCAL:PEER", help="propose to share across these namespaces; repeatable"
-    )
-    parser.add_argument(
-        "--namespace", action="append", metavar="N",
-        help="share exactly this one; repeatable (default: the namespace default and all that are marked shared)",
-    )  # fmt: skip
-    parser.add_argument("--no-strict", action="store_true", help="skip the checks of expiry and clock, nothing else")
-    parser.add_argument("--auto-generate-identity", action="store_true", help="make an identity where there is none")
-    parser.add_argument("--wait", default="60s", metavar="DUR", help="how long to wait for an approval (default 60s)")
-    parser.add_argument("--expect-did", metavar="DID", help="refuse any other peer")
-    parser.add_argument("--expect-key", metavar="KEY", help="refuse any other key (multibase)")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument("--backfill", action="store_true", help="fetch the history also when re-pairing")
-    start.add_argument("--from-now", action="store_true", help="leave out what the peer holds already")
-    parser.add_argument("--actors", action="append", metavar="DID", help="take records of this actor only; repeatable")
+WAIT_MS: Final = 60_000
+WAIT_MS_MAX: Final = 24 * 3_600_000
+"""How long a request may wait for its approval at all."""
+INTERRUPTED: Final = 130
 
 
 def pair(args: Namespace, shell: Shell) -> int:
-    """Run the handshake through the daemon and show its steps; 8 when the peer's operator has not decided in time."""
+    """Run the handshake through the daemon and print its steps; return 8 if the peer's operator has not decided yet."""
     body = request(args)
-    wait_ms = body["wait_ms"]
     view = _View(args.url, shell)
-    for step in shell.ctl.lines(PAIRS, json.dumps(body).encode(), JSON, wait_ms / 1000 + LONG_S):
-        if shell.out.form == "jsonl":
-            shell.out.json_line(step)
-        view.take(step)
-        if view.ended:
-            break
-    else:
-        raise CtlError("disconnected", "the daemon ended the handshake's answer early; it goes on with what is durable")
+    try:
+        for step in shell.ctl.lines(PAIRS, json.dumps(body).encode(), JSON, args.wait / 1000 + LONG_S):
+            if shell.out.form == "jsonl":
+                shell.out.json_line(step)
+            view.take(step)
+            if view.ended:
+                break
+        else:
+            raise CtlError(
+                "disconnected", "the daemon ended its answer early; it completes the steps that it has stored"
+            )
+    except KeyboardInterrupt:
+        view.interrupted()
+        return INTERRUPTED
     if shell.out.form == "json":
         shell.printed("spl.pair/1", view.data())
     return view.code
 
 
 def request(args: Namespace) -> dict[str, Any]:
-    """Return the body of the daemon's pair request; options left out are not in it."""
-    body: dict[str, Any] = {"url": args.url, "wait_ms": duration_ms(args.wait)}
+    """Return the body of the daemon's pair request, with the options that were given."""
+    body: dict[str, Any] = {"url": args.url, "wait_ms": args.wait}
     if args.map:
         body["maps"] = [_map(text) for text in args.map]
     if args.no_strict:
@@ -82,7 +70,7 @@ def map_text(item: object) -> str:
 
 
 class _View:
-    """Turns the daemon's steps into lines, and remembers how it ended."""
+    """Prints the daemon's steps as lines, and records how the handshake ended."""
 
     def __init__(self, url: str, shell: Shell) -> None:
         self.ended = False
@@ -94,7 +82,7 @@ class _View:
         self._steps: list[dict[str, Any]] = []
 
     def take(self, step: dict[str, Any]) -> None:
-        """Show one step; a step that only a newer daemon knows is passed over."""
+        """Print one step; a step of a newer daemon that is unknown here is skipped."""
         name = step.get("step")
         if name != "waiting":
             self._steps.append(step)
@@ -118,6 +106,12 @@ class _View:
         state = "establishing" if self.code else "active"
         return {**last, "pair_id": self._pair_id, "state": state, "steps": self._steps}
 
+    def interrupted(self) -> None:
+        """Say after Ctrl-C that a request that is on its way stays, and how to withdraw it."""
+        if self._pair_id:
+            self._shell.out.warn("interrupted; the daemon goes on asking, and the peer can still approve")
+            self._shell.out.warn(f"  withdraw  spl federation revoke {self._pair_id}")
+
     def _print(self, step: Mapping[str, Any]) -> None:
         name, out = step.get("step"), self._shell.out
         if name == "manifest":
@@ -140,23 +134,23 @@ class _View:
             self._compare(step)
 
     def _compare(self, step: Mapping[str, Any]) -> None:
-        """Hint at the voice check: each side's key as six words, under one another."""
+        """Hint at the comparison by voice: the six words of each side's key, one line each."""
         label, peer = f"{step['label']}:", f"{step['peer_label']}:"
         width = max(len(label), len(peer))
         text = "hint: compare keys by voice. "
         self._shell.out.hint(f"{text}{label:<{width}} {step['our_words']}")
         self._shell.out.hint(f"{' ' * len(text)}{peer:<{width}} {step['peer_words']}")
         self._sharing(step)
-        self._shell.out.hint(f"hint: follow it with: spl federation show {step['pair_id']}")
+        self._shell.out.hint(f"hint: watch it with: spl federation show {step['pair_id']}")
 
     def _sharing(self, step: Mapping[str, Any]) -> None:
-        """Hint at what is shared now, what the peer left out, and who else gets it."""
+        """Hint at what is shared now, who else receives it, and what the peer left out."""
         out, peer = self._shell.out, step["peer_label"]
         maps = [map_text(item) for item in step.get("maps") or []]
         names = ", ".join([*step["namespaces"], *(f"{each} (L1)" for each in maps)])
-        out.hint(f"hint: shared with {peer}: {names}; whoever {peer} shares it with gets it from there too")
+        out.hint(f"hint: shared with {peer}: {names}; instances that {peer} shares it with receive it as well")
         if step.get("left_out"):
-            out.hint(f"hint: not agreed to by {peer}: {', '.join(step['left_out'])}; there it is private, or not there")
+            out.hint(f"hint: not agreed to by {peer}: {', '.join(step['left_out'])}; there it is private or missing")
 
     def _wait(self, step: Mapping[str, Any]) -> None:
         left = span_fine(-(-int(step["left_ms"]) // 1000) * 1000)  # rounded up, so that it begins with what --wait says
@@ -165,7 +159,7 @@ class _View:
         )
 
     def _pending(self) -> None:
-        """Say that the daemon goes on without us."""
+        """Print that the daemon goes on asking, and the next steps of both sides."""
         entry = CODES["handshake-pending"]
         self.code = entry.exit
         out = self._shell.out
@@ -179,3 +173,27 @@ def _map(text: str) -> dict[str, str]:
     if not (local and colon and peer) or ":" in peer:
         raise UsageError("usage", f"--map {text!r} is not LOCAL:PEER")
     return {"local": local, "peer": peer}
+
+
+COMMAND: Final = Command(
+    "federation pair",
+    "Discovers the peer at URL, verifies its signed manifest, exchanges tokens and syncs once.\n"
+    "A peer that approves by hand answers later: the command waits for --wait, the daemon until it is decided.",
+    "spl federation pair https://bob.example/ --wait 5m",
+    pair,
+    (
+        arg("url", metavar="URL", help="where the peer's daemon is reached"),
+        arg("--map", action="append", metavar="LOCAL:PEER", help="propose to share across two namespaces; repeatable"),
+        arg("--namespace", action="append", metavar="N",
+            help="share exactly this namespace; repeatable (default: default and all that are marked shared)"),
+        arg("--no-strict", action="store_true", help="skip the checks of expiry and clock, nothing else"),
+        arg("--auto-generate-identity", action="store_true", help="make an identity if there is none"),
+        arg("--wait", type=duration(0, WAIT_MS_MAX), default=WAIT_MS, metavar="DUR",
+            help="how long to wait for an approval, at most 24h (default 60s)"),
+        arg("--expect-did", metavar="DID", help="refuse any other peer"),
+        arg("--expect-key", metavar="KEY", help="refuse any other key (multibase)"),
+        arg("--backfill", choice="start", action="store_true", help="fetch the history also when re-pairing"),
+        arg("--from-now", choice="start", action="store_true", help="leave out what the peer holds already"),
+        arg("--actors", action="append", metavar="DID", help="accept records of this actor only; repeatable"),
+    ),
+)  # fmt: skip

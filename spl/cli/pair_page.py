@@ -11,7 +11,7 @@ from .pair import map_text
 Detail = Mapping[str, Any]
 
 FRESH_MS: Final = 45_000
-"""How old the peer's last word may be and still count as now: the silence after which a stream is dead."""
+"""The age up to which the peer's last message counts as present: the silence after which a stream is dead."""
 REACH: Final = {
     "we-push": "pushes to the peer",
     "peer-pushes": "served by push (peer opens the connections)",
@@ -20,14 +20,14 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
 def state_of(pair: Detail) -> str:
-    """Return a pair's state with who paused it: "paused (by peer)"."""
+    """Return a pair's state and which side paused it: "paused (by peer)"."""
     state, detail = str(pair["state"]), str(pair.get("state_detail") or "")
     rest = detail.removeprefix(f"{state} ")
     return f"{state} ({rest})" if state == "paused" and rest and rest != detail else state
 
 
 def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
-    """Yield (label, text) for each line of the page; what is not known has none."""
+    """Yield (label, text) for each line of the page, without unknown values."""
     yield "pair_id", str(pair["pair_id"])
     yield "peer", f"{pair['peer_did']}   {pair['url']}"
     yield "state", _state(pair, out)
@@ -58,7 +58,8 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     yield from column("tokens", [_token(token, out) for token in pair.get("tokens") or []])
     yield from column("grants", [grants.line(item, label_of(pair["peer_did"])) for item in pair.get("grants") or []])
     if pair.get("refused_records"):
-        yield "refused", f"{pair['refused_records']} records"
+        count = pair["refused_records"]
+        yield "refused", f"{count:,} record{'s' * (count != 1)}"
     if pair.get("last_error"):
         yield "last error", _error(pair["last_error"], out)
     if any(lag is not None for lag in pair.get("lags") or []):
@@ -77,7 +78,7 @@ def cursor_text(cursor: Mapping[str, Any] | None) -> str:
 
 
 def filter_text(found: Mapping[str, Any]) -> str:
-    """Return what we send of what the pair shares, in words."""
+    """Return which of the shared records we send, in words."""
     whose = "all that is shared" if found["relay"] else "what this instance signed"
     by_name = f"of threads {', '.join(found['thread_allow'])}" if found["thread_allow"] else ""
     by_rule = f"where {found['thread_rule']}" if found["thread_rule"] else ""
@@ -88,18 +89,18 @@ def filter_text(found: Mapping[str, Any]) -> str:
 
 
 def sparkline(lags: Sequence[int | None]) -> str:
-    """Return one bar a value, the tallest for the greatest; "·" for an unknown one."""
+    """Return one bar per value, the tallest for the greatest; "·" for an unknown value."""
     top = max((lag for lag in lags if lag is not None), default=0) or 1
     return "".join("·" if lag is None else _BARS[min(len(_BARS) - 1, lag * len(_BARS) // (top + 1))] for lag in lags)
 
 
 def _is_fresh(pair: Detail, out: Out) -> bool:
-    """Tell whether the peer's last word is young enough to say something of now; one of the future is not."""
+    """Return whether the peer's last message is recent enough to describe the present; one of the future is not."""
     return not pair.get("attempt") and abs(out.now_ms() - ms_of(pair["last_confirmed_at"])) <= FRESH_MS
 
 
 def _as_of(pair: Detail, out: Out) -> str:
-    """Return how old a lag of nothing is, unless the peer confirmed it just now."""
+    """Return the age of a lag of zero, unless the peer confirmed it just now."""
     lag = (pair.get("last_sync_cursor") or {}).get("lag_records")
     if lag != 0 or not pair.get("last_confirmed_at") or _is_fresh(pair, out):
         return ""
@@ -107,7 +108,7 @@ def _as_of(pair: Detail, out: Out) -> str:
 
 
 def _confirmed(pair: Detail, out: Out) -> str:
-    """Return when the peer last told what it holds, and what that means today."""
+    """Return when the peer last confirmed its position, and what that means now."""
     text, lag = out.ago(pair["last_confirmed_at"]), (pair.get("last_sync_cursor") or {}).get("lag_records")
     if _is_fresh(pair, out):
         return f"{text}, caught up" if lag == 0 else text
@@ -139,13 +140,13 @@ def _mode(pair: Detail, out: Out) -> str:
 
 
 def _reach(pair: Detail, out: Out) -> str:
-    """Return which way a pair runs that does not run both ways, and what hinders our push."""
+    """Return the direction of a pair that is dialled from one side only, and what hinders our push."""
     error = (pair.get("push") or {}).get("last_error")
     return REACH[pair["reach"]] + (f"; the last push failed: {_error(error, out)}" if error else "")
 
 
 def _peer_view(view: Mapping[str, Any], out: Out) -> str:
-    """Return what the peer last said about the pair, in the order in which it said it."""
+    """Return what the peer last reported about the pair, in the order of its report."""
     parts = [str(view["state"])] if view.get("state") else []
     for name, value in view.items():
         if name not in ("state", "reach", "consent") and value not in (None, ""):

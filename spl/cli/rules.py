@@ -1,65 +1,103 @@
-"""`spl config …-rule`: permission rules, rules of automatic approval and fold rules."""
+"""`spl config …-rule`: permission rules, rules of automatic approval and fold rules.
+
+The three kinds differ in their members alone, so a kind is a value and `commands` builds its three commands.
+"""
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from .client import quote
-from .command import Command, Parser, Shell, UsageError
+from .command import NAME, Arg, Command, Shell, UsageError, arg, number
 
-PERMISSION: Final = "/v1/config/permission-rules"
-AITL: Final = "/v1/config/aitl-rules"
-FOLD: Final = "/v1/config/fold-rules"
 DENIED: Final = 4
+PRIORITY_MAX: Final = 1_000_000
 
 _LANGUAGE: Final = """
 The expression is CEL without arithmetic: a.b  a["b"]  == != < <= > >= in  && || !  x ? y : z  [1, 2]  {"a": 1}
   size(x)  has(a.b)  t.startsWith("x")  t.endsWith("x")  t.contains("x")
   list.exists(i, i == "x")  list.all(i, i != "x")
-A field that is missing is an error, and has() asks before."""
+A missing field is an error; has() tests for it."""
 
 
-def _rule_options(parser: Parser, actions: str) -> None:
-    parser.add_argument("name", metavar="NAME", help="its name; a rule of this name is replaced")
-    parser.add_argument("--action", required=True, metavar="A", help=actions)
-    parser.add_argument("--priority", type=int, default=0, metavar="N", help="higher is asked first (default 0)")
-    parser.add_argument("--expression", default="true", metavar="E", help="when the rule holds (default: always)")
+class Page(NamedTuple):
+    """What one command of a kind says in its help."""
+
+    concept: str
+    example: str
 
 
-def _permission_options(parser: Parser) -> None:
-    _rule_options(parser, "allow, deny, or require:CAPABILITY")
-    parser.add_argument("--resource", required=True, metavar="R", help="such as records:write; * for any characters")
+class Kind(NamedTuple):
+    """One kind of rule: its name in commands, route and schema, its members, and what its commands say."""
+
+    name: str
+    columns: tuple[str, ...]
+    """The members in the order of the list's columns; `name` is the first."""
+    args: tuple[Arg, ...]
+    none: str
+    """What holds without any rule of the kind."""
+    add: Page
+    show: Page
+    remove: Page
+
+    @property
+    def route(self) -> str:
+        """The route of the kind's rules."""
+        return f"/v1/config/{self.name}-rules"
+
+    @property
+    def schema(self) -> str:
+        """The schema of one rule for programs; the list's has an "s" before the version."""
+        return f"spl.{self.name}_rule"
 
 
-def _add_permission(args: Namespace, shell: Shell) -> int:
-    added = shell.ctl.post(PERMISSION, {**_body(args), "resource": args.resource})
-    if not shell.printed("spl.permission_rule/1", added):
-        shell.out.line(f"{added['name']}  {'replaced' if added['replaced'] else 'added'}")
+def commands(kind: Kind) -> tuple[Command, Command, Command]:
+    """Return the commands that add, list and remove rules of a kind."""
+    return (
+        Command(f"config add-{kind.name}-rule", *kind.add, partial(_add, kind), (_NEW_NAME, *kind.args, _PRIORITY)),
+        Command(f"config list-{kind.name}-rules", *kind.show, partial(_list, kind)),
+        Command(f"config remove-{kind.name}-rule", *kind.remove, partial(_remove, kind), (NAME,)),
+    )
+
+
+def _add(kind: Kind, args: Namespace, shell: Shell) -> int:
+    names = ("name", *(each.settings["dest"] for each in kind.args), "priority")
+    given = {name: getattr(args, name) for name in names}
+    added = shell.ctl.post(kind.route, {name: value for name, value in given.items() if value is not None})
+    if not shell.printed(f"{kind.schema}/1", added):
+        limits = f" (grants at most {', '.join(added['namespaces'])})" if "namespaces" in added else ""
+        shell.out.line(f"{added['name']}  {'replaced' if added['replaced'] else 'added'}{limits}")
     if added.get("locks_out_handshake"):
         shell.out.warn(f"! nobody can pair with this instance: {added['locks_out_handshake']} refuses federation:pair")
     return 0
 
 
-def _list_permission(args: Namespace, shell: Shell) -> int:
-    found = shell.ctl.items(PERMISSION)
-    if not shell.printed("spl.permission_rules/1", found):
-        rows = [(*_texts(item, "name", "resource", "action", "priority"), _one_line(item)) for item in found]
-        shell.out.table(("NAME", "RESOURCE", "ACTION", "PRIORITY", "EXPRESSION"), rows)
-        _warn_of_faults(found, shell)
+def _list(kind: Kind, args: Namespace, shell: Shell) -> int:
+    found = shell.ctl.items(kind.route)
+    if not shell.printed(f"{kind.schema}s/1", found):
+        titles = [name.upper() for name in kind.columns]
+        shell.out.table(titles, [[_cell(item[name]) for name in kind.columns] for item in found])
+        for item in found:
+            if item.get("fault"):
+                shell.out.warn(f"! {item['name']} counts as failed: {item['fault']}")
         if not found:
-            shell.out.hint("there are no permission rules: scopes alone decide")
+            shell.out.hint(kind.none)
     return 0
 
 
-def _remove_permission(args: Namespace, shell: Shell) -> int:
-    return _remove(PERMISSION, "spl.permission_rule/1", args, shell)
+def _remove(kind: Kind, args: Namespace, shell: Shell) -> int:
+    removed = shell.ctl.delete(f"{kind.route}/{quote(args.name)}")
+    if not shell.printed(f"{kind.schema}/1", removed):
+        shell.out.line(f"{removed['name']}  removed")
+    return 0
 
 
-def _test_options(parser: Parser) -> None:
-    parser.add_argument("resource", metavar="RESOURCE", help="such as records:write or federation:pair")
-    parser.add_argument("--facts", metavar="JSON", help="what the request is like; what is left out is empty")
-    parser.add_argument("--scopes", metavar="A,B", help="the scopes that the caller holds, comma-separated")
+def _cell(value: object) -> str:
+    """Return a member of a rule for a table: on one line, "-" for an empty one."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(text.split("\n")) or "-"
 
 
 def _test(args: Namespace, shell: Shell) -> int:
@@ -68,98 +106,12 @@ def _test(args: Namespace, shell: Shell) -> int:
         body["facts"] = _facts(args.facts)
     if args.scopes:
         body["scopes"] = [scope.strip() for scope in args.scopes.split(",") if scope.strip()]
-    found = shell.ctl.post(f"{PERMISSION}/test", body)
+    found = shell.ctl.post(f"{_PERMISSION.route}/test", body)
     if not shell.printed("spl.permission_verdict/1", found):
         shell.out.line(f"{found['verdict']}  {_reason(found)}")
         if found["fault"]:
             shell.out.warn(f"! the expression of {found['rule']} fails: {found['fault']}")
     return DENIED if found["verdict"] == "deny" else 0
-
-
-def _aitl_options(parser: Parser) -> None:
-    _rule_options(parser, "auto_apply")
-    parser.add_argument(
-        "--namespace", action="append", metavar="N", help="grant at most this one; repeatable (default: default)"
-    )
-
-
-def _add_aitl(args: Namespace, shell: Shell) -> int:
-    body = _body(args) | ({"namespaces": args.namespace} if args.namespace else {})
-    added = shell.ctl.post(AITL, body)
-    if not shell.printed("spl.aitl_rule/1", added):
-        word = "replaced" if added["replaced"] else "added"
-        shell.out.line(f"{added['name']}  {word} (grants at most {', '.join(added['namespaces'])})")
-    return 0
-
-
-def _list_aitl(args: Namespace, shell: Shell) -> int:
-    found = shell.ctl.items(AITL)
-    if not shell.printed("spl.aitl_rules/1", found):
-        rows = [
-            (*_texts(item, "name", "action", "priority"), ",".join(item["namespaces"]), _one_line(item))
-            for item in found
-        ]
-        shell.out.table(("NAME", "ACTION", "PRIORITY", "NAMESPACES", "EXPRESSION"), rows)
-        _warn_of_faults(found, shell)
-        if not found:
-            shell.out.hint("there are no rules of automatic approval: federation.approval alone decides")
-    return 0
-
-
-def _remove_aitl(args: Namespace, shell: Shell) -> int:
-    return _remove(AITL, "spl.aitl_rule/1", args, shell)
-
-
-def _warn_of_faults(found: Sequence[Mapping[str, Any]], shell: Shell) -> None:
-    """Name each rule that counts as failed, with the reason."""
-    for item in found:
-        if item.get("fault"):
-            shell.out.warn(f"! {item['name']} counts as failed: {item['fault']}")
-
-
-def _fold_options(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help="its name; a rule of this name is replaced")
-    parser.add_argument("--thread", required=True, metavar="T", help="the threads; * for any characters")
-    parser.add_argument("--fold", required=True, metavar="F", help="latest, first, count, sum or set")
-    parser.add_argument("--field", default="", metavar="PATH", help="of the body, such as order.total (default: all)")
-    parser.add_argument("--priority", type=int, default=0, metavar="N", help="higher is asked first (default 0)")
-
-
-def _add_fold(args: Namespace, shell: Shell) -> int:
-    names = ("name", "thread", "fold", "field", "priority")
-    added = shell.ctl.post(FOLD, {name: getattr(args, name) for name in names})
-    if not shell.printed("spl.fold_rule/1", added):
-        shell.out.line(f"{added['name']}  {'replaced' if added['replaced'] else 'added'}")
-    return 0
-
-
-def _list_fold(args: Namespace, shell: Shell) -> int:
-    found = shell.ctl.items(FOLD)
-    if not shell.printed("spl.fold_rules/1", found):
-        rows = [(*_texts(item, "name", "thread", "fold", "priority"), item["field"] or "-") for item in found]
-        shell.out.table(("NAME", "THREAD", "FOLD", "PRIORITY", "FIELD"), rows)
-        if not found:
-            shell.out.hint("there are no fold rules: the state of a thread is its latest record")
-    return 0
-
-
-def _remove_fold(args: Namespace, shell: Shell) -> int:
-    return _remove(FOLD, "spl.fold_rule/1", args, shell)
-
-
-def _name_option(parser: Parser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the rule's name")
-
-
-def _remove(route: str, schema: str, args: Namespace, shell: Shell) -> int:
-    removed = shell.ctl.delete(f"{route}/{quote(args.name)}")
-    if not shell.printed(schema, removed):
-        shell.out.line(f"{removed['name']}  removed")
-    return 0
-
-
-def _body(args: Namespace) -> dict[str, object]:
-    return {name: getattr(args, name) for name in ("name", "action", "priority", "expression")}
 
 
 def _facts(text: str) -> dict[str, Any]:
@@ -176,22 +128,34 @@ def _reason(found: Mapping[str, Any]) -> str:
     return f"{found['rule']} ({found['action']})" if found["rule"] else "no rule matches, scopes decide"
 
 
-def _texts(item: Mapping[str, Any], *names: str) -> tuple[str, ...]:
-    return tuple(str(item[name]) for name in names)
+def _action(values: str) -> Arg:
+    return arg("--action", dest="action", required=True, metavar="A", help=values)
 
 
-def _one_line(item: Mapping[str, Any]) -> str:
-    """Return a rule's expression on one line, as every rule has one."""
-    return " ".join(str(item["expression"]).split("\n"))
+_NEW_NAME: Final = arg("name", metavar="NAME", help="the rule's name; a rule of the same name is replaced")
+_PRIORITY: Final = arg(
+    "--priority", type=number(-PRIORITY_MAX, PRIORITY_MAX), default=0, metavar="N",
+    help="rules of higher priority are tried first (default 0)",
+)  # fmt: skip
+_EXPRESSION: Final = arg(
+    "--expression", dest="expression", default="true", metavar="E", help="when the rule matches (default: always)"
+)
 
-
-COMMANDS: Final = (
-    Command(
-        "config add-permission-rule",
-        "Adds or replaces a rule that guards a resource, for the requests that its expression is true of. The first\n"
-        "that matches decides, highest priority first: it refuses, or lets scopes decide; what these refuse stays so.\n"
+_PERMISSION: Final = Kind(
+    "permission",
+    ("name", "resource", "action", "priority", "expression"),
+    (
+        _action("allow, deny, or require:CAPABILITY"),
+        _EXPRESSION,
+        arg("--resource", dest="resource", required=True, metavar="R",
+            help="the resource, such as records:write; * stands for any characters"),
+    ),
+    "there are no permission rules: scopes alone decide",
+    Page(
+        "Adds or replaces a rule that guards a resource. Rules are tried highest priority first, and the first that\n"
+        "matches decides: it refuses, or leaves the decision to scopes. A rule never allows what scopes refuse.\n"
         "\n"
-        "Resources: NOUN:read and NOUN:write, the noun of the path after /v1/ (sync for what peers call), and\n"
+        "Resources: NOUN:read and NOUN:write, with the noun of the path after /v1/ (sync for what peers call), and\n"
         "  federation:pair, the handshake, which holds no capability.\n"
         "Capabilities: record_read record_write thread_read config_read config_write aitl_decide, held by scope.\n"
         "Facts: request.resource, .method, .path, .params; peer.address; principal.kind (local, open, token, peer or\n"
@@ -200,84 +164,93 @@ COMMANDS: Final = (
         "An expression that fails counts as true for deny and require, and as false for allow.\n" + _LANGUAGE,
         "spl config add-permission-rule no-mint --resource tokens:write --action deny "
         "--expression 'principal.kind != \"local\"'",
-        _add_permission,
-        _permission_options,
     ),
-    Command(
-        "config list-permission-rules",
-        "Lists the permission rules, one a line, in the order in which they are asked: by priority, then by name.\n"
-        "A rule over federation:pair that nobody passes makes peers see 401 Unauthorized.",
+    Page(
+        "Lists the permission rules, one per line, in the order in which they are tried: by priority, then by name.\n"
+        "Peers see 401 Unauthorized if a rule over federation:pair refuses them.",
         "spl config list-permission-rules",
-        _list_permission,
     ),
-    Command(
-        "config remove-permission-rule",
-        "Removes a permission rule at once. This machine's own command line reaches the rules whatever they say.",
+    Page(
+        "Removes a permission rule at once. The commands of this machine can always remove rules, whatever these say.",
         "spl config remove-permission-rule no-mint",
-        _remove_permission,
-        _name_option,
     ),
-    Command(
-        "config test-permission",
-        "Tells what the permission rules would say to a request, and which rule decides. Exit 4 when they refuse it.",
-        'spl config test-permission federation:pair --facts \'{"request": {"label": "bob"}}\'',
-        _test,
-        _test_options,
+)  # fmt: skip
+_AITL: Final = Kind(
+    "aitl",
+    ("name", "action", "priority", "namespaces", "expression"),
+    (
+        _action("auto_apply"),
+        _EXPRESSION,
+        arg("--namespace", dest="namespaces", action="append", metavar="N",
+            help="grant at most this namespace; repeatable (default: default)"),
     ),
-    Command(
-        "config add-aitl-rule",
-        "Adds or replaces a rule that approves pair requests in your place, at most for its own namespaces. A request\n"
-        "for more, or with maps, waits for you whole; federation.approval = closed refuses all the same.\n"
+    "there are no rules of automatic approval: federation.approval alone decides",
+    Page(
+        "Adds or replaces a rule that approves pair requests for you, at most for its own namespaces. A request for\n"
+        "more, or with maps, waits for you as a whole. federation.approval = closed refuses all requests.\n"
         "\n"
-        "Facts: request.initiator_did, .words, .peer.address, which the request proves, and .label, .namespaces,\n"
-        ".maps, .mode, .endpoint, .host, which are the peer's own claims. A rule must compare a proved fact with a\n"
-        "value, for otherwise any stranger could satisfy it; of an address a prefix is enough.\n"
-        "The first rule that matches decides, highest priority first; an expression that fails does not match.\n"
-        "A peer that you revoked before always waits for you.\n" + _LANGUAGE,
-        "spl config add-aitl-rule family --action auto_apply --namespace default "
-        "--expression 'request.peer.address.startsWith(\"192.168.7.\")'",
-        _add_aitl,
-        _aitl_options,
+        "Proved facts: request.initiator_did, .words (of the key that signed the request) and .peer.address.\n"
+        "Claims of the peer: request.label, .namespaces, .maps, .mode, .endpoint, .host. A rule must compare a proved\n"
+        "  fact with a value, because a stranger can claim any label and host; of an address a prefix is enough.\n"
+        "Rules are tried highest priority first, and the first that matches decides; one that fails does not match.\n"
+        "A request of a peer that you revoked before always waits for you.\n" + _LANGUAGE,
+        "spl config add-aitl-rule laptop --action auto_apply --namespace default "
+        "--expression 'request.words == \"otter plum nine coal fern wax\"'",
     ),
-    Command(
-        "config list-aitl-rules",
-        "Lists the rules of automatic approval, in the order in which they are asked.\n"
-        "Whatever none of them covers waits in `spl aitl list`.",
+    Page(
+        "Lists the rules of automatic approval, in the order in which they are tried.\n"
+        "A request that no rule matches waits in `spl aitl list`.",
         "spl config list-aitl-rules",
-        _list_aitl,
     ),
-    Command(
-        "config remove-aitl-rule",
-        "Removes a rule of automatic approval at once. Pairs that it approved stay; revoke those that should not.",
-        "spl config remove-aitl-rule family",
-        _remove_aitl,
-        _name_option,
+    Page(
+        "Removes a rule of automatic approval at once. Pairs that it approved stay; `spl federation revoke` ends them.",
+        "spl config remove-aitl-rule laptop",
     ),
-    Command(
-        "config add-fold-rule",
-        "Adds or replaces a rule that says what the records of some threads come to, in `spl thread state`. It holds\n"
-        "from the next question on; the first rule that covers a thread decides, highest priority first.\n"
+)  # fmt: skip
+_FOLD: Final = Kind(
+    "fold",
+    ("name", "thread", "fold", "priority", "field"),
+    (
+        arg("--thread", dest="thread", required=True, metavar="T", help="the threads; * stands for any characters"),
+        arg("--fold", dest="fold", required=True, metavar="F", help="latest, first, count, sum or set"),
+        arg("--field", dest="field", default="", metavar="PATH",
+            help="a field of the body, such as order.total (default: the whole body)"),
+    ),
+    "there are no fold rules: the state of a thread is its latest record",
+    Page(
+        "Adds or replaces a rule that computes the state of some threads, as `spl thread state` prints it. It applies\n"
+        "from the next query on. Rules are tried highest priority first; the first that covers a thread decides.\n"
         "\n"
-        "latest  the body of the last record to arrive, or its field    first  the same of the first one\n"
-        "count   how many records there are, or have the field\n"
+        "latest  the body of the last record to arrive, or its field    first  the same of the first record\n"
+        "count   the number of records, or of those with the field\n"
         "sum     the exact sum of the field's numbers                   set    the field's distinct values\n"
         "Records without the field do not count.",
         "spl config add-fold-rule spent --thread 'th_orders_*' --fold sum --field order.total",
-        _add_fold,
-        _fold_options,
     ),
-    Command(
-        "config list-fold-rules",
-        "Lists the fold rules, in the order in which they are asked: by priority, then by name.\n"
-        "The state of a thread that none of them covers is its latest record.",
+    Page(
+        "Lists the fold rules, in the order in which they are tried: by priority, then by name.\n"
+        "The state of a thread that no rule covers is its latest record.",
         "spl config list-fold-rules",
-        _list_fold,
     ),
-    Command(
-        "config remove-fold-rule",
-        "Removes a fold rule; the next question goes without it. No record is touched.",
+    Page(
+        "Removes a fold rule; the next query is answered without it. No record is touched.",
         "spl config remove-fold-rule spent",
-        _remove_fold,
-        _name_option,
     ),
+)  # fmt: skip
+
+COMMANDS: Final = (
+    *commands(_PERMISSION),
+    Command(
+        "config test-permission",
+        "Prints what the permission rules decide about a request, and which rule decides. Exits 4 if they refuse it.",
+        'spl config test-permission federation:pair --facts \'{"request": {"label": "bob"}}\'',
+        _test,
+        (
+            arg("resource", metavar="RESOURCE", help="such as records:write or federation:pair"),
+            arg("--facts", metavar="JSON", help="facts of the request; facts left out are empty"),
+            arg("--scopes", metavar="A,B", help="the scopes of the caller, comma-separated"),
+        ),
+    ),
+    *commands(_AITL),
+    *commands(_FOLD),
 )

@@ -5,17 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from ..daemon import ServeOptions, run
-from .command import Command, Parser, Shell
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("--host", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=int, metavar="N", help="port to listen on (default 9100)")
-    parser.add_argument("--public-url", metavar="URL", help="where peers reach this daemon; stands in its manifest")
-    parser.add_argument(
-        "--insecure-localhost", action="store_true", help="take requests from this machine without tokens"
-    )
-    parser.add_argument("--log-format", choices=("logfmt", "json"), help="form of the log lines (default logfmt)")
+from .command import Command, Shell, arg, number
 
 
 def _serve(args: Namespace, shell: Shell) -> int:
@@ -34,11 +24,17 @@ def _serve(args: Namespace, shell: Shell) -> int:
 TREE: Final = (
     Command(
         "serve",
-        "The daemon holds the records of one home, serves its API and syncs with paired instances.\n"
-        "It runs in the foreground, one to a home, and ends cleanly on SIGTERM or Ctrl-C.",
+        "Runs the daemon, which holds the records of one home, serves its API and syncs with paired instances.\n"
+        "It runs in the foreground, one per home, and ends cleanly on SIGTERM or Ctrl-C.",
         "spl serve --host 127.0.0.1 --port 9100",
         _serve,
-        _options,
+        (
+            arg("--host", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"),
+            arg("--port", type=number(0, 65535), metavar="N", help="port to listen on (default 9100)"),
+            arg("--public-url", metavar="URL", help="where peers reach this daemon; published in its manifest"),
+            arg("--insecure-localhost", action="store_true", help="accept requests from this machine without tokens"),
+            arg("--log-format", choices=("logfmt", "json"), help="form of the log lines (default logfmt)"),
+        ),
         result=False,
     ),
 )

@@ -1,4 +1,4 @@
-"""`spl config`: the configuration in effect, and the rules."""
+"""`spl config`: the effective configuration, and the rules."""
 
 from argparse import Namespace
 from typing import Any, Final
@@ -16,7 +16,7 @@ def _show(args: Namespace, shell: Shell) -> int:
 
 
 def _value(value: Any) -> str:
-    """Return a setting as the configuration file writes it, without quotes."""
+    """Return a value as the configuration file writes it, without quotes."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
@@ -34,7 +34,7 @@ TREE: Final = (
             Command(
                 "config show",
                 "Lists every setting with its value and where that value came from.\n"
-                "The running daemon answers, so this is what is in effect and not what a file says.",
+                "The running daemon answers, so the values are those in effect and not those in a file.",
                 "spl config show",
                 _show,
             ),

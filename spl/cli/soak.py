@@ -11,7 +11,7 @@ from typing import Any, Final
 from ..core import when
 from . import soak_plan
 from .client import CtlError, quote
-from .command import Command, Parser, Shell, UsageError
+from .command import Command, Shell, UsageError, arg
 from .soak_plan import SoakRow, Tally, Window
 
 PAIRS: Final = "/v1/federation/pairs"
@@ -24,26 +24,17 @@ _LINE_S: Final = 60.0
 _LINE_SHORT_S: Final = 10.0
 
 
-def _options(parser: Parser) -> None:
-    parser.add_argument("pair", nargs="?", metavar="PAIR", help="a live pair (default: throw-away daemons)")
-    parser.add_argument("--csv", action="store_true", help="print the rows as CSV on stdout")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="shorten all windows, 0.01 to 1")
-    parser.add_argument(
-        "--window", action="append", default=[], metavar="NAME=MIN", help="minutes of one window, 0 leaves it out"
-    )
-
-
 def _soak(args: Namespace, shell: Shell) -> int:
     windows = soak_plan.windows(args.scale, _minutes(args.window))
     scaled = soak_plan.is_scaled(windows)
     report = Report(shell, args.csv, scaled)
     if scaled:
         shell.out.note("scaled: shorter than the reference's windows, so this run cannot pass")
-    drive = shell.load("cli.soak_driver")
+    soak_driver = shell.load("cli.soak_driver")
     try:
         with _ended_by_signals():
             run = _live if args.pair else _own
-            differences, log_lines = run(args, shell, drive, windows, report)
+            differences, log_lines = run(args, shell, soak_driver, windows, report)
     except KeyboardInterrupt:
         report.finish()
         shell.out.warn(f"interrupted; {len(report.rows)} of {len(windows)} windows finished")
@@ -52,7 +43,7 @@ def _soak(args: Namespace, shell: Shell) -> int:
 
 
 class Report:
-    """Shows how it goes, prints each row when its window ends, and the verdict at last."""
+    """Shows the progress, prints each row when its window ends, and the verdict at the end."""
 
     def __init__(self, shell: Shell, csv: bool, scaled: bool) -> None:
         self.rows: list[SoakRow] = []
@@ -80,7 +71,7 @@ class Report:
             out.line(soak_plan.table_row(row))
 
     def show(self, tally: Tally, elapsed_s: float) -> None:
-        """Draw the state of the window on a terminal; elsewhere print a line of it, once a minute."""
+        """Draw the state of the window on a terminal; elsewhere print it as a line, once a minute."""
         out, window = self._shell.out, tally.window
         every_s = _DRAW_S if out.interactive else _LINE_S if window.duration_s > _LINE_S else _LINE_SHORT_S
         if window.name != self._window:
@@ -94,18 +85,18 @@ class Report:
             out.note(soak_plan.progress_line(tally, elapsed_s, when.text_of(self._shell.now_ms())))
 
     def fault(self, text: str) -> None:
-        """Say what counts as an error, as it happens."""
+        """Print an error as it happens."""
         self._shell.out.warn(f"! {text}")
 
     def finish(self) -> None:
-        """Print what `-o json` has: all rows in one value."""
+        """Print the one value of `-o json`: all rows."""
         out = self._shell.out
         if out.form == "json" and not self._csv:
             data = {"scaled": self._scaled, "rows": [row.to_json() for row in self.rows]}
             out.data("spl.soak/1", data, lambda: None)
 
     def verdict(self, differences: list[str], log_lines: list[str]) -> int:
-        """Print the verdict and where to look; return the exit code."""
+        """Print the verdict and where to look, and return the exit code."""
         self.finish()
         verdict = soak_plan.judge(self.rows, self._scaled, differences)
         for line in log_lines if not verdict.passed else ():
@@ -116,52 +107,55 @@ class Report:
         return 0 if verdict.passed else FOUND_PROBLEMS
 
 
+Windows = tuple[Window, ...]
 Found = tuple[list[str], list[str]]
-"""How the sets of both sides differ in the end, and lines of the throw-away daemons' logs."""
+"""The differences between the sets of both sides at the end, and log lines of the throw-away daemons."""
 
 
-def _own(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Window, ...], report: Report) -> Found:
-    """Soak two daemons made for it, and compare what both hold in the end."""
+def _own(args: Namespace, shell: Shell, soak_driver: ModuleType, windows: Windows, report: Report) -> Found:
+    """Soak two throw-away daemons, and compare what both hold at the end."""
     out = shell.out
-    with shell.load("cli.soak_daemons").Rig(shell.env, out.detail) as rig:
-        out.note("two daemons, one pair in mode continuous; a third daemon asks for approvals")
+    with shell.load("cli.soak_daemons").Daemons(shell.env, out.detail) as daemons:
+        out.note("two daemons, one pair in mode continuous; a third daemon makes approval requests")
         run = shell.random_bytes(4).hex()
-        driver = _driven(drive, rig.target(), run, windows, shell, report)
+        driver = _driven(soak_driver, daemons.target(), run, windows, shell, report)
         threads = [soak_plan.thread_of(run, number) for number in range(soak_plan.THREADS)]
         try:
-            differences = rig.differences(threads)
+            differences = daemons.differences(threads)
         except CtlError as exc:
             differences = [f"the record sets could not be compared: {exc.message}"]
         if not differences:
             out.note(f"{_done(driver)}, {driver.done('approval'):,} requests approved; both hold the same records")
-        return differences, rig.log_lines()
+        return differences, daemons.log_lines()
 
 
-def _live(args: Namespace, shell: Shell, drive: ModuleType, windows: tuple[Window, ...], report: Report) -> Found:
-    """Soak a live pair from this side of it."""
+def _live(args: Namespace, shell: Shell, soak_driver: ModuleType, windows: Windows, report: Report) -> Found:
+    """Soak a live pair from this side."""
     out, pair = shell.out, shell.ctl.get(f"{PAIRS}/{quote(args.pair)}")
     if pair["state"] != "active":
         raise CtlError("pair-state-conflict", f"{pair['pair_id']} is {pair['state']}; a soak needs an active pair")
     names = pair["namespaces"]
     run = shell.random_bytes(4).hex()
     poll_s = pair["poll_interval_ms"] / 1000 if pair["mode"] == "polling" else 0.0
-    target = drive.Target(
-        pair["pair_id"], "default" if "default" in names else names[0], (("this side", drive.opener(shell.ctl)),),
+    target = soak_driver.Target(
+        pair["pair_id"], "default" if "default" in names else names[0], (("this side", soak_driver.opener(shell.ctl)),),
         "peer_queue_records", max(DRAIN_S, 1.5 * poll_s),
     )  # fmt: skip
-    out.note(f"records go to threads th_soak_{run}_* and stay there, on both sides; no approvals: they would stay too")
+    out.note(f"records go to threads th_soak_{run}_* and stay on both sides; no approvals, which would stay too")
     out.note(f"the fold rule {soak_plan.rule_name(run)} covers these threads on this side until the end")
     if pair["mode"] != "continuous":
-        out.note(f"this side's mode is {pair['mode']}; the page's lags are those of peers in mode continuous")
-    driver = _driven(drive, target, run, windows, shell, report)
+        out.note(f"the mode of this side is {pair['mode']}; the reference's lags are those of mode continuous")
+    driver = _driven(soak_driver, target, run, windows, shell, report)
     confirmed = sum(row.records_synced for row in report.rows)
-    out.note(f"{_done(driver)}; the peer confirmed {confirmed:,} of them as durable; what it holds was not read")
+    out.note(f"{_done(driver)}; the peer confirmed {confirmed:,} of them as durable; its records were not read")
     return [], []
 
 
-def _driven(drive: ModuleType, target: Any, run: str, windows: tuple[Window, ...], shell: Shell, report: Report) -> Any:
-    """Run the windows and return the driver, which knows what was done."""
-    driver = drive.Soak(target, report, run, time.monotonic, time.sleep)
+def _driven(
+    soak_driver: ModuleType, target: Any, run: str, windows: tuple[Window, ...], shell: Shell, report: Report
+) -> Any:
+    """Run the windows and return the driver, which has the counts."""
+    driver = soak_driver.Soak(target, report, run, time.monotonic, time.sleep)
     driver.begin()
     report.head()
     with driver.watched(), closing(driver.windows(windows)) as rows:
@@ -176,7 +170,7 @@ def _done(driver: Any) -> str:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the daemons made for it end too."""
+    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the throw-away daemons end too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -205,9 +199,15 @@ def _minutes(words: list[str]) -> dict[str, float]:
 
 COMMAND: Final = Command(
     "federation soak",
-    "Loads a pair for 100 minutes in five windows and measures lag, queue and errors; exit 0 only within all limits.\n"
-    "Without PAIR it makes daemons of its own and removes them; a live pair keeps the records, on both sides.",
+    "Loads a pair for 100 minutes in five windows and measures lag, queue and errors; exits 0 only within all limits.\n"
+    "Without PAIR it starts throw-away daemons and removes them; on a live pair the records stay, on both sides.",
     "spl federation soak --scale 0.05 --csv",
     _soak,
-    _options,
-)
+    (
+        arg("pair", nargs="?", metavar="PAIR", help="a live pair (default: throw-away daemons)"),
+        arg("--csv", action="store_true", help="print the rows as CSV on stdout"),
+        arg("--scale", type=float, default=1.0, metavar="F", help="shorten all windows, 0.01 to 1"),
+        arg("--window", action="append", default=[], metavar="NAME=MIN",
+            help="minutes of one window; 0 leaves it out"),
+    ),
+)  # fmt: skip

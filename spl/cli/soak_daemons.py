@@ -1,7 +1,7 @@
 """Throw-away daemons for a soak: three processes with homes of their own in one temporary folder, gone at the end.
 
-`a` and `b` are the pair.  `c` asks `a` to pair with it, again and again, for somebody must ask if approvals are to be
-part of the load: each is a request, an approval by a's operator, a handshake and a revocation, as people do it.
+`a` and `b` are the pair.  `c` asks `a` to pair with it, again and again, because the load needs approval requests: each
+is a request, an approval by a's operator, a handshake and a revocation, as people do it.
 """
 
 import json
@@ -35,11 +35,11 @@ _CONFIG: Final = '[federation]\napproval = "{}"\n'
 _SAID_BYTES: Final = 500
 
 
-class Rig:
-    """The daemons; a context manager, so that they end with the soak, whatever ends it."""
+class Daemons:
+    """The daemons; a context manager, so that they end with the soak, whatever ends that."""
 
     def __init__(self, env: Mapping[str, str], trace: Callable[[str], None]) -> None:
-        # What configures the operator's own daemon must not reach these.
+        # The configuration of the operator's own daemon must not reach these.
         own = {name: value for name, value in env.items() if not name.startswith(("SPL_", "SYNCROPEL_"))}
         path = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH", ""))))
         loop = {"SPL_LOOP": env["SPL_LOOP"]} if "SPL_LOOP" in env else {}
@@ -50,7 +50,7 @@ class Rig:
         self._ctls: dict[str, Ctl] = {}
         self.pair_id = ""
 
-    def __enter__(self) -> "Rig":
+    def __enter__(self) -> "Daemons":
         self._folder = Path(tempfile.mkdtemp(prefix="spl-soak-"))
         try:
             for name in NAMES:
@@ -78,7 +78,7 @@ class Rig:
         return [name for name, process in self._processes.items() if process.poll() is not None]
 
     def approve(self) -> None:
-        """Let c ask, a's operator approve, both finish the handshake, and c revoke the pair.  Raises CtlError."""
+        """Make c ask, a's operator approve, both finish the handshake, and c revoke the pair.  Raises CtlError."""
         asked = self._url("a")
         body = {"url": asked, "wait_ms": ASK_MS, "from_now": True}
         pair_id, approved = "", False
@@ -93,7 +93,7 @@ class Rig:
         raise CtlError("handshake-pending", "a request that was approved did not become a pair")
 
     def differences(self, threads: Sequence[str]) -> list[str]:
-        """Return in which way the sets of a and b differ, on each of these threads; [] when they are equal."""
+        """Return the differences between the sets of a and b on these threads; [] if they are equal."""
         found = []
         for thread in threads:
             ours, theirs = (self._digest(name, thread) for name in ("a", "b"))
@@ -102,7 +102,7 @@ class Rig:
         return found
 
     def log_lines(self) -> list[str]:
-        """Return the last warnings and errors of federation in the logs of a and b, which go with the homes."""
+        """Return the last warnings and errors of federation in the logs of a and b, whose homes are removed."""
         filters = filters_of(["level=warning", "target=syncropel_engine::federation"])
         lines = {name: newest(str(self._folder / name / "logs"), FAULT_LINES, filters) for name in ("a", "b")}
         return [f"{name}: {line}" for name, found in lines.items() for line in found]
@@ -121,7 +121,7 @@ class Rig:
         if made.returncode:
             raise CtlError("home-unusable", f"the throw-away daemon {name}: {_last_line(made.stderr)}")
         with (self._folder / f"{name}.out").open("wb") as out:
-            # A session of its own: Ctrl-C is for the soak, which then ends its daemons in order.
+            # A session of its own: Ctrl-C reaches the soak alone, which then ends its daemons in order.
             self._processes[name] = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 [*self._spl("serve", home), "--port", "0"],
                 env=self._env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
@@ -178,8 +178,8 @@ class Rig:
         return int(head["count"]), str(head["digest"])
 
     def _end(self) -> None:
-        """End the daemons, by force where they do not end by themselves, and remove their homes."""
-        # A second Ctrl-C must not leave daemons behind; this takes seconds at most.
+        """End the daemons, by force if they do not end by themselves, and remove their homes."""
+        # A second Ctrl-C must not leave daemons running; this takes seconds at most.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for process in self._processes.values():
             if process.poll() is None:
@@ -196,4 +196,4 @@ class Rig:
 
 
 def _last_line(output: bytes) -> str:
-    return (output.decode(errors="replace").strip().splitlines() or ["nothing was said"])[-1][-_SAID_BYTES:]
+    return (output.decode(errors="replace").strip().splitlines() or ["it printed nothing"])[-1][-_SAID_BYTES:]

@@ -1,7 +1,7 @@
 """Drives a soak from outside: paced emission, the peer's acks, queues and faults, window by window.
 
-These run beside each other: the caller's thread emits and draws, one thread follows the acks, one looks at queues and
-pair states, one approves, one reloads the fold rule.  What they share is the window's tally, under one lock.
+These jobs run at the same time: the caller's thread emits and draws, one thread follows the acks, one reads queues and
+pair states, one approves, one reloads the fold rule.  They share the window's tally, under one lock.
 """
 
 import threading
@@ -21,21 +21,21 @@ from .soak_plan import SoakRow, Tally, Window
 ACK_WAIT_MS: Final = 1000
 LOOK_S: Final = 0.1
 STATES_EVERY_LOOKS: Final = 10
-"""The queue is looked at ten times a second, the pair's state once."""
+"""The queue is read ten times a second, the pair's state once."""
 NAP_S: Final = 0.1
 DRAIN_NAP_S: Final = 0.01
 LATE_S: Final = 2.0
-"""How long past its end a window may still emit what it could not in time."""
+"""How long after its end a window may still emit records that were due before."""
 RETRY_S: Final = 0.2
 FAULTS_KEPT: Final = 100
 JOIN_S: Final = 5.0
 FOLD_RULES: Final = "/v1/config/fold-rules"
 APPROVAL_PHASE: Final = 0.5
 RELOAD_PHASE: Final = 0.25
-"""When approvals and reloads come, as a part of the time between two, so that they do not wait for each other."""
+"""When approvals and reloads run, as a fraction of their interval, so that they do not wait for each other."""
 
 
-class SoakLine(Protocol):
+class SoakConnection(Protocol):
     """A kept connection to a daemon."""
 
     def ask(self, method: str, target: str, body: dict[str, object] | None = None) -> dict[str, Any]:
@@ -45,36 +45,36 @@ class SoakLine(Protocol):
         """Close it."""
 
 
-class Talk(Protocol):
-    """Where the soak tells how it goes; always called on the caller's thread."""
+class Progress(Protocol):
+    """Receives the progress of the soak; always called on the caller's thread."""
 
     def show(self, tally: Tally, elapsed_s: float) -> None:
         """Show the state of the window."""
 
     def fault(self, text: str) -> None:
-        """Say what counts as an error."""
+        """Report an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is driven: the pair as its sides see it, the side that emits first."""
+    """The driven pair: its sides, and how to ask them."""
 
     pair_id: str
     namespace: str
-    sides: tuple[tuple[str, Callable[[], SoakLine]], ...]
-    """(name, opener of a connection), ours first; the last one's intake is the queue that is looked at."""
+    sides: tuple[tuple[str, Callable[[], SoakConnection]], ...]
+    """(name, function that opens a connection), ours first; the queue that is read is the intake of the last one."""
     queue: str
-    """The member of the last side's acks that tells of the consumer's queue; `<queue>_max`, if there, of its peak."""
+    """The member of the last side's acks that holds the consumer's queue; `<queue>_max`, if present, its peak."""
     drain_s: float
     """How long a window may wait for the last acks."""
     approve: Callable[[], object] | None = None
-    """Has one request approved, from asking to the end; None where the workload has no approvals."""
+    """Runs one approval from the request to the end; None if the workload has no approvals."""
     dead: Callable[[], Sequence[str]] = tuple
-    """Names the daemons that ended."""
+    """Returns the names of daemons that ended."""
 
 
 class _Chore:
-    """A part of the load that comes now and then, evenly spread; it runs in a thread of its own, one at a time."""
+    """A part of the load that runs at even intervals, in a thread of its own, one at a time."""
 
     def __init__(self, name: str, phase: float, run: Callable[[], object], failed: Callable[[str], None]) -> None:
         self.name, self.phase = name, phase
@@ -88,16 +88,16 @@ class _Chore:
         self._runs = []
 
     def start_due(self, window: Window, elapsed_s: float) -> None:
-        """Start what is due of the window by now."""
+        """Start the runs of this window that are due by now."""
         while len(self._runs) < window.chores and window.chore_due_s(len(self._runs), self.phase) <= elapsed_s:
             self._runs.append(self._pool.submit(self._once))
 
     def is_running(self) -> bool:
-        """Tell whether something that was started has not ended."""
+        """Return whether a started run has not ended."""
         return not all(each.done() for each in self._runs)
 
     def end(self, *, wait: bool) -> None:
-        """Start no more, and wait for the one that runs if told to."""
+        """Start no more runs, and wait for the present one if `wait` is set."""
         self._pool.shutdown(wait=wait, cancel_futures=True)
 
     def _once(self) -> None:
@@ -110,10 +110,10 @@ class _Chore:
 
 @dataclass(slots=True)
 class _Side:
-    """What was last seen of the pair on one side."""
+    """The last known state of the pair on one side."""
 
     name: str
-    line: SoakLine
+    connection: SoakConnection
     state: str = "active"
     error_at: object = None
     reached: bool = True
@@ -121,10 +121,10 @@ class _Side:
 
 @dataclass(slots=True)
 class Soak:
-    """One run.  `clock` gives steady seconds; `sleep` waits some."""
+    """One run of the soak.  `clock` returns steady seconds; `sleep` waits."""
 
     target: Target
-    talk: Talk
+    progress: Progress
     run: str
     clock: Callable[[], float]
     sleep: Callable[[float], None]
@@ -135,14 +135,14 @@ class Soak:
     _position: int = 0
     _peak: int = 0
     _dead: frozenset[str] = frozenset()
-    _emitter: SoakLine | None = None
-    _config: SoakLine | None = None
+    _emitter: SoakConnection | None = None
+    _config: SoakConnection | None = None
     _sides: list[_Side] = field(default_factory=list)
     _chores: dict[str, _Chore] = field(default_factory=dict)
     _reloads: int = 0
 
     def begin(self) -> None:
-        """Take note of how the pair stands, so that what was before counts for nothing."""
+        """Record the present state of the pair, so that earlier errors do not count."""
         self._emitter, self._config = (self.target.sides[0][1]() for _ in range(2))
         chores = [_Chore("reload", RELOAD_PHASE, self.reload, self._count_fault)]
         if self.target.approve is not None:
@@ -150,7 +150,7 @@ class Soak:
         self._chores = {chore.name: chore for chore in chores}
         self._sides = [_Side(name, opener()) for name, opener in self.target.sides]
         for side in self._sides:
-            detail = side.line.ask("GET", self._pair())
+            detail = side.connection.ask("GET", self._pair())
             side.state, side.error_at = str(detail["state"]), _error_at(detail)
 
     @contextmanager
@@ -181,7 +181,7 @@ class Soak:
                 thread.join(JOIN_S)
 
     def windows(self, windows: Sequence[Window]) -> Generator[SoakRow, None, None]:
-        """Yield each window's row as it ends; at last the fold rule is taken away."""
+        """Yield each window's row as it ends; the fold rule is removed at the end."""
         try:
             for window in windows:
                 yield self._window(window)
@@ -189,7 +189,7 @@ class Soak:
             self._end()
 
     def done(self, name: str) -> int:
-        """Return how many approvals ("approval") or reloads ("reload") there were."""
+        """Return the number of approvals ("approval") or reloads ("reload")."""
         return self._chores[name].done if name in self._chores else 0
 
     # -- one step of each job
@@ -211,7 +211,7 @@ class Soak:
             tally.emit(seq, at_ms)
 
     def reload(self) -> None:
-        """Replace the run's fold rule by another one and read a state by it; raise CtlError where it does not hold."""
+        """Replace the run's fold rule and read a state computed by it; raise CtlError if the state is wrong."""
         assert self._config is not None
         rule = soak_plan.fold_rule_of(self.run, self._reloads)
         self._reloads += 1
@@ -221,12 +221,12 @@ class Soak:
         if fault:
             raise CtlError("answer-malformed", fault)
 
-    def hear(self, line: SoakLine, wait_ms: int) -> bool:
-        """Ask how far the peer confirmed, waiting for news at most so long; False when the daemon did not answer."""
+    def hear(self, connection: SoakConnection, wait_ms: int) -> bool:
+        """Ask how far the peer confirmed, waiting up to `wait_ms` for progress; return whether the daemon answered."""
         name = quote(self.target.namespace)
         path = f"{self._pair()}/acks?namespace={name}&beyond={self._position}&wait_ms={wait_ms}"
         try:
-            position = line.ask("GET", path)["position"] or 0
+            position = connection.ask("GET", path)["position"] or 0
         except CtlError:
             return False  # the other thread counts it
         at_ms = self.clock() * 1000
@@ -237,12 +237,12 @@ class Soak:
         return True
 
     def look(self, *, states: bool) -> None:
-        """Look at the consumer's queue and, with `states`, at how the pair stands on each side."""
+        """Read the consumer's queue and, with `states`, the state of the pair on each side."""
         last = self._sides[-1]
         path = f"{self._pair()}/acks?namespace={quote(self.target.namespace)}"
         answer = self._asked(last, path)
         queue, peak = int(answer.get(self.target.queue) or 0), int(answer.get(f"{self.target.queue}_max") or 0)
-        # The daemon's own peak is that of an hour: it tells of this window when it rose since the last look.
+        # The daemon's own peak covers an hour: it belongs to this window if it rose since the last look.
         risen, self._peak = peak if peak > self._peak else 0, peak
         with self._lock:
             if self._tally is not None:
@@ -272,7 +272,7 @@ class Soak:
                 self._show(tally, start_s)
                 self.sleep(min(left_s, NAP_S))
             if self.clock() - start_s > window.duration_s + LATE_S:
-                break  # the daemon does not keep up; the row tells by how much
+                break  # the daemon does not keep up; the row shows by how much
             self.emit(base + number)
         self._drain(tally, start_s)
         self._show(tally, start_s)
@@ -280,7 +280,7 @@ class Soak:
             return tally.row()
 
     def _drain(self, tally: Tally, start_s: float) -> None:
-        """Wait out the window, then for the acks, approvals and reloads that are still to come."""
+        """Wait for the end of the window, then for outstanding acks, approvals and reloads."""
         window = tally.window
         end_s = start_s + window.duration_s
         while (left_s := end_s - self.clock()) > 0:
@@ -300,7 +300,7 @@ class Soak:
         return bool(tally.open) or any(chore.is_running() for chore in self._chores.values())
 
     def _end(self) -> None:
-        """End the chores and remove the fold rule; a reload that still runs would bring it back, and is waited for."""
+        """End the chores and remove the fold rule, after the last reload, which would set it again."""
         assert self._config is not None
         for name, chore in self._chores.items():
             chore.end(wait=name == "reload")
@@ -311,16 +311,18 @@ class Soak:
             self._config.ask("DELETE", f"{FOLD_RULES}/{quote(rule)}")
         except CtlError as exc:
             if exc.code != "not-found":
-                self.talk.fault(f"the fold rule {rule} may stand: {exc.message}; spl config remove-fold-rule {rule}")
+                self.progress.fault(
+                    f"the fold rule {rule} may remain: {exc.message}; spl config remove-fold-rule {rule}"
+                )
 
     def _show(self, tally: Tally, start_s: float) -> None:
         while self._faults:
-            self.talk.fault(self._faults.popleft())
+            self.progress.fault(self._faults.popleft())
         with self._lock:
-            self.talk.show(tally, self.clock() - start_s)
+            self.progress.show(tally, self.clock() - start_s)
 
     def _compare(self, side: _Side, detail: dict[str, Any]) -> None:
-        """Count what went wrong with the pair since the last look."""
+        """Count the errors of the pair since the last look."""
         if not detail:
             return
         error, state = _error_at(detail), str(detail["state"])
@@ -332,9 +334,9 @@ class Soak:
         side.error_at, side.state = error, state
 
     def _asked(self, side: _Side, path: str) -> dict[str, Any]:
-        """Return a side's answer, {} when it gives none; that counts once until it answers again."""
+        """Return a side's answer, or {} without one; a missing answer counts once until the next answer."""
         try:
-            answer = side.line.ask("GET", path)
+            answer = side.connection.ask("GET", path)
         except CtlError as exc:
             if side.reached:
                 self._count_fault(f"{side.name}: {exc.message} [{exc.code}]")
@@ -353,8 +355,8 @@ class Soak:
         return f"{PAIRS}/{quote(self.target.pair_id)}"
 
 
-def opener(ctl: Ctl) -> Callable[[], SoakLine]:
-    """Return what opens a kept connection to a daemon."""
+def opener(ctl: Ctl) -> Callable[[], SoakConnection]:
+    """Return a function that opens a kept connection to a daemon."""
     return ctl.kept
 
 

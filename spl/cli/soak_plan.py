@@ -1,7 +1,7 @@
 """The soak as values: its windows and workload, what is counted in each, the CSV, and the verdict.
 
-The shape of the load, the columns and the limits are those of the operator's page.  A lag runs from the emit call to
-the peer's durable ack, both taken on the clock of whoever runs the soak.
+The shape of the load, the columns and the limits are those of the reference page.  A lag runs from the emit call to the
+peer's durable ack, both on the clock of the command.
 """
 
 from array import array
@@ -25,7 +25,7 @@ THREADS: Final = 16
 ACTORS: Final = 4
 BAR_CHARS: Final = 24
 RULE_PRIORITY: Final = 1_000_000
-"""The highest that a rule can have, so that no rule of the operator's decides in its place."""
+"""The highest priority that a rule can have, so that no rule of the operator takes precedence."""
 
 _ACTS: Final = ("INTEND", "DO", "KNOW", "LEARN")
 _TEXT: Final = "the soak wrote this; " * 18
@@ -35,12 +35,12 @@ _WIDTHS: Final = (-9, 6, 8, 8, 7, 7, 10, 7)
 
 
 class SoakError(SplError):
-    """The windows asked for make no soak; code usage."""
+    """The requested windows make no soak; code usage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of even load."""
+    """A period of even load."""
 
     name: str
     minutes: float
@@ -48,21 +48,21 @@ class Window:
 
     @property
     def duration_s(self) -> float:
-        """How long it emits."""
+        """The duration of its emissions."""
         return self.minutes * 60.0
 
     @property
     def records(self) -> int:
-        """How many records it emits."""
+        """The number of records it emits."""
         return round(self.minutes * self.records_per_min)
 
     @property
     def chores(self) -> int:
-        """How often each other part of the load runs meanwhile: once a minute, at least once."""
+        """The number of runs of each other part of the load: once a minute, at least once."""
         return max(1, int(self.minutes))
 
     def due_s(self, number: int) -> float:
-        """Return when record `number` (0 is the first) is due, from the window's start; no error adds up."""
+        """Return when record `number` (from 0) is due, in seconds from the window's start; errors do not add up."""
         return number * 60.0 / self.records_per_min
 
     def chore_due_s(self, number: int, phase: float) -> float:
@@ -81,7 +81,7 @@ WINDOWS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SoakRow:
-    """What one window came to; lags in ms, None when nothing was synced."""
+    """The result of one window; lags in ms, None if nothing was synced."""
 
     window: str
     duration_min: float
@@ -94,7 +94,7 @@ class SoakRow:
     errors: int
 
     def cells(self) -> list[str]:
-        """Return the columns of the CSV; a lag that there is not is empty."""
+        """Return the columns of the CSV; an unknown lag is empty."""
         lags = ["" if lag is None else str(lag) for lag in (self.sync_lag_p50_ms, self.sync_lag_p99_ms)]
         counts = [str(self.records_emitted), str(self.records_synced)]
         return [
@@ -107,7 +107,7 @@ class SoakRow:
         ]
 
     def to_json(self) -> dict[str, object]:
-        """Return the columns by their names in the CSV, and how many records were planned."""
+        """Return the columns by their names in the CSV, and the number of planned records."""
         return {
             **{name: getattr(self, name) for name in HEADER.split(",")},
             "records_planned": self.records_planned,
@@ -115,7 +115,7 @@ class SoakRow:
 
 
 class Tally:
-    """What is counted in one window.  8 bytes stay for each record, for exact percentiles; no locks."""
+    """The counts of one window.  It keeps 8 bytes per record, for exact percentiles; no locks."""
 
     def __init__(self, window: Window) -> None:
         self.window = window
@@ -130,11 +130,11 @@ class Tally:
 
     @property
     def open(self) -> int:
-        """How many emitted records the peer did not confirm yet."""
+        """The number of emitted records that the peer has not confirmed yet."""
         return len(self._open)
 
     def emit(self, seq: int, at_ms: float) -> None:
-        """Count a record that stands at `seq` of the log and whose emit call began at `at_ms`; seqs rise."""
+        """Count a record at `seq` of the log whose emit call began at `at_ms`; seqs rise."""
         self.emitted += 1
         if seq <= self._position:
             # The peer's ack was faster than our daemon's answer.
@@ -143,7 +143,7 @@ class Tally:
             self._open.append((seq, at_ms))
 
     def confirm(self, position: int, at_ms: float) -> None:
-        """Take in that the peer holds everything up to `position`; a step back says nothing."""
+        """Record that the peer holds everything up to `position`; a lower position is ignored."""
         if position <= self._position:
             return
         self._position, self._position_ms = position, at_ms
@@ -151,7 +151,7 @@ class Tally:
             self._lags_ms.append(max(0.0, at_ms - self._open.popleft()[1]))
 
     def look(self, queue_records: int, peak_records: int = 0) -> None:
-        """Note how many records wait between network and store on the consuming side, and at most did lately."""
+        """Record how many records wait between network and store on the consuming side, and their recent peak."""
         self.queue = queue_records
         self.queue_max = max(self.queue_max, queue_records, peak_records)
 
@@ -172,7 +172,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class SoakVerdict:
-    """What the rows mean: the limits that were passed over, and where to look."""
+    """The meaning of the rows: the exceeded limits, and where to look."""
 
     problems: tuple[str, ...]
     readings: tuple[str, ...]
@@ -180,7 +180,7 @@ class SoakVerdict:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was out of limits; of a scaled run this is no `soak passed`."""
+        """Whether every limit held; for a scaled run this does not mean `soak passed`."""
         return not self.problems
 
     def text(self) -> str:
@@ -191,7 +191,7 @@ class SoakVerdict:
 
 
 def windows(scale: float, minutes: Mapping[str, float]) -> tuple[Window, ...]:
-    """Return the windows with durations scaled, or as `minutes` has them by name; 0 leaves a window out.
+    """Return the windows with scaled durations, or with those that `minutes` names; 0 leaves a window out.
 
     Raises SoakError "usage".
     """
@@ -200,7 +200,7 @@ def windows(scale: float, minutes: Mapping[str, float]) -> tuple[Window, ...]:
     names = [window.name for window in WINDOWS]
     for name, value in minutes.items():
         if name not in names:
-            raise SoakError("usage", f"there is no window {name[:40]!r}", hint=f"the windows are {' '.join(names)}")
+            raise SoakError("usage", f"no window is named {name[:40]!r}", hint=f"the windows are {' '.join(names)}")
         if not 0 <= value <= MINUTES_MAX:
             raise SoakError("usage", f"a window has 0 to {MINUTES_MAX:.0f} minutes, not {value:g}")
     chosen = [replace(each, minutes=minutes.get(each.name, each.minutes * scale)) for each in WINDOWS]
@@ -211,7 +211,7 @@ def windows(scale: float, minutes: Mapping[str, float]) -> tuple[Window, ...]:
 
 
 def is_scaled(chosen: Sequence[Window]) -> bool:
-    """Tell whether a window is missing, or shorter than the reference's."""
+    """Return whether a window is missing, or shorter than the reference's."""
     length = {window.name: window.minutes for window in chosen}
     return any(length.get(window.name, 0.0) < window.minutes for window in WINDOWS)
 
@@ -240,14 +240,14 @@ def rule_name(run: str) -> str:
 
 
 def fold_rule_of(run: str, number: int) -> dict[str, object]:
-    """Return the fold rule of reload `number`, another fold than before; it covers the run's threads and no others."""
+    """Return the fold rule of reload `number`, with a fold other than the last; it covers only the run's threads."""
     fold, field = _RELOADS[number % len(_RELOADS)]
     return {"name": rule_name(run), "thread": f"th_soak_{run}_*", "fold": fold, "field": field,
             "priority": RULE_PRIORITY}  # fmt: skip
 
 
 def reload_fault(rule: Mapping[str, object], state: Mapping[str, Any]) -> str:
-    """Return in which way the state of a covered thread is not the rule's, "" where the rule is in force."""
+    """Return how the state of a covered thread differs from the rule's, "" if the rule is in force."""
     for name, wanted in (("rule", rule["name"]), ("fold", rule["fold"]), ("field", rule["field"] or None)):
         if state.get(name) != wanted:
             return f"the state's {name} is {state.get(name)!r} after the reload, not {wanted!r}"
@@ -265,7 +265,7 @@ def percentile(ordered: Sequence[float], percent: int) -> int | None:
 
 
 def judge(rows: Sequence[SoakRow], scaled: bool, differences: Sequence[str] = ()) -> SoakVerdict:
-    """Return the verdict on finished rows; `differences` tells what the two sides do not share in the end."""
+    """Return the verdict on finished rows; `differences` are those between the two sides at the end."""
     errors = sum(row.errors for row in rows)
     queue = max((row.reconcile_queue_max for row in rows), default=0)
     p50 = max((row.sync_lag_p50_ms or 0 for row in rows if row.window == "steady"), default=0)
@@ -273,7 +273,7 @@ def judge(rows: Sequence[SoakRow], scaled: bool, differences: Sequence[str] = ()
     problems, readings = [], []
     if errors:
         problems.append(f"errors {errors:,} (must be 0)")
-        readings.append("errors: walk them in the log: spl logs level=warning target=syncropel_engine::federation")
+        readings.append("errors: read them in the log: spl logs level=warning target=syncropel_engine::federation")
     for row in rows:
         if row.records_emitted < row.records_planned:
             problems.append(f"{row.window} emitted {row.records_emitted:,} of {row.records_planned:,}")
@@ -282,7 +282,7 @@ def judge(rows: Sequence[SoakRow], scaled: bool, differences: Sequence[str] = ()
     if p50 >= P50_MS:
         problems.append(f"p50 {p50:,} ms (limit {P50_MS:,})")
         readings.append(
-            "p50: the network between the two is slow; over such a distance use set-mode polling and a longer interval"
+            "p50: the network between the two is slow; at such a distance use set-mode polling and a longer interval"
         )
     if p99 >= P99_MS:
         problems.append(f"p99 {p99:,} ms (limit {P99_MS:,})")
@@ -326,7 +326,7 @@ def progress_line(tally: Tally, elapsed_s: float, at: str) -> str:
 
 
 def _rate(tally: Tally, elapsed_s: float) -> int:
-    """Return the records a minute so far; what drains after the last emission is no slower rate."""
+    """Return the records per minute so far; the wait after the last emission does not lower it."""
     return round(tally.emitted * 60 / max(1.0, min(elapsed_s, tally.window.duration_s)))
 
 

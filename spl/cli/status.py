@@ -6,17 +6,13 @@ from typing import Any, Final
 
 from ..core.when import ms_of, span, span_fine
 from .client import CtlError
-from .command import Command, Parser, Shell
+from .command import Command, Shell, arg
 from .out import Out, size
 from .pair_page import FRESH_MS
 
 _PROBLEMS: Final = 3
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")
 _NOT_READY: Final = frozenset({"warming-up", "overloaded", "shutting-down", "task-dead", "store-readonly"})
-
-
-def _status_options(parser: Parser) -> None:
-    parser.add_argument("--check", action="store_true", help="exit 3 when something needs attention")
 
 
 def _status(args: Namespace, shell: Shell) -> int:
@@ -29,7 +25,7 @@ def _status(args: Namespace, shell: Shell) -> int:
 
 
 def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
-    """Yield the lines of the report; what this daemon does not measure has none."""
+    """Yield the lines of the report, without those that this daemon does not measure."""
     identity, store, pairs = status["identity"], status["store"], status["pairs"]
     name, did = (identity["label"], identity["did"]) if identity else ("-", "no identity (spl identity generate)")
     yield f"{name:<8}{did}   spl {status['version']}, up {span_fine(status['uptime_s'] * 1000)}, {status['url']}"
@@ -48,7 +44,7 @@ def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
         yield f"queue   {queue['now']} now{most}"
     adapters = status.get("adapters") or {}
     if adapters.get("p99_ms") is not None:
-        yield f"adapters {adapters['count']}, p99 {adapters['p99_ms']:,.1f} ms a record"
+        yield f"adapters {adapters['count']}, p99 {adapters['p99_ms']:,.1f} ms per record"
 
 
 def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
@@ -89,7 +85,7 @@ def _health(args: Namespace, shell: Shell) -> int:
         missing = exc.message
     if not shell.printed("spl.health/1", {**health, "ready": not missing}):
         word = f"not ready: {missing}" if missing else health["status"]
-        # The process id is told to the daemon's own operator only.
+        # The daemon gives its process id to its own operator only.
         pid = f", pid {health['pid']}" if "pid" in health else ""
         shell.out.line(f"{word}  spl {health['version']}, up {span(health['uptime_s'] * 1000)}{pid}")
     return _PROBLEMS if missing else 0
@@ -98,16 +94,16 @@ def _health(args: Namespace, shell: Shell) -> int:
 TREE: Final = (
     Command(
         "status",
-        "One page on the daemon: identity, store, pairs, lag, and what needs attention with its next step.\n"
-        "It exits 0 when it could report; with --check, findings make it exit 3.",
+        "Prints one page about the daemon: identity, store, pairs, lag, and each problem with its next step.\n"
+        "It exits 0 if it could report; with --check, problems make it exit 3.",
         "spl status --check",
         _status,
-        _status_options,
+        (arg("--check", action="store_true", help="exit 3 if something needs attention"),),
     ),
     Command(
         "health",
         "Asks the daemon for a sign of life, as a supervisor would.\n"
-        "It exits 0 when ready, 3 while alive but not ready, and 5 when no daemon answers.",
+        "It exits 0 if the daemon is ready, 3 if it is alive but not ready, and 5 if no daemon answers.",
         "spl health",
         _health,
     ),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..core.errors import cli_code
 from .client import JSON, LONG_S, CtlError, refusal
-from .command import Command, Group, Parser, Shell
+from .command import Command, Group, Shell, arg
 from .out import Out, label_of, size
 
 _FOUND_PROBLEMS: Final = 3
@@ -16,10 +16,6 @@ _WHAT: Final = {
     "header": "the segment's header is damaged",
     "id": "the id is not that of the record",
 }
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("--repair", action="store_true", help="fetch what was lost from the pairs; needs the daemon")
 
 
 def _check(args: Namespace, shell: Shell) -> int:
@@ -61,7 +57,7 @@ def _check(args: Namespace, shell: Shell) -> int:
 
 
 def _is_whole(data: Mapping[str, Any]) -> bool:
-    """Tell whether every place that is damaged has lost lines, and all of them are held again."""
+    """Return whether every damaged place lost lines, and all of those are held again."""
     healed = sum(0 < item["lines"] == item["held_lines"] for item in data["damages"])
     return bool(healed == data["damaged"])
 
@@ -82,12 +78,12 @@ def _print_check(data: Mapping[str, Any], shell: Shell) -> None:
     if not data["damaged"]:
         out.line(f"✓ {mark}: every hash and id holds")
     elif _is_whole(data):
-        out.line(f"✓ {mark}: what {data['damaged']:,} damaged places held is held again, or is not missed")
-        out.note("the damaged bytes stay on the disk, and are passed over")
+        out.line(f"✓ {mark}: {data['damaged']:,} places are damaged, and nothing is missing any more")
+        out.note("the damaged bytes stay on the disk and are skipped")
     else:
         out.warn(f"! {data['damaged']:,} places are damaged; everything else is served")
         if data["lost_lines"] > data["held_lines"] and data["repaired"] is None:
-            out.hint("fetch what was lost again from the pairs: spl store check --repair")
+            out.hint("to fetch lost records from the pairs: spl store check --repair")
 
 
 def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
@@ -101,13 +97,13 @@ def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
     if not lost:
         out.line("nothing is lost, so nothing was fetched")
     elif not still_lost:
-        out.line(f"✓ what {lost:,} lost lines held is held again, or is not missed")
+        out.line(f"✓ all {lost:,} lost lines are recovered")
     else:
-        out.warn(f"! of {lost:,} lost lines {still_lost:,} are still lost")
+        out.warn(f"! {still_lost:,} of {lost:,} lost lines could not be recovered")
         if not repaired["pairs"]:
-            out.warn("  there is no pair to fetch from that may sync now")
-        out.note("no peer has what it was never given: reserved threads, namespaces that are not shared")
-        out.note("that comes from a copy of the home: spl thread restore; lines without a readable id count as lost on")
+            out.warn("  no pair may sync now, so there is none to fetch from")
+        out.note("peers do not hold what was never sent to them: reserved threads, namespaces that are not shared")
+        out.note("restore that from a snapshot: spl thread restore; lines without a readable id stay counted as lost")
 
 
 def _stats(args: Namespace, shell: Shell) -> int:
@@ -125,7 +121,7 @@ def _stats(args: Namespace, shell: Shell) -> int:
             ("log", f"{size(found['log_bytes'])} in {found['segments_count']} segments"),
             ("free", size(found["free_bytes"])),
             ("sync", f"p50 {found['sync_p50_ms']:.1f} ms, p99 {found['sync_p99_ms']:.1f} ms"),
-            ("state", found["readonly"] or "takes writes"),
+            ("state", found["readonly"] or "accepts writes"),
             ("last opening", f"{opened['took_ms']} ms, {opened['lines_read']:,} lines read"
                              + (", after an unclean stop" if opened["unclean"] else "")),
             *(("damaged", f"segment {item['segment']} offset {item['offset']}") for item in opened["damaged"]),
@@ -134,7 +130,7 @@ def _stats(args: Namespace, shell: Shell) -> int:
 
 
 def _steps(shell: Shell) -> Iterable[dict[str, Any]]:
-    """Return the steps of the running daemon's check, or of our own where none runs."""
+    """Return the steps of the running daemon's check, or of our own if no daemon runs."""
     try:
         yield from shell.ctl.lines("/v1/store/check", b"", JSON, LONG_S)
     except CtlError as exc:
@@ -142,7 +138,7 @@ def _steps(shell: Shell) -> Iterable[dict[str, Any]]:
 
 
 def _repairing(shell: Shell) -> Iterable[dict[str, Any]]:
-    """Return the steps of the running daemon's repair; a home at rest has no way to ask peers."""
+    """Return the steps of the running daemon's repair; without a daemon there is no way to ask peers."""
     try:
         yield from shell.ctl.lines("/v1/store/check", b'{"repair":true}', JSON, LONG_S)
     except CtlError as exc:
@@ -169,24 +165,24 @@ TREE: Final = (
     Group(
         "store",
         "The store is one log of JSON lines in segments, and its running hash covers every byte of it.\n"
-        "These commands work with a running daemon, and all but a repair on the home itself where none runs.",
+        "These commands work with a running daemon; all but a repair also work on the home itself if none runs.",
         "spl store check",
         (
             Command(
                 "store check",
                 "Reads the whole log and verifies the running hash of every line and the id of every record.\n"
-                "Damage is named by segment and offset and exits 3; the rest of the log is served all the same.\n"
-                "--repair has the running daemon fetch what was lost from its pairs, by id, and exits 0 once all is\n"
-                "held again. What no peer was given cannot come back. The damaged bytes stay on the disk: a later\n"
-                "check names them, and exits 0 where nothing is lost any more.",
+                "Damage is reported by segment and offset and exits 3; the rest of the log is still served.\n"
+                "--repair has the running daemon fetch lost records from its pairs, by id, and exits 0 once all are\n"
+                "held again. Records that no peer received cannot come back. The damaged bytes stay on the disk, so\n"
+                "later checks still report them, and exit 0 if nothing is missing any more.",
                 "spl store check --repair",
                 _check,
-                _options,
+                (arg("--repair", action="store_true", help="fetch lost records from the pairs; needs the daemon"),),
             ),
             Command(
                 "store stats",
-                "Shows the records and bytes of the log, how long its syncs take, and how its last opening went.\n"
-                "Sync times are those of the process that answers, over its last 512 syncs.",
+                "Shows the records and bytes of the log, the duration of its disk syncs, and its last opening.\n"
+                "Sync times are those of the answering process, over its last 512 syncs.",
                 "spl store stats -o json",
                 _stats,
             ),

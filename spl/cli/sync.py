@@ -1,17 +1,11 @@
-"""`spl sync`: fetch now what the peers offer."""
+"""`spl sync`: fetch now what peers share."""
 
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
 from .client import LONG_S, elements, quote, refusal
-from .command import Command, Parser, Shell, UsageError
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument(
-        "what", nargs="*", metavar="PAIR | THREAD from PAIR", help="one pair, or one thread of it (default: every pair)"
-    )
+from .command import Command, Shell, UsageError, arg
 
 
 def _sync(args: Namespace, shell: Shell) -> int:
@@ -27,8 +21,8 @@ def _sync(args: Namespace, shell: Shell) -> int:
     body = {"thread": thread} if thread else {}
     answer = shell.ctl.post(f"/v1/federation/pairs/{quote(pair)}/sync", body, LONG_S)
     if not shell.printed("spl.sync/1", answer):
-        pushed = f", {answer['pushed']} pushed" if answer.get("reach") == "we-push" else ""
-        shell.out.line(f"{answer.get('pair_id', pair)}  {answer['records']} records{pushed}")
+        pushed = f", {_records(answer['pushed'])} pushed" if answer.get("reach") == "we-push" else ""
+        shell.out.line(f"{answer.get('pair_id', pair)}  {_records(answer['records'])} fetched{pushed}")
     return 0
 
 
@@ -49,18 +43,25 @@ def _all(shell: Shell) -> int:
     return errors[0].exit_code if errors else 0
 
 
+def _records(count: int) -> str:
+    return "1 record" if count == 1 else f"{count} records"
+
+
 def _form(error: Any) -> Mapping[str, Any]:
-    """Return an error form; a bare code or class counts as one."""
+    """Return an error form, made from the code or class if the daemon sent only that."""
     return error if isinstance(error, dict) else {"code": str(error), "message": str(error)}
 
 
 TREE: Final = (
     Command(
         "sync",
-        "Fetches what the peers offer now, whatever a pair's mode; without a pair, from each that is not paused.\n"
-        "It goes on at the saved position and skips what is known, so repeating it is safe.",
-        "spl sync th_release from pair_a1b2c3d4",
+        "Fetches now what peers share, whatever a pair's mode; without a pair, from every pair that is not paused.\n"
+        "It continues from the saved position and skips known records, so repeating it is safe.",
+        "spl sync th_release from bob",
         _sync,
-        _options,
+        (
+            arg("what", nargs="*", metavar="PAIR | THREAD from PAIR",
+                help="one pair, or one thread of it (default: every pair)"),
+        ),
     ),
-)
+)  # fmt: skip

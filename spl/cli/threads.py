@@ -1,4 +1,4 @@
-"""`spl thread`: what the store holds, by thread."""
+"""`spl thread`: the records of the store by thread; threads as files, taken and restored."""
 
 import json
 from argparse import Namespace
@@ -12,9 +12,14 @@ from typing import Any, Final
 from ..core.errors import SplError
 from ..core.limits import MIB
 from .client import LONG_S, NDJSON, CtlError, quote
-from .command import Command, Group, Parser, Shell, UsageError
+from .command import SINCE, Command, Group, Shell, UsageError, arg, limit
 from .out import column, size
 
+RESTORE_PATH: Final = "/v1/threads/restore"
+PIECE_BYTES: Final = 4 * MIB
+
+_UPLOAD_BYTES: Final = 16
+_FOUND_PROBLEMS: Final = 3
 _PAGE_RECORDS: Final = 500
 _SHOWN_RECORDS: Final = 1000
 _PREVIEW_CHARS: Final = 60
@@ -22,8 +27,9 @@ _ID_CHARS: Final = 12
 _TOP: Final = 10
 
 
-def _list_options(parser: Parser) -> None:
-    parser.add_argument("--reserved", action="store_true", help="also the threads that the daemon keeps for itself")
+def snapshot_path(thread: str) -> str:
+    """Return the route of a thread's snapshot; "" for all threads."""
+    return f"/v1/threads/{quote(thread)}/snapshot" if thread else "/v1/snapshot"
 
 
 def _list(args: Namespace, shell: Shell) -> int:
@@ -37,19 +43,7 @@ def _list(args: Namespace, shell: Shell) -> int:
     return 0
 
 
-def _thread_option(parser: Parser) -> None:
-    parser.add_argument("thread", metavar="THREAD", help="thread id")
-
-
-def _records_options(parser: Parser) -> None:
-    _thread_option(parser)
-    parser.add_argument("--since", type=int, default=0, metavar="SEQ", help="only records after this sequence number")
-    parser.add_argument("--limit", type=int, default=_SHOWN_RECORDS, metavar="N", help="at most so many (default 1000)")
-
-
 def _records(args: Namespace, shell: Shell) -> int:
-    if args.limit < 1 or args.since < 0:
-        raise UsageError("usage", "--limit is at least 1, --since at least 0")
     records = list(_walk(shell, args.thread, args.since, args.limit))
     if not records and not args.since:
         raise _unknown(args.thread)
@@ -64,7 +58,7 @@ def _records(args: Namespace, shell: Shell) -> int:
         ]  # fmt: skip
         out.table(("SEQ", "ACT", "ACTOR", "CLOCK", "ID", "BODY"), rows)
     if len(records) == args.limit:
-        out.note(f"go on with: spl thread records {args.thread} --since {records[-1]['sequence']}")
+        out.note(f"continue with: spl thread records {args.thread} --since {records[-1]['sequence']}")
     return 0
 
 
@@ -92,7 +86,7 @@ def _show(args: Namespace, shell: Shell) -> int:
 
 
 def _state(args: Namespace, shell: Shell) -> int:
-    """Print what the thread's fold rule makes of it."""
+    """Print the value that the thread's fold rule computes."""
     found = shell.ctl.get(f"/v1/threads/{quote(args.thread)}/state")
     if not found["records"]:
         raise _unknown(args.thread)
@@ -103,16 +97,16 @@ def _state(args: Namespace, shell: Shell) -> int:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
         shell.out.card([
             ("thread", str(found["thread"])), ("fold", f"{found['fold']}{field} ({rule})"),
-            ("records", f"{found['records']}, the last one at {found['sequence']}"),
+            ("records", f"{found['records']}, the last one at sequence {found['sequence']}"),
             *column("value", text.splitlines() or [""]),
         ])  # fmt: skip
         if not found["complete"]:
-            shell.out.warn("! there are more values than a set holds; what came first is in it")
+            shell.out.warn("! the thread has more values than a set holds; the set has the first ones")
     return 0
 
 
 def _names(shell: Shell, reserved: bool) -> Iterator[dict[str, Any]]:
-    """Yield every thread, in order of name, fetched in pages."""
+    """Yield every thread in order of name, fetched page by page."""
     query = [("limit", str(_PAGE_RECORDS))] + ([("reserved", "1")] if reserved else [])
     page = shell.ctl.items("/v1/threads", query)
     while page:
@@ -121,7 +115,7 @@ def _names(shell: Shell, reserved: bool) -> Iterator[dict[str, Any]]:
 
 
 def _walk(shell: Shell, thread: str, since: int, limit: int | None) -> Iterator[dict[str, Any]]:
-    """Yield the thread's records in order of arrival, fetched in pages; a page may be short without being the last."""
+    """Yield the thread's records in order of arrival, page by page; a short page need not be the last."""
     left = limit
     while left is None or left > 0:
         wanted = _PAGE_RECORDS if left is None else min(left, _PAGE_RECORDS)
@@ -143,7 +137,7 @@ def _short(record_id: str, shell: Shell) -> str:
 
 
 def _preview(body: Mapping[str, Any], shell: Shell) -> str:
-    """Return the body's text, or the body as JSON; to people its first characters."""
+    """Return the body's text, or the body as JSON; people get the first characters."""
     text = body.get("text")
     if not isinstance(text, str):
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
@@ -183,106 +177,12 @@ def _restore(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.restore/1", plan):
         shell.out.card(_plan_facts(plan))
     if refused:
-        shell.out.warn(f"! {refused} lines are refused, so that nothing of this file would be restored")
+        shell.out.warn(f"! {refused} lines are refused, so nothing of this file would be restored")
     return _FOUND_PROBLEMS if refused else 0
 
 
-def _snapshot_options(parser: Parser) -> None:
-    parser.add_argument("thread", nargs="?", metavar="THREAD", help="thread id")
-    parser.add_argument("--all", action="store_true", help="every thread, those that the daemon keeps too")
-
-
-def _restore_options(parser: Parser) -> None:
-    parser.add_argument("file", nargs="?", metavar="FILE", help="what `thread snapshot` wrote (default: stdin)")
-    parser.add_argument("--dry-run", action="store_true", help="verify, and print what would be restored")
-
-
-SNAPSHOT: Final = Command(
-    "thread snapshot",
-    "Writes a thread as JSON lines: a header with count and digest, then the signed records as they are stored.\n"
-    "It is a backup that `thread restore` takes back, and evidence that `debug thread-diff` compares.",
-    "spl thread snapshot th_federation_pairs > /tmp/local-pairs.snap.jsonl",
-    _snapshot,
-    _snapshot_options,
-    result=False,
-)
-
-
-RESTORE: Final = Command(
-    "thread restore",
-    "Restores a snapshot: every id, signature, the count and the digest are verified before anything is stored.\n"
-    "A file with one fault restores nothing, and what is held already is passed over, so repeating is harmless.",
-    "spl thread restore --dry-run < /tmp/local-pairs.snap.jsonl",
-    _restore,
-    _restore_options,
-)
-
-
-TREE: Final = (
-    Group(
-        "thread",
-        "A thread is the set of records that carry its id; it exists as soon as one record does.\n"
-        "Records are listed in the order in which they arrived here.",
-        "spl thread list",
-        (
-            Command(
-                "thread list",
-                "Lists the threads with the number of their records and when the last one arrived.\n"
-                "What the daemon keeps for itself stands in threads too: --reserved lists these as well.",
-                "spl thread list --reserved",
-                _list,
-                _list_options,
-            ),
-            Command(
-                "thread records",
-                "Lists a thread's records in the order of their arrival, oldest first.\n"
-                "`-o jsonl` prints them whole, one a line; --since goes on after a sequence number.",
-                "spl thread records th_release -o jsonl",
-                _records,
-                _records_options,
-            ),
-            Command(
-                "thread show",
-                "Sums up a thread: how many records, of which acts, actors and kinds, and the latest one.\n"
-                "Vouched by names the instances that took the records in first and signed them.",
-                "spl thread show th_release",
-                _show,
-                _thread_option,
-            ),
-            Command(
-                "thread state",
-                "Prints what a thread comes to: the value that its fold rule makes of its records, as they are now.\n"
-                "Without a rule it is the latest record's body; see `spl config add-fold-rule --help`.",
-                "spl thread state th_release",
-                _state,
-                _thread_option,
-            ),
-            SNAPSHOT,
-            RESTORE,
-        ),
-    ),
-)
-
-
-RESTORE_PATH: Final = "/v1/threads/restore"
-
-
-PIECE_BYTES: Final = 4 * MIB
-
-
-_UPLOAD_BYTES: Final = 16
-
-
-_FOUND_PROBLEMS: Final = 3
-
-
-def snapshot_path(thread: str) -> str:
-    """Return the route of a thread's snapshot; "" for all threads."""
-    return f"/v1/threads/{quote(thread)}/snapshot" if thread else "/v1/snapshot"
-
-
 def _send(source: BufferedIOBase, dry_run: bool, shell: Shell) -> dict[str, Any]:
-    """Return the daemon's answer to the whole snapshot, sent in pieces where it does not fit into one request."""
+    """Return the daemon's answer to the snapshot; one that does not fit into a request is sent in pieces."""
     upload, at = shell.random_bytes(_UPLOAD_BYTES).hex(), 0
     wish = "dry_run=1" if dry_run else "dry_run=0"
     pieces = _pieces(source)
@@ -302,7 +202,7 @@ def _post(shell: Shell, target: str, data: bytes) -> dict[str, Any]:
 
 
 def _pieces(source: BufferedIOBase) -> Iterator[bytes]:
-    """Yield the input in pieces of 4 MiB; one empty piece for no input."""
+    """Yield the input in pieces of 4 MiB, at least one."""
     data = source.read(PIECE_BYTES)
     while True:
         following = source.read(PIECE_BYTES) if data else b""
@@ -319,6 +219,75 @@ def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("thread", str(plan["thread"] or "all threads")), ("from", str(plan["instance"] or "-")),
         ("records", str(plan["records"])), ("new", f"{plan['new']} {verb}"),
-        ("known", f"{plan['known']} passed over"), ("refused", str(plan["refused"])),
+        ("known", f"{plan['known']} skipped"), ("refused", str(plan["refused"])),
         *((f"  {code}", str(count)) for code, count in codes.most_common()), *(("", line) for line in lines),
     ]  # fmt: skip
+
+
+_THREAD: Final = arg("thread", metavar="THREAD", help="thread id")
+
+TREE: Final = (
+    Group(
+        "thread",
+        "A thread is the set of records that carry its id; it exists as soon as one record does.\n"
+        "Records are listed in the order in which they arrived here.",
+        "spl thread list",
+        (
+            Command(
+                "thread list",
+                "Lists the threads with the number of their records and when the last one arrived.\n"
+                "The daemon keeps its own records in reserved threads; --reserved lists these too.",
+                "spl thread list --reserved",
+                _list,
+                (arg("--reserved", action="store_true", help="list the daemon's own threads too"),),
+            ),
+            Command(
+                "thread records",
+                "Lists a thread's records in the order of their arrival, oldest first.\n"
+                "`-o jsonl` prints them in full, one per line; --since continues after a sequence number.",
+                "spl thread records th_release -o jsonl",
+                _records,
+                (_THREAD, SINCE, limit(_SHOWN_RECORDS)),
+            ),
+            Command(
+                "thread show",
+                "Sums up a thread: the number of records, their acts, actors and kinds, and the latest one.\n"
+                "Vouched by names the instances that first accepted the records and signed them.",
+                "spl thread show th_release",
+                _show,
+                (_THREAD,),
+            ),
+            Command(
+                "thread state",
+                "Prints a thread's folded state: the value that its fold rule computes from its present records.\n"
+                "Without a rule it is the latest record's body; see `spl config add-fold-rule --help`.",
+                "spl thread state th_release",
+                _state,
+                (_THREAD,),
+            ),
+            Command(
+                "thread snapshot",
+                "Writes a thread as JSON lines: a header with count and digest, then the signed records as stored.\n"
+                "It is a backup for `thread restore`, and evidence for `debug thread-diff`.",
+                "spl thread snapshot th_federation_pairs > /tmp/local-pairs.snap.jsonl",
+                _snapshot,
+                (
+                    arg("thread", nargs="?", metavar="THREAD", help="thread id"),
+                    arg("--all", action="store_true", help="every thread, the daemon's own threads too"),
+                ),
+                result=False,
+            ),
+            Command(
+                "thread restore",
+                "Restores a snapshot. Ids, signatures, count and digest are verified before anything is stored.\n"
+                "A file with one fault restores nothing; known records are skipped, so repeating is harmless.",
+                "spl thread restore --dry-run < /tmp/local-pairs.snap.jsonl",
+                _restore,
+                (
+                    arg("file", nargs="?", metavar="FILE", help="written by `thread snapshot` (default: stdin)"),
+                    arg("--dry-run", action="store_true", help="verify, and print what would be restored"),
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,43 +1,45 @@
-"""`spl token`: bearers for programs that use this daemon's API."""
+"""`spl token`: bearer tokens for programs that use this daemon's API."""
 
 from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
 from ..core.errors import cli_code
-from ..core.when import duration_ms
 from .client import quote
-from .command import Command, Group, Parser, Shell, UsageError
-from .out import scopes_text
+from .command import Command, Group, Shell, UsageError, arg, duration
+from .out import OutputError, scopes_text
 
 TOKEN_BYTES_MAX: Final = 4096
 _PROBLEMS: Final = 3
 
 
-def _mint_options(parser: Parser) -> None:
-    parser.add_argument("--scopes", required=True, metavar="A,B", help="what the token may do, comma-separated")
-    parser.add_argument("--ttl", metavar="DUR", help="how long it lives, such as 90d or 12h")
-    parser.add_argument("--namespace", action="append", metavar="N", help="bind it to a namespace; repeatable")
-    parser.add_argument("--pair", metavar="PAIR", help="bind it to a pair and that pair's peer")
-    parser.add_argument("--label", help="a note to recognise it by")
-
-
 def _mint(args: Namespace, shell: Shell) -> int:
     body: dict[str, object] = {"scopes": _scopes(args.scopes)}
-    if args.ttl:
-        body["ttl_ms"] = duration_ms(args.ttl)
+    if args.ttl is not None:
+        body["ttl_ms"] = args.ttl
     if args.namespace:
         body["namespaces"] = args.namespace
     for name in ("pair", "label"):
         if getattr(args, name):
             body[name] = getattr(args, name)
     minted = shell.ctl.post("/v1/tokens", body)
-    if not shell.printed("spl.token/1", minted):
+    if not _shown_once(minted, shell):
+        shell.out.note(f"{minted['token_id']}: {', '.join(_scopes(args.scopes))}{_expiry(minted, shell)}")
+        shell.out.note("the text above is shown only now and stored nowhere")
+    return 0
+
+
+def _shown_once(minted: Mapping[str, Any], shell: Shell) -> bool:
+    """Print a new token and return whether that was for a program; a token that nobody saw is revoked again."""
+    try:
+        if shell.printed("spl.token/1", minted):
+            return True
         # The plaintext alone, so that TOKEN=$(spl token mint ...) works.
         shell.out.line(str(minted["token"]))
-        shell.out.note(f"{minted['token_id']}: {', '.join(_scopes(args.scopes))}{_expiry(minted, shell)}")
-        shell.out.note("the text above is shown this once and kept nowhere")
-    return 0
+    except OutputError as exc:
+        shell.ctl.delete(f"/v1/tokens/{quote(minted['token_id'])}")
+        raise OutputError(exc.code, f"{exc.message}; the new token is revoked again, for nobody saw it") from exc
+    return False
 
 
 def _list(args: Namespace, shell: Shell) -> int:
@@ -55,19 +57,14 @@ def _list(args: Namespace, shell: Shell) -> int:
     return 0
 
 
-def _revoke_options(parser: Parser) -> None:
-    parser.add_argument("token_id", metavar="TOKEN_ID", help="from `spl token list`")
-
-
 def _revoke(args: Namespace, shell: Shell) -> int:
     answer = shell.ctl.delete(f"/v1/tokens/{quote(args.token_id)}")
     if not shell.printed("spl.token/1", answer):
         shell.out.line(f"{args.token_id}  {'already_revoked' if answer.get('already') else 'revoked'}")
+        if answer.get("pair_id"):
+            shell.out.note(f"the peer gets no new token until: spl token rotate {answer['pair_id']}")
+            shell.out.note(f"to stop the pair itself: spl federation pause {answer['pair_id']} (or revoke)")
     return 0
-
-
-def _rotate_options(parser: Parser) -> None:
-    parser.add_argument("ref", nargs="?", metavar="PAIR|TOKEN_ID", help="one pair or token; every live pair without")
 
 
 def _rotate(args: Namespace, shell: Shell) -> int:
@@ -76,12 +73,11 @@ def _rotate(args: Namespace, shell: Shell) -> int:
         if not shell.printed("spl.pair/1", pair):
             held = next(token for token in pair["tokens"] if token["direction"] == "issued to us")
             shell.out.line(f"{pair['pair_id']}  rotated, {held['token_id']}")
-            shell.out.note("the old tokens work until the new ones were used")
+            shell.out.note("the old tokens work until the new ones are first used")
         return 0
     if args.ref:
         minted = shell.ctl.post(f"/v1/tokens/{quote(args.ref)}/rotate", {})
-        if not shell.printed("spl.token/1", minted):
-            shell.out.line(str(minted["token"]))
+        if not _shown_once(minted, shell):
             shell.out.note(f"{minted['token_id']} replaces {minted['replaced']}, which no longer works")
         return 0
     rows = shell.ctl.post("/v1/tokens/rotate", {})["data"]
@@ -93,11 +89,6 @@ def _rotate(args: Namespace, shell: Shell) -> int:
         if not rows:
             shell.out.hint("no live pairs; an ordinary token is rotated by its id: spl token list")
     return _PROBLEMS if any(row.get("error") for row in rows) else 0
-
-
-def _info_options(parser: Parser) -> None:
-    parser.add_argument("token_id", nargs="?", metavar="TOKEN_ID", help="from `spl token list` or `federation show`")
-    parser.add_argument("--stdin", action="store_true", help="read the token's text from stdin instead")
 
 
 def _info(args: Namespace, shell: Shell) -> int:
@@ -138,51 +129,61 @@ def _expiry(token: Mapping[str, Any], shell: Shell) -> str:
 TREE: Final = (
     Group(
         "token",
-        "A token is a bearer text with scopes; the daemon keeps only its hash.\n"
-        "The local command line needs none, for the file mode of the socket is its credential.",
+        "A token is a bearer text with scopes; the daemon stores only its hash.\n"
+        "The commands of this machine need none: the file mode of the socket is their credential.",
         "spl token list",
         (
             Command(
                 "token mint",
-                "Makes a token with these scopes and prints its text on stdout, once.\n"
-                "Scopes: admin, records:read, records:write, config:read, config:write, aitl:approve,\n"
-                "federation:manage, federation:sync, federation:subscribe, status:read, metrics:read.\n"
-                "A namespace binds records:* and federation:sync alone; the others are about the whole daemon.",
+                "Mints a token with these scopes and prints its text on stdout, once.\n"
+                "Scopes: admin, records:read, records:write, status:read, metrics:read, config:read, config:write,\n"
+                "aitl:approve, federation:manage, federation:sync, federation:subscribe.\n"
+                "A namespace binds records:* and federation:sync alone; the other scopes are about the whole daemon.",
                 "spl token mint --scopes records:read,records:write --ttl 30d --label dashboard",
                 _mint,
-                _mint_options,
+                (
+                    arg("--scopes", required=True, metavar="A,B", help="what the token may do, comma-separated"),
+                    arg("--ttl", type=duration(1), metavar="DUR",
+                        help="lifetime, such as 90d or 12h, at most 3650d (default 90d)"),
+                    arg("--namespace", action="append", metavar="N", help="bind it to a namespace; repeatable"),
+                    arg("--pair", metavar="PAIR", help="bind it to a pair and that pair's peer"),
+                    arg("--label", help="a note to recognise it by"),
+                ),
             ),
             Command(
                 "token list",
                 "Lists the tokens by id, never by text, with what each may do.\n"
-                "Those of pairs stand among them, and revoking one of these stops that pair's sync.",
+                "The list includes the tokens of pairs; `spl federation pause` or `revoke` is what stops a pair.",
                 "spl token list",
                 _list,
             ),
             Command(
                 "token revoke",
-                "Ends a token at once, also for requests already on open connections.\n"
-                "There is no way back; mint another one instead.",
+                "Revokes a token at once, also for requests on open connections; this is final.\n"
+                "A peer whose token is revoked gets no other until `spl token rotate PAIR` or `spl federation resume`.",
                 "spl token revoke tok_91ab03cd",
                 _revoke,
-                _revoke_options,
+                (arg("token_id", metavar="TOKEN_ID", help="from `spl token list`"),),
             ),
             Command(
                 "token rotate",
-                "Replaces the tokens of one pair or of all; the old ones work until the new ones were used.\n"
-                "A TOKEN_ID replaces an ordinary token: its successor's text is printed once, and the old one ends.",
-                "spl token rotate pair_a1b2c3d4",
+                "Replaces the tokens of one pair or of all; the old ones work until the new ones are first used.\n"
+                "A TOKEN_ID replaces an ordinary token: the new text is printed once, and the old token is revoked.",
+                "spl token rotate bob",
                 _rotate,
-                _rotate_options,
+                (arg("ref", nargs="?", metavar="PAIR|TOKEN_ID", help="one pair or token (default: every live pair)"),),
             ),
             Command(
                 "token info",
-                "Shows what a token may do, whose it is and when it ends, by id or by its text on stdin.\n"
+                "Shows the scopes, owner and expiry of a token, by its id or by its text on stdin.\n"
                 "The text itself is never shown.",
                 "spl token info tok_91ab03cd",
                 _info,
-                _info_options,
+                (
+                    arg("token_id", nargs="?", metavar="TOKEN_ID", help="from `spl token list` or `federation show`"),
+                    arg("--stdin", action="store_true", help="read the token's text from stdin instead"),
+                ),
             ),
         ),
     ),
-)
+)  # fmt: skip

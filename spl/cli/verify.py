@@ -1,22 +1,17 @@
-"""`spl federation verify`: do both sides of a pair hold the same, and repair where they do not."""
+"""`spl federation verify`: compare what both sides of a pair hold, and repair the difference."""
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from .client import LONG_S, quote
-from .command import Command, Parser, Shell
+from .command import PAIR, Command, Shell, arg
 from .out import Out, label_of
 
 PAIRS: Final = "/v1/federation/pairs"
 FOUND_PROBLEMS: Final = 3
 SHOWN_IDS: Final = 20
-"""How many differing ids people see; `-o json` has up to 10,000."""
-
-
-def _options(parser: Parser) -> None:
-    parser.add_argument("pair", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's DID")
-    parser.add_argument("--repair", action="store_true", help="fetch what is missing here, send what is missing there")
+"""The number of differing ids that people see; `-o json` has up to 10,000."""
 
 
 def _verify(args: Namespace, shell: Shell) -> int:
@@ -38,18 +33,20 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
     _ids(report["missing_here"], f"missing here, offered by {peer}", out)
     _ids(report["missing_there"], f"missing at {peer}, offered here", out)
     if report["nameless_here"]:
-        out.line(f"missing here: {report['nameless_here']:,} projections, which have no id to be named by")
+        out.line(f"missing here: {report['nameless_here']:,} projections, which have no id")
     if report["equal"]:
-        out.line(f"{report['pair_id']}  equal: each side holds all that the other offers")
+        out.line(f"{report['pair_id']}  equal: each side holds everything that the other offers")
     else:
-        out.line(f"{report['pair_id']}  the sides DIFFER" + ("" if report["complete"] else ", in more than is listed"))
+        out.line(
+            f"{report['pair_id']}  the sides DIFFER" + ("" if report["complete"] else ", in more records than listed")
+        )
     size = (report["sent_bytes"] + report["received_bytes"]) / 1024
     asked = f"{report['questions']} question{'s' * (report['questions'] != 1)}"
     out.note(f"{asked}, {size:.1f} KiB, {report['ms'] / 1000:.1f} s")
     if report["beyond_offer"]:
-        out.note(f"{report['beyond_offer']:,} records are held by one side only and not offered by it")
+        out.note(f"{report['beyond_offer']:,} records are held by one side alone and not offered by it")
     if not report["equal"] and not report["repaired"]:
-        out.hint(f"what is not synced yet counts as missing; bring both sides up to date: {_fix(report)}")
+        out.hint(f"records that are not synced yet count as missing; to fetch and send them: {_fix(report)}")
 
 
 def _ids(items: Sequence[Mapping[str, Any]], title: str, out: Out) -> None:
@@ -70,9 +67,9 @@ def _fix(report: Mapping[str, Any]) -> str:
 
 COMMAND: Final = Command(
     "federation verify",
-    "Compares what both sides hold of what the pair shares: exit 0 when it is the same, else 3 with what each lacks.\n"
-    "It costs what the difference costs, however much is shared; --repair brings each side what it lacks.",
-    "spl federation verify pair_a1b2c3d4 --repair",
+    "Compares what both sides hold of what the pair shares: exits 0 if it is equal, else 3 with what each side lacks.\n"
+    "The cost depends on the difference, not on how much is shared; --repair fetches and sends what is missing.",
+    "spl federation verify bob --repair",
     _verify,
-    _options,
+    (PAIR, arg("--repair", action="store_true", help="fetch what is missing here, send what is missing there")),
 )

@@ -127,7 +127,7 @@ class Pairs:
         whole = self.get(ref)
         if whole is not None:
             return whole
-        found = [pair for pair in self.all() if ref and _names(pair, ref)]
+        found = [pair for pair in self.all() if ref and _names(pair.pair_id, pair.peer_did, ref)]
         best = min((_rank(pair) for pair in found), default=0)
         chosen = [pair for pair in found if _rank(pair) == best]
         if best == _ENDED and is_instance_did(ref):
@@ -141,7 +141,7 @@ class Pairs:
         Raises PairError "not-found", "ambiguous".
         """
         everything = list(self.writer.views.requests.values())
-        found = [item for item in everything if ref and (item.request_id.startswith(ref) or item.peer_did == ref)]
+        found = [item for item in everything if ref and _names(item.request_id, item.peer_did, ref)]
         chosen = [item for item in found if item.status is Status.PENDING] or found
         return _only(chosen, ref, "request", [item.request_id for item in chosen])
 
@@ -379,8 +379,8 @@ def _rank(pair: Pair) -> int:
     return 1 if pair.initiator else 2
 
 
-def _names(pair: Pair, ref: str) -> bool:
-    return pair.pair_id.startswith(ref) or ref in (pair.peer_did, short_of(pair.peer_did), label_of(pair.peer_did))
+def _names(pair_id: str, did: str, ref: str) -> bool:
+    return pair_id.startswith(ref) or ref in (did, short_of(did), label_of(did))
 
 
 def _only(found: Sequence[_Found], ref: str, what: str, ids: Sequence[str]) -> _Found:

@@ -69,8 +69,8 @@ def test_show_tells_what_an_approval_shares_and_what_it_leaves_out_and_why(spl: 
     assert "  default, a:b (L1)\n" in result.out
     assert "  diary, which is private: spl namespace share diary\n" in result.out
     assert "  x, which does not exist: spl namespace create --shared x\n" in result.out
-    assert "  gone, which a map names: it is not there\n" in result.out
-    assert "whoever alice shares these namespaces with gets them from there too" in result.err
+    assert "  gone, named by a map: it does not exist\n" in result.out
+    assert "instances that alice shares these namespaces with receive them as well" in result.err
 
 
 def test_an_approval_may_name_namespaces_and_drop_the_maps(spl: Run, daemon: Daemon) -> None:

@@ -138,7 +138,7 @@ def test_an_interval_outside_of_polling_says_when_it_applies(spl: Run, daemon: D
     daemon.answers["POST", f"{PAIRS}/bob/poll-interval"] = a_pair(mode="on-demand")
     assert (
         spl("federation", "set-poll-interval", "bob", "5m").err
-        == "it applies in mode polling; this pair's mode is on-demand\n"
+        == "it applies in mode polling; the mode of this pair is on-demand\n"
     )
 
 
@@ -160,7 +160,7 @@ def test_refusals_give_their_exit_code(spl: Run, daemon: Daemon, code: str, stat
 def test_flags_of_the_lifecycle_reach_the_daemon(spl: Run, daemon: Daemon) -> None:
     writer = {"pair_id": "pair_2", "peer_did": ALICE}
     for line, action, body, answer, out, err in (
-        ("resume pair_1 --resync", "resume", {"resync": True}, {"records": 7}, "7 records were new", ""),
+        ("resume pair_1 --resync", "resume", {"resync": True}, {"records": 7}, "7 new records", ""),
         ("refresh pair_1 --expect-key z6Mk", "refresh", {"expect_key": "z6Mk"}, {}, "refreshed", ""),
         ("revoke pair_1 --block", "revoke", {"block": True}, {"blocked": True, "state": "revoked"}, "revoked",
          "what bob signed is refused"),

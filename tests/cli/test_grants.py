@@ -49,22 +49,22 @@ def test_one_sided_exact_sharing_tells_the_peers_command(spl: Run, daemon: Daemo
                  "at_peer": True}  # fmt: skip
     daemon.answers["POST", f"{PATH}/grants"] = one_sided
     result = spl(*PAGE.replace("L1", "L0").split())
-    assert "where bob is a hub, music goes to all with whom it shares projects/music" in result.err
+    assert "if bob is a hub, music goes to all instances with which it shares projects/music" in result.err
     assert "! L0 behaves as L1 until bob grants it too" in result.err
     assert f"fix       on bob: {fix}" in result.err
     late = {**GRANT, "unheard": "connect", "missing": "bob does not hold it yet", "fix": "spl federation refresh p"}
     daemon.answers["POST", f"{PATH}/grants"] = late
-    assert "! bob could not be told yet (connect); it is told as soon as it is in touch" in spl(*PAGE.split()).err
+    assert "! bob has not received the grant yet (connect); it will be sent on next contact" in spl(*PAGE.split()).err
     daemon.answers["POST", f"{PATH}/grants"] = {**GRANT, "agreed": True}
-    assert "music was shared in full; restore that with: --hash-level L0" in spl(*PAGE.split()).err
+    assert "music was shared in full; --hash-level L0 restores that" in spl(*PAGE.split()).err
 
 
 def test_revoke_grant(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", f"{PATH}/revoke-grant"] = {**GRANT, "granted": "none", "unheard": "timeout"}
     result = spl("federation", "revoke-grant", BOB_SHORT, "--namespace", "music")
     assert result.out == "pair_a1b2c3d4  withdrawn: music\n"
-    assert "stays where it is" in result.err
-    assert "bob could not be told yet (timeout)" in result.err
+    assert "stays with the peer" in result.err
+    assert "bob has not been told yet (timeout)" in result.err
     daemon.answers["POST", f"{PATH}/revoke-grant"] = {**GRANT, "already": True}
     assert spl("federation", "revoke-grant", BOB_SHORT, "--namespace", "music").out.endswith(
         "already withdrawn: music\n"
@@ -99,7 +99,7 @@ def test_the_list_has_both_sides_and_what_is_missing(spl: Run, daemon: Daemon) -
 
 def test_help_explains_consent_across_namespaces_with_an_example_that_runs(spl: Run, daemon: Daemon) -> None:
     page = spl("federation", "grant", "--help").out
-    assert "takes the same\ngrant of both sides, and behaves as L1 until then" in page
+    assert "takes\nthe same grant of both sides, and behaves as L1 until then" in page
     example = page.partition("example:\n")[2].strip().removeprefix("spl ")
     assert example == PAGE
     daemon.answers["POST", f"{PATH}/grants"] = GRANT

@@ -104,7 +104,7 @@ def test_generate_keeps_and_force_says_what_breaks(spl: Run, daemon: Daemon) -> 
     daemon.answers["POST", ROUTE] = IDENTITY
     kept = spl("identity", "generate", "--label", "other")
     assert kept.code == 0
-    assert "kept the identity that was there" in kept.err
+    assert "kept the existing identity" in kept.err
     assert "a label cannot change" in kept.err
     daemon.answers["POST", ROUTE] = {**IDENTITY, "did": BOB}
     forced = spl("identity", "generate", "--force", "-q")

@@ -38,7 +38,7 @@ def test_init_names_what_is_new_and_what_was_kept(spl: Run, home: Path, created:
     again = spl("init", "--label", "other", tty=True)
     assert again.out.splitlines()[0].endswith(": created nothing.")
     assert again.out.splitlines()[1] == "Kept as before: config, identity, token."
-    assert "labelled alice already" in again.err
+    assert "keeps its label alice" in again.err
     assert again.err.endswith("hint: start the daemon with: spl serve\n")
 
 

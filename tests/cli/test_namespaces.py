@@ -13,9 +13,9 @@ TOKEN = {"token_id": "tok_1", "scopes": ["records:read"], "label": "acme"}
 
 
 @pytest.mark.parametrize(("changes", "line"), [
-    ({}, "music  created (shared: pairs may agree on it)\n"),
-    ({"shared": False, "already": True}, "music  already_exists (private: pairs need to name it)\n"),
-    ({"revived": True}, "music  active again (shared: pairs may agree on it)\n"),
+    ({}, "music  created (shared: new pairs include it)\n"),
+    ({"shared": False, "already": True}, "music  already_exists (private: pairs include it by name only)\n"),
+    ({"revived": True}, "music  active again (shared: new pairs include it)\n"),
 ])  # fmt: skip
 def test_create_says_whether_it_is_new(spl: Run, daemon: Daemon, changes: dict[str, Any], line: str) -> None:
     daemon.answers["POST", "/v1/namespaces"] = {**MADE, **changes}
@@ -34,7 +34,7 @@ def test_show_tells_who_shares_it_and_whose_tokens_reach_it(spl: Run, daemon: Da
     detail = {**MUSIC, "unusable": None, "pairs": [PAIR, {**PAIR, "level": None}], "tokens": [TOKEN]}
     daemon.answers["GET", "/v1/namespaces/org%2Fmusic"] = detail
     out = spl("namespace", "show", "org/music").out
-    assert "pair_a1b2c3d4  bob  L1, there projects/music\n" in out
+    assert "pair_a1b2c3d4  bob  L1, as projects/music at the peer\n" in out
     assert "pair_a1b2c3d4  bob  not sent at present\n" in out
     assert "tok_1  records:read  acme\n" in out
     daemon.answers["GET", "/v1/namespaces/org%2Fmusic"] = {
@@ -74,5 +74,10 @@ def test_delete_tells_why_it_cannot(spl: Run, daemon: Daemon) -> None:
 
 def test_help_explains_tenants_with_an_example(spl: Run) -> None:
     out = spl("namespace", "--help").out
-    for part in ("Multi-tenancy in one daemon", "--namespace acme", "learns nothing of the\nothers", "share "):
+    for part in (
+        "Several tenants need no second instance",
+        "--namespace acme",
+        "learns nothing about other tenants",
+        "share ",
+    ):
         assert part in out, part

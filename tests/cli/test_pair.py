@@ -68,8 +68,8 @@ def test_people_get_hints_beside_the_same_result(spl: Run, daemon: Daemon) -> No
     assert result.err == (
         "hint: compare keys by voice. alice: otter plum nine coal fern wax\n"
         "                             bob:   sable tin four oak rush dune\n"
-        "hint: shared with bob: default; whoever bob shares it with gets it from there too\n"
-        "hint: follow it with: spl federation show pair_a1b2c3d4\n"
+        "hint: shared with bob: default; instances that bob shares it with receive it as well\n"
+        "hint: watch it with: spl federation show pair_a1b2c3d4\n"
     )
     assert spl("federation", "pair", URL, "-q", tty=True).err == ""
 
@@ -79,8 +79,8 @@ def test_what_the_peer_left_out_and_what_crosses_is_told(spl: Run, daemon: Daemo
     more = {"left_out": ["books", "diary"], "maps": [{"local": "music", "peer": "projects/music"}]}
     daemon.answers[STREAM] = chunked(*head(200), *before, {**last, **more})
     result = spl("federation", "pair", URL, tty=True)
-    assert "hint: shared with bob: default, music:projects/music (L1); whoever bob" in result.err
-    assert "hint: not agreed to by bob: books, diary; there it is private, or not there\n" in result.err
+    assert "hint: shared with bob: default, music:projects/music (L1); instances that bob" in result.err
+    assert "hint: not agreed to by bob: books, diary; there it is private or missing\n" in result.err
     data = spl("federation", "pair", URL, "-o", "json").data
     assert (data["namespaces"], data["left_out"]) == (["default"], ["books", "diary"])
 

@@ -51,7 +51,7 @@ class Engine:
             finally:
                 self.ended = True
 
-        return SimpleNamespace(Rig=made)
+        return SimpleNamespace(Daemons=made)
 
     def begin(self) -> None:
         pass
@@ -178,7 +178,7 @@ def test_a_live_pair_is_driven_from_here(spl: Run, daemon: Daemon, engine: Engin
     pair_id, namespace, sides, queue, drain_s = engine.target
     assert (pair_id, namespace, len(sides), queue, drain_s) == ("pair_1", "default", 1, "peer_queue_records", 90)
     assert "th_soak_" in result.err
-    assert "this side's mode is polling" in result.err
+    assert "the mode of this side is polling" in result.err
     assert "61,140 records emitted, 101 fold rules reloaded; the peer confirmed 61,140 of them" in result.err
     assert "the fold rule soak-" in result.err
 

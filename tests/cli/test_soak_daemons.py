@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from spl.cli.client import CtlError
-from spl.cli.soak_daemons import Rig
+from spl.cli.soak_daemons import Daemons
 
 
 def test_the_operators_settings_do_not_reach_them() -> None:
     env = {"PATH": "/bin", "SPL_LOOP": "asyncio", "SPL_PORT": "9100", "SPL_TOKEN": "x", "SYNCROPEL_HOME": "/home/o"}
-    found = Rig(env, lambda text: None)._env
+    found = Daemons(env, lambda text: None)._env
     assert {name: found[name] for name in found if name != "PYTHONPATH"} == {"PATH": "/bin", "SPL_LOOP": "asyncio"}
     assert (Path(found["PYTHONPATH"]) / "spl" / "__main__.py").exists()
 
@@ -24,13 +24,13 @@ def test_the_operators_settings_do_not_reach_them() -> None:
 def test_one_that_does_not_start_is_told_and_nothing_stays(
     ends_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spl(self: Rig, command: str, home: Path) -> list[str]:
+    def spl(self: Daemons, command: str, home: Path) -> list[str]:
         ends = f"import sys; print('one', file=sys.stderr); sys.exit('no {command} today')"
         return [sys.executable, "-c", ends if command == ends_in else "pass"]
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(Rig, "_spl", spl)
-    with pytest.raises(CtlError) as caught, Rig({}, lambda text: None):
+    monkeypatch.setattr(Daemons, "_spl", spl)
+    with pytest.raises(CtlError) as caught, Daemons({}, lambda text: None):
         pytest.fail("it started")
     assert f"no {ends_in} today" in caught.value.message
     assert not list(tmp_path.iterdir())

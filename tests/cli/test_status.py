@@ -41,7 +41,7 @@ store   33,180 records, 41.2 MB, last fsync 3 ms, 18.2 GB free
 pairs   12: 10 active, 1 paused, 1 degraded
 lag     p50 212 ms, p99 548 ms (last 5 min); worst pair_0f9e8d7c, 138 records
 queue   0 now, max 9 in the last hour
-adapters 3, p99 0.1 ms a record
+adapters 3, p99 0.1 ms per record
 
 needs attention (2)
   ✗ token-expired  pair_0f9e8d7c: peer token expired

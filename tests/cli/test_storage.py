@@ -50,7 +50,7 @@ def test_repair_tells_what_came_from_whom(spl: Run, daemon: Daemon) -> None:
     assert result.code == 0
     assert "pair_00000002  bob: nothing fetched: it is down [connect]; fix: is it running?\n" in result.out
     assert "pair_00000001  bob: 1 records fetched\n" in result.out
-    assert "what 1 lost lines held is held again" in result.out
+    assert "all 1 lost lines are recovered" in result.out
     data = spl("store", "check", "--repair", "-o", "json").data
     assert (data["repaired"]["still_lost"], len(data["repaired"]["pairs"])) == (0, 2)
 
@@ -60,10 +60,10 @@ def test_what_is_still_lost_exits_3_and_says_why(spl: Run, daemon: Daemon) -> No
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, {**REPAIR, "fetched": 0}, lost)
     result = spl("store", "check", "--repair")
     assert result.code == 3
-    assert "of 1 lost lines 1 are still lost" in result.err
+    assert "1 of 1 lost lines could not be recovered" in result.err
     assert "reserved threads" in result.err
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, lost)
-    assert "there is no pair to fetch from" in spl("store", "check", "--repair").err
+    assert "no pair may sync now" in spl("store", "check", "--repair").err
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done)
     assert spl("store", "check", "--repair").code == 9
     error = {"step": "error", "error": {"object": "error", "code": "STORE_READONLY", "message": "no", "hint": "x"}}
@@ -76,7 +76,7 @@ def test_damage_that_lost_nothing_is_told_and_exits_0(spl: Run, daemon: Daemon) 
     daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, done)
     result = spl("store", "check")
     assert result.code == 0
-    assert "what 1 damaged places held is held again" in result.out
+    assert "1 places are damaged, and nothing is missing any more" in result.out
     assert "stay on the disk" in result.err
     header = {**DAMAGE, "what": "header", "lines": 0}
     daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, header, {**done, "damaged": 2})

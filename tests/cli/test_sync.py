@@ -7,8 +7,8 @@ PAIR = "/v1/federation/pairs/did:sync:instance:bob/sync"
 
 def test_one_pair_and_one_thread(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", PAIR] = {"pair_id": "pair_a1b2c3d4", "records": 12}
-    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records\n"
-    assert spl("sync", "th_r", "from", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records\n"
+    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched\n"
+    assert spl("sync", "th_r", "from", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched\n"
     assert [call.json() for call in daemon.calls] == [{}, {"thread": "th_r"}]
     assert spl("sync", "did:sync:instance:bob", "-o", "json").data["records"] == 12
 
@@ -32,4 +32,4 @@ def test_no_pairs(spl: Run, daemon: Daemon) -> None:
 
 def test_what_was_pushed_is_told_where_we_push(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", PAIR] = {"pair_id": "pair_a1b2c3d4", "records": 12, "pushed": 3, "reach": "we-push"}
-    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records, 3 pushed\n"
+    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched, 3 records pushed\n"

@@ -63,7 +63,7 @@ def test_a_limit_says_where_to_go_on(spl: Run, daemon: Daemon) -> None:
     paged(daemon, [a_record(n) for n in range(1, 6)], 2)
     result = spl("thread", "records", "th_r", "--limit", "3", "-o", "jsonl")
     assert len(result.out.splitlines()) == 3
-    assert result.err == "go on with: spl thread records th_r --since 3\n"
+    assert result.err == "continue with: spl thread records th_r --since 3\n"
     assert len(spl("thread", "records", "th_r", "--since", "3", "-o", "jsonl").out.splitlines()) == 2
 
 
@@ -110,7 +110,7 @@ def test_the_state_of_a_thread(spl: Run, daemon: Daemon) -> None:
     assert spl("thread", "state", "th_r").out == (
         "thread            th_r\n"
         "fold              sum of order.total (rule spent)\n"
-        "records           3, the last one at 17\n"
+        "records           3, the last one at sequence 17\n"
         "value             4.5\n"
     )
     assert spl("thread", "state", "th_r", "-o", "json").data == STATE

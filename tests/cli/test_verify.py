@@ -27,7 +27,7 @@ def test_equal_sides_exit_0(daemon: Daemon, spl: Run) -> None:
     assert found.out.splitlines() == [
         "NAMESPACE  HERE   THERE  MISSING HERE  MISSING THERE",
         "default    1,201  1,201  0             0",
-        "pair_1  equal: each side holds all that the other offers",
+        "pair_1  equal: each side holds everything that the other offers",
     ]
     assert found.err == "1 question, 1.0 KiB, 0.0 s\n"
 
@@ -46,10 +46,10 @@ def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
     ]  # fmt: skip
     assert lines[5] == "missing at bob, offered here:"
     assert lines[-3:] == [
-        "  and 3 more; -o json has them", "missing here: 2 projections, which have no id to be named by",
+        "  and 3 more; -o json has them", "missing here: 2 projections, which have no id",
         "pair_1  the sides DIFFER",
     ]  # fmt: skip
-    assert "4 records are held by one side only" in found.err
+    assert "4 records are held by one side alone" in found.err
     assert "spl federation verify pair_1 --repair" in found.err
 
 
@@ -63,7 +63,7 @@ def test_repair_says_what_it_brought(daemon: Daemon, spl: Run) -> None:
 
 def test_more_than_is_listed_is_said(daemon: Daemon, spl: Run) -> None:
     daemon.answers[ROUTE] = {**EQUAL, "equal": False, "complete": False}
-    assert "the sides DIFFER, in more than is listed" in spl("federation", "verify", "pair_1").out
+    assert "the sides DIFFER, in more records than listed" in spl("federation", "verify", "pair_1").out
 
 
 def test_programs_get_all_of_it(daemon: Daemon, spl: Run) -> None:

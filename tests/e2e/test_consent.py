@@ -125,7 +125,7 @@ def test_an_unreachable_peer_gets_the_grant_when_it_is_back(alice: Instance, bob
     alice.emit("th_songs", 2, namespace="music", text=SECRET)
     bob.stop()
     late = alice.run(*PAGE)
-    assert "! bob could not be told yet" in late.err
+    assert "! bob has not received the grant yet" in late.err
     assert grants(alice, pair) == [("out", "music", "projects/music", "none", 1)]
     listed = alice.run("consent", "list", pair, "-o", "json").data
     assert [item["missing"] for item in listed if item["version"]] == ["bob does not hold it yet"]
@@ -139,7 +139,7 @@ def test_an_unreachable_peer_gets_the_grant_when_it_is_back(alice: Instance, bob
 
 def test_what_is_shared_under_its_name_is_only_lowered_and_restored(alice: Instance, bob: Instance, pair: str) -> None:
     lowered = alice.run("federation", "grant", BOB, "--namespace", "default", "--hash-level", "L2")
-    assert "restore that with: --hash-level L0" in lowered.err
+    assert "--hash-level L0 restores that" in lowered.err
     hidden = alice.emit("th_plain", 1, text=SECRET)
     eventually(lambda: [item["level"] for item in claims(bob, pair)] == ["L2"], "as shapes only")
     assert claims(bob, pair)[0]["id"] != hidden[0]

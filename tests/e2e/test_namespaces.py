@@ -145,7 +145,7 @@ def test_filters_narrow_what_is_sent_at_once_and_across_a_restart(alice: Instanc
 
 def test_the_example_of_tenants_runs(alice: Instance) -> None:
     """Line by line as `spl namespace --help` shows it; then the tenant's token writes and reads its own alone."""
-    assert "Multi-tenancy in one daemon" in alice.run("namespace", "--help").out
+    assert "Several tenants need no second instance" in alice.run("namespace", "--help").out
     alice.run("namespace", "create", "acme")
     token = alice.run(
         "token", "mint", "--scopes", "records:read,records:write", "--namespace", "acme", "--label", "acme"

@@ -53,13 +53,13 @@ def test_a_damaged_record_comes_back_with_its_id(
     assert done.out.splitlines()[1].split()[3:5] == ["1", "0"]
     done = hurt.run("store", "check", "--repair")
     assert f"{pair_id}  {'bob' if loser == 'alice' else 'alice'}: 1 records fetched" in done.out
-    assert "✓ what 1 lost lines held is held again" in done.out
+    assert "✓ all 1 lost lines are recovered" in done.out
     sound.run("sync", pair_id)
     assert hurt.holding() == sound.holding()
     assert {thread: found for thread, found in hurt.holding().items() if thread in everything} == everything
     for _ in range(2):
         done = hurt.run("store", "check")
-        assert "what 1 damaged places held is held again" in done.out
+        assert "1 places are damaged, and nothing is missing any more" in done.out
         assert done.out.splitlines()[1].split()[3:5] == ["1", "1"]
         assert len(hurt.records(THREAD)) == 40
         assert [row["records"] for row in hurt.data("thread", "list") if row["thread"] == THREAD] == [40]
@@ -77,7 +77,7 @@ def test_what_no_peer_was_given_stays_lost(alice: Instance, bob: Instance, pair_
     damage(alice, b"nobody else's", keep_index=True)
     done = alice.run("store", "check", "--repair", code=3)
     assert f"{pair_id}  bob: 0 records fetched" in done.out
-    assert "of 1 lost lines 1 are still lost" in done.err
+    assert "1 of 1 lost lines could not be recovered" in done.err
     again = alice.run("store", "check", "--repair", "-o", "json", code=3).data
     assert (again["repaired"]["lost"], again["repaired"]["still_lost"]) == (1, 1)
 
@@ -103,4 +103,4 @@ def test_a_home_without_pairs_says_so(make: Make) -> None:
     carol = make("carol").start()
     carol.emit(THREAD, 3)
     damage(carol, b'"n":1}', keep_index=False)
-    assert "there is no pair to fetch from" in carol.run("store", "check", "--repair", code=3).err
+    assert "no pair may sync now" in carol.run("store", "check", "--repair", code=3).err

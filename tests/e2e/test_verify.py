@@ -36,7 +36,7 @@ def test_lost_records_are_found_named_and_fetched(alice: Instance, bob: Instance
     bob.emit("th_by_bob", 5)
     alice.run("sync", pair_id)
     done = bob.run("federation", "verify", pair_id)
-    assert done.out.splitlines()[-1] == f"{pair_id}  equal: each side holds all that the other offers"
+    assert done.out.splitlines()[-1] == f"{pair_id}  equal: each side holds everything that the other offers"
     assert done.out.splitlines()[1].split() == ["default", "405", "405", "0", "0"]
     lose(bob, b'"n":17,', b'"n":111,', b'"n":398,')
     lost = {ids[17], ids[111], ids[398]}
