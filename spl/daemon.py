@@ -30,6 +30,7 @@ from .core.event import event
 from .core.version import VERSION
 from .doctor.examine import Doctor
 from .doctor.health import HealthSampler
+from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings
 from .home.disk import Disk
@@ -290,7 +291,7 @@ def services_of(
         history=PairLog(
             home.writer, home.vault, client, limits, dial=pairing.dial, now_ms=now_ms, random_bytes=random_bytes
         ),
-        doctor=_doctor(home, client, tls, url, pairing, sync, reaches),
+        doctor=_doctor(home, client, tls, pairing, sync, feed, reaches),
         push=push,
         reconcile=reconcile,
         policy=policy,
@@ -315,17 +316,13 @@ def _reconcile(home: Home, sync: Sync, feed: Feed, push: Push) -> Reconcile:
 
 
 def _doctor(
-    home: Home, client: Client, tls: ssl.SSLContext, url: str, pairing: Pairing, sync: Sync, reaches: Reaches
+    home: Home, client: Client, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed, reaches: Reaches
 ) -> Doctor:
     limits = home.config.limits
-    health = HealthSampler(
-        lambda: home.views.pairs, sync.status, steady_s=time.monotonic, tasks=_task_names, limits=limits
-    )  # fmt: skip
-    return Doctor(
-        home.path, url, home.writer, home.vault, limits, pairing=pairing, sync=sync, health=health, client=client,
-        reach=Prober(Resolver().resolve, tls, limits.check_s).reach, way=reaches.word, now_ms=now_ms,
-        random_bytes=random_bytes,
-    )  # fmt: skip
+    health = HealthSampler(home.writer, sync, feed, limits, steady_s=time.monotonic, tasks=_task_names)
+    probe = Prober(Resolver().resolve, tls, limits.check_s)
+    peer = PeerCheck(client, probe, pairing, home.vault, limits, now_ms=now_ms)
+    return Doctor(home, pairing, sync, reaches, health, peer, now_ms=now_ms)
 
 
 def _push(home: Home, sync: Sync, feed: Feed, reaches: Reaches) -> Push:

@@ -1,6 +1,7 @@
-"""The catalogue of findings: what can be wrong, how it shows in facts (`conditions.py`), and the one next step; pure.
+"""The catalogue of findings: what can be wrong, the condition that shows it, and the one next step; pure.
 
-A finding is explained by another one that it depends on, and then it is no problem of its own.
+A finding that another one explains is no problem of its own: `depends_on` lists the possible causes, and the reader is
+shown the first of a chain.  One broken certificate would otherwise read as eight problems.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,8 +10,10 @@ from math import inf
 from typing import Final
 
 from ..core.errors import CODES
+from ..core.limits import Limits
 from . import conditions as seen
-from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Facts
+from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
+from .facts import Facts
 
 INFO: Final = "info"
 WARN: Final = "warn"
@@ -21,20 +24,19 @@ PATH: Final = "path"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FindingKind:
     """One row of the catalogue; `code` is also in `errors.CODES`, where `spl help CODE` finds its meaning."""
 
     code: str
     severity: str
     depends_on: tuple[str, ...]
-    patience: str
-    """The limit that tells for how many seconds it is broken before it is shown; "" for none."""
+    patience_s: Callable[[Limits], float] | None
+    """The limit for which it must have lasted before it is shown."""
     side: str
-    evidence: Callable[[Facts], str]
-    """Returns what is seen, in one sentence; "" where the finding does not hold."""
+    evidence: Condition
     fix: Callable[[Facts], str]
     grave: Callable[[Facts], bool] = lambda facts: False
-    """Tells whether a warning has become a failure."""
+    """Returns whether a warning has become a failure."""
 
     @property
     def title(self) -> str:
@@ -43,8 +45,8 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A finding that holds: `evidence` is what was seen, `explained_by` the code that explains it, or ""."""
+class Finding:
+    """A kind of finding that holds now: `evidence` is what was seen, `explained_by` the code of its cause or ""."""
 
     code: str
     severity: str
@@ -56,37 +58,36 @@ class Found:
 
     @property
     def is_problem(self) -> bool:
-        """Whether somebody must act on it."""
+        """Whether it needs an action."""
         return not self.explained_by and self.severity != INFO
 
 
-def findings(facts: Facts) -> list[Found]:
-    """Return what holds, in the order of the catalogue; what another one explains names that one."""
-    broken_s, limits = facts.get("broken_s", {}), seen.limits_of(facts)
-    held: dict[str, tuple[Finding, str]] = {}
+def findings(facts: Facts) -> list[Finding]:
+    """Return what holds, in the order of the catalogue, each with the finding that explains it."""
+    held: dict[str, tuple[FindingKind, str]] = {}
     for row in CATALOGUE:
-        if row.patience and broken_s.get(row.code, inf) < getattr(limits, row.patience):
+        if row.patience_s is not None and facts.broken_s.get(row.code, inf) < row.patience_s(facts.limits):
             continue
         evidence = row.evidence(facts)
         if evidence:
             held[row.code] = row, evidence
     return [
-        Found(code, _severity(row, facts), row.side, row.title, evidence, row.fix(facts), _root(code, held))
+        Finding(code, _severity(row, facts), row.side, row.title, evidence, row.fix(facts), _root(code, held))
         for code, (row, evidence) in held.items()
     ]
 
 
-def problems(found: Iterable[Found]) -> list[Found]:
-    """Return those that somebody must act on."""
+def problems(found: Iterable[Finding]) -> list[Finding]:
+    """Return those that need an action."""
     return [item for item in found if item.is_problem]
 
 
-def _severity(row: Finding, facts: Facts) -> str:
+def _severity(row: FindingKind, facts: Facts) -> str:
     return FAIL if row.grave(facts) else row.severity
 
 
-def _root(code: str, held: Mapping[str, tuple[Finding, str]]) -> str:
-    """Return the code at the end of the chain of explanations, or "" when nothing that holds explains this one."""
+def _root(code: str, held: Mapping[str, tuple[FindingKind, str]]) -> str:
+    """Return the code at the end of the chain of causes, or "" if nothing that holds explains this one."""
     cause = next((item for item in held[code][0].depends_on if item in held), "")
     return _root(cause, held) or cause if cause else ""
 
@@ -97,12 +98,20 @@ def _next(code: str) -> Callable[[Facts], str]:
 
 def _at_peer(text: str) -> Callable[[Facts], str]:
     """Return a step for the peer's operator, addressed to the peer by name."""
-    return lambda facts: f"on {facts.get('label') or 'the peer'}: {text}"
+    return lambda facts: f"on {facts.label or 'the peer'}: {text}"
 
 
 def _with_pair(command: str) -> Callable[[Facts], str]:
     """Return one of our own commands, given the pair."""
-    return lambda facts: f"{command} {facts.get('pair_id', 'PAIR_ID')}"
+    return lambda facts: f"{command} {facts.pair_id or 'PAIR_ID'}"
+
+
+def _failing_s(limits: Limits) -> float:
+    return limits.failing_s
+
+
+def _queue_full_s(limits: Limits) -> float:
+    return limits.queue_full_s
 
 
 # -- next steps
@@ -117,63 +126,62 @@ _age_fix: Final = _at_peer("spl identity generate (signs anew); compare both clo
 
 
 def _missing_fix(facts: Facts) -> str:
-    if facts.get("manifest_ours"):
+    if facts.manifest_ours:
         return _at_peer("spl identity generate")(facts)
     return _at_peer("let the proxy pass /.well-known/; curl http://localhost:9100/.well-known/syncropel there")(facts)
 
 
 def _pending_fix(facts: Facts) -> str:
-    step = f"spl aitl approve {facts.get('pair_id')}"
-    return step if facts.get("waits_for") == "us" else _at_peer(step)(facts)
+    step = f"spl aitl approve {facts.pair_id}"
+    return step if facts.waits_for == "us" else _at_peer(step)(facts)
 
 
 def _skip_fix(facts: Facts) -> str:
-    pair_id = facts.get("pair_id")
+    pair_id = facts.pair_id
     return f"upgrade the peer, then: spl federation pause {pair_id} && spl federation resume {pair_id}"
 
 
 def _token_fix(facts: Facts) -> str:
-    """Return who has to ask for a new token: whoever presents it."""
+    """Return the step for the side that presents the token: it has to ask for a new one."""
     step = _REFRESH(facts)
     return step if seen.is_theirs(facts) else _at_peer(step)(facts)
 
 
 def _rules_fix(facts: Facts) -> str:
     step = "spl config list-permission-rules | grep federation"
-    return f"{step}, then widen the rule or remove it" if facts.get("locking_rule") else _at_peer(step)(facts)
+    return f"{step}, then widen the rule or remove it" if facts.locking_rule else _at_peer(step)(facts)
 
 
 def _again_fix(facts: Facts) -> str:
-    return f"spl federation pair {facts.get('url', 'URL')}/"
+    return f"spl federation pair {facts.url or 'URL'}/"
 
 
 def _fork_fix(facts: Facts) -> str:
-    pair_id = facts.get("pair_id", "PAIR_ID")
-    return f"compare key words by voice, then: spl federation refresh {pair_id} --expect-key KEY"
+    return f"compare key words by voice, then: spl federation refresh {facts.pair_id or 'PAIR_ID'} --expect-key KEY"
 
 
 def _resume_fix(facts: Facts) -> str:
-    return _at_peer(f"spl federation resume {facts.get('pair_id')}")(facts)
+    return _at_peer(f"spl federation resume {facts.pair_id}")(facts)
 
 
 def _degraded_fix(facts: Facts) -> str:
-    # What degraded it is over when the peer takes our token again: the next success makes it active.
-    command = "spl sync" if facts.get("token_taken") else "spl doctor"
-    return f"{command} {facts.get('pair_id')}"
+    # If the peer accepts our token again, the cause is gone and the next success makes the pair active.
+    command = "spl sync" if facts.token_taken else "spl doctor"
+    return f"{command} {facts.pair_id}"
 
 
 def _flapping_fix(facts: Facts) -> str:
-    return f"raise the proxy's read timeout over 45 s, or: spl federation set-mode {facts.get('pair_id')} polling"
+    return f"raise the proxy's read timeout over 45 s, or: spl federation set-mode {facts.pair_id} polling"
 
 
 def _interval_fix(facts: Facts) -> str:
-    return f"spl federation set-poll-interval {facts.get('pair_id')} 5m"
+    return f"spl federation set-poll-interval {facts.pair_id} 5m"
 
 
 def _gap_fix(code: str) -> Callable[[Facts], str]:
     def fix(facts: Facts) -> str:
-        found = next(item for item in facts["gaps"] if item["code"] == code)
-        return _at_peer(found["fix"])(facts) if found["at_peer"] else str(found["fix"])
+        found = next(item for item in facts.gaps if item.code == code)
+        return _at_peer(found.fix)(facts) if found.at_peer else found.fix
 
     return fix
 
@@ -190,65 +198,73 @@ _LASTING: Final = (
 )  # fmt: skip
 """What explains a stream that does not last; that it breaks or is silent is how it shows."""
 
-CATALOGUE: Final[tuple[Finding, ...]] = (
-    Finding("daemon-down", FAIL, _STARTING, "", LOCAL, seen.down, _next("daemon-down")),
-    Finding("warming-up", WARN, (), "", LOCAL, seen.warming, _next("warming-up")),
-    Finding("store-locked", FAIL, (), "", LOCAL, seen.locked, _next("store-locked")),
-    Finding("store-readonly", FAIL, (), "", LOCAL, seen.readonly, _next("store-readonly")),
-    Finding("store-damaged", FAIL, (), "", LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
-    Finding("disk-low", WARN, (), "", LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
-    Finding("loop-blocked", WARN, (), "", LOCAL, seen.loop, _next("loop-blocked")),
-    Finding("task-dead", FAIL, (), "", LOCAL, seen.dead, _next("task-dead")),
-    Finding("config-invalid", FAIL, (), "", LOCAL, seen.config, _next("config-invalid")),
-    Finding("identity-missing", FAIL, (), "", LOCAL, seen.no_identity, _next("identity-missing")),
-    Finding("identity-cloned", FAIL, (), "", PEER, seen.said("manifest", "identity-cloned"), _next("identity-cloned")),
-    Finding("identity-backup", WARN, (), "", LOCAL, seen.unsaved, _next("identity-backup")),
-    Finding("clock-skew", WARN, (), "", PATH, seen.skew, _next("clock-skew"), seen.skew_fails),
-    Finding("dns", FAIL, (), "failing_s", PATH, seen.failed("dns"), _next("dns")),
-    Finding("connect", FAIL, (), "failing_s", PATH, seen.failed("connect"), _at_peer("spl serve, and open its port")),
-    Finding("timeout", FAIL, _STREAM, "failing_s", PATH, seen.failed("timeout"), _next("timeout")),
-    Finding("disconnected", FAIL, _STREAM, "failing_s", PATH, seen.failed("disconnected"), _next("disconnected")),
-    Finding("address-refused", FAIL, (), "", PATH, seen.failed("address-refused"), _next("address-refused")),
-    Finding("http-plain", FAIL, (), "", PATH, seen.failed("http-plain"), _next("http-plain")),
-    Finding("tls-chain", FAIL, (), "", PATH, seen.failed("tls-chain"), _at_peer(_TLS_STEP)),
-    Finding("tls-expiry", WARN, (), "", PEER, seen.tls_soon, _at_peer(_RENEW_STEP)),
-    Finding("redirect", FAIL, (), "", PATH, seen.failed("redirect"), _next("redirect")),
-    Finding("manifest-missing", FAIL, REACH, "", PEER, seen.said("manifest", "manifest-missing"), _missing_fix),
-    Finding("manifest-differs-outside", FAIL, REACH, "", PATH, seen.outside, _next("manifest-differs-outside")),
-    Finding("manifest-malformed", FAIL, REACH, "", PATH, seen.said("manifest", "manifest-malformed"), _malformed_fix),
-    Finding("manifest-signature", FAIL, REACH, "", PEER, seen.said("manifest", "manifest-signature"), _signature_fix),
-    Finding("manifest-did-mismatch", FAIL, REACH, "", PEER, seen.said("manifest", "manifest-did-mismatch"),
-            _mismatch_fix),
-    Finding("manifest-expired", FAIL, (*REACH, "clock-skew"), "", PEER, seen.said("manifest", "manifest-expired"),
-            _age_fix),
-    Finding("manifest-stale", FAIL, REACH, "", PATH, seen.said("manifest", "manifest-stale"), _next("manifest-stale")),
-    Finding("chain-fork", FAIL, REACH, "", PEER, seen.said("manifest", "chain-fork"), _fork_fix),
-    Finding("peer-version", FAIL, REACH, "", PEER, seen.said("manifest", "peer-version"), _next("peer-version")),
-    Finding("handshake-401", FAIL, REACH, "", PEER, seen.endpoint, _rules_fix),
-    Finding("peer-4xx", FAIL, REACH, "", PEER, seen.endpoint_strange, _at_peer("let the proxy pass /v1/ as it is")),
-    Finding("peer-5xx", FAIL, REACH, "failing_s", PEER, seen.failed("peer-5xx"), _at_peer("spl doctor; spl logs")),
-    Finding("answer-malformed", FAIL, REACH, "", PEER, seen.failed("answer-malformed"), _REFRESH),
-    Finding("handshake-pending", WARN, ("handshake-401", *REACH), "", PEER, seen.pending, _pending_fix),
-    Finding("reverse-unreachable", WARN, REACH, "", PATH, seen.reverse, _next("reverse-unreachable")),
-    Finding("peer-revoked", FAIL, (), "", PEER, seen.revoked, _again_fix),
-    Finding("token-expiring", WARN, (), "", PEER, seen.expiring, _token_fix),
-    Finding("token-expired", FAIL, ("peer-revoked",), "", PEER, seen.expired, _token_fix),
-    Finding("token-scope", FAIL, ("peer-revoked", "token-expired"), "", PEER, seen.scope, _REFRESH),
-    Finding("auth-invalid", FAIL, ("peer-revoked", *TOKEN[:2], "clock-skew", *REACH), "", PEER, seen.refused, _REFRESH),
-    Finding("peer-paused", WARN, ("peer-revoked",), "", PEER, seen.paused, _resume_fix),
-    Finding("consent-missing", WARN, (*REACH, "peer-revoked"), "", PEER, seen.gap("consent-missing"),
-            _gap_fix("consent-missing")),
-    Finding("namespace-unmapped", WARN, ("peer-revoked",), "", LOCAL, seen.gap("namespace-unmapped"),
-            _gap_fix("namespace-unmapped")),
-    Finding("peer-rewound", FAIL, REACH, "", PEER, seen.failed("peer-rewound"), _at_peer("spl doctor")),
-    Finding("cursor-stalled", FAIL, (*_CAUSES, "cursor-skip-suspect"), "", PATH, seen.stalled, _with_pair("spl sync")),
-    Finding("cursor-skip-suspect", WARN, _CAUSES, "", PEER, seen.skipped, _skip_fix),
-    Finding("stream-buffering", WARN, _LASTING, "", PATH, seen.buffered, _at_peer(_BUFFER_STEP)),
-    Finding("stream-flapping", WARN, _LASTING, "", PATH, seen.flapping, _flapping_fix),
-    Finding("queue-high", WARN, ("adapter-slow",), "queue_full_s", LOCAL, seen.queue, _next("queue-high")),
-    Finding("adapter-slow", WARN, (), "", LOCAL, seen.slow, _next("adapter-slow")),
-    Finding("rate-limited", WARN, (), "", PEER, seen.throttled, _next("rate-limited")),
-    Finding("poll-interval-long", INFO, (), "", LOCAL, seen.poll_long, _interval_fix),
-    Finding("pair-degraded", FAIL, (*_CAUSES, "cursor-stalled"), "", PEER, seen.degraded, _degraded_fix),
+CATALOGUE: Final[tuple[FindingKind, ...]] = (
+    FindingKind("daemon-down", FAIL, _STARTING, None, LOCAL, seen.down, _next("daemon-down")),
+    FindingKind("warming-up", WARN, (), None, LOCAL, seen.warming, _next("warming-up")),
+    FindingKind("store-locked", FAIL, (), None, LOCAL, seen.locked, _next("store-locked")),
+    FindingKind("store-readonly", FAIL, (), None, LOCAL, seen.readonly, _next("store-readonly")),
+    FindingKind("store-damaged", FAIL, (), None, LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
+    FindingKind("disk-low", WARN, (), None, LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
+    FindingKind("loop-blocked", WARN, (), None, LOCAL, seen.loop, _next("loop-blocked")),
+    FindingKind("task-dead", FAIL, (), None, LOCAL, seen.dead, _next("task-dead")),
+    FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),
+    FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _next("identity-missing")),
+    FindingKind("identity-cloned", FAIL, (), None, PEER, seen.manifest_fault("identity-cloned"),
+                _next("identity-cloned")),
+    FindingKind("identity-backup", WARN, (), None, LOCAL, seen.unsaved, _next("identity-backup")),
+    FindingKind("clock-skew", WARN, (), None, PATH, seen.skew, _next("clock-skew"), seen.skew_fails),
+    FindingKind("dns", FAIL, (), _failing_s, PATH, seen.failed("dns"), _next("dns")),
+    FindingKind("connect", FAIL, (), _failing_s, PATH, seen.failed("connect"),
+                _at_peer("spl serve, and open its port")),
+    FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _next("timeout")),
+    FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),
+    FindingKind("address-refused", FAIL, (), None, PATH, seen.failed("address-refused"), _next("address-refused")),
+    FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _next("http-plain")),
+    FindingKind("tls-chain", FAIL, (), None, PATH, seen.failed("tls-chain"), _at_peer(_TLS_STEP)),
+    FindingKind("tls-expiry", WARN, (), None, PEER, seen.tls_soon, _at_peer(_RENEW_STEP)),
+    FindingKind("redirect", FAIL, (), None, PATH, seen.failed("redirect"), _next("redirect")),
+    FindingKind("manifest-missing", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-missing"), _missing_fix),
+    FindingKind("manifest-differs-outside", FAIL, REACH, None, PATH, seen.outside, _next("manifest-differs-outside")),
+    FindingKind("manifest-malformed", FAIL, REACH, None, PATH, seen.manifest_fault("manifest-malformed"),
+                _malformed_fix),
+    FindingKind("manifest-signature", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-signature"),
+                _signature_fix),
+    FindingKind("manifest-did-mismatch", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-did-mismatch"),
+                _mismatch_fix),
+    FindingKind("manifest-expired", FAIL, (*REACH, "clock-skew"), None, PEER, seen.manifest_fault("manifest-expired"),
+                _age_fix),
+    FindingKind("manifest-stale", FAIL, REACH, None, PATH, seen.manifest_fault("manifest-stale"),
+                _next("manifest-stale")),
+    FindingKind("chain-fork", FAIL, REACH, None, PEER, seen.manifest_fault("chain-fork"), _fork_fix),
+    FindingKind("peer-version", FAIL, REACH, None, PEER, seen.manifest_fault("peer-version"), _next("peer-version")),
+    FindingKind("handshake-401", FAIL, REACH, None, PEER, seen.endpoint, _rules_fix),
+    FindingKind("peer-4xx", FAIL, REACH, None, PEER, seen.endpoint_strange,
+                _at_peer("let the proxy pass /v1/ as it is")),
+    FindingKind("peer-5xx", FAIL, REACH, _failing_s, PEER, seen.failed("peer-5xx"), _at_peer("spl doctor; spl logs")),
+    FindingKind("answer-malformed", FAIL, REACH, None, PEER, seen.failed("answer-malformed"), _REFRESH),
+    FindingKind("handshake-pending", WARN, ("handshake-401", *REACH), None, PEER, seen.pending, _pending_fix),
+    FindingKind("reverse-unreachable", WARN, REACH, None, PATH, seen.reverse, _next("reverse-unreachable")),
+    FindingKind("peer-revoked", FAIL, (), None, PEER, seen.revoked, _again_fix),
+    FindingKind("token-expiring", WARN, (), None, PEER, seen.expiring, _token_fix),
+    FindingKind("token-expired", FAIL, ("peer-revoked",), None, PEER, seen.expired, _token_fix),
+    FindingKind("token-scope", FAIL, ("peer-revoked", "token-expired"), None, PEER, seen.scope, _REFRESH),
+    FindingKind("auth-invalid", FAIL, ("peer-revoked", *TOKEN[:2], "clock-skew", *REACH), None, PEER, seen.refused,
+                _REFRESH),
+    FindingKind("peer-paused", WARN, ("peer-revoked",), None, PEER, seen.paused, _resume_fix),
+    FindingKind("consent-missing", WARN, (*REACH, "peer-revoked"), None, PEER, seen.gap("consent-missing"),
+                _gap_fix("consent-missing")),
+    FindingKind("namespace-unmapped", WARN, ("peer-revoked",), None, LOCAL, seen.gap("namespace-unmapped"),
+                _gap_fix("namespace-unmapped")),
+    FindingKind("peer-rewound", FAIL, REACH, None, PEER, seen.failed("peer-rewound"), _at_peer("spl doctor")),
+    FindingKind("cursor-stalled", FAIL, (*_CAUSES, "cursor-skip-suspect"), None, PATH, seen.stalled,
+                _with_pair("spl sync")),
+    FindingKind("cursor-skip-suspect", WARN, _CAUSES, None, PEER, seen.skipped, _skip_fix),
+    FindingKind("stream-buffering", WARN, _LASTING, None, PATH, seen.buffered, _at_peer(_BUFFER_STEP)),
+    FindingKind("stream-flapping", WARN, _LASTING, None, PATH, seen.flapping, _flapping_fix),
+    FindingKind("queue-high", WARN, ("adapter-slow",), _queue_full_s, LOCAL, seen.queue, _next("queue-high")),
+    FindingKind("adapter-slow", WARN, (), None, LOCAL, seen.slow, _next("adapter-slow")),
+    FindingKind("rate-limited", WARN, (), None, PEER, seen.throttled, _next("rate-limited")),
+    FindingKind("poll-interval-long", INFO, (), None, LOCAL, seen.poll_long, _interval_fix),
+    FindingKind("pair-degraded", FAIL, (*_CAUSES, "cursor-stalled"), None, PEER, seen.degraded, _degraded_fix),
 )  # fmt: skip
 """Every finding that this version can show, in the order in which people read them."""

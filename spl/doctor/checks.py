@@ -1,16 +1,18 @@
 """The checks of `spl doctor`: which findings each answers for, and what it says when all is well; pure.
 
-A check whose findings are all explained by another finding, or whose facts could not be gathered because another
-check failed, is skipped and names that check.
+A check is skipped, and names the check to look at instead, if all its findings are explained by another finding or if
+its facts could not be gathered because another check failed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ..core.record.page import PEER_PUSHES, WE_PUSH
-from .catalogue import FAIL, Found
-from .conditions import MANIFEST, SKEW_WARN_MS, Facts
+from ..core.when import span
+from .catalogue import FAIL, Finding
+from .conditions import MANIFEST, SKEW_WARN_MS
+from .facts import Facts
 
 OK: Final = "ok"
 SKIP: Final = "skip"
@@ -19,7 +21,7 @@ DAY_MS: Final = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report; `says` returns "" when its facts were not gathered, mostly because of `needs`."""
+    """One line of the report; `says` returns "" if its facts were not gathered, mostly because of `needs`."""
 
     name: str
     codes: tuple[str, ...]
@@ -27,7 +29,7 @@ class Check:
     needs: tuple[str, ...] = ()
 
 
-def lines(checks: Sequence[Check], facts: Facts, found: Sequence[Found]) -> list[dict[str, str]]:
+def lines(checks: Sequence[Check], facts: Facts, found: Sequence[Finding]) -> list[dict[str, str]]:
     """Return {name, mark, text, code} for each check in order; one that does not apply has no line."""
     held = {item.code: item for item in found}
     check_of = {code: check.name for check in checks for code in check.codes}
@@ -56,49 +58,45 @@ def _row(check: Check, mark: str, text: str, code: str) -> dict[str, str]:
 
 
 def ago(seconds: float | None) -> str:
-    """Return how long ago in one unit, "never" for None."""
-    if seconds is None:
-        return "never"
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit} ago"
-    return f"{max(0, int(seconds))}s ago"
+    """Return how long ago, "never" for None."""
+    return "never" if seconds is None else f"{span(seconds * 1000)} ago"
 
 
 # -- what the checks say when all is well
 
 
 def _daemon(facts: Facts) -> str:
-    if "pid" not in facts:
+    if facts.pid is None:
         return ""
-    return f"pid {facts['pid']}, loop lag {facts['loop_lag_ms']:.0f} ms, {facts['tasks_count']} pair tasks alive"
+    return f"pid {facts.pid}, loop lag {facts.loop_lag_ms:.0f} ms, {facts.tasks_count} pair tasks alive"
 
 
 def _store(facts: Facts) -> str:
-    if "fsync_p99_ms" not in facts:
+    if facts.fsync_p99_ms is None or facts.free_bytes is None:
         return ""
-    cut = facts["cut_bytes"]
+    cut = facts.cut_bytes
     tail = f"a torn tail of {cut} bytes was cut at the start" if cut else "tail clean"
-    return f"{tail}, fsync p99 {facts['fsync_p99_ms']:.0f} ms, {facts['free_bytes'] / 1e9:,.1f} GB free"
+    return f"{tail}, fsync p99 {facts.fsync_p99_ms:.0f} ms, {facts.free_bytes / 1e9:,.1f} GB free"
 
 
 def _identity(facts: Facts) -> str:
-    return f"{facts['did']}, key {facts['words']}" if facts.get("did") else ""
+    return f"{facts.did}, key {facts.words}" if facts.did else ""
 
 
 def _published(facts: Facts) -> str:
-    if facts.get("published_same"):
-        return f"same bytes at {facts['published_url']} as inside"
-    unseen = facts.get("published_unseen")
-    return f"{facts['published_url']} cannot be fetched from here ({unseen}); a peer sees more" if unseen else ""
+    if facts.published_same:
+        return f"same bytes at {facts.published_url} as inside"
+    if not facts.published_unseen:
+        return ""
+    return f"{facts.published_url} cannot be fetched from here ({facts.published_unseen}); a peer sees more"
 
 
 def _rules(facts: Facts) -> str:
-    return "no permission rule refuses every pair request" if "locking_rule" in facts else ""
+    return "" if facts.locking_rule is None else "no permission rule refuses every pair request"
 
 
 def _clock(facts: Facts) -> str:
-    ahead_ms = facts.get("clock_ahead_ms")
+    ahead_ms = facts.clock_ahead_ms
     if ahead_ms is None:
         return ""
     word = "ahead" if ahead_ms >= 0 else "behind"
@@ -106,102 +104,98 @@ def _clock(facts: Facts) -> str:
 
 
 def _dns(facts: Facts) -> str:
-    if not facts.get("addresses"):
+    if not facts.addresses:
         return ""
-    if list(facts["addresses"]) == [facts["host"]]:
-        return f"{facts['host']} is an address"
-    return f"{facts['host']} → {', '.join(facts['addresses'])}"
+    if facts.addresses == (facts.host,):
+        return f"{facts.host} is an address"
+    return f"{facts.host} → {', '.join(facts.addresses)}"
 
 
 def _connect(facts: Facts) -> str:
-    if facts.get("failure") and facts.get("reach") == PEER_PUSHES:
-        return f"cannot be dialled ({facts['failure']['code']}), and need not: the peer pushes and pulls by itself"
-    return f"{facts['address']} accepts" if facts.get("address") else ""
+    if facts.failure is not None and facts.reach == PEER_PUSHES:
+        return f"cannot be dialled ({facts.failure.code}), and need not: the peer pushes and pulls by itself"
+    return f"{facts.address} accepts" if facts.address else ""
 
 
 def _tls(facts: Facts) -> str:
-    if not facts.get("address"):
+    if not facts.address:
         return ""
-    days = facts.get("tls_days_left")
+    days = facts.tls_days_left
     return "none: plain http, as allowed here" if days is None else f"chain valid, {days} days left"
 
 
 def _manifest(facts: Facts) -> str:
-    if not facts.get("manifest_held"):
+    if not facts.manifest_held:
         return ""
-    same = ", same bytes inside and outside" if facts.get("inside_same") else ""
+    same = ", same bytes inside and outside" if facts.inside_same else ""
     return f"200, did and signature ok{same}"
 
 
 def _protocol(facts: Facts) -> str:
-    return f"we {facts['protocol_ours']}, peer {facts['protocol_peer']}" if facts.get("protocol_peer") else ""
+    return f"we {facts.protocol_ours}, peer {facts.protocol_peer}" if facts.protocol_peer else ""
 
 
 def _endpoint(facts: Facts) -> str:
-    reached = facts.get("endpoint_status") is not None
-    return "POST /v1/federation/pair reachable without a bearer" if reached else ""
+    return "" if facts.endpoint_status is None else "POST /v1/federation/pair reachable without a bearer"
 
 
 def _reverse(facts: Facts) -> str:
-    reverse = facts.get("reverse") or {}
-    if reverse.get("reached"):
-        return f"peer reaches {reverse['url']} in {reverse['ms']} ms"
-    if facts.get("reach") == WE_PUSH and reverse:
+    seen = facts.reverse
+    if seen is not None and seen.reached:
+        return f"peer reaches {seen.url} in {seen.ms} ms"
+    if facts.reach == WE_PUSH and seen is not None:
         return "the peer cannot dial us, and need not: we push and pull"
-    return str(facts.get("reverse_unknown") or "")
+    return facts.reverse_unknown
 
 
 def _token(facts: Facts) -> str:
-    left_ms = facts.get("token_left_ms")
-    if left_ms is None:
+    if facts.token_left_ms is None:
         return ""
-    taken = "the peer takes it, " if facts.get("token_taken") else ""
-    return f"{taken}{left_ms // DAY_MS} days left"
+    taken = "the peer takes it, " if facts.token_taken else ""
+    return f"{taken}{facts.token_left_ms // DAY_MS} days left"
 
 
 def _scopes(facts: Facts) -> str:
-    return ", ".join(facts.get("scopes") or [])
+    return ", ".join(facts.scopes)
 
 
 def _cursor(facts: Facts) -> str:
-    if "clock" not in facts or facts.get("phase") == "establishing":
+    if facts.clock is None or facts.phase == "establishing":
         return ""
-    lag = facts.get("lag_records")
+    lag = facts.lag_records
     behind = "lag unknown" if lag is None else f"lagging by {lag} records"
-    return f"clock {facts['clock']}, {behind}, confirmed {ago(facts.get('confirmed_s'))}"
+    return f"clock {facts.clock}, {behind}, confirmed {ago(facts.confirmed_s)}"
 
 
 def _stream(facts: Facts) -> str:
-    stream = facts.get("stream") or {}
-    return "open, and events arrive" if stream.get("state") == "open" else ""
+    return "open, and events arrive" if facts.stream_open else ""
 
 
 def _mode(facts: Facts) -> str:
-    if "mode" not in facts:
+    if not facts.mode:
         return ""
-    if facts.get("paused_by") in ("us", "both"):
-        return f"paused by us; go on with: spl federation resume {facts['pair_id']}"
-    every = f" every {facts['poll_interval_ms'] // 1000} s" if facts["mode"] == "polling" else ""
-    return f"{facts['mode']}{every}"
+    if facts.paused_by in ("us", "both"):
+        return f"paused by us; go on with: spl federation resume {facts.pair_id}"
+    every = f" every {facts.poll_interval_ms // 1000} s" if facts.mode == "polling" else ""
+    return f"{facts.mode}{every}"
 
 
 def _queue(facts: Facts) -> str:
-    if "queue_max" not in facts:
+    if facts.queue_max is None:
         return ""
-    return f"{facts['queue_records']} records wait, at most {facts['queue_max']} in the last hour"
+    return f"{facts.queue_records} records wait, at most {facts.queue_max} in the last hour"
 
 
 def _consent(facts: Facts) -> str:
-    count = facts.get("grants_count", 0)
+    count = facts.grants_count
     return f"{count} {'grant' if count == 1 else 'grants'}, each in full effect" if count else ""
 
 
 def _peer_view(facts: Facts) -> str:
-    view: Mapping[str, Any] = facts.get("peer_view") or {}
-    state = view.get("state")
+    state = facts.peer_state
     if not state:
         return ""
-    return f"peer: {state}, {'paused' if state == 'paused' else 'not paused'}, queue {view.get('queue', 0)}"
+    return f"peer: {state}, {'paused' if state == 'paused' else 'not paused'}, queue {facts.peer_queue}"
 
 
 def _nothing(facts: Facts) -> str:

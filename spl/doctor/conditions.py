@@ -1,34 +1,18 @@
-"""What is seen in facts, for each finding one sentence or "" where it does not hold; pure.
+"""What facts show: for each condition one sentence, or "" if it does not hold; pure.
 
-Facts are a plain mapping that the daemon gathers (`facts.py`) and `doctor.py` completes by asking the peer.  A fact
-that nobody gathered is absent, and what rests on it is not found; so the same catalogue serves `status`, which asks
-nobody, and `doctor`, which does.  The facts:
-
-    daemon      daemon_down (text), holder {pid, since}, holder_s, config_error, readonly, damaged_lines, free_bytes,
-                loop_lag_ms, dead_tasks [pair ids], identity (bool), unsaved_s (age of a key that was never exported),
-                published_fault and adapters_slow (texts), locking_rule (name), limits (Limits: where thresholds stand)
-    of a pair   pair_id, label, url, phase, reason, mode, poll_interval_ms, paused_by, ended_by_peer (bool),
-                waits_for ("us", "peer" or ""), lag_records, unmoved (bool), overdue_s, scopes_missing, token_left_ms
-                and own_token_left_ms (theirs for us, ours for them), token_due and own_token_due (a new one is due),
-                queue_records, gaps [{code, namespace, missing, fix, at_peer}] (of grants: consent.py), grants_count,
-                stream {state, last_event_at}, breaks (of the way, in ten minutes), mute_s (how long streams bring
-                nothing), reach (which way the pair runs: a word of `sync/reach.py`)
-    seen there  failure {code, message}: why the last attempt failed; manifest {code, message}, manifest_ours (bool:
-                the peer's own daemon gave that answer), clock_ahead_ms, tls_days_left, endpoint_status,
-                reverse {reached, code, message, url}, outside_fault (text), token_refused (text), throttled (bool)
-    broken_s    code -> seconds since it began, for what heals by itself; what is not named counts as lasting
+A condition reads only `Facts` and thresholds, so a test needs no daemon, and `status` and `doctor` cannot disagree.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import inf
-from typing import Any, Final
+from typing import Final
 
 from ..core.errors import CODES
-from ..core.limits import Limits
 from ..core.record.page import PEER_PUSHES, WE_PUSH
+from ..core.when import span
+from .facts import Facts, Fault
 
-Facts = Mapping[str, Any]
-Evidence = Callable[[Facts], str]
+Condition = Callable[[Facts], str]
 
 SKEW_WARN_MS: Final = 30_000
 SKEW_FAIL_MS: Final = 300_000
@@ -38,9 +22,8 @@ QUEUE_RECORDS: Final = 50
 FLAPS: Final = 4
 POLL_LONG_MS: Final = 3_600_000
 STARTING_S: Final = 60
-_DEFAULTS: Final = Limits()
 SERVED: Final = frozenset({200, 405})
-"""What the pair endpoint answers to a GET where nothing stands before it."""
+"""What the pair endpoint answers to a GET if no proxy interferes."""
 
 REACH: Final = (
     "dns", "connect", "timeout", "disconnected", "tls-chain", "redirect", "address-refused", "http-plain",
@@ -54,266 +37,256 @@ TOKEN: Final = ("token-expired", "token-scope", "auth-invalid")
 STATE: Final = ("peer-paused", "peer-revoked", "handshake-pending")
 
 
-def limits_of(facts: Facts) -> Limits:
-    """Return where the thresholds stand: as configured, or the defaults."""
-    found = facts.get("limits")
-    return found if isinstance(found, Limits) else _DEFAULTS
+def manifest_fault(code: str) -> Condition:
+    """Return the condition that the peer's manifest has this fault."""
+    return lambda facts: _said(facts.manifest, code)
 
 
-def said(name: str, code: str) -> Evidence:
-    """Return the evidence of a fault that another part named by its code: facts[name] is {code, message}."""
+def failed(*codes: str) -> Condition:
+    """Return the condition that the last attempt failed with one of these; a peer that pushes need not be dialled."""
 
-    def evidence(facts: Facts) -> str:
-        fault = facts.get(name) or {}
-        return str(fault.get("message") or CODES[code].meaning) if fault.get("code") == code else ""
+    def condition(facts: Facts) -> str:
+        if facts.reach == PEER_PUSHES and facts.failure is not None and facts.failure.code in REACH:
+            return ""
+        return next(filter(None, (_said(facts.failure, code) for code in codes)), "")
 
-    return evidence
-
-
-def failed(*codes: str) -> Evidence:
-    """Return the evidence that the last attempt failed so; a peer that pushes need not be dialled."""
-    each = [said("failure", code) for code in codes]
-
-    def evidence(facts: Facts) -> str:
-        pushed = facts.get("reach") == PEER_PUSHES and (facts.get("failure") or {}).get("code") in REACH
-        return "" if pushed else next(filter(None, (said(facts) for said in each)), "")
-
-    return evidence
+    return condition
 
 
-def _span(ms: float) -> str:
-    """Return a duration in its one telling unit."""
-    seconds = abs(ms) / 1000
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= 2 * size or (size == 60 and seconds >= 60):
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+def _said(fault: Fault | None, code: str) -> str:
+    return (fault.message or CODES[code].meaning) if fault is not None and fault.code == code else ""
 
 
 # -- the daemon
 
 
 def down(facts: Facts) -> str:
-    return str(facts.get("daemon_down") or "")
+    return facts.daemon_down
 
 
 def readonly(facts: Facts) -> str:
-    return str(facts.get("readonly") or "")
+    return facts.readonly
 
 
 def config(facts: Facts) -> str:
-    return str(facts.get("config_error") or "")
+    return facts.config_error
 
 
 def disk_full(facts: Facts) -> bool:
-    return bool(disk(facts)) and int(facts["free_bytes"]) < limits_of(facts).disk_low_bytes // DISK_FULL_SHARE
+    free = facts.free_bytes
+    return free is not None and free < facts.limits.disk_low_bytes // DISK_FULL_SHARE
 
 
 def warming(facts: Facts) -> str:
-    if "holder" not in facts or facts.get("holder_s", 0) >= STARTING_S:
+    holder = facts.holder
+    if holder is None or holder.held_s >= STARTING_S:
         return ""
-    return f"process {facts['holder']['pid']} opened this home {facts['holder_s']:.0f} s ago and does not answer yet"
+    return f"process {holder.pid} opened this home {holder.held_s:.0f} s ago and does not answer yet"
 
 
 def locked(facts: Facts) -> str:
-    if "holder" not in facts or facts.get("holder_s", 0) < STARTING_S:
+    holder = facts.holder
+    if holder is None or holder.held_s < STARTING_S:
         return ""
-    holder = facts["holder"]
-    return f"process {holder['pid']} holds this home since {holder['since']} and does not answer"
+    return f"process {holder.pid} holds this home since {holder.since} and does not answer"
 
 
 def damaged(facts: Facts) -> str:
-    count = facts.get("damaged_lines", 0)
+    count = facts.damaged_lines
     return f"{count} places of the log are damaged and not served" if count else ""
 
 
 def disk(facts: Facts) -> str:
-    free, low = facts.get("free_bytes", inf), limits_of(facts).disk_low_bytes
-    return f"{free / 1e6:,.0f} MB free on the disk of the store" if free < low else ""
+    free = facts.free_bytes
+    if free is None or free >= facts.limits.disk_low_bytes:
+        return ""
+    return f"{free / 1e6:,.0f} MB free on the disk of the store"
 
 
 def loop(facts: Facts) -> str:
-    lag_s = facts.get("loop_lag_ms", 0) / 1000
-    late = lag_s > limits_of(facts).loop_late_s
+    lag_s = facts.loop_lag_ms / 1000
+    late = lag_s > facts.limits.loop_late_s
     return f"the daemon's event loop ran {lag_s:.1f} s late within the last minute" if late else ""
 
 
 def dead(facts: Facts) -> str:
-    dead = facts.get("dead_tasks") or []
-    return f"no task that lasts runs for {', '.join(dead[:5])}" if dead else ""
+    return f"no sync task runs for {', '.join(facts.dead_tasks[:5])}" if facts.dead_tasks else ""
 
 
 def outside(facts: Facts) -> str:
-    return str(facts.get("published_fault") or facts.get("outside_fault") or "")
+    return facts.published_fault or facts.outside_fault
 
 
 def no_identity(facts: Facts) -> str:
-    return "" if facts.get("identity", True) else "this daemon can neither sign, nor publish, nor pair"
+    return "" if facts.has_identity else "this daemon can neither sign, nor publish, nor pair"
 
 
 def unsaved(facts: Facts) -> str:
-    due = facts.get("unsaved_s", 0) > limits_of(facts).backup_due_s
-    return "identity was never exported" if due else ""
+    return "identity was never exported" if facts.unsaved_s > facts.limits.backup_due_s else ""
 
 
 # -- the way to the peer
 
 
 def skew(facts: Facts) -> str:
-    ahead_ms = facts.get("clock_ahead_ms", 0)
+    ahead_ms = facts.clock_ahead_ms or 0
     if abs(ahead_ms) <= SKEW_WARN_MS:
         return ""
     word = "ahead of" if ahead_ms > 0 else "behind"
-    return f"the peer's clock is {_span(ahead_ms)} {word} ours (warns at 30 s, refuses at 5 min)"
+    return f"the peer's clock is {span(abs(ahead_ms))} {word} ours (warns at 30 s, refuses at 5 min)"
 
 
 def skew_fails(facts: Facts) -> bool:
-    return abs(int(facts.get("clock_ahead_ms", 0))) > SKEW_FAIL_MS
+    return abs(facts.clock_ahead_ms or 0) > SKEW_FAIL_MS
 
 
 def tls_soon(facts: Facts) -> str:
-    days = facts.get("tls_days_left", TLS_DAYS)
-    return f"the peer's TLS certificate ends in {days} days" if days < TLS_DAYS else ""
+    days = facts.tls_days_left
+    return f"the peer's TLS certificate ends in {days} days" if days is not None and days < TLS_DAYS else ""
 
 
 def throttled(facts: Facts) -> str:
-    return "the peer answers 429" if facts.get("throttled") else failed("rate-limited")(facts)
+    return "the peer answers 429" if facts.throttled else failed("rate-limited")(facts)
 
 
 def endpoint(facts: Facts) -> str:
-    if facts.get("locking_rule"):
-        return f"our permission rule {facts['locking_rule']} refuses federation:pair, so nobody can pair with us"
-    if facts.get("reason") == "handshake-401":
+    if facts.locking_rule:
+        return f"our permission rule {facts.locking_rule} refuses federation:pair, so nobody can pair with us"
+    if facts.reason == "handshake-401":
         return "peer rejected handshake: 401 Unauthorized"
-    seen = failed("handshake-401")(facts)
-    status = facts.get("endpoint_status", 405)
+    seen, status = failed("handshake-401")(facts), facts.endpoint_status
     return seen or (f"the pair endpoint answers {status} without a bearer" if status in (401, 403) else "")
 
 
 def endpoint_strange(facts: Facts) -> str:
-    status = facts.get("endpoint_status", 405)
-    strange = status not in SERVED and status not in (401, 403, 429)
+    status = facts.endpoint_status
+    strange = status is not None and status not in SERVED and status not in (401, 403, 429)
     return f"the pair endpoint answers a GET with {status}, not 405" if strange else failed("peer-4xx")(facts)
 
 
 def pending(facts: Facts) -> str:
-    label = facts.get("label", "the peer")
-    return {"us": f"{label} asks to pair", "peer": f"{label} has not decided on our request"}.get(
-        facts.get("waits_for", ""), ""
-    )
+    label = facts.label or "the peer"
+    if facts.waits_for == "us":
+        return f"{label} asks to pair"
+    return f"{label} has not decided on our request" if facts.waits_for == "peer" else ""
 
 
 def reverse(facts: Facts) -> str:
-    reverse = facts.get("reverse")
-    if not reverse or reverse.get("reached") or facts.get("reach") == WE_PUSH:
+    seen = facts.reverse
+    if seen is None or seen.reached or facts.reach == WE_PUSH:
         return ""
-    return f"{facts.get('label', 'the peer')} cannot reach {reverse['url']}: {reverse['message']} ({reverse['code']})"
+    why = f": {seen.message} ({seen.code})" if seen.message else ""
+    return f"{facts.label or 'the peer'} cannot reach {seen.url}{why}"
 
 
 # -- tokens and state
 
 
 def is_theirs(facts: Facts) -> bool:
-    """Tell whether the token that ends is the peer's for us; else it is ours for the peer."""
-    return bool(facts.get("token_due")) or facts.get("token_left_ms", 1) <= 0
+    """Return whether the token that ends is the peer's for us; otherwise it is ours for the peer."""
+    return facts.token_due or _over(facts.token_left_ms)
 
 
 def expiring(facts: Facts) -> str:
-    for name, words in (("token", "the peer's token for us"), ("own_token", "our token for the peer")):
-        if facts.get(f"{name}_due") and facts[f"{name}_left_ms"] > 0:
-            return f"{words} expires in {_span(facts[f'{name}_left_ms'])}"
+    for left_ms, due, words in (
+        (facts.token_left_ms, facts.token_due, "the peer's token for us"),
+        (facts.own_token_left_ms, facts.own_token_due, "our token for the peer"),
+    ):
+        if due and left_ms is not None and left_ms > 0:
+            return f"{words} expires in {span(left_ms)}"
     return ""
 
 
 def expired(facts: Facts) -> str:
-    if facts.get("token_left_ms", 1) <= 0:
-        return f"the peer's token for us expired {_span(facts['token_left_ms'])} ago, so each pull answers 401"
-    if facts.get("own_token_left_ms", 1) <= 0:
-        return f"our token for the peer expired {_span(facts['own_token_left_ms'])} ago, so it cannot pull from us"
+    ours, theirs = facts.own_token_left_ms, facts.token_left_ms
+    if theirs is not None and theirs <= 0:
+        return f"the peer's token for us expired {span(-theirs)} ago, so each pull answers 401"
+    if ours is not None and ours <= 0:
+        return f"our token for the peer expired {span(-ours)} ago, so it cannot pull from us"
     return ""
 
 
 def scope(facts: Facts) -> str:
-    missing = facts.get("scopes_missing") or []
-    if missing:
-        return f"the peer's token for us lacks {', '.join(missing)}"
+    if facts.scopes_missing:
+        return f"the peer's token for us lacks {', '.join(facts.scopes_missing)}"
     return failed("scope-forbidden")(facts)
 
 
 def refused(facts: Facts) -> str:
-    return str(facts.get("token_refused") or "") or failed("auth-invalid", "auth-required", "permission-denied")(facts)
+    return facts.token_refused or failed("auth-invalid", "auth-required", "permission-denied")(facts)
 
 
 def paused(facts: Facts) -> str:
-    return f"{facts.get('label', 'the peer')} paused the pair" if facts.get("paused_by") in ("peer", "both") else ""
+    return f"{facts.label or 'the peer'} paused the pair" if facts.paused_by in ("peer", "both") else ""
 
 
 def revoked(facts: Facts) -> str:
-    return f"{facts.get('label', 'the peer')} revoked the pair" if facts.get("ended_by_peer") else ""
+    return f"{facts.label or 'the peer'} revoked the pair" if facts.ended_by_peer else ""
+
+
+def _over(left_ms: int | None) -> bool:
+    return left_ms is not None and left_ms <= 0
 
 
 # -- sync
 
 
 def stalled(facts: Facts) -> str:
-    lag, overdue_s = facts.get("lag_records") or 0, facts.get("overdue_s") or 0
-    if overdue_s > 0:
-        return f"the last word of the peer is {_span(overdue_s * 1000)} overdue"
-    if facts.get("broken_s", {}).get("cursor-stalled", inf) < limits_of(facts).stalled_s:
+    if facts.overdue_s > 0:
+        return f"the last answer of the peer is {span(facts.overdue_s * 1000)} overdue"
+    if facts.broken_s.get("cursor-stalled", inf) < facts.limits.stalled_s:
         return ""
+    lag = facts.lag_records
     return f"{lag} records wait on the peer and the cursor does not move; nothing is lost" if lag else ""
 
 
 def skipped(facts: Facts) -> str:
-    lag = facts.get("lag_records") or 0
-    if not (lag and facts.get("unmoved")):
+    lag = facts.lag_records
+    if not (lag and facts.unmoved):
         return ""
     return f"the peer counts {lag} records more than it hands out, also after a restart here"
 
 
 def buffered(facts: Facts) -> str:
-    mute_s = facts.get("mute_s", 0.0)
-    if mute_s <= limits_of(facts).check_s:
+    if facts.mute_s <= facts.limits.check_s:
         return ""
-    return f"pages arrive, but of a stream nothing in {_span(mute_s * 1000)}, not even what is sent at once"
+    return f"pages arrive, but no stream brought an event in {span(facts.mute_s * 1000)}, not even the first"
 
 
 def flapping(facts: Facts) -> str:
-    breaks = facts.get("breaks", 0)
-    if facts.get("mode") != "continuous" or breaks < FLAPS:
+    if facts.mode != "continuous" or facts.breaks < FLAPS:
         return ""
-    return f"the stream broke {breaks} times within ten minutes"
+    return f"the stream broke {facts.breaks} times within ten minutes"
 
 
 def queue(facts: Facts) -> str:
-    waiting = facts.get("queue_records", 0)
+    waiting = facts.queue_records
     return f"{waiting} records wait between network and store" if waiting > QUEUE_RECORDS else ""
 
 
 def slow(facts: Facts) -> str:
-    return str(facts.get("adapters_slow") or "")
+    return facts.adapters_slow
 
 
 def poll_long(facts: Facts) -> str:
-    interval_ms = facts.get("poll_interval_ms", 0)
-    if facts.get("mode") != "polling" or interval_ms <= POLL_LONG_MS:
+    if facts.mode != "polling" or facts.poll_interval_ms <= POLL_LONG_MS:
         return ""
-    return f"the pair polls every {_span(interval_ms)}, so news may be that old"
+    return f"the pair polls every {span(facts.poll_interval_ms)}, so news may be that old"
 
 
 def degraded(facts: Facts) -> str:
-    return f"errors recur ({facts.get('reason') or 'unknown'})" if facts.get("phase") == "degraded" else ""
+    return f"errors recur ({facts.reason or 'unknown'})" if facts.phase == "degraded" else ""
 
 
 # -- consent
 
 
-def gap(code: str) -> Evidence:
-    """Return the evidence that grants of the pair lack something for their full effect."""
+def gap(code: str) -> Condition:
+    """Return the condition that grants of the pair lack something for their full effect."""
 
-    def evidence(facts: Facts) -> str:
-        found = [item for item in facts.get("gaps") or [] if item["code"] == code]
+    def condition(facts: Facts) -> str:
+        found = [item for item in facts.gaps if item.code == code]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return f"{found[0]['namespace']}: {found[0]['missing']}{more}" if found else ""
+        return f"{found[0].namespace}: {found[0].missing}{more}" if found else ""
 
-    return evidence
+    return condition

@@ -1,7 +1,8 @@
-"""What the daemon remembers of itself for people: late loops, and how each pair did in the last half hour.
+"""What the daemon remembers of itself for people: how late its loop runs, and how each pair did in the last half hour.
 
-Beats every `limits.beat_s` seconds.  All of it lives in memory, in rings of fixed size for each pair that has not
-ended; a restart begins anew.
+Each `limits.beat_s` seconds every pair is sampled.  A finding needs to know for how long a condition lasts, which a
+status read now and then cannot say.  All samples are in memory, of fixed size for each pair that has not ended, and
+begin again after a restart.
 """
 
 import asyncio
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..core.limits import Limits
-from ..core.pair.pair import Pair
+from ..home.writer import Writer
+from ..sync.changes import Feed
+from ..sync.schedule import Sync
 from .conditions import QUEUE_RECORDS
 
 MINUTE_S: Final = 60.0
@@ -22,11 +25,11 @@ UNKNOWN: Final = -1
 
 
 @dataclass(slots=True)
-class _Series:
-    """One pair: lags by the minute, oldest first, and since when (steady seconds) it fails, stands still or is full.
+class _PairSamples:
+    """One pair: lags by the minute, oldest first, and since when (steady seconds) a condition has held.
 
-    `still_s`: since when the position has not moved; `stalled_s`: the same, while records wait on the peer.
-    `mute_s`: since when streams have been opened that brought no event.
+    `still_s`: our position does not move; `stalled_s`: the same while records wait on the peer; `behind_s`: the peer
+    acknowledges nothing while records wait here; `mute_s`: streams are opened that bring no event.
     """
 
     lags: "array[int]" = field(default_factory=lambda: array("q", [UNKNOWN] * LAGS_COUNT))
@@ -34,32 +37,29 @@ class _Series:
     failing_s: float | None = None
     still_s: float | None = None
     stalled_s: float | None = None
+    behind_s: float | None = None
     full_s: float | None = None
     mute_s: float | None = None
+    acked: int | None = None
     missing: int = 0
     crashes: int = 0
 
 
 class HealthSampler:
-    """`status(pair_id)` is the sync service's; `steady_s` a clock that never jumps; `tasks()` names those that run."""
+    """`steady_s()` is a clock that never jumps; `tasks()` names the tasks that run."""
 
     def __init__(
-        self,
-        pairs: Callable[[], Mapping[str, Pair]],
-        status: Callable[[str], Mapping[str, Any]],
-        *,
-        steady_s: Callable[[], float],
+        self, writer: Writer, sync: Sync, feed: Feed, limits: Limits, *, steady_s: Callable[[], float],
         tasks: Callable[[], Iterable[str]],
-        limits: Limits,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._beat_s = limits.beat_s
-        self._pairs, self._status, self._steady_s, self._tasks = pairs, status, steady_s, tasks
-        self._traces: dict[str, _Series] = {}
+        self._writer, self._sync, self._feed, self._steady_s, self._tasks = writer, sync, feed, steady_s, tasks
+        self._samples: dict[str, _PairSamples] = {}
         self._late_ms: deque[float] = deque(maxlen=LATE_COUNT)
         self._minute_s = steady_s()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Beat until `stop`."""
+        """Sample until `stop`."""
         while not stop.is_set():
             due_s = self._steady_s() + self._beat_s
             try:
@@ -69,79 +69,90 @@ class HealthSampler:
                 self.beat((self._steady_s() - due_s) * 1000)
 
     def beat(self, late_ms: float) -> None:
-        """Look at every pair; `late_ms` is by how much the loop missed the time of this beat."""
+        """Sample every pair; `late_ms` is by how much the loop missed the time of this beat."""
         now_s = self._steady_s()
         self._late_ms.append(max(0.0, late_ms))
         turned = now_s - self._minute_s >= MINUTE_S
         if turned:
             self._minute_s = now_s
-        alive = {pair_id: pair for pair_id, pair in self._pairs().items() if not pair.ended}
-        self._traces = {pair_id: trace for pair_id, trace in self._traces.items() if pair_id in alive}
+        alive = {pair_id: pair for pair_id, pair in self._writer.views.pairs.items() if not pair.ended}
+        self._samples = {pair_id: samples for pair_id, samples in self._samples.items() if pair_id in alive}
         names = set(self._tasks())
         for pair_id, pair in alive.items():
-            status = self._status(pair_id)
-            trace = self._traces.setdefault(pair_id, _Series())
+            samples = self._samples.setdefault(pair_id, _PairSamples())
             runs = any(name.endswith(pair_id) for name in names)
-            trace.missing = trace.missing + 1 if pair.sync_allowed and not runs else 0
-            self._look(trace, status, now_s, turned)
+            samples.missing = samples.missing + 1 if pair.sync_allowed and not runs else 0
+            self._sample(samples, self._sync.status(pair_id), now_s, turned)
+            self._sample_peer(samples, self._feed.offered(pair_id) if pair.serve_allowed else {}, now_s)
 
-    def _look(self, trace: _Series, status: Mapping[str, Any], now_s: float, turned: bool) -> None:
+    def _sample(self, samples: _PairSamples, status: Mapping[str, Any], now_s: float, turned: bool) -> None:
         lag, queue, clock = status["lag_records"], int(status["queue_records"]), int(status["clock"])
-        trace.failing_s = _since(trace.failing_s, bool(status["attempt"]), now_s)
-        trace.full_s = _since(trace.full_s, queue > QUEUE_RECORDS, now_s)
-        trace.still_s = _since(trace.still_s, clock == trace.clock, now_s)
-        trace.stalled_s = _since(trace.stalled_s, bool(lag) and clock == trace.clock, now_s)
+        samples.failing_s = _since(samples.failing_s, bool(status["attempt"]), now_s)
+        samples.full_s = _since(samples.full_s, queue > QUEUE_RECORDS, now_s)
+        samples.still_s = _since(samples.still_s, clock == samples.clock, now_s)
+        samples.stalled_s = _since(samples.stalled_s, bool(lag) and clock == samples.clock, now_s)
         state = (status["stream"] or {}).get("state")
-        # From the first that is opened until one brings something; one that broke alone does not begin it.
-        mute = state == "opening" or (state == "down" and trace.mute_s is not None)
-        trace.mute_s = _since(trace.mute_s, mute, now_s)
-        trace.clock, trace.crashes = clock, int(status["crashes"])
+        # From the first that is opened until one brings an event; a stream that only broke does not begin it.
+        mute = state == "opening" or (state == "down" and samples.mute_s is not None)
+        samples.mute_s = _since(samples.mute_s, mute, now_s)
+        samples.clock, samples.crashes = clock, int(status["crashes"])
         if turned:
-            trace.lags.pop(0)
-            trace.lags.append(UNKNOWN if lag is None or status["attempt"] else lag)
+            samples.lags.pop(0)
+            samples.lags.append(UNKNOWN if lag is None or status["attempt"] else lag)
 
-    # -- what people ask
+    def _sample_peer(self, samples: _PairSamples, offered: Mapping[str, Any], now_s: float) -> None:
+        """Sample how far the peer is with what we offer; a lag that is unknown counts as none."""
+        acked = offered.get("acked")
+        waits = bool(offered.get("lag_records")) and acked == samples.acked
+        samples.behind_s, samples.acked = _since(samples.behind_s, waits, now_s), acked
+
+    # -- for people
 
     @property
     def loop_lag_ms(self) -> float:
-        """By how much the loop ran late within the last twelve beats; a single hiccup does not count."""
+        """How late the loop ran within the last twelve beats; a single late beat does not count."""
         return sorted(self._late_ms)[-2] if len(self._late_ms) > 1 else 0.0
 
     def lags(self, pair_id: str) -> list[int | None]:
-        """Return the records by which the pair lagged, each minute of the last 30, oldest first; None for unknown."""
-        trace = self._traces.get(pair_id) or _Series()
-        return [None if lag == UNKNOWN else lag for lag in trace.lags]
+        """Return the records by which the pair lagged in each of the last 30 minutes, oldest first; None if unknown."""
+        samples = self._samples.get(pair_id) or _PairSamples()
+        return [None if lag == UNKNOWN else lag for lag in samples.lags]
 
     def dead(self) -> list[str]:
         """Return the pairs whose task crashed since it last succeeded, or that have had none for two beats."""
-        return [pair_id for pair_id, trace in self._traces.items() if trace.missing > 1 or trace.crashes]
+        return [pair_id for pair_id, samples in self._samples.items() if samples.missing > 1 or samples.crashes]
 
     def failing_s(self, pair_id: str) -> float:
-        """Return for how long every attempt failed, 0 when the last one did not."""
-        return self._passed_s(pair_id, "failing_s")
+        """Return for how long every attempt failed; 0 if the last one did not."""
+        return self._passed_s(self._of(pair_id).failing_s)
 
     def still_s(self, pair_id: str) -> float:
-        """Return for how long our position has not moved, whether or not anything waits."""
-        return self._passed_s(pair_id, "still_s")
+        """Return for how long our position has not moved, whether or not records wait."""
+        return self._passed_s(self._of(pair_id).still_s)
 
     def stalled_s(self, pair_id: str) -> float:
-        """Return for how long records wait on the peer while our position stands still."""
-        return self._passed_s(pair_id, "stalled_s")
+        """Return for how long records wait on the peer while our position does not move."""
+        return self._passed_s(self._of(pair_id).stalled_s)
+
+    def behind_s(self, pair_id: str) -> float:
+        """Return for how long records wait here while the peer acknowledges none."""
+        return self._passed_s(self._of(pair_id).behind_s)
 
     def full_s(self, pair_id: str) -> float:
         """Return for how long more than 50 records of this peer wait between network and store."""
-        return self._passed_s(pair_id, "full_s")
+        return self._passed_s(self._of(pair_id).full_s)
 
     def mute_s(self, pair_id: str) -> float:
         """Return for how long the pair's streams, opened again and again, have brought no event; 0 while one does."""
-        return self._passed_s(pair_id, "mute_s")
+        return self._passed_s(self._of(pair_id).mute_s)
 
-    def _passed_s(self, pair_id: str, name: str) -> float:
-        trace = self._traces.get(pair_id)
-        since_s = getattr(trace, name) if trace is not None else None
+    def _of(self, pair_id: str) -> _PairSamples:
+        return self._samples.get(pair_id) or _PairSamples()
+
+    def _passed_s(self, since_s: float | None) -> float:
         return self._steady_s() - since_s if since_s is not None else 0.0
 
 
 def _since(before: float | None, holds: bool, now_s: float) -> float | None:
-    """Return since when it holds: as before, or from now; None when it does not."""
+    """Return since when it holds: as before, or from now; None if it does not."""
     return (now_s if before is None else before) if holds else None

@@ -9,9 +9,9 @@ import pytest
 from spl.cli.command import Command, parser_of
 from spl.cli.main import find
 from spl.core.errors import CODES
-from spl.doctor.catalogue import CATALOGUE, findings
+from spl.doctor.catalogue import CATALOGUE
 from tests.cli.conftest import Daemon, Run, error
-from tests.doctor.test_catalogue import CASES, WELL
+from tests.doctor.test_catalogue import CASES, WELL, findings
 
 HOSTED = "did:sync:instance:hosted-0123456789abcdef01234567"
 

@@ -2,17 +2,18 @@
 
 import pytest
 
-from spl.doctor.catalogue import CATALOGUE, findings
+from spl.doctor.catalogue import CATALOGUE
 from spl.doctor.checks import DAEMON, OURSELVES, PAIR, ago, lines
-from tests.doctor.test_catalogue import CASES, WELL
+from spl.doctor.facts import Facts, ReverseReach
+from tests.doctor.test_catalogue import CASES, WELL, findings
 
 SEEN = {
     **WELL, "pid": 4121, "tasks_count": 12, "fsync_p99_ms": 4.2, "cut_bytes": 0, "free_bytes": 18_200_000_000,
     "did": "did:sync:instance:alice", "words": "otter plum nine coal fern wax", "host": "hosted.example",
     "addresses": ("203.0.113.7",), "address": "203.0.113.7", "manifest_held": True, "inside_same": True,
-    "protocol_ours": "1..1", "protocol_peer": "1..1", "token_taken": True, "scopes": ["federation:sync"],
-    "confirmed_s": 12.0, "queue_max": 9, "stream": {"state": "open"}, "peer_view": {"state": "active", "queue": 0},
-    "reverse": {"reached": True, "url": "https://alice.example", "ms": 142, "code": "", "message": ""},
+    "protocol_ours": "1..1", "protocol_peer": "1..1", "token_taken": True, "scopes": ("federation:sync",),
+    "confirmed_s": 12.0, "queue_max": 9, "stream_open": True, "peer_state": "active", "peer_queue": 0,
+    "reverse": ReverseReach(True, "https://alice.example", 142),
 }  # fmt: skip
 
 ALL_WELL = """\
@@ -39,11 +40,11 @@ ok peer-view peer: active, not paused, queue 0
 
 def shown(facts: dict[str, object]) -> dict[str, str]:
     """Return name -> "mark text" of a pair's checks."""
-    return {row["name"]: f"{row['mark']} {row['text']}" for row in lines(PAIR, facts, findings(facts))}
+    return {row["name"]: f"{row['mark']} {row['text']}" for row in lines(PAIR, Facts(**facts), findings(facts))}
 
 
 def test_when_all_is_well() -> None:
-    rows = lines(PAIR, SEEN, findings(SEEN))
+    rows = lines(PAIR, Facts(**SEEN), findings(SEEN))
     assert "".join(f"{row['mark']} {row['name']} {row['text']}\n" for row in rows) == ALL_WELL
 
 
@@ -55,7 +56,7 @@ def test_each_finding_has_a_line_of_its_own(row: object) -> None:
     if code not in {name for check in PAIR for name in check.codes}:
         assert code in {name for check in OURSELVES for name in check.codes}
         return
-    [mine] = [item for item in lines(PAIR, facts, findings(facts)) if item["code"] == code]
+    [mine] = [item for item in lines(PAIR, Facts(**facts), findings(facts)) if item["code"] == code]
     assert mine["mark"] in ("fail", "warn", "info")
 
 

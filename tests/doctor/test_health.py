@@ -2,10 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from spl.core.limits import Limits
 from spl.doctor.health import LAGS_COUNT, HealthSampler
+from spl.home.writer import Writer
+from spl.sync.changes import Feed
+from spl.sync.schedule import Sync
 
 BEAT_S = Limits().beat_s
 PAIR = "pair_0f9e8d7c"
@@ -15,11 +19,12 @@ PAIR = "pair_0f9e8d7c"
 class APair:
     ended: bool = False
     sync_allowed: bool = True
+    serve_allowed: bool = True
 
 
 @dataclass
 class World:
-    """A pulse over one pair whose status the test sets, and a clock that the test moves."""
+    """A sampler over one pair whose status the test sets, and a clock that the test moves."""
 
     now_s: float = 1000.0
     pairs: dict[str, Any] = field(default_factory=lambda: {PAIR: APair()})
@@ -35,10 +40,13 @@ class World:
         }
     )
 
+    offered: dict[str, Any] = field(default_factory=lambda: {"lag_records": 0, "acked": 0})
+
     def __post_init__(self) -> None:
         self.health = HealthSampler(
-            lambda: self.pairs, lambda pair_id: self.status, steady_s=lambda: self.now_s, tasks=lambda: self.tasks,
-            limits=Limits(),
+            cast(Writer, SimpleNamespace(views=self)), cast(Sync, SimpleNamespace(status=lambda _: self.status)),
+            cast(Feed, SimpleNamespace(offered=lambda _: self.offered)), Limits(), steady_s=lambda: self.now_s,
+            tasks=lambda: self.tasks,
         )  # fmt: skip
 
     def beats(self, count: int, late_ms: float = 0.0, **status: Any) -> None:
@@ -83,6 +91,20 @@ def test_a_pair_stands_still_while_records_wait_and_the_position_does_not_move()
     assert world.health.still_s(PAIR) == 0
     world.beats(3, lag_records=0)
     assert (world.health.stalled_s(PAIR), world.health.still_s(PAIR)) == (0, 2 * BEAT_S)
+
+
+def test_since_when_the_peer_acknowledges_nothing_while_records_wait_for_it() -> None:
+    world = World()
+    world.offered = {"lag_records": 5, "acked": 7}
+    world.beats(3)
+    assert world.health.behind_s(PAIR) == BEAT_S
+    world.offered = {"lag_records": 4, "acked": 8}
+    world.beats(1)
+    assert world.health.behind_s(PAIR) == 0
+    for unknown in ({"lag_records": None, "acked": None}, {"lag_records": 0, "acked": 8}):
+        world.offered = unknown
+        world.beats(3)
+        assert world.health.behind_s(PAIR) == 0
 
 
 def test_since_when_the_queue_is_long() -> None:

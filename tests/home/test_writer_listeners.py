@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from spl.core.recent import SLOT_MS, SLOTS
-from spl.doctor.facts import adapters_slow
+from spl.doctor.gather import adapters_slow
 from spl.home.writer import VIEWS, Listeners
 
 

@@ -1,0 +1,246 @@
+"""Facts that need no network: of the daemon, of a pair, and of a home without a daemon.
+
+Each function returns `known` with more facts filled in, so a misspelt fact is a type error.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any, Final
+
+from ..core import consent, when
+from ..core.consent import PairGrants
+from ..core.errors import CODES, SplError
+from ..core.identity import bearer
+from ..core.identity.did import label_of
+from ..core.limits import Limits
+from ..core.pair.pair import Pair
+from ..core.pair.state import Asked, Degraded, Requested, Waiting
+from ..core.record.namespace import Namespace
+from ..core.record.page import PEER_PUSHES
+from ..home.config import ConfigError
+from ..home.disk import Disk, DiskError, lock_home
+from ..home.home import SOCKET, read_config
+from ..home.log import Log
+from ..home.vault import Vault
+from .conditions import MANIFEST
+from .facts import Facts, Fault, GrantGap, LockHolder
+from .health import HealthSampler
+
+NEEDED_SCOPES: Final = ("federation:sync", "federation:subscribe")
+REVOKED_BY_PEER: Final = "revoked by peer"
+OVERDUE_INTERVALS: Final = 2
+HEALING: Final = ("dns", "connect", "timeout", "disconnected", "peer-5xx")
+"""Failures that mostly pass by themselves; they count after `limits.failing_s`."""
+ENDED_SHOWN_MS: Final = 86_400_000
+ADAPTERS_MS: Final = 25
+"""A record, at p99: what the spike of the reference's soak, 37 records a second, leaves them."""
+ADAPTERS_RECORDS: Final = 200
+"""With fewer records one slow moment of the machine would be the p99."""
+_ABOUT_THE_MANIFEST: Final = frozenset({*MANIFEST, "identity-cloned"})
+
+
+@dataclass(frozen=True, slots=True)
+class PairContext:
+    """What the services know of a pair now.
+
+    `trouble` is the last error of a handshake under way; `unmoved` as in `Facts`; `reach` is a word of
+    `sync/reach.py`; `uptime_s` how long this process has run.
+    """
+
+    status: Mapping[str, Any]
+    trouble: SplError | None
+    reach: str
+    unmoved: bool
+    uptime_s: float
+    now_ms: int
+
+
+def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits, now_ms: int) -> Facts:
+    """Return what the running daemon knows about itself."""
+    stats = store.stats()
+    return Facts(
+        limits=limits,
+        has_identity=vault.identity is not None,
+        unsaved_s=_unsaved_s(vault, now_ms),
+        readonly=store.readonly,
+        damaged_lines=len(store.lost),
+        cut_bytes=store.report.cut_bytes,
+        free_bytes=int(stats["free_bytes"]),
+        fsync_p99_ms=float(stats["sync_p99_ms"]),
+        loop_lag_ms=health.loop_lag_ms,
+        dead_tasks=tuple(health.dead()),
+        pid=os.getpid(),
+    )
+
+
+def adapters_slow(told: Mapping[str, Any]) -> str:
+    """Return what is wrong with the adapters by their own summary; "" if they keep up with the reference."""
+    p99_ms = told["p99_ms"] or 0
+    if p99_ms <= ADAPTERS_MS or told["records"] < ADAPTERS_RECORDS:
+        return ""
+    return f"adapters take {p99_ms:,.0f} ms a record (p99 of the last 5 min), {told['slowest']} the most of it"
+
+
+def home_facts(path: Path) -> Facts:
+    """Return why no daemon answers at a home, from its files: a bad configuration, or a process that holds it."""
+    known = with_config(Facts(daemon_down=f"no daemon answers at {path / SOCKET}"), path)
+    if not path.is_dir():
+        return known
+    try:
+        lock_home(path).release()
+        return replace(known, free_bytes=Disk().free_bytes(path))
+    except DiskError as exc:
+        if exc.code != "store-locked":
+            return replace(known, config_error=exc.message)
+        since = str(exc.facts["started_at"])
+        held_s = max(0.0, time.time() - when.ms_of(since) / 1000)
+        return replace(known, holder=LockHolder(str(exc.facts["pid"]), since, held_s))
+
+
+def with_config(known: Facts, path: Path) -> Facts:
+    """Add the fault in the configuration on disk, which the next start or reload would meet."""
+    try:
+        read_config(path, Disk(), {})
+    except (ConfigError, DiskError) as exc:
+        return replace(known, config_error=exc.message)
+    return known
+
+
+def is_watched(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
+    """Return whether `status` looks at the pair: any that has not ended, and for a day one that the peer ended."""
+    if not pair.ended:
+        return True
+    recent = now_ms - pair.since_ms < ENDED_SHOWN_MS
+    again = any(other.peer_did == pair.peer_did and not other.ended for other in pairs.values())
+    return recent and not again and pair.reason.startswith(REVOKED_BY_PEER)
+
+
+def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
+    """Add what the daemon knows about a pair without asking the peer."""
+    status, stream = context.status, context.status["stream"] or {}
+    known = replace(
+        known,
+        pair_id=pair.pair_id,
+        label=label_of(pair.peer_did),
+        url=pair.url,
+        phase=str(pair.phase),
+        reason=pair.reason,
+        mode=pair.mode,
+        poll_interval_ms=pair.poll_interval_ms,
+        paused_by=pair.paused_by,
+        ended_by_peer=pair.ended and pair.reason.startswith(REVOKED_BY_PEER),
+        waits_for=_waits_for(pair),
+        reach=context.reach,
+        clock=status["clock"],
+        unmoved=context.unmoved,
+        stream_open=stream.get("state") == "open",
+        breaks=stream.get("breaks", 0),
+        mute_s=health.mute_s(pair.pair_id),
+        queue_records=status["queue_records"],
+        queue_max=status["queue_max"],
+        overdue_s=_overdue_s(pair, health, context, known.limits),
+    )
+    known = _with_tokens(known, pair, context.now_ms)
+    known = _with_failure(known, pair, context)
+    return _with_lag(known, pair, health, context)
+
+
+def with_consent(known: Facts, pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> Facts:
+    """Add how many grants there are across a pair, and what those lack that have a finding."""
+    if pair.ended:
+        return known
+    rows = consent.lines(pair, book, registry, label_of(pair.peer_did))
+    given = [row for row in rows if row.granted != consent.WITHDRAWN or row.code]
+    gaps = (GrantGap(row.code, row.namespace, row.missing, row.fix, row.at_peer) for row in given if row.code)
+    return replace(known, grants_count=len(given), gaps=tuple(gaps))
+
+
+def confirmed_ms(status: Mapping[str, Any]) -> int | None:
+    """Return when we last read all that the peer holds for us; None before the first time."""
+    text = status["last_sync_at"]
+    return when.ms_of(text) if text else None
+
+
+def _unsaved_s(vault: Vault, now_ms: int) -> float:
+    identity = vault.identity
+    if identity is None or vault.exported():
+        return 0.0
+    rotations = identity.chain.rotations
+    made_ms = rotations[-1].at_ms if rotations else identity.created_at_ms
+    return (now_ms - made_ms) / 1000
+
+
+def _waits_for(pair: Pair) -> str:
+    if isinstance(pair.state, Asked):
+        return "us"
+    return "peer" if isinstance(pair.state, Requested | Waiting) else ""
+
+
+def _with_tokens(known: Facts, pair: Pair, now_ms: int) -> Facts:
+    if not pair.live:
+        return known
+    ours, theirs, renew_s = pair.issued_by_us, pair.issued_to_us, known.limits.token_renew_s
+    if ours is not None:
+        left_ms = ours.expires_at_ms - now_ms
+        known = replace(known, own_token_left_ms=left_ms, own_token_due=now_ms >= ours.renew_at_ms(renew_s))
+    if theirs is None:
+        return known
+    held = frozenset(theirs.scopes)
+    return replace(
+        known,
+        token_left_ms=theirs.expires_at_ms - now_ms,
+        token_due=now_ms >= theirs.renew_at_ms(renew_s),
+        scopes=tuple(scope for scope in NEEDED_SCOPES if bearer.holds(held, scope)),
+        scopes_missing=tuple(scope for scope in NEEDED_SCOPES if not bearer.holds(held, scope)),
+    )
+
+
+def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
+    """Add why the last attempt failed: what this process met, otherwise the reason in the pair's record."""
+    error, trouble = context.status["last_error"], context.trouble
+    if trouble is not None:
+        failure = Fault(trouble.code, trouble.message)
+    elif error and context.status["attempt"]:
+        failure = Fault(error["code"], error["message"])
+    elif isinstance(pair.state, Degraded) and pair.reason in CODES:
+        failure = Fault(pair.reason)
+    else:
+        return known
+    return replace(known, failure=failure, manifest=failure if failure.code in _ABOUT_THE_MANIFEST else None)
+
+
+def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
+    """Add lag and standstill, and for how long what heals by itself has lasted."""
+    # A degraded pair failed for long enough, whatever this process has seen of it.
+    failing_s = inf if isinstance(pair.state, Degraded) else health.failing_s(pair.pair_id)
+    at_ms = confirmed_ms(context.status)
+    lasting = {**dict.fromkeys(HEALING, failing_s), "queue-high": health.full_s(pair.pair_id)}
+    confirmed_s = None if at_ms is None else (context.now_ms - at_ms) / 1000
+    if pair.mode == "on-demand" or not pair.sync_allowed:
+        return replace(known, confirmed_s=confirmed_s, broken_s=lasting)
+    stalled_s, least_s = health.stalled_s(pair.pair_id), OVERDUE_INTERVALS * _interval_s(pair, context.reach)
+    lasting["cursor-stalled"] = stalled_s if stalled_s >= least_s else 0.0
+    return replace(known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=context.status["lag_records"])
+
+
+def _interval_s(pair: Pair, reach: str) -> float:
+    """Return the seconds between two answers of the peer while all is well; 0 if a stream brings them."""
+    return pair.poll_interval_ms / 1000 if pair.mode == "polling" or reach == PEER_PUSHES else 0.0
+
+
+def _overdue_s(pair: Pair, health: HealthSampler, context: PairContext, limits: Limits) -> float:
+    """Return by how much the peer's answer is overdue, if no error explains it and nothing comes in meanwhile.
+
+    A stream brings an event each heartbeat and is given up when it is silent; other ways bring one each interval.
+    """
+    if pair.mode == "on-demand" or not pair.sync_allowed or context.status["attempt"]:
+        return 0.0
+    at_ms = confirmed_ms(context.status)
+    since_ms = pair.since_ms if at_ms is None else max(at_ms, pair.since_ms)
+    silent_s = min(context.uptime_s, (context.now_ms - since_ms) / 1000, health.still_s(pair.pair_id))
+    allowed_s = OVERDUE_INTERVALS * _interval_s(pair, context.reach) + limits.stream_silence_s + limits.heartbeat_s
+    return max(0.0, silent_s - allowed_s)

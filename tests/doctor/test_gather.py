@@ -1,0 +1,246 @@
+"""Facts from what the daemon and the home know, without asking anybody."""
+
+import fcntl
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from spl.core import when
+from spl.core.errors import SplError
+from spl.core.limits import Limits
+from spl.core.pair.pair import Pair
+from spl.core.pair.state import Active, Asked, Degraded, PausedByPeer, Revoked, TokenRef, Waiting
+from spl.doctor import gather
+from spl.doctor.catalogue import findings
+from spl.doctor.facts import Facts
+from spl.doctor.gather import PairContext
+from spl.doctor.health import HealthSampler
+from spl.home.disk import Disk
+from spl.home.home import now_ms, open_home, read_config
+from tests.pair_world import two
+
+NOW_MS = 1_800_000_000_000
+DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+PEER = "did:sync:instance:bob-0123456789abcdef01234567"
+
+
+def samples(**told: float) -> HealthSampler:
+    """Return what facts read of the samples: for how long a pair fails, and so on."""
+    known = {"failing_s": 0.0, "still_s": inf, "stalled_s": 0.0, "full_s": 0.0, "mute_s": 0.0, **told}
+    return cast(HealthSampler, SimpleNamespace(**{name: lambda _, s=s: s for name, s in known.items()}))  # type: ignore[misc]
+
+
+def a_token(expires_at_ms: int, *scopes: str, since_ms: int = NOW_MS - 88 * DAY_MS) -> TokenRef:
+    scopes = scopes or ("federation:sync", "federation:subscribe")
+    return TokenRef("tok_1", scopes, expires_at_ms, "h", since_ms)
+
+
+def a_pair(**changed: Any) -> Pair:
+    """Return what facts read of a pair."""
+    token = a_token(NOW_MS + 61 * DAY_MS)
+    state = changed.pop("state", Active())
+    fields: dict[str, Any] = {
+        "pair_id": "pair_0f9e8d7c", "peer_did": PEER, "url": "https://bob.example", "state": state,
+        "phase": state.phase, "reason": state.reason, "mode": "polling", "poll_interval_ms": 300_000, "paused_by": "",
+        "ended": isinstance(state, Revoked), "live": True, "sync_allowed": state.syncs, "issued_to_us": token,
+        "issued_by_us": token, "since_ms": NOW_MS - 9 * DAY_MS,
+    }  # fmt: skip
+    return cast(Pair, SimpleNamespace(**{**fields, **changed}))
+
+
+def status(**changed: Any) -> dict[str, Any]:
+    at = when.text_of(NOW_MS - 12_000)
+    return {"last_sync_at": at, "last_error": None, "attempt": 0, "clock": 42, "lag_records": 0, "queue_records": 0,
+            "queue_max": 9, "stream": None, **changed}  # fmt: skip
+
+
+def seen(
+    pair: Pair | None = None, told: dict[str, Any] | None = None, *, trouble: SplError | None = None,
+    uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "", **health: float,
+) -> Facts:  # fmt: skip
+    context = PairContext(told or status(), trouble, way, unmoved, uptime_s, NOW_MS)
+    return gather.with_pair(Facts(), pair or a_pair(), samples(**health), context)
+
+
+def codes(known: Facts) -> list[str]:
+    return [item.code for item in findings(known)]
+
+
+def test_a_healthy_pair_has_no_finding() -> None:
+    assert codes(seen()) == []
+    assert seen().confirmed_s == 12.0
+
+
+def test_an_error_shows_after_half_a_minute_and_before_45_seconds() -> None:
+    """Whatever polls fail: the word 'active' stands alone for less than that."""
+    error = {"class": "CONNECT_REFUSED", "code": "connect", "message": "refused", "at": "x"}
+    told = status(attempt=1, last_error=error)
+    assert codes(seen(told=told, failing_s=25.0)) == []
+    assert codes(seen(told=told, failing_s=30.0)) == ["connect"]
+    assert codes(seen(told=status(last_error=error))) == []
+
+
+def test_a_degraded_pair_names_its_cause_also_after_a_restart() -> None:
+    """This process has tried nothing yet; the record says why."""
+    for code in ("connect", "manifest-signature", "auth-invalid", "peer-rewound"):
+        assert codes(seen(a_pair(state=Degraded(code))))[0] == code
+    assert codes(seen(a_pair(state=Degraded("internal")))) == ["pair-degraded"]
+    assert seen(a_pair(state=Degraded("connect"))).broken_s["connect"] == inf
+
+
+def test_tokens_and_scopes() -> None:
+    token = a_token(NOW_MS - 1, "federation:sync")
+    known = seen(a_pair(issued_to_us=token))
+    assert known.scopes_missing == ("federation:subscribe",)
+    assert [item.explained_by for item in findings(known)] == ["", "token-expired"]
+    for soon in (a_token(NOW_MS + 2 * DAY_MS), a_token(NOW_MS + HOUR_MS, since_ms=NOW_MS - 23 * HOUR_MS)):
+        assert codes(seen(a_pair(issued_by_us=soon))) == ["token-expiring"]
+        assert codes(seen(a_pair(issued_to_us=soon, live=False))) == []
+    short = a_token(NOW_MS + 3 * HOUR_MS, since_ms=NOW_MS - 21 * HOUR_MS)
+    assert codes(seen(a_pair(issued_by_us=short))) == [], "one of a day is renewed in its last two hours"
+
+
+@pytest.mark.parametrize(("state", "code"), [(Asked(), "us"), (Waiting(), "peer")])
+def test_who_decides(state: Any, code: str) -> None:
+    known = seen(a_pair(state=state, live=False))
+    assert known.waits_for == code
+    assert codes(known) == ["handshake-pending"]
+
+
+def test_a_handshake_that_is_refused() -> None:
+    refused = SplError("handshake-401", "peer rejected handshake: 401 Unauthorized")
+    found = findings(seen(a_pair(state=Waiting(), live=False), trouble=refused))
+    assert [(item.code, item.explained_by) for item in found] == [
+        ("handshake-401", ""), ("handshake-pending", "handshake-401"),
+    ]  # fmt: skip
+
+
+def test_a_cursor_that_stands_still() -> None:
+    """Records wait for two polls and five minutes; a pair that nobody syncs by itself never stands still."""
+    told = status(lag_records=138)
+    assert codes(seen(told=told, stalled_s=590.0)) == []
+    assert codes(seen(told=told, stalled_s=601.0)) == ["cursor-stalled"]
+    assert codes(seen(a_pair(mode="continuous"), told, stalled_s=301.0)) == ["cursor-stalled"]
+    for pair in (a_pair(mode="on-demand"), a_pair(state=PausedByPeer())):
+        assert codes(seen(pair, told, stalled_s=9999.0)) == []
+
+
+def test_a_stream_that_breaks_again_and_again() -> None:
+    stream = {"state": "open", "since": None, "last_event_at": None, "breaks": 4}
+    assert codes(seen(a_pair(mode="continuous"), status(stream=stream))) == ["stream-flapping"]
+    assert codes(seen(a_pair(), status(stream=None))) == []
+
+
+def test_a_poll_that_never_came() -> None:
+    """Two intervals and a minute without a word and without an error: something hangs."""
+    old = status(last_sync_at=when.text_of(NOW_MS - 700_000))
+    assert seen(told=old).overdue_s == 40.0
+    assert codes(seen(told=old)) == ["cursor-stalled"]
+    for since in ({"uptime_s": 20.0}, {"pair": a_pair(since_ms=NOW_MS - 20_000)}, {"still_s": 20.0}):
+        assert codes(seen(told=old, **since)) == [], "just started, just resumed, or records still come in"
+
+
+def test_a_stream_that_is_open_and_says_nothing_more() -> None:
+    """Our own intake hangs: no error, and no word taken in for a minute; of a side that is pushed to, two intervals."""
+    old = status(last_sync_at=when.text_of(NOW_MS - 70_000), stream={"state": "open", "breaks": 0})
+    live = a_pair(mode="continuous", poll_interval_ms=30_000)
+    assert seen(live, old).overdue_s == 10.0
+    assert codes(seen(live, old)) == ["cursor-stalled"]
+    assert codes(seen(live, old, way="peer-pushes")) == []
+    assert seen(live, {**old, "attempt": 1}).overdue_s == 0
+    assert seen(a_pair(mode="on-demand"), old).overdue_s == 0
+
+
+def test_a_source_that_skips_records() -> None:
+    """The pull ended well, records are left, and the position is older than this process."""
+    known = seen(told=status(lag_records=3), unmoved=True, stalled_s=700.0)
+    assert {item.code: item.explained_by for item in findings(known)} == {
+        "cursor-stalled": "cursor-skip-suspect", "cursor-skip-suspect": "",
+    }  # fmt: skip
+
+
+def test_what_status_looks_at() -> None:
+    """A pair that the peer revoked is shown for a day, unless there is a new one."""
+    gone = a_pair(state=Revoked("revoked by peer: sold"))
+    then_ms = gone.since_ms + 1000
+    assert gather.is_watched(gone, {}, then_ms)
+    assert not gather.is_watched(gone, {}, then_ms + DAY_MS)
+    assert not gather.is_watched(gone, {"pair_1": a_pair()}, then_ms)
+    assert not gather.is_watched(a_pair(state=Revoked("revoked")), {}, then_ms)
+    assert gather.is_watched(a_pair(), {}, NOW_MS)
+
+
+def test_the_daemons_own_facts(tmp_path: Path) -> None:
+    """A full disk and a store that stopped are the disk's word, injected here."""
+    disk = Disk()
+    home = open_home(tmp_path, read_config(tmp_path, disk, {}), disk=disk, progress=lambda done, total: None)
+    health = cast(HealthSampler, SimpleNamespace(loop_lag_ms=0.0, dead=list))
+    try:
+        known = gather.daemon_facts(home.store, home.vault, health, Limits(), NOW_MS)
+        assert codes(replace(known, free_bytes=10**12)) == ["identity-missing"]
+        disk.free_bytes = lambda folder: 5 * 10**7  # type: ignore[method-assign]
+        home.store._readonly = "a disk sync failed"
+        found = findings(gather.daemon_facts(home.store, home.vault, health, Limits(), NOW_MS))
+        assert [(item.code, item.severity) for item in found] == [
+            ("store-readonly", "fail"), ("disk-low", "fail"), ("identity-missing", "fail"),
+        ]  # fmt: skip
+    finally:
+        home.close()
+
+
+def test_an_identity_without_a_copy(tmp_path: Path) -> None:
+    """A day after it was made, or after its key was rotated, it should have been exported."""
+    disk = Disk()
+    home = open_home(tmp_path, read_config(tmp_path, disk, {}), disk=disk, progress=lambda done, total: None)
+    health = cast(HealthSampler, SimpleNamespace(loop_lag_ms=0.0, dead=list))
+
+    def found(now_ms: int) -> list[str]:
+        known = gather.daemon_facts(home.store, home.vault, health, Limits(), now_ms)
+        return [code for code in codes(known) if code == "identity-backup"]
+
+    try:
+        made_ms = home.vault.generate("alice").created_at_ms
+        assert found(made_ms + DAY_MS) == []
+        assert found(made_ms + DAY_MS + 1) == ["identity-backup"]
+        home.vault.export()
+        assert found(made_ms + 99 * DAY_MS) == []
+        home.vault.rotate("retired")
+        assert found(made_ms + 99 * DAY_MS) == ["identity-backup"]
+    finally:
+        home.close()
+
+
+def test_a_home_that_nobody_serves(tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert gather.home_facts(path) == Facts(daemon_down=f"no daemon answers at {path}/run/spl.sock")
+    assert not (tmp_path / "none").exists()
+    assert codes(replace(gather.home_facts(tmp_path), free_bytes=10**12)) == ["daemon-down"]
+    (tmp_path / "config.toml").write_text("port = 'x'\n")
+    assert "config.toml:1" in gather.home_facts(tmp_path).config_error
+
+
+def test_a_home_that_somebody_opened(tmp_path: Path) -> None:
+    """Just now: it starts. For long: it hangs, and its process is named."""
+    for since, code in ((when.text_of(now_ms()), "warming-up"), ("2026-01-01T00:00:00Z", "store-locked")):
+        with (tmp_path / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(f"4711\n{since}\n")
+            lock.flush()
+            found = {item.code: item.explained_by for item in findings(gather.home_facts(tmp_path))}
+            assert found == {"daemon-down": code, code: ""}
+
+
+async def test_a_real_pair_has_all_that_is_read(tmp_path: Path) -> None:
+    """The stand-ins above have the members of a pair that two instances made."""
+    async with two(tmp_path) as (_, a, b):
+        await a.pair(b)
+        pair = a.alive[0]
+        context = PairContext(status(), None, "", unmoved=False, uptime_s=1.0, now_ms=pair.created_at_ms)
+        known = gather.with_pair(Facts(), pair, samples(), context)
+        assert (known.label, known.scopes_missing) == ("bob", ())
+        assert codes(known) == []
