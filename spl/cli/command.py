@@ -5,6 +5,7 @@ commands can be built from them, and no command can bring a check of its own tha
 """
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Mapping
 from io import BufferedIOBase
@@ -16,6 +17,7 @@ from ..core.when import DURATION_MS_MAX, WhenError, duration_ms, span_fine
 from .client import Ctl, open_ctl
 from .out import FORMS, Out
 
+HOME_DEFAULT: Final = "~/.syncro"
 VALUED: Final = frozenset({"-o", "--output", "--home"})
 """The common options that take a value; they may stand before the command too."""
 
@@ -31,7 +33,7 @@ class Shell:
 
     def __init__(
         self,
-        home: str,
+        home: str,  # as --home gives it, "" without
         env: Mapping[str, str],
         out: Out,
         stdin: BufferedIOBase,
@@ -40,7 +42,7 @@ class Shell:
         random_bytes: Callable[[int], bytes],
         load: Callable[[str], ModuleType],
     ) -> None:
-        self.home = home
+        self._given_home = home
         self.env = env
         self.out = out
         self.stdin = stdin
@@ -49,6 +51,15 @@ class Shell:
         self.load = load
         """Returns a module of the package by its name: what few commands need and takes long to import."""
         self._ctl: Ctl | None = None
+        self._home = ""
+
+    @property
+    def home(self) -> str:
+        """The absolute path of the home folder.  Raises SplError "home-unusable" if there is none to be found."""
+        self._home = self._home or _absolute(
+            self._given_home or self.env.get("SYNCROPEL_HOME") or HOME_DEFAULT, self.env
+        )
+        return self._home
 
     @property
     def ctl(self) -> Ctl:
@@ -199,3 +210,20 @@ def gist(concept: str) -> str:
 def indented(text: str) -> str:
     """Return the text with each line two spaces in."""
     return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _absolute(home: str, env: Mapping[str, str]) -> str:
+    """Return the path of a home folder as an absolute one.  Raises SplError "home-unusable".
+
+    A process without HOME and without a login name, as in some containers, would otherwise get a folder named "~", and
+    a new identity in each working folder.
+    """
+    path = os.path.expanduser(home)
+    if path.startswith("~") or (home.startswith("~/") and not os.path.isabs(env.get("HOME", "/"))):
+        hint = "set SYNCROPEL_HOME or HOME to an absolute path, or give --home DIR"
+        raise SplError("home-unusable", f"{home} names no folder: this user has no home folder", hint=hint)
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as exc:
+        hint = "set SYNCROPEL_HOME to an absolute path, or change to another folder"
+        raise SplError("home-unusable", f"{home} is relative, and the current folder was removed", hint=hint) from exc

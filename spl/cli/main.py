@@ -55,7 +55,6 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
 """The first words, in the order of `spl help`."""
 
 ALIASES: Final[Mapping[str, str]] = {"decisions": "aitl"}
-HOME_DEFAULT: Final = "~/.syncro"
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -137,32 +136,8 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     args = parser_of(entry).parse_args(rest)
     if entry.result:
         out.form, out.quiet, out.verbose = args.output, args.quiet, args.verbose
-    shell = Shell(_home(args.home, env), env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load)
+    shell = Shell(args.home or "", env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load)
     return entry.run(args, shell)
-
-
-def _home(given: str | None, env: Mapping[str, str]) -> str:
-    """Return the absolute path of the home folder.  Raises SplError "home-unusable" if there is none to be found.
-
-    A process without HOME and without a login name, as in some containers, would otherwise get a folder named "~"
-    and a new identity in each working folder.
-    """
-    text = given or env.get("SYNCROPEL_HOME") or HOME_DEFAULT
-    path = os.path.expanduser(text)
-    if path.startswith("~") or (text.startswith("~/") and not os.path.isabs(env.get("HOME", "/"))):
-        raise SplError(
-            "home-unusable", f"{text} names no folder: this user has no home folder",
-            hint="set SYNCROPEL_HOME or HOME to an absolute path, or give --home DIR",
-        )  # fmt: skip
-    if "\0" in path:
-        raise SplError("home-unusable", "a path holds no NUL character", hint="give --home DIR")
-    try:
-        return os.path.abspath(path)
-    except FileNotFoundError as exc:
-        raise SplError(
-            "home-unusable", f"{text} is relative, and the current folder was removed",
-            hint="set SYNCROPEL_HOME to an absolute path, or change to another folder",
-        ) from exc  # fmt: skip
 
 
 def _open_streams() -> None:

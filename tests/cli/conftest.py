@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +104,12 @@ def chunked(*lines: object, end: bool = True) -> bytes:
 def error(code: str, message: str, **facts: object) -> dict[str, object]:
     wire = code.upper().replace("-", "_")
     return {"object": "error", "type": "t", "code": wire, "message": message, "hint": "", **facts}
+
+
+def child(*argv: str, home: Path, **more: object) -> "subprocess.Popen[bytes]":
+    """Start Python with these arguments and this home, its stderr in a pipe."""
+    env = {**os.environ, "SYNCROPEL_HOME": str(home)}
+    return subprocess.Popen([sys.executable, *argv], env=env, stderr=subprocess.PIPE, **more)  # type: ignore[call-overload, no-any-return]
 
 
 def listed(*items: object) -> dict[str, object]:

@@ -141,3 +141,12 @@ def test_a_daemon_that_says_nothing(spl: Run, daemon: Daemon) -> None:
     result = spl("doctor")
     assert result.code == 3
     assert "FAIL  daemon" in result.out
+
+
+def test_marks_are_coloured_on_a_terminal_and_texts_stay_harmless(spl: Run, daemon: Daemon) -> None:
+    """The colour is added after the peer's text is escaped, so neither spoils the other."""
+    hostile = row("tls", "fail", "named \x1b]0;owned\x07\u202e")
+    daemon.answers["GET", "/v1/doctor"] = {**REPORT, "pair_id": None, "checks": [REPORT["checks"][0], hostile]}
+    lines = spl("doctor", tty=True, env={"NO_COLOR": ""}).out.splitlines()
+    assert lines[0].startswith("  \x1b[32mok  \x1b[0m  daemon  ")
+    assert lines[1] == "  \x1b[31mFAIL\x1b[0m  tls               named \\x1b]0;owned\\x07\\u202e"

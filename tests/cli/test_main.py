@@ -13,7 +13,7 @@ import pytest
 
 from spl.cli import main as cli
 from spl.cli.command import Command, Group, indented, parser_of
-from tests.cli.conftest import Daemon, Run, chunked, listed
+from tests.cli.conftest import Daemon, Run, child, chunked, listed
 
 FORBIDDEN = ("asyncio", "ssl", "nacl", "http.client", "urllib.request", "uvloop", "sqlite3", "logging")
 OFFLINE = {"serve", "init"}
@@ -78,6 +78,8 @@ def test_without_words_the_overview_lists_every_noun(spl: Run) -> None:
         ("pair", "federation pair"),
         ("aitl aprove", "aitl approve"),
         ("statsu", "status"),
+        ("list", "federation list"),
+        ("fed", "federation"),
     ],
 )
 def test_unknown_words_name_the_nearest_command(spl: Run, line: str, near: str) -> None:
@@ -114,6 +116,7 @@ def test_words_near_nothing_point_to_help(spl: Run) -> None:
         "know x --body [1]",
         "thread records t --limit 0",
         "help no such",
+        "--nonsense",
     ],
 )
 def test_wrong_usage_exits_2_and_asks_no_daemon(spl: Run, line: str) -> None:
@@ -149,11 +152,6 @@ def test_no_daemon_exits_5_with_the_socket_and_the_fix(spl: Run) -> None:
 def test_alias_decisions(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", "/v1/aitl"] = listed()
     assert spl("decisions", "list", "-o", "json").data == []
-
-
-def child(*argv: str, home: Path, **more: object) -> "subprocess.Popen[bytes]":
-    env = {**os.environ, "SYNCROPEL_HOME": str(home)}
-    return subprocess.Popen([sys.executable, *argv], env=env, stderr=subprocess.PIPE, **more)  # type: ignore[call-overload, no-any-return]
 
 
 def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> None:
@@ -202,3 +200,96 @@ def test_an_interrupt_exits_130_quietly(daemon: Daemon, home: Path) -> None:
     process = child("-m", "spl", "federation", "pair", "http://127.0.0.1:1/", home=home, stdout=subprocess.PIPE)
     assert process.communicate(timeout=30) == (b"", b"")
     assert process.returncode == 130
+
+
+HUGE = "9" * 400
+NUMBERS = [
+    ("logs -n", (HUGE, "-1", "nan", "1_0", "٣")),
+    ("thread records t --limit", (HUGE, "0", "-5", "1e3", "inf")),
+    ("thread records t --since", (HUGE, "-1", "nan")),
+    ("federation projections bob --limit", (HUGE, "0")),
+    ("know x --clock", (HUGE, "-1", str(2**63), "nan")),
+    ("serve --port", (HUGE, "-1", "65536")),
+    ("config add-fold-rule r --thread t --fold sum --priority", (HUGE, "nan", "1000001")),
+    ("federation pair u --wait", ("9999999d", "25h", "-1s", "nan", HUGE)),
+    ("federation set-poll-interval bob", ("9999999d", "0s", "31d", "inf")),
+    ("token mint --scopes admin --ttl", ("9999999d", "0s", "-1d", "nan")),
+    ("federation soak --scale", ("nan", "inf", "0", "-1", HUGE)),
+    ("federation soak --window", ("steady=nan", "steady=inf", "steady=-1", f"steady={HUGE}")),
+]
+
+
+@pytest.mark.parametrize(("line", "value"), [(line, value) for line, values in NUMBERS for value in values])
+def test_a_number_out_of_bounds_is_refused_and_asks_no_daemon(spl: Run, line: str, value: str) -> None:
+    *words, last = line.split()
+    argv = [*words, f"{last}={value}"] if last.startswith("--") else [*words, last, value]
+    result = spl(*argv)
+    assert result.code == 2, result.err
+    assert "[usage]" in result.err
+    assert len(result.err) < 400
+
+
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+@pytest.mark.parametrize(("line", "code"), [("version", 0), ("federation list", 5), ("emit", 2), ("--nonsense", 2)])
+def test_closed_standard_streams_change_no_exit_code(home: Path, closed: str, line: str, code: int) -> None:
+    command = f'"{sys.executable}" -m spl {line} {closed}'
+    env = {**os.environ, "SYNCROPEL_HOME": str(home)}
+    done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, check=False, timeout=30)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_file_that_is_opened_never_becomes_a_standard_stream(home: Path) -> None:
+    """Descriptor 2 of a daemon without stderr would otherwise be its log, and a library's print would end up there."""
+    script = "from spl.cli.main import main; main(['version']); import os; print(os.open('/dev/null', 0))"
+    command = f'"{sys.executable}" -c "{script}" <&- 2>&-'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=30)
+    assert int(done.stdout.split()[-1]) > 2
+
+
+def test_a_full_disk_under_the_output_is_one_line_and_exit_1(home: Path) -> None:
+    for words in (["version"], ["help", "codes"]):
+        for names in (["stdout"], ["stdout", "stderr"]):
+            with open("/dev/full", "w") as full:
+                argv = [sys.executable, "-m", "spl", *words]
+                done = subprocess.run(argv, check=False, timeout=30, **dict.fromkeys(names, full))  # type: ignore[call-overload]
+            assert done.returncode == 1, (words, names)
+    with open("/dev/full", "w") as full:
+        process = child("-m", "spl", "version", home=home, stdout=full)
+    err = process.communicate(timeout=30)[1].decode()
+    assert err.startswith("error: the output cannot be written: No space left on device [output-failed]\n")
+    assert "Traceback" not in err
+
+
+def test_a_missing_package_is_named(home: Path) -> None:
+    script = "import sys; sys.modules['nacl'] = None\nfrom spl.cli.main import main\nsys.exit(main(['init']))"
+    process = child("-c", script, home=home, stdout=subprocess.PIPE)
+    err = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 78
+    assert "[dependency-missing]" in err
+    assert "nacl" in err.splitlines()[0]
+    assert "Traceback" not in err
+
+
+def test_without_a_home_folder_the_command_says_what_to_set(spl: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "relative"):
+        monkeypatch.setenv("HOME", value)
+        result = spl("federation", "list", env={"SYNCROPEL_HOME": "", "HOME": value})
+        assert result.code == 78, result.err
+        assert "set SYNCROPEL_HOME or HOME to an absolute path" in result.err
+        assert spl("version", env={"SYNCROPEL_HOME": "", "HOME": value}).code == 0
+    result = spl("federation", "list", env={"SYNCROPEL_HOME": "~nobody-of-this-name/x"})
+    assert result.code == 78
+
+
+def test_a_relative_home_in_a_removed_folder(spl: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = spl("federation", "list", env={"SYNCROPEL_HOME": "home"})
+    assert result.code == 78
+    assert "the current folder was removed" in result.err

@@ -13,7 +13,7 @@ from spl.core.errors import SplError
 from spl.core.when import ms_of
 from tests.cli.conftest import ALICE, BOB, NOW, Stream
 
-DRIVING = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+DRIVING = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
 
 
 def an_out(
@@ -23,17 +23,22 @@ def an_out(
     return Out(stdout, stderr, env, lambda: ms_of(NOW), form), stdout, stderr
 
 
-@given(st.text())
+UNSEEN = st.text(st.sampled_from("a\x1b\x07\n\x85\x9b\xad\u200b\u200d\u202e\u2028\u2066\ufeff\U000e0041"))
+
+
+@given(st.text() | UNSEEN)
 def test_no_text_drives_a_terminal(text: str) -> None:
     out, stdout, stderr = an_out()
     out.line(text)
     out.table(("A", "B"), [(text, text)], below=[text])
+    out.card([("label", text)]), out.row([("label", text)]), out.marked(text, o.RED, text)
+    out.note(text), out.warn(text), out.progress(text), out.json_line(text)
     out.failure(SplError("usage", text, evidence=text))
     for shown in (stdout.text, stderr.text):
         assert not DRIVING.search(shown.replace("\n", ""))
 
 
-@given(st.text())
+@given(st.text() | UNSEEN)
 def test_json_carries_every_text_unchanged(text: str) -> None:
     out, stdout, _ = an_out(form="json")
     assert out.data("s/1", [text], lambda: None)
@@ -45,6 +50,7 @@ def test_json_carries_every_text_unchanged(text: str) -> None:
 def test_clean_writes_controls_out() -> None:
     assert clean("a\x1b[2Jb\x9b\u202ec\n") == "a\\x1b[2Jb\\x9b\\u202ec\\x0a"
     assert clean("käse ✓") == "käse ✓"
+    assert clean("a\u200b\ufeff\u2028b\U000e0041") == "a\\u200b\\ufeff\\u2028b\\U000e0041"
 
 
 def test_a_narrow_terminal_loses_columns_from_the_right_and_never_wraps() -> None:
@@ -133,6 +139,17 @@ def test_progress_is_redrawn_for_people_and_said_once_to_pipes() -> None:
         out.progress("left 2"), out.progress("left 1"), out.warn("next")
         out.end()
         assert stderr.text == expected
+
+
+def test_a_result_erases_the_line_that_was_drawn_before_it() -> None:
+    """Both streams are one terminal, where the result would otherwise go on after the state."""
+    both = Stream(True)
+    out = Out(both, both, {"COLUMNS": "80", "NO_COLOR": "1"}, lambda: ms_of(NOW))
+    for show in (out.line, lambda text: out.table((text,), [("cell",)]), lambda text: out.marked("ok", o.GREEN, text)):
+        both.seek(0), both.truncate()
+        out.progress("waiting"), show("done")
+        assert both.text.startswith("\r\x1b[Kwaiting\r\x1b[K"), both.text
+        assert "done" in both.text
 
 
 def test_times_are_relative_to_people_and_exact_elsewhere() -> None:

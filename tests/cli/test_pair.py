@@ -1,9 +1,11 @@
 """`federation pair`: byte-exact when all goes well, plain words and exit codes when it does not."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from spl.cli.client import Ctl
 from tests.cli.conftest import ALICE, BOB, Daemon, Run, chunked, error
 
 STREAM = ("POST", "/v1/federation/pairs")
@@ -185,3 +187,33 @@ def test_for_programs_the_steps_and_the_result(spl: Run, daemon: Daemon) -> None
 def test_a_step_of_a_newer_daemon_is_passed_over(spl: Run, daemon: Daemon) -> None:
     daemon.answers[STREAM] = chunked(*head(200), {"step": "novel"}, *tail())
     assert spl("federation", "pair", URL).out == HAPPY
+
+
+WAITING = [*head(202), {"step": "waiting", "pair_id": "pair_a1b2c3d4", "left_ms": 32_000}]
+
+
+def test_a_waiting_line_is_erased_before_the_next_step(spl: Run, daemon: Daemon) -> None:
+    """The line drawn on stderr and the step on stdout share a terminal's row otherwise."""
+    daemon.answers[STREAM] = chunked(*WAITING, *tail())
+    result = spl("federation", "pair", URL, tty=True)
+    assert result.out.endswith("\n\nPair active.\n")
+    drawn = "\r\x1b[K  · waiting for approval, 32s left. On bob: spl aitl approve pair_a1b2c3d4"
+    assert result.err.startswith(f"{drawn}\r\x1b[Khint: "), result.err
+
+
+def test_an_interrupt_while_waiting_says_that_the_request_stays(
+    spl: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon goes on asking after Ctrl-C, so the operator learns how to withdraw."""
+
+    def interrupted(*_: object) -> Iterator[dict[str, Any]]:
+        yield from WAITING
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ctl, "lines", interrupted)
+    result = spl("federation", "pair", URL)
+    assert result.code == 130
+    assert result.err.endswith(
+        "interrupted; the daemon goes on asking, and the peer can still approve\n"
+        "  withdraw  spl federation revoke pair_a1b2c3d4\n"
+    )

@@ -1,6 +1,8 @@
 """Tokens: the text alone on stdout, once; never in a list."""
 
-from tests.cli.conftest import Daemon, Run, error, listed
+from pathlib import Path
+
+from tests.cli.conftest import Daemon, Run, child, error, listed
 
 MINTED = {"object": "token", "token_id": "tok_91ab03cd", "token": "spl_home_sa_1_secret", "scopes": ["records:read"],
           "expires_at": "2026-12-23T06:00:00.000Z", "state": "live"}  # fmt: skip
@@ -76,3 +78,24 @@ def test_info_by_id_or_by_text_and_the_text_is_never_shown(spl: Run, daemon: Dae
     assert "secret" not in result.out + result.err
     assert daemon.calls[-1].json() == {"token": "spl_home_sa_1_secret"}
     assert spl("token", "info").code == spl("token", "info", "tok_1", "--stdin").code == 2
+
+
+def test_revoking_a_pairs_token_says_what_stops_the_pair(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["DELETE", "/v1/tokens/tok_1"] = {**MINTED, "pair_id": "pair_1", "state": "revoked"}
+    result = spl("token", "revoke", "tok_1")
+    assert (result.code, result.out) == (0, "tok_1  revoked\n")
+    assert "to stop the pair itself: spl federation pause pair_1 (or revoke)" in result.err
+    assert "spl token rotate pair_1" in result.err
+
+
+def test_a_token_that_could_not_be_shown_is_revoked_again(daemon: Daemon, home: Path) -> None:
+    """A bearer that nobody saw would live for 90 days."""
+    daemon.answers["POST", "/v1/tokens"] = (201, MINTED)
+    daemon.answers["DELETE", "/v1/tokens/tok_91ab03cd"] = MINTED
+    with open("/dev/full", "w") as full:
+        process = child("-m", "spl", "token", "mint", "--scopes", "admin", home=home, stdout=full)
+        err = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 1
+    assert "the new token is revoked again" in err
+    assert "secret" not in err
+    assert ("DELETE", "/v1/tokens/tok_91ab03cd") in [(call.method, call.target) for call in daemon.calls]
