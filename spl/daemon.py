@@ -1,15 +1,25 @@
 """The daemon: builds everything in floor order, serves until told to stop, and takes it down in reverse.
 
-SIGTERM and SIGINT stop it: no new connections, streams told, what waits written, exit 0.  SIGHUP reads configuration
-and TLS certificate again.  The writer runs in a thread of its own; should it ever die, the daemon stops rather than
-serve on without writing.
+SIGTERM and SIGINT stop it: no new connections, streams told, queued writes written, exit 0.  SIGHUP reads configuration
+and TLS certificate again.  Three faults must not turn a daemon into one that neither serves nor ends:
+
+- A service that crashes is logged, named in `spl status` and started again after a delay; the others go on.  Without
+  that boundary one uncaught error of one pair ended everything in the group.
+- The writer runs in a thread of its own.  If it dies, the daemon stops rather than serve on without writing.
+- A stop that does not come to its end is cut by a thread that waits for nothing else, `_Watchdog`.  The log takes that
+  as it takes a power cut: what was acknowledged is synced, and the next start drops what was not.
+
+Descriptors are what strangers, peers, the operator and the store draw from alike.  The soft limit is raised to the hard
+one, and what the listeners may take of it leaves DESCRIPTORS_KEPT for the store, the operator and our own connections.
 """
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -17,27 +27,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, Protocol
 
 from .api.app import RESOURCES, Api
 from .api.auth import Auth
-from .api.services import Services
+from .api.services import ServiceFaults, Services
+from .core.backoff import full_jitter_s, unit_of
 from .core.errors import SplError
 from .core.event import event
+from .core.limits import Limits
 from .core.version import VERSION
 from .doctor.examine import Doctor
 from .doctor.health import HealthSampler
 from .doctor.peer_check import PeerCheck
 from .home import logs
-from .home.config import Config, Settings
+from .home.config import Config, Settings, check_open
 from .home.disk import Disk
 from .home.home import SOCKET, Home, default_label, now_ms, open_home, random_bytes, read_config
 from .home.policy import Policy
 from .home.snapshot import Restorer
 from .home.thread_state import ThreadStates
+from .net.address import Proxies
 from .net.client import Client, Resolver
 from .net.probe import Prober
 from .net.server import Server
@@ -52,10 +66,19 @@ from .sync.push import Outlet, Push
 from .sync.reach import Reaches
 from .sync.reconcile import Reconcile
 from .sync.schedule import Sync
+from .sync.supervise import wait
 
 log = logging.getLogger("spl.daemon")
 
-LOOPBACK_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+DESCRIPTORS_MAX: Final = 65_536
+"""More are never asked for; some systems allow a billion, and what is per descriptor must stay small."""
+DESCRIPTORS_KEPT: Final = 256
+LOCAL_CONNECTIONS_MIN: Final = 16
+STOPPING_SHARE: Final = 0.7
+"""Of `shutdown_s`: the time that open connections have to end; the rest is for the services and the last commit."""
+CUT_GRACE_S: Final = 2.0
+RESTART_BASE_S: Final = 1.0
+RESTART_MAX_S: Final = 60.0
 
 
 class DaemonError(SplError):
@@ -86,36 +109,109 @@ def run(options: ServeOptions) -> int:
     Raises SplError when the home cannot be opened or an address cannot be listened on.
     """
     os.umask(0o077)  # whatever is created from here on, rotated logs too, is the operator's alone
+    descriptors = raise_descriptors()
     disk = Disk()
     disk.mkdir(options.home)
     config = read_config(options.home, disk, options.flags())
-    if options.insecure_localhost and config.host not in LOOPBACK_HOSTS:
-        raise DaemonError("config-invalid", f"--insecure-localhost serves loopback only, not {config.host}")
+    check_open(config, insecure=options.insecure_localhost)
     logs.setup(options.home / "logs", config.log_format, config.log_level)
     home = open_home(options.home, config, disk=disk, progress=_progress)
+    watchdog = _Watchdog(config.limits.shutdown_s + CUT_GRACE_S)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_Daemon(home, options).serve())
+            return runner.run(_Daemon(home, options, watchdog, descriptors).serve())
     finally:
         home.close()
+        watchdog.ended.set()
+
+
+def raise_descriptors() -> int:
+    """Raise the soft limit of open files to the hard one, at most DESCRIPTORS_MAX; return what is in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError):  # some systems have a lower bound that getrlimit does not show
+        return soft
+    return wanted
+
+
+def listener_limits(limits: Limits, descriptors: int) -> tuple[Limits, Limits]:
+    """Return the limits of the TCP listeners and of the home's own socket, so that neither takes the other's.
+
+    On the socket there are no strangers, so its one source may hold all of its connections.
+    """
+    limits = replace(limits, shutdown_s=limits.shutdown_s * STOPPING_SHARE)
+    tcp = min(limits.connections_count, max(descriptors - DESCRIPTORS_KEPT, descriptors // 4))
+    local = min(limits.connections_count, max(LOCAL_CONNECTIONS_MIN, descriptors // 16))
+    return (
+        replace(limits, connections_count=tcp),
+        replace(limits, connections_count=local, connections_per_source=local),
+    )
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes the event loop: uvloop's where it is installed, unless SPL_LOOP=asyncio."""
+    """Return what makes the event loop: uvloop's if it is installed, unless SPL_LOOP=asyncio."""
     if os.environ.get("SPL_LOOP") == "asyncio" or importlib.util.find_spec("uvloop") is None:
         return asyncio.new_event_loop
     factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     return factory
 
 
+class _Service(Protocol):
+    """What runs from start to stop beside the listeners."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; can be called again after a crash."""
+
+
+class _Watchdog:
+    """A thread that waits for the first stop signal, and ends the process if the stop takes longer than `limit_s`.
+
+    The signal handler only writes to a pipe, which is safe wherever it interrupts, also in a loop that never comes
+    back.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.ended = threading.Event()
+        self._limit_s = limit_s
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._on_stop: Callable[[], object] = self.ended.is_set
+
+    def start(self, on_stop: Callable[[], object]) -> None:
+        """Watch from now on; `on_stop` is called once, in the thread, at the first alarm."""
+        self._on_stop = on_stop
+        threading.Thread(target=self._watch, name="spl-watchdog", daemon=True).start()
+
+    def alarm(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Begin the stop; a signal handler, and harmless a second time."""
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier alarms
+            os.write(self._writer, b".")
+
+    def _watch(self) -> None:
+        os.read(self._reader, 1)
+        self._on_stop()
+        if self.ended.wait(self._limit_s):
+            return
+        log.error(**event("daemon.cut", after_s=self._limit_s, msg="the stop did not end in time"))
+        logging.shutdown()
+        os._exit(1)
+
+
 class _Daemon:
     """One run of the daemon over an open home."""
 
-    def __init__(self, home: Home, options: ServeOptions) -> None:
+    def __init__(self, home: Home, options: ServeOptions, watchdog: _Watchdog, descriptors: int) -> None:
         self.home = home
         self.config = home.config
         self.settings = Settings(home.config)
+        self.proxies = Proxies(home.config.http_trusted_proxies)
         self.options = options
+        self.watchdog = watchdog
+        self.limits = listener_limits(home.config.limits, descriptors)
         self.failed = False
 
     async def serve(self) -> int:
@@ -125,23 +221,24 @@ class _Daemon:
         tls = _server_tls(self.config)
         listeners, url = _listeners(self.config, tls)
         local = [Listener(bind_unix(self._socket_path()), local=True)]
-        writer = threading.Thread(target=self._write, args=(loop, stop), name="spl-writer")
+        writer = threading.Thread(target=self._write, name="spl-writer")
         verifying = client_tls(_ca_file(self.config))
         client = Client(self.config.limits, tls=verifying)
         insecure = self.options.insecure_localhost
         services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
-        _on_signals(loop, stop, lambda: self._reload(tls))
+        self.watchdog.start(lambda: loop.call_soon_threadsafe(stop.set))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.watchdog.alarm)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._reload(tls))
         writer.start()
         try:
             async with asyncio.TaskGroup() as tasks:
-                for kind, found in ((True, local), (False, listeners)):
-                    server = Server(Api(services, local=kind), self.config.limits, now_ms=now_ms)
-                    tasks.create_task(server.serve(found, stop))
-                tasks.create_task(services.pairing.run(stop))
-                tasks.create_task(services.sync.run(stop))
-                tasks.create_task(services.feed.run(stop))
-                tasks.create_task(services.push.run(stop))
-                tasks.create_task(services.doctor.health.run(stop))
+                tcp, own = self.limits
+                server = Server(Api(services, local=False), tcp, now_ms=now_ms, proxies=self.proxies)
+                tasks.create_task(server.serve(listeners, stop))
+                tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
+                for name, service in _running(services).items():
+                    tasks.create_task(self._keep(name, service, services.faults, stop), name=f"service {name}")
                 self._announce(url)
         finally:
             services.feed.close()
@@ -155,23 +252,39 @@ class _Daemon:
         log.info(**event("daemon.stopped", pid=os.getpid()))
         return 1 if self.failed else 0
 
-    def _write(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-        """Run the hub; the task boundary of the writer's thread."""
+    async def _keep(self, name: str, service: _Service, faults: ServiceFaults, stop: asyncio.Event) -> None:
+        """Run one service until the stop; the task boundary: its crash ends no other, and it is started again."""
+        loop = asyncio.get_running_loop()
+        crashes = 0
+        while not stop.is_set():
+            started_s = loop.time()
+            try:
+                await service.run(stop)
+                return
+            except Exception as exc:
+                crashes = 1 if loop.time() > started_s + RESTART_MAX_S else crashes + 1
+                log.exception(**event("daemon.service_died", service=name, crashes=crashes))
+                faults.died(name, exc, crashes, now_ms())
+            await wait(stop, full_jitter_s(crashes, RESTART_BASE_S, RESTART_MAX_S, unit_of(random_bytes(4))))
+
+    def _write(self) -> None:
+        """Run the writer; the task boundary of its thread."""
         try:
             self.home.writer.run()
         except Exception:
             self.failed = True
             log.exception(**event("daemon.writer_died"))
-            loop.call_soon_threadsafe(stop.set)
+            self.watchdog.alarm()
 
     def _reload(self, tls: ServerTls | None) -> None:
-        """Read configuration and certificate again; what is wrong is logged, and what was in force stays so."""
+        """Read configuration and certificate again; what is wrong is logged, and what was in force stays in force."""
         try:
             config = read_config(self.home.path, self.home.disk, self.options.flags())
+            changed, waiting = self.settings.take(config)
         except SplError as exc:
             log.error(**event("config.reload_failed", code=exc.code, msg=exc.message))
         else:
-            changed, waiting = self.settings.take(config)
+            self.proxies.trust(config.http_trusted_proxies)
             logs.setup(self.home.path / "logs", config.log_format, config.log_level)
             fields = {"changed": ",".join(changed), "after_restart": ",".join(waiting)}
             log.log(logging.WARNING if waiting else logging.INFO, **event("config.reloaded", **fields))
@@ -188,7 +301,7 @@ class _Daemon:
         log.info(**event("daemon.listening", **fields, msg=f"listening on {url}"))
         if identity is None:
             log.warning(**event("identity.missing", msg="no identity; fix: spl identity generate"))
-        if self.options.insecure_localhost:
+        if self.options.insecure_localhost or not self.config.auth_required:
             log.warning(**event("auth.off", msg="INSECURE: everybody on this machine has admin access"))
 
 
@@ -229,10 +342,12 @@ def _ca_file(config: Config) -> Path | None:
     return Path(config.tls_ca_file) if config.tls_ca_file else None
 
 
-def _on_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, reload: Callable[[], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+def _running(services: Services) -> dict[str, _Service]:
+    """Return what runs beside the listeners, by the name in log and status."""
+    return {
+        "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
+        "health": services.doctor.health,
+    }  # fmt: skip
 
 
 def _reload_tls(config: Config, tls: ServerTls | None) -> None:

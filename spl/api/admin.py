@@ -76,12 +76,13 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "max": max((cast(int, found["queue_max"]) for found in reading.values()), default=0),
         },
         "adapters": services.writer.listeners.summary(),
-        "attention": services.doctor.attention(),
+        "attention": [*services.doctor.attention(), *services.faults.findings(services.now_ms())],
+        "services": services.faults.rows(),
     })  # fmt: skip
 
 
 def _listens(pair: Pair) -> bool:
-    """Tell whether the pair syncs by itself, so that the age of its last confirmation says something."""
+    """Return whether the pair syncs by itself, so that the age of its last confirmation says something."""
     return pair.sync_allowed and pair.mode != "on-demand"
 
 

@@ -28,6 +28,9 @@ ANYONE: Final = "anyone"
 """The scope of routes that are open to everybody."""
 
 
+_NOT_OPEN: Final = frozenset({PROOF_HEADER, "forwarded", "x-forwarded-for"})
+
+
 class AuthError(SplError):
     """The request lacks a credential, or its credential lacks what the route needs.
 
@@ -146,8 +149,9 @@ class Auth:
         raise AuthError("scope-forbidden", f"this needs the scope {needs}", scope=scope)
 
     def _opens(self, headers: Mapping[str, str]) -> bool:
+        """Return whether the daemon asks this request for no credential; one that a proxy passed on is not of here."""
         is_open = self._insecure or not self._settings.now.auth_required
-        return is_open and PROOF_HEADER not in headers
+        return is_open and not headers.keys() & _NOT_OPEN
 
     def _holder(self, request: Request, body: bytes, text: str) -> Principal:
         """Return who holds the bearer; raise "auth-invalid"."""

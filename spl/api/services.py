@@ -1,9 +1,12 @@
 """What handlers may use: the services of one daemon, in one value."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from ..core import when
+from ..core.errors import CODES, printable
 from ..core.limits import Limits
 from ..doctor.examine import Doctor
 from ..home.config import Settings
@@ -22,6 +25,39 @@ from ..sync.push import Push
 from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
 from .auth import Auth
+
+FAULT_CHARS_MAX: Final = 200
+FAULT_SHOWN_MS: Final = 15 * 60_000
+"""For so long after a crash a service is among what needs attention."""
+
+
+class ServiceFaults:
+    """Which services of the daemon crashed since its start, for `spl status`; the last crash of each."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, dict[str, object]] = {}
+        self._at_ms: dict[str, int] = {}
+
+    def died(self, name: str, error: Exception, crashes: int, at_ms: int) -> None:
+        """Record a crash, the `crashes`th in a row."""
+        self._at_ms[name] = at_ms
+        text = printable(f"{type(error).__name__}: {error}")[:FAULT_CHARS_MAX]
+        self._last[name] = {"service": name, "error": text, "crashes": crashes, "at": when.text_of(at_ms)}
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return {service, error, crashes, at} of each that crashed."""
+        return list(self._last.values())
+
+    def findings(self, now_ms: int) -> list[dict[str, object]]:
+        """Return the crashes of the last minutes in the form of findings."""
+        recent = [row for name, row in self._last.items() if self._at_ms[name] + FAULT_SHOWN_MS > now_ms]
+        return [
+            {
+                "code": "task-dead", "severity": "fail", "side": "local", "fix": CODES["task-dead"].fix,
+                "title": f"{row['service']} died: {row['error']}", "meaning": CODES["task-dead"].meaning,
+            }
+            for row in recent
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +87,7 @@ class Services:
     reconcile: Reconcile
     policy: Policy
     states: ThreadStates
+    faults: ServiceFaults = field(default_factory=ServiceFaults)
 
     @property
     def views(self) -> Views:

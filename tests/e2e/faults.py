@@ -41,6 +41,34 @@ def dying_task() -> None:
     Sync._wait_s = dies  # type: ignore[method-assign]
 
 
+def dying_service() -> None:
+    """Let one of the services beside the listeners die each time it is started."""
+    from spl.doctor.health import HealthSampler
+
+    run = HealthSampler.run
+
+    async def dies(self: HealthSampler, *args: Any) -> None:
+        if SWITCH.exists():
+            raise RuntimeError("a fault that a test put here")
+        await run(self, *args)
+
+    HealthSampler.run = dies  # type: ignore[method-assign]
+
+
+def deaf_loop() -> None:
+    """Let the event loop never come back from a service, and so never hear of a signal; the file `deaf` says so."""
+    from spl.doctor.health import HealthSampler
+
+    beat = HealthSampler.beat
+
+    def spins(self: HealthSampler, late_ms: float) -> None:
+        while SWITCH.exists():
+            SWITCH.with_name("deaf").touch()
+        beat(self, late_ms)
+
+    HealthSampler.beat = spins  # type: ignore[method-assign]
+
+
 def slow_adapter() -> None:
     """Let the views take a twentieth of a second for each record."""
     from spl.home.views import Views
@@ -75,6 +103,8 @@ def other_version() -> None:
 FAULTS: Final[dict[str, Callable[[], None]]] = {
     "slow-disk": slow_disk,
     "dying-task": dying_task,
+    "dying-service": dying_service,
+    "deaf-loop": deaf_loop,
     "slow-adapter": slow_adapter,
     "other-version": other_version,
     "46-seconds-later": later(46),

@@ -1,0 +1,131 @@
+"""The process: what it asks of the system, which faults it outlives, and that it ends whatever happens."""
+
+import contextlib
+import http.client
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Make
+from tests.e2e.findings import Faulty
+from tests.e2e.harness import Instance, eventually
+
+BRIEF = "[limits]\nshutdown_s = 0.5\nbeat_s = 0.05\n"
+
+
+class Limited(Instance):
+    """An instance whose daemon starts with few open files allowed, and may have more."""
+
+    def command(self, *words: str) -> list[str]:
+        return ["sh", "-c", 'ulimit -Sn 256 && ulimit -Hn 2048 && exec "$@"', "sh", *super().command(*words)]
+
+
+class Closed(Instance):
+    """An instance whose daemon starts with its standard streams closed, as some supervisors leave them."""
+
+    def command(self, *words: str) -> list[str]:
+        return ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *super().command(*words)]
+
+
+@pytest.fixture
+def faulty(tmp_path: Path):
+    """Return a maker of instances with a fault, or of another class, that are ended afterwards."""
+    made: list[Instance] = []
+
+    def maker(kind: type[Instance] = Faulty, config: str = BRIEF, fault: str = "") -> Instance:
+        instance = kind("alice", tmp_path / "alice" / "home")
+        if isinstance(instance, Faulty):
+            instance.fault = fault
+        instance.home.mkdir(parents=True, mode=0o700)
+        made.append(instance)
+        instance.configure(config)
+        Instance.run(instance, "init")
+        return instance
+
+    yield maker
+    for instance in made:
+        instance.end()
+
+
+def test_the_soft_limit_of_open_files_is_raised(faulty) -> None:
+    limited = faulty(Limited).start()
+    assert limited.process is not None
+    assert resource.prlimit(limited.process.pid, resource.RLIMIT_NOFILE) == (2048, 2048)
+
+
+def test_a_daemon_without_standard_streams_serves_and_logs(faulty) -> None:
+    closed = faulty(Closed).start()
+    assert closed.emit("th_a")
+    assert closed.stop() == 0
+    assert "event=daemon.stopped" in (closed.home / "logs" / "spl.log").read_text()
+
+
+def test_a_service_that_dies_is_named_and_started_again(faulty) -> None:
+    """The others go on meanwhile, and the daemon ends in order."""
+    alice = faulty(fault="dying-service")
+    alice.switch.touch()
+    alice.start()
+
+    def crashes() -> int:
+        rows = alice.api("GET", "/v1/status").json["services"]
+        return rows[0]["crashes"] if rows else 0
+
+    eventually(lambda: crashes() >= 2, "the service was started again and died again")
+    [finding] = [item for item in alice.api("GET", "/v1/status").json["attention"] if item["code"] == "task-dead"]
+    assert "health died: RuntimeError: a fault that a test put here" in finding["title"]
+    assert "task-dead" in alice.run("status").out
+    assert alice.emit("th_a")
+    alice.switch.unlink()
+    assert alice.stop() == 0
+
+
+def test_a_daemon_that_no_longer_hears_is_cut_and_loses_nothing(faulty) -> None:
+    """The loop never returns; SIGTERM ends the process all the same, and what was acknowledged is there."""
+    alice = faulty(fault="deaf-loop").start()
+    written = alice.emit("th_a", 20)
+    alice.switch.touch()
+    eventually(alice.switch.with_name("deaf").exists, "the loop is caught")
+    assert alice.stop() == 1
+    assert "event=daemon.cut" in (alice.home / "logs" / "spl.log").read_text()
+    alice.switch.unlink()
+    alice.start()
+    assert {record["id"] for record in alice.records("th_a")} == set(written)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_again_and_again_ends_it_once(faulty, number: int) -> None:
+    alice = faulty(Instance).start()
+    assert alice.process is not None
+    for _ in range(50):
+        with contextlib.suppress(ProcessLookupError):
+            alice.process.send_signal(number)
+    assert alice.process.wait(30) == 0
+
+
+def test_strangers_leave_the_operator_a_connection(make: Make) -> None:
+    """All connections of the port are taken by requests at work; the socket in the home has its own."""
+    alice = make("alice", "[limits]\nconnections_count = 4\n").start()
+    held: list[http.client.HTTPConnection] = []
+    try:
+        for _ in range(4):
+            held.append(alice.connection())
+            held[-1].request("GET", "/v1/threads/th_a/watch", headers={"authorization": f"Bearer {alice.token}"})
+            assert held[-1].getresponse().status == 200
+        assert alice.get("/health").status == 503
+        assert alice.run("status").code == 0
+    finally:
+        for connection in held:
+            connection.close()
+
+
+@pytest.mark.parametrize("flags", [("--host", "0.0.0.0"), ("--host", "::")])
+def test_without_credentials_it_serves_this_machine_only(make: Make, flags: tuple[str, ...]) -> None:
+    alice = make("alice", "[auth]\nrequired = false\n")
+    refused = alice.run("serve", "--port", str(alice.port), *flags, code=78)
+    assert "config.toml:2: auth.required" in refused.err + refused.out
+    alice.start()
+    assert alice.request("GET", "/v1/threads").status == 200
+    assert "event=auth.off" in alice.output()
+    assert alice.request("GET", "/v1/threads", headers={"x-forwarded-for": "192.0.2.7"}).status == 401
