@@ -347,7 +347,9 @@ class Node:
         set_views(self.home, namespaces={**self.home.views.namespaces, **made})
 
     def set_pair(self, pair: APair) -> None:
-        set_views(self.home, pairs={**self.home.views.pairs, pair.pair_id: cast(Pair, pair)})
+        views = self.home.views
+        pairs = {**views.pairs, pair.pair_id: cast(Pair, pair)}
+        set_views(self.home, pairs=pairs, pins=views.pins.seen(pair.chain))
 
     def pair(self, pair_id: str) -> APair:
         return cast(APair, self.home.views.pairs[pair_id])

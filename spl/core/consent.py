@@ -19,6 +19,7 @@ by nothing else.  Both need the local namespace usable, so an archived one is ne
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -263,6 +264,18 @@ def inbound(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> 
         # Until the peer holds our word it goes by its own alone, so what it sends at L1 comes in, where we grant too.
         inlets[name] = Inbound(theirs.maps, full, theirs.level or STRUCTURAL, theirs.level == EXACT and not full)
     return {name: inlet for name, inlet in inlets.items() if namespace.is_usable(registry, inlet.ns)}
+
+
+def crossings(pairs: Iterable[Pair], books: Mapping[str, PairGrants]) -> dict[tuple[str, str], str]:
+    """Return (peer DID, its namespace) -> ours for what comes in full, whether ours is usable or not."""
+    found = {}
+    for pair in pairs:
+        book = book_of(books, pair)
+        names = {*pair.namespaces, *(grant.maps for grant in book.theirs.values())}
+        every = {part: Namespace(part) for name in names for part in accumulate(name.split("/"), "{}/{}".format)}
+        inlets = inbound(pair, book, every)
+        found.update({(pair.peer_did, name): inlet.ns for name, inlet in inlets.items() if inlet.full})
+    return found
 
 
 def statements(grants: Iterable[Grant]) -> list[dict[str, Any]]:

@@ -1,9 +1,18 @@
 """The consumer's gate: what a pair may bring in, and whose signature stands under it.
 
 It trusts no filter but its own.  Everything that a peer sends passes `Gate.judge`: form and id, the inlet of the
-namespace that it comes from, thread, actor, then the signature against the signer's verified key chain.  `sig.key` is a
+namespace that it comes from, thread, actor, then the signature against the signer's pinned key chain.  `sig.key` is a
 hint, never evidence.  The inlets (consent.py) say what each of the peer's namespaces may bring, and into which of ours:
 records, projections down to one level, both or nothing.
+
+A record names the namespace that its first holder put it into, and nothing else proves where it belongs.  So it must
+name the namespace that it comes from, ours that it comes into, or one that its signer's own pair with us maps into
+ours.  Any name was accepted of relayed records before: a peer could then bring records that name a private namespace,
+and learn from what became of them which of them that namespace holds.
+
+Not every key of a chain counts for ever.  Its own holder may bring what any of them signed.  Through others a
+compromised key counts no more, and a retired one for RETIRED_GRACE_MS past its rotation: a thief of an old key could
+otherwise sign new records for ever, and no record proves its own age.
 
 Cost per record: one encoding and hash of the record, one Ed25519 check (or, in a batch, a few hashes and a look into
 the memory of checked roots).  A gate belongs to one pull; threads may share it.
@@ -11,20 +20,29 @@ the memory of checked roots).  A gate belongs to one pull; threads may share it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from . import keys
 from .consent import Inbound
 from .errors import SplError
 from .identity.did import Chain, multibase
+from .identity.pins import FORK, Pins
 from .limits import Limits
 from .record import batch, levels, record
 from .record.levels import Projection
 from .record.record import Envelope
 
-CHAIN_UNKNOWN = "chain-unknown"
-SCOPE_VIOLATION = "scope-violation"
-SIGNATURE = "record-signature"
-BLOCKED = "signer-blocked"
+CHAIN_UNKNOWN: Final = "chain-unknown"
+KEY_RETIRED: Final = "key-retired"
+SCOPE_VIOLATION: Final = "scope-violation"
+SIGNATURE: Final = "record-signature"
+BLOCKED: Final = "signer-blocked"
+
+RETIRED_GRACE_MS: Final = 86_400_000
+"""What was signed just before a rotation may be on its way, through relays that poll seldom, for a day."""
+
+_ALWAYS_MS: Final = 2**63
+_NEVER: Final = (b"", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +85,21 @@ class Roots:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whose signatures count at one moment: our own chain, the pinned ones, and what the records come from.
+
+    `peer_did` brings them, "" for a snapshot of ours.  `blocked` are DIDs whose records are refused, whoever brings
+    them.  At `now_ms` a retired key counts or not; 0 lets it count.
+    """
+
+    own: Chain
+    peer_did: str
+    pins: Pins
+    blocked: frozenset[str] = frozenset()
+    now_ms: int = 0
+
+
 class Gate:
     """The rules of one pair at one moment."""
 
@@ -76,27 +109,22 @@ class Gate:
         pair_id: str,
         inlets: Mapping[str, Inbound],
         actors: frozenset[str],
-        own_did: str,
-        peer_did: str,
-        chains: Mapping[str, Chain],
+        trust: Trust,
+        crossings: Mapping[tuple[str, str], str],
         roots: Roots,
         limits: Limits,
-        blocked: frozenset[str] = frozenset(),
     ) -> None:
-        """`inlets` by the peer's namespace; `actors` empty means all; `chains` are verified and pinned, ours too.
-
-        `blocked` are DIDs whose records are refused, whoever brings them.
-        """
+        """`inlets` by the peer's namespace; `actors` empty means all; `crossings` as `consent.crossings` has them."""
         self.pair_id = pair_id
         self.inlets = inlets
         self.actors = actors
-        self.own_did = own_did
-        self.peer_did = peer_did
+        self.trust = trust
         self.limits = limits
-        self.blocked = blocked
+        self._crossings = crossings
         self._roots = roots
-        # Multibase costs more than a hash, so each chain's keys are written out once.
-        self._keys = {did: _usable_keys(chain, did == peer_did) for did, chain in chains.items()}
+        # Multibase costs more than a hash, so the keys of a chain are written out once, for the first record under it.
+        # Threads share the memory: each makes the same value, and a name is bound at once.
+        self._keys: dict[str, Mapping[str, tuple[bytes, int]]] = {}
 
     def judge(self, value: object, ns: object) -> Verdict:
         """Return the verdict over one decoded item and the namespace it claims; never raises for bad input."""
@@ -120,14 +148,17 @@ class Gate:
         return Verdict(shown.id, ns if code or inlet is None else inlet.ns, code, shown.by, projection=shown)
 
     def _scope_code(self, envelope: Envelope, ns: str, inlet: Inbound | None) -> str:
-        value, by = envelope.record, envelope.sig.by
+        value, by, trust = envelope.record, envelope.sig.by, self.trust
         if record.is_reserved(value["thread"]) or inlet is None or not inlet.full:
             return SCOPE_VIOLATION
-        # A record belongs where its first holder put it; what others relay may have crossed into another on its way.
         named = record.namespace_of(value)
-        if (by == self.peer_did and named != ns) or (by == self.own_did and named != inlet.ns):
+        if by in (trust.peer_did, trust.own.did):
+            belongs = named == (ns if by == trust.peer_did else inlet.ns)
+        else:
+            belongs = named in (ns, inlet.ns) or self._crossings.get((by, named)) == inlet.ns
+        if not belongs:
             return SCOPE_VIOLATION
-        if by in self.blocked:
+        if by in trust.blocked:
             return BLOCKED
         actor = value["actor"]
         if actor.startswith(record.INSTANCE_PREFIX) and actor != by:
@@ -143,35 +174,51 @@ class Gate:
             return SCOPE_VIOLATION
         if inlet.level < shown.level:
             return SCOPE_VIOLATION
-        if shown.by in self.blocked:
+        if shown.by in self.trust.blocked:
             return BLOCKED
-        # From L2 on the actor is hidden, so nobody can tell that it is one of those that the pair is narrowed to.
+        # From L2 on the actor is hidden, so it may be none of those that the pair is narrowed to.
         return SCOPE_VIOLATION if self.actors and shown.record.get("actor") not in self.actors else ""
 
     def _claim_signature_code(self, shown: Projection) -> str:
-        """Return "" when the peer itself signed the projection for this pair: nobody relays another's claim."""
-        if shown.by != self.peer_did:
+        """Return "" if the peer itself signed the projection for this pair: claims are not relayed."""
+        if shown.by != self.trust.peer_did:
             return SIGNATURE
-        key = self._keys.get(self.peer_did, {}).get(shown.key)
-        if key is None:
+        use = self._keys_of(shown.by).get(shown.key)
+        if use is None:
             return CHAIN_UNKNOWN
+        key, _ = use
         return "" if key and levels.verify(shown, self.pair_id, key) else SIGNATURE
 
     def signature_code(self, envelope: Envelope) -> str:
-        """Return "" when the envelope's signature holds under a chain known here, else the code that refuses it."""
-        sig = envelope.sig
-        known = self._keys.get(sig.by)
-        key = known.get(sig.key) if known is not None else None
-        if key is None:
-            return SIGNATURE if sig.by == self.own_did else CHAIN_UNKNOWN
+        """Return "" if the envelope's signature holds under a pinned chain, else the code that refuses it."""
+        sig, trust = envelope.sig, self.trust
+        use = self._keys_of(sig.by).get(sig.key)
+        if use is None:
+            return SIGNATURE if sig.by == trust.own.did else CHAIN_UNKNOWN
+        if trust.pins.is_forked(sig.by) and sig.by not in (trust.peer_did, trust.own.did):
+            return FORK
+        key, until_ms = use
         if not key:
             return SIGNATURE
+        if until_ms < trust.now_ms:
+            return KEY_RETIRED
         text = record.signed_text(envelope.id, envelope.record["judged_by"])
         if sig.batch is None:
             good = keys.verify(key, text, sig.value)
         else:
             good = self._roots.verify(key, sig.batch.size, batch.root_of(text, sig.batch), sig.value)
         return "" if good else SIGNATURE
+
+    def _keys_of(self, did: str) -> Mapping[str, tuple[bytes, int]]:
+        """Return key text -> (key, until when it counts) of a signer; without a pinned chain there are none."""
+        known = self._keys.get(did)
+        if known is None:
+            own = did == self.trust.own.did
+            chain = self.trust.own if own else self.trust.pins.chain(did)
+            known = _usable_keys(chain, own, did == self.trust.peer_did) if chain is not None else {}
+            if chain is not None:
+                self._keys[did] = known
+        return known
 
 
 def claimed_id(value: object) -> str:
@@ -184,7 +231,10 @@ def claimed_id(value: object) -> str:
     )
 
 
-def _usable_keys(chain: Chain, from_signer: bool) -> dict[str, bytes]:
-    """Return the chain's keys by their text; a compromised one is empty, unless its own holder brings the record."""
-    lost = {step.old for step in chain.rotations if step.reason == "compromised"}
-    return {multibase(key): b"" if key in lost and not from_signer else key for key in chain.keys}
+def _usable_keys(chain: Chain, own: bool, from_signer: bool) -> dict[str, tuple[bytes, int]]:
+    """Return key text -> (key, until when it counts): a compromised one never does, unless its own holder brings it."""
+    found = {multibase(chain.present): (chain.present, _ALWAYS_MS)}
+    for step in chain.rotations:
+        use = (step.old, _ALWAYS_MS if own or from_signer else step.at_ms + RETIRED_GRACE_MS)
+        found[multibase(step.old)] = _NEVER if step.reason == "compromised" and not from_signer else use
+    return found

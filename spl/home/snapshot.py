@@ -12,19 +12,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
 from ..core import consent
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.gate import Gate, Roots
+from ..core.gate import Gate, Roots, Trust
 from ..core.identity.did import Chain
 from ..core.limits import MIB, Limits
 from ..core.pair.pair import Pair
 from ..core.record import namespace, record
-from ..core.record.namespace import Namespace
 from ..core.record.record import Envelope
 from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed
 from .disk import Disk, File
@@ -315,7 +313,7 @@ class Restorer:
                 raise malformed(f"record {twice} stands twice")
             plan.header.check(ids.count, digest)
         plan.pairs = judge.views.pairs
-        return plan, _ways(judge.views)
+        return plan, consent.crossings(judge.views.pairs.values(), judge.views.consents)
 
     def _store(self, read: Read, ways: "_Ways") -> None:
         """Give the hub what is not held, chunk by chunk; each is durable before the next is sent."""
@@ -370,19 +368,7 @@ class Restorer:
 
 
 _Ways = Mapping[tuple[str, str], str]
-"""(signer, the namespace that a record of it names) -> ours that such records came into."""
-
-
-def _ways(views: Views) -> _Ways:
-    """Return into which of our namespaces the peers' own records come, usable or not."""
-    found = {}
-    for pair in views.pairs.values():
-        book = consent.book_of(views.consents, pair)
-        names = {*pair.namespaces, *(grant.maps for grant in book.theirs.values())}
-        every = {part: Namespace(part) for name in names for part in accumulate(name.split("/"), "{}/{}".format)}
-        inlets = consent.inbound(pair, book, every)
-        found.update({(pair.peer_did, name): inlet.ns for name, inlet in inlets.items() if inlet.full})
-    return found
+"""See `consent.crossings`."""
 
 
 def _ns_of(envelope: Envelope, ways: _Ways) -> str:
@@ -452,16 +438,14 @@ class _Judge:
         self._stale = self._stale or thread in (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
 
     def _refresh(self) -> None:
-        self._gate, self._crossed = self._new_gate(), _ways(self.views)
+        self._gate = self._new_gate()
+        self._crossed = consent.crossings(self.views.pairs.values(), self.views.consents)
         self._stale = False
 
     def _new_gate(self) -> Gate:
-        chains = dict(self.views.chains)
-        for pair in self.views.pairs.values():
-            known = chains.get(pair.peer_did)
-            if known is None or len(known.rotations) < len(pair.chain.rotations):
-                chains[pair.peer_did] = pair.chain
+        # A snapshot holds what was taken in once, so a retired key counts in it, however long ago it was retired.
+        trust = Trust(self._own, peer_did="", pins=self.views.pins)
         return Gate(
-            pair_id="", inlets={}, actors=frozenset(), own_did=self._own.did, peer_did="",
-            chains={**chains, self._own.did: self._own}, roots=self._roots, limits=self._limits,
+            pair_id="", inlets={}, actors=frozenset(), trust=trust, crossings={}, roots=self._roots,
+            limits=self._limits,
         )  # fmt: skip

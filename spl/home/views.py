@@ -19,9 +19,9 @@ from ..core import consent, fold, rules
 from ..core.canon import CanonError
 from ..core.consent import PairGrants
 from ..core.fold import FoldRules
-from ..core.identity import bearer
+from ..core.identity import bearer, pins
 from ..core.identity.bearer import Token
-from ..core.identity.did import Chain, DidError, chain_from_json, grown
+from ..core.identity.pins import KIND_CHAIN, Pins
 from ..core.limits import Limits
 from ..core.pair import pair
 from ..core.pair.pair import ApprovalRequest, Pair
@@ -33,7 +33,6 @@ from .index import POSITIONS, REFUSALS, by_thread, name_in, refusals_of
 from .log import Entry, LineError, Log, Row
 
 PAGE_ROWS: Final = 500
-KIND_CHAIN: Final = "syncropel.federation.chain_pin.v1"
 KIND_BLOCK: Final = "syncropel.federation.block.v1"
 THREAD_PAIRS: Final = "th_federation_pairs"
 THREAD_TOKENS: Final = "th_api_tokens"
@@ -65,7 +64,8 @@ class Views:
     namespaces: Mapping[str, Namespace] = field(default_factory=lambda: namespace.REGISTRY_EMPTY)
     positions: Mapping[str, Position] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
-    chains: Mapping[str, Chain] = field(default_factory=dict)
+    pins: Pins = field(default_factory=Pins)
+    """Key chains of peers and of relayed signers."""
     rules: PermissionRules = field(default_factory=dict)
     aitl_rules: AitlRules = field(default_factory=dict)
     fold_rules: FoldRules = field(default_factory=dict)
@@ -102,21 +102,23 @@ def load(store: Log, did: str, limits: Limits) -> Views:
 
 def _pairs(views: Views, body: Mapping[str, Any]) -> Views:
     if body.get("kind") == KIND_CHAIN:
-        return _pinned(views, body)
+        return replace(views, pins=pins.fold(views.pins, body, views.limits))
     if body.get("kind") == KIND_BLOCK:
         did = str(body.get("did"))
         return replace(views, blocked=views.blocked | {did} if body.get("blocked") is True else views.blocked - {did})
-    return replace(views, pairs=pair.fold(views.pairs, body))
+    after = pair.fold(views.pairs, body)
+    return replace(views, pairs=after, pins=_pinned(views, after, body))
 
 
-def _pinned(views: Views, body: Mapping[str, Any]) -> Views:
-    """Pin the key chain of a relayed signer; it may only grow, unless our operator named the key (`pinned`)."""
-    try:
-        chain = chain_from_json(body.get("chain"), views.limits)
-        pinned = views.chains.get(chain.did) if body.get("pinned") is not True else None
-        return replace(views, chains={**views.chains, chain.did: grown(pinned, chain) if pinned else chain})
-    except DidError:
-        return views
+def _pinned(views: Views, after: Mapping[str, Pair], body: Mapping[str, Any]) -> Pins:
+    """Return the pins after a pair record: the chain of a peer that either side's operator approved is pinned.
+
+    A request that only a stranger made pins nothing: it would be the first word on a DID.
+    """
+    found = after.get(str(body.get("pair_id"))) if after is not views.pairs else None
+    if found is None or not (found.initiator or found.answer is not None):
+        return views.pins
+    return views.pins.chosen(found.chain) if body.get("pinned") is True else views.pins.seen(found.chain)
 
 
 def _tokens(views: Views, body: Mapping[str, Any]) -> Views:

@@ -22,6 +22,7 @@ from ..core.event import event
 from ..core.identity import manifest, message
 from ..core.identity.did import label_of, words
 from ..core.identity.manifest import PAIR_PATH, Manifest
+from ..core.identity.pins import FORK
 from ..core.pair import handshake
 from ..core.pair.handshake import HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
@@ -112,18 +113,19 @@ class Initiator:
         if self.pairs.identity.did == peer.did:
             raise PairError("identity-cloned", f"{peer.url} answers with our own DID")
         known = next((pair for pair in reversed(self.pairs.all()) if pair.peer_did == peer.did), None)
-        if known is None:
-            return peer
-        pinned = None if expect_key else known.chain
+        pinned = None if expect_key else self.pairs.writer.views.pins.chain(peer.did)
+        newer_than_ms = known.peer.signed_at_ms if known is not None else 0
         return manifest.judge(
-            peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=known.peer.signed_at_ms
+            peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms
         )
 
     def begin(self, peer: Manifest, url: str, terms: Terms, options: PairOptions) -> str:
         """Return the id of the pair to follow: begun now, on its way already, or the peer's request that ours approves.
 
-        Raises PairError "pair-exists" for a peer with a live pair.
+        Raises PairError "pair-exists" for a peer with a live pair, "chain-fork" for one of two unsettled key chains.
         """
+        if not options.expect_key and self.pairs.writer.views.pins.is_forked(peer.did):
+            raise PairError(FORK, f"two key chains of {peer.did} contradict each other")
         standing = self.pairs.of_peer(peer.did)
         for pair in standing:
             if pair.phase is not Phase.ESTABLISHING:

@@ -17,6 +17,7 @@ from ..core.event import event
 from ..core.identity import bearer, message
 from ..core.identity.did import is_instance_did, label_of, short_of, words
 from ..core.identity.manifest import Manifest
+from ..core.identity.pins import KIND_CHAIN, pin_body
 from ..core.limits import Limits
 from ..core.pair import aitl, handshake
 from ..core.pair.aitl import ApprovalRequest, Status
@@ -200,6 +201,10 @@ class Pairs:
             token, sealed, url=url, strict=strict, actors=actors,
         )  # fmt: skip
         lifted = [self.blocking(peer.did, False)] if peer.did in self.writer.views.blocked else []
+        pins = self.writer.views.pins
+        if pins.is_forked(peer.did) or pins.code_of(peer.chain):
+            # Only an operator who named the key gets here with such a chain.
+            lifted.append(Own(THREAD_PAIRS, KIND_CHAIN, pin_body(peer.chain, chosen=True)))
         return self.take(None, Begin(proposal, poll_interval_ms), also=lifted)[0]
 
     def blocking(self, did: str, blocked: bool) -> Own:

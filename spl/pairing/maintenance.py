@@ -18,12 +18,13 @@ from ..core.event import event
 from ..core.identity import bearer, manifest
 from ..core.identity.did import DidError, grown
 from ..core.identity.manifest import Manifest
+from ..core.identity.pins import FORK, KIND_CHAIN, pin_body
 from ..core.limits import Limits
 from ..core.pair.handshake import token_ref
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded
 from ..core.pair.steps import Degrade, ManifestChange, PairEvent, Recover
-from ..home.views import KIND_CHAIN, THREAD_PAIRS
+from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
 from .exchange import Do, Exchange
 from .initiator import Initiator
@@ -124,8 +125,11 @@ class Maintenance:
         return max(due_ms, care.retry_ms)
 
     def _grew(self, pair: Pair) -> bool:
-        """Tell whether a longer key chain of the peer was seen than the one pinned with the pair."""
-        seen = self.pairs.writer.views.chains.get(pair.peer_did)
+        """Return whether a longer key chain of the peer is pinned than the pair's, or a fork that degrades it."""
+        pins = self.pairs.writer.views.pins
+        if pins.is_forked(pair.peer_did) and not (isinstance(pair.state, Degraded) and pair.reason == FORK):
+            return True
+        seen = pins.chain(pair.peer_did)
         known = max(len(pair.chain.rotations), self._care(pair.pair_id).links)
         return seen is not None and len(seen.rotations) > known
 
@@ -167,12 +171,15 @@ class Maintenance:
                 pair, found = self._pair(pair_id), fields.get("held")
                 if type(pair.state) in ESTABLISHED and await self._do(self._renewal.due, pair, found):
                     pair = await self._renew(pair_id)
+            if self.pairs.writer.views.pins.is_forked(pair.peer_did):
+                await self.doubt(pair_id, FORK)
+                raise PairError(FORK, f"two key chains of {pair.peer_did} contradict each other")
             if isinstance(pair.state, Degraded):
                 pair = await self._step(pair_id, Recover())
             care.unit = int.from_bytes(self.pairs.random_bytes(4)) / 2**32
             care.attempt, care.error = 0, None
             care.retry_ms = self.pairs.now_ms() + PAUSE_MS
-            seen = self.pairs.writer.views.chains.get(pair.peer_did)
+            seen = self.pairs.writer.views.pins.chain(pair.peer_did)
             care.links = len(seen.rotations) if seen is not None else 0
         if pair.sync_allowed:
             self._wake(pair_id)
@@ -206,7 +213,9 @@ class Maintenance:
         """Return the pair with the peer's present manifest; one that does not hold degrades it."""
         try:
             peer = await self._talk.rediscover(pair, expect_key)
-            forked = _is_fork(pair, peer)
+            forked = _is_fork(pair, peer) or (
+                bool(expect_key) and self.pairs.writer.views.pins.is_forked(pair.peer_did)
+            )
         except SplError as exc:
             if exc.code in UNVERIFIED:
                 await self.doubt(pair.pair_id, exc.code)
@@ -216,7 +225,7 @@ class Maintenance:
             return self._pair(pair.pair_id)
         changed = await self._step(pair.pair_id, ManifestChange(peer.raw, pinned=forked))
         if forked:
-            pin = Own(THREAD_PAIRS, KIND_CHAIN, {"chain": peer.chain.to_json(), "pinned": True})
+            pin = Own(THREAD_PAIRS, KIND_CHAIN, pin_body(peer.chain, chosen=True))
             await self._do(self.pairs.submit, [pin])
         return changed
 
@@ -273,7 +282,7 @@ def _is_mendable(pair: Pair) -> bool:
 
 
 def _is_fork(pair: Pair, peer: Manifest) -> bool:
-    """Tell whether the manifest's chain contradicts the pinned one, as only `expect_key` lets pass."""
+    """Return whether the manifest's chain contradicts the pinned one, as only `expect_key` lets pass."""
     try:
         grown(pair.chain, peer.chain)
     except DidError as exc:

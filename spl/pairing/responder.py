@@ -19,6 +19,7 @@ from ..core.errors import SplError, http_code
 from ..core.event import event
 from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest
+from ..core.identity.pins import FORK
 from ..core.pair import handshake
 from ..core.pair.handshake import Asking, HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
@@ -199,11 +200,13 @@ class Responder:
         fields, peer = asking.fields, asking.peer
         own, now_ms = self.pairs.identity, self.pairs.now_ms()
         message.check_times(fields, now_ms, self.limits)
-        pinned = next((pair.chain for pair in reversed(self.pairs.all()) if pair.peer_did == peer.did), None)
+        pins = self.pairs.writer.views.pins
         try:
-            manifest.judge(peer, now_ms=now_ms, strict=True, pinned=pinned)
+            manifest.judge(peer, now_ms=now_ms, strict=True, pinned=pins.chain(peer.did))
+            if pins.is_forked(peer.did):
+                raise PairError(FORK, f"two key chains of {peer.did} contradict each other")
         except SplError as exc:
-            if exc.code == "chain-fork":
+            if exc.code == FORK:
                 for pair in self.pairs.of_peer(peer.did):
                     self.doubt(pair, exc.code)
             raise

@@ -328,9 +328,7 @@ class Feed:
         identity = self.vault.identity
         if identity is not None and did == identity.did:
             return identity.chain
-        views = self.writer.views
-        peers = [pair.chain for pair in views.pairs.values() if pair.peer_did == did]
-        return max([*peers, *filter(None, [views.chains.get(did)])], key=lambda each: len(each.rotations), default=None)
+        return self.writer.views.pins.chain(did)
 
     def _check(self, query: Query) -> None:
         if query.feed not in FEEDS:

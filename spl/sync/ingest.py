@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -17,14 +18,15 @@ from ..core import consent
 from ..core.consent import Inbound
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Verdict
-from ..core.identity.did import Chain, chain_from_json, grown
+from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
+from ..core.identity.did import Chain, chain_from_json
+from ..core.identity.pins import FORK, KIND_CHAIN, pin_body
 from ..core.limits import KIB, Limits
 from ..core.pair.pair import Pair
 from ..core.record import page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page
-from ..home.views import KIND_CHAIN, THREAD_PAIRS
+from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Own
 from .peer import CHAINS, PeerClient
@@ -34,6 +36,8 @@ log = logging.getLogger("spl.federation")
 
 WORKERS: Final = 2
 CHAINS_PER_PAGE_MAX: Final = 16
+GATE_AGE_MS: Final = 60_000
+"""A gate is made anew after a minute, because retired keys end with time."""
 AT_ONCE_RECORDS: Final = 8
 AT_ONCE_BYTES: Final = 16 * KIB
 """So few are judged on the loop: a check is 55 us, and the way through a thread under load five times that."""
@@ -64,6 +68,7 @@ class Verifier:
         self._peers = peers
         self._roots = Roots(limits.verified_roots)
         self._gates: dict[str, tuple[tuple[object, ...], Gate]] = {}
+        self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
         self.pool = ThreadPoolExecutor(WORKERS, "spl-verify")
 
     def close(self) -> None:
@@ -72,12 +77,12 @@ class Verifier:
 
     def inlets(self, pair: Pair) -> Mapping[str, Inbound]:
         """Return what the pair may bring in now, by the peer's namespace."""
-        return self._gate(pair, {}).inlets
+        return self._gate(pair).inlets
 
     async def judge(self, pair: Pair, state: VerifyState, item: Page) -> tuple[list[Verdict], list[Own]]:
         """Return verdicts over what is new in a page, and the pins of chains learnt for it."""
         loop = asyncio.get_running_loop()
-        rules = self._gate(pair, {})
+        rules = self._gate(pair)
         if item.count <= AT_ONCE_RECORDS and item.size <= AT_ONCE_BYTES:
             rows = self._unknown(pair.pair_id, item)
             verdicts = [rules.judge(value, ns) for value, ns in rows]
@@ -86,25 +91,33 @@ class Verifier:
             verdicts = await self._judge_rows(rules, rows)
         strangers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
         learnt: dict[str, Chain] = {}
+        forks: list[Own] = []
         for did in [did for did in strangers if did not in state.strangers][:CHAINS_PER_PAGE_MAX]:
-            chain = await self._learn(pair, did, state.shown)
-            if chain is not None:
+            chain = await self._shown(pair, did, state.shown)
+            code = self.writer.views.pins.code_of(chain) if chain is not None else CHAIN_UNKNOWN
+            if chain is not None and not code:
                 learnt[did] = chain
-            elif len(state.strangers) < self.limits.chains_count:
+                continue
+            if chain is not None:
+                log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=code, signer=did))
+            if chain is not None and code == FORK:
+                # The record of the fork marks the DID from now on, after each start, too.
+                forks.append(Own(THREAD_PAIRS, KIND_CHAIN, pin_body(chain, via=pair.pair_id)))
+            if len(state.strangers) < self.limits.chains_count:
                 state.strangers.add(did)
                 state.lacking = True
         if any(_is_ahead(rules, verdict) for verdict in verdicts):
             state.lacking = state.ahead = True
         if not learnt:
-            return verdicts, []
+            return verdicts, forks
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
         again = await self._judge_rows(self._gate(pair, learnt), [rows[place] for place in places])
         for place, verdict in zip(places, again, strict=True):
             verdicts[place] = verdict
         vouching = {verdict.by for verdict in again if not verdict.code}
-        pins = [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": learnt[did].to_json()}) for did in learnt if did in vouching]
-        state.learnt = state.learnt or bool(pins)
-        return verdicts, pins
+        bodies = [pin_body(chain, via=pair.pair_id) for did, chain in learnt.items() if did in vouching]
+        state.learnt = state.learnt or bool(bodies)
+        return verdicts, forks + [Own(THREAD_PAIRS, KIND_CHAIN, body) for body in bodies]
 
     def _unknown(self, pair_id: str, item: Page) -> list[tuple[Any, Any]]:
         """Return (value, ns) of what we hold neither from the same voucher nor as this very projection.
@@ -148,38 +161,47 @@ class Verifier:
         ]
         return [verdict for part in parts for verdict in await part]
 
-    def _gate(self, pair: Pair, learnt: Mapping[str, Chain]) -> Gate:
+    def _gate(self, pair: Pair, learnt: Mapping[str, Chain] = MappingProxyType({})) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
         own, views = self._peers.identity().chain, self.writer.views
-        made_of = (pair, views.chains, views.blocked, own, views.consents, views.namespaces)
+        now_ms = self.writer.now_ms()
+        made_of = (pair, views.pins, views.blocked, own, views.consents, views.namespaces, views.pairs)
         kept = self._gates.get(pair.pair_id)
-        if kept is not None and not learnt and all(one is other for one, other in zip(kept[0], made_of, strict=True)):
-            return kept[1]
-        chains = {**views.chains, **learnt, own.did: own}
-        chains[pair.peer_did] = _longer(chains.get(pair.peer_did), pair.chain) or pair.chain
+        if kept is not None and not learnt and now_ms < kept[1].trust.now_ms + GATE_AGE_MS:
+            made_before, rules = kept
+            if all(one is other for one, other in zip(made_before, made_of, strict=True)):
+                return rules
+        pins = views.pins
+        for chain in learnt.values():
+            pins = pins.seen(chain, pair.pair_id)
         rules = Gate(
             pair_id=pair.pair_id,
             inlets=consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces),
             actors=frozenset(pair.actors),
-            own_did=own.did,
-            peer_did=pair.peer_did,
-            chains=chains,
+            trust=Trust(own, pair.peer_did, pins, views.blocked, now_ms),
+            crossings=self._crossed(),
             roots=self._roots,
             limits=self.limits,
-            blocked=views.blocked,
         )
         if not learnt:
             self._gates[pair.pair_id] = made_of, rules
         return rules
 
-    async def _learn(self, pair: Pair, did: str, shown: Mapping[str, Any] | None) -> Chain | None:
-        """Return the verified key chain of a signer as the peer knows it; None when none may be pinned.
+    def _crossed(self) -> Mapping[tuple[str, str], str]:
+        """Return `consent.crossings` of all pairs, made once for as long as pairs and grants stay as they are."""
+        views = self.writer.views
+        made_of = (views.pairs, views.consents)
+        if not all(one is other for one, other in zip(self._crossings[0], made_of, strict=True)):
+            self._crossings = made_of, consent.crossings(views.pairs.values(), views.consents)
+        return self._crossings[1]
+
+    async def _shown(self, pair: Pair, did: str, shown: Mapping[str, Any] | None) -> Chain | None:
+        """Return the verified key chain of a signer as the peer knows it, None if it shows none that holds.
 
         The peer is asked for it, unless `shown` holds what it pushed.
         """
-        views = self.writer.views
-        pinned = _longer(views.chains.get(did), pair.chain if did == pair.peer_did else None)
-        if pinned is None and len(views.chains) >= self.limits.chains_count:
+        pins = self.writer.views.pins
+        if pins.is_forked(did) or (pins.chain(did) is None and not pins.has_room(pair.pair_id, self.limits)):
             return None
         try:
             if shown is None:
@@ -188,12 +210,10 @@ class Verifier:
             else:
                 value = shown.get(did)
             chain = chain_from_json(value, self.limits)
-            if chain.did != did:
-                return None
-            return chain if pinned is None else grown(pinned, chain)
         except SplError as exc:
             log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=exc.code, signer=did))
             return None
+        return chain if chain.did == did else None
 
 
 def _is_ahead(rules: Gate, verdict: Verdict) -> bool:
@@ -202,10 +222,3 @@ def _is_ahead(rules: Gate, verdict: Verdict) -> bool:
         return False
     inlet = rules.inlets.get(verdict.ns)
     return inlet is not None and inlet.wants_us
-
-
-def _longer(one: Chain | None, other: Chain | None) -> Chain | None:
-    """Return the chain with more rotations, of two that are pinned."""
-    if one is None or other is None:
-        return one or other
-    return one if len(one.rotations) >= len(other.rotations) else other

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from spl.core import keys
 from spl.core.consent import Inbound
-from spl.core.gate import Gate, Roots, claimed_id
+from spl.core.gate import RETIRED_GRACE_MS, Gate, Roots, Trust, claimed_id
 from spl.core.identity import did
 from spl.core.identity.did import Chain, rotate
+from spl.core.identity.pins import Pins
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import batch, levels, record
@@ -24,6 +25,7 @@ PEER = did.did_of("peer", OLD.public)
 US = did.did_of("us", OWN.public)
 CHAIN = Chain(PEER, OLD.public)
 PAIR = "pair_00000001"
+HUB = "did:sync:instance:hub-000000000000000000000000"
 INLETS = {
     "default": Inbound("default", full=True),
     "org": Inbound("org", full=True),
@@ -36,14 +38,18 @@ INLETS = {
 LEVEL_OF = {"one": 1, "two": 2, "three": 3, "lowered": 2}
 
 
-def a_gate(chain: Chain = CHAIN, peer: str = PEER, **changes: Any) -> Gate:
+def a_gate(*chains: Chain, peer: str = PEER, own: Chain | None = None, pins: Pins | None = None,
+           blocked: frozenset[str] = frozenset(), now_ms: int = 2, **changes: Any) -> Gate:  # fmt: skip
+    if pins is None:
+        pins = Pins()
+        for chain in chains or (CHAIN,):
+            pins = pins.seen(chain)
     settings: dict[str, Any] = {
         "pair_id": PAIR,
         "inlets": INLETS,
         "actors": frozenset(),
-        "own_did": US,
-        "peer_did": peer,
-        "chains": {chain.did: chain, US: Chain(US, OWN.public)},
+        "trust": Trust(own or Chain(US, OWN.public), peer, pins, blocked, now_ms),
+        "crossings": {},
         "roots": Roots(8),
         "limits": LIMITS,
     }
@@ -164,20 +170,43 @@ def test_an_instance_speaks_for_itself_and_actors_may_be_narrowed() -> None:
 
 
 def test_signers_are_known_by_chain_and_never_by_their_word() -> None:
-    assert a_gate(chains={}).judge(envelopes()[0], "default").code == "chain-unknown"
+    assert a_gate(pins=Pins()).judge(envelopes()[0], "default").code == "chain-unknown"
     assert a_gate().judge(envelopes(key=NEW)[0], "default").code == "chain-unknown"
     # Our own chain is known whole: a strange key under our name is a forgery, nothing to ask the peer about.
     assert a_gate().judge(envelopes(key=NEW, by=US)[0], "default").code == "record-signature"
     assert not a_gate().judge(envelopes(key=OWN, by=US)[0], "default").code
 
 
-@pytest.mark.parametrize(("reason", "peer", "code"), [
-    ("retired", PEER, ""), ("retired", US, ""), ("compromised", PEER, ""), ("compromised", US, "record-signature"),
+@pytest.mark.parametrize(("reason", "peer", "after_ms", "code"), [
+    ("retired", PEER, 0, ""), ("retired", HUB, RETIRED_GRACE_MS, ""),
+    ("retired", HUB, RETIRED_GRACE_MS + 1, "key-retired"), ("retired", PEER, 10**12, ""),
+    ("compromised", PEER, 10**12, ""), ("compromised", HUB, 0, "record-signature"),
 ])  # fmt: skip
-def test_a_compromised_key_counts_only_from_its_holder(reason: str, peer: str, code: str) -> None:
+def test_an_old_key_counts_from_its_holder_and_a_retired_one_a_day_through_others(
+    reason: str, peer: str, after_ms: int, code: str
+) -> None:
     chain = rotate(CHAIN, OLD, NEW.public, reason, 1)
-    assert a_gate(chain, peer).judge(envelopes(key=OLD)[0], "default").code == code
-    assert not a_gate(chain, peer).judge(envelopes(key=NEW)[0], "default").code
+    gate = a_gate(chain, peer=peer, now_ms=1 + after_ms)
+    assert gate.judge(envelopes(key=OLD)[0], "default").code == code
+    assert not gate.judge(envelopes(key=NEW)[0], "default").code
+
+
+def test_our_own_records_come_back_under_our_retired_keys_for_ever() -> None:
+    own = rotate(Chain(US, OWN.public), OWN, NEW.public, "retired", 1)
+    lost = rotate(Chain(US, OWN.public), OWN, NEW.public, "compromised", 1)
+    [mine] = envelopes(key=OWN, by=US)
+    assert a_gate(own=own, now_ms=10**12).judge(mine, "default").code == ""
+    assert a_gate(own=lost).judge(mine, "default").code == "record-signature"
+
+
+def test_of_a_forked_signer_only_its_own_pair_is_believed() -> None:
+    """Relays may bring either branch; the owner's pair goes on under the pinned chain."""
+    one, other = (rotate(CHAIN, OLD, key.public, "retired", 1) for key in (NEW, OWN))
+    pins = Pins().seen(one).seen(other)
+    [found] = envelopes(key=NEW)
+    assert a_gate(pins=pins).judge(found, "default").code == ""
+    assert a_gate(pins=pins, peer=HUB).judge(found, "default").code == "chain-fork"
+    assert a_gate(pins=pins.chosen(one), peer=HUB).judge(found, "default").code == ""
 
 
 def test_a_blocked_signer_is_refused_whoever_brings_it() -> None:
@@ -220,13 +249,22 @@ def test_a_crossing_record_comes_into_our_own_namespace() -> None:
     assert (verdict.code, verdict.ns) == ("", "org/work")
 
 
-def test_what_the_peer_signed_names_where_it_comes_from_and_what_others_signed_may_have_crossed() -> None:
-    """Ours go back only to where they were made, or a peer could carry them from one of our tenants to another."""
+def test_a_record_names_a_namespace_that_leads_to_where_it_comes_in() -> None:
+    """Else a peer could bring guesses at what a private namespace holds, and learn which of them are known here.
+
+    Ours go back only to where they were made, or a peer could carry them from one of our tenants to another.
+    """
     third = did.did_of("third", NEW.public)
-    gate = a_gate(chains={PEER: CHAIN, US: Chain(US, OWN.public), third: Chain(third, NEW.public)})
+    gate = a_gate(CHAIN, Chain(third, NEW.public), crossings={(third, "theirs"): "org/work", (PEER, "x"): "org/work"})
     elsewhere = {"body": {"namespace": "elsewhere"}}
     assert gate.judge(envelopes(**elsewhere)[0], "work").code == "scope-violation"
-    assert gate.judge(envelopes(key=NEW, by=third, **elsewhere)[0], "work").ns == "org/work"
+    for named, ns, code in (
+        ("work", "work", ""), ("org/work", "work", ""), ("theirs", "work", ""),
+        ("theirs", "default", "scope-violation"),
+        ("x", "work", "scope-violation"), ("elsewhere", "work", "scope-violation"), ("org", "work", "scope-violation"),
+    ):  # fmt: skip
+        verdict = gate.judge(envelopes(key=NEW, by=third, body={"namespace": named})[0], ns)
+        assert (verdict.code, verdict.ns) == (code, ns if code else "org/work")
     assert gate.judge(envelopes(key=OWN, by=US, **elsewhere)[0], "work").code == "scope-violation"
     assert gate.judge(envelopes(key=OWN, by=US, body={"namespace": "work"})[0], "work").code == "scope-violation"
     assert gate.judge(envelopes(key=OWN, by=US, body={"namespace": "org/work"})[0], "work").ns == "org/work"
@@ -268,7 +306,7 @@ def test_forged_projections_are_refused(changes: dict[str, Any]) -> None:
 
 def test_a_third_party_claims_nothing_through_a_peer() -> None:
     third = did.did_of("third", NEW.public)
-    gate = a_gate(chains={PEER: CHAIN, third: Chain(third, NEW.public)})
+    gate = a_gate(CHAIN, Chain(third, NEW.public))
     assert gate.judge(projection(key=NEW, by=third), "one").code == "record-signature"
     assert gate.judge(projection(key=NEW), "one").code == "chain-unknown"
 

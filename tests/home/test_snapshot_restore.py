@@ -14,6 +14,7 @@ from spl.core.consent import Grant
 from spl.core.errors import SplError
 from spl.core.identity import bearer
 from spl.core.identity.did import did_of, multibase
+from spl.core.identity.pins import KIND_CHAIN
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import namespace, record
@@ -22,7 +23,7 @@ from spl.core.record.record import Sig
 from spl.core.record.snapshot import SnapshotHeader
 from spl.home.disk import Disk
 from spl.home.snapshot import Plan, Restorer, Rights, take
-from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, load
+from spl.home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, load
 from spl.home.writes import Own
 from tests.nodes import Node, join, nodes
 from tests.store_kit import set_views
@@ -223,7 +224,7 @@ async def test_a_home_comes_back_from_all_threads(tmp_path: Path) -> None:
             plan = restore(fresh, data)
             assert (plan.new, plan.header.count) == (4, 4)
             assert snapshot(fresh, "").splitlines()[1:] == data.splitlines()[1:]
-            assert fresh.home.views.chains == alice.home.views.chains
+            assert fresh.home.views.pins == alice.home.views.pins
             assert fresh.home.views.namespaces == alice.home.views.namespaces
             row = fresh.home.store.index.last("t:th")
             assert row is not None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from spl.core import consent, fold, rules
 from spl.core.identity.did import Chain, did_of, rotate
+from spl.core.identity.pins import KIND_CHAIN
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import namespace
@@ -16,7 +17,7 @@ from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.log import Entry
-from spl.home.views import KIND_BLOCK, KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS, Views, load
+from spl.home.views import KIND_BLOCK, THREAD_NAMESPACES, THREAD_PAIRS, Views, load
 from spl.home.writes import Own, Refuse, SavedPosition
 
 RULE = {"name": "r", "resource": "*", "action": "deny", "priority": 1, "expression": "true"}
@@ -42,7 +43,7 @@ def state(views: Views) -> tuple[object, ...]:
         views.consents,
         views.namespaces,
         views.refused,
-        views.chains,
+        views.pins,
         views.rules,
         views.aitl_rules,
         views.fold_rules,
@@ -68,7 +69,7 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
         future = home.writer.submit(items)
         home.writer.commit_waiting()
         future.result(0)
-    assert home.views.chains[chain.did] == grown, "a shorter chain does not replace a longer one"
+    assert home.views.pins.chain(chain.did) == grown, "a shorter chain does not replace a longer one"
     loaded = load(home.store, home.views.did, Limits())
     assert state(loaded) == state(home.views)
     assert list(loaded.rules) == ["r"]
@@ -94,13 +95,13 @@ def test_a_block_stands_until_it_is_lifted_and_a_pin_of_the_operator_replaces_a_
         home.writer.commit_waiting()
         future.result(0)
     assert home.views.blocked == {first.did}
-    assert home.views.chains[first.did] == one
+    assert home.views.pins.chain(first.did) == one
     future = home.writer.submit([Own(THREAD_PAIRS, KIND_CHAIN, {"chain": other.to_json(), "pinned": True})])
     home.writer.commit_waiting()
     future.result(0)
-    assert home.views.chains[first.did] == other
+    assert home.views.pins.chain(first.did) == other
     loaded = load(home.store, home.views.did, Limits())
-    assert (loaded.blocked, loaded.chains) == (home.views.blocked, home.views.chains)
+    assert (loaded.blocked, loaded.pins) == (home.views.blocked, home.views.pins)
 
 
 def test_nobody_elses_record_counts(home: Home) -> None:

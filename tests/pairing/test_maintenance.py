@@ -264,7 +264,7 @@ def test_a_fork_of_the_key_chain_is_refused_until_the_operator_names_the_key(tmp
             assert a.alive[0].chain == b.home.vault.identity.chain
             await both_active(a, b)
             assert await b.call(a) == 200
-            assert a.home.views.chains[b.did] == a.alive[0].chain
+            assert a.home.views.pins.chain(b.did) == a.alive[0].chain
 
     asyncio.run(run())
 

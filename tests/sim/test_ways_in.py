@@ -17,6 +17,7 @@ from spl.core import consent
 from spl.core.consent import Grant
 from spl.core.errors import SplError
 from spl.core.identity.did import did_of, multibase
+from spl.core.identity.pins import KIND_CHAIN
 from spl.core.keys import SecretKey
 from spl.core.record import levels, namespace, page, record
 from spl.core.record.namespace import Namespace
@@ -25,7 +26,7 @@ from spl.core.record.record import Sig
 from spl.core.record.snapshot import SnapshotHeader
 from spl.home.disk import Disk
 from spl.home.snapshot import Restorer, Rights
-from spl.home.views import KIND_CHAIN, THREAD_NAMESPACES, THREAD_PAIRS
+from spl.home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from spl.home.writes import Arrive, Own, Refuse
 from spl.net.sse import encode_event
 from tests.nodes import LIMITS, Node, join, nodes

@@ -21,9 +21,10 @@ import pytest
 from spl.core import consent
 from spl.core.consent import Grant
 from spl.core.identity.did import Chain, multibase
+from spl.core.identity.pins import KIND_CHAIN
 from spl.core.record import record
 from spl.core.record.record import Sig
-from spl.home.views import KIND_CHAIN, THREAD_PAIRS
+from spl.home.views import THREAD_PAIRS
 from spl.home.writes import Arrive, Own
 from spl.net.address import ReachError
 from tests.sim.asking import (

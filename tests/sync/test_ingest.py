@@ -1,6 +1,7 @@
 """Judging: rules are kept as long as what they are made of, and counted at once when it changes."""
 
 import json
+from copy import copy
 from pathlib import Path
 
 from spl.core.record.page import Page
@@ -47,9 +48,9 @@ async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(
         bob.change_pair(PAIR, namespaces=("default",), actors=("did:sync:user:other",))
         assert await codes(bob, page_of(sent)) == ["scope-violation"]
         bob.change_pair(PAIR, actors=())
-        for changed in ("chains", "consents", "namespaces"):
+        for changed in ("pins", "consents", "namespaces"):
             rules = verifier._gate(bob.home.views.pairs[PAIR], {})
-            set_views(bob.home, **{changed: dict(getattr(bob.home.views, changed))})
+            set_views(bob.home, **{changed: copy(getattr(bob.home.views, changed))})
             assert verifier._gate(bob.home.views.pairs[PAIR], {}) is not rules, changed
         set_views(bob.home, blocked=frozenset({alice.did}))
         assert await codes(bob, page_of(sent)) != [""]

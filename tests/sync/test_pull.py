@@ -308,7 +308,7 @@ async def test_a_relayed_record_brings_its_signers_chain(tmp_path: Path) -> None
         await writer.sync.pull("pair_0000000a")
         assert await bob.sync.pull("pair_0000000b") == 1
         assert bob.ids() == [sent.id]
-        assert bob.home.views.chains[alice.did] == alice.chain
+        assert bob.home.views.pins.chain(alice.did) == alice.chain
         alice.emit("again")
         await writer.sync.pull("pair_0000000a")
         before = len(writer.network.log)
@@ -340,12 +340,12 @@ async def test_a_forged_chain_is_not_pinned(tmp_path: Path) -> None:
         for shown in hostile:
             writer.network.change = slipping(lie, Reply(200, {}, json.dumps(shown).encode(), "x"))
             assert await bob.sync.pull("pair_0000000b", resync=True) == 0
-            assert not bob.home.views.chains
+            assert bob.home.views.pins.chain(alice.did) is None
             assert bob.ids() == []
 
 
 async def test_a_pinned_chain_grows_and_never_forks(tmp_path: Path) -> None:
-    """Whoever stole a retired key could sign another successor; the first one seen stands."""
+    """A thief of a retired key can sign another successor; the first one seen stands, and the fork is remembered."""
     async with nodes(tmp_path, "alice", "hub", "bob", "mallory") as (alice, writer, bob, mallory):
         join(writer, bob)
         young, thief = SecretKey(b"y" * 32), mallory.key
@@ -356,7 +356,8 @@ async def test_a_pinned_chain_grows_and_never_forks(tmp_path: Path) -> None:
             shown = Reply(200, {}, json.dumps(chain.to_json()).encode(), "x")
             writer.network.change = slipping(value, shown)
             assert await bob.sync.pull(PAIR) == fresh
-        assert bob.home.views.chains == {alice.did: grown}
+        assert bob.home.views.pins.chain(alice.did) == grown
+        assert bob.home.views.pins.is_forked(alice.did)
         assert len(bob.ids()) == 2
 
 
@@ -488,6 +489,6 @@ async def test_restored_records_of_others_travel_like_all(tmp_path: Path) -> Non
         join(alice, bob)
         sent = carol.emit("from a snapshot")
         alice.write(Arrive(sent, "default", "restore"))
-        set_views(alice.home, chains={carol.did: carol.chain})
+        set_views(alice.home, pins=alice.home.views.pins.seen(carol.chain))
         assert await bob.sync.pull(PAIR) == 1
         assert bob.ids() == [sent.id]

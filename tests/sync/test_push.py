@@ -361,7 +361,7 @@ async def test_relayed_records_bring_their_signers_chains(tmp_path: Path) -> Non
         await laptop.sync.pull("pair_0000000a")
         assert await round_trip(laptop) == 1
         assert server.ids() == [sent.id]
-        assert server.home.views.chains[alice.did] == alice.chain
+        assert server.home.views.pins.chain(alice.did) == alice.chain
         assert ("GET", "/v1/sync/chains") not in server.network.log
 
 

@@ -1,0 +1,103 @@
+"""One table of the key chains that are pinned: of peers, of signers whose records were relayed, of what was restored.
+
+The first chain seen of a DID, directly or through a relay, is pinned and may only grow by whole statements (see
+`did.grown`).  The table is fed in log order by the pair records of agreed pairs and by the pin records of relayed
+signers, so that every start gives the same table.  A shorter chain changes nothing.  A chain that contradicts the
+pinned one is a fork: the pinned chain stays, the DID is marked, and relayed records of it are refused until an operator
+names the key (`--expect-key`), which replaces the chain.  The owner's own pair goes on under the pinned chain, for
+otherwise whoever holds an old key could shut the owner out.
+
+Four places used to take the longest chain that they could find, each of another set of sources.  The longest one is
+what a thief of an old key makes in a second.
+
+One pair may teach as many signers as the table has places left, so a peer that invents signers takes half of it, the
+next one half of the rest, and a new signer of another peer always finds a place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from ..limits import Limits
+from .did import Chain, DidError, chain_from_json, grown
+
+FORK: Final = "chain-fork"
+KIND_CHAIN: Final = "syncropel.federation.chain_pin.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One pinned chain; `via` is the pair that taught it, "" for that of a peer or of an operator's word."""
+
+    chain: Chain
+    via: str = ""
+    forked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The pinned chains by DID; a value, replaced when it changes."""
+
+    by_did: Mapping[str, Pin] = field(default_factory=lambda: MappingProxyType({}))
+
+    def chain(self, did: str) -> Chain | None:
+        """Return the pinned chain of a DID, None if there is none."""
+        pin = self.by_did.get(did)
+        return pin.chain if pin is not None else None
+
+    def is_forked(self, did: str) -> bool:
+        """Return whether two chains of the DID contradict each other, and no operator chose one since."""
+        pin = self.by_did.get(did)
+        return pin is not None and pin.forked
+
+    def code_of(self, offered: Chain) -> str:
+        """Return "" for a chain that equals or extends the pinned one, else "manifest-stale" or "chain-fork"."""
+        pin = self.by_did.get(offered.did)
+        try:
+            if pin is not None:
+                grown(pin.chain, offered)
+        except DidError as exc:
+            return exc.code
+        return ""
+
+    def has_room(self, via: str, limits: Limits) -> bool:
+        """Return whether this pair may teach one more signer: it has fewer places than there are left."""
+        taught = sum(pin.via == via for pin in self.by_did.values())
+        return taught < limits.chains_count - sum(bool(pin.via) for pin in self.by_did.values())
+
+    def seen(self, chain: Chain, via: str = "") -> "Pins":
+        """Return the pins after a verified chain was seen: pinned, grown, marked as forked, or as they were."""
+        pin = self.by_did.get(chain.did)
+        if pin is None:
+            return self._with(Pin(chain, via))
+        if pin.chain == chain:
+            return self
+        try:
+            return self._with(Pin(grown(pin.chain, chain), pin.via, pin.forked))
+        except DidError as exc:
+            return self._with(Pin(pin.chain, pin.via, True)) if exc.code == FORK else self
+
+    def chosen(self, chain: Chain) -> "Pins":
+        """Return the pins after an operator named the key at the end of this chain, which settles a fork."""
+        return self._with(Pin(chain))
+
+    def _with(self, pin: Pin) -> "Pins":
+        return Pins({**self.by_did, pin.chain.did: pin})
+
+
+def fold(pins: Pins, body: Mapping[str, Any], limits: Limits) -> Pins:
+    """Return the pins after one pin record; what is no verified chain is skipped."""
+    try:
+        chain = chain_from_json(body.get("chain"), limits)
+    except DidError:
+        return pins
+    if body.get("pinned") is True:
+        return pins.chosen(chain)
+    return pins.seen(chain, str(body.get("pair_id", "")))
+
+
+def pin_body(chain: Chain, *, via: str = "", chosen: bool = False) -> dict[str, object]:
+    """Return the body of a pin record; `chosen`: an operator named the key, `via`: the pair that showed the chain."""
+    body: dict[str, object] = {"chain": chain.to_json()}
+    return body | ({"pair_id": via} if via else {}) | ({"pinned": True} if chosen else {})
