@@ -125,7 +125,7 @@ def test_an_open_stream_whose_records_are_not_taken_in(house: House, world: Worl
     with kate.at_fault():
         world.bob.emit("th_live", 3)
         found = told(kate, "cursor-stalled")
-        assert found["title"].startswith("the last word of the peer is ")
+        assert found["title"].startswith("the last answer of the peer is ")
         assert found["fix"] == f"spl sync {pair_id}"
         assert kate.pair(pair_id)["stream"]["state"] == "open"
         page = later(kate, "federation", "show", pair_id)
