@@ -29,7 +29,7 @@ from spl.net.address import ReachError, parse_url
 from spl.net.client import Client, DialPolicy, Reply
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
-from spl.sync.changes import Feed, Query
+from spl.sync.changes import Feed, Query, whole
 from spl.sync.follow import ReverseStream
 from spl.sync.holdings import terms_of
 from spl.sync.peer import PeerClient
@@ -385,17 +385,15 @@ class Node:
     async def answer(self, pair_id: str, path: str, query: Mapping[str, str], body: bytes) -> bytes:
         match path:
             case "/v1/sync/changes":
-                return await self.feed.changes(
-                    pair_id,
-                    Query(
-                        query.get("since", ""),
-                        int(query.get("limit", "0")),
-                        query.get("feed", "normal"),
-                        query.get("thread", ""),
-                        query.get("target_namespace", ""),
-                        query.get("resync") == "1",
-                    ),
+                asked = Query(
+                    query.get("since", ""),
+                    int(query.get("limit", "0")),
+                    query.get("feed", "normal"),
+                    query.get("thread", ""),
+                    query.get("target_namespace", ""),
+                    query.get("resync") == "1",
                 )
+                return await whole(await self.feed.page(pair_id, asked))
             case "/v1/sync/ack":
                 self.feed.ack(pair_id, json.loads(body)["cursor"])
                 return json.dumps({"peer_view": self.feed.peer_view(pair_id)}).encode()
@@ -406,7 +404,7 @@ class Node:
             case "/v1/sync/records" if body.startswith(b'{"since"'):
                 return json.dumps(await self.push.receive(pair_id, body)).encode()
             case "/v1/sync/records":
-                return await self.feed.fetch(pair_id, json.loads(body)["ids"])
+                return await whole(await self.feed.records(pair_id, json.loads(body)["ids"]))
         raise AssertionError(path)
 
 

@@ -1,7 +1,7 @@
 """What peers call: published documents, the signed messages of the handshake, and the source side of sync."""
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from ..core import canon
@@ -12,6 +12,7 @@ from ..net import deflate
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE
 from ..sync.changes import CONTINUOUS, FEEDS, Query
+from ..sync.pages import PageRead
 from .answers import Permit, field_error, json_response, members, number
 from .auth import Kind, Principal
 from .records import NDJSON
@@ -66,7 +67,8 @@ async def notify_revoke(request: Request, principal: Principal, services: Servic
 async def changes(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/sync/changes?since=&limit=&feed=&thread=&target_namespace=&resync=: a page of envelopes, or a stream.
 
-    A stream goes on from Last-Event-ID where that is sent, else from `since`, and needs federation:subscribe, too.
+    A stream needs federation:subscribe as well.  It goes on from `since` and ignores Last-Event-ID: the proof signs the
+    target and no header, so whoever holds a request back could otherwise read from another position.
     A token that our operator minted for no pair reads the pages of its own namespaces.
     """
     reads = _reads(principal)
@@ -89,13 +91,10 @@ async def changes(request: Request, principal: Principal, services: Services) ->
     )
     permit = Permit(services, READING, request, principal)
     if feed != CONTINUOUS:
-        body = await services.feed.changes(pair_id, query, permit.holds)
-        permit.check()
-        return Response(body=body)
+        return await _page(services.feed.page(pair_id, query, permit.holds), permit)
     if reads:
         raise SplError("scope-forbidden", "a stream serves a pair's own token, with its proof of possession")
     services.auth.require(principal, SUBSCRIBE)
-    query = replace(query, since=request.headers.get("last-event-id") or query.since)
     events = await services.feed.stream(pair_id, query, permit.holds)
     if not deflate.accepts(request.headers.get("accept-encoding", "")):
         return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
@@ -113,7 +112,8 @@ async def records(request: Request, principal: Principal, services: Services) ->
         return json_response(await services.push.receive(pair_id, request.body))
     if len(request.body) > FETCH_BYTES:
         raise SplError("body-too-large", f"ids are asked for in at most {FETCH_BYTES} bytes")
-    return Response(body=await services.feed.fetch(pair_id, members(request, {"ids": list}).get("ids"), reads))
+    permit, ids = Permit(services, READING, request, principal), members(request, {"ids": list}).get("ids")
+    return await _page(services.feed.records(pair_id, ids, reads, permit.holds), permit)
 
 
 async def ack(request: Request, principal: Principal, services: Services) -> Response:
@@ -132,6 +132,18 @@ async def chains(request: Request, principal: Principal, services: Services) -> 
 async def fingerprints(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/sync/fingerprints: what the pair shares, by ranges, so that the peer finds what one side lacks."""
     return Response(body=await services.reconcile.answer(await _pair_of(principal, services), request.body))
+
+
+async def _page(found: Awaitable[bytes | PageRead], permit: Permit) -> Response:
+    """Answer with a page, unless the credential ended while it was looked up."""
+    body = await found
+    try:
+        permit.check()
+    except SplError:
+        if isinstance(body, PageRead):
+            await body.aclose()
+        raise
+    return Response(body=body)
 
 
 async def _pair_of(principal: Principal, services: Services) -> str:

@@ -11,6 +11,7 @@ moves its manifest to an address of our network would learn which ports answer t
 import asyncio
 import hashlib
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from typing import Any, Final, Protocol
 from ..core import canon, when
 from ..core.backoff import TokenBucket
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity import manifest
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
@@ -33,6 +35,8 @@ from ..sync.peer import AUTH_CODES, SyncError
 from . import catalogue, conditions
 from .facts import Facts, Fault, ReverseReach
 from .gather import HEALING
+
+log = logging.getLogger("spl.federation")
 
 CHECK_PATH: Final = "/v1/federation/pair/{}/check"
 LOOKS_COUNT: Final = 6
@@ -233,11 +237,15 @@ class PeerCheck:
         try:
             reply = await self._get(url, self.pairing.dial(pair))
         except SplError as exc:
-            return {"reached": False, "url": pair.url, "code": exc.code, "message": exc.message}
+            return self._unreached(pair, exc.code)
         if reply.status != 200 or _object(reply.body).get("did") != pair.peer_did:
-            message = f"{url} answers {reply.status}, and not with the manifest of this peer"
-            return {"reached": False, "url": pair.url, "code": "manifest-missing", "message": message}
+            return self._unreached(pair, "manifest-missing")
         return {"reached": True, "url": pair.url, "ms": self._now_ms() - started_ms, "sha256": _digest(reply.body)}
+
+    def _unreached(self, pair: Pair, code: str) -> dict[str, object]:
+        """Keep the reason in our own log; the peer is not told."""
+        log.info(**event("check.unreached", pair=pair.pair_id, url=pair.url, code=code))
+        return {"reached": False, "url": pair.url}
 
     async def _get(self, url: str, policy: DialPolicy) -> Reply:
         """Return the answer to a GET that no cache may give, within the time of one check.  Raises ReachError."""

@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, TypeVar
 
 from ..core import when
@@ -25,7 +26,6 @@ from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
 from ..core.recent import Lags, summary
-from ..core.record import page
 from ..core.record.record import is_id
 from ..home.index import by_namespace
 from ..home.vault import Vault
@@ -33,7 +33,8 @@ from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
 from .lanes import clock_of, collect, has_news
 from .notify import Acks, Notifier
-from .scope import Scope, Steps, find
+from .pages import FoundPage, PageRead, PageReads
+from .scope import Steps, find
 from .source import FeedError, Query, Source
 from .stream import ALLOWING, SHARING, RecentCommits, Stream
 
@@ -75,6 +76,7 @@ class Feed:
         )  # fmt: skip
         self._now_ms = now_ms
         self._pool = ThreadPoolExecutor(WORKERS, "spl-feed")
+        self._reads = PageReads(self.source, self._pool)
         self._streams: dict[str, Stream] = {}
         self._counting: set[str] = set()
         self._marks: list[_Mark | None] = [None] * MARKS_MAX
@@ -98,20 +100,26 @@ class Feed:
 
     # -- what peers ask
 
-    async def changes(self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True) -> bytes:
-        """Return a page: {records, ns, next_cursor, has_more, peer_view}.
+    async def page(self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True) -> bytes | PageRead:
+        """Return a page {records, ns, next_cursor, has_more, peer_view}: bytes, or an iterator over a long one.
 
         With feed "longpoll" it waits up to limits.longpoll_s for the first record in scope, as long as `is_valid()`
         says that the request's credential holds.
         Raises FeedError "pair-paused", "pair-revoked", "pair-state-conflict" (each with `peer_view`), "cursor-reset",
-        "bad-field", CursorError "cursor-invalid".
+        "bad-field", "rate-limited", CursorError "cursor-invalid".
         """
         self._check(query)
-        body, count = await self._next_page(pair_id, query)
+        answer, count = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
         waits = query.feed == "longpoll" and not count
         if waits and await self.wait(pair_id, query, self.limits.longpoll_s, is_valid):
-            body, _ = await self._next_page(pair_id, query)
-        return body
+            answer, _ = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
+        return answer
+
+    async def changes(self, pair_id: str, query: Query) -> bytes:
+        """Return the bytes of a whole page, for our own pushes: it does not count among the pair's reads."""
+        self._check(query)
+        answer, _ = await self._read(pair_id, partial(self._find_page, pair_id, query), counted=False)
+        return await whole(answer)
 
     async def wait(
         self, pair_id: str, query: Query, timeout_s: float, is_valid: Callable[[], bool] = lambda: True
@@ -158,19 +166,24 @@ class Feed:
         )
         return self._only_stream(opened)
 
-    async def fetch(self, pair_id: str, ids: object, reads: tuple[str, ...] = ()) -> bytes:
+    async def records(
+        self, pair_id: str, ids: object, reads: tuple[str, ...] = (), is_valid: Callable[[], bool] = lambda: True
+    ) -> bytes | PageRead:
         """Return {records, ns, has_more} of the requested records, in the log's order, as many as fit in a page.
 
         Unknown, hidden and malformed ids are left out alike; `reads` as in Query.  Raises FeedError "bad-field" over
-        limits.fetch_ids, and for the pair's state as `changes` does.
+        limits.fetch_ids, and otherwise as `page` does.
         """
         if not isinstance(ids, list) or len(ids) > self.limits.fetch_ids:
             raise FeedError("bad-field", f"ids is a list of at most {self.limits.fetch_ids} record ids")
         wanted, query = list(dict.fromkeys(filter(is_id, ids))), Query(reads=reads)
-        while True:
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, self._fetch, pair_id, query, wanted)
-            if found[0] == self.source.scope_now(pair_id, query):
-                return found[1]
+        answer, _ = await self._read(pair_id, partial(self._find_ids, pair_id, query, wanted), is_valid)
+        return answer
+
+    async def fetch(self, pair_id: str, ids: Sequence[str]) -> bytes:
+        """Return the bytes of the requested records as `records` does, for our own pushes."""
+        answer, _ = await self._read(pair_id, partial(self._find_ids, pair_id, Query(), ids), counted=False)
+        return await whole(answer)
 
     def ack(self, pair_id: str, text: object) -> None:
         """Record what the peer holds durably.  Raises as `changes` does."""
@@ -263,12 +276,21 @@ class Feed:
 
     # -- in a thread
 
-    async def _next_page(self, pair_id: str, query: Query) -> tuple[bytes, int]:
-        """Return the bytes of the next page and how many records it holds, of a scope that is still in force."""
-        while True:
-            scope, body, count = await self._run_steps(self._page(pair_id, query))
-            if scope == self.source.scope_now(pair_id, query):
-                return body, count
+    async def _read(
+        self, pair_id: str, find: Callable[[], Steps[FoundPage]], is_valid: Callable[[], bool] = lambda: True, *,
+        counted: bool = True,
+    ) -> tuple[bytes | PageRead, int]:  # fmt: skip
+        """Return what was found and how many records it holds, of a scope that is still in force."""
+        read = await self._reads.begin(pair_id) if counted else self._reads.uncounted()
+        answer: bytes | PageRead | None = None
+        try:
+            while answer is None:
+                found = await self._run_steps(find())
+                answer = await read.fill(found, is_valid)
+        finally:
+            if answer is None:
+                await read.aclose()
+        return answer, len(found.rows)
 
     async def _run_steps(self, work: Steps[_T]) -> _T:
         """Return the result of work done in the reading threads a step at a time, so that others get their turn."""
@@ -277,8 +299,8 @@ class Feed:
             pass
         return result[0]
 
-    def _page(self, pair_id: str, query: Query) -> Steps[tuple[Scope, bytes, int]]:
-        """Return the scope of the next page, its bytes and how many records it holds."""
+    def _find_page(self, pair_id: str, query: Query) -> Steps[FoundPage]:
+        """Return the next page of a reading."""
         source = self.source
         view, cursor = source.open(pair_id, query)
         if not query.pushed:
@@ -290,16 +312,16 @@ class Feed:
         if not source.count(pair_id):
             self._count_soon(pair_id)
         seen = {**source.peer_view(pair_id, query), "clock": clock_of(scans)}
-        payloads = source.outgoing.payloads(pair_id, view.scope, rows)
-        body = page.assemble(payloads, [row.ns for row in rows], next_cursor=next_, has_more=has_more, peer_view=seen)
-        return view.scope, body, len(rows)
+        members = {"next_cursor": next_, "has_more": has_more, "peer_view": seen}
+        return FoundPage(pair_id, query, view.scope, rows, members)
 
-    def _fetch(self, pair_id: str, query: Query, ids: Sequence[str]) -> tuple[Scope, bytes]:
+    def _find_ids(self, pair_id: str, query: Query, ids: Sequence[str]) -> Steps[FoundPage]:
+        """Return as many of the records as fit in a page."""
         view = self.source.view(pair_id, query)
         rows = find(view, ids)
         kept = view.fitting(rows, self.limits.page_bytes)
-        payloads = self.source.outgoing.payloads(pair_id, view.scope, kept)
-        return view.scope, page.assemble(payloads, [row.ns for row in kept], has_more=len(kept) < len(rows))
+        yield
+        return FoundPage(pair_id, query, view.scope, kept, {"has_more": len(kept) < len(rows)})
 
     def _count_soon(self, pair_id: str) -> None:
         """Have the reading threads complete a count, a step at a time between other work."""
@@ -374,6 +396,16 @@ class Feed:
                 return
             if mark[0] <= position and namespaces & mark[2]:
                 lags.add(now_ms - mark[1], now_ms)
+
+
+async def whole(answer: bytes | PageRead) -> bytes:
+    """Return all bytes of an answer."""
+    if isinstance(answer, bytes):
+        return answer
+    try:
+        return b"".join([piece async for piece in answer])
+    finally:
+        await answer.aclose()
 
 
 def _step(work: Steps[_T], result: list[_T]) -> bool:

@@ -88,18 +88,26 @@ async def test_the_date_header_tells_the_clock_where_nothing_else_does(tmp_path:
         assert 6_000_000 < (seen.clock_ahead_ms or 0) < 7_300_000  # the world's clock stands shortly after 16:00
 
 
-async def test_the_peer_cannot_reach_us(tmp_path: Path) -> None:
-    """Asked back, the peer dials only what our pinned manifest names, and tells how that went."""
+@pytest.mark.parametrize("how", ["closed", "odd"])
+async def test_the_peer_cannot_reach_us(tmp_path: Path, how: str) -> None:
+    """Asked back, a peer dials only what our pinned manifest names, and says whether it came there, not what it met.
+
+    Otherwise a peer could move its manifest through our network and learn what answers.
+    """
     async with clinic(tmp_path) as found:
         looked = found.doctors[found.b.url].peer
 
         async def lost(url: str, policy: DialPolicy) -> Reply:
-            raise ReachError("connect", "alice.example at 203.0.113.9 port 443: Connection refused")
+            if how == "closed":
+                raise ReachError("connect", "alice.example at 203.0.113.9 port 443: Connection refused")
+            return Reply(418, {}, b"{}", "203.0.113.9")
 
         looked._get = lost  # type: ignore[method-assign]
+        told = await looked.look_back(found.b.home.views.pairs[found.pair_id])
+        assert told["reverse"] == {"reached": False, "url": found.a.url}
         report = await found.report()
         assert [item["code"] for item in report["problems"]] == ["reverse-unreachable"]
-        assert "Connection refused" in report["problems"][0]["title"]
+        assert report["problems"][0]["title"] == f"bob cannot reach {found.a.url}"
         assert report["problems"][0]["fix"].startswith("make public_url reachable")
 
 

@@ -21,7 +21,7 @@ from spl.core.record.cursor import Cursor, open_, seal
 from spl.core.record.filter import PairFilter
 from spl.home.writes import Arrive, Own
 from spl.sync import changes
-from spl.sync.changes import Query
+from spl.sync.changes import Query, whole
 from spl.sync.scope import Steps
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
@@ -30,7 +30,7 @@ PAIR = "pair_00000001"
 
 
 async def page(node: Node, pair_id: str = PAIR, **query: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(await node.feed.changes(pair_id, Query(**query)))
+    found: dict[str, Any] = json.loads(await whole(await node.feed.page(pair_id, Query(**query))))
     return found
 
 
@@ -301,11 +301,13 @@ async def test_fetch_gives_what_is_shared_and_is_silent_on_the_rest(tmp_path: Pa
         one, secret = alice.emit("1"), alice.emit("2", ns="private")
         two = alice.emit("3")
         asked = [two.id, secret.id, "0" * 64, "junk", None, one.id, one.id, {"a": 1}]
-        found = json.loads(await alice.feed.fetch(PAIR, [item for item in asked if not isinstance(item, dict)]))
+        found = json.loads(
+            await whole(await alice.feed.records(PAIR, [item for item in asked if not isinstance(item, dict)]))
+        )
         assert (ids(found), found["ns"], found["has_more"]) == ([one.id, two.id], ["default", "default"], False)
         for wrong in ("x", ["0"] * 1001, None):
             with pytest.raises(SplError) as caught:
-                await alice.feed.fetch(PAIR, wrong)
+                await alice.feed.records(PAIR, wrong)
             assert caught.value.code == "bad-field"
 
 
@@ -313,7 +315,7 @@ async def test_a_fetch_is_cut_at_a_page(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob", limits=replace(LIMITS, page_bytes=1500)) as (alice, bob):
         join(alice, bob)
         sent = [alice.emit("x" * 500).id for _ in range(4)]
-        found = json.loads(await alice.feed.fetch(PAIR, sent))
+        found = json.loads(await whole(await alice.feed.records(PAIR, sent)))
         assert (ids(found), found["has_more"]) == (sent[: len(found["records"])], True)
 
 

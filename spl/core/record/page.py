@@ -31,6 +31,8 @@ WE_PUSH: Final = "we-push"
 PEER_PUSHES: Final = "peer-pushes"
 REACH_WORDS: Final = frozenset({BOTH, WE_PUSH, PEER_PUSHES})
 """Which way a pair runs, as `show`, the peer's view and the wire say it."""
+HEAD: Final = b'{"records":['
+"""What stands before the envelopes of a page."""
 
 
 class PageError(SplError):
@@ -56,8 +58,13 @@ class Page:
 
 def assemble(envelopes: Sequence[bytes], ns: Sequence[str], **tail: object) -> bytes:
     """Return the bytes of a page, or of an answer like one; the envelopes go in as they are stored."""
+    return b"".join((HEAD, b",".join(envelopes), end(ns, **tail)))
+
+
+def end(ns: Sequence[str], **tail: object) -> bytes:
+    """Return what follows the envelopes of a page; HEAD stands before them."""
     rest = json.dumps({"ns": list(ns), **tail}, ensure_ascii=False, separators=(",", ":")).encode()
-    return b"".join((b'{"records":[', b",".join(envelopes), b"],", rest[1:]))
+    return b"]," + rest[1:]
 
 
 def decode(data: bytes, records_max: int, *, fetched: bool = False) -> Page:

@@ -1,0 +1,162 @@
+"""Pages as they are sent: read from the log a slice at a time, as fast as the reader takes them.
+
+A page holds up to 4 MiB of envelopes.  It is found as rows of the index, about 200 bytes each, and its envelopes are
+read in slices of 128 KiB, the next one only after the connection took the last.  A reader that does not read costs its
+rows and a slice.  Building the whole page in memory was rejected: sixty readers that asked and did not read cost
+255 MiB, and every connection may hold one.
+
+A page of one slice, as almost all are once a peer caught up, is plain bytes with a length.  A longer one has no length,
+and is cut off if the pair's scope or the reader's credential ends meanwhile: nothing is sent after it was withdrawn,
+and no reader takes a page that was cut for a whole one.
+
+A pair reads at most READS_MAX pages at once; a further request waits for `limits.check_s` and is then refused.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..core.limits import KIB
+from ..core.record import page
+from ..home.index import Row
+from .scope import Scope, within
+from .source import FeedError, Query, Source
+
+SLICE_BYTES: Final = 128 * KIB
+READS_MAX: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPage:
+    """A page before its envelopes are read: for whom, its scope, its rows, and the members after `records`."""
+
+    pair_id: str
+    query: Query
+    scope: Scope
+    rows: Sequence[Row]
+    members: Mapping[str, object] = field(repr=False)
+
+
+@dataclass(slots=True)
+class _PairReads:
+    """The reads of one pair."""
+
+    running: int = 0
+    waiting: int = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class PageReads:
+    """The running reads of all pairs; used on the loop."""
+
+    def __init__(self, source: Source, pool: Executor) -> None:
+        self._source, self._pool = source, pool
+        self._reads: dict[str, _PairReads] = {}
+
+    @property
+    def running(self) -> int:
+        """The number of reads of all pairs."""
+        return sum(reads.running for reads in self._reads.values())
+
+    async def begin(self, pair_id: str) -> "PageRead":
+        """Return a read, which counts for the pair until it is closed.  Raises FeedError "rate-limited"."""
+        reads = self._reads.setdefault(pair_id, _PairReads())
+        reads.waiting += 1
+        try:
+            async with asyncio.timeout(self._source.limits.check_s):
+                while reads.running >= READS_MAX:
+                    reads.ended.clear()
+                    await reads.ended.wait()
+            reads.running += 1
+        except TimeoutError:
+            message = f"{READS_MAX} pages of this pair are being read already"
+            raise FeedError("rate-limited", message, retry_after_s=1) from None
+        finally:
+            reads.waiting -= 1
+            self._forget(pair_id)
+        return PageRead(self._source, self._pool, lambda: self._end(pair_id))
+
+    def uncounted(self) -> "PageRead":
+        """Return a read of our own, which counts for no pair."""
+        return PageRead(self._source, self._pool, lambda: None)
+
+    def _end(self, pair_id: str) -> None:
+        reads = self._reads[pair_id]
+        reads.running -= 1
+        reads.ended.set()
+        self._forget(pair_id)
+
+    def _forget(self, pair_id: str) -> None:
+        reads = self._reads[pair_id]
+        if not reads.running and not reads.waiting:
+            del self._reads[pair_id]
+
+
+class PageRead:
+    """One page while it is read: an iterator over its bytes.  `aclose` ends it in any case."""
+
+    def __init__(self, source: Source, pool: Executor, on_close: Callable[[], None]) -> None:
+        self._source, self._pool, self._on_close = source, pool, on_close
+        self._is_open = True
+        self._found: FoundPage
+        self._is_valid: Callable[[], bool]
+        self._left: list[Row] = []
+        self._ns: list[str] = []
+        self._ready = b""
+
+    async def fill(self, found: FoundPage, is_valid: Callable[[], bool]) -> "bytes | PageRead | None":
+        """Read the first slice; return the page as bytes if that is all of it, otherwise this iterator.
+
+        Returns None, and may be called again, if the scope is no longer in force.  `is_valid()` is whether the
+        credential of the request holds.
+        """
+        self._found, self._is_valid, self._left, self._ns = found, is_valid, list(found.rows), []
+        self._ready = page.HEAD + await self._slice()
+        if not self._in_force():
+            return None
+        if self._left:
+            return self
+        await self.aclose()
+        return self._ready + self._end()
+
+    def __aiter__(self) -> "PageRead":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next piece.  Raises FeedError "pair-state-conflict" once the page may not be sent any more."""
+        if not self._is_open:
+            raise StopAsyncIteration
+        if not self._ready:
+            self._ready = await self._slice()
+        if not self._is_valid() or not self._in_force():
+            raise FeedError("pair-state-conflict", "what the pair shares, or its credential, changed within a page")
+        piece, self._ready = self._ready, b""
+        if not self._left:
+            piece += self._end()
+            await self.aclose()
+        return piece
+
+    async def aclose(self) -> None:
+        """End the read; a second call does nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._on_close()
+
+    async def _slice(self) -> bytes:
+        """Return the next envelopes, with the comma before them."""
+        rows = within(self._left, SLICE_BYTES)
+        del self._left[: len(rows)]
+        found, first = self._found, not self._ns
+        payloads = await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._source.outgoing.payloads, found.pair_id, found.scope, rows
+        )
+        self._ns += [row.ns for row in rows]
+        return b",".join(payloads) if first else b"," + b",".join(payloads)
+
+    def _end(self) -> bytes:
+        return page.end(self._ns, **self._found.members)
+
+    def _in_force(self) -> bool:
+        return self._found.scope == self._source.scope_now(self._found.pair_id, self._found.query)
