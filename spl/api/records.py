@@ -34,7 +34,7 @@ async def emit(request: Request, principal: Principal, services: Services) -> Re
     if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
         return await _emit_many(request, principal, services)
     value = canon.decode(request.body, services.limits.nesting_levels + 1)
-    item = Emit(_own_namespace(value, principal))
+    item = Emit(_own_namespace(value, principal), len(request.body))
     outcomes = await _submit([[item]], services)[0]
     return Response(body=_emitted(outcomes[0]))
 
@@ -48,7 +48,8 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
     items, places = [], []
     for place, line in enumerate(lines):
         try:
-            items.append([Emit(_own_namespace(canon.decode(line, services.limits.nesting_levels + 1), principal))])
+            value = canon.decode(line, services.limits.nesting_levels + 1)
+            items.append([Emit(_own_namespace(value, principal), len(line))])
             places.append(place)
         except SplError as exc:
             answers[place] = _text(exc.to_json())
@@ -73,8 +74,8 @@ def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[
 
 def one(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
-    row = services.store.index.find(request.params["id"]) if record.is_id(request.params["id"]) else None
-    rows = [row] if row is not None and may_read(row, principal) else []
+    copies = services.store.index.copies(request.params["id"])
+    rows = [row for row in copies if may_read(row, principal)][:1]
     found = next(shown(services.store, rows, reserved=is_admin(principal)), None)
     if found is None:
         raise SplError("not-found", "there is no such record")

@@ -52,6 +52,7 @@ class Limits:
     commit_bytes: int = 8 * MIB
     commit_delay_s: float = 0.004
     waiting_writes: int = 4096
+    waiting_bytes: int = 32 * MIB
     page_records: int = 10_000
     restore_bytes: int = 16 * 1024 * MIB
     page_records_default: int = 1000

@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 from struct import Struct
 from typing import Final
 
-from ..core.record.record import is_reserved
+from ..core.record.record import is_id, is_reserved
 from .compaction import Compaction, State
 from .disk import Disk
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
@@ -50,7 +49,8 @@ _MARK: Final = Struct(">20xQ8x16s")
 _HOLE: Final = bytes(_ROW.size)
 _CACHE_NAMES: Final = 8192
 _CACHE_FACTS: Final = 2048
-_SAME_ID_MAX: Final = 64  # lines tried for one id in each table: its alternates, and ids that share 8 bytes
+_SAME_ID_PAGE: Final = 16
+_SAME_ID_MAX: Final = 4096  # lines tried for one id: its copies and alternates in all namespaces, and equal beginnings
 _WINDOW_ROWS: Final = 64
 _NAMES_PAGE: Final = 512
 _ODD: Final = 0x9E3779B97F4A7C15
@@ -162,18 +162,22 @@ class Index:
             raise LineError("store-damaged", f"line {seq} is damaged")
         return line
 
-    def find(self, record_id: str) -> Row | None:
-        """Return the record with this id."""
-        return next((row for row in self._same_id(record_id) if row.kind == "rec"), None)
+    def find(self, record_id: str, ns: str) -> Row | None:
+        """Return the record with this id in a namespace ("": those that are in none, as of reserved threads)."""
+        return next((row for row in self._same_id(record_id) if row.kind == "rec" and row.ns == ns), None)
 
-    def alternates(self, record_id: str) -> list[Row]:
-        """Return the other envelopes of this id (kind alt), by arrival."""
-        return [row for row in self._same_id(record_id) if row.kind == "alt"]
+    def copies(self, record_id: str) -> Iterator[Row]:
+        """Yield the record with this id in each namespace that holds it, by arrival."""
+        return (row for row in self._same_id(record_id) if row.kind == "rec")
+
+    def alternates(self, record_id: str, ns: str) -> list[Row]:
+        """Return the other envelopes of a record in a namespace (kind alt), by arrival."""
+        return [row for row in self._same_id(record_id) if row.kind == "alt" and row.ns == ns]
 
     def has_projection(self, pair: str, level: str, name: str) -> bool:
         """Return whether the peer of a pair showed us this projection; `name` is its id, a record's or a pseudonym."""
         state = self._tables.state
-        rows = self._rows(state, self._values(state, self._hash(_projection_name(pair, level, name)), 0, _SAME_ID_MAX))
+        rows = self._rows(state, self._values(state, self._hash(_projection_name(pair, level, name)), 0, _NAMES_PAGE))
         return any(row.kind == PROJECTION and row.origin == pair and self._is_of(row, name) for row in rows)
 
     def after(self, name: str, seq: int, limit: int) -> list[Row]:
@@ -228,17 +232,17 @@ class Index:
         key = self._hash("#" + name)
         return sum(sum(table.values(key, 0, table.shape.rows)) for table in tables) + memory.tallies.get(key, 0)
 
-    def taken(self, actor: str, thread: str, clock: int) -> Row | None:
-        """Return the record of our own that has this clock."""
+    def taken(self, ns: str, actor: str, thread: str, clock: int) -> Row | None:
+        """Return the record of our own that has this clock in a namespace."""
         state = self._tables.state
-        key = _clock_key(self._hash(_clock_name(actor, thread)), clock)
-        rows = self._rows(state, self._values(state, key, 0, _SAME_ID_MAX))
+        key = _clock_key(self._hash(_clock_name(ns, actor, thread)), clock)
+        rows = self._rows(state, self._values(state, key, 0, _NAMES_PAGE))
         return next((row for row in rows if row.own and row.clock == clock), None)
 
-    def clock_next(self, actor: str, thread: str) -> int | None:
+    def clock_next(self, ns: str, actor: str, thread: str) -> int | None:
         """Return the clock after the highest of our own records; 0 when there is none, None at the end of clocks."""
         tables, memory = self._tables.state
-        key = self._hash(_clock_name(actor, thread))
+        key = self._hash(_clock_name(ns, actor, thread))
         clocks = [clock for table in tables if (clock := table.last(key)) is not None]
         clock = max([*clocks, *memory.values(key)], default=-1)
         return clock + 1 if clock < CLOCK_MAX else None
@@ -257,7 +261,7 @@ class Index:
     def starting(self, start: bytes) -> list[tuple[Row, str]]:
         """Return the records, with their ids, whose id begins with these bytes, at least 8."""
         state, found = self._tables.state, list[tuple[Row, str]]()
-        for row in self._rows(state, self._values(state, start[:KEY_BYTES], 0, _SAME_ID_MAX)):
+        for row in self._rows(state, self._values(state, start[:KEY_BYTES], 0, _NAMES_PAGE)):
             id_ = self._read(row.segment, row.offset + _ID_AT, 64).decode(errors="replace")
             if row.kind == "rec" and id_.startswith(start.hex()):
                 found.append((row, id_))
@@ -286,7 +290,7 @@ class Index:
         if entry.kind == PROJECTION:
             memory.put(self._hash(_projection_name(entry.pair, entry.level, entry.id)), seq)
         if entry.kind == "rec" and entry.own:
-            key = self._hash(_clock_name(entry.actor, entry.thread))
+            key = self._hash(_clock_name(entry.ns, entry.actor, entry.thread))
             memory.put(key, entry.clock)
             memory.put(_clock_key(key, entry.clock), seq)
 
@@ -380,18 +384,18 @@ class Index:
         return None
 
     def _same_id(self, record_id: str) -> Iterator[Row]:
-        if len(record_id) != 64 or not record_id.isascii() or not record_id.isalnum():
+        if not is_id(record_id):
             return
-        try:
-            key = bytes.fromhex(record_id[:16])
-        except ValueError:
-            return
-        state = self._tables.state
-        parts = (table.values(key, 0, _SAME_ID_MAX) for table in state[0])
-        for seqs in chain(parts, [state[1].values(key)]):
+        key = bytes.fromhex(record_id[:16])
+        state, low = self._tables.state, 0
+        for _ in range(_SAME_ID_MAX // _SAME_ID_PAGE):
+            seqs = self._values(state, key, low, _SAME_ID_PAGE)
             for row in self._rows(state, seqs):
                 if self._is_of(row, record_id):
                     yield row
+            if len(seqs) < _SAME_ID_PAGE:
+                return
+            low = seqs[-1] + 1
 
     def _is_of(self, row: Row, id_: str) -> bool:
         """Return whether a row's payload, an envelope or a projection, has this id."""
@@ -481,9 +485,9 @@ def _has_start(entry: Entry) -> bool:
     return entry.kind == PROJECTION or (entry.kind == "rec" and is_offered(entry))
 
 
-def _clock_name(actor: str, thread: str) -> str:
+def _clock_name(ns: str, actor: str, thread: str) -> str:
     """Return the name under which the clocks of an actor's records on a thread are kept."""
-    return f"clock:{len(actor)}:{actor}{thread}"
+    return f"clock:{len(ns)}:{len(actor)}:{ns}{actor}{thread}"
 
 
 def _projection_name(pair: str, level: str, id_: str) -> str:

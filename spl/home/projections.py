@@ -87,4 +87,4 @@ def _is_the_best(store: Log, inlets: Mapping[str, Inbound], claim: Claim) -> boo
     inlet = inlets.get(claim.peer_ns)
     if inlet is not None and claim.level > inlet.level:
         return False
-    return claim.level != STRUCTURAL or store.index.find(claim.id) is None
+    return claim.level != STRUCTURAL or store.index.find(claim.id, claim.ns) is None

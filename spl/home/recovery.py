@@ -20,7 +20,7 @@ from ..core.errors import SplError
 from ..core.record import record
 from ..core.record.levels import NAMES
 from .disk import TEMP_SUFFIX, Disk, File
-from .index import Added, Index
+from .index import Added, Index, by_namespace
 from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, entry_of, header_of
 
 CLEAN_NAME: Final = "clean"
@@ -272,6 +272,7 @@ _RECORD: Final = re.compile(rb'"record":(\{.*\}),"sig":\{', re.DOTALL)
 
 
 _FROM: Final = re.compile(rb'"from":"([^"]*)"')
+_NAMESPACE: Final = re.compile(rb'"from":"[^"]*","ns":"([^"]*)"')
 
 
 def held_lines(index: Index, segments: Segments, damage: Damage) -> int:
@@ -295,13 +296,20 @@ def _held_in(index: Index, damage: Damage, raw: bytes) -> int:
         return 1
     held = 0
     for member, id_ in _STATED.findall(raw):
-        held += _is_held(index, damage, id_.decode()) if member == b"env" else _is_shown(index, raw, id_.decode())
-    return held or _is_held(index, damage, _computed_id(raw))
+        held += _is_held(index, damage, raw, id_.decode()) if member == b"env" else _is_shown(index, raw, id_.decode())
+    return held or _is_held(index, damage, raw, _computed_id(raw))
 
 
-def _is_held(index: Index, damage: Damage, id_: str) -> bool:
-    row = index.find(id_)
-    return row is not None and not damage.seq <= row.seq < damage.seq + damage.lines
+def _is_held(index: Index, damage: Damage, raw: bytes, id_: str) -> bool:
+    """Return whether a record that a lost line in these bytes held stands elsewhere in the same namespace.
+
+    A namespace that no record is in counts as damaged itself; then any namespace will do.
+    """
+    lost = range(damage.seq, damage.seq + damage.lines)
+    found = _NAMESPACE.search(raw)
+    ns = found[1].decode("utf-8", "replace") if found else ""
+    is_known = index.count(by_namespace(ns)) > 0
+    return any(row.seq not in lost and (row.ns == ns or not is_known) for row in index.copies(id_))
 
 
 def _is_shown(index: Index, raw: bytes, id_: str) -> bool:

@@ -125,20 +125,28 @@ def scratch(disk: Disk, folder: Path, name: str) -> File:
 
 
 def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[bytes]:
-    """Yield the stored envelopes up to a sequence, in order of arrival."""
+    """Yield the stored envelopes up to a sequence, in order of arrival; one that several namespaces hold, once."""
     if not thread:
         for line in store.scan(1):
             if line.seq > upto:
                 return
-            if line.kind == "rec":
+            if line.kind == "rec" and _is_first(store, line.payload, line.seq, lambda row: True):
                 yield line.payload
         return
     seq = 0
     while page := store.index.after(by_thread(thread), seq, ROWS):
-        yield from store.payloads([row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)])
+        rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
+        for row, payload in zip(rows, store.each_payload(rows), strict=True):
+            if _is_first(store, payload, row.seq, may_read):
+                yield payload
         seq = page[-1].seq
         if seq >= upto:
             return
+
+
+def _is_first(store: Log, payload: bytes, seq: int, may_read: MayRead) -> bool:
+    copies = store.index.copies(payload[_ID_AT : _ID_AT + 2 * _ID_BYTES].decode(errors="replace"))
+    return next((row.seq for row in copies if may_read(row)), seq) == seq
 
 
 log = logging.getLogger("spl.store")
@@ -331,10 +339,10 @@ class Restorer:
         next(source)
         for raw in source:
             envelope = record.parse(raw, self.limits)
-            if self.writer.store.index.find(envelope.id) is not None:
+            ns = _ns_of(envelope, ways)
+            if self.writer.store.index.find(envelope.id, ns) is not None:
                 continue
-            reserved = record.is_reserved(envelope.record["thread"])
-            chunk.append(Arrive(envelope, "" if reserved else _ns_of(envelope, ways), ORIGIN))
+            chunk.append(Arrive(envelope, ns, ORIGIN))
             size += len(envelope.raw)
             if len(chunk) >= self.limits.commit_records or size >= self.limits.commit_bytes // 2:
                 yield chunk
@@ -372,7 +380,9 @@ _Ways = Mapping[tuple[str, str], str]
 
 
 def _ns_of(envelope: Envelope, ways: _Ways) -> str:
-    """Return the namespace that a restored record belongs to: a peer's own where it crossed to, else what it names."""
+    """Return the namespace that a restored record belongs to: the one that it crossed to or names, "" if reserved."""
+    if record.is_reserved(envelope.record["thread"]):
+        return ""
     named = record.namespace_of(envelope.record)
     return ways.get((envelope.sig.by, named), named)
 
@@ -400,7 +410,7 @@ class _Judge:
         if self._stale and envelope.sig.by != self._own.did:
             self._refresh()
         self._check_place(envelope)
-        row = self._store.index.find(envelope.id)
+        row = self._store.index.find(envelope.id, _ns_of(envelope, self._crossed))
         if row is not None and self._store.payloads([row]) == [envelope.raw]:
             return envelope, False
         code = self._gate.signature_code(envelope)

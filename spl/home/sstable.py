@@ -26,7 +26,8 @@ from zlib import crc32
 
 from .disk import TEMP_SUFFIX, Disk, File
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Rises with the layout and with what the index writes into it; an older table is dropped and built again."""
 SUFFIX: Final = ".table"
 NEXT_PREFIX: Final = "next-"
 """Begins the names of tables that are to replace all others, until they do; an opening knows none of these."""

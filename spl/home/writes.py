@@ -11,11 +11,13 @@ from ..core.record.record import Envelope
 from .log import Entry
 
 LOCAL: Final = "local"
+LINE_BYTES: Final = 512
+"""About what a line takes besides the texts in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Who vouches for local records: the instance's chain and present key."""
+    """What signs local records: the instance's chain and present key."""
 
     chain: Chain
     key: SecretKey
@@ -23,9 +25,13 @@ class Signer:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
-    """A record from a client of this daemon; a clock that is missing or None is given here."""
+    """A record from a client of this daemon; a clock that is missing or None is given here.
+
+    `bytes` is the size of the text that it came as, 0 if that is small.
+    """
 
     record: Mapping[str, Any]
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,7 @@ class SavedPosition:
 class Refuse:
     """A line of the ledger: this record of that pair was refused, and may be fetched again.
 
-    `ns` is the peer's name of the namespace that it came from, "" where that is not known.
+    `ns` is the peer's name of the namespace that it came from, "" if that is not known.
     """
 
     pair: str
@@ -82,7 +88,7 @@ Item = Emit | Own | Arrive | Projected | SavedPosition | Refuse
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one item: its sequence, the envelope held, and whether it was new."""
+    """What became of one item: its sequence, the envelope stored, and whether it was new."""
 
     seq: int
     envelope: Envelope | None
@@ -93,8 +99,8 @@ class Outcome:
 class Commit:
     """What one write made visible; given to listeners on the writer's thread.
 
-    `first_seq` and `last_seq` take in lines of every kind; `run` is the running hash after the last.  `fresh` are the
-    new records with their seqs, so that who reads at the tail need not ask the index, and `fresh_bytes` their size.
+    `first_seq` and `last_seq` include lines of every kind; `run` is the running hash after the last.  `fresh` are the
+    new records with their seqs, so that readers at the tail need not query the index, and `fresh_bytes` their size.
     """
 
     first_seq: int
@@ -105,3 +111,15 @@ class Commit:
     threads: frozenset[str]
     fresh: tuple[tuple[int, Entry], ...] = field(repr=False)
     fresh_bytes: int
+
+
+def size_of(item: Item) -> int:
+    """Return about how many bytes an item takes in the log; never less than LINE_BYTES."""
+    match item:
+        case Arrive():
+            return LINE_BYTES + len(item.envelope.raw)
+        case Projected():
+            return LINE_BYTES + len(item.projection.raw)
+        case Emit():
+            return LINE_BYTES + item.bytes
+    return LINE_BYTES

@@ -84,10 +84,10 @@ class Verifier:
         loop = asyncio.get_running_loop()
         rules = self._gate(pair)
         if item.count <= AT_ONCE_RECORDS and item.size <= AT_ONCE_BYTES:
-            rows = self._unknown(pair.pair_id, item)
+            rows = self._unknown(pair.pair_id, rules.inlets, item)
             verdicts = [rules.judge(value, ns) for value, ns in rows]
         else:
-            rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, item)
+            rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, rules.inlets, item)
             verdicts = await self._judge_rows(rules, rows)
         strangers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
         learnt: dict[str, Chain] = {}
@@ -119,34 +119,38 @@ class Verifier:
         state.learnt = state.learnt or bool(bodies)
         return verdicts, forks + [Own(THREAD_PAIRS, KIND_CHAIN, body) for body in bodies]
 
-    def _unknown(self, pair_id: str, item: Page) -> list[tuple[Any, Any]]:
+    def _unknown(self, pair_id: str, inlets: Mapping[str, Inbound], item: Page) -> list[tuple[Any, Any]]:
         """Return (value, ns) of what we hold neither from the same voucher nor as this very projection.
 
-        Nothing but the id is believed here, and only to store nothing.
+        Nothing but the id is believed here, and only to store nothing.  A record is known only in the namespace that
+        it would enter: whether another one holds it must not show.
         """
         found = []
         for value, ns in zip(item.values, item.ns, strict=True):
             id_ = value.get("id") if isinstance(value, dict) else None
-            if not isinstance(id_, str) or len(id_) != 64:
+            inlet = inlets.get(ns) if isinstance(ns, str) else None
+            if not isinstance(id_, str) or len(id_) != 64 or inlet is None:
                 found.append((value, ns))
                 continue
             mark = value.get("projection")
             sig = value.get("sig")
             if isinstance(mark, dict):
-                held = self._is_shown(pair_id, id_, mark.get("level"))
+                held = self._is_shown(pair_id, id_, inlet.ns, mark.get("level"))
             else:
-                row = self.writer.store.index.find(id_)
+                row = self.writer.store.index.find(id_, inlet.ns)
                 held = row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
             if not held:
                 found.append((value, ns))
         return found
 
-    def _is_shown(self, pair_id: str, id_: str, level: object) -> bool:
+    def _is_shown(self, pair_id: str, id_: str, ns: str, level: object) -> bool:
         """Tell whether a projection adds nothing: it is held already, or its record is."""
         if not isinstance(level, str) or level not in NAMES:
             return False
         index = self.writer.store.index
-        return index.has_projection(pair_id, level, id_) or (level == NAMES[STRUCTURAL] and index.find(id_) is not None)
+        if index.has_projection(pair_id, level, id_):
+            return True
+        return level == NAMES[STRUCTURAL] and index.find(id_, ns) is not None
 
     async def _judge_rows(self, rules: Gate, rows: Sequence[tuple[Any, Any]]) -> list[Verdict]:
         """Return a verdict for each row; the signature checks let go of the interpreter, so two threads share them."""

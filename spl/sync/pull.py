@@ -251,7 +251,8 @@ class Puller:
         for entry in map(json.loads, store.payloads(rows)):
             id_, ns = entry["id"], entry.get("ns", "")
             shown = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
-            if shown or store.index.find(id_) is not None:
+            entered = [inlets[ns]] if ns in inlets else inlets.values()
+            if shown or any(store.index.find(id_, inlet.ns) is not None for inlet in entered):
                 continue
             enters = entry["code"] == SCOPE_VIOLATION and ns in inlets
             if enters and inlets[ns].level > STRUCTURAL:

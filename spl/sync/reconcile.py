@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
+from ..core import consent
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import Verdict, claimed_id
@@ -174,9 +175,8 @@ class Reconcile:
         Only where it may bring records: elsewhere, what we hold is not its to know.
         """
         index = self.writer.store.index
-        row = index.find(id_)
-        if row is not None and row.ns in held.terms.received:
-            for payload in self.writer.store.payloads([row, *index.alternates(id_)]):
+        for row in [each for each in index.copies(id_) if each.ns in held.terms.received]:
+            for payload in self.writer.store.payloads([row, *index.alternates(id_, row.ns)]):
                 if fingerprint.mark_of(held.key, payload) == mark:
                     return True
         return any(index.has_projection(pair_id, level, id_) for level in NAMES)
@@ -265,9 +265,15 @@ class Reconcile:
         found.missing = await asyncio.to_thread(self._absent, pair_id, named)
 
     def _absent(self, pair_id: str, named: Mapping[str, str]) -> dict[str, str]:
-        """Return those names that we hold neither as a record nor as the pair's projection."""
-        index = self.writer.store.index
-        lost = {id_: ns for id_, ns in named.items() if index.find(id_) is None}
+        """Return those names that we hold neither as a record nor as the pair's projection.
+
+        The peer states the namespaces; whether one that it may not write into holds a record must not show.
+        """
+        index, views = self.writer.store.index, self.writer.views
+        pair = views.pairs[pair_id]
+        inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
+        ours = {inlet.ns for inlet in inlets.values()}
+        lost = {id_: ns for id_, ns in named.items() if ns not in ours or index.find(id_, ns) is None}
         return {
             id_: ns for id_, ns in lost.items() if not any(index.has_projection(pair_id, level, id_) for level in NAMES)
         }

@@ -263,9 +263,11 @@ def tally(index: Index, scope: Scope) -> int:
 def find(view: LogView, ids: Iterable[str]) -> list[Row]:
     """Return the rows of those ids that the pair may have, in order of arrival.
 
-    Records that are shared below L1 are not found: the peer does not know their ids.
+    Records that are shared below L1 are not found: the peer does not know their ids.  Of a record that several shared
+    namespaces hold, the first copy is found, since the peer asks by id alone.
     """
-    rows = [row for id_ in ids if (row := view.index.find(id_)) is not None and view.scope.admits(row)]
+    copies = (next(filter(view.scope.admits, view.index.copies(id_)), None) for id_ in ids)
+    rows = [row for row in copies if row is not None]
     named = [row for row in rows if view.scope.shares[row.ns].level <= STRUCTURAL and row.seq <= view.last_seq]
     listed = sorted((row for row in named if _is_listed(view.index, row)), key=lambda row: row.seq)
     return [row for row, visible, _ in view.judged(listed) if visible]

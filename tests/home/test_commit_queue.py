@@ -1,4 +1,4 @@
-"""The desk: all or none is taken, company is waited for but never for long, and answers come where they are awaited."""
+"""The commit queue: all or none is taken, a commit is delayed under load but never for long, and each is answered."""
 
 import asyncio
 import threading
@@ -35,7 +35,7 @@ def works(*sizes: int) -> list[Submission[str, str]]:
     return [Submission(tuple(f"{place}.{n}" for n in range(size)), Future(), None) for place, size in enumerate(sizes)]
 
 
-def desk_of(clock: Clock) -> CommitQueue[str, str]:
+def queue_of(clock: Clock) -> CommitQueue[str, str]:
     return CommitQueue(LIMITS, steady_s=clock)
 
 
@@ -44,7 +44,7 @@ def sizes(found: Sequence[Submission[str, str]]) -> list[int]:
 
 
 def test_what_waits_is_taken_in_order_up_to_the_limit() -> None:
-    queue = desk_of(Clock())
+    queue = queue_of(Clock())
     queue.put(works(1, 2, 2, 1))
     assert [sizes(queue.take(False)) for _ in range(3)] == [[1, 2], [2, 1], []]
     queue.put(works(6))
@@ -52,7 +52,7 @@ def test_what_waits_is_taken_in_order_up_to_the_limit() -> None:
 
 
 def test_over_the_limit_all_of_a_submission_is_refused() -> None:
-    queue = desk_of(Clock())
+    queue = queue_of(Clock())
     queue.put(works(1, 4))
     with pytest.raises(SplError) as caught:
         queue.put(works(1, 1))
@@ -62,9 +62,44 @@ def test_over_the_limit_all_of_a_submission_is_refused() -> None:
     assert sizes(queue.take(False)) == [1]
 
 
-def test_who_writes_alone_is_never_held_up() -> None:
+def sized(*sizes: int) -> list[Submission[str, str]]:
+    return [Submission(("x",), Future(), None, size) for size in sizes]
+
+
+def test_a_commit_takes_a_bounded_number_of_bytes() -> None:
+    queue = CommitQueue[str, str](replace(LIMITS, commit_bytes=100), steady_s=Clock())
+    queue.put(sized(60, 40, 1, 500, 10))
+    taken = [[work.bytes for work in queue.take(False)] for _ in range(4)]
+    assert taken == [[60, 40], [1], [500], [10]], "one submission is never cut, however large"
+
+
+def test_over_the_limit_of_bytes_a_submission_is_refused() -> None:
+    queue = CommitQueue[str, str](replace(LIMITS, waiting_bytes=100), steady_s=Clock())
+    queue.put(sized(900))
+    with pytest.raises(SplError) as caught:
+        queue.put(sized(1))
+    assert caught.value.code == "overloaded"
+    queue.take(False)
+    queue.put(sized(60))
+    queue.put(sized(40))
+    with pytest.raises(SplError):
+        queue.put(sized(1))
+
+
+def test_a_commit_is_not_delayed_once_its_bytes_are_full() -> None:
     clock = Clock()
-    queue = desk_of(clock)
+    queue = CommitQueue[str, str](replace(LIMITS, commit_bytes=100), steady_s=clock)
+    queue.put(works(1, 1, 1))
+    queue.take(True)
+    queue.put(sized(100))
+    looks = clock.looks
+    assert [work.bytes for work in queue.take(True)] == [100]
+    assert clock.looks == looks + 1, "only the time of the commit is asked for"
+
+
+def test_a_lone_writer_is_never_delayed() -> None:
+    clock = Clock()
+    queue = queue_of(clock)
     for _ in range(3):
         queue.put(works(1))
         looks = clock.looks
@@ -72,9 +107,9 @@ def test_who_writes_alone_is_never_held_up() -> None:
         assert clock.looks == looks + 1, "nobody asked how long to wait"
 
 
-def test_company_of_the_last_write_is_waited_for() -> None:
+def test_under_load_a_commit_waits_for_as_many_as_the_last_one_had() -> None:
     clock = Clock()
-    queue = desk_of(clock)
+    queue = queue_of(clock)
     queue.put(works(1, 1, 1))
     assert sizes(queue.take(True)) == [1, 1, 1]
     queue.put(works(1))
@@ -85,7 +120,7 @@ def test_company_of_the_last_write_is_waited_for() -> None:
 @pytest.mark.parametrize("passed_s", [0.004, 5.0])
 def test_company_is_not_waited_for_after_its_time(passed_s: float) -> None:
     clock = Clock()
-    queue = desk_of(clock)
+    queue = queue_of(clock)
     queue.put(works(1, 1))
     assert sizes(queue.take(True)) == [1, 1]
     queue.put(works(1))
@@ -99,7 +134,7 @@ def test_company_is_not_waited_for_after_its_time(passed_s: float) -> None:
 
 def test_time_that_passes_ends_the_wait_for_company() -> None:
     clock = Clock()
-    queue = desk_of(clock)
+    queue = queue_of(clock)
     queue.put(works(1, 1))
     queue.take(True)
     queue.put(works(1))
@@ -109,7 +144,7 @@ def test_time_that_passes_ends_the_wait_for_company() -> None:
 
 def test_closing_ends_every_wait_and_hands_out_what_is_left() -> None:
     clock = Clock()
-    queue = desk_of(clock)
+    queue = queue_of(clock)
     queue.put(works(1, 1))
     queue.take(True)
     queue.put(works(1))
@@ -122,7 +157,7 @@ def test_closing_ends_every_wait_and_hands_out_what_is_left() -> None:
 
 
 def test_a_waiting_writer_is_woken() -> None:
-    queue, taken = desk_of(Clock()), list[list[int]]()
+    queue, taken = queue_of(Clock()), list[list[int]]()
     writer = threading.Thread(target=lambda: taken.append(sizes(queue.take(True))))
     writer.start()
     queue.put(works(3))

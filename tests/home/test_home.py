@@ -26,7 +26,7 @@ def test_a_home_is_made_private_and_opens_again(tmp_path: Path) -> None:
     again = open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent)
     assert again.views.did == home.views.did
     assert held is not None
-    assert again.store.index.find(held.id) is not None
+    assert again.store.index.find(held.id, "default") is not None
     again.close()
 
 

@@ -65,10 +65,14 @@ class Log:
             of_letter = [name for name in names if name[0] == letter]
             assert index.names(letter + ":") == of_letter
             assert index.names(letter + ":", of_letter[0] if of_letter else "", 2) == of_letter[1:3]
-        for kind, of in (("rec", lambda i: [r] if (r := index.find(i)) else []), ("alt", index.alternates)):
-            for each in {entry.id for _, entry in found if entry.id} | {"0" * 64}:
-                expected = [seq for seq, entry in found if (entry.kind, entry.id) == (kind, each)]
-                assert [row.seq for row in of(each)] == (expected[:1] if kind == "rec" else expected)
+        for each, ns in {(entry.id, entry.ns) for _, entry in found if entry.id} | {("0" * 64, "none")}:
+            rec, alt, copies = (
+                [seq for seq, entry in found if (entry.kind, entry.id) == (kind, each) and (any_ or entry.ns == ns)]
+                for kind, any_ in (("rec", False), ("alt", False), ("rec", True))
+            )
+            assert [row.seq for row in filter(None, [index.find(each, ns)])] == rec[:1]
+            assert [row.seq for row in index.alternates(each, ns)] == alt
+            assert [row.seq for row in index.copies(each)] == copies
         self.check_shown([entry for _, entry in found])
         self.check_rows(found)
         self.check_tallies([entry for _, entry in found if entry.kind == "rec"])
@@ -108,13 +112,13 @@ class Log:
         assert index.tally("v:none:none") == index.tally("o:default:local") == 0
 
     def check_clocks(self, records: list[Entry]) -> None:
-        for actor, thread in {(entry.actor, entry.thread) for entry in records}:
-            own = [e for e in records if (e.actor, e.thread) == (actor, thread) and e.own]
+        for ns, actor, thread in {(entry.ns, entry.actor, entry.thread) for entry in records}:
+            own = [e for e in records if (e.ns, e.actor, e.thread) == (ns, actor, thread) and e.own]
             clocks = {entry.clock for entry in own}
             top = max(clocks, default=-1) + 1
-            assert self.index.clock_next(actor, thread) == (top if top < 2**63 else None)
+            assert self.index.clock_next(ns, actor, thread) == (top if top < 2**63 else None)
             for clock in {entry.clock for entry in records} | {0}:
-                row = self.index.taken(actor, thread, clock)
+                row = self.index.taken(ns, actor, thread, clock)
                 assert (row is not None) == (clock in clocks)
                 assert row is None or (row.own and row.clock == clock)
 
@@ -187,10 +191,21 @@ def test_ids_that_share_their_first_bytes_are_told_apart(tmp_path: Path) -> None
     for each in ids[:9]:
         payload = record(1).payload.replace(record(1).id.encode(), each.encode())
         log.add(Entry("rec", payload, ns="default", id=each, thread="t", actor="a", voucher="did:sync:instance:me"))
-    assert [row.seq if (row := log.index.find(each)) else 0 for each in ids] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    assert [row.seq if (row := log.index.find(each, "default")) else 0 for each in ids] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        0,
+    ]
     for odd in ("", "AB" * 32, "zz" * 32, "ab" * 31, " " * 64, "é" * 64):
-        assert log.index.find(odd) is None
-        assert log.index.alternates(odd) == []
+        assert log.index.find(odd, "default") is None
+        assert log.index.alternates(odd, "default") == []
 
 
 def test_facts_survive_damage_to_the_line_that_first_had_them(tmp_path: Path) -> None:

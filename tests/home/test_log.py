@@ -81,7 +81,7 @@ def test_a_failed_write_or_sync_ends_appending_for_ever(tmp_path: Path, fault: s
     assert log_files(tmp_path)[0].stat().st_size > size, "nothing is truncated by the process that failed"
     assert contents(store) == [(1, record(1).payload)]
     assert store.last_seq == 1
-    assert store.index.find(record(2).id) is None
+    assert store.index.find(record(2).id, "default") is None
     assert store.index.count("n:default") == 1
     assert "failed" in store.stats()["readonly"]
     store.close()
@@ -223,7 +223,7 @@ def test_readers_see_whole_durable_lines_while_one_thread_appends(
                 assert (row.clock, row.seq) == (seen * 2 + 1, seen * 2 + 2)
                 seen, place = seen + 1, row.seq
             if rows:
-                assert store.index.find(entries[rows[0].seq - 1].id) == rows[0]
+                assert store.index.find(entries[rows[0].seq - 1].id, "b") == rows[0]
                 assert store.line(rows[-1].seq).payload == entries[rows[-1].seq - 1].payload
                 assert store.index.count("n:b") >= seen
             elif ended:
@@ -262,7 +262,7 @@ def test_reading_the_log_anew_leaves_damaged_lines_out_of_every_answer(tmp_path:
     assert store.index.place(seq) is not None
     steps = list(store.reindex(bytes))
     assert all(done <= total for done, total in steps)
-    assert store.index.find(lost.id) is None
+    assert store.index.find(lost.id, lost.ns) is None
     assert (store.index.count("n:default"), store.index.tally("rec")) == (39, 39)
     with pytest.raises(LineError):
         store.line(seq)
@@ -271,7 +271,7 @@ def test_reading_the_log_anew_leaves_damaged_lines_out_of_every_answer(tmp_path:
     store.close()
     again = open_store(tmp_path, Disk(), Limits(segment_bytes=4000))
     assert (again.report.lines, again.index.tally("rec"), again.last_run) == (0, 40, store.last_run)
-    found = again.index.find(lost.id)
+    found = again.index.find(lost.id, lost.ns)
     assert found is not None
     assert found.seq == 41
 

@@ -22,6 +22,7 @@ from spl.home.home import Home, open_home
 from spl.home.policy import AUDIT_EVERY_S, AUDITS_PER_MINUTE, KINDS_MAX, THREAD_AUDIT, Policy
 from spl.home.writes import Own
 from tests.core.pair_kit import NOW_MS, PATHS
+from tests.store_kit import set_views
 
 START_MS = 1_800_000_000_000
 ASKED = {"namespaces": ["default"], "maps": [{"local": "theirs", "peer": "ours"}], "mode": "polling"}
@@ -175,7 +176,6 @@ def test_a_peer_that_was_revoked_here_is_approved_by_no_rule(world: World) -> No
     bob = a_peer("bob")
     world.add(rules.KIND_AITL, name="bob", action="auto_apply", namespaces=["default"],
               expression=f'request.initiator_did == "{bob.did}"')  # fmt: skip
-    views = world.home.writer.views
     last: Pair | None = None
     for step in PATHS["Active"]:
         last, _ = decide(last, step, NOW_MS)
@@ -185,5 +185,5 @@ def test_a_peer_that_was_revoked_here_is_approved_by_no_rule(world: World) -> No
         (Revoked("revoked"), False), (Revoking("revoked"), False), (Revoked("no longer friends"), False),
         (Revoked("revoked by peer: bye"), True), (Revoked("superseded"), True), (last.state, True),
     ):  # fmt: skip
-        views.pairs = {"pair_0000000a": replace(last, state=state)}
+        set_views(world.home, pairs={"pair_0000000a": replace(last, state=state)})
         assert bool(world.policy.grants(bob, ASKED, "x")) is granted, state

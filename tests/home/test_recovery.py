@@ -126,7 +126,7 @@ def test_a_store_with_damage_goes_on_and_stays_as_it_is(tmp_path: Path) -> None:
         store = open_store(tmp_path, limits=SMALL)
         assert contents(store) == [*before[:-1], (9, record(9).payload)]
         assert store.index.last("k:odd").seq == 6
-        assert store.index.find(record(9).id)
+        assert store.index.find(record(9).id, "default")
 
 
 @pytest.mark.parametrize("indexed", [True, False])
@@ -241,10 +241,10 @@ def test_a_rewound_log_is_noticed_by_the_index(tmp_path: Path) -> None:
             other.append([record(5), record(6)], AT_MS)
             log_files(tmp_path / "a")[0].write_bytes(log_files(tmp_path / "b")[0].read_bytes())
         store = open_store(tmp_path / "a")
-        assert store.index.find(record(4).id) is None
+        assert store.index.find(record(4).id, "default") is None
         assert store.index.count("n:default") == (2 if kept == 2 else 4)
         assert contents(store)[:2] == [(1, record(1).payload), (2, record(2).payload)]
-        assert (store.index.find(record(6).id) is not None) == (kept == 3)
+        assert (store.index.find(record(6).id, "default") is not None) == (kept == 3)
         store.close()
         shutil.rmtree(tmp_path / "a")
         shutil.copytree(tmp_path / "old", tmp_path / "a")
@@ -258,13 +258,13 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answers(index: Index, count: int) -> list[object]:
     """Return what the index says about the records of `many`."""
-    rows: list[object] = [index.find(record(n).id) for n in range(count + 2)]
+    rows: list[object] = [next(index.copies(record(n).id), None) for n in range(count + 2)]
     lists = [
         index.after(name, 0, 1000) for name in ("n:a", "n:b", "t:th_1", "p:pair_1", "x:pair_1", "a:did:sync:user:ann")
     ]
     rows += [index.has_projection("pair_1", "L1", record(n).id) for n in range(count + 2)]
     return [rows, lists, index.names("t:"), index.tally("rec"), index.tally("v:a:did:sync:instance:me"),
-            index.clock_next("did:sync:user:ann", "th_1")]  # fmt: skip
+            index.clock_next("a", "did:sync:user:ann", "th_1")]  # fmt: skip
 
 
 def many(count: int) -> list[Entry]:

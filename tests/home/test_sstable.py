@@ -76,7 +76,7 @@ def test_every_bad_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
     assert open_table(Disk(), table.path, ROW).span == table.span
     with pytest.raises(TableFault):
         open_table(Disk(), table.path, ROW + 1)
-    text = whole[8:512].replace(b'"format": 1', b'"format": 2')
+    text = whole[8:512].replace(b'"format": 2', b'"format": 3')
     table.path.write_bytes(b"%08x" % crc32(text) + text + whole[512:])
     with pytest.raises(TableFault):
         open_table(Disk(), table.path, ROW)

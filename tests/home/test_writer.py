@@ -15,11 +15,12 @@ from spl.core import canon, keys
 from spl.core.errors import SplError
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
-from spl.core.record import batch, levels, record
+from spl.core.record import batch, levels, namespace, record
 from spl.core.record.record import Envelope, Sig
 from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
+from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Arrive, Commit, Emit, Outcome, Own, Projected, Refuse, SavedPosition
 
 LIMITS = Limits()
@@ -198,9 +199,9 @@ def test_arrivals_are_kept_once_and_other_vouchers_beside(home: Home) -> None:
     others = [PEER[:-1] + str(n) for n in range(1, 6)]
     for by in others:
         write(home, Arrive(from_peer(1, by=by), "default", "pair_2"))
-    found = home.store.index.alternates(from_peer(1).id)
+    found = home.store.index.alternates(from_peer(1).id, "default")
     assert [row.voucher for row in found] == others[: LIMITS.vouchers_per_record]
-    assert home.store.index.find(from_peer(1).id).seq == first.seq  # type: ignore[union-attr]
+    assert home.store.index.find(from_peer(1).id, "default").seq == first.seq  # type: ignore[union-attr]
 
 
 def test_records_and_position_share_a_write_and_the_ledger_is_bounded(home: Home) -> None:
@@ -354,3 +355,40 @@ def test_a_failed_sync_is_told_to_everybody_and_is_final(home: Home, monkeypatch
     monkeypatch.undo()
     assert refused(home, Emit(value())) == "store-readonly"
     assert home.store.index.count("t:th") == 0
+
+
+def named(home: Home, *names: str) -> None:
+    for name in names:
+        write(home, Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name}))
+
+
+def test_a_record_that_another_namespace_holds_is_written_all_the_same(home: Home) -> None:
+    """What came into one namespace neither swallows nor confirms what a client writes into another."""
+    named(home, "vault")
+    fields = record.check(value(body={"namespace": "vault"}, clock=0), LIMITS)
+    id_, text = record.identify(fields, LIMITS)
+    early = record.seal(fields, id_, text, Sig(PEER, "zkey", PEER_KEY.sign(record.signed_text(id_, None))))
+    write(home, Arrive(early, "default", "pair_1"))
+    made = write(home, Emit(value(body={"namespace": "vault"}, clock=0)))[0]
+    assert (made.fresh, made.envelope.id) == (True, id_)  # type: ignore[union-attr]
+    assert [(row.ns, row.own) for row in home.store.index.copies(id_)] == [("default", False), ("vault", True)]
+    assert write(home, Arrive(early, "default", "pair_2"), Arrive(early, "vault", "pair_2"))[0].fresh is False
+    assert [row.ns for row in home.store.index.alternates(id_, "vault")] == ["vault"]
+    assert home.store.index.alternates(id_, "default") == []
+
+
+def test_both_copies_may_come_in_one_write(home: Home) -> None:
+    found = write(home, Arrive(from_peer(1), "a", "p"), Arrive(from_peer(1), "b", "p"), Arrive(from_peer(1), "a", "p"))
+    assert [(outcome.seq, outcome.fresh) for outcome in found] == [(1, True), (2, True), (1, False)]
+
+
+def test_clocks_are_those_of_one_namespace(home: Home) -> None:
+    """The last clock of a thread ends it in the namespace that took it, and in no other."""
+    named(home, "acme", "vault")
+    acme, vault = {"namespace": "acme"}, {"namespace": "vault"}
+    write(home, Emit(value(body=acme, clock=2**63 - 1)))
+    assert refused(home, Emit(value(body={**acme, "n": 2}))) == "clock-exhausted"
+    clocks = [write(home, Emit(value(body={**vault, "n": n})))[0].envelope.record["clock"] for n in range(2)]  # type: ignore[union-attr]
+    assert clocks == [0, 1]
+    write(home, Emit(value(body={**acme, "n": 3}, clock=0)))
+    assert refused(home, Emit(value(body={**acme, "n": 4}, clock=0))) == "ingest-failed"

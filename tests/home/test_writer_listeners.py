@@ -29,8 +29,8 @@ class World:
     def write(self, text: str = "w", records: int = 1, views_us: int = 0) -> None:
         self.listeners.begin()
         self.steady_ns += views_us * 1000
-        self.listeners.passed(VIEWS, records)
-        self.listeners.tell(text, records)
+        self.listeners.measure(VIEWS, records)
+        self.listeners.notify(text, records)
 
 
 def test_before_the_first_write_nothing_is_claimed() -> None:

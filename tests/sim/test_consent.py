@@ -99,7 +99,7 @@ class Side:
         """Return what of ours the other instance holds, each at its level."""
         index, found = by.home.store.index, set[Item]()
         for each in self.wrote:
-            found |= {(each.id, 0)} if index.find(each.id) is not None else set()
+            found |= {(each.id, 0)} if any(index.copies(each.id)) else set()
             for level in (1, 2, 3):
                 if index.has_projection(PAIR, levels.NAMES[level], self.alias(each.id, level)):
                     found.add((each.id, level))

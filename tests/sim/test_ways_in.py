@@ -242,7 +242,7 @@ async def test_nothing_of_it_comes_in_and_the_pair_goes_on(world: tuple[Node, No
     claim = projected(alice.key, alice.did, 1, "music", clock=9)
     await WAYS[way](alice, bob, [bad, (good, "default"), (claim, "music")])
     index, id_ = bob.home.store.index, bad[0]["id"]
-    assert index.find(id_) is None
+    assert not list(index.copies(id_))
     assert not any(index.has_projection(PAIR, level, id_) for level in levels.NAMES)
     assert bob.ids() == [good["id"]]
     assert index.tally("proj") == 1
@@ -283,10 +283,10 @@ async def test_projections_are_no_records_anywhere(world: tuple[Node, Node], way
     claim = projected(alice.key, alice.did, 1, "music", actor="did:sync:user:z", thread="th_z")
     await WAYS[way](alice, bob, [(claim, "music")] * (1 if way == "fetch" else 2))
     index = bob.home.store.index
-    assert index.find(claim["id"]) is None
-    assert index.alternates(claim["id"]) == []
+    assert not list(index.copies(claim["id"]))
+    assert index.alternates(claim["id"], "projects/music") == []
     assert [index.count(name) for name in ("t:th_z", "a:did:sync:user:z", "n:projects/music")] == [0, 0, 0]
-    assert index.clock_next("did:sync:user:z", "th_z") == 0
+    assert index.clock_next("projects/music", "did:sync:user:z", "th_z") == 0
     assert (index.count(f"x:{PAIR}"), index.tally("proj")) == (1, 1)
     assert not any(names & {"projects/music", "th_z"} for names in woken)
     row = index.last(f"x:{PAIR}")
@@ -310,7 +310,7 @@ async def test_the_record_comes_in_full_beside_its_claim_and_a_claim_of_what_is_
             {"pair_id": PAIR, "grant": Grant("projects/music", "music", 0, 1).to_json()})
     )  # fmt: skip
     await by_page(alice, bob, [(full, "music")])
-    row = bob.home.store.index.find(full["id"])
+    row = bob.home.store.index.find(full["id"], "projects/music")
     assert row is not None
     assert (row.kind, row.ns) == ("rec", "projects/music")
     assert bob.home.views.refused == {}

@@ -46,7 +46,7 @@ def start_of(entry: Entry) -> str:
 
 
 def row_of(store: Log, entry: Entry) -> Row:
-    row = store.index.find(entry.id)
+    row = store.index.find(entry.id, entry.ns)
     assert row is not None
     return row
 

@@ -77,7 +77,7 @@ async def test_stored_envelopes_are_byte_identical_on_both_sides(tmp_path: Path)
         join(alice, bob)
         sent = alice.emit('π \u2028 \\ " \x01', thread="tähti")
         await bob.sync.pull(PAIR)
-        row = bob.home.store.index.find(sent.id)
+        row = bob.home.store.index.find(sent.id, "default")
         assert row is not None
         assert bob.home.store.payloads([row]) == [sent.raw]
         assert (row.origin, row.own) == (PAIR, False)
@@ -284,7 +284,7 @@ async def test_what_lies_outside_the_agreement_stays_outside(tmp_path: Path, ns:
 
         alice.network.change = on_page(slip_in)
         assert await bob.sync.pull(PAIR) == 1
-        assert bob.home.store.index.find(env["id"]) is None
+        assert bob.home.store.index.find(env["id"], "default") is None
         row = bob.home.store.index.last(f"r:{PAIR}")
         assert row is not None
         assert json.loads(bob.home.store.payloads([row])[0])["code"] == "scope-violation"
@@ -366,7 +366,7 @@ async def test_our_own_records_come_back_from_a_peer_after_loss(tmp_path: Path) 
         join(alice, bob)
         sent = alice.emit("precious")
         await bob.sync.pull(PAIR)
-        alice.home.store.index.find(sent.id)
+        alice.home.store.index.find(sent.id, "default")
         # Nothing of ours comes back by itself, and all of it when we ask.
         await alice.sync.pull(PAIR)
         assert not alice.home.views.refused
@@ -380,7 +380,7 @@ async def test_a_second_voucher_is_kept_beside_the_first(tmp_path: Path) -> None
         one, two = alice.emit("same"), bob.emit("same")
         assert one.id == two.id
         assert await bob.sync.pull(PAIR) <= 1
-        others = bob.home.store.index.alternates(one.id)
+        others = bob.home.store.index.alternates(one.id, "default")
         assert [row.voucher for row in others] == [alice.did]
         assert bob.ids() == [one.id]
         assert await bob.sync.pull(PAIR, resync=True) == 0

@@ -1,7 +1,7 @@
 """Who may see what: rows of a scope, ids that are found, ranges known to be empty, and counts in agreement."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -96,8 +96,8 @@ def test_the_key_of_a_full_lane_is_that_of_older_cursors() -> None:
 
 def test_ids_below_l1_are_not_found() -> None:
     class Named(Rows):
-        def find(self, id_: str) -> Row | None:
-            return next((row for row in self.rows if str(row.seq) == id_), None)
+        def copies(self, id_: str) -> Iterator[Row]:
+            return (row for row in self.rows if str(row.seq) == id_)
 
     facts: list[Fact] = [(ns, "local", "did:us", 1, thread) for ns in "abc" for thread in ("shown", "hidden")]
     made = rows_of(facts)

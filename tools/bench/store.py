@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from spl.core import canon
 from spl.core.limits import Limits
 from spl.home.disk import Disk
-from spl.home.index import Added, Index
+from spl.home.index import Added, Index, by_namespace
 from spl.home.log import Entry, Log
 from spl.home.segments import Place
 
@@ -109,18 +109,18 @@ def fill(home: Path, count: int) -> None:
     index = store.index
     look = [record_id(n * 7919 % count) for n in range(LOOKUPS)]
     miss = [record_id(count + n) for n in range(LOOKUPS)]
-    show("find, known id", timed(lambda: [index.find(each) for each in look]) / LOOKUPS * 1e6, "us")
-    show("find, unknown id", timed(lambda: [index.find(each) for each in miss]) / LOOKUPS * 1e6, "us")
-    rows = index.after("n:team.1", 0, 10_000)
+    show("find, known id", timed(lambda: [next(index.copies(each), None) for each in look]) / LOOKUPS * 1e6, "us")
+    show("find, unknown id", timed(lambda: [next(index.copies(each), None) for each in miss]) / LOOKUPS * 1e6, "us")
+    rows = index.after(by_namespace("team.1"), 0, 10_000)
     show(
         "after + payloads",
-        timed(lambda: store.payloads(index.after("n:team.1", 0, 10_000))) / len(rows) * 1e6,
+        timed(lambda: store.payloads(index.after(by_namespace("team.1"), 0, 10_000))) / len(rows) * 1e6,
         f"us a record, {len(rows)} rows",
     )
     tail = store.last_seq - 100
-    show("after, at the tail", repeat(lambda: index.after("n:team.1", tail, 100)), "us")
-    show("clock_next", repeat(lambda: index.clock_next("did:sync:agent:3", "th_3")), "us")
-    show("count", repeat(lambda: index.count("n:team.1")), "us")
+    show("after, at the tail", repeat(lambda: index.after(by_namespace("team.1"), tail, 100)), "us")
+    show("clock_next", repeat(lambda: index.clock_next("team.1", "did:sync:agent:3", "th_3")), "us")
+    show("count", repeat(lambda: index.count(by_namespace("team.1"))), "us")
     print(f"{'index':<22} {index.stats()}")
     store.close()
     show("log", sum(path.stat().st_size for path in home.glob("*.jsonl")) / store.last_seq, "bytes a record")
@@ -152,7 +152,7 @@ def reopen(home: Path, count: int) -> None:
     store = open_store(home)
     took, opened = time.perf_counter() - start, rss_mib()
     for n in range(0, count, max(1, count // LOOKUPS)):
-        assert store.index.find(record_id(n))
+        assert any(store.index.copies(record_id(n)))
     print(
         f"{took:10.3f} s, {store.report.lines} lines read ({store.report.lines / took:.0f}/s); MiB resident: "
         f"{before:.1f} before, {opened:.1f} open, {rss_mib():.1f} after look-ups, "

@@ -139,7 +139,7 @@ def serve(home: Path, pipe: Connection) -> None:
 
 def records(store: Log, ids: Sequence[str]) -> bytes:
     """Return the page of these records, as the feed would."""
-    rows = [row for id_ in ids if (row := store.index.find(id_)) is not None]
+    rows = [row for id_ in ids if (row := store.index.find(id_, NS)) is not None]
     values = [json.loads(payload) for payload in store.payloads(rows)]
     return json.dumps({"records": values, "ns": [NS] * len(values), "has_more": False}).encode()
 
