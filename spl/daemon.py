@@ -28,7 +28,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
@@ -58,11 +57,10 @@ from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, server_tls
 from .pairing.pair_log import PairLog
 from .pairing.service import Pairing
-from .sync.changes import Feed, Query
-from .sync.follow import ReverseStream
-from .sync.holdings import terms_of
+from .sync.changes import Feed
+from .sync.ingest import Ingest
 from .sync.peer import PeerClient
-from .sync.push import Outlet, Push
+from .sync.push import Push
 from .sync.reach import Reaches
 from .sync.reconcile import Reconcile
 from .sync.schedule import Sync
@@ -373,7 +371,6 @@ def services_of(
     Their `run` methods are the caller's to start, their `close` methods to call at the end.
     """
     limits = home.config.limits
-    reaches = Reaches(limits.errors_until_degraded)
     policy = Policy(home.writer, resources=RESOURCES, now_ms=now_ms)
 
     async def adopt(label: str, force: bool) -> None:
@@ -381,22 +378,21 @@ def services_of(
         home.adopt(await asyncio.to_thread(home.vault.generate, label or default_label(), force=force))
 
     peers = PeerClient(home.vault, client, settings, url=url, now_ms=now_ms, random_bytes=random_bytes)
-    pairing = Pairing(
-        home.writer, home.vault, settings, peers, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
-        first_sync=lambda pair_id: sync.pull(pair_id), adopt_identity=adopt,
-        resync=lambda pair_id: reconcile.mend(pair_id), wake=lambda pair_id: sync.wake(pair_id),
-        permitted=policy.permits, granted=policy.grants,
-    )  # fmt: skip
-    reaches.watch(pairing)
-    sync = Sync(
-        home.writer, peers, limits, reaches, now_ms=now_ms, random_bytes=random_bytes, opposite=_opposite(lambda: feed)
-    )
+    reaches = Reaches(limits.errors_until_degraded)
+    ingest = Ingest(home.writer, peers, reaches, limits, now_ms=now_ms)
     feed = Feed(
-        home.writer, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes, queue_records=sync.queue_records,
+        home.writer, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes, queue_records=reaches.queue_records,
         reach=reaches.word,
     )  # fmt: skip
-    push = _push(home, sync, feed, reaches)
-    reconcile = _reconcile(home, sync, feed, push)
+    sync = Sync(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
+    push = Push(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
+    reconcile = Reconcile(ingest, feed, push, sync, now_ms=now_ms, random_bytes=random_bytes)
+    pairing = Pairing(
+        home.writer, home.vault, settings, peers, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
+        first_sync=sync.pull, adopt_identity=adopt, resync=reconcile.mend, wake=sync.wake, permitted=policy.permits,
+        granted=policy.grants,
+    )  # fmt: skip
+    reaches.watch(pairing)
     return Services(
         home.path, url, settings, limits, home.writer, home.store, home.vault,
         Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure),
@@ -414,22 +410,6 @@ def services_of(
     )  # fmt: skip
 
 
-def _opposite(feed: Callable[[], Feed]) -> ReverseStream:
-    """Return the stream that we serve to the same peer; the feed is made after the sync that asks for it."""
-    return ReverseStream(
-        confirm=lambda pair_id, cursor: feed().confirm(pair_id, cursor),
-        take=lambda pair_id, cursor: feed().ack(pair_id, cursor),
-        restart=lambda pair_id: feed().restart(pair_id),
-    )
-
-
-def _reconcile(home: Home, sync: Sync, feed: Feed, push: Push) -> Reconcile:
-    return Reconcile(
-        home.writer, home.config.limits, terms=partial(terms_of, feed.source), peer=sync, give=push.give,
-        read_anew=lambda pair_id: sync.pull(pair_id, resync=True), now_ms=now_ms, random_bytes=random_bytes,
-    )  # fmt: skip
-
-
 def _doctor(
     home: Home, client: Client, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed, reaches: Reaches
 ) -> Doctor:
@@ -438,23 +418,6 @@ def _doctor(
     probe = Prober(Resolver().resolve, tls, limits.check_s)
     peer = PeerCheck(client, probe, pairing, home.vault, limits, now_ms=now_ms)
     return Doctor(home, pairing, sync, reaches, health, peer, now_ms=now_ms)
-
-
-def _push(home: Home, sync: Sync, feed: Feed, reaches: Reaches) -> Push:
-    outlet = Outlet(
-        page=lambda pair_id, since, limit, resync: feed.changes(
-            pair_id, Query(since=since, limit=limit, resync=resync, pushed=True)
-        ),
-        fetch=feed.fetch,
-        ack=feed.ack,
-        chain=feed.chains,
-        view=feed.peer_view,
-        shares=feed.shares,
-        doubts=feed.doubts,
-        believe=feed.believe,
-    )
-    limits = home.config.limits
-    return Push(home.writer, limits, reaches, intake=sync, outlet=outlet, now_ms=now_ms, random_bytes=random_bytes)
 
 
 def _task_names() -> list[str]:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -30,10 +29,9 @@ from spl.net.client import Client, DialPolicy, Reply
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
 from spl.sync.changes import Feed, Query, whole
-from spl.sync.follow import ReverseStream
-from spl.sync.holdings import terms_of
+from spl.sync.ingest import Ingest
 from spl.sync.peer import PeerClient
-from spl.sync.push import Outlet, Push
+from spl.sync.push import Push
 from spl.sync.reach import Reaches
 from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
@@ -233,80 +231,24 @@ class Node:
         self.watched = Watched()
         self.reaches = Reaches(limits.errors_until_degraded)
         self.reaches.watch(self.watched)
-        self.peers = PeerClient(
-            self.home.vault,
-            cast(Client, network),
-            Settings(self.home.config),
-            url="",
-            now_ms=self.now_ms,
-            random_bytes=self.random.randbytes,
-        )
-        self.sync = self._sync()
-        self.feed = Feed(
-            self.home.writer,
-            self.home.vault,
-            limits,
-            now_ms=self.now_ms,
-            random_bytes=self.random.randbytes,
-            queue_records=self.sync.queue_records,
-            reach=self.reaches.word,
-        )
-        self.push = self._push()
-        self.reconcile = self._reconcile()
+        self._serve()
         self.writer = threading.Thread(target=self.home.writer.run)
         self.writer.start()
         network.nodes[name] = self
 
-    def _sync(self) -> Sync:
-        return Sync(
-            self.home.writer,
-            self.peers,
-            self.limits,
-            self.reaches,
-            now_ms=self.now_ms,
-            random_bytes=self.random.randbytes,
-            opposite=ReverseStream(
-                confirm=lambda pair_id, cursor: self.feed.confirm(pair_id, cursor),
-                take=lambda pair_id, cursor: self.feed.ack(pair_id, cursor),
-                restart=lambda pair_id: self.feed.restart(pair_id),
-            ),
-        )
-
-    def _push(self) -> Push:
-        feed = self.feed
-        outlet = Outlet(
-            page=lambda pair_id, since, limit, resync: feed.changes(
-                pair_id, Query(since=since, limit=limit, resync=resync, pushed=True)
-            ),
-            fetch=feed.fetch,
-            ack=feed.ack,
-            chain=feed.chains,
-            view=feed.peer_view,
-            shares=feed.shares,
-            doubts=feed.doubts,
-            believe=feed.believe,
-        )
-        return Push(
-            self.home.writer,
-            self.limits,
-            self.reaches,
-            intake=self.sync,
-            outlet=outlet,
-            now_ms=self.now_ms,
-            random_bytes=self.random.randbytes,
-        )
-
-    def _reconcile(self) -> Reconcile:
-        return Reconcile(
-            self.home.writer,
-            self.limits,
-            terms=partial(terms_of, self.feed.source),
-            peer=self.sync,
-            give=self.push.give,
-            read_anew=lambda pair_id: self.sync.pull(pair_id, resync=True),
-            now_ms=self.now_ms,
-            random_bytes=self.random.randbytes,
-        )
+    def _serve(self) -> None:
+        """Make the services as the daemon does."""
+        writer, dice = self.home.writer, self.random.randbytes
+        settings, client = Settings(self.home.config), cast(Client, self.network)
+        self.peers = PeerClient(self.home.vault, client, settings, url="", now_ms=self.now_ms, random_bytes=dice)
+        self.ingest = Ingest(writer, self.peers, self.reaches, self.limits, now_ms=self.now_ms)
+        self.feed = Feed(
+            writer, self.home.vault, self.limits, now_ms=self.now_ms, random_bytes=dice,
+            queue_records=self.reaches.queue_records, reach=self.reaches.word,
+        )  # fmt: skip
+        self.sync = Sync(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
+        self.push = Push(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
+        self.reconcile = Reconcile(self.ingest, self.feed, self.push, self.sync, now_ms=self.now_ms, random_bytes=dice)
 
     @property
     def did(self) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections import Counter
 from dataclasses import replace
-from typing import cast
 
 from ..core import when
 from ..core.errors import SplError
@@ -52,9 +51,9 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
     """GET /v1/status: identity, store, pairs, lag, queue, and what needs attention with its next step."""
     identity, stats, pairs = services.vault.identity, services.store.stats(), services.views.pairs
     reading = {pair_id: services.sync.status(pair_id) for pair_id, item in pairs.items() if item.live}
-    lags = [(found["lag_records"] or 0, pair_id) for pair_id, found in reading.items()]
+    lags = [(found.lag_records or 0, pair_id) for pair_id, found in reading.items()]
     worst = max(lags, default=(0, ""))
-    synced = {pair_id: str(found["last_sync_at"] or "") for pair_id, found in reading.items()}
+    synced = {pair_id: found.last_sync_at or "" for pair_id, found in reading.items()}
     oldest = min(((at, pair_id) for pair_id, at in synced.items() if _listens(pairs[pair_id])), default=("", ""))
     return json_response({
         "object": "status",
@@ -73,7 +72,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
         },
         "queue": {
             "now": sum(services.sync.queue_records(pair_id) for pair_id in reading),
-            "max": max((cast(int, found["queue_max"]) for found in reading.values()), default=0),
+            "max": max((found.queue_max for found in reading.values()), default=0),
         },
         "adapters": services.writer.listeners.summary(),
         "attention": [*services.doctor.attention(), *services.faults.findings(services.now_ms())],

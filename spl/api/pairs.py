@@ -174,18 +174,18 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         **_summary(services, found),
         "since": when.text_of(found.since_ms),
         "reason": found.reason,
-        "last_sync_cursor": {"clock": reading["clock"], "lag_records": reading["lag_records"]},
+        "last_sync_cursor": {"clock": reading.clock, "lag_records": reading.lag_records},
         "outbound": {"clock": offered["clock"], "lag_records": offered["lag_records"]},
-        "last_confirmed_at": reading["last_sync_at"],
-        "caught_up_ms": _caught_up_ms(found, reading["last_sync_at"]),
+        "last_confirmed_at": reading.last_sync_at,
+        "caught_up_ms": _caught_up_ms(found, reading.last_sync_at),
         "last_read_at": offered["last_read_at"],
         "lags": services.doctor.health.lags(found.pair_id),
-        "next_attempt_at": reading["next_attempt_at"],
-        "attempt": reading["attempt"],
-        "stream": reading["stream"],
-        "last_error": reading["last_error"],
-        "push": services.push.status(found.pair_id),
-        "peer_view": reading["peer_view"],
+        "next_attempt_at": reading.next_attempt_at,
+        "attempt": reading.attempt,
+        "stream": reading.stream.to_json() if reading.stream is not None else None,
+        "last_error": reading.last_error.to_json() if reading.last_error is not None else None,
+        "push": services.push.status(found.pair_id).to_json(),
+        "peer_view": dict(reading.peer_view) or None,
         "manifest": {
             "did": found.peer.did,
             "pair_endpoint": found.peer.pair_endpoint,
@@ -277,7 +277,7 @@ def _settings(found: Pair) -> tuple[object, ...]:
 
 
 def _summary(services: Services, found: Pair) -> dict[str, object]:
-    synced_at = services.sync.status(found.pair_id)["last_sync_at"]
+    synced_at = services.sync.status(found.pair_id).last_sync_at
     reach = services.push.reach(found.pair_id)
     return {"object": "pair", **pairs.summary(found), "last_sync_at": synced_at, "reach": reach}
 
@@ -332,13 +332,12 @@ async def acks(request: Request, principal: Principal, services: Services) -> Re
     if wait_ms and (position or 0) <= seq:
         position = await acked.beyond(found.pair_id, name, seq, wait_ms / 1000)
     status = services.sync.status(found.pair_id)
-    view = status["peer_view"]
     return json_response({
         "object": "acks",
         "pair_id": found.pair_id,
         "namespace": name,
         "position": position,
-        "queue_records": status["queue_records"],
-        "queue_records_max": status["queue_max"],
-        "peer_queue_records": view.get("queue") if isinstance(view, dict) else None,
+        "queue_records": status.queue_records,
+        "queue_records_max": status.queue_max,
+        "peer_queue_records": status.peer_view.get("queue"),
     })  # fmt: skip

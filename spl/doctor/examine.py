@@ -65,7 +65,7 @@ class Doctor:
 
     def _with_pair(self, known: Facts, pair: Pair) -> Facts:
         status, place = self.sync.status(pair.pair_id), self.home.views.positions.get(pair.pair_id)
-        at_ms, now_ms = gather.confirmed_ms(status), self._now_ms()
+        at_ms, now_ms = status.last_sync_ms, self._now_ms()
         context = PairContext(
             status,
             trouble=self.pairing.trouble(pair.pair_id),

@@ -26,6 +26,7 @@ from ..home.disk import Disk, DiskError, lock_home
 from ..home.home import SOCKET, read_config
 from ..home.log import Log
 from ..home.vault import Vault
+from ..sync.schedule import PairStatus
 from .conditions import MANIFEST
 from .facts import Facts, Fault, GrantGap, LockHolder
 from .health import HealthSampler
@@ -51,7 +52,7 @@ class PairContext:
     `sync/reach.py`; `uptime_s` how long this process has run.
     """
 
-    status: Mapping[str, Any]
+    status: PairStatus
     trouble: SplError | None
     reach: str
     unmoved: bool
@@ -121,7 +122,7 @@ def is_watched(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
 
 def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
     """Add what the daemon knows about a pair without asking the peer."""
-    status, stream = context.status, context.status["stream"] or {}
+    status, stream = context.status, context.status.stream
     known = replace(
         known,
         pair_id=pair.pair_id,
@@ -135,13 +136,13 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         ended_by_peer=pair.ended and pair.reason.startswith(REVOKED_BY_PEER),
         waits_for=_waits_for(pair),
         reach=context.reach,
-        clock=status["clock"],
+        clock=status.clock,
         unmoved=context.unmoved,
-        stream_open=stream.get("state") == "open",
-        breaks=stream.get("breaks", 0),
+        stream_open=stream is not None and stream.state == "open",
+        breaks=stream.breaks if stream is not None else 0,
         mute_s=health.mute_s(pair.pair_id),
-        queue_records=status["queue_records"],
-        queue_max=status["queue_max"],
+        queue_records=status.queue_records,
+        queue_max=status.queue_max,
         overdue_s=_overdue_s(pair, health, context, known.limits),
     )
     known = _with_tokens(known, pair, context.now_ms)
@@ -157,12 +158,6 @@ def with_consent(known: Facts, pair: Pair, book: PairGrants, registry: Mapping[s
     given = [row for row in rows if row.granted != consent.WITHDRAWN or row.code]
     gaps = (GrantGap(row.code, row.namespace, row.missing, row.fix, row.at_peer) for row in given if row.code)
     return replace(known, grants_count=len(given), gaps=tuple(gaps))
-
-
-def confirmed_ms(status: Mapping[str, Any]) -> int | None:
-    """Return when we last read all that the peer holds for us; None before the first time."""
-    text = status["last_sync_at"]
-    return when.ms_of(text) if text else None
 
 
 def _unsaved_s(vault: Vault, now_ms: int) -> float:
@@ -201,11 +196,11 @@ def _with_tokens(known: Facts, pair: Pair, now_ms: int) -> Facts:
 
 def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
     """Add why the last attempt failed: what this process met, otherwise the reason in the pair's record."""
-    error, trouble = context.status["last_error"], context.trouble
+    error, trouble = context.status.last_error, context.trouble
     if trouble is not None:
         failure = Fault(trouble.code, trouble.message)
-    elif error and context.status["attempt"]:
-        failure = Fault(error["code"], error["message"])
+    elif error and context.status.attempt:
+        failure = Fault(error.code, error.message)
     elif isinstance(pair.state, Degraded) and pair.reason in CODES:
         failure = Fault(pair.reason)
     else:
@@ -217,14 +212,14 @@ def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     """Add lag and standstill, and for how long what heals by itself has lasted."""
     # A degraded pair failed for long enough, whatever this process has seen of it.
     failing_s = inf if isinstance(pair.state, Degraded) else health.failing_s(pair.pair_id)
-    at_ms = confirmed_ms(context.status)
+    at_ms = context.status.last_sync_ms
     lasting = {**dict.fromkeys(HEALING, failing_s), "queue-high": health.full_s(pair.pair_id)}
     confirmed_s = None if at_ms is None else (context.now_ms - at_ms) / 1000
     if pair.mode == "on-demand" or not pair.sync_allowed:
         return replace(known, confirmed_s=confirmed_s, broken_s=lasting)
     stalled_s, least_s = health.stalled_s(pair.pair_id), OVERDUE_INTERVALS * _interval_s(pair, context.reach)
     lasting["cursor-stalled"] = stalled_s if stalled_s >= least_s else 0.0
-    return replace(known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=context.status["lag_records"])
+    return replace(known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=context.status.lag_records)
 
 
 def _interval_s(pair: Pair, reach: str) -> float:
@@ -237,9 +232,9 @@ def _overdue_s(pair: Pair, health: HealthSampler, context: PairContext, limits: 
 
     A stream brings an event each heartbeat and is given up when it is silent; other ways bring one each interval.
     """
-    if pair.mode == "on-demand" or not pair.sync_allowed or context.status["attempt"]:
+    if pair.mode == "on-demand" or not pair.sync_allowed or context.status.attempt:
         return 0.0
-    at_ms = confirmed_ms(context.status)
+    at_ms = context.status.last_sync_ms
     since_ms = pair.since_ms if at_ms is None else max(at_ms, pair.since_ms)
     silent_s = min(context.uptime_s, (context.now_ms - since_ms) / 1000, health.still_s(pair.pair_id))
     allowed_s = OVERDUE_INTERVALS * _interval_s(pair, context.reach) + limits.stream_silence_s + limits.heartbeat_s

@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..core.limits import Limits
 from ..home.writer import Writer
 from ..sync.changes import Feed
-from ..sync.schedule import Sync
+from ..sync.schedule import PairStatus, Sync
 from .conditions import QUEUE_RECORDS
 
 MINUTE_S: Final = 60.0
@@ -85,20 +85,20 @@ class HealthSampler:
             self._sample(samples, self._sync.status(pair_id), now_s, turned)
             self._sample_peer(samples, self._feed.offered(pair_id) if pair.serve_allowed else {}, now_s)
 
-    def _sample(self, samples: _PairSamples, status: Mapping[str, Any], now_s: float, turned: bool) -> None:
-        lag, queue, clock = status["lag_records"], int(status["queue_records"]), int(status["clock"])
-        samples.failing_s = _since(samples.failing_s, bool(status["attempt"]), now_s)
+    def _sample(self, samples: _PairSamples, status: PairStatus, now_s: float, turned: bool) -> None:
+        lag, queue, clock = status.lag_records, status.queue_records, status.clock
+        samples.failing_s = _since(samples.failing_s, bool(status.attempt), now_s)
         samples.full_s = _since(samples.full_s, queue > QUEUE_RECORDS, now_s)
         samples.still_s = _since(samples.still_s, clock == samples.clock, now_s)
         samples.stalled_s = _since(samples.stalled_s, bool(lag) and clock == samples.clock, now_s)
-        state = (status["stream"] or {}).get("state")
+        state = status.stream.state if status.stream is not None else ""
         # From the first that is opened until one brings an event; a stream that only broke does not begin it.
         mute = state == "opening" or (state == "down" and samples.mute_s is not None)
         samples.mute_s = _since(samples.mute_s, mute, now_s)
-        samples.clock, samples.crashes = clock, int(status["crashes"])
+        samples.clock, samples.crashes = clock, status.crashes
         if turned:
             samples.lags.pop(0)
-            samples.lags.append(UNKNOWN if lag is None or status["attempt"] else lag)
+            samples.lags.append(UNKNOWN if lag is None or status.attempt else lag)
 
     def _sample_peer(self, samples: _PairSamples, offered: Mapping[str, Any], now_s: float) -> None:
         """Sample how far the peer is with what we offer; a lag that is unknown counts as none."""

@@ -1,11 +1,14 @@
-"""Following a peer's stream: its events into our log, behind the gate, for as long as it lasts.
+"""Following a peer's stream: its events handed to ingest, for as long as the stream lasts.
 
-    stream -> inbox (bounded) -> decode, drop known ids, verify -> hub (records + position) -> ack
+    stream -> inbox (bounded) -> judge -> store with the position -> ack
 
-What has arrived is taken together and stored with one write; nothing waits for more to come.  The next lot is verified
-while the last is being written, and written only after it: a position never covers what failed to be stored.  Acks go
-out as events on the stream that we serve to the same peer, and by a request only where there is none; an ack says all
-that the ones before it said, so the newest goes out at once after a pause, and else after a few milliseconds.
+What has arrived is taken together and stored with one write; nothing waits for more to come.  The next lot is judged
+while the last is being written, and written only after it, so a position never covers what failed to be stored.  Acks
+go out as events on the stream that we serve to the same peer, and by a request only if there is none.  An ack says all
+that the ones before it said, so the newest goes out at once after a pause, and otherwise after a few milliseconds.
+
+Everything between network and store is bounded: records and bytes by the inbox, heartbeats by keeping only the newest
+of those that follow one another.  A full inbox stops the reading, and TCP stops the peer.
 """
 
 import asyncio
@@ -17,17 +20,18 @@ from urllib.parse import urlencode
 
 from ..core import when
 from ..core.errors import SplError
-from ..core.gate import Verdict
 from ..core.limits import KIB
 from ..core.pair.pair import Pair
 from ..core.record import page
 from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import Page
-from ..home.writes import Own
 from ..net.client import EventStream
 from ..net.sse import Event
+from .changes import Feed
+from .ingest import Judged
 from .peer import CHANGES, STATE_CODES, SyncError, printable
 from .pull import Progress, Puller
+from .supervise import run_together
 
 BATCH_RECORDS: Final = 256
 GATHER_AT_ONCE_BYTES: Final = 16 * KIB
@@ -43,20 +47,28 @@ _ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cu
 
 
 @dataclass(frozen=True, slots=True)
-class ReverseStream:
-    """What we serve to the peer: `confirm` sends an ack on our stream to it, `take` receives the peer's ack of ours.
+class StreamStatus:
+    """How the stream of a pair fares: open, opening or down; times in Unix ms."""
 
-    `restart` has the peer read from our start again, because its own log was set back.
-    """
+    state: str
+    since_ms: int | None
+    event_ms: int | None
+    breaks: int
+    """How often it broke in the last ten minutes."""
 
-    confirm: Callable[[str, str], bool] = lambda pair_id, cursor: False
-    take: Callable[[str, object], object] = lambda pair_id, cursor: None
-    restart: Callable[[str], None] = lambda pair_id: None
+    def to_json(self) -> dict[str, object]:
+        """Return {state, since, last_event_at, breaks}."""
+        return {
+            "state": self.state,
+            "since": when.text_of(self.since_ms) if self.since_ms is not None else None,
+            "last_event_at": when.text_of(self.event_ms) if self.event_ms is not None else None,
+            "breaks": self.breaks,
+        }
 
 
 @dataclass(slots=True)
 class Flow:
-    """How the stream of one pair fares."""
+    """The stream of one pair over time."""
 
     is_open: bool = False
     since_ms: int | None = None
@@ -67,24 +79,20 @@ class Flow:
     breaks_ms: "deque[int]" = field(default_factory=lambda: deque(maxlen=BREAKS_MAX))
 
     def open(self, now_ms: int) -> None:
-        """Take note that a stream is being opened."""
+        """Record that a stream is being opened."""
         self.is_open, self.since_ms, self.heard_ms, self.hold_s = True, now_ms, None, 0.0
 
     def close(self, now_ms: int) -> None:
-        """Take note that it ended."""
+        """Record that it ended."""
         if self.heard_ms is not None:
             self.breaks_ms.append(now_ms)
         self.is_open, self.since_ms = False, now_ms
 
-    def status(self, now_ms: int) -> dict[str, object]:
-        """Return state (open, opening, down), since, last_event_at and breaks, those of the last ten minutes."""
+    def status(self, now_ms: int) -> StreamStatus:
+        """Return how the stream fares now."""
         state = "down" if not self.is_open else "opening" if self.heard_ms is None else "open"
-        return {
-            "state": state,
-            "since": when.text_of(self.since_ms) if self.since_ms is not None else None,
-            "last_event_at": when.text_of(self.heard_ms) if self.heard_ms is not None else None,
-            "breaks": sum(at_ms > now_ms - BREAKS_MS for at_ms in self.breaks_ms),
-        }
+        breaks = sum(at_ms > now_ms - BREAKS_MS for at_ms in self.breaks_ms)
+        return StreamStatus(state, self.since_ms, self.heard_ms, breaks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +107,7 @@ class Arrived:
 
 @dataclass(slots=True)
 class Inbox:
-    """Events between network and store.  What has arrived is taken together, as soon as somebody takes."""
+    """Events between network and store; what has arrived is taken together."""
 
     records_max: int
     bytes_max: int
@@ -113,17 +121,19 @@ class Inbox:
     _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def room(self) -> None:
-        """Wait until one more fits."""
-        while self.records >= self.records_max or (self.records and self.size >= self.bytes_max):
+        """Wait until one more event fits."""
+        while self.records >= self.records_max or self.size >= self.bytes_max:
             self._freed.clear()
             await self._freed.wait()
 
     def put(self, data: bytes, cursor: str, *, is_beat: bool = False) -> None:
-        """Add the data of a record's event, or of a heartbeat."""
+        """Add the data of a record's event, or of a heartbeat, which replaces a heartbeat that waits before it."""
+        if is_beat and self._waiting and self._waiting[-1][2]:
+            self.size -= len(self._waiting.pop()[0])
         self._waiting.append((data, cursor, is_beat))
+        self.size += len(data)
         if not is_beat:
             self.records += 1
-            self.size += len(data)
             self.peak = max(self.peak, self.records)
         self._arrived.set()
 
@@ -148,82 +158,67 @@ class Inbox:
         return Arrived(data, cursor, sum(map(len, data)), is_beat)
 
     def done(self, item: Arrived) -> None:
-        """Give the room of what was taken free."""
+        """Release the room of what was taken."""
         if not item.is_beat:
             self.records -= len(item.data)
-            self.size -= item.size
-            self._freed.set()
-
-
-@dataclass(slots=True)
-class _Judged:
-    item: Arrived
-    page: Page
-    verdicts: list[Verdict]
-    pins: list[Own]
+        self.size -= item.size
+        self._freed.set()
 
 
 @dataclass(slots=True)
 class _StreamState:
-    """One stream on its way: what its tasks share."""
+    """One stream while it runs: what its tasks share."""
 
     pair_id: str
     progress: Progress
     flow: Flow
     heard: Callable[[], None]
     inbox: Inbox
-    judged: "asyncio.Queue[_Judged | None]" = field(default_factory=lambda: asyncio.Queue(1))
+    judged: "asyncio.Queue[tuple[Arrived, Judged] | None]" = field(default_factory=lambda: asyncio.Queue(1))
     unsent: str = ""
     """The newest cursor that the source was not told of."""
     telling: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Follower:
-    """Follows streams of any pair."""
+    """Follows streams of any pair.  `feed` serves the stream that the same peer reads from us."""
 
-    def __init__(self, puller: Puller, opposite: ReverseStream, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, puller: Puller, feed: Feed, *, now_ms: Callable[[], int]) -> None:
         self.puller = puller
-        self._opposite = opposite
+        self._ingest = puller.ingest
+        self._feed = feed
         self._now_ms = now_ms
 
     async def run(self, pair: Pair, progress: Progress, flow: Flow, heard: Callable[[], None]) -> None:
         """Return when the source ends the stream to come back after `flow.hold_s`; `heard` is called at each event.
 
-        Raises SyncError, ReachError, PageError and what the store raises; what had arrived is stored all the same.
+        Raises SyncError, ReachError, PageError and the store's errors; what had arrived is stored all the same.
         """
-        limits = self.puller.limits
-        target = f"{CHANGES}?{urlencode({'feed': 'continuous', 'since': self.puller.since(pair)})}"
-        inbox = progress.queue = Inbox(limits.queue_records, limits.queue_bytes)
-        course = _StreamState(pair.pair_id, progress, flow, heard, inbox)
-        try:
-            async with self.puller.peers.stream(pair, target) as stream, asyncio.TaskGroup() as tasks:
-                steps = (self._read(course, stream), self._judge(course), self._tell(course))
-                helpers = [tasks.create_task(step) for step in steps]
-                await self._keep(course)
-                if course.unsent:
-                    self._opposite.confirm(course.pair_id, course.unsent)
-                for helper in helpers:
-                    helper.cancel()
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from group
+        ingest = self._ingest
+        target = f"{CHANGES}?{urlencode({'feed': 'continuous', 'since': ingest.since(pair)})}"
+        inbox = progress.queue = Inbox(ingest.limits.queue_records, ingest.limits.queue_bytes)
+        state = _StreamState(pair.pair_id, progress, flow, heard, inbox)
+        async with ingest.peers.stream(pair, target) as stream:
+            await run_together(self._keep(state), self._read(state, stream), self._judge(state), self._tell(state))
         if isinstance(inbox.end, SplError):
             raise inbox.end
         flow.hold_s = inbox.end or 0.0
 
-    async def _read(self, course: _StreamState, stream: EventStream) -> None:
+    async def _read(self, state: _StreamState, stream: EventStream) -> None:
         """Put events into the inbox until the stream ends, for whatever reason."""
-        inbox = course.inbox
+        inbox = state.inbox
         try:
             async for event in stream:
-                course.flow.heard_ms = self._now_ms()
-                course.heard()
+                state.flow.heard_ms = self._now_ms()
+                state.heard()
                 if event.name == "record.created":
                     await inbox.room()
                     inbox.put(event.data, _cursor_in(event.id))
                 elif event.name == "heartbeat":
+                    await inbox.room()
                     inbox.put(event.data, "", is_beat=True)
                 elif event.name == "ack":
-                    self._take_ack(course.pair_id, event)
+                    self._take_ack(state.pair_id, event)
                 elif event.name == "server_shutdown":
                     inbox.close(_hold_s(event))
                     return
@@ -234,65 +229,65 @@ class Follower:
         except SplError as exc:
             inbox.close(exc)
 
-    async def _judge(self, course: _StreamState) -> None:
+    async def _judge(self, state: _StreamState) -> None:
         """Judge what arrived, one lot ahead of what is being stored; end with None."""
-        loop, verifier = asyncio.get_running_loop(), self.puller.verifier
-        while (item := await course.inbox.take(BATCH_RECORDS)) is not None:
-            pair = self.puller.pair(course.pair_id)
-            found: Page | SplError
+        loop, ingest = asyncio.get_running_loop(), self._ingest
+        while (item := await state.inbox.take(BATCH_RECORDS)) is not None:
+            pair = ingest.pair(state.pair_id)
             try:
                 if item.is_beat:
                     found = _beat(item.data[0])
                 elif item.size <= GATHER_AT_ONCE_BYTES:
                     found = page.gather(item.data, item.cursor, {})
                 else:
-                    found = await loop.run_in_executor(verifier.pool, page.gather, item.data, item.cursor, {})
+                    found = await loop.run_in_executor(ingest.pool, page.gather, item.data, item.cursor, {})
             except SplError as exc:
-                course.inbox.close(exc)
+                state.inbox.close(exc)
                 break
-            verdicts, pins = await verifier.judge(pair, course.progress, found)
-            await course.judged.put(_Judged(item, found, verdicts, pins))
-        await course.judged.put(None)
+            await state.judged.put((item, await ingest.judge(pair, found)))
+        await state.judged.put(None)
 
-    async def _keep(self, course: _StreamState) -> None:
+    async def _keep(self, state: _StreamState) -> None:
         """Store lot after lot, each with the position that it leads to, and tell the source."""
-        progress = course.progress
-        while (lot := await course.judged.get()) is not None:
-            pair = self.puller.pair(course.pair_id)
-            _, _, clock = await self.puller.keep(pair, lot.page, lot.verdicts, lot.pins, moves=True)
-            course.inbox.done(lot.item)
-            course.flow.synced_ms = self._now_ms()
-            view = {**progress.view, **lot.page.view}
-            progress.view = {**view, "head": max(int(view.get("head", 0)), clock)}
-            if lot.page.next_cursor and (lot.page.count or lot.page.view.get("acked") != clock):
-                course.unsent = lot.page.next_cursor
-                course.telling.set()
-            if lot.item.is_beat:
-                progress.strangers.clear()
-            if progress.learnt:
-                progress.learnt = False
-                if self.puller.writer.views.refused.get(pair.pair_id):
-                    await self.puller.retry_refused(pair, progress)
+        progress, ingest = state.progress, self._ingest
+        while (lot := await state.judged.get()) is not None:
+            item, judged = lot
+            pair, page_ = ingest.pair(state.pair_id), judged.page
+            taken = await ingest.keep(pair, judged, moves=True)
+            state.inbox.done(item)
+            state.flow.synced_ms = self._now_ms()
+            view = {**progress.view, **page_.view}
+            progress.view = {**view, "head": max(int(view.get("head", 0)), taken.clock)}
+            ingest.reaches.heard(state.pair_id, progress.view)
+            if page_.next_cursor and (page_.count or page_.view.get("acked") != taken.clock):
+                state.unsent = page_.next_cursor
+                state.telling.set()
+            if item.is_beat:
+                ingest.begin(state.pair_id)
+            if taken.learnt and ingest.owes(pair):
+                await self.puller.retry_refused(pair)
+        if state.unsent:
+            self._feed.confirm(state.pair_id, state.unsent)
 
     def _take_ack(self, pair_id: str, event: Event) -> None:
-        """Hand the peer's ack to our own feed; one that makes no sense ends no stream."""
+        """Hand the peer's ack to our own feed; one that is refused ends no stream."""
         value = _object_in(event)
         try:
-            self._opposite.take(pair_id, value.get("cursor"))
+            self._feed.ack(pair_id, value.get("cursor"))
         except SplError:
             return
 
-    async def _tell(self, course: _StreamState) -> None:
-        """Send acks, only the newest and not all the time: on our stream, by request where there is none."""
+    async def _tell(self, state: _StreamState) -> None:
+        """Send acks, only the newest and not all the time: on the stream that we serve, by request if there is none."""
         while True:
-            await course.telling.wait()
-            course.telling.clear()
-            cursor, course.unsent = course.unsent, ""
-            if self._opposite.confirm(course.pair_id, cursor):
+            await state.telling.wait()
+            state.telling.clear()
+            cursor, state.unsent = state.unsent, ""
+            if self._feed.confirm(state.pair_id, cursor):
                 await asyncio.sleep(ACK_EVERY_S)
                 continue
-            view = await self.puller.ack(self.puller.pair(course.pair_id), cursor)
-            course.progress.view = {**course.progress.view, **view}
+            view = await self.puller.ack(self._ingest.pair(state.pair_id), cursor)
+            state.progress.view = {**state.progress.view, **view}
             await asyncio.sleep(ACK_POST_EVERY_S)
 
 
@@ -326,11 +321,13 @@ def _hold_s(event: Event) -> float:
 
 
 def _end_of(event: Event) -> SyncError:
-    """Return why the source ended the stream: its word on the pair, or that another stream is to be opened."""
+    """Return why the source ended the stream: the state of the pair, or that another stream is to be opened."""
     value = _object_in(event)
     word = str(value.get("code", ""))
     code = _ENDS.get(word, "disconnected")
     view = value.get("peer_view")
-    known = page.read_view(view) if isinstance(view, dict) else {"state": word[:40]} if code in STATE_CODES else None
+    known = page.read_view(view) if isinstance(view, dict) else None
+    if known is None and code in STATE_CODES:
+        known = {"state": printable(word, 40)}
     shown = printable(value.get("message", ""))
     return SyncError(code, f"the peer ended the stream: {shown or printable(word, 40)}", view=known)

@@ -1,13 +1,24 @@
-"""Judging what a peer sent: what is new goes through the gate, and the chains of signers not yet known are learnt.
+"""The one door for what a peer sends: pages and events are judged here, stored in one write, and nowhere else.
 
-The gate goes by the folds of this moment: grants of either side and archived namespaces count with the next record.
+    page -> drop known ids -> gate (form, scope, signature) -> learn the chains of unknown signers -> writer -> Taken
 
-Signatures are checked in threads; libsodium lets go of the interpreter meanwhile.
+Pull, follow, push and repair hand pages in and get one value back.  The gate goes by the folds of this moment: grants
+of either side and archived namespaces count with the next record.  Records and the position that they lead to are one
+submission, so the position never runs ahead; a crash at any point repeats at most pages whose ids are known.  A record
+that the gate refuses goes into the ledger in the same write and holds up nothing.
+
+Known ids are dropped before any signature is checked: a page that comes again costs an index lookup a record.  The
+checks of a larger page are shared by two threads, for libsodium releases the GIL; a single record is judged on the
+loop, because the way through a thread costs five times its 55 us.  Judging and storing are two steps, so that a stream
+judges the next lot while the last is being written.
+
+What the ledger holds is asked for again if its cause may be gone: `owes` says when, and `Ledger` what.
 """
 
 import asyncio
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,122 +31,307 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
 from ..core.identity.did import Chain, chain_from_json
-from ..core.identity.pins import FORK, KIND_CHAIN, pin_body
+from ..core.identity.pins import FORK, KIND_CHAIN, Pins, pin_body
 from ..core.limits import KIB, Limits
 from ..core.pair.pair import Pair
-from ..core.record import page
+from ..core.pair.state import known, refusal_code
+from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
-from ..core.record.page import Page
+from ..core.record.page import Page, PushBody
+from ..home.index import refusals_of
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
-from ..home.writes import Own
-from .peer import CHAINS, PeerClient
+from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition
+from .peer import CHAINS, PeerClient, SyncError
+from .reach import Reaches
 
 log = logging.getLogger("spl.federation")
 
-
 WORKERS: Final = 2
-CHAINS_PER_PAGE_MAX: Final = 16
+ON_LOOP_RECORDS: Final = 8
+ON_LOOP_BYTES: Final = 16 * KIB
 GATE_AGE_MS: Final = 60_000
-"""A gate is made anew after a minute, because retired keys end with time."""
-AT_ONCE_RECORDS: Final = 8
-AT_ONCE_BYTES: Final = 16 * KIB
-"""So few are judged on the loop: a check is 55 us, and the way through a thread under load five times that."""
+"""A gate is made again after a minute, because retired keys end with time."""
+WANTED_ANSWERS_MAX: Final = 8
+"""How often in a row a pushing peer is told the same ids that we would see again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A page with its verdicts, the pins of chains learnt for it and the marks of forks."""
+
+    page: Page
+    verdicts: Sequence[Verdict]
+    pins: Sequence[Own] = ()
+    forks: Sequence[Own] = ()
+    ahead: bool = False
+    """Records came in full by a grant of ours that we lowered: the peer has not received that yet."""
+    unshown: bool = False
+    """The peer could not show the chain of a signer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of a page."""
+
+    fresh: int = 0
+    """How many records were new."""
+    refused: tuple[Verdict, ...] = ()
+    clock: int = 0
+    """Records in scope up to the position, as the source counts them."""
+    learnt: bool = False
+    """A chain was pinned."""
+    ahead: bool = False
+    """As in Judged."""
+    wanted: tuple[str, ...] = ()
+    """Ids refused earlier that the peer may push again, for they may be sound now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What was refused and is still lacking: ids to ask for, oldest first, and the peer's namespaces to read again.
+
+    From L2 on a projection has a pseudonym, by which nothing can be asked for.  `awaited` are those of the ids that are
+    no longer out of scope here.
+    """
+
+    ids: list[str]
+    namespaces: list[str]
+    awaited: frozenset[str]
 
 
 @dataclass(slots=True)
-class VerifyState:
-    """What judging remembers from page to page."""
+class _Memory:
+    """What judging one pair remembers from page to page."""
 
-    strangers: set[str] = field(default_factory=set)
-    """Signers whose chains the peer could not show in this pull."""
-    learnt: bool = False
-    """A chain was pinned in this pull."""
-    lacking: bool = False
-    """Records stand in the ledger that the peer may give so that they are taken: a chain it did not show, a level."""
-    ahead: bool = False
-    """Records came in full by a grant of ours that we lowered: the peer does not hold our word yet."""
-    shown: Mapping[str, Any] | None = None
-    """Chains, as decoded, that came with a push; nothing is asked of who pushes, as it may be out of reach."""
+    unshown: set[str] = field(default_factory=set)
+    """Signers whose chains the peer could not show since the last pull began."""
+    had: bool = False
+    """Something was refused before the reading that runs."""
+    owed: bool = False
+    """Refused records may be sound now, or the peer may give them again: a chain, a level."""
+    inbound: Mapping[str, Inbound] | None = None
+    """What the pair could bring in when the ledger was last asked for; None before the first time."""
+    asked: tuple[str, ...] = ()
+    tried: set[str] = field(default_factory=set)
+    """Ids that a pushing peer was told, and answered with what it has of them."""
+    answers: int = 0
+    received_ms: int | None = None
+    gate: tuple[tuple[object, ...], Gate] | None = None
 
 
-class Verifier:
-    """Judges for all pairs."""
+@dataclass(slots=True)
+class _Learnt:
+    """Key chains that the peer showed: those to pin, and records of those that contradict a pinned one."""
 
-    def __init__(self, writer: Writer, peers: PeerClient, limits: Limits) -> None:
+    chains: dict[str, Chain] = field(default_factory=dict)
+    forks: list[Own] = field(default_factory=list)
+    unshown: bool = False
+    """One was asked for in vain."""
+
+
+class Ingest:
+    """Takes in what the peers of all pairs send."""
+
+    def __init__(
+        self, writer: Writer, peers: PeerClient, reaches: Reaches, limits: Limits, *, now_ms: Callable[[], int]
+    ) -> None:
         self.writer = writer
+        self.peers = peers
+        self.reaches = reaches
         self.limits = limits
-        self._peers = peers
-        self._roots = Roots(limits.verified_roots)
-        self._gates: dict[str, tuple[tuple[object, ...], Gate]] = {}
-        self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
         self.pool = ThreadPoolExecutor(WORKERS, "spl-verify")
+        self._now_ms = now_ms
+        self._roots = Roots(limits.verified_roots)
+        self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
+        self._memories: dict[str, _Memory] = {}
 
     def close(self) -> None:
         """End the verifying threads."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def inlets(self, pair: Pair) -> Mapping[str, Inbound]:
+    # -- where a pair stands
+
+    def pair(self, pair_id: str) -> Pair:
+        """Return the pair if it may sync now.
+
+        Raises PairError "pair-unknown", SyncError "pair-paused", "pair-revoked", "pair-state-conflict".
+        """
+        pair = known(self.writer.views.pairs, pair_id)
+        if not pair.sync_allowed:
+            raise SyncError(refusal_code(pair), f"{pair_id} is {pair.state.detail or pair.phase}")
+        return pair
+
+    def since(self, pair: Pair) -> str:
+        """Return the saved cursor, "" at the start; a pair that superseded another goes on from its position."""
+        positions = self.writer.views.positions
+        place = positions.get(pair.pair_id) or positions.get(pair.inherits)
+        return place.cursor if place is not None else ""
+
+    def inbound(self, pair: Pair) -> Mapping[str, Inbound]:
         """Return what the pair may bring in now, by the peer's namespace."""
         return self._gate(pair).inlets
 
-    async def judge(self, pair: Pair, state: VerifyState, item: Page) -> tuple[list[Verdict], list[Own]]:
-        """Return verdicts over what is new in a page, and the pins of chains learnt for it."""
-        loop = asyncio.get_running_loop()
+    def received_ms(self, pair_id: str) -> int | None:
+        """Return when the peer last pushed to us; None if it did not."""
+        return self._memory(pair_id).received_ms
+
+    # -- what peers send
+
+    async def take(self, pair: Pair, item: Page, *, moves: bool) -> Taken:
+        """Judge a page and store what is new and sound of it; `moves`: with the position that it leads to."""
+        return await self.keep(pair, await self.judge(pair, item), moves=moves)
+
+    async def take_again(self, pair: Pair, item: Page, chains: Mapping[str, Any] | None = None) -> Taken:
+        """Store what is sound now of records asked for again; what is refused again is in the ledger already."""
+        judged = await self.judge(pair, item, chains)
+        fresh = await self._store(pair, [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)])
+        refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
+        return Taken(fresh, refused, learnt=bool(judged.pins), ahead=judged.ahead)
+
+    async def take_pushed(self, pair: Pair, pushed: PushBody) -> Taken:
+        """Store a page that the peer pushed; nothing is asked of the peer, which may be out of reach."""
+        memory = self._memory(pair.pair_id)
+        memory.had = bool(self.writer.views.refused.get(pair.pair_id))
+        if pushed.again:
+            taken = await self.take_again(pair, pushed.page, pushed.chains)
+            memory.tried.update(memory.asked)
+            memory.answers = 0
+        else:
+            taken = await self.keep(pair, await self.judge(pair, pushed.page, pushed.chains), moves=True)
+        memory.received_ms = self._now_ms()
+        self.reaches.heard(pair.pair_id, pushed.page.view)
+        wanted = await self._wanted(pair, memory)
+        return Taken(taken.fresh, taken.refused, taken.clock, taken.learnt, taken.ahead, wanted)
+
+    async def judge(self, pair: Pair, item: Page, chains: Mapping[str, Any] | None = None) -> Judged:
+        """Return the verdicts over what is new in a page.
+
+        `chains` are key chains of relayed signers by DID, as decoded, that came with it; without, the peer is asked.
+        """
         rules = self._gate(pair)
-        if item.count <= AT_ONCE_RECORDS and item.size <= AT_ONCE_BYTES:
+        if item.count <= ON_LOOP_RECORDS and item.size <= ON_LOOP_BYTES:
             rows = self._unknown(pair.pair_id, rules.inlets, item)
             verdicts = [rules.judge(value, ns) for value, ns in rows]
         else:
+            loop = asyncio.get_running_loop()
             rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, rules.inlets, item)
             verdicts = await self._judge_rows(rules, rows)
-        strangers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
-        learnt: dict[str, Chain] = {}
-        forks: list[Own] = []
-        for did in [did for did in strangers if did not in state.strangers][:CHAINS_PER_PAGE_MAX]:
-            chain = await self._shown(pair, did, state.shown)
-            code = self.writer.views.pins.code_of(chain) if chain is not None else CHAIN_UNKNOWN
-            if chain is not None and not code:
-                learnt[did] = chain
-                continue
-            if chain is not None:
-                log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=code, signer=did))
-            if chain is not None and code == FORK:
-                # The record of the fork marks the DID from now on, after each start, too.
-                forks.append(Own(THREAD_PAIRS, KIND_CHAIN, pin_body(chain, via=pair.pair_id)))
-            if len(state.strangers) < self.limits.chains_count:
-                state.strangers.add(did)
-                state.lacking = True
-        if any(_is_ahead(rules, verdict) for verdict in verdicts):
-            state.lacking = state.ahead = True
-        if not learnt:
-            return verdicts, forks
+        ahead = any(_is_ahead(rules, verdict) for verdict in verdicts)
+        signers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
+        found = await self._learn_all(pair, list(signers), chains) if signers else _Learnt()
+        if not found.chains:
+            return Judged(item, verdicts, forks=found.forks, ahead=ahead, unshown=found.unshown)
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
-        again = await self._judge_rows(self._gate(pair, learnt), [rows[place] for place in places])
+        again = await self._judge_rows(self._gate(pair, found.chains), [rows[place] for place in places])
         for place, verdict in zip(places, again, strict=True):
             verdicts[place] = verdict
         vouching = {verdict.by for verdict in again if not verdict.code}
-        bodies = [pin_body(chain, via=pair.pair_id) for did, chain in learnt.items() if did in vouching]
-        state.learnt = state.learnt or bool(bodies)
-        return verdicts, forks + [Own(THREAD_PAIRS, KIND_CHAIN, body) for body in bodies]
+        pins = [_pin(pair, chain) for did, chain in found.chains.items() if did in vouching]
+        return Judged(item, verdicts, pins, found.forks, ahead, found.unshown)
 
-    def _unknown(self, pair_id: str, inlets: Mapping[str, Inbound], item: Page) -> list[tuple[Any, Any]]:
+    async def keep(self, pair: Pair, judged: Judged, *, moves: bool) -> Taken:
+        """Store a judged page in one write; `moves`: with the position that it leads to, if to any."""
+        item, pair_id = judged.page, pair.pair_id
+        refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
+        items: list[Item] = [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)]
+        items += [Refuse(pair_id, verdict.id, verdict.code, _name_of(verdict.ns)) for verdict in refused]
+        place = self.writer.views.positions.get(pair_id)
+        clock = item.view.get("clock", (place.count if place else 0) + item.count)
+        # The same cursor with another count: the source counts what was repaired beside it, and we did not.
+        if moves and item.next_cursor and (place is None or (place.cursor, place.count) != (item.next_cursor, clock)):
+            items.append(SavedPosition(pair_id, item.next_cursor, clock))
+        fresh = await self._store(pair, items)
+        if refused:
+            codes = ",".join(sorted({verdict.code for verdict in refused}))
+            log.warning(**event("sync.refused", pair=pair_id, records=len(refused), codes=codes))
+        memory, learnt = self._memory(pair_id), bool(judged.pins)
+        if judged.ahead or judged.unshown or (learnt and self.writer.views.refused.get(pair_id)):
+            memory.owed = True
+        return Taken(fresh, refused, clock, learnt, judged.ahead)
+
+    # -- what was refused
+
+    def begin(self, pair_id: str) -> None:
+        """A reading begins: forget which signers' chains the peer could not show, as it may know them now."""
+        memory = self._memory(pair_id)
+        memory.unshown.clear()
+        memory.had = bool(self.writer.views.refused.get(pair_id))
+
+    def owes(self, pair: Pair) -> bool:
+        """Return whether refused records are worth asking for.
+
+        So once a process, when a chain was learnt or the pair may bring in something else than before; until the peer
+        has given what it has of them.
+        """
+        memory = self._memory(pair.pair_id)
+        return memory.owed or (memory.had and memory.inbound != self.inbound(pair))
+
+    async def ledger(self, pair: Pair) -> Ledger:
+        """Return what was refused of a pair and is still lacking."""
+        inbound = self.inbound(pair)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, self._ledger, pair.pair_id, inbound)
+
+    def settle(self, pair: Pair, inbound: Mapping[str, Inbound], *, owed: bool = False) -> None:
+        """Record that the ledger was asked for under these rules; `owed`: the peer may give more later."""
+        memory = self._memory(pair.pair_id)
+        memory.inbound, memory.owed, memory.asked, memory.answers = inbound, owed, (), 0
+        memory.tried.clear()
+
+    async def _wanted(self, pair: Pair, memory: _Memory) -> tuple[str, ...]:
+        """Return the ids that a pushing peer is asked for, the same ones until it has answered them.
+
+        Only then is the ledger settled: an answer may be lost, or the peer may leave before it acts on it.
+        """
+        if not self.owes(pair):
+            return ()
+        inbound = self.inbound(pair)
+        ids = [id_ for id_ in (await self.ledger(pair)).ids if id_ not in memory.tried][: self.limits.fetch_ids]
+        memory.answers += 1
+        if not ids or memory.answers > WANTED_ANSWERS_MAX:
+            self.settle(pair, inbound)
+            return ()
+        memory.asked = tuple(ids)
+        return memory.asked
+
+    def _ledger(self, pair_id: str, inbound: Mapping[str, Inbound]) -> Ledger:
+        store = self.writer.store
+        rows = store.index.after(refusals_of(pair_id), 0, self.limits.refused_per_pair)
+        ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
+        for entry in map(json.loads, store.payloads(rows)):
+            id_, ns = entry["id"], entry.get("ns", "")
+            shown = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
+            entered = [inbound[ns]] if ns in inbound else inbound.values()
+            if shown or any(store.index.find(id_, inlet.ns) is not None for inlet in entered):
+                continue
+            enters = entry["code"] == SCOPE_VIOLATION and ns in inbound
+            if enters and inbound[ns].level > STRUCTURAL:
+                namespaces[ns] = None
+                continue
+            ids[id_] = None
+            if enters:
+                awaited.add(id_)
+        return Ledger(list(ids), list(namespaces), frozenset(awaited))
+
+    # -- judging
+
+    def _unknown(self, pair_id: str, inbound: Mapping[str, Inbound], item: Page) -> list[tuple[Any, Any]]:
         """Return (value, ns) of what we hold neither from the same voucher nor as this very projection.
 
-        Nothing but the id is believed here, and only to store nothing.  A record is known only in the namespace that
-        it would enter: whether another one holds it must not show.
+        Only the id is believed here, and only to store nothing.  A record is known only in the namespace that it would
+        enter: whether another one holds it must not show.
         """
         found = []
         for value, ns in zip(item.values, item.ns, strict=True):
             id_ = value.get("id") if isinstance(value, dict) else None
-            inlet = inlets.get(ns) if isinstance(ns, str) else None
+            inlet = inbound.get(ns) if isinstance(ns, str) else None
             if not isinstance(id_, str) or len(id_) != 64 or inlet is None:
                 found.append((value, ns))
                 continue
             mark = value.get("projection")
             sig = value.get("sig")
             if isinstance(mark, dict):
-                held = self._is_shown(pair_id, id_, inlet.ns, mark.get("level"))
+                held = self._holds_projection(pair_id, id_, inlet.ns, mark.get("level"))
             else:
                 row = self.writer.store.index.find(id_, inlet.ns)
                 held = row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
@@ -143,8 +339,8 @@ class Verifier:
                 found.append((value, ns))
         return found
 
-    def _is_shown(self, pair_id: str, id_: str, ns: str, level: object) -> bool:
-        """Tell whether a projection adds nothing: it is held already, or its record is."""
+    def _holds_projection(self, pair_id: str, id_: str, ns: str, level: object) -> bool:
+        """Return whether a projection adds nothing: it is held already, or its record is."""
         if not isinstance(level, str) or level not in NAMES:
             return False
         index = self.writer.store.index
@@ -153,7 +349,7 @@ class Verifier:
         return level == NAMES[STRUCTURAL] and index.find(id_, ns) is not None
 
     async def _judge_rows(self, rules: Gate, rows: Sequence[tuple[Any, Any]]) -> list[Verdict]:
-        """Return a verdict for each row; the signature checks let go of the interpreter, so two threads share them."""
+        """Return a verdict for each row, from two threads."""
         loop = asyncio.get_running_loop()
 
         def judge(part: Sequence[tuple[Any, Any]]) -> list[Verdict]:
@@ -167,12 +363,11 @@ class Verifier:
 
     def _gate(self, pair: Pair, learnt: Mapping[str, Chain] = MappingProxyType({})) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
-        own, views = self._peers.identity().chain, self.writer.views
+        own, views, memory = self.peers.identity().chain, self.writer.views, self._memory(pair.pair_id)
         now_ms = self.writer.now_ms()
         made_of = (pair, views.pins, views.blocked, own, views.consents, views.namespaces, views.pairs)
-        kept = self._gates.get(pair.pair_id)
-        if kept is not None and not learnt and now_ms < kept[1].trust.now_ms + GATE_AGE_MS:
-            made_before, rules = kept
+        if memory.gate is not None and not learnt and now_ms < memory.gate[1].trust.now_ms + GATE_AGE_MS:
+            made_before, rules = memory.gate
             if all(one is other for one, other in zip(made_before, made_of, strict=True)):
                 return rules
         pins = views.pins
@@ -188,7 +383,7 @@ class Verifier:
             limits=self.limits,
         )
         if not learnt:
-            self._gates[pair.pair_id] = made_of, rules
+            memory.gate = made_of, rules
         return rules
 
     def _crossed(self) -> Mapping[tuple[str, str], str]:
@@ -199,29 +394,91 @@ class Verifier:
             self._crossings = made_of, consent.crossings(views.pairs.values(), views.consents)
         return self._crossings[1]
 
-    async def _shown(self, pair: Pair, did: str, shown: Mapping[str, Any] | None) -> Chain | None:
-        """Return the verified key chain of a signer as the peer knows it, None if it shows none that holds.
+    async def _learn_all(self, pair: Pair, signers: Sequence[str], chains: Mapping[str, Any] | None) -> _Learnt:
+        """Return what can be learnt of these signers.
 
-        The peer is asked for it, unless `shown` holds what it pushed.
+        All of a page are asked for: one left over would stay refused until something else has it asked for again.
         """
-        pins = self.writer.views.pins
+        memory, found, pins = self._memory(pair.pair_id), _Learnt(), self.writer.views.pins
+        for did in signers:
+            if chains is None and did in memory.unshown:
+                continue
+            chain = await self._shown(pair, did, chains, pins)
+            code = pins.code_of(chain) if chain is not None else CHAIN_UNKNOWN
+            if chain is not None and not code:
+                found.chains[did] = chain
+                pins = pins.seen(chain, pair.pair_id)
+                continue
+            if chain is not None:
+                log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=code, signer=did))
+            if chain is not None and code == FORK:
+                # The record of the fork marks the DID from now on, after each start, too.
+                found.forks.append(_pin(pair, chain))
+            if chains is None and len(memory.unshown) < self.limits.chains_count:
+                memory.unshown.add(did)
+                found.unshown = True
+        return found
+
+    async def _shown(self, pair: Pair, did: str, chains: Mapping[str, Any] | None, pins: Pins) -> Chain | None:
+        """Return the verified key chain of a signer as the peer knows it, None if it shows none that holds."""
         if pins.is_forked(did) or (pins.chain(did) is None and not pins.has_room(pair.pair_id, self.limits)):
             return None
         try:
-            if shown is None:
-                reply = await self._peers.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
+            if chains is None:
+                reply = await self.peers.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
                 value = page.decode_many(reply.body[: self.limits.manifest_bytes])
             else:
-                value = shown.get(did)
+                value = chains.get(did)
             chain = chain_from_json(value, self.limits)
         except SplError as exc:
             log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=exc.code, signer=did))
             return None
         return chain if chain.did == did else None
 
+    # -- storing
+
+    async def _store(self, pair: Pair, items: Sequence[Item]) -> int:
+        """Write it all at once; return how many records were new.  Nothing of a pair paused or revoked meanwhile."""
+        self.pair(pair.pair_id)
+        outcomes: list[Outcome] = []
+        if items:
+            loop = asyncio.get_running_loop()
+            answer: asyncio.Future[list[Outcome]] = loop.create_future()
+            self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)
+            outcomes = await answer
+        return sum(outcome.fresh for outcome, sent in zip(outcomes, items, strict=True) if isinstance(sent, Arrive))
+
+    def _memory(self, pair_id: str) -> _Memory:
+        return self._memories.setdefault(pair_id, _Memory())
+
+
+def _pin(pair: Pair, chain: Chain) -> Own:
+    return Own(THREAD_PAIRS, KIND_CHAIN, pin_body(chain, via=pair.pair_id))
+
+
+def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:
+    """Return what was accepted, for the writer: records as records, projections as projections."""
+    found: list[Item] = []
+    for verdict in verdicts:
+        if verdict.code:
+            continue
+        if verdict.envelope is not None:
+            found.append(Arrive(verdict.envelope, verdict.ns, pair.pair_id))
+        elif verdict.projection is not None:
+            found.append(Projected(verdict.projection, verdict.ns, pair.pair_id))
+    return found
+
+
+def _name_of(ns: str) -> str:
+    """Return a namespace as the peer named it, for the ledger; "" if no namespace can have that name."""
+    try:
+        return namespace.check_name(ns)
+    except SplError:
+        return ""
+
 
 def _is_ahead(rules: Gate, verdict: Verdict) -> bool:
-    """Tell whether a record came in full that we take at L1, so that the peer gives it anew when it holds our word."""
+    """Return whether a record came in full that we take at L1, so that the peer gives it again once it knows."""
     if verdict.code != SCOPE_VIOLATION or verdict.envelope is None:
         return False
     inlet = rules.inlets.get(verdict.ns)

@@ -1,38 +1,43 @@
 """Both ends of a push: records for a peer that cannot dial us, over connections that we open, and those that come so.
 
-A pair pulls in both directions as long as both sides can open connections.  Where one cannot (the other is a laptop
+A pair pulls in both directions as long as both sides can open connections.  If one cannot (the other is a laptop
 behind a NAT) it says so in each of its answers, and the side that can dial sends its own records as well: after each
 pull of a polling pair, on `spl sync`, and in continuous mode after each commit that the pair shares.  `sync/reach.py`
 knows which way a pair runs; `core/record/page.py` is the form.
 
 The receiver owns the position: a push names the cursor that it begins at, and one that the receiver did not save is
 refused together with the right one.  So a lost answer, a crash on either side or two pushes at once cost a repetition
-at most.  What is pushed is judged, stored and placed by the very code that takes in pulled pages.
+at most; a position kept by the sender was rejected, because it would have to be durable before each answer.  What is
+pushed goes through the same `ingest` as what is pulled.  An answer also names refused records that the receiver would
+see again; they are kept until they were sent.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ..core import consent, when
 from ..core.backoff import full_jitter_s, unit_of
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.gate import CHAIN_UNKNOWN, Verdict, claimed_id
-from ..core.limits import KIB, Limits
-from ..core.pair.pair import Pair, Phase
+from ..core.gate import CHAIN_UNKNOWN, claimed_id
+from ..core.limits import KIB
+from ..core.pair.pair import Pair
+from ..core.pair.state import CONTINUOUS, known, refusal_code
 from ..core.record import page
 from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import BOTH, Page
+from ..core.record.record import is_id
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
-from ..home.writer import Writer
 from ..home.writes import Commit
-from .peer import RESET_CODES
-from .reach import Reaches
+from .changes import Feed, Query
+from .ingest import Ingest, Taken
+from .peer import RECORDS, RESET_CODES, SyncError, printable
+from .reach import LastError
 from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
@@ -45,52 +50,44 @@ POSITIONS_MAX: Final = 8
 AGAIN_MAX: Final = 8
 CHAINS_TOLD_MAX: Final = 4096
 CHAINS_BYTES_MAX: Final = 256 * KIB
+CODE_CHARS_MAX: Final = 40
 BACKOFF_BASE_S: Final = 1.0
 QUIET_S: Final = 10.0
 """Less than the time between two heartbeats of the stream that we read, so that each of them is answered by a push."""
 _TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
-"""Threads on which stands what pairs share."""
+"""Threads that say what pairs share."""
 
 
 class PushError(SplError):
     """A push cannot be sent or taken: state of the pair, position, or the form of the answer."""
 
 
-class Intake(Protocol):
-    """Who stores what a peer sends and talks to it: the sync service, wired by the daemon."""
+@dataclass(frozen=True, slots=True)
+class PushAnswer:
+    """The answer to a push, checked."""
 
-    def since(self, pair_id: str) -> str:
-        """Return the cursor that we saved for this peer, "" at the start."""
-
-    async def take(
-        self, pair_id: str, item: Page, chains: Mapping[str, Any], again: bool
-    ) -> tuple[int, list[Verdict], list[str]]:
-        """Store a page; return how many were new, what was refused, and what we would see again."""
-
-    async def send(self, pair_id: str, body: bytes, media: str) -> bytes:
-        """Return the peer's answer to what we push."""
+    cursor: str
+    records: int
+    """How many were new."""
+    wanted: tuple[str, ...]
+    codes: frozenset[str]
+    """Why records were refused."""
+    view: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Outlet:
-    """What we offer to a peer, as the feed gives it; wired by the daemon."""
+class PushStatus:
+    """How pushing to one peer fares; both None if we do not push."""
 
-    page: Callable[[str, str, int, bool], Awaitable[bytes]]
-    """(pair_id, since, limit, resync) -> a page's bytes."""
-    fetch: Callable[[str, list[str]], Awaitable[bytes]]
-    """(pair_id, ids) -> those records, as a page without cursor."""
-    ack: Callable[[str, str], object]
-    """(pair_id, cursor): the peer holds everything up to there."""
-    chain: Callable[[str, str], dict[str, object]]
-    """(pair_id, did) -> a signer's key chain."""
-    view: Callable[[str], dict[str, object]]
-    """pair_id -> how we see the pair."""
-    shares: Callable[[str], frozenset[str]]
-    """pair_id -> the namespaces of which the peer is sent anything."""
-    doubts: Callable[[str], bool]
-    """pair_id -> whether the peer's log was set back, so that it must get everything again."""
-    believe: Callable[[str], None]
-    """(pair_id): it holds the first page of such a reading."""
+    last_push_ms: int | None
+    last_error: LastError | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return {last_push_at, last_error}."""
+        return {
+            "last_push_at": when.text_of(self.last_push_ms) if self.last_push_ms is not None else None,
+            "last_error": self.last_error.to_json() if self.last_error is not None else None,
+        }
 
 
 @dataclass(slots=True)
@@ -102,55 +99,49 @@ class _Line:
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     position: str | None = None
     """Where the peer stands with us; None until it said so."""
+    wanted: tuple[str, ...] = ()
+    """Ids that the peer would see again, until they were sent."""
     limit: int = 0
     told: set[str] = field(default_factory=set)
     sent_s: float | None = None
     beat: bool = False
     """A push is due though there may be no record for it."""
     last_push_ms: int | None = None
-    last_error: dict[str, object] | None = None
+    last_error: LastError | None = None
 
 
 class Push:
     """Pushes of all pairs, and what peers push to us."""
 
     def __init__(
-        self,
-        writer: Writer,
-        limits: Limits,
-        reaches: Reaches,
-        *,
-        intake: Intake,
-        outlet: Outlet,
-        now_ms: Callable[[], int],
-        random_bytes: Callable[[int], bytes],
+        self, ingest: Ingest, feed: Feed, *, now_ms: Callable[[], int], random_bytes: Callable[[int], bytes]
     ) -> None:
-        self.writer = writer
-        self.limits = limits
-        self._reaches = reaches
-        self._intake = intake
-        self._out = outlet
+        self.writer = ingest.writer
+        self.limits = ingest.limits
+        self._ingest = ingest
+        self._peers = ingest.peers
+        self._reaches = ingest.reaches
+        self._feed = feed
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._pool = ThreadPoolExecutor(1, "spl-push")
         self._lines: dict[str, _Line] = {}
         self._due: set[str] = set()
-        self._tasks = Supervisor("push", self, random_bytes=random_bytes, backoff_max_s=limits.poll_backoff_max_s)
-        reaches.listen(self._reached)
+        self._tasks = Supervisor("push", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
+        self._reaches.listen(self._reached)
 
     def close(self) -> None:
-        """End the coding thread; for after `run` and the last push."""
+        """End the coding thread; call it after `run` and the last push."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def reach(self, pair_id: str) -> str:
         """Return which way the pair runs: "both", "we-push" or "peer-pushes"; "both" while that is not known."""
         return self._reaches.word(pair_id) or BOTH
 
-    def status(self, pair_id: str) -> dict[str, object]:
-        """Return last_push_at and last_error; both None where we do not push."""
+    def status(self, pair_id: str) -> PushStatus:
+        """Return how pushing to the peer fares."""
         line = self._lines.get(pair_id) or _Line()
-        at_ms = line.last_push_ms
-        return {"last_push_at": when.text_of(at_ms) if at_ms is not None else None, "last_error": line.last_error}
+        return PushStatus(line.last_push_ms, line.last_error)
 
     # -- what a peer pushes
 
@@ -166,38 +157,31 @@ class Push:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._pool, page.decode_push, body, self.limits.page_records)
         async with self._line(pair_id).taking:
-            self._check(pair_id)
+            pair = self._check(pair_id)
             if not found.page.next_cursor:
                 self._reaches.heard(pair_id, found.page.view)
-                return self._answer(pair_id, found, 0, (), ())
-            saved = self._intake.since(pair_id)
+                return self._answer(pair, found, Taken())
+            saved = self._ingest.since(pair)
             if found.since != saved:
-                view = self._out.view(pair_id)
+                view = self._feed.peer_view(pair_id)
                 raise PushError("push-position", f"we stand elsewhere with {pair_id}", cursor=saved, peer_view=view)
-            return self._answer(
-                pair_id, found, *await self._intake.take(pair_id, found.page, found.chains, found.again)
-            )
+            return self._answer(pair, found, await self._ingest.take_pushed(pair, found))
 
-    def _answer(
-        self, pair_id: str, found: page.PushBody, fresh: int, refused: Sequence[Verdict], wanted: Sequence[str]
-    ) -> dict[str, object]:
-        codes = {verdict.id: verdict.code for verdict in refused}
+    def _answer(self, pair: Pair, found: page.PushBody, taken: Taken) -> dict[str, object]:
+        codes = {verdict.id: verdict.code for verdict in taken.refused}
         return {
-            "cursor": self._intake.since(pair_id),
-            "records": fresh,
+            "cursor": self._ingest.since(pair),
+            "records": taken.fresh,
             "results": page.results(found.page.values, codes),
-            "wanted": list(wanted),
-            "peer_view": self._out.view(pair_id),
+            "wanted": list(taken.wanted),
+            "peer_view": self._feed.peer_view(pair.pair_id),
         }
 
     def _check(self, pair_id: str) -> Pair:
-        """Return the pair when it takes records in now."""
-        pair = self.writer.views.pairs.get(pair_id)
-        if pair is None:
-            raise PushError("pair-unknown")
+        """Return the pair if it takes records in now."""
+        pair = known(self.writer.views.pairs, pair_id)
         if not pair.sync_allowed:
-            codes = {Phase.PAUSED: "pair-paused", Phase.REVOKED: "pair-revoked"}
-            raise PushError(codes.get(pair.phase, "pair-state-conflict"), peer_view=self._out.view(pair_id))
+            raise PushError(refusal_code(pair), peer_view=self._feed.peer_view(pair_id))
         return pair
 
     # -- what we push
@@ -205,8 +189,8 @@ class Push:
     async def push(self, pair_id: str, *, news_only: bool = False) -> int:
         """Send what the peer lacks, if it needs our push; return how many records were new to it.
 
-        One push runs for a pair; whoever asks meanwhile sends what came since.  With `news_only` nothing is sent
-        where there is no record.  Raises PushError, FeedError, SyncError, ReachError.
+        One push runs for a pair; a later caller sends what came since.  With `news_only` nothing is sent if there is
+        no record.  Raises PushError, FeedError, SyncError, ReachError.
         """
         line = self._line(pair_id)
         async with line.sending:
@@ -215,9 +199,8 @@ class Push:
             try:
                 fresh = await self._send_all(pair_id, line, news_only)
             except SplError as exc:
-                at = when.text_of(self._now_ms())
-                line.last_error = {"code": exc.code, "message": exc.message, "at": at}
-                # A slow way up may not carry a whole page in time; half of one may do.
+                line.last_error = LastError(exc.code, exc.message, self._now_ms())
+                # A slow uplink may not carry a whole page in time, but half of one.
                 line.limit = max(1, self._limit(line) // 2) if exc.code in SLOW_CODES else line.limit
                 raise
             line.last_error = None
@@ -234,8 +217,8 @@ class Push:
             for _ in range(POSITIONS_MAX):
                 try:
                     if line.position is None:
-                        await self._send(pair_id, line, page.asking(self._out.view(pair_id)))
-                    return await self._send_again(pair_id, line, ids)
+                        await self._send(pair_id, line, page.asking(self._feed.peer_view(pair_id)))
+                    return await self._send_again(pair_id, line, tuple(ids))
                 except SplError as exc:
                     if exc.code != "push-position":
                         raise
@@ -251,7 +234,7 @@ class Push:
         fresh = placed = 0
         for _ in range(PAGES_MAX):
             asking = line.position is None
-            again = not asking and self._out.doubts(pair_id)
+            again = not asking and self._feed.doubts(pair_id)
             item = await self._next_page(pair_id, line, again=again)
             if news_only and not asking and not item.count:
                 break
@@ -263,72 +246,88 @@ class Push:
                 placed, line.position = placed + 1, _cursor(exc.facts.get("cursor"))
                 continue
             if again:
-                self._out.believe(pair_id)
-            fresh += answer["records"]
-            if not self._reaches.may_push(pair_id):
+                self._feed.believe(pair_id)
+            fresh += answer.records
+            if not self._reaches.may_push(pair_id) or (not asking and not item.has_more):
                 break
-            if not asking and not item.has_more:
-                fresh += await self._send_again(pair_id, line, answer["wanted"])
-                break
+        if line.wanted:
+            # Kept since the page whose answer named them, and should this be lost, until the next push.
+            fresh += await self._send_again(pair_id, line, line.wanted)
         if fresh:
             log.info(**event("push.sent", pair=pair_id, records=fresh))
         return fresh
 
     async def _next_page(self, pair_id: str, line: _Line, *, again: bool) -> Page:
-        """Return the page after the peer's position; where our log is another one, the first page of everything.
+        """Return the page after the peer's position; if our log is another one, the first page of everything.
 
-        So with `again`: the peer's log was set back, and ours may hold what it lost, its own records included.
+        The same with `again`: the peer's log was rolled back, and ours may hold what it lost, its own records included.
         """
         if line.position is None:
-            return page.asking(self._out.view(pair_id))
+            return page.asking(self._feed.peer_view(pair_id))
         limit = self._limit(line)
         try:
-            body = await self._out.page(pair_id, "" if again else line.position, limit, again)
+            body = await self._page(pair_id, "" if again else line.position, limit, again)
         except SplError as exc:
             if exc.code not in RESET_CODES:
                 raise
             log.warning(**event("push.reset", pair=pair_id, code=exc.code))
-            body = await self._out.page(pair_id, "", limit, True)
+            body = await self._page(pair_id, "", limit, True)
         return await self._decoded(body, limit)
 
-    async def _send_again(self, pair_id: str, line: _Line, wanted: Sequence[str]) -> int:
-        """Send what the peer had refused and would see again; return how many came in."""
+    async def _page(self, pair_id: str, since: str, limit: int, resync: bool) -> bytes:
+        return await self._feed.changes(pair_id, Query(since=since, limit=limit, resync=resync, pushed=True))
+
+    async def _send_again(self, pair_id: str, line: _Line, wanted: tuple[str, ...]) -> int:
+        """Send what the peer had refused and would see again; return how many came in.
+
+        Of these ids it may name more in its answer.  One that we cannot give is answered too, by its absence, so an
+        empty push ends the list.
+        """
         ids, fresh = list(wanted), 0
         for _ in range(AGAIN_MAX):
             if not ids or not line.position:
                 break
-            item = await self._decoded(await self._out.fetch(pair_id, ids), len(ids), fetched=True)
-            if not item.count:
-                break
+            item = await self._decoded(await self._feed.fetch(pair_id, ids), len(ids), fetched=True)
             got = {claimed_id(value) for value in item.values}
-            ids = [id_ for id_ in ids if id_ not in got] if item.has_more else []
-            placed = Page(item.values, item.ns, line.position, item.has_more, self._out.view(pair_id), item.size)
-            fresh += (await self._send(pair_id, line, placed, again=True))["records"]
+            ids = [id_ for id_ in ids if id_ not in got] if item.has_more and got else []
+            view = self._feed.peer_view(pair_id)
+            placed = Page(item.values, item.ns, line.position, item.has_more, view, item.size)
+            answer = await self._send(pair_id, line, placed, again=True)
+            fresh, ids = fresh + answer.records, ids or list(line.wanted)
         return fresh
 
-    async def _send(self, pair_id: str, line: _Line, item: Page, *, again: bool = False) -> dict[str, Any]:
-        """Send one parcel, and take in what its answer says of the peer."""
+    async def _send(self, pair_id: str, line: _Line, item: Page, *, again: bool = False) -> PushAnswer:
+        """Send one push, and record what its answer says of the peer."""
         loop = asyncio.get_running_loop()
         chains = self._chains(pair_id, line, item)
         body = await loop.run_in_executor(
             self._pool, lambda: page.assemble_push(line.position or "", item, again=again, chains=chains)
         )
-        answer = _read(await self._intake.send(pair_id, body, MEDIA), self.limits.fetch_ids)
-        self._reaches.heard(pair_id, answer["peer_view"])
+        answer = _read(await self._post(pair_id, body), self.limits.fetch_ids)
+        self._reaches.heard(pair_id, answer.view)
         if item.next_cursor:
-            self._out.ack(pair_id, item.next_cursor)
+            self._feed.ack(pair_id, item.next_cursor)
             line.sent_s, line.last_push_ms = loop.time(), self._now_ms()
             line.limit = min(self.limits.page_records_default, self._limit(line) * 2)
             line.told.update(chains)
-            if answer["cursor"] != item.next_cursor:
+            if answer.cursor != item.next_cursor:
                 raise PushError("answer-malformed", "the peer took the records and names another place")
-        line.position = answer["cursor"]
-        codes = {str(result["code"])[:40] for result in answer["results"] if result.get("code")}
-        if codes:
-            log.warning(**event("push.refused", pair=pair_id, codes=",".join(sorted(codes))))
-        if CHAIN_UNKNOWN in codes:
+        line.position = answer.cursor
+        line.wanted = answer.wanted if again else answer.wanted or line.wanted
+        if answer.codes:
+            log.warning(**event("push.refused", pair=pair_id, codes=",".join(sorted(answer.codes))))
+        if CHAIN_UNKNOWN in answer.codes:
             line.told.clear()
         return answer
+
+    async def _post(self, pair_id: str, body: bytes) -> bytes:
+        """Return the peer's answer to a push; raise SyncError, ReachError."""
+        try:
+            reply = await self._peers.ask(self._ingest.pair(pair_id), "POST", RECORDS, body, MEDIA)
+        except SyncError as exc:
+            self._reaches.refused(pair_id, exc)
+            raise
+        return reply.body
 
     def _chains(self, pair_id: str, line: _Line, item: Page) -> dict[str, Any]:
         """Return the key chains of signers in a page that are not ours, as the peer cannot ask us for them.
@@ -344,9 +343,9 @@ class Push:
             if did == self.writer.views.did or did in line.told or len(found) == page.CHAINS_MAX:
                 continue
             try:
-                chain = self._out.chain(pair_id, did)
+                chain = self._feed.chains(pair_id, did)
             except SplError as exc:
-                # The peer refuses its records until somebody brings the chain.
+                # The peer refuses its records until it learns the chain from another pair.
                 log.debug(**event("push.chain_missing", pair=pair_id, signer=did, code=exc.code))
                 continue
             size += len(str(chain))
@@ -387,18 +386,17 @@ class Push:
 
     def crashed(self, name: str, count: int) -> None:
         """Show a fault of our own as the push's last error."""
-        at = when.text_of(self._now_ms())
-        self._line(name).last_error = {"code": "internal", "message": "the pair's task died", "at": at}
+        self._line(name).last_error = LastError("internal", "the pair's task died", self._now_ms())
 
     def _reached(self, pair_id: str) -> None:
-        """Take note that a peer that needs our push can be dialled; an open stream tells so at each event."""
+        """Record that a peer that needs our push can be dialled; an open stream says so at each event."""
         line = self._line(pair_id)
         if line.last_error is not None or not self._is_quiet(pair_id, line):
             line.beat = True
             self._call(pair_id)
 
     def _call(self, pair_id: str) -> None:
-        """Let the pair be pushed soon."""
+        """Have a push to the pair run soon."""
         self._due.add(pair_id)
         self._line(pair_id).kick.set()
         self._tasks.kick()
@@ -406,7 +404,7 @@ class Push:
     def _committed(self, namespaces: frozenset[str], turned: bool) -> None:
         """Push what a commit brought; `turned`: it says what pairs share, so more may have come into their scope."""
         for pair_id, pair in self.writer.views.pairs.items():
-            if pair.mode == "continuous" and self._may(pair_id) and (turned or namespaces & self._out.shares(pair_id)):
+            if pair.mode == CONTINUOUS and self._may(pair_id) and (turned or namespaces & self._feed.shares(pair_id)):
                 self._call(pair_id)
 
     async def _deliver(self, pair_id: str) -> None:
@@ -440,7 +438,7 @@ class Push:
         The peer, which cannot dial us, takes us for gone when it has heard nothing for 45 s.
         """
         pair = self.writer.views.pairs.get(pair_id)
-        if pair is None or pair.mode != "continuous" or line.sent_s is None:
+        if pair is None or pair.mode != CONTINUOUS or line.sent_s is None:
             return False
         return asyncio.get_running_loop().time() < line.sent_s + min(QUIET_S, pair.poll_interval_ms / 1000)
 
@@ -448,8 +446,8 @@ class Push:
         return self._lines.setdefault(pair_id, _Line())
 
 
-def _read(body: bytes, wanted_max: int) -> dict[str, Any]:
-    """Return the answer to a push, checked; raise PushError "answer-malformed"."""
+def _read(body: bytes, wanted_max: int) -> PushAnswer:
+    """Return the answer to a push; raise PushError "answer-malformed"."""
     value = page.decode_many(body)
     if not isinstance(value, dict) or not isinstance(value.get("peer_view"), dict):
         raise PushError("answer-malformed", "the answer to a push is an object with peer_view")
@@ -458,8 +456,9 @@ def _read(body: bytes, wanted_max: int) -> dict[str, Any]:
         raise PushError("answer-malformed", "results is a list of objects")
     if not isinstance(wanted, list) or len(wanted) > wanted_max or type(records) is not int:
         raise PushError("answer-malformed", f"records is a number, wanted a list of at most {wanted_max}")
+    codes = frozenset(printable(result["code"], CODE_CHARS_MAX) for result in results if result.get("code"))
     view = page.read_view(value["peer_view"])
-    return {**value, "cursor": _cursor(value.get("cursor")), "wanted": wanted, "peer_view": view}
+    return PushAnswer(_cursor(value.get("cursor")), records, tuple(filter(is_id, wanted)), codes, view)
 
 
 def _cursor(value: object) -> str:

@@ -16,16 +16,75 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from ..core import when
 from ..core.pair.state import CONTINUOUS
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
+from .peer import AUTH_CODES, STATE_CODES, SyncError
 
 UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})
 """Classes of failure that say of the peer only that no way led to it."""
+
+LOCAL: Final = "LOCAL"
+"""The class of our own faults; they degrade no pair."""
+
+_CLASSES: Final = {
+    "connect": "CONNECT_REFUSED",
+    "disconnected": "CONNECT_REFUSED",
+    "address-refused": "CONNECT_REFUSED",
+    "http-plain": "CONNECT_REFUSED",
+    "url-invalid": "CONNECT_REFUSED",
+    "redirect": "CONNECT_REFUSED",
+    "timeout": "TIMEOUT",
+    "dns": "DNS_FAILURE",
+    "tls-chain": "TLS",
+    "peer-5xx": "HTTP_5XX",
+    "answer-malformed": "PARSE_ERROR",
+    "peer-rewound": "PARSE_ERROR",
+    **dict.fromkeys(AUTH_CODES, "AUTH"),
+    "chain-broken": "SIGNATURE",
+    "chain-fork": "SIGNATURE",
+    "did-invalid": "SIGNATURE",
+    "manifest-stale": "SIGNATURE",
+    "overloaded": LOCAL,
+    "shutting-down": LOCAL,
+    "store-readonly": LOCAL,
+    "store-damaged": LOCAL,
+    "identity-missing": LOCAL,
+    "internal": LOCAL,
+}
 
 CONTACT_FRESH_S: Final = 900.0
 CONTACT_FRESH_INTERVALS: Final = 3
 CONTACT_FRESH_CONTINUOUS_S: Final = 45.0
 """A peer in continuous mode that serves us by push does so at each heartbeat of the stream it reads, every 15 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """The last failure with a peer; `kind` is its class."""
+
+    code: str
+    message: str
+    at_ms: int
+    kind: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return {class, code, message, at}; class only if there is one."""
+        shown = {"code": self.code, "message": self.message, "at": when.text_of(self.at_ms)}
+        return {"class": self.kind, **shown} if self.kind else {**shown}
+
+
+class Backlog(Protocol):
+    """What waits here of one peer, and the most that did since it was last looked at."""
+
+    records: int
+    peak: int
+
+
+class Reader(Protocol):
+    """A pull or stream of one peer; its backlog while it runs."""
+
+    queue: Backlog | None
 
 
 class Watcher(Protocol):
@@ -56,7 +115,7 @@ class _Way:
     reached: bool = False
     peer: str = ""
     view: Mapping[str, Any] = field(default_factory=dict)
-    queued: int = 0
+    reader: Reader | None = None
 
 
 class Reaches:
@@ -104,6 +163,13 @@ class Reaches:
         for watcher in self._watchers:
             watcher.on_peer_state(pair_id, view)
 
+    def refused(self, pair_id: str, exc: SyncError) -> None:
+        """Record what the refusal of one of our requests tells of the peer's view, if it does."""
+        if exc.view is not None and exc.code in STATE_CODES:
+            self.stopped(pair_id, exc.view)
+        elif exc.view is not None:
+            self.heard(pair_id, exc.view)
+
     def failed(self, pair_id: str, kind: str, now_s: float, fresh_s: float) -> bool:
         """Record a failure of this class; return whether the peer serves us by push, so that it is no trouble.
 
@@ -131,9 +197,9 @@ class Reaches:
         for watcher in self._watchers:
             watcher.on_success(pair_id)
 
-    def queued(self, pair_id: str, records: int) -> None:
-        """Record how many of the peer's records wait here between network and store."""
-        self._way(pair_id).queued = records
+    def track(self, pair_id: str, reader: Reader) -> None:
+        """Have the reader's backlog counted for this pair."""
+        self._way(pair_id).reader = reader
 
     def word(self, pair_id: str) -> str:
         """Return how the pair runs as far as we know: one of WORDS or ""; this is what the peer is told."""
@@ -155,10 +221,17 @@ class Reaches:
 
     def queue_records(self, pair_id: str) -> int:
         """Return how many of the peer's records wait here between network and store."""
-        return (self._ways.get(pair_id) or _Way()).queued
+        way = self._ways.get(pair_id)
+        queue = way.reader.queue if way is not None and way.reader is not None else None
+        return queue.records if queue is not None else 0
 
     def _way(self, pair_id: str) -> _Way:
         return self._ways.setdefault(pair_id, _Way())
+
+
+def class_of(code: str) -> str:
+    """Return the class of failure that an error code stands for, as `last_error` and the reference name it."""
+    return _CLASSES.get(code, "HTTP_4XX")
 
 
 def contact_fresh_s(mode: str, interval_s: float) -> float:

@@ -12,25 +12,26 @@ differ are looked up once more at the end: what arrived meanwhile is no differen
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from ..core import consent
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import Verdict, claimed_id
-from ..core.limits import Limits
 from ..core.record import fingerprint, page
 from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
 from ..core.record.levels import NAMES
-from ..core.record.page import Page
 from ..home.index import refusals_of
-from ..home.writer import Writer
 from ..home.writes import Refuse
-from .holdings import Holdings, PairTerms
-from .peer import FINGERPRINTS, JSON, RECORDS
+from .changes import Feed
+from .holdings import Holdings, PairTerms, terms_of
+from .ingest import Ingest
+from .peer import FINGERPRINTS, RECORDS, SyncError
+from .push import Push
+from .schedule import Sync
 
 log = logging.getLogger("spl.federation")
 
@@ -46,18 +47,6 @@ _T = TypeVar("_T")
 
 class ReconcileError(SplError):
     """The sets of a pair could not be compared."""
-
-
-class Peer(Protocol):
-    """The way to the peer and into our store: the sync service, wired by the daemon."""
-
-    async def send(self, pair_id: str, body: bytes, media: str, target: str) -> bytes:
-        """Return the peer's answer to a POST; raise SplError."""
-
-    async def take(
-        self, pair_id: str, item: Page, chains: Mapping[str, Any] | None, again: bool
-    ) -> tuple[int, list[Verdict], list[str]]:
-        """Store what is sound of a page; return how many were new, what was refused, and ids of no use here."""
 
 
 @dataclass(slots=True)
@@ -94,27 +83,15 @@ class Effort:
 
 
 class Reconcile:
-    """Comparisons of all pairs, asked for and answered.
-
-    `terms` says what a pair shares now and raises what forbids to serve it; `give` pushes records to the peer by id
-    and returns how many were new there; `read_anew` reads all from the start.
-    """
+    """Comparisons of all pairs, asked for and answered."""
 
     def __init__(
-        self,
-        writer: Writer,
-        limits: Limits,
-        *,
-        terms: Callable[[str], PairTerms],
-        peer: Peer,
-        give: Callable[[str, Sequence[str]], Awaitable[int]],
-        read_anew: Callable[[str], Awaitable[int]],
-        now_ms: Callable[[], int],
+        self, ingest: Ingest, feed: Feed, push: Push, sync: Sync, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
-    ) -> None:
-        self.writer = writer
-        self.limits = limits
-        self._terms, self._peer, self._give, self._read_anew = terms, peer, give, read_anew
+    ) -> None:  # fmt: skip
+        self.writer = ingest.writer
+        self.limits = ingest.limits
+        self._ingest, self._feed, self._push, self._sync = ingest, feed, push, sync
         self._now_ms, self._random_bytes = now_ms, random_bytes
         # One thread for all: whatever peers ask, their comparisons take no more than a share of one processor.
         self._pool = ThreadPoolExecutor(1, "spl-reconcile")
@@ -128,6 +105,10 @@ class Reconcile:
         self._kept.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def terms(self, pair_id: str) -> PairTerms:
+        """Return what a pair shares now; raise as `Source.pair` does for one that we do not serve."""
+        return terms_of(self._feed.source, pair_id)
+
     # -- what a peer asks
 
     async def answer(self, pair_id: str, body: bytes) -> bytes:
@@ -135,11 +116,11 @@ class Reconcile:
 
         Raises FingerprintError "bad-field", CanonError "bad-json", and FeedError for the pair's state.
         """
-        question, shared = fingerprint.question_of(body), self._terms(pair_id)
+        question, shared = fingerprint.question_of(body), self.terms(pair_id)
         while True:
             reply = await self._in_thread(self._reply, pair_id, self._keep(pair_id, shared, question.key), question)
             # Told is only what is still shared now.
-            before, shared = shared, self._terms(pair_id)
+            before, shared = shared, self.terms(pair_id)
             if before == shared:
                 return reply
 
@@ -229,7 +210,7 @@ class Reconcile:
 
     async def _compared(self, pair_id: str, effort: Effort) -> Comparison:
         key, loop = self._random_bytes(fingerprint.START_BYTES).hex(), asyncio.get_running_loop()
-        held = Holdings(self.writer.store, self._terms(pair_id), key)
+        held = Holdings(self.writer.store, self.terms(pair_id), key)
         # Both sides reckon at the same time.
         ready = loop.run_in_executor(self._pool, held.prepare)
         searches = {name: Search(FOUND_MAX) for name in OPPOSITE}
@@ -308,11 +289,19 @@ class Reconcile:
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
         body = question.encode()
-        reply = await self._peer.send(pair_id, body, JSON, FINGERPRINTS)
+        reply = await self._send(pair_id, FINGERPRINTS, body)
         effort.questions += 1
         effort.sent_bytes += len(body)
         effort.received_bytes += len(reply)
         return await asyncio.to_thread(fingerprint.answer_of, reply, question)
+
+    async def _send(self, pair_id: str, target: str, body: bytes) -> bytes:
+        """Return the peer's answer to a question; raise SyncError, ReachError."""
+        try:
+            return (await self._ingest.peers.ask(self._ingest.pair(pair_id), "POST", target, body)).body
+        except SyncError as exc:
+            self._ingest.reaches.refused(pair_id, exc)
+            raise
 
     # -- repairing
 
@@ -322,7 +311,7 @@ class Reconcile:
         await self._fetch(pair_id, found, effort)
         ids = list(found.lacking)
         for at in range(0, len(ids), self.limits.fetch_ids):
-            effort.pushed += await self._give(pair_id, ids[at : at + self.limits.fetch_ids])
+            effort.pushed += await self._push.give(pair_id, ids[at : at + self.limits.fetch_ids])
         return effort.fetched + effort.pushed > before
 
     async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
@@ -330,11 +319,11 @@ class Reconcile:
         ids, refused = list(found.missing), dict[str, Verdict]()
         while ids:
             asked, ids = ids[: self.limits.fetch_ids], ids[self.limits.fetch_ids :]
-            reply = await self._peer.send(pair_id, json.dumps({"ids": asked}).encode(), JSON, RECORDS)
+            reply = await self._send(pair_id, RECORDS, json.dumps({"ids": asked}).encode())
             item = await asyncio.to_thread(page.decode, reply, len(asked), fetched=True)
-            fresh, verdicts, _ = await self._peer.take(pair_id, item, None, True)
-            effort.fetched += fresh
-            refused.update((verdict.id, verdict) for verdict in verdicts)
+            taken = await self._ingest.take_again(self._ingest.pair(pair_id), item)
+            effort.fetched += taken.fresh
+            refused.update((verdict.id, verdict) for verdict in taken.refused)
             if item.has_more:
                 got = {claimed_id(value) for value in item.values}
                 ids = [id_ for id_ in asked if id_ not in got] + ids if got & set(asked) else ids
@@ -344,7 +333,7 @@ class Reconcile:
             await asyncio.wrap_future(self.writer.submit(lines))
         if found.nameless:
             # From L2 on a projection has a name that only its source can resolve, so nothing can be asked for by it.
-            effort.fetched += await self._read_anew(pair_id)
+            effort.fetched += await self._sync.pull(pair_id, resync=True)
 
     def _ledger(self, pair_id: str) -> dict[str, str]:
         """Return id -> code of what was refused of a pair."""

@@ -26,6 +26,7 @@ from ..core.identity.did import multibase
 from ..core.keys import AEAD_NONCE_BYTES
 from ..core.limits import Limits
 from ..core.pair.pair import Pair, Phase
+from ..core.pair.state import known, refusal_code
 from ..core.record import cursor as cursors
 from ..core.record import levels
 from ..core.record.cursor import Cursor
@@ -103,15 +104,12 @@ class Source:
     def pair(self, pair_id: str) -> Pair:
         """Return a pair whose pulls we answer now.
 
-        Raises FeedError "pair-unknown", "pair-paused", "pair-revoked", "pair-state-conflict", with `peer_view`.
+        Raises PairError "pair-unknown", FeedError "pair-paused", "pair-revoked", "pair-state-conflict" (with
+        `peer_view`).
         """
-        pair = self.writer.views.pairs.get(pair_id)
-        if pair is None:
-            raise FeedError("pair-unknown")
+        pair = known(self.writer.views.pairs, pair_id)
         if not pair.serve_allowed:
-            codes = {Phase.PAUSED: "pair-paused", Phase.REVOKED: "pair-revoked"}
-            code = codes.get(pair.phase, "pair-state-conflict")
-            raise FeedError(code, peer_view=self.peer_view(pair_id))
+            raise FeedError(refusal_code(pair), peer_view=self.peer_view(pair_id))
         return pair
 
     def scope(self, pair: Pair, namespace: str = "") -> Scope:

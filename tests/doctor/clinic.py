@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from spl.core import when
 from spl.core.errors import SplError
 from spl.core.identity import bearer
 from spl.core.limits import Limits
@@ -20,14 +19,11 @@ from spl.net.client import Client, DialPolicy, Reply
 from spl.net.probe import Reached
 from spl.sync.changes import Feed
 from spl.sync.reach import Reaches
-from spl.sync.schedule import Sync
+from spl.sync.schedule import PairStatus, Sync
 from tests.pair_world import Network, Node, World, both_active, two
 
 Change = Callable[[str, str, Reply], Reply]
-CALM: dict[str, Any] = {
-    "last_sync_at": None, "last_error": None, "next_attempt_at": None, "attempt": 0, "clock": 42, "lag_records": 0,
-    "queue_records": 0, "queue_max": 0, "crashes": 0, "stream": None, "peer_view": None,
-}  # fmt: skip
+CALM = PairStatus(clock=42, lag_records=0)
 
 
 class PeerNetwork:
@@ -77,7 +73,7 @@ class Clinic:
     a: Node
     b: Node
     pair_id: str
-    status: dict[str, Any] = field(default_factory=lambda: dict(CALM))
+    status: PairStatus = CALM
     came: Reached = field(default_factory=lambda: Reached("127.0.0.1", ("127.0.0.1",), "127.0.0.1"))
     offered: dict[str, Any] = field(default_factory=lambda: {"lag_records": 0, "acked": 42})
     way: str = "both"
@@ -101,8 +97,8 @@ class Clinic:
     def of(self, origin: str) -> Node:
         return self.a if origin == self.a.url else self.b
 
-    def told(self, pair_id: str) -> dict[str, Any]:
-        return {**self.status, "last_sync_at": when.text_of(self.world.time_ms)}
+    def told(self, pair_id: str) -> PairStatus:
+        return replace(self.status, last_sync_ms=self.world.time_ms)
 
     async def reach(self, url: str, policy: DialPolicy) -> Reached:
         assert policy.allow_private

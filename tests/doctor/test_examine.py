@@ -1,5 +1,6 @@
 """The doctor between two instances in one process: what is wrong is named, with the step that mends it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from spl.core.rules import permission_rule
 from spl.doctor.catalogue import CATALOGUE
 from spl.doctor.examine import examine_home
 from spl.net.probe import Reached
+from spl.sync.follow import StreamStatus
+from spl.sync.reach import LastError
 from tests.doctor.clinic import MANIFEST, answers, clinic
 from tests.store_kit import set_views
 
@@ -49,17 +52,16 @@ async def test_a_side_behind_a_nat_need_not_be_dialled(tmp_path: Path) -> None:
 
 async def test_an_old_failure_is_forgotten_when_the_way_is_free(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
-        error = {"class": "CONNECT_REFUSED", "code": "connect", "message": "refused", "at": "x"}
-        found.status |= {"attempt": 2, "last_error": error}
+        found.status = replace(found.status, attempt=2, last_error=LastError("connect", "refused", 0))
         assert await found.problems() == {}
-        found.status |= {"last_error": {**error, "code": "auth-invalid"}}
+        found.status = replace(found.status, last_error=LastError("auth-invalid", "refused", 0))
         assert await found.problems() == {}
 
 
 @pytest.mark.parametrize("code", ["peer-rewound", "answer-malformed", "peer-5xx"])
 async def test_what_only_a_pull_can_see(tmp_path: Path, code: str) -> None:
     async with clinic(tmp_path) as found:
-        found.status |= {"attempt": 9, "last_error": {"class": "x", "code": code, "message": "so it was", "at": "x"}}
+        found.status = replace(found.status, attempt=9, last_error=LastError(code, "so it was", 0))
         doctor = found.doctors[found.a.url]
         for _ in range(2):
             doctor.health.beat(0.0)
@@ -72,7 +74,7 @@ async def test_what_only_a_pull_can_see(tmp_path: Path, code: str) -> None:
 async def test_the_pairs_own_stream_is_looked_at(tmp_path: Path, state: str) -> None:
     """A second one would end the first; where streams bring nothing for long, something holds them back."""
     async with clinic(tmp_path) as found:
-        found.status["stream"] = {"state": state, "breaks": 0}
+        found.status = replace(found.status, stream=StreamStatus(state, None, None, 0))
         doctor = found.doctors[found.a.url]
         doctor.health.beat(0.0)
         doctor.health._steady_s = lambda: 5.1

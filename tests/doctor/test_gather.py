@@ -21,6 +21,9 @@ from spl.doctor.gather import PairContext
 from spl.doctor.health import HealthSampler
 from spl.home.disk import Disk
 from spl.home.home import now_ms, open_home, read_config
+from spl.sync.follow import StreamStatus
+from spl.sync.reach import LastError
+from spl.sync.schedule import PairStatus
 from tests.pair_world import two
 
 NOW_MS = 1_800_000_000_000
@@ -53,14 +56,12 @@ def a_pair(**changed: Any) -> Pair:
     return cast(Pair, SimpleNamespace(**{**fields, **changed}))
 
 
-def status(**changed: Any) -> dict[str, Any]:
-    at = when.text_of(NOW_MS - 12_000)
-    return {"last_sync_at": at, "last_error": None, "attempt": 0, "clock": 42, "lag_records": 0, "queue_records": 0,
-            "queue_max": 9, "stream": None, **changed}  # fmt: skip
+def status(**changed: Any) -> PairStatus:
+    return replace(PairStatus(NOW_MS - 12_000, clock=42, lag_records=0, queue_max=9), **changed)
 
 
 def seen(
-    pair: Pair | None = None, told: dict[str, Any] | None = None, *, trouble: SplError | None = None,
+    pair: Pair | None = None, told: PairStatus | None = None, *, trouble: SplError | None = None,
     uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "", **health: float,
 ) -> Facts:  # fmt: skip
     context = PairContext(told or status(), trouble, way, unmoved, uptime_s, NOW_MS)
@@ -78,7 +79,7 @@ def test_a_healthy_pair_has_no_finding() -> None:
 
 def test_an_error_shows_after_half_a_minute_and_before_45_seconds() -> None:
     """Whatever polls fail: the word 'active' stands alone for less than that."""
-    error = {"class": "CONNECT_REFUSED", "code": "connect", "message": "refused", "at": "x"}
+    error = LastError("connect", "refused", 0)
     told = status(attempt=1, last_error=error)
     assert codes(seen(told=told, failing_s=25.0)) == []
     assert codes(seen(told=told, failing_s=30.0)) == ["connect"]
@@ -131,14 +132,14 @@ def test_a_cursor_that_stands_still() -> None:
 
 
 def test_a_stream_that_breaks_again_and_again() -> None:
-    stream = {"state": "open", "since": None, "last_event_at": None, "breaks": 4}
+    stream = StreamStatus("open", None, None, 4)
     assert codes(seen(a_pair(mode="continuous"), status(stream=stream))) == ["stream-flapping"]
     assert codes(seen(a_pair(), status(stream=None))) == []
 
 
 def test_a_poll_that_never_came() -> None:
     """Two intervals and a minute without a word and without an error: something hangs."""
-    old = status(last_sync_at=when.text_of(NOW_MS - 700_000))
+    old = status(last_sync_ms=NOW_MS - 700_000)
     assert seen(told=old).overdue_s == 40.0
     assert codes(seen(told=old)) == ["cursor-stalled"]
     for since in ({"uptime_s": 20.0}, {"pair": a_pair(since_ms=NOW_MS - 20_000)}, {"still_s": 20.0}):
@@ -147,12 +148,12 @@ def test_a_poll_that_never_came() -> None:
 
 def test_a_stream_that_is_open_and_says_nothing_more() -> None:
     """Our own intake hangs: no error, and no word taken in for a minute; of a side that is pushed to, two intervals."""
-    old = status(last_sync_at=when.text_of(NOW_MS - 70_000), stream={"state": "open", "breaks": 0})
+    old = status(last_sync_ms=NOW_MS - 70_000, stream=StreamStatus("open", None, None, 0))
     live = a_pair(mode="continuous", poll_interval_ms=30_000)
     assert seen(live, old).overdue_s == 10.0
     assert codes(seen(live, old)) == ["cursor-stalled"]
     assert codes(seen(live, old, way="peer-pushes")) == []
-    assert seen(live, {**old, "attempt": 1}).overdue_s == 0
+    assert seen(live, replace(old, attempt=1)).overdue_s == 0
     assert seen(a_pair(mode="on-demand"), old).overdue_s == 0
 
 

@@ -1,7 +1,7 @@
 """What the daemon remembers of itself: rings of fixed size, and since when something lasts."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +9,8 @@ from spl.core.limits import Limits
 from spl.doctor.health import LAGS_COUNT, HealthSampler
 from spl.home.writer import Writer
 from spl.sync.changes import Feed
-from spl.sync.schedule import Sync
+from spl.sync.follow import StreamStatus
+from spl.sync.schedule import PairStatus, Sync
 
 BEAT_S = Limits().beat_s
 PAIR = "pair_0f9e8d7c"
@@ -29,16 +30,7 @@ class World:
     now_s: float = 1000.0
     pairs: dict[str, Any] = field(default_factory=lambda: {PAIR: APair()})
     tasks: list[str] = field(default_factory=lambda: [f"sync {PAIR}"])
-    status: dict[str, Any] = field(
-        default_factory=lambda: {
-            "lag_records": 0,
-            "queue_records": 0,
-            "clock": 5,
-            "attempt": 0,
-            "crashes": 0,
-            "stream": None,
-        }
-    )
+    status: PairStatus = field(default_factory=lambda: PairStatus(clock=5, lag_records=0))
 
     offered: dict[str, Any] = field(default_factory=lambda: {"lag_records": 0, "acked": 0})
 
@@ -50,7 +42,7 @@ class World:
         )  # fmt: skip
 
     def beats(self, count: int, late_ms: float = 0.0, **status: Any) -> None:
-        self.status |= status
+        self.status = replace(self.status, **status)
         for _ in range(count):
             self.now_s += BEAT_S
             self.health.beat(late_ms)
@@ -149,13 +141,13 @@ def test_a_task_that_crashes_again_and_again_is_dead_until_it_succeeds() -> None
 def test_streams_that_bring_nothing() -> None:
     """Opened, given up, opened again: counted from the first on; one that broke is another matter."""
     world = World()
-    world.beats(3, stream={"state": "down"})
+    world.beats(3, stream=StreamStatus("down", None, None, 0))
     assert world.health.mute_s(PAIR) == 0
-    world.beats(2, stream={"state": "opening"})
-    world.beats(2, stream={"state": "down"})
-    world.beats(1, stream={"state": "opening"})
+    world.beats(2, stream=StreamStatus("opening", None, None, 0))
+    world.beats(2, stream=StreamStatus("down", None, None, 0))
+    world.beats(1, stream=StreamStatus("opening", None, None, 0))
     assert world.health.mute_s(PAIR) == 4 * BEAT_S
-    world.beats(1, stream={"state": "open"})
+    world.beats(1, stream=StreamStatus("open", None, None, 0))
     assert world.health.mute_s(PAIR) == 0
 
 

@@ -211,7 +211,7 @@ async def by_stream(alice: Node, bob: Node, items: Sequence[Item]) -> None:
 async def by_push(alice: Node, bob: Node, items: Sequence[Item]) -> None:
     values, names = [value for value, _ in items], [ns for _, ns in items]
     sent = Page(values, names, f"at {len(items)}", False, {"state": "active"}, 0)
-    answer: Any = await bob.push.receive(PAIR, page.assemble_push(bob.sync.since(PAIR), sent))
+    answer: Any = await bob.push.receive(PAIR, page.assemble_push(bob.ingest.since(bob.home.views.pairs[PAIR]), sent))
     assert len(answer["results"]) == len(items)
 
 
@@ -254,7 +254,7 @@ async def test_nothing_of_it_comes_in_and_the_pair_goes_on(world: tuple[Node, No
         entry = json.loads(bob.home.store.payloads([row])[0])
         assert (entry["id"], entry["code"]) == (id_, CASES[name].code)
         assert bob.home.views.refused[PAIR] == 1
-    assert bob.sync.status(PAIR)["last_error"] is None
+    assert bob.sync.status(PAIR).last_error is None
     assert not bob.watched.heard
 
 
@@ -368,12 +368,12 @@ async def test_what_an_archived_namespace_refused_comes_once_it_is_active_again(
 async def test_an_open_stream_is_judged_by_what_is_agreed_now(world: tuple[Node, Node]) -> None:
     """Each lot goes by the folds of its moment, not by those at the start of the stream."""
     _, bob = world
-    verifier, pair = bob.sync._puller.verifier, bob.home.views.pairs[PAIR]
-    assert verifier.inlets(pair)["music"].level == 1
+    ingest, pair = bob.ingest, bob.home.views.pairs[PAIR]
+    assert ingest.inbound(pair)["music"].level == 1
     told(bob, Grant("music", "projects/music", 3, 2))
-    assert verifier.inlets(pair)["music"].level == 3
+    assert ingest.inbound(pair)["music"].level == 3
     bob.share("old")
-    assert set(verifier.inlets(pair)) == {"default", "old", "old/er", "music", "shelf"}
+    assert set(ingest.inbound(pair)) == {"default", "old", "old/er", "music", "shelf"}
 
 
 async def test_a_push_that_was_refused_is_wanted_once_its_namespace_is_active_again(world: tuple[Node, Node]) -> None:
@@ -383,7 +383,9 @@ async def test_a_push_that_was_refused_is_wanted_once_its_namespace_is_active_ag
 
     async def push(n: int, *items: Item, again: bool = False) -> Any:
         sent = Page([value for value, _ in items], [ns for _, ns in items], f"at {n}", False, {"state": "active"}, 0)
-        return await bob.push.receive(PAIR, page.assemble_push(bob.sync.since(PAIR), sent, again=again))
+        return await bob.push.receive(
+            PAIR, page.assemble_push(bob.ingest.since(bob.home.views.pairs[PAIR]), sent, again=again)
+        )
 
     assert (await push(1, (refused, "old")))["results"][0]["code"] == "scope-violation"
     assert (await push(2))["wanted"] == [refused["id"]], "once a process"

@@ -48,8 +48,8 @@ def names(stream: Stream) -> list[str]:
 
 
 def is_open(node: Node) -> bool:
-    status: Any = node.sync.status(PAIR)["stream"]
-    return bool(status and status["state"] == "open")
+    status: Any = node.sync.status(PAIR).stream
+    return bool(status and status.state == "open")
 
 
 async def opened(*running: Node) -> None:
@@ -128,15 +128,15 @@ async def test_a_cut_stream_is_opened_again_and_nothing_comes_twice(tmp_path: Pa
             alice.network.down = "connect"
             stream.cut()
             alice.emit(f"missed {round_}")
-            await until(lambda: bob.sync.status(PAIR)["last_error"])
+            await until(lambda: bob.sync.status(PAIR).last_error)
             status: Any = bob.sync.status(PAIR)
-            assert (status["stream"]["state"], status["next_attempt_at"] is not None) == ("down", True)
+            assert (status.stream.state, status.next_attempt_at is not None) == ("down", True)
             alice.network.down = ""
             await until(lambda: bob.ids() == alice.ids())
         await opened(bob)
         status = bob.sync.status(PAIR)
-        assert (status["attempt"], status["last_error"], status["next_attempt_at"]) == (0, None, None)
-        assert status["stream"]["breaks"] == 3
+        assert (status.attempt, status.last_error, status.next_attempt_at) == (0, None, None)
+        assert status.stream.breaks == 3
         assert not bob.watched.heard
 
 
@@ -153,7 +153,7 @@ async def test_a_restarted_consumer_goes_on_from_its_position(tmp_path: Path) ->
         again = Node("bob", tmp_path / "bob", alice.network)
         try:
             join(alice, again, mode="continuous")
-            assert again.sync.status(PAIR)["clock"] == 2
+            assert again.sync.status(PAIR).clock == 2
             async with syncing(again):
                 await opened(again)
                 alice.emit("3")
@@ -170,7 +170,7 @@ async def test_a_position_never_covers_what_could_not_be_stored(
 ) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, mode="continuous")
-        real = bob.sync._puller._store
+        real = bob.ingest._store
         fail = [False]
 
         async def store(pair: Any, items: Any) -> int:
@@ -179,14 +179,14 @@ async def test_a_position_never_covers_what_could_not_be_stored(
                 raise SplError("overloaded")
             return await real(pair, items)
 
-        monkeypatch.setattr(bob.sync._puller, "_store", store)
+        monkeypatch.setattr(bob.ingest, "_store", store)
         async with syncing(bob):
             await opened(bob)
             for n in range(30):
                 fail[0] = n == 10
                 alice.emit(f"{n}")
             await until(lambda: bob.ids() == alice.ids())
-            await until(lambda: bob.sync.status(PAIR)["clock"] == 30)
+            await until(lambda: bob.sync.status(PAIR).clock == 30)
 
 
 async def test_a_bad_record_goes_into_the_ledger_and_the_stream_goes_on(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ async def test_what_makes_no_sense_ends_the_stream_and_costs_nothing(tmp_path: P
 
         alice.network.change_piece = slip
         sent = alice.emit("before it")
-        status = await until(lambda: (found := bob.sync.status(PAIR))["last_error"] and found)
-        assert status["last_error"]["class"] == kind
+        status = await until(lambda: (found := bob.sync.status(PAIR)).last_error and found)
+        assert status.last_error.kind == kind
         last = alice.emit("after it")
         await until(lambda: bob.ids() == sorted([sent.id, last.id]))
         assert not bob.home.views.refused
@@ -256,7 +256,7 @@ async def test_a_peer_that_stops_serving_is_heard_at_once(tmp_path: Path, phase:
         alice.change_pair(PAIR, phase=phase, serve_allowed=False)
         alice.write(Own("th_federation_pairs", "note", {"n": 1}))
         await until(lambda: ("peer-state", PAIR, state) in bob.watched.heard)
-        assert bob.sync.status(PAIR)["last_error"] is None
+        assert bob.sync.status(PAIR).last_error is None
 
 
 async def test_our_own_pause_ends_the_stream_and_a_resume_opens_one(tmp_path: Path) -> None:
@@ -288,10 +288,10 @@ async def test_modes_change_at_once(tmp_path: Path) -> None:
             bob.sync._rouse()
             await until(lambda: not alice.network.streams)
             status = bob.sync.status(PAIR)
-            assert (status["stream"], status["next_attempt_at"]) == (None, None)
+            assert (status.stream, status.next_attempt_at) == (None, None)
         bob.change_pair(PAIR, mode="polling")
         bob.sync._rouse()
-        await until(lambda: bob.sync.status(PAIR)["next_attempt_at"])
+        await until(lambda: bob.sync.status(PAIR).next_attempt_at)
 
 
 async def test_what_is_shared_anew_arrives_without_a_restart(tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ async def test_a_source_that_stops_says_when_it_is_back_and_that_is_no_error(tmp
         bob.sync._rouse()
         await opened(bob)
         alice.feed.notifier.stop()
-        status = await until(lambda: (found := bob.sync.status(PAIR))["next_attempt_at"] and found)
-        assert (status["last_error"], status["attempt"]) == (None, 0)
-        assert when.ms_of(status["next_attempt_at"]) > bob.now_ms() + 100
+        status = await until(lambda: (found := bob.sync.status(PAIR)).next_attempt_at and found)
+        assert (status.last_error, status.attempt) == (None, 0)
+        assert when.ms_of(status.next_attempt_at) > bob.now_ms() + 100
         alice.feed.notifier.stopping = False
         sent = alice.emit("back")
         await until(lambda: bob.ids() == [sent.id])
@@ -340,7 +340,7 @@ async def test_a_pull_beside_an_open_stream_adds_records_and_leaves_the_position
         assert stream is not None
         alice.network.change_piece = lambda piece: piece
         stream.cut()
-        await until(lambda: bob.sync.status(PAIR)["clock"] == 1)
+        await until(lambda: bob.sync.status(PAIR).clock == 1)
 
 
 async def test_a_backlog_larger_than_the_queue_arrives_whole(tmp_path: Path) -> None:
@@ -354,8 +354,8 @@ async def test_a_backlog_larger_than_the_queue_arrives_whole(tmp_path: Path) -> 
         for n in range(200):
             alice.emit(f"more {n}")
         await until(lambda: bob.ids() == alice.ids())
-        await until(lambda: bob.sync.status(PAIR)["clock"] == 220)
-        assert 1 <= int(str(bob.sync.status(PAIR)["queue_max"])) <= 10
+        await until(lambda: bob.sync.status(PAIR).clock == 220)
+        assert 1 <= int(str(bob.sync.status(PAIR).queue_max)) <= 10
         await until(lambda: bob.sync.queue_records(PAIR) == 0)
 
 
@@ -371,7 +371,7 @@ async def test_a_stream_that_always_fails_backs_off_though_pages_arrive_and_degr
             for n in range(3):
                 sent = alice.emit(f"{n}")
                 await until(lambda: sent.id in bob.ids())  # noqa: B023 - awaited within the round
-                await until(lambda: int(str(bob.sync.status(PAIR)["attempt"])) > n)  # noqa: B023
+                await until(lambda: int(str(bob.sync.status(PAIR).attempt)) > n)  # noqa: B023
         assert not bob.watched.heard
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spl.core.record.page import Page
 from spl.core.record.record import Envelope
-from spl.sync.ingest import AT_ONCE_RECORDS, VerifyState
+from spl.sync.ingest import ON_LOOP_RECORDS
 from tests.nodes import Node, join, nodes
 from tests.store_kit import set_views
 
@@ -18,15 +18,14 @@ def page_of(*envelopes: Envelope) -> Page:
 
 
 async def codes(node: Node, page: Page) -> list[str]:
-    verifier, pair = node.sync._puller.verifier, node.home.views.pairs[PAIR]
-    verdicts, _ = await verifier.judge(pair, VerifyState(), page)
-    return [verdict.code for verdict in verdicts]
+    judged = await node.ingest.judge(node.home.views.pairs[PAIR], page)
+    return [verdict.code for verdict in judged.verdicts]
 
 
 async def test_few_and_many_are_judged_alike(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
-        sent = [alice.emit(f"{n}") for n in range(3 * AT_ONCE_RECORDS)]
+        sent = [alice.emit(f"{n}") for n in range(3 * ON_LOOP_RECORDS)]
         for count in range(len(sent) + 1):
             assert await codes(bob, page_of(*sent[:count])) == [""] * count
             spoilt = page_of(*sent[:count])
@@ -39,7 +38,7 @@ async def test_rules_are_made_once_and_again_when_the_pair_or_the_chains_change(
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         sent = alice.emit("x")
-        verifier = bob.sync._puller.verifier
+        verifier = bob.ingest
         rules = verifier._gate(bob.home.views.pairs[PAIR], {})
         assert verifier._gate(bob.home.views.pairs[PAIR], {}) is rules
         assert await codes(bob, page_of(sent)) == [""]

@@ -164,7 +164,7 @@ async def test_crash_between_pages_resumes_without_loss(tmp_path: Path) -> None:
         held = len(bob.ids())
         # The three pages before it came whole.
         assert held == 9
-        assert bob.sync.status(PAIR)["last_error"]["class"] == "PARSE_ERROR"  # type: ignore[index]
+        assert bob.sync.status(PAIR).last_error.kind == "PARSE_ERROR"  # type: ignore[index]
         assert await bob.sync.pull(PAIR) == 20 - held
         assert alice.ids() == bob.ids()
 
@@ -326,7 +326,7 @@ async def test_a_hub_that_does_not_relay_gives_its_own_records_only(tmp_path: Pa
         await writer.sync.pull("pair_0000000a")
         assert await bob.sync.pull("pair_0000000b") == 1
         assert bob.ids() == [own.id]
-        assert bob.sync.status("pair_0000000b")["lag_records"] == 0
+        assert bob.sync.status("pair_0000000b").lag_records == 0
 
 
 async def test_a_forged_chain_is_not_pinned(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ async def test_failures_while_the_peer_keeps_in_touch_degrade_nothing(tmp_path: 
         assert (laptop.push.reach(PAIR), server.push.reach(PAIR)) == ("both", "both")
         await found_out(laptop, server)
         assert (laptop.push.reach(PAIR), server.push.reach(PAIR)) == ("we-push", "peer-pushes")
-        assert laptop.sync.status(PAIR)["peer_view"]["reach"] == "peer-pushes"  # type: ignore[index]
+        assert laptop.sync.status(PAIR).peer_view["reach"] == "peer-pushes"  # type: ignore[index]
         status = server.sync.status(PAIR)
-        assert (status["last_error"], status["attempt"]) == (None, 0)
+        assert (status.last_error, status.attempt) == (None, 0)
         assert not server.watched.heard
 
 
@@ -187,12 +187,12 @@ async def test_a_lost_answer_costs_a_question_and_no_record(tmp_path: Path) -> N
         with pytest.raises(SplError) as caught:
             await round_trip(laptop)
         assert caught.value.code == "answer-malformed"
-        assert laptop.push.status(PAIR)["last_error"]["code"] == "answer-malformed"  # type: ignore[index]
+        assert laptop.push.status(PAIR).last_error.code == "answer-malformed"  # type: ignore[union-attr]
         held = len(server.ids())
         assert 0 < held < 40
         assert await round_trip(laptop) == 40 - held
         assert laptop.ids() == server.ids()
-        assert laptop.push.status(PAIR)["last_error"] is None
+        assert laptop.push.status(PAIR).last_error is None
 
 
 async def test_both_sides_start_again_without_loss(tmp_path: Path) -> None:
@@ -392,9 +392,9 @@ async def test_both_sides_count_what_was_pushed(tmp_path: Path) -> None:
             laptop.emit(f"{n}")
         await round_trip(laptop)
         status = server.sync.status(PAIR)
-        assert (status["clock"], status["lag_records"]) == (3, 0)
-        assert status["last_sync_at"] is not None
-        assert laptop.push.status(PAIR)["last_push_at"] is not None
+        assert (status.clock, status.lag_records) == (3, 0)
+        assert status.last_sync_at is not None
+        assert laptop.push.status(PAIR).last_push_ms is not None
         assert (laptop.feed.offered(PAIR)["clock"], laptop.feed.offered(PAIR)["lag_records"]) == (3, 0)
 
 
@@ -440,7 +440,7 @@ async def test_a_push_that_fails_is_tried_again(tmp_path: Path) -> None:
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
             laptop.push._call(PAIR)
-            while laptop.push.status(PAIR)["last_error"] is None:
+            while laptop.push.status(PAIR).last_error is None:
                 await asyncio.sleep(0.001)
             laptop.network.down = ""
             while server.ids() != laptop.ids():

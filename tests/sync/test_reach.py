@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
+from spl.sync.pull import Progress, Queue
 from spl.sync.reach import CONTACT_FRESH_CONTINUOUS_S, CONTACT_FRESH_S, Reaches, contact_fresh_s
 from tests.nodes import Watched
 
@@ -114,6 +115,8 @@ def test_every_view_of_a_peer_is_told_to_the_watcher_and_the_last_one_kept() -> 
 
 
 def test_what_waits_is_known_by_pair() -> None:
-    reaches = Reaches(5)
-    reaches.queued(PAIR, 7)
+    reaches, progress = Reaches(5), Progress()
+    reaches.track(PAIR, progress)
+    assert reaches.queue_records(PAIR) == 0
+    progress.queue = Queue(10, 10, records=7)
     assert (reaches.queue_records(PAIR), reaches.queue_records("pair_00000002")) == (7, 0)

@@ -35,7 +35,7 @@ async def test_a_source_with_another_log_resets_the_reader(tmp_path: Path) -> No
         sent = alice.emit("2")
         assert await bob.sync.pull(PAIR) == 1
         assert sent.id in bob.ids()
-        assert bob.sync.status(PAIR)["last_error"] is None
+        assert bob.sync.status(PAIR).last_error is None
 
 
 async def test_one_thread_read_to_its_end_confirms_nothing_of_the_others(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ async def test_one_thread_read_to_its_end_confirms_nothing_of_the_others(tmp_pat
         alice.emit("1", thread="th_one")
         alice.emit("2", thread="th_two")
         await bob.sync.pull(PAIR, "th_one")
-        assert bob.sync.status(PAIR)["last_sync_at"] is None
+        assert bob.sync.status(PAIR).last_sync_at is None
         await bob.sync.pull(PAIR)
-        assert bob.sync.status(PAIR)["last_sync_at"] is not None
+        assert bob.sync.status(PAIR).last_sync_at is not None
 
 
 async def test_more_than_three_resets_an_hour_are_reported(tmp_path: Path) -> None:
@@ -62,8 +62,9 @@ async def test_more_than_three_resets_an_hour_are_reported(tmp_path: Path) -> No
         with pytest.raises(SplError) as caught:
             await bob.sync.pull(PAIR)
         assert caught.value.code == "peer-rewound"
-        error = bob.sync.status(PAIR)["last_error"]
-        assert error["code"] == "peer-rewound"  # type: ignore[index]
+        error = bob.sync.status(PAIR).last_error
+        assert error is not None
+        assert error.code == "peer-rewound"
 
 
 @pytest.mark.parametrize(
@@ -85,15 +86,15 @@ async def test_errors_are_classed_and_five_in_a_row_are_trouble(tmp_path: Path, 
             with pytest.raises(SplError):
                 await bob.sync.pull(PAIR)
             status = bob.sync.status(PAIR)
-            assert status["attempt"] == attempt
-            assert status["last_error"]["class"] == error_class  # type: ignore[index]
-            assert status["next_attempt_at"] is not None
+            assert status.attempt == attempt
+            assert status.last_error.kind == error_class  # type: ignore[index]
+            assert status.next_attempt_at is not None
         assert bob.watched.heard == [("trouble", PAIR, down)]
         bob.change_pair(PAIR, phase=Phase.DEGRADED)
         alice.network.down = ""
         await bob.sync.pull(PAIR)
         assert bob.watched.heard[1:] == [("success", PAIR, "")]
-        assert bob.sync.status(PAIR)["attempt"] == 0
+        assert bob.sync.status(PAIR).attempt == 0
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ async def test_refusals_of_the_peer_are_classed(
         with pytest.raises(SplError) as caught:
             await bob.sync.pull(PAIR)
         assert caught.value.code == code
-        assert bob.sync.status(PAIR)["last_error"]["class"] == error_class  # type: ignore[index]
+        assert bob.sync.status(PAIR).last_error.kind == error_class  # type: ignore[index]
         assert len(bob.watched.heard) == heard
 
 
@@ -133,8 +134,8 @@ async def test_a_peer_that_paused_or_revoked_says_so_and_that_is_no_error(
         assert caught.value.code == code
         assert bob.watched.heard == [("peer-state", PAIR, str(phase))]
         status = bob.sync.status(PAIR)
-        assert (status["last_error"], status["attempt"]) == (None, 0)
-        assert status["peer_view"]["reason"] == "upgrade"  # type: ignore[index]
+        assert (status.last_error, status.attempt) == (None, 0)
+        assert status.peer_view["reason"] == "upgrade"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,8 @@ async def test_a_polling_pair_is_pulled_at_once_and_shows_its_next_attempt(tmp_p
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         alice.emit("x")
-        await run_until(bob, lambda: bob.ids() == alice.ids() and bob.sync.status(PAIR)["last_sync_at"] is not None)
-        assert bob.sync.status(PAIR)["next_attempt_at"] is not None
+        await run_until(bob, lambda: bob.ids() == alice.ids() and bob.sync.status(PAIR).last_sync_at is not None)
+        assert bob.sync.status(PAIR).next_attempt_at is not None
 
 
 async def test_short_intervals_poll_again_and_changes_count_at_once(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ async def test_on_demand_pairs_wait_to_be_asked(tmp_path: Path) -> None:
         alice.emit("x")
         sent = carol.emit("y")
         await run_until(bob, lambda: bob.ids() == [sent.id])
-        assert bob.sync.status("pair_0000000a")["next_attempt_at"] is None
+        assert bob.sync.status("pair_0000000a").next_attempt_at is None
         assert await bob.sync.pull("pair_0000000a") == 1
 
 
@@ -232,15 +233,15 @@ async def test_contact_from_the_peer_ends_the_backoff_and_never_wakes_the_health
         alice.network.down = "connect"
 
         def healed() -> bool:
-            if alice.network.down and bob.sync.status(PAIR)["attempt"]:
+            if alice.network.down and bob.sync.status(PAIR).attempt:
                 alice.network.down = ""
                 bob.sync.wake(PAIR)
-                assert bob.sync.status(PAIR)["attempt"] == 0
-            return bob.ids() == alice.ids() and bob.sync.status(PAIR)["last_sync_at"] is not None
+                assert bob.sync.status(PAIR).attempt == 0
+            return bob.ids() == alice.ids() and bob.sync.status(PAIR).last_sync_at is not None
 
         await run_until(bob, healed)
         bob.sync.wake(PAIR)
-        due = bob.sync.status(PAIR)["next_attempt_at"]
+        due = bob.sync.status(PAIR).next_attempt_at
         assert when.ms_of(due) > bob.now_ms() + 60_000
 
 
@@ -265,11 +266,11 @@ async def test_a_fault_in_one_pair_leaves_the_others_running(
 async def test_status_counts_as_the_source_does(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
-        assert (bob.sync.status(PAIR)["clock"], bob.sync.status(PAIR)["lag_records"]) == (0, None)
+        assert (bob.sync.status(PAIR).clock, bob.sync.status(PAIR).lag_records) == (0, None)
         for n in range(4):
             alice.emit(f"{n}")
         await bob.sync.pull(PAIR)
-        assert (bob.sync.status(PAIR)["clock"], bob.sync.status(PAIR)["lag_records"]) == (4, 0)
+        assert (bob.sync.status(PAIR).clock, bob.sync.status(PAIR).lag_records) == (4, 0)
         assert alice.feed.offered(PAIR)["lag_records"] == 0
         alice.emit("5")
         assert alice.feed.offered(PAIR) | {"last_read_at": ""} == {

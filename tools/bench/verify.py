@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -24,15 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from store import AT_MS, entry, open_store, record_id
 
 from spl.core.consent import Outbound
-from spl.core.gate import Verdict
 from spl.core.limits import Limits
 from spl.core.record.filter import OPEN
 from spl.core.record.page import Page
 from spl.home.log import Entry, Log
-from spl.home.writer import Writer
+from spl.net.client import Reply
+from spl.sync.changes import Feed
 from spl.sync.holdings import PairTerms
+from spl.sync.ingest import Ingest, Taken
 from spl.sync.peer import FINGERPRINTS
+from spl.sync.push import Push
 from spl.sync.reconcile import Reconcile
+from spl.sync.schedule import Sync
 from spl.sync.scope import Scope
 
 PAIR = "pair_00000001"
@@ -52,23 +56,31 @@ class FilledHub:
         self.store = store
 
 
+class Whole(Reconcile):
+    """The service over a store that is shared whole."""
+
+    store: Log
+
+    def terms(self, pair_id: str) -> PairTerms:
+        """Return all of the store, both ways."""
+        return PairTerms(SCOPE, {NS: NS}, self.store.last_seq, str)
+
+
 class Far:
     """The other instance, over a pipe; repair reads the records out of it by their ids."""
 
     def __init__(self, pipe: Connection, store: Log) -> None:
         self.pipe, self.store, self.pool = pipe, store, ThreadPoolExecutor(1)
 
-    async def send(self, pair_id: str, body: bytes, media: str, target: str) -> bytes:
+    async def ask(self, pair: object, method: str, target: str, body: bytes) -> Reply:
         """Return its answer."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, self._ask, target, body)
+        return Reply(200, {}, await asyncio.get_running_loop().run_in_executor(self.pool, self._ask, target, body), "")
 
-    async def take(
-        self, pair_id: str, item: Page, chains: Mapping[str, Any] | None, again: bool
-    ) -> tuple[int, list[Verdict], list[str]]:
+    async def take_again(self, pair: object, item: Page) -> Taken:
         """Store what came, unchecked: the gate is measured elsewhere."""
         numbers = [value["record"]["clock"] for value in item.values]
         self.store.append([shared_entry(number) for number in numbers], AT_MS)
-        return len(numbers), [], []
+        return Taken(len(numbers))
 
     def _ask(self, target: str, body: bytes) -> bytes:
         self.pipe.send((target, body))
@@ -150,11 +162,19 @@ def reconcile(store: Log, peer: Far) -> Reconcile:
     async def nothing(*_: object) -> int:
         return 0
 
-    return Reconcile(
-        cast(Writer, FilledHub(store)), Limits(), peer=peer, give=nothing, read_anew=nothing,
-        terms=lambda pair_id: PairTerms(SCOPE, {NS: NS}, store.last_seq, str),
-        now_ms=lambda: time.time_ns() // 1_000_000, random_bytes=os.urandom,
+    ingest = SimpleNamespace(
+        writer=FilledHub(store),
+        limits=Limits(),
+        pair=lambda pair_id: pair_id,
+        peers=peer,
+        take_again=peer and peer.take_again,
+    )
+    found = Whole(
+        cast(Ingest, ingest), cast(Feed, None), cast(Push, SimpleNamespace(give=nothing)),
+        cast(Sync, SimpleNamespace(pull=nothing)), now_ms=lambda: time.time_ns() // 1_000_000, random_bytes=os.urandom,
     )  # fmt: skip
+    found.store = store
+    return found
 
 
 def fill(home: Path, count: int, lost: frozenset[int]) -> None:

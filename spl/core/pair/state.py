@@ -334,6 +334,19 @@ class Pair:
         return self.state.phase is Phase.REVOKED
 
 
+def known(pairs: Mapping[str, Pair], pair_id: str) -> Pair:
+    """Return the pair of this id; raise PairError "pair-unknown"."""
+    pair = pairs.get(pair_id)
+    if pair is None:
+        raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
+    return pair
+
+
+def refusal_code(pair: Pair) -> str:
+    """Return the code that refuses what the pair's state does not allow."""
+    return _REFUSALS.get(pair.phase, "pair-state-conflict")
+
+
 def maps_to_json(maps: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
     """Return [{local, peer}]."""
     return [{"local": local, "peer": peer} for local, peer in maps]
@@ -354,4 +367,5 @@ def maps_from_json(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(maps)
 
 
+_REFUSALS: Final = {Phase.PAUSED: "pair-paused", Phase.REVOKED: "pair-revoked"}
 _PAUSERS: Final[Mapping[type[State], str]] = {PausedByUs: "us", PausedByPeer: "peer", PausedByBoth: "both"}
