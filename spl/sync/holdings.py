@@ -18,7 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from ..core import consent
 from ..core.record import filter as filters
@@ -37,7 +37,7 @@ from ..core.record.fingerprint import (
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import NO_START, Facts, Row, projections_of
 from ..home.log import Log
-from ..home.segments import PROJECTION
+from ..home.segments import PROJECTION, LineError
 from .scope import Scope
 from .source import Source
 
@@ -101,9 +101,10 @@ class PairTerms:
 
     def name(self, store: Log, facts: Facts, row: Row) -> bytes:
         """Return the start of the name that a record has at the peer, NO_START if the filter leaves it out."""
-        if not self._admits(store, facts, row):
+        entry = _entry(store, row)
+        if entry is None or not self._admits_record(facts, entry["record"]):
             return NO_START
-        id_ = json.loads(store.payloads([row])[0])["id"]
+        id_ = entry["id"]
         return bytes.fromhex((id_ if self.level(row.ns) <= STRUCTURAL else self.pseudonym(id_))[: 2 * START_BYTES])
 
     def label(self, ns: str) -> str:
@@ -125,8 +126,11 @@ class PairTerms:
         return _READ if self.scope.filter.reads_records or level > STRUCTURAL else _LATER
 
     def _admits(self, store: Log, facts: Facts, row: Row) -> bool:
+        entry = _entry(store, row)
+        return entry is not None and self._admits_record(facts, entry["record"])
+
+    def _admits_record(self, facts: Facts, record: Mapping[str, Any]) -> bool:
         _, ns, _, voucher, _ = facts
-        record = json.loads(store.payloads([row])[0])["record"]
         return self.scope.filter.admits(filters.facts_of(record, ns, voucher), voucher != self.scope.own_did)
 
 
@@ -264,6 +268,15 @@ def terms_of(source: Source, pair_id: str) -> PairTerms:
     inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
     received = {inlet.ns: name for name, inlet in inlets.items() if inlet.full}
     return PairTerms(source.scope(pair), received, last_seq, lambda id_: source.outgoing.pseudonym(pair_id, id_))
+
+
+def _entry(store: Log, row: Row) -> dict[str, Any] | None:
+    """Return the stored envelope of a row; None for a damaged one, which is in no set that must be read."""
+    try:
+        entry = json.loads(store.payloads([row])[0])
+        return entry if isinstance(entry["id"], str) and isinstance(entry["record"], dict) else None
+    except (LineError, ValueError, KeyError, TypeError):
+        return None
 
 
 def facts_of(row: Row) -> Facts:

@@ -149,11 +149,12 @@ class PageRead:
         rows = within(self._left, SLICE_BYTES)
         del self._left[: len(rows)]
         found, first = self._found, not self._ns
-        payloads = await asyncio.get_running_loop().run_in_executor(
-            self._pool, self._source.outgoing.payloads, found.pair_id, found.scope, rows
+        envelopes = await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._source.outgoing.envelopes, found.pair_id, found.scope, rows
         )
-        self._ns += [row.ns for row in rows]
-        return b",".join(payloads) if first else b"," + b",".join(payloads)
+        self._ns += [row.ns for row, _ in envelopes]
+        joined = b",".join(raw for _, raw in envelopes)
+        return joined if first or not envelopes else b"," + joined
 
     def _end(self) -> bytes:
         return page.end(self._ns, **self._found.members)

@@ -30,6 +30,7 @@ from ..core.record.cursor import LANES_MAX, lane_key
 from ..core.record.filter import PairFilter, facts_of
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import Index, Row, by_namespace, received, received_vouched, vouched
+from ..home.segments import LineError
 
 SCAN_ROWS: Final = 2048
 """Rows scanned between two yields: 5 ms for plain ones, 80 ms if a rule reads the records."""
@@ -263,10 +264,10 @@ def tally(index: Index, scope: Scope) -> int:
 def find(view: LogView, ids: Iterable[str]) -> list[Row]:
     """Return the rows of those ids that the pair may have, in order of arrival.
 
-    Records that are shared below L1 are not found: the peer does not know their ids.  Of a record that several shared
-    namespaces hold, the first copy is found, since the peer asks by id alone.
+    Records that are shared below L1 are not found, since the peer does not know their ids, nor those that the disk
+    damaged.  Of a record that several shared namespaces hold, the first copy is found: the peer asks by id alone.
     """
-    copies = (next(filter(view.scope.admits, view.index.copies(id_)), None) for id_ in ids)
+    copies = (next(filter(view.scope.admits, _copies(view.index, id_)), None) for id_ in ids)
     rows = [row for row in copies if row is not None]
     named = [row for row in rows if view.scope.shares[row.ns].level <= STRUCTURAL and row.seq <= view.last_seq]
     listed = sorted((row for row in named if _is_listed(view.index, row)), key=lambda row: row.seq)
@@ -293,6 +294,13 @@ def within(rows: Sequence[Row], bytes_max: int, size: Callable[[Row], int] = lam
             break
         kept.append(row)
     return kept
+
+
+def _copies(index: Index, id_: str) -> Sequence[Row]:
+    try:
+        return index.copies(id_)
+    except LineError:
+        return ()
 
 
 def _facts(row: Row, payload: bytes) -> dict[str, str] | None:

@@ -271,10 +271,8 @@ class Stream:
             self._whole, self._behind = False, False
             self._scanned_to = last_seq
         self._text, self._cursor = source.next_cursor(self.pair_id, self._text, self._cursor, scans, self._whole)
-        if not rows:
-            return b""
-        found = zip(source.outgoing.payloads(self.pair_id, scope, rows), (row.ns for row in rows), strict=True)
-        return _records(list(found), self._text, clock_of(scans))
+        found = [(raw, row.ns) for row, raw in source.outgoing.envelopes(self.pair_id, scope, rows)]
+        return _records(found, self._text, clock_of(scans)) if found else b""
 
 
 def _records(found: list[tuple[bytes, str]], cursor: str, clock: int) -> bytes:

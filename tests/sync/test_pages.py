@@ -2,16 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from spl.core.errors import SplError
+from spl.home.index import Row
 from spl.sync import pages
 from spl.sync.changes import Query, whole
 from spl.sync.pages import READS_MAX, PageRead
+from spl.sync.scope import Scope
 from tests.nodes import Node, join, nodes
 from tests.sync.test_stream import grant
 
@@ -65,13 +67,13 @@ async def test_no_slice_is_read_before_the_last_was_taken(tmp_path: Path, monkey
     """A reader that does not read costs one slice."""
     async with sliced(tmp_path, monkeypatch) as (alice, ids):
         given: list[int] = []
-        real = alice.feed.source.outgoing.payloads
+        real = alice.feed.source.outgoing.envelopes
 
-        def payloads(pair_id: str, scope: object, rows: list[object]) -> list[bytes]:
+        def envelopes(pair_id: str, scope: Scope, rows: Sequence[Row]) -> list[tuple[Row, bytes]]:
             given.append(len(rows))
-            return real(pair_id, scope, rows)  # type: ignore[arg-type]
+            return real(pair_id, scope, rows)
 
-        monkeypatch.setattr(alice.feed.source.outgoing, "payloads", payloads)
+        monkeypatch.setattr(alice.feed.source.outgoing, "envelopes", envelopes)
         read = await long_page(alice)
         for taken in range(1, len(ids) + 1):
             await anext(read)

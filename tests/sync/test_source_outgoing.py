@@ -30,7 +30,8 @@ def rows(node: Node) -> list[Row]:
 async def test_full_records_are_their_stored_bytes(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as [alice]:
         sent = [alice.emit(f"é{n}").raw for n in range(3)]
-        assert alice.feed.source.outgoing.payloads(PAIR, scope_of(alice, 0), rows(alice)) == sent
+        found = alice.feed.source.outgoing.envelopes(PAIR, scope_of(alice, 0), rows(alice))
+        assert [raw for _, raw in found] == sent
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -39,7 +40,7 @@ async def test_a_projection_is_signed_by_us_and_shows_its_level_and_no_more(tmp_
         parent, secret = alice.emit("parent"), "zq-secret-zq"
         sent = alice.emit(secret, thread="th", actor="did:sync:user:zq")
         source = alice.feed.source.outgoing
-        raw = source.payloads(PAIR, scope_of(alice, level), rows(alice))[1]
+        _, raw = source.envelopes(PAIR, scope_of(alice, level), rows(alice))[1]
         found = levels.parse(json.loads(raw), LIMITS)
         assert (found.level, found.ns, found.by, found.raw) == (level, "default", alice.did, raw)
         assert levels.verify(found, PAIR, alice.chain.present)
@@ -104,3 +105,36 @@ async def test_a_source_that_forgot_whose_records_it_gave_stalls_none(tmp_path: 
         before = len(alice.network.log)
         await bob.sync.pull(PAIR)
         assert ("POST", "/v1/sync/records") not in alice.network.log[before:]
+
+
+def damage(node: Node, row: Row, how: str) -> None:
+    """Change the stored envelope of a row on the disk, as a failing disk does."""
+    [path] = node.home.path.rglob(f"{row.segment:020}.jsonl")
+    if how == "cut":
+        with path.open("r+b") as file:
+            file.truncate(row.offset + 5)
+        return
+    data = bytearray(path.read_bytes())
+    at = data.index(b'"', row.offset + 20)
+    data[at] = {"quote": ord("x"), "line feed": ord("\n"), "bytes": 0xFF}[how]
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("how", "number"), [("quote", 1), ("line feed", 1), ("bytes", 1), ("cut", 3)])
+@pytest.mark.parametrize("level", [0, 1])
+async def test_a_damaged_record_stops_none_behind_it(tmp_path: Path, how: str, number: int, level: int) -> None:
+    """It is left out, of a page in slices and of a fetch too, and counts as damage until the index drops it."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        sent = [alice.emit(f"{n}") for n in range(4)]
+        damage(alice, rows(alice)[number], how)
+        kept = [each for each in sent if each is not sent[number]]
+        source = alice.feed.source.outgoing
+        left = [row for at, row in enumerate(rows(alice)) if at != number]
+        assert [row for row, _ in source.envelopes(PAIR, scope_of(alice, level), rows(alice))] == left
+        assert source.damaged() == 1
+        assert await bob.sync.pull(PAIR) == 3
+        assert bob.ids() == sorted(each.id for each in kept)
+        fetched = json.loads(await alice.feed.fetch(PAIR, [each.id for each in sent]))
+        assert [each["id"] for each in fetched["records"]] == [each.id for each in kept]
+        assert len(fetched["ns"]) == 3

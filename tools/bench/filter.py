@@ -92,7 +92,7 @@ def read(home: Home, level: int, chosen: PairFilter, count: int) -> tuple[int, f
     while more:
         readings = lanes_through(look, known)
         rows, more = finish(collect(look, readings, PAGE_RECORDS, 4 * MIB))
-        sent += len(shown.payloads(PAIR, scope, rows))
+        sent += len(shown.envelopes(PAIR, scope, rows))
         known = {reading.key: reading.lane() for reading in readings}
     return sent, (time.process_time() - began) / count
 
