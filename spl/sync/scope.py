@@ -298,7 +298,7 @@ def within(rows: Sequence[Row], bytes_max: int, size: Callable[[Row], int] = lam
 
 def _copies(index: Index, id_: str) -> Sequence[Row]:
     try:
-        return index.copies(id_)
+        return list(index.copies(id_))
     except LineError:
         return ()
 

@@ -287,8 +287,8 @@ class OutgoingForm:
 
     An envelope that the disk damaged is left out, is logged once and counts as damage (`damaged`).  Sending it would
     make the whole page unreadable for the peer, which asks for that page without end and never gets what is behind.
-    Whether envelopes are JSON is checked for a slice at once, 2.4 us for 550 bytes.  Whether one is the record of its id
-    is the reader's check, which refuses a changed record alone.
+    Whether envelopes are JSON is checked for a slice at once, 2.4 us for 550 bytes.  Whether one is the record of its
+    id is the reader's check, which refuses a changed record alone.
     """
 
     def __init__(self, writer: Writer, vault: Vault) -> None:

@@ -81,7 +81,7 @@ def shared(house: House) -> Iterator[World]:
     *_, last = alice.steps(proxy.url)
     assert last["step"] == "active", last
     world = World(alice, bob, proxy, last["pair_id"])
-    alice.run("federation", "set-poll-interval", world.pair_id, "200ms")
+    alice.run("federation", "set-poll-interval", world.pair_id, "1s")
     yield world
     proxy.end()
 

@@ -84,7 +84,7 @@ def test_a_task_that_dies(house: House, world: World) -> None:
     carol.run("sync", pair_id)
     assert ", caught up\n" in carol.run("federation", "show", pair_id).out
     with carol.at_fault():
-        carol.run("federation", "set-poll-interval", pair_id, "200ms")
+        carol.run("federation", "set-poll-interval", pair_id, "1s")
         assert told(carol, "task-dead")["fix"] == "spl logs"
         assert pair_id in seen(carol, "task-dead")["title"]
         page = carol.run("federation", "show", pair_id).out

@@ -384,7 +384,7 @@ def test_a_long_interval_is_said_and_is_no_problem(world: World) -> None:
     world.alice.run("federation", "set-poll-interval", world.pair_id, "2h")
     out = world.alice.run("doctor", world.pair_id).out
     assert "  info  mode              the pair polls every 2h" in out
-    world.alice.run("federation", "set-poll-interval", world.pair_id, "200ms")
+    world.alice.run("federation", "set-poll-interval", world.pair_id, "1s")
 
 
 def test_every_finding_is_produced_by_a_real_daemon() -> None:
