@@ -90,8 +90,9 @@ def _list(args: Namespace, shell: Shell) -> int:
 
 
 def _crossing(item: Mapping[str, Any]) -> str:
-    """Return which namespace crosses into which one."""
-    return f"{item['namespace']} {'->' if item['direction'] == 'out' else '<-'} {', '.join(item['maps'])}"
+    """Return which namespace crosses into which one: ours first, whatever the direction."""
+    source, target = item["maps"]
+    return f"{source} -> {target}" if item["direction"] == "out" else f"{target} <- {source}"
 
 
 def _level(item: Mapping[str, Any]) -> str:

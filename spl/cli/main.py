@@ -6,6 +6,7 @@ its command is called.
 
 import importlib
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,12 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     if entry.result:
         out.form, out.quiet, out.verbose = args.output, args.quiet, args.verbose
     shell = Shell(args.home or "", env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load)
-    return entry.run(args, shell)
+    try:
+        return entry.run(args, shell)
+    except SplError as exc:
+        # The daemon's next step names the pair that the command was given, so that it can be pasted.
+        exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
+        raise
 
 
 def _open_streams() -> None:

@@ -122,8 +122,9 @@ def _state(pair: Detail, out: Out) -> str:
     text = state_of(pair)
     if pair.get("since"):
         text += f" since {out.ago(pair['since'])}"
-    why = pair.get("reason") or (pair.get("state_detail") if text.startswith("establishing") else "")
-    return f"{text} ({why})" if why else text
+    detail = pair.get("state_detail") if pair["state"] in ("establishing", "revoked") else ""
+    why = detail or pair.get("reason")
+    return f"{text} ({why})" if why and why != pair["state"] else text
 
 
 def _mode(pair: Detail, out: Out) -> str:
@@ -164,10 +165,10 @@ def _manifest(manifest: Mapping[str, Any], out: Out) -> str:
 
 def _token(token: Mapping[str, Any], out: Out) -> str:
     text = f"{token['direction']:<14}{token['token_id']}  {scopes_text(token['scopes'])}"
-    if token.get("expires_at"):
+    state = token.get("state") or "live"
+    if token.get("expires_at") and state != "revoked":
         text += f"  {out.left(token['expires_at'])}"
-    state = token.get("state")
-    return f"{text}  {state}" if state and state not in ("live", "active") else text
+    return text if state in ("live", "active", "expired") else f"{text}  {state}"
 
 
 def _error(error: Mapping[str, Any], out: Out) -> str:

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from typing import Any, Final
 
+from ..core.when import span_fine
 from .command import Command, Group, Shell
 from .rules import COMMANDS
 
@@ -10,17 +11,19 @@ from .rules import COMMANDS
 def _show(args: Namespace, shell: Shell) -> int:
     settings = shell.ctl.items("/v1/config")
     if not shell.printed("spl.config/1", settings):
-        rows = [(str(item["key"]), _value(item["value"]), str(item["source"])) for item in settings]
+        rows = [(str(item["key"]), _value(str(item["key"]), item["value"]), str(item["source"])) for item in settings]
         shell.out.table(("KEY", "VALUE", "SOURCE"), rows)
     return 0
 
 
-def _value(value: Any) -> str:
+def _value(key: str, value: Any) -> str:
     """Return a value as the configuration file writes it, without quotes."""
+    if key.endswith("interval") and isinstance(value, int):
+        return span_fine(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return ", ".join(_value(item) for item in value)
+        return ", ".join(_value("", item) for item in value)
     return "" if value is None else str(value)
 
 

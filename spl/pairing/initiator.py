@@ -111,7 +111,10 @@ class Initiator:
         "identity-cloned", ManifestError "manifest-stale", "chain-fork".
         """
         if self.pairs.identity.did == peer.did:
-            raise PairError("identity-cloned", f"{peer.url} answers with our own DID")
+            hint = "check the port, is it the peer's? if a copy of this home runs there, stop it"
+            raise PairError(
+                "identity-cloned", f"{peer.url} is this daemon itself: it answers with our own DID", hint=hint
+            )
         known = next((pair for pair in reversed(self.pairs.all()) if pair.peer_did == peer.did), None)
         pinned = None if expect_key else self.pairs.writer.views.pins.chain(peer.did)
         newer_than_ms = known.peer.signed_at_ms if known is not None else 0

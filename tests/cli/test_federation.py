@@ -229,3 +229,12 @@ def test_show_says_what_is_sent_and_what_is_taken(spl: Run, daemon: Daemon, held
     out = spl("federation", "show", "bob").out
     assert f"  {text}\n" in out
     assert "  records of did:a, did:b only\n" in out
+
+
+def test_the_next_step_names_the_pair_that_was_given(spl: Run, daemon: Daemon) -> None:
+    """A fix can be pasted: the daemon's PAIR_ID is replaced by what the command was called with."""
+    paused = {**error("pair-paused", "bob paused it"), "hint": "spl federation resume PAIR_ID on that side"}
+    daemon.answers["POST", f"{PAIRS}/bob/mode"] = (409, paused)
+    result = spl("federation", "set-mode", "bob", "polling")
+    assert result.code == 7
+    assert "  fix       spl federation resume bob on that side\n" in result.err

@@ -107,9 +107,9 @@ our key           otter plum nine coal fern wax
 namespaces        default
 maps              a:b
 tokens            issued to us  tok_5c1e  federation:sync,federation:subscribe  EXPIRED
-                  issued by us  tok_91ab  federation:sync  61d left  revoked
-grants            music -> music, projects/music (L1)
-                  music <- projects/music, music (L0); L0 behaves as L1 until we grant it too: spl federation grant x
+                  issued by us  tok_91ab  federation:sync  revoked
+grants            music -> projects/music (L1)
+                  music <- projects/music (L0); L0 behaves as L1 until we grant it too: spl federation grant x
 refused           2 records
 last error        AUTH the token expired [auth-invalid], 1m ago
 lag, last 30 min  ▁▁▁▁▁▁▁▁▁▁▁·▂▅████████████████  (records)
@@ -207,3 +207,12 @@ def test_a_pair_that_runs_one_way_says_which(spl: Run, daemon: Daemon) -> None:
     failed = {"last_push_at": None, "last_error": {"code": "timeout", "message": "no answer", "at": None}}
     line = confirmed(spl, daemon, reach="we-push", push=failed)["reach"]
     assert line == "pushes to the peer; the last push failed: no answer [timeout]"
+
+
+def test_a_rejection_shows_the_peers_reason(spl: Run, daemon: Daemon) -> None:
+    """The reason that the peer's operator gave is for this operator's eyes; a reason that repeats the state is not."""
+    for detail, shown in (("rejected: not today", "revoked (rejected: not today)"), ("revoked", "revoked")):
+        daemon.answers["GET", f"{PAIRS}/pair_0f"] = a_pair(state="revoked", state_detail=detail, reason="rejected")
+        if detail == "revoked":
+            daemon.answers["GET", f"{PAIRS}/pair_0f"] = a_pair(state="revoked", state_detail=detail)
+        assert f"state             {shown}\n" in spl("federation", "show", "pair_0f").out

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from spl.core.errors import SplError
+from spl.core.identity.did import label_of
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Waiting
 from spl.home.writes import SavedPosition
@@ -44,6 +45,7 @@ def test_manual_approval_waits_and_then_grants(tmp_path: Path) -> None:
             await a.until(lambda: isinstance(a.alive[0].state, Waiting))
             request = b.pairing.pairs.resolve_request(a.alive[0].pair_id)
             assert (request.status, request.peer_did, request.namespaces) == ("pending", a.did, ("default",))
+            assert b.pairing.pairs.resolve_request(label_of(a.did)) == request
             steps = await a.pair(b, wait_ms=0)
             assert names(steps) == ["manifest", "verified", "posted", "pending"]
             assert steps[2]["status"] == 202
