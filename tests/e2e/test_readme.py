@@ -1,7 +1,7 @@
-"""The README's transcripts, replayed: each command line by a shell as it stands, on real daemons, block after block.
+"""The README's transcripts, replayed: a shell runs each command line as written, on real daemons, block after block.
 
-Only what names a place is replaced (the peer's URL, a pair id, a folder below /tmp, a port); a prompt names the
-operator.  Where a transcript shows output, the output must read the same, with DIDs, ids, words and ages taken out.
+Only places are replaced (the peer's URL, a pair id, a port); HOME is a folder of the test, and a prompt names the
+operator.  If a transcript shows output, the output must read the same, without DIDs, ids, words and ages.
 """
 
 import re
@@ -18,6 +18,8 @@ from tests.e2e.harness import DEADLINE_S, ROOT, Instance, eventually
 README = ROOT / "README.md"
 BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"(?:([a-z]*)\$ )?((?:[A-Z_]+=\S+ )*spl .*|TOKEN=.*|curl .*)")
+LABEL = re.compile(r"(?<!--label) bob\b")
+"""Bob's label as the name of the pair."""
 SOAKS = "federation soak"
 """These run for minutes; `test_soak.py` has them with a scale of its own."""
 FOLLOWS = " -f"
@@ -53,7 +55,7 @@ def blocks() -> list[list[Step]]:
 
 
 def plain(text: str) -> list[str]:
-    """Return the lines of an output without what differs from run to run."""
+    """Return the lines of an output without the parts that differ from run to run."""
     for pattern, word in (
         (r"did:sync:instance:([a-z]+)(-[0-9a-f]{24})?", r"did:\1"),
         (r"pair_[0-9a-f]{8}", "PAIR"),
@@ -69,7 +71,7 @@ def plain(text: str) -> list[str]:
 
 
 class Stage:
-    """Two operators and their shells, and a pair that is made again whenever a command has ended it."""
+    """Two operators and their shells, and a pair that is made again after a command has ended it."""
 
     def __init__(self, folder: Path, alice: Instance, bob: Instance) -> None:
         self.folder, self.alice, self.bob = folder, alice, bob
@@ -80,7 +82,7 @@ class Stage:
         tool.chmod(0o700)
 
     def pair_id(self) -> str:
-        """Return the live pair's id, after pairing where there is none."""
+        """Return the live pair's id, after pairing if there is none."""
         if not (live := self._live()):
             self.alice.run("federation", "pair", self.bob.url, "--backfill")
             live = self._live()
@@ -90,12 +92,14 @@ class Stage:
         return [pair for pair in self.alice.pairs() if pair["state"] != "revoked"]
 
     def play(self, step: Step) -> str:
-        """Run a step as it stands and return its output."""
+        """Run a step as written and return its output."""
         operator = self.bob if step.who == "bob" else self.alice
-        line = step.line.replace("https://bob.example/", self.bob.url).replace("/tmp/", f"{self.folder}/")
+        line = step.line.replace("https://bob.example/", self.bob.url)
         line = line.replace("127.0.0.1:9100", f"127.0.0.1:{operator.port}")
         if re.search(r"\bPAIR\b|pair_[0-9a-f]{8}", line):
             line = re.sub(r"\bPAIR\b|pair_[0-9a-f]{8}", self.pair_id(), line)
+        elif LABEL.search(line):
+            self.pair_id()
         elif "federation pair" in line and self._live():
             self.alice.run("federation", "revoke", self.pair_id())
         set_ = re.fullmatch(r"(\w+)=(\$\(.*\))", line)
@@ -161,7 +165,7 @@ def test_the_first_steps_work_in_a_fresh_home(make: Make, tmp_path: Path) -> Non
 
 
 def test_every_other_command_line_does_what_it_says(stage: Stage) -> None:
-    """Block after block, in the order of the page; none is left out but those that serve, and the soak's minutes."""
+    """Block after block, in the order of the page; only those that serve, and the soak, are left out."""
     elsewhere = [*blocks()[0], *steps_of("aitl list")]
     played = 0
     for steps in blocks():
