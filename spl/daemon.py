@@ -46,7 +46,8 @@ from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings, check_open
 from .home.disk import Disk
-from .home.home import SOCKET, Home, default_label, now_ms, open_home, random_bytes, read_config
+from .home.home import SOCKET, Home, default_label, now_ms, open_home, random_bytes, read_config, steady_ms
+from .home.manifest import ManifestSigner
 from .home.policy import Policy
 from .home.snapshot import Restorer
 from .home.thread_state import ThreadStates
@@ -55,7 +56,7 @@ from .net.client import Client, Resolver
 from .net.probe import Prober
 from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, server_tls
-from .pairing.pair_log import PairLog
+from .pairing.machine import Pairs
 from .pairing.service import Pairing
 from .sync.changes import Feed
 from .sync.ingest import Ingest
@@ -387,11 +388,9 @@ def services_of(
     sync = Sync(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     push = Push(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     reconcile = Reconcile(ingest, feed, push, sync, now_ms=now_ms, random_bytes=random_bytes)
-    pairing = Pairing(
-        home.writer, home.vault, settings, peers, limits, url=url, now_ms=now_ms, random_bytes=random_bytes,
-        first_sync=sync.pull, adopt_identity=adopt, resync=reconcile.mend, wake=sync.wake, permitted=policy.permits,
-        granted=policy.grants,
-    )  # fmt: skip
+    published = ManifestSigner(home.writer, home.vault, limits, url=url, now_ms=now_ms)
+    pairs = Pairs(home, published, now_ms=now_ms, steady_ms=steady_ms, random_bytes=random_bytes)
+    pairing = Pairing(pairs, settings, peers, policy, sync, reconcile)
     reaches.watch(pairing)
     return Services(
         home.path, url, settings, limits, home.writer, home.store, home.vault,
@@ -399,9 +398,6 @@ def services_of(
         pairing, feed, sync, now_ms(), now_ms, random_bytes, adopt,
         disk=home.disk,
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
-        history=PairLog(
-            home.writer, home.vault, client, limits, dial=pairing.dial, now_ms=now_ms, random_bytes=random_bytes
-        ),
         doctor=_doctor(home, client, tls, pairing, sync, feed, reaches),
         push=push,
         reconcile=reconcile,

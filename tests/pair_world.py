@@ -7,10 +7,11 @@ on its disk and on its network, as after SIGKILL.  `restart` builds every object
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,19 +19,25 @@ import pytest
 from spl.api.auth import Auth
 from spl.core.errors import SplError
 from spl.core.identity import bearer
+from spl.core.identity.manifest import Manifest
 from spl.core.limits import Limits
 from spl.core.pair.pair import Pair, Phase
 from spl.core.record import namespace
 from spl.home.config import Config, Settings
 from spl.home.disk import Disk, File
 from spl.home.home import Home, open_home, random_bytes
+from spl.home.manifest import ManifestSigner
+from spl.home.policy import Policy
 from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
 from spl.net.address import ReachError
 from spl.net.client import DialPolicy, Reply
 from spl.net.routes import Request
-from spl.pairing.service import Pairing, PairOptions
+from spl.pairing.machine import Pairs
+from spl.pairing.service import Pace, Pairing, PairOptions
 from spl.sync.peer import PeerClient
+from spl.sync.reconcile import Reconcile
+from spl.sync.schedule import Sync
 
 START_MS = 1_764_000_000_000
 
@@ -119,12 +126,15 @@ class Node:
             self.home.vault, self.world.network(self), settings, url=self.url, now_ms=self.world.now_ms,
             random_bytes=random_bytes,
         )  # fmt: skip
+        published = ManifestSigner(
+            self.home.writer, self.home.vault, self.config.limits, url=self.url, now_ms=self.world.now_ms
+        )
+        pairs = Pairs(
+            self.home, published, now_ms=self.world.now_ms, steady_ms=self.world.now_ms, random_bytes=random_bytes
+        )
         self.pairing = Pairing(
-            self.home.writer, self.home.vault, settings, peers, self.config.limits,
-            url=self.url, now_ms=self.world.now_ms, random_bytes=random_bytes, first_sync=self._first_sync,
-            adopt_identity=self._adopt, permitted=lambda *_: self.world.permitted,
-            granted=lambda *_: self.world.granted, poll_s=0.005,
-            resync=self._resync, wake=self.woken.append, housekeeping_s=0.02,
+            pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeReconcile(self),
+            Pace(poll_s=0.005, housekeeping_s=0.02),
         )  # fmt: skip
         self.auth = Auth(
             self.home.writer, self.home.vault, Settings(self.config), self.config.limits, self.world.now_ms
@@ -188,7 +198,7 @@ class Node:
             issued_at_ms=self.world.now_ms(), nonce=random_bytes(16).hex(),
         )  # fmt: skip
         headers = [("authorization", f"Bearer {text}"), (bearer.PROOF_HEADER, proof)]
-        dial = self.pairing.dial(pair)
+        dial = self.pairing.peers.dial(pair)
         return (await self.world.network(self).fetch("GET", pair.url + target, headers=headers, dial=dial)).status
 
     def move(self, url: str) -> None:
@@ -214,16 +224,43 @@ class Node:
         except OSError:
             assert self.disk.dead
 
-    async def _first_sync(self, pair_id: str) -> int:
-        self.first_syncs.append(pair_id)
+
+class FakeSync(Sync):
+    """Counts what pairing asks of sync."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
+        self.node.first_syncs.append(pair_id)
         return 12
 
-    async def _resync(self, pair_id: str) -> int:
-        self.resyncs.append(pair_id)
+    def wake(self, pair_id: str) -> None:
+        self.node.woken.append(pair_id)
+
+
+class FakeReconcile(Reconcile):
+    """Counts the comparisons that pairing asks for."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    async def mend(self, pair_id: str) -> int:
+        self.node.resyncs.append(pair_id)
         return 12
 
-    async def _adopt(self, label: str, force: bool) -> None:
-        self.home.adopt(self.home.vault.generate(label or "fresh", force=force))
+
+class WorldPolicy(Policy):
+    """Permits and grants what the world says."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+
+    def permits(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> bool:
+        return self.world.permitted
+
+    def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> frozenset[str]:
+        return self.world.granted
 
 
 @dataclass
@@ -325,7 +362,8 @@ class Network:
             *_, pair_id, action = path.split("/")
             pairing = node.pairing
             handler = {"poll": pairing.poll, "confirm": pairing.confirm, "renew": pairing.renew,
-                       "notify-revoke": pairing.notify_revoke, "consent": pairing.handover.receive}[action]  # fmt: skip
+                       "notify-revoke": pairing.notify_revoke, "consent": pairing.handover.receive,
+                       "log": pairing.history.answer}[action]  # fmt: skip
             return await handler(pair_id, body, self.caller.url)
         except SplError as exc:
             return exc.status, exc.to_json()

@@ -162,7 +162,7 @@ def _new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.To
         namespace.usable(services.views.namespaces, name)
     pair_id, peer_did = "", ""
     if fields.get("pair"):
-        pair = services.pairing.resolve(str(fields["pair"]))
+        pair = services.pairing.pairs.resolve(str(fields["pair"]))
         pair_id, peer_did, names = pair.pair_id, pair.peer_did, pair.namespaces
     elif not names and scopes <= bearer.FEDERATION:
         names = (namespace.DEFAULT,)
@@ -216,7 +216,7 @@ async def daemon(request: Request, principal: Principal, services: Services) -> 
 
 async def pair(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/doctor/{ref}: the checks of one pair, on the way to the peer and back."""
-    return json_response(await services.doctor.examine(services.pairing.resolve(request.params["ref"])))
+    return json_response(await services.doctor.examine(services.pairing.pairs.resolve(request.params["ref"])))
 
 
 async def check(request: Request, principal: Principal, services: Services) -> Response:

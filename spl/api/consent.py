@@ -25,7 +25,7 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     ref = request.query.get("pair", "")
     live = [pair for pair in services.views.pairs.values() if not pair.ended]
     rows = []
-    for pair in [services.pairing.resolve(ref)] if ref else live:
+    for pair in [services.pairing.pairs.resolve(ref)] if ref else live:
         head = {"object": "grant", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
         book, spaces = services.pairing.handover.grants.book(pair), services.views.namespaces
         lines = (*consent.lines(pair, book, spaces, label_of(pair.peer_did)), *consent.agreed(pair, book, spaces))
@@ -38,7 +38,7 @@ async def grant(request: Request, principal: Principal, services: Services) -> R
 
     Without `maps` the same name; without `level` L1, but L0 for a namespace that joins those shared under their name.
     """
-    found = services.pairing.resolve(request.params["ref"])
+    found = services.pairing.pairs.resolve(request.params["ref"])
     fields = members(request, {"namespace": str, "maps": str, "level": str})
     name = _name(fields.get("namespace"))
     maps = fields.get("maps") or name
@@ -48,7 +48,7 @@ async def grant(request: Request, principal: Principal, services: Services) -> R
 
 async def revoke(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pairs/{ref}/revoke-grant {namespace}: nothing of it is sent any more, from now on."""
-    found = services.pairing.resolve(request.params["ref"])
+    found = services.pairing.pairs.resolve(request.params["ref"])
     name = _name(members(request, {"namespace": str}).get("namespace"))
     held = services.pairing.handover.grants.book(found).ours.get(name)
     return await _said(services, found, name, held.maps if held is not None else name, None)
@@ -92,7 +92,7 @@ async def claims(request: Request, principal: Principal, services: Services) -> 
 
     `next_after` is null at the end; before it a page may hold fewer than were asked for.
     """
-    pair = services.pairing.resolve(request.params["ref"])
+    pair = services.pairing.pairs.resolve(request.params["ref"])
     after = number(request.query, "after", 0, 0, record.CLOCK_MAX)
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
     name = request.query.get("namespace", "")

@@ -72,13 +72,13 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
 
 def show(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/federation/pairs/{ref}: one pair in full; ref is an id, a unique prefix, or the peer's DID."""
-    return json_response(detail(services, services.pairing.resolve(request.params["ref"])))
+    return json_response(detail(services, services.pairing.pairs.resolve(request.params["ref"])))
 
 
 async def act(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pairs/{ref}/{action}: one of ACTIONS, pause, mode, poll-interval or sync."""
     action = request.params["action"]
-    found = services.pairing.resolve(request.params["ref"])
+    found = services.pairing.pairs.resolve(request.params["ref"])
     if action == "sync":
         thread = members(request, {"thread": str}).get("thread", "")
         done = await _synced(services, found, thread)
@@ -301,7 +301,7 @@ async def verify(request: Request, principal: Principal, services: Services) -> 
     to do instead.
     """
     repair = members(request, {"repair": bool}).get("repair", False)
-    found = services.pairing.resolve(request.params["ref"])
+    found = services.pairing.pairs.resolve(request.params["ref"])
     try:
         report = await services.reconcile.verify(found.pair_id, repair=repair)
     except SplError as exc:
@@ -321,7 +321,7 @@ async def acks(request: Request, principal: Principal, services: Services) -> Re
     Answers as soon as that is past the sequence `beyond`, at the latest after `wait_ms` (at most 2,000).  With it:
     the records between network and store, ours (now and at most in the last hour) and, as the peer told, the peer's.
     """
-    found = services.pairing.resolve(request.params["ref"])
+    found = services.pairing.pairs.resolve(request.params["ref"])
     name = request.query.get("namespace", "default")
     if name not in found.namespaces:
         raise SplError("not-found", f"pair {found.pair_id} does not share namespace {name[:80]!r}")

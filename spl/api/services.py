@@ -18,7 +18,6 @@ from ..home.thread_state import ThreadStates
 from ..home.vault import Vault
 from ..home.views import Views
 from ..home.writer import Writer
-from ..pairing.pair_log import PairLog
 from ..pairing.service import Pairing
 from ..sync.changes import Feed
 from ..sync.push import Push
@@ -81,7 +80,6 @@ class Services:
     adopt_identity: Callable[[str, bool], Awaitable[None]]
     disk: Disk
     restorer: Restorer
-    history: PairLog
     doctor: Doctor
     push: Push
     reconcile: Reconcile

@@ -78,13 +78,13 @@ async def restore(request: Request, principal: Principal, services: Services) ->
 async def history(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/history {pair_id?}: what the peers' signed pair logs say, or why one did not answer."""
     pair_id = members(request, {"pair_id": str}).get("pair_id", "")
-    return list_response(await services.history.ask(pair_id))
+    return list_response(await services.pairing.history.ask(pair_id))
 
 
 async def pair_log(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair/{id}/log: our transitions of the common pair, for its peer; signed both ways."""
-    services.history.admit(request.address)
-    return json_response(await asyncio.to_thread(services.history.answer, request.params["id"], request.body))
+    status, answer = await services.pairing.history.answer(request.params["id"], request.body, request.address)
+    return json_response(answer, status)
 
 
 async def _snapshot(services: Services, thread: str, may_read: MayRead) -> Response:

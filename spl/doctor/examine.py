@@ -68,7 +68,7 @@ class Doctor:
         at_ms, now_ms = status.last_sync_ms, self._now_ms()
         context = PairContext(
             status,
-            trouble=self.pairing.trouble(pair.pair_id),
+            trouble=self.pairing.handshakes.trouble.get(pair.pair_id),
             reach=self._reaches.word(pair.pair_id),
             unmoved=place is not None and at_ms is not None and place.at_ms < self._started_ms < at_ms,
             uptime_s=(now_ms - self._started_ms) / 1000,

@@ -110,7 +110,7 @@ class PeerCheck:
 
     async def ask(self, pair: Pair, known: Facts) -> Facts:
         """Add the facts of the way to the peer; a fault on it replaces an older one."""
-        came = await self.probe.reach(pair.url, self.pairing.dial(pair))
+        came = await self.probe.reach(pair.url, self.pairing.peers.dial(pair))
         # What is seen now counts at once.
         broken_s = {code: seconds for code, seconds in known.broken_s.items() if code not in HEALING}
         known = replace(known, host=came.host, addresses=came.addresses, address=came.address, broken_s=broken_s)
@@ -140,11 +140,11 @@ class PeerCheck:
     async def _ask_manifest(self, pair: Pair) -> _Seen:
         """Fetch manifest and DID document, past all caches, and verify them against what is pinned."""
         started_ms = self._now_ms()
-        reply = await self._get(pair.url + MANIFEST_PATH, self.pairing.dial(pair))
+        reply = await self._get(pair.url + MANIFEST_PATH, self.pairing.peers.dial(pair))
         ahead_ms = _by_date(reply, started_ms, self._now_ms())
         if reply.status != 200:
             return replace(_other_status(reply, pair.url + MANIFEST_PATH), clock_ahead_ms=ahead_ms)
-        document = await self._get(pair.url + DID_PATH, self.pairing.dial(pair))
+        document = await self._get(pair.url + DID_PATH, self.pairing.peers.dial(pair))
         own, protocol = self.vault.identity, ""
         try:
             seen = manifest.verify(
@@ -165,7 +165,7 @@ class PeerCheck:
 
     async def _ask_endpoint(self, pair: Pair) -> _Seen:
         """GET the pair endpoint: 405 shows that a handshake could be posted there without a bearer."""
-        reply = await self._get(pair.peer.pair_endpoint, self.pairing.dial(pair))
+        reply = await self._get(pair.peer.pair_endpoint, self.pairing.peers.dial(pair))
         if reply.status == 429 or reply.status >= 500:
             return _other_status(reply, pair.peer.pair_endpoint)
         return _Seen(endpoint_status=reply.status)
@@ -179,7 +179,7 @@ class PeerCheck:
         started_ms = self._now_ms()
         reply = await self.client.fetch(
             "POST", pair.url + target, headers=[*headers, ("content-type", "application/json")], body=b"{}",
-            timeout_s=2 * self.limits.check_s, answer_bytes=ERROR_BYTES, dial=self.pairing.dial(pair),
+            timeout_s=2 * self.limits.check_s, answer_bytes=ERROR_BYTES, dial=self.pairing.peers.dial(pair),
         )  # fmt: skip
         value = _object(reply.body)
         if reply.status != 200:
@@ -235,7 +235,7 @@ class PeerCheck:
     async def _look(self, pair: Pair) -> dict[str, object]:
         url, started_ms = pair.url + MANIFEST_PATH, self._now_ms()
         try:
-            reply = await self._get(url, self.pairing.dial(pair))
+            reply = await self._get(url, self.pairing.peers.dial(pair))
         except SplError as exc:
             return self._unreached(pair, exc.code)
         if reply.status != 200 or _object(reply.body).get("did") != pair.peer_did:

@@ -39,6 +39,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def steady_ms() -> int:
+    """Return milliseconds of a clock that nobody sets; its zero is arbitrary."""
+    return time.monotonic_ns() // 1_000_000
+
+
 def random_bytes(count: int) -> bytes:
     """Return bytes of the system's random source."""
     return secrets.token_bytes(count)

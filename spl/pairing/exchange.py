@@ -4,8 +4,9 @@ Every dial is one that the pair allows; documents are always asked for past cach
 that the peer's verified manifest names.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from ..core import canon
@@ -13,36 +14,39 @@ from ..core.errors import SplError, cli_code
 from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest
 from ..core.identity.message import MessageError
-from ..core.limits import Limits
+from ..core.limits import KIB
 from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
 from ..net.address import ReachError, parse_url
 from ..net.client import DialPolicy
 from ..sync.peer import CHAINS, PeerClient, bare, printable, signed_part
-from .initiator import Initiator, SignedRequest
 from .machine import Pairs
 
 MANIFEST_PATH: Final = "/.well-known/syncropel"
 DID_PATH: Final = "/.well-known/did.json"
+ANSWER_BYTES: Final = 256 * KIB
 _REFUSED: Final = frozenset({401, 403})
-_T = TypeVar("_T")
-Do = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """One message to a peer: where, under which purpose, and its fields."""
+
+    url: str
+    purpose: str
+    fields: Mapping[str, Any]
 
 
 class Exchange:
-    """Talks to peers.  `do(function, …)` runs a function on the pairing service's thread."""
+    """Documents and messages of all peers."""
 
-    def __init__(
-        self, pairs: Pairs, initiator: Initiator, peers: PeerClient, limits: Limits, *,
-        now_ms: Callable[[], int], do: Do,
-    ) -> None:  # fmt: skip
-        self.pairs, self.peers, self.limits = pairs, peers, limits
-        self._initiator, self._now_ms, self._do = initiator, now_ms, do
+    def __init__(self, pairs: Pairs, peers: PeerClient) -> None:
+        self.pairs, self.peers, self.limits = pairs, peers, pairs.limits
 
     async def discover(
         self, url: str, strict: bool, *, dial: DialPolicy, expect_did: str = "", expect_key: str = ""
     ) -> Manifest:
-        """Return the verified manifest of the instance at a URL, newer than and grown from the last one accepted.
+        """Return the verified manifest of the instance at a URL, which extends the last one accepted.
 
         Raises ReachError, ManifestError, PairError "manifest-missing", "identity-cloned".
         """
@@ -50,10 +54,20 @@ class Exchange:
         document = await self._document(base + MANIFEST_PATH, dial)
         did_document = await self._document(base + DID_PATH, dial)
         peer = manifest.verify(
-            document, did_document, now_ms=self._now_ms(), strict=strict, limits=self.limits, expect_did=expect_did,
-            expect_key=expect_key,
+            document, did_document, now_ms=self.pairs.now_ms(), strict=strict, limits=self.limits,
+            expect_did=expect_did, expect_key=expect_key,
         )  # fmt: skip
-        return self._initiator.judge(peer, strict=strict, expect_key=expect_key)
+        if self.pairs.identity.did == peer.did:
+            hint = "check the port, is it the peer's? if a copy of this home runs there, stop it"
+            text = f"{peer.url} is this daemon itself: it answers with our own DID"
+            raise PairError("identity-cloned", text, hint=hint)
+        known = next((pair for pair in reversed(self.pairs.all()) if pair.peer_did == peer.did), None)
+        # An operator who names the key settles a fork; nothing settles an old manifest.
+        pinned = None if expect_key else self.pairs.writer.views.pins.chain(peer.did)
+        newer_than_ms = known.peer.signed_at_ms if known is not None else 0
+        return manifest.judge(
+            peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms
+        )
 
     async def rediscover(self, pair: Pair, expect_key: str = "") -> Manifest:
         """Return the present manifest of a pair's peer: where our operator found it, else where it said it moved to.
@@ -74,34 +88,36 @@ class Exchange:
         assert failed is not None
         raise failed
 
-    async def say(self, pair: Pair, words: SignedRequest) -> dict[str, Any]:
-        """Return the fields of the peer's signed answer to one message; raises as `say_whole`."""
-        return (await self.say_whole(pair, words))[0]
+    async def send(self, pair: Pair, request: SignedRequest, *, answer_bytes: int = ANSWER_BYTES) -> dict[str, Any]:
+        """Return the fields of the peer's signed answer to one message; raises as `send_for_whole`."""
+        return (await self.send_for_whole(pair, request, answer_bytes=answer_bytes))[0]
 
-    async def say_whole(self, pair: Pair, words: SignedRequest) -> tuple[dict[str, Any], object]:
+    async def send_for_whole(
+        self, pair: Pair, request: SignedRequest, *, answer_bytes: int = ANSWER_BYTES
+    ) -> tuple[dict[str, Any], object]:
         """Return (fields, the whole as the peer signed it) of the peer's answer to one message.
 
-        An answer under a key that we do not know is verified again once its manifest was fetched anew.  Raises
+        An answer under a key that we do not know is verified again once the manifest was fetched again.  Raises
         ReachError, MessageError, and for an answer without the peer's signature what its status says.
         """
-        body = canon.encode(message.sign(words.purpose, words.fields, self.pairs.identity.key))
+        body = canon.encode(message.sign(request.purpose, request.fields, self.pairs.identity.key))
         reply = await self.peers.client.fetch(
-            "POST", words.url, headers=[("content-type", "application/json")], body=body,
-            answer_bytes=self.limits.manifest_bytes, dial=self.peers.dial(pair),
+            "POST", request.url, headers=[("content-type", "application/json")], body=body,
+            answer_bytes=answer_bytes, dial=self.peers.dial(pair),
         )  # fmt: skip
-        answer = signed_part(reply.status, reply.body, words.purpose)
+        answer = signed_part(reply.status, reply.body, request.purpose)
         try:
-            return handshake.read_answer(answer, words.fields, pair.chain.present), answer
+            return handshake.read_answer(answer, request.fields, pair.chain.present), answer
         except MessageError as exc:
             if exc.code != "message-signature":
                 raise
             peer = await self.rediscover(pair)
             if peer.chain.present == pair.chain.present:
                 raise
-            return handshake.read_answer(answer, words.fields, peer.chain.present), answer
+            return handshake.read_answer(answer, request.fields, peer.chain.present), answer
 
     async def prove(self, pair: Pair, token: str) -> None:
-        """Return when the peer takes the token with our proof in one call; raise PairError "auth-invalid"."""
+        """Raise PairError "auth-invalid" unless the peer takes the token with our proof in one call."""
         target = f"{CHAINS}?{urlencode({'did': pair.peer_did})}"
         headers = self.peers.credentials(pair, "GET", target, token=token)
         reply = await self.peers.client.fetch("GET", pair.url + target, headers=headers, dial=self.peers.dial(pair))

@@ -1,27 +1,28 @@
 """Grants of the pairs, both sides: what our operator says, what a peer handed over, and what each is told of the other.
 
 Our word is durable before the peer hears of it, the peer's before we answer.  A peer that tells older versions than
-we hold had its home set back: it is shown its own last statement, which it signed, and takes its words from there.
+we hold had its home rolled back: it is shown its own last statement, which it signed, and takes its words from there.
 
-Blocks on the disk; runs on the pairing service's thread.  Talking over the network is handover.py's.
+`Grants` blocks on the disk and runs on the thread of the steps; `Handover` speaks to the peers.  Each side hands over
+all its grants whenever the other lacks one, which the versions in each view tell; rejected: a queue of changes, which
+would have to survive restarts, rollbacks and lost answers on both sides.
 """
 
 import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
-from ..core import canon, consent, when
-from ..core.backoff import full_jitter_s
+from ..core import consent, when
+from ..core.backoff import full_jitter_s, unit_of
 from ..core.consent import ConsentError, Grant, PairGrants
 from ..core.errors import SplError, cli_code
 from ..core.event import event
 from ..core.identity import message
-from ..core.identity.manifest import PAIR_PATH
-from ..core.pair import handshake
 from ..core.pair.handshake import HandshakeError
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Phase
@@ -29,23 +30,31 @@ from ..core.record import namespace
 from ..core.record.levels import NAMES
 from ..home.index import by_thread
 from ..home.writes import Own
-from .exchange import Do, Exchange
-from .initiator import Initiator, SignedRequest
+from .budgets import LEVELS_EVIDENCE
+from .initiator import HandshakeLoop, Initiator
 from .machine import Pairs
-from .responder import Answer, Responder
+from .responder import SERVER_FAULT, Answer, Responder
+from .stepper import Stepper
 
 log = logging.getLogger("spl.federation")
 
 STALE: Final = "consent-stale"
 ROWS: Final = 500
+TELL_TIMEOUT_S: Final = 5.0
+ROUNDS_MAX: Final = 3
+"""To tell, to tell what we then hold, and to begin again if one side's home was rolled back."""
+PAUSE_MS: Final = 1000
+BACKOFF_BASE_S: Final = 2.0
+BACKOFF_MAX_S: Final = 300.0
+_STANDING: Final = frozenset({"active", "paused"})
 _PURPOSES: Final = ("consent", "pair-answer")
 
 
 class Grants:
     """All grants of all pairs."""
 
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: Pairs, responder: Responder) -> None:
+        self.pairs, self._responder = pairs, responder
         self.stale: Counter[str] = Counter()
         """Pair -> how many outdated statements of its peer were refused."""
 
@@ -92,6 +101,24 @@ class Grants:
         return {"grants": consent.statements(book.ours.values()), "held": consent.versions(book.theirs)}
 
     # -- what the peer says
+
+    def receive(self, pair_id: str, body: bytes, address: str) -> Answer:
+        """Return the answer to the peer's grants, which holds ours; also while paused or degraded."""
+        heard = self._responder.hear("consent", pair_id, body, address, levels_max=LEVELS_EVIDENCE)
+        pair, fields = heard.pair, heard.fields
+        if pair is None:
+            return self._responder.unknown(fields)
+        if pair.ended:
+            return self._responder.ended(fields, pair)
+        if type(pair.state) not in ESTABLISHED:
+            return self._responder.status(fields, pair)
+        try:
+            ours = self.answer(pair, fields, heard.value)
+            return self._responder.status(fields, pair, grants=ours["grants"], held=ours["held"])
+        except SplError as exc:
+            if exc.status >= SERVER_FAULT:
+                raise  # a fault of ours is no word on the grants: the peer hands them over again
+            return self._responder.refusal(fields, exc)
 
     def answer(self, pair: Pair, fields: Mapping[str, Any], value: object) -> dict[str, object]:
         """Return what we tell a peer of a pair that handed over its grants, in the message `value` of these fields.
@@ -217,25 +244,6 @@ def _is_signed(purpose: str, value: object, key: bytes) -> bool:
     return True
 
 
-TELL_TIMEOUT_S: Final = 5.0
-
-
-ROUNDS_MAX: Final = 3
-"""To tell, to tell what we then hold, and to begin again where one side's home was set back."""
-
-
-PAUSE_MS: Final = 1000
-
-
-BACKOFF_BASE_S: Final = 2.0
-
-
-BACKOFF_MAX_S: Final = 300.0
-
-
-_STANDING: Final = frozenset({"active", "paused"})
-
-
 @dataclass(slots=True)
 class _PairState:
     """What this process remembers of one pair."""
@@ -250,16 +258,12 @@ class _PairState:
 
 
 class Handover:
-    """Hands over the grants of all pairs.  `exchange` asks a peer where the pair stands; `ring` wakes the service."""
+    """Hands over the grants of all pairs."""
 
-    def __init__(
-        self, grants: Grants, responder: Responder, initiator: Initiator, talk: Exchange, *, do: Do,
-        exchange: Callable[[str], Awaitable[object]], ring: Callable[[], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, grants: Grants, initiator: Initiator, handshakes: HandshakeLoop, stepper: Stepper) -> None:
         self.grants, self.pairs = grants, grants.pairs
-        self._responder, self._initiator, self._talk = responder, initiator, talk
-        self._do, self._exchange, self._ring = do, exchange, ring
-        self._cares: dict[str, _PairState] = {}
+        self._initiator, self._handshakes, self._stepper = initiator, handshakes, stepper
+        self._states: dict[str, _PairState] = {}
 
     # -- what our operator asks
 
@@ -268,17 +272,17 @@ class Handover:
 
         Returns (whether it is news, why it could not be handed over yet: a code, or "").  Raises as `Grants.say`.
         """
-        news: bool = await self._do(self.grants.say, pair_id, name, maps, level)
+        news = await self._stepper.do(self.grants.say, pair_id, name, maps, level)
         if not self.grants.book(self.grants.standing(pair_id)).waiting:
             return news, ""
         try:
             async with asyncio.timeout(TELL_TIMEOUT_S):
                 await self.exchange(pair_id)
-                # Where our home was set back, the exchange brought older words of ours; this one came after them.
-                if await self._do(self.grants.say, pair_id, name, maps, level):
+                # If our home was rolled back, the exchange brought older words of ours; this one came after them.
+                if await self._stepper.do(self.grants.say, pair_id, name, maps, level):
                     await self.exchange(pair_id)
         except (SplError, TimeoutError) as exc:
-            self._ring()
+            self._stepper.notify()
             return news, exc.code if isinstance(exc, SplError) else "timeout"
         return news, ""
 
@@ -286,72 +290,70 @@ class Handover:
 
     async def receive(self, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a peer that hands over its grants."""
-
-        def take(pair: Pair, fields: Mapping[str, Any]) -> dict[str, object]:
-            return self.grants.answer(pair, fields, canon.decode(body))
-
-        answer: Answer = await self._do(self._responder.consent, pair_id, body, address, take)
-        return answer
+        return await self._stepper.do(self.grants.receive, pair_id, body, address)
 
     # -- by itself
 
     def seen(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Take note of the peer's view of a pair; when it tells of grants that we lack, they are asked for."""
+        """Record the peer's view of a pair; if it tells of grants that we lack, they are asked for."""
         pair = self.pairs.get(pair_id)
         # A view without `head` is no whole one, as of a pair that is paused.
         weight = int(view.get("consent", 0)) if "head" in view else None
         if weight is None or pair is None or self.grants.book(pair).weight_held == weight:
             return
-        care = self._care(pair_id)
-        if weight not in (care.seen, care.asked):
-            care.seen, care.attempt, care.retry_ms = weight, 0, min(care.retry_ms, self.pairs.now_ms() + PAUSE_MS)
-            self._ring()
+        state = self._state(pair_id)
+        if weight not in (state.seen, state.asked):
+            state.seen, state.attempt = weight, 0
+            state.retry_ms = min(state.retry_ms, self.pairs.steady_ms() + PAUSE_MS)
+            self._stepper.notify()
 
     def due(self) -> list[str]:
         """Return the pairs to hand over now; each is named once, and again after a pause."""
-        now_ms = self.pairs.now_ms()
-        found = [pair.pair_id for pair in self._behind() if self._care(pair.pair_id).retry_ms <= now_ms]
+        now_ms = self.pairs.steady_ms()
+        found = [pair.pair_id for pair in self._behind() if self._state(pair.pair_id).retry_ms <= now_ms]
         for pair_id in found:
-            self._care(pair_id).retry_ms = now_ms + PAUSE_MS
+            self._state(pair_id).retry_ms = now_ms + PAUSE_MS
         return found
 
     def next_s(self) -> float:
-        """Return the seconds until a pair is due next, as things stand; infinite where there is none."""
-        times = [self._care(pair.pair_id).retry_ms for pair in self._behind()]
-        return max(0.0, (min(times) - self.pairs.now_ms()) / 1000) if times else float("inf")
+        """Return the seconds until a pair is due next, as things stand; infinite if there is none."""
+        times = [self._state(pair.pair_id).retry_ms for pair in self._behind()]
+        return max(0.0, (min(times) - self.pairs.steady_ms()) / 1000) if times else float("inf")
 
     async def maintain(self, pair_id: str) -> None:
         """Bring both sides of a pair up to date if one is behind; what goes wrong is tried again later."""
-        care, pair = self._care(pair_id), self.pairs.get(pair_id)
+        state, pair = self._state(pair_id), self.pairs.get(pair_id)
         if pair is None or not self._lacks(pair):
             return
         try:
             await self.exchange(pair_id)
         except SplError as exc:
-            care.attempt += 1
-            unit = int.from_bytes(self.pairs.random_bytes(4)) / 2**32
-            delay_s = full_jitter_s(care.attempt, BACKOFF_BASE_S, BACKOFF_MAX_S, unit)
-            care.retry_ms = self.pairs.now_ms() + max(PAUSE_MS, int(delay_s * 1000))
-            fields = {"pair": pair_id, "code": exc.code, "attempt": care.attempt, "msg": exc.message}
+            state.attempt += 1
+            unit = unit_of(self.pairs.random_bytes(4))
+            delay_s = full_jitter_s(state.attempt, BACKOFF_BASE_S, BACKOFF_MAX_S, unit)
+            state.retry_ms = self.pairs.steady_ms() + max(PAUSE_MS, int(delay_s * 1000))
+            fields = {"pair": pair_id, "code": exc.code, "attempt": state.attempt, "msg": exc.message}
             log.info(**event("consent.not_handed_over", **fields))
-        self._ring()
+        self._stepper.notify()
 
     async def exchange(self, pair_id: str) -> None:
         """Tell the peer our grants and take in its own, until each side holds the other's.
 
         Raises ReachError, MessageError, ConsentError, HandshakeError, PairError.
         """
-        care = self._care(pair_id)
-        async with care.lock:
-            evidence, seen = None, care.seen
+        state = self._state(pair_id)
+        async with state.lock:
+            evidence, seen = None, state.seen
             for _ in range(ROUNDS_MAX):
                 pair = self.grants.standing(pair_id)
-                words = await self._do(self._words, pair, evidence)
-                fields, value = await self._talk.say_whole(pair, words)
+                more: dict[str, object] = {"evidence": evidence} if evidence is not None else {}
+                said = {**self.grants.ours(pair), **more}
+                request = await self._stepper.do(partial(self._initiator.request_for, pair, "consent", **said))
+                fields, value = await self._handshakes.exchange.send_for_whole(pair, request)
                 again, evidence = await self._take(pair_id, fields, value)
                 if not again:
                     break
-            care.attempt, care.asked = 0, seen
+            state.attempt, state.asked = 0, seen
 
     # -- inside
 
@@ -360,36 +362,29 @@ class Handover:
         pair = self.grants.standing(pair_id)
         if fields["state"] == "refused":
             code = cli_code(str(fields.get("code", "")))
-            if code == STALE and await self._do(self.grants.adopt, pair, fields.get("evidence")):
+            if code == STALE and await self._stepper.do(self.grants.adopt, pair, fields.get("evidence")):
                 return True, None
             raise HandshakeError(code if code == STALE else "message-malformed", "the peer refuses our grants")
         if fields["state"] not in _STANDING:
-            await self._exchange(pair_id)
+            await self._handshakes.ask(pair_id, poll=True)
             self.grants.standing(pair_id)
             raise HandshakeError("pair-state-conflict", f"the pair is {fields['state'][:40]} at the peer")
         try:
-            return await self._do(self.grants.take, pair, fields, value), None
+            return await self._stepper.do(self.grants.take, pair, fields, value), None
         except SplError as exc:
             if exc.code != STALE or exc.facts["evidence"] is None:
                 raise
             return True, exc.facts["evidence"]
-
-    def _words(self, pair: Pair, evidence: object) -> SignedRequest:
-        said = {**self.grants.ours(pair), **({"evidence": evidence} if evidence is not None else {})}
-        own, now_ms = self.pairs.identity, self.pairs.now_ms() + self._initiator.skew_ms.get(pair.pair_id, 0)
-        said["manifest"] = self.pairs.published.federation_manifest()
-        fields = handshake.word_fields(pair, own.did, now_ms, self.pairs.nonce(), **said)
-        return SignedRequest(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/consent", "consent", fields)
 
     def _behind(self) -> list[Pair]:
         """Return the pairs one of whose sides lacks grants of the other."""
         return [pair for pair in self.pairs.all() if self._lacks(pair)]
 
     def _lacks(self, pair: Pair) -> bool:
-        book, care = self.grants.book(pair), self._care(pair.pair_id)
-        if type(pair.state) not in ESTABLISHED or care.lock.locked():
+        book, state = self.grants.book(pair), self._state(pair.pair_id)
+        if type(pair.state) not in ESTABLISHED or state.lock.locked():
             return False
-        return bool(book.waiting) or care.seen not in (care.asked, book.weight_held)
+        return bool(book.waiting) or state.seen not in (state.asked, book.weight_held)
 
-    def _care(self, pair_id: str) -> _PairState:
-        return self._cares.setdefault(pair_id, _PairState())
+    def _state(self, pair_id: str) -> _PairState:
+        return self._states.setdefault(pair_id, _PairState())

@@ -11,15 +11,16 @@ Blocks on the disk; runs on the pairing service's thread.  Talking over the netw
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from ..core import when
-from ..core.backoff import full_jitter_s
+from ..core.backoff import full_jitter_s, unit_of
 from ..core.errors import CODES, SplError, cli_code
 from ..core.event import event
-from ..core.identity import manifest, message
+from ..core.identity import message
 from ..core.identity.did import label_of, words
 from ..core.identity.manifest import PAIR_PATH, Manifest
 from ..core.identity.pins import FORK
@@ -28,16 +29,29 @@ from ..core.pair.handshake import HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import MODES, STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
 from ..core.pair.steps import Effect, End, ManifestChange, Park
+from ..home.config import Settings
 from ..sync.peer import REJECTED_401, WHY_401
+from ..sync.schedule import Sync
+from ..sync.supervise import wait
+from .exchange import Exchange, SignedRequest
 from .machine import Pairs, unconfirmed
-from .responder import SERVER_FAULT, Responder
+from .responder import SERVER_FAULT
+from .stepper import Stepper
 from .tokens import Renewal
+
+log = logging.getLogger("spl.federation")
 
 BEGIN_AGAIN_MAX: Final = 3
 LOST: Final = "lost"
 """Why a pair ends whose request or answer the peer no longer has; another one begins in its place."""
 PASSING: Final = frozenset({8, 9})
 """Exit codes of errors that the next attempt may not meet."""
+POLL_S: Final = 2.0
+POLL_SLOWER_AFTER: Final = 16
+"""After so many polls the pause between them doubles, and again after as many more."""
+POLL_MAX_S: Final = 60.0
+BACKOFF_BASE_S: Final = 1.0
+WAITING_EVERY_S: Final = 1.0
 _SEEN: Final = "pair-request-seen"
 _TAKEN: Final = "pair-id-taken"
 
@@ -60,15 +74,6 @@ class PairOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class SignedRequest:
-    """One message to a peer: where, under which purpose, and its fields."""
-
-    url: str
-    purpose: str
-    fields: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class Learned:
     """What a signed answer changed; `poll`: the peer holds the request already, so ask where it stands."""
 
@@ -76,17 +81,18 @@ class Learned:
     effects: tuple[Effect, ...] = ()
     poll: bool = False
     fault: SplError | None = None
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """The fields of the answer."""
 
 
 class Initiator:
-    """Our requests.  `poll_interval_ms` is what new pairs start with."""
+    """Our messages about pairs and what the answers mean."""
 
-    def __init__(self, pairs: Pairs, renewal: Renewal, responder: Responder, poll_interval_ms: int) -> None:
-        self.pairs, self._renewal, self._responder = pairs, renewal, responder
-        self._poll_interval_ms = poll_interval_ms
+    def __init__(self, pairs: Pairs, renewal: Renewal, settings: Settings) -> None:
+        self.pairs, self._renewal, self._settings = pairs, renewal, settings
         self._begun: dict[str, int] = {}
-        self.skew_ms: dict[str, int] = {}
-        """How far the peer's clock is ahead of ours, where --no-strict goes by it; by pair."""
+        self._skew_ms: dict[str, int] = {}
+        """Pair -> how far the peer's clock is ahead of ours, if --no-strict goes by it."""
 
     def terms(self, options: PairOptions) -> Terms:
         """Return what the options ask for, but for the start that an earlier pair gives.
@@ -104,24 +110,6 @@ class Initiator:
             limits=self.pairs.limits,
         )  # fmt: skip
 
-    def judge(self, peer: Manifest, *, strict: bool, expect_key: str) -> Manifest:
-        """Return a fetched manifest that is not our own and neither older than nor beside the last one accepted.
-
-        An operator who names the key settles a fork; nothing settles an old manifest.  Raises PairError
-        "identity-cloned", ManifestError "manifest-stale", "chain-fork".
-        """
-        if self.pairs.identity.did == peer.did:
-            hint = "check the port, is it the peer's? if a copy of this home runs there, stop it"
-            raise PairError(
-                "identity-cloned", f"{peer.url} is this daemon itself: it answers with our own DID", hint=hint
-            )
-        known = next((pair for pair in reversed(self.pairs.all()) if pair.peer_did == peer.did), None)
-        pinned = None if expect_key else self.pairs.writer.views.pins.chain(peer.did)
-        newer_than_ms = known.peer.signed_at_ms if known is not None else 0
-        return manifest.judge(
-            peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms
-        )
-
     def begin(self, peer: Manifest, url: str, terms: Terms, options: PairOptions) -> str:
         """Return the id of the pair to follow: begun now, on its way already, or the peer's request that ours approves.
 
@@ -138,14 +126,19 @@ class Initiator:
                 self.pairs.take(pair, ManifestChange(peer.raw, pinned=bool(options.expect_key)))
             if pair.initiator or unconfirmed(pair):
                 return pair.pair_id
-        met = self._responder.meet(peer.did, terms)
+        met = self.pairs.meet(peer.did, terms)
         if met is not None and unconfirmed(met):
             return met.pair_id
         if not terms.start and self.pairs.parted(peer.did):
             terms = replace(terms, start="present")
         self._begun.pop(peer.did, None)
         begun = self.pairs.begin(
-            peer, url, terms, strict=options.strict, actors=options.actors, poll_interval_ms=self._poll_interval_ms
+            peer,
+            url,
+            terms,
+            strict=options.strict,
+            actors=options.actors,
+            poll_interval_ms=self._settings.now.federation_poll_interval_ms,
         )
         return begun.pair_id
 
@@ -154,8 +147,7 @@ class Initiator:
 
         A poll asks too about the token we hold, or the one of `token_id`; with `renew` the peer shall take a new one.
         """
-        own, nonce = self.pairs.identity, self.pairs.nonce()
-        now_ms = self.pairs.now_ms() + self.skew_ms.get(pair.pair_id, 0)
+        own, nonce, now_ms = self.pairs.identity, self.pairs.nonce(), self.now_ms(pair)
         base = f"{pair.url}{PAIR_PATH}"
         if isinstance(pair.state, Requested) and not poll:
             manifest_ = self.pairs.published.federation_manifest()
@@ -175,12 +167,15 @@ class Initiator:
         fields = handshake.poll_fields(pair, own.did, now_ms, nonce, **said)
         return SignedRequest(f"{base}/{pair.pair_id}/poll", "pair-poll", fields)
 
-    def renew_words(self, pair: Pair) -> SignedRequest:
-        """Return the message that asks for a new token."""
-        own, now_ms = self.pairs.identity, self.pairs.now_ms() + self.skew_ms.get(pair.pair_id, 0)
-        said = {"manifest": self.pairs.published.federation_manifest()}
-        fields = handshake.word_fields(pair, own.did, now_ms, self.pairs.nonce(), **said)
-        return SignedRequest(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/renew", "renew", fields)
+    def request_for(self, pair: Pair, purpose: str, **said: object) -> SignedRequest:
+        """Return the message of a purpose of its own, "renew" or "consent", with what it says beside our manifest."""
+        said["manifest"] = self.pairs.published.federation_manifest()
+        fields = handshake.word_fields(pair, self.pairs.identity.did, self.now_ms(pair), self.pairs.nonce(), **said)
+        return SignedRequest(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/{purpose}", purpose, fields)
+
+    def now_ms(self, pair: Pair) -> int:
+        """Return our time, or the peer's if --no-strict goes by it."""
+        return self.pairs.now_ms() + self._skew_ms.get(pair.pair_id, 0)
 
     def learn(self, pair_id: str, fields: Mapping[str, Any]) -> Learned:
         """Return what the peer's signed answer makes of the pair.
@@ -194,7 +189,7 @@ class Initiator:
             return Learned(pair)
         if pair.phase is not Phase.ESTABLISHING or not pair.initiator:
             said_ms, reason = message.issued_at_ms(fields), handshake.reason_of(fields)
-            return Learned(self._responder.learn(pair, state, said_ms, reason))
+            return Learned(*self.pairs.learn(pair, state, said_ms, reason))
         if state == "refused":
             return self._refused(pair, str(fields.get("code", "")), fields)
         if state in handshake.ENDED:
@@ -259,8 +254,8 @@ class Initiator:
             return Learned(self._again(pair))
         if CODES[code].status >= SERVER_FAULT or CODES[code].exit in PASSING:
             return Learned(pair, fault=HandshakeError(code, "the peer takes no request for now"))
-        if code == "clock-skew" and not pair.proposal.strict and pair.pair_id not in self.skew_ms:
-            self.skew_ms[pair.pair_id] = when.ms_of(fields.get("time")) - self.pairs.now_ms()
+        if code == "clock-skew" and not pair.proposal.strict and pair.pair_id not in self._skew_ms:
+            self._skew_ms[pair.pair_id] = when.ms_of(fields.get("time")) - self.pairs.now_ms()
             return Learned(pair)
         ended, effects = self.pairs.take(pair, End(code))
         return Learned(ended, effects, fault=why_ended(ended))
@@ -268,9 +263,9 @@ class Initiator:
     def _over(self, pair: Pair, state: str, reason: str) -> Learned:
         """Take the peer's signed word that our request is over; ours approves a request of its own that stands."""
         if state != SUPERSEDED:
-            return Learned(self._responder.learn(pair, state, 0, reason))
+            return Learned(*self.pairs.learn(pair, state, 0, reason))
         ended, effects = self.pairs.take(pair, End(SUPERSEDED))
-        self._responder.meet(pair.peer_did, handshake.terms_of(pair.proposal))
+        self.pairs.meet(pair.peer_did, handshake.terms_of(pair.proposal))
         return Learned(ended, effects)
 
     def _again(self, pair: Pair) -> Pair:
@@ -303,49 +298,41 @@ def why_ended(pair: Pair) -> SplError:
     return PairError("pair-revoked", f"{pair.pair_id} is over: {pair.reason}")
 
 
-log = logging.getLogger("spl.federation")
-
-
-POLL_S: Final = 2.0
-
-
-POLL_SLOWER_AFTER: Final = 16
-
-
-POLL_MAX_S: Final = 60.0
-
-
-BACKOFF_BASE_S: Final = 1.0
-
-
-WAITING_EVERY_S: Final = 1.0
-
-
-class Changes:
-    """The event that the next change sets; who waits takes it before looking, so that no change is missed."""
-
-    def __init__(self) -> None:
-        self.next = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake whoever waits."""
-        self.next.set()
-        self.next = asyncio.Event()
-
-
 class HandshakeLoop:
-    """Drives and watches.  `say(pair_id, poll=…)` sends one message and returns what its answer made of the pair."""
+    """Sends our messages, drives our requests until they are pairs or over, and tells who watches."""
 
     def __init__(
-        self, pairs: Pairs, initiator: Initiator, changes: Changes, *, poll_s: float,
-        say: Callable[..., Awaitable[tuple[Learned, dict[str, Any]]]], random_bytes: Callable[[int], bytes],
-    ) -> None:  # fmt: skip
-        self.pairs, self.trouble = pairs, dict[str, SplError]()
-        self.synced: dict[str, dict[str, object] | None] = {}
-        """What the first sync of a pair brought; None while it runs."""
-        self._initiator, self._changes, self._say = initiator, changes, say
-        self._poll_s, self._random_bytes = poll_s, random_bytes
+        self, stepper: Stepper, initiator: Initiator, exchange: Exchange, sync: Sync, poll_s: float = POLL_S
+    ) -> None:
+        self.pairs, self.trouble = stepper.pairs, dict[str, SplError]()
+        """Pair -> why the last attempt of its handshake failed."""
+        self._stepper, self._initiator, self.exchange, self._sync = stepper, initiator, exchange, sync
+        self._poll_s = poll_s
+        self._first_syncs: dict[str, dict[str, object]] = {}
+        """Pair -> what its first sync brought."""
         self._kicks: dict[str, asyncio.Event] = {}
+
+    async def ask(self, pair_id: str, *, poll: bool = False, token_id: str = "", renew: bool = False) -> Learned:
+        """Send the message that the pair's state calls for, and return what the peer's signed answer made of the pair.
+
+        With `poll` it says where the pair stands with us and asks where it stands with the peer; the rest as
+        `Initiator.next_request`.  Raises ReachError, and for an answer without the peer's signature what its status
+        says; that moves no pair.
+        """
+        pair, make = self.pairs.known(pair_id), self._initiator.next_request
+        request = await self._stepper.do(partial(make, pair, poll=poll, token_id=token_id, renew=renew))
+        fields = await self.exchange.send(pair, request)
+        learned = await self._stepper.do(self._initiator.learn, pair_id, fields)
+        self._stepper.follow(learned.pair.pair_id, learned.effects)
+        return replace(learned, answer=fields)
+
+    async def sync_first(self, pair_id: str) -> None:
+        """Pull what a new pair shares, for those who watch it."""
+        try:
+            self._first_syncs[pair_id] = {"records": await self._sync.pull(pair_id)}
+        except SplError as exc:
+            self._first_syncs[pair_id] = {"records": 0, "error": exc.to_json()}
+        self._stepper.notify()
 
     async def watch(self, pair_id: str, wait_s: float) -> AsyncIterator[dict[str, object]]:
         """Yield what the records of the pair, and this process's attempts, have to tell."""
@@ -353,10 +340,10 @@ class HandshakeLoop:
         now_s = asyncio.get_running_loop().time
         end_s = now_s() + wait_s
         while "active" not in shown:
-            changed = self._changes.next
-            pair = self._initiator.standing_for(self._known(pair_id))
+            changed = self._stepper.changes.next
+            pair = self._initiator.standing_for(self.pairs.known(pair_id))
             pair_id = pair.pair_id
-            for step in self._initiator.news(pair, shown, self.synced.get(pair_id)):
+            for step in self._initiator.news(pair, shown, self._first_syncs.get(pair_id)):
                 shown.add(str(step["step"]))
                 yield step
             left_s = end_s - now_s()
@@ -379,7 +366,7 @@ class HandshakeLoop:
             kick.clear()
             delay_s = min(POLL_MAX_S, self._poll_s * 2.0 ** (polls // POLL_SLOWER_AFTER))
             try:
-                before = self._known(pair_id)
+                before = self.pairs.known(pair_id)
                 after = await self.advance(pair_id)
                 attempt, polls = 0, polls + 1
                 self.trouble.pop(pair_id, None)
@@ -387,45 +374,30 @@ class HandshakeLoop:
                     continue
             except SplError as exc:
                 attempt += 1
-                unit = int.from_bytes(self._random_bytes(4)) / 2**32
+                unit = unit_of(self.pairs.random_bytes(4))
                 delay_s = full_jitter_s(attempt, min(BACKOFF_BASE_S, self._poll_s), POLL_MAX_S, unit)
                 self.trouble[pair_id] = exc
                 fields = {"pair": pair_id, "code": exc.code, "attempt": attempt, "msg": exc.message}
                 log.warning(**event("pair.attempt_failed", **fields))
-                self._changes.ring()
+                self._stepper.notify()
             await wait(kick, delay_s)
 
     async def advance(self, pair_id: str) -> Pair:
-        """Say what the pair's state calls for, take in the answer, and return the pair; raise what went wrong."""
-        learned, _ = await self._say(pair_id)
+        """Send what the pair's state calls for, take in the answer, and return the pair; raise what went wrong."""
+        learned = await self.ask(pair_id)
         if learned.poll:
-            learned, _ = await self._say(pair_id, poll=True)
+            learned = await self.ask(pair_id, poll=True)
         if learned.fault is not None:
             raise learned.fault
         return learned.pair
 
     def kick(self, pair_id: str) -> None:
-        """Let the pair's driver try now."""
+        """Have the pair's request tried now."""
         self.trouble.pop(pair_id, None)
         self._kicks.setdefault(pair_id, asyncio.Event()).set()
-        self._changes.ring()
-
-    def _known(self, pair_id: str) -> Pair:
-        pair = self.pairs.get(pair_id)
-        if pair is None:
-            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
-        return pair
+        self._stepper.notify()
 
 
 def on_its_way(pair: Pair | None) -> bool:
-    """Tell whether a request of ours still has to be driven."""
+    """Return whether a request of ours still has to be driven."""
     return pair is not None and pair.initiator and isinstance(pair.state, Requested | Waiting | Answered)
-
-
-async def wait(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set or after so many seconds, whichever is first."""
-    try:
-        async with asyncio.timeout(max(0.0, seconds)):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -6,50 +6,45 @@ service's, so that no step meets a pair that another is changing.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ..core import when
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.identity import bearer, message
+from ..core.identity import bearer, manifest, message
 from ..core.identity.did import is_instance_did, label_of, short_of, words
 from ..core.identity.manifest import Manifest
 from ..core.identity.pins import KIND_CHAIN, pin_body
-from ..core.limits import Limits
-from ..core.pair import aitl, handshake
+from ..core.pair import aitl, handshake, steps
 from ..core.pair.aitl import ApprovalRequest, Status
 from ..core.pair.handshake import Terms
 from ..core.pair.pair import PREFIX, Pair, PairError
-from ..core.pair.state import SUPERSEDED, Answered, Approved, Asked, Phase, Proposal, TokenRef
-from ..core.pair.steps import (
-    Agree,
-    Append,
-    Approve,
-    Ask,
-    Audit,
-    Begin,
-    Confirm,
-    DropSecrets,
-    Effect,
-    End,
-    EndOthers,
-    KillTokens,
-    Mint,
-    PairEvent,
-    decide,
+from ..core.pair.state import (
+    SUPERSEDED,
+    Active,
+    Answered,
+    Approved,
+    Asked,
+    Degraded,
+    Phase,
+    Proposal,
+    TokenRef,
 )
+from ..core.pair.steps import Effect, PairEvent
+from ..home.home import Home, default_label
 from ..home.manifest import ManifestSigner
-from ..home.vault import Identity, Vault
+from ..home.vault import Identity
 from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
-from ..home.writer import Writer
 from ..home.writes import Item, Own, SavedPosition
 from ..sync.peer import TOKEN_NAME
 
 log = logging.getLogger("spl.federation")
 
+REVOKED: Final = "revoked"
+MANIFEST_EVERY_MS: Final = 3_600_000
 THREAD_AUDIT: Final = "th_audit_federation_pairs"
 KIND_AUDIT: Final = "syncropel.federation.audit.v1"
 RENEWED_NAME: Final = "own-token."
@@ -86,11 +81,15 @@ class Pairs:
     """All pairs of this instance, as the views hold them, and the only way to change one."""
 
     def __init__(
-        self, writer: Writer, vault: Vault, published: ManifestSigner, limits: Limits, *, now_ms: Callable[[], int],
+        self, home: Home, published: ManifestSigner, *, now_ms: Callable[[], int], steady_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
-        self.writer, self.vault, self.published, self.limits = writer, vault, published, limits
-        self.now_ms, self.random_bytes = now_ms, random_bytes
+        """`steady_ms` is a clock that nobody sets, for what waits or counts per time; `now_ms` dates records."""
+        self._home, self.published, self.limits = home, published, home.config.limits
+        self.writer, self.vault = home.writer, home.vault
+        self.now_ms, self.steady_ms, self.random_bytes = now_ms, steady_ms, random_bytes
+        self._said_ms: dict[str, int] = {}
+        self._newer: dict[str, Manifest] = {}
 
     # -- looking
 
@@ -108,6 +107,13 @@ class Pairs:
     def get(self, pair_id: str) -> Pair | None:
         """Return the pair of this id, or None."""
         return self.writer.views.pairs.get(pair_id)
+
+    def known(self, pair_id: str) -> Pair:
+        """Return the pair of this id; raise PairError "pair-unknown"."""
+        pair = self.get(pair_id)
+        if pair is None:
+            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
+        return pair
 
     def of_peer(self, did: str) -> list[Pair]:
         """Return the pairs with this peer that have not ended, oldest first."""
@@ -146,14 +152,22 @@ class Pairs:
         chosen = [item for item in found if item.status is Status.PENDING] or found
         return _only(chosen, ref, "request", [item.request_id for item in chosen])
 
+    def has_agreed(self, did: str) -> bool:
+        """Return whether a pair with this peer was ever agreed on."""
+        return any(pair.peer_did == did and pair.answer is not None for pair in self.all())
+
     def parted(self, did: str) -> bool:
-        """Tell whether an agreed pair with this peer was revoked before."""
+        """Return whether an agreed pair with this peer was revoked before."""
         return any(
             pair.peer_did == did and pair.ended and pair.answer is not None and pair.reason != SUPERSEDED
             for pair in self.all()
         )
 
     # -- changing
+
+    def adopt_identity(self) -> None:
+        """Sign with the identity that the vault holds from now on; make one if there is none."""
+        self._home.adopt(self.vault.generate(default_label()))
 
     def take(self, pair: Pair | None, *events: PairEvent, also: Sequence[Item] = ()) -> tuple[Pair, tuple[Effect, ...]]:
         """Decide the events one after another, make them durable in one submission, and return pair and effects left.
@@ -164,17 +178,17 @@ class Pairs:
         """
         before, items, effects = pair, list[Item](), list[Effect]()
         for each in events:
-            pair, found = decide(pair, each, self.now_ms())
+            pair, found = steps.decide(pair, each, self.now_ms())
             effects += found
             items += [item for effect in found for item in self._items(pair, effect)]
         assert pair is not None
-        items += self._aitl(before, pair, next((event.note for event in events if isinstance(event, End)), ""))
-        others = self._others(pair) if any(isinstance(effect, EndOthers) for effect in effects) else []
+        items += self._aitl(before, pair, next((event.note for event in events if isinstance(event, steps.End)), ""))
+        others = self._others(pair) if any(isinstance(effect, steps.EndOthers) for effect in effects) else []
         for other in others:
-            ended, found = decide(other, End(SUPERSEDED), self.now_ms())
+            ended, found = steps.decide(other, steps.End(SUPERSEDED), self.now_ms())
             items += [item for effect in found for item in self._items(ended, effect)] + self._aitl(other, ended)
         self.submit([*items, *also])
-        for dropped in (*others, *([pair] if any(isinstance(effect, DropSecrets) for effect in effects) else [])):
+        for dropped in (*others, *([pair] if any(isinstance(effect, steps.DropSecrets) for effect in effects) else [])):
             self.vault.delete(TOKEN_NAME + dropped.pair_id)
             self.vault.delete(RENEWED_NAME + dropped.pair_id)
         _tell_log(pair, effects)
@@ -205,7 +219,7 @@ class Pairs:
         if pins.is_forked(peer.did) or pins.code_of(peer.chain):
             # Only an operator who named the key gets here with such a chain.
             lifted.append(Own(THREAD_PAIRS, KIND_CHAIN, pin_body(peer.chain, chosen=True)))
-        return self.take(None, Begin(proposal, poll_interval_ms), also=lifted)[0]
+        return self.take(None, steps.Begin(proposal, poll_interval_ms), also=lifted)[0]
 
     def blocking(self, did: str, blocked: bool) -> Own:
         """Return the record that refuses what a DID signed from now on, or lifts that."""
@@ -228,7 +242,7 @@ class Pairs:
         opened = handshake.open_sealed(fields, own.seal_secrets)
         self.vault.put(TOKEN_NAME + pair.pair_id, opened.token)
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
-        return self.take(pair, Agree(answer, token, self.writer.store.last_seq))[0]
+        return self.take(pair, steps.Agree(answer, token, self.writer.store.last_seq))[0]
 
     def approve(
         self, pair: Pair | None, proposal: Proposal, peer: Manifest, agreed: Terms, poll_interval_ms: int = 0
@@ -245,21 +259,86 @@ class Pairs:
         fields = handshake.grant_fields(own.did, proposal, peer.did, terms, sealed, nonce, now_ms)
         answer = message.sign("pair-answer", fields, own.key)
         self.vault.put(TOKEN_NAME + proposal.pair_id, self._opened(proposal, peer).token)
-        approved = Approve(answer, token, self.writer.store.last_seq)
+        approved = steps.Approve(answer, token, self.writer.store.last_seq)
         if pair is None:
-            return self.take(None, Ask(proposal, poll_interval_ms), approved)[0]
+            return self.take(None, steps.Ask(proposal, poll_interval_ms), approved)[0]
         return self.take(pair, approved)[0]
+
+    # -- the peer's word
+
+    def hear(self, pair: Pair, fields: Mapping[str, Any]) -> tuple[Pair, tuple[Effect, ...]]:
+        """Return pair and effects after what the peer's message says of its own state; only its latest word counts."""
+        said_ms = message.issued_at_ms(fields)
+        if said_ms <= max(self._said_ms.get(pair.pair_id, 0), pair.peer_said_ms):
+            return pair, ()
+        self._said_ms[pair.pair_id] = said_ms
+        return self.learn(pair, fields.get("state"), said_ms, handshake.reason_of(fields))
+
+    def learn(self, pair: Pair, state: object, said_ms: int, reason: str) -> tuple[Pair, tuple[Effect, ...]]:
+        """Return pair and effects after the peer's signed word on where it stands: paused, active, or over."""
+        if pair.ended:
+            return pair, ()
+        if state in handshake.ENDED:
+            note = reason if state == "rejected" and reason != state else ""
+            return self.take(pair, steps.End(str(state) if state != REVOKED else by_peer(reason), note))
+        if state == "paused" and pair.paused_by in ("", "us") and pair.live and not unconfirmed(pair):
+            return self.take(pair, steps.PeerPause(said_ms))
+        if state == "active" and pair.paused_by in ("peer", "both"):
+            return self.take(pair, steps.PeerResume(said_ms))
+        return pair, ()
+
+    def doubt(self, pair: Pair, code: str) -> None:
+        """Mark a pair as degraded whose peer shows what does not verify."""
+        if isinstance(pair.state, Active) or (isinstance(pair.state, Degraded) and pair.reason != code):
+            self.take(pair, steps.Degrade(code))
+
+    def meet(self, did: str, ours: Terms) -> Pair | None:
+        """Return the peer's own request that waits here, if any, approved if what we ask for covers it."""
+        for other in self.of_peer(did):
+            if isinstance(other.state, Asked):
+                asked = handshake.terms_of(other.proposal)
+                agreed = handshake.common(asked, ours.turned(), self.writer.views.namespaces)
+                return self.approve(other, other.proposal, other.peer, agreed) if agreed else other
+        return None
+
+    def adopt_manifest(self, pair: Pair, peer: Manifest, *, at_once: bool = False) -> Pair:
+        """Return the pair with a newer manifest of its peer, if that says more than the one we have.
+
+        Each is a record, so there is one an hour; a further one waits in memory for `adopt_waiting`.  A grown key
+        chain never waits, since what the new key signs is refused until then, and chains end at limits.chain_links;
+        nor does what our operator asked for (`at_once`).
+        """
+        now_ms = self.now_ms()
+        if not manifest.says_more(peer, pair.peer, now_ms):
+            return pair
+        is_first = pair.fetched_at_ms == pair.created_at_ms
+        is_due = at_once or is_first or not 0 <= now_ms - pair.fetched_at_ms < MANIFEST_EVERY_MS
+        if not is_due and len(peer.chain.rotations) == len(pair.chain.rotations):
+            self._newer[pair.pair_id] = peer
+            return pair
+        self._newer.pop(pair.pair_id, None)
+        return self.take(pair, steps.ManifestChange(peer.raw))[0]
+
+    def adopt_waiting(self) -> None:
+        """Take the manifests that waited for their hour."""
+        for pair_id, peer in list(self._newer.items()):
+            pair = self.get(pair_id)
+            del self._newer[pair_id]
+            if pair is not None and not pair.ended and peer.signed_at_ms > pair.peer.signed_at_ms:
+                self.adopt_manifest(pair, peer)
+
+    # -- steps that write more than one record
 
     def confirm(self, pair: Pair) -> tuple[Pair, tuple[Effect, ...]]:
         """Return the pair active and the effects left; an older live pair with the peer ends, its positions go on."""
         older = [other for other in self._others(pair) if other.answer is not None]
-        return self.take(pair, Confirm(older[-1].pair_id if older else ""))
+        return self.take(pair, steps.Confirm(older[-1].pair_id if older else ""))
 
     def expire(self) -> list[Pair]:
         """End what has been establishing for limits.request_ttl_s; return what ended."""
         oldest_ms = self.now_ms() - int(self.limits.request_ttl_s * 1000)
         old = [pair for pair in self.all() if pair.phase is Phase.ESTABLISHING and pair.created_at_ms <= oldest_ms]
-        return [self.take(pair, End("expired"))[0] for pair in old]
+        return [self.take(pair, steps.End("expired"))[0] for pair in old]
 
     def heal(self) -> None:
         """Make the vault agree with the records after a crash or a restored copy.
@@ -317,9 +396,9 @@ class Pairs:
     def _items(self, pair: Pair, effect: Effect) -> list[Item]:
         """Return what the effect writes."""
         match effect:
-            case Append(kind, body):
+            case steps.Append(kind, body):
                 return [Own(THREAD_PAIRS, kind, body)]
-            case Audit(transition, reason):
+            case steps.Audit(transition, reason):
                 body = {
                     "timestamp": when.text_of(self.now_ms()),
                     "pair_id": pair.pair_id,
@@ -328,12 +407,12 @@ class Pairs:
                     "reason": reason,
                 }
                 return [Own(THREAD_AUDIT, KIND_AUDIT, body)]
-            case Mint(token, namespaces):
+            case steps.Mint(token, namespaces):
                 return [Own(THREAD_TOKENS, bearer.KIND_MINT, self._minted(pair, token, namespaces))]
-            case KillTokens():
+            case steps.KillTokens():
                 body = {"pair_id": pair.pair_id, "at": when.text_of(self.now_ms())}
                 return [Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]
-            case EndOthers(inherits) if inherits in self.writer.views.positions:
+            case steps.EndOthers(inherits) if inherits in self.writer.views.positions:
                 place = self.writer.views.positions[inherits]
                 return [SavedPosition(pair.pair_id, place.cursor, place.count)]
         return []
@@ -348,7 +427,7 @@ class Pairs:
     def _aitl(self, before: Pair | None, after: Pair, note: str = "") -> list[Item]:
         """Return the request or the decision for people that goes with a step."""
         if isinstance(after.state, Asked):
-            return [Own(THREAD_AITL, aitl.KIND_REQUEST, _request(after, self.limits).to_body())]
+            return [Own(THREAD_AITL, aitl.KIND_REQUEST, self._request(after).to_body())]
         request = self.writer.views.requests.get(after.pair_id)
         if before is None or not isinstance(before.state, Asked) or request is None:
             return []
@@ -362,17 +441,21 @@ class Pairs:
             )
         ]
 
+    def _request(self, pair: Pair) -> ApprovalRequest:
+        return ApprovalRequest(
+            pair.pair_id, aitl.TYPE_PAIR, pair.peer_did, words(pair.peer.public_key), pair.proposal.digest,
+            pair.namespaces, pair.maps, pair.mode, pair.proposal.endpoint, pair.created_at_ms,
+            pair.created_at_ms + int(self.limits.request_ttl_s * 1000),
+        )  # fmt: skip
 
-def _request(pair: Pair, limits: Limits) -> ApprovalRequest:
-    return ApprovalRequest(
-        pair.pair_id, aitl.TYPE_PAIR, pair.peer_did, words(pair.peer.public_key), pair.proposal.digest,
-        pair.namespaces, pair.maps, pair.mode, pair.proposal.endpoint, pair.created_at_ms,
-        pair.created_at_ms + int(limits.request_ttl_s * 1000),
-    )  # fmt: skip
+
+def by_peer(reason: str) -> str:
+    """Return the reason of a pair that the peer revoked, with the peer's own if it gave one."""
+    return f"revoked by peer: {reason}" if reason and reason != REVOKED else "revoked by peer"
 
 
 def unconfirmed(pair: Pair) -> bool:
-    """Tell whether the pair is agreed on but not confirmed yet."""
+    """Return whether the pair is agreed on but not confirmed yet."""
     return isinstance(pair.state, Answered | Approved)
 
 
@@ -398,7 +481,7 @@ def _only(found: Sequence[_Found], ref: str, what: str, ids: Sequence[str]) -> _
 
 def _tell_log(pair: Pair, effects: Sequence[Effect]) -> None:
     for effect in effects:
-        if isinstance(effect, Append):
+        if isinstance(effect, steps.Append):
             fields = {"pair": pair.pair_id, "peer": pair.peer_did, "state": pair.phase.value}
             if pair.reason:
                 fields["reason"] = pair.reason

@@ -1,34 +1,36 @@
 """What a live pair needs over the months: its peer's manifest, its tokens, and its way back from trouble.
 
-A pair is looked after when its manifest is due (limits.manifest_refresh_s, jittered), when its token nears its end,
-when the peer's key chain grew elsewhere, and while it is degraded for a reason that only this heals.  Failures back
-off with full jitter, and each is told; a pair that is paused stays paused.
+Maintenance runs when the manifest of a pair is due (limits.manifest_refresh_s, jittered), when its token nears its end,
+when the peer's key chain grew elsewhere, and while the pair is degraded for a reason that only this heals.  Failures
+back off with full jitter, and each is logged; a pair that is paused stays paused.
+
+Dates of records say what is due, a clock that nobody sets when to try again: a wall clock that is set back by a day
+must not put off the renewal of a token by a day.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from ..core import when
-from ..core.backoff import full_jitter_s, spread_s
+from ..core.backoff import full_jitter_s, spread_s, unit_of
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.identity import bearer, manifest
+from ..core.identity import bearer
 from ..core.identity.did import DidError, grown
 from ..core.identity.manifest import Manifest
 from ..core.identity.pins import FORK, KIND_CHAIN, pin_body
-from ..core.limits import Limits
 from ..core.pair.handshake import token_ref
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded
-from ..core.pair.steps import Degrade, ManifestChange, PairEvent, Recover
+from ..core.pair.steps import Degrade, ManifestChange, Recover
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
-from .exchange import Do, Exchange
-from .initiator import Initiator
-from .machine import Pairs
+from ..sync.schedule import Sync
+from .initiator import HandshakeLoop, Initiator
+from .stepper import Stepper
 from .tokens import Renewal, check_found, expiry_of, id_of
 
 log = logging.getLogger("spl.federation")
@@ -36,7 +38,7 @@ log = logging.getLogger("spl.federation")
 BACKOFF_BASE_S: Final = 5.0
 BACKOFF_MAX_S: Final = 3600.0
 PAUSE_MS: Final = 1000
-"""Between two rounds over one pair, however the clocks and the answers may be."""
+"""Between two rounds over one pair, whatever the clocks and the answers are."""
 UNVERIFIED: Final = frozenset(
     "manifest-malformed manifest-signature manifest-did-mismatch manifest-expired manifest-stale peer-version"
     " chain-broken chain-fork did-invalid".split()
@@ -47,17 +49,16 @@ CREDENTIALS: Final = frozenset(
 )
 """What the peer says of our token or key; a new token, or telling our new key, may heal it."""
 
-Step = Callable[[str, PairEvent], Awaitable[Pair]]
-
 
 @dataclass(slots=True)
 class _PairState:
-    """What this process remembers of looking after one pair."""
+    """What this process remembers of one pair's maintenance."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     unit: float = 0.5
     attempt: int = 0
     retry_ms: int = 0
+    """When to try again, by the steady clock."""
     fetched_ms: int = 0
     error: SplError | None = None
     at_ms: int = 0
@@ -65,64 +66,54 @@ class _PairState:
 
 
 class Maintenance:
-    """Looks after all pairs.  `step` takes a step of a pair; `wake` makes sync try a pair now."""
+    """The maintenance of all pairs."""
 
     def __init__(
-        self,
-        pairs: Pairs,
-        renewal: Renewal,
-        initiator: Initiator,
-        talk: Exchange,
-        limits: Limits,
-        *,
-        step: Step,
-        do: Do,
-        exchange: Callable[..., Awaitable[dict[str, Any]]],
-        wake: Callable[[str], None],
+        self, stepper: Stepper, renewal: Renewal, initiator: Initiator, handshakes: HandshakeLoop, sync: Sync
     ) -> None:
-        self.pairs, self.limits = pairs, limits
-        self._renewal, self._initiator, self._talk = renewal, initiator, talk
-        self._step, self._do, self._exchange, self._wake = step, do, exchange, wake
-        self._cares: dict[str, _PairState] = {}
+        self.pairs, self.limits = stepper.pairs, stepper.pairs.limits
+        self._stepper, self._renewal, self._initiator, self._sync = stepper, renewal, initiator, sync
+        self._handshakes, self._exchange = handshakes, handshakes.exchange
+        self._states: dict[str, _PairState] = {}
 
     # -- what is due
 
     def due(self) -> list[str]:
-        """Return the pairs to look after now."""
-        now_ms = self.pairs.now_ms()
-        return [pair.pair_id for pair in self.pairs.all() if self._is_kept(pair) and self._due_ms(pair) <= now_ms]
+        """Return the pairs that are due now."""
+        return [pair.pair_id for pair in self.pairs.all() if self._is_kept(pair) and self._wait_ms(pair) <= 0]
 
     def next_s(self) -> float:
-        """Return the seconds until a pair is due next, as things stand; infinite where there is none."""
-        now_ms = self.pairs.now_ms()
-        times = [self._due_ms(pair) for pair in self.pairs.all() if self._is_kept(pair)]
-        return max(0.0, (min(times) - now_ms) / 1000) if times else float("inf")
+        """Return the seconds until a pair is due next, as things stand; infinite if there is none."""
+        waits = [self._wait_ms(pair) for pair in self.pairs.all() if self._is_kept(pair)]
+        return max(0.0, min(waits) / 1000) if waits else float("inf")
 
     def status(self, pair_id: str) -> dict[str, object]:
-        """Return {fetched_at, attempt, next_attempt_at, last_error} of looking after a pair, for people."""
-        care, pair = self._cares.get(pair_id) or _PairState(), self.pairs.get(pair_id)
-        error = care.error
-        fetched_ms = max(care.fetched_ms, pair.fetched_at_ms if pair is not None else 0)
-        told = error and {"code": error.code, "message": error.message, "at": when.text_of(care.at_ms)}
+        """Return {fetched_at, attempt, next_attempt_at, last_error} of a pair's maintenance, for people."""
+        state, pair = self._states.get(pair_id) or _PairState(), self.pairs.get(pair_id)
+        error, retry_at_ms = state.error, self.pairs.now_ms() + state.retry_ms - self.pairs.steady_ms()
+        fetched_ms = max(state.fetched_ms, pair.fetched_at_ms if pair is not None else 0)
+        told = error and {"code": error.code, "message": error.message, "at": when.text_of(state.at_ms)}
         return {
             "fetched_at": when.text_of(fetched_ms),
-            "attempt": care.attempt,
-            "next_attempt_at": when.text_of(care.retry_ms) if care.attempt else None,
+            "attempt": state.attempt,
+            "next_attempt_at": when.text_of(retry_at_ms) if state.attempt else None,
             "last_error": told,
         }
 
     def _is_kept(self, pair: Pair) -> bool:
-        return type(pair.state) in ESTABLISHED and not self._care(pair.pair_id).lock.locked()
+        return type(pair.state) in ESTABLISHED and not self._state(pair.pair_id).lock.locked()
 
-    def _due_ms(self, pair: Pair) -> int:
-        care = self._care(pair.pair_id)
-        interval_ms = spread_s(self.limits.manifest_refresh_s, care.unit) * 1000
-        due_ms = max(pair.fetched_at_ms, care.fetched_ms) + int(interval_ms)
+    def _wait_ms(self, pair: Pair) -> int:
+        """Return the milliseconds until the pair is due, 0 or less if it is."""
+        state, now_ms = self._state(pair.pair_id), self.pairs.now_ms()
+        retry_ms = state.retry_ms - self.pairs.steady_ms()
+        if state.attempt or _is_mendable(pair) or self._grew(pair):
+            return max(0, retry_ms)
+        interval_ms = int(spread_s(self.limits.manifest_refresh_s, state.unit) * 1000)
+        wait_ms = min(interval_ms, max(pair.fetched_at_ms, state.fetched_ms) + interval_ms - now_ms)
         if pair.issued_to_us is not None:
-            due_ms = min(due_ms, pair.issued_to_us.renew_at_ms(self.limits.token_renew_s))
-        if care.attempt or _is_mendable(pair) or self._grew(pair):
-            due_ms = 0
-        return max(due_ms, care.retry_ms)
+            wait_ms = min(wait_ms, pair.issued_to_us.renew_at_ms(self.limits.token_renew_s) - now_ms)
+        return max(wait_ms, retry_ms)
 
     def _grew(self, pair: Pair) -> bool:
         """Return whether a longer key chain of the peer is pinned than the pair's, or a fork that degrades it."""
@@ -130,7 +121,7 @@ class Maintenance:
         if pins.is_forked(pair.peer_did) and not (isinstance(pair.state, Degraded) and pair.reason == FORK):
             return True
         seen = pins.chain(pair.peer_did)
-        known = max(len(pair.chain.rotations), self._care(pair.pair_id).links)
+        known = max(len(pair.chain.rotations), self._state(pair.pair_id).links)
         return seen is not None and len(seen.rotations) > known
 
     def expired(self) -> list[str]:
@@ -144,50 +135,51 @@ class Maintenance:
     # -- doing it
 
     async def maintain(self, pair_id: str) -> None:
-        """Refresh one pair in the background; what goes wrong is told, and tried again later."""
-        care = self._care(pair_id)
-        if care.lock.locked():
+        """Refresh one pair in the background; what goes wrong is logged, and tried again later."""
+        state = self._state(pair_id)
+        if state.lock.locked():
             return
         try:
             await self.refresh(pair_id)
         except SplError as exc:
-            self._failed(pair_id, care, exc)
+            self._failed(pair_id, state, exc)
 
-    async def refresh(self, pair_id: str, expect_key: str = "") -> Pair:
-        """Fetch the peer's manifest anew, learn where the pair stands there, renew a token that needs it, and recover.
+    async def refresh(self, pair_id: str, expect_key: str = "", *, at_once: bool = False) -> Pair:
+        """Fetch the peer's manifest again, learn where the pair stands there, renew a token that needs it, and recover.
 
         `expect_key` (multibase or six words) settles a fork of its key chain: the operator compared it.
+        `at_once` takes the manifest even if another one was taken within the hour.
         Raises ReachError, ManifestError, MessageError, PairError.
         """
-        care = self._care(pair_id)
-        async with care.lock:
-            pair = await self._refresh_manifest(self._pair(pair_id), expect_key)
-            care.fetched_ms = self.pairs.now_ms()
+        state = self._state(pair_id)
+        async with state.lock:
+            pair = await self._refresh_manifest(self.pairs.known(pair_id), expect_key, at_once)
+            state.fetched_ms = self.pairs.now_ms()
             if type(pair.state) in ESTABLISHED:
-                fields = await self._exchange(pair_id)
+                fields = (await self._handshakes.ask(pair_id, poll=True)).answer
                 if fields["state"] == "unknown":
                     hint = f"spl federation revoke {pair_id}, then pair again"
                     raise PairError("pair-unknown", "the peer does not know this pair any more", hint=hint)
-                pair, found = self._pair(pair_id), fields.get("held")
-                if type(pair.state) in ESTABLISHED and await self._do(self._renewal.due, pair, found):
+                pair, found = self.pairs.known(pair_id), fields.get("held")
+                if type(pair.state) in ESTABLISHED and await self._stepper.do(self._renewal.due, pair, found):
                     pair = await self._renew(pair_id)
             if self.pairs.writer.views.pins.is_forked(pair.peer_did):
                 await self.doubt(pair_id, FORK)
                 raise PairError(FORK, f"two key chains of {pair.peer_did} contradict each other")
             if isinstance(pair.state, Degraded):
-                pair = await self._step(pair_id, Recover())
-            care.unit = int.from_bytes(self.pairs.random_bytes(4)) / 2**32
-            care.attempt, care.error = 0, None
-            care.retry_ms = self.pairs.now_ms() + PAUSE_MS
+                pair = await self._stepper.step(pair_id, Recover())
+            state.unit = unit_of(self.pairs.random_bytes(4))
+            state.attempt, state.error = 0, None
+            state.retry_ms = self.pairs.steady_ms() + PAUSE_MS
             seen = self.pairs.writer.views.pins.chain(pair.peer_did)
-            care.links = len(seen.rotations) if seen is not None else 0
+            state.links = len(seen.rotations) if seen is not None else 0
         if pair.sync_allowed:
-            self._wake(pair_id)
-        return self._pair(pair_id)
+            self._sync.wake(pair_id)
+        return self.pairs.known(pair_id)
 
     async def renew(self, pair_id: str) -> Pair:
         """Replace the token that the peer issued to us by a new one, now; raises as `refresh`."""
-        async with self._care(pair_id).lock:
+        async with self._state(pair_id).lock:
             return await self._renew(pair_id)
 
     async def set_token(self, pair_id: str, text: str) -> Pair:
@@ -195,80 +187,73 @@ class Maintenance:
 
         Raises BearerError or PairError "auth-invalid", PairError "token-scope".
         """
-        pair = self._pair(pair_id)
+        pair = self.pairs.known(pair_id)
         if type(pair.state) not in ESTABLISHED:
             raise PairError("pair-state-conflict", f"the pair is {pair.phase}")
         bearer.parse(text)
-        async with self._care(pair_id).lock:
-            found = check_found((await self._exchange(pair_id, token_id=id_of(text))).get("held"))
+        async with self._state(pair_id).lock:
+            asked = await self._handshakes.ask(pair_id, poll=True, token_id=id_of(text))
+            found = check_found(asked.answer.get("held"))
             token = token_ref(text, frozenset(map(str, found["scopes"])), expiry_of(found), issued=False)
-            await self._talk.prove(self._pair(pair_id), text)
-            pair = await self._do(lambda: self._renewal.install(self._pair(pair_id), text, token))
+            await self._exchange.prove(self.pairs.known(pair_id), text)
+            pair = await self._stepper.do(lambda: self._renewal.install(self.pairs.known(pair_id), text, token))
             if isinstance(pair.state, Degraded) and pair.reason in CREDENTIALS:
-                pair = await self._step(pair_id, Recover())
-        self._wake(pair_id)
+                pair = await self._stepper.step(pair_id, Recover())
+        self._sync.wake(pair_id)
         return pair
 
-    async def _refresh_manifest(self, pair: Pair, expect_key: str) -> Pair:
+    async def _refresh_manifest(self, pair: Pair, expect_key: str, at_once: bool) -> Pair:
         """Return the pair with the peer's present manifest; one that does not hold degrades it."""
         try:
-            peer = await self._talk.rediscover(pair, expect_key)
-            forked = _is_fork(pair, peer) or (
-                bool(expect_key) and self.pairs.writer.views.pins.is_forked(pair.peer_did)
-            )
+            peer = await self._exchange.rediscover(pair, expect_key)
+            settles = bool(expect_key) and self.pairs.writer.views.pins.is_forked(pair.peer_did)
+            forked = settles or _is_fork(pair, peer)
         except SplError as exc:
             if exc.code in UNVERIFIED:
                 await self.doubt(pair.pair_id, exc.code)
             raise
-        now_ms = self.pairs.now_ms()
-        if not (forked or manifest.says_more(peer, pair.peer, now_ms)):
-            return self._pair(pair.pair_id)
-        changed = await self._step(pair.pair_id, ManifestChange(peer.raw, pinned=forked))
-        if forked:
-            pin = Own(THREAD_PAIRS, KIND_CHAIN, pin_body(peer.chain, chosen=True))
-            await self._do(self.pairs.submit, [pin])
+        if not forked:
+            adopt = self.pairs.adopt_manifest
+            return await self._stepper.do(lambda: adopt(self.pairs.known(pair.pair_id), peer, at_once=at_once))
+        changed = await self._stepper.step(pair.pair_id, ManifestChange(peer.raw, pinned=True))
+        pin = Own(THREAD_PAIRS, KIND_CHAIN, pin_body(peer.chain, chosen=True))
+        await self._stepper.do(self.pairs.submit, [pin])
         return changed
 
     async def doubt(self, pair_id: str, code: str) -> None:
         """Mark a pair as degraded for this reason; one in another state stays as it is."""
-        pair = self._pair(pair_id)
+        pair = self.pairs.known(pair_id)
         if isinstance(pair.state, Active) or (isinstance(pair.state, Degraded) and pair.reason != code):
-            await self._step(pair_id, Degrade(code))
+            await self._stepper.step(pair_id, Degrade(code))
 
     async def _renew(self, pair_id: str) -> Pair:
-        pair = self._pair(pair_id)
-        words = await self._do(self._initiator.renew_words, pair)
-        fields = await self._talk.say(pair, words)
-        after: Pair = await self._do(self._renewal.take, pair_id, fields)
+        pair = self.pairs.known(pair_id)
+        request = await self._stepper.do(partial(self._initiator.request_for, pair, "renew"))
+        fields = await self._exchange.send(pair, request)
+        after = await self._stepper.do(self._renewal.take, pair_id, fields)
         assert after.issued_to_us is not None
         told = {"pair": pair_id, "token": after.issued_to_us.token_id}
         log.info(**event("token.renewed", **told))
         return after
 
-    def _failed(self, pair_id: str, care: _PairState, exc: SplError) -> None:
-        now_ms = self.pairs.now_ms()
-        care.attempt += 1
-        unit = int.from_bytes(self.pairs.random_bytes(4)) / 2**32
+    def _failed(self, pair_id: str, state: _PairState, exc: SplError) -> None:
+        state.attempt += 1
+        unit = unit_of(self.pairs.random_bytes(4))
         cap_s = min(BACKOFF_MAX_S, self.limits.manifest_refresh_s)
-        delay_s = full_jitter_s(care.attempt, BACKOFF_BASE_S, cap_s, unit)
-        care.retry_ms, care.error, care.at_ms = now_ms + int(delay_s * 1000), exc, now_ms
-        fields: dict[str, object] = {"pair": pair_id, "code": exc.code, "attempt": care.attempt, "msg": exc.message}
+        delay_s = full_jitter_s(state.attempt, BACKOFF_BASE_S, cap_s, unit)
+        state.retry_ms = self.pairs.steady_ms() + int(delay_s * 1000)
+        state.error, state.at_ms = exc, self.pairs.now_ms()
+        fields: dict[str, object] = {"pair": pair_id, "code": exc.code, "attempt": state.attempt, "msg": exc.message}
         pair = self.pairs.get(pair_id)
         if pair is not None and pair.issued_to_us is not None:
             fields["token_expires_at"] = when.text_of(pair.issued_to_us.expires_at_ms)
         log.warning(**event("pair.upkeep_failed", **fields))
 
-    def _care(self, pair_id: str) -> _PairState:
-        if pair_id not in self._cares:
+    def _state(self, pair_id: str) -> _PairState:
+        if pair_id not in self._states:
             # The first refresh after a start is spread over the interval, or all pairs would come at once.
-            self._cares[pair_id] = _PairState(unit=int.from_bytes(self.pairs.random_bytes(4)) / 2**32)
-        return self._cares[pair_id]
-
-    def _pair(self, pair_id: str) -> Pair:
-        pair = self.pairs.get(pair_id)
-        if pair is None:
-            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
-        return pair
+            self._states[pair_id] = _PairState(unit=unit_of(self.pairs.random_bytes(4)))
+        return self._states[pair_id]
 
 
 def token_trouble(pair: Pair, code: str, now_ms: int) -> str:

@@ -62,9 +62,12 @@ class Renewal:
     def take(self, pair_id: str, fields: Mapping[str, Any]) -> Pair:
         """Return the pair with the new token of the peer's signed answer: in the vault, then in the records.
 
-        Raises BearerError or HandshakeError "sealed-token", PairError "pair-state-conflict" when it gave none.
+        Raises BearerError or HandshakeError "sealed-token", PairError "pair-state-conflict", "auth-invalid" for none.
         """
-        pair = self._pair(pair_id)
+        pair = self.pairs.known(pair_id)
+        if fields["state"] == "refused":
+            hint = f"ask its operator for: spl token rotate {pair_id}"
+            raise PairError("auth-invalid", "the peer's operator revoked our token of this pair", hint=hint)
         if "token" not in fields:
             raise PairError("pair-state-conflict", f"the peer gave no token: with it the pair is {fields['state']}")
         opened = handshake.open_sealed(fields, self.pairs.identity.seal_secrets)
@@ -100,8 +103,11 @@ class Renewal:
     def grant(self, pair: Pair, fields: Mapping[str, Any], nonce: str) -> tuple[Pair, str]:
         """Return (pair, our new token sealed for the answer of this nonce) to the peer's verified request.
 
-        Raises HandshakeError "message-replayed".
+        Raises HandshakeError "message-replayed", "auth-invalid" after our operator revoked a token of the pair.
         """
+        if bearer.is_barred(self.pairs.writer.views.tokens, pair.pair_id):
+            hint = f"ask the operator of the other side for: spl token rotate {pair.pair_id}"
+            raise HandshakeError("auth-invalid", "the operator revoked this pair's token", hint=hint)
         until_ms = message.issued_at_ms(fields) + int(self.pairs.limits.nonce_memory_s * 1000)
         if not self.pairs.vault.remember_nonce(pair.peer_did, fields["nonce"], until_ms):
             raise HandshakeError("message-replayed")
@@ -118,6 +124,11 @@ class Renewal:
         self._unused.add(pair.pair_id)
         return pair, self.pairs.seal(text, pair.peer, pair.pair_id, nonce, expires_at_ms)
 
+    def readmit(self, pair_id: str) -> None:
+        """Let the peer renew its token again, after our operator revoked one of the pair."""
+        if bearer.is_barred(self.pairs.writer.views.tokens, pair_id):
+            self.pairs.submit([Own(THREAD_TOKENS, bearer.KIND_READMIT, {"pair_id": pair_id})])
+
     def watches(self, pair: Pair, token_id: str) -> bool:
         """Tell whether this use of a token is to be told to `used`; touches no disk, for the event loop."""
         if pair.issued_by_us is None or not token_id:
@@ -128,7 +139,7 @@ class Renewal:
 
     def used(self, pair_id: str, token_id: str) -> None:
         """Take note that the peer used its new token, or one that our operator minted for it later by hand."""
-        pair, token = self._pair(pair_id), self.pairs.writer.views.tokens.get(token_id)
+        pair, token = self.pairs.known(pair_id), self.pairs.writer.views.tokens.get(token_id)
         if token is not None and self._is_newer(pair, token) and type(pair.state) in ESTABLISHED:
             ref = TokenRef(token.token_id, tuple(sorted(token.scopes)), token.expires_at_ms, token.hash)
             self.pairs.take(pair, TokenChange(True, ref, minted=True))
@@ -173,12 +184,6 @@ class Renewal:
         if token is None or present is None or token.pair_id != pair.pair_id or token.token_id == present.token_id:
             return False
         return token.created_at_ms > present.since_ms
-
-    def _pair(self, pair_id: str) -> Pair:
-        pair = self.pairs.get(pair_id)
-        if pair is None:
-            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
-        return pair
 
 
 def id_of(text: str) -> str:

@@ -25,7 +25,7 @@ def test_documents_are_asked_for_past_caches(tmp_path: Path) -> None:
                 return await real(method, url, **more)  # type: ignore[arg-type]
 
             a.pairing.peers.client.fetch = watched  # type: ignore[assignment,method-assign]
-            assert (await a.pairing._talk.discover(b.url, True, dial=HERE)).did == b.did
+            assert (await a.pairing.exchange.discover(b.url, True, dial=HERE)).did == b.did
             assert sent == [("/.well-known/syncropel", True), ("/.well-known/did.json", True)]
 
     asyncio.run(run())
@@ -45,14 +45,14 @@ def test_the_peer_is_looked_for_where_it_was_typed_and_where_it_moved(tmp_path: 
             await a.until(lambda: a.alive[0].url == b.url)
             carol = world.node("carol")
             world.nodes[old] = carol
-            assert (await a.pairing._talk.rediscover(a.alive[0])).did == b.did
+            assert (await a.pairing.exchange.rediscover(a.alive[0])).did == b.did
             del world.nodes[b.url]
             with pytest.raises(SplError) as caught:
-                await a.pairing._talk.rediscover(a.alive[0])
+                await a.pairing.exchange.rediscover(a.alive[0])
             assert code_of(caught) == "manifest-did-mismatch"
             del world.nodes[old]
             with pytest.raises(SplError) as caught:
-                await a.pairing._talk.rediscover(a.alive[0])
+                await a.pairing.exchange.rediscover(a.alive[0])
             assert code_of(caught) == "connect"
             world.nodes[b.url] = b
 

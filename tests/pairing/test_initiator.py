@@ -156,7 +156,9 @@ def test_pairing_again_starts_where_the_operator_says(tmp_path: Path, options: d
             assert a.alive[0].start == "present"
             await a.pairing.revoke(a.alive[0].pair_id)
             await b.until(lambda: not b.alive)
-            await b.pair(a, **options)
+            await b.pair(a, wait_ms=0, **options)
+            await a.until(lambda: a.alive)
+            await a.pairing.decide_request(a.alive[0].pair_id, "approve")
             await both_active(a, b)
             assert a.alive[0].start == b.alive[0].start == start
 

@@ -7,20 +7,8 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
-from spl.pairing.initiator import Changes, on_its_way, wait
+from spl.pairing.initiator import on_its_way
 from tests.pair_world import both_active, code_of, names, two
-
-
-def test_a_change_is_not_missed_between_looking_and_waiting() -> None:
-    async def run() -> None:
-        changes = Changes()
-        event = changes.next
-        changes.ring()
-        await wait(event, 3600)
-        assert changes.next is not event
-        assert not changes.next.is_set()
-
-    asyncio.run(run())
 
 
 def test_failures_are_kept_for_who_watches_and_end_with_the_first_success(tmp_path: Path) -> None:
@@ -28,7 +16,7 @@ def test_failures_are_kept_for_who_watches_and_end_with_the_first_success(tmp_pa
         async with two(tmp_path) as (world, a, b):
             await a.pair(b, wait_ms=0)
             pair_id = await both_active(a, b)
-            assert a.pairing.trouble(pair_id) is None
+            assert a.pairing.handshakes.trouble.get(pair_id) is None
             assert not on_its_way(a.alive[0])
             await a.pairing.revoke(pair_id)
             world.faults.append(lambda call: call.body if "well-known" in call.path else None)
@@ -36,9 +24,9 @@ def test_failures_are_kept_for_who_watches_and_end_with_the_first_success(tmp_pa
                 await a.pair(b, wait_ms=50)
             assert code_of(caught) == "disconnected"
             assert a.alive[0].phase is Phase.ESTABLISHING
-            assert a.pairing.trouble(a.alive[0].pair_id) is not None
+            assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is not None
             world.faults.clear()
             assert "active" in names(await a.pair(b))
-            assert a.pairing.trouble(a.alive[0].pair_id) is None
+            assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is None
 
     asyncio.run(run())

@@ -115,13 +115,13 @@ def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:
             await a.pair(b)
             pair = a.alive[0]
             for ref in (pair.pair_id, pair.pair_id[:8], b.did, b.did.rpartition("-")[0], "bob"):
-                assert a.pairing.resolve(ref) is pair
+                assert a.pairing.pairs.resolve(ref) is pair
             for ref in ("", "pair_x", "did:sync:instance:zoe"):
                 with pytest.raises(SplError) as caught:
-                    a.pairing.resolve(ref)
+                    a.pairing.pairs.resolve(ref)
                 assert (code_of(caught), caught.value.exit_code) == ("pair-unknown", 6)
             await a.pairing.revoke(pair.pair_id)
-            assert a.pairing.resolve(b.did).ended
+            assert a.pairing.pairs.resolve(b.did).ended
 
     asyncio.run(run())
 
@@ -140,9 +140,9 @@ def test_a_stranger_does_not_take_the_name_of_an_agreed_pair(tmp_path: Path) -> 
             await b.until(lambda: len(b.alive) > 1)
             [asked] = [pair for pair in b.alive if pair.pair_id != agreed]
             for ref in ("carol", "did:sync:instance:carol", "pair_", friend.did, agreed):
-                assert b.pairing.resolve(ref).pair_id == agreed, ref
+                assert b.pairing.pairs.resolve(ref).pair_id == agreed, ref
             for ref in (asked.pair_id, stranger.did):
-                assert b.pairing.resolve(ref).pair_id == asked.pair_id, ref
+                assert b.pairing.pairs.resolve(ref).pair_id == asked.pair_id, ref
 
     asyncio.run(run())
 

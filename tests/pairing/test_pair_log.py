@@ -1,10 +1,7 @@
 """The pair log is told to the pair's peer and to nobody else, in every state of the pair, without secrets."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -12,51 +9,15 @@ from spl.core import canon
 from spl.core.errors import SplError
 from spl.core.identity import message
 from spl.core.keys import SecretKey
-from spl.core.limits import Limits
 from spl.core.pair import diff
-from spl.home.home import random_bytes
-from spl.net.address import ReachError
-from spl.net.client import Client, DialPolicy, Reply
-from spl.pairing.pair_log import PairLog
-from tests.pair_world import Node, World, both_active, two
-
-LIMITS = Limits()
-
-
-@dataclass
-class Wire:
-    """Carries questions to the histories of other nodes; `change` may forge the answers."""
-
-    histories: dict[str, PairLog]
-    change: Callable[[bytes], bytes] = lambda body: body
-    down: bool = False
-
-    async def fetch(self, method: str, url: str, *, body: bytes, **_: Any) -> Reply:
-        if self.down:
-            raise ReachError("connect")
-        origin, _mark, rest = url.partition("/v1/federation/pair/")
-        try:
-            answer = self.histories[origin].answer(rest.removesuffix("/log"), body)
-            return Reply(200, {}, self.change(json.dumps(answer).encode()), "127.0.0.1")
-        except SplError as exc:
-            return Reply(exc.status, {}, json.dumps(exc.to_json()).encode(), "127.0.0.1")
-
-
-def histories(world: World, a: Node, b: Node) -> tuple[Wire, PairLog, PairLog]:
-    wire = Wire({})
-    for node in (a, b):
-        wire.histories[node.url] = PairLog(
-            node.home.writer, node.home.vault, cast(Client, wire), LIMITS, dial=lambda pair: DialPolicy(),
-            now_ms=world.now_ms, random_bytes=random_bytes,
-        )  # fmt: skip
-    return wire, wire.histories[a.url], wire.histories[b.url]
+from tests.pair_world import Call, both_active, two
 
 
 async def test_both_sides_tell_the_same_story(tmp_path: Path) -> None:
-    async with two(tmp_path) as (world, a, b):
+    async with two(tmp_path) as (_, a, b):
         await a.pair(b)
         pair_id = await both_active(a, b)
-        _, ours, theirs = histories(world, a, b)
+        ours, theirs = a.pairing.history, b.pairing.history
         await a.pairing.pause(pair_id)
         await b.until(lambda: b.alive[0].paused_by == "peer")
         [answer] = await ours.ask(pair_id)
@@ -75,7 +36,7 @@ async def test_a_transition_that_one_side_lacks_is_marked(tmp_path: Path) -> Non
     async with two(tmp_path) as (world, a, b):
         await a.pair(b)
         pair_id = await both_active(a, b)
-        _, ours, theirs = histories(world, a, b)
+        ours, theirs = a.pairing.history, b.pairing.history
         world.faults.append(lambda call: None)
         await a.pairing.pause(pair_id)
         await b.pairing.pause(pair_id)
@@ -87,11 +48,10 @@ async def test_a_transition_that_one_side_lacks_is_marked(tmp_path: Path) -> Non
 
 
 async def test_nothing_secret_is_told(tmp_path: Path) -> None:
-    async with two(tmp_path) as (world, a, b):
+    async with two(tmp_path) as (_world, a, b):
         await a.pair(b)
         pair_id = await both_active(a, b)
-        _, ours, _ = histories(world, a, b)
-        [answer] = await ours.ask(pair_id)
+        [answer] = await a.pairing.history.ask(pair_id)
         text = json.dumps(answer)
         pair = b.alive[0]
         assert pair.issued_by_us is not None
@@ -103,25 +63,26 @@ async def test_nobody_else_is_told(tmp_path: Path) -> None:
     async with two(tmp_path) as (world, a, b):
         await a.pair(b)
         pair_id = await both_active(a, b)
-        _, _, theirs = histories(world, a, b)
         key = a.pairing.pairs.identity.key
         good = message.head(a.did, b.did, pair_id, world.now_ms(), "0" * 32)
 
-        def code(purpose: str = "log", signer: SecretKey = key, path: str = pair_id, **changes: object) -> str:
+        async def code(purpose: str = "log", signer: SecretKey = key, path: str = pair_id, **changes: object) -> str:
             try:
-                theirs.answer(path, canon.encode(message.sign(purpose, {**good, **changes}, signer)))
+                body = canon.encode(message.sign(purpose, {**good, **changes}, signer))
+                await b.pairing.history.answer(path, body, "10.0.0.1")
             except SplError as exc:
                 return exc.code
             return ""
 
-        assert code() == ""
-        assert code(signer=SecretKey(b"x" * 32)) == "message-signature"
-        assert code("pair-poll") == "message-signature"
-        assert code(audience=a.did) == "message-audience"
-        assert code(signer_=1, path="pair_00000000") == code(pair_id="pair_00000000") == "pair-unknown"
-        assert code(issued_at="2020-01-01T00:00:00.000Z") == "clock-skew"
+        assert await code() == ""
+        assert await code(signer=SecretKey(b"x" * 32)) == "message-signature"
+        assert await code("pair-poll") == "message-signature"
+        assert await code(audience=a.did) == "message-audience"
+        assert await code(path="pair_00000000") == await code(pair_id="pair_00000000") == "message-malformed"
+        assert await code(path="pair_00000000", pair_id="pair_00000000") == "pair-unknown"
+        assert await code(issued_at="2020-01-01T00:00:00.000Z") == "clock-skew"
         with pytest.raises(SplError) as caught:
-            theirs.answer(pair_id, b"[")
+            await b.pairing.history.answer(pair_id, b"[", "10.0.0.1")
         assert caught.value.code == "bad-json"
 
 
@@ -129,23 +90,31 @@ async def test_a_peer_that_lies_or_is_away_is_named(tmp_path: Path) -> None:
     async with two(tmp_path) as (world, a, b):
         await a.pair(b)
         pair_id = await both_active(a, b)
-        wire, ours, _ = histories(world, a, b)
-        wire.change = lambda body: body.replace(b"pair_active", b"pair_paused")
+        ours = a.pairing.history
+
+        def answers(change: bytes | None) -> None:
+            def lie(call: Call) -> bytes | None:
+                if not (call.answer and call.path.endswith("/log")):
+                    return call.body
+                return call.body.replace(b"pair_active", change) if change else b"{"
+
+            world.faults[:] = [lie]
+
+        answers(b"pair_paused")
         assert [found["code"] for found in await ours.ask()] == ["message-signature"]
-        wire.change = lambda body: b"{"
-        assert [found["code"] for found in await ours.ask()] == ["bad-json"]
-        wire.down = True
+        answers(None)
+        assert [found["code"] for found in await ours.ask()] == ["answer-malformed"]
+        world.faults[:] = [lambda call: None]
         [found] = await ours.ask(pair_id)
-        assert (found["code"], found["peer_did"]) == ("connect", b.did)
+        assert (found["code"], found["peer_did"]) == ("disconnected", b.did)
         assert await ours.ask("pair_00000000") == []
 
 
-async def test_questions_are_bounded_by_address(tmp_path: Path) -> None:
-    async with two(tmp_path) as (world, a, b):
-        _, ours, _ = histories(world, a, b)
-        for _ in range(LIMITS.handshakes_per_minute):
-            ours.admit("10.0.0.1")
-        with pytest.raises(SplError) as caught:
-            ours.admit("10.0.0.1")
-        assert caught.value.code == "rate-limited"
-        ours.admit("10.0.0.2")
+async def test_a_stranger_whose_request_was_not_approved_is_not_asked(tmp_path: Path) -> None:
+    """Nobody is dialled before an approval, also not for a comparison."""
+    async with two(tmp_path, "manual") as (world, a, b):
+        await a.pair(b, wait_ms=0)
+        await b.until(lambda: b.alive)
+        asked = len([call for call in world.calls if call.origin == a.url])
+        assert await b.pairing.history.ask() == []
+        assert len([call for call in world.calls if call.origin == a.url]) == asked

@@ -370,8 +370,8 @@ def test_block_refuses_the_did_until_its_operator_pairs_with_it_again(tmp_path: 
             await a.pair(b)
             await a.pair(carol)
             await a.until(lambda: [pair.phase for pair in a.alive] == [Phase.ACTIVE] * 2)
-            pair_id = a.pairing.resolve(b.did).pair_id
-            assert [writer.peer_did for writer in a.pairing.pairs.hubs(a.pairing.resolve(pair_id))] == [carol.did]
+            pair_id = a.pairing.pairs.resolve(b.did).pair_id
+            assert [writer.peer_did for writer in a.pairing.pairs.hubs(a.pairing.pairs.resolve(pair_id))] == [carol.did]
             await a.pairing.revoke(pair_id)
             assert a.home.views.blocked == frozenset()
             await a.pairing.revoke(pair_id, block=True)
@@ -420,7 +420,7 @@ def test_a_request_of_a_peer_with_a_live_pair_supersedes_it_and_inherits_the_pos
             new = next(pair.pair_id for pair in b.alive if pair.pair_id != old)
             await b.pairing.decide_request(new, "approve")
             assert await both_active(a, b) == new
-            assert b.pairing.resolve(old).reason == "superseded"
+            assert b.pairing.pairs.resolve(old).reason == "superseded"
             assert b.alive[0].inherits == old
             assert b.home.views.positions[new].cursor == "sealed"
 

@@ -73,13 +73,17 @@ class Terms:
         }
 
     def covers(self, other: "Terms") -> bool:
-        """Tell whether whoever asked for these has thereby asked for all of the others."""
+        """Return whether who asked for these has thereby asked for all of the others."""
         return set(other.namespaces) <= set(self.namespaces) and set(other.maps) <= set(self.maps)
+
+    def turned(self) -> "Terms":
+        """Return the terms with their maps as the other side writes them."""
+        return replace(self, maps=tuple((peer, local) for local, peer in self.maps))
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """A request that was verified but for time, nonce and policy."""
+class PairRequest:
+    """A request that was verified but for audience, time, nonce and policy."""
 
     fields: dict[str, Any]
     peer: Manifest
@@ -159,14 +163,23 @@ def terms_of(proposal: Proposal) -> Terms:
     return Terms(proposal.namespaces, proposal.maps, proposal.mode, proposal.start)
 
 
-def read_request(value: object, limits: Limits) -> Asking:
-    """Return the request, its form and its signature by the manifest inside verified.
+def open_request(value: object) -> dict[str, Any]:
+    """Return the fields of a request that is signed by the key that the manifest inside claims.
 
-    Raises MessageError, ManifestError, HandshakeError "message-malformed" or "bad-field".
+    Nothing else of the manifest is verified yet: a forged message must not cost the statements of a long key chain.
+    Raises MessageError, ManifestError "manifest-malformed", "did-invalid".
     """
     fields = message.unwrap(value)
-    peer = manifest.from_json(fields.get("manifest"), limits)
-    message.verify("pair-request", value, peer.public_key)
+    message.verify("pair-request", value, manifest.claimed_key(fields.get("manifest"), fields["signer"]))
+    return fields
+
+
+def read_request(fields: dict[str, Any], limits: Limits) -> PairRequest:
+    """Return the request of verified fields: the manifest inside holds, and so does the form of what is asked for.
+
+    Raises ManifestError, HandshakeError "message-malformed" or "bad-field".
+    """
+    peer = manifest.from_json(fields["manifest"], limits)
     if not fields["signer"] == fields.get("initiator_did") == peer.did:
         raise HandshakeError("message-malformed", "signer, initiator_did and the manifest's DID differ")
     if fields["audience"] != fields.get("responder_did"):
@@ -175,7 +188,7 @@ def read_request(value: object, limits: Limits) -> Asking:
         raise HandshakeError("message-malformed", "pair_id is not that of the two DIDs and the nonce")
     if fields.get("endpoint") != peer.pair_endpoint or not isinstance(fields.get("token"), str):
         raise HandshakeError("message-malformed", "endpoint is the manifest's pair_endpoint, token a sealed token")
-    return Asking(fields, peer, check_terms(fields, limits, starts=("", *STARTS)))
+    return PairRequest(fields, peer, check_terms(fields, limits, starts=("", *STARTS)))
 
 
 def grant_fields(
@@ -263,12 +276,12 @@ def status_of(pair: Pair) -> tuple[int, str, dict[str, object]]:
 
 
 def introduced(fields: Mapping[str, Any], pair: Pair, now_ms: int, limits: Limits) -> Manifest | None:
-    """Return the sender's manifest in a message of the pair's peer, when it holds and grew from the one we know.
+    """Return the sender's manifest in a message of the pair's peer, if it holds and grew from the one we know.
 
-    None where there is none, or one that is no news; the key that we know then decides.  Raises ManifestError
+    None if there is none, or one that is no news; the key that we know then decides.  Raises ManifestError
     "chain-fork" for a second successor of one of its keys.
     """
-    if fields.get("manifest") is None:
+    if fields.get("manifest") is None or fields["manifest"] == pair.manifest:
         return None
     try:
         return manifest.judge(

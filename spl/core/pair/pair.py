@@ -17,7 +17,7 @@ effects.  Every body tells a restart all it must know: never secrets, but sealed
 Unlisted above and without a change of state: Configure, ManifestChange, TokenChange.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -61,6 +61,7 @@ __all__ = [
     "apply",
     "fold",
     "fold_requests",
+    "is_sent_away",
     "request_summary",
     "summary",
 ]
@@ -348,6 +349,13 @@ RULES: Final[Mapping[str, tuple[frozenset[type], Callable[[Pair | None, Mapping[
     "pair_rejected.v1": (ESTABLISHING, _ended),
 }
 """Kind of body -> the states that take it, and how."""
+
+
+def is_sent_away(pairs: Iterable[Pair], did: str) -> bool:
+    """Return whether our operator ended the last agreed pair with this peer, so that no rule may admit it again."""
+    agreed = [pair for pair in pairs if pair.peer_did == did and pair.answer is not None]
+    state = agreed[-1].state if agreed else None
+    return isinstance(state, Revoking) or (isinstance(state, Revoked) and state.by_us)
 
 
 def summary(pair: Pair) -> dict[str, object]:

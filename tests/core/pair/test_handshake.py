@@ -10,7 +10,7 @@ from spl.core.identity.did import Chain, did_of
 from spl.core.keys import SecretKey, box_public
 from spl.core.limits import Limits
 from spl.core.pair import handshake
-from spl.core.pair.handshake import Terms
+from spl.core.pair.handshake import PairRequest, Terms
 from spl.core.pair.pair import Pair
 from spl.core.pair.state import STARTS, Proposal
 from spl.core.pair.steps import Begin, decide
@@ -22,6 +22,9 @@ A, B = did_of("alice", A_KEY.public), did_of("bob", B_KEY.public)
 A_SEAL, B_SEAL = b"\3" * 32, b"\4" * 32
 NONCE = "0" * 31 + "1"
 PAIR_ID = handshake.pair_id_of(A, B, NONCE)
+
+
+CODES_OF_A_BAD_REQUEST = {"message-malformed", "message-signature", "bad-field", "manifest-malformed", "did-invalid"}
 
 
 def a_manifest(did: str, key: SecretKey, seal: bytes, name: str) -> dict[str, Any]:
@@ -69,8 +72,12 @@ def a_grant(key: SecretKey = B_KEY, **changes: object) -> dict[str, object]:
     return message.sign("pair-answer", {**fields, **changes}, key)
 
 
+def read(value: object) -> PairRequest:
+    return handshake.read_request(handshake.open_request(value), LIMITS)
+
+
 def test_a_request_says_what_was_meant() -> None:
-    asking = handshake.read_request(a_request(), LIMITS)
+    asking = read(a_request())
     assert asking.peer.did == A
     assert asking.terms == Terms(("default", "music"), (("a", "b"),), "polling", "")
     assert handshake.open_sealed(asking.fields, (B_SEAL,)).token == TEXT
@@ -85,20 +92,35 @@ def test_a_request_says_what_was_meant() -> None:
 ])  # fmt: skip
 def test_a_request_with_one_thing_wrong_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(SplError) as caught:
-        handshake.read_request(a_request(**changes), LIMITS)
-    assert caught.value.code in ("message-malformed", "message-signature", "bad-field", "manifest-malformed")
+        read(a_request(**changes))
+    assert caught.value.code in CODES_OF_A_BAD_REQUEST
 
 
 def test_a_request_changed_on_the_way_is_refused() -> None:
     value: Any = a_request()
     value["message"]["namespaces"] = ["default"]
     with pytest.raises(SplError) as caught:
-        handshake.read_request(value, LIMITS)
+        read(value)
     assert caught.value.code == "message-signature"
 
 
+def test_a_forged_request_is_refused_before_its_key_chain_is_verified() -> None:
+    """Sixty-four statements cost 8 ms; who cannot sign for the key that the manifest claims costs one verification."""
+    fields = a_request()["message"]
+    broken = {**A_MANIFEST, "rotations": [{"from": A_MANIFEST["public_key"], "signature": "forged"}] * 64}
+    value = message.sign("pair-request", {**fields, "manifest": broken}, B_KEY)  # type: ignore[dict-item]
+    with pytest.raises(SplError) as caught:
+        handshake.open_request(value)
+    assert caught.value.code == "message-signature"
+    honest = message.sign("pair-request", {**fields, "manifest": broken}, A_KEY)  # type: ignore[dict-item]
+    opened = handshake.open_request(honest)
+    with pytest.raises(SplError) as caught:
+        handshake.read_request(opened, LIMITS)
+    assert caught.value.code == "chain-broken"
+
+
 def test_a_sealed_token_serves_its_own_message_only() -> None:
-    fields = handshake.read_request(a_request(), LIMITS).fields
+    fields = read(a_request()).fields
     for name, value in (("nonce", "2" * 32), ("pair_id", "pair_11111111"), ("signer", B), ("audience", A)):
         with pytest.raises(SplError) as caught:
             handshake.open_sealed({**fields, name: value}, (B_SEAL,))

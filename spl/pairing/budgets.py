@@ -1,0 +1,81 @@
+"""Which messages of peers are looked at: bounds on their size and nesting, and how many are taken from where.
+
+Three budgets, each of limits.handshakes_per_minute, so that nobody uses up what belongs to others:
+
+    garbage    per source   what fails before a signature held; while it is used up, no more of that source is parsed
+    strangers  per source   signed messages of instances that no agreed pair is with
+    peers      per pair     signed messages of agreed pairs, counted once the signature held
+
+A source is an IPv4 address or an IPv6 /64.  Behind a proxy or a NAT a peer shares it with strangers, so what names an
+agreed pair is verified even while its source may send no more garbage.  That costs one parse and one signature, below
+a millisecond for the largest message, and takes knowledge of a pair's id.
+
+Rejected: one budget per address before any signature.  Seventy bodies of garbage through the same proxy then refuse
+a peer its renewal.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from ..core import canon
+from ..core.backoff import Buckets
+from ..core.errors import SplError
+from ..core.limits import Limits
+from ..core.pair.handshake import HandshakeError
+from ..net.address import source_of
+
+SOURCES_MAX: Final = 4096
+LEVELS_MAX: Final = 8
+"""How deep a message may nest.  Nested empty lists take 22 times their size in memory."""
+LEVELS_EVIDENCE: Final = 24
+"""The same for grants, which carry the peer's last statement as evidence, that again its own, and so on."""
+MINUTE_S: Final = 60.0
+
+
+class MessageBudgets:
+    """The budgets of one kind of service; `steady_ms` is a clock that nobody sets."""
+
+    def __init__(self, limits: Limits, steady_ms: Callable[[], int]) -> None:
+        self._limits, self._steady_ms = limits, steady_ms
+        size = float(limits.handshakes_per_minute)
+        self._garbage = Buckets(size, size / MINUTE_S, SOURCES_MAX)
+        self._strangers = Buckets(size, size / MINUTE_S, SOURCES_MAX)
+        self._peers = Buckets(size, size / MINUTE_S, limits.pairs_count)
+
+    @contextmanager
+    def unverified(self, address: str, *, agreed: bool = False) -> Iterator[None]:
+        """Count a refusal raised inside as garbage of the address; with `agreed` the inside runs in any case.
+
+        Raises HandshakeError "rate-limited" while the budget is used up.
+        """
+        source, now_s = source_of(address), self._now_s()
+        if not agreed:
+            _pass(self._garbage.wait_s(source, now_s))
+        try:
+            yield
+        except SplError:
+            self._garbage.take(source, now_s)
+            raise
+
+    def decoded(self, body: bytes, levels_max: int = LEVELS_MAX) -> Any:
+        """Return the JSON of a message; raise HandshakeError "body-too-large", CanonError "bad-json"."""
+        if len(body) > self._limits.handshake_bytes:
+            raise HandshakeError("body-too-large", f"a message has at most {self._limits.handshake_bytes} bytes")
+        return canon.decode(body, levels_max)
+
+    def count_stranger(self, address: str, cost: float = 1.0) -> None:
+        """Count a signed message of no agreed pair; raise HandshakeError "rate-limited"."""
+        _pass(self._strangers.take(source_of(address), self._now_s(), cost))
+
+    def count_peer(self, pair_id: str, cost: float = 1.0) -> None:
+        """Count a message that the peer of an agreed pair signed; raise HandshakeError "rate-limited"."""
+        _pass(self._peers.take(pair_id, self._now_s(), cost))
+
+    def _now_s(self) -> float:
+        return self._steady_ms() / 1000
+
+
+def _pass(wait_s: float) -> None:
+    if wait_s:
+        raise HandshakeError("rate-limited", "too many messages in a short time", retry_after_s=int(wait_s) + 1)

@@ -1,0 +1,60 @@
+"""Steps are taken one at a time, and what follows them is kept until the service starts it."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+from spl.core.pair import steps
+from spl.pairing.stepper import Changes
+from spl.sync.supervise import wait
+from tests.pair_world import both_active, two
+
+
+def test_a_change_is_not_missed_between_looking_and_waiting() -> None:
+    async def run() -> None:
+        changes = Changes()
+        event = changes.next
+        changes.notify()
+        await wait(event, 3600)
+        assert changes.next is not event
+        assert not changes.next.is_set()
+
+    asyncio.run(run())
+
+
+def test_steps_are_taken_one_at_a_time(tmp_path: Path) -> None:
+    """A second step does not begin before the first has ended, though the loop goes on meanwhile."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, _b):
+            running, overlaps, both = 0, 0, threading.Event()
+
+            def work(seconds: float) -> None:
+                nonlocal running, overlaps
+                running += 1
+                overlaps += running > 1
+                both.wait(seconds)
+                running -= 1
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(4):
+                    group.create_task(a.pairing.stepper.do(work, 0.01))
+            assert overlaps == 0
+
+    asyncio.run(run())
+
+
+def test_the_effects_of_a_step_are_taken_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            stepper = a.pairing.stepper
+            changed = stepper.changes.next
+            _, effects = await stepper.do(lambda: a.pairing.pairs.take(a.alive[0], steps.Pause()))
+            stepper.follow(pair_id, effects)
+            assert changed.is_set()
+            assert [effect for _, effect in stepper.take_effects()] == list(effects)
+            assert stepper.take_effects() == []
+
+    asyncio.run(run())
