@@ -12,14 +12,13 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 
 from ..core import canon, when
-from ..core.backoff import TokenBucket
+from ..core.backoff import Buckets
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity import manifest
@@ -90,7 +89,7 @@ class PeerCheck:
     ) -> None:
         self.client, self.probe, self.pairing, self.vault, self.limits = client, probe, pairing, vault, limits
         self._now_ms = now_ms
-        self._looks: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._looks = Buckets(LOOKS_COUNT, LOOKS_PER_S, limits.pairs_count)
 
     # -- asking
 
@@ -220,11 +219,8 @@ class PeerCheck:
         Nothing in the request says where to look.  Raises DoctorError "rate-limited" beyond six looks and then one
         each ten seconds, for a pair.
         """
-        bucket = self._looks.pop(pair.pair_id, TokenBucket(LOOKS_COUNT, LOOKS_PER_S))
-        self._looks[pair.pair_id], allowed, wait_s = bucket.take(self._now_ms() / 1000)
-        while len(self._looks) > self.limits.pairs_count:
-            self._looks.popitem(last=False)
-        if not allowed:
+        wait_s = self._looks.take(pair.pair_id, self._now_ms() / 1000)
+        if wait_s:
             raise DoctorError("rate-limited", "checked often enough", retry_after_s=int(wait_s) + 1)
         return {
             "reverse": await self._look(pair),
