@@ -79,19 +79,26 @@ class LazyDisk(Disk):
 
 
 class FaultyDisk(Disk):
-    """A disk on which, once armed, the log's files fail to sync, or to take more than some bytes."""
+    """A disk on which, once armed, the log's files fail to sync, or to take more than some bytes.
+
+    `fail_sync`, `fail_cut` and `fail_create` are the error numbers that syncs, truncations and new files fail with.
+    """
 
     def __init__(self) -> None:
-        self.fail_sync = False
-        self.fail_create = False
+        self.fail_sync = 0
+        self.fail_cut = 0
+        self.fail_create = 0
         self.room: int | None = None
+        self.free: int | None = None
+
+    def free_bytes(self, folder: Path) -> int:
+        return super().free_bytes(folder) if self.free is None else self.free
 
     def open_append(self, path: Path) -> File:
         return FaultyFile(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), self)
 
     def create(self, path: Path) -> File:
-        if self.fail_create:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fail(self.fail_create)
         return super().create(path)
 
 
@@ -111,9 +118,18 @@ class FaultyFile(File):
         super().write(data)
 
     def sync(self) -> float:
-        if self._disk.fail_sync:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fail(self._disk.fail_sync)
         return super().sync()
+
+    def truncate(self, size: int) -> None:
+        fail(self._disk.fail_cut)
+        super().truncate(size)
+
+
+def fail(number: int) -> None:
+    """Raise what the kernel raises with this error number, unless it is 0."""
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def open_store(

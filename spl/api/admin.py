@@ -26,7 +26,7 @@ def health(request: Request, principal: Principal, services: Services) -> Respon
     """GET /health: that the daemon answers, and who it is; open to everybody."""
     identity = services.vault.identity
     value: dict[str, object] = {
-        "status": "readonly" if services.store.readonly else "ok",
+        "status": "readonly" if services.store.readonly or services.store.full else "ok",
         "version": VERSION,
         "did": identity.did if identity else None,
         "label": identity.label if identity else None,
@@ -44,6 +44,8 @@ def ready(request: Request, principal: Principal, services: Services) -> Respons
     """GET /health/ready: 200 while writes are taken, 503 otherwise."""
     if services.store.readonly:
         raise SplError("store-readonly")
+    if services.store.full:
+        raise SplError("store-full", services.store.full)
     return json_response({"status": "ready"})
 
 

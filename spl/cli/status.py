@@ -12,7 +12,9 @@ from .pair_page import FRESH_MS
 
 _PROBLEMS: Final = 3
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")
-_NOT_READY: Final = frozenset({"warming-up", "overloaded", "shutting-down", "task-dead", "store-readonly"})
+_NOT_READY: Final = frozenset(
+    {"warming-up", "overloaded", "shutting-down", "task-dead", "store-readonly", "store-full"}
+)
 
 
 def _status(args: Namespace, shell: Shell) -> int:

@@ -121,7 +121,7 @@ def _stats(args: Namespace, shell: Shell) -> int:
             ("log", f"{size(found['log_bytes'])} in {found['segments_count']} segments"),
             ("free", size(found["free_bytes"])),
             ("sync", f"p50 {found['sync_p50_ms']:.1f} ms, p99 {found['sync_p99_ms']:.1f} ms"),
-            ("state", found["readonly"] or "accepts writes"),
+            ("state", found["readonly"] or found["full"] or "accepts writes"),
             ("last opening", f"{opened['took_ms']} ms, {opened['lines_read']:,} lines read"
                              + (", after an unclean stop" if opened["unclean"] else "")),
             *(("damaged", f"segment {item['segment']} offset {item['offset']}") for item in opened["damaged"]),

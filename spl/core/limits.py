@@ -100,6 +100,7 @@ class Limits:
     queue_full_s: float = 60.0
     backup_due_s: float = 86_400.0
     disk_low_bytes: int = 1_000_000_000
+    disk_floor_bytes: int = 64 * MIB
 
     # memory
     verified_roots: int = 1024

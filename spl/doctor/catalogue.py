@@ -203,6 +203,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("warming-up", WARN, (), None, LOCAL, seen.warming, _next("warming-up")),
     FindingKind("store-locked", FAIL, (), None, LOCAL, seen.locked, _next("store-locked")),
     FindingKind("store-readonly", FAIL, (), None, LOCAL, seen.readonly, _next("store-readonly")),
+    FindingKind("store-full", FAIL, (), None, LOCAL, seen.full, _next("store-full")),
     FindingKind("store-damaged", FAIL, (), None, LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
     FindingKind("disk-low", WARN, (), None, LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
     FindingKind("loop-blocked", WARN, (), None, LOCAL, seen.loop, _next("loop-blocked")),

@@ -205,7 +205,7 @@ def _nothing(facts: Facts) -> str:
 DAEMON: Final = (
     Check("daemon", ("daemon-down", "warming-up", "store-locked", "config-invalid", "loop-blocked", "task-dead",
                      "adapter-slow"), _daemon),
-    Check("store", ("store-readonly", "store-damaged", "disk-low"), _store),
+    Check("store", ("store-readonly", "store-full", "store-damaged", "disk-low"), _store),
     Check("identity", ("identity-missing", "identity-backup"), _identity),
 )  # fmt: skip
 OURSELVES: Final = (

@@ -68,6 +68,10 @@ def readonly(facts: Facts) -> str:
     return facts.readonly
 
 
+def full(facts: Facts) -> str:
+    return facts.full
+
+
 def config(facts: Facts) -> str:
     return facts.config_error
 

@@ -64,6 +64,7 @@ class Facts:
     config_error: str = ""
     pid: int | None = None
     readonly: str = ""
+    full: str = ""
     damaged_lines: int = 0
     cut_bytes: int = 0
     free_bytes: int | None = None

@@ -68,6 +68,7 @@ def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits
         has_identity=vault.identity is not None,
         unsaved_s=_unsaved_s(vault, now_ms),
         readonly=store.readonly,
+        full=store.full,
         damaged_lines=len(store.lost),
         cut_bytes=store.report.cut_bytes,
         free_bytes=int(stats["free_bytes"]),

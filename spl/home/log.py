@@ -4,11 +4,19 @@
     <home>/store/clean                          stands while nobody has the store open and the last one ended well
     <home>/store/index/                         disposable, `index.py`
 
-An append is acknowledged after one write and one fdatasync for all that waited.  A failed write or sync is final:
-this Store never appends again, and what it wrote is not served; what became of those bytes is for the next open to
-see (`recovery.py`).  The caller holds the home's lock (`disk.lock_home`).
+An append is acknowledged after one write and one fdatasync for all that waited.  A failed sync is final, because the
+kernel may have dropped the pages and says so once: this Log never appends again, and what it wrote is not served; the
+next opening sees what became of those bytes (`recovery.py`).
+
+A lack that passes (descriptors, space, quota) is waited out.  No room for the data: what was written of it is cut off
+again, the append is refused with "store-full", and the next one is tried as usual.  No new segment: the present one
+grows until there is.  Rejected: to count a lack as a fault of the disk, because a stranger's idle connections then end
+all writing until a restart.
+
+The caller holds the home's lock (`disk.lock_home`).
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -38,6 +46,8 @@ __all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Log", "
 _GAP_BYTES: Final = 4096  # neighbouring payloads closer than this are read with one pread
 _SPAN_BYTES: Final = 1024 * 1024
 _SYNCS_KEPT: Final = 512
+_SEGMENT_BYTES_MAX: Final = 2**32 - 1  # an offset has four bytes in the index
+_PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
 
 
 class Log:
@@ -54,7 +64,8 @@ class Log:
         self._folder, self._disk, self._limits = folder, disk, limits
         self._segments, self._active = opened.segments, opened.active
         self._size = opened.active.size()
-        self._readonly = ""
+        self._readonly = self._full = ""
+        self._free_at_fault = 0
         # Held by an append, and while one index takes the place of another.
         self._turn = Lock()
         self._indexing = Lock()
@@ -87,8 +98,8 @@ class Log:
     def append(self, entries: Sequence[Entry], at_ms: int) -> list[int]:
         """Append all entries durably with one write and one sync, index them, and return their seqs.
 
-        All stand in one segment.  For the writer's thread.  Raises StoreError "store-readonly" when the write or
-        the sync fails, and ever after.
+        All stand in one segment.  For the writer's thread.  Raises StoreError "store-full" if there is no room now, or
+        "store-readonly" when the write or the sync fails otherwise, and ever after.
         """
         with self._turn:
             return self._append(entries, at_ms)
@@ -115,6 +126,9 @@ class Log:
             self.index.add(added, run)
             self.last_seq, self.last_run = batch[-1][0], run
             ended = True
+        except StoreError as exc:
+            ended = exc.code == "store-full"
+            raise
         finally:
             # Whatever went wrong: the next append must not use the same seqs again.
             if not ended:
@@ -210,6 +224,20 @@ class Log:
         """Why no more appends are taken; empty while they are."""
         return self._readonly
 
+    @property
+    def full(self) -> str:
+        """Why records are not taken for now; empty while they are.  Lines of the daemon's own are still tried."""
+        if self._readonly:
+            return ""
+        try:
+            free = self._disk.free_bytes(self._folder)
+        except OSError:
+            return self._full
+        floor = self._limits.disk_floor_bytes
+        if free < floor:
+            return f"{free / 1e6:,.1f} MB are free on the disk of the store, and {floor / 1e6:,.1f} are to stay free"
+        return self._full if free <= self._free_at_fault else ""
+
     def stats(self) -> dict[str, Any]:
         """Return counts, sizes, and the milliseconds of the last 512 syncs."""
         syncs = sorted(self._syncs)
@@ -224,6 +252,7 @@ class Log:
             "sync_p50_ms": syncs[len(syncs) // 2] if syncs else 0.0,
             "sync_p99_ms": syncs[len(syncs) * 99 // 100] if syncs else 0.0,
             "readonly": self._readonly,
+            "full": self.full,
             "index": self.index.stats(),
         }
 
@@ -262,21 +291,44 @@ class Log:
 
     def _write(self, data: bytes) -> None:
         """Write and sync lines, in a new segment when they do not fit into this one."""
+        if self._size + len(data) > self._limits.segment_bytes and self._segments.firsts[-1] <= self.last_seq:
+            self._rotate()
+        if self._size + len(data) > _SEGMENT_BYTES_MAX:
+            raise StoreError("store-full", "no new segment can be begun")
         try:
-            if self._size + len(data) > self._limits.segment_bytes and self._segments.firsts[-1] <= self.last_seq:
-                self._rotate()
             self._active.write(data)
             self._syncs.append(self._active.sync())
         except OSError as exc:
-            self._readonly = f"writing the log failed: {exc.strerror or exc}"
-            raise StoreError("store-readonly", self._readonly) from exc
+            raise self._fault(exc) from exc
         self._size += len(data)
+        self._full = ""
+
+    def _fault(self, exc: OSError) -> StoreError:
+        """Return what refuses an append that failed: for now, if what was written of it could be cut off durably."""
+        if exc.errno in _PASSING:
+            try:
+                self._active.truncate(self._size)
+                self._active.sync()
+                self._free_at_fault = self._disk.free_bytes(self._folder)
+            except OSError as other:
+                exc = other
+            else:
+                self._full = f"there is no room for the log: {exc.strerror or exc}"
+                return StoreError("store-full", self._full)
+        self._readonly = f"writing the log failed: {exc.strerror or exc}"
+        return StoreError("store-readonly", self._readonly)
 
     def _rotate(self) -> None:
-        """Begin a new segment behind the last line."""
-        self._segments.begin(self.epoch, self.last_seq + 1, self.last_run)
-        self._active = self._segments.open_last()
-        self._size = self._active.size()
+        """Begin a new segment behind the last line; stay in this one if that fails, until a later append."""
+        first = self.last_seq + 1
+        try:
+            self._segments.begin(self.epoch, first, self.last_run)
+            active = self._segments.open_last()
+            size = active.size()
+        except OSError:
+            self._segments.withdraw(first)
+            return
+        self._active, self._size = active, size
 
 
 def _joins(first: Row, reach: int, row: Row) -> bool:

@@ -3,9 +3,11 @@
 Nothing here knows what a line means, except that it ends with a line feed and that a segment begins with a header.
 """
 
+import errno
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -58,6 +60,17 @@ class Segments:
         if first not in self.firsts:
             self.firsts = [*self.firsts, first]
 
+    def withdraw(self, first: int) -> None:
+        """Forget a segment whose beginning failed halfway; no line is in it.
+
+        Its name may come back after a crash, in the middle of the lines that went elsewhere; `RunChain.enter` knows.
+        """
+        with self._lock:
+            self._files.pop(first, None)
+        self.firsts = [each for each in self.firsts if each != first]
+        with suppress(OSError):
+            self._disk.unlink(self._path(first))
+
     def open_last(self) -> File:
         """Return the last segment opened to append."""
         return self._disk.open_append(self._path(self.firsts[-1]))
@@ -79,11 +92,15 @@ class Segments:
         return self._file(first).pread(bytes_max, 0).split(b"\n", 1)[0]
 
     def read(self, first: int, offset: int, size: int) -> bytes:
-        """Return exactly `size` bytes of a segment.  Raises LineError "store-damaged" when they cannot be had."""
+        """Return exactly `size` bytes of a segment.
+
+        Raises LineError "store-damaged" when they cannot be had, "overloaded" if there is no descriptor for now.
+        """
         try:
             data = self._file(first).pread(size, offset)
         except OSError as exc:
-            raise LineError("store-damaged", f"segment {first} cannot be read: {exc.strerror or exc}") from exc
+            code = "overloaded" if exc.errno in (errno.EMFILE, errno.ENFILE) else "store-damaged"
+            raise LineError(code, f"segment {first} cannot be read: {exc.strerror or exc}") from exc
         if len(data) != size:
             raise LineError("store-damaged", f"segment {first} ends too early")
         return data
@@ -331,14 +348,18 @@ class RunChain:
         self._anchors = [run]
 
     def enter(self, raw: bytes, first: int) -> bool:
-        """Go on behind the first line of the segment named `first`; tell whether it is a good header.
+        """Go on behind the first line of the segment named `first`; return whether it is a good header.
 
-        A good one is as good as a line; of a bad one the segment's name gives the seq, and the hash just goes on.
+        A good one is as good as a line; of a bad one the segment's name gives the seq, and the hash just goes on.  One
+        that begins before lines already seen was withdrawn, and changes nothing.
         """
         header = header_of(raw)
+        is_next = header is not None and header.seq >= self.expected
         self.expected = max(self.expected, header.seq if header else first)
-        if header:
+        if header and is_next:
             self.run, self._anchors = header.run, [header.run]
+        elif header:
+            self._remember([*self._anchors, header.run])
         else:
             self._remember(_runs_in(raw) + self._anchors)
         return header is not None

@@ -20,7 +20,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import Gate, Roots, Trust
 from ..core.identity.did import Chain
-from ..core.limits import MIB, Limits
+from ..core.limits import Limits
 from ..core.pair.pair import Pair
 from ..core.record import namespace, record
 from ..core.record.record import Envelope
@@ -159,9 +159,6 @@ UPLOADS_MAX: Final = 4
 
 
 UPLOAD_IDLE_MS: Final = 600_000
-
-
-FREE_BYTES_MIN: Final = 64 * MIB
 
 
 SHOWN: Final = 10
@@ -368,10 +365,11 @@ class Restorer:
             self.writer.views = load_views(self.writer.store, views.did, views.limits)
 
     def _check_room(self, size: int) -> None:
-        """Return when so many bytes fit; a full disk would make the store read-only."""
+        """Raise SnapshotError "home-unusable" unless `size` bytes fit above the floor of free bytes."""
         free = self._disk.free_bytes(self._home)
-        if free < size + FREE_BYTES_MIN:
-            text = f"the restore needs {size + FREE_BYTES_MIN} bytes of disk, {free} are free"
+        needed = size + self.limits.disk_floor_bytes
+        if free < needed:
+            text = f"the restore needs {needed} bytes of disk, {free} are free"
             raise SnapshotError("home-unusable", text, hint="make room, then restore again")
 
 

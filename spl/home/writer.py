@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from ..core import canon
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity.did import multibase
 from ..core.limits import Limits
 from ..core.recent import Costs
@@ -124,6 +125,7 @@ class Writer:
         self._queue: CommitQueue[Item, Outcome] = CommitQueue(limits, steady_s=time.monotonic)
         self.listeners: Listeners[Commit] = Listeners(now_ms=now_ms, steady_ns=time.perf_counter_ns)
         self._clocks: dict[_Clocks, int] = {}
+        self._is_full = False
 
     def submit(self, items: Sequence[Item]) -> "Future[list[Outcome]]":
         """Queue one submission; its future gives an Outcome an item once durable, or raises why it was refused.
@@ -194,12 +196,14 @@ class Writer:
         self, works: Sequence[Submission[Item, Outcome]]
     ) -> list[tuple[Submission[Item, Outcome], list[_Prepared]]]:
         """Return the submissions that may be written, with their items prepared; the others get their refusal."""
-        overlay, accepted = _Overlay(), []
+        overlay, accepted, full = _Overlay(), [], self._check_room()
         for work in works:
             if not work.is_awaited():
                 continue
             state = overlay.copy() if len(work.items) > 1 else overlay
             try:
+                if full and any(isinstance(item, Emit | Arrive | Projected) for item in work.items):
+                    raise WriteError("store-full", full)
                 prepared = [self._prepare(item, state) for item in work.items]
             except SplError as exc:
                 work.found = exc
@@ -207,6 +211,17 @@ class Writer:
             overlay = state
             accepted.append((work, prepared))
         return accepted
+
+    def _check_room(self) -> str:
+        """Return why records from clients and peers are refused for now, empty while they are taken.
+
+        The daemon's own lines are tried as long as there is any room: an operator must be able to revoke a pair.
+        """
+        full = self.store.full
+        if bool(full) != self._is_full:
+            self._is_full = bool(full)
+            log.warning(**event("store.full", reason=full)) if full else log.info(**event("store.room_again"))
+        return full
 
     def _prepare(self, item: Item, overlay: _Overlay) -> _Prepared:
         match item:

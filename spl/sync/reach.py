@@ -48,6 +48,7 @@ _CLASSES: Final = {
     "overloaded": LOCAL,
     "shutting-down": LOCAL,
     "store-readonly": LOCAL,
+    "store-full": LOCAL,
     "store-damaged": LOCAL,
     "identity-missing": LOCAL,
     "internal": LOCAL,

@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "warming-up": {"holder": LockHolder("7", "now", 5.0)},
     "store-locked": {"holder": LockHolder("7", "then", 600.0)},
     "store-readonly": {"readonly": "writing the log failed: No space left on device"},
+    "store-full": {"full": "there is no room for the log: No space left on device"},
     "store-damaged": {"damaged_lines": 2},
     "disk-low": {"free_bytes": 5 * 10**8},
     "loop-blocked": {"loop_lag_ms": 2500.0},

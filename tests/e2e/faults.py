@@ -4,6 +4,7 @@ What no test can do to a disk or to code from outside is done here, before the d
 While the file that SPL_FAULT names is there, the fault lasts.
 """
 
+import errno
 import os
 import sys
 import time
@@ -25,6 +26,18 @@ def slow_disk() -> None:
         sync(fd)
 
     os.fdatasync = waits
+
+
+def broken_disk() -> None:
+    """Let each sync of a file fail for as long as the fault lasts, as on a disk with bad sectors."""
+    sync = os.fdatasync
+
+    def fails(fd: Any) -> None:
+        if SWITCH.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(fd)
+
+    os.fdatasync = fails
 
 
 def dying_task() -> None:
@@ -102,6 +115,7 @@ def other_version() -> None:
 
 FAULTS: Final[dict[str, Callable[[], None]]] = {
     "slow-disk": slow_disk,
+    "broken-disk": broken_disk,
     "dying-task": dying_task,
     "dying-service": dying_service,
     "deaf-loop": deaf_loop,

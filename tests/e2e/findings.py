@@ -157,6 +157,12 @@ class Mounted(Instance):
 
     mount: str = ""
 
+    @property
+    def store(self) -> Path:
+        """The store as the running daemon sees it."""
+        pid = (self.home / "lock").read_text().split()[0]
+        return Path(f"/proc/{pid}/root{self.home}/store")
+
     def command(self, *words: str) -> list[str]:
         store = shlex.quote(str(self.home / "store"))
         steps = (

@@ -139,11 +139,16 @@ def test_an_open_stream_whose_records_are_not_taken_in(house: House, world: Worl
     world.bob.configure(AUTO).start()
 
 
-@finds("disk-low", "store-readonly")
+@finds("disk-low", "store-full")
 def test_a_disk_that_fills_up(house: House) -> None:
-    """A file system of four megabytes: low from the start, and full in the end; nothing acknowledged is lost."""
-    small = house("small", "", Mounted, mount="size=4m")
+    """A file system of four megabytes: low from the start, and full in the end; nothing acknowledged is lost.
+
+    Reading goes on, and as soon as there is room again, writing too.
+    """
+    small = house("small", "[limits]\ndisk_floor_bytes = 1\n", Mounted, mount="size=4m")
     small.start()
+    ballast = small.store / "ballast"
+    ballast.write_bytes(bytes(1_000_000))
     found = told(small, "disk-low")
     assert (found["severity"], found["fix"]) == ("fail", "free some space, or move the home")
     assert seen(small, "disk-low")["title"].endswith(" MB free on the disk of the store")
@@ -151,11 +156,30 @@ def test_a_disk_that_fills_up(house: House) -> None:
     while small.api("POST", "/v1/records", note("x" * 400_000, kept)).status == 200:
         kept += 1
         assert kept < 100
-    found = seen(small, "store-readonly")
-    assert found["fix"] == "check the disk, then restart"
+    found = seen(small, "store-full")
+    assert found["fix"] == "free some space; writing goes on by itself"
     assert "No space left on device" in found["title"]
     assert small.run("health", code=3).out.startswith("not ready")
     assert len(small.records("th_big")) == kept
+    ballast.unlink()
+    assert small.api("POST", "/v1/records", note("y", kept)).status == 200
+    assert not named(report(small)["problems"], "store-full")
+
+
+@finds("store-readonly")
+def test_a_disk_that_fails_a_sync(house: House) -> None:
+    """Whatever the disk says afterwards: nothing is acknowledged until a restart, and what was is there then."""
+    fay = house("fay", "", Faulty, fault="broken-disk").start()
+    assert fay.api("POST", "/v1/records", note("kept", 0)).status == 200
+    with fay.at_fault():
+        assert fay.api("POST", "/v1/records", note("lost", 1)).status == 503
+    assert fay.api("POST", "/v1/records", note("lost", 2)).json["code"] == "STORE_READONLY"
+    assert seen(fay, "store-readonly")["fix"] == "check the disk, then restart"
+    assert fay.run("health", code=3).out.startswith("not ready")
+    fay.stop()
+    fay.start()
+    assert fay.api("POST", "/v1/records", note("kept", 3)).status == 200
+    fay.stop()
 
 
 # -- names and addresses

@@ -1,5 +1,6 @@
 """Promises of the tables: few whatever the log, the same answers after each merge, and no harm by a disk that fails."""
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -48,12 +49,12 @@ def test_a_full_disk_costs_the_index_nothing_but_memory(tmp_path: Path) -> None:
     log = Log(tmp_path, disk)
     for n in range(30):
         log.add(record(n))
-    disk.fail_create = True
+    disk.fail_create = errno.ENOSPC
     for n in range(30, 60):
         log.add(record(n))
     assert "space" in log.index.stats()["fault"]
     log.check()
-    disk.fail_create = False
+    disk.fail_create = 0
     for n in range(60, 90):
         log.add(record(n))
     assert log.index.stats()["fault"] == ""

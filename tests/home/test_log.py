@@ -1,8 +1,11 @@
 """Promises of the log while it is open: durable before acknowledged, read by many, silent for ever after a failure."""
 
+import errno
 import functools
 import json
+import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +19,8 @@ from spl.home import recovery
 from spl.home.disk import Disk, File
 from spl.home.index import Index
 from spl.home.log import Entry, Log, StoreError
-from spl.home.segments import RUN_START, LineError, chain, split
-from tests.store_kit import AT_MS, FaultyDisk, contents, log_files, note, open_store, record
+from spl.home.segments import RUN_START, LineError, chain, encode_header, split
+from tests.store_kit import AT_MS, FaultyDisk, FaultyFile, contents, fail, log_files, note, open_store, record
 
 
 def test_appending_gives_dense_seqs_and_lines_that_chain(tmp_path: Path) -> None:
@@ -68,16 +71,18 @@ def test_a_commit_is_one_write_and_one_sync(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["sync", "write"])
 def test_a_failed_write_or_sync_ends_appending_for_ever(tmp_path: Path, fault: str) -> None:
+    """Also a lack of room, if what was written cannot be cut off again."""
     disk = FaultyDisk()
     store = open_store(tmp_path, disk)
     store.append([record(1)], AT_MS)
-    disk.fail_sync, disk.room = fault == "sync", 700 if fault == "write" else None
+    disk.fail_sync, disk.room = errno.EIO if fault == "sync" else 0, 700 if fault == "write" else None
+    disk.fail_cut = errno.EIO
     size = log_files(tmp_path)[0].stat().st_size
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             store.append([record(2), record(3)], AT_MS)
         assert caught.value.code == "store-readonly"
-        disk.fail_sync, disk.room = False, None
+        disk.fail_sync, disk.room = 0, None
     assert log_files(tmp_path)[0].stat().st_size > size, "nothing is truncated by the process that failed"
     assert contents(store) == [(1, record(1).payload)]
     assert store.last_seq == 1
@@ -90,6 +95,104 @@ def test_a_failed_write_or_sync_ends_appending_for_ever(tmp_path: Path, fault: s
     assert again.report.unclean
     assert [seq for seq, _ in contents(again)] == ([1, 2, 3] if fault == "sync" else [1, 2])
     assert bool(again.report.cut_bytes) == (fault == "write")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("fault", ["sync", "write"])
+def test_a_lack_of_room_is_waited_out(tmp_path: Path, fault: str, number: int) -> None:
+    """Nothing of the refused lines stays, and the next append is tried as usual."""
+    disk = FaultyDisk()
+    disk.free = 10**9
+    store = open_store(tmp_path, disk)
+    store.append([record(1)], AT_MS)
+    before = log_files(tmp_path)[0].read_bytes()
+
+    def lack(file: File, data: bytes) -> None:
+        File.write(file, data[:700])
+        fail(number)
+
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            if fault == "write":
+                patch.setattr(FaultyFile, "write", lack)
+            else:
+                patch.setattr(FaultyFile, "sync", failing_once(number))
+            with pytest.raises(StoreError) as caught:
+                store.append([record(2), record(3)], AT_MS)
+        assert caught.value.code == "store-full"
+        assert log_files(tmp_path)[0].read_bytes() == before
+        assert (store.readonly, store.last_seq) == ("", 1)
+        assert "no room" in store.full
+    disk.free = 10**9 + 1
+    assert store.full == "", "there is more room than at the fault"
+    assert store.append([record(2)], AT_MS) == [2]
+    disk.free = 10**9
+    assert store.full == ""
+    store.close()
+    again = open_store(tmp_path)
+    assert (again.report.unclean, again.report.damaged) == (False, ())
+    assert contents(again) == [(1, record(1).payload), (2, record(2).payload)]
+
+
+def failing_once(number: int) -> Callable[[File], float]:
+    """Return a sync that fails the first time."""
+    left = [number]
+
+    def sync(file: File) -> float:
+        fail(left.pop() if left else 0)
+        return File.sync(file)
+
+    return sync
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.EIO])
+def test_without_a_new_segment_the_present_one_grows(tmp_path: Path, number: int) -> None:
+    disk = FaultyDisk()
+    store = open_store(tmp_path, disk, limits=Limits(segment_bytes=1000))
+    store.append([record(1)], AT_MS)
+    disk.fail_create = number
+    for n in range(2, 6):
+        assert store.append([record(n)], AT_MS) == [n]
+    assert len(log_files(tmp_path)) == 1
+    disk.fail_create = 0
+    store.append([record(6)], AT_MS)
+    assert [path.stem[-1] for path in log_files(tmp_path)] == ["1", "6"]
+    store.close()
+    again = open_store(tmp_path)
+    assert (again.report.unclean, again.report.damaged) == (False, ())
+    assert [seq for seq, _ in contents(again)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["last", "in-the-middle"])
+def test_a_segment_that_was_withdrawn_may_come_back(tmp_path: Path, more: int) -> None:
+    """Its removal was not durable: the lines that went on in the segment before it are all served."""
+    store = open_store(tmp_path, limits=Limits(segment_bytes=4000))
+    store.append([record(1), record(2)], AT_MS)
+    (tmp_path / f"{3:020d}.jsonl").write_bytes(encode_header(store.epoch, 3, store.last_run))
+    store.append([record(3), record(4)], AT_MS)
+    for n in range(5, 5 + 6 * more):
+        store.append([record(n)], AT_MS)
+    last = store.last_seq
+    for rebuild in (False, True):
+        if rebuild:
+            shutil.rmtree(tmp_path / "index")
+        again = open_store(tmp_path)
+        assert again.report.damaged == ()
+        assert [seq for seq, _ in contents(again)] == list(range(1, last + 1))
+        assert again.append([record(last + 1)], AT_MS) == [last + 1]
+        last += 1
+        again.close()
+    assert [seq for seq, _ in contents(open_store(tmp_path))] == list(range(1, last + 1))
+
+
+def test_below_the_floor_the_log_says_that_it_is_full(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    store = open_store(tmp_path, disk, limits=Limits(disk_floor_bytes=1000))
+    disk.free = 999
+    assert "0.0 MB are free" in store.full
+    assert store.append([record(1)], AT_MS) == [1], "lines of the daemon's own are still taken"
+    disk.free = 1000
+    assert store.full == ""
 
 
 def test_an_append_that_breaks_off_is_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Promises of opening a log: whatever happened to its files, what was acknowledged is there or reported, no more."""
 
+import errno
 import functools
 import os
 import shutil
@@ -154,13 +155,13 @@ def test_an_unclean_log_is_synced_before_it_is_served(tmp_path: Path) -> None:
     disk = FaultyDisk()
     store = open_store(tmp_path, disk)
     store.append([record(1)], AT_MS)
-    disk.fail_sync = True
+    disk.fail_sync = errno.EIO
     with pytest.raises(DiskError) as caught:
         open_store(tmp_path, disk)
     assert caught.value.code == "home-unusable"
-    disk.fail_sync = False
+    disk.fail_sync = 0
     open_store(tmp_path, disk).close()
-    disk.fail_sync = True
+    disk.fail_sync = errno.EIO
     assert contents(open_store(tmp_path, disk)) == [(1, record(1).payload)]
 
 

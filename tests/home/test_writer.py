@@ -392,3 +392,21 @@ def test_clocks_are_those_of_one_namespace(home: Home) -> None:
     assert clocks == [0, 1]
     write(home, Emit(value(body={**acme, "n": 3}, clock=0)))
     assert refused(home, Emit(value(body={**acme, "n": 4}, clock=0))) == "ingest-failed"
+
+
+def test_below_the_floor_clients_and_peers_are_refused_and_the_operator_is_not(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reading goes on, and so does writing as soon as there is room again."""
+    caplog.set_level("INFO", "spl.store")
+    first = write(home, Emit(value()))[0]
+    monkeypatch.setattr(Disk, "free_bytes", lambda self, folder: LIMITS.disk_floor_bytes - 1)
+    for _ in range(2):
+        assert refused(home, Emit(value(body={"n": 2}))) == "store-full"
+        assert refused(home, Arrive(from_peer(1), "default", "pair_1"), SavedPosition("pair_1", "c", 1)) == "store-full"
+    named(home, "music")
+    assert "music" in home.views.namespaces
+    assert home.store.line(first.seq).kind == "rec"
+    monkeypatch.undo()
+    assert write(home, Emit(value(body={"n": 2})))[0].fresh
+    assert [line.message for line in caplog.records] == ["store.full", "store.room_again"]
