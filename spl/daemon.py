@@ -378,7 +378,8 @@ def services_of(
         """Make an identity (or keep the one there is) and sign with it from now on."""
         home.adopt(await asyncio.to_thread(home.vault.generate, label or default_label(), force=force))
 
-    peers = PeerClient(home.vault, client, settings, url=url, now_ms=now_ms, random_bytes=random_bytes)
+    own_url = settings.now.public_url  # what was set, not the address that is published without it
+    peers = PeerClient(home.writer, home.vault, client, settings, url=own_url, now_ms=now_ms, random_bytes=random_bytes)
     reaches = Reaches(limits.errors_until_degraded)
     ingest = Ingest(home.writer, peers, reaches, limits, now_ms=now_ms)
     feed = Feed(

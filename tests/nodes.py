@@ -240,7 +240,9 @@ class Node:
         """Make the services as the daemon does."""
         writer, dice = self.home.writer, self.random.randbytes
         settings, client = Settings(self.home.config), cast(Client, self.network)
-        self.peers = PeerClient(self.home.vault, client, settings, url="", now_ms=self.now_ms, random_bytes=dice)
+        self.peers = PeerClient(
+            writer, self.home.vault, client, settings, url="", now_ms=self.now_ms, random_bytes=dice
+        )
         self.ingest = Ingest(writer, self.peers, self.reaches, self.limits, now_ms=self.now_ms)
         self.feed = Feed(
             writer, self.home.vault, self.limits, now_ms=self.now_ms, random_bytes=dice,

@@ -123,8 +123,8 @@ class Node:
         self.writer.start()
         settings = Settings(self.config)
         peers = PeerClient(
-            self.home.vault, self.world.network(self), settings, url=self.url, now_ms=self.world.now_ms,
-            random_bytes=random_bytes,
+            self.home.writer, self.home.vault, self.world.network(self), settings, url=self.url,
+            now_ms=self.world.now_ms, random_bytes=random_bytes,
         )  # fmt: skip
         published = ManifestSigner(
             self.home.writer, self.home.vault, self.config.limits, url=self.url, now_ms=self.world.now_ms
@@ -325,7 +325,7 @@ class Network:
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         target = self.world.nodes.get(origin)
-        if not dial.allow_private:
+        if not dial.allow_private and not dial.near:
             raise ReachError("address-refused")
         if target is None or target.disk.dead or self.caller.disk.dead:
             raise ReachError("connect")

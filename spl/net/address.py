@@ -1,4 +1,4 @@
-"""Where a peer may be dialled: strict URLs, and a verdict on each address; pure.
+"""Where a peer may be dialled, and who asks: strict URLs, a verdict on each address, sources and proxies; pure.
 
 An address is judged after unwrapping the forms that carry another inside
 (IPv4-mapped, NAT64, 6to4), because `ipaddress` judges only the outside: for
@@ -85,12 +85,13 @@ def parse_url(text: str) -> Url:
     return Url(scheme, host, port, authority, (found[4] or "/") + (found[5] or ""))
 
 
-def judge(ip_text: str, allow_private: bool) -> None:
-    """Return when this address may be dialled.
+def judge(ip_text: str, allow_private: bool, near: Iterable[str] = ()) -> None:
+    """Raise ReachError "address-refused" unless this address may be dialled.
 
     Loopback and private ones (RFC 1918, unique local, shared 100.64/10) only with
-    `allow_private`; metadata services, unspecified, multicast, link-local and
-    reserved ones never.  Raises ReachError "address-refused".
+    `allow_private`, or if one of the addresses `near` is of the same kind: loopback
+    like loopback, 10.0.0.0/8 like 10.0.0.0/8, a unique local one in the same /48.
+    Metadata services, unspecified, multicast, link-local and reserved ones never.
     """
     address = _parse(ip_text)
     if address is None:
@@ -98,8 +99,27 @@ def judge(ip_text: str, allow_private: bool) -> None:
     inner = _unwrap(address)
     if inner in _METADATA or _is_never(inner):
         raise ReachError("address-refused", f"{ip_text} is never dialled")
-    if not allow_private and _is_private(address, inner):
+    if allow_private or not _is_private(address, inner):
+        return
+    kind = kind_of(ip_text)
+    if not kind or kind not in map(kind_of, near):
         raise ReachError("address-refused", f"{ip_text} is a private address that nobody typed")
+
+
+def kind_of(ip_text: str) -> str:
+    """Return the network that a loopback or private address belongs to; "" for any other, and for what is none.
+
+    The local-use NAT64 prefix has no kind: where in it an address stands, only its network knows.
+    """
+    address = _parse(ip_text)
+    if address is None or (isinstance(address, IPv6Address) and address in _NAT64_LOCAL):
+        return ""
+    inner = _unwrap(address)
+    if inner.is_loopback:
+        return "loopback"
+    if isinstance(inner, IPv6Address):
+        return str(IPv6Network((int(inner) >> 80 << 80, 48))) if inner in _PRIVATE6[0] else ""
+    return next((str(network) for network in _PRIVATE4 if inner in network), "")
 
 
 def source_of(ip_text: str) -> str:

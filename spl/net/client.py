@@ -49,6 +49,8 @@ class DialPolicy:
     """Loopback and private addresses; plain http to loopback."""
     allow_http: bool = False
     """Plain http to any address that may be dialled."""
+    near: tuple[str, ...] = ()
+    """Addresses, of whose kind private ones may be dialled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ class Client:
         refusal = ReachError("dns", f"{where.host} has no address")
         for address in list(dict.fromkeys(found))[:_ADDRESSES_COUNT]:
             try:
-                judge(address, policy.allow_private)
+                judge(address, policy.allow_private, policy.near)
                 if where.scheme == "http" and not (policy.allow_http or is_loopback(address)):
                     raise ReachError("http-plain", f"{where.origin} is not on this machine")
             except ReachError as exc:

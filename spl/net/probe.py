@@ -76,7 +76,7 @@ def _allowed(where: Url, addresses: tuple[str, ...], policy: DialPolicy) -> list
     allowed = []
     for address in addresses:
         try:
-            judge(address, policy.allow_private)
+            judge(address, policy.allow_private, policy.near)
         except ReachError as exc:
             refusal = exc
             continue

@@ -8,17 +8,19 @@ is reduced to its HTTP status, so that a peer cannot make us log, show or act on
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from ..core import canon
+from ..core import canon, when
 from ..core.errors import SplError, cli_code
 from ..core.identity import bearer
+from ..core.pair.aitl import Status
 from ..core.pair.pair import Pair, PairError
 from ..core.record import page
 from ..home.config import Settings
 from ..home.vault import Identity, Vault
-from ..net.address import ReachError, is_loopback, judge, parse_url
+from ..home.writer import Writer
+from ..net.address import ReachError, is_address, parse_url
 from ..net.client import Client, DialPolicy, EventStream, Reply
 
 log = logging.getLogger("spl.federation")
@@ -29,6 +31,7 @@ ACK: Final = "/v1/sync/ack"
 CHAINS: Final = "/v1/sync/chains"
 FINGERPRINTS: Final = "/v1/sync/fingerprints"
 JSON: Final = "application/json"
+LOOPBACK: Final = ("127.0.0.1", "::1")
 
 TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
 """With the pair's id: the secret under which the vault keeps the token that the peer issued to us."""
@@ -60,10 +63,15 @@ class SyncError(SplError):
 
 
 class PeerClient:
-    """Requests to every peer; `url` is our own public base URL."""
+    """Requests to every peer; `url` is the public base URL that our operator set, "" for none.
+
+    A peer that just started refuses a proof from before its start and tells its time.  It is signed again by that time,
+    and so is every later one: by how much the peer is ahead of us is kept for each pair.
+    """
 
     def __init__(
         self,
+        writer: Writer,
         vault: Vault,
         client: Client,
         settings: Settings,
@@ -74,6 +82,8 @@ class PeerClient:
     ) -> None:
         self.vault = vault
         self.client = client
+        self._writer = writer
+        self._ahead_ms: dict[str, int] = {}
         self.url = url
         self._settings = settings
         self._now_ms = now_ms
@@ -87,7 +97,9 @@ class PeerClient:
 
     def dial(self, pair: Pair) -> DialPolicy:
         """Return how the pair's peer may be dialled."""
-        return dial_policy(pair, self.url, self._settings.now.federation_allow_http)
+        request = self._writer.views.requests.get(pair.pair_id)
+        approved = request.endpoint if request is not None and request.status is Status.APPROVED else ""
+        return dial_policy(pair, self.url, approved, self._settings.now.federation_allow_http)
 
     def credentials(
         self, pair: Pair, method: str, target: str, body: bytes = b"", *, token: str = ""
@@ -106,32 +118,61 @@ class PeerClient:
             audience=pair.peer_did,
             token=token,
             body=body,
-            issued_at_ms=self._now_ms(),
+            issued_at_ms=self._now_ms() + self._ahead_ms.get(pair.pair_id, 0),
             nonce=self._random_bytes(16).hex(),
         )
         return [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
 
     async def ask(self, pair: Pair, method: str, target: str, body: bytes = b"", media: str = JSON) -> Reply:
         """Return the peer's 200 answer; raise SyncError or ReachError."""
-        headers = self.credentials(pair, method, target, body)
-        if body:
-            headers.append(("content-type", media))
-        reply = await self.client.fetch(method, pair.url + target, headers=headers, body=body, dial=self.dial(pair))
+        reply = await self._ask_once(pair, method, target, body, media)
+        if reply.status == 401 and self._learns_time(pair, reply.body):
+            reply = await self._ask_once(pair, method, target, body, media)
         if reply.status != 200:
             raise _refusal(reply)
         return reply
 
+    async def _ask_once(self, pair: Pair, method: str, target: str, body: bytes, media: str) -> Reply:
+        headers = self.credentials(pair, method, target, body)
+        if body:
+            headers.append(("content-type", media))
+        return await self.client.fetch(method, pair.url + target, headers=headers, body=body, dial=self.dial(pair))
+
     @asynccontextmanager
     async def stream(self, pair: Pair, target: str) -> AsyncIterator[EventStream]:
         """Open an event stream of the peer; raise SyncError or ReachError."""
+        async with AsyncExitStack() as stack:
+            yield await self._opened(stack, pair, target)
+
+    async def _opened(self, stack: AsyncExitStack, pair: Pair, target: str, *, again: bool = True) -> EventStream:
         headers = self.credentials(pair, "GET", target)
         try:
-            async with self.client.stream(pair.url + target, headers=headers, dial=self.dial(pair)) as stream:
-                yield stream
+            return await stack.enter_async_context(
+                self.client.stream(pair.url + target, headers=headers, dial=self.dial(pair))
+            )
         except ReachError as exc:
             if not exc.peer_status:
                 raise
+            if again and exc.peer_status == 401 and self._learns_time(pair, exc.peer_body):
+                return await self._opened(stack, pair, target, again=False)
             raise _refusal(Reply(exc.peer_status, {}, exc.peer_body, "")) from exc
+
+    def _learns_time(self, pair: Pair, body: bytes) -> bool:
+        """Return whether the peer refused a proof for its time only, and told one near ours to sign by.
+
+        A peer further away than a proof may be old keeps refusing: that is a wrong clock, which its operator must see.
+        """
+        fields = _fields(body)
+        if fields.get("reason") != "proof-time":
+            return False
+        try:
+            ahead_ms = when.ms_of(fields.get("time")) - self._now_ms()
+        except when.WhenError:
+            return False
+        if abs(ahead_ms) > self._writer.limits.proof_age_s * 1000:
+            return False
+        self._ahead_ms[pair.pair_id] = max(0, ahead_ms)
+        return True
 
 
 def printable(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:
@@ -166,53 +207,29 @@ def bare(status: int, purpose: str = "") -> SplError:
     return PairError("peer-5xx" if status >= 500 else "peer-4xx", f"the peer answered {status}")
 
 
-def dial_policy(pair: Pair, own_url: str, allow_http: bool) -> DialPolicy:
-    """Return how a pair's peer may be dialled: at a private address only if that was typed, or our own is one.
+def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool) -> DialPolicy:
+    """Return how a pair's peer may be dialled: at a private address only by our operator's word.
 
-    A peer that names loopback (a laptop on its default URL) is not this machine, unless we are on loopback too:
-    dialling it would reach ourselves, with the peer's bearer.
+    The operator's word is the URL that was typed and the endpoint that was `approved` by hand, each for itself; and the
+    host that was typed, or our own public URL names, for addresses of its kind.  Without any of these a peer that names
+    an address of this machine or network would have us try its ports, and tell it which answer.  A name is judged by
+    the address that it resolves to, so one that leads to loopback is loopback.
     """
     typed = pair.proposal.url
-    meant = bool(typed) and parse_url(typed).origin == pair.url
-    near = meant or _is_private(typed) or _is_private(own_url)
-    if _is_local(pair.url) and not (_is_local(typed) or _is_local(own_url)):
-        near = False
-    return DialPolicy(allow_private=near, allow_http=allow_http)
+    meant = pair.url in {parse_url(url).origin for url in (typed, approved) if url}
+    near = tuple(address for url in (typed, own_url) if url for address in _addresses_in(url))
+    return DialPolicy(allow_private=meant, allow_http=allow_http, near=near)
 
 
-def _is_local(url: str) -> bool:
-    """Return whether a URL names loopback."""
-    if not url:
-        return False
+def _addresses_in(url: str) -> tuple[str, ...]:
+    """Return the addresses that a URL names without a look-up."""
     host = parse_url(url).host
-    return host == "localhost" or is_loopback(host)
-
-
-def _is_private(url: str) -> bool:
-    """Return whether a URL names a loopback or private address, or localhost."""
-    if not url:
-        return False
-    host = parse_url(url).host
-    if host == "localhost":
-        return True
-    try:
-        judge(host, True)
-    except ReachError:
-        return False
-    try:
-        judge(host, False)
-    except ReachError:
-        return True
-    return False
+    return LOOPBACK if host == "localhost" else (host,) if is_address(host) else ()
 
 
 def _refusal(reply: Reply) -> SyncError:
     """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
-    try:
-        value = json.loads(reply.body[:ERROR_BYTES_MAX])
-    except (ValueError, RecursionError):
-        value = None
-    fields = value if isinstance(value, dict) else {}
+    fields = _fields(reply.body)
     code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
     shown = printable(fields.get("message", ""))
     if code not in _TAKEN_OVER:
@@ -222,3 +239,12 @@ def _refusal(reply: Reply) -> SyncError:
     view = fields.get("peer_view")
     found = page.read_view(view) if isinstance(view, dict) else None
     return SyncError(code, shown, view=found, cursor=fields.get("cursor") if code == "push-position" else None)
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """Return the members of a peer's error; none for anything else."""
+    try:
+        value = json.loads(body[:ERROR_BYTES_MAX])
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

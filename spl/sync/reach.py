@@ -188,6 +188,21 @@ class Reaches:
         way.served = proved and way.failures >= self._failures_max
         return way.served
 
+    def forbidden(self, pair_id: str, now_s: float, fresh_s: float) -> bool:
+        """Record that the peer names an address that we do not dial; return whether it may serve us by push.
+
+        There was no way to it at any time, so contact from before counts, and nothing has to fail first.  A peer that
+        is not in touch for `fresh_s` seconds leaves the pair without any way.
+        """
+        way = self._way(pair_id)
+        if not way.failures:
+            way.failing_s = now_s
+        way.failures += 1
+        way.reached = False
+        since_s = way.failing_s if way.contact_s is None else max(way.contact_s, way.failing_s)
+        way.served = now_s <= since_s + fresh_s
+        return way.served
+
     def troubled(self, pair_id: str, code: str) -> None:
         """Tell the watchers that errors recur, or that the peer refused our credentials."""
         for watcher in self._watchers:

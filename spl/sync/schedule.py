@@ -362,7 +362,12 @@ class Sync:
             return
         kind = class_of(exc.code)
         fresh_s = contact_fresh_s(pair.mode, pair.poll_interval_ms / 1000)
-        if self._reaches.failed(pair_id, kind, asyncio.get_running_loop().time(), fresh_s):
+        now_s = asyncio.get_running_loop().time()
+        if exc.code == "address-refused":
+            served = self._reaches.forbidden(pair_id, now_s, fresh_s)
+        else:
+            served = self._reaches.failed(pair_id, kind, now_s, fresh_s)
+        if served:
             line.attempt, line.last_error = 0, None
             log.info(**event("sync.served_by_push", pair=pair_id, code=exc.code))
             if pair.phase is Phase.DEGRADED:

@@ -20,7 +20,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Instance] = []
 
     def maker(name: str, config: str = "", *, bare: bool = False, **env: str) -> Instance:
-        instance = Instance(name, tmp_path / name / "home", env)
+        instance = Instance(name, tmp_path / name / "home", env, published="public_url" not in config)
         instance.home.mkdir(parents=True, mode=0o700)
         made.append(instance)
         if config:
@@ -60,7 +60,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     made: list[Instance] = []
 
     def maker(name: str, config: str, kind: type[Instance] = Instance, **more: Any) -> Instance:
-        instance = kind(name, tmp_path_factory.mktemp(name) / "home", **more)
+        instance = kind(name, tmp_path_factory.mktemp(name) / "home", published="public_url" not in config, **more)
         instance.home.mkdir(mode=0o700)
         made.append(instance.configure(config))
         instance.run("init", "--label", name)

@@ -95,6 +95,8 @@ class Instance:
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     flags: tuple[str, ...] = ()
+    published: bool = False
+    """Its own URL is set as public_url, so that peers on this machine are near; else only what is typed is dialled."""
 
     @property
     def url(self) -> str:
@@ -115,7 +117,8 @@ class Instance:
         """Return the environment of its processes: nothing of the tests' own but the path and the loop."""
         return {
             "PATH": os.environ["PATH"], "HOME": str(self.home.parent), "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT),
-            "SYNCROPEL_HOME": str(self.home), "SPL_LOOP": LOOP, **self.env,
+            "SYNCROPEL_HOME": str(self.home), "SPL_LOOP": LOOP,
+            **({"SPL_PUBLIC_URL": self.url.rstrip("/")} if self.published else {}), **self.env,
         }  # fmt: skip
 
     # the command line

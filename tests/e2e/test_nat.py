@@ -1,6 +1,6 @@
 """A laptop behind a real NAT and a server that cannot dial it: network namespaces of this test's own, real daemons.
 
-    laptop 192.168.77.2 -- router (masquerade; drops what the outside begins) -- server 10.88.0.1
+    laptop 10.77.0.2 -- router (masquerade; drops what the outside begins) -- server 10.88.0.1
 
 Needs root, `ip` and `nft`; tools/test names this test as left out without them.
 """
@@ -19,7 +19,7 @@ import pytest
 from tests.e2e.harness import Instance, eventually
 
 PORT = 9100
-SERVER, LAPTOP = "10.88.0.1", "192.168.77.2"
+SERVER, LAPTOP = "10.88.0.1", "10.77.0.2"
 # Seconds and counts as small as they may be, so that what takes minutes in life takes seconds here.
 CONFIG = """
 [federation]
@@ -128,7 +128,7 @@ def _wire(names: Networks) -> None:
         sh("ip", "-n", name, *words)
 
     for end, inner, address, gateway in (
-        (names.laptop, "lan", f"{LAPTOP}/24", "192.168.77.1"),
+        (names.laptop, "lan", f"{LAPTOP}/24", "10.77.0.1"),
         (names.server, "wan", f"{SERVER}/24", "10.88.0.254"),
     ):
         ip(end, "link", "add", "eth0", "type", "veth", "peer", "name", inner, "netns", names.router)

@@ -68,6 +68,32 @@ def test_wrapping_never_widens(address) -> None:
             assert code_of(text, allow_private) == code_of(str(address), allow_private)
 
 
+@pytest.mark.parametrize(
+    ("address", "near", "dialled"),
+    [
+        ("127.0.0.1", "127.9.9.9", True),
+        ("::1", "127.0.0.1", True),
+        ("10.1.2.3", "10.9.9.9", True),
+        ("::ffff:10.1.2.3", "10.9.9.9", True),
+        ("192.168.1.5", "192.168.9.9", True),
+        ("fd00:1:2:3::1", "fd00:1:2:4::1", True),
+        ("fd00:1:2:3::1", "fd00:1:3::1", False),
+        ("127.0.0.1", "10.0.0.1", False),
+        ("10.1.2.3", "192.168.1.5", False),
+        ("172.16.0.1", "10.0.0.1", False),
+        ("10.1.2.3", "198.51.100.7", False),
+        ("64:ff9b:1::a00:1", "64:ff9b:1::a00:1", False),
+        ("169.254.169.254", "169.254.169.254", False),
+    ],
+)
+def test_a_private_address_is_near_one_of_its_own_kind(address: str, near: str, dialled: bool) -> None:
+    if dialled:
+        judge(address, False, (near,))
+    else:
+        with pytest.raises(ReachError):
+            judge(address, False, (near,))
+
+
 def test_loopback() -> None:
     assert all(map(is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"]))
     assert not any(map(is_loopback, ["10.0.0.1", "8.8.8.8", "::ffff:10.0.0.1", "fe80::1", "localhost", ""]))

@@ -3,8 +3,6 @@
 import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -12,7 +10,6 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Requested, Waiting
 from spl.pairing.service import PairOptions
-from spl.sync.peer import dial_policy
 from tests.pair_world import Call, World, both_active, code_of, names, two
 from tests.store_kit import set_views
 
@@ -40,26 +37,6 @@ def test_a_bare_401_moves_nothing_and_asking_again_heals(tmp_path: Path) -> None
             await both_active(a, b)
 
     asyncio.run(run())
-
-
-@pytest.mark.parametrize(
-    ("typed", "peer", "own", "near"),
-    [
-        ("http://127.0.0.1:9200", "http://127.0.0.1:9200", "https://a.example", True),
-        ("http://10.0.0.5:9100", "http://10.0.0.5:9100", "https://a.example", True),
-        ("https://b.example", "https://10.0.0.5", "https://a.example", False),
-        ("", "http://10.0.0.5:9100", "http://10.0.0.9:9100", True),
-        ("", "http://127.0.0.1:9100", "http://127.0.0.1:9200", True),
-        ("", "http://127.0.0.1:9100", "http://10.0.0.9:9100", False),
-        ("http://10.0.0.5:9100", "http://localhost:9100", "http://10.0.0.9:9100", False),
-    ],
-)
-def test_a_private_address_is_dialled_when_meant_and_ourselves_never(
-    typed: str, peer: str, own: str, near: bool
-) -> None:
-    """A peer that names loopback is this machine only where somebody typed loopback, or we are on it too."""
-    pair = cast(Any, SimpleNamespace(proposal=SimpleNamespace(url=typed), url=peer))
-    assert dial_policy(pair, own, False).allow_private is near
 
 
 def test_live_pair_and_own_did_are_refused(tmp_path: Path) -> None:

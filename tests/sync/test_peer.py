@@ -1,16 +1,19 @@
 """What a peer's refusals mean to us, for pages and streams alike; of its words only those that steer us count."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from spl.core import when
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
-from spl.net.address import ReachError
+from spl.net.address import ReachError, judge
 from spl.net.client import Reply
-from spl.sync.peer import SyncError
+from spl.sync.peer import SyncError, dial_policy
 from tests.nodes import Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -68,3 +71,75 @@ async def test_codes_that_are_none_of_the_peers_business_stay_out(
             await bob.peers.ask(replace(pair), "GET", "/v1/sync/changes")
         assert caught.value.code == code
         assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("typed", "approved", "own", "peer", "address", "dialled"),
+    [
+        ("http://127.0.0.1:9200/", "", "https://a.example", "http://127.0.0.1:9200", "127.0.0.1", True),
+        ("http://10.0.0.5:9100/", "", "https://a.example", "http://10.0.0.5:9100", "10.0.0.5", True),
+        ("https://b.lan/", "", "", "https://b.lan", "192.168.1.5", True),
+        ("https://b.example/", "", "https://a.example", "https://10.0.0.5", "10.0.0.5", False),
+        ("http://10.0.0.5:9100/", "", "", "http://10.9.9.9:22", "10.9.9.9", True),
+        ("http://10.0.0.5:9100/", "", "", "http://localhost:9100", "127.0.0.1", False),
+        ("", "", "", "http://127.0.0.1:9100", "127.0.0.1", False),
+        ("", "", "", "http://192.168.1.5:9100", "192.168.1.5", False),
+        ("", "", "", "https://b.example", "192.0.43.8", True),
+        ("", "http://127.0.0.1:9100", "", "http://127.0.0.1:9100", "127.0.0.1", True),
+        ("", "http://127.0.0.1:9100", "", "http://127.0.0.1:22", "127.0.0.1", False),
+        ("", "", "http://10.0.0.9:9100", "http://10.0.0.5:9100", "10.0.0.5", True),
+        ("", "", "http://10.0.0.9:9100", "http://192.168.0.5:9100", "192.168.0.5", False),
+        ("", "", "http://10.0.0.9:9100", "http://b.example:9100", "127.0.0.1", False),
+        ("", "", "http://localhost:9200", "http://127.0.0.1:9100", "127.0.0.1", True),
+        ("", "", "http://127.0.0.1:9200", "http://10.0.0.5:9100", "10.0.0.5", False),
+    ],
+)
+def test_a_private_address_is_dialled_by_the_operators_word_only(
+    typed: str, approved: str, own: str, peer: str, address: str, dialled: bool
+) -> None:
+    """Typed, approved, or of the kind of what was typed or of our own public URL; judged by what a name resolves to."""
+    pair = cast(Any, SimpleNamespace(proposal=SimpleNamespace(url=typed), url=peer))
+    policy = dial_policy(pair, own, approved, allow_http=True)
+    try:
+        judge(address, policy.allow_private, policy.near)
+    except ReachError as exc:
+        assert not dialled, exc
+    else:
+        assert dialled
+
+
+def refuse_before(node: Node, at_ms: int) -> list[str]:
+    """Have a source refuse older proofs, as one that started at this time; return the targets that it refused."""
+    refused: list[str] = []
+    check = node.check
+
+    def later(method: str, target: str, headers: Mapping[str, str], body: bytes) -> str:
+        if when.ms_of(headers["spl-proof"].split(";")[1]) < at_ms:
+            refused.append(target)
+            raise SplError("auth-invalid", reason="proof-time", time=when.text_of(at_ms))
+        return check(method, target, headers, body)
+
+    node.check = later  # type: ignore[method-assign]
+    return refused
+
+
+@pytest.mark.parametrize(("ahead_ms", "asked_again"), [(60_000, True), (3_600_000, False)])
+async def test_a_proof_from_before_the_peers_start_is_signed_again_by_its_time(
+    tmp_path: Path, ahead_ms: int, asked_again: bool
+) -> None:
+    """Once: later requests go by that time at once.  A clock that is wrong by more than a proof may be old stays."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        pair: Any = bob.home.views.pairs[PAIR]
+        refused = refuse_before(alice, bob.now_ms() + ahead_ms)
+        if not asked_again:
+            assert (await refusal(bob)).code == "auth-invalid"
+            with pytest.raises(SyncError):
+                await bob.peers.ask(pair, "GET", "/v1/sync/changes")
+            assert len(refused) == 2
+            return
+        async with bob.peers.stream(pair, CHANGES) as stream:
+            assert await anext(stream)
+        for _ in range(2):
+            assert (await bob.peers.ask(pair, "GET", "/v1/sync/changes")).status == 200
+        assert refused == [CHANGES]

@@ -48,6 +48,20 @@ def test_a_peer_that_is_silent_is_gone_and_not_behind_a_wall() -> None:
     assert reaches.failed(PAIR, "CONNECT_REFUSED", 46.5, 900.0)
 
 
+def test_a_peer_at_an_address_that_we_do_not_dial_pushes_while_it_is_in_touch() -> None:
+    """It is nobody's fault and no outage: no failures are counted, and only silence is trouble."""
+    reaches = Reaches(5)
+    assert reaches.forbidden(PAIR, 0.0, 45.0)
+    assert reaches.word(PAIR) == PEER_PUSHES
+    assert not reaches.may_push(PAIR)
+    assert reaches.forbidden(PAIR, 45.0, 45.0)
+    assert not reaches.forbidden(PAIR, 46.0, 45.0)
+    reaches.contact(PAIR, 50.0)
+    assert reaches.forbidden(PAIR, 90.0, 45.0)
+    reaches.reached(PAIR, {})
+    assert reaches.word(PAIR) == BOTH
+
+
 def test_a_polling_peer_may_be_silent_between_its_polls() -> None:
     assert contact_fresh_s("continuous", 3600.0) == CONTACT_FRESH_CONTINUOUS_S
     assert contact_fresh_s("polling", 1.0) == CONTACT_FRESH_S
