@@ -148,7 +148,10 @@ async def decide(request: Request, principal: Principal, services: Services) -> 
 
 
 def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, object]:
-    """Return a request with `agrees`: what is agreed, or would be if it were approved as it stands."""
+    """Return a request with `agrees`: what is agreed, or would be if it were approved as it stands.
+
+    `start` in it is "beginning" if the peer also gets the records that the namespaces hold already, else "present".
+    """
     shown = pairs.request_summary(found)
     pair = services.views.pairs.get(found.request_id)
     if pair is None or pair.initiator:
@@ -157,13 +160,15 @@ def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, obje
     if pair.answer is not None:
         names = pair.namespaces
         left_out = [{"namespace": name} for name in asked.namespaces if name not in names]
-        return {**shown, "agrees": {"namespaces": list(names), "maps": maps_to_json(pair.maps), "left_out": left_out}}
+        agreed = {"namespaces": list(names), "maps": maps_to_json(pair.maps), "left_out": left_out}
+        return {**shown, "agrees": {**agreed, "start": pair.start}}
     weighed = handshake.weigh(asked, registry)
     left_out = [
         {"namespace": name, "why": why, "fix": handshake.fix_of(registry, name)} for name, why in weighed.left_out
     ]
     agrees = {"namespaces": list(weighed.namespaces), "maps": shown["maps"], "left_out": left_out}
-    return {**shown, "agrees": {**agrees, "unmapped": list(weighed.unmapped)}}
+    start = asked.start or ("present" if services.pairing.pairs.parted(pair.peer_did) else "beginning")
+    return {**shown, "agrees": {**agrees, "unmapped": list(weighed.unmapped), "start": start}}
 
 
 def detail(services: Services, found: Pair) -> dict[str, object]:

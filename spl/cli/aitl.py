@@ -11,6 +11,10 @@ from .pair import map_text
 
 WHY: Final = {"private": "which is private", "missing": "which does not exist", "archived": "which is archived"}
 """Texts for the daemon's reasons to leave a namespace out."""
+_STARTS: Final = {
+    "beginning": "the peer also gets the records that these namespaces hold already",
+    "present": "the peer gets new records only",
+}
 
 
 def _list(args: Namespace, shell: Shell) -> int:
@@ -96,6 +100,8 @@ def _agreed(agrees: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lost = agrees.get("unmapped") or []
     maps = [f"{map_text(item)} (L1)" for item in agrees["maps"] if item["local"] not in lost]
     yield "shares", ", ".join([*agrees["namespaces"], *maps]) or "nothing"
+    if agrees.get("start"):
+        yield "history", _STARTS.get(agrees["start"], str(agrees["start"]))
     left_out = [
         f"{item['namespace']}, {WHY[item['why']]}: {item['fix']}" if "why" in item else str(item["namespace"])
         for item in agrees["left_out"]

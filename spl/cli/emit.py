@@ -69,7 +69,7 @@ def _emit(args: Namespace, shell: Shell) -> int:
             except OSError as exc:
                 raise UsageError("usage", f"cannot read {args.file}: {exc.strerror}") from exc
         elif source.isatty():
-            shell.out.hint("reading records from stdin, one JSON object a line; Ctrl-D ends")
+            shell.out.hint("reading records from stdin, one JSON object per line; Ctrl-D ends")
         for batch in _batches(source):
             for result in _send(batch, shell):
                 count += 1
@@ -103,7 +103,7 @@ def _send(batch: list[bytes], shell: Shell) -> Iterator[dict[str, Any]]:
 def _batches(source: BufferedIOBase) -> Iterator[list[bytes]]:
     """Yield the records of the input as lines of JSON, grouped as they arrived.
 
-    Input is one object a line, or one JSON value over several lines: an object or an array of objects.
+    Input is one object per line, or one JSON value over several lines: an object or an array of objects.
     Raises CtlError "record-too-large", CanonError "bad-json".
     """
     pieces = _pieces(source)
@@ -133,7 +133,7 @@ def _bounded(pieces: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
     for piece in pieces:
         room -= sum(map(len, piece))
         if room < 0:
-            raise CtlError("record-too-large", "one JSON value is too long; write one record a line")
+            raise CtlError("record-too-large", "one JSON value is too long; write one record per line")
         yield piece
 
 

@@ -190,7 +190,7 @@ COMMANDS: Final = (
         _projections,
         (
             PAIR,
-            arg("--namespace", metavar="N", help="only those that came into this namespace of ours"),
+            arg("--namespace", metavar="N", help="only those in this namespace of ours"),
             SINCE,
             limit(SHOWN),
         ),

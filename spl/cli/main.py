@@ -127,7 +127,7 @@ def now_ms() -> int:
 def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Out) -> int:
     entry, rest = find(["version", *argv[1:]] if argv[:1] in (["--version"], ["-V"]) else argv)
     if entry is None and rest and not _asks_help(rest):
-        raise UsageError("usage", f"'{rest[0]}' stands without a command", hint="spl help lists the commands")
+        raise UsageError("usage", f"there is no command beside '{rest[0]}'", hint="spl help lists the commands")
     if entry is None or _asks_help(rest):
         out.lines(overview() if entry is None else help_of(entry))
         return 0

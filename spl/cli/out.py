@@ -82,7 +82,7 @@ class Out:
 
     @property
     def wide(self) -> bool:
-        """Whether all columns were asked for."""
+        """Whether all columns are wanted."""
         return self.form == "wide"
 
     # results
@@ -264,7 +264,7 @@ class Out:
             raise self._failed(exc) from exc
 
     def _result(self, text: str) -> None:
-        """Write a line to stdout; a line drawn on stderr would otherwise stand before it on the same row."""
+        """Write a line to stdout; otherwise a line drawn on stderr would share its row."""
         self._erase()
         try:
             self._stdout.write(_encodable(self._stdout, text) + "\n")
@@ -282,7 +282,7 @@ class Out:
             _put(self._stderr, _REDRAW)
 
     def _failed(self, exc: OSError) -> Exception:
-        """Return the error to raise for a failed write to stdout; a reader that went away is no error of ours."""
+        """Return the error to raise for a failed write to stdout; a closed pipe stays what it is."""
         if isinstance(exc, BrokenPipeError):
             return exc
         return OutputError("output-failed", f"the output cannot be written: {exc.strerror}")
@@ -363,7 +363,7 @@ def _columns(stdout: TextIO, wanted: str) -> int | None:
 
 
 def _put(stream: TextIO, text: str) -> None:
-    """Write to stderr; a full disk under it has nobody to report to, and the exit code still tells."""
+    """Write to stderr; if that fails too, only the exit code is left to tell."""
     with suppress(OSError):
         stream.write(text)
         stream.flush()
@@ -387,7 +387,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _json_escape(found: re.Match[str]) -> str:
-    # The line ends of our own indenting stand outside of strings, and json wrote those inside as \n.
+    # A raw line end comes from the indentation; json.dumps escapes those inside strings.
     return found[0] if found[0] == "\n" else json.dumps(found[0])[1:-1]
 
 

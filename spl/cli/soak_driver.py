@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ..core.errors import SplError
@@ -119,27 +119,34 @@ class _Side:
     reached: bool = True
 
 
-@dataclass(slots=True)
 class Soak:
     """One run of the soak.  `clock` returns steady seconds; `sleep` waits."""
 
-    target: Target
-    progress: Progress
-    run: str
-    clock: Callable[[], float]
-    sleep: Callable[[float], None]
-    emitted: int = 0
-    _tally: Tally | None = None
-    _faults: "deque[str]" = field(default_factory=lambda: deque(maxlen=FAULTS_KEPT))
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _position: int = 0
-    _peak: int = 0
-    _dead: frozenset[str] = frozenset()
-    _emitter: SoakConnection | None = None
-    _config: SoakConnection | None = None
-    _sides: list[_Side] = field(default_factory=list)
-    _chores: dict[str, _Chore] = field(default_factory=dict)
-    _reloads: int = 0
+    def __init__(
+        self,
+        target: Target,
+        progress: Progress,
+        run: str,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self.target = target
+        self.progress = progress
+        self.run = run
+        self.clock = clock
+        self.sleep = sleep
+        self.emitted = 0
+        self._tally: Tally | None = None
+        self._faults: deque[str] = deque(maxlen=FAULTS_KEPT)
+        self._lock = threading.Lock()
+        self._position = 0
+        self._peak = 0
+        self._dead: frozenset[str] = frozenset()
+        self._emitter: SoakConnection | None = None
+        self._config: SoakConnection | None = None
+        self._sides: list[_Side] = []
+        self._chores: dict[str, _Chore] = {}
+        self._reloads = 0
 
     def begin(self) -> None:
         """Record the present state of the pair, so that earlier errors do not count."""

@@ -81,7 +81,10 @@ WINDOWS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SoakRow:
-    """The result of one window; lags in ms, None if nothing was synced."""
+    """The result of one window; lags in ms, None if nothing was synced.
+
+    Nine members: the eight columns of the CSV, and the number of planned records.
+    """
 
     window: str
     duration_min: float

@@ -38,7 +38,7 @@ def _shown_once(minted: Mapping[str, Any], shell: Shell) -> bool:
         shell.out.line(str(minted["token"]))
     except OutputError as exc:
         shell.ctl.delete(f"/v1/tokens/{quote(minted['token_id'])}")
-        raise OutputError(exc.code, f"{exc.message}; the new token is revoked again, for nobody saw it") from exc
+        raise OutputError(exc.code, f"{exc.message}; the new token is revoked again, because nobody saw it") from exc
     return False
 
 

@@ -93,3 +93,13 @@ def test_reject_with_a_reason(spl: Run, daemon: Daemon) -> None:
 def test_an_unknown_request_exits_6(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", "/v1/aitl/nope"] = (404, error("not-found", "no"))
     assert spl("aitl", "approve", "nope").code == 6
+
+
+def test_show_says_whether_the_history_is_asked_for(spl: Run, daemon: Daemon) -> None:
+    """An approval from the beginning also hands over what the namespaces hold already."""
+    for start, words in (
+        ("beginning", "the records that these namespaces hold already"),
+        ("present", "new records only"),
+    ):
+        daemon.answers["GET", "/v1/aitl/pair_a"] = {**REQUEST, "agrees": {**AGREES, "start": start}}
+        assert f"{words}\n" in spl("aitl", "show", "pair_a").out

@@ -1,8 +1,8 @@
-"""Measure what a record costs on its way out: `python tools/bench/filter.py [--records N]`, over a store of its own.
+"""Measure the cost of sending a record: `python tools/bench/filter.py [--records N]`, over a store of its own.
 
-Pages of a pair's reading are found and put into the form that goes out: in full, narrowed by each kind of filter, and
-as projections of each level.  Prints microseconds of processor time a record that was looked at, and its ratio to the
-plain case of the same run; nothing is sent.
+Pages for a pair are collected and put into their outgoing form: in full, narrowed by each kind of filter, and as
+projections of each level.  Prints the microseconds of processor time per scanned record, and their ratio to the plain
+case of the same run; nothing is sent.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CASES: tuple[tuple[str, int, PairFilter], ...] = (
 
 
 def main() -> None:
-    """Fill a store and print a line a case."""
+    """Fill a store and print one line per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=20_000)
     args = parser.parse_args()
@@ -81,7 +81,7 @@ def fill(home: Home, count: int) -> None:
 
 
 def read(home: Home, level: int, chosen: PairFilter, count: int) -> tuple[int, float]:
-    """Read all pages; return how many records go out, and the seconds of processor time a record looked at."""
+    """Read all pages; return the number of outgoing records and the seconds of processor time per scanned record."""
     did = home.views.did
     share = Outbound(NS, NS, level)
     scope = Scope({NS: share}, (chosen,), frozenset({PAIR}), "did:sync:instance:peer", did)

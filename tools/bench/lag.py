@@ -4,8 +4,8 @@
     python tools/bench/lag.py [--rates 10,100,1000] [--seconds 5]
 
 Two real daemons on loopback.  The clock starts when the emit request is written and stops when the record comes out of
-the peer's watch stream, which tells of durable records only; both ends are in this process, so it is one clock.  Beside
-it stand the emit's own answer time and the lag that the source measures itself (its write to the peer's ack).
+the peer's watch stream, which has durable records only; both ends are in this process, so there is one clock.  The
+emit's answer time and the lag that the source itself measures (from its write to the peer's ack) are printed too.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Sent = dict[int, float]
 
 
 async def watch(side: Side, sent: Sent, lags: list[float], ready: asyncio.Event, expected: list[int]) -> None:
-    """Take the time of every record that comes out of the watch stream, until all that is expected did."""
+    """Take the time of every record of the watch stream, until all expected records have arrived."""
     reader, writer = await asyncio.open_connection("127.0.0.1", side.port, limit=2**22)
     token = side.headers()["authorization"]
     target = f"/v1/threads/{THREAD}/watch"
@@ -64,7 +64,7 @@ async def emit(side: Side, numbers: "asyncio.Queue[tuple[float, int]]", sent: Se
 
 
 async def measure(one: Side, two: Side, rate: int, seconds: float, first: int) -> tuple[list[float], list[float]]:
-    """Return (lags, emit answer times) in seconds, at so many records a second."""
+    """Return (lags, emit answer times) in seconds, at `rate` records per second."""
     sent: Sent = {}
     lags: list[float] = []
     acks: list[float] = []
@@ -90,8 +90,8 @@ async def measure(one: Side, two: Side, rate: int, seconds: float, first: int) -
 def main() -> None:
     """Measure at every rate and print one line each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rates", default="10,100,1000", help="records a second, comma-separated")
-    parser.add_argument("--seconds", type=float, default=5.0, help="for so long each")
+    parser.add_argument("--rates", default="10,100,1000", help="records per second, comma-separated")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each rate")
     options = parser.parse_args()
     with two_sides() as (one, two, pair_id):
         first = 0

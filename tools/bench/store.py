@@ -91,7 +91,7 @@ def open_store(home: Path) -> Log:
 
 
 def fill(home: Path, count: int) -> None:
-    """Append in 64s, then one by one, and measure what is there."""
+    """Append in batches of 64, then one by one, and measure the result."""
     store = open_store(home)
     spent, slowest, bulk = 0.0, 0.0, max(0, count - SINGLES) // 64 * 64
     for first in range(0, bulk, 64):
@@ -128,7 +128,7 @@ def fill(home: Path, count: int) -> None:
 
 
 def index_cpu(folder: Path) -> float:
-    """Return microseconds a record for adding to a new index, with its tables and merges."""
+    """Return the microseconds per record for adding to a new index, with its tables and merges."""
     index = Index(folder, Disk(), "0" * 32, lambda segment, offset, size: b"", os.urandom)
     entries = [entry(n) for n in range(INDEXED)]
     rows: list[Added] = [(seq, Place(1, seq * 800, 200, 600), each) for seq, each in enumerate(entries, 1)]
@@ -140,13 +140,13 @@ def index_cpu(folder: Path) -> float:
 
 
 def fresh_open(title: str, home: Path, count: int) -> None:
-    """Open in a process of its own and print what it said."""
+    """Open in a separate process and print its output."""
     command = [sys.executable, __file__, str(count), "--open", str(home)]
     print(f"{title:<22}", subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 
 def reopen(home: Path, count: int) -> None:
-    """Open, look at records all over the log, and print times and memory."""
+    """Open, read records all over the log, and print times and memory."""
     before = rss_mib()
     start = time.perf_counter()
     store = open_store(home)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print how many records a second go from one daemon to another, signed, verified and synced to disk on both.
+"""Print how many records per second go from one daemon to another, signed, verified and synced to disk on both.
 
     python tools/bench/throughput.py [--records 20000]
 
@@ -19,7 +19,7 @@ END_S: float = 300.0
 
 
 def live(one: Side, two: Side, count: int) -> None:
-    """Emit while the stream is open and wait until all is there."""
+    """Emit while the stream is open and wait until every record has arrived."""
     before, cpu, start = two.count(), two.cpu_s(), time.perf_counter()
     for first in range(0, count, LOT):
         one.emit_many([{"live": n} for n in range(first, first + LOT)])
@@ -29,7 +29,7 @@ def live(one: Side, two: Side, count: int) -> None:
 
 
 def catch_up(one: Side, two: Side, count: int, lot: int) -> None:
-    """Emit while the other side is down, start it and wait until all is there."""
+    """Emit while the other side is down, start it and wait until every record has arrived."""
     before = two.count()
     two.stop()
     for first in range(0, count, LOT):
@@ -46,7 +46,7 @@ def catch_up(one: Side, two: Side, count: int, lot: int) -> None:
 
 
 def arrived(side: Side, count: int) -> None:
-    """Wait until the side holds so many records."""
+    """Wait until the side holds `count` records."""
     end = time.monotonic() + END_S
     while side.count() < count:
         if time.monotonic() > end:

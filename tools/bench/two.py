@@ -32,7 +32,7 @@ class Side:
         self.start()
 
     def start(self) -> None:
-        """Start the daemon and wait until it takes writes."""
+        """Start the daemon and wait until it accepts writes."""
         command = [sys.executable, "-m", "spl", "serve", "--port", str(self.port)]
         with (self.home.parent / f"{self.name}.out").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
@@ -77,7 +77,7 @@ class Side:
         assert answer.count(b'"object":"record"') + answer.count(b'"object": "record"') == len(bodies), answer[:300]
 
     def count(self) -> int:
-        """Return how many records of the bench's thread it holds."""
+        """Return the number of records of the bench's thread that it holds."""
         rows = self.ask("GET", "/v1/threads?limit=1000")["data"]
         return next((int(row["records"]) for row in rows if row["thread"] == THREAD), 0)
 
@@ -122,7 +122,7 @@ def pair(one: Side, two: Side) -> str:
 
 
 def is_open(side: Side, pair_id: str) -> bool:
-    """Tell whether a side's stream is open."""
+    """Return whether a side's stream is open."""
     stream = side.ask("GET", f"/v1/federation/pairs/{pair_id}").get("stream") or {}
     return bool(stream.get("state") == "open")
 

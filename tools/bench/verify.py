@@ -88,7 +88,7 @@ class Far:
 
 
 def main() -> None:
-    """Fill the stores, compare, repair, and print what it took."""
+    """Fill the stores, compare, repair, and print the cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--missing", default="0,10,1000")
