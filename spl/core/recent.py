@@ -1,11 +1,14 @@
-"""What happened lately, in bounded memory: how long confirmations took, how full a queue was, what records cost.
+"""What happened lately, in bounded memory: how long confirmations took, how full a queue was, what was repeated.
 
 Times are brought by the caller, in Unix ms; a clock that steps back only makes what is held a little younger.
 """
 
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
+
+from .backoff import TokenBucket
 
 SLOTS: Final = 10
 SLOT_MS: Final = 30_000
@@ -95,6 +98,36 @@ class Costs:
         slot = now_ms // SLOT_MS
         fresh = [counts for at, counts in zip(self._slots, self._counts, strict=True) if slot - SLOTS < at <= slot]
         return [sum(column) for column in zip(*fresh, strict=True)]
+
+
+class Repeats:
+    """Lets one of a kind through in `every_s` seconds, and counts the others; at most `per_minute` of all kinds.
+
+    What can be repeated at no cost (a refusal, a denial, a failure) thus fills no log.  For at most `kinds_max` kinds;
+    the one not met for longest is forgotten first.  Any clock; one thread at a time.
+    """
+
+    __slots__ = ("_bucket", "_every_s", "_kinds", "_kinds_max")
+
+    def __init__(self, every_s: float, kinds_max: int, per_minute: int) -> None:
+        self._every_s, self._kinds_max = every_s, kinds_max
+        self._bucket = TokenBucket(float(per_minute), per_minute / 60)
+        self._kinds: OrderedDict[tuple[str, ...], tuple[float, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return how many kinds are remembered."""
+        return len(self._kinds)
+
+    def due(self, kind: tuple[str, ...], now_s: float) -> int | None:
+        """Return how many of the kind were only counted since the last one let through; None to count this one."""
+        told_s, count = self._kinds.pop(kind, (now_s - self._every_s, 0))
+        due = not 0 <= now_s - told_s < self._every_s
+        if due:
+            self._bucket, due, _ = self._bucket.take(now_s)
+        self._kinds[kind] = (now_s, 0) if due else (told_s, count + 1)
+        if len(self._kinds) > self._kinds_max:
+            self._kinds.popitem(last=False)
+        return count if due else None
 
 
 def summary(counts: Iterable[list[int]]) -> dict[str, int | None]:

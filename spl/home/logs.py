@@ -12,14 +12,21 @@ import logging
 import logging.handlers
 import re
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from ..core import when
 from ..core.errors import printable
+from ..core.event import event
+from ..core.recent import Repeats
 
 FILE_BYTES: Final = 10_000_000
 FILES_KEPT: Final = 7
+REPEAT_EVERY_S: Final = 60.0
+KINDS_MAX: Final = 4096
+LINES_PER_MINUTE: Final = 600
 TARGETS: Final = {
     "spl.federation": "syncropel_engine::federation",
     "spl.net": "syncropel_engine::http",
@@ -28,6 +35,33 @@ TARGETS: Final = {
 
 _PLAIN: Final = re.compile(r"[^\s\"=\\]+\Z")
 _SECRET: Final = re.compile(r"(spl_[A-Za-z0-9]+_sa_[0-9a-f]+_)[A-Za-z0-9_-]+")
+
+
+class CountedLog:
+    """A log that takes one line of a kind, by event, pair and code, in a minute, and counts the others in the next one.
+
+    A peer can repeat what it is refused for as fast as it likes; a line each would drive everything else out of the
+    files within a minute.
+    """
+
+    def __init__(self, log: logging.Logger, steady_s: Callable[[], float] = time.monotonic) -> None:
+        self._log, self._steady_s = log, steady_s
+        self._repeats = Repeats(REPEAT_EVERY_S, KINDS_MAX, LINES_PER_MINUTE)
+
+    def info(self, name: str, pair: str, code: str = "", **fields: object) -> None:
+        """Write or count a line about a state that changed."""
+        self._write(logging.INFO, name, pair, code, fields)
+
+    def warning(self, name: str, pair: str, code: str = "", **fields: object) -> None:
+        """Write or count a line about what we recovered from."""
+        self._write(logging.WARNING, name, pair, code, fields)
+
+    def _write(self, level: int, name: str, pair: str, code: str, fields: dict[str, object]) -> None:
+        repeated = self._repeats.due((name, pair, code), self._steady_s())
+        if repeated is not None:
+            fields |= {"code": code} if code else {}
+            fields |= {"repeated": repeated} if repeated else {}
+            self._log.log(level, **event(name, pair=pair, **fields))
 
 
 class Formatter(logging.Formatter):

@@ -11,18 +11,17 @@ Used on the event loop and on the pairing service's thread.
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 
 from ..core import rules, when
-from ..core.backoff import TokenBucket
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.manifest import Manifest
 from ..core.pair.pair import Phase
 from ..core.pair.state import SUPERSEDED
+from ..core.recent import Repeats
 from ..core.record.filter import fault_of
 from ..core.rules import AitlRule, Decision, PermissionRule
 from .writer import Writer
@@ -45,8 +44,7 @@ class Policy:
     def __init__(self, writer: Writer, *, resources: frozenset[str], now_ms: Callable[[], int]) -> None:
         self.writer, self.resources, self.now_ms = writer, resources, now_ms
         self._lock = threading.Lock()
-        self._told: OrderedDict[_Kind, tuple[int, int]] = OrderedDict()
-        self._bucket = TokenBucket(float(AUDITS_PER_MINUTE), AUDITS_PER_MINUTE / 60)
+        self._repeats = Repeats(AUDIT_EVERY_S, KINDS_MAX, AUDITS_PER_MINUTE)
         self._name_faults()
 
     def allows(self, resource: str, facts: Mapping[str, Any], capabilities: frozenset[str], who: str) -> Decision:
@@ -122,16 +120,8 @@ class Policy:
 
         A new DID costs a peer nothing, so denials of the handshake count by address.
         """
-        now_ms = self.now_ms()
         with self._lock:
-            told_ms, count = self._told.pop(kind, (-AUDIT_EVERY_S * 1000, 0))
-            due = now_ms - told_ms >= AUDIT_EVERY_S * 1000
-            if due:
-                self._bucket, due, _ = self._bucket.take(now_ms / 1000)
-            self._told[kind] = (now_ms, 0) if due else (told_ms, count + 1)
-            if len(self._told) > KINDS_MAX:
-                self._told.popitem(last=False)
-        return count if due else None
+            return self._repeats.due(kind, self.now_ms() / 1000)
 
 
 def _written(done: "Future[list[Outcome]]") -> None:

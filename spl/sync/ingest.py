@@ -28,9 +28,8 @@ from urllib.parse import urlencode
 from ..core import consent
 from ..core.consent import Inbound
 from ..core.errors import SplError
-from ..core.event import event
 from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
-from ..core.identity.did import Chain, chain_from_json
+from ..core.identity.did import Chain, chain_from_json, is_instance_did
 from ..core.identity.pins import FORK, KIND_CHAIN, Pins, pin_body
 from ..core.limits import KIB, Limits
 from ..core.pair.pair import Pair
@@ -39,6 +38,7 @@ from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page, PushBody
 from ..home.index import refusals_of
+from ..home.logs import CountedLog
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition
@@ -141,6 +141,8 @@ class Ingest:
         self.reaches = reaches
         self.limits = limits
         self.pool = ThreadPoolExecutor(WORKERS, "spl-verify")
+        self.lines = CountedLog(log)
+        """What a peer can repeat is logged through this, by the other services too."""
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
@@ -218,7 +220,8 @@ class Ingest:
             rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, rules.inlets, item)
             verdicts = await self._judge_rows(rules, rows)
         ahead = any(_is_ahead(rules, verdict) for verdict in verdicts)
-        signers = dict.fromkeys(verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
+        named = (verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
+        signers = dict.fromkeys(filter(is_instance_did, named))
         found = await self._learn_all(pair, list(signers), chains) if signers else _Learnt()
         if not found.chains:
             return Judged(item, verdicts, forks=found.forks, ahead=ahead, unshown=found.unshown)
@@ -244,7 +247,7 @@ class Ingest:
         fresh = await self._store(pair, items)
         if refused:
             codes = ",".join(sorted({verdict.code for verdict in refused}))
-            log.warning(**event("sync.refused", pair=pair_id, records=len(refused), codes=codes))
+            self.lines.warning("sync.refused", pair_id, records=len(refused), codes=codes)
         memory, learnt = self._memory(pair_id), bool(judged.pins)
         if judged.ahead or judged.unshown or (learnt and self.writer.views.refused.get(pair_id)):
             memory.owed = True
@@ -410,7 +413,7 @@ class Ingest:
                 pins = pins.seen(chain, pair.pair_id)
                 continue
             if chain is not None:
-                log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=code, signer=did))
+                self.lines.warning("sync.chain_refused", pair.pair_id, code, signer=did)
             if chain is not None and code == FORK:
                 # The record of the fork marks the DID from now on, after each start, too.
                 found.forks.append(_pin(pair, chain))
@@ -431,7 +434,7 @@ class Ingest:
                 value = chains.get(did)
             chain = chain_from_json(value, self.limits)
         except SplError as exc:
-            log.warning(**event("sync.chain_refused", pair=pair.pair_id, code=exc.code, signer=did))
+            self.lines.warning("sync.chain_refused", pair.pair_id, exc.code, signer=did)
             return None
         return chain if chain.did == did else None
 

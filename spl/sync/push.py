@@ -51,6 +51,7 @@ AGAIN_MAX: Final = 8
 CHAINS_TOLD_MAX: Final = 4096
 CHAINS_BYTES_MAX: Final = 256 * KIB
 CODE_CHARS_MAX: Final = 40
+CODES_LOGGED_MAX: Final = 8
 BACKOFF_BASE_S: Final = 1.0
 QUIET_S: Final = 10.0
 """Less than the time between two heartbeats of the stream that we read, so that each of them is answered by a push."""
@@ -270,7 +271,7 @@ class Push:
         except SplError as exc:
             if exc.code not in RESET_CODES:
                 raise
-            log.warning(**event("push.reset", pair=pair_id, code=exc.code))
+            self._ingest.lines.warning("push.reset", pair_id, exc.code)
             body = await self._page(pair_id, "", limit, True)
         return await self._decoded(body, limit)
 
@@ -315,7 +316,8 @@ class Push:
         line.position = answer.cursor
         line.wanted = answer.wanted if again else answer.wanted or line.wanted
         if answer.codes:
-            log.warning(**event("push.refused", pair=pair_id, codes=",".join(sorted(answer.codes))))
+            codes = ",".join(sorted(answer.codes)[:CODES_LOGGED_MAX])
+            self._ingest.lines.warning("push.refused", pair_id, codes=codes)
         if CHAIN_UNKNOWN in answer.codes:
             line.told.clear()
         return answer
@@ -420,7 +422,7 @@ class Push:
                     await self.push(pair_id, news_only=quiet)
                 except SplError as exc:
                     attempt += 1
-                    log.warning(**event("push.failed", pair=pair_id, code=exc.code, attempt=attempt))
+                    self._ingest.lines.warning("push.failed", pair_id, exc.code, attempt=attempt)
                     if exc.code in FINAL_CODES:
                         return
                     unit = unit_of(self._random_bytes(4))

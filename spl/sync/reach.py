@@ -112,6 +112,8 @@ class _Way:
     failing_s: float = 0.0
     """When the first failure of the streak was."""
     contact_s: float | None = None
+    since_failure: bool = False
+    """The peer was in touch since the first failure of the streak, by order: the clock of a loop may stand still."""
     served: bool = False
     reached: bool = False
     peer: str = ""
@@ -139,7 +141,8 @@ class Reaches:
 
     def contact(self, pair_id: str, now_s: float) -> None:
         """Record that the peer opened an authenticated connection; `now_s` is any steady clock."""
-        self._way(pair_id).contact_s = now_s
+        way = self._way(pair_id)
+        way.contact_s, way.since_failure = now_s, True
 
     def reached(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Record that we dialled the peer and it answered; `view` is its view of the pair."""
@@ -181,10 +184,10 @@ class Reaches:
             way.failures, way.served = 0, False
             return False
         if not way.failures:
-            way.failing_s = now_s
+            way.failing_s, way.since_failure = now_s, False
         way.failures += 1
         way.reached = False
-        proved = way.contact_s is not None and way.contact_s > way.failing_s and now_s <= way.contact_s + fresh_s
+        proved = way.since_failure and way.contact_s is not None and now_s <= way.contact_s + fresh_s
         way.served = proved and way.failures >= self._failures_max
         return way.served
 

@@ -3,7 +3,8 @@
 One side drives: it asks the other for fingerprints of ever smaller ranges until it knows every name that only one of
 them has (core/fingerprint.py), then for the whole names of what it lacks itself, and last which of its own records the
 other lacks.  So one comparison serves both directions, over connections of the side that drives.  The other side keeps
-nothing but the fingerprints of its sets, for a minute; whoever asks later has them reckoned anew.
+nothing but the fingerprints of its sets, for a minute; later requests recompute them.  It answers one question of a
+peer at a time and gives it a share of one thread, so no peer holds up another or the daemon by asking.
 
 Repair fetches by id, through the ordinary gate into the ordinary store, and pushes what the peer lacks.  Names that
 differ are looked up once more at the end: what arrived meanwhile is no difference.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from ..core import consent
+from ..core.backoff import full_jitter_s, unit_of
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import Verdict, claimed_id
@@ -37,6 +39,14 @@ log = logging.getLogger("spl.federation")
 
 KEPT_S: Final = 60.0
 """How long fingerprints are kept for the next question."""
+QUESTIONS_MAX: Final = 4
+"""Questions of one peer that are answered or wait."""
+THREAD_SHARE: Final = 0.25
+"""How much of the thread one peer may use in the long run, after BURST_S seconds of it at once."""
+BURST_S: Final = 10.0
+PAY_WAIT_S: Final = 10.0
+"""A question waits at most so long for its share; the peer gives up after 30 s."""
+ASK_AGAIN_MAX: Final = 20
 VERIFY_S: Final = 900.0
 FOUND_MAX: Final = 10_000
 REPAIRS_MAX: Final = 1000
@@ -82,6 +92,16 @@ class Effort:
     pushed: int = 0
 
 
+@dataclass(slots=True)
+class _Asker:
+    """What the questions of one peer cost us."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+    paid_s: float = 0.0
+    """Loop time at which a steady share of the thread has paid for all answers so far."""
+
+
 class Reconcile:
     """Comparisons of all pairs, asked for and answered."""
 
@@ -97,6 +117,7 @@ class Reconcile:
         self._pool = ThreadPoolExecutor(1, "spl-reconcile")
         self._kept: dict[str, tuple[Holdings, asyncio.TimerHandle]] = {}
         self._driving: dict[str, asyncio.Lock] = {}
+        self._askers: dict[str, _Asker] = {}
 
     def close(self) -> None:
         """Forget all fingerprints and end the thread."""
@@ -114,12 +135,37 @@ class Reconcile:
     async def answer(self, pair_id: str, body: bytes) -> bytes:
         """Return the answer to a peer's question (core/fingerprint.py), from what the pair shares and nothing else.
 
-        Raises FingerprintError "bad-field", CanonError "bad-json", and FeedError for the pair's state.
+        A peer is answered one question at a time, at its share of the thread; what is beyond that waits, then is
+        refused.  Raises FingerprintError "bad-field", CanonError "bad-json", FeedError for the pair's state,
+        ReconcileError "rate-limited".
         """
-        question, shared = fingerprint.question_of(body), self.terms(pair_id)
+        question = fingerprint.question_of(body)
+        self.terms(pair_id)
+        loop, asker = asyncio.get_running_loop(), self._askers.setdefault(pair_id, _Asker())
+        if asker.waiting >= QUESTIONS_MAX:
+            raise ReconcileError("rate-limited", "questions of this pair are waiting already", retry_after_s=1)
+        asker.waiting += 1
+        try:
+            async with asker.lock:
+                wait_s = asker.paid_s - BURST_S / THREAD_SHARE - loop.time()
+                if wait_s > PAY_WAIT_S:
+                    raise ReconcileError("rate-limited", "comparisons of this pair", retry_after_s=int(wait_s) + 1)
+                await asyncio.sleep(max(0.0, wait_s))
+                return await self._answer(pair_id, question, asker)
+        finally:
+            asker.waiting -= 1
+
+    async def _answer(self, pair_id: str, question: Question, asker: _Asker) -> bytes:
+        shared, now_s = self.terms(pair_id), asyncio.get_running_loop().time
+
+        def timed(held: Holdings) -> tuple[bytes, float]:
+            started_s = now_s()
+            return self._reply(pair_id, held, question), now_s() - started_s
+
         while True:
-            reply = await self._in_thread(self._reply, pair_id, self._keep(pair_id, shared, question.key), question)
-            # Told is only what is still shared now.
+            reply, took_s = await self._in_thread(timed, self._keep(pair_id, shared, question.key))
+            asker.paid_s = max(asker.paid_s, now_s()) + took_s / THREAD_SHARE
+            # The answer goes out only if the pair still shares the same.
             before, shared = shared, self.terms(pair_id)
             if before == shared:
                 return reply
@@ -289,7 +335,14 @@ class Reconcile:
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
         body = question.encode()
-        reply = await self._send(pair_id, FINGERPRINTS, body)
+        for attempt in range(ASK_AGAIN_MAX + 1):
+            try:
+                reply = await self._send(pair_id, FINGERPRINTS, body)
+                break
+            except SyncError as exc:
+                if exc.code != "rate-limited" or attempt == ASK_AGAIN_MAX:
+                    raise
+                await asyncio.sleep(full_jitter_s(attempt + 1, 1.0, PAY_WAIT_S, unit_of(self._random_bytes(4))))
         effort.questions += 1
         effort.sent_bytes += len(body)
         effort.received_bytes += len(reply)

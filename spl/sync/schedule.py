@@ -312,7 +312,8 @@ class Sync:
 
         try:
             await self._follower.run(pair, line.progress, line.flow, heard)
-            log.info(**event("sync.stream_ended", pair=pair.pair_id, retry_ms=int(line.flow.hold_s * 1000)))
+            retry_ms = int(line.flow.hold_s * 1000)
+            self._ingest.lines.info("sync.stream_ended", pair.pair_id, retry_ms=retry_ms)
         except SplError as exc:
             self._failed(pair.pair_id, line, exc, is_stream=True)
         finally:
@@ -369,13 +370,13 @@ class Sync:
             served = self._reaches.failed(pair_id, kind, now_s, fresh_s)
         if served:
             line.attempt, line.last_error = 0, None
-            log.info(**event("sync.served_by_push", pair=pair_id, code=exc.code))
+            self._ingest.lines.info("sync.served_by_push", pair_id, exc.code)
             if pair.phase is Phase.DEGRADED:
                 self._reaches.recovered(pair_id)
             return
         line.attempt += 1
         line.last_error = LastError(exc.code, exc.message, self._now_ms(), kind)
-        log.warning(**event("sync.failed", pair=pair_id, code=exc.code, error_class=kind, attempt=line.attempt))
+        self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=line.attempt)
         recurs = kind == "AUTH" or (kind != LOCAL and line.attempt >= self.limits.errors_until_degraded)
         if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
             line.troubled = True

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Costs, Lags, Peaks, summary
+from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Costs, Lags, Peaks, Repeats, summary
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=60))
@@ -70,3 +70,22 @@ def test_costs_are_forgotten_after_five_minutes() -> None:
         assert costs.records(n * SLOT_MS) == min(n + 1, SLOTS)
     assert costs.percentile_us(50, (4 * SLOTS) * SLOT_MS) is None
     assert Costs().percentile_us(99, 0) is None
+
+
+def test_one_of_a_kind_is_let_through_and_the_next_one_counts_the_others() -> None:
+    repeats = Repeats(60.0, 10, 100)
+    assert [repeats.due(("a",), float(now)) for now in (0, 1, 59, 60, 61)] == [0, None, None, 2, None]
+    assert repeats.due(("b",), 61.0) == 0
+
+
+def test_of_all_kinds_only_so_many_a_minute_and_so_many_remembered() -> None:
+    repeats = Repeats(60.0, 10, 5)
+    found = [repeats.due((str(kind),), 0.0) for kind in range(50)]
+    assert found == [0] * 5 + [None] * 45
+    assert len(repeats) == 10
+    assert repeats.due(("49",), 60.0) == 1
+
+
+def test_a_clock_that_steps_back_holds_nothing_up() -> None:
+    repeats = Repeats(60.0, 10, 100)
+    assert [repeats.due(("a",), now) for now in (1e9, 5.0)] == [0, 0]

@@ -81,3 +81,21 @@ def test_nothing_unprintable_reaches_a_line(as_json: bool) -> None:
         assert json.loads(line)["plain"] == "a\u202eb"
     else:
         assert 'plain="a\\u202eb"' in line
+
+
+def test_a_kind_of_line_is_written_once_a_minute_with_the_number_of_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s = [0.0]
+    lines = logs.CountedLog(logging.getLogger("spl.federation"), lambda: now_s[0])
+    with caplog.at_level(logging.INFO):
+        for second in range(130):
+            now_s[0] = float(second)
+            lines.warning("sync.failed", "pair_1", "timeout", attempt=second)
+        lines.warning("sync.failed", "pair_2", "timeout")
+        lines.info("sync.failed", "pair_1", "dns")
+    found = [vars(line)["fields"] for line in caplog.records]
+    assert [(each["pair"], each["code"], each.get("repeated")) for each in found] == [
+        ("pair_1", "timeout", None), ("pair_1", "timeout", 59), ("pair_1", "timeout", 59),
+        ("pair_2", "timeout", None), ("pair_1", "dns", None),
+    ]  # fmt: skip

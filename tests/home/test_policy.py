@@ -108,7 +108,7 @@ def test_denials_of_many_kinds_are_bounded_too(world: World) -> None:
     for number in range(KINDS_MAX + 500):
         assert world.denied(f"did_{number}", rules.HANDSHAKE, f"10.0.{number // 256}.{number % 256}") == "deny"
     assert len(world.audits()) == AUDITS_PER_MINUTE
-    assert len(world.policy._told) <= KINDS_MAX
+    assert len(world.policy._repeats) <= KINDS_MAX
 
 
 def test_a_new_did_from_the_same_address_is_no_new_kind(world: World) -> None:

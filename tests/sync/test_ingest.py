@@ -1,13 +1,20 @@
 """Judging: rules are kept as long as what they are made of, and counted at once when it changes."""
 
 import json
+import logging
 from copy import copy
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from spl.core.identity.did import Chain, chain_of, did_of, multibase
+from spl.core.keys import SecretKey
+from spl.core.record import record
 from spl.core.record.page import Page
-from spl.core.record.record import Envelope
+from spl.core.record.record import Envelope, Sig
 from spl.sync.ingest import ON_LOOP_RECORDS
-from tests.nodes import Node, join, nodes
+from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
@@ -61,3 +68,62 @@ async def test_what_is_held_is_not_judged_again(tmp_path: Path) -> None:
         sent = [alice.emit(f"{n}") for n in range(2)]
         await bob.sync.pull(PAIR)
         assert await codes(bob, page_of(*sent)) == []
+
+
+def born(number: int) -> tuple[SecretKey, Chain]:
+    """Return the key of another instance and its chain."""
+    key = SecretKey(number.to_bytes(32))
+    return key, chain_of(did_of(f"ghost-{number}", key.public), key.public, [], LIMITS)
+
+
+def signed(key: SecretKey, by: str, clock: int) -> dict[str, Any]:
+    """Return the envelope of a record under any key and name."""
+    value = {"act": "DO", "actor": "did:sync:user:x", "thread": "th", "body": {"n": 1}, "clock": clock}
+    checked = record.check(value, LIMITS)
+    id_, text = record.identify(checked, LIMITS)
+    sig = Sig(by, multibase(key.public), key.sign(record.signed_text(id_, None)))
+    found: dict[str, Any] = json.loads(record.seal(checked, id_, text, sig).raw)
+    return found
+
+
+async def test_all_signers_of_a_page_are_learnt_at_once(tmp_path: Path) -> None:
+    """One that is left over stays refused until something else has it asked for again."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        others = [born(number) for number in range(1, 41)]
+        values = [signed(key, chain.did, clock) for clock, (key, chain) in enumerate(others)]
+        chains = {chain.did: chain.to_json() for _, chain in others}
+        pair, page = bob.home.views.pairs[PAIR], Page(values, ["default"] * 40, "c", False, {}, 0)
+        judged = await bob.ingest.judge(pair, page, chains)
+        assert {verdict.code for verdict in judged.verdicts} == {""}
+        taken = await bob.ingest.keep(pair, judged, moves=True)
+        assert (taken.fresh, taken.refused, taken.learnt) == (40, (), True)
+        assert {chain.did for _, chain in others} <= bob.home.views.pins.by_did.keys()
+
+
+async def test_a_signer_that_is_no_did_is_neither_asked_for_nor_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        key, _ = born(1)
+        page = Page([signed(key, "did:\x1b]0;owned", 1)], ["default"], "c", False, {}, 0)
+        with caplog.at_level(logging.DEBUG):
+            taken = await bob.ingest.take(bob.home.views.pairs[PAIR], page, moves=True)
+        assert [verdict.code for verdict in taken.refused] == ["chain-unknown"]
+        assert not bob.network.log
+        assert "owned" not in repr([vars(line) for line in caplog.records])
+
+
+async def test_refusals_are_counted_and_not_repeated_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        pair, (key, chain) = bob.home.views.pairs[PAIR], born(1)
+        with caplog.at_level(logging.DEBUG):
+            for clock in range(20):
+                page = Page([signed(key, chain.did, clock)], ["default"], f"c{clock}", False, {}, 0)
+                await bob.ingest.keep(pair, await bob.ingest.judge(pair, page, {}), moves=True)
+        assert bob.home.views.refused == {PAIR: 20}
+        assert [line.getMessage() for line in caplog.records].count("sync.refused") == 1

@@ -66,3 +66,32 @@ async def test_the_end_comes_after_what_waits() -> None:
     assert await inbox.take(10) is not None
     assert await inbox.take(10) is None
     assert isinstance(inbox.end, SplError)
+
+
+async def test_heartbeats_that_follow_one_another_are_one() -> None:
+    """A peer sends them at no cost, so only the newest waits; between records each is kept, for it says up to where."""
+    inbox = Inbox(100, 10_000)
+    for n in range(1000):
+        inbox.put(b"beat %03d" % n, "", is_beat=True)
+    assert inbox.size == len(b"beat 000")
+    inbox.put(b"record", "c")
+    inbox.put(b"last", "", is_beat=True)
+    found = [await inbox.take(10) for _ in range(3)]
+    assert [item.data for item in found if item] == [[b"beat 999"], [b"record"], [b"last"]]
+    for item in found:
+        assert item is not None
+        inbox.done(item)
+    assert (inbox.records, inbox.size) == (0, 0)
+
+
+async def test_large_heartbeats_between_records_fill_the_inbox() -> None:
+    inbox = Inbox(100, 10)
+    inbox.put(b"1", "c")
+    inbox.put(b"large heartbeat", "", is_beat=True)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(inbox.room())
+        for _ in range(2):
+            item = await inbox.take(1)
+            assert item is not None
+            assert not waiting.done()
+            inbox.done(item)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -381,6 +382,63 @@ async def test_a_malformed_question_is_refused_and_keeps_nothing(pair: tuple[Nod
             await ben.reconcile.answer(pair_id, body)
         assert caught.value.code in ("bad-json", "bad-field")
     assert ben.reconcile._kept == {}
+
+
+async def test_a_peer_has_one_question_answered_at_a_time_and_few_waiting(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another peer's question does not wait for all of them."""
+    ann, ben, pair_id = pair
+    other = join(ann, ben, "pair_00000002")
+    reply, go, order = ben.reconcile._reply, threading.Event(), list[str]()
+
+    def slow(by: str, *arguments: Any) -> bytes:
+        go.wait(30)
+        order.append(by)
+        return reply(by, *arguments)
+
+    monkeypatch.setattr(ben.reconcile, "_reply", slow)
+    questions = [Question(f"{n:032x}", ranges={HELD: ("",)}).encode() for n in range(30)]
+    calls = [ben.reconcile.answer(pair_id, question) for question in questions]
+    found = asyncio.gather(*calls, ben.reconcile.answer(other, questions[0]), return_exceptions=True)
+    await asyncio.sleep(0)
+    go.set()
+    results = await found
+    refused = [each for each in results if isinstance(each, SplError)]
+    assert [each.code for each in refused] == ["rate-limited"] * (len(questions) - reconcile.QUESTIONS_MAX)
+    assert order.index(other) == 1
+
+
+async def test_a_peer_that_used_up_its_share_waits_or_is_refused(pair: tuple[Node, Node, str]) -> None:
+    ann, ben, pair_id = pair
+    question = Question(KEY, ranges={HELD: ("",)})
+    await asked(ben, pair_id, question)
+    asker = ben.reconcile._askers[pair_id]
+    assert asker.paid_s > 0
+    asker.paid_s += (reconcile.BURST_S / reconcile.THREAD_SHARE) + 2 * reconcile.PAY_WAIT_S
+    with pytest.raises(SplError) as caught:
+        await asked(ben, pair_id, question)
+    assert (caught.value.code, caught.value.status) == ("rate-limited", 429)
+    assert caught.value.facts["retry_after_s"] > 0
+    assert (await asked(ben, join(ann, ben, "pair_00000002"), question)).counts[HELD] == {}
+
+
+async def test_a_comparison_asks_again_what_was_refused_for_its_rate(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, ben, pair_id = pair
+    emit_many(ben, 3)
+    monkeypatch.setattr(reconcile, "PAY_WAIT_S", 0.001)
+    busy = iter([True, True])
+
+    def change(path: str, reply: Reply) -> Reply:
+        if path == FINGERPRINTS and next(busy, False):
+            return Reply(429, {}, b'{"code":"RATE_LIMITED"}', "x")
+        return reply
+
+    ann.network.change = change
+    report: Any = await ann.reconcile.verify(pair_id)
+    assert (len(report["missing_here"]), report["complete"]) == (3, True)
 
 
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,6 +16,7 @@ from spl.core import when
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.net.client import Reply
+from spl.sync.schedule import STREAM_BACKOFF_MAX_S
 from tests.nodes import LIMITS, Network, Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -313,3 +314,53 @@ async def _converge(steps: list[tuple[str, str]]) -> None:
             assert a.ids() == b.ids() == c.ids()
             assert len(a.ids()) == sum(what == "emit" for _, what in steps)
             assert not any(node.home.views.refused for node in (a, b, c))
+
+
+async def failing(node: Node, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(SplError):
+            await node.sync.pull(PAIR)
+
+
+async def test_after_an_outage_a_continuous_pair_dials_again_within_its_backoff(tmp_path: Path) -> None:
+    """Contact from before the outage proves no NAT: else each side would wait a poll interval for the other."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="continuous", poll_interval_ms=3_600_000)
+        await bob.sync.pull(PAIR)
+        bob.sync.wake(PAIR)
+        alice.network.down = "connect"
+        await failing(bob, LIMITS.errors_until_degraded)
+        status = bob.sync.status(PAIR)
+        assert status.attempt == LIMITS.errors_until_degraded
+        assert status.next_attempt_ms is not None
+        assert status.next_attempt_ms - bob.now_ms() <= STREAM_BACKOFF_MAX_S * 1000
+        assert bob.watched.heard == [("trouble", PAIR, "connect")]
+
+
+async def test_a_continuous_pair_that_is_served_by_push_is_dialled_again_twice_a_minute(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="continuous", poll_interval_ms=3_600_000)
+        alice.network.down = "timeout"
+        await failing(bob, 1)
+        bob.sync.wake(PAIR)
+        await failing(bob, LIMITS.errors_until_degraded - 1)
+        assert bob.reaches.word(PAIR) == "peer-pushes"
+        status = bob.sync.status(PAIR)
+        assert (status.attempt, status.last_error) == (0, None)
+        assert status.next_attempt_ms is not None
+        assert status.next_attempt_ms - bob.now_ms() <= STREAM_BACKOFF_MAX_S * 1000
+
+
+async def test_a_stop_that_meets_a_failing_pull_ends_the_task(tmp_path: Path) -> None:
+    """The pull's error and the cancellation come in the same turn of the loop."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        alice.network.down = "connect"
+        alice.network.gate.clear()
+        stop = asyncio.Event()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            group.create_task(bob.sync.run(stop))
+            while not bob.sync._lines or bob.sync._lines[PAIR].running is None:
+                await asyncio.sleep(0)
+            stop.set()
+            alice.network.gate.set()
