@@ -399,7 +399,7 @@ def services_of(
         pairing, feed, sync, now_ms(), now_ms, random_bytes, adopt,
         disk=home.disk,
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
-        doctor=_doctor(home, client, tls, pairing, sync, feed, reaches),
+        doctor=_doctor(home, settings, client, tls, pairing, sync, feed),
         push=push,
         reconcile=reconcile,
         policy=policy,
@@ -408,13 +408,13 @@ def services_of(
 
 
 def _doctor(
-    home: Home, client: Client, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed, reaches: Reaches
+    home: Home, settings: Settings, client: Client, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed
 ) -> Doctor:
     limits = home.config.limits
     health = HealthSampler(home.writer, sync, feed, limits, steady_s=time.monotonic, tasks=_task_names)
     probe = Prober(Resolver().resolve, tls, limits.check_s)
     peer = PeerCheck(client, probe, pairing, home.vault, limits, now_ms=now_ms)
-    return Doctor(home, pairing, sync, reaches, health, peer, now_ms=now_ms)
+    return Doctor(home, settings, pairing, sync, feed, health, peer, now_ms=now_ms)
 
 
 def _task_names() -> list[str]:

@@ -166,6 +166,8 @@ CODES: Final[dict[str, Code]] = {
     "stream-flapping": Code(502, 9, "The stream breaks again and again; each time it resumes by its cursor and nothing is lost.", "look at timeouts of proxies between, or use mode polling"),
     "queue-high": Code(503, 3, "Records wait between network and store: taking them in is slower than their arrival.", "look at the disk and the processor of this machine"),
     "adapter-slow": Code(503, 3, "What runs for each record after its write takes so long that the reference's spike, 37 records a second, is too much.", "look at the load of this machine: top; the slowest adapter is named by: spl status -o json"),
+    "peer-behind": Code(503, 3, "The peer does not take in what it is offered, or cannot store it.", "on the peer: spl doctor"),
+    "auth-off": Code(503, 3, "The daemon answers without credentials, so everybody on this machine is an administrator.", "set auth.required = true in config.toml, then SIGHUP to the daemon"),
     "poll-interval-long": Code(409, 3, "The pair polls seldom, so its news may be old.", "spl federation set-poll-interval PAIR_ID 5m"),
 }
 """Every code; `tools/check.py` holds it against what the code raises."""

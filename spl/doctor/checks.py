@@ -167,6 +167,12 @@ def _cursor(facts: Facts) -> str:
     return f"clock {facts.clock}, {behind}, confirmed {ago(facts.confirmed_s)}"
 
 
+def _sends(facts: Facts) -> str:
+    if facts.peer_acked is None or facts.peer_lag is None:
+        return ""
+    return f"the peer has confirmed {facts.peer_acked} of {facts.peer_acked + facts.peer_lag} records"
+
+
 def _stream(facts: Facts) -> str:
     return "open, and events arrive" if facts.stream_open else ""
 
@@ -204,7 +210,7 @@ def _nothing(facts: Facts) -> str:
 
 DAEMON: Final = (
     Check("daemon", ("daemon-down", "warming-up", "store-locked", "config-invalid", "loop-blocked", "task-dead",
-                     "adapter-slow"), _daemon),
+                     "adapter-slow", "auth-off"), _daemon),
     Check("store", ("store-readonly", "store-full", "store-damaged", "disk-low"), _store),
     Check("identity", ("identity-missing", "identity-backup"), _identity),
 )  # fmt: skip
@@ -234,6 +240,7 @@ PAIR: Final = (
     Check("scopes", ("token-scope",), _scopes, ("token",)),
     Check("cursor", ("cursor-stalled", "cursor-skip-suspect", "peer-rewound", "pair-degraded"), _cursor,
           (*_REACHED, "token")),
+    Check("sends", ("peer-behind",), _sends, (*_REACHED, "token")),
     Check("stream-buffering", ("stream-buffering", "stream-flapping"), _stream, (*_REACHED, "token")),
     Check("mode", ("poll-interval-long",), _mode),
     Check("queue", ("queue-high",), _queue),

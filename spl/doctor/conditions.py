@@ -244,6 +244,14 @@ def stalled(facts: Facts) -> str:
     return f"{lag} records wait on the peer and the cursor does not move; nothing is lost" if lag else ""
 
 
+def behind(facts: Facts) -> str:
+    if not facts.peer_lag or not facts.peer_behind_s:
+        return ""
+    waits = f"{facts.peer_lag} record waits" if facts.peer_lag == 1 else f"{facts.peer_lag} records wait"
+    label = facts.label or "the peer"
+    return f"{waits} here for {label}, which has confirmed nothing for {span(facts.peer_behind_s * 1000)}"
+
+
 def skipped(facts: Facts) -> str:
     lag = facts.lag_records
     if not (lag and facts.unmoved):
@@ -266,6 +274,10 @@ def flapping(facts: Facts) -> str:
 def queue(facts: Facts) -> str:
     waiting = facts.queue_records
     return f"{waiting} records wait between network and store" if waiting > QUEUE_RECORDS else ""
+
+
+def auth_off(facts: Facts) -> str:
+    return "auth.required is false: everybody on this machine is an administrator" if facts.auth_off else ""
 
 
 def slow(facts: Facts) -> str:

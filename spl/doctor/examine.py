@@ -14,9 +14,10 @@ from ..core.identity.did import short_of, words
 from ..core.pair.pair import Pair
 from ..core.rules import locks_out_handshake
 from ..core.version import PROTOCOL
+from ..home.config import Settings
 from ..home.home import Home
 from ..pairing.service import Pairing
-from ..sync.reach import Reaches
+from ..sync.changes import Feed
 from ..sync.schedule import Sync
 from . import catalogue, checks, gather
 from .catalogue import Finding
@@ -30,11 +31,12 @@ class Doctor:
     """One daemon's."""
 
     def __init__(
-        self, home: Home, pairing: Pairing, sync: Sync, reaches: Reaches, health: HealthSampler, peer: PeerCheck, *,
-        now_ms: Callable[[], int],
+        self, home: Home, settings: Settings, pairing: Pairing, sync: Sync, feed: Feed, health: HealthSampler,
+        peer: PeerCheck, *, now_ms: Callable[[], int],
     ) -> None:  # fmt: skip
-        self.home, self.pairing, self.sync, self.health, self.peer = home, pairing, sync, health, peer
-        self._reaches, self._now_ms = reaches, now_ms
+        self.home, self.settings, self.pairing, self.sync, self.feed = home, settings, pairing, sync, feed
+        self.health, self.peer = health, peer
+        self._now_ms = now_ms
         self._started_ms = now_ms()
 
     # -- from facts at hand
@@ -61,15 +63,20 @@ class Doctor:
         home = self.home
         known = gather.daemon_facts(home.store, home.vault, self.health, home.config.limits, self._now_ms())
         slow = gather.adapters_slow(home.writer.listeners.summary())
-        return replace(known, locking_rule=locks_out_handshake(home.views.rules), adapters_slow=slow)
+        return replace(
+            known, locking_rule=locks_out_handshake(home.views.rules), adapters_slow=slow,
+            auth_off=not self.settings.now.auth_required,
+            damaged_lines=known.damaged_lines + self.feed.source.outgoing.damaged(),
+        )  # fmt: skip
 
     def _with_pair(self, known: Facts, pair: Pair) -> Facts:
         status, place = self.sync.status(pair.pair_id), self.home.views.positions.get(pair.pair_id)
         at_ms, now_ms = status.last_sync_ms, self._now_ms()
         context = PairContext(
             status,
+            self.feed.offered(pair.pair_id),
             trouble=self.pairing.handshakes.trouble.get(pair.pair_id),
-            reach=self._reaches.word(pair.pair_id),
+            reach=self.feed.source.reach(pair.pair_id),
             unmoved=place is not None and at_ms is not None and place.at_ms < self._started_ms < at_ms,
             uptime_s=(now_ms - self._started_ms) / 1000,
             now_ms=now_ms,

@@ -74,6 +74,7 @@ class Facts:
     """Ids of pairs without a running task."""
     tasks_count: int = 0
     adapters_slow: str = ""
+    auth_off: bool = False
     locking_rule: str | None = None
     """Name of a permission rule that refuses every pair request, "" if there is none."""
     has_identity: bool = True
@@ -107,6 +108,11 @@ class Facts:
     """Whether a pull of this process ended well and yet the saved position is older than the process."""
     confirmed_s: float | None = None
     overdue_s: float = 0.0
+    peer_acked: int | None = None
+    """How many records the peer confirmed; `peer_lag` is how many more we offer it."""
+    peer_lag: int | None = None
+    peer_behind_s: float = 0.0
+    """For how long it has confirmed none of them, once that is longer than it may take."""
     stream_open: bool = False
     breaks: int = 0
     """Ends of the stream within ten minutes."""

@@ -26,6 +26,7 @@ from ..home.disk import Disk, DiskError, lock_home
 from ..home.home import SOCKET, read_config
 from ..home.log import Log
 from ..home.vault import Vault
+from ..sync.changes import OfferedStatus
 from ..sync.schedule import PairStatus
 from .conditions import MANIFEST
 from .facts import Facts, Fault, GrantGap, LockHolder
@@ -34,6 +35,7 @@ from .health import HealthSampler
 NEEDED_SCOPES: Final = ("federation:sync", "federation:subscribe")
 REVOKED_BY_PEER: Final = "revoked by peer"
 OVERDUE_INTERVALS: Final = 2
+PEER_INTERVALS: Final = 3
 HEALING: Final = ("dns", "connect", "timeout", "disconnected", "peer-5xx")
 """Failures that mostly pass by themselves; they count after `limits.failing_s`."""
 ENDED_SHOWN_MS: Final = 86_400_000
@@ -53,6 +55,7 @@ class PairContext:
     """
 
     status: PairStatus
+    offered: OfferedStatus
     trouble: SplError | None
     reach: str
     unmoved: bool
@@ -146,6 +149,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         queue_max=status.queue_max,
         overdue_s=_overdue_s(pair, health, context, known.limits),
     )
+    known = _with_peer_lag(known, pair, health, context.offered)
     known = _with_tokens(known, pair, context.now_ms)
     known = _with_failure(known, pair, context)
     return _with_lag(known, pair, health, context)
@@ -221,6 +225,20 @@ def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     stalled_s, least_s = health.stalled_s(pair.pair_id), OVERDUE_INTERVALS * _interval_s(pair, context.reach)
     lasting["cursor-stalled"] = stalled_s if stalled_s >= least_s else 0.0
     return replace(known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=context.status.lag_records)
+
+
+def _with_peer_lag(known: Facts, pair: Pair, health: HealthSampler, offered: OfferedStatus) -> Facts:
+    """Add how far the peer is with what we offer.
+
+    It may take as long as a stream may be silent, and three of its own intervals; of a peer that never read twice the
+    interval is unknown, and nothing is said.
+    """
+    if not pair.serve_allowed:
+        return known
+    behind_s, interval_s = health.behind_s(pair.pair_id), offered.interval_s
+    allowed_s = inf if interval_s is None else max(known.limits.stream_silence_s, PEER_INTERVALS * interval_s)
+    late_s = behind_s if behind_s > allowed_s else 0.0
+    return replace(known, peer_acked=offered.acked, peer_lag=offered.lag_records, peer_behind_s=late_s)
 
 
 def _interval_s(pair: Pair, reach: str) -> float:

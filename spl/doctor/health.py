@@ -8,13 +8,13 @@ begin again after a restart.
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from ..core.limits import Limits
 from ..home.writer import Writer
-from ..sync.changes import Feed
+from ..sync.changes import Feed, OfferedStatus
 from ..sync.schedule import PairStatus, Sync
 from .conditions import QUEUE_RECORDS
 
@@ -83,7 +83,7 @@ class HealthSampler:
             runs = any(name.endswith(pair_id) for name in names)
             samples.missing = samples.missing + 1 if pair.sync_allowed and not runs else 0
             self._sample(samples, self._sync.status(pair_id), now_s, turned)
-            self._sample_peer(samples, self._feed.offered(pair_id) if pair.serve_allowed else {}, now_s)
+            self._sample_peer(samples, self._feed.offered(pair_id) if pair.serve_allowed else OfferedStatus(), now_s)
 
     def _sample(self, samples: _PairSamples, status: PairStatus, now_s: float, turned: bool) -> None:
         lag, queue, clock = status.lag_records, status.queue_records, status.clock
@@ -100,11 +100,10 @@ class HealthSampler:
             samples.lags.pop(0)
             samples.lags.append(UNKNOWN if lag is None or status.attempt else lag)
 
-    def _sample_peer(self, samples: _PairSamples, offered: Mapping[str, Any], now_s: float) -> None:
+    def _sample_peer(self, samples: _PairSamples, offered: OfferedStatus, now_s: float) -> None:
         """Sample how far the peer is with what we offer; a lag that is unknown counts as none."""
-        acked = offered.get("acked")
-        waits = bool(offered.get("lag_records")) and acked == samples.acked
-        samples.behind_s, samples.acked = _since(samples.behind_s, waits, now_s), acked
+        waits = bool(offered.lag_records) and offered.acked == samples.acked
+        samples.behind_s, samples.acked = _since(samples.behind_s, waits, now_s), offered.acked
 
     # -- for people
 

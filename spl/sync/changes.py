@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
@@ -26,6 +27,7 @@ from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
 from ..core.recent import Lags, summary
+from ..core.record.page import WE_PUSH
 from ..core.record.record import is_id
 from ..home.index import by_namespace
 from ..home.vault import Vault
@@ -33,7 +35,7 @@ from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
 from .lanes import clock_of, collect, has_news
 from .notify import Acks, Notifier
-from .pages import FoundPage, PageRead, PageReads
+from .pages import FoundPage, PageRead, PageReads, ReadPace
 from .scope import Steps, find
 from .source import FeedError, Query, Source
 from .stream import ALLOWING, SHARING, RecentCommits, Stream
@@ -49,6 +51,24 @@ MARKS_MAX: Final = 1024
 
 _Mark = tuple[int, int, frozenset[str]]  # last local record of a write, its time, the write's namespaces
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedStatus:
+    """How much of what a pair is offered the peer has; None for what is not known, or not counted yet."""
+
+    head: int | None = None
+    acked: int | None = None
+    lag_records: int | None = None
+    acked_ms: int | None = None
+    """When the peer last acknowledged, in Unix ms."""
+    interval_s: float | None = None
+    """How often the peer reads; 0 if a stream or our pushes bring it records at once."""
+
+    @property
+    def acked_at(self) -> str | None:
+        """`acked_ms` in RFC 3339."""
+        return when.text_of(self.acked_ms) if self.acked_ms is not None else None
 
 
 class Feed:
@@ -76,7 +96,7 @@ class Feed:
         )  # fmt: skip
         self._now_ms = now_ms
         self._pool = ThreadPoolExecutor(WORKERS, "spl-feed")
-        self._reads = PageReads(self.source, self._pool)
+        self._reads, self._pace = PageReads(self.source, self._pool), ReadPace()
         self._streams: dict[str, Stream] = {}
         self._counting: set[str] = set()
         self._marks: list[_Mark | None] = [None] * MARKS_MAX
@@ -109,10 +129,15 @@ class Feed:
         "bad-field", "rate-limited", CursorError "cursor-invalid".
         """
         self._check(query)
-        answer, count = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
-        waits = query.feed == "longpoll" and not count
+        loop, is_pairs = asyncio.get_running_loop(), not (query.reads or query.thread or query.namespace)
+        if is_pairs:
+            self._pace.begin(pair_id, loop.time())
+        answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
+        waits = query.feed == "longpoll" and not found.rows
         if waits and await self.wait(pair_id, query, self.limits.longpoll_s, is_valid):
-            answer, _ = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
+            answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
+        if is_pairs and not found.members["has_more"]:
+            self._pace.end(pair_id, loop.time())
         return answer
 
     async def changes(self, pair_id: str, query: Query) -> bytes:
@@ -249,22 +274,15 @@ class Feed:
 
     # -- for our own operator
 
-    def offered(self, pair_id: str) -> dict[str, object]:
-        """Return head, acked, clock, lag_records and last_read_at of a pair: how much of what we offer the peer has.
-
-        head and lag_records are None until the offer is counted.
-        """
+    def offered(self, pair_id: str) -> OfferedStatus:
+        """Return how much of what we offer the peer has."""
         head = self.source.head(pair_id)
         if head is None:
             self._count_soon(pair_id)
         acked, at_ms = self.source.acked.get(pair_id, (None, None))
-        return {
-            "head": head,
-            "acked": acked,
-            "clock": acked or 0,
-            "lag_records": max(0, head - acked) if acked is not None and head is not None else None,
-            "last_read_at": when.text_of(at_ms) if at_ms is not None else None,
-        }
+        lag = max(0, head - acked) if acked is not None and head is not None else None
+        is_live = pair_id in self._streams or self.source.reach(pair_id) == WE_PUSH
+        return OfferedStatus(head, acked, lag, at_ms, 0.0 if is_live else self._pace.interval_s(pair_id))
 
     def lag_ms(self, pair_id: str = "") -> dict[str, int | None]:
         """Return p50_ms, p99_ms and samples of the last five minutes, of one pair or all.
@@ -279,8 +297,8 @@ class Feed:
     async def _read(
         self, pair_id: str, find: Callable[[], Steps[FoundPage]], is_valid: Callable[[], bool] = lambda: True, *,
         counted: bool = True,
-    ) -> tuple[bytes | PageRead, int]:  # fmt: skip
-        """Return what was found and how many records it holds, of a scope that is still in force."""
+    ) -> tuple[bytes | PageRead, FoundPage]:  # fmt: skip
+        """Return the bytes of what was found, of a scope that is still in force, and what it was."""
         read = await self._reads.begin(pair_id) if counted else self._reads.uncounted()
         answer: bytes | PageRead | None = None
         try:
@@ -290,7 +308,7 @@ class Feed:
         finally:
             if answer is None:
                 await read.aclose()
-        return answer, len(found.rows)
+        return answer, found
 
     async def _run_steps(self, work: Steps[_T]) -> _T:
         """Return the result of work done in the reading threads a step at a time, so that others get their turn."""

@@ -13,6 +13,7 @@ A pair reads at most READS_MAX pages at once; a further request waits for `limit
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from .source import FeedError, Query, Source
 
 SLICE_BYTES: Final = 128 * KIB
 READS_MAX: Final = 2
+PACE_GAPS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,28 @@ class PageReads:
         reads = self._reads[pair_id]
         if not reads.running and not reads.waiting:
             del self._reads[pair_id]
+
+
+class ReadPace:
+    """How often each peer reads from us: the time between the end of one reading and the begin of the next."""
+
+    def __init__(self) -> None:
+        self._ended_s: dict[str, float] = {}
+        self._gaps_s: dict[str, deque[float]] = {}
+
+    def begin(self, pair_id: str, now_s: float) -> None:
+        """Record that the peer asked for a page; `now_s` is any steady clock."""
+        ended_s = self._ended_s.pop(pair_id, None)
+        if ended_s is not None:
+            self._gaps_s.setdefault(pair_id, deque(maxlen=PACE_GAPS)).append(now_s - ended_s)
+
+    def end(self, pair_id: str, now_s: float) -> None:
+        """Record that the peer was given the last page of a reading."""
+        self._ended_s[pair_id] = now_s
+
+    def interval_s(self, pair_id: str) -> float | None:
+        """Return the longest of the last gaps, since a reading by hand may be between two polls; None before any."""
+        return max(self._gaps_s.get(pair_id, ()), default=None)
 
 
 class PageRead:

@@ -103,7 +103,7 @@ class Source:
         """Pairs whose peer must begin again; see `check_rollback`."""
         self._random_bytes = random_bytes
         self._queue_records = queue_records
-        self._reach = reach
+        self.reach = reach
         self._empty: dict[str, EmptyRanges] = {}
         self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
 
@@ -239,7 +239,7 @@ class Source:
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
         acked, _ = self.acked.get(pair_id, (None, None))
-        reach, weight = self._reach(pair_id), consent.book_of(self.writer.views.consents, pair).weight
+        reach, weight = self.reach(pair_id), consent.book_of(self.writer.views.consents, pair).weight
         return {
             "state": str(pair.phase),
             "reason": pair.reason,

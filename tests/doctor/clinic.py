@@ -14,15 +14,16 @@ from spl.core.limits import Limits
 from spl.doctor.examine import Doctor
 from spl.doctor.health import HealthSampler
 from spl.doctor.peer_check import PeerCheck
+from spl.home.config import Settings
 from spl.net.address import parse_url
 from spl.net.client import Client, DialPolicy, Reply
 from spl.net.probe import Reached
-from spl.sync.changes import Feed
-from spl.sync.reach import Reaches
+from spl.sync.changes import Feed, OfferedStatus
 from spl.sync.schedule import PairStatus, Sync
 from tests.pair_world import Network, Node, World, both_active, two
 
 Change = Callable[[str, str, Reply], Reply]
+ALL_CONFIRMED = OfferedStatus(42, 42, 0, interval_s=0.0)
 CALM = PairStatus(clock=42, lag_records=0)
 
 
@@ -75,7 +76,8 @@ class Clinic:
     pair_id: str
     status: PairStatus = CALM
     came: Reached = field(default_factory=lambda: Reached("127.0.0.1", ("127.0.0.1",), "127.0.0.1"))
-    offered: dict[str, Any] = field(default_factory=lambda: {"lag_records": 0, "acked": 42})
+    offered: OfferedStatus = ALL_CONFIRMED
+    damaged: int = 0
     way: str = "both"
     change: Change = lambda method, target, reply: reply
     doctors: dict[str, Doctor] = field(default_factory=dict)
@@ -83,16 +85,18 @@ class Clinic:
     def __post_init__(self) -> None:
         for node in (self.a, self.b):
             sync = cast(Sync, SimpleNamespace(status=self.told))
-            feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered))
-            reaches = cast(Reaches, SimpleNamespace(word=lambda pair_id: self.way))
+            outgoing = SimpleNamespace(damaged=lambda: self.damaged)
+            source = SimpleNamespace(reach=lambda pair_id: self.way, outgoing=outgoing)
+            feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered, source=source))
             health = HealthSampler(node.home.writer, sync, feed, Limits(), steady_s=lambda: 0.0, tasks=list)
             peer = PeerCheck(
                 cast(Client, PeerNetwork(node, self)), self, node.pairing, node.home.vault, Limits(),
                 now_ms=self.world.now_ms,
             )  # fmt: skip
             self.doctors[node.url] = Doctor(
-                node.home, node.pairing, sync, reaches, health, peer, now_ms=self.world.now_ms
-            )
+                node.home, Settings(node.home.config), node.pairing, sync, feed, health, peer,
+                now_ms=self.world.now_ms,
+            )  # fmt: skip
 
     def of(self, origin: str) -> Node:
         return self.a if origin == self.a.url else self.b

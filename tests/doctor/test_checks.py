@@ -12,7 +12,8 @@ SEEN = {
     "did": "did:sync:instance:alice", "words": "otter plum nine coal fern wax", "host": "hosted.example",
     "addresses": ("203.0.113.7",), "address": "203.0.113.7", "manifest_held": True, "inside_same": True,
     "protocol_ours": "1..1", "protocol_peer": "1..1", "token_taken": True, "scopes": ("federation:sync",),
-    "confirmed_s": 12.0, "queue_max": 9, "stream_open": True, "peer_state": "active", "peer_queue": 0,
+    "confirmed_s": 12.0, "peer_acked": 42, "peer_lag": 1, "queue_max": 9, "stream_open": True,
+    "peer_state": "active", "peer_queue": 0,
     "reverse": ReverseReach(True, "https://alice.example", 142),
 }  # fmt: skip
 
@@ -31,6 +32,7 @@ ok reverse peer reaches https://alice.example in 142 ms
 ok token the peer takes it, 61 days left
 ok scopes federation:sync
 ok cursor clock 42, lagging by 0 records, confirmed 12s ago
+ok sends the peer has confirmed 42 of 43 records
 ok stream-buffering open, and events arrive
 ok mode polling every 300 s
 ok queue 0 records wait, at most 9 in the last hour

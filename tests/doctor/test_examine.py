@@ -9,6 +9,7 @@ from spl.core.rules import permission_rule
 from spl.doctor.catalogue import CATALOGUE
 from spl.doctor.examine import examine_home
 from spl.net.probe import Reached
+from spl.sync.changes import OfferedStatus
 from spl.sync.follow import StreamStatus
 from spl.sync.reach import LastError
 from tests.doctor.clinic import MANIFEST, answers, clinic
@@ -113,3 +114,31 @@ def test_a_home_without_daemon(tmp_path: Path) -> None:
     report = examine_home(tmp_path)
     assert [item["code"] for item in report["problems"]] == ["daemon-down"]  # type: ignore[attr-defined]
     assert {row.code for row in CATALOGUE} >= {"daemon-down"}
+
+
+async def test_a_peer_that_takes_nothing_in(tmp_path: Path) -> None:
+    """Its stream is open and it answers, and yet it confirms nothing: its disk may be full."""
+    async with clinic(tmp_path) as found:
+        found.offered = OfferedStatus(47, 42, 5, interval_s=0.0)
+        doctor = found.doctors[found.a.url]
+        for _ in range(2):
+            doctor.health.beat(0.0)
+        doctor.health._steady_s = lambda: 46.0
+        assert (await found.problems())["peer-behind"] == "on bob: spl doctor"
+        assert "peer-behind" in [item["code"] for item in doctor.attention()]
+
+
+async def test_records_that_cannot_be_served_count_as_damage(tmp_path: Path) -> None:
+    async with clinic(tmp_path) as found:
+        found.damaged = 2
+        [problem] = found.doctors[found.a.url].attention()
+        assert (problem["code"], problem["fix"]) == ("store-damaged", "spl store check --repair")
+
+
+async def test_no_credentials_are_a_finding_for_as_long_as_they_are_off(tmp_path: Path) -> None:
+    async with clinic(tmp_path) as found:
+        doctor = found.doctors[found.a.url]
+        doctor.settings.take(replace(found.a.home.config, auth_required=False))
+        assert [item["code"] for item in doctor.attention()] == ["auth-off"]
+        doctor.settings.take(found.a.home.config)
+        assert doctor.attention() == []

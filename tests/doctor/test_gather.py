@@ -21,6 +21,7 @@ from spl.doctor.gather import PairContext
 from spl.doctor.health import HealthSampler
 from spl.home.disk import Disk
 from spl.home.home import now_ms, open_home, read_config
+from spl.sync.changes import OfferedStatus
 from spl.sync.follow import StreamStatus
 from spl.sync.reach import LastError
 from spl.sync.schedule import PairStatus
@@ -29,12 +30,13 @@ from tests.pair_world import two
 NOW_MS = 1_800_000_000_000
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
+UNKNOWN = OfferedStatus()
 PEER = "did:sync:instance:bob-0123456789abcdef01234567"
 
 
 def samples(**told: float) -> HealthSampler:
     """Return what facts read of the samples: for how long a pair fails, and so on."""
-    known = {"failing_s": 0.0, "still_s": inf, "stalled_s": 0.0, "full_s": 0.0, "mute_s": 0.0, **told}
+    known = {"failing_s": 0.0, "still_s": inf, "stalled_s": 0.0, "full_s": 0.0, "mute_s": 0.0, "behind_s": 0.0, **told}
     return cast(HealthSampler, SimpleNamespace(**{name: lambda _, s=s: s for name, s in known.items()}))  # type: ignore[misc]
 
 
@@ -50,7 +52,8 @@ def a_pair(**changed: Any) -> Pair:
     fields: dict[str, Any] = {
         "pair_id": "pair_0f9e8d7c", "peer_did": PEER, "url": "https://bob.example", "state": state,
         "phase": state.phase, "reason": state.reason, "mode": "polling", "poll_interval_ms": 300_000, "paused_by": "",
-        "ended": isinstance(state, Revoked), "live": True, "sync_allowed": state.syncs, "issued_to_us": token,
+        "ended": isinstance(state, Revoked), "live": True, "serve_allowed": state.syncs,
+        "sync_allowed": state.syncs, "issued_to_us": token,
         "issued_by_us": token, "since_ms": NOW_MS - 9 * DAY_MS,
     }  # fmt: skip
     return cast(Pair, SimpleNamespace(**{**fields, **changed}))
@@ -62,9 +65,10 @@ def status(**changed: Any) -> PairStatus:
 
 def seen(
     pair: Pair | None = None, told: PairStatus | None = None, *, trouble: SplError | None = None,
-    uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "", **health: float,
+    uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "", offered: OfferedStatus = UNKNOWN,
+    **health: float,
 ) -> Facts:  # fmt: skip
-    context = PairContext(told or status(), trouble, way, unmoved, uptime_s, NOW_MS)
+    context = PairContext(told or status(), offered, trouble, way, unmoved, uptime_s, NOW_MS)
     return gather.with_pair(Facts(), pair or a_pair(), samples(**health), context)
 
 
@@ -165,6 +169,21 @@ def test_a_source_that_skips_records() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("interval_s", "late_s"), [(0.0, 45.0), (10.0, 45.0), (300.0, 900.0)])
+def test_a_peer_that_confirms_nothing(interval_s: float, late_s: float) -> None:
+    """Later than a stream may be silent, and than three of its own intervals."""
+    offered = OfferedStatus(12, 7, 5, interval_s=interval_s)
+    assert codes(seen(offered=offered, behind_s=late_s)) == []
+    known = seen(offered=offered, behind_s=late_s + 1)
+    assert codes(known) == ["peer-behind"]
+    assert findings(known)[0].evidence.startswith("5 records wait here for bob, which has confirmed nothing for ")
+    assert codes(seen(a_pair(state=PausedByPeer(), paused_by="peer"), offered=offered, behind_s=late_s + 1)) == [
+        "peer-paused"
+    ]
+    for unknown in (replace(offered, interval_s=None), replace(offered, lag_records=None)):
+        assert codes(seen(offered=unknown, behind_s=99_999.0)) == []
+
+
 def test_what_status_looks_at() -> None:
     """A pair that the peer revoked is shown for a day, unless there is a new one."""
     gone = a_pair(state=Revoked("revoked by peer: sold"))
@@ -241,7 +260,9 @@ async def test_a_real_pair_has_all_that_is_read(tmp_path: Path) -> None:
     async with two(tmp_path) as (_, a, b):
         await a.pair(b)
         pair = a.alive[0]
-        context = PairContext(status(), None, "", unmoved=False, uptime_s=1.0, now_ms=pair.created_at_ms)
+        context = PairContext(
+            status(), OfferedStatus(), None, "", unmoved=False, uptime_s=1.0, now_ms=pair.created_at_ms
+        )
         known = gather.with_pair(Facts(), pair, samples(), context)
         assert (known.label, known.scopes_missing) == ("bob", ())
         assert codes(known) == []

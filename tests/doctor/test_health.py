@@ -8,7 +8,7 @@ from typing import Any, cast
 from spl.core.limits import Limits
 from spl.doctor.health import LAGS_COUNT, HealthSampler
 from spl.home.writer import Writer
-from spl.sync.changes import Feed
+from spl.sync.changes import Feed, OfferedStatus
 from spl.sync.follow import StreamStatus
 from spl.sync.schedule import PairStatus, Sync
 
@@ -32,7 +32,7 @@ class World:
     tasks: list[str] = field(default_factory=lambda: [f"sync {PAIR}"])
     status: PairStatus = field(default_factory=lambda: PairStatus(clock=5, lag_records=0))
 
-    offered: dict[str, Any] = field(default_factory=lambda: {"lag_records": 0, "acked": 0})
+    offered: OfferedStatus = field(default_factory=lambda: OfferedStatus(0, 0, 0))
 
     def __post_init__(self) -> None:
         self.health = HealthSampler(
@@ -87,13 +87,13 @@ def test_a_pair_stands_still_while_records_wait_and_the_position_does_not_move()
 
 def test_since_when_the_peer_acknowledges_nothing_while_records_wait_for_it() -> None:
     world = World()
-    world.offered = {"lag_records": 5, "acked": 7}
+    world.offered = OfferedStatus(12, 7, 5)
     world.beats(3)
     assert world.health.behind_s(PAIR) == BEAT_S
-    world.offered = {"lag_records": 4, "acked": 8}
+    world.offered = OfferedStatus(12, 8, 4)
     world.beats(1)
     assert world.health.behind_s(PAIR) == 0
-    for unknown in ({"lag_records": None, "acked": None}, {"lag_records": 0, "acked": 8}):
+    for unknown in (OfferedStatus(), OfferedStatus(8, 8, 0)):
         world.offered = unknown
         world.beats(3)
         assert world.health.behind_s(PAIR) == 0

@@ -89,7 +89,7 @@ def test_a_task_that_dies(house: House, world: World) -> None:
         assert pair_id in seen(carol, "task-dead")["title"]
         page = carol.run("federation", "show", pair_id).out
         assert ", caught up\n" not in page
-        assert "the task of this pair died" in page
+        assert "task died [internal]" in page
         assert "sync.task_died" in carol.run("logs", "level=error").out
     eventually(lambda: not attention(carol), "it runs again")
     carol.stop()
@@ -109,6 +109,41 @@ def test_a_disk_that_is_slower_than_the_network(house: House, world: World) -> N
     eventually(lambda: len(dave.records("th_much")) == len(sent), "all came")
     eventually(lambda: not attention(dave), "nothing waits")
     dave.stop()
+
+
+@finds("peer-behind")
+def test_a_peer_whose_disk_hangs(house: House) -> None:
+    """The peer's stream is open and nothing fails here, and yet what is written does not arrive: status says so."""
+    gwen = house("gwen", f"{AUTO}[limits]{HASTY}stream_silence_s = 1\nheartbeat_s = 0.2\n").start()
+    hugo = house("hugo", f"[limits]{HASTY}", Faulty, fault="slow-disk").start()
+    *_, last = hugo.steps(gwen.url)
+    pair_id = last["pair_id"]
+    hugo.run("federation", "set-mode", pair_id, "continuous")
+    sent = gwen.emit("th_hangs")
+    eventually(lambda: gwen.pair(pair_id)["outbound"]["lag_records"] == 0, "hugo confirmed the first")
+    with hugo.at_fault():
+        sent += gwen.emit("th_hangs", 3)
+        found = told(gwen, "peer-behind")
+        assert (found["fix"], found["severity"]) == ("on hugo: spl doctor", "warn")
+        assert found["title"].startswith("3 records wait here for hugo, which has confirmed nothing for ")
+        seen(gwen, "peer-behind", pair_id)
+    eventually(lambda: not attention(gwen), "hugo confirmed the rest")
+    assert {item["id"] for item in hugo.records("th_hangs")} == set(sent)
+    for each in (hugo, gwen):
+        each.stop()
+
+
+@finds("auth-off")
+def test_a_daemon_without_credentials(house: House) -> None:
+    """Status and doctor say it until the configuration is read again with credentials on."""
+    open_ = house("open", "[auth]\nrequired = false\n").start()
+    found = told(open_, "auth-off")
+    assert found["fix"] == "set auth.required = true in config.toml, then SIGHUP to the daemon"
+    seen(open_, "auth-off")
+    open_.configure("")
+    os.kill(open_.process.pid, signal.SIGHUP)
+    eventually(lambda: not attention(open_), "the configuration was read again")
+    open_.stop()
 
 
 def test_an_open_stream_whose_records_are_not_taken_in(house: House, world: World) -> None:

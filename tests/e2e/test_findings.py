@@ -248,7 +248,7 @@ def test_a_token_near_its_end_that_could_not_be_renewed(house: House) -> None:
         each.start()
     found = told(iris, "token-expiring")
     assert (found["fix"], found["severity"]) == (f"spl federation refresh {last['pair_id']}", "warn")
-    assert "expires in 5d" in found["title"]
+    assert "expires in 4d" in found["title"]
     proxy.heal()
     for each in (iris, hal):  # each asks for the token that it presents
         each.run(*found["fix"].split()[1:])

@@ -117,7 +117,7 @@ async def test_only_agreed_namespaces_travel_and_nothing_hints_at_others(tmp_pat
         after = await page(alice, since=before["next_cursor"])
         assert (after["records"], after["next_cursor"]) == ([], before["next_cursor"])
         assert after["peer_view"] == before["peer_view"]
-        assert {key: alice.feed.offered(PAIR)[key] for key in ("head", "clock")} == {"head": 1, "clock": 0}
+        assert (alice.feed.offered(PAIR).head, alice.feed.offered(PAIR).acked) == (1, None)
         sent = alice.emit("2", ns="org")
         found = await page(alice, since=before["next_cursor"])
         assert (ids(found), found["ns"], found["peer_view"]["head"]) == ([sent.id], ["org"], 2)
@@ -173,7 +173,7 @@ async def test_what_the_peer_delivered_or_signed_is_left_out_except_on_resync(tm
         own = alice.emit("by alice")
         assert alice.ids() == sorted((theirs.id, relayed.id, own.id))
         assert await read_all(alice) == [own.id]
-        assert alice.feed.offered(PAIR)["head"] == 1
+        assert alice.feed.offered(PAIR).head == 1
         assert Counter(await read_all(alice, "pair_0000000c")) == Counter([theirs.id, own.id, relayed.id]) - Counter(
             [relayed.id]
         )
@@ -204,7 +204,7 @@ async def test_a_pair_from_the_present_gets_what_comes_after_it_began(tmp_path: 
         view = (await page(alice))["peer_view"]
         assert (view["head"], view["clock"]) == (3, 3)  # what lies before is not even counted
         await bob.sync.pull(PAIR)
-        assert alice.feed.offered(PAIR)["lag_records"] == 0
+        assert alice.feed.offered(PAIR).lag_records == 0
 
 
 async def test_a_lane_that_is_added_starts_at_its_beginning_and_shares_pages(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ async def test_thread_and_namespace_narrow_a_reading_with_places_of_its_own(tmp_
         assert await read_all(alice, thread="nowhere") == []
         narrow = (await page(alice, thread="a"))["next_cursor"]
         alice.feed.ack(PAIR, narrow)
-        assert alice.feed.offered(PAIR)["acked"] is None
+        assert alice.feed.offered(PAIR).acked is None
 
 
 @pytest.mark.parametrize("thread", ["th_federation_pairs", "th_audit_x", "th_api_tokens"])
@@ -354,12 +354,12 @@ async def test_acks_tell_how_far_the_peer_is(tmp_path: Path) -> None:
             "acked": 2,
             "queue": 0,
         }
-        assert alice.feed.offered(PAIR)["lag_records"] == 1
+        assert alice.feed.offered(PAIR).lag_records == 1
         for wrong in (None, 7, "x"):
             with pytest.raises(SplError):
                 alice.feed.ack(PAIR, wrong)
         alice.feed.ack(PAIR, "")
-        assert alice.feed.offered(PAIR)["acked"] == 2
+        assert alice.feed.offered(PAIR).acked == 2
 
 
 async def settle() -> None:

@@ -67,7 +67,7 @@ async def test_records_flow_both_ways_and_acks_ride_on_the_streams(tmp_path: Pat
             alice.emit(f"a{n}")
             bob.emit(f"b{n}", actor="did:sync:user:b")
         await until(lambda: len(alice.ids()) == 10 and alice.ids() == bob.ids())
-        await until(lambda: all(node.feed.offered(PAIR)["lag_records"] == 0 for node in (alice, bob)))
+        await until(lambda: all(node.feed.offered(PAIR).lag_records == 0 for node in (alice, bob)))
         assert alice.network.log.count(ACK) == posted
         assert alice.network.log.count(("STREAM", "/v1/sync/changes")) == 2
         for node in (alice, bob):
@@ -95,13 +95,13 @@ async def test_acks_that_come_close_together_are_one_and_the_last_is_never_lost(
         told = stream_of(bob)
         assert told is not None
         await until(lambda: "ack" in names(told))
-        assert (names(told).count("ack"), alice.feed.offered(PAIR)["lag_records"]) == (1, 2)
+        assert (names(told).count("ack"), alice.feed.offered(PAIR).lag_records) == (1, 2)
         # As soon as the stream that they are acks of ends, the newest goes out.
         stream = stream_of(alice)
         assert stream is not None
         alice.network.down = "connect"
         stream.cut()
-        await until(lambda: alice.feed.offered(PAIR)["lag_records"] == 0)
+        await until(lambda: alice.feed.offered(PAIR).lag_records == 0)
 
 
 async def test_where_the_peer_opens_no_stream_acks_are_posted(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ async def test_where_the_peer_opens_no_stream_acks_are_posted(tmp_path: Path) ->
         await opened(bob)
         for n in range(20):
             alice.emit(f"{n}")
-        await until(lambda: alice.feed.offered(PAIR)["acked"] == 20)
+        await until(lambda: alice.feed.offered(PAIR).acked == 20)
         assert 1 <= alice.network.log.count(ACK) <= 20
 
 
@@ -386,4 +386,4 @@ async def test_the_chain_of_a_relayed_signer_is_learnt_while_the_stream_runs(tmp
         await until(lambda: bob.ids() == sorted(sent))
         assert bob.home.views.pins.chain(alice.did) is not None
         # It came from the hub and goes nowhere back.
-        assert json.loads(json.dumps(writer.feed.offered(PAIR)["head"])) == 5
+        assert json.loads(json.dumps(writer.feed.offered(PAIR).head)) == 5

@@ -395,7 +395,7 @@ async def test_both_sides_count_what_was_pushed(tmp_path: Path) -> None:
         assert (status.clock, status.lag_records) == (3, 0)
         assert status.last_sync_at is not None
         assert laptop.push.status(PAIR).last_push_ms is not None
-        assert (laptop.feed.offered(PAIR)["clock"], laptop.feed.offered(PAIR)["lag_records"]) == (3, 0)
+        assert (laptop.feed.offered(PAIR).acked, laptop.feed.offered(PAIR).lag_records) == (3, 0)
 
 
 async def test_a_slow_way_up_gets_smaller_pages(tmp_path: Path) -> None:

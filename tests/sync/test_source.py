@@ -376,7 +376,7 @@ def test_under_any_change_of_terms_the_peer_gets_exactly_what_they_say(
         assert all(world.given.get(id_, 9) <= level for id_, level in visible.items())
         assert last["peer_view"]["head"] == last["peer_view"]["clock"] == len(visible)
         world.feed.ack(PAIR, world.since)
-        assert world.feed.offered(PAIR)["lag_records"] == 0
+        assert world.feed.offered(PAIR).lag_records == 0
     finally:
         world.close()
 

@@ -150,7 +150,7 @@ async def test_memory_and_index_give_the_same(
                     events += await reader.records(len(sent) - round_ - len(events))
             events += await reader.records(len(sent) - len(events))
         assert sorted(ids(events)) == sorted(sent)
-        assert json.loads(events[-1].data)["clock"] == alice.feed.offered(PAIR)["head"] == len(sent)
+        assert json.loads(events[-1].data)["clock"] == alice.feed.offered(PAIR).head == len(sent)
 
 
 async def test_what_is_kept_in_memory_is_bounded_and_goes_with_the_last_stream(
@@ -327,7 +327,7 @@ async def test_what_a_rule_hides_wakes_nobody_and_moves_nothing(tmp_path: Path) 
             alice.change_pair(PAIR, filters=(filter_,))
             alice.emit("1", thread="open")
             async with reading(alice) as reader:
-                [*_, first] = await reader.records(alice.feed.offered(PAIR)["head"] or 1)
+                [*_, first] = await reader.records(alice.feed.offered(PAIR).head or 1)
                 beat = await reader.next()
                 hide()
                 for _ in range(5):
