@@ -130,7 +130,7 @@ class Node:
             self.home.writer, self.home.vault, self.config.limits, url=self.url, now_ms=self.world.now_ms
         )
         pairs = Pairs(
-            self.home, published, now_ms=self.world.now_ms, steady_ms=self.world.now_ms, random_bytes=random_bytes
+            self.home, published, now_ms=self.world.now_ms, steady_ms=self.world.steady_ms, random_bytes=random_bytes
         )
         self.pairing = Pairing(
             pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeReconcile(self),
@@ -286,6 +286,8 @@ class World:
         self.folder = folder
         self.limits = limits or Limits(handshakes_per_minute=100_000)
         self.time_ms = START_MS
+        self.set_ms = 0
+        """By how much somebody set the wall clock."""
         self.nodes: dict[str, Node] = {}
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
@@ -294,6 +296,9 @@ class World:
         self.skew_ms: dict[str, int] = {}
 
     def now_ms(self) -> int:
+        return self.steady_ms() + self.set_ms
+
+    def steady_ms(self) -> int:
         self.time_ms += 1
         return self.time_ms
 

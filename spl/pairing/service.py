@@ -161,12 +161,13 @@ class Pairing:
 
         Raises PairError "pair-paused" if only the peer can resume.
         """
-        await self.stepper.do(self._renewal.readmit, pair_id)
         pair = self.pairs.known(pair_id)
         if pair.paused_by == "peer":
             name = label_of(pair.peer_did)
             hint = f"on {name}: spl federation resume {pair_id}"
             raise PairError("pair-paused", f"{name} paused it, and only {name} can resume", hint=hint)
+        if await self.stepper.do(self._renewal.readmit, pair_id):
+            self.stepper.start(pair_id, partial(self.handshakes.ask, pair_id, poll=True, renew=True))
         return pair if isinstance(pair.state, Active | Degraded) else await self.stepper.step(pair_id, steps.Resume())
 
     async def revoke(self, pair_id: str, reason: str = "", *, block: bool = False) -> Pair:

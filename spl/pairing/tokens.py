@@ -124,10 +124,12 @@ class Renewal:
         self._unused.add(pair.pair_id)
         return pair, self.pairs.seal(text, pair.peer, pair.pair_id, nonce, expires_at_ms)
 
-    def readmit(self, pair_id: str) -> None:
-        """Let the peer renew its token again, after our operator revoked one of the pair."""
-        if bearer.is_barred(self.pairs.writer.views.tokens, pair_id):
-            self.pairs.submit([Own(THREAD_TOKENS, bearer.KIND_READMIT, {"pair_id": pair_id})])
+    def readmit(self, pair_id: str) -> bool:
+        """Let the peer renew its token again if our operator revoked one of the pair; return whether that was so."""
+        if not bearer.is_barred(self.pairs.writer.views.tokens, pair_id):
+            return False
+        self.pairs.submit([Own(THREAD_TOKENS, bearer.KIND_READMIT, {"pair_id": pair_id})])
+        return True
 
     def watches(self, pair: Pair, token_id: str) -> bool:
         """Tell whether this use of a token is to be told to `used`; touches no disk, for the event loop."""

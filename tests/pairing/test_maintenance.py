@@ -60,6 +60,51 @@ def test_a_manifest_is_refreshed_on_a_schedule_also_while_paused(tmp_path: Path)
     asyncio.run(run())
 
 
+def test_a_clock_that_is_set_back_puts_no_retry_off(tmp_path: Path) -> None:
+    """Retries go by a clock that nobody sets; by the wall clock this one would come a month later."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            world.faults.append(lambda call: None)
+            world.time_ms += 7 * HOUR_MS
+            await a.until(lambda: a.pairing.maintenance.status(pair_id)["attempt"])
+            world.set_ms -= 30 * 24 * HOUR_MS
+            world.faults.clear()
+            world.time_ms += HOUR_MS
+            await a.until(lambda: not a.pairing.maintenance.status(pair_id)["attempt"])
+
+    asyncio.run(run())
+
+
+def test_a_peer_that_changes_its_manifest_leaves_one_record_an_hour(tmp_path: Path) -> None:
+    """The last of the others is taken when the hour is over; a grown key chain does not wait."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+
+            async def share(name: str) -> int:
+                b.register(name, shared=True)
+                await b.pairing.handshakes.ask(pair_id, poll=True)
+                return kinds(a, "peer_manifest_changed.v1")
+
+            assert [await share(f"n{number}") for number in range(4)] == [1] * 4
+            assert a.alive[0].peer.namespaces == ("default", "n0")
+            await b.pairing.rotate_identity("retired")
+            await a.until(lambda: len(a.alive[0].chain.rotations) == 1)
+            assert kinds(a, "peer_manifest_changed.v1") == 2
+            assert await share("late") == 2
+            assert "late" not in (a.alive[0].peer.namespaces or ())
+            world.time_ms += HOUR_MS
+            await a.until(lambda: "late" in (a.alive[0].peer.namespaces or ()))
+            assert kinds(a, "peer_manifest_changed.v1") == 3
+
+    asyncio.run(run())
+
+
 def test_a_rotated_key_is_told_to_the_peer_at_once(tmp_path: Path) -> None:
     async def run() -> None:
         async with two(tmp_path) as (_, a, b):

@@ -8,7 +8,8 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.core.identity.did import label_of
-from spl.core.pair.pair import Phase
+from spl.core.limits import Limits
+from spl.core.pair.pair import PairError, Phase
 from spl.core.pair.state import Waiting
 from spl.home.writes import SavedPosition
 from tests.pair_world import Node, World, both_active, code_of, names, two
@@ -233,6 +234,30 @@ def test_degraded_and_back(tmp_path: Path) -> None:
             a.pairing.on_success(pair_id)
             await both_active(a, b)
             assert [line[2] for line in a.alive[0].transitions] == ["active", "degraded", "active"]
+
+    asyncio.run(run())
+
+
+def test_a_store_that_refuses_writes_for_a_while_does_not_end_the_service(tmp_path: Path) -> None:
+    """What is due by time is tried again; a request that expires meanwhile ended the daemon, reads and all."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual", Limits(request_ttl_s=5, handshakes_per_minute=100_000)) as (world, a, b):
+            await a.pair(b, wait_ms=0)
+            await b.until(lambda: b.alive)
+            real, refusals = b.home.writer.submit, 0
+
+            def refuse(items: object) -> object:
+                nonlocal refusals
+                refusals += 1
+                raise PairError("store-readonly")
+
+            b.home.writer.submit = refuse  # type: ignore[method-assign,assignment]
+            world.time_ms += 6000
+            await b.until(lambda: refusals > 2)
+            assert not b.task.done()
+            b.home.writer.submit = real  # type: ignore[method-assign]
+            await b.until(lambda: not b.alive)
 
     asyncio.run(run())
 

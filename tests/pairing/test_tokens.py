@@ -258,6 +258,35 @@ def test_refresh_replaces_a_token_that_the_peer_revoked_or_that_is_lost(tmp_path
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("how", ["resume", "rotate"])
+def test_a_token_that_our_operator_revoked_is_renewed_by_its_word_only(tmp_path: Path, how: str) -> None:
+    """Neither the peer's maintenance nor its operator gets another one, until ours resumes the pair or rotates."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            dead = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": id_of(held(a)), "barred": True})
+            await asyncio.wrap_future(b.home.writer.submit([dead]))
+            for act in (a.pairing.refresh, a.pairing.maintenance.renew, a.pairing.rotate_tokens):
+                with pytest.raises(SplError) as caught:
+                    await act(pair_id)
+                assert code_of(caught) == "auth-invalid"
+                assert f"spl token rotate {pair_id}" in caught.value.hint
+            assert await a.call(b) == 401
+            assert live_tokens(b) == []
+            if how == "resume":
+                await b.pairing.pause(pair_id)
+                await b.pairing.resume(pair_id)
+            else:
+                await b.pairing.rotate_tokens(pair_id)
+            await a.until(lambda: live_tokens(b))
+            await a.until(lambda: id_of(held(a)) in live_tokens(b))
+            assert await a.call(b) == 200
+
+    asyncio.run(run())
+
+
 def test_rotate_replaces_both_tokens(tmp_path: Path) -> None:
     async def run() -> None:
         async with two(tmp_path) as (world, a, b):

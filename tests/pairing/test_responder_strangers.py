@@ -1,0 +1,246 @@
+"""Before an approval a stranger costs one record; what it sends beyond that is counted, refused and forgotten."""
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.core.identity import bearer, message
+from spl.core.identity.did import Chain, did_of, rotate
+from spl.core.keys import SecretKey
+from spl.core.limits import Limits
+from spl.core.pair import handshake
+from spl.core.pair.pair import Phase
+from spl.core.pair.state import Asked, Revoked
+from spl.pairing.service import Pairing
+from tests.core.pair_kit import a_manifest
+from tests.pair_world import Node, World, both_active, code_of, two
+
+FAST = Limits(handshakes_per_minute=100_000)
+
+
+def asks(node: Node, b: Node, **fields: object) -> bytes:
+    """Return a message of the node about its pair with b."""
+    pair, own = node.alive[0], node.pairing.pairs.identity
+    said = {"manifest": node.pairing.published.federation_manifest(), **fields}
+    words = handshake.poll_fields(pair, own.did, node.world.now_ms(), node.pairing.pairs.nonce(), **said)
+    return json.dumps(message.sign("pair-poll", words, own.key)).encode()
+
+
+async def waiting(a: Node, b: Node) -> str:
+    """Ask, and return the id of the request that waits at b."""
+    await a.pair(b, wait_ms=0)
+    await b.until(lambda: b.alive)
+    return b.alive[0].pair_id
+
+
+def test_no_manifest_is_taken_from_a_request_that_waits(tmp_path: Path) -> None:
+    """Each was a record of up to 60 KiB, six hundred a minute, and the start read them all."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual", FAST) as (world, a, b):
+            pair_id = await waiting(a, b)
+            before, kept = b.home.store.last_seq, b.alive[0].manifest
+            for _ in range(5):
+                a.pairing.published.renew()
+                world.time_ms += 4 * 86_400_000 // 100
+                assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.9"))[0] == 202
+            assert b.home.store.last_seq == before
+            assert b.alive[0].manifest == kept
+
+    asyncio.run(run())
+
+
+def test_a_stranger_that_rotated_its_key_while_it_waits_is_still_understood(tmp_path: Path) -> None:
+    """Its message is verified by the key that its manifest leads to, though that is not taken in yet."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual", FAST) as (_, a, b):
+            pair_id = await waiting(a, b)
+            await a.pairing.rotate_identity("retired")
+            assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.9"))[0] == 202
+            await b.pairing.decide_request(pair_id, "approve")
+            await both_active(a, b)
+            await b.until(lambda: len(b.alive[0].chain.rotations) == 1)
+
+    asyncio.run(run())
+
+
+@dataclass
+class Stranger:
+    """A new instance that nobody runs: it only signs."""
+
+    world: World
+    b: Node
+    number: int
+    links: int = 0
+
+    def __post_init__(self) -> None:
+        self.key = SecretKey(bytes([self.number]) * 32)
+        self.chain = Chain(did_of("mallory", self.key.public), self.key.public)
+        for link in range(self.links):
+            fresh = SecretKey(bytes([self.number, link]) * 16)
+            self.chain = rotate(self.chain, self.key, fresh.public, "retired", self.world.time_ms - 1000)
+            self.key = fresh
+        self.nonce = f"{self.number:032x}"
+        self.pair_id = handshake.pair_id_of(self.chain.did, self.b.did, self.nonce)
+
+    def request(self) -> bytes:
+        own, did, now_ms = a_manifest(self.chain, self.key, self.world.time_ms), self.chain.did, self.world.now_ms()
+        text, _ = handshake.mint(self.pair_id, bytes(32), now_ms + 1000)
+        sealed = bearer.seal_token(
+            text, public=self.b.pairing.pairs.identity.seal_key, ephemeral=bytes([1]) * 32, pair_id=self.pair_id,
+            nonce=self.nonce, issuer=did, audience=self.b.did, scopes=handshake.SCOPES, expires_at_ms=now_ms + 1000,
+        )  # fmt: skip
+        fields: dict[str, Any] = {
+            **message.head(did, self.b.did, self.pair_id, now_ms, self.nonce), "initiator_did": did,
+            "responder_did": self.b.did, "manifest": own, "endpoint": own["federation"]["pair_endpoint"],
+            "token": sealed, "namespaces": ["default"], "maps": [], "mode": "polling", "start": "",
+        }  # fmt: skip
+        return json.dumps(message.sign("pair-request", fields, self.key)).encode()
+
+    async def ask(self, source: str) -> int:
+        """Return the HTTP status of the answer to its request."""
+        try:
+            return (await self.b.pairing.receive(self.request(), source))[0]
+        except SplError as exc:
+            return exc.status
+
+    async def withdraw(self) -> None:
+        fields = message.head(self.chain.did, self.b.did, self.pair_id, self.world.now_ms(), "f" * 32)
+        body = json.dumps(message.sign("notify-revoke", fields, self.key)).encode()
+        assert (await self.b.pairing.notify_revoke(self.pair_id, body, "10.0.0.1"))[0] == 200
+
+
+def test_requests_count_for_a_day_whatever_became_of_them(tmp_path: Path) -> None:
+    """From one source and in all; the count in all survives a restart."""
+
+    async def run() -> None:
+        limits = Limits(requests_pending=3, requests_per_address=2, handshakes_per_minute=100_000)
+        async with two(tmp_path, "manual", limits) as (world, _, b):
+            first, second, third, fourth = (Stranger(world, b, number) for number in range(4))
+            assert await first.ask("10.0.0.1") == 202
+            await b.pairing.decide_request(b.alive[0].pair_id, "reject")
+            assert await second.ask("10.0.0.1") == 202
+            await second.withdraw()
+            assert b.alive == []
+            assert await third.ask("10.0.0.1") == 429, "ended requests do not count against their source"
+            assert await third.ask("10.0.0.2") == 202
+            await b.restart()
+            assert await fourth.ask("10.0.0.3") == 429, "ended requests do not count in all"
+            world.time_ms += 86_400_000
+            assert await fourth.ask("10.0.0.3") == 202
+
+    asyncio.run(run())
+
+
+def test_of_a_withdrawn_request_no_claim_stays_and_its_polls_are_answered(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "manual", FAST) as (_, a, b):
+            pair_id = await waiting(a, b)
+            poll = asks(a, b)
+            await a.pairing.revoke(pair_id)
+            await b.until(lambda: not b.alive)
+            for _ in range(2):
+                ended = b.pairing.pairs.known(pair_id)
+                assert (ended.url, dict(ended.manifest), ended.proposal.sealed) == ("", {}, "")
+                assert b.home.views.requests[pair_id].namespaces == ()
+                status, answer = await b.pairing.poll(pair_id, poll, "10.0.0.1")
+                assert (status, answer["message"]["state"]) == (200, "revoked")  # type: ignore[index]
+                await b.restart()
+
+    asyncio.run(run())
+
+
+def test_an_unapproved_request_is_revoked_without_dialling_its_asker(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path, "manual", FAST) as (world, a, b):
+            pair_id = await waiting(a, b)
+            await b.pairing.revoke(pair_id)
+            assert isinstance(b.pairing.pairs.known(pair_id).state, Revoked)
+            assert [call.path for call in world.calls if call.origin == a.url] == []
+
+    asyncio.run(run())
+
+
+def test_a_stranger_shows_at_most_eight_rotations(tmp_path: Path) -> None:
+    """The refusal is signed and comes before any of the statements was verified."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual", FAST) as (world, _, b):
+            for links, found in ((8, 202), (9, 400)):
+                status, answer = await b.pairing.receive(Stranger(world, b, links, links).request(), "10.0.0.1")
+                assert status == found, answer
+            assert answer["code"] == "MESSAGE_MALFORMED"
+            assert "8 key rotations" in str(answer["message"])
+            assert answer["statement"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["closed", "rule"])
+def test_policy_is_asked_before_a_nonce_is_kept(tmp_path: Path, how: str) -> None:
+    """Twenty thousand refused requests filled the memory of nonces, and no peer could renew its token."""
+
+    async def run() -> None:
+        limits = Limits(nonces_count=1, handshakes_per_minute=100_000)
+        async with two(tmp_path, "closed" if how == "closed" else "manual", limits) as (world, _, b):
+            world.permitted = how == "closed"
+            for number in range(4):
+                assert await Stranger(world, b, number).ask("10.0.0.1") == (403 if how == "closed" else 401)
+            assert b.home.vault.remember_nonce("somebody", "0" * 32, world.time_ms + 1000)
+
+    asyncio.run(run())
+
+
+def test_garbage_and_forged_messages_take_nothing_from_a_peer(tmp_path: Path) -> None:
+    """All come from one address, as behind a proxy."""
+
+    async def run() -> None:
+        async with two(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            codes = set()
+            for _ in range(40):
+                codes |= {await refused(b.pairing, pair_id, b"{"), await refused(b.pairing, "pair_00000000", b"{")}
+            assert codes == {"bad-json", "rate-limited"}
+            assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
+            before = a.alive[0].issued_to_us
+            await a.pairing.maintenance.renew(pair_id)
+            assert a.alive[0].issued_to_us != before
+
+    asyncio.run(run())
+
+
+async def refused(pairing: Pairing, pair_id: str, body: bytes) -> str:
+    with pytest.raises(SplError) as caught:
+        await pairing.poll(pair_id, body, "10.0.0.1")
+    return code_of(caught)
+
+
+@pytest.mark.parametrize("how", ["auto", "rule"])
+def test_a_peer_that_our_operator_revoked_waits_for_the_operator(tmp_path: Path, how: str) -> None:
+    """Revoked without --block it may ask; neither rule nor policy lets it in, and after an approval it is as others."""
+
+    async def run() -> None:
+        async with two(tmp_path, "auto" if how == "auto" else "manual", FAST) as (world, a, b):
+            world.granted = frozenset({"default"})
+            await a.pair(b)
+            await both_active(a, b)
+            await b.pairing.revoke(b.alive[0].pair_id)
+            await a.until(lambda: not a.alive)
+            await a.pair(b, wait_ms=0)
+            await b.until(lambda: b.alive)
+            assert isinstance(b.alive[0].state, Asked)
+            await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+            await both_active(a, b)
+            await a.pairing.revoke(a.alive[0].pair_id)
+            await b.until(lambda: not b.alive)
+            await a.pair(b)
+            assert b.alive[0].phase is Phase.ACTIVE, "the peer itself ended the last pair"
+
+    asyncio.run(run())
