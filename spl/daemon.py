@@ -110,7 +110,7 @@ def run(options: ServeOptions) -> int:
     os.umask(0o077)  # whatever is created from here on, rotated logs too, is the operator's alone
     descriptors = raise_descriptors()
     disk = Disk()
-    disk.mkdir(options.home)
+    disk.own(options.home)
     config = read_config(options.home, disk, options.flags())
     check_open(config, insecure=options.insecure_localhost)
     logs.setup(options.home / "logs", config.log_format, config.log_level)

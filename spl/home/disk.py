@@ -1,16 +1,21 @@
-"""The port to the file system: every file effect of the ground floor goes through a `Disk`.
+"""The port to the file system: every file effect in a home goes through a `Disk`.
 
-Methods raise OSError as the kernel says it; the caller knows what a failure means (the store turns read-only, the
-index is dropped).  Only `mkdir` and `lock_home`, the first to touch a home, translate it to `home-unusable`.
+Methods raise OSError as the kernel says it; the caller knows what a failure means (an append is refused, the index is
+dropped).  Only what first touches a home translates it to `home-unusable`: `own`, `mkdir` and `lock_home`.
 A `Disk` may be subclassed by one that fails, tears writes or forgets what was not synced.
 
 Durability: `File.sync` makes content durable, `fsync_dir` names; `replace_atomic` does both.
+
+A home is ours alone, or whoever writes into it gives us keys, tokens and settings.  So a home of another owner, or one
+that others may write into, is refused; and no link inside it is followed, because one planted before the home was made
+our own would send what we write elsewhere.  The home itself may be a link: its owner made it.
 """
 
 import errno
 import fcntl
 import mmap
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +28,7 @@ FOLDER_MODE: Final = 0o700
 TEMP_SUFFIX: Final = ".tmp"
 
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class DiskError(SplError):
@@ -102,20 +108,24 @@ class Disk:
 
     def open_append(self, path: Path) -> File:
         """Return the file opened to append, created when absent (its name is durable after `fsync_dir`)."""
-        return File(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+        return File(_open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT))
 
     def open_read(self, path: Path) -> File:
         """Return the file opened to read."""
-        return File(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return File(_open(path, os.O_RDONLY))
 
     def create(self, path: Path) -> File:
-        """Return a new empty file opened to read and write anywhere; an older one of that name is emptied."""
-        return File(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE))
+        """Return a new empty file opened to read and write anywhere; an older one of that name is removed."""
+        self.unlink(path)
+        return File(_open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
 
-    def read(self, path: Path, bytes_max: int) -> bytes | None:
-        """Return the whole file, or None when it is absent; OSError EFBIG when it is over `bytes_max`."""
+    def read(self, path: Path, bytes_max: int, *, follow: bool = False) -> bytes | None:
+        """Return the whole file, or None when it is absent; OSError EFBIG when it is over `bytes_max`.
+
+        `follow` allows a link, for files that an operator may keep elsewhere and that nothing is written to.
+        """
         try:
-            file = self.open_read(path)
+            file = File(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) if follow else self.open_read(path)
         except FileNotFoundError:
             return None
         data = file.pread(bytes_max + 1, 0)
@@ -123,14 +133,13 @@ class Disk:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         return data
 
-    def replace_atomic(self, path: Path, data: bytes, mode: int = FILE_MODE) -> None:
+    def replace_atomic(self, path: Path, data: bytes) -> None:
         """Give `path` the content `data`, durably and all or nothing: a reader or a crash sees old or new."""
         temp = path.with_name(path.name + TEMP_SUFFIX)
         file = self.create(temp)
         file.write(data)
         file.sync()
         file.close()
-        os.chmod(temp, mode)
         self.rename(temp, path)
         self.fsync_dir(path.parent)
 
@@ -149,8 +158,29 @@ class Disk:
         except FileNotFoundError:
             return []
 
+    def own(self, home: Path) -> None:
+        """Create a home if it is absent; raise DiskError "home-unusable" unless it is ours and ours alone to write."""
+        self._mkdir(home)
+        found = os.stat(home)
+        if found.st_uid != os.geteuid():
+            text = f"{home} is owned by user {found.st_uid}, and this process runs as user {os.geteuid()}"
+            raise DiskError(
+                "home-unusable", text, hint="run as its owner, or set SYNCROPEL_HOME to a folder of your own"
+            )
+        if found.st_mode & _OTHERS_WRITE:
+            text = f"others may write into {home}, its mode is {stat.S_IMODE(found.st_mode):04o}"
+            raise DiskError("home-unusable", text, hint=f"look at what is in it, then: chmod go-w {home}")
+
     def mkdir(self, folder: Path) -> None:
-        """Create the folder and those above it, 0700, durably; present is fine.  Raises DiskError "home-unusable"."""
+        """Create a folder in a home and those above it, 0700, durably; present is fine, a link is not.
+
+        Raises DiskError "home-unusable".
+        """
+        if folder.is_symlink():
+            raise _link(folder)
+        self._mkdir(folder)
+
+    def _mkdir(self, folder: Path) -> None:
         missing = []
         while not folder.is_dir():
             missing.append(folder)
@@ -187,7 +217,7 @@ class Lock:
         self._fd = fd
 
     def release(self) -> None:
-        """Give the home free.  The file stays: removing it would let two processes hold one name each."""
+        """Release the home.  The file stays: removing it would let two processes hold one name each."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -198,10 +228,10 @@ def lock_home(folder: Path) -> Lock:
 
     Raises DiskError "store-locked" naming pid and start time of the holder, or "home-unusable".
     """
-    Disk().mkdir(folder)
+    Disk().own(folder)
     path = folder / "lock"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        fd = _open(path, os.O_RDWR | os.O_CREAT)
     except OSError as exc:
         raise unusable(path, exc) from exc
     try:
@@ -228,6 +258,21 @@ def unusable(path: Path, exc: OSError) -> DiskError:
     reason = os.strerror(exc.errno) if exc.errno else str(exc)
     hint = "" if exc.errno in _REFUSED else "look at the disk, then start again"
     return DiskError("home-unusable", f"{path}: {reason}", hint=hint)
+
+
+def _open(path: Path, flags: int) -> int:
+    """Return the descriptor of a file in a home; raise DiskError "home-unusable" for a link, else OSError."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise _link(path) from exc
+        raise
+
+
+def _link(path: Path) -> DiskError:
+    text = f"{path} is a symbolic link, and none is followed inside a home"
+    return DiskError("home-unusable", text, hint="put the file or folder itself in its place")
 
 
 def _holder(fd: int) -> tuple[str, str]:

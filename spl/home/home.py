@@ -84,7 +84,7 @@ def read_config(path: Path, disk: Disk, flags: Mapping[str, object]) -> Config:
     Raises ConfigError "config-invalid", DiskError "home-unusable".
     """
     try:
-        data = disk.read(path / FILE_NAME, CONFIG_BYTES_MAX) or b""
+        data = disk.read(path / FILE_NAME, CONFIG_BYTES_MAX, follow=True) or b""
         return load(data.decode(), os.environ, flags)
     except UnicodeDecodeError as exc:
         raise ConfigError("config-invalid", f"{FILE_NAME} is not UTF-8") from exc
@@ -106,7 +106,6 @@ def open_home(
     Raises DiskError "store-locked", "home-unusable"; StoreError "store-damaged", "store-newer"; VaultError.
     """
     limits: Limits = config.limits
-    disk.mkdir(path)
     lock = lock_home(path)
     try:
         vault = Vault(path, disk, random_bytes=random, now_ms=clock, limits=limits)
@@ -162,10 +161,10 @@ CONFIG_TEXT: Final = """\
 def init_home(path: Path, label: str = "") -> dict[str, object]:
     """Make whatever is missing of folder, config, identity and admin token; return what there is and what is new."""
     disk = Disk()
-    disk.mkdir(path)
+    disk.own(path)
     created = []
-    if disk.read(path / FILE_NAME, 1 << 20) is None:
-        disk.replace_atomic(path / FILE_NAME, CONFIG_TEXT.encode(), 0o600)
+    if FILE_NAME not in disk.list(path):
+        disk.replace_atomic(path / FILE_NAME, CONFIG_TEXT.encode())
         created.append("config")
     with _opened(path) as home:
         if home.vault.identity is None:
@@ -263,4 +262,4 @@ def _mint_admin(home: Home) -> None:
     future = home.writer.submit([Own(THREAD_TOKENS, bearer.KIND_MINT, bearer.mint_body(token))])
     home.writer.commit_waiting()
     future.result()
-    home.disk.replace_atomic(home.path / TOKEN, text.encode() + b"\n", 0o600)
+    home.disk.replace_atomic(home.path / TOKEN, text.encode() + b"\n")

@@ -10,10 +10,12 @@ Members: ts, level, target, event, the fields of the event, msg.  Everything abo
 import json
 import logging
 import logging.handlers
+import os
 import re
 import sys
 import time
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ from ..core import when
 from ..core.errors import printable
 from ..core.event import event
 from ..core.recent import Repeats
+from .disk import FILE_MODE, Disk, unusable
 
 FILE_BYTES: Final = 10_000_000
 FILES_KEPT: Final = 7
@@ -92,14 +95,28 @@ class Formatter(logging.Formatter):
         return mask(printable(text))
 
 
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that is never written through a link."""
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self.baseFilename, flags, FILE_MODE)
+        return open(fd, "a", encoding=self.encoding)
+
+
 def setup(folder: Path, log_format: str, level: str) -> None:
-    """Send the product's log to `<folder>/spl.log` and to stderr, if the process has one."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    handlers: list[logging.Handler] = [
-        logging.handlers.RotatingFileHandler(
-            folder / "spl.log", maxBytes=FILE_BYTES, backupCount=FILES_KEPT - 1, encoding="utf-8"
-        )
-    ]
+    """Send the product's log to `<folder>/spl.log` and to stderr, if the process has one.
+
+    Raises DiskError "home-unusable".
+    """
+    Disk().mkdir(folder)
+    path = folder / "spl.log"
+    try:
+        handlers: list[logging.Handler] = [
+            _LogFile(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT - 1, encoding="utf-8")
+        ]
+    except OSError as exc:
+        raise unusable(path, exc) from exc
     if sys.stderr is not None:
         handlers.append(logging.StreamHandler(sys.stderr))
     root = logging.getLogger("spl")

@@ -66,7 +66,8 @@ def test_replacing_a_file_that_fails_halfway_leaves_the_old_one(tmp_path: Path) 
             raise OSError("no")
 
     path = tmp_path / "value"
-    Disk().replace_atomic(path, b"old", 0o640)
+    Disk().replace_atomic(path, b"old")
+    path.chmod(0o640)
     with pytest.raises(OSError, match="no"):
         NoRename().replace_atomic(path, b"new")
     assert Disk().read(path, 10) == b"old"
@@ -108,3 +109,69 @@ def test_mapped_bytes_are_those_of_the_file_wherever_they_begin(tmp_path: Path) 
     file.pwrite(content, 0)
     for size, offset in ((1, 0), (10, 4095), (5000, 4097), (25_600, 0)):
         assert bytes(file.map(size, offset)) == content[offset : offset + size]
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777])
+def test_a_home_that_others_may_write_into_is_refused(tmp_path: Path, mode: int) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    home.chmod(mode)
+    for use in (Disk().own, lock_home):
+        with pytest.raises(DiskError) as caught:
+            use(home)
+        assert (caught.value.code, caught.value.hint) == (
+            "home-unusable", f"look at what is in it, then: chmod go-w {home}",
+        )  # fmt: skip
+    assert list(home.iterdir()) == []
+    home.chmod(0o755)
+    lock_home(home).release()
+
+
+def test_a_home_of_another_owner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(DiskError) as caught:
+        lock_home(tmp_path)
+    assert caught.value.code == "home-unusable"
+    assert "owned by user" in str(caught.value)
+
+
+def test_the_home_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "home").symlink_to(tmp_path / "real")
+    lock_home(tmp_path / "home").release()
+    assert (tmp_path / "real" / "lock").exists()
+
+
+def test_no_link_in_a_home_is_followed(tmp_path: Path) -> None:
+    """Nothing is read or written through it; a temporary is replaced by one of our own."""
+    home, target = tmp_path / "home", tmp_path / "target"
+    home.mkdir(mode=0o700)
+    target.write_bytes(b"theirs")
+    disk, link = Disk(), home / "x"
+    link.symlink_to(target)
+    (home / "lock").symlink_to(target)
+    (home / "y.tmp").symlink_to(target)
+    (home / "folder").symlink_to(tmp_path, target_is_directory=True)
+    for use in (
+        lambda: disk.open_append(link), lambda: disk.open_read(link), lambda: disk.read(link, 99),
+        lambda: lock_home(home), lambda: disk.mkdir(home / "folder"),
+    ):  # fmt: skip
+        with pytest.raises(DiskError) as caught:
+            use()
+        assert caught.value.code == "home-unusable"
+        assert "symbolic link" in str(caught.value)
+    assert disk.read(link, 99, follow=True) == b"theirs"
+    disk.replace_atomic(home / "y", b"ours")
+    disk.replace_atomic(link, b"ours")
+    assert (target.read_bytes(), link.read_bytes(), link.is_symlink()) == (b"theirs", b"ours", False)
+
+
+def test_a_file_that_is_made_anew_is_ours(tmp_path: Path) -> None:
+    other = os.open(tmp_path / "x", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        file = Disk().create(tmp_path / "x")
+        file.write(b"secret")
+        assert os.pread(other, 9, 0) == b""
+        assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.close(other)

@@ -54,11 +54,11 @@ class FailingDisk(Disk):
         self.log.append("append")
         return file
 
-    def replace_atomic(self, path: Path, data: bytes, mode: int = 0o600) -> None:
+    def replace_atomic(self, path: Path, data: bytes) -> None:
         if self.failing == "replace":
             raise OSError(30, "Read-only file system")
         self.log.append(f"replace {path.name}")
-        super().replace_atomic(path, data, mode)
+        super().replace_atomic(path, data)
 
     def fsync_dir(self, folder: Path) -> None:
         self.log.append(f"fsync {folder.name}")
