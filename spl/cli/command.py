@@ -17,6 +17,9 @@ from ..core.when import DURATION_MS_MAX, WhenError, duration_ms, span_fine
 from .client import Ctl, open_ctl
 from .out import FORMS, Out
 
+FOUND_PROBLEMS: Final = 3
+INTERRUPTED: Final = 130
+"""Exit codes that are not those of an error."""
 HOME_DEFAULT: Final = "~/.syncro"
 VALUED: Final = frozenset({"-o", "--output", "--home"})
 """The common options that take a value; they may stand before the command too."""

@@ -14,10 +14,9 @@ from ..core.pair.diff import Gap, Transition
 from ..core.record import record
 from ..core.record import snapshot as snapshots
 from .client import CtlError, elements
-from .command import Command, Group, Shell, UsageError, arg
+from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg
 from .threads import snapshot_path
 
-DIFFERENT: Final = 3
 HISTORY_PATH: Final = "/v1/federation/history"
 
 _READ_BYTES: Final = 256 * 1024
@@ -90,9 +89,9 @@ def _diff_wholes(one: Whole, other: Whole, shell: Shell) -> int:
              _preview(row["body"]))
             for row in rows
         ]  # fmt: skip
-        shell.out.table(("ONLY IN", "ID", "ACTOR", "CLOCK", "ACT", "BODY"), cells)
+        shell.out.table(("ONLY IN", "ID", "ACTOR", "CLOCK", "ACT", "BODY"), cells, keep=("ONLY IN", "ID", "BODY"))
         _names(one.name, other.name, bool(rows), shell)
-    return DIFFERENT if rows else 0
+    return FOUND_PROBLEMS if rows else 0
 
 
 def _diff_logs(one: Whole, other: Whole, writers: tuple[str, str], shell: Shell) -> int:
@@ -122,7 +121,7 @@ def _diff_records(one: One, other: One, shell: Shell) -> int:
     if not shell.out.data("spl.record_diff/1", data, lambda: None):
         shell.out.table(("FIELD", "A", "B"), [(row["field"] or "", row["a"] or "-", row["b"] or "-") for row in data])
         _names(one.holder, other.holder, bool(found), shell)
-    return DIFFERENT if found else 0
+    return FOUND_PROBLEMS if found else 0
 
 
 def _diff_histories(one: One, other: One, shell: Shell) -> int:
@@ -152,9 +151,11 @@ def _print_gaps(gaps: list[tuple[str, Gap]], one: str, other: str, shell: Shell)
              _short(row["id"], shell))
             for row in data
         ]  # fmt: skip
-        shell.out.table(("ONLY IN", "", "PAIR ID", "AT", "TRANSITION", "THEN", "RECORD"), rows)
+        shell.out.table(
+            ("ONLY IN", "", "PAIR ID", "AT", "TRANSITION", "THEN", "RECORD"), rows, keep=("ONLY IN", "AT", "TRANSITION")
+        )
         _names(one, other, bool(gaps), shell)
-    return DIFFERENT if gaps else 0
+    return FOUND_PROBLEMS if gaps else 0
 
 
 def _names(one: str, other: str, different: bool, shell: Shell) -> None:

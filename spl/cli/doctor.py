@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from .client import CtlError, quote
-from .command import PAIR, Command, Shell
+from .command import FOUND_PROBLEMS, PAIR, Command, Shell
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
-_PROBLEMS: Final = 3
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
 """No daemon answers, or one holds the home and does not reply: the report is then made from the home itself."""
 _MARKS: Final = {"ok": "ok", "fail": "FAIL", "warn": "warn", "skip": "skip", "info": "info"}
@@ -24,7 +23,7 @@ def _doctor(args: Namespace, shell: Shell) -> int:
         printed = shell.out.data("spl.doctor/1", report, lambda: None)
     if not printed:
         _show(report, shell)
-    return _PROBLEMS if _problems(report) else 0
+    return FOUND_PROBLEMS if _problems(report) else 0
 
 
 def _report(args: Namespace, shell: Shell) -> tuple[dict[str, Any], bool]:

@@ -42,7 +42,7 @@ def _list(args: Namespace, shell: Shell) -> int:
         titles += ["NAMESPACES", "ROLE", "URL"]
         for row, pair in zip(rows, pairs, strict=True):
             row += [",".join(pair["namespaces"]), "initiator" if pair["initiator"] else "responder", pair["url"]]
-    out.table(titles, rows, {"STATE": state_paint})
+    out.table(titles, rows, {"STATE": state_paint}, keep=("PAIR ID", "STATE", "PEER DID"))
     troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded"]
     if troubled:
         need = "1 pair needs" if len(troubled) == 1 else f"{len(troubled)} pairs need"

@@ -83,7 +83,11 @@ def _list(args: Namespace, shell: Shell) -> int:
         )
         for item in grants
     ]  # fmt: skip
-    shell.out.table(("PAIR ID", "PEER DID", "NAMESPACES", "LEVEL", "VERSION", "MISSING"), rows)
+    shell.out.table(
+        ("PAIR ID", "PEER DID", "NAMESPACES", "LEVEL", "VERSION", "MISSING"),
+        rows,
+        keep=("PAIR ID", "NAMESPACES", "LEVEL", "MISSING"),
+    )
     if not grants:
         shell.out.hint("nothing is shared: there is no pair; make one with: spl federation pair URL")
     return 0

@@ -13,7 +13,7 @@ def _help(args: Namespace, shell: Shell) -> int:
     topic: list[str] = args.topic
     main = shell.load("cli.main")
     if not topic:
-        shell.out.lines(main.overview())
+        shell.out.page(main.overview())
     elif topic == ["codes"]:
         shell.out.lines("\n".join(f"{code:<26}{entry.meaning}" for code, entry in CODES.items()))
     elif len(topic) == 1 and cli_code(topic[0]) in CODES:
@@ -22,7 +22,7 @@ def _help(args: Namespace, shell: Shell) -> int:
         entry, rest = main.find(topic)
         if rest:
             raise UsageError("usage", f"no command or code is named '{' '.join(topic)}'", hint="spl help")
-        shell.out.lines(help_of(entry))
+        shell.out.page(help_of(entry))
     return 0
 
 

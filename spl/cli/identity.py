@@ -34,11 +34,11 @@ def identity_facts(identity: Mapping[str, Any], out: Out) -> list[tuple[str, str
 
 def _generate(args: Namespace, shell: Shell) -> int:
     before, running = _present(shell)
+    label = args.label or (str(before["label"]) if before is not None else "")  # a new DID keeps the old label
     if running:
-        wanted = {"label": args.label} if args.label else {}
-        identity = shell.ctl.post("/v1/identity", {**wanted, "force": args.force})
+        identity = shell.ctl.post("/v1/identity", {**({"label": label} if label else {}), "force": args.force})
     else:
-        identity = _offline(shell).generate_identity(Path(shell.home), args.label or "", args.force)
+        identity = _offline(shell).generate_identity(Path(shell.home), label, args.force)
     out = shell.out
     kept = before is not None and before["did"] == identity["did"]
     if not out.data("spl.identity/1", identity, lambda: str(identity["did"])):

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
 from ..core.errors import SplError
-from .command import VALUED, Command, Group, Shell, UsageError, help_of, parser_of
+from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of
 from .out import Out
 
 
@@ -57,19 +57,18 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
 
 ALIASES: Final[Mapping[str, str]] = {"decisions": "aitl"}
 
-_INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _BEGINNING_CHARS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; the console entry."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]
     _open_streams()
     try:
         return run(words, os.environ, cast(BufferedIOBase, sys.stdin.buffer), sys.stdout, sys.stderr)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         return _BROKEN_PIPE  # the reader of the result went away
     finally:
@@ -129,7 +128,7 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     if entry is None and rest and not _asks_help(rest):
         raise UsageError("usage", f"there is no command beside '{rest[0]}'", hint="spl help lists the commands")
     if entry is None or _asks_help(rest):
-        out.lines(overview() if entry is None else help_of(entry))
+        out.page(overview() if entry is None else help_of(entry))
         return 0
     if isinstance(entry, Group):
         verbs = ", ".join(command.name.rpartition(" ")[2] for command in entry.commands)
@@ -144,6 +143,14 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
         # The daemon's next step names the pair that the command was given, so that it can be pasted.
         exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
         raise
+
+
+def _utf8(word: str) -> str:
+    """Return an argument as UTF-8, also if the locale is another one; bytes that are not UTF-8 stay as they came."""
+    try:
+        return os.fsencode(word).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return word
 
 
 def _open_streams() -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
+from textwrap import wrap
 from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
 
@@ -33,6 +34,8 @@ _UNSEEN: Final = re.compile(
 _LABEL_CHARS: Final = 18  # the left column of a detail view
 _FACT_CHARS: Final = 10  # the left column under an error
 _GAP: Final = "  "
+_PAGE_CHARS: Final = 40
+_CUT_CHARS: Final = 12  # a cell that is cut shows at least so much
 _REDRAW: Final = "\r\x1b[K"
 _FINGERPRINT: Final = re.compile(r"-[0-9a-f]{24}\Z")
 _INSTANCE: Final = "did:sync:instance:"
@@ -106,8 +109,18 @@ class Out:
         except OSError as exc:
             raise self._failed(exc) from exc
 
+    def page(self, text: str) -> None:
+        """Print a help page; prose that is wider than the terminal is wrapped, an example never, so that it pastes."""
+        prose, _, example = text.removesuffix("\n").partition("\nexample:\n")
+        for line in prose.split("\n"):
+            indent = " " * (len(line) - len(line.lstrip()))
+            width = len(line) if self._columns is None else max(_PAGE_CHARS, self._columns)
+            self.lines("\n".join(wrap(line, width, subsequent_indent=indent)) if len(line) > width else line)
+        if example:
+            self.lines(f"example:\n{example}")
+
     def lines(self, text: str) -> None:
-        """Print a text of several lines, such as a help page."""
+        """Print a text of several lines, each as it is."""
         for line in text.removesuffix("\n").split("\n"):  # not splitlines(), which also cuts at U+2028 and hides it
             self.line(line)
 
@@ -135,22 +148,25 @@ class Out:
         rows: Iterable[Sequence[str]],
         paints: Mapping[str, Paint] = MappingProxyType({}),
         below: Sequence[str] = (),
+        keep: Sequence[str] = (),
     ) -> None:
-        """Print rows under their titles; columns that do not fit are dropped from the right.
+        """Print rows under their titles; without rows nothing is printed.
 
-        `paints` maps a title to the colour of its cells; `below` holds one more line per row, indented to the second
-        column.  Without rows nothing is printed.
+        If a terminal is too narrow, columns are dropped from the right, those of `keep` last, whose first matters most;
+        the last of these is cut with "…" if it can be.  `paints` maps a title to the colour of its cells; `below` holds
+        one more line per row, indented to the second column.
         """
         cells = [[clean(cell) for cell in row] for row in rows]
         if not cells:
             return
-        widths = [max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)]
-        shown = self._fitting(widths)
-        self._row(list(titles), widths[:shown], [None] * shown)
-        for i, row in enumerate(cells):
-            self._row(row, widths[:shown], [paints.get(title) for title in titles[:shown]])
+        widths = {title: max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)}
+        room = self._fitting(widths, keep)
+        self._row([(title, width, None) for title, width in room.items()])
+        for number, row in enumerate(cells):
+            shown = zip(titles, row, strict=True)
+            self._row([(cell, room[title], paints.get(title)) for title, cell in shown if title in room])
             if below:
-                self.line(" " * (widths[0] + len(_GAP)) + below[i])
+                self.line(" " * (widths[titles[0]] + len(_GAP)) + below[number])
 
     def card(self, facts: Iterable[tuple[str, str]]) -> None:
         """Print one fact per line, labels in a column; an empty label continues the one above.
@@ -287,22 +303,28 @@ class Out:
             return exc
         return OutputError("output-failed", f"the output cannot be written: {exc.strerror}")
 
-    def _fitting(self, widths: Sequence[int]) -> int:
-        """Return the number of columns that fit, at least one."""
+    def _fitting(self, widths: Mapping[str, int], keep: Sequence[str]) -> dict[str, int]:
+        """Return the columns that fit with their widths, at least one."""
         if self._columns is None or self.wide:
-            return len(widths)
-        shown, used = 1, widths[0]
-        while shown < len(widths) and used + len(_GAP) + widths[shown] <= self._columns:
-            used += len(_GAP) + widths[shown]
-            shown += 1
-        return shown
+            return dict(widths)
+        order = [*keep, *(title for title in widths if title not in keep)]
+        room = {order[0]: widths[order[0]]}
+        left = self._columns - widths[order[0]]
+        for title in order[1:]:
+            left -= len(_GAP)
+            if widths[title] > left:
+                if title in keep and left >= max(len(title), _CUT_CHARS):
+                    room[title] = left
+                break
+            room[title] = widths[title]
+            left -= widths[title]
+        return {title: room[title] for title in widths if title in room}
 
-    def _row(self, row: Sequence[str], widths: Sequence[int], paints: Sequence[Paint | None]) -> None:
-        last = len(widths) - 1
+    def _row(self, cells: Sequence[tuple[str, int, Paint | None]]) -> None:
         pieces = []
-        for i, (width, paint) in enumerate(zip(widths, paints, strict=True)):
-            pad = "" if i == last else " " * (width - len(row[i]))
-            pieces.append((self.paint(row[i], paint(row[i])) if paint else row[i]) + pad)
+        for text, width, paint in cells:
+            cut = text if len(text) <= width else text[: width - 1] + "…"
+            pieces.append((self.paint(cut, paint(text)) if paint else cut) + " " * (width - len(cut)))
         self._result(_GAP.join(pieces).rstrip())
 
 

@@ -8,14 +8,13 @@ from typing import Any, Final
 from ..core.errors import CODES
 from ..core.when import span_fine
 from .client import JSON, LONG_S, CtlError, refusal
-from .command import Command, Shell, UsageError, arg, duration
+from .command import INTERRUPTED, Command, Shell, UsageError, arg, duration
 from .out import label_of, scopes_text
 
 PAIRS: Final = "/v1/federation/pairs"
 WAIT_MS: Final = 60_000
 WAIT_MS_MAX: Final = 24 * 3_600_000
 """How long a request may wait for its approval at all."""
-INTERRUPTED: Final = 130
 
 
 def pair(args: Namespace, shell: Shell) -> int:

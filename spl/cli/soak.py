@@ -11,12 +11,10 @@ from typing import Any, Final
 from ..core import when
 from . import soak_plan
 from .client import CtlError, quote
-from .command import Command, Shell, UsageError, arg
+from .command import FOUND_PROBLEMS, INTERRUPTED, Command, Shell, UsageError, arg
+from .pair import PAIRS
 from .soak_plan import SoakRow, Tally, Window
 
-PAIRS: Final = "/v1/federation/pairs"
-FOUND_PROBLEMS: Final = 3
-INTERRUPTED: Final = 130
 DRAIN_S: Final = 15.0
 
 _DRAW_S: Final = 1.0

@@ -6,11 +6,10 @@ from typing import Any, Final
 
 from ..core.when import ms_of, span, span_fine
 from .client import CtlError
-from .command import Command, Shell, arg
+from .command import FOUND_PROBLEMS, Command, Shell, arg
 from .out import Out, size
 from .pair_page import FRESH_MS
 
-_PROBLEMS: Final = 3
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")
 _NOT_READY: Final = frozenset(
     {"warming-up", "overloaded", "shutting-down", "task-dead", "store-readonly", "store-full"}
@@ -23,7 +22,7 @@ def _status(args: Namespace, shell: Shell) -> int:
         for line in _lines(status, shell.out):
             shell.out.line(line)
         _attention(status["attention"], shell)
-    return _PROBLEMS if args.check and status["attention"] else 0
+    return FOUND_PROBLEMS if args.check and status["attention"] else 0
 
 
 def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
@@ -90,7 +89,7 @@ def _health(args: Namespace, shell: Shell) -> int:
         # The daemon gives its process id to its own operator only.
         pid = f", pid {health['pid']}" if "pid" in health else ""
         shell.out.line(f"{word}  spl {health['version']}, up {span(health['uptime_s'] * 1000)}{pid}")
-    return _PROBLEMS if missing else 0
+    return FOUND_PROBLEMS if missing else 0
 
 
 TREE: Final = (

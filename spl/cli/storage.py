@@ -7,10 +7,9 @@ from typing import Any, Final
 
 from ..core.errors import cli_code
 from .client import JSON, LONG_S, CtlError, refusal
-from .command import Command, Group, Shell, arg
+from .command import FOUND_PROBLEMS, Command, Group, Shell, arg
 from .out import Out, label_of, size
 
-_FOUND_PROBLEMS: Final = 3
 _WHAT: Final = {
     "line": "the running hash does not hold",
     "header": "the segment's header is damaged",
@@ -52,8 +51,8 @@ def _check(args: Namespace, shell: Shell) -> int:
         if repaired is not None:
             _print_repair(repaired, out)
     if repaired is not None:
-        return _FOUND_PROBLEMS if repaired["still_lost"] else 0
-    return 0 if _is_whole(data) else _FOUND_PROBLEMS
+        return FOUND_PROBLEMS if repaired["still_lost"] else 0
+    return 0 if _is_whole(data) else FOUND_PROBLEMS
 
 
 def _is_whole(data: Mapping[str, Any]) -> bool:
@@ -71,7 +70,11 @@ def _print_check(data: Mapping[str, Any], shell: Shell) -> None:
         )
         for item in data["damages"]
     ]  # fmt: skip
-    out.table(("SEGMENT", "OFFSET", "SEQ", "LINES LOST", "HELD AGAIN", "WHAT"), rows)
+    out.table(
+        ("SEGMENT", "OFFSET", "SEQ", "LINES LOST", "HELD AGAIN", "WHAT"),
+        rows,
+        keep=("SEGMENT", "OFFSET", "LINES LOST", "HELD AGAIN"),
+    )
     if data["cut_bytes"]:
         out.warn(f"! {data['cut_bytes']} bytes of a torn tail were cut; they were never acknowledged")
     mark = f"{data['records']:,} records in {data['lines']:,} lines, {data['segments']} segments"

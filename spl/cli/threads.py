@@ -12,14 +12,13 @@ from typing import Any, Final
 from ..core.errors import SplError
 from ..core.limits import MIB
 from .client import LONG_S, NDJSON, CtlError, quote
-from .command import SINCE, Command, Group, Shell, UsageError, arg, limit
+from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
 from .out import column, size
 
 RESTORE_PATH: Final = "/v1/threads/restore"
 PIECE_BYTES: Final = 4 * MIB
 
 _UPLOAD_BYTES: Final = 16
-_FOUND_PROBLEMS: Final = 3
 _PAGE_RECORDS: Final = 500
 _SHOWN_RECORDS: Final = 1000
 _PREVIEW_CHARS: Final = 60
@@ -56,7 +55,7 @@ def _records(args: Namespace, shell: Shell) -> int:
             )
             for item in records
         ]  # fmt: skip
-        out.table(("SEQ", "ACT", "ACTOR", "CLOCK", "ID", "BODY"), rows)
+        out.table(("SEQ", "ACT", "ACTOR", "CLOCK", "ID", "BODY"), rows, keep=("SEQ", "ACT", "BODY"))
     if len(records) == args.limit:
         out.note(f"continue with: spl thread records {args.thread} --since {records[-1]['sequence']}")
     return 0
@@ -178,7 +177,7 @@ def _restore(args: Namespace, shell: Shell) -> int:
         shell.out.card(_plan_facts(plan))
     if refused:
         shell.out.warn(f"! {refused} lines are refused, so nothing of this file would be restored")
-    return _FOUND_PROBLEMS if refused else 0
+    return FOUND_PROBLEMS if refused else 0
 
 
 def _send(source: BufferedIOBase, dry_run: bool, shell: Shell) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from typing import Any, Final
 
 from ..core.errors import cli_code
 from .client import quote
-from .command import Command, Group, Shell, UsageError, arg, duration
+from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg, duration
 from .out import OutputError, scopes_text
 
 TOKEN_BYTES_MAX: Final = 4096
-_PROBLEMS: Final = 3
 
 
 def _mint(args: Namespace, shell: Shell) -> int:
@@ -53,7 +52,9 @@ def _list(args: Namespace, shell: Shell) -> int:
             )
             for token in tokens
         ]  # fmt: skip
-        shell.out.table(("TOKEN ID", "STATE", "SCOPES", "NAMESPACES", "PAIR", "LABEL"), rows)
+        shell.out.table(
+            ("TOKEN ID", "STATE", "SCOPES", "NAMESPACES", "PAIR", "LABEL"), rows, keep=("TOKEN ID", "STATE", "SCOPES")
+        )
     return 0
 
 
@@ -88,7 +89,7 @@ def _rotate(args: Namespace, shell: Shell) -> int:
             shell.out.line(f"{row['pair_id']}  {text}")
         if not rows:
             shell.out.hint("no live pairs; an ordinary token is rotated by its id: spl token list")
-    return _PROBLEMS if any(row.get("error") for row in rows) else 0
+    return FOUND_PROBLEMS if any(row.get("error") for row in rows) else 0
 
 
 def _info(args: Namespace, shell: Shell) -> int:

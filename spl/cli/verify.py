@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from .client import LONG_S, quote
-from .command import PAIR, Command, Shell, arg
+from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg
 from .out import Out, label_of
+from .pair import PAIRS
 
-PAIRS: Final = "/v1/federation/pairs"
-FOUND_PROBLEMS: Final = 3
 SHOWN_IDS: Final = 20
 """The number of differing ids that people see; `-o json` has up to 10,000."""
 

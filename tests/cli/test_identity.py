@@ -109,6 +109,7 @@ def test_generate_keeps_and_force_says_what_breaks(spl: Run, daemon: Daemon) -> 
     daemon.answers["POST", ROUTE] = {**IDENTITY, "did": BOB}
     forced = spl("identity", "generate", "--force", "-q")
     assert forced.err.startswith(f"! {ALICE} is replaced: its pairs no longer work")
+    assert daemon.calls[-1].json() == {"label": "alice", "force": True}, "the label does not become the host's name"
 
 
 def test_generate_and_verify_without_daemon(spl: Run, home: Path, setup: ModuleType) -> None:

@@ -293,3 +293,12 @@ def test_a_relative_home_in_a_removed_folder(spl: Run, tmp_path: Path, monkeypat
     result = spl("federation", "list", env={"SYNCROPEL_HOME": "home"})
     assert result.code == 78
     assert "the current folder was removed" in result.err
+
+
+def test_arguments_are_utf8_whatever_the_locale(daemon: Daemon, home: Path) -> None:
+    """In a C locale Python hands over bytes as lone surrogates, which no JSON can carry."""
+    daemon.answers["POST", "/v1/records"] = {"id": "i", "thread": "t", "clock": 1}
+    env = {**os.environ, "SYNCROPEL_HOME": str(home), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    argv = [sys.executable, "-m", "spl", "know", "käse"]
+    assert subprocess.run(argv, env=env, check=False, capture_output=True, timeout=30).returncode == 0
+    assert daemon.calls[0].json()["body"]["text"] == "käse"

@@ -65,6 +65,32 @@ def test_a_narrow_terminal_loses_columns_from_the_right_and_never_wraps() -> Non
         assert stdout.text.splitlines() == lines
 
 
+def test_what_matters_stays_longest_on_a_narrow_terminal() -> None:
+    """The state of a pair is dropped after everything else, and the words of a record are cut rather than dropped."""
+    row = ("pair_1", "did:sync:instance:bob", "degraded", "polling")
+    heads = {20: ["ID", "STATE"], 36: ["ID", "DID", "STATE"], 60: ["ID", "DID", "STATE", "MODE"]}
+    for width, titles in heads.items():
+        out, stdout, _ = an_out(COLUMNS=str(width))
+        out.table(("ID", "DID", "STATE", "MODE"), [row], keep=("ID", "STATE", "DID"))
+        assert stdout.text.splitlines()[0].split() == titles
+        assert max(map(len, stdout.text.splitlines())) <= width
+    out, stdout, _ = an_out(COLUMNS="24")
+    out.table(("SEQ", "ACT", "BODY"), [("1", "KNOW", "the fence is up and painted")], keep=("SEQ", "BODY"))
+    assert stdout.text.splitlines()[1] == "1    the fence is up an…"
+
+
+def test_a_help_page_wraps_its_prose_and_never_its_example() -> None:
+    text = "usage: x\n\n  a list " + "of many words " * 8 + "\n\nexample:\n  spl " + "word " * 20
+    out, stdout, _ = an_out(COLUMNS="50")
+    out.page(text)
+    *prose, example = stdout.text.rstrip("\n").split("\n")
+    assert max(map(len, prose)) <= 50
+    assert example == "  spl " + "word " * 20
+    out, stdout, _ = an_out()
+    out.page(text)
+    assert stdout.text == text + "\n"
+
+
 def test_an_empty_table_prints_nothing() -> None:
     out, stdout, _ = an_out()
     out.table(("ONE",), [])
