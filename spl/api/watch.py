@@ -10,7 +10,7 @@ from ..core.record import record
 from ..home.index import Row, by_thread
 from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
-from ..net.sse import MEDIA_TYPE, encode_event
+from ..net.sse import MEDIA_TYPE, encode_event, one_line
 from ..sync.notify import wait
 from ..sync.stream import RETRY_AFTER_MS
 from .answers import Permit, field_error, is_admin, number
@@ -95,4 +95,4 @@ def _records(services: Services, rows: list[Row], admin: bool) -> bytes:
 
 def _event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return encode_event(name, text.encode(), "" if seq is None else str(seq))
+    return encode_event(name, one_line(text.encode()), "" if seq is None else str(seq))

@@ -1,4 +1,4 @@
-"""Delays and token buckets: the caller brings the clock and the dice.
+"""Delays and token buckets: time and random numbers are arguments.
 
 Full jitter (a uniform draw below the doubling ceiling) spreads the retries of many peers better than a fixed ladder
 with a little noise: after an outage they do not return in waves.
@@ -57,7 +57,7 @@ class Buckets:
     """One token bucket per source of messages, for at most `sources_max` of them; any steady clock.
 
     The source not heard for longest is forgotten first, which gives it a full bucket: the bound protects memory, and
-    whoever owns that many sources has as many buckets anyway.  One thread at a time.
+    the owner of that many sources has as many buckets anyway.  One thread at a time.
     """
 
     __slots__ = ("_buckets", "_per_s", "_size", "_sources_max")

@@ -4,7 +4,7 @@ Canonical: UTF-8, keys sorted by code point at every depth, no whitespace, short
 escapes, other control characters as lower-case \\u00xx, everything else literal;
 integral floats become exact integers, other floats their shortest round-trip
 text.  No Unicode normalisation.  Equal values give equal bytes on every machine,
-and record ids rest on that.
+and record ids depend on that.
 
 Refused as `bad-json`: NaN, infinities, duplicate keys, lone surrogates, integers
 over 310 digits, nesting beyond the caller's limit.
@@ -64,7 +64,7 @@ def decode(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any:
 
 
 def decode_canonical(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any | None:
-    """Return the value of text that already is canonical JSON, or None when it is not.
+    """Return the value of canonical JSON text, or None if the text is not canonical.
 
     The hot path for envelopes: parsing plainly and encoding again is cheaper than strict hooks, and equal bytes
     prove that no key was double, no number odd and no surrogate alone.

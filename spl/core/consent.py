@@ -1,20 +1,22 @@
 """Consent: what each side of a pair agreed to share, of which namespace, under which name, at which hash level.
 
-A *grant* is one side's word on one of its namespaces: where it goes at the peer, and at which level.  Versions only
-rise, and a withdrawal is a version, so an old grant cannot be played again.  Grants are records on `th_consent`: our
-own, and the peer's as it handed them over; a `--map` agreed at the handshake counts as a grant at L1 of each side.
+A *grant* is one side's statement on one of its namespaces: its name at the peer, and the hash level.  Versions only
+rise, and a withdrawal is a version, so an old grant cannot be replayed.  Grants are records on `th_consent`: our own,
+and the peer's as it handed them over; a `--map` agreed at the handshake counts as a grant at L1 of each side.
 
-What our operator said counts at once for what we accept and for what we hold back.  What it opens or changes for the
-peer begins when the peer holds our statement: before, the peer would refuse what comes, and it would never be sent
-again.  So a grant stands on `th_consent` twice: as it was said, and once the peer holds it (`held`).
+A grant of our operator takes effect at once on what we accept and on what we withhold.  What it opens or changes for
+the peer takes effect when the peer holds our statement: before that, the peer would refuse the records, and they would
+not be sent again.  So a grant is on `th_consent` twice: when it is made, and when the peer holds it (`held`).
 
     namespace            what goes to the peer
     agreed, no grant     everything (L0), under its own name
-    agreed, with grant   what the grant says: it can only lower, or withdraw
-    other, with grant    L1 to L3 as it says; L0 when the peer granted the same crossing back at L0, until then L1
+    agreed, with grant   what the grant says: it can only lower the level, or withdraw
+    other, with grant    L1 to L3 as it says; L0 if the peer granted the same crossing back at L0, until then L1
 
-`outbound` says what we may send, `inbound` what we accept; the filter at the source and the gate at the consumer go
-by nothing else.  Both need the local namespace usable, so an archived one is neither sent nor filled.
+`outbound` says what we may send, `inbound` what we accept; the filter at the source and the gate at the consumer use
+nothing else.  Both require a usable local namespace, so an archived one is neither sent nor filled.
+
+The grant report (`lines`, `agreed`) has a row for each grant: what it grants, what is in force, what is missing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,6 +37,10 @@ THREAD: Final = "th_consent"
 KIND_GRANT: Final = "syncropel.consent.grant.v1"
 KIND_PEER_GRANT: Final = "syncropel.consent.peer_grant.v1"
 WITHDRAWN: Final = "none"
+OUT: Final = "out"
+IN: Final = "in"
+MISSING: Final = "consent-missing"
+UNMAPPED: Final = "namespace-unmapped"
 STATEMENT_BYTES_MAX: Final = 16 * KIB
 """What all grants of one side may take in a message, beside a manifest."""
 
@@ -48,7 +54,7 @@ class ConsentError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One side's word on its own `namespace`: `maps` is the other side's name for it; level None: withdrawn."""
+    """One side's statement on its own `namespace`: `maps` is the other side's name for it; level None: withdrawn."""
 
     namespace: str
     maps: str
@@ -86,7 +92,7 @@ class PairGrants:
 
 @dataclass(frozen=True, slots=True)
 class Outbound:
-    """What goes out of one of our namespaces; `wants_peer`: at L0 as soon as the peer grants it back."""
+    """What leaves one of our namespaces; `wants_peer`: at L0 as soon as the peer grants it back."""
 
     ns: str
     peer_ns: str
@@ -96,7 +102,7 @@ class Outbound:
 
 @dataclass(frozen=True, slots=True)
 class Inbound:
-    """What may come in from one of the peer's namespaces, into ours named `ns`.
+    """What may enter from one of the peer's namespaces, into ours named `ns`.
 
     `full`: records; `level`: projections of this level or a finer one, 0 for none.  `wants_us`: records as soon as we
     grant.
@@ -106,6 +112,31 @@ class Inbound:
     full: bool
     level: int = EXACT
     wants_us: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrantRow:
+    """One grant: `direction` out is ours, in the peer's; `namespace` is ours in both.
+
+    `granted` is the level stated, `level` the one in force, "none" for nothing; `missing` is what the grant lacks, in
+    one sentence, `fix` the command, `at_peer` whether the peer must run it; `code` the finding it causes, or "".
+    """
+
+    direction: str
+    namespace: str
+    peer_namespace: str
+    granted: str
+    level: str
+    version: int
+    missing: str = ""
+    fix: str = ""
+    at_peer: bool = False
+    code: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row, with `maps` as the granting side wrote them."""
+        maps = [self.namespace, self.peer_namespace]
+        return {**asdict(self), "maps": maps if self.direction == OUT else maps[::-1]}
 
 
 def read(value: object) -> Grant:
@@ -132,12 +163,12 @@ def usual_level(pair: Pair, name: str, maps: str) -> int:
 
 
 def said(pair_id: str, grant: Grant, at: str, *, held: bool) -> dict[str, Any]:
-    """Return the body of a KIND_GRANT record: our word, or that the peer `held` it by then."""
+    """Return the body of a KIND_GRANT record: our statement, or that the peer `held` it by then."""
     return {"pair_id": pair_id, "grant": grant.to_json(), "held": held, "at": at}
 
 
 def fold(books: Mapping[str, PairGrants], body: Mapping[str, Any]) -> Mapping[str, PairGrants]:
-    """Return the books by pair_id after one record body of `th_consent`; what it cannot use it skips."""
+    """Return the books by pair_id after one record body of `th_consent`; it skips unusable ones."""
     kind, pair_id = body.get("kind"), body.get("pair_id")
     if kind not in (KIND_GRANT, KIND_PEER_GRANT) or not isinstance(pair_id, str):
         return books
@@ -150,25 +181,8 @@ def fold(books: Mapping[str, PairGrants], body: Mapping[str, Any]) -> Mapping[st
     return books if after is book else {**books, pair_id: after}
 
 
-def _heard(book: PairGrants, grant: Grant) -> PairGrants:
-    before = book.theirs.get(grant.namespace)
-    if before is not None and before.version >= grant.version:
-        return book
-    return replace(book, theirs=MappingProxyType({**book.theirs, grant.namespace: grant}))
-
-
-def _said(book: PairGrants, grant: Grant, held: bool) -> PairGrants:
-    name, before = grant.namespace, book.ours.get(grant.namespace)
-    if before is None or before.version < grant.version:
-        waiting = book.waiting - {name} if held else book.waiting | {name}
-        return replace(book, ours=MappingProxyType({**book.ours, name: grant}), waiting=waiting)
-    if held and before == grant and name in book.waiting:
-        return replace(book, waiting=book.waiting - {name})
-    return book
-
-
 def book_of(books: Mapping[str, PairGrants], pair: Pair) -> PairGrants:
-    """Return the grants of a pair, those that its maps are included."""
+    """Return the grants of a pair, those that its maps imply included."""
     book = books.get(pair.pair_id, PairGrants())
     if not pair.maps:
         return book
@@ -229,7 +243,7 @@ def acknowledged(book: PairGrants, held: object) -> tuple[Grant, ...]:
 
 
 def versions(grants: Grants) -> dict[str, int]:
-    """Return the version of each grant by namespace, as the other side is told what we hold."""
+    """Return the version of each grant by namespace, as we tell the other side what we hold."""
     return {name: grant.version for name, grant in sorted(grants.items())}
 
 
@@ -261,7 +275,7 @@ def inbound(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> 
         if name in inlets or theirs.level is None:
             continue
         full = theirs.level == EXACT and _answers(book.ours.get(theirs.maps), theirs)
-        # Until the peer holds our word it goes by its own alone, so what it sends at L1 comes in, where we grant too.
+        # Until the peer holds our statement it uses its own alone, so its L1 is accepted if we grant too.
         inlets[name] = Inbound(theirs.maps, full, theirs.level or STRUCTURAL, theirs.level == EXACT and not full)
     return {name: inlet for name, inlet in inlets.items() if namespace.is_usable(registry, inlet.ns)}
 
@@ -283,50 +297,8 @@ def statements(grants: Iterable[Grant]) -> list[dict[str, Any]]:
     return [grant.to_json() for grant in sorted(grants, key=lambda each: each.namespace)]
 
 
-def _answers(other: Grant | None, grant: Grant) -> bool:
-    """Tell whether the other side granted the same crossing back at L0."""
-    return other is not None and other.level == EXACT and (other.namespace, other.maps) == (grant.maps, grant.namespace)
-
-
-OUT: Final = "out"
-
-
-IN: Final = "in"
-
-
-MISSING: Final = "consent-missing"
-
-
-UNMAPPED: Final = "namespace-unmapped"
-
-
-@dataclass(frozen=True, slots=True)
-class GrantRow:
-    """One grant: `direction` out is ours, in the peer's; `namespace` is ours in both.
-
-    `granted` is what was said, `level` what it comes to now, "none" for nothing; `missing` is what it lacks, in one
-    sentence, `fix` the command, `at_peer` whether that is the peer's to run; `code` the finding that it makes, or "".
-    """
-
-    direction: str
-    namespace: str
-    peer_namespace: str
-    granted: str
-    level: str
-    version: int
-    missing: str = ""
-    fix: str = ""
-    at_peer: bool = False
-    code: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the line, with `maps` as the granting side wrote them."""
-        maps = [self.namespace, self.peer_namespace]
-        return {**asdict(self), "maps": maps if self.direction == OUT else maps[::-1]}
-
-
 def lines(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label: str) -> tuple[GrantRow, ...]:
-    """Return a line for each grant of either side, ours first, by namespace; `label` is what people call the peer."""
+    """Return a row for each grant of either side, ours first, by namespace; `label` is the peer's label."""
     return (
         *(_ours(pair, book, registry, label, grant) for _, grant in sorted(book.ours.items())),
         *(_theirs(pair, book, registry, grant) for _, grant in sorted(book.theirs.items())),
@@ -334,7 +306,7 @@ def lines(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label
 
 
 def agreed(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> tuple[GrantRow, ...]:
-    """Return two lines for each namespace shared under its own name, where no grant says more."""
+    """Return two rows for each namespace shared under its own name without a grant."""
     usable = [name for name in pair.namespaces if namespace.is_usable(registry, name)]
     return (
         *(GrantRow(OUT, name, name, "L0", "L0", 0) for name in usable if name not in book.ours),
@@ -356,10 +328,32 @@ def creation(registry: Mapping[str, Namespace], name: str) -> str:
     return " && ".join(f"spl namespace create {each}" for each in lacking)
 
 
+def _heard(book: PairGrants, grant: Grant) -> PairGrants:
+    before = book.theirs.get(grant.namespace)
+    if before is not None and before.version >= grant.version:
+        return book
+    return replace(book, theirs=MappingProxyType({**book.theirs, grant.namespace: grant}))
+
+
+def _said(book: PairGrants, grant: Grant, held: bool) -> PairGrants:
+    name, before = grant.namespace, book.ours.get(grant.namespace)
+    if before is None or before.version < grant.version:
+        waiting = book.waiting - {name} if held else book.waiting | {name}
+        return replace(book, ours=MappingProxyType({**book.ours, name: grant}), waiting=waiting)
+    if held and before == grant and name in book.waiting:
+        return replace(book, waiting=book.waiting - {name})
+    return book
+
+
+def _answers(other: Grant | None, grant: Grant) -> bool:
+    """Return whether the other side granted the same crossing back at L0."""
+    return other is not None and other.level == EXACT and (other.namespace, other.maps) == (grant.maps, grant.namespace)
+
+
 def _ours(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label: str, grant: Grant) -> GrantRow:
     share = next((item for item in outbound(pair, book, registry) if item.ns == grant.namespace), None)
     level = level_name(share.level if share is not None else None)
-    found = _line(OUT, grant, level)
+    found = _row(OUT, grant, level)
     if grant.namespace in book.waiting:
         return _lacking(found, f"{label} does not hold it yet", f"spl federation refresh {pair.pair_id}", code=MISSING)
     if grant.level is not None and not namespace.is_usable(registry, grant.namespace):
@@ -375,7 +369,7 @@ def _theirs(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], gra
     level = None
     if inlet is not None and grant.level is not None:
         level = EXACT if inlet.full and grant.level == EXACT else inlet.level
-    found = _line(IN, grant, level_name(level))
+    found = _row(IN, grant, level_name(level))
     if grant.level is not None and not namespace.is_usable(registry, grant.maps):
         lacks = f"namespace {grant.maps} does not exist or is not active here"
         return _lacking(found, lacks, creation(registry, grant.maps), code=UNMAPPED)
@@ -385,13 +379,13 @@ def _theirs(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], gra
     return found
 
 
-def _line(direction: str, grant: Grant, level: str) -> GrantRow:
+def _row(direction: str, grant: Grant, level: str) -> GrantRow:
     local, peer = (grant.namespace, grant.maps) if direction == OUT else (grant.maps, grant.namespace)
     return GrantRow(direction, local, peer, level_name(grant.level), level, grant.version)
 
 
-def _lacking(line: GrantRow, missing: str, fix: str, *, at_peer: bool = False, code: str = "") -> GrantRow:
+def _lacking(row: GrantRow, missing: str, fix: str, *, at_peer: bool = False, code: str = "") -> GrantRow:
     return GrantRow(
-        line.direction, line.namespace, line.peer_namespace, line.granted, line.level, line.version, missing, fix,
+        row.direction, row.namespace, row.peer_namespace, row.granted, row.level, row.version, missing, fix,
         at_peer, code,
     )  # fmt: skip

@@ -1,19 +1,19 @@
-"""Fold rules: what the records of a thread come to as one value, the thread's state.
+"""Fold rules: the state of a thread, one value computed from its records.
 
     fold     takes                     value
     latest   the body, or its field    that of the last record that has it; null before there is one
     first    the body, or its field    that of the first record that has it
     count    records                   how many there are; with a field, how many have it
-    sum      a field                   the exact sum of its numbers, in decimal; what is no number is passed over
+    sum      a field                   the exact sum of its numbers, in decimal; values that are no numbers are skipped
     set      a field                   its distinct values, ordered by their canonical text, at most SET_MEMBERS_MAX
 
-A rule says which fold is asked for which threads; without a rule it is `latest` of the body.  The rule of the highest
+A rule assigns a fold to threads; without a rule it is `latest` of the body.  The rule of the highest
 priority comes first, among equals the one whose name sorts first; the first that covers the thread decides.
 
-First and last go by arrival here, never by clocks: a clock is the writer's own word, and a peer that wrote 2^63-1 once
-would hold `latest` for ever.  `count` and `sum`, and `set` while it is complete, are equal wherever the records are.
+First and last mean order of arrival here, never clocks: writers choose their clocks, and a peer that wrote 2^63-1 once
+would keep `latest` for ever.  `count` and `sum`, and `set` while it is complete, are equal on all instances.
 
-A state takes little whatever the records hold: of `latest` and `first` it is the sequence of their record.
+A state is small whatever the records hold: of `latest` and `first` it is the sequence of their record.
 """
 
 import json
@@ -55,7 +55,7 @@ State = int | Decimal | Members
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One fold: where it begins, and `step(state, sequence, value)`."""
+    """One fold: its start value, and `step(state, sequence, value)`."""
 
     start: State
     step: Callable[[Any, int, Any], State]
@@ -104,7 +104,7 @@ def fold_rule(fields: Mapping[str, Any]) -> FoldRule:
 
 
 def fold_rules(rules: FoldRules, body: Mapping[str, Any]) -> FoldRules:
-    """Return the fold rules after one record body of `th_engine_config`; what it cannot use it skips."""
+    """Return the fold rules after one record body of `th_engine_config`; it skips unusable ones."""
     kind, name = body.get("kind"), body.get("name")
     if not isinstance(name, str):
         return rules
@@ -149,12 +149,12 @@ def value_of(rule: FoldRule, state: State, body_at: Callable[[int], Mapping[str,
 
 
 def is_complete(state: State) -> bool:
-    """Tell whether the state took in everything; only a `set` that has no more room did not."""
+    """Return whether the state covers all records; only a `set` that ran out of room does not."""
     return not isinstance(state, Members) or state.complete
 
 
 def _drawn(body: Mapping[str, Any], field: str) -> Any:
-    """Return what the field of a body holds, the body itself without a field, _MISSING where it is not there."""
+    """Return the value of a body's field, the body itself without a field, _MISSING if the body lacks it."""
     value: Any = body
     for name in field.split(".") if field else ():
         if not isinstance(value, dict) or name not in value:
@@ -170,7 +170,7 @@ def _first(state: int, sequence: int, value: Any) -> int:
 def _add(state: Decimal, sequence: int, value: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return state
-    # A float counts as the decimal that it is written as, so that 0.1 + 0.2 is 0.3 in whatever order.
+    # A float counts as the decimal that it is written as, so that 0.1 + 0.2 is 0.3 in any order.
     return _EXACT.add(state, Decimal(value if isinstance(value, int) else repr(value)))
 
 
@@ -185,7 +185,7 @@ def _join(state: Members, sequence: int, value: Any) -> Members:
 
 
 def _number(value: Decimal) -> int | float:
-    """Return a sum as a JSON number: whole where it is, else the nearest float; beyond those the whole part."""
+    """Return a sum as JSON: an integer if it is whole, else the nearest float; beyond floats, the whole part."""
     if value == value.to_integral_value(context=_EXACT):
         return int(value)
     near = float(value)

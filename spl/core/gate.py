@@ -47,7 +47,7 @@ _NEVER: Final = (b"", 0)
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one envelope or projection: accepted where `code` is "", else refused with it.
+    """The verdict on one envelope or projection: accepted if `code` is "", else refused with it.
 
     `ns` is the local namespace of what was accepted, and the peer's of what was refused; `by` names the signer.
     """
@@ -63,8 +63,8 @@ class Verdict:
 class Roots:
     """Batch signatures that were checked: a bounded memory shared by all pulls and threads.
 
-    Two generations instead of an order: when the younger is full the older is forgotten.  A set takes one member at a
-    time and a name is bound at once, so no lock is needed; the worst that a race costs is a second check.
+    Two generations instead of an order: when the younger is full, the older is dropped.  Adding to a set and binding a
+    name are atomic, so no lock is needed; a race costs a second check at most.
     """
 
     def __init__(self, count_max: int) -> None:
@@ -73,7 +73,7 @@ class Roots:
         self._old: set[tuple[bytes, int, bytes, bytes]] = set()
 
     def verify(self, key: bytes, size: int, root: bytes, value: bytes) -> bool:
-        """Tell whether the key signed this root for this size; only what verified is remembered."""
+        """Return whether the key signed this root for this size; only valid signatures are remembered."""
         name = (key, size, root, value)
         if name in self._young:
             return True
@@ -89,8 +89,8 @@ class Roots:
 class Trust:
     """Whose signatures count at one moment: our own chain, the pinned ones, and what the records come from.
 
-    `peer_did` brings them, "" for a snapshot of ours.  `blocked` are DIDs whose records are refused, whoever brings
-    them.  At `now_ms` a retired key counts or not; 0 lets it count.
+    `peer_did` brings the records, "" for a snapshot of ours.  Records by `blocked` DIDs are refused from everyone.
+    `now_ms` decides whether a retired key still counts; with 0 it does.
     """
 
     own: Chain
@@ -123,18 +123,18 @@ class Gate:
         self._crossings = crossings
         self._roots = roots
         # Multibase costs more than a hash, so the keys of a chain are written out once, for the first record under it.
-        # Threads share the memory: each makes the same value, and a name is bound at once.
+        # Threads share it without a lock: each computes the same value, and storing it is atomic.
         self._keys: dict[str, Mapping[str, tuple[bytes, int]]] = {}
 
     def judge(self, value: object, ns: object) -> Verdict:
-        """Return the verdict over one decoded item and the namespace it claims; never raises for bad input."""
+        """Return the verdict on one decoded item and the namespace it claims; never raises for bad input."""
         name = ns if isinstance(ns, str) else ""
         try:
             if levels.is_projection(value):
                 return self._judge_projection(levels.parse(value, self.limits), name)
             envelope = record.from_json(value, self.limits)
             if envelope.raw.count(b"{") + envelope.raw.count(b"[") > self.limits.nesting_levels + 2:
-                # `page.decode` reads plainly; only what may be too deep is decoded again, with the strict decoder.
+                # `page.decode` is lenient; an envelope that may be too deep is decoded again, strictly.
                 envelope = record.parse(envelope.raw, self.limits)
         except SplError as exc:
             return Verdict(claimed_id(value), name, exc.code)
@@ -168,7 +168,7 @@ class Gate:
     def _claim_code(self, shown: Projection, ns: str, inlet: Inbound | None) -> str:
         """Return "" for a projection in scope: from the very namespace that was consented to, at its level or finer.
 
-        A finer one was on its way while its source lowered the level, and comes only once.
+        A finer one was in transit while its source lowered the level, and arrives only once.
         """
         if record.is_reserved(shown.record["thread"]) or inlet is None or shown.ns != ns:
             return SCOPE_VIOLATION
@@ -222,7 +222,7 @@ class Gate:
 
 
 def claimed_id(value: object) -> str:
-    """Return the id that a decoded envelope claims, or a digest in its place, so that the ledger can name it."""
+    """Return the id that a decoded envelope claims, or a digest instead, so that the ledger can name it."""
     claimed = value.get("id") if isinstance(value, dict) else None
     return (
         claimed

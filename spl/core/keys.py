@@ -1,8 +1,8 @@
 """Cryptography of the product, and the only file that imports nacl.
 
 Ed25519 signatures (RFC 8032), X25519 sealed boxes (libsodium's construction, with the ephemeral key passed in so
-that equal inputs give equal outputs), XChaCha20-Poly1305 for cursors.  Keys and seeds are raw bytes; whoever holds
-one masks it in repr.
+that equal inputs give equal outputs), XChaCha20-Poly1305 for cursors.  Keys and seeds are raw bytes; each holder
+masks them in its repr.
 """
 
 import binascii
@@ -44,7 +44,7 @@ class SecretKey:
 
 
 def verify(public: bytes, message: bytes, signature: bytes) -> bool:
-    """Tell whether the signature of the message is the key's; 55 µs, releases the GIL.  Never raises on bad input."""
+    """Return whether the signature of the message is the key's; 55 µs, releases the GIL.  Never raises on bad input."""
     if len(public) != KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:
@@ -72,7 +72,7 @@ def seal(public: bytes, text: bytes, ephemeral: bytes) -> bytes:
 
 
 def unseal(secret: bytes, sealed: bytes) -> bytes:
-    """Return the text of a sealed box; raise KeyFault "sealed-token" when it does not open under this secret."""
+    """Return the text of a sealed box; raise KeyFault "sealed-token" if it does not open under this secret."""
     there = sealed[:KEY_BYTES]
     try:
         return bindings.crypto_box_open(sealed[KEY_BYTES:], _seal_nonce(there, box_public(secret)), there, secret)

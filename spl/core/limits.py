@@ -2,6 +2,10 @@
 
 The defaults are the contract's.  `Limits` is passed in, so tests and small
 machines lower a bound without touching code; configuration may only lower.
+
+A bound stands beside its code instead, with its reason, if lowering it would
+break what both sides agree on (forms, levels, grace periods) or if it is a unit
+of work (a piece read at once, a pause) rather than a promise.
 """
 
 from dataclasses import dataclass
@@ -91,7 +95,7 @@ class Limits:
     proof_age_s: float = 300.0
     proofs_per_pair: int = 2048
 
-    # what an operator is told: how often the daemon looks, and how much or how long is too much
+    # diagnosis: how often the daemon checks, and which values it reports
     beat_s: float = 5.0
     check_s: float = 5.0
     loop_late_s: float = 1.0

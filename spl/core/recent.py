@@ -1,6 +1,6 @@
-"""What happened lately, in bounded memory: how long confirmations took, how full a queue was, what was repeated.
+"""Recent measurements in bounded memory: confirmation lags, peaks of a queue, costs of records, repeated events.
 
-Times are brought by the caller, in Unix ms; a clock that steps back only makes what is held a little younger.
+Times are arguments, in Unix ms; a clock that steps back only makes the samples a little younger.
 """
 
 from array import array
@@ -55,20 +55,20 @@ class Peaks:
         self._slots: dict[int, int] = {}
 
     def add(self, value: int, now_ms: int) -> None:
-        """Note a value."""
+        """Add a value."""
         slot = now_ms // PEAK_SLOT_MS
         if value > self._slots.get(slot, 0):
             self._slots[slot] = value
 
     def greatest(self, now_ms: int) -> int:
-        """Return the greatest value of the last hour, 0 where none was noted."""
+        """Return the greatest value of the last hour, 0 without any."""
         slot = now_ms // PEAK_SLOT_MS
         self._slots = {each: value for each, value in self._slots.items() if slot - PEAK_SLOTS < each <= slot}
         return max(self._slots.values(), default=0)
 
 
 class Costs:
-    """What records cost, in us, in the last five minutes; 5 KiB.  One thread adds while others ask, without a lock."""
+    """Costs of records in us, over the last five minutes; 5 KiB.  One thread adds while others read, without a lock."""
 
     __slots__ = ("_counts", "_slots")
 
@@ -77,7 +77,7 @@ class Costs:
         self._counts = [array("I", bytes(4 * _BUCKETS)) for _ in range(SLOTS)]
 
     def add(self, cost_us: int, records: int, now_ms: int) -> None:
-        """Count so many records that cost so much each."""
+        """Add `records` samples of `cost_us` each."""
         slot = now_ms // SLOT_MS
         place = slot % SLOTS
         if self._slots[place] != slot:
@@ -90,7 +90,7 @@ class Costs:
         return sum(self._total(now_ms))
 
     def percentile_us(self, percent: int, now_ms: int) -> int | None:
-        """Return what that share of the records cost at most, None without records."""
+        """Return the cost that `percent` of the records do not exceed, None without records."""
         total = self._total(now_ms)
         return _percentile(total, sum(total), percent)
 

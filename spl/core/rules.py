@@ -2,15 +2,15 @@
 
 A permission rule guards a resource, such as `records:write` or `federation:pair`, for the requests that its expression
 is true of.  The rule of the highest priority comes first, among equals the one whose name sorts first; the first that
-matches decides.  `deny` refuses; `require:<capability>` refuses who does not hold it; `allow` ends the search, and the
-scopes decide as they do where no rule matches.  So a rule narrows what scopes open and never widens it.
+matches decides.  `deny` refuses; `require:<capability>` refuses callers that do not hold it; `allow` ends the search,
+and the scopes decide as they do if no rule matches.  So a rule narrows what scopes open and never widens it.
 
-An expression that cannot be evaluated (a missing field, too much cost) counts as true where the rule denies or
-requires, and as false where it allows: whoever makes a rule fail gains nothing by it.
+An expression that cannot be evaluated (a missing field, too much cost) counts as true if the rule denies or
+requires, and as false if it allows: a caller gains nothing by making a rule fail.
 
 The handshake holds no capability, so a rule that requires any of them for `federation:pair` refuses every peer.
 
-A rule of automatic approval must rest on what a request proves (proved.py).  One that does not is refused when it is
+A rule of automatic approval must depend on what a request proves (proved.py).  One that does not is refused when it is
 added, and one that an older version stored counts as failed: the request waits for the operator.
 """
 
@@ -101,7 +101,7 @@ class AitlRule:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the rules say: allow, deny or none, the rule that decided, and why its expression failed, where it did."""
+    """The decision: allow, deny or none, the rule that made it, and why its expression failed, if it did."""
 
     outcome: str
     rule: str = ""
@@ -111,7 +111,7 @@ class Decision:
 
 PermissionRules = Mapping[str, PermissionRule]
 AitlRules = Mapping[str, AitlRule]
-"""Rules by name, in the order in which they are asked."""
+"""Rules by name, in the order of evaluation."""
 
 _R = TypeVar("_R", PermissionRule, AitlRule)
 
@@ -136,7 +136,7 @@ def check_proved(rule: AitlRule) -> None:
 
 
 def fold(rules: PermissionRules, body: Mapping[str, Any]) -> PermissionRules:
-    """Return the permission rules after one record body of `th_engine_config`; what it cannot use it skips."""
+    """Return the permission rules after one record body of `th_engine_config`; it skips unusable ones."""
     return _folded(rules, body, KIND_PERMISSION, KIND_PERMISSION_REMOVED, _permission)
 
 
@@ -189,7 +189,7 @@ def fault_of(rule: PermissionRule | AitlRule) -> str:
 
 
 def covers(pattern: str, resource: str) -> bool:
-    """Tell whether a rule's resource covers this one; `*` stands for any characters, none included."""
+    """Return whether a rule's resource covers this one; `*` stands for any number of characters."""
     first, *rest = pattern.split("*")
     if not rest:
         return pattern == resource
@@ -212,13 +212,13 @@ def capabilities_of(scopes: frozenset[str]) -> frozenset[str]:
 
 def request_facts(resource: str, method: str = "", path: str = "", params: Mapping[str, str] | None = None,
                   principal: Mapping[str, Any] = _PRINCIPAL, address: str = "") -> dict[str, Any]:  # fmt: skip
-    """Return what an expression may ask about a request to the API."""
+    """Return the facts of a request to the API."""
     request = {"resource": resource, "method": method, "path": path, "params": dict(params or {})}
     return {"request": request, "principal": {**_PRINCIPAL, **principal}, "peer": {"address": address}}
 
 
 def handshake_facts(peer: Manifest, asked: Mapping[str, Any], address: str) -> dict[str, Any]:
-    """Return what an expression may ask about a pair request.
+    """Return the facts of a pair request.
 
     `asked` are the fields of the signed message, `address` is that of the connection it came over.  Of `maps`, `local`
     is our namespace and `peer` the asker's, as `spl aitl show` prints them.
@@ -251,7 +251,7 @@ def sample_facts(resource: str) -> dict[str, Any]:
 def locks_out_handshake(rules: PermissionRules) -> str:
     """Return the name of the rule that refuses every pair request, "" where some request may pass.
 
-    What is the same in every pair request is known, the rest is not: a rule counts when its expression is true of all
+    What is the same in every pair request is known, the rest is not: a rule counts if its expression is true of all
     of them, as `true` is, or can never be evaluated.
     """
     for rule in rules.values():
@@ -266,7 +266,7 @@ def locks_out_handshake(rules: PermissionRules) -> str:
 
 
 def named(fields: Mapping[str, Any]) -> tuple[str, int]:
-    """Return (name, priority) of a rule's fields, priority 0 where it is left out; raise RuleError "bad-field"."""
+    """Return (name, priority) of a rule's fields, priority 0 by default; raise RuleError "bad-field"."""
     name, priority = fields.get("name"), fields.get("priority", 0)
     if not isinstance(name, str) or not _NAME.match(name) or name in NAMES_TAKEN:
         raise RuleError("bad-field", "name: must be 1 to 64 of a-z, A-Z, 0-9, . _ and -, and not test")
@@ -281,7 +281,7 @@ def unknown_names(expr: Expr | None, facts: Mapping[str, Any]) -> list[str]:
 
 
 def _of_every_peer(rule: PermissionRule) -> bool | None:
-    """Tell whether the rule matches every pair request (True), none (False), or it depends (None).
+    """Return whether the rule matches every pair request (True), none (False), or it depends (None).
 
     An expression that needs a fact which differs between peers fails over the facts that never do; one that fails
     over a whole sample too is taken to fail always.

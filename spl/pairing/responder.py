@@ -55,8 +55,6 @@ POLL_COST: Final = 0.1
 """What a poll takes of the budget that a request or a renewal takes 1 of."""
 STRANGER_LINKS: Final = 8
 """Rotations that an instance without an agreed pair may show: each costs a verification."""
-NONCE_MEMORY_MS: Final = 600_000
-"""A nonce is kept until issued_at and 10 minutes."""
 
 Answer = tuple[int, dict[str, object]]
 """(HTTP status, body)."""
@@ -278,7 +276,7 @@ class Responder:
         opened = handshake.open_sealed(fields, own.seal_secrets)
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
         self._check_room(source_of(address))
-        until_ms = message.issued_at_ms(fields) + NONCE_MEMORY_MS
+        until_ms = message.issued_at_ms(fields) + int(self.limits.nonce_memory_s * 1000)
         if not self.pairs.vault.remember_nonce(peer.did, fields["nonce"], until_ms):
             raise HandshakeError("pair-request-seen")
         proposal = Proposal(

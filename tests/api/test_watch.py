@@ -163,3 +163,13 @@ async def test_who_went_is_forgotten(served: Served) -> None:
         while served.services.feed.notifier.waiters:
             await asyncio.sleep(0.001)
     served.services.writer.submit([Own("th_audit_x", "note", {})]).result(20)
+
+
+async def test_a_text_with_odd_line_ends_is_one_line_of_the_stream(served: Served) -> None:
+    """Clients that cut the stream by `str.splitlines` still read the record whole."""
+    text = "a\u2028b\u2029c\u0085d"
+    async with watching(served) as stream:
+        await served.json("POST", "/v1/records", {**value(1), "body": {"text": text}})
+        [event] = await records(stream, 1)
+        assert len(event.data.decode().splitlines()) == 1
+        assert json.loads(event.data)["record"]["body"]["text"] == text

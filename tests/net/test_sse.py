@@ -1,5 +1,6 @@
 """Event streams: the same events however the bytes are cut, and no event without a bound."""
 
+import json
 from collections import deque
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.net.http1 import WireError
-from spl.net.sse import Event, EventParser, encode_event
+from spl.net.sse import Event, EventParser, encode_event, one_line
 
 STREAM = (
     b"\xef\xbb\xbf: comment\n\nevent: a\r\ndata: one\rdata:two\r\nid: 7\r\n\r\n"
@@ -67,3 +68,12 @@ def test_what_is_encoded_is_parsed(name: str, data: str, id: str) -> None:
 def test_no_value_becomes_a_field_of_its_own(name: str, data: bytes, id: str) -> None:
     with pytest.raises(WireError):
         encode_event(name, data, id)
+
+
+def test_no_character_of_json_data_ends_a_line_in_any_reader() -> None:
+    """`str.splitlines` ends lines at U+2028 and its like, and many clients read streams with it."""
+    value = {"text": "a\u2028b\u2029c\u0085d\x1ce\x0bf", "\u2028": "\u20a8\u0105"}
+    event = encode_event("x", one_line(json.dumps(value, ensure_ascii=False).encode()), "7")
+    assert len(event.decode().splitlines()) == 4
+    [found] = EventParser(1000).feed(event)
+    assert json.loads(found.data) == value

@@ -1,12 +1,13 @@
 """Evaluating expressions of the rule language over facts; the grammar is in grammar.py.
 
-Facts are JSON values under names.  As in CEL: a field that is missing and a value of the wrong type are errors, and
-`has(a.b)` asks before; `&&`, `||`, `exists` and `all` overlook an error where the other operands decide; whole and
-fractional numbers compare by value, and values of two types are unequal, not an error.
+Facts are JSON values under names.  As in CEL: a missing field and a value of the wrong type are errors, and `has(a.b)`
+tests for a field; `&&`, `||`, `exists` and `all` ignore an error if the other operands decide; whole and fractional
+numbers compare by value, and values of two types are unequal, not an error.
 
-Nothing here loops but `exists` and `all`, over lists that are there.  Each node visited, each item and each sixteen
-characters that an operation may look at is a step, and a Budget of steps ends what costs too much: at 20,000 that is
-some ten milliseconds.  Equal facts give equal answers.
+Only `exists` and `all` loop, over lists in the facts or the text.  Each node visited, each item and each sixteen
+characters that an operation may read is a step, and an evaluation that exceeds its Budget of steps fails: 20,000 steps
+take some ten milliseconds.  Equal facts give equal answers.  The folder imports nothing but core.errors, so that it
+can be vendored alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,14 +29,14 @@ _KINDS: Final = {bool: "bool", int: "int", float: "double", str: "string", list:
 
 
 class Budget:
-    """The steps that are left; one for all the expressions of a decision bounds the decision."""
+    """The steps that are left; one Budget for all the expressions of a decision bounds the decision."""
 
     def __init__(self, steps: int = STEPS_MAX) -> None:
         self.steps, self.left = steps, steps
 
 
 def evaluate(expr: Expr, facts: Scope, budget: Budget | None = None) -> bool:
-    """Return what the expression says of the facts.
+    """Return the value of the expression over the facts.
 
     Raises ExprError "rule-type" (a missing field, a wrong type, a result that is not true or false) and "rule-cost".
     """
@@ -154,7 +155,7 @@ class _Run:
     # -- what they share
 
     def fold(self, decisive: bool, tests: Iterable[Callable[[], bool]]) -> bool:
-        """Return `decisive` when one of the tests gives it, though others fail; else the first failure, or not it."""
+        """Return `decisive` if a test gives it, even if others fail; else its opposite, or raise the first failure."""
         failed: ExprError | None = None
         for test in tests:
             try:
@@ -169,7 +170,7 @@ class _Run:
         return not decisive
 
     def mapping(self, node: Node, scope: Scope) -> Mapping[str, Any]:
-        """Return the map whose field the node asks for."""
+        """Return the map whose field the node reads."""
         value = self.value(node.parts[0], scope)
         if not isinstance(value, dict):
             raise self.fault(node, f"{_a(value)} has no fields")
@@ -188,7 +189,7 @@ class _Run:
         return value
 
     def equal(self, left: Any, right: Any, node: Node) -> bool:
-        """Tell whether two values are equal; facts nest at most as deep as JSON is taken, so this may recurse."""
+        """Return whether two values are equal; recursion is bounded, as accepted JSON nests 64 levels at most."""
         self.spend(1, node)
         kind, other = _kind(left), _kind(right)
         if kind in _NUMBERS and other in _NUMBERS:

@@ -1,4 +1,4 @@
-"""The grammar of the rule language: from text to a tree, every fault with its line and column.
+"""The grammar of the rule language: from text to a tree, each fault with its line and column.
 
 A subset of CEL (the Common Expression Language), whose expressions mean here what they mean there:
 
@@ -36,7 +36,7 @@ RESERVED: Final = frozenset(
     "as break const continue else false for function if import in let loop null package namespace return true var "
     "void while".split()
 )
-"""Words of CEL that are no names; after a dot only true, false, null and in are refused, as there."""
+"""Words of CEL that are not names; after a dot only true, false, null and in are refused, as in CEL."""
 NO_MATCHES: Final = "instead of matches use ==, in, startsWith, endsWith or contains, joined with && and ||"
 
 _WORDS: Final[dict[str, bool | None]] = {"true": True, "false": False, "null": None}
@@ -194,7 +194,7 @@ class _Parser:
         return test
 
     def joined(self, sign: str) -> Node:
-        """Parse operands of || or &&; they stand side by side in one node, so that a long row is not a deep tree."""
+        """Parse the operands of || or && into one node, so that a long row of them is not a deep tree."""
         at = self.token.at
         parts = [self._operand(sign)]
         while self.taken(sign):
@@ -378,7 +378,7 @@ class _Parser:
         return self.tokens[self.next]
 
     def taken(self, sign: str) -> bool:
-        """Pass the sign where it stands next, and tell whether it did."""
+        """Consume the sign if it is the next token, and return whether it was."""
         found = self.token.kind == "sign" and self.token.text == sign
         self.next += found
         return found

@@ -1,1 +1,5 @@
-"""Identities as values: DIDs, key chains, manifests, signed messages, bearers."""
+"""Identities as values.
+
+In import order: words (2048 words for keys), did (DIDs, key chains), pins (the table of pinned chains), manifest,
+message (signed messages), bearer (tokens and their proofs).
+"""

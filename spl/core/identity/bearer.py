@@ -79,7 +79,7 @@ class Token:
     """Revoked by our operator, so its holder gets no successor of it until the operator rotates or resumes the pair."""
 
     def expired(self, now_ms: int) -> bool:
-        """Return whether its time is over."""
+        """Return whether the token is past its expiry."""
         return 0 < self.expires_at_ms <= now_ms
 
     @property
@@ -148,7 +148,7 @@ def hash_of(text: str) -> str:
 
 
 def mint_body(token: Token) -> dict[str, object]:
-    """Return the record body that tells `fold` of a new token."""
+    """Return the record body that adds a token to the fold."""
     return {
         "kind": KIND_MINT,
         "token_id": token.token_id,
@@ -165,7 +165,7 @@ def mint_body(token: Token) -> dict[str, object]:
 
 
 def fold(tokens: dict[str, Token], body: Mapping[str, object]) -> dict[str, Token]:
-    """Return the tokens by id after one record body of `th_api_tokens`; never raises, skips what it cannot use.
+    """Return the tokens by id after one record body of `th_api_tokens`; never raises, skips unusable bodies.
 
     A token id stands for its first mint for ever, so a repeated mint never lifts a revocation.  A revocation with
     `barred` is our operator's, and holds for tokens that are revoked already; KIND_READMIT takes that mark away again.
@@ -222,7 +222,7 @@ def seal_token(
 def open_token(
     sealed: object, secrets: Sequence[bytes], *, pair_id: str, nonce: str, issuer: str, audience: str
 ) -> OpenedToken:
-    """Return the token sealed to one of our X25519 secrets, when it was made for exactly this message.
+    """Return the token sealed to one of our X25519 secrets if it was made for exactly this message.
 
     Raises BearerError "sealed-token", which never shows the token.
     """
@@ -323,7 +323,7 @@ def _unsealed(sealed: object, secrets: Sequence[bytes]) -> dict[str, Any]:
 
 
 def _minted(body: Mapping[str, object]) -> Token | None:
-    """Return the token of a mint body, or None when it has not the form that `mint_body` gives."""
+    """Return the token of a mint body, or None if it lacks the form that `mint_body` gives."""
     texts = {name: body.get(name, "") for name in ("token_id", "sa_id", "hash", "pair_id", "peer_did", "label")}
     scopes, namespaces = body.get("scopes"), body.get("namespaces", [])
     if not all(isinstance(text, str) and len(text) <= _NAMES_MAX for text in texts.values()):

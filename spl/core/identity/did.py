@@ -98,7 +98,7 @@ def check_label(label: str) -> str:
 
 
 def is_instance_did(text: object) -> bool:
-    """Tell whether the text has the form of an instance DID."""
+    """Return whether the text has the form of an instance DID."""
     return isinstance(text, str) and _DID.match(text) is not None
 
 
@@ -116,7 +116,7 @@ def short_of(did: str) -> str:
 
 
 def certifies(did: str, first_key: bytes) -> bool:
-    """Tell whether the DID is the one of this first key."""
+    """Return whether the DID was made from this first key."""
     found = _DID.match(did)
     return found is not None and _fingerprint(found[1], first_key) == found[2]
 
@@ -166,7 +166,7 @@ def rotate(chain: Chain, key: SecretKey, new_public: bytes, reason: str, at_ms: 
 def chain_of(did: str, public_key: bytes, rotations: object, limits: Limits) -> Chain:
     """Return the verified chain that ends at `public_key`, from the JSON list of its rotations.
 
-    Raises DidError "did-invalid" when the DID does not certify the first key, "chain-broken" when a statement does
+    Raises DidError "did-invalid" if the DID does not certify the first key, "chain-broken" if a statement does
     not hold, is out of order, or the chain ends elsewhere.
     """
     if not isinstance(rotations, list) or len(rotations) > limits.chain_links:
@@ -208,7 +208,7 @@ def grown(pinned: Chain, offered: Chain) -> Chain:
     """Return the offered chain if it equals or extends the pinned one.
 
     Whole statements are compared, for a thief of an old key can state another reason or time for the same successor.
-    Only `compromised` replaces `retired`: it takes trust away, which is safe to believe of whoever holds the key.
+    Only `compromised` replaces `retired`: it takes trust away, which is safe to believe of any holder of the key.
     Raises DidError "manifest-stale" for a shorter one, "chain-fork" for two statements of one key.
     """
     same = pinned.did == offered.did and pinned.first == offered.first

@@ -42,7 +42,7 @@ _ORIGIN: Final = re.compile(
 
 
 class ManifestError(SplError):
-    """A manifest that is malformed, forged, stale, or of somebody else.
+    """A manifest that is malformed, forged, stale, or of another instance.
 
     Codes: manifest-malformed, manifest-signature, manifest-did-mismatch, manifest-expired, manifest-stale,
     peer-version; did-invalid, chain-broken and chain-fork of the key chain.
@@ -62,7 +62,7 @@ class Manifest:
     sync_change_endpoint: str
     sync_record_endpoint: str
     namespaces: tuple[str, ...] | None
-    """What it advertises; None when it does not say."""
+    """The namespaces it advertises; None if it names none."""
     capabilities: tuple[str, ...]
     version: str
     protocol_min: int
@@ -225,7 +225,7 @@ def judge(
     pinned: Chain | None = None,
     newer_than_ms: int = 0,
 ) -> Manifest:
-    """Return the manifest when it is the expected one and may be used now.
+    """Return the manifest if it is the expected one and usable now.
 
     `expect_did` is a DID with or without its hash, `expect_key` multibase or six words.  `pinned` is the chain seen
     before: this one must equal or extend it.  Signed before `newer_than_ms` is stale, unless that time `is_ahead`.
@@ -304,7 +304,7 @@ def _opened(document: bytes, limits: Limits) -> dict[str, Any]:
 
 
 def _agree(body: dict[str, Any], text: bytes, limits: Limits) -> None:
-    """Return when the DID document names the manifest's DID, its keys and its seal key."""
+    """Raise unless the DID document names the manifest's DID, its keys and its seal key."""
     if len(text) > limits.manifest_bytes:
         raise ManifestError("manifest-malformed", f"the DID document is over {limits.manifest_bytes} bytes")
     found = _object(text, "the DID document")

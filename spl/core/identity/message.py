@@ -1,9 +1,9 @@
-"""Signed messages: what two instances say to each other outside the manifest.
+"""Signed messages that two instances exchange outside the manifest.
 
 A message travels as `{"message": fields, "signature": base64}`; the signature is Ed25519 over
 `syncropel-<purpose>-v1` NUL the canonical JSON of the fields, so one made for one purpose never serves another.
 Fields always name signer, audience, pair_id, issued_at and nonce; an answer adds `request_digest` and `status`.
-Who checks what, in this order: `unwrap` (form) → `verify` under the signer's present key → `check_audience` →
+The receiver checks in this order: `unwrap` (form) → `verify` under the signer's present key → `check_audience` →
 `check_times` → the caller remembers the nonce.
 """
 
@@ -29,7 +29,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class MessageError(SplError):
-    """A signed message that is malformed, forged, late, or meant for somebody else.
+    """A signed message that is malformed, forged, late, or meant for another instance.
 
     Codes: message-malformed, message-signature, message-audience, clock-skew (with our time as fact `time`).
     """
@@ -97,15 +97,15 @@ def verify(purpose: str, value: object, public: bytes) -> dict[str, Any]:
 
 
 def check_audience(fields: Mapping[str, Any], did: str) -> None:
-    """Return when the message is addressed to this DID; raise MessageError "message-audience"."""
+    """Raise MessageError "message-audience" unless the message is addressed to this DID."""
     if fields["audience"] != did:
         raise MessageError("message-audience", f"the message is addressed to {fields['audience']}")
 
 
 def check_times(fields: Mapping[str, Any], now_ms: int, limits: Limits) -> None:
-    """Return when issued_at is within ±5 min of our clock.
+    """Raise MessageError "clock-skew" unless issued_at is within ±5 min of our clock.
 
-    Raises MessageError "clock-skew" with our time as fact `time`, by which the sender can reckon.
+    The error has our time as fact `time`, by which the sender can correct its own.
     """
     off_ms = issued_at_ms(fields) - now_ms
     if abs(off_ms) > limits.message_age_s * 1000:
@@ -122,7 +122,7 @@ def check_answer(answer: Mapping[str, Any], request: Mapping[str, Any]) -> int:
     Raises MessageError "message-audience" or "message-malformed".
     """
     if answer["signer"] != request["audience"] or answer["audience"] != request["signer"]:
-        raise MessageError("message-audience", "the answer is not from the one we asked, to us")
+        raise MessageError("message-audience", "the answer is not from the instance we asked, to us")
     found, status = answer.get("request_digest"), answer.get("status")
     if not isinstance(found, str) or not _DIGEST.match(found) or type(status) is not int or not 100 <= status <= 599:
         raise MessageError("message-malformed", "an answer has request_digest and status")
@@ -145,12 +145,12 @@ def issued_at_ms(fields: Mapping[str, Any]) -> int:
 
 
 def is_pair_id(text: object) -> bool:
-    """Tell whether the text has the form of a pair id."""
+    """Return whether the text has the form of a pair id."""
     return isinstance(text, str) and _PAIR_ID.match(text) is not None
 
 
 def is_nonce(text: object) -> bool:
-    """Tell whether the text is 16 bytes in lower-case hex."""
+    """Return whether the text is 16 bytes in lower-case hex."""
     return isinstance(text, str) and _NONCE.match(text) is not None
 
 

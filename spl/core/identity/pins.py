@@ -4,8 +4,8 @@ The first chain seen of a DID, directly or through a relay, is pinned and may on
 `did.grown`).  The table is fed in log order by the pair records of agreed pairs and by the pin records of relayed
 signers, so that every start gives the same table.  A shorter chain changes nothing.  A chain that contradicts the
 pinned one is a fork: the pinned chain stays, the DID is marked, and relayed records of it are refused until an operator
-names the key (`--expect-key`), which replaces the chain.  The owner's own pair goes on under the pinned chain, for
-otherwise whoever holds an old key could shut the owner out.
+names the key (`--expect-key`), which replaces the chain.  The owner's own pair continues under the pinned chain, for
+otherwise a thief of an old key could shut the owner out.
 
 Four places used to take the longest chain that they could find, each of another set of sources.  The longest one is
 what a thief of an old key makes in a second.

@@ -1,9 +1,9 @@
-"""Cursors: where a pair's reading of our log stands, sealed so that only we can read it.
+"""Cursors: a pair's position in our log, sealed so that only we can read it.
 
 A cursor names the store's epoch, the log's running hash at one place (so that a restored, cloned or re-created log is
 noticed) and one lane per (namespace, level, rule), each with its own *arrival* position: a record that arrives late
-with an old clock is never skipped.  Outside it is opaque text, bound to the pair, of one of a few lengths, so that
-neither what the log holds nor a changed rule shows.  The consumer stores and returns it unread, at most
+with an old clock is never skipped.  To others it is opaque text, bound to the pair, of one of a few lengths, so that it
+reveals neither the size of the log nor a changed rule.  The consumer stores and returns it unread, at most
 `TEXT_CHARS_MAX` characters.
 
 Layout before sealing: version, flags (1: whole), epoch (length, text), run sequence, run (length, text), lane count,

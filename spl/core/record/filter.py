@@ -1,4 +1,4 @@
-"""The filter of a pair: what we send beyond what was agreed, narrowed by our operator.
+"""The filter of a pair: our operator's choice of which of the agreed records we send.
 
 A record passes when `relay` allows it (off: only records that this instance signed), and when no threads are named and
 there is no rule, or its thread is named, or the rule is true of it.  A rule that cannot be evaluated is false, so a
@@ -6,7 +6,7 @@ mistake sends less and never more.  Each rule sees one record:
 
     record.thread  record.actor  record.act  record.namespace  record.data_type  record.kind  record.voucher
 
-All are texts: `namespace` is the one that the record has here, `kind` is that of its body, "" where it has none, and
+All are texts: `namespace` is the record's namespace here, `kind` is that of its body or "", and
 `voucher` is the DID of the instance that signed it.
 """
 
@@ -57,7 +57,7 @@ class PairFilter:
         return bool(self.thread_allow or self.thread_rule)
 
     def admits(self, facts: Mapping[str, str], relayed: bool) -> bool:
-        """Tell whether a record with these facts (FACTS) passes; `relayed`: another instance signed it."""
+        """Return whether a record with these facts (FACTS) passes; `relayed`: another instance signed it."""
         if relayed and not self.relay:
             return False
         if not self.reads_records or facts["thread"] in self.thread_allow:
@@ -94,7 +94,7 @@ def facts_of(record: Mapping[str, Any], namespace: str, voucher: str) -> dict[st
 def allowing(found: PairFilter, threads: Sequence[str], limits: Limits, *, remove: bool = False) -> PairFilter:
     """Return the filter with these threads named as well, or no more.
 
-    Raises FilterError "bad-field" also where the last one would go and no rule stands: that would open everything.
+    Raises FilterError "bad-field" also if the last one would go and there is no rule: that would open everything.
     """
     given = check_threads(threads, limits)
     if not remove:

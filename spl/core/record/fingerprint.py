@@ -1,20 +1,20 @@
 """Which names two sets differ in, at a cost in the size of the difference: range fingerprints over ids.
 
 Two sides compare what they hold by asking for ranges: a range is all names that begin with some hex digits, and is
-answered by the fingerprints of its 16 parts, or, where it holds few, by the names themselves.  Equal parts are left
+answered by the fingerprints of its 16 parts, or, if it holds few, by the names themselves.  Equal parts are left
 alone, the others are asked for next.  Ten names that differ among a million cost about six questions and 8 KiB.
 
 The fingerprint of a set is the product of (key + name) over its names, modulo a prime above 2^128, cut to 64 bits.
-The key is drawn for each comparison, after the sets stand: whoever crafts ids beforehand, so that sums or XORs of them
-would collide, faces a polynomial at a point unknown to him; two different sets of n names pass for equal with a chance
-of at most n / 2^64.  A name counts with its first 128 bits; two ids that agree in those cost 2^64 hashes to find.
+The key is drawn for each comparison, after the sets are fixed: an attacker who crafts ids beforehand, so that sums or
+XORs of them would collide, faces a polynomial at an unknown point; two different sets of n names pass for equal with
+a chance of at most n / 2^64.  A name counts with its first 128 bits; two ids that agree in those cost 2^64 hashes.
 
     question  {"key": 32 hex, "ranges": {set: [hex digits…]}, "names": {set: [32 hex…]}, "have": {id: mark}}
     answer    {"ranges": {set: ["s" + base64 of 16 × 8 bytes | "n" + base64 of n × 16 bytes, …]},
                "counts": {set: {ns: n}}, "names": {set: {32 hex: [name, ns]}}, "lacking": [id…]}
 
 `names` gives the whole name of what only one side has, `have` asks which records the other side lacks; its mark shows
-that who asks holds the very envelope, so that nobody can probe for records by their ids.
+that the asker holds that very envelope, so that ids cannot be used to probe for records.
 """
 
 import base64
@@ -36,14 +36,14 @@ SEEN: Final = "seen"
 OPPOSITE: Final = {HELD: HELD, SHOWN: SEEN, SEEN: SHOWN}
 """Set of the side that answers -> set of the side that asks, which should be equal; see holdings.py."""
 START_BYTES: Final = 16
-"""Of a name, what counts."""
+"""The part of a name that counts."""
 SUM_BYTES: Final = 8
 PARTS: Final = 16
 KEY_BYTES: Final = 2
 DEPTH: Final = 2 * KEY_BYTES
 """Digits that pick a bucket: fingerprints of 65,536 buckets are kept while sets are compared, and no names."""
 LISTED_MAX: Final = 32
-"""A range of at most so many names is answered by them."""
+"""A range of at most this many names is answered by the names."""
 RANGES_MAX: Final = 256
 NAMES_MAX: Final = 1000
 ASKED_MAX: Final = 262_144
@@ -75,7 +75,7 @@ Ranges = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What one side asks; ranges, names and have may all stand in one."""
+    """One side's question; it may have ranges, names and have."""
 
     key: str
     ranges: Ranges = field(default_factory=lambda: MappingProxyType({}))
@@ -203,7 +203,7 @@ class Search:
         """
         self._asked += len(ranges)
         if self._asked > self._asked_max:
-            raise FingerprintError("answer-malformed", "the peer splits for ever")
+            raise FingerprintError("answer-malformed", "the peer splits ranges without end")
         for digits, their, our in zip(ranges, theirs, ours, strict=True):
             if not their.sums:
                 self._differ(digits, their.names, our.names)
@@ -255,12 +255,12 @@ def answer_of(body: bytes, question: Question) -> FingerprintAnswer:
 
 
 def is_key(text: object) -> bool:
-    """Tell whether a text is the key of a comparison: 32 lower-case hex digits."""
+    """Return whether a text is the key of a comparison: 32 lower-case hex digits."""
     return isinstance(text, str) and len(text) == 2 * START_BYTES and not text.strip(_DIGITS)
 
 
 def mark_of(key: str, envelope: bytes) -> str:
-    """Return what shows, under this comparison's key, that somebody holds these bytes of an envelope."""
+    """Return what shows, under this comparison's key, that a side holds these bytes of an envelope."""
     return blake2b(envelope, key=bytes.fromhex(key), digest_size=_MARK_BYTES).hexdigest()
 
 
@@ -269,7 +269,7 @@ def _sets(value: object, count_max: int, digits_min: int, digits_max: int) -> di
         raise FingerprintError("bad-field", f"the sets are {', '.join(OPPOSITE)}")
     for texts in value.values():
         if not isinstance(texts, list) or len(texts) > count_max:
-            raise FingerprintError("bad-field", f"a list of at most {count_max} is asked for at once")
+            raise FingerprintError("bad-field", f"a question has at most {count_max} of each")
         for text in texts:
             if not isinstance(text, str) or not digits_min <= len(text) <= digits_max or text.strip(_DIGITS):
                 raise FingerprintError("bad-field", f"ranges and names are {digits_min} to {digits_max} hex digits")

@@ -87,7 +87,7 @@ def hashes(act: str, body: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def pseudonym(secret: bytes, pair_id: str, record_id: str) -> str:
-    """Return what stands for a record id at L2 and L3: 64 hex digits that only the holder of `secret` can reckon."""
+    """Return what stands for a record id at L2 and L3: 64 hex digits that only the holder of `secret` can compute."""
     return hmac.new(secret, f"syncropel-pseudonym-v1\0{pair_id}\0{record_id}".encode(), hashlib.sha256).hexdigest()
 
 
@@ -107,7 +107,7 @@ def content(value: Mapping[str, Any], record_id: str, level: int, pair_id: str, 
 
 
 def shown_bytes(value: Mapping[str, Any], level: int) -> int:
-    """Return about what a record's projection takes, at most: reckoned from what it shows, and from nothing else."""
+    """Return an upper bound of a projection's size in bytes, computed only from the fields that it shows."""
     return len(canon.encode({name: value[name] for name in _KEPT[level] if name != "body"})) + REST_BYTES
 
 
@@ -121,7 +121,7 @@ def project(
 
 
 def is_projection(value: object) -> bool:
-    """Tell whether a decoded item of a page claims to be a projection."""
+    """Return whether a decoded item of a page claims to be a projection."""
     return isinstance(value, dict) and "projection" in value
 
 
@@ -154,7 +154,7 @@ def parse(value: object, limits: Limits) -> Projection:
 
 
 def verify(projection: Projection, pair_id: str, public: bytes) -> bool:
-    """Tell whether the key signed this projection for this pair."""
+    """Return whether the key signed this projection for this pair."""
     shown = {"id": projection.id, "record": projection.record}
     return keys.verify(public, _signed_text(shown, projection.level, projection.ns, pair_id), projection.value)
 

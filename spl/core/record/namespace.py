@@ -29,7 +29,7 @@ class NamespaceError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """One registered namespace; `shared`: pairs may agree on it without being asked by name."""
+    """One registered namespace; `shared`: pairs include it by default."""
 
     name: str
     active: bool = True
@@ -45,7 +45,7 @@ REGISTRY_EMPTY: Final[Mapping[str, Namespace]] = {DEFAULT: Namespace(DEFAULT, sh
 
 
 def check_name(name: object) -> str:
-    """Return the name; raise NamespaceError "bad-field" when it is malformed."""
+    """Return the name; raise NamespaceError "bad-field" if it is malformed."""
     segments = name.split("/") if isinstance(name, str) else []
     if not 1 <= len(segments) <= SEGMENTS_MAX or not all(_SEGMENT.match(part) for part in segments):
         raise NamespaceError(
@@ -55,7 +55,7 @@ def check_name(name: object) -> str:
 
 
 def usable(registry: Mapping[str, Namespace], name: str) -> str:
-    """Return the name when it and all above it are active.
+    """Return the name if it and all above it are active.
 
     Raises NamespaceError "namespace-rejected" naming the first ancestor that fails and the command that makes it.
     """
@@ -72,14 +72,14 @@ def usable(registry: Mapping[str, Namespace], name: str) -> str:
 
 
 def is_usable(registry: Mapping[str, Namespace], name: str) -> bool:
-    """Tell whether the namespace and all above it are active; False for a malformed name."""
+    """Return whether the namespace and all above it are active; False for a malformed name."""
     segments = name.split("/")
     above = (registry.get("/".join(segments[: depth + 1])) for depth in range(len(segments)))
     return all(found is not None and found.active for found in above)
 
 
 def shareable(registry: Mapping[str, Namespace], name: str) -> bool:
-    """Tell whether pairs may agree on the namespace without being asked by name: it is shared, and usable."""
+    """Return whether pairs may agree on the namespace by default: it is shared, and usable."""
     return is_usable(registry, name) and registry[name].shared
 
 
@@ -89,7 +89,7 @@ def children(registry: Mapping[str, Namespace], name: str) -> list[Namespace]:
 
 
 def fold(registry: Mapping[str, Namespace], body: Mapping[str, object]) -> Mapping[str, Namespace]:
-    """Return the registry after one record body of `th_namespace_registry`; what it cannot use it skips.
+    """Return the registry after one record body of `th_namespace_registry`; it skips unusable ones.
 
     `default` stays as it is, whatever a record says.
     """

@@ -1,17 +1,20 @@
-"""Pages of a feed as bytes: assembled from stored envelopes without decoding them, and read back from a peer.
+"""Pages of a feed and push bodies: assembled from stored envelopes without decoding them, and read from a peer.
 
     {"records":[envelope…],"ns":["default",…],"next_cursor":"…","has_more":false,"peer_view":{…}}
 
-Where less than the full record is granted, a projection (levels.py) stands in an envelope's place.
+If less than the full record is granted, a projection (levels.py) replaces the envelope.
 `ns` names each record's namespace at the source and is as long as `records`.  `peer_view` is how the source sees the
 pair: `state`, `reason`, `head` (records in the reader's scope, null while the source counts them), `acked` (how many
 of them the reader confirmed, null before it did), `queue` (records waiting in the source's own intake from the
-reader), `consent` (rises with each grant of the source, see consent.py; left out without any), `reach` (which way the
-pair runs, see reach.py; left out as long as that is not known) and, in a page, `clock` (records in scope up to
+reader), `consent` (rises with each grant of the source, see consent.py; omitted without any), `reach` (which way the
+pair runs, see reach.py; omitted until that is known) and, in a page, `clock` (records in scope up to
 `next_cursor`).
 
 In a stream each record is one event, whose data is the stored envelope with `ns` as a further member; the last of a
 write also has `clock`, which counts up to the cursor that is the event's id.
+
+A push is NDJSON: a head line {since, cursor, count, again?, peer_view?, chains?}, then a line {ns, env} for each
+record.  A push body holds a page like any other, so one gate and one store path serve both.
 """
 
 import json
@@ -33,10 +36,17 @@ REACH_WORDS: Final = frozenset({BOTH, WE_PUSH, PEER_PUSHES})
 """Which way a pair runs, as `show`, the peer's view and the wire say it."""
 HEAD: Final = b'{"records":['
 """What stands before the envelopes of a page."""
+CHAINS_MAX: Final = 64
+
+_PUSH_HEAD: Final = frozenset({"since", "cursor", "count", "again", "peer_view", "chains"})
 
 
 class PageError(SplError):
     """The peer's answer is not a page."""
+
+
+class PushError(SplError):
+    """A push body is malformed; nothing of it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,16 @@ class Page:
     def count(self) -> int:
         """How many records it holds."""
         return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class PushBody:
+    """A push as it arrived: decoded, nothing in it checked beyond its form."""
+
+    since: str
+    page: Page
+    again: bool = False
+    chains: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def assemble(envelopes: Sequence[bytes], ns: Sequence[str], **tail: object) -> bytes:
@@ -115,7 +135,7 @@ def decode_many(data: bytes) -> Any:
 
     What strict decoding refuses in one envelope must not cost the others: numbers out of range come back as NaN or
     infinity and lone surrogates stay, so that the gate refuses the one that has them.  A key given twice keeps its
-    last value; ids are reckoned from the value, and our own encoding of it is what gets stored.
+    last value; ids are computed from the value, and our own encoding of it is stored.
     Raises PageError "answer-malformed" for what is no JSON at all.
     """
     try:
@@ -136,30 +156,6 @@ def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
     return {**texts, **counts, **({"reach": reach} if isinstance(reach, str) and reach in REACH_WORDS else {})}
 
 
-def _int(text: str) -> int | float:
-    return int(text) if len(text) <= canon.INTEGER_DIGITS_MAX else nan
-
-
-CHAINS_MAX: Final = 64
-
-
-_HEAD: Final = frozenset({"since", "cursor", "count", "again", "peer_view", "chains"})
-
-
-class ParcelError(SplError):
-    """What was pushed has not the form of a push; nothing of it is stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushBody:
-    """A push as it arrived: decoded, nothing in it checked beyond its form."""
-
-    since: str
-    page: Page
-    again: bool = False
-    chains: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-
 def assemble_push(since: str, item: Page, *, again: bool = False, chains: Mapping[str, Any] | None = None) -> bytes:
     """Return the bytes of a push."""
     head = {
@@ -175,28 +171,30 @@ def assemble_push(since: str, item: Page, *, again: bool = False, chains: Mappin
 
 
 def asking(view: Mapping[str, Any]) -> Page:
-    """Return the page that carries nothing and asks for the position."""
+    """Return the empty page that asks for the position."""
     return Page([], [], "", False, view, 0)
 
 
 def decode_push(data: bytes, records_max: int) -> PushBody:
-    """Return the parcel in a request's body; a line that is no record is kept as None, for the gate to refuse.
+    """Return the push in a request's body; a line that is no record is kept as None, for the gate to refuse.
 
-    Raises ParcelError "bad-json", "bad-field".
+    Raises PushError "bad-json", "bad-field".
     """
     first, *rest = [line for line in data.split(b"\n") if line.strip()] or [b""]
     try:
         head = decode_many(first)
     except PageError as exc:
-        raise ParcelError("bad-json", "the first line of a push is a JSON object") from exc
-    if not isinstance(head, dict) or not {"since", "cursor", "count"} <= head.keys() <= _HEAD:
-        raise ParcelError("bad-field", f"the first line has since, cursor and count, and of {', '.join(sorted(_HEAD))}")
+        raise PushError("bad-json", "the first line of a push is a JSON object") from exc
+    if not isinstance(head, dict) or not {"since", "cursor", "count"} <= head.keys() <= _PUSH_HEAD:
+        raise PushError(
+            "bad-field", f"the first line has since, cursor and count, and of {', '.join(sorted(_PUSH_HEAD))}"
+        )
     since, cursor = _cursor(head, "since"), _cursor(head, "cursor")
     count, again, view, chains = head["count"], head.get("again", False), head.get("peer_view"), head.get("chains", {})
     if type(count) is not int or count != len(rest) or count > records_max or (count and not cursor):
-        raise ParcelError("bad-field", f"count is the number of lines that follow, at most {records_max}")
+        raise PushError("bad-field", f"count is the number of lines that follow, at most {records_max}")
     if not isinstance(again, bool) or not isinstance(chains, dict) or len(chains) > CHAINS_MAX:
-        raise ParcelError("bad-field", f"again is true or false, chains at most {CHAINS_MAX} by DID")
+        raise PushError("bad-field", f"again is true or false, chains at most {CHAINS_MAX} by DID")
     found = [_record(line) for line in rest]
     known = read_view(view) if isinstance(view, dict) else {}
     return PushBody(
@@ -239,5 +237,9 @@ def _record(line: bytes) -> tuple[Any, Any]:
 def _cursor(head: Mapping[str, Any], name: str) -> str:
     text = head[name]
     if not isinstance(text, str) or len(text) > TEXT_CHARS_MAX or not text.isascii():
-        raise ParcelError("bad-field", f"{name} is a text of at most {TEXT_CHARS_MAX} ASCII characters")
+        raise PushError("bad-field", f"{name} is a text of at most {TEXT_CHARS_MAX} ASCII characters")
     return text
+
+
+def _int(text: str) -> int | float:
+    return int(text) if len(text) <= canon.INTEGER_DIGITS_MAX else nan

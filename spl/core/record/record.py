@@ -3,7 +3,7 @@
 A record has eight fields; its id is the SHA-256 of the canonical JSON of seven (`judged_by` is not hashed).  The
 envelope `{"id","record","sig"}` is canonical JSON too, byte-identical on disk and on the wire.  `sig` is Ed25519 by
 the instance that first took the record, over `syncropel-record-v1` NUL id NUL judged_by-or-empty; in a batch over
-the RFC 9162 Merkle root of such messages (`core/batch`).
+the RFC 9162 Merkle root of such messages (batch.py).
 """
 
 import hashlib
@@ -70,17 +70,17 @@ def record_id(record: Mapping[str, object]) -> str:
 
 
 def is_reserved(thread: str) -> bool:
-    """Tell whether only the daemon's own operations may write the thread."""
+    """Return whether only the daemon itself may write the thread."""
     return thread in RESERVED_THREADS or thread.startswith(AUDIT_PREFIX)
 
 
 def is_id(text: object) -> bool:
-    """Tell whether the text has the form of a record id: 64 lower-case hex digits."""
+    """Return whether the text has the form of a record id: 64 lower-case hex digits."""
     return isinstance(text, str) and len(text) == 64 and _HEX.issuperset(text)
 
 
 def namespace_of(record: Mapping[str, Any]) -> str:
-    """Return the record's namespace: `body.namespace`, or "default" where it names none."""
+    """Return the record's namespace: `body.namespace`, or "default" if it names none."""
     name = record["body"].get("namespace", NAMESPACE_DEFAULT)
     return name if isinstance(name, str) and name else NAMESPACE_DEFAULT
 
@@ -143,7 +143,7 @@ def seal(record: dict[str, Any], record_id: str, text: bytes, sig: Sig) -> Envel
 
 
 def parse(data: bytes, limits: Limits) -> Envelope:
-    """Return the envelope in foreign JSON text, its id recomputed, its text encoded anew.
+    """Return the envelope in foreign JSON text, its id recomputed, its text encoded again.
 
     The signature is not verified here.
 

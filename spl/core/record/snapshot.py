@@ -4,7 +4,7 @@
     {"id":…,"record":{…},"sig":{…}}
     …
 
-`instance` is null where the source has no identity, `thread` null for all threads.  The digest is the SHA-256 over the
+`instance` is null if the source has no identity, `thread` null for all threads.  The digest is the SHA-256 over the
 ids in ascending order, 64 hex digits and a line feed each, so `sort | sha256sum` gives it too.  Envelopes of other
 vouchers for the same id are left out: one line an id.
 """
@@ -26,7 +26,7 @@ MEMBERS: Final = frozenset({"count", "digest", "format", "instance", "thread"})
 _READ_BYTES: Final = 256 * 1024
 
 Read = Callable[[int, int], bytes]
-"""Returns up to so many bytes from an offset; fewer only at the end."""
+"""(size, offset) -> up to `size` bytes from the offset; fewer only at the end."""
 
 
 class SnapshotError(SplError):
@@ -35,7 +35,7 @@ class SnapshotError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHeader:
-    """The first line; `instance` and `thread` are "" where the text says null."""
+    """The first line; `instance` and `thread` are "" if the text has null."""
 
     instance: str
     thread: str
@@ -50,7 +50,7 @@ class SnapshotHeader:
         }) + b"\n"  # fmt: skip
 
     def check(self, count: int, digest: str) -> None:
-        """Return when the lines that followed are all and the same; raise SnapshotError "snapshot-malformed"."""
+        """Raise SnapshotError "snapshot-malformed" unless number and digest of the lines are those of the header."""
         if count != self.count:
             raise malformed(f"the header counts {self.count} records, and {count} follow")
         if digest != self.digest:
@@ -96,7 +96,7 @@ def cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
 def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:
     """Yield the envelopes of a snapshot, each id recomputed and their number checked at the end; signatures are not.
 
-    For looking at snapshots.  Raises SnapshotError "snapshot-malformed".
+    For inspection.  Raises SnapshotError "snapshot-malformed".
     """
     found = cut(pieces)
     header, count = header_of(next(found, b"")), 0
