@@ -382,10 +382,7 @@ def services_of(
     peers = PeerClient(home.writer, home.vault, client, settings, url=own_url, now_ms=now_ms, random_bytes=random_bytes)
     reaches = Reaches(limits.errors_until_degraded)
     ingest = Ingest(home.writer, peers, reaches, limits, now_ms=now_ms)
-    feed = Feed(
-        home.writer, home.vault, limits, now_ms=now_ms, random_bytes=random_bytes, queue_records=reaches.queue_records,
-        reach=reaches.word,
-    )  # fmt: skip
+    feed = Feed(home.writer, home.vault, limits, reaches, now_ms=now_ms, random_bytes=random_bytes)
     sync = Sync(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     push = Push(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     reconcile = Reconcile(ingest, feed, push, sync, now_ms=now_ms, random_bytes=random_bytes)

@@ -244,10 +244,7 @@ class Node:
             writer, self.home.vault, client, settings, url="", now_ms=self.now_ms, random_bytes=dice
         )
         self.ingest = Ingest(writer, self.peers, self.reaches, self.limits, now_ms=self.now_ms)
-        self.feed = Feed(
-            writer, self.home.vault, self.limits, now_ms=self.now_ms, random_bytes=dice,
-            queue_records=self.reaches.queue_records, reach=self.reaches.word,
-        )  # fmt: skip
+        self.feed = Feed(writer, self.home.vault, self.limits, self.reaches, now_ms=self.now_ms, random_bytes=dice)
         self.sync = Sync(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
         self.push = Push(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
         self.reconcile = Reconcile(self.ingest, self.feed, self.push, self.sync, now_ms=self.now_ms, random_bytes=dice)

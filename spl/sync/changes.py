@@ -34,11 +34,12 @@ from ..home.vault import Vault
 from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
 from .lanes import clock_of, collect, has_news
-from .notify import Acks, Notifier
+from .notify import Acks, Notifier, RecentCommits
 from .pages import FoundPage, PageRead, PageReads, ReadPace
+from .reach import Reaches
 from .scope import Steps, find
 from .source import FeedError, Query, Source
-from .stream import ALLOWING, SHARING, RecentCommits, Stream
+from .stream import ALLOWING, SHARING, Stream
 
 log = logging.getLogger("spl.federation")
 
@@ -75,25 +76,12 @@ class Feed:
     """Answers to peers.  Methods that read the log do so in the feed's own threads."""
 
     def __init__(
-        self,
-        writer: Writer,
-        vault: Vault,
-        limits: Limits,
-        *,
-        now_ms: Callable[[], int],
+        self, writer: Writer, vault: Vault, limits: Limits, reaches: Reaches, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
-        queue_records: Callable[[str], int] = lambda pair_id: 0,
-        reach: Callable[[str], str] = lambda pair_id: "",
-    ) -> None:
-        """`queue_records` and `reach` as in `Source`."""
-        self.writer = writer
-        self.vault = vault
-        self.limits = limits
+    ) -> None:  # fmt: skip
+        self.writer, self.vault, self.limits = writer, vault, limits
         self._recent = RecentCommits(writer.store.last_seq)
-        self.source = Source(
-            writer, vault, limits, random_bytes=random_bytes, queue_records=queue_records, reach=reach,
-            last_seq=lambda: self._recent.state[1],
-        )  # fmt: skip
+        self.source = Source(writer, vault, limits, reaches, self._recent, random_bytes=random_bytes)
         self._now_ms = now_ms
         self._pool = ThreadPoolExecutor(WORKERS, "spl-feed")
         self._reads, self._pace = PageReads(self.source, self._pool), ReadPace()
@@ -281,7 +269,7 @@ class Feed:
             self._count_soon(pair_id)
         acked, at_ms = self.source.acked.get(pair_id, (None, None))
         lag = max(0, head - acked) if acked is not None and head is not None else None
-        is_live = pair_id in self._streams or self.source.reach(pair_id) == WE_PUSH
+        is_live = pair_id in self._streams or self.source.reaches.word(pair_id) == WE_PUSH
         return OfferedStatus(head, acked, lag, at_ms, 0.0 if is_live else self._pace.interval_s(pair_id))
 
     def lag_ms(self, pair_id: str = "") -> dict[str, int | None]:

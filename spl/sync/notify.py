@@ -5,16 +5,22 @@ other, and a commit that nobody waits for does not reach the loop: a write to on
 nothing.  An event per waiter was chosen over a shared condition, which wakes every reader at each commit, and over a
 queue, which needs a bound and a policy for readers that fall behind; a reader here looks at the log itself.
 
-At the stop every waiter is woken once more.
+At the stop every waiter is woken once more.  `RecentCommits` holds what streams at the tail send, so that none of them
+queries the index for it.
 """
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
+from ..core.limits import KIB
 from ..home.index import by_namespace, by_thread
 from ..home.writer import Writer
 from ..home.writes import Commit
+
+RECENT_COMMITS: Final = 32
+RECENT_BYTES: Final = 512 * KIB
 
 
 class Notifier:
@@ -70,6 +76,35 @@ class Notifier:
         wanted = [name for name in names if name in self._waiting]
         if wanted and not loop.is_closed():
             loop.call_soon_threadsafe(self.notify, wanted)
+
+
+class RecentCommits:
+    """The last commits, kept as long as there are streams, which share them.  The writer's thread adds."""
+
+    def __init__(self, last_seq: int) -> None:
+        self.state: tuple[tuple[Commit, ...], int] = ((), last_seq)
+        """Consecutive commits, and the log's last line; replaced, never changed."""
+        self._streams = 0
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """Keep commits during the `with`."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            if not self._streams:
+                self.state = ((), self.state[1])
+
+    def add(self, commit: Commit) -> None:
+        """Add one commit; drop the oldest beyond RECENT_COMMITS or RECENT_BYTES."""
+        kept: tuple[Commit, ...] = ()
+        if self._streams:
+            kept = (*self.state[0], commit)[-RECENT_COMMITS:]
+            while kept and sum(each.fresh_bytes for each in kept) > RECENT_BYTES:
+                kept = kept[1:]
+        self.state = kept, commit.last_seq
 
 
 class Acks:

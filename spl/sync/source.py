@@ -39,6 +39,8 @@ from ..home.segments import LineError
 from ..home.vault import Vault
 from ..home.writer import WriteError, Writer
 from .lanes import LaneScan, lanes_through, next_lanes
+from .notify import RecentCommits
+from .reach import Reaches
 from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
 
 log = logging.getLogger("spl.federation")
@@ -73,39 +75,31 @@ class Query:
 
 
 class Source:
-    """Our side of all pairs' readings.
-
-    `queue_records(pair_id)` is the number of a peer's records that wait in our own intake, `reach(pair_id)` a word of
-    `reach.py`; both go into the peer's view.
-    """
+    """Our side of all pairs' readings."""
 
     def __init__(
-        self,
-        writer: Writer,
-        vault: Vault,
-        limits: Limits,
-        *,
+        self, writer: Writer, vault: Vault, limits: Limits, reaches: Reaches, recent: RecentCommits, *,
         random_bytes: Callable[[int], bytes],
-        queue_records: Callable[[str], int],
-        last_seq: Callable[[], int],
-        reach: Callable[[str], str] = lambda pair_id: "",
-    ) -> None:
-        """`last_seq()` is the end of the last commit that was announced to listeners."""
+    ) -> None:  # fmt: skip
+        """`recent` ends with the last commit that was announced to listeners; `reaches` goes into the peer's view."""
         self.writer = writer
         self.vault = vault
         self.limits = limits
         self.outgoing = OutgoingForm(writer, vault)
         self.counts = Counts()
-        self.last_seq = last_seq
+        self.reaches = reaches
         self.acked: dict[str, tuple[int, int]] = {}
         """Pair -> (records confirmed, when in Unix ms)."""
         self.doubted: set[str] = set()
         """Pairs whose peer must begin again; see `check_rollback`."""
         self._random_bytes = random_bytes
-        self._queue_records = queue_records
-        self.reach = reach
+        self._recent = recent
         self._empty: dict[str, EmptyRanges] = {}
         self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
+
+    def last_seq(self) -> int:
+        """Return the end of the last commit that was announced; a reading takes it before its scope."""
+        return self._recent.state[1]
 
     def pair(self, pair_id: str) -> Pair:
         """Return a pair whose pulls we answer now.
@@ -239,13 +233,13 @@ class Source:
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
         acked, _ = self.acked.get(pair_id, (None, None))
-        reach, weight = self.reach(pair_id), consent.book_of(self.writer.views.consents, pair).weight
+        reach, weight = self.reaches.word(pair_id), consent.book_of(self.writer.views.consents, pair).weight
         return {
             "state": str(pair.phase),
             "reason": pair.reason,
             "head": self.last_head(pair_id) if pair.serve_allowed else 0,
             "acked": acked,
-            "queue": self._queue_records(pair_id),
+            "queue": self.reaches.queue_records(pair_id),
             **({"consent": weight} if weight else {}),
             **({"reach": reach} if reach else {}),
         }

@@ -19,9 +19,8 @@ written after a withdrawal never goes out.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -36,14 +35,12 @@ from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS
 from ..home.writes import Commit
 from ..net.sse import encode_event
 from .lanes import clock_of, collect, next_lanes
-from .notify import Notifier, wait
+from .notify import Notifier, RecentCommits, wait
 from .scope import Steps
 from .source import FeedError, Query, Source
 
 PIECE_BYTES: Final = 64 * KIB
 PIECE_RECORDS: Final = 256
-RECENT_COMMITS: Final = 32
-RECENT_BYTES: Final = 512 * KIB
 RETRY_AFTER_MS: Final = 1000
 SHARING: Final = tuple(by_thread(thread) for thread in (THREAD_PAIRS, consent.THREAD, THREAD_NAMESPACES))
 """Threads whose records decide what a pair shares."""
@@ -51,35 +48,6 @@ ALLOWING: Final = tuple(by_thread(thread) for thread in (THREAD_TOKENS, rules.TH
 """Threads whose records decide whether a credential is valid."""
 
 _END_CODES: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-reset": "reset"}
-
-
-class RecentCommits:
-    """The last commits, kept as long as there are streams, which share them.  The writer's thread adds."""
-
-    def __init__(self, last_seq: int) -> None:
-        self.state: tuple[tuple[Commit, ...], int] = ((), last_seq)
-        """Consecutive commits, and the log's last line; replaced, never changed."""
-        self._streams = 0
-
-    @contextmanager
-    def wanted(self) -> Iterator[None]:
-        """Keep commits during the `with`."""
-        self._streams += 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
-            if not self._streams:
-                self.state = ((), self.state[1])
-
-    def add(self, commit: Commit) -> None:
-        """Add one commit; drop the oldest beyond RECENT_COMMITS or RECENT_BYTES."""
-        kept: tuple[Commit, ...] = ()
-        if self._streams:
-            kept = (*self.state[0], commit)[-RECENT_COMMITS:]
-            while kept and sum(each.fresh_bytes for each in kept) > RECENT_BYTES:
-                kept = kept[1:]
-        self.state = kept, commit.last_seq
 
 
 class Stream:

@@ -86,7 +86,8 @@ class Clinic:
         for node in (self.a, self.b):
             sync = cast(Sync, SimpleNamespace(status=self.told))
             outgoing = SimpleNamespace(damaged=lambda: self.damaged)
-            source = SimpleNamespace(reach=lambda pair_id: self.way, outgoing=outgoing)
+            reaches = SimpleNamespace(word=lambda pair_id: self.way)
+            source = SimpleNamespace(reaches=reaches, outgoing=outgoing)
             feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered, source=source))
             health = HealthSampler(node.home.writer, sync, feed, Limits(), steady_s=lambda: 0.0, tasks=list)
             peer = PeerCheck(

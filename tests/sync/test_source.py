@@ -29,6 +29,7 @@ from spl.home.home import open_home
 from spl.home.writes import Arrive, Emit, Item, Own
 from spl.sync.changes import Feed
 from spl.sync.lanes import LaneScan, clock_of, next_lanes
+from spl.sync.reach import Reaches
 from spl.sync.source import Query
 from tests.nodes import LIMITS, START_MS, APair, Node, join, nodes
 from tests.store_kit import LazyDisk, set_views
@@ -223,7 +224,12 @@ class World:
 
     def new_feed(self) -> Feed:
         return Feed(
-            self.home.writer, self.home.vault, LIMITS, now_ms=lambda: START_MS, random_bytes=self.random.randbytes
+            self.home.writer,
+            self.home.vault,
+            LIMITS,
+            Reaches(5),
+            now_ms=lambda: START_MS,
+            random_bytes=self.random.randbytes,
         )
 
     def restart(self) -> None:

@@ -19,7 +19,7 @@ from spl.core.record.filter import PairFilter
 from spl.home.views import Views
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.sse import Event, EventParser
-from spl.sync import changes, lanes, stream
+from spl.sync import changes, lanes, notify, stream
 from spl.sync.changes import Query
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
@@ -129,7 +129,7 @@ async def test_memory_and_index_give_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recent: int, piece: int
 ) -> None:
     """However few commits are kept and however slowly it is read, each record comes once and in order."""
-    monkeypatch.setattr(stream, "RECENT_BYTES", recent * 4000)
+    monkeypatch.setattr(notify, "RECENT_BYTES", recent * 4000)
     monkeypatch.setattr(stream, "PIECE_BYTES", piece)
     monkeypatch.setattr(stream, "PIECE_RECORDS", 3)
     async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
@@ -156,7 +156,7 @@ async def test_memory_and_index_give_the_same(
 async def test_what_is_kept_in_memory_is_bounded_and_goes_with_the_last_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "RECENT_BYTES", 5000)
+    monkeypatch.setattr(notify, "RECENT_BYTES", 5000)
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         async with reading(alice) as reader:
