@@ -174,7 +174,7 @@ def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, obje
 def detail(services: Services, found: Pair) -> dict[str, object]:
     """Return the pair in full, as `spl federation show` prints it."""
     reading, offered = services.sync.status(found.pair_id), services.feed.offered(found.pair_id)
-    identity, upkeep = services.vault.identity, services.pairing.maintenance.status(found.pair_id)
+    identity, upkeep = services.vault.identity, services.pairing.maintenance.status(found.pair_id).to_json()
     return {
         **_summary(services, found),
         "since": when.text_of(found.since_ms),

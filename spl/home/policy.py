@@ -19,8 +19,6 @@ from ..core import rules, when
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.manifest import Manifest
-from ..core.pair.pair import Phase
-from ..core.pair.state import SUPERSEDED
 from ..core.recent import Repeats
 from ..core.record.filter import fault_of
 from ..core.rules import AitlRule, Decision, PermissionRule
@@ -62,11 +60,8 @@ class Policy:
         return self.allows(rules.HANDSHAKE, facts, frozenset(), peer.did).outcome != rules.DENY
 
     def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> frozenset[str]:
-        """Return the namespaces that a rule of automatic approval grants this peer at most; none without one.
-
-        A peer that our operator revoked is approved again by the operator only.
-        """
-        if not self.writer.views.aitl_rules or self._revoked(peer.did):
+        """Return the namespaces that a rule of automatic approval grants this peer at most; none without one."""
+        if not self.writer.views.aitl_rules:
             return frozenset()
         rule, failed = rules.applies(self.writer.views.aitl_rules, rules.handshake_facts(peer, asked, address))
         for name in failed:
@@ -75,17 +70,6 @@ class Policy:
             return frozenset()
         log.info(**event("policy.auto_apply", rule=rule.name, peer=peer.did))
         return frozenset(rule.namespaces)
-
-    def _revoked(self, did: str) -> bool:
-        """Return whether the last pair agreed with this DID was ended by our operator."""
-        agreed = [pair for pair in self.writer.views.pairs.values() if pair.peer_did == did and pair.answer is not None]
-        last = agreed[-1] if agreed else None
-        return (
-            last is not None
-            and last.phase is Phase.REVOKED
-            and last.reason not in (SUPERSEDED, "lost")
-            and not last.reason.startswith("revoked by peer")
-        )
 
     def _name_faults(self) -> None:
         """Log every stored rule that counts as failed because this version cannot evaluate it."""

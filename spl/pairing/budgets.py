@@ -1,6 +1,6 @@
 """Which messages of peers are looked at: bounds on their size and nesting, and how many are taken from where.
 
-Three budgets, each of limits.handshakes_per_minute, so that nobody uses up what belongs to others:
+Three budgets, each of limits.handshakes_per_minute, so that no sender uses up what others need:
 
     garbage    per source   what fails before a signature held; while it is used up, no more of that source is parsed
     strangers  per source   signed messages of instances that no agreed pair is with
@@ -34,7 +34,7 @@ MINUTE_S: Final = 60.0
 
 
 class MessageBudgets:
-    """The budgets of one kind of service; `steady_ms` is a clock that nobody sets."""
+    """The budgets of one kind of service; `steady_ms` reads the monotonic clock."""
 
     def __init__(self, limits: Limits, steady_ms: Callable[[], int]) -> None:
         self._limits, self._steady_ms = limits, steady_ms

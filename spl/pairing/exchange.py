@@ -72,7 +72,7 @@ class Exchange:
     async def rediscover(self, pair: Pair, expect_key: str = "") -> Manifest:
         """Return the present manifest of a pair's peer: where our operator found it, else where it said it moved to.
 
-        Raises as `discover`, with the first place's error; PairError "manifest-did-mismatch" for somebody else.
+        Raises as `discover`, with the first place's error; PairError "manifest-did-mismatch" for another instance.
         """
         places = list(dict.fromkeys(parse_url(url).origin for url in (pair.proposal.url, pair.url) if url))
         failed: SplError | None = None

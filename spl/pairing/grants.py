@@ -1,7 +1,7 @@
-"""Grants of the pairs, both sides: what our operator says, what a peer handed over, and what each is told of the other.
+"""Grants of the pairs, both sides: what our operator grants, what a peer grants, and how each side hands over its own.
 
-Our word is durable before the peer hears of it, the peer's before we answer.  A peer that tells older versions than
-we hold had its home rolled back: it is shown its own last statement, which it signed, and takes its words from there.
+Our word is durable before the peer hears of it, the peer's before we answer.  A peer that states older versions than
+we hold had its home rolled back: we show it its own last statement, which it signed, and it restores its grants.
 
 `Grants` blocks on the disk and runs on the thread of the steps; `Handover` speaks to the peers.  Each side hands over
 all its grants whenever the other lacks one, which the versions in each view tell; rejected: a queue of changes, which
@@ -132,7 +132,7 @@ class Grants:
         return self.ours(pair)
 
     def take(self, pair: Pair, fields: Mapping[str, Any], value: object) -> bool:
-        """Keep what is new in the peer's verified statements and what it holds of ours; return whether it told news.
+        """Keep what is new in the peer's verified statements and what it holds of ours; return whether it was news.
 
         Raises ConsentError "bad-field", "consent-stale".
         """
@@ -148,8 +148,8 @@ class Grants:
             if exc.code != STALE:
                 raise
             self.stale[pair.pair_id] += 1
-            told = {"pair": pair.pair_id, "count": self.stale[pair.pair_id], "msg": exc.message}
-            log.warning(**event("consent.stale", **told))
+            fields_ = {"pair": pair.pair_id, "count": self.stale[pair.pair_id], "msg": exc.message}
+            log.warning(**event("consent.stale", **fields_))
             raise ConsentError(STALE, exc.message, evidence=self._evidence(pair)) from exc
         at = when.text_of(self.pairs.now_ms())
         bodies: list[dict[str, Any]] = [
@@ -164,11 +164,11 @@ class Grants:
         return bool(fresh)
 
     def adopt(self, pair: Pair, evidence: object) -> bool:
-        """Take back our own words that the peer holds and we lost, as after a restored home; return whether any were.
+        """Take back grants of ours that the peer holds and we lost, as after a restored home; return whether any were.
 
-        Counted are only statements that one of our own keys signed, for this peer and this pair; a key that was told
-        to be compromised signs for whoever has it.  Where our operator spoke since the loss, or may have, the word
-        that gives less stands: what was withdrawn must not open again because an older word turns up.
+        Only statements count that one of our own keys signed, for this peer and this pair, and no compromised one: it
+        signs for any thief.  If our operator changed the grant since the loss, or may have, the one that gives less
+        stands: what was withdrawn must not open again because an older grant turns up.
         """
         if evidence is None:
             return False
@@ -185,23 +185,23 @@ class Grants:
             said = [consent.read(value) for value in (values if isinstance(values, list) else [])]
         except SplError:
             return False
-        lost, anew = list[Grant](), list[Grant]()
+        lost, raised = list[Grant](), list[Grant]()
         for each in said:
             held = book.ours.get(each.namespace)
             if held is not None and (held == each or held.version > each.version):
                 continue
             is_doubtful = held is not None and (held.version == each.version or each.namespace in book.waiting)
             if held is not None and is_doubtful and _narrowness(held) >= _narrowness(each):
-                anew.append(replace(held, version=each.version + 1))
+                raised.append(replace(held, version=each.version + 1))
             elif held is not None and held.version == each.version:
-                anew.append(replace(each, version=each.version + 1))
+                raised.append(replace(each, version=each.version + 1))
             else:
                 lost.append(each)
         self._write(pair, lost, held=True)
-        self._write(pair, anew, held=False)
-        for grant in (*lost, *anew):
+        self._write(pair, raised, held=False)
+        for grant in (*lost, *raised):
             self._tell_log("consent.recovered", pair, grant)
-        return bool(lost or anew)
+        return bool(lost or raised)
 
     # -- inside
 
@@ -212,7 +212,7 @@ class Grants:
             self.pairs.submit([Own(consent.THREAD, consent.KIND_GRANT, body) for body in bodies])
 
     def _evidence(self, pair: Pair) -> object:
-        """Return the last statement of the peer that told us news, as it signed it; None where none stands here."""
+        """Return the last statement of the peer that was news, as it signed it; None if none is stored here."""
         store, seq, found, name = self.pairs.writer.store, 0, None, pair.pair_id.encode()
         while rows := store.index.after(by_thread(consent.THREAD), seq, ROWS):
             mine = [row for row in rows if row.kind == "rec" and row.voucher == self.pairs.identity.did]
@@ -252,7 +252,7 @@ class _PairState:
     attempt: int = 0
     retry_ms: int = 0
     seen: int = 0
-    """The weight of the peer's grants as its last view told it."""
+    """The weight of the peer's grants in its last view."""
     asked: int = 0
     """That weight when we last asked; one that stays ahead of what it hands over is not asked for again."""
 
@@ -295,7 +295,7 @@ class Handover:
     # -- by itself
 
     def seen(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Record the peer's view of a pair; if it tells of grants that we lack, they are asked for."""
+        """Record the peer's view of a pair; if it counts grants that we lack, ask for them."""
         pair = self.pairs.get(pair_id)
         # A view without `head` is no whole one, as of a pair that is paused.
         weight = int(view.get("consent", 0)) if "head" in view else None

@@ -1,12 +1,13 @@
-"""The asking side: what we ask of a peer, what its signed answers mean, and what there is to tell meanwhile.
+"""The asking side: what we ask of a peer, what its signed answers mean, and the progress that callers see.
 
 The state of the pair says which message is next, so a restart goes on where the crash was:
 
-    Requested  POST …/pair            a repeated one is answered "seen", and then polled
-    Waiting    POST …/<id>/poll       until granted, rejected or expired
-    Answered   POST …/<id>/confirm    until taken
+    Requested  step 1, POST …/pair            a repeated request is answered "seen", and then polled
+    Waiting    step 2, POST …/<id>/poll       until granted, rejected or expired
+    Answered   step 4, POST …/<id>/confirm    until taken
 
-Blocks on the disk; runs on the pairing service's thread.  Talking over the network is pairing.py's.
+The numbers are the steps of core/pair/handshake.py.  `Initiator` blocks on the disk and runs on the thread of the
+steps; `HandshakeLoop` runs on the event loop.
 """
 
 import asyncio
@@ -145,7 +146,8 @@ class Initiator:
     def next_request(self, pair: Pair, *, poll: bool = False, token_id: str = "", renew: bool = False) -> SignedRequest:
         """Return the message that the pair's state calls for; `poll` asks instead where the pair stands.
 
-        A poll asks too about the token we hold, or the one of `token_id`; with `renew` the peer shall take a new one.
+        A poll also asks about the token that we hold, or the one of `token_id`; with `renew` it asks the peer to take
+        a new one from us.
         """
         own, nonce, now_ms = self.pairs.identity, self.pairs.nonce(), self.now_ms(pair)
         base = f"{pair.url}{PAIR_PATH}"
@@ -206,7 +208,10 @@ class Initiator:
         return Learned(self._again(pair) if state in ("active", "paused") else pair)
 
     def news(self, pair: Pair, shown: set[str], synced: Mapping[str, object] | None) -> list[dict[str, object]]:
-        """Return the steps that the pair's state tells beyond those shown; `synced` is what its first sync brought."""
+        """Return the progress that the pair's state shows beyond what is in `shown`.
+
+        `synced` is what its first sync brought, None while that runs.
+        """
         steps: list[dict[str, object]] = []
         if isinstance(pair.state, Requested) or pair.ended:
             return steps
@@ -285,7 +290,7 @@ class Initiator:
 
 
 def why_ended(pair: Pair) -> SplError:
-    """Return the error that tells why a request of ours did not make a pair."""
+    """Return the error that says why a request of ours did not become a pair."""
     name = label_of(pair.peer_did)
     if pair.reason == "handshake-401":
         return HandshakeError("handshake-401", REJECTED_401, why=WHY_401)
@@ -299,7 +304,7 @@ def why_ended(pair: Pair) -> SplError:
 
 
 class HandshakeLoop:
-    """Sends our messages, drives our requests until they are pairs or over, and tells who watches."""
+    """Sends our messages, drives our requests until they are pairs or over, and informs those who watch."""
 
     def __init__(
         self, stepper: Stepper, initiator: Initiator, exchange: Exchange, sync: Sync, poll_s: float = POLL_S

@@ -1,8 +1,9 @@
 """The shell of the pair machine: decide, append and fsync, fold, then what is left to do.
 
-Secret, then record, then message: a token of a peer is in the vault before the record that names it, and nobody is
-told of a step before its record is durable.  Everything here blocks on the disk and runs on one thread, the pairing
-service's, so that no step meets a pair that another is changing.
+Secret, then record, then message: a token of a peer is in the vault before the record that names it, and no peer
+learns of a step before its record is durable.  A crash between any two leaves what `heal` repairs; the other order
+would leave a record whose secret is lost, or a peer that holds a token we never minted.  Everything here blocks on the
+disk and runs on one thread, so that no step meets a pair that another step is changing.
 """
 
 import logging
@@ -84,7 +85,7 @@ class Pairs:
         self, home: Home, published: ManifestSigner, *, now_ms: Callable[[], int], steady_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
-        """`steady_ms` is a clock that nobody sets, for what waits or counts per time; `now_ms` dates records."""
+        """`steady_ms` reads the monotonic clock, for retries and rates; `now_ms` dates records."""
         self._home, self.published, self.limits = home, published, home.config.limits
         self.writer, self.vault = home.writer, home.vault
         self.now_ms, self.steady_ms, self.random_bytes = now_ms, steady_ms, random_bytes
@@ -195,7 +196,7 @@ class Pairs:
         return self.writer.views.pairs[pair.pair_id], tuple(effects)
 
     def submit(self, items: Sequence[Item]) -> None:
-        """Return when the items are durable and folded; raise what refused them, "overloaded" after 30 s."""
+        """Make the items durable and fold them; raise what refused them, "overloaded" after 30 s."""
         try:
             self.writer.submit(items).result(COMMIT_TIMEOUT_S)
         except FutureTimeout as exc:

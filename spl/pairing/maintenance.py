@@ -4,8 +4,8 @@ Maintenance runs when the manifest of a pair is due (limits.manifest_refresh_s, 
 when the peer's key chain grew elsewhere, and while the pair is degraded for a reason that only this heals.  Failures
 back off with full jitter, and each is logged; a pair that is paused stays paused.
 
-Dates of records say what is due, a clock that nobody sets when to try again: a wall clock that is set back by a day
-must not put off the renewal of a token by a day.
+Dates of records say what is due, the monotonic clock says when to retry: a wall clock that is set back by a day must
+not delay the renewal of a token by a day.
 """
 
 import asyncio
@@ -65,6 +65,28 @@ class _PairState:
     links: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class MaintenanceStatus:
+    """When a pair's manifest was fetched last, and what failed since."""
+
+    fetched_at_ms: int
+    attempt: int
+    next_attempt_at_ms: int | None
+    last_error: SplError | None
+    failed_at_ms: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return {fetched_at, attempt, next_attempt_at, last_error}."""
+        error, next_ms = self.last_error, self.next_attempt_at_ms
+        failed_at = when.text_of(self.failed_at_ms)
+        return {
+            "fetched_at": when.text_of(self.fetched_at_ms),
+            "attempt": self.attempt,
+            "next_attempt_at": when.text_of(next_ms) if next_ms is not None else None,
+            "last_error": {"code": error.code, "message": error.message, "at": failed_at} if error else None,
+        }
+
+
 class Maintenance:
     """The maintenance of all pairs."""
 
@@ -87,18 +109,12 @@ class Maintenance:
         waits = [self._wait_ms(pair) for pair in self.pairs.all() if self._is_kept(pair)]
         return max(0.0, min(waits) / 1000) if waits else float("inf")
 
-    def status(self, pair_id: str) -> dict[str, object]:
-        """Return {fetched_at, attempt, next_attempt_at, last_error} of a pair's maintenance, for people."""
+    def status(self, pair_id: str) -> MaintenanceStatus:
+        """Return what people see of a pair's maintenance."""
         state, pair = self._states.get(pair_id) or _PairState(), self.pairs.get(pair_id)
         error, retry_at_ms = state.error, self.pairs.now_ms() + state.retry_ms - self.pairs.steady_ms()
         fetched_ms = max(state.fetched_ms, pair.fetched_at_ms if pair is not None else 0)
-        told = error and {"code": error.code, "message": error.message, "at": when.text_of(state.at_ms)}
-        return {
-            "fetched_at": when.text_of(fetched_ms),
-            "attempt": state.attempt,
-            "next_attempt_at": when.text_of(retry_at_ms) if state.attempt else None,
-            "last_error": told,
-        }
+        return MaintenanceStatus(fetched_ms, state.attempt, retry_at_ms if state.attempt else None, error, state.at_ms)
 
     def _is_kept(self, pair: Pair) -> bool:
         return type(pair.state) in ESTABLISHED and not self._state(pair.pair_id).lock.locked()

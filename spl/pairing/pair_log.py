@@ -1,8 +1,8 @@
-"""The pair log between two instances: what we tell a peer about the common pair, and what we ask ours.
+"""The pair log between two instances: our transitions of a common pair for its peer, and the peer's for us.
 
     POST /v1/federation/pair/{id}/log   signed under "log"; the answer is signed and carries our transitions
 
-It is answered to the pair's own peer and nobody else, also while paused and after the revocation, because that is when
+Only the pair's own peer gets an answer, also while paused and after the revocation, because that is when
 operators compare.  It names records, kinds, times, states and who paused; tokens and their ids are in none of it.
 """
 
@@ -29,7 +29,7 @@ ROWS: Final = 500
 
 
 class HistoryError(SplError):
-    """The pair log is not told; code pair-unknown."""
+    """The asker is not the pair's peer; code pair-unknown."""
 
 
 class PairLog:

@@ -1,25 +1,19 @@
 """The answering side: what a peer's signed messages do here, and the signed answers they get.
 
 A stranger can send anything at any rate, so each check costs less than the one after it, and nothing is stored or kept
-in memory before the last one.  In this order (the numbers are the steps of core/pair/handshake.py):
-
-    1a, 1b  size, budget of the source, nesting, form
-    1c      the message's own signature, by the key that it claims and whose chain begins at what the DID certifies
-    1d      the key chain inside (at most 8 links of a stranger), the manifest's signature, the terms
-    1e      audience and age
-    1f      permission rules; `federation.approval` closed; blocked DIDs
-    1g      room among the requests of the last 24 hours, then the nonce, which takes a disk sync
-    1h      the request becomes a record, or a pair if a rule, the policy or a request of ours covers it
+in memory before the last one: steps 1a to 1g of core/pair/handshake.py, in that order.  In 1c a stranger shows at most
+8 rotations of its key; 64 of them cost 8 ms, and eight clients took a whole processor by messages that failed in 1b.
+The policy comes before the nonce, because a nonce takes a disk sync and memory.
 
 Only a peer whose signature held learns a signed refusal, {error form, statement}; what failed before gets the error
 form alone.  No answer before an approval depends on which namespaces exist here, but for those that a rule of ours
-grants this peer unasked.  Until then nobody is dialled and no manifest but the first is taken: an unapproved request
-costs one record, whatever its asker sends.
+grants this peer unasked.  Until then we dial no address of the asker and take in no manifest but the first: an
+unapproved request costs one record, whatever its asker sends.
 
 A request counts for 24 hours, also if it was withdrawn or refused: else asking and withdrawing in turn would cost
 nothing and leave records without end.
 
-Blocks on the disk; runs on the pairing service's thread.
+Blocks on the disk; runs on the thread of the steps.
 """
 
 import logging
@@ -96,11 +90,11 @@ class Responder:
 
         Raises the refusals that come before the signature held; later ones are answers with a signed `statement`.
         """
-        with self._budgets.unverified(address):
+        with self._budgets.unverified(address):  # 1a, 1b
             fields = handshake.open_request(self._budgets.decoded(body))
         self._budgets.count_stranger(address)
         try:
-            request = handshake.read_request(fields, self._limits_of(fields))
+            request = handshake.read_request(fields, self._limits_of(fields))  # 1c
             message.check_audience(fields, self.pairs.identity.did)
             return self._judge(request, address)
         except SplError as exc:
@@ -111,7 +105,7 @@ class Responder:
     def poll(self, pair_id: str, body: bytes, address: str) -> Reaction:
         """Return where the pair stands with us, and take in where it stands with the peer.
 
-        A pair id that we do not know: a signed 404, whoever asks.
+        A pair id that we do not know gets a signed 404, also without a valid signature.
         """
         heard = self.hear("pair-poll", pair_id, body, address, POLL_COST)
         if heard.pair is None:
@@ -264,18 +258,18 @@ class Responder:
     def _judge(self, request: PairRequest, address: str) -> Answer:
         fields, peer = request.fields, request.peer
         own, now_ms = self.pairs.identity, self.pairs.now_ms()
-        message.check_times(fields, now_ms, self.limits)
+        message.check_times(fields, now_ms, self.limits)  # 1d
         self._check_pinned(peer, now_ms)
         if peer.did == own.did:
             raise PairError("identity-cloned", "the request comes from our own DID")
         known = self.pairs.get(fields["pair_id"])
         if known is not None:
             raise HandshakeError("pair-request-seen" if known.nonce == fields["nonce"] else "pair-id-taken")
-        ours = self._crossing(peer.did)
+        ours = self._crossing(peer.did)  # 1e
         self._check_policy(fields, peer, address, ours)
         opened = handshake.open_sealed(fields, own.seal_secrets)
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
-        self._check_room(source_of(address))
+        self._check_room(source_of(address))  # 1f
         until_ms = message.issued_at_ms(fields) + int(self.limits.nonce_memory_s * 1000)
         if not self.pairs.vault.remember_nonce(peer.did, fields["nonce"], until_ms):
             raise HandshakeError("pair-request-seen")

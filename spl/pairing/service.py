@@ -6,8 +6,8 @@
     maintenance               manifests, tokens and the way back from trouble, for months
 
 What must happen is read from the records alone, so a restart goes on where the crash was: a request of ours is driven
-until it is a pair or over, a revocation is told, positions are compared after a resume.  Each is a supervised task of
-its own, named by the pair.  `pair` starts a request and then only watches: its caller may leave.
+until it is a pair or over, the peer is told of a revocation, positions are compared after a resume.  Each is a
+supervised task of its own, named by the pair.  `pair` starts a request and then only watches: its caller may leave.
 """
 
 import asyncio
@@ -171,9 +171,9 @@ class Pairing:
         return pair if isinstance(pair.state, Active | Degraded) else await self.stepper.step(pair_id, steps.Resume())
 
     async def revoke(self, pair_id: str, reason: str = "", *, block: bool = False) -> Pair:
-        """End the pair: tokens first, then the peer is told for at most 5 s, then the record; terminal.
+        """End the pair for good: its tokens die, then the peer is told for at most 5 s, then the record is complete.
 
-        `block` also refuses from now on what the peer signed, whoever brings it, and its requests.
+        `block` also refuses from now on the peer's requests, and what it signed, through any peer.
         """
         pair = self.pairs.known(pair_id)
         also = [self.pairs.blocking(pair.peer_did, True)] if block else []
@@ -217,7 +217,7 @@ class Pairing:
     async def refresh(self, pair_id: str, expect_key: str = "") -> Pair:
         """Fetch the peer's manifest again and learn where the pair stands with it; completes a pending pair.
 
-        `expect_key` names the peer's key as its operator told it, which settles a fork.  Raises ReachError,
+        `expect_key` names the peer's key as its operator said it, which settles a fork.  Raises ReachError,
         ManifestError, MessageError.
         """
         pair = self.pairs.known(pair_id)
@@ -246,7 +246,7 @@ class Pairing:
         await self.stepper.do(self.pairs.adopt_identity)
         self._tell_everybody()
 
-    # -- what sync tells
+    # -- what sync reports
 
     def on_trouble(self, pair_id: str, code: str) -> None:
         """Mark the pair as degraded: errors recur, or the peer refused our credentials."""
@@ -270,7 +270,7 @@ class Pairing:
         self.handover.seen(pair_id, view)
 
     async def _recover(self, pair_id: str) -> None:
-        # Looked at when its turn comes: a degradation that was told before may have become durable only now.
+        # Read when its turn comes: a degradation that was reported earlier may have become durable only now.
         pair = self.pairs.get(pair_id)
         if pair is not None and isinstance(pair.state, Degraded) and pair.reason not in UNVERIFIED:
             await self.stepper.step(pair_id, steps.Recover())
@@ -374,7 +374,7 @@ class Pairing:
             silence()
 
     async def arrange(self) -> float:
-        """Start what waits, and a task for each pair that needs one and has none; return when to look again."""
+        """Start what waits, and a task for each pair that lacks one; return the seconds until the next call."""
         if not await self._housekeep():
             return self._pace.housekeeping_s
         for pair in self.pairs.all():

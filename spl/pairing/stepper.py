@@ -1,8 +1,9 @@
 """Steps of pairs from the event loop: each taken on one thread, and what follows it kept until the service starts it.
 
-A step blocks on the disk, and no step may meet a pair that another is changing; so there is one thread, and whoever is
-on the loop awaits it here.  The effects of a step are put into one queue, also those of messages that only mention
-another pair: the service starts a job for each, and what a restart would have to do again is in the records anyway.
+A step blocks on the disk, and no step may meet a pair that another is changing; so there is one thread, and the event
+loop awaits it here.  Effects go into one queue, from which the service starts a job for each.  Rejected: the parts call
+the service back, which then must exist before them and takes as many callbacks as it has parts.  A crash may lose the
+queue: what a restart must do again is in the records.
 """
 
 import asyncio

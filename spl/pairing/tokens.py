@@ -1,11 +1,11 @@
 """Tokens of a live pair: asking for a new one, giving one, and ending the old one; no instant in which neither works.
 
 The holder asks, signed by its present key, so no live bearer is needed.  The issuer mints once and gives the same new
-token to whoever asks again, until the peer has used it; the old one works until then, or until its own end.  A call
+token to a peer that asks again, until the peer has used it; the old one works until then, or until its own end.  A call
 that the peer signed just before its first use of the new one may still be on its way, so the old one ends only after
 the time that any answer may take.
 
-Blocks on the disk but where it says so; runs on the pairing service's thread.
+Blocks on the disk, except where a method says otherwise; runs on the thread of the steps.
 """
 
 import logging
@@ -48,9 +48,11 @@ class Renewal:
         return id_of(text) if text else ""
 
     def due(self, pair: Pair, found: object) -> bool:
-        """Tell whether to ask for a new one: near its end, short of a scope, lost, dead at the peer, or replaced there.
+        """Return whether to ask for a new token.
 
-        `found` is what the peer's signed answer tells of the token that our poll named.
+        It is due near its end, and if it is short of a scope, lost, dead at the peer, or replaced there.
+
+        `found` is what the peer's signed answer says of the token that our poll named.
         """
         token = pair.issued_to_us
         if token is None or _is_short(token.scopes) or self.held(pair) != token.token_id:
@@ -83,7 +85,7 @@ class Renewal:
     # -- the issuer
 
     def facts(self, pair: Pair, token_id: object) -> dict[str, object]:
-        """Return what we tell the peer of the token that it names: {token_id, state, scopes, expires_at, replaced}.
+        """Return what we answer about the token that the peer names: {token_id, state, scopes, expires_at, replaced}.
 
         `replaced`: a new one was made for it, and the answer that held it was lost.
         """
@@ -132,7 +134,7 @@ class Renewal:
         return True
 
     def watches(self, pair: Pair, token_id: str) -> bool:
-        """Tell whether this use of a token is to be told to `used`; touches no disk, for the event loop."""
+        """Return whether `used` must hear of this use of a token; touches no disk, for the event loop."""
         if pair.issued_by_us is None or not token_id:
             return False
         if token_id == pair.issued_by_us.token_id:
@@ -140,7 +142,7 @@ class Renewal:
         return self._is_newer(pair, self.pairs.writer.views.tokens.get(token_id))
 
     def used(self, pair_id: str, token_id: str) -> None:
-        """Take note that the peer used its new token, or one that our operator minted for it later by hand."""
+        """Record that the peer used its new token, or one that our operator minted for it later by hand."""
         pair, token = self.pairs.known(pair_id), self.pairs.writer.views.tokens.get(token_id)
         if token is not None and self._is_newer(pair, token) and type(pair.state) in ESTABLISHED:
             ref = TokenRef(token.token_id, tuple(sorted(token.scopes)), token.expires_at_ms, token.hash)
@@ -194,7 +196,7 @@ def id_of(text: str) -> str:
 
 
 def check_found(found: object) -> Mapping[str, Any]:
-    """Return what the peer tells of a token that works for a pair.
+    """Return what the peer says of a token that works for a pair.
 
     Raises PairError "auth-invalid" for one that is not live there, "token-scope" for one short of a scope.
     """
@@ -208,14 +210,14 @@ def check_found(found: object) -> Mapping[str, Any]:
 
 
 def expiry_of(found: Mapping[str, Any]) -> int:
-    """Return when the token that the peer told of ends; raise SplError for no time."""
+    """Return the time at which the token of the peer's answer ends; raise SplError for no time."""
     try:
         return when.ms_of(found.get("expires_at"))
     except when.WhenError as exc:
-        raise SplError("answer-malformed", "the peer tells no time at which the token ends") from exc
+        raise SplError("answer-malformed", "the peer names no time at which the token ends") from exc
 
 
 def _is_short(scopes: Iterable[object]) -> bool:
-    """Tell whether the scopes lack one that a pair's sync needs."""
+    """Return whether the scopes lack one that a pair's sync needs."""
     held = frozenset(map(str, scopes))
     return not all(bearer.holds(held, scope) for scope in handshake.SCOPES)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,11 @@ from spl.core.identity import manifest
 from spl.core.identity.did import Chain, did_of
 from spl.core.identity.manifest import Manifest
 from spl.core.keys import SecretKey
-from spl.core.pair.pair import Pair
-from spl.core.pair.state import Revoked, Revoking
-from spl.core.pair.steps import decide
 from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.policy import AUDIT_EVERY_S, AUDITS_PER_MINUTE, KINDS_MAX, THREAD_AUDIT, Policy
 from spl.home.writes import Own
-from tests.core.pair_kit import NOW_MS, PATHS
-from tests.store_kit import set_views
 
 START_MS = 1_800_000_000_000
 ASKED = {"namespaces": ["default"], "maps": [{"local": "theirs", "peer": "ours"}], "mode": "polling"}
@@ -169,21 +163,3 @@ def test_a_stored_rule_that_leans_on_claims_approves_nobody(world: World, caplog
     caplog.clear()
     Policy(world.home.writer, resources=frozenset(), now_ms=lambda: START_MS)
     assert [line.fields["rule"] for line in caplog.records] == ["old", "family", "pattern"]  # type: ignore[attr-defined]
-
-
-def test_a_peer_that_was_revoked_here_is_approved_by_no_rule(world: World) -> None:
-    """Also without --block; a pair that the peer ended, or that a newer one superseded, is no such word of ours."""
-    bob = a_peer("bob")
-    world.add(rules.KIND_AITL, name="bob", action="auto_apply", namespaces=["default"],
-              expression=f'request.initiator_did == "{bob.did}"')  # fmt: skip
-    last: Pair | None = None
-    for step in PATHS["Active"]:
-        last, _ = decide(last, step, NOW_MS)
-    assert last is not None
-    last = replace(last, peer=bob)
-    for state, granted in (
-        (Revoked("revoked"), False), (Revoking("revoked"), False), (Revoked("no longer friends"), False),
-        (Revoked("revoked by peer: bye"), True), (Revoked("superseded"), True), (last.state, True),
-    ):  # fmt: skip
-        set_views(world.home, pairs={"pair_0000000a": replace(last, state=state)})
-        assert bool(world.policy.grants(bob, ASKED, "x")) is granted, state

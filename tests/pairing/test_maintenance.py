@@ -32,12 +32,12 @@ def test_an_unchanged_manifest_writes_nothing_and_is_shown_as_fetched(tmp_path: 
             await a.pair(b)
             pair_id = await both_active(a, b)
             seq = a.home.store.last_seq
-            before = a.pairing.maintenance.status(pair_id)["fetched_at"]
+            before = a.pairing.maintenance.status(pair_id).fetched_at_ms
             await b.restart()
             world.time_ms += HOUR_MS
             assert (await a.pairing.refresh(pair_id)).phase is Phase.ACTIVE
             assert a.home.store.last_seq == seq
-            assert a.pairing.maintenance.status(pair_id)["fetched_at"] != before
+            assert a.pairing.maintenance.status(pair_id).fetched_at_ms != before
             asked = [call for call in world.calls if call.path == "/.well-known/syncropel" and not call.answer]
             assert len(asked) >= 2
 
@@ -69,11 +69,11 @@ def test_a_clock_that_is_set_back_puts_no_retry_off(tmp_path: Path) -> None:
             pair_id = await both_active(a, b)
             world.faults.append(lambda call: None)
             world.time_ms += 7 * HOUR_MS
-            await a.until(lambda: a.pairing.maintenance.status(pair_id)["attempt"])
+            await a.until(lambda: a.pairing.maintenance.status(pair_id).attempt)
             world.set_ms -= 30 * 24 * HOUR_MS
             world.faults.clear()
             world.time_ms += HOUR_MS
-            await a.until(lambda: not a.pairing.maintenance.status(pair_id)["attempt"])
+            await a.until(lambda: not a.pairing.maintenance.status(pair_id).attempt)
 
     asyncio.run(run())
 
@@ -226,8 +226,10 @@ def test_a_changed_manifest_that_does_not_verify_degrades_until_it_does(tmp_path
             a.pairing.on_trouble(pair_id, "connect")
             await asyncio.sleep(0.05)
             assert (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, code_of(caught))
-            await a.until(lambda: a.pairing.maintenance.status(pair_id)["attempt"])
-            assert a.pairing.maintenance.status(pair_id)["last_error"]["code"] == code_of(caught)  # type: ignore[index]
+            await a.until(lambda: a.pairing.maintenance.status(pair_id).attempt)
+            error = a.pairing.maintenance.status(pair_id).last_error
+            assert error is not None
+            assert error.code == code_of(caught)
             assert not any("evil" in call.origin for call in world.calls)
             world.faults.clear()
             world.time_ms += HOUR_MS

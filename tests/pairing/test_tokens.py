@@ -208,8 +208,10 @@ def test_a_failing_renewal_is_told_early_and_ends_as_token_expired(
             pair_id = await both_active(a, b)
             world.faults.append(lambda call: None)
             world.time_ms += 84 * DAY_MS
-            await a.until(lambda: a.pairing.maintenance.status(pair_id)["attempt"])
-            assert a.pairing.maintenance.status(pair_id)["last_error"]["code"] == "disconnected"  # type: ignore[index]
+            await a.until(lambda: a.pairing.maintenance.status(pair_id).attempt)
+            error = a.pairing.maintenance.status(pair_id).last_error
+            assert error is not None
+            assert error.code == "disconnected"
             assert a.alive[0].phase is Phase.ACTIVE
             world.time_ms += 7 * DAY_MS
             await a.until(lambda: (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, "token-expired"))

@@ -1,4 +1,4 @@
-"""What waits for the operator's word: a fold over `th_aitl`.
+"""What waits for the operator's decision: a fold over `th_aitl`.
 
 A request names what is asked and the digest of exactly that; a decision answers a request, once.  Of a request that
 was not approved only who asked, when, and the decision stay in memory; the records keep the rest.  The oldest are
@@ -51,7 +51,7 @@ class ApprovalRequest:
     decided_at_ms: int = 0
 
     def to_body(self) -> dict[str, object]:
-        """Return the record body that tells the fold of this request."""
+        """Return the record body from which the fold makes this request."""
         return {
             "request_id": self.request_id,
             "type": self.type,

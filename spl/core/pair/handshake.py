@@ -1,11 +1,27 @@
-"""What the two sides of a handshake say: building and checking each message, pure.
+"""The messages of a handshake: building and checking each one, pure.  The steps have their numbers here.
 
-    request   initiator -> responder   manifest, what it asks for, its token sealed; signed under "pair-request"
-    grant     responder -> initiator   what is agreed, the responder's token sealed; the signed answer to the request
-    poll      either    -> other       "how does it stand with you; with me it stands so"
-    confirm   initiator -> responder   "I hold your token and my genesis is durable"
-    notify    either    -> other       "I revoked the pair"
-    renew     either    -> other       "give me a new token for the pair"; the answer holds it, sealed
+    1  request   initiator -> responder   manifest, terms, its token sealed; signed under "pair-request"
+         1a  size, nesting, budget of the source, form
+         1b  the message's signature, by the key that it claims and whose chain begins at what the DID certifies
+         1c  key chain, manifest, terms
+         1d  audience and age
+         1e  permission rules, federation.approval, blocked DIDs
+         1f  room among the requests of the last 24 hours, then the nonce
+         1g  a record that waits for the operator (answer 202), or step 3 at once (answer 200)
+    2  poll      either    -> other       its own state of the pair, and a question for the other's
+    3  grant     responder -> initiator   the agreed terms, its token sealed; the signed answer to step 1 or 2
+         3a  responder: the initiator's token into the vault
+         3b  responder: the genesis record, with the grant and its own token
+         3c  initiator: the grant verified, the responder's token into the vault
+         3d  initiator: the genesis record, which makes its own token known
+    4  confirm   initiator -> responder   its genesis is durable; the first use of its token says the same
+         4a  responder: active; older pairs with this peer end, their positions go on
+         4b  initiator: the same after the answer; each side pulls
+
+Later messages, either -> other: "notify-revoke"; "renew", whose answer holds a new token, sealed; "consent", grants;
+"log", the transitions of the pair.
+
+A crash between two steps repeats one: 1 is answered "seen" and then 2 asks, 3 travels inside each answer to 2 until 4.
 
 Every message gets a signed answer {request_digest, status, state, …}.  The grant is kept as it was made and travels
 inside the answers to later polls, byte-identical, until the confirmation; its nonce is that of its sealed token.
@@ -131,7 +147,7 @@ def check_terms(fields: Mapping[str, Any], limits: Limits, *, starts: Sequence[s
 
 
 def _check_maps(names: Sequence[str], maps: Sequence[tuple[str, str]]) -> None:
-    """Return when each name stands on one side of one map, and in none of them beside its own."""
+    """Raise HandshakeError "bad-field" unless each name stands on one side of one map, and in none beside its own."""
     for local, peer in maps:
         if local == peer:
             hint = f"--namespace {local} shares it under its own name"

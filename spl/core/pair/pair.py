@@ -2,8 +2,9 @@
 
 `steps.decide` meets commands and messages and may refuse with a code; legality is its table STEPS.  `fold` here meets
 history and never raises; what it may use is the table RULES.  Both change a pair through `apply`, so folding what
-`decide` emitted gives what it returned.  The shell (pairs.py) does, in this order: decide, append and fsync, fold, run
-effects.  Every body tells a restart all it must know: never secrets, but sealed tokens that only their addressee opens.
+`decide` emitted gives what it returned.  The shell (pairing/machine.py) does, in this order: decide, append and fsync,
+fold, run effects.  Every body holds all that a restart must know: never secrets, but sealed tokens that only their
+addressee opens.
 
     initiator   Begin -> Requested -Park-> Waiting -+                     Pause by either side, Resume by who paused
                              |                      |                    +--------> PausedByUs/ByPeer/ByBoth
@@ -12,7 +13,7 @@ effects.  Every body tells a restart all it must know: never secrets, but sealed
                                                                          |   ^
                                                                   Degrade v   | Recover
                                                                         Degraded
-    any of them: -Revoke-> Revoking (tokens dead, the peer is being told) -Told-> Revoked;  -End-> Revoked
+    any of them: -Revoke-> Revoking (tokens dead, telling the peer) -Told-> Revoked;  -End-> Revoked
 
 Unlisted above and without a change of state: Configure, ManifestChange, TokenChange.
 """
@@ -71,8 +72,8 @@ TRANSITIONS_MAX: Final = 20
 POLL_INTERVAL_MS: Final = 300_000
 
 POLL_INTERVAL_MS_MAX: Final = 30 * 86_400_000
-"""A longer one is stored by nobody, and counts as this one if an older version stored it: the times computed from it
-must have a date."""
+"""A longer interval is refused, and one that an older version stored counts as this: the times computed from it must
+have a date."""
 
 _LIMITS: Final = Limits()
 

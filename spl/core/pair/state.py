@@ -305,7 +305,7 @@ class Pair:
 
     @property
     def reason(self) -> str:
-        """Why the pair stands where it stands, where that has a reason."""
+        """The code or text that brought the pair to its state, "" for none."""
         return self.state.reason
 
     @property

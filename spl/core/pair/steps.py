@@ -298,7 +298,7 @@ def _peer_resume(pair: Pair, event: PeerResume) -> _Move:
 
 
 def _goes_on(pair: Pair, state: type) -> tuple[Effect, ...]:
-    """Return what follows when nobody pauses the pair any more; who resumed first of two waits for the other."""
+    """Return what follows once neither side pauses the pair; the first of two to resume waits for the other."""
     return (Resync(),) if type(pair.state) is state else ()
 
 

@@ -15,6 +15,7 @@ from spl.core.pair.pair import (
     PairError,
     Phase,
     fold,
+    is_sent_away,
     summary,
 )
 from spl.core.pair.state import Revoked
@@ -203,3 +204,27 @@ def test_a_damaged_filter_changes_nothing(change: dict[str, object]) -> None:
             "at": "2026-01-01T00:00:00.000Z"}  # fmt: skip
     before = {pair.pair_id: pair}
     assert fold(before, body) is before
+
+
+def test_a_peer_is_sent_away_if_our_operator_ended_the_last_agreed_pair() -> None:
+    by_us, by_peer, live, asked = (
+        folded(history(*PATHS[name], *ends))
+        for name, ends in (
+            ("Active", (Revoke("over"), Told())),
+            ("Active", (End("revoked by peer"),)),
+            ("Active", ()),
+            ("Asked", (Revoke("over"), Told())),
+        )
+    )
+    revoking = folded(history(*PATHS["Revoking"]))
+    assert by_us is not None
+    assert by_peer is not None
+    assert live is not None
+    assert asked is not None
+    assert revoking is not None
+    for pairs, sent_away in (
+        ([by_us], True), ([revoking], True), ([by_us, asked], True), ([by_peer, by_us], True),
+        ([], False), ([by_peer], False), ([live], False), ([asked], False), ([by_us, live], False),
+    ):  # fmt: skip
+        assert is_sent_away(pairs, PROPOSAL.manifest["daemon"]["did"]) is sent_away
+    assert not is_sent_away([by_us], "did:sync:instance:somebody")
