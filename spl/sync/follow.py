@@ -265,7 +265,7 @@ class Follower:
             if item.is_beat:
                 ingest.begin(state.pair_id)
             if taken.learnt and ingest.owes(pair):
-                await self.puller.retry_refused(pair)
+                await self.puller.retry_refused(pair, progress)
         if state.unsent:
             self._feed.confirm(state.pair_id, state.unsent)
 

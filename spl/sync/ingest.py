@@ -52,6 +52,8 @@ ON_LOOP_RECORDS: Final = 8
 ON_LOOP_BYTES: Final = 16 * KIB
 GATE_AGE_MS: Final = 60_000
 """A gate is made again after a minute, because retired keys end with time."""
+SPOILT_CODES: Final = frozenset({"record-id", "record-signature"})
+"""Codes of records whose bytes may have changed on the way, so that they are asked for once more."""
 WANTED_ANSWERS_MAX: Final = 8
 """How often in a row a pushing peer is told the same ids that we would see again."""
 
@@ -249,7 +251,8 @@ class Ingest:
             codes = ",".join(sorted({verdict.code for verdict in refused}))
             self.lines.warning("sync.refused", pair_id, records=len(refused), codes=codes)
         memory, learnt = self._memory(pair_id), bool(judged.pins)
-        if judged.ahead or judged.unshown or (learnt and self.writer.views.refused.get(pair_id)):
+        spoilt = any(verdict.code in SPOILT_CODES for verdict in refused)
+        if judged.ahead or judged.unshown or spoilt or (learnt and self.writer.views.refused.get(pair_id)):
             memory.owed = True
         return Taken(fresh, refused, clock, learnt, judged.ahead)
 

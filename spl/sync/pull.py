@@ -20,6 +20,7 @@ from ..core.gate import claimed_id
 from ..core.pair.pair import Pair
 from ..core.record import page
 from ..core.record.page import Page
+from ..net.client import Reply
 from .ingest import Ingest, Taken
 from .peer import ACK, CHANGES, ERROR_BYTES_MAX, RECORDS, SyncError
 from .reach import Backlog
@@ -29,6 +30,7 @@ log = logging.getLogger("spl.federation")
 
 PAGES_MAX: Final = 10_000
 EMPTY_PAGES_MAX: Final = 1000
+SLOW_CODES: Final = frozenset({"timeout", "disconnected"})
 ACK_EVERY_S: Final = 1.0
 
 
@@ -61,6 +63,8 @@ class Progress:
     acked_s: float = 0.0
     read: int = 0
     """How many records came in pages."""
+    limit: int = 0
+    """How many records the next page is asked for: fewer after a page that did not arrive in time; 0 for all."""
 
 
 @dataclass(slots=True)
@@ -108,7 +112,8 @@ class Puller:
         """Read pages until the source has no more; return how many records were new.  Raises SplError."""
         self.ingest.begin(pair.pair_id)
         queue = progress.queue = Queue(self._limits.queue_records, self._limits.queue_bytes)
-        return await run_together(self._drain(pair, progress, queue, reading), self._fill(pair, queue, reading))
+        filling = self._fill(pair, progress, queue, reading)
+        return await run_together(self._drain(pair, progress, queue, reading), filling)
 
     async def _drain(self, pair: Pair, progress: Progress, queue: Queue, reading: Reading) -> int:
         """Take in page after page; return how many records were new."""
@@ -120,20 +125,21 @@ class Puller:
             raise item
         return fresh
 
-    async def _fill(self, pair: Pair, queue: Queue, reading: Reading) -> None:
+    async def _fill(self, pair: Pair, progress: Progress, queue: Queue, reading: Reading) -> None:
         """Read into the queue; what came before an error is still taken in."""
         try:
-            await self._read(pair, queue, reading)
+            await self._read(pair, progress, queue, reading)
         except SplError as exc:
             queue.put(exc)
         else:
             queue.put(None)
 
-    async def _read(self, pair: Pair, queue: Queue, reading: Reading) -> None:
+    async def _read(self, pair: Pair, progress: Progress, queue: Queue, reading: Reading) -> None:
         """Fetch pages into the queue until the source has no more; endless emptiness and standing still are errors."""
-        count = max(1, min(self._limits.page_records_default, self._limits.queue_records // 2))
+        count_max = max(1, min(self._limits.page_records_default, self._limits.queue_records // 2))
         since, empty, first = reading.since, 0, True
         for _ in range(PAGES_MAX):
+            count = min(count_max, progress.limit or count_max)
             await queue.room(count, self._limits.page_bytes)
             options = {
                 "since": since,
@@ -144,7 +150,7 @@ class Puller:
                 "resync": "1" if reading.resync and first else "",
             }
             target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
-            reply = await self._peers.ask(pair, "GET", target)
+            reply = await self._ask(pair, progress, count, "GET", target)
             item = await asyncio.get_running_loop().run_in_executor(self.ingest.pool, page.decode, reply.body, count)
             empty = 0 if item.count else empty + 1
             if item.has_more and (item.next_cursor == since or empty > EMPTY_PAGES_MAX):
@@ -154,7 +160,23 @@ class Puller:
                 return
             since, first = item.next_cursor, False
 
-    async def retry_refused(self, pair: Pair) -> int:
+    async def _ask(
+        self, pair: Pair, progress: Progress, count: int, method: str, target: str, body: bytes = b""
+    ) -> Reply:
+        """Return the answer to a question for at most `count` records; the next one asks for fewer if it was too slow.
+
+        A link may be too slow for a whole page within the deadline of an answer: asked for again and again, the same
+        page would never arrive.
+        """
+        try:
+            reply = await self._peers.ask(pair, method, target, body)
+        except SplError as exc:
+            progress.limit = max(1, count // 2) if exc.code in SLOW_CODES else progress.limit
+            raise
+        progress.limit = 2 * count if progress.limit else 0
+        return reply
+
+    async def retry_refused(self, pair: Pair, progress: Progress) -> int:
         """Ask again for what the ledger holds of this pair; return how many records were new.
 
         The peer may withhold what we would take (the namespace is archived there), or give in full what we take as a
@@ -165,8 +187,10 @@ class Puller:
         inbound, ledger = ingest.inbound(pair), await ingest.ledger(pair)
         ids, awaited, fresh, later = ledger.ids, set(ledger.awaited), 0, False
         while ids:
-            asked, ids = ids[: self._limits.fetch_ids], ids[self._limits.fetch_ids :]
-            reply = await self._peers.ask(pair, "POST", RECORDS, json.dumps({"ids": asked}).encode())
+            count = min(self._limits.fetch_ids, progress.limit or self._limits.fetch_ids)
+            asked, ids = ids[:count], ids[count:]
+            body = json.dumps({"ids": asked}).encode()
+            reply = await self._ask(pair, progress, count, "POST", RECORDS, body)
             item = page.decode(reply.body, len(asked), fetched=True)
             got = {claimed_id(value) for value in item.values}
             awaited -= got
@@ -175,9 +199,9 @@ class Puller:
             taken = await ingest.take_again(pair, item)
             fresh, later = fresh + taken.fresh, later or taken.ahead
         for ns in ledger.namespaces:
-            progress = Progress()
-            fresh += await self.run(pair, progress, Reading("", namespace=ns))
-            later = later or not progress.read
+            beside = Progress(limit=progress.limit)
+            fresh += await self.run(pair, beside, Reading("", namespace=ns))
+            later = later or not beside.read
         ingest.settle(pair, inbound, owed=later or bool(awaited))
         return fresh
 

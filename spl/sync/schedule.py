@@ -328,7 +328,7 @@ class Sync:
         """Pull once and record how it went."""
         started_ms = self._now_ms()
         # An open stream keeps the place and the view of the pair; this pull then only adds records.
-        progress = Progress() if line.flow.is_open else line.progress
+        progress = Progress(limit=line.progress.limit) if line.flow.is_open else line.progress
         try:
             pair = self._ingest.pair(pair_id)
             fresh = await self._pull(pair, line, progress, thread, resync)
@@ -336,6 +336,7 @@ class Sync:
             self._failed(pair_id, line, exc)
             raise
         finally:
+            line.progress.limit = progress.limit
             if progress is line.progress:
                 self._note_peak(line, self._now_ms())
                 progress.queue = None
@@ -408,5 +409,5 @@ class Sync:
         """Read to the end; then ask again for what was refused and may be sound now."""
         fresh = await self._puller.run(pair, progress, reading)
         if not reading.thread and self._ingest.owes(pair):
-            fresh += await self._puller.retry_refused(pair)
+            fresh += await self._puller.retry_refused(pair, progress)
         return fresh
