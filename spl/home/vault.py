@@ -1,8 +1,11 @@
-"""The home's keys and secrets: identity, bearer tokens of peers, the cursor key, the memory of nonces.
+"""The home's keys and secrets: identity, bearer tokens of peers, the cursor key.
 
 `<home>/keys/identity.json` holds the present Ed25519 seed, the chain and the X25519 seal secrets; `<home>/secrets/`
-one small file a secret and `nonces.jsonl`.  Files are 0600, folders 0700.  What a method wrote is durable, content
-and name, when it returns.  Nothing here ever shows a secret in a repr, an error or a log.
+one small file a secret, and the nonces seen (`nonces.py`).  Files are 0600, folders 0700.  What a method wrote is
+durable, content and name, when it returns.  Nothing here ever shows a secret in a repr, an error or a log.
+
+A seed that a rotation retired is not kept: whoever finds it later could sign as we did.  Only the file of another DID
+stays beside a new one, because with it that DID would be gone for good.
 """
 
 import re
@@ -18,26 +21,28 @@ from ..core.identity.did import Chain, DidError, chain_of, check_label, did_of, 
 from ..core.keys import KEY_BYTES, SEED_BYTES, KeyFault, SecretKey, b64, box_public, digest, unb64
 from ..core.limits import Limits
 from .disk import TEMP_SUFFIX, Disk, unusable
+from .nonces import NonceMemory
 
 FORMAT: Final = 1
 IDENTITY_BYTES_MAX: Final = 256 * 1024
 SECRET_BYTES_MAX: Final = 64 * 1024
-NONCES_BYTES_MAX: Final = 16 * 1024 * 1024
 SEAL_SECRETS_MAX: Final = 3
 NONCES_NAME: Final = "nonces.jsonl"
+STRANGERS_NAME: Final = "nonces-strangers.jsonl"
+OLD_IDENTITIES: Final = "identity-"
+"""Begins the names of the files of DIDs that `generate` or `install` replaced."""
 CURSOR_KEY_NAME: Final = "cursor-key"
 EXPORTED_NAME: Final = "identity-exported"
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
-_NONCE_KEY: Final = re.compile(r"[0-9a-f]{32}\Z")
 _MEMBERS: Final = frozenset({"format", "did", "label", "created_at", "seed", "rotations", "seal_secrets"})
 
 
 class VaultError(SplError):
     """Keys or secrets that cannot be used.
 
-    Codes: identity-damaged, store-newer, bad-field (a secret's name), rate-limited (the memory of nonces is full);
-    DiskError "home-unusable" when the disk refuses.
+    Codes: identity-damaged, identity-missing, identity-exists, store-newer, bad-field (a secret's name); DiskError
+    "home-unusable" when the disk refuses.
     """
 
 
@@ -64,7 +69,7 @@ class Identity:
 
 
 class Vault:
-    """Keys and secrets of one home.  Whoever writes holds the home's lock; methods may be called from any thread."""
+    """Keys and secrets of one home.  The process that writes holds its lock; any thread may call the methods."""
 
     def __init__(
         self,
@@ -81,24 +86,26 @@ class Vault:
         self._limits = limits or Limits()
         self._lock = threading.RLock()
         self._cursor_key = b""
-        self._nonces: dict[str, int] = {}
-        self._nonce_lines = 0
-        self._rewrite_first = True
+        self._nonces = {
+            stranger: NonceMemory(self._secrets / name, disk, self._limits.nonces_count, now_ms)
+            for stranger, name in ((False, NONCES_NAME), (True, STRANGERS_NAME))
+        }
 
     def load(self) -> Identity | None:
-        """Read identity and nonces from disk and return the identity, None where there is none yet.
+        """Read identity and nonces from disk and return the identity, None if there is none yet.
 
         Creates nothing.  Raises VaultError "identity-damaged", "store-newer"; DiskError "home-unusable".
         """
         self.identity = self._read_identity()
         with self._lock:
-            self._load_nonces()
+            for memory in self._nonces.values():
+                memory.load()
         return self.identity
 
     def generate(self, label: str, *, force: bool = False) -> Identity:
         """Return the identity, made now unless there is one; `force` makes a new DID beside it.
 
-        The file that `force` replaces stays as `identity-<24 hex>.json`, so nothing is lost by mistake.
+        The file that `force` replaces stays as `identity-<24 hex>.json`, so that no DID is lost by mistake.
         Raises DidError "bad-field" for a bad label, VaultError "identity-damaged" rather than overwrite a damaged file.
         """
         found = None if force else self._read_identity()
@@ -112,7 +119,8 @@ class Vault:
     def rotate(self, reason: str) -> Identity:
         """Return the identity with a new signing key and a new seal key, durable; the DID stays.
 
-        `reason` is "retired" or "compromised".  The last seal secrets still open what was sealed before.
+        `reason` is "retired" or "compromised".  The last seal secrets still open what was sealed before; the old seed
+        is gone.
         Raises VaultError "identity-missing", DidError "chain-broken" at limits.chain_links rotations.
         """
         old = self._present()
@@ -125,13 +133,13 @@ class Vault:
         return self._adopted(Identity(old.did, old.label, chain, key, secrets, old.created_at_ms))
 
     def export(self) -> str:
-        """Return the identity as text, secret keys included, and take note that this key was exported."""
+        """Return the identity as text, secret keys included, and record that this key was exported."""
         text = _identity_text(self._present()).decode()
         self.put(EXPORTED_NAME, self._present().key_text)
         return text
 
     def exported(self) -> bool:
-        """Tell whether the present key was ever exported."""
+        """Return whether the present key was ever exported."""
         return self.identity is not None and self.get(EXPORTED_NAME) == self.identity.key_text
 
     def install(self, text: str, *, force: bool = False) -> Identity:
@@ -155,11 +163,12 @@ class Vault:
         return self.identity
 
     def _adopted(self, made: Identity) -> Identity:
-        """Return the identity once it is durable; the file before it stays beside it."""
+        """Return the identity once it is durable; the file of another DID stays beside it."""
         path = self._keys / "identity.json"
-        self._keep_old(path)
+        self._keep_other(path, made.did)
         self._replace(path, _identity_text(made))
         self.identity = made
+        self._forget_old_seeds(made.did)
         return made
 
     def put(self, name: str, text: str) -> None:
@@ -210,58 +219,18 @@ class Vault:
                 self._cursor_key = made
             return self._cursor_key
 
-    def remember_nonce(self, signer: str, nonce: str, until_ms: int) -> bool:
+    def remember_nonce(self, signer: str, nonce: str, until_ms: int, *, stranger: bool = False) -> bool:
         """Return True when this signer's nonce is new, and then it is durable; False when it was seen before.
 
-        Kept at least until `until_ms`.  Takes a disk sync.  At most twice limits.nonces_count are held; when half of
-        them are still of use, none is pushed out, since that would allow a replay: raises VaultError "rate-limited".
+        Kept at least until `until_ms`.  Takes a disk sync.  Nonces of strangers have a memory of their own, which they
+        cannot fill for the pairs.  Raises VaultError "rate-limited" when it is full, DiskError "home-unusable".
         """
         key = digest(canon.encode([signer, nonce]))[:32]
         with self._lock:
-            if key in self._nonces:
+            if any(key in memory for memory in self._nonces.values()):
                 return False
-            if self._rewrite_first or self._nonce_lines >= 2 * self._limits.nonces_count:
-                self._compact_nonces()
-            self._append_nonce(canon.encode({"nonce": key, "until_ms": until_ms}) + b"\n")
-            self._nonces[key] = until_ms
-            self._nonce_lines += 1
+            self._nonces[stranger].remember(key, until_ms)
         return True
-
-    def _append_nonce(self, line: bytes) -> None:
-        path = self._secrets / NONCES_NAME
-        try:
-            file = self._disk.open_append(path)
-            try:
-                file.write(line)
-                file.sync()
-            finally:
-                file.close()
-        except OSError as exc:
-            self._rewrite_first = True
-            raise unusable(path, exc) from exc
-
-    def _compact_nonces(self) -> None:
-        """Forget what is over and write the rest anew, so that a torn or refused line never precedes another."""
-        now_ms = self._now_ms()
-        alive = {key: until for key, until in self._nonces.items() if until > now_ms}
-        if len(alive) >= self._limits.nonces_count:
-            raise VaultError("rate-limited", "too many signed messages in a short time: the memory of nonces is full")
-        lines = [canon.encode({"nonce": key, "until_ms": until}) + b"\n" for key, until in alive.items()]
-        self._replace(self._secrets / NONCES_NAME, b"".join(lines))
-        self._nonces, self._nonce_lines, self._rewrite_first = alive, len(alive), False
-
-    def _load_nonces(self) -> None:
-        """Take in the file; lines that a crash tore are left out, they were never acknowledged."""
-        path = self._secrets / NONCES_NAME
-        try:
-            data = self._disk.read(path, NONCES_BYTES_MAX)
-        except OSError as exc:
-            raise unusable(path, exc) from exc
-        *lines, tail = (data or b"").split(b"\n")
-        found = [_nonce_line(line) for line in lines]
-        self._nonces = dict(item for item in found if item is not None)
-        self._nonce_lines = len(lines)
-        self._rewrite_first = data is None or bool(tail) or None in found
 
     def _read_identity(self) -> Identity | None:
         path = self._keys / "identity.json"
@@ -271,13 +240,24 @@ class Vault:
             raise VaultError("identity-damaged", f"{path} cannot be read: {exc.strerror}") from exc
         return None if data is None else _identity_of(data, path, self._limits)
 
-    def _keep_old(self, path: Path) -> None:
+    def _keep_other(self, path: Path, did: str) -> None:
         try:
             old = self._disk.read(path, IDENTITY_BYTES_MAX)
         except OSError as exc:
             raise unusable(path, exc) from exc
-        if old is not None:
-            self._replace(path.with_name(f"identity-{digest(old)[:24]}.json"), old)
+        if old is not None and _did_in(old) != did:
+            self._replace(path.with_name(f"{OLD_IDENTITIES}{digest(old)[:24]}.json"), old)
+
+    def _forget_old_seeds(self, did: str) -> None:
+        """Remove kept files of this very DID: an older version left one at each rotation."""
+        try:
+            for name in self._disk.list(self._keys):
+                path = self._keys / name
+                if name.startswith(OLD_IDENTITIES) and _did_in(self._disk.read(path, IDENTITY_BYTES_MAX) or b"") == did:
+                    self._disk.unlink(path)
+            self._disk.fsync_dir(self._keys)
+        except OSError as exc:
+            raise unusable(self._keys, exc) from exc
 
     def _path(self, name: str) -> Path:
         if not _is_name(name):
@@ -293,7 +273,15 @@ class Vault:
 
 
 def _is_name(name: str) -> bool:
-    return bool(_NAME.match(name)) and name != NONCES_NAME and not name.endswith(TEMP_SUFFIX)
+    return bool(_NAME.match(name)) and not name.endswith((".jsonl", TEMP_SUFFIX))
+
+
+def _did_in(data: bytes) -> str:
+    """Return the DID that an identity file names, "" if it cannot be read."""
+    try:
+        return str(canon.decode(data)["did"])
+    except (canon.CanonError, KeyError, TypeError):
+        return ""
 
 
 def _key_in(text: str | None) -> bytes:
@@ -347,14 +335,3 @@ def _checked_identity(value: dict[str, Any], path: Path, limits: Limits) -> Iden
     if value["label"] != label_of(chain.did):
         raise VaultError("identity-damaged", f"{path} has a label that is not that of its DID")
     return Identity(chain.did, value["label"], chain, key, sealing, when.ms_of(value["created_at"]))
-
-
-def _nonce_line(line: bytes) -> tuple[str, int] | None:
-    try:
-        value = canon.decode(line)
-    except canon.CanonError:
-        return None
-    if not isinstance(value, dict) or value.keys() != {"nonce", "until_ms"} or type(value["until_ms"]) is not int:
-        return None
-    nonce = value["nonce"]
-    return (nonce, value["until_ms"]) if isinstance(nonce, str) and _NONCE_KEY.match(nonce) else None

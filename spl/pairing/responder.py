@@ -271,7 +271,7 @@ class Responder:
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
         self._check_room(source_of(address))  # 1f
         until_ms = message.issued_at_ms(fields) + int(self.limits.nonce_memory_s * 1000)
-        if not self.pairs.vault.remember_nonce(peer.did, fields["nonce"], until_ms):
+        if not self.pairs.vault.remember_nonce(peer.did, fields["nonce"], until_ms, stranger=True):
             raise HandshakeError("pair-request-seen")
         proposal = Proposal(
             fields["pair_id"], fields["nonce"], peer.raw, request.terms.namespaces, request.terms.maps,

@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import threading
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -299,107 +298,6 @@ def test_a_damaged_cursor_key_is_replaced(tmp_path: Path, text: str) -> None:
     assert a_vault(tmp_path).cursor_key() == vault.cursor_key()
 
 
-# Nonces
-
-
-def test_a_nonce_counts_once_for_each_signer_across_restarts(tmp_path: Path) -> None:
-    vault = a_vault(tmp_path)
-    vault.load()
-    assert vault.remember_nonce("did:a", "0" * 32, LATER_MS)
-    assert not vault.remember_nonce("did:a", "0" * 32, LATER_MS)
-    assert vault.remember_nonce("did:b", "0" * 32, LATER_MS)
-    assert vault.remember_nonce("did:a", "1" * 32, LATER_MS)
-    again = a_vault(tmp_path)
-    again.load()
-    assert not again.remember_nonce("did:a", "0" * 32, LATER_MS)
-    assert not again.remember_nonce("did:b", "0" * 32, LATER_MS)
-    assert again.remember_nonce("did:b", "1" * 32, LATER_MS)
-
-
-def test_the_file_survives_a_cut_at_every_byte(tmp_path: Path) -> None:
-    """What was torn was never acknowledged; what stood before stays seen, and the next line stands alone."""
-    vault = a_vault(tmp_path)
-    for digit in "012":
-        vault.remember_nonce("did:a", digit * 32, LATER_MS)
-    path = tmp_path / "secrets" / NONCES_NAME
-    whole = path.read_bytes()
-    line = len(whole) // 3
-    for size in range(len(whole) + 1):
-        path.write_bytes(whole[:size])
-        cut = a_vault(tmp_path)
-        cut.load()
-        kept = size // line
-        assert [cut.remember_nonce("did:a", digit * 32, LATER_MS) for digit in "012"] == [n >= kept for n in range(3)]
-        again = a_vault(tmp_path)
-        again.load()
-        assert not any(again.remember_nonce("did:a", digit * 32, LATER_MS) for digit in "012")
-
-
-def test_foreign_lines_are_left_out_and_cleaned_up(tmp_path: Path) -> None:
-    vault = a_vault(tmp_path)
-    vault.remember_nonce("did:a", "0" * 32, LATER_MS)
-    path = tmp_path / "secrets" / NONCES_NAME
-    good = path.read_bytes()
-    for bad in (b"{}\n", b"\xff\n", b"7\n", b'{"nonce":7,"until_ms":1}\n', b'{"nonce":"x","until_ms":"y"}\n', b"\n"):
-        path.write_bytes(bad + good)
-        again = a_vault(tmp_path)
-        again.load()
-        assert not again.remember_nonce("did:a", "0" * 32, LATER_MS)
-        assert again.remember_nonce("did:a", "1" * 32, LATER_MS)
-        assert path.read_bytes().startswith(good)
-
-
-def test_a_failed_append_remembers_nothing_and_the_next_one_heals(tmp_path: Path) -> None:
-    disk = FailingDisk()
-    vault = a_vault(tmp_path, disk)
-    vault.remember_nonce("did:a", "0" * 32, LATER_MS)
-    disk.failing = "append"
-    refused("home-unusable", vault.remember_nonce, "did:a", "1" * 32, LATER_MS)
-    disk.failing = ""
-    assert vault.remember_nonce("did:a", "1" * 32, LATER_MS)
-    again = a_vault(tmp_path)
-    again.load()
-    assert not any(again.remember_nonce("did:a", digit * 32, LATER_MS) for digit in "01")
-
-
-def test_memory_and_file_are_bounded_and_what_is_over_is_forgotten(tmp_path: Path) -> None:
-    clock, limits = Clock(), Limits(nonces_count=10)
-    vault = a_vault(tmp_path, clock=clock, limits=limits)
-    for number in range(100):
-        clock.ms = NOW_MS + number * 100
-        assert vault.remember_nonce("did:a", f"{number:032x}", clock.ms + 500)
-        assert len(vault._nonces) <= 20
-        assert len((tmp_path / "secrets" / NONCES_NAME).read_bytes().splitlines()) <= 20
-    assert not vault.remember_nonce("did:a", f"{99:032x}", clock.ms + 500)
-
-
-def test_a_full_memory_refuses_rather_than_forget(tmp_path: Path) -> None:
-    clock, limits = Clock(), Limits(nonces_count=4)
-    vault = a_vault(tmp_path, clock=clock, limits=limits)
-    for number in range(8):
-        assert vault.remember_nonce("did:a", f"{number:032x}", LATER_MS)
-    refused("rate-limited", vault.remember_nonce, "did:a", "f" * 32, LATER_MS)
-    assert not any(vault.remember_nonce("did:a", f"{number:032x}", LATER_MS) for number in range(8))
-    clock.ms = LATER_MS + 1
-    assert vault.remember_nonce("did:a", "f" * 32, LATER_MS + 600_000)
-
-
-def test_of_many_threads_with_one_nonce_one_wins(tmp_path: Path) -> None:
-    vault, wins = a_vault(tmp_path), []
-    start = threading.Barrier(8)
-
-    def race() -> None:
-        start.wait()
-        wins.append(vault.remember_nonce("did:a", "0" * 32, LATER_MS))
-
-    threads = [threading.Thread(target=race) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(wins) == [False] * 7 + [True]
-
-
 def same(one: Identity | None, other: Identity) -> bool:
     """Tell whether two identities hold the same keys; a secret key itself is never compared."""
     return one is not None and _parts(one) == _parts(other)
@@ -426,7 +324,23 @@ def test_rotation_keeps_the_did_and_what_was_sealed_before_still_opens(tmp_path:
         seen.append(found)
     assert [step.reason for step in found.chain.rotations] == ["retired", "compromised", "retired", "retired"]
     assert same(a_vault(tmp_path).load(), found)
-    assert len(list((tmp_path / "keys").glob("identity-*.json"))) == 4
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["identity.json"], (
+        "no seed is kept that was retired"
+    )
+
+
+def test_seeds_that_an_older_version_kept_go_with_the_next_rotation(tmp_path: Path) -> None:
+    """Those of another DID stay: nothing else could bring it back."""
+    vault, keys = a_vault(tmp_path), tmp_path / "keys"
+    vault.generate("alice")
+    (keys / "identity-0000.json").write_bytes((keys / "identity.json").read_bytes())
+    (keys / "identity-odd.json").write_bytes(b"?")
+    other = vault.generate("bob", force=True)
+    (keys / "identity-1111.json").write_bytes((keys / "identity.json").read_bytes())
+    assert len(list(keys.glob("identity-*.json"))) == 4
+    assert vault.rotate("retired").did == other.did
+    assert not (keys / "identity-1111.json").exists()
+    assert len(list(keys.glob("identity-*.json"))) == 3
 
 
 def test_a_chain_has_a_bound(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_policy_is_asked_before_a_nonce_is_kept(tmp_path: Path, how: str) -> Non
             world.permitted = how == "closed"
             for number in range(4):
                 assert await Stranger(world, b, number).ask("10.0.0.1") == (403 if how == "closed" else 401)
-            assert b.home.vault.remember_nonce("somebody", "0" * 32, world.time_ms + 1000)
+            assert b.home.vault.remember_nonce("somebody", "0" * 32, world.time_ms + 1000, stranger=True)
 
     asyncio.run(run())
 
