@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from ..core.errors import CODES, SplError, cli_code
@@ -127,23 +128,16 @@ class Ctl:
         parser = ResponseParser(self._limits, method, answer_bytes)
         refused: list[bytes] = []
         status = 0
-        try:
-            with self._connect(timeout_s) as sock:
-                self._send(sock, request)
-                for event in _events(sock, parser):
-                    if isinstance(event, ResponseHead):
-                        status = event.status
-                        self._trace(f"{method} {target} answered {status}")
-                    elif isinstance(event, bytes) and status < 300:
-                        yield event
-                    elif isinstance(event, bytes):
-                        refused.append(event)
-        except WireError as exc:
-            raise CtlError("answer-malformed", f"{self.where} did not answer in HTTP: {exc.message}") from exc
-        except TimeoutError as exc:
-            raise CtlError("timeout", f"{self.where} did not answer within {timeout_s:.0f} s") from exc
-        except ConnectionError as exc:
-            raise CtlError("disconnected", f"{self.where} closed the connection too early") from exc
+        with _faults(self.where, timeout_s), self._connect(timeout_s) as sock:
+            self._send(sock, request)
+            for event in _events(sock, parser):
+                if isinstance(event, ResponseHead):
+                    status = event.status
+                    self._trace(f"{method} {target} answered {status}")
+                elif isinstance(event, bytes) and status < 300:
+                    yield event
+                elif isinstance(event, bytes):
+                    refused.append(event)
         if status >= 300:
             raise refusal(self._decode(b"".join(refused)), status)
 
@@ -181,23 +175,18 @@ class Kept:
         data = b"" if body is None else json.dumps(body).encode()
         if time.monotonic() - self._used_s > KEPT_IDLE_S:
             self.close()
-        sock, self._sock = self._sock or self._connect(ANSWER_S), None
-        keep = False
-        try:
-            sock.sendall(encode_request(method, target, self._headers, data))
-            head, answer = read_answer(sock.recv, self._limits, method, ANSWER_BYTES)
-            keep = head.keep_alive
-        except WireError as exc:
-            raise CtlError("answer-malformed", f"{self.where} did not answer in HTTP: {exc.message}") from exc
-        except TimeoutError as exc:
-            raise CtlError("timeout", f"{self.where} did not answer within {ANSWER_S:.0f} s") from exc
-        except ConnectionError as exc:
-            raise CtlError("disconnected", f"{self.where} closed the connection too early") from exc
-        finally:
-            if keep:
-                self._sock, self._used_s = sock, time.monotonic()
-            else:
-                sock.close()
+        with _faults(self.where, ANSWER_S):
+            sock, self._sock = self._sock or self._connect(ANSWER_S), None
+            keep = False
+            try:
+                sock.sendall(encode_request(method, target, self._headers, data))
+                head, answer = read_answer(sock.recv, self._limits, method, ANSWER_BYTES)
+                keep = head.keep_alive
+            finally:
+                if keep:
+                    self._sock, self._used_s = sock, time.monotonic()
+                else:
+                    sock.close()
         value = _decoded(answer, self.where)
         if head.status >= 300:
             raise refusal(value, head.status)
@@ -265,6 +254,19 @@ def tilde(path: str, env: Mapping[str, str]) -> str:
     """Return a path as people write it, with ~ for HOME."""
     own = env.get("HOME", "").rstrip("/")
     return "~" + path[len(own) :] if own and path.startswith(own + "/") else path
+
+
+@contextmanager
+def _faults(where: str, timeout_s: float) -> Iterator[None]:
+    """Raise CtlError for the faults of a connection to the daemon."""
+    try:
+        yield
+    except WireError as exc:
+        raise CtlError("answer-malformed", f"{where} did not answer in HTTP: {exc.message}") from exc
+    except TimeoutError as exc:
+        raise CtlError("timeout", f"{where} did not answer within {timeout_s:.0f} s") from exc
+    except ConnectionError as exc:
+        raise CtlError("disconnected", f"{where} closed the connection too early") from exc
 
 
 def _decoded(data: bytes, where: str) -> dict[str, Any]:

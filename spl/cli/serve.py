@@ -12,7 +12,7 @@ def _serve(args: Namespace, shell: Shell) -> int:
     return run(
         ServeOptions(
             home=Path(shell.home),
-            host=args.host,
+            host=args.host.strip("[]") if args.host else args.host,  # IPv6 also as a URL writes it
             port=args.port,
             public_url=args.public_url,
             insecure_localhost=args.insecure_localhost,
