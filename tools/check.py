@@ -12,6 +12,7 @@ import argparse
 import ast
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,16 @@ UNMIRRORED: Final = frozenset(
 
 TESTS_OF_THEIR_OWN: Final = frozenset({"attack", "e2e", "sim", "fuzz", "homes", "vectors", "tools"})
 """Folders of tests/ that mirror no module."""
+
+PARAMETERS_MAX: Final = 8
+FOLDER_ENTRIES_MAX: Final = 20
+LEAVES: Final = frozenset({"api/", "cli/"})
+"""Folders whose files have one shape, so that many of them are still easy to read."""
+
+PACKAGE: Final = layers.PACKAGE
+MAP_FOLDER: Final = re.compile(r"    ([a-z]+(?:/[a-z]+)*/)(?:  |$)")
+MAP_FILES: Final = re.compile(r"        ([a-z0-9_]+(?: [a-z0-9_]+)*)(?:  |$)")
+"""A line of the map that opens a folder, and one that names files in it; two blanks end the names."""
 
 Rule = Callable[[], list[str]]
 
@@ -181,6 +192,37 @@ def names() -> list[str]:
     return found
 
 
+def constructors() -> list[str]:
+    """Return the constructors with more than 8 parameters; a frozen dataclass is a value, and its fields are data."""
+    return [
+        f"{name}:{node.lineno}: {node.name} takes {count} parameters, over {PARAMETERS_MAX}"
+        for name, path in sources("spl")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and (count := _parameters(node)) > PARAMETERS_MAX
+    ]
+
+
+def listing() -> list[str]:
+    """Return where the map in `spl/__init__.py` and the files of `spl/` differ, folder by folder."""
+    path = ROOT / PACKAGE / "__init__.py"
+    mapped = _mapped(ast.get_docstring(ast.parse(path.read_text())) or "")
+    there = _folders(ROOT / PACKAGE)
+    found = [
+        f"spl/__init__.py:1: the map {verb} {folder}{entry}"
+        for folder in sorted(mapped.keys() | there.keys())
+        for verb, entries in (
+            ("lacks", there.get(folder, set()) - mapped.get(folder, set())),
+            ("still has", mapped.get(folder, set()) - there.get(folder, set())),
+        )
+        for entry in sorted(entries)
+    ]
+    return found + [
+        f"spl/{folder}:1: {len(entries)} entries, the limit is {FOLDER_ENTRIES_MAX}"
+        for folder, entries in there.items()
+        if len(entries) > FOLDER_ENTRIES_MAX and folder not in LEAVES
+    ]
+
+
 def mirror() -> list[str]:
     """Return tests that mirror no module, and modules that no test mirrors."""
     modules = {name for name, path in layers.modules(ROOT).items() if path.name != "__init__.py"}
@@ -202,6 +244,45 @@ def _mirrored(parts: tuple[str, ...], modules: set[str]) -> str:
     words = parts[-1].removeprefix("test_").split("_")
     names = [".".join([*parts[:-1], "_".join(words[:end])]) for end in range(len(words), 0, -1)]
     return next((name for name in names if name in modules), names[0])
+
+
+def _parameters(node: ast.ClassDef) -> int:
+    """Return how many parameters the constructor of a class takes, 0 for a frozen dataclass."""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return len(item.args.posonlyargs) + len(item.args.args) + len(item.args.kwonlyargs) - 1
+    dataclass = next((ast.unparse(line) for line in node.decorator_list if "dataclass" in ast.unparse(line)), "")
+    if not dataclass or "frozen=True" in dataclass:
+        return 0
+    fields = (item for item in node.body if isinstance(item, ast.AnnAssign))
+    return sum(item.value is None for item in fields)
+
+
+def _mapped(text: str) -> dict[str, set[str]]:
+    """Return folder -> entries of the map: each line `core/  what is in it`, then lines of `file  what it is`."""
+    found: dict[str, set[str]] = {}
+    folder = None
+    for line in text.splitlines():
+        if match := MAP_FOLDER.match(line):
+            folder = match[1]
+            found[folder] = set()
+        elif folder is not None and (match := MAP_FILES.match(line)):
+            found[folder] |= set(match[1].split())
+        elif not line.strip():
+            folder = None
+    return found
+
+
+def _folders(root: Path) -> dict[str, set[str]]:
+    """Return folder -> its modules and folders, for the package and everything below it."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(root.rglob("*.py")):
+        folder = path.relative_to(root).parent.as_posix()
+        name = "" if folder == "." else f"{folder}/"
+        if path.stem != "__init__":
+            found.setdefault(name, set()).add(path.stem)
+    found.pop("", None)
+    return found
 
 
 def codes() -> list[str]:
@@ -321,7 +402,7 @@ PARTS: Final[dict[str, Callable[[list[str]], int | None]]] = {
     "lint": tool("ruff", "check", "--output-format=concise", "spl", "tools", "tests"),
     "types": tool("mypy"),
     "layers": report(lambda: layers.breaches(ROOT)),
-    "rules": report(sizes, import_style, boundaries, tasks, names, mirror, codes),
+    "rules": report(sizes, import_style, boundaries, tasks, names, constructors, listing, mirror, codes),
     "tests": tool("pytest"),
 }
 

@@ -10,6 +10,11 @@ import pytest
 
 TOOLS = Path(__file__).parent.parent.parent / "tools"
 ERRORS = 'CODES: Final[dict[str, Code]] = {\n    "known": 1,\n    "unused": 2,\n}\nclass SplError(Exception): ...\n'
+NINE = "a, b, c, d, e, f, g, h, i"
+WIDE = "class A:\n    def __init__(self, " + NINE + ") -> None: ...\n"
+BAG = "@dataclass(slots=True)\nclass A:\n" + "".join(f"    {name}: int\n" for name in NINE.split(", "))
+VALUE = BAG.replace("slots=True", "frozen=True, slots=True")
+MAP = '"""The map.\n\n    a/  what a does\n        one gone  two words\n        two\n\nMore.\n"""\n'
 GROUP = "async def run():\n    async with asyncio.TaskGroup() as tasks:\n        tasks.create_task(one())\n"
 
 
@@ -58,6 +63,10 @@ def write(tmp_path: Path) -> Callable[[str, str], None]:
         ("names", "spl/token.py", "", ["spl/token.py:1: token is a module of the standard library"]),
         ("names", "spl/utils.py", "", 1),
         ("names", "spl/__init__.py", "x = 1\n", ["spl/__init__.py:1: __init__.py holds one docstring"]),
+        ("constructors", "spl/a.py", WIDE, ["spl/a.py:1: A takes 9 parameters, over 8"]),
+        ("constructors", "spl/a.py", WIDE.replace("a, ", "*, "), []),
+        ("constructors", "spl/a.py", BAG, ["spl/a.py:2: A takes 9 parameters, over 8"]),
+        ("constructors", "spl/a.py", VALUE, []),
         ("mirror", "tests/test_gone.py", "", ["tests/test_gone.py:1: there is no spl/gone.py"]),
         ("mirror", "spl/core/a.py", "", ["spl/core/a.py:1: no test file mirrors it"]),
         ("mirror", "tests/e2e/test_page.py", "", []),
@@ -70,6 +79,18 @@ def test_each_rule_finds_its_breach_and_nothing_else(
     write(name, text)
     lines = getattr(check, rule)()
     assert lines == found or len(lines) == found
+
+
+def test_the_map_is_held_against_the_tree(check: ModuleType, write: Callable[[str, str], None]) -> None:
+    """A file that the map lacks and one that is gone are named; a folder of more than twenty entries, too."""
+    write("spl/__init__.py", MAP)
+    for name in ("__init__", "one", "two", "new"):
+        write(f"spl/a/{name}.py", "")
+    assert check.listing() == ["spl/__init__.py:1: the map lacks a/new", "spl/__init__.py:1: the map still has a/gone"]
+    write("spl/__init__.py", MAP.replace("gone", " ".join(f"m{n}" for n in range(18)) + " new"))
+    for n in range(18):
+        write(f"spl/a/m{n}.py", "")
+    assert check.listing() == ["spl/a/:1: 21 entries, the limit is 20"]
 
 
 def test_codes_are_held_against_what_is_raised(check: ModuleType, write: Callable[[str, str], None]) -> None:
