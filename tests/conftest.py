@@ -1,6 +1,6 @@
 """Which event loop the tests run on, and which of them depend on it.
 
-SPL_TEST_LOOP=uvloop|asyncio picks the loop of coroutine tests here and of the daemons that tests start; by default
+SPL_TEST_QUICK=1 draws ten examples for each property instead of a hundred.  SPL_TEST_LOOP=uvloop|asyncio picks the loop of coroutine tests here and of the daemons that tests start; by default
 uvloop where it is installed.  Tests that depend on the loop carry the mark `loop`; a second run takes only them.
 """
 
@@ -22,7 +22,8 @@ LOOP_FOLDERS: Final = (
 
 
 settings.register_profile("spl", deadline=None, print_blob=True, max_examples=100)
-settings.load_profile("spl")
+settings.register_profile("quick", settings.get_profile("spl"), max_examples=10)
+settings.load_profile("quick" if os.environ.get("SPL_TEST_QUICK") else "spl")
 
 if LOOP == "uvloop":
     import uvloop
