@@ -1,7 +1,8 @@
 """Which event loop the tests run on, and which of them depend on it.
 
-SPL_TEST_QUICK=1 draws ten examples for each property instead of a hundred.  SPL_TEST_LOOP=uvloop|asyncio picks the loop of coroutine tests here and of the daemons that tests start; by default
+SPL_TEST_LOOP=uvloop|asyncio picks the loop of coroutine tests here and of the daemons that tests start; by default
 uvloop where it is installed.  Tests that depend on the loop carry the mark `loop`; a second run takes only them.
+SPL_TEST_QUICK=1 draws ten examples for each property instead of a hundred.
 """
 
 import asyncio
