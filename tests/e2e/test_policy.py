@@ -73,7 +73,7 @@ def test_a_rule_approves_what_it_covers_and_leaves_the_rest_to_the_operator(make
         "federation", "pair", bob.url, "--namespace", "default", "--namespace", "music", "--wait", "0s", code=8
     )
     assert "still pending" in more.err
-    [waiting] = bob.data("aitl", "list")
+    [waiting] = eventually(lambda: bob.data("aitl", "list"), "alice waits")
     assert waiting["namespaces"] == ["default", "music"]
     bob.run("aitl", "reject", waiting["id"])
     eventually(lambda: [pair["state"] for pair in alice.data("federation", "list")] == ["revoked"], "rejected at alice")
