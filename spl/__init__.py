@@ -1,30 +1,92 @@
 """A federation daemon: signed, immutable, content-addressed JSON records, shared by pairs of instances that consented.
 
-The house, from the roof down.  A file imports its own floor and floors below; services never import each other.
+The map.  A folder is an import permission: each may import what stands left of it, never what stands right.
 
-    5  cli/       the command line; talks to the daemon over its socket
-    4  app        daemon  wiring  api/  setup  logs     builds everything, ties the services together
-                  doctor, checkup, facts, pulse         why a pair does not sync
-    3  services   auth                                  request -> principal
-                  feed, source, offer, tail,            source side of sync: pages and streams of stored envelopes
-                  shown, counts, bells, acks            lanes, projections, how many there are, who waits
-                  sync, pull, follow, intake,           consumer side: when to read, pages, a stream, judging
-                  jury, wire
-                  push                                  both ends of a push, for a side that cannot be dialled
-                  pairing, initiator, responder,        the handshake and the life of a pair, both roles
-                  pairs, published, driver, upkeep,
-                  renewal, talk, grants, handover
-                  history                               the pair log, told to and asked of peers
-                  reconcile, shared                     do both sides hold the same, and repair
-    2  net/       HTTP/1.1 and SSE: bytes and sockets, never records
-    1  ground     home: disk  line  segments  recover  table  lists  index  store  views  vault  config  policy
-                  desk, hub                             who writes waits together; the one door for writes
-                  snapshot, restore, storecheck,        threads out and in; is the log sound, and is what its damage
-                  remains                               took held elsewhere
-                  states                                what threads come to, by their fold rules
-                  claims                                what peers show of records that they do not share in full
-    0  core/      values and rules: no I/O, clock, randomness, logging, environment
+    core   net | home   sync   pairing   doctor   api   daemon   cli
 
-A record travels in one direction: api -> hub -> store (one write, one fdatasync) -> views -> feed -> the peer's sync
--> its hub.  The hub is the one door for writes; the log is the only truth; everything else can be rebuilt from it.
+    core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
+        errors limits version when event  the codes, the bounds, times and durations as text, a log line as a value
+        backoff recent                    delays and token buckets; what happened lately, in bounded memory
+        canon keys                        canonical JSON; cryptography, the only file that imports nacl
+        cel record identity pair          folders, see below
+        consent gate                      what crosses a pair, at which level; what a peer may bring in
+        rules proved fold                 permission and approval rules; what a rule rests on; fold rules
+    core/cel/  the expression language of rules
+        grammar evaluate                  text to tree; tree to value, within a budget
+    core/record/  a record and what is made of many
+        record batch namespace            a record and its envelope; one signature for a commit; names of namespaces
+        levels filter cursor page         projections; what a pair leaves out; a saved position; pages and pushes
+        snapshot fingerprint              records as a file; comparing two sets by ranges
+    core/identity/  who says it
+        did words pins                    DIDs and key chains; keys as words; the one table of pinned chains
+        manifest message bearer           what an instance publishes; signed messages; tokens and proofs
+    core/pair/  the pair machine
+        pair state steps                  the fold over the records; the values; events, effects and legal steps
+        handshake aitl diff               the numbered steps and their messages; what waits for a person; two histories
+    net/  bytes and sockets, never records
+        heads http1 sse deflate           HTTP/1.1 and event streams without I/O
+        routes connection admission server  the server: route table, one connection, who may stay, the listener
+        address sockets client probe      who may be dialled; opening and closing; the client; the way to a peer
+    home/  what lives under the home folder: files and threads
+        disk config logs vault home       the file system; settings; log lines; keys and secrets; opening and `init`
+        segments recovery log             the log's bytes; what a crash left; the open log
+        index sstable compaction          where each line is: rows and lists, tables, how they become fewer
+        writer writes commit_queue        the one writer; what can be written; who waits for the next commit
+        views policy manifest             live folds; decisions by rule; what we publish
+        thread_state projections          what threads fold to; what peers show below full level
+        snapshot check                    threads out and in; is the log sound
+    sync/  replication, both sides
+        scope lanes source                who may see what; where a reading stands; what pages and streams share
+        changes stream pages notify       the feed; one stream; a page as it is sent; waking readers
+        peer reach                        the one way to speak to a peer; what this process learns of each
+        schedule pull follow ingest       when to read; pages; a stream; the one door for what peers send
+        push reconcile holdings           for a peer that cannot dial us; proof of equality; the sets compared
+        supervise                         one task per pair while it is wanted
+    pairing/  a pair from hello to revoke
+        service machine                   both roles; decide, append, fold, effects
+        initiator responder exchange      the asking side; the answering side; one message and its answer
+        tokens maintenance grants         renewal; what a live pair needs over months; consent of both sides
+        pair_log                          the two histories of a pair
+    doctor/  why it does not sync
+        facts conditions catalogue checks  pure: what is known, what it shows, what is wrong and its fix, the lines
+        gather peer_check health examine  facts of this home; of a peer; of the last half hour; the report
+    api/  routes and handlers
+        table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
+        records watch snapshots           records and threads; a thread as it grows; backup
+        pairs peers consent namespaces    for operators; what peers call; grants; the registry
+        rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
+    cli/  commands over the socket: one file per noun
+        main command client out help      finding a command; its form; asking the daemon; printing; explaining
+        init serve settings status doctor logs storage identity tokens
+        federation pair pair_page sync verify grants namespaces aitl rules
+        emit threads debug
+        soak soak_plan soak_driver soak_daemons
+
+`daemon.py` builds everything in this order and answers signals; `__main__.py` is `python -m spl`.
+
+The way of a record from `POST /v1/records` to the peer's disk, and the files it passes:
+
+     1 net/connection     the request is read and bounded
+     2 api/app            host, origin, bearer, scope
+     3 api/records        the body becomes an item
+     4 home/writer        checked, given a clock, signed
+     5 home/commit_queue  waits with others for one commit          (writer <-> commit_queue is the only return)
+     6 home/log           one write, one fdatasync; then it is told
+     7 home/index         found from now on
+     8 sync/notify        readers of its namespace wake
+     9 sync/stream        the next rows of the pair's lanes (sync/lanes), as stored
+    10 net/client         the peer's end of the stream
+    11 sync/follow        events become a page
+    12 sync/ingest        known ids dropped; scope, id and signature judged (core/gate)
+    13 home/writer        record and position in one submission, and 5 to 7 again at the peer
+    14 sync/peer          the position is acknowledged
+
+The log is the only truth; everything else can be rebuilt from it.
+
+Words.  `writer`: the one thread that writes.  `hub`: an instance that relays.  `source` and `consumer`: who serves and
+who reads.  `voucher`: the instance that signed a record first.  `scope`: the rows that a pair may read.  `lane`: one
+namespace, level and rule of a reading, with its own position.  `cursor`: a reading's position, sealed.  `projection`:
+what travels of a record below full level.  `pin`: a key chain that may only grow.  `inbound`, `outbound`: what a
+pair's namespace may bring in, and what we show.  `reach`: which way a pair's connections run.  `ledger`: what was
+refused and may be asked for again.  `finding`: one thing that is wrong, with its fix.  `fold`: records to a value.
 """
