@@ -28,7 +28,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         routes connection admission server  the server: route table, one connection, who may stay, the listener
         address sockets client probe      who may be dialled; opening and closing; the client; the way to a peer
     home/  what lives under the home folder: files and threads
-        disk config logs vault home       the file system; settings; log lines; keys and secrets; opening and `init`
+        disk config logs home             the file system; settings; log lines; opening and `init`
+        vault nonces                      keys and secrets; the nonces that peers used
         segments recovery log             the log's bytes; what a crash left; the open log
         index sstable compaction          where each line is: rows and lists, tables, how they become fewer
         writer writes commit_queue        the one writer; what can be written; who waits for the next commit
