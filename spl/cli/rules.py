@@ -22,14 +22,14 @@ The expression is CEL without arithmetic: a.b  a["b"]  == != < <= > >= in  && ||
 A missing field is an error; has() tests for it."""
 
 
-class Page(NamedTuple):
+class RuleHelp(NamedTuple):
     """What one command of a kind says in its help."""
 
     concept: str
     example: str
 
 
-class Kind(NamedTuple):
+class RuleCommands(NamedTuple):
     """One kind of rule: its name in commands, route and schema, its members, and what its commands say."""
 
     name: str
@@ -38,9 +38,9 @@ class Kind(NamedTuple):
     args: tuple[Arg, ...]
     none: str
     """What holds without any rule of the kind."""
-    add: Page
-    show: Page
-    remove: Page
+    add: RuleHelp
+    show: RuleHelp
+    remove: RuleHelp
 
     @property
     def route(self) -> str:
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
         return f"spl.{self.name}_rule"
 
 
-def commands(kind: Kind) -> tuple[Command, Command, Command]:
+def commands(kind: RuleCommands) -> tuple[Command, Command, Command]:
     """Return the commands that add, list and remove rules of a kind."""
     return (
         Command(f"config add-{kind.name}-rule", *kind.add, partial(_add, kind), (_NEW_NAME, *kind.args, _PRIORITY)),
@@ -62,7 +62,7 @@ def commands(kind: Kind) -> tuple[Command, Command, Command]:
     )
 
 
-def _add(kind: Kind, args: Namespace, shell: Shell) -> int:
+def _add(kind: RuleCommands, args: Namespace, shell: Shell) -> int:
     names = ("name", *(each.settings["dest"] for each in kind.args), "priority")
     given = {name: getattr(args, name) for name in names}
     added = shell.ctl.post(kind.route, {name: value for name, value in given.items() if value is not None})
@@ -74,7 +74,7 @@ def _add(kind: Kind, args: Namespace, shell: Shell) -> int:
     return 0
 
 
-def _list(kind: Kind, args: Namespace, shell: Shell) -> int:
+def _list(kind: RuleCommands, args: Namespace, shell: Shell) -> int:
     found = shell.ctl.items(kind.route)
     if not shell.printed(f"{kind.schema}s/1", found):
         titles = [name.upper() for name in kind.columns]
@@ -87,7 +87,7 @@ def _list(kind: Kind, args: Namespace, shell: Shell) -> int:
     return 0
 
 
-def _remove(kind: Kind, args: Namespace, shell: Shell) -> int:
+def _remove(kind: RuleCommands, args: Namespace, shell: Shell) -> int:
     removed = shell.ctl.delete(f"{kind.route}/{quote(args.name)}")
     if not shell.printed(f"{kind.schema}/1", removed):
         shell.out.line(f"{removed['name']}  removed")
@@ -141,7 +141,7 @@ _EXPRESSION: Final = arg(
     "--expression", dest="expression", default="true", metavar="E", help="when the rule matches (default: always)"
 )
 
-_PERMISSION: Final = Kind(
+_PERMISSION: Final = RuleCommands(
     "permission",
     ("name", "resource", "action", "priority", "expression"),
     (
@@ -151,7 +151,7 @@ _PERMISSION: Final = Kind(
             help="the resource, such as records:write; * stands for any characters"),
     ),
     "there are no permission rules: scopes alone decide",
-    Page(
+    RuleHelp(
         "Adds or replaces a rule that guards a resource. Rules are tried highest priority first, and the first that\n"
         "matches decides: it refuses, or leaves the decision to scopes. A rule never allows what scopes refuse.\n"
         "\n"
@@ -165,17 +165,17 @@ _PERMISSION: Final = Kind(
         "spl config add-permission-rule no-mint --resource tokens:write --action deny "
         "--expression 'principal.kind != \"local\"'",
     ),
-    Page(
+    RuleHelp(
         "Lists the permission rules, one per line, in the order in which they are tried: by priority, then by name.\n"
         "Peers see 401 Unauthorized if a rule over federation:pair refuses them.",
         "spl config list-permission-rules",
     ),
-    Page(
+    RuleHelp(
         "Removes a permission rule at once. The commands of this machine can always remove rules, whatever these say.",
         "spl config remove-permission-rule no-mint",
     ),
 )  # fmt: skip
-_AITL: Final = Kind(
+_AITL: Final = RuleCommands(
     "aitl",
     ("name", "action", "priority", "namespaces", "expression"),
     (
@@ -185,7 +185,7 @@ _AITL: Final = Kind(
             help="grant at most this namespace; repeatable (default: default)"),
     ),
     "there are no rules of automatic approval: federation.approval alone decides",
-    Page(
+    RuleHelp(
         "Adds or replaces a rule that approves pair requests for you, at most for its own namespaces. A request for\n"
         "more, or with maps, waits for you as a whole. federation.approval = closed refuses all requests.\n"
         "\n"
@@ -197,17 +197,17 @@ _AITL: Final = Kind(
         "spl config add-aitl-rule laptop --action auto_apply --namespace default "
         "--expression 'request.words == \"otter plum nine coal fern wax\"'",
     ),
-    Page(
+    RuleHelp(
         "Lists the rules of automatic approval, in the order in which they are tried.\n"
         "A request that no rule matches waits in `spl aitl list`.",
         "spl config list-aitl-rules",
     ),
-    Page(
+    RuleHelp(
         "Removes a rule of automatic approval at once. Pairs that it approved stay; `spl federation revoke` ends them.",
         "spl config remove-aitl-rule laptop",
     ),
 )  # fmt: skip
-_FOLD: Final = Kind(
+_FOLD: Final = RuleCommands(
     "fold",
     ("name", "thread", "fold", "priority", "field"),
     (
@@ -217,7 +217,7 @@ _FOLD: Final = Kind(
             help="a field of the body, such as order.total (default: the whole body)"),
     ),
     "there are no fold rules: the state of a thread is its latest record",
-    Page(
+    RuleHelp(
         "Adds or replaces a rule that computes the state of some threads, as `spl thread state` prints it. It applies\n"
         "from the next query on. Rules are tried highest priority first; the first that covers a thread decides.\n"
         "\n"
@@ -227,12 +227,12 @@ _FOLD: Final = Kind(
         "Records without the field do not count.",
         "spl config add-fold-rule spent --thread 'th_orders_*' --fold sum --field order.total",
     ),
-    Page(
+    RuleHelp(
         "Lists the fold rules, in the order in which they are tried: by priority, then by name.\n"
         "The state of a thread that no rule covers is its latest record.",
         "spl config list-fold-rules",
     ),
-    Page(
+    RuleHelp(
         "Removes a fold rule; the next query is answered without it. No record is touched.",
         "spl config remove-fold-rule spent",
     ),

@@ -45,7 +45,7 @@ class SoakConnection(Protocol):
         """Close it."""
 
 
-class Progress(Protocol):
+class SoakProgress(Protocol):
     """Receives the progress of the soak; always called on the caller's thread."""
 
     def show(self, tally: Tally, elapsed_s: float) -> None:
@@ -125,7 +125,7 @@ class Soak:
     def __init__(
         self,
         target: Target,
-        progress: Progress,
+        progress: SoakProgress,
         run: str,
         clock: Callable[[], float],
         sleep: Callable[[float], None],

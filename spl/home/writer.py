@@ -30,7 +30,7 @@ from ..core.identity.did import multibase
 from ..core.limits import Limits
 from ..core.recent import Costs
 from ..core.record import batch, namespace, record
-from ..core.record.filter import facts_of
+from ..core.record.filter import fields_of
 from ..core.record.levels import NAMES
 from ..core.record.record import Envelope, Sig
 from .commit_queue import Answer, CommitQueue, Post, Submission, answer
@@ -345,7 +345,7 @@ class Writer:
         """
         alike: dict[tuple[str, ...], list[_Draft]] = {}
         for draft in drafts:
-            alike.setdefault(tuple(facts_of(draft.record, draft.ns, "").values()), []).append(draft)
+            alike.setdefault(tuple(fields_of(draft.record, draft.ns, "").values()), []).append(draft)
         parts = [
             part[at : at + batch.SIZE_MAX] for part in alike.values() for at in range(0, len(part), batch.SIZE_MAX)
         ]

@@ -30,8 +30,8 @@ from ..core.record.fingerprint import (
     SEEN,
     SHOWN,
     START_BYTES,
-    Buckets,
     Collector,
+    RangeBuckets,
     RangePart,
 )
 from ..core.record.levels import EXACT, STRUCTURAL
@@ -131,7 +131,7 @@ class PairTerms:
 
     def _admits_record(self, facts: Facts, record: Mapping[str, Any]) -> bool:
         _, ns, _, voucher, _ = facts
-        return self.scope.filter.admits(filters.facts_of(record, ns, voucher), voucher != self.scope.own_did)
+        return self.scope.filter.admits(filters.fields_of(record, ns, voucher), voucher != self.scope.own_did)
 
 
 class Holdings:
@@ -139,7 +139,7 @@ class Holdings:
 
     def __init__(self, store: Log, terms: PairTerms, key: str) -> None:
         self.store, self.terms, self.key = store, terms, key
-        self._sets: dict[str, tuple[Buckets, dict[str, int]]] = {}
+        self._sets: dict[str, tuple[RangeBuckets, dict[str, int]]] = {}
 
     def prepare(self) -> None:
         """Compute all sets now."""
@@ -184,15 +184,15 @@ class Holdings:
             return False
         return self.terms.holds(self.store, name, row)
 
-    def _set(self, name: str) -> tuple[Buckets, dict[str, int]]:
+    def _set(self, name: str) -> tuple[RangeBuckets, dict[str, int]]:
         if name not in self._sets:
-            buckets, scan = Buckets(self.key), SetScan(self.store, self.terms, name)
+            buckets, scan = RangeBuckets(self.key), SetScan(self.store, self.terms, name)
             for piece in scan.pieces():
                 buckets.add(piece)
             self._sets[name] = buckets, scan.counts()
         return self._sets[name]
 
-    def _collect(self, name: str, buckets: Buckets, collectors: Sequence[Collector]) -> None:
+    def _collect(self, name: str, buckets: RangeBuckets, collectors: Sequence[Collector]) -> None:
         """Scan a set once for all of these collectors."""
         near: dict[bytes, list[Collector]] = {}
         for each in collectors:

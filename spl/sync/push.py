@@ -150,7 +150,7 @@ class Push:
         """Store what is sound of a push and return the answer to it (core/record/page.py).
 
         Raises PushError "pair-paused", "pair-revoked", "pair-state-conflict" with `peer_view`, "push-position" with
-        `cursor` too; PushError "bad-json", "bad-field" for what is no push, "body-too-large".
+        `cursor` too; PushBodyError "bad-json", "bad-field" for what is no push, PushError "body-too-large".
         """
         self._check(pair_id)
         if len(body) > page.body_bytes(self.limits):

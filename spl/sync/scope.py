@@ -27,7 +27,7 @@ from ..core.limits import MIB
 from ..core.pair.pair import Pair
 from ..core.record import levels
 from ..core.record.cursor import LANES_MAX, lane_key
-from ..core.record.filter import PairFilter, facts_of
+from ..core.record.filter import PairFilter, fields_of
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import Index, Row, by_namespace, received, received_vouched, vouched
 from ..home.segments import LineError
@@ -306,7 +306,7 @@ def _copies(index: Index, id_: str) -> Sequence[Row]:
 def _facts(row: Row, payload: bytes) -> dict[str, str] | None:
     """Return the facts of a stored record; None, which admits nothing, for one that was damaged on disk."""
     try:
-        return facts_of(json.loads(payload)["record"], row.ns, row.voucher)
+        return fields_of(json.loads(payload)["record"], row.ns, row.voucher)
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from spl.core.errors import SplError
-from spl.core.identity.did import multibase, words
+from spl.core.identity.did import multibase, rotate, words
+from spl.core.identity.pins import KIND_CHAIN, pin_body
+from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Waiting
+from spl.home.views import THREAD_PAIRS
+from spl.home.writes import Own
 from tests.pair_world import Call, Node, World, both_active, code_of, two
 from tests.store_kit import set_views
 
@@ -321,6 +325,33 @@ async def fork(node: Node, first: str) -> None:
     node.home.vault.identity = None
     node.home.vault.install(first)
     await node.pairing.rotate_identity("retired")
+
+
+def test_a_fork_that_a_relay_shows_degrades_the_pair_until_the_operator_names_the_key(tmp_path: Path) -> None:
+    """The pinned chain goes on to count over the pair, so a thief of an old key shuts its owner out of nothing."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            old = b.home.vault.identity
+            await b.pairing.rotate_identity("retired")
+            await a.until(lambda: len(a.alive[0].chain.rotations) == 1)
+            forged = rotate(old.chain, old.key, SecretKey(b"t" * 32).public, "retired", world.time_ms)
+            a.home.writer.submit([Own(THREAD_PAIRS, KIND_CHAIN, pin_body(forged, via="pair_0000000c"))]).result(5)
+            assert a.home.views.pins.is_forked(b.did)
+            world.time_ms += HOUR_MS
+            await a.until(lambda: (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, "chain-fork"))
+            assert await b.call(a) == 200, "its own pair goes on"
+            with pytest.raises(SplError) as caught:
+                await a.pairing.refresh(pair_id)
+            assert code_of(caught) == "chain-fork"
+            await a.pairing.refresh(pair_id, words(b.home.vault.identity.key.public))
+            await both_active(a, b)
+            assert not a.home.views.pins.is_forked(b.did)
+            assert a.home.views.pins.chain(b.did) == b.home.vault.identity.chain
+
+    asyncio.run(run())
 
 
 def test_the_first_rounds_after_a_start_are_spread(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from spl.core import consent
 from spl.core.consent import ConsentError
 from spl.core.pair.pair import Pair
 from spl.core.record import levels, namespace
-from spl.core.record.filter import OPEN, PairFilter, facts_of
+from spl.core.record.filter import OPEN, PairFilter, fields_of
 from spl.core.record.record import Envelope
 from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
@@ -119,7 +119,7 @@ class Side:
         for each in self.wrote:
             name = each.record["body"]["namespace"]
             level = self.level(other, name)
-            if level is not None and self.pair.filters[0].admits(facts_of(each.record, name, self.node.did), False):
+            if level is not None and self.pair.filters[0].admits(fields_of(each.record, name, self.node.did), False):
                 found.add((each.id, level))
         return found
 

@@ -22,7 +22,7 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Pair
 from spl.core.record import levels, namespace
 from spl.core.record.cursor import Lane, lane_key
-from spl.core.record.filter import OPEN, PairFilter, facts_of
+from spl.core.record.filter import OPEN, PairFilter, fields_of
 from spl.core.record.record import Envelope
 from spl.home.config import Config
 from spl.home.home import open_home
@@ -271,7 +271,7 @@ class World:
         envelope = done.result()[0].envelope
         assert envelope is not None
         ns, origin = (item.ns, item.origin) if isinstance(item, Arrive) else (envelope.record["body"]["namespace"], "")
-        facts = facts_of(envelope.record, ns, envelope.sig.by)
+        facts = fields_of(envelope.record, ns, envelope.sig.by)
         self.held.setdefault(envelope.id, (ns, origin, envelope.sig.by, facts))
 
     def emit(self, ns: str, thread: str, actor: str = "did:sync:user:a", act: str = "DO") -> None:
@@ -423,7 +423,7 @@ def test_a_peer_cannot_tell_whether_there_is_anything_hidden(
                         world.emit(ns, value, "did:sync:user:hidden" if hidden else "did:sync:user:a")
                 else:
                     envelope = next(world.foreign[value[0]])
-                    facts = facts_of(envelope.record, ns, envelope.sig.by)
+                    facts = fields_of(envelope.record, ns, envelope.sig.by)
                     if not (hides and (ns not in world.shares or not filter_.admits(facts, True))):
                         world.write(Arrive(envelope, ns, value[1]))
         finally:

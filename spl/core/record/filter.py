@@ -28,7 +28,7 @@ FILTERS_MAX: Final = 8
 RULE_STEPS: Final = 2000
 """What a rule may cost for one record: about a millisecond."""
 DIGEST_HEX: Final = 24
-FACTS: Final = ("thread", "actor", "act", "namespace", "data_type", "kind", "voucher")
+FIELDS: Final = ("thread", "actor", "act", "namespace", "data_type", "kind", "voucher")
 _COMPILED_MAX: Final = 1024
 
 
@@ -53,20 +53,20 @@ class PairFilter:
 
     @property
     def reads_records(self) -> bool:
-        """Whether its verdict needs the facts of the record; otherwise who signed it decides alone."""
+        """Whether its verdict needs the fields of the record; otherwise who signed it decides alone."""
         return bool(self.thread_allow or self.thread_rule)
 
-    def admits(self, facts: Mapping[str, str], relayed: bool) -> bool:
-        """Return whether a record with these facts (FACTS) passes; `relayed`: another instance signed it."""
+    def admits(self, fields: Mapping[str, str], relayed: bool) -> bool:
+        """Return whether a record with these FIELDS passes; `relayed`: another instance signed it."""
         if relayed and not self.relay:
             return False
-        if not self.reads_records or facts["thread"] in self.thread_allow:
+        if not self.reads_records or fields["thread"] in self.thread_allow:
             return True
         rule = _compiled(self.thread_rule) if self.thread_rule else None
         if rule is None:
             return False
         try:
-            return evaluate(rule, {"record": facts}, Budget(RULE_STEPS))
+            return evaluate(rule, {"record": fields}, Budget(RULE_STEPS))
         except ExprError:
             return False
 
@@ -83,8 +83,8 @@ class PairFilter:
 OPEN: Final = PairFilter()
 
 
-def facts_of(record: Mapping[str, Any], namespace: str, voucher: str) -> dict[str, str]:
-    """Return the facts of a stored record: its fields, its namespace here, and who signed it."""
+def fields_of(record: Mapping[str, Any], namespace: str, voucher: str) -> dict[str, str]:
+    """Return the FIELDS of a stored record: its own, its namespace here, and who signed it."""
     body = record.get("body")
     kind = body.get("kind") if isinstance(body, Mapping) else None
     texts = {name: str(record.get(name) or "") for name in ("thread", "actor", "act", "data_type")}
@@ -145,10 +145,10 @@ def check_rule(text: str) -> str:
     expr = parse(text)
     for node in _nodes(expr.root):
         asks = node.kind in ("field", "has") and (node.parts[0].kind, node.parts[0].value) == ("name", "record")
-        if asks and node.value not in FACTS:
-            message = f"a record has no {node.value!r} here; it has {', '.join(FACTS)}"
+        if asks and node.value not in FIELDS:
+            message = f"a record has no {node.value!r} here; it has {', '.join(FIELDS)}"
             raise fault("rule-type", message, text, node.at)
-    evaluate(expr, {"record": dict.fromkeys(FACTS, "")}, Budget(RULE_STEPS))
+    evaluate(expr, {"record": dict.fromkeys(FIELDS, "")}, Budget(RULE_STEPS))
     return text
 
 

@@ -109,7 +109,7 @@ class FingerprintAnswer:
         return json.dumps({name: part for name, part in value.items() if part}, separators=(",", ":")).encode()
 
 
-class Buckets:
+class RangeBuckets:
     """Fingerprints of one set, by the first digits of its names: 4 MiB for a large set, however many names it has.
 
     A million names take a second.

@@ -26,7 +26,7 @@ from typing import Any, Final
 from .. import canon
 from ..errors import SplError
 from ..gate import SCOPE_VIOLATION, claimed_id
-from ..limits import Limits
+from ..limits import MIB, Limits
 from .cursor import TEXT_CHARS_MAX
 
 BOTH: Final = "both"
@@ -37,6 +37,13 @@ REACH_WORDS: Final = frozenset({BOTH, WE_PUSH, PEER_PUSHES})
 HEAD: Final = b'{"records":['
 """What stands before the envelopes of a page."""
 CHAINS_MAX: Final = 64
+BUILT_BYTES_MAX: Final = 96 * MIB
+"""What the value of a text may take in memory, as `_built_bytes` estimates it.
+
+A page of 7 MiB of empty lists would take 190 MiB.  No text of honest records comes near: 5 MiB of pairs of numbers, the
+densest that sources were seen to send, are estimated at 80 MiB.  Not in Limits: a lower bound would refuse pages that
+the source must send again and again.
+"""
 
 _PUSH_HEAD: Final = frozenset({"since", "cursor", "count", "again", "peer_view", "chains"})
 
@@ -45,7 +52,7 @@ class PageError(SplError):
     """The peer's answer is not a page."""
 
 
-class PushError(SplError):
+class PushBodyError(SplError):
     """A push body is malformed; nothing of it is stored."""
 
 
@@ -136,8 +143,10 @@ def decode_many(data: bytes) -> Any:
     What strict decoding refuses in one envelope must not cost the others: numbers out of range come back as NaN or
     infinity and lone surrogates stay, so that the gate refuses the one that has them.  A key given twice keeps its
     last value; ids are computed from the value, and our own encoding of it is stored.
-    Raises PageError "answer-malformed" for what is no JSON at all.
+    Raises PageError "answer-malformed" for what is no JSON at all, or for a value beyond BUILT_BYTES_MAX.
     """
+    if _built_bytes(data) > BUILT_BYTES_MAX:
+        raise PageError("answer-malformed", f"the value would take over {BUILT_BYTES_MAX} bytes of memory")
     try:
         return json.loads(data, parse_int=_int)
     except (ValueError, RecursionError) as exc:
@@ -178,23 +187,25 @@ def asking(view: Mapping[str, Any]) -> Page:
 def decode_push(data: bytes, records_max: int) -> PushBody:
     """Return the push in a request's body; a line that is no record is kept as None, for the gate to refuse.
 
-    Raises PushError "bad-json", "bad-field".
+    Raises PushBodyError "bad-json", "bad-field".
     """
+    if _built_bytes(data) > BUILT_BYTES_MAX:
+        raise PushBodyError("bad-json", f"the records would take over {BUILT_BYTES_MAX} bytes of memory")
     first, *rest = [line for line in data.split(b"\n") if line.strip()] or [b""]
     try:
         head = decode_many(first)
     except PageError as exc:
-        raise PushError("bad-json", "the first line of a push is a JSON object") from exc
+        raise PushBodyError("bad-json", "the first line of a push is a JSON object") from exc
     if not isinstance(head, dict) or not {"since", "cursor", "count"} <= head.keys() <= _PUSH_HEAD:
-        raise PushError(
+        raise PushBodyError(
             "bad-field", f"the first line has since, cursor and count, and of {', '.join(sorted(_PUSH_HEAD))}"
         )
     since, cursor = _cursor(head, "since"), _cursor(head, "cursor")
     count, again, view, chains = head["count"], head.get("again", False), head.get("peer_view"), head.get("chains", {})
     if type(count) is not int or count != len(rest) or count > records_max or (count and not cursor):
-        raise PushError("bad-field", f"count is the number of lines that follow, at most {records_max}")
+        raise PushBodyError("bad-field", f"count is the number of lines that follow, at most {records_max}")
     if not isinstance(again, bool) or not isinstance(chains, dict) or len(chains) > CHAINS_MAX:
-        raise PushError("bad-field", f"again is true or false, chains at most {CHAINS_MAX} by DID")
+        raise PushBodyError("bad-field", f"again is true or false, chains at most {CHAINS_MAX} by DID")
     found = [_record(line) for line in rest]
     known = read_view(view) if isinstance(view, dict) else {}
     return PushBody(
@@ -237,9 +248,20 @@ def _record(line: bytes) -> tuple[Any, Any]:
 def _cursor(head: Mapping[str, Any], name: str) -> str:
     text = head[name]
     if not isinstance(text, str) or len(text) > TEXT_CHARS_MAX or not text.isascii():
-        raise PushError("bad-field", f"{name} is a text of at most {TEXT_CHARS_MAX} ASCII characters")
+        raise PushBodyError("bad-field", f"{name} is a text of at most {TEXT_CHARS_MAX} ASCII characters")
     return text
 
 
 def _int(text: str) -> int | float:
     return int(text) if len(text) <= canon.INTEGER_DIGITS_MAX else nan
+
+
+def _built_bytes(data: bytes) -> int:
+    """Return about what the value of a JSON text takes in memory: 64 bytes a list or object, 16 an item, and the text.
+
+    Signs inside strings count too.  The scan takes a fifteenth of the time of decoding, so short texts, which cannot
+    reach the bound, are left out.
+    """
+    if len(data) < BUILT_BYTES_MAX // 32:
+        return len(data)
+    return len(data) + 64 * (data.count(b"[") + data.count(b"{")) + 16 * data.count(b",")

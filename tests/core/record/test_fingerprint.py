@@ -16,11 +16,11 @@ from spl.core.record.fingerprint import (
     LISTED_MAX,
     RANGES_MAX,
     START_BYTES,
-    Buckets,
     Collector,
     FingerprintAnswer,
     FingerprintError,
     Question,
+    RangeBuckets,
     RangePart,
     Search,
     answer_of,
@@ -34,7 +34,7 @@ class Side:
     """One set in memory, which answers as the product's side does over a log."""
 
     def __init__(self, names: set[bytes], key: str = KEY) -> None:
-        self.names, self.buckets = sorted(names), Buckets(key)
+        self.names, self.buckets = sorted(names), RangeBuckets(key)
         self.buckets.add(names)
 
     def parts(self, ranges: tuple[str, ...], theirs: tuple[RangePart, ...] = ()) -> tuple[RangePart, ...]:
@@ -108,7 +108,7 @@ def test_a_search_ends_at_its_limit_and_says_so() -> None:
 
 def test_equal_sets_have_equal_fingerprints_in_any_order_and_under_one_key_only() -> None:
     names = [name(number) for number in range(3000)]
-    one, two, other = Buckets(KEY), Buckets(KEY), Buckets("f" * 32)
+    one, two, other = RangeBuckets(KEY), RangeBuckets(KEY), RangeBuckets("f" * 32)
     one.add(names)
     two.add(reversed(names[:1000]))
     two.add(names[1000:])

@@ -89,3 +89,18 @@ def test_each_record_has_its_own_result() -> None:
     ]
     [unnamed] = page.results([None], {})
     assert len(str(unnamed["id"])) == 64
+
+
+def test_what_would_fill_the_memory_is_refused_before_it_is_built() -> None:
+    """Seven MiB of empty lists take 27 times that; what honest records can be densest passes."""
+    bomb = b'{"since":"","cursor":"c","count":1}\n{"ns":"default","env":[' + b"[]," * 2_400_000 + b"[]]}"
+    for read in (
+        lambda: page.decode_push(bomb, 10),
+        lambda: page.decode(bomb, 10),
+        lambda: page.gather([bomb], "", {}),
+    ):
+        with pytest.raises(SplError) as caught:
+            read()
+        assert "of memory" in caught.value.message
+    dense = b'{"records":[{"a":[' + b"[1,2]," * 800_000 + b'[]]}],"ns":["x"],"next_cursor":"c","has_more":false}'
+    assert page.decode(dense, 10).count == 1
