@@ -1,6 +1,6 @@
 """Checking the store: every line's running hash and every record's id, read from the disk, one line at a time.
 
-Works beside a running daemon, which writes behind the place where the check ends, and on a home at rest, under its
+Works beside a running daemon, which writes behind the place where the check ends, and on a stopped home, under its
 lock; opening that cuts a torn tail as a start of the daemon would, and the first step says so.
 """
 
@@ -79,7 +79,7 @@ class StoreCheck:
         return self.lost - sum(self._store.held_lines(place) for place in self.places)
 
     def is_indexed(self) -> bool:
-        """Tell whether the index still finds damaged lines, because it is older than the damage."""
+        """Return whether the index still finds damaged lines, because it is older than the damage."""
         return any(self._store.index.place(place.seq) is not None for place in self.places)
 
     def _enter(self, segment: int, raw: bytes) -> Iterator[Step]:
@@ -144,7 +144,7 @@ def facts(store: Log) -> dict[str, Any]:
 
 
 def check_home(home: Path) -> Iterator[Step]:
-    """Yield the steps of checking a home at rest, the first of them {"step": "opened", "cut_bytes"}.
+    """Yield the steps of checking a stopped home, the first of them {"step": "opened", "cut_bytes"}.
 
     Raises CheckError "not-found", DiskError "store-locked", StoreError.
     """
@@ -154,7 +154,7 @@ def check_home(home: Path) -> Iterator[Step]:
 
 
 def facts_of_home(home: Path) -> dict[str, Any]:
-    """Return `facts` of a home at rest; raises as `check_home` does."""
+    """Return `facts` of a stopped home; raises as `check_home` does."""
     with opened(home) as (store, _):
         return facts(store)
 

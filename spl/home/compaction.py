@@ -85,7 +85,7 @@ class Compaction:
         self.abandon()
 
     def replace(self, other: "Compaction") -> None:
-        """Take the place of another index's files.  Readers may go on with the other's: they lose their names only.
+        """Take the place of another index's files.  Readers may go on with the other's, which lose their names only.
 
         Raises OSError; the other is then to be used on, and the next opening reads what is missing from the log.
         """

@@ -6,9 +6,9 @@ A `Disk` may be subclassed by one that fails, tears writes or forgets what was n
 
 Durability: `File.sync` makes content durable, `fsync_dir` names; `replace_atomic` does both.
 
-A home is ours alone, or whoever writes into it gives us keys, tokens and settings.  So a home of another owner, or one
-that others may write into, is refused; and no link inside it is followed, because one planted before the home was made
-our own would send what we write elsewhere.  The home itself may be a link: its owner made it.
+A home is ours alone: another user who writes into it could give us keys, tokens and settings.  So a home of another
+owner, or one that others may write into, is refused; and no link inside it is followed, because one planted before the
+home was ours would send what we write elsewhere.  The home itself may be a link: its owner made it.
 """
 
 import errno

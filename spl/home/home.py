@@ -1,7 +1,7 @@
-"""One home, opened in floor order under its lock: store, views, keys, and the hub over them.
+"""One home, opened under its lock, lowest part first: keys, store, views, and the writer over them.
 
-The daemon and the commands that work without one open a home the same way, so a second process is refused the same
-way too.
+The daemon and the commands that work without one open a home in the same way, so a second process is refused in the
+same way.
 """
 
 import os
@@ -32,6 +32,37 @@ from .writes import Own, Signer
 CONFIG_BYTES_MAX: Final = 1024 * 1024
 SOCKET: Final = "run/spl.sock"
 TOKEN: Final = "token"  # noqa: S105 - the name of a file
+TOKEN_TTL_MS: Final = 10 * 365 * 86_400_000
+ADMIN_LABEL: Final = "init"
+CONFIG_TEXT: Final = """\
+# Settings of this daemon; every key is optional. `spl config show` prints each value and its origin.
+
+# host = "127.0.0.1"
+# port = 9100
+# public_url = "https://alice.example"
+
+# [auth]
+# required = true
+
+# [federation]
+# approval = "manual"        # manual | auto | closed
+# allow_http = false         # plain http to hosts other than loopback
+# poll_interval = "5m"
+
+# [tls]
+# listen = "0.0.0.0:9443"
+# certificate = "/etc/spl/fullchain.pem"
+# key = "/etc/spl/key.pem"
+# ca_file = ""               # a private CA that signs your peers' certificates
+
+# [http]
+# allowed_hosts = []
+# trusted_proxies = []       # addresses of reverse proxies whose X-Forwarded-For says who asks
+
+# [log]
+# format = "logfmt"          # logfmt | json
+# level = "info"
+"""
 
 
 def now_ms() -> int:
@@ -40,7 +71,7 @@ def now_ms() -> int:
 
 
 def steady_ms() -> int:
-    """Return milliseconds of a clock that nobody sets; its zero is arbitrary."""
+    """Return milliseconds of a clock that is never set; its zero is arbitrary."""
     return time.monotonic_ns() // 1_000_000
 
 
@@ -51,7 +82,7 @@ def random_bytes(count: int) -> bytes:
 
 @dataclass(slots=True)
 class Home:
-    """The open ground floor; `close` writes what waits and gives the lock free."""
+    """The open ground floor; `close` releases the lock."""
 
     path: Path
     config: Config
@@ -73,7 +104,7 @@ class Home:
         self.writer.signer = Signer(identity.chain, identity.key)
 
     def close(self) -> None:
-        """Close the store cleanly and release the lock; the hub must be closed and its thread ended before."""
+        """Close the store cleanly and release the lock; the writer must be closed and its thread ended before."""
         self.store.close()
         self.lock.release()
 
@@ -121,45 +152,8 @@ def open_home(
     return home
 
 
-TOKEN_TTL_MS: Final = 10 * 365 * 86_400_000
-
-
-ADMIN_LABEL: Final = "init"
-
-
-CONFIG_TEXT: Final = """\
-# Settings of this daemon; every key is optional. `spl config show` tells each value and where it came from.
-
-# host = "127.0.0.1"
-# port = 9100
-# public_url = "https://alice.example"
-
-# [auth]
-# required = true
-
-# [federation]
-# approval = "manual"        # manual | auto | closed
-# allow_http = false         # plain http to hosts other than loopback
-# poll_interval = "5m"
-
-# [tls]
-# listen = "0.0.0.0:9443"
-# certificate = "/etc/spl/fullchain.pem"
-# key = "/etc/spl/key.pem"
-# ca_file = ""               # a private CA that signs your peers' certificates
-
-# [http]
-# allowed_hosts = []
-# trusted_proxies = []       # addresses of reverse proxies whose X-Forwarded-For says who asks
-
-# [log]
-# format = "logfmt"          # logfmt | json
-# level = "info"
-"""
-
-
 def init_home(path: Path, label: str = "") -> dict[str, object]:
-    """Make whatever is missing of folder, config, identity and admin token; return what there is and what is new."""
+    """Make what is missing of folder, config, identity and admin token; return what there is and what is new."""
     disk = Disk()
     disk.own(path)
     created = []
@@ -178,7 +172,7 @@ def init_home(path: Path, label: str = "") -> dict[str, object]:
 
 
 def generate_identity(path: Path, label: str = "", force: bool = False) -> dict[str, object]:
-    """Make an identity, or keep the one there is unless forced; the manifest is signed anew at the next start."""
+    """Make an identity, or keep the one there is unless forced; the manifest is signed again at the next start."""
     with _opened(path) as home:
         kept = home.vault.identity is not None and not force
         return {**facts(home.vault.generate(label or default_label(), force=force)), "kept": kept}
@@ -191,7 +185,7 @@ def show_identity(path: Path) -> dict[str, object] | None:
 
 
 def verify_identity(path: Path) -> dict[str, object]:
-    """Prove that the keys at rest are whole: the DID certifies the first key and the chain ends at the one held.
+    """Prove that the stored keys are intact: the DID certifies the first key and the chain ends at the one held.
 
     Raises "identity-missing", "identity-damaged", DidError.
     """
@@ -205,7 +199,7 @@ def verify_identity(path: Path) -> dict[str, object]:
 
 
 def rotate_identity(path: Path, compromised: bool) -> dict[str, object]:
-    """Give the identity a new key, the DID staying; peers are told at the next start.  Raises "identity-missing"."""
+    """Give the identity a new key under its DID; peers learn it after the next start.  Raises "identity-missing"."""
     with _opened(path) as home:
         return facts(home.vault.rotate("compromised" if compromised else "retired"))
 
@@ -251,7 +245,7 @@ def _opened(path: Path) -> Iterator[Home]:
 
 
 def _mint_admin(home: Home) -> None:
-    """Mint the admin token: record, then file; a crash between leaves one that nobody knows, and `init` redoes it."""
+    """Mint the admin token: record, then file; after a crash between the two, `init` mints another."""
     sa_id = "sa_" + random_bytes(4).hex()
     text = bearer.mint_text("home", sa_id, random_bytes(bearer.SECRET_BYTES))
     at_ms = now_ms()

@@ -84,22 +84,22 @@ class Index:
 
     def __init__(
         self, folder: Path, disk: Disk, epoch: str, read: Callable[[int, int, int], bytes],
-        random_bytes: Callable[[int], bytes], memory_rows: int = MEMORY_ROWS, *, anew: bool = False,
+        random_bytes: Callable[[int], bytes], memory_rows: int = MEMORY_ROWS, *, replaces: bool = False,
     ) -> None:  # fmt: skip
         """Open what is whole of an index, or begin a new one; `read(segment, offset, size)` gives bytes of the log.
 
-        `anew` begins one beside another in the same folder, which it does not touch until it takes its place.
+        `replaces` begins one beside another in the same folder, which it does not touch until it takes its place.
         """
         self._read = read
         self._facts: dict[int, Facts] = {}
         self._known: dict[str, bytes] = {}
         self._sources: dict[Facts, tuple[int, tuple[bytes, ...]]] = {}
         disk.mkdir(folder)
-        tables = [] if anew else load(disk, folder, _ROW.size, epoch)
+        tables = [] if replaces else load(disk, folder, _ROW.size, epoch)
         self._salt = bytes.fromhex(tables[0].span.salt) if tables else random_bytes(16)
         self._tables = Compaction(
             folder, disk, epoch=epoch, salt=self._salt, row_bytes=_ROW.size, memory_rows=memory_rows,
-            prefix=NEXT_PREFIX if anew else "",
+            prefix=NEXT_PREFIX if replaces else "",
         )  # fmt: skip
         self._tables.begin(tuple(tables))
         self._reset()
@@ -131,14 +131,14 @@ class Index:
         self._tables.close(self.covered, self.run)
 
     def replace(self, other: "Index") -> None:
-        """Take the place of another index on the disk, once this one, begun `anew`, covers the same log.
+        """Take the place of another index on the disk, once this one, begun with `replaces`, covers the same log.
 
         Readers may go on with the other.  Raises OSError; then the other stays the one to use.
         """
         self._tables.replace(other._tables)
 
     def discard(self) -> None:
-        """Remove the files of an index that was begun `anew` and did not take the other's place."""
+        """Remove the files of an index that was begun with `replaces` and did not take the other's place."""
         self._tables.discard()
 
     # -- queries: any thread
@@ -278,7 +278,7 @@ class Index:
         memory = self._tables.state[1]
         facts = (entry.kind, entry.ns, entry.origin, entry.voucher, entry.own)
         source = self._sources.get(facts) or self._source(facts, seq)
-        # The row first: whoever finds the seq under a key must find the row too.
+        # The row first: a reader that finds the seq under a key must find the row too.
         start = bytes.fromhex(entry.id[:32]) if _has_start(entry) else NO_START
         memory.rows += _ROW.pack(place.segment, place.offset, place.head, place.length, source[0], entry.clock, start)
         if entry.kind in ENVELOPE_KINDS:
@@ -372,7 +372,7 @@ class Index:
                 yield Row(seq, kind, segment, offset + head, length, ns, origin, voucher, own, clock)
 
     def _facts_of(self, source: int, seq: int) -> Facts | None:
-        """Return the facts of a line, read from the first line that had them, or from itself where that is damaged."""
+        """Return the facts of a line, read from the first line that had them, or from itself if that is damaged."""
         for at in (source, seq):
             with suppress(LineError):
                 entry = entry_of(self.line(at))
@@ -481,7 +481,7 @@ def tallies(kind: str, ns: str, origin: str, voucher: str) -> list[str]:
 
 
 def _has_start(entry: Entry) -> bool:
-    """Return whether the start of a line's id stands in its row: where what two sides hold is compared."""
+    """Return whether the start of a line's id stands in its row: of lines that two sides compare."""
     return entry.kind == PROJECTION or (entry.kind == "rec" and is_offered(entry))
 
 

@@ -1,7 +1,7 @@
 """The log: everything this instance knows, in the order of arrival, in append-only segments of JSON lines.
 
     <home>/store/00000000000000000001.jsonl …  segments, named by their first seq; the lines are `segments.py`'s
-    <home>/store/clean                          stands while nobody has the store open and the last one ended well
+    <home>/store/clean                          stands while no process has the store open and the last one ended well
     <home>/store/index/                         disposable, `index.py`
 
 An append is acknowledged after one write and one fdatasync for all that waited.  A failed sync is final, because the
@@ -66,7 +66,7 @@ class Log:
         self._size = opened.active.size()
         self._readonly = self._full = ""
         self._free_at_fault = 0
-        # Held by an append, and while one index takes the place of another.
+        # Held by an append, and while one index replaces another.
         self._turn = Lock()
         self._indexing = Lock()
         self._syncs: deque[float] = deque(maxlen=_SYNCS_KEPT)
@@ -195,16 +195,16 @@ class Log:
         self.lost = tuple(item for item in self.report.damaged if self.held_lines(item) < max(1, item.lines))
 
     def reindex(self, random_bytes: Callable[[int], bytes]) -> Generator[tuple[int, int], None, None]:
-        """Read the log into a new index and use that from then on; yield (bytes read, bytes in all) now and then.
+        """Read the log into a new index and use that from then on; yield (bytes read, bytes in all) between batches.
 
         Lines that the disk damaged since they were indexed have empty rows in it, as after an opening.  Appends go on;
-        they wait for the end only.  Given up early, all stays as it was.
+        they wait for the end only.  If it is given up early, nothing changes.
         Raises StoreError "overloaded" when another one is under way, "store-readonly", "store-damaged".
         """
         if not self._indexing.acquire(blocking=False):
             raise StoreError("overloaded", "the index is being built already")
         folder, read = self._folder / INDEX_FOLDER, self._segments.read
-        fresh = Index(folder, self._disk, self.epoch, read, random_bytes, anew=True)
+        fresh = Index(folder, self._disk, self.epoch, read, random_bytes, replaces=True)
         try:
             replay = Replay(self._segments, fresh)
             with self._turn:
@@ -332,7 +332,7 @@ class Log:
 
 
 def _joins(first: Row, reach: int, row: Row) -> bool:
-    """Tell whether a row is read with the ones before it, which reach from `first` to the offset `reach`."""
+    """Return whether a row is read with the ones before it, which reach from `first` to the offset `reach`."""
     return (
         row.segment == first.segment
         and 0 <= row.offset - reach <= _GAP_BYTES

@@ -1,7 +1,7 @@
 """What this instance publishes about itself: the signed manifest and the DID document.
 
 `signed_at` strictly increases, also across restarts and small corrections of the clock, because peers refuse a manifest
-older than the last they accepted: the last one is kept in the vault before the document is shown to anybody.  A date
+older than the last they accepted: the last one is kept in the vault before the document is published.  A date
 more than five minutes ahead of the present clock is not built upon: the clock was wrong then, and peers would refuse
 each later manifest until that time comes.  They take the next one by the right clock (`manifest.is_ahead`).
 """
@@ -21,7 +21,7 @@ from .writer import Writer
 
 SIGNED_AT: Final = "manifest-signed-at"
 RESIGN_SHARE: Final = 2
-"""The manifest is signed anew after 1/2 of its validity."""
+"""The manifest is signed again after 1/2 of its validity."""
 
 
 class PublishError(SplError):
@@ -48,7 +48,7 @@ class ManifestSigner:
         return self.url + manifest.PAIR_PATH
 
     def manifest(self) -> dict[str, Any]:
-        """Return the document of `/.well-known/syncropel`, signed anew when due or when its content changed.
+        """Return the document of `/.well-known/syncropel`, signed again when due or when its content changed.
 
         Raises PublishError "manifest-missing".
         """
@@ -65,7 +65,7 @@ class ManifestSigner:
             return self._document
 
     def renew(self) -> None:
-        """Have the manifest signed anew the next time it is asked for."""
+        """Let the next call of `manifest` sign again."""
         with self._lock:
             self._made_for = ()
 

@@ -1,6 +1,6 @@
 """Projections as they are read: what a peer claims of records that it does not share in full.
 
-They stand in the log under their pair and among no records.  A reading leaves out what is better known by now: a claim
+They are stored under their pair, apart from records.  Reading leaves out what is known better by now: a claim
 whose record we hold, and one of a coarser level than the peer gives at present, because what it gave since the level
 was raised says all that and more.  What was shown is not recalled: a claim stays when its grant is lowered or ends.
 """
@@ -36,7 +36,7 @@ class Claim:
     record: Mapping[str, Any]
 
     def to_json(self) -> dict[str, object]:
-        """Return the claim for people, marked so that nobody takes it for a record."""
+        """Return the claim for people, marked as such, so that it is not taken for a record."""
         return {
             "object": "projection", "claimed_by": self.by, "id": self.id, "level": NAMES[self.level],
             "namespace": self.ns, "peer_namespace": self.peer_ns, "sequence": self.seq, **self.record,
@@ -83,7 +83,7 @@ def _claim(seq: int, ns: str, payload: bytes) -> Claim:
 
 
 def _is_the_best(store: Log, inlets: Mapping[str, Inbound], claim: Claim) -> bool:
-    """Tell whether nothing better is held, or was given since."""
+    """Return whether nothing better is held, or was given since."""
     inlet = inlets.get(claim.peer_ns)
     if inlet is not None and claim.level > inlet.level:
         return False

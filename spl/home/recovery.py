@@ -25,10 +25,17 @@ from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, ent
 
 CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"
+DAMAGES_MAX: Final = 1000
 
 _SMALL_BYTES_MAX: Final = 4096
 _BATCH_LINES: Final = 512
-DAMAGES_MAX: Final = 1000
+_NOT_MISSED: Final = re.compile(rb'\{"k":"(?:pos|ref)",')
+"""Positions and refusals: sync reads on from an earlier place, and judges again what is offered again."""
+# In canonical JSON "env" never follows "run", so no record can hold these bytes.
+_STATED: Final = re.compile(rb',"run":".{32}","(env|body)":\{"id":"([0-9a-f]{64})",')
+_RECORD: Final = re.compile(rb'"record":(\{.*\}),"sig":\{', re.DOTALL)
+_FROM: Final = re.compile(rb'"from":"([^"]*)"')
+_NAMESPACE: Final = re.compile(rb'"from":"[^"]*","ns":"([^"]*)"')
 
 
 class StoreError(SplError):
@@ -39,7 +46,7 @@ class StoreError(SplError):
 class Damage:
     """A place in the log that is not served: the first seq lost there, how many lines, and where it begins.
 
-    `lines` is 0 where a header or foreign bytes were damaged and no line is missing.  `end` is the place, a segment and
+    `lines` is 0 if a header or foreign bytes were damaged and no line is missing.  `end` is the place, a segment and
     an offset, where the log goes on.
     """
 
@@ -104,7 +111,7 @@ def recover(
         disk.fsync_dir(folder)
     bad_tail = mark is not None and replay.pass_over_tail(mark["seq"], mark["run"])
     if bad_tail or not (fresh or headers):
-        # A new segment keeps an epoch that no header told, and bad lines that are not a torn tail: only the last
+        # A new segment keeps an epoch that no header states, and bad lines that are not a torn tail: only the last
         # segment is ever cut.
         segments.begin(epoch, index.covered + 1, index.run)
     disk.unlink(folder / CLEAN_NAME)
@@ -115,8 +122,23 @@ def recover(
 
 
 def clean_mark(seq: int, run: str, segment: int, size: int) -> bytes:
-    """Return the content of the file that tells a clean stop."""
+    """Return the content of the file that marks a clean stop."""
     return json.dumps({"seq": seq, "run": run, "segment": segment, "bytes": size}).encode()
+
+
+def held_lines(index: Index, segments: Segments, damage: Damage) -> int:
+    """Return how many of the lines lost at a place are held elsewhere, or are not missed; 0 if the index is old.
+
+    That is an index made before the damage: what it finds may be the damaged lines themselves.
+    """
+    if not damage.lines or index.place(damage.seq) is not None:
+        return 0
+    held = 0
+    for segment, at, raw, _ in segments.lines(damage.segment, damage.offset):
+        if (segment, at) >= damage.end:
+            break
+        held += _held_in(index, damage, raw)
+    return min(held, damage.lines)
 
 
 class Replay:
@@ -134,7 +156,7 @@ class Replay:
         self._batch: list[Added] = []
 
     def run(self, end: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
-        """Read to the end, or up to a place (segment, offset); yield (bytes read, bytes in all) now and then.
+        """Read to the end, or up to a place (segment, offset); yield (bytes read, bytes in all) between batches.
 
         May be called again for what follows.  Bad bytes at the end are left to `cut_tail` or `pass_over_tail`.
         """
@@ -174,7 +196,7 @@ class Replay:
         return max(0, cut)
 
     def pass_over_tail(self, seq: int, run: str) -> bool:
-        """Report bad bytes at the end of a log that was stopped cleanly behind line `seq`; tell whether there are."""
+        """Report bad bytes at the end of a log that was stopped cleanly behind line `seq`; return whether there are."""
         if not self._pending:
             return False
         self._close_gap(seq + 1, self._pending, self._next)
@@ -183,7 +205,7 @@ class Replay:
         return True
 
     def _enter(self, segment: int, raw: bytes) -> None:
-        """Begin a segment; where its header is bad, its name tells the seq and the running hash just goes on."""
+        """Begin a segment; if its header is bad, its name tells the seq and the running hash just goes on."""
         if segment > self._chain.expected or self._pending:
             self._close_gap(segment, self._pending or self._good_end, (segment, 0))
         if not self._chain.enter(raw, segment):
@@ -260,36 +282,6 @@ def _clear_up(folder: Path, disk: Disk, segments: Segments) -> int:
     return size
 
 
-_NOT_MISSED: Final = re.compile(rb'\{"k":"(?:pos|ref)",')
-"""Positions and refusals: sync reads on from an earlier place, and judges anew what is offered again."""
-
-
-# In canonical JSON "env" never follows "run", so no record can hold these bytes.
-_STATED: Final = re.compile(rb',"run":".{32}","(env|body)":\{"id":"([0-9a-f]{64})",')
-
-
-_RECORD: Final = re.compile(rb'"record":(\{.*\}),"sig":\{', re.DOTALL)
-
-
-_FROM: Final = re.compile(rb'"from":"([^"]*)"')
-_NAMESPACE: Final = re.compile(rb'"from":"[^"]*","ns":"([^"]*)"')
-
-
-def held_lines(index: Index, segments: Segments, damage: Damage) -> int:
-    """Return how many of the lines lost at a place are held elsewhere, or are not missed; none where the index is old.
-
-    That is an index made before the damage: what it finds may be the damaged lines themselves.
-    """
-    if not damage.lines or index.place(damage.seq) is not None:
-        return 0
-    held = 0
-    for segment, at, raw, _ in segments.lines(damage.segment, damage.offset):
-        if (segment, at) >= damage.end:
-            break
-        held += _held_in(index, damage, raw)
-    return min(held, damage.lines)
-
-
 def _held_in(index: Index, damage: Damage, raw: bytes) -> int:
     """Return how many lines in these bytes without line feed, mostly one, are not lost."""
     if _NOT_MISSED.match(raw):
@@ -320,7 +312,7 @@ def _is_shown(index: Index, raw: bytes, id_: str) -> bool:
 
 
 def _computed_id(raw: bytes) -> str:
-    """Return the id of the record in a line, "" where it cannot be read."""
+    """Return the id of the record in a line, "" if it cannot be read."""
     found = _RECORD.search(raw)
     try:
         return record.record_id(json.loads(found[1])) if found else ""

@@ -1,6 +1,15 @@
-"""The log's files: named by the first seq in them, read by many threads through a few descriptors.
+"""The log's files and the lines in them.
 
-Nothing here knows what a line means, except that it ends with a line feed and that a segment begins with a header.
+Segments are files named by the first seq in them; many threads read them through a few descriptors.  A segment begins
+with a header, and each line ends with a line feed:
+
+    {"k":"head","format":1,"epoch":…,"seq":…,"run":…,"sum":…}
+    {"k":kind,"seq":…,"at":Unix ms,"from":pair or "local","ns":…,"own":true,"run":32 hex,"env" or "body":payload}
+
+`run` is a running hash: SHA-256, cut to 128 bits, over that of the line before and all of this line but the member
+itself.  So two logs agree up to a line exactly if they agree in its `run`, a line that was lost or moved shows, and an
+index or a peer can name a place in the log that no other log has.  A payload is stored as it was signed or sent, byte
+for byte, and served as a slice of the file.  Rejected: a checksum for each line alone, which a missing line passes.
 """
 
 import errno
@@ -19,11 +28,26 @@ from ..core import canon
 from ..core.errors import SplError
 from .disk import Disk, File
 
+FORMAT: Final = 1
 SUFFIX: Final = ".jsonl"
+RUN_START: Final = "0" * 32
+ENVELOPE_KINDS: Final = frozenset({"rec", "alt"})
+PROJECTION: Final = "proj"
 
 _NAME_DIGITS: Final = 20
 _CHUNK_BYTES: Final = 256 * 1024
 _OPEN_MAX: Final = 16
+_RUN: Final = b',"run":"'
+_ENV: Final = b'"env":'
+_BODY: Final = b'"body":'
+_SUM: Final = b',"sum":"'
+_RUN_DIGITS: Final = 32
+_ANCHORS_MAX: Final = 8
+_RUN_FIELD: Final = re.compile(rb',"run":"([0-9a-f]{32})","(?:env|body)":')
+
+
+class LineError(SplError):
+    """A line is not of the log's form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +63,52 @@ class Place:
     def end(self) -> int:
         """The offset behind the line: after the payload come a brace and the line feed."""
         return self.offset + self.head + self.length + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is appended.  `payload` is canonical JSON; the fields after `own` are derived from it, for the index.
+
+    id, thread, actor, clock and voucher belong to envelopes (kinds rec and alt), pair to kinds pos and ref; pair, id
+    and level to projections (kind proj).
+    """
+
+    kind: str
+    payload: bytes
+    origin: str = "local"
+    ns: str = ""
+    own: bool = False
+    id: str = ""
+    thread: str = ""
+    actor: str = ""
+    clock: int = 0
+    voucher: str = ""
+    pair: str = ""
+    level: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line as it stands in the log; `at_ms` is its arrival in Unix ms, `run` the running hash after it."""
+
+    kind: str
+    seq: int
+    at_ms: int
+    origin: str
+    ns: str
+    own: bool
+    run: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first line of a segment: format, the store's epoch, the first seq in it and the running hash before."""
+
+    format: int
+    epoch: str
+    seq: int
+    run: str
 
 
 class Segments:
@@ -122,7 +192,7 @@ class Segments:
         return self.folder / f"{first:0{_NAME_DIGITS}d}{SUFFIX}"
 
     def _file(self, first: int) -> File:
-        """Return a segment opened to read; of too many the first opened is let go, and closes with its last reader."""
+        """Return a segment opened to read; of too many the first opened is dropped, and closes with its last reader."""
         with self._lock:
             file = self._files.get(first)
             if file is None:
@@ -132,87 +202,58 @@ class Segments:
             return file
 
 
-FORMAT: Final = 1
+class RunChain:
+    """Judges the lines of a log in order: good ones by the running hash, the rest as damaged.
 
+    `expected` is the seq after the last good line or header, `run` the running hash there.
 
-RUN_START: Final = "0" * 32
-
-
-ENVELOPE_KINDS: Final = frozenset({"rec", "alt"})
-
-
-PROJECTION: Final = "proj"
-
-
-_RUN: Final = b',"run":"'
-
-
-_ENV: Final = b'"env":'
-
-
-_BODY: Final = b'"body":'
-
-
-_SUM: Final = b',"sum":"'
-
-
-_RUN_DIGITS: Final = 32
-
-
-_ANCHORS_MAX: Final = 8
-
-
-_RUN_FIELD: Final = re.compile(rb',"run":"([0-9a-f]{32})","(?:env|body)":')
-
-
-class LineError(SplError):
-    """A line is not of the log's form."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What is appended.  `payload` is canonical JSON; what follows `own` is derived from it, for the index.
-
-    id, thread, actor, clock and voucher belong to envelopes (kinds rec and alt), pair to kinds pos and ref; pair, id
-    and level to projections (kind proj).
+    After a damaged line the hash goes on from either its stored or its computed value, so one bad byte costs one
+    line wherever it hit.  If a line cannot even be taken apart, what looks like its running hash is tried; if that
+    was hit too, the line after it counts as damaged as well, and its stored hash carries on.
     """
 
-    kind: str
-    payload: bytes
-    origin: str = "local"
-    ns: str = ""
-    own: bool = False
-    id: str = ""
-    thread: str = ""
-    actor: str = ""
-    clock: int = 0
-    voucher: str = ""
-    pair: str = ""
-    level: str = ""
+    __slots__ = ("_anchors", "expected", "run")
 
+    def __init__(self, expected: int, run: str) -> None:
+        self.expected, self.run = expected, run
+        self._anchors = [run]
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line as it stands in the log; `at_ms` is its arrival in Unix ms, `run` the running hash after it."""
+    def enter(self, raw: bytes, first: int) -> bool:
+        """Go on behind the first line of the segment named `first`; return whether it is a good header.
 
-    kind: str
-    seq: int
-    at_ms: int
-    origin: str
-    ns: str
-    own: bool
-    run: str
-    payload: bytes
+        A good one is as good as a line; of a bad one the segment's name gives the seq, and the hash just goes on.  One
+        that begins before lines already seen was withdrawn, and changes nothing.
+        """
+        header = header_of(raw)
+        is_next = header is not None and header.seq >= self.expected
+        self.expected = max(self.expected, header.seq if header else first)
+        if header and is_next:
+            self.run, self._anchors = header.run, [header.run]
+        elif header:
+            self._remember([*self._anchors, header.run])
+        else:
+            self._remember(_runs_in(raw) + self._anchors)
+        return header is not None
 
+    def judge(self, raw: bytes) -> Line | None:
+        """Return the line in these bytes (no line feed), or None when it is damaged."""
+        try:
+            prefix, run, tail = split(raw)
+        except LineError:
+            self._remember(_runs_in(raw) + self._anchors)
+            return None
+        computed = [chain(anchor, prefix, tail) for anchor in self._anchors]
+        if run in computed:
+            line = assemble(prefix, run, tail)
+            if line.seq >= self.expected:
+                self._anchors, self.expected, self.run = [run], line.seq + 1, run
+                return line
+        self._remember(_runs_in(raw) + computed)
+        return None
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The first line of a segment: format, the store's epoch, the first seq in it and the running hash before."""
-
-    format: int
-    epoch: str
-    seq: int
-    run: str
+    def _remember(self, candidates: list[str]) -> None:
+        # Bounded, or a long stretch of bad lines would cost its square.
+        self._anchors = list(dict.fromkeys(candidates))[:_ANCHORS_MAX]
 
 
 def encode(entry: Entry, seq: int, at_ms: int, before: str) -> tuple[bytes, str, int]:
@@ -261,7 +302,7 @@ def assemble(prefix: bytes, run: str, tail: bytes) -> Line:
         raise LineError("store-damaged", "a line's facts are not readable") from exc
     member = _ENV if kind in ENVELOPE_KINDS else _BODY
     if not (tail.startswith(member) and tail.endswith(b"}")):
-        raise LineError("store-damaged", "a line's payload is not where its kind has it")
+        raise LineError("store-damaged", "a line's payload does not stand at the place of its kind")
     return Line(kind, seq, at_ms, origin, ns, own, run, tail[len(member) : -1])
 
 
@@ -329,60 +370,6 @@ def header_of(raw: bytes) -> Header | None:
         if exc.code == "store-newer":
             raise
         return None
-
-
-class RunChain:
-    """Judges the lines of a log in order: good ones by the running hash, the rest as damaged.
-
-    `expected` is the seq after the last good line or header, `run` the running hash there.
-
-    After a damaged line the hash goes on from either its stored or its computed value, so one bad byte costs one
-    line wherever it hit.  Where a line cannot even be taken apart, what looks like its running hash is tried; if
-    that was hit too, the line after it counts as damaged as well, and its stored hash carries on.
-    """
-
-    __slots__ = ("_anchors", "expected", "run")
-
-    def __init__(self, expected: int, run: str) -> None:
-        self.expected, self.run = expected, run
-        self._anchors = [run]
-
-    def enter(self, raw: bytes, first: int) -> bool:
-        """Go on behind the first line of the segment named `first`; return whether it is a good header.
-
-        A good one is as good as a line; of a bad one the segment's name gives the seq, and the hash just goes on.  One
-        that begins before lines already seen was withdrawn, and changes nothing.
-        """
-        header = header_of(raw)
-        is_next = header is not None and header.seq >= self.expected
-        self.expected = max(self.expected, header.seq if header else first)
-        if header and is_next:
-            self.run, self._anchors = header.run, [header.run]
-        elif header:
-            self._remember([*self._anchors, header.run])
-        else:
-            self._remember(_runs_in(raw) + self._anchors)
-        return header is not None
-
-    def judge(self, raw: bytes) -> Line | None:
-        """Return the line in these bytes (no line feed), or None when it is damaged."""
-        try:
-            prefix, run, tail = split(raw)
-        except LineError:
-            self._remember(_runs_in(raw) + self._anchors)
-            return None
-        computed = [chain(anchor, prefix, tail) for anchor in self._anchors]
-        if run in computed:
-            line = assemble(prefix, run, tail)
-            if line.seq >= self.expected:
-                self._anchors, self.expected, self.run = [run], line.seq + 1, run
-                return line
-        self._remember(_runs_in(raw) + computed)
-        return None
-
-    def _remember(self, candidates: list[str]) -> None:
-        # Bounded, or a long stretch of bad lines would cost its square.
-        self._anchors = list(dict.fromkeys(candidates))[:_ANCHORS_MAX]
 
 
 def _runs_in(raw: bytes) -> list[str]:

@@ -1,8 +1,14 @@
-"""Taking snapshots: a thread, or everything, as it stands up to one sequence, in memory that does not grow with it.
+"""Snapshots: taking a thread or everything as it stands up to one sequence, and restoring what is new of one.
 
-Two passes over the same lines: the first counts the ids and digests them in order, for the header; the second gives
-the stored bytes.  Both stop at the sequence that was the last at the start, so what arrives meanwhile is in neither.
-The bytes are the log's: whether they are still sound is what `spl store check` asks.
+Taking makes two passes over the same lines: the first counts the ids and digests them in order, for the header; the
+second gives the stored bytes.  Both stop at the sequence that was the last at the start, so what arrives meanwhile is
+in neither.  The bytes are the log's: whether they are still sound is what `spl store check` asks.
+
+Restoring verifies the whole file before it stores anything, and then submits what is new to the writer, chunk by chunk;
+the log tells what came in before a crash, so a second try goes on.  Rejected: verifying and storing line by line, which
+leaves half of a forged file behind.
+
+Neither holds the file in memory: ids are sorted on disk (`IdDigest`), an upload is a file without a name.
 """
 
 import hashlib
@@ -33,16 +39,65 @@ from .views import load as load_views
 from .writer import Writer
 from .writes import Arrive, Commit
 
+log = logging.getLogger("spl.store")
+
 ROWS: Final = 500
 PIECE_BYTES: Final = 256 * 1024
 RUN_IDS: Final = 65_536
 SPOOL_NAME: Final = "snapshot-ids"
+ORIGIN: Final = "restore"
+UPLOADS_MAX: Final = 4
+UPLOAD_IDLE_MS: Final = 600_000
+SHOWN: Final = 10
+SUBMIT_TRIES: Final = 300
+SUBMIT_AGAIN_S: Final = 0.1
+COMMIT_TIMEOUT_S: Final = 120.0
+FOLDER: Final = "run"
 
 _ID_BYTES: Final = 32
 _READ_IDS: Final = 256
 _ID_AT: Final = len('{"id":"')
 
 MayRead = Callable[[Row], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the caller may restore: reserved threads, and which namespaces."""
+
+    admin: bool
+    reaches: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One line that may not be restored; `number` counts from 1, the header's."""
+
+    number: int
+    code: str
+    text: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the first pass found."""
+
+    header: SnapshotHeader
+    new: int = 0
+    known: int = 0
+    bytes: int = 0
+    """Of the new ones."""
+    refused: Counter[str] = field(default_factory=Counter)
+    refusals: list[Refusal] = field(default_factory=list)
+    """The first ten."""
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
+    """All pairs, as they stand once the file is restored."""
+
+    def refuse(self, number: int, exc: SplError) -> None:
+        """Count one refused line."""
+        self.refused[exc.code] += 1
+        if len(self.refusals) < SHOWN:
+            self.refusals.append(Refusal(number, exc.code, exc.message))
 
 
 class IdDigest:
@@ -98,7 +153,7 @@ def take(
     """Yield a snapshot: the header, then pieces of whole lines of about 256 KiB.
 
     `thread` "" takes all, reserved ones too, and asks no `may_read`.  A thread that does not exist, or of which nothing
-    may be read, is an empty snapshot.  `folder` is where many ids are sorted.  Raises LineError "store-damaged".
+    may be read, gives an empty snapshot.  `folder` is where many ids are sorted.  Raises LineError "store-damaged".
     """
     upto, ids = store.last_seq, IdDigest(disk, folder)
     for payload in _payloads(store, thread, upto, may_read):
@@ -122,97 +177,6 @@ def scratch(disk: Disk, folder: Path, name: str) -> File:
     file = disk.create(path)
     disk.unlink(path)
     return file
-
-
-def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[bytes]:
-    """Yield the stored envelopes up to a sequence, in order of arrival; one that several namespaces hold, once."""
-    if not thread:
-        for line in store.scan(1):
-            if line.seq > upto:
-                return
-            if line.kind == "rec" and _is_first(store, line.payload, line.seq, lambda row: True):
-                yield line.payload
-        return
-    seq = 0
-    while page := store.index.after(by_thread(thread), seq, ROWS):
-        rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
-        for row, payload in zip(rows, store.each_payload(rows), strict=True):
-            if _is_first(store, payload, row.seq, may_read):
-                yield payload
-        seq = page[-1].seq
-        if seq >= upto:
-            return
-
-
-def _is_first(store: Log, payload: bytes, seq: int, may_read: MayRead) -> bool:
-    copies = store.index.copies(payload[_ID_AT : _ID_AT + 2 * _ID_BYTES].decode(errors="replace"))
-    return next((row.seq for row in copies if may_read(row)), seq) == seq
-
-
-log = logging.getLogger("spl.store")
-
-
-ORIGIN: Final = "restore"
-
-
-UPLOADS_MAX: Final = 4
-
-
-UPLOAD_IDLE_MS: Final = 600_000
-
-
-SHOWN: Final = 10
-
-
-SUBMIT_TRIES: Final = 300
-
-
-SUBMIT_AGAIN_S: Final = 0.1
-
-
-COMMIT_TIMEOUT_S: Final = 120.0
-
-
-FOLDER: Final = "run"
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What the one who restores may do: reserved threads, and which namespaces."""
-
-    admin: bool
-    reaches: Callable[[str], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One line that may not be restored; `number` counts from 1, the header's."""
-
-    number: int
-    code: str
-    text: str
-
-
-@dataclass(slots=True)
-class Plan:
-    """What the first pass found."""
-
-    header: SnapshotHeader
-    new: int = 0
-    known: int = 0
-    bytes: int = 0
-    """Of the new ones."""
-    refused: Counter[str] = field(default_factory=Counter)
-    refusals: list[Refusal] = field(default_factory=list)
-    """The first ten."""
-    pairs: Mapping[str, Pair] = field(default_factory=dict)
-    """All pairs, as they stand once the file is restored."""
-
-    def refuse(self, number: int, exc: SplError) -> None:
-        """Note one refused line."""
-        self.refused[exc.code] += 1
-        if len(self.refusals) < SHOWN:
-            self.refusals.append(Refusal(number, exc.code, exc.message))
 
 
 @dataclass(slots=True)
@@ -258,7 +222,7 @@ class Restorer:
             return item.size
 
     def take(self, upload: str) -> Read:
-        """Return the reader of a whole upload, which is no longer kept; raise SnapshotError "snapshot-upload"."""
+        """Return the reader of a complete upload and forget it; raise SnapshotError "snapshot-upload"."""
         with self._uploading:
             item = self._uploads.pop(upload, None)
         if item is None:
@@ -306,7 +270,7 @@ class Restorer:
                 envelope, fresh = judge.judge(raw)
             except SplError as exc:
                 if exc.status >= 500:
-                    raise  # a fault of ours is no word on the record
+                    raise  # a fault of this daemon says nothing about the record
                 plan.refuse(number, exc)
                 continue
             ids.add(envelope.id)
@@ -321,13 +285,13 @@ class Restorer:
         return plan, consent.crossings(judge.views.pairs.values(), judge.views.consents)
 
     def _store(self, read: Read, ways: "_Ways") -> None:
-        """Give the hub what is not held, chunk by chunk; each is durable before the next is sent."""
-        silence = self.writer.listen(self._reload)
+        """Submit to the writer what is not held, chunk by chunk; each is durable before the next is sent."""
+        unsubscribe = self.writer.listen(self._reload)
         try:
             for chunk in self._chunks(read, ways):
                 self._submit(chunk)
         finally:
-            silence()
+            unsubscribe()
 
     def _chunks(self, read: Read, ways: "_Ways") -> Iterator[list[Arrive]]:
         chunk: list[Arrive] = []
@@ -348,7 +312,7 @@ class Restorer:
             yield chunk
 
     def _submit(self, chunk: list[Arrive]) -> None:
-        """Return when the chunk is durable; a full write queue is waited for, up to 30 s."""
+        """Submit a chunk and wait until it is durable; a full write queue is tried again for 30 s."""
         for attempt in range(SUBMIT_TRIES):
             try:
                 self.writer.submit(chunk).result(COMMIT_TIMEOUT_S)
@@ -359,7 +323,7 @@ class Restorer:
             threading.Event().wait(SUBMIT_AGAIN_S)
 
     def _reload(self, commit: Commit) -> None:
-        """Fold the views anew after restored records of reserved threads; runs on the writer's thread."""
+        """Load the views again after restored records of reserved threads; runs on the writer's thread."""
         if any(record.is_reserved(thread) for thread in commit.threads):
             views = self.writer.views
             self.writer.views = load_views(self.writer.store, views.did, views.limits)
@@ -371,6 +335,31 @@ class Restorer:
         if free < needed:
             text = f"the restore needs {needed} bytes of disk, {free} are free"
             raise SnapshotError("home-unusable", text, hint="make room, then restore again")
+
+
+def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[bytes]:
+    """Yield the stored envelopes up to a sequence, in order of arrival; one that several namespaces hold, once."""
+    if not thread:
+        for line in store.scan(1):
+            if line.seq > upto:
+                return
+            if line.kind == "rec" and _is_first(store, line.payload, line.seq, lambda row: True):
+                yield line.payload
+        return
+    seq = 0
+    while page := store.index.after(by_thread(thread), seq, ROWS):
+        rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
+        for row, payload in zip(rows, store.each_payload(rows), strict=True):
+            if _is_first(store, payload, row.seq, may_read):
+                yield payload
+        seq = page[-1].seq
+        if seq >= upto:
+            return
+
+
+def _is_first(store: Log, payload: bytes, seq: int, may_read: MayRead) -> bool:
+    copies = store.index.copies(payload[_ID_AT : _ID_AT + 2 * _ID_BYTES].decode(errors="replace"))
+    return next((row.seq for row in copies if may_read(row)), seq) == seq
 
 
 _Ways = Mapping[tuple[str, str], str]
@@ -386,7 +375,7 @@ def _ns_of(envelope: Envelope, ways: _Ways) -> str:
 
 
 class _Judge:
-    """Says of each line whether it may be restored.
+    """Judges for each line whether it may be restored.
 
     `views` are the live ones of the start, into which what this instance itself signed is folded as it is verified.
     """

@@ -45,7 +45,7 @@ _BLOCK: Final = Struct(f"{ENTRY_BYTES}s" * _BLOCK_ENTRIES)
 
 
 class TableFault(Exception):
-    """The file is not a whole table; the index drops it, and nobody above hears of it."""
+    """The file is not a whole table; the index drops it and builds another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Table:
         return self._file.pread(count * width, _HEAD_BYTES + (first - self.span.first) * width)
 
     def has(self, key: bytes) -> bool:
-        """Tell whether the key may be here; False is certain."""
+        """Return whether the key may be here; False is certain."""
         slot = int.from_bytes(key[:4], "big") >> self._shift
         return self._filter[slot >> 3] >> (slot & 7) & 1 == 1
 

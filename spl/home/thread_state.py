@@ -1,8 +1,8 @@
-"""The states of threads, as far as somebody asked: what their fold rules make of their records.
+"""Cached thread states: what the fold rules make of the records of a thread.
 
 Nothing here runs when a record is written.  A question reads on from where the last one of its kind ended, in pieces
 that one thread takes one after the other, so neither a long thread nor many questions keep the event loop waiting, and
-what was read stays when whoever asked has gone.  Kinds are (thread, fold, field, namespaces); the KINDS_MAX that were
+what was read stays when the caller has gone.  Kinds are (thread, fold, field, namespaces); the KINDS_MAX that were
 asked last are kept, each in some KiB at most, whatever their records hold.
 """
 
@@ -28,7 +28,7 @@ _Kind = tuple[str, str, str, frozenset[str]]
 
 @dataclass(frozen=True, slots=True)
 class ThreadState:
-    """A state, how many records it is of, the sequence of the last of them, and up to where the log was read."""
+    """A state, the number of its records, the sequence of the last of them, and that up to which the log was read."""
 
     state: State
     records: int = 0
@@ -37,7 +37,7 @@ class ThreadState:
 
 
 class ThreadStates:
-    """Those of one store."""
+    """The cached states of one store."""
 
     def __init__(self, store: Log) -> None:
         self._store = store
@@ -48,7 +48,7 @@ class ThreadStates:
     def read_on(self, thread: str, rule: FoldRule, namespaces: frozenset[str], to_seq: int) -> "Future[ThreadState]":
         """Read at most one more piece towards `to_seq`, and return where the state then stands.
 
-        Only records of these namespaces count; an empty set stands for all.  It is there once `read_seq` is `to_seq`
+        Only records of these namespaces count; an empty set stands for all.  It is complete once `read_seq` is `to_seq`
         or more, and until then the call is to be repeated.  Raises LineError "store-damaged".
         """
         return self._worker.submit(self._read_on, thread, rule, namespaces, to_seq)

@@ -4,7 +4,7 @@
 one small file a secret, and the nonces seen (`nonces.py`).  Files are 0600, folders 0700.  What a method wrote is
 durable, content and name, when it returns.  Nothing here ever shows a secret in a repr, an error or a log.
 
-A seed that a rotation retired is not kept: whoever finds it later could sign as we did.  Only the file of another DID
+A seed that a rotation retired is not kept: who finds it later could sign in our name.  Only the file of another DID
 stays beside a new one, because with it that DID would be gone for good.
 """
 

@@ -70,7 +70,7 @@ class Views:
     aitl_rules: AitlRules = field(default_factory=dict)
     fold_rules: FoldRules = field(default_factory=dict)
     blocked: frozenset[str] = frozenset()
-    """DIDs whose records are refused, whoever brings them."""
+    """DIDs whose records are refused, whichever peer brings them."""
 
     def folded(self, entry: Entry, record: Mapping[str, Any] | None, at_ms: int) -> "Views":
         """Return the views after one line that became durable at `at_ms`; lines are folded in log order."""
@@ -196,7 +196,7 @@ def _arrivals(store: Log, thread: str) -> Iterator[Row]:
 
 
 def _sound(payload: bytes) -> dict[str, Any] | None:
-    """Return the record in a stored envelope, None where its id does not prove it."""
+    """Return the record in a stored envelope, None unless its id proves it."""
     try:
         value = json.loads(payload)
         record: dict[str, Any] = value["record"]

@@ -302,7 +302,7 @@ class Writer:
         return _line(key, kind, envelope, item.origin, ns, own)
 
     def _prepare_projection(self, item: Projected, overlay: _Overlay) -> _Prepared:
-        """Return the line of a projection, which is told apart by pair, level and id and is no record."""
+        """Return the line of a projection, which is identified by pair, level and id and is no record."""
         shown, level = item.projection, NAMES[item.projection.level]
         key = item.pair, level, shown.id
         if key in overlay.keys:

@@ -83,7 +83,9 @@ def test_the_folder_may_be_deleted_while_lines_are_added(tmp_path: Path) -> None
 
 def anew(log: Log) -> Index:
     salt = b"\x22"
-    return Index(log.folder, log.disk, "e" * 32, log.read, lambda size: salt * size, memory_rows=log.rows, anew=True)
+    return Index(
+        log.folder, log.disk, "e" * 32, log.read, lambda size: salt * size, memory_rows=log.rows, replaces=True
+    )
 
 
 def fill(log: Log, index: Index, *lost: int) -> None:
