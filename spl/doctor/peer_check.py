@@ -30,7 +30,7 @@ from ..net.client import Client, DialPolicy, Reply
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
-from ..sync.peer import AUTH_CODES, SyncError
+from ..sync.peer import AUTH_CODES, SyncError, cut_text
 from . import catalogue, conditions
 from .facts import Facts, Fault, ReverseReach
 from .gather import HEALING
@@ -347,7 +347,7 @@ def _object(body: bytes) -> Mapping[str, Any]:
 def _cut(value: Mapping[str, Any], name: str) -> str:
     """Return a text of the peer's, bounded and printable; "" for anything else."""
     text = value.get(name)
-    return "".join(char for char in text[:200] if char.isprintable()) if isinstance(text, str) else ""
+    return cut_text(text) if isinstance(text, str) else ""
 
 
 def _digest(data: bytes) -> str:

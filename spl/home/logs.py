@@ -41,7 +41,7 @@ _SECRET: Final = re.compile(r"(spl_[A-Za-z0-9]+_sa_[0-9a-f]+_)[A-Za-z0-9_-]+")
 
 
 class CountedLog:
-    """A log that takes one line of a kind, by event, pair and code, in a minute, and counts the others in the next one.
+    """A log that takes one line of a kind in a minute, by event, pair ("": none) and code, and counts the others.
 
     A peer can repeat what it is refused for as fast as it likes; a line each would drive everything else out of the
     files within a minute.
@@ -64,7 +64,7 @@ class CountedLog:
         if repeated is not None:
             fields |= {"code": code} if code else {}
             fields |= {"repeated": repeated} if repeated else {}
-            self._log.log(level, **event(name, pair=pair, **fields))
+            self._log.log(level, **event(name, **({"pair": pair} if pair else {}), **fields))
 
 
 class Formatter(logging.Formatter):

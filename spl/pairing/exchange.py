@@ -19,7 +19,7 @@ from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
 from ..net.address import ReachError, parse_url
 from ..net.client import DialPolicy
-from ..sync.peer import CHAINS, PeerClient, bare, printable, signed_part
+from ..sync.peer import CHAINS, PeerClient, bare, cut_text, signed_part
 from .machine import Pairs
 
 MANIFEST_PATH: Final = "/.well-known/syncropel"
@@ -144,4 +144,4 @@ def _code_in(body: bytes) -> str:
     except canon.CanonError:
         return ""
     code = value.get("code") if isinstance(value, Mapping) else None
-    return printable(cli_code(code), 40) if isinstance(code, str) else ""
+    return cut_text(cli_code(code), 40) if isinstance(code, str) else ""

@@ -67,9 +67,7 @@ class Grants:
 
         Raises PairError "pair-unknown", "pair-revoked", "pair-state-conflict".
         """
-        pair = self.pairs.get(pair_id)
-        if pair is None:
-            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
+        pair = self.pairs.known(pair_id)
         if pair.phase is Phase.REVOKED:
             raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason})")
         if type(pair.state) not in ESTABLISHED:

@@ -33,6 +33,7 @@ from ..core.pair.state import (
     Phase,
     Proposal,
     TokenRef,
+    known,
 )
 from ..core.pair.steps import Effect, PairEvent
 from ..home.home import Home, default_label
@@ -111,10 +112,7 @@ class Pairs:
 
     def known(self, pair_id: str) -> Pair:
         """Return the pair of this id; raise PairError "pair-unknown"."""
-        pair = self.get(pair_id)
-        if pair is None:
-            raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
-        return pair
+        return known(self.writer.views.pairs, pair_id)
 
     def of_peer(self, did: str) -> list[Pair]:
         """Return the pairs with this peer that have not ended, oldest first."""

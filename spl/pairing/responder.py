@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core.errors import SplError, http_code
-from ..core.event import event
 from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest
 from ..core.identity.pins import FORK
@@ -34,6 +33,7 @@ from ..core.pair.state import SUPERSEDED, Asked, Proposal, Requested, Revoked, W
 from ..core.pair.steps import Ask, Effect, End
 from ..core.record import namespace
 from ..home.config import Settings
+from ..home.logs import CountedLog
 from ..home.policy import Policy
 from ..net.address import source_of
 from .budgets import LEVELS_MAX, MessageBudgets
@@ -79,6 +79,7 @@ class Responder:
     def __init__(self, pairs: Pairs, renewal: Renewal, settings: Settings, policy: Policy) -> None:
         self.pairs, self.limits = pairs, pairs.limits
         self._renewal, self._settings, self._policy = renewal, settings, policy
+        self._lines = CountedLog(log)
         self._budgets = MessageBudgets(pairs.limits, pairs.steady_ms)
         links = min(STRANGER_LINKS, pairs.limits.chain_links)
         self._stranger_limits = replace(pairs.limits, chain_links=links)
@@ -234,7 +235,7 @@ class Responder:
 
     def refusal(self, fields: Mapping[str, Any], error: SplError) -> Answer:
         """Return the error form with our signed statement inside, which is final for the asker."""
-        log.warning(**event("pair.refused", peer=fields["signer"], code=error.code))
+        self._lines.warning("pair.refused", "", error.code, peer=fields["signer"])
         state = SUPERSEDED if error.code == "pair-exists" else "refused"
         facts: dict[str, Any] = {**error.facts, "code": http_code(error.code)}
         _, signed = self._answer(fields, error.status, state, **facts)

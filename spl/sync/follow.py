@@ -29,7 +29,7 @@ from ..net.client import EventStream
 from ..net.sse import Event
 from .changes import Feed
 from .ingest import Judged
-from .peer import CHANGES, STATE_CODES, SyncError, printable
+from .peer import CHANGES, STATE_CODES, SyncError, cut_text
 from .pull import Progress, Puller
 from .supervise import run_together
 
@@ -328,6 +328,6 @@ def _end_of(event: Event) -> SyncError:
     view = value.get("peer_view")
     known = page.read_view(view) if isinstance(view, dict) else None
     if known is None and code in STATE_CODES:
-        known = {"state": printable(word, 40)}
-    shown = printable(value.get("message", ""))
-    return SyncError(code, f"the peer ended the stream: {shown or printable(word, 40)}", view=known)
+        known = {"state": cut_text(word, 40)}
+    shown = cut_text(value.get("message", ""))
+    return SyncError(code, f"the peer ended the stream: {shown or cut_text(word, 40)}", view=known)

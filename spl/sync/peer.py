@@ -175,7 +175,7 @@ class PeerClient:
         return True
 
 
-def printable(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:
+def cut_text(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:
     """Return a peer's text cut to so many characters, printable ones only, so that a log or terminal may show it."""
     return "".join(char for char in str(text)[:chars_max] if char.isprintable())
 
@@ -231,9 +231,9 @@ def _refusal(reply: Reply) -> SyncError:
     """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
     fields = _fields(reply.body)
     code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
-    shown = printable(fields.get("message", ""))
+    shown = cut_text(fields.get("message", ""))
     if code not in _TAKEN_OVER:
-        shown = f"{reply.status} {printable(code, 40)} {shown}".strip()
+        shown = f"{reply.status} {cut_text(code, 40)} {shown}".strip()
         named = {401: "auth-invalid", 403: "auth-invalid", 429: "rate-limited"}
         code = named.get(reply.status, "peer-5xx" if reply.status >= 500 else "peer-4xx")
     view = fields.get("peer_view")

@@ -36,7 +36,7 @@ from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from ..home.writes import Commit
 from .changes import Feed, Query
 from .ingest import Ingest, Taken
-from .peer import RECORDS, RESET_CODES, SyncError, printable
+from .peer import RECORDS, RESET_CODES, SyncError, cut_text
 from .reach import LastError
 from .supervise import Supervisor, wait
 
@@ -458,7 +458,7 @@ def _read(body: bytes, wanted_max: int) -> PushAnswer:
         raise PushError("answer-malformed", "results is a list of objects")
     if not isinstance(wanted, list) or len(wanted) > wanted_max or type(records) is not int:
         raise PushError("answer-malformed", f"records is a number, wanted a list of at most {wanted_max}")
-    codes = frozenset(printable(result["code"], CODE_CHARS_MAX) for result in results if result.get("code"))
+    codes = frozenset(cut_text(result["code"], CODE_CHARS_MAX) for result in results if result.get("code"))
     view = page.read_view(value["peer_view"])
     return PushAnswer(_cursor(value.get("cursor")), records, tuple(filter(is_id, wanted)), codes, view)
 
