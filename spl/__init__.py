@@ -39,6 +39,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     sync/  replication, both sides
         scope lanes source                who may see what; where a reading stands; what pages and streams share
         changes stream pages notify       the feed; one stream; a page as it is sent; waking readers
+        rollback                          peers that lost the end of their log
         peer reach                        the one way to speak to a peer; what this process learns of each
         schedule pull follow ingest       when to read; pages; a stream; the one door for what peers send
         push reconcile holdings           for a peer that cannot dial us; proof of equality; the sets compared

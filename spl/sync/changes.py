@@ -203,6 +203,7 @@ class Feed:
         if not isinstance(text, str):
             raise FeedError("bad-field", "cursor is a text")
         view, cursor = self.source.open(pair_id, Query(since=text))
+        self.source.rollbacks.allows(pair_id, cursor, text)  # the peer holds what a whole reading gave it
         lanes, scope = cursor.by_key() if cursor is not None else {}, view.scope
         found = {ns: lanes[key] for ns in scope.shares if (key := scope.key(ns)) in lanes}
         if found or not scope.shares:
@@ -231,7 +232,7 @@ class Feed:
 
     def restart(self, pair_id: str) -> None:
         """Make the peer read from the start, its own records too: its log was rolled back, ours may hold the rest."""
-        self.source.doubted.add(pair_id)
+        self.source.rollbacks.begin(pair_id)
         stream = self._streams.get(pair_id)
         if stream is not None:
             stream.replace()
@@ -243,11 +244,11 @@ class Feed:
 
     def doubts(self, pair_id: str) -> bool:
         """Return whether the peer's log was rolled back, so that it must be given everything again."""
-        return pair_id in self.source.doubted
+        return pair_id in self.source.rollbacks
 
     def believe(self, pair_id: str) -> None:
         """Record that the peer holds the beginning of such a reading, and its cursor."""
-        self.source.doubted.discard(pair_id)
+        self.source.rollbacks.end(pair_id)
 
     def peer_view(self, pair_id: str) -> dict[str, object]:
         """Return how we see the pair, for the peer (`Source.peer_view`); have a thread complete the count if needed."""
@@ -310,11 +311,13 @@ class Feed:
         source = self.source
         view, cursor = source.open(pair_id, query)
         if not query.pushed:
-            source.check_rollback(pair_id, cursor, query.resync)
+            source.check_rollback(pair_id, cursor, query.since)
         scans = source.scans(view, query, cursor)
         limit = query.limit or self.limits.page_records_default
         rows, has_more = yield from collect(view, scans, limit, self.limits.page_bytes)
         next_, _ = source.next_cursor(pair_id, query.since, cursor, scans, view.whole and has_more)
+        if view.whole and not has_more and not query.pushed:
+            source.rollbacks.note_end(pair_id, next_)
         if not source.count(pair_id):
             self._count_soon(pair_id)
         seen = {**source.peer_view(pair_id, query), "clock": clock_of(scans)}
@@ -372,8 +375,7 @@ class Feed:
         if before is not None:
             before.replace()
         self._streams[stream.pair_id] = stream
-        if stream.pair_id in self.source.doubted:
-            stream.replace()  # it was opened just before its peer's log was found to be rolled back
+        stream.check_rollback()
         events = stream.events()
         try:
             async for piece in events:

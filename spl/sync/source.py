@@ -41,6 +41,7 @@ from ..home.writer import WriteError, Writer
 from .lanes import LaneScan, lanes_through, next_lanes
 from .notify import RecentCommits
 from .reach import Reaches
+from .rollback import Rollbacks
 from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
 
 log = logging.getLogger("spl.federation")
@@ -90,8 +91,7 @@ class Source:
         self.reaches = reaches
         self.acked: dict[str, tuple[int, int]] = {}
         """Pair -> (records confirmed, when in Unix ms)."""
-        self.doubted: set[str] = set()
-        """Pairs whose peer must begin again; see `check_rollback`."""
+        self.rollbacks = Rollbacks(vault)
         self._random_bytes = random_bytes
         self._recent = recent
         self._empty: dict[str, EmptyRanges] = {}
@@ -149,24 +149,17 @@ class Source:
         """
         view = self.view(pair_id, query)
         if not query.since:
-            return replace(view, whole=query.resync), None
+            plain = not (query.thread or query.namespace or query.reads)
+            lost = plain and (pair_id in self.rollbacks or self._was_paired(pair_id))
+            return replace(view, whole=query.resync or lost), None
         cursor = self._unsealed(pair_id, query.since)
         if cursor.epoch != self.writer.store.epoch or not self._is_ours(cursor):
             raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
         return replace(view, whole=cursor.whole), cursor
 
-    def check_rollback(self, pair_id: str, cursor: Cursor | None, resync: bool) -> None:
-        """Refuse a cursor issued before the peer's log was rolled back; a `resync` from the start ends that.
-
-        Such a peer still holds our older cursor and would never see again what it lost.  The code is "cursor-invalid",
-        since "cursor-reset" would in turn make us read its log from the start.
-        """
-        if pair_id not in self.doubted:
-            return
-        if cursor is None:
-            if resync:
-                self.doubted.discard(pair_id)
-        elif not cursor.whole:
+    def check_rollback(self, pair_id: str, cursor: Cursor | None, text: str) -> None:
+        """Refuse a cursor, sealed as `text`, issued before the peer's log was rolled back, as "cursor-invalid"."""
+        if not self.rollbacks.allows(pair_id, cursor, text):
             raise FeedError(
                 "cursor-invalid", "begin again: your log was rolled back", peer_view=self.peer_view(pair_id)
             )
@@ -243,6 +236,17 @@ class Source:
             **({"consent": weight} if weight else {}),
             **({"reach": reach} if reach else {}),
         }
+
+    def _was_paired(self, pair_id: str) -> bool:
+        """Return whether another pair with this peer came before, so that we may hold what it lost.
+
+        A peer that has such a pair and reads from the start restored an older home, or made one again from its key.
+        """
+        pairs = self.writer.views.pairs
+        pair = pairs.get(pair_id)
+        return pair is not None and any(
+            other.peer_did == pair.peer_did for other in pairs.values() if other.pair_id != pair_id
+        )
 
     def _unsealed(self, pair_id: str, text: str) -> Cursor:
         key, pair = self.vault.cursor_key(), self.writer.views.pairs.get(pair_id)

@@ -62,12 +62,13 @@ class Stream:
         Raises as `Source.open` and `Source.check_rollback` do.
         """
         view, cursor = source.open(pair_id, query)
-        source.check_rollback(pair_id, cursor, query.resync)
+        source.check_rollback(pair_id, cursor, query.since)
         self.source, self.recent, self.notifier, self.pool = source, recent, notifier, pool
         self.pair_id = pair_id
         self._scope, self._whole = view.scope, view.whole
         self._text, self._cursor = query.since, cursor
         self._scans = source.scans(view, query, cursor)
+        self._opened_at = cursor, query.since
         self._is_valid = is_valid
         self._chain = source.pair(pair_id).chain
         self._views: tuple[object, ...] = ()
@@ -88,6 +89,11 @@ class Stream:
         """End this stream, because the peer opened another one or must begin again."""
         self._replaced = True
         self._news.set()
+
+    def check_rollback(self) -> None:
+        """End this stream if its peer's log was found to be rolled back while it was opened."""
+        if not self.source.rollbacks.allows(self.pair_id, *self._opened_at):
+            self.replace()
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Yield pieces of the stream, each of whole events, until it ends."""
@@ -234,11 +240,14 @@ class Stream:
         scans = [scan.restarted() for scan in self._scans]
         rows, more = yield from collect(view, scans, PIECE_RECORDS, 2 * PIECE_BYTES)
         self._scans = scans
+        ends_whole = self._whole and not more
         if not more:
             # A whole reading continues as an ordinary one.
             self._whole, self._behind = False, False
             self._scanned_to = last_seq
         self._text, self._cursor = source.next_cursor(self.pair_id, self._text, self._cursor, scans, self._whole)
+        if ends_whole:
+            source.rollbacks.note_end(self.pair_id, self._text)
         found = [(raw, row.ns) for row, raw in source.outgoing.envelopes(self.pair_id, scope, rows)]
         return _records(found, self._text, clock_of(scans)) if found else b""
 

@@ -1,0 +1,64 @@
+"""Pairs whose peer lost the end of its log, because its home was restored from an old copy.
+
+Such a peer still holds an older cursor of ours and would never see again what it lost, its own records among it, since
+a reading leaves those out.  We notice when its log refuses our cursor.  From then on the pair is in doubt: the peer's
+ordinary cursors are refused as "cursor-invalid", until it has read everything from the start, its own records too, and
+comes back with the cursor that ended that reading.  "cursor-reset" would in turn make us read its log from the start.
+
+The doubt ends with that cursor and not with the request for the reading: an answer may be lost, and either side may die
+in between.  It is written down, since after a restart of ours nothing else would tell.  A peer that comes back with any
+other cursor reads everything once more, which costs time and loses nothing.
+"""
+
+from typing import Final
+
+from ..core.record.cursor import Cursor
+from ..home.vault import Vault
+
+_NAME: Final = "rollback."
+
+
+class Rollbacks:
+    """The pairs in doubt, each with the cursor that ended its latest whole reading, "" before there is one."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._ends: dict[str, str | None] = {}
+        """What the vault holds, as far as it was asked for; None for a pair that is not in doubt."""
+
+    def __contains__(self, pair_id: str) -> bool:
+        return self._end(pair_id) is not None
+
+    def begin(self, pair_id: str) -> None:
+        """Record that the peer's log was rolled back."""
+        self._put(pair_id, "")
+
+    def note_end(self, pair_id: str, text: str) -> None:
+        """Record the sealed cursor that ends a whole reading of a pair in doubt."""
+        if pair_id in self:
+            self._put(pair_id, text)
+
+    def end(self, pair_id: str) -> None:
+        """Record that the peer holds everything that it was given."""
+        if pair_id in self:
+            self._vault.delete(_NAME + pair_id)
+            self._ends[pair_id] = None
+
+    def allows(self, pair_id: str, cursor: Cursor | None, text: str) -> bool:
+        """Return whether a reading may go on from this cursor, sealed as `text`; the awaited one ends the doubt."""
+        end = self._end(pair_id)
+        if end is None or cursor is None or cursor.whole:
+            return True
+        if text != end:
+            return False
+        self.end(pair_id)
+        return True
+
+    def _end(self, pair_id: str) -> str | None:
+        if pair_id not in self._ends:
+            self._ends[pair_id] = self._vault.get(_NAME + pair_id)
+        return self._ends[pair_id]
+
+    def _put(self, pair_id: str, text: str) -> None:
+        self._vault.put(_NAME + pair_id, text)
+        self._ends[pair_id] = text
