@@ -206,7 +206,7 @@ class Auth:
             raise AuthError("auth-invalid", message, reason="proof-missing")
         nonce, issued_at_ms = bearer.check_proof(
             header,
-            pair.chain.present,
+            self._writer.views.pins.newest(pair.chain).present,
             method=request.method,
             target=request.target,
             audience=identity.did,

@@ -107,7 +107,8 @@ class Exchange:
         )  # fmt: skip
         answer = signed_part(reply.status, reply.body, request.purpose)
         try:
-            return handshake.read_answer(answer, request.fields, pair.chain.present), answer
+            known = self.pairs.writer.views.pins.newest(pair.chain).present
+            return handshake.read_answer(answer, request.fields, known), answer
         except MessageError as exc:
             if exc.code != "message-signature":
                 raise

@@ -214,6 +214,8 @@ class Responder:
         peer = self._introduced(fields, pair)
         if peer.chain.present != key:
             raise HandshakeError("message-signature", "the message is signed by a key that is not the peer's")
+        if self.pairs.writer.views.pins.newest(peer.chain) is not peer.chain:
+            raise HandshakeError("message-signature", "the message is signed by a key that the peer has rotated")
         if peer is not pair.peer and not pair.ended and not isinstance(pair.state, Asked):
             pair = self.pairs.adopt_manifest(pair, peer)
         return Heard(pair, fields, value)

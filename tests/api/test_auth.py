@@ -13,6 +13,7 @@ from spl.core.errors import SplError
 from spl.core.identity import bearer
 from spl.core.identity.bearer import Token
 from spl.core.identity.did import Chain, did_of, rotate
+from spl.core.identity.pins import Pins
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.home.config import Config, Settings
@@ -56,7 +57,7 @@ class World:
         limits = config.pop("limits", Limits())
         self.now_ms = NOW_MS
         self.pair = SimpleNamespace(peer_did=PEER_DID, live=True, chain=CHAIN, namespaces=("default", "org"))
-        self.views = SimpleNamespace(pairs={PAIR_ID: self.pair}, tokens_by_hash={})
+        self.views = SimpleNamespace(pairs={PAIR_ID: self.pair}, tokens_by_hash={}, pins=Pins())
         self.vault = SimpleNamespace(identity=SimpleNamespace(did=OWN_DID))
         self.set_tokens(TOKENS)
         self.auth = Auth(

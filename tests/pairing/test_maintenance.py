@@ -354,6 +354,39 @@ def test_a_fork_that_a_relay_shows_degrades_the_pair_until_the_operator_names_th
     asyncio.run(run())
 
 
+def test_a_key_that_a_relay_showed_as_rotated_speaks_for_the_peer_no_more(tmp_path: Path) -> None:
+    """Before the peer itself is heard again: the thief of the old key can neither sync nor change the pair."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            own = b.home.vault.identity
+            after = rotate(own.chain, own.key, SecretKey(b"n" * 32).public, "compromised", 1)
+            a.home.writer.submit([Own(THREAD_PAIRS, KIND_CHAIN, pin_body(after, via="pair_0000000c"))]).result(5)
+            assert a.home.views.pins.chain(b.did) == after
+            assert await b.call(a) == 401
+            with pytest.raises(SplError):
+                await b.pairing.refresh(pair_id)
+
+    asyncio.run(run())
+
+
+def test_a_request_pins_nothing_before_it_is_approved(tmp_path: Path) -> None:
+    """Else whoever asks first, with an old key of another instance, would be its first word here."""
+
+    async def run() -> None:
+        async with two(tmp_path, "manual") as (_, a, b):
+            await a.pair(b, wait_ms=0)
+            await a.until(lambda: a.alive and isinstance(a.alive[0].state, Waiting))
+            assert b.home.views.pins.chain(a.did) is None
+            assert a.home.views.pins.chain(b.did) is not None, "our operator named the peer"
+            await b.pairing.decide_request(a.alive[0].pair_id, "approve")
+            assert b.home.views.pins.chain(a.did) == a.home.vault.identity.chain
+
+    asyncio.run(run())
+
+
 def test_the_first_rounds_after_a_start_are_spread(tmp_path: Path) -> None:
     async def run() -> None:
         world = World(tmp_path, LONG)

@@ -23,6 +23,7 @@ from ..limits import Limits
 from .did import Chain, DidError, chain_from_json, grown
 
 FORK: Final = "chain-fork"
+STALE: Final = "manifest-stale"
 KIND_CHAIN: Final = "syncropel.federation.chain_pin.v1"
 
 
@@ -60,6 +61,11 @@ class Pins:
         except DidError as exc:
             return exc.code
         return ""
+
+    def newest(self, chain: Chain) -> Chain:
+        """Return the pinned chain if it extends this one, else this one: whose present key speaks for the DID."""
+        pinned = self.chain(chain.did)
+        return pinned if pinned is not None and self.code_of(chain) == STALE else chain
 
     def has_room(self, via: str, limits: Limits) -> bool:
         """Return whether this pair may teach one more signer: it has fewer places than there are left."""

@@ -72,6 +72,15 @@ def test_a_shorter_chain_changes_nothing_and_a_fork_marks_the_did() -> None:
     assert not Pins().is_forked(CAROL.did)
 
 
+def test_the_newest_chain_speaks_for_a_did() -> None:
+    held = Pins().seen(NEXT)
+    assert held.newest(COMPROMISED) is NEXT
+    assert held.newest(CAROL) is NEXT
+    assert held.newest(NEXT) is NEXT
+    for chain in (FORKED, a_chain(7)):
+        assert held.newest(chain) is chain, "of a fork or a stranger the table says nothing"
+
+
 def test_compromised_beats_retired_whichever_was_said_first() -> None:
     one, other = Pins().seen(RETIRED).seen(COMPROMISED), Pins().seen(COMPROMISED).seen(RETIRED)
     assert one.chain(CAROL.did) == other.chain(CAROL.did) == COMPROMISED
