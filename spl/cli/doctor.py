@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from .client import CtlError, quote
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell
-from .out import DIM, GREEN, RED, YELLOW, Out, short_did
+from .out import DIM, GREEN, RED, YELLOW, Out, count, short_did
 
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
 """No daemon answers, or one holds the home and does not reply: the report is then made from the home itself."""
@@ -72,10 +72,10 @@ def _summary(problems: int, explained: int) -> str:
     """Return "1 problem, 2 checks explained by it"."""
     if not problems:
         return "no problems"
-    text = "1 problem" if problems == 1 else f"{problems} problems"
+    text = count(problems, "problem")
     if explained:
         by = "it" if problems == 1 else "them"
-        text += f", {'1 check' if explained == 1 else f'{explained} checks'} explained by {by}"
+        text += f", {count(explained, 'check')} explained by {by}"
     return text
 
 

@@ -354,6 +354,11 @@ def column(label: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield ("" if i else label), line
 
 
+def count(number: int, noun: str) -> str:
+    """Return "1 record" or "1,240 records"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def size(count_bytes: int) -> str:
     """Return a size in decimal units: 41.2 MB."""
     if count_bytes < 1000:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from ..core.when import ms_of, span, span_fine
 from . import grants
-from .out import Out, column, label_of, scopes_text
+from .out import Out, column, count, label_of, scopes_text
 from .pair import map_text
 
 Detail = Mapping[str, Any]
@@ -31,17 +31,7 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     yield "pair_id", str(pair["pair_id"])
     yield "peer", f"{pair['peer_did']}   {pair['url']}"
     yield "state", _state(pair, out)
-    yield "mode", _mode(pair, out)
-    if pair.get("reach") in REACH:
-        yield "reach", _reach(pair, out)
-    yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor")) + _as_of(pair, out)
-    if pair.get("outbound"):
-        yield "read by the peer", cursor_text(pair["outbound"])
-    if pair.get("last_confirmed_at"):
-        yield "last confirmed", _confirmed(pair, out)
-    if pair.get("peer_view"):
-        read = f"; it last read from us {out.ago(pair['last_read_at'])}" if pair.get("last_read_at") else ""
-        yield "peer view", _peer_view(pair["peer_view"], out) + read
+    yield from _syncing(pair, out)
     if pair.get("manifest"):
         yield "manifest", _manifest(pair["manifest"], out)
     if pair.get("peer_words"):
@@ -58,8 +48,7 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     yield from column("tokens", [_token(token, out) for token in pair.get("tokens") or []])
     yield from column("grants", [grants.line(item, label_of(pair["peer_did"])) for item in pair.get("grants") or []])
     if pair.get("refused_records"):
-        count = pair["refused_records"]
-        yield "refused", f"{count:,} record{'s' * (count != 1)}"
+        yield "refused", count(pair["refused_records"], "record")
     if pair.get("last_error"):
         yield "last error", _error(pair["last_error"], out)
     if any(lag is not None for lag in pair.get("lags") or []):
@@ -67,6 +56,23 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     yield from column("transitions", [_transition(item) for item in pair.get("transitions") or []])
     if pair.get("fix"):
         yield "fix", str(pair["fix"])
+
+
+def _syncing(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
+    """Yield the lines about the sync of a pair; of a revoked one, which has none, only its last positions."""
+    live = pair["state"] != "revoked"
+    if live:
+        yield "mode", _mode(pair, out)
+    if live and pair.get("reach") in REACH:
+        yield "reach", _reach(pair, out)
+    yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor")) + _as_of(pair, out)
+    if pair.get("outbound"):
+        yield "read by the peer", cursor_text(pair["outbound"])
+    if live and pair.get("last_confirmed_at"):
+        yield "last confirmed", _confirmed(pair, out)
+    if live and pair.get("peer_view"):
+        read = f"; it last read from us {out.ago(pair['last_read_at'])}" if pair.get("last_read_at") else ""
+        yield "peer view", _peer_view(pair["peer_view"], out) + read
 
 
 def cursor_text(cursor: Mapping[str, Any] | None) -> str:

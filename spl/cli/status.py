@@ -7,7 +7,7 @@ from typing import Any, Final
 from ..core.when import ms_of, span, span_fine
 from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Shell, arg
-from .out import Out, size
+from .out import Out, count, size
 from .pair_page import FRESH_MS
 
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")
@@ -30,7 +30,7 @@ def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
     identity, store, pairs = status["identity"], status["store"], status["pairs"]
     name, did = (identity["label"], identity["did"]) if identity else ("-", "no identity (spl identity generate)")
     yield f"{name:<8}{did}   spl {status['version']}, up {span_fine(status['uptime_s'] * 1000)}, {status['url']}"
-    parts = [f"{store['records']:,} records, {size(store['bytes'])}"]
+    parts = [f"{count(store['records'], 'record')}, {size(store['bytes'])}"]
     if store.get("fsync_ms") is not None:
         parts.append(f"last fsync {store['fsync_ms']:.0f} ms")
     if store.get("free_bytes") is not None:
@@ -53,7 +53,7 @@ def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
     if lag.get("p50_ms") is not None:
         parts.append(f"p50 {lag['p50_ms']:,.0f} ms, p99 {lag['p99_ms']:,.0f} ms (last 5 min)")
     if lag.get("worst_pair_id") and lag.get("lag_records"):
-        parts.append(f"worst {lag['worst_pair_id']}, {lag['lag_records']:,} records")
+        parts.append(f"worst {lag['worst_pair_id']}, {count(lag['lag_records'], 'record')}")
     confirmed_at = lag.get("oldest_confirmed_at")
     if confirmed_at and abs(out.now_ms() - ms_of(confirmed_at)) > FRESH_MS:
         parts.append(f"oldest confirmation {lag['oldest_pair_id']}, {out.ago(confirmed_at)}")

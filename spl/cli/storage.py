@@ -8,7 +8,7 @@ from typing import Any, Final
 from ..core.errors import cli_code
 from .client import JSON, LONG_S, CtlError, refusal
 from .command import FOUND_PROBLEMS, Command, Group, Shell, arg
-from .out import Out, label_of, size
+from .out import Out, count, label_of, size
 
 _WHAT: Final = {
     "line": "the running hash does not hold",
@@ -77,14 +77,14 @@ def _print_check(data: Mapping[str, Any], shell: Shell) -> None:
     )
     if data["cut_bytes"]:
         out.warn(f"! {data['cut_bytes']} bytes of a torn tail were cut; they were never acknowledged")
-    mark = f"{data['records']:,} records in {data['lines']:,} lines, {data['segments']} segments"
+    mark = f"{count(data['records'], 'record')} in {count(data['lines'], 'line')}, {count(data['segments'], 'segment')}"
     if not data["damaged"]:
         out.line(f"✓ {mark}: every hash and id holds")
     elif _is_whole(data):
-        out.line(f"✓ {mark}: {data['damaged']:,} places are damaged, and nothing is missing any more")
+        out.line(f"✓ {mark}: {count(data['damaged'], 'damaged place')}, and nothing is missing any more")
         out.note("the damaged bytes stay on the disk and are skipped")
     else:
-        out.warn(f"! {data['damaged']:,} places are damaged; everything else is served")
+        out.warn(f"! {count(data['damaged'], 'damaged place')}; everything else is served")
         if data["lost_lines"] > data["held_lines"] and data["repaired"] is None:
             out.hint("to fetch lost records from the pairs: spl store check --repair")
 
@@ -95,12 +95,12 @@ def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
         if error := item.get("error"):
             out.line(f"{peer}: nothing fetched: {error['message']} [{cli_code(error['code'])}]; fix: {error['hint']}")
         else:
-            out.line(f"{peer}: {item['fetched']:,} records fetched")
+            out.line(f"{peer}: {count(item['fetched'], 'record')} fetched")
     lost, still_lost = repaired["lost"], repaired["still_lost"]
     if not lost:
         out.line("nothing is lost, so nothing was fetched")
     elif not still_lost:
-        out.line(f"✓ all {lost:,} lost lines are recovered")
+        out.line(f"✓ {count(lost, 'lost line')} recovered, nothing is missing any more")
     else:
         out.warn(f"! {still_lost:,} of {lost:,} lost lines could not be recovered")
         if not repaired["pairs"]:
@@ -121,7 +121,7 @@ def _stats(args: Namespace, shell: Shell) -> int:
         out.card([
             ("records", f"{found['records_count']:,}"), ("lines", f"{found['lines_count']:,}"),
             ("projections", f"{found['projections_count']:,}"),
-            ("log", f"{size(found['log_bytes'])} in {found['segments_count']} segments"),
+            ("log", f"{size(found['log_bytes'])} in {count(found['segments_count'], 'segment')}"),
             ("free", size(found["free_bytes"])),
             ("sync", f"p50 {found['sync_p50_ms']:.1f} ms, p99 {found['sync_p99_ms']:.1f} ms"),
             ("state", found["readonly"] or found["full"] or "accepts writes"),

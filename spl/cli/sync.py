@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from .client import LONG_S, elements, quote, refusal
 from .command import Command, Shell, UsageError, arg
+from .out import count
 
 
 def _sync(args: Namespace, shell: Shell) -> int:
@@ -21,8 +22,8 @@ def _sync(args: Namespace, shell: Shell) -> int:
     body = {"thread": thread} if thread else {}
     answer = shell.ctl.post(f"/v1/federation/pairs/{quote(pair)}/sync", body, LONG_S)
     if not shell.printed("spl.sync/1", answer):
-        pushed = f", {_records(answer['pushed'])} pushed" if answer.get("reach") == "we-push" else ""
-        shell.out.line(f"{answer.get('pair_id', pair)}  {_records(answer['records'])} fetched{pushed}")
+        pushed = f", {count(answer['pushed'], 'record')} pushed" if answer.get("reach") == "we-push" else ""
+        shell.out.line(f"{answer.get('pair_id', pair)}  {count(answer['records'], 'record')} fetched{pushed}")
     return 0
 
 
@@ -41,10 +42,6 @@ def _all(shell: Shell) -> int:
     for error in errors:
         shell.out.failure(error)
     return errors[0].exit_code if errors else 0
-
-
-def _records(count: int) -> str:
-    return "1 record" if count == 1 else f"{count} records"
 
 
 def _form(error: Any) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from ..core.errors import SplError
 from ..core.limits import MIB
 from .client import LONG_S, NDJSON, CtlError, quote
 from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
-from .out import column, size
+from .out import column, count, size
 
 RESTORE_PATH: Final = "/v1/threads/restore"
 PIECE_BYTES: Final = 4 * MIB
@@ -72,12 +72,12 @@ def _show(args: Namespace, shell: Shell) -> int:
         sums["vouched_by"][str(latest.get("vouched_by", "-"))] += 1
     if not latest:
         raise _unknown(args.thread)
-    count = sums["acts"].total()
+    total = sums["acts"].total()
     counted = {name: dict(sum) for name, sum in sums.items()}
-    data = {"thread": args.thread, "records": count, **counted, "latest": latest}
+    data = {"thread": args.thread, "records": total, **counted, "latest": latest}
     if not shell.printed("spl.thread/1", data):
         shell.out.card([
-            ("thread", args.thread), ("records", str(count)),
+            ("thread", args.thread), ("records", str(total)),
             *chain.from_iterable(column(name.replace("_", " "), _counts(sum)) for name, sum in sums.items()),
             ("latest", str(latest["id"])), ("", f"{latest['act']} {_preview(latest['body'], shell)}".rstrip()),
         ])  # fmt: skip
@@ -127,7 +127,7 @@ def _walk(shell: Shell, thread: str, since: int, limit: int | None) -> Iterator[
 
 
 def _counts(sum: Counter[str]) -> list[str]:
-    lines = [f"{name}  {count}" for name, count in sum.most_common(_TOP)]
+    lines = [f"{name}  {number}" for name, number in sum.most_common(_TOP)]
     return [*lines, f"and {len(sum) - _TOP} more"] if len(sum) > _TOP else lines
 
 
@@ -152,11 +152,11 @@ def _unknown(thread: str) -> SplError:
 def _snapshot(args: Namespace, shell: Shell) -> int:
     if bool(args.thread) == args.all:
         raise UsageError("usage", "name a thread, or give --all", hint="spl thread snapshot --help")
-    count = 0
+    lines = 0
     for piece in shell.ctl.stream(snapshot_path(args.thread or "")):
-        count += piece.count(b"\n")
+        lines += piece.count(b"\n")
         shell.out.raw(piece)
-    if count < 2:
+    if lines < 2:
         shell.out.note(f"no records: {args.thread or 'the store'} is empty, unknown or not readable with this token")
     return 0
 
@@ -176,7 +176,7 @@ def _restore(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.restore/1", plan):
         shell.out.card(_plan_facts(plan))
     if refused:
-        shell.out.warn(f"! {refused} lines are refused, so nothing of this file would be restored")
+        shell.out.warn(f"! {count(refused, 'line')} refused, so nothing of this file would be restored")
     return FOUND_PROBLEMS if refused else 0
 
 
@@ -219,7 +219,7 @@ def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("thread", str(plan["thread"] or "all threads")), ("from", str(plan["instance"] or "-")),
         ("records", str(plan["records"])), ("new", f"{plan['new']} {verb}"),
         ("known", f"{plan['known']} skipped"), ("refused", str(plan["refused"])),
-        *((f"  {code}", str(count)) for code, count in codes.most_common()), *(("", line) for line in lines),
+        *((f"  {code}", str(number)) for code, number in codes.most_common()), *(("", line) for line in lines),
     ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from .client import LONG_S, quote
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg
-from .out import Out, label_of
+from .out import Out, count, label_of
 from .pair import PAIRS
 
 SHOWN_IDS: Final = 20
@@ -28,7 +28,7 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
     out.table(titles, [[row["namespace"], *(f"{row[name]:,}" for name in fields)] for row in rows])
     if report["repaired"]:
         fetched, pushed = report["repaired"]["fetched_records"], report["repaired"]["pushed_records"]
-        out.line(f"repaired: {fetched:,} records fetched, {pushed:,} sent to {peer}")
+        out.line(f"repaired: {count(fetched, 'record')} fetched, {pushed:,} sent to {peer}")
     _ids(report["missing_here"], f"missing here, offered by {peer}", out)
     _ids(report["missing_there"], f"missing at {peer}, offered here", out)
     if report["nameless_here"]:
@@ -40,10 +40,10 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
             f"{report['pair_id']}  the sides DIFFER" + ("" if report["complete"] else ", in more records than listed")
         )
     size = (report["sent_bytes"] + report["received_bytes"]) / 1024
-    asked = f"{report['questions']} question{'s' * (report['questions'] != 1)}"
+    asked = count(report["questions"], "question")
     out.note(f"{asked}, {size:.1f} KiB, {report['ms'] / 1000:.1f} s")
     if report["beyond_offer"]:
-        out.note(f"{report['beyond_offer']:,} records are held by one side alone and not offered by it")
+        out.note(f"{count(report['beyond_offer'], 'record')} held by one side alone and not offered by it")
     if not report["equal"] and not report["repaired"]:
         out.hint(f"records that are not synced yet count as missing; to fetch and send them: {_fix(report)}")
 

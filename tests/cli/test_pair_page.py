@@ -216,3 +216,12 @@ def test_a_rejection_shows_the_peers_reason(spl: Run, daemon: Daemon) -> None:
         if detail == "revoked":
             daemon.answers["GET", f"{PAIRS}/pair_0f"] = a_pair(state="revoked", state_detail=detail)
         assert f"state             {shown}\n" in spl("federation", "show", "pair_0f").out
+
+
+def test_a_revoked_pair_shows_nothing_that_still_runs(spl: Run, daemon: Daemon) -> None:
+    """A revoked pair neither polls nor is caught up, so the page has no line that says so."""
+    daemon.answers["GET", f"{PAIRS}/pair_0f"] = a_pair(**{**DETAIL, "state": "revoked", "state_detail": "revoked"})
+    page = spl("federation", "show", "pair_0f").out
+    assert "last_sync_cursor: clock=42" in page
+    for label in ("mode", "reach", "last confirmed", "peer view"):
+        assert not any(line.startswith(f"{label} ") for line in page.splitlines()), label

@@ -13,7 +13,7 @@ DAMAGE = {"step": "damage", "what": "line", "segment": 1, "offset": 117, "seq": 
 def test_check_through_the_daemon(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", "/v1/store/check"] = chunked({"step": "progress", "lines": 1, "of_lines": 5}, DONE)
     result = spl("store", "check")
-    assert (result.code, result.out) == (0, "✓ 4 records in 5 lines, 1 segments: every hash and id holds\n")
+    assert (result.code, result.out) == (0, "✓ 4 records in 5 lines, 1 segment: every hash and id holds\n")
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, {**DONE, "damaged": 1})
     result = spl("store", "check")
     assert result.code == 3
@@ -29,7 +29,7 @@ def test_check_and_stats_without_a_daemon(spl: Run, home: Path) -> None:
     init_home(home, "alice")
     result = spl("store", "check")
     assert (result.code, result.err) == (0, "")
-    assert result.out.startswith("✓ 1 records in 1 lines")
+    assert result.out.startswith("✓ 1 record in 1 line")
     assert spl("store", "stats", "-o", "json").data["records_count"] == 1
     assert "records           1\n" in spl("store", "stats").out
     lock = lock_home(home)
@@ -49,8 +49,8 @@ def test_repair_tells_what_came_from_whom(spl: Run, daemon: Daemon) -> None:
     result = spl("store", "check", "--repair")
     assert result.code == 0
     assert "pair_00000002  bob: nothing fetched: it is down [connect]; fix: is it running?\n" in result.out
-    assert "pair_00000001  bob: 1 records fetched\n" in result.out
-    assert "all 1 lost lines are recovered" in result.out
+    assert "pair_00000001  bob: 1 record fetched\n" in result.out
+    assert "1 lost line recovered, nothing is missing any more" in result.out
     data = spl("store", "check", "--repair", "-o", "json").data
     assert (data["repaired"]["still_lost"], len(data["repaired"]["pairs"])) == (0, 2)
 
@@ -76,7 +76,7 @@ def test_damage_that_lost_nothing_is_told_and_exits_0(spl: Run, daemon: Daemon) 
     daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, done)
     result = spl("store", "check")
     assert result.code == 0
-    assert "1 places are damaged, and nothing is missing any more" in result.out
+    assert "1 damaged place, and nothing is missing any more" in result.out
     assert "stay on the disk" in result.err
     header = {**DAMAGE, "what": "header", "lines": 0}
     daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, header, {**done, "damaged": 2})

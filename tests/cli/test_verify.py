@@ -49,7 +49,7 @@ def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
         "  and 3 more; -o json has them", "missing here: 2 projections, which have no id",
         "pair_1  the sides DIFFER",
     ]  # fmt: skip
-    assert "4 records are held by one side alone" in found.err
+    assert "4 records held by one side alone" in found.err
     assert "spl federation verify pair_1 --repair" in found.err
 
 

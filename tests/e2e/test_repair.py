@@ -49,17 +49,17 @@ def test_a_damaged_record_comes_back_with_its_id(
     assert {record["id"] for record in hurt.records(THREAD)} == set(ids) - {ids[17]}
     hurt.emit("th_goes_on")
     done = hurt.run("store", "check", code=3)
-    assert "1 places are damaged; everything else is served" in done.err
+    assert "1 damaged place; everything else is served" in done.err
     assert done.out.splitlines()[1].split()[3:5] == ["1", "0"]
     done = hurt.run("store", "check", "--repair")
-    assert f"{pair_id}  {'bob' if loser == 'alice' else 'alice'}: 1 records fetched" in done.out
-    assert "✓ all 1 lost lines are recovered" in done.out
+    assert f"{pair_id}  {'bob' if loser == 'alice' else 'alice'}: 1 record fetched" in done.out
+    assert "✓ 1 lost line recovered, nothing is missing any more" in done.out
     sound.run("sync", pair_id)
     assert hurt.holding() == sound.holding()
     assert {thread: found for thread, found in hurt.holding().items() if thread in everything} == everything
     for _ in range(2):
         done = hurt.run("store", "check")
-        assert "1 places are damaged, and nothing is missing any more" in done.out
+        assert "1 damaged place, and nothing is missing any more" in done.out
         assert done.out.splitlines()[1].split()[3:5] == ["1", "1"]
         assert len(hurt.records(THREAD)) == 40
         assert [row["records"] for row in hurt.data("thread", "list") if row["thread"] == THREAD] == [40]
