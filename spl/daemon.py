@@ -114,6 +114,8 @@ def run(options: ServeOptions) -> int:
     config = read_config(options.home, disk, options.flags())
     check_open(config, insecure=options.insecure_localhost)
     logs.setup(options.home / "logs", config.log_format, config.log_level)
+    if options.insecure_localhost or not config.auth_required:
+        log.warning(**event("auth.off", msg="INSECURE: everybody on this machine has admin access"))
     home = open_home(options.home, config, disk=disk, progress=_progress)
     watchdog = _Watchdog(config.limits.shutdown_s + CUT_GRACE_S)
     try:
@@ -300,8 +302,6 @@ class _Daemon:
         log.info(**event("daemon.listening", **fields, msg=f"listening on {url}"))
         if identity is None:
             log.warning(**event("identity.missing", msg="no identity; fix: spl identity generate"))
-        if self.options.insecure_localhost or not self.config.auth_required:
-            log.warning(**event("auth.off", msg="INSECURE: everybody on this machine has admin access"))
 
 
 def _listeners(config: Config, tls: ServerTls | None) -> tuple[list[Listener], str]:

@@ -2,14 +2,16 @@
 
 import asyncio
 import heapq
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ..core import canon, fold, when
 from ..core.errors import SplError
 from ..core.fold import FoldRule
+from ..core.limits import KIB, MIB
 from ..core.record import record
 from ..home.index import NAMESPACES, THREADS, Row, by_actor, by_namespace, by_thread
 from ..home.log import Log
@@ -23,7 +25,19 @@ from .services import Services
 NDJSON: Final = "application/x-ndjson"
 LIMIT_DEFAULT: Final = 100
 SCAN_ROWS: Final = 500
-ANSWER_BYTES: Final = 8 * 1024 * 1024
+ANSWER_BYTES: Final = 8 * MIB
+PIECE_BYTES: Final = 64 * KIB
+WHOLE_BYTES: Final = 64 * KIB
+"""A list up to this is sent whole, with its length; a longer one in pieces of PIECE_BYTES, or of one record."""
+SCANS_PER_TURN: Final = 16
+"""Pieces without a wanted record that are read before the client may end the search."""
+GROUP_BYTES: Final = 256 * KIB
+UNDER_WAY_BYTES: Final = MIB
+"""Of one request: lines that are decoded together, and those that are decoded and not durable yet."""
+ESCAPED_SHARE: Final = 3
+"""A client that escapes every character outside ASCII sends three bytes for one, at most."""
+LIST_BEGIN: Final = b'{"object":"list","data":['
+LIST_END: Final = b"]}"
 
 _FIELDS_AT: Final = len('{"id":"","record":') + 64
 """Where the record's fields begin in the text of an envelope."""
@@ -33,35 +47,93 @@ async def emit(request: Request, principal: Principal, services: Services) -> Re
     """POST /v1/records: one JSON record, or one a line as NDJSON; answered once durable."""
     if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
         return await _emit_many(request, principal, services)
-    value = canon.decode(request.body, services.limits.nesting_levels + 1)
-    item = Emit(_own_namespace(value, principal), len(request.body))
+    item = Emit(_decoded(request.body, principal, services), len(request.body))
     outcomes = await _submit([[item]], services)[0]
     return Response(body=_emitted(outcomes[0]))
 
 
 async def _emit_many(request: Request, principal: Principal, services: Services) -> Response:
-    """Take many records at once: each line has its own result in the same order, and they share a sync."""
+    """Take many records at once: each line has its own result in the same order.
+
+    Lines are decoded in groups, and the next group waits until what is decoded and not durable yet leaves it room: the
+    objects of a page take up to twenty times the memory of its text.
+    """
     lines = [line for line in request.body.split(b"\n") if line.strip()]
     if len(lines) > services.limits.page_records:
         raise field_error("body", f"holds {len(lines)} lines, the limit is {services.limits.page_records}")
-    answers = [b""] * len(lines)
+    answers: list[bytes] = []
+    waiting: deque[_Group] = deque()
+    for group in _groups(lines):
+        while waiting and sum(each.size for each in waiting) + sum(map(len, group)) > UNDER_WAY_BYTES:
+            answers += await waiting.popleft().settled()
+        waiting.append(_begun(group, principal, services, first=not answers and not waiting))
+    while waiting:
+        answers += await waiting.popleft().settled()
+    return Response(body=b"".join(answer + b"\n" for answer in answers), content_type=NDJSON)
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Lines of one request that are on their way to the disk: the text of each refusal, or the future of the result."""
+
+    size: int
+    results: "list[bytes | asyncio.Future[list[Outcome]]]"
+
+    async def settled(self) -> list[bytes]:
+        """Return the result of each line, once all are durable or refused."""
+        futures = [result for result in self.results if not isinstance(result, bytes)]
+        if futures:
+            await asyncio.wait(futures)
+        return [result if isinstance(result, bytes) else _result(result) for result in self.results]
+
+
+def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the lines by at most GROUP_BYTES, or one."""
+    group: list[bytes] = []
+    size = 0
+    for line in lines:
+        if group and size + len(line) > GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(line)
+        size += len(line)
+    if group:
+        yield group
+
+
+def _begun(group: Sequence[bytes], principal: Principal, services: Services, *, first: bool) -> _Group:
+    """Decode the lines of a group and queue them for the writer.
+
+    A writer that takes no more refuses the request as a whole if nothing of it was queued before, else line by line.
+    """
+    results: list[bytes | asyncio.Future[list[Outcome]]] = [b""] * len(group)
     items, places = [], []
-    for place, line in enumerate(lines):
+    for place, line in enumerate(group):
         try:
-            value = canon.decode(line, services.limits.nesting_levels + 1)
-            items.append([Emit(_own_namespace(value, principal), len(line))])
+            items.append([Emit(_decoded(line, principal, services), len(line))])
             places.append(place)
         except SplError as exc:
-            answers[place] = _text(exc.to_json())
-    futures = _submit(items, services)
-    if futures:
-        await asyncio.wait(futures)
-    for place, future in zip(places, futures, strict=True):
-        fault = future.exception()
-        if fault is not None and not isinstance(fault, SplError):
-            raise fault
-        answers[place] = _text(fault.to_json()) if isinstance(fault, SplError) else _emitted(future.result()[0])
-    return Response(body=b"".join(answer + b"\n" for answer in answers), content_type=NDJSON)
+            results[place] = _text(exc.to_json())
+    try:
+        futures = _submit(items, services)
+    except SplError as exc:
+        if first:
+            raise
+        for place in places:
+            results[place] = _text(exc.to_json())
+    else:
+        for place, future in zip(places, futures, strict=True):
+            results[place] = future
+    return _Group(sum(map(len, group)), results)
+
+
+def _result(future: "asyncio.Future[list[Outcome]]") -> bytes:
+    fault = future.exception()
+    if fault is None:
+        return _emitted(future.result()[0])
+    if not isinstance(fault, SplError):
+        raise fault
+    return _text(fault.to_json())
 
 
 def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[asyncio.Future[list[Outcome]]]":
@@ -93,13 +165,13 @@ async def query(request: Request, principal: Principal, services: Services) -> R
         every = services.store.index.names(NAMESPACES, "", services.limits.page_records)
         names = [by_namespace(name) for name in principal.namespaces] or every
         rows = heapq.merge(*(_rows(services.store, name, request) for name in names), key=lambda row: row.seq)
-    return await asyncio.to_thread(_answer, rows, request, principal, services, actor)
+    return await _page(rows, request, principal, services, actor)
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/threads/{thread}/records: like a query by thread; an unknown thread is an empty list."""
     rows = _rows(services.store, by_thread(request.params["thread"]), request)
-    return await asyncio.to_thread(_answer, rows, request, principal, services)
+    return await _page(rows, request, principal, services)
 
 
 async def threads(request: Request, principal: Principal, services: Services) -> Response:
@@ -144,33 +216,80 @@ def shown(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, 
         yield _record(id_, value, row.seq, by)
 
 
-def _answer(
+async def _page(
     rows: Iterable[Row], request: Request, principal: Principal, services: Services, actor: str | None = None
 ) -> Response:
+    """Return the records of those rows as a list; a long one is read and sent in pieces, as the client takes them.
+
+    A page of megabytes that nobody takes then costs its client's place and no memory.  A short one has a length.
+    """
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.query_records)
-    kind = request.query.get("kind")
-    data: list[dict[str, object]] = []
-    size = 0
-    source = iter(rows)
-    while len(data) < limit and size < ANSWER_BYTES:
-        batch = list(itertools.islice(source, min(SCAN_ROWS, limit)))
-        if not batch:
-            break
+    pieces = _pieces(services.store, rows, principal, limit, request.query.get("kind"), actor)
+    begun, more = b"", True
+    while more and len(begun) < WHOLE_BYTES:
+        found, more = await asyncio.to_thread(_next, pieces)
+        begun += found
+    if more:
+        return Response(body=_streamed(begun, pieces))
+    return Response(body=LIST_BEGIN + begun + LIST_END)
+
+
+async def _streamed(begun: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    yield LIST_BEGIN + begun
+    more = True
+    while more:
+        found, more = await asyncio.to_thread(_next, pieces)
+        yield found
+    yield LIST_END
+
+
+def _next(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
+    """Return what comes next and whether more may follow; nothing is found in SCANS_PER_TURN pieces at most."""
+    for _ in range(SCANS_PER_TURN):
+        found = next(pieces, None)
+        if found is None:
+            return b"", False
+        if found:
+            return found, True
+    return b"", True
+
+
+def _pieces(
+    store: Log, rows: Iterable[Row], principal: Principal, limit: int, kind: str | None, actor: str | None
+) -> Iterator[bytes]:
+    """Yield the JSON of the wanted records, with commas between; b"" for rows of which none is wanted."""
+    count = size = 0
+    for batch in _batches(rows, limit):
         readable = [row for row in batch if row.kind == "rec" and may_read(row, principal)]
-        lengths = {row.seq: row.length for row in readable}
-        for item in shown(services.store, readable, reserved=True):
+        found = []
+        for item in shown(store, readable, reserved=is_admin(principal)):
             body = item["body"]
-            if record.is_reserved(str(item["thread"])) and not is_admin(principal):
+            if (kind and not (isinstance(body, dict) and body.get("kind") == kind)) or (
+                actor and item["actor"] != actor
+            ):
                 continue
-            if kind and not (isinstance(body, dict) and body.get("kind") == kind):
-                continue
-            if actor and item["actor"] != actor:
-                continue
-            data.append(item)
-            size += lengths[int(str(item["sequence"]))]
-            if len(data) == limit or size >= ANSWER_BYTES:
+            found.append(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode())
+            size += len(found[-1])
+            if count + len(found) == limit or size >= ANSWER_BYTES:
                 break
-    return list_response(data)
+        yield (b"," if count and found else b"") + b",".join(found)
+        count += len(found)
+        if count == limit or size >= ANSWER_BYTES:
+            return
+
+
+def _batches(rows: Iterable[Row], limit: int) -> Iterator[list[Row]]:
+    """Yield the rows by as many as are read at once: at most PIECE_BYTES, or one."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        if batch and (size + row.length > PIECE_BYTES or len(batch) == min(SCAN_ROWS, limit)):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += row.length
+    if batch:
+        yield batch
 
 
 def _rows(store: Log, name: str, request: Request) -> Iterator[Row]:
@@ -192,8 +311,16 @@ async def _thread(services: Services, name: str, principal: Principal) -> dict[s
     return {"object": "thread", "thread": name, "records": count, "last_at": at}
 
 
-def _own_namespace(value: Any, principal: Principal) -> dict[str, Any]:
-    """Return the record's object, refused when its namespace lies outside the token's."""
+def _decoded(text: bytes, principal: Principal, services: Services) -> dict[str, Any]:
+    """Return the record's object; refused if its namespace lies outside the token's.
+
+    A text that no record can be so long as, whatever its client escapes, is refused before it is built: objects take
+    up to twenty times the memory of their text.
+    """
+    limit = services.limits.record_bytes
+    if len(text) > ESCAPED_SHARE * limit:
+        raise SplError("record-too-large", f"{len(text):,} bytes, and a record has at most {limit:,}")
+    value = canon.decode(text, services.limits.nesting_levels + 1)
     if not isinstance(value, dict):
         raise SplError("bad-field", "a record is a JSON object")
     body = value.get("body")

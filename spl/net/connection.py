@@ -412,9 +412,9 @@ class Connection(asyncio.Protocol):
         """Return the answer's head; `length` None is a streamed body."""
         status = response.status
         lines = [status_line(status), "date: " + self.shared.date()]
+        lines.append("x-content-type-options: nosniff")
         if status not in (204, 304):
             lines.append("content-type: " + response.content_type)
-            lines.append("x-content-type-options: nosniff")
             if length is not None:
                 lines.append(f"content-length: {length}")
             elif self.head is not None and self.head.minor == 1:

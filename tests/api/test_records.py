@@ -66,6 +66,24 @@ async def test_a_long_thread_is_read_whole(served: Served) -> None:
         assert [item["body"]["n"] for item in data] == list(range(wanted))
 
 
+async def test_a_list_of_megabytes_is_sent_in_pieces_and_whole(served: Served) -> None:
+    """Its reader gets every record in order; a short list has a length."""
+    text = "x" * 50_000
+    body = b"".join(json.dumps(value(n, text=text, kind="k")).encode() + b"\n" for n in range(40))
+    await served.fetch("POST", "/v1/records", body, headers=(("content-type", "application/x-ndjson"),))
+    for path in ("/v1/threads/th/records?limit=1000", "/v1/records?limit=1000", "/v1/records?kind=k&limit=30"):
+        reply = await served.fetch("GET", path)
+        assert reply.headers["transfer-encoding"] == "chunked"
+        found = [item["body"]["n"] for item in json.loads(reply.body)["data"]]
+        assert found == list(range(30 if "kind" in path else 40))
+    assert (await served.fetch("GET", "/v1/records?limit=1")).headers["content-length"]
+
+
+async def test_a_text_that_no_record_is_so_long_as_is_not_even_decoded(served: Served) -> None:
+    bomb = b'{"body":' + b"[" * 4_000_000
+    assert await served.refused("POST", "/v1/records", bomb) == (413, "RECORD_TOO_LARGE")
+
+
 async def test_bad_parameters_are_named(served: Served) -> None:
     for query in ("limit=0", "limit=10001", "limit=x", "since=-1", "limit=+5", "since=99999999999999999999"):
         assert await served.refused("GET", f"/v1/records?thread=th&{query}") == (400, "BAD_FIELD")
