@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from ..core import when
 from ..core.errors import SplError
@@ -36,7 +36,7 @@ def health(request: Request, principal: Principal, services: Services) -> Respon
     }
     if is_admin(principal):
         stats = services.store.stats()
-        value |= {"pid": os.getpid(), "records": stats["records_count"], "store_bytes": stats["log_bytes"]}
+        value |= {"pid": os.getpid(), "records": stats.records_count, "store_bytes": stats.log_bytes}
     return json_response(value)
 
 
@@ -64,8 +64,8 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
         "url": services.url,
         "uptime_s": (services.now_ms() - services.started_ms) // 1000,
         "store": {
-            "records": stats["records_count"], "bytes": stats["log_bytes"], "fsync_ms": stats["sync_last_ms"],
-            "free_bytes": stats["free_bytes"], "readonly": bool(stats["readonly"]),
+            "records": stats.records_count, "bytes": stats.log_bytes, "fsync_ms": stats.sync_last_ms,
+            "free_bytes": stats.free_bytes, "readonly": bool(stats.readonly),
         },
         "pairs": {"total": len(pairs), **Counter(str(item.phase) for item in pairs.values())},
         "lag": {
@@ -76,7 +76,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "now": sum(services.sync.queue_records(pair_id) for pair_id in reading),
             "max": max((found.queue_max for found in reading.values()), default=0),
         },
-        "adapters": services.writer.listeners.summary(),
+        "adapters": asdict(services.writer.listeners.summary()),
         "attention": [*services.doctor.attention(), *services.faults.findings(services.now_ms())],
         "services": services.faults.rows(),
     })  # fmt: skip

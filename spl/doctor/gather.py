@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ..core import consent, when
 from ..core.consent import PairGrants
@@ -26,6 +26,7 @@ from ..home.disk import Disk, DiskError, lock_home
 from ..home.home import SOCKET, read_config
 from ..home.log import Log
 from ..home.vault import Vault
+from ..home.writer import ListenerSummary
 from ..sync.changes import OfferedStatus
 from ..sync.schedule import PairStatus
 from .conditions import MANIFEST
@@ -74,20 +75,20 @@ def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits
         full=store.full,
         damaged_lines=len(store.lost),
         cut_bytes=store.report.cut_bytes,
-        free_bytes=int(stats["free_bytes"]),
-        fsync_p99_ms=float(stats["sync_p99_ms"]),
+        free_bytes=stats.free_bytes,
+        fsync_p99_ms=stats.sync_p99_ms,
         loop_lag_ms=health.loop_lag_ms,
         dead_tasks=tuple(health.dead()),
         pid=os.getpid(),
     )
 
 
-def adapters_slow(told: Mapping[str, Any]) -> str:
+def adapters_slow(told: ListenerSummary) -> str:
     """Return what is wrong with the adapters by their own summary; "" if they keep up with the reference."""
-    p99_ms = told["p99_ms"] or 0
-    if p99_ms <= ADAPTERS_MS or told["records"] < ADAPTERS_RECORDS:
+    p99_ms = told.p99_ms or 0
+    if p99_ms <= ADAPTERS_MS or told.records < ADAPTERS_RECORDS:
         return ""
-    return f"adapters take {p99_ms:,.0f} ms a record (p99 of the last 5 min), {told['slowest']} the most of it"
+    return f"adapters take {p99_ms:,.0f} ms a record (p99 of the last 5 min), {told.slowest} the most of it"
 
 
 def home_facts(path: Path) -> Facts:

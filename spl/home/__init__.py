@@ -1,1 +1,14 @@
-"""What lives under the home folder: files and threads, no asyncio, no sockets."""
+"""What lives under the home folder: files and threads, no asyncio, no sockets.
+
+In import order:
+
+    disk  config  logs                    the file system; settings; log lines
+    nonces  vault                         nonces that were seen; keys and secrets
+    segments  sstable  compaction  index  the log's bytes; tables, how they become fewer, what they find
+    recovery  log                         what a crash left; the open log
+    views                                 live folds, one frozen value behind each commit
+    writes  commit_queue  writer          what can be written; what waits for the next commit; the one writer
+    policy  manifest                      decisions by rule; what this instance publishes
+    thread_state  projections  snapshot   what threads fold to; claims of peers; threads out and in
+    home  check                           opening and `init`; is the log sound
+"""

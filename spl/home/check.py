@@ -6,6 +6,7 @@ lock; opening that cuts a torn tail as a start of the daemon would, and the firs
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,7 +141,7 @@ def facts(store: Log) -> dict[str, Any]:
         "unclean": report.unclean, "cut_bytes": report.cut_bytes, "rebuilt": report.rebuilt,
         "lines_read": report.lines, "took_ms": report.took_ms, "damaged": damaged,
     }  # fmt: skip
-    return {**store.stats(), "epoch": store.epoch, "opened": found}
+    return {**asdict(store.stats()), "epoch": store.epoch, "opened": found}
 
 
 def check_home(home: Path) -> Iterator[Step]:

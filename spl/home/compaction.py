@@ -27,6 +27,15 @@ _MERGE_ENTRIES: Final = 16
 _PIECE_BYTES: Final = 128 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """Sizes of an index; `fault` is why the last table could not be written."""
+
+    tables_count: int
+    memory_lines: int
+    fault: str
+
+
 @dataclass(slots=True)
 class _Merge:
     """A merge under way; `credit` is how many entries it may still take now."""
@@ -38,7 +47,7 @@ class _Merge:
 
 
 class Compaction:
-    """The tables of one index, and the memory that is in none yet.  Methods are for the writer's thread only."""
+    """The tables of one index, and the memory that is in none yet.  All but `stats` is for the writer's thread only."""
 
     def __init__(
         self, folder: Path, disk: Disk, *, epoch: str, salt: bytes, row_bytes: int, memory_rows: int, prefix: str = ""
@@ -108,6 +117,11 @@ class Compaction:
         for table in self.state[0]:
             with suppress(OSError):
                 self._disk.unlink(table.path)
+
+    def stats(self) -> IndexStats:
+        """Return the sizes; for any thread."""
+        tables, memory = self.state
+        return IndexStats(len(tables), len(memory.rows) // self._row_bytes, self.fault)
 
     def abandon(self) -> None:
         """Give up the running merges; their sources still stand."""

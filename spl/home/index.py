@@ -24,7 +24,7 @@ from struct import Struct
 from typing import Final
 
 from ..core.record.record import is_id, is_reserved
-from .compaction import Compaction, State
+from .compaction import Compaction, IndexStats, State
 from .disk import Disk
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
 from .sstable import KEY_BYTES, NEXT_PREFIX, load
@@ -267,10 +267,9 @@ class Index:
                 found.append((row, id_))
         return found
 
-    def stats(self) -> dict[str, int | str]:
-        """Return counts for `spl store stats`."""
-        tables, memory = self._tables.state
-        return {"tables_count": len(tables), "memory_lines": len(memory.rows) // _ROW.size, "fault": self._tables.fault}
+    def stats(self) -> IndexStats:
+        """Return how large the index is, and why the last table could not be written."""
+        return self._tables.stats()
 
     # -- adding
 

@@ -19,12 +19,13 @@ The caller holds the home's lock (`disk.lock_home`).
 import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from ..core.limits import Limits
+from .compaction import IndexStats
 from .disk import Disk, unusable
 from .index import RECORDS, Added, Index, Row
 from .recovery import (
@@ -48,6 +49,24 @@ _SPAN_BYTES: Final = 1024 * 1024
 _SYNCS_KEPT: Final = 512
 _SEGMENT_BYTES_MAX: Final = 2**32 - 1  # an offset has four bytes in the index
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
+
+
+@dataclass(frozen=True, slots=True)
+class LogStats:
+    """Counts, sizes, and times of syncs; `spl store stats` shows it under these names."""
+
+    records_count: int
+    projections_count: int
+    lines_count: int
+    segments_count: int
+    log_bytes: int
+    free_bytes: int
+    sync_last_ms: float
+    sync_p50_ms: float
+    sync_p99_ms: float
+    readonly: str
+    full: str
+    index: IndexStats
 
 
 class Log:
@@ -238,23 +257,23 @@ class Log:
             return f"{free / 1e6:,.1f} MB are free on the disk of the store, and {floor / 1e6:,.1f} are to stay free"
         return self._full if free <= self._free_at_fault else ""
 
-    def stats(self) -> dict[str, Any]:
-        """Return counts, sizes, and the milliseconds of the last 512 syncs."""
-        syncs = sorted(self._syncs)
-        return {
-            "records_count": self.index.tally(RECORDS),
-            "projections_count": self.index.tally(PROJECTION),
-            "lines_count": self.last_seq,
-            "segments_count": len(self._segments.firsts),
-            "log_bytes": sum(self._segments.size(first) for first in self._segments.firsts),
-            "free_bytes": self._disk.free_bytes(self._folder),
-            "sync_last_ms": self._syncs[-1] if syncs else 0.0,
-            "sync_p50_ms": syncs[len(syncs) // 2] if syncs else 0.0,
-            "sync_p99_ms": syncs[len(syncs) * 99 // 100] if syncs else 0.0,
-            "readonly": self._readonly,
-            "full": self.full,
-            "index": self.index.stats(),
-        }
+    def stats(self) -> LogStats:
+        """Return counts, sizes and the times of the last 512 syncs."""
+        syncs = sorted(self._syncs) or [0.0]
+        return LogStats(
+            records_count=self.index.tally(RECORDS),
+            projections_count=self.index.tally(PROJECTION),
+            lines_count=self.last_seq,
+            segments_count=len(self._segments.firsts),
+            log_bytes=sum(self._segments.size(first) for first in self._segments.firsts),
+            free_bytes=self._disk.free_bytes(self._folder),
+            sync_last_ms=self._syncs[-1] if self._syncs else 0.0,
+            sync_p50_ms=syncs[len(syncs) // 2],
+            sync_p99_ms=syncs[len(syncs) * 99 // 100],
+            readonly=self._readonly,
+            full=self.full,
+            index=self.index.stats(),
+        )
 
     def close(self) -> None:
         """Complete the index and mark the stop as clean, unless a write failed.  The writer's last call."""

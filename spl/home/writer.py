@@ -421,6 +421,19 @@ def _outcomes(prepared: Sequence[_Known | _Repeat | _Line], seq: int) -> Iterato
                 seq += 1
 
 
+@dataclass(frozen=True, slots=True)
+class ListenerSummary:
+    """How many listeners there are, and what they took of each record: p99 of all together, and the slowest one.
+
+    Without records p99 is None and the slowest "".
+    """
+
+    count: int
+    p99_ms: float | None
+    records: int
+    slowest: str
+
+
 class Listeners(Generic[_C]):
     """The listeners of one writer, run and measured on its thread; any thread may read the summary.
 
@@ -463,21 +476,18 @@ class Listeners(Generic[_C]):
             self.measure(name, records)
         self._count(ALL, self._sum_ns, records)
 
-    def summary(self) -> dict[str, Any]:
-        """Return count, p99_ms (a record, all listeners together; None without records), records, and the slowest one.
-
-        Of the last five minutes; `slowest` is the listener of the highest p99, "" without records.
-        """
+    def summary(self) -> ListenerSummary:
+        """Return what the listeners took in the last five minutes."""
         now_ms = self._now_ms()
         found = {name: costs.percentile_us(99, now_ms) for name, costs in self._costs.copy().items()}
         p99_us = found.pop(ALL, None)
         slowest = max(found, key=lambda name: found[name] or 0, default="")
-        return {
-            "count": len({VIEWS, *(name for name, _ in self._listeners)}),
-            "p99_ms": None if p99_us is None else p99_us / 1000,
-            "records": self._costs[ALL].records(now_ms) if ALL in self._costs else 0,
-            "slowest": slowest if p99_us is not None else "",
-        }
+        return ListenerSummary(
+            count=len({VIEWS, *(name for name, _ in self._listeners)}),
+            p99_ms=None if p99_us is None else p99_us / 1000,
+            records=self._costs[ALL].records(now_ms) if ALL in self._costs else 0,
+            slowest=slowest if p99_us is not None else "",
+        )
 
     def _count(self, name: str, took_ns: int, records: int) -> None:
         costs = self._costs.get(name)

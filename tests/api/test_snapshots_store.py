@@ -18,7 +18,7 @@ async def test_the_check_ends_with_what_it_read(served: Served) -> None:
 
 async def test_stats_tell_sizes_and_the_last_opening(served: Served) -> None:
     found = await served.json("GET", "/v1/store/stats")
-    assert found["records_count"] == served.home.store.stats()["records_count"]
+    assert found["records_count"] == served.home.store.stats().records_count
     assert found["opened"]["damaged"] == []
 
 
@@ -51,12 +51,12 @@ async def test_a_sound_store_has_nothing_to_repair(served: Served) -> None:
 async def test_what_is_damaged_is_missing_after_a_repair_and_everything_else_is_served(served: Served) -> None:
     """Also where no pair has it: counts and lists tell of what there is, and the record can be stored again."""
     ids = await emit_and_hurt(served)
-    records = served.home.store.stats()["records_count"]
+    records = served.home.store.stats().records_count
     assert [item["id"] for item in (await served.json("GET", "/v1/threads/th/records"))["data"]] == [ids[0], ids[2]]
     *_, damage, done, repaired = await steps(served, {"repair": True})
     assert (damage["step"], damage["lines"], damage["held_lines"], done["held_lines"]) == ("damage", 1, 0, 0)
     assert repaired == {"step": "repaired", "lost": 1, "fetched": 0, "still_lost": 1}
-    assert served.home.store.stats()["records_count"] == records - 1
+    assert served.home.store.stats().records_count == records - 1
     assert [item["records"] for item in (await served.json("GET", "/v1/threads"))["data"]] == [2]
     assert await served.refused("GET", f"/v1/records/{ids[1]}") == (404, "NOT_FOUND")
     again = {"act": "DO", "actor": "did:sync:user:a", "thread": "th", "body": {"n": 1}, "clock": 1}

@@ -38,8 +38,8 @@ def test_many_lines_stay_in_few_tables(tmp_path: Path) -> None:
     log = Log(tmp_path)
     for n in range(1000):
         log.add(record(n, origin="pair_1" if n % 3 else "local"))
-        assert log.index.stats()["tables_count"] <= 24
-        assert log.index.stats()["memory_lines"] <= 4
+        assert log.index.stats().tables_count <= 24
+        assert log.index.stats().memory_lines <= 4
     log.check()
     assert len(list(tmp_path.iterdir())) <= 30
 
@@ -52,13 +52,13 @@ def test_a_full_disk_costs_the_index_nothing_but_memory(tmp_path: Path) -> None:
     disk.fail_create = errno.ENOSPC
     for n in range(30, 60):
         log.add(record(n))
-    assert "space" in log.index.stats()["fault"]
+    assert "space" in log.index.stats().fault
     log.check()
     disk.fail_create = 0
     for n in range(60, 90):
         log.add(record(n))
-    assert log.index.stats()["fault"] == ""
-    assert log.index.stats()["memory_lines"] < 20
+    assert log.index.stats().fault == ""
+    assert log.index.stats().memory_lines < 20
     log.check()
     log.index.close()
     log.index = log.opened()
@@ -74,8 +74,8 @@ def test_the_folder_may_be_deleted_while_lines_are_added(tmp_path: Path) -> None
     shutil.rmtree(folder)
     for n in range(30, 60):
         log.add(record(n))
-    assert log.index.stats()["fault"] == ""
-    assert log.index.stats()["memory_lines"] <= 4
+    assert log.index.stats().fault == ""
+    assert log.index.stats().memory_lines <= 4
     log.check()
     log.index.close()
     assert log.opened().covered == 0

@@ -88,7 +88,7 @@ def test_a_failed_write_or_sync_ends_appending_for_ever(tmp_path: Path, fault: s
     assert store.last_seq == 1
     assert store.index.find(record(2).id, "default") is None
     assert store.index.count("n:default") == 1
-    assert "failed" in store.stats()["readonly"]
+    assert "failed" in store.stats().readonly
     store.close()
     assert not (tmp_path / "clean").exists()
     again = open_store(tmp_path)
@@ -226,9 +226,9 @@ def test_segments_rotate_by_size_and_a_commit_stays_whole(tmp_path: Path) -> Non
     ]
     rows = store.index.after("n:default", 0, 100)
     assert store.payloads(rows) == [payload for _, payload in contents(store)]
-    assert store.stats()["segments_count"] == len(files)
-    assert store.stats()["log_bytes"] == sum(path.stat().st_size for path in files)
-    assert store.stats()["records_count"] == store.stats()["lines_count"] == 42
+    assert store.stats().segments_count == len(files)
+    assert store.stats().log_bytes == sum(path.stat().st_size for path in files)
+    assert store.stats().records_count == store.stats().lines_count == 42
 
 
 @given(st.lists(st.integers(0, 29), max_size=30), st.integers(1, 3000), st.integers(0, 900))

@@ -1,6 +1,7 @@
 """Folds: equal from the log and live, and deaf to everybody else's word."""
 
 from collections.abc import Iterator
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from spl.core.identity.pins import KIND_CHAIN
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import namespace
+from spl.home import views
 from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.log import Entry
 from spl.home.views import KIND_BLOCK, THREAD_NAMESPACES, THREAD_PAIRS, Views, load
 from spl.home.writes import Own, Refuse, SavedPosition
+from tests.store_kit import AT_MS, open_store, record
 
 RULE = {"name": "r", "resource": "*", "action": "deny", "priority": 1, "expression": "true"}
 APPROVAL = {"name": "a", "action": "auto_apply", "priority": 1, "expression": "true", "namespaces": ["default"]}
@@ -173,3 +176,30 @@ def test_what_the_disk_damaged_since_it_was_indexed_is_left_out(tmp_path: Path) 
     assert dict(home.views.positions) == {}
     home.close()
     home.lock.release()
+
+
+def test_a_reader_sees_the_folds_of_one_commit_whole(home: Home) -> None:
+    """What it took does not change under it, and a listener of the commit finds all of it folded."""
+    before, seen = home.views, list[tuple[bool, bool]]()
+    home.writer.listen(lambda commit: seen.append(("music" in home.views.namespaces, "pair_1" in home.views.positions)))
+    home.writer.submit(
+        [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "music"}), SavedPosition("pair_1", "a", 1)]
+    )
+    home.writer.commit_waiting()
+    assert seen == [(True, True)]
+    assert ("music" in before.namespaces, dict(before.positions)) == (False, {})
+    with pytest.raises(FrozenInstanceError):
+        home.views.pairs = {}  # type: ignore[misc]
+
+
+def test_a_thread_is_folded_by_our_clocks_whatever_the_arrival(tmp_path: Path) -> None:
+    """A restore brings early records late; pages do not disturb the order."""
+    store = open_store(tmp_path)
+    clocks = [*range(100, 160), 3, 1, 2, *range(160, 170), 0]
+    for clock in clocks:
+        store.append([record(clock, ns="", thread=THREAD_PAIRS, clock=clock)], AT_MS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views, "PAGE_ROWS", 7)
+        pages = list(views._pages(store, THREAD_PAIRS))
+    assert [row.clock for page in pages for row in page] == sorted(clocks)
+    assert max(len(page) for page in pages) == 7

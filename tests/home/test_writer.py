@@ -276,12 +276,12 @@ def test_without_an_identity_nothing_is_signed(tmp_path: Path) -> None:
 
 
 def test_what_runs_after_a_write_is_measured_a_line(home: Home) -> None:
-    assert home.writer.listeners.summary()["count"] == 1
+    assert home.writer.listeners.summary().count == 1
     home.writer.listen(lambda commit: None)
     write(home, Emit(value()), SavedPosition("pair_1", "cursor", 2))
     write(home, Refuse("pair_1", "f" * 64, "record-id"))
     told = home.writer.listeners.summary()
-    assert (told["count"], told["records"]) == (2, 3)
+    assert (told.count, told.records) == (2, 3)
     assert home.writer.listeners._costs.keys() == {"views", "test_writer", "all"}
 
 

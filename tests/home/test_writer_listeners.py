@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from spl.core.recent import SLOT_MS, SLOTS
 from spl.doctor.gather import adapters_slow
-from spl.home.writer import VIEWS, Listeners
+from spl.home.writer import VIEWS, Listeners, ListenerSummary
 
 
 @dataclass
@@ -35,7 +35,7 @@ class World:
 
 def test_before_the_first_write_nothing_is_claimed() -> None:
     world = World()
-    assert world.listeners.summary() == {"count": 1, "p99_ms": None, "records": 0, "slowest": ""}
+    assert world.listeners.summary() == ListenerSummary(1, None, 0, "")
     assert adapters_slow(world.listeners.summary()) == ""
 
 
@@ -46,7 +46,7 @@ def test_the_cost_a_record_and_who_takes_most_of_it() -> None:
     world.listener("sync", takes_us=0)
     for _ in range(100):
         world.write(views_us=1)
-    assert world.listeners.summary() == {"count": 3, "p99_ms": 0.007, "records": 100, "slowest": "feed"}
+    assert world.listeners.summary() == ListenerSummary(3, 0.007, 100, "feed")
 
 
 def test_a_write_of_many_records_shares_its_cost_among_them() -> None:
@@ -54,20 +54,20 @@ def test_a_write_of_many_records_shares_its_cost_among_them() -> None:
     world = World()
     world.write(records=512, views_us=512 * 3)
     world.write(records=1, views_us=50_000)
-    assert world.listeners.summary()["p99_ms"] == 0.003
+    assert world.listeners.summary().p99_ms == 0.003
     world.write(records=10, views_us=500_000)
-    assert world.listeners.summary()["p99_ms"] > 40
+    assert world.listeners.summary().p99_ms > 40
 
 
 def test_five_minutes_are_remembered() -> None:
     world = World()
     world.write(views_us=5)
     world.at_ms += SLOT_MS * (SLOTS - 1)
-    assert world.listeners.summary()["records"] == 1
+    assert world.listeners.summary().records == 1
     world.at_ms += SLOT_MS
-    assert (world.listeners.summary()["p99_ms"], world.listeners.summary()["slowest"]) == (None, "")
+    assert (world.listeners.summary().p99_ms, world.listeners.summary().slowest) == (None, "")
     world.write(views_us=7)
-    assert world.listeners.summary()["p99_ms"] == 0.007
+    assert world.listeners.summary().p99_ms == 0.007
 
 
 def test_listeners_hear_in_their_order_until_they_stop() -> None:
@@ -78,7 +78,7 @@ def test_listeners_hear_in_their_order_until_they_stop() -> None:
     world.stop()
     world.write("two")
     assert world.heard == [("a", "one"), ("b", "one"), ("a", "two")]
-    assert world.listeners.summary()["count"] == 2
+    assert world.listeners.summary().count == 2
 
 
 def test_slower_than_the_references_spike_is_a_finding() -> None:

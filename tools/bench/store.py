@@ -104,7 +104,7 @@ def fill(home: Path, count: int) -> None:
     times = sorted(timed(partial(store.append, [one], AT_MS)) for one in singles)
     p50, p99 = times[len(times) // 2] * 1e6, times[len(times) * 99 // 100] * 1e6
     show("append, 1 a commit", p50, f"us p50, p99 {p99:.0f} us")
-    show("sync", store.stats()["sync_p50_ms"] * 1e3, "us p50 (within the two above)")
+    show("sync", store.stats().sync_p50_ms * 1e3, "us p50 (within the two above)")
     show("index, add", index_cpu(home.with_name("index")), "us a record")
     index = store.index
     look = [record_id(n * 7919 % count) for n in range(LOOKUPS)]
