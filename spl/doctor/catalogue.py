@@ -147,6 +147,10 @@ def _token_fix(facts: Facts) -> str:
     return step if seen.is_theirs(facts) else _at_peer(step)(facts)
 
 
+def _refused_fix(facts: Facts) -> str:
+    return _at_peer(f"spl token rotate {facts.pair_id}")(facts) if facts.token_revoked else _REFRESH(facts)
+
+
 def _rules_fix(facts: Facts) -> str:
     step = "spl config list-permission-rules | grep federation"
     return f"{step}, then widen the rule or remove it" if facts.locking_rule else _at_peer(step)(facts)
@@ -251,7 +255,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("token-expired", FAIL, ("peer-revoked",), None, PEER, seen.expired, _token_fix),
     FindingKind("token-scope", FAIL, ("peer-revoked", "token-expired"), None, PEER, seen.scope, _REFRESH),
     FindingKind("auth-invalid", FAIL, ("peer-revoked", *TOKEN[:2], "clock-skew", *REACH), None, PEER, seen.refused,
-                _REFRESH),
+                _refused_fix),
     FindingKind("peer-paused", WARN, ("peer-revoked",), None, PEER, seen.paused, _resume_fix),
     FindingKind("consent-missing", WARN, (*REACH, "peer-revoked"), None, PEER, seen.gap("consent-missing"),
                 _gap_fix("consent-missing")),

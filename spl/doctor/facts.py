@@ -150,6 +150,8 @@ class Facts:
     throttled: bool = False
     token_taken: bool = False
     token_refused: str = ""
+    token_revoked: bool = False
+    """Whether the peer revoked our token, so that it renews none until its operator rotates it."""
     reverse: ReverseReach | None = None
     reverse_unknown: str = ""
     peer_state: str = ""

@@ -211,6 +211,7 @@ def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
         failure = Fault(pair.reason)
     else:
         return known
+    known = replace(known, token_revoked=error is not None and error.revoked)
     return replace(known, failure=failure, manifest=failure if failure.code in _ABOUT_THE_MANIFEST else None)
 
 

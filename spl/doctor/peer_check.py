@@ -30,7 +30,7 @@ from ..net.client import Client, DialPolicy, Reply
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
-from ..sync.peer import AUTH_CODES, SyncError, cut_text
+from ..sync.peer import AUTH_CODES, TOKEN_REVOKED, SyncError, cut_text
 from . import catalogue, conditions
 from .facts import Facts, Fault, ReverseReach
 from .gather import HEALING
@@ -73,6 +73,7 @@ class _Seen:
     token_taken: bool = False
     token_expired: bool = False
     token_refused: str = ""
+    token_revoked: bool = False
     scope_missing: str = ""
     reverse: ReverseReach | None = None
     reverse_unknown: str = ""
@@ -280,6 +281,7 @@ def _settled(known: Facts, document: _Seen, endpoint: _Seen, back: _Seen) -> Fac
         endpoint_status=endpoint.endpoint_status,
         token_taken=back.token_taken,
         token_refused=back.token_refused,
+        token_revoked=back.token_revoked or (known.token_revoked and not back.token_taken),
         token_left_ms=0 if back.token_expired else known.token_left_ms,
         scopes_missing=(back.scope_missing,) if back.scope_missing else known.scopes_missing,
         reverse=back.reverse,
@@ -309,7 +311,8 @@ def _refusal(status: int, value: Mapping[str, Any], now_ms: int) -> _Seen:
     if reason == "token-expired":
         return replace(seen, token_expired=True)
     if status in (401, 403):
-        return replace(seen, token_refused=f"the peer answers {status}: {_cut(value, 'message') or code}")
+        refused = f"the peer answers {status}: {_cut(value, 'message') or code}"
+        return replace(seen, token_refused=refused, token_revoked=reason == TOKEN_REVOKED)
     if status == 429:
         # RATE_LIMITED is the daemon's own answer, given after it accepted our token; a proxy's 429 shows nothing.
         unknown = "not asked again: the peer was asked a moment ago"

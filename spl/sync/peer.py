@@ -40,6 +40,8 @@ RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
 ERROR_BYTES_MAX: Final = 16 * 1024
+TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason, not one
+"""The reason in a refusal of a token that the issuer revoked."""
 MESSAGE_CHARS_MAX: Final = 200
 REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
 WHY_401: Final = "a permission rule on the peer protects federation:pair"
@@ -50,16 +52,17 @@ _TAKEN_OVER: Final = RESET_CODES | STATE_CODES | AUTH_CODES | {"pair-unknown", "
 class SyncError(SplError):
     """Sync with a peer cannot start, or the peer refused it; `view` is the peer's view of the pair if it gave one.
 
-    Of the code push-position, fact `cursor` is where the peer stands with us.
+    Of the code push-position, fact `cursor` is where the peer stands with us.  `revoked`: the peer revoked our token.
     """
 
     def __init__(
-        self, code: str, message: str = "", *, view: Mapping[str, Any] | None = None, cursor: object = None
-    ) -> None:
+        self, code: str, message: str = "", *, view: Mapping[str, Any] | None = None, cursor: object = None,
+        revoked: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(code, message)
         if cursor is not None:
             self.facts = {"cursor": cursor}
-        self.view = view
+        self.view, self.revoked = view, revoked
 
 
 class PeerClient:
@@ -238,7 +241,8 @@ def _refusal(reply: Reply) -> SyncError:
         code = named.get(reply.status, "peer-5xx" if reply.status >= 500 else "peer-4xx")
     view = fields.get("peer_view")
     found = page.read_view(view) if isinstance(view, dict) else None
-    return SyncError(code, shown, view=found, cursor=fields.get("cursor") if code == "push-position" else None)
+    cursor = fields.get("cursor") if code == "push-position" else None
+    return SyncError(code, shown, view=found, cursor=cursor, revoked=fields.get("reason") == TOKEN_REVOKED)
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -62,12 +62,13 @@ CONTACT_FRESH_CONTINUOUS_S: Final = 45.0
 
 @dataclass(frozen=True, slots=True)
 class LastError:
-    """The last failure with a peer; `kind` is its class."""
+    """The last failure with a peer; `kind` is its class, `revoked` whether the peer revoked our token."""
 
     code: str
     message: str
     at_ms: int
     kind: str = ""
+    revoked: bool = False
 
     def to_json(self) -> dict[str, object]:
         """Return {class, code, message, at}; class only if there is one."""

@@ -376,7 +376,8 @@ class Sync:
                 self._reaches.recovered(pair_id)
             return
         line.attempt += 1
-        line.last_error = LastError(exc.code, exc.message, self._now_ms(), kind)
+        revoked = isinstance(exc, SyncError) and exc.revoked
+        line.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked)
         self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=line.attempt)
         recurs = kind == "AUTH" or (kind != LOCAL and line.attempt >= self.limits.errors_until_degraded)
         if recurs and not is_stream and pair.phase is not Phase.DEGRADED:

@@ -226,6 +226,12 @@ def test_who_asks_for_a_new_token() -> None:
         assert findings({**WELL, **facts})[0].fix == REFRESH
 
 
+def test_a_token_that_the_peer_revoked_comes_back_only_by_its_operator() -> None:
+    """A refresh is refused there until then."""
+    revoked = {**WELL, **CASES["auth-invalid"], "token_revoked": True}
+    assert findings(revoked)[0].fix == "on bob: spl token rotate pair_0f9e8d7c"
+
+
 def test_a_stripped_dot_path_and_a_missing_identity_have_different_fixes() -> None:
     """Both answer 404; only the peer's own daemon says MANIFEST_MISSING."""
     stripped = findings({**WELL, **manifest("manifest-missing", manifest_ours=False)})[0]

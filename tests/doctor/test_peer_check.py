@@ -129,10 +129,13 @@ async def test_what_the_peer_refuses_of_a_token(tmp_path: Path) -> None:
         for error, code in (
             (SplError("auth-invalid", "unknown here", reason="token-unknown"), "auth-invalid"),
             (SplError("auth-invalid", "expired", reason="token-expired"), "token-expired"),
+            (SplError("auth-invalid", "revoked", reason="token-revoked"), "auth-invalid"),
             (SplError("scope-forbidden", scope="federation:sync"), "token-scope"),
         ):
             found.change = answers(check, status=error.status, body=json.dumps(error.to_json()).encode())
-            assert await found.problems() == {code: f"spl federation refresh {found.pair_id}"}
+            revoked = error.facts.get("reason") == "token-revoked"
+            fix = f"on bob: spl token rotate {found.pair_id}" if revoked else f"spl federation refresh {found.pair_id}"
+            assert await found.problems() == {code: fix}
 
 
 async def test_the_way_ends_before_the_peer(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def redirected(reply: Reply) -> Reply:
 @pytest.mark.parametrize(
     ("code", "change", "fix"),
     [
-        ("disconnected", hang_up, "retry; look at the network between"),
+        ("disconnected", hang_up, "retry; check the network between"),
         ("redirect", redirected, "pair with the final URL"),
         ("manifest-malformed", answer(200, b"{}"), "on bob: spl identity generate; look at what stands before"),
         ("peer-5xx", answer(503), "on bob: spl doctor; spl logs"),
@@ -129,7 +129,7 @@ def test_a_peer_that_hangs(world: World) -> None:
     assert world.bob.process is not None
     os.kill(world.bob.process.pid, signal.SIGSTOP)
     try:
-        assert world.told("timeout")["fix"] == "retry; look at the network between"
+        assert world.told("timeout")["fix"] == "retry; check the network between"
         assert named(report(world.alice, world.pair_id)["problems"], "timeout")
         assert "caught up\n" not in world.alice.run("federation", "show", world.pair_id).out
     finally:
@@ -151,7 +151,7 @@ def test_a_cache_that_keeps_old_documents(world: World) -> None:
     assert found["title"] == "manifest signature does not verify against advertised DID"
     assert found["fix"] == "on bob: spl identity generate (publishes anew), then retry here"
     world.proxy.changes = old
-    assert world.seen("manifest-stale")["fix"] == "a cache or an attacker replays it; look at what stands between"
+    assert world.seen("manifest-stale")["fix"] == "a cache or an attacker replays it; check what is between"
     world.proxy.heal()
     world.mend(found["fix"])
     world.well()
@@ -210,13 +210,14 @@ def test_a_home_that_was_copied_before_its_key_was_rotated(world: World, house: 
 
 @finds("auth-invalid")
 def test_a_token_that_the_peer_revoked(world: World) -> None:
-    """Bob's operator revoked it; the pair degrades, and refresh fetches another."""
+    """Bob's operator revoked it: a refresh is refused until that operator rotates it, as the finding says."""
     [token] = [item for item in world.alice.pair(world.pair_id)["tokens"] if item["direction"] == "issued to us"]
     world.proxy.statuses = {"/renew": 503}
     world.bob.run("token", "revoke", token["token_id"])
     fix = world.told("auth-invalid")["fix"]
-    assert fix == f"spl federation refresh {world.pair_id}"
+    assert fix == f"on bob: spl token rotate {world.pair_id}"
     world.proxy.heal()
+    world.alice.run("federation", "refresh", world.pair_id, code=4)
     world.mend(fix)
     world.well()
 
