@@ -31,7 +31,6 @@ FAULT_LINES: Final = 5
 
 _LOOK_AGAIN_S: Final = 0.05
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
-_CONFIG: Final = '[federation]\napproval = "{}"\n'
 _SAID_BYTES: Final = 500
 
 
@@ -79,18 +78,8 @@ class Daemons:
 
     def approve(self) -> None:
         """Make c ask, a's operator approve, both finish the handshake, and c revoke the pair.  Raises CtlError."""
-        asked = self._url("a")
-        body = {"url": asked, "wait_ms": ASK_MS, "from_now": True}
-        pair_id, approved = "", False
-        for step in self._steps("c", body):
-            pair_id = str(step.get("pair_id", pair_id))
-            if pair_id and not approved and step["step"] == "waiting":
-                self._ctls["a"].post(f"/v1/aitl/{quote(pair_id)}/decide", {"decision": "approve"})
-                approved = True
-            if step["step"] == "active":
-                self._ctls["c"].post(f"{PAIRS}/{quote(pair_id)}/revoke", {"reason": "the soak asks again"})
-                return
-        raise CtlError("handshake-pending", "a request that was approved did not become a pair")
+        pair_id = self._agreed("c", "a", from_now=True)
+        self._ctls["c"].post(f"{PAIRS}/{quote(pair_id)}/revoke", {"reason": "the soak asks again"})
 
     def differences(self, threads: Sequence[str]) -> list[str]:
         """Return the differences between the sets of a and b on these threads; [] if they are equal."""
@@ -112,8 +101,6 @@ class Daemons:
     def _start(self, name: str) -> None:
         home = self._folder / name
         home.mkdir(mode=0o700)
-        approval = "auto" if name == "b" else "manual"
-        (home / "config.toml").write_text(_CONFIG.format(approval))
         self._trace(f"daemon {name} at {home}")
         made = subprocess.run(  # noqa: S603 - our own program, no shell
             [*self._spl("init", home), "--label", f"soak-{name}"], env=self._env, capture_output=True, check=False
@@ -146,17 +133,26 @@ class Daemons:
 
     def _pair(self) -> str:
         """Pair a with b, in continuous mode on both sides."""
-        pair_id = ""
-        for step in self._steps("a", {"url": self._url("b"), "wait_ms": ASK_MS}):
-            pair_id = str(step.get("pair_id", pair_id))
-            if step["step"] == "active":
-                break
-        else:
-            raise CtlError("handshake-pending", "the throw-away daemons did not become a pair")
+        pair_id = self._agreed("a", "b")
         for name in ("a", "b"):
             path = f"{PAIRS}/{quote(pair_id)}"
             self._ctls[name].post(f"{path}/mode", {"mode": "continuous"})
         return pair_id
+
+    def _agreed(self, asking: str, asked: str, **more: object) -> str:
+        """Return a new pair of two daemons.
+
+        The request is approved by hand, as that is what lets the other side dial an address of this machine.
+        """
+        pair_id, approved = "", False
+        for step in self._steps(asking, {"url": self._url(asked), "wait_ms": ASK_MS, **more}):
+            pair_id = str(step.get("pair_id", pair_id))
+            if pair_id and not approved and step["step"] == "waiting":
+                self._ctls[asked].post(f"/v1/aitl/{quote(pair_id)}/decide", {"decision": "approve"})
+                approved = True
+            if step["step"] == "active":
+                return pair_id
+        raise CtlError("handshake-pending", "a request that was approved did not become a pair")
 
     def _steps(self, name: str, body: Mapping[str, object]) -> Any:
         """Yield the steps of a handshake; raise the refusal that ends it."""

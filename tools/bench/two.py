@@ -33,7 +33,10 @@ class Side:
 
     def start(self) -> None:
         """Start the daemon and wait until it accepts writes."""
-        command = [sys.executable, "-m", "spl", "serve", "--port", str(self.port)]
+        url = (
+            f"http://127.0.0.1:{self.port}"  # as its own address is on this machine, the daemon dials others there too
+        )
+        command = [sys.executable, "-m", "spl", "serve", "--port", str(self.port), "--public-url", url]
         with (self.home.parent / f"{self.name}.out").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         end = time.monotonic() + READY_S
