@@ -61,7 +61,7 @@ def lines_of(services: Services, found: Pair) -> list[dict[str, object]]:
 
 
 async def _said(services: Services, found: Pair, name: str, maps: str, level: int | None) -> Response:
-    news, unheard = await services.pairing.handover.say(found.pair_id, name, maps, level)
+    news, unheard = await services.pairing.handover.set_grant(found.pair_id, name, maps, level)
     pair = services.views.pairs[found.pair_id]
     mine = [line for line in lines_of(services, pair) if (line["direction"], line["namespace"]) == (consent.OUT, name)]
     return json_response({

@@ -46,7 +46,7 @@ ROUNDS_MAX: Final = 3
 PAUSE_MS: Final = 1000
 BACKOFF_BASE_S: Final = 2.0
 BACKOFF_MAX_S: Final = 300.0
-_STANDING: Final = frozenset({"active", "paused"})
+_AGREED: Final = frozenset({"active", "paused"})
 _PURPOSES: Final = ("consent", "pair-answer")
 
 
@@ -62,7 +62,7 @@ class Grants:
         """Return both sides' grants of a pair; any thread may ask."""
         return consent.book_of(self.pairs.writer.views.consents, pair)
 
-    def standing(self, pair_id: str) -> Pair:
+    def agreed(self, pair_id: str) -> Pair:
         """Return the pair while grants can be made and handed over.
 
         Raises PairError "pair-unknown", "pair-revoked", "pair-state-conflict".
@@ -76,12 +76,12 @@ class Grants:
 
     # -- what our operator says
 
-    def say(self, pair_id: str, name: str, maps: str, level: int | None) -> bool:
-        """Write our word on a namespace, None withdraws it; return whether that is news.
+    def set_grant(self, pair_id: str, name: str, maps: str, level: int | None) -> bool:
+        """Grant a namespace at a level, None withdraws it; return whether that changes anything.
 
         Raises ConsentError, PairError, NamespaceError "namespace-rejected".
         """
-        pair = self.standing(pair_id)
+        pair = self.agreed(pair_id)
         book = self.book(pair)
         if level is not None:
             namespace.usable(self.pairs.writer.views.namespaces, name)
@@ -265,19 +265,20 @@ class Handover:
 
     # -- what our operator asks
 
-    async def say(self, pair_id: str, name: str, maps: str, level: int | None) -> tuple[bool, str]:
-        """Write our word on a namespace, hand it over within 5 s if the peer can be reached.
+    async def set_grant(self, pair_id: str, name: str, maps: str, level: int | None) -> tuple[bool, str]:
+        """Grant a namespace or withdraw it, and hand that over within 5 s if the peer can be reached.
 
-        Returns (whether it is news, why it could not be handed over yet: a code, or "").  Raises as `Grants.say`.
+        Returns (whether it changes anything, why it could not be handed over yet: a code, or "").  Raises as
+        `Grants.set_grant`.
         """
-        news = await self._stepper.do(self.grants.say, pair_id, name, maps, level)
-        if not self.grants.book(self.grants.standing(pair_id)).waiting:
+        news = await self._stepper.do(self.grants.set_grant, pair_id, name, maps, level)
+        if not self.grants.book(self.grants.agreed(pair_id)).waiting:
             return news, ""
         try:
             async with asyncio.timeout(TELL_TIMEOUT_S):
                 await self.exchange(pair_id)
                 # If our home was rolled back, the exchange brought older words of ours; this one came after them.
-                if await self._stepper.do(self.grants.say, pair_id, name, maps, level):
+                if await self._stepper.do(self.grants.set_grant, pair_id, name, maps, level):
                     await self.exchange(pair_id)
         except (SplError, TimeoutError) as exc:
             self._stepper.notify()
@@ -295,9 +296,11 @@ class Handover:
     def seen(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Record the peer's view of a pair; if it counts grants that we lack, ask for them."""
         pair = self.pairs.get(pair_id)
-        # A view without `head` is no whole one, as of a pair that is paused.
-        weight = int(view.get("consent", 0)) if "head" in view else None
-        if weight is None or pair is None or self.grants.book(pair).weight_held == weight:
+        # A view without `head` is not whole, as of a pair that is paused; one with another type is not honest.
+        weight = view.get("consent", 0)
+        if "head" not in view or type(weight) is not int or pair is None:
+            return
+        if self.grants.book(pair).weight_held == weight:
             return
         state = self._state(pair_id)
         if weight not in (state.seen, state.asked):
@@ -343,7 +346,7 @@ class Handover:
         async with state.lock:
             evidence, seen = None, state.seen
             for _ in range(ROUNDS_MAX):
-                pair = self.grants.standing(pair_id)
+                pair = self.grants.agreed(pair_id)
                 more: dict[str, object] = {"evidence": evidence} if evidence is not None else {}
                 said = {**self.grants.ours(pair), **more}
                 request = await self._stepper.do(partial(self._initiator.request_for, pair, "consent", **said))
@@ -357,15 +360,15 @@ class Handover:
 
     async def _take(self, pair_id: str, fields: dict[str, Any], value: object) -> tuple[bool, object]:
         """Return (whether to tell the peer once more, with which evidence) after its signed answer."""
-        pair = self.grants.standing(pair_id)
+        pair = self.grants.agreed(pair_id)
         if fields["state"] == "refused":
             code = cli_code(str(fields.get("code", "")))
             if code == STALE and await self._stepper.do(self.grants.adopt, pair, fields.get("evidence")):
                 return True, None
             raise HandshakeError(code if code == STALE else "message-malformed", "the peer refuses our grants")
-        if fields["state"] not in _STANDING:
+        if fields["state"] not in _AGREED:
             await self._handshakes.ask(pair_id, poll=True)
-            self.grants.standing(pair_id)
+            self.grants.agreed(pair_id)
             raise HandshakeError("pair-state-conflict", f"the pair is {fields['state'][:40]} at the peer")
         try:
             return await self._stepper.do(self.grants.take, pair, fields, value), None

@@ -118,11 +118,11 @@ class Initiator:
         """
         if not options.expect_key and self.pairs.writer.views.pins.is_forked(peer.did):
             raise PairError(FORK, f"two key chains of {peer.did} contradict each other")
-        standing = self.pairs.of_peer(peer.did)
-        for pair in standing:
+        open_pairs = self.pairs.of_peer(peer.did)
+        for pair in open_pairs:
             if pair.phase is not Phase.ESTABLISHING:
                 raise PairError("pair-exists", f"{pair.pair_id} with {peer.did} is {pair.phase}", pair_id=pair.pair_id)
-        for pair in standing:
+        for pair in open_pairs:
             if pair.initiator and peer.raw != pair.manifest:
                 self.pairs.take(pair, ManifestChange(peer.raw, pinned=bool(options.expect_key)))
             if pair.initiator or unconfirmed(pair):
@@ -236,16 +236,16 @@ class Initiator:
             })  # fmt: skip
         return steps
 
-    def standing_for(self, pair: Pair) -> Pair:
+    def successor_of(self, pair: Pair) -> Pair:
         """Return the pair, or the one that stands in its place; raise why there is none.
 
         One that crossed with the peer's own request comes back as it is, ended: that request is on its way here.
         """
         if not pair.ended:
             return pair
-        standing = self.pairs.of_peer(pair.peer_did)
-        if standing:
-            return standing[-1]
+        others = self.pairs.of_peer(pair.peer_did)
+        if others:
+            return others[-1]
         if pair.reason == SUPERSEDED:
             return pair
         raise why_ended(pair)
@@ -346,7 +346,7 @@ class HandshakeLoop:
         end_s = now_s() + wait_s
         while "active" not in shown:
             changed = self._stepper.changes.next
-            pair = self._initiator.standing_for(self.pairs.known(pair_id))
+            pair = self._initiator.successor_of(self.pairs.known(pair_id))
             pair_id = pair.pair_id
             for step in self._initiator.news(pair, shown, self._first_syncs.get(pair_id)):
                 shown.add(str(step["step"]))

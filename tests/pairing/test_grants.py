@@ -32,9 +32,9 @@ def spoken(a: Node, b: Node, pair_id: str, **said: object) -> dict[str, object]:
 def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
         handover, old = a.pairing.handover, Grant("music", "music", 1, 1).to_json()
-        await handover.say(pair_id, "music", "music", 1)
+        await handover.set_grant(pair_id, "music", "music", 1)
         replayed = consent_calls(world)[0].body
-        await handover.say(pair_id, "music", "music", None)
+        await handover.set_grant(pair_id, "music", "music", None)
         before = book(b, pair_id)
         assert (await post(b, pair_id, json.loads(replayed)))[1]["code"] == "MESSAGE_REPLAYED"
         status, answer = await post(b, pair_id, spoken(a, b, pair_id, grants=[old], held={}))
@@ -60,7 +60,7 @@ def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path) -> N
 
 def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
-        await a.pairing.handover.say(pair_id, "music", "music", 1)
+        await a.pairing.handover.set_grant(pair_id, "music", "music", 1)
         wide = [Grant("music", "music", 0, 9).to_json()]
         pair, grants = a.home.views.pairs[pair_id], a.pairing.handover.grants
         by_b = message.head(a.did, b.did, pair_id, world.now_ms(), a.pairing.pairs.nonce())
@@ -79,9 +79,9 @@ def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(tmp_pa
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
         pair, grants = a.home.views.pairs[pair_id], a.pairing.handover.grants
         for name, lost_version in (("music", 2), ("projects", 5)):
-            await a.pairing.handover.say(pair_id, name, name, 2)
+            await a.pairing.handover.set_grant(pair_id, name, name, 2)
             wider = spoken(a, b, pair_id, grants=[Grant(name, name, 0, lost_version).to_json()])
-            assert grants.say(pair_id, name, name, None)
+            assert grants.set_grant(pair_id, name, name, None)
             assert grants.adopt(pair, wider)
             assert book(a, pair_id).ours[name] == Grant(name, name, None, lost_version + 1)
             assert name in book(a, pair_id).waiting
@@ -114,10 +114,10 @@ def test_words_are_checked_before_anything_is_written(tmp_path: Path) -> None:
             (("music", "No", 1), "bad-field"),
         ):  # fmt: skip
             with pytest.raises(SplError) as caught:
-                await handover.say(pair_id, *args)
+                await handover.set_grant(pair_id, *args)
             assert code_of(caught) == code
         with pytest.raises(SplError) as caught:
-            await handover.say(pair_id, "music/lost", "music", 1)
+            await handover.set_grant(pair_id, "music/lost", "music", 1)
         assert caught.value.hint == "spl namespace create music/lost"
         assert (a.home.store.last_seq, consent_calls(world)) == (last, [])
 
@@ -130,7 +130,7 @@ def test_a_pair_that_is_not_agreed_yet_takes_no_grant(tmp_path: Path) -> None:
         await a.pair(carol, wait_ms=0)
         waiting = next(pair for pair in a.alive if pair.peer_did == carol.did)
         with pytest.raises(SplError) as caught:
-            await a.pairing.handover.say(waiting.pair_id, "music", "music", 1)
+            await a.pairing.handover.set_grant(waiting.pair_id, "music", "music", 1)
         assert code_of(caught) == "pair-state-conflict"
         await carol.until(lambda: carol.alive)
         status, answer = await post(carol, waiting.pair_id, spoken(a, carol, waiting.pair_id, grants=[]))
@@ -141,7 +141,7 @@ def test_a_pair_that_is_not_agreed_yet_takes_no_grant(tmp_path: Path) -> None:
 
 def test_the_peers_signed_message_stands_beside_its_words(tmp_path: Path) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
-        await a.pairing.handover.say(pair_id, "music", "x", 1)
+        await a.pairing.handover.set_grant(pair_id, "music", "x", 1)
         rows = b.home.store.index.after("t:th_consent", 0, 10)
         [body] = [json.loads(raw)["record"]["body"] for raw in b.home.store.payloads(rows)]
         assert body["grant"] == Grant("music", "x", 1, 1).to_json()

@@ -71,15 +71,15 @@ def cut(world: World, origin: str = "") -> Callable[[Call], bytes | None]:
 
 def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
-        assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (True, "")
+        assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", L1) == (True, "")
         grant = Grant("music", "projects/music", L1, 1)
         assert book(b, pair_id).theirs == {"music": grant}
         assert book(a, pair_id) == PairGrants({"music": grant}, {}, frozenset())
         assert len(consent_calls(world)) == 1
-        assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (False, "")
+        assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", L1) == (False, "")
         assert len(consent_calls(world)) == 1, "the same word again is none"
-        assert await b.pairing.handover.say(pair_id, "projects/music", "music", L0) == (True, "")
-        assert await a.pairing.handover.say(pair_id, "music", "projects/music", None) == (True, "")
+        assert await b.pairing.handover.set_grant(pair_id, "projects/music", "music", L0) == (True, "")
+        assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", None) == (True, "")
         await agree(a, b, pair_id)
         assert book(b, pair_id).theirs["music"].level is None
         await a.restart()
@@ -88,12 +88,26 @@ def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path) -> No
     scene(tmp_path, act)
 
 
+def test_a_view_of_another_form_is_passed_over(tmp_path: Path) -> None:
+    """What a peer says of its grants is compared with what we hold, and nothing more."""
+
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        for weight in ("many", [], None, 1.5, True, {}):
+            a.pairing.on_view(pair_id, {"head": 1, "consent": weight})
+        a.pairing.on_view(pair_id, {"consent": 7})
+        assert a.pairing.handover.due() == []
+        a.pairing.on_view(pair_id, {"head": 1, "consent": 7})
+        await a.until(lambda: consent_calls(world))
+
+    scene(tmp_path, act)
+
+
 def test_an_unreachable_peer_gets_the_grant_later_and_nothing_is_sent_under_it_before(tmp_path: Path) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
         fault = cut(world)
-        assert await a.pairing.handover.say(pair_id, "music", "music", L1) == (True, "disconnected")
+        assert await a.pairing.handover.set_grant(pair_id, "music", "music", L1) == (True, "disconnected")
         assert book(a, pair_id).waiting == {"music"}
-        assert await a.pairing.handover.say(pair_id, "default", "default", L2) == (True, "disconnected")
+        assert await a.pairing.handover.set_grant(pair_id, "default", "default", L2) == (True, "disconnected")
         pair, spaces = a.home.views.pairs[pair_id], a.home.views.namespaces
         assert consent.outbound(pair, book(a, pair_id), spaces) == ()
         await a.restart()
@@ -110,7 +124,7 @@ def test_an_unreachable_peer_gets_the_grant_later_and_nothing_is_sent_under_it_b
 def test_a_side_that_cannot_be_dialled_asks_when_it_sees_that_it_is_behind(tmp_path: Path) -> None:
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
         cut(world, origin=b.url)
-        assert (await a.pairing.handover.say(pair_id, "music", "music", L1))[1] == "disconnected"
+        assert (await a.pairing.handover.set_grant(pair_id, "music", "music", L1))[1] == "disconnected"
         view = {"state": "active", "head": 0, "consent": book(a, pair_id).weight}
         b.pairing.handover.seen(pair_id, {"state": "active", "consent": 9})
         assert b.pairing.handover.due() == [], "a view that is no whole one says nothing"
@@ -137,7 +151,7 @@ def test_grants_are_handed_over_whatever_the_pair_does(tmp_path: Path, state: st
         else:
             await (a if state == "paused" else b).pairing.pause(pair_id)
             await a.until(lambda: a.alive[0].paused_by and b.alive[0].paused_by)
-        assert await a.pairing.handover.say(pair_id, "music", "music", L1) == (True, "")
+        assert await a.pairing.handover.set_grant(pair_id, "music", "music", L1) == (True, "")
         await agree(a, b, pair_id)
 
     scene(tmp_path, act)
@@ -148,13 +162,13 @@ def test_a_revoked_pair_takes_no_grants_and_its_peer_learns_that_it_is_over(tmp_
         world.faults.append(lambda call: None if call.path.endswith("/notify-revoke") else call.body)
         await b.pairing.revoke(pair_id)
         with pytest.raises(SplError) as caught:
-            await b.pairing.handover.say(pair_id, "music", "music", L1)
+            await b.pairing.handover.set_grant(pair_id, "music", "music", L1)
         assert code_of(caught) == "pair-revoked"
-        news, code = await a.pairing.handover.say(pair_id, "music", "music", L1)
+        news, code = await a.pairing.handover.set_grant(pair_id, "music", "music", L1)
         assert (news, code) == (True, "pair-revoked")
         assert a.home.views.pairs[pair_id].ended
         with pytest.raises(SplError) as caught:
-            await a.pairing.handover.say("pair_00000000", "music", "music", L1)
+            await a.pairing.handover.set_grant("pair_00000000", "music", "music", L1)
         assert code_of(caught) == "pair-unknown"
 
     scene(tmp_path, act)
@@ -165,11 +179,11 @@ def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path: Path,
     """Also a withdrawal, so that nothing flows that its operator had stopped; and it can go on granting."""
 
     async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
-        await a.pairing.handover.say(pair_id, "music", "music", L1)
+        await a.pairing.handover.set_grant(pair_id, "music", "music", L1)
         old = a.home.views.consents
-        await a.pairing.handover.say(pair_id, "music", "music", None)
-        await a.pairing.handover.say(pair_id, "projects", "projects", L2)
-        await b.pairing.handover.say(pair_id, "music", "music", L2)
+        await a.pairing.handover.set_grant(pair_id, "music", "music", None)
+        await a.pairing.handover.set_grant(pair_id, "projects", "projects", L2)
+        await b.pairing.handover.set_grant(pair_id, "music", "music", L2)
         newest = book(a, pair_id)
         set_views(a.home, consents=old)
         if begins == "other":
@@ -177,7 +191,7 @@ def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path: Path,
             b.pairing.handover.seen(pair_id, view)
             await agree(a, b, pair_id)
             assert book(a, pair_id) == newest
-        assert await a.pairing.handover.say(pair_id, "music", "projects/music", L1) == (True, "")
+        assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", L1) == (True, "")
         await agree(a, b, pair_id)
         assert book(b, pair_id).theirs["projects"] == newest.ours["projects"]
 
@@ -190,7 +204,7 @@ def test_a_crash_at_any_write_leaves_both_sides_agreeing_after_the_restart(tmp_p
             for nth in (1, 2, 3):
                 dying.disk.dies_after = dying.disk.done + nth
                 try:
-                    await a.pairing.handover.say(pair_id, "music", "music", 1 + nth % 3)
+                    await a.pairing.handover.set_grant(pair_id, "music", "music", 1 + nth % 3)
                 except (SplError, OSError):
                     assert dying is a
                 await dying.restart()
