@@ -48,7 +48,7 @@ _ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cu
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
-    """How the stream of a pair fares: open, opening or down; times in Unix ms."""
+    """The state of a pair's stream: open, opening or down; times in Unix ms."""
 
     state: str
     since_ms: int | None
@@ -89,7 +89,7 @@ class Flow:
         self.is_open, self.since_ms = False, now_ms
 
     def status(self, now_ms: int) -> StreamStatus:
-        """Return how the stream fares now."""
+        """Return the state of the stream now."""
         state = "down" if not self.is_open else "opening" if self.heard_ms is None else "open"
         breaks = sum(at_ms > now_ms - BREAKS_MS for at_ms in self.breaks_ms)
         return StreamStatus(state, self.since_ms, self.heard_ms, breaks)

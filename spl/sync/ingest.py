@@ -154,7 +154,7 @@ class Ingest:
         """End the verifying threads."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    # -- where a pair stands
+    # -- the state of a pair
 
     def pair(self, pair_id: str) -> Pair:
         """Return the pair if it may sync now.

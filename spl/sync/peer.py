@@ -52,7 +52,7 @@ _TAKEN_OVER: Final = RESET_CODES | STATE_CODES | AUTH_CODES | {"pair-unknown", "
 class SyncError(SplError):
     """Sync with a peer cannot start, or the peer refused it; `view` is the peer's view of the pair if it gave one.
 
-    Of the code push-position, fact `cursor` is where the peer stands with us.  `revoked`: the peer revoked our token.
+    Of the code push-position, fact `cursor` is the position that the peer saved.  `revoked`: it revoked our token.
     """
 
     def __init__(

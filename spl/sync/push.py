@@ -5,7 +5,7 @@ behind a NAT) it says so in each of its answers, and the side that can dial send
 pull of a polling pair, on `spl sync`, and in continuous mode after each commit that the pair shares.  `sync/reach.py`
 knows which way a pair runs; `core/record/page.py` is the form.
 
-The receiver owns the position: a push names the cursor that it begins at, and one that the receiver did not save is
+The receiver owns the position: a push names the cursor that it starts from, and one that the receiver did not save is
 refused together with the right one.  So a lost answer, a crash on either side or two pushes at once cost a repetition
 at most; a position kept by the sender was rejected, because it would have to be durable before each answer.  What is
 pushed goes through the same `ingest` as what is pulled.  An answer also names refused records that the receiver would
@@ -78,7 +78,7 @@ class PushAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PushStatus:
-    """How pushing to one peer fares; both None if we do not push."""
+    """The last push to a peer and the last failure; both None if we do not push."""
 
     last_push_ms: int | None
     last_error: LastError | None
@@ -99,7 +99,7 @@ class _Line:
     taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     position: str | None = None
-    """Where the peer stands with us; None until it said so."""
+    """The peer's position in our log; None until it named it."""
     wanted: tuple[str, ...] = ()
     """Ids that the peer would see again, until they were sent."""
     limit: int = 0
@@ -140,7 +140,7 @@ class Push:
         return self._reaches.word(pair_id) or BOTH
 
     def status(self, pair_id: str) -> PushStatus:
-        """Return how pushing to the peer fares."""
+        """Return when we last pushed to the peer and what failed last."""
         line = self._lines.get(pair_id) or _Line()
         return PushStatus(line.last_push_ms, line.last_error)
 
@@ -231,7 +231,7 @@ class Push:
         return pair is not None and pair.sync_allowed and pair.serve_allowed and self._reaches.may_push(pair_id)
 
     async def _send_all(self, pair_id: str, line: _Line, news_only: bool) -> int:
-        """Send page after page from where the peer stands; it may put us elsewhere a few times, not for ever."""
+        """Send page after page from the peer's position; it may name another position a few times, not for ever."""
         fresh = placed = 0
         for _ in range(PAGES_MAX):
             asking = line.position is None

@@ -3,11 +3,14 @@
 One side drives: it asks the other for fingerprints of ever smaller ranges until it knows every name that only one of
 them has (core/fingerprint.py), then for the whole names of what it lacks itself, and last which of its own records the
 other lacks.  So one comparison serves both directions, over connections of the side that drives.  The other side keeps
-nothing but the fingerprints of its sets, for a minute; later requests recompute them.  It answers one question of a
-peer at a time and gives it a share of one thread, so no peer holds up another or the daemon by asking.
+only the fingerprints of its sets, for a minute; later requests recompute them.  Lists of ids were rejected: two equal
+sets of 100,000 records cost one question of 0.4 kB, and a difference costs in proportion to itself.
 
-Repair fetches by id, through the ordinary gate into the ordinary store, and pushes what the peer lacks.  Names that
-differ are looked up once more at the end: what arrived meanwhile is no difference.
+Each side answers one question of a peer at a time, in one thread for all, of which a peer has a quarter in the long
+run.  Without that, 40 questions under 40 keys kept every other peer waiting for seconds, and local writes with them.
+
+Repair fetches by id, through `ingest` like everything else, and pushes what the peer lacks.  Names that differ are
+looked up once more at the end: what arrived meanwhile is no difference.
 """
 
 import asyncio
@@ -50,7 +53,7 @@ ASK_AGAIN_MAX: Final = 20
 VERIFY_S: Final = 900.0
 FOUND_MAX: Final = 10_000
 REPAIRS_MAX: Final = 1000
-"""Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only where this one helped."""
+"""Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only if this one helped."""
 
 _T = TypeVar("_T")
 
@@ -61,7 +64,7 @@ class ReconcileError(SplError):
 
 @dataclass(slots=True)
 class Comparison:
-    """What one comparison came to: names with our namespace for them, "" where that is not known."""
+    """What one comparison found: names with our namespace for them, "" if that is not known."""
 
     here: Mapping[str, int] = field(default_factory=dict)
     there: Mapping[str, int] = field(default_factory=dict)
@@ -197,9 +200,9 @@ class Reconcile:
         ).encode()
 
     def _has(self, pair_id: str, held: Holdings, id_: str, mark: str) -> bool:
-        """Tell whether we hold what the peer asks about: an envelope that it shows to hold, or its own projection.
+        """Return whether we hold what the peer asks about: an envelope that it proves to hold, or its own projection.
 
-        Only where it may bring records: elsewhere, what we hold is not its to know.
+        Only namespaces into which it may bring records count: it must not learn what the others hold.
         """
         index = self.writer.store.index
         for row in [each for each in index.copies(id_) if each.ns in held.terms.received]:
@@ -211,7 +214,7 @@ class Reconcile:
     # -- what our operator asks
 
     async def verify(self, pair_id: str, *, repair: bool = False) -> dict[str, object]:
-        """Compare both directions, with `repair` until nothing more is gained, and return what differs in the end.
+        """Compare both directions, with `repair` until it helps no more, and return what differs in the end.
 
         Raises SyncError, ReachError, FeedError, FingerprintError "answer-malformed", SplError "timeout".
         """
@@ -247,7 +250,7 @@ class Reconcile:
     # -- comparing
 
     async def _compare(self, pair_id: str, effort: Effort) -> Comparison:
-        """Return what differs now; raise ReconcileError "timeout" where that takes a quarter of an hour."""
+        """Return what differs now; raise ReconcileError "timeout" after a quarter of an hour."""
         try:
             async with asyncio.timeout(VERIFY_S):
                 return await self._compared(pair_id, effort)
@@ -257,7 +260,7 @@ class Reconcile:
     async def _compared(self, pair_id: str, effort: Effort) -> Comparison:
         key, loop = self._random_bytes(fingerprint.START_BYTES).hex(), asyncio.get_running_loop()
         held = Holdings(self.writer.store, self.terms(pair_id), key)
-        # Both sides reckon at the same time.
+        # Both sides compute at the same time.
         ready = loop.run_in_executor(self._pool, held.prepare)
         searches = {name: Search(FOUND_MAX) for name in OPPOSITE}
         counts: dict[str, Mapping[str, int]] = {}
@@ -278,7 +281,7 @@ class Reconcile:
     async def _name_missing(
         self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Comparison
     ) -> None:
-        """Learn the ids of what only the peer has, and leave out what is here all the same."""
+        """Learn the ids of what only the peer has, and leave out what arrived here meanwhile."""
         found.beyond += len(searches[SEEN].theirs)
         named: dict[str, str] = {}
         for name in (HELD, SHOWN):
@@ -308,7 +311,7 @@ class Reconcile:
     async def _name_lacking(
         self, pair_id: str, held: Holdings, searches: Mapping[str, Search], effort: Effort, found: Comparison
     ) -> None:
-        """Ask the peer which of the names that only we seem to have it lacks indeed."""
+        """Ask the peer which of the names that only we seem to have it really lacks."""
         found.beyond += len(searches[SHOWN].ours)
         offered: dict[str, tuple[str, str]] = {}
         for name in (HELD, SHOWN):
@@ -385,7 +388,7 @@ class Reconcile:
             lines = [Refuse(pair_id, id_, verdict.code) for id_, verdict in refused.items() if id_ not in held]
             await asyncio.wrap_future(self.writer.submit(lines))
         if found.nameless:
-            # From L2 on a projection has a name that only its source can resolve, so nothing can be asked for by it.
+            # From L2 on a projection has a name that only its source can resolve: it cannot be asked for.
             effort.fetched += await self._sync.pull(pair_id, resync=True)
 
     def _ledger(self, pair_id: str) -> dict[str, str]:
@@ -396,7 +399,7 @@ class Reconcile:
 
 
 def _report(found: Comparison, effort: Effort, codes: Mapping[str, str], repair: bool) -> dict[str, object]:
-    """Return what people and programs are told."""
+    """Return the report for people and programs."""
     missing = [
         {"id": id_, "namespace": ns, **({"refused": codes[id_]} if id_ in codes else {})}
         for id_, ns in sorted(found.missing.items())

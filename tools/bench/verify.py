@@ -65,6 +65,10 @@ class Whole(Reconcile):
         """Return all of the store, both ways."""
         return PairTerms(SCOPE, {NS: NS}, self.store.last_seq, str)
 
+    def _absent(self, pair_id: str, named: Mapping[str, str]) -> dict[str, str]:
+        """Return those names that are not here; there is no pair to say where they may enter."""
+        return {id_: ns for id_, ns in named.items() if self.store.index.find(id_, ns) is None}
+
 
 class Far:
     """The other instance, over a pipe; repair reads the records out of it by their ids."""
