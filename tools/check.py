@@ -203,6 +203,19 @@ def constructors() -> list[str]:
     ]
 
 
+def class_names() -> list[str]:
+    """Return the public classes and aliases of one name in two files: one word per idea."""
+    first: dict[str, str] = {}
+    found = []
+    for name, path in sources("spl"):
+        for node in ast.parse(path.read_text()).body:
+            for word in _named_types(node):
+                other = first.setdefault(word, name)
+                if other != name:
+                    found.append(f"{name}:{node.lineno}: {word} is a class of {other}, too")
+    return found
+
+
 def listing() -> list[str]:
     """Return where the map in `spl/__init__.py` and the files of `spl/` differ, folder by folder."""
     path = ROOT / PACKAGE / "__init__.py"
@@ -245,6 +258,17 @@ def _mirrored(parts: tuple[str, ...], modules: set[str]) -> str:
     words = parts[-1].removeprefix("test_").split("_")
     names = [".".join([*parts[:-1], "_".join(words[:end])]) for end in range(len(words), 0, -1)]
     return next((name for name in names if name in modules), names[0])
+
+
+def _named_types(node: ast.stmt) -> Iterator[str]:
+    """Yield the public class that a statement defines, or the alias of a type: a name in capitals and small letters."""
+    if isinstance(node, ast.ClassDef):
+        names = [node.name]
+    elif isinstance(node, ast.Assign) and not ast.unparse(node.value).startswith("TypeVar("):
+        names = [target.id for target in node.targets if isinstance(target, ast.Name) and not target.id.isupper()]
+    else:
+        return
+    yield from (name for name in names if name[0].isupper())
 
 
 def _parameters(node: ast.ClassDef) -> int:
@@ -405,7 +429,7 @@ PARTS: Final[dict[str, Callable[[list[str]], int | None]]] = {
     "lint": tool("ruff", "check", "--output-format=concise", "spl", "tools", "tests"),
     "types": tool("mypy"),
     "layers": report(lambda: layers.breaches(ROOT)),
-    "rules": report(sizes, import_style, boundaries, tasks, names, constructors, listing, mirror, codes),
+    "rules": report(sizes, import_style, boundaries, tasks, names, constructors, class_names, listing, mirror, codes),
     "tests": tool("pytest"),
 }
 

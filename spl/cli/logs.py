@@ -20,7 +20,7 @@ _FILES: Final = 7
 _BLOCK: Final = 1 << 16
 _PAIR: Final = re.compile(r'([A-Za-z0-9_.-]+)=("(?:[^"\\]|\\.)*"|\S*)')
 
-Line = Mapping[str, Any]
+LogLine = Mapping[str, Any]
 
 
 class Filter(NamedTuple):
@@ -29,7 +29,7 @@ class Filter(NamedTuple):
     key: str
     value: str
 
-    def takes(self, line: Line) -> bool:
+    def takes(self, line: LogLine) -> bool:
         """Return whether the line meets the condition."""
         found = str(line.get(self.key, ""))
         if self.key == "level" and found in LEVELS:
@@ -52,7 +52,7 @@ def filters_of(words: list[str]) -> list[Filter]:
     return found
 
 
-def parse(text: str) -> Line:
+def parse(text: str) -> LogLine:
     """Return the members of one line of logfmt or JSON; any other line becomes `msg`."""
     if text.startswith("{"):
         try:

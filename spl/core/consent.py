@@ -67,7 +67,7 @@ class Grant:
         return {"namespace": self.namespace, "maps": maps, "level": level_name(self.level), "version": self.version}
 
 
-Grants = Mapping[str, Grant]
+GrantsByName = Mapping[str, Grant]
 """By the granting side's namespace."""
 
 
@@ -75,8 +75,8 @@ Grants = Mapping[str, Grant]
 class PairGrants:
     """The grants of one pair, of both sides; `waiting`: those of ours that the peer does not hold yet."""
 
-    ours: Grants = field(default_factory=lambda: MappingProxyType({}))
-    theirs: Grants = field(default_factory=lambda: MappingProxyType({}))
+    ours: GrantsByName = field(default_factory=lambda: MappingProxyType({}))
+    theirs: GrantsByName = field(default_factory=lambda: MappingProxyType({}))
     waiting: frozenset[str] = frozenset()
 
     @property
@@ -242,7 +242,7 @@ def acknowledged(book: PairGrants, held: object) -> tuple[Grant, ...]:
     return tuple(book.ours[name] for name in sorted(book.waiting) if held.get(name) == book.ours[name].version)
 
 
-def versions(grants: Grants) -> dict[str, int]:
+def versions(grants: GrantsByName) -> dict[str, int]:
     """Return the version of each grant by namespace, as we tell the other side what we hold."""
     return {name: grant.version for name, grant in sorted(grants.items())}
 

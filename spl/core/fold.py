@@ -49,7 +49,7 @@ class Members:
     complete: bool = True
 
 
-State = int | Decimal | Members
+FoldState = int | Decimal | Members
 """Of `latest` and `first` the sequence of a record, 0 for none; of `count` how many; of `sum` the sum."""
 
 
@@ -57,8 +57,8 @@ State = int | Decimal | Members
 class Fold:
     """One fold: its start value, and `step(state, sequence, value)`."""
 
-    start: State
-    step: Callable[[Any, int, Any], State]
+    start: FoldState
+    step: Callable[[Any, int, Any], FoldState]
     needs_field: bool = False
 
 
@@ -125,18 +125,18 @@ def rule_for(rules: FoldRules, thread: str) -> FoldRule:
     return next((rule for rule in rules.values() if covers(rule.thread, thread)), DEFAULT)
 
 
-def begin(rule: FoldRule) -> State:
+def begin(rule: FoldRule) -> FoldState:
     """Return the state of no records."""
     return FOLDS[rule.fold].start
 
 
-def step(rule: FoldRule, state: State, sequence: int, body: Mapping[str, Any]) -> State:
+def step(rule: FoldRule, state: FoldState, sequence: int, body: Mapping[str, Any]) -> FoldState:
     """Return the state after one more record; sequences rise.  Without `reads_bodies` the body may be empty."""
     value = _drawn(body, rule.field)
     return state if value is _MISSING else FOLDS[rule.fold].step(state, sequence, value)
 
 
-def value_of(rule: FoldRule, state: State, body_at: Callable[[int], Mapping[str, Any]]) -> Any:
+def value_of(rule: FoldRule, state: FoldState, body_at: Callable[[int], Mapping[str, Any]]) -> Any:
     """Return the JSON value that a state stands for; `body_at(sequence)` gives the body of a record."""
     if isinstance(state, Members):
         return [json.loads(text) for text in sorted(state.texts)]
@@ -148,7 +148,7 @@ def value_of(rule: FoldRule, state: State, body_at: Callable[[int], Mapping[str,
     return None if value is _MISSING else value
 
 
-def is_complete(state: State) -> bool:
+def is_complete(state: FoldState) -> bool:
     """Return whether the state covers all records; only a `set` that ran out of room does not."""
     return not isinstance(state, Members) or state.complete
 

@@ -31,7 +31,7 @@ class QueueError(SplError):
     """No submission is taken now; nothing of this one was stored."""
 
 
-class Answer(Protocol[Outcome]):
+class Waiter(Protocol[Outcome]):
     """Where a submission's answer goes: the futures of threads and those of event loops are such places."""
 
     def cancelled(self) -> bool:
@@ -59,7 +59,7 @@ class Submission(Generic[Item, Outcome]):
     """
 
     items: tuple[Item, ...]
-    answer: Answer[Outcome]
+    answer: Waiter[Outcome]
     post: Post | None
     bytes: int = 0
     found: list[Outcome] | SplError | None = None

@@ -19,7 +19,7 @@ from typing import Final
 from .disk import Disk
 from .sstable import NEXT_PREFIX, Memory, Span, Table, TableWriter
 
-State = tuple[tuple[Table, ...], Memory]
+IndexState = tuple[tuple[Table, ...], Memory]
 
 _MERGE_TABLES: Final = 4
 _MERGE_ENTRIES: Final = 16
@@ -57,7 +57,7 @@ class Compaction:
         self._epoch, self._salt, self._row_bytes = epoch, salt.hex(), row_bytes
         self._memory_rows, self._flush_at = memory_rows, memory_rows
         self._merges: dict[int, _Merge] = {}
-        self.state: State = ((), Memory(1))
+        self.state: IndexState = ((), Memory(1))
         self.fault = ""
         """Why the last table could not be written; it is tried again after as many lines."""
 

@@ -24,7 +24,7 @@ from struct import Struct
 from typing import Final
 
 from ..core.record.record import is_id, is_reserved
-from .compaction import Compaction, IndexStats, State
+from .compaction import Compaction, IndexState, IndexStats
 from .disk import Disk
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
 from .sstable import KEY_BYTES, NEXT_PREFIX, load
@@ -75,7 +75,7 @@ class Row:
     clock: int
 
 
-Facts = tuple[str, str, str, str, bool]  # kind, ns, origin, voucher, own: few combinations, many rows
+LineFacts = tuple[str, str, str, str, bool]  # kind, ns, origin, voucher, own: few combinations, many rows
 Added = tuple[int, Place | None, Entry | None]  # seq and its line, or None twice for a damaged one
 
 
@@ -91,9 +91,9 @@ class Index:
         `replaces` begins one beside another in the same folder, which it does not touch until it takes its place.
         """
         self._read = read
-        self._facts: dict[int, Facts] = {}
+        self._facts: dict[int, LineFacts] = {}
         self._known: dict[str, bytes] = {}
-        self._sources: dict[Facts, tuple[int, tuple[bytes, ...]]] = {}
+        self._sources: dict[LineFacts, tuple[int, tuple[bytes, ...]]] = {}
         disk.mkdir(folder)
         tables = [] if replaces else load(disk, folder, _ROW.size, epoch)
         self._salt = bytes.fromhex(tables[0].span.salt) if tables else random_bytes(16)
@@ -254,7 +254,7 @@ class Index:
         """
         return list(_MARK.iter_unpack(self._raw_rows(self._tables.state, seq, count)))
 
-    def facts(self, number: int, seq: int) -> Facts | None:
+    def facts(self, number: int, seq: int) -> LineFacts | None:
         """Return the facts with this number, which the line `seq` has; None when they cannot be read."""
         return self._facts.get(number) or self._facts_of(number, seq)
 
@@ -305,7 +305,7 @@ class Index:
         self._known[name] = key
         return key
 
-    def _source(self, facts: Facts, seq: int) -> tuple[int, tuple[bytes, ...]]:
+    def _source(self, facts: LineFacts, seq: int) -> tuple[int, tuple[bytes, ...]]:
         """Return (seq of the first line with these facts, keys of its tallies).
 
         Rows name that line instead of holding texts; so nothing about vouchers and origins is kept but in the log.
@@ -334,7 +334,7 @@ class Index:
 
     # -- reading
 
-    def _values(self, state: State, key: bytes, low: int, limit: int) -> list[int]:
+    def _values(self, state: IndexState, key: bytes, low: int, limit: int) -> list[int]:
         """Return up to `limit` seqs of a key from `low` on."""
         tables, memory = state
         found: list[int] = []
@@ -347,7 +347,7 @@ class Index:
             found += values[start : start + limit - len(found)]
         return found
 
-    def _raw_rows(self, state: State, seq: int, count: int) -> bytes:
+    def _raw_rows(self, state: IndexState, seq: int, count: int) -> bytes:
         """Return the rows from `seq` on, at most `count`, at least one."""
         tables, memory = state
         if seq >= memory.first:
@@ -356,7 +356,7 @@ class Index:
         table = tables[bisect_right(tables, seq, key=lambda table: table.span.first) - 1]
         return table.rows(seq, min(count, table.span.last + 1 - seq))
 
-    def _rows(self, state: State, seqs: Sequence[int]) -> Iterator[Row]:
+    def _rows(self, state: IndexState, seqs: Sequence[int]) -> Iterator[Row]:
         """Yield the rows of ascending seqs, reading neighbours together."""
         start, raw = 0, b""
         for i, seq in enumerate(seqs):
@@ -370,7 +370,7 @@ class Index:
                 kind, ns, origin, voucher, own = facts
                 yield Row(seq, kind, segment, offset + head, length, ns, origin, voucher, own, clock)
 
-    def _facts_of(self, source: int, seq: int) -> Facts | None:
+    def _facts_of(self, source: int, seq: int) -> LineFacts | None:
         """Return the facts of a line, read from the first line that had them, or from itself if that is damaged."""
         for at in (source, seq):
             with suppress(LineError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core import fold
-from ..core.fold import FoldRule, State
+from ..core.fold import FoldRule, FoldState
 from .index import by_thread
 from .log import Log, Row
 
@@ -30,7 +30,7 @@ _Kind = tuple[str, str, str, frozenset[str]]
 class ThreadState:
     """A state, the number of its records, the sequence of the last of them, and that up to which the log was read."""
 
-    state: State
+    state: FoldState
     records: int = 0
     sequence: int = 0
     read_seq: int = 0

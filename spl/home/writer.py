@@ -33,7 +33,7 @@ from ..core.record import batch, namespace, record
 from ..core.record.filter import fields_of
 from ..core.record.levels import NAMES
 from ..core.record.record import Envelope, Sig
-from .commit_queue import Answer, CommitQueue, Post, Submission, answer
+from .commit_queue import CommitQueue, Post, Submission, Waiter, answer
 from .log import Entry, Log
 from .segments import PROJECTION
 from .views import Views
@@ -140,7 +140,7 @@ class Writer:
         self._queue.put([_submission(items, future, None) for items, future in zip(submissions, futures, strict=True)])
         return futures
 
-    def submit_posted(self, submissions: Sequence[tuple[Sequence[Item], Answer[Outcome]]], post: Post) -> None:
+    def submit_posted(self, submissions: Sequence[tuple[Sequence[Item], Waiter[Outcome]]], post: Post) -> None:
         """Queue submissions as `submit_all` does, whose answers are awaited on the thread that `post` calls on."""
         self._queue.put([_submission(items, awaited, post) for items, awaited in submissions])
 
@@ -393,7 +393,7 @@ class Writer:
         )
 
 
-def _submission(items: Sequence[Item], awaited: Answer[Outcome], post: Post | None) -> Submission[Item, Outcome]:
+def _submission(items: Sequence[Item], awaited: Waiter[Outcome], post: Post | None) -> Submission[Item, Outcome]:
     return Submission(tuple(items), awaited, post, sum(map(size_of, items)))
 
 

@@ -42,10 +42,10 @@ log = logging.getLogger("spl.net")
 
 
 # Where a connection stands; the table is in the docstring.
-Phase = Enum("Phase", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
-_BUSY = frozenset({Phase.ANSWER, Phase.STREAM, Phase.FLUSH})
-_QUIET = frozenset({Phase.IDLE, Phase.HEAD, Phase.BODY})
-_OVER = frozenset({Phase.LINGER, Phase.CLOSING, Phase.CLOSED})
+Stage = Enum("Stage", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
+_BUSY = frozenset({Stage.ANSWER, Stage.STREAM, Stage.FLUSH})
+_QUIET = frozenset({Stage.IDLE, Stage.HEAD, Stage.BODY})
+_OVER = frozenset({Stage.LINGER, Stage.CLOSING, Stage.CLOSED})
 
 
 class Shared:
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         self.local = local
         self.scheme = scheme
         self.peer = "unix"
-        self.phase = Phase.IDLE
+        self.phase = Stage.IDLE
         self.deadline = inf
         self.since = 0.0
         self.parser = RequestParser(shared.limits)
@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
             self.peer = str(name[0]) if name else ""
         shared = self.shared
         shared.connections.add(self)
-        self._wait(Phase.IDLE, shared.limits.idle_timeout_s)
+        self._wait(Stage.IDLE, shared.limits.idle_timeout_s)
         if self.seat is None:
             shared.refused += 1
         else:
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Let a request that is being answered end; a stream's client is taken for gone."""
-        if self.phase not in (Phase.ANSWER, Phase.FLUSH) or self._is_streaming() or self.scheme == "https":
+        if self.phase not in (Stage.ANSWER, Stage.FLUSH) or self._is_streaming() or self.scheme == "https":
             self._cancel_stream()
             self.close()
             return False
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_stream()
-        self.phase = Phase.CLOSED
+        self.phase = Stage.CLOSED
         self.deadline = inf
         self.pieces = []
         shared = self.shared
@@ -183,8 +183,8 @@ class Connection(asyncio.Protocol):
             self.deadline = inf
         if self.room is not None and not self.room.done():
             self.room.set_result(None)
-        if self.phase is Phase.FLUSH:
-            self._wait(Phase.IDLE, self.shared.limits.idle_timeout_s)
+        if self.phase is Stage.FLUSH:
+            self._wait(Stage.IDLE, self.shared.limits.idle_timeout_s)
             # Not inline: uvloop calls this from inside its own write.
             self.shared.loop.call_soon(self._advance)
 
@@ -192,9 +192,9 @@ class Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """End what the peer's silence left open; called when `deadline` has passed."""
-        if self.phase in (Phase.HEAD, Phase.BODY):
+        if self.phase in (Stage.HEAD, Stage.BODY):
             self._refuse(HttpError("request-timeout"))
-        elif self.phase is Phase.IDLE or self.phase is Phase.LINGER:
+        elif self.phase is Stage.IDLE or self.phase is Stage.LINGER:
             self.close()
         else:
             size = self.transport.get_write_buffer_size()
@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
 
     def is_late(self, now: float, idle_s: float) -> bool:
         """Return whether its deadline has passed, or it has been idle for `idle_s` seconds."""
-        return self.deadline <= now or (self.phase is Phase.IDLE and self.since + idle_s <= now)
+        return self.deadline <= now or (self.phase is Stage.IDLE and self.since + idle_s <= now)
 
     def quiet_since(self) -> float:
         """Return since when the peer owes bytes; inf while a request is being answered."""
@@ -219,14 +219,14 @@ class Connection(asyncio.Protocol):
     def stop(self) -> None:
         """Close when idle; otherwise after the request that is being read or answered."""
         self.keep_alive = False
-        if self.phase is Phase.IDLE:
+        if self.phase is Stage.IDLE:
             self.close()
 
     def close(self) -> None:
         """Close once everything written is sent; a peer that takes nothing of it is cut."""
         limits = self.shared.limits
         self.unsent = self.transport.get_write_buffer_size()
-        self._wait(Phase.CLOSING, limits.write_stall_timeout_s if self.unsent else limits.linger_s)
+        self._wait(Stage.CLOSING, limits.write_stall_timeout_s if self.unsent else limits.linger_s)
         self.transport.close()
 
     def abort(self) -> None:
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
             yield
         except Exception as exc:
             known = isinstance(exc, SplError)
-            cut = refusing or self.phase is Phase.STREAM
+            cut = refusing or self.phase is Stage.STREAM
             if cut or not known:
                 log.exception(**event("http.failed", peer=self.peer, msg="request failed"))
             if cut:
@@ -266,8 +266,8 @@ class Connection(asyncio.Protocol):
     def _step(self) -> bool:
         """Read one request as far as it is here and start its answer; return whether to go on."""
         phase = self.phase
-        if phase is not Phase.BODY:
-            if phase is not Phase.IDLE and phase is not Phase.HEAD:
+        if phase is not Stage.BODY:
+            if phase is not Stage.IDLE and phase is not Stage.HEAD:
                 return False
             self.head = None
             head = self.parser.next()
@@ -281,8 +281,8 @@ class Connection(asyncio.Protocol):
         while isinstance(event := self.parser.next(), bytes):
             self.pieces.append(event)
         if event is None:
-            if self.phase is not Phase.BODY:
-                self._wait(Phase.BODY, self.shared.limits.body_timeout_s)
+            if self.phase is not Stage.BODY:
+                self._wait(Stage.BODY, self.shared.limits.body_timeout_s)
                 assert self.head is not None
                 if self.head.expects and not self.pieces:
                     self._write(CONTINUE)
@@ -295,10 +295,10 @@ class Connection(asyncio.Protocol):
     def _wait_for_head(self) -> None:
         limits = self.shared.limits
         if self.parser.idle:
-            if self.phase is not Phase.IDLE:
-                self._wait(Phase.IDLE, limits.idle_timeout_s)
-        elif self.phase is Phase.IDLE:
-            self._wait(Phase.HEAD, limits.head_timeout_s)
+            if self.phase is not Stage.IDLE:
+                self._wait(Stage.IDLE, limits.idle_timeout_s)
+        elif self.phase is Stage.IDLE:
+            self._wait(Stage.HEAD, limits.head_timeout_s)
 
     def _read_on(self) -> None:
         """Take more from the peer, now that what it sent ahead is used up."""
@@ -349,7 +349,7 @@ class Connection(asyncio.Protocol):
         if isinstance(answer, Response) and isinstance(answer.body, bytes):
             self._send(answer)
             return
-        self.phase = Phase.ANSWER
+        self.phase = Stage.ANSWER
         self.deadline = self.shared.loop.time() + self.shared.limits.write_stall_timeout_s if self.write_paused else inf
         self.task = self.shared.tasks.create_task(self._work(answer))
 
@@ -393,7 +393,7 @@ class Connection(asyncio.Protocol):
             if self.phase in _OVER:
                 return  # the client went while the app prepared the stream
             self._write(head_bytes)
-            self.phase = Phase.STREAM
+            self.phase = Stage.STREAM
             if head.method != "HEAD":
                 async for piece in body:
                     if piece:
@@ -437,9 +437,9 @@ class Connection(asyncio.Protocol):
             self.close()
         elif self.write_paused:
             self.unsent = self.transport.get_write_buffer_size()
-            self._wait(Phase.FLUSH, self.shared.limits.write_stall_timeout_s)
+            self._wait(Stage.FLUSH, self.shared.limits.write_stall_timeout_s)
         else:
-            self._wait(Phase.IDLE, self.shared.limits.idle_timeout_s)
+            self._wait(Stage.IDLE, self.shared.limits.idle_timeout_s)
 
     # -- refusing
 
@@ -469,7 +469,7 @@ class Connection(asyncio.Protocol):
             assert isinstance(response.body, bytes)
             head = self._encode(response, len(response.body))
             self._write(head if self.head is not None and self.head.method == "HEAD" else head + response.body)
-            self._wait(Phase.LINGER, self.shared.limits.linger_s)
+            self._wait(Stage.LINGER, self.shared.limits.linger_s)
             if self.transport.can_write_eof() and not self.transport.is_closing():
                 self.transport.write_eof()
             self._read_on()
@@ -481,7 +481,7 @@ class Connection(asyncio.Protocol):
         forwarded = head.headers.get(FORWARDED)
         return self.peer if forwarded is None else self.shared.admission.proxies.client_of(self.peer, forwarded)
 
-    def _wait(self, phase: Phase, seconds: float) -> None:
+    def _wait(self, phase: Stage, seconds: float) -> None:
         self.phase = phase
         self.since = self.shared.loop.time()
         self.deadline = self.since + seconds
@@ -492,7 +492,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(data)
 
     def _is_streaming(self) -> bool:
-        return self.phase is Phase.STREAM or (self.match is not None and self.match.route.streams)
+        return self.phase is Stage.STREAM or (self.match is not None and self.match.route.streams)
 
     def _cancel_stream(self) -> None:
         """Stop an answer that may go on for long; a plain handler ends by itself, its work is wanted."""

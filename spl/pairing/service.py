@@ -33,7 +33,7 @@ from ..net.client import DialPolicy
 from ..sync.peer import PeerClient
 from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
-from ..sync.supervise import Supervisor
+from ..sync.supervise import Job, Supervisor
 from .exchange import Exchange
 from .grants import Grants, Handover
 from .initiator import BACKOFF_BASE_S, POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
@@ -41,7 +41,7 @@ from .machine import Pairs, unconfirmed
 from .maintenance import UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog
 from .responder import Answer, Responder
-from .stepper import Job, Stepper
+from .stepper import Stepper
 from .tokens import Renewal
 
 __all__ = ["Pace", "PairOptions", "Pairing"]

@@ -8,17 +8,16 @@ queue: what a restart must do again is in the records.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from ..core.pair.pair import Pair
 from ..core.pair.steps import Effect, PairEvent
-from ..sync.supervise import Supervisor
+from ..sync.supervise import Job, Supervisor
 from .machine import Pairs
 
 JOBS_MAX: Final = 4096
-Job = Callable[[], Awaitable[object]]
 _T = TypeVar("_T")
 
 

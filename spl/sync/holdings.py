@@ -35,7 +35,7 @@ from ..core.record.fingerprint import (
     RangePart,
 )
 from ..core.record.levels import EXACT, STRUCTURAL
-from ..home.index import NO_START, Facts, Row, projections_of
+from ..home.index import NO_START, LineFacts, Row, projections_of
 from ..home.log import Log
 from ..home.segments import PROJECTION, LineError
 from .scope import Scope
@@ -72,7 +72,7 @@ class PairTerms:
         is_late = self.scope.floor < row.seq <= self.last_seq
         return is_late and (verdict == _LATER or (verdict == _READ and self._admits(store, facts, row)))
 
-    def verdict(self, name: str, facts: Facts) -> int:
+    def verdict(self, name: str, facts: LineFacts) -> int:
         """Return whether lines with these facts are in a set: one of _NEVER, _LATER, _ALWAYS, _READ."""
         kind, ns, origin, voucher, _ = facts
         if name == SEEN:
@@ -99,7 +99,7 @@ class PairTerms:
             return not any(store.index.count(projections_of(origin)) for origin in self.scope.origins)
         return name == SHOWN and all(share.level == EXACT for share in self.scope.shares.values())
 
-    def name(self, store: Log, facts: Facts, row: Row) -> bytes:
+    def name(self, store: Log, facts: LineFacts, row: Row) -> bytes:
         """Return the start of the name that a record has at the peer, NO_START if the filter leaves it out."""
         entry = _entry(store, row)
         if entry is None or not self._admits_record(facts, entry["record"]):
@@ -117,7 +117,7 @@ class PairTerms:
         share = self.scope.shares.get(ns)
         return -1 if share is None else share.level
 
-    def _offer(self, facts: Facts, level: int) -> int:
+    def _offer(self, facts: LineFacts, level: int) -> int:
         kind, ns, _, voucher, _ = facts
         if kind != "rec" or self.level(ns) != level:
             return _NEVER
@@ -125,11 +125,11 @@ class PairTerms:
             return _NEVER
         return _READ if self.scope.filter.reads_records or level > STRUCTURAL else _LATER
 
-    def _admits(self, store: Log, facts: Facts, row: Row) -> bool:
+    def _admits(self, store: Log, facts: LineFacts, row: Row) -> bool:
         entry = _entry(store, row)
         return entry is not None and self._admits_record(facts, entry["record"])
 
-    def _admits_record(self, facts: Facts, record: Mapping[str, Any]) -> bool:
+    def _admits_record(self, facts: LineFacts, record: Mapping[str, Any]) -> bool:
         _, ns, _, voucher, _ = facts
         return self.scope.filter.admits(filters.fields_of(record, ns, voucher), voucher != self.scope.own_did)
 
@@ -279,7 +279,7 @@ def _entry(store: Log, row: Row) -> dict[str, Any] | None:
         return None
 
 
-def facts_of(row: Row) -> Facts:
+def facts_of(row: Row) -> LineFacts:
     """Return the facts of a line."""
     return row.kind, row.ns, row.origin, row.voucher, row.own
 

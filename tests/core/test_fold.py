@@ -25,7 +25,9 @@ def a_rule(name: str, field: str = "") -> FoldRule:
     return fold.fold_rule({"name": "r", "thread": "th", "fold": name, "field": field})
 
 
-def state_of(rule: FoldRule, bodies: Sequence[Body], state: fold.State | None = None, first: int = 1) -> fold.State:
+def state_of(
+    rule: FoldRule, bodies: Sequence[Body], state: fold.FoldState | None = None, first: int = 1
+) -> fold.FoldState:
     state = fold.begin(rule) if state is None else state
     for sequence, body in enumerate(bodies, first):
         state = fold.step(rule, state, sequence, body if rule.reads_bodies else {})

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from spl.core.limits import Limits
-from spl.net.connection import READ_AHEAD_BYTES, Phase
+from spl.net.connection import READ_AHEAD_BYTES, Stage
 from spl.net.http1 import RequestParser
 
 GET = b"GET /here/a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -319,7 +319,7 @@ async def test_a_slow_reader_of_a_last_answer_gets_it_whole(serve) -> None:
         writer.write(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = await reader.read(1000)
         (connection,) = server.server._shared.connections
-        assert connection.phase is Phase.CLOSING
+        assert connection.phase is Stage.CLOSING
         while connection.transport.get_write_buffer_size() >= connection.unsent:
             answer += await reader.read(65536)
         connection.expire(connection.deadline)

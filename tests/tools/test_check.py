@@ -82,6 +82,16 @@ def test_each_rule_finds_its_breach_and_nothing_else(
     assert lines == found or len(lines) == found
 
 
+def test_one_word_names_one_class(check: ModuleType, write: Callable[[str, str], None]) -> None:
+    """A class or alias of a type that another file has too is named; constants and private classes are not."""
+    write("spl/a.py", "class Abc: ...\nclass _P: ...\nLIMIT = 1\nShape = int | str\n")
+    write("spl/b.py", "class _P: ...\nLIMIT = 2\nAbc = int\nclass Shape: ...\n")
+    assert check.class_names() == [
+        "spl/b.py:3: Abc is a class of spl/a.py, too",
+        "spl/b.py:4: Shape is a class of spl/a.py, too",
+    ]
+
+
 def test_the_map_is_held_against_the_tree(check: ModuleType, write: Callable[[str, str], None]) -> None:
     """A file that the map lacks and one that is gone are named; a folder of more than twenty-two entries, too."""
     write("spl/__init__.py", MAP)

@@ -21,7 +21,7 @@ __all__ = ["Budget", "Expr", "ExprError", "evaluate", "parse"]
 STEPS_MAX: Final = 20_000
 CHARS_PER_STEP: Final = 16
 
-Scope = Mapping[str, Any]
+Bindings = Mapping[str, Any]
 
 _NUMBERS: Final = frozenset({"int", "double"})
 _ORDERED: Final = frozenset({"bool", "string"})
@@ -35,7 +35,7 @@ class Budget:
         self.steps, self.left = steps, steps
 
 
-def evaluate(expr: Expr, facts: Scope, budget: Budget | None = None) -> bool:
+def evaluate(expr: Expr, facts: Bindings, budget: Budget | None = None) -> bool:
     """Return the value of the expression over the facts.
 
     Raises ExprError "rule-type" (a missing field, a wrong type, a result that is not true or false) and "rule-cost".
@@ -49,11 +49,11 @@ class _Run:
     def __init__(self, text: str, budget: Budget) -> None:
         self.text, self.budget = text, budget
 
-    def value(self, node: Node, scope: Scope) -> Any:
+    def value(self, node: Node, scope: Bindings) -> Any:
         self.spend(1, node)
         return _VISITS[node.kind](self, node, scope)
 
-    def truth(self, node: Node, scope: Scope) -> bool:
+    def truth(self, node: Node, scope: Bindings) -> bool:
         value = self.value(node, scope)
         if not isinstance(value, bool):
             raise self.fault(node, f"this is {_a(value)}, and must be true or false")
@@ -73,21 +73,21 @@ class _Run:
 
     # -- nodes
 
-    def literal(self, node: Node, scope: Scope) -> Any:
+    def literal(self, node: Node, scope: Bindings) -> Any:
         return node.value
 
-    def name(self, node: Node, scope: Scope) -> Any:
+    def name(self, node: Node, scope: Bindings) -> Any:
         if node.value not in scope:
             raise self.fault(node, f"there is no {node.value!r} here; there is {', '.join(sorted(scope)) or 'nothing'}")
         return scope[node.value]
 
-    def field(self, node: Node, scope: Scope) -> Any:
+    def field(self, node: Node, scope: Bindings) -> Any:
         return self.looked_up(node, self.mapping(node, scope), node.value)
 
-    def has(self, node: Node, scope: Scope) -> bool:
+    def has(self, node: Node, scope: Bindings) -> bool:
         return node.value in self.mapping(node, scope)
 
-    def index(self, node: Node, scope: Scope) -> Any:
+    def index(self, node: Node, scope: Bindings) -> Any:
         within, key = (self.value(part, scope) for part in node.parts)
         kinds = _kind(within), _kind(key)
         if kinds == ("map", "string"):
@@ -98,23 +98,23 @@ class _Run:
             raise self.fault(node, f"the index is outside the list of {len(within)}")
         return within[key]
 
-    def items(self, node: Node, scope: Scope) -> Any:
+    def items(self, node: Node, scope: Bindings) -> Any:
         return [self.value(part, scope) for part in node.parts]
 
-    def members(self, node: Node, scope: Scope) -> Any:
+    def members(self, node: Node, scope: Bindings) -> Any:
         return {key: self.value(part, scope) for key, part in zip(node.value, node.parts, strict=True)}
 
-    def negation(self, node: Node, scope: Scope) -> bool:
+    def negation(self, node: Node, scope: Bindings) -> bool:
         return not self.truth(node.parts[0], scope)
 
-    def logic(self, node: Node, scope: Scope) -> bool:
+    def logic(self, node: Node, scope: Bindings) -> bool:
         return self.fold(node.kind == "||", (partial(self.truth, part, scope) for part in node.parts))
 
-    def choice(self, node: Node, scope: Scope) -> Any:
+    def choice(self, node: Node, scope: Bindings) -> Any:
         test, yes, no = node.parts
         return self.value(yes if self.truth(test, scope) else no, scope)
 
-    def compare(self, node: Node, scope: Scope) -> bool:
+    def compare(self, node: Node, scope: Bindings) -> bool:
         left, right = (self.value(part, scope) for part in node.parts)
         if node.value in ("==", "!="):
             return self.equal(left, right, node) is bool(node.value == "==")
@@ -127,7 +127,7 @@ class _Run:
             self.spend_text(left, node)
         return bool(_ORDER[node.value](left, right))
 
-    def macro(self, node: Node, scope: Scope) -> bool:
+    def macro(self, node: Node, scope: Bindings) -> bool:
         items = self.value(node.parts[0], scope)
         if _kind(items) != "list":
             raise self.fault(node, f"{node.kind} goes over a list, and this is {_a(items)}")
@@ -138,7 +138,7 @@ class _Run:
 
         return self.fold(node.kind == "exists", (test(item) for item in items))
 
-    def call(self, node: Node, scope: Scope) -> Any:
+    def call(self, node: Node, scope: Bindings) -> Any:
         values = [self.value(part, scope) for part in node.parts]
         if node.value == "size":
             if _kind(values[0]) not in ("string", "list", "map"):
@@ -169,7 +169,7 @@ class _Run:
             raise failed
         return not decisive
 
-    def mapping(self, node: Node, scope: Scope) -> Mapping[str, Any]:
+    def mapping(self, node: Node, scope: Bindings) -> Mapping[str, Any]:
         """Return the map whose field the node reads."""
         value = self.value(node.parts[0], scope)
         if not isinstance(value, dict):
@@ -234,7 +234,7 @@ _ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     ">": lambda left, right: left > right,
     ">=": lambda left, right: left >= right,
 }
-_VISITS: Final[Mapping[str, Callable[[_Run, Node, Scope], Any]]] = {
+_VISITS: Final[Mapping[str, Callable[[_Run, Node, Bindings], Any]]] = {
     "literal": _Run.literal,
     "name": _Run.name,
     "field": _Run.field,
