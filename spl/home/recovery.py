@@ -5,6 +5,7 @@ The index's last line is compared with the log by its running hash, and what fol
     clean stop      damaged lines are passed over and reported, nothing is cut
     any other end   bytes after the last good line of the last segment are cut (they were never acknowledged), and
                     the rest is synced before it is served, because it may have been seen only by the page cache
+    shortened       the mark of a clean stop counts more lines than there are: the others are reported as lost
 
 A damaged line keeps its seq and has an empty row in the index; its bytes stay where they are.
 """
@@ -97,6 +98,7 @@ def recover(
     if not segments.firsts and mark and mark["seq"]:
         raise StoreError("store-damaged", f"the log had {mark['seq']} lines at the last stop, and its files are gone")
     cut, fresh = _clear_up(folder, disk, segments), not segments.firsts
+    stopped_at = mark["seq"] if mark else 0
     mark = mark if mark and _fits(mark, segments) else None
     epoch = headers[0].epoch if headers else random_bytes(16).hex()
     index = Index(folder / INDEX_FOLDER, disk, epoch, segments.read, random_bytes)
@@ -114,6 +116,9 @@ def recover(
         # A new segment keeps an epoch that no header states, and bad lines that are not a torn tail: only the last
         # segment is ever cut.
         segments.begin(epoch, index.covered + 1, index.run)
+    if stopped_at > index.covered:
+        # The mark is gone while the log is open, so nothing was written since: what it counts was cut off from outside.
+        replay.report_end(stopped_at)
     disk.unlink(folder / CLEAN_NAME)
     disk.fsync_dir(folder)
     unclean = mark is None and not (fresh and not cut)
@@ -194,6 +199,12 @@ class Replay:
             active.truncate(end)
         active.sync()
         return max(0, cut)
+
+    def report_end(self, seq: int) -> None:
+        """Report the lines up to `seq` as lost: the log had them when it was stopped cleanly."""
+        end = self._segments.firsts[-1], self._segments.size(self._segments.firsts[-1])
+        covered = self._index.covered
+        self.damaged.append(Damage(covered + 1, seq - covered, *end, end))
 
     def pass_over_tail(self, seq: int, run: str) -> bool:
         """Report bad bytes at the end of a log that was stopped cleanly behind line `seq`; return whether there are."""

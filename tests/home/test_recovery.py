@@ -67,7 +67,7 @@ def test_a_log_cut_at_any_byte_reopens_with_every_whole_line(tmp_path: Path, lef
         kept = [line for line in before if line[0] < first - 1 + max(whole, 1)]
         assert (contents(store), store.last_seq) == (kept, kept[-1][0]), size
         assert store.report.unclean
-        assert not store.report.damaged
+        assert bool(store.report.damaged) == (left == "clean"), "the mark counts the lines that were cut off"
         assert store.report.cut_bytes == size - ([0, *ends][whole])
         assert store.append([record(99)], AT_MS) == [len(kept) + 1]
         store.close()
@@ -427,3 +427,31 @@ def test_a_store_killed_while_it_was_created_begins_anew(tmp_path: Path) -> None
         assert store.append([record(1)], AT_MS) == [1]
         assert contents(store) == [(1, record(1).payload)]
         shutil.rmtree(tmp_path / "b")
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_log_that_was_shortened_after_a_clean_stop_says_what_it_lost(tmp_path: Path, how: str, indexed: bool) -> None:
+    """Acknowledged lines are gone, which no torn tail explains; what is left is served, and writing goes on."""
+    store = open_store(tmp_path, limits=SMALL)
+    for n in range(12):
+        store.append([record(n)], AT_MS)
+    store.close()
+    last = log_files(tmp_path)[-1]
+    if how == "gone":
+        kept = int(last.stem) - 1
+        last.unlink()
+    else:
+        lines = last.read_bytes().splitlines(keepends=True)
+        last.write_bytes(b"".join(lines[:-1]))
+        kept = 11
+    if not indexed:
+        shutil.rmtree(tmp_path / "index")
+    again = open_store(tmp_path, limits=SMALL)
+    assert again.last_seq == kept
+    [damage] = again.report.damaged
+    assert (damage.seq, damage.lines) == (kept + 1, 12 - kept)
+    assert again.lost == (damage,)
+    assert again.append([record(50)], AT_MS) == [kept + 1]
+    again.close()
+    assert open_store(tmp_path, limits=SMALL).report.damaged == ()
