@@ -11,8 +11,7 @@ from ..core.errors import SplError
 from ..core.limits import Limits
 from ..core.pair import diff
 from ..core.pair.diff import Gap, Transition
-from ..core.record import record
-from ..core.record import snapshot as snapshots
+from ..core.record import record, snapshot
 from .client import CtlError, elements
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg
 from .threads import snapshot_path
@@ -204,7 +203,7 @@ def _in_store(name: str, shell: Shell) -> One | None:
         if exc.code != "not-found":
             raise
         return None
-    value = snapshots.plain(answer)
+    value = snapshot.plain(answer)
     pair_id = diff.pair_id_of(value)
     return One(
         name, "the local store", pair_id, value, lambda: diff.history(_stored(diff.THREAD_PAIRS, shell), pair_id)
@@ -249,7 +248,7 @@ def _file_records(path: str) -> Iterator[Record]:
 
 
 def _plain(pieces: Iterable[bytes]) -> Iterator[Record]:
-    for envelope in snapshots.records(pieces, Limits()):
+    for envelope in snapshot.records(pieces, Limits()):
         yield {"id": envelope.id, **envelope.record}
 
 
