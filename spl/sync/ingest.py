@@ -54,6 +54,8 @@ GATE_AGE_MS: Final = 60_000
 """A gate is made again after a minute, because retired keys end with time."""
 SPOILT_CODES: Final = frozenset({"record-id", "record-signature"})
 """Codes of records whose bytes may have changed on the way, so that they are asked for once more."""
+UNSHOWN_MAX: Final = 64
+"""Chains asked for in vain until the next reading or heartbeat; a peer that invents signers cannot keep us asking."""
 WANTED_ANSWERS_MAX: Final = 8
 """How often in a row a pushing peer is told the same ids that we would see again."""
 
@@ -407,7 +409,7 @@ class Ingest:
         """
         memory, found, pins = self._memory(pair.pair_id), _Learnt(), self.writer.views.pins
         for did in signers:
-            if chains is None and did in memory.unshown:
+            if chains is None and (did in memory.unshown or len(memory.unshown) >= UNSHOWN_MAX):
                 continue
             chain = await self._shown(pair, did, chains, pins)
             code = pins.code_of(chain) if chain is not None else CHAIN_UNKNOWN
@@ -420,7 +422,7 @@ class Ingest:
             if chain is not None and code == FORK:
                 # The record of the fork marks the DID from now on, after each start, too.
                 found.forks.append(_pin(pair, chain))
-            if chains is None and len(memory.unshown) < self.limits.chains_count:
+            if chains is None:
                 memory.unshown.add(did)
                 found.unshown = True
         return found

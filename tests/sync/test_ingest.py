@@ -13,7 +13,7 @@ from spl.core.keys import SecretKey
 from spl.core.record import record
 from spl.core.record.page import Page
 from spl.core.record.record import Envelope, Sig
-from spl.sync.ingest import ON_LOOP_RECORDS
+from spl.sync.ingest import ON_LOOP_RECORDS, UNSHOWN_MAX
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
 
@@ -127,3 +127,18 @@ async def test_refusals_are_counted_and_not_repeated_in_the_log(
                 await bob.ingest.keep(pair, await bob.ingest.judge(pair, page, {}), moves=True)
         assert bob.home.views.refused == {PAIR: 20}
         assert [line.getMessage() for line in caplog.records].count("sync.refused") == 1
+
+
+async def test_a_peer_that_invents_signers_is_not_asked_for_all_of_them(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        pair, asked = bob.home.views.pairs[PAIR], ("GET", "/v1/sync/chains")
+        for first in (1, 101):
+            ghosts = [born(number) for number in range(first, first + 100)]
+            values = [signed(key, chain.did, clock) for clock, (key, chain) in enumerate(ghosts)]
+            taken = await bob.ingest.take(pair, Page(values, ["default"] * 100, "c", False, {}, 0), moves=True)
+            assert {verdict.code for verdict in taken.refused} == {"chain-unknown"}
+        assert bob.network.log.count(asked) == UNSHOWN_MAX
+        bob.ingest.begin(PAIR)
+        await bob.ingest.take(pair, Page(values, ["default"] * 100, "c", False, {}, 0), moves=True)
+        assert bob.network.log.count(asked) == 2 * UNSHOWN_MAX
