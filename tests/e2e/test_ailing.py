@@ -45,7 +45,7 @@ def test_a_machine_that_stands_still(world: World) -> None:
         time.sleep(1.1)  # this is the fault, not a wait
         os.kill(alice.process.pid, signal.SIGCONT)
         alice.get("/health")
-    assert seen(alice, "loop-blocked")["fix"] == "look at its load: top, iostat"
+    assert seen(alice, "loop-blocked")["fix"] == "check its load: top, iostat"
     eventually(lambda: not named(attention(alice), "loop-blocked"), "later beats are on time")
 
 
@@ -104,7 +104,7 @@ def test_a_disk_that_is_slower_than_the_network(house: House, world: World) -> N
     with dave.at_fault():
         sent = world.bob.emit("th_much", 200)
         Thread(target=dave.api, args=("POST", "/v1/sync", {}), daemon=True).start()
-        assert told(dave, "queue-high")["fix"] == "look at the disk and the processor of this machine"
+        assert told(dave, "queue-high")["fix"] == "check disk and processor of this machine"
         assert "wait between network and store" in seen(dave, "queue-high", pair_id)["title"]
     eventually(lambda: len(dave.records("th_much")) == len(sent), "all came")
     eventually(lambda: not attention(dave), "nothing waits")
