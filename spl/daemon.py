@@ -86,7 +86,7 @@ class DaemonError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What `spl serve` was given; None where a flag was not."""
+    """The flags of `spl serve`; None for one that was not given."""
 
     home: Path
     host: str | None = None
@@ -96,7 +96,7 @@ class ServeOptions:
     log_format: str | None = None
 
     def flags(self) -> dict[str, object]:
-        """Return what was given by configuration key; None where a flag was not."""
+        """Return the flags by configuration key; None for one that was not given."""
         return {
             "host": self.host, "port": self.port, "public_url": self.public_url, "log.format": self.log_format
         }  # fmt: skip

@@ -63,7 +63,7 @@ def texts(value: object, name: str, count_max: int = 64) -> tuple[str, ...]:
 
 
 def is_admin(principal: Principal) -> bool:
-    """Tell whether the principal may see what the daemon keeps for itself."""
+    """Return whether the principal may see what the daemon keeps for itself."""
     return bearer.holds(principal.scopes, bearer.ADMIN)
 
 
@@ -71,9 +71,9 @@ CONFIG: Final = "config:"
 
 
 def check(services: Services, resource: str, request: Request, principal: Principal) -> None:
-    """Return unless a permission rule refuses the request; raise "permission-denied".
+    """Raise "permission-denied" if a permission rule refuses the request.
 
-    The operator at this machine always reaches the configuration, else a rule could lock everybody out of it.
+    The operator at this machine always reaches the configuration, or a rule could lock out everyone who can remove it.
     """
     if not services.views.rules or (principal.kind == Kind.LOCAL and resource.startswith(CONFIG)):
         return
@@ -91,7 +91,7 @@ def check(services: Services, resource: str, request: Request, principal: Princi
 
 
 class Permit:
-    """What an answer that takes its time was asked with: the token and the permission rules; used on the loop."""
+    """The credential and the permission rules behind an answer that goes on for long; used on the loop."""
 
     def __init__(self, services: Services, resource: str, request: Request, principal: Principal) -> None:
         self._services, self._principal = services, principal
@@ -99,7 +99,7 @@ class Permit:
         self._ask: Callable[[], None] = lambda: check(services, resource, request, principal)
 
     def check(self) -> None:
-        """Return while the credential holds; raise "auth-invalid", "permission-denied"."""
+        """Raise unless the credential still holds: "auth-invalid", "permission-denied"."""
         if not token_holds(self._services, self._principal):
             raise SplError("auth-invalid", "the token that this was asked with is not valid any more")
         if self._services.views.rules is not self._rules:
@@ -108,7 +108,7 @@ class Permit:
             self._rules = asked
 
     def holds(self) -> bool:
-        """Tell whether the credential still holds."""
+        """Return whether the credential still holds."""
         try:
             self.check()
         except SplError:
@@ -117,7 +117,7 @@ class Permit:
 
 
 def token_holds(services: Services, principal: Principal) -> bool:
-    """Tell whether the token that opened a stream is still good; who came without one needs none."""
+    """Return whether the token that opened a stream is still good; a principal without a token needs none."""
     if not principal.token_id:
         return True
     token = services.views.tokens.get(principal.token_id)

@@ -1,6 +1,6 @@
 """What the HTTP server serves: host and origin checks, the route table, the principal, the error form.
 
-One `Api` a kind of listener: over the Unix socket the file permission is the credential, over TCP it is the bearer.
+One `Api` per kind of listener: over the Unix socket the file permission is the credential, over TCP it is the bearer.
 A browser cannot be turned against a loopback daemon: Host must be a name of ours (DNS rebinding), a foreign Origin
 may not write, and may read only where `http.allowed_origins` names it: a page's EventSource needs that.
 """
@@ -31,8 +31,8 @@ def resource_of(route: Route) -> str:
     """Return what permission rules call a route: its noun, `read` for GET and `write` for the rest.
 
     The noun is the segment after /v1/, or `sync` where only the token of a pair opens the route.  "" for a route that
-    is open to anyone: no rule guards those but the handshake, and that one the pairing service asks about, once the
-    signature held, so that its refusal is signed.
+    is open to anyone: of those a rule guards the handshake alone, and the pairing service asks it once the signature
+    is verified, so that its refusal is signed.
     """
     if route.scope == ANYONE:
         return ""

@@ -1,8 +1,8 @@
 """From a request to a principal: who asks, with which scopes, in which namespaces.
 
 Credentials, strongest first: the Unix socket (its file permission), a pair's token with its proof of possession, an
-ordinary bearer token, and under `--insecure-localhost` or `auth.required = false` none at all.  There too a request
-with a proof is judged by it, so that a peer is a peer on every daemon.
+ordinary bearer token, and under `--insecure-localhost` or `auth.required = false` none at all.  A request with a
+proof is judged by its proof there too, so that a peer is a peer on every daemon.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from ..home.writer import Writer
 from ..net.routes import Request
 
 KNOWN_MAX: Final = 256
-"""Texts of bearers whose tokens are remembered while no token changes; hashing one costs 5 us of each request."""
+"""Bearer texts whose tokens are cached while no token changes; hashing one takes 5 us of each request."""
 
 ANYONE: Final = "anyone"
 """The scope of routes that are open to everybody."""
@@ -70,7 +70,7 @@ class Principal:
 
 @dataclass(slots=True)
 class _Proofs:
-    """The proofs that one pair used lately, oldest first; what falls out of memory lies at or before `floor_ms`."""
+    """The recent proofs of one pair, oldest first; those that were forgotten are dated at or before `floor_ms`."""
 
     seen: dict[str, int] = field(default_factory=dict)
     floor_ms: int = 0
@@ -103,8 +103,8 @@ class Auth:
     def principal(self, request: Request, body: bytes) -> Principal:
         """Return who asks; a request without credentials, or with some that do not hold, is ANONYMOUS.
 
-        Never raises: `require` does, so that a stale bearer locks nobody out of a route that needs none.
-        A proof of possession is used up by this call.
+        Never raises: `require` does, so that a route that needs no bearer answers one with a stale bearer too.
+        This call consumes the proof of possession.
         """
         if request.local:
             return Principal(Kind.LOCAL, frozenset({ADMIN}), address=request.address)
@@ -248,7 +248,7 @@ class Auth:
 
 
 def _bearer_of(headers: Mapping[str, str]) -> str:
-    """Return the token in `authorization: Bearer` or `x-api-key`, empty where neither is sent."""
+    """Return the token in `authorization: Bearer` or `x-api-key`, "" if neither is sent."""
     header, api_key = headers.get("authorization", ""), headers.get("x-api-key", "")
     scheme, _, text = header.partition(" ")
     if header and (scheme.lower() != "bearer" or not text.strip()):

@@ -14,12 +14,6 @@ from .auth import Principal
 from .services import Services
 
 
-async def hand_over(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pair/{id}/consent: the peer's grants, signed; the signed answer has ours."""
-    status, answer = await services.pairing.handover.receive(request.params["id"], request.body, request.address)
-    return json_response(answer, status)
-
-
 def listing(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/consent/grants?pair=: both sides' grants and what is agreed without one, of one pair or of all."""
     ref = request.query.get("pair", "")

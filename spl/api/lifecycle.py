@@ -1,4 +1,4 @@
-"""What keeps identity, pairs and tokens good over the months: rotation, renewal, export, and the end of a pair."""
+"""The upkeep of identity, pairs and tokens: rotation, export, settings of a pair and its end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,18 +18,11 @@ from .answers import field_error, json_response, list_response, members, texts
 from .auth import Kind, Principal
 from .services import Services
 
-
-async def renew(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pair/{id}/renew: a new token for the peer, sealed into the signed answer."""
-    status, answer = await services.pairing.renew(request.params["id"], request.body, request.address)
-    return json_response(answer, status)
-
-
 # -- identity
 
 
 async def identity_rotate(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/identity/rotate {compromised?}: a new key under the same DID, published and told to peers at once."""
+    """POST /v1/identity/rotate {compromised?}: a new key under the same DID, published and sent to peers at once."""
     compromised = members(request, {"compromised": bool}).get("compromised", False)
     await services.pairing.rotate_identity("compromised" if compromised else "retired")
     return json_response(identity_of(services))
@@ -73,7 +66,7 @@ async def refresh(request: Request, services: Services, found: Pair) -> dict[str
 
 
 async def revoke(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {reason?, block?}; return the hubs through which what the peer signed may still arrive."""
+    """Take {reason?, block?}; return the pairs through which records of the peer may still arrive."""
     fields = members(request, {"reason": str, "block": bool})
     await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
     blocked = found.peer_did in services.views.blocked
@@ -82,7 +75,7 @@ async def revoke(request: Request, services: Services, found: Pair) -> dict[str,
 
 
 async def set_token(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {token}: one that the peer minted for this pair; it is used once it worked."""
+    """Take {token}: one that the peer minted for this pair; it is used after a request with it succeeded."""
     text = members(request, {"token": str}).get("token", "")
     if not text:
         raise field_error("token", "is missing")
@@ -91,14 +84,14 @@ async def set_token(request: Request, services: Services, found: Pair) -> dict[s
 
 
 async def rotate_tokens(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Replace both tokens of the pair; the one that the peer holds as soon as it asked for its successor."""
+    """Replace both tokens of the pair; the peer's one ends once it has asked for a successor."""
     members(request, {})
     await services.pairing.rotate_tokens(found.pair_id)
     return {}
 
 
 async def relay(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {relay}: whether we send what other instances signed; as all filters, at once and for what we send."""
+    """Take {relay}: whether we send what other instances signed; it holds at once, for what we send."""
     fields = members(request, {"relay": bool})
     if "relay" not in fields:
         raise field_error("relay", "is missing")
@@ -106,7 +99,7 @@ async def relay(request: Request, services: Services, found: Pair) -> dict[str, 
 
 
 async def thread_allow(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {threads, remove?} or {clear}: threads that are sent, others then only where the rule is true."""
+    """Take {threads, remove?} or {clear}: threads that are sent, others only if the rule is true."""
     fields = members(request, {"threads": list, "remove": bool, "clear": bool})
     threads, remove = texts(fields.get("threads", []), "threads", filter_.THREADS_MAX), fields.get("remove", False)
     if bool(threads) is bool(fields.get("clear")):
@@ -118,7 +111,7 @@ async def thread_allow(request: Request, services: Services, found: Pair) -> dic
 
 
 async def thread_rule(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {expression}: which records are sent beside those of the threads allowed; "" takes the rule away."""
+    """Take {expression}: which records are sent besides those of the allowed threads; "" removes the rule."""
     fields = members(request, {"expression": str})
     if "expression" not in fields:
         raise field_error("expression", "is missing")
@@ -142,7 +135,7 @@ ACTIONS: Final[dict[str, Callable[[Request, Services, Pair], Awaitable[dict[str,
     "thread-allow": thread_allow,
     "thread-rule": thread_rule,
 }
-"""Actions on a pair beyond the plain ones, each with what it adds to the answer."""
+"""The other actions on a pair; each returns what it adds to the answer."""
 
 
 # -- tokens

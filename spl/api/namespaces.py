@@ -1,6 +1,6 @@
 """The registry of namespaces for its operator: make, list, show, share, archive, delete.
 
-A token that is bound to namespaces sees those alone; for it, another one and one that does not exist look the same.
+A bound token sees its own namespaces only; it cannot tell another one from one that does not exist.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def show(request: Request, principal: Principal, services: Services) -> Response
 async def create(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/namespaces {name, shared?}: register one below those there are, or bring an archived one back.
 
-    `shared` marks it also where it exists; leaving it out unshares nothing.
+    `shared` also marks one that exists; without it nothing is unshared.
     """
     fields = members(request, {"name": str, "shared": bool})
     name, shared = namespace.check_name(fields.get("name")), fields.get("shared", False)
@@ -59,7 +59,7 @@ async def create(request: Request, principal: Principal, services: Services) -> 
 
 
 async def act(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/namespaces/{name}/{action}: share, unshare or archive; `already` when it stands so."""
+    """POST /v1/namespaces/{name}/{action}: share, unshare or archive; `already` if nothing had to change."""
     members(request, {})
     action = ACTIONS.get(request.params["action"])
     if action is None:
@@ -73,9 +73,9 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
 
 
 async def delete(request: Request, principal: Principal, services: Services) -> Response:
-    """DELETE /v1/namespaces/{name}: forget one that holds nothing, that no pair shares, with nothing active below.
+    """DELETE /v1/namespaces/{name}: forget an empty one that no pair shares, with nothing active below.
 
-    It is archived first, so that nothing is written into it between the look and the deletion.
+    It is archived first, so that nothing is written into it between the check and the deletion.
     """
     found = _registered(services, request.params["name"])
     _check_unused(services, found.name)
@@ -91,14 +91,14 @@ async def delete(request: Request, principal: Principal, services: Services) -> 
 
 
 async def _share(services: Services, found: Namespace) -> None:
-    """Mark it: the pairs to come may agree on it without being asked by name."""
+    """Mark it: new pairs may agree on it without naming it."""
     namespace.usable(services.views.namespaces, found.name)
     if not found.shared:
         await _append(services, namespace.KIND_SHARE, found.name, shared=True)
 
 
 async def _unshare(services: Services, found: Namespace) -> None:
-    """Take the mark away; what pairs agreed on before stays agreed."""
+    """Remove the mark; what pairs agreed on before stays agreed."""
     if found.shared:
         await _append(services, namespace.KIND_SHARE, found.name, shared=False)
 
@@ -122,7 +122,7 @@ async def _append(services: Services, kind: str, name: str, **facts: object) -> 
 
 
 def _check_unused(services: Services, name: str) -> None:
-    """Return when nothing would be lost with the namespace; raise NamespaceError "namespace-in-use"."""
+    """Raise NamespaceError "namespace-in-use" if something would be lost with the namespace."""
     if name == DEFAULT:
         raise NamespaceError("bad-field", f"namespace {DEFAULT} is always there and shared")
     hint = f"spl namespace archive {name}"
@@ -139,7 +139,7 @@ def _check_unused(services: Services, name: str) -> None:
 
 
 def _shares(services: Services, pair: Pair, name: str) -> bool:
-    """Tell whether a pair that stands sends the namespace, or would if it were active."""
+    """Return whether a live pair sends the namespace, or would if the namespace were active."""
     if pair.ended or pair.answer is None:
         return False
     grant = consent.book_of(services.views.consents, pair).ours.get(name)
@@ -169,7 +169,7 @@ def _facts(services: Services, found: Namespace) -> dict[str, Any]:
 
 
 def _detail(services: Services, found: Namespace) -> dict[str, Any]:
-    """Return what `show` shows: also why it is not usable, where it goes, and whose tokens are bound to it."""
+    """Return what `show` shows: also why it is not usable, which pairs share it, and which tokens are bound to it."""
     views, now_ms = services.views, services.now_ms()
     unusable: str | None = None
     try:
@@ -187,7 +187,7 @@ def _detail(services: Services, found: Namespace) -> dict[str, Any]:
 
 
 def _sharing(services: Services, pair: Pair, name: str) -> dict[str, object]:
-    """Return how a pair shares the namespace; `level` None where it does not flow, as while it is archived."""
+    """Return how a pair shares the namespace; `level` None while nothing flows, such as from an archived one."""
     book = consent.book_of(services.views.consents, pair)
     shares = consent.outbound(pair, book, services.views.namespaces)
     share = next((share for share in shares if share.ns == name), None)

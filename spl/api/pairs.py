@@ -26,11 +26,11 @@ WAIT_MS_MAX: Final = 24 * 3_600_000
 SETTING: Final = frozenset(
     {"pause", "resume", "revoke", "mode", "poll-interval", "relay", "thread-allow", "thread-rule"}
 )
-"""Actions that may find the pair as they want it."""
+"""Actions that may have nothing to change."""
 
 
 def pair(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pairs {url, …}: NDJSON, one object a step; the daemon goes on when the caller is gone."""
+    """POST /v1/federation/pairs {url, …}: NDJSON, one object per step; the daemon goes on after the caller has left."""
     fields = members(request, {
         "url": str, "namespaces": list, "maps": list, "strict": bool, "auto_generate_identity": bool,
         "expect_did": str, "expect_key": str, "backfill": bool, "from_now": bool, "actors": list, "wait_ms": int,
@@ -103,9 +103,9 @@ async def sync_all(request: Request, principal: Principal, services: Services) -
 
 
 async def _synced(services: Services, found: Pair, thread: str = "") -> dict[str, object]:
-    """Pull, and push where the peer cannot dial us; return {records, pushed}, what was new here and there.
+    """Pull, and push if the peer cannot dial us; return {records, pushed}, what was new here and there.
 
-    Raises what the pull or the push met, for a peer out of our reach with what to do instead.
+    Raises the error of the pull or the push; if only the peer can dial, with what to do on its side.
     """
     try:
         records = await services.sync.pull(found.pair_id, thread)
@@ -238,9 +238,9 @@ def _tokens(found: Pair, now_ms: int) -> Iterator[dict[str, object]]:
 
 
 def _caught_up_ms(found: Pair, confirmed_at: object) -> int | None:
-    """Return for how long the pair was active until its last confirmation; None where that is not known.
+    """Return for how long the pair was active until its last confirmation; None if that is not known.
 
-    Each success in that time read the source to its end, and five failures in a row would have ended it.
+    Each success in that time read the source to its end, and five failures in a row would have ended the time.
     """
     starts = [at_ms for at_ms, _, after, _ in found.transitions if after == pairs.Phase.ACTIVE]
     if not starts or not isinstance(confirmed_at, str):
@@ -302,8 +302,8 @@ def _maps(value: object) -> tuple[tuple[str, str], ...]:
 async def verify(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pairs/{ref}/verify {repair?}: compare what both sides hold of what the pair shares.
 
-    With `repair` each side gets what it lacks.  Raises what the comparison met, for a peer out of our reach with what
-    to do instead.
+    With `repair` each side gets what it lacks.  Raises the error of the comparison; if only the peer can
+    dial, with what to do on its side.
     """
     repair = members(request, {"repair": bool}).get("repair", False)
     found = services.pairing.pairs.resolve(request.params["ref"])

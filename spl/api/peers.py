@@ -1,7 +1,7 @@
 """What peers call: published documents, the signed messages of the handshake, and the source side of sync."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from ..core import canon
@@ -27,7 +27,7 @@ STREAM_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "n
 
 FETCH_BYTES: Final = 128 * KIB
 NO_CACHE: Final = (("cache-control", "no-cache"),)
-MODES: Final = frozenset({"since", "limit", "feed", "thread", "target_namespace", "resync"})
+PARAMETERS: Final = frozenset({"since", "limit", "feed", "thread", "target_namespace", "resync"})
 
 
 def manifest(request: Request, principal: Principal, services: Services) -> Response:
@@ -46,22 +46,26 @@ async def ask(request: Request, principal: Principal, services: Services) -> Res
     return json_response(answer, status)
 
 
-async def poll(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pair/{id}/poll: what became of a request; signed both ways."""
-    status, answer = await services.pairing.poll(request.params["id"], request.body, request.address)
-    return json_response(answer, status)
+Signed = Callable[[str, bytes, str], Awaitable[tuple[int, object]]]
+"""What takes a signed message about a pair: (pair id, body, address) -> (status, signed answer)."""
 
 
-async def confirm(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pair/{id}/confirm: the initiator holds its token; the pair is active."""
-    status, answer = await services.pairing.confirm(request.params["id"], request.body, request.address)
-    return json_response(answer, status)
+def signed(service: Callable[[Services], Signed]) -> Callable[[Request, Principal, Services], Awaitable[Response]]:
+    """Return the handler of a route for one kind of signed message, /v1/federation/pair/{id}/…."""
+
+    async def handle(request: Request, principal: Principal, services: Services) -> Response:
+        status, answer = await service(services)(request.params["id"], request.body, request.address)
+        return json_response(answer, status)
+
+    return handle
 
 
-async def notify_revoke(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pair/{id}/notify-revoke: the peer revoked the pair; ours ends too."""
-    status, answer = await services.pairing.notify_revoke(request.params["id"], request.body, request.address)
-    return json_response(answer, status)
+poll = signed(lambda services: services.pairing.poll)
+confirm = signed(lambda services: services.pairing.confirm)
+notify_revoke = signed(lambda services: services.pairing.notify_revoke)
+renew = signed(lambda services: services.pairing.renew)
+hand_over = signed(lambda services: services.pairing.handover.receive)
+pair_log = signed(lambda services: services.pairing.history.answer)
 
 
 async def changes(request: Request, principal: Principal, services: Services) -> Response:
@@ -73,7 +77,7 @@ async def changes(request: Request, principal: Principal, services: Services) ->
     """
     reads = _reads(principal)
     pair_id = principal.token_id if reads else await _pair_of(principal, services)
-    unknown = request.query.keys() - MODES
+    unknown = request.query.keys() - PARAMETERS
     if unknown:
         raise field_error(min(unknown)[:40], "is not known here")
     feed = request.query.get("feed", "normal")

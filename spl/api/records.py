@@ -53,7 +53,7 @@ async def emit(request: Request, principal: Principal, services: Services) -> Re
 
 
 async def _emit_many(request: Request, principal: Principal, services: Services) -> Response:
-    """Take many records at once: each line has its own result in the same order.
+    """Emit many records: each line has its own result, in the same order.
 
     Lines are decoded in groups, and the next group waits until what is decoded and not durable yet leaves it room: the
     objects of a page take up to twenty times the memory of its text.
@@ -137,7 +137,7 @@ def _result(future: "asyncio.Future[list[Outcome]]") -> bytes:
 
 
 def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[asyncio.Future[list[Outcome]]]":
-    """Queue each for the hub; the futures answer once durable."""
+    """Queue each for the writer; the futures are done once it is durable."""
     loop = asyncio.get_running_loop()
     futures: list[asyncio.Future[list[Outcome]]] = [loop.create_future() for _ in submissions]
     services.writer.submit_posted(list(zip(submissions, futures, strict=True)), loop.call_soon_threadsafe)
@@ -201,9 +201,9 @@ async def threads(request: Request, principal: Principal, services: Services) ->
 
 
 def shown(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
-    """Yield the answer form of stored records; those on reserved threads only where `reserved` allows.
+    """Yield the answer form of stored records; those on reserved threads only with `reserved`.
 
-    A record that the disk changed since it was indexed is left out: its id tells.
+    A record that changed on the disk since it was indexed is left out: its id no longer fits.
     """
     for row, payload in zip(rows, store.payloads(rows), strict=True):
         try:
@@ -332,7 +332,7 @@ def _decoded(text: bytes, principal: Principal, services: Services) -> dict[str,
 
 
 def _emitted(outcome: Outcome) -> bytes:
-    """Return the answer form of a record that was written, as `_record` has it; its stored text is not made anew."""
+    """Return the answer form of a record that was written, as `_record` has it; its stored text is reused."""
     envelope = outcome.envelope
     if envelope is None:
         raise SplError("internal")
@@ -350,14 +350,14 @@ def _record(id_: str, fields: dict[str, Any], seq: int, vouched_by: str) -> dict
 
 
 def may_read(row: Row, principal: Principal) -> bool:
-    """Tell whether the principal may read a record; those of the daemon's own threads have no namespace."""
+    """Return whether the principal may read a record; those of the daemon's own threads have no namespace."""
     return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
 
 
 async def standing(services: Services, thread: str, principal: Principal) -> ThreadState:
     """Return how many records of a thread the token may read, and the sequence of the newest of them.
 
-    For a token that is bound to namespaces; read off the loop, and from where the last such question ended.
+    For a bound token; read off the loop, from where the last such request ended.
     """
     to_seq, found = services.store.last_seq, ThreadState(fold.begin(fold.DEFAULT), read_seq=-1)
     names = frozenset(principal.namespaces)
@@ -367,7 +367,7 @@ async def standing(services: Services, thread: str, principal: Principal) -> Thr
 
 
 PIECES_MAX: Final = 8000
-"""Read for one request: two million records, some fifteen seconds; whoever asks again goes on from there."""
+"""Read for one request: two million records, some fifteen seconds; the next request goes on from there."""
 
 
 async def thread_state(request: Request, principal: Principal, services: Services) -> Response:
@@ -392,7 +392,7 @@ async def thread_state(request: Request, principal: Principal, services: Service
 
 
 async def _read(services: Services, thread: str, rule: FoldRule, namespaces: frozenset[str]) -> ThreadState:
-    """Return the state of now; raise "overloaded" where that takes more than one request may have."""
+    """Return the state of now; raise "overloaded" if that takes longer than one request may."""
     to_seq = services.store.last_seq
     for _ in range(PIECES_MAX):
         found = await asyncio.wrap_future(services.states.read_on(thread, rule, namespaces, to_seq))

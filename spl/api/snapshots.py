@@ -1,4 +1,4 @@
-"""Snapshots for backup and forensics, their restoring, and the pair log that two sides compare."""
+"""Snapshots and their restore, the check of the store, and the pair logs of peers."""
 
 import asyncio
 import json
@@ -81,12 +81,6 @@ async def history(request: Request, principal: Principal, services: Services) ->
     return list_response(await services.pairing.history.ask(pair_id))
 
 
-async def pair_log(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pair/{id}/log: our transitions of the common pair, for its peer; signed both ways."""
-    status, answer = await services.pairing.history.answer(request.params["id"], request.body, request.address)
-    return json_response(answer, status)
-
-
 async def _snapshot(services: Services, thread: str, may_read: MayRead) -> Response:
     identity = services.vault.identity
     pieces = take(
@@ -135,7 +129,7 @@ log = logging.getLogger("spl.store")
 
 
 PROGRESS_PIECES: Final = 64
-"""So many pieces of the log, of 512 lines, are read into a new index from one word of it to the next."""
+"""Pieces of the log, of 512 lines each, that are indexed between two progress steps."""
 
 
 def check(request: Request, principal: Principal, services: Services) -> Response:
@@ -174,7 +168,7 @@ async def _steps(services: Services, *, repair: bool) -> AsyncIterator[Step]:
 
 
 async def _repair(services: Services, found: StoreCheck) -> AsyncIterator[Step]:
-    """Have the index pass over what is damaged, so that it is missing, and fetch what is missing from each pair."""
+    """Leave damaged lines out of the index, and fetch the missing records from each pair in turn."""
     lost, fetched = found.lost - found.held, 0
     if lost:
         if await asyncio.to_thread(found.is_indexed):
@@ -207,13 +201,13 @@ async def _reindex(services: Services) -> AsyncIterator[Step]:
             if count % PROGRESS_PIECES == 0:
                 yield {"step": "index", "bytes": piece[0], "of_bytes": piece[1]}
     finally:
-        # Where a thread still reads a piece it cannot be closed yet; it is with its last reference, which that has.
+        # While a thread still reads a piece it cannot be closed; it closes with that thread's reference.
         with suppress(ValueError):
             pieces.close()
 
 
 def _told(services: Services, pair: Pair, exc: SplError) -> SplError:
-    """Return why nothing came from a pair, with the next step where only the peer opens its connections."""
+    """Return why nothing came from a pair, with the next step if only the peer opens connections."""
     if services.push.reach(pair.pair_id) != PEER_PUSHES:
         return exc
     hint = f"on {label_of(pair.peer_did)}: spl federation verify {pair.pair_id} --repair"

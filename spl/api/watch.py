@@ -38,7 +38,7 @@ async def watch(request: Request, principal: Principal, services: Services) -> R
     since_clock = number(request.query, "since_clock", -1, 0, record.CLOCK_MAX)
     last_seq, last_id = services.store.last_seq, request.headers.get("last-event-id", "")
     if principal.namespaces and not record.is_reserved(thread):
-        # For a tenant the log ends where the last record ends that it may read; the ids of events tell no more.
+        # For a bound token the log ends with the last record that it may read, so that event ids reveal no others.
         last_seq = (await standing(services, thread, principal)).sequence
     if last_id and (not last_id.isascii() or not last_id.isdigit() or len(last_id) > 19):
         raise field_error("last-event-id", "must be the id of an event of this stream")

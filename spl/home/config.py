@@ -30,7 +30,7 @@ class ConfigError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All settings; `sources` says for each key where its value came from."""
+    """All settings; `sources` says for each key its source."""
 
     host: str = "127.0.0.1"
     port: int = 9100

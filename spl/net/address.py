@@ -37,7 +37,7 @@ class ReachError(SplError):
 
     Codes: dns, connect, timeout, disconnected, tls-chain, redirect, address-refused,
     http-plain, answer-malformed, url-invalid; peer-4xx and peer-5xx for a refused
-    stream, where `peer_status` and `peer_body` are its answer (else 0 and empty).
+    stream; then `peer_status` and `peer_body` are its answer, otherwise 0 and empty.
     """
 
     def __init__(
@@ -103,13 +103,15 @@ def judge(ip_text: str, allow_private: bool, near: Iterable[str] = ()) -> None:
         return
     kind = kind_of(ip_text)
     if not kind or kind not in map(kind_of, near):
-        raise ReachError("address-refused", f"{ip_text} is a private address that nobody typed")
+        raise ReachError(
+            "address-refused", f"{ip_text} is a private address that our operator neither typed nor approved"
+        )
 
 
 def kind_of(ip_text: str) -> str:
     """Return the network that a loopback or private address belongs to; "" for any other, and for what is none.
 
-    The local-use NAT64 prefix has no kind: where in it an address stands, only its network knows.
+    The local-use NAT64 prefix has no kind: only its network knows where in it an address stands.
     """
     address = _parse(ip_text)
     if address is None or (isinstance(address, IPv6Address) and address in _NAT64_LOCAL):
@@ -192,7 +194,7 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def _unwrap(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """Return the address inside, where a translator or tunnel would deliver to that one."""
+    """Return the address inside, if a translator or tunnel would deliver to that one."""
     if isinstance(address, IPv4Address):
         return address
     if address.ipv4_mapped is not None:
@@ -215,8 +217,8 @@ def _is_never(address: IPv4Address | IPv6Address) -> bool:
 def _is_private(address: IPv4Address | IPv6Address, inner: IPv4Address | IPv6Address) -> bool:
     """Judge the local-use NAT64 prefix as private whatever its last 32 bits say.
 
-    RFC 8215 leaves it to the network where in the address the inner one stands, so
-    a stranger could show a public one there and have another delivered to.
+    RFC 8215 leaves it to the network where in the address the inner one stands: a
+    stranger could show a public one there and have the packets go to another.
     """
     if isinstance(address, IPv6Address) and address in _NAT64_LOCAL:
         return True

@@ -1,7 +1,7 @@
 """Which connections a server keeps: a bound for all, a share per source address, and the oldest quiet one gives way.
 
-Descriptors are few and anybody may connect, so a bound alone hands all of them to the first who takes them: whoever
-holds them silent keeps everybody else out until the idle timeout.  Three rules prevent that:
+Descriptors are few and anybody may connect, so a bound alone hands all of them to the first who takes them: one
+client that holds them silent keeps all others out until the idle timeout.  Three rules prevent that:
 
 - A source (an IPv4 address, an IPv6 /64) holds at most `share` connections; one more replaces its own oldest quiet one.
 - When all are taken, the source that holds the most gives up its oldest quiet one.  Those who hold few keep theirs.

@@ -43,7 +43,7 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 @dataclass(frozen=True, slots=True)
 class DialPolicy:
-    """What the operator's word allows for one peer."""
+    """What our operator allows for one peer."""
 
     allow_private: bool = False
     """Loopback and private addresses; plain http to loopback."""
@@ -332,7 +332,7 @@ class Resolver:
             try:
                 loop.call_soon_threadsafe(settle, found)
             except RuntimeError:
-                return  # the loop is closed: nobody waits any more
+                return  # the loop is closed: no one waits for it
 
         try:
             threading.Thread(target=look_up, name="spl-dns", daemon=True).start()
@@ -376,7 +376,7 @@ class _Socket:
         except OSError:
             log.debug(**event("http.idle_lost", origin=self.origin, msg="kept connection was lost"))
         except asyncio.CancelledError:
-            self.abort()  # nobody else holds it now
+            self.abort()  # it belongs to no one else now
             raise
         self.abort()
         return False
@@ -396,7 +396,7 @@ class _Socket:
         return head
 
     async def read_body(self, body_bytes: int | None = None) -> bytes:
-        """Return the rest of the answer, at most `body_bytes` where given.  Raises ReachError."""
+        """Return the rest of the answer, at most `body_bytes` if given.  Raises ReachError."""
         pieces: list[bytes] = []
         size = 0
         while isinstance(piece := await self.next(), bytes):

@@ -444,7 +444,7 @@ class Connection(asyncio.Protocol):
     # -- refusing
 
     def _refusal(self, error: SplError) -> Response:
-        """Return the app's form of an error, with Allow where it belongs."""
+        """Return the app's form of an error, with Allow if the error has it."""
         head = self.head
         allow = error.allow if isinstance(error, HttpError) else ()
         if not allow:

@@ -85,7 +85,7 @@ class Inflater:
 
 
 def accepts(header: str) -> bool:
-    """Tell whether an Accept-Encoding value offers deflate, by name and not with a weight of zero."""
+    """Return whether an Accept-Encoding value offers deflate, by name and not with a weight of zero."""
     for part in header.lower().split(","):
         name, _, weight = part.partition(";")
         if name.strip() == CODING:

@@ -186,7 +186,7 @@ class _Parser(ABC, Generic[Head]):
     def _frame(self, headers: Mapping[str, str], minor: int, otherwise: _Phase) -> int | None:
         """Set how the body is delimited and return its length; None without one.
 
-        `otherwise` applies where neither header stands.  RFC 9112 §6.3; a
+        `otherwise` applies if neither header is there.  RFC 9112 §6.3; a
         Transfer-Encoding beside Content-Length or in HTTP/1.0 is refused, not repaired.
         """
         coding = headers.get("transfer-encoding")

@@ -1,6 +1,6 @@
 """The way to a peer, step by step: name, connection, certificate; each fails with a code of its own.
 
-The client does the same in one go and tells only the end; whoever looks for a cause wants to see how far it came.
+The client does the same in one call and reports only the last error; a diagnosis needs every step on the way.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far it went: `code` is "" when all went well; what was not come to is empty or None."""
+    """How far it went: `code` is "" on success; steps that were not taken are empty or None."""
 
     host: str
     addresses: tuple[str, ...] = ()
@@ -30,13 +30,13 @@ class Reached:
 
 
 class Prober:
-    """Goes as the client does: `resolve` looks names up, `tls` verifies, all within `timeout_s`."""
+    """Connects as the client does: `resolve` looks names up, `tls` verifies, all within `timeout_s`."""
 
     def __init__(self, resolve: Resolve, tls: ssl.SSLContext, timeout_s: float) -> None:
         self._resolve, self._tls, self._timeout_s = resolve, tls, timeout_s
 
     async def reach(self, url: str, policy: DialPolicy) -> Reached:
-        """Return how far a connection to the origin of `url` comes; it sends no request.
+        """Return how far a connection to the origin of `url` gets; no request is sent.
 
         Nothing is dialled that `policy` forbids.  Raises ReachError "url-invalid" only.
         """

@@ -1,4 +1,4 @@
-"""The route table: one line a route, and the values that handlers take and return.
+"""The route table, one line per route, and the values that handlers take and return.
 
 The table drives dispatch, 404 and 405 with Allow, the body limit and media types
 before the body is read, and the permission check: `scope` has no default, so
@@ -241,7 +241,7 @@ def _allow(methods: Iterable[str]) -> tuple[str, ...]:
 
 
 def _unquote(raw: bytes) -> str | None:
-    """Decode %XX once, then UTF-8; None where either fails."""
+    """Decode %XX once, then UTF-8; None if either fails."""
     if _BAD_ESCAPE.search(raw):
         return None
     try:

@@ -1,7 +1,7 @@
 """The HTTP/1.1 server: accepts within a connection limit, sweeps deadlines, ends gracefully.
 
 It accepts by itself rather than through `loop.create_server`, so that TLS
-handshakes count towards the limit too and one slow handshake holds up nobody.
+handshakes count towards the limit too and a slow handshake delays no other connection.
 """
 
 import asyncio

@@ -29,7 +29,7 @@ class Listener:
     sock: socket.socket
     tls: ssl.SSLContext | None = None
     local: bool = False
-    """A Unix socket: who can open it is already trusted."""
+    """A Unix socket: a process that can open it is already trusted."""
 
 
 class ServerTls:
@@ -57,7 +57,7 @@ class ServerTls:
 
 
 class _ClientContext(ssl.SSLContext):
-    """Loads the system's authorities for its first connection: they take 1.5 MB, which who dials no TLS need not have.
+    """Loads the system's authorities with its first connection: a daemon that dials no TLS saves their 1.5 MB.
 
     Loading takes 20 ms, once.
     """
@@ -94,10 +94,10 @@ def client_tls(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """Return a socket listening at `path` with mode 0600; a socket nobody listens on is replaced.
+    """Return a socket listening at `path` with mode 0600; a stale socket is replaced.
 
-    On Linux through /proc/self/fd, for an AF_UNIX address ends at 107 bytes.  The
-    mode is set before anybody can connect, which needs listen().
+    On Linux through /proc/self/fd, because an AF_UNIX address has at most 107 bytes.  The
+    mode is set before listen(), and so before a connection is possible.
     Raises ListenError "listen-failed".
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -198,7 +198,7 @@ def _load_pair(cert: Path, key: Path) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Answer OpenSSL's question for a pass phrase; without an answer it would ask at the terminal."""
+    """Answer OpenSSL's request for a pass phrase, which would otherwise be read from the terminal."""
     return ""
 
 

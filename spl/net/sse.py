@@ -17,7 +17,7 @@ _LINE_ENDS: Final = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event.  `data` has its lines joined by LF; `id` is "" where the event carries none."""
+    """One event.  `data` has its lines joined by LF; `id` is "" if the event carries none."""
 
     name: str
     data: bytes
