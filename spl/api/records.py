@@ -235,12 +235,15 @@ async def _page(
 
 
 async def _streamed(begun: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    yield LIST_BEGIN + begun
-    more = True
+    """Yield the list; while the client takes a piece, nothing here keeps it."""
+    held, more = [LIST_BEGIN + begun], True
+    del begun
     while more:
+        yield held.pop()
         found, more = await asyncio.to_thread(_next, pieces)
-        yield found
-    yield LIST_END
+        held.append(found)
+        del found
+    yield held.pop() + LIST_END
 
 
 def _next(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
@@ -259,26 +262,36 @@ def _pieces(
 ) -> Iterator[bytes]:
     """Yield the JSON of the wanted records, with commas between; b"" for rows of which none is wanted."""
     count = size = 0
-    for batch in _batches(rows, limit):
-        readable = [row for row in batch if row.kind == "rec" and may_read(row, principal)]
-        found = []
-        for item in shown(store, readable, reserved=is_admin(principal)):
-            body = item["body"]
-            if (kind and not (isinstance(body, dict) and body.get("kind") == kind)) or (
-                actor and item["actor"] != actor
-            ):
-                continue
-            found.append(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode())
-            size += len(found[-1])
-            if count + len(found) == limit or size >= ANSWER_BYTES:
-                break
-        yield (b"," if count and found else b"") + b",".join(found)
-        count += len(found)
+    for batch in batches(rows, limit):
+        found = _wanted(store, batch, principal, limit - count, kind, actor)
+        comma = b"," if count and found else b""
+        count, size = count + len(found), size + sum(map(len, found))
+        held = [comma + b",".join(found)]
+        del found, batch
+        yield held.pop()
         if count == limit or size >= ANSWER_BYTES:
             return
 
 
-def _batches(rows: Iterable[Row], limit: int) -> Iterator[list[Row]]:
+def _wanted(
+    store: Log, batch: list[Row], principal: Principal, count_max: int, kind: str | None, actor: str | None
+) -> list[bytes]:
+    """Return the JSON of at most so many wanted records among the rows."""
+    readable = [row for row in batch if row.kind == "rec" and may_read(row, principal)]
+    found: list[bytes] = []
+    for item in shown(store, readable, reserved=is_admin(principal)):
+        body = item["body"]
+        if kind and not (isinstance(body, dict) and body.get("kind") == kind):
+            continue
+        if actor and item["actor"] != actor:
+            continue
+        found.append(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode())
+        if len(found) == count_max:
+            break
+    return found
+
+
+def batches(rows: Iterable[Row], limit: int = SCAN_ROWS) -> Iterator[list[Row]]:
     """Yield the rows by as many as are read at once: at most PIECE_BYTES, or one."""
     batch: list[Row] = []
     size = 0

@@ -16,7 +16,7 @@ from ..sync.stream import RETRY_AFTER_MS
 from .answers import Permit, field_error, is_admin, number
 from .auth import Principal
 from .peers import STREAM_HEADERS
-from .records import may_read, shown, standing
+from .records import batches, may_read, shown, standing
 from .services import Services
 
 READING: Final = "threads:read"
@@ -79,8 +79,8 @@ async def _events(
             readable = [row for row in rows if may_read(row, principal)]
             told = readable[-1].seq if readable else told
             wanted = [row for row in readable if row.seq > present or row.clock > since_clock]
-            if wanted:
-                yield _records(services, wanted, admin)
+            for batch in batches(wanted):
+                yield _records(services, batch, admin)
 
 
 def _records(services: Services, rows: list[Row], admin: bool) -> bytes:

@@ -42,7 +42,8 @@ from .writes import Arrive, Commit
 log = logging.getLogger("spl.store")
 
 ROWS: Final = 500
-PIECE_BYTES: Final = 256 * 1024
+PIECE_BYTES: Final = 64 * 1024
+"""Read and handed out at once: a client that does not take the next piece keeps no more than that in memory."""
 RUN_IDS: Final = 65_536
 SPOOL_NAME: Final = "snapshot-ids"
 ORIGIN: Final = "restore"
@@ -150,7 +151,7 @@ class IdDigest:
 def take(
     store: Log, disk: Disk, folder: Path, *, instance: str, thread: str, may_read: MayRead = lambda row: True
 ) -> Iterator[bytes]:
-    """Yield a snapshot: the header, then pieces of whole lines of about 256 KiB.
+    """Yield a snapshot: the header, then pieces of whole lines of about 64 KiB.
 
     `thread` "" takes all, reserved ones too, and asks no `may_read`.  A thread that does not exist, or of which nothing
     may be read, gives an empty snapshot.  `folder` is where many ids are sorted.  Raises LineError "store-damaged".
@@ -164,8 +165,9 @@ def take(
     for payload in _payloads(store, thread, upto, may_read):
         piece += payload + b"\n"
         if len(piece) >= PIECE_BYTES:
-            yield bytes(piece)
+            held = [bytes(piece)]
             piece.clear()
+            yield held.pop()
     if piece:
         yield bytes(piece)
 
@@ -349,12 +351,27 @@ def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator
     seq = 0
     while page := store.index.after(by_thread(thread), seq, ROWS):
         rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
-        for row, payload in zip(rows, store.each_payload(rows), strict=True):
-            if _is_first(store, payload, row.seq, may_read):
-                yield payload
+        for few in _small(rows):
+            for row, payload in zip(few, store.payloads(few), strict=True):
+                if _is_first(store, payload, row.seq, may_read):
+                    yield payload
         seq = page[-1].seq
         if seq >= upto:
             return
+
+
+def _small(rows: list[Row]) -> Iterator[list[Row]]:
+    """Yield the rows by at most PIECE_BYTES, or one."""
+    few: list[Row] = []
+    size = 0
+    for row in rows:
+        if few and size + row.length > PIECE_BYTES:
+            yield few
+            few, size = [], 0
+        few.append(row)
+        size += row.length
+    if few:
+        yield few
 
 
 def _is_first(store: Log, payload: bytes, seq: int, may_read: MayRead) -> bool:

@@ -26,7 +26,7 @@ class Holder(Protocol):
     def quiet_since(self) -> float:
         """Return since when the peer owes bytes, in the loop's time; inf while its request is being answered."""
 
-    def give_way(self) -> None:
+    def abort(self) -> None:
         """End the connection now."""
 
 
@@ -92,5 +92,5 @@ class Admission:
         if oldest.holder is None or oldest.quiet_since() == inf:
             return False
         self.leave(oldest)  # before the transport tells of its end, so that the newcomer finds the place
-        oldest.holder.give_way()
+        oldest.holder.abort()
         return True

@@ -19,7 +19,7 @@ waits gets a task for each request.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from math import inf
@@ -212,10 +212,6 @@ class Connection(asyncio.Protocol):
         """Return since when the peer owes bytes; inf while a request is being answered."""
         return self.since if self.phase in _QUIET else inf
 
-    def give_way(self) -> None:
-        """Close now for a newcomer."""
-        self.abort()
-
     def stop(self) -> None:
         """Close when idle; otherwise after the request that is being read or answered."""
         self.keep_alive = False
@@ -230,7 +226,7 @@ class Connection(asyncio.Protocol):
         self.transport.close()
 
     def abort(self) -> None:
-        """Close now, whatever is unsent; the task of this connection is cancelled."""
+        """Close now, whatever is unsent, at the stop or for a newcomer; the task of this connection is cancelled."""
         if self.task is not None:
             self.task.cancel()
         self.transport.abort()
@@ -398,6 +394,7 @@ class Connection(asyncio.Protocol):
                 async for piece in body:
                     if piece:
                         self._write(encode_chunk(piece) if chunked else piece)
+                    piece = b""  # what the peer does not take yet is held once, by the transport
                     if self.write_paused:
                         self.room = self.shared.loop.create_future()
                         await self.room  # under the stall deadline: expire() cancels this task
@@ -429,7 +426,7 @@ class Connection(asyncio.Protocol):
             raise RuntimeError("the app's answer has a header that cannot be sent") from exc
 
     def _finish(self) -> None:
-        """Go to the next request, or close; or first wait until the peer took this answer."""
+        """Go to the next request, or close; or first wait until the peer took this one."""
         if self.phase in _OVER:
             return
         self.head = self.match = None  # an idle connection keeps nothing of its requests
@@ -487,9 +484,9 @@ class Connection(asyncio.Protocol):
         self.deadline = self.since + seconds
 
     def _write(self, data: bytes) -> None:
-        # uvloop raises for a write to a connection that is gone.
         if not self.transport.is_closing():
-            self.transport.write(data)
+            with suppress(RuntimeError):  # uvloop's, between the end of its handle and connection_lost
+                self.transport.write(data)
 
     def _is_streaming(self) -> bool:
         return self.phase is Stage.STREAM or (self.match is not None and self.match.route.streams)

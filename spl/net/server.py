@@ -163,7 +163,7 @@ class _Handshake:
         """Return when the handshake began."""
         return self.began
 
-    def give_way(self) -> None:
+    def abort(self) -> None:
         """End the handshake."""
         self.task.cancel()
 

@@ -19,7 +19,7 @@ class Sitting:
     def quiet_since(self) -> float:
         return self.since
 
-    def give_way(self) -> None:
+    def abort(self) -> None:
         self.gone = True
 
 
