@@ -115,26 +115,26 @@ class Client:
         """
         where = parse_url(url)
         asked = (("accept", MEDIA_TYPE), ("accept-encoding", CODING), ("cache-control", "no-cache"), *headers)
-        wire: _Socket | None = None
+        sock: _Socket | None = None
         try:
             try:
                 async with asyncio.timeout(self._limits.answer_timeout_s):
-                    wire = await self._connect(where, dial)
-                    head = await wire.ask(encode(where, "GET", asked), "GET", UNBOUNDED)
-                    await self._check_stream(where, wire, head)
+                    sock = await self._connect(where, dial)
+                    head = await sock.ask(encode(where, "GET", asked), "GET", UNBOUNDED)
+                    await self._check_stream(where, sock, head)
             except TimeoutError as exc:
                 raise ReachError("timeout", f"{where.origin} did not open the stream in time") from exc
-            yield EventStream(wire, head, self._limits)
+            yield EventStream(sock, head, self._limits)
         finally:
-            if wire is not None:
-                wire.abort()
+            if sock is not None:
+                sock.abort()
 
     async def close(self) -> None:
         """Close the idle connections; requests that run end by themselves."""
         self._closed = True
         idle, self._idle = list(self._idle.values()), {}
-        for wire in idle:
-            await wire.close(self._limits.linger_s)
+        for sock in idle:
+            await sock.close(self._limits.linger_s)
 
     async def _fetch_once(
         self, method: str, where: Url, headers: Headers, body: bytes, limit: int, policy: DialPolicy, retry_safe: bool
@@ -150,28 +150,28 @@ class Client:
         return await self._exchange(await self._connect(where, policy), data, method, where, limit, policy)
 
     async def _exchange(
-        self, wire: "_Socket", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy
+        self, sock: "_Socket", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy
     ) -> Reply:
         """Send one request and read its answer; the connection is kept or ended here in any case."""
         kept = False
         try:
-            head = await wire.ask(data, method, limit)
+            head = await sock.ask(data, method, limit)
             _check_coding(where, head)
-            body = await wire.read_body()
-            if head.keep_alive and not wire.parser.buffered:
-                kept = self._keep((where.origin, policy), wire)
-            return Reply(head.status, head.headers, body, wire.address)
+            body = await sock.read_body()
+            if head.keep_alive and not sock.parser.buffered:
+                kept = self._keep((where.origin, policy), sock)
+            return Reply(head.status, head.headers, body, sock.address)
         finally:
             if not kept:
-                wire.abort()
+                sock.abort()
 
-    async def _check_stream(self, where: Url, wire: "_Socket", head: ResponseHead) -> None:
+    async def _check_stream(self, where: Url, sock: "_Socket", head: ResponseHead) -> None:
         if head.status in _REDIRECTS:
             raise ReachError("redirect", f"{where.origin} redirects its event stream")
         if head.status != 200 or _coding(head) != CODING:
             _check_coding(where, head)
         if head.status != 200:
-            body = await wire.read_body(self._limits.handshake_bytes)
+            body = await sock.read_body(self._limits.handshake_bytes)
             code = "peer-5xx" if head.status >= 500 else "peer-4xx" if head.status >= 400 else "answer-malformed"
             raise ReachError(code, f"{where.origin} answered {head.status}", peer_status=head.status, peer_body=body)
         if head.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
@@ -180,23 +180,23 @@ class Client:
     # -- connections
 
     def _take_idle(self, key: tuple[str, DialPolicy]) -> "_Socket | None":
-        wire = self._idle.pop(key, None)
-        if wire is None:
+        sock = self._idle.pop(key, None)
+        if sock is None:
             return None
-        wire.expiry.cancel()
-        return wire
+        sock.expiry.cancel()
+        return sock
 
-    def _keep(self, key: tuple[str, DialPolicy], wire: "_Socket") -> bool:
+    def _keep(self, key: tuple[str, DialPolicy], sock: "_Socket") -> bool:
         if self._closed or key in self._idle:
             return False
 
         def expire() -> None:
-            if self._idle.get(key) is wire:
+            if self._idle.get(key) is sock:
                 del self._idle[key]
-            wire.abort()
+            sock.abort()
 
-        wire.expiry = asyncio.get_running_loop().call_later(self._limits.pool_idle_s, expire)
-        self._idle[key] = wire
+        sock.expiry = asyncio.get_running_loop().call_later(self._limits.pool_idle_s, expire)
+        self._idle[key] = sock
         return True
 
     async def _connect(self, where: Url, policy: DialPolicy) -> "_Socket":
@@ -256,11 +256,11 @@ class EventStream:
     "timeout" after `stream_silence_s` without a byte, "disconnected", "answer-malformed".
     """
 
-    def __init__(self, wire: "_Socket", head: ResponseHead, limits: Limits) -> None:
+    def __init__(self, sock: "_Socket", head: ResponseHead, limits: Limits) -> None:
         self.status = head.status
         self.headers = head.headers
-        self.address = wire.address
-        self._wire = wire
+        self.address = sock.address
+        self._sock = sock
         self._silence_s = limits.stream_silence_s
         self._parser = EventParser(limits.event_bytes)
         self._inflater = Inflater() if _coding(head) == CODING else None
@@ -281,15 +281,15 @@ class EventStream:
                 raise StopAsyncIteration
             try:
                 async with asyncio.timeout(self._silence_s):
-                    piece = await self._wire.next()
+                    piece = await self._sock.next()
             except TimeoutError as exc:
-                raise ReachError("timeout", f"{self._wire.origin} was silent for {self._silence_s:g} s") from exc
+                raise ReachError("timeout", f"{self._sock.origin} was silent for {self._silence_s:g} s") from exc
             if isinstance(piece, bytes):
                 try:
                     for plain in self._inflater.feed(piece) if self._inflater is not None else (piece,):
                         self._ready.extend(self._parser.feed(plain))
                 except WireError as exc:
-                    raise ReachError("answer-malformed", f"{self._wire.origin}: {exc.message}") from exc
+                    raise ReachError("answer-malformed", f"{self._sock.origin}: {exc.message}") from exc
             else:
                 self._ended = True
         return self._ready.popleft()
