@@ -26,6 +26,7 @@ from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
 from ..core.pair.state import MODES, Active, Degraded, Revoking
 from ..core.pair.steps import Effect, FirstSync, Resync, TellPeer
 from ..home.config import Settings
+from ..home.logs import CountedLog
 from ..home.policy import Policy
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Commit
@@ -88,6 +89,7 @@ class Pairing:
         self._tellers = asyncio.Semaphore(TELLERS_MAX)
         self._jobs_count = 0
         self._healed = False
+        self._lines = CountedLog(log)
         self._asked_paused_ms = pairs.steady_ms()
 
     # -- what peers ask
@@ -399,7 +401,10 @@ class Pairing:
         """Nothing: a task that is still wanted is started again by `arrange`, and the crash is in the log."""
 
     async def _housekeep(self) -> bool:
-        """Do what time alone brings; return False if the store or the vault refused it for now."""
+        """Do what time alone brings, as far as the store and the vault take it; return False before the first `heal`.
+
+        A refusal is tried again at the next call: it must not end reads, or renewals that need no write here.
+        """
         if self.pairs.vault.identity is None:
             return True
         try:
@@ -409,12 +414,11 @@ class Pairing:
                 self._tell_everybody()
             await self.stepper.do(self._end_by_time)
         except SplError as exc:
-            log.warning(**event("pairing.housekeeping_failed", code=exc.code, msg=exc.message))
-            return False
+            self._lines.warning("pairing.housekeeping_failed", "", exc.code, msg=exc.message)
         if self.pairs.steady_ms() >= self._asked_paused_ms + ASK_PAUSED_S * 1000:
             self._asked_paused_ms = self.pairs.steady_ms()
             self._ask_paused()
-        return True
+        return self._healed
 
     def _end_by_time(self) -> None:
         self.pairs.expire()

@@ -256,6 +256,11 @@ def test_a_store_that_refuses_writes_for_a_while_does_not_end_the_service(tmp_pa
             world.time_ms += 6000
             await b.until(lambda: refusals > 2)
             assert not b.task.done()
+            c = world.node("carol")
+            await c.pair(b, wait_ms=0)
+            await c.until(lambda: c.pairing.handshakes.trouble)
+            [trouble] = c.pairing.handshakes.trouble.values()
+            assert trouble.code == "peer-5xx", "messages of peers are answered meanwhile"
             b.home.writer.submit = real  # type: ignore[method-assign]
             await b.until(lambda: not b.alive)
 
