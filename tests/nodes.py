@@ -77,6 +77,7 @@ class APair:
     serve_allowed: bool = True
     state: State = field(default_factory=State)
     proposal: Typed = field(default_factory=Typed)
+    initiator: bool = True
 
 
 @dataclass

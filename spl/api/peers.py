@@ -22,6 +22,8 @@ READING: Final = "sync:read"
 """What permission rules call the reading of changes."""
 SYNC: Final = "federation:sync"
 SUBSCRIBE: Final = "federation:subscribe"
+PROXIED: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
+"""Headers by which a proxy says that it passes on: the address is then its own, not the peer's."""
 STREAM_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """No cache may keep a stream, and nginx passes it on at once."""
 
@@ -42,7 +44,8 @@ def did_document(request: Request, principal: Principal, services: Services) -> 
 
 async def ask(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair: a signed pair request; 200 when granted, 202 when our operator decides."""
-    status, answer = await services.pairing.receive(request.body, request.address)
+    direct = request.address != request.peer or PROXIED.isdisjoint(request.headers)
+    status, answer = await services.pairing.receive(request.body, request.address, direct=direct)
     return json_response(answer, status)
 
 

@@ -137,6 +137,14 @@ def source_of(ip_text: str) -> str:
     return str(_unwrap(address))
 
 
+def stands_at(url: Url, ip_text: str) -> bool:
+    """Return whether a URL names this address itself, without a look-up: as a literal, or loopback as `localhost`."""
+    if url.host == "localhost":
+        return is_loopback(ip_text)
+    address, other = _parse(url.host), _parse(ip_text.partition("%")[0])
+    return address is not None and other is not None and _unwrap(address) == _unwrap(other)
+
+
 class Proxies:
     """The reverse proxies whose word about the client's address is believed; replaced whole by `trust`."""
 

@@ -35,7 +35,7 @@ from ..core.record import namespace
 from ..home.config import Settings
 from ..home.logs import CountedLog
 from ..home.policy import Policy
-from ..net.address import source_of
+from ..net.address import ReachError, parse_url, source_of, stands_at
 from .budgets import LEVELS_MAX, MessageBudgets
 from .machine import Pairs, by_peer, unconfirmed
 from .tokens import Renewal
@@ -86,7 +86,7 @@ class Responder:
         self._sources: dict[str, str] = {}
         """Request -> where it came from, while it counts against that source."""
 
-    def receive(self, body: bytes, address: str) -> Answer:
+    def receive(self, body: bytes, address: str, *, direct: bool = False) -> Answer:
         """Return (HTTP status, answer) to a pair request: 200 granted, 202 waiting for the operator.
 
         Raises the refusals that come before the signature held; later ones are answers with a signed `statement`.
@@ -97,7 +97,7 @@ class Responder:
         try:
             request = handshake.read_request(fields, self._limits_of(fields))  # 1c
             message.check_audience(fields, self.pairs.identity.did)
-            return self._judge(request, address)
+            return self._judge(request, address, direct)
         except SplError as exc:
             if exc.status >= SERVER_FAULT or exc.code == "message-audience":
                 raise  # a fault of ours, or a message for another instance: no word of ours on the request
@@ -258,7 +258,7 @@ class Responder:
             raise HandshakeError("message-malformed", text, hint="let the other side ask: spl federation pair URL")
         return self._stranger_limits
 
-    def _judge(self, request: PairRequest, address: str) -> Answer:
+    def _judge(self, request: PairRequest, address: str, direct: bool) -> Answer:
         fields, peer = request.fields, request.peer
         own, now_ms = self.pairs.identity, self.pairs.now_ms()
         message.check_times(fields, now_ms, self.limits)  # 1d
@@ -279,7 +279,7 @@ class Responder:
         proposal = Proposal(
             fields["pair_id"], fields["nonce"], peer.raw, request.terms.namespaces, request.terms.maps,
             request.terms.mode, request.terms.start, peer.pair_endpoint, token, fields["token"],
-            digest=message.digest(fields),
+            digest=message.digest(fields), url=peer.url if direct and _stands_at(peer.url, address) else "",
         )  # fmt: skip
         pair = self._admit(fields, peer, proposal, ours, address)
         if pair.answer is None:
@@ -400,3 +400,11 @@ def _sender_key(fields: Mapping[str, Any], pair: Pair) -> bytes:
         return manifest.claimed_key(fields["manifest"], pair.peer_did) if fields.get("manifest") else pair.chain.present
     except SplError:
         return pair.chain.present
+
+
+def _stands_at(url: str, address: str) -> bool:
+    """Return whether the asker's endpoint is at the very address that its request came from."""
+    try:
+        return stands_at(parse_url(url), address)
+    except ReachError:
+        return False

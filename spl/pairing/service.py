@@ -94,9 +94,9 @@ class Pairing:
 
     # -- what peers ask
 
-    async def receive(self, body: bytes, address: str) -> Answer:
-        """Return (HTTP status, answer) to a peer's pair request."""
-        return await self.stepper.do(self._responder.receive, body, address)
+    async def receive(self, body: bytes, address: str, *, direct: bool = False) -> Answer:
+        """Return (HTTP status, answer) to a pair request; `direct`: no proxy that we do not know passed it on."""
+        return await self.stepper.do(lambda: self._responder.receive(body, address, direct=direct))
 
     async def poll(self, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a peer that asks where the pair stands."""

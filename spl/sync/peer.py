@@ -214,12 +214,13 @@ def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool) -> Di
     """Return how a pair's peer may be dialled: at a private address only by our operator's word.
 
     The operator's word is the URL that was typed and the endpoint that was `approved` by hand, each for itself; and the
-    host that was typed, or our own public URL names, for addresses of its kind.  Without any of these a peer that names
-    an address of this machine or network would have us try its ports, and tell it which answer.  A name is judged by
-    the address that it resolves to, so one that leads to loopback is loopback.
+    host that was typed, or our own public URL names, for addresses of its kind.  As good as that is, for itself alone,
+    the endpoint of a request that came from that very address.  Without any of these a peer that names an address of
+    this machine or network would have us try its ports, and tell it which answer.  A name is judged by the address that
+    it resolves to, so one that leads to loopback is loopback.
     """
-    typed = pair.proposal.url
-    meant = pair.url in {parse_url(url).origin for url in (typed, approved) if url}
+    meant = pair.url in {parse_url(url).origin for url in (pair.proposal.url, approved) if url}
+    typed = pair.proposal.url if pair.initiator else ""
     near = tuple(address for url in (typed, own_url) if url for address in _addresses_in(url))
     return DialPolicy(allow_private=meant, allow_http=allow_http, near=near)
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -288,6 +289,22 @@ def test_two_call_each_other_at_once(make: Make) -> None:
     eventually(lambda: one.pairs("active") and two.pairs("active"), "one pair active on both sides")
     assert [pair["pair_id"] for pair in one.pairs("active")] == [pair["pair_id"] for pair in two.pairs("active")]
     assert len(one.pairs("active", "establishing")) == len(two.pairs("active", "establishing")) == 1
+
+
+def test_two_homes_as_init_leaves_them_dial_each_other(tmp_path: Path) -> None:
+    """No public_url, approval by policy: a request from its own endpoint's address shows where the peer is."""
+    sides = [Instance(name, tmp_path / name / "home") for name in ("alice", "bob")]
+    try:
+        for side in sides:
+            side.home.mkdir(parents=True, mode=0o700)
+            side.run("init", "--label", side.name)
+        alice, bob = sides[0].start(), sides[1].configure(AUTO).start()
+        assert "Pair active." in alice.run("federation", "pair", bob.url).out
+        alice.run("know", "the gate is open", "--thread", "th_gate")
+        assert "1 record fetched" in bob.run("sync", "alice").out
+    finally:
+        for side in sides:
+            side.end()
 
 
 def test_a_live_pair_is_not_made_twice(alice: Instance, bob: Instance, pair_id: str) -> None:

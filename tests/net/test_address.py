@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.net.address import Proxies, ReachError, is_loopback, judge, parse_url, source_of
+from spl.net.address import Proxies, ReachError, is_loopback, judge, parse_url, source_of, stands_at
 
 PUBLIC = [
     "8.8.8.8",
@@ -141,6 +141,23 @@ def test_url_refused(text: str) -> None:
 )
 def test_a_source_is_an_address_or_an_ipv6_network(address: str, source: str) -> None:
     assert source_of(address) == source
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "stands"),
+    [
+        ("http://127.0.0.1:9100", "127.0.0.1", True),
+        ("http://localhost:9100", "::1", True),
+        ("http://192.168.1.7:9100", "::ffff:192.168.1.7", True),
+        ("http://127.0.0.1:9100", "127.0.0.2", False),
+        ("http://localhost:9100", "192.168.1.7", False),
+        ("https://b.example", "192.0.43.8", False),
+        ("http://127.0.0.1:9100", "unix", False),
+    ],
+)
+def test_a_url_stands_at_the_address_that_it_names(url: str, address: str, stands: bool) -> None:
+    """No name is looked up: who answers for it may change."""
+    assert stands_at(parse_url(url), address) is stands
 
 
 @pytest.mark.parametrize(

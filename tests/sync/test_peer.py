@@ -98,7 +98,7 @@ def test_a_private_address_is_dialled_by_the_operators_word_only(
     typed: str, approved: str, own: str, peer: str, address: str, dialled: bool
 ) -> None:
     """Typed, approved, or of the kind of what was typed or of our own public URL; judged by what a name resolves to."""
-    pair = cast(Any, SimpleNamespace(proposal=SimpleNamespace(url=typed), url=peer))
+    pair = cast(Any, SimpleNamespace(proposal=SimpleNamespace(url=typed), url=peer, initiator=True))
     policy = dial_policy(pair, own, approved, allow_http=True)
     try:
         judge(address, policy.allow_private, policy.near)
@@ -106,6 +106,14 @@ def test_a_private_address_is_dialled_by_the_operators_word_only(
         assert not dialled, exc
     else:
         assert dialled
+
+
+@pytest.mark.parametrize(("peer", "meant"), [("http://127.0.0.1:9100", True), ("http://127.0.0.1:22", False)])
+def test_an_endpoint_that_proved_itself_opens_no_other(peer: str, meant: bool) -> None:
+    """The responder dials the address that a request came from, not whatever its manifest names later."""
+    pair = cast(Any, SimpleNamespace(proposal=SimpleNamespace(url="http://127.0.0.1:9100"), url=peer, initiator=False))
+    policy = dial_policy(pair, "", "", allow_http=True)
+    assert (policy.allow_private, policy.near) == (meant, ())
 
 
 def refuse_before(node: Node, at_ms: int) -> list[str]:

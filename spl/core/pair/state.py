@@ -188,7 +188,8 @@ class Proposal:
     """What one side asked of the other, as both keep it.
 
     `maps` are (local, peer) as the initiator wrote them; `start` is "" where the initiator has no wish; `sealed` is the
-    initiator's token for the responder, sealed to it; `url` is what this side's operator typed, "" on the responder.
+    initiator's token for the responder, sealed to it; `url` is what the initiator's operator typed; on the responder
+    the endpoint, if the request came from that very address, else "".
     """
 
     pair_id: str

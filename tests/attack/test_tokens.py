@@ -1,0 +1,194 @@
+"""What is revoked stays dead, and what was captured works nowhere and never again."""
+
+import json
+
+import pytest
+
+from tests.attack.adversary import wire
+from tests.attack.adversary.puppet import Puppet
+from tests.attack.adversary.text import ms_of, now_ms
+from tests.attack.conftest import Puppets
+from tests.attack.measure import Victim
+from tests.e2e.harness import eventually
+
+CHANGES = "/v1/sync/changes?limit=10"
+MINUTE_MS = 60_000
+
+
+def works(peer: Puppet) -> bool:
+    """Return whether the peer reads with the token that it holds."""
+    return peer.call("GET", CHANGES).status == 200
+
+
+def taken(peer: Puppet) -> bool:
+    """Let the peer ask for a new token, take it if it gets one, and return whether it did."""
+    reply = peer.renew()
+    sealed = reply.fields.get("token") if reply.status == 200 else None
+    if sealed is None:
+        return False
+    peer.token = peer.opened(sealed)
+    return True
+
+
+def issued(victim: Victim, peer: Puppet) -> list[dict[str, str]]:
+    """Return the tokens that the victim minted for the pair."""
+    tokens = victim.api("GET", "/v1/tokens").json["data"]
+    return [token for token in tokens if token["pair_id"] == peer.pair_id]
+
+
+# -- revoked by hand
+
+
+def test_a_token_revoked_by_hand_is_not_renewed_by_the_peer(alice: Victim, puppet: Puppets) -> None:
+    """Neither by a signed renewal nor by a poll, nor after a restart."""
+    peer = puppet("peer", alice).join()
+    assert works(peer)
+    [token] = issued(alice, peer)
+    assert alice.api("DELETE", f"/v1/tokens/{token['token_id']}").status == 200
+    assert not works(peer)
+    for victim in (alice, alice.again()):
+        assert not taken(peer), "the peer got a new token for the one that was revoked"
+        peer.poll(token_id=token["token_id"], renew=True)
+        assert not works(peer)
+        assert [item["token_id"] for item in issued(victim, peer) if item["state"] == "live"] == []
+
+
+@pytest.mark.parametrize("how", ["resume", "rotate"])
+def test_the_owner_gives_a_revoked_pair_a_token_again(alice: Victim, puppet: Puppets, how: str) -> None:
+    """Resuming the pair, or rotating its tokens, is the owner's word; then the peer renews as ever."""
+    peer = puppet("peer", alice).join()
+    [token] = issued(alice, peer)
+    assert alice.api("DELETE", f"/v1/tokens/{token['token_id']}").status == 200
+    assert not taken(peer)
+    if how == "resume":
+        alice.api("POST", f"/v1/federation/pairs/{peer.pair_id}/pause", {})
+    action = "resume" if how == "resume" else "rotate-tokens"
+    answer = alice.api("POST", f"/v1/federation/pairs/{peer.pair_id}/{action}", {})
+    assert answer.status == 200, answer.body
+    assert taken(peer), f"{how} does not lift the revocation"
+    assert works(peer)
+
+
+def test_a_token_that_a_renewal_retired_can_be_renewed_again(alice: Victim, puppet: Puppets) -> None:
+    """Only the operator's hand blocks: a token that ended because its successor was used does not."""
+    peer = puppet("peer", alice).join()
+    for _ in range(3):
+        assert taken(peer)
+        assert works(peer)
+
+
+def test_revoking_an_account_kills_all_its_tokens(alice: Victim, puppet: Puppets) -> None:
+    """After a renewal the account of a pair has two: one command ends both, and the peer gets no third."""
+    peer = puppet("peer", alice).join()
+    first = peer.token
+    assert taken(peer)
+    second = peer.token
+    account = "sa_" + peer.pair_id.removeprefix("pair_")
+    answer = alice.api("DELETE", f"/v1/tokens/{account}")
+    assert answer.status == 200, answer.body
+    for token in (first, second):
+        peer.token = token
+        assert not works(peer)
+    assert {item["state"] for item in issued(alice, peer)} == {"revoked"}
+    assert not taken(peer)
+
+
+def test_revoking_an_account_kills_the_successors_of_a_rotated_token(alice: Victim) -> None:
+    """An ordinary token keeps its account when it is rotated."""
+    made = alice.api("POST", "/v1/tokens", {"scopes": ["records:read"]}).json
+    rotated = alice.api("POST", f"/v1/tokens/{made['token_id']}/rotate", {}).json
+    assert rotated["sa_id"] == made["sa_id"]
+    answer = alice.api("DELETE", f"/v1/tokens/{made['sa_id']}")
+    assert answer.status == 200, answer.body
+    found = [alice.api("GET", "/v1/threads", token=item["token"]).status for item in (made, rotated)]
+    assert found == [401, 401]
+
+
+# -- captured
+
+
+def test_a_captured_request_is_worth_nothing_after_a_restart(alice: Victim, puppet: Puppets) -> None:
+    """Used once it is refused at once; it is refused by the next process too."""
+    peer = puppet("peer", alice).join()
+    captured = peer.headers("GET", CHANGES)
+    replies = [wire.ask(alice.port, "GET", CHANGES, headers=captured) for _ in range(2)]
+    assert [reply.status for reply in replies] == [200, 401]
+    alice.again()
+    reply = wire.ask(alice.port, "GET", CHANGES, headers=captured)
+    assert reply.status == 401, f"a restart made the captured request good again: {reply}"
+
+
+def test_a_request_held_back_over_a_restart_is_refused(alice: Victim, puppet: Puppets) -> None:
+    """A proof that was never used, taken off the wire before the restart, works as little."""
+    peer = puppet("peer", alice).join()
+    captured = peer.headers("GET", CHANGES)
+    alice.again()
+    assert wire.ask(alice.port, "GET", CHANGES, headers=captured).status == 401
+    assert works(peer)
+
+
+def test_a_peer_whose_clock_is_behind_signs_again_after_a_restart(alice: Victim, puppet: Puppets) -> None:
+    """The refusal tells our time, by which the peer signs anew; its pair does not degrade for that."""
+    peer = puppet("peer", alice).join()
+    alice.again()
+    late = peer.headers("GET", CHANGES, issued_ms=now_ms() - MINUTE_MS)
+    reply = wire.ask(alice.port, "GET", CHANGES, headers=late)
+    assert (reply.status, reply.json.get("reason")) == (401, "proof-time"), reply
+    again = peer.headers("GET", CHANGES, issued_ms=ms_of(reply.json["time"]) + 1)
+    assert wire.ask(alice.port, "GET", CHANGES, headers=again).status == 200
+
+
+def test_our_own_daemon_signs_again_when_a_peer_tells_its_time(alice: Victim, puppet: Puppets) -> None:
+    """The peer's clock is a minute ahead and it has just started: one refusal, then a proof by its time."""
+    peer = puppet("peer", alice).join()
+    ahead_ms = now_ms() + MINUTE_MS
+    peer.refuse_proofs_before(ahead_ms)
+    answer = alice.api("POST", f"/v1/federation/pairs/{peer.pair_id}/sync", {})
+    assert answer.status == 200, answer.body
+    assert alice.pair(peer.pair_id)["state"] == "active"
+
+
+def test_another_last_event_id_shows_nothing_else(alice: Victim, puppet: Puppets) -> None:
+    """Who holds a request back and puts in another header gets no other records than the signed target asks for."""
+    peer = puppet("peer", alice).join()
+    start = peer.call("GET", CHANGES).json["next_cursor"]
+    old = alice.emit("th_a", 5)
+    now = peer.call("GET", CHANGES).json["next_cursor"]
+    target = f"/v1/sync/changes?feed=continuous&since={now}"
+    with wire.Line(alice.port) as line:
+        line.send("GET", target, headers={**peer.headers("GET", target), "last-event-id": start})
+        status, _ = line.read_head()
+        if status != 200:
+            assert status in (400, 401), status
+            return
+        fresh = alice.emit("th_a", 1, fresh=True)
+        seen = next(json.loads(data)["id"] for event, _, data in line.events() if event == "record.created")
+    assert seen not in old, "the header brought what the signed target does not ask for"
+    assert [seen] == fresh
+
+
+# -- what a refusal tells
+
+
+def test_an_unknown_and_a_malformed_bearer_are_told_apart_by_nobody(alice: Victim) -> None:
+    """Status, code and text are the same, so a guess at the form of tokens learns nothing."""
+    bearers = ["x", "spl_home_sa_00000000_" + "a" * 64, "spl_fed_sa_ffffffff_" + "0" * 64, "spl__"]
+    found = [alice.api("GET", "/v1/threads", token=text) for text in bearers]
+    assert {answer.status for answer in found} == {401}
+    assert len({answer.body for answer in found}) == 1, {answer.body for answer in found}
+
+
+def test_no_refusal_and_no_log_line_holds_a_token(alice: Victim, puppet: Puppets) -> None:
+    """Whatever is sent with it, the secret of a bearer stands nowhere."""
+    peer = puppet("peer", alice).join()
+    secret = peer.token.rpartition("_")[2]
+    replies = [
+        wire.ask(alice.port, "GET", CHANGES, headers={"authorization": f"Bearer {peer.token}"}),
+        wire.ask(alice.port, "GET", f"/v1/threads?token={peer.token}"),
+        wire.ask(alice.port, "GET", CHANGES, headers={**peer.headers("GET", CHANGES), "spl-proof": peer.token}),
+        wire.ask(alice.port, "GET", f"/v1/{peer.token}", headers={"authorization": f"Basic {peer.token}"}),
+    ]
+    assert all(reply.status >= 400 for reply in replies), replies
+    assert [reply for reply in replies if secret.encode() in reply.body] == []
+    eventually(lambda: alice.is_ready(), "the daemon serves on")
+    assert secret not in alice.log_text()
