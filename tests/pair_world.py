@@ -1,7 +1,7 @@
 """A world of two instances for the tests of the handshake: real homes, real disks, a network that is a function call.
 
 A node dies after its n-th durable operation (`dies_after`): that one still reaches the disk, everything later fails,
-on its disk and on its network, as after SIGKILL.  `restart` builds every object anew from what is on the disk.
+on its disk and on its network, as after SIGKILL.  `restart` builds every object again from what is on the disk.
 """
 
 import asyncio
