@@ -5,10 +5,12 @@ namespace that it comes from, thread, actor, then the signature against the sign
 hint, never evidence.  The inlets (consent.py) say what each of the peer's namespaces may bring, and into which of ours:
 records, projections down to one level, both or nothing.
 
-A record names the namespace that its first holder put it into, and nothing else proves where it belongs.  So it must
-name the namespace that it comes from, ours that it comes into, or one that its signer's own pair with us maps into
-ours.  Any name was accepted of relayed records before: a peer could then bring records that name a private namespace,
-and learn from what became of them which of them that namespace holds.
+A record names the namespace that its first holder put it into, and nothing else proves where it belongs.  A relayed
+one may have crossed into another name on its way, which only the instances on that way know.  But it must not name
+another namespace of ours, unless its signer's own pair with us maps that name here: a peer could otherwise bring
+guesses at what a private namespace holds, and put them where that namespace's tenant does not see them.  Refusing every
+name that we do not know was rejected: a hub could then relay nothing that crossed into its namespace (a peer learns
+from the refusal that a namespace of this name exists here, and nothing of what is in it).
 
 Not every key of a chain counts for ever.  Its own holder may bring what any of them signed.  Through others a
 compromised key counts no more, and a retired one for RETIRED_GRACE_MS past its rotation: a thief of an old key could
@@ -30,6 +32,7 @@ from .identity.pins import FORK, Pins
 from .limits import Limits
 from .record import batch, levels, record
 from .record.levels import Projection
+from .record.namespace import Namespace
 from .record.record import Envelope
 
 CHAIN_UNKNOWN: Final = "chain-unknown"
@@ -111,16 +114,21 @@ class Gate:
         actors: frozenset[str],
         trust: Trust,
         crossings: Mapping[tuple[str, str], str],
+        registry: Mapping[str, Namespace],
         roots: Roots,
         limits: Limits,
     ) -> None:
-        """`inlets` by the peer's namespace; `actors` empty means all; `crossings` as `consent.crossings` has them."""
+        """`inlets` by the peer's namespace; `actors` empty means all; `crossings` as `consent.crossings` has them.
+
+        `registry` are our namespaces, archived ones included.
+        """
         self.pair_id = pair_id
         self.inlets = inlets
         self.actors = actors
         self.trust = trust
         self.limits = limits
         self._crossings = crossings
+        self._registry = registry
         self._roots = roots
         # Multibase costs more than a hash, so the keys of a chain are written out once, for the first record under it.
         # Threads share it without a lock: each computes the same value, and storing it is atomic.
@@ -155,7 +163,9 @@ class Gate:
         if by in (trust.peer_did, trust.own.did):
             belongs = named == (ns if by == trust.peer_did else inlet.ns)
         else:
-            belongs = named in (ns, inlet.ns) or self._crossings.get((by, named)) == inlet.ns
+            belongs = (
+                named in (ns, inlet.ns) or named not in self._registry or self._crossings.get((by, named)) == inlet.ns
+            )
         if not belongs:
             return SCOPE_VIOLATION
         if by in trust.blocked:

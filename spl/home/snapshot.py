@@ -460,6 +460,6 @@ class _Judge:
         # A snapshot holds what was taken in once, so a retired key counts in it, however long ago it was retired.
         trust = Trust(self._own, peer_did="", pins=self.views.pins)
         return Gate(
-            pair_id="", inlets={}, actors=frozenset(), trust=trust, crossings={}, roots=self._roots,
+            pair_id="", inlets={}, actors=frozenset(), trust=trust, crossings={}, registry={}, roots=self._roots,
             limits=self._limits,
         )  # fmt: skip

@@ -387,6 +387,7 @@ class Ingest:
             actors=frozenset(pair.actors),
             trust=Trust(own, pair.peer_did, pins, views.blocked, now_ms),
             crossings=self._crossed(),
+            registry=views.namespaces,
             roots=self._roots,
             limits=self.limits,
         )

@@ -17,6 +17,7 @@ from spl.core.identity.pins import Pins
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import batch, levels, record
+from spl.core.record.namespace import Namespace
 from spl.core.record.record import Sig
 
 LIMITS = Limits()
@@ -50,6 +51,7 @@ def a_gate(*chains: Chain, peer: str = PEER, own: Chain | None = None, pins: Pin
         "actors": frozenset(),
         "trust": Trust(own or Chain(US, OWN.public), peer, pins, blocked, now_ms),
         "crossings": {},
+        "registry": {"default": Namespace("default")},
         "roots": Roots(8),
         "limits": LIMITS,
     }
@@ -250,18 +252,23 @@ def test_a_crossing_record_comes_into_our_own_namespace() -> None:
 
 
 def test_a_record_names_a_namespace_that_leads_to_where_it_comes_in() -> None:
-    """Else a peer could bring guesses at what a private namespace holds, and learn which of them are known here.
+    """Else a peer could bring guesses at what a private namespace of ours holds.  A name that is none of ours may have
+    crossed on its way, through a hub.
 
     Ours go back only to where they were made, or a peer could carry them from one of our tenants to another.
     """
     third = did.did_of("third", NEW.public)
-    gate = a_gate(CHAIN, Chain(third, NEW.public), crossings={(third, "theirs"): "org/work", (PEER, "x"): "org/work"})
+    gate = a_gate(
+        CHAIN, Chain(third, NEW.public), crossings={(third, "theirs"): "org/work", (PEER, "x"): "org/work"},
+        registry={name: Namespace(name) for name in ("default", "org", "org/work", "theirs", "x", "vault")},
+    )  # fmt: skip
     elsewhere = {"body": {"namespace": "elsewhere"}}
     assert gate.judge(envelopes(**elsewhere)[0], "work").code == "scope-violation"
     for named, ns, code in (
         ("work", "work", ""), ("org/work", "work", ""), ("theirs", "work", ""),
         ("theirs", "default", "scope-violation"),
-        ("x", "work", "scope-violation"), ("elsewhere", "work", "scope-violation"), ("org", "work", "scope-violation"),
+        ("x", "work", "scope-violation"), ("vault", "work", "scope-violation"), ("org", "work", "scope-violation"),
+        ("elsewhere", "work", ""),
     ):  # fmt: skip
         verdict = gate.judge(envelopes(key=NEW, by=third, body={"namespace": named})[0], ns)
         assert (verdict.code, verdict.ns) == (code, ns if code else "org/work")
