@@ -8,6 +8,7 @@ import pytest
 from tests.attack.adversary.keys import Identity, born
 from tests.attack.adversary.puppet import Puppet
 from tests.attack.adversary.server import Asked, Given, Server
+from tests.attack.homes import settle
 from tests.attack.measure import Victim
 
 Daemon = Callable[..., Victim]
@@ -23,9 +24,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
     def maker(name: str, config: str = "", public_url: str | None = None) -> Victim:
         victim = Victim(name, tmp_path / name / "home")
-        victim.home.mkdir(parents=True, mode=0o700)
         made.append(victim)
-        victim.configure(config).run("init", "--label", name)
+        settle(victim, config)
         url = victim.url.rstrip("/") if public_url is None else public_url
         victim.start(*(("--public-url", url) if url else ()))
         return victim

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.attack.homes import settle
 from tests.e2e.harness import DEADLINE_S, Instance, eventually
 
 KIB: Final = 1024
@@ -43,11 +44,8 @@ def instances(folder: Path) -> Iterator[Make]:
 
     def maker(name: str, config: str = "", kind: type[Instance] = Instance, **more: Any) -> Instance:
         instance = kind(name, folder / name / "home", **more)
-        instance.home.mkdir(parents=True, mode=0o700)
         made.append(instance)
-        if config:
-            instance.configure(config)
-        instance.run("init", "--label", name)
+        settle(instance, config)
         return instance
 
     try:

@@ -275,7 +275,7 @@ def rule(expression: str) -> dict[str, str]:
 def test_a_rule_of_approval_that_names_only_claims_is_refused(wary: Victim, expression: str) -> None:
     """Who adds it is told why, and a stranger that claims all of it waits for the operator."""
     added = wary.api("POST", AITL_RULES, rule(expression))
-    assert (added.status, added.code) == (400, "BAD_FIELD"), added.body
+    assert (added.status, added.code) == (400, "RULE_UNPROVED"), added.body
     told = added.json["message"] + added.json.get("hint", "")
     assert "initiator_did" in told, f"the refusal does not say what a rule may rest on: {told}"
     mallory = Stranger(born("bob"), wary, url="http://bob.home.example")
