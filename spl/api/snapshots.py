@@ -95,8 +95,8 @@ async def _snapshot(services: Services, thread: str, may_read: MayRead) -> Respo
 
 async def _streamed(header: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     yield header
-    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-        yield piece
+    while held := [piece for piece in (await asyncio.to_thread(next, pieces, None),) if piece is not None]:
+        yield held.pop()
 
 
 def _reader(body: bytes) -> Read:

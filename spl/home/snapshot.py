@@ -163,7 +163,9 @@ def take(
     yield SnapshotHeader(instance, thread, ids.count, digest).encode()
     piece = bytearray()
     for payload in _payloads(store, thread, upto, may_read):
-        piece += payload + b"\n"
+        piece += payload
+        piece += b"\n"
+        del payload
         if len(piece) >= PIECE_BYTES:
             held = [bytes(piece)]
             piece.clear()
@@ -352,9 +354,12 @@ def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator
     while page := store.index.after(by_thread(thread), seq, ROWS):
         rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
         for few in _small(rows):
-            for row, payload in zip(few, store.payloads(few), strict=True):
-                if _is_first(store, payload, row.seq, may_read):
-                    yield payload
+            held = store.payloads(few)[::-1]
+            for row in few:
+                if _is_first(store, held[-1], row.seq, may_read):
+                    yield held.pop()
+                else:
+                    held.pop()
         seq = page[-1].seq
         if seq >= upto:
             return
