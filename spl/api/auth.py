@@ -81,7 +81,8 @@ class Auth:
 
     That memory ends with the process, so every proof issued before the process began is refused: a request captured
     then works never again.  The refusal is "proof-time" with our time, by which a peer whose clock is behind signs
-    again.  Keeping the nonces on disk instead would cost a disk sync for each request of a peer.
+    again.  Keeping the nonces on disk instead would cost a disk sync for each request of a peer.  What is left open: a
+    peer whose clock is ahead of ours signs for a later time, and until then its captured request works once more.
     """
 
     def __init__(

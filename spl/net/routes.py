@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ..core.errors import SplError
 from .http1 import RequestHead
@@ -75,7 +75,7 @@ class Route:
 
     method: str
     path: str
-    handler: Callable[..., Any]
+    handler: "Callable[..., Response | Awaitable[Response]]"
     scope: str
     body_bytes: int = 0
     also: tuple[str, ...] = ()

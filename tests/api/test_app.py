@@ -1,7 +1,12 @@
 """The door: host and origin, the principal before the handler, and one form for every error."""
 
+import dataclasses
+
 import pytest
 
+from spl.api.app import Api
+from spl.core.errors import SplError
+from spl.net.http1 import RequestHead
 from tests.api.conftest import PAGE_ORIGIN, Served
 
 
@@ -89,3 +94,19 @@ async def test_a_token_in_the_query_is_refused(served: Served) -> None:
 async def test_an_origin_that_is_none_is_foreign(served: Served, origin: str) -> None:
     found = await served.refused("POST", "/v1/records", {}, headers=(("origin", origin),))
     assert found == (403, "ORIGIN_REFUSED")
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [("box", True), ("BOX:9100", True), ("box.local", True), ("192.168.1.5:9100", True), ("box.evil.example", False)],
+)
+async def test_the_name_that_the_manifest_gives_this_machine_is_ours(served: Served, host: str, ours: bool) -> None:
+    """A daemon on every address publishes http://<host name>:<port>, and must answer to it."""
+    services = dataclasses.replace(served.services, url="http://box:9100")
+    head = RequestHead("GET", "/health", "/health", "", {"host": host}, 0, True, False, 1)
+    try:
+        Api(services, local=False).match(head)
+    except SplError as exc:
+        assert (exc.code, ours) == ("host-refused", False)
+    else:
+        assert ours
