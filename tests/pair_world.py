@@ -38,6 +38,7 @@ from spl.pairing.service import Pace, Pairing, PairOptions
 from spl.sync.peer import PeerClient
 from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
+from tests.waiting import until
 
 START_MS = 1_764_000_000_000
 
@@ -170,9 +171,7 @@ class Node:
 
     async def until(self, test: Callable[[], object], seconds: float = 20.0) -> None:
         """Return when the test holds; a deadline far beyond any healthy run, never a wait."""
-        async with asyncio.timeout(seconds):
-            while not test():
-                await asyncio.sleep(0.002)
+        await until(test, seconds)
 
     async def serve(
         self, method: str, target: str, headers: dict[str, str], address: str

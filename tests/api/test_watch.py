@@ -14,6 +14,7 @@ from spl.net.client import EventStream
 from spl.net.sse import Event
 from tests.api.conftest import HERE, Served
 from tests.api.test_records import value
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -159,9 +160,7 @@ async def test_who_went_is_forgotten(served: Served) -> None:
     async with watching(served) as stream:
         await anext(stream)
         assert served.services.feed.notifier.waiters == 1
-    async with asyncio.timeout(20):
-        while served.services.feed.notifier.waiters:
-            await asyncio.sleep(0.001)
+    await until(lambda: not served.services.feed.notifier.waiters)
     served.services.writer.submit([Own("th_audit_x", "note", {})]).result(20)
 
 

@@ -9,7 +9,7 @@ import pytest
 from spl.cli.client import CtlError
 from spl.cli.soak_driver import LATE_S, Soak, Target
 from spl.cli.soak_plan import SoakRow, Tally, Window
-from tests.e2e.harness import eventually
+from tests.waiting import eventually
 
 PAIR = "/v1/federation/pairs/pair_1"
 

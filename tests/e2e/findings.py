@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
 from tests.e2e.proxy import Proxy
+from tests.waiting import eventually
 
 # Thresholds that an operator may lower; what takes minutes in life takes moments here.
 HASTY = """

@@ -13,28 +13,17 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tests.conftest import LOOP
+from tests.waiting import DEADLINE_S, eventually
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-DEADLINE_S: Final = 30.0
 READY_S: Final = 15.0
-_LOOK_AGAIN_S: Final = 0.02
 _PORTS: Final = iter(random.SystemRandom().sample(range(10_000, 32_000), 10_000))
-
-
-def eventually(check: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """Return the first true answer of `check`; fail with `what` and the last answer when the deadline passes."""
-    end = time.monotonic() + deadline_s
-    while not (answer := check()):
-        assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}; at last: {answer!r}"
-        time.sleep(_LOOK_AGAIN_S)
-    return answer
 
 
 def free_port() -> int:
@@ -149,10 +138,11 @@ class Instance:
         """Start the daemon, wait until it takes writes, and return the instance; no flags means those of before."""
         self.flags = flags or self.flags
         self.launch()
-        end = time.monotonic() + READY_S
-        while not self.is_ready():
-            assert time.monotonic() < end, f"{self.name} not ready within {READY_S:.0f} s\n{self.output()}"
-            time.sleep(_LOOK_AGAIN_S)
+        try:
+            eventually(self.is_ready, f"{self.name} is ready", READY_S)
+        except AssertionError:
+            print(self.output())
+            raise
         return self
 
     def launch(self) -> None:

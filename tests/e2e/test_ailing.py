@@ -28,7 +28,7 @@ from tests.e2e.findings import (
     seen,
     told,
 )  # fmt: skip
-from tests.e2e.harness import eventually
+from tests.waiting import eventually
 
 
 def note(text: str, n: int) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import Make
-from tests.e2e.harness import Instance, eventually, free_port
+from tests.e2e.harness import Instance, free_port
+from tests.waiting import eventually
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from .harness import DEADLINE_S, Instance
+from tests.waiting import DEADLINE_S
+
+from .harness import Instance
 
 THREAD = "th_page"
 BROWSER = shutil.which("chromium")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Make
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 BOB = "did:sync:instance:bob"
 PAGE = f"federation grant {BOB} --namespace music --maps music,projects/music --hash-level L1".split()

@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e.conftest import Make
 from tests.e2e.findings import Faulty
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 BRIEF = "[limits]\nshutdown_s = 0.5\nbeat_s = 0.05\n"
 

@@ -14,9 +14,10 @@ import pytest
 import trustme
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Instance, eventually, free_port
+from tests.e2e.harness import Instance, free_port
 from tests.e2e.proxy import MANIFEST, Proxy, Reply
 from tests.e2e.test_tls import issued
+from tests.waiting import eventually
 
 
 @pytest.fixture

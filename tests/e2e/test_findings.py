@@ -20,8 +20,9 @@ from spl.doctor.catalogue import CATALOGUE
 from tests.e2e import test_ailing, test_consent, test_doctor, test_state
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import HERE, Faulty, House, World, attention, finds, named, report, seen, told
-from tests.e2e.harness import eventually, free_port
+from tests.e2e.harness import free_port
 from tests.e2e.proxy import CUT, HOLD, MANIFEST, MUTE, Proxy, Reply, answer, hang_up
+from tests.waiting import eventually
 
 DID_DOCUMENT = "/.well-known/did.json"
 BUFFERING_FIX = "on bob: switch off response buffering in the proxy (nginx: proxy_buffering off)"

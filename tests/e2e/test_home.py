@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Make
-from tests.e2e.harness import Instance, eventually, free_port
+from tests.e2e.harness import Instance, free_port
+from tests.waiting import eventually
 
 
 def serve(instance: Instance, *flags: str) -> tuple[int, str]:

@@ -5,7 +5,8 @@ from itertools import combinations
 import pytest
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 Star = tuple[Instance, Instance, Instance]
 

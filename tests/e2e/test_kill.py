@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 STEPS = ("manifest", "verified", "posted", "token", "recorded", "synced", "active")
 EMITTERS = 4

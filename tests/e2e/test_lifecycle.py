@@ -5,7 +5,8 @@ import stat
 from pathlib import Path
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Instance, eventually, free_port
+from tests.e2e.harness import Instance, free_port
+from tests.waiting import eventually
 
 SHORT = "[limits]\ntoken_ttl_s = 24.0\nanswer_timeout_s = 1.0\n"
 

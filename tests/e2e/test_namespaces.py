@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.e2e.conftest import Make
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 PORT = 9100
 SERVER, LAPTOP = "10.88.0.1", "10.77.0.2"

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import READY_S, ROOT, Instance, eventually
+from tests.e2e.harness import READY_S, ROOT, Instance
 from tests.homes import holdings, make
+from tests.waiting import eventually
 
 HOMES = ROOT / "tests" / "homes"
 HEAL_S = 60.0

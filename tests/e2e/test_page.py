@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Done, Instance, eventually
+from tests.e2e.harness import Done, Instance
+from tests.waiting import eventually
 
 HAPPY = """\
 Pairing with DID (URL) ...

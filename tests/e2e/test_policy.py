@@ -3,7 +3,8 @@
 import json
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 AUDIT = "th_audit_permissions"
 RULE = ("add-permission-rule", "bearers-only", "--resource", "federation:pair", "--action", "require:record_write")

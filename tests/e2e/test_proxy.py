@@ -12,7 +12,8 @@ import pytest
 import trustme
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import DEADLINE_S, Instance, eventually, free_port
+from tests.e2e.harness import Instance, free_port
+from tests.waiting import DEADLINE_S, eventually
 
 NGINX = """
 daemon off; pid {folder}/pid; error_log stderr; user {user};

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import DEADLINE_S, ROOT, Instance, eventually
+from tests.e2e.harness import ROOT, Instance
+from tests.waiting import DEADLINE_S, eventually
 
 README = ROOT / "README.md"
 BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 
 def shell(instance: Instance, line: str) -> str:

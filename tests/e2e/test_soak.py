@@ -11,7 +11,8 @@ import pytest
 
 from spl.cli.soak_plan import HEADER
 from tests.e2e.conftest import Make
-from tests.e2e.harness import DEADLINE_S, Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import DEADLINE_S, eventually
 
 SECONDS = ("--window", "warmup=0.02", "--window", "ramp=0.02", "--window", "steady=0.03", "--window", "spike=0.02",
            "--window", "recovery=0.02")  # fmt: skip

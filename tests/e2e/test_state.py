@@ -4,7 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
+from tests.waiting import eventually
 
 ORDER = "th_orders_may"
 

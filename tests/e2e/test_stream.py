@@ -14,7 +14,8 @@ import pytest
 from syncropel import Client, Identity
 
 from tests.e2e.conftest import AUTO
-from tests.e2e.harness import DEADLINE_S, Instance, Wire, eventually
+from tests.e2e.harness import Instance, Wire
+from tests.waiting import DEADLINE_S, eventually, until
 
 THREAD = "th_live"
 
@@ -283,11 +284,6 @@ async def test_the_sdk_subscribes_unchanged(alice: Instance) -> None:
     got: list[dict[str, Any]] = []
     beats, errors = asyncio.Event(), list[Any]()
 
-    async def count(wanted: int) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while len(got) < wanted:
-                await asyncio.sleep(0.01)
-
     async with Client(endpoint=alice.url, identity=Identity.static("did:sync:user:alice"), api_key=alice.token) as sdk:
         subscription = sdk.subscribe(
             THREAD, got.append, on_error=errors.append, on_heartbeat=beats.set, reconnect_base_s=0.05
@@ -295,13 +291,13 @@ async def test_the_sdk_subscribes_unchanged(alice: Instance) -> None:
         async with asyncio.timeout(DEADLINE_S):
             await beats.wait()
         made = await sdk.emit(act="KNOW", kind="core.note", body={"n": 1}, thread=THREAD)
-        await count(1)
+        await until(lambda: len(got) == 1)
         assert got[0]["id"] == made.record_id
         assert got[0]["body"]["n"] == 1
         await asyncio.to_thread(alice.stop)
         await asyncio.to_thread(alice.start)
         sent = await asyncio.to_thread(alice.emit, THREAD, 2)
-        await count(3)
+        await until(lambda: len(got) == 3)
         assert [record["id"] for record in got[1:]] == sent
         assert errors[0].reason == "server_shutdown"
         subscription.close()

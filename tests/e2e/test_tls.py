@@ -10,7 +10,8 @@ import pytest
 import trustme
 
 from tests.e2e.conftest import AUTO, Make
-from tests.e2e.harness import Instance, eventually, free_port
+from tests.e2e.harness import Instance, free_port
+from tests.waiting import eventually
 
 
 def tls_bob(make: Make, certificate: Path, key: Path) -> tuple[Instance, str]:

@@ -25,8 +25,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import Instance
 from tests.homes import holdings
+from tests.waiting import eventually
 
 PORTS: Final = {"alice": 9471, "bob": 9472}
 LEFT_OUT: Final = frozenset({"run", "logs", "lock"})

@@ -20,6 +20,7 @@ from spl.net.http1 import RequestHead
 from spl.net.routes import Match, Request, Response, Route, RouteTable
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp
+from tests.waiting import turns, until
 
 CLOCK_MS = 1_764_000_000_000  # Mon, 24 Nov 2025 16:00:00 GMT
 
@@ -81,7 +82,7 @@ class Echo:
         return Response(body=request.body)
 
     async def later(self, request: Request) -> Response:
-        await asyncio.sleep(0)
+        await turns()
         return Response(201, request.body, headers=(("location", "/echo"),))
 
     async def wait(self, request: Request) -> Response:
@@ -177,8 +178,7 @@ class Running:
 
     async def gone(self) -> None:
         """Wait until the server has no connection."""
-        while self.server._shared.connections:
-            await asyncio.sleep(0)
+        await until(lambda: not self.server._shared.connections)
 
     async def ask(self, data: bytes, *, until: bytes | None = None) -> bytes:
         """Send bytes and return all that comes until `until`, or the end of the connection."""

@@ -15,6 +15,7 @@ from spl.net.client import Client, DialPolicy
 from spl.net.deflate import Deflater
 from spl.net.sockets import client_tls
 from spl.net.sse import encode_event
+from tests.waiting import turns, until
 
 LOCAL = DialPolicy(allow_private=True)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -229,21 +230,19 @@ async def test_a_cancelled_request_leaves_no_connection() -> None:
     async with script(b"HTTP/1.1 200 OK\r\n") as server, client() as made:
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(made.fetch("GET", f"http://127.0.0.1:{server.port}/", dial=LOCAL))
-            while not server.asked:
-                await asyncio.sleep(0)
+            await until(lambda: server.asked)
             task.cancel()
         async with asyncio.timeout(5):
             await server.ended.wait()
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3])
-async def test_a_request_cancelled_as_it_takes_a_kept_connection_ends_it(turns: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3])
+async def test_a_request_cancelled_as_it_takes_a_kept_connection_ends_it(count: int) -> None:
     async with script(OK, None) as server, client() as made:
         url = f"http://127.0.0.1:{server.port}/"
         await made.fetch("GET", url, dial=LOCAL)
         second = asyncio.create_task(made.fetch("GET", url, dial=LOCAL))
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await turns(count)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second

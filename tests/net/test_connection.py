@@ -12,6 +12,7 @@ import pytest
 from spl.core.limits import Limits
 from spl.net.connection import READ_AHEAD_BYTES, Stage
 from spl.net.http1 import RequestParser
+from tests.waiting import until
 
 GET = b"GET /here/a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\n\r\n"
 CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -335,9 +336,7 @@ async def test_pipelining_is_bounded_while_a_request_is_answered(serve) -> None:
         count = 20_000
         writer.write(GET * count + CLOSE)
         (connection,) = server.server._shared.connections
-        async with asyncio.timeout(5):
-            while not connection.read_paused:
-                await asyncio.sleep(0)
+        await until(lambda: connection.read_paused)
         assert connection.parser.buffered < READ_AHEAD_BYTES + RECEIVE_BYTES
         server.app.release.set()
         async with asyncio.timeout(30):
@@ -354,9 +353,7 @@ async def test_bodies_sent_ahead_are_read_on(serve) -> None:
         await server.app.started.wait()
         writer.write(post(b"/echo", bytes(999)) * 4000 + CLOSE)
         (connection,) = server.server._shared.connections
-        async with asyncio.timeout(5):
-            while not connection.read_paused:
-                await asyncio.sleep(0)
+        await until(lambda: connection.read_paused)
         server.app.release.set()
         async with asyncio.timeout(30):
             answers = await reader.read()

@@ -14,6 +14,7 @@ from spl.net.http1 import read_answer
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_unix
 from tests.net.conftest import Authority
+from tests.waiting import until
 
 GET = b"GET /here/a HTTP/1.1\r\nHost: x\r\n\r\n"
 CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -144,8 +145,7 @@ async def test_stop_waits_for_no_handshake(serve, authority) -> None:
     async with serve(Limits(shutdown_s=5.0), tls=authority.server) as server:
         silent_reader, silent = await asyncio.open_connection("127.0.0.1", server.port)
         async with asyncio.timeout(5):
-            while not server.server._admission.taken:
-                await asyncio.sleep(0)
+            await until(lambda: server.server._admission.taken)
             server.stop.set()
             await server.done
             with contextlib.suppress(ConnectionError):
@@ -195,6 +195,6 @@ async def test_no_descriptor_is_left(serve, authority) -> None:
             async with asyncio.timeout(5):
                 await server.gone()
                 await secure.gone()
-                while round_number and count() > before:
-                    await asyncio.sleep(0)
+                if round_number:
+                    await until(lambda: count() <= before)  # noqa: B023 - awaited within the round
             before = before or count()

@@ -30,6 +30,7 @@ from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
 from spl.net.sse import EventParser
 from tests.nodes import LIMITS, Node, join, nodes
+from tests.waiting import until
 
 PAIR = "pair_00000001"
 NAMES = ("default", "music", "projects")
@@ -215,14 +216,13 @@ async def stay(model: Model, to: Side) -> None:
     """Keep a stream open until all is there, while one more record comes."""
     source, stop = model.other(to), asyncio.Event()
 
-    async def until_there() -> None:
-        while not all(finest(source.held(to.node)).get(id_, 9) <= level for id_, level in source.shared(to)):
-            await asyncio.sleep(0.002)
+    def is_there() -> bool:
+        return all(finest(source.held(to.node)).get(id_, 9) <= level for id_, level in source.shared(to))
 
     to.node.change_pair(PAIR, mode="continuous")
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(to.node.sync.run(stop))
-        await until_there()
+        await until(is_there)
         stop.set()
     to.node.change_pair(PAIR, mode="polling")
 

@@ -31,6 +31,7 @@ from spl.home.writes import Arrive, Own, Refuse
 from spl.net.sse import encode_event
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
+from tests.waiting import until
 
 PAIR = "pair_00000001"
 STRANGER = SecretKey(b"s" * 32)
@@ -200,10 +201,14 @@ async def by_stream(alice: Node, bob: Node, items: Sequence[Item]) -> None:
     alice.feed.stream = stream  # type: ignore[method-assign,assignment]
     bob.change_pair(PAIR, mode="continuous")
     stop, last = asyncio.Event(), f"at {len(items)}"
+
+    def is_at_last() -> bool:
+        place = bob.home.views.positions.get(PAIR)
+        return place is not None and place.cursor == last
+
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(bob.sync.run(stop))
-        while (place := bob.home.views.positions.get(PAIR)) is None or place.cursor != last:
-            await asyncio.sleep(0.002)
+        await until(is_at_last)
         over.set()
         stop.set()
 
@@ -405,10 +410,6 @@ async def test_an_open_stream_fetches_what_was_refused_as_soon_as_the_namespace_
             node.write(Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "org", "shared": True}))
         join(alice, bob, PAIR, namespaces=("default", "org"), mode="continuous")
         stop = asyncio.Event()
-
-        async def until(done: Callable[[], object]) -> None:
-            while not done():
-                await asyncio.sleep(0.002)
 
         def turn(state: str) -> None:
             bob.write(Own(THREAD_NAMESPACES, namespace.KIND_STATE, {"name": "org", "state": state}))

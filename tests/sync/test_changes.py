@@ -25,6 +25,7 @@ from spl.sync.changes import Query, whole
 from spl.sync.scope import Steps
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
+from tests.waiting import turns, until
 
 PAIR = "pair_00000001"
 
@@ -362,12 +363,6 @@ async def test_acks_tell_how_far_the_peer_is(tmp_path: Path) -> None:
         assert alice.feed.offered(PAIR).acked == 2
 
 
-async def settle() -> None:
-    """Let the loop do all that is ready, and what follows from it."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def longpoll(
     patch: pytest.MonkeyPatch, node: Node, since: str, during: Callable[[], Awaitable[None]]
 ) -> tuple[dict[str, Any], int]:
@@ -382,8 +377,7 @@ async def longpoll(
     patch.setattr(changes, "has_news", has_news)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(page(node, since=since, feed="longpoll"))
-        while not node.feed.notifier.waiters or not looks[0]:
-            await asyncio.sleep(0.001)
+        await until(lambda: node.feed.notifier.waiters and looks[0])
         looks[0] = 0
         await during()
     return asked.result(), looks[0]
@@ -401,7 +395,7 @@ async def test_a_longpoll_waits_for_a_record_in_scope_and_sleeps_through_others(
         async def write() -> None:
             for n in range(5):
                 alice.emit(f"{n}", ns="private")
-                await settle()
+                await turns(10)
             sent.append(alice.emit("now").id)
 
         found, looks = await longpoll(monkeypatch, alice, since, write)
@@ -469,8 +463,7 @@ async def test_what_a_rule_hides_answers_no_longpoll_and_gives_no_signer(
 
         async def write() -> None:
             alice.write(Arrive(carol.emit("hidden"), "default", "pair_0000000c"))
-            for _ in range(20):
-                await settle()
+            await turns(200)
             with pytest.raises(SplError):
                 alice.feed.chains(PAIR, carol.did)
             alice.write(Arrive(carol.emit("shown", thread="open"), "default", "pair_0000000c"))

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.home.writes import Own
 from tests.nodes import LIMITS, Node, Stream, join, nodes
+from tests.waiting import until
 
 PAIR = "pair_00000001"
 ACK = ("POST", "/v1/sync/ack")
@@ -29,13 +30,6 @@ async def syncing(*running: Node) -> AsyncIterator[None]:
             tasks.create_task(node.sync.run(stop))
         yield
         stop.set()
-
-
-async def until(done: Callable[[], Any]) -> Any:
-    """Return the first true answer; the loop runs meanwhile, and `syncing` has the deadline."""
-    while not (answer := done()):
-        await asyncio.sleep(0.001)
-    return answer
 
 
 def stream_of(node: Node) -> Stream | None:

@@ -16,6 +16,7 @@ from spl.sync.pages import READS_MAX, PageRead, ReadPace
 from spl.sync.scope import Scope
 from tests.nodes import Node, join, nodes
 from tests.sync.test_stream import grant
+from tests.waiting import until
 
 PAIR = "pair_00000001"
 
@@ -117,8 +118,7 @@ async def test_a_pair_has_two_reads_and_further_ones_wait_and_are_refused(
         reads = [await long_page(alice) for _ in range(READS_MAX)]
         async with asyncio.TaskGroup() as tasks:
             third = tasks.create_task(long_page(alice))
-            while not alice.feed._reads._reads[PAIR].waiting:
-                await asyncio.sleep(0)
+            await until(lambda: alice.feed._reads._reads[PAIR].waiting)
             assert (await alice.feed._reads.begin("pair_00000002"))._is_open
             assert not third.done()
             await reads[0].aclose()

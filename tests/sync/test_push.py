@@ -19,6 +19,7 @@ from spl.core.record.record import Sig
 from spl.net.address import ReachError
 from spl.net.client import Reply
 from tests.nodes import LIMITS, Node, join, nodes
+from tests.waiting import turns, until
 
 PAIR = "pair_00000001"
 PUSHED = ("POST", "/v1/sync/records")
@@ -80,8 +81,7 @@ async def test_the_first_push_needs_no_failure_of_the_peer_before(tmp_path: Path
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
             await laptop.sync.pull(PAIR)
-            while laptop.ids() != server.ids():
-                await asyncio.sleep(0.001)
+            await until(lambda: laptop.ids() == server.ids())
             stop.set()
         assert not server.watched.heard
 
@@ -422,11 +422,10 @@ async def test_continuous_pairs_push_each_commit_they_share(tmp_path: Path) -> N
         stop, sent = asyncio.Event(), list[str]()
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
-            await asyncio.sleep(0)
+            await turns()
             for n in range(3):
                 sent.append(laptop.emit(f"{n}").id)
-                while server.ids() != sorted(sent):
-                    await asyncio.sleep(0.001)
+                await until(lambda: server.ids() == sorted(sent))
             stop.set()
 
 
@@ -440,11 +439,9 @@ async def test_a_push_that_fails_is_tried_again(tmp_path: Path) -> None:
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
             laptop.push._call(PAIR)
-            while laptop.push.status(PAIR).last_error is None:
-                await asyncio.sleep(0.001)
+            await until(lambda: laptop.push.status(PAIR).last_error)
             laptop.network.down = ""
-            while server.ids() != laptop.ids():
-                await asyncio.sleep(0.001)
+            await until(lambda: server.ids() == laptop.ids())
             stop.set()
 
 

@@ -24,6 +24,7 @@ from spl.net.client import Reply
 from spl.sync import reconcile
 from spl.sync.peer import FINGERPRINTS
 from tests.nodes import Node, join, nodes
+from tests.waiting import turns
 
 KEY = "5a" * 16
 
@@ -401,7 +402,7 @@ async def test_a_peer_has_one_question_answered_at_a_time_and_few_waiting(
     questions = [Question(f"{n:032x}", ranges={HELD: ("",)}).encode() for n in range(30)]
     calls = [ben.reconcile.answer(pair_id, question) for question in questions]
     found = asyncio.gather(*calls, ben.reconcile.answer(other, questions[0]), return_exceptions=True)
-    await asyncio.sleep(0)
+    await turns()
     go.set()
     results = await found
     refused = [each for each in results if isinstance(each, SplError)]

@@ -18,6 +18,7 @@ from spl.core.pair.pair import Phase
 from spl.net.client import Reply
 from spl.sync.schedule import STREAM_BACKOFF_MAX_S
 from tests.nodes import LIMITS, Network, Node, join, nodes
+from tests.waiting import turns, until
 
 PAIR = "pair_00000001"
 
@@ -161,7 +162,7 @@ async def test_pulls_of_one_pair_join(tmp_path: Path) -> None:
         alice.network.gate.clear()
         async with asyncio.TaskGroup() as tasks:
             pulls = [tasks.create_task(bob.sync.pull(PAIR)) for _ in range(4)]
-            await asyncio.sleep(0)
+            await turns()
             alice.network.gate.set()
         assert [pull.result() for pull in pulls] == [1, 1, 1, 1]
         assert alice.network.log.count(("GET", "/v1/sync/changes")) == 1
@@ -174,9 +175,9 @@ async def test_who_joined_goes_on_when_the_first_is_cancelled(tmp_path: Path) ->
         alice.network.gate.clear()
         async with asyncio.TaskGroup() as tasks:
             first = tasks.create_task(bob.sync.pull(PAIR))
-            await asyncio.sleep(0)
+            await turns()
             second = tasks.create_task(bob.sync.pull(PAIR))
-            await asyncio.sleep(0)
+            await turns()
             first.cancel()
             alice.network.gate.set()
         assert second.result() == 1
@@ -187,8 +188,7 @@ async def run_until(node: Node, done: Callable[[], bool]) -> None:
     stop = asyncio.Event()
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(node.sync.run(stop))
-        while not done():
-            await asyncio.sleep(0.001)
+        await until(done)
         stop.set()
 
 
@@ -356,7 +356,6 @@ async def test_a_stop_that_meets_a_failing_pull_ends_the_task(tmp_path: Path) ->
         stop = asyncio.Event()
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             group.create_task(bob.sync.run(stop))
-            while not bob.sync._lines or bob.sync._lines[PAIR].running is None:
-                await asyncio.sleep(0)
+            await until(lambda: bob.sync._lines and bob.sync._lines[PAIR].running)
             stop.set()
             alice.network.gate.set()

@@ -34,6 +34,7 @@ from spl.sync.source import Query
 from tests.nodes import LIMITS, START_MS, APair, Node, join, nodes
 from tests.store_kit import LazyDisk, set_views
 from tests.sync.test_changes import page, read_all
+from tests.waiting import until
 
 PAIR = "pair_00000001"
 
@@ -139,17 +140,14 @@ async def test_what_is_hidden_from_a_peer_that_we_push_to_causes_no_push(
         monkeypatch.setattr(laptop.feed, "changes", changes)
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
-            while not pages or laptop.push._line(PAIR).sending.locked():
-                await asyncio.sleep(0.001)
+            await until(lambda: pages and not laptop.push._line(PAIR).sending.locked())
             pages.clear()
             laptop.push._line(PAIR).sent_s = -1e9  # the last one is long ago
             laptop.network.log.clear()
             laptop.emit("hidden", thread="closed")
-            while not pages or laptop.push._line(PAIR).sending.locked():
-                await asyncio.sleep(0.001)
+            await until(lambda: pages and not laptop.push._line(PAIR).sending.locked())
             sent = laptop.emit("shown", thread="open")
-            while server.ids() != [sent.id]:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.ids() == [sent.id])
             stop.set()
         assert laptop.network.log == [("POST", "/v1/sync/records")]
 

@@ -10,6 +10,7 @@ import pytest
 from spl.core.errors import SplError
 from spl.net.address import ReachError
 from spl.sync.supervise import Supervisor, run_together, wait
+from tests.waiting import turns, until
 
 
 class Owner:
@@ -91,8 +92,7 @@ async def test_without_restart_a_crash_ends_the_job_and_no_other() -> None:
         raise ZeroDivisionError
 
     async def sound() -> None:
-        while not owner.crashes:
-            await asyncio.sleep(0)
+        await until(lambda: owner.crashes)
         others.set()
 
     owner.jobs = {"broken": broken, "sound": sound}
@@ -136,7 +136,7 @@ async def test_the_result_of_the_main_part_ends_its_helpers() -> None:
             ended.append("helper")
 
     async def main() -> int:
-        await asyncio.sleep(0)
+        await turns()
         return 7
 
     assert await run_together(main(), helper()) == 7
@@ -159,7 +159,7 @@ async def test_a_cancellation_is_not_lost_while_the_parts_end_by_an_error() -> N
     ending, go = asyncio.Event(), asyncio.Event()
 
     async def fail() -> None:
-        await asyncio.sleep(0)
+        await turns()
         raise ReachError("connect", "no way")
 
     async def slow() -> None:
@@ -179,6 +179,6 @@ async def test_a_cancellation_is_not_lost_while_the_parts_end_by_an_error() -> N
         task = group.create_task(life())
         await ending.wait()
         task.cancel()
-        await asyncio.sleep(0)
+        await turns()
         go.set()
     assert task.cancelled()
