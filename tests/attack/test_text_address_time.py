@@ -110,9 +110,12 @@ def looked(victim: Victim, peer: Puppet) -> dict[str, object]:
 def test_without_a_public_url_nobody_at_a_private_address_is_dialled(
     daemon: Daemon, puppet: Puppets, serve: Serve
 ) -> None:
-    """A laptop as it comes: what a peer says of its own address opens no way to what listens on this machine."""
+    """A laptop as it comes: what a peer claims of its address opens no way to what listens on this machine.
+
+    Only an endpoint at the very address that the request came from is dialled, and that for itself alone.
+    """
     victim, inside = daemon("victim", AUTO, public_url=""), serve()
-    peer = puppet("peer", victim)
+    peer = puppet("peer", victim, "127.0.0.9")
     peer.url = inside.url
     peer.join()
     looked(victim, peer)
