@@ -151,13 +151,9 @@ def test_streams_that_bring_nothing() -> None:
     assert world.health.mute_s(PAIR) == 0
 
 
-def test_it_ends_with_the_daemon() -> None:
+async def test_it_ends_with_the_daemon() -> None:
     """A stop ends the wait for the next beat at once."""
-
-    async def run() -> None:
-        stop = asyncio.Event()
-        stop.set()
-        async with asyncio.timeout(2):
-            await World().health.run(stop)
-
-    asyncio.run(run())
+    stop = asyncio.Event()
+    stop.set()
+    async with asyncio.timeout(2):
+        await World().health.run(stop)
