@@ -19,7 +19,7 @@ async def test_a_pair_request_is_checked_before_anything_is_dialled(served: Serv
 
 async def test_a_url_that_is_none_ends_the_stream_with_an_error(served: Served) -> None:
     reply = await served.fetch("POST", "/v1/federation/pairs", {"url": "ftp://x/"})
-    last = json.loads(reply.body.splitlines()[-1])
+    *_, last = map(json.loads, reply.body.splitlines())
     assert (last["step"], last["error"]["code"]) == ("error", "URL_INVALID")
 
 

@@ -47,6 +47,10 @@ class Daemon:
     answers: dict[tuple[str, str], Any] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
 
+    def sent(self, method: str, target: str) -> Call:
+        """Return the last request of this method and target."""
+        return next(call for call in reversed(self.calls) if (call.method, call.target) == (method, target))
+
     def answer(self, call: Call) -> bytes:
         if call.target not in {target for _, target in self.answers}:
             return reply(404, error("not-found", f"no route {call.target}"))

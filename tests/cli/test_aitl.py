@@ -50,7 +50,7 @@ def test_approve_sends_the_digest_of_what_it_shows(spl: Run, daemon: Daemon) -> 
     result = spl("aitl", "approve", "pair_a")
     assert result.code == 0
     assert result.out.startswith(f"{ID}  approved\nfrom              {ALICE}\n")
-    assert daemon.calls[-1].json() == {"decision": "approve", "digest": "d1"}
+    assert daemon.sent("POST", f"/v1/aitl/{ID}/decide").json() == {"decision": "approve", "digest": "d1"}
 
 
 AGREES: dict[str, Any] = {
@@ -79,7 +79,11 @@ def test_an_approval_may_name_namespaces_and_drop_the_maps(spl: Run, daemon: Dae
     daemon.answers["POST", f"/v1/aitl/{ID}/decide"] = {**REQUEST, "status": "approved", "agrees": agreed}
     result = spl("aitl", "approve", "pair_a", "--namespace", "diary", "--namespace", "x", "--without-maps")
     more = {"namespaces": ["diary", "x"], "without_maps": True}
-    assert daemon.calls[-1].json() == {"decision": "approve", "digest": "d1", **more}
+    assert daemon.sent("POST", f"/v1/aitl/{ID}/decide").json() == {
+        "decision": "approve",
+        "digest": "d1",
+        **more,
+    }
     assert "  diary, x\n" in result.out
 
 
@@ -87,7 +91,11 @@ def test_reject_with_a_reason(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", f"/v1/aitl/{ID}"] = REQUEST
     daemon.answers["POST", f"/v1/aitl/{ID}/decide"] = {**REQUEST, "status": "rejected"}
     assert spl("aitl", "reject", ID, "--reason", "who?").out == f"{ID}  rejected\n"
-    assert daemon.calls[-1].json() == {"decision": "reject", "digest": "d1", "reason": "who?"}
+    assert daemon.sent("POST", f"/v1/aitl/{ID}/decide").json() == {
+        "decision": "reject",
+        "digest": "d1",
+        "reason": "who?",
+    }
 
 
 def test_an_unknown_request_exits_6(spl: Run, daemon: Daemon) -> None:

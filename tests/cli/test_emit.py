@@ -33,7 +33,7 @@ def stored_each(call: Call) -> bytes:
 def test_a_text_becomes_a_record_of_its_act(spl: Run, daemon: Daemon, word: str) -> None:
     daemon.answers[POST] = stored
     result = spl(word, "tag 1.2")
-    sent = daemon.calls[0].json()
+    sent = daemon.sent(*POST).json()
     assert result.code == 0
     assert result.out == f"{'ab' * 32}  {sent['thread']}  7\n"
     assert sent == {
@@ -49,7 +49,8 @@ def test_a_text_becomes_a_record_of_its_act(spl: Run, daemon: Daemon, word: str)
 def test_two_texts_without_a_thread_go_into_two_threads(spl: Run, daemon: Daemon) -> None:
     daemon.answers[POST] = stored
     spl("know", "a"), spl("know", "b")
-    assert daemon.calls[0].json()["thread"] != daemon.calls[1].json()["thread"]
+    first, second = daemon.calls
+    assert first.json()["thread"] != second.json()["thread"]
 
 
 def test_flags_shape_the_record(spl: Run, daemon: Daemon) -> None:
@@ -58,7 +59,7 @@ def test_flags_shape_the_record(spl: Run, daemon: Daemon) -> None:
     result = spl(
         "know", "x", "--thread", "th_r", "--actor", "did:a", "--clock", "0", "--namespace", "music", "--body", body
     )
-    assert daemon.calls[0].json() == {
+    assert daemon.sent(*POST).json() == {
         "act": "KNOW",
         "actor": "did:a",
         "thread": "th_r",
@@ -91,7 +92,7 @@ def test_records_from_stdin_and_from_a_file(spl: Run, daemon: Daemon, tmp_path: 
     daemon.answers[POST] = stored_each
     lines = b'{"thread":"a","body":{}}\n\n  \n{"thread":"b","body":{}}'
     assert [line.split()[1:] for line in spl("emit", stdin=lines).out.splitlines()] == [["a", "0"], ["b", "0"]]
-    assert daemon.calls[0].headers["content-type"] == "application/x-ndjson"
+    assert {call.headers["content-type"] for call in daemon.calls} == {"application/x-ndjson"}
     file = tmp_path / "records.json"
     file.write_bytes(b'[\n  {"thread": "a", "body": {}},\n  {"thread": "b", "body": {}}\n]\n')
     assert spl("emit", "--file", str(file)).out == f"{1:064x}  a  0\n{2:064x}  b  0\n"

@@ -130,7 +130,7 @@ def test_actions(spl: Run, daemon: Daemon, line: str, path: str, body: object, a
     daemon.answers["POST", f"{PAIRS}/bob/{path}"] = answer
     result = spl("federation", *line.split())
     assert (result.code, result.out) == (0, printed)
-    assert daemon.calls[0].json() == body
+    assert daemon.sent("POST", f"{PAIRS}/bob/{path}").json() == body
     assert spl("federation", *line.split(), "-o", "json").data == answer
 
 
@@ -171,7 +171,7 @@ def test_flags_of_the_lifecycle_reach_the_daemon(spl: Run, daemon: Daemon) -> No
         result = spl("federation", *line.split())
         assert out in result.out
         assert err in result.err
-        assert daemon.calls[-1].json() == body
+        assert daemon.sent("POST", f"{PAIRS}/pair_1/{action}").json() == body
 
 
 def test_a_token_for_a_pair_comes_from_stdin(spl: Run, daemon: Daemon) -> None:
@@ -179,7 +179,7 @@ def test_a_token_for_a_pair_comes_from_stdin(spl: Run, daemon: Daemon) -> None:
     result = spl("federation", "set-token", "pair_1", stdin=b" spl_home_sa_1_secret\n")
     assert "token installed" in result.out
     assert "secret" not in result.out + result.err
-    assert daemon.calls[-1].json() == {"token": "spl_home_sa_1_secret"}
+    assert daemon.sent("POST", f"{PAIRS}/pair_1/set-token").json() == {"token": "spl_home_sa_1_secret"}
     assert spl("federation", "set-token", "pair_1", stdin=b"\n").code == 2
 
 
@@ -201,7 +201,7 @@ def test_filters_say_what_is_sent_from_now_on(
     daemon.answers["POST", f"{PAIRS}/bob/{action}"] = a_pair(filter=held)
     result = spl("federation", *argv)
     assert (result.code, result.out) == (0, f"pair_a1b2c3d4  {printed}, state active\n")
-    assert daemon.calls[-1].json() == body
+    assert daemon.sent("POST", f"{PAIRS}/bob/{action}").json() == body
     assert result.err == (
         "sent from now on: what this instance signed, of threads th_a, th_b or where true; "
         "what was sent before stays with the peer\n"

@@ -21,7 +21,11 @@ def test_the_command_of_the_page(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", f"{PATH}/grants"] = GRANT
     result = spl(*PAGE.split())
     assert (result.code, result.out) == (0, "pair_a1b2c3d4  granted: music -> projects/music (L1)\n")
-    assert daemon.calls[-1].json() == {"namespace": "music", "maps": "projects/music", "level": "L1"}
+    assert daemon.sent("POST", f"{PATH}/grants").json() == {
+        "namespace": "music",
+        "maps": "projects/music",
+        "level": "L1",
+    }
     assert "a short body can be guessed from its id" in result.err
     assert "does not recall what was delivered" in result.err
     assert "hub" not in result.err
@@ -33,7 +37,7 @@ def test_the_command_of_the_page(spl: Run, daemon: Daemon) -> None:
 def test_what_is_left_out_is_left_to_the_daemon(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", f"{PATH}/grants"] = GRANT
     spl("federation", "grant", BOB_SHORT, "--namespace", "music")
-    assert daemon.calls[-1].json() == {"namespace": "music"}
+    assert daemon.sent("POST", f"{PATH}/grants").json() == {"namespace": "music"}
 
 
 @pytest.mark.parametrize("maps", ["music", "music,", ",music", "music,a,b", "other,projects/music"])

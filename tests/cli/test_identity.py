@@ -94,9 +94,9 @@ def test_generate_through_the_daemon(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", ROUTE] = IDENTITY
     result = spl("identity", "generate", "--label", "alice")
     assert (result.code, result.err) == (0, "")
-    assert daemon.calls[-1].json() == {"label": "alice", "force": False}
+    assert daemon.sent("POST", ROUTE).json() == {"label": "alice", "force": False}
     spl("identity", "generate", "--force")
-    assert daemon.calls[-1].json() == {"force": True}
+    assert daemon.sent("POST", ROUTE).json() == {"force": True}
 
 
 def test_generate_keeps_and_force_says_what_breaks(spl: Run, daemon: Daemon) -> None:
@@ -109,7 +109,9 @@ def test_generate_keeps_and_force_says_what_breaks(spl: Run, daemon: Daemon) -> 
     daemon.answers["POST", ROUTE] = {**IDENTITY, "did": BOB}
     forced = spl("identity", "generate", "--force", "-q")
     assert forced.err.startswith(f"! {ALICE} is replaced: its pairs no longer work")
-    assert daemon.calls[-1].json() == {"label": "alice", "force": True}, "the label does not become the host's name"
+    assert daemon.sent("POST", ROUTE).json() == {"label": "alice", "force": True}, (
+        "the label does not become the host's name"
+    )
 
 
 def test_generate_and_verify_without_daemon(spl: Run, home: Path, setup: ModuleType) -> None:
@@ -144,7 +146,7 @@ def test_rotate_export_and_import_through_the_daemon(spl: Run, daemon: Daemon, t
     daemon.answers["GET", ROUTE] = IDENTITY
     daemon.answers["POST", f"{ROUTE}/rotate"] = {**IDENTITY, "rotations": 1}
     result = spl("identity", "rotate", "--compromised")
-    assert daemon.calls[-1].json() == {"compromised": True}
+    assert daemon.sent("POST", f"{ROUTE}/rotate").json() == {"compromised": True}
     assert "peers are told now" in result.err
     daemon.answers["POST", f"{ROUTE}/export"] = {**IDENTITY, "identity": "keys"}
     path = tmp_path / "copy"
@@ -155,5 +157,5 @@ def test_rotate_export_and_import_through_the_daemon(spl: Run, daemon: Daemon, t
     assert spl("identity", "export", "--out", str(tmp_path / "no" / "folder")).code == 2
     daemon.answers["POST", f"{ROUTE}/import"] = IDENTITY
     assert spl("identity", "import", str(path), "--force").code == 0
-    assert daemon.calls[-1].json() == {"identity": "keys", "force": True}
+    assert daemon.sent("POST", f"{ROUTE}/import").json() == {"identity": "keys", "force": True}
     assert spl("identity", "import", str(tmp_path / "none")).code == 2

@@ -301,4 +301,4 @@ def test_arguments_are_utf8_whatever_the_locale(daemon: Daemon, home: Path) -> N
     env = {**os.environ, "SYNCROPEL_HOME": str(home), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     argv = [sys.executable, "-m", "spl", "know", "käse"]
     assert subprocess.run(argv, env=env, check=False, capture_output=True, timeout=30).returncode == 0
-    assert daemon.calls[0].json()["body"]["text"] == "käse"
+    assert daemon.sent("POST", "/v1/records").json()["body"]["text"] == "käse"

@@ -21,7 +21,7 @@ def test_create_says_whether_it_is_new(spl: Run, daemon: Daemon, changes: dict[s
     daemon.answers["POST", "/v1/namespaces"] = {**MADE, **changes}
     result = spl("namespace", "create", "music", "--shared", tty=True)
     assert result.out == line
-    assert daemon.calls[-1].json() == {"name": "music", "shared": True}
+    assert daemon.sent("POST", "/v1/namespaces").json() == {"name": "music", "shared": True}
     assert ("spl namespace share music" in result.err) is (changes.get("shared") is False)
 
 

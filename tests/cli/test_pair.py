@@ -55,7 +55,7 @@ def test_the_happy_path_is_the_pages(spl: Run, daemon: Daemon) -> None:
     daemon.answers[STREAM] = chunked(*head(200), *tail())
     result = spl("federation", "pair", URL)
     assert (result.code, result.out, result.err) == (0, HAPPY, "")
-    assert daemon.calls[0].json() == {"url": URL, "wait_ms": 60_000}
+    assert daemon.sent(*STREAM).json() == {"url": URL, "wait_ms": 60_000}
 
 
 def test_one_record_keeps_the_pages_form(spl: Run, daemon: Daemon) -> None:

@@ -28,11 +28,11 @@ def test_adding_a_permission_rule(spl: Run, daemon: Daemon) -> None:
     result = spl("config", "add-permission-rule", "lock", *flags, "--expression", "true")
     assert (result.code, result.out) == (0, "lock  added\n")
     assert result.err == "! nobody can pair with this instance: lock refuses federation:pair\n"
-    assert daemon.calls[0].json() == LOCK
+    assert daemon.sent("POST", "/v1/config/permission-rules").json() == LOCK
     daemon.answers["POST", PERMISSION] = {**LOCK, "replaced": True, "locks_out_handshake": None}
     result = spl("config", "add-permission-rule", "lock", "--resource", "*", "--action", "deny")
     assert (result.out, result.err) == ("lock  replaced\n", "")
-    assert daemon.calls[1].json() == {
+    assert daemon.sent("POST", "/v1/config/permission-rules").json() == {
         "name": "lock",
         "resource": "*",
         "action": "deny",
@@ -89,7 +89,7 @@ def test_trying_out(spl: Run, daemon: Daemon) -> None:
     )
     assert (result.code, result.out) == (4, "deny  lock (deny)\n")
     assert "fails: there is no field" in result.err
-    assert daemon.calls[0].json() == {
+    assert daemon.sent("POST", "/v1/config/permission-rules/test").json() == {
         "resource": "records:write",
         "facts": {"peer": {"address": "x"}},
         "scopes": ["a", "b"],
@@ -107,9 +107,9 @@ def test_rules_of_automatic_approval(spl: Run, daemon: Daemon) -> None:
         "config", "add-aitl-rule", "family", "--action", "auto_apply", "--namespace", "default", "--namespace", "music"
     )
     assert result.out == "family  added (grants at most default, music)\n"
-    assert daemon.calls[0].json() == FAMILY
+    assert daemon.sent("POST", "/v1/config/aitl-rules").json() == FAMILY
     spl("config", "add-aitl-rule", "family", "--action", "auto_apply")
-    assert "namespaces" not in daemon.calls[1].json()
+    assert "namespaces" not in daemon.sent("POST", "/v1/config/aitl-rules").json()
     daemon.answers["GET", AITL] = listed(FAMILY)
     assert spl("config", "list-aitl-rules").out == (
         "NAME    ACTION      PRIORITY  NAMESPACES     EXPRESSION\n"
@@ -129,9 +129,15 @@ def test_fold_rules(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", FOLD] = {**spent, "replaced": True}
     words = ("--thread", "th_*", "--fold", "sum", "--field", "order.total", "--priority", "2")
     assert spl("config", "add-fold-rule", "spent", *words).out == "spent  replaced\n"
-    assert daemon.calls[0].json() == spent
+    assert daemon.sent("POST", FOLD).json() == spent
     spl("config", "add-fold-rule", "spent", "--thread", "th", "--fold", "count")
-    assert daemon.calls[1].json() == {**spent, "thread": "th", "fold": "count", "field": "", "priority": 0}
+    assert daemon.sent("POST", FOLD).json() == {
+        **spent,
+        "thread": "th",
+        "fold": "count",
+        "field": "",
+        "priority": 0,
+    }
     daemon.answers["GET", FOLD] = listed(spent, {**spent, "name": "n", "fold": "count", "field": ""})
     assert spl("config", "list-fold-rules").out == (
         "NAME   THREAD  FOLD   PRIORITY  FIELD\n"

@@ -34,12 +34,12 @@ def test_snapshot_takes_a_thread_or_all(spl: Run, daemon: Daemon, words: tuple[s
 def test_restore_reads_stdin_or_a_file(spl: Run, daemon: Daemon, tmp_path: Path) -> None:
     daemon.answers["POST", "/v1/threads/restore?dry_run=0"] = PLAN
     result = spl("thread", "restore", stdin=b"head\nline\n")
-    assert (result.code, daemon.calls[0].body) == (0, b"head\nline\n")
+    assert (result.code, daemon.sent("POST", "/v1/threads/restore?dry_run=0").body) == (0, b"head\nline\n")
     assert "2 restored" in result.out
     file = tmp_path / "x.snap.jsonl"
     file.write_bytes(b"other")
     assert spl("thread", "restore", str(file), "-o", "json").data == PLAN
-    assert daemon.calls[1].body == b"other"
+    assert daemon.sent("POST", "/v1/threads/restore?dry_run=0").body == b"other"
     assert spl("thread", "restore", str(tmp_path / "none")).code == 2
 
 

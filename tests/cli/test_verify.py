@@ -23,7 +23,7 @@ def ids(count: int, **more: object) -> list[dict[str, object]]:
 def test_equal_sides_exit_0(daemon: Daemon, spl: Run) -> None:
     daemon.answers[ROUTE] = EQUAL
     found = spl("federation", "verify", "pair_1")
-    assert (found.code, daemon.calls[-1].json()) == (0, {})
+    assert (found.code, daemon.sent(*ROUTE).json()) == (0, {})
     assert found.out.splitlines() == [
         "NAMESPACE  HERE   THERE  MISSING HERE  MISSING THERE",
         "default    1,201  1,201  0             0",
@@ -56,7 +56,7 @@ def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
 def test_repair_says_what_it_brought(daemon: Daemon, spl: Run) -> None:
     daemon.answers[ROUTE] = {**EQUAL, "repaired": {"fetched_records": 3, "pushed_records": 1005}}
     found = spl("federation", "verify", "pair_1", "--repair")
-    assert (found.code, daemon.calls[-1].json()) == (0, {"repair": True})
+    assert (found.code, daemon.sent(*ROUTE).json()) == (0, {"repair": True})
     assert "repaired: 3 records fetched, 1,005 sent to bob" in found.out
     assert "--repair" not in found.err
 

@@ -17,8 +17,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)+")
 def test_an_event_is_what_a_logging_call_takes(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "spl.test"):
         logging.getLogger("spl.test").info(**event("token.renewed", pair="pair_1", ms=4))
-    assert caplog.records[0].getMessage() == "token.renewed"
-    assert caplog.records[0].__dict__["fields"] == {"pair": "pair_1", "ms": 4}
+    [line] = caplog.records
+    assert line.getMessage() == "token.renewed"
+    assert line.__dict__["fields"] == {"pair": "pair_1", "ms": 4}
 
 
 def test_every_logging_call_writes_an_event() -> None:

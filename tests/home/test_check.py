@@ -38,8 +38,9 @@ def emit(home: Home, n: int) -> None:
 
 
 def done(steps: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    found = list(steps)
-    return found[-1], [step for step in found if step["step"] == "damage"]
+    *found, last = steps
+    assert last["step"] == "done"
+    return last, [step for step in found if step["step"] == "damage"]
 
 
 def places(damages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -94,8 +95,8 @@ def test_a_lost_segment_is_counted(tmp_path: Path) -> None:
     _, second, *_ = log_files(tmp_path / "store")
     second.unlink()
     last, damages = done(check_home(tmp_path))
-    assert len(damages) == 1
-    assert last["lines"] + damages[0]["lines"] == 20
+    [damage] = damages
+    assert last["lines"] + damage["lines"] == 20
 
 
 def test_a_torn_tail_is_cut_and_said(tmp_path: Path) -> None:
@@ -105,8 +106,9 @@ def test_a_torn_tail_is_cut_and_said(tmp_path: Path) -> None:
     with segment.open("ab") as file:
         file.write(b'{"k":"rec"')
     steps = list(check_home(tmp_path))
-    assert steps[0] == {"step": "opened", "cut_bytes": 10}
-    assert done(steps)[1] == []
+    assert [step for step in steps if step["step"] == "opened"] == [{"step": "opened", "cut_bytes": 10}]
+    _, damages = done(steps)
+    assert damages == []
 
 
 def test_the_check_beside_a_writer_ends_where_it_began(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_listeners_hear_of_a_commit_after_it_is_durable(home: Home) -> None:
     heard = []
     stop = home.writer.listen(lambda commit: heard.append((commit, home.store.last_seq)))
     write(home, Emit(value()))
-    commit, seq = heard[0]
+    [(commit, seq)] = heard
     assert (commit.last_seq, set(commit.namespaces), set(commit.threads)) == (seq, {"default"}, {"th"})
     assert len(commit.fresh) == 1
     stop()
@@ -305,7 +305,8 @@ async def test_answers_for_a_loop_come_together_and_only_once_durable(home: Home
     before = home.store.last_seq
     home.writer.commit_waiting()
     assert (home.store.last_seq, len(calls), [future.done() for future in futures]) == (before + 2, 1, [False] * 3)
-    calls[0]()
+    [answer] = calls
+    answer()
     assert [future.result()[0].seq for future in futures[:2]] == [before + 1, before + 2]
     with pytest.raises(SplError) as caught:
         await futures[2]

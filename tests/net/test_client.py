@@ -111,7 +111,8 @@ async def test_a_request_and_its_answer(serve) -> None:
             dial=LOCAL,
         )
         assert (reply.status, reply.body, reply.address) == (200, b"{}", "127.0.0.1")
-        assert server.app.seen[0].headers["host"] == f"127.0.0.1:{server.port}"
+        [request] = server.app.seen
+        assert request.headers["host"] == f"127.0.0.1:{server.port}"
         refused = await made.fetch("GET", f"http://127.0.0.1:{server.port}/nowhere", dial=LOCAL)
         assert refused.status == 404
 
@@ -120,7 +121,8 @@ async def test_a_name_is_looked_up_and_the_found_address_dialled(serve) -> None:
     async with serve() as server, client() as made:
         reply = await made.fetch("GET", f"http://localhost:{server.port}/here/a", dial=LOCAL)
         assert reply.address == "127.0.0.1"
-        assert server.app.seen[0].headers["host"] == f"localhost:{server.port}"
+        [request] = server.app.seen
+        assert request.headers["host"] == f"localhost:{server.port}"
 
 
 async def test_one_connection_is_kept_for_each_origin() -> None:
@@ -399,8 +401,9 @@ async def test_a_stream_gives_events_until_it_ends() -> None:
         async with made.stream(url, headers=[("last-event-id", "w")], dial=LOCAL) as stream:
             assert (stream.status, stream.address) == (200, "127.0.0.1")
             assert [(event.name, event.data, event.id) async for event in stream] == [("a", b"1", "x"), ("b", b"2", "")]
-        assert b"last-event-id: w\r\n" in server.asked[0]
-        assert b"accept: text/event-stream\r\n" in server.asked[0]
+        [asked] = server.asked
+        assert b"last-event-id: w\r\n" in asked
+        assert b"accept: text/event-stream\r\n" in asked
 
 
 async def test_a_coded_stream_gives_its_events_at_once() -> None:
@@ -410,8 +413,9 @@ async def test_a_coded_stream_gives_its_events_at_once() -> None:
     async with script(head + b"".join(map(chunk, parts)) + b"0\r\n\r\n") as server, client() as made:
         async with made.stream(f"http://127.0.0.1:{server.port}/", dial=LOCAL) as stream:
             assert [(event.name, event.data) async for event in stream] == [("a", b"1"), ("b", b"2")]
-        assert server.asked[0].count(b"accept-encoding: ") == 1
-        assert b"accept-encoding: deflate\r\n" in server.asked[0]
+        [asked] = server.asked
+        assert asked.count(b"accept-encoding: ") == 1
+        assert b"accept-encoding: deflate\r\n" in asked
 
 
 async def drain(made: Client, port: int) -> ReachError:

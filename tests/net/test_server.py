@@ -168,7 +168,8 @@ async def test_a_unix_socket_for_a_blocking_client(serve, tmp_path) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.serve([Listener(bind_unix(tmp_path / "spl.sock"), local=True)], stop))
             assert await asyncio.to_thread(ask) == (200, b'["a", {}, "unix"]')
-            assert other.app.seen[0].local
+            [request] = other.app.seen
+            assert request.local
             stop.set()
 
 
