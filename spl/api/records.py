@@ -169,20 +169,21 @@ def one(request: Request, principal: Principal, services: Services) -> Response:
 async def query(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a sequence."""
     thread, actor = request.query.get("thread"), request.query.get("actor")
+    since = _since(request)
     if thread is not None:
-        rows = _rows(services.store, by_thread(thread), request)
+        rows = _rows(services.store, by_thread(thread), since)
     elif actor is not None:
-        rows = _rows(services.store, by_actor(actor), request)
+        rows = _rows(services.store, by_actor(actor), since)
     else:
         every = services.store.index.names(NAMESPACES, "", services.limits.page_records)
         names = [by_namespace(name) for name in principal.namespaces] or every
-        rows = heapq.merge(*(_rows(services.store, name, request) for name in names), key=lambda row: row.seq)
+        rows = heapq.merge(*(_rows(services.store, name, since) for name in names), key=lambda row: row.seq)
     return await _page(rows, request, principal, services, actor)
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/threads/{thread}/records: like a query by thread; an unknown thread is an empty list."""
-    rows = _rows(services.store, by_thread(request.params["thread"]), request)
+    rows = _rows(services.store, by_thread(request.params["thread"]), _since(request))
     return await _page(rows, request, principal, services)
 
 
@@ -317,8 +318,11 @@ def batches(rows: Iterable[Row], limit: int = SCAN_ROWS) -> Iterator[list[Row]]:
         yield batch
 
 
-def _rows(store: Log, name: str, request: Request) -> Iterator[Row]:
-    seq = number(request.query, "since", 0, 0, 2**63 - 1)
+def _since(request: Request) -> int:
+    return number(request.query, "since", 0, 0, 2**63 - 1)
+
+
+def _rows(store: Log, name: str, seq: int) -> Iterator[Row]:
     while page := store.index.after(name, seq, SCAN_ROWS):
         yield from page
         seq = page[-1].seq

@@ -19,7 +19,7 @@ from tests.attack.measure import MIB, Victim
 from tests.e2e.harness import eventually
 
 KIB = 1024
-BEATS = 600_000
+BEATS = 400_000
 BEATS_AT_ONCE = 4000
 BEATS_MEMORY = 24 * MIB
 LOOKS = 1000
@@ -74,7 +74,7 @@ def followed(victim: Victim, peer: Puppet, events: Iterator[bytes]) -> None:
 
 @pytest.mark.parametrize("moves", [0, 1], ids=["same cursor", "another cursor each"])
 def test_heartbeats_are_not_buffered(alice: Victim, puppet: Puppets, moves: int) -> None:
-    """Six hundred thousand heartbeats as fast as they go: they are taken or held up, and nothing of them piles up."""
+    """Four hundred thousand heartbeats as fast as they go: they are taken or held up, and nothing of them piles up."""
     peer, ended = puppet("peer", alice).join(), threading.Event()
     before, sent = alice.forget_peak(), [0]
     beats = [canonical({"cursor": f"b{moves * number}", "peer_view": {}}) for number in range(BEATS_AT_ONCE)]
@@ -196,7 +196,7 @@ def test_refused_strangers_do_not_fill_the_log_file(daemon: Daemon) -> None:
         wire.ask(victim.port, "GET", "/v1/threads", headers={"authorization": "Bearer spl_x_sa_0000_guess"})
         wire.ask(victim.port, "POST", PAIR, b"{}", headers={"origin": "http://["})
     grown = len(victim.log_lines()) - before
-    assert grown <= 30, f"{grown} lines for 60 strangers"
+    assert grown <= 30, "\n".join(victim.log_lines()[before:])
 
 
 def test_a_failing_peer_writes_few_lines(alice: Victim, puppet: Puppets) -> None:

@@ -18,8 +18,8 @@ from tests.e2e.conftest import AUTO
 from tests.e2e.harness import Instance, eventually
 from tests.e2e.proxy import Change, Proxy, Reply, answer, hang_up
 
-ROUNDS: Final = 6
-"""A signal that meets a failing pull is lost by chance; so many tries find it."""
+ROUNDS: Final = 3
+"""A signal that meets a failing pull is lost by chance; so many tries in each of the cases find it."""
 HASTY: Final = (
     "[limits]\nheartbeat_s = 1\npoll_interval_min_s = 0.05\npoll_backoff_max_s = 0.05\nanswer_timeout_s = 5\n"
 )

@@ -107,15 +107,17 @@ def looked(victim: Victim, peer: Puppet) -> dict[str, object]:
     return dict(reply.json["reverse"]) if reply.status == 200 else {}
 
 
+@pytest.mark.parametrize(("source", "header"), [("127.0.3.7", ""), ("127.0.0.1", "x-forwarded-for")])
 def test_without_a_public_url_nobody_at_a_private_address_is_dialled(
-    daemon: Daemon, puppet: Puppets, serve: Serve
+    daemon: Daemon, puppet: Puppets, serve: Serve, source: str, header: str
 ) -> None:
-    """A laptop as it comes: what a peer claims of its address opens no way to what listens on this machine.
+    """A laptop as it comes: what a peer says of its own address opens no way to what listens on this machine.
 
-    Only an endpoint at the very address that the request came from is dialled, and that for itself alone.
+    Only who asks from the very address that it names has shown where it is; who asks through a proxy has not.
     """
     victim, inside = daemon("victim", AUTO, public_url=""), serve()
-    peer = puppet("peer", victim, "127.0.0.9")
+    peer = puppet("peer", victim, source)
+    peer.headers_added = {header: "198.51.100.7"} if header else {}
     peer.url = inside.url
     peer.join()
     looked(victim, peer)
