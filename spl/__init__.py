@@ -72,17 +72,18 @@ The way of a record from `POST /v1/records` to the peer's disk, and the files it
      1 net/connection     the request is read and bounded
      2 api/app            host, origin, bearer, scope
      3 api/records        the body becomes an item
-     4 home/writer        checked, given a clock, signed
-     5 home/commit_queue  waits with others for one commit          (writer <-> commit_queue is the only return)
-     6 home/log           one write, one fdatasync; then it is told
-     7 home/index         found from now on
-     8 sync/notify        readers of its namespace wake
-     9 sync/stream        the next rows of the pair's lanes (sync/lanes), as stored
-    10 net/client         the peer's end of the stream
-    11 sync/follow        events become a page
-    12 sync/ingest        known ids dropped; scope, id and signature judged (core/gate)
-    13 home/writer        record and position in one submission, and 5 to 7 again at the peer
-    14 sync/peer          the position is acknowledged
+     4 home/commit_queue  it waits with others for one commit       (writer <-> commit_queue is the only return)
+     5 home/writer        checked, given a clock, signed
+     6 home/log           one write, one fdatasync
+     7 home/index         it can be found
+     8 home/views         folded, if a view needs it; then the POST is answered
+     9 sync/notify        readers of its namespace wake
+    10 sync/stream        sent as stored: from the last commits in memory, or by sync/lanes if the reader is behind
+    11 net/client         the peer's end of the stream
+    12 sync/follow        events become a page
+    13 sync/ingest        known ids dropped; scope, id and signature judged (core/gate)
+    14 home/commit_queue  record and position in one submission, and 5 to 8 again at the peer
+    15 sync/changes       the ack leaves on the peer's own stream, or by sync/peer if there is none
 
 The log is the only truth; everything else can be rebuilt from it.
 

@@ -279,12 +279,19 @@ class Responder:
         proposal = Proposal(
             fields["pair_id"], fields["nonce"], peer.raw, request.terms.namespaces, request.terms.maps,
             request.terms.mode, request.terms.start, peer.pair_endpoint, token, fields["token"],
-            digest=message.digest(fields), url=peer.url if direct and _stands_at(peer.url, address) else "",
+            digest=message.digest(fields), url=peer.url if direct and self._proves(peer.url, address) else "",
         )  # fmt: skip
         pair = self._admit(fields, peer, proposal, ours, address)
         if pair.answer is None:
             self._sources[pair.pair_id] = source_of(address)
         return self.status(fields, pair)
+
+    def _proves(self, url: str, address: str) -> bool:
+        """Return whether the request came from the address that its endpoint names.
+
+        With a public_url of ours this proves nothing: there is a proxy before us, whose address the request comes from.
+        """
+        return not self._settings.now.public_url and _stands_at(url, address)
 
     def _check_pinned(self, peer: Manifest, now_ms: int) -> None:
         """Refuse a key chain that does not extend the one we know; a fork degrades the pair with this peer."""
