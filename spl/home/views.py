@@ -113,10 +113,11 @@ def _pairs(views: Views, body: Mapping[str, Any]) -> Views:
 def _pinned(views: Views, after: Mapping[str, Pair], body: Mapping[str, Any]) -> Pins:
     """Return the pins after a pair record: the chain of a peer that either side's operator approved is pinned.
 
-    A request that only a stranger made pins nothing: it would be the first word on a DID.
+    A request that only a stranger made pins nothing: it would be the first word on a DID.  Neither does a pair that has
+    ended: its chain may be the one that the operator replaced meanwhile, so it would bring a settled fork back.
     """
     found = after.get(str(body.get("pair_id"))) if after is not views.pairs else None
-    if found is None or not (found.initiator or found.answer is not None):
+    if found is None or found.ended or not (found.initiator or found.answer is not None):
         return views.pins
     return views.pins.chosen(found.chain) if body.get("pinned") is True else views.pins.seen(found.chain)
 

@@ -13,6 +13,8 @@ from spl.core.identity.did import Chain, did_of, rotate
 from spl.core.identity.pins import KIND_CHAIN
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
+from spl.core.pair.state import Revoked
+from spl.core.pair.steps import ManifestChange, Revoke, Told, decide
 from spl.core.record import namespace
 from spl.home import views
 from spl.home.config import Config
@@ -21,6 +23,7 @@ from spl.home.home import Home, open_home
 from spl.home.log import Entry
 from spl.home.views import KIND_BLOCK, THREAD_NAMESPACES, THREAD_PAIRS, Views, load
 from spl.home.writes import Own, Refuse, SavedPosition
+from tests.core.pair_kit import CHAIN, KEY, LATER, NOW_MS, PATHS, PEER, bodies
 from tests.store_kit import AT_MS, open_store, record
 
 RULE = {"name": "r", "resource": "*", "action": "deny", "priority": 1, "expression": "true"}
@@ -105,6 +108,25 @@ def test_a_block_stands_until_it_is_lifted_and_a_pin_of_the_operator_replaces_a_
     assert home.views.pins.chain(first.did) == other
     loaded = load(home.store, home.views.did, Limits())
     assert (loaded.blocked, loaded.pins) == (home.views.blocked, home.views.pins)
+
+
+def test_what_an_ended_pair_still_says_brings_no_settled_fork_back(home: Home) -> None:
+    """Its revocation is told to the peer only after the operator chose the peer's other chain."""
+    chosen = rotate(CHAIN, KEY, SecretKey(b"3" * 32).public, "retired", NOW_MS)
+    *live, over = [*PATHS["Active"], ManifestChange(LATER), Revoke("over"), Told()]
+    pair, found = None, list[Own]()
+    for step in live:
+        pair, effects = decide(pair, step, NOW_MS)
+        found += [Own(THREAD_PAIRS, str(body["kind"]), body) for body in bodies(effects)]
+    _, effects = decide(pair, over, NOW_MS)
+    found.append(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chosen.to_json(), "pinned": True}))
+    found += [Own(THREAD_PAIRS, str(body["kind"]), body) for body in bodies(effects)]
+    future = home.writer.submit(found)
+    home.writer.commit_waiting()
+    future.result(0)
+    for each in (home.views, load(home.store, home.views.did, Limits())):
+        assert [pair.state for pair in each.pairs.values()] == [Revoked("over", by_us=True)]
+        assert (each.pins.chain(PEER), each.pins.is_forked(PEER)) == (chosen, False)
 
 
 def test_nobody_elses_record_counts(home: Home) -> None:
