@@ -95,6 +95,7 @@ async def _snapshot(services: Services, thread: str, may_read: MayRead) -> Respo
 
 async def _streamed(header: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     yield header
+    # The list hands each piece over: a name bound to it would keep it while a slow reader lets this wait.
     while held := [piece for piece in (await asyncio.to_thread(next, pieces, None),) if piece is not None]:
         yield held.pop()
 

@@ -165,6 +165,8 @@ def take(
     for payload in _payloads(store, thread, upto, may_read):
         piece += payload
         piece += b"\n"
+        # While this generator waits for its reader, its own names must hold nothing: neither the last payload nor the
+        # piece, which the list hands over.  It costs up to 2 MiB a reader otherwise.
         del payload
         if len(piece) >= PIECE_BYTES:
             held = [bytes(piece)]
@@ -354,6 +356,8 @@ def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator
     while page := store.index.after(by_thread(thread), seq, ROWS):
         rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
         for few in _small(rows):
+            # Popping lets go of each payload as it is handed out: a generator that a slow reader leaves suspended
+            # would otherwise keep all of them.
             held = store.payloads(few)[::-1]
             for row in few:
                 if _is_first(store, held[-1], row.seq, may_read):
