@@ -416,11 +416,6 @@ def by_namespace(ns: str) -> str:
     return NAMESPACES + ns
 
 
-def positions_of(pair_id: str) -> str:
-    """Return the name of the list of a pair's saved positions."""
-    return POSITIONS + pair_id
-
-
 def refusals_of(pair_id: str) -> str:
     """Return the name of the list of a pair's refused records."""
     return REFUSALS + pair_id

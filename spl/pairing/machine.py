@@ -173,7 +173,7 @@ class Pairs:
 
         `also` is written with them.
 
-        Raises PairError "pair-state-conflict" and then nothing is stored; HubError.
+        Raises PairError "pair-state-conflict" and then nothing is stored; WriteError.
         """
         before, items, effects = pair, list[Item](), list[Effect]()
         for each in events:

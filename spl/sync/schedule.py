@@ -134,7 +134,8 @@ class Sync:
 
         With `thread` only that thread's records are fetched, from their beginning, and the saved position stays; it
         stays too while a stream is open, which owns it.
-        `resync` reads from the start again.  Raises SyncError, ReachError, PageError, HubError and the store's errors.
+        `resync` reads from the start again.
+        Raises SyncError, ReachError, PageError, WriteError and the store's errors.
         """
         line = self._line(pair_id)
         while line.running is not None:

@@ -274,17 +274,6 @@ def find(view: LogView, ids: Iterable[str]) -> list[Row]:
     return [row for row, visible, _ in view.judged(listed) if visible]
 
 
-def offered(view: LogView, ns: str, after_seq: int = 0) -> Iterator[list[Row]]:
-    """Yield, a part at a time and in order of arrival, all that the pair may have of one shared namespace.
-
-    Includes what the pair delivered, since it serves to compare what both sides hold.
-    """
-    after_seq = max(after_seq, view.scope.floor)
-    while rows := view.after(by_namespace(ns), after_seq, SCAN_ROWS):
-        yield [row for row, visible, _ in view.judged(rows) if visible]
-        after_seq = rows[-1].seq
-
-
 def within(rows: Sequence[Row], bytes_max: int, size: Callable[[Row], int] = lambda row: row.length) -> list[Row]:
     """Return the first rows whose sizes, stored or as given, fit together; at least one if there is one."""
     total, kept = 0, list[Row]()

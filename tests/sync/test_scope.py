@@ -12,7 +12,7 @@ from spl.core.consent import Outbound
 from spl.core.record.cursor import lane_key
 from spl.core.record.filter import OPEN, PairFilter
 from spl.home.index import Index, Row
-from spl.sync.scope import EmptyRanges, LogView, Scope, find, offered
+from spl.sync.scope import EmptyRanges, LogView, Scope, find
 
 SHARES = {ns: Outbound(ns, ns, 0) for ns in "ab"}
 SCOPE = Scope(SHARES, (OPEN,), frozenset({"pair_1"}), "did:peer", "did:us")
@@ -106,14 +106,6 @@ def test_ids_below_l1_are_not_found() -> None:
         shares = {"a": Outbound("a", "a", level), "b": Outbound("b", "b", 0)}
         view = view_of(index, replace(SCOPE, shares=shares, filters=(RULE,)))
         assert [str(row.seq) for row in find(view, [str(n) for n in range(9)])] == expected
-
-
-@given(FACTS, st.sampled_from(FILTERS), st.integers(0, 20))
-def test_what_is_offered_includes_what_the_peer_has_itself(facts: list[Fact], filter_: PairFilter, floor: int) -> None:
-    index = rows_of(facts)
-    view = view_of(index, replace(SCOPE, filters=(filter_,), floor=floor), whole=True)
-    found = [row.seq for ns in SHARES for part in offered(view, ns) for row in part]
-    assert sorted(found) == wanted(view, index)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6), st.integers(0, 9))
