@@ -4,16 +4,20 @@ Three budgets, each of limits.handshakes_per_minute, so that no sender uses up w
 
     garbage    per source   what fails before a signature held; while it is used up, no more of that source is parsed
     strangers  per source   signed messages of instances that no agreed pair is with
-    peers      per pair     signed messages of agreed pairs, counted once the signature held
+    peers      per pair     new messages of agreed pairs, counted once they are known to be the peer's and of now
+
+A message of a peer that comes again, as from an eavesdropper, counts against the source that it came from.
 
 A source is an IPv4 address or an IPv6 /64.  Behind a proxy or a NAT a peer shares it with strangers, so what names an
-agreed pair is verified even while its source may send no more garbage.  That costs one parse and one signature, below
-a millisecond for the largest message, and takes knowledge of a pair's id.
+agreed pair is verified even while its source may send no more garbage.  That costs one parse, one signature and one
+for each rotation of the peer's key, below a millisecond for the largest message of a peer that has rotated twice, and
+takes knowledge of a pair's id.
 
 Rejected: one budget per address before any signature.  Seventy bodies of garbage through the same proxy then refuse
 a peer its renewal.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -31,6 +35,8 @@ LEVELS_MAX: Final = 8
 LEVELS_EVIDENCE: Final = 24
 """The same for grants, which carry the peer's last statement as evidence, that again its own, and so on."""
 MINUTE_S: Final = 60.0
+COUNTED_MAX: Final = 16_384
+"""Messages of peers that are recognised when they come again: more than a peer's budget lets it send in 5 minutes."""
 
 
 class MessageBudgets:
@@ -42,6 +48,8 @@ class MessageBudgets:
         self._garbage = Buckets(size, size / MINUTE_S, SOURCES_MAX)
         self._strangers = Buckets(size, size / MINUTE_S, SOURCES_MAX)
         self._peers = Buckets(size, size / MINUTE_S, limits.pairs_count)
+        self._counted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        """(pair, nonce) of the messages counted last."""
 
     @contextmanager
     def unverified(self, address: str, *, agreed: bool = False) -> Iterator[None]:
@@ -54,8 +62,9 @@ class MessageBudgets:
             _pass(self._garbage.wait_s(source, now_s))
         try:
             yield
-        except SplError:
-            self._garbage.take(source, now_s)
+        except SplError as exc:
+            if exc.code != "rate-limited":  # it was counted by the budget that refused it
+                self._garbage.take(source, now_s)
             raise
 
     def decoded(self, body: bytes, levels_max: int = LEVELS_MAX) -> Any:
@@ -68,9 +77,18 @@ class MessageBudgets:
         """Count a signed message of no agreed pair; raise HandshakeError "rate-limited"."""
         _pass(self._strangers.take(source_of(address), self._now_s(), cost))
 
-    def count_peer(self, pair_id: str, cost: float = 1.0) -> None:
-        """Count a message that the peer of an agreed pair signed; raise HandshakeError "rate-limited"."""
+    def count_peer(self, pair_id: str, nonce: str, address: str, cost: float = 1.0) -> None:
+        """Count a message that the peer of an agreed pair signed, one that came before against its source.
+
+        Raises HandshakeError "rate-limited".
+        """
+        if (pair_id, nonce) in self._counted:
+            self.count_stranger(address, cost)
+            return
         _pass(self._peers.take(pair_id, self._now_s(), cost))
+        self._counted[pair_id, nonce] = None
+        if len(self._counted) > COUNTED_MAX:
+            self._counted.popitem(last=False)
 
     def _now_s(self) -> float:
         return self._steady_ms() / 1000

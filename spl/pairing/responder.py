@@ -93,9 +93,9 @@ class Responder:
         """
         with self._budgets.unverified(address):  # 1a, 1b
             fields = handshake.open_request(self._budgets.decoded(body))
-        self._budgets.count_stranger(address)
+        self._budgets.count_stranger(address)  # 1c
         try:
-            request = handshake.read_request(fields, self._limits_of(fields))  # 1c
+            request = handshake.read_request(fields, self._limits_of(fields))
             message.check_audience(fields, self.pairs.identity.did)
             return self._judge(request, address, direct)
         except SplError as exc:
@@ -188,8 +188,9 @@ class Responder:
     ) -> Heard:
         """Return a peer's message about a pair, once everything about it holds.
 
-        It is verified by the key that it claims, then its manifest must lead from the key that we know to that one.  A
-        manifest that is news, as after a rotation or a move, is taken in, but none of a request that waits.
+        It is verified by the key that it claims, then its manifest must lead from the key that we know to that one.
+        Only then does it count against the pair: who merely knows the pair's id signs with another key.  A manifest
+        that is news, as after a rotation or a move, is taken in, but none of a request that waits.
 
         Raises MessageError for a message that is not the peer's, not for us, not of now, or about another pair.
         """
@@ -204,18 +205,14 @@ class Responder:
             if pair is not None:
                 key = _sender_key(fields, pair)
                 message.verify(purpose, value, key)
+            if not agreed:
+                self._budgets.count_stranger(address, cost)
+            if pair is None:
+                return Heard(None, fields, value)
+            message.check_times(fields, self.pairs.now_ms(), self.limits)
+            peer = self._sender(fields, pair, key)
         if agreed:
-            self._budgets.count_peer(pair_id, cost)
-        else:
-            self._budgets.count_stranger(address, cost)
-        if pair is None:
-            return Heard(None, fields, value)
-        message.check_times(fields, self.pairs.now_ms(), self.limits)
-        peer = self._introduced(fields, pair)
-        if peer.chain.present != key:
-            raise HandshakeError("message-signature", "the message is signed by a key that is not the peer's")
-        if self.pairs.writer.views.pins.newest(peer.chain) is not peer.chain:
-            raise HandshakeError("message-signature", "the message is signed by a key that the peer has rotated")
+            self._budgets.count_peer(pair_id, fields["nonce"], address, cost)
         if peer is not pair.peer and not pair.ended and not isinstance(pair.state, Asked):
             pair = self.pairs.adopt_manifest(pair, peer)
         return Heard(pair, fields, value)
@@ -270,9 +267,9 @@ class Responder:
             raise HandshakeError("pair-request-seen" if known.nonce == fields["nonce"] else "pair-id-taken")
         ours = self._crossing(peer.did)  # 1e
         self._check_policy(fields, peer, address, ours)
-        opened = handshake.open_sealed(fields, own.seal_secrets)
+        opened = handshake.open_sealed(fields, own.seal_secrets)  # 1f
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
-        self._check_room(source_of(address))  # 1f
+        self._check_room(source_of(address))
         until_ms = message.issued_at_ms(fields) + int(self.limits.nonce_memory_s * 1000)
         if not self.pairs.vault.remember_nonce(peer.did, fields["nonce"], until_ms, stranger=True):
             raise HandshakeError("pair-request-seen")
@@ -281,7 +278,7 @@ class Responder:
             request.terms.mode, request.terms.start, peer.pair_endpoint, token, fields["token"],
             digest=message.digest(fields), url=peer.url if direct and self._proves(peer.url, address) else "",
         )  # fmt: skip
-        pair = self._admit(fields, peer, proposal, ours, address)
+        pair = self._admit(fields, peer, proposal, ours, address)  # 1g
         if pair.answer is None:
             self._sources[pair.pair_id] = source_of(address)
         return self.status(fields, pair)
@@ -381,6 +378,15 @@ class Responder:
             raise HandshakeError("rate-limited", f"there are {self.limits.pairs_count} pairs", retry_after_s=3600)
 
     # -- inside
+
+    def _sender(self, fields: Mapping[str, Any], pair: Pair, key: bytes) -> Manifest:
+        """Return the peer's manifest after a message under this key; raise "message-signature" for another's key."""
+        peer = self._introduced(fields, pair)
+        if peer.chain.present != key:
+            raise HandshakeError("message-signature", "the message is signed by a key that is not the peer's")
+        if self.pairs.writer.views.pins.newest(peer.chain) is not peer.chain:
+            raise HandshakeError("message-signature", "the message is signed by a key that the peer has rotated")
+        return peer
 
     def _introduced(self, fields: Mapping[str, Any], pair: Pair) -> Manifest:
         """Return the peer's manifest after a message; a second successor of one of its keys degrades the pair."""

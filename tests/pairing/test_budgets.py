@@ -1,5 +1,7 @@
 """What is looked at of which source: garbage, strangers and peers have budgets of their own."""
 
+from itertools import count as count_from
+
 import pytest
 
 from spl.core.errors import SplError
@@ -41,7 +43,7 @@ def test_garbage_takes_nothing_from_strangers_and_peers_of_its_address() -> None
     while garbage(budgets, "10.0.0.1") != "rate-limited":
         pass
     budgets.count_stranger("10.0.0.1")
-    budgets.count_peer("pair_00000001")
+    budgets.count_peer("pair_00000001", "a", "10.0.0.1")
 
 
 def test_what_names_an_agreed_pair_is_looked_at_though_its_source_sent_garbage() -> None:
@@ -54,10 +56,14 @@ def test_what_names_an_agreed_pair_is_looked_at_though_its_source_sent_garbage()
 
 
 def test_strangers_are_counted_by_source_and_peers_by_pair() -> None:
-    budgets = MessageBudgets(LIMITS, Clock())
+    budgets, nonces = MessageBudgets(LIMITS, Clock()), count_from(1)
+
+    def count_peer(pair_id: str, cost: float = 1.0) -> None:
+        budgets.count_peer(pair_id, str(next(nonces)), "10.0.0.3", cost)
+
     for count, one, other in (
         (budgets.count_stranger, "10.0.0.1", "10.0.0.2"),
-        (budgets.count_peer, "pair_00000001", "pair_00000002"),
+        (count_peer, "pair_00000001", "pair_00000002"),
     ):
         for _ in range(3):
             count(one)
@@ -66,6 +72,19 @@ def test_strangers_are_counted_by_source_and_peers_by_pair() -> None:
         assert code_of(caught) == "rate-limited"
         assert caught.value.facts["retry_after_s"]
         count(other)
+
+
+def test_a_message_that_comes_again_counts_against_who_repeats_it() -> None:
+    """An eavesdropper holds messages of the peer; to send them again must not use up what the peer needs."""
+    budgets = MessageBudgets(LIMITS, Clock())
+    budgets.count_peer("pair_00000001", "a", "10.0.0.1")
+    for _ in range(3):
+        budgets.count_peer("pair_00000001", "a", "10.0.0.9")
+    with pytest.raises(SplError) as caught:
+        budgets.count_peer("pair_00000001", "a", "10.0.0.9")
+    assert code_of(caught) == "rate-limited"
+    budgets.count_peer("pair_00000001", "b", "10.0.0.1")
+    budgets.count_peer("pair_00000001", "c", "10.0.0.1")
 
 
 def test_the_addresses_of_an_ipv6_network_are_one_source() -> None:

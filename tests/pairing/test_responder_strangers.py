@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +216,60 @@ def test_garbage_and_forged_messages_take_nothing_from_a_peer(tmp_path: Path) ->
     asyncio.run(run())
 
 
-async def refused(pairing: Pairing, pair_id: str, body: bytes) -> str:
+async def refused(pairing: Pairing, pair_id: str, body: bytes, source: str = "10.0.0.1") -> str:
     with pytest.raises(SplError) as caught:
-        await pairing.poll(pair_id, body, "10.0.0.1")
+        await pairing.poll(pair_id, body, source)
     return code_of(caught)
+
+
+def forged(a: Node, b: Node) -> bytes:
+    """Return a poll in a's name under another key, which the manifest inside claims as a's successor."""
+    thief, own = SecretKey(bytes([7]) * 32), a.pairing.pairs.identity
+    chain = rotate(own.chain, own.key, thief.public, "retired", a.world.now_ms())
+    made_up = replace(chain, rotations=(replace(chain.rotations[0], signature=bytes(64)),))
+    claimed = a_manifest(made_up, thief, a.world.time_ms)
+    nonce = a.pairing.pairs.nonce()
+    words = handshake.poll_fields(a.alive[0], own.did, a.world.now_ms(), nonce, manifest=claimed)
+    return json.dumps(message.sign("pair-poll", words, thief)).encode()
+
+
+def test_messages_under_a_strangers_key_take_nothing_from_the_pair(tmp_path: Path) -> None:
+    """Who knows the id of a pair and its DIDs, which are no secrets, must not silence the peer."""
+
+    async def run() -> None:
+        async with two(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (_, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            for _ in range(400):
+                assert await refused(b.pairing, pair_id, forged(a, b), "10.0.0.9") == "message-signature"
+            assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
+            await a.pairing.maintenance.renew(pair_id)
+            assert await refused(b.pairing, "pair_00000000", b"{", "10.0.0.9") == "rate-limited", "none was counted"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("age_ms", [0, 600_000])
+def test_repeated_messages_of_a_peer_take_nothing_from_it(tmp_path: Path, age_ms: int) -> None:
+    """An eavesdropper sends what it recorded, at once or when it is too old to be answered."""
+
+    async def run() -> None:
+        async with two(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (world, a, b):
+            await a.pair(b)
+            pair_id = await both_active(a, b)
+            recorded = asks(a, b)
+            assert (await b.pairing.poll(pair_id, recorded, "10.0.0.1"))[0] == 200
+            world.time_ms += age_ms
+            codes = set()
+            for _ in range(400):
+                try:
+                    await b.pairing.poll(pair_id, recorded, "10.0.0.9")
+                except SplError as exc:
+                    codes.add(exc.code)
+            assert codes == ({"clock-skew"} if age_ms else {"rate-limited"})
+            await a.pairing.maintenance.renew(pair_id)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("how", ["auto", "rule"])

@@ -1,12 +1,12 @@
 """The messages of a handshake: building and checking each one, pure.  The steps have their numbers here.
 
     1  request   initiator -> responder   manifest, terms, its token sealed; signed under "pair-request"
-         1a  size, nesting, budget of the source, form
+         1a  size, nesting, garbage of the source, form
          1b  the message's signature, by the key that it claims and whose chain begins at what the DID certifies
-         1c  key chain, manifest, terms
-         1d  audience and age
+         1c  signed messages of the source, then key chain, manifest, terms, audience
+         1d  age, the chain pinned for this DID, a DID that is not ours, a pair id that is new
          1e  permission rules, federation.approval, blocked DIDs
-         1f  room among the requests of the last 24 hours, then the nonce
+         1f  the sealed token, room among the requests of the last 24 hours, then the nonce
          1g  a record that waits for the operator (answer 202), or step 3 at once (answer 200)
     2  poll      either    -> other       its own state of the pair, and a question for the other's
     3  grant     responder -> initiator   the agreed terms, its token sealed; the signed answer to step 1 or 2
