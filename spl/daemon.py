@@ -15,6 +15,7 @@ one, and what the listeners may take of it leaves DESCRIPTORS_KEPT for the store
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import logging
@@ -69,6 +70,8 @@ from .sync.supervise import wait
 
 log = logging.getLogger("spl.daemon")
 
+M_ARENA_MAX: Final = -8
+"""The parameter of glibc's mallopt."""
 DESCRIPTORS_MAX: Final = 65_536
 """More are never asked for; some systems allow a billion, and what is per descriptor must stay small."""
 DESCRIPTORS_KEPT: Final = 256
@@ -109,6 +112,7 @@ def run(options: ServeOptions) -> int:
     """
     os.umask(0o077)  # whatever is created from here on, rotated logs too, is the operator's alone
     descriptors = raise_descriptors()
+    share_memory()
     disk = Disk()
     disk.own(options.home)
     config = read_config(options.home, disk, options.flags())
@@ -124,6 +128,16 @@ def run(options: ServeOptions) -> int:
     finally:
         home.close()
         watchdog.ended.set()
+
+
+def share_memory() -> None:
+    """Have all threads allocate from one arena.
+
+    With one for each thread, as glibc does it, what one thread freed serves no other: sixty unread snapshots took
+    70 MiB instead of 24.  Other C libraries have no arenas, and no such call.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def raise_descriptors() -> int:

@@ -34,6 +34,9 @@ SCANS_PER_TURN: Final = 16
 GROUP_BYTES: Final = 256 * KIB
 UNDER_WAY_BYTES: Final = MIB
 """Of one request: lines that are decoded together, and those that are decoded and not durable yet."""
+QUEUE_SHARE: Final = 8
+GROUPS_UNDER_WAY: Final = 4
+"""A group has at most an eighth of the lines that the writer queues, so one request takes half of the queue."""
 ESCAPED_SHARE: Final = 3
 """A client that escapes every character outside ASCII sends three bytes for one, at most."""
 LIST_BEGIN: Final = b'{"object":"list","data":['
@@ -56,15 +59,18 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
     """Emit many records: each line has its own result, in the same order.
 
     Lines are decoded in groups, and the next group waits until what is decoded and not durable yet leaves it room: the
-    objects of a page take up to twenty times the memory of its text.
+    objects of a page take up to twenty times the memory of its text, and a page has more lines than the writer queues.
     """
     count = sum(1 for _ in _lines(request.body))
     if count > services.limits.page_records:
         raise field_error("body", f"holds {count} lines, the limit is {services.limits.page_records}")
     answers: list[bytes] = []
     waiting: deque[_Group] = deque()
-    for group in _groups(_lines(request.body)):
-        while waiting and sum(each.size for each in waiting) + sum(map(len, group)) > UNDER_WAY_BYTES:
+    for group in _groups(_lines(request.body), max(1, services.limits.waiting_writes // QUEUE_SHARE)):
+        while waiting and (
+            len(waiting) >= GROUPS_UNDER_WAY
+            or sum(each.size for each in waiting) + sum(map(len, group)) > UNDER_WAY_BYTES
+        ):
             answers += await waiting.popleft().settled()
         waiting.append(_begun(group, principal, services, first=not answers and not waiting))
     while waiting:
@@ -99,12 +105,12 @@ def _lines(body: bytes) -> Iterator[bytes]:
         start = end + 1
 
 
-def _groups(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield the lines by at most GROUP_BYTES, or one."""
+def _groups(lines: Iterable[bytes], lines_max: int) -> Iterator[list[bytes]]:
+    """Yield the lines by at most so many and GROUP_BYTES, or one."""
     group: list[bytes] = []
     size = 0
     for line in lines:
-        if group and size + len(line) > GROUP_BYTES:
+        if group and (size + len(line) > GROUP_BYTES or len(group) == lines_max):
             yield group
             group, size = [], 0
         group.append(line)

@@ -85,6 +85,7 @@ async def test_a_text_that_no_record_is_so_long_as_is_not_even_decoded(served: S
 
 
 async def test_bad_parameters_are_named(served: Served) -> None:
+    assert await served.refused("GET", "/v1/records?since=-1") == (400, "BAD_FIELD"), "also before the first record"
     for query in ("limit=0", "limit=10001", "limit=x", "since=-1", "limit=+5", "since=99999999999999999999"):
         assert await served.refused("GET", f"/v1/records?thread=th&{query}") == (400, "BAD_FIELD")
     for id_ in ("0" * 64, "x", "A" * 64):
@@ -98,6 +99,14 @@ async def test_many_at_once_have_a_result_each(served: Served) -> None:
     lines = [json.loads(line) for line in reply.body.splitlines()]
     assert [line.get("code", line["object"]) for line in lines] == ["record", "BAD_FIELD", "BAD_JSON", "record"]
     assert [line["clock"] for line in lines if line["object"] == "record"] == [0, 1]
+
+
+async def test_a_page_of_more_lines_than_the_writer_queues_is_taken(served: Served) -> None:
+    lines = b"\n".join(json.dumps(value(n)).encode() for n in range(served.services.limits.page_records))
+    answer = await served.fetch("POST", "/v1/records", lines, headers=(("content-type", "application/x-ndjson"),))
+    found = [json.loads(line) for line in answer.body.splitlines()]
+    assert {item["object"] for item in found} == {"record"}
+    assert [item["clock"] for item in found] == list(range(len(found)))
 
 
 async def test_a_tenants_token_neither_reads_nor_writes_elsewhere(served: Served) -> None:
