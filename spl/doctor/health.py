@@ -77,11 +77,10 @@ class HealthSampler:
             self._minute_s = now_s
         alive = {pair_id: pair for pair_id, pair in self._writer.views.pairs.items() if not pair.ended}
         self._samples = {pair_id: samples for pair_id, samples in self._samples.items() if pair_id in alive}
-        names = set(self._tasks())
+        named = {name.rpartition(" ")[2] for name in self._tasks()}
         for pair_id, pair in alive.items():
             samples = self._samples.setdefault(pair_id, _PairSamples())
-            runs = any(name.endswith(pair_id) for name in names)
-            samples.missing = samples.missing + 1 if pair.sync_allowed and not runs else 0
+            samples.missing = samples.missing + 1 if pair.sync_allowed and pair_id not in named else 0
             self._sample(samples, self._sync.status(pair_id), now_s, turned)
             self._sample_peer(samples, self._feed.offered(pair_id) if pair.serve_allowed else OfferedStatus(), now_s)
 

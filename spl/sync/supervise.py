@@ -68,7 +68,8 @@ class Supervisor:
         A job that returns is not run again until it is started again.  Call it from `arrange`.
         """
         assert self._group is not None
-        if name not in self.running:
+        task = self._tasks.get(name)
+        if task is None or task.done():
             guarded = self._guard(name, job, restart)
             self._tasks[name] = self._group.create_task(guarded, name=f"{self._family} {name}")
 

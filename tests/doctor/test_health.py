@@ -11,6 +11,7 @@ from spl.home.writer import Writer
 from spl.sync.changes import Feed, OfferedStatus
 from spl.sync.follow import StreamStatus
 from spl.sync.schedule import PairStatus, Sync
+from tests.counting import calls_of
 
 BEAT_S = Limits().beat_s
 PAIR = "pair_0f9e8d7c"
@@ -46,6 +47,15 @@ class World:
         for _ in range(count):
             self.now_s += BEAT_S
             self.health.beat(late_ms)
+
+
+def test_a_beat_costs_as_much_more_as_there_are_more_pairs() -> None:
+    def cost(count: int) -> int:
+        ids = [f"pair_{n:08x}" for n in range(count)]
+        world = World(pairs={pair_id: APair() for pair_id in ids}, tasks=[f"sync {pair_id}" for pair_id in ids])
+        return calls_of(lambda: world.beats(1))
+
+    assert cost(400) < 5 * cost(100)
 
 
 def test_a_lag_each_minute_for_half_an_hour() -> None:

@@ -10,6 +10,7 @@ import pytest
 from spl.core.errors import SplError
 from spl.net.address import ReachError
 from spl.sync.supervise import Supervisor, run_together, wait
+from tests.counting import calls_of
 from tests.waiting import turns, until
 
 
@@ -44,6 +45,19 @@ async def running(owner: Owner) -> AsyncIterator[None]:
         yield
         stop.set()
     assert owner.tasks.running == set()
+
+
+async def test_a_start_costs_the_same_however_many_tasks_run() -> None:
+    owner, done = Owner(), asyncio.Event()
+
+    def start(names: range) -> None:
+        for name in names:
+            owner.tasks.start(f"{name}", done.wait)
+
+    async with running(owner):
+        few = calls_of(lambda: start(range(100)))
+        calls_of(lambda: start(range(100, 900)))
+        assert calls_of(lambda: start(range(900, 1000))) < 2 * few
 
 
 async def test_a_job_runs_once_while_it_is_wanted() -> None:
