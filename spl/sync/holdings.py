@@ -17,6 +17,7 @@ has its own key and terms, so every write would pay for comparisons that nobody 
 import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -140,6 +141,11 @@ class Holdings:
     def __init__(self, store: Log, terms: PairTerms, key: str) -> None:
         self.store, self.terms, self.key = store, terms, key
         self._sets: dict[str, tuple[RangeBuckets, dict[str, int]]] = {}
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """End a scan that runs in another thread, within PIECE_LINES lines; it raises CancelledError there."""
+        self._abandoned = True
 
     def prepare(self) -> None:
         """Compute all sets now."""
@@ -187,7 +193,7 @@ class Holdings:
     def _set(self, name: str) -> tuple[RangeBuckets, dict[str, int]]:
         if name not in self._sets:
             buckets, scan = RangeBuckets(self.key), SetScan(self.store, self.terms, name)
-            for piece in scan.pieces():
+            for piece in self._until_abandoned(scan.pieces()):
                 buckets.add(piece)
             self._sets[name] = buckets, scan.counts()
         return self._sets[name]
@@ -200,10 +206,16 @@ class Holdings:
                 near.setdefault(head, []).append(each)
         if not near:
             return
-        for piece in SetScan(self.store, self.terms, name).pieces(near):
+        for piece in self._until_abandoned(SetScan(self.store, self.terms, name).pieces(near)):
             for start in piece:
                 for each in near.get(start[:KEY_BYTES], ()):
                     each.add(start)
+
+    def _until_abandoned(self, pieces: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+        for piece in pieces:
+            if self._abandoned:
+                raise CancelledError
+            yield piece
 
 
 class SetScan:

@@ -19,7 +19,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
 
 from ..core import consent
 from ..core.backoff import full_jitter_s, unit_of
@@ -56,6 +57,7 @@ REPAIRS_MAX: Final = 1000
 """Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only if this one helped."""
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 class ReconcileError(SplError):
@@ -183,8 +185,8 @@ class Reconcile:
         self._kept[pair_id] = kept, asyncio.get_running_loop().call_later(KEPT_S, self._kept.pop, pair_id, None)
         return kept
 
-    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+    async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
     def _reply(self, pair_id: str, held: Holdings, question: Question) -> bytes:
         ranges = question.ranges
@@ -258,14 +260,24 @@ class Reconcile:
             raise ReconcileError("timeout", f"the comparison took over {VERIFY_S:.0f} s") from exc
 
     async def _compared(self, pair_id: str, effort: Effort) -> Comparison:
-        key, loop = self._random_bytes(fingerprint.START_BYTES).hex(), asyncio.get_running_loop()
+        key = self._random_bytes(fingerprint.START_BYTES).hex()
         held = Holdings(self.writer.store, self.terms(pair_id), key)
         # Both sides compute at the same time.
-        ready = loop.run_in_executor(self._pool, held.prepare)
+        ready = asyncio.get_running_loop().run_in_executor(self._pool, held.prepare)
+        try:
+            return await self._searched(pair_id, held, ready, effort)
+        finally:
+            # An error may come before the scan's end, and a scan without a reader would delay the answers to peers.
+            ready.cancel()
+            held.abandon()
+
+    async def _searched(
+        self, pair_id: str, held: Holdings, ready: "asyncio.Future[None]", effort: Effort
+    ) -> Comparison:
         searches = {name: Search(FOUND_MAX) for name in OPPOSITE}
         counts: dict[str, Mapping[str, int]] = {}
         while ranges := {name: asked for name, search in searches.items() if (asked := search.next())}:
-            answer = await self._ask(pair_id, Question(key, ranges=ranges), effort)
+            answer = await self._ask(pair_id, Question(held.key, ranges=ranges), effort)
             counts = counts or dict(answer.counts)
             await ready
             for name, asked in ranges.items():
