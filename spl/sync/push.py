@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from ..core import consent, when
+from ..core import when
 from ..core.backoff import full_jitter_s, unit_of
 from ..core.errors import SplError
 from ..core.event import event
@@ -32,12 +32,12 @@ from ..core.record import page
 from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import BOTH, Page
 from ..core.record.record import is_id
-from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from ..home.writes import Commit
 from .changes import Feed, Query
 from .ingest import Ingest, Taken
 from .peer import RECORDS, RESET_CODES, SyncError, cut_text
 from .reach import LastError
+from .scope import SHARING_THREADS
 from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
@@ -47,6 +47,8 @@ FINAL_CODES: Final = frozenset({"pair-paused", "pair-revoked", "pair-unknown", "
 SLOW_CODES: Final = frozenset({"timeout", "disconnected", "peer-4xx"})
 PAGES_MAX: Final = 10_000
 POSITIONS_MAX: Final = 8
+PUSHES_MAX: Final = 2
+"""Pushes of one peer that are taken or wait: the one that runs, and its repetition after a lost answer."""
 AGAIN_MAX: Final = 8
 CHAINS_TOLD_MAX: Final = 4096
 CHAINS_BYTES_MAX: Final = 256 * KIB
@@ -55,8 +57,6 @@ CODES_LOGGED_MAX: Final = 8
 BACKOFF_BASE_S: Final = 1.0
 QUIET_S: Final = 10.0
 """Less than the time between two heartbeats of the stream that we read, so that each of them is answered by a push."""
-_TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
-"""Threads that say what pairs share."""
 
 
 class PushError(SplError):
@@ -97,6 +97,8 @@ class _Line:
 
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
     taking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pushes: int = 0
+    """Pushes of the peer that are taken or wait."""
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     position: str | None = None
     """The peer's position in our log; None until it named it."""
@@ -149,24 +151,36 @@ class Push:
     async def receive(self, pair_id: str, body: bytes) -> dict[str, object]:
         """Store what is sound of a push and return the answer to it (core/record/page.py).
 
+        One push of a pair is decoded and stored at a time: a body of 5 MiB takes up to 96 MiB once it is decoded.
         Raises PushError "pair-paused", "pair-revoked", "pair-state-conflict" with `peer_view`, "push-position" with
-        `cursor` too; PushBodyError "bad-json", "bad-field" for what is no push, PushError "body-too-large".
+        `cursor` too; PushBodyError "bad-json", "bad-field" for what is no push, PushError "body-too-large",
+        "rate-limited" over PUSHES_MAX.
         """
         self._check(pair_id)
         if len(body) > page.body_bytes(self.limits):
             raise PushError("body-too-large", f"a push has at most {page.body_bytes(self.limits)} bytes")
+        line = self._line(pair_id)
+        if line.pushes >= PUSHES_MAX:
+            raise PushError("rate-limited", "pushes of this pair are waiting already", retry_after_s=1)
+        line.pushes += 1
+        try:
+            async with line.taking:
+                return await self._receive(pair_id, body)
+        finally:
+            line.pushes -= 1
+
+    async def _receive(self, pair_id: str, body: bytes) -> dict[str, object]:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._pool, page.decode_push, body, self.limits.page_records)
-        async with self._line(pair_id).taking:
-            pair = self._check(pair_id)
-            if not found.page.next_cursor:
-                self._reaches.heard(pair_id, found.page.view)
-                return self._answer(pair, found, Taken())
-            saved = self._ingest.since(pair)
-            if found.since != saved:
-                view = self._feed.peer_view(pair_id)
-                raise PushError("push-position", f"we stand elsewhere with {pair_id}", cursor=saved, peer_view=view)
-            return self._answer(pair, found, await self._ingest.take_pushed(pair, found))
+        pair = self._check(pair_id)
+        if not found.page.next_cursor:
+            self._reaches.heard(pair_id, found.page.view)
+            return self._answer(pair, found, Taken())
+        saved = self._ingest.since(pair)
+        if found.since != saved:
+            view = self._feed.peer_view(pair_id)
+            raise PushError("push-position", f"we stand elsewhere with {pair_id}", cursor=saved, peer_view=view)
+        return self._answer(pair, found, await self._ingest.take_pushed(pair, found))
 
     def _answer(self, pair: Pair, found: page.PushBody, taken: Taken) -> dict[str, object]:
         codes = {verdict.id: verdict.code for verdict in taken.refused}
@@ -370,7 +384,7 @@ class Push:
         loop = asyncio.get_running_loop()
 
         def heard(commit: Commit) -> None:
-            turned = not commit.threads.isdisjoint(_TURNS)
+            turned = not commit.threads.isdisjoint(SHARING_THREADS)
             if commit.namespaces or turned:
                 loop.call_soon_threadsafe(self._committed, commit.namespaces, turned)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from ..core import consent, when
+from ..core import when
 from ..core.backoff import full_jitter_s, spread_s, unit_of
 from ..core.errors import SplError
 from ..core.event import event
@@ -21,7 +21,6 @@ from ..core.pair.pair import Pair, Phase
 from ..core.pair.state import CONTINUOUS
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
-from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from ..home.writes import Commit
 from .changes import Feed
 from .follow import Flow, Follower, StreamStatus
@@ -29,6 +28,7 @@ from .ingest import Ingest
 from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
 from .reach import LOCAL, LastError, class_of, contact_fresh_s
+from .scope import SHARING_THREADS
 from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
@@ -39,8 +39,6 @@ STREAM_BACKOFF_BASE_S: Final = 0.5
 STREAM_BACKOFF_MAX_S: Final = 30.0
 
 _HOUR_S: Final = 3600.0
-_TURNS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
-"""Threads that say who syncs, and what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class Sync:
         loop = asyncio.get_running_loop()
 
         def heard(commit: Commit) -> None:
-            if not commit.threads.isdisjoint(_TURNS):
+            if not commit.threads.isdisjoint(SHARING_THREADS):
                 loop.call_soon_threadsafe(self._rouse)
 
         silence = self.writer.listen(heard)

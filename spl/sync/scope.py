@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+from ..core import consent
 from ..core.consent import Outbound
 from ..core.limits import MIB
 from ..core.pair.pair import Pair
@@ -31,11 +32,14 @@ from ..core.record.filter import PairFilter, fields_of
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import Index, Row, by_namespace, received, received_vouched, vouched
 from ..home.segments import LineError
+from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 
 SCAN_ROWS: Final = 2048
 """Rows scanned between two yields: 5 ms for plain ones, 80 ms if a rule reads the records."""
 COUNT_ROWS: Final = 4096
 """Rows counted in one step."""
+SHARING_THREADS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD})
+"""Threads whose records decide what a pair shares, and whether it syncs."""
 
 _FACTS_BYTES: Final = 4 * MIB
 _INHERITED_MAX: Final = 16

@@ -24,26 +24,26 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Final
 
-from ..core import consent, rules
+from ..core import rules
 from ..core.limits import KIB
 from ..core.record import page
 from ..core.record.cursor import Cursor
 from ..core.record.record import is_reserved
 from ..home.index import Row, by_namespace, by_thread
 from ..home.segments import Entry
-from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS
+from ..home.views import THREAD_TOKENS
 from ..home.writes import Commit
 from ..net.sse import encode_event
 from .lanes import clock_of, collect, next_lanes
 from .notify import Notifier, RecentCommits, wait
-from .scope import Steps
+from .scope import SHARING_THREADS, Steps
 from .source import FeedError, Query, Source
 
 PIECE_BYTES: Final = 64 * KIB
 PIECE_RECORDS: Final = 256
 RETRY_AFTER_MS: Final = 1000
-SHARING: Final = tuple(by_thread(thread) for thread in (THREAD_PAIRS, consent.THREAD, THREAD_NAMESPACES))
-"""Threads whose records decide what a pair shares."""
+SHARING: Final = tuple(by_thread(thread) for thread in sorted(SHARING_THREADS))
+"""The lists of those threads."""
 ALLOWING: Final = tuple(by_thread(thread) for thread in (THREAD_TOKENS, rules.THREAD))
 """Threads whose records decide whether a credential is valid."""
 
