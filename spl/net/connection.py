@@ -245,14 +245,17 @@ class Connection(asyncio.Protocol):
     def _boundary(self, *, refusing: bool = False) -> Iterator[None]:
         """Hold every failure of one request, inline or in its task; the server serves on.
 
-        A stream that has begun is cut, so that its client cannot take it for whole.
+        A stream that has begun is cut, so that its client cannot take it for whole.  An SplError there is no failure
+        of ours: the app withdraws what it began to send.
         """
         try:
             yield
         except Exception as exc:
             known = isinstance(exc, SplError)
             cut = refusing or self.phase is Stage.STREAM
-            if cut or not known:
+            if isinstance(exc, SplError) and self.phase is Stage.STREAM:
+                log.info(**event("http.cut", peer=self.peer, code=exc.code, msg="answer cut short"))
+            elif cut or not known:
                 log.exception(**event("http.failed", peer=self.peer, msg="request failed"))
             if cut:
                 self.transport.abort()

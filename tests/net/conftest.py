@@ -53,6 +53,7 @@ class Echo:
                 Route("GET", "/crash", self.crash, "open"),
                 Route("GET", "/crash-later", self.crash_later, "open"),
                 Route("GET", "/crash-stream", self.crash_stream, "open", streams=True),
+                Route("GET", "/withdrawn-stream", self.withdrawn_stream, "open", streams=True),
                 Route("GET", "/refuse", self.refuse_now, "open"),
                 Route("GET", "/bad-header", self.bad_header, "open"),
                 Route("DELETE", "/gone", self.gone, "open"),
@@ -131,6 +132,13 @@ class Echo:
 
     async def crash_later(self, request: Request) -> Response:
         raise ZeroDivisionError("a secret detail")
+
+    async def withdrawn_stream(self, request: Request) -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"one"
+            raise SplError("pair-state-conflict", "withdrawn")
+
+        return Response(body=pieces())
 
     async def crash_stream(self, request: Request) -> Response:
         async def pieces() -> AsyncIterator[bytes]:

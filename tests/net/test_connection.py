@@ -265,6 +265,17 @@ async def test_a_stream_that_crashes_does_not_end_in_order(serve, caplog) -> Non
         assert (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200")
 
 
+async def test_a_stream_that_the_app_withdraws_is_cut_and_no_fault_is_logged(serve, caplog) -> None:
+    caplog.set_level(logging.INFO, "spl.net")
+    async with serve() as server:
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            answer = await server.ask(b"GET /withdrawn-stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert not answer.endswith(b"0\r\n\r\n")
+        assert (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200")
+    assert [(record.getMessage(), record.exc_info) for record in caplog.records] == [("http.cut", None)]
+
+
 @pytest.mark.parametrize("data", [b"GET /here/a HTTP/1.1\r\nHo", post(b"/echo", b"hello")[:-1]])
 async def test_a_slow_request_is_408(serve, data: bytes) -> None:
     async with serve(TINY) as server:
