@@ -79,6 +79,8 @@ class _Line:
 
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     attempt: int = 0
+    refusals: int = 0
+    """How often in a row the peer answered that it paused or revoked the pair: no error, and backed off from as one."""
     unit: float = 0.5
     last_s: float | None = None
     last_sync_ms: int | None = None
@@ -165,8 +167,8 @@ class Sync:
         """
         self._reaches.contact(pair_id, asyncio.get_running_loop().time())
         line = self._lines.get(pair_id)
-        if line is not None and line.attempt:
-            line.attempt, line.last_s = 0, None
+        if line is not None and (line.attempt or line.refusals):
+            line.attempt, line.refusals, line.last_s = 0, 0, None
             line.kick.set()
 
     def queue_records(self, pair_id: str) -> int:
@@ -220,6 +222,7 @@ class Sync:
 
     async def _follow(self, pair_id: str) -> None:
         line = self._line(pair_id)
+        line.refusals = 0
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             line.kick.clear()
             if pair.mode != line.mode:
@@ -244,7 +247,8 @@ class Sync:
             return 0.0
         pushed = self._reaches.word(pair.pair_id) == PEER_PUSHES
         if pair.mode == CONTINUOUS and not pushed:
-            retry_s = full_jitter_s(line.attempt, STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S, line.unit)
+            failures = max(line.attempt, line.refusals)
+            retry_s = full_jitter_s(failures, STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S, line.unit)
             delay_s = max(retry_s, line.flow.hold_s)
         elif line.attempt:
             delay_s = full_jitter_s(line.attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, line.unit)
@@ -253,6 +257,8 @@ class Sync:
             if pair.mode == CONTINUOUS:
                 # The peer serves us by push; should that be over, we notice it as soon as a broken stream.
                 delay_s = min(delay_s, STREAM_BACKOFF_MAX_S)
+            refused_s = full_jitter_s(line.refusals, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, line.unit)
+            delay_s = max(delay_s, refused_s if line.refusals else 0.0)
         return max(0.0, line.last_s + delay_s - asyncio.get_running_loop().time())
 
     def _line(self, pair_id: str) -> _Line:
@@ -276,12 +282,12 @@ class Sync:
     async def _stay(self, pair: Pair, line: _Line) -> None:
         """Catch up with pages, then follow the stream until it ends or is no longer what the pair asks for."""
         # Before the pull: what changes during it counts as a change, too.
-        failures, key = line.attempt, self._stream_key(pair)
+        failures, key = (line.attempt, line.refusals), self._stream_key(pair)
         await self.pull(pair.pair_id)
         while line.running is not None:
             await asyncio.wait([line.running])
         # A page proves nothing of streams, which a proxy may hold up: only an event ends the backing off.
-        line.attempt = failures
+        line.attempt, line.refusals = failures
         line.flow.open(self._now_ms())
         async with asyncio.TaskGroup() as tasks:
             flowing = tasks.create_task(self._stream(pair, line))
@@ -306,8 +312,7 @@ class Sync:
         """Follow the stream to its end and record how it ended."""
 
         def heard() -> None:
-            line.attempt, line.crashes, line.last_error = 0, 0, None
-            self._reaches.reached(pair.pair_id, line.progress.view)
+            self._succeeded(pair.pair_id, line, line.progress.view)
 
         try:
             await self._follower.run(pair, line.progress, line.flow, heard)
@@ -340,10 +345,9 @@ class Sync:
                 self._note_peak(line, self._now_ms())
                 progress.queue = None
             line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
-        line.attempt, line.crashes, line.last_error = 0, 0, None
         # Of one thread read to its end nothing follows for the others.
         line.last_sync_ms = line.last_sync_ms if thread else self._now_ms()
-        self._reaches.reached(pair_id, progress.view)
+        self._succeeded(pair_id, line, progress.view)
         level = logging.INFO if fresh else logging.DEBUG
         log.log(level, **event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms))
         if pair.phase is Phase.DEGRADED or line.troubled:
@@ -352,10 +356,14 @@ class Sync:
             self._reaches.recovered(pair_id)
         return fresh
 
+    def _succeeded(self, pair_id: str, line: _Line, view: Mapping[str, Any]) -> None:
+        line.attempt, line.refusals, line.crashes, line.last_error = 0, 0, 0, None
+        self._reaches.reached(pair_id, view)
+
     def _failed(self, pair_id: str, line: _Line, exc: SplError, *, is_stream: bool = False) -> None:
         """Record a failure; that of a stream is shown but degrades no pair, since pages arrive all the same."""
         if isinstance(exc, SyncError) and exc.code in STATE_CODES and exc.view is not None:
-            line.attempt = 0
+            line.attempt, line.refusals = 0, line.refusals + 1
             self._reaches.stopped(pair_id, exc.view)
             return
         pair = self.writer.views.pairs.get(pair_id)
@@ -402,7 +410,7 @@ class Sync:
                 log.warning(**event("sync.reset", pair=pair.pair_id, code=exc.code, resets=len(line.resets_s)))
                 if exc.code == "cursor-reset":
                     # The peer's log was rolled back: what it lost we may hold, so it must read ours from the start.
-                    self._feed.restart(pair.pair_id)
+                    await self._feed.restart(pair.pair_id)
             reading = Reading("", thread, True, beside)
 
     async def _run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
