@@ -337,7 +337,7 @@ class Node:
                 )
                 return await whole(await self.feed.page(pair_id, asked))
             case "/v1/sync/ack":
-                self.feed.ack(pair_id, json.loads(body)["cursor"])
+                await self.feed.ack(pair_id, json.loads(body)["cursor"])
                 return json.dumps({"peer_view": self.feed.peer_view(pair_id)}).encode()
             case "/v1/sync/chains":
                 return json.dumps(self.feed.chains(pair_id, query["did"])).encode()

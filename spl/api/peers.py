@@ -127,7 +127,7 @@ async def ack(request: Request, principal: Principal, services: Services) -> Res
     """POST /v1/sync/ack {cursor}: the peer holds everything up to there durably."""
     pair_id = await _pair_of(principal, services)
     await services.feed.counted(pair_id)
-    services.feed.ack(pair_id, members(request, {"cursor": str}).get("cursor"))
+    await services.feed.ack(pair_id, members(request, {"cursor": str}).get("cursor"))
     return json_response({"peer_view": services.feed.peer_view(pair_id)})
 
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from ..core import when
 from ..core.errors import SplError
@@ -52,6 +52,7 @@ MARKS_MAX: Final = 1024
 
 _Mark = tuple[int, int, frozenset[str]]  # last local record of a write, its time, the write's namespaces
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +199,11 @@ class Feed:
         answer, _ = await self._read(pair_id, partial(self._find_ids, pair_id, Query(), ids), counted=False)
         return await whole(answer)
 
-    def ack(self, pair_id: str, text: object) -> None:
+    async def ack(self, pair_id: str, text: object) -> None:
         """Record what the peer holds durably.  Raises as `changes` does."""
         if not isinstance(text, str):
             raise FeedError("bad-field", "cursor is a text")
         view, cursor = self.source.open(pair_id, Query(since=text))
-        self.source.rollbacks.allows(pair_id, cursor, text)  # the peer holds what a whole reading gave it
         lanes, scope = cursor.by_key() if cursor is not None else {}, view.scope
         found = {ns: lanes[key] for ns in scope.shares if (key := scope.key(ns)) in lanes}
         if found or not scope.shares:
@@ -211,6 +211,9 @@ class Feed:
         if found:
             self._measure(pair_id, frozenset(found), max(lane.position for lane in found.values()))
             self.acks.note(pair_id, {ns: lane.position for ns, lane in found.items()})
+        if self.doubts(pair_id):
+            # The peer holds what a whole reading gave it; the end of the doubt waits for the disk.
+            await self._in_thread(self.source.rollbacks.allows, pair_id, cursor, text)
 
     def chains(self, pair_id: str, did: str) -> dict[str, object]:
         """Return the key chain of a signer whose records the pair sees in full; raise FeedError "not-found"."""
@@ -230,9 +233,9 @@ class Feed:
         stream.confirm(cursor)
         return True
 
-    def restart(self, pair_id: str) -> None:
+    async def restart(self, pair_id: str) -> None:
         """Make the peer read from the start, its own records too: its log was rolled back, ours may hold the rest."""
-        self.source.rollbacks.begin(pair_id)
+        await self._in_thread(self.source.rollbacks.begin, pair_id)
         stream = self._streams.get(pair_id)
         if stream is not None:
             stream.replace()
@@ -246,9 +249,9 @@ class Feed:
         """Return whether the peer's log was rolled back, so that it must be given everything again."""
         return pair_id in self.source.rollbacks
 
-    def believe(self, pair_id: str) -> None:
+    async def believe(self, pair_id: str) -> None:
         """Record that the peer holds the beginning of such a reading, and its cursor."""
-        self.source.rollbacks.end(pair_id)
+        await self._in_thread(self.source.rollbacks.end, pair_id)
 
     def peer_view(self, pair_id: str) -> dict[str, object]:
         """Return how we see the pair, for the peer (`Source.peer_view`); have a thread complete the count if needed."""
@@ -282,6 +285,9 @@ class Feed:
         return summary([self._lags[each][0].counts(self._now_ms()) for each in chosen])
 
     # -- in a thread
+
+    async def _in_thread(self, function: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
     async def _read(
         self, pair_id: str, find: Callable[[], Steps[FoundPage]], is_valid: Callable[[], bool] = lambda: True, *,

@@ -218,7 +218,7 @@ class Follower:
                     await inbox.room()
                     inbox.put(event.data, "", is_beat=True)
                 elif event.name == "ack":
-                    self._take_ack(state.pair_id, event)
+                    await self._take_ack(state.pair_id, event)
                 elif event.name == "server_shutdown":
                     inbox.close(_hold_s(event))
                     return
@@ -269,11 +269,11 @@ class Follower:
         if state.unsent:
             self._feed.confirm(state.pair_id, state.unsent)
 
-    def _take_ack(self, pair_id: str, event: Event) -> None:
+    async def _take_ack(self, pair_id: str, event: Event) -> None:
         """Hand the peer's ack to our own feed; one that is refused ends no stream."""
         value = _object_in(event)
         try:
-            self._feed.ack(pair_id, value.get("cursor"))
+            await self._feed.ack(pair_id, value.get("cursor"))
         except SplError:
             return
 

@@ -261,7 +261,7 @@ class Push:
                 placed, line.position = placed + 1, _cursor(exc.facts.get("cursor"))
                 continue
             if again:
-                self._feed.believe(pair_id)
+                await self._feed.believe(pair_id)
             fresh += answer.records
             if not self._reaches.may_push(pair_id) or (not asking and not item.has_more):
                 break
@@ -321,7 +321,7 @@ class Push:
         answer = _read(await self._post(pair_id, body), self.limits.fetch_ids)
         self._reaches.heard(pair_id, answer.view)
         if item.next_cursor:
-            self._feed.ack(pair_id, item.next_cursor)
+            await self._feed.ack(pair_id, item.next_cursor)
             line.sent_s, line.last_push_ms = loop.time(), self._now_ms()
             line.limit = min(self.limits.page_records_default, self._limit(line) * 2)
             line.told.update(chains)

@@ -10,6 +10,7 @@ in between.  It is written down, since after a restart of ours nothing else woul
 other cursor reads everything once more, which costs time and loses nothing.
 """
 
+import threading
 from typing import Final
 
 from ..core.record.cursor import Cursor
@@ -19,10 +20,14 @@ _NAME: Final = "rollback."
 
 
 class Rollbacks:
-    """The pairs in doubt, each with the cursor that ended its latest whole reading, "" before there is one."""
+    """The pairs in doubt, each with the cursor that ended its latest whole reading, "" before there is one.
+
+    Any thread may call the methods.  Those that write wait for the disk: keep them off the event loop.
+    """
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
+        self._writing = threading.Lock()
         self._ends: dict[str, str | None] = {}
         """What the vault holds, as far as it was asked for; None for a pair that is not in doubt."""
 
@@ -31,18 +36,19 @@ class Rollbacks:
 
     def begin(self, pair_id: str) -> None:
         """Record that the peer's log was rolled back."""
-        self._put(pair_id, "")
+        with self._writing:
+            self._put(pair_id, "")
 
     def note_end(self, pair_id: str, text: str) -> None:
         """Record the sealed cursor that ends a whole reading of a pair in doubt."""
-        if pair_id in self:
-            self._put(pair_id, text)
+        with self._writing:
+            if pair_id in self:
+                self._put(pair_id, text)
 
     def end(self, pair_id: str) -> None:
         """Record that the peer holds everything that it was given."""
-        if pair_id in self:
-            self._vault.delete(_NAME + pair_id)
-            self._ends[pair_id] = None
+        with self._writing:
+            self._drop(pair_id)
 
     def allows(self, pair_id: str, cursor: Cursor | None, text: str) -> bool:
         """Return whether a reading may go on from this cursor, sealed as `text`; the awaited one ends the doubt."""
@@ -51,13 +57,20 @@ class Rollbacks:
             return True
         if text != end:
             return False
-        self.end(pair_id)
+        with self._writing:
+            if self._end(pair_id) == text:  # no other rollback was noticed meanwhile
+                self._drop(pair_id)
         return True
 
     def _end(self, pair_id: str) -> str | None:
         if pair_id not in self._ends:
             self._ends[pair_id] = self._vault.get(_NAME + pair_id)
         return self._ends[pair_id]
+
+    def _drop(self, pair_id: str) -> None:
+        if pair_id in self:
+            self._vault.delete(_NAME + pair_id)
+            self._ends[pair_id] = None
 
     def _put(self, pair_id: str, text: str) -> None:
         self._vault.put(_NAME + pair_id, text)

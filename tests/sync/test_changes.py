@@ -148,7 +148,7 @@ async def test_a_cursor_serves_its_own_pair_only(tmp_path: Path) -> None:
             await page(alice, "pair_0000000b", since=since)
         assert caught.value.code == "cursor-invalid"
         with pytest.raises(SplError):
-            alice.feed.ack("pair_0000000b", since)
+            await alice.feed.ack("pair_0000000b", since)
 
 
 @pytest.mark.parametrize("since", ["x", "A" * 5000, "é", "=" * 10, "A" * 300])
@@ -281,7 +281,7 @@ async def test_thread_and_namespace_narrow_a_reading_with_places_of_its_own(tmp_
         assert await read_all(alice, namespace="private") == []
         assert await read_all(alice, thread="nowhere") == []
         narrow = (await page(alice, thread="a"))["next_cursor"]
-        alice.feed.ack(PAIR, narrow)
+        await alice.feed.ack(PAIR, narrow)
         assert alice.feed.offered(PAIR).acked is None
 
 
@@ -347,7 +347,7 @@ async def test_acks_tell_how_far_the_peer_is(tmp_path: Path) -> None:
         for n in range(3):
             alice.emit(f"{n}")
         first = await page(alice, limit=2)
-        alice.feed.ack(PAIR, first["next_cursor"])
+        await alice.feed.ack(PAIR, first["next_cursor"])
         assert alice.feed.peer_view(PAIR) == {
             "state": "active",
             "reason": "",
@@ -358,8 +358,8 @@ async def test_acks_tell_how_far_the_peer_is(tmp_path: Path) -> None:
         assert alice.feed.offered(PAIR).lag_records == 1
         for wrong in (None, 7, "x"):
             with pytest.raises(SplError):
-                alice.feed.ack(PAIR, wrong)
-        alice.feed.ack(PAIR, "")
+                await alice.feed.ack(PAIR, wrong)
+        await alice.feed.ack(PAIR, "")
         assert alice.feed.offered(PAIR).acked == 2
 
 

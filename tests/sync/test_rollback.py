@@ -1,12 +1,14 @@
 """A peer whose home was restored from an old copy gets everything back, whatever is lost or dies on the way."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from spl.core.errors import SplError
+from spl.home.vault import Vault
 from spl.net.address import ReachError
 from spl.net.client import Reply
 from spl.sync.changes import Query
@@ -71,6 +73,27 @@ async def test_its_own_records_come_back(tmp_path: Path) -> None:
         await healed(*await rolled_back(made, tmp_path / "copy"))
 
 
+async def test_the_loop_never_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written down of the doubt is written by other threads, from its begin to the ack that ends it."""
+    async with nodes(tmp_path, "alice", "bob") as made:
+        threads = list[str]()
+        for name in ("put", "delete"):
+            write = getattr(Vault, name)
+
+            def noted(vault: Vault, secret: str, *text: str, write: Callable[..., None] = write) -> None:
+                if secret.startswith("rollback."):
+                    threads.append(threading.current_thread().name)
+                write(vault, secret, *text)
+
+            monkeypatch.setattr(Vault, name, noted)
+        alice, bob = await rolled_back(made, tmp_path / "copy")
+        await bob.sync.pull(PAIR)
+        await alice.feed.ack(PAIR, bob.ingest.since(bob.pair(PAIR)))
+        assert not alice.feed.doubts(PAIR)
+        assert len(threads) == 3, "begin, end of the whole reading, end of the doubt"
+        assert all(name.startswith("spl-feed") for name in threads)
+
+
 async def test_after_the_whole_answer_was_lost(tmp_path: Path) -> None:
     """The request for everything arrived, and the peer knows of no answer: it comes back with its old cursor."""
     async with nodes(tmp_path, "alice", "bob") as made:
@@ -114,7 +137,7 @@ async def test_the_doubt_ends_with_the_cursor_that_ended_the_whole_reading_and_n
         other = await alice.feed.changes(PAIR, Query(since=ended, pushed=True))
         assert alice.feed.doubts(PAIR), "our own reading, for a push, shows nothing"
         assert other
-        alice.feed.ack(PAIR, ended)
+        await alice.feed.ack(PAIR, ended)
         assert not alice.feed.doubts(PAIR)
 
 

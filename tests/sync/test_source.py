@@ -379,7 +379,7 @@ def test_under_any_change_of_terms_the_peer_gets_exactly_what_they_say(
         last, visible = world.read(3), world.visible()
         assert all(world.given.get(id_, 9) <= level for id_, level in visible.items())
         assert last["peer_view"]["head"] == last["peer_view"]["clock"] == len(visible)
-        world.feed.ack(PAIR, world.since)
+        asyncio.run(world.feed.ack(PAIR, world.since))
         assert world.feed.offered(PAIR).lag_records == 0
     finally:
         world.close()
@@ -405,7 +405,7 @@ def test_a_peer_cannot_tell_whether_there_is_anything_hidden(
             for what, ns, value in steps:
                 if what in ("page", "read"):
                     page = getattr(world, what)(value)
-                    world.feed.ack(PAIR, world.since)
+                    asyncio.run(world.feed.ack(PAIR, world.since))
                     shown = [item["id"] if "sig" in item else item["record"]["clock"] for item in page["records"]]
                     views.append((shown, page["ns"], page["has_more"], page["moved"], len(world.since),
                                   page["peer_view"], world.feed.peer_view(PAIR)))  # fmt: skip
