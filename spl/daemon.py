@@ -260,6 +260,7 @@ class _Daemon:
             services.sync.close()
             services.push.close()
             services.reconcile.close()
+            services.pairing.close()
             await client.close()
             self.home.writer.close()
             await asyncio.to_thread(writer.join)

@@ -149,6 +149,7 @@ class Node:
         self.stop.set()
         await asyncio.wait([self.task], timeout=10)
         assert self.task.done()
+        self.pairing.close()
         self.home.writer.close()
         await asyncio.to_thread(self.writer.join)
         self.home.lock.release()

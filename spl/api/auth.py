@@ -24,6 +24,8 @@ from ..net.routes import Request
 KNOWN_MAX: Final = 256
 """Bearer texts whose tokens are cached while no token changes; hashing one takes 5 us of each request."""
 
+IDLE_MS: Final = 3_600_000
+"""After this the proofs of a pair that sends none are forgotten; far above what a clock is set back by."""
 ANYONE: Final = "anyone"
 """The scope of routes that are open to everybody."""
 
@@ -99,6 +101,7 @@ class Auth:
         self._insecure, self._settings = insecure, settings
         self._began_ms = now_ms()
         self._proofs: dict[str, _Proofs] = {}
+        self._swept_ms = now_ms()
         self._known: tuple[Mapping[str, Token], dict[str, Token]] = ({}, {})
 
     def principal(self, request: Request, body: bytes) -> Principal:
@@ -236,6 +239,7 @@ class Auth:
         Bounded per pair, so no peer crowds out another.  When full, the older half goes and everything issued up to
         its newest is refused from then on: a replay is never possible, and a peer whose clock runs on loses nothing.
         """
+        self._forget_idle()
         if len(self._proofs) > self._limits.pairs_count:
             self._proofs = {key: value for key, value in self._proofs.items() if key in self._writer.views.pairs}
         proofs = self._proofs.setdefault(pair_id, _Proofs())
@@ -246,6 +250,17 @@ class Auth:
             gone = sorted(proofs.seen.items(), key=lambda item: item[1])[: len(proofs.seen) // 2]
             proofs.floor_ms = gone[-1][1]
             proofs.seen = {key: at_ms for key, at_ms in proofs.seen.items() if at_ms > proofs.floor_ms}
+
+    def _forget_idle(self) -> None:
+        """Forget, each hour, the proofs of pairs whose last is older; what is dated up to then stays refused."""
+        now_ms = self._now_ms()
+        if now_ms < self._swept_ms + IDLE_MS:
+            return
+        self._swept_ms = now_ms
+        for proofs in self._proofs.values():
+            newest_ms = max(proofs.seen.values(), default=now_ms)
+            if newest_ms <= now_ms - IDLE_MS:
+                proofs.floor_ms, proofs.seen = max(proofs.floor_ms, newest_ms), {}
 
 
 def _bearer_of(headers: Mapping[str, str]) -> str:

@@ -310,11 +310,11 @@ class HandshakeLoop:
         self, stepper: Stepper, initiator: Initiator, exchange: Exchange, sync: Sync, poll_s: float = POLL_S
     ) -> None:
         self.pairs, self.trouble = stepper.pairs, dict[str, SplError]()
-        """Pair -> why the last attempt of its handshake failed."""
+        """Pair -> why the last attempt of its handshake failed, while it is on its way."""
         self._stepper, self._initiator, self.exchange, self._sync = stepper, initiator, exchange, sync
         self._poll_s = poll_s
         self._first_syncs: dict[str, dict[str, object]] = {}
-        """Pair -> what its first sync brought."""
+        """Pair -> what its first sync brought, until a later first sync finds it ended."""
         self._kicks: dict[str, asyncio.Event] = {}
 
     async def ask(self, pair_id: str, *, poll: bool = False, token_id: str = "", renew: bool = False) -> Learned:
@@ -333,6 +333,8 @@ class HandshakeLoop:
 
     async def sync_first(self, pair_id: str) -> None:
         """Pull what a new pair shares, for those who watch it."""
+        live = (pair.pair_id for pair in self.pairs.all() if not pair.ended)
+        self._first_syncs = {each: self._first_syncs[each] for each in live if each in self._first_syncs}
         try:
             self._first_syncs[pair_id] = {"records": await self._sync.pull(pair_id)}
         except SplError as exc:
@@ -365,8 +367,15 @@ class HandshakeLoop:
 
     async def drive(self, pair_id: str) -> None:
         """Ask until the request became a pair or is over; failures back off with full jitter, at most a minute."""
+        kick = self._kicks[pair_id] = asyncio.Event()
+        try:
+            await self._drive(pair_id, kick)
+        finally:
+            del self._kicks[pair_id]
+            self.trouble.pop(pair_id, None)
+
+    async def _drive(self, pair_id: str, kick: asyncio.Event) -> None:
         attempt = polls = 0
-        kick = self._kicks.setdefault(pair_id, asyncio.Event())
         while on_its_way(self.pairs.get(pair_id)):
             kick.clear()
             delay_s = min(POLL_MAX_S, self._poll_s * 2.0 ** (polls // POLL_SLOWER_AFTER))
@@ -397,9 +406,10 @@ class HandshakeLoop:
         return learned.pair
 
     def kick(self, pair_id: str) -> None:
-        """Have the pair's request tried now."""
+        """Have the pair's request tried now; one that is not driven yet is tried once it is."""
         self.trouble.pop(pair_id, None)
-        self._kicks.setdefault(pair_id, asyncio.Event()).set()
+        if pair_id in self._kicks:
+            self._kicks[pair_id].set()
         self._stepper.notify()
 
 

@@ -194,11 +194,17 @@ class Pairs:
         return self.writer.views.pairs[pair.pair_id], tuple(effects)
 
     def submit(self, items: Sequence[Item]) -> None:
-        """Make the items durable and fold them; raise what refused them, "overloaded" after 30 s."""
+        """Make the items durable and fold them; raise what refused them, "overloaded" if not begun after 30 s.
+
+        A write that has begun is waited for: a step that was refused must not take effect afterwards.
+        """
+        written = self.writer.submit(items)
         try:
-            self.writer.submit(items).result(COMMIT_TIMEOUT_S)
+            written.result(COMMIT_TIMEOUT_S)
         except FutureTimeout as exc:
-            raise PairError("overloaded", "the store did not take the write in time") from exc
+            if written.cancel():
+                raise PairError("overloaded", "the store did not take the write in time") from exc
+            written.result()
 
     def begin(
         self, peer: Manifest, url: str, terms: Terms, *, strict: bool, actors: tuple[str, ...], poll_interval_ms: int

@@ -263,7 +263,7 @@ class Maintenance:
         pair = self.pairs.get(pair_id)
         if pair is not None and pair.issued_to_us is not None:
             fields["token_expires_at"] = when.text_of(pair.issued_to_us.expires_at_ms)
-        log.warning(**event("pair.upkeep_failed", **fields))
+        log.warning(**event("pair.maintenance_failed", **fields))
 
     def _state(self, pair_id: str) -> _PairState:
         if pair_id not in self._states:

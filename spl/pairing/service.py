@@ -361,6 +361,10 @@ class Pairing:
 
     # -- running
 
+    def close(self) -> None:
+        """End the thread of the steps, once nothing asks for one any more."""
+        self.stepper.close()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Drive our requests, finish what a crash cut, expire what waited too long; return soon after `stop`."""
         loop = asyncio.get_running_loop()

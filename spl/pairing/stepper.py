@@ -7,18 +7,25 @@ queue: what a restart must do again is in the records.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
 
 from ..core.pair.pair import Pair
 from ..core.pair.steps import Effect, PairEvent
+from ..home.logs import CountedLog
 from ..sync.supervise import Job, Supervisor
 from .machine import Pairs
 
+log = logging.getLogger("spl.federation")
+
 JOBS_MAX: Final = 4096
+"""Effects, and jobs, that wait; the oldest goes when one more comes, which only happens while none can be started."""
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 class Changes:
@@ -40,12 +47,18 @@ class Stepper:
         self.pairs, self.changes = pairs, Changes()
         self._supervisor = supervisor
         self._thread = ThreadPoolExecutor(1, "spl-pairing")
-        self._effects: deque[tuple[str, Effect]] = deque(maxlen=JOBS_MAX)
-        self._jobs: deque[tuple[str, Job]] = deque(maxlen=JOBS_MAX)
+        self._effects: deque[tuple[str, Effect]] = deque()
+        self._jobs: deque[tuple[str, Job]] = deque()
+        self._lines = CountedLog(log)
 
-    async def do(self, function: Callable[..., _T], *arguments: object) -> _T:
+    def close(self) -> None:
+        """Take no more steps; the one that runs ends by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def do(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return what the function returns on the thread of the steps."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        call = partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def step(self, pair_id: str, event: PairEvent) -> Pair:
         """Take one step of the pair as it stands when its turn comes, and return it."""
@@ -55,12 +68,13 @@ class Stepper:
 
     def follow(self, pair_id: str, effects: Sequence[Effect]) -> None:
         """Keep what follows a step, now that it is durable."""
-        self._effects.extend((pair_id, effect) for effect in effects)
+        for effect in effects:
+            self._keep(self._effects, (pair_id, effect))
         self.notify()
 
     def start(self, pair_id: str, job: Job) -> None:
         """Have the service run a job about a pair soon."""
-        self._jobs.append((pair_id, job))
+        self._keep(self._jobs, (pair_id, job))
         self.notify()
 
     def notify(self) -> None:
@@ -79,3 +93,10 @@ class Stepper:
         taken = list(self._jobs)
         self._jobs.clear()
         return taken
+
+    def _keep(self, queue: deque[tuple[str, _T]], entry: tuple[str, _T]) -> None:
+        """Queue one entry; if the oldest has to go for it, say so."""
+        if len(queue) >= JOBS_MAX:
+            pair_id, _ = queue.popleft()
+            self._lines.warning("pairing.queue_overflowed", "", "overloaded", dropped=pair_id)
+        queue.append(entry)

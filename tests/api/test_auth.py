@@ -376,6 +376,23 @@ def test_a_proof_from_before_this_process_is_refused_with_our_time() -> None:
     assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
 
 
+def test_the_proofs_of_an_idle_pair_are_forgotten_and_stay_refused() -> None:
+    """At 1,024 pairs they are hundreds of megabytes; set back by an hour, our clock must not let one count again."""
+    world = World()
+    proof = world.proven()
+    assert world.ask(proof)
+    began_ms = world.now_ms
+    world.now_ms += 3_700_000
+    other = "pair_00000002"
+    world.views.pairs = {**world.views.pairs, other: world.pair}
+    world.set_tokens({"pair": replace(TOKENS["pair"], pair_id=other)})
+    assert world.ask(world.proven())
+    assert not world.auth._proofs[PAIR_ID].seen
+    world.now_ms = began_ms
+    world.set_tokens({"pair": TOKENS["pair"]})
+    assert refused("auth-invalid", world.ask, proof)
+
+
 def test_proofs_of_pairs_that_are_gone_are_forgotten() -> None:
     world = World(limits=Limits(pairs_count=1))
     for number in range(5):

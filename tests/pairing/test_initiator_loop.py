@@ -30,3 +30,19 @@ def test_failures_are_kept_for_who_watches_and_end_with_the_first_success(tmp_pa
             assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is None
 
     asyncio.run(run())
+
+
+def test_of_pairs_that_are_over_nothing_stays_in_memory(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, b):
+            loop = a.pairing.handshakes
+            for _ in range(3):
+                await a.pair(b)
+                pair_id = await both_active(a, b)
+                await a.until(lambda: not loop._kicks)
+                assert loop.trouble == {}
+                assert list(loop._first_syncs) == [pair_id], "what ended pairs brought is still held"
+                await a.pairing.revoke(pair_id)
+                await b.until(lambda: not b.alive)
+
+    asyncio.run(run())

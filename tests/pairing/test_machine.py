@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Asked
 from spl.home.writes import SavedPosition
+from spl.pairing import machine
 from tests.pair_world import Node, both_active, code_of, two
 
 
@@ -176,5 +178,37 @@ def test_no_secret_stands_in_a_record(tmp_path: Path) -> None:
                 for secret in secrets:
                     assert secret is not None
                     assert secret.rpartition("_")[2].encode() not in text
+
+    asyncio.run(run())
+
+
+class BegunWrite(Future[list[object]]):
+    """A write that the writer has begun, and that it ends when somebody tries to cancel it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
+
+    def cancel(self) -> bool:
+        self.set_result([])
+        return super().cancel()
+
+
+def test_a_write_that_is_refused_after_its_time_does_not_happen_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the caller reports a refused step that then takes effect, without what follows it."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, _b):
+            pairs, waiting = a.pairing.pairs, Future[list[object]]()
+            monkeypatch.setattr(machine, "COMMIT_TIMEOUT_S", 0.0)
+            monkeypatch.setattr(pairs.writer, "submit", lambda items: waiting)
+            with pytest.raises(SplError) as caught:
+                pairs.submit([])
+            assert code_of(caught) == "overloaded"
+            assert waiting.cancelled()
+            monkeypatch.setattr(pairs.writer, "submit", lambda items: BegunWrite())
+            pairs.submit([])
 
     asyncio.run(run())

@@ -4,7 +4,10 @@ import asyncio
 import threading
 from pathlib import Path
 
+import pytest
+
 from spl.core.pair import steps
+from spl.pairing import stepper as stepper_module
 from spl.pairing.stepper import Changes
 from spl.sync.supervise import wait
 from tests.pair_world import both_active, two
@@ -56,5 +59,32 @@ def test_the_effects_of_a_step_are_taken_once(tmp_path: Path) -> None:
             assert changed.is_set()
             assert [effect for _, effect in stepper.take_effects()] == list(effects)
             assert stepper.take_effects() == []
+
+    asyncio.run(run())
+
+
+def test_an_effect_that_finds_no_room_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, _b):
+            monkeypatch.setattr(stepper_module, "JOBS_MAX", 2)
+            for number in range(3):
+                a.pairing.stepper.follow(f"pair_{number}", [steps.Resync()])
+            assert [pair_id for pair_id, _ in a.pairing.stepper.take_effects()] == ["pair_1", "pair_2"]
+
+    asyncio.run(run())
+    [line] = [record for record in caplog.records if record.message == "pairing.queue_overflowed"]
+    assert line.fields["dropped"] == "pair_0"  # type: ignore[attr-defined]
+
+
+def test_the_thread_of_the_steps_ends_with_the_service(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with two(tmp_path) as (_, a, _b):
+            thread = await a.pairing.stepper.do(threading.current_thread)
+            await a.end()
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
+            a.start()
 
     asyncio.run(run())

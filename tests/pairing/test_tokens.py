@@ -222,7 +222,7 @@ def test_a_failing_renewal_is_told_early_and_ends_as_token_expired(
 
     with caplog.at_level("WARNING", "spl.federation"):
         asyncio.run(run())
-    assert any(record.message == "pair.upkeep_failed" for record in caplog.records)
+    assert any(record.message == "pair.maintenance_failed" for record in caplog.records)
     assert not any("spl_fed" in record.getMessage() + str(record.__dict__) for record in caplog.records)
 
 
