@@ -29,7 +29,7 @@ class Victim(Instance):
         return self._status("VmHWM")
 
     def forget_peak(self) -> int:
-        """Let `peak_bytes` begin anew, and return the memory at this moment."""
+        """Reset `peak_bytes` and return the memory held now."""
         assert self.process is not None
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         return self.rss_bytes

@@ -1,4 +1,4 @@
-"""One table of pins: a stolen or retired key gets nowhere, whoever brings what it signed and by whichever way."""
+"""One table of pins: a stolen or retired key is refused, by handshake, push, relay and restore."""
 
 from collections.abc import Callable
 
@@ -231,7 +231,7 @@ def test_a_key_retired_within_the_day_still_counts(alice: Victim, puppet: Puppet
 
 
 def test_its_owner_brings_what_a_retired_key_signed_and_others_may_repeat_it(alice: Victim, puppet: Puppets) -> None:
-    """Over carol's own live pair her old records count for ever; once held, they are known, whoever offers them."""
+    """Over carol's own live pair her old records count for ever; once held, they are known, also from other peers."""
     carol = puppet(betrayed("retired", 300 * DAY_MS), alice).join()
     mallory, old = puppet("mallory", alice).join(), messages.record(carol.who, THREAD, "old", key=carol.who.keys[0])
     assert is_taken(carol.push(old)) == [True]

@@ -1,4 +1,4 @@
-"""Open files are a resource that strangers draw from, too: they lock nobody out and never end the store's writing.
+"""Open files are a resource that strangers draw from, too: they lock no operator out and never end the store's writing.
 
 Each daemon runs under limits of open files of its own; its segments are small, so that some megabytes of writes need
 new ones while the strangers hold theirs.
@@ -65,7 +65,7 @@ def assert_writes_across_a_segment(instance: Instance) -> None:
 
 
 def assert_unharmed(instance: Instance) -> None:
-    """Everybody but the strangers is served as before, and none of it needed a restart."""
+    """Fail unless all but the strangers are served as before, without a restart."""
     for source in (NEIGHBOUR, LOCAL):
         assert_serving(instance, source)
     assert_writes_across_a_segment(instance)
@@ -156,7 +156,7 @@ def test_a_connection_at_work_is_not_closed_for_new_ones(daemon: Instance) -> No
 
 
 def test_an_address_full_of_working_connections_is_told(daemon: Instance) -> None:
-    """With a whole share at work the next connection is refused, not somebody's stream cut; others are served."""
+    """With a whole share at work the next connection is refused and no stream is cut; other addresses are served."""
     ask = head("GET", "/v1/threads/th_a/watch", authorization=f"Bearer {daemon.token}")
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(dial(daemon.port, STRANGER)) for _ in range(SHARE)]

@@ -1,4 +1,4 @@
-"""HTTP that nobody means well: odd header values, bodies that are small on the wire and huge in memory, and probing.
+"""Hostile HTTP: odd header values, bodies that are small on the wire and huge in memory, and probing.
 
 A refusal is a 4xx with an error form, costs no traceback, and tells two wrong tokens apart by nothing.
 """

@@ -95,13 +95,13 @@ def test_reading_the_configuration_again_opens_nothing(make: Make) -> None:
     eventually(lambda: "event=config.reload" in log_text(served), "the configuration was read again")
     with dial(served.port) as sock:
         sock.sendall(ASK)
-        assert status_of(received(sock)) == 401, "everybody became an administrator"
+        assert status_of(received(sock)) == 401, "every client became an administrator"
     assert "event=config.reload_failed" in log_text(served)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
 def test_no_credentials_on_this_machine_are_said(make: Make, host: str) -> None:
-    """On loopback it is allowed, and the log says at the start that everybody here is an administrator."""
+    """On loopback it is allowed, and the log says at the start that every user of this machine is an administrator."""
     served = make("served", OPEN)
     code, text = outcome(served, "--host", host) if host != "127.0.0.2" else outcome_at(served, host)
     assert code is None, text
@@ -123,7 +123,7 @@ def outcome_at(instance: Instance, host: str) -> tuple[int | None, str]:
 
 @pytest.mark.parametrize("mode", [0o777, 0o707, 0o720], ids=oct)
 def test_a_home_that_others_can_write_is_refused(make: Make, mode: int) -> None:
-    """Whoever writes there could give us keys, tokens and settings: nothing is read or made in it."""
+    """Another user could plant keys, tokens and settings: nothing is read or made in it."""
     served = make("served")
     served.home.chmod(mode)
     text = assert_refused(served, name="[home-unusable]")
@@ -141,7 +141,7 @@ def test_a_home_that_others_could_write_is_used_once_they_cannot(make: Make) -> 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o770], ids=oct)
 def test_nothing_is_made_in_a_home_that_others_can_write(tmp_path: Path, mode: int) -> None:
-    """A folder that somebody else may have made first is left as it is."""
+    """A folder that another user may have made first stays as it is."""
     instance = Instance("early", tmp_path / "early")
     instance.home.mkdir()
     instance.home.chmod(mode)
@@ -215,7 +215,7 @@ def test_a_link_in_the_place_of_a_file_is_not_written_through(tmp_path: Path, na
 
 
 def test_links_in_the_place_of_temporaries_are_not_written_through(make: Make, tmp_path: Path) -> None:
-    """The names of temporaries can be guessed; whoever planted one of them finds its target unchanged."""
+    """The names of temporaries can be guessed; the target of a link planted there stays unchanged."""
     grown = make("grown").start()
     grown.emit("th_a")
     grown.stop()

@@ -1,4 +1,4 @@
-"""A live peer that floods: bounded in memory, in the log, in lines, and at nobody else's cost."""
+"""A live peer that floods: bounded in memory, in the log, in lines, and at no cost of other peers."""
 
 import contextlib
 import json
@@ -118,7 +118,7 @@ def test_readers_that_do_not_read_cost_little(alice: Victim, puppet: Puppets) ->
     for line in lines:
         line.close()
     assert heard, "nothing was answered at all"
-    assert grown < 48 * MIB, f"answers that nobody reads take {grown // MIB} MiB"
+    assert grown < 48 * MIB, f"unread answers take {grown // MIB} MiB"
 
 
 # -- fingerprints

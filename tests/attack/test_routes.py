@@ -71,7 +71,7 @@ class House:
         body = None
         if row.method == "POST":
             headers["content-type"] = NDJSON if row.path.endswith("/restore") else JSON
-            # Where nobody is allowed the body is a good one, so that nothing but the credential can be refused.
+            # If no scope opens the route the body is a good one, so that nothing but the credential can be refused.
             body = b"{}" if row.opens in (SOCKET, PEER) else b'{"nonsense":1}'
         connection = http.client.HTTPConnection("127.0.0.1", self.served.port, timeout=DEADLINE_S)
         try:
@@ -260,7 +260,7 @@ def test_every_bound_route_is_tried() -> None:
 
 @pytest.mark.parametrize("case", READS)
 def test_another_namespace_reads_like_one_that_is_not_there(house: House, case: str) -> None:
-    """Own names are served; those of another tenant and names that nobody uses give equal bytes."""
+    """Own names are served; those of another tenant and unused names give equal bytes."""
     token = house.mint("records:read", namespaces=["acme"])
     method, target = case.split(" ")
     own, other, unknown = (

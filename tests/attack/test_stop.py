@@ -184,7 +184,7 @@ def test_while_watchers_do_not_read(served: Instance) -> None:
 
 
 def test_while_readers_do_not_read(served: Instance) -> None:
-    """Pages and snapshots that nobody takes."""
+    """Unread pages and snapshots."""
     for _ in range(10):
         served.emit("th_long", 20, text="x" * 50_000)
     with contextlib.ExitStack() as stack:

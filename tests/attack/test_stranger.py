@@ -181,7 +181,7 @@ def test_the_signature_of_a_message_is_verified_before_the_chain_inside(wary: Vi
 
 @pytest.mark.parametrize(("links", "waits"), [(8, True), (9, False)])
 def test_a_stranger_shows_a_chain_of_at_most_eight_links(wary: Victim, links: int, waits: bool) -> None:
-    """Each link costs a verification, and nobody knows this DID yet."""
+    """Each link costs a verification, and this DID is not known yet."""
     mallory = Stranger(born("mallory"), wary)
     for _ in range(links):
         mallory.who.rotate()
@@ -195,7 +195,7 @@ def test_a_stranger_shows_a_chain_of_at_most_eight_links(wary: Victim, links: in
 
 
 def test_garbage_from_the_address_of_a_peer_takes_nothing_from_it(alice: Victim, puppet: Puppets) -> None:
-    """Behind a proxy all come from one address: the peer renews and revokes while somebody sends garbage."""
+    """Behind a proxy all come from one address: the peer renews and revokes while a stranger sends garbage."""
     peer = puppet("peer", alice).join()
     garbage = wire.statuses(alice.port, 200, PAIR, b'{"no":"message"}')
     assert 429 in garbage, "garbage has no bound of its own"
@@ -252,7 +252,7 @@ def test_a_trusted_proxy_says_who_asks_and_nobody_else_does(daemon: Daemon) -> N
     assert ask("2001:db8:1:3::1", "127.0.9.2") == 202, "another /64 has its own"
     assert ask("198.51.100.7, 2001:db8:1:2::77", "127.0.9.1") == 429, "the address that the proxy added counts"
     own = [ask(f"198.51.100.{number}", "127.0.3.1") for number in range(PER_ADDRESS + 1)]
-    assert own == [202] * PER_ADDRESS + [429], "who is no trusted proxy cannot say that it is somebody else"
+    assert own == [202] * PER_ADDRESS + [429], "an address that is no trusted proxy cannot name another"
 
 
 # -- rules of approval
@@ -277,7 +277,7 @@ def test_a_rule_of_approval_that_names_only_claims_is_refused(wary: Victim, expr
     added = wary.api("POST", AITL_RULES, rule(expression))
     assert (added.status, added.code) == (400, "RULE_UNPROVED"), added.body
     told = added.json["message"] + added.json.get("hint", "")
-    assert "initiator_did" in told, f"the refusal does not say what a rule may rest on: {told}"
+    assert "initiator_did" in told, f"the refusal does not say which facts a rule may use: {told}"
     mallory = Stranger(born("bob"), wary, url="http://bob.home.example")
     assert mallory.request().status == 202
 
@@ -290,7 +290,7 @@ def test_a_claim_beside_what_is_proved_lets_nobody_in(wary: Victim) -> None:
 
 @pytest.mark.parametrize("proved", ['request.initiator_did == "{did}"', 'peer.address == "127.0.3.7"'])
 def test_a_rule_of_approval_that_names_what_is_proved_admits_it(wary: Victim, proved: str) -> None:
-    """That is enough, and the claims of somebody else do not help him."""
+    """That is enough, and the same rule does not admit another instance."""
     friend = Stranger(born("friend"), wary, "127.0.3.7")
     assert wary.api("POST", AITL_RULES, rule(proved.replace("{did}", friend.who.did))).status == 200
     assert friend.request().status == 200

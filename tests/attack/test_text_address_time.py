@@ -56,7 +56,7 @@ def test_nothing_unprintable_of_a_peer_reaches_log_or_terminal(daemon: Daemon, p
 
 
 def test_a_signer_that_is_no_did_is_not_asked_for(alice: Victim, puppet: Puppets) -> None:
-    """What names nobody is refused as it is; no chain is looked up for it."""
+    """A text that is no DID is refused, and no chain is looked up for it."""
     mallory, ghost = puppet("mallory", alice).join(), born("ghost")
     for by in ("did:\x1b]0;owned\x07", "x" * 200, "did:sync:instance:UPPER-" + "0" * 24):
         [result] = mallory.push(messages.record(ghost, "th_x", "x", by=by))
@@ -157,7 +157,7 @@ def test_loopback_is_judged_by_the_address_that_a_name_resolves_to(
 
 
 def test_a_check_tells_reached_or_not_and_nothing_else(alice: Victim, puppet: Puppets, serve: Serve) -> None:
-    """A closed port, one that answers, one that answers as somebody else: the peer cannot tell them apart."""
+    """A closed port, one that answers, one that answers with another DID: the peer cannot tell them apart."""
     other = puppet("other", alice)
     answering, leading_on = serve(418), serve(302, location=other.url + "/")
     places = [f"http://127.0.0.1:{free_port()}", answering.url, leading_on.url, other.url]

@@ -128,7 +128,7 @@ def test_a_request_held_back_over_a_restart_is_refused(alice: Victim, puppet: Pu
 
 
 def test_a_peer_whose_clock_is_behind_signs_again_after_a_restart(alice: Victim, puppet: Puppets) -> None:
-    """The refusal tells our time, by which the peer signs anew; its pair does not degrade for that."""
+    """The refusal tells our time, by which the peer signs again; its pair does not degrade."""
     peer = puppet("peer", alice).join()
     alice.again()
     late = peer.headers("GET", CHANGES, issued_ms=now_ms() - MINUTE_MS)

@@ -54,7 +54,7 @@ class Identity:
 
     @property
     def did(self) -> str:
-        """The DID, which rests on label and first key alone."""
+        """The DID, made of label and first key alone."""
         return did_of(self.label, self.keys[0])
 
     @property

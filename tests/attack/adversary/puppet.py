@@ -36,7 +36,7 @@ def request_of(
 
 
 class Stranger:
-    """Somebody who speaks to a daemon and cannot be dialled: `url` is a claim.  `source` is where it comes from."""
+    """An instance that speaks to a daemon and cannot be dialled: `url` is a claim.  `source` is where it comes from."""
 
     def __init__(
         self, who: Identity, daemon: Instance, source: str = HERE, *, url: str = NOWHERE,

@@ -1,4 +1,4 @@
-"""Text forms of the protocol, written anew from its description: canonical JSON, base58, points in time."""
+"""Text forms of the protocol, written from its description alone: canonical JSON, base58, points in time."""
 
 import base64
 import hashlib
