@@ -253,6 +253,10 @@ class _PairState:
     """The weight of the peer's grants in its last view."""
     asked: int = 0
     """That weight when we last asked; one that stays ahead of what it hands over is not asked for again."""
+    folded: PairGrants | None = None
+    """The stored grants that the next two were computed of."""
+    waiting: bool = False
+    weight_held: int = 0
 
 
 class Handover:
@@ -382,10 +386,18 @@ class Handover:
         return [pair for pair in self.pairs.all() if self._lacks(pair)]
 
     def _lacks(self, pair: Pair) -> bool:
-        book, state = self.grants.book(pair), self._state(pair.pair_id)
-        if type(pair.state) not in ESTABLISHED or state.lock.locked():
+        """Return whether one side lacks grants of the other; asked of all pairs at each change of one."""
+        if type(pair.state) not in ESTABLISHED:
             return False
-        return bool(book.waiting) or state.seen not in (state.asked, book.weight_held)
+        state = self._state(pair.pair_id)
+        if state.lock.locked():
+            return False
+        folded = self.pairs.writer.views.consents.get(pair.pair_id)
+        # An agreed pair's maps stay, so the same stored grants give the same book.
+        if folded is None or folded is not state.folded:
+            book = self.grants.book(pair)
+            state.folded, state.waiting, state.weight_held = folded, bool(book.waiting), book.weight_held
+        return state.waiting or state.seen not in (state.asked, state.weight_held)
 
     def _state(self, pair_id: str) -> _PairState:
         return self._states.setdefault(pair_id, _PairState())

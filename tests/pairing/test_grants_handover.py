@@ -212,3 +212,22 @@ def test_a_crash_at_any_write_leaves_both_sides_agreeing_after_the_restart(tmp_p
                 await agree(a, b, pair_id)
 
     scene(tmp_path, act)
+
+
+def test_grants_are_weighed_again_only_when_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of any pair asks this of all pairs."""
+
+    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+        handover, weighed = a.pairing.handover, list[str]()
+        await handover.set_grant(pair_id, "music", "music", L1)
+        handover.due()
+        known_book = handover.grants.book
+        monkeypatch.setattr(handover.grants, "book", lambda pair: weighed.append(pair.pair_id) or known_book(pair))
+        assert handover.due() == []
+        assert handover.next_s() == float("inf")
+        assert weighed == []
+        cut(world)
+        await handover.set_grant(pair_id, "music", "music", L2)
+        assert handover.next_s() < float("inf"), "a grant that changed is handed over"
+
+    scene(tmp_path, act)
