@@ -27,7 +27,7 @@ from .follow import Flow, Follower, StreamStatus
 from .ingest import Ingest
 from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
-from .reach import LOCAL, LastError, class_of, contact_fresh_s
+from .reach import LOCAL, UNREACHED, LastError, class_of, contact_fresh_s
 from .scope import SHARING_THREADS
 from .supervise import Supervisor, wait
 
@@ -163,10 +163,16 @@ class Sync:
         """Record that the peer was in touch, authenticated: a pull that was backing off is tried at once.
 
         A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
-        is served by push: it is dialled again once an interval.
+        is served by push: it is dialled again once an interval.  A pair on demand, which is not dialled by itself,
+        recovers with the contact if no way to the peer was its only trouble.
         """
         self._reaches.contact(pair_id, asyncio.get_running_loop().time())
-        line = self._lines.get(pair_id)
+        line, pair = self._lines.get(pair_id), self.writer.views.pairs.get(pair_id)
+        if line is not None and pair is not None and pair.mode == "on-demand":
+            unreached = line.last_error is not None and line.last_error.kind in UNREACHED
+            if unreached and (pair.phase is Phase.DEGRADED or line.troubled):
+                line.troubled = False
+                self._reaches.recovered(pair_id)
         if line is not None and (line.attempt or line.refusals):
             line.attempt, line.refusals, line.last_s = 0, 0, None
             line.kick.set()

@@ -333,6 +333,21 @@ async def test_after_an_outage_a_continuous_pair_dials_again_within_its_backoff(
         assert bob.watched.heard == [("trouble", PAIR, "connect")]
 
 
+@pytest.mark.parametrize(("down", "after"), [("timeout", "success"), ("tls-chain", "")])
+async def test_a_degraded_pair_on_demand_recovers_with_contact_if_only_the_way_failed(
+    tmp_path: Path, down: str, after: str
+) -> None:
+    """It is not dialled by itself, so no later attempt would find out that the peer is behind a NAT."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="on-demand")
+        alice.network.down = down
+        await failing(bob, LIMITS.errors_until_degraded)
+        bob.sync.wake(PAIR)  # the trouble may not be durable yet
+        bob.change_pair(PAIR, phase=Phase.DEGRADED)
+        bob.sync.wake(PAIR)
+        assert [what for what, *_ in bob.watched.heard] == ["trouble", *([after, after] if after else [])]
+
+
 async def test_a_continuous_pair_that_is_served_by_push_is_dialled_again_twice_a_minute(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, mode="continuous", poll_interval_ms=3_600_000)
