@@ -84,8 +84,8 @@ async def history(request: Request, principal: Principal, services: Services) ->
 async def _snapshot(services: Services, thread: str, may_read: MayRead) -> Response:
     identity = services.vault.identity
     pieces = take(
-        services.store, services.disk, services.home / FOLDER, instance=identity.did if identity else "",
-        thread=thread, may_read=may_read,
+        services.store, services.disk, services.home / FOLDER, views=services.views,
+        instance=identity.did if identity else "", thread=thread, may_read=may_read,
     )  # fmt: skip
     # The header takes the first pass; what goes wrong until then has an error form.
     header = await asyncio.to_thread(next, pieces)

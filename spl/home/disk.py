@@ -13,11 +13,13 @@ home was ours would send what we write elsewhere.  The home itself may be a link
 
 import errno
 import fcntl
+import hashlib
+import heapq
 import mmap
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +28,11 @@ from ..core.errors import SplError
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
 TEMP_SUFFIX: Final = ".tmp"
+RUN_IDS: Final = 65_536
+SPOOL_NAME: Final = "snapshot-ids"
 
+_ID_BYTES: Final = 32
+_READ_IDS: Final = 256
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -251,6 +257,62 @@ def lock_home(folder: Path) -> Lock:
         os.close(fd)
         raise unusable(path, exc) from exc
     return Lock(fd)
+
+
+def scratch(disk: Disk, folder: Path, name: str) -> File:
+    """Return a new file that has no name any more: it goes with its last user, however that ends."""
+    disk.mkdir(folder)
+    path = folder / name
+    file = disk.create(path)
+    disk.unlink(path)
+    return file
+
+
+class IdDigest:
+    """The digest over ids in ascending order: sorted runs in an unlinked file, merged at the end.
+
+    Memory: one run of ids, and 8 KiB for each run written.
+    """
+
+    def __init__(self, disk: Disk, folder: Path, run_ids: int = RUN_IDS) -> None:
+        self._disk, self._folder, self._run_ids = disk, folder, run_ids
+        self._run: list[bytes] = []
+        self._spool: File | None = None
+        self._counts: list[int] = []
+        self.count = 0
+
+    def add(self, record_id: str) -> None:
+        """Take one id, in any order."""
+        self._run.append(bytes.fromhex(record_id))
+        self.count += 1
+        if len(self._run) >= self._run_ids:
+            self._flush()
+
+    def finish(self) -> tuple[str, str]:
+        """Return (digest, an id that came twice or "")."""
+        found, before, twice = hashlib.sha256(), b"", ""
+        for raw in heapq.merge(sorted(self._run), *(self._read(number) for number in range(len(self._counts)))):
+            if raw == before:
+                twice = raw.hex()
+            found.update(raw.hex().encode() + b"\n")
+            before = raw
+        return found.hexdigest(), twice
+
+    def _flush(self) -> None:
+        if self._spool is None:
+            self._spool = scratch(self._disk, self._folder, SPOOL_NAME)
+        self._spool.pwrite(b"".join(sorted(self._run)), sum(self._counts) * _ID_BYTES)
+        self._counts.append(len(self._run))
+        self._run = []
+
+    def _read(self, number: int) -> Iterator[bytes]:
+        assert self._spool is not None
+        at, left = sum(self._counts[:number]), self._counts[number]
+        while left:
+            count = min(left, _READ_IDS)
+            data = self._spool.pread(count * _ID_BYTES, at * _ID_BYTES)
+            yield from (data[start : start + _ID_BYTES] for start in range(0, len(data), _ID_BYTES))
+            at, left = at + count, left - count
 
 
 def unusable(path: Path, exc: OSError) -> DiskError:

@@ -11,8 +11,7 @@ leaves half of a forged file behind.
 Neither holds the file in memory: ids are sorted on disk (`IdDigest`), an upload is a file without a name.
 """
 
-import hashlib
-import heapq
+import json
 import logging
 import threading
 from collections import Counter
@@ -30,8 +29,8 @@ from ..core.limits import Limits
 from ..core.pair.pair import Pair
 from ..core.record import namespace, record
 from ..core.record.record import Envelope
-from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed
-from .disk import Disk, File
+from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed, placed, placement
+from .disk import Disk, File, IdDigest, scratch
 from .index import by_thread
 from .log import Entry, Log, Row
 from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
@@ -44,8 +43,6 @@ log = logging.getLogger("spl.store")
 ROWS: Final = 500
 PIECE_BYTES: Final = 64 * 1024
 """Read and handed out at once: a client that does not take the next piece keeps no more than that in memory."""
-RUN_IDS: Final = 65_536
-SPOOL_NAME: Final = "snapshot-ids"
 ORIGIN: Final = "restore"
 UPLOADS_MAX: Final = 4
 UPLOAD_IDLE_MS: Final = 600_000
@@ -55,8 +52,7 @@ SUBMIT_AGAIN_S: Final = 0.1
 COMMIT_TIMEOUT_S: Final = 120.0
 FOLDER: Final = "run"
 
-_ID_BYTES: Final = 32
-_READ_IDS: Final = 256
+_ID_CHARS: Final = 64
 _ID_AT: Final = len('{"id":"')
 
 MayRead = Callable[[Row], bool]
@@ -101,68 +97,27 @@ class Plan:
             self.refusals.append(Refusal(number, exc.code, exc.message))
 
 
-class IdDigest:
-    """The digest over ids in ascending order: sorted runs in an unlinked file, merged at the end.
-
-    Memory: one run of ids, and 8 KiB for each run written.
-    """
-
-    def __init__(self, disk: Disk, folder: Path, run_ids: int = RUN_IDS) -> None:
-        self._disk, self._folder, self._run_ids = disk, folder, run_ids
-        self._run: list[bytes] = []
-        self._spool: File | None = None
-        self._counts: list[int] = []
-        self.count = 0
-
-    def add(self, record_id: str) -> None:
-        """Take one id, in any order."""
-        self._run.append(bytes.fromhex(record_id))
-        self.count += 1
-        if len(self._run) >= self._run_ids:
-            self._flush()
-
-    def finish(self) -> tuple[str, str]:
-        """Return (digest, an id that came twice or "")."""
-        found, before, twice = hashlib.sha256(), b"", ""
-        for raw in heapq.merge(sorted(self._run), *(self._read(number) for number in range(len(self._counts)))):
-            if raw == before:
-                twice = raw.hex()
-            found.update(raw.hex().encode() + b"\n")
-            before = raw
-        return found.hexdigest(), twice
-
-    def _flush(self) -> None:
-        if self._spool is None:
-            self._spool = scratch(self._disk, self._folder, SPOOL_NAME)
-        self._spool.pwrite(b"".join(sorted(self._run)), sum(self._counts) * _ID_BYTES)
-        self._counts.append(len(self._run))
-        self._run = []
-
-    def _read(self, number: int) -> Iterator[bytes]:
-        assert self._spool is not None
-        at, left = sum(self._counts[:number]), self._counts[number]
-        while left:
-            count = min(left, _READ_IDS)
-            data = self._spool.pread(count * _ID_BYTES, at * _ID_BYTES)
-            yield from (data[start : start + _ID_BYTES] for start in range(0, len(data), _ID_BYTES))
-            at, left = at + count, left - count
-
-
 def take(
-    store: Log, disk: Disk, folder: Path, *, instance: str, thread: str, may_read: MayRead = lambda row: True
-) -> Iterator[bytes]:
+    store: Log, disk: Disk, folder: Path, *, views: Views, instance: str, thread: str,
+    may_read: MayRead = lambda row: True,
+) -> Iterator[bytes]:  # fmt: skip
     """Yield a snapshot: the header, then pieces of whole lines of about 64 KiB.
 
     `thread` "" takes all, reserved ones too, and asks no `may_read`.  A thread that does not exist, or of which nothing
-    may be read, gives an empty snapshot.  `folder` is where many ids are sorted.  Raises LineError "store-damaged".
+    may be read, gives an empty snapshot.  `folder` is where many ids are sorted; the pairs in `views` say which records
+    find their namespace again by themselves.  Raises LineError "store-damaged".
     """
     upto, ids = store.last_seq, IdDigest(disk, folder)
-    for payload in _payloads(store, thread, upto, may_read):
-        ids.add(payload[_ID_AT : _ID_AT + 2 * _ID_BYTES].decode())
+    for payload, _, _ in _held(store, thread, upto, may_read):
+        ids.add(payload[_ID_AT : _ID_AT + _ID_CHARS].decode())
     digest, _ = ids.finish()
     yield SnapshotHeader(instance, thread, ids.count, digest).encode()
+    ways = consent.crossings(views.pairs.values(), views.consents)
     piece = bytearray()
-    for payload in _payloads(store, thread, upto, may_read):
+    for payload, ns, origin in _held(store, thread, upto, may_read):
+        if ns:
+            pair = views.pairs.get(origin)
+            piece += _placement(payload, ns, ways, pair.peer_did if pair else "")
         piece += payload
         piece += b"\n"
         # While this generator waits for its reader, its own names must hold nothing: neither the last payload nor the
@@ -176,13 +131,18 @@ def take(
         yield bytes(piece)
 
 
-def scratch(disk: Disk, folder: Path, name: str) -> File:
-    """Return a new file that has no name any more: it goes with its last user, however that ends."""
-    disk.mkdir(folder)
-    path = folder / name
-    file = disk.create(path)
-    disk.unlink(path)
-    return file
+def _placement(payload: bytes, ns: str, ways: "_Ways", peer_did: str) -> bytes:
+    """Return the line that says where a record is held; b"" if a restore finds that namespace without it.
+
+    A way proves nothing about a record that did not come over it (`peer_did` brought it): its pair may be younger.
+    """
+    try:
+        value = json.loads(payload)
+        by, named = value["sig"]["by"], record.namespace_of(value["record"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return b""  # damaged on the disk; the restore says so
+    found = ways.get((by, named), named) == ns and (named == ns or by == peer_did)
+    return b"" if found else placement(ns)
 
 
 @dataclass(slots=True)
@@ -247,7 +207,7 @@ class Restorer:
         if not self._turn.acquire(blocking=False):
             raise SnapshotError("overloaded", "another restore is running")
         try:
-            plan, ways = self._verify(read, rights)
+            plan, places = self._verify(read, rights)
             if dry_run:
                 return plan
             if plan.refusals:
@@ -257,23 +217,23 @@ class Restorer:
             self._check_room(2 * plan.bytes)
             if plan.pairs != self.writer.views.pairs:
                 prepare(plan.pairs.values())
-            self._store(read, ways)
+            self._store(read, places)
             fields = {"records": plan.header.count, "new": plan.new, "thread": plan.header.thread or "all"}
             log.info(**event("store.restored", **fields))
             return plan
         finally:
             self._turn.release()
 
-    def _verify(self, read: Read, rights: Rights) -> tuple[Plan, "_Ways"]:
+    def _verify(self, read: Read, rights: Rights) -> tuple[Plan, "_Places"]:
         if self.writer.signer is None:
             raise SnapshotError("identity-missing")
         found = lines(read)
         plan = Plan(header_of(next(found, b"")))
-        judge = _Judge(self.writer, self.limits, rights, plan.header.thread, self._roots)
+        judge = _Judge(self.writer, self.limits, rights, plan.header, self._roots)
         ids = IdDigest(self._disk, self._folder)
-        for number, raw in enumerate(found, 2):
+        for number, raw, place in placed(found):
             try:
-                envelope, fresh = judge.judge(raw)
+                envelope, fresh = judge.judge(raw, place)
             except SplError as exc:
                 if exc.status >= 500:
                     raise  # a fault of this daemon says nothing about the record
@@ -288,27 +248,27 @@ class Restorer:
                 raise malformed(f"record {twice} stands twice")
             plan.header.check(ids.count, digest)
         plan.pairs = judge.views.pairs
-        return plan, consent.crossings(judge.views.pairs.values(), judge.views.consents)
+        return plan, judge.places_at_end()
 
-    def _store(self, read: Read, ways: "_Ways") -> None:
+    def _store(self, read: Read, places: "_Places") -> None:
         """Submit to the writer what is not held, chunk by chunk; each is durable before the next is sent."""
         unsubscribe = self.writer.listen(self._reload)
         try:
-            for chunk in self._chunks(read, ways):
+            for chunk in self._chunks(read, places):
                 self._submit(chunk)
         finally:
             unsubscribe()
 
-    def _chunks(self, read: Read, ways: "_Ways") -> Iterator[list[Arrive]]:
+    def _chunks(self, read: Read, places: "_Places") -> Iterator[list[Arrive]]:
         chunk: list[Arrive] = []
         size = 0
         source = lines(read)
         next(source)
-        for raw in source:
+        for _, raw, place in placed(source):
             envelope = record.parse(raw, self.limits)
-            ns = _ns_of(envelope, ways)
-            if self.writer.store.index.find(envelope.id, ns) is not None:
+            if places.row_of(envelope, place) is not None:
                 continue
+            ns = places.ns_of(envelope, place)
             chunk.append(Arrive(envelope, ns, ORIGIN))
             size += len(envelope.raw)
             if len(chunk) >= self.limits.commit_records or size >= self.limits.commit_bytes // 2:
@@ -343,14 +303,18 @@ class Restorer:
             raise SnapshotError("home-unusable", text, hint="make room, then restore again")
 
 
-def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[bytes]:
-    """Yield the stored envelopes up to a sequence, in order of arrival; one that several namespaces hold, once."""
+def _held(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[tuple[bytes, str, str]]:
+    """Yield (envelope, namespace, origin) of what is stored up to a sequence, in order of arrival.
+
+    What several namespaces hold comes once, as the first holds it.  The namespace is "" where there is no doubt about
+    it: our own records are in the one that they name, and those of reserved threads in none.
+    """
     if not thread:
         for line in store.scan(1):
             if line.seq > upto:
                 return
             if line.kind == "rec" and _is_first(store, line.payload, line.seq, lambda row: True):
-                yield line.payload
+                yield line.payload, "" if line.own else line.ns, line.origin
         return
     seq = 0
     while page := store.index.after(by_thread(thread), seq, ROWS):
@@ -361,7 +325,7 @@ def _payloads(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator
             held = store.payloads(few)[::-1]
             for row in few:
                 if _is_first(store, held[-1], row.seq, may_read):
-                    yield held.pop()
+                    yield held.pop(), "" if row.own else row.ns, row.origin
                 else:
                     held.pop()
         seq = page[-1].seq
@@ -384,7 +348,7 @@ def _small(rows: list[Row]) -> Iterator[list[Row]]:
 
 
 def _is_first(store: Log, payload: bytes, seq: int, may_read: MayRead) -> bool:
-    copies = store.index.copies(payload[_ID_AT : _ID_AT + 2 * _ID_BYTES].decode(errors="replace"))
+    copies = store.index.copies(payload[_ID_AT : _ID_AT + _ID_CHARS].decode(errors="replace"))
     return next((row.seq for row in copies if may_read(row)), seq) == seq
 
 
@@ -392,12 +356,43 @@ _Ways = Mapping[tuple[str, str], str]
 """See `consent.crossings`."""
 
 
-def _ns_of(envelope: Envelope, ways: _Ways) -> str:
-    """Return the namespace that a restored record belongs to: the one that it crossed to or names, "" if reserved."""
-    if record.is_reserved(envelope.record["thread"]):
-        return ""
-    named = record.namespace_of(envelope.record)
-    return ways.get((envelope.sig.by, named), named)
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the lines of one file belong in this home, as far as `ways` are known.
+
+    What the file itself says about it (`place`) counts only in our own file, for the namespaces of another instance are
+    not ours, and never for what we signed, which is held where it names.
+    """
+
+    store: Log
+    own_did: str
+    ours: bool
+    ways: _Ways
+    rights: Rights
+
+    def says(self, envelope: Envelope, place: str) -> str:
+        """Return `place` if it counts, else ""."""
+        return place if self.ours and envelope.sig.by != self.own_did else ""
+
+    def ns_of(self, envelope: Envelope, place: str) -> str:
+        """Return the namespace: the one the file says, or the record crossed to or names; "" if reserved."""
+        if record.is_reserved(envelope.record["thread"]):
+            return ""
+        named = record.namespace_of(envelope.record)
+        return self.says(envelope, place) or self.ways.get((envelope.sig.by, named), named)
+
+    def row_of(self, envelope: Envelope, place: str) -> Row | None:
+        """Return what the log holds of a line in its namespace, or else the very bytes in another one.
+
+        The other counts only unless the file says where the line belongs, and within the caller's reach: a file from
+        before a record's way was lost, or that says nothing, must not store it a second time where it does not belong.
+        """
+        ns, rows = self.ns_of(envelope, place), list(self.store.index.copies(envelope.id))
+        found = next((row for row in rows if row.ns == ns), None)
+        if found is not None or not ns or self.says(envelope, place):
+            return found
+        within = (row for row in rows if row.ns and self.rights.reaches(row.ns))
+        return next((row for row in within if self.store.payloads([row]) == [envelope.raw]), None)
 
 
 class _Judge:
@@ -406,26 +401,31 @@ class _Judge:
     `views` are the live ones of the start, into which what this instance itself signed is folded as it is verified.
     """
 
-    def __init__(self, writer: Writer, limits: Limits, rights: Rights, thread: str, roots: Roots) -> None:
+    def __init__(self, writer: Writer, limits: Limits, rights: Rights, header: SnapshotHeader, roots: Roots) -> None:
         assert writer.signer is not None
         self._own: Chain = writer.signer.chain
-        self._store, self._limits, self._rights, self._thread, self._roots = writer.store, limits, rights, thread, roots
+        self._store, self._limits, self._rights, self._roots = writer.store, limits, rights, roots
+        self._thread, self._ours = header.thread, header.instance == self._own.did
         self.views: Views = writer.views
         self._stale = False
         self._refresh()
 
-    def judge(self, raw: bytes) -> tuple[Envelope, bool]:
+    def judge(self, raw: bytes, place: str) -> tuple[Envelope, bool]:
         """Return (envelope, whether it is new here); raise SplError by what refuses it.
 
-        Bytes that the log holds were verified when they came.
+        `place` is the namespace that the file says.  Bytes that the log holds, within the caller's reach, were verified
+        when they came, and may stay where they are.
         """
         envelope = record.parse(raw, self._limits)
         if self._stale and envelope.sig.by != self._own.did:
             self._refresh()
-        self._check_place(envelope)
-        row = self._store.index.find(envelope.id, _ns_of(envelope, self._crossed))
-        if row is not None and self._store.payloads([row]) == [envelope.raw]:
+        self._check_form(envelope)
+        ns, row = self._places.ns_of(envelope, place), self._places.row_of(envelope, place)
+        reached = row is not None and (not row.ns or self._rights.reaches(row.ns))
+        if reached and row is not None and self._store.payloads([row]) == [envelope.raw]:
             return envelope, False
+        if ns:
+            self._check_namespace(envelope, ns)
         code = self._gate.signature_code(envelope)
         if code:
             text = "is not known here" if code == "chain-unknown" else "does not hold"
@@ -433,7 +433,12 @@ class _Judge:
         self._learn(envelope)
         return envelope, row is None
 
-    def _check_place(self, envelope: Envelope) -> None:
+    def places_at_end(self) -> _Places:
+        """Return where the lines belong once all that the file says of pairs is known."""
+        self._refresh()
+        return self._places
+
+    def _check_form(self, envelope: Envelope) -> None:
         value, by = envelope.record, envelope.sig.by
         thread, actor = value["thread"], value["actor"]
         if self._thread and thread != self._thread:
@@ -445,10 +450,18 @@ class _Judge:
                 raise SnapshotError("scope-forbidden", f"thread {thread} needs the scope admin", scope="admin")
             if by != self._own.did:
                 raise SnapshotError("reserved-thread", f"thread {thread} takes only what {self._own.did} signed")
-            return
-        ns = _ns_of(envelope, self._crossed)
-        if not self._rights.reaches(ns):
-            raise SnapshotError("scope-forbidden", f"the token does not reach namespace {ns}")
+
+    def _check_namespace(self, envelope: Envelope, ns: str) -> None:
+        """Refuse what may not be stored in a namespace.
+
+        A record that names another one of ours, and has no way into this one, must be within the caller's reach there
+        too: the gate would not let it in (see gate.py).
+        """
+        named = record.namespace_of(envelope.record)
+        strays = self._crossed.get((envelope.sig.by, named), named) != ns and named in self.views.namespaces
+        for name in (ns, named) if strays else (ns,):
+            if not self._rights.reaches(name):
+                raise SnapshotError("scope-forbidden", f"the token does not reach namespace {name}")
         namespace.usable(self.views.namespaces, ns)
 
     def _learn(self, envelope: Envelope) -> None:
@@ -463,6 +476,7 @@ class _Judge:
     def _refresh(self) -> None:
         self._gate = self._new_gate()
         self._crossed = consent.crossings(self.views.pairs.values(), self.views.consents)
+        self._places = _Places(self._store, self._own.did, self._ours, self._crossed, self._rights)
         self._stale = False
 
     def _new_gate(self) -> Gate:

@@ -1,20 +1,21 @@
-"""Snapshots are the log's own bytes up to one sequence, and their digest does not depend on memory or order."""
+"""Snapshots are the log's own bytes up to one sequence, under a header that counts and digests them."""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from spl.home.disk import Disk
-from spl.home.snapshot import IdDigest, take
+from spl.home.snapshot import take
 from spl.home.writes import Own, Refuse, SavedPosition
-from tests.nodes import nodes
+from tests.nodes import Node, nodes
 
-ids = st.lists(st.integers(0, 2**256 - 1).map(lambda number: f"{number:064x}"), max_size=60)
+
+def taken(node: Node, folder: Path, **options: Any) -> Iterator[bytes]:
+    return take(node.home.store, Disk(), folder, views=node.home.views, **options)
 
 
 def read(pieces: Any) -> tuple[dict[str, Any], list[bytes]]:
@@ -22,32 +23,11 @@ def read(pieces: Any) -> tuple[dict[str, Any], list[bytes]]:
     return json.loads(head), lines
 
 
-@given(found=ids, run_ids=st.integers(1, 8))
-@settings(max_examples=40)
-def test_the_digest_is_that_of_sorted_lines(
-    tmp_path_factory: pytest.TempPathFactory, found: list[str], run_ids: int
-) -> None:
-    digest = IdDigest(Disk(), tmp_path_factory.getbasetemp() / "ids", run_ids)
-    for record_id in found:
-        digest.add(record_id)
-    text, twice = digest.finish()
-    assert text == hashlib.sha256(b"".join(f"{item}\n".encode() for item in sorted(found))).hexdigest()
-    assert bool(twice) == (len(set(found)) < len(found))
-    assert digest.count == len(found)
-
-
-def test_ids_that_were_spooled_leave_no_file(tmp_path: Path) -> None:
-    digest = IdDigest(Disk(), tmp_path, 2)
-    for n in range(9):
-        digest.add(f"{n:064x}")
-    assert list(tmp_path.iterdir()) == []
-
-
 async def test_a_thread_is_its_stored_bytes_in_order(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as [alice]:
         made = [alice.emit(f"é\n{n}") for n in range(700)]
         alice.emit("elsewhere", thread="other")
-        head, lines = read(take(alice.home.store, Disk(), tmp_path, instance=alice.did, thread="th"))
+        head, lines = read(taken(alice, tmp_path, instance=alice.did, thread="th"))
         assert lines == [envelope.raw for envelope in made]
         digest = hashlib.sha256(b"".join(f"{one}\n".encode() for one in sorted(env.id for env in made)))
         assert head == {"count": 700, "digest": digest.hexdigest(), "format": "syncropel-snapshot-v1",
@@ -59,7 +39,7 @@ async def test_what_arrives_meanwhile_is_in_neither_pass(tmp_path: Path, thread:
     async with nodes(tmp_path, "alice") as [alice]:
         for n in range(5):
             alice.emit(str(n))
-        pieces = take(alice.home.store, Disk(), tmp_path, instance=alice.did, thread=thread)
+        pieces = taken(alice, tmp_path, instance=alice.did, thread=thread)
         head = json.loads(next(pieces))
         alice.emit("late")
         assert b"".join(pieces).count(b"\n") == head["count"] >= 5
@@ -70,7 +50,7 @@ async def test_all_threads_hold_the_reserved_ones(tmp_path: Path) -> None:
         alice.emit("one")
         alice.write(Own("th_aitl", "x.v1", {"n": 1}))
         alice.write(SavedPosition("pair_00000001", "c", 1), Refuse("pair_00000001", "0" * 64, "record-id"))
-        head, lines = read(take(alice.home.store, Disk(), tmp_path, instance=alice.did, thread=""))
+        head, lines = read(taken(alice, tmp_path, instance=alice.did, thread=""))
         assert (head["thread"], head["count"]) == (None, 2)
         assert {json.loads(line)["record"]["thread"] for line in lines} == {"th", "th_aitl"}
 
@@ -78,7 +58,7 @@ async def test_all_threads_hold_the_reserved_ones(tmp_path: Path) -> None:
 async def test_unknown_and_unreadable_look_the_same(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice") as [alice]:
         alice.emit("one")
-        nothing = read(take(alice.home.store, Disk(), tmp_path, instance="", thread="th", may_read=lambda row: False))
-        unknown = read(take(alice.home.store, Disk(), tmp_path, instance="", thread="gone"))
+        nothing = read(taken(alice, tmp_path, instance="", thread="th", may_read=lambda row: False))
+        unknown = read(taken(alice, tmp_path, instance="", thread="gone"))
         assert {**nothing[0], "thread": "gone"} == unknown[0]
         assert nothing[1] == unknown[1] == []

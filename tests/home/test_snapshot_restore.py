@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import namespace, record
 from spl.core.record.namespace import Namespace
-from spl.core.record.record import Sig
+from spl.core.record.record import Envelope, Sig
 from spl.core.record.snapshot import SnapshotHeader
 from spl.home.disk import Disk
 from spl.home.snapshot import Plan, Restorer, Rights, take
 from spl.home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, load
-from spl.home.writes import Own
+from spl.home.writes import Arrive, Own
 from tests.nodes import Node, join, nodes
 from tests.store_kit import set_views
 
@@ -35,7 +36,9 @@ STRANGER_DID = did_of("stranger", STRANGER.public)
 
 
 def snapshot(node: Node, thread: str = "th") -> bytes:
-    return b"".join(take(node.home.store, Disk(), node.home.path / "run", instance=node.did, thread=thread))
+    views = node.home.views
+    pieces = take(node.home.store, Disk(), node.home.path / "run", views=views, instance=node.did, thread=thread)
+    return b"".join(pieces)
 
 
 def reader(data: bytes) -> Callable[[int, int], bytes]:
@@ -205,6 +208,128 @@ async def test_a_peers_records_go_back_into_the_namespace_that_they_crossed_into
         with pytest.raises(SplError) as caught:
             restore(bob, later)
         assert caught.value.code == "namespace-rejected"
+
+
+async def test_only_a_record_that_its_signers_pair_does_not_place_gets_a_line(tmp_path: Path) -> None:
+    """Older versions read the file as long as there is none; a way that is younger than a record proves nothing."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        for node in (alice, bob):
+            node.share("music", "projects")
+        join(alice, bob)
+        early, late, plain = (alice.emit(text, ns=ns) for text, ns in (("x", "music"), ("y", "music"), ("z", "")))
+        bob.write(Arrive(early, "projects", "pair_0000000b"))
+        for kind, grant in (
+            (consent.KIND_PEER_GRANT, Grant("music", "projects", 0, 1)),
+            (consent.KIND_GRANT, Grant("projects", "music", 0, 1)),
+        ):
+            bob.write(Own(consent.THREAD, kind, {"pair_id": "pair_00000001", "grant": grant.to_json()}))
+        bob.write(Arrive(late, "projects", "pair_00000001"), Arrive(plain, "default", "pair_0000000b"))
+        line = b'{"namespace":"projects"}'
+        assert snapshot(bob).splitlines()[1:] == [line, early.raw, late.raw, plain.raw]
+
+
+@contextmanager
+def an_empty_home_of(node: Node, folder: Path) -> Iterator[Node]:
+    """Give a new home with the node's identity."""
+    identity = node.home.vault.identity
+    assert identity is not None
+    fresh = Node(folder.name, folder, node.network)
+    try:
+        fresh.home.adopt(identity)
+        yield fresh
+    finally:
+        fresh.close()
+
+
+def relayed(origin: Node, to: Node) -> Envelope:
+    """Bring the other's record of `music`, a name that is unknown here, into our `projects`, as a hub's pair does."""
+    origin.share("music")
+    to.write(Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "projects", "shared": True}))
+    trust(to, origin)
+    sent = origin.emit("through a hub", ns="music")
+    to.write(Arrive(sent, "projects", "pair_0000000b"))
+    return sent
+
+
+def unplaced(data: bytes) -> bytes:
+    """Return the snapshot as older versions wrote it."""
+    return b"".join(line + b"\n" for line in data.splitlines() if not line.startswith(b'{"namespace"'))
+
+
+@pytest.mark.parametrize("created", [False, True])
+@pytest.mark.parametrize("thread", ["", "th"])
+async def test_what_came_through_a_hub_goes_back_where_it_was(tmp_path: Path, thread: str, created: bool) -> None:
+    """Even if a namespace with the name that its maker gave is created here later: that is another tenant's."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        sent, own = relayed(alice, bob), bob.emit("mine")
+        if created:
+            bob.write(Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "music"}))
+        data = snapshot(bob, thread)
+        assert data.count(b'{"namespace":"projects"}\n' + sent.raw) == data.count(b'\n{"namespace"') == 1
+        assert restore(bob, data).new == 0, "all of it is here"
+        with an_empty_home_of(bob, tmp_path / "fresh") as fresh:
+            restore(fresh, snapshot(bob, THREAD_PAIRS))
+            restore(fresh, snapshot(bob, THREAD_NAMESPACES))
+            restore(fresh, data)
+            assert (fresh.ids("projects"), fresh.ids("music"), fresh.ids()) == ([sent.id], [], [own.id])
+            assert snapshot(fresh, "th").splitlines()[1:] == snapshot(bob, "th").splitlines()[1:]
+            assert restore(fresh, data).new == 0
+
+
+async def test_a_full_backup_alone_brings_back_what_came_through_a_hub(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        sent, data = relayed(alice, bob), snapshot(bob, "")
+        with an_empty_home_of(bob, tmp_path / "fresh") as fresh:
+            assert restore(fresh, data).refused == {}
+            assert fresh.ids("projects") == [sent.id]
+
+
+@pytest.mark.parametrize("created", [False, True])
+async def test_a_file_that_does_not_say_where_finds_what_is_here(tmp_path: Path, created: bool) -> None:
+    """As older versions wrote it: nothing is refused or stored twice; an empty home cannot know, and takes nothing."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        sent, data = relayed(alice, bob), unplaced(snapshot(bob, "th"))
+        if created:
+            bob.write(Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": "music"}))
+        plan = restore(bob, data)
+        assert (plan.new, plan.known, bob.ids("projects"), bob.ids("music")) == (0, 1, [sent.id], [])
+        with an_empty_home_of(bob, tmp_path / "fresh") as fresh:
+            trust(fresh, alice)
+            with pytest.raises(SplError) as caught:
+                restore(fresh, data)
+            assert caught.value.code == "namespace-rejected"
+
+
+async def test_where_a_record_belongs_is_said_by_our_own_file_and_within_the_callers_reach(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
+        sent, data = relayed(alice, bob), snapshot(bob, "th")
+        carol.share("projects")
+        trust(carol, alice)
+        assert restore(carol, data, dry_run=True).refused == {"namespace-rejected": 1}, "those are bob's namespaces"
+        mine = Rights(admin=False, reaches={"projects"}.__contains__)
+        theirs = Rights(admin=False, reaches={"default"}.__contains__)
+        assert restore(bob, data, mine, dry_run=True).known == 1
+        for file in (data, unplaced(data)):
+            assert restore(bob, file, theirs, dry_run=True).refused == {"scope-forbidden": 1}
+        with an_empty_home_of(bob, tmp_path / "fresh") as fresh:
+            trust(fresh, alice)
+            fresh.share("projects")
+            assert restore(fresh, data, mine, dry_run=True).new == 1
+            fresh.share("music")
+            assert restore(fresh, data, mine, dry_run=True).refused == {"scope-forbidden": 1}
+            restore(fresh, data)
+            assert fresh.ids("projects") == [sent.id]
+
+
+async def test_what_we_signed_stays_in_the_namespace_that_it_names(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice") as [alice]:
+        alice.share("projects")
+        made, data = alice.emit("mine"), snapshot(alice)
+        moved = data.replace(made.raw, b'{"namespace":"projects"}\n' + made.raw)
+        with an_empty_home_of(alice, tmp_path / "fresh") as fresh:
+            fresh.share("projects")
+            restore(fresh, moved)
+            assert (fresh.ids("projects"), fresh.ids()) == ([], [made.id])
 
 
 async def test_a_home_comes_back_from_all_threads(tmp_path: Path) -> None:

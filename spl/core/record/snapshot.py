@@ -2,7 +2,12 @@
 
     {"count":2,"digest":H,"format":"syncropel-snapshot-v1","instance":DID,"thread":"th_x"}
     {"id":…,"record":{…},"sig":{…}}
+    {"namespace":"a"}
+    {"id":…,"record":{…},"sig":{…}}
     …
+
+A line of `namespace` stands before a record that the instance holds in another namespace than the one it names, as far
+as its pairs do not say so anyway: a relayed record crossed into other names on its way.  It holds for the next line.
 
 `instance` is null if the source has no identity, `thread` null for all threads.  The digest is the SHA-256 over the
 ids in ascending order, 64 hex digits and a line feed each, so `sort | sha256sum` gives it too.  Envelopes of other
@@ -16,7 +21,7 @@ from typing import Any, Final
 from .. import canon
 from ..errors import SplError
 from ..limits import MIB, Limits
-from . import record
+from . import namespace, record
 from .record import Envelope
 
 FORMAT: Final = "syncropel-snapshot-v1"
@@ -24,6 +29,7 @@ LINE_BYTES_MAX: Final = 2 * MIB
 MEMBERS: Final = frozenset({"count", "digest", "format", "instance", "thread"})
 
 _READ_BYTES: Final = 256 * 1024
+_PLACE: Final = b'{"namespace":'
 
 Read = Callable[[int, int], bytes]
 """(size, offset) -> up to `size` bytes from the offset; fewer only at the end."""
@@ -93,6 +99,29 @@ def cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
+def placement(ns: str) -> bytes:
+    """Return the line, with its line feed, that says which namespace holds the record after it."""
+    return canon.encode({"namespace": ns}) + b"\n"
+
+
+def placed(found: Iterable[bytes]) -> Iterator[tuple[int, bytes, str]]:
+    """Yield (number, envelope, the namespace that the line before it names or "") of the lines behind the header.
+
+    Raises SnapshotError "snapshot-malformed" for a line that names a namespace and no record, or no namespace.
+    """
+    ns = ""
+    for number, raw in enumerate(found, 2):
+        if not raw.startswith(_PLACE):
+            yield number, raw, ns
+            ns = ""
+        elif ns:
+            raise malformed(f"line {number}: the line before it names a namespace, too")
+        else:
+            ns = _namespace_in(raw, number)
+    if ns:
+        raise malformed("the last line names a namespace, and no record follows")
+
+
 def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:
     """Yield the envelopes of a snapshot, each id recomputed and their number checked at the end; signatures are not.
 
@@ -100,7 +129,7 @@ def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:
     """
     found = cut(pieces)
     header, count = header_of(next(found, b"")), 0
-    for number, raw in enumerate(found, 2):
+    for number, raw, _ in placed(found):
         try:
             yield record.parse(raw, limits)
         except SplError as exc:
@@ -118,6 +147,16 @@ def plain(envelope: Mapping[str, Any]) -> dict[str, Any]:
 def malformed(text: str) -> SnapshotError:
     """Return the error for text that is no whole snapshot."""
     return SnapshotError("snapshot-malformed", text)
+
+
+def _namespace_in(raw: bytes, number: int) -> str:
+    try:
+        value = canon.decode(raw)
+        if isinstance(value, dict) and value.keys() == {"namespace"}:
+            return namespace.check_name(value["namespace"])
+    except SplError as exc:
+        raise malformed(f"line {number}: {exc.message}") from exc
+    raise malformed(f"line {number} names more than a namespace")
 
 
 def _pieces(read: Read) -> Iterator[bytes]:

@@ -77,3 +77,18 @@ def test_records_are_read_with_their_ids_checked() -> None:
         with pytest.raises(SplError) as caught:
             list(snapshot.records([bad], LIMITS))
         assert caught.value.code == "snapshot-malformed"
+
+
+def test_a_line_of_a_namespace_holds_for_the_next_record() -> None:
+    text = b"a\n" + snapshot.placement("org/music") + b"b\nc\n"
+    assert [*snapshot.placed(text.splitlines())] == [(2, b"a", ""), (4, b"b", "org/music"), (5, b"c", "")]
+
+
+@pytest.mark.parametrize("text", [
+    snapshot.placement("a"), snapshot.placement("a") * 2 + b"x\n", b'{"namespace":"a","x":1}\nx\n',
+    b'{"namespace":7}\nx\n', b'{"namespace":""}\nx\n', b'{"namespace":"A b"}\nx\n', b'{"namespace":"a"\nx\n',
+])  # fmt: skip
+def test_a_line_of_a_namespace_that_places_nothing_is_refused(text: bytes) -> None:
+    with pytest.raises(SplError) as caught:
+        [*snapshot.placed(text.splitlines())]
+    assert caught.value.code == "snapshot-malformed"
