@@ -7,10 +7,13 @@ text.  No Unicode normalisation.  Equal values give equal bytes on every machine
 and record ids depend on that.
 
 Refused as `bad-json`: NaN, infinities, duplicate keys, lone surrogates, integers
-over 310 digits, nesting beyond the caller's limit.
+over 310 digits, nesting beyond the caller's limit, and floats whose integers make
+the text more than GROWTH_TIMES as long: 1e300 has 6 characters and 301 digits, so
+a small text could otherwise cost fifty times its size in memory and time.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,6 +22,9 @@ from .errors import SplError
 
 NESTING_LEVELS_MAX: Final = 64
 INTEGER_DIGITS_MAX: Final = 310
+GROWTH_TIMES: Final = 8
+GROWTH_FREE_DIGITS: Final = 4096
+"""Integers of floats may have so many digits in all, and GROWTH_TIMES the length of the text that they stand in."""
 
 _LONG_DIGITS: Final = re.compile(rb"[0-9]{%d}" % (INTEGER_DIGITS_MAX + 1))
 _ENCODE: Final[Callable[[Any], str]] = json.JSONEncoder(
@@ -39,7 +45,7 @@ def encode(value: object) -> bytes:
         text = _ENCODE(value)
         # A float that equals an integer prints as "1.0" or "1e+16"; only then is the slow walk needed.
         if ".0" in text or "e+" in text:
-            text = _ENCODE(_exact(value))
+            text = _ENCODE(_exact(value, _Room(len(text))))
         return text.encode()
     except (ValueError, TypeError, RecursionError, OverflowError) as exc:
         raise CanonError("bad-json", f"no canonical form: {_reason(exc)}") from exc
@@ -52,8 +58,9 @@ def decode(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any:
     """
     try:
         value = json.loads(
-            data.decode(), parse_float=_float, parse_int=_int, parse_constant=_constant, object_pairs_hook=_unique
-        )
+            data.decode(), parse_float=_Room(len(data)).number, parse_int=_int, parse_constant=_constant,
+            object_pairs_hook=_unique,
+        )  # fmt: skip
         if data.count(b"{") + data.count(b"[") > levels_max and _levels(value) > levels_max:
             raise CanonError("bad-json", f"nested deeper than {levels_max} levels")
         if b"\\u" in data:
@@ -78,20 +85,48 @@ def decode_canonical(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any |
     except (ValueError, RecursionError):
         return None
     # A float that equals an integer re-encodes to itself here, but is not canonical.
-    if (b".0" in data or b"e+" in data) and encode(value) != data:
-        return None
+    if b".0" in data or b"e+" in data:
+        try:
+            if encode(value) != data:
+                return None
+        except CanonError:
+            return None
     if data.count(b"{") + data.count(b"[") > levels_max and _levels(value) > levels_max:
         return None
     return value
 
 
-def _exact(value: Any) -> Any:
+class _Room:
+    """How many digits the integers of one text's floats may still have."""
+
+    __slots__ = ("_digits",)
+
+    def __init__(self, length: int) -> None:
+        self._digits = GROWTH_FREE_DIGITS + GROWTH_TIMES * length
+
+    def number(self, text: str) -> float | int:
+        """Return the number that a float's text stands for; raise ValueError beyond the room."""
+        return self.exact(float(text))
+
+    def exact(self, number: float) -> float | int:
+        """Return an integral float as the integer it equals; raise ValueError beyond the room, and for infinities."""
+        if not math.isfinite(number):
+            raise ValueError("number out of range")
+        if not number.is_integer():
+            return number
+        self._digits -= int(math.log10(abs(number) or 1)) + 1
+        if self._digits < 0:
+            raise ValueError("floats whose integers are far longer than the text")
+        return int(number)
+
+
+def _exact(value: Any, room: _Room) -> Any:
     if isinstance(value, float):
-        return int(value) if value.is_integer() else value
+        return room.exact(value)
     if isinstance(value, list | tuple):
-        return [_exact(item) for item in value]
+        return [_exact(item, room) for item in value]
     if isinstance(value, dict):
-        return {key: _exact(item) for key, item in value.items()}
+        return {key: _exact(item, room) for key, item in value.items()}
     return value
 
 
@@ -102,13 +137,6 @@ def _levels(value: Any) -> int:
         depth += 1
         layer = [child for item in layer for child in (item.values() if isinstance(item, dict) else item)]
     return depth
-
-
-def _float(text: str) -> float | int:
-    number = float(text)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"number out of range: {text[:20]}")
-    return int(number) if number.is_integer() else number
 
 
 def _int(text: str) -> int:

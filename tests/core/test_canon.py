@@ -118,3 +118,15 @@ def test_the_bounds_are_exact() -> None:
         canon.decode(b'{"a":[{}]}', 2)
     assert canon.decode_canonical(b'{"a":[{}]}', 2) is None
     assert canon.decode(b'"[[[[{{{{"', 1) == "[[[[{{{{"
+
+
+@pytest.mark.parametrize("text", ["1e300", "-1E300", "1.0e+300"])
+def test_floats_do_not_make_a_text_fifty_times_as_long(text: str) -> None:
+    """Some are fine, as each has its exact integer; thousands are refused, read strictly, as an envelope or written."""
+    some, many = f"[{','.join([text] * 10)}]".encode(), f"[{','.join([text] * 5000)}]".encode()
+    assert canon.encode(canon.decode(some)) == canon.encode([int(1e300) * (-1 if text[0] == "-" else 1)] * 10)
+    for refused in (lambda: canon.decode(many), lambda: canon.encode([float(text)] * 5000)):
+        with pytest.raises(canon.CanonError, match="far longer"):
+            refused()
+    assert canon.decode_canonical(many.replace(text.encode(), b"1e+300")) is None
+    assert canon.decode(b"[" + b",".join([b"1e21"] * 5000) + b"]") == [10**21] * 5000
