@@ -189,17 +189,7 @@ class Node:
 
     async def call(self, other: "Node") -> int:
         """Use the token that the other gave us for one call, and return the HTTP status of the answer."""
-        pair = self.alive[0]
-        text = self.home.vault.get(f"peer-token.{pair.pair_id}")
-        assert text is not None
-        target = f"/v1/sync/chains?did={other.did}"
-        proof = bearer.proof_header(
-            self.home.vault.identity.key, method="GET", target=target, audience=other.did, token=text, body=b"",
-            issued_at_ms=self.world.now_ms(), nonce=random_bytes(16).hex(),
-        )  # fmt: skip
-        headers = [("authorization", f"Bearer {text}"), (bearer.PROOF_HEADER, proof)]
-        dial = self.pairing.peers.dial(pair)
-        return (await self.world.network(self).fetch("GET", pair.url + target, headers=headers, dial=dial)).status
+        return (await self.pairing.peers.fetch(self.alive[0], "GET", f"/v1/sync/chains?did={other.did}")).status
 
     def move(self, url: str) -> None:
         """Let the world find this node at another URL from now on; the node itself publishes it from its next start."""

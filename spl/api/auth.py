@@ -81,10 +81,12 @@ class _Proofs:
 class Auth:
     """Recognises principals.  Used on the event loop only, so the memory of proofs needs no lock.
 
-    That memory ends with the process, so every proof issued before the process began is refused: a request captured
-    then works never again.  The refusal is "proof-time" with our time, by which a peer whose clock is behind signs
-    again.  Keeping the nonces on disk instead would cost a disk sync for each request of a peer.  What is left open: a
-    peer whose clock is ahead of ours signs for a later time, and until then its captured request works once more.
+    That memory ends with the process.  A process takes no proof dated more than PROOF_AHEAD_MS after its clock, so the
+    next one refuses every proof dated less than PROOF_AHEAD_MS after its own start: a request captured before a restart
+    never works again.  The refusal is "proof-time" with a time that counts, by which a peer signs again at once;
+    without that time, peers would have to wait.  Keeping the nonces on disk instead would cost a disk sync for each
+    request of a peer.  What is left open: if our own clock is set back over the restart, a captured request may work
+    once more, up to five minutes after it was signed by that clock.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class Auth:
     ) -> None:
         self._writer, self._vault, self._limits, self._now_ms = writer, vault, limits, now_ms
         self._insecure, self._settings = insecure, settings
-        self._began_ms = now_ms()
+        self._floor_ms = now_ms() + bearer.PROOF_AHEAD_MS
         self._proofs: dict[str, _Proofs] = {}
         self._swept_ms = now_ms()
         self._known: tuple[Mapping[str, Token], dict[str, Token]] = ({}, {})
@@ -228,10 +230,14 @@ class Auth:
         )
 
     def _check_fresh(self, issued_at_ms: int) -> None:
-        """Refuse a proof from before this process, whose used nonces are forgotten."""
-        if issued_at_ms < self._began_ms:
-            text = "the proof of possession is older than this run of the daemon: sign again by our clock"
-            raise AuthError("auth-invalid", text, reason="proof-time", time=when.text_of(self._now_ms()))
+        """Refuse a proof that an earlier process may have taken, whose nonces are forgotten."""
+        if issued_at_ms < self._floor_ms:
+            raise self._too_old("the proof of possession may be from before this run of the daemon", self._floor_ms)
+
+    def _too_old(self, text: str, floor_ms: int) -> AuthError:
+        """Return the refusal of a proof dated before `floor_ms`, with the first time that counts now."""
+        at = when.text_of(max(floor_ms, self._now_ms()))
+        return AuthError("auth-invalid", f"{text}: sign again by our clock", reason="proof-time", time=at)
 
     def _use_up(self, pair_id: str, nonce: str, issued_at_ms: int) -> None:
         """Remember the nonce of a proof that held; refuse one seen before.
@@ -243,8 +249,10 @@ class Auth:
         if len(self._proofs) > self._limits.pairs_count:
             self._proofs = {key: value for key, value in self._proofs.items() if key in self._writer.views.pairs}
         proofs = self._proofs.setdefault(pair_id, _Proofs())
-        if nonce in proofs.seen or issued_at_ms <= proofs.floor_ms:
+        if nonce in proofs.seen:
             raise AuthError("auth-invalid", "the proof of possession was used before", reason="proof-replayed")
+        if issued_at_ms <= proofs.floor_ms:
+            raise self._too_old("the proof of possession may have been used before", proofs.floor_ms + 1)
         proofs.seen[nonce] = issued_at_ms
         if len(proofs.seen) > self._limits.proofs_per_pair:
             gone = sorted(proofs.seen.items(), key=lambda item: item[1])[: len(proofs.seen) // 2]

@@ -88,6 +88,7 @@ class PeerCheck:
     def __init__(
         self, client: Client, probe: Probe, pairing: Pairing, vault: Vault, limits: Limits, *, now_ms: Callable[[], int]
     ) -> None:
+        """`now_ms` dates what is seen; how often a peer asks is counted by the steady clock of `pairing`."""
         self.client, self.probe, self.pairing, self.vault, self.limits = client, probe, pairing, vault, limits
         self._now_ms = now_ms
         self._looks = Buckets(LOOKS_COUNT, LOOKS_PER_S, limits.pairs_count)
@@ -172,26 +173,20 @@ class PeerCheck:
 
     async def _ask_back(self, pair: Pair) -> _Seen:
         """Ask the peer, authenticated, whether it reaches us and how it sees the pair."""
-        target = CHECK_PATH.format(pair.pair_id)
-        headers = self._credentials(pair, "POST", target, b"{}")
-        if not headers:
+        if not pair.live:
             return _Seen()
         started_ms = self._now_ms()
-        reply = await self.client.fetch(
-            "POST", pair.url + target, headers=[*headers, ("content-type", "application/json")], body=b"{}",
-            timeout_s=2 * self.limits.check_s, answer_bytes=ERROR_BYTES, dial=self.pairing.peers.dial(pair),
-        )  # fmt: skip
+        try:
+            reply = await self.pairing.peers.fetch(
+                pair, "POST", CHECK_PATH.format(pair.pair_id), b"{}", timeout_s=2 * self.limits.check_s,
+                answer_bytes=ERROR_BYTES,
+            )  # fmt: skip
+        except SyncError:  # we hold no token that could prove us
+            return _Seen()
         value = _object(reply.body)
         if reply.status != 200:
             return _refusal(reply.status, value, self._now_ms())
         return self._read_answer(value, started_ms)
-
-    def _credentials(self, pair: Pair, method: str, target: str, body: bytes) -> list[tuple[str, str]]:
-        """Return the headers that prove us to the peer, none if we hold no token that could."""
-        try:
-            return self.pairing.peers.credentials(pair, method, target, body) if pair.live else []
-        except SyncError:
-            return []
 
     def _read_answer(self, value: Mapping[str, Any], started_ms: int) -> _Seen:
         """Return what a peer's answer to the check shows."""
@@ -220,7 +215,7 @@ class PeerCheck:
         Nothing in the request says where to look.  Raises DoctorError "rate-limited" beyond six looks and then one
         each ten seconds, for a pair.
         """
-        wait_s = self._looks.take(pair.pair_id, self._now_ms() / 1000)
+        wait_s = self._looks.take(pair.pair_id, self.pairing.pairs.steady_ms() / 1000)
         if wait_s:
             raise DoctorError("rate-limited", "checked often enough", retry_after_s=int(wait_s) + 1)
         return {
@@ -230,14 +225,15 @@ class PeerCheck:
         }
 
     async def _look(self, pair: Pair) -> dict[str, object]:
-        url, started_ms = pair.url + MANIFEST_PATH, self._now_ms()
+        url, started_ms = pair.url + MANIFEST_PATH, self.pairing.pairs.steady_ms()
         try:
             reply = await self._get(url, self.pairing.peers.dial(pair))
         except SplError as exc:
             return self._unreached(pair, exc.code)
         if reply.status != 200 or _object(reply.body).get("did") != pair.peer_did:
             return self._unreached(pair, "manifest-missing")
-        return {"reached": True, "url": pair.url, "ms": self._now_ms() - started_ms, "sha256": _digest(reply.body)}
+        took_ms = self.pairing.pairs.steady_ms() - started_ms
+        return {"reached": True, "url": pair.url, "ms": took_ms, "sha256": _digest(reply.body)}
 
     def _unreached(self, pair: Pair, code: str) -> dict[str, object]:
         """Keep the reason in our own log; the peer is not told."""

@@ -120,8 +120,7 @@ class Exchange:
     async def prove(self, pair: Pair, token: str) -> None:
         """Raise PairError "auth-invalid" unless the peer takes the token with our proof in one call."""
         target = f"{CHAINS}?{urlencode({'did': pair.peer_did})}"
-        headers = self.peers.credentials(pair, "GET", target, token=token)
-        reply = await self.peers.client.fetch("GET", pair.url + target, headers=headers, dial=self.peers.dial(pair))
+        reply = await self.peers.fetch(pair, "GET", target, token=token)
         if reply.status in _REFUSED:
             why = f"{reply.status} {_code_in(reply.body)}".strip()
             raise PairError("auth-invalid", f"the peer refuses this token: {why}")

@@ -39,6 +39,7 @@ class Renewal:
         self.pairs = pairs
         self._unused = {name.removeprefix(RENEWED_NAME) for name in pairs.vault.names(RENEWED_NAME)}
         self._used_ms: dict[str, int] = {}
+        """When the peer first used its new token, by the steady clock."""
 
     # -- the holder
 
@@ -148,11 +149,11 @@ class Renewal:
             ref = TokenRef(token.token_id, tuple(sorted(token.scopes)), token.expires_at_ms, token.hash)
             self.pairs.take(pair, TokenChange(True, ref, minted=True))
             self._unused.add(pair_id)
-        self._used_ms[pair_id] = self.pairs.now_ms()
+        self._used_ms[pair_id] = self.pairs.steady_ms()
 
     def retire(self) -> None:
         """End the tokens whose successor the peer has used for as long as an answer may take."""
-        limit_ms = self.pairs.now_ms() - int(self.pairs.limits.answer_timeout_s * 1000)
+        limit_ms = self.pairs.steady_ms() - int(self.pairs.limits.answer_timeout_s * 1000)
         for pair_id in [pair_id for pair_id, used_ms in self._used_ms.items() if used_ms <= limit_ms]:
             pair = self.pairs.get(pair_id)
             if pair is not None and pair.issued_by_us is not None and not pair.ended:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from ..core import canon, when
 from ..core.errors import SplError, cli_code
 from ..core.identity import bearer
+from ..core.identity.manifest import CHANGES_PATH, RECORDS_PATH
 from ..core.pair.aitl import Status
 from ..core.pair.pair import Pair, PairError
 from ..core.record import page
@@ -25,8 +26,8 @@ from ..net.client import Client, DialPolicy, EventStream, Reply
 
 log = logging.getLogger("spl.federation")
 
-CHANGES: Final = "/v1/sync/changes"
-RECORDS: Final = "/v1/sync/records"
+CHANGES: Final = CHANGES_PATH
+RECORDS: Final = RECORDS_PATH
 ACK: Final = "/v1/sync/ack"
 CHAINS: Final = "/v1/sync/chains"
 FINGERPRINTS: Final = "/v1/sync/fingerprints"
@@ -68,8 +69,9 @@ class SyncError(SplError):
 class PeerClient:
     """Requests to every peer; `url` is the public base URL that our operator set, "" for none.
 
-    A peer that just started refuses a proof from before its start and tells its time.  It is signed again by that time,
-    and so is every later one: by how much the peer is ahead of us is kept for each pair.
+    A peer refuses a proof that is dated after its clock, or about its start or before, and tells a time that counts.
+    The request is signed again by that time, and so is every later one: how far the peer is ahead of us, or behind, is
+    kept for each pair.
     """
 
     def __init__(
@@ -128,18 +130,39 @@ class PeerClient:
 
     async def ask(self, pair: Pair, method: str, target: str, body: bytes = b"", media: str = JSON) -> Reply:
         """Return the peer's 200 answer; raise SyncError or ReachError."""
-        reply = await self._ask_once(pair, method, target, body, media)
-        if reply.status == 401 and self._learns_time(pair, reply.body):
-            reply = await self._ask_once(pair, method, target, body, media)
+        reply = await self.fetch(pair, method, target, body, media)
         if reply.status != 200:
             raise _refusal(reply)
         return reply
 
-    async def _ask_once(self, pair: Pair, method: str, target: str, body: bytes, media: str) -> Reply:
-        headers = self.credentials(pair, method, target, body)
-        if body:
-            headers.append(("content-type", media))
-        return await self.client.fetch(method, pair.url + target, headers=headers, body=body, dial=self.dial(pair))
+    async def fetch(
+        self,
+        pair: Pair,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        media: str = JSON,
+        *,
+        token: str = "",
+        timeout_s: float | None = None,
+        answer_bytes: int | None = None,
+    ) -> Reply:
+        """Return the peer's answer, whatever its status, to a request with this token, by default the one we hold.
+
+        `timeout_s` limits each of at most two requests.  Raises SyncError "auth-required", "identity-missing",
+        ReachError.
+        """
+        for again in (True, False):
+            headers = self.credentials(pair, method, target, body, token=token)
+            if body:
+                headers.append(("content-type", media))
+            reply = await self.client.fetch(
+                method, pair.url + target, headers=headers, body=body, timeout_s=timeout_s, answer_bytes=answer_bytes,
+                dial=self.dial(pair),
+            )  # fmt: skip
+            if not (again and reply.status == 401 and self._learns_time(pair, reply.body)):
+                break
+        return reply
 
     @asynccontextmanager
     async def stream(self, pair: Pair, target: str) -> AsyncIterator[EventStream]:
@@ -174,7 +197,7 @@ class PeerClient:
             return False
         if abs(ahead_ms) > self._writer.limits.proof_age_s * 1000:
             return False
-        self._ahead_ms[pair.pair_id] = max(0, ahead_ms)
+        self._ahead_ms[pair.pair_id] = ahead_ms
         return True
 
 

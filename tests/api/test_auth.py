@@ -55,20 +55,26 @@ class World:
     def __init__(self, **config: Any) -> None:
         insecure = config.pop("insecure", False)
         limits = config.pop("limits", Limits())
-        self.now_ms = NOW_MS
+        self.now_ms = NOW_MS - bearer.PROOF_AHEAD_MS
         self.pair = SimpleNamespace(peer_did=PEER_DID, live=True, chain=CHAIN, namespaces=("default", "org"))
         self.views = SimpleNamespace(pairs={PAIR_ID: self.pair}, tokens_by_hash={}, pins=Pins())
         self.vault = SimpleNamespace(identity=SimpleNamespace(did=OWN_DID))
         self.set_tokens(TOKENS)
+        self.config, self.limits, self.insecure = config, limits, insecure
+        self.start()
+        self.now_ms = NOW_MS
+        self.nonce = 0
+
+    def start(self) -> None:
+        """Begin a process, which remembers no proof of an earlier one."""
         self.auth = Auth(
             cast(Writer, SimpleNamespace(views=self.views)),
             cast(Vault, self.vault),
-            Settings(Config(**config)),
-            limits,
+            Settings(Config(**self.config)),
+            self.limits,
             lambda: self.now_ms,
-            insecure=insecure,
+            insecure=self.insecure,
         )
-        self.nonce = 0
 
     def set_tokens(self, tokens: Mapping[str, Token]) -> None:
         self.views.tokens_by_hash = {token.hash: token for token in tokens.values()}
@@ -323,7 +329,7 @@ def test_a_pairs_token_without_proof_is_worth_nothing() -> None:
         {"body": b"{}"},
         {"key": OTHER_KEY},
         {"issued_at_ms": NOW_MS - 300_001},
-        {"issued_at_ms": NOW_MS + 300_001},
+        {"issued_at_ms": NOW_MS + bearer.PROOF_AHEAD_MS + 1},
     ],
     ids=str,
 )
@@ -355,7 +361,7 @@ def test_a_refused_proof_does_not_use_its_nonce_up() -> None:
 
 
 def test_no_proof_counts_twice_however_many_were_seen() -> None:
-    """The memory is bounded; what fell out of it is refused by its time."""
+    """The memory is bounded; what fell out of it is refused with a time by which its peer can sign again."""
     world = World(limits=Limits(proofs_per_pair=8))
     proofs = []
     for _ in range(100):
@@ -363,14 +369,28 @@ def test_no_proof_counts_twice_however_many_were_seen() -> None:
         proofs.append(world.proven())
         assert world.ask(proofs[-1])
         assert len(world.auth._proofs[PAIR_ID].seen) <= 8
-    for proof in proofs:
-        assert refused("auth-invalid", world.ask, proof).facts["reason"] == "proof-replayed"
+    found = [refused("auth-invalid", world.ask, proof).facts for proof in proofs]
+    reasons = [facts["reason"] for facts in found]
+    held = len(world.auth._proofs[PAIR_ID].seen)
+    assert reasons == ["proof-time"] * (100 - held) + ["proof-replayed"] * held
+    assert world.ask(world.proven(issued_at_ms=when.ms_of(found[-held - 1]["time"])))
 
 
-def test_a_proof_from_before_this_process_is_refused_with_our_time() -> None:
-    """Its nonce may have been used then; a peer whose clock is behind signs again by the time that it is told."""
+def test_at_a_frozen_clock_a_forgotten_date_is_answered_by_the_next_one_that_counts() -> None:
+    world = World(limits=Limits(proofs_per_pair=8))
+    for _ in range(9):
+        assert world.ask(world.proven())
+    facts = refused("auth-invalid", world.ask, world.proven()).facts
+    assert facts["reason"] == "proof-time"
+    assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
+
+
+@pytest.mark.parametrize("early_ms", [1, bearer.PROOF_AHEAD_MS, 60_000])
+def test_a_proof_that_an_earlier_process_may_have_taken_is_refused_with_a_time_that_counts(early_ms: int) -> None:
+    """Its nonce may have been used then; the peer signs again by the time that it is told, and need not wait."""
     world = World()
-    early = world.proven(issued_at_ms=world.now_ms - 1)
+    early = world.proven(issued_at_ms=world.now_ms - early_ms)
+    world.now_ms -= bearer.PROOF_AHEAD_MS
     facts = refused("auth-invalid", world.ask, early).facts
     assert facts["reason"] == "proof-time"
     assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
@@ -391,6 +411,24 @@ def test_the_proofs_of_an_idle_pair_are_forgotten_and_stay_refused() -> None:
     world.now_ms = began_ms
     world.set_tokens({"pair": TOKENS["pair"]})
     assert refused("auth-invalid", world.ask, proof)
+
+
+def test_no_proof_that_was_taken_is_taken_by_the_next_process() -> None:
+    """Not when the peer's clock is ahead of ours either: at no moment after the restart."""
+    world = World()
+    proof = world.proven(issued_at_ms=world.now_ms + bearer.PROOF_AHEAD_MS)
+    assert world.ask(proof)
+    world.now_ms += 1
+    world.start()
+    for later_ms in (0, 1, bearer.PROOF_AHEAD_MS, 200_000, 400_000):
+        world.now_ms = NOW_MS + 1 + later_ms
+        assert refused("auth-invalid", world.ask, proof).facts["reason"] == "proof-time"
+
+
+def test_a_proof_of_a_clock_that_is_ahead_is_refused_with_our_time() -> None:
+    world = World()
+    facts = refused("auth-invalid", world.ask, world.proven(issued_at_ms=NOW_MS + 200_000)).facts
+    assert (facts["reason"], facts["time"]) == ("proof-time", when.text_of(NOW_MS))
 
 
 def test_proofs_of_pairs_that_are_gone_are_forgotten() -> None:

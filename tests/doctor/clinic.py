@@ -90,8 +90,9 @@ class Clinic:
             source = SimpleNamespace(reaches=reaches, outgoing=outgoing)
             feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered, source=source))
             health = HealthSampler(node.home.writer, sync, feed, Limits(), steady_s=lambda: 0.0, tasks=list)
+            client = node.pairing.peers.client = cast(Client, PeerNetwork(node, self))
             peer = PeerCheck(
-                cast(Client, PeerNetwork(node, self)), self, node.pairing, node.home.vault, Limits(),
+                client, self, node.pairing, node.home.vault, Limits(),
                 now_ms=self.world.now_ms,
             )  # fmt: skip
             self.doctors[node.url] = Doctor(

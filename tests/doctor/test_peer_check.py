@@ -179,5 +179,13 @@ async def test_a_peer_is_looked_at_six_times_and_then_slowly(tmp_path: Path) -> 
         with pytest.raises(SplError) as caught:
             await doctor.look_back(pair)
         assert (caught.value.code, caught.value.status) == ("rate-limited", 429)
+        found.world.set_ms -= 3_600_000  # a clock that is set back lets nobody wait longer
         found.world.time_ms += 10_000
         await doctor.look_back(pair)
+
+
+async def test_a_peer_that_refuses_the_date_of_our_proof_is_asked_again_by_its_clock(tmp_path: Path) -> None:
+    """As every request to a peer is: a doctor that did not would find a fault in a token that works."""
+    async with clinic(tmp_path) as found:
+        found.a.pairing.peers._ahead_ms[found.pair_id] = 60_000
+        assert await found.problems() == {}

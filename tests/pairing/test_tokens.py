@@ -76,6 +76,24 @@ def test_a_token_is_renewed_from_day_83_and_both_work_until_the_new_one_was_used
     asyncio.run(run())
 
 
+def test_a_clock_that_is_set_back_does_not_prolong_the_life_of_a_replaced_token(tmp_path: Path) -> None:
+    """What the peer has used for long enough is measured by a clock that nobody sets."""
+
+    async def run() -> None:
+        async with two(tmp_path) as (world, a, b):
+            await a.pair(b)
+            await both_active(a, b)
+            before = held(a)
+            world.time_ms += 83 * DAY_MS + 60_000
+            await a.until(lambda: held(a) != before)
+            assert await calls(a, b, held(a)) == 200
+            world.set_ms -= 3_600_000
+            world.time_ms += 31_000
+            await b.until(lambda: live_tokens(b) == [id_of(held(a))])
+
+    asyncio.run(run())
+
+
 async def calls(holder: Node, issuer: Node, text: str) -> int:
     """Return the status of one call with this token."""
     name = f"peer-token.{holder.alive[0].pair_id}"
@@ -326,6 +344,7 @@ def test_a_token_that_the_peer_minted_by_hand_is_installed_once_the_peer_took_it
                 assert held(a) == before
             text = await minted(b, pair_id)
             await a.pairing.maintenance.doubt(pair_id, "auth-invalid")
+            a.pairing.peers._ahead_ms[pair_id] = 60_000  # refused for its date, the proof is signed again
             await a.pairing.maintenance.set_token(pair_id, text)
             assert held(a) == text
             assert a.alive[0].phase is Phase.ACTIVE

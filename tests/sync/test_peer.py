@@ -131,6 +131,19 @@ def refuse_before(node: Node, at_ms: int) -> list[str]:
     return refused
 
 
+async def test_a_peer_whose_clock_is_behind_is_asked_by_its_clock(tmp_path: Path) -> None:
+    """Our clock is ahead: the first proof is dated after the peer's clock, and every later one goes by that clock."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        pair: Any = bob.home.views.pairs[PAIR]
+        real, seen = alice.now_ms, list[int]()
+        alice.now_ms = lambda: real() - 120_000  # type: ignore[method-assign]
+        alice.network.change = lambda path, reply: seen.append(reply.status) or reply  # type: ignore[func-returns-value]
+        for _ in range(2):
+            assert (await bob.peers.ask(pair, "GET", "/v1/sync/changes")).status == 200
+        assert seen == [401, 200, 200]
+
+
 @pytest.mark.parametrize(("ahead_ms", "asked_again"), [(60_000, True), (3_600_000, False)])
 async def test_a_proof_from_before_the_peers_start_is_signed_again_by_its_time(
     tmp_path: Path, ahead_ms: int, asked_again: bool
@@ -139,7 +152,8 @@ async def test_a_proof_from_before_the_peers_start_is_signed_again_by_its_time(
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         pair: Any = bob.home.views.pairs[PAIR]
-        refused = refuse_before(alice, bob.now_ms() + ahead_ms)
+        refused, real = refuse_before(alice, bob.now_ms() + ahead_ms), alice.now_ms
+        alice.now_ms = lambda: real() + ahead_ms  # type: ignore[method-assign]
         if not asked_again:
             assert (await refusal(bob)).code == "auth-invalid"
             with pytest.raises(SyncError):

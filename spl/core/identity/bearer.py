@@ -40,6 +40,9 @@ KIND_READMIT: Final = "syncropel.access.token_readmit.v1"
 PROOF_HEADER: Final = "spl-proof"
 SECRET_BYTES: Final = 32
 SEAL_PURPOSE: Final = "federation-token"
+PROOF_AHEAD_MS: Final = 5000
+"""How far ahead of our clock a proof may be dated: what two clocks that are kept in time may differ.  A daemon refuses
+what is dated within so much of its start, so a longer time would have more peers sign again after each restart."""
 
 _TEXT: Final = re.compile(r"spl_([A-Za-z0-9]{1,16})_(sa_[0-9a-f]{4,32})_([A-Za-z0-9]{22,128})\Z")
 _SCOPE: Final = re.compile(r"[a-z:_-]{1,40}\Z")
@@ -268,7 +271,8 @@ def check_proof(
 ) -> tuple[str, int]:
     """Return (nonce, issued_at in ms) of a proof that holds for exactly this request; the caller refuses replays.
 
-    Raises BearerError "auth-invalid" with fact `reason` "proof-malformed", "proof-time" (then also `time`) or "proof".
+    A proof may be `proof_age_s` old, and dated PROOF_AHEAD_MS after our clock.  Raises BearerError "auth-invalid" with
+    fact `reason` "proof-malformed", "proof-time" (then also `time`, by which the peer signs again) or "proof".
     """
     found = _PROOF.match(header)
     if found is None:
@@ -280,7 +284,7 @@ def check_proof(
         raise BearerError("auth-invalid", f"the {PROOF_HEADER} header is malformed", reason="proof-malformed") from exc
     if not keys.verify(public, _proof_text(method, target, audience, token, body, issued_at, nonce), value):
         raise BearerError("auth-invalid", "the proof of possession does not verify for this request", reason="proof")
-    if abs(issued_at_ms - now_ms) > limits.proof_age_s * 1000:
+    if not now_ms - limits.proof_age_s * 1000 <= issued_at_ms <= now_ms + PROOF_AHEAD_MS:
         raise BearerError(
             "auth-invalid",
             "the proof of possession is too far from our clock",

@@ -11,12 +11,13 @@ from tests.attack.adversary import messages, wire
 from tests.attack.adversary.keys import Identity
 from tests.attack.adversary.messages import PAIR
 from tests.attack.adversary.server import EVENTS, Asked, Given, Server
-from tests.attack.adversary.text import at, canonical, ms_of
+from tests.attack.adversary.text import at, canonical, ms_of, now_ms
 from tests.attack.adversary.wire import HERE, Reply
 from tests.e2e.harness import Instance
 
 NDJSON: Final = "application/x-ndjson"
 NOWHERE: Final = "http://127.0.0.1:9"
+PROOF_AHEAD_MS: Final = 5000
 _CURSORS: Final = itertools.count(1)
 
 
@@ -130,8 +131,12 @@ class Puppet(Stranger):
     # -- what it asks as a peer
 
     def headers(self, method: str, target: str, body: bytes = b"", *, issued_ms: int | None = None) -> dict[str, str]:
-        """Return bearer and proof for one request."""
+        """Return bearer and proof for one request, by default dated as late as a daemon takes it.
+
+        So it counts at once after the daemon's start, and is the one that a captor would like best.
+        """
         audience = self.target["daemon"]["did"]
+        issued_ms = now_ms() + PROOF_AHEAD_MS if issued_ms is None else issued_ms
         proof = messages.proof(self.who.key, method, target, audience, self.token, body, issued_ms)
         return {"authorization": f"Bearer {self.token}", "spl-proof": proof}
 
