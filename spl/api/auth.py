@@ -220,24 +220,14 @@ class Auth:
             body=body,
             now_ms=self._now_ms(),
             limits=self._limits,
+            since_ms=self._floor_ms,
         )
-        self._check_fresh(issued_at_ms)
         self._use_up(token.pair_id, nonce, issued_at_ms)
         # Whatever was minted for it, a peer syncs and does nothing else.
         scopes = frozenset(scope for scope in bearer.FEDERATION if bearer.holds(token.scopes, scope))
         return Principal(
             Kind.PEER, scopes, pair.namespaces, token.pair_id, token.peer_did, token.token_id, request.address
         )
-
-    def _check_fresh(self, issued_at_ms: int) -> None:
-        """Refuse a proof that an earlier process may have taken, whose nonces are forgotten."""
-        if issued_at_ms < self._floor_ms:
-            raise self._too_old("the proof of possession may be from before this run of the daemon", self._floor_ms)
-
-    def _too_old(self, text: str, floor_ms: int) -> AuthError:
-        """Return the refusal of a proof dated before `floor_ms`, with the first time that counts now."""
-        at = when.text_of(max(floor_ms, self._now_ms()))
-        return AuthError("auth-invalid", f"{text}: sign again by our clock", reason="proof-time", time=at)
 
     def _use_up(self, pair_id: str, nonce: str, issued_at_ms: int) -> None:
         """Remember the nonce of a proof that held; refuse one seen before.
@@ -252,7 +242,9 @@ class Auth:
         if nonce in proofs.seen:
             raise AuthError("auth-invalid", "the proof of possession was used before", reason="proof-replayed")
         if issued_at_ms <= proofs.floor_ms:
-            raise self._too_old("the proof of possession may have been used before", proofs.floor_ms + 1)
+            text = "the proof of possession may have been used before: sign again by our clock"
+            at = when.text_of(max(proofs.floor_ms + 1, self._now_ms()))
+            raise AuthError("auth-invalid", text, reason="proof-time", time=at)
         proofs.seen[nonce] = issued_at_ms
         if len(proofs.seen) > self._limits.proofs_per_pair:
             gone = sorted(proofs.seen.items(), key=lambda item: item[1])[: len(proofs.seen) // 2]

@@ -385,7 +385,7 @@ def test_at_a_frozen_clock_a_forgotten_date_is_answered_by_the_next_one_that_cou
     assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
 
 
-@pytest.mark.parametrize("early_ms", [1, bearer.PROOF_AHEAD_MS, 60_000])
+@pytest.mark.parametrize("early_ms", [1, bearer.PROOF_AHEAD_MS, 60_000, -60_000])
 def test_a_proof_that_an_earlier_process_may_have_taken_is_refused_with_a_time_that_counts(early_ms: int) -> None:
     """Its nonce may have been used then; the peer signs again by the time that it is told, and need not wait."""
     world = World()

@@ -268,11 +268,13 @@ def check_proof(
     body: bytes,
     now_ms: int,
     limits: Limits,
+    since_ms: int = 0,
 ) -> tuple[str, int]:
     """Return (nonce, issued_at in ms) of a proof that holds for exactly this request; the caller refuses replays.
 
-    A proof may be `proof_age_s` old, and dated PROOF_AHEAD_MS after our clock.  Raises BearerError "auth-invalid" with
-    fact `reason` "proof-malformed", "proof-time" (then also `time`, by which the peer signs again) or "proof".
+    A proof may be `proof_age_s` old but not from before `since_ms`, and dated PROOF_AHEAD_MS after our clock.  Raises
+    BearerError "auth-invalid" with fact `reason` "proof-malformed", "proof-time" (then also `time`, by which the peer
+    signs again) or "proof".
     """
     found = _PROOF.match(header)
     if found is None:
@@ -284,12 +286,12 @@ def check_proof(
         raise BearerError("auth-invalid", f"the {PROOF_HEADER} header is malformed", reason="proof-malformed") from exc
     if not keys.verify(public, _proof_text(method, target, audience, token, body, issued_at, nonce), value):
         raise BearerError("auth-invalid", "the proof of possession does not verify for this request", reason="proof")
-    if not now_ms - limits.proof_age_s * 1000 <= issued_at_ms <= now_ms + PROOF_AHEAD_MS:
+    if not max(since_ms, now_ms - limits.proof_age_s * 1000) <= issued_at_ms <= now_ms + PROOF_AHEAD_MS:
         raise BearerError(
             "auth-invalid",
-            "the proof of possession is too far from our clock",
+            "the proof of possession is too far from our clock, or from before our start",
             reason="proof-time",
-            time=when.text_of(now_ms),
+            time=when.text_of(max(since_ms, now_ms)),
         )
     return nonce, issued_at_ms
 
