@@ -214,4 +214,9 @@ def test_a_claim_goes_no_further_than_to_whom_it_was_made(make: Make) -> None:
     eventually(lambda: (synced(), ids_of(hub, "th_songs") == sorted(hidden))[1], "ann's records at the hub")
     eventually(lambda: (synced(), ids_of(ben, "th_songs") == sorted(hidden))[1], "and through it at ben")
     assert claims(hub, to_hub) == []
+    # Those records name a namespace that ben does not have, and ben's backup can be restored nevertheless.
+    saved = ben.home.parent / "ben.snap.jsonl"
+    saved.write_text(ben.run("thread", "snapshot", "--all").out)
+    plan = ben.data("thread", "restore", str(saved))
+    assert (plan["refused"], plan["new"], plan["known"]) == (0, 0, plan["records"])
     assert all(pair["refused_records"] == 0 for pair in map(hub.pair, (to_hub, to_ben)))
