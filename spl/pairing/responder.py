@@ -27,6 +27,7 @@ from ..core.identity.manifest import Manifest
 from ..core.identity.pins import FORK
 from ..core.limits import Limits
 from ..core.pair import handshake
+from ..core.pair.aitl import Status
 from ..core.pair.handshake import HandshakeError, PairRequest
 from ..core.pair.pair import ESTABLISHED, Pair, PairError, is_sent_away
 from ..core.pair.state import SUPERSEDED, Asked, Proposal, Requested, Revoked, Waiting
@@ -362,13 +363,15 @@ class Responder:
     def _check_room(self, source: str) -> None:
         """Refuse a request beyond those that may come in 24 hours, from one source and in all.
 
-        All unapproved ones count, whatever became of them.  Their sources are known to this process only.
+        All unapproved ones count, whatever became of them, but for those that our operator rejected: each of these took
+        a person's word, and must not shut out the next try.  Their sources are known to this process only.
         """
         since_ms = self.pairs.now_ms() - int(self.limits.request_ttl_s * 1000)
-        every = self.pairs.all()
+        every, requests = self.pairs.all(), self.pairs.writer.views.requests
         recent = {
             pair.pair_id for pair in every
             if not pair.initiator and pair.answer is None and pair.created_at_ms > since_ms
+            and not ((request := requests.get(pair.pair_id)) and request.status is Status.REJECTED)
         }  # fmt: skip
         self._sources = {pair_id: place for pair_id, place in self._sources.items() if pair_id in recent}
         here = sum(place == source for place in self._sources.values())

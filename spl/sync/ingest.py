@@ -12,7 +12,7 @@ checks of a larger page are shared by two threads, for libsodium releases the GI
 loop, because the way through a thread costs five times its 55 us.  Judging and storing are two steps, so that a stream
 judges the next lot while the last is being written.
 
-What the ledger holds is asked for again if its cause may be gone: `owes` says when, and `Ledger` what.
+What the ledger holds is asked for again if its cause may be gone: see `owes` and `Ledger`.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from ..core import consent
+from ..core.backoff import Buckets
 from ..core.consent import Inbound
 from ..core.errors import SplError
 from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
@@ -58,6 +59,8 @@ UNSHOWN_MAX: Final = 64
 """Chains asked for in vain until the next reading or heartbeat; a peer that invents signers cannot keep us asking."""
 WANTED_ANSWERS_MAX: Final = 8
 """How often in a row a pushing peer is told the same ids that we would see again."""
+BARE_MOVES_MAX, BARE_MOVES_PER_S = 500.0, 1.0
+"""Positions without records saved for a pair at once and per second: a peer may send nothing but cursors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class Ingest:
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
+        self._bare_moves = Buckets(BARE_MOVES_MAX, BARE_MOVES_PER_S, limits.pairs_count)
         self._memories: dict[str, _Memory] = {}
 
     def close(self) -> None:
@@ -246,7 +250,9 @@ class Ingest:
         place = self.writer.views.positions.get(pair_id)
         clock = item.view.get("clock", (place.count if place else 0) + item.count)
         # The same cursor with another count: the source counts what was repaired beside it, and we did not.
-        if moves and item.next_cursor and (place is None or (place.cursor, place.count) != (item.next_cursor, clock)):
+        new = item.next_cursor and (place is None or (place.cursor, place.count) != (item.next_cursor, clock))
+        # A position without records is worth a line only now and then; the next page that brings some has a newer.
+        if moves and new and (items or not self._bare_moves.take(pair_id, asyncio.get_running_loop().time())):
             items.append(SavedPosition(pair_id, item.next_cursor, clock))
         fresh = await self._store(pair, items)
         if refused:

@@ -116,17 +116,19 @@ class Stranger:
         assert (await self.b.pairing.notify_revoke(self.pair_id, body, "10.0.0.1"))[0] == 200
 
 
-def test_requests_count_for_a_day_whatever_became_of_them(tmp_path: Path) -> None:
-    """From one source and in all; the count in all survives a restart."""
+def test_requests_count_for_a_day_even_if_withdrawn(tmp_path: Path) -> None:
+    """From one source and in all, the latter across a restart too; what our operator rejected does not count."""
 
     async def run() -> None:
         limits = Limits(requests_pending=3, requests_per_address=2, handshakes_per_minute=100_000)
         async with two(tmp_path, "manual", limits) as (world, _, b):
             first, second, third, fourth = (Stranger(world, b, number) for number in range(4))
-            assert await first.ask("10.0.0.1") == 202
+            rejected = Stranger(world, b, 5)
+            assert await rejected.ask("10.0.0.1") == 202
             await b.pairing.decide_request(b.alive[0].pair_id, "reject")
-            assert await second.ask("10.0.0.1") == 202
-            await second.withdraw()
+            for each in (first, second):
+                assert await each.ask("10.0.0.1") == 202
+                await each.withdraw()
             assert b.alive == []
             assert await third.ask("10.0.0.1") == 429, "ended requests do not count against their source"
             assert await third.ask("10.0.0.2") == 202
