@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,6 +30,10 @@ from .sockets import hang_up
 from .sse import MEDIA_TYPE, Event, EventParser
 
 _READ_BYTES = 64 * 1024
+_TURN_BYTES: Final = 16 * 1024
+"""Of an event stream, parsed in one turn of the loop: 16 KiB of empty lines take some 10 ms."""
+_PIECE_COST_BYTES: Final = 256
+"""What a piece costs besides its bytes: a source may send chunks of one byte."""
 _LOOKUPS_COUNT = 8
 _ADDRESSES_COUNT = 8
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -254,6 +258,9 @@ class EventStream:
 
     Ends by StopAsyncIteration when the source ends it in order.  Raises ReachError
     "timeout" after `stream_silence_s` without a byte, "disconnected", "answer-malformed".
+
+    A read is inflated and parsed as its events are taken, and other tasks get a turn every _TURN_BYTES: one read may
+    become megabytes, and a source chooses what it sends.
     """
 
     def __init__(self, sock: "_Socket", head: ResponseHead, limits: Limits) -> None:
@@ -264,7 +271,9 @@ class EventStream:
         self._silence_s = limits.stream_silence_s
         self._parser = EventParser(limits.event_bytes)
         self._inflater = Inflater() if _coding(head) == CODING else None
+        self._plain: Iterator[bytes] = iter(())  # of the read that is being parsed
         self._ready: deque[Event] = deque()
+        self._turn_bytes = 0
         self._ended = False
 
     @property
@@ -277,22 +286,34 @@ class EventStream:
 
     async def __anext__(self) -> Event:
         while not self._ready:
+            if self._turn_bytes >= _TURN_BYTES:
+                self._turn_bytes = 0
+                await asyncio.sleep(0)
+            try:
+                plain = next(self._plain, None)
+                if plain is not None:
+                    self._turn_bytes += len(plain)
+                    self._ready.extend(self._parser.feed(plain))
+                    continue
+            except WireError as exc:
+                raise ReachError("answer-malformed", f"{self._sock.origin}: {exc.message}") from exc
             if self._ended:
                 raise StopAsyncIteration
-            try:
-                async with asyncio.timeout(self._silence_s):
-                    piece = await self._sock.next()
-            except TimeoutError as exc:
-                raise ReachError("timeout", f"{self._sock.origin} was silent for {self._silence_s:g} s") from exc
-            if isinstance(piece, bytes):
-                try:
-                    for plain in self._inflater.feed(piece) if self._inflater is not None else (piece,):
-                        self._ready.extend(self._parser.feed(plain))
-                except WireError as exc:
-                    raise ReachError("answer-malformed", f"{self._sock.origin}: {exc.message}") from exc
-            else:
-                self._ended = True
+            await self._read()
         return self._ready.popleft()
+
+    async def _read(self) -> None:
+        """Wait for the next piece of the body."""
+        try:
+            async with asyncio.timeout(self._silence_s):
+                piece = await self._sock.next()
+        except TimeoutError as exc:
+            raise ReachError("timeout", f"{self._sock.origin} was silent for {self._silence_s:g} s") from exc
+        self._turn_bytes += _PIECE_COST_BYTES
+        if isinstance(piece, bytes):
+            self._plain = _cut(self._inflater.feed(piece) if self._inflater is not None else (piece,))
+        else:
+            self._ended = True
 
 
 class Resolver:
@@ -449,6 +470,13 @@ def encode(where: Url, method: str, headers: Headers, body: bytes = b"") -> byte
 
 def _coding(head: ResponseHead) -> str:
     return head.headers.get("content-encoding", "identity").lower()
+
+
+def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces by at most _TURN_BYTES."""
+    for piece in pieces:
+        for start in range(0, len(piece), _TURN_BYTES):
+            yield piece[start : start + _TURN_BYTES]
 
 
 def _check_coding(where: Url, head: ResponseHead) -> None:

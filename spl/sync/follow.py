@@ -42,6 +42,8 @@ ACK_POST_EVERY_S: Final = 0.1
 HOLD_MAX_S: Final = 30.0
 BREAKS_MS: Final = 600_000
 BREAKS_MAX: Final = 64
+USELESS_EVENTS_MAX: Final = 1000
+"""Unknown events and refused acks, one after another; a newer peer may send some, and only a hostile one that many."""
 
 _ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cursor-reset"}
 
@@ -205,8 +207,11 @@ class Follower:
         flow.hold_s = inbox.end or 0.0
 
     async def _read(self, state: _StreamState, stream: EventStream) -> None:
-        """Put events into the inbox until the stream ends, for whatever reason."""
-        inbox = state.inbox
+        """Put events into the inbox until the stream ends, for whatever reason.
+
+        Other tasks get a turn after each event that is neither record nor heartbeat: reading one waits for nothing.
+        """
+        inbox, useless = state.inbox, 0
         try:
             async for event in stream:
                 state.flow.heard_ms = self._now_ms()
@@ -214,17 +219,23 @@ class Follower:
                 if event.name == "record.created":
                     await inbox.room()
                     inbox.put(event.data, _cursor_in(event.id))
+                    useless = 0
                 elif event.name == "heartbeat":
                     await inbox.room()
                     inbox.put(event.data, "", is_beat=True)
-                elif event.name == "ack":
-                    await self._take_ack(state.pair_id, event)
+                    useless = 0
                 elif event.name == "server_shutdown":
                     inbox.close(_hold_s(event))
                     return
                 elif event.name == "error":
                     inbox.close(_end_of(event))
                     return
+                else:
+                    is_ack = event.name == "ack" and await self._take_ack(state.pair_id, event)
+                    useless = 0 if is_ack else useless + 1
+                    if useless == USELESS_EVENTS_MAX:
+                        raise page.PageError("answer-malformed", f"{useless:,} events in a row are of no use")
+                    await asyncio.sleep(0)
             inbox.close(SyncError("disconnected", "the peer ended the stream"))
         except SplError as exc:
             inbox.close(exc)
@@ -269,13 +280,14 @@ class Follower:
         if state.unsent:
             self._feed.confirm(state.pair_id, state.unsent)
 
-    async def _take_ack(self, pair_id: str, event: Event) -> None:
-        """Hand the peer's ack to our own feed; one that is refused ends no stream."""
+    async def _take_ack(self, pair_id: str, event: Event) -> bool:
+        """Hand the peer's ack to our own feed and return whether it was taken; one that is refused ends no stream."""
         value = _object_in(event)
         try:
             await self._feed.ack(pair_id, value.get("cursor"))
         except SplError:
-            return
+            return False
+        return True
 
     async def _tell(self, state: _StreamState) -> None:
         """Send acks, only the newest and not all the time: on the stream that we serve, by request if there is none."""

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import ssl
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trustme
 
-from spl.core.limits import Limits
+from spl.core.limits import MIB, Limits
 from spl.net.address import ReachError
 from spl.net.client import Client, DialPolicy
 from spl.net.deflate import Deflater
@@ -416,6 +417,23 @@ async def test_a_coded_stream_gives_its_events_at_once() -> None:
         [asked] = server.asked
         assert asked.count(b"accept-encoding: ") == 1
         assert b"accept-encoding: deflate\r\n" in asked
+
+
+@pytest.mark.parametrize("flood", [b"data:\n\n", b": a comment\n", b"\n"], ids=["events", "comments", "blank"])
+async def test_what_one_read_inflates_to_leaves_other_tasks_their_turns(flood: bytes) -> None:
+    """A bomb arrives whole in one read: what is between its first and its last event is parsed a little at a time."""
+    bomb = zlib.compress(b"data: a\n\n" + flood * (MIB // 4 // len(flood)) + b"data: z\n\n")
+    head = SSE.replace(b"\r\n\r\n", b"\r\ncontent-encoding: deflate\r\n\r\n")
+    async with (
+        script(head + chunk(bomb) + b"0\r\n\r\n") as server,
+        client() as made,
+        made.stream(f"http://127.0.0.1:{server.port}/", dial=LOCAL) as stream,
+    ):
+        assert (await anext(stream)).data == b"a"
+        other = asyncio.create_task(turns(12))
+        while (await anext(stream)).data != b"z":
+            pass
+        assert other.done()
 
 
 async def drain(made: Client, port: int) -> ReachError:

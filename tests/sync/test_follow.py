@@ -14,8 +14,11 @@ from spl.core import when
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.home.writes import Own
+from spl.net.sse import Event
+from spl.sync.follow import USELESS_EVENTS_MAX, Flow, Inbox, _StreamState
+from spl.sync.pull import Progress
 from tests.nodes import LIMITS, Node, Stream, join, nodes
-from tests.waiting import until
+from tests.waiting import turns, until
 
 PAIR = "pair_00000001"
 ACK = ("POST", "/v1/sync/ack")
@@ -239,6 +242,41 @@ async def test_unknown_events_and_senseless_acks_are_passed_over(tmp_path: Path)
         alice.emit("x")
         await until(lambda: bob.ids() == alice.ids())
         assert is_open(bob)
+
+
+USELESS = [b"event: news\ndata: 1\n\n", b'event: ack\ndata: {"cursor":1}\n\n', b'event: ack\ndata: {"cursor":"x"}\n\n']
+
+
+@pytest.mark.parametrize("event", USELESS, ids=["unknown", "ack", "cursor"])
+async def test_a_flood_of_useless_events_ends_the_stream(tmp_path: Path, event: bytes) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob), syncing(bob):
+        join(alice, bob, mode="continuous")
+        bob.sync._rouse()
+        await opened(bob)
+        alice.network.change_piece = lambda piece: event * USELESS_EVENTS_MAX + piece
+        alice.emit("x")
+        status = await until(lambda: (found := bob.sync.status(PAIR)).last_error and found)
+        assert status.last_error.kind == "PARSE_ERROR"
+
+
+@pytest.mark.parametrize("event", [Event("news", b"1", ""), Event("ack", b'{"cursor":1}', "")], ids=["unknown", "ack"])
+async def test_useless_events_leave_other_tasks_their_turns(tmp_path: Path, event: Event) -> None:
+    """The source never suspends: all its events are there at once."""
+
+    async def source() -> AsyncIterator[Event]:
+        for _ in range(USELESS_EVENTS_MAX - 1):
+            yield event
+
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="continuous")
+        inbox = Inbox(10, 1000)
+        state = _StreamState(PAIR, Progress(), Flow(), lambda: None, inbox)
+        other = asyncio.create_task(turns(USELESS_EVENTS_MAX - 2))
+        stream: Any = source()
+        await bob.sync._follower._read(state, stream)
+        assert other.done()
+        assert isinstance(inbox.end, SplError)
+        assert inbox.end.code == "disconnected"
 
 
 @pytest.mark.parametrize(("phase", "state"), [(Phase.PAUSED, "paused"), (Phase.REVOKED, "revoked")])
