@@ -49,9 +49,7 @@ def bob(make: Make) -> Instance:
 @pytest.fixture
 def pair_id(alice: Instance, bob: Instance) -> str:
     """The id of a pair of the two, active on both sides."""
-    *_, last = alice.steps(bob.url)
-    assert last.get("step") == "active", last
-    return str(last["pair_id"])
+    return alice.paired(bob.url)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +76,7 @@ def shared(house: House) -> Iterator[World]:
     proxy = Proxy(port)
     bob = house("bob", AUTO, Faulty, port=port).start("--public-url", proxy.url)
     alice = house("alice", f"[limits]{HASTY}").start()
-    *_, last = alice.steps(proxy.url)
-    assert last["step"] == "active", last
-    world = World(alice, bob, proxy, last["pair_id"])
+    world = World(alice, bob, proxy, alice.paired(proxy.url))
     alice.run("federation", "set-poll-interval", world.pair_id, "1s")
     yield world
     proxy.end()

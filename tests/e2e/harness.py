@@ -276,6 +276,12 @@ class Instance:
         assert answer.status == 200, answer.body
         return dict(answer.json)
 
+    def paired(self, url: str, **options: object) -> str:
+        """Pair with the daemon at this URL, and return the id of the pair, which is active on both sides."""
+        *_, last = self.steps(url, **options)
+        assert last.get("step") == "active", last
+        return str(last["pair_id"])
+
     def steps(self, url: str, **options: object) -> Iterator[dict[str, Any]]:
         """Ask the daemon to pair and yield the steps as they happen; a daemon that dies ends them."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)

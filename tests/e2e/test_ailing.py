@@ -79,8 +79,7 @@ def test_a_daemon_that_is_still_coming_up(house: House) -> None:
 def test_a_task_that_dies(house: House, world: World) -> None:
     """An error of our own ends what reads from a peer; while it is started again and again nothing is "caught up"."""
     carol = house("carol", f"[limits]{HASTY}", Faulty, fault="dying-task").start()
-    *_, last = carol.steps(world.proxy.url)
-    pair_id = last["pair_id"]
+    pair_id = carol.paired(world.proxy.url)
     carol.run("sync", pair_id)
     assert ", caught up\n" in carol.run("federation", "show", pair_id).out
     with carol.at_fault():
@@ -99,8 +98,7 @@ def test_a_task_that_dies(house: House, world: World) -> None:
 def test_a_disk_that_is_slower_than_the_network(house: House, world: World) -> None:
     """Records wait for a disk that hangs; neither status nor show calls that "caught up", and nothing is lost."""
     dave = house("dave", f"[limits]{HASTY}", Faulty, fault="slow-disk").start()
-    *_, last = dave.steps(world.proxy.url)
-    pair_id = last["pair_id"]
+    pair_id = dave.paired(world.proxy.url)
     with dave.at_fault():
         sent = world.bob.emit("th_much", 200)
         Thread(target=dave.api, args=("POST", "/v1/sync", {}), daemon=True).start()
@@ -116,8 +114,7 @@ def test_a_peer_whose_disk_hangs(house: House) -> None:
     """The peer's stream is open and nothing fails here, and yet what is written does not arrive: status says so."""
     gwen = house("gwen", f"{AUTO}[limits]{HASTY}stream_silence_s = 1\nheartbeat_s = 0.2\n").start()
     hugo = house("hugo", f"[limits]{HASTY}", Faulty, fault="slow-disk").start()
-    *_, last = hugo.steps(gwen.url)
-    pair_id = last["pair_id"]
+    pair_id = hugo.paired(gwen.url)
     hugo.run("federation", "set-mode", pair_id, "continuous")
     sent = gwen.emit("th_hangs")
     eventually(lambda: gwen.pair(pair_id)["outbound"]["lag_records"] == 0, "hugo confirmed the first")
@@ -150,8 +147,7 @@ def test_an_open_stream_whose_records_are_not_taken_in(house: House, world: Worl
     """The stream is open and no error is met, but the disk hangs: after 45 seconds show no longer says "caught up"."""
     limits = f"[limits]{HASTY}stream_silence_s = 1\nheartbeat_s = 0.2\n"
     kate = house("kate", limits, Faulty, fault="slow-disk").start()
-    *_, last = kate.steps(world.proxy.url)
-    pair_id = last["pair_id"]
+    pair_id = kate.paired(world.proxy.url)
     world.bob.stop()
     world.bob.configure(f"{AUTO}[limits]\nheartbeat_s = 0.2\n").start()
     kate.run("federation", "set-mode", pair_id, "continuous")
@@ -228,8 +224,7 @@ def test_a_name_that_leads_elsewhere(house: House, world: World) -> None:
     erin.start()
     world.bob.stop()
     world.bob.start("--public-url", world.proxy.url.replace("127.0.0.1", NAME))
-    *_, last = erin.steps(world.proxy.url.replace("127.0.0.1", NAME))
-    pair_id = last["pair_id"]
+    pair_id = erin.paired(world.proxy.url.replace("127.0.0.1", NAME))
     assert not named(report(erin, pair_id)["problems"], "dns")
     for address, code, fix in (
         ("", "dns", "check the name and the resolver"),

@@ -31,12 +31,6 @@ def proxied(make: Make) -> Iterator[tuple[Instance, Proxy]]:
     proxy.end()
 
 
-def paired(alice: Instance, url: str) -> str:
-    *_, last = alice.steps(url)
-    assert last["step"] == "active", last
-    return str(last["pair_id"])
-
-
 def problems(instance: Instance, *ref: str) -> dict[str, str]:
     """Return code -> fix of `spl doctor`, which exits 3 when there are any and 0 when there are none."""
     done = instance.run("doctor", *ref, "-o", "json", code=None)
@@ -104,7 +98,7 @@ def reformatted(reply: Reply) -> Reply:
 def test_what_a_proxy_does_to_a_peer(make: Make, proxied: tuple[Instance, Proxy]) -> None:
     """The dot path stripped, other bytes for the manifest, a bearer demanded of the handshake, a path mangled."""
     (_bob, proxy), alice = proxied, make("alice").start()
-    pair_id = paired(alice, proxy.url)
+    pair_id = alice.paired(proxy.url)
 
     def seen(code: str) -> str:
         return problems(alice, pair_id).get(code, "")
@@ -123,7 +117,7 @@ def test_a_token_that_expired(make: Make, proxied: tuple[Instance, Proxy]) -> No
     """It could not be renewed, so it ends; doctor and status say so, and what follows from it is skipped."""
     (_bob, proxy), alice = proxied, make("alice").start()
     proxy.statuses = {"/renew": 503}
-    pair_id = paired(alice, proxy.url)
+    pair_id = alice.paired(proxy.url)
     found = eventually(lambda: problems(alice, pair_id).get("token-expired"), "the token expires")
     assert found == f"spl federation refresh {pair_id}"
     assert marks(alice, pair_id)["scopes"] == "skip"
@@ -139,7 +133,7 @@ def test_a_side_that_the_peer_cannot_reach(make: Make, bob: Instance) -> None:
     alice = make("alice", f'public_url = "{proxy.url}"\n')
     alice.port = port
     alice.start()
-    pair_id = paired(alice, bob.url)
+    pair_id = alice.paired(bob.url)
     assert problems(alice, pair_id) == {}
     proxy.end()
     assert problems(alice, pair_id) == {
@@ -188,7 +182,7 @@ def test_a_certificate_that_nobody_vouches_for(make: Make, tmp_path: Path) -> No
     tls = f'[tls]\nlisten = "127.0.0.1:{port}"\ncertificate = "{certificate}"\nkey = "{key}"\n'
     bob = make("bob", AUTO + tls).start("--public-url", f"https://127.0.0.1:{port}")
     alice = make("alice", f'[tls]\nca_file = "{tmp_path / "ca.pem"}"\n').start()
-    pair_id = paired(alice, f"https://127.0.0.1:{port}")
+    pair_id = alice.paired(f"https://127.0.0.1:{port}")
     # Bob trusts only the system's authorities; alice speaks plain http on loopback, so he reaches her all the same.
     assert problems(alice, pair_id) == {}
     assert "chain valid" in alice.run("doctor", pair_id).out

@@ -17,13 +17,6 @@ def lines(instance: Instance) -> int:
     return count
 
 
-def joined(one: Instance, other: Instance) -> str:
-    """Pair the two and return the pair's id."""
-    *_, last = one.steps(other.url)
-    assert last["step"] == "active", last
-    return str(last["pair_id"])
-
-
 def live(pair_id: str, *instances: Instance) -> None:
     """Make the pair continuous on both sides, its streams open."""
     for instance in instances:
@@ -47,7 +40,7 @@ def star(make: Make) -> Star:
     hub = make("hub", AUTO).start()
     ann, ben = make("ann").start(), make("ben").start()
     for laptop in (ann, ben):
-        joined(laptop, hub)
+        laptop.paired(hub.url)
     return hub, ann, ben
 
 
@@ -103,7 +96,7 @@ def test_a_triangle_stores_each_record_once(make: Make) -> None:
     """Each record comes to each of the three by two ways, in both directions, and ends."""
     corners = [make(name, AUTO).start() for name in ("ann", "ben", "cat")]
     for one, other in combinations(corners, 2):
-        live(joined(one, other), one, other)
+        live(one.paired(other.url), one, other)
     sent = [corner.emit(f"th_{corner.name}", 10) for corner in corners]
     for at in corners:
         for corner, ids in zip(corners, sent, strict=True):
@@ -163,7 +156,7 @@ def test_revoking_names_the_hub_and_blocking_closes_that_way_too(star: Star) -> 
     """ann and ben are a pair of their own as well; what ben signs still comes through the hub until it is blocked."""
     hub, ann, ben = star
     ben.configure(AUTO).stop()
-    own = joined(ann, ben.start())
+    own = ann.paired(ben.start().url)
     told = ann.run("federation", "revoke", own)
     assert f"hub ({pair_with(hub, ann)})" in told.err
     through = ben.emit("th_ben", 1)
@@ -188,7 +181,7 @@ def test_a_claim_goes_no_further_than_to_whom_it_was_made(make: Make) -> None:
     for instance in (hub, ben):
         instance.run("namespace", "create", "projects", "--shared")
     ann.run("namespace", "create", "music")
-    to_hub = joined(ann, hub)
+    to_hub = ann.paired(hub.url)
     *_, asked = ben.steps(hub.url, wait_ms=0)
     to_ben = str(asked["pair_id"])
     hub.run("aitl", "approve", to_ben)

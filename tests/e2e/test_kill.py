@@ -71,17 +71,17 @@ def test_every_acknowledged_record_survives_and_reaches_the_peer(alice: Instance
 def test_a_kill_during_sync_loses_and_doubles_nothing(make: Make, side: str) -> None:
     """Killed while pages move, the next sync goes on from the saved position; the sets end equal."""
     alice, bob = make("alice").start(), make("bob", AUTO).start()
-    *_, last = alice.steps(bob.url)
+    pair_id = alice.paired(bob.url)
     for batch in range(4):
         bob.emit(f"th_{batch}", 1500, pad="x" * 300)
     victim = bob if side == "source" else alice
-    syncing = threading.Thread(target=alice.run, args=("sync", last["pair_id"]), kwargs={"code": None})
+    syncing = threading.Thread(target=alice.run, args=("sync", pair_id), kwargs={"code": None})
     syncing.start()
     eventually(lambda: len(alice.records("th_0")) > 0 or not syncing.is_alive(), "the first page")
     victim.kill()
     syncing.join(60)
     victim.start()
-    alice.run("sync", last["pair_id"])
+    alice.run("sync", pair_id)
     assert alice.holding() == bob.holding()
     assert sum(map(len, alice.holding().values())) == 6000
 

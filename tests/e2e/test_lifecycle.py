@@ -93,8 +93,7 @@ def test_a_peer_that_moved_to_another_port_is_found(alice: Instance, bob: Instan
 def test_tokens_are_renewed_across_their_expiry(make: Make) -> None:
     """Lives of 24 s: after their end both sides still sync, with other tokens, and nobody was ever refused."""
     alice, bob = make("alice", SHORT).start(), make("bob", AUTO + SHORT).start()
-    *_, last = alice.steps(bob.url)
-    pair_id = last["pair_id"]
+    pair_id = alice.paired(bob.url)
     first = tokens(alice, pair_id)
     for round_ in range(2):
         now = tokens(alice, pair_id)

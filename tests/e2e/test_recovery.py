@@ -77,7 +77,7 @@ def test_a_thread_moves_to_a_new_home_with_its_ids(alice: Instance, make: Make, 
     """All threads restored into an empty home with the same keys: same records, same pairs; twice is once."""
     bob = make("bob", AUTO).start()
     bob.emit("th_bob", 20)
-    *_, last = alice.steps(bob.url)
+    pair_id = alice.paired(bob.url)
     ids = alice.emit("th_work", 30)
     alice.run("namespace", "create", "org")
     alice.emit("th_org", 3, namespace="org")
@@ -95,14 +95,14 @@ def test_a_thread_moves_to_a_new_home_with_its_ids(alice: Instance, make: Make, 
     assert copy.data("thread", "list") == []
     assert copy.run("thread", "restore", str(everything)).out.count("restored") == 1
     assert copy.holding() == held
-    eventually(lambda: copy.pair(str(last["pair_id"]))["state"] == "active", "its token came out of the pair log")
-    copy.run("sync", str(last["pair_id"]))
+    eventually(lambda: copy.pair(pair_id)["state"] == "active", "its token came out of the pair log")
+    copy.run("sync", pair_id)
     again = json.loads(shell(copy, f"spl thread restore -o json < {everything}"))["data"]
     assert (again["new"], again["known"]) == (0, plan["records"])
     copy.end()
     copy.start()
     assert copy.holding() == held
-    assert copy.pair(str(last["pair_id"]))["state"] == "active"
+    assert copy.pair(pair_id)["state"] == "active"
 
 
 def log_bytes(instance: Instance) -> int:

@@ -245,8 +245,7 @@ def test_a_slow_stream_is_compressed_and_bulk_is_not(make: Callable[..., Instanc
     try:
         bob.stop()
         bob.start("--public-url", wire.url)
-        *_, last = alice.steps(wire.url + "/")
-        pair_id = str(last["pair_id"])
+        pair_id = alice.paired(wire.url + "/")
         alice.run("federation", "set-mode", pair_id, "continuous")
         opened(pair_id, alice)
         bob.emit("th_slow", 1, text="slow " * 200)
@@ -310,8 +309,7 @@ def test_one_long_connection_a_side(make: Callable[..., Instance]) -> None:
     alice = make("alice").start()
     bob.stop()
     bob.start("--public-url", wire.url)
-    *_, last = alice.steps(wire.url)
-    pair_id = str(last["pair_id"])
+    pair_id = alice.paired(wire.url)
     for instance in (alice, bob):
         instance.run("federation", "set-mode", pair_id, "continuous")
     opened(pair_id, alice, bob)
