@@ -2,6 +2,8 @@
 
 SPL_TEST_LOOP=uvloop|asyncio picks the loop of coroutine tests here and of the daemons that tests start; by default
 uvloop where it is installed.  Tests that depend on the loop carry the mark `loop`; a second run takes only them.
+A test that awaits is a coroutine, run by pytest-asyncio; only a Hypothesis test that needs a loop for each example, and
+a fixture that outlives the loops of its tests, call `asyncio.run`.
 SPL_TEST_QUICK=1 draws ten examples for each property instead of a hundred.
 """
 

@@ -170,10 +170,6 @@ class Node:
     def did(self) -> str:
         return self.pairing.pairs.identity.did
 
-    async def until(self, test: Callable[[], object], seconds: float = 20.0) -> None:
-        """Return when the test holds; a deadline far beyond any healthy run, never a wait."""
-        await until(test, seconds)
-
     async def serve(
         self, method: str, target: str, headers: dict[str, str], address: str
     ) -> tuple[int, dict[str, object]]:
@@ -281,6 +277,8 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.faults: list[Fault] = []
         self.calls: list[Call] = []
+        self.lost: list[str] = []
+        """What the faults took of the calls: the last word of each path."""
         self.permitted = True
         self.granted: frozenset[str] = frozenset()
         self.skew_ms: dict[str, int] = {}
@@ -338,6 +336,7 @@ class Network:
         for fault in self.world.faults:
             found = fault(call)
             if found is None:
+                self.world.lost.append(call.path.rpartition("/")[2])
                 raise ReachError("disconnected")
             call.body = found
         return call.body
@@ -377,6 +376,16 @@ async def two(
         await world.close()
 
 
+@asynccontextmanager
+async def paired(
+    folder: Path, approval: str = "auto", limits: Limits | None = None
+) -> AsyncIterator[tuple[World, Node, Node, str]]:
+    """Yield (world, a, b, id of their pair), once the pair that a asked for is active on both sides."""
+    async with two(folder, approval, limits) as (world, a, b):
+        await a.pair(b)
+        yield world, a, b, await both_active(a, b)
+
+
 async def both_active(a: Node, b: Node) -> str:
     """Return the pair id once both sides are active with the same pair and nothing else alive."""
 
@@ -384,7 +393,7 @@ async def both_active(a: Node, b: Node) -> str:
         sides = [[(pair.pair_id, pair.phase) for pair in node.alive] for node in (a, b)]
         return sides[0] == sides[1] and [phase for _, phase in sides[0]] == [Phase.ACTIVE]
 
-    await a.until(same)
+    await until(same)
     for node in (a, b):
         pair = node.alive[0]
         assert node.home.vault.names("peer-token.") == [f"peer-token.{pair.pair_id}"]

@@ -20,7 +20,7 @@ from spl.net.client import Client, DialPolicy, Reply
 from spl.net.probe import Reached
 from spl.sync.changes import Feed, OfferedStatus
 from spl.sync.schedule import PairStatus, Sync
-from tests.pair_world import Network, Node, World, both_active, two
+from tests.pair_world import Network, Node, World, paired
 
 Change = Callable[[str, str, Reply], Reply]
 ALL_CONFIRMED = OfferedStatus(42, 42, 0, interval_s=0.0)
@@ -122,9 +122,8 @@ class Clinic:
 
 @asynccontextmanager
 async def clinic(folder: Path) -> AsyncIterator[Clinic]:
-    async with two(folder) as (world, a, b):
-        await a.pair(b)
-        yield Clinic(world, a, b, await both_active(a, b))
+    async with paired(folder) as scene:
+        yield Clinic(*scene)
 
 
 def answers(target: str, **changed: Any) -> Change:

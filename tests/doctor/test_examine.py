@@ -14,6 +14,7 @@ from spl.sync.follow import StreamStatus
 from spl.sync.reach import LastError
 from tests.doctor.clinic import MANIFEST, answers, clinic
 from tests.store_kit import set_views
+from tests.waiting import until
 
 
 async def test_a_healthy_pair(tmp_path: Path) -> None:
@@ -31,10 +32,10 @@ async def test_a_healthy_pair(tmp_path: Path) -> None:
 async def test_a_peer_that_paused(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
         await found.b.pairing.pause(found.pair_id)
-        await found.a.until(lambda: found.a.alive[0].paused_by == "peer")
+        await until(lambda: found.a.alive[0].paused_by == "peer")
         assert await found.problems() == {"peer-paused": f"on bob: spl federation resume {found.pair_id}"}
         await found.b.pairing.revoke(found.pair_id)
-        await found.a.until(lambda: not found.a.alive)
+        await until(lambda: not found.a.alive)
         assert await found.problems() == {"peer-revoked": f"spl federation pair {found.b.url}/"}
         assert [item["code"] for item in found.doctors[found.a.url].attention()] == ["peer-revoked"]
 

@@ -164,7 +164,7 @@ def test_an_open_stream_whose_records_are_not_taken_in(house: House, world: Worl
         assert "(as of " in page
         assert "oldest confirmation" in later(kate, "status")
     eventually(lambda: len(kate.records("th_live")) == 3, "all came")
-    eventually(lambda: not attention(kate), "the peer's word is fresh again")
+    eventually(lambda: not named(attention(kate), "cursor-stalled"), "the peer's word is fresh again")
     kate.stop()
     world.bob.stop()
     world.bob.configure(AUTO).start()

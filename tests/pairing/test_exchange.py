@@ -1,6 +1,5 @@
 """What goes over the network to a peer: past caches, verified, and a bearer only where the verified manifest points."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,106 +8,83 @@ from spl.core import canon
 from spl.core.errors import SplError
 from spl.core.pair import handshake
 from spl.net.client import DialPolicy
-from tests.pair_world import Call, both_active, code_of, two
+from tests.pair_world import Call, both_active, code_of, paired, two
+from tests.waiting import until
 
 HERE = DialPolicy(allow_private=True)
 
 
-def test_documents_are_asked_for_past_caches(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            sent: list[object] = []
-            real = a.pairing.peers.client.fetch
+async def test_documents_are_asked_for_past_caches(tmp_path: Path) -> None:
+    async with two(tmp_path) as (_, a, b):
+        sent: list[object] = []
+        real = a.pairing.peers.client.fetch
 
-            async def watched(method: str, url: str, **more: object) -> object:
-                sent.append((url.removeprefix(b.url), ("cache-control", "no-cache") in more["headers"]))  # type: ignore[operator]
-                return await real(method, url, **more)  # type: ignore[arg-type]
+        async def watched(method: str, url: str, **more: object) -> object:
+            sent.append((url.removeprefix(b.url), ("cache-control", "no-cache") in more["headers"]))  # type: ignore[operator]
+            return await real(method, url, **more)  # type: ignore[arg-type]
 
-            a.pairing.peers.client.fetch = watched  # type: ignore[assignment,method-assign]
-            assert (await a.pairing.exchange.discover(b.url, True, dial=HERE)).did == b.did
-            assert sent == [("/.well-known/syncropel", True), ("/.well-known/did.json", True)]
-
-    asyncio.run(run())
+        a.pairing.peers.client.fetch = watched  # type: ignore[assignment,method-assign]
+        assert (await a.pairing.exchange.discover(b.url, True, dial=HERE)).did == b.did
+        assert sent == [("/.well-known/syncropel", True), ("/.well-known/did.json", True)]
 
 
-def test_the_peer_is_looked_for_where_it_was_typed_and_where_it_moved(tmp_path: Path) -> None:
+async def test_the_peer_is_looked_for_where_it_was_typed_and_where_it_moved(tmp_path: Path) -> None:
     """The old place is somebody else's now: the new one is asked; when neither answers, the typed one's error tells."""
-
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            await both_active(a, b)
-            old = b.url
-            await b.end()
-            b.move("http://127.0.0.1:9555")
-            b.start()
-            await a.until(lambda: a.alive[0].url == b.url)
-            carol = world.node("carol")
-            world.nodes[old] = carol
-            assert (await a.pairing.exchange.rediscover(a.alive[0])).did == b.did
-            del world.nodes[b.url]
-            with pytest.raises(SplError) as caught:
-                await a.pairing.exchange.rediscover(a.alive[0])
-            assert code_of(caught) == "manifest-did-mismatch"
-            del world.nodes[old]
-            with pytest.raises(SplError) as caught:
-                await a.pairing.exchange.rediscover(a.alive[0])
-            assert code_of(caught) == "connect"
-            world.nodes[b.url] = b
-
-    asyncio.run(run())
+    async with paired(tmp_path) as (world, a, b, _):
+        old = b.url
+        await b.end()
+        b.move("http://127.0.0.1:9555")
+        b.start()
+        await until(lambda: a.alive[0].url == b.url)
+        carol = world.node("carol")
+        world.nodes[old] = carol
+        assert (await a.pairing.exchange.rediscover(a.alive[0])).did == b.did
+        del world.nodes[b.url]
+        with pytest.raises(SplError) as caught:
+            await a.pairing.exchange.rediscover(a.alive[0])
+        assert code_of(caught) == "manifest-did-mismatch"
+        del world.nodes[old]
+        with pytest.raises(SplError) as caught:
+            await a.pairing.exchange.rediscover(a.alive[0])
+        assert code_of(caught) == "connect"
+        world.nodes[b.url] = b
 
 
-def test_an_answer_that_nobody_signed_moves_no_pair(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
+async def test_an_answer_that_nobody_signed_moves_no_pair(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
 
-            def lie(call: Call) -> bytes:
-                return b'{"state":"revoked"}' if call.answer and call.path.endswith("/poll") else call.body
+        def lie(call: Call) -> bytes:
+            return b'{"state":"revoked"}' if call.answer and call.path.endswith("/poll") else call.body
 
-            world.faults.append(lie)
-            with pytest.raises(SplError) as caught:
-                await a.pairing.refresh(pair_id)
-            assert code_of(caught) == "answer-malformed"
-            await both_active(a, b)
-
-    asyncio.run(run())
+        world.faults.append(lie)
+        with pytest.raises(SplError) as caught:
+            await a.pairing.refresh(pair_id)
+        assert code_of(caught) == "answer-malformed"
+        await both_active(a, b)
 
 
-def test_an_answer_under_a_key_that_the_manifest_does_not_show_is_refused(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            carol = world.node("carol")
+async def test_an_answer_under_a_key_that_the_manifest_does_not_show_is_refused(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        carol = world.node("carol")
 
-            async def imposed(pair_id: str, body: bytes, address: str) -> object:
-                fields = canon.decode(body)["message"]  # type: ignore[index,call-overload]
-                key = carol.pairing.pairs.identity.key
-                return 200, handshake.answer(fields, key, 200, "revoked", world.now_ms(), "0" * 32)
+        async def imposed(pair_id: str, body: bytes, address: str) -> object:
+            fields = canon.decode(body)["message"]  # type: ignore[index,call-overload]
+            key = carol.pairing.pairs.identity.key
+            return 200, handshake.answer(fields, key, 200, "revoked", world.now_ms(), "0" * 32)
 
-            b.pairing.poll = imposed  # type: ignore[assignment,method-assign]
-            with pytest.raises(SplError) as caught:
-                await a.pairing.refresh(pair_id)
-            assert code_of(caught) == "message-signature"
-            assert a.alive[0].pair_id == pair_id
-
-    asyncio.run(run())
+        b.pairing.poll = imposed  # type: ignore[assignment,method-assign]
+        with pytest.raises(SplError) as caught:
+            await a.pairing.refresh(pair_id)
+        assert code_of(caught) == "message-signature"
+        assert a.alive[0].pair_id == pair_id
 
 
-def test_an_answer_under_a_key_not_known_yet_counts_once_the_manifest_shows_it(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            world.faults.append(lambda call: None)
-            await b.pairing.rotate_identity("retired")
-            await b.pairing.pause(pair_id)
-            await asyncio.sleep(0.05)
-            world.faults.clear()
-            a.pairing.on_peer_state(pair_id, {})
-            await a.until(lambda: a.alive[0].paused_by == "peer")
-
-    asyncio.run(run())
+async def test_an_answer_under_a_key_not_known_yet_counts_once_the_manifest_shows_it(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        world.faults.append(lambda call: None)
+        await b.pairing.rotate_identity("retired")
+        await b.pairing.pause(pair_id)
+        await until(lambda: world.lost == ["poll", "poll"])
+        world.faults.clear()
+        a.pairing.on_peer_state(pair_id, {})
+        await until(lambda: a.alive[0].paused_by == "peer")

@@ -11,8 +11,9 @@ from spl.core.consent import Grant
 from spl.core.errors import SplError
 from spl.core.identity import message
 from spl.core.pair import handshake
-from tests.pair_world import Node, World, code_of
+from tests.pair_world import Node, code_of
 from tests.pairing.test_grants_handover import book, consent_calls, scene
+from tests.waiting import until
 
 
 async def post(node: Node, pair_id: str, value: object) -> tuple[int, dict[str, Any]]:
@@ -29,8 +30,8 @@ def spoken(a: Node, b: Node, pair_id: str, **said: object) -> dict[str, object]:
     return message.sign("consent", fields, a.pairing.pairs.identity.key)
 
 
-def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, b, pair_id):
         handover, old = a.pairing.handover, Grant("music", "music", 1, 1).to_json()
         await handover.set_grant(pair_id, "music", "music", 1)
         replayed = consent_calls(world)[0].body
@@ -55,11 +56,9 @@ def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path) -> N
         assert (found[0], found[1]["message"]["state"]) == (404, "unknown")
         assert book(b, pair_id) == before
 
-    scene(tmp_path, act)
 
-
-def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, b, pair_id):
         await a.pairing.handover.set_grant(pair_id, "music", "music", 1)
         wide = [Grant("music", "music", 0, 9).to_json()]
         pair, grants = a.home.views.pairs[pair_id], a.pairing.handover.grants
@@ -70,13 +69,10 @@ def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path) -> No
             assert grants.adopt(pair, evidence) is False
         assert book(a, pair_id).ours["music"] == Grant("music", "music", 1, 1)
 
-    scene(tmp_path, act)
 
-
-def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(tmp_path: Path) -> None:
+async def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(tmp_path: Path) -> None:
     """The peer brings a wider word of ours that we lost: the narrower one stands, under a version after both."""
-
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+    async with scene(tmp_path) as (_world, a, b, pair_id):
         pair, grants = a.home.views.pairs[pair_id], a.pairing.handover.grants
         for name, lost_version in (("music", 2), ("projects", 5)):
             await a.pairing.handover.set_grant(pair_id, name, name, 2)
@@ -87,11 +83,9 @@ def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(tmp_pa
             assert name in book(a, pair_id).waiting
             assert not grants.adopt(pair, wider)
 
-    scene(tmp_path, act)
 
-
-def test_a_key_that_was_told_to_be_compromised_says_nothing_for_us(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_a_key_that_was_told_to_be_compromised_says_nothing_for_us(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (_world, a, b, pair_id):
         said = [Grant("music", "music", 0, 9).to_json()]
         stolen = spoken(a, b, pair_id, grants=said)
         await a.pairing.rotate_identity("compromised")
@@ -102,11 +96,9 @@ def test_a_key_that_was_told_to_be_compromised_says_nothing_for_us(tmp_path: Pat
         await a.pairing.rotate_identity("retired")
         assert grants.adopt(a.home.views.pairs[pair_id], retired) is True
 
-    scene(tmp_path, act)
 
-
-def test_words_are_checked_before_anything_is_written(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_words_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, _b, pair_id):
         handover, last = a.pairing.handover, a.home.store.last_seq
         for args, code in (
             (("lost", "lost", 1), "namespace-rejected"), (("music/lost", "music", 1), "namespace-rejected"),
@@ -121,31 +113,25 @@ def test_words_are_checked_before_anything_is_written(tmp_path: Path) -> None:
         assert caught.value.hint == "spl namespace create music/lost"
         assert (a.home.store.last_seq, consent_calls(world)) == (last, [])
 
-    scene(tmp_path, act)
 
-
-def test_a_pair_that_is_not_agreed_yet_takes_no_grant(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_a_pair_that_is_not_agreed_yet_takes_no_grant(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, _b, _pair_id):
         carol = world.node("carol", approval="manual")
         await a.pair(carol, wait_ms=0)
         waiting = next(pair for pair in a.alive if pair.peer_did == carol.did)
         with pytest.raises(SplError) as caught:
             await a.pairing.handover.set_grant(waiting.pair_id, "music", "music", 1)
         assert code_of(caught) == "pair-state-conflict"
-        await carol.until(lambda: carol.alive)
+        await until(lambda: carol.alive)
         status, answer = await post(carol, waiting.pair_id, spoken(a, carol, waiting.pair_id, grants=[]))
         assert (status, answer["message"]["state"]) == (202, "pending")
 
-    scene(tmp_path, act)
 
-
-def test_the_peers_signed_message_stands_beside_its_words(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_the_peers_signed_message_stands_beside_its_words(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (_world, a, b, pair_id):
         await a.pairing.handover.set_grant(pair_id, "music", "x", 1)
         rows = b.home.store.index.after("t:th_consent", 0, 10)
         [body] = [json.loads(raw)["record"]["body"] for raw in b.home.store.payloads(rows)]
         assert body["grant"] == Grant("music", "x", 1, 1).to_json()
         fields = message.verify("consent", body["statement"], a.pairing.pairs.identity.key.public)
         assert fields["grants"] == [body["grant"]]
-
-    scene(tmp_path, act)

@@ -1,7 +1,8 @@
 """Grants handed over between two instances: each holds the other's words, whoever can dial, whatever was lost."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -9,29 +10,23 @@ import pytest
 from spl.core import consent
 from spl.core.consent import Grant, PairGrants
 from spl.core.errors import SplError
-from spl.core.limits import Limits
 from spl.core.record.namespace import KIND_CREATE
 from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
-from tests.pair_world import Call, Node, World, both_active, code_of, two
+from tests.pair_world import Call, Node, World, code_of, paired
 from tests.store_kit import set_views
+from tests.waiting import until
 
 L0, L1, L2 = 0, 1, 2
-Scene = Callable[[World, Node, Node, str], Awaitable[None]]
 
 
-def scene(folder: Path, act: Scene, limits: Limits | None = None) -> None:
-    """Run a scene with an active pair; both sides know the namespace music."""
-
-    async def run() -> None:
-        async with two(folder, limits=limits) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            for node in (a, b):
-                await known(node, "music", "projects", "projects/music")
-            await act(world, a, b, pair_id)
-
-    asyncio.run(run())
+@asynccontextmanager
+async def scene(folder: Path) -> AsyncIterator[tuple[World, Node, Node, str]]:
+    """Yield what `paired` does; both sides know the namespace music."""
+    async with paired(folder) as (world, a, b, pair_id):
+        for node in (a, b):
+            await known(node, "music", "projects", "projects/music")
+        yield world, a, b, pair_id
 
 
 async def known(node: Node, *names: str) -> None:
@@ -51,7 +46,7 @@ async def agree(a: Node, b: Node, pair_id: str) -> None:
         ours, theirs = book(a, pair_id), book(b, pair_id)
         return (ours.ours, ours.theirs) == (theirs.theirs, theirs.ours) and not (ours.waiting or theirs.waiting)
 
-    await a.until(same)
+    await until(same)
 
 
 def consent_calls(world: World) -> list[Call]:
@@ -69,8 +64,8 @@ def cut(world: World, origin: str = "") -> Callable[[Call], bytes | None]:
     return fault
 
 
-def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, b, pair_id):
         assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", L1) == (True, "")
         grant = Grant("music", "projects/music", L1, 1)
         assert book(b, pair_id).theirs == {"music": grant}
@@ -85,25 +80,20 @@ def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path) -> No
         await a.restart()
         await agree(a, b, pair_id)
 
-    scene(tmp_path, act)
 
-
-def test_a_view_of_another_form_is_passed_over(tmp_path: Path) -> None:
+async def test_a_view_of_another_form_is_passed_over(tmp_path: Path) -> None:
     """What a peer says of its grants is compared with what we hold, and nothing more."""
-
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+    async with scene(tmp_path) as (world, a, _b, pair_id):
         for weight in ("many", [], None, 1.5, True, {}):
             a.pairing.on_view(pair_id, {"head": 1, "consent": weight})
         a.pairing.on_view(pair_id, {"consent": 7})
         assert a.pairing.handover.due() == []
         a.pairing.on_view(pair_id, {"head": 1, "consent": 7})
-        await a.until(lambda: consent_calls(world))
-
-    scene(tmp_path, act)
+        await until(lambda: consent_calls(world))
 
 
-def test_an_unreachable_peer_gets_the_grant_later_and_nothing_is_sent_under_it_before(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_an_unreachable_peer_gets_the_grant_later_and_nothing_is_sent_under_it_before(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, b, pair_id):
         fault = cut(world)
         assert await a.pairing.handover.set_grant(pair_id, "music", "music", L1) == (True, "disconnected")
         assert book(a, pair_id).waiting == {"music"}
@@ -118,11 +108,9 @@ def test_an_unreachable_peer_gets_the_grant_later_and_nothing_is_sent_under_it_b
         shares = consent.outbound(a.home.views.pairs[pair_id], book(a, pair_id), a.home.views.namespaces)
         assert [(share.ns, share.level) for share in shares] == [("default", L2), ("music", L1)]
 
-    scene(tmp_path, act)
 
-
-def test_a_side_that_cannot_be_dialled_asks_when_it_sees_that_it_is_behind(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_a_side_that_cannot_be_dialled_asks_when_it_sees_that_it_is_behind(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, b, pair_id):
         cut(world, origin=b.url)
         assert (await a.pairing.handover.set_grant(pair_id, "music", "music", L1))[1] == "disconnected"
         view = {"state": "active", "head": 0, "consent": book(a, pair_id).weight}
@@ -135,30 +123,26 @@ def test_a_side_that_cannot_be_dialled_asks_when_it_sees_that_it_is_behind(tmp_p
         assert b.pairing.handover.next_s() == float("inf")
         world.time_ms += 5000
         b.pairing.handover.seen(pair_id, {**view, "consent": 77})
-        await b.until(lambda: len([c for c in consent_calls(world) if c.origin == a.url]) > 2)
+        await until(lambda: len([c for c in consent_calls(world) if c.origin == a.url]) > 2)
         b.pairing.handover.seen(pair_id, {**view, "consent": 77})
         assert b.pairing.handover.next_s() == float("inf"), "a peer that always claims news is asked once for each"
         assert len(consent_calls(world)) >= count
 
-    scene(tmp_path, act)
-
 
 @pytest.mark.parametrize("state", ["paused", "paused by peer", "degraded"])
-def test_grants_are_handed_over_whatever_the_pair_does(tmp_path: Path, state: str) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_grants_are_handed_over_whatever_the_pair_does(tmp_path: Path, state: str) -> None:
+    async with scene(tmp_path) as (_world, a, b, pair_id):
         if state == "degraded":
             await a.pairing.maintenance.doubt(pair_id, "connect")
         else:
             await (a if state == "paused" else b).pairing.pause(pair_id)
-            await a.until(lambda: a.alive[0].paused_by and b.alive[0].paused_by)
+            await until(lambda: a.alive[0].paused_by and b.alive[0].paused_by)
         assert await a.pairing.handover.set_grant(pair_id, "music", "music", L1) == (True, "")
         await agree(a, b, pair_id)
 
-    scene(tmp_path, act)
 
-
-def test_a_revoked_pair_takes_no_grants_and_its_peer_learns_that_it_is_over(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_a_revoked_pair_takes_no_grants_and_its_peer_learns_that_it_is_over(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, b, pair_id):
         world.faults.append(lambda call: None if call.path.endswith("/notify-revoke") else call.body)
         await b.pairing.revoke(pair_id)
         with pytest.raises(SplError) as caught:
@@ -171,14 +155,11 @@ def test_a_revoked_pair_takes_no_grants_and_its_peer_learns_that_it_is_over(tmp_
             await a.pairing.handover.set_grant("pair_00000000", "music", "music", L1)
         assert code_of(caught) == "pair-unknown"
 
-    scene(tmp_path, act)
-
 
 @pytest.mark.parametrize("begins", ["set back", "other"])
-def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path: Path, begins: str) -> None:
+async def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path: Path, begins: str) -> None:
     """Also a withdrawal, so that nothing flows that its operator had stopped; and it can go on granting."""
-
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+    async with scene(tmp_path) as (_world, a, b, pair_id):
         await a.pairing.handover.set_grant(pair_id, "music", "music", L1)
         old = a.home.views.consents
         await a.pairing.handover.set_grant(pair_id, "music", "music", None)
@@ -195,11 +176,9 @@ def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path: Path,
         await agree(a, b, pair_id)
         assert book(b, pair_id).theirs["projects"] == newest.ours["projects"]
 
-    scene(tmp_path, act)
 
-
-def test_a_crash_at_any_write_leaves_both_sides_agreeing_after_the_restart(tmp_path: Path) -> None:
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+async def test_a_crash_at_any_write_leaves_both_sides_agreeing_after_the_restart(tmp_path: Path) -> None:
+    async with scene(tmp_path) as (world, a, b, pair_id):
         for dying in (a, b):
             for nth in (1, 2, 3):
                 dying.disk.dies_after = dying.disk.done + nth
@@ -211,13 +190,10 @@ def test_a_crash_at_any_write_leaves_both_sides_agreeing_after_the_restart(tmp_p
                 world.time_ms += 600_000
                 await agree(a, b, pair_id)
 
-    scene(tmp_path, act)
 
-
-def test_grants_are_weighed_again_only_when_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_grants_are_weighed_again_only_when_they_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each change of any pair asks this of all pairs."""
-
-    async def act(world: World, a: Node, b: Node, pair_id: str) -> None:
+    async with scene(tmp_path) as (world, a, _b, pair_id):
         handover, weighed = a.pairing.handover, list[str]()
         await handover.set_grant(pair_id, "music", "music", L1)
         handover.due()
@@ -229,5 +205,3 @@ def test_grants_are_weighed_again_only_when_they_changed(tmp_path: Path, monkeyp
         cut(world)
         await handover.set_grant(pair_id, "music", "music", L2)
         assert handover.next_s() < float("inf"), "a grant that changed is handed over"
-
-    scene(tmp_path, act)

@@ -1,6 +1,5 @@
 """Driving our requests: attempts back off, a kick tries at once, and whoever watches is told."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,40 +8,35 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.pairing.initiator import on_its_way
 from tests.pair_world import both_active, code_of, names, two
+from tests.waiting import until
 
 
-def test_failures_are_kept_for_who_watches_and_end_with_the_first_success(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b, wait_ms=0)
+async def test_failures_are_kept_for_who_watches_and_end_with_the_first_success(tmp_path: Path) -> None:
+    async with two(tmp_path) as (world, a, b):
+        await a.pair(b, wait_ms=0)
+        pair_id = await both_active(a, b)
+        assert a.pairing.handshakes.trouble.get(pair_id) is None
+        assert not on_its_way(a.alive[0])
+        await a.pairing.revoke(pair_id)
+        world.faults.append(lambda call: call.body if "well-known" in call.path else None)
+        with pytest.raises(SplError) as caught:
+            await a.pair(b, wait_ms=50)
+        assert code_of(caught) == "disconnected"
+        assert a.alive[0].phase is Phase.ESTABLISHING
+        assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is not None
+        world.faults.clear()
+        assert "active" in names(await a.pair(b))
+        assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is None
+
+
+async def test_of_pairs_that_are_over_nothing_stays_in_memory(tmp_path: Path) -> None:
+    async with two(tmp_path) as (_, a, b):
+        loop = a.pairing.handshakes
+        for _ in range(3):
+            await a.pair(b)
             pair_id = await both_active(a, b)
-            assert a.pairing.handshakes.trouble.get(pair_id) is None
-            assert not on_its_way(a.alive[0])
+            await until(lambda: not loop._kicks)
+            assert loop.trouble == {}
+            assert list(loop._first_syncs) == [pair_id], "what ended pairs brought is still held"
             await a.pairing.revoke(pair_id)
-            world.faults.append(lambda call: call.body if "well-known" in call.path else None)
-            with pytest.raises(SplError) as caught:
-                await a.pair(b, wait_ms=50)
-            assert code_of(caught) == "disconnected"
-            assert a.alive[0].phase is Phase.ESTABLISHING
-            assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is not None
-            world.faults.clear()
-            assert "active" in names(await a.pair(b))
-            assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is None
-
-    asyncio.run(run())
-
-
-def test_of_pairs_that_are_over_nothing_stays_in_memory(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            loop = a.pairing.handshakes
-            for _ in range(3):
-                await a.pair(b)
-                pair_id = await both_active(a, b)
-                await a.until(lambda: not loop._kicks)
-                assert loop.trouble == {}
-                assert list(loop._first_syncs) == [pair_id], "what ended pairs brought is still held"
-                await a.pairing.revoke(pair_id)
-                await b.until(lambda: not b.alive)
-
-    asyncio.run(run())
+            await until(lambda: not b.alive)

@@ -12,32 +12,30 @@ from spl.core.pair.pair import Phase
 from spl.core.pair.state import Asked
 from spl.home.writes import SavedPosition
 from spl.pairing import machine
-from tests.pair_world import Node, both_active, code_of, two
+from tests.pair_world import Node, both_active, code_of, paired, two
+from tests.waiting import until
 
 
-def test_a_rebuilt_side_supersedes_and_inherits_the_position(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            old = await both_active(a, b)
-            b.home.writer.submit([SavedPosition(old, "sealed-by-a", 7)]).result(5)
-            world.faults.append(lambda call: None if call.path.endswith("notify-revoke") else call.body)
-            await a.pairing.revoke(old)
-            assert a.pairs[0].phase is Phase.REVOKED
-            assert b.alive
-            await a.pair(b)
-            new = await both_active(a, b)
-            assert new != old
-            assert b.home.views.pairs[old].reason == "superseded"
-            assert b.alive[0].inherits == old
-            place = b.home.views.positions[new]
-            assert (place.cursor, place.count) == ("sealed-by-a", 7)
-            assert {token.pair_id for token in b.home.views.tokens.values() if not token.revoked} == {new}
-            # The initiator revoked the earlier pair, so the new one starts at the present.
-            assert a.alive[0].start == b.alive[0].start == "present"
-            assert a.alive[0].start_seq > 0
-
-    asyncio.run(run())
+async def test_a_rebuilt_side_supersedes_and_inherits_the_position(tmp_path: Path) -> None:
+    async with two(tmp_path) as (world, a, b):
+        await a.pair(b)
+        old = await both_active(a, b)
+        b.home.writer.submit([SavedPosition(old, "sealed-by-a", 7)]).result(5)
+        world.faults.append(lambda call: None if call.path.endswith("notify-revoke") else call.body)
+        await a.pairing.revoke(old)
+        assert a.pairs[0].phase is Phase.REVOKED
+        assert b.alive
+        await a.pair(b)
+        new = await both_active(a, b)
+        assert new != old
+        assert b.home.views.pairs[old].reason == "superseded"
+        assert b.alive[0].inherits == old
+        place = b.home.views.positions[new]
+        assert (place.cursor, place.count) == ("sealed-by-a", 7)
+        assert {token.pair_id for token in b.home.views.tokens.values() if not token.revoked} == {new}
+        # The initiator revoked the earlier pair, so the new one starts at the present.
+        assert a.alive[0].start == b.alive[0].start == "present"
+        assert a.alive[0].start_seq > 0
 
 
 async def _fault_free_counts(folder: Path, approval: str) -> tuple[int, int]:
@@ -75,111 +73,84 @@ async def _pair_through(a: Node, b: Node, approval: str) -> None:
 
 @pytest.mark.parametrize("approval", ["auto", "manual"])
 @pytest.mark.parametrize("side", ["initiator", "responder"])
-def test_a_crash_after_any_durable_step_heals(tmp_path: Path, approval: str, side: str) -> None:
-    async def run() -> None:
-        counts = await _fault_free_counts(tmp_path / "sound", approval)
-        total = counts[0] if side == "initiator" else counts[1]
-        assert total >= 4
-        for step in range(1, total + 1):
-            async with two(tmp_path / f"step{step}", approval) as (_, a, b):
-                victim = a if side == "initiator" else b
-                victim.disk.dies_after = step
+async def test_a_crash_after_any_durable_step_heals(tmp_path: Path, approval: str, side: str) -> None:
+    counts = await _fault_free_counts(tmp_path / "sound", approval)
+    total = counts[0] if side == "initiator" else counts[1]
+    assert total >= 4
+    for step in range(1, total + 1):
+        async with two(tmp_path / f"step{step}", approval) as (_, a, b):
+            victim = a if side == "initiator" else b
+            victim.disk.dies_after = step
+            await _pair_through(a, b, approval)
+            if victim.disk.dead:
+                await victim.restart()
+            if not a.alive or a.alive[0].phase is not Phase.ACTIVE or b.alive[0].phase is not Phase.ACTIVE:
                 await _pair_through(a, b, approval)
-                if victim.disk.dead:
-                    await victim.restart()
-                if not a.alive or a.alive[0].phase is not Phase.ACTIVE or b.alive[0].phase is not Phase.ACTIVE:
-                    await _pair_through(a, b, approval)
-                pair_id = await both_active(a, b)
-                assert [pair.pair_id for pair in a.pairs if pair.answer] == [pair_id]
-                assert [pair.pair_id for pair in b.pairs if pair.answer] == [pair_id]
-
-    asyncio.run(run())
-
-
-def test_secrets_and_records_agree_after_a_restart(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
             pair_id = await both_active(a, b)
-            for node in (a, b):
-                node.home.vault.delete(f"peer-token.{pair_id}")
-                node.home.vault.put("peer-token.pair_00000000", "without a record")
-                await node.restart()
-                await node.until(lambda: node.home.vault.names("peer-token.") == [f"peer-token.{pair_id}"])  # noqa: B023
-            await both_active(a, b)
-
-    asyncio.run(run())
+            assert [pair.pair_id for pair in a.pairs if pair.answer] == [pair_id]
+            assert [pair.pair_id for pair in b.pairs if pair.answer] == [pair_id]
 
 
-def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair = a.alive[0]
-            for ref in (pair.pair_id, pair.pair_id[:8], b.did, b.did.rpartition("-")[0], "bob"):
-                assert a.pairing.pairs.resolve(ref) is pair
-            for ref in ("", "pair_x", "did:sync:instance:zoe"):
-                with pytest.raises(SplError) as caught:
-                    a.pairing.pairs.resolve(ref)
-                assert (code_of(caught), caught.value.exit_code) == ("pair-unknown", 6)
-            await a.pairing.revoke(pair.pair_id)
-            assert a.pairing.pairs.resolve(b.did).ended
-
-    asyncio.run(run())
+async def test_secrets_and_records_agree_after_a_restart(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        for node in (a, b):
+            node.home.vault.delete(f"peer-token.{pair_id}")
+            node.home.vault.put("peer-token.pair_00000000", "without a record")
+            await node.restart()
+            await until(lambda: node.home.vault.names("peer-token.") == [f"peer-token.{pair_id}"])  # noqa: B023
+        await both_active(a, b)
 
 
-def test_a_stranger_does_not_take_the_name_of_an_agreed_pair(tmp_path: Path) -> None:
+async def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:
+    async with two(tmp_path) as (_, a, b):
+        await a.pair(b)
+        pair = a.alive[0]
+        for ref in (pair.pair_id, pair.pair_id[:8], b.did, b.did.rpartition("-")[0], "bob"):
+            assert a.pairing.pairs.resolve(ref) is pair
+        for ref in ("", "pair_x", "did:sync:instance:zoe"):
+            with pytest.raises(SplError) as caught:
+                a.pairing.pairs.resolve(ref)
+            assert (code_of(caught), caught.value.exit_code) == ("pair-unknown", 6)
+        await a.pairing.revoke(pair.pair_id)
+        assert a.pairing.pairs.resolve(b.did).ended
+
+
+async def test_a_stranger_does_not_take_the_name_of_an_agreed_pair(tmp_path: Path) -> None:
     """It chooses its label, and with it the short names that people type; the request keeps its own id and DID."""
-
-    async def run() -> None:
-        async with two(tmp_path, "manual") as (world, _, b):
-            friend, stranger = world.node("carol"), world.node("mallory", label="carol")
-            await friend.pair(b, wait_ms=0)
-            await b.until(lambda: b.alive)
-            await b.pairing.decide_request(b.alive[0].pair_id, "approve")
-            agreed = await both_active(friend, b)
-            await stranger.pair(b, wait_ms=0)
-            await b.until(lambda: len(b.alive) > 1)
-            [asked] = [pair for pair in b.alive if pair.pair_id != agreed]
-            for ref in ("carol", "did:sync:instance:carol", "pair_", friend.did, agreed):
-                assert b.pairing.pairs.resolve(ref).pair_id == agreed, ref
-            for ref in (asked.pair_id, stranger.did):
-                assert b.pairing.pairs.resolve(ref).pair_id == asked.pair_id, ref
-
-    asyncio.run(run())
+    async with two(tmp_path, "manual") as (world, _, b):
+        friend, stranger = world.node("carol"), world.node("mallory", label="carol")
+        await friend.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+        agreed = await both_active(friend, b)
+        await stranger.pair(b, wait_ms=0)
+        await until(lambda: len(b.alive) > 1)
+        [asked] = [pair for pair in b.alive if pair.pair_id != agreed]
+        for ref in ("carol", "did:sync:instance:carol", "pair_", friend.did, agreed):
+            assert b.pairing.pairs.resolve(ref).pair_id == agreed, ref
+        for ref in (asked.pair_id, stranger.did):
+            assert b.pairing.pairs.resolve(ref).pair_id == asked.pair_id, ref
 
 
-def test_each_step_is_written_for_people(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            await a.pairing.revoke(pair_id, "done")
-            rows = a.home.store.index.after("t:th_audit_federation_pairs", 0, 100)
-            bodies = [json.loads(text)["record"]["body"] for text in a.home.store.payloads(rows)]
-            assert {body["pair_id"] for body in bodies} == {pair_id}
-            assert {"none -> establishing", "establishing -> active"} <= {body["transition"] for body in bodies}
-            assert bodies[-1]["reason"] == "done"
-            assert all({"timestamp", "peer_did"} <= body.keys() for body in bodies)
-
-    asyncio.run(run())
+async def test_each_step_is_written_for_people(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, _b, pair_id):
+        await a.pairing.revoke(pair_id, "done")
+        rows = a.home.store.index.after("t:th_audit_federation_pairs", 0, 100)
+        bodies = [json.loads(text)["record"]["body"] for text in a.home.store.payloads(rows)]
+        assert {body["pair_id"] for body in bodies} == {pair_id}
+        assert {"none -> establishing", "establishing -> active"} <= {body["transition"] for body in bodies}
+        assert bodies[-1]["reason"] == "done"
+        assert all({"timestamp", "peer_did"} <= body.keys() for body in bodies)
 
 
-def test_no_secret_stands_in_a_record(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            secrets = [node.home.vault.get(f"peer-token.{pair_id}") for node in (a, b)]
-            for node in (a, b):
-                text = b"".join(
-                    path.read_bytes() for path in sorted((node.path / "store").rglob("*")) if path.is_file()
-                )
-                for secret in secrets:
-                    assert secret is not None
-                    assert secret.rpartition("_")[2].encode() not in text
-
-    asyncio.run(run())
+async def test_no_secret_stands_in_a_record(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        secrets = [node.home.vault.get(f"peer-token.{pair_id}") for node in (a, b)]
+        for node in (a, b):
+            text = b"".join(path.read_bytes() for path in sorted((node.path / "store").rglob("*")) if path.is_file())
+            for secret in secrets:
+                assert secret is not None
+                assert secret.rpartition("_")[2].encode() not in text
 
 
 class BegunWrite(Future[list[object]]):
@@ -194,21 +165,17 @@ class BegunWrite(Future[list[object]]):
         return super().cancel()
 
 
-def test_a_write_that_is_refused_after_its_time_does_not_happen_later(
+async def test_a_write_that_is_refused_after_its_time_does_not_happen_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the caller reports a refused step that then takes effect, without what follows it."""
-
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, _b):
-            pairs, waiting = a.pairing.pairs, Future[list[object]]()
-            monkeypatch.setattr(machine, "COMMIT_TIMEOUT_S", 0.0)
-            monkeypatch.setattr(pairs.writer, "submit", lambda items: waiting)
-            with pytest.raises(SplError) as caught:
-                pairs.submit([])
-            assert code_of(caught) == "overloaded"
-            assert waiting.cancelled()
-            monkeypatch.setattr(pairs.writer, "submit", lambda items: BegunWrite())
+    async with two(tmp_path) as (_, a, _b):
+        pairs, waiting = a.pairing.pairs, Future[list[object]]()
+        monkeypatch.setattr(machine, "COMMIT_TIMEOUT_S", 0.0)
+        monkeypatch.setattr(pairs.writer, "submit", lambda items: waiting)
+        with pytest.raises(SplError) as caught:
             pairs.submit([])
-
-    asyncio.run(run())
+        assert code_of(caught) == "overloaded"
+        assert waiting.cancelled()
+        monkeypatch.setattr(pairs.writer, "submit", lambda items: BegunWrite())
+        pairs.submit([])

@@ -10,32 +10,30 @@ from spl.core.errors import SplError
 from spl.core.identity import message
 from spl.core.keys import SecretKey
 from spl.core.pair import diff
-from tests.pair_world import Call, both_active, two
+from tests.pair_world import Call, paired, two
+from tests.waiting import until
 
 
 async def test_both_sides_tell_the_same_story(tmp_path: Path) -> None:
-    async with two(tmp_path) as (_, a, b):
-        await a.pair(b)
-        pair_id = await both_active(a, b)
+    async with paired(tmp_path) as (_, a, b, pair_id):
         ours, theirs = a.pairing.history, b.pairing.history
         await a.pairing.pause(pair_id)
-        await b.until(lambda: b.alive[0].paused_by == "peer")
+        await until(lambda: b.alive[0].paused_by == "peer")
         [answer] = await ours.ask(pair_id)
         heard = diff.transitions_from_json(answer["transitions"])
         assert heard == theirs.own(pair_id)
         assert diff.gaps(ours.own(pair_id), heard) == []
-        assert heard[-1].by == a.did
-        assert heard[-1].state == "paused: paused by peer"
+        *_, last = heard
+        assert last.by == a.did
+        assert last.state == "paused: paused by peer"
         await a.pairing.revoke(pair_id)
-        await b.until(lambda: not b.alive)
+        await until(lambda: not b.alive)
         [answer] = await ours.ask()
         assert diff.gaps(ours.own(pair_id), diff.transitions_from_json(answer["transitions"])) == []
 
 
 async def test_a_transition_that_one_side_lacks_is_marked(tmp_path: Path) -> None:
-    async with two(tmp_path) as (world, a, b):
-        await a.pair(b)
-        pair_id = await both_active(a, b)
+    async with paired(tmp_path) as (world, a, b, pair_id):
         ours, theirs = a.pairing.history, b.pairing.history
         world.faults.append(lambda call: None)
         await a.pairing.pause(pair_id)
@@ -48,9 +46,7 @@ async def test_a_transition_that_one_side_lacks_is_marked(tmp_path: Path) -> Non
 
 
 async def test_nothing_secret_is_told(tmp_path: Path) -> None:
-    async with two(tmp_path) as (_world, a, b):
-        await a.pair(b)
-        pair_id = await both_active(a, b)
+    async with paired(tmp_path) as (_world, a, b, pair_id):
         [answer] = await a.pairing.history.ask(pair_id)
         text = json.dumps(answer)
         pair = b.alive[0]
@@ -60,9 +56,7 @@ async def test_nothing_secret_is_told(tmp_path: Path) -> None:
 
 async def test_nobody_else_is_told(tmp_path: Path) -> None:
     """Another signer, another audience, another pair, an old message, another purpose: one refusal each."""
-    async with two(tmp_path) as (world, a, b):
-        await a.pair(b)
-        pair_id = await both_active(a, b)
+    async with paired(tmp_path) as (world, a, b, pair_id):
         key = a.pairing.pairs.identity.key
         good = message.head(a.did, b.did, pair_id, world.now_ms(), "0" * 32)
 
@@ -87,9 +81,7 @@ async def test_nobody_else_is_told(tmp_path: Path) -> None:
 
 
 async def test_a_peer_that_lies_or_is_away_is_named(tmp_path: Path) -> None:
-    async with two(tmp_path) as (world, a, b):
-        await a.pair(b)
-        pair_id = await both_active(a, b)
+    async with paired(tmp_path) as (world, a, b, pair_id):
         ours = a.pairing.history
 
         def answers(change: bytes | None) -> None:
@@ -114,7 +106,7 @@ async def test_a_stranger_whose_request_was_not_approved_is_not_asked(tmp_path: 
     """Nobody is dialled before an approval, also not for a comparison."""
     async with two(tmp_path, "manual") as (world, a, b):
         await a.pair(b, wait_ms=0)
-        await b.until(lambda: b.alive)
+        await until(lambda: b.alive)
         asked = len([call for call in world.calls if call.origin == a.url])
         assert await b.pairing.history.ask() == []
         assert len([call for call in world.calls if call.origin == a.url]) == asked

@@ -1,6 +1,5 @@
 """Before an approval a stranger costs one record; what it sends beyond that is counted, refused and forgotten."""
 
-import asyncio
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from spl.core.pair.pair import Phase
 from spl.core.pair.state import Asked, Revoked
 from spl.pairing.service import Pairing
 from tests.core.pair_kit import a_manifest
-from tests.pair_world import Node, World, both_active, code_of, two
+from tests.pair_world import Node, World, both_active, code_of, paired, two
+from tests.waiting import until
 
 FAST = Limits(handshakes_per_minute=100_000)
 
@@ -34,40 +34,32 @@ def asks(node: Node, b: Node, **fields: object) -> bytes:
 async def waiting(a: Node, b: Node) -> str:
     """Ask, and return the id of the request that waits at b."""
     await a.pair(b, wait_ms=0)
-    await b.until(lambda: b.alive)
+    await until(lambda: b.alive)
     return b.alive[0].pair_id
 
 
-def test_no_manifest_is_taken_from_a_request_that_waits(tmp_path: Path) -> None:
+async def test_no_manifest_is_taken_from_a_request_that_waits(tmp_path: Path) -> None:
     """Each was a record of up to 60 KiB, six hundred a minute, and the start read them all."""
-
-    async def run() -> None:
-        async with two(tmp_path, "manual", FAST) as (world, a, b):
-            pair_id = await waiting(a, b)
-            before, kept = b.home.store.last_seq, b.alive[0].manifest
-            for _ in range(5):
-                a.pairing.published.renew()
-                world.time_ms += 4 * 86_400_000 // 100
-                assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.9"))[0] == 202
-            assert b.home.store.last_seq == before
-            assert b.alive[0].manifest == kept
-
-    asyncio.run(run())
-
-
-def test_a_stranger_that_rotated_its_key_while_it_waits_is_still_understood(tmp_path: Path) -> None:
-    """Its message is verified by the key that its manifest leads to, though that is not taken in yet."""
-
-    async def run() -> None:
-        async with two(tmp_path, "manual", FAST) as (_, a, b):
-            pair_id = await waiting(a, b)
-            await a.pairing.rotate_identity("retired")
+    async with two(tmp_path, "manual", FAST) as (world, a, b):
+        pair_id = await waiting(a, b)
+        before, kept = b.home.store.last_seq, b.alive[0].manifest
+        for _ in range(5):
+            a.pairing.published.renew()
+            world.time_ms += 4 * 86_400_000 // 100
             assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.9"))[0] == 202
-            await b.pairing.decide_request(pair_id, "approve")
-            await both_active(a, b)
-            await b.until(lambda: len(b.alive[0].chain.rotations) == 1)
+        assert b.home.store.last_seq == before
+        assert b.alive[0].manifest == kept
 
-    asyncio.run(run())
+
+async def test_a_stranger_that_rotated_its_key_while_it_waits_is_still_understood(tmp_path: Path) -> None:
+    """Its message is verified by the key that its manifest leads to, though that is not taken in yet."""
+    async with two(tmp_path, "manual", FAST) as (_, a, b):
+        pair_id = await waiting(a, b)
+        await a.pairing.rotate_identity("retired")
+        assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.9"))[0] == 202
+        await b.pairing.decide_request(pair_id, "approve")
+        await both_active(a, b)
+        await until(lambda: len(b.alive[0].chain.rotations) == 1)
 
 
 @dataclass
@@ -116,106 +108,82 @@ class Stranger:
         assert (await self.b.pairing.notify_revoke(self.pair_id, body, "10.0.0.1"))[0] == 200
 
 
-def test_requests_count_for_a_day_even_if_withdrawn(tmp_path: Path) -> None:
+async def test_requests_count_for_a_day_even_if_withdrawn(tmp_path: Path) -> None:
     """From one source and in all, the latter across a restart too; what our operator rejected does not count."""
+    limits = Limits(requests_pending=3, requests_per_address=2, handshakes_per_minute=100_000)
+    async with two(tmp_path, "manual", limits) as (world, _, b):
+        first, second, third, fourth = (Stranger(world, b, number) for number in range(4))
+        rejected = Stranger(world, b, 5)
+        assert await rejected.ask("10.0.0.1") == 202
+        await b.pairing.decide_request(b.alive[0].pair_id, "reject")
+        for each in (first, second):
+            assert await each.ask("10.0.0.1") == 202
+            await each.withdraw()
+        assert b.alive == []
+        assert await third.ask("10.0.0.1") == 429, "ended requests do not count against their source"
+        assert await third.ask("10.0.0.2") == 202
+        await b.restart()
+        assert await fourth.ask("10.0.0.3") == 429, "ended requests do not count in all"
+        world.time_ms += 86_400_000
+        assert await fourth.ask("10.0.0.3") == 202
 
-    async def run() -> None:
-        limits = Limits(requests_pending=3, requests_per_address=2, handshakes_per_minute=100_000)
-        async with two(tmp_path, "manual", limits) as (world, _, b):
-            first, second, third, fourth = (Stranger(world, b, number) for number in range(4))
-            rejected = Stranger(world, b, 5)
-            assert await rejected.ask("10.0.0.1") == 202
-            await b.pairing.decide_request(b.alive[0].pair_id, "reject")
-            for each in (first, second):
-                assert await each.ask("10.0.0.1") == 202
-                await each.withdraw()
-            assert b.alive == []
-            assert await third.ask("10.0.0.1") == 429, "ended requests do not count against their source"
-            assert await third.ask("10.0.0.2") == 202
+
+async def test_of_a_withdrawn_request_no_claim_stays_and_its_polls_are_answered(tmp_path: Path) -> None:
+    async with two(tmp_path, "manual", FAST) as (_, a, b):
+        pair_id = await waiting(a, b)
+        poll = asks(a, b)
+        await a.pairing.revoke(pair_id)
+        await until(lambda: not b.alive)
+        for _ in range(2):
+            ended = b.pairing.pairs.known(pair_id)
+            assert (ended.url, dict(ended.manifest), ended.proposal.sealed) == ("", {}, "")
+            assert b.home.views.requests[pair_id].namespaces == ()
+            status, answer = await b.pairing.poll(pair_id, poll, "10.0.0.1")
+            assert (status, answer["message"]["state"]) == (200, "revoked")  # type: ignore[index]
             await b.restart()
-            assert await fourth.ask("10.0.0.3") == 429, "ended requests do not count in all"
-            world.time_ms += 86_400_000
-            assert await fourth.ask("10.0.0.3") == 202
-
-    asyncio.run(run())
 
 
-def test_of_a_withdrawn_request_no_claim_stays_and_its_polls_are_answered(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path, "manual", FAST) as (_, a, b):
-            pair_id = await waiting(a, b)
-            poll = asks(a, b)
-            await a.pairing.revoke(pair_id)
-            await b.until(lambda: not b.alive)
-            for _ in range(2):
-                ended = b.pairing.pairs.known(pair_id)
-                assert (ended.url, dict(ended.manifest), ended.proposal.sealed) == ("", {}, "")
-                assert b.home.views.requests[pair_id].namespaces == ()
-                status, answer = await b.pairing.poll(pair_id, poll, "10.0.0.1")
-                assert (status, answer["message"]["state"]) == (200, "revoked")  # type: ignore[index]
-                await b.restart()
-
-    asyncio.run(run())
+async def test_an_unapproved_request_is_revoked_without_dialling_its_asker(tmp_path: Path) -> None:
+    async with two(tmp_path, "manual", FAST) as (world, a, b):
+        pair_id = await waiting(a, b)
+        await b.pairing.revoke(pair_id)
+        assert isinstance(b.pairing.pairs.known(pair_id).state, Revoked)
+        assert [call.path for call in world.calls if call.origin == a.url] == []
 
 
-def test_an_unapproved_request_is_revoked_without_dialling_its_asker(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path, "manual", FAST) as (world, a, b):
-            pair_id = await waiting(a, b)
-            await b.pairing.revoke(pair_id)
-            assert isinstance(b.pairing.pairs.known(pair_id).state, Revoked)
-            assert [call.path for call in world.calls if call.origin == a.url] == []
-
-    asyncio.run(run())
-
-
-def test_a_stranger_shows_at_most_eight_rotations(tmp_path: Path) -> None:
+async def test_a_stranger_shows_at_most_eight_rotations(tmp_path: Path) -> None:
     """The refusal is signed and comes before any of the statements was verified."""
-
-    async def run() -> None:
-        async with two(tmp_path, "manual", FAST) as (world, _, b):
-            for links, found in ((8, 202), (9, 400)):
-                status, answer = await b.pairing.receive(Stranger(world, b, links, links).request(), "10.0.0.1")
-                assert status == found, answer
-            assert answer["code"] == "MESSAGE_MALFORMED"
-            assert "8 key rotations" in str(answer["message"])
-            assert answer["statement"]
-
-    asyncio.run(run())
+    async with two(tmp_path, "manual", FAST) as (world, _, b):
+        for links, found in ((8, 202), (9, 400)):
+            status, answer = await b.pairing.receive(Stranger(world, b, links, links).request(), "10.0.0.1")
+            assert status == found, answer
+        assert answer["code"] == "MESSAGE_MALFORMED"
+        assert "8 key rotations" in str(answer["message"])
+        assert answer["statement"]
 
 
 @pytest.mark.parametrize("how", ["closed", "rule"])
-def test_policy_is_asked_before_a_nonce_is_kept(tmp_path: Path, how: str) -> None:
+async def test_policy_is_asked_before_a_nonce_is_kept(tmp_path: Path, how: str) -> None:
     """Twenty thousand refused requests filled the memory of nonces, and no peer could renew its token."""
-
-    async def run() -> None:
-        limits = Limits(nonces_count=1, handshakes_per_minute=100_000)
-        async with two(tmp_path, "closed" if how == "closed" else "manual", limits) as (world, _, b):
-            world.permitted = how == "closed"
-            for number in range(4):
-                assert await Stranger(world, b, number).ask("10.0.0.1") == (403 if how == "closed" else 401)
-            assert b.home.vault.remember_nonce("somebody", "0" * 32, world.time_ms + 1000, stranger=True)
-
-    asyncio.run(run())
+    limits = Limits(nonces_count=1, handshakes_per_minute=100_000)
+    async with two(tmp_path, "closed" if how == "closed" else "manual", limits) as (world, _, b):
+        world.permitted = how == "closed"
+        for number in range(4):
+            assert await Stranger(world, b, number).ask("10.0.0.1") == (403 if how == "closed" else 401)
+        assert b.home.vault.remember_nonce("somebody", "0" * 32, world.time_ms + 1000, stranger=True)
 
 
-def test_garbage_and_forged_messages_take_nothing_from_a_peer(tmp_path: Path) -> None:
+async def test_garbage_and_forged_messages_take_nothing_from_a_peer(tmp_path: Path) -> None:
     """All come from one address, as behind a proxy."""
-
-    async def run() -> None:
-        async with two(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            codes = set()
-            for _ in range(40):
-                codes |= {await refused(b.pairing, pair_id, b"{"), await refused(b.pairing, "pair_00000000", b"{")}
-            assert codes == {"bad-json", "rate-limited"}
-            assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
-            before = a.alive[0].issued_to_us
-            await a.pairing.maintenance.renew(pair_id)
-            assert a.alive[0].issued_to_us != before
-
-    asyncio.run(run())
+    async with paired(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (_, a, b, pair_id):
+        codes = set()
+        for _ in range(40):
+            codes |= {await refused(b.pairing, pair_id, b"{"), await refused(b.pairing, "pair_00000000", b"{")}
+        assert codes == {"bad-json", "rate-limited"}
+        assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
+        before = a.alive[0].issued_to_us
+        await a.pairing.maintenance.renew(pair_id)
+        assert a.alive[0].issued_to_us != before
 
 
 async def refused(pairing: Pairing, pair_id: str, body: bytes, source: str = "10.0.0.1") -> str:
@@ -235,64 +203,48 @@ def forged(a: Node, b: Node) -> bytes:
     return json.dumps(message.sign("pair-poll", words, thief)).encode()
 
 
-def test_messages_under_a_strangers_key_take_nothing_from_the_pair(tmp_path: Path) -> None:
+async def test_messages_under_a_strangers_key_take_nothing_from_the_pair(tmp_path: Path) -> None:
     """Who knows the id of a pair and its DIDs, which are no secrets, must not silence the peer."""
-
-    async def run() -> None:
-        async with two(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            for _ in range(400):
-                assert await refused(b.pairing, pair_id, forged(a, b), "10.0.0.9") == "message-signature"
-            assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
-            await a.pairing.maintenance.renew(pair_id)
-            assert await refused(b.pairing, "pair_00000000", b"{", "10.0.0.9") == "rate-limited", "none was counted"
-
-    asyncio.run(run())
+    async with paired(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (_, a, b, pair_id):
+        for _ in range(400):
+            assert await refused(b.pairing, pair_id, forged(a, b), "10.0.0.9") == "message-signature"
+        assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
+        await a.pairing.maintenance.renew(pair_id)
+        assert await refused(b.pairing, "pair_00000000", b"{", "10.0.0.9") == "rate-limited", "none was counted"
 
 
 @pytest.mark.parametrize("age_ms", [0, 600_000])
-def test_repeated_messages_of_a_peer_take_nothing_from_it(tmp_path: Path, age_ms: int) -> None:
+async def test_repeated_messages_of_a_peer_take_nothing_from_it(tmp_path: Path, age_ms: int) -> None:
     """An eavesdropper sends what it recorded, at once or when it is too old to be answered."""
-
-    async def run() -> None:
-        async with two(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            recorded = asks(a, b)
-            assert (await b.pairing.poll(pair_id, recorded, "10.0.0.1"))[0] == 200
-            world.time_ms += age_ms
-            codes = set()
-            for _ in range(400):
-                try:
-                    await b.pairing.poll(pair_id, recorded, "10.0.0.9")
-                except SplError as exc:
-                    codes.add(exc.code)
-            assert codes == ({"clock-skew"} if age_ms else {"rate-limited"})
-            await a.pairing.maintenance.renew(pair_id)
-
-    asyncio.run(run())
+    async with paired(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (world, a, b, pair_id):
+        recorded = asks(a, b)
+        assert (await b.pairing.poll(pair_id, recorded, "10.0.0.1"))[0] == 200
+        world.time_ms += age_ms
+        codes = set()
+        for _ in range(400):
+            try:
+                await b.pairing.poll(pair_id, recorded, "10.0.0.9")
+            except SplError as exc:
+                codes.add(exc.code)
+        assert codes == ({"clock-skew"} if age_ms else {"rate-limited"})
+        await a.pairing.maintenance.renew(pair_id)
 
 
 @pytest.mark.parametrize("how", ["auto", "rule"])
-def test_a_peer_that_our_operator_revoked_waits_for_the_operator(tmp_path: Path, how: str) -> None:
+async def test_a_peer_that_our_operator_revoked_waits_for_the_operator(tmp_path: Path, how: str) -> None:
     """Revoked without --block it may ask; neither rule nor policy lets it in, and after an approval it is as others."""
-
-    async def run() -> None:
-        async with two(tmp_path, "auto" if how == "auto" else "manual", FAST) as (world, a, b):
-            world.granted = frozenset({"default"})
-            await a.pair(b)
-            await both_active(a, b)
-            await b.pairing.revoke(b.alive[0].pair_id)
-            await a.until(lambda: not a.alive)
-            await a.pair(b, wait_ms=0)
-            await b.until(lambda: b.alive)
-            assert isinstance(b.alive[0].state, Asked)
-            await b.pairing.decide_request(b.alive[0].pair_id, "approve")
-            await both_active(a, b)
-            await a.pairing.revoke(a.alive[0].pair_id)
-            await b.until(lambda: not b.alive)
-            await a.pair(b)
-            assert b.alive[0].phase is Phase.ACTIVE, "the peer itself ended the last pair"
-
-    asyncio.run(run())
+    async with two(tmp_path, "auto" if how == "auto" else "manual", FAST) as (world, a, b):
+        world.granted = frozenset({"default"})
+        await a.pair(b)
+        await both_active(a, b)
+        await b.pairing.revoke(b.alive[0].pair_id)
+        await until(lambda: not a.alive)
+        await a.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        assert isinstance(b.alive[0].state, Asked)
+        await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+        await both_active(a, b)
+        await a.pairing.revoke(a.alive[0].pair_id)
+        await until(lambda: not b.alive)
+        await a.pair(b)
+        assert b.alive[0].phase is Phase.ACTIVE, "the peer itself ended the last pair"

@@ -12,280 +12,230 @@ from spl.core.limits import Limits
 from spl.core.pair.pair import PairError, Phase
 from spl.core.pair.state import Waiting
 from spl.home.writes import SavedPosition
-from tests.pair_world import Node, World, both_active, code_of, names, two
+from tests.pair_world import Node, World, both_active, code_of, names, paired, two
+from tests.waiting import until
 
 STEPS = ["manifest", "verified", "posted", "token", "recorded", "synced", "active"]
 
 
-def test_pairing_in_one_command(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            steps = await a.pair(b)
-            assert names(steps) == STEPS
-            by = {str(step["step"]): step for step in steps}
-            assert by["manifest"]["did"] == b.did
-            assert by["posted"]["status"] == 200
-            assert by["token"]["scopes"] == ["federation:subscribe", "federation:sync"]
-            assert by["synced"] == {"step": "synced", "records": 12}
-            assert (by["active"]["label"], by["active"]["peer_label"]) == ("alice", "bob")
-            assert by["active"]["our_words"] != by["active"]["peer_words"]
-            pair_id = await both_active(a, b)
-            assert by["recorded"]["pair_id"] == pair_id
-            assert a.alive[0].namespaces == b.alive[0].namespaces == ("default",)
-            assert a.alive[0].start == b.alive[0].start == "beginning"
-            await b.until(lambda: b.first_syncs == [pair_id] and a.first_syncs == [pair_id])
-
-    asyncio.run(run())
+async def test_pairing_in_one_command(tmp_path: Path) -> None:
+    async with two(tmp_path) as (_, a, b):
+        steps = await a.pair(b)
+        assert names(steps) == STEPS
+        by = {str(step["step"]): step for step in steps}
+        assert by["manifest"]["did"] == b.did
+        assert by["posted"]["status"] == 200
+        assert by["token"]["scopes"] == ["federation:subscribe", "federation:sync"]
+        assert by["synced"] == {"step": "synced", "records": 12}
+        assert (by["active"]["label"], by["active"]["peer_label"]) == ("alice", "bob")
+        assert by["active"]["our_words"] != by["active"]["peer_words"]
+        pair_id = await both_active(a, b)
+        assert by["recorded"]["pair_id"] == pair_id
+        assert a.alive[0].namespaces == b.alive[0].namespaces == ("default",)
+        assert a.alive[0].start == b.alive[0].start == "beginning"
+        await until(lambda: b.first_syncs == [pair_id] and a.first_syncs == [pair_id])
 
 
-def test_manual_approval_waits_and_then_grants(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path, "manual") as (_, a, b):
-            steps = await a.pair(b, wait_ms=0)
-            assert names(steps)[-1] == "pending"
-            await a.until(lambda: isinstance(a.alive[0].state, Waiting))
-            request = b.pairing.pairs.resolve_request(a.alive[0].pair_id)
-            assert (request.status, request.peer_did, request.namespaces) == ("pending", a.did, ("default",))
-            assert b.pairing.pairs.resolve_request(label_of(a.did)) == request
-            steps = await a.pair(b, wait_ms=0)
-            assert names(steps) == ["manifest", "verified", "posted", "pending"]
-            assert steps[2]["status"] == 202
-            watching = asyncio.create_task(a.pair(b))
-            await b.pairing.decide_request(request.request_id, "approve")
-            assert names(await watching) == STEPS
-            await both_active(a, b)
-            assert b.pairing.pairs.resolve_request(request.request_id).status == "approved"
-            with pytest.raises(SplError) as caught:
-                await b.pairing.decide_request(request.request_id, "reject")
-            assert code_of(caught) == "pair-state-conflict"
-
-    asyncio.run(run())
+async def test_manual_approval_waits_and_then_grants(tmp_path: Path) -> None:
+    async with two(tmp_path, "manual") as (_, a, b):
+        steps = await a.pair(b, wait_ms=0)
+        *_, last = names(steps)
+        assert last == "pending"
+        await until(lambda: isinstance(a.alive[0].state, Waiting))
+        request = b.pairing.pairs.resolve_request(a.alive[0].pair_id)
+        assert (request.status, request.peer_did, request.namespaces) == ("pending", a.did, ("default",))
+        assert b.pairing.pairs.resolve_request(label_of(a.did)) == request
+        steps = await a.pair(b, wait_ms=0)
+        assert names(steps) == ["manifest", "verified", "posted", "pending"]
+        assert [step["status"] for step in steps if step["step"] == "posted"] == [202]
+        watching = asyncio.create_task(a.pair(b))
+        await b.pairing.decide_request(request.request_id, "approve")
+        assert names(await watching) == STEPS
+        await both_active(a, b)
+        assert b.pairing.pairs.resolve_request(request.request_id).status == "approved"
+        with pytest.raises(SplError) as caught:
+            await b.pairing.decide_request(request.request_id, "reject")
+        assert code_of(caught) == "pair-state-conflict"
 
 
-def test_rejection_ends_both_sides(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path, "manual") as (_, a, b):
-            watching = asyncio.create_task(a.pair(b))
-            await b.until(lambda: b.alive)
-            await b.pairing.decide_request(b.alive[0].pair_id, "reject", "not today")
-            with pytest.raises(SplError) as caught:
-                await watching
-            assert code_of(caught) == "handshake-rejected"
-            assert not a.alive
-            assert not b.alive
-            assert (a.pairs[0].reason, b.pairs[0].reason) == ("rejected", "rejected")
-            assert not a.home.views.tokens
-            assert not b.home.views.tokens
-            assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).reason == "not today"
-
-    asyncio.run(run())
+async def test_rejection_ends_both_sides(tmp_path: Path) -> None:
+    async with two(tmp_path, "manual") as (_, a, b):
+        watching = asyncio.create_task(a.pair(b))
+        await until(lambda: b.alive)
+        await b.pairing.decide_request(b.alive[0].pair_id, "reject", "not today")
+        with pytest.raises(SplError) as caught:
+            await watching
+        assert code_of(caught) == "handshake-rejected"
+        assert not a.alive
+        assert not b.alive
+        assert (a.pairs[0].reason, b.pairs[0].reason) == ("rejected", "rejected")
+        assert not a.home.views.tokens
+        assert not b.home.views.tokens
+        assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).reason == "not today"
 
 
-def test_what_waits_too_long_expires_on_both_sides(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path, "manual") as (world, a, b):
-            await a.pair(b, wait_ms=0)
-            await b.until(lambda: b.alive)
-            world.time_ms += 86_400_000 + 1000
-            with pytest.raises(SplError) as caught:
-                await b.pairing.decide_request(b.pairs[0].pair_id, "approve")
-            assert code_of(caught) == "pair-state-conflict"
-            await a.until(lambda: not a.alive and not b.alive)
-            assert (a.pairs[0].reason, b.pairs[0].reason) == ("expired", "expired")
-            assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).status == "expired"
-
-    asyncio.run(run())
+async def test_what_waits_too_long_expires_on_both_sides(tmp_path: Path) -> None:
+    async with two(tmp_path, "manual") as (world, a, b):
+        await a.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        world.time_ms += 86_400_000 + 1000
+        with pytest.raises(SplError) as caught:
+            await b.pairing.decide_request(b.pairs[0].pair_id, "approve")
+        assert code_of(caught) == "pair-state-conflict"
+        await until(lambda: not a.alive and not b.alive)
+        assert (a.pairs[0].reason, b.pairs[0].reason) == ("expired", "expired")
+        assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).status == "expired"
 
 
-def test_an_instance_without_identity(tmp_path: Path) -> None:
-    async def run() -> None:
-        world = World(tmp_path)
-        a, b = world.node("alice"), world.node("nobody", label="")
-        try:
-            with pytest.raises(SplError) as caught:
-                await a.pair(b)
-            assert code_of(caught) == "manifest-missing"
-            with pytest.raises(SplError) as caught:
-                await b.pair(a)
-            assert code_of(caught) == "identity-missing"
-            assert names(await b.pair(a, auto_generate_identity=True)) == STEPS
-            await both_active(b, a)
-        finally:
-            await world.close()
-
-    asyncio.run(run())
-
-
-def test_the_daemon_goes_on_without_its_caller_and_after_a_restart(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path, "manual") as (_, a, b):
-            await a.pair(b, wait_ms=0)
-            await a.until(lambda: a.alive and isinstance(a.alive[0].state, Waiting))
-            pair_id = a.alive[0].pair_id
-            await a.restart()
-            await b.restart()
-            await b.pairing.decide_request(pair_id, "approve")
-            assert await both_active(a, b) == pair_id
-
-    asyncio.run(run())
-
-
-def test_pause_and_resume_are_seen_on_both_sides(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
+async def test_an_instance_without_identity(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    a, b = world.node("alice"), world.node("nobody", label="")
+    try:
+        with pytest.raises(SplError) as caught:
             await a.pair(b)
-            pair_id = await both_active(a, b)
-            for node, other in ((a, b), (b, a)):
-                await node.pairing.pause(pair_id, "upgrade")
-                await node.pairing.pause(pair_id, "upgrade")
-                await other.until(lambda: other.alive[0].paused_by == "peer")  # noqa: B023
-                assert not node.alive[0].serve_allowed
-                assert not other.alive[0].sync_allowed
-                with pytest.raises(SplError) as caught:
-                    await other.pairing.resume(pair_id)
-                assert (code_of(caught), caught.value.exit_code) == ("pair-paused", 7)
-                await node.pairing.resume(pair_id)
-                await both_active(a, b)
-            await a.pairing.pause(pair_id)
-            await b.pairing.pause(pair_id)
-            await a.until(lambda: a.alive[0].paused_by == b.alive[0].paused_by == "both")
-
-    asyncio.run(run())
+        assert code_of(caught) == "manifest-missing"
+        with pytest.raises(SplError) as caught:
+            await b.pair(a)
+        assert code_of(caught) == "identity-missing"
+        assert names(await b.pair(a, auto_generate_identity=True)) == STEPS
+        await both_active(b, a)
+    finally:
+        await world.close()
 
 
-def test_a_pause_told_to_nobody_is_learnt_at_the_next_contact(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            world.faults.append(lambda call: None)
-            await a.pairing.pause(pair_id)
-            world.faults.clear()
-            await b.pairing.refresh(pair_id)
-            assert b.alive[0].paused_by == "peer"
-            world.faults.append(lambda call: None)
-            await a.pairing.resume(pair_id)
-            world.faults.clear()
-            b.pairing.on_peer_state(pair_id, {})
+async def test_the_daemon_goes_on_without_its_caller_and_after_a_restart(tmp_path: Path) -> None:
+    async with two(tmp_path, "manual") as (_, a, b):
+        await a.pair(b, wait_ms=0)
+        await until(lambda: a.alive and isinstance(a.alive[0].state, Waiting))
+        pair_id = a.alive[0].pair_id
+        await a.restart()
+        await b.restart()
+        await b.pairing.decide_request(pair_id, "approve")
+        assert await both_active(a, b) == pair_id
+
+
+async def test_pause_and_resume_are_seen_on_both_sides(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        for node, other in ((a, b), (b, a)):
+            await node.pairing.pause(pair_id, "upgrade")
+            await node.pairing.pause(pair_id, "upgrade")
+            await until(lambda: other.alive[0].paused_by == "peer")  # noqa: B023
+            assert not node.alive[0].serve_allowed
+            assert not other.alive[0].sync_allowed
+            with pytest.raises(SplError) as caught:
+                await other.pairing.resume(pair_id)
+            assert (code_of(caught), caught.value.exit_code) == ("pair-paused", 7)
+            await node.pairing.resume(pair_id)
             await both_active(a, b)
+        await a.pairing.pause(pair_id)
+        await b.pairing.pause(pair_id)
+        await until(lambda: a.alive[0].paused_by == b.alive[0].paused_by == "both")
 
-    asyncio.run(run())
+
+async def test_a_pause_told_to_nobody_is_learnt_at_the_next_contact(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        world.faults.append(lambda call: None)
+        await a.pairing.pause(pair_id)
+        world.faults.clear()
+        await b.pairing.refresh(pair_id)
+        assert b.alive[0].paused_by == "peer"
+        world.faults.append(lambda call: None)
+        await a.pairing.resume(pair_id)
+        world.faults.clear()
+        b.pairing.on_peer_state(pair_id, {})
+        await both_active(a, b)
 
 
 @pytest.mark.parametrize("reached", [True, False])
-def test_revoke_kills_tokens_and_tells_the_peer(tmp_path: Path, reached: bool) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            if not reached:
-                world.faults.append(lambda call: None)
-            pair = await a.pairing.revoke(pair_id, "moving on")
-            assert (pair.phase, pair.reason, pair.live) == (Phase.REVOKED, "moving on", False)
-            assert all(token.revoked for token in a.home.views.tokens.values())
-            assert not a.home.vault.names("peer-token.")
-            assert (await a.pairing.revoke(pair_id)).transitions == pair.transitions
-            if reached:
-                assert b.pairs[0].reason == "revoked by peer: moving on"
-                assert all(token.revoked for token in b.home.views.tokens.values())
-                assert not b.home.vault.names("peer-token.")
-            else:
-                world.faults.clear()
-                b.pairing.on_peer_state(pair_id, {})
-                await b.until(lambda: not b.alive)
-
-    asyncio.run(run())
+async def test_revoke_kills_tokens_and_tells_the_peer(tmp_path: Path, reached: bool) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        if not reached:
+            world.faults.append(lambda call: None)
+        pair = await a.pairing.revoke(pair_id, "moving on")
+        assert (pair.phase, pair.reason, pair.live) == (Phase.REVOKED, "moving on", False)
+        assert all(token.revoked for token in a.home.views.tokens.values())
+        assert not a.home.vault.names("peer-token.")
+        assert (await a.pairing.revoke(pair_id)).transitions == pair.transitions
+        if reached:
+            assert b.pairs[0].reason == "revoked by peer: moving on"
+            assert all(token.revoked for token in b.home.views.tokens.values())
+            assert not b.home.vault.names("peer-token.")
+        else:
+            world.faults.clear()
+            b.pairing.on_peer_state(pair_id, {})
+            await until(lambda: not b.alive)
 
 
-def test_a_revocation_that_a_crash_cut_completes(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            held = asyncio.Event()
-            real = a.pairing.peers.client.fetch
+async def test_a_revocation_that_a_crash_cut_completes(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_world, a, b, pair_id):
+        held = asyncio.Event()
+        real = a.pairing.peers.client.fetch
 
-            async def never(*args: object, **more: object) -> object:
-                held.set()
-                await asyncio.Event().wait()
-                return await real(*args, **more)  # type: ignore[arg-type]
+        async def never(*args: object, **more: object) -> object:
+            held.set()
+            await asyncio.Event().wait()
+            return await real(*args, **more)  # type: ignore[arg-type]
 
-            a.pairing.peers.client.fetch = never  # type: ignore[assignment]
-            task = asyncio.create_task(a.pairing.revoke(pair_id))
-            await held.wait()
-            task.cancel()
-            await asyncio.wait([task])
-            assert all(token.revoked for token in a.home.views.tokens.values())
-            await a.restart()
-            await a.until(lambda: not b.alive and a.pairs[0].state.detail == "")
-            assert a.pairs[0].phase is Phase.REVOKED
-
-    asyncio.run(run())
+        a.pairing.peers.client.fetch = never  # type: ignore[assignment]
+        task = asyncio.create_task(a.pairing.revoke(pair_id))
+        await held.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert all(token.revoked for token in a.home.views.tokens.values())
+        await a.restart()
+        await until(lambda: not b.alive and a.pairs[0].state.detail == "")
+        assert a.pairs[0].phase is Phase.REVOKED
 
 
-def test_degraded_and_back(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            a.pairing.on_trouble(pair_id, "auth-invalid")
-            await a.until(lambda: (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, "auth-invalid"))
-            assert a.alive[0].sync_allowed
-            a.pairing.on_success(pair_id)
-            await both_active(a, b)
-            assert [line[2] for line in a.alive[0].transitions] == ["active", "degraded", "active"]
-
-    asyncio.run(run())
+async def test_degraded_and_back(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        a.pairing.on_trouble(pair_id, "auth-invalid")
+        await until(lambda: (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, "auth-invalid"))
+        assert a.alive[0].sync_allowed
+        a.pairing.on_success(pair_id)
+        await both_active(a, b)
+        assert [line[2] for line in a.alive[0].transitions] == ["active", "degraded", "active"]
 
 
-def test_a_store_that_refuses_writes_for_a_while_does_not_end_the_service(tmp_path: Path) -> None:
+async def test_a_store_that_refuses_writes_for_a_while_does_not_end_the_service(tmp_path: Path) -> None:
     """What is due by time is tried again; a request that expires meanwhile ended the daemon, reads and all."""
+    async with two(tmp_path, "manual", Limits(request_ttl_s=5, handshakes_per_minute=100_000)) as (world, a, b):
+        await a.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        real, refusals = b.home.writer.submit, 0
 
-    async def run() -> None:
-        async with two(tmp_path, "manual", Limits(request_ttl_s=5, handshakes_per_minute=100_000)) as (world, a, b):
-            await a.pair(b, wait_ms=0)
-            await b.until(lambda: b.alive)
-            real, refusals = b.home.writer.submit, 0
+        def refuse(items: object) -> object:
+            nonlocal refusals
+            refusals += 1
+            raise PairError("store-readonly")
 
-            def refuse(items: object) -> object:
-                nonlocal refusals
-                refusals += 1
-                raise PairError("store-readonly")
-
-            b.home.writer.submit = refuse  # type: ignore[method-assign,assignment]
-            world.time_ms += 6000
-            await b.until(lambda: refusals > 2)
-            assert not b.task.done()
-            c = world.node("carol")
-            await c.pair(b, wait_ms=0)
-            await c.until(lambda: c.pairing.handshakes.trouble)
-            [trouble] = c.pairing.handshakes.trouble.values()
-            assert trouble.code == "peer-5xx", "messages of peers are answered meanwhile"
-            b.home.writer.submit = real  # type: ignore[method-assign]
-            await b.until(lambda: not b.alive)
-
-    asyncio.run(run())
+        b.home.writer.submit = refuse  # type: ignore[method-assign,assignment]
+        world.time_ms += 6000
+        await until(lambda: refusals > 2)
+        assert not b.task.done()
+        c = world.node("carol")
+        await c.pair(b, wait_ms=0)
+        await until(lambda: c.pairing.handshakes.trouble)
+        [trouble] = c.pairing.handshakes.trouble.values()
+        assert trouble.code == "peer-5xx", "messages of peers are answered meanwhile"
+        b.home.writer.submit = real  # type: ignore[method-assign]
+        await until(lambda: not b.alive)
 
 
-def test_settings_are_kept(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            await a.pairing.set_mode(pair_id, "on-demand")
-            await a.pairing.set_poll_interval(pair_id, 30_000)
-            for call in (
-                a.pairing.set_mode(pair_id, "now and then"),
-                a.pairing.set_poll_interval(pair_id, 10),
-                a.pairing.set_poll_interval(pair_id, 9_999_999 * 86_400_000),
-            ):
-                with pytest.raises(SplError) as caught:
-                    await call
-                assert code_of(caught) == "bad-field"
-            await a.restart()
-            assert (a.alive[0].mode, a.alive[0].poll_interval_ms) == ("on-demand", 30_000)
-
-    asyncio.run(run())
+async def test_settings_are_kept(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, _b, pair_id):
+        await a.pairing.set_mode(pair_id, "on-demand")
+        await a.pairing.set_poll_interval(pair_id, 30_000)
+        for call in (
+            a.pairing.set_mode(pair_id, "now and then"),
+            a.pairing.set_poll_interval(pair_id, 10),
+            a.pairing.set_poll_interval(pair_id, 9_999_999 * 86_400_000),
+        ):
+            with pytest.raises(SplError) as caught:
+                await call
+            assert code_of(caught) == "bad-field"
+        await a.restart()
+        assert (a.alive[0].mode, a.alive[0].poll_interval_ms) == ("on-demand", 30_000)
 
 
 def audits(node: Node) -> list[dict[str, object]]:
@@ -295,163 +245,128 @@ def audits(node: Node) -> list[dict[str, object]]:
     return [json.loads(payload)["record"]["body"] for payload in store.payloads(rows)]
 
 
-def test_each_transition_is_audited_for_people(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            await a.pairing.pause(pair_id, "upgrade")
-            await a.pairing.resume(pair_id)
-            await a.pairing.maintenance.doubt(pair_id, "dns")
-            await a.pairing.refresh(pair_id)
-            await b.pairing.rotate_identity("retired")
-            await a.until(lambda: len(a.alive[0].chain.rotations) == 1)
-            await a.pairing.maintenance.renew(pair_id)
-            await a.pairing.set_mode(pair_id, "on-demand")
-            await a.pairing.revoke(pair_id, "moving on")
-            found = audits(a)
-            members = {"kind", "timestamp", "pair_id", "peer_did", "transition", "reason"}
-            assert all(body.keys() == members for body in found)
-            assert {(body["pair_id"], body["peer_did"]) for body in found} == {(pair_id, b.did)}
-            assert [(body["transition"], body["reason"]) for body in found] == [
-                ("none -> establishing", ""), ("establishing -> establishing", ""), ("establishing -> active", ""),
-                ("active -> paused", "upgrade"), ("paused -> active", ""), ("active -> degraded", "dns"),
-                ("degraded -> active", ""), ("peer_manifest_changed.v1", ""), ("pair_token.v1", ""),
-                ("pair_config.v1", ""), ("active -> revoked", "moving on"), ("revoked -> revoked", "moving on"),
-            ]  # fmt: skip
-
-    asyncio.run(run())
+async def test_each_transition_is_audited_for_people(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        await a.pairing.pause(pair_id, "upgrade")
+        await a.pairing.resume(pair_id)
+        await a.pairing.maintenance.doubt(pair_id, "dns")
+        await a.pairing.refresh(pair_id)
+        await b.pairing.rotate_identity("retired")
+        await until(lambda: len(a.alive[0].chain.rotations) == 1)
+        await a.pairing.maintenance.renew(pair_id)
+        await a.pairing.set_mode(pair_id, "on-demand")
+        await a.pairing.revoke(pair_id, "moving on")
+        found = audits(a)
+        members = {"kind", "timestamp", "pair_id", "peer_did", "transition", "reason"}
+        assert all(body.keys() == members for body in found)
+        assert {(body["pair_id"], body["peer_did"]) for body in found} == {(pair_id, b.did)}
+        assert [(body["transition"], body["reason"]) for body in found] == [
+            ("none -> establishing", ""), ("establishing -> establishing", ""), ("establishing -> active", ""),
+            ("active -> paused", "upgrade"), ("paused -> active", ""), ("active -> degraded", "dns"),
+            ("degraded -> active", ""), ("peer_manifest_changed.v1", ""), ("pair_token.v1", ""),
+            ("pair_config.v1", ""), ("active -> revoked", "moving on"), ("revoked -> revoked", "moving on"),
+        ]  # fmt: skip
 
 
-def test_resume_catches_up_with_what_the_cursor_may_have_skipped(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            await a.pairing.pause(pair_id)
-            assert a.resyncs == []
-            await a.pairing.resume(pair_id)
-            await a.until(lambda: a.resyncs == [pair_id])
-            await a.pairing.resume(pair_id)
+async def test_resume_catches_up_with_what_the_cursor_may_have_skipped(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        await a.pairing.pause(pair_id)
+        assert a.resyncs == []
+        await a.pairing.resume(pair_id)
+        await until(lambda: a.resyncs == [pair_id])
+        await a.pairing.resume(pair_id)
+        await both_active(a, b)
+        await until(lambda: b.resyncs == [pair_id])
+        assert a.resyncs == [pair_id]
+
+
+async def test_of_two_that_paused_also_the_first_to_resume_catches_up(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        for node in (a, b):
+            await node.pairing.pause(pair_id)
+        await until(lambda: a.alive[0].paused_by == b.alive[0].paused_by == "both")
+        await a.pairing.resume(pair_id)
+        await until(lambda: b.alive[0].paused_by == "us")
+        assert (a.resyncs, b.resyncs) == ([], [])
+        await b.pairing.resume(pair_id)
+        await until(lambda: (a.resyncs, b.resyncs) == ([pair_id], [pair_id]))
+
+
+async def test_a_peer_that_paused_and_calls_again_is_asked_for_its_word(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        await a.pairing.pause(pair_id)
+        await until(lambda: b.alive[0].paused_by == "peer")
+        world.faults.append(lambda call: call.body if call.path == "/v1/sync/chains" else None)
+        await a.pairing.resume(pair_id)
+        await until(lambda: world.lost == ["poll"])
+        world.faults.clear()
+        assert b.alive[0].paused_by == "peer"
+        assert await a.call(b) == 200
+        await both_active(a, b)
+
+
+async def test_a_revoked_peer_that_is_offline_learns_it_when_it_is_refused(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        await b.end()
+        await a.pairing.maintenance.doubt(pair_id, "connect")
+        assert (await a.pairing.revoke(pair_id, "sold")).reason == "sold"
+        b.start()
+        assert await b.call(a) == 401
+        b.pairing.on_trouble(pair_id, "auth-invalid")
+        await until(lambda: not b.alive)
+        assert b.pairs[0].reason == "revoked by peer: sold"
+        assert all(token.revoked for token in b.home.views.tokens.values())
+
+
+async def test_block_refuses_the_did_until_its_operator_pairs_with_it_again(tmp_path: Path) -> None:
+    async with two(tmp_path) as (world, a, b):
+        carol = world.node("carol")
+        await a.pair(b)
+        await a.pair(carol)
+        await until(lambda: [pair.phase for pair in a.alive] == [Phase.ACTIVE] * 2)
+        pair_id = a.pairing.pairs.resolve(b.did).pair_id
+        assert [writer.peer_did for writer in a.pairing.pairs.hubs(a.pairing.pairs.resolve(pair_id))] == [carol.did]
+        await a.pairing.revoke(pair_id)
+        assert a.home.views.blocked == frozenset()
+        await a.pairing.revoke(pair_id, block=True)
+        assert a.home.views.blocked == {b.did}
+        with pytest.raises(SplError) as caught:
+            await b.pair(a)
+        assert code_of(caught) == "handshake-closed"
+        await a.restart()
+        assert a.home.views.blocked == {b.did}
+        await a.pair(b)
+        assert a.home.views.blocked == frozenset()
+
+
+async def test_pairing_again_after_a_revocation_starts_at_present_unless_asked(tmp_path: Path) -> None:
+    async with two(tmp_path) as (_, a, b):
+        await a.pair(b, from_now=True)
+        assert a.alive[0].start == "present"
+        for options, start in (({}, "present"), ({"backfill": True}, "beginning"), ({"from_now": True}, "present")):
+            await a.pairing.revoke(a.alive[0].pair_id)
+            await until(lambda: not b.alive)
+            await a.pair(b, **options)
             await both_active(a, b)
-            await b.until(lambda: b.resyncs == [pair_id])
-            assert a.resyncs == [pair_id]
-
-    asyncio.run(run())
+            assert a.alive[0].start == b.alive[0].start == start
 
 
-def test_of_two_that_paused_also_the_first_to_resume_catches_up(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            for node in (a, b):
-                await node.pairing.pause(pair_id)
-            await a.until(lambda: a.alive[0].paused_by == b.alive[0].paused_by == "both")
-            await a.pairing.resume(pair_id)
-            await b.until(lambda: b.alive[0].paused_by == "us")
-            assert (a.resyncs, b.resyncs) == ([], [])
-            await b.pairing.resume(pair_id)
-            await a.until(lambda: (a.resyncs, b.resyncs) == ([pair_id], [pair_id]))
-
-    asyncio.run(run())
-
-
-def test_a_peer_that_paused_and_calls_again_is_asked_for_its_word(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            await a.pairing.pause(pair_id)
-            await b.until(lambda: b.alive[0].paused_by == "peer")
-            world.faults.append(lambda call: call.body if call.path == "/v1/sync/chains" else None)
-            await a.pairing.resume(pair_id)
-            await asyncio.sleep(0.05)
-            world.faults.clear()
-            assert b.alive[0].paused_by == "peer"
-            assert await a.call(b) == 200
-            await both_active(a, b)
-
-    asyncio.run(run())
-
-
-def test_a_revoked_peer_that_is_offline_learns_it_when_it_is_refused(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            await b.end()
-            await a.pairing.maintenance.doubt(pair_id, "connect")
-            assert (await a.pairing.revoke(pair_id, "sold")).reason == "sold"
-            b.start()
-            assert await b.call(a) == 401
-            b.pairing.on_trouble(pair_id, "auth-invalid")
-            await b.until(lambda: not b.alive)
-            assert b.pairs[0].reason == "revoked by peer: sold"
-            assert all(token.revoked for token in b.home.views.tokens.values())
-
-    asyncio.run(run())
-
-
-def test_block_refuses_the_did_until_its_operator_pairs_with_it_again(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            carol = world.node("carol")
-            await a.pair(b)
-            await a.pair(carol)
-            await a.until(lambda: [pair.phase for pair in a.alive] == [Phase.ACTIVE] * 2)
-            pair_id = a.pairing.pairs.resolve(b.did).pair_id
-            assert [writer.peer_did for writer in a.pairing.pairs.hubs(a.pairing.pairs.resolve(pair_id))] == [carol.did]
-            await a.pairing.revoke(pair_id)
-            assert a.home.views.blocked == frozenset()
-            await a.pairing.revoke(pair_id, block=True)
-            assert a.home.views.blocked == {b.did}
-            with pytest.raises(SplError) as caught:
-                await b.pair(a)
-            assert code_of(caught) == "handshake-closed"
-            await a.restart()
-            assert a.home.views.blocked == {b.did}
-            await a.pair(b)
-            assert a.home.views.blocked == frozenset()
-
-    asyncio.run(run())
-
-
-def test_pairing_again_after_a_revocation_starts_at_present_unless_asked(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b, from_now=True)
-            assert a.alive[0].start == "present"
-            for options, start in (({}, "present"), ({"backfill": True}, "beginning"), ({"from_now": True}, "present")):
-                await a.pairing.revoke(a.alive[0].pair_id)
-                await b.until(lambda: not b.alive)
-                await a.pair(b, **options)
-                await both_active(a, b)
-                assert a.alive[0].start == b.alive[0].start == start
-
-    asyncio.run(run())
-
-
-def test_a_request_of_a_peer_with_a_live_pair_supersedes_it_and_inherits_the_position(tmp_path: Path) -> None:
+async def test_a_request_of_a_peer_with_a_live_pair_supersedes_it_and_inherits_the_position(tmp_path: Path) -> None:
     """As after a revocation that we slept through, or a home that the peer built anew around its old key."""
-
-    async def run() -> None:
-        async with two(tmp_path, "manual") as (world, a, b):
-            await a.pair(b, wait_ms=0)
-            await b.until(lambda: b.alive)
-            await b.pairing.decide_request(b.alive[0].pair_id, "approve")
-            old = await both_active(a, b)
-            await asyncio.wrap_future(b.home.writer.submit([SavedPosition(old, "sealed", 42)]))
-            world.faults.append(lambda call: None)
-            await a.pairing.revoke(old)
-            world.faults.clear()
-            await a.pair(b, wait_ms=0)
-            await b.until(lambda: len(b.alive) == 2)
-            new = next(pair.pair_id for pair in b.alive if pair.pair_id != old)
-            await b.pairing.decide_request(new, "approve")
-            assert await both_active(a, b) == new
-            assert b.pairing.pairs.resolve(old).reason == "superseded"
-            assert b.alive[0].inherits == old
-            assert b.home.views.positions[new].cursor == "sealed"
-
-    asyncio.run(run())
+    async with two(tmp_path, "manual") as (world, a, b):
+        await a.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+        old = await both_active(a, b)
+        await asyncio.wrap_future(b.home.writer.submit([SavedPosition(old, "sealed", 42)]))
+        world.faults.append(lambda call: None)
+        await a.pairing.revoke(old)
+        world.faults.clear()
+        await a.pair(b, wait_ms=0)
+        await until(lambda: len(b.alive) == 2)
+        new = next(pair.pair_id for pair in b.alive if pair.pair_id != old)
+        await b.pairing.decide_request(new, "approve")
+        assert await both_active(a, b) == new
+        assert b.pairing.pairs.resolve(old).reason == "superseded"
+        assert b.alive[0].inherits == old
+        assert b.home.views.positions[new].cursor == "sealed"

@@ -1,6 +1,7 @@
 """Tokens of a live pair, renewed without an instant in which neither works."""
 
 import asyncio
+import itertools
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from spl.core.pair.pair import Phase
 from spl.home.views import THREAD_TOKENS
 from spl.home.writes import Own
 from spl.pairing.tokens import id_of
-from tests.pair_world import Node, World, both_active, code_of, two
+from tests.pair_world import Node, World, both_active, code_of, paired
+from tests.waiting import until
 
 DAY_MS = 86_400_000
 QUIET = Limits(handshakes_per_minute=100_000, manifest_refresh_s=6 * 3600)
@@ -44,54 +46,45 @@ async def minted(node: Node, pair_id: str, *scopes: str) -> str:
 
 
 @pytest.mark.parametrize("state", ["active", "paused", "paused by peer", "degraded"])
-def test_a_token_is_renewed_from_day_83_and_both_work_until_the_new_one_was_used(tmp_path: Path, state: str) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            if state == "paused":
-                await a.pairing.pause(pair_id)
-            elif state == "paused by peer":
-                await b.pairing.pause(pair_id)
-                await a.until(lambda: a.alive[0].paused_by == "peer")
-            elif state == "degraded":
-                await a.pairing.maintenance.doubt(pair_id, "connect")
-            before = held(a)
-            world.time_ms += 82 * DAY_MS
-            await asyncio.sleep(0.1)
-            assert held(a) == before
-            world.time_ms += DAY_MS + 60_000
-            await a.until(lambda: held(a) != before)
-            await a.until(lambda: a.alive[0].issued_to_us.token_id == id_of(held(a)))
-            assert b.alive[0].issued_by_us.token_id == id_of(held(a))
-            assert a.alive[0].issued_to_us.expires_at_ms > world.time_ms + 89 * DAY_MS
-            for text in (before, held(a)):
-                assert await calls(a, b, text) == 200
-            assert len(live_tokens(b)) == 2
-            world.time_ms += 31_000
-            await b.until(lambda: live_tokens(b) == [id_of(held(a))])
-            assert (await calls(a, b, before), await calls(a, b, held(a))) == (401, 200)
-            assert b.home.vault.names("own-token.") == []
-
-    asyncio.run(run())
+async def test_a_token_is_renewed_from_day_83_and_both_work_until_the_new_one_was_used(
+    tmp_path: Path, state: str
+) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        if state == "paused":
+            await a.pairing.pause(pair_id)
+        elif state == "paused by peer":
+            await b.pairing.pause(pair_id)
+            await until(lambda: a.alive[0].paused_by == "peer")
+        elif state == "degraded":
+            await a.pairing.maintenance.doubt(pair_id, "connect")
+        before = held(a)
+        world.time_ms += 82 * DAY_MS
+        await a.pairing.refresh(pair_id)
+        assert held(a) == before
+        world.time_ms += DAY_MS + 60_000
+        await until(lambda: held(a) != before)
+        await until(lambda: a.alive[0].issued_to_us.token_id == id_of(held(a)))
+        assert b.alive[0].issued_by_us.token_id == id_of(held(a))
+        assert a.alive[0].issued_to_us.expires_at_ms > world.time_ms + 89 * DAY_MS
+        for text in (before, held(a)):
+            assert await calls(a, b, text) == 200
+        assert len(live_tokens(b)) == 2
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
+        assert (await calls(a, b, before), await calls(a, b, held(a))) == (401, 200)
+        assert b.home.vault.names("own-token.") == []
 
 
-def test_a_clock_that_is_set_back_does_not_prolong_the_life_of_a_replaced_token(tmp_path: Path) -> None:
+async def test_a_clock_that_is_set_back_does_not_prolong_the_life_of_a_replaced_token(tmp_path: Path) -> None:
     """What the peer has used for long enough is measured by a clock that nobody sets."""
-
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            await both_active(a, b)
-            before = held(a)
-            world.time_ms += 83 * DAY_MS + 60_000
-            await a.until(lambda: held(a) != before)
-            assert await calls(a, b, held(a)) == 200
-            world.set_ms -= 3_600_000
-            world.time_ms += 31_000
-            await b.until(lambda: live_tokens(b) == [id_of(held(a))])
-
-    asyncio.run(run())
+    async with paired(tmp_path) as (world, a, b, _):
+        before = held(a)
+        world.time_ms += 83 * DAY_MS + 60_000
+        await until(lambda: held(a) != before)
+        assert await calls(a, b, held(a)) == 200
+        world.set_ms -= 3_600_000
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
 
 
 async def calls(holder: Node, issuer: Node, text: str) -> int:
@@ -105,64 +98,52 @@ async def calls(holder: Node, issuer: Node, text: str) -> int:
         holder.home.vault.put(name, kept)
 
 
-def test_a_short_life_is_renewed_at_eleven_twelfths(tmp_path: Path) -> None:
+async def test_a_short_life_is_renewed_at_eleven_twelfths(tmp_path: Path) -> None:
     """Also where our own tokens live long: the peer's limits decide over its tokens."""
-
-    async def run() -> None:
-        world = World(tmp_path, QUIET)
-        a = world.node("alice")
-        world.limits = Limits(handshakes_per_minute=100_000, token_ttl_s=1200)
-        b = world.node("bob")
-        try:
-            await a.pair(b)
-            await both_active(a, b)
-            before = held(a), held(b)
-            world.time_ms += 1_000_000
-            await asyncio.sleep(0.1)
-            assert (held(a), held(b)) == before
-            world.time_ms += 150_000
-            await a.until(lambda: held(a) != before[0])
-            assert held(b) == before[1]
-        finally:
-            await world.close()
-
-    asyncio.run(run())
+    world = World(tmp_path, QUIET)
+    a = world.node("alice")
+    world.limits = Limits(handshakes_per_minute=100_000, token_ttl_s=1200)
+    b = world.node("bob")
+    try:
+        await a.pair(b)
+        await both_active(a, b)
+        before = held(a), held(b)
+        world.time_ms += 1_000_000
+        assert a.pairing.maintenance.due() == b.pairing.maintenance.due() == []
+        world.time_ms += 150_000
+        await until(lambda: held(a) != before[0])
+        assert held(b) == before[1]
+    finally:
+        await world.close()
 
 
-def test_a_lost_answer_gives_the_same_token_again(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            before = held(a)
+async def test_a_lost_answer_gives_the_same_token_again(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        before = held(a)
 
-            def lose(call: object) -> bytes | None:
-                return None if call.answer and call.path.endswith("/renew") else call.body  # type: ignore[attr-defined]
+        def lose(call: object) -> bytes | None:
+            return None if call.answer and call.path.endswith("/renew") else call.body  # type: ignore[attr-defined]
 
-            world.faults.append(lose)
-            for _ in range(3):
-                with pytest.raises(SplError):
-                    await a.pairing.maintenance.renew(pair_id)
-            assert held(a) == before
-            assert await a.call(b) == 200
-            assert len(live_tokens(b)) == 2
-            await b.restart()
-            world.faults.clear()
-            await a.pairing.maintenance.renew(pair_id)
-            assert held(a) != before
-            assert len(live_tokens(b)) == 2
-            assert await a.call(b) == 200
-            world.time_ms += 31_000
-            await b.until(lambda: live_tokens(b) == [id_of(held(a))])
-
-    asyncio.run(run())
+        world.faults.append(lose)
+        for _ in range(3):
+            with pytest.raises(SplError):
+                await a.pairing.maintenance.renew(pair_id)
+        assert held(a) == before
+        assert await a.call(b) == 200
+        assert len(live_tokens(b)) == 2
+        await b.restart()
+        world.faults.clear()
+        await a.pairing.maintenance.renew(pair_id)
+        assert held(a) != before
+        assert len(live_tokens(b)) == 2
+        assert await a.call(b) == 200
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
 
 
-def test_a_renewal_cut_at_any_step_leaves_a_token_that_works(tmp_path: Path) -> None:
-    async def run(dies: str, after: int) -> None:
-        async with two(tmp_path / f"{dies}{after}") as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
+async def test_a_renewal_cut_at_any_step_leaves_a_token_that_works(tmp_path: Path) -> None:
+    for dies, after in itertools.product("ab", range(1, 9)):
+        async with paired(tmp_path / f"{dies}{after}") as (_, a, b, pair_id):
             node = a if dies == "a" else b
             node.disk.done, node.disk.dies_after = 0, after
             with suppress(SplError, OSError):
@@ -173,185 +154,140 @@ def test_a_renewal_cut_at_any_step_leaves_a_token_that_works(tmp_path: Path) -> 
             assert await a.call(b) == 200
             await both_active(a, b)
 
-    for dies in "ab":
-        for after in range(1, 9):
-            asyncio.run(run(dies, after))
+
+async def test_a_replayed_or_foreign_renewal_gives_nothing(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        await a.pairing.maintenance.renew(pair_id)
+        sent = next(call for call in world.calls if call.path.endswith("/renew") and not call.answer)
+        with pytest.raises(SplError) as caught:
+            await b.pairing.renew(pair_id, sent.body, "x")
+        assert code_of(caught) == "message-replayed"
+        own = a.pairing.pairs.identity
+        fields = message.head(own.did, b.did, pair_id, world.now_ms(), "0" * 32)
+        for purpose in ("pair-poll", "pair-confirm"):
+            with pytest.raises(SplError) as caught:
+                await b.pairing.renew(pair_id, canon.encode(message.sign(purpose, fields, own.key)), "x")
+            assert code_of(caught) == "message-signature"
+        assert len(live_tokens(b)) == 2
 
 
-def test_a_replayed_or_foreign_renewal_gives_nothing(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
+async def test_a_revoked_pair_renews_nothing(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        world.faults.append(lambda call: None)
+        await b.pairing.revoke(pair_id)
+        world.faults.clear()
+        with pytest.raises(SplError) as caught:
             await a.pairing.maintenance.renew(pair_id)
-            sent = next(call for call in world.calls if call.path.endswith("/renew") and not call.answer)
-            with pytest.raises(SplError) as caught:
-                await b.pairing.renew(pair_id, sent.body, "x")
-            assert code_of(caught) == "message-replayed"
-            own = a.pairing.pairs.identity
-            fields = message.head(own.did, b.did, pair_id, world.now_ms(), "0" * 32)
-            for purpose in ("pair-poll", "pair-confirm"):
-                with pytest.raises(SplError) as caught:
-                    await b.pairing.renew(pair_id, canon.encode(message.sign(purpose, fields, own.key)), "x")
-                assert code_of(caught) == "message-signature"
-            assert len(live_tokens(b)) == 2
-
-    asyncio.run(run())
+        assert code_of(caught) == "pair-state-conflict"
+        assert live_tokens(b) == []
+        await a.pairing.refresh(pair_id)
+        assert a.pairs[0].reason == "revoked by peer"
 
 
-def test_a_revoked_pair_renews_nothing(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            world.faults.append(lambda call: None)
-            await b.pairing.revoke(pair_id)
-            world.faults.clear()
-            with pytest.raises(SplError) as caught:
-                await a.pairing.maintenance.renew(pair_id)
-            assert code_of(caught) == "pair-state-conflict"
-            assert live_tokens(b) == []
-            await a.pairing.refresh(pair_id)
-            assert a.pairs[0].reason == "revoked by peer"
-
-    asyncio.run(run())
-
-
-def test_a_failing_renewal_is_told_early_and_ends_as_token_expired(
+async def test_a_failing_renewal_is_told_early_and_ends_as_token_expired(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
+    with caplog.at_level("WARNING", "spl.federation"):
+        async with paired(tmp_path) as (world, a, b, pair_id):
             world.faults.append(lambda call: None)
             world.time_ms += 84 * DAY_MS
-            await a.until(lambda: a.pairing.maintenance.status(pair_id).attempt)
+            await until(lambda: a.pairing.maintenance.status(pair_id).attempt)
             error = a.pairing.maintenance.status(pair_id).last_error
             assert error is not None
             assert error.code == "disconnected"
             assert a.alive[0].phase is Phase.ACTIVE
             world.time_ms += 7 * DAY_MS
-            await a.until(lambda: (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, "token-expired"))
+            await until(lambda: (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, "token-expired"))
             world.faults.clear()
             await a.pairing.refresh(pair_id)
             assert a.alive[0].phase is Phase.ACTIVE
             assert await a.call(b) == 200
-
-    with caplog.at_level("WARNING", "spl.federation"):
-        asyncio.run(run())
     assert any(record.message == "pair.maintenance_failed" for record in caplog.records)
     assert not any("spl_fed" in record.getMessage() + str(record.__dict__) for record in caplog.records)
 
 
-def test_a_refusal_of_a_token_past_its_end_is_named_so(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            world.faults.append(lambda call: None)
-            await a.pairing.pause(pair_id)
-            world.time_ms += 91 * DAY_MS
-            await a.pairing.resume(pair_id)
-            a.pairing.on_trouble(pair_id, "auth-invalid")
-            await a.until(lambda: a.alive[0].reason == "token-expired")
-
-    asyncio.run(run())
+async def test_a_refusal_of_a_token_past_its_end_is_named_so(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, _b, pair_id):
+        world.faults.append(lambda call: None)
+        await a.pairing.pause(pair_id)
+        world.time_ms += 91 * DAY_MS
+        await a.pairing.resume(pair_id)
+        a.pairing.on_trouble(pair_id, "auth-invalid")
+        await until(lambda: a.alive[0].reason == "token-expired")
 
 
-def test_refresh_replaces_a_token_that_the_peer_revoked_or_that_is_lost(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            for _ in range(2):
-                dead = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": id_of(held(a))})
-                await asyncio.wrap_future(b.home.writer.submit([dead]))
-                assert await a.call(b) == 401
-                await a.pairing.refresh(pair_id)
-                assert await a.call(b) == 200
-            a.home.vault.delete(f"peer-token.{pair_id}")
+async def test_refresh_replaces_a_token_that_the_peer_revoked_or_that_is_lost(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        for _ in range(2):
+            dead = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": id_of(held(a))})
+            await asyncio.wrap_future(b.home.writer.submit([dead]))
+            assert await a.call(b) == 401
             await a.pairing.refresh(pair_id)
             assert await a.call(b) == 200
-            await both_active(a, b)
-
-    asyncio.run(run())
+        a.home.vault.delete(f"peer-token.{pair_id}")
+        await a.pairing.refresh(pair_id)
+        assert await a.call(b) == 200
+        await both_active(a, b)
 
 
 @pytest.mark.parametrize("how", ["resume", "rotate"])
-def test_a_token_that_our_operator_revoked_is_renewed_by_its_word_only(tmp_path: Path, how: str) -> None:
+async def test_a_token_that_our_operator_revoked_is_renewed_by_its_word_only(tmp_path: Path, how: str) -> None:
     """Neither the peer's maintenance nor its operator gets another one, until ours resumes the pair or rotates."""
-
-    async def run() -> None:
-        async with two(tmp_path) as (_, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            dead = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": id_of(held(a)), "barred": True})
-            await asyncio.wrap_future(b.home.writer.submit([dead]))
-            for act in (a.pairing.refresh, a.pairing.maintenance.renew, a.pairing.rotate_tokens):
-                with pytest.raises(SplError) as caught:
-                    await act(pair_id)
-                assert code_of(caught) == "auth-invalid"
-                assert f"spl token rotate {pair_id}" in caught.value.hint
-            assert await a.call(b) == 401
-            assert live_tokens(b) == []
-            if how == "resume":
-                await b.pairing.pause(pair_id)
-                await b.pairing.resume(pair_id)
-            else:
-                await b.pairing.rotate_tokens(pair_id)
-            await a.until(lambda: live_tokens(b))
-            await a.until(lambda: id_of(held(a)) in live_tokens(b))
-            assert await a.call(b) == 200
-
-    asyncio.run(run())
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        dead = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": id_of(held(a)), "barred": True})
+        await asyncio.wrap_future(b.home.writer.submit([dead]))
+        for act in (a.pairing.refresh, a.pairing.maintenance.renew, a.pairing.rotate_tokens):
+            with pytest.raises(SplError) as caught:
+                await act(pair_id)
+            assert code_of(caught) == "auth-invalid"
+            assert f"spl token rotate {pair_id}" in caught.value.hint
+        assert await a.call(b) == 401
+        assert live_tokens(b) == []
+        if how == "resume":
+            await b.pairing.pause(pair_id)
+            await b.pairing.resume(pair_id)
+        else:
+            await b.pairing.rotate_tokens(pair_id)
+        await until(lambda: live_tokens(b))
+        await until(lambda: id_of(held(a)) in live_tokens(b))
+        assert await a.call(b) == 200
 
 
-def test_rotate_replaces_both_tokens(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            for _ in range(3):
-                before = held(a), held(b)
-                await a.pairing.rotate_tokens(pair_id)
-                await b.until(lambda: held(b) != before[1])  # noqa: B023
-                assert held(a) != before[0]
-                assert (await a.call(b), await b.call(a)) == (200, 200)
-            world.time_ms += 31_000
-            await a.until(lambda: live_tokens(a) == [id_of(held(b))])
-            await b.until(lambda: live_tokens(b) == [id_of(held(a))])
-            await both_active(a, b)
-
-    asyncio.run(run())
+async def test_rotate_replaces_both_tokens(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        for _ in range(3):
+            before = held(a), held(b)
+            await a.pairing.rotate_tokens(pair_id)
+            await until(lambda: held(b) != before[1])  # noqa: B023
+            assert held(a) != before[0]
+            assert (await a.call(b), await b.call(a)) == (200, 200)
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(a) == [id_of(held(b))])
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
+        await both_active(a, b)
 
 
-def test_a_token_that_the_peer_minted_by_hand_is_installed_once_the_peer_took_it(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with two(tmp_path) as (world, a, b):
-            await a.pair(b)
-            pair_id = await both_active(a, b)
-            before = held(a)
-            narrow = await minted(b, pair_id, "federation:sync")
-            for text, code in (
-                ("spl_home_sa_00000001_" + "0" * 64, "auth-invalid"), ("what", "auth-invalid"),
-                (narrow, "token-scope"), (held(b), "auth-invalid"),
-            ):  # fmt: skip
-                with pytest.raises(SplError) as caught:
-                    await a.pairing.maintenance.set_token(pair_id, text)
-                assert code_of(caught) == code
-                assert text not in str(caught.value)
-                assert held(a) == before
-            text = await minted(b, pair_id)
-            await a.pairing.maintenance.doubt(pair_id, "auth-invalid")
-            a.pairing.peers._ahead_ms[pair_id] = 60_000  # refused for its date, the proof is signed again
-            await a.pairing.maintenance.set_token(pair_id, text)
-            assert held(a) == text
-            assert a.alive[0].phase is Phase.ACTIVE
-            await b.until(lambda: b.alive[0].issued_by_us.token_id == id_of(text))
-            assert a.alive[0].issued_to_us.token_id == id_of(text)
-            world.time_ms += 31_000
-            await b.until(lambda: live_tokens(b) == [id_of(text)])
-            assert await a.call(b) == 200
-
-    asyncio.run(run())
+async def test_a_token_that_the_peer_minted_by_hand_is_installed_once_the_peer_took_it(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        before = held(a)
+        narrow = await minted(b, pair_id, "federation:sync")
+        for text, code in (
+            ("spl_home_sa_00000001_" + "0" * 64, "auth-invalid"), ("what", "auth-invalid"),
+            (narrow, "token-scope"), (held(b), "auth-invalid"),
+        ):  # fmt: skip
+            with pytest.raises(SplError) as caught:
+                await a.pairing.maintenance.set_token(pair_id, text)
+            assert code_of(caught) == code
+            assert text not in str(caught.value)
+            assert held(a) == before
+        text = await minted(b, pair_id)
+        await a.pairing.maintenance.doubt(pair_id, "auth-invalid")
+        a.pairing.peers._ahead_ms[pair_id] = 60_000  # refused for its date, the proof is signed again
+        await a.pairing.maintenance.set_token(pair_id, text)
+        assert held(a) == text
+        assert a.alive[0].phase is Phase.ACTIVE
+        await until(lambda: b.alive[0].issued_by_us.token_id == id_of(text))
+        assert a.alive[0].issued_to_us.token_id == id_of(text)
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(text)])
+        assert await a.call(b) == 200
