@@ -4,9 +4,9 @@ import asyncio
 import heapq
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from ..core import canon, fold, when
 from ..core.errors import SplError
@@ -22,6 +22,9 @@ from .answers import field_error, is_admin, json_response, list_response, number
 from .auth import Principal
 from .services import Services
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 NDJSON: Final = "application/x-ndjson"
 LIMIT_DEFAULT: Final = 100
 SCAN_ROWS: Final = 500
@@ -34,6 +37,8 @@ SCANS_PER_TURN: Final = 16
 GROUP_BYTES: Final = 256 * KIB
 UNDER_WAY_BYTES: Final = MIB
 """Of one request: lines that are decoded together, and those that are decoded and not durable yet."""
+AT_ONCE_BYTES: Final = 16 * KIB
+"""So little is decoded on the loop; more in a thread, for megabytes of JSON would hold up every other client."""
 QUEUE_SHARE: Final = 8
 GROUPS_UNDER_WAY: Final = 4
 """A group has at most an eighth of the lines that the writer queues, so one request takes half of the queue."""
@@ -50,7 +55,8 @@ async def emit(request: Request, principal: Principal, services: Services) -> Re
     """POST /v1/records: one JSON record, or one a line as NDJSON; answered once durable."""
     if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
         return await _emit_many(request, principal, services)
-    item = Emit(_decoded(request.body, principal, services), len(request.body))
+    size = len(request.body)
+    item = Emit(await _aside(size, _decoded, request.body, principal, services), size)
     outcomes = await _submit([[item]], services)[0]
     return Response(body=_emitted(outcomes[0]))
 
@@ -61,21 +67,34 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
     Lines are decoded in groups, and the next group waits until what is decoded and not durable yet leaves it room: the
     objects of a page take up to twenty times the memory of its text, and a page has more lines than the writer queues.
     """
-    count = sum(1 for _ in _lines(request.body))
+    size = len(request.body)
+    count = await _aside(size, _count, request.body)
     if count > services.limits.page_records:
         raise field_error("body", f"holds {count} lines, the limit is {services.limits.page_records}")
     answers: list[bytes] = []
     waiting: deque[_Group] = deque()
-    for group in _groups(_lines(request.body), max(1, services.limits.waiting_writes // QUEUE_SHARE)):
+    groups = _groups(_lines(request.body), max(1, services.limits.waiting_writes // QUEUE_SHARE))
+    while (group := await _aside(size, _next_group, groups)) is not None:
         while waiting and (
             len(waiting) >= GROUPS_UNDER_WAY
             or sum(each.size for each in waiting) + sum(map(len, group)) > UNDER_WAY_BYTES
         ):
             answers += await waiting.popleft().settled()
-        waiting.append(_begun(group, principal, services, first=not answers and not waiting))
+        begun = _begun(
+            await _aside(sum(map(len, group)), _decoded_each, group, principal, services),  # kept by the writer alone
+            group, services, first=not answers and not waiting,
+        )  # fmt: skip
+        waiting.append(begun)
     while waiting:
         answers += await waiting.popleft().settled()
     return Response(body=b"\n".join([*answers, b""]), content_type=NDJSON)
+
+
+async def _aside(size: int, do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Return what a function makes of a text of that size; of a long one in a thread, while the loop goes on."""
+    if size <= AT_ONCE_BYTES:
+        return do(*args, **kwargs)
+    return await asyncio.to_thread(do, *args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +138,33 @@ def _groups(lines: Iterable[bytes], lines_max: int) -> Iterator[list[bytes]]:
         yield group
 
 
-def _begun(group: Sequence[bytes], principal: Principal, services: Services, *, first: bool) -> _Group:
-    """Decode the lines of a group and queue them for the writer.
+def _count(body: bytes) -> int:
+    return sum(1 for _ in _lines(body))
+
+
+def _next_group(groups: Iterator[list[bytes]]) -> list[bytes] | None:
+    return next(groups, None)
+
+
+def _decoded_each(group: Sequence[bytes], principal: Principal, services: Services) -> list[Emit | bytes]:
+    """Return what is to be written of each line, or the text of its refusal."""
+    found: list[Emit | bytes] = []
+    for line in group:
+        try:
+            found.append(Emit(_decoded(line, principal, services), len(line)))
+        except SplError as exc:
+            found.append(_text(exc.to_json()))
+    return found
+
+
+def _begun(decoded: Sequence[Emit | bytes], group: Sequence[bytes], services: Services, *, first: bool) -> _Group:
+    """Queue the lines of a group for the writer.
 
     A writer that takes no more refuses the request as a whole if nothing of it was queued before, else line by line.
     """
-    results: list[bytes | asyncio.Future[list[Outcome]]] = [b""] * len(group)
-    items, places = [], []
-    for place, line in enumerate(group):
-        try:
-            items.append([Emit(_decoded(line, principal, services), len(line))])
-            places.append(place)
-        except SplError as exc:
-            results[place] = _text(exc.to_json())
+    results: list[bytes | asyncio.Future[list[Outcome]]] = [b"" if isinstance(it, Emit) else it for it in decoded]
+    places = [place for place, it in enumerate(decoded) if isinstance(it, Emit)]
+    items = [[it] for it in decoded if isinstance(it, Emit)]
     try:
         futures = _submit(items, services)
     except SplError as exc:

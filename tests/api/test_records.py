@@ -1,8 +1,14 @@
 """Emit and read: forms, filters, paging, tenants, and reserved threads."""
 
+import asyncio
 import json
+import threading
 from typing import Any
 
+import pytest
+
+from spl.api.records import AT_ONCE_BYTES
+from spl.core import canon
 from spl.core.record import record
 from tests.api.conftest import Served
 
@@ -107,6 +113,28 @@ async def test_a_page_of_more_lines_than_the_writer_queues_is_taken(served: Serv
     found = [json.loads(line) for line in answer.body.splitlines()]
     assert {item["object"] for item in found} == {"record"}
     assert [item["clock"] for item in found] == list(range(len(found)))
+
+
+@pytest.mark.parametrize("count", [0, 5, 100])
+async def test_the_loop_goes_on_while_long_texts_are_decoded(
+    served: Served, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Each decoding waits for a turn of the loop, which never comes if it holds the loop itself."""
+    loop, real = asyncio.get_running_loop(), canon.decode
+
+    def decode(text: bytes, levels: int) -> Any:
+        turn = threading.Event()
+        loop.call_soon_threadsafe(turn.set)
+        assert turn.wait(5)
+        return real(text, levels)
+
+    monkeypatch.setattr("spl.core.canon.decode", decode)
+    if not count:
+        assert (await served.json("POST", "/v1/records", value(1, text="x" * AT_ONCE_BYTES)))["clock"] == 0
+        return
+    lines = b"\n".join(json.dumps(value(n, text="x" * (2 * AT_ONCE_BYTES // count))).encode() for n in range(count))
+    answer = await served.fetch("POST", "/v1/records", lines, headers=(("content-type", "application/x-ndjson"),))
+    assert [json.loads(line)["body"]["n"] for line in answer.body.splitlines()] == list(range(count))
 
 
 async def test_a_tenants_token_neither_reads_nor_writes_elsewhere(served: Served) -> None:
