@@ -44,7 +44,7 @@ def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
     assert lines[2:5] == [
         "missing here, offered by bob:", f"  {'0' * 64}  default", f"  {'f' * 64}  org  refused: scope-violation",
     ]  # fmt: skip
-    assert lines[5] == "missing at bob, offered here:"
+    assert "missing at bob, offered here:" in lines
     assert lines[-3:] == [
         "  and 3 more; -o json has them", "missing here: 2 projections, which have no id",
         "pair_1  the sides DIFFER",

@@ -175,9 +175,11 @@ async def test_a_changed_manifest_that_does_not_verify_degrades_until_it_does(tm
             await a.pairing.refresh(pair_id)
         assert code_of(caught) in ("manifest-signature", "manifest-malformed")
         assert (a.alive[0].phase, a.alive[0].reason, a.alive[0].url) == (Phase.DEGRADED, code_of(caught), url)
+        seq = a.home.store.last_seq
         a.pairing.on_success(pair_id)
         a.pairing.on_trouble(pair_id, "connect")
         await until(lambda: a.pairing.maintenance.status(pair_id).attempt)
+        assert a.home.store.last_seq == seq, "neither a success nor a trouble of another kind changes the pair"
         assert (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, code_of(caught))
         error = a.pairing.maintenance.status(pair_id).last_error
         assert error is not None
