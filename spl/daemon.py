@@ -255,6 +255,8 @@ class _Daemon:
                 for name, service in _running(services).items():
                     tasks.create_task(self._keep(name, service, services.faults, stop), name=f"service {name}")
                 self._announce(url)
+                await stop.wait()
+                services.restorer.close()
         finally:
             services.feed.close()
             services.sync.close()

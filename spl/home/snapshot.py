@@ -157,6 +157,7 @@ class Restorer:
 
     def __init__(self, writer: Writer, home: Path, disk: Disk, limits: Limits, *, now_ms: Callable[[], int]) -> None:
         self.writer, self.limits = writer, limits
+        self._closed = threading.Event()
         self._home, self._folder, self._disk, self._now_ms = home, home / FOLDER, disk, now_ms
         self._roots = Roots(limits.verified_roots)
         self._uploads: dict[str, _Upload] = {}
@@ -224,6 +225,14 @@ class Restorer:
         finally:
             self._turn.release()
 
+    def close(self) -> None:
+        """End the restore that runs, at its next line; what it stored stays."""
+        self._closed.set()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise SnapshotError("shutting-down")
+
     def _verify(self, read: Read, rights: Rights) -> tuple[Plan, "_Places"]:
         if self.writer.signer is None:
             raise SnapshotError("identity-missing")
@@ -232,6 +241,7 @@ class Restorer:
         judge = _Judge(self.writer, self.limits, rights, plan.header, self._roots)
         ids = IdDigest(self._disk, self._folder)
         for number, raw, place in placed(found):
+            self._check_open()
             try:
                 envelope, fresh = judge.judge(raw, place)
             except SplError as exc:
@@ -255,6 +265,7 @@ class Restorer:
         unsubscribe = self.writer.listen(self._reload)
         try:
             for chunk in self._chunks(read, places):
+                self._check_open()
                 self._submit(chunk)
         finally:
             unsubscribe()
@@ -405,7 +416,7 @@ class _Judge:
         assert writer.signer is not None
         self._own: Chain = writer.signer.chain
         self._store, self._limits, self._rights, self._roots = writer.store, limits, rights, roots
-        self._thread, self._ours = header.thread, header.instance == self._own.did
+        self._thread, self._ours, self._now_ms = header.thread, header.instance == self._own.did, writer.now_ms()
         self.views: Views = writer.views
         self._stale = False
         self._refresh()
@@ -428,8 +439,7 @@ class _Judge:
             self._check_namespace(envelope, ns)
         code = self._gate.signature_code(envelope)
         if code:
-            text = "is not known here" if code == "chain-unknown" else "does not hold"
-            raise SnapshotError(code, f"the signature by {envelope.sig.by} {text}", signer=envelope.sig.by)
+            raise SnapshotError(code, f"no signature of {envelope.sig.by} that counts here", signer=envelope.sig.by)
         self._learn(envelope)
         return envelope, row is None
 
@@ -480,9 +490,11 @@ class _Judge:
         self._stale = False
 
     def _new_gate(self) -> Gate:
-        # A snapshot holds what was taken in once, so a retired key counts in it, however long ago it was retired.
-        trust = Trust(self._own, peer_did="", pins=self.views.pins)
+        # The operator's backup holds what was taken in once, so a retired key counts in it, however long ago it was
+        # retired.  In a tenant's file it proves nothing: a thief of the key could have written it today.
+        now_ms = 0 if self._rights.admin else self._now_ms
+        trust = Trust(self._own, peer_did="", pins=self.views.pins, now_ms=now_ms)
         return Gate(
-            pair_id="", inlets={}, actors=frozenset(), trust=trust, crossings={}, registry={}, roots=self._roots,
-            limits=self._limits,
+            pair_id="", inlets={}, actors=frozenset(), trust=trust, crossings={}, registry={},
+            roots=self._roots, limits=self._limits,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from spl.core import consent
 from spl.core.consent import Grant
 from spl.core.errors import SplError
 from spl.core.identity import bearer
-from spl.core.identity.did import did_of, multibase
+from spl.core.identity.did import Chain, did_of, multibase, rotate
 from spl.core.identity.pins import KIND_CHAIN
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
@@ -422,3 +422,28 @@ async def test_a_full_disk_is_refused_before_it_is_full(tmp_path: Path) -> None:
         with pytest.raises(SplError) as caught:
             work.run(reader(snapshot(alice)), ADMIN, dry_run=False)
         assert (caught.value.code, bob.home.store.last_seq) == ("home-unusable", seq)
+
+
+async def test_a_closed_restorer_ends_at_the_next_line(tmp_path: Path) -> None:
+    """The daemon stops: nothing more is verified or stored, whatever the file holds."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.emit("one")
+        trust(bob, alice)
+        closed, data, seq = restorer(bob), snapshot(alice), bob.home.store.last_seq
+        closed.close()
+        with pytest.raises(SplError) as caught:
+            closed.run(reader(data), ADMIN, dry_run=False)
+        assert (caught.value.code, bob.home.store.last_seq) == ("shutting-down", seq)
+
+
+async def test_a_retired_key_signs_nothing_new_in_a_tenants_file(tmp_path: Path) -> None:
+    """Its thief could have written it today; in the operator's own backup it counts, however old it is."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        chain, old = Chain(did_of("carol", STRANGER.public), STRANGER.public), STRANGER
+        rotated = rotate(chain, old, SecretKey(bytes(31) + b"z").public, "retired", 0)
+        bob.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": rotated.to_json()}))
+        alice.emit("one")
+        data = again(snapshot(alice), [forged("th", by=rotated.did)])
+        tenant = Rights(admin=False, reaches=lambda name: name == "default")
+        assert dict(restore(bob, data, tenant, dry_run=True).refused) == {"key-retired": 1}
+        assert restore(bob, data, dry_run=True).new == 1

@@ -40,9 +40,9 @@ KIND_READMIT: Final = "syncropel.access.token_readmit.v1"
 PROOF_HEADER: Final = "spl-proof"
 SECRET_BYTES: Final = 32
 SEAL_PURPOSE: Final = "federation-token"
-PROOF_AHEAD_MS: Final = 5000
-"""How far ahead of our clock a proof may be dated: what two clocks that are kept in time may differ.  A daemon refuses
-what is dated within so much of its start, so a longer time would have more peers sign again after each restart."""
+PROOF_AHEAD_MS: Final = 5
+"""How far ahead of our clock a proof may be dated.  A daemon refuses what is dated within so much of its start, so this
+is shorter than a start takes; a peer whose clock is further ahead signs again by our time, once."""
 
 _TEXT: Final = re.compile(r"spl_([A-Za-z0-9]{1,16})_(sa_[0-9a-f]{4,32})_([A-Za-z0-9]{22,128})\Z")
 _SCOPE: Final = re.compile(r"[a-z:_-]{1,40}\Z")

@@ -17,7 +17,6 @@ from tests.e2e.harness import Instance
 
 NDJSON: Final = "application/x-ndjson"
 NOWHERE: Final = "http://127.0.0.1:9"
-PROOF_AHEAD_MS: Final = 5000
 _CURSORS: Final = itertools.count(1)
 
 
@@ -136,7 +135,7 @@ class Puppet(Stranger):
         So it counts at once after the daemon's start, and is the one that a captor would like best.
         """
         audience = self.target["daemon"]["did"]
-        issued_ms = now_ms() + PROOF_AHEAD_MS if issued_ms is None else issued_ms
+        issued_ms = now_ms() if issued_ms is None else issued_ms
         proof = messages.proof(self.who.key, method, target, audience, self.token, body, issued_ms)
         return {"authorization": f"Bearer {self.token}", "spl-proof": proof}
 
