@@ -38,7 +38,7 @@ from spl.pairing.service import Pace, Pairing, PairOptions
 from spl.sync.peer import PeerClient
 from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 START_MS = 1_764_000_000_000
 
@@ -169,6 +169,18 @@ class Node:
     @property
     def did(self) -> str:
         return self.pairing.pairs.identity.did
+
+    async def jobs_done(self, pair_id: str) -> None:
+        """Return once the jobs that were started before this call took their steps: they take turns."""
+        done = asyncio.Event()
+
+        async def last() -> None:
+            await self.pairing.stepper.do(lambda: None)
+            done.set()
+
+        self.pairing.stepper.start(pair_id, last)
+        async with asyncio.timeout(DEADLINE_S):
+            await done.wait()
 
     async def serve(
         self, method: str, target: str, headers: dict[str, str], address: str

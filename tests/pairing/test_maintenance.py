@@ -178,8 +178,9 @@ async def test_a_changed_manifest_that_does_not_verify_degrades_until_it_does(tm
         seq = a.home.store.last_seq
         a.pairing.on_success(pair_id)
         a.pairing.on_trouble(pair_id, "connect")
-        await until(lambda: a.pairing.maintenance.status(pair_id).attempt)
+        await a.jobs_done(pair_id)
         assert a.home.store.last_seq == seq, "neither a success nor a trouble of another kind changes the pair"
+        await until(lambda: a.pairing.maintenance.status(pair_id).attempt)
         assert (a.alive[0].phase, a.alive[0].reason) == (Phase.DEGRADED, code_of(caught))
         error = a.pairing.maintenance.status(pair_id).last_error
         assert error is not None

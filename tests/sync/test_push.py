@@ -109,7 +109,7 @@ async def test_a_pair_degraded_before_contact_recovers_with_it(tmp_path: Path) -
         await laptop.sync.pull(PAIR)
         with pytest.raises(SplError):
             await server.sync.pull(PAIR)
-        assert server.watched.heard[1:] == [("success", PAIR, "")]
+        assert server.watched.heard == [("trouble", PAIR, "connect"), ("success", PAIR, "")]
 
 
 async def test_when_the_wall_falls_it_pulls_again_and_the_push_ends(tmp_path: Path) -> None:

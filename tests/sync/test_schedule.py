@@ -95,7 +95,7 @@ async def test_errors_are_classed_and_five_in_a_row_are_trouble(tmp_path: Path, 
         bob.change_pair(PAIR, phase=Phase.DEGRADED)
         alice.network.down = ""
         await bob.sync.pull(PAIR)
-        assert bob.watched.heard[1:] == [("success", PAIR, "")]
+        assert bob.watched.heard == [("trouble", PAIR, down), ("success", PAIR, "")]
         assert bob.sync.status(PAIR).attempt == 0
 
 
