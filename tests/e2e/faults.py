@@ -86,14 +86,14 @@ def slow_adapter() -> None:
     """Let the views take a twentieth of a second for each record."""
     from spl.home.views import Views
 
-    apply = Views.apply
+    folded = Views.folded
 
-    def lingers(self: Views, *args: Any) -> None:
+    def lingers(self: Views, *args: Any) -> Views:
         if SWITCH.exists():
             time.sleep(0.05)
-        apply(self, *args)
+        return folded(self, *args)
 
-    Views.apply = lingers  # type: ignore[method-assign]
+    Views.folded = lingers  # type: ignore[method-assign]
 
 
 def later(seconds: int) -> Callable[[], None]:
