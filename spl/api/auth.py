@@ -155,7 +155,7 @@ class Auth:
         raise AuthError("scope-forbidden", f"this needs the scope {needs}", scope=scope)
 
     def _opens(self, headers: Mapping[str, str]) -> bool:
-        """Return whether the daemon asks this request for no credential; one that a proxy passed on is not of here."""
+        """Return whether the request needs no credential; one that a proxy passed on always needs one."""
         is_open = self._insecure or not self._settings.now.auth_required
         return is_open and not headers.keys() & _NOT_OPEN
 

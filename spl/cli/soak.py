@@ -107,11 +107,11 @@ class Report:
 
 Windows = tuple[Window, ...]
 Found = tuple[list[str], list[str]]
-"""The differences between the sets of both sides at the end, and log lines of the throw-away daemons."""
+"""The differences between the sets of both sides at the end, and log lines of the temporary daemons."""
 
 
 def _own(args: Namespace, shell: Shell, soak_driver: ModuleType, windows: Windows, report: Report) -> Found:
-    """Soak two throw-away daemons, and compare what both hold at the end."""
+    """Soak two temporary daemons, and compare what both hold at the end."""
     out = shell.out
     with shell.load("cli.soak_daemons").Daemons(shell.env, out.detail) as daemons:
         out.note("two daemons, one pair in mode continuous; a third daemon makes approval requests")
@@ -168,7 +168,7 @@ def _done(driver: Any) -> str:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the throw-away daemons end too."""
+    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the temporary daemons end too."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -198,11 +198,11 @@ def _minutes(words: list[str]) -> dict[str, float]:
 COMMAND: Final = Command(
     "federation soak",
     "Loads a pair for 100 minutes in five windows and measures lag, queue and errors; exits 0 only within all limits.\n"
-    "Without PAIR it starts throw-away daemons and removes them; on a live pair the records stay, on both sides.",
+    "Without PAIR it starts temporary daemons and removes them; on a live pair the records stay, on both sides.",
     "spl federation soak --scale 0.05 --csv",
     _soak,
     (
-        arg("pair", nargs="?", metavar="PAIR", help="a live pair (default: throw-away daemons)"),
+        arg("pair", nargs="?", metavar="PAIR", help="a live pair (default: temporary daemons)"),
         arg("--csv", action="store_true", help="print the rows as CSV on stdout"),
         arg("--scale", type=float, default=1.0, metavar="F", help="shorten all windows, 0.01 to 1"),
         arg("--window", action="append", default=[], metavar="NAME=MIN",

@@ -106,7 +106,7 @@ class Daemons:
             [*self._spl("init", home), "--label", f"soak-{name}"], env=self._env, capture_output=True, check=False
         )
         if made.returncode:
-            raise CtlError("home-unusable", f"the throw-away daemon {name}: {_last_line(made.stderr)}")
+            raise CtlError("home-unusable", f"the temporary daemon {name}: {_last_line(made.stderr)}")
         with (self._folder / f"{name}.out").open("wb") as out:
             # A session of its own: Ctrl-C reaches the soak alone, which then ends its daemons in order.
             self._processes[name] = subprocess.Popen(  # noqa: S603 - our own program, no shell
@@ -128,7 +128,7 @@ class Daemons:
             except CtlError as exc:
                 if self._processes[name].poll() is not None or time.monotonic() > end_s:
                     said = _last_line((self._folder / f"{name}.out").read_bytes())
-                    raise CtlError("daemon-down", f"the throw-away daemon {name} does not serve: {said}") from exc
+                    raise CtlError("daemon-down", f"the temporary daemon {name} does not serve: {said}") from exc
             time.sleep(_LOOK_AGAIN_S)
 
     def _pair(self) -> str:

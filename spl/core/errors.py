@@ -50,8 +50,8 @@ CODES: Final[dict[str, Code]] = {
     "snapshot-malformed": Code(422, 10, "The text is not a complete snapshot: header, count, digest and lines disagree.", "take it again: spl thread snapshot THREAD"),
     "snapshot-upload": Code(409, 7, "The restore chunks arrived out of order.", "spl thread restore again; records that are stored are skipped"),
     # HTTP
-    "bad-request": Code(400, 2, "The bytes are not HTTP/1.1.", "check the client or the proxy between"),
-    "bad-length": Code(400, 2, "Content-Length is not one run of digits.", "check the client or the proxy between"),
+    "bad-request": Code(400, 2, "The bytes are not HTTP/1.1.", "check the client, or the proxy in between"),
+    "bad-length": Code(400, 2, "Content-Length is not one run of digits.", "check the client, or the proxy in between"),
     "body-too-large": Code(413, 2, "The body is over the limit of its route.", "send less at once"),
     "head-too-large": Code(431, 2, "Request line and headers together are over 64 KiB.", "send fewer or shorter headers"),
     "uri-too-long": Code(414, 2, "The request target is too long.", "send parameters in the body"),
@@ -63,7 +63,7 @@ CODES: Final[dict[str, Code]] = {
     "host-refused": Code(421, 4, "The Host header is not a name of this daemon.", "set public_url or http.allowed_hosts"),
     "origin-refused": Code(403, 4, "A browser page of a foreign origin may not write here.", "call the API from a program"),
     "rate-limited": Code(429, 9, "Too many requests in a short time.", "wait for the Retry-After seconds"),
-    "too-many-connections": Code(503, 9, "The daemon serves as many connections as it may.", "retry shortly"),
+    "too-many-connections": Code(503, 9, "The daemon has reached its connection limit.", "retry shortly"),
     "overloaded": Code(503, 9, "The daemon's write queue is full.", "retry shortly"),
     "shutting-down": Code(503, 9, "The daemon is stopping.", "retry when it is back"),
     "internal": Code(500, 1, "The daemon has a defect; the log has the details.", "spl logs"),
@@ -93,7 +93,7 @@ CODES: Final[dict[str, Code]] = {
     "manifest-signature": Code(422, 10, "The manifest's signature does not verify against the DID it names.", "on the peer: spl identity generate, then retry"),
     "manifest-did-mismatch": Code(422, 10, "The manifest, its DID document or the pinned identity disagree.", "compare key words by voice, then pair with --expect-did"),
     "manifest-expired": Code(422, 10, "The manifest's validity is over, or not yet begun by our clock.", "check both clocks; --no-strict skips this check"),
-    "manifest-stale": Code(422, 10, "The manifest is older than the one accepted before, or its chain is shorter.", "a cache or an attacker replays it; check what is between"),
+    "manifest-stale": Code(422, 10, "The manifest is older than the one accepted before, or its chain is shorter.", "a cache or an attacker replays it; check the network path"),
     "peer-version": Code(422, 10, "The peer speaks no federation protocol version that we speak.", "upgrade the older side"),
     # handshake and pairs
     "handshake-401": Code(401, 4, "The peer's permission rules refuse the handshake.", "on the peer: spl config list-permission-rules | grep federation"),
@@ -118,7 +118,7 @@ CODES: Final[dict[str, Code]] = {
     # sync
     "cursor-invalid": Code(400, 9, "The cursor is not one of ours.", "start again without a cursor; records known are skipped"),
     "cursor-reset": Code(409, 9, "The log behind the cursor is another one.", "the consumer starts again by itself"),
-    "push-position": Code(409, 9, "What the peer pushes does not begin where we stand with it.", "it continues from the cursor in the answer by itself"),
+    "push-position": Code(409, 9, "The push does not start at our saved position.", "it continues from the cursor in the answer by itself"),
     "peer-rewound": Code(502, 9, "The peer's log was rolled back more than three times within an hour.", "on the peer: spl store check"),
     "grant-conflict": Code(409, 7, "The namespace is shared with this pair under another name.", "spl consent list"),
     "consent-missing": Code(409, 3, "The grant is not in force yet: the other side does not hold it, or has not granted L0 in turn.", "spl consent list"),
@@ -129,8 +129,8 @@ CODES: Final[dict[str, Code]] = {
     # reach
     "dns": Code(502, 9, "The peer's name does not resolve.", "check the name and the resolver"),
     "connect": Code(502, 9, "The peer does not accept the connection.", "is it running, is the port open?"),
-    "timeout": Code(504, 9, "The peer did not answer in time.", "retry; check the network between"),
-    "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; check the network between"),
+    "timeout": Code(504, 9, "The peer did not answer in time.", "retry; check the network path"),
+    "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; check the network path"),
     "tls-chain": Code(502, 10, "The TLS certificate does not verify; self-signed ones are refused.", "fix the chain, or trust a private CA with tls.ca_file"),
     "redirect": Code(502, 10, "The peer redirects to another URL.", "pair with the final URL"),
     "address-refused": Code(403, 10, "The address is one that is never dialled, or a private one that no operator typed.", "use the peer's public address"),

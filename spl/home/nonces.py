@@ -1,7 +1,7 @@
 """The nonces of signed messages that were seen: a bounded memory in one file of JSON lines.
 
 A line is appended and synced for each nonce, before the message counts, so a replay is refused after a restart too.
-Nothing is pushed out while it is of use, since that would allow a replay: a full memory refuses.  So the nonces of
+A nonce that could still be replayed is never evicted; a full memory refuses new messages.  So the nonces of
 strangers, who cost nothing to make, have a memory apart from those of pairs (`vault.py`).
 """
 
@@ -42,7 +42,7 @@ class NonceMemory:
         return len(self._until_ms)
 
     def load(self) -> None:
-        """Read the file; lines that a crash tore are left out, they were never acknowledged."""
+        """Read the file, ignoring torn lines, which were never acknowledged."""
         try:
             data = self._disk.read(self._path, FILE_BYTES_MAX)
         except OSError as exc:
@@ -54,7 +54,7 @@ class NonceMemory:
         self._rewrite_first = data is None or bool(tail) or None in found
 
     def remember(self, key: str, until_ms: int) -> None:
-        """Keep a digest durably; raise NonceError "rate-limited" when `count` of them are still of use."""
+        """Keep a digest durably; raise NonceError "rate-limited" if `count` unexpired nonces are stored."""
         if self._rewrite_first or self._lines >= 2 * self._count:
             self._compact()
         try:
@@ -71,7 +71,7 @@ class NonceMemory:
         self._lines += 1
 
     def _compact(self) -> None:
-        """Forget what is over and write the rest again, so that a torn or refused line never precedes another."""
+        """Drop expired nonces and rewrite the file, so that a torn or refused line never precedes another."""
         now_ms = self._now_ms()
         alive = {key: until_ms for key, until_ms in self._until_ms.items() if until_ms > now_ms}
         if len(alive) >= self._count:

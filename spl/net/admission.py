@@ -21,7 +21,7 @@ from .address import Proxies, source_of
 
 
 class Holder(Protocol):
-    """What sits on a seat."""
+    """The connection in a slot."""
 
     def quiet_since(self) -> float:
         """Return since when the peer owes bytes, in the loop's time; inf while its request is being answered."""

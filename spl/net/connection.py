@@ -73,7 +73,7 @@ class Shared:
         self.connections: set[Connection] = set()
         self.emptied = asyncio.Event()
         self.refused = 0
-        """Connections that have no seat and are told so."""
+        """Connections without a free slot, which are answered 503."""
         self.stopping = False
         self._date_s = -1
         self._date = ""
@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, shared: Shared, seat: Seat | None, *, local: bool, scheme: str) -> None:
-        """`seat` None: every seat is taken, and all that it does is to say so."""
+        """`seat` None: there is no free slot, and the connection only answers 503."""
         self.shared = shared
         self.seat = seat
         self.local = local

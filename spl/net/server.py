@@ -152,7 +152,7 @@ class Server:
 
 
 class _Handshake:
-    """Sits on a seat during a TLS handshake, which is quiet from its first moment."""
+    """Occupies a slot during a TLS handshake, which counts as quiet from its start."""
 
     __slots__ = ("began", "task")
 

@@ -1,4 +1,4 @@
-"""Which messages of peers are looked at: bounds on their size and nesting, and how many are taken from where.
+"""Message budgets: bounds on the size, nesting and rate of messages per source and per pair.
 
 Three budgets, each of limits.handshakes_per_minute, so that no sender uses up what others need:
 

@@ -2,12 +2,12 @@
 
 A stranger can send anything at any rate, so each check costs less than the one after it, and nothing is stored or kept
 in memory before the last one: steps 1a to 1g of core/pair/handshake.py, in that order.  In 1c a stranger shows at most
-8 rotations of its key; 64 of them cost 8 ms, and eight clients took a whole processor by messages that failed in 1b.
+8 rotations of its key; 64 of them cost 8 ms, and eight clients saturated one CPU with messages that failed in 1b.
 The policy comes before the nonce, because a nonce takes a disk sync and memory.
 
-Only a peer whose signature held learns a signed refusal, {error form, statement}; what failed before gets the error
-form alone.  No answer before an approval depends on which namespaces exist here, but for those that a rule of ours
-grants this peer unasked.  Until then we dial no address of the asker and take in no manifest but the first: an
+Only a peer with a valid signature gets a signed refusal, {error form, statement}; anything that fails earlier gets the
+error form alone.  No answer before an approval depends on which namespaces exist here, except those that a rule grants
+automatically.  Until then we dial no address of the asker and take in no manifest but the first: an
 unapproved request costs one record, whatever its asker sends.
 
 A request counts for 24 hours, also if it was withdrawn or refused: else asking and withdrawing in turn would cost
@@ -101,7 +101,7 @@ class Responder:
             return self._judge(request, address, direct)
         except SplError as exc:
             if exc.status >= SERVER_FAULT or exc.code == "message-audience":
-                raise  # a fault of ours, or a message for another instance: no word of ours on the request
+                raise  # our own fault or a misaddressed message: sign no refusal
             return self.refusal(fields, exc)
 
     def poll(self, pair_id: str, body: bytes, address: str) -> Reaction:
@@ -168,7 +168,7 @@ class Responder:
 
         An approval agrees to exactly the `namespaces`, or to what both sides share; without `maps` to no crossing.
         Raises PairError "not-found", "pair-state-conflict" for a request that is decided, or over; NamespaceError
-        "namespace-rejected", HandshakeError "bad-field", and then the request goes on waiting.
+        "namespace-rejected", HandshakeError "bad-field", and then the request stays pending.
         """
         self.pairs.expire()
         request, pair = self.pairs.writer.views.requests.get(request_id), self.pairs.get(request_id)
@@ -190,8 +190,8 @@ class Responder:
         """Return a peer's message about a pair, once everything about it holds.
 
         It is verified by the key that it claims, then its manifest must lead from the key that we know to that one.
-        Only then does it count against the pair: who merely knows the pair's id signs with another key.  A manifest
-        that is news, as after a rotation or a move, is taken in, but none of a request that waits.
+        Only then does it count against the pair: who merely knows the pair's id signs with another key.  A newer
+        manifest, as after a rotation or a move, is adopted, except for a pending request.
 
         Raises MessageError for a message that is not the peer's, not for us, not of now, or about another pair.
         """

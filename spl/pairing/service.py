@@ -325,7 +325,7 @@ class Pairing:
             await asyncio.sleep(full_jitter_s(attempt, BACKOFF_BASE_S, BACKOFF_MAX_S, unit))
 
     def _tell_everybody(self) -> None:
-        """Say our state and manifest to every peer: who missed a rotation or a move learns of it by this."""
+        """Send our state and manifest to every peer, so that peers learn of rotations and moves they missed."""
         for pair in self.pairs.all():
             if type(pair.state) in ESTABLISHED:
                 self.stepper.start(pair.pair_id, partial(self._tell_in_turn, pair.pair_id))
@@ -335,7 +335,7 @@ class Pairing:
             await self._tell(pair_id)
 
     async def _tell(self, pair_id: str) -> None:
-        """Say our state to the peer; it learns of it on the next contact otherwise."""
+        """Send our state to the peer, which otherwise learns it on the next contact."""
         try:
             async with asyncio.timeout(TELL_TIMEOUT_S):
                 await self.handshakes.ask(pair_id, poll=True)

@@ -29,7 +29,7 @@ _P = ParamSpec("_P")
 
 
 class Changes:
-    """The event that the next change sets; who waits takes it before looking, so that no change is missed."""
+    """The event that the next change sets; waiters take it before they read the state, so that none is missed."""
 
     def __init__(self) -> None:
         self.next = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Tokens of a live pair: asking for a new one, giving one, and ending the old one; no instant in which neither works.
+"""Tokens of a live pair: asking for a new one, giving one, and ending the old one; at every moment at least one works.
 
 The holder asks, signed by its present key, so no live bearer is needed.  The issuer mints once and gives the same new
 token to a peer that asks again, until the peer has used it; the old one works until then, or until its own end.  A call

@@ -56,9 +56,9 @@ GATE_AGE_MS: Final = 60_000
 SPOILT_CODES: Final = frozenset({"record-id", "record-signature"})
 """Codes of records whose bytes may have changed on the way, so that they are asked for once more."""
 UNSHOWN_MAX: Final = 64
-"""Chains asked for in vain until the next reading or heartbeat; a peer that invents signers cannot keep us asking."""
+"""Failed chain requests allowed per reading or heartbeat; a peer that invents signers cannot keep us asking."""
 WANTED_ANSWERS_MAX: Final = 8
-"""How often in a row a pushing peer is told the same ids that we would see again."""
+"""Consecutive push answers that may request the same ids."""
 BARE_MOVES_MAX, BARE_MOVES_PER_S = 500.0, 1.0
 """Positions without records saved for a pair at once and per second: a peer may send nothing but cursors."""
 
@@ -114,7 +114,7 @@ class _Memory:
     unshown: set[str] = field(default_factory=set)
     """Signers whose chains the peer could not show since the last pull began."""
     had: bool = False
-    """Something was refused before the reading that runs."""
+    """The ledger was not empty when this reading began."""
     owed: bool = False
     """Refused records may be sound now, or the peer may give them again: a chain, a level."""
     inbound: Mapping[str, Inbound] | None = None
@@ -134,7 +134,7 @@ class _Learnt:
     chains: dict[str, Chain] = field(default_factory=dict)
     forks: list[Own] = field(default_factory=list)
     unshown: bool = False
-    """One was asked for in vain."""
+    """At least one chain request failed."""
 
 
 class Ingest:
@@ -267,7 +267,7 @@ class Ingest:
     # -- what was refused
 
     def begin(self, pair_id: str) -> None:
-        """A reading begins: forget which signers' chains the peer could not show, as it may know them now."""
+        """Start a reading: clear the signers whose chains the peer lacked, as it may know them now."""
         memory = self._memory(pair_id)
         memory.unshown.clear()
         memory.had = bool(self.writer.views.refused.get(pair_id))
@@ -275,8 +275,8 @@ class Ingest:
     def owes(self, pair: Pair) -> bool:
         """Return whether refused records are worth asking for.
 
-        So once a process, when a chain was learnt or the pair may bring in something else than before; until the peer
-        has given what it has of them.
+        That is once per process, after a chain was learnt, and after the inbound rules changed; until the peer has
+        given what it has of them.
         """
         memory = self._memory(pair.pair_id)
         return memory.owed or (memory.had and memory.inbound != self.inbound(pair))

@@ -70,8 +70,8 @@ class PeerClient:
     """Requests to every peer; `url` is the public base URL that our operator set, "" for none.
 
     A peer refuses a proof that is dated after its clock, or about its start or before, and tells a time that counts.
-    The request is signed again by that time, and so is every later one: how far the peer is ahead of us, or behind, is
-    kept for each pair.
+    The request is signed again by that time, and so is every later one: the clock offset
+    is kept per pair.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class PeerClient:
 
 
 def cut_text(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:
-    """Return a peer's text cut to so many characters, printable ones only, so that a log or terminal may show it."""
+    """Return a peer's text cut to `chars_max` printable characters, so that a log or terminal may show it."""
     return "".join(char for char in str(text)[:chars_max] if char.isprintable())
 
 
@@ -237,9 +237,9 @@ def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool) -> Di
     """Return how a pair's peer may be dialled: at a private address only by our operator's word.
 
     The operator's word is the URL that was typed and the endpoint that was `approved` by hand, each for itself; and the
-    host that was typed, or our own public URL names, for addresses of its kind.  As good as that is, for itself alone,
-    the endpoint of a request that came from that very address.  Without any of these a peer that names an address of
-    this machine or network would have us try its ports, and tell it which answer.  A name is judged by the address that
+    host that was typed, or our own public URL names, for addresses of its kind.  Equivalent, for that exact endpoint
+    only: the endpoint of a request that came from its own address.  Otherwise a peer could make us probe ports in our
+    network and learn which answer.  A name is judged by the address that
     it resolves to, so one that leads to loopback is loopback.
     """
     meant = pair.url in {parse_url(url).origin for url in (pair.proposal.url, approved) if url}

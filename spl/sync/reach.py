@@ -22,7 +22,7 @@ from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from .peer import AUTH_CODES, STATE_CODES, SyncError
 
 UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})
-"""Classes of failure that say of the peer only that no way led to it."""
+"""Failures that mean only "not reachable"."""
 
 LOCAL: Final = "LOCAL"
 """The class of our own faults; they degrade no pair."""

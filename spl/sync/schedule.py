@@ -87,7 +87,7 @@ class _Line:
     last_error: LastError | None = None
     crashes: int = 0
     troubled: bool = False
-    """The watchers were told of trouble, and not yet that it is over."""
+    """Watchers know of the failure, not yet of the recovery."""
     running: "asyncio.Future[int] | None" = None
     asked: tuple[str, bool] = ("", False)
     progress: Progress = field(default_factory=Progress)

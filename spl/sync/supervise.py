@@ -34,7 +34,7 @@ class Owner(Protocol):
         """Start and cancel tasks; return the seconds until the next call, None to wait for a kick."""
 
     def crashed(self, name: str, count: int) -> None:
-        """Record that the task failed for a fault of our own, `count` times in a row."""
+        """Record that the task failed for an unexpected exception, `count` times in a row."""
 
 
 class Supervisor:

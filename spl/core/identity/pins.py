@@ -7,11 +7,11 @@ pinned one is a fork: the pinned chain stays, the DID is marked, and relayed rec
 names the key (`--expect-key`), which replaces the chain.  The owner's own pair continues under the pinned chain, for
 otherwise a thief of an old key could shut the owner out.
 
-Four places used to take the longest chain that they could find, each of another set of sources.  The longest one is
-what a thief of an old key makes in a second.
+Rejected: the longest chain that any source shows, which four places used to take.  A thief of an old key makes the
+longest chain in a second.
 
-One pair may teach as many signers as the table has places left, so a peer that invents signers takes half of it, the
-next one half of the rest, and a new signer of another peer always finds a place.
+A pair may add a signer only while it holds fewer entries than are free, so a peer that invents signers takes half of
+the table, the next one half of the rest, and a new signer of another peer always finds a place.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class Pins:
         return ""
 
     def newest(self, chain: Chain) -> Chain:
-        """Return the pinned chain if it extends this one, else this one: whose present key speaks for the DID."""
+        """Return the chain whose present key is authoritative: the pinned one if it extends this one, else this one."""
         pinned = self.chain(chain.did)
         return pinned if pinned is not None and self.code_of(chain) == STALE else chain
 

@@ -311,12 +311,12 @@ def introduced(fields: Mapping[str, Any], pair: Pair, now_ms: int, limits: Limit
 
 
 def poll_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:
-    """Return the fields of a poll, which also says where the pair stands with us, with what more it says."""
+    """Return the fields of a poll, which also says where the pair stands with us, with the members in `more`."""
     return word_fields(pair, own_did, now_ms, nonce, state=status_of(pair)[1], **more)
 
 
 def word_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:
-    """Return the fields of a confirmation or of a notice, with what more it says."""
+    """Return the fields of a confirmation or of a notice, with the members in `more`."""
     return {**message.head(own_did, pair.peer_did, pair.pair_id, now_ms, nonce), **more}
 
 

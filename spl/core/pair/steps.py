@@ -205,7 +205,7 @@ class DropSecrets:
 
 @dataclass(frozen=True, slots=True)
 class TellPeer:
-    """Say our state to the peer, signed; best effort but for a revocation, which waits for it a little."""
+    """Send our signed state to the peer; best effort, except that a revocation waits for it for a few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
