@@ -1,7 +1,7 @@
 """Pairs whose peer lost the end of its log, because its home was restored from an old copy.
 
-Such a peer still holds an older cursor of ours and would never receive what it lost, its own records included, because a
-reading omits those.  We notice when its log refuses our cursor.  From then on the pair is in doubt: the peer's
+Such a peer still holds an older cursor of ours and would never receive what it lost, its own records included, because
+a reading omits those.  We notice when its log refuses our cursor.  From then on the pair is in doubt: the peer's
 ordinary cursors are refused as "cursor-invalid", until it has read everything from the start, its own records too, and
 comes back with the cursor that ended that reading.  "cursor-reset" would in turn make us read its log from the start.
 

@@ -65,7 +65,7 @@ def redirected(reply: Reply) -> Reply:
 @pytest.mark.parametrize(
     ("code", "change", "fix"),
     [
-        ("disconnected", hang_up, "retry; check the network between"),
+        ("disconnected", hang_up, "retry; check the network path"),
         ("redirect", redirected, "pair with the final URL"),
         ("manifest-malformed", answer(200, b"{}"), "on bob: spl identity generate; look at what stands before"),
         ("peer-5xx", answer(503), "on bob: spl doctor; spl logs"),
@@ -130,7 +130,7 @@ def test_a_peer_that_hangs(world: World) -> None:
     assert world.bob.process is not None
     os.kill(world.bob.process.pid, signal.SIGSTOP)
     try:
-        assert world.told("timeout")["fix"] == "retry; check the network between"
+        assert world.told("timeout")["fix"] == "retry; check the network path"
         assert named(report(world.alice, world.pair_id)["problems"], "timeout")
         assert "caught up\n" not in world.alice.run("federation", "show", world.pair_id).out
     finally:
