@@ -105,6 +105,8 @@ class Network:
 
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
+        self.ticks = itertools.count(START_MS)
+        """One clock for all nodes: a node whose clock is ahead would have each of its first requests refused."""
         self.log: list[tuple[str, str]] = []
         self.change: Change = lambda path, reply: reply
         self.down: str = ""
@@ -218,8 +220,8 @@ class Node:
 
     def __init__(self, name: str, folder: Path, network: Network, limits: Limits = LIMITS) -> None:
         self.name, self.network, self.limits = name, network, limits
-        ticks, self.random = itertools.count(START_MS), Random(name)
-        self.now_ms: Callable[[], int] = lambda: next(ticks)
+        self.random = Random(name)
+        self.now_ms: Callable[[], int] = lambda: next(network.ticks)
         self.home: Home = open_home(
             folder,
             replace(Config(), limits=limits),

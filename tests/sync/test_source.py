@@ -199,9 +199,9 @@ class World:
     folder: Path
     foreign: Mapping[str, Iterator[Envelope]]
     shares: dict[str, int] = field(default_factory=dict)
-    held: dict[str, tuple[str, str, str, dict[str, str]]] = field(default_factory=dict)
-    """id -> namespace, origin, voucher, facts."""
-    given: dict[str, int] = field(default_factory=dict)
+    held: dict[tuple[str, str], tuple[str, str, dict[str, str]]] = field(default_factory=dict)
+    """(id, namespace) -> origin, voucher, facts."""
+    given: dict[tuple[str, str], int] = field(default_factory=dict)
     since: str = ""
 
     def __post_init__(self) -> None:
@@ -270,7 +270,7 @@ class World:
         assert envelope is not None
         ns, origin = (item.ns, item.origin) if isinstance(item, Arrive) else (envelope.record["body"]["namespace"], "")
         facts = fields_of(envelope.record, ns, envelope.sig.by)
-        self.held.setdefault(envelope.id, (ns, origin, envelope.sig.by, facts))
+        self.held.setdefault((envelope.id, ns), (origin, envelope.sig.by, facts))
 
     def emit(self, ns: str, thread: str, actor: str = "did:sync:user:a", act: str = "DO") -> None:
         if self.home.views.namespaces[ns].active:
@@ -279,11 +279,11 @@ class World:
     def arrive(self, who: str, ns: str, origin: str) -> None:
         self.write(Arrive(next(self.foreign[who]), ns, origin))
 
-    def visible(self) -> dict[str, int]:
-        """Return what the pair may see now and lacks by its own doing: id -> level."""
+    def visible(self) -> dict[tuple[str, str], int]:
+        """Return what the pair may see now and lacks by its own doing: (id, namespace) -> level."""
         return {
-            id_: self.shares[ns]
-            for id_, (ns, origin, voucher, facts) in self.held.items()
+            (id_, ns): self.shares[ns]
+            for (id_, ns), (origin, voucher, facts) in self.held.items()
             if ns in self.shares
             and self.pair.filters[0].admits(facts, voucher != self.did)
             and origin != PAIR
@@ -294,17 +294,16 @@ class World:
         """Read one page, check each item of it, and go on from its cursor."""
         value: dict[str, Any] = json.loads(asyncio.run(self.feed.changes(PAIR, Query(self.since, limit))))
         visible = self.visible()
-        named = {self.feed.source.outgoing.pseudonym(PAIR, id_): id_ for id_ in self.held}
+        named = {self.feed.source.outgoing.pseudonym(PAIR, id_): id_ for id_, _ in self.held}
         for item, ns in zip(value["records"], value["ns"], strict=True):
             id_, level = item["id"], 0
             if levels.is_projection(item):
                 shown = levels.parse(item, LIMITS)
                 assert levels.verify(shown, PAIR, self.pair.chain.present)
                 level, id_ = shown.level, named.get(shown.id, shown.id)
-            assert visible.get(id_) == level
-            assert self.held[id_][0] == ns
-            assert level < self.given.get(id_, 4)
-            self.given[id_] = level
+            assert visible.get((id_, ns)) == level
+            assert level < self.given.get((id_, ns), 4)
+            self.given[id_, ns] = level
         moved, self.since = value["next_cursor"] != self.since, value["next_cursor"]
         return {**value, "moved": moved}
 
