@@ -152,7 +152,7 @@ def test_a_cache_that_keeps_old_documents(world: World) -> None:
     assert found["title"] == "manifest signature does not verify against advertised DID"
     assert found["fix"] == "on bob: spl identity generate (publishes anew), then retry here"
     world.proxy.changes = old
-    assert world.seen("manifest-stale")["fix"] == "a cache or an attacker replays it; check what is between"
+    assert world.seen("manifest-stale")["fix"] == "a cache or an attacker replays it; check the network path"
     world.proxy.heal()
     world.mend(found["fix"])
     world.well()
