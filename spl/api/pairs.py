@@ -314,7 +314,7 @@ async def verify(request: Request, principal: Principal, services: Services) -> 
             raise
         hint = f"on {label_of(found.peer_did)}: spl federation verify {found.pair_id}"
         raise SplError(exc.code, f"{exc.message}; the peer opens the connections of this pair", hint=hint) from exc
-    return json_response({**report, "peer_did": found.peer_did})
+    return json_response({**report.to_json(), "peer_did": found.peer_did})
 
 
 ACK_WAIT_MS_MAX = 2000

@@ -182,9 +182,9 @@ class Holdings:
     def find(self, name: str, start: str) -> tuple[Row, str] | None:
         """Return the record in a set whose name begins so, with its id; None if it may not be found by its id."""
         found = self.store.index.starting(bytes.fromhex(start))
-        return next(((row, id_) for row, id_ in found if self._goes_by_id(name, row)), None)
+        return next(((row, id_) for row, id_ in found if self._is_named_by_id(name, row)), None)
 
-    def _goes_by_id(self, name: str, row: Row) -> bool:
+    def _is_named_by_id(self, name: str, row: Row) -> bool:
         """Return whether a line is in a set under its record's id; in a set of pseudonyms no id is confirmed."""
         if name == SHOWN and self.terms.level(row.ns) > STRUCTURAL:
             return False
@@ -277,8 +277,8 @@ class SetScan:
 def terms_of(source: Source, pair_id: str) -> PairTerms:
     """Return the terms of a pair that we serve; raise as `Source.pair` does for any other."""
     last_seq, pair, views = source.last_seq(), source.pair(pair_id), source.writer.views
-    inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
-    received = {inlet.ns: name for name, inlet in inlets.items() if inlet.full}
+    inbound = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
+    received = {each.ns: name for name, each in inbound.items() if each.full}
     return PairTerms(source.scope(pair), received, last_seq, lambda id_: source.outgoing.pseudonym(pair_id, id_))
 
 

@@ -16,6 +16,7 @@ looked up once more at the end: what arrived meanwhile is no difference.
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,8 +52,11 @@ BURST_S: Final = 10.0
 PAY_WAIT_S: Final = 10.0
 """A question waits at most so long for its share; the peer gives up after 30 s."""
 ASK_AGAIN_MAX: Final = 20
+"""Repetitions of a question that the peer puts off: some 100 s of waiting, in which the peer's share has recovered."""
 VERIFY_S: Final = 900.0
+"""One comparison: a million records on both sides take half a minute, so beyond this the peer keeps us asking."""
 FOUND_MAX: Final = 10_000
+"""Names found in one comparison, some megabytes here; whatever lies beyond is found by the next comparison."""
 REPAIRS_MAX: Final = 1000
 """Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only if this one helped."""
 
@@ -85,6 +89,20 @@ class Comparison:
         """How many names there are to repair."""
         return len(self.missing) + len(self.lacking) + self.nameless
 
+    def by_namespace(self) -> list[dict[str, object]]:
+        """Return the counts of each namespace."""
+        missing, lacking = Counter(self.missing.values()), Counter(self.lacking.values())
+        return [
+            {
+                "namespace": ns,
+                "here_records": self.here.get(ns, 0),
+                "there_records": self.there.get(ns, 0),
+                "missing_here": missing[ns],
+                "missing_there": lacking[ns],
+            }
+            for ns in sorted({*self.here, *self.there, *missing, *lacking})
+        ]
+
 
 @dataclass(slots=True)
 class Effort:
@@ -95,6 +113,44 @@ class Effort:
     received_bytes: int = 0
     fetched: int = 0
     pushed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What both sides of a pair still differ in, and what finding that out, and repairing it, took."""
+
+    pair_id: str
+    found: Comparison
+    effort: Effort
+    refused: Mapping[str, str]
+    """Id -> code of what was refused here."""
+    repaired: bool
+    ms: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report for people and programs."""
+        found, effort = self.found, self.effort
+        missing = [
+            {"id": id_, "namespace": ns, **({"refused": self.refused[id_]} if id_ in self.refused else {})}
+            for id_, ns in sorted(found.missing.items())
+        ]
+        repaired = {"fetched_records": effort.fetched, "pushed_records": effort.pushed}
+        return {
+            "object": "verify",
+            "pair_id": self.pair_id,
+            "equal": not (found.names or found.more),
+            "complete": not found.more,
+            "namespaces": found.by_namespace(),
+            "missing_here": missing[:FOUND_MAX],
+            "missing_there": [{"id": id_, "namespace": ns} for id_, ns in sorted(found.lacking.items())][:FOUND_MAX],
+            "nameless_here": found.nameless,
+            "beyond_offer": found.beyond,
+            "repaired": repaired if self.repaired else None,
+            "questions": effort.questions,
+            "sent_bytes": effort.sent_bytes,
+            "received_bytes": effort.received_bytes,
+            "ms": self.ms,
+        }
 
 
 @dataclass(slots=True)
@@ -215,7 +271,7 @@ class Reconcile:
 
     # -- what our operator asks
 
-    async def verify(self, pair_id: str, *, repair: bool = False) -> dict[str, object]:
+    async def verify(self, pair_id: str, *, repair: bool = False) -> Verification:
         """Compare both directions, with `repair` until it helps no more, and return what differs in the end.
 
         Raises SyncError, ReachError, FeedError, FingerprintError "answer-malformed", SplError "timeout".
@@ -230,12 +286,11 @@ class Reconcile:
                 found = await self._compare(pair_id, effort)
                 if not helped and found.names >= before:
                     break
-        codes = await asyncio.to_thread(self._ledger, pair_id)
-        report = _report(found, effort, codes, repair)
+        refused = await asyncio.to_thread(self._ledger, pair_id)
         fields = {"missing_here": len(found.missing), "missing_there": len(found.lacking), "fetched": effort.fetched}
-        took = {"ms": self._now_ms() - started_ms}
-        log.info(**event("verify.done", pair=pair_id, **fields, pushed=effort.pushed, **took))
-        return {"object": "verify", "pair_id": pair_id, **report, **took}
+        took_ms = self._now_ms() - started_ms
+        log.info(**event("verify.done", pair=pair_id, **fields, pushed=effort.pushed, ms=took_ms))
+        return Verification(pair_id, found, effort, refused, repair, took_ms)
 
     async def mend(self, pair_id: str) -> int:
         """Fetch what the peer offers and we lack, whatever our cursor says; return how many records were new."""
@@ -285,7 +340,8 @@ class Reconcile:
                 ours = await self._in_thread(held.parts, OPPOSITE[name], asked, theirs)
                 searches[name].take(asked, theirs, ours)
         found = Comparison(more=any(search.more for search in searches.values()))
-        found.here, found.there = _summed(map(held.counts, (HELD, SEEN))), _summed([counts[HELD], counts[SHOWN]])
+        found.here = Counter(held.counts(HELD)) + Counter(held.counts(SEEN))
+        found.there = Counter(counts[HELD]) + Counter(counts[SHOWN])
         await self._name_missing(pair_id, held, searches, effort, found)
         await self._name_lacking(pair_id, held, searches, effort, found)
         return found
@@ -313,8 +369,8 @@ class Reconcile:
         """
         index, views = self.writer.store.index, self.writer.views
         pair = views.pairs[pair_id]
-        inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
-        ours = {inlet.ns for inlet in inlets.values()}
+        inbound = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
+        ours = {each.ns for each in inbound.values()}
         lost = {id_: ns for id_, ns in named.items() if ns not in ours or index.find(id_, ns) is None}
         return {
             id_: ns for id_, ns in lost.items() if not any(index.has_projection(pair_id, level, id_) for level in NAMES)
@@ -408,44 +464,3 @@ class Reconcile:
         store = self.writer.store
         rows = store.index.after(refusals_of(pair_id), 0, self.limits.refused_per_pair)
         return {entry["id"]: entry["code"] for entry in map(json.loads, store.payloads(rows))}
-
-
-def _report(found: Comparison, effort: Effort, codes: Mapping[str, str], repair: bool) -> dict[str, object]:
-    """Return the report for people and programs."""
-    missing = [
-        {"id": id_, "namespace": ns, **({"refused": codes[id_]} if id_ in codes else {})}
-        for id_, ns in sorted(found.missing.items())
-    ]
-    lacking = [{"id": id_, "namespace": ns} for id_, ns in sorted(found.lacking.items())]
-    names = sorted({*found.here, *found.there, *found.missing.values(), *found.lacking.values()})
-    rows = [
-        {
-            "namespace": ns,
-            "here_records": found.here.get(ns, 0),
-            "there_records": found.there.get(ns, 0),
-            "missing_here": sum(item["namespace"] == ns for item in missing),
-            "missing_there": sum(item["namespace"] == ns for item in lacking),
-        }
-        for ns in names
-    ]
-    return {
-        "equal": not (found.names or found.more),
-        "complete": not found.more,
-        "namespaces": rows,
-        "missing_here": missing[:FOUND_MAX],
-        "missing_there": lacking[:FOUND_MAX],
-        "nameless_here": found.nameless,
-        "beyond_offer": found.beyond,
-        "repaired": {"fetched_records": effort.fetched, "pushed_records": effort.pushed} if repair else None,
-        "questions": effort.questions,
-        "sent_bytes": effort.sent_bytes,
-        "received_bytes": effort.received_bytes,
-    }
-
-
-def _summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for each in counts:
-        for ns, count in each.items():
-            found[ns] = found.get(ns, 0) + count
-    return found

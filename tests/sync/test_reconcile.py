@@ -68,13 +68,13 @@ async def test_both_directions_are_compared_in_one_go(pair: tuple[Node, Node, st
     shared = emit_many(ann, 40)
     bring(ben, pair_id, *shared)
     lost, unread = ann.emit("ben lacks it"), ben.emit("ann lacks it")
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert (report["equal"], report["complete"], report["repaired"]) == (False, True, None)
     assert ids(report["missing_here"]) == [unread.id]
     assert ids(report["missing_there"]) == [lost.id]
     row = {"namespace": "default", "here_records": 41, "there_records": 41, "missing_here": 1, "missing_there": 1}
     assert report["namespaces"] == [row]
-    report = await ben.reconcile.verify(pair_id)
+    report = (await ben.reconcile.verify(pair_id)).to_json()
     assert (ids(report["missing_here"]), ids(report["missing_there"])) == ([lost.id], [unread.id])
 
 
@@ -87,13 +87,13 @@ async def test_repair_brings_both_sides_what_they_lack(pair: tuple[Node, Node, s
     await ben.sync.pull(pair_id)
     skipped = emit_many(ben, 3, thread="th_2")
     missed = emit_many(ann, 5, thread="th_2")
-    report: Any = await ann.reconcile.verify(pair_id, repair=True)
+    report: Any = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert report["equal"]
     assert report["repaired"] == {"fetched_records": 3, "pushed_records": 5}
     assert ann.ids() == ben.ids()
     assert len(ann.ids()) == 128
     assert {envelope.id for envelope in (*skipped, *missed)} <= set(ben.ids())
-    again: Any = await ben.reconcile.verify(pair_id)
+    again: Any = (await ben.reconcile.verify(pair_id)).to_json()
     assert (again["equal"], again["questions"]) == (True, 1)
 
 
@@ -106,7 +106,7 @@ async def test_a_side_gets_its_own_records_back(pair: tuple[Node, Node, str], tm
         cleo.network.nodes |= {"ben": ben}
         ben.network.nodes["cleo"] = cleo
         other = join(cleo, ben, "pair_00000002")
-        report: Any = await cleo.reconcile.verify(other, repair=True)
+        report: Any = (await cleo.reconcile.verify(other, repair=True)).to_json()
         assert report["equal"]
         assert set(cleo.ids()) == {envelope.id for envelope in made}
 
@@ -120,12 +120,12 @@ async def test_the_side_that_can_dial_repairs_both(pair: tuple[Node, Node, str])
     with pytest.raises(SplError) as caught:
         await ben.reconcile.verify(pair_id)
     assert caught.value.code == "connect"
-    report: Any = await ann.reconcile.verify(pair_id, repair=True)
+    report: Any = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert report["repaired"]["fetched_records"] == len(theirs)
     ann.reaches.heard(pair_id, {"reach": "peer-pushes"})
     await ann.push.push(pair_id)  # who never read from us has no place to go on from yet
     lost = ann.emit("not sent")
-    report = await ann.reconcile.verify(pair_id, repair=True)
+    report = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert (report["equal"], ann.ids()) == (True, ben.ids())
     assert lost.id in ben.ids()
 
@@ -134,12 +134,12 @@ async def test_the_cost_is_that_of_the_difference(pair: tuple[Node, Node, str]) 
     ann, ben, pair_id = pair
     made = [envelope for at in range(10) for envelope in emit_many(ann, 300, thread=f"th_{at}")]
     bring(ben, pair_id, *(envelope for at, envelope in enumerate(made) if at % 1000))
-    report: Any = await ben.reconcile.verify(pair_id)
+    report: Any = (await ben.reconcile.verify(pair_id)).to_json()
     assert len(report["missing_here"]) == 3
     assert report["questions"] < 6
     assert report["received_bytes"] + report["sent_bytes"] < 6000
     bring(ben, pair_id, *made)
-    report = await ben.reconcile.verify(pair_id)
+    report = (await ben.reconcile.verify(pair_id)).to_json()
     assert (report["equal"], report["questions"]) == (True, 1)
     assert report["received_bytes"] + report["sent_bytes"] < 500
 
@@ -153,10 +153,10 @@ async def test_more_than_is_listed_is_repaired_in_turns(
     monkeypatch.setattr(Search, "next", lambda self: next_(self, 4))
     for at in range(4):
         emit_many(ben, 500, thread=f"th_{at}")
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert (report["equal"], report["complete"]) == (False, False)
     assert 0 < len(report["missing_here"]) <= 2000
-    report = await ann.reconcile.verify(pair_id, repair=True)
+    report = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert (report["equal"], report["repaired"]["fetched_records"]) == (True, 2000)
 
 
@@ -165,12 +165,12 @@ async def test_what_is_refused_is_named_and_tried_again(pair: tuple[Node, Node, 
     made = ben.emit("by somebody whom the pair is narrowed to leave out", actor="did:sync:user:eve")
     ann.change_pair(pair_id, actors=("did:sync:user:ben",))
     assert await ann.sync.pull(pair_id) == 0
-    report: Any = await ann.reconcile.verify(pair_id, repair=True)
+    report: Any = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert report["missing_here"] == [{"id": made.id, "namespace": "default", "refused": "scope-violation"}]
     assert not report["equal"]
     assert ann.home.views.refused[pair_id] == 1
     ann.change_pair(pair_id, actors=())
-    report = await ann.reconcile.verify(pair_id, repair=True)
+    report = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert (report["equal"], ann.ids()) == (True, [made.id])
 
 
@@ -194,7 +194,7 @@ async def test_what_arrives_meanwhile_is_no_difference(pair: tuple[Node, Node, s
         return reply
 
     ann.network.change = arrive
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert (report["equal"], report["missing_here"], report["missing_there"]) == (True, [], [])
 
 
@@ -238,10 +238,10 @@ async def test_records_without_relay_and_under_a_rule_are_no_difference(pair: tu
     ben.change_pair(pair_id, filters=(kept,))
     opened = ben.emit("open", thread="th_open")
     ben.emit("closed", thread="th_closed")
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert (ids(report["missing_here"]), report["missing_there"]) == ([opened.id], [])
     assert report["namespaces"][0]["there_records"] == 1
-    report = await ann.reconcile.verify(pair_id, repair=True)
+    report = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert (report["equal"], ann.ids()) == (True, [opened.id])
 
 
@@ -250,7 +250,7 @@ async def test_a_pair_that_starts_in_the_present_compares_from_there(pair: tuple
     emit_many(ben, 30)
     ben.change_pair(pair_id, start="present", start_seq=ben.home.store.last_seq)
     new = ben.emit("new")
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert ids(report["missing_here"]) == [new.id]
     assert report["namespaces"][0]["there_records"] == 1
 
@@ -265,18 +265,18 @@ async def test_projections_are_compared_by_the_names_that_they_travel_under(
     grant(ben, ann, pair_id, "music", "records", level)
     made = emit_many(ben, 50, ns="music")
     await ann.sync.pull(pair_id)
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert (report["equal"], report["beyond_offer"]) == (True, 0)
     assert {"namespace": "records", "here_records": 50, "there_records": 50, "missing_here": 0,
             "missing_there": 0} in report["namespaces"]  # fmt: skip
-    other: Any = await ben.reconcile.verify(pair_id)
+    other: Any = (await ben.reconcile.verify(pair_id)).to_json()
     assert other["equal"]
     last = ben.emit("one more", ns="music")
-    report = await ann.reconcile.verify(pair_id)
+    report = (await ann.reconcile.verify(pair_id)).to_json()
     assert report["equal"] is False
     assert (ids(report["missing_here"]), report["nameless_here"]) == (([last.id], 0) if level == 1 else ([], 1))
     assert last.id not in str(report) or level == 1
-    report = await ann.reconcile.verify(pair_id, repair=True)
+    report = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert report["equal"]
     assert len(made) + 1 == ann.home.store.index.count(f"x:{pair_id}")
 
@@ -285,7 +285,7 @@ async def test_a_namespace_that_was_withdrawn_leaves_the_comparison(pair: tuple[
     ann, ben, pair_id = pair
     emit_many(ben, 20)
     grant(ben, ann, pair_id, "default", "default", None)
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert (report["equal"], report["missing_here"]) == (True, [])
 
 
@@ -372,7 +372,7 @@ async def test_a_peer_whose_records_never_come_ends_the_repair(pair: tuple[Node,
         return replace(reply, body=empty) if path == reconcile.RECORDS else reply
 
     ann.network.change = change
-    report: Any = await ann.reconcile.verify(pair_id, repair=True)
+    report: Any = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
     assert (report["equal"], ids(report["missing_here"])) == (False, [made.id])
 
 
@@ -438,7 +438,7 @@ async def test_a_comparison_asks_again_what_was_refused_for_its_rate(
         return reply
 
     ann.network.change = change
-    report: Any = await ann.reconcile.verify(pair_id)
+    report: Any = (await ann.reconcile.verify(pair_id)).to_json()
     assert (len(report["missing_here"]), report["complete"]) == (3, True)
 
 
@@ -458,11 +458,11 @@ def test_after_a_repair_both_hold_the_union(tmp_path_factory: pytest.TempPathFac
                     other = ann if step.startswith("ben") else ben
                     bring(other, pair_id if " to " in step else "pair_hub", made)
                     held[other.name].add(made.id)
-            report: Any = await ann.reconcile.verify(pair_id)
+            report: Any = (await ann.reconcile.verify(pair_id)).to_json()
             assert set(ids(report["missing_here"])) == held["ben"] - held["ann"]
             assert set(ids(report["missing_there"])) == held["ann"] - held["ben"]
             await ben.sync.pull(pair_id)  # so that ann may push: ben's place is known
-            report = await ann.reconcile.verify(pair_id, repair=True)
+            report = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
             assert report["equal"]
             assert set(ann.ids()) == set(ben.ids()) == held["ann"] | held["ben"]
 
