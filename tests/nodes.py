@@ -81,6 +81,16 @@ class APair:
 
 
 @dataclass
+class Token:
+    """The credential of a reading, which a test can end."""
+
+    valid: bool = True
+
+    def holds(self) -> bool:
+        return self.valid
+
+
+@dataclass
 class Watched:
     """What the sync told its watcher."""
 

@@ -98,11 +98,11 @@ async def changes(request: Request, principal: Principal, services: Services) ->
     )
     permit = Permit(services, READING, request, principal)
     if feed != CONTINUOUS:
-        return await _page(services.feed.page(pair_id, query, permit.holds), permit)
+        return await _page(services.feed.page(pair_id, query, permit), permit)
     if reads:
         raise SplError("scope-forbidden", "a stream serves a pair's own token, with its proof of possession")
     services.auth.require(principal, SUBSCRIBE)
-    events = await services.feed.stream(pair_id, query, permit.holds)
+    events = await services.feed.stream(pair_id, query, permit)
     if not deflate.accepts(request.headers.get("accept-encoding", "")):
         return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
     coded = deflate.deflated(events, asyncio.get_running_loop().time)
@@ -120,7 +120,7 @@ async def records(request: Request, principal: Principal, services: Services) ->
     if len(request.body) > FETCH_BYTES:
         raise SplError("body-too-large", f"ids are asked for in at most {FETCH_BYTES} bytes")
     permit, ids = Permit(services, READING, request, principal), members(request, {"ids": list}).get("ids")
-    return await _page(services.feed.records(pair_id, ids, reads, permit.holds), permit)
+    return await _page(services.feed.records(pair_id, ids, reads, permit), permit)
 
 
 async def ack(request: Request, principal: Principal, services: Services) -> Response:

@@ -11,8 +11,8 @@ from ..home.index import Row, by_thread
 from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event, one_line
-from ..sync.notify import wait
 from ..sync.stream import RETRY_AFTER_MS
+from ..sync.supervise import wait
 from .answers import Permit, field_error, is_admin, number
 from .auth import Principal
 from .peers import STREAM_HEADERS
@@ -56,13 +56,13 @@ async def _events(
 
     Up to `present` they are history.  A heartbeat's id is that of the last record that the principal may read.
     """
-    loop, bells, store = asyncio.get_running_loop(), services.feed.notifier, services.store
-    told, admin, due_s = seq, is_admin(principal), loop.time()
-    with bells.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)]) as bell:
+    loop, notifier, store = asyncio.get_running_loop(), services.feed.notifier, services.store
+    visible_seq, admin, due_s = seq, is_admin(principal), loop.time()
+    with notifier.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)]) as news:
         yield OPENING
         while True:
-            bell.clear()
-            if bells.stopping:
+            news.clear()
+            if notifier.stopping:
                 yield _event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
                 return
             if not permit.holds():
@@ -70,14 +70,14 @@ async def _events(
                 return
             if loop.time() >= due_s:
                 due_s = loop.time() + services.limits.heartbeat_s
-                yield _event("heartbeat", {"sequence": told}, told)
+                yield _event("heartbeat", {"sequence": visible_seq}, visible_seq)
             rows = store.index.after(by_thread(thread), seq, PAGE_ROWS)
             if not rows:
-                await wait(bell, due_s)
+                await wait(news, due_s - loop.time())
                 continue
             seq = rows[-1].seq
             readable = [row for row in rows if may_read(row, principal)]
-            told = readable[-1].seq if readable else told
+            visible_seq = readable[-1].seq if readable else visible_seq
             wanted = [row for row in readable if row.seq > present or row.clock > since_clock]
             for batch in batches(wanted):
                 yield _records(services, batch, admin)

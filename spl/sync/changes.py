@@ -38,7 +38,7 @@ from .notify import Acks, Notifier, RecentCommits
 from .pages import FoundPage, PageRead, PageReads, ReadPace
 from .reach import Reaches
 from .scope import Steps, find
-from .source import FeedError, Query, Source
+from .source import OUR_OWN, Credential, FeedError, Query, Source
 from .stream import ALLOWING, SHARING, Stream
 
 log = logging.getLogger("spl.federation")
@@ -109,11 +109,11 @@ class Feed:
 
     # -- what peers ask
 
-    async def page(self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True) -> bytes | PageRead:
+    async def page(self, pair_id: str, query: Query, credential: Credential = OUR_OWN) -> bytes | PageRead:
         """Return a page {records, ns, next_cursor, has_more, peer_view}: bytes, or an iterator over a long one.
 
-        With feed "longpoll" it waits up to limits.longpoll_s for the first record in scope, as long as `is_valid()`
-        says that the request's credential holds.
+        With feed "longpoll" it waits up to limits.longpoll_s for the first record in scope, as long as the request's
+        credential holds.
         Raises FeedError "pair-paused", "pair-revoked", "pair-state-conflict" (each with `peer_view`), "cursor-reset",
         "bad-field", "rate-limited", CursorError "cursor-invalid".
         """
@@ -121,10 +121,10 @@ class Feed:
         loop, is_pairs = asyncio.get_running_loop(), not (query.reads or query.thread or query.namespace)
         if is_pairs:
             self._pace.begin(pair_id, loop.time())
-        answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
+        answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), credential)
         waits = query.feed == "longpoll" and not found.rows
-        if waits and await self.wait(pair_id, query, self.limits.longpoll_s, is_valid):
-            answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), is_valid)
+        if waits and await self.wait(pair_id, query, self.limits.longpoll_s, credential):
+            answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), credential)
         if is_pairs and not found.members["has_more"]:
             self._pace.end(pair_id, loop.time())
         return answer
@@ -135,9 +135,7 @@ class Feed:
         answer, _ = await self._read(pair_id, partial(self._find_page, pair_id, query), counted=False)
         return await whole(answer)
 
-    async def wait(
-        self, pair_id: str, query: Query, timeout_s: float, is_valid: Callable[[], bool] = lambda: True
-    ) -> bool:
+    async def wait(self, pair_id: str, query: Query, timeout_s: float, credential: Credential = OUR_OWN) -> bool:
         """Return True as soon as there is a record for this reading, False after `timeout_s`.
 
         A change of what is shared shows only by the records that follow from it.  Raises as `changes` does, and at
@@ -156,7 +154,7 @@ class Feed:
                             # The scans keep their positions, so rows that were passed over are not scanned again.
                             if await self._run_steps(has_news(view, scans)):
                                 return True
-                            if self.notifier.stopping or not is_valid():
+                            if self.notifier.stopping or not credential.holds():
                                 return True
                             await news.wait()
                             news.clear()
@@ -164,24 +162,22 @@ class Feed:
         except TimeoutError:
             return False
 
-    async def stream(
-        self, pair_id: str, query: Query, is_valid: Callable[[], bool] = lambda: True
-    ) -> AsyncIterator[bytes]:
+    async def stream(self, pair_id: str, query: Query, credential: Credential = OUR_OWN) -> AsyncIterator[bytes]:
         """Return the pieces of an event stream for the pair (events: `stream.py`); it replaces an earlier stream.
 
-        The stream ends once `is_valid()` says that the credential no longer holds.  Raises as `changes` does, and
+        The stream ends once the credential no longer holds.  Raises as `changes` does, and
         FeedError "bad-field" for a narrowed reading: a pair has one stream.
         """
         if query.thread or query.namespace:
             raise FeedError("bad-field", "a stream carries all that the pair shares: no thread, no target_namespace")
         loop = asyncio.get_running_loop()
         opened = await loop.run_in_executor(
-            self._pool, Stream, self.source, self._recent, self.notifier, self._pool, pair_id, query, is_valid
+            self._pool, Stream, self.source, self._recent, self.notifier, self._pool, pair_id, query, credential
         )
         return self._only_stream(opened)
 
     async def records(
-        self, pair_id: str, ids: object, reads: tuple[str, ...] = (), is_valid: Callable[[], bool] = lambda: True
+        self, pair_id: str, ids: object, reads: tuple[str, ...] = (), credential: Credential = OUR_OWN
     ) -> bytes | PageRead:
         """Return {records, ns, has_more} of the requested records, in the log's order, as many as fit in a page.
 
@@ -191,7 +187,7 @@ class Feed:
         if not isinstance(ids, list) or len(ids) > self.limits.fetch_ids:
             raise FeedError("bad-field", f"ids is a list of at most {self.limits.fetch_ids} record ids")
         wanted, query = list(dict.fromkeys(filter(is_id, ids))), Query(reads=reads)
-        answer, _ = await self._read(pair_id, partial(self._find_ids, pair_id, query, wanted), is_valid)
+        answer, _ = await self._read(pair_id, partial(self._find_ids, pair_id, query, wanted), credential)
         return answer
 
     async def fetch(self, pair_id: str, ids: Sequence[str]) -> bytes:
@@ -290,7 +286,7 @@ class Feed:
         await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
 
     async def _read(
-        self, pair_id: str, find: Callable[[], Steps[FoundPage]], is_valid: Callable[[], bool] = lambda: True, *,
+        self, pair_id: str, find: Callable[[], Steps[FoundPage]], credential: Credential = OUR_OWN, *,
         counted: bool = True,
     ) -> tuple[bytes | PageRead, FoundPage]:  # fmt: skip
         """Return the bytes of what was found, of a scope that is still in force, and what it was."""
@@ -299,7 +295,7 @@ class Feed:
         try:
             while answer is None:
                 found = await self._run_steps(find())
-                answer = await read.fill(found, is_valid)
+                answer = await read.fill(found, credential)
         finally:
             if answer is None:
                 await read.aclose()

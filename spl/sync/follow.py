@@ -45,8 +45,6 @@ BREAKS_MAX: Final = 64
 USELESS_EVENTS_MAX: Final = 1000
 """Unknown events and refused acks, one after another; a newer peer may send some, and only a hostile one that many."""
 
-_ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cursor-reset"}
-
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
@@ -336,7 +334,7 @@ def _end_of(event: Event) -> SyncError:
     """Return why the source ended the stream: the state of the pair, or that another stream is to be opened."""
     value = _object_in(event)
     word = str(value.get("code", ""))
-    code = _ENDS.get(word, "disconnected")
+    code = page.STREAM_ENDS.get(word, "disconnected")
     view = value.get("peer_view")
     known = page.read_view(view) if isinstance(view, dict) else None
     if known is None and code in STATE_CODES:

@@ -18,9 +18,11 @@ from ..core.limits import KIB
 from ..home.index import by_namespace, by_thread
 from ..home.writer import Writer
 from ..home.writes import Commit
+from .supervise import wait
 
 RECENT_COMMITS: Final = 32
 RECENT_BYTES: Final = 512 * KIB
+"""About a second of writes under load: a stream that is further behind reads the index, which costs it a thread."""
 
 
 class Notifier:
@@ -126,26 +128,15 @@ class Acks:
 
     async def beyond(self, pair_id: str, namespace: str, seq: int, timeout_s: float) -> int | None:
         """Return the position once it is past `seq`, at the latest after `timeout_s`."""
-        event = asyncio.Event()
+        event, loop = asyncio.Event(), asyncio.get_running_loop()
         self._waiting.setdefault(pair_id, set()).add(event)
+        due_s = loop.time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
-                while (self.position(pair_id, namespace) or 0) <= seq:
-                    event.clear()
-                    await event.wait()
-        except TimeoutError:
-            pass  # an unchanged position is an answer too
+            while (self.position(pair_id, namespace) or 0) <= seq and loop.time() < due_s:
+                event.clear()
+                await wait(event, due_s - loop.time())
         finally:
             self._waiting[pair_id].discard(event)
             if not self._waiting[pair_id]:
                 del self._waiting[pair_id]
         return self.position(pair_id, namespace)
-
-
-async def wait(event: asyncio.Event, until_s: float) -> None:
-    """Return once the event is set, at the latest at that time of the loop."""
-    try:
-        async with asyncio.timeout_at(until_s):
-            await event.wait()
-    except TimeoutError:
-        return

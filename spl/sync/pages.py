@@ -14,7 +14,7 @@ A pair reads at most READS_MAX pages at once; a further request waits for `limit
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,11 +23,13 @@ from ..core.limits import KIB
 from ..core.record import page
 from ..home.index import Row
 from .scope import Scope, within
-from .source import FeedError, Query, Source
+from .source import Credential, FeedError, Query, Source
+from .supervise import wait
 
 SLICE_BYTES: Final = 128 * KIB
 READS_MAX: Final = 2
 PACE_GAPS: Final = 3
+"""Enough for one regular gap among two readings by hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +66,28 @@ class PageReads:
 
     async def begin(self, pair_id: str) -> "PageRead":
         """Return a read, which counts for the pair until it is closed.  Raises FeedError "rate-limited"."""
-        reads = self._reads.setdefault(pair_id, _PairReads())
+        reads, loop = self._reads.setdefault(pair_id, _PairReads()), asyncio.get_running_loop()
         reads.waiting += 1
+        due_s = loop.time() + self._source.limits.check_s
         try:
-            async with asyncio.timeout(self._source.limits.check_s):
-                while reads.running >= READS_MAX:
-                    reads.ended.clear()
-                    await reads.ended.wait()
+            while reads.running >= READS_MAX:
+                if loop.time() >= due_s:
+                    message = f"{READS_MAX} pages of this pair are being read already"
+                    raise FeedError("rate-limited", message, retry_after_s=1)
+                reads.ended.clear()
+                await wait(reads.ended, due_s - loop.time())
             reads.running += 1
-        except TimeoutError:
-            message = f"{READS_MAX} pages of this pair are being read already"
-            raise FeedError("rate-limited", message, retry_after_s=1) from None
         finally:
             reads.waiting -= 1
             self._forget(pair_id)
-        return PageRead(self._source, self._pool, lambda: self._end(pair_id))
+        return PageRead(self._source, self._pool, self, pair_id)
 
     def uncounted(self) -> "PageRead":
         """Return a read of our own, which counts for no pair."""
-        return PageRead(self._source, self._pool, lambda: None)
+        return PageRead(self._source, self._pool)
 
-    def _end(self, pair_id: str) -> None:
+    def end(self, pair_id: str) -> None:
+        """Record that a read of the pair was closed."""
         reads = self._reads[pair_id]
         reads.running -= 1
         reads.ended.set()
@@ -121,22 +124,23 @@ class ReadPace:
 class PageRead:
     """One page while it is read: an iterator over its bytes.  `aclose` ends it in any case."""
 
-    def __init__(self, source: Source, pool: Executor, on_close: Callable[[], None]) -> None:
-        self._source, self._pool, self._on_close = source, pool, on_close
+    def __init__(self, source: Source, pool: Executor, counted: PageReads | None = None, pair_id: str = "") -> None:
+        """`counted` counts this read for the pair until it is closed; without, it counts for none."""
+        self._source, self._pool, self._counted, self._pair_id = source, pool, counted, pair_id
         self._is_open = True
         self._found: FoundPage
-        self._is_valid: Callable[[], bool]
+        self._credential: Credential
         self._left: list[Row] = []
         self._ns: list[str] = []
         self._ready = b""
 
-    async def fill(self, found: FoundPage, is_valid: Callable[[], bool]) -> "bytes | PageRead | None":
+    async def fill(self, found: FoundPage, credential: Credential) -> "bytes | PageRead | None":
         """Read the first slice; return the page as bytes if that is all of it, otherwise this iterator.
 
-        Returns None, and may be called again, if the scope is no longer in force.  `is_valid()` is whether the
-        credential of the request holds.
+        Returns None, and may be called again, if the scope is no longer in force.  The iterator goes on only as long
+        as the request's credential holds.
         """
-        self._found, self._is_valid, self._left, self._ns = found, is_valid, list(found.rows), []
+        self._found, self._credential, self._left, self._ns = found, credential, list(found.rows), []
         self._ready = page.HEAD + await self._slice()
         if not self._in_force():
             return None
@@ -154,7 +158,7 @@ class PageRead:
             raise StopAsyncIteration
         if not self._ready:
             self._ready = await self._slice()
-        if not self._is_valid() or not self._in_force():
+        if not self._credential.holds() or not self._in_force():
             raise FeedError("pair-state-conflict", "what the pair shares, or its credential, changed within a page")
         piece, self._ready = self._ready, b""
         if not self._left:
@@ -166,7 +170,8 @@ class PageRead:
         """End the read; a second call does nothing."""
         if self._is_open:
             self._is_open = False
-            self._on_close()
+            if self._counted is not None:
+                self._counted.end(self._pair_id)
 
     async def _slice(self) -> bytes:
         """Return the next envelopes, with the comma before them."""

@@ -29,7 +29,9 @@ from .supervise import run_together
 log = logging.getLogger("spl.federation")
 
 PAGES_MAX: Final = 10_000
+"""Pages of one pull, ten million records; the next pull goes on from there."""
 EMPTY_PAGES_MAX: Final = 1000
+"""A page is empty if the peer passed over 10,000 rows that we gave it: ten million in a row are not believed."""
 SLOW_CODES: Final = frozenset({"timeout", "disconnected"})
 ACK_EVERY_S: Final = 1.0
 

@@ -46,14 +46,21 @@ MEDIA: Final = "application/x-ndjson"
 FINAL_CODES: Final = frozenset({"pair-paused", "pair-revoked", "pair-unknown", "pair-state-conflict", "auth-required"})
 SLOW_CODES: Final = frozenset({"timeout", "disconnected", "peer-4xx"})
 PAGES_MAX: Final = 10_000
+"""Pages of one push, ten million records; the next push goes on from there."""
 POSITIONS_MAX: Final = 8
+"""Positions that the peer may name in one push: one after a lost answer, two after a reset of either side."""
 PUSHES_MAX: Final = 2
 """Pushes of one peer that are taken or wait: the one that runs, and its repetition after a lost answer."""
 AGAIN_MAX: Final = 8
+"""Pushes of records that the peer would see again, in one run; the peer names the rest at the next one."""
 CHAINS_TOLD_MAX: Final = 4096
+"""Signers remembered as told for each peer; beyond that all are told again, which costs bytes and no record."""
 CHAINS_BYTES_MAX: Final = 256 * KIB
+"""Chains beside the records of one push, within the room that `page.body_bytes` leaves; further ones follow once
+the peer refused their records."""
 CODE_CHARS_MAX: Final = 40
 CODES_LOGGED_MAX: Final = 8
+"""What one log line shows of the codes in a peer's answer; ours are shorter, and five."""
 BACKOFF_BASE_S: Final = 1.0
 QUIET_S: Final = 10.0
 """Less than the time between two heartbeats of the stream that we read, so that each of them is answered by a push."""
@@ -131,7 +138,7 @@ class Push:
         self._lines: dict[str, _Line] = {}
         self._due: set[str] = set()
         self._tasks = Supervisor("push", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
-        self._reaches.listen(self._reached)
+        self._reaches.add_pusher(self)
 
     def close(self) -> None:
         """End the coding thread; call it after `run` and the last push."""
@@ -404,8 +411,8 @@ class Push:
         """Show a fault of our own as the push's last error."""
         self._line(name).last_error = LastError("internal", "the pair's task died", self._now_ms())
 
-    def _reached(self, pair_id: str) -> None:
-        """Record that a peer that needs our push can be dialled; an open stream says so at each event."""
+    def on_reached(self, pair_id: str) -> None:
+        """Push to a peer that needs it, now that it can be dialled; an open stream says so at each event."""
         line = self._line(pair_id)
         if line.last_error is not None or not self._is_quiet(pair_id, line):
             line.beat = True

@@ -12,7 +12,7 @@ process: a new one finds out again, and meanwhile a redundant push is recognised
 One value for all pairs, shared by the services; used on the event loop only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -105,6 +105,13 @@ class Watcher(Protocol):
         """The peer told its view of the pair."""
 
 
+class Pusher(Protocol):
+    """The service that sends records to peers that cannot dial us."""
+
+    def on_reached(self, pair_id: str) -> None:
+        """We reached a peer that needs our push, or may need it."""
+
+
 @dataclass(slots=True)
 class _Way:
     """What is known of one pair."""
@@ -129,16 +136,16 @@ class Reaches:
         """`failures_max` failures in a row make a pair unreachable (limits.errors_until_degraded)."""
         self._failures_max = failures_max
         self._ways: dict[str, _Way] = {}
-        self._pushers: tuple[Callable[[str], None], ...] = ()
+        self._pushers: tuple[Pusher, ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell this service from now on."""
+        """Tell this service from now on what is learnt of peers."""
         self._watchers = (*self._watchers, watcher)
 
-    def listen(self, callback: Callable[[str], None]) -> None:
-        """Call back with the pair each time that a peer that we reached needs our push, or may need it."""
-        self._pushers = (*self._pushers, callback)
+    def add_pusher(self, pusher: Pusher) -> None:
+        """Tell this service from now on of each peer that we reach and that needs our push, or may need it."""
+        self._pushers = (*self._pushers, pusher)
 
     def contact(self, pair_id: str, now_s: float) -> None:
         """Record that the peer opened an authenticated connection; `now_s` is any steady clock."""
@@ -151,8 +158,8 @@ class Reaches:
         way.failures, way.served, way.reached = 0, False, True
         self.heard(pair_id, view)
         if self.may_push(pair_id):
-            for callback in self._pushers:
-                callback(pair_id)
+            for pusher in self._pushers:
+                pusher.on_reached(pair_id)
 
     def heard(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Record the peer's view of the pair, its own word on reach included if it has one."""
@@ -222,7 +229,7 @@ class Reaches:
         self._way(pair_id).reader = reader
 
     def word(self, pair_id: str) -> str:
-        """Return how the pair runs as far as we know: one of WORDS or ""; this is what the peer is told."""
+        """Return how the pair runs as far as we know: one of REACH_WORDS or ""; this is what the peer is told."""
         way = self._ways.get(pair_id) or _Way()
         if way.served:
             return PEER_PUSHES

@@ -18,7 +18,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..core import consent
 from ..core.consent import Outbound
@@ -55,6 +55,23 @@ _PSEUDONYM_KEY: Final = b"syncropel-pseudonym-key-v1"
 
 class FeedError(SplError):
     """The changes feed refuses a request: state of the pair, cursor, or a parameter."""
+
+
+class Credential(Protocol):
+    """What a reader was let in by; it may end while a page or stream is still being sent."""
+
+    def holds(self) -> bool:
+        """Return whether the reader may still be sent records."""
+
+
+class _OurOwn:
+    """The credential of what we read ourselves, which always holds."""
+
+    def holds(self) -> bool:
+        return True
+
+
+OUR_OWN: Final = _OurOwn()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ written after a withdrawal never goes out.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Final
@@ -35,19 +35,19 @@ from ..home.views import THREAD_TOKENS
 from ..home.writes import Commit
 from ..net.sse import encode_event
 from .lanes import clock_of, collect, next_lanes
-from .notify import Notifier, RecentCommits, wait
+from .notify import Notifier, RecentCommits
 from .scope import SHARING_THREADS, Steps
-from .source import FeedError, Query, Source
+from .source import Credential, FeedError, Query, Source
+from .supervise import wait
 
 PIECE_BYTES: Final = 64 * KIB
 PIECE_RECORDS: Final = 256
+"""One piece: what a stream has in memory for a peer that does not read, and sends before it looks for changes again."""
 RETRY_AFTER_MS: Final = 1000
 SHARING: Final = tuple(by_thread(thread) for thread in sorted(SHARING_THREADS))
 """The lists of those threads."""
 ALLOWING: Final = tuple(by_thread(thread) for thread in (THREAD_TOKENS, rules.THREAD))
 """Threads whose records decide whether a credential is valid."""
-
-_END_CODES: Final = {"pair-paused": "paused", "pair-revoked": "revoked", "cursor-reset": "reset"}
 
 
 class Stream:
@@ -55,9 +55,9 @@ class Stream:
 
     def __init__(
         self, source: Source, recent: RecentCommits, notifier: Notifier, pool: Executor, pair_id: str, query: Query,
-        is_valid: Callable[[], bool],
+        credential: Credential,
     ) -> None:  # fmt: skip
-        """Open the reading.  `is_valid()` is whether the credential that opened it still holds.
+        """Open the reading; it ends once the credential no longer holds.
 
         Raises as `Source.open` and `Source.check_rollback` do.
         """
@@ -69,7 +69,7 @@ class Stream:
         self._text, self._cursor = query.since, cursor
         self._scans = source.scans(view, query, cursor)
         self._opened_at = cursor, query.since
-        self._is_valid = is_valid
+        self._credential = credential
         self._chain = source.pair(pair_id).chain
         self._views: tuple[object, ...] = ()
         self._scanned_to = 0  # every line up to here was looked at
@@ -124,7 +124,7 @@ class Stream:
                 if out:
                     yield out
                 elif not self._behind:
-                    await wait(self._news, due_s)
+                    await wait(self._news, due_s - loop.time())
 
     def _end_event(self) -> bytes:
         """Return the event that ends the stream if it must end, else nothing."""
@@ -132,7 +132,7 @@ class Stream:
             return _event("server_shutdown", retry_after_ms=RETRY_AFTER_MS)
         if self._replaced:
             return _event("error", code="lagged", message="another stream of this pair took over")
-        if not self._is_valid():
+        if not self._credential.holds():
             return _event("error", code="revoked", message="the token that opened this stream is no longer valid")
         views = self.source.writer.views
         now = (views.pairs, views.consents, views.namespaces)
@@ -141,8 +141,8 @@ class Stream:
         try:
             pair = self.source.pair(self.pair_id)
         except FeedError as exc:
-            code = _END_CODES.get(exc.code, "revoked")
-            return _event("error", code=code, message=exc.message, **exc.facts)
+            word = next((word for word, code in page.STREAM_ENDS.items() if code == exc.code), "revoked")
+            return _event("error", code=word, message=exc.message, **exc.facts)
         if self.source.scope(pair) != self._scope or pair.chain.present != self._chain.present:
             return _event("error", code="lagged", message="what this pair shares, or its key, has changed")
         self._views = now

@@ -14,7 +14,7 @@ from spl.sync import pages
 from spl.sync.changes import Query, whole
 from spl.sync.pages import READS_MAX, PageRead, ReadPace
 from spl.sync.scope import Scope
-from tests.nodes import Node, join, nodes
+from tests.nodes import Node, Token, join, nodes
 from tests.sync.test_stream import grant
 from tests.waiting import until
 
@@ -100,11 +100,11 @@ async def test_nothing_is_sent_after_a_withdrawal_and_the_page_is_cut(
 
 async def test_a_credential_that_ends_cuts_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with sliced(tmp_path, monkeypatch) as (alice, _):
-        valid = [True]
-        read = await alice.feed.page(PAIR, Query(), lambda: valid[0])
+        token = Token()
+        read = await alice.feed.page(PAIR, Query(), token)
         assert isinstance(read, PageRead)
         await anext(read)
-        valid[0] = False
+        token.valid = False
         with pytest.raises(SplError):
             await anext(read)
         await read.aclose()

@@ -1,5 +1,7 @@
 """Which way a pair runs: found out from failures and contact alone, told apart from a peer that is gone."""
 
+from dataclasses import dataclass, field
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,9 +84,18 @@ def test_an_answer_of_any_kind_proves_that_the_way_is_open() -> None:
     assert reaches.word(PAIR) == BOTH
 
 
+@dataclass
+class _Pusher:
+    reached: list[str] = field(default_factory=list)
+
+    def on_reached(self, pair_id: str) -> None:
+        self.reached.append(pair_id)
+
+
 def test_the_peers_word_decides_whether_we_push_and_silence_changes_nothing() -> None:
-    reaches, called = Reaches(2), list[str]()
-    reaches.listen(called.append)
+    reaches, pusher = Reaches(2), _Pusher()
+    called = pusher.reached
+    reaches.add_pusher(pusher)
     reaches.reached(PAIR, {})
     assert (reaches.word(PAIR), reaches.may_push(PAIR), called) == (BOTH, True, [PAIR])
     reaches.reached(PAIR, {"reach": PEER_PUSHES})

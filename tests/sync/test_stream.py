@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from spl.home.writes import Arrive, Emit, Own
 from spl.net.sse import Event, EventParser
 from spl.sync import changes, lanes, notify, stream
 from spl.sync.changes import Query
-from tests.nodes import LIMITS, Node, join, nodes
+from spl.sync.source import OUR_OWN, Credential
+from tests.nodes import LIMITS, Node, Token, join, nodes
 from tests.store_kit import set_views
 
 PAIR = "pair_00000001"
@@ -58,10 +59,8 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(
-    node: Node, since: str = "", is_valid: Callable[[], bool] = lambda: True, **query: Any
-) -> AsyncIterator[Reader]:
-    pieces = await node.feed.stream(PAIR, Query(since=since, feed="continuous", **query), is_valid)
+async def reading(node: Node, since: str = "", credential: Credential = OUR_OWN, **query: Any) -> AsyncIterator[Reader]:
+    pieces = await node.feed.stream(PAIR, Query(since=since, feed="continuous", **query), credential)
     try:
         yield Reader(pieces)
     finally:
@@ -263,10 +262,10 @@ async def test_a_new_stream_replaces_the_one_before(tmp_path: Path) -> None:
 async def test_a_token_or_a_rule_that_ends_it_ends_the_stream(tmp_path: Path, thread: str) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
-        good = [True]
-        async with reading(alice, is_valid=lambda: good[0]) as reader:
+        token = Token()
+        async with reading(alice, credential=token) as reader:
             await reader.next()
-            good[0] = False
+            token.valid = False
             alice.write(Own(thread, "note", {"n": 1}))
             assert json.loads((await reader.end()).data)["code"] == "revoked"
 

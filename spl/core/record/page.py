@@ -34,6 +34,8 @@ WE_PUSH: Final = "we-push"
 PEER_PUSHES: Final = "peer-pushes"
 REACH_WORDS: Final = frozenset({BOTH, WE_PUSH, PEER_PUSHES})
 """Which way a pair runs, as `show`, the peer's view and the wire say it."""
+STREAM_ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cursor-reset"}
+"""Word in the error event that ends a stream -> the error code that it stands for; any other word: open another one."""
 HEAD: Final = b'{"records":['
 """What stands before the envelopes of a page."""
 CHAINS_MAX: Final = 64
