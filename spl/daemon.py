@@ -26,7 +26,6 @@ import socket
 import ssl
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +46,7 @@ from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings, check_open
 from .home.disk import Disk
-from .home.home import SOCKET, Home, default_label, now_ms, open_home, random_bytes, read_config, steady_ms
+from .home.home import MACHINE, SOCKET, Home, Machine, default_label, now_ms, open_home, random_bytes, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
 from .home.snapshot import Restorer
@@ -382,13 +381,15 @@ def _progress(done: int, total: int) -> None:
 
 
 def services_of(
-    home: Home, client: Client, tls: ssl.SSLContext, url: str, settings: Settings, *, insecure: bool = False
-) -> Services:
+    home: Home, client: Client, tls: ssl.SSLContext, url: str, settings: Settings, *, insecure: bool = False,
+    machine: Machine = MACHINE,
+) -> Services:  # fmt: skip
     """Return the services over an open home; `url` is where peers reach this daemon, `tls` verifies theirs.
 
     Their `run` methods are the caller's to start, their `close` methods to call at the end.
     """
     limits = home.config.limits
+    now_ms, random_bytes = machine.now_ms, machine.random_bytes
     policy = Policy(home.writer, resources=RESOURCES, now_ms=now_ms)
 
     async def adopt(label: str, force: bool) -> None:
@@ -404,7 +405,7 @@ def services_of(
     push = Push(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     reconcile = Reconcile(ingest, feed, push, sync, now_ms=now_ms, random_bytes=random_bytes)
     published = ManifestSigner(home.writer, home.vault, limits, url=url, now_ms=now_ms)
-    pairs = Pairs(home, published, now_ms=now_ms, steady_ms=steady_ms, random_bytes=random_bytes)
+    pairs = Pairs(home, published, now_ms=now_ms, steady_ms=machine.steady_ms, random_bytes=random_bytes)
     pairing = Pairing(pairs, settings, peers, policy, sync, reconcile)
     reaches.watch(pairing)
     return Services(
@@ -413,7 +414,7 @@ def services_of(
         pairing, feed, sync, now_ms(), now_ms, random_bytes, adopt,
         disk=home.disk,
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
-        doctor=_doctor(home, settings, client, tls, pairing, sync, feed),
+        doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         push=push,
         reconcile=reconcile,
         policy=policy,
@@ -422,13 +423,14 @@ def services_of(
 
 
 def _doctor(
-    home: Home, settings: Settings, client: Client, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed
-) -> Doctor:
+    home: Home, settings: Settings, client: Client, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed,
+    machine: Machine,
+) -> Doctor:  # fmt: skip
     limits = home.config.limits
-    health = HealthSampler(home.writer, sync, feed, limits, steady_s=time.monotonic, tasks=_task_names)
+    health = HealthSampler(home.writer, sync, feed, limits, steady_s=machine.steady_s, tasks=_task_names)
     probe = Prober(Resolver().resolve, tls, limits.check_s)
-    peer = PeerCheck(client, probe, pairing, home.vault, limits, now_ms=now_ms)
-    return Doctor(home, settings, pairing, sync, feed, health, peer, now_ms=now_ms)
+    peer = PeerCheck(client, probe, pairing, home.vault, limits, now_ms=machine.now_ms)
+    return Doctor(home, settings, pairing, sync, feed, health, peer, now_ms=machine.now_ms)
 
 
 def _task_names() -> list[str]:

@@ -80,6 +80,23 @@ def random_bytes(count: int) -> bytes:
     return secrets.token_bytes(count)
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a daemon takes from the machine beside files and sockets; a simulation hands in its own."""
+
+    now_ms: Callable[[], int] = now_ms
+    steady_ms: Callable[[], int] = steady_ms
+    random_bytes: Callable[[int], bytes] = random_bytes
+
+    def steady_s(self) -> float:
+        """Return `steady_ms` in seconds."""
+        return self.steady_ms() / 1000
+
+
+MACHINE: Final = Machine()
+"""The real one."""
+
+
 @dataclass(slots=True)
 class Home:
     """The open ground floor; `close` releases the lock."""
