@@ -26,7 +26,8 @@ The map.  A folder is an import permission: each may import what stands left of 
     net/  bytes and sockets, never records
         heads http1 sse deflate           HTTP/1.1 and event streams without I/O
         routes connection admission server  the server: route table, one connection, who may stay, the listener
-        address sockets client probe      who may be dialled; opening and closing; the client; the way to a peer
+        address sockets dialer            who may be dialled; opening and closing; the addresses of a name raced
+        client probe                      the client; the way to a peer
     home/  what lives under the home folder: files and threads
         disk config logs home             the file system; settings; log lines; opening and `init`
         vault nonces                      keys and secrets; the nonces that peers used

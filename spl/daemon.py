@@ -52,7 +52,7 @@ from .home.policy import Policy
 from .home.snapshot import Restorer
 from .home.thread_state import ThreadStates
 from .net.address import Proxies
-from .net.client import Client, Resolver
+from .net.client import Client
 from .net.probe import Prober
 from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, server_tls
@@ -428,7 +428,7 @@ def _doctor(
 ) -> Doctor:  # fmt: skip
     limits = home.config.limits
     health = HealthSampler(home.writer, sync, feed, limits, steady_s=machine.steady_s, tasks=_task_names)
-    probe = Prober(Resolver().resolve, tls, limits.check_s)
+    probe = Prober(None, tls, limits.check_s)
     peer = PeerCheck(client, probe, pairing, home.vault, limits, now_ms=machine.now_ms)
     return Doctor(home, settings, pairing, sync, feed, health, peer, now_ms=machine.now_ms)
 

@@ -25,7 +25,8 @@ from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.writes import Emit, Item, Outcome
 from spl.net.address import ReachError, parse_url
-from spl.net.client import Client, DialPolicy, Reply
+from spl.net.client import Client, Reply
+from spl.net.dialer import DialPolicy
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
 from spl.sync.changes import Feed, Query, whole

@@ -31,7 +31,8 @@ from spl.home.policy import Policy
 from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
 from spl.net.address import ReachError
-from spl.net.client import DialPolicy, Reply
+from spl.net.client import Reply
+from spl.net.dialer import DialPolicy
 from spl.net.routes import Request
 from spl.pairing.machine import Pairs
 from spl.pairing.service import Pace, Pairing, PairOptions

@@ -26,7 +26,8 @@ from ..core.limits import Limits
 from ..core.pair.pair import Pair
 from ..core.record import page
 from ..home.vault import Vault
-from ..net.client import Client, DialPolicy, Reply
+from ..net.client import Client, Reply
+from ..net.dialer import DialPolicy
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing

@@ -7,5 +7,5 @@ and core/version only, which hold no record (tools/layers.py checks it).  Bottom
     address admission routes   verdicts, bounds and the values of handlers, pure
     sockets                    listening, dialling, TLS contexts
     connection server          the serving side
-    client probe               the asking side
+    dialer client probe        the asking side
 """

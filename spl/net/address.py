@@ -38,14 +38,23 @@ class ReachError(SplError):
     Codes: dns, connect, timeout, disconnected, tls-chain, redirect, address-refused,
     http-plain, answer-malformed, url-invalid; peer-4xx and peer-5xx for a refused
     stream; then `peer_status` and `peer_body` are its answer, otherwise 0 and empty.
+    `addresses` are those that the peer's name has, as far as they were looked up.
     """
 
     def __init__(
-        self, code: str, message: str = "", *, hint: str = "", peer_status: int = 0, peer_body: bytes = b""
+        self,
+        code: str,
+        message: str = "",
+        *,
+        hint: str = "",
+        peer_status: int = 0,
+        peer_body: bytes = b"",
+        addresses: tuple[str, ...] = (),
     ) -> None:
         super().__init__(code, message, hint=hint)
         self.peer_status = peer_status
         self.peer_body = peer_body
+        self.addresses = addresses
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,14 @@
 
 Nothing of it is trusted: answers are bounded in size and time, certificates are
 always verified, and the address that was judged is the address that is dialled
-(a name is resolved once per connection; the socket never resolves again).
+(`dialer.py`).
 """
 
 import asyncio
-import errno
 import logging
-import socket
 import ssl
-import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,11 +18,11 @@ from urllib.parse import urljoin
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.limits import Limits
-from .address import ReachError, Url, is_address, is_loopback, judge, parse_url
+from .address import ReachError, Url, parse_url
 from .deflate import CODING, Inflater
+from .dialer import Dialer, DialPolicy, Resolve
 from .heads import encode_request
 from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
-from .sockets import dial as dial_address
 from .sockets import hang_up
 from .sse import MEDIA_TYPE, Event, EventParser
 
@@ -34,27 +31,12 @@ _TURN_BYTES: Final = 16 * 1024
 """Of an event stream, parsed in one turn of the loop: 16 KiB of empty lines take some 10 ms."""
 _PIECE_COST_BYTES: Final = 256
 """What a piece costs besides its bytes: a source may send chunks of one byte."""
-_LOOKUPS_COUNT = 8
-_ADDRESSES_COUNT = 8
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 log = logging.getLogger("spl.net")
 
 Headers = Iterable[tuple[str, str]]
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-
-
-@dataclass(frozen=True, slots=True)
-class DialPolicy:
-    """What our operator allows for one peer."""
-
-    allow_private: bool = False
-    """Loopback and private addresses; plain http to loopback."""
-    allow_http: bool = False
-    """Plain http to any address that may be dialled."""
-    near: tuple[str, ...] = ()
-    """Addresses, of whose kind private ones may be dialled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +55,7 @@ class Client:
     def __init__(self, limits: Limits, *, tls: ssl.SSLContext | None, resolve: Resolve | None = None) -> None:
         """`tls` None refuses https; `resolve(host, port)` returns addresses in text."""
         self._limits = limits
-        self._tls = tls
-        self._resolve = resolve or Resolver().resolve
+        self._dialer = Dialer(tls, resolve)
         self._idle: dict[tuple[str, DialPolicy], _Socket] = {}
         self._closed = False
 
@@ -204,53 +185,9 @@ class Client:
         return True
 
     async def _connect(self, where: Url, policy: DialPolicy) -> "_Socket":
-        """Return a fresh connection to the first address that accepts, all within one deadline."""
-        try:
-            async with asyncio.timeout(self._limits.connect_timeout_s):
-                addresses = await self._addresses(where, policy)
-                return await self._dial_any(where, addresses)
-        except TimeoutError as exc:
-            raise ReachError("timeout", f"{where.origin} accepted no connection in time") from exc
-
-    async def _addresses(self, where: Url, policy: DialPolicy) -> list[str]:
-        """Return the addresses that may be dialled; one refused among them is only left out."""
-        try:
-            found = [where.host] if is_address(where.host) else await self._resolve(where.host, where.port)
-        except OSError as exc:
-            raise ReachError("dns", f"{where.host}: {exc.strerror or 'the lookup failed'}") from exc
-        allowed: list[str] = []
-        refusal = ReachError("dns", f"{where.host} has no address")
-        for address in list(dict.fromkeys(found))[:_ADDRESSES_COUNT]:
-            try:
-                judge(address, policy.allow_private, policy.near)
-                if where.scheme == "http" and not (policy.allow_http or is_loopback(address)):
-                    raise ReachError("http-plain", f"{where.origin} is not on this machine")
-            except ReachError as exc:
-                refusal = exc
-            else:
-                allowed.append(address)
-        if not allowed:
-            raise refusal
-        return allowed
-
-    async def _dial_any(self, where: Url, addresses: list[str]) -> "_Socket":
-        tls = None
-        if where.scheme == "https":
-            if self._tls is None:
-                raise ReachError("tls-chain", "this client was made without TLS")
-            tls = self._tls
-        failure: ReachError | None = None
-        for address in addresses:
-            try:
-                reader, writer = await dial_address(address, where.port, tls, where.host)
-            except ReachError as exc:
-                failure = exc
-                if exc.code != "connect":
-                    break
-            else:
-                return _Socket(self._limits, reader, writer, address, where.origin)
-        assert failure is not None
-        raise failure
+        """Return a fresh connection."""
+        made = await self._dialer.connect(where, policy, self._limits.connect_timeout_s)
+        return _Socket(self._limits, made.reader, made.writer, made.address, where.origin)
 
 
 class EventStream:
@@ -314,53 +251,6 @@ class EventStream:
             self._plain = _cut(self._inflater.feed(piece) if self._inflater is not None else (piece,))
         else:
             self._ended = True
-
-
-class Resolver:
-    """Name lookups in daemon threads of their own, a few at a time.
-
-    Not in an executor: the interpreter joins those at exit, and a lookup that hangs
-    for half a minute would keep a stopped daemon alive.
-    """
-
-    def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(_LOOKUPS_COUNT)
-
-    async def resolve(self, host: str, port: int) -> Sequence[str]:
-        """Return the addresses of `host`; the caller sets the deadline.  Raises OSError."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[str]] = loop.create_future()
-        await self._slots.acquire()
-
-        def settle(found: list[str] | OSError) -> None:
-            self._slots.release()
-            if answer.done():
-                return
-            if isinstance(found, OSError):
-                answer.set_exception(found)
-            else:
-                answer.set_result(found)
-
-        def look_up() -> None:
-            found: list[str] | OSError
-            try:
-                rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                found = [str(row[4][0]) for row in rows]
-            except OSError as exc:
-                found = exc
-            except UnicodeError:
-                found = OSError(0, "the name is not valid")
-            try:
-                loop.call_soon_threadsafe(settle, found)
-            except RuntimeError:
-                return  # the loop is closed: no one waits for it
-
-        try:
-            threading.Thread(target=look_up, name="spl-dns", daemon=True).start()
-        except RuntimeError as exc:
-            self._slots.release()
-            raise OSError(errno.EAGAIN, "no thread for the lookup") from exc
-        return await answer
 
 
 class _Socket:

@@ -16,6 +16,7 @@ from .address import ReachError
 
 _VERSION_MIN = ssl.TLSVersion.TLSv1_2
 _BACKLOG = 1024
+_LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 class ListenError(SplError):
@@ -124,21 +125,23 @@ def bind_unix(path: Path) -> socket.socket:
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Return one listening socket for each address of `host`; port 0 takes one free port for all.
 
-    Raises ListenError "listen-failed".
+    An address of a name that this machine lacks is left out if it has another: `localhost` is often ::1 too, also
+    where there is no IPv6.  Raises ListenError "listen-failed".
     """
     bound: list[socket.socket] = []
     try:
+        lacking: OSError | None = None
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
-            sock = socket.socket(family, kind, protocol)
-            bound.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            chosen = port or (bound[0].getsockname()[1] if len(bound) > 1 else 0)
-            sock.bind((address[0], chosen, *address[2:]))
-            sock.listen(_BACKLOG)
-            sock.setblocking(False)
+            chosen = port or (bound[0].getsockname()[1] if bound else 0)
+            try:
+                bound.append(_bind_one(family, kind, protocol, (address[0], chosen, *address[2:])))
+            except OSError as exc:
+                if exc.errno not in _LACKING:
+                    raise
+                lacking = exc
+        if lacking and not bound:
+            raise lacking
     except OSError as exc:
         for sock in bound:
             sock.close()
@@ -153,8 +156,10 @@ async def dial(
 
     The caller sets the deadline.  Raises ReachError "connect" or "tls-chain".
     """
-    family = socket.AF_INET6 if ":" in ip_text else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(socket.AF_INET6 if ":" in ip_text else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as exc:  # no IPv6 in this kernel, or no descriptor for now
+        raise ReachError("connect", f"{name} at {ip_text} port {port}: {_reason(exc)}") from exc
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -184,6 +189,21 @@ async def hang_up(writer: asyncio.StreamWriter, linger_s: float) -> None:
             await writer.wait_closed()  # alone, this hangs for ever on a peer that stops reading
     except (TimeoutError, OSError):
         writer.transport.abort()
+
+
+def _bind_one(family: int, kind: int, protocol: int, address: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
 
 
 def _load_pair(cert: Path, key: Path) -> ssl.SSLContext:

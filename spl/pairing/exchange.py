@@ -18,7 +18,7 @@ from ..core.limits import KIB
 from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
 from ..net.address import ReachError, parse_url
-from ..net.client import DialPolicy
+from ..net.dialer import DialPolicy
 from ..sync.peer import CHAINS, PeerClient, bare, cut_text, signed_part
 from .machine import Pairs
 

@@ -30,7 +30,7 @@ from ..home.logs import CountedLog
 from ..home.policy import Policy
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Commit
-from ..net.client import DialPolicy
+from ..net.dialer import DialPolicy
 from ..sync.peer import PeerClient
 from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync

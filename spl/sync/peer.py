@@ -22,7 +22,8 @@ from ..home.config import Settings
 from ..home.vault import Identity, Vault
 from ..home.writer import Writer
 from ..net.address import ReachError, is_address, parse_url
-from ..net.client import Client, DialPolicy, EventStream, Reply
+from ..net.client import Client, EventStream, Reply
+from ..net.dialer import DialPolicy
 
 log = logging.getLogger("spl.federation")
 

@@ -16,7 +16,8 @@ from spl.daemon import services_of
 from spl.home.config import Config, Settings
 from spl.home.disk import Disk
 from spl.home.home import Home, init_home, now_ms, open_home
-from spl.net.client import Client, DialPolicy, Reply
+from spl.net.client import Client, Reply
+from spl.net.dialer import DialPolicy
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp, client_tls
 

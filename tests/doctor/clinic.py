@@ -16,7 +16,8 @@ from spl.doctor.health import HealthSampler
 from spl.doctor.peer_check import PeerCheck
 from spl.home.config import Settings
 from spl.net.address import parse_url
-from spl.net.client import Client, DialPolicy, Reply
+from spl.net.client import Client, Reply
+from spl.net.dialer import DialPolicy
 from spl.net.probe import Reached
 from spl.sync.changes import Feed, OfferedStatus
 from spl.sync.schedule import PairStatus, Sync

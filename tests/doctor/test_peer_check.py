@@ -11,7 +11,8 @@ from spl.core import when
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.net.address import ReachError
-from spl.net.client import DialPolicy, Reply
+from spl.net.client import Reply
+from spl.net.dialer import DialPolicy
 from spl.net.probe import Reached
 from tests.doctor.clinic import MANIFEST, answers, clinic
 

@@ -12,8 +12,9 @@ import trustme
 
 from spl.core.limits import MIB, Limits
 from spl.net.address import ReachError
-from spl.net.client import Client, DialPolicy
+from spl.net.client import Client
 from spl.net.deflate import Deflater
+from spl.net.dialer import DialPolicy
 from spl.net.sockets import client_tls
 from spl.net.sse import encode_event
 from tests.waiting import turns, until

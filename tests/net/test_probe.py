@@ -5,7 +5,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 
-from spl.net.client import DialPolicy
+from spl.net.dialer import DialPolicy
 from spl.net.probe import Prober, Reached, days_left
 from spl.net.sockets import client_tls
 from tests.net.conftest import Authority, Serve

@@ -138,3 +138,16 @@ async def test_nobody_listens() -> None:
     with pytest.raises(ReachError) as caught:
         await dial("127.0.0.1", port, None, "")
     assert caught.value.code == "connect"
+
+
+def test_an_address_that_the_machine_lacks_does_not_stop_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with an IPv6 address where there is no IPv6 is served on its other one; alone it is refused."""
+    rows = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0))]
+    local = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: [*rows, local])
+    [sock] = bind_tcp("host.example", 0)
+    assert sock.getsockname()[0] == "127.0.0.1"
+    sock.close()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: rows)
+    with pytest.raises(ListenError):
+        bind_tcp("host.example", 0)

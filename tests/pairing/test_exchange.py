@@ -7,7 +7,7 @@ import pytest
 from spl.core import canon
 from spl.core.errors import SplError
 from spl.core.pair import handshake
-from spl.net.client import DialPolicy
+from spl.net.dialer import DialPolicy
 from tests.pair_world import Call, both_active, code_of, paired, two
 from tests.waiting import until
 

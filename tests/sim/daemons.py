@@ -21,7 +21,8 @@ from spl.home.config import Config, Settings
 from spl.home.disk import Disk
 from spl.home.home import Home, init_home, now_ms, open_home
 from spl.home.writes import Item, Outcome
-from spl.net.client import Client, DialPolicy, Reply
+from spl.net.client import Client, Reply
+from spl.net.dialer import DialPolicy
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp, client_tls
 from spl.net.sse import Event

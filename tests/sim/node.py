@@ -20,7 +20,8 @@ from spl.home.home import Home, Machine, open_home
 from spl.home.writer import Writer
 from spl.home.writes import Commit, Item, Outcome
 from spl.net.address import ReachError
-from spl.net.client import Client, DialPolicy
+from spl.net.client import Client
+from spl.net.dialer import DialPolicy
 from spl.net.server import Server
 from spl.net.sockets import Listener, client_tls
 from spl.sync.supervise import wait
