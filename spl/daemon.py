@@ -28,6 +28,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final, Protocol
@@ -35,7 +36,7 @@ from typing import Final, Protocol
 from .api.app import RESOURCES, Api
 from .api.auth import Auth
 from .api.services import ServiceFaults, Services
-from .core.backoff import full_jitter_s, unit_of
+from .core.backoff import Backoff
 from .core.errors import SplError
 from .core.event import event
 from .core.limits import Limits
@@ -65,7 +66,7 @@ from .sync.push import Push
 from .sync.reach import Reaches
 from .sync.reconcile import Reconcile
 from .sync.schedule import Sync
-from .sync.supervise import wait
+from .sync.supervise import BACKOFF_BASE_S, guard
 
 log = logging.getLogger("spl.daemon")
 
@@ -78,7 +79,6 @@ LOCAL_CONNECTIONS_MIN: Final = 16
 STOPPING_SHARE: Final = 0.7
 """Of `shutdown_s`: the time that open connections have to end; the rest is for the services and the last commit."""
 CUT_GRACE_S: Final = 2.0
-RESTART_BASE_S: Final = 1.0
 RESTART_MAX_S: Final = 60.0
 
 
@@ -237,8 +237,7 @@ class _Daemon:
         local = [Listener(bind_unix(self._socket_path()), local=True)]
         writer = threading.Thread(target=self._write, name="spl-writer")
         verifying = client_tls(_ca_file(self.config))
-        client = Client(self.config.limits, tls=verifying)
-        insecure = self.options.insecure_localhost
+        client, insecure = Client(self.config.limits, tls=verifying), self.options.insecure_localhost
         services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
         self.watchdog.start(lambda: loop.call_soon_threadsafe(stop.set))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -252,7 +251,9 @@ class _Daemon:
                 tasks.create_task(server.serve(listeners, stop))
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
                 for name, service in _running(services).items():
-                    tasks.create_task(self._keep(name, service, services.faults, stop), name=f"service {name}")
+                    backoff = Backoff(random_bytes, BACKOFF_BASE_S, RESTART_MAX_S)
+                    guarded = guard(name, partial(service.run, stop), services.faults, backoff, stop)
+                    tasks.create_task(guarded, name=f"service {name}")
                 self._announce(url)
                 await stop.wait()
                 services.restorer.close()
@@ -268,21 +269,6 @@ class _Daemon:
             self._socket_path().unlink(missing_ok=True)
         log.info(**event("daemon.stopped", pid=os.getpid()))
         return 1 if self.failed else 0
-
-    async def _keep(self, name: str, service: _Service, faults: ServiceFaults, stop: asyncio.Event) -> None:
-        """Run one service until the stop; the task boundary: its crash ends no other, and it is started again."""
-        loop = asyncio.get_running_loop()
-        crashes = 0
-        while not stop.is_set():
-            started_s = loop.time()
-            try:
-                await service.run(stop)
-                return
-            except Exception as exc:
-                crashes = 1 if loop.time() > started_s + RESTART_MAX_S else crashes + 1
-                log.exception(**event("daemon.service_died", service=name, crashes=crashes))
-                faults.died(name, exc, crashes, now_ms())
-            await wait(stop, full_jitter_s(crashes, RESTART_BASE_S, RESTART_MAX_S, unit_of(random_bytes(4))))
 
     def _write(self) -> None:
         """Run the writer; the task boundary of its thread."""
@@ -419,6 +405,7 @@ def services_of(
         reconcile=reconcile,
         policy=policy,
         states=ThreadStates(home.store),
+        faults=ServiceFaults(now_ms),
     )  # fmt: skip
 
 

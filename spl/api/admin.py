@@ -77,7 +77,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "max": max((found.queue_max for found in reading.values()), default=0),
         },
         "adapters": asdict(services.writer.listeners.summary()),
-        "attention": [*services.doctor.attention(), *services.faults.findings(services.now_ms())],
+        "attention": [*services.doctor.attention(), *services.faults.findings()],
         "services": services.faults.rows(),
     })  # fmt: skip
 

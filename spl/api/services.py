@@ -1,12 +1,14 @@
 """What handlers may use: the services of one daemon, in one value."""
 
+import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ..core import when
 from ..core.errors import CODES, printable
+from ..core.event import event
 from ..core.limits import Limits
 from ..doctor.examine import Doctor
 from ..home.config import Settings
@@ -25,6 +27,8 @@ from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
 from .auth import Auth
 
+log = logging.getLogger("spl.daemon")
+
 FAULT_CHARS_MAX: Final = 200
 FAULT_SHOWN_MS: Final = 15 * 60_000
 """For so long after a crash a service is among what needs attention."""
@@ -33,13 +37,15 @@ FAULT_SHOWN_MS: Final = 15 * 60_000
 class ServiceFaults:
     """Which services of the daemon crashed since its start, for `spl status`; the last crash of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
         self._last: dict[str, dict[str, object]] = {}
         self._at_ms: dict[str, int] = {}
 
-    def died(self, name: str, error: Exception, crashes: int, at_ms: int) -> None:
-        """Record a crash, the `crashes`th in a row."""
-        self._at_ms[name] = at_ms
+    def died(self, name: str, error: Exception, crashes: int) -> None:
+        """Log and record a crash, the `crashes`th in a row, while it is handled."""
+        log.exception(**event("daemon.service_died", service=name, crashes=crashes))
+        self._at_ms[name] = at_ms = self._now_ms()
         text = printable(f"{type(error).__name__}: {error}")[:FAULT_CHARS_MAX]
         self._last[name] = {"service": name, "error": text, "crashes": crashes, "at": when.text_of(at_ms)}
 
@@ -47,9 +53,9 @@ class ServiceFaults:
         """Return {service, error, crashes, at} of each that crashed."""
         return list(self._last.values())
 
-    def findings(self, now_ms: int) -> list[dict[str, object]]:
+    def findings(self) -> list[dict[str, object]]:
         """Return the crashes of the last minutes in the form of findings."""
-        recent = [row for name, row in self._last.items() if self._at_ms[name] + FAULT_SHOWN_MS > now_ms]
+        recent = [row for name, row in self._last.items() if self._at_ms[name] + FAULT_SHOWN_MS > self._now_ms()]
         return [
             {
                 "code": "task-dead", "severity": "fail", "side": "local", "fix": CODES["task-dead"].fix,
@@ -85,7 +91,7 @@ class Services:
     reconcile: Reconcile
     policy: Policy
     states: ThreadStates
-    faults: ServiceFaults = field(default_factory=ServiceFaults)
+    faults: ServiceFaults
 
     @property
     def views(self) -> Views:

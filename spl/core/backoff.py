@@ -1,10 +1,11 @@
-"""Delays and token buckets: time and random numbers are arguments.
+"""Backoff and token buckets: time and the source of random numbers are arguments.
 
 Full jitter (a uniform draw below the doubling ceiling) spreads the retries of many peers better than a fixed ladder
 with a little noise: after an outage they do not return in waves.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -26,9 +27,43 @@ def full_jitter_s(attempt: int, base_s: float, cap_s: float, unit: float) -> flo
     return ceiling * max(0.1, min(max(unit, 0.0), 1.0))
 
 
-def spread_s(interval_s: float, unit: float, share: float = 0.1) -> float:
-    """Return the interval moved by at most ± `share` of itself, so that many pairs do not poll in step."""
-    return interval_s * (1.0 + share * (2.0 * min(max(unit, 0.0), 1.0) - 1.0))
+class Backoff:
+    """Failures in a row of one thing, and when to try it again.
+
+    `attempt` counts the failures, `retry_ms` is the earliest time of the next try by the caller's steady clock.  Both
+    may be set: a pause after a success is held like one after a failure.
+    """
+
+    __slots__ = ("_base_s", "_random_bytes", "_unit", "attempt", "cap_s", "retry_ms")
+
+    def __init__(self, random_bytes: Callable[[int], bytes], base_s: float, cap_s: float) -> None:
+        self._random_bytes, self._base_s, self.cap_s = random_bytes, base_s, cap_s
+        self.attempt = self.retry_ms = 0
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw another random number, for the times that `spread_s` moves."""
+        self._unit = unit_of(self._random_bytes(4))
+
+    def failed(self, now_ms: int = 0, pause_ms: int = 0) -> float:
+        """Count a failure and return the seconds until the next try; `retry_ms` is that, or `pause_ms` if longer."""
+        self.attempt += 1
+        self.redraw()
+        delay_s = self.delay_s()
+        self.retry_ms = now_ms + max(pause_ms, int(delay_s * 1000))
+        return delay_s
+
+    def reset(self) -> None:
+        """Count a success: the next failure is the first of its row."""
+        self.attempt = 0
+
+    def delay_s(self, base_s: float = 0.0, cap_s: float = 0.0) -> float:
+        """Return the seconds from the last failure to the next try, within the bounds given or else its own."""
+        return full_jitter_s(self.attempt, base_s or self._base_s, cap_s or self.cap_s, self._unit)
+
+    def spread_s(self, interval_s: float) -> float:
+        """Return the interval between regular tries, moved by at most a tenth of itself: pairs do not poll in step."""
+        return interval_s * (0.9 + 0.2 * self._unit)
 
 
 @dataclass(frozen=True, slots=True)

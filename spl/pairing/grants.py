@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..core import consent, when
-from ..core.backoff import full_jitter_s, unit_of
+from ..core.backoff import Backoff
 from ..core.consent import ConsentError, Grant, PairGrants
 from ..core.errors import SplError, cli_code
 from ..core.event import event
@@ -246,9 +246,8 @@ def _is_signed(purpose: str, value: object, key: bytes) -> bool:
 class _PairState:
     """What this process remembers of one pair."""
 
+    backoff: Backoff
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    attempt: int = 0
-    retry_ms: int = 0
     seen: int = 0
     """The weight of the peer's grants in its last view."""
     asked: int = 0
@@ -308,21 +307,22 @@ class Handover:
             return
         state = self._state(pair_id)
         if weight not in (state.seen, state.asked):
-            state.seen, state.attempt = weight, 0
-            state.retry_ms = min(state.retry_ms, self.pairs.steady_ms() + PAUSE_MS)
+            state.seen = weight
+            state.backoff.reset()
+            state.backoff.retry_ms = min(state.backoff.retry_ms, self.pairs.steady_ms() + PAUSE_MS)
             self._stepper.notify()
 
     def due(self) -> list[str]:
         """Return the pairs to hand over now; each is named once, and again after a pause."""
         now_ms = self.pairs.steady_ms()
-        found = [pair.pair_id for pair in self._behind() if self._state(pair.pair_id).retry_ms <= now_ms]
+        found = [pair.pair_id for pair in self._behind() if self._state(pair.pair_id).backoff.retry_ms <= now_ms]
         for pair_id in found:
-            self._state(pair_id).retry_ms = now_ms + PAUSE_MS
+            self._state(pair_id).backoff.retry_ms = now_ms + PAUSE_MS
         return found
 
     def next_s(self) -> float:
         """Return the seconds until a pair is due next, as things stand; infinite if there is none."""
-        times = [self._state(pair.pair_id).retry_ms for pair in self._behind()]
+        times = [self._state(pair.pair_id).backoff.retry_ms for pair in self._behind()]
         return max(0.0, (min(times) - self.pairs.steady_ms()) / 1000) if times else float("inf")
 
     async def maintain(self, pair_id: str) -> None:
@@ -333,11 +333,8 @@ class Handover:
         try:
             await self.exchange(pair_id)
         except SplError as exc:
-            state.attempt += 1
-            unit = unit_of(self.pairs.random_bytes(4))
-            delay_s = full_jitter_s(state.attempt, BACKOFF_BASE_S, BACKOFF_MAX_S, unit)
-            state.retry_ms = self.pairs.steady_ms() + max(PAUSE_MS, int(delay_s * 1000))
-            fields = {"pair": pair_id, "code": exc.code, "attempt": state.attempt, "msg": exc.message}
+            state.backoff.failed(self.pairs.steady_ms(), PAUSE_MS)
+            fields = {"pair": pair_id, "code": exc.code, "attempt": state.backoff.attempt, "msg": exc.message}
             log.info(**event("consent.not_handed_over", **fields))
         self._stepper.notify()
 
@@ -358,7 +355,8 @@ class Handover:
                 again, evidence = await self._take(pair_id, fields, value)
                 if not again:
                     break
-            state.attempt, state.asked = 0, seen
+            state.backoff.reset()
+            state.asked = seen
 
     # -- inside
 
@@ -400,4 +398,6 @@ class Handover:
         return state.waiting or state.seen not in (state.asked, state.weight_held)
 
     def _state(self, pair_id: str) -> _PairState:
-        return self._states.setdefault(pair_id, _PairState())
+        if pair_id not in self._states:
+            self._states[pair_id] = _PairState(Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S))
+        return self._states[pair_id]

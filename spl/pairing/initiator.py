@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..core import when
-from ..core.backoff import full_jitter_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import CODES, SplError, cli_code
 from ..core.event import event
 from ..core.identity import message
@@ -375,23 +375,22 @@ class HandshakeLoop:
             self.trouble.pop(pair_id, None)
 
     async def _drive(self, pair_id: str, kick: asyncio.Event) -> None:
-        attempt = polls = 0
+        polls, backoff = 0, Backoff(self.pairs.random_bytes, min(BACKOFF_BASE_S, self._poll_s), POLL_MAX_S)
         while on_its_way(self.pairs.get(pair_id)):
             kick.clear()
             delay_s = min(POLL_MAX_S, self._poll_s * 2.0 ** (polls // POLL_SLOWER_AFTER))
             try:
                 before = self.pairs.known(pair_id)
                 after = await self.advance(pair_id)
-                attempt, polls = 0, polls + 1
+                backoff.reset()
+                polls += 1
                 self.trouble.pop(pair_id, None)
                 if after.state != before.state:
                     continue
             except SplError as exc:
-                attempt += 1
-                unit = unit_of(self.pairs.random_bytes(4))
-                delay_s = full_jitter_s(attempt, min(BACKOFF_BASE_S, self._poll_s), POLL_MAX_S, unit)
+                delay_s = backoff.failed()
                 self.trouble[pair_id] = exc
-                fields = {"pair": pair_id, "code": exc.code, "attempt": attempt, "msg": exc.message}
+                fields = {"pair": pair_id, "code": exc.code, "attempt": backoff.attempt, "msg": exc.message}
                 log.warning(**event("pair.attempt_failed", **fields))
                 self._stepper.notify()
             await wait(kick, delay_s)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from ..core import when
-from ..core.backoff import full_jitter_s, spread_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity import bearer
@@ -54,11 +54,8 @@ CREDENTIALS: Final = frozenset(
 class _PairState:
     """What this process remembers of one pair's maintenance."""
 
+    backoff: Backoff
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    unit: float = 0.5
-    attempt: int = 0
-    retry_ms: int = 0
-    """When to try again, by the steady clock."""
     fetched_ms: int = 0
     error: SplError | None = None
     at_ms: int = 0
@@ -111,10 +108,10 @@ class Maintenance:
 
     def status(self, pair_id: str) -> MaintenanceStatus:
         """Return what people see of a pair's maintenance."""
-        state, pair = self._states.get(pair_id) or _PairState(), self.pairs.get(pair_id)
-        error, retry_at_ms = state.error, self.pairs.now_ms() + state.retry_ms - self.pairs.steady_ms()
+        state, pair = self._state(pair_id), self.pairs.get(pair_id)
+        attempt, retry_at_ms = state.backoff.attempt, self.pairs.now_ms() + self._retry_in_ms(state)
         fetched_ms = max(state.fetched_ms, pair.fetched_at_ms if pair is not None else 0)
-        return MaintenanceStatus(fetched_ms, state.attempt, retry_at_ms if state.attempt else None, error, state.at_ms)
+        return MaintenanceStatus(fetched_ms, attempt, retry_at_ms if attempt else None, state.error, state.at_ms)
 
     def _is_kept(self, pair: Pair) -> bool:
         return type(pair.state) in ESTABLISHED and not self._state(pair.pair_id).lock.locked()
@@ -122,14 +119,17 @@ class Maintenance:
     def _wait_ms(self, pair: Pair) -> int:
         """Return the milliseconds until the pair is due, 0 or less if it is."""
         state, now_ms = self._state(pair.pair_id), self.pairs.now_ms()
-        retry_ms = state.retry_ms - self.pairs.steady_ms()
-        if state.attempt or _is_mendable(pair) or self._grew(pair):
+        retry_ms = self._retry_in_ms(state)
+        if state.backoff.attempt or _is_mendable(pair) or self._grew(pair):
             return max(0, retry_ms)
-        interval_ms = int(spread_s(self.limits.manifest_refresh_s, state.unit) * 1000)
+        interval_ms = int(state.backoff.spread_s(self.limits.manifest_refresh_s) * 1000)
         wait_ms = min(interval_ms, max(pair.fetched_at_ms, state.fetched_ms) + interval_ms - now_ms)
         if pair.issued_to_us is not None:
             wait_ms = min(wait_ms, pair.issued_to_us.renew_at_ms(self.limits.token_renew_s) - now_ms)
         return max(wait_ms, retry_ms)
+
+    def _retry_in_ms(self, state: _PairState) -> int:
+        return state.backoff.retry_ms - self.pairs.steady_ms()
 
     def _grew(self, pair: Pair) -> bool:
         """Return whether a longer key chain of the peer is pinned than the pair's, or a fork that degrades it."""
@@ -184,9 +184,10 @@ class Maintenance:
                 raise PairError(FORK, f"two key chains of {pair.peer_did} contradict each other")
             if isinstance(pair.state, Degraded):
                 pair = await self._stepper.step(pair_id, Recover())
-            state.unit = unit_of(self.pairs.random_bytes(4))
-            state.attempt, state.error = 0, None
-            state.retry_ms = self.pairs.steady_ms() + PAUSE_MS
+            state.backoff.reset()
+            state.backoff.redraw()
+            state.backoff.retry_ms = self.pairs.steady_ms() + PAUSE_MS
+            state.error = None
             seen = self.pairs.writer.views.pins.chain(pair.peer_did)
             state.links = len(seen.rotations) if seen is not None else 0
         if pair.sync_allowed:
@@ -253,13 +254,10 @@ class Maintenance:
         return after
 
     def _failed(self, pair_id: str, state: _PairState, exc: SplError) -> None:
-        state.attempt += 1
-        unit = unit_of(self.pairs.random_bytes(4))
-        cap_s = min(BACKOFF_MAX_S, self.limits.manifest_refresh_s)
-        delay_s = full_jitter_s(state.attempt, BACKOFF_BASE_S, cap_s, unit)
-        state.retry_ms = self.pairs.steady_ms() + int(delay_s * 1000)
+        state.backoff.failed(self.pairs.steady_ms())
         state.error, state.at_ms = exc, self.pairs.now_ms()
-        fields: dict[str, object] = {"pair": pair_id, "code": exc.code, "attempt": state.attempt, "msg": exc.message}
+        attempt = state.backoff.attempt
+        fields: dict[str, object] = {"pair": pair_id, "code": exc.code, "attempt": attempt, "msg": exc.message}
         pair = self.pairs.get(pair_id)
         if pair is not None and pair.issued_to_us is not None:
             fields["token_expires_at"] = when.text_of(pair.issued_to_us.expires_at_ms)
@@ -267,8 +265,9 @@ class Maintenance:
 
     def _state(self, pair_id: str) -> _PairState:
         if pair_id not in self._states:
-            # The first refresh after a start is spread over the interval, or all pairs would come at once.
-            self._states[pair_id] = _PairState(unit=unit_of(self.pairs.random_bytes(4)))
+            # Its random number spreads the first refresh after a start, or all pairs would come at once.
+            cap_s = min(BACKOFF_MAX_S, self.limits.manifest_refresh_s)
+            self._states[pair_id] = _PairState(Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, cap_s))
         return self._states[pair_id]
 
 

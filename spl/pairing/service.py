@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ..core.backoff import full_jitter_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import label_of
@@ -313,16 +313,14 @@ class Pairing:
 
     async def _catch_up(self, pair_id: str) -> None:
         """Fetch what our cursor skipped of what the peer shares, until that succeeded once or the pair stops."""
-        attempt = 0
+        backoff = Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S)
         while (pair := self.pairs.get(pair_id)) is not None and pair.sync_allowed:
             try:
                 await self._reconcile.mend(pair_id)
                 return
             except SplError as exc:
-                attempt += 1
                 log.info(**event("pair.resync_failed", pair=pair_id, code=exc.code))
-            unit = unit_of(self.pairs.random_bytes(4))
-            await asyncio.sleep(full_jitter_s(attempt, BACKOFF_BASE_S, BACKOFF_MAX_S, unit))
+            await asyncio.sleep(backoff.failed())
 
     def _tell_everybody(self) -> None:
         """Send our state and manifest to every peer, so that peers learn of rotations and moves they missed."""

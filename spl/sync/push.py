@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..core import when
-from ..core.backoff import full_jitter_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import CHAIN_UNKNOWN, claimed_id
@@ -432,7 +432,8 @@ class Push:
 
     async def _deliver(self, pair_id: str) -> None:
         """Push until it succeeds or makes no sense; failures back off with full jitter, and contact ends the wait."""
-        line, attempt = self._line(pair_id), 0
+        line = self._line(pair_id)
+        backoff = Backoff(self._random_bytes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s)
         try:
             while self._may(pair_id):
                 line.kick.clear()
@@ -442,12 +443,11 @@ class Push:
                 try:
                     await self.push(pair_id, news_only=quiet)
                 except SplError as exc:
-                    attempt += 1
-                    self._ingest.lines.warning("push.failed", pair_id, exc.code, attempt=attempt)
+                    delay_s = backoff.failed()
+                    self._ingest.lines.warning("push.failed", pair_id, exc.code, attempt=backoff.attempt)
                     if exc.code in FINAL_CODES:
                         return
-                    unit = unit_of(self._random_bytes(4))
-                    await wait(line.kick, full_jitter_s(attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, unit))
+                    await wait(line.kick, delay_s)
                 else:
                     line.beat = False
                     return

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from ..core import consent
-from ..core.backoff import full_jitter_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import Verdict, claimed_id
@@ -406,14 +406,15 @@ class Reconcile:
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
         body = question.encode()
-        for attempt in range(ASK_AGAIN_MAX + 1):
+        backoff = Backoff(self._random_bytes, 1.0, PAY_WAIT_S)
+        while True:
             try:
                 reply = await self._send(pair_id, FINGERPRINTS, body)
                 break
             except SyncError as exc:
-                if exc.code != "rate-limited" or attempt == ASK_AGAIN_MAX:
+                if exc.code != "rate-limited" or backoff.attempt == ASK_AGAIN_MAX:
                     raise
-                await asyncio.sleep(full_jitter_s(attempt + 1, 1.0, PAY_WAIT_S, unit_of(self._random_bytes(4))))
+                await asyncio.sleep(backoff.failed())
         effort.questions += 1
         effort.sent_bytes += len(body)
         effort.received_bytes += len(reply)

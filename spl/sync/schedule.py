@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..core import when
-from ..core.backoff import full_jitter_s, spread_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.pair import Pair, Phase
@@ -77,11 +77,10 @@ class PairStatus:
 class _Line:
     """What this process knows of reading from one peer; what a restart must know is in the log."""
 
+    errors: Backoff
+    refusals: Backoff
+    """Answers in a row that the peer paused or revoked the pair: no error, and backed off from as one."""
     kick: asyncio.Event = field(default_factory=asyncio.Event)
-    attempt: int = 0
-    refusals: int = 0
-    """How often in a row the peer answered that it paused or revoked the pair: no error, and backed off from as one."""
-    unit: float = 0.5
     last_s: float | None = None
     last_sync_ms: int | None = None
     last_error: LastError | None = None
@@ -95,6 +94,11 @@ class _Line:
     flow: Flow = field(default_factory=Flow)
     mode: str = ""
     peaks: Peaks = field(default_factory=Peaks)
+
+    def attempted(self, now_s: float) -> None:
+        """Record the end of a pull or a stream; the time of the next one is spread by another random number."""
+        self.last_s = now_s
+        self.errors.redraw()
 
 
 class Sync:
@@ -173,8 +177,10 @@ class Sync:
             if unreached and (pair.phase is Phase.DEGRADED or line.troubled):
                 line.troubled = False
                 self._reaches.recovered(pair_id)
-        if line is not None and (line.attempt or line.refusals):
-            line.attempt, line.refusals, line.last_s = 0, 0, None
+        if line is not None and (line.errors.attempt or line.refusals.attempt):
+            line.errors.reset()
+            line.refusals.reset()
+            line.last_s = None
             line.kick.set()
 
     def queue_records(self, pair_id: str) -> int:
@@ -183,7 +189,7 @@ class Sync:
 
     def status(self, pair_id: str) -> PairStatus:
         """Return how far we are with reading from the peer."""
-        line, place = self._lines.get(pair_id) or _Line(), self.writer.views.positions.get(pair_id)
+        line, place = self._lines.get(pair_id) or self._new_line(), self.writer.views.positions.get(pair_id)
         pair = self.writer.views.pairs.get(pair_id)
         wait_s = self._wait_s(pair, line) if pair is not None and pair.sync_allowed else None
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
@@ -195,7 +201,7 @@ class Sync:
             last_sync_ms=max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None),
             last_error=line.last_error,
             next_attempt_ms=now_ms + int(wait_s * 1000) if wait_s is not None else None,
-            attempt=line.attempt,
+            attempt=line.errors.attempt,
             crashes=line.crashes,
             clock=clock,
             lag_records=max(0, head - clock) if head is not None else None,
@@ -223,12 +229,13 @@ class Sync:
     def crashed(self, name: str, count: int) -> None:
         """Show a fault of our own as the pair's last error."""
         line = self._line(name)
-        line.crashes, line.attempt = count, line.attempt + 1
+        line.crashes = count
+        line.errors.failed()
         line.last_error = LastError("internal", "the pair's task died", self._now_ms(), LOCAL)
 
     async def _follow(self, pair_id: str) -> None:
         line = self._line(pair_id)
-        line.refusals = 0
+        line.refusals.reset()
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             line.kick.clear()
             if pair.mode != line.mode:
@@ -243,7 +250,7 @@ class Sync:
                 await (self._stay(pair, line) if pair.mode == CONTINUOUS else self.pull(pair_id))
             except SplError as exc:
                 # Recorded by the pull itself; the next attempt's time follows from it.
-                log.debug(**event("sync.retry_later", pair=pair_id, code=exc.code, attempt=line.attempt))
+                log.debug(**event("sync.retry_later", pair=pair_id, code=exc.code, attempt=line.errors.attempt))
 
     def _wait_s(self, pair: Pair, line: _Line) -> float | None:
         """Return the seconds to the next attempt by mode, interval and failures; None for never by itself."""
@@ -253,29 +260,28 @@ class Sync:
             return 0.0
         pushed = self._reaches.word(pair.pair_id) == PEER_PUSHES
         if pair.mode == CONTINUOUS and not pushed:
-            failures = max(line.attempt, line.refusals)
-            retry_s = full_jitter_s(failures, STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S, line.unit)
-            delay_s = max(retry_s, line.flow.hold_s)
-        elif line.attempt:
-            delay_s = full_jitter_s(line.attempt, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, line.unit)
+            worst = max(line.errors, line.refusals, key=lambda backoff: backoff.attempt)
+            delay_s = max(worst.delay_s(STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S), line.flow.hold_s)
+        elif line.errors.attempt:
+            delay_s = line.errors.delay_s()
         else:
-            delay_s = spread_s(pair.poll_interval_ms / 1000, line.unit)
+            delay_s = line.errors.spread_s(pair.poll_interval_ms / 1000)
             if pair.mode == CONTINUOUS:
                 # The peer serves us by push; should that be over, we notice it as soon as a broken stream.
                 delay_s = min(delay_s, STREAM_BACKOFF_MAX_S)
-            refused_s = full_jitter_s(line.refusals, BACKOFF_BASE_S, self.limits.poll_backoff_max_s, line.unit)
-            delay_s = max(delay_s, refused_s if line.refusals else 0.0)
+            delay_s = max(delay_s, line.refusals.delay_s() if line.refusals.attempt else 0.0)
         return max(0.0, line.last_s + delay_s - asyncio.get_running_loop().time())
 
     def _line(self, pair_id: str) -> _Line:
         line = self._lines.get(pair_id)
         if line is None:
-            line = self._lines[pair_id] = _Line()
+            line = self._lines[pair_id] = self._new_line()
             self._reaches.track(pair_id, line.progress)
         return line
 
-    def _unit(self) -> float:
-        return unit_of(self._random_bytes(4))
+    def _new_line(self) -> _Line:
+        bounds = BACKOFF_BASE_S, self.limits.poll_backoff_max_s
+        return _Line(Backoff(self._random_bytes, *bounds), Backoff(self._random_bytes, *bounds))
 
     def _note_peak(self, line: _Line, now_ms: int) -> None:
         queue = line.progress.queue
@@ -288,12 +294,12 @@ class Sync:
     async def _stay(self, pair: Pair, line: _Line) -> None:
         """Catch up with pages, then follow the stream until it ends or is no longer what the pair asks for."""
         # Before the pull: what changes during it counts as a change, too.
-        failures, key = (line.attempt, line.refusals), self._stream_key(pair)
+        failures, key = (line.errors.attempt, line.refusals.attempt), self._stream_key(pair)
         await self.pull(pair.pair_id)
         while line.running is not None:
             await asyncio.wait([line.running])
         # A page proves nothing of streams, which a proxy may hold up: only an event ends the backing off.
-        line.attempt, line.refusals = failures
+        line.errors.attempt, line.refusals.attempt = failures
         line.flow.open(self._now_ms())
         async with asyncio.TaskGroup() as tasks:
             flowing = tasks.create_task(self._stream(pair, line))
@@ -330,7 +336,7 @@ class Sync:
             self._note_peak(line, self._now_ms())
             line.flow.close(self._now_ms())
             line.progress.queue = None
-            line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
+            line.attempted(asyncio.get_running_loop().time())
 
     # -- one pull
 
@@ -350,7 +356,7 @@ class Sync:
             if progress is line.progress:
                 self._note_peak(line, self._now_ms())
                 progress.queue = None
-            line.last_s, line.unit = asyncio.get_running_loop().time(), self._unit()
+            line.attempted(asyncio.get_running_loop().time())
         # Of one thread read to its end nothing follows for the others.
         line.last_sync_ms = line.last_sync_ms if thread else self._now_ms()
         self._succeeded(pair_id, line, progress.view)
@@ -363,13 +369,16 @@ class Sync:
         return fresh
 
     def _succeeded(self, pair_id: str, line: _Line, view: Mapping[str, Any]) -> None:
-        line.attempt, line.refusals, line.crashes, line.last_error = 0, 0, 0, None
+        line.errors.reset()
+        line.refusals.reset()
+        line.crashes, line.last_error = 0, None
         self._reaches.reached(pair_id, view)
 
     def _failed(self, pair_id: str, line: _Line, exc: SplError, *, is_stream: bool = False) -> None:
         """Record a failure; that of a stream is shown but degrades no pair, since pages arrive all the same."""
         if isinstance(exc, SyncError) and exc.code in STATE_CODES and exc.view is not None:
-            line.attempt, line.refusals = 0, line.refusals + 1
+            line.errors.reset()
+            line.refusals.failed()
             self._reaches.stopped(pair_id, exc.view)
             return
         pair = self.writer.views.pairs.get(pair_id)
@@ -383,16 +392,17 @@ class Sync:
         else:
             served = self._reaches.failed(pair_id, kind, now_s, fresh_s)
         if served:
-            line.attempt, line.last_error = 0, None
+            line.errors.reset()
+            line.last_error = None
             self._ingest.lines.info("sync.served_by_push", pair_id, exc.code)
             if pair.phase is Phase.DEGRADED:
                 self._reaches.recovered(pair_id)
             return
-        line.attempt += 1
+        line.errors.failed()
         revoked = isinstance(exc, SyncError) and exc.revoked
         line.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked)
-        self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=line.attempt)
-        recurs = kind == "AUTH" or (kind != LOCAL and line.attempt >= self.limits.errors_until_degraded)
+        self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=line.errors.attempt)
+        recurs = kind == "AUTH" or (kind != LOCAL and line.errors.attempt >= self.limits.errors_until_degraded)
         if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
             line.troubled = True
             self._reaches.troubled(pair_id, exc.code)

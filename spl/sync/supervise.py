@@ -12,9 +12,10 @@ stop until every task has ended.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Set
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
-from ..core.backoff import full_jitter_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 
@@ -25,6 +26,13 @@ CANCEL_AGAIN_S: Final = 0.5
 
 _T = TypeVar("_T")
 Job = Callable[[], Awaitable[object]]
+
+
+class Boundary(Protocol):
+    """Where crashes end."""
+
+    def died(self, name: str, error: Exception, crashes: int) -> None:
+        """Log and record the exception that just ended a run of this job, the `crashes`th in a row."""
 
 
 class Owner(Protocol):
@@ -45,8 +53,8 @@ class Supervisor:
     ) -> None:
         self._family = family
         self._owner = owner
-        self._random_bytes = random_bytes
-        self._backoff_max_s = backoff_max_s
+        self._backoff = partial(Backoff, random_bytes, BACKOFF_BASE_S, backoff_max_s)
+        self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ending: list[asyncio.Task[None]] = []
@@ -70,7 +78,7 @@ class Supervisor:
         assert self._group is not None
         task = self._tasks.get(name)
         if task is None or task.done():
-            guarded = self._guard(name, job, restart)
+            guarded = guard(name, job, self, self._backoff(), self._stop if restart else None)
             self._tasks[name] = self._group.create_task(guarded, name=f"{self._family} {name}")
 
     def cancel_except(self, wanted: Set[str]) -> None:
@@ -83,7 +91,7 @@ class Supervisor:
     async def run(self, stop: asyncio.Event) -> None:
         """Keep the owner's tasks until `stop`, then cancel them and return when they have ended."""
         async with asyncio.TaskGroup() as group:
-            self._group = group
+            self._group, self._stop = group, stop
             group.create_task(self._kick_at(stop))
             while not stop.is_set():
                 self._changed.clear()
@@ -101,23 +109,31 @@ class Supervisor:
         await stop.wait()
         self.kick()
 
-    async def _guard(self, name: str, job: Job, restart: bool) -> None:
-        """Run one job; the task boundary: its crash is logged and ends no other task."""
-        loop, crashes = asyncio.get_running_loop(), 0
-        while True:
-            started_s = loop.time()
-            try:
-                await job()
-                return
-            except Exception:
-                # A run that outlasted the longest delay counts as sound: the next crash is the first of its row.
-                crashes = 1 if loop.time() > started_s + self._backoff_max_s else crashes + 1
-                log.exception(**event(f"{self._family}.task_died", pair=name, crashes=crashes))
-                self._owner.crashed(name, crashes)
-            if not restart:
-                return
-            unit = unit_of(self._random_bytes(4))
-            await asyncio.sleep(full_jitter_s(crashes, BACKOFF_BASE_S, self._backoff_max_s, unit))
+    def died(self, name: str, error: Exception, crashes: int) -> None:
+        """Log a crash and tell the owner."""
+        log.exception(**event(f"{self._family}.task_died", pair=name, crashes=crashes))
+        self._owner.crashed(name, crashes)
+
+
+async def guard(name: str, job: Job, boundary: Boundary, backoff: Backoff, stop: asyncio.Event | None) -> None:
+    """Run a job until it returns; the task boundary: a crash goes to `boundary` and ends no other task.
+
+    A job that crashed runs again after a delay, unless `stop` is set; without `stop`, never.
+    """
+    loop = asyncio.get_running_loop()
+    while stop is None or not stop.is_set():
+        started_s = loop.time()
+        try:
+            await job()
+            return
+        except Exception as exc:  # noqa: BLE001 - the boundary logs it
+            if loop.time() > started_s + backoff.cap_s:
+                backoff.reset()  # a run that outlasted the longest delay was sound
+            delay_s = backoff.failed()
+            boundary.died(name, exc, backoff.attempt)
+        if stop is None:
+            return
+        await wait(stop, delay_s)
 
 
 async def wait(changed: asyncio.Event, seconds: float | None) -> None:

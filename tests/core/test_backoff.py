@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.backoff import Buckets, TokenBucket, full_jitter_s, spread_s, unit_of
+from spl.core.backoff import Backoff, Buckets, TokenBucket, full_jitter_s, unit_of
 
 UNITS = st.floats(0, 1, exclude_max=True)
 
@@ -25,9 +25,31 @@ def test_random_bytes_are_a_number_below_one(data: bytes) -> None:
     assert unit_of(b"\x80\0\0\0") == 0.5
 
 
-@given(interval=st.floats(1, 1000), unit=UNITS)
-def test_spread_stays_within_a_tenth(interval: float, unit: float) -> None:
-    assert 0.9 * interval <= spread_s(interval, unit) <= 1.1 * interval + 1e-9
+@given(interval=st.floats(1, 1000), drawn=st.binary(min_size=4, max_size=4))
+def test_spread_stays_within_a_tenth(interval: float, drawn: bytes) -> None:
+    assert 0.9 * interval <= Backoff(lambda _: drawn, 1, 10).spread_s(interval) <= 1.1 * interval + 1e-9
+
+
+def test_failures_in_a_row_double_the_delay_and_a_success_ends_the_row() -> None:
+    backoff = Backoff(lambda _: b"\x80\0\0\0", 1, 10)
+    assert [backoff.failed() for _ in range(6)] == [0.5, 1, 2, 4, 5, 5]
+    assert (backoff.attempt, backoff.delay_s(0.5, 30)) == (6, 8)
+    backoff.reset()
+    assert (backoff.attempt, backoff.failed()) == (0, 0.5)
+
+
+def test_the_next_try_is_after_the_delay_and_never_before_the_pause() -> None:
+    backoff = Backoff(lambda _: b"\x80\0\0\0", 1, 10)
+    backoff.failed(now_ms=7000)
+    assert backoff.retry_ms == 7500
+    backoff.failed(now_ms=8000, pause_ms=2000)
+    assert backoff.retry_ms == 10_000
+
+
+def test_each_failure_draws_another_number() -> None:
+    drawn = iter([b"\0\0\0\0", b"\x40\0\0\0", b"\x80\0\0\0"])
+    backoff = Backoff(lambda _: next(drawn), 1, 1)
+    assert [backoff.failed(), backoff.failed()] == [0.25, 0.5]
 
 
 def test_bucket_refuses_when_empty_and_says_how_long() -> None:

@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 
+from spl.core.backoff import Backoff
 from spl.core.errors import SplError
 from spl.net.address import ReachError
-from spl.sync.supervise import Supervisor, run_together, wait
+from spl.sync.supervise import Supervisor, guard, run_together, wait
 from tests.counting import calls_of
 from tests.waiting import turns, until
 
@@ -33,6 +34,17 @@ class Owner:
 
     def crashed(self, name: str, count: int) -> None:
         self.crashes.append((name, count))
+
+
+class Boundary:
+    """Counts crashes as they are reported."""
+
+    def __init__(self) -> None:
+        self.crashes: list[int] = []
+
+    def died(self, name: str, error: Exception, crashes: int) -> None:
+        assert isinstance(error, ZeroDivisionError)
+        self.crashes.append(crashes)
 
 
 @asynccontextmanager
@@ -96,6 +108,33 @@ async def test_a_crash_is_counted_and_the_job_runs_again() -> None:
     async with running(owner):
         await sound.wait()
     assert [name for name, _ in owner.crashes] == ["a"] * 3
+
+
+async def test_a_sound_run_ends_the_row_of_crashes() -> None:
+    boundary, backoff, stop = Boundary(), Backoff(lambda size: bytes(size), 1.0, 0.0), asyncio.Event()
+
+    async def job() -> None:
+        boundary.crashes.append(0)
+        if len(boundary.crashes) > 4:
+            return
+        began_s = asyncio.get_running_loop().time()
+        # Longer than the longest delay, which is none.
+        await until(lambda: asyncio.get_running_loop().time() > began_s)
+        raise ZeroDivisionError
+
+    await guard("a", job, boundary, backoff, stop)
+    assert boundary.crashes == [0, 1, 0, 1, 0]
+
+
+async def test_a_stop_ends_the_wait_after_a_crash() -> None:
+    boundary, stop = Boundary(), asyncio.Event()
+
+    async def job() -> None:
+        stop.set()
+        raise ZeroDivisionError
+
+    await guard("a", job, boundary, Backoff(lambda size: bytes(size), 3600.0, 3600.0), stop)
+    assert boundary.crashes == [1]
 
 
 async def test_without_restart_a_crash_ends_the_job_and_no_other() -> None:
