@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from ..core import canon, when
 from ..core.errors import SplError
-from ..core.identity.did import Chain, DidError, chain_of, check_label, did_of, grown, label_of, multibase, rotate
+from ..core.identity.did import Chain, DidError, chain_of, check_label, did_of, label_of, multibase, rotate
+from ..core.identity.pins import grown
 from ..core.keys import KEY_BYTES, SEED_BYTES, KeyFault, SecretKey, b64, box_public, digest, unb64
 from ..core.limits import Limits
 from .disk import TEMP_SUFFIX, Disk, unusable

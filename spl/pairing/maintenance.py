@@ -19,9 +19,7 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity import bearer
-from ..core.identity.did import DidError, grown
-from ..core.identity.manifest import Manifest
-from ..core.identity.pins import FORK, KIND_CHAIN, pin_body
+from ..core.identity.pins import FORK, KIND_CHAIN, is_fork, pin_body
 from ..core.pair.handshake import token_ref
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded
@@ -224,7 +222,7 @@ class Maintenance:
         try:
             peer = await self._exchange.rediscover(pair, expect_key)
             settles = bool(expect_key) and self.pairs.writer.views.pins.is_forked(pair.peer_did)
-            forked = settles or _is_fork(pair, peer)
+            forked = settles or is_fork(pair.chain, peer.chain)
         except SplError as exc:
             if exc.code in UNVERIFIED:
                 await self.doubt(pair.pair_id, exc.code)
@@ -279,14 +277,3 @@ def token_trouble(pair: Pair, code: str, now_ms: int) -> str:
 
 def _is_mendable(pair: Pair) -> bool:
     return isinstance(pair.state, Degraded) and pair.reason in UNVERIFIED | CREDENTIALS
-
-
-def _is_fork(pair: Pair, peer: Manifest) -> bool:
-    """Return whether the manifest's chain contradicts the pinned one, as only `expect_key` lets pass."""
-    try:
-        grown(pair.chain, peer.chain)
-    except DidError as exc:
-        if exc.code != "chain-fork":
-            raise
-        return True
-    return False

@@ -204,29 +204,6 @@ def chain_from_json(value: object, limits: Limits) -> Chain:
     return chain
 
 
-def grown(pinned: Chain, offered: Chain) -> Chain:
-    """Return the offered chain if it equals or extends the pinned one.
-
-    Whole statements are compared, for a thief of an old key can state another reason or time for the same successor.
-    Only `compromised` replaces `retired`: it takes trust away, which is safe to believe of any holder of the key.
-    Raises DidError "manifest-stale" for a shorter one, "chain-fork" for two statements of one key.
-    """
-    same = pinned.did == offered.did and pinned.first == offered.first
-    if not same or not all(map(_follows, pinned.rotations, offered.rotations)):
-        raise DidError("chain-fork", f"two key chains of {pinned.did[:80]} contradict each other")
-    if len(offered.keys) < len(pinned.keys):
-        raise DidError("manifest-stale", "the peer shows a shorter key chain than it did before")
-    return offered
-
-
-def _follows(pinned: Rotation, offered: Rotation) -> bool:
-    """Return whether a statement repeats the pinned one, or says `compromised` of the same keys."""
-    if (pinned.old, pinned.new) != (offered.old, offered.new):
-        return False
-    same = (pinned.reason, pinned.at_ms) == (offered.reason, offered.at_ms)
-    return same or (pinned.reason == "retired" and offered.reason == "compromised")
-
-
 def _fingerprint(label: str, first_key: bytes) -> str:
     return digest(b"syncropel-did-v1\0" + label.encode() + b"\0" + first_key)[:24]
 

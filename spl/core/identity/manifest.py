@@ -18,7 +18,8 @@ from ..errors import SplError
 from ..keys import KeyFault, SecretKey
 from ..limits import KIB, Limits
 from ..version import PROTOCOL
-from .did import Chain, DidError, certifies, chain_of, grown, is_instance_did, key_of, multibase, short_of, words
+from .did import Chain, DidError, certifies, chain_of, is_instance_did, key_of, multibase, short_of, words
+from .pins import STALE, grown
 
 MANIFEST_VERSION: Final = 1
 PAIR_PATH: Final = "/v1/federation/pair"
@@ -244,7 +245,7 @@ def judge(
             raise ManifestError(exc.code, exc.message) from exc
     if manifest.signed_at_ms < newer_than_ms and not is_ahead(newer_than_ms, now_ms):
         signed = when.text_of(manifest.signed_at_ms)
-        raise ManifestError("manifest-stale", f"signed {signed}, before the one accepted last", signed_at=signed)
+        raise ManifestError(STALE, f"signed {signed}, before the one accepted last", signed_at=signed)
     if not manifest.protocol_min <= PROTOCOL <= manifest.protocol_max:
         peer = f"{manifest.protocol_min}..{manifest.protocol_max}"
         raise ManifestError("peer-version", f"we speak protocol {PROTOCOL}..{PROTOCOL}, the peer {peer}")

@@ -1,11 +1,13 @@
 """One table of the key chains that are pinned: of peers, of signers whose records were relayed, of what was restored.
 
-The first chain seen of a DID, directly or through a relay, is pinned and may only grow by whole statements (see
-`did.grown`).  The table is fed in log order by the pair records of agreed pairs and by the pin records of relayed
-signers, so that every start gives the same table.  A shorter chain changes nothing.  A chain that contradicts the
-pinned one is a fork: the pinned chain stays, the DID is marked, and relayed records of it are refused until an operator
-names the key (`--expect-key`), which replaces the chain.  The owner's own pair continues under the pinned chain, for
-otherwise a thief of an old key could shut the owner out.
+The first chain seen of a DID, directly or through a relay, is pinned and may only grow by whole statements.  `grown`
+is the one comparison of two chains: for this table, for manifests, for the chain of a pair and for a restored identity.
+
+The table is fed in log order by the pair records of agreed pairs and by the pin records of relayed signers, so that
+every start gives the same table.  A shorter chain changes nothing.  A chain that contradicts the pinned one is a fork:
+the pinned chain stays, the DID is marked, and relayed records of it are refused until an operator names the key
+(`--expect-key`), which replaces the chain.  The owner's own pair continues under the pinned chain, for otherwise a
+thief of an old key could shut the owner out.
 
 Rejected: the longest chain that any source shows, which four places used to take.  A thief of an old key makes the
 longest chain in a second.
@@ -20,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ..limits import Limits
-from .did import Chain, DidError, chain_from_json, grown
+from .did import Chain, DidError, Rotation, chain_from_json
 
 FORK: Final = "chain-fork"
 STALE: Final = "manifest-stale"
@@ -55,12 +57,7 @@ class Pins:
     def code_of(self, offered: Chain) -> str:
         """Return "" for a chain that equals or extends the pinned one, else "manifest-stale" or "chain-fork"."""
         pin = self.by_did.get(offered.did)
-        try:
-            if pin is not None:
-                grown(pin.chain, offered)
-        except DidError as exc:
-            return exc.code
-        return ""
+        return code_of(pin.chain, offered) if pin is not None else ""
 
     def newest(self, chain: Chain) -> Chain:
         """Return the chain whose present key is authoritative: the pinned one if it extends this one, else this one."""
@@ -79,10 +76,10 @@ class Pins:
             return self._with(Pin(chain, via))
         if pin.chain == chain:
             return self
-        try:
-            return self._with(Pin(grown(pin.chain, chain), pin.via, pin.forked))
-        except DidError as exc:
-            return self._with(Pin(pin.chain, pin.via, True)) if exc.code == FORK else self
+        code = code_of(pin.chain, chain)
+        if code == FORK:
+            return self._with(Pin(pin.chain, pin.via, True))
+        return self if code else self._with(Pin(chain, pin.via, pin.forked))
 
     def chosen(self, chain: Chain) -> "Pins":
         """Return the pins after an operator named the key at the end of this chain, which settles a fork."""
@@ -90,6 +87,41 @@ class Pins:
 
     def _with(self, pin: Pin) -> "Pins":
         return Pins({**self.by_did, pin.chain.did: pin})
+
+
+def grown(pinned: Chain, offered: Chain) -> Chain:
+    """Return the offered chain if it equals or extends the pinned one.
+
+    Whole statements are compared, for a thief of an old key can state another reason or time for the same successor.
+    Only `compromised` replaces `retired`: it takes trust away, which is safe to believe of any holder of the key.
+    Raises DidError "manifest-stale" for a shorter one, "chain-fork" for two statements of one key.
+    """
+    same = pinned.did == offered.did and pinned.first == offered.first
+    if not same or not all(map(_follows, pinned.rotations, offered.rotations)):
+        raise DidError(FORK, f"two key chains of {pinned.did[:80]} contradict each other")
+    if len(offered.keys) < len(pinned.keys):
+        raise DidError(STALE, "the peer shows a shorter key chain than it did before")
+    return offered
+
+
+def code_of(pinned: Chain, offered: Chain) -> str:
+    """Return "" for a chain that equals or extends the pinned one, else "manifest-stale" or "chain-fork"."""
+    try:
+        grown(pinned, offered)
+    except DidError as exc:
+        return exc.code
+    return ""
+
+
+def is_fork(pinned: Chain, offered: Chain) -> bool:
+    """Return whether two chains contradict each other; raise DidError "manifest-stale" for a shorter one."""
+    try:
+        grown(pinned, offered)
+    except DidError as exc:
+        if exc.code != FORK:
+            raise
+        return True
+    return False
 
 
 def fold(pins: Pins, body: Mapping[str, Any], limits: Limits) -> Pins:
@@ -107,3 +139,11 @@ def pin_body(chain: Chain, *, via: str = "", chosen: bool = False) -> dict[str, 
     """Return the body of a pin record; `chosen`: an operator named the key, `via`: the pair that showed the chain."""
     body: dict[str, object] = {"chain": chain.to_json()}
     return body | ({"pair_id": via} if via else {}) | ({"pinned": True} if chosen else {})
+
+
+def _follows(pinned: Rotation, offered: Rotation) -> bool:
+    """Return whether a statement repeats the pinned one, or says `compromised` of the same keys."""
+    if (pinned.old, pinned.new) != (offered.old, offered.new):
+        return False
+    same = (pinned.reason, pinned.at_ms) == (offered.reason, offered.at_ms)
+    return same or (pinned.reason == "retired" and offered.reason == "compromised")

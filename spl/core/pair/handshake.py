@@ -37,6 +37,7 @@ from .. import keys
 from ..errors import SplError
 from ..identity import bearer, manifest, message
 from ..identity.manifest import Manifest, ManifestError
+from ..identity.pins import FORK
 from ..keys import SecretKey
 from ..limits import Limits
 from ..record import namespace
@@ -305,7 +306,7 @@ def introduced(fields: Mapping[str, Any], pair: Pair, now_ms: int, limits: Limit
             expect_did=pair.peer_did, pinned=pair.chain, newer_than_ms=pair.peer.signed_at_ms,
         )  # fmt: skip
     except ManifestError as exc:
-        if exc.code == "chain-fork":
+        if exc.code == FORK:
             raise
         return None
 

@@ -25,8 +25,8 @@ from typing import Any, Final
 from .. import when
 from ..errors import SplError
 from ..identity import manifest
-from ..identity.did import grown
 from ..identity.message import is_nonce, is_pair_id
+from ..identity.pins import grown
 from ..limits import Limits
 from ..record.filter import FILTERS_MAX, OPEN
 from .aitl import ApprovalRequest, fold_requests, request_summary

@@ -116,16 +116,3 @@ def test_a_chain_must_end_at_the_present_key_and_start_at_the_certified_one() ->
 def test_only_the_present_key_can_hand_over() -> None:
     with pytest.raises(DidError):
         did.rotate(grown_chain(1), KEYS[0], KEYS[2].public, "retired", 1)
-
-
-def test_a_pinned_chain_may_only_grow() -> None:
-    short, long = grown_chain(1), grown_chain(3)
-    assert did.grown(short, long) == long
-    assert did.grown(long, long) == long
-    with pytest.raises(DidError) as caught:
-        did.grown(long, short)
-    assert caught.value.code == "manifest-stale"
-    fork = did.rotate(short, KEYS[1], KEYS[4].public, "retired", 1_700_000_000_009)
-    with pytest.raises(DidError) as caught:
-        did.grown(long, fork)
-    assert caught.value.code == "chain-fork"

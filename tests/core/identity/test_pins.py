@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from spl.core import canon
 from spl.core.identity import pins
-from spl.core.identity.did import Chain, DidError, did_of, grown, rotate
-from spl.core.identity.pins import FORK, Pins, pin_body
+from spl.core.identity.did import Chain, DidError, did_of, rotate
+from spl.core.identity.pins import FORK, Pins, code_of, grown, is_fork, pin_body
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 
@@ -48,12 +48,22 @@ def told(*bodies: dict[str, Any]) -> Pins:
     (NEXT, RETIRED, FORK),
 ])  # fmt: skip
 def test_a_chain_grows_by_whole_statements(pinned: Chain, offered: Chain, code: str) -> None:
-    """Key, reason and time are compared; only `compromised` replaces `retired`."""
+    """Key, reason and time are compared; only `compromised` replaces `retired`.  Every form of the question agrees."""
+    assert code_of(pinned, offered) == code
+    if pinned.did == offered.did:
+        assert Pins().seen(pinned).code_of(offered) == code
     if not code:
         assert grown(pinned, offered) is offered
+        assert not is_fork(pinned, offered)
         return
     with pytest.raises(DidError) as caught:
         grown(pinned, offered)
+    assert caught.value.code == code
+    if code == FORK:
+        assert is_fork(pinned, offered)
+        return
+    with pytest.raises(DidError) as caught:
+        is_fork(pinned, offered)
     assert caught.value.code == code
 
 
