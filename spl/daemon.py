@@ -1,7 +1,9 @@
 """The daemon: builds everything in floor order, serves until told to stop, and takes it down in reverse.
 
 SIGTERM and SIGINT stop it: no new connections, streams told, queued writes written, exit 0.  SIGHUP reads configuration
-and TLS certificate again.  Three faults must not turn a daemon into one that neither serves nor ends:
+and TLS certificate again.  Both may come at any moment of the start: `cli/main` holds signals back until there are
+handlers, a stop ends an opening between two batches of the index, and SIGHUP waits until there is something to read
+again.  Three faults must not turn a daemon into one that neither serves nor ends:
 
 - A service that crashes is logged, named in `spl status` and started again after a delay; the others go on.  Without
   that boundary one uncaught error of one pair ended everything in the group.
@@ -70,6 +72,7 @@ from .sync.supervise import BACKOFF_BASE_S, guard
 
 log = logging.getLogger("spl.daemon")
 
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 M_ARENA_MAX: Final = -8
 """The parameter of glibc's mallopt."""
 DESCRIPTORS_MAX: Final = 65_536
@@ -110,23 +113,35 @@ def run(options: ServeOptions) -> int:
     Raises SplError when the home cannot be opened or an address cannot be listened on.
     """
     os.umask(0o077)  # whatever is created from here on, rotated logs too, is the operator's alone
+    watchdog = _Watchdog()
+    watchdog.start()
+    try:
+        return _run(options, watchdog)
+    finally:
+        watchdog.ended.set()
+
+
+def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
     descriptors = raise_descriptors()
     share_memory()
     disk = Disk()
     disk.own(options.home)
     config = read_config(options.home, disk, options.flags())
     check_open(config, insecure=options.insecure_localhost)
+    watchdog.limit_s = config.limits.shutdown_s + CUT_GRACE_S
     logs.setup(options.home / "logs", config.log_format, config.log_level)
     if options.insecure_localhost or not config.auth_required:
         log.warning(**event("auth.off", msg="INSECURE: everybody on this machine has admin access"))
-    home = open_home(options.home, config, disk=disk, progress=_progress)
-    watchdog = _Watchdog(config.limits.shutdown_s + CUT_GRACE_S)
+    try:
+        home = open_home(options.home, config, disk=disk, progress=watchdog.progress)
+    except _StoppedError:
+        log.info(**event("daemon.stopped", pid=os.getpid(), msg="stopped while the home was being opened"))
+        return 0
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_Daemon(home, options, watchdog, descriptors).serve())
     finally:
         home.close()
-        watchdog.ended.set()
 
 
 def share_memory() -> None:
@@ -181,6 +196,10 @@ class _Service(Protocol):
         """Work until `stop` is set; can be called again after a crash."""
 
 
+class _StoppedError(Exception):
+    """A stop signal came before the daemon could serve."""
+
+
 class _Watchdog:
     """A thread that waits for the first stop signal, and ends the process if the stop takes longer than `limit_s`.
 
@@ -188,17 +207,32 @@ class _Watchdog:
     back.
     """
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self) -> None:
         self.ended = threading.Event()
-        self._limit_s = limit_s
+        self.limit_s = Limits().shutdown_s + CUT_GRACE_S
+        self._stopping = threading.Event()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._on_stop: Callable[[], object] = self.ended.is_set
+        self._on_stop: Callable[[], object] = self._stopping.is_set
 
-    def start(self, on_stop: Callable[[], object]) -> None:
-        """Watch from now on; `on_stop` is called once, in the thread, at the first alarm."""
-        self._on_stop = on_stop
+    def start(self) -> None:
+        """Watch from now on, and handle the stop signals, also those that came before."""
         threading.Thread(target=self._watch, name="spl-watchdog", daemon=True).start()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self.alarm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def on_stop(self, act: Callable[[], object]) -> None:
+        """Call `act`, which may be called twice, in the thread at the first alarm, or now if that has been."""
+        self._on_stop = act
+        if self._stopping.is_set():
+            act()
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how far an opening is; raise _StoppedError if a stop was asked for."""
+        if self._stopping.is_set():
+            raise _StoppedError
+        print(f"rebuilding the index: {done:,} of {total:,} lines", file=sys.stderr, flush=True)
 
     def alarm(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Begin the stop; a signal handler, and harmless a second time."""
@@ -207,10 +241,11 @@ class _Watchdog:
 
     def _watch(self) -> None:
         os.read(self._reader, 1)
+        self._stopping.set()
         self._on_stop()
-        if self.ended.wait(self._limit_s):
+        if self.ended.wait(self.limit_s):
             return
-        log.error(**event("daemon.cut", after_s=self._limit_s, msg="the stop did not end in time"))
+        log.error(**event("daemon.cut", after_s=self.limit_s, msg="the stop did not end in time"))
         logging.shutdown()
         os._exit(1)
 
@@ -239,10 +274,9 @@ class _Daemon:
         verifying = client_tls(_ca_file(self.config))
         client, insecure = Client(self.config.limits, tls=verifying), self.options.insecure_localhost
         services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
-        self.watchdog.start(lambda: loop.call_soon_threadsafe(stop.set))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.watchdog.alarm)
+        self.watchdog.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._reload(tls))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP,))
         writer.start()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -360,10 +394,6 @@ def _reload_tls(config: Config, tls: ServerTls | None) -> None:
         log.info(**event("tls.reloaded", certificate=config.tls_certificate))
     except (SplError, OSError, ssl.SSLError) as exc:
         log.error(**event("tls.reload_failed", error=str(exc)[:200]))
-
-
-def _progress(done: int, total: int) -> None:
-    print(f"rebuilding the index: {done:,} of {total:,} lines", file=sys.stderr, flush=True)
 
 
 def services_of(

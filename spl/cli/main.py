@@ -7,6 +7,7 @@ its command is called.
 import importlib
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; the console entry."""
     words = [_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]
     _open_streams()
+    if _next_word(words)[1] == "serve":
+        # Importing the daemon takes half a second, in which a signal would end it without a word.  Held back here,
+        # signals reach the handlers that it installs.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     try:
         return run(words, os.environ, cast(BufferedIOBase, sys.stdin.buffer), sys.stdout, sys.stderr)
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +96,34 @@ def slow_adapter() -> None:
     Views.folded = lingers  # type: ignore[method-assign]
 
 
+def slow_rebuild() -> None:
+    """Let the index take as long to rebuild as the fault lasts; the file `rebuilding` says that it has begun."""
+    from spl.home.recovery import Replay
+
+    run = Replay.run
+
+    def lingers(self: Replay, *args: Any) -> Iterator[tuple[int, int]]:
+        while SWITCH.exists():
+            SWITCH.with_name("rebuilding").touch()
+            time.sleep(LOOK_AGAIN_S)
+            yield 0, 1
+        yield from run(self, *args)
+
+    Replay.run = lingers  # type: ignore[method-assign]
+
+
+def slow_import() -> None:
+    """Let the import of the daemon take as long as the fault lasts; the file `importing` says that it has begun."""
+
+    class Lingers:
+        def find_spec(self, name: str, *args: Any) -> None:
+            while name == "spl.daemon" and SWITCH.exists():
+                SWITCH.with_name("importing").touch()
+                time.sleep(LOOK_AGAIN_S)
+
+    sys.meta_path.insert(0, Lingers())  # type: ignore[arg-type]
+
+
 def later(seconds: int) -> Callable[[], None]:
     """Return what lets the process live so many seconds after the present, on a clock that runs on from there."""
 
@@ -120,6 +148,8 @@ FAULTS: Final[dict[str, Callable[[], None]]] = {
     "dying-service": dying_service,
     "deaf-loop": deaf_loop,
     "slow-adapter": slow_adapter,
+    "slow-import": slow_import,
+    "slow-rebuild": slow_rebuild,
     "other-version": other_version,
     "46-seconds-later": later(46),
     "85-days-later": later(85 * 86_400),

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import Make
 from tests.e2e.findings import Faulty
 from tests.e2e.harness import Instance
-from tests.waiting import eventually
+from tests.waiting import DEADLINE_S, eventually
 
 BRIEF = "[limits]\nshutdown_s = 0.5\nbeat_s = 0.05\n"
 
@@ -103,6 +103,43 @@ def test_a_signal_that_comes_again_and_again_ends_it_once(faulty, number: int) -
         with contextlib.suppress(ProcessLookupError):
             alice.process.send_signal(number)
     assert alice.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_daemon_is_even_imported_ends_it_in_order(faulty, number: int) -> None:
+    """A SIGHUP before it changes nothing."""
+    alice = faulty(fault="slow-import")
+    alice.switch.touch()
+    alice.launch()
+    eventually(alice.switch.with_name("importing").exists, "the daemon is being imported")
+    assert alice.process is not None
+    for sent in (signal.SIGHUP, number):
+        alice.process.send_signal(sent)
+    alice.switch.unlink()
+    assert alice.process.wait(DEADLINE_S) == 0, alice.output()
+    assert "event=daemon.stopped" in alice.output()
+
+
+def test_signals_while_the_index_is_rebuilt(faulty) -> None:
+    """SIGTERM ends it between two batches; SIGHUP is heard once there is something to read again."""
+    alice = faulty(fault="slow-rebuild").start()
+    written = alice.emit("th_a", 20)
+    assert alice.stop() == 0
+    alice.switch.touch()
+    begun = alice.switch.with_name("rebuilding")
+    alice.launch()
+    eventually(begun.exists, "the index is being rebuilt")
+    assert alice.stop() == 0, alice.output()
+    begun.unlink()
+    alice.launch()
+    eventually(begun.exists, "the index is being rebuilt again")
+    assert alice.process is not None
+    alice.process.send_signal(signal.SIGHUP)
+    alice.switch.unlink()
+    eventually(lambda: "event=config.reloaded" in alice.output(), "the configuration is read again")
+    eventually(alice.is_ready, "it serves")
+    assert {record["id"] for record in alice.records("th_a")} == set(written)
+    assert alice.stop() == 0
 
 
 def test_strangers_leave_the_operator_a_connection(make: Make) -> None:
