@@ -42,14 +42,14 @@ from .core.backoff import Backoff
 from .core.errors import SplError
 from .core.event import event
 from .core.limits import Limits
-from .core.version import VERSION
+from .core.version import SOCKET, VERSION
 from .doctor.examine import Doctor
 from .doctor.health import HealthSampler
 from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings, check_open
 from .home.disk import Disk
-from .home.home import MACHINE, SOCKET, Home, Machine, default_label, now_ms, open_home, random_bytes, read_config
+from .home.home import MACHINE, Home, Machine, default_label, now_ms, open_home, random_bytes, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
 from .home.snapshot import Restorer

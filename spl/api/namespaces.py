@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from ..core import consent
-from ..core.errors import SplError
+from ..core.errors import SplError, count
 from ..core.pair.pair import Pair
 from ..core.record import namespace
 from ..core.record.levels import NAMES
@@ -130,7 +130,7 @@ def _check_unused(services: Services, name: str) -> None:
     below = [item.name for item in namespace.children(services.views.namespaces, name) if item.active]
     pairs = [pair.pair_id for pair in services.views.pairs.values() if _shares(services, pair, name)]
     if records:
-        raise NamespaceError("namespace-in-use", f"namespace {name} holds {records:,} records", hint=hint)
+        raise NamespaceError("namespace-in-use", f"namespace {name} holds {count(records, 'record')}", hint=hint)
     if below:
         raise NamespaceError("namespace-in-use", f"namespace {below[0]} lies below it", hint=hint)
     if pairs:

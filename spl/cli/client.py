@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ..core.errors import CODES, SplError, cli_code
 from ..core.limits import MIB, Limits
+from ..core.version import SOCKET
 from ..net.heads import WireError, encode_request
 from ..net.http1 import END, UNBOUNDED, Mark, ResponseHead, ResponseParser, read_answer
 
@@ -25,7 +26,6 @@ ANSWER_BYTES: Final = 64 * MIB
 KEPT_IDLE_S: Final = 20.0
 """Less than any daemon or proxy keeps a silent connection open."""
 LINE_BYTES: Final = 8 * MIB
-SOCKET: Final = "run/spl.sock"
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ..core.errors import count
 from .client import CtlError, quote
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell
-from .out import DIM, GREEN, RED, YELLOW, Out, count, short_did
+from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
 """No daemon answers, or one holds the home and does not reply: the report is then made from the home itself."""

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, Final
 
 from ..core import canon
+from ..core.errors import count
 from ..core.limits import MIB, Limits
 from .client import LONG_S, NDJSON, CtlError, refusal
 from .command import Command, Shell, UsageError, arg, number
@@ -59,7 +60,7 @@ def login() -> str:
 
 def _emit(args: Namespace, shell: Shell) -> int:
     """Send the records in batches as they arrive, and print the results in the order of the input."""
-    code, count = 0, 0
+    code, answered = 0, 0
     results: list[dict[str, Any]] = []
     with ExitStack() as stack:
         source: BufferedIOBase = shell.stdin
@@ -72,10 +73,10 @@ def _emit(args: Namespace, shell: Shell) -> int:
             shell.out.hint("reading records from stdin, one JSON object per line; Ctrl-D ends")
         for batch in _batches(source):
             for result in _send(batch, shell):
-                count += 1
+                answered += 1
                 if result.get("object") == "error":
                     error = refusal(result)
-                    error.facts["record"] = str(count)
+                    error.facts["record"] = str(answered)
                     shell.out.failure(error)
                     code = code or error.exit_code
                 if shell.out.form == "json":
@@ -84,7 +85,7 @@ def _emit(args: Namespace, shell: Shell) -> int:
                     shell.out.json_line(result)
                 elif result.get("object") != "error":
                     shell.out.line("  ".join(text for _, text in _row(result)))
-    if not count:
+    if not answered:
         raise UsageError("usage", "the input holds no record")
     if shell.out.form == "json":
         shell.printed("spl.records/1", results)
@@ -97,7 +98,7 @@ def _send(batch: list[bytes], shell: Shell) -> Iterator[dict[str, Any]]:
         answered += 1
         yield result
     if answered != len(batch):
-        raise CtlError("disconnected", f"{len(batch)} records were sent, {answered} were answered")
+        raise CtlError("disconnected", f"{count(len(batch), 'record')} sent, {answered:,} answered")
 
 
 def _batches(source: BufferedIOBase) -> Iterator[list[bytes]]:

@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..core.errors import count
 from ..core.when import span_fine
 from . import grants, pair_page, soak, verify
 from .client import quote
@@ -45,8 +46,8 @@ def _list(args: Namespace, shell: Shell) -> int:
     out.table(titles, rows, {"STATE": state_paint}, keep=("PAIR ID", "STATE", "PEER DID"))
     troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded"]
     if troubled:
-        need = "1 pair needs" if len(troubled) == 1 else f"{len(troubled)} pairs need"
-        out.hint(f"! {need} attention: spl doctor {troubled[0]}")
+        need = "needs" if len(troubled) == 1 else "need"
+        out.hint(f"! {count(len(troubled), 'pair')} {need} attention: spl doctor {troubled[0]}")
     if not pairs:
         out.hint("no pairs yet; make one with: spl federation pair URL")
     return 0
@@ -125,7 +126,7 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     if action == "poll-interval" and pair["mode"] != "polling":
         out.note(f"it applies in mode polling; the mode of this pair is {pair['mode']}")
     if action == "resume" and "records" in pair:
-        out.line(f"read again from the start: {pair['records']} new records")
+        out.line(f"read again from the start: {count(pair['records'], 'new record')}")
     if action == "revoke":
         _after_revoke(pair, shell)
     if action in FILTERING:

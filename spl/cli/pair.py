@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..core.errors import CODES
+from ..core.errors import CODES, plural
 from ..core.when import span_fine
 from .client import JSON, LONG_S, CtlError, refusal
 from .command import INTERRUPTED, Command, Shell, UsageError, arg, duration
@@ -126,7 +126,7 @@ class _View:
         elif name == "recorded":
             out.line(f"  ✓ recorded on th_federation_pairs (pair_id: {step['pair_id']})")
         elif name == "synced":
-            out.line(f"  ✓ initial sync cursor advanced ({step['records']} records)")
+            out.line(f"  ✓ initial sync cursor advanced ({step['records']} {plural(step['records'], 'record')})")
         elif name == "active":
             out.line()
             out.line("Pair active.")

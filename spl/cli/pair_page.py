@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from ..core.errors import count, plural
 from ..core.when import ms_of, span, span_fine
 from . import grants
-from .out import Out, column, count, label_of, scopes_text
+from .out import Out, column, label_of, scopes_text
 from .pair import map_text
 
 Detail = Mapping[str, Any]
@@ -80,7 +81,8 @@ def cursor_text(cursor: Mapping[str, Any] | None) -> str:
     if not cursor:
         return "none yet"
     lag = cursor.get("lag_records")
-    return f"clock={cursor['clock']}, lagging by {'unknown' if lag is None else lag} records"
+    behind = "unknown records" if lag is None else f"{lag} {plural(lag, 'record')}"
+    return f"clock={cursor['clock']}, lagging by {behind}"
 
 
 def filter_text(found: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from types import FrameType, ModuleType
 from typing import Any, Final
 
 from ..core import when
+from ..core.errors import count
 from . import soak_plan
 from .client import CtlError, quote
 from .command import FOUND_PROBLEMS, INTERRUPTED, Command, Shell, UsageError, arg
@@ -35,7 +36,7 @@ def _soak(args: Namespace, shell: Shell) -> int:
             differences, log_lines = run(args, shell, soak_driver, windows, report)
     except KeyboardInterrupt:
         report.finish()
-        shell.out.warn(f"interrupted; {len(report.rows)} of {len(windows)} windows finished")
+        shell.out.warn(f"interrupted; {len(report.rows)} of {count(len(windows), 'window')} finished")
         return INTERRUPTED
     return report.verdict(differences, log_lines)
 
@@ -123,7 +124,9 @@ def _own(args: Namespace, shell: Shell, soak_driver: ModuleType, windows: Window
         except CtlError as exc:
             differences = [f"the record sets could not be compared: {exc.message}"]
         if not differences:
-            out.note(f"{_done(driver)}, {driver.done('approval'):,} requests approved; both hold the same records")
+            out.note(
+                f"{_done(driver)}, {count(driver.done('approval'), 'request')} approved; both hold the same records"
+            )
         return differences, daemons.log_lines()
 
 
@@ -163,7 +166,7 @@ def _driven(
 
 
 def _done(driver: Any) -> str:
-    return f"{driver.emitted:,} records emitted, {driver.done('reload'):,} fold rules reloaded"
+    return f"{count(driver.emitted, 'record')} emitted, {count(driver.done('reload'), 'fold rule')} reloaded"
 
 
 @contextmanager

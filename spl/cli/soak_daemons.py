@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from ..core.errors import count
 from .client import JSON, Ctl, CtlError, open_ctl, quote, refusal
 from .logs import filters_of, newest
 from .pair import PAIRS
@@ -87,7 +88,9 @@ class Daemons:
         for thread in threads:
             ours, theirs = (self._digest(name, thread) for name in ("a", "b"))
             if ours != theirs:
-                found.append(f"thread {thread} has {ours[0]} records on a, {theirs[0]} on b, and they differ")
+                found.append(
+                    f"thread {thread} has {count(ours[0], 'record')} on a, {theirs[0]:,} on b, and they differ"
+                )
         return found
 
     def log_lines(self) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..core.errors import SplError
+from ..core.errors import SplError, count
 
 HEADER: Final = (
     "window,duration_min,records_emitted,records_synced,sync_lag_p50_ms,sync_lag_p99_ms,reconcile_queue_max,errors"
@@ -256,7 +256,7 @@ def reload_fault(rule: Mapping[str, object], state: Mapping[str, Any]) -> str:
             return f"the state's {name} is {state.get(name)!r} after the reload, not {wanted!r}"
     records = state.get("records")
     if rule["fold"] == "count" and state.get("value") != records:
-        return f"the count of {records} records is {state.get('value')!r}"
+        return f"the count of {count(int(records or 0), 'record')} is {state.get('value')!r}"
     return ""
 
 

@@ -4,10 +4,11 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from ..core.errors import count
 from ..core.when import ms_of, span, span_fine
 from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Shell, arg
-from .out import Out, count, size
+from .out import Out, size
 from .pair_page import FRESH_MS
 
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")

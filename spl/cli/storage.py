@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.errors import cli_code
+from ..core.errors import cli_code, count
 from .client import JSON, LONG_S, CtlError, refusal
 from .command import FOUND_PROBLEMS, Command, Group, Shell, arg
-from .out import Out, count, label_of, size
+from .out import Out, label_of, size
 
 _WHAT: Final = {
     "line": "the running hash does not hold",
@@ -28,7 +28,7 @@ def _check(args: Namespace, shell: Shell) -> int:
         fields = {name: value for name, value in step.items() if name != "step"}
         match step["step"]:
             case "progress":
-                out.progress(f"checked {step['lines']:,} of {step['of_lines']:,} lines")
+                out.progress(f"checked {step['lines']:,} of {count(step['of_lines'], 'line')}")
             case "index":
                 out.progress(f"read {size(step['bytes'])} of {size(step['of_bytes'])} into a new index")
             case "damage":
@@ -76,7 +76,7 @@ def _print_check(data: Mapping[str, Any], shell: Shell) -> None:
         keep=("SEGMENT", "OFFSET", "LINES LOST", "HELD AGAIN"),
     )
     if data["cut_bytes"]:
-        out.warn(f"! {data['cut_bytes']} bytes of a torn tail were cut; they were never acknowledged")
+        out.warn(f"! {count(data['cut_bytes'], 'byte')} of a torn tail cut: never acknowledged")
     mark = f"{count(data['records'], 'record')} in {count(data['lines'], 'line')}, {count(data['segments'], 'segment')}"
     if not data["damaged"]:
         out.line(f"✓ {mark}: every hash and id holds")
@@ -125,7 +125,7 @@ def _stats(args: Namespace, shell: Shell) -> int:
             ("free", size(found["free_bytes"])),
             ("sync", f"p50 {found['sync_p50_ms']:.1f} ms, p99 {found['sync_p99_ms']:.1f} ms"),
             ("state", found["readonly"] or found["full"] or "accepts writes"),
-            ("last opening", f"{opened['took_ms']} ms, {opened['lines_read']:,} lines read"
+            ("last opening", f"{opened['took_ms']} ms, {count(opened['lines_read'], 'line')} read"
                              + (", after an unclean stop" if opened["unclean"] else "")),
             *(("damaged", f"segment {item['segment']} offset {item['offset']}") for item in opened["damaged"]),
         ])  # fmt: skip

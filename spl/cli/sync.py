@@ -4,9 +4,9 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..core.errors import count
 from .client import LONG_S, elements, quote, refusal
 from .command import Command, Shell, UsageError, arg
-from .out import count
 
 
 def _sync(args: Namespace, shell: Shell) -> int:

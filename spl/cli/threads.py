@@ -9,11 +9,11 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import Any, Final
 
-from ..core.errors import SplError
+from ..core.errors import SplError, count
 from ..core.limits import MIB
 from .client import LONG_S, NDJSON, CtlError, quote
 from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
-from .out import column, count, size
+from .out import column, size
 
 RESTORE_PATH: Final = "/v1/threads/restore"
 PIECE_BYTES: Final = 4 * MIB

@@ -4,9 +4,10 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..core.errors import count
 from .client import LONG_S, quote
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg
-from .out import Out, count, label_of
+from .out import Out, label_of
 from .pair import PAIRS
 
 SHOWN_IDS: Final = 20
@@ -32,7 +33,7 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
     _ids(report["missing_here"], f"missing here, offered by {peer}", out)
     _ids(report["missing_there"], f"missing at {peer}, offered here", out)
     if report["nameless_here"]:
-        out.line(f"missing here: {report['nameless_here']:,} projections, which have no id")
+        out.line(f"missing here: {count(report['nameless_here'], 'projection')} without an id")
     if report["equal"]:
         out.line(f"{report['pair_id']}  equal: each side holds everything that the other offers")
     else:

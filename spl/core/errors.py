@@ -223,6 +223,16 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
+def count(number: int, noun: str) -> str:
+    """Return "1 record" or "1,240 records"."""
+    return f"{number:,} {plural(number, noun)}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return the noun as it follows the number: "record" after 1, otherwise "records"."""
+    return noun if number == 1 else f"{noun}s"
+
+
 def http_code(code: str) -> str:
     """Return the UPPER_SNAKE form of a kebab-case code."""
     return code.upper().replace("-", "_")

@@ -1,7 +1,12 @@
-"""The version of the product, stated here and nowhere else: the package's metadata reads it from this file."""
+"""The version of the product, stated here and nowhere else, and what daemon and commands of one version agree on.
+
+The package's metadata reads this file.
+"""
 
 from typing import Final
 
 VERSION: Final = "0.1.0"
+SOCKET: Final = "run/spl.sock"
+"""Where in its home a daemon of this version listens for the commands."""
 PROTOCOL: Final = 1
 """Federation protocol version, min and max alike so far."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ..core.errors import count, plural
 from ..core.record.page import PEER_PUSHES, WE_PUSH
 from ..core.when import span
 from .catalogue import FAIL, Finding
-from .conditions import MANIFEST, SKEW_WARN_MS
+from .conditions import MANIFEST, SKEW_WARN_MS, waiting
 from .facts import Facts
 
 OK: Final = "ok"
@@ -163,14 +164,14 @@ def _cursor(facts: Facts) -> str:
     if facts.clock is None or facts.phase == "establishing":
         return ""
     lag = facts.lag_records
-    behind = "lag unknown" if lag is None else f"lagging by {lag} records"
+    behind = "lag unknown" if lag is None else f"lagging by {lag} {plural(lag, 'record')}"
     return f"clock {facts.clock}, {behind}, confirmed {ago(facts.confirmed_s)}"
 
 
 def _sends(facts: Facts) -> str:
     if facts.peer_acked is None or facts.peer_lag is None:
         return ""
-    return f"the peer has confirmed {facts.peer_acked} of {facts.peer_acked + facts.peer_lag} records"
+    return f"the peer has confirmed {facts.peer_acked:,} of {count(facts.peer_acked + facts.peer_lag, 'record')}"
 
 
 def _stream(facts: Facts) -> str:
@@ -189,12 +190,11 @@ def _mode(facts: Facts) -> str:
 def _queue(facts: Facts) -> str:
     if facts.queue_max is None:
         return ""
-    return f"{facts.queue_records} records wait, at most {facts.queue_max} in the last hour"
+    return f"{waiting(facts.queue_records)}, at most {facts.queue_max:,} in the last hour"
 
 
 def _consent(facts: Facts) -> str:
-    count = facts.grants_count
-    return f"{count} {'grant' if count == 1 else 'grants'}, each in full effect" if count else ""
+    return f"{count(facts.grants_count, 'grant')}, each in full effect" if facts.grants_count else ""
 
 
 def _peer_view(facts: Facts) -> str:

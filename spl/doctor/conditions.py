@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
-from ..core.errors import CODES
+from ..core.errors import CODES, count
 from ..core.record.page import PEER_PUSHES, WE_PUSH
 from ..core.when import span
 from .facts import Facts, Fault
@@ -228,6 +228,11 @@ def revoked(facts: Facts) -> str:
     return f"{facts.label or 'the peer'} revoked the pair" if facts.ended_by_peer else ""
 
 
+def waiting(records: int) -> str:
+    """Return "1 record waits" or "5 records wait"."""
+    return f"{count(records, 'record')} {'waits' if records == 1 else 'wait'}"
+
+
 def _over(left_ms: int | None) -> bool:
     return left_ms is not None and left_ms <= 0
 
@@ -241,22 +246,21 @@ def stalled(facts: Facts) -> str:
     if facts.broken_s.get("cursor-stalled", inf) < facts.limits.stalled_s:
         return ""
     lag = facts.lag_records
-    return f"{lag} records wait on the peer and the cursor does not move; nothing is lost" if lag else ""
+    return f"{waiting(lag)} on the peer and the cursor does not move; nothing is lost" if lag else ""
 
 
 def behind(facts: Facts) -> str:
     if not facts.peer_lag or not facts.peer_behind_s:
         return ""
-    waits = f"{facts.peer_lag} record waits" if facts.peer_lag == 1 else f"{facts.peer_lag} records wait"
-    label = facts.label or "the peer"
-    return f"{waits} here for {label}, which has confirmed nothing for {span(facts.peer_behind_s * 1000)}"
+    label, passed = facts.label or "the peer", span(facts.peer_behind_s * 1000)
+    return f"{waiting(facts.peer_lag)} here for {label}, which has confirmed nothing for {passed}"
 
 
 def skipped(facts: Facts) -> str:
     lag = facts.lag_records
     if not (lag and facts.unmoved):
         return ""
-    return f"the peer counts {lag} records more than it hands out, also after a restart here"
+    return f"the peer counts {count(lag, 'record')} more than it hands out, also after a restart here"
 
 
 def buffered(facts: Facts) -> str:
@@ -272,8 +276,8 @@ def flapping(facts: Facts) -> str:
 
 
 def queue(facts: Facts) -> str:
-    waiting = facts.queue_records
-    return f"{waiting} records wait between network and store" if waiting > QUEUE_RECORDS else ""
+    records = facts.queue_records
+    return f"{waiting(records)} between network and store" if records > QUEUE_RECORDS else ""
 
 
 def auth_off(facts: Facts) -> str:

@@ -21,9 +21,10 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import Asked, Degraded, Requested, Waiting
 from ..core.record.namespace import Namespace
 from ..core.record.page import PEER_PUSHES
+from ..core.version import SOCKET
 from ..home.config import ConfigError
 from ..home.disk import Disk, DiskError, lock_home
-from ..home.home import SOCKET, read_config
+from ..home.home import read_config
 from ..home.log import Log
 from ..home.vault import Vault
 from ..home.writer import ListenerSummary

@@ -30,7 +30,6 @@ from .writer import Writer
 from .writes import Own, Signer
 
 CONFIG_BYTES_MAX: Final = 1024 * 1024
-SOCKET: Final = "run/spl.sock"
 TOKEN: Final = "token"  # noqa: S105 - the name of a file
 TOKEN_TTL_MS: Final = 10 * 365 * 86_400_000
 ADMIN_LABEL: Final = "init"

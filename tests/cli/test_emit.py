@@ -117,7 +117,7 @@ def test_fewer_answers_than_records_is_no_success(spl: Run, daemon: Daemon) -> N
     daemon.answers[POST] = chunked()
     result = spl("emit", stdin=b'{"thread":"a"}\n')
     assert result.code == 9
-    assert "1 records were sent, 0 were answered" in result.err
+    assert "1 record sent, 0 answered" in result.err
 
 
 @pytest.mark.parametrize(

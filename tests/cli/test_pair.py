@@ -60,7 +60,7 @@ def test_the_happy_path_is_the_pages(spl: Run, daemon: Daemon) -> None:
 
 def test_one_record_keeps_the_pages_form(spl: Run, daemon: Daemon) -> None:
     daemon.answers[STREAM] = chunked(*head(200), *tail(1))
-    assert "cursor advanced (1 records)\n" in spl("federation", "pair", URL).out
+    assert "cursor advanced (1 record)\n" in spl("federation", "pair", URL).out
 
 
 def test_people_get_hints_beside_the_same_result(spl: Run, daemon: Daemon) -> None:

@@ -46,7 +46,7 @@ def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
     ]  # fmt: skip
     assert "missing at bob, offered here:" in lines
     assert lines[-3:] == [
-        "  and 3 more; -o json has them", "missing here: 2 projections, which have no id",
+        "  and 3 more; -o json has them", "missing here: 2 projections without an id",
         "pair_1  the sides DIFFER",
     ]  # fmt: skip
     assert "4 records held by one side alone" in found.err

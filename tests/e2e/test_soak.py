@@ -51,7 +51,7 @@ def test_a_live_pair_is_driven_from_one_side(alice: Instance, bob: Instance, pai
     for side in (alice, bob):
         side.run("federation", "set-mode", pair_id, "continuous")
     done = alice.run("federation", "soak", pair_id, "--window", "warmup=0.05", *ONE, "-o", "json")
-    assert "12 records emitted, 1 fold rules reloaded; the peer confirmed 12 of them" in done.err
+    assert "12 records emitted, 1 fold rule reloaded; the peer confirmed 12 of them" in done.err
     assert alice.data("config", "list-fold-rules") == []
     assert [(row["records_emitted"], row["errors"]) for row in done.data["rows"]] == [(12, 0)]
     held = {thread: ids for thread, ids in bob.holding().items() if thread.startswith("th_soak_")}
