@@ -15,6 +15,7 @@ from ..core.version import VERSION
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response
+from ..pairing.exchange import MANIFEST_PATH
 from .answers import field_error, is_admin, json_response, list_response, members, texts
 from .auth import Kind, Principal
 from .services import Services
@@ -117,7 +118,7 @@ def identity_of(services: Services) -> dict[str, object]:
         "manifest": {
             "signed_at": manifest["signature"]["signed_at"],
             "expires_at": manifest["signature"]["expires_at"],
-            "url": f"{services.url}/.well-known/syncropel",
+            "url": f"{services.url}{MANIFEST_PATH}",
         },
     }
 

@@ -5,8 +5,12 @@ Scope "anyone" needs no bearer: liveness, published documents, and the messages 
 
 from typing import Final
 
+from ..core.identity.manifest import PAIR_PATH
 from ..core.limits import KIB, MIB
+from ..doctor.peer_check import CHECK_PATH
 from ..net.routes import JSON, Route
+from ..pairing.exchange import DID_PATH, MANIFEST_PATH
+from ..sync.peer import ACK, CHAINS, CHANGES, FINGERPRINTS, RECORDS
 from . import admin, consent, lifecycle, namespaces, pairs, peers, records, rules, snapshots, watch
 from .auth import ANYONE
 
@@ -82,19 +86,19 @@ ROUTES: Final = (
     Route("GET", "/v1/config/fold-rules", rules.FOLD.listing, CONFIG, summary="what states of threads are"),
     Route("POST", "/v1/config/fold-rules", rules.FOLD.add, CHANGE, 16 * KIB, summary="add or replace one"),
     Route("DELETE", "/v1/config/fold-rules/{name}", rules.FOLD.remove, CHANGE, summary="remove one"),
-    Route("GET", "/.well-known/syncropel", peers.manifest, ANYONE, summary="signed manifest"),
-    Route("GET", "/.well-known/did.json", peers.did_document, ANYONE, summary="DID document"),
-    Route("POST", "/v1/federation/pair", peers.ask, ANYONE, 64 * KIB, summary="handshake 1: request"),
-    Route("POST", "/v1/federation/pair/{id}/poll", peers.poll, ANYONE, 64 * KIB, summary="handshake 2: poll"),
-    Route("POST", "/v1/federation/pair/{id}/confirm", peers.confirm, ANYONE, 64 * KIB, summary="handshake 4: confirm"),
-    Route("POST", "/v1/federation/pair/{id}/notify-revoke", peers.notify_revoke, ANYONE, 64 * KIB, summary="revoked"),
-    Route("POST", "/v1/federation/pair/{id}/renew", peers.renew, ANYONE, 64 * KIB, summary="a new token, sealed"),
-    Route("POST", "/v1/federation/pair/{id}/consent", peers.hand_over, ANYONE, 64 * KIB, summary="grants, signed"),
-    Route("POST", "/v1/federation/pair/{id}/log", peers.pair_log, ANYONE, 64 * KIB, summary="pair log, signed"),
-    Route("POST", "/v1/federation/pair/{id}/check", admin.check, SYNC, 4 * KIB, summary="whether we reach it"),
-    Route("GET", "/v1/sync/changes", peers.changes, SYNC, streams=True, summary="records since a cursor"),
-    Route("POST", "/v1/sync/records", peers.records, SYNC, 5 * MIB, media=MANY, summary="by id, or pushed to us"),
-    Route("POST", "/v1/sync/ack", peers.ack, SYNC, 8 * KIB, summary="position durably applied"),
-    Route("POST", "/v1/sync/fingerprints", peers.fingerprints, SYNC, 128 * KIB, summary="what is shared, by range"),
-    Route("GET", "/v1/sync/chains", peers.chains, SYNC, summary="a signer's key chain"),
+    Route("GET", MANIFEST_PATH, peers.manifest, ANYONE, summary="signed manifest"),
+    Route("GET", DID_PATH, peers.did_document, ANYONE, summary="DID document"),
+    Route("POST", PAIR_PATH, peers.ask, ANYONE, 64 * KIB, summary="handshake 1: request"),
+    Route("POST", PAIR_PATH + "/{id}/poll", peers.poll, ANYONE, 64 * KIB, summary="handshake 2: poll"),
+    Route("POST", PAIR_PATH + "/{id}/confirm", peers.confirm, ANYONE, 64 * KIB, summary="handshake 4: confirm"),
+    Route("POST", PAIR_PATH + "/{id}/notify-revoke", peers.notify_revoke, ANYONE, 64 * KIB, summary="revoked"),
+    Route("POST", PAIR_PATH + "/{id}/renew", peers.renew, ANYONE, 64 * KIB, summary="a new token, sealed"),
+    Route("POST", PAIR_PATH + "/{id}/consent", peers.hand_over, ANYONE, 64 * KIB, summary="grants, signed"),
+    Route("POST", PAIR_PATH + "/{id}/log", peers.pair_log, ANYONE, 64 * KIB, summary="pair log, signed"),
+    Route("POST", CHECK_PATH.format("{id}"), admin.check, SYNC, 4 * KIB, summary="whether we reach it"),
+    Route("GET", CHANGES, peers.changes, SYNC, streams=True, summary="records since a cursor"),
+    Route("POST", RECORDS, peers.records, SYNC, 5 * MIB, media=MANY, summary="by id, or pushed to us"),
+    Route("POST", ACK, peers.ack, SYNC, 8 * KIB, summary="position durably applied"),
+    Route("POST", FINGERPRINTS, peers.fingerprints, SYNC, 128 * KIB, summary="what is shared, by range"),
+    Route("GET", CHAINS, peers.chains, SYNC, summary="a signer's key chain"),
 )
