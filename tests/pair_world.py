@@ -148,7 +148,7 @@ class Node:
         """Take the node down; what it had not made durable is gone with it."""
         self.disk.dead = True
         self.stop.set()
-        await asyncio.wait([self.task], timeout=10)
+        await asyncio.wait([self.task], timeout=DEADLINE_S)
         assert self.task.done()
         self.pairing.close()
         self.home.writer.close()
@@ -212,7 +212,7 @@ class Node:
             items = [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name, "shared": shared})]
             if archived:
                 items.append(Own(THREAD_NAMESPACES, namespace.KIND_STATE, {"name": name, "state": "archived"}))
-            self.home.writer.submit(items).result(10)
+            self.home.writer.submit(items).result(DEADLINE_S)
 
     async def pair(self, other: "Node", **options: object) -> list[dict[str, object]]:
         return [step async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.sync.follow import Inbox
+from tests.waiting import DEADLINE_S
 
 
 async def test_what_arrived_is_taken_together_up_to_the_next_heartbeat() -> None:
@@ -41,7 +42,7 @@ async def test_full_means_waiting_until_something_is_stored(records: int, size: 
     for _ in range(2):
         await inbox.room()
         inbox.put(b"four", "c")
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(inbox.room())
         item = await inbox.take(1)
         assert item is not None
@@ -88,7 +89,7 @@ async def test_large_heartbeats_between_records_fill_the_inbox() -> None:
     inbox = Inbox(100, 10)
     inbox.put(b"1", "c")
     inbox.put(b"large heartbeat", "", is_beat=True)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(inbox.room())
         for _ in range(2):
             item = await inbox.take(1)
