@@ -29,6 +29,7 @@ from spl.net.client import Client, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
+from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.changes import Feed, Query, whole
 from spl.sync.ingest import Ingest
 from spl.sync.peer import PeerClient
@@ -262,6 +263,9 @@ class Node:
         self.sync = Sync(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
         self.push = Push(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
         self.reconcile = Reconcile(self.ingest, self.feed, self.push, self.sync, now_ms=self.now_ms, random_bytes=dice)
+        self.anti_entropy = AntiEntropy(
+            self.reconcile, self.sync, self.reaches, interval_s=3600.0, now_ms=self.now_ms, random_bytes=dice
+        )
 
     @property
     def did(self) -> str:

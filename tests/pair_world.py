@@ -36,8 +36,8 @@ from spl.net.dialer import DialPolicy
 from spl.net.routes import Request
 from spl.pairing.machine import Pairs
 from spl.pairing.service import Pace, Pairing, PairOptions
+from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.peer import PeerClient
-from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
 from tests.waiting import DEADLINE_S, until
 
@@ -110,7 +110,7 @@ class Node:
     url: str
     disk: DyingDisk = field(default_factory=DyingDisk)
     first_syncs: list[str] = field(default_factory=list)
-    resyncs: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
     woken: list[str] = field(default_factory=list)
 
     def start(self) -> None:
@@ -135,7 +135,7 @@ class Node:
             self.home, published, now_ms=self.world.now_ms, steady_ms=self.world.steady_ms, random_bytes=random_bytes
         )
         self.pairing = Pairing(
-            pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeReconcile(self),
+            pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeAntiEntropy(self),
             Pace(poll_s=0.005, housekeeping_s=0.02),
         )  # fmt: skip
         self.auth = Auth(
@@ -238,15 +238,14 @@ class FakeSync(Sync):
         self.node.woken.append(pair_id)
 
 
-class FakeReconcile(Reconcile):
+class FakeAntiEntropy(AntiEntropy):
     """Counts the comparisons that pairing asks for."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
-    async def mend(self, pair_id: str) -> int:
-        self.node.resyncs.append(pair_id)
-        return 12
+    def request(self, pair_id: str) -> None:
+        self.node.compared.append(pair_id)
 
 
 class WorldPolicy(Policy):

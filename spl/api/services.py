@@ -21,6 +21,7 @@ from ..home.vault import Vault
 from ..home.views import Views
 from ..home.writer import Writer
 from ..pairing.service import Pairing
+from ..sync.anti_entropy import AntiEntropy
 from ..sync.changes import Feed
 from ..sync.push import Push
 from ..sync.reconcile import Reconcile
@@ -89,6 +90,7 @@ class Services:
     doctor: Doctor
     push: Push
     reconcile: Reconcile
+    anti_entropy: AntiEntropy
     policy: Policy
     states: ThreadStates
     faults: ServiceFaults

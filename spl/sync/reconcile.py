@@ -19,7 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -292,17 +292,30 @@ class Reconcile:
         log.info(**event("verify.done", pair=pair_id, **fields, pushed=effort.pushed, ms=took_ms))
         return Verification(pair_id, found, effort, refused, repair, took_ms)
 
-    async def mend(self, pair_id: str) -> int:
-        """Fetch what the peer offers and we lack, whatever our cursor says; return how many records were new."""
+    async def mend(self, pair_id: str, *, give: bool = False) -> tuple[Comparison, Effort]:
+        """Fetch what the peer offers and we can take in; return what still differs, and what it cost.
+
+        With `give` the peer is pushed what it lacks.  What the gate refused before is left to the ledger.
+        """
         effort = Effort()
         async with self._driving.setdefault(pair_id, asyncio.Lock()):
             for _ in range(REPAIRS_MAX):
                 found = await self._compare(pair_id, effort)
-                before = effort.fetched
-                await self._fetch(pair_id, found, effort)
-                if not found.more or effort.fetched == before:
+                before = effort.fetched + effort.pushed
+                await self._fetch(pair_id, await asyncio.to_thread(self._takable, pair_id, found), effort)
+                if give:
+                    await self._give(pair_id, found, effort)
+                if not found.more or effort.fetched + effort.pushed == before:
                     break
-        return effort.fetched
+            found.missing = await asyncio.to_thread(self._absent, pair_id, found.missing)
+        return found, effort
+
+    def _takable(self, pair_id: str, found: Comparison) -> Comparison:
+        """Return the comparison with only those missing records that we take in and did not refuse."""
+        ours, refused = self._inbound_names(pair_id), self._ledger(pair_id)
+        return replace(
+            found, missing={id_: ns for id_, ns in found.missing.items() if ns in ours and id_ not in refused}
+        )
 
     # -- comparing
 
@@ -367,13 +380,18 @@ class Reconcile:
 
         The peer states the namespaces; whether one that it may not write into holds a record must not show.
         """
-        index, views = self.writer.store.index, self.writer.views
-        pair = views.pairs[pair_id]
-        inbound = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
-        ours = {each.ns for each in inbound.values()}
+        index, ours = self.writer.store.index, self._inbound_names(pair_id)
         lost = {id_: ns for id_, ns in named.items() if ns not in ours or index.find(id_, ns) is None}
         return {
             id_: ns for id_, ns in lost.items() if not any(index.has_projection(pair_id, level, id_) for level in NAMES)
+        }
+
+    def _inbound_names(self, pair_id: str) -> set[str]:
+        """Return our namespaces into which the pair may bring records now."""
+        views = self.writer.views
+        pair = views.pairs[pair_id]
+        return {
+            each.ns for each in consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces).values()
         }
 
     async def _name_lacking(
@@ -434,10 +452,14 @@ class Reconcile:
         """Bring both sides what they lack; return whether records were new to one of them."""
         before = effort.fetched + effort.pushed
         await self._fetch(pair_id, found, effort)
+        await self._give(pair_id, found, effort)
+        return effort.fetched + effort.pushed > before
+
+    async def _give(self, pair_id: str, found: Comparison, effort: Effort) -> None:
+        """Push what the peer lacks."""
         ids = list(found.lacking)
         for at in range(0, len(ids), self.limits.fetch_ids):
             effort.pushed += await self._push.give(pair_id, ids[at : at + self.limits.fetch_ids])
-        return effort.fetched + effort.pushed > before
 
     async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
         """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""

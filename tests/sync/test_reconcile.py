@@ -324,10 +324,10 @@ async def test_a_resumed_pair_gets_what_the_cursor_went_past(pair: tuple[Node, N
     await ann.sync.pull(pair_id)
     ann.emit("mine")
     ben.emit("skipped")
-    assert await ann.reconcile.mend(pair_id) == 1
+    assert (await ann.reconcile.mend(pair_id))[1].fetched == 1
     assert len(ann.ids()) == 22
     assert len(ben.ids()) == 21, "mending sends nothing"
-    assert await ann.reconcile.mend(pair_id) == 0
+    assert (await ann.reconcile.mend(pair_id))[1].fetched == 0
 
 
 @pytest.mark.parametrize(("phase", "code"), [(Phase.PAUSED, "pair-paused"), (Phase.REVOKED, "pair-revoked")])
