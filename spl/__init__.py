@@ -44,6 +44,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         peer reach                        the one way to speak to a peer; what this process learns of each
         schedule pull follow ingest       when to read; pages; a stream; the one door for what peers send
         push reconcile holdings           for a peer that cannot dial us; proof of equality; the sets compared
+        fingerprints                      answering a peer that compares
         anti_entropy                      comparing each pair in the background, and fetching what is missing
         supervise                         one task per pair while it is wanted
     pairing/  a pair from hello to revoke

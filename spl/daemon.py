@@ -63,6 +63,7 @@ from .pairing.machine import Pairs
 from .pairing.service import Pairing
 from .sync.anti_entropy import AntiEntropy
 from .sync.changes import Feed
+from .sync.fingerprints import Fingerprints
 from .sync.ingest import Ingest
 from .sync.peer import PeerClient
 from .sync.push import Push
@@ -296,7 +297,7 @@ class _Daemon:
             services.feed.close()
             services.sync.close()
             services.push.close()
-            services.reconcile.close()
+            services.fingerprints.close()
             services.pairing.close()
             await client.close()
             self.home.writer.close()
@@ -420,7 +421,8 @@ def services_of(
     feed = Feed(home.writer, home.vault, limits, reaches, now_ms=now_ms, random_bytes=random_bytes)
     sync = Sync(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     push = Push(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
-    reconcile = Reconcile(ingest, feed, push, sync, now_ms=now_ms, random_bytes=random_bytes)
+    fingerprints = Fingerprints(home.writer, feed)
+    reconcile = Reconcile(ingest, fingerprints, push, sync, now_ms=now_ms, random_bytes=random_bytes)
     every_s = limits.compare_interval_s
     anti_entropy = AntiEntropy(reconcile, sync, reaches, interval_s=every_s, now_ms=now_ms, random_bytes=random_bytes)
     published = ManifestSigner(home.writer, home.vault, limits, url=url, now_ms=now_ms)
@@ -436,6 +438,7 @@ def services_of(
         doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         push=push,
         reconcile=reconcile,
+        fingerprints=fingerprints,
         anti_entropy=anti_entropy,
         policy=policy,
         states=ThreadStates(home.store),

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import label_of
@@ -37,7 +36,7 @@ from ..sync.schedule import Sync
 from ..sync.supervise import Job, Supervisor
 from .exchange import Exchange
 from .grants import Grants, Handover
-from .initiator import BACKOFF_BASE_S, POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
+from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
 from .machine import Pairs, unconfirmed
 from .maintenance import UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog

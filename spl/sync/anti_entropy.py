@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final
 
 from ..core import when
-from ..core.backoff import full_jitter_s, spread_s, unit_of
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.record.page import PEER_PUSHES
@@ -35,7 +35,7 @@ log = logging.getLogger("spl.federation")
 
 ON_DEMAND: Final = "on-demand"
 FIRST_S: Final = 90.0
-"""The first comparison of a process comes so long after its start, give or take a third: a restart is busy enough."""
+"""The first comparison of a process comes about so long after its start, for a restart is busy enough."""
 APART_S: Final = 10.0
 """At least so long between two comparisons of a pair, whatever asks for them."""
 BACKOFF_BASE_S: Final = 1.0
@@ -63,9 +63,9 @@ class Compared:
 class _State:
     """What this process knows of comparing one pair."""
 
+    backoff: Backoff
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
     requested: bool = False
-    failures: int = 0
     last: Compared | None = None
 
 
@@ -126,7 +126,7 @@ class AntiEntropy:
 
     async def _watch(self, pair_id: str) -> None:
         state = self._state(pair_id)
-        delay_s: float | None = spread_s(FIRST_S, self._unit(), 1 / 3)
+        delay_s: float | None = state.backoff.spread_s(FIRST_S)
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             await wait(state.wanted, None if pair.mode == ON_DEMAND and not state.requested else delay_s)
             state.wanted.clear()
@@ -141,12 +141,12 @@ class AntiEntropy:
             state.last = await self._compare(pair_id)
         except SplError as exc:
             state.requested = requested or state.requested
-            state.failures += 1
-            log.debug(**event("compare.failed", pair=pair_id, code=exc.code, attempt=state.failures))
-            return full_jitter_s(state.failures, BACKOFF_BASE_S, BACKOFF_MAX_S, self._unit())
-        state.failures = 0
+            log.debug(**event("compare.failed", pair=pair_id, code=exc.code, attempt=state.backoff.attempt + 1))
+            return state.backoff.failed()
+        state.backoff.reset()
+        state.backoff.redraw()
         await asyncio.sleep(APART_S)  # requests that come meanwhile are answered by one comparison
-        return spread_s(self._interval_s, self._unit())
+        return state.backoff.spread_s(self._interval_s)
 
     async def _compare(self, pair_id: str) -> Compared:
         """Read the pair to its end, then compare and fetch; return what is missing then.
@@ -167,7 +167,7 @@ class AntiEntropy:
         return Compared(at_ms, missing, len(found.lacking))
 
     def _state(self, pair_id: str) -> _State:
-        return self._states.setdefault(pair_id, _State())
-
-    def _unit(self) -> float:
-        return unit_of(self._random_bytes(4))
+        state = self._states.get(pair_id)
+        if state is None:
+            state = self._states[pair_id] = _State(Backoff(self._random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S))
+        return state

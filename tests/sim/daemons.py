@@ -133,7 +133,7 @@ async def daemon(path: Path, label: str = "") -> AsyncIterator[Daemon]:
         services.feed.close()
         services.sync.close()
         services.push.close()
-        services.reconcile.close()
+        services.fingerprints.close()
         home.writer.close()
         writer.join()
         home.close()

@@ -106,7 +106,7 @@ async def test_a_peer_that_cannot_be_read_is_not_dialled_by_comparisons(pair: tu
     attempts = ann.sync.status(pair_id).attempt
     async with running(ann):
         ann.anti_entropy.request(pair_id)
-        await until(lambda: ann.anti_entropy._state(pair_id).failures > 2)
+        await until(lambda: ann.anti_entropy._state(pair_id).backoff.attempt > 2)
         assert ann.sync.status(pair_id).attempt == attempts
         ann.network.down = ""
         await ann.sync.pull(pair_id)
