@@ -134,7 +134,10 @@ class Sync:
             silence()
 
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
-        """Return how many records were new; joins a pull of the same kind that runs.
+        """Return how many records were new since the call; joins a pull of the same kind that waits to start.
+
+        Everything that the peer held at the call is read.  A pull that ran before may have passed the place of the
+        newest by then, so another one follows it.
 
         With `thread` only that thread's records are fetched, from their beginning, and the saved position stays; it
         stays too while a stream is open, which owns it.
@@ -142,11 +145,14 @@ class Sync:
         Raises SyncError, ReachError, PageError, WriteError and the store's errors.
         """
         line = self._line(pair_id)
+        before, fresh = line.running, 0
         while line.running is not None:
             running, same = line.running, line.asked == (thread, resync)
             await asyncio.wait([running])
             if same and not running.cancelled():
-                return running.result()
+                fresh += running.result()
+                if running is not before:
+                    return fresh
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         line.running, line.asked = done, (thread, resync)
         try:
@@ -157,7 +163,7 @@ class Sync:
             line.running = None
             if not done.done():
                 done.cancel()
-        return done.result()
+        return fresh + done.result()
 
     def close(self) -> None:
         """End the verifying threads; call it after `run` and the last pull."""

@@ -155,7 +155,8 @@ async def test_a_pair_of_ours_that_may_not_sync_asks_nothing(tmp_path: Path, pha
         assert not bob.watched.heard
 
 
-async def test_pulls_of_one_pair_join(tmp_path: Path) -> None:
+async def test_pulls_of_one_pair_join_the_next_that_starts(tmp_path: Path) -> None:
+    """The first may have read past the place of a record that its peer took meanwhile; one more is enough for all."""
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
         alice.emit("x")
@@ -165,7 +166,26 @@ async def test_pulls_of_one_pair_join(tmp_path: Path) -> None:
             await turns()
             alice.network.gate.set()
         assert [pull.result() for pull in pulls] == [1, 1, 1, 1]
-        assert alice.network.log.count(("GET", "/v1/sync/changes")) == 1
+        assert alice.network.log.count(("GET", "/v1/sync/changes")) == 2
+
+
+async def test_a_pull_brings_what_the_peer_took_after_a_running_one_had_read(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        alice.emit("1")
+        later: list[str] = []
+        pulls: list[asyncio.Task[int]] = []
+
+        def read(path: str, reply: Reply) -> Reply:
+            if not later:
+                later.append(alice.emit("2").id)
+                pulls.append(asyncio.create_task(bob.sync.pull(PAIR)))
+            return reply
+
+        alice.network.change = read
+        assert await bob.sync.pull(PAIR) == 1
+        assert await pulls[0] == 2
+        assert later[0] in bob.ids()
 
 
 async def test_who_joined_goes_on_when_the_first_is_cancelled(tmp_path: Path) -> None:
