@@ -49,6 +49,7 @@ FEEDS: Final = ("normal", "longpoll")
 CONTINUOUS: Final = "continuous"
 WORKERS: Final = 2
 MARKS_MAX: Final = 1024
+"""Local writes whose acks are timed; older ones are left out of the lag."""
 
 _Mark = tuple[int, int, frozenset[str]]  # last local record of a write, its time, the write's namespaces
 _T = TypeVar("_T")

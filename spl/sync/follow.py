@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
 from ..core import when
@@ -34,14 +34,17 @@ from .pull import Progress, Puller
 from .supervise import run_together
 
 BATCH_RECORDS: Final = 256
+"""Records judged and stored together: half of what the writer commits at once."""
 GATHER_AT_ONCE_BYTES: Final = 16 * KIB
 """So little is decoded on the loop: 5 us for a record of 600 bytes, and a way through a thread is 60 us."""
 ACK_EVERY_S: Final = 0.01
 """An ack costs both sides what half a record does."""
 ACK_POST_EVERY_S: Final = 0.1
 HOLD_MAX_S: Final = 30.0
+"""A source that stops asks us to wait a second; whatever it says, we try again after half a minute."""
 BREAKS_MS: Final = 600_000
 BREAKS_MAX: Final = 64
+"""Breaks remembered for the status; a link that breaks more often in ten minutes is in no better state."""
 USELESS_EVENTS_MAX: Final = 1000
 """Unknown events and refused acks, one after another; a newer peer may send some, and only a hostile one that many."""
 
@@ -102,7 +105,7 @@ class Arrived:
     data: list[bytes] = field(repr=False)
     cursor: str
     size: int
-    is_beat: bool = False
+    is_heartbeat: bool = False
 
 
 @dataclass(slots=True)
@@ -126,13 +129,13 @@ class Inbox:
             self._freed.clear()
             await self._freed.wait()
 
-    def put(self, data: bytes, cursor: str, *, is_beat: bool = False) -> None:
+    def put(self, data: bytes, cursor: str, *, is_heartbeat: bool = False) -> None:
         """Add the data of a record's event, or of a heartbeat, which replaces a heartbeat that waits before it."""
-        if is_beat and self._waiting and self._waiting[-1][2]:
+        if is_heartbeat and self._waiting and self._waiting[-1][2]:
             self.size -= len(self._waiting.pop()[0])
-        self._waiting.append((data, cursor, is_beat))
+        self._waiting.append((data, cursor, is_heartbeat))
         self.size += len(data)
-        if not is_beat:
+        if not is_heartbeat:
             self.records += 1
             self.peak = max(self.peak, self.records)
         self._arrived.set()
@@ -149,17 +152,17 @@ class Inbox:
                 return None
             self._arrived.clear()
             await self._arrived.wait()
-        first, cursor, is_beat = self._waiting.popleft()
+        first, cursor, is_heartbeat = self._waiting.popleft()
         data = [first]
-        while not is_beat and self._waiting and not self._waiting[0][2] and len(data) < count_max:
+        while not is_heartbeat and self._waiting and not self._waiting[0][2] and len(data) < count_max:
             more, id_, _ = self._waiting.popleft()
             data.append(more)
             cursor = id_ or cursor
-        return Arrived(data, cursor, sum(map(len, data)), is_beat)
+        return Arrived(data, cursor, sum(map(len, data)), is_heartbeat)
 
     def done(self, item: Arrived) -> None:
         """Release the room of what was taken."""
-        if not item.is_beat:
+        if not item.is_heartbeat:
             self.records -= len(item.data)
         self.size -= item.size
         self._freed.set()
@@ -172,7 +175,6 @@ class _StreamState:
     pair_id: str
     progress: Progress
     flow: Flow
-    heard: Callable[[], None]
     inbox: Inbox
     judged: "asyncio.Queue[tuple[Arrived, Judged] | None]" = field(default_factory=lambda: asyncio.Queue(1))
     unsent: str = ""
@@ -180,24 +182,32 @@ class _StreamState:
     telling: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class StreamWatcher(Protocol):
+    """The service that decides when a stream is opened."""
+
+    def on_event(self, pair_id: str) -> None:
+        """The pair's stream brought an event, of whatever kind."""
+
+
 class Follower:
     """Follows streams of any pair.  `feed` serves the stream that the same peer reads from us."""
 
-    def __init__(self, puller: Puller, feed: Feed, *, now_ms: Callable[[], int]) -> None:
+    def __init__(self, puller: Puller, feed: Feed, watcher: StreamWatcher, *, now_ms: Callable[[], int]) -> None:
         self.puller = puller
         self._ingest = puller.ingest
         self._feed = feed
+        self._watcher = watcher
         self._now_ms = now_ms
 
-    async def run(self, pair: Pair, progress: Progress, flow: Flow, heard: Callable[[], None]) -> None:
-        """Return when the source ends the stream to come back after `flow.hold_s`; `heard` is called at each event.
+    async def run(self, pair: Pair, progress: Progress, flow: Flow) -> None:
+        """Return when the source ends the stream to come back after `flow.hold_s`.
 
         Raises SyncError, ReachError, PageError and the store's errors; what had arrived is stored all the same.
         """
         ingest = self._ingest
         target = f"{CHANGES}?{urlencode({'feed': 'continuous', 'since': ingest.since(pair)})}"
         inbox = progress.queue = Inbox(ingest.limits.queue_records, ingest.limits.queue_bytes)
-        state = _StreamState(pair.pair_id, progress, flow, heard, inbox)
+        state = _StreamState(pair.pair_id, progress, flow, inbox)
         async with ingest.peers.stream(pair, target) as stream:
             await run_together(self._keep(state), self._read(state, stream), self._judge(state), self._tell(state))
         if isinstance(inbox.end, SplError):
@@ -213,14 +223,14 @@ class Follower:
         try:
             async for event in stream:
                 state.flow.heard_ms = self._now_ms()
-                state.heard()
+                self._watcher.on_event(state.pair_id)
                 if event.name == "record.created":
                     await inbox.room()
                     inbox.put(event.data, _cursor_in(event.id))
                     useless = 0
                 elif event.name == "heartbeat":
                     await inbox.room()
-                    inbox.put(event.data, "", is_beat=True)
+                    inbox.put(event.data, "", is_heartbeat=True)
                     useless = 0
                 elif event.name == "server_shutdown":
                     inbox.close(_hold_s(event))
@@ -244,8 +254,8 @@ class Follower:
         while (item := await state.inbox.take(BATCH_RECORDS)) is not None:
             pair = ingest.pair(state.pair_id)
             try:
-                if item.is_beat:
-                    found = _beat(item.data[0])
+                if item.is_heartbeat:
+                    found = _heartbeat(item.data[0])
                 elif item.size <= GATHER_AT_ONCE_BYTES:
                     found = page.gather(item.data, item.cursor, {})
                 else:
@@ -271,7 +281,7 @@ class Follower:
             if page_.next_cursor and (page_.count or page_.view.get("acked") != taken.clock):
                 state.unsent = page_.next_cursor
                 state.telling.set()
-            if item.is_beat:
+            if item.is_heartbeat:
                 ingest.begin(state.pair_id)
             if taken.learnt and ingest.owes(pair):
                 await self.puller.retry_refused(pair, progress)
@@ -316,7 +326,7 @@ def _cursor_in(text: object) -> str:
     return text
 
 
-def _beat(data: bytes) -> Page:
+def _heartbeat(data: bytes) -> Page:
     """Return a heartbeat as a page without records."""
     value = page.decode_many(data)
     view = value.get("peer_view") if isinstance(value, dict) else None
@@ -339,5 +349,5 @@ def _end_of(event: Event) -> SyncError:
     known = page.read_view(view) if isinstance(view, dict) else None
     if known is None and code in STATE_CODES:
         known = {"state": cut_text(word, 40)}
-    shown = cut_text(value.get("message", ""))
-    return SyncError(code, f"the peer ended the stream: {shown or cut_text(word, 40)}", view=known)
+    message = cut_text(value.get("message", "")) or cut_text(word, 40)
+    return SyncError(code, f"the peer ended the stream: {message}", view=known)

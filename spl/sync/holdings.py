@@ -11,7 +11,7 @@ A set is never in memory as a whole.  It is scanned a piece of the log at a time
 only sums and counts by range are kept (`Buckets`).  The index has those bytes and a number for each distinct
 combination of facts, so a line costs one lookup of an integer: a million lines take half a second, unless a rule of the
 pair's filter or a pseudonym makes each record be read.  Keeping sums up to date at each commit was rejected: each pair
-has its own key and terms, so every write would pay for comparisons that nobody asks for.
+has its own key and terms, so every write would pay for comparisons that are never requested.
 """
 
 import json

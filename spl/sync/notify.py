@@ -22,7 +22,7 @@ from .supervise import wait
 
 RECENT_COMMITS: Final = 32
 RECENT_BYTES: Final = 512 * KIB
-"""About a second of writes under load: a stream that is further behind reads the index, which costs it a thread."""
+"""What all streams share in memory; a stream that is further behind reads the index, in a thread."""
 
 
 class Notifier:

@@ -42,6 +42,7 @@ RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
 ERROR_BYTES_MAX: Final = 16 * 1024
+"""Read of an error's body; none of ours is as long."""
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason, not one
 """The reason in a refusal of a token that the issuer revoked."""
 MESSAGE_CHARS_MAX: Final = 200
@@ -71,8 +72,7 @@ class PeerClient:
     """Requests to every peer; `url` is the public base URL that our operator set, "" for none.
 
     A peer refuses a proof that is dated after its clock, or about its start or before, and tells a time that counts.
-    The request is signed again by that time, and so is every later one: the clock offset
-    is kept per pair.
+    The request is signed again by that time, and so is every later one: the clock offset is kept per pair.
     """
 
     def __init__(
@@ -240,8 +240,8 @@ def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool) -> Di
     The operator's word is the URL that was typed and the endpoint that was `approved` by hand, each for itself; and the
     host that was typed, or our own public URL names, for addresses of its kind.  Equivalent, for that exact endpoint
     only: the endpoint of a request that came from its own address.  Otherwise a peer could make us probe ports in our
-    network and learn which answer.  A name is judged by the address that
-    it resolves to, so one that leads to loopback is loopback.
+    network and learn which answer.  A name is judged by the address that it resolves to, so one that leads to loopback
+    is loopback.
     """
     meant = pair.url in {parse_url(url).origin for url in (pair.proposal.url, approved) if url}
     typed = pair.proposal.url if pair.initiator else ""
@@ -259,15 +259,15 @@ def _refusal(reply: Reply) -> SyncError:
     """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
     fields = _fields(reply.body)
     code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
-    shown = cut_text(fields.get("message", ""))
+    message = cut_text(fields.get("message", ""))
     if code not in _TAKEN_OVER:
-        shown = f"{reply.status} {cut_text(code, 40)} {shown}".strip()
+        message = f"{reply.status} {cut_text(code, 40)} {message}".strip()
         named = {401: "auth-invalid", 403: "auth-invalid", 429: "rate-limited"}
         code = named.get(reply.status, "peer-5xx" if reply.status >= 500 else "peer-4xx")
     view = fields.get("peer_view")
     found = page.read_view(view) if isinstance(view, dict) else None
     cursor = fields.get("cursor") if code == "push-position" else None
-    return SyncError(code, shown, view=found, cursor=cursor, revoked=fields.get("reason") == TOKEN_REVOKED)
+    return SyncError(code, message, view=found, cursor=cursor, revoked=fields.get("reason") == TOKEN_REVOKED)
 
 
 def _fields(body: bytes) -> dict[str, Any]:

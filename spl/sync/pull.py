@@ -208,7 +208,7 @@ class Puller:
         return fresh
 
     async def _take_in(self, pair: Pair, progress: Progress, item: Page, reading: Reading) -> int:
-        """Store what is new and sound of a page, tell the source; return how many records were new."""
+        """Store what is new and sound of a page and acknowledge it; return how many records were new."""
         taken = await self._taken(pair, item, reading)
         progress.read += item.count
         if reading.moves:
@@ -224,7 +224,7 @@ class Puller:
         return await self.ingest.take(pair, item, moves=reading.moves)
 
     async def _ack(self, pair: Pair, progress: Progress, item: Page, clock: int) -> None:
-        """Tell the source what is durable here: at the end, and about once a second on the way, unless it knows."""
+        """Acknowledge what is durable here: at the end, and about once a second before it, unless the source knows."""
         now_s = asyncio.get_running_loop().time()
         if item.view.get("acked") == clock or (item.has_more and now_s < progress.acked_s + ACK_EVERY_S):
             return
@@ -232,7 +232,7 @@ class Puller:
         progress.view = {**item.view, **await self.ack(pair, item.next_cursor)}
 
     async def ack(self, pair: Pair, cursor: str) -> dict[str, Any]:
-        """Tell the source by a request what is durable here; return its view, {} if it was out of reach."""
+        """Acknowledge by a request what is durable here; return the source's view, {} if it was out of reach."""
         try:
             reply = await self._peers.ask(pair, "POST", ACK, json.dumps({"cursor": cursor}).encode())
         except SplError as exc:

@@ -56,6 +56,7 @@ _CLASSES: Final = {
 
 CONTACT_FRESH_S: Final = 900.0
 CONTACT_FRESH_INTERVALS: Final = 3
+"""A polling peer may be silent for this long, or for three of its intervals if that is longer."""
 CONTACT_FRESH_CONTINUOUS_S: Final = 45.0
 """A peer in continuous mode that serves us by push does so at each heartbeat of the stream it reads, every 15 s."""
 
@@ -72,8 +73,8 @@ class LastError:
 
     def to_json(self) -> dict[str, object]:
         """Return {class, code, message, at}; class only if there is one."""
-        shown = {"code": self.code, "message": self.message, "at": when.text_of(self.at_ms)}
-        return {"class": self.kind, **shown} if self.kind else {**shown}
+        kind = {"class": self.kind} if self.kind else {}
+        return {**kind, "code": self.code, "message": self.message, "at": when.text_of(self.at_ms)}
 
 
 class Backlog(Protocol):

@@ -37,9 +37,9 @@ from .schedule import Sync
 log = logging.getLogger("spl.federation")
 
 ASK_AGAIN_MAX: Final = 20
-"""Repetitions of a question that the peer puts off: some 100 s of waiting, in which the peer's share has recovered."""
+"""Repetitions of a question that the peer puts off: some 90 s of waiting, in which our share of its thread recovers."""
 VERIFY_S: Final = 900.0
-"""One comparison: a million records on both sides take half a minute, so beyond this the peer keeps us asking."""
+"""Of one comparison; a peer that needs longer only keeps us asking."""
 FOUND_MAX: Final = 10_000
 """Names found in one comparison, some megabytes here; whatever lies beyond is found by the next comparison."""
 REPAIRS_MAX: Final = 1000

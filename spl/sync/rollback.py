@@ -29,7 +29,7 @@ class Rollbacks:
         self._vault = vault
         self._writing = threading.Lock()
         self._ends: dict[str, str | None] = {}
-        """What the vault holds, as far as it was asked for; None for a pair that is not in doubt."""
+        """What the vault holds of the pairs looked up so far; None for a pair that is not in doubt."""
 
     def __contains__(self, pair_id: str) -> bool:
         return self._end(pair_id) is not None

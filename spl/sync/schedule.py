@@ -74,7 +74,7 @@ class PairStatus:
 
 
 @dataclass(slots=True)
-class _Line:
+class _PairSync:
     """What this process knows of reading from one peer; what a restart must know is in the log."""
 
     errors: Backoff
@@ -113,25 +113,25 @@ class Sync:
         self._reaches = ingest.reaches
         self._puller = Puller(ingest)
         self._feed = feed
-        self._follower = Follower(self._puller, feed, now_ms=now_ms)
+        self._follower = Follower(self._puller, feed, self, now_ms=now_ms)
         self._now_ms = now_ms
         self._random_bytes = random_bytes
-        self._lines: dict[str, _Line] = {}
+        self._states: dict[str, _PairSync] = {}
         self._tasks = Supervisor("sync", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keep one task for each pair that may sync, until `stop`; pauses and revocations end theirs at once."""
         loop = asyncio.get_running_loop()
 
-        def heard(commit: Commit) -> None:
+        def on_commit(commit: Commit) -> None:
             if not commit.threads.isdisjoint(SHARING_THREADS):
                 loop.call_soon_threadsafe(self._rouse)
 
-        silence = self.writer.listen(heard)
+        unsubscribe = self.writer.listen(on_commit)
         try:
             await self._tasks.run(stop)
         finally:
-            silence()
+            unsubscribe()
 
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
         """Return how many records were new since the call; joins a pull of the same kind that waits to start.
@@ -144,23 +144,23 @@ class Sync:
         `resync` reads from the start again.
         Raises SyncError, ReachError, PageError, WriteError and the store's errors.
         """
-        line = self._line(pair_id)
-        before, fresh = line.running, 0
-        while line.running is not None:
-            running, same = line.running, line.asked == (thread, resync)
+        state = self._state(pair_id)
+        before, fresh = state.running, 0
+        while state.running is not None:
+            running, same = state.running, state.asked == (thread, resync)
             await asyncio.wait([running])
             if same and not running.cancelled():
                 fresh += running.result()
                 if running is not before:
                     return fresh
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        line.running, line.asked = done, (thread, resync)
+        state.running, state.asked = done, (thread, resync)
         try:
-            done.set_result(await self._attempt(pair_id, line, thread, resync))
+            done.set_result(await self._attempt(pair_id, state, thread, resync))
         except SplError as exc:
             done.set_exception(exc)
         finally:
-            line.running = None
+            state.running = None
             if not done.done():
                 done.cancel()
         return fresh + done.result()
@@ -177,17 +177,17 @@ class Sync:
         recovers with the contact if no way to the peer was its only trouble.
         """
         self._reaches.contact(pair_id, asyncio.get_running_loop().time())
-        line, pair = self._lines.get(pair_id), self.writer.views.pairs.get(pair_id)
-        if line is not None and pair is not None and pair.mode == "on-demand":
-            unreached = line.last_error is not None and line.last_error.kind in UNREACHED
-            if unreached and (pair.phase is Phase.DEGRADED or line.troubled):
-                line.troubled = False
+        state, pair = self._states.get(pair_id), self.writer.views.pairs.get(pair_id)
+        if state is not None and pair is not None and pair.mode == "on-demand":
+            unreached = state.last_error is not None and state.last_error.kind in UNREACHED
+            if unreached and (pair.phase is Phase.DEGRADED or state.troubled):
+                state.troubled = False
                 self._reaches.recovered(pair_id)
-        if line is not None and (line.errors.attempt or line.refusals.attempt):
-            line.errors.reset()
-            line.refusals.reset()
-            line.last_s = None
-            line.kick.set()
+        if state is not None and (state.errors.attempt or state.refusals.attempt):
+            state.errors.reset()
+            state.refusals.reset()
+            state.last_s = None
+            state.kick.set()
 
     def queue_records(self, pair_id: str) -> int:
         """Return how many records of this peer wait between network and store."""
@@ -195,26 +195,26 @@ class Sync:
 
     def status(self, pair_id: str) -> PairStatus:
         """Return how far we are with reading from the peer."""
-        line, place = self._lines.get(pair_id) or self._new_line(), self.writer.views.positions.get(pair_id)
+        state, place = self._states.get(pair_id) or self._new_state(), self.writer.views.positions.get(pair_id)
         pair = self.writer.views.pairs.get(pair_id)
-        wait_s = self._wait_s(pair, line) if pair is not None and pair.sync_allowed else None
+        wait_s = self._wait_s(pair, state) if pair is not None and pair.sync_allowed else None
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
         head = view.get("head")
-        times_ms = (line.last_sync_ms, line.flow.synced_ms, self._ingest.received_ms(pair_id))
+        times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
         now_ms = self._now_ms()
-        self._note_peak(line, now_ms)
+        self._note_peak(state, now_ms)
         return PairStatus(
             last_sync_ms=max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None),
-            last_error=line.last_error,
+            last_error=state.last_error,
             next_attempt_ms=now_ms + int(wait_s * 1000) if wait_s is not None else None,
-            attempt=line.errors.attempt,
-            crashes=line.crashes,
+            attempt=state.errors.attempt,
+            crashes=state.crashes,
             clock=clock,
             lag_records=max(0, head - clock) if head is not None else None,
             queue_records=self.queue_records(pair_id),
-            queue_max=line.peaks.greatest(now_ms),
+            queue_max=state.peaks.greatest(now_ms),
             peer_view=view,
-            stream=line.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
+            stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
         )
 
     # -- one task a pair
@@ -222,8 +222,8 @@ class Sync:
     def _rouse(self) -> None:
         """Have all pairs looked at again: who syncs, or what, changed."""
         self._tasks.kick()
-        for line in self._lines.values():
-            line.kick.set()
+        for state in self._states.values():
+            state.kick.set()
 
     async def arrange(self) -> None:
         """Run a task for each pair that may sync, and for no other."""
@@ -234,157 +234,158 @@ class Sync:
 
     def crashed(self, name: str, count: int) -> None:
         """Show a fault of our own as the pair's last error."""
-        line = self._line(name)
-        line.crashes = count
-        line.errors.failed()
-        line.last_error = LastError("internal", "the pair's task died", self._now_ms(), LOCAL)
+        state = self._state(name)
+        state.crashes = count
+        state.errors.failed()
+        state.last_error = LastError("internal", "the pair's task died", self._now_ms(), LOCAL)
 
     async def _follow(self, pair_id: str) -> None:
-        line = self._line(pair_id)
-        line.refusals.reset()
+        state = self._state(pair_id)
+        state.refusals.reset()
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
-            line.kick.clear()
-            if pair.mode != line.mode:
+            state.kick.clear()
+            if pair.mode != state.mode:
                 # A new mode counts at once; if the one before has just synced, polling may wait.
-                line.last_s = None if pair.mode == CONTINUOUS else line.last_s
-                line.mode = pair.mode
-            wait_s = self._wait_s(pair, line)
+                state.last_s = None if pair.mode == CONTINUOUS else state.last_s
+                state.mode = pair.mode
+            wait_s = self._wait_s(pair, state)
             if wait_s is None or wait_s > 0:
-                await wait(line.kick, wait_s)
+                await wait(state.kick, wait_s)
                 continue
             try:
-                await (self._stay(pair, line) if pair.mode == CONTINUOUS else self.pull(pair_id))
+                await (self._stay(pair, state) if pair.mode == CONTINUOUS else self.pull(pair_id))
             except SplError as exc:
                 # Recorded by the pull itself; the next attempt's time follows from it.
-                log.debug(**event("sync.retry_later", pair=pair_id, code=exc.code, attempt=line.errors.attempt))
+                log.debug(**event("sync.retry_later", pair=pair_id, code=exc.code, attempt=state.errors.attempt))
 
-    def _wait_s(self, pair: Pair, line: _Line) -> float | None:
+    def _wait_s(self, pair: Pair, state: _PairSync) -> float | None:
         """Return the seconds to the next attempt by mode, interval and failures; None for never by itself."""
-        if pair.mode == "on-demand" or line.flow.is_open:
+        if pair.mode == "on-demand" or state.flow.is_open:
             return None
-        if line.last_s is None:
+        if state.last_s is None:
             return 0.0
         pushed = self._reaches.word(pair.pair_id) == PEER_PUSHES
         if pair.mode == CONTINUOUS and not pushed:
-            worst = max(line.errors, line.refusals, key=lambda backoff: backoff.attempt)
-            delay_s = max(worst.delay_s(STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S), line.flow.hold_s)
-        elif line.errors.attempt:
-            delay_s = line.errors.delay_s()
+            worst = max(state.errors, state.refusals, key=lambda backoff: backoff.attempt)
+            delay_s = max(worst.delay_s(STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S), state.flow.hold_s)
+        elif state.errors.attempt:
+            delay_s = state.errors.delay_s()
         else:
-            delay_s = line.errors.spread_s(pair.poll_interval_ms / 1000)
+            delay_s = state.errors.spread_s(pair.poll_interval_ms / 1000)
             if pair.mode == CONTINUOUS:
-                # The peer serves us by push; should that be over, we notice it as soon as a broken stream.
+                # The peer serves us by push; its end must be noticed as soon as that of a stream.
                 delay_s = min(delay_s, STREAM_BACKOFF_MAX_S)
-            delay_s = max(delay_s, line.refusals.delay_s() if line.refusals.attempt else 0.0)
-        return max(0.0, line.last_s + delay_s - asyncio.get_running_loop().time())
+            delay_s = max(delay_s, state.refusals.delay_s() if state.refusals.attempt else 0.0)
+        return max(0.0, state.last_s + delay_s - asyncio.get_running_loop().time())
 
-    def _line(self, pair_id: str) -> _Line:
-        line = self._lines.get(pair_id)
-        if line is None:
-            line = self._lines[pair_id] = self._new_line()
-            self._reaches.track(pair_id, line.progress)
-        return line
+    def _state(self, pair_id: str) -> _PairSync:
+        state = self._states.get(pair_id)
+        if state is None:
+            state = self._states[pair_id] = self._new_state()
+            self._reaches.track(pair_id, state.progress)
+        return state
 
-    def _new_line(self) -> _Line:
+    def _new_state(self) -> _PairSync:
         bounds = BACKOFF_BASE_S, self.limits.poll_backoff_max_s
-        return _Line(Backoff(self._random_bytes, *bounds), Backoff(self._random_bytes, *bounds))
+        return _PairSync(Backoff(self._random_bytes, *bounds), Backoff(self._random_bytes, *bounds))
 
-    def _note_peak(self, line: _Line, now_ms: int) -> None:
-        queue = line.progress.queue
+    def _note_peak(self, state: _PairSync, now_ms: int) -> None:
+        queue = state.progress.queue
         if queue is not None:
-            line.peaks.add(queue.peak, now_ms)
+            state.peaks.add(queue.peak, now_ms)
             queue.peak = queue.records
 
     # -- the stream
 
-    async def _stay(self, pair: Pair, line: _Line) -> None:
+    async def _stay(self, pair: Pair, state: _PairSync) -> None:
         """Catch up with pages, then follow the stream until it ends or is no longer what the pair asks for."""
         # Before the pull: what changes during it counts as a change, too.
-        failures, key = (line.errors.attempt, line.refusals.attempt), self._stream_key(pair)
+        failures, key = (state.errors.attempt, state.refusals.attempt), self._stream_key(pair)
         await self.pull(pair.pair_id)
-        while line.running is not None:
-            await asyncio.wait([line.running])
+        while state.running is not None:
+            await asyncio.wait([state.running])
         # A page proves nothing of streams, which a proxy may hold up: only an event ends the backing off.
-        line.errors.attempt, line.refusals.attempt = failures
-        line.flow.open(self._now_ms())
+        state.errors.attempt, state.refusals.attempt = failures
+        state.flow.open(self._now_ms())
         async with asyncio.TaskGroup() as tasks:
-            flowing = tasks.create_task(self._stream(pair, line))
-            watching = tasks.create_task(self._until_changed(pair, line, flowing, key))
+            flowing = tasks.create_task(self._stream(pair, state))
+            watching = tasks.create_task(self._until_changed(pair, state, flowing, key))
             flowing.add_done_callback(lambda _: watching.cancel())
 
     async def _until_changed(
-        self, pair: Pair, line: _Line, flowing: "asyncio.Task[None]", key: tuple[object, ...]
+        self, pair: Pair, state: _PairSync, flowing: "asyncio.Task[None]", key: tuple[object, ...]
     ) -> None:
         """End the stream when it is no longer what the pair asks for; another one follows at once."""
         while (now := self.writer.views.pairs.get(pair.pair_id)) is not None and self._stream_key(now) == key:
-            line.kick.clear()
-            await line.kick.wait()
-        line.mode = ""
+            state.kick.clear()
+            await state.kick.wait()
+        state.mode = ""
         flowing.cancel()
 
     def _stream_key(self, pair: Pair) -> tuple[object, ...]:
         """Return what a stream depends on: a change of it calls for another stream."""
         return pair.mode, pair.url, self._ingest.inbound(pair), pair.sync_allowed
 
-    async def _stream(self, pair: Pair, line: _Line) -> None:
+    async def _stream(self, pair: Pair, state: _PairSync) -> None:
         """Follow the stream to its end and record how it ended."""
-
-        def heard() -> None:
-            self._succeeded(pair.pair_id, line, line.progress.view)
-
         try:
-            await self._follower.run(pair, line.progress, line.flow, heard)
-            retry_ms = int(line.flow.hold_s * 1000)
+            await self._follower.run(pair, state.progress, state.flow)
+            retry_ms = int(state.flow.hold_s * 1000)
             self._ingest.lines.info("sync.stream_ended", pair.pair_id, retry_ms=retry_ms)
         except SplError as exc:
-            self._failed(pair.pair_id, line, exc, is_stream=True)
+            self._failed(pair.pair_id, state, exc, is_stream=True)
         finally:
-            self._note_peak(line, self._now_ms())
-            line.flow.close(self._now_ms())
-            line.progress.queue = None
-            line.attempted(asyncio.get_running_loop().time())
+            self._note_peak(state, self._now_ms())
+            state.flow.close(self._now_ms())
+            state.progress.queue = None
+            state.attempted(asyncio.get_running_loop().time())
 
     # -- one pull
 
-    async def _attempt(self, pair_id: str, line: _Line, thread: str, resync: bool) -> int:
+    async def _attempt(self, pair_id: str, state: _PairSync, thread: str, resync: bool) -> int:
         """Pull once and record how it went."""
         started_ms = self._now_ms()
         # An open stream keeps the place and the view of the pair; this pull then only adds records.
-        progress = Progress(limit=line.progress.limit) if line.flow.is_open else line.progress
+        progress = Progress(limit=state.progress.limit) if state.flow.is_open else state.progress
         try:
             pair = self._ingest.pair(pair_id)
-            fresh = await self._pull(pair, line, progress, thread, resync)
+            fresh = await self._pull(pair, state, progress, thread, resync)
         except SplError as exc:
-            self._failed(pair_id, line, exc)
+            self._failed(pair_id, state, exc)
             raise
         finally:
-            line.progress.limit = progress.limit
-            if progress is line.progress:
-                self._note_peak(line, self._now_ms())
+            state.progress.limit = progress.limit
+            if progress is state.progress:
+                self._note_peak(state, self._now_ms())
                 progress.queue = None
-            line.attempted(asyncio.get_running_loop().time())
+            state.attempted(asyncio.get_running_loop().time())
         # Of one thread read to its end nothing follows for the others.
-        line.last_sync_ms = line.last_sync_ms if thread else self._now_ms()
-        self._succeeded(pair_id, line, progress.view)
+        state.last_sync_ms = state.last_sync_ms if thread else self._now_ms()
+        self._succeeded(pair_id, state, progress.view)
         level = logging.INFO if fresh else logging.DEBUG
         log.log(level, **event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms))
-        if pair.phase is Phase.DEGRADED or line.troubled:
+        if pair.phase is Phase.DEGRADED or state.troubled:
             # The watcher may still be writing down trouble that it was told of before this attempt.
-            line.troubled = False
+            state.troubled = False
             self._reaches.recovered(pair_id)
         return fresh
 
-    def _succeeded(self, pair_id: str, line: _Line, view: Mapping[str, Any]) -> None:
-        line.errors.reset()
-        line.refusals.reset()
-        line.crashes, line.last_error = 0, None
+    def on_event(self, pair_id: str) -> None:
+        """Record that the pair's stream works: it ends the backing off."""
+        state = self._state(pair_id)
+        self._succeeded(pair_id, state, state.progress.view)
+
+    def _succeeded(self, pair_id: str, state: _PairSync, view: Mapping[str, Any]) -> None:
+        state.errors.reset()
+        state.refusals.reset()
+        state.crashes, state.last_error = 0, None
         self._reaches.reached(pair_id, view)
 
-    def _failed(self, pair_id: str, line: _Line, exc: SplError, *, is_stream: bool = False) -> None:
+    def _failed(self, pair_id: str, state: _PairSync, exc: SplError, *, is_stream: bool = False) -> None:
         """Record a failure; that of a stream is shown but degrades no pair, since pages arrive all the same."""
         if isinstance(exc, SyncError) and exc.code in STATE_CODES and exc.view is not None:
-            line.errors.reset()
-            line.refusals.failed()
+            state.errors.reset()
+            state.refusals.failed()
             self._reaches.stopped(pair_id, exc.view)
             return
         pair = self.writer.views.pairs.get(pair_id)
@@ -398,38 +399,38 @@ class Sync:
         else:
             served = self._reaches.failed(pair_id, kind, now_s, fresh_s)
         if served:
-            line.errors.reset()
-            line.last_error = None
+            state.errors.reset()
+            state.last_error = None
             self._ingest.lines.info("sync.served_by_push", pair_id, exc.code)
             if pair.phase is Phase.DEGRADED:
                 self._reaches.recovered(pair_id)
             return
-        line.errors.failed()
+        state.errors.failed()
         revoked = isinstance(exc, SyncError) and exc.revoked
-        line.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked)
-        self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=line.errors.attempt)
-        recurs = kind == "AUTH" or (kind != LOCAL and line.errors.attempt >= self.limits.errors_until_degraded)
+        state.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked)
+        self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=state.errors.attempt)
+        recurs = kind == "AUTH" or (kind != LOCAL and state.errors.attempt >= self.limits.errors_until_degraded)
         if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
-            line.troubled = True
+            state.troubled = True
             self._reaches.troubled(pair_id, exc.code)
 
-    async def _pull(self, pair: Pair, line: _Line, progress: Progress, thread: str, resync: bool) -> int:
+    async def _pull(self, pair: Pair, state: _PairSync, progress: Progress, thread: str, resync: bool) -> int:
         """Read pages to the end; if the source's log is another one, begin again, at most three times an hour."""
-        beside = progress is not line.progress
+        beside = progress is not state.progress
         reading = Reading("" if thread or resync else self._ingest.since(pair), thread, resync, beside)
         while True:
             try:
                 return await self._run(pair, progress, reading)
             except SyncError as exc:
                 now_s = asyncio.get_running_loop().time()
-                while line.resets_s and line.resets_s[0] < now_s - _HOUR_S:
-                    line.resets_s.popleft()
+                while state.resets_s and state.resets_s[0] < now_s - _HOUR_S:
+                    state.resets_s.popleft()
                 if exc.code not in RESET_CODES:
                     raise
-                if len(line.resets_s) >= RESETS_PER_HOUR_MAX:
+                if len(state.resets_s) >= RESETS_PER_HOUR_MAX:
                     raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
-                line.resets_s.append(now_s)
-                log.warning(**event("sync.reset", pair=pair.pair_id, code=exc.code, resets=len(line.resets_s)))
+                state.resets_s.append(now_s)
+                log.warning(**event("sync.reset", pair=pair.pair_id, code=exc.code, resets=len(state.resets_s)))
                 if exc.code == "cursor-reset":
                     # The peer's log was rolled back: what it lost we may hold, so it must read ours from the start.
                     await self._feed.restart(pair.pair_id)

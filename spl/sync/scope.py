@@ -42,9 +42,12 @@ SHARING_THREADS: Final = frozenset({THREAD_PAIRS, THREAD_NAMESPACES, consent.THR
 """Threads whose records decide what a pair shares, and whether it syncs."""
 
 _FACTS_BYTES: Final = 4 * MIB
+"""Records read at once if the filter has a rule over records."""
 _INHERITED_MAX: Final = 16
+"""Superseded pairs that are followed; what those before them delivered goes out once more and is known there."""
 _LANES_REMEMBERED: Final = 256
 _RANGES_MAX: Final = 8
+"""Bounds of `EmptyRanges`: what is forgotten is scanned again."""
 
 _T = TypeVar("_T")
 Steps = Generator[None, None, _T]

@@ -290,7 +290,7 @@ class Source:
             return exc.code == "store-damaged"
 
     def _run_at(self, seq: int, before: Cursor | None) -> tuple[int, str]:
-        """Return `seq` and the running hash there; those of `before` if that line is damaged."""
+        """Return `seq` and the running hash there, or what `before` has if that line is damaged."""
         try:
             return seq, self.writer.store.run_at(seq)
         except LineError:
@@ -396,7 +396,7 @@ class OutgoingForm:
 
 
 def _are_objects(joined: bytes, count: int) -> bool:
-    """Return whether these bytes are so many JSON objects with commas between them."""
+    """Return whether these bytes are `count` JSON objects separated by commas."""
     try:
         values = json.loads(b"[%b]" % joined)
     except (ValueError, RecursionError):

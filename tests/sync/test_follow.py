@@ -270,7 +270,7 @@ async def test_useless_events_leave_other_tasks_their_turns(tmp_path: Path, even
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, mode="continuous")
         inbox = Inbox(10, 1000)
-        state = _StreamState(PAIR, Progress(), Flow(), lambda: None, inbox)
+        state = _StreamState(PAIR, Progress(), Flow(), inbox)
         other = asyncio.create_task(turns(USELESS_EVENTS_MAX - 2))
         stream: Any = source()
         await bob.sync._follower._read(state, stream)

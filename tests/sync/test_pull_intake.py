@@ -13,14 +13,14 @@ async def test_what_arrived_is_taken_together_up_to_the_next_heartbeat() -> None
     inbox = Inbox(100, 10_000)
     for n in range(3):
         inbox.put(b"%d" % n, "c1" if n == 1 else "")
-    inbox.put(b"beat", "", is_beat=True)
+    inbox.put(b"beat", "", is_heartbeat=True)
     inbox.put(b"3", "")
     first, beat, last = [await inbox.take(10) for _ in range(3)]
     assert first is not None
     assert beat is not None
     assert last is not None
     assert (first.data, first.cursor) == ([b"0", b"1", b"2"], "c1")
-    assert (beat.is_beat, beat.data) == (True, [b"beat"])
+    assert (beat.is_heartbeat, beat.data) == (True, [b"beat"])
     assert (last.data, last.cursor) == ([b"3"], "")
     assert (inbox.records, inbox.peak) == (4, 4)
     for item in (first, beat, last):
@@ -73,10 +73,10 @@ async def test_heartbeats_that_follow_one_another_are_one() -> None:
     """A peer sends them at no cost, so only the newest waits; between records each is kept, for it says up to where."""
     inbox = Inbox(100, 10_000)
     for n in range(1000):
-        inbox.put(b"beat %03d" % n, "", is_beat=True)
+        inbox.put(b"beat %03d" % n, "", is_heartbeat=True)
     assert inbox.size == len(b"beat 000")
     inbox.put(b"record", "c")
-    inbox.put(b"last", "", is_beat=True)
+    inbox.put(b"last", "", is_heartbeat=True)
     found = [await inbox.take(10) for _ in range(3)]
     assert [item.data for item in found if item] == [[b"beat 999"], [b"record"], [b"last"]]
     for item in found:
@@ -88,7 +88,7 @@ async def test_heartbeats_that_follow_one_another_are_one() -> None:
 async def test_large_heartbeats_between_records_fill_the_inbox() -> None:
     inbox = Inbox(100, 10)
     inbox.put(b"1", "c")
-    inbox.put(b"large heartbeat", "", is_beat=True)
+    inbox.put(b"large heartbeat", "", is_heartbeat=True)
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(inbox.room())
         for _ in range(2):

@@ -392,7 +392,7 @@ async def test_a_peer_that_goes_on_to_say_that_it_paused_is_asked_ever_less_ofte
         waits_s = list[float]()
         for _ in range(12):
             await failing(bob, 1)
-            line = bob.sync._line(PAIR)
+            line = bob.sync._state(PAIR)
             waits_s.append(bob.sync._wait_s(bob.pair(PAIR), line) or 0.0)
         assert waits_s[-1] > STREAM_BACKOFF_MAX_S / 2 > 10 * waits_s[0]
         assert (bob.sync.status(PAIR).attempt, bob.sync.status(PAIR).last_error) == (0, None)
@@ -409,6 +409,6 @@ async def test_a_stop_that_meets_a_failing_pull_ends_the_task(tmp_path: Path) ->
         stop = asyncio.Event()
         async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
             group.create_task(bob.sync.run(stop))
-            await until(lambda: bob.sync._lines and bob.sync._lines[PAIR].running)
+            await until(lambda: bob.sync._states and bob.sync._states[PAIR].running)
             stop.set()
             alice.network.gate.set()
