@@ -43,6 +43,7 @@ STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
 ERROR_BYTES_MAX: Final = 16 * 1024
 """Read of an error's body; none of ours is as long."""
+RETRY_AFTER_MAX_S: Final = 3600
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason, not one
 """The reason in a refusal of a token that the issuer revoked."""
 MESSAGE_CHARS_MAX: Final = 200
@@ -56,16 +57,17 @@ class SyncError(SplError):
     """Sync with a peer cannot start, or the peer refused it; `view` is the peer's view of the pair if it gave one.
 
     Of the code push-position, fact `cursor` is the position that the peer saved.  `revoked`: it revoked our token.
+    `retry_after_s` is when it takes such a request again, as it says; 0 if it does not.
     """
 
     def __init__(
         self, code: str, message: str = "", *, view: Mapping[str, Any] | None = None, cursor: object = None,
-        revoked: bool = False,
+        revoked: bool = False, retry_after_s: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(code, message)
         if cursor is not None:
             self.facts = {"cursor": cursor}
-        self.view, self.revoked = view, revoked
+        self.view, self.revoked, self.retry_after_s = view, revoked, retry_after_s
 
 
 class PeerClient:
@@ -267,7 +269,9 @@ def _refusal(reply: Reply) -> SyncError:
     view = fields.get("peer_view")
     found = page.read_view(view) if isinstance(view, dict) else None
     cursor = fields.get("cursor") if code == "push-position" else None
-    return SyncError(code, message, view=found, cursor=cursor, revoked=fields.get("reason") == TOKEN_REVOKED)
+    after, revoked = fields.get("retry_after_s"), fields.get("reason") == TOKEN_REVOKED
+    after_s = float(max(0, min(after, RETRY_AFTER_MAX_S))) if type(after) is int else 0.0
+    return SyncError(code, message, view=found, cursor=cursor, revoked=revoked, retry_after_s=after_s)
 
 
 def _fields(body: bytes) -> dict[str, Any]:

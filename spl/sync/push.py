@@ -43,7 +43,6 @@ from .supervise import Supervisor, wait
 log = logging.getLogger("spl.federation")
 
 MEDIA: Final = "application/x-ndjson"
-FINAL_CODES: Final = frozenset({"pair-paused", "pair-revoked", "pair-unknown", "pair-state-conflict", "auth-required"})
 SLOW_CODES: Final = frozenset({"timeout", "disconnected", "peer-4xx"})
 PAGES_MAX: Final = 10_000
 """Pages of one push, ten million records; the next push goes on from there."""
@@ -416,22 +415,29 @@ class Push:
         line = self._line(pair_id)
         if line.last_error is not None or not self._is_quiet(pair_id, line):
             line.beat = True
+            line.kick.set()
             self._call(pair_id)
 
     def _call(self, pair_id: str) -> None:
-        """Have a push to the pair run soon."""
+        """Have a push to the pair run as soon as no other one does."""
         self._due.add(pair_id)
-        self._line(pair_id).kick.set()
         self._tasks.kick()
 
     def _committed(self, namespaces: frozenset[str], turned: bool) -> None:
-        """Push what a commit brought; `turned`: it says what pairs share, so more may have come into their scope."""
+        """Push what a commit brought; `turned`: it says what pairs share, so more may have come into their scope.
+
+        A push that waits after a failure goes on waiting: a peer that refuses is not asked again for each commit.
+        """
         for pair_id, pair in self.writer.views.pairs.items():
             if pair.mode == CONTINUOUS and self._may(pair_id) and (turned or namespaces & self._feed.shares(pair_id)):
                 self._call(pair_id)
 
     async def _deliver(self, pair_id: str) -> None:
-        """Push until it succeeds or makes no sense; failures back off with full jitter, and contact ends the wait."""
+        """Push until it succeeds or the pair takes no pushes; failures back off with full jitter.
+
+        Contact ends the wait once it has lasted a second, or what Retry-After says if that is more: a peer that sends
+        events and refuses pushes would otherwise get one for each event.
+        """
         line = self._line(pair_id)
         backoff = Backoff(self._random_bytes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s)
         try:
@@ -445,9 +451,10 @@ class Push:
                 except SplError as exc:
                     delay_s = backoff.failed()
                     self._ingest.lines.warning("push.failed", pair_id, exc.code, attempt=backoff.attempt)
-                    if exc.code in FINAL_CODES:
-                        return
-                    await wait(line.kick, delay_s)
+                    said_s = exc.retry_after_s if isinstance(exc, SyncError) else 0.0
+                    least_s = min(backoff.cap_s, said_s or min(delay_s, BACKOFF_BASE_S))
+                    await asyncio.sleep(least_s)
+                    await wait(line.kick, delay_s - least_s)
                 else:
                     line.beat = False
                     return

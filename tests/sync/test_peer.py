@@ -1,5 +1,6 @@
 """What a peer's refusals mean to us, for pages and streams alike; of its words only those that steer us count."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.net.address import ReachError, judge
 from spl.net.client import Reply
-from spl.sync.peer import SyncError, dial_policy
+from spl.sync.peer import RETRY_AFTER_MAX_S, SyncError, dial_policy
 from tests.nodes import Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -38,6 +39,21 @@ async def test_a_stream_that_is_refused_says_why_and_with_which_view(tmp_path: P
         assert found.code == "pair-paused"
         assert found.view is not None
         assert found.view["reason"] == "why"
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [(7, 7.0), (0, 0.0), (-5, 0.0), (10**9, RETRY_AFTER_MAX_S), ("7", 0.0), (True, 0.0), (None, 0.0)]
+)
+async def test_a_peer_may_say_when_it_is_to_be_asked_again_within_bounds(
+    tmp_path: Path, said: object, kept: float
+) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        body = json.dumps({"code": "INTAKE_PAUSED", "retry_after_s": said}).encode()
+        bob.network.change = lambda path, reply: Reply(429, {}, body, "")
+        with pytest.raises(SyncError) as caught:
+            await bob.peers.ask(bob.home.views.pairs[PAIR], "GET", "/v1/sync/changes?limit=1")
+        assert (caught.value.code, caught.value.retry_after_s) == ("rate-limited", kept)
 
 
 async def test_without_a_token_or_a_way_nothing_is_sent(tmp_path: Path) -> None:
