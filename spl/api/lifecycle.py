@@ -51,12 +51,16 @@ async def identity_import(request: Request, principal: Principal, services: Serv
 
 
 async def resume(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {reason?, resync?}: with `resync` all is read from the start, now; return how many records were new."""
+    """Take {reason?, resync?}: with `resync` all is read from the start, now; return how many records were new.
+
+    The pair may bring in another day's bytes, whether it was paused or not.
+    """
     fields = members(request, {"reason": str, "resync": bool})
     await services.pairing.resume(found.pair_id, fields.get("reason", ""))
+    changed = {"already": False} if services.sync.renew_intake(found.pair_id) else {}
     if not fields.get("resync"):
-        return {}
-    return {"records": await services.sync.pull(found.pair_id, resync=True)}
+        return {**changed}
+    return {**changed, "records": await services.sync.pull(found.pair_id, resync=True)}
 
 
 async def refresh(request: Request, services: Services, found: Pair) -> dict[str, object]:

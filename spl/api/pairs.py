@@ -184,12 +184,12 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "last_confirmed_at": reading.last_sync_at,
         "caught_up_ms": _caught_up_ms(found, reading.last_sync_at),
         "last_read_at": offered.acked_at,
-        "compared": compared.to_json() if (compared := services.anti_entropy.last(found.pair_id)) is not None else None,
         "lags": services.doctor.health.lags(found.pair_id),
         "next_attempt_at": reading.next_attempt_at,
         "attempt": reading.attempt,
         "stream": reading.stream.to_json() if reading.stream is not None else None,
         "last_error": reading.last_error.to_json() if reading.last_error is not None else None,
+        "intake": reading.intake.to_json(services.now_ms()),
         "push": services.push.status(found.pair_id).to_json(),
         "peer_view": dict(reading.peer_view) or None,
         "manifest": {

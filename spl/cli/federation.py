@@ -191,7 +191,8 @@ TREE: Final = (
                 "resume",
                 "Resumes the sync of a paused pair at the saved cursor.\n"
                 "Everything is read once more in the background, so that records behind the cursor arrive too;\n"
-                "a pair that the peer paused stays paused until the peer resumes it.",
+                "a pair that the peer paused stays paused until the peer resumes it.\n"
+                "A pair that brought in a day's bytes may bring in as many again.",
                 "",
                 _resume,
                 arg("--resync", action="store_true", help="read everything from the start again and wait for it"),

@@ -48,6 +48,8 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "takes", f"records of {', '.join(pair['actors'])} only"
     yield from column("tokens", [_token(token, out) for token in pair.get("tokens") or []])
     yield from column("grants", [grants.line(item, label_of(pair["peer_did"])) for item in pair.get("grants") or []])
+    if pair.get("intake"):
+        yield "intake", _intake(pair["intake"], out)
     if pair.get("refused_records"):
         yield "refused", count(pair["refused_records"], "record")
     if pair.get("last_error"):
@@ -71,8 +73,6 @@ def _syncing(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "read by the peer", cursor_text(pair["outbound"])
     if live and pair.get("last_confirmed_at"):
         yield "last confirmed", _confirmed(pair, out)
-    if live and pair.get("compared"):
-        yield "compared", _compared(pair["compared"], out)
     if live and pair.get("peer_view"):
         read = f"; it last read from us {out.ago(pair['last_read_at'])}" if pair.get("last_read_at") else ""
         yield "peer view", _peer_view(pair["peer_view"], out) + read
@@ -102,14 +102,6 @@ def sparkline(lags: Sequence[int | None]) -> str:
     """Return one bar per value, the tallest for the greatest; "·" for an unknown value."""
     top = max((lag for lag in lags if lag is not None), default=0) or 1
     return "".join("·" if lag is None else _BARS[min(len(_BARS) - 1, lag * len(_BARS) // (top + 1))] for lag in lags)
-
-
-def _compared(compared: Mapping[str, Any], out: Out) -> str:
-    """Return when the holdings of both sides were compared in the background, and what was missing after it."""
-    here, there = compared["missing_here_records"], compared["missing_there_records"]
-    places = [f"{count(here, 'record')} missing here"] if here else []
-    places += [f"{count(there, 'record')} not at the peer yet"] if there else []
-    return f"{out.ago(compared['at'])}, {', '.join(places) or 'equal'}"
 
 
 def _is_fresh(pair: Detail, out: Out) -> bool:
@@ -156,6 +148,12 @@ def _mode(pair: Detail, out: Out) -> str:
         attempt = f" (attempt {pair['attempt']})" if pair.get("attempt") else ""
         text += f", next attempt {out.until(pair['next_attempt_at'])}{attempt}"
     return text
+
+
+def _intake(intake: Mapping[str, Any], out: Out) -> str:
+    """Return how much of the bytes of a day the peer brought in, and when intake resumes if they are used up."""
+    text = f"{intake['day_bytes']:,} of {intake['day_bytes_max']:,} bytes within a day"
+    return f"{text}; PAUSED, resumes {out.until(intake['paused_until'])}" if intake["paused_until"] else text
 
 
 def _reach(pair: Detail, out: Out) -> str:

@@ -164,6 +164,7 @@ CODES: Final[dict[str, Code]] = {
     "cursor-skip-suspect": Code(502, 9, "The peer counts more records than it serves, even after a restart: old sources skip records of equal clock.", "upgrade the peer, then spl federation pause and resume PAIR_ID"),
     "stream-buffering": Code(502, 9, "A proxy buffers the stream, so records arrive late and in bursts.", "switch off response buffering in the proxy before the peer"),
     "stream-flapping": Code(502, 9, "The stream breaks repeatedly; each time it resumes by its cursor and nothing is lost.", "check the timeouts of proxies between, or use mode polling"),
+    "intake-paused": Code(429, 9, "The peer brought in as many bytes as a pair may within a day; intake from it is paused, resumes by itself, and loses nothing.", "spl federation resume PAIR_ID allows another day's bytes at once"),
     "queue-high": Code(503, 3, "Records wait between network and store: they arrive faster than they are stored.", "check disk and processor of this machine"),
     "adapter-slow": Code(503, 3, "The listeners that run after each write are too slow for 37 records a second.", "check the load of this machine: top; for the slowest adapter: spl status -o json"),
     "peer-behind": Code(503, 3, "The peer does not fetch the records that it is offered, or cannot store them.", "on the peer: spl doctor"),

@@ -1,7 +1,8 @@
 """Every bound of the product in one frozen value; the unit ends each name.
 
 The defaults are the contract's.  `Limits` is passed in, so tests and small
-machines lower a bound without touching code; configuration may only lower.
+machines lower a bound without touching code; configuration may only lower,
+except `intake_day_bytes`, which protects a disk whose size only its operator knows.
 
 A bound stands beside its code instead, with its reason, if lowering it would
 break what both sides agree on (forms, levels, grace periods) or if it is a unit
@@ -84,6 +85,7 @@ class Limits:
     queue_records: int = 2000
     queue_bytes: int = 8 * MIB
     refused_per_pair: int = 1000
+    intake_day_bytes: int = 10 * 1024 * MIB
     errors_until_degraded: int = 5
     fetch_ids: int = 1000
     chain_links: int = 64
@@ -94,7 +96,6 @@ class Limits:
     token_renew_s: float = 7 * 86_400.0
     proof_age_s: float = 300.0
     proofs_per_pair: int = 2048
-    compare_interval_s: float = 3600.0
 
     # diagnosis: how often the daemon checks, and which values it reports
     beat_s: float = 5.0

@@ -243,7 +243,7 @@ PAIR: Final = (
     Check("sends", ("peer-behind",), _sends, (*_REACHED, "token")),
     Check("stream-buffering", ("stream-buffering", "stream-flapping"), _stream, (*_REACHED, "token")),
     Check("mode", ("poll-interval-long",), _mode),
-    Check("queue", ("queue-high",), _queue),
+    Check("queue", ("queue-high", "intake-paused"), _queue),
     Check("consent", ("consent-missing", "namespace-unmapped"), _consent),
     Check("peer-view", ("peer-paused",), _peer_view, (*_REACHED, "token")),
 )  # fmt: skip

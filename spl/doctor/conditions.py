@@ -280,6 +280,13 @@ def queue(facts: Facts) -> str:
     return f"{waiting(records)} between network and store" if records > QUEUE_RECORDS else ""
 
 
+def intake(facts: Facts) -> str:
+    if not facts.intake_wait_s:
+        return ""
+    most = f"{facts.limits.intake_day_bytes:,} bytes within a day, all that a pair may"
+    return f"{facts.label or 'the peer'} brought in {most}; intake resumes in {span(facts.intake_wait_s * 1000)}"
+
+
 def auth_off(facts: Facts) -> str:
     return "auth.required is false: everybody on this machine is an administrator" if facts.auth_off else ""
 

@@ -120,6 +120,8 @@ class Facts:
     """How long streams have brought no event."""
     queue_records: int = 0
     queue_max: int | None = None
+    intake_wait_s: float = 0.0
+    """Seconds until intake resumes, which the budget of a day paused."""
     token_left_ms: int | None = None
     """Validity left of the peer's token for us; `own_token_left_ms` is that of ours for the peer."""
     token_due: bool = False

@@ -149,6 +149,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         mute_s=health.mute_s(pair.pair_id),
         queue_records=status.queue_records,
         queue_max=status.queue_max,
+        intake_wait_s=status.intake.wait_s,
         overdue_s=_overdue_s(pair, health, context, known.limits),
     )
     known = _with_peer_lag(known, pair, health, context.offered)

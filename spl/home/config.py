@@ -2,7 +2,7 @@
 
 An unknown key, a wrong type or a value out of range is ConfigError "config-invalid" with the file's line.  The
 environment name of a key is SPL_ and the key in capitals with "_" for ".": federation.approval is
-SPL_FEDERATION_APPROVAL.  `[limits]` takes any bound of `core/limits`, downward only.
+SPL_FEDERATION_APPROVAL.  `[limits]` takes any bound of `core/limits`, downward only but for LIMITS_RAISED_MAX.
 """
 
 import ipaddress
@@ -20,6 +20,8 @@ FILE_NAME: Final = "config.toml"
 APPROVALS: Final = ("manual", "auto", "closed")
 LOG_FORMATS: Final = ("logfmt", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LIMITS_RAISED_MAX: Final = {"intake_day_bytes": 2**60}
+"""The limits that may be raised over their default, and how far."""
 RESTART: Final = ("host", "port", "public_url", "federation.poll_interval", "tls.listen", "tls.ca_file")
 """Keys that a daemon builds on at its start."""
 
@@ -157,8 +159,9 @@ def _limits(table: object, text: str) -> Limits:
         place = f"{FILE_NAME}:{_line_of(text, name)}"
         if name not in known:
             raise ConfigError("config-invalid", f"{place}: unknown limit {name!r}")
-        if type(value) not in (int, float) or not 0 < value <= known[name]:
-            raise ConfigError("config-invalid", f"{place}: {name} is a number above 0 and at most {known[name]}")
+        most = LIMITS_RAISED_MAX.get(name, known[name])
+        if type(value) not in (int, float) or not 0 < value <= most:
+            raise ConfigError("config-invalid", f"{place}: {name} is a number above 0 and at most {most}")
     return replace(Limits(), **{name: type(known[name])(value) for name, value in table.items()})
 
 

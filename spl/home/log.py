@@ -205,6 +205,19 @@ class Log:
                 if line.seq >= first_seq:
                     yield line
 
+    def bytes_since(self, at_ms: int) -> int:
+        """Return how many bytes the log took since a time, counted by whole segments: at most one too many."""
+        total = 0
+        for first in reversed(self._segments.firsts):
+            total += self._segments.size(first)
+            try:
+                if first > self.last_seq or self.line(first).at_ms >= at_ms:
+                    continue
+            except LineError:
+                continue  # a damaged line says no time; the segments before it do
+            break
+        return total
+
     def held_lines(self, damage: Damage) -> int:
         """Return how many of the lines lost at a place are held elsewhere, or are not missed.  Raises OSError."""
         return held_lines(self.index, self._segments, damage)

@@ -122,4 +122,6 @@ def size_of(item: Item) -> int:
             return LINE_BYTES + len(item.projection.raw)
         case Emit():
             return LINE_BYTES + item.bytes
+        case SavedPosition():
+            return LINE_BYTES + len(item.cursor)
     return LINE_BYTES

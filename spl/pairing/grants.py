@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from ..core import consent, when
+from ..core import canon, consent, when
 from ..core.backoff import Backoff
 from ..core.consent import ConsentError, Grant, PairGrants
 from ..core.errors import SplError, cli_code
@@ -29,7 +29,8 @@ from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
 from ..home.index import by_thread
-from ..home.writes import Own
+from ..home.writes import LINE_BYTES, Own
+from ..sync.budget import IntakeBudget
 from .budgets import LEVELS_EVIDENCE
 from .initiator import HandshakeLoop, Initiator
 from .machine import Pairs
@@ -53,8 +54,8 @@ _PURPOSES: Final = ("consent", "pair-answer")
 class Grants:
     """All grants of all pairs."""
 
-    def __init__(self, pairs: Pairs, responder: Responder) -> None:
-        self.pairs, self._responder = pairs, responder
+    def __init__(self, pairs: Pairs, responder: Responder, budget: IntakeBudget) -> None:
+        self.pairs, self._responder, self._budget = pairs, responder, budget
         self.stale: Counter[str] = Counter()
         """Pair -> how many outdated statements of its peer were refused."""
 
@@ -132,8 +133,10 @@ class Grants:
     def take(self, pair: Pair, fields: Mapping[str, Any], value: object) -> bool:
         """Keep what is new in the peer's verified statements and what it holds of ours; return whether it was news.
 
-        Raises ConsentError "bad-field", "consent-stale".
+        What is stored of it counts as brought in.  Raises ConsentError "bad-field", "consent-stale", IntakeError
+        "intake-paused".
         """
+        self._budget.check(pair.pair_id)
         self.adopt(pair, fields.get("evidence"))
         book = self.book(pair)
         known = consent.acknowledged(book, fields.get("held"))
@@ -156,6 +159,7 @@ class Grants:
         if bodies:
             # The message stands as evidence with the first; it holds all of the peer's grants of that time.
             bodies[0]["statement"] = value
+            self._budget.charge(pair.pair_id, len(canon.encode(value)) + LINE_BYTES * len(bodies))
             self.pairs.submit([Own(consent.THREAD, consent.KIND_PEER_GRANT, body) for body in bodies])
         for grant in fresh:
             self._tell_log("consent.received", pair, grant)

@@ -267,7 +267,10 @@ class Follower:
         await state.judged.put(None)
 
     async def _keep(self, state: _StreamState) -> None:
-        """Store lot after lot, each with the position that it leads to, and tell the source."""
+        """Store lot after lot, each with the position that it leads to, and tell the source.
+
+        Raises IntakeError as soon as the pair's budget is used up, and not at the next record: nothing is sent in vain.
+        """
         progress, ingest = state.progress, self._ingest
         while (lot := await state.judged.get()) is not None:
             item, judged = lot
@@ -283,8 +286,9 @@ class Follower:
                 state.telling.set()
             if item.is_heartbeat:
                 ingest.begin(state.pair_id)
-            if taken.learnt and ingest.owes(pair):
+            if taken.learnt and ingest.refused.owes(pair.pair_id, ingest.inbound(pair)):
                 await self.puller.retry_refused(pair, progress)
+            ingest.budget.check(state.pair_id)
         if state.unsent:
             self._feed.confirm(state.pair_id, state.unsent)
 

@@ -12,11 +12,11 @@ checks of a larger page are shared by two threads, for libsodium releases the GI
 loop, because the way through a thread costs five times its 55 us.  Judging and storing are two steps, so that a stream
 judges the next lot while the last is being written.
 
-What the ledger holds is asked for again if its cause may be gone: see `owes` and `Ledger`.
+What the ledger holds is asked for again if its cause may be gone: `ledger.py`.  A pair brings in so many bytes a day
+and no more: `budget.py`.
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,6 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from ..core import consent
-from ..core.backoff import Buckets
 from ..core.consent import Inbound
 from ..core.errors import SplError
 from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
@@ -38,11 +37,12 @@ from ..core.pair.state import known, refusal_code
 from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page, PushBody
-from ..home.index import refusals_of
 from ..home.logs import CountedLog
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
-from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition
+from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition, size_of
+from .budget import DAY_S, IntakeBudget
+from .ledger import RefusedLedger
 from .peer import CHAINS, PeerClient, SyncError
 from .reach import Reaches
 
@@ -57,10 +57,6 @@ SPOILT_CODES: Final = frozenset({"record-id", "record-signature"})
 """Codes of records whose bytes may have changed on the way, so that they are asked for once more."""
 UNSHOWN_MAX: Final = 64
 """Failed chain requests allowed per reading or heartbeat; a peer that invents signers cannot keep us asking."""
-WANTED_ANSWERS_MAX: Final = 8
-"""Consecutive push answers that may request the same ids."""
-BARE_MOVES_MAX, BARE_MOVES_PER_S = 500.0, 1.0
-"""Positions without records saved for a pair at once and per second: a peer may send nothing but cursors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +90,12 @@ class Taken:
     """Ids refused earlier that the peer may push again, for they may be sound now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """What was refused and is still lacking: ids to ask for, oldest first, and the peer's namespaces to read again.
-
-    From L2 on a projection has a pseudonym, by which nothing can be asked for.  `awaited` are those of the ids that are
-    no longer out of scope here.
-    """
-
-    ids: list[str]
-    namespaces: list[str]
-    awaited: frozenset[str]
-
-
 @dataclass(slots=True)
 class _Memory:
     """What judging one pair remembers from page to page."""
 
     unshown: set[str] = field(default_factory=set)
     """Signers whose chains the peer could not show since the last pull began."""
-    had: bool = False
-    """The ledger was not empty when this reading began."""
-    owed: bool = False
-    """Refused records may be sound now, or the peer may give them again: a chain, a level."""
-    inbound: Mapping[str, Inbound] | None = None
-    """What the pair could bring in when the ledger was last asked for; None before the first time."""
-    asked: tuple[str, ...] = ()
-    tried: set[str] = field(default_factory=set)
-    """Ids that a pushing peer was told, and answered with what it has of them."""
-    answers: int = 0
     received_ms: int | None = None
     gate: tuple[tuple[object, ...], Gate] | None = None
 
@@ -150,10 +123,12 @@ class Ingest:
         self.pool = ThreadPoolExecutor(WORKERS, "spl-verify")
         self.lines = CountedLog(log)
         """What a peer can repeat is logged through this, by the other services too."""
+        self.refused = RefusedLedger(writer, limits, self.pool)
+        taken = writer.store.bytes_since(now_ms() - int(DAY_S * 1000))
+        self.budget = IntakeBudget(limits.intake_day_bytes, taken)
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
-        self._bare_moves = Buckets(BARE_MOVES_MAX, BARE_MOVES_PER_S, limits.pairs_count)
         self._memories: dict[str, _Memory] = {}
 
     def close(self) -> None:
@@ -188,6 +163,11 @@ class Ingest:
 
     # -- what peers send
 
+    def begin(self, pair_id: str) -> None:
+        """Start a reading: clear the signers whose chains the peer lacked, as it may know them now."""
+        self._memory(pair_id).unshown.clear()
+        self.refused.begin(pair_id)
+
     async def take(self, pair: Pair, item: Page, *, moves: bool) -> Taken:
         """Judge a page and store what is new and sound of it; `moves`: with the position that it leads to."""
         return await self.keep(pair, await self.judge(pair, item), moves=moves)
@@ -201,17 +181,15 @@ class Ingest:
 
     async def take_pushed(self, pair: Pair, pushed: PushBody) -> Taken:
         """Store a page that the peer pushed; nothing is asked of the peer, which may be out of reach."""
-        memory = self._memory(pair.pair_id)
-        memory.had = bool(self.writer.views.refused.get(pair.pair_id))
+        self.refused.begin(pair.pair_id)
         if pushed.again:
             taken = await self.take_again(pair, pushed.page, pushed.chains)
-            memory.tried.update(memory.asked)
-            memory.answers = 0
+            self.refused.answered(pair.pair_id)
         else:
             taken = await self.keep(pair, await self.judge(pair, pushed.page, pushed.chains), moves=True)
-        memory.received_ms = self._now_ms()
+        self._memory(pair.pair_id).received_ms = self._now_ms()
         self.reaches.heard(pair.pair_id, pushed.page.view)
-        wanted = await self._wanted(pair, memory)
+        wanted = await self.refused.wanted(pair.pair_id, self.inbound(pair))
         return Taken(taken.fresh, taken.refused, taken.clock, taken.learnt, taken.ahead, wanted)
 
     async def judge(self, pair: Pair, item: Page, chains: Mapping[str, Any] | None = None) -> Judged:
@@ -251,81 +229,17 @@ class Ingest:
         clock = item.view.get("clock", (place.count if place else 0) + item.count)
         # The same cursor with another count: the source counts what was repaired beside it, and we did not.
         new = item.next_cursor and (place is None or (place.cursor, place.count) != (item.next_cursor, clock))
-        # A position without records is worth a line only now and then; the next page that brings some has a newer.
-        if moves and new and (items or not self._bare_moves.take(pair_id, asyncio.get_running_loop().time())):
+        if moves and new:
             items.append(SavedPosition(pair_id, item.next_cursor, clock))
         fresh = await self._store(pair, items)
         if refused:
             codes = ",".join(sorted({verdict.code for verdict in refused}))
             self.lines.warning("sync.refused", pair_id, records=len(refused), codes=codes)
-        memory, learnt = self._memory(pair_id), bool(judged.pins)
+        learnt = bool(judged.pins)
         spoilt = any(verdict.code in SPOILT_CODES for verdict in refused)
-        if judged.ahead or judged.unshown or spoilt or (learnt and self.writer.views.refused.get(pair_id)):
-            memory.owed = True
+        if judged.ahead or judged.unshown or spoilt or (learnt and self.refused.holds(pair_id)):
+            self.refused.owe(pair_id)
         return Taken(fresh, refused, clock, learnt, judged.ahead)
-
-    # -- what was refused
-
-    def begin(self, pair_id: str) -> None:
-        """Start a reading: clear the signers whose chains the peer lacked, as it may know them now."""
-        memory = self._memory(pair_id)
-        memory.unshown.clear()
-        memory.had = bool(self.writer.views.refused.get(pair_id))
-
-    def owes(self, pair: Pair) -> bool:
-        """Return whether refused records are worth asking for.
-
-        That is once per process, after a chain was learnt, and after the inbound rules changed; until the peer has
-        given what it has of them.
-        """
-        memory = self._memory(pair.pair_id)
-        return memory.owed or (memory.had and memory.inbound != self.inbound(pair))
-
-    async def ledger(self, pair: Pair) -> Ledger:
-        """Return what was refused of a pair and is still lacking."""
-        inbound = self.inbound(pair)
-        return await asyncio.get_running_loop().run_in_executor(self.pool, self._ledger, pair.pair_id, inbound)
-
-    def settle(self, pair: Pair, inbound: Mapping[str, Inbound], *, owed: bool = False) -> None:
-        """Record that the ledger was asked for under these rules; `owed`: the peer may give more later."""
-        memory = self._memory(pair.pair_id)
-        memory.inbound, memory.owed, memory.asked, memory.answers = inbound, owed, (), 0
-        memory.tried.clear()
-
-    async def _wanted(self, pair: Pair, memory: _Memory) -> tuple[str, ...]:
-        """Return the ids that a pushing peer is asked for, the same ones until it has answered them.
-
-        Only then is the ledger settled: an answer may be lost, or the peer may leave before it acts on it.
-        """
-        if not self.owes(pair):
-            return ()
-        inbound = self.inbound(pair)
-        ids = [id_ for id_ in (await self.ledger(pair)).ids if id_ not in memory.tried][: self.limits.fetch_ids]
-        memory.answers += 1
-        if not ids or memory.answers > WANTED_ANSWERS_MAX:
-            self.settle(pair, inbound)
-            return ()
-        memory.asked = tuple(ids)
-        return memory.asked
-
-    def _ledger(self, pair_id: str, inbound: Mapping[str, Inbound]) -> Ledger:
-        store = self.writer.store
-        rows = store.index.after(refusals_of(pair_id), 0, self.limits.refused_per_pair)
-        ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
-        for entry in map(json.loads, store.payloads(rows)):
-            id_, ns = entry["id"], entry.get("ns", "")
-            shown = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
-            entered = [inbound[ns]] if ns in inbound else inbound.values()
-            if shown or any(store.index.find(id_, inlet.ns) is not None for inlet in entered):
-                continue
-            enters = entry["code"] == SCOPE_VIOLATION and ns in inbound
-            if enters and inbound[ns].level > STRUCTURAL:
-                namespaces[ns] = None
-                continue
-            ids[id_] = None
-            if enters:
-                awaited.add(id_)
-        return Ledger(list(ids), list(namespaces), frozenset(awaited))
 
     # -- judging
 
@@ -453,10 +367,15 @@ class Ingest:
     # -- storing
 
     async def _store(self, pair: Pair, items: Sequence[Item]) -> int:
-        """Write it all at once; return how many records were new.  Nothing of a pair paused or revoked meanwhile."""
+        """Write it all at once; return how many records were new.
+
+        Nothing of a pair that was paused or revoked meanwhile, or that brought in a day's bytes.
+        """
         self.pair(pair.pair_id)
         outcomes: list[Outcome] = []
         if items:
+            self.budget.check(pair.pair_id)
+            self.budget.charge(pair.pair_id, sum(map(size_of, items)))
             loop = asyncio.get_running_loop()
             answer: asyncio.Future[list[Outcome]] = loop.create_future()
             self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)

@@ -141,6 +141,7 @@ class Puller:
         count_max = max(1, min(self._limits.page_records_default, self._limits.queue_records // 2))
         since, empty, first = reading.since, 0, True
         for _ in range(PAGES_MAX):
+            self.ingest.budget.check(pair.pair_id)
             count = min(count_max, progress.limit or count_max)
             await queue.room(count, self._limits.page_bytes)
             options = {
@@ -186,7 +187,8 @@ class Puller:
         """
         ingest = self.ingest
         ingest.begin(pair.pair_id)
-        inbound, ledger = ingest.inbound(pair), await ingest.ledger(pair)
+        inbound = ingest.inbound(pair)
+        ledger = await ingest.refused.read(pair.pair_id, inbound)
         ids, awaited, fresh, later = ledger.ids, set(ledger.awaited), 0, False
         while ids:
             count = min(self._limits.fetch_ids, progress.limit or self._limits.fetch_ids)
@@ -204,7 +206,7 @@ class Puller:
             beside = Progress(limit=progress.limit)
             fresh += await self.run(pair, beside, Reading("", namespace=ns))
             later = later or not beside.read
-        ingest.settle(pair, inbound, owed=later or bool(awaited))
+        ingest.refused.settle(pair.pair_id, inbound, owed=later or bool(awaited))
         return fresh
 
     async def _take_in(self, pair: Pair, progress: Progress, item: Page, reading: Reading) -> int:

@@ -158,11 +158,13 @@ class Push:
         """Store what is sound of a push and return the answer to it (core/record/page.py).
 
         One push of a pair is decoded and stored at a time: a body of 5 MiB takes up to 96 MiB once it is decoded.
-        Raises PushError "pair-paused", "pair-revoked", "pair-state-conflict" with `peer_view`, "push-position" with
+        Raises IntakeError "intake-paused"; PushError "pair-paused", "pair-revoked", "pair-state-conflict" with
+        `peer_view`, "push-position" with
         `cursor` too; PushBodyError "bad-json", "bad-field" for what is no push, PushError "body-too-large",
         "rate-limited" over PUSHES_MAX.
         """
         self._check(pair_id)
+        self._ingest.budget.check(pair_id)
         if len(body) > page.body_bytes(self.limits):
             raise PushError("body-too-large", f"a push has at most {page.body_bytes(self.limits)} bytes")
         line = self._line(pair_id)

@@ -22,6 +22,7 @@ from ..core.pair.state import CONTINUOUS
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit
+from .budget import INTAKE_PAUSED, IntakeStatus
 from .changes import Feed
 from .follow import Flow, Follower, StreamStatus
 from .ingest import Ingest
@@ -61,6 +62,7 @@ class PairStatus:
     peer_view: Mapping[str, Any] = field(default_factory=dict)
     stream: StreamStatus | None = None
     """In continuous mode only."""
+    intake: IntakeStatus = IntakeStatus()
 
     @property
     def last_sync_at(self) -> str | None:
@@ -110,6 +112,7 @@ class Sync:
         self.writer = ingest.writer
         self.limits = ingest.limits
         self._ingest = ingest
+        self.budget = ingest.budget
         self._reaches = ingest.reaches
         self._puller = Puller(ingest)
         self._feed = feed
@@ -189,6 +192,13 @@ class Sync:
             state.last_s = None
             state.kick.set()
 
+    def renew_intake(self, pair_id: str) -> bool:
+        """Let the pair bring in another day's bytes, from now on; return whether its intake was paused."""
+        paused = self.budget.status(pair_id).wait_s > 0
+        self.budget.renew(pair_id)
+        self._state(pair_id).kick.set()
+        return paused
+
     def queue_records(self, pair_id: str) -> int:
         """Return how many records of this peer wait between network and store."""
         return self._reaches.queue_records(pair_id)
@@ -215,6 +225,7 @@ class Sync:
             queue_max=state.peaks.greatest(now_ms),
             peer_view=view,
             stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
+            intake=self.budget.status(pair_id),
         )
 
     # -- one task a pair
@@ -259,11 +270,12 @@ class Sync:
                 log.debug(**event("sync.retry_later", pair=pair_id, code=exc.code, attempt=state.errors.attempt))
 
     def _wait_s(self, pair: Pair, state: _PairSync) -> float | None:
-        """Return the seconds to the next attempt by mode, interval and failures; None for never by itself."""
+        """Return the seconds to the next attempt by mode, interval, failures and budget; None for never by itself."""
         if pair.mode == "on-demand" or state.flow.is_open:
             return None
-        if state.last_s is None:
-            return 0.0
+        paused_s = self.budget.status(pair.pair_id).wait_s
+        if state.last_s is None or paused_s:
+            return paused_s
         pushed = self._reaches.word(pair.pair_id) == PEER_PUSHES
         if pair.mode == CONTINUOUS and not pushed:
             worst = max(state.errors, state.refusals, key=lambda backoff: backoff.attempt)
@@ -388,6 +400,13 @@ class Sync:
             state.refusals.failed()
             self._reaches.stopped(pair_id, exc.view)
             return
+        if exc.code == INTAKE_PAUSED:
+            # No failure of either side: the next attempt waits for the budget.
+            state.errors.reset()
+            state.refusals.reset()
+            state.last_error = None
+            self._ingest.lines.info("sync.intake_paused", pair_id)
+            return
         pair = self.writer.views.pairs.get(pair_id)
         if pair is None or not pair.sync_allowed:
             return
@@ -439,6 +458,6 @@ class Sync:
     async def _run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
         """Read to the end; then ask again for what was refused and may be sound now."""
         fresh = await self._puller.run(pair, progress, reading)
-        if not reading.thread and self._ingest.owes(pair):
+        if not reading.thread and self._ingest.refused.owes(pair.pair_id, self._ingest.inbound(pair)):
             fresh += await self._puller.retry_refused(pair, progress)
         return fresh

@@ -82,6 +82,7 @@ DETAIL: dict[str, Any] = {
         },
     ],
     "maps": [{"local": "a", "peer": "b"}],
+    "intake": {"day_bytes": 1_048_576, "day_bytes_max": 10_737_418_240, "paused_until": None},
     "refused_records": 2,
     "transitions": [
         {"at": "2026-11-23T02:04:11Z", "from": "active", "to": "degraded", "reason": "token-expired"},
@@ -110,6 +111,7 @@ tokens            issued to us  tok_5c1e  federation:sync,federation:subscribe  
                   issued by us  tok_91ab  federation:sync  revoked
 grants            music -> projects/music (L1)
                   music <- projects/music (L0); L0 behaves as L1 until we grant it too: spl federation grant x
+intake            1,048,576 of 10,737,418,240 bytes within a day
 refused           2 records
 last error        AUTH the token expired [auth-invalid], 1m ago
 lag, last 30 min  ▁▁▁▁▁▁▁▁▁▁▁·▂▅████████████████  (records)

@@ -87,6 +87,7 @@ CASES: dict[str, dict[str, Any]] = {
     "consent-missing": gap("consent-missing", "music", "L0 behaves as L1 until bob grants it too", GRANT, at_peer=True),
     "namespace-unmapped": gap("namespace-unmapped", "x/y", "namespace x/y does not exist or is not active here", MAKE),
     "peer-rewound": failure("peer-rewound"),
+    "intake-paused": {"intake_wait_s": 900.0},
     "cursor-stalled": {"lag_records": 138, "broken_s": {"cursor-stalled": 301.0}},
     "peer-behind": {"peer_lag": 5, "peer_behind_s": 61.0},
     "cursor-skip-suspect": {"lag_records": 3, "unmoved": True, "broken_s": {"cursor-stalled": 0.0}},
@@ -116,6 +117,7 @@ FIXES = {
     # and others with a step of their own
     "consent-missing": f"on bob: {GRANT}",
     "namespace-unmapped": MAKE,
+    "intake-paused": "spl federation resume pair_0f9e8d7c",
     "daemon-down": "spl serve",
     "handshake-pending": "spl aitl approve pair_0f9e8d7c",
     "peer-revoked": "spl federation pair https://bob.example/",

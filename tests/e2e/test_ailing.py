@@ -130,6 +130,29 @@ def test_a_peer_whose_disk_hangs(house: House) -> None:
         each.stop()
 
 
+@finds("intake-paused")
+def test_a_peer_that_brought_in_a_days_bytes(house: House) -> None:
+    """Its intake pauses and nothing is lost; what the finding says to do lets as much in again, and the rest comes."""
+    ivan = house("ivan", AUTO).start()
+    jane = house("jane", "[limits]\nintake_day_bytes = 20000\n").start()
+    pair_id = jane.paired(ivan.url)
+    sent = ivan.emit("th_much", 60)
+    while len(jane.records("th_much")) < len(sent):
+        jane.api("POST", "/v1/sync", {})
+        if named(attention(jane), "intake-paused"):
+            found = told(jane, "intake-paused")
+            assert (found["fix"], found["severity"]) == (f"spl federation resume {pair_id}", "warn")
+            assert found["title"].startswith("ivan brought in 20,000 bytes within a day, all that a pair may; ")
+            seen(jane, "intake-paused", pair_id)
+            assert "; PAUSED, resumes" in jane.run("federation", "show", pair_id).out
+            assert jane.run("sync", pair_id, code=9).code == 9
+            assert "already" not in jane.run(*found["fix"].split()[1:]).out
+    assert {item["id"] for item in jane.records("th_much")} == set(sent)
+    assert jane.pair(pair_id)["refused_records"] == 0
+    for each in (ivan, jane):
+        each.stop()
+
+
 @finds("auth-off")
 def test_a_daemon_without_credentials(house: House) -> None:
     """Status and doctor say it until the configuration is read again with credentials on."""

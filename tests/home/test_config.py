@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from spl.core.limits import Limits
 from spl.home import config
 from spl.home.config import KEYS, RESTART, Config, ConfigError, Settings, load
 from spl.home.home import CONFIG_TEXT
@@ -83,6 +84,13 @@ def test_environment_values_are_checked_and_typed() -> None:
 
 def test_limits_go_down_only() -> None:
     assert config.load("[limits]\nrecord_bytes = 1000\n", {}, {}).limits.record_bytes == 1000
+
+
+def test_the_bytes_of_a_day_may_be_raised_for_a_larger_disk() -> None:
+    large = 2 * Limits().intake_day_bytes
+    assert config.load(f"[limits]\nintake_day_bytes = {large}\n", {}, {}).limits.intake_day_bytes == large
+    with pytest.raises(ConfigError, match="at most"):
+        config.load(f"[limits]\nintake_day_bytes = {2**61}\n", {}, {})
 
 
 def test_the_file_that_init_writes_holds_nothing_but_defaults_and_known_keys() -> None:

@@ -231,6 +231,18 @@ def test_segments_rotate_by_size_and_a_commit_stays_whole(tmp_path: Path) -> Non
     assert store.stats().records_count == store.stats().lines_count == 42
 
 
+def test_the_bytes_since_a_time_are_never_too_few_and_a_segment_too_many_at_most(tmp_path: Path) -> None:
+    store, ends = open_store(tmp_path, limits=Limits(segment_bytes=2000)), [0]
+    for n in range(40):
+        store.append([record(n)], AT_MS + n)
+        ends.append(store.stats().log_bytes)
+    for n in range(41):
+        found, exact = store.bytes_since(AT_MS + n), ends[-1] - ends[n]
+        assert exact <= found <= exact + 2 * 2000
+    assert store.bytes_since(AT_MS + 1000) <= 2000
+    assert store.bytes_since(0) == ends[-1]
+
+
 @given(st.lists(st.integers(0, 29), max_size=30), st.integers(1, 3000), st.integers(0, 900))
 def test_payloads_come_in_the_order_asked_for(
     tmp_path_factory: pytest.TempPathFactory, wanted: list[int], span: int, gap: int

@@ -142,20 +142,3 @@ async def test_a_peer_that_invents_signers_is_not_asked_for_all_of_them(tmp_path
         bob.ingest.begin(PAIR)
         await bob.ingest.take(pair, Page(values, ["default"] * 100, "c", False, {}, 0), moves=True)
         assert bob.network.log.count(asked) == 2 * UNSHOWN_MAX
-
-
-async def test_a_peer_that_sends_nothing_but_cursors_does_not_grow_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Beyond a burst, positions without records are saved once a second; one with a record is saved at once."""
-    monkeypatch.setattr("spl.sync.ingest.BARE_MOVES_MAX", 3.0)
-    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
-        join(alice, bob)
-        pair, before = bob.home.views.pairs[PAIR], bob.home.store.last_seq
-        for number in range(50):
-            await bob.ingest.take(pair, Page([], [], f"cursor-{number}", True, {}, 0), moves=True)
-        assert bob.home.store.last_seq - before < 10
-        envelope = alice.emit("x")
-        last = Page([json.loads(envelope.raw)], ["default"], "cursor-last", False, {}, 0)
-        await bob.ingest.take(pair, last, moves=True)
-        assert bob.ingest.since(pair) == "cursor-last"

@@ -11,7 +11,7 @@ from spl.core.record.page import Page
 from spl.core.record.record import Envelope
 from spl.net.address import ReachError
 from spl.net.client import Reply
-from spl.sync.ingest import WANTED_ANSWERS_MAX
+from spl.sync.ledger import WANTED_ANSWERS_MAX
 from tests.nodes import LIMITS, Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -111,7 +111,7 @@ async def test_what_a_pusher_no_longer_has_is_asked_for_a_few_times(tmp_path: Pa
         assert early.id not in server.ids("org")
 
         asked = 0
-        server.ingest.settle(server.home.views.pairs[PAIR], {})
+        server.ingest.refused.settle(PAIR, {})
         for n in range(2 * WANTED_ANSWERS_MAX):
             since = server.ingest.since(server.home.views.pairs[PAIR])
             silent = page.assemble_push(since, Page([], [], f"at {n}", False, {}, 0))

@@ -1,0 +1,134 @@
+"""What was refused of the records of each pair, and when it is worth asking for again.
+
+The log keeps the list (`Refuse` lines); this file keeps what one process must know beside it.  The list is asked for
+once per process, after a chain was learnt, and after the inbound rules changed, until the peer has given what it has.
+A peer that pushes is told the ids in its answers, the same ones until it has answered them: an answer may be lost, or
+the peer may leave before it acts on it.  Rejected: to ask again at every pull, because what is refused for good then
+travels for ever.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..core.consent import Inbound
+from ..core.gate import SCOPE_VIOLATION
+from ..core.limits import Limits
+from ..core.record.levels import NAMES, STRUCTURAL
+from ..home.index import refusals_of
+from ..home.writer import Writer
+
+WANTED_ANSWERS_MAX: Final = 8
+"""Consecutive push answers that may request the same ids."""
+
+Inlets = Mapping[str, Inbound]
+"""What a pair may bring in, by the peer's name of the namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What was refused and is still lacking: ids to ask for, oldest first, and the peer's namespaces to read again.
+
+    From L2 on a projection has a pseudonym, by which nothing can be asked for.  `awaited` are those of the ids that are
+    no longer out of scope here.
+    """
+
+    ids: list[str]
+    namespaces: list[str]
+    awaited: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Debt:
+    """What this process knows of the refused records of one pair."""
+
+    had: bool = False
+    """The ledger was not empty when this reading began."""
+    owed: bool = False
+    """Refused records may be sound now, or the peer may give them again: a chain, a level."""
+    inbound: Inlets | None = None
+    """What the pair could bring in when the ledger was last asked for; None before the first time."""
+    asked: tuple[str, ...] = ()
+    tried: set[str] = field(default_factory=set)
+    """Ids that a pushing peer was told, and answered with what it has of them."""
+    answers: int = 0
+
+
+class RefusedLedger:
+    """The refused records of all pairs; `pool` reads the log."""
+
+    def __init__(self, writer: Writer, limits: Limits, pool: ThreadPoolExecutor) -> None:
+        self._writer, self._limits, self._pool = writer, limits, pool
+        self._debts: dict[str, _Debt] = {}
+
+    def begin(self, pair_id: str) -> None:
+        """Record that a reading of the peer starts."""
+        self._debt(pair_id).had = self.holds(pair_id)
+
+    def holds(self, pair_id: str) -> bool:
+        """Return whether anything of the pair was ever refused."""
+        return bool(self._writer.views.refused.get(pair_id))
+
+    def owe(self, pair_id: str) -> None:
+        """Record that the peer may give refused records again, or that they may be sound now."""
+        self._debt(pair_id).owed = True
+
+    def owes(self, pair_id: str, inbound: Inlets) -> bool:
+        """Return whether refused records are worth asking for under these rules."""
+        debt = self._debt(pair_id)
+        return debt.owed or (debt.had and debt.inbound != inbound)
+
+    async def read(self, pair_id: str, inbound: Inlets) -> Ledger:
+        """Return what was refused of a pair and is still lacking."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._read, pair_id, inbound)
+
+    def settle(self, pair_id: str, inbound: Inlets, *, owed: bool = False) -> None:
+        """Record that the ledger was asked for under these rules; `owed`: the peer may give more later."""
+        debt = self._debt(pair_id)
+        debt.inbound, debt.owed, debt.asked, debt.answers = inbound, owed, (), 0
+        debt.tried.clear()
+
+    def answered(self, pair_id: str) -> None:
+        """Record that a pushing peer sent what it has of the ids that it was told."""
+        debt = self._debt(pair_id)
+        debt.tried.update(debt.asked)
+        debt.answers = 0
+
+    async def wanted(self, pair_id: str, inbound: Inlets) -> tuple[str, ...]:
+        """Return the ids that a pushing peer is asked for; settle the ledger when there are no more."""
+        if not self.owes(pair_id, inbound):
+            return ()
+        debt = self._debt(pair_id)
+        lacking = (await self.read(pair_id, inbound)).ids
+        ids = [id_ for id_ in lacking if id_ not in debt.tried][: self._limits.fetch_ids]
+        debt.answers += 1
+        if not ids or debt.answers > WANTED_ANSWERS_MAX:
+            self.settle(pair_id, inbound)
+            return ()
+        debt.asked = tuple(ids)
+        return debt.asked
+
+    def _read(self, pair_id: str, inbound: Inlets) -> Ledger:
+        store = self._writer.store
+        rows = store.index.after(refusals_of(pair_id), 0, self._limits.refused_per_pair)
+        ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
+        for entry in map(json.loads, store.payloads(rows)):
+            id_, ns = entry["id"], entry.get("ns", "")
+            shown = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
+            entered = [inbound[ns]] if ns in inbound else inbound.values()
+            if shown or any(store.index.find(id_, inlet.ns) is not None for inlet in entered):
+                continue
+            enters = entry["code"] == SCOPE_VIOLATION and ns in inbound
+            if enters and inbound[ns].level > STRUCTURAL:
+                namespaces[ns] = None
+                continue
+            ids[id_] = None
+            if enters:
+                awaited.add(id_)
+        return Ledger(list(ids), list(namespaces), frozenset(awaited))
+
+    def _debt(self, pair_id: str) -> _Debt:
+        return self._debts.setdefault(pair_id, _Debt())

@@ -1,0 +1,213 @@
+"""What a pair may bring in within a day: it pauses that pair alone, loses nothing, and ends by itself."""
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.core.limits import Limits
+from spl.core.record import page
+from spl.core.record.page import Page
+from spl.sync.budget import DAY_S, INTAKE_PAUSED, IntakeBudget, IntakeError
+from tests.nodes import LIMITS, Node, join, nodes
+from tests.waiting import until
+
+PAIR, OTHER = "pair_00000001", "pair_00000002"
+DAY_BYTES = 960_000
+FEW: Limits = replace(LIMITS, intake_day_bytes=2000)
+"""So little that two records use it up."""
+
+
+class Clock:
+    """A steady clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now_s = time.monotonic()
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def made(taken: int = 0) -> tuple[IntakeBudget, Clock]:
+    clock = Clock()
+    return IntakeBudget(DAY_BYTES, taken, clock), clock
+
+
+def refused(budget: IntakeBudget, pair_id: str) -> float:
+    """Return for how long the budget refuses a pair, as a caller is told; 0 if it does not."""
+    try:
+        budget.check(pair_id)
+    except IntakeError as exc:
+        assert (exc.code, exc.status) == (INTAKE_PAUSED, 429)
+        return float(str(exc.facts["retry_after_s"]))
+    return 0.0
+
+
+def test_the_limit_pauses_one_pair_and_no_other() -> None:
+    budget, _ = made()
+    budget.charge(PAIR, DAY_BYTES - 1)
+    assert refused(budget, PAIR) == 0
+    budget.charge(PAIR, 1)
+    assert refused(budget, PAIR) > 0
+    assert refused(budget, OTHER) == 0
+
+
+def test_intake_resumes_when_a_96th_of_the_day_is_over_and_not_for_each_byte() -> None:
+    budget, clock = made()
+    budget.charge(PAIR, DAY_BYTES)
+    clock.now_s += DAY_S / 97
+    left_s = refused(budget, PAIR)
+    assert 0 < left_s < DAY_S / 96
+    clock.now_s += left_s
+    assert refused(budget, PAIR) == 0
+    clock.now_s -= 100  # a clock that steps back pauses nothing
+    assert refused(budget, PAIR) == 0
+
+
+def test_no_day_brings_in_more_than_twice_the_budget() -> None:
+    """The sum runs off while it is used: a burst and a flow on the first day, and the flow on each later one."""
+    budget, clock = made()
+    brought = []
+    for _ in range(3):
+        brought.append(0)
+        for _ in range(24 * 60):
+            clock.now_s += 60
+            while not refused(budget, PAIR):
+                budget.charge(PAIR, 1000)
+                brought[-1] += 1000
+    assert brought[0] <= 2 * DAY_BYTES
+    assert max(brought[1:]) <= DAY_BYTES * 1.02
+
+
+@pytest.mark.parametrize("taken", [DAY_BYTES, 100 * DAY_BYTES])
+def test_a_restart_hands_out_an_hours_share_at_most(taken: int) -> None:
+    brought = 0
+    for _ in range(10):
+        budget, _ = made(taken)
+        while not refused(budget, PAIR):
+            budget.charge(PAIR, 1000)
+            brought += 1000
+    assert brought <= 10 * (DAY_BYTES / 24 + 1000)
+
+
+def test_the_operators_word_gives_another_day() -> None:
+    budget, _ = made(DAY_BYTES)
+    budget.charge(PAIR, DAY_BYTES)
+    budget.renew(PAIR)
+    assert budget.status(PAIR).day_bytes == 0
+    assert refused(budget, PAIR) == 0
+
+
+def test_a_status_shows_when_it_resumes() -> None:
+    budget, _ = made()
+    assert budget.status(PAIR).to_json(0) == {"day_bytes": 0, "day_bytes_max": DAY_BYTES, "paused_until": None}
+    budget.charge(PAIR, DAY_BYTES)
+    assert budget.status(PAIR).to_json(0)["paused_until"] == "1970-01-01T00:15:00.000Z"
+
+
+# -- every way in
+
+
+def spent(node: Node) -> Clock:
+    """Use up a node's budget for the pair and return the clock of its budget."""
+    clock = Clock()
+    node.ingest.budget._steady_s = clock
+    node.ingest.budget.charge(PAIR, node.limits.intake_day_bytes)
+    return clock
+
+
+async def code_of(awaitable: object) -> str:
+    try:
+        await awaitable  # type: ignore[misc]
+    except SplError as exc:
+        return exc.code
+    return ""
+
+
+async def test_a_pull_stops_within_a_page_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    small = replace(FEW, page_records_default=2, queue_records=4)
+    async with nodes(tmp_path, "alice", "bob", limits=small) as (alice, bob):
+        join(alice, bob)
+        sent = [alice.emit(f"{n}").id for n in range(12)]
+        clock = Clock()
+        bob.ingest.budget._steady_s = clock
+        assert await code_of(bob.sync.pull(PAIR)) == INTAKE_PAUSED
+        assert 0 < len(bob.ids()) < 8
+        for _ in range(100):
+            clock.now_s += DAY_S / 4
+            await code_of(bob.sync.pull(PAIR))
+        assert sorted(bob.ids()) == sorted(sent)
+        assert bob.home.views.refused == {}
+
+
+async def test_a_paused_intake_is_no_error_of_the_pair(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob", limits=FEW) as (alice, bob):
+        join(alice, bob)
+        alice.emit("1")
+        spent(bob)
+        for _ in range(2 * FEW.errors_until_degraded):
+            assert await code_of(bob.sync.pull(PAIR)) == INTAKE_PAUSED
+        status = bob.sync.status(PAIR)
+        assert (status.attempt, status.last_error, bob.watched.heard) == (0, None, [])
+        assert status.intake.wait_s > 0
+        assert status.next_attempt_ms is not None
+
+
+async def test_what_a_peer_pushes_is_refused_and_comes_later(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "laptop", "server", limits=FEW) as (laptop, server):
+        join(laptop, server)
+        laptop.network.walled = {"laptop"}
+        await laptop.sync.pull(PAIR)
+        sent = laptop.emit("1")
+        clock = spent(server)
+        item = Page([json.loads(sent.raw)], ["default"], "place", False, {"clock": 1}, 0)
+        assert await code_of(server.push.receive(PAIR, page.assemble_push("", item))) == INTAKE_PAUSED
+        assert server.ids() == []
+        clock.now_s += DAY_S
+        assert (await server.push.receive(PAIR, page.assemble_push("", item)))["records"] == 1
+        assert server.ids() == [sent.id]
+
+
+async def test_repair_brings_in_no_more_than_a_pull(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob", limits=FEW) as (alice, bob):
+        join(alice, bob)
+        alice.emit("1")
+        clock = spent(bob)
+        assert await code_of(bob.reconcile.verify(PAIR, repair=True)) == INTAKE_PAUSED
+        assert bob.ids() == []
+        clock.now_s += DAY_S
+        await bob.reconcile.verify(PAIR, repair=True)
+        assert len(bob.ids()) == 1
+
+
+async def test_a_stream_ends_when_the_budget_is_used_up_and_comes_back(tmp_path: Path) -> None:
+    """The task of the pair waits for the budget by itself, and our operator's word ends the wait at once."""
+    async with nodes(tmp_path, "alice", "bob", limits=FEW) as (alice, bob), asyncio.TaskGroup() as tasks:
+        join(alice, bob, mode="continuous")
+        stop = asyncio.Event()
+        tasks.create_task(bob.sync.run(stop))
+        stream = lambda: bob.sync.status(PAIR).stream  # noqa: E731
+        await until(lambda: (found := stream()) is not None and found.state == "open")
+        for n in range(8):
+            alice.emit(f"{n}")
+        await until(lambda: bob.sync.status(PAIR).intake.wait_s)
+        await until(lambda: (found := stream()) is not None and found.state == "down")
+        for _ in range(8):
+            bob.sync.renew_intake(PAIR)
+            await until(lambda: len(bob.ids()) == 8 or bob.sync.status(PAIR).intake.wait_s)
+        await until(lambda: len(bob.ids()) == 8)
+        stop.set()
+
+
+async def test_positions_without_records_count_too(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob", limits=FEW) as (alice, bob):
+        join(alice, bob)
+        pair, before, codes = bob.home.views.pairs[PAIR], bob.home.store.last_seq, set[str]()
+        for number in range(50):
+            codes.add(await code_of(bob.ingest.take(pair, Page([], [], f"cursor-{number}", True, {}, 0), moves=True)))
+        assert bob.home.store.last_seq - before <= 4
+        assert INTAKE_PAUSED in codes
