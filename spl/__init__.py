@@ -45,6 +45,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         schedule pull follow ingest       when to read; pages; a stream; the one door for what peers send
         ledger budget                     what was refused; how many bytes a pair may bring in within a day
         push reconcile holdings           for a peer that cannot dial us; proof of equality; the sets compared
+        fingerprints                      answering a peer that compares
+        anti_entropy                      comparing each pair in the background, and fetching what is missing
         supervise                         one task per pair while it is wanted
     pairing/  a pair from hello to revoke
         service machine                   both roles; decide, append, fold, effects

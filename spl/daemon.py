@@ -61,7 +61,9 @@ from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, server_tls
 from .pairing.machine import Pairs
 from .pairing.service import Pairing
+from .sync.anti_entropy import AntiEntropy
 from .sync.changes import Feed
+from .sync.fingerprints import Fingerprints
 from .sync.ingest import Ingest
 from .sync.peer import PeerClient
 from .sync.push import Push
@@ -295,7 +297,7 @@ class _Daemon:
             services.feed.close()
             services.sync.close()
             services.push.close()
-            services.reconcile.close()
+            services.fingerprints.close()
             services.pairing.close()
             await client.close()
             self.home.writer.close()
@@ -381,7 +383,7 @@ def _running(services: Services) -> dict[str, _Service]:
     """Return what runs beside the listeners, by the name in log and status."""
     return {
         "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
-        "health": services.doctor.health,
+        "compare": services.anti_entropy, "health": services.doctor.health,
     }  # fmt: skip
 
 
@@ -419,10 +421,13 @@ def services_of(
     feed = Feed(home.writer, home.vault, limits, reaches, now_ms=now_ms, random_bytes=random_bytes)
     sync = Sync(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     push = Push(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
-    reconcile = Reconcile(ingest, feed, push, sync, now_ms=now_ms, random_bytes=random_bytes)
+    fingerprints = Fingerprints(home.writer, feed)
+    reconcile = Reconcile(ingest, fingerprints, push, sync, now_ms=now_ms, random_bytes=random_bytes)
+    every_s = limits.compare_interval_s
+    anti_entropy = AntiEntropy(reconcile, sync, reaches, interval_s=every_s, now_ms=now_ms, random_bytes=random_bytes)
     published = ManifestSigner(home.writer, home.vault, limits, url=url, now_ms=now_ms)
     pairs = Pairs(home, published, now_ms=now_ms, steady_ms=machine.steady_ms, random_bytes=random_bytes)
-    pairing = Pairing(pairs, settings, peers, policy, sync, reconcile)
+    pairing = Pairing(pairs, settings, peers, policy, sync, anti_entropy)
     reaches.watch(pairing)
     return Services(
         home.path, url, settings, limits, home.writer, home.store, home.vault,
@@ -433,6 +438,8 @@ def services_of(
         doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         push=push,
         reconcile=reconcile,
+        fingerprints=fingerprints,
+        anti_entropy=anti_entropy,
         policy=policy,
         states=ThreadStates(home.store),
         faults=ServiceFaults(now_ms),

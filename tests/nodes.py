@@ -29,7 +29,9 @@ from spl.net.client import Client, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
+from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.changes import Feed, Query, whole
+from spl.sync.fingerprints import Fingerprints
 from spl.sync.ingest import Ingest
 from spl.sync.peer import PeerClient
 from spl.sync.push import Push
@@ -261,7 +263,13 @@ class Node:
         self.feed = Feed(writer, self.home.vault, self.limits, self.reaches, now_ms=self.now_ms, random_bytes=dice)
         self.sync = Sync(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
         self.push = Push(self.ingest, self.feed, now_ms=self.now_ms, random_bytes=dice)
-        self.reconcile = Reconcile(self.ingest, self.feed, self.push, self.sync, now_ms=self.now_ms, random_bytes=dice)
+        self.fingerprints = Fingerprints(writer, self.feed)
+        self.reconcile = Reconcile(
+            self.ingest, self.fingerprints, self.push, self.sync, now_ms=self.now_ms, random_bytes=dice
+        )
+        self.anti_entropy = AntiEntropy(
+            self.reconcile, self.sync, self.reaches, interval_s=3600.0, now_ms=self.now_ms, random_bytes=dice
+        )
 
     @property
     def did(self) -> str:
@@ -282,7 +290,7 @@ class Node:
         self.feed.close()
         self.sync.close()
         self.push.close()
-        self.reconcile.close()
+        self.fingerprints.close()
         self.home.writer.close()
         self.writer.join()
         self.home.close()
@@ -355,7 +363,7 @@ class Node:
             case "/v1/sync/chains":
                 return json.dumps(self.feed.chains(pair_id, query["did"])).encode()
             case "/v1/sync/fingerprints":
-                return await self.reconcile.answer(pair_id, body)
+                return await self.fingerprints.answer(pair_id, body)
             case "/v1/sync/records" if body.startswith(b'{"since"'):
                 return json.dumps(await self.push.receive(pair_id, body)).encode()
             case "/v1/sync/records":

@@ -36,9 +36,9 @@ from spl.net.dialer import DialPolicy
 from spl.net.routes import Request
 from spl.pairing.machine import Pairs
 from spl.pairing.service import Pace, Pairing, PairOptions
+from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.budget import IntakeBudget
 from spl.sync.peer import PeerClient
-from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
 from tests.waiting import DEADLINE_S, until
 
@@ -111,7 +111,7 @@ class Node:
     url: str
     disk: DyingDisk = field(default_factory=DyingDisk)
     first_syncs: list[str] = field(default_factory=list)
-    resyncs: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
     woken: list[str] = field(default_factory=list)
 
     def start(self) -> None:
@@ -136,7 +136,7 @@ class Node:
             self.home, published, now_ms=self.world.now_ms, steady_ms=self.world.steady_ms, random_bytes=random_bytes
         )
         self.pairing = Pairing(
-            pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeReconcile(self),
+            pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeAntiEntropy(self),
             Pace(poll_s=0.005, housekeeping_s=0.02),
         )  # fmt: skip
         self.auth = Auth(
@@ -149,7 +149,7 @@ class Node:
         """Take the node down; what it had not made durable is gone with it."""
         self.disk.dead = True
         self.stop.set()
-        await asyncio.wait([self.task], timeout=10)
+        await asyncio.wait([self.task], timeout=DEADLINE_S)
         assert self.task.done()
         self.pairing.close()
         self.home.writer.close()
@@ -213,7 +213,7 @@ class Node:
             items = [Own(THREAD_NAMESPACES, namespace.KIND_CREATE, {"name": name, "shared": shared})]
             if archived:
                 items.append(Own(THREAD_NAMESPACES, namespace.KIND_STATE, {"name": name, "state": "archived"}))
-            self.home.writer.submit(items).result(10)
+            self.home.writer.submit(items).result(DEADLINE_S)
 
     async def pair(self, other: "Node", **options: object) -> list[dict[str, object]]:
         return [step async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]
@@ -240,15 +240,14 @@ class FakeSync(Sync):
         self.node.woken.append(pair_id)
 
 
-class FakeReconcile(Reconcile):
+class FakeAntiEntropy(AntiEntropy):
     """Counts the comparisons that pairing asks for."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
 
-    async def mend(self, pair_id: str) -> int:
-        self.node.resyncs.append(pair_id)
-        return 12
+    def request(self, pair_id: str) -> None:
+        self.node.compared.append(pair_id)
 
 
 class WorldPolicy(Policy):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-DEADLINE_S: Final = 30.0
+DEADLINE_S: Final = 60.0
 """Far beyond any healthy run: it ends a test that would hang."""
 _THREAD_LOOKS_S: Final = 0.02
 _LOOP_LOOKS_S: Final = 0.001

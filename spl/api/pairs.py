@@ -184,6 +184,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "last_confirmed_at": reading.last_sync_at,
         "caught_up_ms": _caught_up_ms(found, reading.last_sync_at),
         "last_read_at": offered.acked_at,
+        "compared": compared.to_json() if (compared := services.anti_entropy.last(found.pair_id)) is not None else None,
         "lags": services.doctor.health.lags(found.pair_id),
         "next_attempt_at": reading.next_attempt_at,
         "attempt": reading.attempt,

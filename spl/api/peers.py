@@ -138,7 +138,7 @@ async def chains(request: Request, principal: Principal, services: Services) -> 
 
 async def fingerprints(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/sync/fingerprints: what the pair shares, by ranges, so that the peer finds what one side lacks."""
-    return Response(body=await services.reconcile.answer(await _pair_of(principal, services), request.body))
+    return Response(body=await services.fingerprints.answer(await _pair_of(principal, services), request.body))
 
 
 async def _page(found: Awaitable[bytes | PageRead], permit: Permit) -> Response:

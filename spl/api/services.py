@@ -21,7 +21,9 @@ from ..home.vault import Vault
 from ..home.views import Views
 from ..home.writer import Writer
 from ..pairing.service import Pairing
+from ..sync.anti_entropy import AntiEntropy
 from ..sync.changes import Feed
+from ..sync.fingerprints import Fingerprints
 from ..sync.push import Push
 from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
@@ -89,6 +91,8 @@ class Services:
     doctor: Doctor
     push: Push
     reconcile: Reconcile
+    fingerprints: Fingerprints
+    anti_entropy: AntiEntropy
     policy: Policy
     states: ThreadStates
     faults: ServiceFaults

@@ -178,7 +178,7 @@ async def _repair(services: Services, found: StoreCheck) -> AsyncIterator[Step]:
         for pair in [pair for pair in services.views.pairs.values() if pair.sync_allowed]:
             step = {"step": "repair", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
             try:
-                count = await services.reconcile.mend(pair.pair_id)
+                count = (await services.reconcile.mend(pair.pair_id))[1].fetched
             except SplError as exc:
                 yield {**step, "error": _told(services, pair, exc).to_json()}
             else:

@@ -73,6 +73,8 @@ def _syncing(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "read by the peer", cursor_text(pair["outbound"])
     if live and pair.get("last_confirmed_at"):
         yield "last confirmed", _confirmed(pair, out)
+    if live and pair.get("compared"):
+        yield "compared", _compared(pair["compared"], out)
     if live and pair.get("peer_view"):
         read = f"; it last read from us {out.ago(pair['last_read_at'])}" if pair.get("last_read_at") else ""
         yield "peer view", _peer_view(pair["peer_view"], out) + read
@@ -102,6 +104,14 @@ def sparkline(lags: Sequence[int | None]) -> str:
     """Return one bar per value, the tallest for the greatest; "·" for an unknown value."""
     top = max((lag for lag in lags if lag is not None), default=0) or 1
     return "".join("·" if lag is None else _BARS[min(len(_BARS) - 1, lag * len(_BARS) // (top + 1))] for lag in lags)
+
+
+def _compared(compared: Mapping[str, Any], out: Out) -> str:
+    """Return when the holdings of both sides were compared in the background, and what was missing after it."""
+    here, there = compared["missing_here_records"], compared["missing_there_records"]
+    places = [f"{count(here, 'record')} missing here"] if here else []
+    places += [f"{count(there, 'record')} not at the peer yet"] if there else []
+    return f"{out.ago(compared['at'])}, {', '.join(places) or 'equal'}"
 
 
 def _is_fresh(pair: Detail, out: Out) -> bool:

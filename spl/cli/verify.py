@@ -42,9 +42,12 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
         )
     size = (report["sent_bytes"] + report["received_bytes"]) / 1024
     asked = count(report["questions"], "question")
-    out.note(f"{asked}, {size:.1f} KiB, {report['ms'] / 1000:.1f} s")
+    out.note(f"{asked}, {size:.1f} KiB, {report['ms'] / 1000:.1f} s; compared as of {report['as_of']}")
     if report["beyond_offer"]:
-        out.note(f"{count(report['beyond_offer'], 'record')} held by one side alone and not offered by it")
+        out.note(
+            f"{count(report['beyond_offer'], 'record')} on one side only, outside what that side offers now "
+            "(withdrawn, or from before the pair)"
+        )
     if not report["equal"] and not report["repaired"]:
         out.hint(f"records that are not synced yet count as missing; to fetch and send them: {_fix(report)}")
 

@@ -96,6 +96,7 @@ class Limits:
     token_renew_s: float = 7 * 86_400.0
     proof_age_s: float = 300.0
     proofs_per_pair: int = 2048
+    compare_interval_s: float = 3600.0
 
     # diagnosis: how often the daemon checks, and which values it reports
     beat_s: float = 5.0

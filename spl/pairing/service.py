@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import label_of
@@ -31,13 +30,13 @@ from ..home.policy import Policy
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Commit
 from ..net.dialer import DialPolicy
+from ..sync.anti_entropy import AntiEntropy
 from ..sync.peer import PeerClient
-from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
 from ..sync.supervise import Job, Supervisor
 from .exchange import Exchange
 from .grants import Grants, Handover
-from .initiator import BACKOFF_BASE_S, POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
+from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
 from .machine import Pairs, unconfirmed
 from .maintenance import UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog
@@ -69,11 +68,11 @@ class Pairing:
     """The service.  `run` must be running for anything to be asked of a peer."""
 
     def __init__(
-        self, pairs: Pairs, settings: Settings, peers: PeerClient, policy: Policy, sync: Sync, reconcile: Reconcile,
-        pace: Pace = Pace(),
+        self, pairs: Pairs, settings: Settings, peers: PeerClient, policy: Policy, sync: Sync,
+        anti_entropy: AntiEntropy, pace: Pace = Pace(),
     ) -> None:  # fmt: skip
         self.pairs, self.published, self.peers, self.limits = pairs, pairs.published, peers, pairs.limits
-        self._settings, self._sync, self._reconcile, self._pace = settings, sync, reconcile, pace
+        self._settings, self._sync, self._anti_entropy, self._pace = settings, sync, anti_entropy, pace
         self._supervisor = Supervisor("pairing", self, random_bytes=pairs.random_bytes, backoff_max_s=BACKOFF_MAX_S)
         self.stepper = Stepper(pairs, self._supervisor)
         self._renewal = Renewal(pairs)
@@ -307,21 +306,12 @@ class Pairing:
         pair = self.pairs.known(pair_id)
         if isinstance(effect, FirstSync):
             self._start(f"first-sync {pair_id}", partial(self.handshakes.sync_first, pair_id))
+            # A home that was made again from its key lacks its own records, which no reading brings.
+            self._anti_entropy.request(pair_id)
         elif isinstance(effect, Resync):
-            self._start(f"resync {pair_id}", partial(self._catch_up, pair_id))
+            self._anti_entropy.request(pair_id)  # our cursor may have skipped what the peer shares
         elif isinstance(effect, TellPeer) and not pair.ended:
             self._start_job(pair_id, partial(self._tell, pair_id))
-
-    async def _catch_up(self, pair_id: str) -> None:
-        """Fetch what our cursor skipped of what the peer shares, until that succeeded once or the pair stops."""
-        backoff = Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S)
-        while (pair := self.pairs.get(pair_id)) is not None and pair.sync_allowed:
-            try:
-                await self._reconcile.mend(pair_id)
-                return
-            except SplError as exc:
-                log.info(**event("pair.resync_failed", pair=pair_id, code=exc.code))
-            await asyncio.sleep(backoff.failed())
 
     def _tell_everybody(self) -> None:
         """Send our state and manifest to every peer, so that peers learn of rotations and moves they missed."""

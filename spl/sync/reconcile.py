@@ -1,13 +1,10 @@
 """Proof that two sides hold the same: what both should have is compared by range fingerprints, and repaired.
 
 One side drives: it asks the other for fingerprints of ever smaller ranges until it knows every name that only one of
-them has (core/fingerprint.py), then for the whole names of what it lacks itself, and last which of its own records the
-other lacks.  So one comparison serves both directions, over connections of the side that drives.  The other side keeps
-only the fingerprints of its sets, for a minute; later requests recompute them.  Lists of ids were rejected: two equal
-sets of 100,000 records cost one question of 0.4 kB, and a difference costs in proportion to itself.
-
-Each side answers one question of a peer at a time, in one thread for all, of which a peer has a quarter in the long
-run.  Without that, 40 questions under 40 keys kept every other peer waiting for seconds, and local writes with them.
+them has (core/record/fingerprint.py), then for the whole names of what it lacks, and last which of its own records the
+other lacks.  So one comparison serves both directions, over connections of the side that drives; `fingerprints.py`
+answers on the other side.  Lists of ids were rejected: two equal sets of 100,000 records cost one question of 0.4 kB,
+and a difference costs in proportion to itself.
 
 Repair fetches by id, through `ingest` like everything else, and pushes what the peer lacks.  Names that differ are
 looked up once more at the end: what arrived meanwhile is no difference.
@@ -18,14 +15,11 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Final, ParamSpec, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from ..core import consent
+from ..core import consent, when
 from ..core.backoff import Backoff
-from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import Verdict, claimed_id
 from ..core.record import fingerprint, page
@@ -33,8 +27,8 @@ from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, Fi
 from ..core.record.levels import NAMES
 from ..home.index import refusals_of
 from ..home.writes import Refuse
-from .changes import Feed
-from .holdings import Holdings, PairTerms, terms_of
+from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError
+from .holdings import Holdings
 from .ingest import Ingest
 from .peer import FINGERPRINTS, RECORDS, SyncError
 from .push import Push
@@ -42,15 +36,6 @@ from .schedule import Sync
 
 log = logging.getLogger("spl.federation")
 
-KEPT_S: Final = 60.0
-"""How long fingerprints are kept for the next question."""
-QUESTIONS_MAX: Final = 4
-"""Questions of one peer that are answered or wait."""
-THREAD_SHARE: Final = 0.25
-"""How much of the thread one peer may use in the long run, after BURST_S seconds of it at once."""
-BURST_S: Final = 10.0
-PAY_WAIT_S: Final = 10.0
-"""A question waits at most so long for its share; the peer gives up after 30 s."""
 ASK_AGAIN_MAX: Final = 20
 """Repetitions of a question that the peer puts off: some 90 s of waiting, in which our share of its thread recovers."""
 VERIFY_S: Final = 900.0
@@ -59,13 +44,6 @@ FOUND_MAX: Final = 10_000
 """Names found in one comparison, some megabytes here; whatever lies beyond is found by the next comparison."""
 REPAIRS_MAX: Final = 1000
 """Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only if this one helped."""
-
-_T = TypeVar("_T")
-_P = ParamSpec("_P")
-
-
-class ReconcileError(SplError):
-    """The sets of a pair could not be compared."""
 
 
 @dataclass(slots=True)
@@ -125,6 +103,8 @@ class Verification:
     refused: Mapping[str, str]
     """Id -> code of what was refused here."""
     repaired: bool
+    at_ms: int
+    """The moment that the verdict is about, in Unix ms."""
     ms: int
 
     def to_json(self) -> dict[str, object]:
@@ -138,6 +118,7 @@ class Verification:
         return {
             "object": "verify",
             "pair_id": self.pair_id,
+            "as_of": when.text_of(self.at_ms),
             "equal": not (found.names or found.more),
             "complete": not found.more,
             "namespaces": found.by_namespace(),
@@ -153,156 +134,72 @@ class Verification:
         }
 
 
-@dataclass(slots=True)
-class _Asker:
-    """What the questions of one peer cost us."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    waiting: int = 0
-    paid_s: float = 0.0
-    """Loop time at which a steady share of the thread has paid for all answers so far."""
-
-
 class Reconcile:
-    """Comparisons of all pairs, asked for and answered."""
+    """Comparisons of all pairs, driven from this side."""
 
     def __init__(
-        self, ingest: Ingest, feed: Feed, push: Push, sync: Sync, *, now_ms: Callable[[], int],
+        self, ingest: Ingest, fingerprints: Fingerprints, push: Push, sync: Sync, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         self.writer = ingest.writer
         self.limits = ingest.limits
-        self._ingest, self._feed, self._push, self._sync = ingest, feed, push, sync
+        self._ingest, self._fingerprints, self._push, self._sync = ingest, fingerprints, push, sync
         self._now_ms, self._random_bytes = now_ms, random_bytes
-        # One thread for all: whatever peers ask, their comparisons take no more than a share of one processor.
-        self._pool = ThreadPoolExecutor(1, "spl-reconcile")
-        self._kept: dict[str, tuple[Holdings, asyncio.TimerHandle]] = {}
         self._driving: dict[str, asyncio.Lock] = {}
-        self._askers: dict[str, _Asker] = {}
-
-    def close(self) -> None:
-        """Forget all fingerprints and end the thread."""
-        for _, timer in self._kept.values():
-            timer.cancel()
-        self._kept.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def terms(self, pair_id: str) -> PairTerms:
-        """Return what a pair shares now; raise as `Source.pair` does for one that we do not serve."""
-        return terms_of(self._feed.source, pair_id)
-
-    # -- what a peer asks
-
-    async def answer(self, pair_id: str, body: bytes) -> bytes:
-        """Return the answer to a peer's question (core/fingerprint.py), from what the pair shares and nothing else.
-
-        A peer is answered one question at a time, at its share of the thread; what is beyond that waits, then is
-        refused.  Raises FingerprintError "bad-field", CanonError "bad-json", FeedError for the pair's state,
-        ReconcileError "rate-limited".
-        """
-        question = fingerprint.question_of(body)
-        self.terms(pair_id)
-        loop, asker = asyncio.get_running_loop(), self._askers.setdefault(pair_id, _Asker())
-        if asker.waiting >= QUESTIONS_MAX:
-            raise ReconcileError("rate-limited", "questions of this pair are waiting already", retry_after_s=1)
-        asker.waiting += 1
-        try:
-            async with asker.lock:
-                wait_s = asker.paid_s - BURST_S / THREAD_SHARE - loop.time()
-                if wait_s > PAY_WAIT_S:
-                    raise ReconcileError("rate-limited", "comparisons of this pair", retry_after_s=int(wait_s) + 1)
-                await asyncio.sleep(max(0.0, wait_s))
-                return await self._answer(pair_id, question, asker)
-        finally:
-            asker.waiting -= 1
-
-    async def _answer(self, pair_id: str, question: Question, asker: _Asker) -> bytes:
-        shared, now_s = self.terms(pair_id), asyncio.get_running_loop().time
-
-        def timed(held: Holdings) -> tuple[bytes, float]:
-            started_s = now_s()
-            return self._reply(pair_id, held, question), now_s() - started_s
-
-        while True:
-            reply, took_s = await self._in_thread(timed, self._keep(pair_id, shared, question.key))
-            asker.paid_s = max(asker.paid_s, now_s()) + took_s / THREAD_SHARE
-            # The answer goes out only if the pair still shares the same.
-            before, shared = shared, self.terms(pair_id)
-            if before == shared:
-                return reply
-
-    def _keep(self, pair_id: str, shared: PairTerms, key: str) -> Holdings:
-        """Return the fingerprints of this comparison, those that are kept or new ones, and keep them for a while."""
-        kept, timer = self._kept.pop(pair_id, (None, None))
-        if timer is not None:
-            timer.cancel()
-        if kept is None or kept.key != key or kept.terms != shared:
-            kept = Holdings(self.writer.store, shared, key)
-        self._kept[pair_id] = kept, asyncio.get_running_loop().call_later(KEPT_S, self._kept.pop, pair_id, None)
-        return kept
-
-    async def _in_thread(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *args, **kwargs))
-
-    def _reply(self, pair_id: str, held: Holdings, question: Question) -> bytes:
-        ranges = question.ranges
-        names: dict[str, dict[str, tuple[str, str]]] = {}
-        for name, starts in question.names.items():
-            found = {start: item for start in starts if (item := held.find(name, start)) is not None}
-            names[name] = {start: (id_, held.terms.label(row.ns)) for start, (row, id_) in found.items()}
-        return FingerprintAnswer(
-            parts={name: held.parts(name, asked) for name, asked in ranges.items()},
-            counts={name: held.counts_for_peer(name) for name, asked in ranges.items() if "" in asked},
-            names=names,
-            lacking=tuple(id_ for id_, mark in question.have.items() if not self._has(pair_id, held, id_, mark)),
-        ).encode()
-
-    def _has(self, pair_id: str, held: Holdings, id_: str, mark: str) -> bool:
-        """Return whether we hold what the peer asks about: an envelope that it proves to hold, or its own projection.
-
-        Only namespaces into which it may bring records count: it must not learn what the others hold.
-        """
-        index = self.writer.store.index
-        for row in [each for each in index.copies(id_) if each.ns in held.terms.received]:
-            for payload in self.writer.store.payloads([row, *index.alternates(id_, row.ns)]):
-                if fingerprint.mark_of(held.key, payload) == mark:
-                    return True
-        return any(index.has_projection(pair_id, level, id_) for level in NAMES)
-
-    # -- what our operator asks
 
     async def verify(self, pair_id: str, *, repair: bool = False) -> Verification:
         """Compare both directions, with `repair` until it helps no more, and return what differs in the end.
 
+        The verdict is about the moment at which the last comparison began.  What is written while a repair runs is no
+        part of it, or the repair of a busy pair would not end.
+
         Raises SyncError, ReachError, FeedError, FingerprintError "answer-malformed", SplError "timeout".
         """
         started_ms, effort = self._now_ms(), Effort()
+        at_ms = started_ms
         async with self._driving.setdefault(pair_id, asyncio.Lock()):
             found = await self._compare(pair_id, effort)
             for _ in range(REPAIRS_MAX if repair else 0):
                 if not found.names:
                     break
-                before, helped = found.names, await self._repair(pair_id, found, effort)
+                helped = await self._repair(pair_id, found, effort)
+                if not (found.more or found.nameless):
+                    await self._look_again(pair_id, found, effort)
+                    break
+                was_whole, at_ms = not found.more, self._now_ms()
                 found = await self._compare(pair_id, effort)
-                if not helped and found.names >= before:
+                if was_whole or not helped:
                     break
         refused = await asyncio.to_thread(self._ledger, pair_id)
         fields = {"missing_here": len(found.missing), "missing_there": len(found.lacking), "fetched": effort.fetched}
         took_ms = self._now_ms() - started_ms
         log.info(**event("verify.done", pair=pair_id, **fields, pushed=effort.pushed, ms=took_ms))
-        return Verification(pair_id, found, effort, refused, repair, took_ms)
+        return Verification(pair_id, found, effort, refused, repair, at_ms, took_ms)
 
-    async def mend(self, pair_id: str) -> int:
-        """Fetch what the peer offers and we lack, whatever our cursor says; return how many records were new."""
+    async def mend(self, pair_id: str, *, give: bool = False) -> tuple[Comparison, Effort]:
+        """Fetch what the peer offers and we can take in; return what still differs, and what it cost.
+
+        With `give` the peer is pushed what it lacks.  What the gate refused before is left to the ledger.
+        """
         effort = Effort()
         async with self._driving.setdefault(pair_id, asyncio.Lock()):
             for _ in range(REPAIRS_MAX):
                 found = await self._compare(pair_id, effort)
-                before = effort.fetched
-                await self._fetch(pair_id, found, effort)
-                if not found.more or effort.fetched == before:
+                before = effort.fetched + effort.pushed
+                await self._fetch(pair_id, await asyncio.to_thread(self._takable, pair_id, found), effort)
+                if give:
+                    await self._give(pair_id, found, effort)
+                if not found.more or effort.fetched + effort.pushed == before:
                     break
-        return effort.fetched
+            found.missing = await asyncio.to_thread(self._absent, pair_id, found.missing)
+        return found, effort
+
+    def _takable(self, pair_id: str, found: Comparison) -> Comparison:
+        """Return the comparison with only those missing records that we take in and did not refuse."""
+        ours, refused = self._inbound_names(pair_id), self._ledger(pair_id)
+        return replace(
+            found, missing={id_: ns for id_, ns in found.missing.items() if ns in ours and id_ not in refused}
+        )
 
     # -- comparing
 
@@ -316,9 +213,9 @@ class Reconcile:
 
     async def _compared(self, pair_id: str, effort: Effort) -> Comparison:
         key = self._random_bytes(fingerprint.START_BYTES).hex()
-        held = Holdings(self.writer.store, self.terms(pair_id), key)
+        held = Holdings(self.writer.store, self._fingerprints.terms(pair_id), key)
         # Both sides compute at the same time.
-        ready = asyncio.get_running_loop().run_in_executor(self._pool, held.prepare)
+        ready = self._fingerprints.in_thread(held.prepare)
         try:
             return await self._searched(pair_id, held, ready, effort)
         finally:
@@ -337,7 +234,7 @@ class Reconcile:
             await ready
             for name, asked in ranges.items():
                 theirs = answer.parts[name]
-                ours = await self._in_thread(held.parts, OPPOSITE[name], asked, theirs)
+                ours = await self._fingerprints.in_thread(held.parts, OPPOSITE[name], asked, theirs)
                 searches[name].take(asked, theirs, ours)
         found = Comparison(more=any(search.more for search in searches.values()))
         found.here = Counter(held.counts(HELD)) + Counter(held.counts(SEEN))
@@ -367,13 +264,18 @@ class Reconcile:
 
         The peer states the namespaces; whether one that it may not write into holds a record must not show.
         """
-        index, views = self.writer.store.index, self.writer.views
-        pair = views.pairs[pair_id]
-        inbound = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
-        ours = {each.ns for each in inbound.values()}
+        index, ours = self.writer.store.index, self._inbound_names(pair_id)
         lost = {id_: ns for id_, ns in named.items() if ns not in ours or index.find(id_, ns) is None}
         return {
             id_: ns for id_, ns in lost.items() if not any(index.has_projection(pair_id, level, id_) for level in NAMES)
+        }
+
+    def _inbound_names(self, pair_id: str) -> set[str]:
+        """Return our namespaces into which the pair may bring records now."""
+        views = self.writer.views
+        pair = views.pairs[pair_id]
+        return {
+            each.ns for each in consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces).values()
         }
 
     async def _name_lacking(
@@ -403,6 +305,26 @@ class Reconcile:
             row, id_ = item
             marked[id_] = fingerprint.mark_of(held.key, self.writer.store.payloads([row])[0]), row.ns
         return marked, unknown
+
+    async def _look_again(self, pair_id: str, found: Comparison, effort: Effort) -> None:
+        """Leave in a comparison only what one of the sides still lacks."""
+        found.missing = await asyncio.to_thread(self._absent, pair_id, found.missing)
+        key = self._random_bytes(fingerprint.START_BYTES).hex()
+        marks = await asyncio.to_thread(self._marks, key, found.lacking)
+        lacking = dict[str, str]()
+        ids = sorted(marks)
+        for at in range(0, len(ids), NAMES_MAX):
+            have = {id_: marks[id_] for id_ in ids[at : at + NAMES_MAX]}
+            answer = await self._ask(pair_id, Question(key, have=have), effort)
+            lacking.update((id_, found.lacking[id_]) for id_ in answer.lacking)
+        found.lacking = lacking
+
+    def _marks(self, key: str, held: Mapping[str, str]) -> dict[str, str]:
+        """Return the marks of records that we hold, by id; `held` is id -> our namespace."""
+        store = self.writer.store
+        rows = {id_: row for id_, ns in held.items() if (row := store.index.find(id_, ns)) is not None}
+        payloads = store.payloads(list(rows.values()))
+        return {id_: fingerprint.mark_of(key, raw) for id_, raw in zip(rows, payloads, strict=True)}
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
         body = question.encode()
@@ -434,10 +356,14 @@ class Reconcile:
         """Bring both sides what they lack; return whether records were new to one of them."""
         before = effort.fetched + effort.pushed
         await self._fetch(pair_id, found, effort)
+        await self._give(pair_id, found, effort)
+        return effort.fetched + effort.pushed > before
+
+    async def _give(self, pair_id: str, found: Comparison, effort: Effort) -> None:
+        """Push what the peer lacks."""
         ids = list(found.lacking)
         for at in range(0, len(ids), self.limits.fetch_ids):
             effort.pushed += await self._push.give(pair_id, ids[at : at + self.limits.fetch_ids])
-        return effort.fetched + effort.pushed > before
 
     async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
         """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""

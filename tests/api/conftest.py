@@ -103,7 +103,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     services.feed.close()
     services.sync.close()
     services.push.close()
-    services.reconcile.close()
+    services.fingerprints.close()
     home.writer.close()
     writer.join()
     home.close()

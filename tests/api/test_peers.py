@@ -3,7 +3,7 @@
 import asyncio
 
 from tests.api.conftest import Served
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 NDJSON = (("content-type", "application/x-ndjson"),)
 
@@ -62,7 +62,7 @@ async def test_a_longpoll_is_not_answered_for_a_token_that_ended_meanwhile(serve
     page = await served.json("GET", "/v1/sync/changes", token=token)
     path = f"/v1/sync/changes?feed=longpoll&since={page['next_cursor']}"
     held = next(t for t in served.home.views.tokens.values() if t.scopes == frozenset({"federation:sync"}))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(served.refused("GET", path, token=token))
         await until(lambda: served.services.feed.notifier.waiters)
         await served.json("DELETE", f"/v1/tokens/{held.token_id}")
@@ -74,7 +74,7 @@ async def test_a_longpoll_is_not_answered_against_a_rule_that_came_meanwhile(ser
     page = await served.json("GET", "/v1/sync/changes", token=token)
     path = f"/v1/sync/changes?feed=longpoll&since={page['next_cursor']}"
     rule = {"name": "no", "resource": "sync:read", "action": "deny", "priority": 1, "expression": "true"}
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(served.refused("GET", path, token=token))
         await until(lambda: served.services.feed.notifier.waiters)
         await served.json("POST", "/v1/config/permission-rules", rule)

@@ -14,7 +14,7 @@ from spl.net.client import EventStream
 from spl.net.sse import Event
 from tests.api.conftest import HERE, Served
 from tests.api.test_records import value
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ async def watching(
     if last_id:
         headers.append(("last-event-id", last_id))
     url = f"{served.url}/v1/threads/{thread}/watch{query}"
-    async with asyncio.timeout(20), served.client.stream(url, headers=headers, dial=HERE) as stream:
+    async with asyncio.timeout(DEADLINE_S), served.client.stream(url, headers=headers, dial=HERE) as stream:
         yield stream
 
 

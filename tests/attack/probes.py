@@ -243,7 +243,7 @@ def serves(instance: Instance, source: str = LOCAL) -> bool:
     """Return whether the daemon answers an ordinary request from an address."""
     sock: socket.socket | None = None
     try:
-        sock = dial(instance.port, source, timeout_s=2)
+        sock = dial(instance.port, source, timeout_s=10)
         sock.sendall(head("GET", "/health/ready", connection="close"))
         return status_of(received(sock)) == 200
     except OSError:
@@ -256,12 +256,12 @@ def serves(instance: Instance, source: str = LOCAL) -> bool:
 def assert_serving(instance: Instance, source: str = LOCAL) -> None:
     """Fail unless the daemon soon answers from this address, its own command line works, and it takes a write."""
     pid_of(instance)
-    eventually(lambda: serves(instance, source), f"{instance.name} answers {source} with 200", 10)
+    eventually(lambda: serves(instance, source), f"{instance.name} answers {source} with 200")
     instance.run("status")
     instance.run("know", "still here", "--thread", "th_serving")
 
 
-def stopped(instance: Instance, deadline_s: float = 10.0) -> int | None:
+def stopped(instance: Instance, deadline_s: float = DEADLINE_S) -> int | None:
     """Send SIGTERM and return the exit code; None, after SIGKILL, for a daemon that did not end by the deadline."""
     assert instance.process is not None
     instance.process.terminate()

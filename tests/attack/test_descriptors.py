@@ -31,7 +31,7 @@ from tests.attack.probes import (
     status_of,
     until,
 )
-from tests.e2e.harness import Instance, eventually
+from tests.e2e.harness import DEADLINE_S, Instance, eventually
 
 SHARE: Final = 64
 """Connections that one address may hold."""
@@ -136,11 +136,11 @@ def test_a_lack_of_descriptors_is_no_disk_fault(daemon: Instance) -> None:
 def test_one_address_holds_no_more_than_its_share(daemon: Instance) -> None:
     """Beyond the share the oldest idle connection of the same address is closed, and the newest is served."""
     with silent(daemon.port, [NEIGHBOUR] * 10) as others, silent(daemon.port, [STRANGER] * 200) as socks:
-        eventually(lambda: opened(socks) <= SHARE, f"{STRANGER} holds at most {SHARE} of 200 connections", 10)
+        eventually(lambda: opened(socks) <= SHARE, f"{STRANGER} holds at most {SHARE} of 200 connections")
         assert opened(socks) == SHARE
         assert opened(socks[:-SHARE]) == 0, "newer connections were closed, older ones kept"
         assert opened(others) == 10, "connections of another address were closed"
-        socks[-1].settimeout(10)
+        socks[-1].settimeout(DEADLINE_S)
         socks[-1].sendall(ANSWERED)
         assert status_of(received(socks[-1])) == 200
 
@@ -151,7 +151,7 @@ def test_a_connection_at_work_is_not_closed_for_new_ones(daemon: Instance) -> No
         stream.sendall(head("GET", "/v1/threads/th_a/watch", authorization=f"Bearer {daemon.token}"))
         until(stream, b"event: heartbeat")
         with silent(daemon.port, [STRANGER] * 200) as socks:
-            eventually(lambda: opened(socks) < SHARE, f"the stream counts into the share of {SHARE}", 10)
+            eventually(lambda: opened(socks) < SHARE, f"the stream counts into the share of {SHARE}")
             until(stream, b"event: heartbeat", 2)
 
 

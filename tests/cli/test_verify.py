@@ -9,7 +9,8 @@ from tests.cli.conftest import BOB, Daemon, Run, error
 ROUTE = ("POST", "/v1/federation/pairs/pair_1/verify")
 ROW = {"namespace": "default", "here_records": 1200, "there_records": 1201, "missing_here": 1, "missing_there": 0}
 EQUAL: dict[str, Any] = {
-    "object": "verify", "pair_id": "pair_1", "peer_did": BOB, "equal": True, "complete": True,
+    "object": "verify", "pair_id": "pair_1", "peer_did": BOB, "as_of": "2027-01-15T08:00:00Z",
+    "equal": True, "complete": True,
     "namespaces": [{**ROW, "here_records": 1201, "missing_here": 0}], "missing_here": [], "missing_there": [],
     "nameless_here": 0, "beyond_offer": 0, "repaired": None, "questions": 1, "sent_bytes": 100, "received_bytes": 924,
     "ms": 12,
@@ -29,7 +30,7 @@ def test_equal_sides_exit_0(daemon: Daemon, spl: Run) -> None:
         "default    1,201  1,201  0             0",
         "pair_1  equal: each side holds everything that the other offers",
     ]
-    assert found.err == "1 question, 1.0 KiB, 0.0 s\n"
+    assert found.err == "1 question, 1.0 KiB, 0.0 s; compared as of 2027-01-15T08:00:00Z\n"
 
 
 def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
@@ -49,7 +50,7 @@ def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
         "  and 3 more; -o json has them", "missing here: 2 projections without an id",
         "pair_1  the sides DIFFER",
     ]  # fmt: skip
-    assert "4 records held by one side alone" in found.err
+    assert "4 records on one side only" in found.err
     assert "spl federation verify pair_1 --repair" in found.err
 
 

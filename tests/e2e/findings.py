@@ -79,7 +79,7 @@ class World:
             return not told
 
         try:
-            eventually(quiet, "neither status nor doctor has a finding", 10)
+            eventually(quiet, "neither status nor doctor has a finding")
         except AssertionError as exc:
             raise AssertionError(told) from exc
 

@@ -22,16 +22,45 @@ from tests.conftest import LOOP
 from tests.waiting import DEADLINE_S, eventually
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-READY_S: Final = 15.0
-_PORTS: Final = iter(random.SystemRandom().sample(range(10_000, 32_000), 10_000))
+READY_S: Final = 60.0
+PORTS: Final = range(10_000, 32_000)
+_BLOCK_PORTS: Final = 100
+_HELD: Final[list[socket.socket]] = []
+
+
+def hold_port(port: int) -> bool:
+    """Keep a TCP port of 127.0.0.1 from every other process until this one ends; return False if another has it."""
+    sock = socket.socket()
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        sock.close()
+        return False
+    _HELD.append(sock)
+    return True
+
+
+def _own_ports() -> Iterator[int]:
+    """Yield ports, each once, that no other process of tests yields: who holds the first of a block has the rest.
+
+    Chosen one by one, two workers would now and then choose the same, before the daemon of either is listening.
+    """
+    starts = list(PORTS[::_BLOCK_PORTS])
+    random.SystemRandom().shuffle(starts)
+    for start in starts:
+        if hold_port(start):
+            yield from range(start + 1, start + _BLOCK_PORTS)
+
+
+_OWN_PORTS: Final = _own_ports()
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing uses at present, and that this process did not return before.
+    """Return a TCP port of 127.0.0.1 that nothing uses at present, and that no process of tests returned before.
 
     It lies below those that systems take for outgoing connections: one of those may be gone before a daemon binds it.
     """
-    for port in _PORTS:
+    for port in _OWN_PORTS:
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))

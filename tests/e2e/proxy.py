@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
+from tests.waiting import DEADLINE_S
+
 MANIFEST: Final = "/.well-known/syncropel"
 EVENTS: Final = "text/event-stream"
 PASS, HOLD, CUT, MUTE = "pass", "hold", "cut", "mute"
@@ -87,7 +89,7 @@ class _Forward(BaseHTTPRequestHandler):
         status = next((code for end, code in self.server.statuses.items() if path.endswith(end)), 0)
         if status:
             return self._answer(Reply(status, {"content-type": "text/html"}, b"<h1>nginx</h1>"))
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.target_port, timeout=20)
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.target_port, timeout=DEADLINE_S)
         try:
             # It reads what it passes on, so it asks for no coding.
             passed = {name: value for name, value in self.headers.items() if name.lower() != "accept-encoding"}

@@ -105,7 +105,7 @@ def test_a_peer_that_goes_down_is_retried_and_shown(alice: Instance, bob: Instan
     bob.emit("th_work", 2)
     alice.run("sync", pair_id)
     assert alice.holding() == bob.holding()
-    assert alice.pair(pair_id)["state"] == "active"
+    eventually(lambda: alice.pair(pair_id)["state"] == "active", "active, had the attempts degraded it")
 
 
 class _Pages(http.server.BaseHTTPRequestHandler):

@@ -13,7 +13,7 @@ from tests.e2e.findings import Faulty
 from tests.e2e.harness import Instance
 from tests.waiting import DEADLINE_S, eventually
 
-BRIEF = "[limits]\nshutdown_s = 0.5\nbeat_s = 0.05\n"
+BRISK = "[limits]\nbeat_s = 0.05\n"
 
 
 class Limited(Instance):
@@ -35,7 +35,7 @@ def faulty(tmp_path: Path):
     """Return a maker of instances with a fault, or of another class, that are ended afterwards."""
     made: list[Instance] = []
 
-    def maker(kind: type[Instance] = Faulty, config: str = BRIEF, fault: str = "") -> Instance:
+    def maker(kind: type[Instance] = Faulty, config: str = BRISK, fault: str = "") -> Instance:
         instance = kind("alice", tmp_path / "alice" / "home")
         if isinstance(instance, Faulty):
             instance.fault = fault
@@ -84,7 +84,7 @@ def test_a_service_that_dies_is_named_and_started_again(faulty) -> None:
 
 def test_a_daemon_that_no_longer_hears_is_cut_and_loses_nothing(faulty) -> None:
     """The loop never returns; SIGTERM ends the process all the same, and what was acknowledged is there."""
-    alice = faulty(fault="deaf-loop").start()
+    alice = faulty(config=f"{BRISK}shutdown_s = 0.5\n", fault="deaf-loop").start()
     written = alice.emit("th_a", 20)
     alice.switch.touch()
     eventually(alice.switch.with_name("deaf").exists, "the loop is caught")
@@ -102,7 +102,7 @@ def test_a_signal_that_comes_again_and_again_ends_it_once(faulty, number: int) -
     for _ in range(50):
         with contextlib.suppress(ProcessLookupError):
             alice.process.send_signal(number)
-    assert alice.process.wait(30) == 0
+    assert alice.process.wait(DEADLINE_S) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -55,7 +55,7 @@ def test_a_pair_shares_what_both_marked_and_a_private_one_where_the_approver_nam
     assert "default, music\n" in done.out
     active(pair_id, alice, carol)
     assert alice.pair(pair_id)["namespaces"] == carol.pair(pair_id)["namespaces"] == ["default", "music"]
-    eventually(lambda: len(carol.records("th_music")) == 2, "music arrives")
+    eventually(lambda: carol.records("th_default") and carol.records("th_music"), "default and music arrive")
     assert [len(carol.records(f"th_{ns}")) for ns in ("default", "music", "books", "diary")] == [2, 2, 0, 0]
     found = alice.data("namespace", "show", "music")
     assert [(pair["pair_id"], pair["level"]) for pair in found["pairs"]] == [(pair_id, "L0")]

@@ -1,8 +1,9 @@
 """Homes that an older version left behind open, keep all they hold, and go on syncing with the present version.
 
 The stored pairs lie in tests/homes, one folder a version, with what must be found in them.  The two sides know each
-other by fixed ports, so those must be free here.  Credentials age: tokens end after 90 days and manifests after 7, so
-the clock of the daemons is set to the day after the making, and to years after it, besides today.
+other by fixed ports, so those must be free here, and two runs on one machine take turns.  Credentials age: tokens end
+after 90 days and manifests after 7, so the clock of the daemons is set to the day after the making, and to years after
+it, besides today.
 """
 
 import json
@@ -10,6 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from tests.homes import holdings, make
 from tests.waiting import eventually
 
 HOMES = ROOT / "tests" / "homes"
-HEAL_S = 60.0
+HEAL_S = 120.0
 """Long enough for some attempts of looking after the pair; the side that starts first does not reach the other."""
+TURN_S = 600.0
+"""Long enough for another run to end the test that it is in."""
 DAY_MS = 86_400_000
 AGES = {"the day after": DAY_MS, "years later": 4 * 366 * DAY_MS, "today": 0}
 """How long after the making the daemons' clock stands; 0: as the machine's."""
@@ -45,7 +49,7 @@ class Old:
         """Start both at once, as after a common outage, and wait until both take writes."""
         both = (self.alice, self.bob)
         for one in both:
-            free(one.port)
+            eventually(lambda one=one: is_free(one.port), f"port {one.port}, which a stored home is bound to, is free")
             one.launch()
         for one in both:
             eventually(one.is_ready, f"{one.name} is ready", READY_S)
@@ -61,19 +65,34 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Old]:
     for name, port in make.PORTS.items():
         make.unpack(folder / f"{name}.tar.gz", tmp_path / name / "home")
         sides.append(Instance(name, tmp_path / name / "home", port=port))
-    yield Old(*sides, json.loads((folder / "held.json").read_text()))
-    for one in sides:
-        one.end()
+    with alone():
+        yield Old(*sides, json.loads((folder / "held.json").read_text()))
+        for one in sides:
+            one.end()
 
 
-def free(port: int) -> None:
-    """Fail unless a daemon can listen on this port now."""
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold the port before those of the homes, so that another run on this machine waits for its turn."""
+    with socket.socket() as sock:
+        eventually(lambda: is_bound(sock, min(make.PORTS.values()) - 1), "no other run has these homes open", TURN_S)
+        yield
+
+
+def is_bound(sock: socket.socket, port: int) -> bool:
+    """Bind the socket to this port of 127.0.0.1 if it is free, and return whether it was."""
+    try:
+        sock.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
+
+
+def is_free(port: int) -> bool:
+    """Return whether a daemon can listen on this port now."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError as exc:
-            pytest.fail(f"port {port} of 127.0.0.1, which a stored home is bound to, is in use: {exc}")
+        return is_bound(sock, port)
 
 
 def admit(instance: Instance) -> None:
@@ -202,7 +221,7 @@ def test_an_old_home_opens_without_its_index(old: Old, name: str) -> None:
     set_clock(old, DAY_MS)
     one = old.alice if name == "alice" else old.bob
     shutil.rmtree(one.home / "store" / "index")
-    free(one.port)
+    eventually(lambda: is_free(one.port), f"port {one.port}, which a stored home is bound to, is free")
     one.start()
     admit(one)
     assert lost(one, old.stored[name]) == []

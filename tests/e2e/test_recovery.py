@@ -181,3 +181,27 @@ def test_an_old_copy_of_a_home_gets_back_what_it_lost(alice: Instance, bob: Inst
     eventually(lambda: set(lost) <= bob.holding()["th_b"], "bob got his own records back")
     assert alice.holding() == bob.holding()
     assert len(alice.pairs("active")) == len(bob.pairs("active")) == 1
+
+
+def test_a_home_made_again_from_its_key_gets_its_own_records_back(
+    alice: Instance, bob: Instance, pair_id: str, make: Make, tmp_path: Path
+) -> None:
+    """Alice's disk is gone; with the exported identity and a new pair her own records come back without a command."""
+    mine, theirs = alice.emit("th_a", 3), bob.emit("th_b", 3)
+    alice.run("sync", pair_id)
+    bob.run("sync", pair_id)
+    assert set(mine) <= bob.holding()["th_a"]
+    key = tmp_path / "alice.identity"
+    alice.run("identity", "export", "--out", str(key))
+    alice.kill()
+    again = make("again", bare=True)
+    again.run("identity", "import", str(key))
+    again.run("init")
+    again.start()
+    again.run("federation", "pair", bob.url)
+    eventually(lambda: set(mine) <= again.holding().get("th_a", set()), "her own records")
+    eventually(lambda: set(theirs) <= again.holding().get("th_b", set()), "bob's records")
+    shown = eventually(
+        lambda: again.data("federation", "show", again.pairs("active")[0]["pair_id"])["compared"], "it says so"
+    )
+    assert (shown["missing_here_records"], shown["missing_there_records"]) == (0, 0)

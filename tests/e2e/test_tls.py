@@ -11,7 +11,7 @@ import trustme
 
 from tests.e2e.conftest import AUTO, Make
 from tests.e2e.harness import Instance, free_port
-from tests.waiting import eventually
+from tests.waiting import DEADLINE_S, eventually
 
 
 def tls_bob(make: Make, certificate: Path, key: Path) -> tuple[Instance, str]:
@@ -109,7 +109,7 @@ def test_the_plain_port_stays_and_old_protocols_are_refused(
     context = ssl.create_default_context()
     ca.configure_trust(context)
     host, _, port = url.removeprefix("https://").strip("/").partition(":")
-    plain = socket.create_connection((host, int(port)), timeout=10)
+    plain = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
     with context.wrap_socket(plain, server_hostname=host) as tls:
         assert tls.version() in ("TLSv1.2", "TLSv1.3")
         tls.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")

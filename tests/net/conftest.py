@@ -20,7 +20,7 @@ from spl.net.http1 import RequestHead
 from spl.net.routes import Match, Request, Response, Route, RouteTable
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp
-from tests.waiting import turns, until
+from tests.waiting import DEADLINE_S, turns, until
 
 CLOCK_MS = 1_764_000_000_000  # Mon, 24 Nov 2025 16:00:00 GMT
 
@@ -194,7 +194,7 @@ class Running:
         try:
             writer.write(data)
             await writer.drain()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_S):
                 return await (reader.readuntil(until) if until else reader.read())
         finally:
             writer.close()
@@ -222,7 +222,7 @@ def serve() -> Serve:
                 yield Running(echo, server, port, stop, done)
             finally:
                 stop.set()
-                async with asyncio.timeout(8):
+                async with asyncio.timeout(DEADLINE_S):
                     await done
 
     return run

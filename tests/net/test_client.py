@@ -17,7 +17,7 @@ from spl.net.deflate import Deflater
 from spl.net.dialer import DialPolicy
 from spl.net.sockets import client_tls
 from spl.net.sse import encode_event
-from tests.waiting import turns, until
+from tests.waiting import DEADLINE_S, turns, until
 
 LOCAL = DialPolicy(allow_private=True)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -151,7 +151,7 @@ async def test_requests_at_once_have_connections_of_their_own() -> None:
 async def test_an_idle_connection_is_closed_in_time() -> None:
     async with script(OK) as server, client(Limits(pool_idle_s=0.05)) as made:
         await made.fetch("GET", f"http://127.0.0.1:{server.port}/", dial=LOCAL)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.ended.wait()
 
 
@@ -220,7 +220,7 @@ async def test_silence_is_a_timeout() -> None:
     async with script(b"HTTP/1.1 200 OK\r\n") as server, client() as made:
         url = f"http://127.0.0.1:{server.port}/"
         assert (await code_of(made, url, timeout_s=0.05)).code == "timeout"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.ended.wait()
 
 
@@ -236,7 +236,7 @@ async def test_a_cancelled_request_leaves_no_connection() -> None:
             task = tasks.create_task(made.fetch("GET", f"http://127.0.0.1:{server.port}/", dial=LOCAL))
             await until(lambda: server.asked)
             task.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.ended.wait()
 
 
@@ -250,7 +250,7 @@ async def test_a_request_cancelled_as_it_takes_a_kept_connection_ends_it(count: 
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.ended.wait()
 
 
@@ -489,7 +489,7 @@ async def test_leaving_a_stream_ends_its_connection(serve) -> None:
     async with serve() as server, client() as made:
         async with made.stream(f"http://127.0.0.1:{server.port}/stream", dial=LOCAL):
             await server.app.started.wait()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.app.closed.wait()
 
 

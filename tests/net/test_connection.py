@@ -12,13 +12,14 @@ import pytest
 from spl.core.limits import Limits
 from spl.net.connection import READ_AHEAD_BYTES, Stage
 from spl.net.http1 import RequestParser
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 GET = b"GET /here/a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\n\r\n"
 CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 TINY = Limits(
-    head_timeout_s=0.1, body_timeout_s=0.1, idle_timeout_s=0.1, write_stall_timeout_s=0.1, linger_s=0.1, shutdown_s=0.2
+    head_timeout_s=0.3, body_timeout_s=0.3, idle_timeout_s=0.3, write_stall_timeout_s=0.3, linger_s=0.1, shutdown_s=0.2
 )
+"""A tenth of a second would not do: so long a busy machine lets the loop wait before it reads what was sent."""
 
 RECEIVE_BYTES = 256 * 1024  # what a loop hands over in one piece, at most
 
@@ -215,7 +216,7 @@ async def test_a_client_that_goes_ends_what_may_take_long(serve, path: bytes, ev
             writer.close()
         else:
             writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await getattr(server.app, event).wait()
         writer.close()
 
@@ -312,7 +313,7 @@ async def test_a_client_that_stops_reading_is_cut(serve, monkeypatch, path: byte
     async with serve(TINY) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
         writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (path, more))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.app.matched.wait()
             await server.gone()
             if path == b"/flood":
@@ -350,7 +351,7 @@ async def test_pipelining_is_bounded_while_a_request_is_answered(serve) -> None:
         await until(lambda: connection.read_paused)
         assert connection.parser.buffered < READ_AHEAD_BYTES + RECEIVE_BYTES
         server.app.release.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             answers = await reader.read()
         assert answers.count(b"HTTP/1.1 200 OK") == count + 2
         writer.close()
@@ -366,7 +367,7 @@ async def test_bodies_sent_ahead_are_read_on(serve) -> None:
         (connection,) = server.server._shared.connections
         await until(lambda: connection.read_paused)
         server.app.release.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_S):
             answers = await reader.read()
         assert answers.count(b"HTTP/1.1 200 OK") == 4002
         writer.close()
@@ -380,7 +381,7 @@ async def test_a_stream_for_a_client_that_went_is_closed_unread(serve) -> None:
         linger = struct.pack("ii", 1, 0)  # so that closing resets instead of half-closing
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.gone()
             server.app.release.set()
             await server.app.closed.wait()

@@ -14,7 +14,7 @@ from spl.net.http1 import read_answer
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_unix
 from tests.net.conftest import Authority
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 GET = b"GET /here/a HTTP/1.1\r\nHost: x\r\n\r\n"
 CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -32,7 +32,7 @@ async def test_connections_over_the_limit_are_told_503(serve) -> None:
         assert (await reader.read()).endswith(b"released")
         writer.close()
         await writer.wait_closed()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             while not (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200"):
                 pass
 
@@ -49,7 +49,7 @@ async def test_a_quiet_connection_gives_way_to_a_newcomer(serve, part: bytes) ->
         if part == GET:
             await reader.readuntil(b"}")
         assert (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             with contextlib.suppress(ConnectionResetError):
                 assert b"HTTP/1.1" not in await reader.read()
         writer.close()
@@ -63,7 +63,7 @@ async def test_a_silent_tls_handshake_gives_way_too(serve, authority: Authority)
         writer.write(CLOSE)
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
         for each, _ in silent[:3]:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_S):
                 assert await each.read() == b""
         for _, each in (*silent, (reader, writer)):
             each.close()
@@ -80,7 +80,7 @@ async def test_only_a_trusted_proxy_says_who_asks(serve) -> None:
 
 
 async def test_stop_lets_a_running_request_end_and_closes_idle_ones(serve) -> None:
-    async with serve(Limits(shutdown_s=5.0)) as server:
+    async with serve(Limits(shutdown_s=DEADLINE_S)) as server:
         idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", server.port)
         idle_writer.write(GET)
         await idle_reader.readuntil(b"}")
@@ -107,7 +107,7 @@ async def test_stop_cuts_what_does_not_end(serve, path: bytes) -> None:
         writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
         await server.app.started.wait()
         server.stop.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await server.done
             with contextlib.suppress(ConnectionError):
                 await reader.read()
@@ -130,7 +130,7 @@ async def test_tls_and_a_plain_client_at_its_port(serve, authority) -> None:
 
 async def test_a_handshake_that_hangs_holds_up_nobody_and_ends(serve, authority) -> None:
     context = ssl.create_default_context(cafile=str(authority.ca_file))
-    async with serve(Limits(head_timeout_s=0.1, shutdown_s=0.2), tls=authority.server) as server:
+    async with serve(Limits(head_timeout_s=1.0, shutdown_s=0.2), tls=authority.server) as server:
         silent_reader, silent = await asyncio.open_connection("127.0.0.1", server.port)
         reader, writer = await asyncio.open_connection("localhost", server.port, ssl=context)
         writer.write(CLOSE)
@@ -142,9 +142,9 @@ async def test_a_handshake_that_hangs_holds_up_nobody_and_ends(serve, authority)
 
 
 async def test_stop_waits_for_no_handshake(serve, authority) -> None:
-    async with serve(Limits(shutdown_s=5.0), tls=authority.server) as server:
+    async with serve(Limits(shutdown_s=600.0), tls=authority.server) as server:
         silent_reader, silent = await asyncio.open_connection("127.0.0.1", server.port)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await until(lambda: server.server._admission.taken)
             server.stop.set()
             await server.done
@@ -193,7 +193,7 @@ async def test_no_descriptor_is_left(serve, authority) -> None:
                 await writer.wait_closed()
             with contextlib.suppress(ConnectionError):
                 await secure.ask(GET)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE_S):
                 await server.gone()
                 await secure.gone()
                 if round_number:

@@ -9,6 +9,7 @@ import pytest
 
 from spl.net.address import ReachError
 from spl.net.sockets import ListenError, bind_tcp, bind_unix, client_tls, dial, hang_up, server_tls
+from tests.waiting import DEADLINE_S
 
 
 async def subject_of(port: int, context: ssl.SSLContext) -> str:
@@ -127,7 +128,7 @@ async def test_hang_up_ends_a_peer_that_does_not_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         _, writer = await dial("127.0.0.1", silent.getsockname()[1], None, "")
         writer.write(bytes(10_000_000))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             await hang_up(writer, 0.05)
 
 

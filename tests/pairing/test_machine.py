@@ -13,7 +13,7 @@ from spl.core.pair.state import Asked
 from spl.home.writes import SavedPosition
 from spl.pairing import machine
 from tests.pair_world import Node, both_active, code_of, paired, two
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 
 async def test_a_rebuilt_side_supersedes_and_inherits_the_position(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ async def _pair_through(a: Node, b: Node, approval: str) -> None:
                     return
 
     watching = asyncio.create_task(ask())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while not watching.done() and not a.disk.dead and not b.disk.dead:
             if approval == "manual":
                 await approve()

@@ -270,26 +270,27 @@ async def test_each_transition_is_audited_for_people(tmp_path: Path) -> None:
 
 async def test_resume_catches_up_with_what_the_cursor_may_have_skipped(tmp_path: Path) -> None:
     async with paired(tmp_path) as (_, a, b, pair_id):
+        await until(lambda: a.compared == b.compared == [pair_id])  # after the first sync
         await a.pairing.pause(pair_id)
-        assert a.resyncs == []
         await a.pairing.resume(pair_id)
-        await until(lambda: a.resyncs == [pair_id])
+        await until(lambda: a.compared == [pair_id] * 2)
         await a.pairing.resume(pair_id)
         await both_active(a, b)
-        await until(lambda: b.resyncs == [pair_id])
-        assert a.resyncs == [pair_id]
+        await until(lambda: b.compared == [pair_id] * 2)
+        assert a.compared == [pair_id] * 2
 
 
 async def test_of_two_that_paused_also_the_first_to_resume_catches_up(tmp_path: Path) -> None:
     async with paired(tmp_path) as (_, a, b, pair_id):
+        await until(lambda: a.compared == b.compared == [pair_id])  # after the first sync
         for node in (a, b):
             await node.pairing.pause(pair_id)
         await until(lambda: a.alive[0].paused_by == b.alive[0].paused_by == "both")
         await a.pairing.resume(pair_id)
         await until(lambda: b.alive[0].paused_by == "us")
-        assert (a.resyncs, b.resyncs) == ([], [])
+        assert a.compared == b.compared == [pair_id]
         await b.pairing.resume(pair_id)
-        await until(lambda: (a.resyncs, b.resyncs) == ([pair_id], [pair_id]))
+        await until(lambda: a.compared == b.compared == [pair_id] * 2)
 
 
 async def test_a_peer_that_paused_and_calls_again_is_asked_for_its_word(tmp_path: Path) -> None:

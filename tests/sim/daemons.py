@@ -133,7 +133,7 @@ async def daemon(path: Path, label: str = "") -> AsyncIterator[Daemon]:
         services.feed.close()
         services.sync.close()
         services.push.close()
-        services.reconcile.close()
+        services.fingerprints.close()
         home.writer.close()
         writer.join()
         home.close()
@@ -146,7 +146,7 @@ async def paired(folder: Path, **options: Any) -> Peer:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asker.services.pairing.run(stop))
             tasks.create_task(source.services.pairing.run(stop))
-            reply = await asker.fetch("POST", "/v1/federation/pairs", {"url": source.url, "wait_ms": 5000, **options})
+            reply = await asker.fetch("POST", "/v1/federation/pairs", {"url": source.url, "wait_ms": 60_000, **options})
             steps = [json.loads(line) for line in reply.body.splitlines()]
             stop.set()
         [pair] = [pair for pair in source.services.views.pairs.values() if pair.live]

@@ -30,7 +30,7 @@ from spl.home.views import THREAD_NAMESPACES
 from spl.home.writes import Own
 from spl.net.sse import EventParser
 from tests.nodes import LIMITS, Node, join, nodes
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 PAIR = "pair_00000001"
 NAMES = ("default", "music", "projects")
@@ -220,7 +220,7 @@ async def stay(model: Model, to: Side) -> None:
         return all(finest(source.held(to.node)).get(id_, 9) <= level for id_, level in source.shared(to))
 
     to.node.change_pair(PAIR, mode="continuous")
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(to.node.sync.run(stop))
         await until(is_there)
         stop.set()

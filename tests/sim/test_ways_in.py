@@ -31,7 +31,7 @@ from spl.home.writes import Arrive, Own, Refuse
 from spl.net.sse import encode_event
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 PAIR = "pair_00000001"
 STRANGER = SecretKey(b"s" * 32)
@@ -206,7 +206,7 @@ async def by_stream(alice: Node, bob: Node, items: Sequence[Item]) -> None:
         place = bob.home.views.positions.get(PAIR)
         return place is not None and place.cursor == last
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(bob.sync.run(stop))
         await until(is_at_last)
         over.set()
@@ -414,7 +414,7 @@ async def test_an_open_stream_fetches_what_was_refused_as_soon_as_the_namespace_
         def turn(state: str) -> None:
             bob.write(Own(THREAD_NAMESPACES, namespace.KIND_STATE, {"name": "org", "state": state}))
 
-        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             tasks.create_task(bob.sync.run(stop))
             first = alice.emit("1", ns="org")
             await until(lambda: bob.ids("org") == [first.id])

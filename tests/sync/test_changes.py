@@ -25,7 +25,7 @@ from spl.sync.changes import Query, whole
 from spl.sync.scope import Steps
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
-from tests.waiting import turns, until
+from tests.waiting import DEADLINE_S, turns, until
 
 PAIR = "pair_00000001"
 
@@ -375,7 +375,7 @@ async def longpoll(
         return real(*args)
 
     patch.setattr(changes, "has_news", has_news)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(page(node, since=since, feed="longpoll"))
         await until(lambda: node.feed.notifier.waiters and looks[0])
         looks[0] = 0

@@ -18,7 +18,7 @@ from spl.net.sse import Event
 from spl.sync.follow import USELESS_EVENTS_MAX, Flow, Inbox, _StreamState
 from spl.sync.pull import Progress
 from tests.nodes import LIMITS, Node, Stream, join, nodes
-from tests.waiting import turns, until
+from tests.waiting import DEADLINE_S, turns, until
 
 PAIR = "pair_00000001"
 ACK = ("POST", "/v1/sync/ack")
@@ -28,7 +28,7 @@ ACK = ("POST", "/v1/sync/ack")
 async def syncing(*running: Node) -> AsyncIterator[None]:
     """Run the syncs of these nodes during the `with`."""
     stop = asyncio.Event()
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         for node in running:
             tasks.create_task(node.sync.run(stop))
         yield

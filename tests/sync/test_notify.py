@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from tests.nodes import nodes
+from tests.waiting import DEADLINE_S
 
 
 async def test_only_named_lists_ring(tmp_path: Path) -> None:
@@ -12,11 +13,11 @@ async def test_only_named_lists_ring(tmp_path: Path) -> None:
         notifier = alice.feed.notifier
         with notifier.listening(["n:org"]) as org, notifier.listening(["t:th", "n:default"]) as both:
             alice.emit("x", thread="th")
-            await asyncio.wait_for(both.wait(), 20)
+            await asyncio.wait_for(both.wait(), DEADLINE_S)
             assert not org.is_set()
             both.clear()
             alice.emit("y", ns="org", thread="other")
-            await asyncio.wait_for(org.wait(), 20)
+            await asyncio.wait_for(org.wait(), DEADLINE_S)
             assert not both.is_set()
             assert notifier.waiters == 2
         assert notifier.waiters == 0

@@ -3,7 +3,7 @@
 import asyncio
 
 from spl.sync.notify import Acks
-from tests.waiting import turns
+from tests.waiting import DEADLINE_S, turns
 
 
 async def test_positions_are_those_of_the_last_ack() -> None:
@@ -17,7 +17,7 @@ async def test_positions_are_those_of_the_last_ack() -> None:
 
 async def test_waiting_ends_with_the_ack_that_is_past_it() -> None:
     acks = Acks()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         waiting = asyncio.ensure_future(acks.beyond("p", "default", 5, 60))
         await turns()
         for pair_id, positions in (("q", {"default": 9}), ("p", {"org": 9}), ("p", {"default": 5})):

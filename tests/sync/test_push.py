@@ -19,7 +19,7 @@ from spl.core.record.record import Sig
 from spl.net.address import ReachError
 from spl.net.client import Reply
 from tests.nodes import LIMITS, Node, join, nodes
-from tests.waiting import turns, until
+from tests.waiting import DEADLINE_S, turns, until
 
 PAIR = "pair_00000001"
 PUSHED = ("POST", "/v1/sync/records")
@@ -78,7 +78,7 @@ async def test_the_first_push_needs_no_failure_of_the_peer_before(tmp_path: Path
         walled(laptop, server)
         laptop.emit("1")
         stop = asyncio.Event()
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
             await laptop.sync.pull(PAIR)
             await until(lambda: laptop.ids() == server.ids())
@@ -420,7 +420,7 @@ async def test_continuous_pairs_push_each_commit_they_share(tmp_path: Path) -> N
         walled(laptop, server, mode="continuous")
         await found_out(laptop, server)
         stop, sent = asyncio.Event(), list[str]()
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
             await turns()
             for n in range(3):
@@ -436,7 +436,7 @@ async def test_a_push_that_fails_is_tried_again(tmp_path: Path) -> None:
         laptop.emit("1")
         laptop.network.down = "connect"
         stop = asyncio.Event()
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
             laptop.push._call(PAIR)
             await until(lambda: laptop.push.status(PAIR).last_error)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from spl.net.client import Reply
 from spl.sync import reconcile
 from spl.sync.peer import FINGERPRINTS
 from tests.nodes import Node, join, nodes
-from tests.waiting import turns
 
 KEY = "5a" * 16
 
@@ -60,7 +58,7 @@ def ids(found: Any) -> list[str]:
 
 
 async def asked(node: Node, pair_id: str, question: Question) -> fingerprint.FingerprintAnswer:
-    return fingerprint.answer_of(await node.reconcile.answer(pair_id, question.encode()), question)
+    return fingerprint.answer_of(await node.fingerprints.answer(pair_id, question.encode()), question)
 
 
 async def test_both_directions_are_compared_in_one_go(pair: tuple[Node, Node, str]) -> None:
@@ -300,34 +298,16 @@ async def test_a_scope_that_changes_between_two_questions_is_reckoned_anew(pair:
     assert (await asked(ben, pair_id, question)).counts[HELD] == {}
 
 
-async def test_what_is_withdrawn_while_the_answer_is_made_is_not_told(
-    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ann, ben, pair_id = pair
-    emit_many(ben, 20)
-    reply, told = ben.reconcile._reply, list[bytes]()
-
-    def withdrawing(*arguments: Any) -> bytes:
-        told.append(reply(*arguments))
-        if len(told) == 1:
-            grant(ben, ann, pair_id, "default", "default", None)
-        return told[-1]
-
-    monkeypatch.setattr(ben.reconcile, "_reply", withdrawing)
-    assert (await asked(ben, pair_id, Question(KEY, ranges={HELD: ("",)}))).counts[HELD] == {}
-    assert len(told) == 2
-
-
 async def test_a_resumed_pair_gets_what_the_cursor_went_past(pair: tuple[Node, Node, str]) -> None:
     ann, ben, pair_id = pair
     emit_many(ben, 20)
     await ann.sync.pull(pair_id)
     ann.emit("mine")
     ben.emit("skipped")
-    assert await ann.reconcile.mend(pair_id) == 1
+    assert (await ann.reconcile.mend(pair_id))[1].fetched == 1
     assert len(ann.ids()) == 22
     assert len(ben.ids()) == 21, "mending sends nothing"
-    assert await ann.reconcile.mend(pair_id) == 0
+    assert (await ann.reconcile.mend(pair_id))[1].fetched == 0
 
 
 @pytest.mark.parametrize(("phase", "code"), [(Phase.PAUSED, "pair-paused"), (Phase.REVOKED, "pair-revoked")])
@@ -376,54 +356,6 @@ async def test_a_peer_whose_records_never_come_ends_the_repair(pair: tuple[Node,
     assert (report["equal"], ids(report["missing_here"])) == (False, [made.id])
 
 
-async def test_a_malformed_question_is_refused_and_keeps_nothing(pair: tuple[Node, Node, str]) -> None:
-    _, ben, pair_id = pair
-    for body in (b"", b"[]", b'{"key":"x"}', b'{"key":"%s","ranges":{"all":[""]}}' % KEY.encode()):
-        with pytest.raises(SplError) as caught:
-            await ben.reconcile.answer(pair_id, body)
-        assert caught.value.code in ("bad-json", "bad-field")
-    assert ben.reconcile._kept == {}
-
-
-async def test_a_peer_has_one_question_answered_at_a_time_and_few_waiting(
-    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another peer's question does not wait for all of them."""
-    ann, ben, pair_id = pair
-    other = join(ann, ben, "pair_00000002")
-    reply, go, order = ben.reconcile._reply, threading.Event(), list[str]()
-
-    def slow(by: str, *arguments: Any) -> bytes:
-        go.wait(30)
-        order.append(by)
-        return reply(by, *arguments)
-
-    monkeypatch.setattr(ben.reconcile, "_reply", slow)
-    questions = [Question(f"{n:032x}", ranges={HELD: ("",)}).encode() for n in range(30)]
-    calls = [ben.reconcile.answer(pair_id, question) for question in questions]
-    found = asyncio.gather(*calls, ben.reconcile.answer(other, questions[0]), return_exceptions=True)
-    await turns()
-    go.set()
-    results = await found
-    refused = [each for each in results if isinstance(each, SplError)]
-    assert [each.code for each in refused] == ["rate-limited"] * (len(questions) - reconcile.QUESTIONS_MAX)
-    assert order.index(other) == 1
-
-
-async def test_a_peer_that_used_up_its_share_waits_or_is_refused(pair: tuple[Node, Node, str]) -> None:
-    ann, ben, pair_id = pair
-    question = Question(KEY, ranges={HELD: ("",)})
-    await asked(ben, pair_id, question)
-    asker = ben.reconcile._askers[pair_id]
-    assert asker.paid_s > 0
-    asker.paid_s += (reconcile.BURST_S / reconcile.THREAD_SHARE) + 2 * reconcile.PAY_WAIT_S
-    with pytest.raises(SplError) as caught:
-        await asked(ben, pair_id, question)
-    assert (caught.value.code, caught.value.status) == ("rate-limited", 429)
-    assert caught.value.facts["retry_after_s"] > 0
-    assert (await asked(ben, join(ann, ben, "pair_00000002"), question)).counts[HELD] == {}
-
-
 async def test_a_comparison_asks_again_what_was_refused_for_its_rate(
     pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,3 +399,25 @@ def test_after_a_repair_both_hold_the_union(tmp_path_factory: pytest.TempPathFac
             assert set(ann.ids()) == set(ben.ids()) == held["ann"] | held["ben"]
 
     asyncio.run(run())
+
+
+async def test_the_repair_of_a_busy_pair_ends_with_a_verdict_about_when_it_began(pair: tuple[Node, Node, str]) -> None:
+    """Both sides write between any two requests: what came after the comparison is no part of it."""
+    ann, ben, pair_id = pair
+    ann.emit("read before")
+    await ben.sync.pull(pair_id)
+    emit_many(ann, 30)
+    emit_many(ben, 30)
+    fetch = ann.network.fetch
+
+    async def busy(*arguments: Any, **options: Any) -> Reply:
+        await asyncio.to_thread(ben.emit, "meanwhile")
+        await asyncio.to_thread(ann.emit, "meanwhile")
+        return await fetch(*arguments, **options)
+
+    ann.network.fetch = busy  # type: ignore[method-assign]
+    report: Any = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
+    assert (report["missing_here"], report["missing_there"], report["complete"]) == ([], [], True)
+    assert report["as_of"]
+    assert report["questions"] < 20
+    assert ann.ids() != ben.ids(), "they went on writing"

@@ -18,7 +18,7 @@ from spl.core.pair.pair import Phase
 from spl.net.client import Reply
 from spl.sync.schedule import STREAM_BACKOFF_MAX_S
 from tests.nodes import LIMITS, Network, Node, join, nodes
-from tests.waiting import turns, until
+from tests.waiting import DEADLINE_S, turns, until
 
 PAIR = "pair_00000001"
 
@@ -206,7 +206,7 @@ async def test_who_joined_goes_on_when_the_first_is_cancelled(tmp_path: Path) ->
 async def run_until(node: Node, done: Callable[[], bool]) -> None:
     """Run a node's sync until something is so; each commit and answer gives it a chance to become so."""
     stop = asyncio.Event()
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(node.sync.run(stop))
         await until(done)
         stop.set()
@@ -407,7 +407,7 @@ async def test_a_stop_that_meets_a_failing_pull_ends_the_task(tmp_path: Path) ->
         alice.network.down = "connect"
         alice.network.gate.clear()
         stop = asyncio.Event()
-        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
             group.create_task(bob.sync.run(stop))
             await until(lambda: bob.sync._states and bob.sync._states[PAIR].running)
             stop.set()

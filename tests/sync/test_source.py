@@ -34,7 +34,7 @@ from spl.sync.source import Query
 from tests.nodes import LIMITS, START_MS, APair, Node, join, nodes
 from tests.store_kit import LazyDisk, set_views
 from tests.sync.test_changes import page, read_all
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
 
 PAIR = "pair_00000001"
 
@@ -138,7 +138,7 @@ async def test_what_is_hidden_from_a_peer_that_we_push_to_causes_no_push(
             return pages[-1]
 
         monkeypatch.setattr(laptop.feed, "changes", changes)
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
             await until(lambda: pages and not laptop.push._line(PAIR).sending.locked())
             pages.clear()

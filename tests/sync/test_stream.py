@@ -24,6 +24,7 @@ from spl.sync.changes import Query
 from spl.sync.source import OUR_OWN, Credential
 from tests.nodes import LIMITS, Node, Token, join, nodes
 from tests.store_kit import set_views
+from tests.waiting import DEADLINE_S
 
 PAIR = "pair_00000001"
 
@@ -35,7 +36,7 @@ class Reader:
         self.pieces, self.parser, self.ready = pieces, EventParser(LIMITS.event_bytes), list[Event]()
 
     async def next(self) -> Event:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             while not self.ready:
                 self.ready += self.parser.feed(await anext(self.pieces))
         return self.ready.pop(0)

@@ -12,7 +12,7 @@ from spl.core.errors import SplError
 from spl.net.address import ReachError
 from spl.sync.supervise import Supervisor, guard, run_together, wait
 from tests.counting import calls_of
-from tests.waiting import turns, until
+from tests.waiting import DEADLINE_S, turns, until
 
 
 class Owner:
@@ -51,7 +51,7 @@ class Boundary:
 async def running(owner: Owner) -> AsyncIterator[None]:
     """Run the owner's tasks; they must have ended within 10 s after the block."""
     stop = asyncio.Event()
-    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         group.create_task(owner.tasks.run(stop))
         await owner.arranged.wait()
         yield
@@ -228,7 +228,7 @@ async def test_a_cancellation_is_not_lost_while_the_parts_end_by_an_error() -> N
         except SplError:
             await asyncio.Event().wait()
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as group:
         task = group.create_task(life())
         await ending.wait()
         task.cancel()

@@ -29,8 +29,10 @@ from spl.core.limits import Limits
 from spl.core.record.filter import OPEN
 from spl.core.record.page import Page
 from spl.home.log import Entry, Log
+from spl.home.writer import Writer
 from spl.net.client import Reply
 from spl.sync.changes import Feed
+from spl.sync.fingerprints import Fingerprints
 from spl.sync.holdings import PairTerms
 from spl.sync.ingest import Ingest, Taken
 from spl.sync.peer import FINGERPRINTS
@@ -56,14 +58,22 @@ class FilledHub:
         self.store = store
 
 
-class Whole(Reconcile):
-    """The service over a store that is shared whole."""
+class WholeStore(Fingerprints):
+    """The answers over a store that is shared whole."""
 
-    store: Log
+    def __init__(self, store: Log) -> None:
+        super().__init__(cast(Writer, FilledHub(store)), cast(Feed, None))
+        self.store = store
 
     def terms(self, pair_id: str) -> PairTerms:
         """Return all of the store, both ways."""
         return PairTerms(SCOPE, {NS: NS}, self.store.last_seq, str)
+
+
+class Whole(Reconcile):
+    """The service over a store that is shared whole."""
+
+    store: Log
 
     def _absent(self, pair_id: str, named: Mapping[str, str]) -> dict[str, str]:
         """Return those names that are not here; there is no pair to say where they may enter."""
@@ -115,7 +125,8 @@ def main() -> None:
 async def measure(home: Path, pipe: Connection, count: int) -> None:
     """Compare and repair one store with the far one, and print a line."""
     store = open_store(home)
-    near = reconcile(store, Far(pipe, store))
+    answers = WholeStore(store)
+    near = reconcile(answers, Far(pipe, store))
     report, took = await timed(near, repair=False)
     repaired, repair_took = await timed(near, repair=True)
     assert repaired["equal"]
@@ -126,7 +137,7 @@ async def measure(home: Path, pipe: Connection, count: int) -> None:
         f"{size(repaired):,}, {repair_took:.2f}",
         flush=True,
     )
-    near.close()
+    answers.close()
     store.close()
 
 
@@ -140,7 +151,7 @@ async def timed(near: Reconcile, *, repair: bool) -> tuple[dict[str, Any], float
 def serve(home: Path, pipe: Connection) -> None:
     """Answer questions until the empty one; the process of the far side."""
     store = open_store(home)
-    far = reconcile(store, cast(Far, None))
+    far = WholeStore(store)
 
     async def answer(body: bytes) -> bytes:
         return await far.answer(PAIR, body)
@@ -160,24 +171,24 @@ def records(store: Log, ids: Sequence[str]) -> bytes:
     return json.dumps({"records": values, "ns": [NS] * len(values), "has_more": False}).encode()
 
 
-def reconcile(store: Log, peer: Far) -> Reconcile:
+def reconcile(answers: WholeStore, peer: Far) -> Reconcile:
     """Return the service over a store that is shared whole."""
 
     async def nothing(*_: object) -> int:
         return 0
 
     ingest = SimpleNamespace(
-        writer=FilledHub(store),
+        writer=answers.writer,
         limits=Limits(),
         pair=lambda pair_id: pair_id,
         peers=peer,
-        take_again=peer and peer.take_again,
+        take_again=peer.take_again,
     )
     found = Whole(
-        cast(Ingest, ingest), cast(Feed, None), cast(Push, SimpleNamespace(give=nothing)),
+        cast(Ingest, ingest), answers, cast(Push, SimpleNamespace(give=nothing)),
         cast(Sync, SimpleNamespace(pull=nothing)), now_ms=lambda: time.time_ns() // 1_000_000, random_bytes=os.urandom,
     )  # fmt: skip
-    found.store = store
+    found.store = answers.store
     return found
 
 

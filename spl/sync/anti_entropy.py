@@ -1,0 +1,173 @@
+"""Anti-entropy: both sides of each pair are compared in the background, and what is missing here is fetched.
+
+Pages and streams bring a record once; what they missed for a reason that is forgotten since would stay missing: a
+refusal beyond the ledger's bound, a position saved before a crash whose records the disk lost, our own records after
+the home was made again from its key.  Remembering each such reason on the disk was rejected: there are a dozen, and a
+comparison of two equal sets costs one question of 0.4 kB and finds them all.
+
+A pair is compared soon after the start, once an interval after that, and soon after each `request`.  Before that it is
+read to the end, so what is on its way counts as missing neither here nor there.  What the gate refused stays refused,
+and what a namespace of ours does not take in is not asked for.  A peer that cannot dial us, or may be unable to, is
+given what it lacks by the same comparison.  A pair on demand is compared on request alone: nothing of it is unasked.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from ..core import when
+from ..core.backoff import Backoff
+from ..core.errors import SplError
+from ..core.event import event
+from ..core.record.page import PEER_PUSHES
+from ..home.writes import Commit
+from .peer import SyncError
+from .reach import Reaches
+from .reconcile import Reconcile
+from .schedule import Sync
+from .scope import SHARING_THREADS
+from .supervise import Supervisor, wait
+
+log = logging.getLogger("spl.federation")
+
+ON_DEMAND: Final = "on-demand"
+FIRST_S: Final = 90.0
+"""The first comparison of a process comes about so long after its start, for a restart is busy enough."""
+APART_S: Final = 10.0
+"""At least so long between two comparisons of a pair, whatever asks for them."""
+BACKOFF_BASE_S: Final = 1.0
+BACKOFF_MAX_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The last comparison of a pair that succeeded: when (Unix ms), and how many records were missing after it."""
+
+    at_ms: int
+    missing_here: int
+    missing_there: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return {at, missing_here_records, missing_there_records}."""
+        return {
+            "at": when.text_of(self.at_ms),
+            "missing_here_records": self.missing_here,
+            "missing_there_records": self.missing_there,
+        }
+
+
+@dataclass(slots=True)
+class _State:
+    """What this process knows of comparing one pair."""
+
+    backoff: Backoff
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    requested: bool = False
+    last: Compared | None = None
+
+
+class AntiEntropy:
+    """Background comparisons of all pairs."""
+
+    def __init__(
+        self, reconcile: Reconcile, sync: Sync, reaches: Reaches, *, interval_s: float,
+        now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
+    ) -> None:  # fmt: skip
+        self.writer = reconcile.writer
+        self._reconcile, self._sync, self._reaches = reconcile, sync, reaches
+        self._interval_s, self._now_ms, self._random_bytes = interval_s, now_ms, random_bytes
+        self._states: dict[str, _State] = {}
+        self._tasks = Supervisor("compare", self, random_bytes=random_bytes, backoff_max_s=BACKOFF_MAX_S)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keep one task for each pair that may sync, until `stop`."""
+        loop = asyncio.get_running_loop()
+
+        def on_commit(commit: Commit) -> None:
+            if not commit.threads.isdisjoint(SHARING_THREADS):
+                loop.call_soon_threadsafe(self._on_change)
+
+        unsubscribe = self.writer.listen(on_commit)
+        try:
+            await self._tasks.run(stop)
+        finally:
+            unsubscribe()
+
+    def request(self, pair_id: str) -> None:
+        """Have the pair compared soon; repeated until it succeeded once or the pair stops.  On the event loop."""
+        state = self._state(pair_id)
+        state.requested = True
+        state.wanted.set()
+
+    def last(self, pair_id: str) -> Compared | None:
+        """Return the last comparison of this process; None before the first."""
+        return self._state(pair_id).last
+
+    async def arrange(self) -> None:
+        """Run a task for each pair that may sync, and for no other."""
+        wanted = {pair_id for pair_id, pair in self.writer.views.pairs.items() if pair.sync_allowed}
+        self._tasks.cancel_except(wanted)
+        for pair_id in wanted:
+            self._tasks.start(pair_id, partial(self._watch, pair_id))
+
+    def crashed(self, name: str, count: int) -> None:
+        """Compare again when the supervisor restarts the task."""
+
+    def _on_change(self) -> None:
+        """What a pair shares changed, or a key was learnt: what was refused beyond the ledger may be sound now."""
+        self._tasks.kick()
+        most = self._reconcile.limits.refused_per_pair
+        for pair_id, count in self.writer.views.refused.items():
+            if count >= most:
+                self.request(pair_id)
+
+    async def _watch(self, pair_id: str) -> None:
+        state = self._state(pair_id)
+        delay_s: float | None = state.backoff.spread_s(FIRST_S)
+        while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
+            await wait(state.wanted, None if pair.mode == ON_DEMAND and not state.requested else delay_s)
+            state.wanted.clear()
+            if pair.mode == ON_DEMAND and not state.requested:
+                continue
+            delay_s = await self._turn(pair_id, state)
+
+    async def _turn(self, pair_id: str, state: _State) -> float:
+        """Compare once; return the seconds until the next time."""
+        state.requested, requested = False, state.requested
+        try:
+            state.last = await self._compare(pair_id)
+        except SplError as exc:
+            state.requested = requested or state.requested
+            log.debug(**event("compare.failed", pair=pair_id, code=exc.code, attempt=state.backoff.attempt + 1))
+            return state.backoff.failed()
+        state.backoff.reset()
+        state.backoff.redraw()
+        await asyncio.sleep(APART_S)  # requests that come meanwhile are answered by one comparison
+        return state.backoff.spread_s(self._interval_s)
+
+    async def _compare(self, pair_id: str) -> Compared:
+        """Read the pair to its end, then compare and fetch; return what is missing then.
+
+        While reading fails the peer is not dialled here as well: that would count as failures of reading.
+        """
+        status = self._sync.status(pair_id)
+        if status.last_error is not None and self.writer.views.pairs[pair_id].mode != ON_DEMAND:
+            raise SyncError(status.last_error.code, status.last_error.message)
+        if self._reaches.word(pair_id) != PEER_PUSHES:
+            await self._sync.pull(pair_id)
+        at_ms = self._now_ms()
+        found, effort = await self._reconcile.mend(pair_id, give=self._reaches.may_push(pair_id))
+        missing = len(found.missing) + found.nameless
+        if effort.fetched or effort.pushed or missing:
+            fields = {"fetched": effort.fetched, "pushed": effort.pushed, "missing_here": missing}
+            log.info(**event("compare.done", pair=pair_id, **fields, missing_there=len(found.lacking)))
+        return Compared(at_ms, missing, len(found.lacking))
+
+    def _state(self, pair_id: str) -> _State:
+        state = self._states.get(pair_id)
+        if state is None:
+            state = self._states[pair_id] = _State(Backoff(self._random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S))
+        return state
