@@ -59,6 +59,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         gather peer_check health examine  facts of this home; of a peer; of the last half hour; the report
     api/  routes and handlers
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
+        streams                           how many long answers a token or pair may have
         records watch snapshots           records and threads; a thread as it grows; backup
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export

@@ -21,6 +21,7 @@ from . import answers
 from .answers import json_response
 from .auth import ANYONE
 from .services import Services
+from .streams import LongAnswers
 from .table import ROUTES
 
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -51,6 +52,7 @@ class Api:
         self.services = services
         self.local = local
         self.table = RouteTable(ROUTES)
+        self._long = LongAnswers(services.limits.connections_count)
         self._names = services.settings.now, _hosts(services.settings.now, services.url)
 
     def match(self, head: RequestHead) -> Match:
@@ -70,6 +72,8 @@ class Api:
         if scope != ANYONE:
             answers.check(self.services, resource_of(match.route), request, principal)
         answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
+        if match.route.streams and not self.local:
+            answer = self._long.counted(principal, answer)
         readable = self._readable_by(request.method, request.headers)
         return _readable(answer, readable) if readable else answer
 

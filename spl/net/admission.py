@@ -8,6 +8,10 @@ client that holds them silent keeps all others out until the idle timeout.  Thre
 - A connection whose request is being answered is never closed for another one.  If none is quiet, the newcomer is
   refused.
 
+Memory is shared out in the same way.  What arrived of a body counts until its answer.  A source that holds
+BODIES_PER_SOURCE_BYTES is refused more, and when BODIES_BYTES are held, the body that has been arriving longest ends,
+of the source with the most.  Without it, 64 bodies of 8 MiB, each sent but for its last bytes, held half a gibibyte.
+
 A connection is quiet while its peer owes it bytes: idle, or in the middle of a head or a body.  A trusted proxy stands
 for many clients and has no share of its own.  Rejected: a rate of accepts per source, which punishes a peer that comes
 back after an outage and does not bound what is held.  A choice costs 50 us at 1,024 connections, only when all are
@@ -15,9 +19,18 @@ taken.
 """
 
 from math import inf
-from typing import Protocol
+from typing import Final, Protocol
 
+from ..core.errors import SplError
+from ..core.limits import MIB
 from .address import Proxies, source_of
+
+BODIES_BYTES: Final = 64 * MIB
+BODIES_PER_SOURCE_BYTES: Final = 16 * MIB
+"""Two bodies of the largest size, which lets a client send one while the other is worked on."""
+BODIES_RETRY_S: Final = 1
+PIECE_BYTES: Final = 64
+"""What a piece costs besides its content: a body may be sent in chunks of one byte."""
 
 
 class Holder(Protocol):
@@ -33,10 +46,12 @@ class Holder(Protocol):
 class Seat:
     """The place of one accepted socket, taken before its TLS handshake."""
 
-    __slots__ = ("holder", "source")
+    __slots__ = ("body_bytes", "holder", "source")
 
     def __init__(self, source: str) -> None:
         self.source = source
+        self.body_bytes = 0
+        """What arrived of a body and is not answered yet."""
         self.holder: Holder | None = None
 
     def quiet_since(self) -> float:
@@ -50,6 +65,8 @@ class Admission:
     def __init__(self, count: int, share: int, proxies: Proxies) -> None:
         self.count, self.share, self.proxies = count, share, proxies
         self.taken = 0
+        self._held: dict[str, int] = {}
+        """Bytes of bodies by source."""
         self._seats: dict[str, dict[Seat, None]] = {}
 
     @property
@@ -76,10 +93,42 @@ class Admission:
         own = self._seats.get(seat.source)
         if own is None or seat not in own:
             return
+        self.release(seat)
         del own[seat]
         self.taken -= 1
         if not own:
             del self._seats[seat.source]
+
+    def hold(self, seat: Seat | None, size: int, address: str) -> None:
+        """Count a piece of a body; raise SplError "overloaded" if its source, or all together, hold too much."""
+        if seat is None:
+            return
+        size += PIECE_BYTES
+        own = self._held.get(seat.source, 0) + size
+        if own > BODIES_PER_SOURCE_BYTES and not self.proxies.trusts(address):
+            raise SplError("overloaded", "other bodies of this address are being read", retry_after_s=BODIES_RETRY_S)
+        while sum(self._held.values()) + size > BODIES_BYTES:
+            if not self._end_body(seat):
+                raise SplError("overloaded", "too many bodies are being read", retry_after_s=BODIES_RETRY_S)
+        seat.body_bytes += size
+        self._held[seat.source] = self._held.get(seat.source, 0) + size
+
+    def release(self, seat: Seat | None) -> None:
+        """Give back what the body of an answered request held."""
+        if seat is None or not seat.body_bytes:
+            return
+        self._held[seat.source] -= seat.body_bytes
+        seat.body_bytes = 0
+        if not self._held[seat.source]:
+            del self._held[seat.source]
+
+    def _end_body(self, newest: Seat) -> bool:
+        """End the body that has been arriving longest, of the source that holds most; return False if none arrives."""
+        for source in sorted(self._held, key=self._held.__getitem__, reverse=True):
+            own = self._seats.get(source, {})
+            if self._free({seat: None for seat in own if seat.body_bytes and seat is not newest}):
+                return True
+        return False
 
     def _free_any(self) -> bool:
         if self._free(max(self._seats.values(), key=len)):
@@ -88,8 +137,8 @@ class Admission:
 
     def _free(self, seats: dict[Seat, None]) -> bool:
         """End the connection that has been quiet longest; return False if none is quiet."""
-        oldest = min(seats, key=Seat.quiet_since)
-        if oldest.holder is None or oldest.quiet_since() == inf:
+        oldest = min(seats, key=Seat.quiet_since, default=None)
+        if oldest is None or oldest.holder is None or oldest.quiet_since() == inf:
             return False
         self.leave(oldest)  # before the transport tells of its end, so that the newcomer finds the place
         oldest.holder.abort()

@@ -57,12 +57,7 @@ class Shared:
     )  # fmt: skip
 
     def __init__(
-        self,
-        app: App,
-        limits: Limits,
-        now_ms: Callable[[], int],
-        tasks: asyncio.TaskGroup,
-        admission: Admission,
+        self, app: App, limits: Limits, now_ms: Callable[[], int], tasks: asyncio.TaskGroup, admission: Admission
     ) -> None:
         self.app = app
         self.limits = limits
@@ -278,6 +273,7 @@ class Connection(asyncio.Protocol):
             if not self._begin(head):
                 return True
         while isinstance(event := self.parser.next(), bytes):
+            self.shared.admission.hold(self.seat, len(event), self.peer)
             self.pieces.append(event)
         if event is None:
             if self.phase is not Stage.BODY:
@@ -433,6 +429,7 @@ class Connection(asyncio.Protocol):
         if self.phase in _OVER:
             return
         self.head = self.match = None  # an idle connection keeps nothing of its requests
+        self.shared.admission.release(self.seat)
         if not self.keep_alive or self.shared.stopping:
             self.close()
         elif self.write_paused:
@@ -464,6 +461,8 @@ class Connection(asyncio.Protocol):
         if self.phase in _OVER:
             return
         self.keep_alive = False
+        self.pieces = []
+        self.shared.admission.release(self.seat)
         with self._boundary(refusing=True):
             response = self._refusal(error)
             assert isinstance(response.body, bytes)

@@ -5,7 +5,9 @@ A refusal is a 4xx with an error form, costs no traceback, and tells two wrong t
 
 import json
 import re
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -253,3 +255,44 @@ def test_a_bomb_costs_the_open_routes_no_more(served: Instance, kind: str) -> No
         answer = served.request("POST", "/v1/federation/pair", body, {"content-type": JSON})
         assert 400 <= answer.status < 500, answer.body[:400]
     assert peak_bytes(served) - before <= 8 * MIB
+
+
+# -- bodies and streams that do not end
+
+
+def test_bodies_sent_but_for_their_end_hold_a_bounded_part_of_memory(served: Instance) -> None:
+    """A token's 64 connections of one address each send 8 MiB but for some bytes; other addresses still write."""
+    before, lines = forget_peak(served), list[socket.socket]()
+    request = head("POST", "/v1/records", **{
+        "authorization": f"Bearer {served.token}", "content-type": NDJSON, "content-length": str(PAGE_BYTES),
+    })  # fmt: skip
+    try:
+        for _ in range(64):
+            sock = dial(served.port, "127.0.4.1", timeout_s=10)
+            lines.append(sock)
+            with suppress(OSError):  # refused, and cut while we send
+                sock.sendall(request + b"x" * (PAGE_BYTES - 10))
+        assert served.emit("th_a", 3)
+        assert peak_bytes(served) - before <= 64 * MIB
+    finally:
+        for sock in lines:
+            sock.close()
+
+
+def test_a_reading_token_cannot_take_every_connection(served: Instance) -> None:
+    """It opens streams from sixteen addresses until it is refused; the operator and health checks are served."""
+    minted = served.api("POST", "/v1/tokens", {"scopes": ["records:read"]}).json["token"]
+    request, lines, statuses = head("GET", "/v1/threads/th_x/watch", authorization=f"Bearer {minted}"), [], []
+    try:
+        for number in range(16):
+            for _ in range(16):
+                sock = dial(served.port, f"127.0.5.{number + 1}")
+                lines.append(sock)
+                sock.sendall(request)
+                statuses.append(status_of(until(sock, b"\r\n\r\n")))
+        assert statuses.count(200) == 64
+        assert set(statuses) == {200, 429}
+        assert served.is_ready()
+    finally:
+        for sock in lines:
+            sock.close()

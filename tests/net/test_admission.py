@@ -5,8 +5,10 @@ from math import inf
 
 import pytest
 
+from spl.core.errors import SplError
+from spl.core.limits import MIB
 from spl.net.address import Proxies
-from spl.net.admission import Admission, Seat
+from spl.net.admission import BODIES_PER_SOURCE_BYTES, PIECE_BYTES, Admission, Seat
 
 
 @dataclass
@@ -124,3 +126,62 @@ def test_never_more_than_the_count_are_taken(count: int) -> None:
     kept = [found for number in range(200) if (found := hall.enter(f"192.0.2.{number % 11}")) is not None]
     assert hall.admission.taken <= count
     assert sum(not sitting.gone for sitting in kept) == hall.admission.taken
+
+
+def bodies(hall: Hall, address: str, sizes: list[int]) -> list[Sitting]:
+    """Let connections of one address hold bodies that are still being sent."""
+    made = []
+    for size in sizes:
+        seat = hall.admission.take(address)
+        assert seat is not None
+        hall.clock += 1
+        seat.holder = sitting = Sitting(hall.clock)
+        hall.admission.hold(seat, size, address)
+        made.append(sitting)
+    return made
+
+
+def test_a_source_holds_bodies_up_to_its_share_and_no_more() -> None:
+    hall = a_hall(count=40, share=40)
+    bodies(hall, "192.0.2.1", [4 * MIB - PIECE_BYTES] * 4)
+    with pytest.raises(SplError, match="bodies of this address"):
+        bodies(hall, "192.0.2.1", [1])
+    bodies(hall, "192.0.2.2", [1])
+
+
+def test_an_answered_body_makes_room() -> None:
+    hall = a_hall(count=40, share=40)
+    seat = hall.admission.take("192.0.2.1")
+    for _ in range(3):
+        hall.admission.hold(seat, BODIES_PER_SOURCE_BYTES - PIECE_BYTES, "192.0.2.1")
+        hall.admission.release(seat)
+    assert hall.admission._held == {}
+
+
+def test_bodies_of_many_sources_end_the_oldest_of_the_source_with_most() -> None:
+    hall = a_hall(count=40, share=40)
+    few = bodies(hall, "192.0.2.9", [MIB])
+    most = [bodies(hall, f"192.0.2.{number}", [BODIES_PER_SOURCE_BYTES // 2 - PIECE_BYTES] * 2) for number in range(3)]
+    other = bodies(hall, "192.0.2.8", [BODIES_PER_SOURCE_BYTES - PIECE_BYTES])
+    assert [sitting.gone for sitting in (*few, *other)] == [False, False]
+    assert sum(sitting.gone for own in most for sitting in own) == 1
+    assert most[0][0].gone
+
+
+def test_chunks_of_one_byte_count_for_what_they_cost() -> None:
+    hall = a_hall(count=40, share=40)
+    seat = hall.admission.take("192.0.2.1")
+    for _ in range(BODIES_PER_SOURCE_BYTES // (PIECE_BYTES + 1)):
+        hall.admission.hold(seat, 1, "192.0.2.1")
+    with pytest.raises(SplError, match="bodies of this address"):
+        hall.admission.hold(seat, 100, "192.0.2.1")
+
+
+def test_a_body_ends_with_its_connection() -> None:
+    hall = a_hall()
+    seat = hall.admission.take("192.0.2.1")
+    assert seat is not None
+    hall.admission.hold(seat, MIB, "192.0.2.1")
+    hall.admission.leave(seat)
+    hall.admission.leave(seat)
+    assert hall.admission._held == {}

@@ -1,0 +1,99 @@
+"""Long answers are shared out: how many a token or pair may have under way, and how many all tokens have together.
+
+An answer that streams or waits keeps its connection at work, and such a connection gives way to no other
+(net/admission.py).  Without a share, one token that may only read held every connection from a few addresses, and
+peers and health checks were refused for as long as it liked.  Answers of pairs count by themselves, so tokens take
+nothing from them.  The operator's own socket is not counted.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
+from typing import Final
+
+from ..core.errors import SplError
+from ..net.routes import Response
+from .auth import Kind, Principal
+
+PER_TOKEN: Final = 64
+PER_PAIR: Final = 8
+"""A peer has one stream or one long poll, and a few pages while it begins again."""
+RETRY_S: Final = 1
+
+
+class LongAnswers:
+    """The long answers that are under way on the TCP listeners."""
+
+    def __init__(self, connections: int) -> None:
+        """Of `connections` in all, tokens may keep half at work."""
+        self._tokens_most = max(1, connections // 2)
+        self._held: Counter[str] = Counter()
+        self._by_tokens = 0
+
+    async def counted(self, principal: Principal, answer: Response | Awaitable[Response]) -> Response:
+        """Return the answer, which counts until it has been sent.
+
+        Raises SplError "rate-limited" if the principal has its share.
+        """
+        is_peer = principal.kind == Kind.PEER
+        who = principal.pair_id if is_peer else principal.token_id
+        if self._held[who] >= (PER_PAIR if is_peer else PER_TOKEN):
+            raise SplError("rate-limited", "long answers of this token are under way", retry_after_s=RETRY_S)
+        if not is_peer and self._by_tokens >= self._tokens_most:
+            raise SplError("rate-limited", "too many long answers are under way", retry_after_s=RETRY_S)
+        held = _Held(self, who, not is_peer)
+        try:
+            found = answer if isinstance(answer, Response) else await answer
+        except BaseException:
+            held.release()
+            raise
+        if isinstance(found.body, bytes):
+            held.release()
+            return found
+        return replace(found, body=_CountedBody(found.body, held))
+
+    def take(self, who: str, count: int, *, by_token: bool) -> None:
+        """Count one answer more, or with -1 one less."""
+        self._held[who] += count
+        self._by_tokens += count if by_token else 0
+        if not self._held[who]:
+            del self._held[who]
+
+
+class _Held:
+    """One place, given back once."""
+
+    __slots__ = ("_answers", "_by_token", "_who")
+
+    def __init__(self, answers: LongAnswers, who: str, by_token: bool) -> None:
+        self._answers: LongAnswers | None = answers
+        self._who, self._by_token = who, by_token
+        answers.take(who, 1, by_token=by_token)
+
+    def release(self) -> None:
+        """Give the place back; again is harmless."""
+        if self._answers is not None:
+            self._answers.take(self._who, -1, by_token=self._by_token)
+            self._answers = None
+
+
+class _CountedBody:
+    """The body of a counted answer.  No generator: one that was never begun would not give its place back."""
+
+    __slots__ = ("_body", "_held")
+
+    def __init__(self, body: AsyncIterator[bytes], held: _Held) -> None:
+        self._body, self._held = body, held
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._body)
+
+    async def aclose(self) -> None:
+        """End the answer, whether it was begun or not."""
+        self._held.release()
+        close = getattr(self._body, "aclose", None)
+        if close is not None:
+            await close()
