@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections import Counter
 from dataclasses import asdict, replace
+from typing import Final
 
 from ..core import when
 from ..core.errors import SplError
@@ -20,11 +21,13 @@ from .answers import field_error, is_admin, json_response, list_response, member
 from .auth import Kind, Principal
 from .services import Services
 
-ENVIRONMENT = "home"
+ENVIRONMENT: Final = "home"
+TTL_MS_MAX: Final = 10 * 365 * 86_400_000
+"""A token without an end would outlive its purpose unnoticed."""
 
 
 def health(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /health: that the daemon answers, and who it is; open to everybody."""
+    """GET /health: that the daemon answers, and who it is; open to anyone."""
     identity = services.vault.identity
     value: dict[str, object] = {
         "status": "readonly" if services.store.readonly or services.store.full else "ok",
@@ -172,7 +175,7 @@ def _new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.To
     else:
         bearer.check_bound(scopes, names)
     ttl_ms = fields.get("ttl_ms", int(services.limits.token_ttl_s * 1000))
-    if not isinstance(ttl_ms, int) or not 0 < ttl_ms <= 10 * 365 * 86_400_000:
+    if not isinstance(ttl_ms, int) or not 0 < ttl_ms <= TTL_MS_MAX:
         raise field_error("ttl_ms", "must be from 1 ms to 10 years")
     now_ms = services.now_ms()
     sa_id = "sa_" + services.random_bytes(4).hex()

@@ -7,9 +7,18 @@ from typing import Any, Final
 from ..core import canon, rules
 from ..core.errors import SplError
 from ..core.identity import bearer
+from ..core.identity.did import label_of
+from ..core.pair.pair import Pair
+from ..core.record.page import PEER_PUSHES
 from ..net.routes import Request, Response
 from .auth import Kind, Principal
 from .services import Services
+
+CONFIG: Final = "config:"
+"""What the names of resources of the configuration begin with."""
+TEXTS_MAX: Final = 64
+TEXT_CHARS_MAX: Final = 256
+"""Of one list in a request: as many as a pair has namespaces, each as long as the name of a thread."""
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -53,21 +62,26 @@ def members(request: Request, known: Mapping[str, type | tuple[type, ...]]) -> d
     return value
 
 
-def texts(value: object, name: str, count_max: int = 64) -> tuple[str, ...]:
+def texts(value: object, name: str, count_max: int = TEXTS_MAX) -> tuple[str, ...]:
     """Return a bounded list of short texts as a tuple; raise "bad-field"."""
     if not isinstance(value, list) or len(value) > count_max:
         raise field_error(name, f"must be a list of at most {count_max} texts")
-    if not all(isinstance(item, str) and 0 < len(item) <= 256 for item in value):
-        raise field_error(name, "holds texts of 1 to 256 characters")
+    if not all(isinstance(item, str) and 0 < len(item) <= TEXT_CHARS_MAX for item in value):
+        raise field_error(name, f"holds texts of 1 to {TEXT_CHARS_MAX} characters")
     return tuple(value)
+
+
+def with_way(services: Services, pair: Pair, error: SplError, command: str) -> SplError:
+    """Return the error of a request to a peer; if only the peer can dial, with the command for its side as the hint."""
+    if services.push.reach(pair.pair_id) != PEER_PUSHES:
+        return error
+    hint = f"on {label_of(pair.peer_did)}: {command}"
+    return SplError(error.code, f"{error.message}; the peer opens the connections of this pair", hint=hint)
 
 
 def is_admin(principal: Principal) -> bool:
     """Return whether the principal may see what the daemon keeps for itself."""
     return bearer.holds(principal.scopes, bearer.ADMIN)
-
-
-CONFIG: Final = "config:"
 
 
 def check(services: Services, resource: str, request: Request, principal: Principal) -> None:

@@ -2,7 +2,7 @@
 
 One `Api` per kind of listener: over the Unix socket the file permission is the credential, over TCP it is the bearer.
 A browser cannot be turned against a loopback daemon: Host must be a name of ours (DNS rebinding), a foreign Origin
-may not write, and may read only where `http.allowed_origins` names it: a page's EventSource needs that.
+may not write, and may read only if `http.allowed_origins` names it: a page's EventSource needs that.
 """
 
 import ipaddress
@@ -31,7 +31,7 @@ LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 def resource_of(route: Route) -> str:
     """Return what permission rules call a route: its noun, `read` for GET and `write` for the rest.
 
-    The noun is the segment after /v1/, or `sync` where only the token of a pair opens the route.  "" for a route that
+    The noun is the segment after /v1/, or `sync` if only the token of a pair opens the route.  "" for a route that
     is open to anyone: of those a rule guards the handshake alone, and the pairing service asks it once the signature
     is verified, so that its refusal is signed.
     """

@@ -25,10 +25,9 @@ KNOWN_MAX: Final = 256
 """Bearer texts whose tokens are cached while no token changes; hashing one takes 5 us of each request."""
 
 IDLE_MS: Final = 3_600_000
-"""After this the proofs of a pair that sends none are forgotten; far above what a clock is set back by."""
+"""After this the proofs of a pair that sends none are forgotten; clocks step back by less."""
 ANYONE: Final = "anyone"
-"""The scope of routes that are open to everybody."""
-
+"""The scope of routes that are open to anyone."""
 
 _NOT_OPEN: Final = frozenset({PROOF_HEADER, "forwarded", "x-forwarded-for"})
 
@@ -85,7 +84,7 @@ class Auth:
     next one refuses every proof dated less than PROOF_AHEAD_MS after its own start: a request captured before a restart
     never works again.  The refusal is "proof-time" with a time that counts, by which a peer signs again at once;
     without that time, peers would have to wait.  Keeping the nonces on disk instead would cost a disk sync for each
-    request of a peer.  What is left open: if our own clock is set back over the restart, a captured request may work
+    request of a peer.  What is left open: if our own clock steps back over the restart, a captured request may work
     once more, up to five minutes after it was signed by that clock.
     """
 

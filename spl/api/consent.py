@@ -1,6 +1,7 @@
 """Consent over the API: what is shared across each pair, and our operator's word on it."""
 
 import asyncio
+from typing import Final
 
 from ..core import consent
 from ..core.identity.did import label_of
@@ -12,6 +13,10 @@ from ..net.routes import Request, Response
 from .answers import field_error, json_response, list_response, members, number
 from .auth import Principal
 from .services import Services
+
+LIMIT_DEFAULT: Final = 100
+LIMIT_MAX: Final = 1000
+"""Claims of one page: each is read from the disk before the answer begins."""
 
 
 def listing(request: Request, principal: Principal, services: Services) -> Response:
@@ -73,12 +78,6 @@ def _name(value: str | None) -> str:
     if not value:
         raise field_error("namespace", "is missing")
     return value
-
-
-LIMIT_DEFAULT = 100
-
-
-LIMIT_MAX = 1000
 
 
 async def claims(request: Request, principal: Principal, services: Services) -> Response:

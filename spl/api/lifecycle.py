@@ -1,4 +1,4 @@
-"""The upkeep of identity, pairs and tokens: rotation, export, settings of a pair and its end."""
+"""Identity, pairs and tokens over their life: rotation, export, settings of a pair and its end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -75,7 +75,7 @@ async def revoke(request: Request, services: Services, found: Pair) -> dict[str,
     await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
     blocked = found.peer_did in services.views.blocked
     hubs = [] if blocked else services.pairing.pairs.hubs(found)
-    return {"blocked": blocked, "hubs": [{"pair_id": writer.pair_id, "peer_did": writer.peer_did} for writer in hubs]}
+    return {"blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
 
 
 async def set_token(request: Request, services: Services, found: Pair) -> dict[str, object]:

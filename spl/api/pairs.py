@@ -6,15 +6,14 @@ from typing import Final
 
 from ..core import when
 from ..core.errors import SplError
-from ..core.identity.did import label_of, words
+from ..core.identity.did import words
 from ..core.pair import handshake
 from ..core.pair import pair as pairs
 from ..core.pair.pair import Pair
 from ..core.pair.state import maps_to_json
-from ..core.record.page import PEER_PUSHES
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
-from .answers import field_error, json_response, list_response, members, number, texts
+from .answers import TEXTS_MAX, field_error, json_response, list_response, members, number, texts, with_way
 from .auth import Principal
 from .consent import lines_of
 from .lifecycle import ACTIONS
@@ -23,6 +22,9 @@ from .services import Services
 
 WAIT_MS_DEFAULT: Final = 60_000
 WAIT_MS_MAX: Final = 24 * 3_600_000
+"""A request counts as rejected after a day."""
+ACK_WAIT_MS_MAX: Final = 2000
+"""A caller that follows the acks asks again; a longer wait would occupy its connection after it left."""
 SETTING: Final = frozenset(
     {"pause", "resume", "revoke", "mode", "poll-interval", "relay", "thread-allow", "thread-rule"}
 )
@@ -110,10 +112,7 @@ async def _synced(services: Services, found: Pair, thread: str = "") -> dict[str
     try:
         records = await services.sync.pull(found.pair_id, thread)
     except SplError as exc:
-        if services.push.reach(found.pair_id) != PEER_PUSHES:
-            raise
-        hint = f"on {label_of(found.peer_did)}: spl sync {found.pair_id}"
-        raise SplError(exc.code, f"{exc.message}; the peer opens the connections of this pair", hint=hint) from exc
+        raise with_way(services, found, exc, f"spl sync {found.pair_id}") from None
     return {"records": records, "pushed": 0 if thread else await services.push.push(found.pair_id)}
 
 
@@ -152,23 +151,23 @@ def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, obje
 
     `start` in it is "beginning" if the peer also gets the records that the namespaces hold already, else "present".
     """
-    shown = pairs.request_summary(found)
+    summary = pairs.request_summary(found)
     pair = services.views.pairs.get(found.request_id)
     if pair is None or pair.initiator:
-        return shown
+        return summary
     asked, registry = handshake.terms_of(pair.proposal), services.views.namespaces
     if pair.answer is not None:
         names = pair.namespaces
         left_out = [{"namespace": name} for name in asked.namespaces if name not in names]
         agreed = {"namespaces": list(names), "maps": maps_to_json(pair.maps), "left_out": left_out}
-        return {**shown, "agrees": {**agreed, "start": pair.start}}
+        return {**summary, "agrees": {**agreed, "start": pair.start}}
     weighed = handshake.weigh(asked, registry)
     left_out = [
         {"namespace": name, "why": why, "fix": handshake.fix_of(registry, name)} for name, why in weighed.left_out
     ]
-    agrees = {"namespaces": list(weighed.namespaces), "maps": shown["maps"], "left_out": left_out}
+    agrees = {"namespaces": list(weighed.namespaces), "maps": summary["maps"], "left_out": left_out}
     start = asked.start or ("present" if services.pairing.pairs.parted(pair.peer_did) else "beginning")
-    return {**shown, "agrees": {**agrees, "unmapped": list(weighed.unmapped), "start": start}}
+    return {**summary, "agrees": {**agrees, "unmapped": list(weighed.unmapped), "start": start}}
 
 
 def detail(services: Services, found: Pair) -> dict[str, object]:
@@ -291,8 +290,8 @@ def _summary(services: Services, found: Pair) -> dict[str, object]:
 
 def _maps(value: object) -> tuple[tuple[str, str], ...]:
     """Return [{local, peer}] as pairs; raise "bad-field"."""
-    if not isinstance(value, list) or len(value) > 64:
-        raise field_error("maps", "must be a list of at most 64")
+    if not isinstance(value, list) or len(value) > TEXTS_MAX:
+        raise field_error("maps", f"must be a list of at most {TEXTS_MAX}")
     found = []
     for item in value:
         if not isinstance(item, dict) or item.keys() != {"local", "peer"}:
@@ -312,14 +311,8 @@ async def verify(request: Request, principal: Principal, services: Services) -> 
     try:
         report = await services.reconcile.verify(found.pair_id, repair=repair)
     except SplError as exc:
-        if services.push.reach(found.pair_id) != PEER_PUSHES:
-            raise
-        hint = f"on {label_of(found.peer_did)}: spl federation verify {found.pair_id}"
-        raise SplError(exc.code, f"{exc.message}; the peer opens the connections of this pair", hint=hint) from exc
+        raise with_way(services, found, exc, f"spl federation verify {found.pair_id}") from None
     return json_response({**report.to_json(), "peer_did": found.peer_did})
-
-
-ACK_WAIT_MS_MAX = 2000
 
 
 async def acks(request: Request, principal: Principal, services: Services) -> Response:

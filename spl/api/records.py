@@ -28,7 +28,9 @@ _T = TypeVar("_T")
 NDJSON: Final = "application/x-ndjson"
 LIMIT_DEFAULT: Final = 100
 SCAN_ROWS: Final = 500
+"""Rows of the index read at once: some 100 kB."""
 ANSWER_BYTES: Final = 8 * MIB
+"""A list ends early beyond this; the next one goes on after its last sequence."""
 PIECE_BYTES: Final = 64 * KIB
 WHOLE_BYTES: Final = 64 * KIB
 """A list up to this is sent whole, with its length; a longer one in pieces of PIECE_BYTES, or of one record."""
@@ -44,6 +46,8 @@ GROUPS_UNDER_WAY: Final = 4
 """A group has at most an eighth of the lines that the writer queues, so one request takes half of the queue."""
 ESCAPED_SHARE: Final = 3
 """A client that escapes every character outside ASCII sends three bytes for one, at most."""
+PIECES_MAX: Final = 8000
+"""Read for one request: two million records, some fifteen seconds; the next request goes on from there."""
 LIST_BEGIN: Final = b'{"object":"list","data":['
 LIST_END: Final = b"]}"
 
@@ -125,7 +129,7 @@ def _lines(body: bytes) -> Iterator[bytes]:
 
 
 def _groups(lines: Iterable[bytes], lines_max: int) -> Iterator[list[bytes]]:
-    """Yield the lines by at most so many and GROUP_BYTES, or one."""
+    """Yield groups of at most `lines_max` lines and GROUP_BYTES, or of one line."""
     group: list[bytes] = []
     size = 0
     for line in lines:
@@ -199,7 +203,7 @@ def one(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
     copies = services.store.index.copies(request.params["id"])
     rows = [row for row in copies if may_read(row, principal)][:1]
-    found = next(shown(services.store, rows, reserved=is_admin(principal)), None)
+    found = next(answer_forms(services.store, rows, reserved=is_admin(principal)), None)
     if found is None:
         raise SplError("not-found", "there is no such record")
     return json_response(found)
@@ -235,7 +239,7 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     reserved = request.query.get("reserved") == "1" and is_admin(principal)
     data: list[dict[str, object]] = []
     name = request.query.get("after", "")
-    if name and principal.namespaces and not (await standing(services, name, principal)).records:
+    if name and principal.namespaces and not (await readable_state(services, name, principal)).records:
         return list_response([])  # as after a thread that does not exist
     while len(data) < limit and (
         page := services.store.index.names(THREADS, by_thread(name) if name else "", SCAN_ROWS)
@@ -252,7 +256,7 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     return list_response(data)
 
 
-def shown(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
+def answer_forms(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
     """Yield the answer form of stored records; those on reserved threads only with `reserved`.
 
     A record that changed on the disk since it was indexed is left out: its id no longer fits.
@@ -273,7 +277,7 @@ async def _page(
 ) -> Response:
     """Return the records of those rows as a list; a long one is read and sent in pieces, as the client takes them.
 
-    A page of megabytes that nobody takes then costs its client's place and no memory.  A short one has a length.
+    A page of megabytes that its client does not read then costs a connection and no memory.  A short one has a length.
     """
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.query_records)
     pieces = _pieces(services.store, rows, principal, limit, request.query.get("kind"), actor)
@@ -328,10 +332,10 @@ def _pieces(
 def _wanted(
     store: Log, batch: list[Row], principal: Principal, count_max: int, kind: str | None, actor: str | None
 ) -> list[bytes]:
-    """Return the JSON of at most so many wanted records among the rows."""
+    """Return the JSON of the wanted records among the rows, at most `count_max`."""
     readable = [row for row in batch if row.kind == "rec" and may_read(row, principal)]
     found: list[bytes] = []
-    for item in shown(store, readable, reserved=is_admin(principal)):
+    for item in answer_forms(store, readable, reserved=is_admin(principal)):
         body = item["body"]
         if kind and not (isinstance(body, dict) and body.get("kind") == kind):
             continue
@@ -370,7 +374,7 @@ def _rows(store: Log, name: str, seq: int) -> Iterator[Row]:
 async def _thread(services: Services, name: str, principal: Principal) -> dict[str, object]:
     store = services.store
     if principal.namespaces and not record.is_reserved(name):
-        found = await standing(services, name, principal)
+        found = await readable_state(services, name, principal)
         count, last_seq = found.records, found.sequence
     else:
         last = store.index.last(by_thread(name))
@@ -422,7 +426,7 @@ def may_read(row: Row, principal: Principal) -> bool:
     return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
 
 
-async def standing(services: Services, thread: str, principal: Principal) -> ThreadState:
+async def readable_state(services: Services, thread: str, principal: Principal) -> ThreadState:
     """Return how many records of a thread the token may read, and the sequence of the newest of them.
 
     For a bound token; read off the loop, from where the last such request ended.
@@ -432,10 +436,6 @@ async def standing(services: Services, thread: str, principal: Principal) -> Thr
     while found.read_seq < to_seq:
         found = await asyncio.wrap_future(services.states.read_on(thread, fold.DEFAULT, names, to_seq))
     return found
-
-
-PIECES_MAX: Final = 8000
-"""Read for one request: two million records, some fifteen seconds; the next request goes on from there."""
 
 
 async def thread_state(request: Request, principal: Principal, services: Services) -> Response:

@@ -32,6 +32,7 @@ from .auth import Auth
 log = logging.getLogger("spl.daemon")
 
 FAULT_CHARS_MAX: Final = 200
+"""Of an exception's text, which may hold anything."""
 FAULT_SHOWN_MS: Final = 15 * 60_000
 """For so long after a crash a service is among what needs attention."""
 

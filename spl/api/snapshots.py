@@ -10,22 +10,24 @@ from typing import Final
 from ..core import when
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
 from ..core.record import record
-from ..core.record.page import PEER_PUSHES
 from ..core.record.snapshot import Read
 from ..home.check import STORE, Step, StoreCheck, facts
 from ..home.index import Row
 from ..home.snapshot import FOLDER, MayRead, Plan, Rights, take
 from ..net.routes import Request, Response
-from .answers import field_error, is_admin, json_response, list_response, members, number
+from .answers import field_error, is_admin, json_response, list_response, members, number, with_way
 from .auth import Principal
 from .records import NDJSON
 from .services import Services
 
 UPLOAD_CHARS: Final = 32
 ADMIN: Final = "admin"
+PROGRESS_PIECES: Final = 64
+"""Pieces of the log, of 512 lines each, that are indexed between two progress steps."""
+
+log = logging.getLogger("spl.store")
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
@@ -126,13 +128,6 @@ def _flag(request: Request, name: str) -> bool:
     return value == "1"
 
 
-log = logging.getLogger("spl.store")
-
-
-PROGRESS_PIECES: Final = 64
-"""Pieces of the log, of 512 lines each, that are indexed between two progress steps."""
-
-
 def check(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/store/check {repair?}: NDJSON, one object a step; reads the whole log beside the running daemon.
 
@@ -177,10 +172,11 @@ async def _repair(services: Services, found: StoreCheck) -> AsyncIterator[Step]:
                 yield step
         for pair in [pair for pair in services.views.pairs.values() if pair.sync_allowed]:
             step = {"step": "repair", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
+            command = f"spl federation verify {pair.pair_id} --repair"
             try:
                 count = (await services.reconcile.mend(pair.pair_id))[1].fetched
             except SplError as exc:
-                yield {**step, "error": _told(services, pair, exc).to_json()}
+                yield {**step, "error": with_way(services, pair, exc, command).to_json()}
             else:
                 fetched += count
                 yield {**step, "fetched": count}
@@ -205,11 +201,3 @@ async def _reindex(services: Services) -> AsyncIterator[Step]:
         # While a thread still reads a piece it cannot be closed; it closes with that thread's reference.
         with suppress(ValueError):
             pieces.close()
-
-
-def _told(services: Services, pair: Pair, exc: SplError) -> SplError:
-    """Return why nothing came from a pair, with the next step if only the peer opens connections."""
-    if services.push.reach(pair.pair_id) != PEER_PUSHES:
-        return exc
-    hint = f"on {label_of(pair.peer_did)}: spl federation verify {pair.pair_id} --repair"
-    return SplError(exc.code, f"{exc.message}; the peer opens the connections of this pair", hint=hint)

@@ -16,12 +16,13 @@ from ..sync.supervise import wait
 from .answers import Permit, field_error, is_admin, number
 from .auth import Principal
 from .peers import STREAM_HEADERS
-from .records import batches, may_read, shown, standing
+from .records import answer_forms, batches, may_read, readable_state
 from .services import Services
 
 READING: Final = "threads:read"
 """What permission rules call it."""
 PAGE_ROWS: Final = 64
+"""Rows looked at before the checks that may end the stream."""
 OPENING: Final = b"retry: %d\n\n" % RETRY_AFTER_MS
 """How long a browser waits before it connects again."""
 
@@ -39,7 +40,7 @@ async def watch(request: Request, principal: Principal, services: Services) -> R
     last_seq, last_id = services.store.last_seq, request.headers.get("last-event-id", "")
     if principal.namespaces and not record.is_reserved(thread):
         # For a bound token the log ends with the last record that it may read, so that event ids reveal no others.
-        last_seq = (await standing(services, thread, principal)).sequence
+        last_seq = (await readable_state(services, thread, principal)).sequence
     if last_id and (not last_id.isascii() or not last_id.isdigit() or len(last_id) > 19):
         raise field_error("last-event-id", "must be the id of an event of this stream")
     # An id that this log has not reached is another log's: everything is sent again, and nothing is missed.
@@ -86,7 +87,7 @@ async def _events(
 def _records(services: Services, rows: list[Row], admin: bool) -> bytes:
     """Return the events of those rows."""
     events = []
-    for item in shown(services.store, rows, reserved=admin):
+    for item in answer_forms(services.store, rows, reserved=admin):
         fields = {name: value for name, value in item.items() if name in record.FIELDS}
         value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
         events.append(_event("record.created", value, int(str(item["sequence"]))))
