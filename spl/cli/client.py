@@ -23,9 +23,11 @@ ANSWER_S: Final = 30.0
 LONG_S: Final = 3600.0
 """For requests that move many records: the first sync of a long history has no smaller bound."""
 ANSWER_BYTES: Final = 64 * MIB
+"""Of an answer that is taken whole; longer ones are streamed."""
 KEPT_IDLE_S: Final = 20.0
 """Less than any daemon or proxy keeps a silent connection open."""
 LINE_BYTES: Final = 8 * MIB
+"""Of one object in an NDJSON answer; a record has at most 1 MiB."""
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 

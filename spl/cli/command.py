@@ -24,6 +24,9 @@ HOME_DEFAULT: Final = "~/.syncro"
 VALUED: Final = frozenset({"-o", "--output", "--home"})
 """The common options that take a value; they may stand before the command too."""
 
+TOKEN_BYTES_MAX: Final = 4096
+"""Read of stdin for a token, which has some 100 bytes: a wrong file is refused and not read."""
+
 _NUMBER: Final = re.compile("-?[0-9]{1,19}")
 
 
@@ -75,6 +78,10 @@ class Shell:
     def distant(self) -> bool:
         """Whether SPL_SERVE_URL names the daemon, so that this home says nothing about it."""
         return bool(self.env.get("SPL_SERVE_URL"))
+
+    def token(self) -> str:
+        """Return the text of a token from stdin, "" if there is none."""
+        return self.stdin.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
 
     def printed(self, schema: str, data: Any) -> bool:
         """Print the daemon's data for programs and return True; return False if the form is one for people."""

@@ -129,13 +129,15 @@ def _diff_histories(one: One, other: One, shell: Shell) -> int:
         raise SplError(
             "not-found", f"A is about {one.pair_id} and B about {other.pair_id}: they have no history in common"
         )
-    told = [side.history() for side in (one, other)]
+    histories = [side.history() for side in (one, other)]
     if one.omitted or other.omitted:
         # Transitions that one side no longer reports must not count as missing there.
-        since = max(history[0].at for history, side in zip(told, (one, other), strict=True) if side.omitted and history)
-        told = [[item for item in history if item.at >= since] for history in told]
+        since = max(
+            history[0].at for history, side in zip(histories, (one, other), strict=True) if side.omitted and history
+        )
+        histories = [[item for item in history if item.at >= since] for history in histories]
         shell.out.note(f"compared from {since} on: {one.omitted + other.omitted} older transitions were left out")
-    gaps = diff.gaps(told[0], told[1])
+    gaps = diff.gaps(*histories)
     return _print_gaps([(one.pair_id, gap) for gap in gaps], one.holder, other.holder, shell)
 
 

@@ -13,7 +13,6 @@ from .out import label_of, state_paint
 from .pair import COMMAND as PAIR_COMMAND
 from .pair import PAIRS
 
-TOKEN_BYTES_MAX: Final = 4096
 FILTERING: Final = frozenset({"relay", "thread-allow", "thread-rule"})
 """Actions that change which records are sent."""
 POLL_MS_MIN: Final = 1000
@@ -78,7 +77,7 @@ def _refresh(args: Namespace, shell: Shell) -> int:
 
 
 def _set_token(args: Namespace, shell: Shell) -> int:
-    text = shell.stdin.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
+    text = shell.token()
     if not text:
         raise UsageError("usage", "no token on stdin", hint=f"spl federation set-token {args.pair} < FILE")
     return _act(args, shell, "set-token", {"token": text}, "token installed")

@@ -17,6 +17,7 @@ LABEL: Final = arg("--label", help="name inside the DID, [a-z0-9-]{1,32} (defaul
 
 _NOT_FOUND: Final = 6
 EXPORT_BYTES_MAX: Final = 256 * 1024
+"""Read of an export: half of what the route takes, and far more than a key chain of 64 rotations has."""
 
 
 def identity_facts(identity: Mapping[str, Any], out: Out) -> list[tuple[str, str]]:

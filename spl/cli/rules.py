@@ -70,7 +70,7 @@ def _add(kind: RuleCommands, args: Namespace, shell: Shell) -> int:
         limits = f" (grants at most {', '.join(added['namespaces'])})" if "namespaces" in added else ""
         shell.out.line(f"{added['name']}  {'replaced' if added['replaced'] else 'added'}{limits}")
     if added.get("locks_out_handshake"):
-        shell.out.warn(f"! nobody can pair with this instance: {added['locks_out_handshake']} refuses federation:pair")
+        shell.out.warn(f"! no instance can pair with this one: {added['locks_out_handshake']} refuses federation:pair")
     return 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core.errors import SplError, count
+from .rules import PRIORITY_MAX
 
 HEADER: Final = (
     "window,duration_min,records_emitted,records_synced,sync_lag_p50_ms,sync_lag_p99_ms,reconcile_queue_max,errors"
@@ -24,7 +25,7 @@ QUEUE_ADAPTER_RECORDS: Final = 50
 THREADS: Final = 16
 ACTORS: Final = 4
 BAR_CHARS: Final = 24
-RULE_PRIORITY: Final = 1_000_000
+RULE_PRIORITY: Final = PRIORITY_MAX
 """The highest priority that a rule can have, so that no rule of the operator takes precedence."""
 
 _ACTS: Final = ("INTEND", "DO", "KNOW", "LEARN")

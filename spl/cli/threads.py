@@ -17,6 +17,7 @@ from .out import column, size
 
 RESTORE_PATH: Final = "/v1/threads/restore"
 PIECE_BYTES: Final = 4 * MIB
+"""Of one request of a restore: half of what the route takes."""
 
 _UPLOAD_BYTES: Final = 16
 _PAGE_RECORDS: Final = 500

@@ -9,8 +9,6 @@ from .client import quote
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg, duration
 from .out import OutputError, scopes_text
 
-TOKEN_BYTES_MAX: Final = 4096
-
 
 def _mint(args: Namespace, shell: Shell) -> int:
     body: dict[str, object] = {"scopes": _scopes(args.scopes)}
@@ -29,7 +27,7 @@ def _mint(args: Namespace, shell: Shell) -> int:
 
 
 def _shown_once(minted: Mapping[str, Any], shell: Shell) -> bool:
-    """Print a new token and return whether that was for a program; a token that nobody saw is revoked again."""
+    """Print a new token and return whether that was for a program; one that could not be shown is revoked again."""
     try:
         if shell.printed("spl.token/1", minted):
             return True
@@ -37,7 +35,7 @@ def _shown_once(minted: Mapping[str, Any], shell: Shell) -> bool:
         shell.out.line(str(minted["token"]))
     except OutputError as exc:
         shell.ctl.delete(f"/v1/tokens/{quote(minted['token_id'])}")
-        raise OutputError(exc.code, f"{exc.message}; the new token is revoked again, because nobody saw it") from exc
+        raise OutputError(exc.code, f"{exc.message}; the new token is revoked again, because it was not shown") from exc
     return False
 
 
@@ -96,8 +94,7 @@ def _info(args: Namespace, shell: Shell) -> int:
     if args.stdin == bool(args.token_id):
         raise UsageError("usage", "give a TOKEN_ID or --stdin")
     if args.stdin:
-        text = shell.stdin.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
-        token = shell.ctl.post("/v1/tokens/inspect", {"token": text})
+        token = shell.ctl.post("/v1/tokens/inspect", {"token": shell.token()})
     else:
         token = shell.ctl.get(f"/v1/tokens/{quote(args.token_id)}")
     if not shell.printed("spl.token/1", token):

@@ -1,4 +1,4 @@
-"""Where a peer may be dialled, and who asks: strict URLs, a verdict on each address, sources and proxies; pure.
+"""Where a peer may be dialled, and who sends a request: strict URLs, address verdicts, sources, proxies; pure.
 
 An address is judged after unwrapping the forms that carry another inside
 (IPv4-mapped, NAT64, 6to4), because `ipaddress` judges only the outside: for
@@ -118,7 +118,7 @@ def judge(ip_text: str, allow_private: bool, near: Iterable[str] = ()) -> None:
 
 
 def kind_of(ip_text: str) -> str:
-    """Return the network that a loopback or private address belongs to; "" for any other, and for what is none.
+    """Return the network that a loopback or private address belongs to; "" for any other text.
 
     The local-use NAT64 prefix has no kind: only its network knows where in it an address stands.
     """
@@ -176,8 +176,8 @@ class Proxies:
     def client_of(self, peer: str, forwarded: str) -> str:
         """Return the address that a request comes from: the peer's, or behind proxies the one that the last added.
 
-        Of X-Forwarded-For counts the right-most address that is no proxy's; what stands left of it, anybody may have
-        written.  A part that is no address ends the search at the proxy that passed it on.
+        Of X-Forwarded-For the right-most address that is no proxy's counts; anyone may have written what stands left
+        of it.  A part that is no address ends the search at the proxy that passed it on.
         """
         client = peer
         for part in reversed(forwarded.split(",")):

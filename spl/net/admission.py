@@ -1,10 +1,10 @@
 """Which connections a server keeps: a bound for all, a share per source address, and the oldest quiet one gives way.
 
-Descriptors are few and anybody may connect, so a bound alone hands all of them to the first who takes them: one
-client that holds them silent keeps all others out until the idle timeout.  Three rules prevent that:
+Descriptors are few and anyone may connect, so under a bound alone one client can take all of them, stay silent, and
+keep the others out until the idle timeout.  Three rules prevent that:
 
 - A source (an IPv4 address, an IPv6 /64) holds at most `share` connections; one more replaces its own oldest quiet one.
-- When all are taken, the source that holds the most gives up its oldest quiet one.  Those who hold few keep theirs.
+- When all are taken, the source that holds the most gives up its oldest quiet one.  Sources that hold few keep theirs.
 - A connection whose request is being answered is never closed for another one.  If none is quiet, the newcomer is
   refused.
 

@@ -26,7 +26,7 @@ from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
 from .sockets import hang_up
 from .sse import MEDIA_TYPE, Event, EventParser
 
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 64 * 1024  # read from a socket at once
 _TURN_BYTES: Final = 16 * 1024
 """Of an event stream, parsed in one turn of the loop: 16 KiB of empty lines take some 10 ms."""
 _PIECE_COST_BYTES: Final = 256
@@ -193,7 +193,7 @@ class Client:
 class EventStream:
     """An open event stream: iterate over it; `status` is 200, `address` the IP address of the source.
 
-    Ends by StopAsyncIteration when the source ends it in order.  Raises ReachError
+    Ends by StopAsyncIteration when the source ends it properly.  Raises ReachError
     "timeout" after `stream_silence_s` without a byte, "disconnected", "answer-malformed".
 
     A read is inflated and parsed as its events are taken, and other tasks get a turn every _TURN_BYTES: one read may
@@ -342,7 +342,7 @@ class _Socket:
         self.writer.transport.abort()
 
     async def close(self, linger_s: float) -> None:
-        """End the connection in order."""
+        """Send what is queued and end the connection."""
         self.expiry.cancel()
         await hang_up(self.writer, linger_s)
 

@@ -34,7 +34,7 @@ from .http1 import END, RequestHead, RequestParser, WireError
 from .routes import NOTHING, App, HttpError, Match, Request, Response, check_media, parse_query
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
-WRITE_HIGH_BYTES: Final = 64 * 1024
+WRITE_HIGH_BYTES: Final = 64 * 1024  # unsent bytes of one connection before its answer waits
 FORWARDED: Final = "x-forwarded-for"
 _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
 
@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Let a request that is being answered end; a stream's client is taken for gone."""
+        """Let a request that is being answered end; the client of a stream counts as gone."""
         if self.phase not in (Stage.ANSWER, Stage.FLUSH) or self._is_streaming() or self.scheme == "https":
             self._cancel_stream()
             self.close()
@@ -258,7 +258,7 @@ class Connection(asyncio.Protocol):
                 self._refuse(exc if isinstance(exc, SplError) else SplError("internal"))
 
     def _step(self) -> bool:
-        """Read one request as far as it is here and start its answer; return whether to go on."""
+        """Read what has arrived of one request and start its answer; return whether to go on."""
         phase = self.phase
         if phase is not Stage.BODY:
             if phase is not Stage.IDLE and phase is not Stage.HEAD:

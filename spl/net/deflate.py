@@ -1,6 +1,6 @@
 """The deflate coding for event streams (RFC 9110 §8.4.1.2, RFC 1950, RFC 1951): small window, each piece whole at once.
 
-A piece is compressed and flushed, so that it can be read as soon as it arrives.  Compressing costs time, and pays where
+A piece is compressed and flushed, so that it can be read as soon as it arrives.  Compressing costs time, and pays if
 little is sent: as long as the stream stays under RATE_BYTES_S.  Bulk goes as stored blocks, 5 bytes for 64 KiB, and the
 compressor's memory is given back; the next compressor begins with an empty window, so it never refers to those blocks.
 

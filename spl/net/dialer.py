@@ -26,7 +26,9 @@ from .sockets import dial
 
 STAGGER_S: Final = 0.25
 _LOOKUPS_COUNT: Final = 8
+"""Lookups at once, each in a thread that the system may hold for half a minute."""
 _ADDRESSES_COUNT: Final = 8
+"""Addresses tried for one connection: at STAGGER_S each, all have begun within two seconds."""
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 

@@ -1,8 +1,8 @@
 """HTTP/1.1 heads as lines of text: which characters they may have, parsing and encoding.
 
-Both ways pass the same check: what is left of a head after deleting every allowed
-character must be its line ends.  So no value from outside becomes a header, or a
-message, of its own.
+Parsing and encoding make the same check: after every allowed character is deleted,
+only the line ends of a head may remain.  So no value from outside becomes a header,
+or a message, of its own.
 """
 
 from collections.abc import Iterable, Mapping

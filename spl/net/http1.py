@@ -10,7 +10,7 @@ and the head of the following message is not looked at before END was taken, so
 pipelined requests wait in the buffer (`buffered` bytes; the shell stops reading
 when that grows).  How the input was cut into pieces never changes the events.
 
-Strict where a second reader could see other message borders (RFC 9112 §11.2):
+Strict wherever a second reader could see other message borders (RFC 9112 §11.2):
 lines end with CRLF, a bare CR or LF and other control characters are refused, so
 are obs-fold, space before the colon, a repeated Host, Content-Length,
 Transfer-Encoding or Authorization, Transfer-Encoding beside Content-Length, and
@@ -31,9 +31,9 @@ from .heads import WireError as WireError
 UNBOUNDED: Final = 1 << 62  # body limit of a response that is read as an endless stream
 
 _LINE_SLACK_BYTES = 64  # method, version and spaces around the longest target
-_CHUNK_LINE_BYTES = 256
+_CHUNK_LINE_BYTES = 256  # a size has 15 digits at most, the rest are extensions
 _CHUNK_EXTENSIONS_BYTES = 16 * 1024  # a whole message's; RFC 9112 §7.1.1 asks for a bound
-_INTERIM_COUNT = 8
+_INTERIM_COUNT = 8  # 100 or 103 comes once or twice; without a bound they would replace the answer
 
 _VISIBLE = bytes(range(0x21, 0x7F))
 _HOST = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-._~%!$&'()*+,;=:[]"
@@ -125,9 +125,9 @@ class _Parser(ABC, Generic[Head]):
         self._buffer += data
 
     def feed_end(self) -> None:
-        """Tell that the peer will send no more: the end of a body that ends with the connection.
+        """Record that the peer will send no more: the end of a body that ends with the connection.
 
-        Where `next` returns None after this, the message was cut short.
+        If `next` returns None after this, the message was cut short.
         """
         self._ended = True
 
@@ -431,7 +431,7 @@ def _minor(version: str) -> int:
     if version == "HTTP/1.0":
         return 0
     if re.fullmatch(r"HTTP/[0-9](\.[0-9])?", version):
-        raise WireError("version-unsupported", f"{version} is not spoken here")
+        raise WireError("version-unsupported", f"{version} is not supported")
     raise WireError("bad-request", "the version is not HTTP/1.1")
 
 

@@ -211,7 +211,7 @@ def check_media(headers: Mapping[str, str], route: Route) -> None:
     """Refuse a body that is encoded, or of another media type than the route's: HttpError "media-type"."""
     coding = headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
-        raise HttpError("media-type", f"content-encoding {coding[:40]!r} is not spoken here")
+        raise HttpError("media-type", f"content-encoding {coding[:40]!r} is not supported")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in route.media:
         raise HttpError("media-type", f"{kind[:60]!r} is not {' or '.join(route.media)}")

@@ -15,7 +15,7 @@ from ..core.errors import SplError
 from .address import ReachError
 
 _VERSION_MIN = ssl.TLSVersion.TLSv1_2
-_BACKLOG = 1024
+_BACKLOG = 1024  # as many as the server keeps; the kernel may lower it
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
@@ -125,8 +125,8 @@ def bind_unix(path: Path) -> socket.socket:
 def bind_tcp(host: str, port: int) -> list[socket.socket]:
     """Return one listening socket for each address of `host`; port 0 takes one free port for all.
 
-    An address of a name that this machine lacks is left out if it has another: `localhost` is often ::1 too, also
-    where there is no IPv6.  Raises ListenError "listen-failed".
+    An address of a name that this machine lacks is left out if it has another: `localhost` is often ::1 too, even
+    without IPv6.  Raises ListenError "listen-failed".
     """
     bound: list[socket.socket] = []
     try:

@@ -27,7 +27,7 @@ def test_adding_a_permission_rule(spl: Run, daemon: Daemon) -> None:
     flags = ("--resource", "federation:pair", "--action", "require:record_write", "--priority", "10")
     result = spl("config", "add-permission-rule", "lock", *flags, "--expression", "true")
     assert (result.code, result.out) == (0, "lock  added\n")
-    assert result.err == "! nobody can pair with this instance: lock refuses federation:pair\n"
+    assert result.err == "! no instance can pair with this one: lock refuses federation:pair\n"
     assert daemon.sent("POST", "/v1/config/permission-rules").json() == LOCK
     daemon.answers["POST", PERMISSION] = {**LOCK, "replaced": True, "locks_out_handshake": None}
     result = spl("config", "add-permission-rule", "lock", "--resource", "*", "--action", "deny")

@@ -20,7 +20,7 @@ def test_a_rule_locks_out_the_handshake_and_its_removal_lets_it_in(make: Make) -
     alice, bob = make("alice").start(), make("bob", AUTO).start()
     added = bob.run("config", *RULE, "--priority", "10", "--expression", "true")
     assert added.out == "bearers-only  added\n"
-    assert "nobody can pair with this instance: bearers-only" in added.err
+    assert "no instance can pair with this one: bearers-only" in added.err
 
     refused = alice.run("federation", "pair", bob.url, code=4)
     lines = refused.err.splitlines()
