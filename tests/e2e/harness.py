@@ -311,6 +311,10 @@ class Instance:
         assert last.get("step") == "active", last
         return str(last["pair_id"])
 
+    def compared(self, pair_id: str) -> None:
+        """Return once this side has compared the new pair, which it does by itself: until then it may read it again."""
+        eventually(lambda: self.pair(pair_id)["compared"], f"{self.name} has compared {pair_id}")
+
     def steps(self, url: str, **options: object) -> Iterator[dict[str, Any]]:
         """Ask the daemon to pair and yield the steps as they happen; a daemon that dies ends them."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)

@@ -151,6 +151,7 @@ def test_one_thread_can_be_synced_alone(alice: Instance, bob: Instance, pair_id:
     """`spl sync <thread> from <peer>` brings that thread; the rest comes with the next sync of the pair."""
     for side in (alice, bob):
         side.run("federation", "set-mode", pair_id, "on-demand")
+        side.compared(pair_id)
         side.run("sync", pair_id)  # after it no poll of before is on its way any more
     bob.emit("th_one", 2)
     bob.emit("th_two", 2)

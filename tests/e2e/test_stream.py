@@ -316,6 +316,8 @@ def test_one_long_connection_a_side(make: Callable[..., Instance]) -> None:
     for instance in (alice, bob):
         instance.run("federation", "set-mode", pair_id, "continuous")
     opened(pair_id, alice, bob)
+    for instance in (alice, bob):
+        instance.compared(pair_id)
     posted = len(wire.requests(b"POST /v1/sync/ack"))
     asked = len(wire.requests(b"GET /v1/sync/changes"))
     for n in range(10):

@@ -84,7 +84,7 @@ async def test_an_answer_under_a_key_not_known_yet_counts_once_the_manifest_show
         world.faults.append(lambda call: None)
         await b.pairing.rotate_identity("retired")
         await b.pairing.pause(pair_id)
-        await until(lambda: world.lost == ["poll", "poll"])
+        await until(lambda: world.lost.count("poll") >= 2)
         world.faults.clear()
         a.pairing.on_peer_state(pair_id, {})
         await until(lambda: a.alive[0].paused_by == "peer")

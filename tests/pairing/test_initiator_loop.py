@@ -1,5 +1,6 @@
 """Driving our requests: attempts back off, a kick tries at once, and whoever watches is told."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ async def test_failures_are_kept_for_who_watches_and_end_with_the_first_success(
         assert not on_its_way(a.alive[0])
         await a.pairing.revoke(pair_id)
         world.faults.append(lambda call: call.body if "well-known" in call.path else None)
+        asking = asyncio.create_task(a.pair(b))
+        await until(lambda: a.pairing.handshakes.trouble)
+        asking.cancel()
         with pytest.raises(SplError) as caught:
-            await a.pair(b, wait_ms=50)
+            [step async for step in a.pairing.handshakes.watch(a.alive[0].pair_id, wait_s=0)]
         assert code_of(caught) == "disconnected"
         assert a.alive[0].phase is Phase.ESTABLISHING
         assert a.pairing.handshakes.trouble.get(a.alive[0].pair_id) is not None

@@ -20,7 +20,7 @@ async def test_a_rebuilt_side_supersedes_and_inherits_the_position(tmp_path: Pat
     async with two(tmp_path) as (world, a, b):
         await a.pair(b)
         old = await both_active(a, b)
-        b.home.writer.submit([SavedPosition(old, "sealed-by-a", 7)]).result(5)
+        b.home.writer.submit([SavedPosition(old, "sealed-by-a", 7)]).result(DEADLINE_S)
         world.faults.append(lambda call: None if call.path.endswith("notify-revoke") else call.body)
         await a.pairing.revoke(old)
         assert a.pairs[0].phase is Phase.REVOKED

@@ -155,7 +155,7 @@ async def test_a_rule_grants_private_namespaces_but_none_that_is_not_usable(tmp_
         a.register("music")
         if usable:
             b.register("music")
-        await a.pair(b, namespaces=("default", "music"), wait_ms=10_000 if usable else 0)
+        await a.pair(b, namespaces=("default", "music"), wait_ms=60_000 if usable else 0)
         await until(lambda: b.alive)
         assert isinstance(b.alive[0].state, Asked) is not usable
 
@@ -185,7 +185,7 @@ async def test_a_rule_approves_at_most_its_own_namespaces(
         asked = (("a", "b"),) if maps else ()
         a.register("music", "a")
         b.register("music", "b")
-        steps = await a.pair(b, namespaces=tuple(namespaces.split()), maps=asked, wait_ms=10_000 if at_once else 0)
+        steps = await a.pair(b, namespaces=tuple(namespaces.split()), maps=asked, wait_ms=60_000 if at_once else 0)
         await until(lambda: b.alive)
         assert ("active" in names(steps)) is at_once
         assert isinstance(b.alive[0].state, Asked) is not at_once
