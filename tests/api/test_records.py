@@ -11,6 +11,7 @@ from spl.api.records import AT_ONCE_BYTES
 from spl.core import canon
 from spl.core.record import record
 from tests.api.conftest import Served
+from tests.waiting import DEADLINE_S
 
 ALICE = "did:sync:user:alice"
 
@@ -125,7 +126,7 @@ async def test_the_loop_goes_on_while_long_texts_are_decoded(
     def decode(text: bytes, levels: int) -> Any:
         turn = threading.Event()
         loop.call_soon_threadsafe(turn.set)
-        assert turn.wait(5)
+        assert turn.wait(DEADLINE_S)
         return real(text, levels)
 
     monkeypatch.setattr("spl.core.canon.decode", decode)

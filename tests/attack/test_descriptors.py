@@ -36,7 +36,7 @@ from tests.e2e.harness import DEADLINE_S, Instance, eventually
 SHARE: Final = 64
 """Connections that one address may hold."""
 SEGMENT_BYTES: Final = 256 * 1024
-CONFIG: Final = f"[limits]\nsegment_bytes = {SEGMENT_BYTES}\nheartbeat_s = 1\nhead_timeout_s = 60\n"
+CONFIG: Final = f"[limits]\nsegment_bytes = {SEGMENT_BYTES}\nheartbeat_s = 1\n"
 STRANGER: Final = "127.0.0.2"
 NEIGHBOUR: Final = "127.0.0.3"
 ANSWERED: Final = head("GET", "/health/ready", connection="close")

@@ -12,6 +12,7 @@ from spl.sync.changes import Feed, OfferedStatus
 from spl.sync.follow import StreamStatus
 from spl.sync.schedule import PairStatus, Sync
 from tests.counting import calls_of
+from tests.waiting import DEADLINE_S
 
 BEAT_S = Limits().beat_s
 PAIR = "pair_0f9e8d7c"
@@ -165,5 +166,5 @@ async def test_it_ends_with_the_daemon() -> None:
     """A stop ends the wait for the next beat at once."""
     stop = asyncio.Event()
     stop.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(DEADLINE_S):
         await World().health.run(stop)

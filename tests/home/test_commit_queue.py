@@ -12,6 +12,7 @@ import pytest
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.home.commit_queue import CommitQueue, Submission, answer
+from tests.waiting import DEADLINE_S
 
 LIMITS = replace(Limits(), commit_records=4, waiting_writes=6, commit_delay_s=0.004)
 
@@ -161,7 +162,7 @@ def test_a_waiting_writer_is_woken() -> None:
     writer = threading.Thread(target=lambda: taken.append(sizes(queue.take(True))))
     writer.start()
     queue.put(works(3))
-    writer.join(20)
+    writer.join(DEADLINE_S)
     assert taken == [[3]]
 
 
