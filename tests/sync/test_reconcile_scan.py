@@ -46,5 +46,5 @@ async def test_a_comparison_that_fails_leaves_no_scan_behind(tmp_path: Path, mon
             ann.network.gate.set()
         assert comparing.result() == "connect"
         go.set()
-        await ann.reconcile._in_thread(int)
+        await ann.reconcile._fingerprints.in_thread(int)
         assert len(scanned) == 1
