@@ -45,6 +45,8 @@ HOLD_MAX_S: Final = 30.0
 BREAKS_MS: Final = 600_000
 BREAKS_MAX: Final = 64
 """Breaks remembered for the status; a link that breaks more often in ten minutes is in no better state."""
+CONTROL_BYTES_MAX: Final = 64 * KIB
+"""What an event other than a record holds at most: it is decoded on the loop, and 3 MiB of brackets take 150 ms."""
 USELESS_EVENTS_MAX: Final = 1000
 """Unknown events and refused acks, one after another; a newer peer may send some, and only a hostile one that many."""
 
@@ -224,6 +226,8 @@ class Follower:
             async for event in stream:
                 state.flow.heard_ms = self._now_ms()
                 self._watcher.on_event(state.pair_id)
+                if event.name != "record.created" and len(event.data) > CONTROL_BYTES_MAX:
+                    raise page.PageError("answer-malformed", f"the event {event.name[:40]} is {len(event.data):,} bytes")
                 if event.name == "record.created":
                     await inbox.room()
                     inbox.put(event.data, _cursor_in(event.id))

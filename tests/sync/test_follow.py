@@ -15,7 +15,7 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.home.writes import Own
 from spl.net.sse import Event
-from spl.sync.follow import USELESS_EVENTS_MAX, Flow, Inbox, _StreamState
+from spl.sync.follow import CONTROL_BYTES_MAX, USELESS_EVENTS_MAX, Flow, Inbox, _StreamState
 from spl.sync.pull import Progress
 from tests.nodes import LIMITS, Node, Stream, join, nodes
 from tests.waiting import DEADLINE_S, turns, until
@@ -208,6 +208,8 @@ async def test_a_bad_record_goes_into_the_ledger_and_the_stream_goes_on(tmp_path
         (b"event: record.created\nid: " + b"x" * 5000 + b"\ndata: {}\n\n", "PARSE_ERROR"),
         (b"event: heartbeat\ndata: {}\n\n", "PARSE_ERROR"),
         (b'event: heartbeat\ndata: {"peer_view":{},"cursor":7}\n\n', "PARSE_ERROR"),
+        (b'event: heartbeat\ndata: {"peer_view":{},"x":"%b"}\n\n' % (b"x" * CONTROL_BYTES_MAX), "PARSE_ERROR"),
+        (b'event: ack\ndata: {"cursor":"","x":"%b"}\n\n' % (b"x" * CONTROL_BYTES_MAX), "PARSE_ERROR"),
         (b"event: error\ndata: 7\n\n", "PARSE_ERROR"),
         (b"event: ack\ndata: 7\n\n", "PARSE_ERROR"),
         (b'event: error\ndata: {"code":"lagged"}\n\n', "CONNECT_REFUSED"),
