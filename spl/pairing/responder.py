@@ -299,7 +299,7 @@ class Responder:
             if pins.is_forked(peer.did):
                 raise PairError(FORK, f"two key chains of {peer.did} contradict each other")
         except SplError as exc:
-            if exc.code == FORK:
+            if pins.proves_fork(peer.chain) or pins.is_forked(peer.did):
                 for pair in self.pairs.of_peer(peer.did):
                     self.pairs.doubt(pair, exc.code)
             raise
@@ -397,7 +397,9 @@ class Responder:
         try:
             return handshake.introduced(fields, pair, self.pairs.now_ms(), limits) or pair.peer
         except SplError as exc:
-            self.pairs.doubt(pair, exc.code)
+            offered = manifest.from_json(fields["manifest"], limits).chain
+            if exc.code != FORK or self.pairs.writer.views.pins.proves_fork(offered):
+                self.pairs.doubt(pair, exc.code)
             raise
 
     def _answer(self, fields: Mapping[str, Any], status: int, state: str, *, nonce: str = "", **more: Any) -> Answer:

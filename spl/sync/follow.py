@@ -227,7 +227,9 @@ class Follower:
                 state.flow.heard_ms = self._now_ms()
                 self._watcher.on_event(state.pair_id)
                 if event.name != "record.created" and len(event.data) > CONTROL_BYTES_MAX:
-                    raise page.PageError("answer-malformed", f"the event {event.name[:40]} is {len(event.data):,} bytes")
+                    raise page.PageError(
+                        "answer-malformed", f"the event {event.name[:40]} is {len(event.data):,} bytes"
+                    )
                 if event.name == "record.created":
                     await inbox.room()
                     inbox.put(event.data, _cursor_in(event.id))

@@ -30,7 +30,7 @@ from ..core.consent import Inbound
 from ..core.errors import SplError
 from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
 from ..core.identity.did import Chain, chain_from_json, is_instance_did
-from ..core.identity.pins import FORK, KIND_CHAIN, Pins, pin_body
+from ..core.identity.pins import KIND_CHAIN, Pins, pin_body
 from ..core.limits import KIB, Limits
 from ..core.pair.pair import Pair
 from ..core.pair.state import known, refusal_code
@@ -340,7 +340,7 @@ class Ingest:
                 continue
             if chain is not None:
                 self.lines.warning("sync.chain_refused", pair.pair_id, code, signer=did)
-            if chain is not None and code == FORK:
+            if chain is not None and pins.proves_fork(chain):
                 # The record of the fork marks the DID from now on, after each start, too.
                 found.forks.append(_pin(pair, chain))
             if chains is None:

@@ -94,6 +94,18 @@ def test_a_forged_chain_does_not_shut_its_owner_out(alice: Victim, puppet: Puppe
 
 
 @pytest.mark.parametrize("forge", FORKS, ids=lambda each: each.__name__)
+def test_a_forged_chain_does_not_shut_its_owner_out_at_hubs(alice: Victim, puppet: Puppets, forge: Forge) -> None:
+    """Carol is known through bob alone: what the thief of her compromised key shows changes nothing there either."""
+    carol, bob, mallory = betrayed(), puppet("bob", alice).join(), puppet("mallory", alice).join()
+    first, second = (messages.record(carol, THREAD, text) for text in ("before", "after"))
+    assert is_taken(bob.push(first, chains=[carol])) == [True]
+    thief = forge(carol)
+    assert not any(is_taken(mallory.push(*stolen_records(thief), chains=[thief])))
+    assert is_taken(bob.push(second, chains=[carol])) == [True]
+    puppet(carol, alice).join()
+
+
+@pytest.mark.parametrize("forge", FORKS, ids=lambda each: each.__name__)
 def test_a_fork_is_said(alice: Victim, puppet: Puppets, forge: Forge) -> None:
     """A second successor of a key is refused by name, so that an operator can compare words by voice."""
     carol = betrayed()

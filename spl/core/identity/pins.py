@@ -7,7 +7,7 @@ The table is fed in log order by the pair records of agreed pairs and by the pin
 every start gives the same table.  A shorter chain changes nothing.  A chain that contradicts the pinned one is a fork:
 the pinned chain stays, the DID is marked, and relayed records of it are refused until an operator names the key
 (`--expect-key`), which replaces the chain.  The owner's own pair continues under the pinned chain, for otherwise a
-thief of an old key could shut the owner out.
+thief of an old key could shut the owner out.  A fork that the thief of a compromised key can make marks nothing.
 
 Rejected: the longest chain that any source shows, which four places used to take.  A thief of an old key makes the
 longest chain in a second.
@@ -76,10 +76,22 @@ class Pins:
             return self._with(Pin(chain, via))
         if pin.chain == chain:
             return self
-        code = code_of(pin.chain, chain)
-        if code == FORK:
+        if self.proves_fork(chain):
             return self._with(Pin(pin.chain, pin.via, True))
-        return self if code else self._with(Pin(chain, pin.via, pin.forked))
+        return self if code_of(pin.chain, chain) else self._with(Pin(chain, pin.via, pin.forked))
+
+    def proves_fork(self, offered: Chain) -> bool:
+        """Return whether a chain contradicts the pinned one by a statement that may be its owner's.
+
+        What is signed by a key that the pinned chain calls compromised proves nothing: the thief of that key would shut
+        the owner out by it.
+        """
+        pinned = self.chain(offered.did)
+        if pinned is None or code_of(pinned, offered) != FORK:
+            return False
+        pairs = zip(pinned.rotations, offered.rotations, strict=False)
+        first = next((ours for ours, theirs in pairs if not _follows(ours, theirs)), None)
+        return first is None or first.reason != "compromised"
 
     def chosen(self, chain: Chain) -> "Pins":
         """Return the pins after an operator named the key at the end of this chain, which settles a fork."""

@@ -82,6 +82,19 @@ def test_a_shorter_chain_changes_nothing_and_a_fork_marks_the_did() -> None:
     assert not Pins().is_forked(CAROL.did)
 
 
+@pytest.mark.parametrize(("pinned", "offered", "proved"), [
+    (RETIRED, FORKED, True), (RETIRED, LONGER, True), (RETIRED, LATER, True), (CAROL, LONGER, False),
+    (COMPROMISED, FORKED, False), (COMPROMISED, LONGER, False), (COMPROMISED, EXTENDED, False), (NEXT, FORKED, False),
+    (NEXT, rotate(COMPROMISED, SECOND, THIEF.public, "retired", 3000), True),
+])  # fmt: skip
+def test_the_thief_of_a_compromised_key_proves_no_fork(pinned: Chain, offered: Chain, proved: bool) -> None:
+    """Its chain is refused, and the DID is not marked: the owner's own records go on to count, whoever relays them."""
+    found = Pins().seen(pinned)
+    assert found.proves_fork(offered) is proved
+    assert found.seen(offered).is_forked(pinned.did) is proved
+    assert proved or found.code_of(offered) in ("", FORK)
+
+
 def test_the_newest_chain_speaks_for_a_did() -> None:
     held = Pins().seen(NEXT)
     assert held.newest(COMPROMISED) is NEXT
