@@ -11,8 +11,9 @@ from ..core.record.namespace import DEFAULT
 from ..net import deflate
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE
-from ..sync.changes import CONTINUOUS, FEEDS, Query
+from ..sync.changes import CONTINUOUS, FEEDS
 from ..sync.pages import PageRead
+from ..sync.source import Query
 from .answers import Permit, field_error, json_response, members, number
 from .auth import Kind, Principal
 from .records import NDJSON

@@ -139,7 +139,7 @@ def _live(args: Namespace, shell: Shell, soak_driver: ModuleType, windows: Windo
     run = shell.random_bytes(4).hex()
     poll_s = pair["poll_interval_ms"] / 1000 if pair["mode"] == "polling" else 0.0
     target = soak_driver.Target(
-        pair["pair_id"], "default" if "default" in names else names[0], (("this side", soak_driver.opener(shell.ctl)),),
+        pair["pair_id"], "default" if "default" in names else names[0], (("this side", shell.ctl.kept),),
         "peer_queue_records", max(DRAIN_S, 1.5 * poll_s),
     )  # fmt: skip
     out.note(f"records go to threads th_soak_{run}_* and stay on both sides; no approvals, which would stay too")

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from ..core.errors import SplError
 from . import soak_plan
-from .client import Ctl, CtlError, quote
+from .client import CtlError, quote
 from .pair import PAIRS
 from .soak_plan import SoakRow, Tally, Window
 
@@ -360,11 +360,6 @@ class Soak:
 
     def _pair(self) -> str:
         return f"{PAIRS}/{quote(self.target.pair_id)}"
-
-
-def opener(ctl: Ctl) -> Callable[[], SoakConnection]:
-    """Return a function that opens a kept connection to a daemon."""
-    return ctl.kept
 
 
 def _error_at(detail: dict[str, Any]) -> object:

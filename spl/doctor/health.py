@@ -16,6 +16,7 @@ from ..core.limits import Limits
 from ..home.writer import Writer
 from ..sync.changes import Feed, OfferedStatus
 from ..sync.schedule import PairStatus, Sync
+from ..sync.supervise import wait
 from .conditions import QUEUE_RECORDS
 
 MINUTE_S: Final = 60.0
@@ -62,10 +63,8 @@ class HealthSampler:
         """Sample until `stop`."""
         while not stop.is_set():
             due_s = self._steady_s() + self._beat_s
-            try:
-                async with asyncio.timeout(self._beat_s):
-                    await stop.wait()
-            except TimeoutError:
+            await wait(stop, self._beat_s)
+            if not stop.is_set():
                 self.beat((self._steady_s() - due_s) * 1000)
 
     def beat(self, late_ms: float) -> None:

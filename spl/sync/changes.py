@@ -43,8 +43,6 @@ from .stream import ALLOWING, SHARING, Stream
 
 log = logging.getLogger("spl.federation")
 
-__all__ = ["CONTINUOUS", "FEEDS", "Feed", "FeedError", "Query"]
-
 FEEDS: Final = ("normal", "longpoll")
 CONTINUOUS: Final = "continuous"
 WORKERS: Final = 2

@@ -33,11 +33,12 @@ from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import BOTH, Page
 from ..core.record.record import is_id
 from ..home.writes import Commit
-from .changes import Feed, Query
+from .changes import Feed
 from .ingest import Ingest, Taken
 from .peer import RECORDS, RESET_CODES, SyncError, cut_text
 from .reach import LastError
 from .scope import SHARING_THREADS
+from .source import Query
 from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
@@ -52,8 +53,8 @@ PUSHES_MAX: Final = 2
 """Pushes of one peer that are taken or wait: the one that runs, and its repetition after a lost answer."""
 AGAIN_MAX: Final = 8
 """Pushes of records that the peer would see again, in one run; the peer names the rest at the next one."""
-CHAINS_TOLD_MAX: Final = 4096
-"""Signers remembered as told for each peer; beyond that all are told again, which costs bytes and no record."""
+CHAINS_SENT_MAX: Final = 4096
+"""Signers remembered for each peer whose chains it has; beyond that all are sent again, which costs bytes only."""
 CHAINS_BYTES_MAX: Final = 256 * KIB
 """Chains beside the records of one push, within the room that `page.body_bytes` leaves; further ones follow once
 the peer refused their records."""
@@ -98,7 +99,7 @@ class PushStatus:
 
 
 @dataclass(slots=True)
-class _Line:
+class _PairPush:
     """What this process knows of pushing to one peer; the peer keeps what a restart must know."""
 
     sending: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -111,9 +112,9 @@ class _Line:
     wanted: tuple[str, ...] = ()
     """Ids that the peer would see again, until they were sent."""
     limit: int = 0
-    told: set[str] = field(default_factory=set)
+    chains_sent: set[str] = field(default_factory=set)
     sent_s: float | None = None
-    beat: bool = False
+    heartbeat_due: bool = False
     """A push is due though there may be no record for it."""
     last_push_ms: int | None = None
     last_error: LastError | None = None
@@ -134,7 +135,7 @@ class Push:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._pool = ThreadPoolExecutor(1, "spl-push")
-        self._lines: dict[str, _Line] = {}
+        self._states: dict[str, _PairPush] = {}
         self._due: set[str] = set()
         self._tasks = Supervisor("push", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
         self._reaches.add_pusher(self)
@@ -149,8 +150,8 @@ class Push:
 
     def status(self, pair_id: str) -> PushStatus:
         """Return when we last pushed to the peer and what failed last."""
-        line = self._lines.get(pair_id) or _Line()
-        return PushStatus(line.last_push_ms, line.last_error)
+        state = self._states.get(pair_id) or _PairPush()
+        return PushStatus(state.last_push_ms, state.last_error)
 
     # -- what a peer pushes
 
@@ -167,15 +168,15 @@ class Push:
         self._ingest.budget.check(pair_id)
         if len(body) > page.body_bytes(self.limits):
             raise PushError("body-too-large", f"a push has at most {page.body_bytes(self.limits)} bytes")
-        line = self._line(pair_id)
-        if line.pushes >= PUSHES_MAX:
+        state = self._state(pair_id)
+        if state.pushes >= PUSHES_MAX:
             raise PushError("rate-limited", "pushes of this pair are waiting already", retry_after_s=1)
-        line.pushes += 1
+        state.pushes += 1
         try:
-            async with line.taking:
+            async with state.taking:
                 return await self._receive(pair_id, body)
         finally:
-            line.pushes -= 1
+            state.pushes -= 1
 
     async def _receive(self, pair_id: str, body: bytes) -> dict[str, object]:
         loop = asyncio.get_running_loop()
@@ -215,18 +216,18 @@ class Push:
         One push runs for a pair; a later caller sends what came since.  With `news_only` nothing is sent if there is
         no record.  Raises PushError, FeedError, SyncError, ReachError.
         """
-        line = self._line(pair_id)
-        async with line.sending:
+        state = self._state(pair_id)
+        async with state.sending:
             if not self._may(pair_id):
                 return 0
             try:
-                fresh = await self._send_all(pair_id, line, news_only)
+                fresh = await self._send_all(pair_id, state, news_only)
             except SplError as exc:
-                line.last_error = LastError(exc.code, exc.message, self._now_ms())
+                state.last_error = LastError(exc.code, exc.message, self._now_ms())
                 # A slow uplink may not carry a whole page in time, but half of one.
-                line.limit = max(1, self._limit(line) // 2) if exc.code in SLOW_CODES else line.limit
+                state.limit = max(1, self._limit(state) // 2) if exc.code in SLOW_CODES else state.limit
                 raise
-            line.last_error = None
+            state.last_error = None
             return fresh
 
     async def give(self, pair_id: str, ids: Sequence[str]) -> int:
@@ -234,62 +235,62 @@ class Push:
 
         None to a peer that has not read from us yet: it will.  Raises as `push` does.
         """
-        line = self._line(pair_id)
-        async with line.sending:
+        state = self._state(pair_id)
+        async with state.sending:
             self._check(pair_id)
             for _ in range(POSITIONS_MAX):
                 try:
-                    if line.position is None:
-                        await self._send(pair_id, line, page.asking(self._feed.peer_view(pair_id)))
-                    return await self._send_again(pair_id, line, tuple(ids))
+                    if state.position is None:
+                        await self._send(pair_id, state, page.asking(self._feed.peer_view(pair_id)))
+                    return await self._send_again(pair_id, state, tuple(ids))
                 except SplError as exc:
                     if exc.code != "push-position":
                         raise
-                    line.position = _cursor(exc.facts.get("cursor"))
+                    state.position = _cursor(exc.facts.get("cursor"))
         return 0
 
     def _may(self, pair_id: str) -> bool:
         pair = self.writer.views.pairs.get(pair_id)
         return pair is not None and pair.sync_allowed and pair.serve_allowed and self._reaches.may_push(pair_id)
 
-    async def _send_all(self, pair_id: str, line: _Line, news_only: bool) -> int:
+    async def _send_all(self, pair_id: str, state: _PairPush, news_only: bool) -> int:
         """Send page after page from the peer's position; it may name another position a few times, not for ever."""
         fresh = placed = 0
         for _ in range(PAGES_MAX):
-            asking = line.position is None
+            asking = state.position is None
             again = not asking and self._feed.doubts(pair_id)
-            item = await self._next_page(pair_id, line, again=again)
+            item = await self._next_page(pair_id, state, again=again)
             if news_only and not asking and not item.count:
                 break
             try:
-                answer = await self._send(pair_id, line, item)
+                answer = await self._send(pair_id, state, item)
             except SplError as exc:
                 if exc.code != "push-position" or placed == POSITIONS_MAX:
                     raise
-                placed, line.position = placed + 1, _cursor(exc.facts.get("cursor"))
+                placed, state.position = placed + 1, _cursor(exc.facts.get("cursor"))
                 continue
             if again:
                 await self._feed.believe(pair_id)
             fresh += answer.records
             if not self._reaches.may_push(pair_id) or (not asking and not item.has_more):
                 break
-        if line.wanted:
-            # Kept since the page whose answer named them, and should this be lost, until the next push.
-            fresh += await self._send_again(pair_id, line, line.wanted)
+        if state.wanted:
+            # They are kept until they are sent: if this push is lost, the next one brings them.
+            fresh += await self._send_again(pair_id, state, state.wanted)
         if fresh:
             log.info(**event("push.sent", pair=pair_id, records=fresh))
         return fresh
 
-    async def _next_page(self, pair_id: str, line: _Line, *, again: bool) -> Page:
+    async def _next_page(self, pair_id: str, state: _PairPush, *, again: bool) -> Page:
         """Return the page after the peer's position; if our log is another one, the first page of everything.
 
         The same with `again`: the peer's log was rolled back, and ours may hold what it lost, its own records included.
         """
-        if line.position is None:
+        if state.position is None:
             return page.asking(self._feed.peer_view(pair_id))
-        limit = self._limit(line)
+        limit = self._limit(state)
         try:
-            body = await self._page(pair_id, "" if again else line.position, limit, again)
+            body = await self._page(pair_id, "" if again else state.position, limit, again)
         except SplError as exc:
             if exc.code not in RESET_CODES:
                 raise
@@ -300,7 +301,7 @@ class Push:
     async def _page(self, pair_id: str, since: str, limit: int, resync: bool) -> bytes:
         return await self._feed.changes(pair_id, Query(since=since, limit=limit, resync=resync, pushed=True))
 
-    async def _send_again(self, pair_id: str, line: _Line, wanted: tuple[str, ...]) -> int:
+    async def _send_again(self, pair_id: str, state: _PairPush, wanted: tuple[str, ...]) -> int:
         """Send what the peer had refused and would see again; return how many came in.
 
         Of these ids it may name more in its answer.  One that we cannot give is answered too, by its absence, so an
@@ -308,40 +309,40 @@ class Push:
         """
         ids, fresh = list(wanted), 0
         for _ in range(AGAIN_MAX):
-            if not ids or not line.position:
+            if not ids or not state.position:
                 break
             item = await self._decoded(await self._feed.fetch(pair_id, ids), len(ids), fetched=True)
             got = {claimed_id(value) for value in item.values}
             ids = [id_ for id_ in ids if id_ not in got] if item.has_more and got else []
             view = self._feed.peer_view(pair_id)
-            placed = Page(item.values, item.ns, line.position, item.has_more, view, item.size)
-            answer = await self._send(pair_id, line, placed, again=True)
-            fresh, ids = fresh + answer.records, ids or list(line.wanted)
+            placed = Page(item.values, item.ns, state.position, item.has_more, view, item.size)
+            answer = await self._send(pair_id, state, placed, again=True)
+            fresh, ids = fresh + answer.records, ids or list(state.wanted)
         return fresh
 
-    async def _send(self, pair_id: str, line: _Line, item: Page, *, again: bool = False) -> PushAnswer:
+    async def _send(self, pair_id: str, state: _PairPush, item: Page, *, again: bool = False) -> PushAnswer:
         """Send one push, and record what its answer says of the peer."""
         loop = asyncio.get_running_loop()
-        chains = self._chains(pair_id, line, item)
+        chains = self._chains(pair_id, state, item)
         body = await loop.run_in_executor(
-            self._pool, lambda: page.assemble_push(line.position or "", item, again=again, chains=chains)
+            self._pool, lambda: page.assemble_push(state.position or "", item, again=again, chains=chains)
         )
         answer = _read(await self._post(pair_id, body), self.limits.fetch_ids)
         self._reaches.heard(pair_id, answer.view)
         if item.next_cursor:
             await self._feed.ack(pair_id, item.next_cursor)
-            line.sent_s, line.last_push_ms = loop.time(), self._now_ms()
-            line.limit = min(self.limits.page_records_default, self._limit(line) * 2)
-            line.told.update(chains)
+            state.sent_s, state.last_push_ms = loop.time(), self._now_ms()
+            state.limit = min(self.limits.page_records_default, self._limit(state) * 2)
+            state.chains_sent.update(chains)
             if answer.cursor != item.next_cursor:
                 raise PushError("answer-malformed", "the peer took the records and names another place")
-        line.position = answer.cursor
-        line.wanted = answer.wanted if again else answer.wanted or line.wanted
+        state.position = answer.cursor
+        state.wanted = answer.wanted if again else answer.wanted or state.wanted
         if answer.codes:
             codes = ",".join(sorted(answer.codes)[:CODES_LOGGED_MAX])
             self._ingest.lines.warning("push.refused", pair_id, codes=codes)
         if CHAIN_UNKNOWN in answer.codes:
-            line.told.clear()
+            state.chains_sent.clear()
         return answer
 
     async def _post(self, pair_id: str, body: bytes) -> bytes:
@@ -353,18 +354,18 @@ class Push:
             raise
         return reply.body
 
-    def _chains(self, pair_id: str, line: _Line, item: Page) -> dict[str, Any]:
+    def _chains(self, pair_id: str, state: _PairPush, item: Page) -> dict[str, Any]:
         """Return the key chains of signers in a page that are not ours, as the peer cannot ask us for them.
 
         Projections have none: they are signed by us.
         """
         signers = dict.fromkeys(value["sig"]["by"] for value in item.values if "sig" in value)
-        if len(line.told) > CHAINS_TOLD_MAX:
-            line.told.clear()
+        if len(state.chains_sent) > CHAINS_SENT_MAX:
+            state.chains_sent.clear()
         found: dict[str, Any] = {}
         size = 0
         for did in signers:
-            if did == self.writer.views.did or did in line.told or len(found) == page.CHAINS_MAX:
+            if did == self.writer.views.did or did in state.chains_sent or len(found) == page.CHAINS_MAX:
                 continue
             try:
                 chain = self._feed.chains(pair_id, did)
@@ -382,8 +383,8 @@ class Push:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: page.decode(body, limit, fetched=fetched))
 
-    def _limit(self, line: _Line) -> int:
-        return line.limit or self.limits.page_records_default
+    def _limit(self, state: _PairPush) -> int:
+        return state.limit or self.limits.page_records_default
 
     # -- when
 
@@ -391,16 +392,16 @@ class Push:
         """Push whenever it is due, one task a pair, until `stop`."""
         loop = asyncio.get_running_loop()
 
-        def heard(commit: Commit) -> None:
+        def on_commit(commit: Commit) -> None:
             turned = not commit.threads.isdisjoint(SHARING_THREADS)
             if commit.namespaces or turned:
                 loop.call_soon_threadsafe(self._committed, commit.namespaces, turned)
 
-        silence = self.writer.listen(heard)
+        unsubscribe = self.writer.listen(on_commit)
         try:
             await self._tasks.run(stop)
         finally:
-            silence()
+            unsubscribe()
 
     async def arrange(self) -> None:
         """Run a task for each pair that a push is due to."""
@@ -410,14 +411,14 @@ class Push:
 
     def crashed(self, name: str, count: int) -> None:
         """Show a fault of our own as the push's last error."""
-        self._line(name).last_error = LastError("internal", "the pair's task died", self._now_ms())
+        self._state(name).last_error = LastError("internal", "the pair's task died", self._now_ms())
 
     def on_reached(self, pair_id: str) -> None:
         """Push to a peer that needs it, now that it can be dialled; an open stream says so at each event."""
-        line = self._line(pair_id)
-        if line.last_error is not None or not self._is_quiet(pair_id, line):
-            line.beat = True
-            line.kick.set()
+        state = self._state(pair_id)
+        if state.last_error is not None or not self._is_quiet(pair_id, state):
+            state.heartbeat_due = True
+            state.kick.set()
             self._call(pair_id)
 
     def _call(self, pair_id: str) -> None:
@@ -440,14 +441,14 @@ class Push:
         Contact ends the wait once it has lasted a second, or what Retry-After says if that is more: a peer that sends
         events and refuses pushes would otherwise get one for each event.
         """
-        line = self._line(pair_id)
+        state = self._state(pair_id)
         backoff = Backoff(self._random_bytes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s)
         try:
             while self._may(pair_id):
-                line.kick.clear()
+                state.kick.clear()
                 self._due.discard(pair_id)
                 # A commit alone is no reason to be heard: the peer may not see what it brought.
-                quiet = not line.beat or self._is_quiet(pair_id, line)
+                quiet = not state.heartbeat_due or self._is_quiet(pair_id, state)
                 try:
                     await self.push(pair_id, news_only=quiet)
                 except SplError as exc:
@@ -456,26 +457,26 @@ class Push:
                     said_s = exc.retry_after_s if isinstance(exc, SyncError) else 0.0
                     least_s = min(backoff.cap_s, said_s or min(delay_s, BACKOFF_BASE_S))
                     await asyncio.sleep(least_s)
-                    await wait(line.kick, delay_s - least_s)
+                    await wait(state.kick, delay_s - least_s)
                 else:
-                    line.beat = False
+                    state.heartbeat_due = False
                     return
         finally:
             # What became due meanwhile needs a task of its own.
             self._tasks.kick()
 
-    def _is_quiet(self, pair_id: str, line: _Line) -> bool:
+    def _is_quiet(self, pair_id: str, state: _PairPush) -> bool:
         """Return whether a push without records may be left out: in continuous mode, soon after the last one.
 
         The peer, which cannot dial us, takes us for gone when it has heard nothing for 45 s.
         """
         pair = self.writer.views.pairs.get(pair_id)
-        if pair is None or pair.mode != CONTINUOUS or line.sent_s is None:
+        if pair is None or pair.mode != CONTINUOUS or state.sent_s is None:
             return False
-        return asyncio.get_running_loop().time() < line.sent_s + min(QUIET_S, pair.poll_interval_ms / 1000)
+        return asyncio.get_running_loop().time() < state.sent_s + min(QUIET_S, pair.poll_interval_ms / 1000)
 
-    def _line(self, pair_id: str) -> _Line:
-        return self._lines.setdefault(pair_id, _Line())
+    def _state(self, pair_id: str) -> _PairPush:
+        return self._states.setdefault(pair_id, _PairPush())
 
 
 def _read(body: bytes, wanted_max: int) -> PushAnswer:

@@ -39,7 +39,7 @@ class Engine:
             self.target, self.report = target, report
             return self
 
-        return SimpleNamespace(Soak=soak, Target=lambda *args: args, opener=lambda ctl: ctl)
+        return SimpleNamespace(Soak=soak, Target=lambda *args: args)
 
     def rig(self) -> SimpleNamespace:
         @contextmanager

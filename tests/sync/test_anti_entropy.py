@@ -12,8 +12,9 @@ from spl.core.limits import Limits
 from spl.core.record import namespace
 from spl.home.writes import SavedPosition
 from spl.sync import anti_entropy
-from spl.sync.changes import Query, whole
+from spl.sync.changes import whole
 from spl.sync.peer import FINGERPRINTS
+from spl.sync.source import Query
 from tests.nodes import Node, join, nodes
 from tests.store_kit import set_views
 from tests.waiting import turns, until

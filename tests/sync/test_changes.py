@@ -21,8 +21,9 @@ from spl.core.record.cursor import Cursor, open_, seal
 from spl.core.record.filter import PairFilter
 from spl.home.writes import Arrive, Own
 from spl.sync import changes
-from spl.sync.changes import Query, whole
+from spl.sync.changes import whole
 from spl.sync.scope import Steps
+from spl.sync.source import Query
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
 from tests.waiting import DEADLINE_S, turns, until

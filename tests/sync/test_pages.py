@@ -11,9 +11,10 @@ import pytest
 from spl.core.errors import SplError
 from spl.home.index import Row
 from spl.sync import pages
-from spl.sync.changes import Query, whole
+from spl.sync.changes import whole
 from spl.sync.pages import READS_MAX, PageRead, ReadPace
 from spl.sync.scope import Scope
+from spl.sync.source import Query
 from tests.nodes import Node, Token, join, nodes
 from tests.sync.test_stream import grant
 from tests.waiting import until

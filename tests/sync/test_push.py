@@ -164,7 +164,7 @@ async def test_a_sender_that_forgot_or_errs_is_put_right(tmp_path: Path) -> None
         walled(laptop, server)
         for wrong in (None, "", "nonsense"):
             sent = laptop.emit(f"{wrong}")
-            laptop.push._line(PAIR).position = wrong
+            laptop.push._state(PAIR).position = wrong
             before = server.home.store.last_seq
             assert await round_trip(laptop) == 1
             assert sent.id in server.ids()
@@ -404,15 +404,15 @@ async def test_a_slow_way_up_gets_smaller_pages(tmp_path: Path) -> None:
         for n in range(9):
             laptop.emit(f"{n}")
         await laptop.sync.pull(PAIR)
-        laptop.push._line(PAIR).limit = 8
+        laptop.push._state(PAIR).limit = 8
         laptop.network.down = "timeout"
         for left in (4, 2, 1, 1):
             with pytest.raises(SplError):
                 await laptop.push.push(PAIR)
-            assert laptop.push._line(PAIR).limit == left
+            assert laptop.push._state(PAIR).limit == left
         laptop.network.down = ""
         assert await laptop.push.push(PAIR) == 9
-        assert laptop.push._line(PAIR).limit > 1
+        assert laptop.push._state(PAIR).limit > 1
 
 
 async def test_continuous_pairs_push_each_commit_they_share(tmp_path: Path) -> None:

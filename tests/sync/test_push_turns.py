@@ -35,7 +35,7 @@ async def test_pushes_of_a_peer_are_decoded_one_at_a_time_and_few_wait(
             except SplError as exc:
                 refused.append(exc.code)
 
-        async with asyncio.TaskGroup() as tasks, server.push._line(PAIR).taking:
+        async with asyncio.TaskGroup() as tasks, server.push._state(PAIR).taking:
             for _ in range(PUSHES_MAX + 3):
                 tasks.create_task(send())
             await turns()

@@ -11,7 +11,7 @@ from spl.core.errors import SplError
 from spl.home.vault import Vault
 from spl.net.address import ReachError
 from spl.net.client import Reply
-from spl.sync.changes import Query
+from spl.sync.source import Query
 from tests.nodes import Node, join, nodes
 
 PAIR = "pair_00000001"

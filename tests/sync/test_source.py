@@ -140,12 +140,12 @@ async def test_what_is_hidden_from_a_peer_that_we_push_to_causes_no_push(
         monkeypatch.setattr(laptop.feed, "changes", changes)
         async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
             tasks.create_task(laptop.push.run(stop))
-            await until(lambda: pages and not laptop.push._line(PAIR).sending.locked())
+            await until(lambda: pages and not laptop.push._state(PAIR).sending.locked())
             pages.clear()
-            laptop.push._line(PAIR).sent_s = -1e9  # the last one is long ago
+            laptop.push._state(PAIR).sent_s = -1e9  # the last one is long ago
             laptop.network.log.clear()
             laptop.emit("hidden", thread="closed")
-            await until(lambda: pages and not laptop.push._line(PAIR).sending.locked())
+            await until(lambda: pages and not laptop.push._state(PAIR).sending.locked())
             sent = laptop.emit("shown", thread="open")
             await until(lambda: server.ids() == [sent.id])
             stop.set()

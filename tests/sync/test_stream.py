@@ -20,8 +20,7 @@ from spl.home.views import Views
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.sse import Event, EventParser
 from spl.sync import changes, lanes, notify, stream
-from spl.sync.changes import Query
-from spl.sync.source import OUR_OWN, Credential
+from spl.sync.source import OUR_OWN, Credential, Query
 from tests.nodes import LIMITS, Node, Token, join, nodes
 from tests.store_kit import set_views
 from tests.waiting import DEADLINE_S
