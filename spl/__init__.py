@@ -32,11 +32,13 @@ The map.  A folder is an import permission: each may import what stands left of 
         disk config logs home             the file system; settings; log lines; opening and `init`
         vault nonces                      keys and secrets; the nonces that peers used
         segments recovery log             the log's bytes; what a crash left; the open log
-        index sstable compaction          where each line is: rows and lists, tables, how they become fewer
+        index tables                      where each line is: rows and lists; a folder, see below
         writer writes commit_queue        the one writer; what can be written; who waits for the next commit
         views policy manifest             live folds; decisions by rule; what we publish
         thread_state projections          what threads fold to; what peers show below full level
-        snapshot check                    threads out and in; is the log sound
+        snapshot restore check            threads out and in; is the log sound
+    home/tables/  what the index is made of
+        rows sstable compaction           a row and the way to its payload; one table; how tables become fewer
     sync/  replication, both sides
         scope lanes source                who may see what; where a reading stands; what pages and streams share
         changes stream pages notify       the feed; one stream; a page as it is sent; waking readers
@@ -57,6 +59,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     doctor/  why it does not sync
         facts conditions catalogue checks  pure: what is known, what it shows, what is wrong and its fix, the lines
         gather peer_check health examine  facts of this home; of a peer; of the last half hour; the report
+        mend                              the store is kept whole
     api/  routes and handlers
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
         streams                           how many long answers a token or pair may have

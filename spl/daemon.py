@@ -45,6 +45,7 @@ from .core.limits import Limits
 from .core.version import SOCKET, VERSION
 from .doctor.examine import Doctor
 from .doctor.health import HealthSampler
+from .doctor.mend import StoreMender
 from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings, check_open
@@ -52,7 +53,7 @@ from .home.disk import Disk
 from .home.home import MACHINE, Home, Machine, default_label, now_ms, open_home, random_bytes, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
-from .home.snapshot import Restorer
+from .home.restore import Restorer
 from .home.thread_state import ThreadStates
 from .net.address import Proxies
 from .net.client import Client
@@ -383,7 +384,7 @@ def _running(services: Services) -> dict[str, _Service]:
     """Return what runs beside the listeners, by the name in log and status."""
     return {
         "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
-        "compare": services.anti_entropy, "health": services.doctor.health,
+        "compare": services.anti_entropy, "health": services.doctor.health, "store": services.mender,
     }  # fmt: skip
 
 
@@ -440,6 +441,7 @@ def services_of(
         reconcile=reconcile,
         fingerprints=fingerprints,
         anti_entropy=anti_entropy,
+        mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
         policy=policy,
         states=ThreadStates(home.store),
         faults=ServiceFaults(now_ms),

@@ -7,9 +7,6 @@ from typing import Any, Final
 from ..core import canon, rules
 from ..core.errors import SplError
 from ..core.identity import bearer
-from ..core.identity.did import label_of
-from ..core.pair.pair import Pair
-from ..core.record.page import PEER_PUSHES
 from ..net.routes import Request, Response
 from .auth import Kind, Principal
 from .services import Services
@@ -69,14 +66,6 @@ def texts(value: object, name: str, count_max: int = TEXTS_MAX) -> tuple[str, ..
     if not all(isinstance(item, str) and 0 < len(item) <= TEXT_CHARS_MAX for item in value):
         raise field_error(name, f"holds texts of 1 to {TEXT_CHARS_MAX} characters")
     return tuple(value)
-
-
-def with_way(services: Services, pair: Pair, error: SplError, command: str) -> SplError:
-    """Return the error of a request to a peer; if only the peer can dial, with the command for its side as the hint."""
-    if services.push.reach(pair.pair_id) != PEER_PUSHES:
-        return error
-    hint = f"on {label_of(pair.peer_did)}: {command}"
-    return SplError(error.code, f"{error.message}; the peer opens the connections of this pair", hint=hint)
 
 
 def is_admin(principal: Principal) -> bool:

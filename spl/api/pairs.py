@@ -13,7 +13,8 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import maps_to_json
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
-from .answers import TEXTS_MAX, field_error, json_response, list_response, members, number, texts, with_way
+from ..sync.reach import with_way
+from .answers import TEXTS_MAX, field_error, json_response, list_response, members, number, texts
 from .auth import Principal
 from .consent import lines_of
 from .lifecycle import ACTIONS
@@ -112,7 +113,7 @@ async def _synced(services: Services, found: Pair, thread: str = "") -> dict[str
     try:
         records = await services.sync.pull(found.pair_id, thread)
     except SplError as exc:
-        raise with_way(services, found, exc, f"spl sync {found.pair_id}") from None
+        raise with_way(services.push.reach(found.pair_id), found, exc, f"spl sync {found.pair_id}") from None
     return {"records": records, "pushed": 0 if thread else await services.push.push(found.pair_id)}
 
 
@@ -311,7 +312,9 @@ async def verify(request: Request, principal: Principal, services: Services) -> 
     try:
         report = await services.reconcile.verify(found.pair_id, repair=repair)
     except SplError as exc:
-        raise with_way(services, found, exc, f"spl federation verify {found.pair_id}") from None
+        raise with_way(
+            services.push.reach(found.pair_id), found, exc, f"spl federation verify {found.pair_id}"
+        ) from None
     return json_response({**report.to_json(), "peer_did": found.peer_did})
 
 

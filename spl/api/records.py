@@ -257,19 +257,11 @@ async def threads(request: Request, principal: Principal, services: Services) ->
 
 
 def answer_forms(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
-    """Yield the answer form of stored records; those on reserved threads only with `reserved`.
-
-    A record that changed on the disk since it was indexed is left out: its id no longer fits.
-    """
-    for row, payload in zip(rows, store.payloads(rows), strict=True):
-        try:
-            envelope = json.loads(payload)
-            id_, value, by = envelope["id"], envelope["record"], envelope["sig"]["by"]
-            if record.record_id(value) != id_ or (record.is_reserved(value["thread"]) and not reserved):
-                continue
-        except (ValueError, KeyError, TypeError, SplError):
-            continue
-        yield _record(id_, value, row.seq, by)
+    """Yield the answer form of stored records, without damaged ones; those on reserved threads only with `reserved`."""
+    for row, payload in store.read(rows):
+        envelope = json.loads(payload)
+        if reserved or not record.is_reserved(envelope["record"]["thread"]):
+            yield _record(envelope["id"], envelope["record"], row.seq, envelope["sig"]["by"])
 
 
 async def _page(

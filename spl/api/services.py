@@ -11,11 +11,12 @@ from ..core.errors import CODES, printable
 from ..core.event import event
 from ..core.limits import Limits
 from ..doctor.examine import Doctor
+from ..doctor.mend import StoreMender
 from ..home.config import Settings
 from ..home.disk import Disk
 from ..home.log import Log
 from ..home.policy import Policy
-from ..home.snapshot import Restorer
+from ..home.restore import Restorer
 from ..home.thread_state import ThreadStates
 from ..home.vault import Vault
 from ..home.views import Views
@@ -94,6 +95,7 @@ class Services:
     reconcile: Reconcile
     fingerprints: Fingerprints
     anti_entropy: AntiEntropy
+    mender: StoreMender
     policy: Policy
     states: ThreadStates
     faults: ServiceFaults

@@ -2,32 +2,27 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import suppress
 from typing import Final
 
 from ..core import when
 from ..core.errors import SplError
-from ..core.event import event
 from ..core.pair.pair import Pair
 from ..core.record import record
-from ..core.record.snapshot import Read
+from ..core.record.snapshot import DAMAGED_HEADER, Read
 from ..home.check import STORE, Step, StoreCheck, facts
 from ..home.index import Row
-from ..home.snapshot import FOLDER, MayRead, Plan, Rights, take
+from ..home.restore import FOLDER, Plan, Rights, Uploader
+from ..home.snapshot import MayRead, take
 from ..net.routes import Request, Response
-from .answers import field_error, is_admin, json_response, list_response, members, number, with_way
+from .answers import field_error, is_admin, json_response, list_response, members, number
 from .auth import Principal
 from .records import NDJSON
 from .services import Services
 
 UPLOAD_CHARS: Final = 32
 ADMIN: Final = "admin"
-PROGRESS_PIECES: Final = 64
-"""Pieces of the log, of 512 lines each, that are indexed between two progress steps."""
-
-log = logging.getLogger("spl.store")
+DAMAGED_SHOWN: Final = 100
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
@@ -51,29 +46,32 @@ async def of_all(request: Request, principal: Principal, services: Services) -> 
 
 
 async def restore(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/threads/restore?dry_run=&upload=&at=&more=: store a snapshot, whole or not at all.
+    """POST /v1/threads/restore?dry_run=&skip_damaged=&upload=&at=&more=: store a snapshot, whole or not at all.
 
     The body is the snapshot.  One over the route's limit is sent in pieces: each names the `upload` (32 hex digits that
     the caller draws) and the offset `at` which it begins; `more=1` says that others follow.
     """
     upload = request.query.get("upload", "")
-    dry_run = _flag(request, "dry_run")
+    dry_run, skip = _flag(request, "dry_run"), _flag(request, "skip_damaged")
     read = _reader(request.body)
+    owner = Uploader(principal.token_id, is_admin(principal))
     if upload:
         if len(upload) != UPLOAD_CHARS or not set(upload) <= set("0123456789abcdef"):
             raise field_error("upload", f"must be {UPLOAD_CHARS} hex digits")
         at = number(request.query, "at", 0, 0, services.limits.restore_bytes)
-        size = await asyncio.to_thread(services.restorer.add, upload, at, request.body)
+        size = await asyncio.to_thread(services.restorer.add, owner, upload, at, request.body)
         if _flag(request, "more"):
             return json_response({"object": "upload", "upload": upload, "bytes": size})
-        read = services.restorer.take(upload)
+        read = services.restorer.take(owner, upload)
     rights = Rights(is_admin(principal), principal.reaches)
     loop = asyncio.get_running_loop()
 
     def prepare(pairs: Collection[Pair]) -> None:
         asyncio.run_coroutine_threadsafe(services.pairing.recall(pairs), loop).result()
 
-    plan = await asyncio.to_thread(services.restorer.run, read, rights, dry_run=dry_run, prepare=prepare)
+    plan = await asyncio.to_thread(
+        services.restorer.run, read, rights, dry_run=dry_run, skip_damaged=skip, prepare=prepare
+    )
     return json_response(_planned(plan, dry_run))
 
 
@@ -85,14 +83,17 @@ async def history(request: Request, principal: Principal, services: Services) ->
 
 async def _snapshot(services: Services, thread: str, may_read: MayRead) -> Response:
     identity = services.vault.identity
-    pieces = take(
-        services.store, services.disk, services.home / FOLDER, views=services.views,
+    # What goes wrong in the first pass has an error form.
+    snapshot = await asyncio.to_thread(
+        take, services.store, services.disk, services.home / FOLDER, views=services.views,
         instance=identity.did if identity else "", thread=thread, may_read=may_read,
     )  # fmt: skip
-    # The header takes the first pass; what goes wrong until then has an error form.
-    header = await asyncio.to_thread(next, pieces)
     name = f'attachment; filename="spl-{when.text_of(services.now_ms())[:10]}.snap.jsonl"'
-    return Response(body=_streamed(header, pieces), content_type=NDJSON, headers=(("content-disposition", name),))
+    headers = [("content-disposition", name)]
+    if snapshot.damaged:
+        headers.append((DAMAGED_HEADER, " ".join(map(str, snapshot.damaged[:DAMAGED_SHOWN]))))
+    body = _streamed(snapshot.header, snapshot.pieces)
+    return Response(body=body, content_type=NDJSON, headers=tuple(headers))
 
 
 async def _streamed(header: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -115,6 +116,8 @@ def _planned(plan: Plan, dry_run: bool) -> dict[str, object]:
         "records": plan.header.count,
         "new": plan.new,
         "known": plan.known,
+        "damaged": plan.damaged,
+        "damaged_lines": plan.damaged_lines,
         "refused": plan.refused.total(),
         "refused_codes": dict(plan.refused),
         "refusals": [{"line": item.number, "code": item.code, "message": item.text} for item in plan.refusals],
@@ -132,9 +135,8 @@ def check(request: Request, principal: Principal, services: Services) -> Respons
     """POST /v1/store/check {repair?}: NDJSON, one object a step; reads the whole log beside the running daemon.
 
     With `repair` what damaged lines held is fetched again, by id, from one pair that may sync after the other, until
-    nothing is lost: a step "repair" {pair_id, peer_did, fetched | error} for each and at the end "repaired" {lost,
-    fetched, still_lost}; fetched are records, the others lines.  The damaged bytes stay where they are.  A step "error"
-    ends it early.
+    nothing is lost; the steps are those of `StoreCheck.run` and `StoreMender.repair`.  The damaged bytes stay where
+    they are.  A step "error" ends it early.
     """
     repair = members(request, {"repair": bool}).get("repair", False)
     return Response(body=_lines(services, repair=repair), content_type=NDJSON)
@@ -159,45 +161,5 @@ async def _steps(services: Services, *, repair: bool) -> AsyncIterator[Step]:
     while (step := await asyncio.to_thread(next, steps, None)) is not None:
         yield step
     if repair:
-        async for step in _repair(services, found):
+        async for step in services.mender.repair(found):
             yield step
-
-
-async def _repair(services: Services, found: StoreCheck) -> AsyncIterator[Step]:
-    """Leave damaged lines out of the index, and fetch the missing records from each pair in turn."""
-    lost, fetched = found.lost - found.held, 0
-    if lost:
-        if await asyncio.to_thread(found.is_indexed):
-            async for step in _reindex(services):
-                yield step
-        for pair in [pair for pair in services.views.pairs.values() if pair.sync_allowed]:
-            step = {"step": "repair", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
-            command = f"spl federation verify {pair.pair_id} --repair"
-            try:
-                count = (await services.reconcile.mend(pair.pair_id))[1].fetched
-            except SplError as exc:
-                yield {**step, "error": with_way(services, pair, exc, command).to_json()}
-            else:
-                fetched += count
-                yield {**step, "fetched": count}
-            if not await asyncio.to_thread(found.still_lost):
-                break
-        await asyncio.to_thread(services.store.look_again)
-    still_lost = await asyncio.to_thread(found.still_lost)
-    fields = {"lost": lost, "fetched": fetched, "still_lost": still_lost}
-    log.info(**event("store.repaired", **fields))
-    yield {"step": "repaired", **fields}
-
-
-async def _reindex(services: Services) -> AsyncIterator[Step]:
-    pieces = services.store.reindex(services.random_bytes)
-    try:
-        count = 0
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            count += 1
-            if count % PROGRESS_PIECES == 0:
-                yield {"step": "index", "bytes": piece[0], "of_bytes": piece[1]}
-    finally:
-        # While a thread still reads a piece it cannot be closed; it closes with that thread's reference.
-        with suppress(ValueError):
-            pieces.close()

@@ -86,9 +86,12 @@ class Ctl:
         """Return the bytes that a GET answers."""
         return b"".join(self._pieces("GET", path, b"", JSON, ANSWER_S, ANSWER_BYTES))
 
-    def stream(self, path: str) -> Iterator[bytes]:
-        """Yield the bytes that a GET answers as they arrive; a cut answer raises CtlError "disconnected"."""
-        return self._pieces("GET", path, b"", JSON, LONG_S, UNBOUNDED)
+    def stream(self, path: str, heads: list[ResponseHead] | None = None) -> Iterator[bytes]:
+        """Yield the bytes that a GET answers as they arrive; a cut answer raises CtlError "disconnected".
+
+        The head of the answer goes into `heads` before the first of them.
+        """
+        return self._pieces("GET", path, b"", JSON, LONG_S, UNBOUNDED, heads)
 
     def lines(self, path: str, body: bytes, media: str, silence_s: float) -> Iterator[dict[str, Any]]:
         """Return the objects of an NDJSON answer to a POST, each as it arrives.
@@ -118,8 +121,9 @@ class Ctl:
         return self._decode(b"".join(self._pieces(method, target, body, JSON, timeout_s, ANSWER_BYTES)) or b"{}")
 
     def _pieces(
-        self, method: str, target: str, body: bytes, media: str, timeout_s: float, answer_bytes: int
-    ) -> Iterator[bytes]:
+        self, method: str, target: str, body: bytes, media: str, timeout_s: float, answer_bytes: int,
+        heads: list[ResponseHead] | None = None,
+    ) -> Iterator[bytes]:  # fmt: skip
         """Yield the body of a successful answer as it arrives; raise CtlError for any other."""
         headers = [("host", self._authority), ("connection", "close")]
         if body or method == "POST":
@@ -135,6 +139,8 @@ class Ctl:
             for event in _events(sock, parser):
                 if isinstance(event, ResponseHead):
                     status = event.status
+                    if heads is not None:
+                        heads.append(event)
                     self._trace(f"{method} {target} answered {status}")
                 elif isinstance(event, bytes) and status < 300:
                     yield event

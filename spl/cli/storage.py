@@ -13,6 +13,7 @@ from .out import Out, label_of, size
 _WHAT: Final = {
     "line": "the running hash does not hold",
     "header": "the segment's header is damaged",
+    "index": "the index does not lead here",
     "id": "the id is not that of the record",
 }
 
@@ -99,8 +100,11 @@ def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
     lost, still_lost = repaired["lost"], repaired["still_lost"]
     if not lost:
         out.line("nothing is lost, so nothing was fetched")
-    elif not still_lost:
+    elif not still_lost and not repaired["settled"]:
         out.line(f"✓ {count(lost, 'lost line')} recovered, nothing is missing any more")
+    elif not still_lost:
+        given_up = count(repaired["settled"], "line")
+        out.line(f"✓ nothing is missing that a pair holds; {given_up} without a readable id given up")
     else:
         out.warn(f"! {still_lost:,} of {lost:,} lost lines could not be recovered")
         if not repaired["pairs"]:

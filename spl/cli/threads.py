@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from ..core.errors import SplError, count
 from ..core.limits import MIB
+from ..core.record.snapshot import DAMAGED_HEADER
+from ..net.http1 import ResponseHead
 from .client import LONG_S, NDJSON, CtlError, quote
 from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
 from .out import column, size
@@ -153,10 +155,14 @@ def _unknown(thread: str) -> SplError:
 def _snapshot(args: Namespace, shell: Shell) -> int:
     if bool(args.thread) == args.all:
         raise UsageError("usage", "name a thread, or give --all", hint="spl thread snapshot --help")
-    lines = 0
-    for piece in shell.ctl.stream(snapshot_path(args.thread or "")):
+    lines, heads = 0, list[ResponseHead]()
+    for piece in shell.ctl.stream(snapshot_path(args.thread or ""), heads):
         lines += piece.count(b"\n")
         shell.out.raw(piece)
+    if damaged := heads[0].headers.get(DAMAGED_HEADER, ""):
+        shell.out.warn(f"! the log is damaged at sequence {damaged.replace(' ', ', ')}; what stood there is left out")
+        shell.out.hint("to fetch it from the pairs: spl store check --repair, then take the snapshot again")
+        return FOUND_PROBLEMS
     if lines < 2:
         shell.out.note(f"no records: {args.thread or 'the store'} is empty, unknown or not readable with this token")
     return 0
@@ -172,19 +178,21 @@ def _restore(args: Namespace, shell: Shell) -> int:
                 raise UsageError("usage", f"cannot read {args.file}: {exc.strerror}") from exc
         elif source.isatty():
             shell.out.hint("reading a snapshot from stdin; Ctrl-D ends")
-        plan = _send(source, args.dry_run, shell)
+        plan = _send(source, args, shell)
     refused = int(plan["refused"])
     if not shell.printed("spl.restore/1", plan):
         shell.out.card(_plan_facts(plan))
     if refused:
         shell.out.warn(f"! {count(refused, 'line')} refused, so nothing of this file would be restored")
-    return FOUND_PROBLEMS if refused else 0
+    if damaged := int(plan["damaged"]):
+        shell.out.warn(f"! {count(damaged, 'line')} of the file damaged or missing, and left out")
+    return FOUND_PROBLEMS if refused or damaged else 0
 
 
-def _send(source: BufferedIOBase, dry_run: bool, shell: Shell) -> dict[str, Any]:
+def _send(source: BufferedIOBase, args: Namespace, shell: Shell) -> dict[str, Any]:
     """Return the daemon's answer to the snapshot; one that does not fit into a request is sent in pieces."""
     upload, at = shell.random_bytes(_UPLOAD_BYTES).hex(), 0
-    wish = "dry_run=1" if dry_run else "dry_run=0"
+    wish = ("dry_run=1" if args.dry_run else "dry_run=0") + ("&skip_damaged=1" if args.skip_damaged else "")
     pieces = _pieces(source)
     piece = next(pieces)
     for following in pieces:
@@ -214,6 +222,7 @@ def _pieces(source: BufferedIOBase) -> Iterator[bytes]:
 
 def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [f"line {item['line']}: {item['message']} [{item['code'].lower()}]" for item in plan["refusals"]]
+    lines += [f"line {number}: damaged" for number in plan["damaged_lines"]]
     verb = "would be restored" if plan["dry_run"] else "restored"
     codes = Counter(plan["refused_codes"])
     return [
@@ -268,7 +277,8 @@ TREE: Final = (
             Command(
                 "thread snapshot",
                 "Writes a thread as JSON lines: a header with count and digest, then the signed records as stored.\n"
-                "It is a backup for `thread restore`, and evidence for `debug thread-diff`.",
+                "It is a backup for `thread restore`, and evidence for `debug thread-diff`. If the log is damaged the\n"
+                "exit code is 3, and what stood at the damaged places is left out.",
                 "spl thread snapshot th_federation_pairs > /tmp/local-pairs.snap.jsonl",
                 _snapshot,
                 (
@@ -286,6 +296,7 @@ TREE: Final = (
                 (
                     arg("file", nargs="?", metavar="FILE", help="written by `thread snapshot` (default: stdin)"),
                     arg("--dry-run", action="store_true", help="verify, and print what would be restored"),
+                    arg("--skip-damaged", action="store_true", help="restore what is sound of a damaged file"),
                 ),
             ),
         ),

@@ -66,7 +66,6 @@ class Doctor:
         return replace(
             known, locking_rule=locks_out_handshake(home.views.rules), adapters_slow=slow,
             auth_off=not self.settings.now.auth_required,
-            damaged_lines=known.damaged_lines + self.feed.source.outgoing.damaged(),
         )  # fmt: skip
 
     def _with_pair(self, known: Facts, pair: Pair) -> Facts:

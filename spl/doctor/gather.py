@@ -74,7 +74,7 @@ def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits
         unsaved_s=_unsaved_s(vault, now_ms),
         readonly=store.readonly,
         full=store.full,
-        damaged_lines=len(store.lost),
+        damaged_lines=len(store.lost) + len(store.index.reader.left_out),
         cut_bytes=store.report.cut_bytes,
         free_bytes=stats.free_bytes,
         fsync_p99_ms=stats.sync_p99_ms,

@@ -4,11 +4,12 @@ In import order:
 
     disk  config  logs                    the file system; settings; log lines
     nonces  vault                         nonces that were seen; keys and secrets
-    segments  sstable  compaction  index  the log's bytes; tables, how they become fewer, what they find
+    segments  tables/  index              the log's bytes; tables of what is where; what they find
     recovery  log                         what a crash left; the open log
     views                                 live folds, one frozen value behind each commit
     writes  commit_queue  writer          what can be written; what waits for the next commit; the one writer
     policy  manifest                      decisions by rule; what this instance publishes
-    thread_state  projections  snapshot   what threads fold to; claims of peers; threads out and in
+    thread_state  projections             what threads fold to; claims of peers
+    snapshot  restore                     threads out and in
     home  check                           opening and `init`; is the log sound
 """

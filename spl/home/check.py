@@ -18,7 +18,7 @@ from .disk import Disk, lock_home
 from .home import now_ms, random_bytes
 from .log import Log
 from .recovery import DAMAGES_MAX, Damage
-from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, RunChain, Segments
+from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, Place, RunChain, Segments
 
 STORE: Final = "store"
 PROGRESS_LINES: Final = 20_000
@@ -41,6 +41,7 @@ class StoreCheck:
         self._store, self._limits = store, Limits()
         self.places: list[Damage] = []
         """The first places where lines were lost."""
+        self._misled: Damage | None = None
         self.lines = self.records = self.projections = self.damaged = self.lost = self.held = 0
 
     def run(self) -> Iterator[Step]:
@@ -48,7 +49,7 @@ class StoreCheck:
 
         A damage names segment (its first seq), offset in bytes, the first seq lost, how many lines are lost there (0:
         a header, or bytes that were no line), how many of these are held elsewhere or not missed, and what; the first
-        1000 are named, all are counted.
+        1000 are named, all are counted.  At last the first sound line that the index does not lead to ("index").
         """
         for segment, at, raw, whole in self._segments.lines(self._segments.firsts[0], 0):
             expected = self._chain.expected
@@ -61,6 +62,7 @@ class StoreCheck:
                     found = Damage(expected, line.seq - expected, *(self._bad or (segment, at)), end=(segment, at))
                     yield from self._damage("line", found)
                 if line.seq <= self._last_seq:
+                    self._look_up(line, Place(segment, at, len(raw) - len(line.payload) - 1, len(line.payload)))
                     yield from self._line(line, segment, at)
             else:
                 self._bad = self._bad or (segment, at)
@@ -69,6 +71,8 @@ class StoreCheck:
             end = (self._segments.firsts[-1], self._segments.size(self._segments.firsts[-1]))
             found = Damage(expected, max(0, self._last_seq + 1 - expected), *(self._bad or end), end=end)
             yield from self._damage("line", found)
+        if self._misled:
+            yield from self._damage("index", self._misled)
         yield {
             "step": "done", "lines": self.lines, "records": self.records, "damaged": self.damaged,
             "projections": self.projections, "lost_lines": self.lost, "held_lines": self.held,
@@ -79,9 +83,11 @@ class StoreCheck:
         """Return how many of the lines lost are held nowhere now; those at places that are not named count as lost."""
         return self.lost - sum(self._store.held_lines(place) for place in self.places)
 
-    def is_indexed(self) -> bool:
-        """Return whether the index still finds damaged lines, because it is older than the damage."""
-        return any(self._store.index.place(place.seq) is not None for place in self.places)
+    def fits_index(self) -> bool:
+        """Return whether the index leads to each sound line, and to no damaged one."""
+        index = self._store.index
+        doubted = bool(self._misled) or index.reader.doubted
+        return not doubted and all(index.place(place.seq) is None for place in self.places)
 
     def _enter(self, segment: int, raw: bytes) -> Iterator[Step]:
         expected = self._chain.expected
@@ -90,6 +96,10 @@ class StoreCheck:
             yield from self._damage("line", found)
         if not self._chain.enter(raw, segment):
             yield from self._damage("header", Damage(segment, 0, segment, 0, end=(segment, len(raw) + 1)))
+
+    def _look_up(self, line: Line, place: Place) -> None:
+        if not self._misled and not self._store.index.leads_to(line.seq, place, line.payload):
+            self._misled = Damage(line.seq, 0, place.segment, place.offset, end=(place.segment, place.offset))
 
     def _line(self, line: Line, segment: int, at: int) -> Iterator[Step]:
         self.lines += 1

@@ -3,10 +3,9 @@
 A list holds seqs in order of arrival, a tally counts; the functions below name them, as no other file does.  A
 projection is found by pair, level and id, since no list of records and no record id leads to one.
 
-The newest lines stand in memory (`Memory`), all others in immutable tables (`sstable.py`), which `compaction.py` writes
-and merges.  After any crash the tables that are whole cover the log up to some line, and only what follows is read
-again; what is not whole is dropped.  So there is no journal, and nothing is synced.  Rejected: SQLite, at 29-45 us a
-row with random ids once there are a million.
+The newest lines stand in memory (`Memory`), all others in immutable tables (`tables/`).  After any crash those that are
+whole cover the log up to some line, and only what follows is read again; what is not whole is dropped.  So there is no
+journal, and nothing is synced.  Rejected: SQLite, at 29-45 us a row with random ids once there are a million.
 
 Names are kept as keyed 8-byte hashes, because a name may be long and comes from outside (the salt is drawn here); ids
 by their first 8 bytes and checked against the log.  One writer adds; queries run in any thread without a lock, on one
@@ -16,18 +15,19 @@ by their first 8 bytes and checked against the log.  One writer adds; queries ru
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from struct import Struct
+from struct import error as StructError
 from typing import Final
+from zlib import crc32
 
 from ..core.record.record import is_id, is_reserved
-from .compaction import Compaction, IndexState, IndexStats
 from .disk import Disk
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
-from .sstable import KEY_BYTES, NEXT_PREFIX, load
+from .tables.compaction import Compaction, IndexState, IndexStats, rows_of, values_of
+from .tables.rows import HOLE, MARK, ROW, PayloadReader
+from .tables.rows import Row as Row
+from .tables.sstable import KEY_BYTES, NEXT_PREFIX, load
 
 CLOCK_MAX: Final = 2**63 - 1
 MEMORY_ROWS: Final = 4096
@@ -43,10 +43,6 @@ KINDS: Final = "k:"
 RECORDS: Final = "rec"
 """The tally of all records."""
 
-# segment, offset of the line in it, bytes before the payload, bytes of the payload, seq of the facts, clock, id's start
-_ROW: Final = Struct(">QIIIQQ16s")
-_MARK: Final = Struct(">20xQ8x16s")
-_HOLE: Final = bytes(_ROW.size)
 _CACHE_NAMES: Final = 8192
 _CACHE_FACTS: Final = 2048
 _SAME_ID_PAGE: Final = 16
@@ -55,24 +51,9 @@ _WINDOW_ROWS: Final = 64
 _NAMES_PAGE: Final = 512
 _ODD: Final = 0x9E3779B97F4A7C15
 _ID_AT: Final = len('{"id":"')
+_ID_END: Final = _ID_AT + 64
 _ALL_LISTS: Final = "names:"
 _OF_PAIR: Final = {"pos": POSITIONS, "ref": REFUSALS, PROJECTION: PROJECTIONS}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line as the index knows it; `offset` and `length` are the payload's, `segment` is the segment's first seq."""
-
-    seq: int
-    kind: str
-    segment: int
-    offset: int
-    length: int
-    ns: str
-    origin: str
-    voucher: str
-    own: bool
-    clock: int
 
 
 LineFacts = tuple[str, str, str, str, bool]  # kind, ns, origin, voucher, own: few combinations, many rows
@@ -90,15 +71,17 @@ class Index:
 
         `replaces` begins one beside another in the same folder, which it does not touch until it takes its place.
         """
+        self.reader: Final = PayloadReader(read)
+        """The one way from a row to the bytes of its payload."""
         self._read = read
         self._facts: dict[int, LineFacts] = {}
         self._known: dict[str, bytes] = {}
         self._sources: dict[LineFacts, tuple[int, tuple[bytes, ...]]] = {}
         disk.mkdir(folder)
-        tables = [] if replaces else load(disk, folder, _ROW.size, epoch)
+        tables = [] if replaces else load(disk, folder, ROW.size, epoch)
         self._salt = bytes.fromhex(tables[0].span.salt) if tables else random_bytes(16)
         self._tables = Compaction(
-            folder, disk, epoch=epoch, salt=self._salt, row_bytes=_ROW.size, memory_rows=memory_rows,
+            folder, disk, epoch=epoch, salt=self._salt, row_bytes=ROW.size, memory_rows=memory_rows,
             prefix=NEXT_PREFIX if replaces else "",
         )  # fmt: skip
         self._tables.begin(tuple(tables))
@@ -119,7 +102,7 @@ class Index:
         memory = self._tables.state[1]
         for seq, place, entry in batch:
             if place is None or entry is None:
-                memory.rows += _HOLE
+                memory.rows += HOLE
             else:
                 self._add(seq, place, entry)
             self.covered = seq
@@ -145,21 +128,36 @@ class Index:
 
     def place(self, seq: int) -> Place | None:
         """Return where a line stands, as soon as a key leads to it; None when it is damaged or not there."""
-        raw = (self._raw_rows(self._tables.state, seq, 1) if seq > 0 else b"") or _HOLE
-        segment, offset, head, length, *_ = _ROW.unpack(raw)
-        return Place(segment, offset, head, length) if head else None
+        found = self._place(seq)
+        return found[0] if found else None
+
+    def leads_to(self, seq: int, place: Place, payload: bytes) -> bool:
+        """Return whether the row of a line is that of this place and payload."""
+        return self._place(seq) == (place, crc32(payload))
+
+    def _place(self, seq: int) -> tuple[Place, int] | None:
+        """Return where a line stands, with the CRC-32 of its payload."""
+        raw = b"" if seq in self.reader.left_out else rows_of(self._tables.state, seq, 1)
+        segment, offset, head, length, _, _, _, crc = ROW.unpack(raw if len(raw) == ROW.size else HOLE)
+        return (Place(segment, offset, head, length), crc) if head else None
 
     def line(self, seq: int) -> Line:
         """Return one line.  Raises LineError "not-found", or "store-damaged" for one that is not served."""
-        place = self.place(seq)
-        if place is None:
+        found = self._place(seq)
+        if found is None:
             if 0 < seq <= self.covered:
                 raise LineError("store-damaged", f"line {seq} is damaged")
             raise LineError("not-found", f"there is no line {seq}")
-        raw = self._read(place.segment, place.offset, place.end - place.offset)
-        line = parse(raw[:-1])
-        if line.seq != seq or len(line.payload) != place.length or not raw.endswith(b"\n"):
-            raise LineError("store-damaged", f"line {seq} is damaged")
+        place, crc = found
+        try:
+            raw = self._read(place.segment, place.offset, place.end - place.offset)
+            line = parse(raw[:-1])
+            if line.seq != seq or crc32(line.payload) != crc or not raw.endswith(b"\n"):
+                raise LineError("store-damaged", f"line {seq} is damaged")
+        except LineError as exc:
+            if exc.code == "store-damaged":
+                self.reader.leave_out(seq)
+            raise
         return line
 
     def find(self, record_id: str, ns: str) -> Row | None:
@@ -177,7 +175,7 @@ class Index:
     def has_projection(self, pair: str, level: str, name: str) -> bool:
         """Return whether the peer of a pair showed us this projection; `name` is its id, a record's or a pseudonym."""
         state = self._tables.state
-        rows = self._rows(state, self._values(state, self._hash(_projection_name(pair, level, name)), 0, _NAMES_PAGE))
+        rows = self._rows(state, values_of(state, self._hash(_projection_name(pair, level, name)), 0, _NAMES_PAGE))
         return any(row.kind == PROJECTION and row.origin == pair and self._is_of(row, name) for row in rows)
 
     def after(self, name: str, seq: int, limit: int) -> list[Row]:
@@ -186,7 +184,7 @@ class Index:
         Tables that end at or before `seq` are not touched; each other one costs a binary search (about 10 us).
         """
         state = self._tables.state
-        return list(self._rows(state, self._values(state, self._hash(name), max(seq, 0) + 1, limit)))
+        return list(self._rows(state, values_of(state, self._hash(name), max(seq, 0) + 1, limit)))
 
     def rows(self, seqs: Sequence[int]) -> list[Row]:
         """Return the rows of ascending seqs, without those of damaged lines."""
@@ -215,15 +213,15 @@ class Index:
         state = self._tables.state
         key, seq = self._hash(_ALL_LISTS + prefix[:2]), 0
         if after:
-            first = self._values(state, self._hash(after), 0, 1)
+            first = values_of(state, self._hash(after), 0, 1)
             if not first:
                 return []
             seq = first[0]
         found: list[str] = []
-        while len(found) < limit and (page := self._values(state, key, seq + 1, _NAMES_PAGE)):
-            for seq in page:
-                with suppress(LineError):
-                    found += [name for name in lists(entry_of(self.line(seq))) if name.startswith(prefix)]
+        while len(found) < limit and (page := values_of(state, key, seq + 1, _NAMES_PAGE)):
+            for entry in filter(None, map(self._entry, page)):
+                found += [name for name in lists(entry) if name.startswith(prefix)]
+            seq = page[-1]
         return found[:limit]
 
     def tally(self, name: str) -> int:
@@ -236,7 +234,7 @@ class Index:
         """Return the record of our own that has this clock in a namespace."""
         state = self._tables.state
         key = _clock_key(self._hash(_clock_name(ns, actor, thread)), clock)
-        rows = self._rows(state, self._values(state, key, 0, _NAMES_PAGE))
+        rows = self._rows(state, values_of(state, key, 0, _NAMES_PAGE))
         return next((row for row in rows if row.own and row.clock == clock), None)
 
     def clock_next(self, ns: str, actor: str, thread: str) -> int | None:
@@ -252,7 +250,10 @@ class Index:
 
         Only records of n: lists and projections show an id; the start of any other line is NO_START.  0.1 us a line.
         """
-        return list(_MARK.iter_unpack(self._raw_rows(self._tables.state, seq, count)))
+        found = list(MARK.iter_unpack(rows_of(self._tables.state, seq, count)))
+        for lost in self.reader.left_out & set(range(seq, seq + len(found))) if self.reader.left_out else ():
+            found[lost - seq] = 0, NO_START
+        return found
 
     def facts(self, number: int, seq: int) -> LineFacts | None:
         """Return the facts with this number, which the line `seq` has; None when they cannot be read."""
@@ -261,8 +262,8 @@ class Index:
     def starting(self, start: bytes) -> list[tuple[Row, str]]:
         """Return the records, with their ids, whose id begins with these bytes, at least 8."""
         state, found = self._tables.state, list[tuple[Row, str]]()
-        for row in self._rows(state, self._values(state, start[:KEY_BYTES], 0, _NAMES_PAGE)):
-            id_ = self._read(row.segment, row.offset + _ID_AT, 64).decode(errors="replace")
+        for row in self._rows(state, values_of(state, start[:KEY_BYTES], 0, _NAMES_PAGE)):
+            id_ = (self.reader.one(row) or b"")[_ID_AT:_ID_END].decode(errors="replace")
             if row.kind == "rec" and id_.startswith(start.hex()):
                 found.append((row, id_))
         return found
@@ -279,7 +280,9 @@ class Index:
         source = self._sources.get(facts) or self._source(facts, seq)
         # The row first: a reader that finds the seq under a key must find the row too.
         start = bytes.fromhex(entry.id[:32]) if _has_start(entry) else NO_START
-        memory.rows += _ROW.pack(place.segment, place.offset, place.head, place.length, source[0], entry.clock, start)
+        memory.rows += ROW.pack(
+            place.segment, place.offset, place.head, place.length, source[0], entry.clock, start, crc32(entry.payload)
+        )  # fmt: skip
         if entry.kind in ENVELOPE_KINDS:
             memory.put(bytes.fromhex(entry.id[:16]), seq)
         for name in lists(entry):
@@ -311,8 +314,8 @@ class Index:
         Rows name that line instead of holding texts; so nothing about vouchers and origins is kept but in the log.
         """
         state = self._tables.state
-        key = self._hash("facts:" + json.dumps(facts))
-        first = self._values(state, key, 0, 1)
+        key = self._hash(_facts_name(facts))
+        first = values_of(state, key, 0, 1)
         if not first:
             state[1].put(key, seq)
         source = (first[0] if first else seq, tuple(self._hash("#" + name) for name in tallies(*facts[:4])))
@@ -331,56 +334,53 @@ class Index:
         self._facts.clear()
         self._known.clear()
         self._sources.clear()
+        self.reader.begin()
 
     # -- reading
-
-    def _values(self, state: IndexState, key: bytes, low: int, limit: int) -> list[int]:
-        """Return up to `limit` seqs of a key from `low` on."""
-        tables, memory = state
-        found: list[int] = []
-        for table in tables:
-            if table.span.last >= low and len(found) < limit:
-                found += table.values(key, low, limit - len(found))
-        if len(found) < limit:
-            values = memory.values(key)
-            start = bisect_right(values, low - 1)
-            found += values[start : start + limit - len(found)]
-        return found
-
-    def _raw_rows(self, state: IndexState, seq: int, count: int) -> bytes:
-        """Return the rows from `seq` on, at most `count`, at least one."""
-        tables, memory = state
-        if seq >= memory.first:
-            start = (seq - memory.first) * _ROW.size
-            return bytes(memory.rows[start : start + count * _ROW.size])
-        table = tables[bisect_right(tables, seq, key=lambda table: table.span.first) - 1]
-        return table.rows(seq, min(count, table.span.last + 1 - seq))
 
     def _rows(self, state: IndexState, seqs: Sequence[int]) -> Iterator[Row]:
         """Yield the rows of ascending seqs, reading neighbours together."""
         start, raw = 0, b""
         for i, seq in enumerate(seqs):
-            at = (seq - start) * _ROW.size
+            at = (seq - start) * ROW.size
             if not start or at >= len(raw):
                 near = bisect_right(seqs, seq + _WINDOW_ROWS - 1, i)
-                start, raw, at = seq, self._raw_rows(state, seq, seqs[near - 1] + 1 - seq), 0
-            segment, offset, head, length, source, clock, _ = _ROW.unpack_from(raw, at)
-            facts = self.facts(source, seq)
+                start, raw, at = seq, rows_of(state, seq, seqs[near - 1] + 1 - seq), 0
+            try:
+                segment, offset, head, length, source, clock, _, crc = ROW.unpack_from(raw, at)
+            except StructError:  # a list leads behind the last line
+                self.reader.doubted = True
+                continue
+            facts = self.facts(source, seq) if head and seq not in self.reader.left_out else None
             if facts:
                 kind, ns, origin, voucher, own = facts
-                yield Row(seq, kind, segment, offset + head, length, ns, origin, voucher, own, clock)
+                yield Row(seq, kind, segment, offset + head, length, ns, origin, voucher, own, clock, crc)
 
     def _facts_of(self, source: int, seq: int) -> LineFacts | None:
-        """Return the facts of a line, read from the first line that had them, or from itself if that is damaged."""
-        for at in (source, seq):
-            with suppress(LineError):
-                entry = entry_of(self.line(at))
-                facts = (entry.kind, entry.ns, entry.origin, entry.voucher, entry.own)
+        """Return the facts of a line, read from the first line that had them, or from itself if that is damaged.
+
+        They stand outside of the payload, so its CRC does not cover them: facts that a flipped bit made lead to
+        another first line than this, and are not those of these rows.
+        """
+        state = self._tables.state
+        for entry in filter(None, map(self._entry, (source, seq))):
+            facts = (entry.kind, entry.ns, entry.origin, entry.voucher, entry.own)
+            if values_of(state, self._hash(_facts_name(facts)), 0, 1) == [source]:
                 if len(self._facts) >= _CACHE_FACTS:
                     self._facts.clear()
                 self._facts[source] = facts
                 return facts
+        self.reader.doubted = True
         return None
+
+    def _entry(self, seq: int) -> Entry | None:
+        """Return what was appended as a line; None if it is damaged or not there.  Raises LineError "overloaded"."""
+        try:
+            return entry_of(self.line(seq))
+        except LineError as exc:
+            if exc.code == "overloaded":
+                raise
+            return None
 
     def _same_id(self, record_id: str) -> Iterator[Row]:
         if not is_id(record_id):
@@ -388,7 +388,7 @@ class Index:
         key = bytes.fromhex(record_id[:16])
         state, low = self._tables.state, 0
         for _ in range(_SAME_ID_MAX // _SAME_ID_PAGE):
-            seqs = self._values(state, key, low, _SAME_ID_PAGE)
+            seqs = values_of(state, key, low, _SAME_ID_PAGE)
             for row in self._rows(state, seqs):
                 if self._is_of(row, record_id):
                     yield row
@@ -397,8 +397,9 @@ class Index:
             low = seqs[-1] + 1
 
     def _is_of(self, row: Row, id_: str) -> bool:
-        """Return whether a row's payload, an envelope or a projection, has this id."""
-        return self._read(row.segment, row.offset + _ID_AT, 64) == id_.encode()
+        """Return whether a row's payload, an envelope or a projection, has this id and is sound."""
+        payload = self.reader.one(row)
+        return payload is not None and payload[_ID_AT:_ID_END] == id_.encode()
 
 
 def by_thread(thread: str) -> str:
@@ -477,6 +478,11 @@ def tallies(kind: str, ns: str, origin: str, voucher: str) -> list[str]:
 def _has_start(entry: Entry) -> bool:
     """Return whether the start of a line's id stands in its row: of lines that two sides compare."""
     return entry.kind == PROJECTION or (entry.kind == "rec" and is_offered(entry))
+
+
+def _facts_name(facts: LineFacts) -> str:
+    """Return the name under which the first line with these facts is found."""
+    return "facts:" + json.dumps(facts)
 
 
 def _clock_name(ns: str, actor: str, thread: str) -> str:

@@ -3,6 +3,7 @@
     <home>/store/00000000000000000001.jsonl …  segments, named by their first seq; the lines are `segments.py`'s
     <home>/store/clean                          stands while no process has the store open and the last one ended well
     <home>/store/index/                         disposable, `index.py`
+    <home>/store/settled                        places of lines that are lost and no longer missed, if there are any
 
 An append is acknowledged after one write and one fdatasync for all that waited.  A failed sync is final, because the
 kernel may have dropped the pages and says so once: this Log never appends again, and what it wrote is not served; the
@@ -18,14 +19,13 @@ The caller holds the home's lock (`disk.lock_home`).
 
 import errno
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Final, Self
 
 from ..core.limits import Limits
-from .compaction import IndexStats
 from .disk import Disk, unusable
 from .index import RECORDS, Added, Index, Row
 from .recovery import (
@@ -38,14 +38,15 @@ from .recovery import (
     StoreError,
     clean_mark,
     held_lines,
+    read_settled,
     recover,
+    write_settled,
 )
 from .segments import PROJECTION, RUN_START, Entry, Line, LineError, Place, RunChain, encode
+from .tables.compaction import IndexStats
 
 __all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Log", "StoreError"]
 
-_GAP_BYTES: Final = 4096  # neighbouring payloads closer than this are read with one pread
-_SPAN_BYTES: Final = 1024 * 1024
 _SYNCS_KEPT: Final = 512
 _SEGMENT_BYTES_MAX: Final = 2**32 - 1  # an offset has four bytes in the index
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
@@ -78,7 +79,9 @@ class Log:
         self.index: Index = opened.index
         self.report: Final = replace(opened.report, took_ms=took_ms)
         self.lost: tuple[Damage, ...] = ()
-        """The places of the report where something was lost and has not come back."""
+        """The places that have empty rows in the index, where something was lost and has not come back."""
+        self._places = opened.report.damaged
+        self._settled = read_settled(folder, disk)
         self.last_seq, self.last_run = opened.index.covered, opened.index.run
         self._folder, self._disk, self._limits = folder, disk, limits
         self._segments, self._active = opened.segments, opened.active
@@ -163,26 +166,19 @@ class Log:
         return self.line(seq).run if seq else RUN_START
 
     def payloads(self, rows: Sequence[Row]) -> list[bytes]:
-        """Return the payload bytes of the rows, in their order; raises as `each_payload` does."""
-        return list(self.each_payload(rows))
+        """Return the payloads of the rows, in their order, without damaged ones; raises as `read` does."""
+        return [payload for _, payload in self.read(rows)]
 
-    def each_payload(self, rows: Sequence[Row]) -> Iterator[bytes]:
-        """Yield the payload bytes of the rows, in their order; neighbours share a read of at most 1 MiB.
+    def read(self, rows: Sequence[Row]) -> Iterator[tuple[Row, bytes]]:
+        """Yield the rows, in their order, with their payloads; without those that are damaged, see `PayloadReader`.
 
-        Raises LineError "store-damaged" when the log cannot be read.
+        Raises LineError "overloaded" if there is no descriptor for now.
         """
-        start = 0
-        while start < len(rows):
-            first, end = rows[start], start + 1
-            reach = first.offset + first.length
-            while end < len(rows) and _joins(first, reach, rows[end]):
-                reach = rows[end].offset + rows[end].length
-                end += 1
-            data = self._segments.read(first.segment, first.offset, reach - first.offset)
-            for row in rows[start:end]:
-                at = row.offset - first.offset
-                yield data[at : at + row.length]
-            start = end
+        return self.index.reader.each(rows)
+
+    def payload(self, row: Row) -> bytes | None:
+        """Return the payload of one row, None if it is damaged; raises as `read` does."""
+        return self.index.reader.one(row)
 
     def scan(self, first_seq: int) -> Iterator[Line]:
         """Yield the lines from `first_seq` on that are there now, checked by the running hash, without bad ones."""
@@ -220,17 +216,26 @@ class Log:
 
     def held_lines(self, damage: Damage) -> int:
         """Return how many of the lines lost at a place are held elsewhere, or are not missed.  Raises OSError."""
-        return held_lines(self.index, self._segments, damage)
+        return held_lines(self.index, self._segments, damage, settled=(damage.seq, damage.lines) in self._settled)
+
+    def settle(self, places: Iterable[Damage]) -> None:
+        """Do not miss lines any more that were lost at these places without leaving a readable id.
+
+        It is for the caller to know that no pair has more to give.  Kept beside the log; raises OSError.
+        """
+        self._settled |= {(place.seq, place.lines) for place in places}
+        write_settled(self._folder, self._disk, self._settled)
+        self.look_again()
 
     def look_again(self) -> None:
-        """Leave those places out of `lost` of which everything is held again.  Raises OSError."""
-        self.lost = tuple(item for item in self.report.damaged if self.held_lines(item) < max(1, item.lines))
+        """Leave out of `lost` those places of which everything is held again.  Raises OSError."""
+        self.lost = tuple(item for item in self._places if self.held_lines(item) < max(1, item.lines))
 
     def reindex(self, random_bytes: Callable[[int], bytes]) -> Generator[tuple[int, int], None, None]:
         """Read the log into a new index and use that from then on; yield (bytes read, bytes in all) between batches.
 
-        Lines that the disk damaged since they were indexed have empty rows in it, as after an opening.  Appends go on;
-        they wait for the end only.  If it is given up early, nothing changes.
+        Lines that the disk damaged since they were indexed, or that went with their segment, have empty rows in it, as
+        after an opening.  Appends go on; they wait for the end only.  If it is given up early, nothing changes.
         Raises StoreError "overloaded" when another one is under way, "store-readonly", "store-damaged".
         """
         if not self._indexing.acquire(blocking=False):
@@ -311,7 +316,8 @@ class Log:
         if fresh.covered != self.last_seq:
             raise StoreError("store-damaged", f"the log ends at line {fresh.covered} of {self.last_seq}")
         fresh.replace(self.index)
-        self.index = fresh
+        self.index, self._places = fresh, tuple(replay.damaged)
+        self.look_again()
 
     def _check_writable(self) -> None:
         if self._readonly:
@@ -361,12 +367,3 @@ class Log:
             self._segments.withdraw(first)
             return
         self._active, self._size = active, size
-
-
-def _joins(first: Row, reach: int, row: Row) -> bool:
-    """Return whether a row is read with the ones before it, which reach from `first` to the offset `reach`."""
-    return (
-        row.segment == first.segment
-        and 0 <= row.offset - reach <= _GAP_BYTES
-        and row.offset + row.length - first.offset <= _SPAN_BYTES
-    )

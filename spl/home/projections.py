@@ -64,7 +64,7 @@ def read(
     for _ in range(0, SCAN_ROWS_MAX, _CHUNK_ROWS):
         rows = store.index.after(projections_of(pair.pair_id), after, _CHUNK_ROWS)
         mine = [row for row in rows if row.kind == PROJECTION and namespace in ("", row.ns) and reaches(row.ns)]
-        for row, payload in zip(mine, store.payloads(mine), strict=True):
+        for row, payload in store.read(mine):
             claim = _claim(row.seq, row.ns, payload)
             if _is_the_best(store, inlets, claim):
                 if len(found) == limit:

@@ -26,9 +26,11 @@ from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, ent
 
 CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"
+SETTLED_NAME: Final = "settled"
 DAMAGES_MAX: Final = 1000
 
 _SMALL_BYTES_MAX: Final = 4096
+_SETTLED_BYTES_MAX: Final = 64 * DAMAGES_MAX
 _BATCH_LINES: Final = 512
 _NOT_MISSED: Final = re.compile(rb'\{"k":"(?:pos|ref)",')
 """Positions and refusals: sync reads on from an earlier place, and judges again what is offered again."""
@@ -131,19 +133,36 @@ def clean_mark(seq: int, run: str, segment: int, size: int) -> bytes:
     return json.dumps({"seq": seq, "run": run, "segment": segment, "bytes": size}).encode()
 
 
-def held_lines(index: Index, segments: Segments, damage: Damage) -> int:
+def held_lines(index: Index, segments: Segments, damage: Damage, *, settled: bool) -> int:
     """Return how many of the lines lost at a place are held elsewhere, or are not missed; 0 if the index is old.
 
-    That is an index made before the damage: what it finds may be the damaged lines themselves.
+    That is an index made before the damage: what it finds may be the damaged lines themselves.  At a `settled` place
+    only those lines are missed of which an id can be read.
     """
     if not damage.lines or index.place(damage.seq) is not None:
         return 0
-    held = 0
+    held = missed = 0
     for segment, at, raw, _ in segments.lines(damage.segment, damage.offset):
         if (segment, at) >= damage.end:
             break
-        held += _held_in(index, damage, raw)
-    return min(held, damage.lines)
+        here = _held_in(index, damage, raw)
+        held += here
+        missed += max(0, (len(_STATED.findall(raw)) or bool(_computed_id(raw))) - here)
+    return max(0, damage.lines - missed) if settled else min(held, damage.lines)
+
+
+def read_settled(folder: Path, disk: Disk) -> frozenset[tuple[int, int]]:
+    """Return (first seq, lines) of the places that were settled; what cannot be read is none."""
+    try:
+        found = json.loads(disk.read(folder / SETTLED_NAME, _SETTLED_BYTES_MAX) or b"[]")
+        return frozenset((int(seq), int(lines)) for seq, lines in found)
+    except (ValueError, TypeError):
+        return frozenset()
+
+
+def write_settled(folder: Path, disk: Disk, places: frozenset[tuple[int, int]]) -> None:
+    """Keep the first 1000 settled places.  Raises OSError."""
+    disk.replace_atomic(folder / SETTLED_NAME, json.dumps(sorted(places)[:DAMAGES_MAX]).encode())
 
 
 class Replay:

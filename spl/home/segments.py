@@ -154,8 +154,11 @@ class Segments:
         self._disk.fsync_dir(self.folder)
 
     def size(self, first: int) -> int:
-        """Return the bytes of a segment."""
-        return self._file(first).size()
+        """Return the bytes of a segment, 0 if its file is gone."""
+        try:
+            return self._file(first).size()
+        except FileNotFoundError:
+            return 0
 
     def head(self, first: int, bytes_max: int) -> bytes:
         """Return a segment's first line without its line feed, or its first `bytes_max` bytes when there is none."""
@@ -167,7 +170,9 @@ class Segments:
         Raises LineError "store-damaged" when they cannot be had, "overloaded" if there is no descriptor for now.
         """
         try:
-            data = self._file(first).pread(size, offset)
+            file = self._file(first)
+            # What a damaged row asks for need not fit into memory.
+            data = file.pread(size, offset) if size <= _CHUNK_BYTES or offset + size <= file.size() else b""
         except OSError as exc:
             code = "overloaded" if exc.errno in (errno.EMFILE, errno.ENFILE) else "store-damaged"
             raise LineError(code, f"segment {first} cannot be read: {exc.strerror or exc}") from exc
@@ -176,9 +181,17 @@ class Segments:
         return data
 
     def lines(self, first: int, offset: int) -> Iterator[tuple[int, int, bytes, bool]]:
-        """Yield (segment, offset, bytes without line feed, whether it had one) from a place to the end of the log."""
+        """Yield (segment, offset, bytes without line feed, whether it had one) from a place to the end of the log.
+
+        A segment that is gone, with others behind it, is passed over; the numbers of the lines show what is missing.
+        """
         for segment in [each for each in self.firsts if each >= first]:
-            file, at = self._file(segment), offset if segment == first else 0
+            try:
+                file, at = self._file(segment), offset if segment == first else 0
+            except FileNotFoundError:
+                if segment == self.firsts[-1]:
+                    raise
+                continue
             rest, end = b"", file.size()
             while data := file.pread(max(0, min(_CHUNK_BYTES, end - at - len(rest))), at + len(rest)):
                 *whole, rest = (rest + data).split(b"\n")

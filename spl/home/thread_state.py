@@ -77,8 +77,7 @@ class ThreadStates:
         if not rows:
             return found
         state = found.state
-        payloads = self._store.payloads(rows) if rule.reads_bodies else [b""] * len(rows)
-        for row, payload in zip(rows, payloads, strict=True):
+        for row, payload in self._store.read(rows) if rule.reads_bodies else ((row, b"") for row in rows):
             state = fold.step(rule, state, row.seq, _body(payload) if payload else {})
         return ThreadState(state, found.records + len(rows), rows[-1].seq, found.read_seq)
 
@@ -98,9 +97,6 @@ def _bounded(rows: list[Row]) -> list[Row]:
 
 
 def _body(payload: bytes) -> Mapping[str, Any]:
-    """Return the body in the payload of a record; of one that the disk damaged since, an empty one."""
-    try:
-        body: Mapping[str, Any] = json.loads(payload)["record"]["body"]
-    except (ValueError, KeyError):
-        return {}
+    """Return the body in the payload of a record."""
+    body: Mapping[str, Any] = json.loads(payload)["record"]["body"]
     return body

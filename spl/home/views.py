@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ..core import consent, fold, rules
-from ..core.canon import CanonError
 from ..core.consent import PairGrants
 from ..core.fold import FoldRules
 from ..core.identity import bearer, pins
@@ -27,7 +26,6 @@ from ..core.pair import pair
 from ..core.pair.pair import ApprovalRequest, Pair
 from ..core.record import namespace
 from ..core.record.namespace import Namespace
-from ..core.record.record import record_id
 from ..core.rules import AitlRules, PermissionRules
 from .index import POSITIONS, REFUSALS, by_thread, name_in, refusals_of
 from .log import Entry, LineError, Log, Row
@@ -94,8 +92,9 @@ def load(store: Log, did: str, limits: Limits) -> Views:
         row = store.index.last(name)
         if row is not None:
             # A position that the disk damaged is none: sync then reads from the start and skips what is known.
-            with suppress(LineError, ValueError, KeyError, TypeError):
-                views = _positions(views, json.loads(store.payloads([row])[0]), store.line(row.seq).at_ms)
+            with suppress(LineError):
+                line = store.line(row.seq)
+                views = _positions(views, json.loads(line.payload), line.at_ms)
     pairs = [name_in(name) for name in _all_names(store, REFUSALS)]
     return replace(views, refused={pair_id: store.index.count(refusals_of(pair_id)) for pair_id in pairs})
 
@@ -166,14 +165,11 @@ _FOLDS: Final[Mapping[str, Callable[[Views, Mapping[str, Any]], Views]]] = {
 def _records(store: Log, thread: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield (record, voucher) of every record on a reserved thread, in the order they were made.
 
-    That is the order of our own clocks, and of arrival unless a restore brought some late.  Records that the disk
-    damaged since they were indexed are left out.
+    That is the order of our own clocks, and of arrival unless a restore brought some late.
     """
     for rows in _pages(store, thread):
-        for row, payload in zip(rows, store.each_payload(rows), strict=True):
-            record = _sound(payload)
-            if record is not None:
-                yield record, row.voucher
+        for row, payload in store.read(rows):
+            yield json.loads(payload)["record"], row.voucher
 
 
 def _pages(store: Log, thread: str) -> Iterator[list[Row]]:
@@ -194,16 +190,6 @@ def _arrivals(store: Log, thread: str) -> Iterator[Row]:
     while rows := store.index.after(by_thread(thread), seq, PAGE_ROWS):
         yield from (row for row in rows if row.kind == "rec")
         seq = rows[-1].seq
-
-
-def _sound(payload: bytes) -> dict[str, Any] | None:
-    """Return the record in a stored envelope, None unless its id proves it."""
-    try:
-        value = json.loads(payload)
-        record: dict[str, Any] = value["record"]
-        return record if record_id(record) == value["id"] else None
-    except (ValueError, KeyError, TypeError, CanonError):
-        return None
 
 
 def _all_names(store: Log, prefix: str) -> list[str]:

@@ -277,8 +277,9 @@ class Writer:
         if key in overlay.keys:
             return _Repeat(key)
         row = self.store.index.find(id_, ns)
-        if row is not None:
-            return _Known(Outcome(row.seq, record.parse(self.store.payloads([row])[0], Limits()), False))
+        stored = None if row is None else self.store.payload(row)
+        if row is not None and stored is not None:
+            return _Known(Outcome(row.seq, record.parse(stored, Limits()), False))
         if (clocks, clock) in overlay.taken or self._is_taken(clocks, clock):
             raise WriteError("ingest-failed", f"DuplicateClock: thread={clocks[2]} actor={clocks[1]} clock={clock}")
         overlay.keys.add(key)

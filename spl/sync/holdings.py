@@ -38,7 +38,7 @@ from ..core.record.fingerprint import (
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import NO_START, LineFacts, Row, projections_of
 from ..home.log import Log
-from ..home.segments import PROJECTION, LineError
+from ..home.segments import PROJECTION
 from .scope import Scope
 from .source import Source
 
@@ -259,19 +259,15 @@ class SetScan:
         self, first: int, marks: Sequence[tuple[int, bytes]], heads: Container[bytes] | None
     ) -> Iterator[tuple[int, bytes]]:
         """Yield (number of the facts, start of the name) of the records that must be read to know it."""
-        for seq, (number, start) in enumerate(marks, first):
-            if heads is not None and start[:KEY_BYTES] not in heads:
-                continue
-            facts = self._store.index.facts(number, seq) if self._verdicts[number] == _READ else None
-            place = self._store.index.place(seq)
-            if facts is None or place is None or start == NO_START:
-                continue
-            kind, ns, origin, voucher, own = facts
-            at = place.offset + place.head
-            row = Row(seq, kind, place.segment, at, place.length, ns, origin, voucher, own, 0)
-            name = self._terms.name(self._store, facts, row)
+        wanted = {
+            seq: number
+            for seq, (number, start) in enumerate(marks, first)
+            if start != NO_START and (heads is None or start[:KEY_BYTES] in heads) and self._verdicts[number] == _READ
+        }
+        for row in self._store.index.rows(list(wanted)):
+            name = self._terms.name(self._store, facts_of(row), row)
             if name != NO_START:
-                yield number, name
+                yield wanted[row.seq], name
 
 
 def terms_of(source: Source, pair_id: str) -> PairTerms:
@@ -284,11 +280,9 @@ def terms_of(source: Source, pair_id: str) -> PairTerms:
 
 def _entry(store: Log, row: Row) -> dict[str, Any] | None:
     """Return the stored envelope of a row; None for a damaged one, which is in no set that must be read."""
-    try:
-        entry = json.loads(store.payloads([row])[0])
-        return entry if isinstance(entry["id"], str) and isinstance(entry["record"], dict) else None
-    except (LineError, ValueError, KeyError, TypeError):
-        return None
+    payload = store.payload(row)
+    entry: dict[str, Any] | None = None if payload is None else json.loads(payload)
+    return entry
 
 
 def facts_of(row: Row) -> LineFacts:

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from ..core import when
+from ..core.errors import SplError
+from ..core.identity.did import label_of
+from ..core.pair.pair import Pair
 from ..core.pair.state import CONTINUOUS
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from .peer import AUTH_CODES, STATE_CODES, SyncError
@@ -267,3 +270,11 @@ def contact_fresh_s(mode: str, interval_s: float) -> float:
     if mode == CONTINUOUS:
         return CONTACT_FRESH_CONTINUOUS_S
     return max(CONTACT_FRESH_S, CONTACT_FRESH_INTERVALS * interval_s)
+
+
+def with_way(reach: str, pair: Pair, error: SplError, command: str) -> SplError:
+    """Return the error of a request to a peer; if only the peer can dial, with the command for its side as the hint."""
+    if reach != PEER_PUSHES:
+        return error
+    hint = f"on {label_of(pair.peer_did)}: {command}"
+    return SplError(error.code, f"{error.message}; the peer opens the connections of this pair", hint=hint)

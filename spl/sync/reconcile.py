@@ -25,7 +25,7 @@ from ..core.gate import Verdict, claimed_id
 from ..core.record import fingerprint, page
 from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
 from ..core.record.levels import NAMES
-from ..home.index import refusals_of
+from ..home.index import by_namespace, refusals_of
 from ..home.writes import Refuse
 from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError
 from .holdings import Holdings
@@ -42,6 +42,7 @@ VERIFY_S: Final = 900.0
 """Of one comparison; a peer that needs longer only keeps us asking."""
 FOUND_MAX: Final = 10_000
 """Names found in one comparison, some megabytes here; whatever lies beyond is found by the next comparison."""
+READ_ROWS: Final = 500
 REPAIRS_MAX: Final = 1000
 """Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only if this one helped."""
 
@@ -156,6 +157,7 @@ class Reconcile:
         Raises SyncError, ReachError, FeedError, FingerprintError "answer-malformed", SplError "timeout".
         """
         started_ms, effort = self._now_ms(), Effort()
+        await self._read_all(pair_id)
         at_ms = started_ms
         async with self._driving.setdefault(pair_id, asyncio.Lock()):
             found = await self._compare(pair_id, effort)
@@ -175,6 +177,15 @@ class Reconcile:
         took_ms = self._now_ms() - started_ms
         log.info(**event("verify.done", pair=pair_id, **fields, pushed=effort.pushed, ms=took_ms))
         return Verification(pair_id, found, effort, refused, repair, at_ms, took_ms)
+
+    async def _read_all(self, pair_id: str) -> None:
+        """Read all records of the pair's namespaces: what is damaged is then in none of our sets."""
+        store, terms = self.writer.store, self._fingerprints.terms(pair_id)
+        for ns in {*terms.scope.shares, *terms.received}:
+            seq = 0
+            while rows := await asyncio.to_thread(store.index.after, by_namespace(ns), seq, READ_ROWS):
+                await asyncio.to_thread(store.payloads, rows)
+                seq = rows[-1].seq
 
     async def mend(self, pair_id: str, *, give: bool = False) -> tuple[Comparison, Effort]:
         """Fetch what the peer offers and we can take in; return what still differs, and what it cost.
@@ -200,6 +211,10 @@ class Reconcile:
         return replace(
             found, missing={id_: ns for id_, ns in found.missing.items() if ns in ours and id_ not in refused}
         )
+
+    def lacks(self, pair_id: str, found: Comparison) -> bool:
+        """Return whether the peer offers something that we take in and do not hold, after `mend`; for a thread."""
+        return bool(found.more or found.nameless or self._takable(pair_id, found).missing)
 
     # -- comparing
 
@@ -299,11 +314,12 @@ class Reconcile:
         marked, unknown = dict[str, tuple[str, str]](), 0
         for start in starts:
             item = held.find(name, start.hex())
-            if item is None or (name == HELD and not held.terms.offers(self.writer.store, item[0])):
+            payload = None if item is None else self.writer.store.payload(item[0])
+            if item is None or payload is None or (name == HELD and not held.terms.offers(self.writer.store, item[0])):
                 unknown += 1
                 continue
             row, id_ = item
-            marked[id_] = fingerprint.mark_of(held.key, self.writer.store.payloads([row])[0]), row.ns
+            marked[id_] = fingerprint.mark_of(held.key, payload), row.ns
         return marked, unknown
 
     async def _look_again(self, pair_id: str, found: Comparison, effort: Effort) -> None:
@@ -323,8 +339,8 @@ class Reconcile:
         """Return the marks of records that we hold, by id; `held` is id -> our namespace."""
         store = self.writer.store
         rows = {id_: row for id_, ns in held.items() if (row := store.index.find(id_, ns)) is not None}
-        payloads = store.payloads(list(rows.values()))
-        return {id_: fingerprint.mark_of(key, raw) for id_, raw in zip(rows, payloads, strict=True)}
+        names = {row.seq: id_ for id_, row in rows.items()}
+        return {names[row.seq]: fingerprint.mark_of(key, raw) for row, raw in store.read(list(rows.values()))}
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
         body = question.encode()

@@ -31,7 +31,6 @@ from ..core.record.cursor import LANES_MAX, lane_key
 from ..core.record.filter import PairFilter, fields_of
 from ..core.record.levels import EXACT, STRUCTURAL
 from ..home.index import Index, Row, by_namespace, received, received_vouched, vouched
-from ..home.segments import LineError
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 
 SCAN_ROWS: Final = 2048
@@ -140,7 +139,7 @@ class LogView:
     """
 
     index: Index
-    payloads: Callable[[Sequence[Row]], list[bytes]]
+    read: Callable[[Sequence[Row]], Iterable[tuple[Row, bytes]]]
     scope: Scope
     last_seq: int
     empty: EmptyRanges = field(default_factory=EmptyRanges, compare=False)
@@ -166,10 +165,9 @@ class LogView:
         level = self.scope.shares[row.ns].level
         if level == EXACT:
             return row.length
-        try:
-            return levels.shown_bytes(json.loads(self.payloads([row])[0])["record"], level)
-        except (ValueError, KeyError, TypeError):
-            return levels.REST_BYTES  # damaged on disk since it was indexed
+        for _, payload in self.read([row]):
+            return levels.shown_bytes(json.loads(payload)["record"], level)
+        return levels.REST_BYTES  # damaged, so it is left out
 
     def judged(
         self, rows: Sequence[Row], covers: Sequence[tuple[PairFilter, int]] = ()
@@ -181,13 +179,13 @@ class LogView:
         if not reads and not covers:
             yield from ((row, scope.admits(row), False) for row in rows)
             return
-        stored = iter(self.payloads([row for row in rows if scope.admits(row)]) if reads else ())
+        stored = {row.seq: raw for row, raw in self.read([row for row in rows if scope.admits(row)])} if reads else {}
         for row in rows:
-            if not scope.admits(row):
+            if not scope.admits(row) or (reads and row.seq not in stored):
                 yield row, False, False
                 continue
-            relayed, facts = row.voucher != own, _facts(row, next(stored)) if reads else {}
-            if facts is None or not scope.filter.admits(facts, relayed):
+            relayed, facts = row.voucher != own, _facts(row, stored[row.seq]) if reads else {}
+            if not scope.filter.admits(facts, relayed):
                 yield row, False, False
                 continue
             yield row, True, any(row.seq <= upto and each.admits(facts, relayed) for each, upto in covers)
@@ -274,7 +272,7 @@ def find(view: LogView, ids: Iterable[str]) -> list[Row]:
     Records that are shared below L1 are not found, since the peer does not know their ids, nor those that the disk
     damaged.  Of a record that several shared namespaces hold, the first copy is found: the peer asks by id alone.
     """
-    copies = (next(filter(view.scope.admits, _copies(view.index, id_)), None) for id_ in ids)
+    copies = (next(filter(view.scope.admits, view.index.copies(id_)), None) for id_ in ids)
     rows = [row for row in copies if row is not None]
     named = [row for row in rows if view.scope.shares[row.ns].level <= STRUCTURAL and row.seq <= view.last_seq]
     listed = sorted((row for row in named if _is_listed(view.index, row)), key=lambda row: row.seq)
@@ -292,19 +290,9 @@ def within(rows: Sequence[Row], bytes_max: int, size: Callable[[Row], int] = lam
     return kept
 
 
-def _copies(index: Index, id_: str) -> Sequence[Row]:
-    try:
-        return list(index.copies(id_))
-    except LineError:
-        return ()
-
-
-def _facts(row: Row, payload: bytes) -> dict[str, str] | None:
-    """Return the facts of a stored record; None, which admits nothing, for one that was damaged on disk."""
-    try:
-        return fields_of(json.loads(payload)["record"], row.ns, row.voucher)
-    except (ValueError, KeyError, TypeError):
-        return None
+def _facts(row: Row, payload: bytes) -> dict[str, str]:
+    """Return the facts of a stored record."""
+    return fields_of(json.loads(payload)["record"], row.ns, row.voucher)
 
 
 def _tally_of(index: Index, scope: Scope, ns: str) -> int:

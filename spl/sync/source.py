@@ -23,7 +23,6 @@ from typing import Any, Final, Protocol
 from ..core import consent
 from ..core.consent import Outbound
 from ..core.errors import SplError
-from ..core.event import event
 from ..core.identity.did import multibase
 from ..core.keys import AEAD_NONCE_BYTES
 from ..core.limits import Limits
@@ -48,8 +47,6 @@ log = logging.getLogger("spl.federation")
 
 SIGNERS_MAX: Final = 4096
 """Signers remembered for each pair whose scope the index does not count."""
-DAMAGED_MAX: Final = 1024
-"""Damaged rows that are remembered and counted; more of them say nothing new."""
 _PSEUDONYM_KEY: Final = b"syncropel-pseudonym-key-v1"
 
 
@@ -157,7 +154,7 @@ class Source:
     def view_at(self, pair_id: str, scope: Scope, last_seq: int) -> LogView:
         """Return the view of this scope up to `last_seq`, which must have been read before the scope."""
         empty = self._empty.setdefault(pair_id, EmptyRanges())
-        return LogView(self.writer.store.index, self.outgoing.stored, scope, last_seq, empty)
+        return LogView(self.writer.store.index, self.writer.store.read, scope, last_seq, empty)
 
     def open(self, pair_id: str, query: Query) -> tuple[LogView, Cursor | None]:
         """Return the view of a reading and its opened cursor, None at the very start.
@@ -300,17 +297,14 @@ class Source:
 class OutgoingForm:
     """The form in which rows go out to a pair; used in the feed's threads.
 
-    An envelope that the disk damaged is left out, is logged once and counts as damage (`damaged`).  Sending it would
-    make the whole page unreadable for the peer, which asks for that page without end and never gets what is behind.
-    Whether envelopes are JSON is checked for a slice at once, 2.4 us for 550 bytes.  Whether one is the record of its
-    id is the reader's check, which refuses a changed record alone.
+    An envelope that the disk damaged is left out: sending it would make the whole page unreadable for the peer, which
+    asks for that page without end and never gets what is behind.
     """
 
     def __init__(self, writer: Writer, vault: Vault) -> None:
         self.writer = writer
         self.vault = vault
         self._signers: dict[str, set[str]] = {}
-        self._damaged: dict[int, None] = {}
 
     def envelopes(self, pair_id: str, scope: Scope, rows: Sequence[Row]) -> list[tuple[Row, bytes]]:
         """Return what goes out for the rows, each at its namespace's level, without damaged ones.
@@ -318,40 +312,10 @@ class OutgoingForm:
         Raises WriteError "identity-missing".
         """
         self.note_signers(pair_id, scope, rows)
-        found = self._intact(rows)
+        found = list(self.writer.store.read(rows))
         if all(scope.shares[row.ns].level == EXACT for row in rows):
             return found
         return [(row, self._projected(pair_id, scope, row, raw)) for row, raw in found]
-
-    def stored(self, rows: Sequence[Row]) -> list[bytes]:
-        """Return the stored envelopes of the rows, empty for those that cannot be read."""
-        try:
-            return self.writer.store.payloads(rows)
-        except LineError:
-            return [self._one(row) for row in rows]
-
-    def damaged(self) -> int:
-        """Return how many rows were left out that the index still leads to."""
-        return len(self.writer.store.index.rows(sorted(self._damaged)))
-
-    def _one(self, row: Row) -> bytes:
-        try:
-            return self.writer.store.payloads([row])[0]
-        except LineError:
-            return b""
-
-    def _intact(self, rows: Sequence[Row]) -> list[tuple[Row, bytes]]:
-        stored = self.stored(rows)
-        if _are_objects(b",".join(stored), len(stored)):
-            return list(zip(rows, stored, strict=True))
-        found = []
-        for row, raw in zip(rows, stored, strict=True):
-            if _are_objects(raw, 1):
-                found.append((row, raw))
-            elif row.seq not in self._damaged and len(self._damaged) < DAMAGED_MAX:
-                self._damaged[row.seq] = None
-                log.error(**event("feed.record_damaged", seq=row.seq, namespace=row.ns, segment=row.segment))
-        return found
 
     def note_signers(self, pair_id: str, scope: Scope, rows: Sequence[Row]) -> None:
         """Record whose records the pair is given in full."""
@@ -393,15 +357,6 @@ class OutgoingForm:
     def _secret(self) -> bytes:
         """Return the key of pseudonyms: derived from the key of cursors, and not equal to it."""
         return hmac.digest(self.vault.cursor_key(), _PSEUDONYM_KEY, "sha256")
-
-
-def _are_objects(joined: bytes, count: int) -> bool:
-    """Return whether these bytes are `count` JSON objects separated by commas."""
-    try:
-        values = json.loads(b"[%b]" % joined)
-    except (ValueError, RecursionError):
-        return False
-    return len(values) == count and all(type(value) is dict for value in values)
 
 
 def _only(shares: Mapping[str, Outbound], namespace: str) -> Mapping[str, Outbound]:

@@ -42,7 +42,7 @@ async def emit_and_hurt(served: Served) -> list[str]:
 async def test_a_sound_store_has_nothing_to_repair(served: Served) -> None:
     *_, done, repaired = await steps(served, {"repair": True})
     assert done["step"] == "done"
-    assert repaired == {"step": "repaired", "lost": 0, "fetched": 0, "still_lost": 0}
+    assert repaired == {"step": "repaired", "lost": 0, "fetched": 0, "still_lost": 0, "settled": 0}
     assert (await steps(served, {"repair": False}))[-1]["step"] == "done"
     assert await served.refused("POST", "/v1/store/check", {"repair": 1}) == (400, "BAD_FIELD")
     assert await served.refused("POST", "/v1/store/check", {"all": True}) == (400, "BAD_FIELD")
@@ -55,7 +55,7 @@ async def test_what_is_damaged_is_missing_after_a_repair_and_everything_else_is_
     assert [item["id"] for item in (await served.json("GET", "/v1/threads/th/records"))["data"]] == [ids[0], ids[2]]
     *_, damage, done, repaired = await steps(served, {"repair": True})
     assert (damage["step"], damage["lines"], damage["held_lines"], done["held_lines"]) == ("damage", 1, 0, 0)
-    assert repaired == {"step": "repaired", "lost": 1, "fetched": 0, "still_lost": 1}
+    assert repaired == {"step": "repaired", "lost": 1, "fetched": 0, "still_lost": 1, "settled": 0}
     assert served.home.store.stats().records_count == records - 1
     assert [item["records"] for item in (await served.json("GET", "/v1/threads"))["data"]] == [2]
     assert await served.refused("GET", f"/v1/records/{ids[1]}") == (404, "NOT_FOUND")

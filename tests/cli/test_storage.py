@@ -43,7 +43,10 @@ REPAIR = {"step": "repair", "pair_id": "pair_00000001", "peer_did": "did:sync:in
 def test_repair_tells_what_came_from_whom(spl: Run, daemon: Daemon) -> None:
     error = {"object": "error", "code": "CONNECT", "message": "it is down", "hint": "is it running?"}
     other = {**REPAIR, "pair_id": "pair_00000002", "error": error}
-    done, back = {**DONE, "damaged": 1, "lost_lines": 1}, {"step": "repaired", "lost": 1, "fetched": 1, "still_lost": 0}
+    done, back = (
+        {**DONE, "damaged": 1, "lost_lines": 1},
+        {"step": "repaired", "lost": 1, "fetched": 1, "still_lost": 0, "settled": 0},
+    )
     index = {"step": "index", "bytes": 10, "of_bytes": 20}
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, index, other, {**REPAIR, "fetched": 1}, back)
     result = spl("store", "check", "--repair")
@@ -56,7 +59,10 @@ def test_repair_tells_what_came_from_whom(spl: Run, daemon: Daemon) -> None:
 
 
 def test_what_is_still_lost_exits_3_and_says_why(spl: Run, daemon: Daemon) -> None:
-    done, lost = {**DONE, "damaged": 1, "lost_lines": 1}, {"step": "repaired", "lost": 1, "fetched": 0, "still_lost": 1}
+    done, lost = (
+        {**DONE, "damaged": 1, "lost_lines": 1},
+        {"step": "repaired", "lost": 1, "fetched": 0, "still_lost": 1, "settled": 0},
+    )
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, {**REPAIR, "fetched": 0}, lost)
     result = spl("store", "check", "--repair")
     assert result.code == 3

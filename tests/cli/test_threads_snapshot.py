@@ -10,7 +10,7 @@ from spl.cli import threads
 from tests.cli.conftest import Call, Daemon, Run, chunked, error
 
 PLAN = {"object": "restore", "dry_run": False, "instance": "did:x", "thread": "th_r", "records": 3, "new": 2,
-        "known": 1, "refused": 0, "refused_codes": {}, "refusals": []}  # fmt: skip
+        "known": 1, "refused": 0, "refused_codes": {}, "refusals": [], "damaged": 0, "damaged_lines": []}  # fmt: skip
 
 
 def test_snapshot_prints_the_bytes(spl: Run, daemon: Daemon) -> None:
@@ -24,6 +24,23 @@ def test_snapshot_prints_the_bytes(spl: Run, daemon: Daemon) -> None:
     assert "no records" in spl("thread", "snapshot", "--all").err
     daemon.answers["GET", "/v1/snapshot"] = chunked(*lines, end=False)
     assert spl("thread", "snapshot", "--all").code == 9
+
+
+def test_a_snapshot_that_lacks_something_exits_3_and_says_where(spl: Run, daemon: Daemon) -> None:
+    whole = chunked({"count": 1}, {"id": "a"})
+    daemon.answers["GET", "/v1/snapshot"] = whole.replace(b"\r\n", b"\r\nspl-damaged: 7 40\r\n", 1)
+    result = spl("thread", "snapshot", "--all")
+    assert (result.code, result.out.count("\n")) == (3, 2)
+    assert "damaged at sequence 7, 40" in result.err
+
+
+def test_what_is_damaged_in_a_file_is_passed_over_if_asked(spl: Run, daemon: Daemon) -> None:
+    plan = {**PLAN, "damaged": 2, "damaged_lines": [9]}
+    daemon.answers["POST", "/v1/threads/restore?dry_run=0&skip_damaged=1"] = plan
+    result = spl("thread", "restore", "--skip-damaged", stdin=b"x")
+    assert result.code == 3
+    assert "line 9: damaged" in result.out
+    assert "2 lines of the file damaged or missing" in result.err
 
 
 @pytest.mark.parametrize("words", [(), ("th_r", "--all")])

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.limits import Limits
-from spl.home import log as module
 from spl.home import recovery
 from spl.home.disk import Disk, File
 from spl.home.index import Index
 from spl.home.log import Entry, Log, StoreError
 from spl.home.segments import RUN_START, LineError, chain, encode_header, split
+from spl.home.tables import rows as rows_module
 from tests.store_kit import AT_MS, FaultyDisk, FaultyFile, contents, fail, log_files, note, open_store, record
 
 
@@ -256,8 +256,8 @@ def test_payloads_come_in_the_order_asked_for(
             store.append([entry], AT_MS)
     rows = store.index.after("n:default", 0, 30)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_SPAN_BYTES", span)
-        patch.setattr(module, "_GAP_BYTES", gap)
+        patch.setattr(rows_module, "_SPAN_BYTES", span)
+        patch.setattr(rows_module, "_GAP_BYTES", gap)
         assert store.payloads([rows[n] for n in wanted]) == [entries[n].payload for n in wanted]
 
 

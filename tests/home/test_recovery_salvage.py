@@ -144,7 +144,7 @@ def test_a_missing_segment_left_nothing(tmp_path: Path) -> None:
     assert store.held_lines(damage) == 0
 
 
-def test_a_projection_that_only_an_old_index_finds_is_not_held(tmp_path: Path) -> None:
+def test_a_damaged_projection_that_an_old_index_leads_to_is_not_held(tmp_path: Path) -> None:
     store = opened(tmp_path, envelope(1), shown(7), envelope(3))
     [segment] = log_files(tmp_path)
     data = segment.read_bytes()
@@ -152,5 +152,5 @@ def test_a_projection_that_only_an_old_index_finds_is_not_held(tmp_path: Path) -
     place = store.index.place(2)
     assert place is not None
     damage = Damage(2, 1, 1, place.offset, end=(1, place.end))
-    assert store.index.has_projection("pair_1", "L1", shown(7).id)
+    assert not store.index.has_projection("pair_1", "L1", shown(7).id)
     assert store.held_lines(damage) == 0

@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spl.core.errors import SplError
 from spl.home.disk import Disk
 from spl.home.snapshot import take
 from spl.home.writes import Own, Refuse, SavedPosition
@@ -15,7 +17,9 @@ from tests.nodes import Node, nodes
 
 
 def taken(node: Node, folder: Path, **options: Any) -> Iterator[bytes]:
-    return take(node.home.store, Disk(), folder, views=node.home.views, **options)
+    found = take(node.home.store, Disk(), folder, views=node.home.views, **options)
+    assert found.damaged == ()
+    return chain([found.header], found.pieces)
 
 
 def read(pieces: Any) -> tuple[dict[str, Any], list[bytes]]:
@@ -62,3 +66,43 @@ async def test_unknown_and_unreadable_look_the_same(tmp_path: Path) -> None:
         unknown = read(taken(alice, tmp_path, instance="", thread="gone"))
         assert {**nothing[0], "thread": "gone"} == unknown[0]
         assert nothing[1] == unknown[1] == []
+
+
+def hurt(node: Node, mark: bytes, bad: bytes) -> None:
+    [path] = (node.home.path / "store").glob("*.jsonl")
+    data = path.read_bytes()
+    assert data.count(mark) == 1
+    path.write_bytes(data.replace(mark, bad))
+
+
+@pytest.mark.parametrize("thread", ["th", ""])
+@pytest.mark.parametrize("bad", [b"tent 3", b'te"t 3', b"te\nt 3"])
+@pytest.mark.parametrize("again", [False, True])
+async def test_what_the_disk_damaged_is_left_out_and_named(
+    tmp_path: Path, thread: str, bad: bytes, again: bool
+) -> None:
+    """Whether the damage is met by this reading, or the index was built again since."""
+    async with nodes(tmp_path, "alice") as [alice]:
+        made = [alice.emit(f"text {n}") for n in range(8)]
+        store = alice.home.store
+        [row] = store.index.copies(made[3].id)
+        hurt(alice, b"text 3", bad)
+        if again:
+            for _ in store.reindex(bytes):
+                pass
+        found = take(store, Disk(), tmp_path, views=alice.home.views, instance=alice.did, thread=thread)
+        head, lines = read([found.header, *found.pieces])
+        assert lines == [each.raw for each in made if each is not made[3]]
+        assert (head["count"], found.damaged) == (7, (row.seq,))
+
+
+async def test_damage_between_the_passes_ends_the_second(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice") as [alice]:
+        for n in range(8):
+            alice.emit(f"text {n}")
+        views = alice.home.views
+        found = take(alice.home.store, Disk(), tmp_path, views=views, instance=alice.did, thread="th")
+        hurt(alice, b"text 3", b"tent 3")
+        with pytest.raises(SplError) as caught:
+            list(found.pieces)
+        assert caught.value.code == "store-damaged"

@@ -195,7 +195,7 @@ def test_what_the_disk_damaged_since_it_was_indexed_is_left_out(tmp_path: Path) 
     home = open_home(tmp_path, Config(), disk=Disk(), progress=lambda done, total: None)
     assert {"music", "texts"} <= set(home.views.namespaces)
     assert not {"plans", "songs", "wrong"} & set(home.views.namespaces)
-    assert dict(home.views.positions) == {}
+    assert {pair: found.cursor for pair, found in home.views.positions.items()} == {"pair_1": "c-songs"}
     home.close()
     home.lock.release()
 

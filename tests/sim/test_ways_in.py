@@ -25,7 +25,7 @@ from spl.core.record.page import Page
 from spl.core.record.record import Sig
 from spl.core.record.snapshot import SnapshotHeader
 from spl.home.disk import Disk
-from spl.home.snapshot import Restorer, Rights
+from spl.home.restore import Restorer, Rights
 from spl.home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from spl.home.writes import Arrive, Own, Refuse
 from spl.net.sse import encode_event

@@ -228,11 +228,11 @@ def test_where_a_page_of_projections_ends_does_not_tell_how_long_the_hidden_part
     for lengths in (sizes, [0] * len(sizes)):
         full = [json.dumps({"record": {**kept, "body": {"x": "y" * length}}}).encode() for length in lengths]
         view = view_of(rows_of([("a", "local", "did:us", len(payload), "") for payload in full]), scope)
-        view = replace(view, payloads=partial(_chosen, full))
+        view = replace(view, read=partial(_chosen, full))
         rows, more = done(lanes.collect(view, lanes.lanes_through(view, {}), 100, bytes_max))
         cuts.append(([row.seq for row in rows], more))
     assert cuts[0] == cuts[1]
 
 
-def _chosen(payloads: Sequence[bytes], rows: Sequence[Row]) -> list[bytes]:
-    return [payloads[row.seq - 1] for row in rows]
+def _chosen(payloads: Sequence[bytes], rows: Sequence[Row]) -> list[tuple[Row, bytes]]:
+    return [(row, payloads[row.seq - 1]) for row in rows]

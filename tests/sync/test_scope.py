@@ -52,8 +52,8 @@ class Rows:
         }
         return sum(row.ns == ns and tests[kind](row) for row in self.rows)
 
-    def payloads(self, rows: Sequence[Row]) -> list[bytes]:
-        return [json.dumps({"record": {"thread": self.threads[row.seq - 1]}}).encode() for row in rows]
+    def read(self, rows: Sequence[Row]) -> list[tuple[Row, bytes]]:
+        return [(row, json.dumps({"record": {"thread": self.threads[row.seq - 1]}}).encode()) for row in rows]
 
 
 def rows_of(facts: Sequence[Fact]) -> Rows:
@@ -63,7 +63,7 @@ def rows_of(facts: Sequence[Fact]) -> Rows:
 
 
 def view_of(index: Rows, scope: Scope = SCOPE, last_seq: int = 10**9, *, whole: bool = False) -> LogView:
-    return LogView(cast(Index, index), index.payloads, scope, last_seq, EmptyRanges(), whole)
+    return LogView(cast(Index, index), index.read, scope, last_seq, EmptyRanges(), whole)
 
 
 def wanted(view: LogView, index: Rows) -> list[int]:

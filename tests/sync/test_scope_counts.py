@@ -65,7 +65,7 @@ def test_a_peer_is_told_the_last_number_that_was_right_so_that_no_hidden_row_sho
     assert held.advance("pair_1", view)
     for thread, number in (("hidden", 1), ("shown", 2)):
         facts.append(("a", "local", "did:us", 1, thread))
-        later = replace(view, index=cast(Index, lasting(facts)), payloads=lasting(facts).payloads)
+        later = replace(view, index=cast(Index, lasting(facts)), read=lasting(facts).read)
         assert (held.present("pair_1", later), held.last_known("pair_1", later)) == (None, 1)
         assert held.advance("pair_1", later)
         assert (held.present("pair_1", later), held.last_known("pair_1", later)) == (number, number)

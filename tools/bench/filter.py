@@ -85,7 +85,7 @@ def read(home: Home, level: int, chosen: PairFilter, count: int) -> tuple[int, f
     did = home.views.did
     share = Outbound(NS, NS, level)
     scope = Scope({NS: share}, (chosen,), frozenset({PAIR}), "did:sync:instance:peer", did)
-    look = LogView(home.store.index, home.store.payloads, scope, home.store.last_seq)
+    look = LogView(home.store.index, home.store.read, scope, home.store.last_seq)
     shown = OutgoingForm(home.writer, home.vault)
     known: dict[str, Any] = {}
     sent, more, began = 0, True, time.process_time()

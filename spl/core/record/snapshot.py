@@ -25,11 +25,14 @@ from . import namespace, record
 from .record import Envelope
 
 FORMAT: Final = "syncropel-snapshot-v1"
+DAMAGED_HEADER: Final = "spl-damaged"
+"""Header of an answer that holds a snapshot: the first damaged places of the log, by sequence, if there are any."""
 LINE_BYTES_MAX: Final = 2 * MIB
 MEMBERS: Final = frozenset({"count", "digest", "format", "instance", "thread"})
 
 _READ_BYTES: Final = 256 * 1024
 _PLACE: Final = b'{"namespace":'
+_RECORD: Final = b'{"id":"'
 
 Read = Callable[[int, int], bytes]
 """(size, offset) -> up to `size` bytes from the offset; fewer only at the end."""
@@ -120,6 +123,32 @@ def placed(found: Iterable[bytes]) -> Iterator[tuple[int, bytes, str]]:
             ns = _namespace_in(raw, number)
     if ns:
         raise malformed("the last line names a namespace, and no record follows")
+
+
+def sound(found: Iterable[bytes], limits: Limits) -> Iterator[tuple[int, bytes, str]]:
+    """Yield what `placed` does for the lines of a damaged file, with b"" for each line that is not used.
+
+    That is one that is no record of its id, and one behind a line that may have named its namespace.
+    """
+    ns, is_known = "", True
+    for number, raw in enumerate(found, 2):
+        if raw.startswith(_PLACE):
+            try:
+                ns, is_known = _namespace_in(raw, number), True
+            except SnapshotError:
+                yield number, b"", ""
+                ns, is_known = "", False
+            continue
+        is_sound = is_known and _is_record(raw, limits)
+        yield number, raw if is_sound else b"", ns if is_sound else ""
+        ns, is_known = "", raw.startswith(_RECORD)
+
+
+def _is_record(raw: bytes, limits: Limits) -> bool:
+    try:
+        return record.parse(raw, limits).raw == raw
+    except SplError:
+        return False
 
 
 def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:

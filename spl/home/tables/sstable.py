@@ -24,9 +24,9 @@ from struct import Struct
 from typing import Final
 from zlib import crc32
 
-from .disk import TEMP_SUFFIX, Disk, File
+from ..disk import TEMP_SUFFIX, Disk, File
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Rises with the layout and with what the index writes into it; an older table is dropped and built again."""
 SUFFIX: Final = ".table"
 NEXT_PREFIX: Final = "next-"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.home import sstable as tables
 from spl.home.disk import Disk
-from spl.home.sstable import Memory, Span, Table, TableFault, TableWriter, cut, open_table
+from spl.home.tables import sstable as tables
+from spl.home.tables.sstable import Memory, Span, Table, TableFault, TableWriter, cut, open_table
 
 ROW = 4
 KEYS = st.sampled_from([bytes(8), b"\xff" * 8, b"key one!", b"key two!", b"\x00\x00\x00\x00\x00\x00\x00\x01"])
@@ -76,7 +76,7 @@ def test_every_bad_byte_and_every_cut_is_noticed(tmp_path: Path) -> None:
     assert open_table(Disk(), table.path, ROW).span == table.span
     with pytest.raises(TableFault):
         open_table(Disk(), table.path, ROW + 1)
-    text = whole[8:512].replace(b'"format": 2', b'"format": 3')
+    text = whole[8:512].replace(b'"format": %d' % tables.FORMAT, b'"format": %d' % (tables.FORMAT + 1))
     table.path.write_bytes(b"%08x" % crc32(text) + text + whole[512:])
     with pytest.raises(TableFault):
         open_table(Disk(), table.path, ROW)

@@ -21,9 +21,10 @@ from spl.core.limits import Limits
 from spl.core.record import namespace, record
 from spl.core.record.namespace import Namespace
 from spl.core.record.record import Envelope, Sig
-from spl.core.record.snapshot import SnapshotHeader
+from spl.core.record.snapshot import SnapshotHeader, sound
 from spl.home.disk import Disk
-from spl.home.snapshot import Plan, Restorer, Rights, take
+from spl.home.restore import Plan, Restorer, Rights
+from spl.home.snapshot import take
 from spl.home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, load
 from spl.home.writes import Arrive, Own
 from tests.nodes import Node, join, nodes
@@ -37,8 +38,8 @@ STRANGER_DID = did_of("stranger", STRANGER.public)
 
 def snapshot(node: Node, thread: str = "th") -> bytes:
     views = node.home.views
-    pieces = take(node.home.store, Disk(), node.home.path / "run", views=views, instance=node.did, thread=thread)
-    return b"".join(pieces)
+    found = take(node.home.store, Disk(), node.home.path / "run", views=views, instance=node.did, thread=thread)
+    return found.header + b"".join(found.pieces)
 
 
 def reader(data: bytes) -> Callable[[int, int], bytes]:
@@ -384,31 +385,6 @@ async def test_late_records_are_folded_in_their_own_order(tmp_path: Path) -> Non
             fresh.close()
 
 
-async def test_uploads_follow_one_another(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "alice") as [alice]:
-        work = restorer(alice, replace(LIMITS, restore_bytes=10))
-        assert work.add("u", 0, b"abc") == 3
-        for name, at in (("u", 2), ("u", 4), ("other", 3)):
-            with pytest.raises(SplError) as caught:
-                work.add(name, at, b"d")
-            assert caught.value.code == "snapshot-upload"
-        assert work.add("u", 3, b"def") == 6
-        with pytest.raises(SplError) as caught:
-            work.add("u", 6, b"x" * 5)
-        assert caught.value.code == "body-too-large"
-        assert work.take("u")(10, 2) == b"cdef"
-        with pytest.raises(SplError):
-            work.take("u")
-        for n in range(4):
-            work.add(f"u{n}", 0, b"")
-        with pytest.raises(SplError) as caught:
-            work.add("u5", 0, b"")
-        assert caught.value.code == "overloaded"
-        alice.now_ms = lambda: 1 << 50
-        work._now_ms = alice.now_ms
-        assert work.add("u5", 0, b"") == 0
-
-
 async def test_a_full_disk_is_refused_before_it_is_full(tmp_path: Path) -> None:
     class Full(Disk):
         def free_bytes(self, folder: Path) -> int:
@@ -447,3 +423,40 @@ async def test_a_retired_key_signs_nothing_new_in_a_tenants_file(tmp_path: Path)
         tenant = Rights(admin=False, reaches=lambda name: name == "default")
         assert dict(restore(bob, data, tenant, dry_run=True).refused) == {"key-retired": 1}
         assert restore(bob, data, dry_run=True).new == 1
+
+
+@pytest.mark.parametrize("bad", [b"tent 3", b'te"t 3', b"te\xfft 3"])
+async def test_of_a_damaged_file_what_is_sound_is_restored_if_asked(tmp_path: Path, bad: bytes) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        made = [alice.emit(f"text {n}") for n in range(8)]
+        trust(bob, alice)
+        data = snapshot(alice)
+        assert data.count(b"text 3") == 1
+        data = data.replace(b"text 3", bad)
+        with pytest.raises(SplError):
+            restore(bob, data)
+        assert bob.ids() == []
+        plan = restorer(bob).run(reader(data), ADMIN, dry_run=False, skip_damaged=True)
+        assert (plan.new, plan.damaged, plan.damaged_lines) == (7, 1, [5])
+        assert bob.ids() == sorted(each.id for each in made if each is not made[3])
+
+
+async def test_lines_that_are_gone_are_counted(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        for n in range(8):
+            alice.emit(f"text {n}")
+        trust(bob, alice)
+        data = b"".join(snapshot(alice).splitlines(keepends=True)[:-3])
+        plan = restorer(bob).run(reader(data), ADMIN, dry_run=False, skip_damaged=True)
+        assert (plan.new, plan.damaged, plan.damaged_lines) == (5, 3, [])
+
+
+async def test_a_record_behind_a_line_that_cannot_be_read_is_put_nowhere(tmp_path: Path) -> None:
+    """The line may have named its namespace, and the one that the record names is another."""
+    async with nodes(tmp_path, "alice") as [alice]:
+        made = [alice.emit(f"text {n}") for n in range(4)]
+        head, *lines = snapshot(alice).splitlines()
+        data = b"\n".join([head, lines[0], b'{"namezpace":"a"}', lines[1], lines[2], b'{"namespace":"a}', *lines[3:]])
+        found = list(sound(data.splitlines()[1:], LIMITS))
+        assert [raw for _, raw, _ in found] == [lines[0], b"", b"", lines[2], b"", b""]
+        assert all(each.raw in lines for each in made)

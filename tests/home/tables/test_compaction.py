@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.home.compaction import merge
 from spl.home.disk import Disk
 from spl.home.index import Index
 from spl.home.segments import Place, encode
-from spl.home.sstable import Span, TableWriter, open_table
+from spl.home.tables.compaction import merge
+from spl.home.tables.sstable import Span, TableWriter, open_table
+from tests.home.tables.test_sstable import ENTRIES, ROW, flat, written
 from tests.home.test_index import Log
-from tests.home.test_sstable import ENTRIES, ROW, flat, written
 from tests.store_kit import AT_MS, FaultyDisk, record
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .disk import Disk
+from ..disk import Disk
+from .rows import ROW
 from .sstable import NEXT_PREFIX, Memory, Span, Table, TableWriter
 
 IndexState = tuple[tuple[Table, ...], Memory]
@@ -185,6 +186,32 @@ class Compaction:
         self.state = ((*tables[:at], merged, *tables[at + len(sources) :]), memory)
         for table in sources:
             self._disk.unlink(table.path)
+
+
+def values_of(state: IndexState, key: bytes, low: int, limit: int) -> list[int]:
+    """Return up to `limit` seqs of a key from `low` on."""
+    tables, memory = state
+    found: list[int] = []
+    for table in tables:
+        if table.span.last >= low and len(found) < limit:
+            found += table.values(key, low, limit - len(found))
+    if len(found) < limit:
+        values = memory.values(key)
+        start = bisect_right(values, low - 1)
+        found += values[start : start + limit - len(found)]
+    return found
+
+
+def rows_of(state: IndexState, seq: int, count: int) -> bytes:
+    """Return the rows from `seq` on, at most `count`; none behind the last line, else at least one."""
+    tables, memory = state
+    if seq < 1:
+        return b""
+    if seq >= memory.first:
+        start = (seq - memory.first) * ROW.size
+        return bytes(memory.rows[start : start + count * ROW.size])
+    table = tables[bisect_right(tables, seq, key=lambda table: table.span.first) - 1]
+    return table.rows(seq, min(count, table.span.last + 1 - seq))
 
 
 def merge(tables: Sequence[Table], writer: TableWriter) -> Iterator[int]:
