@@ -11,6 +11,7 @@ from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.identity.did import multibase, words
 from ..core.pair.pair import Pair
+from ..core.pair.state import ON_DEMAND
 from ..core.record import namespace
 from ..core.version import VERSION
 from ..home.views import THREAD_TOKENS
@@ -77,7 +78,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "oldest_confirmed_at": oldest[0] or None, **services.feed.lag_ms(),
         },
         "queue": {
-            "now": sum(services.sync.queue_records(pair_id) for pair_id in reading),
+            "now": sum(found.queue_records for found in reading.values()),
             "max": max((found.queue_max for found in reading.values()), default=0),
         },
         "adapters": asdict(services.writer.listeners.summary()),
@@ -88,7 +89,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
 
 def _listens(pair: Pair) -> bool:
     """Return whether the pair syncs by itself, so that the age of its last confirmation says something."""
-    return pair.sync_allowed and pair.mode != "on-demand"
+    return pair.sync_allowed and pair.mode != ON_DEMAND
 
 
 def identity_show(request: Request, principal: Principal, services: Services) -> Response:

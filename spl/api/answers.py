@@ -1,7 +1,7 @@
 """The forms of answers, and the few checks that every handler shares."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..core import canon, rules
@@ -97,17 +97,16 @@ class Permit:
     """The credential and the permission rules behind an answer that goes on for long; used on the loop."""
 
     def __init__(self, services: Services, resource: str, request: Request, principal: Principal) -> None:
-        self._services, self._principal = services, principal
+        self._services, self._resource, self._request, self._principal = services, resource, request, principal
         self._rules = services.views.rules
-        self._ask: Callable[[], None] = lambda: check(services, resource, request, principal)
 
     def check(self) -> None:
         """Raise unless the credential still holds: "auth-invalid", "permission-denied"."""
-        if not token_holds(self._services, self._principal):
+        if not self._token_holds():
             raise SplError("auth-invalid", "the token that this was asked with is not valid any more")
         if self._services.views.rules is not self._rules:
             asked = self._services.views.rules
-            self._ask()
+            check(self._services, self._resource, self._request, self._principal)
             self._rules = asked
 
     def holds(self) -> bool:
@@ -118,10 +117,10 @@ class Permit:
             return False
         return True
 
-
-def token_holds(services: Services, principal: Principal) -> bool:
-    """Return whether the token that opened a stream is still good; a principal without a token needs none."""
-    if not principal.token_id:
-        return True
-    token = services.views.tokens.get(principal.token_id)
-    return token is not None and not token.revoked and not token.expired(services.now_ms())
+    def _token_holds(self) -> bool:
+        """Return whether the token is still good; a principal without a token needs none."""
+        token_id, services = self._principal.token_id, self._services
+        if not token_id:
+            return True
+        token = services.views.tokens.get(token_id)
+        return token is not None and not token.revoked and not token.expired(services.now_ms())

@@ -18,7 +18,7 @@ from ..core.identity import bearer
 from ..core.identity.did import label_of
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
-from ..core.pair.state import Asked, Degraded, Requested, Waiting
+from ..core.pair.state import ON_DEMAND, Asked, Degraded, Requested, Waiting
 from ..core.record.namespace import Namespace
 from ..core.record.page import PEER_PUSHES
 from ..core.version import SOCKET
@@ -224,7 +224,7 @@ def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     at_ms = context.status.last_sync_ms
     lasting = {**dict.fromkeys(HEALING, failing_s), "queue-high": health.full_s(pair.pair_id)}
     confirmed_s = None if at_ms is None else (context.now_ms - at_ms) / 1000
-    if pair.mode == "on-demand" or not pair.sync_allowed:
+    if pair.mode == ON_DEMAND or not pair.sync_allowed:
         return replace(known, confirmed_s=confirmed_s, broken_s=lasting)
     stalled_s, least_s = health.stalled_s(pair.pair_id), OVERDUE_INTERVALS * _interval_s(pair, context.reach)
     lasting["cursor-stalled"] = stalled_s if stalled_s >= least_s else 0.0
@@ -255,7 +255,7 @@ def _overdue_s(pair: Pair, health: HealthSampler, context: PairContext, limits: 
 
     A stream brings an event each heartbeat and is given up when it is silent; other ways bring one each interval.
     """
-    if pair.mode == "on-demand" or not pair.sync_allowed or context.status.attempt:
+    if pair.mode == ON_DEMAND or not pair.sync_allowed or context.status.attempt:
         return 0.0
     at_ms = context.status.last_sync_ms
     since_ms = pair.since_ms if at_ms is None else max(at_ms, pair.since_ms)

@@ -24,6 +24,7 @@ from ..core.event import event
 from ..core.identity import manifest
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
+from ..core.pair.state import ON_DEMAND
 from ..core.record import page
 from ..home.vault import Vault
 from ..net.client import Client, Reply
@@ -257,7 +258,7 @@ def _settled(known: Facts, document: _Seen, endpoint: _Seen, back: _Seen) -> Fac
     before, answers = known.failure.code if known.failure is not None else "", (document, endpoint, back)
     held = bool(document.manifest_digest)
     # In on-demand mode nothing was tried since; an answer to our token shows that the peer is there again.
-    over = {*AUTH_CODES, *(_ANSWERED if known.mode == "on-demand" else ())}
+    over = {*AUTH_CODES, *(_ANSWERED if known.mode == ON_DEMAND else ())}
     disproved = (back.token_taken and before in over) or (held and before in _ABOUT)
     older = None if disproved else known.failure
     failure = next((each.failure for each in reversed(answers) if each.failure is not None), older)

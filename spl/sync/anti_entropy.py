@@ -22,6 +22,7 @@ from ..core import when
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
+from ..core.pair.state import ON_DEMAND
 from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit
 from .peer import SyncError
@@ -33,11 +34,10 @@ from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
-ON_DEMAND: Final = "on-demand"
 FIRST_S: Final = 90.0
-"""The first comparison of a process comes about so long after its start, for a restart is busy enough."""
+"""The first comparison of a process starts about this long after it, because a restart is busy enough."""
 APART_S: Final = 10.0
-"""At least so long between two comparisons of a pair, whatever asks for them."""
+"""The shortest time between two comparisons of a pair, whatever requests them."""
 BACKOFF_BASE_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 

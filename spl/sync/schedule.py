@@ -18,7 +18,7 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.pair import Pair, Phase
-from ..core.pair.state import CONTINUOUS
+from ..core.pair.state import CONTINUOUS, ON_DEMAND
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit
@@ -181,7 +181,7 @@ class Sync:
         """
         self._reaches.contact(pair_id, asyncio.get_running_loop().time())
         state, pair = self._states.get(pair_id), self.writer.views.pairs.get(pair_id)
-        if state is not None and pair is not None and pair.mode == "on-demand":
+        if state is not None and pair is not None and pair.mode == ON_DEMAND:
             unreached = state.last_error is not None and state.last_error.kind in UNREACHED
             if unreached and (pair.phase is Phase.DEGRADED or state.troubled):
                 state.troubled = False
@@ -198,10 +198,6 @@ class Sync:
         self.budget.renew(pair_id)
         self._state(pair_id).kick.set()
         return paused
-
-    def queue_records(self, pair_id: str) -> int:
-        """Return how many records of this peer wait between network and store."""
-        return self._reaches.queue_records(pair_id)
 
     def status(self, pair_id: str) -> PairStatus:
         """Return how far we are with reading from the peer."""
@@ -221,7 +217,7 @@ class Sync:
             crashes=state.crashes,
             clock=clock,
             lag_records=max(0, head - clock) if head is not None else None,
-            queue_records=self.queue_records(pair_id),
+            queue_records=self._reaches.queue_records(pair_id),
             queue_max=state.peaks.greatest(now_ms),
             peer_view=view,
             stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
@@ -231,7 +227,7 @@ class Sync:
     # -- one task a pair
 
     def _rouse(self) -> None:
-        """Have all pairs looked at again: who syncs, or what, changed."""
+        """Look at all pairs again: which of them sync, or what they share, changed."""
         self._tasks.kick()
         for state in self._states.values():
             state.kick.set()
@@ -271,7 +267,7 @@ class Sync:
 
     def _wait_s(self, pair: Pair, state: _PairSync) -> float | None:
         """Return the seconds to the next attempt by mode, interval, failures and budget; None for never by itself."""
-        if pair.mode == "on-demand" or state.flow.is_open:
+        if pair.mode == ON_DEMAND or state.flow.is_open:
             return None
         paused_s = self.budget.status(pair.pair_id).wait_s
         if state.last_s is None or paused_s:
@@ -371,13 +367,13 @@ class Sync:
                 self._note_peak(state, self._now_ms())
                 progress.queue = None
             state.attempted(asyncio.get_running_loop().time())
-        # Of one thread read to its end nothing follows for the others.
+        # One thread read to its end says nothing of the others.
         state.last_sync_ms = state.last_sync_ms if thread else self._now_ms()
         self._succeeded(pair_id, state, progress.view)
         level = logging.INFO if fresh else logging.DEBUG
         log.log(level, **event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms))
         if pair.phase is Phase.DEGRADED or state.troubled:
-            # The watcher may still be writing down trouble that it was told of before this attempt.
+            # The watcher may still be recording trouble that it learnt of before this attempt.
             state.troubled = False
             self._reaches.recovered(pair_id)
         return fresh

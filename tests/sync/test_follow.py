@@ -390,7 +390,7 @@ async def test_a_backlog_larger_than_the_queue_arrives_whole(tmp_path: Path) -> 
         await until(lambda: bob.ids() == alice.ids())
         await until(lambda: bob.sync.status(PAIR).clock == 220)
         assert 1 <= int(str(bob.sync.status(PAIR).queue_max)) <= 10
-        await until(lambda: bob.sync.queue_records(PAIR) == 0)
+        await until(lambda: bob.reaches.queue_records(PAIR) == 0)
 
 
 async def test_a_stream_that_always_fails_backs_off_though_pages_arrive_and_degrades_no_pair(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from ..identity.manifest import Manifest
 from ..record.filter import PairFilter
 
 CONTINUOUS: Final = "continuous"
-MODES: Final = ("polling", CONTINUOUS, "on-demand")
+ON_DEMAND: Final = "on-demand"
+MODES: Final = ("polling", CONTINUOUS, ON_DEMAND)
 STARTS: Final = ("beginning", "present")
 SUPERSEDED: Final = "superseded"
 RENEW_SHARE: Final = 12
