@@ -50,7 +50,7 @@ from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings, check_open
 from .home.disk import Disk
-from .home.home import MACHINE, Home, Machine, default_label, now_ms, open_home, random_bytes, read_config
+from .home.home import MACHINE, Home, Machine, now_ms, open_home, random_bytes, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
 from .home.restore import Restorer
@@ -411,10 +411,6 @@ def services_of(
     now_ms, random_bytes = machine.now_ms, machine.random_bytes
     policy = Policy(home.writer, resources=RESOURCES, now_ms=now_ms)
 
-    async def adopt(label: str, force: bool) -> None:
-        """Make an identity (or keep the one there is) and sign with it from now on."""
-        home.adopt(await asyncio.to_thread(home.vault.generate, label or default_label(), force=force))
-
     own_url = settings.now.public_url  # what was set, not the address that is published without it
     peers = PeerClient(home.writer, home.vault, client, settings, url=own_url, now_ms=now_ms, random_bytes=random_bytes)
     reaches = Reaches(limits.errors_until_degraded)
@@ -433,7 +429,7 @@ def services_of(
     return Services(
         home.path, url, settings, limits, home.writer, home.store, home.vault,
         Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure),
-        pairing, feed, sync, now_ms(), now_ms, random_bytes, adopt,
+        pairing, feed, sync, now_ms(), now_ms, random_bytes,
         disk=home.disk,
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
         doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),

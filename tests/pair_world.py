@@ -368,11 +368,7 @@ class Network:
             if path == "/v1/federation/pair":
                 return await node.pairing.receive(body, self.caller.url)
             *_, pair_id, action = path.split("/")
-            pairing = node.pairing
-            handler = {"poll": pairing.poll, "confirm": pairing.confirm, "renew": pairing.renew,
-                       "notify-revoke": pairing.notify_revoke, "consent": pairing.handover.receive,
-                       "log": pairing.history.answer}[action]  # fmt: skip
-            return await handler(pair_id, body, self.caller.url)
+            return await node.pairing.answer(action, pair_id, body, self.caller.url)
         except SplError as exc:
             return exc.status, exc.to_json()
 

@@ -100,7 +100,7 @@ def identity_show(request: Request, principal: Principal, services: Services) ->
 async def identity_generate(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/identity {label?, force?}: make an identity or keep the one there is, and publish at once."""
     fields = members(request, {"label": str, "force": bool})
-    await services.adopt_identity(fields.get("label", ""), fields.get("force", False))
+    await services.pairing.adopt_identity(fields.get("label", ""), force=fields.get("force", False))
     services.pairing.published.renew()
     return json_response(identity_of(services))
 

@@ -51,26 +51,22 @@ async def ask(request: Request, principal: Principal, services: Services) -> Res
     return json_response(answer, status)
 
 
-Signed = Callable[[str, bytes, str], Awaitable[tuple[int, object]]]
-"""What takes a signed message about a pair: (pair id, body, address) -> (status, signed answer)."""
-
-
-def signed(service: Callable[[Services], Signed]) -> Callable[[Request, Principal, Services], Awaitable[Response]]:
-    """Return the handler of a route for one kind of signed message, /v1/federation/pair/{id}/…."""
+def signed(action: str) -> Callable[[Request, Principal, Services], Awaitable[Response]]:
+    """Return the handler of a route for one kind of signed message, /v1/federation/pair/{id}/ and the action."""
 
     async def handle(request: Request, principal: Principal, services: Services) -> Response:
-        status, answer = await service(services)(request.params["id"], request.body, request.address)
+        status, answer = await services.pairing.answer(action, request.params["id"], request.body, request.address)
         return json_response(answer, status)
 
     return handle
 
 
-poll = signed(lambda services: services.pairing.poll)
-confirm = signed(lambda services: services.pairing.confirm)
-notify_revoke = signed(lambda services: services.pairing.notify_revoke)
-renew = signed(lambda services: services.pairing.renew)
-hand_over = signed(lambda services: services.pairing.handover.receive)
-pair_log = signed(lambda services: services.pairing.history.answer)
+poll = signed("poll")
+confirm = signed("confirm")
+notify_revoke = signed("notify-revoke")
+renew = signed("renew")
+hand_over = signed("consent")
+pair_log = signed("log")
 
 
 async def changes(request: Request, principal: Principal, services: Services) -> Response:

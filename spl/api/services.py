@@ -1,7 +1,7 @@
 """What handlers may use: the services of one daemon, in one value."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -87,7 +87,6 @@ class Services:
     started_ms: int
     now_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
-    adopt_identity: Callable[[str, bool], Awaitable[None]]
     disk: Disk
     restorer: Restorer
     doctor: Doctor

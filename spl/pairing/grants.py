@@ -34,7 +34,7 @@ from ..sync.budget import IntakeBudget
 from .budgets import LEVELS_EVIDENCE
 from .initiator import HandshakeLoop, Initiator
 from .machine import Pairs
-from .responder import SERVER_FAULT, Answer, Responder
+from .responder import SERVER_FAULT, Reaction, Responder
 from .stepper import Stepper
 
 log = logging.getLogger("spl.federation")
@@ -101,23 +101,23 @@ class Grants:
 
     # -- what the peer says
 
-    def receive(self, pair_id: str, body: bytes, address: str) -> Answer:
+    def receive(self, pair_id: str, body: bytes, address: str) -> Reaction:
         """Return the answer to the peer's grants, which holds ours; also while paused or degraded."""
         heard = self._responder.hear("consent", pair_id, body, address, levels_max=LEVELS_EVIDENCE)
         pair, fields = heard.pair, heard.fields
         if pair is None:
-            return self._responder.unknown(fields)
+            return Reaction(self._responder.unknown(fields))
         if pair.ended:
-            return self._responder.ended(fields, pair)
+            return Reaction(self._responder.ended(fields, pair))
         if type(pair.state) not in ESTABLISHED:
-            return self._responder.status(fields, pair)
+            return Reaction(self._responder.status(fields, pair))
         try:
             ours = self.answer(pair, fields, heard.value)
-            return self._responder.status(fields, pair, grants=ours["grants"], held=ours["held"])
+            return Reaction(self._responder.status(fields, pair, grants=ours["grants"], held=ours["held"]))
         except SplError as exc:
             if exc.status >= SERVER_FAULT:
                 raise  # a fault of ours is no word on the grants: the peer hands them over again
-            return self._responder.refusal(fields, exc)
+            return Reaction(self._responder.refusal(fields, exc))
 
     def answer(self, pair: Pair, fields: Mapping[str, Any], value: object) -> dict[str, object]:
         """Return what we tell a peer of a pair that handed over its grants, in the message `value` of these fields.
@@ -291,12 +291,6 @@ class Handover:
             self._stepper.notify()
             return news, exc.code if isinstance(exc, SplError) else "timeout"
         return news, ""
-
-    # -- what the peer asks
-
-    async def receive(self, pair_id: str, body: bytes, address: str) -> Answer:
-        """Return (HTTP status, answer) to a peer that hands over its grants."""
-        return await self._stepper.do(self.grants.receive, pair_id, body, address)
 
     # -- by itself
 

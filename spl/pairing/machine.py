@@ -164,9 +164,9 @@ class Pairs:
 
     # -- changing
 
-    def adopt_identity(self) -> None:
-        """Sign with the identity that the vault holds from now on; make one if there is none."""
-        self._home.adopt(self.vault.generate(default_label()))
+    def adopt_identity(self, label: str = "", *, force: bool = False) -> None:
+        """Sign with the identity that the vault holds from now on; make one if there is none, or with `force`."""
+        self._home.adopt(self.vault.generate(label or default_label(), force=force))
 
     def take(self, pair: Pair | None, *events: PairEvent, also: Sequence[Item] = ()) -> tuple[Pair, tuple[Effect, ...]]:
         """Decide the events one after another, make them durable in one submission, and return pair and effects left.

@@ -135,31 +135,31 @@ class Responder:
         pair = self.pairs.get(pair_id)
         return self.pairs.confirm(pair)[1] if pair is not None and unconfirmed(pair) else ()
 
-    def notify_revoke(self, pair_id: str, body: bytes, address: str) -> Answer:
+    def notify_revoke(self, pair_id: str, body: bytes, address: str) -> Reaction:
         """Return the answer to the peer's word that it revoked the pair, which ends it here at once."""
         heard = self.hear("notify-revoke", pair_id, body, address, POLL_COST)
         pair = heard.pair
         if pair is None:
-            return self.unknown(heard.fields)
+            return Reaction(self.unknown(heard.fields))
         if not pair.ended:
             pair, _ = self.pairs.take(pair, End(by_peer(handshake.reason_of(heard.fields))))
-        return self.status(heard.fields, pair)
+        return Reaction(self.status(heard.fields, pair))
 
-    def renew(self, pair_id: str, body: bytes, address: str) -> Answer:
+    def renew(self, pair_id: str, body: bytes, address: str) -> Reaction:
         """Return the answer to the peer's wish for a new token: sealed into it, also while paused or degraded."""
         heard = self.hear("renew", pair_id, body, address)
         pair, nonce = heard.pair, self.pairs.nonce()
         if pair is None:
-            return self.unknown(heard.fields)
+            return Reaction(self.unknown(heard.fields))
         if type(pair.state) not in ESTABLISHED:
-            return self.status(heard.fields, pair)
+            return Reaction(self.status(heard.fields, pair))
         try:
             pair, sealed = self._renewal.grant(pair, heard.fields, nonce)
         except SplError as exc:
             if exc.code != "auth-invalid":
                 raise
-            return self.refusal(heard.fields, exc)
-        return self.status(heard.fields, pair, nonce, token=sealed)
+            return Reaction(self.refusal(heard.fields, exc))
+        return Reaction(self.status(heard.fields, pair, nonce, token=sealed))
 
     def decide(
         self, request_id: str, decision: str, reason: str, *, namespaces: Sequence[str] = (), maps: bool = True

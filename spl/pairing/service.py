@@ -98,27 +98,15 @@ class Pairing:
         """Return (HTTP status, answer) to a pair request; `direct`: no proxy that we do not know passed it on."""
         return await self.stepper.do(lambda: self._responder.receive(body, address, direct=direct))
 
-    async def poll(self, pair_id: str, body: bytes, address: str) -> Answer:
-        """Return (HTTP status, answer) to a peer that asks where the pair stands."""
-        reaction = await self.stepper.do(self._responder.poll, pair_id, body, address)
+    async def answer(self, action: str, pair_id: str, body: bytes, address: str) -> Answer:
+        """Return (HTTP status, answer) to a peer's signed message about a pair; `action` ends its path."""
+        if action == "log":
+            return await self.history.answer(pair_id, body, address)
+        reaction = await self.stepper.do(self._actions[action], pair_id, body, address)
         self.stepper.follow(pair_id, reaction.effects)
         if reaction.renew:
             self.stepper.start(pair_id, partial(self.maintenance.renew, pair_id))
         return reaction.answer
-
-    async def renew(self, pair_id: str, body: bytes, address: str) -> Answer:
-        """Return (HTTP status, answer) to a peer that asks for a new token."""
-        return await self.stepper.do(self._responder.renew, pair_id, body, address)
-
-    async def confirm(self, pair_id: str, body: bytes, address: str) -> Answer:
-        """Return (HTTP status, answer) to the initiator's confirmation."""
-        reaction = await self.stepper.do(self._responder.confirm, pair_id, body, address)
-        self.stepper.follow(pair_id, reaction.effects)
-        return reaction.answer
-
-    async def notify_revoke(self, pair_id: str, body: bytes, address: str) -> Answer:
-        """Return (HTTP status, answer) to a peer that revoked the pair."""
-        return await self.stepper.do(self._responder.notify_revoke, pair_id, body, address)
 
     async def contact(self, pair_id: str, token_id: str = "") -> None:
         """Take in a peer's authenticated call: its first confirms the pair, the first by a new token ends the old one.
@@ -245,8 +233,12 @@ class Pairing:
 
     async def renounce(self) -> None:
         """Sign with the identity that the vault now holds, and tell every peer."""
-        await self.stepper.do(self.pairs.adopt_identity)
+        await self.adopt_identity()
         self._tell_everybody()
+
+    async def adopt_identity(self, label: str = "", *, force: bool = False) -> None:
+        """Sign with the identity that the vault holds from now on; make one if there is none, or with `force`."""
+        await self.stepper.do(self.pairs.adopt_identity, label, force=force)
 
     # -- what sync reports
 
@@ -287,7 +279,7 @@ class Pairing:
         if self.pairs.vault.identity is None:
             if not options.auto_generate_identity:
                 raise PairError("identity-missing", hint="spl identity generate, or --auto-generate-identity")
-            await self.stepper.do(self.pairs.adopt_identity)
+            await self.adopt_identity()
         terms = self._initiator.terms(options)
         dial = DialPolicy(allow_private=True, allow_http=self._settings.now.federation_allow_http)
         peer = await self.exchange.discover(

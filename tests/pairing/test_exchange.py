@@ -67,12 +67,12 @@ async def test_an_answer_under_a_key_that_the_manifest_does_not_show_is_refused(
     async with paired(tmp_path) as (world, a, b, pair_id):
         carol = world.node("carol")
 
-        async def imposed(pair_id: str, body: bytes, address: str) -> object:
+        async def imposed(action: str, pair_id: str, body: bytes, address: str) -> object:
             fields = canon.decode(body)["message"]  # type: ignore[index,call-overload]
             key = carol.pairing.pairs.identity.key
             return 200, handshake.answer(fields, key, 200, "revoked", world.now_ms(), "0" * 32)
 
-        b.pairing.poll = imposed  # type: ignore[assignment,method-assign]
+        b.pairing.answer = imposed  # type: ignore[assignment,method-assign]
         with pytest.raises(SplError) as caught:
             await a.pairing.refresh(pair_id)
         assert code_of(caught) == "message-signature"

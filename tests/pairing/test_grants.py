@@ -18,7 +18,7 @@ from tests.waiting import until
 
 async def post(node: Node, pair_id: str, value: object) -> tuple[int, dict[str, Any]]:
     try:
-        return await node.pairing.handover.receive(pair_id, canon.encode(value), "elsewhere")
+        return await node.pairing.answer("consent", pair_id, canon.encode(value), "elsewhere")
     except SplError as exc:
         return exc.status, exc.to_json()
 

@@ -63,7 +63,7 @@ async def test_nobody_else_is_told(tmp_path: Path) -> None:
         async def code(purpose: str = "log", signer: SecretKey = key, path: str = pair_id, **changes: object) -> str:
             try:
                 body = canon.encode(message.sign(purpose, {**good, **changes}, signer))
-                await b.pairing.history.answer(path, body, "10.0.0.1")
+                await b.pairing.answer("log", path, body, "10.0.0.1")
             except SplError as exc:
                 return exc.code
             return ""
@@ -76,7 +76,7 @@ async def test_nobody_else_is_told(tmp_path: Path) -> None:
         assert await code(path="pair_00000000", pair_id="pair_00000000") == "pair-unknown"
         assert await code(issued_at="2020-01-01T00:00:00.000Z") == "clock-skew"
         with pytest.raises(SplError) as caught:
-            await b.pairing.history.answer(pair_id, b"[", "10.0.0.1")
+            await b.pairing.answer("log", pair_id, b"[", "10.0.0.1")
         assert caught.value.code == "bad-json"
 
 

@@ -352,7 +352,7 @@ async def test_an_old_word_of_the_peer_changes_nothing(tmp_path: Path) -> None:
         await a.pairing.resume(pair_id)
         await both_active(a, b)
         await b.restart()
-        await b.pairing.poll(pair_id, said[-1].body, "1.2.3.4")
+        await b.pairing.answer("poll", pair_id, said[-1].body, "1.2.3.4")
         assert b.alive[0].phase is Phase.ACTIVE
 
 

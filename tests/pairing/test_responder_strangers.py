@@ -46,7 +46,7 @@ async def test_no_manifest_is_taken_from_a_request_that_waits(tmp_path: Path) ->
         for _ in range(5):
             a.pairing.published.renew()
             world.time_ms += 4 * 86_400_000 // 100
-            assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.9"))[0] == 202
+            assert (await b.pairing.answer("poll", pair_id, asks(a, b), "10.0.0.9"))[0] == 202
         assert b.home.store.last_seq == before
         assert b.alive[0].manifest == kept
 
@@ -56,7 +56,7 @@ async def test_a_stranger_that_rotated_its_key_while_it_waits_is_still_understoo
     async with two(tmp_path, "manual", FAST) as (_, a, b):
         pair_id = await waiting(a, b)
         await a.pairing.rotate_identity("retired")
-        assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.9"))[0] == 202
+        assert (await b.pairing.answer("poll", pair_id, asks(a, b), "10.0.0.9"))[0] == 202
         await b.pairing.decide_request(pair_id, "approve")
         await both_active(a, b)
         await until(lambda: len(b.alive[0].chain.rotations) == 1)
@@ -105,7 +105,7 @@ class Stranger:
     async def withdraw(self) -> None:
         fields = message.head(self.chain.did, self.b.did, self.pair_id, self.world.now_ms(), "f" * 32)
         body = json.dumps(message.sign("notify-revoke", fields, self.key)).encode()
-        assert (await self.b.pairing.notify_revoke(self.pair_id, body, "10.0.0.1"))[0] == 200
+        assert (await self.b.pairing.answer("notify-revoke", self.pair_id, body, "10.0.0.1"))[0] == 200
 
 
 async def test_requests_count_for_a_day_even_if_withdrawn(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ async def test_of_a_withdrawn_request_no_claim_stays_and_its_polls_are_answered(
             ended = b.pairing.pairs.known(pair_id)
             assert (ended.url, dict(ended.manifest), ended.proposal.sealed) == ("", {}, "")
             assert b.home.views.requests[pair_id].namespaces == ()
-            status, answer = await b.pairing.poll(pair_id, poll, "10.0.0.1")
+            status, answer = await b.pairing.answer("poll", pair_id, poll, "10.0.0.1")
             assert (status, answer["message"]["state"]) == (200, "revoked")  # type: ignore[index]
             await b.restart()
 
@@ -180,7 +180,7 @@ async def test_garbage_and_forged_messages_take_nothing_from_a_peer(tmp_path: Pa
         for _ in range(40):
             codes |= {await refused(b.pairing, pair_id, b"{"), await refused(b.pairing, "pair_00000000", b"{")}
         assert codes == {"bad-json", "rate-limited"}
-        assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
+        assert (await b.pairing.answer("poll", pair_id, asks(a, b), "10.0.0.1"))[0] == 200
         before = a.alive[0].issued_to_us
         await a.pairing.maintenance.renew(pair_id)
         assert a.alive[0].issued_to_us != before
@@ -188,7 +188,7 @@ async def test_garbage_and_forged_messages_take_nothing_from_a_peer(tmp_path: Pa
 
 async def refused(pairing: Pairing, pair_id: str, body: bytes, source: str = "10.0.0.1") -> str:
     with pytest.raises(SplError) as caught:
-        await pairing.poll(pair_id, body, source)
+        await pairing.answer("poll", pair_id, body, source)
     return code_of(caught)
 
 
@@ -208,7 +208,7 @@ async def test_messages_under_a_strangers_key_take_nothing_from_the_pair(tmp_pat
     async with paired(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (_, a, b, pair_id):
         for _ in range(400):
             assert await refused(b.pairing, pair_id, forged(a, b), "10.0.0.9") == "message-signature"
-        assert (await b.pairing.poll(pair_id, asks(a, b), "10.0.0.1"))[0] == 200
+        assert (await b.pairing.answer("poll", pair_id, asks(a, b), "10.0.0.1"))[0] == 200
         await a.pairing.maintenance.renew(pair_id)
         assert await refused(b.pairing, "pair_00000000", b"{", "10.0.0.9") == "rate-limited", "none was counted"
 
@@ -218,12 +218,12 @@ async def test_repeated_messages_of_a_peer_take_nothing_from_it(tmp_path: Path, 
     """An eavesdropper sends what it recorded, at once or when it is too old to be answered."""
     async with paired(tmp_path, "auto", Limits(handshakes_per_minute=20)) as (world, a, b, pair_id):
         recorded = asks(a, b)
-        assert (await b.pairing.poll(pair_id, recorded, "10.0.0.1"))[0] == 200
+        assert (await b.pairing.answer("poll", pair_id, recorded, "10.0.0.1"))[0] == 200
         world.time_ms += age_ms
         codes = set()
         for _ in range(400):
             try:
-                await b.pairing.poll(pair_id, recorded, "10.0.0.9")
+                await b.pairing.answer("poll", pair_id, recorded, "10.0.0.9")
             except SplError as exc:
                 codes.add(exc.code)
         assert codes == ({"clock-skew"} if age_ms else {"rate-limited"})

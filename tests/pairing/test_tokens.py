@@ -160,13 +160,13 @@ async def test_a_replayed_or_foreign_renewal_gives_nothing(tmp_path: Path) -> No
         await a.pairing.maintenance.renew(pair_id)
         sent = next(call for call in world.calls if call.path.endswith("/renew") and not call.answer)
         with pytest.raises(SplError) as caught:
-            await b.pairing.renew(pair_id, sent.body, "x")
+            await b.pairing.answer("renew", pair_id, sent.body, "x")
         assert code_of(caught) == "message-replayed"
         own = a.pairing.pairs.identity
         fields = message.head(own.did, b.did, pair_id, world.now_ms(), "0" * 32)
         for purpose in ("pair-poll", "pair-confirm"):
             with pytest.raises(SplError) as caught:
-                await b.pairing.renew(pair_id, canon.encode(message.sign(purpose, fields, own.key)), "x")
+                await b.pairing.answer("renew", pair_id, canon.encode(message.sign(purpose, fields, own.key)), "x")
             assert code_of(caught) == "message-signature"
         assert len(live_tokens(b)) == 2
 
