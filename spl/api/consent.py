@@ -26,8 +26,8 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     rows = []
     for pair in [services.pairing.pairs.resolve(ref)] if ref else live:
         head = {"object": "grant", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
-        book, spaces = services.pairing.handover.grants.book(pair), services.views.namespaces
-        lines = (*consent.lines(pair, book, spaces, label_of(pair.peer_did)), *consent.agreed(pair, book, spaces))
+        grants, spaces = services.pairing.handover.grants.of(pair), services.views.namespaces
+        lines = (*consent.lines(pair, grants, spaces, label_of(pair.peer_did)), *consent.agreed(pair, grants, spaces))
         rows += [{**head, **line.to_json()} for line in sorted(lines, key=lambda line: line.direction, reverse=True)]
     return list_response(rows)
 
@@ -49,14 +49,16 @@ async def revoke(request: Request, principal: Principal, services: Services) -> 
     """POST /v1/federation/pairs/{ref}/revoke-grant {namespace}: nothing of it is sent any more, from now on."""
     found = services.pairing.pairs.resolve(request.params["ref"])
     name = _name(members(request, {"namespace": str}).get("namespace"))
-    held = services.pairing.handover.grants.book(found).ours.get(name)
+    held = services.pairing.handover.grants.of(found).ours.get(name)
     return await _said(services, found, name, held.maps if held is not None else name, None)
 
 
 def lines_of(services: Services, found: Pair) -> list[dict[str, object]]:
     """Return the grants of a pair as its detail form has them."""
-    book = services.pairing.handover.grants.book(found)
-    return [line.to_json() for line in consent.lines(found, book, services.views.namespaces, label_of(found.peer_did))]
+    grants = services.pairing.handover.grants.of(found)
+    return [
+        line.to_json() for line in consent.lines(found, grants, services.views.namespaces, label_of(found.peer_did))
+    ]
 
 
 async def _said(services: Services, found: Pair, name: str, maps: str, level: int | None) -> Response:

@@ -142,7 +142,7 @@ def _shares(services: Services, pair: Pair, name: str) -> bool:
     """Return whether a live pair sends the namespace, or would if the namespace were active."""
     if pair.ended or pair.answer is None:
         return False
-    grant = consent.book_of(services.views.consents, pair).ours.get(name)
+    grant = consent.grants_of(services.views.consents, pair).ours.get(name)
     return grant.level is not None if grant is not None else name in pair.namespaces
 
 
@@ -188,8 +188,8 @@ def _detail(services: Services, found: Namespace) -> dict[str, Any]:
 
 def _sharing(services: Services, pair: Pair, name: str) -> dict[str, object]:
     """Return how a pair shares the namespace; `level` None while nothing flows, such as from an archived one."""
-    book = consent.book_of(services.views.consents, pair)
-    shares = consent.outbound(pair, book, services.views.namespaces)
+    grants = consent.grants_of(services.views.consents, pair)
+    shares = consent.outbound(pair, grants, services.views.namespaces)
     share = next((share for share in shares if share.ns == name), None)
     return {
         "pair_id": pair.pair_id,

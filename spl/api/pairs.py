@@ -220,7 +220,7 @@ def _shared(services: Services, found: Pair) -> dict[str, object]:
         "maps": maps_to_json(found.maps),
         "grants": lines_of(services, found),
         "actors": list(found.actors),
-        "filter": found.filter.shown(),
+        "filter": found.filter.report(),
     }
 
 

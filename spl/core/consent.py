@@ -162,38 +162,40 @@ def usual_level(pair: Pair, name: str, maps: str) -> int:
     return EXACT if name == maps and name not in pair.namespaces else STRUCTURAL
 
 
-def said(pair_id: str, grant: Grant, at: str, *, held: bool) -> dict[str, Any]:
+def grant_body(pair_id: str, grant: Grant, at: str, *, held: bool) -> dict[str, Any]:
     """Return the body of a KIND_GRANT record: our statement, or that the peer `held` it by then."""
     return {"pair_id": pair_id, "grant": grant.to_json(), "held": held, "at": at}
 
 
-def fold(books: Mapping[str, PairGrants], body: Mapping[str, Any]) -> Mapping[str, PairGrants]:
-    """Return the books by pair_id after one record body of `th_consent`; it skips unusable ones."""
+def fold(by_pair: Mapping[str, PairGrants], body: Mapping[str, Any]) -> Mapping[str, PairGrants]:
+    """Return the grants by pair_id after one record body of `th_consent`; it skips unusable ones."""
     kind, pair_id = body.get("kind"), body.get("pair_id")
     if kind not in (KIND_GRANT, KIND_PEER_GRANT) or not isinstance(pair_id, str):
-        return books
+        return by_pair
     try:
         grant = read(body.get("grant"))
     except SplError:
-        return books
-    book = books.get(pair_id, PairGrants())
-    after = _heard(book, grant) if kind == KIND_PEER_GRANT else _said(book, grant, body.get("held") is not False)
-    return books if after is book else {**books, pair_id: after}
+        return by_pair
+    grants = by_pair.get(pair_id, PairGrants())
+    after = (
+        _received(grants, grant) if kind == KIND_PEER_GRANT else _granted(grants, grant, body.get("held") is not False)
+    )
+    return by_pair if after is grants else {**by_pair, pair_id: after}
 
 
-def book_of(books: Mapping[str, PairGrants], pair: Pair) -> PairGrants:
+def grants_of(by_pair: Mapping[str, PairGrants], pair: Pair) -> PairGrants:
     """Return the grants of a pair, those that its maps imply included."""
-    book = books.get(pair.pair_id, PairGrants())
+    grants = by_pair.get(pair.pair_id, PairGrants())
     if not pair.maps:
-        return book
+        return grants
     ours = {local: Grant(local, peer, STRUCTURAL, 1) for local, peer in pair.maps}
     theirs = {peer: Grant(peer, local, STRUCTURAL, 1) for local, peer in pair.maps}
     return PairGrants(
-        MappingProxyType({**ours, **book.ours}), MappingProxyType({**theirs, **book.theirs}), book.waiting
+        MappingProxyType({**ours, **grants.ours}), MappingProxyType({**theirs, **grants.theirs}), grants.waiting
     )
 
 
-def draft(pair: Pair, book: PairGrants, name: str, maps: str, level: int | None, limits: Limits) -> Grant:
+def draft(pair: Pair, grants: PairGrants, name: str, maps: str, level: int | None, limits: Limits) -> Grant:
     """Return our next grant for a namespace; level None withdraws.
 
     Raises ConsentError "grant-conflict" when the namespace is agreed and `maps` names another, when `maps` is agreed
@@ -201,7 +203,7 @@ def draft(pair: Pair, book: PairGrants, name: str, maps: str, level: int | None,
     when there is nothing to withdraw; "bad-field" for a malformed name.
     """
     name, maps = namespace.check_name(name), namespace.check_name(maps)
-    held = book.ours.get(name)
+    held = grants.ours.get(name)
     if maps != name and name in pair.namespaces:
         raise ConsentError("grant-conflict", f"namespace {name} is shared with this pair under its own name")
     if maps != name and maps in pair.namespaces and level == EXACT:
@@ -209,18 +211,18 @@ def draft(pair: Pair, book: PairGrants, name: str, maps: str, level: int | None,
     if level is None and name not in pair.namespaces and (held is None or held.level is None):
         raise ConsentError("not-found", f"nothing of namespace {name} is granted to this pair")
     grant = Grant(name, maps, level, held.version + 1 if held is not None else 1)
-    every = {*pair.namespaces, *book.ours, name}
-    size = len(canon.encode(statements({**book.ours, name: grant}.values())))
+    every = {*pair.namespaces, *grants.ours, name}
+    size = len(canon.encode(statements({**grants.ours, name: grant}.values())))
     if len(every) > limits.namespaces_per_pair or size > STATEMENT_BYTES_MAX:
         raise ConsentError("grant-conflict", f"a pair shares at most {limits.namespaces_per_pair} namespaces")
     return grant
 
 
-def news(book: PairGrants, values: object, limits: Limits) -> tuple[Grant, ...]:
+def news(grants: PairGrants, values: object, limits: Limits) -> tuple[Grant, ...]:
     """Return those of a peer's statements that we do not hold yet; it tells all of its grants each time.
 
     Raises ConsentError "bad-field", and "consent-stale" for a version before the one that we hold, another grant of
-    the same version, or none: that is an old statement played again, two, or one of a home that was set back.
+    the same version, or none: that is an old statement played again, two, or one of a home that was rolled back.
     """
     if not isinstance(values, list) or len(values) > limits.namespaces_per_pair:
         raise ConsentError("bad-field", f"grants is a list of at most {limits.namespaces_per_pair}")
@@ -228,18 +230,18 @@ def news(book: PairGrants, values: object, limits: Limits) -> tuple[Grant, ...]:
     found = {grant.namespace: grant for grant in told}
     if len(found) != len(told):
         raise ConsentError("bad-field", "a namespace is granted twice")
-    for name, held in book.theirs.items():
+    for name, held in grants.theirs.items():
         grant = found.get(name)
         if grant is None or grant.version < held.version or (grant.version == held.version and grant != held):
             raise ConsentError("consent-stale", f"we hold version {held.version} for namespace {name}")
-    return tuple(grant for name, grant in found.items() if book.theirs.get(name) != grant)
+    return tuple(grant for name, grant in found.items() if grants.theirs.get(name) != grant)
 
 
-def acknowledged(book: PairGrants, held: object) -> tuple[Grant, ...]:
+def acknowledged(grants: PairGrants, held: object) -> tuple[Grant, ...]:
     """Return those of our grants that waited and that the peer, by the versions that it tells, holds now."""
     if not isinstance(held, dict):
         return ()
-    return tuple(book.ours[name] for name in sorted(book.waiting) if held.get(name) == book.ours[name].version)
+    return tuple(grants.ours[name] for name in sorted(grants.waiting) if held.get(name) == grants.ours[name].version)
 
 
 def versions(grants: GrantsByName) -> dict[str, int]:
@@ -247,48 +249,48 @@ def versions(grants: GrantsByName) -> dict[str, int]:
     return {name: grant.version for name, grant in sorted(grants.items())}
 
 
-def outbound(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> tuple[Outbound, ...]:
+def outbound(pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace]) -> tuple[Outbound, ...]:
     """Return what we may send to the peer, at most one share a namespace, by name."""
     shares = []
-    for name in sorted({*pair.namespaces, *book.ours}):
-        grant = book.ours.get(name)
+    for name in sorted({*pair.namespaces, *grants.ours}):
+        grant = grants.ours.get(name)
         if not namespace.is_usable(registry, name) or (grant is not None and grant.level is None):
             continue
-        if name in book.waiting and not (name in pair.namespaces and grant is not None and grant.level == EXACT):
+        if name in grants.waiting and not (name in pair.namespaces and grant is not None and grant.level == EXACT):
             continue
         if name in pair.namespaces:
             shares.append(Outbound(name, name, grant.level or EXACT if grant is not None else EXACT))
         elif grant is not None and grant.level is not None:
-            wants = grant.level == EXACT and not _answers(book.theirs.get(grant.maps), grant)
+            wants = grant.level == EXACT and not _answers(grants.theirs.get(grant.maps), grant)
             shares.append(Outbound(name, grant.maps, STRUCTURAL if wants else grant.level, wants))
     return tuple(shares)
 
 
-def inbound(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> Mapping[str, Inbound]:
+def inbound(pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace]) -> Mapping[str, Inbound]:
     """Return what we accept from the peer, by the peer's namespace."""
-    inlets: dict[str, Inbound] = {}
+    found: dict[str, Inbound] = {}
     for name in pair.namespaces:
-        theirs = book.theirs.get(name)
+        theirs = grants.theirs.get(name)
         level = theirs.level if theirs is not None and theirs.level is not None else EXACT
-        inlets[name] = Inbound(name, full=True, level=level)
-    for name, theirs in book.theirs.items():
-        if name in inlets or theirs.level is None:
+        found[name] = Inbound(name, full=True, level=level)
+    for name, theirs in grants.theirs.items():
+        if name in found or theirs.level is None:
             continue
-        full = theirs.level == EXACT and _answers(book.ours.get(theirs.maps), theirs)
+        full = theirs.level == EXACT and _answers(grants.ours.get(theirs.maps), theirs)
         # Until the peer holds our statement it uses its own alone, so its L1 is accepted if we grant too.
-        inlets[name] = Inbound(theirs.maps, full, theirs.level or STRUCTURAL, theirs.level == EXACT and not full)
-    return {name: inlet for name, inlet in inlets.items() if namespace.is_usable(registry, inlet.ns)}
+        found[name] = Inbound(theirs.maps, full, theirs.level or STRUCTURAL, theirs.level == EXACT and not full)
+    return {name: each for name, each in found.items() if namespace.is_usable(registry, each.ns)}
 
 
-def crossings(pairs: Iterable[Pair], books: Mapping[str, PairGrants]) -> dict[tuple[str, str], str]:
+def crossings(pairs: Iterable[Pair], by_pair: Mapping[str, PairGrants]) -> dict[tuple[str, str], str]:
     """Return (peer DID, its namespace) -> ours for what comes in full, whether ours is usable or not."""
     found = {}
     for pair in pairs:
-        book = book_of(books, pair)
-        names = {*pair.namespaces, *(grant.maps for grant in book.theirs.values())}
+        grants = grants_of(by_pair, pair)
+        names = {*pair.namespaces, *(grant.maps for grant in grants.theirs.values())}
         every = {part: Namespace(part) for name in names for part in accumulate(name.split("/"), "{}/{}".format)}
-        inlets = inbound(pair, book, every)
-        found.update({(pair.peer_did, name): inlet.ns for name, inlet in inlets.items() if inlet.full})
+        allowed = inbound(pair, grants, every)
+        found.update({(pair.peer_did, name): each.ns for name, each in allowed.items() if each.full})
     return found
 
 
@@ -297,27 +299,27 @@ def statements(grants: Iterable[Grant]) -> list[dict[str, Any]]:
     return [grant.to_json() for grant in sorted(grants, key=lambda each: each.namespace)]
 
 
-def lines(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label: str) -> tuple[GrantRow, ...]:
+def lines(pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace], label: str) -> tuple[GrantRow, ...]:
     """Return a row for each grant of either side, ours first, by namespace; `label` is the peer's label."""
     return (
-        *(_ours(pair, book, registry, label, grant) for _, grant in sorted(book.ours.items())),
-        *(_theirs(pair, book, registry, grant) for _, grant in sorted(book.theirs.items())),
+        *(_ours(pair, grants, registry, label, grant) for _, grant in sorted(grants.ours.items())),
+        *(_theirs(pair, grants, registry, grant) for _, grant in sorted(grants.theirs.items())),
     )
 
 
-def agreed(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> tuple[GrantRow, ...]:
+def agreed(pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace]) -> tuple[GrantRow, ...]:
     """Return two rows for each namespace shared under its own name without a grant."""
     usable = [name for name in pair.namespaces if namespace.is_usable(registry, name)]
     return (
-        *(GrantRow(OUT, name, name, "L0", "L0", 0) for name in usable if name not in book.ours),
-        *(GrantRow(IN, name, name, "L0", "L0", 0) for name in usable if name not in book.theirs),
+        *(GrantRow(OUT, name, name, "L0", "L0", 0) for name in usable if name not in grants.ours),
+        *(GrantRow(IN, name, name, "L0", "L0", 0) for name in usable if name not in grants.theirs),
     )
 
 
 def command(pair_id: str, name: str, maps: str, level: int) -> str:
     """Return the command that grants."""
-    said = level_name(level)
-    return f"spl federation grant {pair_id} --namespace {name} --maps {name},{maps} --hash-level {said}"
+    name_of_level = level_name(level)
+    return f"spl federation grant {pair_id} --namespace {name} --maps {name},{maps} --hash-level {name_of_level}"
 
 
 def creation(registry: Mapping[str, Namespace], name: str) -> str:
@@ -328,21 +330,21 @@ def creation(registry: Mapping[str, Namespace], name: str) -> str:
     return " && ".join(f"spl namespace create {each}" for each in lacking)
 
 
-def _heard(book: PairGrants, grant: Grant) -> PairGrants:
-    before = book.theirs.get(grant.namespace)
+def _received(grants: PairGrants, grant: Grant) -> PairGrants:
+    before = grants.theirs.get(grant.namespace)
     if before is not None and before.version >= grant.version:
-        return book
-    return replace(book, theirs=MappingProxyType({**book.theirs, grant.namespace: grant}))
+        return grants
+    return replace(grants, theirs=MappingProxyType({**grants.theirs, grant.namespace: grant}))
 
 
-def _said(book: PairGrants, grant: Grant, held: bool) -> PairGrants:
-    name, before = grant.namespace, book.ours.get(grant.namespace)
+def _granted(grants: PairGrants, grant: Grant, held: bool) -> PairGrants:
+    name, before = grant.namespace, grants.ours.get(grant.namespace)
     if before is None or before.version < grant.version:
-        waiting = book.waiting - {name} if held else book.waiting | {name}
-        return replace(book, ours=MappingProxyType({**book.ours, name: grant}), waiting=waiting)
-    if held and before == grant and name in book.waiting:
-        return replace(book, waiting=book.waiting - {name})
-    return book
+        waiting = grants.waiting - {name} if held else grants.waiting | {name}
+        return replace(grants, ours=MappingProxyType({**grants.ours, name: grant}), waiting=waiting)
+    if held and before == grant and name in grants.waiting:
+        return replace(grants, waiting=grants.waiting - {name})
+    return grants
 
 
 def _answers(other: Grant | None, grant: Grant) -> bool:
@@ -350,11 +352,11 @@ def _answers(other: Grant | None, grant: Grant) -> bool:
     return other is not None and other.level == EXACT and (other.namespace, other.maps) == (grant.maps, grant.namespace)
 
 
-def _ours(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label: str, grant: Grant) -> GrantRow:
-    share = next((item for item in outbound(pair, book, registry) if item.ns == grant.namespace), None)
+def _ours(pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace], label: str, grant: Grant) -> GrantRow:
+    share = next((item for item in outbound(pair, grants, registry) if item.ns == grant.namespace), None)
     level = level_name(share.level if share is not None else None)
     found = _row(OUT, grant, level)
-    if grant.namespace in book.waiting:
+    if grant.namespace in grants.waiting:
         return _lacking(found, f"{label} does not hold it yet", f"spl federation refresh {pair.pair_id}", code=MISSING)
     if grant.level is not None and not namespace.is_usable(registry, grant.namespace):
         return _lacking(found, f"{grant.namespace} is not active here", creation(registry, grant.namespace))
@@ -364,16 +366,16 @@ def _ours(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], label
     return found
 
 
-def _theirs(pair: Pair, book: PairGrants, registry: Mapping[str, Namespace], grant: Grant) -> GrantRow:
-    inlet = inbound(pair, book, registry).get(grant.namespace)
+def _theirs(pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace], grant: Grant) -> GrantRow:
+    allowed = inbound(pair, grants, registry).get(grant.namespace)
     level = None
-    if inlet is not None and grant.level is not None:
-        level = EXACT if inlet.full and grant.level == EXACT else inlet.level
+    if allowed is not None and grant.level is not None:
+        level = EXACT if allowed.full and grant.level == EXACT else allowed.level
     found = _row(IN, grant, level_name(level))
     if grant.level is not None and not namespace.is_usable(registry, grant.maps):
         lacks = f"namespace {grant.maps} does not exist or is not active here"
         return _lacking(found, lacks, creation(registry, grant.maps), code=UNMAPPED)
-    if inlet is not None and inlet.wants_us:
+    if allowed is not None and allowed.wants_us:
         fix = command(pair.pair_id, grant.maps, grant.namespace, EXACT)
         return _lacking(found, "L0 behaves as L1 until we grant it too", fix)
     return found

@@ -1,9 +1,9 @@
 """The consumer's gate: what a pair may bring in, and whose signature stands under it.
 
-It trusts no filter but its own.  Everything that a peer sends passes `Gate.judge`: form and id, the inlet of the
-namespace that it comes from, thread, actor, then the signature against the signer's pinned key chain.  `sig.key` is a
-hint, never evidence.  The inlets (consent.py) say what each of the peer's namespaces may bring, and into which of ours:
-records, projections down to one level, both or nothing.
+It trusts no filter but its own.  Everything that a peer sends passes `Gate.judge`: form and id, what the pair allows
+of the namespace that it comes from, thread, actor, then the signature against the signer's pinned key chain.  `sig.key`
+is a hint, never evidence.  `inbound` (consent.py) says what each of the peer's namespaces may bring, and into which of
+ours: records, projections down to one level, both or nothing.
 
 A record names the namespace that its first holder put it into, and nothing else proves where it belongs.  A relayed
 one may have crossed into another name on its way, which only the instances on that way know.  But it must not name
@@ -110,7 +110,7 @@ class Gate:
         self,
         *,
         pair_id: str,
-        inlets: Mapping[str, Inbound],
+        inbound: Mapping[str, Inbound],
         actors: frozenset[str],
         trust: Trust,
         crossings: Mapping[tuple[str, str], str],
@@ -118,12 +118,12 @@ class Gate:
         roots: Roots,
         limits: Limits,
     ) -> None:
-        """`inlets` by the peer's namespace; `actors` empty means all; `crossings` as `consent.crossings` has them.
+        """`inbound` by the peer's namespace; `actors` empty means all; `crossings` as `consent.crossings` has them.
 
         `registry` are our namespaces, archived ones included.
         """
         self.pair_id = pair_id
-        self.inlets = inlets
+        self.inbound = inbound
         self.actors = actors
         self.trust = trust
         self.limits = limits
@@ -146,25 +146,29 @@ class Gate:
                 envelope = record.parse(envelope.raw, self.limits)
         except SplError as exc:
             return Verdict(claimed_id(value), name, exc.code)
-        by, inlet = envelope.sig.by, self.inlets.get(name)
-        code = self._scope_code(envelope, name, inlet) or self.signature_code(envelope)
-        return Verdict(envelope.id, name if code or inlet is None else inlet.ns, code, by, envelope)
+        by, allowed = envelope.sig.by, self.inbound.get(name)
+        code = self._scope_code(envelope, name, allowed) or self.signature_code(envelope)
+        return Verdict(envelope.id, name if code or allowed is None else allowed.ns, code, by, envelope)
 
-    def _judge_projection(self, shown: Projection, ns: str) -> Verdict:
-        inlet = self.inlets.get(ns)
-        code = self._claim_code(shown, ns, inlet) or self._claim_signature_code(shown)
-        return Verdict(shown.id, ns if code or inlet is None else inlet.ns, code, shown.by, projection=shown)
+    def _judge_projection(self, projection: Projection, ns: str) -> Verdict:
+        allowed = self.inbound.get(ns)
+        code = self._claim_code(projection, ns, allowed) or self._claim_signature_code(projection)
+        return Verdict(
+            projection.id, ns if code or allowed is None else allowed.ns, code, projection.by, projection=projection
+        )
 
-    def _scope_code(self, envelope: Envelope, ns: str, inlet: Inbound | None) -> str:
+    def _scope_code(self, envelope: Envelope, ns: str, allowed: Inbound | None) -> str:
         value, by, trust = envelope.record, envelope.sig.by, self.trust
-        if record.is_reserved(value["thread"]) or inlet is None or not inlet.full:
+        if record.is_reserved(value["thread"]) or allowed is None or not allowed.full:
             return SCOPE_VIOLATION
         named = record.namespace_of(value)
         if by in (trust.peer_did, trust.own.did):
-            belongs = named == (ns if by == trust.peer_did else inlet.ns)
+            belongs = named == (ns if by == trust.peer_did else allowed.ns)
         else:
             belongs = (
-                named in (ns, inlet.ns) or named not in self._registry or self._crossings.get((by, named)) == inlet.ns
+                named in (ns, allowed.ns)
+                or named not in self._registry
+                or self._crossings.get((by, named)) == allowed.ns
             )
         if not belongs:
             return SCOPE_VIOLATION
@@ -175,29 +179,29 @@ class Gate:
             return SCOPE_VIOLATION
         return SCOPE_VIOLATION if self.actors and actor not in self.actors else ""
 
-    def _claim_code(self, shown: Projection, ns: str, inlet: Inbound | None) -> str:
+    def _claim_code(self, projection: Projection, ns: str, allowed: Inbound | None) -> str:
         """Return "" for a projection in scope: from the very namespace that was consented to, at its level or finer.
 
         A finer one was in transit while its source lowered the level, and arrives only once.
         """
-        if record.is_reserved(shown.record["thread"]) or inlet is None or shown.ns != ns:
+        if record.is_reserved(projection.record["thread"]) or allowed is None or projection.ns != ns:
             return SCOPE_VIOLATION
-        if inlet.level < shown.level:
+        if allowed.level < projection.level:
             return SCOPE_VIOLATION
-        if shown.by in self.trust.blocked:
+        if projection.by in self.trust.blocked:
             return BLOCKED
         # From L2 on the actor is hidden, so it may be none of those that the pair is narrowed to.
-        return SCOPE_VIOLATION if self.actors and shown.record.get("actor") not in self.actors else ""
+        return SCOPE_VIOLATION if self.actors and projection.record.get("actor") not in self.actors else ""
 
-    def _claim_signature_code(self, shown: Projection) -> str:
+    def _claim_signature_code(self, projection: Projection) -> str:
         """Return "" if the peer itself signed the projection for this pair: claims are not relayed."""
-        if shown.by != self.trust.peer_did:
+        if projection.by != self.trust.peer_did:
             return SIGNATURE
-        use = self._keys_of(shown.by).get(shown.key)
+        use = self._keys_of(projection.by).get(projection.key)
         if use is None:
             return CHAIN_UNKNOWN
         key, _ = use
-        return "" if key and levels.verify(shown, self.pair_id, key) else SIGNATURE
+        return "" if key and levels.verify(projection, self.pair_id, key) else SIGNATURE
 
     def signature_code(self, envelope: Envelope) -> str:
         """Return "" if the envelope's signature holds under a pinned chain, else the code that refuses it."""

@@ -81,7 +81,7 @@ class Doctor:
             now_ms=now_ms,
         )
         known = gather.with_pair(known, pair, self.health, context)
-        return gather.with_consent(known, pair, self.pairing.handover.grants.book(pair), self.home.views.namespaces)
+        return gather.with_consent(known, pair, self.pairing.handover.grants.of(pair), self.home.views.namespaces)
 
     # -- by asking
 

@@ -158,11 +158,11 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     return _with_lag(known, pair, health, context)
 
 
-def with_consent(known: Facts, pair: Pair, book: PairGrants, registry: Mapping[str, Namespace]) -> Facts:
+def with_consent(known: Facts, pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace]) -> Facts:
     """Add how many grants there are across a pair, and what those lack that have a finding."""
     if pair.ended:
         return known
-    rows = consent.lines(pair, book, registry, label_of(pair.peer_did))
+    rows = consent.lines(pair, grants, registry, label_of(pair.peer_did))
     given = [row for row in rows if row.granted != consent.WITHDRAWN or row.code]
     gaps = (GrantGap(row.code, row.namespace, row.missing, row.fix, row.at_peer) for row in given if row.code)
     return replace(known, grants_count=len(given), gaps=tuple(gaps))

@@ -59,14 +59,14 @@ def read(
 
     One call looks at 10,000 lines at most, so a page may hold few claims, or none, and still have a next one.
     """
-    inlets = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
+    inbound = consent.inbound(pair, consent.grants_of(views.consents, pair), views.namespaces)
     found: list[Claim] = []
     for _ in range(0, SCAN_ROWS_MAX, _CHUNK_ROWS):
         rows = store.index.after(projections_of(pair.pair_id), after, _CHUNK_ROWS)
         mine = [row for row in rows if row.kind == PROJECTION and namespace in ("", row.ns) and reaches(row.ns)]
         for row, payload in store.read(mine):
             claim = _claim(row.seq, row.ns, payload)
-            if _is_the_best(store, inlets, claim):
+            if _is_the_best(store, inbound, claim):
                 if len(found) == limit:
                     return Claims(found, found[-1].seq)
                 found.append(claim)
@@ -82,9 +82,9 @@ def _claim(seq: int, ns: str, payload: bytes) -> Claim:
     return Claim(seq, value["id"], NAMES.index(mark["level"]), ns, mark["ns"], mark["by"], value["record"])
 
 
-def _is_the_best(store: Log, inlets: Mapping[str, Inbound], claim: Claim) -> bool:
+def _is_the_best(store: Log, inbound: Mapping[str, Inbound], claim: Claim) -> bool:
     """Return whether nothing better is held, or was given since."""
-    inlet = inlets.get(claim.peer_ns)
-    if inlet is not None and claim.level > inlet.level:
+    allowed = inbound.get(claim.peer_ns)
+    if allowed is not None and claim.level > allowed.level:
         return False
     return claim.level != STRUCTURAL or store.index.find(claim.id, claim.ns) is None

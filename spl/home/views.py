@@ -58,7 +58,7 @@ class Views:
     tokens_by_hash: Mapping[str, Token] = field(default_factory=dict)
     requests: Mapping[str, ApprovalRequest] = field(default_factory=dict)
     consents: Mapping[str, PairGrants] = field(default_factory=dict)
-    """By pair_id; `consent.book_of` adds what the pair's own record grants."""
+    """By pair_id; `consent.grants_of` adds what the pair's own record grants."""
     namespaces: Mapping[str, Namespace] = field(default_factory=lambda: namespace.REGISTRY_EMPTY)
     positions: Mapping[str, Position] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)

@@ -5,7 +5,7 @@ checks it, gives clocks, signs, appends, folds it into the views, notifies the l
 record is never announced before it is durable.  A submission is atomic and ordered: one refused item refuses all of it,
 and refuses nothing else.
 
-Each item becomes a line to append (`_Line`), a record to sign first (`_Draft`), or what makes it unnecessary: it is
+Each item becomes a line to append (`_NewLine`), a record to sign first (`_Draft`), or what makes it unnecessary: it is
 stored already (`_Known`), or equal to an earlier item of the same write (`_Repeat`).
 
 Records are known per namespace, and so are clocks: what one namespace holds must neither confirm, swallow nor block
@@ -87,7 +87,7 @@ class _Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _NewLine:
     """A line to append."""
 
     key: _Key
@@ -96,7 +96,7 @@ class _Line:
     envelope: Envelope | None = None
 
 
-_Prepared = _Known | _Repeat | _Draft | _Line
+_Prepared = _Known | _Repeat | _Draft | _NewLine
 
 
 @dataclass(slots=True)
@@ -180,7 +180,7 @@ class Writer:
         try:
             signed = self._sign([item for item in prepared if isinstance(item, _Draft)])
             lines = [signed[item.key] if isinstance(item, _Draft) else item for item in prepared]
-            lines_new = [item for item in lines if isinstance(item, _Line)]
+            lines_new = [item for item in lines if isinstance(item, _NewLine)]
             commit = self._append(lines_new) if lines_new else None
         except SplError as exc:
             for work, _ in accepted:
@@ -235,12 +235,12 @@ class Writer:
                 return self._prepare_projection(item, overlay)
             case SavedPosition(pair, cursor, count):
                 body = {"pair": pair, "cursor": cursor, "count": count}
-                return _Line((), Entry(kind="pos", payload=canon.encode(body), pair=pair))
+                return _NewLine((), Entry(kind="pos", payload=canon.encode(body), pair=pair))
             case Refuse(pair, id_, code, ns):
                 if self.views.refused.get(pair, 0) >= self.limits.refused_per_pair:
                     return _Known(Outcome(0, None, False))
                 body = {"pair": pair, "id": id_, "code": code, **({"ns": ns} if ns else {})}
-                return _Line((), Entry(kind="ref", payload=canon.encode(body), pair=pair, id=id_))
+                return _NewLine((), Entry(kind="ref", payload=canon.encode(body), pair=pair, id=id_))
 
     def _prepare_emit(self, value: Mapping[str, Any], overlay: _Overlay) -> _Prepared:
         signer = self._signer()
@@ -312,7 +312,7 @@ class Writer:
             return _Known(Outcome(0, None, False))
         overlay.keys.add(key)
         entry = Entry(PROJECTION, shown.raw, item.pair, item.ns, id=shown.id, pair=item.pair, level=level)
-        return _Line(key, entry)
+        return _NewLine(key, entry)
 
     def _clock_next(self, clocks: _Clocks, overlay: _Overlay) -> int:
         """Return the next free clock; raise WriteError "clock-exhausted" behind the last one."""
@@ -338,7 +338,7 @@ class Writer:
             raise WriteError("identity-missing")
         return self.signer
 
-    def _sign(self, drafts: Sequence[_Draft]) -> dict[_Key, _Line]:
+    def _sign(self, drafts: Sequence[_Draft]) -> dict[_Key, _NewLine]:
         """Return the signed lines by key: a lone draft signed by itself, 2..64 that are alike under one Merkle root.
 
         A batch tells its size, and hashes of its other records.  So it holds only what no filter can tell apart: a
@@ -352,7 +352,7 @@ class Writer:
         ]
         return {line.key: line for part in parts for line in self._seal(part)}
 
-    def _seal(self, group: Sequence[_Draft]) -> list[_Line]:
+    def _seal(self, group: Sequence[_Draft]) -> list[_NewLine]:
         signer = self._signer()
         key = multibase(signer.chain.present)
         texts = [record.signed_text(draft.id, draft.record.get("judged_by")) for draft in group]
@@ -367,7 +367,7 @@ class Writer:
             for draft, sig in zip(group, sigs, strict=True)
         ]
 
-    def _append(self, lines: Sequence[_Line]) -> Commit:
+    def _append(self, lines: Sequence[_NewLine]) -> Commit:
         """Return what the lines made visible, once they are durable and folded into the views."""
         entries, at_ms = [line.entry for line in lines], self.now_ms()
         seqs = self.store.append(entries, at_ms)
@@ -398,16 +398,16 @@ def _submission(items: Sequence[Item], awaited: Waiter[Outcome], post: Post | No
     return Submission(tuple(items), awaited, post, sum(map(size_of, items)))
 
 
-def _line(key: _Key, kind: str, envelope: Envelope, origin: str, ns: str, own: bool) -> _Line:
+def _line(key: _Key, kind: str, envelope: Envelope, origin: str, ns: str, own: bool) -> _NewLine:
     """Return the line of an envelope."""
     value, by = envelope.record, envelope.sig.by
     entry = Entry(
         kind, envelope.raw, origin, ns, own, envelope.id, value["thread"], value["actor"], value["clock"], by
     )  # fmt: skip
-    return _Line(key, entry, value, envelope)
+    return _NewLine(key, entry, value, envelope)
 
 
-def _outcomes(prepared: Sequence[_Known | _Repeat | _Line], seq: int) -> Iterator[Outcome]:
+def _outcomes(prepared: Sequence[_Known | _Repeat | _NewLine], seq: int) -> Iterator[Outcome]:
     """Yield what became of each item; the first line that was appended has this sequence."""
     stored: dict[_Key, Outcome] = {}
     for item in prepared:
@@ -416,7 +416,7 @@ def _outcomes(prepared: Sequence[_Known | _Repeat | _Line], seq: int) -> Iterato
                 yield outcome
             case _Repeat(key):
                 yield replace(stored[key], fresh=False)
-            case _Line():
+            case _NewLine():
                 stored[item.key] = Outcome(seq, item.envelope, True)
                 yield stored[item.key]
                 seq += 1

@@ -59,9 +59,9 @@ class Grants:
         self.stale: Counter[str] = Counter()
         """Pair -> how many outdated statements of its peer were refused."""
 
-    def book(self, pair: Pair) -> PairGrants:
+    def of(self, pair: Pair) -> PairGrants:
         """Return both sides' grants of a pair; any thread may ask."""
-        return consent.book_of(self.pairs.writer.views.consents, pair)
+        return consent.grants_of(self.pairs.writer.views.consents, pair)
 
     def agreed(self, pair_id: str) -> Pair:
         """Return the pair while grants can be made and handed over.
@@ -83,21 +83,21 @@ class Grants:
         Raises ConsentError, PairError, NamespaceError "namespace-rejected".
         """
         pair = self.agreed(pair_id)
-        book = self.book(pair)
+        grants = self.of(pair)
         if level is not None:
             namespace.usable(self.pairs.writer.views.namespaces, name)
-        held = book.ours.get(name)
+        held = grants.ours.get(name)
         if held is not None and (held.maps, held.level) == (maps, level):
             return False
-        grant = consent.draft(pair, book, name, maps, level, self.pairs.limits)
+        grant = consent.draft(pair, grants, name, maps, level, self.pairs.limits)
         self._write(pair, [grant], held=False)
         self._tell_log("consent.withdrawn" if level is None else "consent.granted", pair, grant)
         return True
 
     def ours(self, pair: Pair) -> dict[str, object]:
         """Return {grants, held} for the peer: all our statements, and the versions that we hold of its own."""
-        book = self.book(pair)
-        return {"grants": consent.statements(book.ours.values()), "held": consent.versions(book.theirs)}
+        grants = self.of(pair)
+        return {"grants": consent.statements(grants.ours.values()), "held": consent.versions(grants.theirs)}
 
     # -- what the peer says
 
@@ -138,13 +138,13 @@ class Grants:
         """
         self._budget.check(pair.pair_id)
         self.adopt(pair, fields.get("evidence"))
-        book = self.book(pair)
-        known = consent.acknowledged(book, fields.get("held"))
+        grants = self.of(pair)
+        known = consent.acknowledged(grants, fields.get("held"))
         self._write(pair, known, held=True)
         for grant in known:
             self._tell_log("consent.handed_over", pair, grant)
         try:
-            fresh = consent.news(book, fields.get("grants"), self.pairs.limits)
+            fresh = consent.news(grants, fields.get("grants"), self.pairs.limits)
         except ConsentError as exc:
             if exc.code != STALE:
                 raise
@@ -183,16 +183,16 @@ class Grants:
             keys = [key for key in own.chain.keys if key not in lost_keys]
             if not any(_is_signed(purpose, evidence, key) for purpose in _PURPOSES for key in keys):
                 return False
-            book, values = self.book(pair), fields.get("grants")
+            grants, values = self.of(pair), fields.get("grants")
             said = [consent.read(value) for value in (values if isinstance(values, list) else [])]
         except SplError:
             return False
         lost, raised = list[Grant](), list[Grant]()
         for each in said:
-            held = book.ours.get(each.namespace)
+            held = grants.ours.get(each.namespace)
             if held is not None and (held == each or held.version > each.version):
                 continue
-            is_doubtful = held is not None and (held.version == each.version or each.namespace in book.waiting)
+            is_doubtful = held is not None and (held.version == each.version or each.namespace in grants.waiting)
             if held is not None and is_doubtful and _narrowness(held) >= _narrowness(each):
                 raised.append(replace(held, version=each.version + 1))
             elif held is not None and held.version == each.version:
@@ -209,7 +209,7 @@ class Grants:
 
     def _write(self, pair: Pair, grants: Sequence[Grant], *, held: bool) -> None:
         at = when.text_of(self.pairs.now_ms())
-        bodies = [consent.said(pair.pair_id, grant, at, held=held) for grant in grants]
+        bodies = [consent.grant_body(pair.pair_id, grant, at, held=held) for grant in grants]
         if bodies:
             self.pairs.submit([Own(consent.THREAD, consent.KIND_GRANT, body) for body in bodies])
 
@@ -247,7 +247,7 @@ def _is_signed(purpose: str, value: object, key: bytes) -> bool:
 
 
 @dataclass(slots=True)
-class _PairState:
+class _HandoverState:
     """What this process remembers of one pair."""
 
     backoff: Backoff
@@ -268,7 +268,7 @@ class Handover:
     def __init__(self, grants: Grants, initiator: Initiator, handshakes: HandshakeLoop, stepper: Stepper) -> None:
         self.grants, self.pairs = grants, grants.pairs
         self._initiator, self._handshakes, self._stepper = initiator, handshakes, stepper
-        self._states: dict[str, _PairState] = {}
+        self._states: dict[str, _HandoverState] = {}
 
     # -- what our operator asks
 
@@ -279,7 +279,7 @@ class Handover:
         `Grants.set_grant`.
         """
         news = await self._stepper.do(self.grants.set_grant, pair_id, name, maps, level)
-        if not self.grants.book(self.grants.agreed(pair_id)).waiting:
+        if not self.grants.of(self.grants.agreed(pair_id)).waiting:
             return news, ""
         try:
             async with asyncio.timeout(TELL_TIMEOUT_S):
@@ -301,7 +301,7 @@ class Handover:
         weight = view.get("consent", 0)
         if "head" not in view or type(weight) is not int or pair is None:
             return
-        if self.grants.book(pair).weight_held == weight:
+        if self.grants.of(pair).weight_held == weight:
             return
         state = self._state(pair_id)
         if weight not in (state.seen, state.asked):
@@ -389,13 +389,13 @@ class Handover:
         if state.lock.locked():
             return False
         folded = self.pairs.writer.views.consents.get(pair.pair_id)
-        # An agreed pair's maps stay, so the same stored grants give the same book.
+        # An agreed pair's maps stay, so the same stored grants give the same grants.
         if folded is None or folded is not state.folded:
-            book = self.grants.book(pair)
-            state.folded, state.waiting, state.weight_held = folded, bool(book.waiting), book.weight_held
+            grants = self.grants.of(pair)
+            state.folded, state.waiting, state.weight_held = folded, bool(grants.waiting), grants.weight_held
         return state.waiting or state.seen not in (state.asked, state.weight_held)
 
-    def _state(self, pair_id: str) -> _PairState:
+    def _state(self, pair_id: str) -> _HandoverState:
         if pair_id not in self._states:
-            self._states[pair_id] = _PairState(Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S))
+            self._states[pair_id] = _HandoverState(Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S))
         return self._states[pair_id]

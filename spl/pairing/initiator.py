@@ -207,8 +207,8 @@ class Initiator:
         # The peer confirmed what we know nothing of any more, as after a restored copy of our home.
         return Learned(self._again(pair) if state in ("active", "paused") else pair)
 
-    def news(self, pair: Pair, shown: set[str], synced: Mapping[str, object] | None) -> list[dict[str, object]]:
-        """Return the progress that the pair's state shows beyond what is in `shown`.
+    def news(self, pair: Pair, reported: set[str], synced: Mapping[str, object] | None) -> list[dict[str, object]]:
+        """Return the progress that the pair's state shows beyond what is in `reported`.
 
         `synced` is what its first sync brought, None while that runs.
         """
@@ -216,12 +216,12 @@ class Initiator:
         if isinstance(pair.state, Requested) or pair.ended:
             return steps
         waits = isinstance(pair.state, Waiting | Asked)
-        if "posted" not in shown:
+        if "posted" not in reported:
             names = list(pair.proposal.namespaces)
             steps.append({"step": "posted", "status": 202 if waits else 200, "namespaces": names})
         if waits or pair.issued_to_us is None:
             return steps
-        if "token" not in shown:
+        if "token" not in reported:
             steps.append({"step": "token", "scopes": list(pair.issued_to_us.scopes)})
             steps.append({"step": "recorded", "pair_id": pair.pair_id})
         if pair.phase is not Phase.ESTABLISHING and synced is not None:
@@ -343,26 +343,26 @@ class HandshakeLoop:
 
     async def watch(self, pair_id: str, wait_s: float) -> AsyncIterator[dict[str, object]]:
         """Yield what the records of the pair, and this process's attempts, have to tell."""
-        shown: set[str] = set()
+        reported: set[str] = set()
         now_s = asyncio.get_running_loop().time
         end_s = now_s() + wait_s
-        while "active" not in shown:
+        while "active" not in reported:
             changed = self._stepper.changes.next
             pair = self._initiator.successor_of(self.pairs.known(pair_id))
             pair_id = pair.pair_id
-            for step in self._initiator.news(pair, shown, self._first_syncs.get(pair_id)):
-                shown.add(str(step["step"]))
+            for step in self._initiator.news(pair, reported, self._first_syncs.get(pair_id)):
+                reported.add(str(step["step"]))
                 yield step
             left_s = end_s - now_s()
             trouble = self.trouble.get(pair_id)
             if trouble is not None and (left_s <= 0 or trouble.exit_code not in PASSING):
                 raise trouble
-            if left_s <= 0 and "active" not in shown:
+            if left_s <= 0 and "active" not in reported:
                 yield {"step": "pending", "pair_id": pair_id}
                 return
             if isinstance(pair.state, Waiting | Asked):
                 yield {"step": "waiting", "pair_id": pair_id, "left_ms": int(left_s * 1000)}
-            if "active" not in shown:
+            if "active" not in reported:
                 await wait(changed, min(left_s, WAITING_EVERY_S))
 
     async def drive(self, pair_id: str) -> None:

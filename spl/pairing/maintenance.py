@@ -49,7 +49,7 @@ CREDENTIALS: Final = frozenset(
 
 
 @dataclass(slots=True)
-class _PairState:
+class _MaintenanceState:
     """What this process remembers of one pair's maintenance."""
 
     backoff: Backoff
@@ -91,7 +91,7 @@ class Maintenance:
         self.pairs, self.limits = stepper.pairs, stepper.pairs.limits
         self._stepper, self._renewal, self._initiator, self._sync = stepper, renewal, initiator, sync
         self._handshakes, self._exchange = handshakes, handshakes.exchange
-        self._states: dict[str, _PairState] = {}
+        self._states: dict[str, _MaintenanceState] = {}
 
     # -- what is due
 
@@ -126,7 +126,7 @@ class Maintenance:
             wait_ms = min(wait_ms, pair.issued_to_us.renew_at_ms(self.limits.token_renew_s) - now_ms)
         return max(wait_ms, retry_ms)
 
-    def _retry_in_ms(self, state: _PairState) -> int:
+    def _retry_in_ms(self, state: _MaintenanceState) -> int:
         return state.backoff.retry_ms - self.pairs.steady_ms()
 
     def _grew(self, pair: Pair) -> bool:
@@ -251,7 +251,7 @@ class Maintenance:
         log.info(**event("token.renewed", **told))
         return after
 
-    def _failed(self, pair_id: str, state: _PairState, exc: SplError) -> None:
+    def _failed(self, pair_id: str, state: _MaintenanceState, exc: SplError) -> None:
         state.backoff.failed(self.pairs.steady_ms())
         state.error, state.at_ms = exc, self.pairs.now_ms()
         attempt = state.backoff.attempt
@@ -261,11 +261,11 @@ class Maintenance:
             fields["token_expires_at"] = when.text_of(pair.issued_to_us.expires_at_ms)
         log.warning(**event("pair.maintenance_failed", **fields))
 
-    def _state(self, pair_id: str) -> _PairState:
+    def _state(self, pair_id: str) -> _MaintenanceState:
         if pair_id not in self._states:
             # Its random number spreads the first refresh after a start, or all pairs would come at once.
             cap_s = min(BACKOFF_MAX_S, self.limits.manifest_refresh_s)
-            self._states[pair_id] = _PairState(Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, cap_s))
+            self._states[pair_id] = _MaintenanceState(Backoff(self.pairs.random_bytes, BACKOFF_BASE_S, cap_s))
         return self._states[pair_id]
 
 

@@ -52,8 +52,8 @@ class PairLog:
         if heard.pair is None:
             raise HistoryError("pair-unknown", "there is no such pair of the two of us")
         found = await asyncio.to_thread(self.own, pair_id)
-        shown = [item.to_json() for item in found[-diff.TRANSITIONS_MAX :]]
-        return self._responder.status(heard.fields, heard.pair, transitions=shown, omitted=len(found) - len(shown))
+        told = [item.to_json() for item in found[-diff.TRANSITIONS_MAX :]]
+        return self._responder.status(heard.fields, heard.pair, transitions=told, omitted=len(found) - len(told))
 
     async def ask(self, pair_id: str = "") -> list[dict[str, object]]:
         """Return what the peers say, all asked at once for at most 5 s: {pair_id, peer_did, transitions, omitted},
@@ -75,8 +75,11 @@ class PairLog:
                 fields = await self._exchange.send(pair, request, answer_bytes=ANSWER_BYTES)
             transitions = diff.transitions_from_json(fields.get("transitions"))
             omitted = fields.get("omitted")
-            shown = [item.to_json() for item in transitions]
-            return {**found, "transitions": shown, "omitted": omitted if type(omitted) is int else 0}
+            return {
+                **found,
+                "transitions": [item.to_json() for item in transitions],
+                "omitted": omitted if type(omitted) is int else 0,
+            }
         except TimeoutError:
             return {**found, "code": "timeout", "message": "the peer did not answer in time"}
         except SplError as exc:

@@ -350,15 +350,15 @@ class Pairing:
         """Drive our requests, finish what a crash cut, expire what waited too long; return soon after `stop`."""
         loop = asyncio.get_running_loop()
 
-        def heard(commit: Commit) -> None:
+        def on_commit(commit: Commit) -> None:
             if THREAD_PAIRS in commit.threads:
                 loop.call_soon_threadsafe(self.stepper.notify)
 
-        silence = self.pairs.writer.listen(heard)
+        unsubscribe = self.pairs.writer.listen(on_commit)
         try:
             await self._supervisor.run(stop)
         finally:
-            silence()
+            unsubscribe()
 
     async def arrange(self) -> float:
         """Start what waits, and a task for each pair that lacks one; return the seconds until the next call."""

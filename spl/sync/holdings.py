@@ -273,7 +273,7 @@ class SetScan:
 def terms_of(source: Source, pair_id: str) -> PairTerms:
     """Return the terms of a pair that we serve; raise as `Source.pair` does for any other."""
     last_seq, pair, views = source.last_seq(), source.pair(pair_id), source.writer.views
-    inbound = consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces)
+    inbound = consent.inbound(pair, consent.grants_of(views.consents, pair), views.namespaces)
     received = {each.ns: name for name, each in inbound.items() if each.full}
     return PairTerms(source.scope(pair), received, last_seq, lambda id_: source.outgoing.pseudonym(pair_id, id_))
 

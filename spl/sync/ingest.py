@@ -155,7 +155,7 @@ class Ingest:
 
     def inbound(self, pair: Pair) -> Mapping[str, Inbound]:
         """Return what the pair may bring in now, by the peer's namespace."""
-        return self._gate(pair).inlets
+        return self._gate(pair).inbound
 
     def received_ms(self, pair_id: str) -> int | None:
         """Return when the peer last pushed to us; None if it did not."""
@@ -199,11 +199,11 @@ class Ingest:
         """
         rules = self._gate(pair)
         if item.count <= ON_LOOP_RECORDS and item.size <= ON_LOOP_BYTES:
-            rows = self._unknown(pair.pair_id, rules.inlets, item)
+            rows = self._unknown(pair.pair_id, rules.inbound, item)
             verdicts = [rules.judge(value, ns) for value, ns in rows]
         else:
             loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, rules.inlets, item)
+            rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, rules.inbound, item)
             verdicts = await self._judge_rows(rules, rows)
         ahead = any(_is_ahead(rules, verdict) for verdict in verdicts)
         named = (verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
@@ -252,16 +252,16 @@ class Ingest:
         found = []
         for value, ns in zip(item.values, item.ns, strict=True):
             id_ = value.get("id") if isinstance(value, dict) else None
-            inlet = inbound.get(ns) if isinstance(ns, str) else None
-            if not isinstance(id_, str) or len(id_) != 64 or inlet is None:
+            allowed = inbound.get(ns) if isinstance(ns, str) else None
+            if not isinstance(id_, str) or len(id_) != 64 or allowed is None:
                 found.append((value, ns))
                 continue
             mark = value.get("projection")
             sig = value.get("sig")
             if isinstance(mark, dict):
-                held = self._holds_projection(pair_id, id_, inlet.ns, mark.get("level"))
+                held = self._holds_projection(pair_id, id_, allowed.ns, mark.get("level"))
             else:
-                row = self.writer.store.index.find(id_, inlet.ns)
+                row = self.writer.store.index.find(id_, allowed.ns)
                 held = row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
             if not held:
                 found.append((value, ns))
@@ -303,7 +303,7 @@ class Ingest:
             pins = pins.seen(chain, pair.pair_id)
         rules = Gate(
             pair_id=pair.pair_id,
-            inlets=consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces),
+            inbound=consent.inbound(pair, consent.grants_of(views.consents, pair), views.namespaces),
             actors=frozenset(pair.actors),
             trust=Trust(own, pair.peer_did, pins, views.blocked, now_ms),
             crossings=self._crossed(),
@@ -415,5 +415,5 @@ def _is_ahead(rules: Gate, verdict: Verdict) -> bool:
     """Return whether a record came in full that we take at L1, so that the peer gives it again once it knows."""
     if verdict.code != SCOPE_VIOLATION or verdict.envelope is None:
         return False
-    inlet = rules.inlets.get(verdict.ns)
-    return inlet is not None and inlet.wants_us
+    allowed = rules.inbound.get(verdict.ns)
+    return allowed is not None and allowed.wants_us

@@ -290,7 +290,8 @@ class Reconcile:
         views = self.writer.views
         pair = views.pairs[pair_id]
         return {
-            each.ns for each in consent.inbound(pair, consent.book_of(views.consents, pair), views.namespaces).values()
+            each.ns
+            for each in consent.inbound(pair, consent.grants_of(views.consents, pair), views.namespaces).values()
         }
 
     async def _name_lacking(

@@ -133,7 +133,7 @@ class Source:
         kept = self._scopes.get(pair.pair_id)
         if kept is None or any(one is not other for one, other in zip(kept[0], made_of, strict=True)):
             _, consents, registry, pairs, own_did = made_of
-            shares = consent.outbound(pair, consent.book_of(consents, pair), registry)
+            shares = consent.outbound(pair, consent.grants_of(consents, pair), registry)
             kept = self._scopes[pair.pair_id] = made_of, scope_of(pair, shares, pairs, own_did)
         found = kept[1]
         return found if not namespace else replace(found, shares=_only(found.shares, namespace))
@@ -240,7 +240,7 @@ class Source:
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
         acked, _ = self.acked.get(pair_id, (None, None))
-        reach, weight = self.reaches.word(pair_id), consent.book_of(self.writer.views.consents, pair).weight
+        reach, weight = self.reaches.word(pair_id), consent.grants_of(self.writer.views.consents, pair).weight
         return {
             "state": str(pair.phase),
             "reason": pair.reason,

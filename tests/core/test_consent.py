@@ -39,7 +39,7 @@ def a_pair(*namespaces: str, maps: tuple[tuple[str, str], ...] = ()) -> Pair:
 def record(grant: Grant, *, ours: bool = True, held: bool = True, pair_id: str = PAIR) -> dict[str, Any]:
     """Return the body of a record on th_consent."""
     kind = consent.KIND_GRANT if ours else consent.KIND_PEER_GRANT
-    return {"kind": kind, **consent.said(pair_id, grant, "2026-11-23T00:00:00.000Z", held=held)}
+    return {"kind": kind, **consent.grant_body(pair_id, grant, "2026-11-23T00:00:00.000Z", held=held)}
 
 
 def folded(*bodies: Mapping[str, Any]) -> PairGrants:
@@ -221,12 +221,12 @@ def test_where_both_grant_l0_the_peers_l1_comes_in_too() -> None:
 
 def test_a_map_of_the_handshake_is_a_grant_of_each_side() -> None:
     pair = a_pair("default", maps=(("music", "x"),))
-    book = consent.book_of({}, pair)
+    book = consent.grants_of({}, pair)
     assert consent.outbound(pair, book, SPACES) == (Outbound("default", "default", 0), Outbound("music", "x", 1))
     assert consent.inbound(pair, book, SPACES)["x"] == Inbound("music", full=False, level=1)
     assert consent.draft(pair, book, "music", "x", 0, LIMITS).version == 2
     said = consent.fold({}, record(Grant("music", "x", None, 2)))
-    assert [share.ns for share in consent.outbound(pair, consent.book_of(said, pair), SPACES)] == ["default"]
+    assert [share.ns for share in consent.outbound(pair, consent.grants_of(said, pair), SPACES)] == ["default"]
 
 
 @dataclass
@@ -255,14 +255,14 @@ def turned(maps: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
 
 def hand_over(one: Side, other: Side, pair: Pair) -> None:
     """Give the other side all statements of the first."""
-    told = consent.statements(consent.book_of({PAIR: one.book}, _seen(pair, False)).ours.values())
-    for grant in consent.news(consent.book_of({PAIR: other.book}, _seen(pair, True)), told, LIMITS):
+    told = consent.statements(consent.grants_of({PAIR: one.book}, _seen(pair, False)).ours.values())
+    for grant in consent.news(consent.grants_of({PAIR: other.book}, _seen(pair, True)), told, LIMITS):
         other.take(record(grant, ours=False))
 
 
 def acknowledge(one: Side, other: Side, pair: Pair) -> None:
     """Tell the first side what the other holds of it."""
-    held = consent.versions(consent.book_of({PAIR: other.book}, _seen(pair, True)).theirs)
+    held = consent.versions(consent.grants_of({PAIR: other.book}, _seen(pair, True)).theirs)
     one.take(*(record(grant) for grant in consent.acknowledged(one.book, held)))
 
 
@@ -280,7 +280,7 @@ def test_what_one_side_sends_is_what_the_other_accepts_and_both_said(ops: list[A
         one, other, pair = (sides[0], sides[1], pairs[0]) if first else (sides[1], sides[0], pairs[1])
         if op == "say":
             try:
-                book = consent.book_of({PAIR: one.book}, pair)
+                book = consent.grants_of({PAIR: one.book}, pair)
                 grant = consent.draft(pair, book, name, target, level, LIMITS)
             except ConsentError:
                 continue
@@ -299,7 +299,7 @@ def test_what_one_side_sends_is_what_the_other_accepts_and_both_said(ops: list[A
 
 
 def check(source: Side, target: Side, pair: Pair, peer_pair: Pair, *, settled: bool) -> None:
-    books = consent.book_of({PAIR: source.book}, pair), consent.book_of({PAIR: target.book}, peer_pair)
+    books = consent.grants_of({PAIR: source.book}, pair), consent.grants_of({PAIR: target.book}, peer_pair)
     shares = {share.ns: share for share in consent.outbound(pair, books[0], SPACES)}
     inlets = consent.inbound(peer_pair, books[1], SPACES)
     for name, share in shares.items():

@@ -27,7 +27,7 @@ US = did.did_of("us", OWN.public)
 CHAIN = Chain(PEER, OLD.public)
 PAIR = "pair_00000001"
 HUB = "did:sync:instance:hub-000000000000000000000000"
-INLETS = {
+INBOUND = {
     "default": Inbound("default", full=True),
     "org": Inbound("org", full=True),
     "work": Inbound("org/work", full=True),
@@ -47,7 +47,7 @@ def a_gate(*chains: Chain, peer: str = PEER, own: Chain | None = None, pins: Pin
             pins = pins.seen(chain)
     settings: dict[str, Any] = {
         "pair_id": PAIR,
-        "inlets": INLETS,
+        "inbound": INBOUND,
         "actors": frozenset(),
         "trust": Trust(own or Chain(US, OWN.public), peer, pins, blocked, now_ms),
         "crossings": {},
@@ -283,7 +283,7 @@ def test_projections_pass_at_their_level_or_a_finer_one(ns: str) -> None:
         value = projection(level, ns)
         verdict = a_gate().judge(value, ns)
         if level <= LEVEL_OF[ns]:
-            assert (verdict.code, verdict.ns, verdict.id) == ("", INLETS[ns].ns, value["id"])
+            assert (verdict.code, verdict.ns, verdict.id) == ("", INBOUND[ns].ns, value["id"])
             assert verdict.envelope is None
             assert verdict.projection is not None
             assert json.loads(verdict.projection.raw) == value

@@ -68,7 +68,7 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()}), SavedPosition("pair_1", "a", 1)],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": grown.to_json()})],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()})],
-        [Own(consent.THREAD, consent.KIND_GRANT, consent.said("pair_1", GRANT, "", held=False))],
+        [Own(consent.THREAD, consent.KIND_GRANT, consent.grant_body("pair_1", GRANT, "", held=False))],
         [Own(consent.THREAD, consent.KIND_PEER_GRANT, {"pair_id": "pair_1", "grant": GRANT.to_json()})],
         [Refuse("pair_1", "f" * 64, "record-id"), SavedPosition("pair_1", "b", 3), SavedPosition("pair_2", "c", 0)],
     ):

@@ -12,7 +12,7 @@ from spl.core.errors import SplError
 from spl.core.identity import message
 from spl.core.pair import handshake
 from tests.pair_world import Node, code_of
-from tests.pairing.test_grants_handover import book, consent_calls, scene
+from tests.pairing.test_grants_handover import consent_calls, grants_of, scene
 from tests.waiting import until
 
 
@@ -36,7 +36,7 @@ async def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path
         await handover.set_grant(pair_id, "music", "music", 1)
         replayed = consent_calls(world)[0].body
         await handover.set_grant(pair_id, "music", "music", None)
-        before = book(b, pair_id)
+        before = grants_of(b, pair_id)
         assert (await post(b, pair_id, json.loads(replayed)))[1]["code"] == "MESSAGE_REPLAYED"
         status, answer = await post(b, pair_id, spoken(a, b, pair_id, grants=[old], held={}))
         assert (status, answer["code"]) == (409, "CONSENT_STALE")
@@ -54,7 +54,7 @@ async def test_old_and_foreign_statements_are_refused_and_counted(tmp_path: Path
         elsewhere = {**poll["message"], "pair_id": "pair_00000000"}
         found = await post(b, "pair_00000000", message.sign("consent", elsewhere, a.pairing.pairs.identity.key))
         assert (found[0], found[1]["message"]["state"]) == (404, "unknown")
-        assert book(b, pair_id) == before
+        assert grants_of(b, pair_id) == before
 
 
 async def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ async def test_words_that_we_did_not_sign_are_not_taken_for_ours(tmp_path: Path)
         mine = spoken(b, a, pair_id, grants=wide)
         for evidence in (forged, mine, 7, {}, {"message": {}, "signature": ""}):
             assert grants.adopt(pair, evidence) is False
-        assert book(a, pair_id).ours["music"] == Grant("music", "music", 1, 1)
+        assert grants_of(a, pair_id).ours["music"] == Grant("music", "music", 1, 1)
 
 
 async def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(tmp_path: Path) -> None:
@@ -79,8 +79,8 @@ async def test_what_was_withdrawn_after_a_home_was_set_back_does_not_open_again(
             wider = spoken(a, b, pair_id, grants=[Grant(name, name, 0, lost_version).to_json()])
             assert grants.set_grant(pair_id, name, name, None)
             assert grants.adopt(pair, wider)
-            assert book(a, pair_id).ours[name] == Grant(name, name, None, lost_version + 1)
-            assert name in book(a, pair_id).waiting
+            assert grants_of(a, pair_id).ours[name] == Grant(name, name, None, lost_version + 1)
+            assert name in grants_of(a, pair_id).waiting
             assert not grants.adopt(pair, wider)
 
 
@@ -91,7 +91,7 @@ async def test_a_key_that_was_told_to_be_compromised_says_nothing_for_us(tmp_pat
         await a.pairing.rotate_identity("compromised")
         grants = a.pairing.handover.grants
         assert grants.adopt(a.home.views.pairs[pair_id], stolen) is False
-        assert "music" not in book(a, pair_id).ours
+        assert "music" not in grants_of(a, pair_id).ours
         retired = spoken(a, b, pair_id, grants=said)
         await a.pairing.rotate_identity("retired")
         assert grants.adopt(a.home.views.pairs[pair_id], retired) is True

@@ -35,15 +35,15 @@ async def known(node: Node, *names: str) -> None:
     await asyncio.wrap_future(node.home.writer.submit(made))
 
 
-def book(node: Node, pair_id: str) -> PairGrants:
-    return consent.book_of(node.home.views.consents, node.home.views.pairs[pair_id])
+def grants_of(node: Node, pair_id: str) -> PairGrants:
+    return consent.grants_of(node.home.views.consents, node.home.views.pairs[pair_id])
 
 
 async def agree(a: Node, b: Node, pair_id: str) -> None:
     """Wait until each side holds exactly what the other said."""
 
     def same() -> bool:
-        ours, theirs = book(a, pair_id), book(b, pair_id)
+        ours, theirs = grants_of(a, pair_id), grants_of(b, pair_id)
         return (ours.ours, ours.theirs) == (theirs.theirs, theirs.ours) and not (ours.waiting or theirs.waiting)
 
     await until(same)
@@ -68,15 +68,15 @@ async def test_a_grant_is_with_the_peer_when_the_command_returns(tmp_path: Path)
     async with scene(tmp_path) as (world, a, b, pair_id):
         assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", L1) == (True, "")
         grant = Grant("music", "projects/music", L1, 1)
-        assert book(b, pair_id).theirs == {"music": grant}
-        assert book(a, pair_id) == PairGrants({"music": grant}, {}, frozenset())
+        assert grants_of(b, pair_id).theirs == {"music": grant}
+        assert grants_of(a, pair_id) == PairGrants({"music": grant}, {}, frozenset())
         assert len(consent_calls(world)) == 1
         assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", L1) == (False, "")
         assert len(consent_calls(world)) == 1, "the same word again is none"
         assert await b.pairing.handover.set_grant(pair_id, "projects/music", "music", L0) == (True, "")
         assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", None) == (True, "")
         await agree(a, b, pair_id)
-        assert book(b, pair_id).theirs["music"].level is None
+        assert grants_of(b, pair_id).theirs["music"].level is None
         await a.restart()
         await agree(a, b, pair_id)
 
@@ -96,16 +96,16 @@ async def test_an_unreachable_peer_gets_the_grant_later_and_nothing_is_sent_unde
     async with scene(tmp_path) as (world, a, b, pair_id):
         fault = cut(world)
         assert await a.pairing.handover.set_grant(pair_id, "music", "music", L1) == (True, "disconnected")
-        assert book(a, pair_id).waiting == {"music"}
+        assert grants_of(a, pair_id).waiting == {"music"}
         assert await a.pairing.handover.set_grant(pair_id, "default", "default", L2) == (True, "disconnected")
         pair, spaces = a.home.views.pairs[pair_id], a.home.views.namespaces
-        assert consent.outbound(pair, book(a, pair_id), spaces) == ()
+        assert consent.outbound(pair, grants_of(a, pair_id), spaces) == ()
         await a.restart()
-        assert book(a, pair_id).waiting == {"music", "default"}, "a restart forgets no word"
+        assert grants_of(a, pair_id).waiting == {"music", "default"}, "a restart forgets no word"
         world.faults.remove(fault)
         world.time_ms += 600_000
         await agree(a, b, pair_id)
-        shares = consent.outbound(a.home.views.pairs[pair_id], book(a, pair_id), a.home.views.namespaces)
+        shares = consent.outbound(a.home.views.pairs[pair_id], grants_of(a, pair_id), a.home.views.namespaces)
         assert [(share.ns, share.level) for share in shares] == [("default", L2), ("music", L1)]
 
 
@@ -113,7 +113,7 @@ async def test_a_side_that_cannot_be_dialled_asks_when_it_sees_that_it_is_behind
     async with scene(tmp_path) as (world, a, b, pair_id):
         cut(world, origin=b.url)
         assert (await a.pairing.handover.set_grant(pair_id, "music", "music", L1))[1] == "disconnected"
-        view = {"state": "active", "head": 0, "consent": book(a, pair_id).weight}
+        view = {"state": "active", "head": 0, "consent": grants_of(a, pair_id).weight}
         b.pairing.handover.seen(pair_id, {"state": "active", "consent": 9})
         assert b.pairing.handover.due() == [], "a view that is no whole one says nothing"
         b.pairing.handover.seen(pair_id, view)
@@ -165,16 +165,16 @@ async def test_a_side_whose_home_was_set_back_gets_its_own_words_again(tmp_path:
         await a.pairing.handover.set_grant(pair_id, "music", "music", None)
         await a.pairing.handover.set_grant(pair_id, "projects", "projects", L2)
         await b.pairing.handover.set_grant(pair_id, "music", "music", L2)
-        newest = book(a, pair_id)
+        newest = grants_of(a, pair_id)
         set_views(a.home, consents=old)
         if begins == "other":
-            view = {"state": "active", "head": 0, "consent": book(a, pair_id).weight}
+            view = {"state": "active", "head": 0, "consent": grants_of(a, pair_id).weight}
             b.pairing.handover.seen(pair_id, view)
             await agree(a, b, pair_id)
-            assert book(a, pair_id) == newest
+            assert grants_of(a, pair_id) == newest
         assert await a.pairing.handover.set_grant(pair_id, "music", "projects/music", L1) == (True, "")
         await agree(a, b, pair_id)
-        assert book(b, pair_id).theirs["projects"] == newest.ours["projects"]
+        assert grants_of(b, pair_id).theirs["projects"] == newest.ours["projects"]
 
 
 async def test_a_crash_at_any_write_leaves_both_sides_agreeing_after_the_restart(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ async def test_grants_are_weighed_again_only_when_they_changed(tmp_path: Path, m
         handover, weighed = a.pairing.handover, list[str]()
         await handover.set_grant(pair_id, "music", "music", L1)
         handover.due()
-        known_book = handover.grants.book
-        monkeypatch.setattr(handover.grants, "book", lambda pair: weighed.append(pair.pair_id) or known_book(pair))
+        known = handover.grants.of
+        monkeypatch.setattr(handover.grants, "of", lambda pair: weighed.append(pair.pair_id) or known(pair))
         assert handover.due() == []
         assert handover.next_s() == float("inf")
         assert weighed == []

@@ -67,7 +67,7 @@ class Side:
 
     @property
     def book(self) -> consent.PairGrants:
-        return consent.book_of(self.node.home.views.consents, self.pair)
+        return consent.grants_of(self.node.home.views.consents, self.pair)
 
     def say(self, name: str, maps: str, level: int | None) -> None:
         """Grant as our operator does, or withdraw; the peer does not hold it yet."""
@@ -75,7 +75,7 @@ class Side:
             grant = consent.draft(self.pair, self.book, name, maps, level, LIMITS)
         except ConsentError:
             return
-        self.node.write(Own(consent.THREAD, consent.KIND_GRANT, consent.said(PAIR, grant, "then", held=False)))
+        self.node.write(Own(consent.THREAD, consent.KIND_GRANT, consent.grant_body(PAIR, grant, "then", held=False)))
         self.words[name] = maps, level, grant.version
 
     def hand_over(self, other: "Side") -> None:
@@ -84,7 +84,7 @@ class Side:
             body = {"pair_id": PAIR, "grant": grant.to_json(), "at": "then"}
             other.node.write(Own(consent.THREAD, consent.KIND_PEER_GRANT, body))
         for grant in consent.acknowledged(self.book, consent.versions(other.book.theirs)):
-            self.node.write(Own(consent.THREAD, consent.KIND_GRANT, consent.said(PAIR, grant, "then", held=True)))
+            self.node.write(Own(consent.THREAD, consent.KIND_GRANT, consent.grant_body(PAIR, grant, "then", held=True)))
         self.told = dict(self.words)
 
     def turn(self, name: str, state: str) -> None:

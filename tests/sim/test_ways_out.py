@@ -83,7 +83,7 @@ def granted(level: int | None, version: int = 1, *, held: bool = True, theirs: i
     async def do(daemon: Daemon, peer: Peer) -> None:
         if "music" not in daemon.home.views.namespaces:
             await made("music")(daemon, peer)
-        said = consent.said(
+        said = consent.grant_body(
             peer.pair_id, Grant("music", "music", level, version), "2027-01-15T08:00:00.000Z", held=held
         )
         daemon.write(Own(consent.THREAD, consent.KIND_GRANT, said))

@@ -105,7 +105,7 @@ def parse(text: str) -> Expr:
     """
     if len(text) > SOURCE_CHARS_MAX:
         raise ExprError("rule-syntax", f"an expression has at most {SOURCE_CHARS_MAX} characters")
-    root = _Parser(text).whole()
+    root = _Descent(text).whole()
     layer: tuple[Node, ...] = (root,)
     depth = 0
     while layer:
@@ -122,10 +122,10 @@ def fault(code: str, message: str, text: str, at: int, hint: str = "") -> ExprEr
     column = len(before[-1])
     line = "".join(char if char.isprintable() else " " for char in text.split("\n")[len(before) - 1])
     start = max(0, min(column - WINDOW_CHARS // 2, len(line) - WINDOW_CHARS))
-    shown = line[start : start + WINDOW_CHARS]
+    window = line[start : start + WINDOW_CHARS]
     place = f"{len(before)}:{column + 1}"
     caret = " " * (column - start) + "^"
-    return ExprError(code, f"{message}, at {place}", hint=hint, at=place, source=shown, caret=caret)
+    return ExprError(code, f"{message}, at {place}", hint=hint, at=place, source=window, caret=caret)
 
 
 class _Token(NamedTuple):
@@ -166,7 +166,7 @@ def _names(node: Node, bound: frozenset[str]) -> Iterator[str]:
         yield from _names(part, inner if number else bound)
 
 
-class _Parser:
+class _Descent:
     """Recursive descent over the tokens; one method a line of the grammar."""
 
     def __init__(self, text: str) -> None:

@@ -74,7 +74,7 @@ class PairFilter:
         """Return {relay, thread_allow, thread_rule}."""
         return {"relay": self.relay, "thread_allow": list(self.thread_allow), "thread_rule": self.thread_rule}
 
-    def shown(self) -> dict[str, object]:
+    def report(self) -> dict[str, object]:
         """Return `to_json`, and `fault` if the rule cannot be read."""
         fault = fault_of(self)
         return {**self.to_json(), "fault": fault} if fault else self.to_json()

@@ -112,12 +112,12 @@ def shown_bytes(value: Mapping[str, Any], level: int) -> int:
 
 
 def project(
-    shown: Mapping[str, Any], level: int, ns: str, pair_id: str, by: str, key_text: str, key: SecretKey
+    content: Mapping[str, Any], level: int, ns: str, pair_id: str, by: str, key_text: str, key: SecretKey
 ) -> bytes:
     """Return the signed projection of what `content` returned; `key_text` is the multibase of our public key."""
-    value = key.sign(_signed_text(shown, level, ns, pair_id))
+    value = key.sign(_signed_text(content, level, ns, pair_id))
     mark = {"by": by, "key": key_text, "level": NAMES[level], "ns": ns, "value": b64(value)}
-    return canon.encode({**shown, "projection": mark})
+    return canon.encode({**content, "projection": mark})
 
 
 def is_projection(value: object) -> bool:
@@ -155,8 +155,8 @@ def parse(value: object, limits: Limits) -> Projection:
 
 def verify(projection: Projection, pair_id: str, public: bytes) -> bool:
     """Return whether the key signed this projection for this pair."""
-    shown = {"id": projection.id, "record": projection.record}
-    return keys.verify(public, _signed_text(shown, projection.level, projection.ns, pair_id), projection.value)
+    content = {"id": projection.id, "record": projection.record}
+    return keys.verify(public, _signed_text(content, projection.level, projection.ns, pair_id), projection.value)
 
 
 def _check_body(body: object, level: int) -> None:
@@ -169,6 +169,11 @@ def _check_body(body: object, level: int) -> None:
         raise LevelError("bad-field", "a hash is 64 lower-case hex digits")
 
 
-def _signed_text(shown: Mapping[str, Any], level: int, ns: str, pair_id: str) -> bytes:
-    text = {"pair": pair_id, "level": NAMES[level], "ns": ns, "content": {"id": shown["id"], "record": shown["record"]}}
+def _signed_text(content: Mapping[str, Any], level: int, ns: str, pair_id: str) -> bytes:
+    text = {
+        "pair": pair_id,
+        "level": NAMES[level],
+        "ns": ns,
+        "content": {"id": content["id"], "record": content["record"]},
+    }
     return b"syncropel-projection-v1\0" + canon.encode(text)

@@ -93,6 +93,6 @@ def test_a_stored_rule_that_cannot_be_read_lets_nothing_pass_and_says_so() -> No
     """Homes of an older version may hold one with `matches`."""
     old = PairFilter(thread_rule="record.thread.matches('^th_')")
     assert not old.admits(fields_of({"thread": "th_a"}, "default", "did:x"), relayed=False)
-    assert "there is no function 'matches'" in str(old.shown()["fault"])
-    assert "fault" not in PairFilter(thread_rule="true").shown()
-    assert "fault" not in OPEN.shown()
+    assert "there is no function 'matches'" in str(old.report()["fault"])
+    assert "fault" not in PairFilter(thread_rule="true").report()
+    assert "fault" not in OPEN.report()
