@@ -21,7 +21,9 @@ from typing import Any, Final
 from .errors import SplError
 
 NESTING_LEVELS_MAX: Final = 64
+"""Part of the form of records and messages; the decoder recurses once a level."""
 INTEGER_DIGITS_MAX: Final = 310
+"""No finite float has more than 309 digits as an integer."""
 GROWTH_TIMES: Final = 8
 GROWTH_FREE_DIGITS: Final = 4096
 """Integers of floats may have so many digits in all, and GROWTH_TIMES the length of the text that they stand in."""

@@ -45,6 +45,7 @@ STATEMENT_BYTES_MAX: Final = 16 * KIB
 """What all grants of one side may take in a message, beside a manifest."""
 
 _VERSION_MAX: Final = 2**53
+"""Up to here JSON numbers are exact in every language."""
 _STATEMENT: Final = frozenset({"namespace", "maps", "level", "version"})
 
 

@@ -31,8 +31,10 @@ KIND_FOLD_REMOVED: Final = "syncropel.policy.fold_rule_removed.v1"
 THREAD_CHARS_MAX: Final = 256
 FIELD_CHARS_MAX: Final = 256
 FIELD_LEVELS_MAX: Final = 16
+"""Each level is one more look into each body."""
 SET_MEMBERS_MAX: Final = 1000
 SET_BYTES_MAX: Final = 64 * 1024
+"""A set that would grow beyond either keeps what it has and is no longer complete."""
 
 # An integer of a record has up to 310 digits and a fraction up to 324 decimals, so every sum of them is exact.
 _EXACT: Final = Context(prec=1000)

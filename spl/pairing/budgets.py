@@ -30,6 +30,7 @@ from ..core.pair.handshake import HandshakeError
 from ..net.address import source_of
 
 SOURCES_MAX: Final = 4096
+"""Bounds memory, not senders: a sender with more addresses has more budgets.  The oldest source is forgotten first."""
 LEVELS_MAX: Final = 8
 """How deep a message may nest.  Nested empty lists take 22 times their size in memory."""
 LEVELS_EVIDENCE: Final = 24

@@ -25,6 +25,7 @@ from .machine import Pairs
 MANIFEST_PATH: Final = "/.well-known/syncropel"
 DID_PATH: Final = "/.well-known/did.json"
 ANSWER_BYTES: Final = 256 * KIB
+"""Of a signed answer: messages to us have limits.handshake_bytes, and an answer may hold such ones as evidence."""
 _REFUSED: Final = frozenset({401, 403})
 
 

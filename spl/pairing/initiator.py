@@ -43,6 +43,7 @@ from .tokens import Renewal
 log = logging.getLogger("spl.federation")
 
 BEGIN_AGAIN_MAX: Final = 3
+"""Requests begun again for a peer that forgot ours; one that forgets each of them would have us ask for ever."""
 LOST: Final = "lost"
 """Why a pair ends whose request or answer the peer no longer has; another one begins in its place."""
 PASSING: Final = frozenset({8, 9})

@@ -24,7 +24,9 @@ from .stepper import Stepper
 
 ASK_TIMEOUT_S: Final = 5.0
 ASKED_MAX: Final = 64
+"""Peers asked at once: each may hold a connection and an answer of ANSWER_BYTES for the whole ASK_TIMEOUT_S."""
 ANSWER_BYTES: Final = 1024 * KIB
+"""Three times what diff.TRANSITIONS_MAX transitions of usual length take."""
 ROWS: Final = 500
 
 

@@ -53,6 +53,7 @@ HOUSEKEEPING_MIN_S: Final = 0.05
 ASK_PAUSED_S: Final = 300.0
 ASK_AGAIN_MS: Final = 5000
 TELLERS_MAX: Final = 16
+"""Peers told at once after a start or a rotation: each takes a connection, a signature and a turn of the steps."""
 BACKOFF_MAX_S: Final = 300.0
 
 

@@ -26,9 +26,12 @@ from typing import Any, Final, NamedTuple, NoReturn
 from ..errors import SplError
 
 SOURCE_CHARS_MAX: Final = 4096
+"""Part of the language: a stored rule must be readable on each instance that folds it."""
 NESTING_LEVELS_MAX: Final = 32
+"""The parser recurses once a level."""
 INT_BOUND: Final = 2**63
 WINDOW_CHARS: Final = 72
+"""Of the source shown under an error: it fits a terminal."""
 METHODS: Final = {"size": 0, "startsWith": 1, "endsWith": 1, "contains": 1}
 MACROS: Final = ("exists", "all")
 COMPARING: Final = ("==", "!=", "<", "<=", ">", ">=", "in")

@@ -50,7 +50,9 @@ _HASH: Final = re.compile(r"[0-9a-f]{64}\Z")
 _PROOF: Final = re.compile(r"v1;([0-9TZ:.-]{20,27});([0-9a-f]{32});([A-Za-z0-9+/=]{88})\Z")
 _SEALED: Final = frozenset({"purpose", "pair_id", "nonce", "issuer", "audience", "scopes", "expires_at", "token"})
 _SEALED_BYTES_MAX: Final = 4096
+"""A token and seven short texts take less than 1 KiB; more is refused before it is opened."""
 _NAMES_MAX: Final = 1024
+"""Characters of each text in a mint record."""
 
 
 class BearerError(SplError):

@@ -35,7 +35,9 @@ refuse honest peers, a higher one lets a stranger's request weigh more.  Rotatio
 SIGNATURE_CHARS: Final = 128
 """Room for the member that is added last: 64 bytes in base64, and its name."""
 TEXT_CHARS: Final = 2048
+"""Of each text, as both sides check it."""
 CAPABILITIES_MAX: Final = 64
+"""As both sides check it; ours has fewer than ten."""
 
 _ORIGIN: Final = re.compile(
     r"https?://[a-z0-9._-]{1,253}(?::[0-9]{1,5})?\Z|https?://\[[0-9a-f:.]{2,45}\](?::[0-9]{1,5})?\Z"

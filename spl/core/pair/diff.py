@@ -18,7 +18,9 @@ from .pair import Pair
 
 THREAD_PAIRS: Final = "th_federation_pairs"
 TRANSITIONS_MAX: Final = 1000
+"""The newest transitions of a pair that one side shows the other."""
 TEXT_CHARS_MAX: Final = 256
+"""Of each text of a transition; with TRANSITIONS_MAX it bounds what a peer has us keep."""
 
 _SHARED: Final = {
     "pair_init.v1": "request",

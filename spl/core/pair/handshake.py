@@ -62,6 +62,7 @@ ENDED: Final = ("rejected", "expired", "superseded", "revoked")
 STATES: Final = frozenset({"establishing", "pending", "approved", "active", "paused", "unknown", "refused", *ENDED})
 ENVIRONMENT: Final = "fed"
 _REASON_CHARS: Final = 200
+"""Of the reason that a peer gives, which is shown in one line."""
 
 
 class HandshakeError(SplError):

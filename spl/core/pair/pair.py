@@ -69,6 +69,7 @@ __all__ = [
 
 PREFIX: Final = "syncropel.federation."
 TRANSITIONS_MAX: Final = 20
+"""Of the history in a pair value; the records have all of it."""
 POLL_INTERVAL_MS: Final = 300_000
 
 POLL_INTERVAL_MS_MAX: Final = 30 * 86_400_000

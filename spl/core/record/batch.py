@@ -15,6 +15,7 @@ from ..keys import KeyFault, b64, unb64
 
 SIZE_MIN: Final = 2
 SIZE_MAX: Final = 64
+"""Part of the form: a path has at most 6 hashes, and a larger tree saves little more per record."""
 _HASH_BYTES: Final = 32
 
 

@@ -23,6 +23,7 @@ from ..errors import SplError
 from ..keys import aead_open, aead_seal
 
 LANES_MAX: Final = 64
+"""One for each namespace that a pair may share (limits.namespaces_per_pair)."""
 TEXT_CHARS_MAX: Final = 4096
 LANE_KEY_HEX: Final = 24
 
@@ -31,6 +32,7 @@ _SIZES: Final = (192, 384, 768, 2048)
 """Bytes before sealing: room for 4, 10, 24 and 64 lanes, as names of 32 digits leave it; beyond, multiples of 64."""
 _PAD_BYTES: Final = 64
 _NAME_BYTES_MAX: Final = 128
+"""Of the epoch and of the running hash, which are hex digits."""
 _SEQ: Final = struct.Struct(">Q")
 _LANE: Final = struct.Struct(">12sQQ")
 _NUMBER_MAX: Final = 2**63 - 1

@@ -23,6 +23,7 @@ from ..limits import Limits
 from .record import is_reserved
 
 THREADS_MAX: Final = 256
+"""Named threads stand in the record of the pair; more of them are said shorter by a rule."""
 FILTERS_MAX: Final = 8
 """How many filters of a pair are remembered: what an earlier one let through is not sent again under a later one."""
 RULE_STEPS: Final = 2000
@@ -30,6 +31,7 @@ RULE_STEPS: Final = 2000
 DIGEST_HEX: Final = 24
 FIELDS: Final = ("thread", "actor", "act", "namespace", "data_type", "kind", "voucher")
 _COMPILED_MAX: Final = 1024
+"""One rule for each of limits.pairs_count pairs."""
 
 
 class FilterError(SplError):

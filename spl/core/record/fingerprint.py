@@ -45,7 +45,9 @@ DEPTH: Final = 2 * KEY_BYTES
 LISTED_MAX: Final = 32
 """A range of at most this many names is answered by the names."""
 RANGES_MAX: Final = 256
+"""Ranges in one question: the names of all of them take 128 KiB."""
 NAMES_MAX: Final = 1000
+"""Names, or ids, in one question: as many as one fetch asks for (limits.fetch_ids)."""
 ASKED_MAX: Final = 262_144
 """Ranges asked for in one comparison: what 10,000 names apart need, five times over."""
 

@@ -13,6 +13,7 @@ from ..errors import SplError
 
 DEFAULT: Final = "default"
 SEGMENTS_MAX: Final = 4
+"""Part of the form of a name."""
 KIND_CREATE: Final = "syncropel.namespace.create.v1"
 KIND_STATE: Final = "syncropel.namespace.state.v1"
 KIND_SHARE: Final = "syncropel.namespace.share.v1"

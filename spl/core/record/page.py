@@ -39,6 +39,7 @@ STREAM_ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset
 HEAD: Final = b'{"records":['
 """What stands before the envelopes of a page."""
 CHAINS_MAX: Final = 64
+"""Key chains in one push; further ones come with later pushes."""
 BUILT_BYTES_MAX: Final = 96 * MIB
 """What the value of a text may take in memory, as `_built_bytes` estimates it.
 

@@ -28,6 +28,7 @@ FORMAT: Final = "syncropel-snapshot-v1"
 DAMAGED_HEADER: Final = "spl-damaged"
 """Header of an answer that holds a snapshot: the first damaged places of the log, by sequence, if there are any."""
 LINE_BYTES_MAX: Final = 2 * MIB
+"""Twice the largest record, so that its signature fits as well."""
 MEMBERS: Final = frozenset({"count", "digest", "format", "instance", "thread"})
 
 _READ_BYTES: Final = 256 * 1024
