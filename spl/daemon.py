@@ -1,4 +1,4 @@
-"""The daemon: builds everything in floor order, serves until told to stop, and takes it down in reverse.
+"""The daemon: builds everything in the order of the folders, serves until a signal, and closes it in reverse.
 
 SIGTERM and SIGINT stop it: no new connections, streams told, queued writes written, exit 0.  SIGHUP reads configuration
 and TLS certificate again.  Both may come at any moment of the start: `cli/main` holds signals back until there are
@@ -11,7 +11,7 @@ again.  Three faults must not turn a daemon into one that neither serves nor end
 - A stop that does not come to its end is cut by a thread that waits for nothing else, `_Watchdog`.  The log takes that
   as it takes a power cut: what was acknowledged is synced, and the next start drops what was not.
 
-Descriptors are what strangers, peers, the operator and the store draw from alike.  The soft limit is raised to the hard
+Strangers, peers, the operator and the store share the file descriptors.  The soft limit is raised to the hard
 one, and what the listeners may take of it leaves DESCRIPTORS_KEPT for the store, the operator and our own connections.
 """
 
@@ -344,7 +344,7 @@ class _Daemon:
 
 
 def _listeners(config: Config, tls: ServerTls | None) -> tuple[list[Listener], str]:
-    """Bind the addresses; return them with the URL that peers shall use."""
+    """Bind the addresses; return them with the URL that peers use."""
     plain = [Listener(sock) for sock in bind_tcp(config.host, config.port)]
     port = plain[0].sock.getsockname()[1]
     url = f"http://{_bracketed(config.host)}:{port}"

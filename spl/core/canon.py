@@ -26,7 +26,7 @@ INTEGER_DIGITS_MAX: Final = 310
 """No finite float has more than 309 digits as an integer."""
 GROWTH_TIMES: Final = 8
 GROWTH_FREE_DIGITS: Final = 4096
-"""Integers of floats may have so many digits in all, and GROWTH_TIMES the length of the text that they stand in."""
+"""Digits that the integers of floats may have in all, beside GROWTH_TIMES the length of the text that holds them."""
 
 _LONG_DIGITS: Final = re.compile(rb"[0-9]{%d}" % (INTEGER_DIGITS_MAX + 1))
 _ENCODE: Final[Callable[[Any], str]] = json.JSONEncoder(

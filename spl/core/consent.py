@@ -42,7 +42,7 @@ IN: Final = "in"
 MISSING: Final = "consent-missing"
 UNMAPPED: Final = "namespace-unmapped"
 STATEMENT_BYTES_MAX: Final = 16 * KIB
-"""What all grants of one side may take in a message, beside a manifest."""
+"""The size of all grants of one side in a message, beside a manifest."""
 
 _VERSION_MAX: Final = 2**53
 """Up to here JSON numbers are exact in every language."""
@@ -185,7 +185,7 @@ def fold(by_pair: Mapping[str, PairGrants], body: Mapping[str, Any]) -> Mapping[
 
 
 def grants_of(by_pair: Mapping[str, PairGrants], pair: Pair) -> PairGrants:
-    """Return the grants of a pair, those that its maps imply included."""
+    """Return the grants of a pair, including those that its maps imply."""
     grants = by_pair.get(pair.pair_id, PairGrants())
     if not pair.maps:
         return grants
@@ -220,10 +220,10 @@ def draft(pair: Pair, grants: PairGrants, name: str, maps: str, level: int | Non
 
 
 def news(grants: PairGrants, values: object, limits: Limits) -> tuple[Grant, ...]:
-    """Return those of a peer's statements that we do not hold yet; it tells all of its grants each time.
+    """Return those of a peer's statements that we do not hold yet; it sends all of its grants each time.
 
     Raises ConsentError "bad-field", and "consent-stale" for a version before the one that we hold, another grant of
-    the same version, or none: that is an old statement played again, two, or one of a home that was rolled back.
+    the same version, or none: the statement is replayed, contradicts another, or is one of a home that was rolled back.
     """
     if not isinstance(values, list) or len(values) > limits.namespaces_per_pair:
         raise ConsentError("bad-field", f"grants is a list of at most {limits.namespaces_per_pair}")
@@ -239,7 +239,7 @@ def news(grants: PairGrants, values: object, limits: Limits) -> tuple[Grant, ...
 
 
 def acknowledged(grants: PairGrants, held: object) -> tuple[Grant, ...]:
-    """Return those of our grants that waited and that the peer, by the versions that it tells, holds now."""
+    """Return those of our grants that waited and that the peer, by the versions that it reports, holds now."""
     if not isinstance(held, dict):
         return ()
     return tuple(grants.ours[name] for name in sorted(grants.waiting) if held.get(name) == grants.ours[name].version)

@@ -130,7 +130,7 @@ class Gate:
         self._crossings = crossings
         self._registry = registry
         self._roots = roots
-        # Multibase costs more than a hash, so the keys of a chain are written out once, for the first record under it.
+        # Multibase costs more than a hash, so the texts of a chain's keys are computed once, at its first record.
         # Threads share it without a lock: each computes the same value, and storing it is atomic.
         self._keys: dict[str, Mapping[str, tuple[bytes, int]]] = {}
 
@@ -190,7 +190,7 @@ class Gate:
             return SCOPE_VIOLATION
         if projection.by in self.trust.blocked:
             return BLOCKED
-        # From L2 on the actor is hidden, so it may be none of those that the pair is narrowed to.
+        # From L2 on the actor is hidden, so it may not be one that the pair is restricted to.
         return SCOPE_VIOLATION if self.actors and projection.record.get("actor") not in self.actors else ""
 
     def _claim_signature_code(self, projection: Projection) -> str:

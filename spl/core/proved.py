@@ -1,6 +1,6 @@
 """Whether a rule of automatic approval depends on facts that the asker cannot choose.
 
-Nobody is dialled before approval, so the label, the URL and the namespaces in a pair request are the asker's own
+No peer is dialled before approval, so the label, the URL and the namespaces in a pair request are the asker's own
 claims: a rule that they alone satisfy lets any stranger in.  What a request proves is its DID and the six words of its
 key, which its signature covers, and the address of its connection.
 

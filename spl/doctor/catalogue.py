@@ -78,7 +78,7 @@ def findings(facts: Facts) -> list[Finding]:
 
 
 def problems(found: Iterable[Finding]) -> list[Finding]:
-    """Return those that need an action."""
+    """Return the findings that need an action."""
     return [item for item in found if item.is_problem]
 
 
@@ -120,9 +120,9 @@ _TLS_STEP: Final = "fix the TLS chain (self-signed is refused); a private CA goe
 _RENEW_STEP: Final = "renew the certificate, then SIGHUP to the daemon"
 _BUFFER_STEP: Final = "switch off response buffering in the proxy (nginx: proxy_buffering off)"
 _malformed_fix: Final = _at_peer("spl identity generate; look at what stands before the daemon")
-_signature_fix: Final = _at_peer("spl identity generate (publishes anew), then retry here")
+_signature_fix: Final = _at_peer("spl identity generate (publishes again), then retry here")
 _mismatch_fix: Final = _at_peer("spl identity show; is this still the instance that you paired with?")
-_age_fix: Final = _at_peer("spl identity generate (signs anew); compare both clocks")
+_age_fix: Final = _at_peer("spl identity generate (signs again); compare both clocks")
 
 
 def _missing_fix(facts: Facts) -> str:

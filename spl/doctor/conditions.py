@@ -155,7 +155,7 @@ def throttled(facts: Facts) -> str:
 
 def endpoint(facts: Facts) -> str:
     if facts.locking_rule:
-        return f"our permission rule {facts.locking_rule} refuses federation:pair, so nobody can pair with us"
+        return f"our permission rule {facts.locking_rule} refuses federation:pair, so no peer can pair with us"
     if facts.reason == "handshake-401":
         return "peer rejected handshake: 401 Unauthorized"
     seen, status = failed("handshake-401")(facts), facts.endpoint_status

@@ -28,7 +28,7 @@ from .peer_check import PeerCheck
 
 
 class Doctor:
-    """One daemon's."""
+    """The doctor of one daemon."""
 
     def __init__(
         self, home: Home, settings: Settings, pairing: Pairing, sync: Sync, feed: Feed, health: HealthSampler,

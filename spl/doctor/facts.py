@@ -1,7 +1,7 @@
 """What is known when something is wrong: one typed value; pure.
 
-`gather.py` fills in what needs no network and `peer_check.py` what the peer tells.  A fact that nobody gathered has its
-default, and nothing is found by a default; so one catalogue serves `status`, which asks no peer, and `doctor`, which
+`gather.py` fills in what needs no network and `peer_check.py` what the peer reports.  A fact that was not gathered has
+its default, and no finding follows from one; so one catalogue serves `status`, which asks no peer, and `doctor`, which
 does.  A mapping with string keys was rejected: a misspelt key reads as a fact that was not gathered, so the finding
 never shows, and no test of another finding notices.
 """

@@ -39,7 +39,7 @@ REVOKED_BY_PEER: Final = "revoked by peer"
 OVERDUE_INTERVALS: Final = 2
 PEER_INTERVALS: Final = 3
 HEALING: Final = ("dns", "connect", "timeout", "disconnected", "peer-5xx")
-"""Failures that mostly pass by themselves; they count after `limits.failing_s`."""
+"""Failures that mostly pass without an action; they count after `limits.failing_s`."""
 ENDED_SHOWN_MS: Final = 86_400_000
 ADAPTERS_MS: Final = 25
 """A record, at p99: what the spike of the reference's soak, 37 records a second, leaves them."""

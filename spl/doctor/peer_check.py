@@ -1,7 +1,7 @@
 """Facts from asking a peer: the way there step by step, its manifest, its pair endpoint, and its own view of us.
 
 Each question has a time limit of its own, those that do not depend on each other are asked at once, and a fault of one
-is a fact, never an error.  The peer's answers are its word: cut to size and printable, and every member is checked.
+is a fact, never an error.  The peer's answers are untrusted: cut to size and printable, and every member is checked.
 
 `look_back` is the other half: what this side answers to a peer that asks.  It dials only the endpoint of the pinned
 manifest and says only whether that was reached.  The error of the connection attempt stays here: with it, a peer that
@@ -85,7 +85,7 @@ class _Seen:
 
 
 class PeerCheck:
-    """Asks peers, and answers those that ask us."""
+    """Checks peers, and answers the checks of peers."""
 
     def __init__(
         self, client: Client, probe: Probe, pairing: Pairing, vault: Vault, limits: Limits, *, now_ms: Callable[[], int]
@@ -238,7 +238,7 @@ class PeerCheck:
         return {"reached": True, "url": pair.url, "ms": took_ms, "sha256": _digest(reply.body)}
 
     def _unreached(self, pair: Pair, code: str) -> dict[str, object]:
-        """Keep the reason in our own log; the peer is not told."""
+        """Log the reason; the peer does not learn it."""
         log.info(**event("check.unreached", pair=pair.pair_id, url=pair.url, code=code))
         return {"reached": False, "url": pair.url}
 

@@ -89,7 +89,7 @@ class Settings:
 
 
 def check_open(config: Config, *, insecure: bool = False) -> None:
-    """Refuse a daemon that asks nobody for a credential and listens beyond this machine.
+    """Refuse a daemon that requires no credential and listens beyond this machine.
 
     `insecure` stands for --insecure-localhost.  Raises ConfigError "config-invalid" with where the setting stands.
     """

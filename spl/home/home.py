@@ -93,12 +93,12 @@ class Machine:
 
 
 MACHINE: Final = Machine()
-"""The real one."""
+"""The machine itself."""
 
 
 @dataclass(slots=True)
 class Home:
-    """The open ground floor; `close` releases the lock."""
+    """The open home; `close` releases the lock."""
 
     path: Path
     config: Config

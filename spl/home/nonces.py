@@ -2,7 +2,7 @@
 
 A line is appended and synced for each nonce, before the message counts, so a replay is refused after a restart too.
 A nonce that could still be replayed is never evicted; a full memory refuses new messages.  So the nonces of
-strangers, who cost nothing to make, have a memory apart from those of pairs (`vault.py`).
+strangers, which cost nothing to make, have a memory apart from those of pairs (`vault.py`).
 """
 
 import re

@@ -4,8 +4,8 @@
 one small file a secret, and the nonces seen (`nonces.py`).  Files are 0600, folders 0700.  What a method wrote is
 durable, content and name, when it returns.  Nothing here ever shows a secret in a repr, an error or a log.
 
-A seed that a rotation retired is not kept: who finds it later could sign in our name.  Only the file of another DID
-stays beside a new one, because with it that DID would be gone for good.
+A seed that a rotation retired is not kept: a thief who finds it later could sign in our name.  Only the file of another
+DID stays beside a new one, because with it that DID would be gone for good.
 """
 
 import re
@@ -182,7 +182,7 @@ class Vault:
             self._replace(path, text.encode())
 
     def get(self, name: str) -> str | None:
-        """Return a secret, or None when there is none of this name."""
+        """Return a secret, or None if no secret has this name."""
         path = self._path(name)
         try:
             data = self._disk.read(path, SECRET_BYTES_MAX)

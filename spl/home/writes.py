@@ -114,7 +114,7 @@ class Commit:
 
 
 def size_of(item: Item) -> int:
-    """Return about how many bytes an item takes in the log; never less than LINE_BYTES."""
+    """Return the approximate number of bytes that an item takes in the log; never less than LINE_BYTES."""
     match item:
         case Arrive():
             return LINE_BYTES + len(item.envelope.raw)

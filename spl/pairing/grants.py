@@ -1,10 +1,10 @@
 """Grants of the pairs, both sides: what our operator grants, what a peer grants, and how each side hands over its own.
 
-Our word is durable before the peer hears of it, the peer's before we answer.  A peer that states older versions than
+Our grant is durable before the peer learns of it, the peer's before we answer.  A peer that states older versions than
 we hold had its home rolled back: we show it its own last statement, which it signed, and it restores its grants.
 
 `Grants` blocks on the disk and runs on the thread of the steps; `Handover` speaks to the peers.  Each side hands over
-all its grants whenever the other lacks one, which the versions in each view tell; rejected: a queue of changes, which
+all its grants whenever the other lacks one, which the versions in each view show; rejected: a queue of changes, which
 would have to survive restarts, rollbacks and lost answers on both sides.
 """
 
@@ -43,7 +43,7 @@ STALE: Final = "consent-stale"
 ROWS: Final = 500
 TELL_TIMEOUT_S: Final = 5.0
 ROUNDS_MAX: Final = 3
-"""To tell, to tell what we then hold, and to begin again if one side's home was rolled back."""
+"""One to hand over, one to confirm what we then hold, one to begin again if a home was rolled back."""
 PAUSE_MS: Final = 1000
 BACKOFF_BASE_S: Final = 2.0
 BACKOFF_MAX_S: Final = 300.0
@@ -116,11 +116,11 @@ class Grants:
             return Reaction(self._responder.status(fields, pair, grants=ours["grants"], held=ours["held"]))
         except SplError as exc:
             if exc.status >= SERVER_FAULT:
-                raise  # a fault of ours is no word on the grants: the peer hands them over again
+                raise  # our own fault says nothing about the grants: the peer hands them over again
             return Reaction(self._responder.refusal(fields, exc))
 
     def answer(self, pair: Pair, fields: Mapping[str, Any], value: object) -> dict[str, object]:
-        """Return what we tell a peer of a pair that handed over its grants, in the message `value` of these fields.
+        """Return what we answer to a peer that handed over its grants, in the message `value` of these fields.
 
         Raises HandshakeError "message-replayed", ConsentError "consent-stale" with its last statement as `evidence`.
         """
@@ -131,7 +131,7 @@ class Grants:
         return self.ours(pair)
 
     def take(self, pair: Pair, fields: Mapping[str, Any], value: object) -> bool:
-        """Keep what is new in the peer's verified statements and what it holds of ours; return whether it was news.
+        """Store what is new in the peer's verified statements, and what it holds of ours; return whether any was new.
 
         What is stored of it counts as brought in.  Raises ConsentError "bad-field", "consent-stale", IntakeError
         "intake-paused".
@@ -166,7 +166,7 @@ class Grants:
         return bool(fresh)
 
     def adopt(self, pair: Pair, evidence: object) -> bool:
-        """Take back grants of ours that the peer holds and we lost, as after a restored home; return whether any were.
+        """Restore grants of ours that the peer holds and we lost, as after a restored home; return whether any were.
 
         Only statements count that one of our own keys signed, for this peer and this pair, and no compromised one: it
         signs for any thief.  If our operator changed the grant since the loss, or may have, the one that gives less
@@ -257,7 +257,7 @@ class _HandoverState:
     asked: int = 0
     """That weight when we last asked; one that stays ahead of what it hands over is not asked for again."""
     folded: PairGrants | None = None
-    """The stored grants that the next two were computed of."""
+    """The stored grants that the next two were computed from."""
     waiting: bool = False
     weight_held: int = 0
 
@@ -284,7 +284,7 @@ class Handover:
         try:
             async with asyncio.timeout(TELL_TIMEOUT_S):
                 await self.exchange(pair_id)
-                # If our home was rolled back, the exchange brought older words of ours; this one came after them.
+                # If our home was rolled back, the exchange brought older statements of ours; this one came after them.
                 if await self._stepper.do(self.grants.set_grant, pair_id, name, maps, level):
                     await self.exchange(pair_id)
         except (SplError, TimeoutError) as exc:
@@ -297,7 +297,7 @@ class Handover:
     def seen(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Record the peer's view of a pair; if it counts grants that we lack, ask for them."""
         pair = self.pairs.get(pair_id)
-        # A view without `head` is not whole, as of a pair that is paused; one with another type is not honest.
+        # A paused pair's view has no `head` and is incomplete; a count of another type is forged.
         weight = view.get("consent", 0)
         if "head" not in view or type(weight) is not int or pair is None:
             return
@@ -337,7 +337,7 @@ class Handover:
         self._stepper.notify()
 
     async def exchange(self, pair_id: str) -> None:
-        """Tell the peer our grants and take in its own, until each side holds the other's.
+        """Send the peer our grants and store its own, until each side holds the other's.
 
         Raises ReachError, MessageError, ConsentError, HandshakeError, PairError.
         """
@@ -359,7 +359,7 @@ class Handover:
     # -- inside
 
     async def _take(self, pair_id: str, fields: dict[str, Any], value: object) -> tuple[bool, object]:
-        """Return (whether to tell the peer once more, with which evidence) after its signed answer."""
+        """Return (whether to send once more, with which evidence) after the peer's signed answer."""
         pair = self.grants.agreed(pair_id)
         if fields["state"] == "refused":
             code = cli_code(str(fields.get("code", "")))
@@ -389,7 +389,7 @@ class Handover:
         if state.lock.locked():
             return False
         folded = self.pairs.writer.views.consents.get(pair.pair_id)
-        # An agreed pair's maps stay, so the same stored grants give the same grants.
+        # An agreed pair's maps stay, so the same stored grants give the same result.
         if folded is None or folded is not state.folded:
             grants = self.grants.of(pair)
             state.folded, state.waiting, state.weight_held = folded, bool(grants.waiting), grants.weight_held

@@ -43,9 +43,9 @@ from .tokens import Renewal
 log = logging.getLogger("spl.federation")
 
 BEGIN_AGAIN_MAX: Final = 3
-"""Requests begun again for a peer that forgot ours; one that forgets each of them would have us ask for ever."""
+"""New requests to a peer that forgot ours; without a bound, one that forgets each would be asked for ever."""
 LOST: Final = "lost"
-"""Why a pair ends whose request or answer the peer no longer has; another one begins in its place."""
+"""The reason of a pair that ended because the peer lost our request or its answer; a new pair replaces it."""
 PASSING: Final = frozenset({8, 9})
 """Exit codes of errors that the next attempt may not meet."""
 POLL_S: Final = 2.0
@@ -94,7 +94,7 @@ class Initiator:
         self.pairs, self._renewal, self._settings = pairs, renewal, settings
         self._begun: dict[str, int] = {}
         self._skew_ms: dict[str, int] = {}
-        """Pair -> how far the peer's clock is ahead of ours, if --no-strict goes by it."""
+        """Pair -> how far the peer's clock is ahead of ours, if --no-strict uses it."""
 
     def terms(self, options: PairOptions) -> Terms:
         """Return what the options ask for, but for the start that an earlier pair gives.
@@ -105,7 +105,7 @@ class Initiator:
         if options.backfill and options.from_now:
             raise PairError("usage", "--backfill and --from-now contradict each other")
         if options.mode not in MODES:
-            raise PairError("bad-field", f"mode {options.mode[:40]!r} is none of {', '.join(MODES)}")
+            raise PairError("bad-field", f"mode {options.mode[:40]!r} is not one of {', '.join(MODES)}")
         return handshake.propose(
             self.pairs.writer.views.namespaces, options.namespaces, options.maps, mode=options.mode,
             start="beginning" if options.backfill else "present" if options.from_now else "", starts=("", *STARTS),
@@ -171,13 +171,13 @@ class Initiator:
         return SignedRequest(f"{base}/{pair.pair_id}/poll", "pair-poll", fields)
 
     def request_for(self, pair: Pair, purpose: str, **said: object) -> SignedRequest:
-        """Return the message of a purpose of its own, "renew" or "consent", with what it says beside our manifest."""
+        """Return the message of purpose "renew", "consent" or "log"; `said` are its members beside our manifest."""
         said["manifest"] = self.pairs.published.federation_manifest()
         fields = handshake.word_fields(pair, self.pairs.identity.did, self.now_ms(pair), self.pairs.nonce(), **said)
         return SignedRequest(f"{pair.url}{PAIR_PATH}/{pair.pair_id}/{purpose}", purpose, fields)
 
     def now_ms(self, pair: Pair) -> int:
-        """Return our time, or the peer's if --no-strict goes by it."""
+        """Return our time, or the peer's if --no-strict uses it."""
         return self.pairs.now_ms() + self._skew_ms.get(pair.pair_id, 0)
 
     def learn(self, pair_id: str, fields: Mapping[str, Any]) -> Learned:
@@ -205,7 +205,7 @@ class Initiator:
             return Learned(self.pairs.grant(pair, fields.get("answer") or {}))
         if state == "pending" and isinstance(pair.state, Requested):
             return Learned(self.pairs.take(pair, Park())[0])
-        # The peer confirmed what we know nothing of any more, as after a restored copy of our home.
+        # The peer confirmed a pair that we lost, as after a restored copy of our home.
         return Learned(self._again(pair) if state in ("active", "paused") else pair)
 
     def news(self, pair: Pair, reported: set[str], synced: Mapping[str, object] | None) -> list[dict[str, object]]:
@@ -252,7 +252,7 @@ class Initiator:
         raise why_ended(pair)
 
     def _refused(self, pair: Pair, wire: str, fields: Mapping[str, Any]) -> Learned:
-        """Take a signed refusal of our request: final unless asking again, later or otherwise, can do."""
+        """Apply a signed refusal of our request; it is final unless another attempt may succeed."""
         code = cli_code(wire) if cli_code(wire) in CODES else "message-malformed"
         if code == _SEEN:
             return Learned(pair, poll=True)
@@ -267,7 +267,7 @@ class Initiator:
         return Learned(ended, effects, fault=why_ended(ended))
 
     def _over(self, pair: Pair, state: str, reason: str) -> Learned:
-        """Take the peer's signed word that our request is over; ours approves a request of its own that stands."""
+        """Apply the peer's signed answer that our request ended; ours approves a request of its own that is open."""
         if state != SUPERSEDED:
             return Learned(*self.pairs.learn(pair, state, 0, reason))
         ended, effects = self.pairs.take(pair, End(SUPERSEDED))
@@ -343,7 +343,7 @@ class HandshakeLoop:
         self._stepper.notify()
 
     async def watch(self, pair_id: str, wait_s: float) -> AsyncIterator[dict[str, object]]:
-        """Yield what the records of the pair, and this process's attempts, have to tell."""
+        """Yield the progress that the records of the pair and the attempts of this process show."""
         reported: set[str] = set()
         now_s = asyncio.get_running_loop().time
         end_s = now_s() + wait_s
@@ -397,7 +397,7 @@ class HandshakeLoop:
             await wait(kick, delay_s)
 
     async def advance(self, pair_id: str) -> Pair:
-        """Send what the pair's state calls for, take in the answer, and return the pair; raise what went wrong."""
+        """Send the message that the pair's state calls for, apply the answer, and return the pair; raise its error."""
         learned = await self.ask(pair_id)
         if learned.poll:
             learned = await self.ask(pair_id, poll=True)

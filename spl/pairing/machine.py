@@ -137,7 +137,7 @@ class Pairs:
         best = min((_rank(pair) for pair in found), default=0)
         chosen = [pair for pair in found if _rank(pair) == best]
         if best == _ENDED and is_instance_did(ref):
-            # A DID may have many ended pairs; the last of them is what people mean then.
+            # A DID may have many ended pairs; people mean the last of them.
             chosen = chosen[-1:]
         return _only(chosen, ref, "pair", [pair.pair_id for pair in chosen])
 
@@ -272,7 +272,7 @@ class Pairs:
     # -- the peer's word
 
     def hear(self, pair: Pair, fields: Mapping[str, Any]) -> tuple[Pair, tuple[Effect, ...]]:
-        """Return pair and effects after what the peer's message says of its own state; only its latest word counts."""
+        """Return pair and effects after the state that the peer's message states; only its latest statement counts."""
         said_ms = message.issued_at_ms(fields)
         if said_ms <= max(self._said_ms.get(pair.pair_id, 0), pair.peer_said_ms):
             return pair, ()
@@ -280,7 +280,7 @@ class Pairs:
         return self.learn(pair, fields.get("state"), said_ms, handshake.reason_of(fields))
 
     def learn(self, pair: Pair, state: object, said_ms: int, reason: str) -> tuple[Pair, tuple[Effect, ...]]:
-        """Return pair and effects after the peer's signed word on where it stands: paused, active, or over."""
+        """Return pair and effects after the peer's signed state: paused, active, or ended."""
         if pair.ended:
             return pair, ()
         if state in handshake.ENDED:

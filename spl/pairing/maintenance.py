@@ -36,7 +36,7 @@ log = logging.getLogger("spl.federation")
 BACKOFF_BASE_S: Final = 5.0
 BACKOFF_MAX_S: Final = 3600.0
 PAUSE_MS: Final = 1000
-"""Between two rounds over one pair, whatever the clocks and the answers are."""
+"""Between two rounds of one pair, whatever the clocks and the answers are."""
 UNVERIFIED: Final = frozenset(
     "manifest-malformed manifest-signature manifest-did-mismatch manifest-expired manifest-stale peer-version"
     " chain-broken chain-fork did-invalid".split()

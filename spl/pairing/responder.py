@@ -7,7 +7,7 @@ The policy comes before the nonce, because a nonce takes a disk sync and memory.
 
 Only a peer with a valid signature gets a signed refusal, {error form, statement}; anything that fails earlier gets the
 error form alone.  No answer before an approval depends on which namespaces exist here, except those that a rule grants
-automatically.  Until then we dial no address of the asker and take in no manifest but the first: an
+automatically.  Until then we dial no address of the asker and accept no manifest but the first: an
 unapproved request costs one record, whatever its asker sends.
 
 A request counts for 24 hours, also if it was withdrawn or refused: else asking and withdrawing in turn would cost
@@ -105,7 +105,7 @@ class Responder:
             return self.refusal(fields, exc)
 
     def poll(self, pair_id: str, body: bytes, address: str) -> Reaction:
-        """Return where the pair stands with us, and take in where it stands with the peer.
+        """Return our state of the pair, and apply the peer's.
 
         A pair id that we do not know gets a signed 404, also without a valid signature.
         """
@@ -121,7 +121,7 @@ class Responder:
         return Reaction(self.status(fields, pair, held=held), effects, renew)
 
     def confirm(self, pair_id: str, body: bytes, address: str) -> Reaction:
-        """Return the answer to the initiator's word that its genesis is durable."""
+        """Return the answer to the initiator's confirmation that its genesis is durable."""
         heard = self.hear("pair-confirm", pair_id, body, address, POLL_COST)
         if heard.pair is None:
             return Reaction(self.unknown(heard.fields))
@@ -136,7 +136,7 @@ class Responder:
         return self.pairs.confirm(pair)[1] if pair is not None and unconfirmed(pair) else ()
 
     def notify_revoke(self, pair_id: str, body: bytes, address: str) -> Reaction:
-        """Return the answer to the peer's word that it revoked the pair, which ends it here at once."""
+        """Return the answer to the peer's notice that it revoked the pair, which ends it here at once."""
         heard = self.hear("notify-revoke", pair_id, body, address, POLL_COST)
         pair = heard.pair
         if pair is None:
@@ -146,7 +146,7 @@ class Responder:
         return Reaction(self.status(heard.fields, pair))
 
     def renew(self, pair_id: str, body: bytes, address: str) -> Reaction:
-        """Return the answer to the peer's wish for a new token: sealed into it, also while paused or degraded."""
+        """Return the answer to a request for a new token, which it holds sealed; also while paused or degraded."""
         heard = self.hear("renew", pair_id, body, address)
         pair, nonce = heard.pair, self.pairs.nonce()
         if pair is None:
@@ -164,7 +164,7 @@ class Responder:
     def decide(
         self, request_id: str, decision: str, reason: str, *, namespaces: Sequence[str] = (), maps: bool = True
     ) -> Pair:
-        """Return the pair after our operator's word on exactly the request of this id.
+        """Return the pair after our operator's decision on exactly the request of this id.
 
         An approval agrees to exactly the `namespaces`, or to what both sides share; without `maps` to no crossing.
         Raises PairError "not-found", "pair-state-conflict" for a request that is decided, or over; NamespaceError
@@ -190,8 +190,8 @@ class Responder:
         """Return a peer's message about a pair, once everything about it holds.
 
         It is verified by the key that it claims, then its manifest must lead from the key that we know to that one.
-        Only then does it count against the pair: who merely knows the pair's id signs with another key.  A newer
-        manifest, as after a rotation or a move, is adopted, except for a pending request.
+        Only then does it count against the pair: a sender that merely knows the pair's id signs with another key.
+        A newer manifest, as after a rotation or a move, is adopted, except for a pending request.
 
         Raises MessageError for a message that is not the peer's, not for us, not of now, or about another pair.
         """

@@ -53,7 +53,7 @@ HOUSEKEEPING_MIN_S: Final = 0.05
 ASK_PAUSED_S: Final = 300.0
 ASK_AGAIN_MS: Final = 5000
 TELLERS_MAX: Final = 16
-"""Peers told at once after a start or a rotation: each takes a connection, a signature and a turn of the steps."""
+"""Peers informed at the same time after a start or a rotation: each takes a connection and a signature."""
 BACKOFF_MAX_S: Final = 300.0
 
 
@@ -66,7 +66,7 @@ class Pace:
 
 
 class Pairing:
-    """The service.  `run` must be running for anything to be asked of a peer."""
+    """The service.  It sends peers something only while `run` is running."""
 
     def __init__(
         self, pairs: Pairs, settings: Settings, peers: PeerClient, policy: Policy, sync: Sync,
@@ -110,9 +110,9 @@ class Pairing:
         return reaction.answer
 
     async def contact(self, pair_id: str, token_id: str = "") -> None:
-        """Take in a peer's authenticated call: its first confirms the pair, the first by a new token ends the old one.
+        """Process a peer's authenticated call: its first confirms the pair, the first by a new token ends the old one.
 
-        A peer that paused does not call; one that does is asked for its word.
+        A peer that paused does not call; one that does is asked for its state.
         """
         pair = self.pairs.get(pair_id)
         if pair is None:
@@ -148,7 +148,7 @@ class Pairing:
         return pair if pair.paused_by in ("us", "both") else await self.stepper.step(pair_id, steps.Pause(reason))
 
     async def resume(self, pair_id: str, reason: str = "") -> Pair:
-        """Go on from the saved position, and let the peer renew a token that our operator revoked.
+        """Resume from the saved position, and let the peer renew a token that our operator revoked.
 
         Raises PairError "pair-paused" if only the peer can resume.
         """
@@ -179,7 +179,7 @@ class Pairing:
     async def set_mode(self, pair_id: str, mode: str) -> Pair:
         """Change how the pair syncs; raise PairError "bad-field" for an unknown mode."""
         if mode not in MODES:
-            raise PairError("bad-field", f"mode {mode[:40]!r} is none of {', '.join(MODES)}")
+            raise PairError("bad-field", f"mode {mode[:40]!r} is not one of {', '.join(MODES)}")
         return await self.configure(pair_id, lambda pair: {} if pair.mode == mode else {"mode": mode})
 
     async def set_poll_interval(self, pair_id: str, interval_ms: int) -> Pair:
@@ -257,11 +257,11 @@ class Pairing:
         self.stepper.start(pair_id, partial(self._recover, pair_id))
 
     def on_peer_state(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Ask the peer for its signed word: a bare status said that it paused or revoked."""
+        """Ask the peer for its signed state: an unsigned status said that it paused or revoked."""
         self.stepper.start(pair_id, partial(self.handshakes.ask, pair_id, poll=True))
 
     def on_view(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Take in the peer's view of a pair: it may tell of grants that we lack."""
+        """Process the peer's view of a pair, which may count grants that we lack."""
         self.handover.seen(pair_id, view)
 
     async def _recover(self, pair_id: str) -> None:
@@ -344,7 +344,7 @@ class Pairing:
     # -- running
 
     def close(self) -> None:
-        """End the thread of the steps, once nothing asks for one any more."""
+        """End the thread of the steps; call it after `run` and the last request."""
         self.stepper.close()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -384,10 +384,10 @@ class Pairing:
         return max(HOUSEKEEPING_MIN_S, next_s)
 
     def crashed(self, name: str, count: int) -> None:
-        """Nothing: a task that is still wanted is started again by `arrange`, and the crash is in the log."""
+        """Do nothing: a task that is still wanted is started again by `arrange`, and the crash is in the log."""
 
     async def _housekeep(self) -> bool:
-        """Do what time alone brings, as far as the store and the vault take it; return False before the first `heal`.
+        """Run what is due by time, if the store and the vault accept it; return False before the first `heal`.
 
         A refusal is tried again at the next call: it must not end reads, or renewals that need no write here.
         """
@@ -416,7 +416,7 @@ class Pairing:
         self.stepper.notify()
 
     def _ask_paused(self) -> None:
-        """Ask the peers that paused whether they go on: their word may have been lost."""
+        """Ask the peers that paused whether they resumed: their message may have been lost."""
         for pair in self.pairs.all():
             if pair.paused_by in ("peer", "both"):
                 self.stepper.start(pair.pair_id, partial(self._tell, pair.pair_id))

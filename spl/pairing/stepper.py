@@ -73,12 +73,12 @@ class Stepper:
         self.notify()
 
     def start(self, pair_id: str, job: Job) -> None:
-        """Have the service run a job about a pair soon."""
+        """Queue a job about a pair for the service to run."""
         self._keep(self._jobs, (pair_id, job))
         self.notify()
 
     def notify(self) -> None:
-        """Have the service look at its pairs, and wake what waits for a change of one; for the event loop's thread."""
+        """Wake the service and what waits for a change of a pair; for the event loop's thread."""
         self._supervisor.kick()
         self.changes.notify()
 

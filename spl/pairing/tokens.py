@@ -135,7 +135,7 @@ class Renewal:
         return True
 
     def watches(self, pair: Pair, token_id: str) -> bool:
-        """Return whether `used` must hear of this use of a token; touches no disk, for the event loop."""
+        """Return whether `used` must be called for this use of a token; touches no disk, for the event loop."""
         if pair.issued_by_us is None or not token_id:
             return False
         if token_id == pair.issued_by_us.token_id:

@@ -301,9 +301,9 @@ def test_what_one_side_sends_is_what_the_other_accepts_and_both_said(ops: list[A
 def check(source: Side, target: Side, pair: Pair, peer_pair: Pair, *, settled: bool) -> None:
     books = consent.grants_of({PAIR: source.book}, pair), consent.grants_of({PAIR: target.book}, peer_pair)
     shares = {share.ns: share for share in consent.outbound(pair, books[0], SPACES)}
-    inlets = consent.inbound(peer_pair, books[1], SPACES)
+    allowed = consent.inbound(peer_pair, books[1], SPACES)
     for name, share in shares.items():
-        word, inlet = books[0].ours.get(name), inlets[name]
+        word, inlet = books[0].ours.get(name), allowed[name]
         assert word is not None or name in pair.namespaces
         assert word is None or word.level is not None, "a withdrawal holds at once"
         assert word is None or share.level >= word.level, "never finer than our word"
@@ -320,7 +320,7 @@ def check(source: Side, target: Side, pair: Pair, peer_pair: Pair, *, settled: b
         gives = {name: share.level for name, share in shares.items()}
         takes = {
             name: 0 if inlet.full else inlet.level
-            for name, inlet in inlets.items() if name not in pair.namespaces
+            for name, inlet in allowed.items() if name not in pair.namespaces
         }  # fmt: skip
         assert takes == {name: level for name, level in gives.items() if name not in pair.namespaces}
         both = {name for name, level in gives.items() if level == 0 and name not in pair.namespaces}

@@ -252,7 +252,7 @@ def test_a_crossing_record_comes_into_our_own_namespace() -> None:
 
 
 def test_a_record_names_a_namespace_that_leads_to_where_it_comes_in() -> None:
-    """Else a peer could bring guesses at what a private namespace of ours holds.  A name that is none of ours may have
+    """Else a peer could bring guesses at what a private namespace of ours holds.  A name that is not ours may have
     crossed on its way, through a hub.
 
     Ours go back only to where they were made, or a peer could carry them from one of our tenants to another.

@@ -106,7 +106,7 @@ FIXES = {
     # The operator page's four ways for a pair to go wrong, and what it says to do.
     "manifest-missing": "on bob: spl identity generate",
     "tls-chain": "on bob: fix the TLS chain (self-signed is refused); a private CA goes into tls.ca_file here",
-    "manifest-signature": "on bob: spl identity generate (publishes anew), then retry here",
+    "manifest-signature": "on bob: spl identity generate (publishes again), then retry here",
     "handshake-401": "on bob: spl config list-permission-rules | grep federation",
     "token-scope": REFRESH,
     "token-expired": REFRESH,

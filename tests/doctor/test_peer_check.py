@@ -27,7 +27,7 @@ async def test_the_peer_has_no_identity_or_something_strips_the_dot_path(tmp_pat
 
 
 async def test_a_manifest_that_does_not_verify(tmp_path: Path) -> None:
-    """The page's words, and its fix: the peer publishes anew."""
+    """The page's words, and its fix: the peer publishes again."""
     async with clinic(tmp_path) as found:
         document = dict(found.b.pairing.published.manifest())
         document["federation_manifest"] = {**document["federation_manifest"], "capabilities": []}
@@ -35,7 +35,7 @@ async def test_a_manifest_that_does_not_verify(tmp_path: Path) -> None:
         report = await found.report()
         [problem] = [item for item in report["problems"] if item["code"] == "manifest-signature"]
         assert problem["title"] == "manifest signature does not verify against advertised DID"
-        assert problem["fix"] == "on bob: spl identity generate (publishes anew), then retry here"
+        assert problem["fix"] == "on bob: spl identity generate (publishes again), then retry here"
 
 
 async def test_a_proxy_that_wants_a_bearer_for_the_handshake(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_cache_that_keeps_old_documents(world: World) -> None:
     world.proxy.changes = {MANIFEST: old[MANIFEST]}
     found = world.seen("manifest-signature")
     assert found["title"] == "manifest signature does not verify against advertised DID"
-    assert found["fix"] == "on bob: spl identity generate (publishes anew), then retry here"
+    assert found["fix"] == "on bob: spl identity generate (publishes again), then retry here"
     world.proxy.changes = old
     assert world.seen("manifest-stale")["fix"] == "a cache or an attacker replays it; check the network path"
     world.proxy.heal()
@@ -165,7 +165,7 @@ def test_a_manifest_past_its_end(world: World) -> None:
     world.bob.configure(f"{AUTO}[limits]\nmanifest_ttl_s = 1\n").start()
     held = world.bob.get(MANIFEST).body
     world.proxy.changes = {MANIFEST: answer(200, held)}
-    assert world.seen("manifest-expired")["fix"] == "on bob: spl identity generate (signs anew); compare both clocks"
+    assert world.seen("manifest-expired")["fix"] == "on bob: spl identity generate (signs again); compare both clocks"
     world.bob.stop()
     world.bob.configure(AUTO).start()
     world.proxy.heal()

@@ -97,7 +97,7 @@ def fold_requests(requests: Mapping[str, ApprovalRequest], body: Mapping[str, An
     """Return the requests by id after one record body of `th_aitl`; never raises.
 
     A body that cannot be used returns the very mapping that was given.  The first request of an id and the first
-    decision of a request stand; a decision on another digest than the request's is none.
+    decision of a request stand; a decision on another digest than the request's is skipped.
     """
     try:
         if body["kind"] == KIND_REQUEST and body["request_id"] not in requests:

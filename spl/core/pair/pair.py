@@ -113,7 +113,7 @@ def apply(pair: Pair | None, body: Mapping[str, Any]) -> Pair:
 
 
 def _noted(before: Pair | None, after: Pair, at_ms: int, reason: str) -> Pair:
-    """Return `after` with the change of what people see written into its transitions."""
+    """Return `after`, with the change of its phase added to its transitions."""
     if before is None or _seen(before) == _seen(after):
         return after
     line = (at_ms, before.phase.value, after.phase.value, reason or after.state.detail)

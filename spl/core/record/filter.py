@@ -23,7 +23,7 @@ from ..limits import Limits
 from .record import is_reserved
 
 THREADS_MAX: Final = 256
-"""Named threads stand in the record of the pair; more of them are said shorter by a rule."""
+"""Named threads stand in the record of the pair; a rule is shorter than more of them."""
 FILTERS_MAX: Final = 8
 """How many filters of a pair are remembered: what an earlier one let through is not sent again under a later one."""
 RULE_STEPS: Final = 2000

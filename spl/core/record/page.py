@@ -41,7 +41,7 @@ HEAD: Final = b'{"records":['
 CHAINS_MAX: Final = 64
 """Key chains in one push; further ones come with later pushes."""
 BUILT_BYTES_MAX: Final = 96 * MIB
-"""What the value of a text may take in memory, as `_built_bytes` estimates it.
+"""Memory that the value of a text may take, as `_built_bytes` estimates it.
 
 A page of 7 MiB of empty lists would take 190 MiB.  No text of honest records comes near: 5 MiB of pairs of numbers, the
 densest that sources were seen to send, are estimated at 80 MiB.  Not in Limits: a lower bound would refuse pages that
