@@ -237,5 +237,5 @@ async def check(request: Request, principal: Principal, services: Services) -> R
         raise SplError("scope-forbidden", "this serves the pair's own token, with its proof of possession")
     await services.pairing.contact(pair_id)
     services.sync.wake(pair_id)
-    seen = await services.doctor.look_back(services.views.pairs[pair_id])
+    seen = await services.doctor.peer.look_back(services.views.pairs[pair_id])
     return json_response({"object": "check", "peer_view": services.feed.peer_view(pair_id), **seen})

@@ -1,7 +1,8 @@
 """Backoff and token buckets: time and the source of random numbers are arguments.
 
 Full jitter (a uniform draw below the doubling ceiling) spreads the retries of many peers better than a fixed ladder
-with a little noise: after an outage they do not return in waves.
+with a little noise: after an outage they do not return in waves.  A small floor, a tenth of the ceiling, keeps an
+unlucky draw from hammering the peer at once.
 """
 
 from collections import OrderedDict
@@ -10,21 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 _DOUBLINGS_MAX: Final = 60
-
-
-def unit_of(data: bytes) -> float:
-    """Return random bytes as a number, 0 ≤ unit < 1; four bytes are enough to spread retries."""
-    return float(int.from_bytes(data) / 2.0 ** (8 * len(data)))
-
-
-def full_jitter_s(attempt: int, base_s: float, cap_s: float, unit: float) -> float:
-    """Return the seconds to wait before retry number `attempt` (1 is the first): unit × min(cap, base × 2^(attempt-1)).
-
-    `unit` is a random number, 0 ≤ unit < 1.  A small floor, a tenth of the ceiling, keeps an unlucky draw from
-    hammering the peer at once.
-    """
-    ceiling = min(cap_s, base_s * 2.0 ** min(max(attempt, 1) - 1, _DOUBLINGS_MAX))
-    return ceiling * max(0.1, min(max(unit, 0.0), 1.0))
+"""More would overflow a float; any cap is reached long before."""
 
 
 class Backoff:
@@ -43,7 +30,7 @@ class Backoff:
 
     def redraw(self) -> None:
         """Draw another random number, for the times that `spread_s` moves."""
-        self._unit = unit_of(self._random_bytes(4))
+        self._unit = int.from_bytes(self._random_bytes(4)) / 2.0**32
 
     def failed(self, now_ms: int = 0, pause_ms: int = 0) -> float:
         """Count a failure and return the seconds until the next try; `retry_ms` is that, or `pause_ms` if longer."""
@@ -59,7 +46,8 @@ class Backoff:
 
     def delay_s(self, base_s: float = 0.0, cap_s: float = 0.0) -> float:
         """Return the seconds from the last failure to the next try, within the bounds given or else its own."""
-        return full_jitter_s(self.attempt, base_s or self._base_s, cap_s or self.cap_s, self._unit)
+        doublings = min(max(self.attempt, 1) - 1, _DOUBLINGS_MAX)
+        return min(cap_s or self.cap_s, (base_s or self._base_s) * 2.0**doublings) * max(0.1, self._unit)
 
     def spread_s(self, interval_s: float) -> float:
         """Return the interval between regular tries, moved by at most a tenth of itself: pairs do not poll in step."""

@@ -103,10 +103,6 @@ class Doctor:
             known = await self.peer.ask(pair, known)
         return {**report_of(checks.PAIR, known), "pair_id": pair.pair_id, "peer_did": pair.peer_did}
 
-    async def look_back(self, pair: Pair) -> dict[str, object]:
-        """Return how this side sees the peer that asks (`PeerCheck.look_back`)."""
-        return await self.peer.look_back(pair)
-
     def _line(self, pair: Pair) -> dict[str, object]:
         known = self._with_pair(Facts(limits=self.home.config.limits), pair)
         wrong = [_to_json(item, pair.pair_id) for item in catalogue.problems(catalogue.findings(known))]

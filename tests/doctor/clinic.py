@@ -60,7 +60,7 @@ class PeerNetwork:
                 headers[bearer.PROOF_HEADER], pair.chain.present, method="POST", target=target, audience=other.did,
                 token=token, body=body, now_ms=self.node.world.now_ms(), limits=Limits(),
             )  # fmt: skip
-            seen = await self.clinic.doctors[other.url].look_back(pair)
+            seen = await self.clinic.doctors[other.url].peer.look_back(pair)
         except SplError as exc:
             return Reply(exc.status, {}, json.dumps(exc.to_json()).encode(), "127.0.0.1")
         view = {"state": str(pair.phase), "reason": "", "head": 0, "queue": 0}

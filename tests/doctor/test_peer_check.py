@@ -176,13 +176,13 @@ async def test_a_peer_is_looked_at_six_times_and_then_slowly(tmp_path: Path) -> 
     async with clinic(tmp_path) as found:
         doctor, pair = found.doctors[found.b.url], found.b.home.views.pairs[found.pair_id]
         for _ in range(6):
-            assert (await doctor.look_back(pair))["reverse"]["reached"] is True  # type: ignore[index]
+            assert (await doctor.peer.look_back(pair))["reverse"]["reached"] is True  # type: ignore[index]
         with pytest.raises(SplError) as caught:
-            await doctor.look_back(pair)
+            await doctor.peer.look_back(pair)
         assert (caught.value.code, caught.value.status) == ("rate-limited", 429)
         found.world.set_ms -= 3_600_000  # a clock that is set back lets nobody wait longer
         found.world.time_ms += 10_000
-        await doctor.look_back(pair)
+        await doctor.peer.look_back(pair)
 
 
 async def test_a_peer_that_refuses_the_date_of_our_proof_is_asked_again_by_its_clock(tmp_path: Path) -> None:
