@@ -427,10 +427,9 @@ def services_of(
     pairing = Pairing(pairs, settings, peers, policy, sync, anti_entropy)
     reaches.watch(pairing)
     return Services(
-        home.path, url, settings, limits, home.writer, home.store, home.vault,
-        Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure),
-        pairing, feed, sync, now_ms(), now_ms, random_bytes,
-        disk=home.disk,
+        now_ms=now_ms, random_bytes=random_bytes, started_ms=now_ms(), url=url,
+        home=home.path, settings=settings, limits=limits, disk=home.disk, vault=home.vault, store=home.store,
+        writer=home.writer, policy=policy, states=ThreadStates(home.store),
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
         doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         push=push,

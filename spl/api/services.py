@@ -71,25 +71,26 @@ class ServiceFaults:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything a handler may use."""
+    """Everything a handler may use, in the order of the folders; `url` is where peers reach this daemon."""
 
-    home: Path
-    url: str
-    settings: Settings
-    limits: Limits
-    writer: Writer
-    store: Log
-    vault: Vault
-    auth: Auth
-    pairing: Pairing
-    feed: Feed
-    sync: Sync
-    started_ms: int
     now_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
+    started_ms: int
+    url: str
+
+    home: Path
+    settings: Settings
+    limits: Limits
     disk: Disk
+    vault: Vault
+    store: Log
+    writer: Writer
+    policy: Policy
+    states: ThreadStates
     restorer: Restorer
-    doctor: Doctor
+
+    feed: Feed
+    sync: Sync
     push: Push
     reconcile: Reconcile
     fingerprints: Fingerprints
