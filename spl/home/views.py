@@ -99,6 +99,21 @@ def load(store: Log, did: str, limits: Limits) -> Views:
     return replace(views, refused={pair_id: store.index.count(refusals_of(pair_id)) for pair_id in pairs})
 
 
+def records_about(store: Log, thread: str, did: str, pair_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the records on a reserved thread that `did` signed and that name the pair, by arrival; `id` is a member.
+
+    Reads the whole thread; blocks on the disk.
+    """
+    seq, name = 0, pair_id.encode()
+    while rows := store.index.after(by_thread(thread), seq, PAGE_ROWS):
+        mine = [row for row in rows if row.kind == "rec" and row.voucher == did]
+        for payload in store.payloads(mine):
+            if name in payload:
+                value = json.loads(payload)
+                yield {**value["record"], "id": value["id"]}
+        seq = rows[-1].seq
+
+
 def _pairs(views: Views, body: Mapping[str, Any]) -> Views:
     if body.get("kind") == KIND_CHAIN:
         return replace(views, pins=pins.fold(views.pins, body, views.limits))

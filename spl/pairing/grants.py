@@ -9,7 +9,6 @@ would have to survive restarts, rollbacks and lost answers on both sides.
 """
 
 import asyncio
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
-from ..home.index import by_thread
+from ..home.views import records_about
 from ..home.writes import LINE_BYTES, Own
 from ..sync.budget import IntakeBudget
 from .budgets import LEVELS_EVIDENCE
@@ -40,7 +39,6 @@ from .stepper import Stepper
 log = logging.getLogger("spl.federation")
 
 STALE: Final = "consent-stale"
-ROWS: Final = 500
 TELL_TIMEOUT_S: Final = 5.0
 ROUNDS_MAX: Final = 3
 """One to hand over, one to confirm what we then hold, one to begin again if a home was rolled back."""
@@ -215,15 +213,11 @@ class Grants:
 
     def _evidence(self, pair: Pair) -> object:
         """Return the last statement of the peer that was news, as it signed it; None if none is stored here."""
-        store, seq, found, name = self.pairs.writer.store, 0, None, pair.pair_id.encode()
-        while rows := store.index.after(by_thread(consent.THREAD), seq, ROWS):
-            mine = [row for row in rows if row.kind == "rec" and row.voucher == self.pairs.identity.did]
-            for payload in store.payloads(mine):
-                if name in payload and b'"statement"' in payload:
-                    body = json.loads(payload)["record"]["body"]
-                    ours = body.get("kind") == consent.KIND_PEER_GRANT and body.get("pair_id") == pair.pair_id
-                    found = body.get("statement") if ours else found
-            seq = rows[-1].seq
+        store, own, found = self.pairs.writer.store, self.pairs.identity.did, None
+        for record in records_about(store, consent.THREAD, own, pair.pair_id):
+            body = record["body"]
+            if (body.get("kind"), body.get("pair_id")) == (consent.KIND_PEER_GRANT, pair.pair_id):
+                found = body.get("statement", found)
         return found
 
     def _tell_log(self, name: str, pair: Pair, grant: Grant) -> None:

@@ -23,7 +23,7 @@ from ..core.identity.pins import FORK, KIND_CHAIN, is_fork, pin_body
 from ..core.pair.handshake import token_ref
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded
-from ..core.pair.steps import Degrade, ManifestChange, Recover
+from ..core.pair.steps import ManifestChange, Recover
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
 from ..sync.schedule import Sync
@@ -237,9 +237,8 @@ class Maintenance:
 
     async def doubt(self, pair_id: str, code: str) -> None:
         """Mark a pair as degraded for this reason; one in another state stays as it is."""
-        pair = self.pairs.known(pair_id)
-        if isinstance(pair.state, Active) or (isinstance(pair.state, Degraded) and pair.reason != code):
-            await self._stepper.step(pair_id, Degrade(code))
+        await self._stepper.do(lambda: self.pairs.doubt(self.pairs.known(pair_id), code))
+        self._stepper.notify()
 
     async def _renew(self, pair_id: str) -> Pair:
         pair = self.pairs.known(pair_id)

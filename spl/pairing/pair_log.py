@@ -7,16 +7,14 @@ operators compare.  It names records, kinds, times, states and who paused; token
 """
 
 import asyncio
-import json
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from ..core.errors import SplError
 from ..core.limits import KIB
 from ..core.pair import diff
 from ..core.pair.diff import Transition
 from ..core.pair.pair import Pair
-from ..home.index import by_thread
+from ..home.views import records_about
 from .exchange import Exchange
 from .initiator import Initiator
 from .responder import Answer, Responder
@@ -27,7 +25,6 @@ ASKED_MAX: Final = 64
 """Peers asked at once: each may hold a connection and an answer of ANSWER_BYTES for the whole ASK_TIMEOUT_S."""
 ANSWER_BYTES: Final = 1024 * KIB
 """Three times what diff.TRANSITIONS_MAX transitions of usual length take."""
-ROWS: Final = 500
 
 
 class HistoryError(SplError):
@@ -43,7 +40,8 @@ class PairLog:
 
     def own(self, pair_id: str) -> list[Transition]:
         """Return our transitions of a pair, oldest first.  Reads the whole pair log; blocks on the disk."""
-        return diff.history(self._records(pair_id), pair_id)
+        store, own = self.pairs.writer.store, self.pairs.identity.did
+        return diff.history(records_about(store, diff.THREAD_PAIRS, own, pair_id), pair_id)
 
     async def answer(self, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a peer that asks for our transitions, the newest 1000 of them.
@@ -86,14 +84,3 @@ class PairLog:
             return {**found, "code": "timeout", "message": "the peer did not answer in time"}
         except SplError as exc:
             return {**found, "code": exc.code, "message": exc.message}
-
-    def _records(self, pair_id: str) -> Iterator[dict[str, Any]]:
-        store, seq, own = self.pairs.writer.store, 0, self.pairs.identity.did
-        name = pair_id.encode()
-        while rows := store.index.after(by_thread(diff.THREAD_PAIRS), seq, ROWS):
-            mine = [row for row in rows if row.kind == "rec" and row.voucher == own]
-            for payload in store.payloads(mine):
-                if name in payload:
-                    value = json.loads(payload)
-                    yield {**value["record"], "id": value["id"]}
-            seq = rows[-1].seq

@@ -35,7 +35,7 @@ from ..sync.peer import PeerClient
 from ..sync.schedule import Sync
 from ..sync.supervise import Job, Supervisor
 from .exchange import Exchange
-from .grants import Grants, Handover
+from .grants import TELL_TIMEOUT_S, Grants, Handover
 from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
 from .machine import Pairs, unconfirmed
 from .maintenance import UNVERIFIED, Maintenance, token_trouble
@@ -48,7 +48,6 @@ __all__ = ["Pace", "PairOptions", "Pairing"]
 
 log = logging.getLogger("spl.federation")
 
-TELL_TIMEOUT_S: Final = 5.0
 HOUSEKEEPING_MIN_S: Final = 0.05
 ASK_PAUSED_S: Final = 300.0
 ASK_AGAIN_MS: Final = 5000
@@ -82,8 +81,12 @@ class Pairing:
         self.exchange = Exchange(pairs, peers)
         self.handshakes = HandshakeLoop(self.stepper, self._initiator, self.exchange, sync, pace.poll_s)
         self.maintenance = Maintenance(self.stepper, self._renewal, self._initiator, self.handshakes, sync)
-        grants = Grants(pairs, self._responder, sync.budget)
+        grants, taking = Grants(pairs, self._responder, sync.budget), self._responder
         self.handover = Handover(grants, self._initiator, self.handshakes, self.stepper)
+        self._actions = {
+            "poll": taking.poll, "confirm": taking.confirm, "renew": taking.renew,
+            "notify-revoke": taking.notify_revoke, "consent": grants.receive,
+        }  # fmt: skip
         self.history = PairLog(self.stepper, self._responder, self._initiator, self.exchange)
         self._telling: set[str] = set()
         self._asked_ms: dict[str, int] = {}

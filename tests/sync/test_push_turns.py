@@ -53,7 +53,7 @@ async def test_a_peer_that_refuses_is_not_asked_again_for_each_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """A push that failed waits, whatever is written meanwhile; the next contact with the peer ends the wait."""
-    monkeypatch.setattr("spl.core.backoff.full_jitter_s", lambda *_: 3600.0)
+    monkeypatch.setattr("spl.core.backoff.Backoff.delay_s", lambda *_: 3600.0)
     monkeypatch.setattr("spl.sync.push.BACKOFF_BASE_S", 0.0)
     async with nodes(tmp_path, "laptop", "server") as (laptop, server):
         join(laptop, server, mode="continuous")
