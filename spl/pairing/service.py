@@ -100,7 +100,7 @@ class Pairing:
 
     async def receive(self, body: bytes, address: str, *, direct: bool = False) -> Answer:
         """Return (HTTP status, answer) to a pair request; `direct`: no proxy that we do not know passed it on."""
-        return await self.stepper.do(lambda: self._responder.receive(body, address, direct=direct))
+        return await self.stepper.do(self._responder.receive, body, address, direct=direct)
 
     async def answer(self, action: str, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a peer's signed message about a pair; `action` ends its path."""
@@ -143,7 +143,7 @@ class Pairing:
         Raises PairError "pair-state-conflict" for a decided one, NamespaceError "namespace-rejected".
         """
         decide = self._responder.decide
-        return await self.stepper.do(lambda: decide(request_id, decision, reason, namespaces=namespaces, maps=maps))
+        return await self.stepper.do(decide, request_id, decision, reason, namespaces=namespaces, maps=maps)
 
     async def pause(self, pair_id: str, reason: str = "") -> Pair:
         """Stop syncing until we resume; a pair that we paused stays as it is."""

@@ -16,7 +16,7 @@ has its own key and terms, so every write would pay for comparisons that are nev
 
 import json
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -40,7 +40,7 @@ from ..home.index import NO_START, LineFacts, Row, projections_of
 from ..home.log import Log
 from ..home.segments import PROJECTION
 from .scope import Scope
-from .source import Source
+from .source import OutgoingForm, Source
 
 OWN_LISTED_MAX: Final = 20_000
 """Our own names that are listed for a range in which the other side has few."""
@@ -57,14 +57,15 @@ _READ: Final = 3  # from the pair's start on, if the record's content allows
 class PairTerms:
     """What one pair shares both ways, and the line up to which that holds.
 
-    `received` are our namespaces that take in the peer's records, each with its name there; `pseudonym` gives the name
-    of an id from L2 on.  `last_seq` was read before the rest, so a record written after a withdrawal is in no set.
+    `received` are our namespaces that take in the peer's records, each with its name there; `outgoing` has the names of
+    ids from L2 on.  `last_seq` was read before the rest, so a record written after a withdrawal is in no set.
     """
 
     scope: Scope
     received: Mapping[str, str]
     last_seq: int = field(compare=False)
-    pseudonym: Callable[[str], str] = field(compare=False)
+    outgoing: OutgoingForm = field(compare=False)
+    pair_id: str
 
     def offers(self, store: Log, row: Row) -> bool:
         """Return whether we offer a record in full."""
@@ -106,7 +107,8 @@ class PairTerms:
         if entry is None or not self._admits_record(facts, entry["record"]):
             return NO_START
         id_ = entry["id"]
-        return bytes.fromhex((id_ if self.level(row.ns) <= STRUCTURAL else self.pseudonym(id_))[: 2 * START_BYTES])
+        name = id_ if self.level(row.ns) <= STRUCTURAL else self.outgoing.pseudonym(self.pair_id, id_)
+        return bytes.fromhex(name[: 2 * START_BYTES])
 
     def label(self, ns: str) -> str:
         """Return a namespace of ours as the peer calls it."""
@@ -275,7 +277,7 @@ def terms_of(source: Source, pair_id: str) -> PairTerms:
     last_seq, pair, views = source.last_seq(), source.pair(pair_id), source.writer.views
     inbound = consent.inbound(pair, consent.grants_of(views.consents, pair), views.namespaces)
     received = {each.ns: name for name, each in inbound.items() if each.full}
-    return PairTerms(source.scope(pair), received, last_seq, lambda id_: source.outgoing.pseudonym(pair_id, id_))
+    return PairTerms(source.scope(pair), received, last_seq, source.outgoing, pair_id)
 
 
 def _entry(store: Log, row: Row) -> dict[str, Any] | None:

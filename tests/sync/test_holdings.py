@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from spl.home.log import Log
 from spl.home.segments import PROJECTION, Entry
 from spl.sync.holdings import Holdings, PairTerms, SetScan
 from spl.sync.scope import Scope
+from spl.sync.source import OutgoingForm
 from tests.store_kit import AT_MS, open_store, record
 
 KEY, PAIR, US, PEER, OTHER = "12" * 16, "pair_1", "did:sync:instance:me", "did:peer", "did:other"
@@ -26,9 +28,16 @@ KEY, PAIR, US, PEER, OTHER = "12" * 16, "pair_1", "did:sync:instance:me", "did:p
 OPEN_SCOPE = Scope({"default": Outbound("default", "default", 0)}, (OPEN,), frozenset({PAIR}), PEER, US)
 
 
+class Backwards:
+    """Names an id by its digits in reverse."""
+
+    def pseudonym(self, pair_id: str, record_id: str) -> str:
+        return record_id[::-1]
+
+
 def shared(store: Log, scope: Scope = OPEN_SCOPE, received: Mapping[str, str] | None = None) -> PairTerms:
     taken = {"default": "default"} if received is None else received
-    return PairTerms(scope, taken, store.last_seq, lambda id_: id_[::-1])
+    return PairTerms(scope, taken, store.last_seq, cast(OutgoingForm, Backwards()), PAIR)
 
 
 def stored(folder: Path, *entries: Entry) -> Log:

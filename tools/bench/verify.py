@@ -40,6 +40,7 @@ from spl.sync.push import Push
 from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
 from spl.sync.scope import Scope
+from spl.sync.source import OutgoingForm
 
 PAIR = "pair_00000001"
 NS = "default"
@@ -67,7 +68,7 @@ class WholeStore(Fingerprints):
 
     def terms(self, pair_id: str) -> PairTerms:
         """Return all of the store, both ways."""
-        return PairTerms(SCOPE, {NS: NS}, self.store.last_seq, str)
+        return PairTerms(SCOPE, {NS: NS}, self.store.last_seq, cast(OutgoingForm, None), pair_id)  # all of it is at L0
 
 
 class Whole(Reconcile):
