@@ -431,15 +431,10 @@ def services_of(
         home=home.path, settings=settings, limits=limits, disk=home.disk, vault=home.vault, store=home.store,
         writer=home.writer, policy=policy, states=ThreadStates(home.store),
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
-        doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
-        push=push,
-        reconcile=reconcile,
-        fingerprints=fingerprints,
-        anti_entropy=anti_entropy,
+        feed=feed, sync=sync, push=push, reconcile=reconcile, fingerprints=fingerprints, anti_entropy=anti_entropy,
+        pairing=pairing, doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
-        policy=policy,
-        states=ThreadStates(home.store),
-        faults=ServiceFaults(now_ms),
+        auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure), faults=ServiceFaults(now_ms),
     )  # fmt: skip
 
 

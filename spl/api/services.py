@@ -95,9 +95,11 @@ class Services:
     reconcile: Reconcile
     fingerprints: Fingerprints
     anti_entropy: AntiEntropy
+
+    pairing: Pairing
+    doctor: Doctor
     mender: StoreMender
-    policy: Policy
-    states: ThreadStates
+    auth: Auth
     faults: ServiceFaults
 
     @property

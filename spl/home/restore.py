@@ -421,6 +421,6 @@ class _Judge:
         now_ms = 0 if self._rights.admin else self._now_ms
         trust = Trust(self._own, peer_did="", pins=self.views.pins, now_ms=now_ms)
         return Gate(
-            pair_id="", inlets={}, actors=frozenset(), trust=trust, crossings={}, registry={},
+            pair_id="", inbound={}, actors=frozenset(), trust=trust, crossings={}, registry={},
             roots=self._roots, limits=self._limits,
         )  # fmt: skip
