@@ -102,6 +102,12 @@ def log_text(instance: Instance) -> str:
     return "".join(file.read_text(errors="replace") for file in (*files, printed))
 
 
+def crash_of(instance: Instance) -> str:
+    """Return the first traceback in its log and what follows it; "" without one."""
+    _, mark, rest = log_text(instance).partition("Traceback")
+    return mark + rest[:4000]
+
+
 def log_bytes(instance: Instance) -> int:
     """Return the size of the daemon's log files."""
     return sum(file.stat().st_size for file in (instance.home / "logs").glob("spl.log*"))

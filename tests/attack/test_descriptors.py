@@ -18,11 +18,11 @@ from tests.attack.probes import (
     LOCAL,
     Bounded,
     assert_serving,
+    crash_of,
     dial,
     head,
     instances,
     is_open,
-    log_text,
     pid_of,
     received,
     serves,
@@ -69,7 +69,7 @@ def assert_unharmed(instance: Instance) -> None:
     for source in (NEIGHBOUR, LOCAL):
         assert_serving(instance, source)
     assert_writes_across_a_segment(instance)
-    assert "Traceback" not in log_text(instance)
+    assert not crash_of(instance)
 
 
 def opened(socks: Sequence[socket.socket]) -> int:

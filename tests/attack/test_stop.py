@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.attack.probes import LOCAL, Make, dial, head, instances, log_text, stopped, until
+from tests.attack.probes import LOCAL, Make, crash_of, dial, head, instances, log_text, stopped, until
 from tests.e2e.conftest import AUTO
 from tests.e2e.harness import Instance, eventually
 from tests.e2e.proxy import Change, Proxy, Reply, answer, hang_up
@@ -45,7 +45,7 @@ def assert_stops(instance: Instance) -> None:
     assert code is not None, f"SIGTERM was lost: the daemon runs on\n{instance.output()}"
     assert code == 0, instance.output()
     assert "event=daemon.stopped" in log_text(instance)
-    assert "Traceback" not in log_text(instance), log_text(instance)[-4000:]
+    assert not crash_of(instance)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.attack.probes import instances, log_text, paired, pid_of
+from tests.attack.probes import crash_of, instances, log_text, paired, pid_of
 from tests.e2e.conftest import AUTO
 from tests.e2e.harness import DEADLINE_S, Instance, eventually
 
@@ -218,7 +218,7 @@ def assert_refused_by_file(instance: Instance, *texts: str) -> None:
         eventually(lambda before=before: log_text(instance).count(FAILED) > before, f"the daemon refuses {text!r}")
     lines = [line for line in log_text(instance).splitlines() if FAILED in line]
     assert all("config-invalid" in line for line in lines), lines
-    assert "Traceback" not in log_text(instance)
+    assert not crash_of(instance)
     assert instance.is_ready()
 
 
