@@ -176,6 +176,7 @@ def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> N
         "out",
         "pair",
         "pair_page",
+        "rules",
         "soak",
         "soak_plan",
         "verify",
