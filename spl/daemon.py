@@ -50,7 +50,7 @@ from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings, check_open
 from .home.disk import Disk
-from .home.home import MACHINE, Home, Machine, now_ms, open_home, random_bytes, read_config
+from .home.home import MACHINE, Home, Machine, keys_lacking, now_ms, open_home, random_bytes, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
 from .home.restore import Restorer
@@ -135,6 +135,8 @@ def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
     logs.setup(options.home / "logs", config.log_format, config.log_level)
     if options.insecure_localhost or not config.auth_required:
         log.warning(**event("auth.off", msg="INSECURE: everybody on this machine has admin access"))
+    if lacking := keys_lacking(options.home, disk):
+        raise lacking
     try:
         home = open_home(options.home, config, disk=disk, progress=watchdog.progress)
     except _StoppedError:

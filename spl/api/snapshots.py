@@ -10,7 +10,8 @@ from ..core.errors import SplError
 from ..core.pair.pair import Pair
 from ..core.record import record
 from ..core.record.snapshot import DAMAGED_HEADER, Read
-from ..home.check import STORE, Step, StoreCheck, facts
+from ..home.check import Step, StoreCheck, facts
+from ..home.home import STORE
 from ..home.index import Row
 from ..home.restore import FOLDER, Plan, Rights, Uploader
 from ..home.snapshot import MayRead, take

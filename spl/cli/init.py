@@ -6,14 +6,14 @@ from typing import Any, Final, cast
 
 from ..home.home import init_home
 from .client import tilde
-from .command import Command, Shell
+from .command import Command, Shell, arg
 from .identity import LABEL, identity_facts
 
 _PARTS: Final = ("config", "identity", "token")
 
 
 def _init(args: Namespace, shell: Shell) -> int:
-    made = cast("dict[str, Any]", init_home(Path(shell.home), args.label or ""))
+    made = cast("dict[str, Any]", init_home(Path(shell.home), args.label or "", new_log=args.new_log))
     kept = [part for part in _PARTS if part not in made["created"]]
     out = shell.out
     if out.data("spl.init/1", {**made, "kept": kept}, lambda: str(made["did"])):
@@ -35,6 +35,9 @@ TREE: Final = (
         "It creates what is missing and keeps what exists, so running it twice is harmless.",
         "spl init --label alice",
         _init,
-        (LABEL,),
+        (
+            LABEL,
+            arg("--new-log", action="store_true", help="begin an empty log for an identity whose log is lost"),
+        ),
     ),
 )

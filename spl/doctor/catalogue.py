@@ -106,6 +106,10 @@ def _with_pair(command: str) -> Callable[[Facts], str]:
     return lambda facts: f"{command} {facts.pair_id or 'PAIR_ID'}"
 
 
+def _identity_fix(facts: Facts) -> str:
+    return (facts.home_fault.hint if facts.home_fault else "") or CODES["identity-missing"].fix
+
+
 def _failing_s(limits: Limits) -> float:
     return limits.failing_s
 
@@ -190,7 +194,7 @@ def _gap_fix(code: str) -> Callable[[Facts], str]:
     return fix
 
 
-_STARTING: Final = ("config-invalid", "warming-up", "store-locked")
+_STARTING: Final = ("config-invalid", "warming-up", "store-locked", "store-missing", "identity-missing")
 _REFRESH: Final = _with_pair("spl federation refresh")
 _CAUSES: Final = (
     *IDENTITY, *REACH, *MANIFEST, "clock-skew", "handshake-401", "peer-4xx", "peer-5xx", "answer-malformed", *TOKEN,
@@ -209,11 +213,12 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("store-readonly", FAIL, (), None, LOCAL, seen.readonly, _next("store-readonly")),
     FindingKind("store-full", FAIL, (), None, LOCAL, seen.full, _next("store-full")),
     FindingKind("store-damaged", FAIL, (), None, LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
+    FindingKind("store-missing", FAIL, (), None, LOCAL, seen.log_lacking, _next("store-missing")),
     FindingKind("disk-low", WARN, (), None, LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
     FindingKind("loop-blocked", WARN, (), None, LOCAL, seen.loop, _next("loop-blocked")),
     FindingKind("task-dead", FAIL, (), None, LOCAL, seen.dead, _next("task-dead")),
     FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),
-    FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _next("identity-missing")),
+    FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _identity_fix),
     FindingKind("identity-cloned", FAIL, (), None, PEER, seen.manifest_fault("identity-cloned"),
                 _next("identity-cloned")),
     FindingKind("identity-backup", WARN, (), None, LOCAL, seen.unsaved, _next("identity-backup")),

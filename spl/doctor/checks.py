@@ -211,7 +211,7 @@ def _nothing(facts: Facts) -> str:
 DAEMON: Final = (
     Check("daemon", ("daemon-down", "warming-up", "store-locked", "config-invalid", "loop-blocked", "task-dead",
                      "adapter-slow", "auth-off"), _daemon),
-    Check("store", ("store-readonly", "store-full", "store-damaged", "disk-low"), _store),
+    Check("store", ("store-readonly", "store-full", "store-damaged", "store-missing", "disk-low"), _store),
     Check("identity", ("identity-missing", "identity-backup"), _identity),
 )  # fmt: skip
 OURSELVES: Final = (

@@ -121,7 +121,14 @@ def outside(facts: Facts) -> str:
     return facts.published_fault or facts.outside_fault
 
 
+def log_lacking(facts: Facts) -> str:
+    return _said(facts.home_fault, "store-missing")
+
+
 def no_identity(facts: Facts) -> str:
+    lacking = _said(facts.home_fault, "identity-missing")
+    if lacking:
+        return lacking
     return "" if facts.has_identity else "this daemon can neither sign, nor publish, nor pair"
 
 

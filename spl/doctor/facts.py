@@ -14,10 +14,11 @@ from ..core.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What went wrong, by its code in `core/errors.py`; `message` may be empty."""
+    """What went wrong, by its code in `core/errors.py`; `message` and `hint` may be empty."""
 
     code: str
     message: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Facts:
     daemon_down: str = ""
     holder: LockHolder | None = None
     config_error: str = ""
+    home_fault: Fault | None = None
+    """That the log or the keys of a home are not in their place."""
     pid: int | None = None
     readonly: str = ""
     full: str = ""

@@ -24,7 +24,7 @@ from ..core.record.page import PEER_PUSHES
 from ..core.version import SOCKET
 from ..home.config import ConfigError
 from ..home.disk import Disk, DiskError, lock_home
-from ..home.home import read_config
+from ..home.home import keys_lacking, log_lacking, read_config
 from ..home.log import Log
 from ..home.vault import Vault
 from ..home.writer import ListenerSummary
@@ -99,7 +99,9 @@ def home_facts(path: Path) -> Facts:
         return known
     try:
         lock_home(path).release()
-        return replace(known, free_bytes=Disk().free_bytes(path))
+        lacking = log_lacking(path, Disk()) or keys_lacking(path, Disk())
+        fault = Fault(lacking.code, lacking.message, lacking.hint) if lacking else None
+        return replace(known, free_bytes=Disk().free_bytes(path), home_fault=fault)
     except DiskError as exc:
         if exc.code != "store-locked":
             return replace(known, config_error=exc.message)

@@ -15,12 +15,11 @@ from ..core.errors import SplError
 from ..core.limits import Limits
 from ..core.record import levels, record
 from .disk import Disk, lock_home
-from .home import now_ms, random_bytes
+from .home import STORE, log_lacking, now_ms, random_bytes
 from .log import Log
 from .recovery import DAMAGES_MAX, Damage
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, Place, RunChain, Segments
 
-STORE: Final = "store"
 PROGRESS_LINES: Final = 20_000
 
 Step = dict[str, object]
@@ -172,12 +171,14 @@ def facts_of_home(home: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(home: Path) -> Iterator[tuple[Log, Disk]]:
-    """Give the store of a home under its lock; keys and configuration are not touched."""
+    """Give the store of a home under its lock; keys and configuration are not touched.  Raises "store-missing"."""
     disk = Disk()
-    if not (home / STORE).is_dir():
+    if not (home / STORE).is_dir() and not log_lacking(home, disk):
         raise CheckError("not-found", f"there is no store in {home}", hint="spl init")
     lock = lock_home(home)
     try:
+        if lacking := log_lacking(home, disk):
+            raise lacking
         store = Log.open(
             home / STORE, disk, Limits(), now_ms=now_ms, random_bytes=random_bytes, progress=lambda done, total: None
         )

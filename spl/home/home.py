@@ -23,6 +23,8 @@ from ..core.limits import Limits
 from .config import FILE_NAME, Config, ConfigError, load
 from .disk import Disk, Lock, lock_home, unusable
 from .log import Log
+from .recovery import CLEAN_NAME
+from .segments import LineError, Segments, parse
 from .vault import Identity, Vault
 from .views import THREAD_TOKENS, Views
 from .views import load as load_views
@@ -30,6 +32,10 @@ from .writer import Writer
 from .writes import Own, Signer
 
 CONFIG_BYTES_MAX: Final = 1024 * 1024
+STORE: Final = "store"
+KEYS: Final = "keys"
+SECRETS: Final = "secrets"
+IDENTITY: Final = "identity.json"
 TOKEN: Final = "token"  # noqa: S105 - the name of a file
 TOKEN_TTL_MS: Final = 10 * 365 * 86_400_000
 ADMIN_LABEL: Final = "init"
@@ -139,6 +145,40 @@ def read_config(path: Path, disk: Disk, flags: Mapping[str, object]) -> Config:
         raise unusable(path / FILE_NAME, exc) from exc
 
 
+def log_lacking(path: Path, disk: Disk) -> SplError | None:
+    """Return the "store-missing" of a home that has keys or secrets and no log; None for any other.
+
+    The log is made before the first key, so one without the other is an empty folder in the place of a volume, or a
+    loss.  Taken for a new home, it would acknowledge records that vanish when the volume is back.
+    """
+    if Segments(path / STORE, disk).firsts or not (disk.list(path / KEYS) or disk.list(path / SECRETS)):
+        return None
+    return SplError("store-missing", f"{path} has keys, and there is no log in {path / STORE}")
+
+
+def keys_lacking(path: Path, disk: Disk) -> SplError | None:
+    """Return the "identity-missing" of a home whose log was begun under an identity that is gone; None otherwise.
+
+    Another identity is not made in its place unless the operator says so (`spl identity generate`).
+    """
+    segments = Segments(path / STORE, disk)
+    if not segments.firsts or IDENTITY in disk.list(path / KEYS):
+        return None
+    lines = (raw for _, at, raw, whole in segments.lines(segments.firsts[0], 0) if at and whole)
+    try:
+        begun = parse(next(lines, b"")).own
+    except LineError:
+        begun = False
+    if not begun:
+        return None
+    return SplError(
+        "identity-missing",
+        f"the log in {path / STORE} is that of an identity, and there is none in {path / KEYS}",
+        hint=f"mount the volume that holds {path / KEYS}, or: spl identity import FILE; "
+        "to go on with these records under a new identity: spl identity generate",
+    )
+
+
 def open_home(
     path: Path,
     config: Config,
@@ -150,14 +190,17 @@ def open_home(
 ) -> Home:
     """Return the home, locked and recovered; `progress(done, total)` is called while an index is rebuilt.
 
-    Raises DiskError "store-locked", "home-unusable"; StoreError "store-damaged", "store-newer"; VaultError.
+    Raises DiskError "store-locked", "home-unusable"; "store-missing"; StoreError "store-damaged", "store-newer";
+    VaultError.
     """
     limits: Limits = config.limits
     lock = lock_home(path)
     try:
         vault = Vault(path, disk, random_bytes=random, now_ms=clock, limits=limits)
         vault.load()
-        store = Log.open(path / "store", disk, limits, now_ms=clock, random_bytes=random, progress=progress)
+        if lacking := log_lacking(path, disk):
+            raise lacking
+        store = Log.open(path / STORE, disk, limits, now_ms=clock, random_bytes=random, progress=progress)
         writer = Writer(store, Views(limits), limits, signer=None, now_ms=clock)
         home = Home(path, config, lock, disk, store, vault, writer)
         if vault.identity is not None:
@@ -168,11 +211,20 @@ def open_home(
     return home
 
 
-def init_home(path: Path, label: str = "") -> dict[str, object]:
-    """Make what is missing of folder, config, identity and admin token; return what there is and what is new."""
+def init_home(path: Path, label: str = "", *, new_log: bool = False) -> dict[str, object]:
+    """Make what is missing of folder, config, identity and admin token; return what there is and what is new.
+
+    `new_log` begins an empty log where there is none beside the keys; the tokens of the lost one are worth nothing.
+    Raises as `open_home` does, "identity-missing" for a log whose keys are gone.
+    """
     disk = Disk()
     disk.own(path)
     created = []
+    if lacking := keys_lacking(path, disk):
+        raise lacking
+    if new_log and log_lacking(path, disk):
+        _begin_log(path, disk)
+        created.append("log")
     if FILE_NAME not in disk.list(path):
         disk.replace_atomic(path / FILE_NAME, CONFIG_TEXT.encode())
         created.append("config")
@@ -181,7 +233,7 @@ def init_home(path: Path, label: str = "") -> dict[str, object]:
             created.append("identity")
         identity = home.vault.generate(label or default_label())
         home.adopt(identity)
-        if disk.read(path / TOKEN, 4096) is None:
+        if "log" in created or disk.read(path / TOKEN, 4096) is None:
             _mint_admin(home)
             created.append("token")
     return {"home": str(path), **facts(identity), "created": created}
@@ -258,6 +310,19 @@ def _opened(path: Path) -> Iterator[Home]:
         yield home
     finally:
         home.close()
+
+
+def _begin_log(path: Path, disk: Disk) -> None:
+    """Make an empty log, under the home's lock."""
+    lock = lock_home(path)
+    try:
+        disk.mkdir(path / STORE)
+        disk.unlink(path / STORE / CLEAN_NAME)
+        Log.open(
+            path / STORE, disk, Limits(), now_ms=now_ms, random_bytes=random_bytes, progress=lambda done, total: None
+        ).close()
+    finally:
+        lock.release()
 
 
 def _mint_admin(home: Home) -> None:

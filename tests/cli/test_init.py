@@ -17,7 +17,7 @@ def created(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     module = ModuleType("spl.home.home")
 
-    def init_home(path: Path, label: str) -> dict[str, Any]:
+    def init_home(path: Path, label: str, *, new_log: bool) -> dict[str, Any]:
         module.seen = path, label  # type: ignore[attr-defined]
         facts = {name: value for name, value in IDENTITY.items() if name != "manifest"}
         return {"home": str(path), **facts, "created": names}

@@ -45,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "store-readonly": {"readonly": "writing the log failed: No space left on device"},
     "store-full": {"full": "there is no room for the log: No space left on device"},
     "store-damaged": {"damaged_lines": 2},
+    "store-missing": {"home_fault": Fault("store-missing", "there is no log")},
     "disk-low": {"free_bytes": 5 * 10**8},
     "loop-blocked": {"loop_lag_ms": 2500.0},
     "task-dead": {"dead_tasks": ("pair_0f9e8d7c",)},

@@ -17,7 +17,7 @@ import pytest
 
 from spl.core import when
 from spl.doctor.catalogue import CATALOGUE
-from tests.e2e import test_ailing, test_consent, test_doctor, test_state
+from tests.e2e import test_ailing, test_consent, test_doctor, test_home, test_state
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import HERE, Faulty, House, World, attention, finds, named, report, seen, told
 from tests.e2e.harness import free_port
@@ -33,6 +33,7 @@ BESIDE = {
     "daemon-down": test_doctor.test_a_home_whose_daemon_does_not_answer,
     "config-invalid": test_doctor.test_our_own_daemon,
     "identity-missing": test_doctor.test_our_own_daemon,
+    "store-missing": test_home.test_keys_without_their_log_are_not_taken_for_a_new_home,
     "store-damaged": test_doctor.test_our_own_daemon,
     "identity-cloned": test_doctor.test_our_own_home_twice,
     "connect": test_doctor.test_a_peer_that_is_down,

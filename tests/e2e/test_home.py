@@ -83,6 +83,51 @@ def test_a_store_of_a_newer_version_is_left_alone(make: Make) -> None:
     assert segment.read_bytes() == head + b"\n" + rest
 
 
+def test_keys_without_their_log_are_not_taken_for_a_new_home(make: Make) -> None:
+    """An unmounted volume is an empty folder: exit 12 and not a byte written, until it is back or declared lost."""
+    carol = make("carol").start()
+    ids = carol.emit("th_work", 3)
+    did, store = carol.did, carol.home / "store"
+    carol.stop()
+    away = store.rename(store.with_name("volume"))
+    for mounted in (False, True):
+        if mounted:
+            store.mkdir(mode=0o700)
+        code, said = serve(carol)
+        assert (code, "[store-missing]" in said, "spl init --new-log" in said) == (12, True, True), said
+        for words in (("store", "check"), ("store", "stats"), ("init",)):
+            assert "[store-missing]" in carol.run(*words, code=12).err
+        [problem] = carol.run("doctor", "-o", "json", code=3).data["problems"]
+        assert (problem["code"], "spl init --new-log" in problem["fix"]) == ("store-missing", True)
+    assert list(store.iterdir()) == []
+    store.rmdir()
+    away.rename(store)
+    assert [record["id"] for record in carol.start().records("th_work")] == ids
+    carol.stop()
+    store.rename(away)
+    assert carol.data("init", "--new-log")["created"] == ["log", "token"]
+    assert (carol.start().did, carol.records("th_work")) == (did, [])
+
+
+def test_a_log_without_its_keys_gets_no_new_identity_unasked(make: Make) -> None:
+    """Exit 7 with what to do, by `serve` and by `init`; the keys put back, it goes on."""
+    carol = make("carol").start()
+    did, keys = carol.did, carol.home / "keys"
+    carol.stop()
+    away = keys.rename(keys.with_name("volume"))
+    code, said = serve(carol)
+    assert (code, "[identity-missing]" in said, "spl identity import FILE" in said) == (7, True, True), said
+    assert "[identity-missing]" in carol.run("init", code=7).err
+    [problem] = carol.run("doctor", "-o", "json", code=3).data["problems"]
+    assert (problem["code"], "spl identity import FILE" in problem["fix"]) == ("identity-missing", True)
+    away.rename(keys)
+    assert carol.start().did == did
+    carol.stop()
+    keys.rename(away)
+    carol.run("identity", "generate")
+    assert carol.start().did != did
+
+
 def test_a_torn_tail_is_cut_and_reported(alice: Instance) -> None:
     """Half a line at the end of the log was never acknowledged; the rest is served."""
     ids = alice.emit("th_work", 20)

@@ -87,8 +87,9 @@ def test_a_thread_moves_to_a_new_home_with_its_ids(alice: Instance, make: Make, 
     assert held["th_work"] == frozenset(ids)
     alice.end()
     copy = make("copy", bare=True)
-    for name in ("keys", "token"):
-        (alice.home / name).rename(copy.home / name)
+    (alice.home / "keys").rename(copy.home / "keys")
+    assert "[store-missing]" in copy.run("serve", code=12).err
+    copy.run("init", "--new-log")
     copy.start()
     plan = copy.data("thread", "restore", "--dry-run", str(everything))
     assert (plan["new"], plan["refused"]) == (plan["records"], 0)
@@ -121,6 +122,7 @@ def test_a_killed_restore_is_finished_by_the_next(alice: Instance, tmp_path: Pat
     for path in (alice.home / "store").rglob("*"):
         if path.is_file():
             path.unlink()
+    alice.run("init", "--new-log")
     alice.start()
     ran = subprocess.Popen(
         [sys.executable, "-m", "spl", "thread", "restore", str(everything)], env=alice.environment(),
