@@ -84,8 +84,10 @@ class Auth:
     next one refuses every proof dated less than PROOF_AHEAD_MS after its own start: a request captured before a restart
     never works again.  The refusal is "proof-time" with a time that counts, by which a peer signs again at once;
     without that time, peers would have to wait.  Keeping the nonces on disk instead would cost a disk sync for each
-    request of a peer.  What is left open: if our own clock steps back over the restart, a captured request may work
-    once more, up to five minutes after it was signed by that clock.
+    request of a peer.  A clock that steps back to before the start, because it was ahead then, begins that again at
+    its present time; otherwise every peer would be refused until the wrong time comes.  What is left open: if our own
+    clock steps back over the restart or to before it, a captured request may work once more, up to five minutes after
+    it was signed by that clock.
     """
 
     def __init__(
@@ -219,7 +221,7 @@ class Auth:
             body=body,
             now_ms=self._now_ms(),
             limits=self._limits,
-            since_ms=self._floor_ms,
+            since_ms=self._since_ms(),
         )
         self._use_up(token.pair_id, nonce, issued_at_ms)
         # Whatever was minted for it, a peer syncs and does nothing else.
@@ -227,6 +229,11 @@ class Auth:
         return Principal(
             Kind.PEER, scopes, pair.namespaces, token.pair_id, token.peer_did, token.token_id, request.address
         )
+
+    def _since_ms(self) -> int:
+        """Return the date from which on proofs count: none that an earlier process may have taken."""
+        self._floor_ms = min(self._floor_ms, self._now_ms() + bearer.PROOF_AHEAD_MS)
+        return self._floor_ms
 
     def _use_up(self, pair_id: str, nonce: str, issued_at_ms: int) -> None:
         """Remember the nonce of a proof that held; refuse one seen before.
@@ -253,7 +260,7 @@ class Auth:
     def _forget_idle(self) -> None:
         """Forget, each hour, the proofs of pairs whose last is older; what is dated up to then stays refused."""
         now_ms = self._now_ms()
-        if now_ms < self._swept_ms + IDLE_MS:
+        if 0 <= now_ms - self._swept_ms < IDLE_MS:
             return
         self._swept_ms = now_ms
         for proofs in self._proofs.values():

@@ -425,6 +425,30 @@ def test_no_proof_that_was_taken_is_taken_by_the_next_process() -> None:
         assert refused("auth-invalid", world.ask, proof).facts["reason"] == "proof-time"
 
 
+@pytest.mark.parametrize("ahead_ms", [1, 600_000, 8 * 3_600_000, 100 * 86_400_000])
+def test_a_clock_that_was_ahead_at_the_start_shuts_nobody_out(ahead_ms: int) -> None:
+    """Right again, it takes proofs by the right time, and none from before that moment."""
+    world = World()
+    early = world.proven()
+    assert world.ask(early)
+    world.now_ms = NOW_MS + ahead_ms
+    world.start()
+    world.now_ms = NOW_MS + 1
+    facts = refused("auth-invalid", world.ask, early).facts
+    assert facts["reason"] == "proof-time"
+    world.now_ms += bearer.PROOF_AHEAD_MS
+    assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
+    assert refused("auth-invalid", world.ask, early).facts["reason"] == "proof-time"
+
+
+def test_a_clock_that_jumped_ahead_and_back_forgets_idle_pairs_again() -> None:
+    world = World()
+    for at_ms in (NOW_MS + 100 * 86_400_000, NOW_MS):
+        world.now_ms = at_ms
+        assert world.ask(world.proven())
+    assert world.auth._swept_ms == NOW_MS
+
+
 def test_a_proof_of_a_clock_that_is_ahead_is_refused_with_our_time() -> None:
     world = World()
     facts = refused("auth-invalid", world.ask, world.proven(issued_at_ms=NOW_MS + 200_000)).facts
