@@ -97,6 +97,10 @@ class File:
         """Return the size in bytes."""
         return os.fstat(self._fd).st_size
 
+    def is_removed(self) -> bool:
+        """Return whether the file has no name any more, so that what is written is gone with the last descriptor."""
+        return os.fstat(self._fd).st_nlink == 0
+
     def close(self) -> None:
         """Close now; for a file that no other thread reads.  A second call does nothing."""
         fd, self._fd = self._fd, -1

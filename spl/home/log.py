@@ -300,6 +300,8 @@ class Log:
             if self._readonly:
                 return
             self._readonly = "the store is closed"
+            if self._active.size() != self._size:
+                return  # another process wrote into it; the mark would say that its lines are none
         mark = clean_mark(self.last_seq, self.last_run, self._segments.firsts[-1], self._size)
         try:
             self._disk.replace_atomic(self._folder / CLEAN_NAME, mark)
@@ -333,18 +335,42 @@ class Log:
             self._rotate()
         if self._size + len(data) > _SEGMENT_BYTES_MAX:
             raise StoreError("store-full", "no new segment can be begun")
+        self._check_alone(self._size)
         try:
             self._active.write(data)
             self._syncs.append(self._active.sync())
         except OSError as exc:
-            raise self._fault(exc) from exc
+            raise self._fault(exc, self._size + len(data)) from exc
+        self._check_alone(self._size + len(data))
         self._size += len(data)
         self._full = ""
 
-    def _fault(self, exc: OSError) -> StoreError:
-        """Return what refuses an append that failed: for now, if what was written of it could be cut off durably."""
+    def _check_alone(self, size: int) -> None:
+        """Refuse this append and all others unless the last segment has the size that we left it with.
+
+        Locks do not reach everywhere: on some network file systems two machines may hold one home.  Both appending, one
+        would acknowledge lines that do not follow from those of the other, and the next opening cannot keep both.
+        Looked at before the write, so that nothing is added to the other's lines, and after it, because both may have
+        looked at once; 2 us each.
+        """
+        try:
+            found, removed = self._active.size(), self._active.is_removed()
+        except OSError as exc:
+            raise self._fault(exc, size) from exc
+        if found != size or removed:
+            what = "removed" if removed else f"changed: it has {found:,} bytes and not {size:,}"
+            self._readonly = f"the log's last segment was {what}; stop any other process on this home, then restart"
+            raise StoreError("store-readonly", self._readonly)
+
+    def _fault(self, exc: OSError, size_max: int) -> StoreError:
+        """Return what refuses an append that failed: for now, if what was written of it could be cut off durably.
+
+        Nothing is cut if the segment is longer than `size_max`, what it would have without the failure.
+        """
         if exc.errno in _PASSING:
             try:
+                if self._active.size() > size_max:
+                    raise OSError(errno.EBUSY, "another process wrote into it")
                 self._active.truncate(self._size)
                 self._active.sync()
                 self._free_at_fault = self._disk.free_bytes(self._folder)

@@ -128,6 +128,9 @@ class MemoryFile(File):
         self.disk.check()
         return len(self.inode.data)
 
+    def is_removed(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 
