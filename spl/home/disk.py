@@ -34,6 +34,8 @@ SPOOL_NAME: Final = "snapshot-ids"
 _ID_BYTES: Final = 32
 _READ_IDS: Final = 256
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
+_LACKING: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_NO_LOCKS: Final = _LACKING | {errno.ENOLCK}
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -205,10 +207,16 @@ class Disk:
                 raise unusable(path, exc) from exc
 
     def fsync_dir(self, folder: Path) -> None:
-        """Make creations, renames and removals in the folder durable."""
+        """Make creations, renames and removals in the folder durable.
+
+        Some file systems, such as SMB, sync no folders and say so; there a name is as durable as they make it.
+        """
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        except OSError as exc:
+            if exc.errno not in _LACKING:
+                raise
         finally:
             os.close(fd)
 
@@ -259,6 +267,9 @@ def lock_home(folder: Path) -> Lock:
         ) from exc
     except OSError as exc:
         os.close(fd)
+        if exc.errno in _NO_LOCKS:
+            text = f"the file system of {folder} has no locks, so two daemons could write into one home"
+            raise DiskError("home-unusable", text, hint="move the home to a local file system") from exc
         raise unusable(path, exc) from exc
     return Lock(fd)
 

@@ -16,6 +16,7 @@ from .address import ReachError
 
 _VERSION_MIN = ssl.TLSVersion.TLSv1_2
 _BACKLOG = 1024  # as many as the server keeps; the kernel may lower it
+_NO_SOCKETS = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
@@ -98,7 +99,8 @@ def bind_unix(path: Path) -> socket.socket:
     """Return a socket listening at `path` with mode 0600; a stale socket is replaced.
 
     On Linux through /proc/self/fd, because an AF_UNIX address has at most 107 bytes.  The
-    mode is set before listen(), and so before a connection is possible.
+    mode is set before listen(), and so before a connection is possible.  Where modes cannot be set, one that lets
+    nobody else in will do, which a process with umask 077 gets.
     Raises ListenError "listen-failed".
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -110,11 +112,14 @@ def bind_unix(path: Path) -> socket.socket:
             address = f"/proc/self/fd/{folder}/{path.name}"
         _remove_stale(address)
         sock.bind(address)
-        os.chmod(address, 0o600)
+        _close_to_others(address)
         sock.listen(_BACKLOG)
     except OSError as exc:
         sock.close()
-        raise ListenError("listen-failed", f"{path}: {exc.strerror or exc}") from exc
+        hint = f"see what is at {path}, or move the home with SYNCROPEL_HOME"
+        if exc.errno in _NO_SOCKETS:
+            hint = f"its file system may take no sockets: mount a tmpfs at {path.parent}, or move the home"
+        raise ListenError("listen-failed", f"{path}: {exc.strerror or exc}", hint=hint) from exc
     finally:
         if folder >= 0:
             os.close(folder)
@@ -220,6 +225,14 @@ def _load_pair(cert: Path, key: Path) -> ssl.SSLContext:
 def _no_password() -> str:
     """Answer OpenSSL's request for a pass phrase, which would otherwise be read from the terminal."""
     return ""
+
+
+def _close_to_others(address: str) -> None:
+    try:
+        os.chmod(address, 0o600)
+    except OSError:
+        if os.lstat(address).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise
 
 
 def _remove_stale(address: str) -> None:

@@ -6,6 +6,7 @@ While the file that SPL_FAULT names is there, the fault lasts.
 
 import errno
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -112,6 +113,22 @@ def slow_rebuild() -> None:
     Replay.run = lingers  # type: ignore[method-assign]
 
 
+def poor_file_system() -> None:
+    """Have no modes to set and no folders to sync, as network file systems and those of other systems."""
+
+    def refuses(*args: Any, **named: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    sync = os.fsync
+
+    def files_only(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(fd)
+
+    os.chmod, os.fsync = refuses, files_only  # type: ignore[assignment]
+
+
 def slow_import() -> None:
     """Let the import of the daemon take as long as the fault lasts; the file `importing` says that it has begun."""
 
@@ -148,6 +165,7 @@ FAULTS: Final[dict[str, Callable[[], None]]] = {
     "dying-service": dying_service,
     "deaf-loop": deaf_loop,
     "slow-adapter": slow_adapter,
+    "poor-file-system": poor_file_system,
     "slow-import": slow_import,
     "slow-rebuild": slow_rebuild,
     "other-version": other_version,

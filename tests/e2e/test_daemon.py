@@ -63,6 +63,14 @@ def test_a_daemon_without_standard_streams_serves_and_logs(faulty) -> None:
     assert "event=daemon.stopped" in (closed.home / "logs" / "spl.log").read_text()
 
 
+def test_a_file_system_without_modes_and_folder_syncs_will_do(faulty) -> None:
+    alice = faulty(fault="poor-file-system").start()
+    written = alice.emit("th_a", 3)
+    assert alice.run("status").code == 0
+    assert alice.stop() == 0
+    assert {record["id"] for record in alice.start().records("th_a")} == set(written)
+
+
 def test_a_service_that_dies_is_named_and_started_again(faulty) -> None:
     """The others go on meanwhile, and the daemon ends in order."""
     alice = faulty(fault="dying-service")

@@ -1,5 +1,7 @@
 """Promises of the disk port: atomic replacement, readers that outlive a name, one holder of a home."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -175,3 +177,29 @@ def test_a_file_that_is_made_anew_is_ours(tmp_path: Path) -> None:
         assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
     finally:
         os.close(other)
+
+
+def test_a_file_system_that_syncs_no_folders_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other failure of the sync is one."""
+    fault = errno.EINVAL
+
+    def fails(fd: int) -> None:
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    Disk().replace_atomic(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    fault = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        Disk().fsync_dir(tmp_path)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(DiskError) as caught:
+        lock_home(tmp_path / "home")
+    assert (caught.value.code, "has no locks" in caught.value.message) == ("home-unusable", True)
+    assert "move the home" in caught.value.hint

@@ -1,9 +1,12 @@
 """Listening sockets and certificates: modes, stale sockets, long paths, replacement while in use."""
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -152,3 +155,33 @@ def test_an_address_that_the_machine_lacks_does_not_stop_a_name(monkeypatch: pyt
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **named: rows)
     with pytest.raises(ListenError):
         bind_tcp("host.example", 0)
+
+
+def refuse(*args: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_a_socket_whose_mode_cannot_be_set_is_used_if_it_lets_nobody_else_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "chmod", refuse)
+    before = os.umask(0o077)
+    try:
+        bind_unix(tmp_path / "closed").close()
+        os.umask(0o022)
+        with pytest.raises(ListenError):
+            bind_unix(tmp_path / "open")
+    finally:
+        os.umask(before)
+
+
+def test_a_file_system_without_sockets_is_named_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def bind(self, address: object) -> None:
+            refuse()
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    with pytest.raises(ListenError) as caught:
+        bind_unix(tmp_path / "sock")
+    assert caught.value.code == "listen-failed"
+    assert f"mount a tmpfs at {tmp_path}" in caught.value.hint
