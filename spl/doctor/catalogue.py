@@ -106,8 +106,14 @@ def _with_pair(command: str) -> Callable[[Facts], str]:
     return lambda facts: f"{command} {facts.pair_id or 'PAIR_ID'}"
 
 
-def _identity_fix(facts: Facts) -> str:
-    return (facts.home_fault.hint if facts.home_fault else "") or CODES["identity-missing"].fix
+def _home_fix(code: str) -> Callable[[Facts], str]:
+    """Return the step that the fault of a home comes with, or that of the code."""
+
+    def fix(facts: Facts) -> str:
+        fault = facts.home_fault
+        return fault.hint if fault is not None and fault.code == code and fault.hint else CODES[code].fix
+
+    return fix
 
 
 def _failing_s(limits: Limits) -> float:
@@ -213,12 +219,12 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("store-readonly", FAIL, (), None, LOCAL, seen.readonly, _next("store-readonly")),
     FindingKind("store-full", FAIL, (), None, LOCAL, seen.full, _next("store-full")),
     FindingKind("store-damaged", FAIL, (), None, LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
-    FindingKind("store-missing", FAIL, (), None, LOCAL, seen.log_lacking, _next("store-missing")),
+    FindingKind("store-missing", FAIL, (), None, LOCAL, seen.log_lacking, _home_fix("store-missing")),
     FindingKind("disk-low", WARN, (), None, LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
     FindingKind("loop-blocked", WARN, (), None, LOCAL, seen.loop, _next("loop-blocked")),
     FindingKind("task-dead", FAIL, (), None, LOCAL, seen.dead, _next("task-dead")),
     FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),
-    FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _identity_fix),
+    FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _home_fix("identity-missing")),
     FindingKind("identity-cloned", FAIL, (), None, PEER, seen.manifest_fault("identity-cloned"),
                 _next("identity-cloned")),
     FindingKind("identity-backup", WARN, (), None, LOCAL, seen.unsaved, _next("identity-backup")),

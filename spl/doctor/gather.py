@@ -24,7 +24,7 @@ from ..core.record.page import PEER_PUSHES
 from ..core.version import SOCKET
 from ..home.config import ConfigError
 from ..home.disk import Disk, DiskError, lock_home
-from ..home.home import keys_lacking, log_lacking, read_config
+from ..home.home import BACK, keys_lacking, log_lacking, read_config
 from ..home.log import Log
 from ..home.vault import Vault
 from ..home.writer import ListenerSummary
@@ -72,6 +72,7 @@ def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits
         limits=limits,
         has_identity=vault.identity is not None,
         unsaved_s=_unsaved_s(vault, now_ms),
+        home_fault=Fault("store-missing", store.gone, BACK) if store.gone else None,
         readonly=store.readonly,
         full=store.full,
         damaged_lines=len(store.lost) + len(store.index.reader.left_out),

@@ -15,7 +15,7 @@ from ..core.errors import SplError
 from ..core.limits import Limits
 from ..core.record import levels, record
 from .disk import Disk, lock_home
-from .home import STORE, log_lacking, now_ms, random_bytes
+from .home import BACK, STORE, log_lacking, now_ms, random_bytes
 from .log import Log
 from .recovery import DAMAGES_MAX, Damage
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, Place, RunChain, Segments
@@ -34,6 +34,8 @@ class StoreCheck:
 
     def __init__(self, store: Log, folder: Path, disk: Disk) -> None:
         self._segments = Segments(folder, disk)
+        if store.gone:
+            raise CheckError("store-missing", store.gone, hint=BACK)
         self._last_seq = store.last_seq
         self._chain = RunChain(1, RUN_START)
         self._bad: tuple[int, int] | None = None

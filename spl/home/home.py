@@ -36,6 +36,8 @@ STORE: Final = "store"
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
 IDENTITY: Final = "identity.json"
+BACK: Final = "move it back or mount it again, or restart the daemon on the home's new place"
+"""What helps a daemon whose home went from under it."""
 TOKEN: Final = "token"  # noqa: S105 - the name of a file
 TOKEN_TTL_MS: Final = 10 * 365 * 86_400_000
 ADMIN_LABEL: Final = "init"

@@ -20,6 +20,7 @@ The caller holds the home's lock (`disk.lock_home`).
 import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -88,6 +89,8 @@ class Log:
         self._size = opened.active.size()
         self._readonly = self._full = ""
         self._free_at_fault = 0
+        self._free_bytes = disk.free_bytes(folder)
+        self._sealed_bytes = sum(map(opened.segments.size, opened.segments.firsts[:-1]))
         # Held by an append, and while one index replaces another.
         self._turn = Lock()
         self._indexing = Lock()
@@ -275,16 +278,25 @@ class Log:
             return f"{free / 1e6:,.1f} MB are free on the disk of the store, and {floor / 1e6:,.1f} are to stay free"
         return self._full if free <= self._free_at_fault else ""
 
+    @property
+    def gone(self) -> str:
+        """Why the log is not in its place any more, though it is open; empty while it is."""
+        if self._segments.is_in_place():
+            return ""
+        return f"the log is not in {self._folder} any more: it was moved, or its volume was unmounted"
+
     def stats(self) -> LogStats:
-        """Return counts, sizes and the times of the last 512 syncs."""
+        """Return counts, sizes and the times of the last 512 syncs; also of a log that is not in its place."""
+        with suppress(OSError):
+            self._free_bytes = self._disk.free_bytes(self._folder)
         syncs = sorted(self._syncs) or [0.0]
         return LogStats(
             records_count=self.index.tally(RECORDS),
             projections_count=self.index.tally(PROJECTION),
             lines_count=self.last_seq,
             segments_count=len(self._segments.firsts),
-            log_bytes=sum(self._segments.size(first) for first in self._segments.firsts),
-            free_bytes=self._disk.free_bytes(self._folder),
+            log_bytes=self._sealed_bytes + self._size,
+            free_bytes=self._free_bytes,
             sync_last_ms=self._syncs[-1] if self._syncs else 0.0,
             sync_p50_ms=syncs[len(syncs) // 2],
             sync_p99_ms=syncs[len(syncs) * 99 // 100],
@@ -392,4 +404,5 @@ class Log:
         except OSError:
             self._segments.withdraw(first)
             return
+        self._sealed_bytes += self._size
         self._active, self._size = active, size

@@ -201,6 +201,10 @@ class Segments:
             if rest:
                 yield segment, at, rest, False
 
+    def is_in_place(self) -> bool:
+        """Return whether the last segment still stands in the folder under its name."""
+        return self._path(self.firsts[-1]).name in self._disk.list(self.folder)
+
     def _path(self, first: int) -> Path:
         return self.folder / f"{first:0{_NAME_DIGITS}d}{SUFFIX}"
 

@@ -109,6 +109,28 @@ def test_keys_without_their_log_are_not_taken_for_a_new_home(make: Make) -> None
     assert (carol.start().did, carol.records("th_work")) == (did, [])
 
 
+def test_a_home_that_is_moved_while_it_is_open_is_named(make: Make) -> None:
+    """The daemon goes on with what it has open; status, doctor and check say what is wrong until it is back."""
+    carol = make("carol", "[limits]\nsegment_bytes = 2000\n").start()
+    ids = [record_id for _ in range(3) for record_id in carol.emit("th_work", 5)]
+    place = carol.home
+    carol.home = place.rename(place.with_name("moved"))
+    for words in (("status", "--check"), ("doctor",)):
+        done = carol.run(*words, code=3)
+        assert "store-missing" in done.out
+        assert "restart the daemon on the home's new place" in done.out
+    assert carol.data("store", "stats")["log_bytes"] > 2000
+    assert "[store-missing]" in carol.run("store", "check", code=12).err
+    ids += carol.emit("th_work")
+    if place.exists():  # what the daemon wrote there meanwhile can be made again
+        place.rename(place.with_name("remains"))
+    carol.home = carol.home.rename(place)
+    assert "store-missing" not in carol.run("status").out
+    carol.run("store", "check")
+    carol.stop()
+    assert [record["id"] for record in carol.start().records("th_work")] == ids
+
+
 def test_a_log_without_its_keys_gets_no_new_identity_unasked(make: Make) -> None:
     """Exit 7 with what to do, by `serve` and by `init`; the keys put back, it goes on."""
     carol = make("carol").start()
