@@ -24,7 +24,7 @@ from ..home.writer import Writer
 WANTED_ANSWERS_MAX: Final = 8
 """Consecutive push answers that may request the same ids."""
 
-Inlets = Mapping[str, Inbound]
+InboundByName = Mapping[str, Inbound]
 """What a pair may bring in, by the peer's name of the namespace."""
 
 
@@ -49,7 +49,7 @@ class _Debt:
     """The ledger was not empty when this reading began."""
     owed: bool = False
     """Refused records may be sound now, or the peer may give them again: a chain, a level."""
-    inbound: Inlets | None = None
+    inbound: InboundByName | None = None
     """What the pair could bring in when the ledger was last asked for; None before the first time."""
     asked: tuple[str, ...] = ()
     tried: set[str] = field(default_factory=set)
@@ -76,16 +76,16 @@ class RefusedLedger:
         """Record that the peer may give refused records again, or that they may be sound now."""
         self._debt(pair_id).owed = True
 
-    def owes(self, pair_id: str, inbound: Inlets) -> bool:
+    def owes(self, pair_id: str, inbound: InboundByName) -> bool:
         """Return whether refused records are worth asking for under these rules."""
         debt = self._debt(pair_id)
         return debt.owed or (debt.had and debt.inbound != inbound)
 
-    async def read(self, pair_id: str, inbound: Inlets) -> Ledger:
+    async def read(self, pair_id: str, inbound: InboundByName) -> Ledger:
         """Return what was refused of a pair and is still lacking."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._read, pair_id, inbound)
 
-    def settle(self, pair_id: str, inbound: Inlets, *, owed: bool = False) -> None:
+    def settle(self, pair_id: str, inbound: InboundByName, *, owed: bool = False) -> None:
         """Record that the ledger was asked for under these rules; `owed`: the peer may give more later."""
         debt = self._debt(pair_id)
         debt.inbound, debt.owed, debt.asked, debt.answers = inbound, owed, (), 0
@@ -97,7 +97,7 @@ class RefusedLedger:
         debt.tried.update(debt.asked)
         debt.answers = 0
 
-    async def wanted(self, pair_id: str, inbound: Inlets) -> tuple[str, ...]:
+    async def wanted(self, pair_id: str, inbound: InboundByName) -> tuple[str, ...]:
         """Return the ids that a pushing peer is asked for; settle the ledger when there are no more."""
         if not self.owes(pair_id, inbound):
             return ()
@@ -111,15 +111,15 @@ class RefusedLedger:
         debt.asked = tuple(ids)
         return debt.asked
 
-    def _read(self, pair_id: str, inbound: Inlets) -> Ledger:
+    def _read(self, pair_id: str, inbound: InboundByName) -> Ledger:
         store = self._writer.store
         rows = store.index.after(refusals_of(pair_id), 0, self._limits.refused_per_pair)
         ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
         for entry in map(json.loads, store.payloads(rows)):
             id_, ns = entry["id"], entry.get("ns", "")
-            shown = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
+            projected = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
             entered = [inbound[ns]] if ns in inbound else inbound.values()
-            if shown or any(store.index.find(id_, inlet.ns) is not None for inlet in entered):
+            if projected or any(store.index.find(id_, each.ns) is not None for each in entered):
                 continue
             enters = entry["code"] == SCOPE_VIOLATION and ns in inbound
             if enters and inbound[ns].level > STRUCTURAL:
