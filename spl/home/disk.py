@@ -36,6 +36,7 @@ _READ_IDS: Final = 256
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
 _LACKING: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _NO_LOCKS: Final = _LACKING | {errno.ENOLCK}
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -331,8 +332,10 @@ class IdDigest:
 
 
 def unusable(path: Path, exc: OSError) -> DiskError:
-    """Return the DiskError for an OSError that keeps a home from being used."""
+    """Return the DiskError for an OSError that keeps a home from being used; "store-full" if space is all it lacks."""
     reason = os.strerror(exc.errno) if exc.errno else str(exc)
+    if exc.errno in _NO_SPACE:
+        return DiskError("store-full", reason)  # peers are told, so it names no path
     hint = "" if exc.errno in _REFUSED else "look at the disk, then start again"
     return DiskError("home-unusable", f"{path}: {reason}", hint=hint)
 

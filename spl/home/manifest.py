@@ -1,23 +1,30 @@
 """What this instance publishes about itself: the signed manifest and the DID document.
 
 `signed_at` strictly increases, also across restarts and small corrections of the clock, because peers refuse a manifest
-older than the last they accepted: the last one is kept in the vault before the document is published.  A date
+older than the last they accepted: the last one is kept in the vault before the document is published.  If the disk is
+full it is published all the same, because without a manifest no pair lives: its date is the clock's, and the next
+start signs by a later one, unless the clock was set back too.  A date
 more than five minutes ahead of the present clock is not built upon: the clock was wrong then, and peers would refuse
 each later manifest until that time comes.  They take the next one by the right clock (`manifest.is_ahead`).
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 from ..core import when
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity import manifest
 from ..core.limits import Limits
 from ..core.record import namespace
 from ..core.version import VERSION
+from .disk import DiskError
 from .vault import Identity, Vault
 from .writer import Writer
+
+log = logging.getLogger("spl.store")
 
 SIGNED_AT: Final = "manifest-signed-at"
 RESIGN_SHARE: Final = 2
@@ -80,9 +87,12 @@ class ManifestSigner:
         return manifest.did_document(identity.chain, identity.seal_key, self.url)
 
     def _sign(self, identity: Identity, names: list[str]) -> None:
-        now_ms, last_ms = self._now_ms(), self._last_ms()
+        now_ms, last_ms = self._now_ms(), max(self._last_ms(), self._signed_at_ms)
         signed_at_ms = now_ms if manifest.is_ahead(last_ms, now_ms) else max(now_ms, last_ms + 1)
-        self._vault.put(SIGNED_AT, when.text_of(signed_at_ms))
+        try:
+            self._vault.put(SIGNED_AT, when.text_of(signed_at_ms))
+        except DiskError as exc:
+            log.warning(**event("manifest.date_unsaved", error=str(exc)))
         self._document = manifest.build(
             identity.chain, identity.key, identity.seal_key, url=self.url, namespaces=names, version=VERSION,
             now_ms=signed_at_ms, limits=self._limits,

@@ -1,9 +1,15 @@
 """The documents that an instance publishes."""
 
+import asyncio
+import errno
 from pathlib import Path
 
+import pytest
+
+from spl.core.errors import SplError
 from spl.core.when import ms_of
 from tests.pair_world import Node, both_active, two
+from tests.waiting import until
 
 
 def signed(node: Node) -> int:
@@ -34,4 +40,47 @@ async def test_a_date_of_a_clock_that_ran_ahead_is_not_built_upon(tmp_path: Path
         await a.restart()
         assert right_ms < signed(a) < right_ms + 60_000
         await a.pair(b)
+        await both_active(a, b)
+
+
+def full(path: Path, data: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_full_disk_keeps_no_manifest_from_being_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its date goes on rising, also over a restart once there is room again."""
+    async with two(tmp_path) as (world, a, _b):
+        first = signed(a)
+        with monkeypatch.context() as patch:
+            patch.setattr(a.disk, "replace_atomic", full)
+            world.time_ms += 4 * 86_400_000
+            second = signed(a)
+            a.pairing.published.renew()
+            third = signed(a)
+        assert first < second < third
+        world.time_ms += 1000
+        await a.restart()
+        assert third < signed(a)
+
+
+async def test_a_full_disk_refuses_a_pair_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two(tmp_path) as (_world, a, b):
+        refused: list[Path] = []
+
+        def refuse(path: Path, data: bytes) -> None:
+            refused.append(path)
+            full(path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(b.disk, "replace_atomic", refuse)
+            with pytest.raises(SplError) as caught:
+                b.home.vault.put("token-x", "secret")
+            assert (caught.value.code, caught.value.status) == ("store-full", 503)
+            assert str(tmp_path) not in caught.value.message
+            refused.clear()
+            pairing = asyncio.create_task(a.pair(b))
+            await until(lambda: refused)
+        await pairing
         await both_active(a, b)
