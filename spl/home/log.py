@@ -219,7 +219,7 @@ class Log:
 
     def held_lines(self, damage: Damage) -> int:
         """Return how many of the lines lost at a place are held elsewhere, or are not missed.  Raises OSError."""
-        return held_lines(self.index, self._segments, damage, settled=(damage.seq, damage.lines) in self._settled)
+        return self._held_lines(self.index, damage)
 
     def settle(self, places: Iterable[Damage]) -> None:
         """Do not miss lines any more that were lost at these places without leaving a readable id.
@@ -232,7 +232,7 @@ class Log:
 
     def look_again(self) -> None:
         """Leave out of `lost` those places of which everything is held again.  Raises OSError."""
-        self.lost = tuple(item for item in self._places if self.held_lines(item) < max(1, item.lines))
+        self.lost = self._lost_in(self.index)
 
     def reindex(self, random_bytes: Callable[[int], bytes]) -> Generator[tuple[int, int], None, None]:
         """Read the log into a new index and use that from then on; yield (bytes read, bytes in all) between batches.
@@ -330,8 +330,16 @@ class Log:
         if fresh.covered != self.last_seq:
             raise StoreError("store-damaged", f"the log ends at line {fresh.covered} of {self.last_seq}")
         fresh.replace(self.index)
-        self.index, self._places = fresh, tuple(replay.damaged)
-        self.look_again()
+        # What is lost first: at no moment the damage is neither left out nor lost.
+        self._places = tuple(replay.damaged)
+        self.lost = self._lost_in(fresh)
+        self.index = fresh
+
+    def _lost_in(self, index: Index) -> tuple[Damage, ...]:
+        return tuple(item for item in self._places if self._held_lines(index, item) < max(1, item.lines))
+
+    def _held_lines(self, index: Index, damage: Damage) -> int:
+        return held_lines(index, self._segments, damage, settled=(damage.seq, damage.lines) in self._settled)
 
     def _check_writable(self) -> None:
         if self._readonly:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Make
+from tests.e2e.findings import attention, named, told
 from tests.e2e.harness import Instance
 from tests.waiting import eventually
 
@@ -27,7 +28,12 @@ def damage(instance: Instance, mark: bytes, *, keep_index: bool) -> None:
 
 
 def converged(alice: Instance, bob: Instance, pair_id: str) -> list[str]:
-    """Emit at both sides until both hold all of it; return the ids of alice's."""
+    """Emit at both sides until both hold all of it; return the ids of alice's.
+
+    From then on nothing is fetched or compared unasked.
+    """
+    for side in (alice, bob):
+        side.run("federation", "set-mode", pair_id, "on-demand")
     ids = alice.emit(THREAD, 40, note="shared")
     bob.emit("th_by_bob", 5)
     for side in (alice, bob):
@@ -69,6 +75,30 @@ def test_a_damaged_record_comes_back_with_its_id(
         assert hurt.run("store", "check", "--repair").out.endswith("nothing is lost, so nothing was fetched\n")
         hurt.stop()
         hurt.start()
+
+
+@pytest.mark.parametrize("bad", [b'"n":1"', b'"n":19', b'"n":1\n'])
+def test_a_byte_that_is_hit_while_the_daemon_runs_stops_nothing(
+    alice: Instance, bob: Instance, pair_id: str, bad: bytes
+) -> None:
+    """A quote, another letter, a line feed in the segment that is written: said, left out, and fetched again."""
+    ids = converged(alice, bob, pair_id)
+    [segment] = (alice.home / "store").glob("*.jsonl")
+    with segment.open("r+b") as file:
+        file.seek(segment.read_bytes().index(b'"n":17,'))
+        file.write(bad)
+    kept = [each for each in ids if each != ids[17]]
+    assert [record["id"] for record in alice.records(THREAD)] == kept
+    told(alice, "store-damaged")
+    done = alice.run("thread", "snapshot", THREAD, code=3)
+    assert done.out.count("\n") == 40
+    assert "the log is damaged at sequence" in done.err
+    assert alice.run("federation", "verify", pair_id, "-o", "json", code=3).data["missing_here"][0]["id"] == ids[17]
+    assert alice.run("store", "check", "--repair").out.count("recovered, nothing is missing any more") == 1
+    assert {record["id"] for record in alice.records(THREAD)} == set(ids)
+    assert alice.run("thread", "snapshot", THREAD).out.count("\n") == 41
+    assert not named(attention(alice), "store-damaged")
+    alice.run("store", "check")
 
 
 def test_what_no_peer_was_given_stays_lost(alice: Instance, bob: Instance, pair_id: str) -> None:
