@@ -78,7 +78,6 @@ class Clinic:
     status: PairStatus = CALM
     came: Reached = field(default_factory=lambda: Reached("127.0.0.1", ("127.0.0.1",), "127.0.0.1"))
     offered: OfferedStatus = ALL_CONFIRMED
-    damaged: int = 0
     way: str = "both"
     change: Change = lambda method, target, reply: reply
     doctors: dict[str, Doctor] = field(default_factory=dict)
@@ -86,9 +85,8 @@ class Clinic:
     def __post_init__(self) -> None:
         for node in (self.a, self.b):
             sync = cast(Sync, SimpleNamespace(status=self.told))
-            outgoing = SimpleNamespace(damaged=lambda: self.damaged)
             reaches = SimpleNamespace(word=lambda pair_id: self.way)
-            source = SimpleNamespace(reaches=reaches, outgoing=outgoing)
+            source = SimpleNamespace(reaches=reaches)
             feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered, source=source))
             health = HealthSampler(node.home.writer, sync, feed, Limits(), steady_s=lambda: 0.0, tasks=list)
             client = node.pairing.peers.client = cast(Client, PeerNetwork(node, self))

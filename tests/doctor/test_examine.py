@@ -131,7 +131,7 @@ async def test_a_peer_that_takes_nothing_in(tmp_path: Path) -> None:
 
 async def test_records_that_cannot_be_served_count_as_damage(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
-        found.damaged = 2
+        found.a.home.store.index.reader.leave_out(1)
         [problem] = found.doctors[found.a.url].attention()
         assert (problem["code"], problem["fix"]) == ("store-damaged", "spl store check --repair")
 
