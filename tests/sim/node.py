@@ -207,7 +207,7 @@ class Node:
         if not self.up:
             return
         services = self.services
-        for part in (services.feed, services.sync, services.push, services.reconcile, services.pairing):
+        for part in (services.feed, services.sync, services.push, services.fingerprints, services.pairing):
             part.close()
         await self.client.close()
         self.home.writer.close()
