@@ -19,6 +19,7 @@ from ..core.limits import Limits
 from ..home.config import Settings
 from ..home.vault import Vault
 from ..home.writer import Writer
+from ..net.address import is_loopback
 from ..net.routes import Request
 
 KNOWN_MAX: Final = 256
@@ -29,7 +30,22 @@ IDLE_MS: Final = 3_600_000
 ANYONE: Final = "anyone"
 """The scope of routes that are open to anyone."""
 
-_NOT_OPEN: Final = frozenset({PROOF_HEADER, "forwarded", "x-forwarded-for"})
+PROXIED: Final = frozenset(
+    "forwarded via x-real-ip x-client-ip cf-connecting-ip true-client-ip fastly-client-ip x-cluster-client-ip "
+    "x-envoy-external-address x-original-host".split()
+)
+PROXIED_PREFIX: Final = "x-forwarded"
+
+
+def is_proxied(headers: Mapping[str, str]) -> bool:
+    """Return whether a proxy passed the request on: the address is then its own, and whoever asks is elsewhere."""
+    return not PROXIED.isdisjoint(headers) or any(name.startswith(PROXIED_PREFIX) for name in headers)
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a Host header names loopback; an absent one, which HTTP/1.0 may leave out, does."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
+    return name.lower() in ("", "localhost") or is_loopback(name)
 
 
 class AuthError(SplError):
@@ -156,9 +172,13 @@ class Auth:
         raise AuthError("scope-forbidden", f"this needs the scope {needs}", scope=scope)
 
     def _opens(self, headers: Mapping[str, str]) -> bool:
-        """Return whether the request needs no credential; one that a proxy passed on always needs one."""
+        """Return whether the request needs no credential.
+
+        One that a proxy passed on always needs one, and so does one for another name than this machine's own: some
+        proxies say nothing of themselves but the name that they were asked for.
+        """
         is_open = self._insecure or not self._settings.now.auth_required
-        return is_open and not headers.keys() & _NOT_OPEN
+        return is_open and PROOF_HEADER not in headers and not is_proxied(headers) and _is_here(headers.get("host", ""))
 
     def _holder(self, request: Request, body: bytes, text: str) -> Principal:
         """Return who holds the bearer; raise "auth-invalid"."""

@@ -15,7 +15,7 @@ from ..sync.changes import CONTINUOUS, FEEDS
 from ..sync.pages import PageRead
 from ..sync.source import Query
 from .answers import Permit, field_error, json_response, members, number
-from .auth import Kind, Principal
+from .auth import Kind, Principal, is_proxied
 from .records import NDJSON
 from .services import Services
 
@@ -23,8 +23,6 @@ READING: Final = "sync:read"
 """What permission rules call the reading of changes."""
 SYNC: Final = "federation:sync"
 SUBSCRIBE: Final = "federation:subscribe"
-PROXIED: Final = frozenset({"forwarded", "via", "x-forwarded-for", "x-real-ip"})
-"""Headers by which a proxy says that it passes on: the address is then its own, not the peer's."""
 STREAM_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """No cache may keep a stream, and nginx passes it on at once."""
 
@@ -46,7 +44,7 @@ def did_document(request: Request, principal: Principal, services: Services) -> 
 
 async def ask(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pair: a signed pair request; 200 when granted, 202 when our operator decides."""
-    direct = request.address != request.peer or PROXIED.isdisjoint(request.headers)
+    direct = request.address != request.peer or not is_proxied(request.headers)
     status, answer = await services.pairing.receive(request.body, request.address, direct=direct)
     return json_response(answer, status)
 

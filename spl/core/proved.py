@@ -8,7 +8,8 @@ key, which its signature covers, and the address of its connection.
 constants stands on it: one operand of `&&`, each operand of `||`.  It is cautious: what it does not recognise proves
 nothing, so `request.initiator_did != ""` does not pass although it names the DID.  A prefix of a DID is its label,
 which the asker chooses, and a prefix of the words is found by trying keys, so of both only whole values count; of an
-address, a prefix does.  Trying the rule out over made-up requests was rejected: it never ends with a proof.
+address, a prefix of whole parts does.  Trying the rule out over made-up requests was rejected: it never ends with a
+proof.
 """
 
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ def _proved(node: Node, wanted: bool, bound: _Constants) -> bool:
         case "compare":
             return _proved_comparison(node, wanted, bound)
         case "call":
-            return wanted and _is_prefix_of_address(node)
+            return wanted and _is_prefix_of_address(node, bound)
     return False
 
 
@@ -63,18 +64,20 @@ def _proved_macro(node: Node, wanted: bool, bound: _Constants) -> bool:
 
 def _proved_comparison(node: Node, wanted: bool, bound: _Constants) -> bool:
     left, right = node.parts
+    facts = WHOLE | ADDRESS
     if (node.value, wanted) in (("==", True), ("!=", False)):
-        return (_path(left) in WHOLE | ADDRESS and _is_constant(right, bound)) or (
-            _path(right) in WHOLE | ADDRESS and _is_constant(left, bound)
+        return (_path(left, bound) in facts and _is_constant(right, bound)) or (
+            _path(right, bound) in facts and _is_constant(left, bound)
         )
-    return node.value == "in" and wanted and _path(left) in WHOLE | ADDRESS and _is_constant(right, bound)
+    return node.value == "in" and wanted and _path(left, bound) in facts and _is_constant(right, bound)
 
 
-def _is_prefix_of_address(node: Node) -> bool:
-    if node.value != "startsWith" or _path(node.parts[0]) not in ADDRESS:
+def _is_prefix_of_address(node: Node, bound: _Constants) -> bool:
+    """Return whether whole parts of an address are compared: "10.1." is a network, "10.1" begins 10.19 too."""
+    if node.value != "startsWith" or _path(node.parts[0], bound) not in ADDRESS:
         return False
     prefix = node.parts[1]
-    return prefix.kind == "literal" and isinstance(prefix.value, str) and prefix.value != ""
+    return prefix.kind == "literal" and isinstance(prefix.value, str) and prefix.value.endswith((".", ":"))
 
 
 def _is_constant(node: Node, bound: _Constants) -> bool:
@@ -84,15 +87,18 @@ def _is_constant(node: Node, bound: _Constants) -> bool:
     return node.kind in ("literal", "list", "map", "index") and all(_is_constant(part, bound) for part in node.parts)
 
 
-def _path(node: Node) -> str:
-    """Return "request.words" for that field however it is written, "" for what is no field of a name."""
+def _path(node: Node, bound: _Constants) -> str:
+    """Return "request.words" for that field however it is written, "" for what is no field of a fact.
+
+    A variable of a macro may have the name of a fact, and stands for an item then.
+    """
     if node.kind == "name":
-        return str(node.value)
+        return "" if node.value in bound else str(node.value)
     if node.kind == "field":
         name = node.value
     elif node.kind == "index" and node.parts[1].kind == "literal" and isinstance(node.parts[1].value, str):
         name = node.parts[1].value
     else:
         return ""
-    within = _path(node.parts[0])
+    within = _path(node.parts[0], bound)
     return f"{within}.{name}" if within else ""

@@ -264,6 +264,8 @@ def _url(value: object) -> str:
     text = _text(value)
     if text and not re.match(r"https?://[A-Za-z0-9.:\[\]_-]+\Z", text.rstrip("/")):
         raise ValueError("must be http(s)://host[:port] without a path")
+    if re.search(r"\.(:[0-9]*)?/*\Z", text):
+        raise ValueError("must name the host without a final dot")
     return text.rstrip("/")
 
 

@@ -278,18 +278,6 @@ def test_the_unix_socket_is_admin() -> None:
     assert (found.kind, found.namespaces) == (Kind.LOCAL, ())
 
 
-@pytest.mark.parametrize("config", [{"insecure": True}, {"auth_required": False}])
-def test_an_open_daemon_asks_nobody_but_still_knows_its_peers(config: dict[str, bool]) -> None:
-    world = World(**config)
-    assert world.ask({}, "config:write").kind == Kind.OPEN
-    assert world.ask({"authorization": "Basic x"}, "config:write").kind == Kind.OPEN
-    world.auth.check_presented({})
-    assert world.ask(world.proven()).kind == Kind.PEER
-    world.pair.live = False
-    refused("auth-invalid", world.ask, world.proven())
-    refused("auth-required", world.ask, {"spl-proof": "x"})
-
-
 # Peers
 
 

@@ -30,6 +30,8 @@ CLAIMED = [
     '!(request.words == "a")', 'request.label == "x" ? true : request.words == "a"',
     "request.namespaces.exists(n, n == request.words)", 'request.maps.all(m, request.words == "a")',
     '[].all(m, request.words == "a")', 'request.words < "b"', '!(request.words != "a" && request.label == "x")',
+    '[{"words": "x"}].exists(request, request.words == "x")', '[{"address": "x"}].exists(peer, peer.address == "x")',
+    '["x"].all(request, request["words"] == "x")', 'peer.address.startsWith("1")', 'peer.address.startsWith("10.1")',
     'request.words in ["a", request.label]', 'request.words == ["a", "b"][request.n]', "request.words",
 ]  # fmt: skip
 

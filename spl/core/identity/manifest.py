@@ -40,7 +40,7 @@ CAPABILITIES_MAX: Final = 64
 """As both sides check it; ours has fewer than ten."""
 
 _ORIGIN: Final = re.compile(
-    r"https?://[a-z0-9._-]{1,253}(?::[0-9]{1,5})?\Z|https?://\[[0-9a-f:.]{2,45}\](?::[0-9]{1,5})?\Z"
+    r"https?://[a-z0-9._-]{0,252}[a-z0-9_-](?::[0-9]{1,5})?\Z|https?://\[[0-9a-f:.]{2,45}\](?::[0-9]{1,5})?\Z"
 )
 
 

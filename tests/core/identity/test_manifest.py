@@ -353,6 +353,7 @@ def test_a_manifest_of_another_form_is_malformed(change: dict[str, Any]) -> None
     ("name", "value"),
     [
         ("pair_endpoint", "https://bob.example/"),
+        ("pair_endpoint", "https://bob.example./v1/federation/pair"),
         ("pair_endpoint", "ftp://bob.example/v1/federation/pair"),
         ("pair_endpoint", "https://u:p@bob.example/v1/federation/pair"),
         ("pair_endpoint", "https://bob.example/x?y=/v1/federation/pair"),
