@@ -101,18 +101,18 @@ class Costs:
 
 
 class Repeats:
-    """Lets one of a kind through in `every_s` seconds, and counts the others; at most `per_minute` of all kinds.
+    """Lets `burst` of a kind through in `every_s` seconds, and counts the others; at most `per_minute` of all kinds.
 
     What can be repeated at no cost (a refusal, a denial, a failure) thus fills no log.  For at most `kinds_max` kinds;
     the one not met for longest is forgotten first.  Any clock; one thread at a time.
     """
 
-    __slots__ = ("_bucket", "_every_s", "_kinds", "_kinds_max")
+    __slots__ = ("_bucket", "_burst", "_every_s", "_kinds", "_kinds_max")
 
-    def __init__(self, every_s: float, kinds_max: int, per_minute: int) -> None:
-        self._every_s, self._kinds_max = every_s, kinds_max
+    def __init__(self, every_s: float, kinds_max: int, per_minute: int, burst: int = 1) -> None:
+        self._every_s, self._kinds_max, self._burst = every_s, kinds_max, burst
         self._bucket = TokenBucket(float(per_minute), per_minute / 60)
-        self._kinds: OrderedDict[tuple[str, ...], tuple[float, int]] = OrderedDict()
+        self._kinds: OrderedDict[tuple[str, ...], tuple[float, int, int]] = OrderedDict()
 
     def __len__(self) -> int:
         """Return how many kinds are remembered."""
@@ -120,11 +120,13 @@ class Repeats:
 
     def due(self, kind: tuple[str, ...], now_s: float) -> int | None:
         """Return how many of the kind were only counted since the last one let through; None to count this one."""
-        told_s, count = self._kinds.pop(kind, (now_s - self._every_s, 0))
-        due = not 0 <= now_s - told_s < self._every_s
+        since_s, told, count = self._kinds.pop(kind, (now_s, 0, 0))
+        if not 0 <= now_s - since_s < self._every_s:
+            since_s, told = now_s, 0
+        due = told < self._burst
         if due:
             self._bucket, due, _ = self._bucket.take(now_s)
-        self._kinds[kind] = (now_s, 0) if due else (told_s, count + 1)
+        self._kinds[kind] = (since_s, told + 1, 0) if due else (since_s, told, count + 1)
         if len(self._kinds) > self._kinds_max:
             self._kinds.popitem(last=False)
         return count if due else None

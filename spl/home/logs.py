@@ -1,7 +1,9 @@
 """Log lines: logfmt or JSON, one line per fact, secrets masked, rotated at 10 MB, seven files kept.
 
 Values come from peers too, so everything unprintable is escaped in both forms: the operator reads this file in a
-terminal.
+terminal.  A peer or a stranger also decides how often most lines are written, so the handlers count what repeats: of
+one event, pair and code five lines a minute, the others as `repeated` of the next one.  Counting at the handlers holds
+for every line, the next one that somebody adds included; rejected: to trust each caller to know what a peer can repeat.
 
 Members: ts, level, target, event, the fields of the event, msg.  Everything about federation carries the target
 `syncropel_engine::federation`, which the operator's page tells people to filter on.
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from ..core import when
@@ -30,6 +33,10 @@ FILES_KEPT: Final = 7
 REPEAT_EVERY_S: Final = 60.0
 KINDS_MAX: Final = 4096
 LINES_PER_MINUTE: Final = 600
+BURST: Final = 5
+KIND_FIELDS: Final = ("pair", "code", "namespace")
+OPERATORS: Final = ("config.", "daemon.", "tls.")
+"""How events begin that only our operator brings about; each of them is written."""
 TARGETS: Final = {
     "spl.federation": "syncropel_engine::federation",
     "spl.net": "syncropel_engine::http",
@@ -65,6 +72,39 @@ class CountedLog:
             fields |= {"code": code} if code else {}
             fields |= {"repeated": repeated} if repeated else {}
             self._log.log(level, **event(name, **({"pair": pair} if pair else {}), **fields))
+
+
+class RepeatFilter(logging.Filter):
+    """Keeps repeated lines out of all handlers that share it, and counts them.
+
+    Lines of level debug pass, as the operator asked for all of them, and so do OPERATORS.  The address is no part of a
+    kind: a stranger has many.
+    """
+
+    def __init__(self, steady_s: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._steady_s, self._lock = steady_s, Lock()
+        self._repeats = {
+            is_error: Repeats(REPEAT_EVERY_S, KINDS_MAX, LINES_PER_MINUTE, BURST) for is_error in (False, True)
+        }
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the line is written; the first handler decides for the others."""
+        decided = getattr(record, "is_due", None)
+        if isinstance(decided, bool):
+            return decided
+        whole = record.levelno <= logging.DEBUG or record.getMessage().startswith(OPERATORS)
+        record.is_due = due = whole or self._is_due(record)
+        return due
+
+    def _is_due(self, record: logging.LogRecord) -> bool:
+        fields = getattr(record, "fields", None) or {}
+        kind = (record.getMessage(), *(str(fields.get(name, "")) for name in KIND_FIELDS))
+        with self._lock:
+            repeated = self._repeats[record.levelno >= logging.ERROR].due(kind, self._steady_s())
+        if repeated:
+            record.fields = {**fields, "repeated": repeated}
+        return repeated is not None
 
 
 class Formatter(logging.Formatter):
@@ -126,6 +166,9 @@ def setup(folder: Path, log_format: str, level: str) -> None:
     for handler in handlers:
         handler.setFormatter(Formatter(log_format == "json"))
         root.addHandler(handler)
+    repeats = RepeatFilter()
+    for handler in root.handlers:
+        handler.addFilter(repeats)
     root.setLevel(level.upper())
     root.propagate = False
 

@@ -199,6 +199,26 @@ def test_refused_strangers_do_not_fill_the_log_file(daemon: Daemon) -> None:
     assert grown <= 30, "\n".join(victim.log_lines()[before:])
 
 
+@pytest.mark.parametrize("action", ["consent", "log", "poll"])
+def test_messages_of_a_peer_do_not_fill_the_log_file(alice: Victim, puppet: Puppets, action: str) -> None:
+    """Sixty well-signed messages of each kind that would write a line each: outdated grants, garbage, pauses."""
+    peer, statuses = puppet("peer", alice).join(), set[int]()
+    new = {"namespace": "default", "maps": ["default"] * 2, "level": "L1", "version": 1000}
+    assert peer.word("consent", "consent", grants=[new], held={}).status == 200
+    before = len(alice.log_lines())
+    for number in range(60):
+        if action == "consent":
+            old = {**new, "version": 1 + number, "level": f"L{number % 2}"}
+            statuses.add(peer.word("consent", "consent", grants=[old], held={}).status)
+        elif action == "log":
+            statuses.add(peer.word("pair-log", "log", padding=str(number)).status)
+        else:
+            statuses.add(peer.poll(state=("paused", "active")[number % 2]).status)
+    assert statuses, "nothing was answered"
+    grown = len(alice.log_lines()) - before
+    assert grown <= 40, "\n".join(alice.log_lines()[before:])
+
+
 def test_a_failing_peer_writes_few_lines(alice: Victim, puppet: Puppets) -> None:
     """Forty syncs that a peer answers with as many other errors."""
     peer = puppet("peer", alice).join()

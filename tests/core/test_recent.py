@@ -78,6 +78,12 @@ def test_one_of_a_kind_is_let_through_and_the_next_one_counts_the_others() -> No
     assert repeats.due(("b",), 61.0) == 0
 
 
+def test_a_kind_may_come_a_few_times_before_it_is_counted() -> None:
+    repeats = Repeats(60.0, 10, 100, burst=3)
+    found = [repeats.due(("a",), float(now)) for now in (0, 1, 2, 3, 59, 60, 61, 62, 63)]
+    assert found == [0, 0, 0, None, None, 2, 0, 0, None]
+
+
 def test_of_all_kinds_only_so_many_a_minute_and_so_many_remembered() -> None:
     repeats = Repeats(60.0, 10, 5)
     found = [repeats.due((str(kind),), 0.0) for kind in range(50)]

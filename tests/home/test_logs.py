@@ -42,6 +42,14 @@ def test_no_secret_reaches_a_line() -> None:
         assert secret not in line_of("spl.net", as_json, f"got {token}", {"header": f"Bearer {token}"})
 
 
+def end_logging() -> None:
+    """Undo `setup`."""
+    for handler in logging.getLogger("spl").handlers[:]:
+        logging.getLogger("spl").removeHandler(handler)
+        handler.close()
+    logging.getLogger("spl").propagate = True
+
+
 def test_setup_writes_the_file(tmp_path: Path) -> None:
     logs.setup(tmp_path / "logs", "logfmt", "info")
     logging.getLogger("spl.federation").info("pair.activated", extra={"fields": {"pair": "p"}})
@@ -49,10 +57,7 @@ def test_setup_writes_the_file(tmp_path: Path) -> None:
     text = (tmp_path / "logs" / "spl.log").read_text()
     assert "event=pair.activated" in text
     assert "not.this" not in text
-    for handler in logging.getLogger("spl").handlers[:]:
-        logging.getLogger("spl").removeHandler(handler)
-        handler.close()
-    logging.getLogger("spl").propagate = True
+    end_logging()
 
 
 def test_a_field_never_stands_for_a_member_of_the_line() -> None:
@@ -99,3 +104,63 @@ def test_a_kind_of_line_is_written_once_a_minute_with_the_number_of_the_others(
         ("pair_1", "timeout", None), ("pair_1", "timeout", 59), ("pair_1", "timeout", 59),
         ("pair_2", "timeout", None), ("pair_1", "dns", None),
     ]  # fmt: skip
+
+
+class Kept(logging.Handler):
+    """A handler that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record)
+
+
+def test_what_repeats_is_counted_at_all_handlers_alike_whoever_writes_it() -> None:
+    """Five lines of a kind a minute; the next one says how many there were besides; others are not held up."""
+    now_s, log, handlers = [0.0], logging.Logger("spl.any"), [Kept(), Kept()]
+    counting = logs.RepeatFilter(lambda: now_s[0])
+    for handler in handlers:
+        handler.addFilter(counting)
+        log.addHandler(handler)
+    for number in range(100):
+        log.warning("pair.odd", extra={"fields": {"pair": "pair_1", "peer": f"did:{number}"}})
+    log.warning("pair.odd", extra={"fields": {"pair": "pair_2"}})
+    now_s[0] = 61.0
+    log.warning("pair.odd", extra={"fields": {"pair": "pair_1"}})
+    for handler in handlers:
+        fields = [vars(line)["fields"] for line in handler.lines]
+        assert [each["pair"] for each in fields] == ["pair_1"] * 5 + ["pair_2", "pair_1"]
+        assert fields[-1]["repeated"] == 95
+
+
+def test_lines_that_were_asked_for_one_by_one_are_all_written() -> None:
+    log, handler = logging.Logger("spl.any", logging.DEBUG), Kept()
+    handler.addFilter(logs.RepeatFilter(lambda: 0.0))
+    log.addHandler(handler)
+    for _ in range(50):
+        log.debug("sync.retry_later", extra={"fields": {"pair": "pair_1"}})
+        log.error("config.reload_failed", extra={"fields": {"code": "config-invalid"}})
+    assert len(handler.lines) == 100
+
+
+def test_the_daemons_files_are_written_through_the_filter(tmp_path: Path) -> None:
+    logs.setup(tmp_path, "logfmt", "info")
+    try:
+        for _ in range(50):
+            logging.getLogger("spl.net").info("http.stalled", extra={"fields": {"peer": "127.0.0.1"}})
+        assert (tmp_path / "spl.log").read_text().count("event=http.stalled") == logs.BURST
+    finally:
+        end_logging()
+
+
+def test_lines_of_many_pairs_hold_up_no_error() -> None:
+    log, handler = logging.Logger("spl.any"), Kept()
+    handler.addFilter(logs.RepeatFilter(lambda: 0.0))
+    log.addHandler(handler)
+    for number in range(2 * logs.LINES_PER_MINUTE):
+        log.warning("pair.odd", extra={"fields": {"pair": f"pair_{number}"}})
+    log.error("store.readonly")
+    assert len(handler.lines) == logs.LINES_PER_MINUTE + 1
+    assert handler.lines[-1].getMessage() == "store.readonly"
