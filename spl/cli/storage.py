@@ -180,8 +180,9 @@ TREE: Final = (
                 "Reads the whole log and verifies the running hash of every line and the id of every record.\n"
                 "Damage is reported by segment and offset and exits 3; the rest of the log is still served.\n"
                 "--repair has the running daemon fetch lost records from its pairs, by id, and exits 0 once all are\n"
-                "held again. Records that no peer received cannot come back. The damaged bytes stay on the disk, so\n"
-                "later checks still report them, and exit 0 if nothing is missing any more.",
+                "held again. Records that no peer received cannot come back; lines without a readable id are given up\n"
+                "once no pair has more to give. The damaged bytes stay on the disk: later checks still report\n"
+                "them, and exit 0 if nothing is missing any more.",
                 "spl store check --repair",
                 _check,
                 (arg("--repair", action="store_true", help="fetch lost records from the pairs; needs the daemon"),),
