@@ -24,7 +24,7 @@ STATES_EVERY_LOOKS: Final = 10
 """The queue is read ten times a second, the pair's state once."""
 NAP_S: Final = 0.1
 DRAIN_NAP_S: Final = 0.01
-LATE_S: Final = 2.0
+LATE_S: Final = 10.0
 """How long after its end a window may still emit records that were due before."""
 RETRY_S: Final = 0.2
 FAULTS_KEPT: Final = 100
