@@ -176,9 +176,9 @@ class Mounted(Instance):
 class Named(Instance):
     """An instance that looks names up in a file of the test's, and asks no name server."""
 
-    def names(self, address: str) -> None:
-        """Let NAME stand for an address, or for nothing."""
-        (self.home.parent / "hosts").write_text(f"{address} {NAME}\n" if address else "")
+    def names(self, *addresses: str) -> None:
+        """Let NAME stand for these addresses; "" for nothing."""
+        (self.home.parent / "hosts").write_text("".join(f"{each} {NAME}\n" for each in addresses if each))
         (self.home.parent / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
 
     def command(self, *words: str) -> list[str]:

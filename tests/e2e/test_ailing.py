@@ -28,6 +28,8 @@ from tests.e2e.findings import (
     seen,
     told,
 )  # fmt: skip
+from tests.e2e.harness import free_port
+from tests.net.conftest import full_queue
 from tests.waiting import eventually
 
 
@@ -262,3 +264,16 @@ def test_a_name_that_leads_elsewhere(house: House, world: World) -> None:
     erin.stop()
     world.bob.stop()
     world.bob.start("--public-url", world.proxy.url)
+
+
+def test_a_name_of_which_some_addresses_do_not_answer(house: House) -> None:
+    """Dual stack with a broken half: the pair is made over the address that answers, wherever it stands."""
+    port = free_port()
+    bob = house("bob-of-three", AUTO, port=port).start("--public-url", f"http://{NAME}:{port}")
+    erin = house("erin-of-three", "", Named)
+    erin.names("127.0.0.2", "127.0.0.1", "127.0.0.3")
+    erin.start()
+    with full_queue("127.0.0.2", port), full_queue("127.0.0.3", port):
+        erin.paired(f"http://{NAME}:{port}/")
+    erin.stop()
+    bob.stop()

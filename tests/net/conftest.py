@@ -5,9 +5,10 @@ The loop is the one SPL_TEST_LOOP names (tests/conftest.py).
 
 import asyncio
 import json
+import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -261,3 +262,18 @@ def issue(authority: Authority, tmp_path: Path) -> Callable[..., tuple[Path, Pat
         return cert, key
 
     return write
+
+
+@contextmanager
+def full_queue(address: str, port: int) -> Iterator[None]:
+    """Listen at an address that never answers again: its queue of connections is full, so the kernel drops each SYN."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+        listener.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex((address, port))
+        yield

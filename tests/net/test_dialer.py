@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +13,7 @@ from spl.net import dialer, sockets
 from spl.net.address import ReachError, parse_url
 from spl.net.dialer import Dialer, DialPolicy, interleaved
 from spl.net.sockets import client_tls
-from tests.net.conftest import Authority
+from tests.net.conftest import Authority, full_queue
 from tests.waiting import until
 
 LOCAL = DialPolicy(allow_private=True)
@@ -35,21 +35,6 @@ class Peer:
             await reader.read()
         self.ended += 1
         writer.close()
-
-
-@contextlib.contextmanager
-def full_queue(address: str, port: int) -> Iterator[None]:
-    """Listen at an address that never answers again: its queue of connections is full, so the kernel drops each SYN."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(0)
-        for _ in range(4):
-            client = stack.enter_context(socket.socket())
-            client.setblocking(False)
-            client.connect_ex((address, port))
-        yield
 
 
 @contextlib.asynccontextmanager
