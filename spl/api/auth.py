@@ -77,6 +77,8 @@ class Principal:
     peer_did: str = ""
     token_id: str = ""
     address: str = ""
+    process: str = ""
+    """Which process of a peer asks."""
     refusal: SplError | None = field(default=None, repr=False, compare=False)
     """Why the credential of an ANONYMOUS one does not hold; None when it sent none."""
 
@@ -247,7 +249,14 @@ class Auth:
         # Whatever was minted for it, a peer syncs and does nothing else.
         scopes = frozenset(scope for scope in bearer.FEDERATION if bearer.holds(token.scopes, scope))
         return Principal(
-            Kind.PEER, scopes, pair.namespaces, token.pair_id, token.peer_did, token.token_id, request.address
+            Kind.PEER,
+            scopes,
+            pair.namespaces,
+            token.pair_id,
+            token.peer_did,
+            token.token_id,
+            request.address,
+            process=nonce[: bearer.PROCESS_CHARS],
         )
 
     def _since_ms(self) -> int:

@@ -157,7 +157,7 @@ async def _pair_of(principal: Principal, services: Services) -> str:
     if principal.kind != Kind.PEER:
         raise SplError("scope-forbidden", "these routes serve a pair's own token, with its proof of possession")
     await services.pairing.contact(principal.pair_id, principal.token_id)
-    services.sync.wake(principal.pair_id)
+    services.sync.wake(principal.pair_id, principal.process)
     return principal.pair_id
 
 

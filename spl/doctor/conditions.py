@@ -132,6 +132,15 @@ def no_identity(facts: Facts) -> str:
     return "" if facts.has_identity else "this daemon can neither sign, nor publish, nor pair"
 
 
+def cloned(facts: Facts) -> str:
+    """A peer answers with our own DID, or two daemons use one identity in turn: a home and a copy of it."""
+    if facts.cloned == "us":
+        return f"{facts.label} is asked by two daemons with this identity"
+    if facts.cloned:
+        return f"two daemons ask with the identity of {facts.label}"
+    return _said(facts.manifest, "identity-cloned")
+
+
 def unsaved(facts: Facts) -> str:
     return "identity was never exported" if facts.unsaved_s > facts.limits.backup_due_s else ""
 

@@ -103,6 +103,8 @@ class Facts:
     ended_by_peer: bool = False
     waits_for: str = ""
     """Who has to decide on a pair request: "us", "peer" or ""."""
+    cloned: str = ""
+    """Whose identity two daemons use: "peer", "us" or ""."""
     reach: str = ""
     """Which way the pair runs: a word of `sync/reach.py`."""
     clock: int | None = None

@@ -145,6 +145,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         ended_by_peer=pair.ended and pair.reason.startswith(REVOKED_BY_PEER),
         waits_for=_waits_for(pair),
         reach=context.reach,
+        cloned=status.cloned,
         clock=status.clock,
         unmoved=context.unmoved,
         stream_open=stream is not None and stream.state == "open",

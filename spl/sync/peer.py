@@ -96,6 +96,7 @@ class PeerClient:
         self._settings = settings
         self._now_ms = now_ms
         self._random_bytes = random_bytes
+        self._process = random_bytes(bearer.PROCESS_CHARS // 2).hex()
 
     def identity(self) -> Identity:
         """Return who we are; raise SyncError "identity-missing"."""
@@ -127,7 +128,7 @@ class PeerClient:
             token=token,
             body=body,
             issued_at_ms=self._now_ms() + self._ahead_ms.get(pair.pair_id, 0),
-            nonce=self._random_bytes(16).hex(),
+            nonce=self._process + self._random_bytes(12).hex(),
         )
         return [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
 

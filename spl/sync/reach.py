@@ -12,6 +12,7 @@ process: a new one finds out again, and meanwhile a redundant push is recognised
 One value for all pairs, shared by the services; used on the event loop only.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -56,6 +57,15 @@ _CLASSES: Final = {
     "identity-missing": LOCAL,
     "internal": LOCAL,
 }
+
+PROCESSES_MAX: Final = 8
+"""Processes of a peer that are remembered: one that comes back after another shows that both run."""
+CLONED_S: Final = 3600.0
+"""For so long after a peer's requests last came from two processes in turn, it counts as running twice."""
+RETURNS_MIN: Final = 2
+"""One return may be a request that was held up on the way while its process was restarted."""
+PEER_CLONED: Final = "peer"
+OUR_CLONED: Final = "us"
 
 CONTACT_FRESH_S: Final = 900.0
 CONTACT_FRESH_INTERVALS: Final = 3
@@ -131,6 +141,10 @@ class _Way:
     peer: str = ""
     view: Mapping[str, Any] = field(default_factory=dict)
     reader: Reader | None = None
+    processes: "deque[str]" = field(default_factory=lambda: deque(maxlen=PROCESSES_MAX))
+    """Processes that asked, the newest last; a proof names its process."""
+    returns_s: "deque[float]" = field(default_factory=lambda: deque(maxlen=RETURNS_MIN))
+    """When the process that asked was one that another had followed already."""
 
 
 class Reaches:
@@ -151,10 +165,24 @@ class Reaches:
         """Tell this service from now on of each peer that we reach and that needs our push, or may need it."""
         self._pushers = (*self._pushers, pusher)
 
-    def contact(self, pair_id: str, now_s: float) -> None:
-        """Record that the peer opened an authenticated connection; `now_s` is any steady clock."""
+    def contact(self, pair_id: str, now_s: float, process: str = "") -> None:
+        """Record that a process of the peer opened an authenticated connection; `now_s` is any steady clock."""
         way = self._way(pair_id)
         way.contact_s, way.since_failure = now_s, True
+        if process and (not way.processes or process != way.processes[-1]):
+            if process in way.processes:
+                way.processes.remove(process)
+                way.returns_s.append(now_s)
+            way.processes.append(process)
+        if way.returns_s and now_s > way.returns_s[-1] + CLONED_S:
+            way.returns_s.clear()
+
+    def cloned(self, pair_id: str) -> str:
+        """Return whose identity two daemons use at once: PEER_CLONED, OUR_CLONED as the peer says, or ""."""
+        way = self._ways.get(pair_id) or _Way()
+        if len(way.returns_s) == RETURNS_MIN:
+            return PEER_CLONED
+        return OUR_CLONED if way.view.get("cloned") else ""
 
     def reached(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Record that we dialled the peer and it answered; `view` is its view of the pair."""

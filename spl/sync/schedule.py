@@ -63,6 +63,8 @@ class PairStatus:
     stream: StreamStatus | None = None
     """In continuous mode only."""
     intake: IntakeStatus = IntakeStatus()
+    cloned: str = ""
+    """Whose identity two daemons use: PEER_CLONED, OUR_CLONED or ""."""
 
     @property
     def last_sync_at(self) -> str | None:
@@ -172,14 +174,14 @@ class Sync:
         """End the verifying threads; call it after `run` and the last pull."""
         self._ingest.close()
 
-    def wake(self, pair_id: str) -> None:
+    def wake(self, pair_id: str, process: str = "") -> None:
         """Record that the peer was in touch, authenticated: a pull that was backing off is tried at once.
 
         A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
         is served by push: it is dialled again once an interval.  A pair on demand, which is not dialled by itself,
         recovers with the contact if no way to the peer was its only trouble.
         """
-        self._reaches.contact(pair_id, asyncio.get_running_loop().time())
+        self._reaches.contact(pair_id, asyncio.get_running_loop().time(), process)
         state, pair = self._states.get(pair_id), self.writer.views.pairs.get(pair_id)
         if state is not None and pair is not None and pair.mode == ON_DEMAND:
             unreached = state.last_error is not None and state.last_error.kind in UNREACHED
@@ -222,6 +224,7 @@ class Sync:
             peer_view=view,
             stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
             intake=self.budget.status(pair_id),
+            cloned=self._reaches.cloned(pair_id),
         )
 
     # -- one task a pair

@@ -39,7 +39,7 @@ from ..home.vault import Vault
 from ..home.writer import WriteError, Writer
 from .lanes import LaneScan, lanes_through, next_lanes
 from .notify import RecentCommits
-from .reach import Reaches
+from .reach import PEER_CLONED, Reaches
 from .rollback import Rollbacks
 from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
 
@@ -228,7 +228,7 @@ class Source:
         return self.counts.advance(pair_id, self.view_at(pair_id, self.scope(pair), last_seq))
 
     def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
-        """Return how we see the pair, for the peer: state, reason, head, acked, queue, consent, and reach if known.
+        """Return how we see the pair, for the peer: state, reason, head, acked, queue, consent, reach and cloned if so.
 
         `head` is None while it is counted for the first time.  A reader with its own token (`query.reads`) gets the
         same form.
@@ -249,6 +249,7 @@ class Source:
             "queue": self.reaches.queue_records(pair_id),
             **({"consent": weight} if weight else {}),
             **({"reach": reach} if reach else {}),
+            **({"cloned": True} if self.reaches.cloned(pair_id) == PEER_CLONED else {}),
         }
 
     def _was_paired(self, pair_id: str) -> bool:

@@ -91,6 +91,23 @@ def test_our_own_home_twice(alice: Instance, bob: Instance, make: Make, pair_id:
     assert "identity-cloned" in problems(alice, pair_id)
 
 
+def test_a_home_and_its_copy_run_at_once(alice: Instance, bob: Instance, make: Make, pair_id: str) -> None:
+    """Both are told, and so is the peer; when the copy has gone, its identity is one again."""
+    alice.stop()
+    copy = make("copy", bare=True)
+    shutil.rmtree(copy.home)
+    shutil.copytree(alice.home, copy.home, ignore=shutil.ignore_patterns("run"))
+    for side in (alice, copy):
+        side.start()
+
+    def told() -> bool:
+        for side in (alice, copy):
+            side.run("sync", pair_id, code=None)
+        return all("identity-cloned" in problems(side, pair_id) for side in (alice, copy, bob))
+
+    eventually(told, "all three name it")
+
+
 def reformatted(reply: Reply) -> Reply:
     return replace(reply, body=reply.body + b"\n")
 

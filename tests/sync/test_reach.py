@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from spl.sync.pull import Progress, Queue
-from spl.sync.reach import CONTACT_FRESH_CONTINUOUS_S, CONTACT_FRESH_S, Reaches, contact_fresh_s
+from spl.sync.reach import CLONED_S, CONTACT_FRESH_CONTINUOUS_S, CONTACT_FRESH_S, Reaches, contact_fresh_s
 from tests.nodes import Watched
 
 PAIR = "pair_00000001"
@@ -145,3 +145,32 @@ def test_what_waits_is_known_by_pair() -> None:
     assert reaches.queue_records(PAIR) == 0
     progress.queue = Queue(10, 10, records=7)
     assert (reaches.queue_records(PAIR), reaches.queue_records("pair_00000002")) == (7, 0)
+
+
+def test_two_processes_of_a_peer_that_ask_in_turn_are_a_clone() -> None:
+    """A restart is one process after another; only a process that comes back, twice, runs beside another."""
+    reaches = Reaches(5)
+    for process in ("a", "a", "b", "b", "c", ""):
+        reaches.contact(PAIR, 1.0, process)
+    assert reaches.cloned(PAIR) == ""
+    reaches.contact(PAIR, 2.0, "b")
+    assert reaches.cloned(PAIR) == "", "a request that was held up"
+    reaches.contact(PAIR, 3.0, "c")
+    assert reaches.cloned(PAIR) == "peer"
+    reaches.contact(PAIR, 3.0 + CLONED_S, "c")
+    assert reaches.cloned(PAIR) == "peer"
+    reaches.contact(PAIR, 4.0 + CLONED_S, "c")
+    assert reaches.cloned(PAIR) == "", "it ended, and one process has asked for an hour"
+
+
+def test_peers_whose_nonces_name_no_process_are_no_clones() -> None:
+    reaches = Reaches(5)
+    for number in range(100):
+        reaches.contact(PAIR, 1.0, f"{number:08x}")
+    assert reaches.cloned(PAIR) == ""
+
+
+def test_the_peer_says_that_we_run_twice() -> None:
+    reaches = Reaches(5)
+    reaches.heard(PAIR, {"state": "active", "cloned": True})
+    assert reaches.cloned(PAIR) == "us"

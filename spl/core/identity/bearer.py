@@ -41,6 +41,7 @@ PROOF_HEADER: Final = "spl-proof"
 SECRET_BYTES: Final = 32
 SEAL_PURPOSE: Final = "federation-token"
 PROOF_AHEAD_MS: Final = 5
+PROCESS_CHARS: Final = 8
 """How far ahead of our clock a proof may be dated.  A daemon refuses what is dated within so much of its start, so this
 is shorter than a start takes; a peer whose clock is further ahead signs again by our time, once."""
 
@@ -252,7 +253,8 @@ def proof_header(
 ) -> str:
     """Return the value of `spl-proof` for one request: `v1;<issued_at>;<nonce>;<base64 signature>`.
 
-    `target` is path and query exactly as sent, `audience` the DID of the one asked, `nonce` 32 fresh hex digits.
+    `target` is path and query exactly as sent, `audience` the DID of the one asked, `nonce` 32 hex digits
+    of which the first PROCESS_CHARS name the asking process and the others are fresh.
     """
     issued_at = when.text_of(issued_at_ms)
     text = _proof_text(method, target, audience, token, body, issued_at, nonce)
