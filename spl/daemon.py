@@ -138,6 +138,7 @@ def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
     if lacking := keys_lacking(options.home, disk):
         raise lacking
     try:
+        watchdog.check()
         home = open_home(options.home, config, disk=disk, progress=watchdog.progress)
     except _StoppedError:
         log.info(**event("daemon.stopped", pid=os.getpid(), msg="stopped while the home was being opened"))
@@ -215,6 +216,7 @@ class _Watchdog:
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.limit_s = Limits().shutdown_s + CUT_GRACE_S
+        self._asked = False
         self._stopping = threading.Event()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
@@ -233,14 +235,19 @@ class _Watchdog:
         if self._stopping.is_set():
             act()
 
+    def check(self) -> None:
+        """Raise _StoppedError if a stop was asked for."""
+        if self._asked:
+            raise _StoppedError
+
     def progress(self, done: int, total: int) -> None:
         """Say how far an opening is; raise _StoppedError if a stop was asked for."""
-        if self._stopping.is_set():
-            raise _StoppedError
+        self.check()
         print(f"rebuilding the index: {done:,} of {total:,} lines", file=sys.stderr, flush=True)
 
     def alarm(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Begin the stop; a signal handler, and harmless a second time."""
+        self._asked = True
         with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier alarms
             os.write(self._writer, b".")
 
