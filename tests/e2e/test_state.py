@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.e2e.findings import told
 from tests.e2e.harness import Instance
-from tests.waiting import eventually
 
 ORDER = "th_orders_may"
 
@@ -83,8 +83,8 @@ def test_slow_adapters_are_a_finding(tmp_path: Path) -> None:
         for _ in range(5):
             slow.emit("th")
         slow.switch.unlink()
-        [found] = eventually(lambda: slow.run("status", "-o", "json").data["attention"], "status has it")
-        assert (found["code"], found["severity"]) == ("adapter-slow", "warn")
+        found = told(slow, "adapter-slow")
+        assert found["severity"] == "warn"
         assert "views the most of it" in found["title"]
         assert found["fix"].endswith("spl status -o json")
         assert slow.run("status", "--check", "-o", "json", code=3).data["adapters"]["slowest"] == "views"
