@@ -4,7 +4,8 @@ SPL_TEST_LOOP=uvloop|asyncio picks the loop of coroutine tests here and of the d
 uvloop where it is installed.  Tests that depend on the loop carry the mark `loop`; a second run takes only them.
 A test that awaits is a coroutine, run by pytest-asyncio; only a Hypothesis test that needs a loop for each example, and
 a fixture that outlives the loops of its tests, call `asyncio.run`.
-SPL_TEST_QUICK=1 draws ten examples for each property instead of a hundred.
+SPL_TEST_QUICK=1 draws ten examples for each property instead of a hundred.  With CI set the same are drawn each time,
+so that a change is judged by what it changes; what it has not met yet is looked for by everybody else's runs.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import os
 from typing import Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 LOOP: Final = os.environ.get("SPL_TEST_LOOP") or ("uvloop" if importlib.util.find_spec("uvloop") else "asyncio")
 LOOP_FOLDERS: Final = (
@@ -24,7 +25,10 @@ LOOP_FOLDERS: Final = (
 """Where the code under test runs on a loop; of the end-to-end tests those whose ways differ between the two loops."""
 
 
-settings.register_profile("spl", deadline=None, print_blob=True, max_examples=100)
+settings.register_profile(
+    "spl", deadline=None, print_blob=True, max_examples=100, derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
 settings.register_profile("quick", settings.get_profile("spl"), max_examples=10)
 settings.load_profile("quick" if os.environ.get("SPL_TEST_QUICK") else "spl")
 
