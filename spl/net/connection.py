@@ -11,9 +11,8 @@ The right column is what ends a phase when the peer does nothing.
     LINGER   refused, the answer is out      linger_s, reading on so that it arrives
     CLOSING  told to close                   write_stall_timeout_s without progress, or linger_s
 
-A deadline is one number, which the server's sweep compares (`expire`): timers would
-cost more than the parser.  An app that answers at once is called inline; one that
-waits gets a task for each request.
+A deadline is one number, which the server's sweep compares (`expire`): timers would cost more than the parser.  An app
+that answers at once is called inline; one that waits gets a task for each request.
 """
 
 import asyncio
@@ -85,7 +84,7 @@ class Connection(asyncio.Protocol):
     """The protocol object of one connection; slots, because thousands stand idle."""
 
     __slots__ = (
-        "deadline", "head", "keep_alive", "local", "match", "parser", "peer", "phase", "pieces", "query",
+        "deadline", "head", "is_due", "keep_alive", "local", "match", "parser", "peer", "phase", "pieces", "query",
         "read_paused", "room", "scheme", "seat", "shared", "since", "task", "transport", "unsent", "write_paused",
     )  # fmt: skip
 
@@ -111,6 +110,7 @@ class Connection(asyncio.Protocol):
         self.room: asyncio.Future[None] | None = None
         self.write_paused = False
         self.read_paused = False
+        self.is_due = False  # a call of _advance is scheduled
         self.unsent = 0
 
     # -- called by the transport
@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
         if self.phase in _OVER:
             return  # read only so that the peer, still sending, gets to see the answer
         self.parser.feed(data)
-        if self.phase not in _BUSY:
+        if self.phase not in _BUSY and not self.is_due:
             self._advance()
         elif self.parser.buffered > READ_AHEAD_BYTES and not self.read_paused:
             self.read_paused = True
@@ -229,11 +229,13 @@ class Connection(asyncio.Protocol):
     # -- reading
 
     def _advance(self) -> None:
-        """Take what the parser has, up to `pipelined_count` requests in one go."""
+        """Take what the parser has, up to `pipelined_count` requests and pieces of bodies in one go."""
+        self.is_due = False
         with self._boundary():
             for _ in range(self.shared.limits.pipelined_count):
                 if not self._step():
                     return
+            self.is_due = True
             self.shared.loop.call_soon(self._advance)
 
     @contextmanager
@@ -258,7 +260,7 @@ class Connection(asyncio.Protocol):
                 self._refuse(exc if isinstance(exc, SplError) else SplError("internal"))
 
     def _step(self) -> bool:
-        """Read what has arrived of one request and start its answer; return whether to go on."""
+        """Read a head or a piece of a body, and start the answer of a whole request; return whether to go on."""
         phase = self.phase
         if phase is not Stage.BODY:
             if phase is not Stage.IDLE and phase is not Stage.HEAD:
@@ -272,20 +274,20 @@ class Connection(asyncio.Protocol):
             assert isinstance(head, RequestHead)
             if not self._begin(head):
                 return True
-        while isinstance(event := self.parser.next(), bytes):
+        event = self.parser.next()
+        if event is END:
+            self._answer()
+            return True
+        if self.phase is not Stage.BODY:
+            self._wait(Stage.BODY, self.shared.limits.body_timeout_s)
+            if event is None and self.head is not None and self.head.expects:
+                self._write(CONTINUE)
+        if isinstance(event, bytes):
             self.shared.admission.hold(self.seat, len(event), self.peer)
             self.pieces.append(event)
-        if event is None:
-            if self.phase is not Stage.BODY:
-                self._wait(Stage.BODY, self.shared.limits.body_timeout_s)
-                assert self.head is not None
-                if self.head.expects and not self.pieces:
-                    self._write(CONTINUE)
-            self._read_on()
-            return False
-        assert event is END
-        self._answer()
-        return True
+            return True
+        self._read_on()
+        return False
 
     def _wait_for_head(self) -> None:
         limits = self.shared.limits
@@ -455,8 +457,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: SplError) -> None:
         """Answer a request that cannot be read to its end, and close once that answer can have arrived.
 
-        Closing at once would reset the connection under what the client still sends,
-        and it would never see why.
+        Closing at once would reset the connection under what the client still sends, and it would never see why.
         """
         if self.phase in _OVER:
             return

@@ -279,6 +279,17 @@ def test_bodies_sent_but_for_their_end_hold_a_bounded_part_of_memory(served: Ins
             sock.close()
 
 
+@pytest.mark.parametrize(("path", "media"), [("/v1/federation/pair", JSON), ("/v1/records", NDJSON)])
+def test_bodies_in_chunks_of_one_byte_are_refused(served: Instance, path: str, media: str) -> None:
+    """Each byte costs as much as a kilobyte would; a stranger needs no credential for it."""
+    request = head("POST", path, **{
+        "authorization": f"Bearer {served.token}", "content-type": media, "transfer-encoding": "chunked",
+    })  # fmt: skip
+    answer = asked(served.port, request + b"1\r\n \r\n" * 5000 + b"0\r\n\r\n")
+    assert status_of(answer) == 400
+    assert b"chunks" in answer
+
+
 def test_a_reading_token_cannot_take_every_connection(served: Instance) -> None:
     """It opens streams from sixteen addresses until it is refused; the operator and health checks are served."""
     minted = served.api("POST", "/v1/tokens", {"scopes": ["records:read"]}).json["token"]

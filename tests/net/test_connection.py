@@ -6,11 +6,12 @@ import json
 import logging
 import socket
 import struct
+from unittest.mock import Mock
 
 import pytest
 
 from spl.core.limits import Limits
-from spl.net.connection import READ_AHEAD_BYTES, Stage
+from spl.net.connection import READ_AHEAD_BYTES, Connection, Stage
 from spl.net.http1 import RequestParser
 from tests.waiting import DEADLINE_S, until
 
@@ -371,6 +372,28 @@ async def test_bodies_sent_ahead_are_read_on(serve) -> None:
             answers = await reader.read()
         assert answers.count(b"HTTP/1.1 200 OK") == 4002
         writer.close()
+
+
+async def test_a_body_in_many_chunks_is_read_in_several_turns(serve) -> None:
+    """Whatever arrives in one packet: other connections have their turns, and what is read ahead is bounded."""
+    body = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 999 + b"0\r\n\r\n"
+    request = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + body
+    async with serve() as server:
+        await server.ask(CLOSE)
+        server.app.seen.clear()
+        shared, wire = server.server._shared, Mock()
+        wire.get_extra_info.return_value, wire.is_closing.return_value = ("127.0.0.9", 1), False
+        connection = Connection(shared, shared.admission.take("127.0.0.9"), local=False, scheme="http")
+        connection.connection_made(wire)
+        connection.data_received(request * 20)
+        assert server.app.seen == []
+        connection.data_received(b"")  # what arrives meanwhile takes no turn of its own
+        assert server.app.seen == []
+        wire.pause_reading.assert_called_once()
+        await until(lambda: len(server.app.seen) == 20)
+        await until(lambda: wire.resume_reading.called)
+        connection.connection_lost(None)
+    assert {request.body for request in server.app.seen} == {b" " * 999}
 
 
 async def test_a_stream_for_a_client_that_went_is_closed_unread(serve) -> None:

@@ -215,6 +215,48 @@ def test_the_extensions_of_all_chunks_together_are_bounded() -> None:
     assert events(RequestParser(LIMITS), [data])[-1] == "bad-request"
 
 
+def in_chunks(size: int, count: int) -> bytes:
+    """Return a body of so many chunks of one size, without its end."""
+    return (b"%x\r\n" % size + b" " * size + b"\r\n") * count
+
+
+def body_of(parser: RequestParser | ResponseParser, data: bytes) -> list[bytes]:
+    """Return the pieces of a chunked body that are read from `data`."""
+    response = isinstance(parser, ResponseParser)
+    first = b"HTTP/1.1 200 OK\r\n" if response else b"POST / HTTP/1.1\r\nHost: x\r\n"
+    parser.feed(first + b"Transfer-Encoding: chunked\r\n\r\n" + data)
+    parser.next()
+    if isinstance(parser, RequestParser):
+        parser.take_body(1 << 20)
+    return list(iter(parser.next, None))
+
+
+@pytest.mark.parametrize("size", [1, 63])
+def test_chunks_that_cost_more_than_they_bring_are_few(size: int) -> None:
+    for parser in (RequestParser(LIMITS), ResponseParser(LIMITS, "GET", 1 << 20)):
+        assert len(b"".join(body_of(parser, in_chunks(size, 1024)))) == 1024 * size
+        parser.feed(in_chunks(size, 1))
+        with pytest.raises(WireError) as caught:
+            parser.next()
+        assert caught.value.code == "bad-request"
+
+
+def test_small_chunks_are_counted_for_each_message() -> None:
+    parser = RequestParser(LIMITS)
+    for _ in range(3):
+        *pieces, end = body_of(parser, in_chunks(1, 1000) + b"0\r\n\r\n")
+        assert (len(b"".join(pieces)), end) == (1000, END)
+
+
+def test_lines_sent_one_by_one_and_endless_streams_may_have_any_number_of_chunks() -> None:
+    assert len(b"".join(body_of(RequestParser(LIMITS), in_chunks(64, 10_000)))) == 640_000
+    assert len(b"".join(body_of(ResponseParser(LIMITS, "GET", UNBOUNDED), in_chunks(1, 10_000)))) == 10_000
+
+
+def test_a_call_reads_a_bounded_number_of_chunks() -> None:
+    assert {len(piece) for piece in body_of(RequestParser(LIMITS), in_chunks(64, 320))} == {32 * 64}
+
+
 def test_a_body_needs_leave() -> None:
     parser = RequestParser(LIMITS)
     parser.feed(field(b"Content-Length: 1") + b"x")

@@ -1,0 +1,38 @@
+"""The client reads an answer that is there already: what its chunks may cost, and the turns of other tasks."""
+
+import asyncio
+from unittest.mock import AsyncMock, Mock
+
+import pytest
+
+from spl.core.limits import MIB, Limits
+from spl.net.address import ReachError
+from spl.net.client import _Socket
+from tests.waiting import turns
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def arrived(size: int, count: int) -> _Socket:
+    """Return a connection on which an answer of so many chunks of one size is here."""
+    reader = asyncio.StreamReader()
+    reader.feed_data(HEAD + b"%x\r\n%b\r\n" % (size, b" " * size) * count + b"0\r\n\r\n")
+    return _Socket(Limits(), reader, Mock(drain=AsyncMock()), "127.0.0.1", "http://127.0.0.1")
+
+
+async def test_an_answer_in_tiny_chunks_is_refused() -> None:
+    sock = arrived(1, 1025)
+    await sock.ask(b"", "GET", MIB)
+    with pytest.raises(ReachError) as caught:
+        await sock.read_body()
+    assert caught.value.code == "answer-malformed"
+
+
+@pytest.mark.parametrize("size", [64, MIB], ids=["chunks", "whole"])
+async def test_an_answer_that_is_here_leaves_other_tasks_their_turns(size: int) -> None:
+    """A read of what has arrived does not suspend, so a peer that sends on could keep the loop."""
+    sock = arrived(size, 4 * MIB // size)
+    await sock.ask(b"", "GET", 4 * MIB)
+    other = asyncio.create_task(turns(12))
+    assert len(await sock.read_body()) == 4 * MIB
+    assert other.done()
