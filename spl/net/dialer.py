@@ -167,21 +167,29 @@ class Resolver:
 
     def __init__(self) -> None:
         self._slots = asyncio.Semaphore(_LOOKUPS_COUNT)
+        self._running: dict[str, asyncio.Future[list[str] | OSError]] = {}
+        """By name: a peer whose name hangs holds one slot with it, however often it is dialled."""
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         """Return the addresses of `host`; the caller sets the deadline.  Raises OSError."""
+        if host not in self._running:
+            await self._slots.acquire()
+            if host in self._running:
+                self._slots.release()
+            else:
+                self._begin(host, port)
+        found = await asyncio.shield(self._running[host])
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    def _begin(self, host: str, port: int) -> None:
+        """Start a lookup, which holds the slot until it ends; raise OSError without a thread for it."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[str]] = loop.create_future()
-        await self._slots.acquire()
 
         def settle(found: list[str] | OSError) -> None:
             self._slots.release()
-            if answer.done():
-                return
-            if isinstance(found, OSError):
-                answer.set_exception(found)
-            else:
-                answer.set_result(found)
+            self._running.pop(host).set_result(found)
 
         def look_up() -> None:
             found: list[str] | OSError
@@ -197,12 +205,12 @@ class Resolver:
             except RuntimeError:
                 return  # the loop is closed: no one waits for it
 
+        self._running[host] = loop.create_future()
         try:
             threading.Thread(target=look_up, name="spl-dns", daemon=True).start()
         except RuntimeError as exc:
-            self._slots.release()
+            settle(OSError(errno.EAGAIN, "no thread for the lookup"))
             raise OSError(errno.EAGAIN, "no thread for the lookup") from exc
-        return await answer
 
 
 def interleaved(addresses: Sequence[str]) -> list[str]:
