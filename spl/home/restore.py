@@ -406,7 +406,7 @@ class _Judge:
         if not record.is_reserved(thread):
             return
         entry = Entry(kind="rec", payload=envelope.raw, thread=thread, voucher=envelope.sig.by)
-        self.views = self.views.folded(entry, envelope.record, 0)
+        self.views = self.views.folded(entry, envelope.record, 0, 0)
         self._stale = self._stale or thread in (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
 
     def _refresh(self) -> None:

@@ -59,6 +59,8 @@ class Views:
     requests: Mapping[str, ApprovalRequest] = field(default_factory=dict)
     consents: Mapping[str, PairGrants] = field(default_factory=dict)
     """By pair_id; `consent.grants_of` adds what the pair's own record grants."""
+    statements: Mapping[str, int] = field(default_factory=dict)
+    """Pair -> seq of the line that holds its peer's newest signed statement about grants."""
     namespaces: Mapping[str, Namespace] = field(default_factory=lambda: namespace.REGISTRY_EMPTY)
     positions: Mapping[str, Position] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
@@ -70,10 +72,10 @@ class Views:
     blocked: frozenset[str] = frozenset()
     """DIDs whose records are refused, whichever peer brings them."""
 
-    def folded(self, entry: Entry, record: Mapping[str, Any] | None, at_ms: int) -> "Views":
-        """Return the views after one line that became durable at `at_ms`; lines are folded in log order."""
+    def folded(self, entry: Entry, record: Mapping[str, Any] | None, at_ms: int, seq: int) -> "Views":
+        """Return the views after the line `seq`, which became durable at `at_ms`; lines are folded in log order."""
         if entry.kind == "rec" and record is not None and entry.thread in _FOLDS:
-            return _FOLDS[entry.thread](self, record["body"]) if entry.voucher == self.did else self
+            return _recorded(self, entry.thread, record["body"], seq) if entry.voucher == self.did else self
         if entry.kind == "pos":
             return _positions(self, json.loads(entry.payload), at_ms)
         if entry.kind == "ref":
@@ -84,16 +86,16 @@ class Views:
 def load(store: Log, did: str, limits: Limits) -> Views:
     """Return the views of the instance with this DID, read from the store."""
     views = Views(limits, did)
-    for thread, folding in _FOLDS.items():
-        for record, voucher in _records(store, thread):
-            if voucher == did:
-                views = folding(views, record["body"])
+    for thread in _FOLDS:
+        for record, row in _records(store, thread):
+            if row.voucher == did:
+                views = _recorded(views, thread, record["body"], row.seq)
     for name in _all_names(store, POSITIONS):
-        row = store.index.last(name)
-        if row is not None:
+        newest = store.index.last(name)
+        if newest is not None:
             # A position that the disk damaged is none: sync then reads from the start and skips what is known.
             with suppress(LineError):
-                line = store.line(row.seq)
+                line = store.line(newest.seq)
                 views = _positions(views, json.loads(line.payload), line.at_ms)
     pairs = [name_in(name) for name in _all_names(store, REFUSALS)]
     return replace(views, refused={pair_id: store.index.count(refusals_of(pair_id)) for pair_id in pairs})
@@ -112,6 +114,14 @@ def records_about(store: Log, thread: str, did: str, pair_id: str) -> Iterator[d
                 value = json.loads(payload)
                 yield {**value["record"], "id": value["id"]}
         seq = rows[-1].seq
+
+
+def _recorded(views: Views, thread: str, body: Mapping[str, Any], seq: int) -> Views:
+    """Return the views after a record of our own on a reserved thread."""
+    views = _FOLDS[thread](views, body)
+    if body.get("kind") == consent.KIND_PEER_GRANT and "statement" in body and thread == consent.THREAD:
+        return replace(views, statements={**views.statements, str(body.get("pair_id")): seq})
+    return views
 
 
 def _pairs(views: Views, body: Mapping[str, Any]) -> Views:
@@ -177,14 +187,14 @@ _FOLDS: Final[Mapping[str, Callable[[Views, Mapping[str, Any]], Views]]] = {
 }
 
 
-def _records(store: Log, thread: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield (record, voucher) of every record on a reserved thread, in the order they were made.
+def _records(store: Log, thread: str) -> Iterator[tuple[dict[str, Any], Row]]:
+    """Yield (record, row) of every record on a reserved thread, in the order they were made.
 
     That is the order of our own clocks, and of arrival unless a restore brought some late.
     """
     for rows in _pages(store, thread):
         for row, payload in store.read(rows):
-            yield json.loads(payload)["record"], row.voucher
+            yield json.loads(payload)["record"], row
 
 
 def _pages(store: Log, thread: str) -> Iterator[list[Row]]:

@@ -373,9 +373,9 @@ class Writer:
         seqs = self.store.append(entries, at_ms)
         self.listeners.begin()
         views = self.views
-        for line in lines:
+        for line, seq in zip(lines, seqs, strict=True):
             entry = line.entry
-            views = views.folded(entry, line.record, at_ms)
+            views = views.folded(entry, line.record, at_ms, seq)
             clocks = entry.ns, entry.actor, entry.thread
             if entry.own and clocks in self._clocks:
                 self._clocks[clocks] = max(self._clocks[clocks], entry.clock + 1)

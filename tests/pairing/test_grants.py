@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from spl.core import canon
-from spl.core.consent import Grant
+from spl.core.consent import ConsentError, Grant
 from spl.core.errors import SplError
 from spl.core.identity import message
 from spl.core.pair import handshake
+from tests.counting import calls_of
 from tests.pair_world import Node, code_of
 from tests.pairing.test_grants_handover import consent_calls, grants_of, scene
 from tests.waiting import until
@@ -135,3 +136,36 @@ async def test_the_peers_signed_message_stands_beside_its_words(tmp_path: Path) 
         assert body["grant"] == Grant("music", "x", 1, 1).to_json()
         fields = message.verify("consent", body["statement"], a.pairing.pairs.identity.key.public)
         assert fields["grants"] == [body["grant"]]
+
+
+async def test_the_last_statement_is_read_alone_however_many_there_are(tmp_path: Path) -> None:
+    """Reading all of the thread for each outdated message held up the steps of every pair."""
+    async with scene(tmp_path) as (_world, a, b, pair_id):
+        statements: list[Any] = []
+
+        async def say(count: int) -> None:
+            for _ in range(count):
+                version = len(statements) + 1
+                statements.append(spoken(a, b, pair_id, grants=[Grant("music", "music", 1, version).to_json()]))
+                assert (await post(b, pair_id, statements[-1]))[0] == 200
+
+        async def cost() -> int:
+            """Return the calls that one outdated statement takes, on the thread of the steps."""
+            grants, pair = b.pairing.handover.grants, b.home.views.pairs[pair_id]
+            found: list[object] = []
+
+            def refused() -> None:
+                with pytest.raises(ConsentError) as caught:
+                    grants.take(pair, {"grants": []}, None)
+                found.append(caught.value.facts["evidence"])
+
+            calls = await b.pairing.stepper.do(calls_of, refused)
+            assert found == [statements[-1]]
+            return calls
+
+        await say(2)
+        few = await cost()
+        await say(20)
+        assert await cost() < few + 20, "the cost grows with the statements"
+        await b.restart()
+        assert await cost() < 2 * few
