@@ -2,8 +2,9 @@
 
     POST /v1/federation/pair/{id}/log   signed under "log"; the answer is signed and carries our transitions
 
-Only the pair's own peer gets an answer, also while paused and after the revocation, because that is when
-operators compare.  It names records, kinds, times, states and who paused; tokens and their ids are in none of it.
+Only the peer of a pair that our operator asked for or approved gets an answer, also while it is paused and after its
+revocation, because that is when operators compare: an answer reads the records of all pairs.  It names records, kinds,
+times, states and who paused; tokens and their ids are in none of it.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ ANSWER_BYTES: Final = 1024 * KIB
 
 
 class HistoryError(SplError):
-    """The asker is not the pair's peer; code pair-unknown."""
+    """The asker is not the peer of an approved pair; code pair-unknown."""
 
 
 class PairLog:
@@ -49,7 +50,7 @@ class PairLog:
         Raises HistoryError "pair-unknown", and what `Responder.hear` refuses.
         """
         heard = await self._stepper.do(self._responder.hear, "log", pair_id, body, address)
-        if heard.pair is None:
+        if heard.pair is None or not _is_ours(heard.pair):
             raise HistoryError("pair-unknown", "there is no such pair of the two of us")
         found = await asyncio.to_thread(self.own, pair_id)
         told = [item.to_json() for item in found[-diff.TRANSITIONS_MAX :]]
@@ -61,7 +62,7 @@ class PairLog:
 
         Without a pair all are asked, the newest 64; none whose request was never approved here.
         """
-        every = [pair for pair in self.pairs.all() if pair.initiator or pair.answer is not None]
+        every = [pair for pair in self.pairs.all() if _is_ours(pair)]
         chosen = [pair for pair in every if pair_id in ("", pair.pair_id)][-ASKED_MAX:]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._ask_one(pair)) for pair in chosen]
@@ -84,3 +85,8 @@ class PairLog:
             return {**found, "code": "timeout", "message": "the peer did not answer in time"}
         except SplError as exc:
             return {**found, "code": exc.code, "message": exc.message}
+
+
+def _is_ours(pair: Pair) -> bool:
+    """Return whether our side asked for the pair or approved it; the rest are requests of strangers."""
+    return pair.initiator or pair.answer is not None

@@ -110,3 +110,19 @@ async def test_a_stranger_whose_request_was_not_approved_is_not_asked(tmp_path: 
         asked = len([call for call in world.calls if call.origin == a.url])
         assert await b.pairing.history.ask() == []
         assert len([call for call in world.calls if call.origin == a.url]) == asked
+
+
+async def test_a_stranger_whose_request_was_not_approved_gets_no_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer reads the records of all pairs, and a stranger may ask once a second."""
+    async with two(tmp_path, "manual") as (world, a, b):
+        await a.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        pair_id, reads = b.alive[0].pair_id, list[str]()
+        monkeypatch.setattr(b.pairing.history, "own", reads.append)
+        head = message.head(a.did, b.did, pair_id, world.now_ms(), "0" * 32)
+        body = canon.encode(message.sign("log", head, a.pairing.pairs.identity.key))
+        with pytest.raises(SplError) as caught:
+            await b.pairing.answer("log", pair_id, body, "10.0.0.1")
+        assert (caught.value.code, reads) == ("pair-unknown", [])
