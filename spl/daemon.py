@@ -50,7 +50,7 @@ from .doctor.peer_check import PeerCheck
 from .home import logs
 from .home.config import Config, Settings, check_open
 from .home.disk import Disk
-from .home.home import MACHINE, Home, Machine, keys_lacking, now_ms, open_home, random_bytes, read_config
+from .home.home import MACHINE, Home, Machine, keys_lacking, now_ms, open_home, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
 from .home.restore import Restorer
@@ -296,19 +296,12 @@ class _Daemon:
                 server = Server(Api(services, local=False), tcp, now_ms=now_ms, proxies=self.proxies)
                 tasks.create_task(server.serve(listeners, stop))
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
-                for name, service in _running(services).items():
-                    backoff = Backoff(random_bytes, BACKOFF_BASE_S, RESTART_MAX_S)
-                    guarded = guard(name, partial(service.run, stop), services.faults, backoff, stop)
-                    tasks.create_task(guarded, name=f"service {name}")
+                start(services, tasks, stop)
                 self._announce(url)
                 await stop.wait()
                 services.restorer.close()
         finally:
-            services.feed.close()
-            services.sync.close()
-            services.push.close()
-            services.fingerprints.close()
-            services.pairing.close()
+            services.close()
             await client.close()
             self.home.writer.close()
             await asyncio.to_thread(writer.join)
@@ -389,12 +382,16 @@ def _ca_file(config: Config) -> Path | None:
     return Path(config.tls_ca_file) if config.tls_ca_file else None
 
 
-def _running(services: Services) -> dict[str, _Service]:
-    """Return what runs beside the listeners, by the name in log and status."""
-    return {
+def start(services: Services, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+    """Run what works beside the listeners until `stop`; a crash of one ends no other, and it is run again."""
+    running: dict[str, _Service] = {
         "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
         "compare": services.anti_entropy, "health": services.doctor.health, "store": services.mender,
     }  # fmt: skip
+    for name, service in running.items():
+        backoff = Backoff(services.random_bytes, BACKOFF_BASE_S, RESTART_MAX_S)
+        guarded = guard(name, partial(service.run, stop), services.faults, backoff, stop)
+        tasks.create_task(guarded, name=f"service {name}")
 
 
 def _reload_tls(config: Config, tls: ServerTls | None) -> None:
@@ -431,8 +428,9 @@ def services_of(
     reconcile = Reconcile(ingest, fingerprints, push, sync, now_ms=now_ms, random_bytes=random_bytes)
     every_s = limits.compare_interval_s
     anti_entropy = AntiEntropy(reconcile, sync, reaches, interval_s=every_s, now_ms=now_ms, random_bytes=random_bytes)
-    published = ManifestSigner(home.writer, home.vault, limits, url=url, now_ms=now_ms)
-    pairs = Pairs(home, published, now_ms=now_ms, steady_ms=machine.steady_ms, random_bytes=random_bytes)
+    clocks = {"now_ms": now_ms, "steady_ms": machine.steady_ms}
+    published = ManifestSigner(home.writer, home.vault, limits, url=url, **clocks)
+    pairs = Pairs(home, published, **clocks, random_bytes=random_bytes)
     pairing = Pairing(pairs, settings, peers, policy, sync, anti_entropy)
     reaches.watch(pairing)
     return Services(

@@ -130,8 +130,9 @@ class Node:
             now_ms=self.world.now_ms, random_bytes=random_bytes,
         )  # fmt: skip
         published = ManifestSigner(
-            self.home.writer, self.home.vault, self.config.limits, url=self.url, now_ms=self.world.now_ms
-        )
+            self.home.writer, self.home.vault, self.config.limits, url=self.url, now_ms=self.world.now_ms,
+            steady_ms=self.world.steady_ms,
+        )  # fmt: skip
         pairs = Pairs(
             self.home, published, now_ms=self.world.now_ms, steady_ms=self.world.steady_ms, random_bytes=random_bytes
         )

@@ -106,3 +106,11 @@ class Services:
     def views(self) -> Views:
         """The views behind the last commit."""
         return self.writer.views
+
+    def close(self) -> None:
+        """End the threads of all; the last call to them, once nothing of them runs."""
+        self.feed.close()
+        self.sync.close()
+        self.push.close()
+        self.fingerprints.close()
+        self.pairing.close()

@@ -6,6 +6,9 @@ full it is published all the same, because without a manifest no pair lives: its
 start signs by a later one, unless the clock was set back too.  A date
 more than five minutes ahead of the present clock is not built upon: the clock was wrong then, and peers would refuse
 each later manifest until that time comes.  They take the next one by the right clock (`manifest.is_ahead`).
+
+A clock that stood minutes behind dates a manifest so early that peers take it for stale.  So it is signed again as soon
+as the clock was set: as it shows when the wall clock moved otherwise than the steady one.
 """
 
 import logging
@@ -41,12 +44,16 @@ class ManifestSigner:
     Called from the event loop and the pairing thread; a re-signing syncs one file.
     """
 
-    def __init__(self, writer: Writer, vault: Vault, limits: Limits, *, url: str, now_ms: Callable[[], int]) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self, writer: Writer, vault: Vault, limits: Limits, *, url: str, now_ms: Callable[[], int],
+        steady_ms: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self.url, self._steady_ms = url.rstrip("/"), steady_ms
         self._writer, self._vault, self._limits, self._now_ms = writer, vault, limits, now_ms
         self._lock = threading.Lock()
         self._made_for: tuple[object, ...] = ()
-        self._signed_at_ms = 0
+        self._signed_at_ms = self._offset_ms = 0
+        """The date of the present manifest, and how far the wall clock was before the steady one then."""
         self._document: dict[str, Any] = {}
 
     @property
@@ -66,7 +73,8 @@ class ManifestSigner:
             content = (identity.did, identity.key.public, identity.seal_key, tuple(names))
             now_ms = self._now_ms()
             aged = (now_ms - self._signed_at_ms) * RESIGN_SHARE >= self._limits.manifest_ttl_s * 1000
-            if content != self._made_for or aged or manifest.is_ahead(self._signed_at_ms, now_ms):
+            was_set = abs(now_ms - self._steady_ms() - self._offset_ms) > manifest.CLOCK_SKEW_MS
+            if content != self._made_for or aged or was_set or manifest.is_ahead(self._signed_at_ms, now_ms):
                 self._sign(identity, names)
                 self._made_for = content
             return self._document
@@ -97,7 +105,7 @@ class ManifestSigner:
             identity.chain, identity.key, identity.seal_key, url=self.url, namespaces=names, version=VERSION,
             now_ms=signed_at_ms, limits=self._limits,
         )  # fmt: skip
-        self._signed_at_ms = signed_at_ms
+        self._signed_at_ms, self._offset_ms = signed_at_ms, now_ms - self._steady_ms()
 
     def _last_ms(self) -> int:
         try:

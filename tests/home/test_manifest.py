@@ -84,3 +84,21 @@ async def test_a_full_disk_refuses_a_pair_for_now(tmp_path: Path, monkeypatch: p
             await until(lambda: refused)
         await pairing
         await both_active(a, b)
+
+
+async def test_a_date_that_looks_stale_to_peers_is_left_as_soon_as_the_clock_is_right_again(tmp_path: Path) -> None:
+    """A clock that stood behind when the manifest had to be signed dates it before the one that peers hold."""
+    async with two(tmp_path) as (world, a, _b):
+        held = signed(a)
+        world.set_ms -= 20 * 60_000
+        a.pairing.published.renew()
+        assert signed(a) < held
+        assert signed(a) < held, "nothing better can be signed yet"
+        world.set_ms += 20 * 60_000
+        assert signed(a) > held
+        world.set_ms = 8 * 3_600_000
+        assert signed(a) > held + 7 * 3_600_000
+        world.set_ms = -8 * 3_600_000
+        assert signed(a) < held
+        world.set_ms = 0
+        assert signed(a) > held, "also when a date far ahead was signed before"

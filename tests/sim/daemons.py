@@ -130,10 +130,7 @@ async def daemon(path: Path, label: str = "") -> AsyncIterator[Daemon]:
                 services.feed.notifier.stop()
                 await client.close()
     finally:
-        services.feed.close()
-        services.sync.close()
-        services.push.close()
-        services.fingerprints.close()
+        services.close()
         home.writer.close()
         writer.join()
         home.close()
