@@ -184,6 +184,10 @@ class Disk:
             text = f"others may write into {home}, its mode is {stat.S_IMODE(found.st_mode):04o}"
             raise DiskError("home-unusable", text, hint=f"look at what is in it, then: chmod go-w {home}")
 
+    def lock(self, home: Path) -> "Lock":
+        """Return the lock on a home (`lock_home`)."""
+        return lock_home(home)
+
     def mkdir(self, folder: Path) -> None:
         """Create a folder in a home and those above it, 0700, durably; present is fine, a link is not.
 

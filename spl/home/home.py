@@ -21,7 +21,7 @@ from ..core.identity import bearer
 from ..core.identity.did import certifies, chain_of, multibase, words
 from ..core.limits import Limits
 from .config import FILE_NAME, Config, ConfigError, load
-from .disk import Disk, Lock, lock_home, unusable
+from .disk import Disk, Lock, unusable
 from .log import Log
 from .recovery import CLEAN_NAME
 from .segments import LineError, Segments, parse
@@ -196,7 +196,7 @@ def open_home(
     VaultError.
     """
     limits: Limits = config.limits
-    lock = lock_home(path)
+    lock = disk.lock(path)
     try:
         vault = Vault(path, disk, random_bytes=random, now_ms=clock, limits=limits)
         vault.load()
@@ -316,7 +316,7 @@ def _opened(path: Path) -> Iterator[Home]:
 
 def _begin_log(path: Path, disk: Disk) -> None:
     """Make an empty log, under the home's lock."""
-    lock = lock_home(path)
+    lock = disk.lock(path)
     try:
         disk.mkdir(path / STORE)
         disk.unlink(path / STORE / CLEAN_NAME)

@@ -64,7 +64,7 @@ class Shared:
         self.tasks = tasks
         self.admission = admission
         self.loop = asyncio.get_running_loop()
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # in the order in which they came
         self.emptied = asyncio.Event()
         self.refused = 0
         """Connections without a free slot, which are answered 503."""
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
             name = transport.get_extra_info("peername")
             self.peer = str(name[0]) if name else ""
         shared = self.shared
-        shared.connections.add(self)
+        shared.connections[self] = None
         self._wait(Stage.IDLE, shared.limits.idle_timeout_s)
         if self.seat is None:
             shared.refused += 1
@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
             shared.refused -= 1
         else:
             shared.admission.leave(self.seat)
-        shared.connections.discard(self)
+        shared.connections.pop(self, None)
         if not shared.connections:
             shared.emptied.set()
 

@@ -2,8 +2,9 @@
 
 Lists are named as in the index: `n:<namespace>`, `t:<thread>`.  A waiter is woken for the lists that it named and no
 other, and a commit that nobody waits for does not reach the loop: a write to one namespace costs the readers of others
-nothing.  An event per waiter was chosen over a shared condition, which wakes every reader at each commit, and over a
-queue, which needs a bound and a policy for readers that fall behind; a reader here looks at the log itself.
+nothing.  Waiters are woken in the order in which they began to wait.  An event per waiter was chosen over a shared
+condition, which wakes every reader at each commit, and over a queue, which needs a bound and a policy for readers that
+fall behind; a reader here looks at the log itself.
 
 At the stop every waiter is woken once more.  `RecentCommits` holds what streams at the tail send, so that none of them
 queries the index for it.
@@ -30,7 +31,7 @@ class Notifier:
 
     def __init__(self, writer: Writer) -> None:
         self.stopping = False
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, dict[asyncio.Event, None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unsubscribe = writer.listen(self._on_commit)
 
@@ -45,7 +46,7 @@ class Notifier:
 
     def notify(self, names: Iterable[str]) -> None:
         """Wake the waiters of these lists."""
-        for event in {event for name in names for event in self._waiting.get(name, ())}:
+        for event in dict.fromkeys(event for name in names for event in self._waiting.get(name, ())):
             event.set()
 
     @property
@@ -57,15 +58,15 @@ class Notifier:
     def listening(self, names: Iterable[str]) -> Iterator[asyncio.Event]:
         """Give an event that is set when one of the lists gets a record."""
         self._loop = asyncio.get_running_loop()
-        event, named = asyncio.Event(), tuple(names)
+        event, named = asyncio.Event(), tuple(dict.fromkeys(names))
         for name in named:
-            self._waiting.setdefault(name, set()).add(event)
+            self._waiting.setdefault(name, {})[event] = None
         try:
             yield event
         finally:
             for name in named:
                 events = self._waiting[name]
-                events.discard(event)
+                del events[event]
                 if not events:
                     del self._waiting[name]
 
@@ -114,7 +115,7 @@ class Acks:
 
     def __init__(self) -> None:
         self._positions: dict[str, Mapping[str, int]] = {}
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, dict[asyncio.Event, None]] = {}
 
     def note(self, pair_id: str, positions: Mapping[str, int]) -> None:
         """Record an ack: namespace -> the last sequence that it covers there."""
@@ -129,14 +130,14 @@ class Acks:
     async def beyond(self, pair_id: str, namespace: str, seq: int, timeout_s: float) -> int | None:
         """Return the position once it is past `seq`, at the latest after `timeout_s`."""
         event, loop = asyncio.Event(), asyncio.get_running_loop()
-        self._waiting.setdefault(pair_id, set()).add(event)
+        self._waiting.setdefault(pair_id, {})[event] = None
         due_s = loop.time() + timeout_s
         try:
             while (self.position(pair_id, namespace) or 0) <= seq and loop.time() < due_s:
                 event.clear()
                 await wait(event, due_s - loop.time())
         finally:
-            self._waiting[pair_id].discard(event)
+            del self._waiting[pair_id][event]
             if not self._waiting[pair_id]:
                 del self._waiting[pair_id]
         return self.position(pair_id, namespace)

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from spl.home.disk import Disk, File
+from spl.home.disk import Disk, File, Lock
 
 CAPACITY_BYTES: Final = 2_000_000_000
 _Write = tuple[int, bytes]
@@ -47,10 +47,21 @@ class Inode:
             _apply(self.synced, offset, data)
         self.writes.clear()
 
+    def settle(self, dice: Random) -> None:
+        """Decide what became of the writes whose sync failed: on the disk after all, or gone from memory too."""
+        if self.doubtful:
+            for offset, data in self.doubtful:
+                if dice.random() < 0.5:
+                    _apply(self.synced, offset, data)
+            self.doubtful.clear()
+            self.data = bytearray(self.synced)
+            for offset, data in self.writes:
+                _apply(self.data, offset, data)
+
     def left(self, dice: Random) -> "Inode":
         """Return the file as a power loss leaves it."""
         synced = bytearray(self.synced)
-        writes = [write for write in self.doubtful if dice.random() < 0.5] + self.writes
+        writes = self.writes
         match dice.randrange(4):
             case 0:
                 writes = []
@@ -178,6 +189,8 @@ class MemoryDisk(Disk):
     def revive(self, *, power_lost: bool) -> None:
         """Make the disk usable for the next process."""
         self.dead, self.steps_left, self.failed, self.syncs_to_fail = False, 0, False, 0
+        for inode in self.names.values():
+            inode.settle(self.dice)
         if power_lost:
             for changes in self.changes.values():
                 for change in changes[: self.dice.randint(0, len(changes))]:
@@ -222,6 +235,10 @@ class MemoryDisk(Disk):
 
     def own(self, home: Path) -> None:
         self.check()
+
+    def lock(self, home: Path) -> Lock:
+        self.check()
+        return Lock(-1)
 
     def mkdir(self, folder: Path) -> None:
         self.check()

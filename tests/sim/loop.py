@@ -8,10 +8,12 @@ made; the clock of a node, its disk and its end of a connection are found by tha
 
 import asyncio
 import contextvars
+import gc
 import itertools
 import socket
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
+from functools import partial
 from random import Random
 from typing import Any, Final, Protocol
 
@@ -20,6 +22,8 @@ OWNER: "contextvars.ContextVar[str]" = contextvars.ContextVar("owner", default="
 
 TURNS_MAX: Final = 400_000
 """Of the loop in one world: far beyond any healthy one, it ends one that spins."""
+TURNS_PER_COLLECTION: Final = 4000
+"""Garbage is collected at fixed places, because what is collected may call the loop."""
 _TICK_S: Final = 1e-6
 _DELAYS_S: Final = (0.0, 0.0, 0.0005, 0.004)
 
@@ -69,6 +73,8 @@ class _Selector:
             raise Stuck("nothing is ready and no timer is set")
         if self._turns > TURNS_MAX:
             raise Stuck(f"{TURNS_MAX} turns of the loop")
+        if self._turns % TURNS_PER_COLLECTION == 0:
+            gc.collect()
         if timeout_s > 0:
             self._loop.now_s += timeout_s
         return []
@@ -109,20 +115,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if executor is not None and getattr(executor, "_shutdown", False):
             raise RuntimeError("cannot schedule new futures after shutdown")
         future: asyncio.Future[Any] = self.create_future()
+        self.call_at(self._turn_of(executor), _settle, future, func, args)
+        return future
 
-        def run() -> None:
-            if future.cancelled():
-                return
-            try:
-                result = func(*args)
-            except StopIteration as exc:
-                future.set_exception(RuntimeError(repr(exc)))
-            except BaseException as exc:  # noqa: BLE001 - the power may fail in there
-                future.set_exception(exc)
-            else:
-                future.set_result(result)
-
-        self.call_at(self._turn_of(executor), run)
+    def submit(self, executor: Executor, func: Callable[..., Any], /, *args: Any, **named: Any) -> "Future[Any]":
+        """Stand in for `ThreadPoolExecutor.submit`, which would begin a thread."""
+        future: Future[Any] = Future()
+        self.call_at(self._turn_of(executor), _settle, future, partial(func, **named), args)
         return future
 
     def _turn_of(self, executor: Executor | None) -> float:
@@ -172,6 +171,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _process_events(self, event_list: Any) -> None:
         pass
+
+
+def _settle(future: "asyncio.Future[Any] | Future[Any]", func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    if future.cancelled():
+        return
+    try:
+        result = func(*args)
+    except StopIteration as exc:
+        future.set_exception(RuntimeError(repr(exc)))
+    except BaseException as exc:  # noqa: BLE001 - the power may fail in there
+        future.set_exception(exc)
+    else:
+        future.set_result(result)
 
 
 def lend_socket(sock: Any) -> None:

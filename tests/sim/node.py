@@ -14,7 +14,7 @@ from spl.api.app import Api
 from spl.api.services import Services
 from spl.core.errors import SplError
 from spl.core.limits import Limits
-from spl.daemon import services_of
+from spl.daemon import services_of, start
 from spl.home.config import Config, Settings
 from spl.home.home import Home, Machine, open_home
 from spl.home.writer import Writer
@@ -24,7 +24,6 @@ from spl.net.client import Client
 from spl.net.dialer import DialPolicy
 from spl.net.server import Server
 from spl.net.sockets import Listener, client_tls
-from spl.sync.supervise import wait
 
 from .disk import Died, MemoryDisk
 from .loop import OWNER
@@ -99,15 +98,22 @@ class Answer:
 
     @property
     def code(self) -> str:
+        if self.status == 0 or self.status >= 400:
+            return code_of(self.value)
         fault = self.value.get("error")
-        return fault.get("code", "?") if isinstance(fault, dict) else ""
+        return code_of(fault) if isinstance(fault, dict) else ""
+
+
+def code_of(fault: dict[str, Any]) -> str:
+    """Return the code in the form of a refusal."""
+    return str(fault.get("code", "?")).lower().replace("_", "-")
 
 
 class Node:
     """One machine with its disk, and the process that runs on it now, if any."""
 
-    def __init__(self, world: "World", name: str, address: str, folder: Path) -> None:
-        self.world, self.name, self.folder = world, name, folder
+    def __init__(self, world: "World", name: str, address: str) -> None:
+        self.world, self.name, self.folder = world, name, Path("/sim") / name
         self.url = f"http://{address}:{PORT}"
         self.own_url = f"http://{address}:{OWN_PORT}"
         self.dice = Random(f"{world.seed} {name}")
@@ -187,17 +193,7 @@ class Node:
             for listeners, local in ((peers, False), (own, True)):
                 server = Server(Api(services, local=local), self.limits, now_ms=self.now_ms)
                 tasks.create_task(server.serve(listeners, self.stop))
-            for name in ("pairing", "sync", "feed", "push"):
-                tasks.create_task(self._keep(name, getattr(services, name)))
-            tasks.create_task(self._keep("health", services.doctor.health))
-
-    async def _keep(self, name: str, service: Any) -> None:
-        while not self.stop.is_set():
-            try:
-                await service.run(self.stop)
-            except Exception as exc:  # noqa: BLE001 - as the daemon does: named, and started again
-                self.broke(f"service {name}", exc)
-                await wait(self.stop, 1.0)
+            start(services, tasks, self.stop)
 
     async def end(self) -> None:
         """Stop in order."""
@@ -206,9 +202,7 @@ class Node:
         await asyncio.wait([self.task])
         if not self.up:
             return
-        services = self.services
-        for part in (services.feed, services.sync, services.push, services.fingerprints, services.pairing):
-            part.close()
+        self.services.close()
         await self.client.close()
         self.home.writer.close()
         try:
@@ -239,7 +233,7 @@ class Node:
                 method, self.own_url + path, headers=headers, body=data, dial=DIAL, timeout_s=timeout_s
             )
         except ReachError as exc:
-            return Answer(0, [{"error": {"code": exc.code}}])
+            return Answer(0, [{"code": exc.code}])
         finally:
             OWNER.reset(token)
             await client.close()

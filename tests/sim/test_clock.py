@@ -5,7 +5,6 @@ time comes: pairs degraded, manifests refused, peers shut out, polls that never 
 """
 
 import asyncio
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -45,7 +44,7 @@ async def settled(world: World, *nodes: Node) -> None:
 
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("jump_ms", JUMPS_MS)
-def test_a_clock_that_was_wrong_leaves_nothing_behind(tmp_path: Path, jump_ms: int, restarts: bool) -> None:
+def test_a_clock_that_was_wrong_leaves_nothing_behind(jump_ms: int, restarts: bool) -> None:
     """The clock jumps under a running daemon, or is wrong when it starts and set right soon after."""
 
     async def life(world: World) -> None:
@@ -71,4 +70,4 @@ def test_a_clock_that_was_wrong_leaves_nothing_behind(tmp_path: Path, jump_ms: i
         for node in (alice, bob, carol):
             await node.end()
 
-    World(1, tmp_path).run(life)
+    World(1).run(life)

@@ -6,16 +6,20 @@ import hashlib
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 from random import Random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from unittest.mock import patch
 
 from spl.core.errors import CODES
 from spl.home.writes import Commit
 
-from .loop import VirtualLoop
+from .loop import OWNER, VirtualLoop
 from .network import Network
-from .node import Answer, Node
+from .node import Answer, Node, code_of
+
+if TYPE_CHECKING:
+    from .promises import Promises
 
 HEAL_S: Final = 3600.0
 LOOK_S: Final = 5.0
@@ -28,8 +32,8 @@ class Broken(AssertionError):
 class World:
     """The nodes of one seed, and everything around them."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
-        self.seed, self.folder = seed, folder
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.dice = Random(f"world {seed}")
         self.loop = VirtualLoop(Random(f"loop {seed}"))
         self.network = Network(self.loop, Random(f"network {seed}"))
@@ -40,22 +44,36 @@ class World:
         self.acked: dict[str, dict[str, str]] = {}
         """By node: record id -> namespace, of what its clients were told is stored."""
         self.log = hashlib.sha256()
+        self.promises: Promises | None = None
+        self.fault: Broken | None = None
+        """The first promise that was broken in the middle of the product's own work."""
 
     def run(self, life: "Callable[[World], Awaitable[None]]") -> str:
         """Live through a seed; return the hash of its trace.  Raises Broken."""
         gc.collect()
         gc.disable()
+        watch, log = Watch(self), logging.getLogger("spl")
+        log.addHandler(watch)
         try:
-            self.loop.run_until_complete(life(self))
+            with patch.object(ThreadPoolExecutor, "submit", self._submit()):
+                self.loop.run_until_complete(life(self))
             return self.trace()
         except Broken:
             raise
         except Exception as exc:
+            if found := _broken_in(exc):
+                raise found from exc
             self.tell("the world ended: " + "".join(traceback.format_exception(exc)))
             raise Broken(self.report(repr(exc))) from exc
         finally:
             self._end()
+            log.removeHandler(watch)
             gc.enable()
+
+    def _submit(self) -> "Callable[..., Future[Any]]":
+        """Return the method that puts the work of thread pools on the loop."""
+        loop = self.loop
+        return lambda pool, func, /, *args, **named: loop.submit(pool, func, *args, **named)
 
     def _end(self) -> None:
         """Take everything down and let its tasks end."""
@@ -85,19 +103,24 @@ class World:
         self.log.update(line.encode())
 
     def check(self, holds: object, fault: str) -> None:
-        """Raise Broken unless it holds."""
+        """Raise Broken unless it holds, and nothing was broken before."""
+        if self.fault is not None:
+            raise self.fault
         if not holds:
+            self.tell(fault)
             raise Broken(self.report(fault))
 
     # -- nodes
+
+    def named(self, owner: str) -> Node | None:
+        """Return the node that an owner is, or nothing."""
+        return next((node for node in self.nodes if node.name == owner), None)
 
     def add(self, name: str) -> Node:
         """Make a node and start it."""
         address = f"11.0.0.{len(self.nodes) + 1}"
         self.network.addresses[name] = address
-        folder = self.folder / name
-        folder.mkdir(mode=0o700, parents=True)
-        node = Node(self, name, address, folder)
+        node = Node(self, name, address)
         node.listeners.append(self._wrote)
         self.nodes.append(node)
         self.acked[name] = {}
@@ -106,6 +129,11 @@ class World:
 
     def _wrote(self, node: Node, commit: Commit) -> None:
         self.log.update(f"{self.loop.time():.6f} {node.name} {commit.last_seq} {commit.run}".encode())
+        if self.promises is not None and self.fault is None:
+            try:
+                self.promises.committed(node, commit)
+            except Broken as exc:
+                self.fault = exc  # what runs here must not end the product's task
 
     def died(self, node: Node) -> None:
         """Take in that a node died in the middle of a step on its disk."""
@@ -125,8 +153,6 @@ class World:
         for task in self.loop.tasks:
             if not task.done() and task.owner == node.name:
                 task.cancel()
-        if hasattr(node, "home"):
-            node.home.lock.release()
 
     def start(self, node: Node, *, power_lost: bool) -> None:
         """Start a node again from what its disk holds."""
@@ -134,7 +160,8 @@ class World:
             return
         node.disk.revive(power_lost=power_lost)
         self.tell(f"{node.name} starts")
-        node.boot()
+        if node.boot() and self.promises is not None:
+            self.promises.started(node)
 
     def broke(self, node: Node, what: str, exc: BaseException) -> None:
         """Take in a fault inside a node."""
@@ -147,17 +174,22 @@ class World:
     async def emit(self, node: Node, *values: dict[str, Any]) -> Answer:
         """Emit records and remember those that were acknowledged."""
         answer = await node.ask("POST", "/v1/records", list(values))
-        ids = [value["id"] for value in answer.values if "id" in value]
-        for id_, value in zip(ids, values, strict=False):
-            self.acked[node.name][id_] = value["body"].get("namespace", "default")
-        self.tell(f"{node.name} emits {len(values)}: {answer.status} {answer.code} {ids}")
+        told = []
+        if answer.status == 200:
+            for value, result in zip(values, answer.values, strict=True):
+                if "id" in result:
+                    self.acked[node.name][result["id"]] = value["body"].get("namespace", "default")
+                told.append(result["id"][:12] if "id" in result else code_of(result))
+        self.tell(f"{node.name} emits {len(values)}: {answer.status} {answer.code} {told}")
+        for code in [answer.code, *(code for code in told if not code[:12].isalnum())]:
+            self.check(not code or code in CODES, f"a refusal without a code: {answer}")
         return answer
 
     async def act(self, node: Node, method: str, path: str, body: Any = None) -> Answer:
         """Do something, and see that a refusal has a code."""
         answer = await node.ask(method, path, body)
         self.tell(f"{node.name} {method} {path} {body}: {answer.status} {answer.code}")
-        if answer.status >= 400:
+        if answer.code:
             self.check(answer.code in CODES, f"a refusal without a code: {path} {answer}")
             self.check(answer.code != "internal", f"a fault inside: {path} {answer}")
         return answer
@@ -174,10 +206,27 @@ class World:
         """Return when `holds` has no complaint left; fail with its last one after so many virtual seconds."""
         end_s = self.loop.time() + within_s
         while complaint := holds():
+            self.tell(complaint)
             self.check(self.loop.time() < end_s, f"not within {within_s:.0f} s: {complaint}")
             await asyncio.sleep(LOOK_S)
 
 
-def quiet() -> None:
-    """Keep the product's log lines to itself."""
-    logging.getLogger("spl").setLevel(logging.CRITICAL)
+def _broken_in(exc: BaseException) -> Broken | None:
+    """Return the broken promise in a group of exceptions."""
+    if isinstance(exc, Broken):
+        return exc
+    inner = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
+    return next((found for each in inner if (found := _broken_in(each))), None)
+
+
+class Watch(logging.Handler):
+    """Takes in exceptions that the product caught at a boundary: no fault of a machine should come that far."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self.world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        node = self.world.named(OWNER.get())
+        if node is not None and record.exc_info and record.exc_info[1] is not None:
+            self.world.broke(node, record.getMessage(), record.exc_info[1])
