@@ -15,6 +15,7 @@ from ..core import rules
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..home.config import Config
+from ..home.disk import DiskError
 from ..net.http1 import RequestHead
 from ..net.routes import Match, Request, Response, Route, RouteTable
 from . import answers
@@ -78,7 +79,12 @@ class Api:
         return _readable(answer, readable) if readable else answer
 
     def refuse(self, error: SplError, head: RequestHead | None) -> Response:
-        """Return the error form, with the headers that its code asks for; the server adds Allow."""
+        """Return the error form, with the headers that its code asks for; the server adds Allow.
+
+        What a fault of the disk says names paths of this machine: over TCP only its code goes out.
+        """
+        if isinstance(error, DiskError) and not self.local:
+            error = SplError(error.code)
         response = json_response(error.to_json(), error.status)
         headers: list[tuple[str, str]] = []
         if error.status == 401:

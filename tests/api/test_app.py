@@ -6,6 +6,7 @@ import pytest
 
 from spl.api.app import Api
 from spl.core.errors import SplError
+from spl.home.disk import DiskError
 from spl.net.http1 import RequestHead
 from tests.api.conftest import PAGE_ORIGIN, Served
 
@@ -110,3 +111,13 @@ async def test_the_name_that_the_manifest_gives_this_machine_is_ours(served: Ser
         assert (exc.code, ours) == ("host-refused", False)
     else:
         assert ours
+
+
+@pytest.mark.parametrize(("local", "told"), [(False, False), (True, True)])
+async def test_a_fault_of_the_disk_names_no_path_beyond_this_machine(served: Served, local: bool, told: bool) -> None:
+    api = Api(served.services, local=local)
+    answer = api.refuse(DiskError("home-unusable", "/home/ann/.syncro/secrets/nonces.jsonl: Input/output error"), None)
+    assert answer.status == 500
+    assert isinstance(answer.body, bytes)
+    assert (b"/home/ann" in answer.body) is told
+    assert b"HOME_UNUSABLE" in answer.body
