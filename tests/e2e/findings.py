@@ -22,8 +22,8 @@ from tests.waiting import eventually
 HASTY = """
 poll_interval_min_s = 0.1
 poll_backoff_max_s = 0.3
-answer_timeout_s = 1
-check_s = 1
+answer_timeout_s = 3
+check_s = 3
 beat_s = 0.05
 failing_s = 0.1
 stalled_s = 0.3
