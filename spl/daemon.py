@@ -8,6 +8,8 @@ again.  Three faults must not turn a daemon into one that neither serves nor end
 - A service that crashes is logged, named in `spl status` and started again after a delay; the others go on.  Without
   that boundary one uncaught error of one pair ended everything in the group.
 - The writer runs in a thread of its own.  If it dies, the daemon stops rather than serve on without writing.
+- A stop waits for no thread that only reads: the log tells long readings to end (`Log.stop`), the pools are not joined,
+  and the process ends under what still runs once the log is closed.  What may write is waited for: the writer.
 - A stop that does not come to its end is cut by a thread that waits for nothing else, `_Watchdog`.  The log takes that
   as it takes a power cut: what was acknowledged is synced, and the next start drops what was not.
 
@@ -29,6 +31,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -119,9 +122,13 @@ def run(options: ServeOptions) -> int:
     watchdog = _Watchdog()
     watchdog.start()
     try:
-        return _run(options, watchdog)
+        code = _run(options, watchdog)
     finally:
         watchdog.ended.set()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        logging.shutdown()
+        os._exit(code)  # returning would wait for them
+    return code
 
 
 def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
@@ -193,6 +200,14 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
         return asyncio.new_event_loop
     factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     return factory
+
+
+class _Workers(ThreadPoolExecutor):
+    """The loop's threads; the loop joins its executor when it is closed, and a read may take long."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Begin nothing more, and wait for nothing."""
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 class _Service(Protocol):
@@ -274,15 +289,17 @@ class _Daemon:
         self.watchdog = watchdog
         self.limits = listener_limits(home.config.limits, descriptors)
         self.failed = False
+        self.written = asyncio.Event()
 
     async def serve(self) -> int:
         """Listen, run the services, and end them; return the exit code."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(_Workers(thread_name_prefix="spl-work"))
         tls = _server_tls(self.config)
         listeners, url = _listeners(self.config, tls)
         local = [Listener(bind_unix(self._socket_path()), local=True)]
-        writer = threading.Thread(target=self._write, name="spl-writer")
+        writer = threading.Thread(target=self._write, args=(loop,), name="spl-writer")
         verifying = client_tls(_ca_file(self.config))
         client, insecure = Client(self.config.limits, tls=verifying), self.options.insecure_localhost
         services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
@@ -299,17 +316,18 @@ class _Daemon:
                 start(services, tasks, stop)
                 self._announce(url)
                 await stop.wait()
-                services.restorer.close()
+                self.home.store.stop()
         finally:
             services.close()
             await client.close()
             self.home.writer.close()
-            await asyncio.to_thread(writer.join)
+            await self.written.wait()  # in no thread of the pool: all of them may be reading
+            writer.join()
             self._socket_path().unlink(missing_ok=True)
         log.info(**event("daemon.stopped", pid=os.getpid()))
         return 1 if self.failed else 0
 
-    def _write(self) -> None:
+    def _write(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run the writer; the task boundary of its thread."""
         try:
             self.home.writer.run()
@@ -317,6 +335,8 @@ class _Daemon:
             self.failed = True
             log.exception(**event("daemon.writer_died"))
             self.watchdog.alarm()
+        finally:
+            loop.call_soon_threadsafe(self.written.set)
 
     def _reload(self, tls: ServerTls | None) -> None:
         """Read configuration and certificate again; what is wrong is logged, and what was in force stays in force."""

@@ -51,8 +51,10 @@ class StoreCheck:
         A damage names segment (its first seq), offset in bytes, the first seq lost, how many lines are lost there (0:
         a header, or bytes that were no line), how many of these are held elsewhere or not missed, and what; the first
         1000 are named, all are counted.  At last the first sound line that the index does not lead to ("index").
+        Raises StoreError "shutting-down".
         """
         for segment, at, raw, whole in self._segments.lines(self._segments.firsts[0], 0):
+            self._store.check_open()
             expected = self._chain.expected
             if expected > self._last_seq:
                 break  # what follows is being written

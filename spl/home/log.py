@@ -88,6 +88,7 @@ class Log:
         self._segments, self._active = opened.segments, opened.active
         self._size = opened.active.size()
         self._readonly = self._full = ""
+        self._stopping = False
         self._free_at_fault = 0
         self._free_bytes = disk.free_bytes(folder)
         self._sealed_bytes = sum(map(opened.segments.size, opened.segments.firsts[:-1]))
@@ -234,12 +235,22 @@ class Log:
         """Leave out of `lost` those places of which everything is held again.  Raises OSError."""
         self.lost = self._lost_in(self.index)
 
+    def stop(self) -> None:
+        """End what reads much of the log, at its next line, with "shutting-down": snapshots, restores, checks."""
+        self._stopping = True
+
+    def check_open(self) -> None:
+        """Raise StoreError "shutting-down" after `stop`."""
+        if self._stopping:
+            raise StoreError("shutting-down")
+
     def reindex(self, random_bytes: Callable[[int], bytes]) -> Generator[tuple[int, int], None, None]:
         """Read the log into a new index and use that from then on; yield (bytes read, bytes in all) between batches.
 
         Lines that the disk damaged since they were indexed, or that went with their segment, have empty rows in it, as
         after an opening.  Appends go on; they wait for the end only.  If it is given up early, nothing changes.
-        Raises StoreError "overloaded" when another one is under way, "store-readonly", "store-damaged".
+        Raises StoreError "overloaded" when another one is under way, "shutting-down", "store-readonly" or
+        "store-damaged".
         """
         if not self._indexing.acquire(blocking=False):
             raise StoreError("overloaded", "the index is being built already")
@@ -249,8 +260,11 @@ class Log:
             replay = Replay(self._segments, fresh)
             with self._turn:
                 end = self._end()
-            yield from replay.run(end)
+            for piece in replay.run(end):
+                self.check_open()
+                yield piece
             with self._turn:
+                self.check_open()  # the next process may have opened the index otherwise
                 self._put_in(fresh, replay)
         except OSError as exc:
             raise StoreError("store-readonly", f"the index cannot be built: {exc.strerror or exc}") from exc

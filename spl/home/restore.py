@@ -122,7 +122,6 @@ class Restorer:
 
     def __init__(self, writer: Writer, home: Path, disk: Disk, limits: Limits, *, now_ms: Callable[[], int]) -> None:
         self.writer, self.limits = writer, limits
-        self._closed = threading.Event()
         self._home, self._folder, self._disk, self._now_ms = home, home / FOLDER, disk, now_ms
         self._roots = Roots(limits.verified_roots)
         self._uploads: dict[Uploader, _Upload] = {}
@@ -197,14 +196,6 @@ class Restorer:
         finally:
             self._turn.release()
 
-    def close(self) -> None:
-        """End the restore that runs, at its next line; what it stored stays."""
-        self._closed.set()
-
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise SnapshotError("shutting-down")
-
     def _verify(self, read: Read, rights: Rights, skip_damaged: bool) -> tuple[Plan, "_Places"]:
         if self.writer.signer is None:
             raise SnapshotError("identity-missing")
@@ -213,7 +204,7 @@ class Restorer:
         judge = _Judge(self.writer, self.limits, rights, plan.header, self._roots)
         ids = IdDigest(self._disk, self._folder)
         for number, raw, place in sound(found, self.limits) if skip_damaged else placed(found):
-            self._check_open()
+            self.writer.store.check_open()
             if not raw:
                 plan.pass_over(number)
                 continue
@@ -242,7 +233,7 @@ class Restorer:
         unsubscribe = self.writer.listen(self._reload)
         try:
             for chunk in self._chunks(read, places, skip_damaged):
-                self._check_open()
+                self.writer.store.check_open()
                 self._submit(chunk)
         finally:
             unsubscribe()

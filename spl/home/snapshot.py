@@ -55,7 +55,7 @@ def take(
 
     `thread` "" takes all, reserved ones too, and asks no `may_read`.  A thread that does not exist, or of which nothing
     may be read, gives an empty snapshot.  `folder` is where many ids are sorted; the pairs in `views` say which records
-    find their namespace again by themselves.  Raises LineError "overloaded".
+    find their namespace again by themselves.  Raises LineError "overloaded", StoreError "shutting-down".
     """
     upto, ids = store.last_seq, IdDigest(disk, folder)
     for payload, _, _ in _held(store, thread, upto, may_read):
@@ -111,6 +111,7 @@ def _held(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[tup
     if not thread:
         expected = 1
         for line in store.scan(1):
+            store.check_open()
             _leave_out(store, range(expected, min(line.seq, upto + 1)))
             if line.seq > upto:
                 return
@@ -121,8 +122,10 @@ def _held(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[tup
         return
     seq = 0
     while page := store.index.after(by_thread(thread), seq, ROWS):
+        store.check_open()
         rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
         for few in _small(rows):
+            store.check_open()
             # Popping lets go of each payload as it is handed out: a generator that a slow reader leaves suspended
             # would otherwise keep all of them.
             held = list(store.read(few))[::-1]

@@ -11,6 +11,9 @@ The right column is what ends a phase when the peer does nothing.
     LINGER   refused, the answer is out      linger_s, reading on so that it arrives
     CLOSING  told to close                   write_stall_timeout_s without progress, or linger_s
 
+From the stop on no deadline is more than STOPPING_S away: a client that takes nothing, or sends half a request, would
+otherwise use up the time that the services and the last commit have.
+
 A deadline is one number, which the server's sweep compares (`expire`): timers would cost more than the parser.  An app
 that answers at once is called inline; one that waits gets a task for each request.
 """
@@ -28,13 +31,15 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.limits import Limits
 from .admission import Admission, Seat
-from .heads import CONTINUE, LAST_CHUNK, encode_chunk, encode_head, http_date, status_line
-from .http1 import END, RequestHead, RequestParser, WireError
+from .heads import CONTINUE, LAST_CHUNK, encode_chunk, http_date
+from .http1 import END, RequestHead, RequestParser
 from .routes import NOTHING, App, HttpError, Match, Request, Response, check_media, parse_query
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024  # unsent bytes of one connection before its answer waits
 FORWARDED: Final = "x-forwarded-for"
+STOPPING_S: Final = 1.0
+"""How long a peer may make no progress once the server stops."""
 _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
 
 log = logging.getLogger("spl.net")
@@ -170,7 +175,7 @@ class Connection(asyncio.Protocol):
         self.write_paused = True
         self.unsent = self.transport.get_write_buffer_size()
         if self.phase in _BUSY:
-            self.deadline = self.shared.loop.time() + self.shared.limits.write_stall_timeout_s
+            self.deadline = self._in(self.shared.limits.write_stall_timeout_s)
 
     def resume_writing(self) -> None:
         self.write_paused = False
@@ -197,7 +202,7 @@ class Connection(asyncio.Protocol):
                 log.info(**event("http.stalled", peer=self.peer, bytes=size, msg="peer stopped reading"))
                 self.transport.abort()
             self.unsent = size
-            self.deadline = now + self.shared.limits.write_stall_timeout_s
+            self.deadline = self._in(self.shared.limits.write_stall_timeout_s)
 
     def is_late(self, now: float, idle_s: float) -> bool:
         """Return whether its deadline has passed, or it has been idle for `idle_s` seconds."""
@@ -208,10 +213,13 @@ class Connection(asyncio.Protocol):
         return self.since if self.phase in _QUIET else inf
 
     def stop(self) -> None:
-        """Close when idle; otherwise after the request that is being read or answered."""
+        """Close when idle; otherwise after the request that is being read or answered, while the peer does its part."""
         self.keep_alive = False
         if self.phase is Stage.IDLE:
             self.close()
+        elif self.deadline != inf:
+            self.unsent = self.transport.get_write_buffer_size()
+            self.deadline = min(self.deadline, self._in(STOPPING_S))
 
     def close(self) -> None:
         """Close once everything written is sent; a peer that takes nothing of it is cut."""
@@ -347,7 +355,7 @@ class Connection(asyncio.Protocol):
             self._send(answer)
             return
         self.phase = Stage.ANSWER
-        self.deadline = self.shared.loop.time() + self.shared.limits.write_stall_timeout_s if self.write_paused else inf
+        self.deadline = self._in(self.shared.limits.write_stall_timeout_s) if self.write_paused else inf
         self.task = self.shared.tasks.create_task(self._work(answer))
 
     async def _work(self, answer: Response | Awaitable[Response]) -> None:
@@ -408,23 +416,8 @@ class Connection(asyncio.Protocol):
 
     def _encode(self, response: Response, length: int | None) -> bytes:
         """Return the answer's head; `length` None is a streamed body."""
-        status = response.status
-        lines = [status_line(status), "date: " + self.shared.date()]
-        lines.append("x-content-type-options: nosniff")
-        if status not in (204, 304):
-            lines.append("content-type: " + response.content_type)
-            if length is not None:
-                lines.append(f"content-length: {length}")
-            elif self.head is not None and self.head.minor == 1:
-                lines.append("transfer-encoding: chunked")
-        for name, value in response.headers:
-            lines.append(f"{name}: {value}")
-        if not self.keep_alive:
-            lines.append("connection: close")
-        try:
-            return encode_head(lines)
-        except WireError as exc:
-            raise RuntimeError("the app's answer has a header that cannot be sent") from exc
+        chunked = length is None and self.head is not None and self.head.minor == 1
+        return response.head(length, self.shared.date(), chunked=chunked, last=not self.keep_alive)
 
     def _finish(self) -> None:
         """Go to the next request, or close; or first wait until the peer took this one."""
@@ -484,7 +477,10 @@ class Connection(asyncio.Protocol):
     def _wait(self, phase: Stage, seconds: float) -> None:
         self.phase = phase
         self.since = self.shared.loop.time()
-        self.deadline = self.since + seconds
+        self.deadline = self._in(seconds)
+
+    def _in(self, seconds: float) -> float:
+        return self.shared.loop.time() + (min(seconds, STOPPING_S) if self.shared.stopping else seconds)
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():

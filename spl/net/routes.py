@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from ..core.errors import SplError
-from .http1 import RequestHead
+from .heads import encode_head, status_line
+from .http1 import RequestHead, WireError
 
 JSON: Final = "application/json"
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -67,6 +68,23 @@ class Response:
     body: bytes | AsyncIterator[bytes] = b""
     content_type: str = JSON
     headers: tuple[tuple[str, str], ...] = ()
+
+    def head(self, length: int | None, date: str, *, chunked: bool, last: bool) -> bytes:
+        """Return the head as bytes; `length` None is a streamed body, `last` ends the connection."""
+        lines = [status_line(self.status), "date: " + date, "x-content-type-options: nosniff"]
+        if self.status not in (204, 304):
+            lines.append("content-type: " + self.content_type)
+            if length is not None:
+                lines.append(f"content-length: {length}")
+            elif chunked:
+                lines.append("transfer-encoding: chunked")
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        if last:
+            lines.append("connection: close")
+        try:
+            return encode_head(lines)
+        except WireError as exc:
+            raise RuntimeError("the app's answer has a header that cannot be sent") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,21 @@ def slow_rebuild() -> None:
     Replay.run = lingers  # type: ignore[method-assign]
 
 
+def hung_reading() -> None:
+    """Let a thread that checks the store never come back; the file `reading` says that it has begun."""
+    from spl.home.check import StoreCheck
+
+    run = StoreCheck.run
+
+    def hangs(self: StoreCheck) -> Iterator[dict[str, Any]]:
+        while SWITCH.exists():
+            SWITCH.with_name("reading").touch()
+            time.sleep(LOOK_AGAIN_S)
+        yield from run(self)
+
+    StoreCheck.run = hangs  # type: ignore[method-assign]
+
+
 def poor_file_system() -> None:
     """Have no modes to set and no folders to sync, as network file systems and those of other systems."""
 
@@ -165,6 +180,7 @@ FAULTS: Final[dict[str, Callable[[], None]]] = {
     "dying-service": dying_service,
     "deaf-loop": deaf_loop,
     "slow-adapter": slow_adapter,
+    "hung-reading": hung_reading,
     "poor-file-system": poor_file_system,
     "slow-import": slow_import,
     "slow-rebuild": slow_rebuild,

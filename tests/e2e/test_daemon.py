@@ -13,6 +13,7 @@ from tests.e2e.findings import Faulty
 from tests.e2e.harness import Instance
 from tests.waiting import DEADLINE_S, eventually
 
+JSON = "application/json"
 BRISK = "[limits]\nbeat_s = 0.05\n"
 
 
@@ -98,6 +99,22 @@ def test_a_daemon_that_no_longer_hears_is_cut_and_loses_nothing(faulty) -> None:
     eventually(alice.switch.with_name("deaf").exists, "the loop is caught")
     assert alice.stop() == 1
     assert "event=daemon.cut" in (alice.home / "logs" / "spl.log").read_text()
+    alice.switch.unlink()
+    alice.start()
+    assert {record["id"] for record in alice.records("th_a")} == set(written)
+
+
+def test_a_stop_waits_for_no_thread_that_only_reads(faulty) -> None:
+    """One that never comes back: the daemon ends in order, and the log is closed."""
+    alice = faulty(fault="hung-reading").start()
+    written = alice.emit("th_a", 20)
+    alice.switch.touch()
+    line = http.client.HTTPConnection("127.0.0.1", alice.port)
+    line.request("POST", "/v1/store/check", "{}", {"authorization": f"Bearer {alice.token}", "content-type": JSON})
+    eventually(alice.switch.with_name("reading").exists, "a thread reads")
+    line.close()
+    assert alice.stop() == 0
+    assert "event=daemon.stopped" in alice.output()
     alice.switch.unlink()
     alice.start()
     assert {record["id"] for record in alice.records("th_a")} == set(written)

@@ -11,7 +11,7 @@ from spl.core import canon, keys
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.record import levels, record
-from spl.home.check import StoreCheck, check_home, facts_of_home
+from spl.home.check import StoreCheck, check_home, facts_of_home, opened
 from spl.home.config import Config
 from spl.home.disk import Disk, lock_home
 from spl.home.home import Home, open_home
@@ -122,6 +122,17 @@ def test_the_check_beside_a_writer_ends_where_it_began(tmp_path: Path) -> None:
     last, damages = done(check.run())
     assert (last["lines"], damages) == (20, [])
     home.lock.release()
+
+
+def test_the_check_ends_at_the_next_line_once_the_store_stops(tmp_path: Path) -> None:
+    filled(tmp_path, 3)
+    with opened(tmp_path) as (store, disk):
+        check = StoreCheck(store, tmp_path / "store", disk)
+        steps = check.run()
+        store.stop()
+        with pytest.raises(SplError) as caught:
+            next(steps)
+        assert (caught.value.code, check.lines) == ("shutting-down", 0)
 
 
 def test_a_home_in_use_and_a_home_that_is_none(tmp_path: Path) -> None:

@@ -430,6 +430,24 @@ def test_reading_the_log_anew_given_up_or_refused_changes_nothing(
     assert not list((tmp_path / "index").glob("next-*"))
 
 
+@pytest.mark.parametrize("pieces", [1, 10])
+def test_no_index_takes_the_place_of_another_once_the_log_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    """Whether more is to be read, or only the exchange is left."""
+    monkeypatch.setattr(recovery, "_BATCH_LINES", 4)
+    store = many(tmp_path)
+    index, steps = store.index, store.reindex(bytes)
+    for _ in range(pieces):
+        next(steps)
+    store.stop()
+    with pytest.raises(StoreError) as caught:
+        next(steps)
+    assert (caught.value.code, store.index) == ("shutting-down", index)
+    assert not list((tmp_path / "index").glob("next-*"))
+    assert store.append([record(99)], AT_MS) == [41]
+
+
 def test_an_index_that_cannot_take_the_place_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = many(tmp_path)
     index = store.index

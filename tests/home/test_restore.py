@@ -400,15 +400,15 @@ async def test_a_full_disk_is_refused_before_it_is_full(tmp_path: Path) -> None:
         assert (caught.value.code, bob.home.store.last_seq) == ("home-unusable", seq)
 
 
-async def test_a_closed_restorer_ends_at_the_next_line(tmp_path: Path) -> None:
+async def test_a_restore_ends_at_the_next_line_once_the_store_stops(tmp_path: Path) -> None:
     """The daemon stops: nothing more is verified or stored, whatever the file holds."""
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         alice.emit("one")
         trust(bob, alice)
-        closed, data, seq = restorer(bob), snapshot(alice), bob.home.store.last_seq
-        closed.close()
+        work, data, seq = restorer(bob), snapshot(alice), bob.home.store.last_seq
+        bob.home.store.stop()
         with pytest.raises(SplError) as caught:
-            closed.run(reader(data), ADMIN, dry_run=False)
+            work.run(reader(data), ADMIN, dry_run=False)
         assert (caught.value.code, bob.home.store.last_seq) == ("shutting-down", seq)
 
 

@@ -106,3 +106,20 @@ async def test_damage_between_the_passes_ends_the_second(tmp_path: Path) -> None
         with pytest.raises(SplError) as caught:
             list(found.pieces)
         assert caught.value.code == "store-damaged"
+
+
+@pytest.mark.parametrize("thread", ["th", ""])
+async def test_a_snapshot_ends_when_the_store_stops(tmp_path: Path, thread: str) -> None:
+    """Between two pieces, as for a client that does not read; and none begins."""
+    async with nodes(tmp_path, "alice") as [alice]:
+        for n in range(8):
+            alice.emit(f"{n} {'x' * 30_000}")
+        pieces = taken(alice, tmp_path, instance=alice.did, thread=thread)
+        assert [len(next(pieces)) > 0 for _ in range(2)] == [True, True]
+        alice.home.store.stop()
+        with pytest.raises(SplError) as caught:
+            list(pieces)
+        assert caught.value.code == "shutting-down"
+        with pytest.raises(SplError) as caught:
+            taken(alice, tmp_path, instance=alice.did, thread=thread)
+        assert caught.value.code == "shutting-down"

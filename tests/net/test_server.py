@@ -5,16 +5,24 @@ import contextlib
 import os
 import socket
 import ssl
+from math import inf
 
 import pytest
 
 from spl.core.limits import Limits
+from spl.net.connection import Connection, Stage
 from spl.net.heads import encode_request
 from spl.net.http1 import read_answer
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_unix
-from tests.net.conftest import Authority
+from tests.net.conftest import Authority, Running
 from tests.waiting import DEADLINE_S, until
+
+
+def connections(server: Running) -> set[Connection]:
+    shared = getattr(server.server, "_shared", None)
+    return shared.connections if shared else set()
+
 
 GET = b"GET /here/a HTTP/1.1\r\nHost: x\r\n\r\n"
 CLOSE = b"GET /here/last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -113,6 +121,25 @@ async def test_stop_cuts_what_does_not_end(serve, path: bytes) -> None:
                 await reader.read()
         assert server.app.cancelled.is_set() or server.app.closed.is_set()
         writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /he", BODY], ids=["unread", "head", "body"]
+)
+async def test_stop_does_not_wait_for_a_peer_that_does_nothing(serve, sent: bytes) -> None:
+    """An answer that is not read and a request that is half sent end long before `shutdown_s`."""
+    far_s = 100 * DEADLINE_S
+    limits = Limits(shutdown_s=far_s, write_stall_timeout_s=far_s, head_timeout_s=far_s, body_timeout_s=far_s)
+    async with serve(limits) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(sent)
+            await until(
+                lambda: any(each.deadline < inf and each.phase is not Stage.IDLE for each in connections(server))
+            )
+            server.stop.set()
+            async with asyncio.timeout(DEADLINE_S):
+                await server.done
+        assert not server.app.seen or server.app.closed.is_set()
 
 
 async def test_tls_and_a_plain_client_at_its_port(serve, authority) -> None:

@@ -198,7 +198,7 @@ class Node:
     async def end(self) -> None:
         """Stop in order."""
         self.stop.set()
-        self.services.restorer.close()
+        self.home.store.stop()
         await asyncio.wait([self.task])
         if not self.up:
             return
