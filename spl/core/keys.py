@@ -19,7 +19,6 @@ SEED_BYTES: Final = 32
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 AEAD_NONCE_BYTES: Final = 24
-TOKEN_DIGEST_HEX: Final = 64
 
 
 class KeyFault(SplError):

@@ -45,12 +45,15 @@ class StoreMender:
     async def run(self, stop: asyncio.Event) -> None:
         """Build the index again when a reading doubted it, and look again for what was lost, until `stop` is set."""
         store, now_s, next_s = self._writer.store, asyncio.get_running_loop().time, 0.0
+        looked_at = -1
         while not stop.is_set():
             try:
                 if store.index.reader.doubted and now_s() >= next_s:
                     next_s = now_s() + REBUILD_AGAIN_S
                     await self._rebuild_quietly(stop)
-                elif store.lost:
+                elif store.lost and store.last_seq != looked_at:
+                    # Only a new line can be one that was lost; looking reads all damaged bytes again.
+                    looked_at = store.last_seq
                     await asyncio.to_thread(store.look_again)
             except (SplError, OSError) as exc:
                 log.warning(**event("store.mend_failed", error=str(exc)[:200]))

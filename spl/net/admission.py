@@ -90,10 +90,10 @@ class Admission:
 
     def leave(self, seat: Seat) -> None:
         """Give the seat back; again is harmless."""
+        self.release(seat)  # also of one that left before: until its transport is closed, what was read is parsed on
         own = self._seats.get(seat.source)
         if own is None or seat not in own:
             return
-        self.release(seat)
         del own[seat]
         self.taken -= 1
         if not own:

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Final
 
 from ..core import when
@@ -64,8 +65,10 @@ class _State:
     """What this process knows of comparing one pair."""
 
     backoff: Backoff
-    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    kick: asyncio.Event = field(default_factory=asyncio.Event)
     requested: bool = False
+    due_s: float = inf
+    """Loop time of the next comparison; of a pair on demand only one that was requested is due."""
     last: Compared | None = None
 
 
@@ -99,8 +102,8 @@ class AntiEntropy:
     def request(self, pair_id: str) -> None:
         """Have the pair compared soon; repeated until it succeeded once or the pair stops.  On the event loop."""
         state = self._state(pair_id)
-        state.requested = True
-        state.wanted.set()
+        state.requested, state.due_s = True, 0.0
+        state.kick.set()
 
     def last(self, pair_id: str) -> Compared | None:
         """Return the last comparison of this process; None before the first."""
@@ -117,22 +120,27 @@ class AntiEntropy:
         """Compare again when the supervisor restarts the task."""
 
     def _on_change(self) -> None:
-        """What a pair shares changed, or a key was learnt: what was refused beyond the ledger may be sound now."""
+        """A pair or what it shares changed, or a key was learnt: records refused beyond the ledger may be sound now."""
         self._tasks.kick()
+        for state in self._states.values():
+            state.kick.set()  # the pair's mode may be another
         most = self._reconcile.limits.refused_per_pair
         for pair_id, count in self.writer.views.refused.items():
             if count >= most:
                 self.request(pair_id)
 
     async def _watch(self, pair_id: str) -> None:
-        state = self._state(pair_id)
-        delay_s: float | None = state.backoff.spread_s(FIRST_S)
+        state, now_s = self._state(pair_id), asyncio.get_running_loop().time
+        state.due_s = min(state.due_s, now_s() + state.backoff.spread_s(FIRST_S))
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
-            await wait(state.wanted, None if pair.mode == ON_DEMAND and not state.requested else delay_s)
-            state.wanted.clear()
-            if pair.mode == ON_DEMAND and not state.requested:
-                continue
-            delay_s = await self._turn(pair_id, state)
+            state.kick.clear()
+            wanted, wait_s = pair.mode != ON_DEMAND or state.requested, state.due_s - now_s()
+            if wanted and wait_s <= 0:
+                state.due_s = inf
+                delay_s = await self._turn(pair_id, state)
+                state.due_s = min(state.due_s, now_s() + delay_s)
+            else:
+                await wait(state.kick, wait_s if wanted else None)
 
     async def _turn(self, pair_id: str, state: _State) -> float:
         """Compare once; return the seconds until the next time."""

@@ -2,10 +2,11 @@
 
 Counted is what a peer makes us append: records, projections, positions, refusals, pins, and its grants.  Other messages
 of the handshake have a budget of their own (60 a minute, about a KiB each in the log).  The sum runs off evenly over a
-day, so the window moves with the clock and no bytes are kept by the hour.  A page is counted after it is stored; a
-pair thus exceeds its budget by one page at most.  When the sum reaches the limit, intake from that pair pauses, and it
-resumes by itself when a 96th of the day's bytes is free again: with less, a stream would be opened for every record.
-Nothing is lost, because the saved position stays where it is, and a peer that pushes is told when to come again.
+day, so the window moves with the clock and no bytes are kept by the hour.  A page that begins within the budget is
+stored whole, so a pair exceeds it by one page at most; what the writer refuses does not count.  When the sum reaches
+the limit, intake from that pair pauses, and it resumes by itself when a 96th of the day's bytes is free again: with
+less, a stream would be opened for every record.  Nothing is lost, because the saved position stays where it is, and a
+peer that pushes is told when to come again.
 
 Nothing is on disk.  A new process knows how many bytes the log took in the last day, from all pairs and clients, and
 counts each pair as if it had brought them all, up to 23/24 of its budget.  So a restart hands out an hour's share at
@@ -67,7 +68,7 @@ class IntakeBudget:
         self._sums: dict[str, _Sum] = {}
 
     def charge(self, pair_id: str, size: int) -> None:
-        """Count bytes that the pair brought in."""
+        """Count bytes that the pair brings in; negative for those that were not stored after all."""
         with self._lock:
             found = self._sum(pair_id)
             found.bytes += size

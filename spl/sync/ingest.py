@@ -375,11 +375,16 @@ class Ingest:
         outcomes: list[Outcome] = []
         if items:
             self.budget.check(pair.pair_id)
-            self.budget.charge(pair.pair_id, sum(map(size_of, items)))
+            size = sum(map(size_of, items))
+            self.budget.charge(pair.pair_id, size)
             loop = asyncio.get_running_loop()
             answer: asyncio.Future[list[Outcome]] = loop.create_future()
             self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)
-            outcomes = await answer
+            try:
+                outcomes = await answer
+            except SplError:
+                self.budget.charge(pair.pair_id, -size)  # a full disk must not use up the day by being tried again
+                raise
         return sum(outcome.fresh for outcome, sent in zip(outcomes, items, strict=True) if isinstance(sent, Arrive))
 
     def _memory(self, pair_id: str) -> _Memory:

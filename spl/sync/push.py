@@ -160,9 +160,8 @@ class Push:
 
         One push of a pair is decoded and stored at a time: a body of 5 MiB takes up to 96 MiB once it is decoded.
         Raises IntakeError "intake-paused"; PushError "pair-paused", "pair-revoked", "pair-state-conflict" with
-        `peer_view`, "push-position" with
-        `cursor` too; PushBodyError "bad-json", "bad-field" for what is no push, PushError "body-too-large",
-        "rate-limited" over PUSHES_MAX.
+        `peer_view`, "push-position" with `cursor` too, "body-too-large", "rate-limited" over PUSHES_MAX; PushBodyError
+        "bad-json", "bad-field" for what is no push.
         """
         self._check(pair_id)
         self._ingest.budget.check(pair_id)

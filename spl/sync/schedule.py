@@ -195,10 +195,12 @@ class Sync:
             state.kick.set()
 
     def renew_intake(self, pair_id: str) -> bool:
-        """Let the pair bring in another day's bytes, from now on; return whether its intake was paused."""
-        paused = self.budget.status(pair_id).wait_s > 0
+        """Let the pair bring in another day's bytes; return whether its intake was paused, and then read at once."""
+        state, paused = self._state(pair_id), self.budget.status(pair_id).wait_s > 0
         self.budget.renew(pair_id)
-        self._state(pair_id).kick.set()
+        if paused:
+            state.last_s = None
+            state.kick.set()
         return paused
 
     def status(self, pair_id: str) -> PairStatus:

@@ -185,3 +185,14 @@ def test_a_body_ends_with_its_connection() -> None:
     hall.admission.leave(seat)
     hall.admission.leave(seat)
     assert hall.admission._held == {}
+
+
+def test_what_is_parsed_after_a_connection_gave_way_ends_with_its_transport() -> None:
+    """Its last read is still being taken apart when it is aborted; what that holds must not stay counted for ever."""
+    hall = a_hall()
+    seat = hall.admission.take("192.0.2.1")
+    assert seat is not None
+    hall.admission.leave(seat)
+    hall.admission.hold(seat, MIB, "192.0.2.1")
+    hall.admission.leave(seat)  # the transport is closed
+    assert hall.admission._held == {}

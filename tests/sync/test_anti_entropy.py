@@ -96,6 +96,20 @@ async def test_a_pair_on_demand_is_compared_on_request_alone(
         await until(lambda: ann.anti_entropy.last(pair_id))
 
 
+async def test_a_pair_that_was_on_demand_is_compared_like_the_others(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anti_entropy, "FIRST_S", 0.0)
+    ann, ben, pair_id = pair
+    ben.emit("skipped")
+    await skip(ann, ben, pair_id)
+    ann.change_pair(pair_id, mode="on-demand")
+    async with running(ann):
+        ann.change_pair(pair_id, mode="polling")
+        ann.anti_entropy._on_change()
+        await until(lambda: ann.ids() == ben.ids())
+
+
 async def test_a_peer_that_cannot_be_read_is_not_dialled_by_comparisons(pair: tuple[Node, Node, str]) -> None:
     """Their attempts would count as failures of reading; a request stands until the peer can be read again."""
     ann, ben, pair_id = pair

@@ -109,6 +109,15 @@ def test_a_status_shows_when_it_resumes() -> None:
     assert budget.status(PAIR).to_json(0)["paused_until"] == "1970-01-01T00:15:00.000Z"
 
 
+def test_what_was_not_stored_after_all_does_not_count() -> None:
+    budget, _ = made()
+    for _ in range(1000):
+        budget.charge(PAIR, DAY_BYTES)
+        budget.charge(PAIR, -DAY_BYTES)
+    assert budget.status(PAIR).day_bytes == 0
+    assert refused(budget, PAIR) == 0
+
+
 # -- every way in
 
 
@@ -211,3 +220,37 @@ async def test_positions_without_records_count_too(tmp_path: Path) -> None:
             codes.add(await code_of(bob.ingest.take(pair, Page([], [], f"cursor-{number}", True, {}, 0), moves=True)))
         assert bob.home.store.last_seq - before <= 4
         assert INTAKE_PAUSED in codes
+
+
+async def test_what_a_full_disk_refuses_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is tried again and again while the disk is full would otherwise pause the pair for a day."""
+
+    def full(lots: list[tuple[object, asyncio.Future[object]]], post: object) -> None:
+        for _, answer in lots:
+            answer.set_exception(SplError("store-full"))
+
+    async with nodes(tmp_path, "alice", "bob", limits=FEW) as (alice, bob):
+        join(alice, bob)
+        sent = [alice.emit(f"{n}").id for n in range(2)]
+        before = bob.sync.status(PAIR).intake.day_bytes
+        with monkeypatch.context() as patched:
+            patched.setattr(bob.home.writer, "submit_posted", full)
+            for _ in range(5):
+                assert await code_of(bob.sync.pull(PAIR)) == "store-full"
+        assert bob.sync.status(PAIR).intake.day_bytes <= before
+        await bob.sync.pull(PAIR)
+        assert sorted(bob.ids()) == sorted(sent)
+
+
+async def test_the_operators_word_has_a_polled_pair_read_at_once(tmp_path: Path) -> None:
+    """It does not wait for the end of an interval, which may be a day."""
+    async with nodes(tmp_path, "alice", "bob", limits=FEW) as (alice, bob), asyncio.TaskGroup() as tasks:
+        join(alice, bob, poll_interval_ms=86_400_000)
+        sent = alice.emit("1").id
+        spent(bob)
+        assert await code_of(bob.sync.pull(PAIR)) == INTAKE_PAUSED
+        stop = asyncio.Event()
+        tasks.create_task(bob.sync.run(stop))
+        assert bob.sync.renew_intake(PAIR)
+        await until(lambda: bob.ids() == [sent])
+        stop.set()
