@@ -82,6 +82,11 @@ class Principal:
     refusal: SplError | None = field(default=None, repr=False, compare=False)
     """Why the credential of an ANONYMOUS one does not hold; None when it sent none."""
 
+    @property
+    def who(self) -> str:
+        """Under which name its share of the daemon is counted: its pair's, its token's or its kind."""
+        return self.pair_id or self.token_id or self.kind.value
+
     def reaches(self, namespace: str) -> bool:
         """Return whether it may read and write in this namespace, named exactly: `org` does not include `org/x`."""
         return namespace in self.namespaces or (not self.namespaces and self.kind != Kind.PEER)

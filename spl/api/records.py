@@ -60,7 +60,7 @@ async def emit(request: Request, principal: Principal, services: Services) -> Re
     if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
         return await _emit_many(request, principal, services)
     size = len(request.body)
-    item = Emit(await _aside(size, _decoded, request.body, principal, services), size)
+    item = Emit(await _aside(size, _decoded, request.body, principal, services), size, principal.who)
     outcomes = await _submit([[item]], services)[0]
     return Response(body=_emitted(outcomes[0]))
 
@@ -155,7 +155,7 @@ def _decoded_each(group: Sequence[bytes], principal: Principal, services: Servic
     found: list[Emit | bytes] = []
     for line in group:
         try:
-            found.append(Emit(_decoded(line, principal, services), len(line)))
+            found.append(Emit(_decoded(line, principal, services), len(line), principal.who))
         except SplError as exc:
             found.append(_text(exc.to_json()))
     return found

@@ -37,7 +37,7 @@ from .commit_queue import CommitQueue, Post, Submission, Waiter, answer
 from .log import Entry, Log
 from .segments import PROJECTION
 from .views import Views
-from .writes import LOCAL, Arrive, Commit, Emit, Item, Outcome, Own, Projected, Refuse, SavedPosition, Signer, size_of
+from .writes import LOCAL, Arrive, Commit, Emit, Item, Outcome, Own, Projected, Refuse, SavedPosition, Signer, queued
 
 log = logging.getLogger("spl.store")
 
@@ -130,19 +130,20 @@ class Writer:
     def submit(self, items: Sequence[Item]) -> "Future[list[Outcome]]":
         """Queue one submission; its future gives an Outcome an item once durable, or raises why it was refused.
 
-        Raises QueueError "overloaded" at limits.waiting_writes or waiting_bytes, "shutting-down" after close.
+        Raises QueueError "overloaded" if its principal has its part of limits.waiting_writes or waiting_bytes,
+        "shutting-down" after close.
         """
         return self.submit_all([items])[0]
 
     def submit_all(self, submissions: Sequence[Sequence[Item]]) -> "list[Future[list[Outcome]]]":
         """Queue many submissions that share a write as far as the commit limits allow; each is answered alone."""
         futures: list[Future[list[Outcome]]] = [Future() for _ in submissions]
-        self._queue.put([_submission(items, future, None) for items, future in zip(submissions, futures, strict=True)])
+        self._queue.put([queued(items, future, None) for items, future in zip(submissions, futures, strict=True)])
         return futures
 
     def submit_posted(self, submissions: Sequence[tuple[Sequence[Item], Waiter[Outcome]]], post: Post) -> None:
         """Queue submissions as `submit_all` does, whose answers are awaited on the thread that `post` calls on."""
-        self._queue.put([_submission(items, awaited, post) for items, awaited in submissions])
+        self._queue.put([queued(items, awaited, post) for items, awaited in submissions])
 
     def listen(self, callback: Callable[[Commit], None]) -> Callable[[], None]:
         """Call back after each commit, on the writer's thread; it must not block.  Return what unsubscribes it."""
@@ -392,10 +393,6 @@ class Writer:
             fresh,
             sum(len(entry.payload) for _, entry in fresh),
         )
-
-
-def _submission(items: Sequence[Item], awaited: Waiter[Outcome], post: Post | None) -> Submission[Item, Outcome]:
-    return Submission(tuple(items), awaited, post, sum(map(size_of, items)))
 
 
 def _line(key: _Key, kind: str, envelope: Envelope, origin: str, ns: str, own: bool) -> _NewLine:

@@ -1,6 +1,6 @@
 """What can be written: the items of a submission, and what one write made visible."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -8,6 +8,7 @@ from ..core.identity.did import Chain
 from ..core.keys import SecretKey
 from ..core.record.levels import Projection
 from ..core.record.record import Envelope
+from .commit_queue import Post, Submission, Waiter
 from .log import Entry
 
 LOCAL: Final = "local"
@@ -27,11 +28,12 @@ class Signer:
 class Emit:
     """A record from a client of this daemon; a clock that is missing or None is given here.
 
-    `bytes` is the size of the text that it came as, 0 if that is small.
+    `bytes` is the size of the text that it came as, 0 if that is small; `principal` is the client.
     """
 
     record: Mapping[str, Any]
     bytes: int = 0
+    principal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,11 @@ class Commit:
     fresh_bytes: int
 
 
+def queued(items: Sequence[Item], answer: Waiter[Outcome], post: Post | None) -> Submission[Item, Outcome]:
+    """Return a submission of these items, with its size and its principal."""
+    return Submission(tuple(items), answer, post, sum(map(size_of, items)), principal_of(items))
+
+
 def size_of(item: Item) -> int:
     """Return the approximate number of bytes that an item takes in the log; never less than LINE_BYTES."""
     match item:
@@ -125,3 +132,21 @@ def size_of(item: Item) -> int:
         case SavedPosition():
             return LINE_BYTES + len(item.cursor)
     return LINE_BYTES
+
+
+def principal_of(items: Sequence[Item]) -> str:
+    """Return whose submission this is: a client, a pair, "restore", or "" for the daemon's own records.
+
+    What the daemon adds to the records of a pair, such as a key chain, belongs to the pair.
+    """
+    for item in items:
+        match item:
+            case Emit():
+                return item.principal
+            case Arrive():
+                return item.origin
+            case Projected() | SavedPosition() | Refuse():
+                return item.pair
+            case Own():
+                continue
+    return ""

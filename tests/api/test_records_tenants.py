@@ -4,15 +4,20 @@ Each read route is asked about what another tenant holds and about what does not
 where both tenants write into one thread, what is read and what is counted is the token's own.
 """
 
+import asyncio
 import json
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from spl.core.errors import SplError
 from spl.core.limits import Limits
+from spl.home.writes import Commit, Emit
 from tests.api.conftest import Served
 from tests.api.test_watch import watching
+from tests.waiting import DEADLINE_S, until
 
 MIXED, THEIRS, NOBODYS = "th_mixed", "th_theirs", "th_nobodys"
 NDJSON = (("content-type", "application/x-ndjson"),)
@@ -196,3 +201,38 @@ async def test_a_federation_token_minted_by_hand_reads_its_own_namespaces(
     ]
     assert [page["records"] for page in pages] == [[], []]
     assert pages[0].keys() == pages[1].keys()
+
+
+async def test_a_tenant_that_fills_the_queue_of_writes_shuts_nobody_out(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the writer is held up in a commit, one client queues until it is refused; another one is not."""
+    served, writer, limits = tenants.served, tenants.served.services.writer, tenants.served.services.limits
+    began, going_on, queued = threading.Event(), threading.Event(), []
+    submit = writer.submit_posted
+
+    def held_up(commit: Commit) -> None:
+        began.set()
+        going_on.wait(DEADLINE_S)
+
+    def counted(*args: Any) -> None:
+        submit(*args)
+        queued.append(args)
+
+    stop = writer.listen(held_up)
+    first = asyncio.create_task(emit(served, "default", MIXED, 5))
+    try:
+        await until(began.is_set)
+        bulk = writer.submit([Emit({}, principal="bulk")] * limits.waiting_writes)
+        with pytest.raises(SplError):
+            writer.submit([Emit({}, principal="bulk")])
+        monkeypatch.setattr(writer, "submit_posted", counted)
+        body = {"act": "KNOW", "actor": "did:sync:user:a", "thread": MIXED, "body": {"namespace": "acme"}}
+        asked = asyncio.create_task(served.json("POST", "/v1/records", body, token=tenants.token))
+        await until(lambda: queued or asked.done())
+    finally:
+        stop()
+        going_on.set()
+    assert (await asked)["body"] == {"namespace": "acme"}
+    assert (await first)["body"]["n"] == 5
+    assert isinstance(bulk.exception(DEADLINE_S), SplError)

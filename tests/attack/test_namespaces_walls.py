@@ -1,6 +1,8 @@
 """Namespaces are walls: what one holds confirms, swallows and blocks nothing in another, and a token stays inside."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -257,3 +259,26 @@ def test_an_unbound_token_of_these_scopes_is_minted_and_works(alice: Victim, pup
     for scope, path in (("admin", "/v1/snapshot"), ("config:read", "/v1/status"), ("aitl:approve", "/v1/aitl")):
         assert alice.api("GET", path, token=minted(alice, [scope])).status == 200, scope
     assert alice.pair(mallory.pair_id)["state"] == "active"
+
+
+def test_a_tenant_that_writes_in_bulk_shuts_no_other_one_out(daemon: Daemon) -> None:
+    """Its pages fill the queue of writes over and over; another tenant's single writes are all taken meanwhile."""
+    victim = daemon("alice", "[limits]\nwaiting_writes = 64\n")
+    bulk, small = tenant(victim, "acme"), tenant(victim, "vault")
+    value = {"act": "KNOW", "actor": ACTOR, "thread": "th_bulk", "body": {"namespace": "acme"}}
+    headers = {"authorization": f"Bearer {bulk.token}", "content-type": "application/x-ndjson"}
+    stop = threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            victim.request("POST", "/v1/records", b"\n".join([json.dumps(value).encode()] * 500), headers)
+
+    with ThreadPoolExecutor(6) as pool:
+        floods = [pool.submit(flood) for _ in range(6)]
+        try:
+            statuses = [small.write(f"n{n}").status for n in range(30)]
+        finally:
+            stop.set()
+    for each in floods:
+        each.result()
+    assert statuses == [200] * 30

@@ -87,6 +87,59 @@ def test_over_the_limit_of_bytes_a_submission_is_refused() -> None:
         queue.put(sized(1))
 
 
+def owned(principal: str, *sizes: int) -> list[Submission[str, str]]:
+    return [Submission((principal,) * size, Future(), None, size * 10, principal) for size in sizes]
+
+
+def principals(found: Sequence[Submission[str, str]]) -> str:
+    return "".join(work.principal for work in found)
+
+
+def test_a_commit_takes_one_submission_of_each_principal_in_turn() -> None:
+    """A principal's own stay in order, and none waits for more than one of each other one's."""
+    queue = queue_of(Clock())
+    bulk = owned("a", 1, 1, 1, 1, 1)
+    queue.put(bulk)
+    assert queue.take(False) == bulk[:4]
+    queue.put(owned("a", 1, 1, 1))
+    queue.put(owned("b", 1))
+    queue.put(owned("c", 1, 1))
+    assert [principals(queue.take(False)) for _ in range(3)] == ["abca", "caa", ""]
+
+
+def test_a_submission_that_does_not_fit_is_the_first_of_the_next_commit() -> None:
+    queue = queue_of(Clock())
+    queue.put(owned("a", 3, 1))
+    queue.put(owned("b", 3))
+    queue.put(owned("c", 1))
+    assert [principals(queue.take(False)) for _ in range(3)] == ["a", "bc", "a"]
+
+
+@pytest.mark.parametrize("bound", ["waiting_writes", "waiting_bytes"])
+def test_a_full_queue_refuses_only_those_who_hold_more_than_their_part(bound: str) -> None:
+    limit = {"waiting_writes": 8} if bound == "waiting_writes" else {"waiting_bytes": 80}
+    queue = CommitQueue[str, str](replace(Limits(), **limit), steady_s=Clock())  # type: ignore[arg-type]
+    queue.put(owned("a", 8))
+    for _ in range(4):
+        queue.put(owned("b", 1))
+    for principal in ("a", "b"):
+        with pytest.raises(SplError) as caught:
+            queue.put(owned(principal, 1))
+        assert caught.value.code == "overloaded"
+    queue.put(owned("c", 9))
+    with pytest.raises(SplError):
+        queue.put(owned("c", 1))
+    assert sum(len(work.items) for work in queue.take(False)) == 21
+
+
+def test_what_is_abandoned_is_of_all_principals() -> None:
+    queue = queue_of(Clock())
+    queue.put(owned("a", 1))
+    queue.put(owned("b", 1))
+    assert principals(queue.abandon()) == "ab"
+    assert queue.take(False) == []
+
+
 def test_a_commit_is_not_delayed_once_its_bytes_are_full() -> None:
     clock = Clock()
     queue = CommitQueue[str, str](replace(LIMITS, commit_bytes=100), steady_s=clock)
