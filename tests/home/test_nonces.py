@@ -63,7 +63,7 @@ def test_a_failed_append_remembers_nothing_and_the_next_one_heals(tmp_path: Path
     vault = a_vault(tmp_path, disk)
     vault.remember_nonce("did:a", "0" * 32, LATER_MS)
     disk.failing = "append"
-    refused("home-unusable", vault.remember_nonce, "did:a", "1" * 32, LATER_MS)
+    refused("store-full", vault.remember_nonce, "did:a", "1" * 32, LATER_MS)
     disk.failing = ""
     assert vault.remember_nonce("did:a", "1" * 32, LATER_MS)
     again = a_vault(tmp_path)
