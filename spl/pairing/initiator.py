@@ -394,7 +394,20 @@ class HandshakeLoop:
                 fields = {"pair": pair_id, "code": exc.code, "attempt": backoff.attempt, "msg": exc.message}
                 log.warning(**event("pair.attempt_failed", **fields))
                 self._stepper.notify()
+                if exc.code == "message-signature":
+                    await self._follow_chain(pair_id)
             await wait(kick, delay_s)
+
+    async def _follow_chain(self, pair_id: str) -> None:
+        """Take over the peer's key chain if it grew: a peer that rotated meanwhile grants by a key unknown to us."""
+        pair = self.pairs.known(pair_id)
+        try:
+            peer = await self.exchange.rediscover(pair)
+            if on_its_way(pair) and peer.chain.present != pair.chain.present:
+                adopt = self.pairs.adopt_manifest
+                await self._stepper.do(lambda: adopt(self.pairs.known(pair_id), peer, at_once=True))
+        except SplError as exc:
+            log.info(**event("pair.chain_not_learnt", pair=pair_id, code=exc.code))
 
     async def advance(self, pair_id: str) -> Pair:
         """Send the message that the pair's state calls for, apply the answer, and return the pair; raise its error."""

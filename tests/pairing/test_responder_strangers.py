@@ -62,6 +62,22 @@ async def test_a_stranger_that_rotated_its_key_while_it_waits_is_still_understoo
         await until(lambda: len(b.alive[0].chain.rotations) == 1)
 
 
+@pytest.mark.parametrize("order", ["rotate, approve", "approve, rotate", "rotate, approve, rotate"])
+async def test_a_peer_that_rotates_its_key_while_our_request_waits_still_grants_it(tmp_path: Path, order: str) -> None:
+    """Whichever of its keys signed the grant: the answer around it is signed by the present one."""
+    async with two(tmp_path, "manual", FAST) as (world, a, b):
+        pair_id = await waiting(a, b)
+        world.faults.append(lambda call: None)
+        for step in order.split(", "):
+            if step == "rotate":
+                await b.pairing.rotate_identity("retired")
+            else:
+                await b.pairing.decide_request(pair_id, "approve")
+        world.faults.clear()
+        a.pairing.handshakes.kick(pair_id)
+        await both_active(a, b)
+
+
 @dataclass
 class Stranger:
     """A new instance that nobody runs: it only signs."""

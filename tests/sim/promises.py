@@ -197,7 +197,8 @@ class Promises:
         """Return which pair has more than one token alive, or nothing.
 
         A token whose answer was lost on the way waits for the peer's next maintenance, hours later; until then the
-        peer holds an older one, which must work.
+        peer holds an older one, which must work.  And a peer that follows a stream keeps the token under which it
+        opened that: it does not use its new one until the stream breaks.
         """
         views, now_ms = node.home.views, node.now_ms()
         for pair in views.pairs.values():
@@ -207,19 +208,21 @@ class Promises:
                 if token.pair_id == pair.pair_id and not token.revoked and token.expires_at_ms > now_ms
             ]
             ended = pair.phase is Phase.REVOKED
-            if len(alive) > (not ended) and (ended or self._held(pair) == pair.issued_by_us.token_id):
+            if len(alive) > (not ended) and (ended or self._uses(pair) == pair.issued_by_us.token_id):
                 return f"{node.name} has {alive} alive for {pair.pair_id}, {pair.phase}"
         return ""
 
-    def _held(self, pair: Any) -> str:
-        """Return the token that the peer of a pair presents."""
-        text = self.node_of(pair.peer_did).home.vault.get(TOKEN_NAME + pair.pair_id)
-        return id_of(text) if text else ""
+    def _uses(self, pair: Any) -> str:
+        """Return the token that the peer of a pair presents with each request, "" if that is not known."""
+        peer = self.node_of(pair.peer_did).home
+        text = peer.vault.get(TOKEN_NAME + pair.pair_id)
+        theirs = peer.views.pairs.get(pair.pair_id)
+        return id_of(text) if text and theirs is not None and theirs.mode == "polling" else ""
 
 
 def _outbound(node: Node, pair: Any) -> list[Any]:
     views = node.home.views
-    return list(consent.outbound(pair, consent.book_of(views.consents, pair), views.namespaces))
+    return list(consent.outbound(pair, consent.grants_of(views.consents, pair), views.namespaces))
 
 
 __all__ = ["Promises", "SplError", "ids"]

@@ -8,7 +8,8 @@ The receiver checks in this order: `unwrap` (form) → `verify` under the signer
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from .. import canon, keys, when
@@ -94,6 +95,14 @@ def verify(purpose: str, value: object, public: bytes) -> dict[str, Any]:
     if not keys.verify(public, _signed_text(purpose, fields), signature):
         raise MessageError("message-signature", f"the {purpose} signature is not that of {fields['signer']}")
     return fields
+
+
+def verify_any(purpose: str, value: object, publics: Sequence[bytes]) -> dict[str, Any]:
+    """Return the fields once the signature holds under one of these keys; raise as `verify`, for the first of them."""
+    for public in publics[1:]:
+        with suppress(MessageError):
+            return verify(purpose, value, public)
+    return verify(purpose, value, publics[0])
 
 
 def check_audience(fields: Mapping[str, Any], did: str) -> None:

@@ -226,10 +226,11 @@ def grant_fields(
 def read_grant(value: object, pair: Pair, own_did: str, limits: Limits) -> dict[str, Any]:
     """Return the fields of the peer's grant for our pair; it may not hold more than we asked for.
 
-    It is bound by pair_id, which our nonce made; its request_digest names the request as the peer took it.
-    Raises MessageError, HandshakeError.
+    It is bound by pair_id, which our nonce made; its request_digest names the request as the peer took it.  Any key of
+    the peer's chain counts: a peer that rotated after its approval sends the grant as it was signed, inside an answer
+    that its present key signs.  Raises MessageError, HandshakeError.
     """
-    fields = message.verify("pair-answer", value, pair.chain.present)
+    fields = message.verify_any("pair-answer", value, pair.chain.keys[::-1])
     if (fields["signer"], fields["audience"], fields["pair_id"]) != (pair.peer_did, own_did, pair.pair_id):
         raise HandshakeError("message-audience", "the grant is not from the peer, to us, for this pair")
     if fields.get("state") != "approved":
