@@ -70,6 +70,8 @@ class _State:
     due_s: float = inf
     """Loop time of the next comparison; of a pair on demand only one that was requested is due."""
     last: Compared | None = None
+    nameless: int = 0
+    """Projections without an id that did not come though all was read: those that we refuse."""
 
 
 class AntiEntropy:
@@ -166,8 +168,10 @@ class AntiEntropy:
             raise SyncError(status.last_error.code, status.last_error.message)
         if self._reaches.word(pair_id) != PEER_PUSHES:
             await self._sync.pull(pair_id)
-        at_ms = self._now_ms()
-        found, effort = await self._reconcile.mend(pair_id, give=self._reaches.may_push(pair_id))
+        at_ms, state = self._now_ms(), self._state(pair_id)
+        give = self._reaches.may_push(pair_id)
+        found, effort = await self._reconcile.mend(pair_id, give=give, nameless=state.nameless)
+        state.nameless = found.nameless
         missing = len(found.missing) + found.nameless
         if effort.fetched or effort.pushed or missing:
             fields = {"fetched": effort.fetched, "pushed": effort.pushed, "missing_here": missing}

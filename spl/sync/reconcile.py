@@ -187,20 +187,24 @@ class Reconcile:
                 await asyncio.to_thread(store.payloads, rows)
                 seq = rows[-1].seq
 
-    async def mend(self, pair_id: str, *, give: bool = False) -> tuple[Comparison, Effort]:
+    async def mend(self, pair_id: str, *, give: bool = False, nameless: int = 0) -> tuple[Comparison, Effort]:
         """Fetch what the peer offers and we can take in; return what still differs, and what it cost.
 
-        With `give` the peer is pushed what it lacks.  What the gate refused before is left to the ledger.
+        With `give` the peer is pushed what it lacks.  What the gate refused before is left to the ledger, which knows
+        no projections without an id.  So many of them did not come when all was read before: `nameless`.  Only if
+        there are more, all is read again.
         """
         effort = Effort()
         async with self._driving.setdefault(pair_id, asyncio.Lock()):
             for _ in range(REPAIRS_MAX):
                 found = await self._compare(pair_id, effort)
-                before = effort.fetched + effort.pushed
-                await self._fetch(pair_id, await asyncio.to_thread(self._takable, pair_id, found), effort)
+                before, reads_all = effort.fetched + effort.pushed, found.nameless > nameless
+                takable = await asyncio.to_thread(self._takable, pair_id, found)
+                await self._fetch(pair_id, takable if reads_all else replace(takable, nameless=0), effort)
                 if give:
                     await self._give(pair_id, found, effort)
-                if not found.more or effort.fetched + effort.pushed == before:
+                nameless = max(nameless, found.nameless)
+                if not reads_all and (not found.more or effort.fetched + effort.pushed == before):
                     break
             found.missing = await asyncio.to_thread(self._absent, pair_id, found.missing)
         return found, effort

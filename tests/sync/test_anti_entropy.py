@@ -2,15 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from spl.core import consent
+from spl.core.consent import Grant
 from spl.core.limits import Limits
 from spl.core.record import namespace
-from spl.home.writes import SavedPosition
+from spl.home.writes import Own, SavedPosition
 from spl.sync import anti_entropy
 from spl.sync.changes import whole
 from spl.sync.peer import FINGERPRINTS
@@ -168,3 +170,48 @@ async def test_what_the_gate_refuses_is_not_asked_for_again_and_again(tmp_path: 
             last = await until(lambda: ann.anti_entropy.last(pair_id))
         assert ann.network.log.count(("POST", "/v1/sync/records")) == fetched
         assert last.missing_here == 1
+
+
+def shown(ann: Node, ben: Node, pair_id: str, count: int) -> None:
+    """Let ben grant a namespace at L2, where projections have no id to ask by, and write into it."""
+    ben.share("music")
+    ann.share("records")
+    body = {"pair_id": pair_id, "grant": Grant("music", "records", 2, 1).to_json()}
+    ben.write(Own(consent.THREAD, consent.KIND_GRANT, body))
+    ann.write(Own(consent.THREAD, consent.KIND_PEER_GRANT, body))
+    for number in range(count):
+        ben.emit(f"{number}", ns="music")
+
+
+async def test_projections_that_a_position_skipped_come_and_are_not_missing_then(pair: tuple[Node, Node, str]) -> None:
+    ann, ben, pair_id = pair
+    shown(ann, ben, pair_id, 3)
+    await skip(ann, ben, pair_id)
+    async with running(ann):
+        ann.anti_entropy.request(pair_id)
+        last = await until(lambda: ann.anti_entropy.last(pair_id))
+    assert ann.home.store.index.count(f"x:{pair_id}") == 3
+    assert last.missing_here == 0
+
+
+async def test_projections_that_we_refuse_are_read_once_and_not_at_each_comparison(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no id, so all that the peer offers is read for them."""
+    ann, ben, pair_id = pair
+    pull, whole_reads = ann.sync.pull, list[str]()
+
+    def counted(pair_id: str, thread: str = "", *, resync: bool = False) -> Coroutine[None, None, int]:
+        whole_reads.extend([pair_id] * resync)
+        return pull(pair_id, thread, resync=resync)
+
+    monkeypatch.setattr(ann.sync, "pull", counted)
+    ann.change_pair(pair_id, actors=("did:sync:user:only",))
+    shown(ann, ben, pair_id, 3)
+    async with running(ann):
+        for _ in range(3):
+            before = ann.anti_entropy.last(pair_id)
+            ann.anti_entropy.request(pair_id)
+            last = await until(lambda before=before: (now := ann.anti_entropy.last(pair_id)) is not before and now)
+            assert last.missing_here == 3
+            assert whole_reads == [pair_id]
