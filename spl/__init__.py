@@ -38,7 +38,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         thread_state projections          what threads fold to; what peers show below full level
         snapshot restore check            threads out and in; is the log sound
     home/tables/  what the index is made of
-        rows sstable compaction           a row and the way to its payload; one table; how tables become fewer
+        rows lists sstable compaction     a row and the way to its payload; names; one table; how tables become fewer
     sync/  replication, both sides
         scope lanes source                who may see what; where a reading stands; what pages and streams share
         changes stream pages notify       the feed; one stream; a page as it is sent; waking readers
@@ -62,7 +62,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         mend                              the store is kept whole
     api/  routes and handlers
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
-        streams                           how many long answers a token or pair may have
+        streams searches                  how many long answers a token or pair may have; readings that take turns
         records watch snapshots           records and threads; a thread as it grows; backup
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export

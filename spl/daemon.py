@@ -40,6 +40,7 @@ from typing import Final, Protocol
 
 from .api.app import RESOURCES, Api
 from .api.auth import Auth
+from .api.searches import Searches
 from .api.services import ServiceFaults, Services
 from .core.backoff import Backoff
 from .core.errors import SplError
@@ -461,7 +462,8 @@ def services_of(
         feed=feed, sync=sync, push=push, reconcile=reconcile, fingerprints=fingerprints, anti_entropy=anti_entropy,
         pairing=pairing, doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
-        auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure), faults=ServiceFaults(now_ms),
+        auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure), searches=Searches(),
+        faults=ServiceFaults(now_ms),
     )  # fmt: skip
 
 

@@ -85,8 +85,7 @@ def check(services: Services, resource: str, request: Request, principal: Princi
         "token_id": principal.token_id, "pair_id": principal.pair_id, "peer_did": principal.peer_did,
     }  # fmt: skip
     facts = rules.request_facts(resource, request.method, request.path, request.params, who, principal.address)
-    name = principal.pair_id or principal.token_id or principal.kind.value
-    verdict = services.policy.allows(resource, facts, rules.capabilities_of(principal.scopes), name)
+    verdict = services.policy.allows(resource, facts, rules.capabilities_of(principal.scopes), principal.who)
     if verdict.outcome == rules.DENY:
         # A peer learns that it is refused, and not how our rules are called.
         rule = f"the permission rule {verdict.rule}" if principal.kind != Kind.PEER else "a permission rule"

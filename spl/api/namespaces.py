@@ -13,7 +13,7 @@ from ..core.pair.pair import Pair
 from ..core.record import namespace
 from ..core.record.levels import NAMES
 from ..core.record.namespace import ACTIVE, ARCHIVED, DEFAULT, Namespace, NamespaceError
-from ..home.index import by_namespace
+from ..home.tables.lists import by_namespace
 from ..home.views import THREAD_NAMESPACES
 from ..home.writes import Own
 from ..net.routes import Request, Response

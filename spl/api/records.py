@@ -1,7 +1,6 @@
 """Records and threads for programs: emit one or many, read by id, thread or actor."""
 
 import asyncio
-import heapq
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -13,8 +12,9 @@ from ..core.errors import SplError
 from ..core.fold import FoldRule
 from ..core.limits import KIB, MIB
 from ..core.record import record
-from ..home.index import NAMESPACES, THREADS, Row, by_actor, by_namespace, by_thread
+from ..home.index import Row
 from ..home.log import Log
+from ..home.tables.lists import NAMESPACES, THREADS, by_actor, by_namespace, by_thread, by_thread_in, name_in
 from ..home.thread_state import ThreadState
 from ..home.writes import Emit, Outcome
 from ..net.routes import Request, Response
@@ -34,8 +34,8 @@ ANSWER_BYTES: Final = 8 * MIB
 PIECE_BYTES: Final = 64 * KIB
 WHOLE_BYTES: Final = 64 * KIB
 """A list up to this is sent whole, with its length; a longer one in pieces of PIECE_BYTES, or of one record."""
-SCANS_PER_TURN: Final = 16
-"""Pieces without a wanted record that are read before the client may end the search."""
+NAMES_ROWS: Final = 64
+"""Threads of a listing that are looked at in one step."""
 GROUP_BYTES: Final = 256 * KIB
 UNDER_WAY_BYTES: Final = MIB
 """Of one request: lines that are decoded together, and those that are decoded and not durable yet."""
@@ -78,7 +78,7 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
     answers: list[bytes] = []
     waiting: deque[_Group] = deque()
     groups = _groups(_lines(request.body), max(1, services.limits.waiting_writes // QUEUE_SHARE))
-    while (group := await _aside(size, _next_group, groups)) is not None:
+    while (group := await _aside(size, _following, groups)) is not None:
         while waiting and (
             len(waiting) >= GROUPS_UNDER_WAY
             or sum(each.size for each in waiting) + sum(map(len, group)) > UNDER_WAY_BYTES
@@ -146,8 +146,8 @@ def _count(body: bytes) -> int:
     return sum(1 for _ in _lines(body))
 
 
-def _next_group(groups: Iterator[list[bytes]]) -> list[bytes] | None:
-    return next(groups, None)
+def _following(items: Iterator[_T]) -> _T | None:
+    return next(items, None)
 
 
 def _decoded_each(group: Sequence[bytes], principal: Principal, services: Services) -> list[Emit | bytes]:
@@ -199,35 +199,28 @@ def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[
     return futures
 
 
-def one(request: Request, principal: Principal, services: Services) -> Response:
+async def one(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
-    copies = services.store.index.copies(request.params["id"])
+    copies = services.store.index.copies(request.params["id"], principal.namespaces)
     rows = [row for row in copies if may_read(row, principal)][:1]
-    found = next(answer_forms(services.store, rows, reserved=is_admin(principal)), None)
-    if found is None:
-        raise SplError("not-found", "there is no such record")
-    return json_response(found)
+    return await _brief(sum(row.length for row in rows), principal, services, _one, rows, principal, services)
 
 
 async def query(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a sequence."""
     thread, actor = request.query.get("thread"), request.query.get("actor")
-    since = _since(request)
     if thread is not None:
-        rows = _rows(services.store, by_thread(thread), since)
-    elif actor is not None:
-        rows = _rows(services.store, by_actor(actor), since)
-    else:
-        every = services.store.index.names(NAMESPACES, "", services.limits.page_records)
-        names = [by_namespace(name) for name in principal.namespaces] or every
-        rows = heapq.merge(*(_rows(services.store, name, since) for name in names), key=lambda row: row.seq)
-    return await _page(rows, request, principal, services, actor)
+        return await _page(thread_lists(thread, principal), request, principal, services, actor)
+    if actor is not None:
+        names = (by_actor(ns, actor) for ns in _namespaces(principal, services, reserved=True))
+        return await _page(names, request, principal, services, actor)
+    names = (by_namespace(ns) for ns in _namespaces(principal, services))
+    return await _page(names, request, principal, services)
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/threads/{thread}/records: like a query by thread; an unknown thread is an empty list."""
-    rows = _rows(services.store, by_thread(request.params["thread"]), _since(request))
-    return await _page(rows, request, principal, services)
+    return await _page(thread_lists(request.params["thread"], principal), request, principal, services)
 
 
 async def threads(request: Request, principal: Principal, services: Services) -> Response:
@@ -237,23 +230,47 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     """
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.page_records)
     reserved = request.query.get("reserved") == "1" and is_admin(principal)
+    found = _threads(services.store, principal, request.query.get("after", ""), reserved=reserved)
     data: list[dict[str, object]] = []
-    name = request.query.get("after", "")
-    if name and principal.namespaces and not (await readable_state(services, name, principal)).records:
-        return list_response([])  # as after a thread that does not exist
-    while len(data) < limit and (
-        page := services.store.index.names(THREADS, by_thread(name) if name else "", SCAN_ROWS)
-    ):
-        for found in page:
-            name = found[2:]
-            if record.is_reserved(name) and not reserved:
-                continue
-            item = await _thread(services, name, principal)
-            if item["records"]:
-                data.append(item)
-            if len(data) == limit:
-                break
-    return list_response(data)
+    while len(data) < limit and (more := await services.searches.step(principal, _following, found)) is not None:
+        data += more
+    return list_response(data[:limit])
+
+
+def thread_lists(thread: str, principal: Principal) -> list[str]:
+    """Return the index's lists of what the principal may read of a thread, and of nothing else if it is bound."""
+    return [by_thread_in(ns, thread) for ns in set(principal.namespaces)] or [by_thread(thread)]
+
+
+def last_readable(store: Log, thread: str, principal: Principal) -> int:
+    """Return the sequence of the newest record of a thread that the principal may read; 0 without one."""
+    return max((row.seq for row in map(store.index.last, thread_lists(thread, principal)) if row), default=0)
+
+
+def _namespaces(principal: Principal, services: Services, *, reserved: bool = False) -> Iterator[str]:
+    """Yield the namespaces that the principal may read, with `reserved` also "", that of the daemon's own threads."""
+    if principal.namespaces:
+        yield from set(principal.namespaces)
+        return
+    if reserved and is_admin(principal):
+        yield ""
+    yield from map(name_in, services.store.index.names(NAMESPACES, "", services.limits.page_records))
+
+
+def _one(rows: list[Row], principal: Principal, services: Services) -> Response:
+    found = next(answer_forms(services.store, rows, reserved=is_admin(principal)), None)
+    if found is None:
+        raise SplError("not-found", "there is no such record")
+    return json_response(found)
+
+
+async def _brief(
+    size: int, principal: Principal, services: Services, do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """Return what a function makes of so many bytes of the log; of many as a step among the searches."""
+    if size <= AT_ONCE_BYTES:
+        return do(*args, **kwargs)
+    return await services.searches.step(principal, do, *args, **kwargs)
 
 
 def answer_forms(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
@@ -265,44 +282,43 @@ def answer_forms(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dic
 
 
 async def _page(
-    rows: Iterable[Row], request: Request, principal: Principal, services: Services, actor: str | None = None
+    names: Iterable[str], request: Request, principal: Principal, services: Services, actor: str | None = None
 ) -> Response:
-    """Return the records of those rows as a list; a long one is read and sent in pieces, as the client takes them.
+    """Return the records of those lists as a list; a long one is read and sent in pieces, as the client takes them.
 
     A page of megabytes that its client does not read then costs a connection and no memory.  A short one has a length.
+    Each step of the search reads at most SCAN_ROWS rows, whether a wanted record is among them or not.
     """
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.query_records)
+    rows = _rows(services.store, names, number(request.query, "since", 0, 0, 2**63 - 1))
     pieces = _pieces(services.store, rows, principal, limit, request.query.get("kind"), actor)
     begun, more = b"", True
     while more and len(begun) < WHOLE_BYTES:
-        found, more = await asyncio.to_thread(_next, pieces)
+        found, more = await services.searches.step(principal, _next, pieces)
         begun += found
     if more:
-        return Response(body=_streamed(begun, pieces))
+        return Response(body=_streamed(begun, pieces, principal, services))
     return Response(body=LIST_BEGIN + begun + LIST_END)
 
 
-async def _streamed(begun: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _streamed(
+    begun: bytes, pieces: Iterator[bytes], principal: Principal, services: Services
+) -> AsyncIterator[bytes]:
     """Yield the list; while the client takes a piece, nothing here keeps it."""
     held, more = [LIST_BEGIN + begun], True
     del begun
     while more:
         yield held.pop()
-        found, more = await asyncio.to_thread(_next, pieces)
+        found, more = await services.searches.step(principal, _next, pieces)
         held.append(found)
         del found
     yield held.pop() + LIST_END
 
 
 def _next(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
-    """Return what comes next and whether more may follow; nothing is found in SCANS_PER_TURN pieces at most."""
-    for _ in range(SCANS_PER_TURN):
-        found = next(pieces, None)
-        if found is None:
-            return b"", False
-        if found:
-            return found, True
-    return b"", True
+    """Return what comes next, b"" for rows of which none is wanted, and whether more may follow."""
+    found = next(pieces, None)
+    return found or b"", found is not None
 
 
 def _pieces(
@@ -353,24 +369,30 @@ def batches(rows: Iterable[Row], limit: int = SCAN_ROWS) -> Iterator[list[Row]]:
         yield batch
 
 
-def _since(request: Request) -> int:
-    return number(request.query, "since", 0, 0, 2**63 - 1)
-
-
-def _rows(store: Log, name: str, seq: int) -> Iterator[Row]:
-    while page := store.index.after(name, seq, SCAN_ROWS):
+def _rows(store: Log, names: Iterable[str], seq: int) -> Iterator[Row]:
+    lists = list(names)
+    while page := store.index.after_any(lists, seq, SCAN_ROWS):
         yield from page
         seq = page[-1].seq
 
 
-async def _thread(services: Services, name: str, principal: Principal) -> dict[str, object]:
-    store = services.store
-    if principal.namespaces and not record.is_reserved(name):
-        found = await readable_state(services, name, principal)
-        count, last_seq = found.records, found.sequence
-    else:
-        last = store.index.last(by_thread(name))
-        count, last_seq = store.index.count(by_thread(name)), last.seq if last else 0
+def _threads(store: Log, principal: Principal, after: str, *, reserved: bool) -> Iterator[list[dict[str, object]]]:
+    """Yield the answer forms of the threads behind `after`, NAMES_ROWS or fewer at a time."""
+    name, index = after, store.index
+    while True:
+        if principal.namespaces:
+            page = index.threads_in(set(principal.namespaces), name, NAMES_ROWS)
+        else:
+            page = list(map(name_in, index.names(THREADS, by_thread(name) if name else "", NAMES_ROWS)))
+        if not page:
+            return
+        yield [_thread(store, each, principal) for each in page if reserved or not record.is_reserved(each)]
+        name = page[-1]
+
+
+def _thread(store: Log, name: str, principal: Principal) -> dict[str, object]:
+    count = sum(map(store.index.count, thread_lists(name, principal)))
+    last_seq = last_readable(store, name, principal)
     at = when.text_of(store.line(last_seq).at_ms) if last_seq else None
     return {"object": "thread", "thread": name, "records": count, "last_at": at}
 
@@ -418,18 +440,6 @@ def may_read(row: Row, principal: Principal) -> bool:
     return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
 
 
-async def readable_state(services: Services, thread: str, principal: Principal) -> ThreadState:
-    """Return how many records of a thread the token may read, and the sequence of the newest of them.
-
-    For a bound token; read off the loop, from where the last such request ended.
-    """
-    to_seq, found = services.store.last_seq, ThreadState(fold.begin(fold.DEFAULT), read_seq=-1)
-    names = frozenset(principal.namespaces)
-    while found.read_seq < to_seq:
-        found = await asyncio.wrap_future(services.states.read_on(thread, fold.DEFAULT, names, to_seq))
-    return found
-
-
 async def thread_state(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/threads/{thread}/state: {fold, field, rule, value, complete, records, sequence}.
 
@@ -442,7 +452,11 @@ async def thread_state(request: Request, principal: Principal, services: Service
     found = ThreadState(fold.begin(rule))
     if not reserved or is_admin(principal):
         namespaces = frozenset[str]() if reserved else frozenset(principal.namespaces)
-        found = await _read(services, thread, rule, namespaces)
+        found = await _read(services, principal, thread, rule, namespaces)
+    return await services.searches.step(principal, _state, services, thread, rule, found)
+
+
+def _state(services: Services, thread: str, rule: FoldRule, found: ThreadState) -> Response:
     value = fold.value_of(rule, found.state, services.states.body_at)
     return json_response({
         "object": "state", "thread": thread, "fold": rule.fold, "field": rule.field or None, "rule": rule.name or None,
@@ -451,11 +465,13 @@ async def thread_state(request: Request, principal: Principal, services: Service
     })  # fmt: skip
 
 
-async def _read(services: Services, thread: str, rule: FoldRule, namespaces: frozenset[str]) -> ThreadState:
+async def _read(
+    services: Services, principal: Principal, thread: str, rule: FoldRule, namespaces: frozenset[str]
+) -> ThreadState:
     """Return the state of now; raise "overloaded" if that takes longer than one request may."""
     to_seq = services.store.last_seq
     for _ in range(PIECES_MAX):
-        found = await asyncio.wrap_future(services.states.read_on(thread, rule, namespaces, to_seq))
+        found = await services.searches.step(principal, services.states.read_on, thread, rule, namespaces, to_seq)
         if found.read_seq >= to_seq:
             return found
     raise SplError("overloaded", "the thread is not yet read to its end", hint="ask again: what was read is kept")

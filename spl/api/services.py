@@ -29,6 +29,7 @@ from ..sync.push import Push
 from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
 from .auth import Auth
+from .searches import Searches
 
 log = logging.getLogger("spl.daemon")
 
@@ -100,6 +101,7 @@ class Services:
     doctor: Doctor
     mender: StoreMender
     auth: Auth
+    searches: Searches
     faults: ServiceFaults
 
     @property

@@ -12,9 +12,8 @@ from ..core.record import record
 from ..core.record.snapshot import DAMAGED_HEADER, Read
 from ..home.check import Step, StoreCheck, facts
 from ..home.home import STORE
-from ..home.index import Row
 from ..home.restore import FOLDER, Plan, Rights, Uploader
-from ..home.snapshot import MayRead, take
+from ..home.snapshot import take
 from ..net.routes import Request, Response
 from .answers import field_error, is_admin, json_response, list_response, members, number
 from .auth import Principal
@@ -31,19 +30,15 @@ async def of_thread(request: Request, principal: Principal, services: Services) 
 
     A reserved thread needs admin, and says so: its name is no secret.
     """
-    thread, admin = request.params["thread"], is_admin(principal)
-    if record.is_reserved(thread) and not admin:
+    thread = request.params["thread"]
+    if record.is_reserved(thread) and not is_admin(principal):
         raise SplError("scope-forbidden", f"thread {thread} needs the scope {ADMIN}", scope=ADMIN)
-
-    def may_read(row: Row) -> bool:
-        return admin or (bool(row.ns) and principal.reaches(row.ns))
-
-    return await _snapshot(services, thread, may_read)
+    return await _snapshot(services, thread, principal.namespaces)
 
 
 async def of_all(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/snapshot: every thread, reserved ones too, in order of arrival."""
-    return await _snapshot(services, "", lambda row: True)
+    return await _snapshot(services, "")
 
 
 async def restore(request: Request, principal: Principal, services: Services) -> Response:
@@ -82,12 +77,12 @@ async def history(request: Request, principal: Principal, services: Services) ->
     return list_response(await services.pairing.history.ask(pair_id))
 
 
-async def _snapshot(services: Services, thread: str, may_read: MayRead) -> Response:
+async def _snapshot(services: Services, thread: str, namespaces: Collection[str] = ()) -> Response:
     identity = services.vault.identity
     # What goes wrong in the first pass has an error form.
     snapshot = await asyncio.to_thread(
         take, services.store, services.disk, services.home / FOLDER, views=services.views,
-        instance=identity.did if identity else "", thread=thread, may_read=may_read,
+        instance=identity.did if identity else "", thread=thread, namespaces=namespaces,
     )  # fmt: skip
     name = f'attachment; filename="spl-{when.text_of(services.now_ms())[:10]}.snap.jsonl"'
     headers = [("content-disposition", name)]

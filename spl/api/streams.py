@@ -36,7 +36,7 @@ class LongAnswers:
         Raises SplError "rate-limited" if the principal has its share.
         """
         is_peer = principal.kind == Kind.PEER
-        who = principal.pair_id if is_peer else principal.token_id
+        who = principal.who
         if self._held[who] >= (PER_PAIR if is_peer else PER_TOKEN):
             raise SplError("rate-limited", "long answers of this token are under way", retry_after_s=RETRY_S)
         if not is_peer and self._by_tokens >= self._tokens_most:

@@ -3,11 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Final
 
 from ..core import rules
 from ..core.record import record
-from ..home.index import Row, by_thread
+from ..home.index import Row
+from ..home.log import Log
+from ..home.tables.lists import by_thread
 from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event, one_line
@@ -16,13 +19,13 @@ from ..sync.supervise import wait
 from .answers import Permit, field_error, is_admin, number
 from .auth import Principal
 from .peers import STREAM_HEADERS
-from .records import answer_forms, batches, may_read, readable_state
+from .records import answer_forms, batches, last_readable, may_read, thread_lists
 from .services import Services
 
 READING: Final = "threads:read"
 """What permission rules call it."""
 PAGE_ROWS: Final = 64
-"""Rows looked at before the checks that may end the stream."""
+"""Rows looked at in one step of the search, and before the checks that may end the stream."""
 OPENING: Final = b"retry: %d\n\n" % RETRY_AFTER_MS
 """How long a browser waits before it connects again."""
 
@@ -38,9 +41,9 @@ async def watch(request: Request, principal: Principal, services: Services) -> R
         services.auth.require(principal, "admin")
     since_clock = number(request.query, "since_clock", -1, 0, record.CLOCK_MAX)
     last_seq, last_id = services.store.last_seq, request.headers.get("last-event-id", "")
-    if principal.namespaces and not record.is_reserved(thread):
+    if principal.namespaces:
         # For a bound token the log ends with the last record that it may read, so that event ids reveal no others.
-        last_seq = (await readable_state(services, thread, principal)).sequence
+        last_seq = await services.searches.step(principal, last_readable, services.store, thread, principal)
     if last_id and (not last_id.isascii() or not last_id.isdigit() or len(last_id) > 19):
         raise field_error("last-event-id", "must be the id of an event of this stream")
     # An id that this log has not reached is another log's: everything is sent again, and nothing is missed.
@@ -50,14 +53,30 @@ async def watch(request: Request, principal: Principal, services: Services) -> R
     return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a step found of a thread: how far it looked, the last readable record up to there, and what to send."""
+
+    seq: int
+    visible_seq: int
+    batches: list[list[Row]]
+
+
 async def _events(
     services: Services, principal: Principal, permit: Permit, thread: str, seq: int, present: int, since_clock: int
 ) -> AsyncIterator[bytes]:
     """Yield events until the client goes, the daemon stops or the token ends; nothing waits here for a slow reader.
 
     Up to `present` they are history.  A heartbeat's id is that of the last record that the principal may read.
+    Rows are read and events written in the threads of searches, for a history that holds nothing wanted may be long,
+    and the loop goes on between two pages of it.
     """
-    loop, notifier, store = asyncio.get_running_loop(), services.feed.notifier, services.store
+    loop, notifier, store, searches = (
+        asyncio.get_running_loop(),
+        services.feed.notifier,
+        services.store,
+        services.searches,
+    )
     visible_seq, admin, due_s = seq, is_admin(principal), loop.time()
     with notifier.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)]) as news:
         yield OPENING
@@ -72,22 +91,29 @@ async def _events(
             if loop.time() >= due_s:
                 due_s = loop.time() + services.limits.heartbeat_s
                 yield _event("heartbeat", {"sequence": visible_seq}, visible_seq)
-            rows = store.index.after(by_thread(thread), seq, PAGE_ROWS)
-            if not rows:
+            found = await searches.step(principal, _search, store, principal, thread, seq, present, since_clock)
+            if found is None:
                 await wait(news, due_s - loop.time())
                 continue
-            seq = rows[-1].seq
-            readable = [row for row in rows if may_read(row, principal)]
-            visible_seq = readable[-1].seq if readable else visible_seq
-            wanted = [row for row in readable if row.seq > present or row.clock > since_clock]
-            for batch in batches(wanted):
-                yield _records(services, batch, admin)
+            seq, visible_seq = found.seq, found.visible_seq or visible_seq
+            for batch in found.batches:
+                yield await searches.step(principal, _records, store, batch, reserved=admin)
 
 
-def _records(services: Services, rows: list[Row], admin: bool) -> bytes:
+def _search(store: Log, principal: Principal, thread: str, seq: int, present: int, since_clock: int) -> _Found | None:
+    """Return what follows `seq` in a thread; None at its end."""
+    rows = store.index.after_any(thread_lists(thread, principal), seq, PAGE_ROWS)
+    if not rows:
+        return None
+    readable = [row for row in rows if may_read(row, principal)]
+    wanted = [row for row in readable if row.seq > present or row.clock > since_clock]
+    return _Found(rows[-1].seq, readable[-1].seq if readable else 0, list(batches(wanted)))
+
+
+def _records(store: Log, rows: list[Row], *, reserved: bool) -> bytes:
     """Return the events of those rows."""
     events = []
-    for item in answer_forms(services.store, rows, reserved=admin):
+    for item in answer_forms(store, rows, reserved=reserved):
         fields = {name: value for name, value in item.items() if name in record.FIELDS}
         value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
         events.append(_event("record.created", value, int(str(item["sequence"]))))

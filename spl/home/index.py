@@ -1,7 +1,7 @@
 """The disposable index over the log: where each line is, and which lines belong to which list.
 
-A list holds seqs in order of arrival, a tally counts; the functions below name them, as no other file does.  A
-projection is found by pair, level and id, since no list of records and no record id leads to one.
+A list holds seqs in order of arrival, a tally counts; `tables/lists.py` names them.  A projection is found by pair,
+level and id, since no list of records and no record id leads to one.
 
 The newest lines stand in memory (`Memory`), all others in immutable tables (`tables/`).  After any crash those that are
 whole cover the log up to some line, and only what follows is read again; what is not whole is dropped.  So there is no
@@ -12,19 +12,31 @@ by their first 8 bytes and checked against the log.  One writer adds; queries ru
 `state` each.  Only durable lines may be added, or a query would show what a crash takes back.
 """
 
-import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from struct import error as StructError
-from typing import Final
+from typing import Final, TypeVar
 from zlib import crc32
 
-from ..core.record.record import is_id, is_reserved
+from ..core.record.record import is_id
 from .disk import Disk
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
 from .tables.compaction import Compaction, IndexState, IndexStats, rows_of, values_of
+from .tables.lists import (
+    THREADS_IN,
+    LineFacts,
+    all_of,
+    by_thread_in,
+    clock_name,
+    facts_name,
+    has_start,
+    is_offered,
+    lists,
+    projection_name,
+    tallies,
+)
 from .tables.rows import HOLE, MARK, ROW, PayloadReader
 from .tables.rows import Row as Row
 from .tables.sstable import KEY_BYTES, NEXT_PREFIX, load
@@ -32,18 +44,9 @@ from .tables.sstable import KEY_BYTES, NEXT_PREFIX, load
 CLOCK_MAX: Final = 2**63 - 1
 MEMORY_ROWS: Final = 4096
 NO_START: Final = bytes(16)
-THREADS: Final = "t:"
-ACTORS: Final = "a:"
-NAMESPACES: Final = "n:"
-POSITIONS: Final = "p:"
-REFUSALS: Final = "r:"
-PROJECTIONS: Final = "x:"
-KINDS: Final = "k:"
-"""First letters of the lists, by what one list is of."""
-RECORDS: Final = "rec"
-"""The tally of all records."""
 
 _CACHE_NAMES: Final = 8192
+_CACHE_KEYS: Final = 32_768
 _CACHE_FACTS: Final = 2048
 _SAME_ID_PAGE: Final = 16
 _SAME_ID_MAX: Final = 4096  # lines tried for one id: its copies and alternates in all namespaces, and equal beginnings
@@ -52,11 +55,9 @@ _NAMES_PAGE: Final = 512
 _ODD: Final = 0x9E3779B97F4A7C15
 _ID_AT: Final = len('{"id":"')
 _ID_END: Final = _ID_AT + 64
-_ALL_LISTS: Final = "names:"
-_OF_PAIR: Final = {"pos": POSITIONS, "ref": REFUSALS, PROJECTION: PROJECTIONS}
 
-
-LineFacts = tuple[str, str, str, str, bool]  # kind, ns, origin, voucher, own: few combinations, many rows
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 Added = tuple[int, Place | None, Entry | None]  # seq and its line, or None twice for a damaged one
 
 
@@ -76,6 +77,7 @@ class Index:
         self._read = read
         self._facts: dict[int, LineFacts] = {}
         self._known: dict[str, bytes] = {}
+        self._joined: dict[bytes, None] = {}
         self._sources: dict[LineFacts, tuple[int, tuple[bytes, ...]]] = {}
         disk.mkdir(folder)
         tables = [] if replaces else load(disk, folder, ROW.size, epoch)
@@ -164,9 +166,9 @@ class Index:
         """Return the record with this id in a namespace ("": those that are in none, as of reserved threads)."""
         return next((row for row in self._same_id(record_id) if row.kind == "rec" and row.ns == ns), None)
 
-    def copies(self, record_id: str) -> Iterator[Row]:
-        """Yield the record with this id in each namespace that holds it, by arrival."""
-        return (row for row in self._same_id(record_id) if row.kind == "rec")
+    def copies(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[Row]:
+        """Yield the record with this id in each namespace that holds it, or of these namespaces, by arrival."""
+        return (row for row in self._same_id(record_id, namespaces) if row.kind == "rec")
 
     def alternates(self, record_id: str, ns: str) -> list[Row]:
         """Return the other envelopes of a record in a namespace (kind alt), by arrival."""
@@ -175,7 +177,7 @@ class Index:
     def has_projection(self, pair: str, level: str, name: str) -> bool:
         """Return whether the peer of a pair showed us this projection; `name` is its id, a record's or a pseudonym."""
         state = self._tables.state
-        rows = self._rows(state, values_of(state, self._hash(_projection_name(pair, level, name)), 0, _NAMES_PAGE))
+        rows = self._rows(state, values_of(state, self._hash(projection_name(pair, level, name)), 0, _NAMES_PAGE))
         return any(row.kind == PROJECTION and row.origin == pair and self._is_of(row, name) for row in rows)
 
     def after(self, name: str, seq: int, limit: int) -> list[Row]:
@@ -185,6 +187,11 @@ class Index:
         """
         state = self._tables.state
         return list(self._rows(state, values_of(state, self._hash(name), max(seq, 0) + 1, limit)))
+
+    def after_any(self, names: Iterable[str], seq: int, limit: int) -> list[Row]:
+        """Return up to `limit` rows with a higher seq of any of these lists, which share no row, ascending."""
+        state = self._tables.state
+        return list(self._rows(state, self._merged(state, names, max(seq, 0) + 1, limit)))
 
     def rows(self, seqs: Sequence[int]) -> list[Row]:
         """Return the rows of ascending seqs, without those of damaged lines."""
@@ -210,18 +217,31 @@ class Index:
         `prefix` begins with THREADS or its like; `after` is the last name of the page before, and a name that is
         not there ends the listing.  Cost: one line read for each name of the letter.
         """
-        state = self._tables.state
-        key, seq = self._hash(_ALL_LISTS + prefix[:2]), 0
-        if after:
-            first = values_of(state, self._hash(after), 0, 1)
-            if not first:
-                return []
-            seq = first[0]
-        found: list[str] = []
-        while len(found) < limit and (page := values_of(state, key, seq + 1, _NAMES_PAGE)):
+        state, found = self._tables.state, list[str]()
+        seq = self._first(state, [after]) if after else 0
+        while seq is not None and len(found) < limit:
+            page = self._merged(state, [all_of(prefix)], seq + 1, _NAMES_PAGE)
             for entry in filter(None, map(self._entry, page)):
                 found += [name for name in lists(entry) if name.startswith(prefix)]
-            seq = page[-1]
+            seq = page[-1] if page else None
+        return found[:limit]
+
+    def threads_in(self, namespaces: Collection[str], after: str = "", limit: int = 1000) -> list[str]:
+        """Return up to `limit` threads that have records in one of these namespaces, in order of the first of those.
+
+        `after` as in `names`.  Nothing that other namespaces hold is read.
+        """
+        state, found = self._tables.state, list[str]()
+        every = [all_of(by_thread_in(ns, "")) for ns in namespaces]
+        seq = self._first(state, [by_thread_in(ns, after) for ns in namespaces]) if after else 0
+        while seq is not None and len(found) < limit:
+            page = self._merged(state, every, seq + 1, limit)
+            for first, entry in zip(page, map(self._entry, page), strict=True):
+                # A thread of several namespaces is named once, at the first of its records.
+                names = [by_thread_in(ns, entry.thread) for ns in namespaces] if entry else []
+                if entry and self._first(state, names) == first:
+                    found.append(entry.thread)
+            seq = page[-1] if page else None
         return found[:limit]
 
     def tally(self, name: str) -> int:
@@ -233,14 +253,14 @@ class Index:
     def taken(self, ns: str, actor: str, thread: str, clock: int) -> Row | None:
         """Return the record of our own that has this clock in a namespace."""
         state = self._tables.state
-        key = _clock_key(self._hash(_clock_name(ns, actor, thread)), clock)
+        key = _clock_key(self._hash(clock_name(ns, actor, thread)), clock)
         rows = self._rows(state, values_of(state, key, 0, _NAMES_PAGE))
         return next((row for row in rows if row.own and row.clock == clock), None)
 
     def clock_next(self, ns: str, actor: str, thread: str) -> int | None:
         """Return the clock after the highest of our own records; 0 when there is none, None at the end of clocks."""
         tables, memory = self._tables.state
-        key = self._hash(_clock_name(ns, actor, thread))
+        key = self._hash(clock_name(ns, actor, thread))
         clocks = [clock for table in tables if (clock := table.last(key)) is not None]
         clock = max([*clocks, *memory.values(key)], default=-1)
         return clock + 1 if clock < CLOCK_MAX else None
@@ -279,7 +299,7 @@ class Index:
         facts = (entry.kind, entry.ns, entry.origin, entry.voucher, entry.own)
         source = self._sources.get(facts) or self._source(facts, seq)
         # The row first: a reader that finds the seq under a key must find the row too.
-        start = bytes.fromhex(entry.id[:32]) if _has_start(entry) else NO_START
+        start = bytes.fromhex(entry.id[:32]) if has_start(entry) else NO_START
         memory.rows += ROW.pack(
             place.segment, place.offset, place.head, place.length, source[0], entry.clock, start, crc32(entry.payload)
         )  # fmt: skip
@@ -290,22 +310,27 @@ class Index:
         for key in source[1] if is_offered(entry) else source[1][:1]:
             memory.tallies[key] = memory.tallies.get(key, 0) + 1
         if entry.kind == PROJECTION:
-            memory.put(self._hash(_projection_name(entry.pair, entry.level, entry.id)), seq)
+            memory.put(self._hash(projection_name(entry.pair, entry.level, entry.id)), seq)
         if entry.kind == "rec" and entry.own:
-            key = self._hash(_clock_name(entry.ns, entry.actor, entry.thread))
+            key = self._hash(clock_name(entry.ns, entry.actor, entry.thread))
             memory.put(key, entry.clock)
             memory.put(_clock_key(key, entry.clock), seq)
 
     def _join(self, name: str, seq: int) -> bytes:
-        """Return the key of a list, after noting the list itself when this is its first line."""
+        """Return the key of a list, after noting the list itself when this is its first line.
+
+        There is a list for each thread and namespace, so of those only the key is remembered, at a third of the memory
+        of a name; to look for each of them in the tables would double the cost of a line.
+        """
         key = self._hash(name)
-        tables, memory = self._tables.state
-        # The newest first: a list that was left out of the cache is most likely still young.
-        if key not in memory.keys and not any(table.values(key, 0, 1) for table in reversed(tables)):
-            memory.put(self._hash(_ALL_LISTS + name[:2]), seq)
-        if len(self._known) >= _CACHE_NAMES:
-            del self._known[next(iter(self._known))]
-        self._known[name] = key
+        if key not in self._joined:
+            tables, memory = self._tables.state
+            # The newest first: a list that was left out of the cache is most likely still young.
+            if key not in memory.keys and not any(table.values(key, 0, 1) for table in reversed(tables)):
+                memory.put(self._hash(all_of(name)), seq)
+            _remember(self._joined, key, None, _CACHE_KEYS)
+        if not name.startswith(THREADS_IN):
+            _remember(self._known, name, key, _CACHE_NAMES)
         return key
 
     def _source(self, facts: LineFacts, seq: int) -> tuple[int, tuple[bytes, ...]]:
@@ -314,7 +339,7 @@ class Index:
         Rows name that line instead of holding texts; so nothing about vouchers and origins is kept but in the log.
         """
         state = self._tables.state
-        key = self._hash(_facts_name(facts))
+        key = self._hash(facts_name(facts))
         first = values_of(state, key, 0, 1)
         if not first:
             state[1].put(key, seq)
@@ -333,6 +358,7 @@ class Index:
         self.run = tables[-1].span.run if tables else RUN_START
         self._facts.clear()
         self._known.clear()
+        self._joined.clear()
         self._sources.clear()
         self.reader.begin()
 
@@ -356,6 +382,17 @@ class Index:
                 kind, ns, origin, voucher, own = facts
                 yield Row(seq, kind, segment, offset + head, length, ns, origin, voucher, own, clock, crc)
 
+    def _merged(self, state: IndexState, names: Iterable[str], low: int, limit: int) -> list[int]:
+        """Return up to `limit` seqs from `low` on that one of these lists has, ascending."""
+        found: list[int] = []
+        for name in names:
+            found = sorted([*found, *values_of(state, self._hash(name), low, limit)])[:limit]
+        return found
+
+    def _first(self, state: IndexState, names: Iterable[str]) -> int | None:
+        """Return the first seq of these lists."""
+        return next(iter(self._merged(state, names, 0, 1)), None)
+
     def _facts_of(self, source: int, seq: int) -> LineFacts | None:
         """Return the facts of a line, read from the first line that had them, or from itself if that is damaged.
 
@@ -365,7 +402,7 @@ class Index:
         state = self._tables.state
         for entry in filter(None, map(self._entry, (source, seq))):
             facts = (entry.kind, entry.ns, entry.origin, entry.voucher, entry.own)
-            if values_of(state, self._hash(_facts_name(facts)), 0, 1) == [source]:
+            if values_of(state, self._hash(facts_name(facts)), 0, 1) == [source]:
                 if len(self._facts) >= _CACHE_FACTS:
                     self._facts.clear()
                 self._facts[source] = facts
@@ -382,7 +419,7 @@ class Index:
                 raise
             return None
 
-    def _same_id(self, record_id: str) -> Iterator[Row]:
+    def _same_id(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[Row]:
         if not is_id(record_id):
             return
         key = bytes.fromhex(record_id[:16])
@@ -390,7 +427,7 @@ class Index:
         for _ in range(_SAME_ID_MAX // _SAME_ID_PAGE):
             seqs = values_of(state, key, low, _SAME_ID_PAGE)
             for row in self._rows(state, seqs):
-                if self._is_of(row, record_id):
+                if (not namespaces or row.ns in namespaces) and self._is_of(row, record_id):
                     yield row
             if len(seqs) < _SAME_ID_PAGE:
                 return
@@ -402,99 +439,13 @@ class Index:
         return payload is not None and payload[_ID_AT:_ID_END] == id_.encode()
 
 
-def by_thread(thread: str) -> str:
-    """Return the name of the list of a thread's records."""
-    return THREADS + thread
-
-
-def by_actor(actor: str) -> str:
-    """Return the name of the list of an actor's records."""
-    return ACTORS + actor
-
-
-def by_namespace(ns: str) -> str:
-    """Return the name of the list of a namespace's records, those of reserved threads not among them."""
-    return NAMESPACES + ns
-
-
-def refusals_of(pair_id: str) -> str:
-    """Return the name of the list of a pair's refused records."""
-    return REFUSALS + pair_id
-
-
-def projections_of(pair_id: str) -> str:
-    """Return the name of the list of what a pair's peer showed us of records it does not share in full."""
-    return PROJECTIONS + pair_id
-
-
-def name_in(name: str) -> str:
-    """Return the thread, actor, namespace, pair or kind that a list is of."""
-    return name[2:]
-
-
-def vouched(ns: str, voucher: str) -> str:
-    """Return the name of the tally of a namespace's records that this DID vouches for."""
-    return f"v:{ns}:{voucher}"
-
-
-def received(ns: str, pair_id: str) -> str:
-    """Return the name of the tally of a namespace's records that came over this pair."""
-    return f"o:{ns}:{pair_id}"
-
-
-def received_vouched(ns: str, pair_id: str, voucher: str) -> str:
-    """Return the name of the tally of those that came over this pair and this DID vouches for."""
-    return f"ov:{ns}:{pair_id}:{voucher}"
-
-
-def lists(entry: Entry) -> list[str]:
-    """Return the names of the lists that a line belongs to."""
-    kind = entry.kind
-    if kind == "rec":
-        names = [by_thread(entry.thread), by_actor(entry.actor)]
-        return [*names, by_namespace(entry.ns)] if is_offered(entry) else names
-    if kind == "alt":
-        return []
-    if kind in _OF_PAIR:
-        return [_OF_PAIR[kind] + entry.pair]
-    return [KINDS + kind]
-
-
-def is_offered(entry: Entry) -> bool:
-    """Return whether a record is in the list of its namespace; those of reserved threads never leave through sync."""
-    return bool(entry.ns) and not is_reserved(entry.thread)
-
-
-def tallies(kind: str, ns: str, origin: str, voucher: str) -> list[str]:
-    """Return the names of the tallies of such lines; the first counts the lines that are not offered, too."""
-    if kind == PROJECTION:
-        return [PROJECTION]
-    if kind != "rec":
-        return []
-    names = [RECORDS, vouched(ns, voucher)]
-    return names if origin == "local" else [*names, received(ns, origin), received_vouched(ns, origin, voucher)]
-
-
-def _has_start(entry: Entry) -> bool:
-    """Return whether the start of a line's id stands in its row: of lines that two sides compare."""
-    return entry.kind == PROJECTION or (entry.kind == "rec" and is_offered(entry))
-
-
-def _facts_name(facts: LineFacts) -> str:
-    """Return the name under which the first line with these facts is found."""
-    return "facts:" + json.dumps(facts)
-
-
-def _clock_name(ns: str, actor: str, thread: str) -> str:
-    """Return the name under which the clocks of an actor's records on a thread are kept."""
-    return f"clock:{len(ns)}:{len(actor)}:{ns}{actor}{thread}"
-
-
-def _projection_name(pair: str, level: str, id_: str) -> str:
-    """Return the name under which one projection is found."""
-    return f"shown:{pair}:{level}:{id_}"
-
-
 def _clock_key(key: bytes, clock: int) -> bytes:
     """Return the key of one clock: the list's key, moved by the clock; saves a hash for each record."""
     return ((int.from_bytes(key, "big") + (clock + 1) * _ODD) % 2**64).to_bytes(8, "big")
+
+
+def _remember(cache: dict[_K, _V], key: _K, value: _V, most: int) -> None:
+    """Add to a cache, at the expense of what was added longest ago."""
+    if len(cache) >= most:
+        del cache[next(iter(cache))]
+    cache[key] = value

@@ -28,7 +28,7 @@ from typing import Final, Self
 
 from ..core.limits import Limits
 from .disk import Disk, unusable
-from .index import RECORDS, Added, Index, Row
+from .index import Added, Index, Row
 from .recovery import (
     CLEAN_NAME,
     INDEX_FOLDER,
@@ -45,6 +45,7 @@ from .recovery import (
 )
 from .segments import PROJECTION, RUN_START, Entry, Line, LineError, Place, RunChain, encode
 from .tables.compaction import IndexStats
+from .tables.lists import RECORDS
 
 __all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Log", "StoreError"]
 

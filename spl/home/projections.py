@@ -14,9 +14,9 @@ from ..core import consent
 from ..core.consent import Inbound
 from ..core.pair.pair import Pair
 from ..core.record.levels import NAMES, STRUCTURAL
-from .index import projections_of
 from .log import Log
 from .segments import PROJECTION
+from .tables.lists import projections_of
 from .views import Views
 
 SCAN_ROWS_MAX: Final = 10_000

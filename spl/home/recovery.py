@@ -21,8 +21,9 @@ from ..core.errors import SplError
 from ..core.record import record
 from ..core.record.levels import NAMES
 from .disk import TEMP_SUFFIX, Disk, File
-from .index import Added, Index, by_namespace
+from .index import Added, Index
 from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, entry_of, header_of
+from .tables.lists import by_namespace
 
 CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"

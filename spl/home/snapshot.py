@@ -9,7 +9,7 @@ Nothing holds the file in memory: ids are sorted on disk (`IdDigest`), pieces ar
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,8 +18,8 @@ from ..core import consent
 from ..core.record import record
 from ..core.record.snapshot import SnapshotHeader, placement
 from .disk import Disk, IdDigest
-from .index import by_thread
 from .log import LineError, Log, Row
+from .tables.lists import by_thread, by_thread_in
 from .views import Views
 
 ROWS: Final = 500
@@ -29,7 +29,6 @@ PIECE_BYTES: Final = 64 * 1024
 _ID_CHARS: Final = 64
 _ID_AT: Final = len('{"id":"')
 
-MayRead = Callable[[Row], bool]
 _Ways = Mapping[tuple[str, str], str]
 """See `consent.crossings`."""
 
@@ -49,21 +48,22 @@ class Snapshot:
 
 def take(
     store: Log, disk: Disk, folder: Path, *, views: Views, instance: str, thread: str,
-    may_read: MayRead = lambda row: True,
+    namespaces: Collection[str] = (),
 ) -> Snapshot:  # fmt: skip
     """Return a snapshot, the first pass done.
 
-    `thread` "" takes all, reserved ones too, and asks no `may_read`.  A thread that does not exist, or of which nothing
-    may be read, gives an empty snapshot.  `folder` is where many ids are sorted; the pairs in `views` say which records
-    find their namespace again by themselves.  Raises LineError "overloaded", StoreError "shutting-down".
+    `thread` "" takes all, reserved ones too.  Of a thread only what stands in `namespaces` is read, if there are any: a
+    thread that does not exist, or has nothing in them, gives an empty snapshot after the same work.  `folder` is where
+    many ids are sorted; the pairs in `views` say which records find their namespace again by themselves.
+    Raises LineError "overloaded", StoreError "shutting-down".
     """
     upto, ids = store.last_seq, IdDigest(disk, folder)
-    for payload, _, _ in _held(store, thread, upto, may_read):
+    for payload, _, _ in _held(store, thread, upto, namespaces):
         ids.add(payload[_ID_AT : _ID_AT + _ID_CHARS].decode())
     digest, _ = ids.finish()
     damaged = {place.seq for place in store.lost} | {seq for seq in store.index.reader.left_out if seq <= upto}
     header = SnapshotHeader(instance, thread, ids.count, digest).encode()
-    pieces = _pieces(_held(store, thread, upto, may_read), ids.count, views)
+    pieces = _pieces(_held(store, thread, upto, namespaces), ids.count, views)
     return Snapshot(header, tuple(sorted(damaged)), pieces)
 
 
@@ -102,7 +102,7 @@ def _placement(payload: bytes, ns: str, ways: _Ways, peer_did: str) -> bytes:
     return b"" if found else placement(ns)
 
 
-def _held(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[tuple[bytes, str, str]]:
+def _held(store: Log, thread: str, upto: int, namespaces: Collection[str]) -> Iterator[tuple[bytes, str, str]]:
     """Yield (envelope, namespace, origin) of what is stored up to a sequence, in order of arrival.
 
     What several namespaces hold comes once, as the first holds it.  The namespace is "" where there is no doubt about
@@ -116,14 +116,15 @@ def _held(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[tup
             if line.seq > upto:
                 return
             expected = line.seq + 1
-            if line.kind == "rec" and _is_first(store, line.payload, line.seq, lambda row: True):
+            if line.kind == "rec" and _is_first(store, line.payload, line.seq):
                 yield line.payload, "" if line.own else line.ns, line.origin
         _leave_out(store, range(expected, upto + 1))
         return
+    names = [by_thread_in(ns, thread) for ns in namespaces] or [by_thread(thread)]
     seq = 0
-    while page := store.index.after(by_thread(thread), seq, ROWS):
+    while page := store.index.after_any(names, seq, ROWS):
         store.check_open()
-        rows = [row for row in page if row.kind == "rec" and row.seq <= upto and may_read(row)]
+        rows = [row for row in page if row.seq <= upto]
         for few in _small(rows):
             store.check_open()
             # Popping lets go of each payload as it is handed out: a generator that a slow reader leaves suspended
@@ -131,7 +132,7 @@ def _held(store: Log, thread: str, upto: int, may_read: MayRead) -> Iterator[tup
             held = list(store.read(few))[::-1]
             while held:
                 row, _ = held[-1]
-                if _is_first(store, held[-1][1], row.seq, may_read):
+                if _is_first(store, held[-1][1], row.seq, namespaces):
                     yield held.pop()[1], "" if row.own else row.ns, row.origin
                 else:
                     held.pop()
@@ -154,9 +155,9 @@ def _small(rows: list[Row]) -> Iterator[list[Row]]:
         yield few
 
 
-def _is_first(store: Log, payload: bytes, seq: int, may_read: MayRead) -> bool:
-    copies = store.index.copies(payload[_ID_AT : _ID_AT + _ID_CHARS].decode(errors="replace"))
-    return next((row.seq for row in copies if may_read(row)), seq) == seq
+def _is_first(store: Log, payload: bytes, seq: int, namespaces: Collection[str] = ()) -> bool:
+    copies = store.index.copies(payload[_ID_AT : _ID_AT + _ID_CHARS].decode(errors="replace"), namespaces)
+    return next((row.seq for row in copies), seq) == seq
 
 
 def _leave_out(store: Log, seqs: range) -> None:

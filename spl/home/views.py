@@ -27,8 +27,8 @@ from ..core.pair.pair import ApprovalRequest, Pair
 from ..core.record import namespace
 from ..core.record.namespace import Namespace
 from ..core.rules import AitlRules, PermissionRules
-from .index import POSITIONS, REFUSALS, by_thread, name_in, refusals_of
 from .log import Entry, LineError, Log, Row
+from .tables.lists import POSITIONS, REFUSALS, by_thread, name_in, refusals_of
 
 PAGE_ROWS: Final = 500
 KIND_BLOCK: Final = "syncropel.federation.block.v1"

@@ -29,7 +29,7 @@ from ..core.limits import Limits
 from ..core.recent import Lags, summary
 from ..core.record.page import WE_PUSH
 from ..core.record.record import is_id
-from ..home.index import by_namespace
+from ..home.tables.lists import by_namespace
 from ..home.vault import Vault
 from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
@@ -86,6 +86,8 @@ class Feed:
         self._pool = ThreadPoolExecutor(WORKERS, "spl-feed")
         self._reads, self._pace = PageReads(self.source, self._pool), ReadPace()
         self._streams: dict[str, Stream] = {}
+        self._polls: dict[tuple[str, tuple[str, ...], str, str], asyncio.Timeout] = {}
+        """The long poll that waits, by pair and reading."""
         self._counting: set[str] = set()
         self._marks: list[_Mark | None] = [None] * MARKS_MAX
         self._marked = 0
@@ -112,7 +114,7 @@ class Feed:
         """Return a page {records, ns, next_cursor, has_more, peer_view}: bytes, or an iterator over a long one.
 
         With feed "longpoll" it waits up to limits.longpoll_s for the first record in scope, as long as the request's
-        credential holds.
+        credential holds and the pair sends no newer long poll of the same reading.
         Raises FeedError "pair-paused", "pair-revoked", "pair-state-conflict" (each with `peer_view`), "cursor-reset",
         "bad-field", "rate-limited", CursorError "cursor-invalid".
         """
@@ -122,7 +124,7 @@ class Feed:
             self._pace.begin(pair_id, loop.time())
         answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), credential)
         waits = query.feed == "longpoll" and not found.rows
-        if waits and await self.wait(pair_id, query, self.limits.longpoll_s, credential):
+        if waits and await self._poll(pair_id, query, credential):
             answer, found = await self._read(pair_id, partial(self._find_page, pair_id, query), credential)
         if is_pairs and not found.members["has_more"]:
             self._pace.end(pair_id, loop.time())
@@ -160,6 +162,24 @@ class Feed:
                             view = source.view(pair_id, query)
         except TimeoutError:
             return False
+
+    async def _poll(self, pair_id: str, query: Query, credential: Credential) -> bool:
+        """Wait as `wait` does, as the pair's only long poll of this reading: it ends an older one, which finds nothing.
+
+        A peer has one long poll, as it has one stream; without this each of its connections could hold one.
+        """
+        reading = pair_id, query.reads, query.thread, query.namespace
+        try:
+            async with asyncio.timeout(None) as until:
+                if (older := self._polls.get(reading)) is not None:
+                    older.reschedule(0)  # a time that is past
+                self._polls[reading] = until
+                return await self.wait(pair_id, query, self.limits.longpoll_s, credential)
+        except TimeoutError:
+            return False
+        finally:
+            if self._polls.get(reading) is until:
+                del self._polls[reading]
 
     async def stream(self, pair_id: str, query: Query, credential: Credential = OUR_OWN) -> AsyncIterator[bytes]:
         """Return the pieces of an event stream for the pair (events: `stream.py`); it replaces an earlier stream.

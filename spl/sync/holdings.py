@@ -36,9 +36,10 @@ from ..core.record.fingerprint import (
     RangePart,
 )
 from ..core.record.levels import EXACT, STRUCTURAL
-from ..home.index import NO_START, LineFacts, Row, projections_of
+from ..home.index import NO_START, Row
 from ..home.log import Log
 from ..home.segments import PROJECTION
+from ..home.tables.lists import LineFacts, projections_of
 from .scope import Scope
 from .source import OutgoingForm, Source
 

@@ -27,7 +27,8 @@ from typing import Final
 from ..core.record.cursor import LANES_MAX, Cursor, Lane, lane_key
 from ..core.record.filter import PairFilter
 from ..core.record.record import is_reserved
-from ..home.index import Row, by_namespace, by_thread
+from ..home.index import Row
+from ..home.tables.lists import by_namespace, by_thread
 from .scope import SCAN_ROWS, LogView, Scope, Steps
 
 PASSED_ROWS_MAX: Final = 10_000

@@ -18,7 +18,7 @@ from ..core.consent import Inbound
 from ..core.gate import SCOPE_VIOLATION
 from ..core.limits import Limits
 from ..core.record.levels import NAMES, STRUCTURAL
-from ..home.index import refusals_of
+from ..home.tables.lists import refusals_of
 from ..home.writer import Writer
 
 WANTED_ANSWERS_MAX: Final = 8

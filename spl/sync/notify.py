@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from ..core.limits import KIB
-from ..home.index import by_namespace, by_thread
+from ..home.tables.lists import by_namespace, by_thread
 from ..home.writer import Writer
 from ..home.writes import Commit
 from .supervise import wait

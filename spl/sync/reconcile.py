@@ -25,7 +25,7 @@ from ..core.gate import Verdict, claimed_id
 from ..core.record import fingerprint, page
 from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
 from ..core.record.levels import NAMES
-from ..home.index import by_namespace, refusals_of
+from ..home.tables.lists import by_namespace, refusals_of
 from ..home.writes import Refuse
 from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError
 from .holdings import Holdings

@@ -30,7 +30,8 @@ from ..core.record import levels
 from ..core.record.cursor import LANES_MAX, lane_key
 from ..core.record.filter import PairFilter, fields_of
 from ..core.record.levels import EXACT, STRUCTURAL
-from ..home.index import Index, Row, by_namespace, received, received_vouched, vouched
+from ..home.index import Index, Row
+from ..home.tables.lists import by_namespace, received, received_vouched, vouched
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 
 SCAN_ROWS: Final = 2048

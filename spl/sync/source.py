@@ -33,8 +33,9 @@ from ..core.record import levels
 from ..core.record.cursor import Cursor
 from ..core.record.filter import OPEN
 from ..core.record.levels import EXACT
-from ..home.index import Row, vouched
+from ..home.index import Row
 from ..home.segments import LineError
+from ..home.tables.lists import vouched
 from ..home.vault import Vault
 from ..home.writer import WriteError, Writer
 from .lanes import LaneScan, lanes_through, next_lanes

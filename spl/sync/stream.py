@@ -29,8 +29,9 @@ from ..core.limits import KIB
 from ..core.record import page
 from ..core.record.cursor import Cursor
 from ..core.record.record import is_reserved
-from ..home.index import Row, by_namespace, by_thread
+from ..home.index import Row
 from ..home.segments import Entry
+from ..home.tables.lists import by_namespace, by_thread
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Commit
 from ..net.sse import encode_event

@@ -7,6 +7,7 @@ where both tenants write into one thread, what is read and what is counted is th
 import asyncio
 import json
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.core.limits import Limits
+from spl.home.index import Index
+from spl.home.tables.compaction import IndexState
+from spl.home.tables.rows import PayloadReader, Row
 from spl.home.writes import Commit, Emit
 from tests.api.conftest import Served
 from tests.api.test_watch import watching
@@ -70,6 +74,93 @@ async def test_hidden_and_unknown_answer_the_same(tenants: Tenants, route: str, 
         text = reply.body.decode().replace(name.replace("%2F", "/"), "NAME")
         answers.append((reply.status, text))
     assert answers[0] == answers[1]
+
+
+@dataclass
+class Reads:
+    """What the index read from now on: the namespace of each row, and the thread of the process that read it."""
+
+    rows: list[tuple[str, str]]
+
+    def of(self, *namespaces: str) -> int:
+        return sum(ns in namespaces for ns, _ in self.rows)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    found, real = Reads([]), Index._rows
+
+    def rows(index: Index, state: IndexState, seqs: Sequence[int]) -> Iterator[Row]:
+        for row in real(index, state, seqs):
+            found.rows.append((row.ns, threading.current_thread().name))
+            yield row
+
+    monkeypatch.setattr(Index, "_rows", rows)
+    return found
+
+
+@pytest.mark.parametrize("thread", [MIXED, THEIRS])
+@pytest.mark.parametrize("route", [
+    *ROUTES[:4], "/v1/threads", "/v1/records", "/v1/records?actor=did:sync:user:a",
+    "/v1/records?kind=none&thread={}", "/v1/threads/{}/watch?since_clock=0",
+])  # fmt: skip
+async def test_nothing_of_other_tenants_is_read(tenants: Tenants, reads: Reads, route: str, thread: str) -> None:
+    """So no work, and no time, depends on what they hold."""
+    reads.rows.clear()
+    if "watch" in route:
+        async with watching(tenants.served, "?since_clock=0", thread=thread, token=tenants.token) as stream:
+            while thread == MIXED and (await anext(stream)).id != str(tenants.own[1]["sequence"]):
+                pass
+            await anext(stream) if thread == THEIRS else None
+    else:
+        await tenants.served.fetch("GET", route.format(thread), token=tenants.token)
+    assert reads.of("other", "acme/web", "default") == 0
+    assert (reads.of("acme") > 0) == (thread == MIXED or "{}" not in route)
+
+
+async def test_the_payload_of_anothers_record_is_not_read(tenants: Tenants, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = PayloadReader.one
+    monkeypatch.setattr(PayloadReader, "one", lambda reader, row: read.append(row.seq) or real(reader, row))
+    for item in tenants.theirs:
+        await tenants.served.fetch("GET", f"/v1/records/{item['id']}", token=tenants.token)
+    assert not {item["sequence"] for item in tenants.theirs} & set(read)
+
+
+@pytest.mark.parametrize("route", [
+    "/v1/records", "/v1/records?actor=did:sync:user:a", f"/v1/records?thread={MIXED}", "/v1/threads",
+    f"/v1/threads/{MIXED}/state", f"/v1/threads/{MIXED}/watch?since_clock=0",
+    f"/v1/threads/{MIXED}/watch?since_clock={2**63 - 1}",
+])  # fmt: skip
+async def test_the_event_loop_reads_no_rows(tenants: Tenants, reads: Reads, route: str) -> None:
+    """A history is as long as others write it, and the loop serves everybody."""
+    reads.rows.clear()
+    for token in (tenants.token, tenants.served.token):
+        if "watch" in route:
+            async with watching(tenants.served, route.partition("watch")[2], thread=MIXED, token=token) as stream:
+                await anext(stream)
+                await until(lambda: reads.rows)
+        else:
+            await tenants.served.fetch("GET", route, token=token)
+    here = threading.current_thread().name
+    assert reads.rows
+    assert not [row for row in reads.rows if row[1] == here]
+
+
+async def test_threads_of_several_namespaces_come_once_in_order_of_their_first_record(tenants: Tenants) -> None:
+    for ns, thread in (("other", "th_a"), ("acme", "th_b"), ("acme", "th_a"), ("default", "th_c")):
+        await emit(tenants.served, ns, thread, 7)
+    token = await tenants.served.mint("records:read", namespaces=["acme", "other"])
+    found = (await tenants.served.json("GET", "/v1/threads", token=token))["data"]
+    names = [(item["thread"], item["records"]) for item in found]
+    assert names == [(MIXED, 4), (THEIRS, 1), ("th_a", 2), ("th_b", 1)]
+    for number in range(len(found)):
+        path = f"/v1/threads?after={found[number]['thread']}&limit=1"
+        assert (await tenants.served.json("GET", path, token=token))["data"] == found[number + 1 : number + 2]
+    everything = (await tenants.served.json("GET", "/v1/records?actor=did:sync:user:a", token=token))["data"]
+    sequences = [item["sequence"] for item in everything]
+    assert sequences == sorted(sequences)
+    assert {item["body"]["namespace"] for item in everything} == {"acme", "other"}
 
 
 async def test_a_record_of_another_tenant_is_unknown(tenants: Tenants) -> None:

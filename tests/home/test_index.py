@@ -14,8 +14,9 @@ from spl.core.record import record as core_record
 from spl.core.record.levels import NAMES
 from spl.home import index as module
 from spl.home.disk import Disk
-from spl.home.index import Added, Index, lists
+from spl.home.index import Added, Index
 from spl.home.segments import Entry, Place, encode
+from spl.home.tables.lists import by_thread_in, lists
 from tests.store_kit import AT_MS, note, open_store, record, shown
 
 
@@ -61,7 +62,8 @@ class Log:
             assert (row.seq if (row := index.last(name)) else 0) == (seqs or [0])[-1]
             middle = seqs[len(seqs) // 2] if seqs else 3
             assert [row.seq for row in index.after(name, middle, 2)] == [seq for seq in seqs if seq > middle][:2]
-        for letter in "ntaprkx":
+        self.check_namespaces([entry for _, entry in found if "n:" + entry.ns in lists(entry)])
+        for letter in "ntprkx":
             of_letter = [name for name in names if name[0] == letter]
             assert index.names(letter + ":") == of_letter
             assert index.names(letter + ":", of_letter[0] if of_letter else "", 2) == of_letter[1:3]
@@ -77,6 +79,21 @@ class Log:
         self.check_rows(found)
         self.check_tallies([entry for _, entry in found if entry.kind == "rec"])
         self.check_clocks([entry for _, entry in found if entry.kind == "rec"])
+
+    def check_namespaces(self, entries: list[Entry]) -> None:
+        """Compare what is asked of some namespaces with what all of them hold."""
+        every = sorted({entry.ns for entry in entries})
+        for chosen in (every[:1], every[1:], every, ["none"]):
+            threads = list(dict.fromkeys(entry.thread for entry in entries if entry.ns in chosen))
+            assert self.index.threads_in(chosen) == threads
+            assert self.index.threads_in(chosen, threads[0] if threads else "none", 2) == threads[1:3]
+            for thread in [*threads, "none"]:
+                names = [by_thread_in(ns, thread) for ns in chosen]
+                seqs = sorted(seq for name in names for seq in self.seqs(name))
+                assert [row.seq for row in self.index.after_any(names, 0, 10**6)] == seqs
+                middle = seqs[len(seqs) // 2] if seqs else 3
+                behind = [seq for seq in seqs if seq > middle]
+                assert [row.seq for row in self.index.after_any(names, middle, 2)] == behind[:2]
 
     def check_shown(self, entries: list[Entry]) -> None:
         held = {(entry.pair, entry.level, entry.id) for entry in entries if entry.kind == "proj"}
@@ -233,6 +250,7 @@ def test_another_epoch_begins_a_new_index(tmp_path: Path) -> None:
 
 def test_caches_that_overflow_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CACHE_NAMES", 2)
+    monkeypatch.setattr(module, "_CACHE_KEYS", 2)
     monkeypatch.setattr(module, "_CACHE_FACTS", 2)
     log = Log(tmp_path)
     for n in range(60):

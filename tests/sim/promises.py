@@ -17,7 +17,7 @@ from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.record import cursor
 from spl.core.record.levels import EXACT
-from spl.home.index import by_namespace
+from spl.home.tables.lists import by_namespace
 from spl.home.views import load as load_views
 from spl.home.writes import Commit
 from spl.pairing.tokens import id_of

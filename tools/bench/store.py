@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from spl.core import canon
 from spl.core.limits import Limits
 from spl.home.disk import Disk
-from spl.home.index import Added, Index, by_namespace
+from spl.home.index import Added, Index
 from spl.home.log import Entry, Log
 from spl.home.segments import Place
+from spl.home.tables.lists import by_namespace
 
 SINGLES = 500
 LOOKUPS = 5000

@@ -26,7 +26,7 @@ from zlib import crc32
 
 from ..disk import TEMP_SUFFIX, Disk, File
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Rises with the layout and with what the index writes into it; an older table is dropped and built again."""
 SUFFIX: Final = ".table"
 NEXT_PREFIX: Final = "next-"

@@ -3,15 +3,15 @@
 import pytest
 
 from spl.core.record import record as core_record
-from spl.home.index import _clock_name, _projection_name, lists, tallies
 from spl.home.segments import Entry
+from spl.home.tables.lists import clock_name, lists, projection_name, tallies
 from tests.store_kit import note, record, shown
 
 
 @pytest.mark.parametrize(("entry", "names"), [
-    (record(1, ns="org", thread="th", actor="did:a"), ["t:th", "a:did:a", "n:org"]),
-    (record(1, ns="", thread="th", actor="did:a"), ["t:th", "a:did:a"]),
-    (record(1, ns="org", thread="th_consent", actor="did:a"), ["t:th_consent", "a:did:a"]),
+    (record(1, ns="org", thread="th", actor="did:a"), ["t:th", "u:org\0th", "a:org\0did:a", "n:org"]),
+    (record(1, ns="", thread="th", actor="did:a"), ["t:th", "a:\0did:a"]),
+    (record(1, ns="org", thread="th_consent", actor="did:a"), ["t:th_consent", "a:\0did:a"]),
     (record(1, kind="alt"), []),
     (shown(1, "pair_7"), ["x:pair_7"]),
     (note("pos", pair="pair_7"), ["p:pair_7"]),
@@ -37,5 +37,5 @@ def test_tallies_count_records_by_origin_and_projections_apart() -> None:
 
 
 def test_names_of_keys_do_not_run_into_each_other() -> None:
-    assert len({_clock_name(*parts) for parts in (("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"))}) == 3
-    assert _projection_name("pair_1", "L1", "x") != _projection_name("pair_1", "L2", "x")
+    assert len({clock_name(*parts) for parts in (("ab", "c", "d"), ("a", "bc", "d"), ("a", "b", "cd"))}) == 3
+    assert projection_name("pair_1", "L1", "x") != projection_name("pair_1", "L2", "x")

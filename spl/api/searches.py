@@ -1,0 +1,85 @@
+"""Searches through the log take turns: a step of one principal, then a step of the next, in threads of their own.
+
+A search reads as many rows as its client asks for, so a tenant can keep any number of threads busy for as long as it
+likes.  In the executor that the whole API shares, sixty searches of one tenant held up the reads and the larger writes
+of all others for seconds.  So every reading whose cost depends on how much the log holds comes here, cut into steps of
+some milliseconds.  A principal has at most one step under way, and those that wait are served round robin: however many
+searches one principal begins, another one's step waits for one step of each other principal.
+
+Rejected: a limit of searches per principal, which alone is no fairness among principals; a pool for each, which lets
+them compete for the interpreter, where the event loop loses as well.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, ParamSpec, TypeVar
+
+from .auth import Principal
+
+WORKERS: Final = 2
+"""Two, so that one that waits for the disk does not stop the others; more would only compete for the interpreter."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One step that waits for its turn, and where its result goes."""
+
+    work: Callable[[], Any]
+    done: "asyncio.Future[Any]"
+
+
+class Searches:
+    """The searches of one daemon; used on the event loop."""
+
+    def __init__(self) -> None:
+        # Its threads begin with the first search.
+        self._pool = ThreadPoolExecutor(WORKERS, "spl-search")
+        self._waiting: dict[str, deque[_Step]] = {}
+        """Steps by principal, the one whose turn is next first."""
+        self._running: set[str] = set()
+
+    async def step(self, principal: Principal, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Return the result of one step of a search, made in a thread once it is the principal's turn.
+
+        A step that was cancelled before its turn is not made.
+        """
+        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(principal.who, deque()).append(_Step(partial(work, *args, **kwargs), done))
+        self._begin()
+        return await done
+
+    def _begin(self) -> None:
+        """Make as many steps as there are threads for, each of another principal."""
+        while len(self._running) < WORKERS:
+            who = next((each for each in self._waiting if each not in self._running), None)
+            if who is None:
+                return
+            steps = self._waiting.pop(who)
+            step = steps.popleft()
+            if steps:
+                self._waiting[who] = steps  # behind all others
+            if step.done.cancelled():
+                continue
+            self._running.add(who)
+            made = asyncio.get_running_loop().run_in_executor(self._pool, step.work)
+            made.add_done_callback(partial(self._ended, who, step.done))
+
+    def _ended(self, who: str, done: "asyncio.Future[Any]", made: "asyncio.Future[Any]") -> None:
+        """Hand over a result, and go on with the next step."""
+        self._running.discard(who)
+        fault = None if made.cancelled() else made.exception()
+        if not done.done():
+            if made.cancelled():
+                done.cancel()
+            elif fault is not None:
+                done.set_exception(fault)
+            else:
+                done.set_result(made.result())
+        self._begin()

@@ -1,0 +1,119 @@
+"""Searches take turns: nobody's number of searches holds up another principal by more than a step."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from spl.api import searches as module
+from spl.api.auth import Kind, Principal
+from spl.api.searches import WORKERS, Searches
+from tests.waiting import DEADLINE_S, turns, until
+
+ACME, VAULT, SHOP = (Principal(Kind.TOKEN, token_id=f"tok_{name}") for name in ("acme", "vault", "shop"))
+
+
+class Gate:
+    """Steps that wait until the test lets them go, and what was done in which order."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.begun: list[str] = []
+
+    def held(self, name: str) -> str:
+        self.begun.append(name)
+        assert self.open.wait(DEADLINE_S)
+        return name
+
+    def step(self, name: str) -> str:
+        self.begun.append(name)
+        return name
+
+
+@contextmanager
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    try:
+        yield made
+    finally:
+        made.open.set()
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread, so that the order of turns is the order of steps."""
+    monkeypatch.setattr(module, "WORKERS", 1)
+
+
+@pytest.mark.usefixtures("alone")
+async def test_principals_are_served_round_robin() -> None:
+    searches = Searches()
+    with gate() as gated:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+
+            def begin(principal: Principal, work: Callable[[str], str], name: str) -> None:
+                tasks.create_task(searches.step(principal, work, name))
+
+            begin(ACME, gated.held, "acme 0")
+            await until(lambda: gated.begun)
+            for n in range(1, 60):
+                begin(ACME, gated.step, f"acme {n}")
+            await turns(2)
+            begin(VAULT, gated.step, "vault 1")
+            for n in (1, 2):
+                begin(SHOP, gated.step, f"shop {n}")
+            await turns(2)
+            gated.open.set()
+    assert gated.begun[:7] == ["acme 0", "acme 1", "vault 1", "shop 1", "acme 2", "shop 2", "acme 3"]
+    assert len(gated.begun) == 63
+
+
+async def test_one_principal_has_one_step_under_way() -> None:
+    """Whatever it asks for, the other threads stay free for others."""
+    searches = Searches()
+    with gate() as gated:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+            mine = [tasks.create_task(searches.step(ACME, gated.held, f"acme {n}")) for n in range(2 * WORKERS)]
+            await until(lambda: gated.begun)
+            assert await searches.step(VAULT, gated.step, "vault") == "vault"
+            assert gated.begun == ["acme 0", "vault"]
+            gated.open.set()
+        assert [task.result() for task in mine] == [f"acme {n}" for n in range(2 * WORKERS)]
+
+
+@pytest.mark.usefixtures("alone")
+async def test_a_step_that_was_given_up_is_not_made() -> None:
+    searches = Searches()
+    with gate() as gated:
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+            tasks.create_task(searches.step(ACME, gated.held, "acme"))
+            await until(lambda: gated.begun)
+            gone = tasks.create_task(searches.step(VAULT, gated.step, "gone"))
+            await turns(2)
+            gone.cancel()
+            await turns(2)
+            last = tasks.create_task(searches.step(SHOP, gated.step, "shop"))
+            gated.open.set()
+            assert await last == "shop"
+    assert gated.begun == ["acme", "shop"]
+
+
+async def test_a_client_that_goes_while_its_step_is_made_leaves_its_turn_to_others() -> None:
+    searches = Searches()
+    with gate() as gated:
+        async with asyncio.timeout(DEADLINE_S):
+            task = asyncio.ensure_future(searches.step(ACME, gated.held, "acme 0"))
+            await until(lambda: gated.begun)
+            task.cancel()
+            gated.open.set()
+            assert await searches.step(ACME, gated.step, "acme 1") == "acme 1"
+
+
+async def test_an_error_reaches_the_one_who_asked() -> None:
+    searches = Searches()
+    with pytest.raises(ZeroDivisionError):
+        await searches.step(ACME, partial(divmod, 1), 0)
+    assert await searches.step(ACME, divmod, 7, 2) == (3, 1)
