@@ -74,7 +74,8 @@ class Api:
             answers.check(self.services, resource_of(match.route), request, principal)
         answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
         if match.route.streams and not self.local:
-            answer = self._long.counted(principal, answer)
+            permit = answers.Permit(self.services, resource_of(match.route), request, principal)
+            answer = self._long.counted(principal, answer, permit)
         readable = self._readable_by(request.method, request.headers)
         return _readable(answer, readable) if readable else answer
 

@@ -4,6 +4,10 @@ An answer that streams or waits keeps its connection at work, and such a connect
 (net/admission.py).  Without a share, one token that may only read held every connection from a few addresses, and
 peers and health checks were refused for as long as it liked.  Answers of pairs count by themselves, so tokens take
 nothing from them.  The operator's own socket is not counted.
+
+Each piece of an answer needs the credential that it was asked with, or the thief of a token that is revoked could read
+a snapshot of everything to its end, as slowly as it likes.  The connection is then cut, so that no client takes the
+answer for whole.  An event stream checks by itself, because it says why it ends.
 """
 
 from collections import Counter
@@ -13,6 +17,8 @@ from typing import Final
 
 from ..core.errors import SplError
 from ..net.routes import Response
+from ..net.sse import MEDIA_TYPE
+from .answers import Permit
 from .auth import Kind, Principal
 
 PER_TOKEN: Final = 64
@@ -30,8 +36,8 @@ class LongAnswers:
         self._held: Counter[str] = Counter()
         self._by_tokens = 0
 
-    async def counted(self, principal: Principal, answer: Response | Awaitable[Response]) -> Response:
-        """Return the answer, which counts until it has been sent.
+    async def counted(self, principal: Principal, answer: Response | Awaitable[Response], permit: Permit) -> Response:
+        """Return the answer, which counts until it has been sent, and is cut when `permit` ends.
 
         Raises SplError "rate-limited" if the principal has its share.
         """
@@ -50,7 +56,8 @@ class LongAnswers:
         if isinstance(found.body, bytes):
             held.release()
             return found
-        return replace(found, body=_CountedBody(found.body, held))
+        says_why = found.content_type == MEDIA_TYPE
+        return replace(found, body=_CountedBody(found.body, held, None if says_why else permit))
 
     def take(self, who: str, count: int, *, by_token: bool) -> None:
         """Count one answer more, or with -1 one less."""
@@ -80,15 +87,17 @@ class _Held:
 class _CountedBody:
     """The body of a counted answer.  No generator: one that was never begun would not give its place back."""
 
-    __slots__ = ("_body", "_held")
+    __slots__ = ("_body", "_held", "_permit")
 
-    def __init__(self, body: AsyncIterator[bytes], held: _Held) -> None:
-        self._body, self._held = body, held
+    def __init__(self, body: AsyncIterator[bytes], held: _Held, permit: Permit | None) -> None:
+        self._body, self._held, self._permit = body, held, permit
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._permit is not None:
+            self._permit.check()
         return await anext(self._body)
 
     async def aclose(self) -> None:

@@ -9,6 +9,7 @@ from tests.attack.adversary.puppet import Puppet
 from tests.attack.adversary.text import ms_of, now_ms
 from tests.attack.conftest import Puppets
 from tests.attack.measure import Victim
+from tests.attack.probes import dial, drop, head, received, status_of, until
 from tests.e2e.harness import eventually
 
 CHANGES = "/v1/sync/changes?limit=10"
@@ -75,6 +76,26 @@ def test_a_token_that_a_renewal_retired_can_be_renewed_again(alice: Victim, pupp
     for _ in range(3):
         assert taken(peer)
         assert works(peer)
+
+
+@pytest.mark.parametrize("path", ["/v1/snapshot", "/v1/threads/th_long/snapshot", "/v1/records?limit=10000"])
+def test_nothing_is_read_on_with_a_revoked_token(alice: Victim, path: str) -> None:
+    """The thief reads slowly: what it asked for before the revocation ends too, and not as if it were whole."""
+    value = {"act": "DO", "actor": "did:sync:user:a", "thread": "th_long"}
+    headers = {"authorization": f"Bearer {alice.token}", "content-type": "application/x-ndjson"}
+    for part in range(2):
+        lines = [json.dumps({**value, "body": {"n": part * 100 + n, "text": "x" * 60_000}}) for n in range(100)]
+        assert alice.request("POST", "/v1/records", "\n".join(lines).encode(), headers).status == 200
+    minted = alice.api("POST", "/v1/tokens", {"scopes": ["admin"]}).json
+    sock = dial(alice.port, receive_bytes=8192)
+    try:
+        sock.sendall(head("GET", path, authorization=f"Bearer {minted['token']}", connection="close"))
+        assert status_of(until(sock, b"\r\n\r\n")) == 200
+        assert alice.api("DELETE", f"/v1/tokens/{minted['token_id']}").status == 200
+        rest = received(sock)
+    finally:
+        drop(sock)
+    assert b"0\r\n\r\n" not in rest[-16:]
 
 
 def test_revoking_an_account_kills_all_its_tokens(alice: Victim, puppet: Puppets) -> None:
