@@ -5,7 +5,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     core   net | home   sync   pairing   doctor   api   daemon   cli
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
-        errors limits version when event  the codes, the bounds, times and durations as text, a log line as a value
+        errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
         backoff recent                    delays and token buckets; what happened lately, in bounded memory
         canon keys                        canonical JSON; cryptography, the only file that imports nacl
         cel record identity pair          folders, see below
@@ -14,7 +14,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     core/cel/  the expression language of rules
         grammar evaluate                  text to tree; tree to value, within a budget
     core/record/  a record and what is made of many
-        record batch namespace            a record and its envelope; one signature for a commit; names of namespaces
+        record batch namespace            a record and its envelope; one signature for many; names of namespaces
         levels filter cursor page         projections; what a pair leaves out; a saved position; pages and pushes
         snapshot fingerprint              records as a file; comparing two sets by ranges
     core/identity/  who says it
@@ -80,12 +80,12 @@ The way of a record from `POST /v1/records` to the peer's disk, and the files it
      1 net/connection     the request is read and bounded
      2 api/app            host, origin, bearer, scope
      3 api/records        the body becomes an item
-     4 home/commit_queue  it waits with others for one commit       (writer <-> commit_queue is the only return)
+     4 home/commit_queue  it waits with others for its turn         (writer <-> commit_queue is the only return)
      5 home/writer        checked, given a clock, signed
      6 home/log           one write, one fdatasync
      7 home/index         it can be found
-     8 home/views         folded, if a view needs it; then the POST is answered
-     9 sync/notify        readers of its namespace wake
+     8 home/views         folded, if a view needs it
+     9 sync/notify        readers of its namespace wake; then the POST is answered
     10 sync/stream        sent as stored: from the last commits in memory, or by sync/lanes if the reader is behind
     11 net/client         the peer's end of the stream
     12 sync/follow        events become a page
@@ -93,7 +93,7 @@ The way of a record from `POST /v1/records` to the peer's disk, and the files it
     14 home/commit_queue  record and position in one submission, and 5 to 8 again at the peer
     15 sync/changes       the ack leaves on the peer's own stream, or by sync/peer if there is none
 
-The log is the only truth; everything else can be rebuilt from it.
+The log is the only truth: index and views can be rebuilt from it.  Beside it stand the keys and secrets of home/vault.
 
 Words.  `writer`: the one thread that writes.  `hub`: an instance that relays.  `source` and `consumer`: who serves and
 who reads.  `voucher`: the instance that signed a record first.  `scope`: the rows that a pair may read.  `lane`: one

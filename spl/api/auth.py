@@ -38,7 +38,7 @@ PROXIED_PREFIX: Final = "x-forwarded"
 
 
 def is_proxied(headers: Mapping[str, str]) -> bool:
-    """Return whether a proxy passed the request on: the address is then its own, and whoever asks is elsewhere."""
+    """Return whether a proxy passed the request on: the address is then the proxy's, and the client is elsewhere."""
     return not PROXIED.isdisjoint(headers) or any(name.startswith(PROXIED_PREFIX) for name in headers)
 
 

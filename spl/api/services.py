@@ -36,7 +36,7 @@ log = logging.getLogger("spl.daemon")
 FAULT_CHARS_MAX: Final = 200
 """Of an exception's text, which may hold anything."""
 FAULT_SHOWN_MS: Final = 15 * 60_000
-"""For so long after a crash a service is among what needs attention."""
+"""How long after a crash a service is listed among what needs attention."""
 
 
 class ServiceFaults:

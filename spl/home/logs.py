@@ -2,8 +2,8 @@
 
 Values come from peers too, so everything unprintable is escaped in both forms: the operator reads this file in a
 terminal.  A peer or a stranger also decides how often most lines are written, so the handlers count what repeats: of
-one event, pair and code five lines a minute, the others as `repeated` of the next one.  Counting at the handlers holds
-for every line, the next one that somebody adds included; rejected: to trust each caller to know what a peer can repeat.
+one event, pair and code five lines a minute, the others as `repeated` of the next one.  Counting at the handlers
+covers every line, new ones too; rejected: to trust each caller to know what a peer can repeat.
 
 Members: ts, level, target, event, the fields of the event, msg.  Everything about federation carries the target
 `syncropel_engine::federation`, which the operator's page tells people to filter on.

@@ -132,7 +132,7 @@ class Restorer:
         """Append a piece to an upload, which begins with a piece at 0, and return its size in bytes.
 
         An upload is a file without a name, so a crash leaves nothing of it.  Idle for 10 minutes it is forgotten, and
-        a token's next one takes its place at once: whoever broke off must be able to begin again.
+        a token's next one replaces it at once, so that an interrupted client can begin again.
         Raises SnapshotError "snapshot-upload", "overloaded", "body-too-large", "home-unusable".
         """
         with self._uploading:

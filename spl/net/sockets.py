@@ -98,9 +98,9 @@ def client_tls(ca_file: Path | None) -> ssl.SSLContext:
 def bind_unix(path: Path) -> socket.socket:
     """Return a socket listening at `path` with mode 0600; a stale socket is replaced.
 
-    On Linux through /proc/self/fd, because an AF_UNIX address has at most 107 bytes.  The
-    mode is set before listen(), and so before a connection is possible.  Where modes cannot be set, one that lets
-    nobody else in will do, which a process with umask 077 gets.
+    On Linux through /proc/self/fd, because an AF_UNIX address has at most 107 bytes.  The mode is set before listen(),
+    and so before a connection is possible.  If the file system refuses to set it, the mode that the umask gave is
+    accepted, unless it admits group or others.
     Raises ListenError "listen-failed".
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -11,7 +11,7 @@ peer that pushes is told when to come again.
 Nothing is on disk.  A new process knows how many bytes the log took in the last day, from all pairs and clients, and
 counts each pair as if it had brought them all, up to 23/24 of its budget.  So a restart hands out an hour's share at
 most once the log is busy, and a day's to a home that was idle.  Rejected: the sums in the log, a line more for each
-page; and an empty sum at each start, because whoever can have us restarted multiplies the budget.
+page; and an empty sum at each start, because an attacker who can have us restarted would multiply it.
 """
 
 import time

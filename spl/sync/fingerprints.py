@@ -30,7 +30,7 @@ THREAD_SHARE: Final = 0.25
 """How much of the thread one peer may use in the long run, after BURST_S seconds of it at once."""
 BURST_S: Final = 10.0
 PAY_WAIT_S: Final = 10.0
-"""A question waits at most so long for its share; the peer gives up after 30 s."""
+"""How long a question waits at most for its share; the peer gives up after 30 s."""
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")

@@ -111,7 +111,7 @@ class _Learnt:
 
 
 class Ingest:
-    """Takes in what the peers of all pairs send."""
+    """Judges and stores what the peers of all pairs send."""
 
     def __init__(
         self, writer: Writer, peers: PeerClient, reaches: Reaches, limits: Limits, *, now_ms: Callable[[], int]

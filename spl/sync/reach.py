@@ -61,7 +61,7 @@ _CLASSES: Final = {
 PROCESSES_MAX: Final = 8
 """Processes of a peer that are remembered: one that comes back after another shows that both run."""
 CLONED_S: Final = 3600.0
-"""For so long after a peer's requests last came from two processes in turn, it counts as running twice."""
+"""How long a peer counts as running twice after its requests last came from two processes in turn."""
 RETURNS_MIN: Final = 3
 """A request that was held up on the way while its process was restarted makes two: its own and the new process's."""
 PEER_CLONED: Final = "peer"

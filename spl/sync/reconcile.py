@@ -191,8 +191,8 @@ class Reconcile:
         """Fetch what the peer offers and we can take in; return what still differs, and what it cost.
 
         With `give` the peer is pushed what it lacks.  What the gate refused before is left to the ledger, which knows
-        no projections without an id.  So many of them did not come when all was read before: `nameless`.  Only if
-        there are more, all is read again.
+        no projections without an id.  All is read for these, but only if there are more of them than `nameless`, the
+        number that did not come when all was read before.
         """
         effort = Effort()
         async with self._driving.setdefault(pair_id, asyncio.Lock()):
