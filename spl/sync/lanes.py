@@ -28,15 +28,13 @@ from ..core.record.cursor import LANES_MAX, Cursor, Lane, lane_key
 from ..core.record.filter import PairFilter
 from ..core.record.record import is_reserved
 from ..home.index import Row
-from ..home.tables.lists import by_namespace, by_thread
+from ..home.tables.lists import by_namespace, by_thread_in
 from .scope import SCAN_ROWS, LogView, Scope, Steps
 
 PASSED_ROWS_MAX: Final = 10_000
 """A page ends early once it passed over this many rows that the peer has already."""
 
 _CHUNK_ROWS: Final = 256
-_NO_LIST: Final = ""
-"""The name of a list that is always empty: it stands in for threads and namespaces that are not shared."""
 
 
 @dataclass(slots=True)
@@ -44,8 +42,8 @@ class LaneScan:
     """One lane while a page is made; the module's docstring explains the positions."""
 
     key: str
-    name: str
-    """The index's list that the lane runs through."""
+    lists: tuple[str, ...]
+    """The index's lists that the lane runs through: of its namespace, or of one thread in all that are shared."""
     sent_to: int
     count: int
     covers: tuple[tuple[PairFilter, int], ...] = ()
@@ -75,32 +73,35 @@ class LaneScan:
 
     def restarted(self) -> "LaneScan":
         """Return a scan of the same lane from where it was sent to; this one stays as it is."""
-        return LaneScan(self.key, self.name, self.sent_to, self.count, self.covers)
+        return LaneScan(self.key, self.lists, self.sent_to, self.count, self.covers)
 
 
 def lanes_through(view: LogView, known: Mapping[str, Lane], thread: str = "", alone: bool = False) -> list[LaneScan]:
     """Return a scan of each lane from its known position; a new lane begins at the pair's start.
 
-    With `thread` there is one lane, through that thread.  `alone` gives the lanes keys of their own, so that a reading
+    With `thread` there is one lane, through what the shared namespaces hold of that thread: the rows of others are not
+    read, so no time shows whether there are any.  `alone` gives the lanes keys of their own, so that a reading
     narrowed to a namespace is never taken for the pair's position.  If nothing is shared there is one empty lane.
     """
     scope, digest = view.scope, view.scope.filter.digest
-    lanes: list[tuple[str, str, str]]
+    lanes: list[tuple[str, tuple[str, ...], str]]
     if thread:
         names = ",".join(f"{ns}:{scope.shares[ns].level}" for ns in sorted(scope.shares))
-        lanes = [(lane_key(names, rule=f"thread:{digest}:{thread}"), by_thread(thread), "")]
+        lists = tuple(by_thread_in(ns, thread) for ns in scope.shares)
+        lanes = [(lane_key(names, rule=f"thread:{digest}:{thread}"), lists, "")]
     elif alone:
         lanes = [
-            (lane_key(ns, share.level, f"alone:{digest}"), by_namespace(ns), "") for ns, share in scope.shares.items()
+            (lane_key(ns, share.level, f"alone:{digest}"), (by_namespace(ns),), "")
+            for ns, share in scope.shares.items()
         ]
     else:
-        lanes = [(scope.key(ns), by_namespace(ns), ns) for ns in sorted(scope.shares)]
+        lanes = [(scope.key(ns), (by_namespace(ns),), ns) for ns in sorted(scope.shares)]
     if not lanes or is_reserved(thread):
-        lanes = [(lane_key("", rule=f"nothing:{digest}"), _NO_LIST, "")]
+        lanes = [(lane_key("", rule=f"nothing:{digest}"), (), "")]
     scans = []
-    for key, name, ns in lanes:
+    for key, lists, ns in lanes:
         lane = known.get(key) or Lane(key, scope.floor)
-        scans.append(LaneScan(key, name, lane.position, lane.count, _covers(scope, ns, lane, known) if ns else ()))
+        scans.append(LaneScan(key, lists, lane.position, lane.count, _covers(scope, ns, lane, known) if ns else ()))
     return scans
 
 
@@ -187,7 +188,7 @@ def _scan(view: LogView, scan: LaneScan, goal: int) -> Steps[None]:
     scanned, size = 0, goal - len(scan.found)
     while len(scan.found) < goal and scan.may_find_more:
         scan.scanned_to = view.empty.beyond(scan.key, scan.scanned_to)
-        rows = view.after(scan.name, scan.scanned_to, size)
+        rows = view.after(scan.lists, scan.scanned_to, size)
         for row, visible, covered in view.judged(rows, scan.covers):
             scan.scanned_to = row.seq
             if not visible:

@@ -146,9 +146,9 @@ class LogView:
     empty: EmptyRanges = field(default_factory=EmptyRanges, compare=False)
     whole: bool = False
 
-    def after(self, name: str, seq: int, limit: int) -> list[Row]:
-        """Return the next rows of a list; an empty answer alone means its end, since a filter may shorten others."""
-        rows = self.index.after(name, seq, limit)
+    def after(self, names: Sequence[str], seq: int, limit: int) -> list[Row]:
+        """Return the next rows of lists; an empty answer alone means their end, since a filter may shorten others."""
+        rows = self.index.after_any(names, seq, limit)
         while rows and rows[-1].seq > self.last_seq:
             rows.pop()
         return within(rows, _FACTS_BYTES) if self.scope.filter.reads_records else rows
@@ -236,7 +236,7 @@ class Counts:
             counted = {key: before.get(key, (scope.floor, 0)) for key in (_key(view, ns) for ns in scope.shares)}
             for ns in scope.shares:
                 upto, count = counted[_key(view, ns)]
-                while left > 0 and (rows := view.after(by_namespace(ns), upto, min(left, SCAN_ROWS))):
+                while left > 0 and (rows := view.after([by_namespace(ns)], upto, min(left, SCAN_ROWS))):
                     count += sum(visible and scope.counts(row) for row, visible, _ in view.judged(rows))
                     upto, left = rows[-1].seq, left - len(rows)
                 counted[_key(view, ns)] = upto, count

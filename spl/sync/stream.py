@@ -197,7 +197,7 @@ class Stream:
 
         The scope is plain, and no earlier lane reaches beyond what was scanned.
         """
-        scope, by_name = self._scope, {scan.name: scan for scan in self._scans}
+        scope, by_name = self._scope, {name: scan for scan in self._scans for name in scan.lists}
         size, rows = sum(len(payload) for payload, _ in found), list[Row]()
         for seq, entry in commit.fresh:
             scan = by_name.get(by_namespace(entry.ns))

@@ -236,3 +236,13 @@ def test_where_a_page_of_projections_ends_does_not_tell_how_long_the_hidden_part
 
 def _chosen(payloads: Sequence[bytes], rows: Sequence[Row]) -> list[tuple[Row, bytes]]:
     return [(row, payloads[row.seq - 1]) for row in rows]
+
+
+@given(FACTS, st.sampled_from(FILTERS))
+def test_a_reading_of_a_thread_reads_no_row_of_what_is_not_shared(facts: list[Fact], filter_: PairFilter) -> None:
+    """Time does not show whether other namespaces have records in it; the page is as by the definition."""
+    index = rows_of(facts)
+    view = view_of(index, replace(SCOPE, filters=(filter_,)))
+    rows, _ = done(lanes.collect(view, lanes.lanes_through(view, {}, "hidden"), 100, 10**6))
+    assert [row.seq for row in rows] == [seq for seq in wanted(view, index) if index.threads[seq - 1] == "hidden"]
+    assert index.looked <= sum(ns in SCOPE.shares and thread == "hidden" for ns, _, _, _, thread in facts)

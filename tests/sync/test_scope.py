@@ -12,6 +12,7 @@ from spl.core.consent import Outbound
 from spl.core.record.cursor import lane_key
 from spl.core.record.filter import OPEN, PairFilter
 from spl.home.index import Index, Row
+from spl.home.tables.lists import by_namespace, by_thread_in
 from spl.sync.scope import EmptyRanges, LogView, Scope, find
 
 SHARES = {ns: Outbound(ns, ns, 0) for ns in "ab"}
@@ -31,12 +32,14 @@ class Rows:
     looked: int = 0
 
     def after(self, name: str, seq: int, limit: int) -> list[Row]:
-        rows = self.rows
-        if name.startswith("t:"):
-            rows = [row for row, thread in zip(rows, self.threads, strict=True) if name == f"t:{thread}"]
-        else:
-            rows = [row for row in rows if name == f"n:{row.ns}"]
-        found = [row for row in rows if row.seq > seq][:limit]
+        return self.after_any([name], seq, limit)
+
+    def after_any(self, names: Sequence[str], seq: int, limit: int) -> list[Row]:
+        rows = zip(self.rows, self.threads, strict=True)
+        found = [
+            row for row, thread in rows
+            if row.seq > seq and not {by_namespace(row.ns), by_thread_in(row.ns, thread)}.isdisjoint(names)
+        ][:limit]  # fmt: skip
         self.looked += len(found)
         return found
 

@@ -70,7 +70,7 @@ async def test_a_cursor_of_another_log_is_a_reset(tmp_path: Path) -> None:
 def test_lanes_that_consent_took_away_keep_their_place_the_farthest_first() -> None:
     gone, here = lane_key("gone"), lane_key("here")
     before = type("Cursor", (), {"lanes": (Lane(gone, 7, 3), Lane(here, 1, 1))})()
-    scans = [LaneScan(here, "n:here", 9, 4)]
+    scans = [LaneScan(here, ("n:here",), 9, 4)]
     assert set(next_lanes(scans, before)) == {Lane(here, 9, 4), Lane(gone, 7, 3)}
     assert clock_of(scans) == 4
     many = type("Cursor", (), {"lanes": tuple(Lane(lane_key(str(n)), n, n) for n in range(100))})()
