@@ -63,7 +63,7 @@ from .net.address import Proxies
 from .net.client import Client
 from .net.probe import Prober
 from .net.server import Server
-from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, server_tls
+from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, lean_tls, server_tls
 from .pairing.machine import Pairs
 from .pairing.service import Pairing
 from .sync.anti_entropy import AntiEntropy
@@ -198,6 +198,7 @@ def listener_limits(limits: Limits, descriptors: int) -> tuple[Limits, Limits]:
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """Return what makes the event loop: uvloop's if it is installed, unless SPL_LOOP=asyncio."""
     if os.environ.get("SPL_LOOP") == "asyncio" or importlib.util.find_spec("uvloop") is None:
+        lean_tls()
         return asyncio.new_event_loop
     factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     return factory

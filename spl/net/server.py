@@ -8,7 +8,8 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from ..core.event import event
@@ -16,6 +17,7 @@ from ..core.limits import Limits
 from .address import Proxies
 from .admission import Admission, Seat
 from .connection import Connection, Shared
+from .handshakes import Handshakes, begun
 from .routes import App
 from .sockets import Listener
 
@@ -38,6 +40,7 @@ class Server:
         self._admission = Admission(
             limits.connections_count, limits.connections_per_source, Proxies() if proxies is None else proxies
         )
+        self._handshakes = Handshakes(self._admission.proxies)
         self._sweeping = False
         shortest = min(
             limits.head_timeout_s,
@@ -107,13 +110,25 @@ class Server:
                 await self._adopt(sock, listener, seat)
             else:
                 assert seat is not None
-                seat.holder = _Handshake(handshakes.create_task(self._adopt(sock, listener, seat)), loop.time())
+                task = handshakes.create_task(self._adopt_tls(sock, listener, seat, str(address[0])))
+                seat.holder = _Handshake(task, loop.time())
+
+    async def _adopt_tls(self, sock: socket.socket, listener: Listener, seat: Seat, address: str) -> None:
+        """Adopt a socket once its peer has sent something and a handshake may begin."""
+        with self._held(sock, seat):
+            async with asyncio.timeout(self._limits.head_timeout_s) as waiting:
+                await begun(sock)
+                with self._handshakes.turn(address) as turn:
+                    self._sweep_later()
+                    await turn.free
+                    waiting.reschedule(None)
+                    await self._adopt(sock, listener, seat)
 
     async def _adopt(self, sock: socket.socket, listener: Listener, seat: Seat | None) -> None:
         """Make a connection of an accepted socket, after the TLS handshake if it has one."""
         scheme = "https" if listener.tls else "http"
         handshake_s = self._limits.head_timeout_s if listener.tls else None
-        try:
+        with self._held(sock, seat):
             sock.setblocking(False)
             _tune(sock, self._limits.write_stall_timeout_s)
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -123,13 +138,19 @@ class Server:
                 ssl_handshake_timeout=handshake_s,
                 ssl_shutdown_timeout=self._limits.linger_s if listener.tls else None,
             )
+        self._sweep_later()
+
+    @contextmanager
+    def _held(self, sock: socket.socket, seat: Seat | None) -> Iterator[None]:
+        """Drop a socket that does not become a connection."""
+        try:
+            yield
         except OSError as exc:  # ssl.SSLError is one
             log.debug(**event("http.handshake", error=type(exc).__name__, msg="connection not established"))
             self._drop(sock, seat)
         except asyncio.CancelledError:  # it gave way to another one, or the server stops
             self._drop(sock, seat)
             raise
-        self._sweep_later()
 
     def _drop(self, sock: socket.socket, seat: Seat | None) -> None:
         sock.close()
@@ -137,17 +158,18 @@ class Server:
             self._admission.leave(seat)
 
     def _sweep_later(self) -> None:
-        if not self._sweeping and self._shared.connections:
+        if not self._sweeping and (self._shared.connections or self._handshakes.are_waited_for):
             self._sweeping = True
             self._shared.loop.call_later(self._sweep_s, self._sweep)
 
     def _sweep(self) -> None:
-        """Expire deadlines; goes on only while there are connections, so an idle daemon sleeps."""
+        """Expire deadlines; goes on only while there is something to expire, so an idle daemon sleeps."""
         self._sweeping = False
         now = self._shared.loop.time()
         idle_s = self._limits.idle_timeout_s / (_CROWDED_SHARE if self._admission.is_crowded else 1)
         for connection in [found for found in self._shared.connections if found.is_late(now, idle_s)]:
             connection.expire(now)
+        self._handshakes.hurry(now, self._limits.head_timeout_s)
         self._sweep_later()
 
 

@@ -7,14 +7,16 @@ import socket
 import ssl
 import stat
 import sys
+from asyncio import sslproto
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..core.errors import SplError
 from .address import ReachError
 
 _VERSION_MIN = ssl.TLSVersion.TLSv1_2
+TLS_READ_BYTES: Final = 32 * 1024
 _BACKLOG = 1024  # as many as the server keeps; the kernel may lower it
 _NO_SOCKETS = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
@@ -72,6 +74,15 @@ class _ClientContext(ssl.SSLContext):
             self._loaded = True
             self.load_default_certs(ssl.Purpose.SERVER_AUTH)
         return super().wrap_bio(*args, **named)
+
+
+def lean_tls() -> None:
+    """Have asyncio's TLS connections begun from now on read into 32 KiB each instead of 256 KiB.
+
+    It fills the buffer with zeros for each connection, also for one that only sends half a hello.  A record of TLS has
+    16 KiB.  uvloop's has memory only for what is used of it.
+    """
+    sslproto.SSLProtocol.max_size = TLS_READ_BYTES
 
 
 def server_tls(cert: Path, key: Path) -> ServerTls:

@@ -6,12 +6,24 @@ import os
 import socket
 import ssl
 import stat
+from asyncio import sslproto
 from pathlib import Path
 
 import pytest
 
 from spl.net.address import ReachError
-from spl.net.sockets import ListenError, bind_tcp, bind_unix, client_tls, dial, hang_up, server_tls
+from spl.net.sockets import (
+    TLS_READ_BYTES,
+    ListenError,
+    bind_tcp,
+    bind_unix,
+    client_tls,
+    dial,
+    hang_up,
+    lean_tls,
+    server_tls,
+)  # fmt: skip
+from tests.net.conftest import Authority, Serve
 from tests.waiting import DEADLINE_S
 
 
@@ -185,3 +197,18 @@ def test_a_file_system_without_sockets_is_named_with_a_way_out(tmp_path: Path, m
         bind_unix(tmp_path / "sock")
     assert caught.value.code == "listen-failed"
     assert f"mount a tmpfs at {tmp_path}" in caught.value.hint
+
+
+async def test_tls_with_small_buffers_takes_large_answers(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, authority: Authority
+) -> None:
+    """256 KiB a connection, filled with zeros, are what 64 handshakes of strangers would cost 16 MiB with."""
+    monkeypatch.setattr(sslproto.SSLProtocol, "max_size", sslproto.SSLProtocol.max_size)
+    lean_tls()
+    assert sslproto.SSLProtocol.max_size == TLS_READ_BYTES
+    async with serve(tls=authority.server) as server:
+        reader, writer = await dial("127.0.0.1", server.port, client_tls(authority.ca_file), "localhost")
+        writer.write(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(24_000_000) == bytes(24_000_000)
+        await hang_up(writer, 1.0)
