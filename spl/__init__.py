@@ -55,6 +55,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         service machine                   both roles; decide, append, fold, effects
         initiator responder exchange      the asking side; the answering side; one message and its answer
         budgets stepper                   what is looked at from where; one thread for the steps
+        statements                        what a peer's signed statements change, and how often
         tokens maintenance grants         renewal; what a live pair needs over months; consent of both sides
         pair_log                          the two histories of a pair
     doctor/  why it does not sync

@@ -452,7 +452,7 @@ def services_of(
     anti_entropy = AntiEntropy(reconcile, sync, reaches, interval_s=every_s, now_ms=now_ms, random_bytes=random_bytes)
     clocks = {"now_ms": now_ms, "steady_ms": machine.steady_ms}
     published = ManifestSigner(home.writer, home.vault, limits, url=url, **clocks)
-    pairs = Pairs(home, published, **clocks, random_bytes=random_bytes)
+    pairs = Pairs(home, published, ingest.budget, **clocks, random_bytes=random_bytes)
     pairing = Pairing(pairs, settings, peers, policy, sync, anti_entropy)
     reaches.watch(pairing)
     return Services(

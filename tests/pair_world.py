@@ -134,7 +134,12 @@ class Node:
             steady_ms=self.world.steady_ms,
         )  # fmt: skip
         pairs = Pairs(
-            self.home, published, now_ms=self.world.now_ms, steady_ms=self.world.steady_ms, random_bytes=random_bytes
+            self.home,
+            published,
+            IntakeBudget(self.world.limits.intake_day_bytes, 0),
+            now_ms=self.world.now_ms,
+            steady_ms=self.world.steady_ms,
+            random_bytes=random_bytes,
         )
         self.pairing = Pairing(
             pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeAntiEntropy(self),
@@ -231,7 +236,6 @@ class FakeSync(Sync):
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.budget = IntakeBudget(2**40, 0)
 
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
         self.node.first_syncs.append(pair_id)

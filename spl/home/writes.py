@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..core import canon
 from ..core.identity.did import Chain
 from ..core.keys import SecretKey
 from ..core.record.levels import Projection
@@ -13,7 +14,7 @@ from .log import Entry
 
 LOCAL: Final = "local"
 LINE_BYTES: Final = 512
-"""About what a line takes besides the texts in it."""
+"""About what a line takes besides the texts in it, and about what an envelope takes beside its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,8 @@ def size_of(item: Item) -> int:
             return LINE_BYTES + len(item.projection.raw)
         case Emit():
             return LINE_BYTES + item.bytes
+        case Own():
+            return 2 * LINE_BYTES + len(canon.encode({**item.body}))
         case SavedPosition():
             return LINE_BYTES + len(item.cursor)
     return LINE_BYTES

@@ -17,19 +17,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from ..core import canon, consent, when
-from ..core.backoff import Backoff
+from ..core import consent, when
+from ..core.backoff import Backoff, Buckets
 from ..core.consent import ConsentError, Grant, PairGrants
 from ..core.errors import SplError, cli_code
 from ..core.event import event
 from ..core.identity import message
+from ..core.limits import KIB
 from ..core.pair.handshake import HandshakeError
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
-from ..home.writes import LINE_BYTES, Own
-from ..sync.budget import IntakeBudget
+from ..home.logs import CountedLog
+from ..home.writes import Own, size_of
+from ..sync.budget import INTAKE_PAUSED
 from .budgets import LEVELS_EVIDENCE
 from .initiator import HandshakeLoop, Initiator
 from .machine import Pairs
@@ -39,6 +41,10 @@ from .stepper import Stepper
 log = logging.getLogger("spl.federation")
 
 STALE: Final = "consent-stale"
+RATE_LIMITED: Final = "rate-limited"
+RECEIVED_BYTES_MAX: Final = 1024 * KIB
+RECEIVED_BYTES_S: Final = 128.0
+"""What a peer's grants may append at once, and over time: 11 MB a day.  All 64 grants changed at once take 90 KiB."""
 TELL_TIMEOUT_S: Final = 5.0
 ROUNDS_MAX: Final = 3
 """One to hand over, one to confirm what we then hold, one to begin again if a home was rolled back."""
@@ -52,8 +58,10 @@ _PURPOSES: Final = ("consent", "pair-answer")
 class Grants:
     """All grants of all pairs."""
 
-    def __init__(self, pairs: Pairs, responder: Responder, budget: IntakeBudget) -> None:
-        self.pairs, self._responder, self._budget = pairs, responder, budget
+    def __init__(self, pairs: Pairs, responder: Responder) -> None:
+        self.pairs, self._responder = pairs, responder
+        self._received = Buckets(RECEIVED_BYTES_MAX, RECEIVED_BYTES_S, pairs.limits.pairs_count)
+        self._lines = CountedLog(log)
         self.stale: Counter[str] = Counter()
         """Pair -> how many outdated statements of its peer were refused."""
 
@@ -113,8 +121,8 @@ class Grants:
             ours = self.answer(pair, fields, heard.value)
             return Reaction(self._responder.status(fields, pair, grants=ours["grants"], held=ours["held"]))
         except SplError as exc:
-            if exc.status >= SERVER_FAULT:
-                raise  # our own fault says nothing about the grants: the peer hands them over again
+            if exc.status >= SERVER_FAULT or exc.code in (RATE_LIMITED, INTAKE_PAUSED):
+                raise  # this says nothing about the grants: the peer hands them over again
             return Reaction(self._responder.refusal(fields, exc))
 
     def answer(self, pair: Pair, fields: Mapping[str, Any], value: object) -> dict[str, object]:
@@ -131,14 +139,14 @@ class Grants:
     def take(self, pair: Pair, fields: Mapping[str, Any], value: object) -> bool:
         """Store what is new in the peer's verified statements, and what it holds of ours; return whether any was new.
 
-        What is stored of it counts as brought in.  Raises ConsentError "bad-field", "consent-stale", IntakeError
-        "intake-paused".
+        What is stored of it counts as brought in.  Raises ConsentError "bad-field", "consent-stale", HandshakeError
+        "rate-limited", IntakeError "intake-paused".
         """
-        self._budget.check(pair.pair_id)
+        self.pairs.budget.check(pair.pair_id)
         self.adopt(pair, fields.get("evidence"))
         grants = self.of(pair)
         known = consent.acknowledged(grants, fields.get("held"))
-        self._write(pair, known, held=True)
+        self._write(pair, known, held=True, brought=True)
         for grant in known:
             self._tell_log("consent.handed_over", pair, grant)
         try:
@@ -147,20 +155,10 @@ class Grants:
             if exc.code != STALE:
                 raise
             self.stale[pair.pair_id] += 1
-            fields_ = {"pair": pair.pair_id, "count": self.stale[pair.pair_id], "msg": exc.message}
-            log.warning(**event("consent.stale", **fields_))
+            self._lines.warning("consent.stale", pair.pair_id, count=self.stale[pair.pair_id], msg=exc.message)
             raise ConsentError(STALE, exc.message, evidence=self._evidence(pair)) from exc
-        at = when.text_of(self.pairs.now_ms())
-        bodies: list[dict[str, Any]] = [
-            {"pair_id": pair.pair_id, "grant": grant.to_json(), "at": at} for grant in fresh
-        ]
-        if bodies:
-            # The message stands as evidence with the first; it holds all of the peer's grants of that time.
-            bodies[0]["statement"] = value
-            self._budget.charge(pair.pair_id, len(canon.encode(value)) + LINE_BYTES * len(bodies))
-            self.pairs.submit([Own(consent.THREAD, consent.KIND_PEER_GRANT, body) for body in bodies])
-        for grant in fresh:
-            self._tell_log("consent.received", pair, grant)
+        if fresh:
+            self._store(pair, fresh, value)
         return bool(fresh)
 
     def adopt(self, pair: Pair, evidence: object) -> bool:
@@ -197,19 +195,33 @@ class Grants:
                 raised.append(replace(each, version=each.version + 1))
             else:
                 lost.append(each)
-        self._write(pair, lost, held=True)
-        self._write(pair, raised, held=False)
+        self._write(pair, lost, held=True, brought=True)
+        self._write(pair, raised, held=False, brought=True)
         for grant in (*lost, *raised):
             self._tell_log("consent.recovered", pair, grant)
         return bool(lost or raised)
 
     # -- inside
 
-    def _write(self, pair: Pair, grants: Sequence[Grant], *, held: bool) -> None:
+    def _store(self, pair: Pair, fresh: Sequence[Grant], statement: object) -> None:
+        """Store what is new in the peer's statement, which stands as evidence with the first of its grants."""
+        at = when.text_of(self.pairs.now_ms())
+        bodies: list[dict[str, Any]] = [{"pair_id": pair.pair_id, "grant": each.to_json(), "at": at} for each in fresh]
+        bodies[0]["statement"] = statement
+        items = [Own(consent.THREAD, consent.KIND_PEER_GRANT, body) for body in bodies]
+        size = min(RECEIVED_BYTES_MAX, sum(map(size_of, items)))
+        wait_s = self._received.take(pair.pair_id, self.pairs.steady_ms() / 1000, size)
+        if wait_s:
+            raise HandshakeError(RATE_LIMITED, "too many changes of grants", retry_after_s=int(wait_s) + 1)
+        self.pairs.submit(items, brought_by=pair.pair_id)
+        self._lines.info("consent.received", pair.pair_id, "", grants=len(fresh), **_fields_of(fresh[0]))
+
+    def _write(self, pair: Pair, grants: Sequence[Grant], *, held: bool, brought: bool = False) -> None:
         at = when.text_of(self.pairs.now_ms())
         bodies = [consent.grant_body(pair.pair_id, grant, at, held=held) for grant in grants]
         if bodies:
-            self.pairs.submit([Own(consent.THREAD, consent.KIND_GRANT, body) for body in bodies])
+            items = [Own(consent.THREAD, consent.KIND_GRANT, body) for body in bodies]
+            self.pairs.submit(items, brought_by=pair.pair_id if brought else "")
 
     def _evidence(self, pair: Pair) -> object:
         """Return the last statement of the peer that was news, as it signed it; None if none is stored here.
@@ -221,10 +233,13 @@ class Grants:
         return next((json.loads(payload)["record"]["body"]["statement"] for payload in store.payloads(rows)), None)
 
     def _tell_log(self, name: str, pair: Pair, grant: Grant) -> None:
-        level = consent.level_name(grant.level)
-        fields = {"pair": pair.pair_id, "namespace": grant.namespace, "maps": grant.maps, "hash_level": level,
-                  "version": grant.version}  # fmt: skip
-        log.info(**event(name, **fields))
+        log.info(**event(name, pair=pair.pair_id, **_fields_of(grant)))
+
+
+def _fields_of(grant: Grant) -> dict[str, object]:
+    """Return a grant as the fields of a log line."""
+    level = consent.level_name(grant.level)
+    return {"namespace": grant.namespace, "maps": grant.maps, "hash_level": level, "version": grant.version}
 
 
 def _narrowness(grant: Grant) -> int:

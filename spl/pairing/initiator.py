@@ -35,8 +35,9 @@ from ..sync.peer import REJECTED_401, WHY_401
 from ..sync.schedule import Sync
 from ..sync.supervise import wait
 from .exchange import Exchange, SignedRequest
-from .machine import Pairs, unconfirmed
+from .machine import unconfirmed
 from .responder import SERVER_FAULT
+from .statements import PeerStatements
 from .stepper import Stepper
 from .tokens import Renewal
 
@@ -90,8 +91,8 @@ class Learned:
 class Initiator:
     """Our messages about pairs and what the answers mean."""
 
-    def __init__(self, pairs: Pairs, renewal: Renewal, settings: Settings) -> None:
-        self.pairs, self._renewal, self._settings = pairs, renewal, settings
+    def __init__(self, statements: PeerStatements, renewal: Renewal, settings: Settings) -> None:
+        self.pairs, self._statements, self._renewal, self._settings = statements.pairs, statements, renewal, settings
         self._begun: dict[str, int] = {}
         self._skew_ms: dict[str, int] = {}
         """Pair -> how far the peer's clock is ahead of ours, if --no-strict uses it."""
@@ -192,7 +193,7 @@ class Initiator:
             return Learned(pair)
         if pair.phase is not Phase.ESTABLISHING or not pair.initiator:
             said_ms, reason = message.issued_at_ms(fields), handshake.reason_of(fields)
-            return Learned(*self.pairs.learn(pair, state, said_ms, reason))
+            return Learned(*self._statements.learn(pair, state, said_ms, reason))
         if state == "refused":
             return self._refused(pair, str(fields.get("code", "")), fields)
         if state in handshake.ENDED:
@@ -269,7 +270,7 @@ class Initiator:
     def _over(self, pair: Pair, state: str, reason: str) -> Learned:
         """Apply the peer's signed answer that our request ended; ours approves a request of its own that is open."""
         if state != SUPERSEDED:
-            return Learned(*self.pairs.learn(pair, state, 0, reason))
+            return Learned(*self._statements.learn(pair, state, 0, reason))
         ended, effects = self.pairs.take(pair, End(SUPERSEDED))
         self.pairs.meet(pair.peer_did, handshake.terms_of(pair.proposal))
         return Learned(ended, effects)

@@ -7,10 +7,10 @@ disk and runs on one thread, so that no step meets a pair that another step is c
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from ..core import when
 from ..core.errors import SplError
@@ -37,10 +37,12 @@ from ..core.pair.state import (
 )
 from ..core.pair.steps import Effect, PairEvent
 from ..home.home import Home, default_label
+from ..home.logs import CountedLog
 from ..home.manifest import ManifestSigner
 from ..home.vault import Identity
 from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
-from ..home.writes import Item, Own, SavedPosition
+from ..home.writes import Item, Own, SavedPosition, size_of
+from ..sync.budget import IntakeBudget
 from ..sync.peer import TOKEN_NAME
 
 log = logging.getLogger("spl.federation")
@@ -83,15 +85,17 @@ class Pairs:
     """All pairs of this instance, as the views hold them, and the only way to change one."""
 
     def __init__(
-        self, home: Home, published: ManifestSigner, *, now_ms: Callable[[], int], steady_ms: Callable[[], int],
-        random_bytes: Callable[[int], bytes],
+        self, home: Home, published: ManifestSigner, budget: IntakeBudget, *, now_ms: Callable[[], int],
+        steady_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         """`steady_ms` reads the monotonic clock, for retries and rates; `now_ms` dates records."""
         self._home, self.published, self.limits = home, published, home.config.limits
         self.writer, self.vault = home.writer, home.vault
         self.now_ms, self.steady_ms, self.random_bytes = now_ms, steady_ms, random_bytes
-        self._said_ms: dict[str, int] = {}
+        self.budget = budget
+        """Bytes that each pair brings in, which sync charges too."""
         self._newer: dict[str, Manifest] = {}
+        self._lines = CountedLog(log)
 
     # -- looking
 
@@ -168,10 +172,12 @@ class Pairs:
         """Sign with the identity that the vault holds from now on; make one if there is none, or with `force`."""
         self._home.adopt(self.vault.generate(label or default_label(), force=force))
 
-    def take(self, pair: Pair | None, *events: PairEvent, also: Sequence[Item] = ()) -> tuple[Pair, tuple[Effect, ...]]:
+    def take(
+        self, pair: Pair | None, *events: PairEvent, also: Sequence[Item] = (), brought: bool = False
+    ) -> tuple[Pair, tuple[Effect, ...]]:
         """Decide the events one after another, make them durable in one submission, and return pair and effects left.
 
-        `also` is written with them.
+        `also` is written with them.  What the peer's word `brought` counts as its intake, and its lines are counted.
 
         Raises PairError "pair-state-conflict" and then nothing is stored; WriteError.
         """
@@ -186,17 +192,18 @@ class Pairs:
         for other in others:
             ended, found = steps.decide(other, steps.End(SUPERSEDED), self.now_ms())
             items += [item for effect in found for item in self._items(ended, effect)] + self._aitl(other, ended)
-        self.submit([*items, *also])
+        self.submit([*items, *also], brought_by=pair.pair_id if brought else "")
         for dropped in (*others, *([pair] if any(isinstance(effect, steps.DropSecrets) for effect in effects) else [])):
             self.vault.delete(TOKEN_NAME + dropped.pair_id)
             self.vault.delete(RENEWED_NAME + dropped.pair_id)
-        _tell_log(pair, effects)
+        self._tell_log(pair, effects, brought)
         return self.writer.views.pairs[pair.pair_id], tuple(effects)
 
-    def submit(self, items: Sequence[Item]) -> None:
+    def submit(self, items: Sequence[Item], *, brought_by: str = "") -> None:
         """Make the items durable and fold them; raise what refused them, "overloaded" if not begun after 30 s.
 
-        A write that has begun is waited for: a step that was refused must not take effect afterwards.
+        A write that has begun is waited for: a step that was refused must not take effect afterwards.  The bytes count
+        as intake of the pair `brought_by`.
         """
         written = self.writer.submit(items)
         try:
@@ -205,6 +212,8 @@ class Pairs:
             if written.cancel():
                 raise PairError("overloaded", "the store did not take the write in time") from exc
             written.result()
+        if brought_by:
+            self.budget.charge(brought_by, sum(map(size_of, items)))
 
     def begin(
         self, peer: Manifest, url: str, terms: Terms, *, strict: bool, actors: tuple[str, ...], poll_interval_ms: int
@@ -269,33 +278,14 @@ class Pairs:
             return self.take(None, steps.Ask(proposal, poll_interval_ms), approved)[0]
         return self.take(pair, approved)[0]
 
-    # -- the peer's word
+    # -- what the peer shows
 
-    def hear(self, pair: Pair, fields: Mapping[str, Any]) -> tuple[Pair, tuple[Effect, ...]]:
-        """Return pair and effects after the state that the peer's message states; only its latest statement counts."""
-        said_ms = message.issued_at_ms(fields)
-        if said_ms <= max(self._said_ms.get(pair.pair_id, 0), pair.peer_said_ms):
-            return pair, ()
-        self._said_ms[pair.pair_id] = said_ms
-        return self.learn(pair, fields.get("state"), said_ms, handshake.reason_of(fields))
-
-    def learn(self, pair: Pair, state: object, said_ms: int, reason: str) -> tuple[Pair, tuple[Effect, ...]]:
-        """Return pair and effects after the peer's signed state: paused, active, or ended."""
-        if pair.ended:
-            return pair, ()
-        if state in handshake.ENDED:
-            note = reason if state == "rejected" and reason != state else ""
-            return self.take(pair, steps.End(str(state) if state != REVOKED else by_peer(reason), note))
-        if state == "paused" and pair.paused_by in ("", "us") and pair.live and not unconfirmed(pair):
-            return self.take(pair, steps.PeerPause(said_ms))
-        if state == "active" and pair.paused_by in ("peer", "both"):
-            return self.take(pair, steps.PeerResume(said_ms))
-        return pair, ()
-
-    def doubt(self, pair: Pair, code: str) -> None:
-        """Mark a pair as degraded whose peer shows what does not verify."""
+    def doubt(self, pair: Pair, code: str) -> bool:
+        """Mark an active pair, or one that is degraded for another reason, as degraded; return whether it was."""
         if isinstance(pair.state, Active) or (isinstance(pair.state, Degraded) and pair.reason != code):
             self.take(pair, steps.Degrade(code))
+            return True
+        return False
 
     def meet(self, did: str, ours: Terms) -> Pair | None:
         """Return the peer's own request that waits here, if any, approved if what we ask for covers it."""
@@ -322,7 +312,7 @@ class Pairs:
             self._newer[pair.pair_id] = peer
             return pair
         self._newer.pop(pair.pair_id, None)
-        return self.take(pair, steps.ManifestChange(peer.raw))[0]
+        return self.take(pair, steps.ManifestChange(peer.raw), brought=True)[0]
 
     def adopt_waiting(self) -> None:
         """Take the manifests that waited for their hour."""
@@ -446,6 +436,19 @@ class Pairs:
             )
         ]
 
+    def _tell_log(self, pair: Pair, effects: Sequence[Effect], brought: bool) -> None:
+        for effect in effects:
+            if isinstance(effect, steps.Append):
+                name, fields = (
+                    EVENTS[effect.kind.removeprefix(PREFIX)],
+                    {"peer": pair.peer_did, "state": pair.phase.value},
+                )
+                fields |= {"reason": pair.reason} if pair.reason else {}
+                if brought:
+                    self._lines.info(name, pair.pair_id, **fields)
+                else:
+                    log.info(**event(name, pair=pair.pair_id, **fields))
+
     def _request(self, pair: Pair) -> ApprovalRequest:
         return ApprovalRequest(
             pair.pair_id, aitl.TYPE_PAIR, pair.peer_did, words(pair.peer.public_key), pair.proposal.digest,
@@ -482,12 +485,3 @@ def _only(found: Sequence[_Found], ref: str, what: str, ids: Sequence[str]) -> _
     if len(found) > 1:
         raise PairError("ambiguous", f"{ref[:80]!r} fits {', '.join(ids[:5])}")
     return found[0]
-
-
-def _tell_log(pair: Pair, effects: Sequence[Effect]) -> None:
-    for effect in effects:
-        if isinstance(effect, steps.Append):
-            fields = {"pair": pair.pair_id, "peer": pair.peer_did, "state": pair.phase.value}
-            if pair.reason:
-                fields["reason"] = pair.reason
-            log.info(**event(EVENTS[effect.kind.removeprefix(PREFIX)], **fields))

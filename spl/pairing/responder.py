@@ -38,7 +38,8 @@ from ..home.logs import CountedLog
 from ..home.policy import Policy
 from ..net.address import ReachError, parse_url, source_of, stands_at
 from .budgets import LEVELS_MAX, MessageBudgets
-from .machine import Pairs, by_peer, unconfirmed
+from .machine import by_peer, unconfirmed
+from .statements import PeerStatements
 from .tokens import Renewal
 
 log = logging.getLogger("spl.federation")
@@ -77,8 +78,9 @@ class Heard:
 class Responder:
     """Takes the messages of peers."""
 
-    def __init__(self, pairs: Pairs, renewal: Renewal, settings: Settings, policy: Policy) -> None:
-        self.pairs, self.limits = pairs, pairs.limits
+    def __init__(self, statements: PeerStatements, renewal: Renewal, settings: Settings, policy: Policy) -> None:
+        pairs = statements.pairs
+        self.pairs, self.limits, self._statements = pairs, pairs.limits, statements
         self._renewal, self._settings, self._policy = renewal, settings, policy
         self._lines = CountedLog(log)
         self._budgets = MessageBudgets(pairs.limits, pairs.steady_ms)
@@ -113,8 +115,8 @@ class Responder:
         if heard.pair is None:
             return Reaction(self.unknown(heard.fields))
         fields = heard.fields
-        pair, effects = self.pairs.hear(heard.pair, fields)
-        renew = fields.get("renew") is True and pair.live
+        pair, effects = self._statements.hear(heard.pair, fields)
+        renew = fields.get("renew") is True and pair.live and self._renewal.is_asked(pair.pair_id)
         if type(pair.state) not in ESTABLISHED or "token_id" not in fields:
             return Reaction(self.status(fields, pair), effects, renew)
         held = self._renewal.facts(pair, fields["token_id"])
@@ -142,11 +144,14 @@ class Responder:
         if pair is None:
             return Reaction(self.unknown(heard.fields))
         if not pair.ended:
-            pair, _ = self.pairs.take(pair, End(by_peer(handshake.reason_of(heard.fields))))
+            pair, _ = self.pairs.take(pair, End(by_peer(handshake.reason_of(heard.fields))), brought=True)
         return Reaction(self.status(heard.fields, pair))
 
     def renew(self, pair_id: str, body: bytes, address: str) -> Reaction:
-        """Return the answer to a request for a new token, which it holds sealed; also while paused or degraded."""
+        """Return the answer to a request for a new token, which it holds sealed; also while paused or degraded.
+
+        Raises HandshakeError "rate-limited".
+        """
         heard = self.hear("renew", pair_id, body, address)
         pair, nonce = heard.pair, self.pairs.nonce()
         if pair is None:
@@ -301,7 +306,7 @@ class Responder:
         except SplError as exc:
             if pins.proves_fork(peer.chain) or pins.is_forked(peer.did):
                 for pair in self.pairs.of_peer(peer.did):
-                    self.pairs.doubt(pair, exc.code)
+                    self._statements.doubt(pair, exc.code)
             raise
 
     def _check_policy(self, fields: Mapping[str, Any], peer: Manifest, address: str, ours: Pair | None) -> None:
@@ -399,7 +404,7 @@ class Responder:
         except SplError as exc:
             offered = manifest.from_json(fields["manifest"], limits).chain
             if exc.code != FORK or self.pairs.writer.views.pins.proves_fork(offered):
-                self.pairs.doubt(pair, exc.code)
+                self._statements.doubt(pair, exc.code)
             raise
 
     def _answer(self, fields: Mapping[str, Any], status: int, state: str, *, nonce: str = "", **more: Any) -> Answer:

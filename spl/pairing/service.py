@@ -1,6 +1,7 @@
 """The handshake and the life of a pair, both roles: the service that ties the parts together and starts what follows.
 
     machine, tokens, grants   what a pair, its tokens and its grants become; on the thread of the steps
+    statements                what a peer's signed statements change, and how often
     responder, initiator      what a peer's message does here; which message we send, and what its answer means
     exchange                  one message to a peer and its answer
     maintenance               manifests, tokens and the way back from trouble, for months
@@ -41,6 +42,7 @@ from .machine import Pairs, unconfirmed
 from .maintenance import UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog
 from .responder import Answer, Responder
+from .statements import PeerStatements
 from .stepper import Stepper
 from .tokens import Renewal
 
@@ -76,12 +78,13 @@ class Pairing:
         self._supervisor = Supervisor("pairing", self, random_bytes=pairs.random_bytes, backoff_max_s=BACKOFF_MAX_S)
         self.stepper = Stepper(pairs, self._supervisor)
         self._renewal = Renewal(pairs)
-        self._responder = Responder(pairs, self._renewal, settings, policy)
-        self._initiator = Initiator(pairs, self._renewal, settings)
+        self._statements = PeerStatements(pairs)
+        self._responder = Responder(self._statements, self._renewal, settings, policy)
+        self._initiator = Initiator(self._statements, self._renewal, settings)
         self.exchange = Exchange(pairs, peers)
         self.handshakes = HandshakeLoop(self.stepper, self._initiator, self.exchange, sync, pace.poll_s)
         self.maintenance = Maintenance(self.stepper, self._renewal, self._initiator, self.handshakes, sync)
-        grants, taking = Grants(pairs, self._responder, sync.budget), self._responder
+        grants, taking = Grants(pairs, self._responder), self._responder
         self.handover = Handover(grants, self._initiator, self.handshakes, self.stepper)
         self._actions = {
             "poll": taking.poll, "confirm": taking.confirm, "renew": taking.renew,
@@ -253,7 +256,7 @@ class Pairing:
             return
         if pair.reason not in UNVERIFIED:
             code = token_trouble(pair, code, self.pairs.now_ms())
-            self.stepper.start(pair_id, partial(self.maintenance.doubt, pair_id, code))
+            self.stepper.start(pair_id, partial(self._doubt, pair_id, code))
 
     def on_success(self, pair_id: str) -> None:
         """Mark a degraded pair as active again, unless its peer's manifest is in doubt: that takes a refresh."""
@@ -266,6 +269,10 @@ class Pairing:
     def on_view(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Process the peer's view of a pair, which may count grants that we lack."""
         self.handover.seen(pair_id, view)
+
+    async def _doubt(self, pair_id: str, code: str) -> None:
+        await self.stepper.do(lambda: self._statements.doubt(self.pairs.known(pair_id), code))
+        self.stepper.notify()
 
     async def _recover(self, pair_id: str) -> None:
         # Read when its turn comes: a degradation that was reported earlier may have become durable only now.
@@ -383,7 +390,9 @@ class Pairing:
             self._start_effect(pair_id, effect)
         for pair_id, job in self.stepper.take_jobs():
             self._start_job(pair_id, job)
-        next_s = min(self._pace.housekeeping_s, self.maintenance.next_s(), self.handover.next_s())
+        next_s = min(
+            self._pace.housekeeping_s, self.maintenance.next_s(), self.handover.next_s(), self._statements.next_s()
+        )
         return max(HOUSEKEEPING_MIN_S, next_s)
 
     def crashed(self, name: str, count: int) -> None:
@@ -401,7 +410,8 @@ class Pairing:
                 await self.stepper.do(self.pairs.heal)
                 self._healed = True
                 self._tell_everybody()
-            await self.stepper.do(self._end_by_time)
+            for pair_id, effects in await self.stepper.do(self._take_due):
+                self.stepper.follow(pair_id, effects)
         except SplError as exc:
             self._lines.warning("pairing.housekeeping_failed", "", exc.code, msg=exc.message)
         if self.pairs.steady_ms() >= self._asked_paused_ms + ASK_PAUSED_S * 1000:
@@ -409,10 +419,12 @@ class Pairing:
             self._ask_paused()
         return self._healed
 
-    def _end_by_time(self) -> None:
+    def _take_due(self) -> list[tuple[str, tuple[Effect, ...]]]:
+        """Take what is due by time; return (pair id, effects) of the peers' statements among it."""
         self.pairs.expire()
         self._renewal.retire()
         self.pairs.adopt_waiting()
+        return self._statements.take_waiting()
 
     async def _maintain(self, pair_id: str) -> None:
         await self.maintenance.maintain(pair_id)

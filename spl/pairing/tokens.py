@@ -5,6 +5,9 @@ token to a peer that asks again, until the peer has used it; the old one works u
 that the peer signed just before its first use of the new one may still be on its way, so the old one ends only after
 the time that any answer may take.
 
+A new token needs one renewal in months.  Each is three records and stays in the fold of the tokens, so a peer gets
+TOKENS_MAX at once, and then one an hour or as many as TOKENS_MAX in the life of one, whichever is more.
+
 Blocks on the disk, except where a method says otherwise; runs on the thread of the steps.
 """
 
@@ -13,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ..core import when
+from ..core.backoff import Buckets
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity import bearer, message
@@ -30,6 +34,8 @@ from .machine import RENEWED_NAME, Pairs
 log = logging.getLogger("spl.federation")
 
 LIVE: Final = "live"
+TOKENS_MAX: Final = 8
+TOKEN_EVERY_S: Final = 3600.0
 
 
 class Renewal:
@@ -40,6 +46,10 @@ class Renewal:
         self._unused = {name.removeprefix(RENEWED_NAME) for name in pairs.vault.names(RENEWED_NAME)}
         self._used_ms: dict[str, int] = {}
         """When the peer first used its new token, by the steady clock."""
+        limits = pairs.limits
+        per_s = 1 / min(TOKEN_EVERY_S, limits.token_ttl_s / TOKENS_MAX)
+        self._minted = Buckets(TOKENS_MAX, per_s, limits.pairs_count)
+        self._asked = Buckets(TOKENS_MAX, per_s, limits.pairs_count)
 
     # -- the holder
 
@@ -78,10 +88,14 @@ class Renewal:
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
         return self.install(pair, opened.token, token)
 
+    def is_asked(self, pair_id: str) -> bool:
+        """Return whether to follow a peer that asks us to take a new token from it; counts the question."""
+        return not self._asked.take(pair_id, self.pairs.steady_ms() / 1000)
+
     def install(self, pair: Pair, text: str, token: TokenRef) -> Pair:
         """Return the pair that presents this token from now on."""
         self.pairs.vault.put(TOKEN_NAME + pair.pair_id, text)
-        return self.pairs.take(pair, TokenChange(False, token))[0]
+        return self.pairs.take(pair, TokenChange(False, token), brought=True)[0]
 
     # -- the issuer
 
@@ -106,7 +120,8 @@ class Renewal:
     def grant(self, pair: Pair, fields: Mapping[str, Any], nonce: str) -> tuple[Pair, str]:
         """Return (pair, our new token sealed for the answer of this nonce) to the peer's verified request.
 
-        Raises HandshakeError "message-replayed", "auth-invalid" after our operator revoked a token of the pair.
+        Raises HandshakeError "message-replayed", "auth-invalid" after our operator revoked a token of the pair,
+        "rate-limited" for one new token too many.
         """
         if bearer.is_barred(self.pairs.writer.views.tokens, pair.pair_id):
             hint = f"ask the operator of the other side for: spl token rotate {pair.pair_id}"
@@ -117,11 +132,14 @@ class Renewal:
         assert type(pair.state) in ESTABLISHED
         text, token = self._waiting(pair)
         if token is None:
+            wait_s = self._minted.take(pair.pair_id, self.pairs.steady_ms() / 1000)
+            if wait_s:
+                raise HandshakeError("rate-limited", "too many new tokens", retry_after_s=int(wait_s) + 1)
             expires_at_ms = self.pairs.now_ms() + int(self.pairs.limits.token_ttl_s * 1000)
             text, ref = handshake.mint(pair.pair_id, self.pairs.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
             self.pairs.vault.put(RENEWED_NAME + pair.pair_id, text)
             self._used_ms.pop(pair.pair_id, None)
-            pair, _ = self.pairs.take(pair, TokenChange(True, ref))
+            pair, _ = self.pairs.take(pair, TokenChange(True, ref), brought=True)
         else:
             expires_at_ms = token.expires_at_ms
         self._unused.add(pair.pair_id)
@@ -170,7 +188,8 @@ class Renewal:
         ]  # fmt: skip
         bodies = [{"token_id": token.token_id, "at": when.text_of(self.pairs.now_ms())} for token in dead]
         if bodies:
-            self.pairs.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body) for body in bodies])
+            items = [Own(THREAD_TOKENS, bearer.KIND_REVOKE, body) for body in bodies]
+            self.pairs.submit(items, brought_by=pair.pair_id)
             fields = {"pair": pair.pair_id, "tokens": ",".join(token.token_id for token in dead)}
             log.info(**event("token.retired", **fields))
 

@@ -1,12 +1,12 @@
 """How many bytes each pair may bring in within a day: `limits.intake_day_bytes`.
 
-Counted is what a peer makes us append: records, projections, positions, refusals, pins, and its grants.  Other messages
-of the handshake have a budget of their own (60 a minute, about a KiB each in the log).  The sum runs off evenly over a
-day, so the window moves with the clock and no bytes are kept by the hour.  A page that begins within the budget is
-stored whole, so a pair exceeds it by one page at most; what the writer refuses does not count.  When the sum reaches
-the limit, intake from that pair pauses, and it resumes by itself when a 96th of the day's bytes is free again: with
-less, a stream would be opened for every record.  Nothing is lost, because the saved position stays where it is, and a
-peer that pushes is told when to come again.
+Counted is what a peer makes us append: records, projections, positions, refusals, pins, and what its signed messages
+change: grants, states, tokens, manifests.  Only the handshake itself, once for each pair, is not counted.  The sum
+runs off evenly over a day, so the window moves with the clock and no bytes are kept by the hour.  A page that begins
+within the budget is stored whole, so a pair exceeds it by one page at most; what the writer refuses does not count.
+When the sum reaches the limit, intake from that pair pauses, and it resumes by itself when a 96th of the day's bytes
+is free again: with less, a stream would be opened for every record.  Nothing is lost, because the saved position stays
+where it is, and a peer that pushes is told when to come again.
 
 Nothing is on disk.  A new process knows how many bytes the log took in the last day, from all pairs and clients, and
 counts each pair as if it had brought them all, up to 23/24 of its budget.  So a restart hands out an hour's share at
@@ -59,7 +59,7 @@ class _Sum:
 class IntakeBudget:
     """The sums of all pairs; `taken` are the bytes that the log took in the day before this process.
 
-    With a lock, because grants are counted on the thread of the handshake's steps.
+    With a lock, because the signed messages are counted on the thread of the steps.
     """
 
     def __init__(self, day_bytes: int, taken: int, steady_s: Callable[[], float] = time.monotonic) -> None:

@@ -183,3 +183,57 @@ def test_a_flood_of_one_peer_does_not_end_the_stream_of_another(tight: Victim, p
     held = len(tight.records("th_more"))
     arrived.set()
     eventually(lambda: len(tight.records("th_more")) == held + 1, "bob's record arrives")
+
+
+# -- signed messages that change something each time
+
+FLOOD = 60
+FEW = FLOOD // 2
+"""How many changes may come through: eight at once, and one in half a minute of a slow machine."""
+
+
+def test_pauses_and_resumptions_without_end_are_few_records(alice: Victim, puppet: Puppets) -> None:
+    peer = puppet("mallory", alice).join()
+    for number in range(FLOOD):
+        state = "active" if number % 2 else "paused"
+        assert peer.word("pair-poll", "poll", state=state).status == 200, "a pair that answers no poll is lost"
+    kinds = ("pair_pause.v1", "pair_resume.v1")
+    assert 1 <= sum(len(alice.reserved("th_federation_pairs", kind)) for kind in kinds) < FEW
+    assert 1 <= sum(alice.log_text().count(f"event={name} ") for name in ("pair.paused", "pair.resumed")) < FEW
+    assert peer.word("notify-revoke", "notify-revoke", reason="over").status == 200
+    assert alice.pair(peer.pair_id)["state"] == "revoked", "the end waits for no turn"
+
+
+def test_whole_sets_of_grants_without_end_are_refused_with_a_time(alice: Victim, puppet: Puppets) -> None:
+    """Sixty-four grants a message, each under the next version: beyond what a day may bring, come again later."""
+    peer, replies = puppet("mallory", alice).join(), list[Reply]()
+    for version in range(1, 41):
+        grants = [
+            {
+                "namespace": f"n{each}",
+                "maps": [f"n{each}", f"m{each}"],
+                "level": f"L{version % 3 + 1}",
+                "version": version,
+            }
+            for each in range(64)
+        ]
+        replies.append(peer.word("consent", "consent", grants=grants, held={}))
+    assert replies[0].status == 200, replies[0]
+    assert (replies[-1].status, replies[-1].code) == (429, "RATE_LIMITED")
+    assert int(replies[-1].headers["retry-after"]) > 0
+    taken = sum(reply.status == 200 for reply in replies)
+    assert taken < 20
+    assert alice.log_text().count("event=consent.received") <= taken
+
+
+def test_renewal_and_use_in_turn_end(alice: Victim, puppet: Puppets) -> None:
+    peer, replies = puppet("mallory", alice).join(), list[Reply]()
+    for _ in range(20):
+        reply = peer.renew()
+        replies.append(reply)
+        if reply.status == 200:
+            peer.token = peer.opened(reply.json["message"]["token"])
+        assert peer.call("GET", "/v1/sync/changes?limit=1").status == 200, "the last token works on"
+    assert [reply.status for reply in replies[:2]] == [200, 200]
+    assert (replies[-1].status, replies[-1].code) == (429, "RATE_LIMITED")
+    assert len(alice.reserved("th_api_tokens", "token_mint.v1")) < 20

@@ -21,7 +21,18 @@ from spl.home.config import Config
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.views import THREAD_NAMESPACES
-from spl.home.writes import Arrive, Commit, Emit, Outcome, Own, Projected, Refuse, SavedPosition, principal_of
+from spl.home.writes import (
+    Arrive,
+    Commit,
+    Emit,
+    Outcome,
+    Own,
+    Projected,
+    Refuse,
+    SavedPosition,
+    principal_of,
+    size_of,
+)
 
 LIMITS = Limits()
 ALICE = "did:sync:user:alice"
@@ -86,6 +97,14 @@ def test_a_clock_that_is_left_out_is_the_next_free_one(home: Home) -> None:
     other = write(home, Emit(value(thread="other")))[0]
     assert other.envelope is not None
     assert other.envelope.record["clock"] == 0
+
+
+@pytest.mark.parametrize("text", ["", "x" * 5000], ids=["small", "large"])
+def test_the_size_of_an_own_record_covers_its_line(home: Home, text: str) -> None:
+    """What a peer makes us append is charged by it."""
+    item = Own(THREAD_NAMESPACES, "note", {"text": text})
+    [outcome] = write(home, item)
+    assert len(home.store.line(outcome.seq).payload) <= size_of(item) <= len(text) + 2000
 
 
 def test_the_same_record_again_answers_as_before_and_stores_nothing(home: Home) -> None:

@@ -11,6 +11,8 @@ from spl.core.consent import ConsentError, Grant
 from spl.core.errors import SplError
 from spl.core.identity import message
 from spl.core.pair import handshake
+from spl.home.writes import LINE_BYTES
+from spl.pairing.grants import RECEIVED_BYTES_MAX
 from tests.counting import calls_of
 from tests.pair_world import Node, code_of
 from tests.pairing.test_grants_handover import consent_calls, grants_of, scene
@@ -169,3 +171,35 @@ async def test_the_last_statement_is_read_alone_however_many_there_are(tmp_path:
         assert await cost() < few + 20, "the cost grows with the statements"
         await b.restart()
         assert await cost() < 2 * few
+
+
+async def test_grants_that_change_without_end_are_refused_until_there_is_room(tmp_path: Path) -> None:
+    """All namespaces that a statement holds, each time under the next version; what is refused is taken later."""
+    async with scene(tmp_path) as (world, a, b, pair_id):
+        names = [f"n{number}" for number in range(64)]
+
+        async def hand_over(version: int) -> tuple[int, dict[str, Any]]:
+            grants = [Grant(name, name, version % 3 + 1, version).to_json() for name in names]
+            return await post(b, pair_id, spoken(a, b, pair_id, grants=grants, held={}))
+
+        replies = [await hand_over(version) for version in range(1, 41)]
+        taken = sum(status == 200 for status, _ in replies)
+        most = RECEIVED_BYTES_MAX // (64 * LINE_BYTES)
+        assert 5 <= taken <= most < len(replies)
+        status, answer = replies[-1]
+        assert (status, answer["code"]) == (429, "RATE_LIMITED")
+        assert "statement" not in answer, "a signed refusal would be final"
+        assert len(b.home.store.index.after("t:th_consent", 0, 10_000)) == 64 * taken
+        world.time_ms += answer["retry_after_s"] * 1000
+        assert (await hand_over(41))[0] == 200
+        assert grants_of(b, pair_id).theirs["n63"].version == 41
+
+
+async def test_outdated_statements_without_end_are_one_line_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scene(tmp_path) as (_world, a, b, pair_id):
+        for version in (2, *([1] * 30)):
+            await post(b, pair_id, spoken(a, b, pair_id, grants=[Grant("music", "music", 1, version).to_json()]))
+        assert b.pairing.handover.grants.stale[pair_id] == 30
+        assert 1 <= sum(each.message == "consent.stale" for each in caplog.records) < 15

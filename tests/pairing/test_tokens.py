@@ -15,7 +15,7 @@ from spl.core.limits import Limits
 from spl.core.pair.pair import Phase
 from spl.home.views import THREAD_TOKENS
 from spl.home.writes import Own
-from spl.pairing.tokens import id_of
+from spl.pairing.tokens import TOKEN_EVERY_S, TOKENS_MAX, id_of
 from tests.pair_world import Node, World, both_active, code_of, paired
 from tests.waiting import until
 
@@ -291,3 +291,35 @@ async def test_a_token_that_the_peer_minted_by_hand_is_installed_once_the_peer_t
         world.time_ms += 31_000
         await until(lambda: live_tokens(b) == [id_of(text)])
         assert await a.call(b) == 200
+
+
+async def test_a_peer_that_renews_and_uses_in_turn_gets_few_tokens(tmp_path: Path) -> None:
+    """Each stays in the fold of the tokens; a peer that has a use for one in months is not held up."""
+    async with paired(tmp_path, limits=QUIET) as (world, a, b, pair_id):
+        got, codes = 0, set[str]()
+        for _ in range(3 * TOKENS_MAX):
+            try:
+                await a.pairing.maintenance.renew(pair_id)
+            except SplError as exc:
+                codes.add(exc.code)
+                continue
+            got += 1
+            assert await calls(a, b, held(a)) == 200
+        assert (TOKENS_MAX <= got < 2 * TOKENS_MAX, codes) == (True, {"rate-limited"})
+        assert len(b.home.views.tokens) < 2 * TOKENS_MAX + 2
+        world.time_ms += int(TOKEN_EVERY_S * 1000) + 1000
+        await a.pairing.maintenance.renew(pair_id)
+        assert await calls(a, b, held(a)) == 200
+
+
+async def test_a_peer_that_asks_us_to_renew_without_end_is_asked_few_times(tmp_path: Path) -> None:
+    async with paired(tmp_path, limits=QUIET) as (world, a, b, pair_id):
+        for _ in range(4 * TOKENS_MAX):
+            await a.pairing.handshakes.ask(pair_id, poll=True, renew=True)
+            await b.jobs_done(pair_id)
+
+        def asked() -> int:
+            return sum(call.path.endswith("/renew") and not call.answer for call in world.calls)
+
+        await until(lambda: asked() > 1)
+        assert asked() < 2 * TOKENS_MAX
