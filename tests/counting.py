@@ -1,8 +1,11 @@
 """How tests measure cost: by calls of functions, which are the same on every machine; never by time."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import FrameType
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 def calls_of(work: Callable[[], object]) -> int:
@@ -19,3 +22,15 @@ def calls_of(work: Callable[[], object]) -> int:
     finally:
         sys.setprofile(None)
     return calls
+
+
+def stepped(work: Generator[object, None, _T]) -> tuple[_T, int]:
+    """Return the result of work that yields between its steps, and how many steps it took."""
+    steps = 1
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: _T = end.value
+            return result, steps
+        steps += 1

@@ -78,7 +78,7 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
     answers: list[bytes] = []
     waiting: deque[_Group] = deque()
     groups = _groups(_lines(request.body), max(1, services.limits.waiting_writes // QUEUE_SHARE))
-    while (group := await _aside(size, _following, groups)) is not None:
+    while (group := await _aside(size, following, groups)) is not None:
         while waiting and (
             len(waiting) >= GROUPS_UNDER_WAY
             or sum(each.size for each in waiting) + sum(map(len, group)) > UNDER_WAY_BYTES
@@ -146,7 +146,8 @@ def _count(body: bytes) -> int:
     return sum(1 for _ in _lines(body))
 
 
-def _following(items: Iterator[_T]) -> _T | None:
+def following(items: Iterator[_T]) -> _T | None:
+    """Return the next one, None at the end: what a step of a search may return."""
     return next(items, None)
 
 
@@ -232,7 +233,7 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     reserved = request.query.get("reserved") == "1" and is_admin(principal)
     found = _threads(services.store, principal, request.query.get("after", ""), reserved=reserved)
     data: list[dict[str, object]] = []
-    while len(data) < limit and (more := await services.searches.step(principal, _following, found)) is not None:
+    while len(data) < limit and (more := await services.searches.step(principal, following, found)) is not None:
         data += more
     return list_response(data[:limit])
 

@@ -12,7 +12,7 @@ them compete for the interpreter, where the event loop loses as well.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -55,6 +55,13 @@ class Searches:
         self._begin()
         return await done
 
+    async def run(self, principal: Principal, work: Generator[None, None, _T]) -> _T:
+        """Return the result of a search that yields between its steps."""
+        result = list[_T]()
+        while not await self.step(principal, _advance, work, result):
+            pass
+        return result[0]
+
     def _begin(self) -> None:
         """Make as many steps as there are threads for, each of another principal."""
         while len(self._running) < WORKERS:
@@ -83,3 +90,13 @@ class Searches:
             else:
                 done.set_result(made.result())
         self._begin()
+
+
+def _advance(work: Generator[None, None, _T], result: list[_T]) -> bool:
+    """Do one step; return whether it was the last, having put the result into the list."""
+    try:
+        next(work)
+    except StopIteration as end:
+        result.append(end.value)
+        return True
+    return False

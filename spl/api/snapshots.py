@@ -17,7 +17,7 @@ from ..home.snapshot import take
 from ..net.routes import Request, Response
 from .answers import field_error, is_admin, json_response, list_response, members, number
 from .auth import Principal
-from .records import NDJSON
+from .records import NDJSON, following
 from .services import Services
 
 UPLOAD_CHARS: Final = 32
@@ -33,12 +33,12 @@ async def of_thread(request: Request, principal: Principal, services: Services) 
     thread = request.params["thread"]
     if record.is_reserved(thread) and not is_admin(principal):
         raise SplError("scope-forbidden", f"thread {thread} needs the scope {ADMIN}", scope=ADMIN)
-    return await _snapshot(services, thread, principal.namespaces)
+    return await _snapshot(services, principal, thread)
 
 
 async def of_all(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/snapshot: every thread, reserved ones too, in order of arrival."""
-    return await _snapshot(services, "")
+    return await _snapshot(services, principal, "")
 
 
 async def restore(request: Request, principal: Principal, services: Services) -> Response:
@@ -77,25 +77,30 @@ async def history(request: Request, principal: Principal, services: Services) ->
     return list_response(await services.pairing.history.ask(pair_id))
 
 
-async def _snapshot(services: Services, thread: str, namespaces: Collection[str] = ()) -> Response:
+async def _snapshot(services: Services, principal: Principal, thread: str) -> Response:
     identity = services.vault.identity
-    # What goes wrong in the first pass has an error form.
-    snapshot = await asyncio.to_thread(
-        take, services.store, services.disk, services.home / FOLDER, views=services.views,
-        instance=identity.did if identity else "", thread=thread, namespaces=namespaces,
+    steps = take(
+        services.store, services.disk, services.home / FOLDER, views=services.views,
+        instance=identity.did if identity else "", thread=thread, namespaces=set(principal.namespaces),
     )  # fmt: skip
+    # What goes wrong in the first pass has an error form.
+    snapshot = await services.searches.run(principal, steps)
     name = f'attachment; filename="spl-{when.text_of(services.now_ms())[:10]}.snap.jsonl"'
     headers = [("content-disposition", name)]
     if snapshot.damaged:
         headers.append((DAMAGED_HEADER, " ".join(map(str, snapshot.damaged[:DAMAGED_SHOWN]))))
-    body = _streamed(snapshot.header, snapshot.pieces)
+    body = _streamed(snapshot.header, snapshot.pieces, principal, services)
     return Response(body=body, content_type=NDJSON, headers=tuple(headers))
 
 
-async def _streamed(header: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _streamed(
+    header: bytes, pieces: Iterator[bytes], principal: Principal, services: Services
+) -> AsyncIterator[bytes]:
     yield header
     # The list hands each piece over: a name bound to it would keep it while a slow reader lets this wait.
-    while held := [piece for piece in (await asyncio.to_thread(next, pieces, None),) if piece is not None]:
+    while held := [
+        piece for piece in (await services.searches.step(principal, following, pieces),) if piece is not None
+    ]:
         yield held.pop()
 
 

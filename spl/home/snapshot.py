@@ -9,7 +9,7 @@ Nothing holds the file in memory: ids are sorted on disk (`IdDigest`), pieces ar
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +23,7 @@ from .tables.lists import by_thread, by_thread_in
 from .views import Views
 
 ROWS: Final = 500
+STEP_RECORDS: Final = 100
 PIECE_BYTES: Final = 64 * 1024
 """Read and handed out at once: a client that does not take the next piece keeps no more than that in memory."""
 
@@ -49,8 +50,8 @@ class Snapshot:
 def take(
     store: Log, disk: Disk, folder: Path, *, views: Views, instance: str, thread: str,
     namespaces: Collection[str] = (),
-) -> Snapshot:  # fmt: skip
-    """Return a snapshot, the first pass done.
+) -> Generator[None, None, Snapshot]:  # fmt: skip
+    """Return a snapshot once the first pass is done, of which each step takes STEP_RECORDS records.
 
     `thread` "" takes all, reserved ones too.  Of a thread only what stands in `namespaces` is read, if there are any: a
     thread that does not exist, or has nothing in them, gives an empty snapshot after the same work.  `folder` is where
@@ -58,8 +59,10 @@ def take(
     Raises LineError "overloaded", StoreError "shutting-down".
     """
     upto, ids = store.last_seq, IdDigest(disk, folder)
-    for payload, _, _ in _held(store, thread, upto, namespaces):
+    for number, (payload, _, _) in enumerate(_held(store, thread, upto, namespaces), 1):
         ids.add(payload[_ID_AT : _ID_AT + _ID_CHARS].decode())
+        if number % STEP_RECORDS == 0:
+            yield
     digest, _ = ids.finish()
     damaged = {place.seq for place in store.lost} | {seq for seq in store.index.reader.left_out if seq <= upto}
     header = SnapshotHeader(instance, thread, ids.count, digest).encode()

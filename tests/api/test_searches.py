@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -117,3 +117,15 @@ async def test_an_error_reaches_the_one_who_asked() -> None:
     with pytest.raises(ZeroDivisionError):
         await searches.step(ACME, partial(divmod, 1), 0)
     assert await searches.step(ACME, divmod, 7, 2) == (3, 1)
+
+
+async def test_work_that_yields_is_made_by_turns() -> None:
+    def counting() -> Generator[None, None, int]:
+        for _ in range(3):
+            made.append(threading.current_thread().name)
+            yield
+        return len(made)
+
+    made: list[str] = []
+    assert await Searches().run(ACME, counting()) == 3
+    assert not {threading.current_thread().name} & set(made)

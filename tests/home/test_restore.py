@@ -27,6 +27,7 @@ from spl.home.restore import Plan, Restorer, Rights
 from spl.home.snapshot import take
 from spl.home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, load
 from spl.home.writes import Arrive, Own
+from tests.counting import stepped
 from tests.nodes import Node, join, nodes
 from tests.store_kit import set_views
 
@@ -38,7 +39,9 @@ STRANGER_DID = did_of("stranger", STRANGER.public)
 
 def snapshot(node: Node, thread: str = "th") -> bytes:
     views = node.home.views
-    found = take(node.home.store, Disk(), node.home.path / "run", views=views, instance=node.did, thread=thread)
+    found, _ = stepped(
+        take(node.home.store, Disk(), node.home.path / "run", views=views, instance=node.did, thread=thread)
+    )
     return found.header + b"".join(found.pieces)
 
 

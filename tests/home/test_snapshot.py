@@ -11,13 +11,14 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.home.disk import Disk
-from spl.home.snapshot import take
+from spl.home.snapshot import STEP_RECORDS, take
 from spl.home.writes import Own, Refuse, SavedPosition
+from tests.counting import stepped
 from tests.nodes import Node, nodes
 
 
 def taken(node: Node, folder: Path, **options: Any) -> Iterator[bytes]:
-    found = take(node.home.store, Disk(), folder, views=node.home.views, **options)
+    found, _ = stepped(take(node.home.store, Disk(), folder, views=node.home.views, **options))
     assert found.damaged == ()
     return chain([found.header], found.pieces)
 
@@ -90,7 +91,7 @@ async def test_what_the_disk_damaged_is_left_out_and_named(
         if again:
             for _ in store.reindex(bytes):
                 pass
-        found = take(store, Disk(), tmp_path, views=alice.home.views, instance=alice.did, thread=thread)
+        found, _ = stepped(take(store, Disk(), tmp_path, views=alice.home.views, instance=alice.did, thread=thread))
         head, lines = read([found.header, *found.pieces])
         assert lines == [each.raw for each in made if each is not made[3]]
         assert (head["count"], found.damaged) == (7, (row.seq,))
@@ -101,7 +102,7 @@ async def test_damage_between_the_passes_ends_the_second(tmp_path: Path) -> None
         for n in range(8):
             alice.emit(f"text {n}")
         views = alice.home.views
-        found = take(alice.home.store, Disk(), tmp_path, views=views, instance=alice.did, thread="th")
+        found, _ = stepped(take(alice.home.store, Disk(), tmp_path, views=views, instance=alice.did, thread="th"))
         hurt(alice, b"text 3", b"tent 3")
         with pytest.raises(SplError) as caught:
             list(found.pieces)
@@ -123,3 +124,16 @@ async def test_a_snapshot_ends_when_the_store_stops(tmp_path: Path, thread: str)
         with pytest.raises(SplError) as caught:
             taken(alice, tmp_path, instance=alice.did, thread=thread)
         assert caught.value.code == "shutting-down"
+
+
+async def test_the_first_pass_is_cut_into_steps(tmp_path: Path) -> None:
+    """Others read between two of them, however long the thread is."""
+    async with nodes(tmp_path, "alice") as [alice]:
+        for n in range(2 * STEP_RECORDS):
+            alice.emit(str(n))
+        for thread in ("th", ""):
+            found, steps = stepped(
+                take(alice.home.store, Disk(), tmp_path, views=alice.home.views, instance=alice.did, thread=thread)
+            )
+            assert steps >= 3
+            assert json.loads(found.header)["count"] >= 2 * STEP_RECORDS
