@@ -375,11 +375,10 @@ class Ingest:
         outcomes: list[Outcome] = []
         if items:
             self.budget.check(pair.pair_id)
-            size = sum(map(size_of, items))
-            self.budget.charge(pair.pair_id, size)
-            loop = asyncio.get_running_loop()
+            loop, size = asyncio.get_running_loop(), sum(map(size_of, items))
             answer: asyncio.Future[list[Outcome]] = loop.create_future()
             self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)
+            self.budget.charge(pair.pair_id, size)
             try:
                 outcomes = await answer
             except SplError:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,21 +223,28 @@ async def test_positions_without_records_count_too(tmp_path: Path) -> None:
         assert INTAKE_PAUSED in codes
 
 
-async def test_what_a_full_disk_refuses_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def full(lots: list[tuple[object, asyncio.Future[object]]], post: object) -> None:
+    for _, answer in lots:
+        answer.set_exception(SplError("store-full"))
+
+
+def busy(lots: list[tuple[object, asyncio.Future[object]]], post: object) -> None:
+    raise SplError("overloaded")
+
+
+@pytest.mark.parametrize(("refuse", "code"), [(full, "store-full"), (busy, "overloaded")])
+async def test_what_the_writer_refuses_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: Callable[..., None], code: str
+) -> None:
     """A page that is tried again and again while the disk is full would otherwise pause the pair for a day."""
-
-    def full(lots: list[tuple[object, asyncio.Future[object]]], post: object) -> None:
-        for _, answer in lots:
-            answer.set_exception(SplError("store-full"))
-
     async with nodes(tmp_path, "alice", "bob", limits=FEW) as (alice, bob):
         join(alice, bob)
         sent = [alice.emit(f"{n}").id for n in range(2)]
         before = bob.sync.status(PAIR).intake.day_bytes
         with monkeypatch.context() as patched:
-            patched.setattr(bob.home.writer, "submit_posted", full)
+            patched.setattr(bob.home.writer, "submit_posted", refuse)
             for _ in range(5):
-                assert await code_of(bob.sync.pull(PAIR)) == "store-full"
+                assert await code_of(bob.sync.pull(PAIR)) == code
         assert bob.sync.status(PAIR).intake.day_bytes <= before
         await bob.sync.pull(PAIR)
         assert sorted(bob.ids()) == sorted(sent)
