@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Collection, Iterator
+from functools import partial
 from typing import Final
 
 from ..core import when
@@ -50,7 +51,7 @@ async def restore(request: Request, principal: Principal, services: Services) ->
     upload = request.query.get("upload", "")
     dry_run, skip = _flag(request, "dry_run"), _flag(request, "skip_damaged")
     read = _reader(request.body)
-    owner = Uploader(principal.token_id, is_admin(principal))
+    owner = Uploader(principal.token_id, is_admin(principal), bool(principal.namespaces))
     if upload:
         if len(upload) != UPLOAD_CHARS or not set(upload) <= set("0123456789abcdef"):
             raise field_error("upload", f"must be {UPLOAD_CHARS} hex digits")
@@ -65,9 +66,8 @@ async def restore(request: Request, principal: Principal, services: Services) ->
     def prepare(pairs: Collection[Pair]) -> None:
         asyncio.run_coroutine_threadsafe(services.pairing.recall(pairs), loop).result()
 
-    plan = await asyncio.to_thread(
-        services.restorer.run, read, rights, dry_run=dry_run, skip_damaged=skip, prepare=prepare
-    )
+    run = partial(services.restorer.run, read, rights, dry_run=dry_run, skip_damaged=skip, owner=owner, prepare=prepare)
+    plan = await loop.run_in_executor(services.restorer.pool, run)
     return json_response(_planned(plan, dry_run))
 
 

@@ -8,12 +8,19 @@ A file that a disk damaged is refused whole, unless the caller skips what is dam
 then prove nothing, ids and signatures still prove each line.
 
 Nothing holds the file in memory: ids are sorted on disk (`IdDigest`), an upload is a file without a name.
+
+A restore belongs to a token, from the first piece of an upload to its end: one at a time each, three of them for those
+that are no operator's, and one place more that only an operator takes.  An upload that others wait for gives way after
+a minute without a piece.  They run beside each other; what two of them bring is stored once, as of two peers.
+Rejected: one at a time for all, because one tenant's restores then kept out everybody's.
 """
 
 import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,7 +30,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import Gate, Roots, Trust
 from ..core.identity.did import Chain
-from ..core.limits import Limits
+from ..core.limits import MIB, Limits
 from ..core.pair.pair import Pair
 from ..core.record import namespace, record
 from ..core.record.record import Envelope
@@ -38,10 +45,13 @@ from .writes import Arrive, Commit
 log = logging.getLogger("spl.store")
 
 ORIGIN: Final = "restore"
-UPLOADS_MAX: Final = 4
-UPLOADS_OF_OTHERS_MAX: Final = 3
+RESTORES_MAX: Final = 4
+RESTORES_OF_OTHERS_MAX: Final = 3
 """Of those whose token is no operator's: they never take the last place."""
 UPLOAD_IDLE_MS: Final = 600_000
+UPLOAD_WAITED_MS: Final = 60_000
+BOUND_BYTES: Final = 1024 * MIB
+"""What a token that is bound to namespaces may send; four files of `restore_bytes` would fill most disks."""
 SHOWN: Final = 10
 SUBMIT_TRIES: Final = 300
 SUBMIT_AGAIN_S: Final = 0.1
@@ -103,10 +113,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Uploader:
-    """Who sends an upload: the id of a token, "" without one, and whether it is an operator's."""
+    """Who restores: the id of a token, "" without one, whether it is an operator's, or bound to namespaces."""
 
     token: str
     admin: bool
+    bound: bool = False
+
+
+OPERATOR: Final = Uploader("", admin=True)
 
 
 @dataclass(slots=True)
@@ -118,38 +132,39 @@ class _Upload:
 
 
 class Restorer:
-    """Restores into one home.  Blocks on the disk; callable from any thread, one restore at a time."""
+    """Restores into one home.  Blocks on the disk; callable from any thread.
+
+    `pool` is where restores run, so that long ones take no thread that short reads need.
+    """
 
     def __init__(self, writer: Writer, home: Path, disk: Disk, limits: Limits, *, now_ms: Callable[[], int]) -> None:
         self.writer, self.limits = writer, limits
         self._home, self._folder, self._disk, self._now_ms = home, home / FOLDER, disk, now_ms
         self._roots = Roots(limits.verified_roots)
         self._uploads: dict[Uploader, _Upload] = {}
-        self._turn = threading.Lock()
-        self._uploading = threading.Lock()
+        self._running: set[Uploader] = set()
+        self._places = threading.Lock()
+        self.pool = ThreadPoolExecutor(RESTORES_MAX, "spl-restore")
 
     def add(self, owner: Uploader, upload: str, at: int, data: bytes) -> int:
         """Append a piece to an upload, which begins with a piece at 0, and return its size in bytes.
 
-        An upload is a file without a name, so a crash leaves nothing of it.  Idle for 10 minutes it is forgotten, and
-        a token's next one replaces it at once, so that an interrupted client can begin again.
+        An upload is a file without a name, so a crash leaves nothing of it.  Idle for 10 minutes it is forgotten when
+        another begins, and a token's next one replaces it at once, so that an interrupted client can begin again.
         Raises SnapshotError "snapshot-upload", "overloaded", "body-too-large", "home-unusable".
         """
-        with self._uploading:
+        most = min(self.limits.restore_bytes, BOUND_BYTES) if owner.bound else self.limits.restore_bytes
+        with self._places:
             now_ms = self._now_ms()
-            fresh = {who: item for who, item in self._uploads.items() if now_ms - item.touched_ms < UPLOAD_IDLE_MS}
-            self._uploads = fresh
             if at == 0:
-                held = fresh.keys() - {owner}
-                plain = sum(not each.admin for each in held)
-                if len(held) >= UPLOADS_MAX or (not owner.admin and plain >= UPLOADS_OF_OTHERS_MAX):
-                    raise SnapshotError("overloaded", f"{len(held)} restores are being sent already")
-                fresh[owner] = _Upload(upload, scratch(self._disk, self._folder, "restore"), 0, now_ms)
-            item = fresh.get(owner)
+                self._make_place(owner, now_ms)
+                file = scratch(self._disk, self._folder, "restore")
+                self._uploads[owner] = _Upload(upload, file, 0, now_ms)
+            item = self._uploads.get(owner)
             if item is None or item.name != upload or item.size != at:
                 raise SnapshotError("snapshot-upload", f"no piece is expected at {at}")
-            if at + len(data) > self.limits.restore_bytes:
-                raise SnapshotError("body-too-large", f"a restore has at most {self.limits.restore_bytes} bytes")
+            if at + len(data) > most:
+                raise SnapshotError("body-too-large", f"a restore has at most {most} bytes")
             self._check_room(len(data))
             item.file.pwrite(data, at)
             item.size, item.touched_ms = at + len(data), now_ms
@@ -157,7 +172,7 @@ class Restorer:
 
     def take(self, owner: Uploader, upload: str) -> Read:
         """Return the reader of a complete upload and forget it; raise SnapshotError "snapshot-upload"."""
-        with self._uploading:
+        with self._places:
             item = self._uploads.get(owner)
             if item is not None and item.name == upload:
                 del self._uploads[owner]
@@ -166,19 +181,17 @@ class Restorer:
         return item.file.pread
 
     def run(
-        self, read: Read, rights: Rights, *, dry_run: bool, skip_damaged: bool = False,
+        self, read: Read, rights: Rights, *, dry_run: bool, skip_damaged: bool = False, owner: Uploader = OPERATOR,
         prepare: Callable[[Collection[Pair]], object] = len,
     ) -> Plan:  # fmt: skip
         """Verify the snapshot and, unless `dry_run`, store what is new; return what there was to do.
 
         With `skip_damaged` lines that are no records are passed over, and count and digest of the header do not matter.
         `prepare` gets the pairs as they will be, before any is stored: their secrets come first.
-        Raises SnapshotError "snapshot-malformed", and without `dry_run` the first refusal with the facts line and
-        refused; then nothing is stored.
+        Raises SnapshotError "overloaded", "snapshot-malformed", and without `dry_run` the first refusal with the facts
+        line and refused; then nothing is stored.
         """
-        if not self._turn.acquire(blocking=False):
-            raise SnapshotError("overloaded", "another restore is running")
-        try:
+        with self._place(owner):
             plan, places = self._verify(read, rights, skip_damaged)
             if dry_run:
                 return plan
@@ -193,8 +206,34 @@ class Restorer:
             fields = {"records": plan.header.count, "new": plan.new, "thread": plan.header.thread or "all"}
             log.info(**event("store.restored", **fields, damaged=plan.damaged))
             return plan
+
+    @contextmanager
+    def _place(self, owner: Uploader) -> Iterator[None]:
+        with self._places:
+            if owner in self._running:
+                raise SnapshotError("overloaded", "another restore of this token is running")
+            self._make_place(owner, self._now_ms())
+            self._running.add(owner)
+        try:
+            yield
         finally:
-            self._turn.release()
+            with self._places:
+                self._running.discard(owner)
+
+    def _make_place(self, owner: Uploader, now_ms: int) -> None:
+        """Forget uploads that are idle, and one more if there is no place for this token; raise "overloaded" then."""
+        self._uploads = {
+            who: item for who, item in self._uploads.items() if now_ms - item.touched_ms < UPLOAD_IDLE_MS
+        }  # fmt: skip
+        held = (self._uploads.keys() | self._running) - {owner}
+        plain = {each for each in held if not each.admin}
+        if len(held) < RESTORES_MAX and (owner.admin or len(plain) < RESTORES_OF_OTHERS_MAX):
+            return
+        sent = {who: self._uploads[who].touched_ms for who in plain - self._running}
+        oldest = min(sent, key=sent.__getitem__, default=None)
+        if oldest is None or now_ms - sent[oldest] < UPLOAD_WAITED_MS:
+            raise SnapshotError("overloaded", f"{len(held)} restores are under way already")
+        del self._uploads[oldest]
 
     def _verify(self, read: Read, rights: Rights, skip_damaged: bool) -> tuple[Plan, "_Places"]:
         if self.writer.signer is None:
