@@ -203,7 +203,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "upkeep": upkeep,
         "peer_words": words(found.chain.present),
         "our_words": words(identity.chain.present) if identity else None,
-        "tokens": list(_tokens(found, services.now_ms())),
+        "tokens": list(_tokens(services, found)),
         **_shared(services, found),
         "refused_records": services.views.refused.get(found.pair_id, 0),
         "transitions": [
@@ -224,11 +224,13 @@ def _shared(services: Services, found: Pair) -> dict[str, object]:
     }
 
 
-def _tokens(found: Pair, now_ms: int) -> Iterator[dict[str, object]]:
+def _tokens(services: Services, found: Pair) -> Iterator[dict[str, object]]:
     """Yield both tokens by name; the plaintext of neither is ever shown."""
+    now_ms, tokens = services.now_ms(), services.views.tokens
     for direction, token in (("issued to us", found.issued_to_us), ("issued by us", found.issued_by_us)):
         if token is not None:
-            dead = found.phase == pairs.Phase.REVOKED
+            ours = tokens.get(token.token_id) if token is found.issued_by_us else None
+            dead = found.phase == pairs.Phase.REVOKED or (ours is not None and ours.revoked)
             state = "revoked" if dead else "expired" if token.expires_at_ms <= now_ms else "live"
             yield {
                 "direction": direction,

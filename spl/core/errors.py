@@ -157,6 +157,7 @@ CODES: Final[dict[str, Code]] = {
     "manifest-differs-outside": Code(502, 10, "The manifest that arrives differs from the one the daemon serves: a cache or a proxy is between.", "let the proxy pass /.well-known/ uncached and unchanged"),
     "reverse-unreachable": Code(502, 9, "The peer cannot reach us, so it cannot pull; we still pull from it.", "make public_url reachable from there: port, tunnel or DNS"),
     "token-expiring": Code(401, 3, "A token of the pair expires soon, and the daemons have not been able to renew it.", "spl federation refresh PAIR_ID"),
+    "token-withdrawn": Code(401, 3, "A token of the pair was revoked here, so the peer can read nothing from this instance.", "spl token rotate PAIR_ID; to end the pair: spl federation revoke PAIR_ID"),
     "token-expired": Code(401, 4, "A token of the pair has expired; cursors are kept and nothing is lost.", "spl federation refresh PAIR_ID"),
     "token-scope": Code(403, 4, "The peer's token lacks a scope: sync needs federation:sync and federation:subscribe.", "spl federation refresh PAIR_ID"),
     "peer-paused": Code(409, 7, "The peer paused the pair, and only the peer can resume it; nothing is lost.", "on the peer: spl federation resume PAIR_ID"),

@@ -237,6 +237,7 @@ PAIR: Final = (
     Check("handshake", ("handshake-pending",), _nothing),
     Check("reverse", ("reverse-unreachable",), _reverse, (*_REACHED, "token")),
     Check("token", ("peer-revoked", "token-expired", "token-expiring", "auth-invalid"), _token, _REACHED),
+    Check("own-token", ("token-withdrawn",), _nothing),
     Check("scopes", ("token-scope",), _scopes, ("token",)),
     Check("cursor", ("cursor-stalled", "cursor-skip-suspect", "peer-rewound", "pair-degraded"), _cursor,
           (*_REACHED, "token")),

@@ -226,6 +226,11 @@ def expired(facts: Facts) -> str:
     return ""
 
 
+def withdrawn(facts: Facts) -> str:
+    token = facts.own_token_revoked
+    return f"{token} of {facts.label} is revoked here, so {facts.label} cannot read" if token else ""
+
+
 def scope(facts: Facts) -> str:
     if facts.scopes_missing:
         return f"the peer's token for us lacks {', '.join(facts.scopes_missing)}"

@@ -65,7 +65,7 @@ class Doctor:
         slow = gather.adapters_slow(home.writer.listeners.summary())
         return replace(
             known, locking_rule=locks_out_handshake(home.views.rules), adapters_slow=slow,
-            auth_off=not self.settings.now.auth_required,
+            auth_off=not self.settings.now.auth_required, config_error=self.settings.fault,
         )  # fmt: skip
 
     def _with_pair(self, known: Facts, pair: Pair) -> Facts:
@@ -79,9 +79,16 @@ class Doctor:
             unmoved=place is not None and at_ms is not None and place.at_ms < self._started_ms < at_ms,
             uptime_s=(now_ms - self._started_ms) / 1000,
             now_ms=now_ms,
+            revoked=self._revoked_token(pair),
         )
         known = gather.with_pair(known, pair, self.health, context)
         return gather.with_consent(known, pair, self.pairing.handover.grants.of(pair), self.home.views.namespaces)
+
+    def _revoked_token(self, pair: Pair) -> str:
+        """Return the id of our token for the peer of a live pair, if our operator revoked it; else ""."""
+        ours = pair.issued_by_us if pair.live else None
+        token = self.home.views.tokens.get(ours.token_id) if ours is not None else None
+        return token.token_id if token is not None and token.revoked else ""
 
     # -- by asking
 

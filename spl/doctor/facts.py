@@ -103,6 +103,8 @@ class Facts:
     ended_by_peer: bool = False
     waits_for: str = ""
     """Who has to decide on a pair request: "us", "peer" or ""."""
+    peer_mode: str = ""
+    """How the peer reads from us, as it says."""
     cloned: str = ""
     """Whose identity two daemons use: "peer", "us" or ""."""
     reach: str = ""
@@ -132,6 +134,8 @@ class Facts:
     token_due: bool = False
     own_token_left_ms: int | None = None
     own_token_due: bool = False
+    own_token_revoked: str = ""
+    """The id of our token for the peer, if our operator revoked it."""
     scopes: tuple[str, ...] = ()
     scopes_missing: tuple[str, ...] = ()
     grants_count: int = 0

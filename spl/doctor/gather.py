@@ -63,6 +63,8 @@ class PairContext:
     unmoved: bool
     uptime_s: float
     now_ms: int
+    revoked: str = ""
+    """The id of our token for the peer, if it is revoked."""
 
 
 def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits, now_ms: int) -> Facts:
@@ -145,6 +147,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         ended_by_peer=pair.ended and pair.reason.startswith(REVOKED_BY_PEER),
         waits_for=_waits_for(pair),
         reach=context.reach,
+        peer_mode=str(status.peer_view.get("mode", "")),
         cloned=status.cloned,
         clock=status.clock,
         unmoved=context.unmoved,
@@ -155,6 +158,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         queue_max=status.queue_max,
         intake_wait_s=status.intake.wait_s,
         overdue_s=_overdue_s(pair, health, context, known.limits),
+        own_token_revoked=context.revoked,
     )
     known = _with_peer_lag(known, pair, health, context.offered)
     known = _with_tokens(known, pair, context.now_ms)
@@ -239,12 +243,16 @@ def _with_peer_lag(known: Facts, pair: Pair, health: HealthSampler, offered: Off
     """Add how far the peer is with what we offer.
 
     It may take as long as a stream may be silent, and three of its own intervals; of a peer that never read twice the
-    interval is unknown, and nothing is said.
+    interval is unknown, and one that reads on demand takes as long as its operator likes: nothing is said of either.
     """
     if not pair.serve_allowed:
         return known
     behind_s, interval_s = health.behind_s(pair.pair_id), offered.interval_s
-    allowed_s = inf if interval_s is None else max(known.limits.stream_silence_s, PEER_INTERVALS * interval_s)
+    allowed_s = (
+        inf
+        if interval_s is None or known.peer_mode == ON_DEMAND
+        else max(known.limits.stream_silence_s, PEER_INTERVALS * interval_s)
+    )
     late_s = behind_s if behind_s > allowed_s else 0.0
     return replace(known, peer_acked=offered.acked, peer_lag=offered.lag_records, peer_behind_s=late_s)
 

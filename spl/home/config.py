@@ -69,6 +69,8 @@ class Settings:
 
     def __init__(self, config: Config) -> None:
         self.now = config
+        self.fault = ""
+        """Why the last reload failed; the next start would not come up."""
 
     def take(self, config: Config) -> tuple[list[str], list[str]]:
         """Put a newer configuration in force; return the keys that changed, and those that wait for a restart.
@@ -156,7 +158,7 @@ def _limits(table: object, text: str) -> Limits:
     if not isinstance(table, dict):
         raise ConfigError("config-invalid", f"{FILE_NAME}: limits is a table")
     for name, value in table.items():
-        place = f"{FILE_NAME}:{_line_of(text, name)}"
+        place = f"{FILE_NAME}:{_line_of(text, 'limits.' + name)}"
         if name not in known:
             raise ConfigError("config-invalid", f"{place}: unknown limit {name!r}")
         most = LIMITS_RAISED_MAX.get(name, known[name])
@@ -172,7 +174,8 @@ def _line_of(text: str, key: str) -> int:
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would also count U+0085 and U+2028
         head = re.match(r"\s*\[([^\]]+)\]", line)
         here = head[1].strip() if head else here
-        if re.match(rf"\s*{re.escape(name if here == table or not table else key)}\s*=", line):
+        set_here = name if here == table else key if not here else ""
+        if set_here and re.match(rf"\s*{re.escape(set_here)}\s*=", line):
             return number
     return 1
 

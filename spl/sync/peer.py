@@ -14,6 +14,7 @@ from typing import Any, Final
 from ..core import canon, when
 from ..core.errors import SplError, cli_code
 from ..core.identity import bearer
+from ..core.identity.did import label_of
 from ..core.identity.manifest import CHANGES_PATH, RECORDS_PATH
 from ..core.pair.aitl import Status
 from ..core.pair.pair import Pair, PairError
@@ -136,7 +137,7 @@ class PeerClient:
         """Return the peer's 200 answer; raise SyncError or ReachError."""
         reply = await self.fetch(pair, method, target, body, media)
         if reply.status != 200:
-            raise _refusal(reply)
+            raise _refusal(pair, reply)
         return reply
 
     async def fetch(
@@ -185,7 +186,7 @@ class PeerClient:
                 raise
             if again and exc.peer_status == 401 and self._learns_time(pair, exc.peer_body):
                 return await self._opened(stack, pair, target, again=False)
-            raise _refusal(Reply(exc.peer_status, {}, exc.peer_body, "")) from exc
+            raise _refusal(pair, Reply(exc.peer_status, {}, exc.peer_body, "")) from exc
 
     def _learns_time(self, pair: Pair, body: bytes) -> bool:
         """Return whether the peer refused a proof for its time only, and told one near ours to sign by.
@@ -258,7 +259,7 @@ def _addresses_in(url: str) -> tuple[str, ...]:
     return LOOPBACK if host == "localhost" else (host,) if is_address(host) else ()
 
 
-def _refusal(reply: Reply) -> SyncError:
+def _refusal(pair: Pair, reply: Reply) -> SyncError:
     """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
     fields = _fields(reply.body)
     code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
@@ -272,7 +273,11 @@ def _refusal(reply: Reply) -> SyncError:
     cursor = fields.get("cursor") if code == "push-position" else None
     after, revoked = fields.get("retry_after_s"), fields.get("reason") == TOKEN_REVOKED
     after_s = float(max(0, min(after, RETRY_AFTER_MAX_S))) if type(after) is int else 0.0
-    return SyncError(code, message, view=found, cursor=cursor, revoked=revoked, retry_after_s=after_s)
+    refused = SyncError(code, message, view=found, cursor=cursor, revoked=revoked, retry_after_s=after_s)
+    if code == "auth-invalid":
+        label, pair_id = label_of(pair.peer_did), pair.pair_id
+        refused.hint = f"on {label}: spl token rotate {pair_id}" if revoked else f"spl federation refresh {pair_id}"
+    return refused
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class Source:
         return self.counts.advance(pair_id, self.view_at(pair_id, self.scope(pair), last_seq))
 
     def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
-        """Return how we see the pair, for the peer: state, reason, head, acked, queue, consent, reach and cloned if so.
+        """Return how we see the pair, for the peer: state, reason, head, acked, queue, mode, consent, reach, cloned.
 
         `head` is None while it is counted for the first time.  A reader with its own token (`query.reads`) gets the
         same form.
@@ -249,6 +249,7 @@ class Source:
             "acked": acked,
             "queue": self.reaches.queue_records(pair_id),
             **({"consent": weight} if weight else {}),
+            "mode": pair.mode,
             **({"reach": reach} if reach else {}),
             **({"cloned": True} if self.reaches.cloned(pair_id) == PEER_CLONED else {}),
         }

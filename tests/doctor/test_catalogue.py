@@ -82,6 +82,7 @@ CASES: dict[str, dict[str, Any]] = {
     "peer-revoked": {"ended_by_peer": True},
     "token-expiring": {"token_left_ms": 3 * 86_400_000, "token_due": True},
     "token-expired": {"token_left_ms": -7_200_000},
+    "token-withdrawn": {"own_token_revoked": "tok_00000001", "label": "bob"},
     "token-scope": {"scopes_missing": ("federation:subscribe",)},
     "auth-invalid": {"token_refused": "the peer answers 401: the bearer token is unknown here"},
     "peer-paused": {"paused_by": "peer"},

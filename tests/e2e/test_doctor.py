@@ -91,6 +91,36 @@ def test_our_own_home_twice(alice: Instance, bob: Instance, make: Make, pair_id:
     assert "identity-cloned" in problems(alice, pair_id)
 
 
+def test_a_token_that_its_own_side_revoked(alice: Instance, bob: Instance, pair_id: str) -> None:
+    """The side that revoked it is told that the peer cannot read; the step that it names lets it read again."""
+    token = next(item for item in bob.pair(pair_id)["tokens"] if item["direction"] == "issued by us")
+    bob.run("token", "revoke", token["token_id"])
+    refused = alice.run("sync", pair_id, code=None)
+    assert f"fix       on bob: spl token rotate {pair_id}" in refused.err
+    fix = problems(bob, pair_id)["token-withdrawn"]
+    assert fix == f"spl token rotate {pair_id}"
+    shown = next(item for item in bob.pair(pair_id)["tokens"] if item["direction"] == "issued by us")
+    assert shown["state"] == "revoked"
+    assert bob.run("status", "--check", code=3)
+    bob.run(*fix.split()[1:])
+    assert "token-withdrawn" not in problems(bob, pair_id)
+    eventually(lambda: alice.run("sync", pair_id, code=None).code == 0, "alice reads again")
+
+
+def test_a_configuration_that_a_reload_refused(alice: Instance) -> None:
+    """`status` says it as `doctor` does: the next start would not come up."""
+    config = alice.home / "config.toml"
+    before = config.read_text() if config.exists() else ""
+    alice.configure("foo = 1\n" + before)
+    assert alice.process is not None
+    alice.process.send_signal(signal.SIGHUP)
+    eventually(lambda: alice.run("status", "--check", code=None).code == 3, "status names it")
+    assert "config-invalid" in [item["code"] for item in alice.data("status")["attention"]]
+    alice.configure(before)
+    alice.process.send_signal(signal.SIGHUP)
+    eventually(lambda: alice.run("status", "--check", code=None).code == 0, "it is gone")
+
+
 def test_a_home_and_its_copy_run_at_once(alice: Instance, bob: Instance, make: Make, pair_id: str) -> None:
     """Both are told, and so is the peer; when the copy has gone, its identity is one again."""
     alice.stop()

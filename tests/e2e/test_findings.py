@@ -45,6 +45,7 @@ BESIDE = {
     "peer-4xx": test_doctor.test_what_a_proxy_does_to_a_peer,
     "handshake-401": test_doctor.test_a_rule_that_locks_out_every_handshake,
     "reverse-unreachable": test_doctor.test_a_side_that_the_peer_cannot_reach,
+    "token-withdrawn": test_doctor.test_a_token_that_its_own_side_revoked,
     "token-expired": test_doctor.test_a_token_that_expired,
     "peer-paused": test_doctor.test_a_peer_that_paused_and_then_revoked,
     "peer-revoked": test_doctor.test_a_peer_that_paused_and_then_revoked,

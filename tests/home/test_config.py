@@ -41,6 +41,8 @@ def test_flag_wins_over_environment_over_file() -> None:
         ("port = 70000\n", 1, "port number"),
         ('public_url = "ftp://x"\n', 1, "http"),
         ('public_url = "https://x/y"\n', 1, "without a path"),
+        ('port = 9100\nlimits.body_bytes = "x"\n', 2, "body_bytes"),
+        ('[limits]\nbody_bytes = "x"\n', 2, "body_bytes"),
         ('public_url = "https://x.:9100"\n', 1, "without a final dot"),
         ('[federation]\npoll_interval = "1"\n', 2, "poll_interval"),
         ("[limits]\nrecord_bytes = 99999999\n", 2, "at most"),

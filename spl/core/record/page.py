@@ -158,7 +158,7 @@ def decode_many(data: bytes) -> Any:
 
 def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
     """Return the members of a peer's view that are of the known form; texts are cut at 200 characters."""
-    texts = {name: view[name][:200] for name in ("state", "reason") if isinstance(view.get(name), str)}
+    texts = {name: view[name][:200] for name in ("state", "reason", "mode") if isinstance(view.get(name), str)}
     counts = {
         name: view[name]
         for name in ("head", "acked", "queue", "clock", "consent")
