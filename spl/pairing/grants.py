@@ -278,6 +278,8 @@ class Handover:
         self.grants, self.pairs = grants, grants.pairs
         self._initiator, self._handshakes, self._stepper = initiator, handshakes, stepper
         self._states: dict[str, _HandoverState] = {}
+        self._lines = CountedLog(log)
+        """A peer that counts other grants in each view is asked for them once a second."""
 
     # -- what our operator asks
 
@@ -341,8 +343,8 @@ class Handover:
             await self.exchange(pair_id)
         except SplError as exc:
             state.backoff.failed(self.pairs.steady_ms(), PAUSE_MS)
-            fields = {"pair": pair_id, "code": exc.code, "attempt": state.backoff.attempt, "msg": exc.message}
-            log.info(**event("consent.not_handed_over", **fields))
+            attempt = state.backoff.attempt
+            self._lines.info("consent.not_handed_over", pair_id, exc.code, attempt=attempt, msg=exc.message)
         self._stepper.notify()
 
     async def exchange(self, pair_id: str) -> None:

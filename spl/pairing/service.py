@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, Final
 
 from ..core.errors import SplError
-from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.pair import steps
 from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
@@ -332,8 +331,7 @@ class Pairing:
             async with asyncio.timeout(TELL_TIMEOUT_S):
                 await self.handshakes.ask(pair_id, poll=True)
         except (SplError, TimeoutError) as exc:
-            fields = {"pair": pair_id, "code": getattr(exc, "code", "timeout")}
-            log.info(**event("pair.peer_not_told", **fields))
+            self._lines.info("pair.peer_not_told", pair_id, getattr(exc, "code", "timeout"))
 
     async def _tell_revoked(self, pair_id: str) -> None:
         """Tell the peer of a revocation for at most 5 s, then complete it.
@@ -442,13 +440,11 @@ class Pairing:
         self._start(f"job-{self._jobs_count} {pair_id}", job)
 
     def _start(self, name: str, job: Job) -> None:
-        self._supervisor.start(name, partial(_refusable, name, job), restart=False)
+        self._supervisor.start(name, partial(self._refusable, name, job), restart=False)
 
-
-async def _refusable(name: str, job: Job) -> None:
-    """Run a job whose refusal is logged and ends nothing else."""
-    try:
-        await job()
-    except SplError as exc:
-        fields = {"pair": name.rpartition(" ")[2], "code": exc.code, "msg": exc.message}
-        log.warning(**event("pair.step_refused", **fields))
+    async def _refusable(self, name: str, job: Job) -> None:
+        """Run a job whose refusal is logged and ends nothing else; a peer can cause one with each message."""
+        try:
+            await job()
+        except SplError as exc:
+            self._lines.warning("pair.step_refused", name.rpartition(" ")[2], exc.code, msg=exc.message)

@@ -205,3 +205,16 @@ async def test_grants_are_weighed_again_only_when_they_changed(tmp_path: Path, m
         cut(world)
         await handover.set_grant(pair_id, "music", "music", L2)
         assert handover.next_s() < float("inf"), "a grant that changed is handed over"
+
+
+async def test_a_peer_that_counts_other_grants_each_time_fills_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scene(tmp_path) as (world, a, _b, pair_id):
+        cut(world)
+        with caplog.at_level("INFO", "spl.federation"):
+            while (calls := len(consent_calls(world))) < 30:
+                a.pairing.handover.seen(pair_id, {"head": 0, "consent": 100 + calls})
+                await a.pairing.handover.maintain(pair_id)
+                await asyncio.sleep(0)
+        assert 1 <= sum(each.message == "consent.not_handed_over" for each in caplog.records) < 15

@@ -371,3 +371,19 @@ async def test_a_request_of_a_peer_with_a_live_pair_supersedes_it_and_inherits_t
         assert b.pairing.pairs.resolve(old).reason == "superseded"
         assert b.alive[0].inherits == old
         assert b.home.views.positions[new].cursor == "sealed"
+
+
+async def test_steps_that_are_refused_again_and_again_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A peer can cause one with each message, and a line each would drive all others out of the files."""
+    async with paired(tmp_path) as (_world, a, _b, pair_id):
+
+        async def refused() -> None:
+            raise PairError("pair-state-conflict", "again")
+
+        for _ in range(30):
+            a.pairing.stepper.start(pair_id, refused)
+            await a.jobs_done(pair_id)
+        await until(lambda: any(each.message == "pair.step_refused" for each in caplog.records))
+        assert sum(each.message == "pair.step_refused" for each in caplog.records) < 15
