@@ -97,11 +97,10 @@ def test_a_long_thread_of_hidden_records_is_not_read_at_all(store: Log) -> None:
     put(store, *(a_record(n) for n in range(2 * PIECE_ROWS + 1)))
     states, nobody = ThreadStates(store), frozenset({"none"})
     assert len(read(states, COUNT, store.last_seq, ns=nobody)) == 1
-    calls = [
-        calls_of(partial(read, ThreadStates(store), SUM, store.last_seq, thread, nobody))
-        for thread in ("th", "unknown")
-    ]
-    assert calls[0] == calls[1]
+    hidden, unknown = (
+        calls_of(partial(read, ThreadStates(store), SUM, store.last_seq, thread, nobody)) for thread in ("th", "none")
+    )
+    assert abs(hidden - unknown) < PIECE_ROWS, "no call for each row; some may be the garbage collector's"
 
 
 def test_rules_of_one_fold_and_field_share_a_state(store: Log) -> None:
