@@ -8,4 +8,5 @@ health              samples in memory: how long a pair fails or stands still
 gather              facts from the daemon, a pair's state and a home, without asking the peer
 peer_check          facts from asking the peer, and what this side answers when it is asked
 examine             the report
+mend                the store is kept whole, for the daemon and for `spl store check --repair`
 """

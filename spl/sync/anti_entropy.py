@@ -148,11 +148,12 @@ class AntiEntropy:
         """Compare once; return the seconds until the next time."""
         state.requested, requested = False, state.requested
         try:
-            state.last = await self._compare(pair_id)
+            state.last, requested = await self._compare(pair_id), False
         except SplError as exc:
-            state.requested = requested or state.requested
             log.debug(**event("compare.failed", pair=pair_id, code=exc.code, attempt=state.backoff.attempt + 1))
             return state.backoff.failed()
+        finally:
+            state.requested = requested or state.requested
         state.backoff.reset()
         state.backoff.redraw()
         await asyncio.sleep(APART_S)  # requests that come meanwhile are answered by one comparison

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,27 @@ async def test_a_pair_on_demand_is_compared_on_request_alone(
     async with running(ann):
         await until(lambda: ann.anti_entropy.last("pair_00000002"))
         assert ann.anti_entropy.last(pair_id) is None
+        ann.anti_entropy.request(pair_id)
+        await until(lambda: ann.anti_entropy.last(pair_id))
+
+
+async def test_a_request_outlives_a_fault_of_our_own(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pair on demand has no other comparison, so a crash must not lose the one that was requested."""
+    monkeypatch.setattr(anti_entropy, "FIRST_S", 0.0)
+    ann, _, pair_id = pair
+    ann.change_pair(pair_id, mode="on-demand")
+    mend, calls = ann.reconcile.mend, list[str]()
+
+    async def fails_once(pair_id: str, **options: Any) -> Any:
+        calls.append(pair_id)
+        if len(calls) == 1:
+            raise RuntimeError
+        return await mend(pair_id, **options)
+
+    monkeypatch.setattr(ann.reconcile, "mend", fails_once)
+    async with running(ann):
         ann.anti_entropy.request(pair_id)
         await until(lambda: ann.anti_entropy.last(pair_id))
 
