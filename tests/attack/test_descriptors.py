@@ -8,21 +8,26 @@ import contextlib
 import json
 import resource
 import socket
+import ssl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import pytest
+import trustme
 
 from tests.attack.probes import (
     LOCAL,
+    MIB,
     Bounded,
     assert_serving,
     crash_of,
     dial,
+    forget_peak,
     head,
     instances,
     is_open,
+    peak_bytes,
     pid_of,
     received,
     serves,
@@ -31,7 +36,7 @@ from tests.attack.probes import (
     status_of,
     until,
 )
-from tests.e2e.harness import DEADLINE_S, Instance, eventually
+from tests.e2e.harness import DEADLINE_S, Instance, eventually, free_port
 
 SHARE: Final = 64
 """Connections that one address may hold."""
@@ -170,3 +175,26 @@ def test_an_address_full_of_working_connections_is_told(daemon: Instance) -> Non
         assert serves(daemon, NEIGHBOUR)
         for sock in streams:
             until(sock, b"event: heartbeat")
+
+
+def test_tls_handshakes_that_stop_half_way_cost_little_and_lock_nobody_out(tmp_path: Path) -> None:
+    """Five hundred from ten addresses; another one is served by the same listener."""
+    port, ca = free_port(), trustme.CA()
+    leaf = ca.issue_cert(LOCAL)
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    leaf.private_key_pem.write_to_path(tmp_path / "key.pem")
+    config = f'[tls]\nlisten = "{LOCAL}:{port}"\ncertificate = "{tmp_path}/cert.pem"\nkey = "{tmp_path}/key.pem"\n'
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+    with instances(tmp_path) as make, contextlib.ExitStack() as stack:
+        served = make("served", config).start()
+        before = forget_peak(served)
+        for number in range(500):
+            sock = stack.enter_context(dial(port, f"127.0.6.{number % 10 + 1}"))
+            sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        raw = socket.create_connection((LOCAL, port), timeout=DEADLINE_S, source_address=(NEIGHBOUR, 0))
+        with context.wrap_socket(raw, server_hostname=LOCAL) as newcomer:
+            newcomer.sendall(ANSWERED)
+            assert status_of(received(newcomer)) == 200
+        assert peak_bytes(served) - before <= 20 * MIB
+        assert not crash_of(served)

@@ -307,3 +307,15 @@ def test_a_reading_token_cannot_take_every_connection(served: Instance) -> None:
     finally:
         for sock in lines:
             sock.close()
+
+
+def test_restores_of_one_token_keep_nobody_elses_out(served: Instance) -> None:
+    """A token that begins uploads without end has one at a time; another one's and the operator's are taken."""
+    tokens = [served.api("POST", "/v1/tokens", {"scopes": ["records:write"]}).json["token"] for _ in range(2)]
+
+    def begins(token: str, number: int) -> int:
+        path = f"/v1/threads/restore?upload={number:032x}&at=0&more=1"
+        return served.request("POST", path, b"x", {"authorization": f"Bearer {token}", "content-type": NDJSON}).status
+
+    assert {begins(tokens[0], number) for number in range(20)} == {200}
+    assert [begins(token, 20) for token in (tokens[1], served.token)] == [200, 200]
