@@ -71,6 +71,9 @@ class LazyDisk(Disk):
     def open_append(self, path: Path) -> File:
         return LazyFile(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))
 
+    def open_edit(self, path: Path) -> File:
+        return LazyFile(os.open(path, os.O_RDWR))
+
     def create(self, path: Path) -> File:
         return LazyFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
 
@@ -96,6 +99,9 @@ class FaultyDisk(Disk):
 
     def open_append(self, path: Path) -> File:
         return FaultyFile(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), self)
+
+    def open_edit(self, path: Path) -> File:
+        return FaultyFile(os.open(path, os.O_RDWR), self)
 
     def create(self, path: Path) -> File:
         fail(self.fail_create)

@@ -123,6 +123,10 @@ class Disk:
         """Return the file opened to append, created when absent (its name is durable after `fsync_dir`)."""
         return File(_open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT))
 
+    def open_edit(self, path: Path) -> File:
+        """Return a file that is there opened to read and write anywhere."""
+        return File(_open(path, os.O_RDWR))
+
     def open_read(self, path: Path) -> File:
         """Return the file opened to read."""
         return File(_open(path, os.O_RDONLY))

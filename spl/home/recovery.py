@@ -4,7 +4,7 @@ The index's last line is compared with the log by its running hash, and what fol
 
     clean stop      damaged lines are passed over and reported, nothing is cut
     any other end   bytes after the last good line of the last segment are cut (they were never acknowledged), and
-                    the rest is synced before it is served, because it may have been seen only by the page cache
+                    the rest is written again and synced before it is served, because it may be in the page cache only
     shortened       the mark of a clean stop counts more lines than there are: the others are reported as lost
 
 A damaged line keeps its seq and has an empty row in the index; its bytes stay where they are.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.errors import SplError
+from ..core.limits import MIB
 from ..core.record import record
 from ..core.record.levels import NAMES
 from .disk import TEMP_SUFFIX, Disk, File
@@ -29,6 +30,8 @@ CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"
 SETTLED_NAME: Final = "settled"
 DAMAGES_MAX: Final = 1000
+TAIL_BYTES: Final = 16 * MIB
+"""More than one write of the log: behind a write whose sync failed there is none."""
 
 _SMALL_BYTES_MAX: Final = 4096
 _SETTLED_BYTES_MAX: Final = 64 * DAMAGES_MAX
@@ -209,7 +212,7 @@ class Replay:
         self._commit()
 
     def cut_tail(self) -> int:
-        """Cut what follows the last good line in the last segment, sync the rest; return how many bytes were cut."""
+        """Cut what follows the last good line in the last segment, write and sync the rest; return the bytes cut."""
         segment, end = self._good_end
         if self._pending and self._pending < self._good_end:
             self._close_gap(self._chain.expected, self._pending, self._good_end)
@@ -217,7 +220,7 @@ class Replay:
         cut = active.size() - end if segment == self._segments.firsts[-1] else 0
         if cut > 0:
             active.truncate(end)
-        active.sync()
+        self._segments.write_again(TAIL_BYTES)
         return max(0, cut)
 
     def report_end(self, seq: int) -> None:

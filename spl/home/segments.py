@@ -145,6 +145,22 @@ class Segments:
         """Return the last segment opened to append."""
         return self._disk.open_append(self._path(self.firsts[-1]))
 
+    def write_again(self, bytes_max: int) -> None:
+        """Write the last bytes of the last segment once more, as they are, and sync them.
+
+        If a sync of an earlier process failed, the kernel may hold pages that it never writes: they are read as if
+        they were on the disk, and a later sync says nothing of them.
+        """
+        file = self._disk.open_edit(self._path(self.firsts[-1]))
+        at = max(0, file.size() - bytes_max)
+        try:
+            file.pwrite(file.pread(bytes_max, at), at)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):  # some file systems copy what is written again
+                raise
+        file.sync()
+        file.close()
+
     def drop_last(self) -> None:
         """Remove the last segment durably."""
         *self.firsts, last = self.firsts

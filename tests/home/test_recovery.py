@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -20,6 +21,7 @@ from spl.home.index import Index
 from spl.home.recovery import StoreError
 from spl.home.segments import RUN_START, Entry, LineError
 from spl.home.tables.lists import by_actor, by_thread_in
+from tests.sim.disk import MemoryDisk
 from tests.store_kit import AT_MS, FaultyDisk, contents, log_files, note, open_store, record, shown
 
 SMALL = Limits(segment_bytes=1100)
@@ -164,6 +166,24 @@ def test_an_unclean_log_is_synced_before_it_is_served(tmp_path: Path) -> None:
     open_store(tmp_path, disk).close()
     disk.fail_sync = errno.EIO
     assert contents(open_store(tmp_path, disk)) == [(1, record(1).payload)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_a_start_after_a_failed_sync_serves_outlasts_a_power_loss(seed: int) -> None:
+    """The kernel may drop what it failed to sync, shows it until then, and calls it synced when it is asked again."""
+    disk, folder = MemoryDisk(Random(seed)), Path("/home/store")
+    store = open_store(folder, disk)
+    store.append([record(1)], AT_MS)
+    disk.syncs_to_fail = 1
+    with pytest.raises(StoreError):
+        store.append([record(2), record(3)], AT_MS)
+    disk.revive(power_lost=False)
+    served = contents(store := open_store(folder, disk))
+    assert len(served) == 3
+    store.append([record(4)], AT_MS)
+    served = contents(store)
+    disk.revive(power_lost=True)
+    assert contents(open_store(folder, disk)) == served
 
 
 def test_a_missing_segment_is_reported_and_the_rest_served(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 Files are inodes, folders map names to them, and both know what was synced and what was only written since.  Death of
 the process keeps what was written; power loss keeps what was synced, and of the rest a part drawn by the dice: none,
 all, the first writes with a torn one at their end, or any of them, which leaves zeros where one is missing.  Names are
-lost in the order of a journal: those changed last, folder by folder.
+lost in the order of a journal: those changed last, folder by folder.  After a failed sync a part of the writes is on
+the disk, all of them are read until the power goes, and no later sync writes the others: so Linux does it.
 
 Rejected: real files and copies of them at each sync.  They show the same calls, cost a system call each, and what the
 kernel wrote back meanwhile is not ours to choose.
@@ -30,13 +31,11 @@ class Died(BaseException):
 class Inode:
     """One file: `data` is what is read, `synced` what a power loss leaves for sure."""
 
-    __slots__ = ("data", "doubtful", "synced", "writes")
+    __slots__ = ("data", "synced", "writes")
 
     def __init__(self, synced: bytes = b"") -> None:
         self.data, self.synced = bytearray(synced), bytearray(synced)
         self.writes: list[_Write] = []
-        self.doubtful: list[_Write] = []
-        """What a failed sync may have dropped; a later sync that succeeds says nothing of it."""
 
     def put(self, offset: int, data: bytes) -> None:
         _apply(self.data, offset, data)
@@ -47,16 +46,12 @@ class Inode:
             _apply(self.synced, offset, data)
         self.writes.clear()
 
-    def settle(self, dice: Random) -> None:
-        """Decide what became of the writes whose sync failed: on the disk after all, or gone from memory too."""
-        if self.doubtful:
-            for offset, data in self.doubtful:
-                if dice.random() < 0.5:
-                    _apply(self.synced, offset, data)
-            self.doubtful.clear()
-            self.data = bytearray(self.synced)
-            for offset, data in self.writes:
-                _apply(self.data, offset, data)
+    def lose(self, dice: Random) -> None:
+        """Let a sync fail: a part of the writes reached the disk, and the kernel takes the others for written too."""
+        for offset, data in self.writes:
+            if dice.random() < 0.5:
+                _apply(self.synced, offset, data)
+        self.writes.clear()
 
     def left(self, dice: Random) -> "Inode":
         """Return the file as a power loss leaves it."""
@@ -102,7 +97,7 @@ class MemoryFile(File):
         if self.disk.step():
             self.inode.put(offset, bytes(data[: self.disk.dice.randint(0, len(data))]) or b"\0")
             raise Died
-        room = self.disk.room_bytes()
+        room = self.disk.room_bytes() + len(self.inode.data) - offset
         if data and room < len(data):
             if room > 0:
                 self.inode.put(offset, bytes(data[:room]))
@@ -123,8 +118,7 @@ class MemoryFile(File):
         if self.disk.syncs_to_fail:
             self.disk.syncs_to_fail -= 1
             self.disk.failed = True
-            self.inode.doubtful += self.inode.writes
-            self.inode.writes.clear()
+            self.inode.lose(self.disk.dice)
             raise _fault(errno.EIO)
         self.inode.keep()
         return 0.1
@@ -189,8 +183,6 @@ class MemoryDisk(Disk):
     def revive(self, *, power_lost: bool) -> None:
         """Make the disk usable for the next process."""
         self.dead, self.steps_left, self.failed, self.syncs_to_fail = False, 0, False, 0
-        for inode in self.names.values():
-            inode.settle(self.dice)
         if power_lost:
             for changes in self.changes.values():
                 for change in changes[: self.dice.randint(0, len(changes))]:
@@ -204,6 +196,9 @@ class MemoryDisk(Disk):
         if path not in self.names:
             self._change({path: Inode()})
         return MemoryFile(self, self.names[path])
+
+    def open_edit(self, path: Path) -> File:
+        return self.open_read(path)
 
     def open_read(self, path: Path) -> File:
         self.check()
