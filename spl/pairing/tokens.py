@@ -12,6 +12,7 @@ Blocks on the disk, except where a method says otherwise; runs on the thread of 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -43,13 +44,19 @@ class Renewal:
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
-        self._unused = {name.removeprefix(RENEWED_NAME) for name in pairs.vault.names(RENEWED_NAME)}
+        self._unused = {name.removeprefix(RENEWED_NAME) for name in pairs.vault.names(RENEWED_NAME)} | self._doubled()
+        """Pairs with a new token that the peer has not used yet, as far as this process knows."""
         self._used_ms: dict[str, int] = {}
         """When the peer first used its new token, by the steady clock."""
         limits = pairs.limits
         per_s = 1 / min(TOKEN_EVERY_S, limits.token_ttl_s / TOKENS_MAX)
         self._minted = Buckets(TOKENS_MAX, per_s, limits.pairs_count)
         self._asked = Buckets(TOKENS_MAX, per_s, limits.pairs_count)
+
+    def _doubled(self) -> set[str]:
+        """Return the pairs with more than one live token: a new one may lose its file before the old one ended."""
+        alive = Counter(token.pair_id for token in self.pairs.writer.views.tokens.values() if not token.revoked)
+        return {pair_id for pair_id, count in alive.items() if pair_id and count > 1}
 
     # -- the holder
 

@@ -15,6 +15,7 @@ from spl.core.limits import Limits
 from spl.core.pair.pair import Phase
 from spl.home.views import THREAD_TOKENS
 from spl.home.writes import Own
+from spl.pairing.machine import RENEWED_NAME
 from spl.pairing.tokens import TOKEN_EVERY_S, TOKENS_MAX, id_of
 from tests.pair_world import Node, World, both_active, code_of, paired
 from tests.waiting import until
@@ -136,6 +137,19 @@ async def test_a_lost_answer_gives_the_same_token_again(tmp_path: Path) -> None:
         await a.pairing.maintenance.renew(pair_id)
         assert held(a) != before
         assert len(live_tokens(b)) == 2
+        assert await a.call(b) == 200
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
+
+
+async def test_a_replaced_token_ends_also_if_the_file_of_the_new_one_is_lost(tmp_path: Path) -> None:
+    """A renewal that a full disk refuses halfway leaves a secret without a record, which the next start removes."""
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        await a.pairing.maintenance.renew(pair_id)
+        b.home.vault.put(RENEWED_NAME + pair_id, "of no record")
+        for _ in range(2):
+            await b.restart()
+            await until(lambda: not b.home.vault.names(RENEWED_NAME))
         assert await a.call(b) == 200
         world.time_ms += 31_000
         await until(lambda: live_tokens(b) == [id_of(held(a))])
