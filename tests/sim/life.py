@@ -10,7 +10,7 @@ from .world import World
 
 NAMES: Final = ("alice", "bob", "carol", "dave", "erin")
 COUNTS: Final = (2, 2, 2, 2, 2, 3, 3, 3, 4, 5)
-FAULTS_S: Final = (20.0, 40.0, 90.0)
+FAULTS_S: Final = (15.0, 30.0, 60.0)
 HEAL_S: Final = 1800.0
 LOOK_S: Final = 5.0
 
@@ -59,7 +59,7 @@ async def heal(world: World, faults: Faults, operators: list[Operator]) -> None:
                     operator.node, "POST", f"/v1/federation/pairs/{pair.pair_id}/mode", {"mode": "polling"}
                 )  # fmt: skip
     end_s = world.loop.time() + HEAL_S
-    while complaint := world.promises.differences():
+    while complaint := world.promises.differences() or await world.promises.says_so():
         world.tell(complaint)
         world.check(world.loop.time() < end_s, f"not within {HEAL_S:.0f} s: {complaint}")
         for operator in operators:

@@ -120,10 +120,11 @@ class Node:
         self.disk = MemoryDisk(self.dice)
         self.limits = LIMITS
         self.config = replace(
-            Config(), limits=LIMITS, federation_approval="auto", federation_allow_http=True, public_url=self.url
-        )
+            Config(), limits=LIMITS, federation_approval="auto", federation_allow_http=True, public_url=self.url,
+            federation_poll_interval_ms=30_000,
+        )  # fmt: skip
         self.skew_ms = 0
-        self.booted_s = 0.0
+        self.booted_s = self.ended_s = 0.0
         self.up = False
         self.lives = 0
         self.faults: list[str] = []
@@ -163,6 +164,7 @@ class Node:
             return False
         except SplError as exc:
             self.broke("start", exc)
+            self.up = False
             return False
         finally:
             OWNER.reset(token)

@@ -5,6 +5,8 @@
   its source.  The gates follow what operators did, not what the product says of it.
 - The saved position of a pair never moves back in any lane, as far as records lie between.  A push and a page that are
   taken at the same time may save an earlier place after a later one: what orders the two is missing.
+- The status calls no stream open whose peer is gone, and at the end it says of each pair that it is active, without a
+  lag or an error.
 - At the end the two sides of each pair hold the same of what both share, folding the log gives the running state, and
   one token is alive in each direction.
 """
@@ -23,13 +25,15 @@ from spl.home.writes import Commit
 from spl.pairing.tokens import id_of
 from spl.sync.peer import TOKEN_NAME
 
-from .node import Node
+from .node import Answer, Node
 from .trouble import SECRET, TEAM
 
 if TYPE_CHECKING:
     from .world import World
 
 INFINITE: Final = float("inf")
+STREAM_GONE_S: Final = 65.0
+"""After 45 s of silence a stream is given up, and what was on its way may arrive late."""
 ROWS_MAX: Final = 100_000
 SHARED: Final = ("default", TEAM)
 
@@ -123,6 +127,29 @@ class Promises:
         if node.name not in self._keys:
             self._keys[node.name] = node.home.vault.cursor_key()
         return self._keys[node.name]
+
+    # -- what the status says
+
+    def told(self, node: Node, pair: Any, answer: Answer) -> None:
+        """See that no stream is called open whose peer is gone for longer than a stream may be silent."""
+        peer, now_s = self.node_of(pair.peer_did), self.world.loop.time()
+        stream = answer.value.get("stream") if answer.status == 200 else None
+        gone_s = now_s - max(peer.ended_s, node.booted_s) if not peer.up else 0.0
+        self.world.check(
+            not stream or stream["state"] != "open" or gone_s <= STREAM_GONE_S,
+            f"{node.name} calls the stream of {pair.pair_id} open, and {peer.name} is gone for {gone_s:.0f} s",
+        )
+
+    async def says_so(self) -> str:
+        """Return which node does not say of a pair that all is well, or nothing."""
+        for node in self.world.nodes:
+            for pair in list(node.home.views.pairs.values()):
+                if pair.phase is Phase.ACTIVE:
+                    value = (await node.ask("GET", f"/v1/federation/pairs/{pair.pair_id}")).value
+                    lag, error = value["last_sync_cursor"]["lag_records"], value["last_error"]
+                    if value["state"] != "active" or lag != 0 or error is not None:
+                        return f"{node.name} says of {pair.pair_id}: {value['state']}, lag {lag}, {error}"
+        return ""
 
     # -- at each start
 

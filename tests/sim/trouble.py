@@ -235,7 +235,8 @@ class Operator:
         for path in ("/v1/status", "/v1/doctor", "/v1/federation/pairs"):
             await self.world.act(self.node, "GET", path)
         if pair := self._pair():
-            await self.world.act(self.node, "GET", f"/v1/federation/pairs/{pair.pair_id}")
+            answer = await self.world.act(self.node, "GET", f"/v1/federation/pairs/{pair.pair_id}")
+            self.promises.told(self.node, pair, answer)
 
     def _pair(self) -> Any:
         pairs = [pair for pair in self.node.home.views.pairs.values() if not pair.ended] if self.node.up else []

@@ -149,7 +149,7 @@ class World:
 
     def take_down(self, node: Node) -> None:
         """Cancel a node's tasks, with its disk gone."""
-        node.up, node.disk.dead = False, True
+        node.up, node.disk.dead, node.ended_s = False, True, self.loop.time()
         for task in self.loop.tasks:
             if not task.done() and task.owner == node.name:
                 task.cancel()

@@ -23,6 +23,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -142,7 +143,8 @@ class RangeBuckets:
         """Return the first KEY_BYTES of the names in a range, however many digits it has."""
         if len(digits) >= DEPTH:
             return [bytes.fromhex(digits[:DEPTH])]
-        return [number.to_bytes(KEY_BYTES) for number in range(*_span(digits)) if self._counts[number]]
+        low, high = _span(digits)
+        return [number.to_bytes(KEY_BYTES) for number in compress(range(low, high), self._counts[low:high])]
 
     def sums(self, digits: str) -> bytes:
         """Return the fingerprints of the parts of a range with fewer than DEPTH digits."""
