@@ -143,6 +143,8 @@ def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
     logs.setup(options.home / "logs", config.log_format, config.log_level)
     if options.insecure_localhost or not config.auth_required:
         log.warning(**event("auth.off", msg="INSECURE: everybody on this machine has admin access"))
+    if parent := disk.open_parent(options.home):
+        log.warning(**event("home.parent_open", path=str(parent), msg="everybody may move the home away: chmod +t"))
     if lacking := keys_lacking(options.home, disk):
         raise lacking
     try:

@@ -341,10 +341,15 @@ def _down(where: str) -> CtlError:
     return CtlError("daemon-down", f"cannot reach the daemon at {where}")
 
 
+def _unblocked(path: str, flags: int) -> int:
+    """Open a file without waiting, as a FIFO would make us wait for who writes into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _token_file(home: str) -> str:
     """Return the admin token of the home, "" without one."""
     try:
-        with open(os.path.join(home, "token"), encoding="ascii") as file:
+        with open(os.path.join(home, "token"), encoding="ascii", opener=_unblocked) as file:
             return file.read(4096).strip()
     except (OSError, UnicodeDecodeError):
         return ""

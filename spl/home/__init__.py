@@ -7,7 +7,7 @@ In import order:
     segments  tables/  index              the log's bytes; tables of what is where; what they find
     recovery  log                         what a crash left; the open log
     views                                 live folds, one frozen value behind each commit
-    writes  commit_queue  writer          what can be written; what waits for the next commit; the one writer
+    commit_queue  writes  writer          what waits for the next commit; what can be written; the one writer
     policy  manifest                      decisions by rule; what this instance publishes
     thread_state  projections             what threads fold to; claims of peers
     snapshot  restore                     threads out and in

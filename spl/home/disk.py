@@ -9,6 +9,15 @@ Durability: `File.sync` makes content durable, `fsync_dir` names; `replace_atomi
 A home is ours alone: another user who writes into it could give us keys, tokens and settings.  So a home of another
 owner, or one that others may write into, is refused; and no link inside it is followed, because one planted before the
 home was ours would send what we write elsewhere.  The home itself may be a link: its owner made it.
+
+Below a home that others can enter the same is asked of each file and folder that they can reach, and that they cannot
+read the secrets; files are made so, but may be given other modes.  A home of mode 0700 is not looked through, because
+nobody else reaches anything in it.  Only regular files are opened: opening a FIFO would wait for ever.
+
+Rejected: to set the mode of the home to 0700 at each start, which would take from an operator the access that it gave
+a group; and to refuse a home below a folder that everybody can write, because containers get volumes of that mode.
+Whoever may write there can move the home away and put nothing of use in its place, which has to be ours; the daemon
+warns of it.
 """
 
 import errno
@@ -20,6 +29,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +48,9 @@ _LACKING: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 _NO_LOCKS: Final = _LACKING | {errno.ENOLCK}
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS_ENTER: Final = stat.S_IXGRP | stat.S_IXOTH
+_SECRETS: Final = frozenset({"keys", "secrets", "token"})
+"""What nobody but the owner and a group that it chose may read."""
 
 
 class DiskError(SplError):
@@ -142,7 +155,7 @@ class Disk:
         `follow` allows a link, for files that an operator may keep elsewhere and that nothing is written to.
         """
         try:
-            file = File(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) if follow else self.open_read(path)
+            file = File(_open(path, os.O_RDONLY, follow=follow))
         except FileNotFoundError:
             return None
         data = file.pread(bytes_max + 1, 0)
@@ -187,6 +200,22 @@ class Disk:
         if found.st_mode & _OTHERS_WRITE:
             text = f"others may write into {home}, its mode is {stat.S_IMODE(found.st_mode):04o}"
             raise DiskError("home-unusable", text, hint=f"look at what is in it, then: chmod go-w {home}")
+        if found.st_mode & _OTHERS_ENTER:
+            try:
+                for entry in _entries(home):
+                    _check_entry(entry, secret=entry.name in _SECRETS)
+            except OSError as exc:
+                raise unusable(home, exc) from exc
+
+    def open_parent(self, home: Path) -> Path | None:
+        """Return a folder above the home in which everybody may rename and remove what is not theirs, if there is one.
+
+        A sticky folder such as /tmp is none.
+        """
+        for folder in home.resolve().parents:
+            if os.stat(folder).st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+                return folder
+        return None
 
     def lock(self, home: Path) -> "Lock":
         """Return the lock on a home (`lock_home`)."""
@@ -348,14 +377,57 @@ def unusable(path: Path, exc: OSError) -> DiskError:
     return DiskError("home-unusable", f"{path}: {reason}", hint=hint)
 
 
-def _open(path: Path, flags: int) -> int:
-    """Return the descriptor of a file in a home; raise DiskError "home-unusable" for a link, else OSError."""
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, in the order of names."""
+    with os.scandir(folder) as found:
+        return sorted(found, key=lambda entry: entry.name)
+
+
+def _check_entry(entry: os.DirEntry[str], *, secret: bool) -> None:
+    """Raise DiskError for what others own or can write, and for a secret that everybody can read; all below it too."""
+    with suppress(FileNotFoundError):  # removed since it was listed
+        found = entry.stat(follow_symlinks=False)
+        if stat.S_ISLNK(found.st_mode):
+            return  # is not followed, or leads out of the home
+        if found.st_uid not in (0, os.geteuid()):
+            text = f"{entry.path} is owned by user {found.st_uid}, and this process runs as user {os.geteuid()}"
+            raise DiskError("home-unusable", text, hint="look at what is in it, then remove it or change its owner")
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & _OTHERS_WRITE:
+            text = f"others may write into {entry.path}, its mode is {mode:04o}"
+            raise DiskError("home-unusable", text, hint=f"look at what is in it, then: chmod go-w {entry.path}")
+        if stat.S_ISDIR(found.st_mode) and mode & _OTHERS_ENTER:
+            for inner in _entries(entry.path):
+                _check_entry(inner, secret=secret)
+        elif secret and stat.S_ISREG(found.st_mode) and mode & stat.S_IROTH:
+            text = f"everybody may read the secret in {entry.path}, its mode is {mode:04o}"
+            raise DiskError("home-unusable", text, hint=f"chmod go-rwx {entry.path}, and replace what was readable")
+
+
+def _open(path: Path, flags: int, *, follow: bool = False) -> int:
+    """Return the descriptor of a regular file in a home, whose opening waits for nobody.
+
+    Raises DiskError "home-unusable" for anything else, such as a FIFO, and without `follow` for a link; else OSError.
+    """
     try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW), FILE_MODE)
     except OSError as exc:
-        if exc.errno == errno.ELOOP:
+        if exc.errno == errno.ELOOP and not follow:
             raise _link(path) from exc
+        if exc.errno == errno.ENXIO:  # a FIFO that nobody reads, or a socket
+            raise _irregular(path) from exc
         raise
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise _irregular(path)
+
+
+def _irregular(path: Path) -> DiskError:
+    return DiskError("home-unusable", f"{path} is no regular file", hint="put a file in its place, or nothing")
 
 
 def _link(path: Path) -> DiskError:

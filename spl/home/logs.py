@@ -136,10 +136,10 @@ class Formatter(logging.Formatter):
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
-    """A log file that is never written through a link."""
+    """A log file that is never written through a link, and whose opening waits for nobody, as that of a FIFO would."""
 
     def _open(self) -> TextIOWrapper:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(self.baseFilename, flags, FILE_MODE)
         return open(fd, "a", encoding=self.encoding)
 

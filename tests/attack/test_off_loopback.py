@@ -158,6 +158,40 @@ def test_a_home_that_others_can_read_is_used(make: Make) -> None:
     assert stat.S_IMODE((served.home / "token").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"), [("store", 0o777), ("keys", 0o770), ("config.toml", 0o666), ("token", 0o644)]
+)
+def test_what_others_can_reach_in_a_home_is_ours_alone(make: Make, name: str, mode: int) -> None:
+    """Nothing that they can enter is theirs to write, and no secret theirs to read."""
+    served = make("served")
+    served.home.chmod(0o755)
+    (served.home / name).chmod(mode)
+    text = assert_refused(served, name="[home-unusable]")
+    assert "chmod" in text, f"the fix is not said: {text}"
+
+
+@pytest.mark.parametrize("name", ["config.toml", "lock"])
+def test_a_fifo_in_the_place_of_a_file_keeps_nobody_waiting(make: Make, name: str) -> None:
+    served = make("served")
+    (served.home / name).unlink(missing_ok=True)
+    os.mkfifo(served.home / name, 0o600)
+    assert_refused(served, name="[home-unusable]")
+
+
+def test_a_fifo_in_the_place_of_the_log_file_keeps_nobody_waiting(make: Make) -> None:
+    served = make("served")
+    (served.home / "logs").mkdir(mode=0o700, exist_ok=True)
+    os.mkfifo(served.home / "logs" / "spl.log", 0o600)
+    used(served)
+
+
+def test_a_folder_in_which_everybody_may_move_the_home_is_named(make: Make) -> None:
+    served = make("served")
+    served.home.parent.chmod(0o777)
+    served.start()
+    eventually(lambda: "home.parent_open" in log_text(served), "the open folder is named")
+
+
 def test_a_home_of_another_owner_is_refused(tmp_path: Path) -> None:
     """Its owner can change everything in it, whatever its mode."""
     home = tmp_path / "theirs"

@@ -129,6 +129,90 @@ def test_a_home_that_others_may_write_into_is_refused(tmp_path: Path, mode: int)
     lock_home(home).release()
 
 
+def a_home(folder: Path) -> Path:
+    """Return a home that others can enter, and in which nothing is theirs."""
+    home = folder / "home"
+    for name in ("keys", "store", "logs"):
+        (home / name).mkdir(parents=True)
+        (home / name).chmod(0o755)
+    for name in ("keys/identity.json", "store/1.seg", "config.toml", "token"):
+        (home / name).touch(0o600)
+    home.chmod(0o755)
+    return home
+
+
+@pytest.mark.parametrize(("name", "mode"), [
+    ("store", 0o777), ("logs", 0o775), ("keys", 0o1777), ("config.toml", 0o666), ("config.toml", 0o620),
+    ("keys/identity.json", 0o666), ("store/1.seg", 0o602), ("token", 0o604), ("keys/identity.json", 0o644),
+])  # fmt: skip
+def test_below_a_home_that_others_enter_they_write_nothing_and_read_no_secret(
+    tmp_path: Path, name: str, mode: int
+) -> None:
+    home = a_home(tmp_path)
+    lock_home(home).release()
+    (home / name).chmod(mode)
+    for use in (Disk().own, lock_home):
+        with pytest.raises(DiskError) as caught:
+            use(home)
+        assert caught.value.code == "home-unusable"
+        assert str(home / name) in caught.value.message
+        assert "chmod" in caught.value.hint
+    home.chmod(0o700)
+    lock_home(home).release()
+
+
+def test_what_others_cannot_reach_or_may_read_keeps_no_home_from_use(tmp_path: Path) -> None:
+    home = a_home(tmp_path)
+    (home / "keys/identity.json").chmod(0o666)
+    (home / "keys").chmod(0o700)
+    (home / "token").chmod(0o640)
+    (home / "config.toml").chmod(0o644)
+    (home / "store/1.seg").chmod(0o644)
+    (home / "link").symlink_to("/dev/null")
+    lock_home(home).release()
+
+
+def test_what_another_user_owns_in_a_home_that_others_enter_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, mine = a_home(tmp_path), os.geteuid()
+    answers = iter([mine, 12345])
+    monkeypatch.setattr(os, "geteuid", lambda: next(answers, 12345))
+    if mine == 0:
+        os.chown(home / "store/1.seg", 4321, -1)
+    with pytest.raises(DiskError) as caught:
+        Disk().own(home)
+    assert "owned by user" in caught.value.message
+
+
+def test_a_folder_in_which_everybody_may_move_a_home_away_is_named(tmp_path: Path) -> None:
+    above, home = tmp_path / "above", tmp_path / "above" / "folder" / "home"
+    home.mkdir(parents=True)
+    for mode, found in ((0o755, False), (0o777, True), (0o1777, False), (0o775, False)):
+        above.chmod(mode)
+        assert (Disk().open_parent(home) == above) == found
+
+
+def test_only_regular_files_are_opened_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    """A FIFO in the place of a file would keep us waiting for who writes into it."""
+    disk = Disk()
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    (tmp_path / "link").symlink_to("fifo")
+    os.mkfifo(tmp_path / "lock", 0o600)
+    (tmp_path / "folder").mkdir()
+    for use in (
+        lambda: disk.read(tmp_path / "fifo", 99), lambda: disk.read(tmp_path / "fifo", 99, follow=True),
+        lambda: disk.read(tmp_path / "link", 99, follow=True), lambda: disk.open_read(tmp_path / "fifo"),
+        lambda: disk.open_append(tmp_path / "fifo"), lambda: lock_home(tmp_path),
+    ):  # fmt: skip
+        with pytest.raises(DiskError) as caught:
+            use()
+        assert caught.value.code == "home-unusable"
+        assert "no regular file" in caught.value.message
+    with pytest.raises(IsADirectoryError):
+        disk.read(tmp_path / "folder", 99)
+
+
 def test_a_home_of_another_owner_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(DiskError) as caught:

@@ -40,7 +40,8 @@ def test_one_process_holds_a_home(tmp_path: Path) -> None:
 
 
 def test_a_home_that_cannot_be_opened_is_left_unlocked(tmp_path: Path) -> None:
-    (tmp_path / "h" / "keys").mkdir(parents=True)
+    (tmp_path / "h").mkdir(mode=0o700)
+    (tmp_path / "h" / "keys").mkdir()
     (tmp_path / "h" / "keys" / "identity.json").write_text("{")
     for _ in range(2):
         with pytest.raises(SplError) as caught:
