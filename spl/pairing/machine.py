@@ -4,6 +4,8 @@ Secret, then record, then message: a token of a peer is in the vault before the 
 learns of a step before its record is durable.  A crash between any two leaves what `heal` repairs; the other order
 would leave a record whose secret is lost, or a peer that holds a token we never minted.  Everything here blocks on the
 disk and runs on one thread, so that no step meets a pair that another step is changing.
+
+Numbers such as 3a are the steps of core/pair/handshake.py.
 """
 
 import logging
@@ -247,7 +249,7 @@ class Pairs:
         ]  # fmt: skip
 
     def grant(self, pair: Pair, answer: dict[str, object]) -> Pair:
-        """Return our pair after the peer's grant: its token in the vault, then the genesis, which mints ours.
+        """Return our pair after the peer's grant: its token in the vault, then the genesis, which mints ours (3c, 3d).
 
         Raises MessageError, HandshakeError, BearerError "sealed-token".
         """
@@ -261,7 +263,7 @@ class Pairs:
     def approve(
         self, pair: Pair | None, proposal: Proposal, peer: Manifest, agreed: Terms, poll_interval_ms: int = 0
     ) -> Pair:
-        """Return the pair approved as agreed: the peer's token in the vault, then the genesis with our signed answer.
+        """Return the pair approved as agreed: the peer's token in the vault, then genesis and our answer (3a, 3b).
 
         `agreed` is what was asked for, or less.  `pair` None records the request in the same write.
         """
@@ -325,7 +327,7 @@ class Pairs:
     # -- steps that write more than one record
 
     def confirm(self, pair: Pair) -> tuple[Pair, tuple[Effect, ...]]:
-        """Return the pair active and the effects left; an older live pair with the peer ends, its positions go on."""
+        """Return the pair active and the effects left (4a, 4b); an older live pair with the peer ends."""
         older = [other for other in self._others(pair) if other.answer is not None]
         return self.take(pair, steps.Confirm(older[-1].pair_id if older else ""))
 
