@@ -57,8 +57,10 @@ def _check(args: Namespace, shell: Shell) -> int:
 
 
 def _is_whole(data: Mapping[str, Any]) -> bool:
-    """Return whether every damaged place lost lines, and all of those are held again."""
-    healed = sum(0 < item["lines"] == item["held_lines"] for item in data["damages"])
+    """Return whether all lines lost are held again, and a repair looked at each place where none was."""
+    healed = sum(
+        item["lines"] == item["held_lines"] and bool(item["lines"] or item["settled"]) for item in data["damages"]
+    )
     return bool(healed == data["damaged"])
 
 
@@ -99,7 +101,7 @@ def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
             out.line(f"{peer}: {count(item['fetched'], 'record')} fetched")
     lost, still_lost = repaired["lost"], repaired["still_lost"]
     if not lost:
-        out.line("nothing is lost, so nothing was fetched")
+        out.line("✓ nothing is lost, so nothing was fetched")
     elif not still_lost and not repaired["settled"]:
         out.line(f"✓ {count(lost, 'lost line')} recovered, nothing is missing any more")
     elif not still_lost:

@@ -97,7 +97,9 @@ def locked(facts: Facts) -> str:
 
 def damaged(facts: Facts) -> str:
     count = facts.damaged_lines
-    return f"{count} places of the log are damaged and not served" if count else ""
+    if not count:
+        return ""
+    return f"{count} {'place' if count == 1 else 'places'} of the log {'is' if count == 1 else 'are'} damaged"
 
 
 def disk(facts: Facts) -> str:
@@ -135,9 +137,9 @@ def no_identity(facts: Facts) -> str:
 def cloned(facts: Facts) -> str:
     """A peer answers with our own DID, or two daemons use one identity in turn: a home and a copy of it."""
     if facts.cloned == "us":
-        return f"{facts.label} is asked by two daemons with this identity"
+        return f"{facts.label} was asked by two daemons with this identity within the last 15m"
     if facts.cloned:
-        return f"two daemons ask with the identity of {facts.label}"
+        return f"two daemons asked with the identity of {facts.label} within the last 15m"
     return _said(facts.manifest, "identity-cloned")
 
 

@@ -123,9 +123,14 @@ def with_config(known: Facts, path: Path) -> Facts:
 
 
 def is_watched(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
-    """Return whether `status` looks at the pair: any that has not ended, and for a day one that the peer ended."""
+    """Return whether `status` looks at the pair: any that has not ended, and for a day one that the peer ended.
+
+    A request that no operator here had agreed to when it was withdrawn was no pair: a stranger made it.
+    """
     if not pair.ended:
         return True
+    if not pair.initiator and pair.answer is None:
+        return False
     recent = now_ms - pair.since_ms < ENDED_SHOWN_MS
     again = any(other.peer_did == pair.peer_did and not other.ended for other in pairs.values())
     return recent and not again and pair.reason.startswith(REVOKED_BY_PEER)

@@ -92,6 +92,8 @@ class StoreMender:
             await asyncio.to_thread(self._writer.store.settle, found.places)
             before, still_lost = still_lost, await asyncio.to_thread(found.still_lost)
             settled = before - still_lost
+        if found.scars:
+            await asyncio.to_thread(self._writer.store.settle, found.scars)
         await asyncio.to_thread(self._writer.store.look_again)
         fields = {"lost": lost, "fetched": fetched, "still_lost": still_lost, "settled": settled}
         log.info(**event("store.repaired", **fields))

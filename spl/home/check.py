@@ -42,6 +42,8 @@ class StoreCheck:
         self._store, self._limits = store, Limits()
         self.places: list[Damage] = []
         """The first places where lines were lost."""
+        self.scars: list[Damage] = []
+        """The first places where bytes are damaged and no line was lost, such as headers."""
         self._misled: Damage | None = None
         self.lines = self.records = self.projections = self.damaged = self.lost = self.held = 0
 
@@ -49,8 +51,9 @@ class StoreCheck:
         """Yield {"step": "progress"|"damage"|"done", …}; the last is "done".
 
         A damage names segment (its first seq), offset in bytes, the first seq lost, how many lines are lost there (0:
-        a header, or bytes that were no line), how many of these are held elsewhere or not missed, and what; the first
-        1000 are named, all are counted.  At last the first sound line that the index does not lead to ("index").
+        a header, or bytes that were no line), how many of these are held elsewhere or not missed, whether a repair
+        settled it, and what; the first 1000 are named, all are counted.  At last the first sound line that the index
+        does not lead to ("index").
         Raises StoreError "shutting-down".
         """
         for segment, at, raw, whole in self._segments.lines(self._segments.firsts[0], 0):
@@ -137,9 +140,11 @@ class StoreCheck:
         self.held += held
         if what == "line" and found.lines:
             self.places.append(found)
+        elif what in ("line", "header"):
+            self.scars.append(found)
         yield {
             "step": "damage", "what": what, "segment": found.segment, "offset": found.offset, "seq": found.seq,
-            "lines": found.lines, "held_lines": held,
+            "lines": found.lines, "held_lines": held, "settled": self._store.is_settled(found),
         }  # fmt: skip
 
 

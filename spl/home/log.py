@@ -223,10 +223,15 @@ class Log:
         """Return how many of the lines lost at a place are held elsewhere, or are not missed.  Raises OSError."""
         return self._held_lines(self.index, damage)
 
+    def is_settled(self, damage: Damage) -> bool:
+        """Return whether `settle` was called for this place."""
+        return (damage.seq, damage.lines) in self._settled
+
     def settle(self, places: Iterable[Damage]) -> None:
         """Do not miss lines any more that were lost at these places without leaving a readable id.
 
-        It is for the caller to know that no pair has more to give.  Kept beside the log; raises OSError.
+        It is for the caller to know that no pair has more to give.  A place at which no line was lost is settled once
+        a repair looked at it.  Kept beside the log; raises OSError.
         """
         self._settled |= {(place.seq, place.lines) for place in places}
         write_settled(self._folder, self._disk, self._settled)
@@ -351,10 +356,16 @@ class Log:
         self.index = fresh
 
     def _lost_in(self, index: Index) -> tuple[Damage, ...]:
-        return tuple(item for item in self._places if self._held_lines(index, item) < max(1, item.lines))
+        return tuple(item for item in self._places if not self._is_whole(index, item))
+
+    def _is_whole(self, index: Index, damage: Damage) -> bool:
+        """Return whether nothing is missing of a place; where no line was lost, somebody must have looked at it."""
+        if not damage.lines:
+            return self.is_settled(damage)
+        return self._held_lines(index, damage) >= damage.lines
 
     def _held_lines(self, index: Index, damage: Damage) -> int:
-        return held_lines(index, self._segments, damage, settled=(damage.seq, damage.lines) in self._settled)
+        return held_lines(index, self._segments, damage, settled=self.is_settled(damage))
 
     def _check_writable(self) -> None:
         if self._readonly:

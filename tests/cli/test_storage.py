@@ -7,7 +7,16 @@ from spl.home.home import init_home
 from tests.cli.conftest import Daemon, Run, chunked
 
 DONE = {"step": "done", "lines": 5, "records": 4, "damaged": 0, "lost_lines": 0, "held_lines": 0, "segments": 1}
-DAMAGE = {"step": "damage", "what": "line", "segment": 1, "offset": 117, "seq": 2, "lines": 1, "held_lines": 0}
+DAMAGE = {
+    "step": "damage",
+    "what": "line",
+    "segment": 1,
+    "offset": 117,
+    "seq": 2,
+    "lines": 1,
+    "held_lines": 0,
+    "settled": False,
+}
 
 
 def test_check_through_the_daemon(spl: Run, daemon: Daemon) -> None:
@@ -87,6 +96,9 @@ def test_damage_that_lost_nothing_is_told_and_exits_0(spl: Run, daemon: Daemon) 
     header = {**DAMAGE, "what": "header", "lines": 0}
     daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, header, {**done, "damaged": 2})
     assert spl("store", "check").code == 3
+    looked = {**header, "settled": True}
+    daemon.answers["POST", "/v1/store/check"] = chunked({**DAMAGE, "held_lines": 1}, looked, {**done, "damaged": 2})
+    assert spl("store", "check").code == 0, "a repair looked at it"
 
 
 def test_a_home_at_rest_cannot_be_repaired(spl: Run, home: Path) -> None:

@@ -54,7 +54,7 @@ def a_pair(**changed: Any) -> Pair:
         "phase": state.phase, "reason": state.reason, "mode": "polling", "poll_interval_ms": 300_000, "paused_by": "",
         "ended": isinstance(state, Revoked), "live": True, "serve_allowed": state.syncs,
         "sync_allowed": state.syncs, "issued_to_us": token,
-        "issued_by_us": token, "since_ms": NOW_MS - 9 * DAY_MS,
+        "issued_by_us": token, "since_ms": NOW_MS - 9 * DAY_MS, "initiator": True, "answer": None,
     }  # fmt: skip
     return cast(Pair, SimpleNamespace(**{**fields, **changed}))
 
@@ -193,6 +193,8 @@ def test_what_status_looks_at() -> None:
     assert not gather.is_watched(gone, {"pair_1": a_pair()}, then_ms)
     assert not gather.is_watched(a_pair(state=Revoked("revoked")), {}, then_ms)
     assert gather.is_watched(a_pair(), {}, NOW_MS)
+    strange = a_pair(state=Revoked("revoked by peer: withdrawn"), initiator=False, answer=None)
+    assert not gather.is_watched(strange, {}, then_ms), "a stranger's request that nobody approved"
 
 
 def test_the_daemons_own_facts(tmp_path: Path) -> None:

@@ -203,3 +203,19 @@ async def test_the_first_record_of_a_namespace_takes_no_list_with_it(
             "t:th_1",
             "t:th_2",
         ]
+
+
+async def test_a_damaged_header_is_no_finding_once_a_repair_looked_at_it(tmp_path: Path) -> None:
+    """No line is lost with it, so there is nothing to fetch, and nothing else would ever end the finding."""
+    async with nodes(tmp_path, "ann") as (ann,):
+        ann.emit("sound")
+        first = next((tmp_path / "ann" / "store").glob("0*.jsonl"))
+        data = bytearray(first.read_bytes())
+        data[20] ^= 1
+        first.write_bytes(data)
+        steps, last = await repaired(ann)
+        assert [step["what"] for step in steps if step["step"] == "damage"] == ["header"]
+        assert (last["lost"], last["still_lost"]) == (0, 0)
+        found = StoreCheck(ann.home.store, ann.home.path / "store", Disk())
+        assert [step["settled"] for step in found.run() if step["step"] == "damage"] == [True]
+        assert not ann.home.store.lost
