@@ -6,7 +6,7 @@ from typing import Final
 
 from .promises import Promises
 from .trouble import Faults, Operator
-from .world import World
+from .world import Late, World
 
 NAMES: Final = ("alice", "bob", "carol", "dave", "erin")
 COUNTS: Final = (2, 2, 2, 2, 2, 3, 3, 3, 4, 5)
@@ -61,7 +61,8 @@ async def heal(world: World, faults: Faults, operators: list[Operator]) -> None:
     end_s = world.loop.time() + HEAL_S
     while complaint := world.promises.differences() or await world.promises.says_so():
         world.tell(complaint)
-        world.check(world.loop.time() < end_s, f"not within {HEAL_S:.0f} s: {complaint}")
+        if world.loop.time() >= end_s:
+            raise Late(world.report(f"not within {HEAL_S:.0f} s: {complaint}"))
         for operator in operators:
             await operator.approves(always=True)
         await asyncio.sleep(LOOK_S)

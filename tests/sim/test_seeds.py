@@ -4,6 +4,9 @@ Each part runs in a process of its own, as `tools/sim` runs it: with one order o
 machine's.  So what happens in a seed depends on the code alone, and no test here measures time.  A change of the
 product gives each seed another life, as good as a new seed: one that breaks a promise then is a find, to be read with
 `tools/sim --seed N --tell`.
+
+Here only safety counts: nothing lost, leaked, damaged or refused without a code, no exception that a boundary had to
+catch.  Worlds that converge too late are for `tools/sim`, with as many seeds as one likes.
 """
 
 import os
@@ -14,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SEEDS, PARTS = 300, 6
+SEEDS, PARTS = 40, 4
 FOUND = {
     12: "a manifest dated by a clock that stood behind stayed in use, and peers took it for stale",
     34: "a start by a clock hours ahead refused every proof until that time came",
@@ -37,9 +40,9 @@ def run(*options: str) -> str:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_worlds_keep_every_promise(part: int) -> None:
     count = SEEDS // PARTS
-    assert f"{count} worlds, 0 broken" in run("--seeds", str(count), "--seed", str(10_000 + part * count))
+    assert f"{count} worlds, 0 broken" in run("--safety", "--seeds", str(count), "--seed", str(10_000 + part * count))
 
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_a_seed_found_stays_mended_and_a_seed_replays(seed: int) -> None:
-    assert run("--seed", str(seed)) == run("--seed", str(seed))
+    assert run("--safety", "--seed", str(seed)) == run("--safety", "--seed", str(seed))

@@ -29,6 +29,10 @@ class Broken(AssertionError):
     """A promise did not hold; the text says which, and how the seed is run again."""
 
 
+class Late(Broken):
+    """The promises held so far, and the pairs have not become equal in time."""
+
+
 class World:
     """The nodes of one seed, and everything around them."""
 
