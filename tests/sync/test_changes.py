@@ -59,7 +59,15 @@ async def test_a_page_is_stored_bytes_with_their_namespaces(tmp_path: Path) -> N
         assert raw.startswith(b'{"records":[' + b",".join(env.raw for env in sent) + b'],"ns":["default","default"')
         found = json.loads(raw)
         assert found["has_more"] is False
-        assert found["peer_view"] == {"state": "active", "reason": "", "head": 3, "acked": None, "queue": 0, "clock": 3}
+        assert found["peer_view"] == {
+            "state": "active",
+            "reason": "",
+            "head": 3,
+            "acked": None,
+            "queue": 0,
+            "mode": "polling",
+            "clock": 3,
+        }
 
 
 async def test_pages_follow_arrival_and_end(tmp_path: Path) -> None:
@@ -101,7 +109,7 @@ async def test_a_pair_that_is_not_served_gets_its_state(tmp_path: Path, phase: P
             with pytest.raises(SplError) as caught:
                 await ask
             assert caught.value.code == code
-            view = {"state": str(phase), "reason": "because", "head": 0, "acked": None, "queue": 0}
+            view = {"state": str(phase), "reason": "because", "head": 0, "acked": None, "queue": 0, "mode": "polling"}
             assert caught.value.to_json()["peer_view"] == view or code == "pair-unknown"
         with pytest.raises(SplError):
             alice.feed.chains(PAIR, alice.did)
@@ -355,6 +363,7 @@ async def test_acks_tell_how_far_the_peer_is(tmp_path: Path) -> None:
             "head": 3,
             "acked": 2,
             "queue": 0,
+            "mode": "polling",
         }
         assert alice.feed.offered(PAIR).lag_records == 1
         for wrong in (None, 7, "x"):
