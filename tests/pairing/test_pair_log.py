@@ -1,5 +1,6 @@
 """The pair log is told to the pair's peer and to nobody else, in every state of the pair, without secrets."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -10,8 +11,19 @@ from spl.core.errors import SplError
 from spl.core.identity import message
 from spl.core.keys import SecretKey
 from spl.core.pair import diff
+from spl.pairing.pair_log import PairLog
 from tests.pair_world import Call, paired, two
-from tests.waiting import until
+from tests.waiting import DEADLINE_S, until
+
+
+async def agreed(ours: PairLog, pair_id: str) -> list[diff.Transition]:
+    """Return the peer's history once ours tells the same: what is on its way to one side comes a moment later."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            [answer] = await ours.ask(pair_id)
+            heard = diff.transitions_from_json(answer["transitions"])
+            if diff.gaps(ours.own(pair_id), heard) == []:
+                return heard
 
 
 async def test_both_sides_tell_the_same_story(tmp_path: Path) -> None:
@@ -19,17 +31,14 @@ async def test_both_sides_tell_the_same_story(tmp_path: Path) -> None:
         ours, theirs = a.pairing.history, b.pairing.history
         await a.pairing.pause(pair_id)
         await until(lambda: b.alive[0].paused_by == "peer")
-        [answer] = await ours.ask(pair_id)
-        heard = diff.transitions_from_json(answer["transitions"])
+        heard = await agreed(ours, pair_id)
         assert heard == theirs.own(pair_id)
-        assert diff.gaps(ours.own(pair_id), heard) == []
         *_, last = heard
         assert last.by == a.did
         assert last.state == "paused: paused by peer"
         await a.pairing.revoke(pair_id)
         await until(lambda: not b.alive)
-        [answer] = await ours.ask()
-        assert diff.gaps(ours.own(pair_id), diff.transitions_from_json(answer["transitions"])) == []
+        await agreed(ours, pair_id)
 
 
 async def test_a_transition_that_one_side_lacks_is_marked(tmp_path: Path) -> None:
