@@ -16,7 +16,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     core/record/  a record and what is made of many
         record batch namespace            a record and its envelope; one signature for many; names of namespaces
         levels filter cursor page         projections; what a pair leaves out; a saved position; pages and pushes
-        snapshot fingerprint              records as a file; comparing two sets by ranges
+        snapshot fingerprint position     records as a file; comparing two sets by ranges; sequences as tenants see them
     core/identity/  who says it
         did words pins                    DIDs and key chains; keys as words; the one table of pinned chains
         manifest message bearer           what an instance publishes; signed messages; tokens and proofs

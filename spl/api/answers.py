@@ -7,6 +7,7 @@ from typing import Any, Final
 from ..core import canon, rules
 from ..core.errors import SplError
 from ..core.identity import bearer
+from ..core.record.position import PLAIN, Positions, positions_of
 from ..net.routes import Request, Response
 from .auth import Kind, Principal
 from .services import Services
@@ -66,6 +67,15 @@ def texts(value: object, name: str, count_max: int = TEXTS_MAX) -> tuple[str, ..
     if not all(isinstance(item, str) and 0 < len(item) <= TEXT_CHARS_MAX for item in value):
         raise field_error(name, f"holds texts of 1 to {TEXT_CHARS_MAX} characters")
     return tuple(value)
+
+
+def positions(principal: Principal, services: Services) -> Positions:
+    """Return how this principal sees positions in the log; each `sequence` that an answer carries goes through here.
+
+    A token that is bound to namespaces sees numbers of its own, for the gaps between sequences would count the writes
+    of others.
+    """
+    return positions_of(services.vault.cursor_key(), principal.namespaces) if principal.namespaces else PLAIN
 
 
 def is_admin(principal: Principal) -> bool:

@@ -12,13 +12,14 @@ from ..core.errors import SplError
 from ..core.fold import FoldRule
 from ..core.limits import KIB, MIB
 from ..core.record import record
+from ..core.record.position import Positions
 from ..home.index import Row
 from ..home.log import Log
 from ..home.tables.lists import NAMESPACES, THREADS, by_actor, by_namespace, by_thread, by_thread_in, name_in
 from ..home.thread_state import ThreadState
 from ..home.writes import Emit, Outcome
 from ..net.routes import Request, Response
-from .answers import field_error, is_admin, json_response, list_response, number
+from .answers import field_error, is_admin, json_response, list_response, number, positions
 from .auth import Principal
 from .services import Services
 
@@ -62,7 +63,7 @@ async def emit(request: Request, principal: Principal, services: Services) -> Re
     size = len(request.body)
     item = Emit(await _aside(size, _decoded, request.body, principal, services), size, principal.who)
     outcomes = await _submit([[item]], services)[0]
-    return Response(body=_emitted(outcomes[0]))
+    return Response(body=_emitted(outcomes[0], positions(principal, services)))
 
 
 async def _emit_many(request: Request, principal: Principal, services: Services) -> Response:
@@ -71,7 +72,7 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
     Lines are decoded in groups, and the next group waits until what is decoded and not durable yet leaves it room: the
     objects of a page take up to twenty times the memory of its text, and a page has more lines than the writer queues.
     """
-    size = len(request.body)
+    size, seen = len(request.body), positions(principal, services)
     count = await _aside(size, _count, request.body)
     if count > services.limits.page_records:
         raise field_error("body", f"holds {count} lines, the limit is {services.limits.page_records}")
@@ -83,14 +84,14 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
             len(waiting) >= GROUPS_UNDER_WAY
             or sum(each.size for each in waiting) + sum(map(len, group)) > UNDER_WAY_BYTES
         ):
-            answers += await waiting.popleft().settled()
+            answers += await waiting.popleft().settled(seen)
         begun = _begun(
             await _aside(sum(map(len, group)), _decoded_each, group, principal, services),  # kept by the writer alone
             group, services, first=not answers and not waiting,
         )  # fmt: skip
         waiting.append(begun)
     while waiting:
-        answers += await waiting.popleft().settled()
+        answers += await waiting.popleft().settled(seen)
     return Response(body=b"\n".join([*answers, b""]), content_type=NDJSON)
 
 
@@ -108,12 +109,12 @@ class _Group:
     size: int
     results: "list[bytes | asyncio.Future[list[Outcome]]]"
 
-    async def settled(self) -> list[bytes]:
+    async def settled(self, seen: Positions) -> list[bytes]:
         """Return the result of each line, once all are durable or refused."""
         futures = [result for result in self.results if not isinstance(result, bytes)]
         if futures:
             await asyncio.wait(futures)
-        return [result if isinstance(result, bytes) else _result(result) for result in self.results]
+        return [result if isinstance(result, bytes) else _result(result, seen) for result in self.results]
 
 
 def _lines(body: bytes) -> Iterator[bytes]:
@@ -183,10 +184,10 @@ def _begun(decoded: Sequence[Emit | bytes], group: Sequence[bytes], services: Se
     return _Group(sum(map(len, group)), results)
 
 
-def _result(future: "asyncio.Future[list[Outcome]]") -> bytes:
+def _result(future: "asyncio.Future[list[Outcome]]", seen: Positions) -> bytes:
     fault = future.exception()
     if fault is None:
-        return _emitted(future.result()[0])
+        return _emitted(future.result()[0], seen)
     if not isinstance(fault, SplError):
         raise fault
     return _text(fault.to_json())
@@ -208,7 +209,7 @@ async def one(request: Request, principal: Principal, services: Services) -> Res
 
 
 async def query(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a sequence."""
+    """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a `sequence`."""
     thread, actor = request.query.get("thread"), request.query.get("actor")
     if thread is not None:
         return await _page(thread_lists(thread, principal), request, principal, services, actor)
@@ -259,7 +260,8 @@ def _namespaces(principal: Principal, services: Services, *, reserved: bool = Fa
 
 
 def _one(rows: list[Row], principal: Principal, services: Services) -> Response:
-    found = next(answer_forms(services.store, rows, reserved=is_admin(principal)), None)
+    forms = answer_forms(services.store, rows, positions(principal, services), reserved=is_admin(principal))
+    found = next(forms, None)
     if found is None:
         raise SplError("not-found", "there is no such record")
     return json_response(found)
@@ -274,12 +276,12 @@ async def _brief(
     return await services.searches.step(principal, do, *args, **kwargs)
 
 
-def answer_forms(store: Log, rows: list[Row], *, reserved: bool) -> Iterator[dict[str, object]]:
+def answer_forms(store: Log, rows: list[Row], seen: Positions, *, reserved: bool) -> Iterator[dict[str, object]]:
     """Yield the answer form of stored records, without damaged ones; those on reserved threads only with `reserved`."""
     for row, payload in store.read(rows):
         envelope = json.loads(payload)
         if reserved or not record.is_reserved(envelope["record"]["thread"]):
-            yield _record(envelope["id"], envelope["record"], row.seq, envelope["sig"]["by"])
+            yield _record(envelope["id"], envelope["record"], seen.shown(row.seq), envelope["sig"]["by"])
 
 
 async def _page(
@@ -291,8 +293,10 @@ async def _page(
     Each step of the search reads at most SCAN_ROWS rows, whether a wanted record is among them or not.
     """
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.query_records)
-    rows = _rows(services.store, names, number(request.query, "since", 0, 0, 2**63 - 1))
-    pieces = _pieces(services.store, rows, principal, limit, request.query.get("kind"), actor)
+    seen = positions(principal, services)
+    rows = _rows(services.store, names, seen.seq_of(number(request.query, "since", 0, 0, 2**63 - 1)))
+    wanted = _Wanted(services.store, principal, seen, request.query.get("kind"), actor)
+    pieces = _pieces(wanted, rows, limit)
     begun, more = b"", True
     while more and len(begun) < WHOLE_BYTES:
         found, more = await services.searches.step(principal, _next, pieces)
@@ -322,13 +326,11 @@ def _next(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
     return found or b"", found is not None
 
 
-def _pieces(
-    store: Log, rows: Iterable[Row], principal: Principal, limit: int, kind: str | None, actor: str | None
-) -> Iterator[bytes]:
+def _pieces(wanted: "_Wanted", rows: Iterable[Row], limit: int) -> Iterator[bytes]:
     """Yield the JSON of the wanted records, with commas between; b"" for rows of which none is wanted."""
     count = size = 0
     for batch in batches(rows, limit):
-        found = _wanted(store, batch, principal, limit - count, kind, actor)
+        found = wanted.of(batch, limit - count)
         comma = b"," if count and found else b""
         count, size = count + len(found), size + sum(map(len, found))
         held = [comma + b",".join(found)]
@@ -338,22 +340,30 @@ def _pieces(
             return
 
 
-def _wanted(
-    store: Log, batch: list[Row], principal: Principal, count_max: int, kind: str | None, actor: str | None
-) -> list[bytes]:
-    """Return the JSON of the wanted records among the rows, at most `count_max`."""
-    readable = [row for row in batch if row.kind == "rec" and may_read(row, principal)]
-    found: list[bytes] = []
-    for item in answer_forms(store, readable, reserved=is_admin(principal)):
-        body = item["body"]
-        if kind and not (isinstance(body, dict) and body.get("kind") == kind):
-            continue
-        if actor and item["actor"] != actor:
-            continue
-        found.append(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode())
-        if len(found) == count_max:
-            break
-    return found
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which records a query wants, of those that the principal may read, and how their positions are shown."""
+
+    store: Log
+    principal: Principal
+    seen: Positions
+    kind: str | None
+    actor: str | None
+
+    def of(self, batch: list[Row], count_max: int) -> list[bytes]:
+        """Return the JSON of the wanted records among the rows, at most `count_max`."""
+        readable = [row for row in batch if row.kind == "rec" and may_read(row, self.principal)]
+        found: list[bytes] = []
+        for item in answer_forms(self.store, readable, self.seen, reserved=is_admin(self.principal)):
+            body = item["body"]
+            if self.kind and not (isinstance(body, dict) and body.get("kind") == self.kind):
+                continue
+            if self.actor and item["actor"] != self.actor:
+                continue
+            found.append(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode())
+            if len(found) == count_max:
+                break
+        return found
 
 
 def batches(rows: Iterable[Row], limit: int = SCAN_ROWS) -> Iterator[list[Row]]:
@@ -418,13 +428,13 @@ def _decoded(text: bytes, principal: Principal, services: Services) -> dict[str,
     return value
 
 
-def _emitted(outcome: Outcome) -> bytes:
+def _emitted(outcome: Outcome, seen: Positions) -> bytes:
     """Return the answer form of a record that was written, as `_record` has it; its stored text is reused."""
     envelope = outcome.envelope
     if envelope is None:
         raise SplError("internal")
     fields = envelope.raw[_FIELDS_AT : envelope.raw.rindex(b',"sig":{')]  # no string in JSON holds bare quotes
-    ends = _text(envelope.id), fields[1:-1], outcome.seq, _text(envelope.sig.by)
+    ends = _text(envelope.id), fields[1:-1], seen.shown(outcome.seq), _text(envelope.sig.by)
     return b'{"object":"record","id":%b,%b,"sequence":%d,"vouched_by":%b}' % ends
 
 
@@ -454,15 +464,16 @@ async def thread_state(request: Request, principal: Principal, services: Service
     if not reserved or is_admin(principal):
         namespaces = frozenset[str]() if reserved else frozenset(principal.namespaces)
         found = await _read(services, principal, thread, rule, namespaces)
-    return await services.searches.step(principal, _state, services, thread, rule, found)
+    seen = positions(principal, services)
+    return await services.searches.step(principal, _state, services, thread, rule, found, seen)
 
 
-def _state(services: Services, thread: str, rule: FoldRule, found: ThreadState) -> Response:
+def _state(services: Services, thread: str, rule: FoldRule, found: ThreadState, seen: Positions) -> Response:
     value = fold.value_of(rule, found.state, services.states.body_at)
     return json_response({
         "object": "state", "thread": thread, "fold": rule.fold, "field": rule.field or None, "rule": rule.name or None,
         "value": value, "complete": fold.is_complete(found.state), "records": found.records,
-        "sequence": found.sequence,
+        "sequence": seen.shown(found.sequence),
     })  # fmt: skip
 
 

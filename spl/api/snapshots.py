@@ -16,7 +16,7 @@ from ..home.home import STORE
 from ..home.restore import FOLDER, Plan, Rights, Uploader
 from ..home.snapshot import take
 from ..net.routes import Request, Response
-from .answers import field_error, is_admin, json_response, list_response, members, number
+from .answers import field_error, is_admin, json_response, list_response, members, number, positions
 from .auth import Principal
 from .records import NDJSON, following
 from .services import Services
@@ -88,7 +88,8 @@ async def _snapshot(services: Services, principal: Principal, thread: str) -> Re
     name = f'attachment; filename="spl-{when.text_of(services.now_ms())[:10]}.snap.jsonl"'
     headers = [("content-disposition", name)]
     if snapshot.damaged:
-        headers.append((DAMAGED_HEADER, " ".join(map(str, snapshot.damaged[:DAMAGED_SHOWN]))))
+        seen = positions(principal, services)
+        headers.append((DAMAGED_HEADER, " ".join(map(str, map(seen.shown, snapshot.damaged[:DAMAGED_SHOWN])))))
     body = _streamed(snapshot.header, snapshot.pieces, principal, services)
     return Response(body=body, content_type=NDJSON, headers=tuple(headers))
 

@@ -1,4 +1,4 @@
-"""One thread as it grows, for programs: server-sent events, each with the arrival sequence as its id."""
+"""One thread as it grows, for programs: server-sent events, each with its position in the log as its id."""
 
 import asyncio
 import json
@@ -8,6 +8,7 @@ from typing import Final
 
 from ..core import rules
 from ..core.record import record
+from ..core.record.position import Positions
 from ..home.index import Row
 from ..home.log import Log
 from ..home.tables.lists import by_thread
@@ -16,7 +17,7 @@ from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event, one_line
 from ..sync.stream import RETRY_AFTER_MS
 from ..sync.supervise import wait
-from .answers import Permit, field_error, is_admin, number
+from .answers import Permit, field_error, is_admin, number, positions
 from .auth import Principal
 from .peers import STREAM_HEADERS
 from .records import answer_forms, batches, last_readable, may_read, thread_lists
@@ -47,7 +48,8 @@ async def watch(request: Request, principal: Principal, services: Services) -> R
     if last_id and (not last_id.isascii() or not last_id.isdigit() or len(last_id) > 19):
         raise field_error("last-event-id", "must be the id of an event of this stream")
     # An id that this log has not reached is another log's: everything is sent again, and nothing is missed.
-    after = (int(last_id) if int(last_id) <= last_seq else 0) if last_id else 0 if since_clock >= 0 else last_seq
+    known = positions(principal, services).seq_of(int(last_id)) if last_id else 0
+    after = (known if known <= last_seq else 0) if last_id else 0 if since_clock >= 0 else last_seq
     permit = Permit(services, READING, request, principal)
     events = _events(services, principal, permit, thread, after, last_seq, -1 if last_id else since_clock)
     return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
@@ -71,12 +73,8 @@ async def _events(
     Rows are read and events written in the threads of searches, for a history that holds nothing wanted may be long,
     and the loop goes on between two pages of it.
     """
-    loop, notifier, store, searches = (
-        asyncio.get_running_loop(),
-        services.feed.notifier,
-        services.store,
-        services.searches,
-    )
+    loop, notifier, searches = asyncio.get_running_loop(), services.feed.notifier, services.searches
+    store, seen = services.store, positions(principal, services)
     visible_seq, admin, due_s = seq, is_admin(principal), loop.time()
     with notifier.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)]) as news:
         yield OPENING
@@ -90,14 +88,15 @@ async def _events(
                 return
             if loop.time() >= due_s:
                 due_s = loop.time() + services.limits.heartbeat_s
-                yield _event("heartbeat", {"sequence": visible_seq}, visible_seq)
+                position = seen.shown(visible_seq)
+                yield _event("heartbeat", {"sequence": position}, position)
             found = await searches.step(principal, _search, store, principal, thread, seq, present, since_clock)
             if found is None:
                 await wait(news, due_s - loop.time())
                 continue
             seq, visible_seq = found.seq, found.visible_seq or visible_seq
             for batch in found.batches:
-                yield await searches.step(principal, _records, store, batch, reserved=admin)
+                yield await searches.step(principal, _records, store, batch, seen, reserved=admin)
 
 
 def _search(store: Log, principal: Principal, thread: str, seq: int, present: int, since_clock: int) -> _Found | None:
@@ -110,10 +109,10 @@ def _search(store: Log, principal: Principal, thread: str, seq: int, present: in
     return _Found(rows[-1].seq, readable[-1].seq if readable else 0, list(batches(wanted)))
 
 
-def _records(store: Log, rows: list[Row], *, reserved: bool) -> bytes:
+def _records(store: Log, rows: list[Row], seen: Positions, *, reserved: bool) -> bytes:
     """Return the events of those rows."""
     events = []
-    for item in answer_forms(store, rows, reserved=reserved):
+    for item in answer_forms(store, rows, seen, reserved=reserved):
         fields = {name: value for name, value in item.items() if name in record.FIELDS}
         value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
         events.append(_event("record.created", value, int(str(item["sequence"]))))

@@ -116,6 +116,7 @@ CODES: Final[dict[str, Code]] = {
     "pair-unknown": Code(404, 6, "There is no such pair here.", "spl federation list"),
     "pair-degraded": Code(503, 9, "The pair cannot sync at present.", "spl federation show PAIR_ID"),
     # sync
+    "position-unknown": Code(400, 2, "The position in the log is not one that tokens of these namespaces are shown.", "begin again with since=0; a watch: without Last-Event-ID, with since_clock=0"),
     "cursor-invalid": Code(400, 9, "The cursor is not one of ours.", "start again without a cursor; records known are skipped"),
     "cursor-reset": Code(409, 9, "The log behind the cursor is another one.", "the consumer starts again by itself"),
     "push-position": Code(409, 9, "The push does not start at our saved position.", "it continues from the cursor in the answer by itself"),

@@ -232,7 +232,7 @@ class Restorer:
         sent = {who: self._uploads[who].touched_ms for who in plain - self._running}
         oldest = min(sent, key=sent.__getitem__, default=None)
         if oldest is None or now_ms - sent[oldest] < UPLOAD_WAITED_MS:
-            raise SnapshotError("overloaded", f"{len(held)} restores are under way already")
+            raise SnapshotError("overloaded", "other restores are under way")
         del self._uploads[oldest]
 
     def _verify(self, read: Read, rights: Rights, skip_damaged: bool) -> tuple[Plan, "_Places"]:
@@ -319,7 +319,7 @@ class Restorer:
         free = self._disk.free_bytes(self._home)
         needed = size + self.limits.disk_floor_bytes
         if free < needed:
-            text = f"the restore needs {needed} bytes of disk, {free} are free"
+            text = f"the restore needs {needed} bytes of disk, and fewer are free"
             raise SnapshotError("home-unusable", text, hint="make room, then restore again")
 
 

@@ -211,6 +211,8 @@ class Vault:
 
         A damaged one is replaced: peers then find their place again, skipping what they have.
         """
+        if self._cursor_key:
+            return self._cursor_key  # without the lock, which others hold while the disk syncs
         with self._lock:
             if not self._cursor_key:
                 kept = _key_in(self.get(CURSOR_KEY_NAME))

@@ -34,7 +34,10 @@ ROUTES = (
 
 @dataclass
 class Tenants:
-    """A daemon with two tenants, acme and other; `token` is acme's, `own` and `theirs` are records of each."""
+    """A daemon with two tenants, acme and other; `token` is acme's.
+
+    `own` are the records of acme as its token sees them, `theirs` those of others as the operator does.
+    """
 
     served: Served
     token: str
@@ -59,7 +62,67 @@ async def tenants(served: Served) -> Tenants:
     theirs = [await emit(served, ns, MIXED, 2) for ns in ("other", "default", "acme/web")]
     own.append(await emit(served, "acme", MIXED, 3))
     theirs += [await emit(served, "other", thread, 4) for thread in (MIXED, THEIRS)]
-    return Tenants(served, await served.mint("records:read", "records:write", namespaces=["acme"]), own, theirs)
+    token = await served.mint("records:read", "records:write", namespaces=["acme"])
+    own = [await served.json("GET", f"/v1/records/{item['id']}", token=token) for item in own]
+    return Tenants(served, token, own, theirs)
+
+
+@pytest.mark.parametrize("wants", ["emit", "many", "one", "list", "thread", "state", "watch", "beat"])
+async def test_the_writes_of_others_show_in_no_position(tenants: Tenants, wants: str) -> None:
+    """Whatever carries a position carries one of the token's own: none is the log's, and `since` takes it back."""
+    token, plain = tenants.token, []
+    for n in range(3):
+        await emit(tenants.served, "other", MIXED, 30 + n)
+        plain.append((await emit(tenants.served, "acme", MIXED, 40 + n))["sequence"])
+    value = {"act": "KNOW", "actor": "did:sync:user:a", "thread": MIXED, "body": {"namespace": "acme", "n": 50}}
+    if wants == "emit":
+        shown = [(await tenants.served.json("POST", "/v1/records", value, token=token))["sequence"]]
+    elif wants == "many":
+        lines = b"\n".join(json.dumps({**value, "body": {**value["body"], "n": n}}).encode() for n in range(60, 63))
+        reply = await tenants.served.fetch("POST", "/v1/records", lines, token=token, headers=NDJSON)
+        shown = [json.loads(line)["sequence"] for line in reply.body.splitlines()]
+    elif wants == "one":
+        shown = [tenants.own[0]["sequence"]]
+    elif wants in ("list", "thread"):
+        path = "/v1/records" if wants == "list" else f"/v1/threads/{MIXED}/records"
+        shown = [item["sequence"] for item in (await tenants.get(path))["data"]]
+    elif wants == "state":
+        shown = [(await tenants.get(f"/v1/threads/{MIXED}/state"))["sequence"]]
+    else:
+        query = "?since_clock=0" if wants == "watch" else ""
+        async with watching(tenants.served, query, thread=MIXED, token=token) as stream:
+            while (event := await anext(stream)).name != ("record.created" if wants == "watch" else "heartbeat"):
+                pass
+        shown = [json.loads(event.data)["sequence"]]
+        assert event.id == str(shown[0])
+    assert not set(range(1, plain[-1] + 20)) & set(shown)
+    everything = (await tenants.get("/v1/records"))["data"]
+    places = {item["sequence"]: number for number, item in enumerate(everything)}
+    for position in shown:
+        rest = (await tenants.get(f"/v1/records?since={position}"))["data"]
+        assert rest == everything[places[position] + 1 :]
+
+
+@pytest.mark.parametrize("path", ["/v1/records?since={}", f"/v1/records?thread={MIXED}&since={{}}", "watch"])
+async def test_a_position_that_was_never_shown_is_refused(tenants: Tenants, path: str) -> None:
+    """One of the log, one of a token of other namespaces; and both say how to begin again."""
+    other = await tenants.served.mint("records:read", namespaces=["acme", "other"])
+    theirs = await tenants.served.json("GET", f"/v1/records/{tenants.own[0]['id']}", token=other)
+    for number in (tenants.theirs[-1]["sequence"], theirs["sequence"], 2**63 - 1):
+        route, headers = path.format(number), ()
+        if path == "watch":
+            route, headers = f"/v1/threads/{MIXED}/watch", (("last-event-id", str(number)),)
+        reply = await tenants.served.fetch("GET", route, token=tenants.token, headers=headers)
+        value = json.loads(reply.body)
+        assert (reply.status, value["code"]) == (400, "POSITION_UNKNOWN")
+        assert "since=0" in value["hint"]
+
+
+async def test_tokens_of_the_same_namespaces_share_their_positions(tenants: Tenants) -> None:
+    other = await tenants.served.mint("records:read", namespaces=["acme"])
+    path = f"/v1/records?since={tenants.own[0]['sequence']}"
+    found = (await tenants.served.json("GET", path, token=other))["data"]
+    assert found == tenants.own[1:] == (await tenants.get(path))["data"]
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -158,8 +221,9 @@ async def test_threads_of_several_namespaces_come_once_in_order_of_their_first_r
         path = f"/v1/threads?after={found[number]['thread']}&limit=1"
         assert (await tenants.served.json("GET", path, token=token))["data"] == found[number + 1 : number + 2]
     everything = (await tenants.served.json("GET", "/v1/records?actor=did:sync:user:a", token=token))["data"]
-    sequences = [item["sequence"] for item in everything]
-    assert sequences == sorted(sequences)
+    whole = (await tenants.served.json("GET", "/v1/records?actor=did:sync:user:a"))["data"]
+    arrived = [item["id"] for item in whole if item["body"]["namespace"] in ("acme", "other")]
+    assert [item["id"] for item in everything] == arrived
     assert {item["body"]["namespace"] for item in everything} == {"acme", "other"}
 
 
@@ -213,29 +277,28 @@ async def test_a_watch_tells_of_no_hidden_record_and_counts_none(tenants: Tenant
             beat = await anext(stream)
             assert (beat.name, beat.id, json.loads(beat.data)) == ("heartbeat", str(last), {"sequence": last})
             await emit(tenants.served, "other", MIXED, 10 + n)
-        fresh = await emit(tenants.served, "acme", MIXED, 20)
+        fresh = await tenants.get(f"/v1/records/{(await emit(tenants.served, 'acme', MIXED, 20))['id']}")
         while (event := await anext(stream)).name == "heartbeat":
             assert event.id == str(last)
         assert (event.name, event.id) == ("record.created", str(fresh["sequence"]))
 
 
 @pytest.mark.parametrize("thread", [THEIRS, NOBODYS])
-@pytest.mark.parametrize("last_id", ["", "1", "999999"])
-async def test_watching_what_is_hidden_is_watching_nothing(tenants: Tenants, thread: str, last_id: str) -> None:
+@pytest.mark.parametrize("place", [None, 0, 1])
+async def test_watching_what_is_hidden_is_watching_nothing(tenants: Tenants, thread: str, place: int | None) -> None:
+    last_id = "" if place is None else str(tenants.own[place]["sequence"])
     async with watching(tenants.served, thread=thread, token=tenants.token, last_id=last_id) as stream:
         beat = await anext(stream)
         assert (beat.name, beat.id) == ("heartbeat", "0")
 
 
 async def test_where_the_log_ends_cannot_be_found_out_by_resuming(tenants: Tenants) -> None:
-    """An id beyond the own records is another log's, wherever the log ends: all is sent again."""
-    last = tenants.own[-1]["sequence"]
-    firsts = []
-    for last_id in (last + 1, tenants.theirs[-1]["sequence"], 10_000):
-        async with watching(tenants.served, thread=MIXED, token=tenants.token, last_id=str(last_id)) as stream:
-            beat, record = await anext(stream), await anext(stream)
-            firsts.append((beat.id, record.id))
-    assert firsts == [("0", str(tenants.own[0]["sequence"]))] * 3
+    """A position beyond the own records of the thread is another log's, wherever the log ends: all is sent again."""
+    fresh = await emit(tenants.served, "acme", THEIRS, 9)
+    last_id = str((await tenants.get(f"/v1/records/{fresh['id']}"))["sequence"])
+    async with watching(tenants.served, thread=MIXED, token=tenants.token, last_id=last_id) as stream:
+        beat, record = await anext(stream), await anext(stream)
+    assert (beat.id, record.id) == ("0", str(tenants.own[0]["sequence"]))
 
 
 async def test_the_registry_lists_the_own_namespaces(tenants: Tenants) -> None:

@@ -323,7 +323,7 @@ def test_a_watch_of_another_thread_is_a_watch_of_nothing(house: House) -> None:
         for ask in ("", "?since_clock=0"):
             sock = dial(house.served.port)
             target = names.fill("/v1/threads/{thread}/watch") + ask
-            sock.sendall(head("GET", target, authorization=f"Bearer {token}", last_event_id="1"))
+            sock.sendall(head("GET", target, authorization=f"Bearer {token}", last_event_id="0"))
             streams[names.word, ask] = sock, until(sock, BEAT)
     house.write("bolt", 2)
     [new] = house.write("acme", 1)
