@@ -6,17 +6,21 @@ record alone is signed plainly.
 """
 
 import hashlib
+from binascii import b2a_base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ..errors import SplError
-from ..keys import KeyFault, b64, unb64
+from ..keys import KeyFault, unb64
 
 SIZE_MIN: Final = 2
 SIZE_MAX: Final = 64
 """Part of the form: a path has at most 6 hashes, and a larger tree saves little more per record."""
 _HASH_BYTES: Final = 32
+_NODES_KEPT: Final = 512
+"""Hashes whose text is remembered: of the 384 in the paths of a full batch, 126 are different."""
 
 
 class BatchError(SplError):
@@ -31,9 +35,9 @@ class Batch:
     size: int
     path: tuple[bytes, ...]
 
-    def to_json(self) -> dict[str, object]:
-        """Return {index, size, path: [base64]}."""
-        return {"index": self.index, "size": self.size, "path": [b64(node) for node in self.path]}
+    def encoded(self) -> bytes:
+        """Return the canonical JSON of {index, size, path: [base64]}."""
+        return b'{"index":%d,"path":["%b"],"size":%d}' % (self.index, b'","'.join(map(_text_of, self.path)), self.size)
 
     @staticmethod
     def from_json(value: object) -> "Batch":
@@ -45,20 +49,25 @@ class Batch:
             raise BatchError("bad-field", f"sig.batch: size is {SIZE_MIN}..{SIZE_MAX}, index below it")
         if not isinstance(path, list) or len(path) != _path_length(index, size):
             raise BatchError("bad-field", "sig.batch.path has not the length that index and size give")
-        try:
-            nodes = tuple(unb64(node, _HASH_BYTES) for node in path)
-        except KeyFault as exc:
-            raise BatchError("bad-field", "sig.batch.path holds base64 hashes") from exc
-        if any(len(node) != _HASH_BYTES for node in nodes):
-            raise BatchError("bad-field", f"sig.batch.path holds hashes of {_HASH_BYTES} bytes")
-        return Batch(index, size, nodes)
+        if not all(isinstance(node, str) for node in path):
+            raise BatchError("bad-field", "sig.batch.path holds base64 hashes")
+        return Batch(index, size, tuple(map(_node_of, path)))
 
 
 def tree(messages: Sequence[bytes]) -> tuple[bytes, list[Batch]]:
     """Return the root over 2..64 messages and each one's place in the tree."""
     size = len(messages)
-    root, paths = _subtree([_leaf(message) for message in messages])
-    return root, [Batch(index, size, tuple(path)) for index, path in enumerate(paths)]
+    paths: list[list[bytes]] = [[] for _ in messages]
+    level, depth = [_leaf(message) for message in messages], 0
+    while len(level) > 1:
+        # A node without a sibling moves up as it is: that gives the tree of the RFC's splits, from the leaves on.
+        for index, path in enumerate(paths):
+            beside = (index >> depth) ^ 1
+            if beside < len(level):
+                path.append(level[beside])
+        nodes = [_node(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+        level, depth = nodes + level[2 * len(nodes) :], depth + 1
+    return level[0], [Batch(index, size, tuple(path)) for index, path in enumerate(paths)]
 
 
 def root_of(message: bytes, place: Batch) -> bytes:
@@ -80,13 +89,20 @@ def signed_text(size: int, root: bytes) -> bytes:
     return b"syncropel-batch-v1\0" + str(size).encode() + b"\0" + root
 
 
-def _subtree(hashes: list[bytes]) -> tuple[bytes, list[list[bytes]]]:
-    if len(hashes) == 1:
-        return hashes[0], [[]]
-    split = 1 << (len(hashes) - 1).bit_length() - 1
-    left, left_paths = _subtree(hashes[:split])
-    right, right_paths = _subtree(hashes[split:])
-    return _node(left, right), [[*path, right] for path in left_paths] + [[*path, left] for path in right_paths]
+@lru_cache(_NODES_KEPT)
+def _text_of(node: bytes) -> bytes:
+    return b2a_base64(node, newline=False)
+
+
+@lru_cache(_NODES_KEPT)
+def _node_of(text: str) -> bytes:
+    try:
+        node = unb64(text, _HASH_BYTES)
+    except KeyFault as exc:
+        raise BatchError("bad-field", "sig.batch.path holds base64 hashes") from exc
+    if len(node) != _HASH_BYTES:
+        raise BatchError("bad-field", f"sig.batch.path holds hashes of {_HASH_BYTES} bytes")
+    return node
 
 
 def _path_length(index: int, size: int) -> int:

@@ -8,13 +8,15 @@ the RFC 9162 Merkle root of such messages (batch.py).
 
 import hashlib
 import itertools
+from binascii import b2a_base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from .. import canon
 from ..errors import SplError
-from ..keys import SIGNATURE_BYTES, KeyFault, b64, unb64
+from ..keys import SIGNATURE_BYTES, KeyFault, unb64
 from ..limits import Limits
 from .batch import Batch
 
@@ -38,6 +40,8 @@ NAMESPACE_DEFAULT: Final = "default"
 INSTANCE_PREFIX: Final = "did:sync:instance:"
 
 _HEX: Final = frozenset("0123456789abcdef")
+_ID_DIGITS: Final = 64
+_JUDGED: Final = b',"judged_by":'
 
 
 class RecordError(SplError):
@@ -76,7 +80,7 @@ def is_reserved(thread: str) -> bool:
 
 def is_id(text: object) -> bool:
     """Return whether the text has the form of a record id: 64 lower-case hex digits."""
-    return isinstance(text, str) and len(text) == 64 and _HEX.issuperset(text)
+    return isinstance(text, str) and len(text) == _ID_DIGITS and _HEX.issuperset(text)
 
 
 def namespace_of(record: Mapping[str, Any]) -> str:
@@ -92,19 +96,10 @@ def check(value: object, limits: Limits) -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         raise RecordError("bad-field", "a record is a JSON object")
-    if value.keys() - FIELDS:
+    if not FIELDS.issuperset(value):
         raise RecordError("bad-field", f"unknown field {min(value.keys() - FIELDS)[:40]!r}")
     record = {"data_type": "SCALAR", "judged_by": None, "parents": [], **value}
-    for name, rule in (
-        ("act", _act),
-        ("actor", _actor),
-        ("body", _body),
-        ("clock", _clock),
-        ("data_type", _data_type),
-        ("judged_by", _judged_by),
-        ("parents", _parents),
-        ("thread", _thread),
-    ):
+    for name, rule in _RULES:
         if name not in record:
             raise RecordError("bad-field", f"field {name!r} is missing")
         fault = rule(record[name], limits)
@@ -123,22 +118,22 @@ def identify(record: dict[str, Any], limits: Limits) -> tuple[str, bytes]:
 
     Raises RecordError "record-too-large", CanonError "bad-json".
     """
-    head = canon.encode({name: record[name] for name in ("act", "actor", "body", "clock", "data_type")})
-    tail = canon.encode({"parents": record["parents"], "thread": record["thread"]})
-    # `judged_by` sorts between data_type and parents, so both texts come from the same two pieces.
-    hashed = head[:-1] + b"," + tail[1:]
-    judged = canon.encode(record["judged_by"])
-    text = head[:-1] + b',"judged_by":' + judged + b"," + tail[1:]
+    text = canon.encode(record)
     if len(text) > limits.record_bytes:
         raise RecordError("record-too-large", f"the record has {len(text)} bytes, the limit is {limits.record_bytes}")
+    # No string in JSON holds bare quotes, and what stands behind this member, parents and thread, has no keys.
+    at = text.rindex(_JUDGED)
+    judged = len("null") if record["judged_by"] is None else _ID_DIGITS + 2
+    hashed = text[:at] + text[at + len(_JUDGED) + judged :]
     return hashlib.sha256(hashed).hexdigest(), text
 
 
 def seal(record: dict[str, Any], record_id: str, text: bytes, sig: Sig) -> Envelope:
     """Return the envelope of what `identify` returned and a signature."""
-    parts = {"by": sig.by, "key": sig.key, "value": b64(sig.value)}
-    fields = parts if sig.batch is None else {**parts, "batch": sig.batch.to_json()}
-    raw = b'{"id":"' + record_id.encode() + b'","record":' + text + b',"sig":' + canon.encode(fields) + b"}"
+    batch = b"" if sig.batch is None else b'"batch":%b,' % sig.batch.encoded()
+    raw = b'{"id":"%b","record":%b,"sig":{%b"by":%b,"key":%b,"value":"%b"}}' % (
+        record_id.encode(), text, batch, _text(sig.by), _text(sig.key), b2a_base64(sig.value, newline=False)
+    )  # fmt: skip
     return Envelope(record_id, record, sig, raw)
 
 
@@ -214,6 +209,8 @@ def _judged_by(value: object, _: Limits) -> str:
 
 
 def _parents(value: object, limits: Limits) -> str:
+    if value == []:
+        return ""
     if not isinstance(value, list) or len(value) > limits.parents_count:
         return f"must be a list of at most {limits.parents_count} record ids"
     if not all(is_id(item) for item in value):
@@ -225,3 +222,21 @@ def _thread(value: object, limits: Limits) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= limits.thread_chars or not value.isprintable():
         return f"must have 1 to {limits.thread_chars} printable characters"
     return ""
+
+
+_RULES: Final = (
+    ("act", _act),
+    ("actor", _actor),
+    ("body", _body),
+    ("clock", _clock),
+    ("data_type", _data_type),
+    ("judged_by", _judged_by),
+    ("parents", _parents),
+    ("thread", _thread),
+)
+
+
+@lru_cache(maxsize=256)
+def _text(value: str) -> bytes:
+    """Return the JSON of a signer or a key, which come again and again."""
+    return canon.encode(value)

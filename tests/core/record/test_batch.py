@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spl.core import canon
 from spl.core.record import batch
 
 SIZES = range(batch.SIZE_MIN, batch.SIZE_MAX + 1)
@@ -59,9 +60,10 @@ def test_root_and_paths_are_the_rfcs(size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_place_survives_json(size: int) -> None:
-    """What to_json writes, from_json reads; a path longer or shorter by one hash is refused."""
+    """What is encoded, from_json reads; a path longer or shorter by one hash is refused."""
     for place in batch.tree(messages(size))[1]:
-        value = place.to_json()
+        value = canon.decode(place.encoded())
+        assert canon.encode(value) == place.encoded()
         assert batch.Batch.from_json(value) == place
         whole: Any = value["path"]
         for other in (whole[:-1], [*whole, base64.b64encode(bytes(32)).decode()]):
@@ -111,7 +113,7 @@ def test_the_size_is_signed_with_the_root() -> None:
 )  # fmt: skip
 def test_a_batch_of_another_form_is_refused(changes: dict[str, object]) -> None:
     """Each member has one form; everything else is `bad-field`."""
-    value = {**batch.tree(messages(2))[1][0].to_json(), **changes}
+    value = {**canon.decode(batch.tree(messages(2))[1][0].encoded()), **changes}
     with pytest.raises(batch.BatchError) as caught:
         batch.Batch.from_json(value)
     assert caught.value.code == "bad-field"
