@@ -1,4 +1,4 @@
-"""The route table: one line a route, with its scope and body limit; README documents each.
+"""The route table: one line a route, with its scope and body limit; `spl help http` documents each.
 
 Scope "anyone" needs no bearer: liveness, published documents, and the messages of the handshake, which are signed.
 """

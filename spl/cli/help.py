@@ -1,4 +1,4 @@
-"""`spl help` and `spl version`: the overview, the page of a command, the meaning of an error code, the version."""
+"""`spl help` and `spl version`: the overview, a command, a topic of the manual, an error code, the version."""
 
 import platform
 from argparse import Namespace
@@ -7,6 +7,7 @@ from typing import Final
 from ..core.errors import CODES, cli_code, http_code
 from ..core.version import VERSION
 from .command import Command, Shell, UsageError, arg, help_of
+from .manual import TOPICS, page, rendered, summary
 
 
 def _help(args: Namespace, shell: Shell) -> int:
@@ -16,14 +17,26 @@ def _help(args: Namespace, shell: Shell) -> int:
         shell.out.page(main.overview())
     elif topic == ["codes"]:
         shell.out.lines("\n".join(f"{code:<26}{entry.meaning}" for code, entry in CODES.items()))
+    elif topic == ["topics"]:
+        shell.out.lines("\n".join(f"{name:<15}{summary(name)}" for name in TOPICS))
+    elif len(topic) == 1 and topic[0] in TOPICS:
+        _read(topic[0], shell)
     elif len(topic) == 1 and cli_code(topic[0]) in CODES:
         _explain(cli_code(topic[0]), shell)
     else:
         entry, rest = main.find(topic)
         if rest:
-            raise UsageError("usage", f"no command or code is named '{' '.join(topic)}'", hint="spl help")
+            raise UsageError("usage", f"no command, topic or code is named '{' '.join(topic)}'", hint="spl help")
         shell.out.page(help_of(entry))
     return 0
+
+
+def _read(topic: str, shell: Shell) -> None:
+    """Print a page of the manual."""
+    columns = shell.out.columns
+    shell.out.lines(page(topic) if columns is None else "\n".join(rendered(page(topic), columns)))
+    if topic in shell.load("cli.main").PLACES:
+        shell.out.hint(f"hint: spl {topic} --help explains the command")
 
 
 def _explain(code: str, shell: Shell) -> None:
@@ -44,11 +57,11 @@ def _version(args: Namespace, shell: Shell) -> int:
 TREE: Final = (
     Command(
         "help",
-        "Every error ends with a code in brackets; a code has one cause and one next step.\n"
-        "`spl help CODE` prints both, `spl help codes` lists all codes, `spl help COMMAND` explains a command.",
-        "spl help daemon-down",
+        "Explains a command, a topic of the manual, or the code in brackets that ends every error.\n"
+        "`spl help topics` and `spl help codes` list them; into a pipe a topic is printed as Markdown.",
+        "spl help pairs\nspl help daemon-down",
         _help,
-        (arg("topic", nargs="*", help="the words of a command, an error code, or `codes` for all of them"),),
+        (arg("topic", nargs="*", help="the words of a command, a topic, an error code, `topics` or `codes`"),),
         result=False,
     ),
     Command(

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from io import BufferedIOBase
+from textwrap import wrap
 from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
@@ -51,7 +52,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "consent": CommandPlace("grants", "List what is shared across pairs, and at which level.", group=True),
     "token": CommandPlace("tokens", "Mint, list and revoke access tokens.", group=True),
     "config": CommandPlace("settings", "Show the configuration; add, list and remove rules.", group=True),
-    "help": CommandPlace("help", "Explain a command or an error code."),
+    "help": CommandPlace("help", "Explain a command, a topic of the manual or an error code."),
     "version": CommandPlace("help", "Print the version."),
 }
 """The first words, in the order of `spl help`."""
@@ -194,7 +195,8 @@ def overview() -> str:
         "An instance keeps records in threads and syncs them with the instances that it is paired with.",
         "One daemon (`spl serve`) does the work; the other commands ask it.", "",
         "commands:", *rows, "",
-        "`spl COMMAND --help` explains a command, `spl help CODE` an error code.", "",
+        "`spl COMMAND --help` explains a command, `spl help CODE` an error code, `spl help TOPIC` a topic:", "",
+        *wrap(" ".join(load("cli.manual").TOPICS), 78, initial_indent="  ", subsequent_indent="  "), "",
         "example:", "  spl init", "",
     ])  # fmt: skip
 

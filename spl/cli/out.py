@@ -88,6 +88,11 @@ class Out:
         """Whether all columns are wanted."""
         return self.form == "wide"
 
+    @property
+    def columns(self) -> int | None:
+        """The width of the terminal that shows the result; None if there is none."""
+        return self._columns if self._tty else None
+
     # results
 
     def line(self, text: str = "") -> None:

@@ -1,11 +1,10 @@
 """The table of routes: nothing open by omission, every body bounded, every route documented."""
 
-from pathlib import Path
-
 from spl.api.auth import ANYONE
 from spl.api.table import ROUTES
 from spl.core.identity.bearer import SCOPES
 from spl.core.limits import MIB
+from tests import pages
 
 OPEN_TO_ALL = {
     "/health",
@@ -32,7 +31,7 @@ def test_every_body_is_bounded_and_reads_have_none() -> None:
         assert (0 < route.body_bytes <= 8 * MIB) if route.method == "POST" else route.body_bytes == 0, route.path
 
 
-def test_every_route_is_in_the_readme() -> None:
-    text = (Path(__file__).parent.parent.parent / "README.md").read_text()
+def test_every_route_is_in_the_manual() -> None:
+    text = (pages.MANUAL / "http.md").read_text()
     assert not [route.path for route in ROUTES if route.path not in text]
     assert all(route.summary for route in ROUTES)

@@ -1,6 +1,6 @@
 """What an attacker holds in hand, and what is measured of the daemon meanwhile: sockets, memory, descriptors, log.
 
-Nothing here knows the product beyond its HTTP, its command line and the files that its README names.
+Nothing here knows the product beyond its HTTP, its command line and the files that its manual names.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests import pages
 from tests.attack.adversary import messages, wire
 from tests.attack.adversary.keys import born
 from tests.attack.adversary.messages import PAIR
@@ -12,7 +13,6 @@ from tests.attack.adversary.puppet import Stranger, target_of
 from tests.attack.adversary.text import canonical, now_ms
 from tests.attack.conftest import AUTO, Daemon, Puppets
 from tests.attack.measure import MIB, Victim
-from tests.e2e.harness import ROOT
 
 KIB = 1024
 PENDING_MAX = 64
@@ -298,9 +298,8 @@ def test_a_rule_of_approval_that_names_what_is_proved_admits_it(wary: Victim, pr
 
 
 def test_every_example_of_a_rule_of_approval_leans_on_what_is_proved(wary: Victim) -> None:
-    """Those of the README and of --help: people copy them."""
-    text = (ROOT / "README.md").read_text() + wary.run("config", "add-aitl-rule", "--help").out
-    text += "".join(page.read_text() for page in (ROOT / "docs").glob("**/*.md"))
+    """Those of the pages and of --help: people copy them."""
+    text = pages.text() + wary.run("config", "add-aitl-rule", "--help").out
     examples = re.findall(r"add-aitl-rule [^\n]*(?:\n[^\n]*)?--expression +'([^']+)'", text)
     assert examples, "there is no example"
     proved = ("request.initiator_did", "request.words", "peer.address")

@@ -1,4 +1,4 @@
-"""The README's transcripts, replayed: a shell runs each command line as written, on real daemons, block after block.
+"""The transcripts of README and manual, replayed: a shell runs each command line as written, on real daemons.
 
 Only places are replaced (the peer's URL, a pair id, a port); HOME is a folder of the test, and a prompt names the
 operator.  If a transcript shows output, the output must read the same, without DIDs, ids, words and ages.
@@ -7,6 +7,7 @@ operator.  If a transcript shows output, the output must read the same, without 
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,34 +15,33 @@ import pytest
 
 from tests.e2e.conftest import AUTO, Make
 from tests.e2e.harness import ROOT, Instance
+from tests.pages import PAGES, README
+from tests.pages import blocks as fenced
 from tests.waiting import DEADLINE_S, eventually
 
-README = ROOT / "README.md"
-BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"(?:([a-z]*)\$ )?((?:[A-Z_]+=\S+ )*spl .*|TOKEN=.*|curl .*)")
-LABEL = re.compile(r"(?<!--label) bob\b")
-"""Bob's label as the name of the pair."""
-SOAKS = "federation soak"
-"""These run for minutes; `test_soak.py` has them with a scale of its own."""
+LABEL = re.compile(r"(?<!--label) (?:alice|bob)\b")
+"""A label as the name of the pair."""
 FOLLOWS = " -f"
-SERVE = " serve"
-PROBLEMS = ("debug thread-diff", "doctor", "federation verify")
-"""Commands that exit 3 when they find something."""
+ELSEWHERE = (" serve", "federation soak", "spl init", "spl aitl", "127.0.0.1:9200", "192.168.")
+"""Parts of command lines that start daemons, or that a test of their own has; a soak runs for minutes."""
+FINDS = {"debug thread-diff": 3, "doctor": 3, "federation verify": 3, "config test-permission": 4}
+"""Commands that have an exit code of their own when they find something."""
 
 
 @dataclass
 class Step:
-    """One command line and the output that the README shows under it."""
+    """One command line and the output that the page shows under it."""
 
     who: str
     line: str
     shown: list[str] = field(default_factory=list)
 
 
-def blocks() -> list[list[Step]]:
-    """Return the steps of every block that has commands, in the order of the page."""
+def blocks(*pages: Path) -> list[list[Step]]:
+    """Return the steps of every block that has commands, of these pages or all."""
     found = []
-    for text in BLOCK.findall(README.read_text()):
+    for text in (block for page in pages or PAGES for block in fenced(page)):
         steps: list[Step] = []
         for line in text.replace("\\\n", " ").splitlines():
             prompt = PROMPT.fullmatch(line)
@@ -97,6 +97,7 @@ class Stage:
         operator = self.bob if step.who == "bob" else self.alice
         line = step.line.replace("https://bob.example/", self.bob.url)
         line = line.replace("127.0.0.1:9100", f"127.0.0.1:{operator.port}")
+        line = line.replace("http://127.0.0.1:9200/", self.bob.url)
         if re.search(r"\bPAIR\b|pair_[0-9a-f]{8}", line):
             line = re.sub(r"\bPAIR\b|pair_[0-9a-f]{8}", self.pair_id(), line)
         elif LABEL.search(line):
@@ -113,7 +114,8 @@ class Stage:
         ran = subprocess.run(
             ["bash", "-c", line], env=env, cwd=self.folder, capture_output=True, timeout=DEADLINE_S, check=False
         )
-        allowed = (0, 3) if any(word in line for word in PROBLEMS) else (124,) if FOLLOWS in line else (0,)
+        found = {code for words, code in FINDS.items() if words in line}
+        allowed = {124} if FOLLOWS in line else {0} | found
         assert ran.returncode in allowed, f"{line}\n{ran.stdout.decode()}\n{ran.stderr.decode()}"
         if set_:
             self.shell[set_[1]] = ran.stdout.decode()
@@ -134,10 +136,30 @@ def steps_of(word: str) -> list[Step]:
     return next(steps for steps in blocks() if any(word in step.line for step in steps))
 
 
-def test_the_first_transcript_is_what_a_pairing_prints(stage: Stage) -> None:
-    """The page's headline command, line by line."""
-    [step] = blocks()[0]
+def test_a_pairing_without_an_operator_reads_as_shown(stage: Stage) -> None:
+    """The headline command, line by line, if the peer approves by itself."""
+    [step] = next(steps for steps in blocks() if any("200 OK" in line for line in steps[0].shown))
     assert plain(stage.play(step)) == plain("\n".join(step.shown))
+
+
+def test_one_machine_leads_to_an_active_pair_as_shown(make: Make, tmp_path: Path) -> None:
+    """The first page from the record to the end: what alice sees while she waits, and what bob does meanwhile."""
+    alice, bob = make("alice").start(), make("bob").start()
+    stage = Stage(tmp_path, alice, bob)
+    intend, pair = steps_of("federation pair http://127.0.0.1:9200/")
+    listed, approved = steps_of("aitl list")
+    end = next(block for block in fenced(README) if block.rstrip().endswith("Pair active."))
+    stage.play(intend)
+    with ThreadPoolExecutor(1) as terminal:
+        asked = terminal.submit(stage.play, pair)
+        eventually(lambda: bob.data("aitl", "list"), "the request is there")
+        assert plain(stage.play(listed)) == plain("\n".join(listed.shown))
+        stage.play(approved)
+        shown = "\n".join([*(line for line in pair.shown if "waiting for approval" not in line), end])
+        assert plain(asked.result(DEADLINE_S)) == plain(shown)
+    for step in steps_of("spl sync alice"):
+        assert stage.play(step)
+    assert alice.holding()["th_garden"] == bob.holding()["th_garden"]
 
 
 def test_approval_by_hand_reads_as_shown(make: Make, tmp_path: Path) -> None:
@@ -145,7 +167,7 @@ def test_approval_by_hand_reads_as_shown(make: Make, tmp_path: Path) -> None:
     alice, bob = make("alice").start(), make("bob").start()
     stage = Stage(tmp_path, alice, bob)
     alice.run("federation", "pair", bob.url, "--wait", "0s", code=8)
-    listed, approved = steps_of("aitl list")
+    listed, approved = steps_of("aitl approve pair_")
     assert plain(stage.play(listed)) == plain("\n".join(listed.shown))
     stage.play(approved)
     eventually(lambda: alice.pairs("active"), "the pair is active")
@@ -165,16 +187,21 @@ def test_the_first_steps_work_in_a_fresh_home(make: Make, tmp_path: Path) -> Non
     assert fresh.did.startswith("did:sync:instance:alice-")
 
 
-def test_every_other_command_line_does_what_it_says(stage: Stage) -> None:
-    """Block after block, in the order of the page; only those that serve, and the soak, are left out."""
-    elsewhere = [*blocks()[0], *steps_of("aitl list")]
-    played = 0
-    for steps in blocks():
-        for step in steps:
-            if step in elsewhere or SERVE in step.line or "spl init" in step.line or SOAKS in step.line:
-                continue
-            if "theirs.jsonl" in step.line:
-                stage.play(Step("bob", "spl thread snapshot th_federation_pairs > theirs.jsonl"))
-            stage.play(step)
-            played += 1
-    assert played > 20
+def playable(page: Path) -> list[Step]:
+    """Return the steps of a page without those that other tests have, that serve, and the soak."""
+    steps = [step for steps in blocks(page) for step in steps]
+    return [step for step in steps if not any(word in step.line for word in ELSEWHERE)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if playable(page)], ids=lambda page: page.stem)
+def test_every_other_command_line_does_what_it_says(stage: Stage, page: Path) -> None:
+    """Each page by itself, block after block, on two instances that are paired."""
+    stage.pair_id()
+    for step in playable(page):
+        if "theirs.jsonl" in step.line:
+            stage.play(Step("bob", "spl thread snapshot th_federation_pairs > theirs.jsonl"))
+        stage.play(step)
+
+
+def test_most_command_lines_are_played() -> None:
+    assert sum(len(playable(page)) for page in PAGES) > 50
