@@ -79,6 +79,8 @@ CODES: Final[dict[str, Code]] = {
     "rule-type": Code(400, 2, "The expression asks for a field that is missing, or treats a value as another type.", "guard the field with has(), and try it: spl config test-permission"),
     "rule-cost": Code(400, 2, "The expression costs more than an evaluation may.", "test fewer or shorter values"),
     "rule-unproved": Code(400, 2, "The rule would approve any peer that claims the right label or URL.", "name what a request proves: request.initiator_did == \"did:sync:instance:…\", request.words == \"…\" or request.peer.address.startsWith(\"10.1.\")"),
+    "query-cost": Code(400, 2, "The query reads more than one query may.", "narrow it by thread, actor, namespace or clock, or leave out the sort and ask in pages"),
+    "embeddings-disabled": Code(503, 2, "This daemon embeds no texts, so it cannot search records by their meaning.", "search by fields: POST /v1/records/query"),
     "token-scope-bound": Code(400, 2, "The scope is about the whole daemon, so no namespace can bind it.", "leave the namespace out, or mint a token of its own for the scopes that can be bound: records:read, records:write, federation:sync, federation:subscribe"),
     "token-in-query": Code(400, 4, "Tokens in query strings end up in logs and are refused.", "send it as a header"),
     # identity and manifest
