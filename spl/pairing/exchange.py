@@ -14,6 +14,7 @@ from ..core.errors import SplError, cli_code
 from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest
 from ..core.identity.message import MessageError
+from ..core.identity.pins import FORK
 from ..core.limits import KIB
 from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
@@ -49,7 +50,8 @@ class Exchange:
     ) -> Manifest:
         """Return the verified manifest of the instance at a URL, which extends the last one accepted.
 
-        Raises ReachError, ManifestError, PairError "manifest-missing", "identity-cloned".
+        Raises ReachError, ManifestError, PairError "manifest-missing", "identity-cloned", and "key-compromised" for a
+        chain that contradicts the pinned one and proves no fork: its owner did not make it.
         """
         base = parse_url(url).origin
         document = await self._document(base + MANIFEST_PATH, dial)
@@ -64,7 +66,10 @@ class Exchange:
             raise PairError("identity-cloned", text, hint=hint)
         known = next((pair for pair in reversed(self.pairs.all()) if pair.peer_did == peer.did), None)
         # An operator who names the key settles a fork; nothing settles an old manifest.
-        pinned = None if expect_key else self.pairs.writer.views.pins.chain(peer.did)
+        pins = self.pairs.writer.views.pins
+        pinned = None if expect_key else pins.chain(peer.did)
+        if pinned is not None and pins.code_of(peer.chain) == FORK and not pins.proves_fork(peer.chain):
+            raise PairError("key-compromised", f"{base} shows a key of {peer.did} that its owner rotated as compromised")
         newer_than_ms = known.peer.signed_at_ms if known is not None else 0
         return manifest.judge(
             peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms

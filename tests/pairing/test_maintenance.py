@@ -250,6 +250,28 @@ async def test_a_fork_of_the_key_chain_is_refused_until_the_operator_names_the_k
         assert a.home.views.pins.chain(b.did) == a.alive[0].chain
 
 
+async def test_the_thief_of_a_compromised_key_at_the_peers_address_degrades_nothing(tmp_path: Path) -> None:
+    """What it serves is refused by a code of its own, and the pair goes on with its owner."""
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        first = b.home.vault.export()
+        await b.pairing.rotate_identity("compromised")
+        await until(lambda: len(a.alive[0].chain.rotations) == 1)
+        owners = b.home.vault.export()
+        await fork(b, first)
+        with pytest.raises(SplError) as caught:
+            await a.pairing.refresh(pair_id)
+        assert code_of(caught) == "key-compromised"
+        world.time_ms += 7 * HOUR_MS
+        await until(lambda: a.pairing.maintenance.status(pair_id).attempt)
+        assert a.alive[0].phase is Phase.ACTIVE
+        b.home.vault.identity = None
+        b.home.vault.install(owners)
+        await b.pairing.rotate_identity("retired")
+        await until(lambda: len(a.alive[0].chain.rotations) == 2)
+        assert await b.call(a) == 200
+        await both_active(a, b)
+
+
 async def fork(node: Node, first: str) -> None:
     """Give the node the second successor of its first key."""
     node.home.vault.identity = None
