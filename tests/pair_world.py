@@ -136,7 +136,7 @@ class Node:
         pairs = Pairs(
             self.home,
             published,
-            IntakeBudget(self.world.limits.intake_day_bytes, 0),
+            IntakeBudget(self.world.limits.intake_day_bytes, {}),
             now_ms=self.world.now_ms,
             steady_ms=self.world.steady_ms,
             random_bytes=random_bytes,

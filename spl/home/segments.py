@@ -367,7 +367,7 @@ def entry_of(line: Line) -> Entry:
             value = json.loads(payload.decode())
             level = value["projection"]["level"]
             return Entry(kind, payload, line.origin, line.ns, id=value["id"], pair=line.origin, level=level)
-        if kind in ("pos", "ref"):
+        if kind in ("pos", "ref", "day"):
             return Entry(kind, payload, line.origin, line.ns, line.own, pair=json.loads(payload.decode())["pair"])
     except (ValueError, KeyError, TypeError) as exc:
         raise LineError("store-damaged", f"the payload of line {line.seq} is not readable") from exc

@@ -37,7 +37,7 @@ from .commit_queue import CommitQueue, Post, Submission, Waiter, answer
 from .log import Entry, Log
 from .segments import PROJECTION
 from .views import Views
-from .writes import LOCAL, Arrive, Commit, Emit, Item, Outcome, Own, Projected, Refuse, SavedPosition, Signer, queued
+from .writes import LOCAL, Arrive, Commit, Emit, Item, Note, Outcome, Own, Projected, Refuse, Signer, queued
 
 log = logging.getLogger("spl.store")
 
@@ -234,9 +234,8 @@ class Writer:
                 return self._prepare_arrival(item, overlay)
             case Projected():
                 return self._prepare_projection(item, overlay)
-            case SavedPosition(pair, cursor, count):
-                body = {"pair": pair, "cursor": cursor, "count": count}
-                return _NewLine((), Entry(kind="pos", payload=canon.encode(body), pair=pair))
+            case Note():
+                return _NewLine((), Entry(kind=item.KIND, payload=canon.encode(item.body()), pair=item.pair))
             case Refuse(pair, id_, code, ns):
                 if self.views.refused.get(pair, 0) >= self.limits.refused_per_pair:
                     return _Known(Outcome(0, None, False))

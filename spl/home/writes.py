@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from ..core import canon
 from ..core.identity.did import Chain
@@ -64,13 +64,46 @@ class Projected:
     pair: str
 
 
+class Note:
+    """A line about a pair that is no record; `KIND` is the line's."""
+
+    __slots__ = ()
+    KIND: ClassVar[str]
+    pair: str
+
+    def body(self) -> dict[str, object]:
+        """Return what the line says."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class SavedPosition:
+class SavedPosition(Note):
     """The position up to which everything from a pair is in this submission or was stored before."""
 
+    KIND: ClassVar[str] = "pos"
     pair: str
     cursor: str
     count: int
+    day_bytes: int | None = None
+    """As in DayBytes; None if nothing was counted."""
+
+    def body(self) -> dict[str, object]:
+        """Return {pair, cursor, count, day_bytes?}."""
+        day = {} if self.day_bytes is None else {"day_bytes": self.day_bytes}
+        return {"pair": self.pair, "cursor": self.cursor, "count": self.count, **day}
+
+
+@dataclass(frozen=True, slots=True)
+class DayBytes(Note):
+    """What a pair brought in within a day, this submission included; for one that saves no position."""
+
+    KIND: ClassVar[str] = "day"
+    pair: str
+    bytes: int
+
+    def body(self) -> dict[str, object]:
+        """Return {pair, day_bytes}."""
+        return {"pair": self.pair, "day_bytes": self.bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +119,7 @@ class Refuse:
     ns: str = ""
 
 
-Item = Emit | Own | Arrive | Projected | SavedPosition | Refuse
+Item = Emit | Own | Arrive | Projected | SavedPosition | Refuse | DayBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +183,6 @@ def principal_of(items: Sequence[Item]) -> str:
                 return item.origin
             case Projected() | SavedPosition() | Refuse():
                 return item.pair
-            case Own():
+            case Own() | DayBytes():
                 continue
     return ""

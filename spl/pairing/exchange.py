@@ -69,7 +69,8 @@ class Exchange:
         pins = self.pairs.writer.views.pins
         pinned = None if expect_key else pins.chain(peer.did)
         if pinned is not None and pins.code_of(peer.chain) == FORK and not pins.proves_fork(peer.chain):
-            raise PairError("key-compromised", f"{base} shows a key of {peer.did} that its owner rotated as compromised")
+            text = f"{base} shows a key of {peer.did} that its owner rotated as compromised"
+            raise PairError("key-compromised", text)
         newer_than_ms = known.peer.signed_at_ms if known is not None else 0
         return manifest.judge(
             peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms

@@ -43,7 +43,7 @@ from ..home.logs import CountedLog
 from ..home.manifest import ManifestSigner
 from ..home.vault import Identity
 from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
-from ..home.writes import Item, Own, SavedPosition, size_of
+from ..home.writes import DayBytes, Item, Own, SavedPosition, size_of
 from ..sync.budget import IntakeBudget
 from ..sync.peer import TOKEN_NAME
 
@@ -207,6 +207,17 @@ class Pairs:
         A write that has begun is waited for: a step that was refused must not take effect afterwards.  The bytes count
         as intake of the pair `brought_by`.
         """
+        if not brought_by:
+            self._write(items)
+            return
+        added = self.budget.charge(brought_by, sum(map(size_of, items)))
+        try:
+            self._write([*items, DayBytes(brought_by, self.budget.brought(brought_by))])
+        except SplError:
+            self.budget.refund(brought_by, added)
+            raise
+
+    def _write(self, items: Sequence[Item]) -> None:
         written = self.writer.submit(items)
         try:
             written.result(COMMIT_TIMEOUT_S)
@@ -214,8 +225,6 @@ class Pairs:
             if written.cancel():
                 raise PairError("overloaded", "the store did not take the write in time") from exc
             written.result()
-        if brought_by:
-            self.budget.charge(brought_by, sum(map(size_of, items)))
 
     def begin(
         self, peer: Manifest, url: str, terms: Terms, *, strict: bool, actors: tuple[str, ...], poll_interval_ms: int

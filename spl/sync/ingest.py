@@ -17,10 +17,12 @@ and no more: `budget.py`.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -40,8 +42,8 @@ from ..core.record.page import Page, PushBody
 from ..home.logs import CountedLog
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
-from ..home.writes import Arrive, Item, Outcome, Own, Projected, Refuse, SavedPosition, size_of
-from .budget import DAY_S, IntakeBudget
+from ..home.writes import Arrive, DayBytes, Item, Outcome, Own, Projected, Refuse, SavedPosition, size_of
+from .budget import IntakeBudget, saved_sums
 from .ledger import RefusedLedger
 from .peer import CHAINS, PeerClient, SyncError
 from .reach import Reaches
@@ -124,8 +126,8 @@ class Ingest:
         self.lines = CountedLog(log)
         """What a peer can repeat is logged through this, by the other services too."""
         self.refused = RefusedLedger(writer, limits, self.pool)
-        taken = writer.store.bytes_since(now_ms() - int(DAY_S * 1000))
-        self.budget = IntakeBudget(limits.intake_day_bytes, taken)
+        saved = saved_sums(writer.store, limits.intake_day_bytes, now_ms())
+        self.budget = IntakeBudget(limits.intake_day_bytes, saved)
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
@@ -366,28 +368,62 @@ class Ingest:
 
     # -- storing
 
+    def renew_intake(self, pair_id: str) -> None:
+        """Let the pair bring in a whole day's bytes again, by our operator's word, which a restart does not forget."""
+        self.budget.renew(pair_id)
+        with suppress(SplError):  # a full queue: then the word counts until the next start
+            self.writer.submit([DayBytes(pair_id, 0)])
+
     async def _store(self, pair: Pair, items: Sequence[Item]) -> int:
         """Write it all at once; return how many records were new.
 
-        Nothing of a pair that was paused or revoked meanwhile, or that brought in a day's bytes.
+        Nothing of a pair that was paused or revoked meanwhile, or that brought in a day's bytes.  What the rest of the
+        day does not hold is left out, with the position: IntakeError "intake-paused" once the others are stored.
         """
-        self.pair(pair.pair_id)
-        outcomes: list[Outcome] = []
-        if items:
-            self.budget.check(pair.pair_id)
-            loop, size = asyncio.get_running_loop(), sum(map(size_of, items))
-            answer: asyncio.Future[list[Outcome]] = loop.create_future()
-            self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)
-            self.budget.charge(pair.pair_id, size)
-            try:
-                outcomes = await answer
-            except SplError:
-                self.budget.charge(pair.pair_id, -size)  # a full disk must not use up the day by being tried again
-                raise
-        return sum(outcome.fresh for outcome, sent in zip(outcomes, items, strict=True) if isinstance(sent, Arrive))
+        pair_id = pair.pair_id
+        self.pair(pair_id)
+        if not items:
+            return 0
+        self.budget.check(pair_id)
+        sent, size = items, sum(map(size_of, items))
+        if size > (left := self.budget.left(pair_id)):
+            sent = _fitting(items, left)
+            size = sum(map(size_of, sent))
+        added = self.budget.charge(pair_id, size)
+        try:
+            outcomes = await self._submitted(_marked(pair_id, sent, self.budget.brought(pair_id)))
+        except SplError:
+            self.budget.refund(pair_id, added)  # a full disk must not use up the day by being tried again
+            raise
+        if len(sent) < len(items):
+            self.budget.use_up(pair_id)
+            self.budget.check(pair_id)
+        return sum(outcome.fresh for outcome, item in zip(outcomes, sent, strict=False) if isinstance(item, Arrive))
+
+    async def _submitted(self, items: Sequence[Item]) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Outcome]] = loop.create_future()
+        self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)
+        return await answer
 
     def _memory(self, pair_id: str) -> _Memory:
         return self._memories.setdefault(pair_id, _Memory())
+
+
+def _fitting(items: Sequence[Item], left: int) -> Sequence[Item]:
+    """Return the first of the items that use up so many bytes; all of them if they do not."""
+    for count, size in enumerate(itertools.accumulate(map(size_of, items)), 1):
+        if size >= left:
+            return items[:count]
+    return items
+
+
+def _marked(pair_id: str, items: Sequence[Item], day_bytes: int) -> list[Item]:
+    """Return the items with what the pair brought in within a day: in its position, or beside them."""
+    last = items[-1]
+    if isinstance(last, SavedPosition):
+        return [*items[:-1], replace(last, day_bytes=day_bytes)]
+    return [*items, DayBytes(pair_id, day_bytes)]
 
 
 def _pin(pair: Pair, chain: Chain) -> Own:

@@ -146,7 +146,7 @@ class Puller:
             await queue.room(count, self._limits.page_bytes)
             options = {
                 "since": since,
-                "limit": str(count),
+                "limit": str(min(count, self.ingest.budget.records(pair.pair_id))),
                 "feed": "normal",
                 "thread": reading.thread,
                 "target_namespace": reading.namespace,

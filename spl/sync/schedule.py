@@ -197,7 +197,7 @@ class Sync:
     def renew_intake(self, pair_id: str) -> bool:
         """Let the pair bring in another day's bytes; return whether its intake was paused, and then read at once."""
         state, paused = self._state(pair_id), self.budget.status(pair_id).wait_s > 0
-        self.budget.renew(pair_id)
+        self._ingest.renew_intake(pair_id)
         if paused:
             state.last_s = None
             state.kick.set()

@@ -18,8 +18,8 @@ from tests.waiting import eventually
 DAY_BYTES = 200_000
 PAGE = 20
 """Records of a page."""
-SLACK = 150_000
-"""What may come on top: one page of every way at once, and lines of the daemon's own."""
+SLACK = 60_000
+"""What may come on top: one record of every way at once, lines of the daemon's own, and what runs off meanwhile."""
 TRIES = 60
 """Each brings a page; all of them together are six times the budget."""
 _NUMBERS = itertools.count()
@@ -143,14 +143,14 @@ def test_positions_alone_stop_at_the_days_bytes(tight: Victim, puppet: Puppets) 
 
 
 def test_a_restart_multiplies_nothing(tight: Victim, puppet: Puppets) -> None:
-    """After each start the peer gets an hour's share at most, for the log took a day's bytes before."""
+    """Each process goes on with the sum of the last one."""
     peer = puppet("mallory", tight).join()
     until_paused(peer, tight)
     before = tight.log_bytes
     for _ in range(3):
         tight.again()
         until_paused(peer, tight)
-    assert tight.log_bytes - before < 3 * (DAY_BYTES // 24 + 40_000)
+    assert tight.log_bytes - before < DAY_BYTES // 24 + 40_000
 
 
 def test_grants_without_end_count_too(tight: Victim, puppet: Puppets) -> None:

@@ -19,6 +19,7 @@ THREADS_IN: Final = "u:"
 ACTORS: Final = "a:"
 NAMESPACES: Final = "n:"
 POSITIONS: Final = "p:"
+DAYS: Final = "d:"
 REFUSALS: Final = "r:"
 PROJECTIONS: Final = "x:"
 KINDS: Final = "k:"
@@ -26,7 +27,7 @@ KINDS: Final = "k:"
 RECORDS: Final = "rec"
 """The tally of all records."""
 
-_OF_PAIR: Final = {"pos": POSITIONS, "ref": REFUSALS, PROJECTION: PROJECTIONS}
+_OF_PAIR: Final = {"pos": POSITIONS, "day": DAYS, "ref": REFUSALS, PROJECTION: PROJECTIONS}
 
 LineFacts = tuple[str, str, str, str, bool]
 """Kind, namespace, origin, voucher, own: few combinations, many rows."""
