@@ -36,7 +36,7 @@ UNMIRRORED: Final = frozenset(
 )
 """Modules without a test file: values alone, and the daemon, which tests/e2e runs as a process."""
 
-TESTS_OF_THEIR_OWN: Final = frozenset({"attack", "e2e", "sim", "fuzz", "homes", "vectors", "tools"})
+TESTS_OF_THEIR_OWN: Final = frozenset({"attack", "e2e", "sim", "fuzz", "mutation", "homes", "vectors", "tools"})
 """Folders of tests/ that mirror no module."""
 
 _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -331,7 +331,7 @@ def assemble(prefix: bytes, run: str, tail: bytes) -> Line:
         head = json.loads(prefix[:-1].decode() + "}")
         kind, seq, at_ms, origin = head["k"], head["seq"], head["at"], head["from"]
         ns, own = head.get("ns", ""), head.get("own", False)
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise LineError("store-damaged", "a line's facts are not readable") from exc
     member = _ENV if kind in ENVELOPE_KINDS else _BODY
     if not (tail.startswith(member) and tail.endswith(b"}")):
@@ -369,7 +369,7 @@ def entry_of(line: Line) -> Entry:
             return Entry(kind, payload, line.origin, line.ns, id=value["id"], pair=line.origin, level=level)
         if kind in ("pos", "ref", "day"):
             return Entry(kind, payload, line.origin, line.ns, line.own, pair=json.loads(payload.decode())["pair"])
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise LineError("store-damaged", f"the payload of line {line.seq} is not readable") from exc
     return Entry(kind, payload, line.origin, line.ns, line.own)
 

@@ -45,6 +45,9 @@ _SMALL_CHUNKS_COUNT = 1024
 _CHUNKS_JOINED = 32
 _INTERIM_COUNT = 8  # 100 or 103 comes once or twice; without a bound they would replace the answer
 
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""Neither an interim response nor a trailer has them: no other reader may look for a body there."""
+
 _VISIBLE = bytes(range(0x21, 0x7F))
 _HOST = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-._~%!$&'()*+,;=:[]"
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?")
@@ -108,12 +111,26 @@ class _Phase(Enum):
 class _Parser(ABC, Generic[Head]):
     """What both roles share: the buffer, the search for the head's end, the body."""
 
-    __slots__ = ("_buffer", "_ended", "_extensions", "_left", "_phase", "_room", "_scanned", "_small", "limits")
+    __slots__ = (
+        "_blank",
+        "_buffer",
+        "_ended",
+        "_extensions",
+        "_left",
+        "_phase",
+        "_room",
+        "_scanned",
+        "_small",
+        "limits",
+    )
+    passes_blank = False
+    """Whether one empty line before a message is passed over."""
 
     def __init__(self, limits: Limits, body_bytes: int) -> None:
         self.limits = limits
         self._buffer = bytearray()
         self._scanned = 0
+        self._blank = False  # whether an empty line was passed over before the message
         self._phase = _Phase.HEAD
         self._left = 0  # bytes of the body, or of the chunk, still to come
         self._room = body_bytes  # bytes that a body without announced length may still bring
@@ -164,8 +181,9 @@ class _Parser(ABC, Generic[Head]):
     def _next_head(self) -> Head | None:
         buffer = self._buffer
         while True:
-            if buffer[:2] == b"\r\n":  # RFC 9112 §2.2: an empty line before the message is passed over
+            if buffer[:2] == b"\r\n" and not self._blank and self.passes_blank:
                 del buffer[:2]
+                self._blank = True
             if not buffer or buffer == b"\r":
                 return None
             self._check_first_line()
@@ -175,7 +193,7 @@ class _Parser(ABC, Generic[Head]):
                     raise WireError("head-too-large", f"the head is over {self.limits.head_bytes} bytes")
                 self._scanned = len(buffer)
                 return None
-            self._scanned = 0
+            self._scanned, self._blank = 0, False
             block = bytes(buffer[:end])
             del buffer[: end + 4]
             head = self._parse_head(block)
@@ -320,7 +338,8 @@ class _Parser(ABC, Generic[Head]):
             return False
         block = bytes(buffer[:end])
         del buffer[: end + 4]
-        parse_fields(split_lines(block), self.limits.headers_count)
+        if not parse_fields(split_lines(block), self.limits.headers_count).keys().isdisjoint(_FRAMING):
+            raise WireError("bad-request", "a trailer says how long a body is")  # RFC 9110 §6.5.1
         self._phase = _Phase.COMPLETE
         return False
 
@@ -347,6 +366,7 @@ class RequestParser(_Parser[RequestHead]):
     """The server's side.  After each head the shell calls `take_body` with the route's limit."""
 
     __slots__ = ("_length",)
+    passes_blank = True  # RFC 9112 §2.2 asks it of servers alone
 
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits, 0)
@@ -407,8 +427,8 @@ class ResponseParser(_Parser[ResponseHead]):
         headers = parse_fields(lines[1:], self.limits.headers_count)
         if status < 200:
             self._interim += 1
-            if status == 101 or self._interim > _INTERIM_COUNT:
-                raise WireError("bad-request", f"an interim {status} was not asked for")
+            if status == 101 or self._interim > _INTERIM_COUNT or not headers.keys().isdisjoint(_FRAMING):
+                raise WireError("bad-request", f"an interim {status} was not asked for, or announces a body")
             return None
         length = self._frame(headers, minor, _Phase.UNTIL_CLOSE)
         keep_alive = minor == 1 and not _closes(headers) and self._phase is not _Phase.UNTIL_CLOSE
