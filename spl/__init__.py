@@ -11,6 +11,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         cel record identity pair          folders, see below
         consent gate                      what crosses a pair, at which level; what a peer may bring in
         rules proved fold                 permission and approval rules; what a rule rests on; fold rules
+        query                             what a filter holds of
     core/cel/  the expression language of rules
         grammar evaluate                  text to tree; tree to value, within a budget
     core/record/  a record and what is made of many
@@ -65,7 +66,8 @@ The map.  A folder is an import permission: each may import what stands left of 
     api/  routes and handlers
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
         streams searches                  how many long answers a token or pair may have; readings that take turns
-        records watch snapshots           records and threads; a thread as it grows; backup
+        records lists queries             records in and one by one; lists of them; by a filter
+        watch snapshots                   a thread as it grows; backup
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
     cli/  commands over the socket: one file per noun

@@ -1,9 +1,9 @@
-"""Records and threads for programs: emit one or many, read by id, thread or actor."""
+"""Records and threads for programs: emit one or many, one by its id, the threads, the state of one."""
 
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -15,26 +15,20 @@ from ..core.record import record
 from ..core.record.position import Positions
 from ..home.index import Row
 from ..home.log import Log
-from ..home.tables.lists import NAMESPACES, THREADS, by_actor, by_namespace, by_thread, by_thread_in, name_in
+from ..home.tables.lists import THREADS, by_thread, name_in
 from ..home.thread_state import ThreadState
 from ..home.writes import Emit, Outcome
 from ..net.routes import Request, Response
+from ..net.sse import one_line
 from .answers import field_error, is_admin, json_response, list_response, number, positions
 from .auth import Principal
+from .lists import LIMIT_DEFAULT, answer_forms, last_readable, may_read, thread_lists
 from .services import Services
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 NDJSON: Final = "application/x-ndjson"
-LIMIT_DEFAULT: Final = 100
-SCAN_ROWS: Final = 500
-"""Rows of the index read at once: some 100 kB."""
-ANSWER_BYTES: Final = 8 * MIB
-"""A list ends early beyond this; the next one goes on after its last sequence."""
-PIECE_BYTES: Final = 64 * KIB
-WHOLE_BYTES: Final = 64 * KIB
-"""A list up to this is sent whole, with its length; a longer one in pieces of PIECE_BYTES, or of one record."""
 NAMES_ROWS: Final = 64
 """Threads of a listing that are looked at in one step."""
 GROUP_BYTES: Final = 256 * KIB
@@ -49,8 +43,6 @@ ESCAPED_SHARE: Final = 3
 """A client that escapes every character outside ASCII sends three bytes for one, at most."""
 PIECES_MAX: Final = 8000
 """Read for one request: two million records, some fifteen seconds; the next request goes on from there."""
-LIST_BEGIN: Final = b'{"object":"list","data":['
-LIST_END: Final = b"]}"
 
 _FIELDS_AT: Final = len('{"id":"","record":') + 64
 """Where the record's fields begin in the text of an envelope."""
@@ -92,7 +84,7 @@ async def _emit_many(request: Request, principal: Principal, services: Services)
         waiting.append(begun)
     while waiting:
         answers += await waiting.popleft().settled(seen)
-    return Response(body=b"\n".join([*answers, b""]), content_type=NDJSON)
+    return Response(body=one_line(b"\n".join([*answers, b""])), content_type=NDJSON)
 
 
 async def _aside(size: int, do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -208,23 +200,6 @@ async def one(request: Request, principal: Principal, services: Services) -> Res
     return await _brief(sum(row.length for row in rows), principal, services, _one, rows, principal, services)
 
 
-async def query(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/records?thread=&actor=&kind=&since=&limit=: in order of arrival; `since` is a `sequence`."""
-    thread, actor = request.query.get("thread"), request.query.get("actor")
-    if thread is not None:
-        return await _page(thread_lists(thread, principal), request, principal, services, actor)
-    if actor is not None:
-        names = (by_actor(ns, actor) for ns in _namespaces(principal, services, reserved=True))
-        return await _page(names, request, principal, services, actor)
-    names = (by_namespace(ns) for ns in _namespaces(principal, services))
-    return await _page(names, request, principal, services)
-
-
-async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/threads/{thread}/records: like a query by thread; an unknown thread is an empty list."""
-    return await _page(thread_lists(request.params["thread"], principal), request, principal, services)
-
-
 async def threads(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/threads?after=&limit=&reserved=: the oldest first, with the number of records and the last arrival.
 
@@ -239,32 +214,12 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     return list_response(data[:limit])
 
 
-def thread_lists(thread: str, principal: Principal) -> list[str]:
-    """Return the index's lists of what the principal may read of a thread, and of nothing else if it is bound."""
-    return [by_thread_in(ns, thread) for ns in set(principal.namespaces)] or [by_thread(thread)]
-
-
-def last_readable(store: Log, thread: str, principal: Principal) -> int:
-    """Return the sequence of the newest record of a thread that the principal may read; 0 without one."""
-    return max((row.seq for row in map(store.index.last, thread_lists(thread, principal)) if row), default=0)
-
-
-def _namespaces(principal: Principal, services: Services, *, reserved: bool = False) -> Iterator[str]:
-    """Yield the namespaces that the principal may read, with `reserved` also "", that of the daemon's own threads."""
-    if principal.namespaces:
-        yield from set(principal.namespaces)
-        return
-    if reserved and is_admin(principal):
-        yield ""
-    yield from map(name_in, services.store.index.names(NAMESPACES, "", services.limits.page_records))
-
-
 def _one(rows: list[Row], principal: Principal, services: Services) -> Response:
     forms = answer_forms(services.store, rows, positions(principal, services), reserved=is_admin(principal))
     found = next(forms, None)
     if found is None:
         raise SplError("not-found", "there is no such record")
-    return json_response(found)
+    return json_response(found[1])
 
 
 async def _brief(
@@ -274,117 +229,6 @@ async def _brief(
     if size <= AT_ONCE_BYTES:
         return do(*args, **kwargs)
     return await services.searches.step(principal, do, *args, **kwargs)
-
-
-def answer_forms(store: Log, rows: list[Row], seen: Positions, *, reserved: bool) -> Iterator[dict[str, object]]:
-    """Yield the answer form of stored records, without damaged ones; those on reserved threads only with `reserved`."""
-    for row, payload in store.read(rows):
-        envelope = json.loads(payload)
-        if reserved or not record.is_reserved(envelope["record"]["thread"]):
-            yield _record(envelope["id"], envelope["record"], seen.shown(row.seq), envelope["sig"]["by"])
-
-
-async def _page(
-    names: Iterable[str], request: Request, principal: Principal, services: Services, actor: str | None = None
-) -> Response:
-    """Return the records of those lists as a list; a long one is read and sent in pieces, as the client takes them.
-
-    A page of megabytes that its client does not read then costs a connection and no memory.  A short one has a length.
-    Each step of the search reads at most SCAN_ROWS rows, whether a wanted record is among them or not.
-    """
-    limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.query_records)
-    seen = positions(principal, services)
-    rows = _rows(services.store, names, seen.seq_of(number(request.query, "since", 0, 0, 2**63 - 1)))
-    wanted = _Wanted(services.store, principal, seen, request.query.get("kind"), actor)
-    pieces = _pieces(wanted, rows, limit)
-    begun, more = b"", True
-    while more and len(begun) < WHOLE_BYTES:
-        found, more = await services.searches.step(principal, _next, pieces)
-        begun += found
-    if more:
-        return Response(body=_streamed(begun, pieces, principal, services))
-    return Response(body=LIST_BEGIN + begun + LIST_END)
-
-
-async def _streamed(
-    begun: bytes, pieces: Iterator[bytes], principal: Principal, services: Services
-) -> AsyncIterator[bytes]:
-    """Yield the list; while the client takes a piece, nothing here keeps it."""
-    held, more = [LIST_BEGIN + begun], True
-    del begun
-    while more:
-        yield held.pop()
-        found, more = await services.searches.step(principal, _next, pieces)
-        held.append(found)
-        del found
-    yield held.pop() + LIST_END
-
-
-def _next(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
-    """Return what comes next, b"" for rows of which none is wanted, and whether more may follow."""
-    found = next(pieces, None)
-    return found or b"", found is not None
-
-
-def _pieces(wanted: "_Wanted", rows: Iterable[Row], limit: int) -> Iterator[bytes]:
-    """Yield the JSON of the wanted records, with commas between; b"" for rows of which none is wanted."""
-    count = size = 0
-    for batch in batches(rows, limit):
-        found = wanted.of(batch, limit - count)
-        comma = b"," if count and found else b""
-        count, size = count + len(found), size + sum(map(len, found))
-        held = [comma + b",".join(found)]
-        del found, batch
-        yield held.pop()
-        if count == limit or size >= ANSWER_BYTES:
-            return
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """Which records a query wants, of those that the principal may read, and how their positions are shown."""
-
-    store: Log
-    principal: Principal
-    seen: Positions
-    kind: str | None
-    actor: str | None
-
-    def of(self, batch: list[Row], count_max: int) -> list[bytes]:
-        """Return the JSON of the wanted records among the rows, at most `count_max`."""
-        readable = [row for row in batch if row.kind == "rec" and may_read(row, self.principal)]
-        found: list[bytes] = []
-        for item in answer_forms(self.store, readable, self.seen, reserved=is_admin(self.principal)):
-            body = item["body"]
-            if self.kind and not (isinstance(body, dict) and body.get("kind") == self.kind):
-                continue
-            if self.actor and item["actor"] != self.actor:
-                continue
-            found.append(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode())
-            if len(found) == count_max:
-                break
-        return found
-
-
-def batches(rows: Iterable[Row], limit: int = SCAN_ROWS) -> Iterator[list[Row]]:
-    """Yield the rows by as many as are read at once: at most PIECE_BYTES, or one."""
-    batch: list[Row] = []
-    size = 0
-    for row in rows:
-        if batch and (size + row.length > PIECE_BYTES or len(batch) == min(SCAN_ROWS, limit)):
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += row.length
-    if batch:
-        yield batch
-
-
-def _rows(store: Log, names: Iterable[str], seq: int) -> Iterator[Row]:
-    lists = list(names)
-    while page := store.index.after_any(lists, seq, SCAN_ROWS):
-        yield from page
-        seq = page[-1].seq
 
 
 def _threads(store: Log, principal: Principal, after: str, *, reserved: bool) -> Iterator[list[dict[str, object]]]:
@@ -429,7 +273,7 @@ def _decoded(text: bytes, principal: Principal, services: Services) -> dict[str,
 
 
 def _emitted(outcome: Outcome, seen: Positions) -> bytes:
-    """Return the answer form of a record that was written, as `_record` has it; its stored text is reused."""
+    """Return the answer form of a record that was written, as `answer_forms` has it; its stored text is reused."""
     envelope = outcome.envelope
     if envelope is None:
         raise SplError("internal")
@@ -440,15 +284,6 @@ def _emitted(outcome: Outcome, seen: Positions) -> bytes:
 
 def _text(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
-
-
-def _record(id_: str, fields: dict[str, Any], seq: int, vouched_by: str) -> dict[str, object]:
-    return {"object": "record", "id": id_, **fields, "sequence": seq, "vouched_by": vouched_by}
-
-
-def may_read(row: Row, principal: Principal) -> bool:
-    """Return whether the principal may read a record; those of the daemon's own threads have no namespace."""
-    return principal.reaches(row.ns) or (not row.ns and is_admin(principal))
 
 
 async def thread_state(request: Request, principal: Principal, services: Services) -> Response:

@@ -11,7 +11,7 @@ from ..doctor.peer_check import CHECK_PATH
 from ..net.routes import JSON, Route
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..sync.peer import ACK, CHAINS, CHANGES, FINGERPRINTS, RECORDS
-from . import admin, consent, lifecycle, namespaces, pairs, peers, records, rules, snapshots, watch
+from . import admin, consent, lifecycle, lists, namespaces, pairs, peers, queries, records, rules, snapshots, watch
 from .auth import ANYONE
 
 ADMIN: Final = "admin"
@@ -37,10 +37,12 @@ ROUTES: Final = (
     Route("POST", "/v1/identity/export", lifecycle.identity_export, ADMIN, 4 * KIB, summary="with its secret keys"),
     Route("POST", "/v1/identity/import", lifecycle.identity_import, ADMIN, 512 * KIB, summary="take one over"),
     Route("POST", "/v1/records", records.emit, WRITE, 8 * MIB, media=MANY, summary="emit one or many"),
-    Route("GET", "/v1/records", records.query, READ, streams=True, summary="by thread, actor, kind"),
+    Route("GET", "/v1/records", lists.query, READ, streams=True, summary="by thread, actor, kind"),
+    Route("POST", "/v1/records/query", queries.rich_query, READ, 64 * KIB, streams=True, summary="by a filter"),
+    Route("POST", "/v1/records/search", queries.search, READ, 64 * KIB, summary="by meaning: disabled"),
     Route("GET", "/v1/records/{id}", records.one, READ, summary="one record"),
     Route("GET", "/v1/threads", records.threads, READ, summary="names, sizes"),
-    Route("GET", "/v1/threads/{thread}/records", records.of_thread, READ, streams=True, summary="records of a thread"),
+    Route("GET", "/v1/threads/{thread}/records", lists.of_thread, READ, streams=True, summary="records of a thread"),
     Route("GET", "/v1/threads/{thread}/state", records.thread_state, READ, summary="the thread's folded state"),
     Route("GET", "/v1/threads/{thread}/watch", watch.watch, READ, streams=True, summary="a thread as it grows"),
     Route("GET", "/v1/threads/{thread}/snapshot", snapshots.of_thread, READ, streams=True, summary="a thread, whole"),

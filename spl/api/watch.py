@@ -19,8 +19,8 @@ from ..sync.stream import RETRY_AFTER_MS
 from ..sync.supervise import wait
 from .answers import Permit, field_error, is_admin, number, positions
 from .auth import Principal
+from .lists import answer_forms, batches, last_readable, may_read, thread_lists
 from .peers import STREAM_HEADERS
-from .records import answer_forms, batches, last_readable, may_read, thread_lists
 from .services import Services
 
 READING: Final = "threads:read"
@@ -112,7 +112,7 @@ def _search(store: Log, principal: Principal, thread: str, seq: int, present: in
 def _records(store: Log, rows: list[Row], seen: Positions, *, reserved: bool) -> bytes:
     """Return the events of those rows."""
     events = []
-    for item in answer_forms(store, rows, seen, reserved=reserved):
+    for _, item in answer_forms(store, rows, seen, reserved=reserved):
         fields = {name: value for name, value in item.items() if name in record.FIELDS}
         value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
         events.append(_event("record.created", value, int(str(item["sequence"]))))

@@ -5,7 +5,7 @@ from argparse import Namespace
 from typing import Final
 
 from ..core.errors import CODES, cli_code, http_code
-from ..core.version import VERSION
+from ..core.version import DISTRIBUTION, VERSION
 from .command import Command, Shell, UsageError, arg, help_of
 from .manual import TOPICS, page, rendered, summary
 
@@ -48,9 +48,9 @@ def _explain(code: str, shell: Shell) -> None:
 
 
 def _version(args: Namespace, shell: Shell) -> int:
-    data = {"version": VERSION, "python": platform.python_version()}
+    data = {"version": VERSION, "distribution": DISTRIBUTION, "python": platform.python_version()}
     if not shell.out.data("spl.version/1", data, lambda: None):
-        shell.out.line(f"spl {VERSION}")
+        shell.out.line(f"spl {VERSION} ({DISTRIBUTION})")
     return 0
 
 

@@ -70,7 +70,7 @@ CODES: Final[dict[str, Code]] = {
     "internal": Code(500, 1, "The daemon has a defect; the log has the details.", "spl logs"),
     "task-dead": Code(503, 9, "A background task died and the daemon is restarting it; the log has the details.", "spl logs"),
     "output-failed": Code(500, 1, "The result cannot be written to standard output, so it is incomplete.", "free some space where the output goes, then run the command again"),
-    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "pip install pynacl, or install the product again"),
+    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "pip install pynacl, or pip install --force-reinstall syncropel-pair"),
     # access
     "auth-required": Code(401, 4, "The route needs a bearer token.", "send Authorization: Bearer, see spl token mint"),
     "auth-invalid": Code(401, 4, "The bearer token is unknown, expired, revoked or lacks its proof of possession.", "spl token list, spl token mint"),
@@ -80,6 +80,8 @@ CODES: Final[dict[str, Code]] = {
     "rule-type": Code(400, 2, "The expression asks for a field that is missing, or treats a value as another type.", "guard the field with has(), and try it: spl config test-permission"),
     "rule-cost": Code(400, 2, "The expression costs more than an evaluation may.", "test fewer or shorter values"),
     "rule-unproved": Code(400, 2, "The rule would approve any peer that claims the right label or URL.", "name what a request proves: request.initiator_did == \"did:sync:instance:…\", request.words == \"…\" or request.peer.address.startsWith(\"10.1.\")"),
+    "query-cost": Code(400, 2, "The query reads more than one query may.", "narrow it by thread, actor, namespace or clock, or leave out the sort and ask in pages"),
+    "embeddings-disabled": Code(503, 2, "This daemon embeds no texts, so it cannot search records by their meaning.", "search by fields: POST /v1/records/query"),
     "token-scope-bound": Code(400, 2, "The scope is about the whole daemon, so no namespace can bind it.", "leave the namespace out, or mint a token of its own for the scopes that can be bound: records:read, records:write, federation:sync, federation:subscribe"),
     "token-in-query": Code(400, 4, "Tokens in query strings end up in logs and are refused.", "send it as a header"),
     # identity and manifest

@@ -6,6 +6,8 @@ The package's metadata reads this file.
 from typing import Final
 
 VERSION: Final = "0.1.0"
+DISTRIBUTION: Final = "syncropel-pair"
+"""The name on the package index, where `spl` belongs to something unrelated."""
 SOCKET: Final = "run/spl.sock"
 """Where in its home a daemon of this version listens for the commands."""
 PROTOCOL: Final = 1

@@ -23,7 +23,7 @@ from zlib import crc32
 from ..core.record.record import is_id
 from .disk import Disk
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
-from .tables.compaction import Compaction, IndexState, IndexStats, rows_of, values_of
+from .tables.compaction import Compaction, IndexState, IndexStats, newest_of, rows_of, values_of
 from .tables.lists import (
     THREADS_IN,
     LineFacts,
@@ -192,6 +192,13 @@ class Index:
         """Return up to `limit` rows with a higher seq of any of these lists, which share no row, ascending."""
         state = self._tables.state
         return list(self._rows(state, self._merged(state, names, max(seq, 0) + 1, limit)))
+
+    def before_any(self, names: Iterable[str], seq: int, limit: int) -> list[Row]:
+        """Return the newest `limit` rows with a lower seq of any of these lists, which share no row, ascending."""
+        state, found = self._tables.state, list[int]()
+        for name in names:
+            found = sorted([*found, *newest_of(state, self._hash(name), seq, limit)])[-limit:]
+        return list(self._rows(state, found))
 
     def rows(self, seqs: Sequence[int]) -> list[Row]:
         """Return the rows of ascending seqs, without those of damaged lines."""

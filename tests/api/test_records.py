@@ -45,47 +45,6 @@ async def test_the_answer_to_an_emit_is_what_is_read_later_whatever_the_record_h
     assert first == await served.json("GET", f"/v1/records/{first['id']}")
 
 
-async def test_filters_and_paging_by_sequence(served: Served) -> None:
-    for n in range(7):
-        await served.json("POST", "/v1/records", value(n, kind="even" if n % 2 == 0 else "odd"))
-    await served.json("POST", "/v1/records", {**value(9, "other"), "actor": "did:sync:user:bob"})
-    found: list[int] = []
-    since = 0
-    while data := (await served.json("GET", f"/v1/records?thread=th&limit=3&since={since}"))["data"]:
-        found += [item["body"]["n"] for item in data]
-        since = data[-1]["sequence"]
-    assert found == list(range(7))
-    even = (await served.json("GET", "/v1/records?thread=th&kind=even&limit=3"))["data"]
-    assert [item["body"]["n"] for item in even] == [0, 2, 4]
-    bobs = (await served.json("GET", "/v1/records?actor=did:sync:user:bob"))["data"]
-    assert [item["thread"] for item in bobs] == ["other"]
-    assert len((await served.json("GET", "/v1/records"))["data"]) == 8
-    assert (await served.json("GET", "/v1/records?thread=nobody"))["data"] == []
-
-
-async def test_a_long_thread_is_read_whole(served: Served) -> None:
-    """More records than one look at the index takes: none falls between two looks."""
-    body = b"".join(json.dumps(value(n)).encode() + b"\n" for n in range(1203))
-    await served.fetch("POST", "/v1/records", body, headers=(("content-type", "application/x-ndjson"),))
-    for query in ("limit=2000", "limit=2000&kind=none", "limit=7"):
-        data = (await served.json("GET", f"/v1/threads/th/records?{query}"))["data"]
-        wanted = {"limit=2000": 1203, "limit=7": 7}.get(query, 0)
-        assert [item["body"]["n"] for item in data] == list(range(wanted))
-
-
-async def test_a_list_of_megabytes_is_sent_in_pieces_and_whole(served: Served) -> None:
-    """Its reader gets every record in order; a short list has a length."""
-    text = "x" * 50_000
-    body = b"".join(json.dumps(value(n, text=text, kind="k")).encode() + b"\n" for n in range(40))
-    await served.fetch("POST", "/v1/records", body, headers=(("content-type", "application/x-ndjson"),))
-    for path in ("/v1/threads/th/records?limit=1000", "/v1/records?limit=1000", "/v1/records?kind=k&limit=30"):
-        reply = await served.fetch("GET", path)
-        assert reply.headers["transfer-encoding"] == "chunked"
-        found = [item["body"]["n"] for item in json.loads(reply.body)["data"]]
-        assert found == list(range(30 if "kind" in path else 40))
-    assert (await served.fetch("GET", "/v1/records?limit=1")).headers["content-length"]
-
-
 async def test_a_text_that_no_record_is_so_long_as_is_not_even_decoded(served: Served) -> None:
     bomb = b'{"body":' + b"[" * 4_000_000
     assert await served.refused("POST", "/v1/records", bomb) == (413, "RECORD_TOO_LARGE")

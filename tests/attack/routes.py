@@ -55,6 +55,8 @@ POST   /v1/identity/export                       socket                         
 POST   /v1/identity/import                       admin                          -
 POST   /v1/records                               records:write                  own
 GET    /v1/records                               records:read                   own
+POST   /v1/records/query                         records:read                   own
+POST   /v1/records/search                        records:read                   own
 GET    /v1/records/{id}                          records:read                   own
 GET    /v1/threads                               records:read                   own
 GET    /v1/threads/{thread}/records              records:read                   own

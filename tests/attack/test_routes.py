@@ -244,6 +244,14 @@ SYNCS: Final = {
     "GET /v1/sync/changes?target_namespace={ns}&thread={thread}&resync=1": "",
     "POST /v1/sync/records": '{"ids":["{id}"]}',
 }
+QUERIES: Final = (
+    '{"thread":"{thread}"}',
+    '{"actor":"{actor}"}',
+    '{"namespace":"{ns}"}',
+    '{"body.kind":"{kind}"}',
+    '{"id":"{id}"}',
+)
+"""Filters of a query; each names something of the token's own namespace, of another one, or what is not there."""
 LISTS: Final = ("/v1/records?limit=1000", "/v1/threads?limit=1000", "/v1/namespaces")
 
 
@@ -251,6 +259,7 @@ def test_every_bound_route_is_tried() -> None:
     """The cases below cover each route that a bound token reaches."""
     tried = {*READS.values(), *(target.partition("?")[0] for target in SYNCS), "POST /v1/records"}
     tried |= {"GET /v1/namespaces", "GET /v1/threads/{thread}/watch", "POST /v1/threads/restore"}
+    tried |= {"POST /v1/records/query", "POST /v1/records/search"}  # a search answers everyone the same
     assert {f"{row.method} {row.path}" for row in ROUTES if row.bound == "own"} == tried
     assert all(row.bound in ("own", "-") for row in ROUTES)
     assert all(row.bound == "-" for row in ROUTES if row.opens in (ANYONE, PEER, SOCKET, *UNBOUND))
@@ -269,6 +278,19 @@ def test_another_namespace_reads_like_one_that_is_not_there(house: House, case: 
     assert b"secret of bolt" not in other.body
     if "after=" not in target:
         assert house.own.masked(own) != house.other.masked(other), "own names read like unknown ones"
+
+
+@pytest.mark.parametrize("case", QUERIES)
+def test_another_namespace_is_queried_like_one_that_is_not_there(house: House, case: str) -> None:
+    """Also in what the query cost, which its plan tells."""
+    token = house.mint("records:read", namespaces=["acme"])
+    own, other, unknown = (
+        house.request("POST", "/v1/records/query", token, '{"filter":FILTER,"explain":true}'.replace("FILTER", text))
+        for text in (names.fill(case) for names in (house.own, house.other, house.unknown))
+    )
+    assert b"secret of acme" in own.body
+    assert house.other.masked(other) == house.unknown.masked(unknown)
+    assert b'"data":[]' in other.body, other.body
 
 
 @pytest.mark.parametrize("case", WRITES)

@@ -94,6 +94,9 @@ class Log:
                 middle = seqs[len(seqs) // 2] if seqs else 3
                 behind = [seq for seq in seqs if seq > middle]
                 assert [row.seq for row in self.index.after_any(names, middle, 2)] == behind[:2]
+                assert [row.seq for row in self.index.before_any(names, 2**63 - 1, 10**6)] == seqs
+                before = [seq for seq in seqs if seq < middle]
+                assert [row.seq for row in self.index.before_any(names, middle, 2)] == before[-2:]
 
     def check_shown(self, entries: list[Entry]) -> None:
         held = {(entry.pair, entry.level, entry.id) for entry in entries if entry.kind == "proj"}

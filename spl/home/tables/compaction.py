@@ -202,6 +202,19 @@ def values_of(state: IndexState, key: bytes, low: int, limit: int) -> list[int]:
     return found
 
 
+def newest_of(state: IndexState, key: bytes, end: int, limit: int) -> list[int]:
+    """Return up to `limit` seqs of a key below `end`, the highest there are, ascending."""
+    tables, memory = state
+    values = memory.values(key)
+    stop = bisect_right(values, end - 1)
+    found = values[max(0, stop - limit) : stop]
+    for table in reversed(tables):
+        if len(found) == limit:
+            break
+        found = table.newest(key, end, limit - len(found)) + found
+    return found
+
+
 def rows_of(state: IndexState, seq: int, count: int) -> bytes:
     """Return the rows from `seq` on, at most `count`; none behind the last line, else at least one."""
     tables, memory = state

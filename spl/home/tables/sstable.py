@@ -119,6 +119,15 @@ class Table:
             at = end
         return found[:limit]
 
+    def newest(self, key: bytes, end: int, limit: int) -> list[int]:
+        """Return up to `limit` values of the key below `end`, the highest there are, ascending."""
+        if not self.has(key):
+            return []
+        stop = self._position(key + end.to_bytes(8, "big"))
+        start = max(self._position(key + bytes(8)), stop - limit)
+        data = self._file.pread((stop - start) * ENTRY_BYTES, self._entries_at + start * ENTRY_BYTES)
+        return [value for (value,) in _VALUE.iter_unpack(data)]
+
     def count(self, key: bytes) -> int:
         """Return the number of entries with the key."""
         if not self.has(key):
