@@ -17,21 +17,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from struct import error as StructError
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from zlib import crc32
 
 from ..core.record.record import is_id
 from .disk import Disk
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
-from .tables.compaction import Compaction, IndexState, IndexStats, newest_of, rows_of, values_of
+from .tables.compaction import Compaction, IndexState, IndexStats, may_have, newest_of, rows_of, values_of
 from .tables.lists import (
+    THREADS,
     THREADS_IN,
     LineFacts,
     all_of,
     by_thread_in,
     clock_name,
     facts_name,
-    has_start,
     is_offered,
     lists,
     projection_name,
@@ -39,7 +39,7 @@ from .tables.lists import (
 )
 from .tables.rows import HOLE, MARK, ROW, PayloadReader
 from .tables.rows import Row as Row
-from .tables.sstable import KEY_BYTES, NEXT_PREFIX, load
+from .tables.sstable import KEY_BYTES, NEXT_PREFIX, Memory, load
 
 CLOCK_MAX: Final = 2**63 - 1
 MEMORY_ROWS: Final = 4096
@@ -48,6 +48,7 @@ NO_START: Final = bytes(16)
 _CACHE_NAMES: Final = 8192
 _CACHE_KEYS: Final = 32_768
 _CACHE_FACTS: Final = 2048
+_CACHE_WAYS: Final = 8192
 _SAME_ID_PAGE: Final = 16
 _SAME_ID_MAX: Final = 4096  # lines tried for one id: its copies and alternates in all namespaces, and equal beginnings
 _WINDOW_ROWS: Final = 64
@@ -59,6 +60,17 @@ _ID_END: Final = _ID_AT + 64
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 Added = tuple[int, Place | None, Entry | None]  # seq and its line, or None twice for a damaged one
+
+
+class _Way(NamedTuple):
+    """Where records of one namespace, thread and actor go.
+
+    `offered` as `is_offered`; the keys of their lists, and that of their clocks if they are our own, else b"".
+    """
+
+    offered: bool
+    lists: tuple[bytes, ...]
+    clocks: bytes
 
 
 class Index:
@@ -79,6 +91,7 @@ class Index:
         self._known: dict[str, bytes] = {}
         self._joined: dict[bytes, None] = {}
         self._sources: dict[LineFacts, tuple[int, tuple[bytes, ...]]] = {}
+        self._ways: dict[tuple[str, str, str, bool], _Way] = {}
         disk.mkdir(folder)
         tables = [] if replaces else load(disk, folder, ROW.size, epoch)
         self._salt = bytes.fromhex(tables[0].span.salt) if tables else random_bytes(16)
@@ -106,7 +119,7 @@ class Index:
             if place is None or entry is None:
                 memory.rows += HOLE
             else:
-                self._add(seq, place, entry)
+                self._add(memory, seq, place, entry)
             self.covered = seq
         self.run = run
         self._tables.advance(self.covered, run, len(batch))
@@ -164,6 +177,9 @@ class Index:
 
     def find(self, record_id: str, ns: str) -> Row | None:
         """Return the record with this id in a namespace ("": those that are in none, as of reserved threads)."""
+        # Of most ids that are asked for there is nothing, and the filters of the tables show it at once.
+        if not is_id(record_id) or not may_have(self._tables.state, bytes.fromhex(record_id[: 2 * KEY_BYTES])):
+            return None
         return next((row for row in self._same_id(record_id) if row.kind == "rec" and row.ns == ns), None)
 
     def copies(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[Row]:
@@ -301,43 +317,64 @@ class Index:
 
     # -- adding
 
-    def _add(self, seq: int, place: Place, entry: Entry) -> None:
-        memory = self._tables.state[1]
-        facts = (entry.kind, entry.ns, entry.origin, entry.voucher, entry.own)
-        source = self._sources.get(facts) or self._source(facts, seq)
+    def _add(self, memory: Memory, seq: int, place: Place, entry: Entry) -> None:
+        kind = entry.kind
+        facts = (kind, entry.ns, entry.origin, entry.voucher, entry.own)
+        number, tallied = self._sources.get(facts) or self._source(facts, seq)
+        way = self._ways.get((entry.ns, entry.thread, entry.actor, entry.own)) if kind == "rec" else None
+        offered = way.offered if way else kind == "rec" and is_offered(entry)
+        start = bytes.fromhex(entry.id[:32]) if kind in ENVELOPE_KINDS or kind == PROJECTION else NO_START
         # The row first: a reader that finds the seq under a key must find the row too.
-        start = bytes.fromhex(entry.id[:32]) if has_start(entry) else NO_START
         memory.rows += ROW.pack(
-            place.segment, place.offset, place.head, place.length, source[0], entry.clock, start, crc32(entry.payload)
+            place.segment, place.offset, place.head, place.length, number, entry.clock,
+            start if offered or kind == PROJECTION else NO_START, crc32(entry.payload),
         )  # fmt: skip
-        if entry.kind in ENVELOPE_KINDS:
-            memory.put(bytes.fromhex(entry.id[:16]), seq)
-        for name in lists(entry):
-            memory.put(self._known.get(name) or self._join(name, seq), seq)
-        for key in source[1] if is_offered(entry) else source[1][:1]:
-            memory.tallies[key] = memory.tallies.get(key, 0) + 1
-        if entry.kind == PROJECTION:
-            memory.put(self._hash(projection_name(entry.pair, entry.level, entry.id)), seq)
-        if entry.kind == "rec" and entry.own:
-            key = self._hash(clock_name(entry.ns, entry.actor, entry.thread))
-            memory.put(key, entry.clock)
-            memory.put(_clock_key(key, entry.clock), seq)
+        put, tallies = memory.put, memory.tallies
+        if kind in ENVELOPE_KINDS:
+            put(start[:KEY_BYTES], seq)
+        way = way or self._way(entry, seq, offered)
+        for key in way.lists:
+            put(key, seq)
+        for key in tallied if offered else tallied[:1]:
+            tallies[key] = tallies.get(key, 0) + 1
+        if kind == PROJECTION:
+            put(self._hash(projection_name(entry.pair, entry.level, entry.id)), seq)
+        if way.clocks:
+            put(way.clocks, entry.clock)
+            put(_clock_key(way.clocks, entry.clock), seq)
+
+    def _way(self, entry: Entry, seq: int, offered: bool) -> _Way:
+        """Return where a line goes; for a record it is remembered, because the next one may be like it."""
+        keys = tuple(self._known.get(name) or self._join(name, seq) for name in lists(entry))
+        if entry.kind != "rec":
+            return _Way(False, keys, b"")
+        shared = (entry.ns, entry.thread, entry.actor, entry.own)
+        clocks = self._hash(clock_name(entry.ns, entry.actor, entry.thread)) if entry.own else b""
+        way = _Way(offered, keys, clocks)
+        _remember(self._ways, shared, way, _CACHE_WAYS)
+        return way
 
     def _join(self, name: str, seq: int) -> bytes:
         """Return the key of a list, after noting the list itself when this is its first line.
 
-        There is a list for each thread and namespace, so of those only the key is remembered, at a third of the memory
-        of a name; to look for each of them in the tables would double the cost of a line.
+        There are lists for each thread, so of those only the key is remembered, at a third of the memory of a name; to
+        look for each of them in the tables would double the cost of a line.
         """
         key = self._hash(name)
         if key not in self._joined:
             tables, memory = self._tables.state
             # The newest first: a list that was left out of the cache is most likely still young.
             if key not in memory.keys and not any(table.values(key, 0, 1) for table in reversed(tables)):
-                memory.put(self._hash(all_of(name)), seq)
+                every = all_of(name)
+                memory.put(self._known.get(every) or self._remember_key(every), seq)
             _remember(self._joined, key, None, _CACHE_KEYS)
-        if not name.startswith(THREADS_IN):
+        if not name.startswith((THREADS, THREADS_IN)):
             _remember(self._known, name, key, _CACHE_NAMES)
+        return key
+
+    def _remember_key(self, name: str) -> bytes:
+        key = self._hash(name)
+        _remember(self._known, name, key, _CACHE_NAMES)
         return key
 
     def _source(self, facts: LineFacts, seq: int) -> tuple[int, tuple[bytes, ...]]:
@@ -367,6 +404,7 @@ class Index:
         self._known.clear()
         self._joined.clear()
         self._sources.clear()
+        self._ways.clear()
         self.reader.begin()
 
     # -- reading

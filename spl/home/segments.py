@@ -22,7 +22,7 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..core import canon
 from ..core.errors import SplError
@@ -50,8 +50,7 @@ class LineError(SplError):
     """A line is not of the log's form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a line stands: segment (its first seq), offset in it, bytes before the payload, bytes of the payload."""
 
     segment: int
@@ -65,8 +64,7 @@ class Place:
         return self.offset + self.head + self.length + 2
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What is appended.  `payload` is canonical JSON; the fields after `own` are derived from it, for the index.
 
     id, thread, actor, clock and voucher belong to envelopes (kinds rec and alt), pair to kinds pos and ref; pair, id
@@ -291,16 +289,21 @@ class RunChain:
 
 def encode(entry: Entry, seq: int, at_ms: int, before: str) -> tuple[bytes, str, int]:
     """Return (line with its line feed, running hash after it, bytes before the payload)."""
-    prefix = b'{"k":%b,"seq":%d,"at":%d,"from":%b%b%b,' % (
-        _text(entry.kind), seq, at_ms, _text(entry.origin),
-        b',"ns":' + _text(entry.ns) if entry.ns else b"",
-        b',"own":true' if entry.own else b"",
-    )  # fmt: skip
-    member = _ENV if entry.kind in ENVELOPE_KINDS else _BODY
+    begin, facts, member = _parts(entry.kind, entry.origin, entry.ns, entry.own)
+    prefix = b'%b%d,"at":%d%b' % (begin, seq, at_ms, facts)
     tail = b"%b%b}" % (member, entry.payload)
     run = chain(before, prefix, tail)
     line = b'%b"run":"%b",%b\n' % (prefix, run.encode(), tail)
     return line, run, len(prefix) + len(_RUN) - 1 + _RUN_DIGITS + 2 + len(member)
+
+
+@lru_cache(maxsize=1024)
+def _parts(kind: str, origin: str, ns: str, own: bool) -> tuple[bytes, bytes, bytes]:
+    """Return what stands before the seq, between time and running hash, and before the payload."""
+    facts = b',"from":%b%b%b,' % (
+        canon.encode(origin), b',"ns":' + canon.encode(ns) if ns else b"", b',"own":true' if own else b""
+    )  # fmt: skip
+    return b'{"k":%b,"seq":' % canon.encode(kind), facts, _ENV if kind in ENVELOPE_KINDS else _BODY
 
 
 def chain(before: str, prefix: bytes, tail: bytes) -> str:
@@ -412,8 +415,3 @@ def _runs_in(raw: bytes) -> list[str]:
 
 def _checksum(text: bytes) -> bytes:
     return sha256(text).hexdigest()[:_RUN_DIGITS].encode()
-
-
-@lru_cache(maxsize=1024)
-def _text(value: str) -> bytes:
-    return canon.encode(value)

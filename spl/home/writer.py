@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from ..core import canon
@@ -411,7 +411,7 @@ def _outcomes(prepared: Sequence[_Known | _Repeat | _NewLine], seq: int) -> Iter
             case _Known(outcome):
                 yield outcome
             case _Repeat(key):
-                yield replace(stored[key], fresh=False)
+                yield stored[key]._replace(fresh=False)
             case _NewLine():
                 stored[item.key] = Outcome(seq, item.envelope, True)
                 yield stored[item.key]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from ..core import canon
 from ..core.identity.did import Chain
@@ -25,8 +25,7 @@ class Signer:
     key: SecretKey
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(NamedTuple):
     """A record from a client of this daemon; a clock that is missing or None is given here.
 
     `bytes` is the size of the text that it came as, 0 if that is small; `principal` is the client.
@@ -46,8 +45,7 @@ class Own:
     body: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrive:
+class Arrive(NamedTuple):
     """A verified envelope from elsewhere: its local namespace, and the pair (or "restore") it came from."""
 
     envelope: Envelope
@@ -122,8 +120,7 @@ class Refuse:
 Item = Emit | Own | Arrive | Projected | SavedPosition | Refuse | DayBytes
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one item: its sequence, the envelope stored, and whether it was new."""
 
     seq: int

@@ -1,7 +1,6 @@
 """States are read on in bounded pieces, of what the reader may see, and stay small whatever the records hold."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def a_record(n: int, ns: str = "default", thread: str = "th", text: str = "") ->
     entry = record(n, ns, thread)
     value = json.loads(entry.payload)
     value["record"]["body"] = {"n": n, "text": text}
-    return replace(entry, payload=canon.encode(value))
+    return entry._replace(payload=canon.encode(value))
 
 
 def read(

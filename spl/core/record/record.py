@@ -8,11 +8,11 @@ the RFC 9162 Merkle root of such messages (batch.py).
 
 import hashlib
 import itertools
+import re
 from binascii import b2a_base64
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .. import canon
 from ..errors import SplError
@@ -39,7 +39,7 @@ AUDIT_PREFIX: Final = "th_audit_"
 NAMESPACE_DEFAULT: Final = "default"
 INSTANCE_PREFIX: Final = "did:sync:instance:"
 
-_HEX: Final = frozenset("0123456789abcdef")
+_ID: Final = re.compile(r"[0-9a-f]{64}\Z")
 _ID_DIGITS: Final = 64
 _JUDGED: Final = b',"judged_by":'
 
@@ -48,8 +48,7 @@ class RecordError(SplError):
     """The record or envelope is not of the contract's form."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sig:
+class Sig(NamedTuple):
     """Who vouches: instance DID, its key (a hint, never evidence), 64 signature bytes, and the batch if any."""
 
     by: str
@@ -58,8 +57,7 @@ class Sig:
     batch: Batch | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A validated record with its id and signature; `raw` is the canonical JSON of all three."""
 
     id: str
@@ -80,7 +78,7 @@ def is_reserved(thread: str) -> bool:
 
 def is_id(text: object) -> bool:
     """Return whether the text has the form of a record id: 64 lower-case hex digits."""
-    return isinstance(text, str) and len(text) == _ID_DIGITS and _HEX.issuperset(text)
+    return isinstance(text, str) and _ID.match(text) is not None
 
 
 def namespace_of(record: Mapping[str, Any]) -> str:

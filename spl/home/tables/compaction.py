@@ -188,6 +188,12 @@ class Compaction:
             self._disk.unlink(table.path)
 
 
+def may_have(state: IndexState, key: bytes) -> bool:
+    """Return whether the key may have values; False is certain."""
+    tables, memory = state
+    return key in memory.keys or (bool(tables) and any(table.has(key) for table in tables))
+
+
 def values_of(state: IndexState, key: bytes, low: int, limit: int) -> list[int]:
     """Return up to `limit` seqs of a key from `low` on."""
     tables, memory = state

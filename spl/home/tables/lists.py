@@ -123,11 +123,6 @@ def tallies(kind: str, ns: str, origin: str, voucher: str) -> list[str]:
     return names if origin == "local" else [*names, received(ns, origin), received_vouched(ns, origin, voucher)]
 
 
-def has_start(entry: Entry) -> bool:
-    """Return whether the start of a line's id stands in its row: of lines that two sides compare."""
-    return entry.kind == PROJECTION or (entry.kind == "rec" and is_offered(entry))
-
-
 def projection_name(pair: str, level: str, id_: str) -> str:
     """Return the name under which one projection is found."""
     return f"shown:{pair}:{level}:{id_}"

@@ -11,9 +11,8 @@ page of the log (a read of one record then reads 4 KiB).
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from ...core.event import event
@@ -34,8 +33,7 @@ _GAP_BYTES: Final = 4096  # neighbouring payloads closer than this are read with
 _SPAN_BYTES: Final = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One line as the index knows it; `offset` and `length` are the payload's, `segment` is the segment's first seq.
 
     `crc` is the CRC-32 of the payload.
