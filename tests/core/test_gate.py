@@ -113,6 +113,34 @@ def test_a_batch_costs_one_signature_check(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(checks) == 1
 
 
+def test_signatures_of_batches_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = []
+    monkeypatch.setattr(keys, "verify", lambda *args: checks.append(args[1]) or True)
+
+    def costs(roots: Roots, numbers: list[int]) -> list[int]:
+        """Return how many signature checks each of these batches costs."""
+        found = []
+        for number in numbers:
+            before = len(checks)
+            assert roots.verify(b"k", 2, bytes([number]) * 32, b"v")
+            found.append(len(checks) - before)
+        return found
+
+    roots = Roots(8)
+    assert costs(roots, [1, 2, 3, 4, 5, 1, 5]) == [1, 1, 1, 1, 1, 0, 0], "of eight the last four are there at least"
+    assert costs(roots, [6, 7, 8, 9, 10, 2]) == [1, 1, 1, 1, 1, 1]
+    assert len(roots._young) + len(roots._old) <= 8
+    assert costs(Roots(1), [1, 1, 2, 1]) == [1, 0, 1, 0]
+
+
+def test_a_refused_projection_is_named_by_the_namespace_that_it_claims() -> None:
+    """The ledger asks the peer again by that name; ours would be asked for in vain."""
+    gate = a_gate(actors=frozenset({"did:sync:user:y"}))
+    refused, passed = gate.judge(projection(), "one"), a_gate().judge(projection(), "one")
+    assert (refused.code, refused.ns) == ("scope-violation", "one")
+    assert (passed.code, passed.ns) == ("", "org/one")
+
+
 @pytest.mark.parametrize("count", [1, 5])
 @given(data=st.data())
 def test_every_changed_field_is_noticed(count: int, data: st.DataObject) -> None:

@@ -1,10 +1,12 @@
 """When refused records are asked for again, and of whom; the ways through pull and push are tested with those."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from spl.core.consent import Inbound
 from spl.home.writes import Refuse
 from spl.sync.ledger import WANTED_ANSWERS_MAX, RefusedLedger
 from tests.nodes import Node, join, nodes
@@ -61,3 +63,56 @@ async def test_a_pusher_that_never_answers_is_told_a_few_times(bob: Node) -> Non
     ledger.begin(PAIR)
     told = [await ledger.wanted(PAIR, inbound) for _ in range(2 * WANTED_ANSWERS_MAX)]
     assert told == [IDS] * WANTED_ANSWERS_MAX + [()] * WANTED_ANSWERS_MAX
+
+
+async def test_each_answer_gives_the_next_ids_their_own_number_of_tellings(bob: Node) -> None:
+    ledger, inbound = ledger_of(bob), bob.ingest.inbound(bob.home.views.pairs[PAIR])
+    ledger._limits = replace(bob.limits, fetch_ids=1)
+    ledger.begin(PAIR)
+    for id_ in IDS:
+        assert [await ledger.wanted(PAIR, inbound) for _ in range(WANTED_ANSWERS_MAX)] == [(id_,)] * WANTED_ANSWERS_MAX
+        ledger.answered(PAIR)
+    assert await ledger.wanted(PAIR, inbound) == ()
+
+
+async def test_what_is_owed_again_is_told_again_from_the_first_id(bob: Node) -> None:
+    ledger, inbound = ledger_of(bob), bob.ingest.inbound(bob.home.views.pairs[PAIR])
+    ledger.begin(PAIR)
+    assert await ledger.wanted(PAIR, inbound) == IDS
+    ledger.answered(PAIR)
+    assert await ledger.wanted(PAIR, inbound) == ()
+    ledger.owe(PAIR)
+    told = [await ledger.wanted(PAIR, inbound) for _ in range(WANTED_ANSWERS_MAX + 1)]
+    assert told == [IDS] * WANTED_ANSWERS_MAX + [()]
+
+
+async def test_what_arrived_meanwhile_is_not_lacking_in_the_namespace_that_it_enters(bob: Node) -> None:
+    here = bob.emit("x").id
+    bob.write(Refuse(PAIR, here, "signature", "default"), Refuse(PAIR, here, "signature"))
+    ledger = ledger_of(bob)
+    for inbound in ({"default": Inbound("default", full=True)}, {"other": Inbound("default", full=True)}):
+        assert (await ledger.read(PAIR, inbound)).ids == list(IDS)
+    elsewhere = {"default": Inbound("org", full=True)}
+    assert (await ledger.read(PAIR, elsewhere)).ids == [*IDS, here]
+
+
+async def test_what_was_out_of_scope_waits_until_its_namespace_may_enter(bob: Node) -> None:
+    one, other, third = (f"{number:064x}" for number in (7, 8, 9))
+    bob.write(
+        Refuse(PAIR, one, "scope-violation", "music"), Refuse(PAIR, other, "scope-violation", "org"),
+        Refuse(PAIR, third, "signature", "music"),
+    )  # fmt: skip
+    ledger = ledger_of(bob)
+    closed = await ledger.read(PAIR, {"default": Inbound("default", full=True)})
+    assert (closed.ids, closed.awaited, closed.namespaces) == ([*IDS, one, other, third], frozenset(), [])
+    opened = await ledger.read(PAIR, {"music": Inbound("music", full=True)})
+    assert (opened.ids, opened.awaited) == ([*IDS, one, other, third], {one})
+
+
+async def test_a_namespace_whose_ids_are_pseudonyms_is_read_again_instead_of_asked_for(bob: Node) -> None:
+    one, other = f"{7:064x}", f"{8:064x}"
+    bob.write(Refuse(PAIR, one, "scope-violation", "music"), Refuse(PAIR, other, "signature", "music"))
+    for level, namespaces, ids in ((1, [], [*IDS, one, other]), (2, ["music"], [*IDS, other])):
+        found = await ledger_of(bob).read(PAIR, {"music": Inbound("music", full=False, level=level)})
+        assert (found.namespaces, found.ids) == (namespaces, ids)
+        assert found.awaited == ({one} if level == 1 else set())

@@ -45,7 +45,9 @@ def told(*bodies: dict[str, Any]) -> Pins:
     (RETIRED, COMPROMISED, ""), (RETIRED, NEXT, ""), (RETIRED, CAROL, "manifest-stale"),
     (NEXT, COMPROMISED, "manifest-stale"), (COMPROMISED, RETIRED, FORK), (COMPROMISED, EXTENDED, FORK),
     (RETIRED, LATER, FORK), (RETIRED, FORKED, FORK), (RETIRED, LONGER, FORK), (CAROL, a_chain(9), FORK),
-    (NEXT, RETIRED, FORK),
+    (NEXT, RETIRED, FORK), (CAROL, Chain(did_of("mallory", FIRST.public), FIRST.public), FORK),
+    (CAROL, Chain(CAROL.did, THIEF.public), FORK),
+    (COMPROMISED, rotate(CAROL, FIRST, SECOND.public, "compromised", 5000), FORK),
 ])  # fmt: skip
 def test_a_chain_grows_by_whole_statements(pinned: Chain, offered: Chain, code: str) -> None:
     """Key, reason and time are compared; only `compromised` replaces `retired`.  Every form of the question agrees."""
@@ -93,6 +95,11 @@ def test_the_thief_of_a_compromised_key_proves_no_fork(pinned: Chain, offered: C
     assert found.proves_fork(offered) is proved
     assert found.seen(offered).is_forked(pinned.did) is proved
     assert proved or found.code_of(offered) in ("", FORK)
+
+
+def test_nothing_contradicts_a_did_that_is_not_pinned_and_another_first_key_always_does() -> None:
+    assert Pins().proves_fork(CAROL) is False
+    assert Pins().seen(RETIRED).proves_fork(Chain(CAROL.did, THIEF.public)) is True
 
 
 def test_the_newest_chain_speaks_for_a_did() -> None:
