@@ -42,7 +42,8 @@ def resource_of(route: Route) -> str:
     return f"{noun}:{'read' if route.method == 'GET' else 'write'}"
 
 
-RESOURCES: Final = frozenset(map(resource_of, ROUTES)) - {""} | {rules.HANDSHAKE}
+_RESOURCES: Final = {(route.method, route.path): resource_of(route) for route in ROUTES}
+RESOURCES: Final = frozenset(_RESOURCES.values()) - {""} | {rules.HANDSHAKE}
 """Everything that a permission rule can guard."""
 
 
@@ -67,14 +68,15 @@ class Api:
 
     def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
         """Return the handler's answer once the principal holds the route's scope and no permission rule refuses it."""
-        scope, also = match.route.scope, match.route.also
-        principal = self.services.auth.principal(request, request.body)
-        self.services.auth.require(principal, scope, *also)
-        if scope != ANYONE:
-            answers.check(self.services, resource_of(match.route), request, principal)
-        answer: Response | Awaitable[Response] = match.route.handler(request, principal, self.services)
-        if match.route.streams and not self.local:
-            permit = answers.Permit(self.services, resource_of(match.route), request, principal)
+        route, services = match.route, self.services
+        principal = services.auth.principal(request, request.body)
+        services.auth.require(principal, route.scope, *route.also)
+        resource = _RESOURCES[route.method, route.path]
+        if resource:
+            answers.check(services, resource, request, principal)
+        answer: Response | Awaitable[Response] = route.handler(request, principal, services)
+        if route.streams and not self.local:
+            permit = answers.Permit(services, resource, request, principal)
             answer = self._long.counted(principal, answer, permit)
         readable = self._readable_by(request.method, request.headers)
         return _readable(answer, readable) if readable else answer
@@ -115,7 +117,9 @@ class Api:
 
     def _readable_by(self, method: str, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         """Return the headers that let a page of an allowed origin read the answer; none for any other."""
-        origin = headers.get("origin", "")
+        if "origin" not in headers:
+            return ()
+        origin = headers["origin"]
         if self.local or origin not in self.services.settings.now.http_allowed_origins or method not in READING:
             return ()
         return ("access-control-allow-origin", origin), ("vary", "origin")

@@ -129,6 +129,8 @@ class Auth:
         self._proofs: dict[str, _Proofs] = {}
         self._swept_ms = now_ms()
         self._known: tuple[Mapping[str, Token], dict[str, Token]] = ({}, {})
+        self._holders: dict[tuple[str, str], tuple[Token, Principal]] = {}
+        """By bearer text and address, those of ordinary tokens; emptied with `_known`."""
 
     def principal(self, request: Request, body: bytes) -> Principal:
         """Return who asks; a request without credentials, or with some that do not hold, is ANONYMOUS.
@@ -170,7 +172,7 @@ class Auth:
             raise principal.refusal
         if principal.kind == Kind.ANONYMOUS:
             raise AuthError("auth-required")
-        if any(bearer.holds(principal.scopes, each) for each in (scope, *others)):
+        if bearer.holds(principal.scopes, scope) or any(bearer.holds(principal.scopes, each) for each in others):
             return
         needs = " or ".join((scope, *others))
         if principal.namespaces and scope in bearer.UNBOUND:
@@ -192,16 +194,24 @@ class Auth:
         token = self._token(text)
         if token.pair_id or token.peer_did:
             return self._peer(request, body, text, token)
+        found = self._holders.get((text, request.address))
+        if found is not None and found[0] is token:
+            return found[1]
         # A federation token without a pair was minted by hand: without a namespace of its own it reads `default`.
         narrow = not token.namespaces and bool(token.scopes & bearer.FEDERATION) and not token.scopes & bearer.UNBOUND
         namespaces = ("default",) if narrow else token.namespaces
-        return Principal(Kind.TOKEN, token.rights, namespaces, token_id=token.token_id, address=request.address)
+        holder = Principal(Kind.TOKEN, token.rights, namespaces, token_id=token.token_id, address=request.address)
+        if len(self._holders) >= KNOWN_MAX:
+            self._holders.clear()
+        self._holders[text, request.address] = token, holder
+        return holder
 
     def _token(self, text: str) -> Token:
         """Return the live token of a bearer text."""
         tokens, known = self._known
         if tokens is not self._writer.views.tokens_by_hash:
             tokens, known = self._known = (self._writer.views.tokens_by_hash, {})
+            self._holders.clear()
         token = known.get(text)
         if token is None:
             token = self._find(text)
@@ -306,6 +316,8 @@ class Auth:
 def _bearer_of(headers: Mapping[str, str]) -> str:
     """Return the token in `authorization: Bearer` or `x-api-key`, "" if neither is sent."""
     header, api_key = headers.get("authorization", ""), headers.get("x-api-key", "")
+    if header.startswith("Bearer spl_") and not api_key:
+        return header[len("Bearer ") :].rstrip()  # the usual form, in less time
     scheme, _, text = header.partition(" ")
     if header and (scheme.lower() != "bearer" or not text.strip()):
         raise AuthError("auth-invalid", "the authorization header is not: Bearer <token>", reason="malformed")

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -18,11 +18,11 @@ from ..home.log import Log
 from ..home.tables.lists import THREADS, by_thread, name_in
 from ..home.thread_state import ThreadState
 from ..home.writes import Emit, Outcome
-from ..net.routes import Request, Response
+from ..net.routes import Later, Request, Response
 from ..net.sse import one_line
 from .answers import field_error, is_admin, json_response, list_response, number, positions
 from .auth import Principal
-from .lists import LIMIT_DEFAULT, answer_forms, last_readable, may_read, thread_lists
+from .lists import LIMIT_DEFAULT, last_readable, may_read, thread_lists
 from .services import Services
 
 _P = ParamSpec("_P")
@@ -44,14 +44,25 @@ ESCAPED_SHARE: Final = 3
 PIECES_MAX: Final = 8000
 """Read for one request: two million records, some fifteen seconds; the next request goes on from there."""
 
-_FIELDS_AT: Final = len('{"id":"","record":') + 64
+_ID_END: Final = len('{"id":""') + 64
+_FIELDS_AT: Final = _ID_END + len(',"record":')
 """Where the record's fields begin in the text of an envelope."""
 
 
-async def emit(request: Request, principal: Principal, services: Services) -> Response:
+def emit(request: Request, principal: Principal, services: Services) -> Awaitable[Response]:
     """POST /v1/records: one JSON record, or one a line as NDJSON; answered once durable."""
     if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
-        return await _emit_many(request, principal, services)
+        return _emit_many(request, principal, services)
+    if len(request.body) > AT_ONCE_BYTES:
+        return _emit_long(request, principal, services)
+    item = Emit(_decoded(request.body, principal, services), len(request.body), principal.who)
+    seen = positions(principal, services)
+    answer = Later[list[Outcome]](lambda outcomes: Response(body=_emitted(outcomes[0], seen)))
+    services.writer.submit_posted([([item], answer)], asyncio.get_running_loop().call_soon_threadsafe)
+    return answer
+
+
+async def _emit_long(request: Request, principal: Principal, services: Services) -> Response:
     size = len(request.body)
     item = Emit(await _aside(size, _decoded, request.body, principal, services), size, principal.who)
     outcomes = await _submit([[item]], services)[0]
@@ -193,11 +204,13 @@ def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[
     return futures
 
 
-async def one(request: Request, principal: Principal, services: Services) -> Response:
+def one(request: Request, principal: Principal, services: Services) -> Response | Awaitable[Response]:
     """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
     copies = services.store.index.copies(request.params["id"], principal.namespaces)
     rows = [row for row in copies if may_read(row, principal)][:1]
-    return await _brief(sum(row.length for row in rows), principal, services, _one, rows, principal, services)
+    if sum(row.length for row in rows) <= AT_ONCE_BYTES:
+        return _one(rows, principal, services)
+    return services.searches.step(principal, _one, rows, principal, services)
 
 
 async def threads(request: Request, principal: Principal, services: Services) -> Response:
@@ -215,20 +228,12 @@ async def threads(request: Request, principal: Principal, services: Services) ->
 
 
 def _one(rows: list[Row], principal: Principal, services: Services) -> Response:
-    forms = answer_forms(services.store, rows, positions(principal, services), reserved=is_admin(principal))
-    found = next(forms, None)
-    if found is None:
-        raise SplError("not-found", "there is no such record")
-    return json_response(found[1])
-
-
-async def _brief(
-    size: int, principal: Principal, services: Services, do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
-) -> _T:
-    """Return what a function makes of so many bytes of the log; of many as a step among the searches."""
-    if size <= AT_ONCE_BYTES:
-        return do(*args, **kwargs)
-    return await services.searches.step(principal, do, *args, **kwargs)
+    reserved = is_admin(principal)
+    for row, payload in services.store.read(rows):
+        if not reserved and record.is_reserved(json.loads(payload)["record"]["thread"]):
+            continue
+        return Response(body=_answered(payload, row.seq, row.voucher, positions(principal, services)))
+    raise SplError("not-found", "there is no such record")
 
 
 def _threads(store: Log, principal: Principal, after: str, *, reserved: bool) -> Iterator[list[dict[str, object]]]:
@@ -273,13 +278,17 @@ def _decoded(text: bytes, principal: Principal, services: Services) -> dict[str,
 
 
 def _emitted(outcome: Outcome, seen: Positions) -> bytes:
-    """Return the answer form of a record that was written, as `answer_forms` has it; its stored text is reused."""
-    envelope = outcome.envelope
-    if envelope is None:
+    """Return the answer form of a record that was written."""
+    if outcome.envelope is None:
         raise SplError("internal")
-    fields = envelope.raw[_FIELDS_AT : envelope.raw.rindex(b',"sig":{')]  # no string in JSON holds bare quotes
-    ends = _text(envelope.id), fields[1:-1], seen.shown(outcome.seq), _text(envelope.sig.by)
-    return b'{"object":"record","id":%b,%b,"sequence":%d,"vouched_by":%b}' % ends
+    return _answered(outcome.envelope.raw, outcome.seq, outcome.envelope.sig.by, seen)
+
+
+def _answered(raw: bytes, seq: int, vouched_by: str, seen: Positions) -> bytes:
+    """Return the answer form of an envelope, as `answer_forms` has it; its text is reused."""
+    fields = raw[_FIELDS_AT + 1 : raw.rindex(b',"sig":{') - 1]  # no string in JSON holds bare quotes
+    ends = raw[1:_ID_END], fields, seen.shown(seq), _text(vouched_by)
+    return b'{"object":"record",%b,%b,"sequence":%d,"vouched_by":%b}' % ends
 
 
 def _text(value: object) -> bytes:

@@ -1,4 +1,4 @@
-"""One accepted HTTP/1.1 connection: phases, limits and deadlines; what the app must offer.
+"""One accepted HTTP/1.1 connection: phases, limits and deadlines.
 
 The right column is what ends a phase when the peer does nothing.
 
@@ -15,13 +15,13 @@ From the stop on no deadline is more than STOPPING_S away: a client that takes n
 otherwise use up the time that the services and the last commit have.
 
 A deadline is one number, which the server's sweep compares (`expire`): timers would cost more than the parser.  An app
-that answers at once is called inline; one that waits gets a task for each request.
+that answers at once is called inline, one that promises the answer (`Later`) calls back, and any other gets a task for
+the request: a task costs half of what a small request does.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from math import inf
@@ -29,11 +29,11 @@ from typing import Final, cast
 
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.limits import Limits
-from .admission import Admission, Seat
-from .heads import CONTINUE, LAST_CHUNK, encode_chunk, http_date
+from .admission import Seat
+from .heads import CONTINUE, LAST_CHUNK, encode_chunk
 from .http1 import END, RequestHead, RequestParser
-from .routes import NOTHING, App, HttpError, Match, Request, Response, check_media, parse_query
+from .routes import NOTHING, HttpError, Later, Match, Request, Response, check_media, parse_query
+from .shared import Shared
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024  # unsent bytes of one connection before its answer waits
@@ -52,39 +52,6 @@ _QUIET = frozenset({Stage.IDLE, Stage.HEAD, Stage.BODY})
 _OVER = frozenset({Stage.LINGER, Stage.CLOSING, Stage.CLOSED})
 
 
-class Shared:
-    """What all connections of one server share."""
-
-    __slots__ = (
-        "_date", "_date_s", "admission", "app", "connections", "emptied", "limits", "loop", "now_ms", "refused",
-        "stopping", "tasks",
-    )  # fmt: skip
-
-    def __init__(
-        self, app: App, limits: Limits, now_ms: Callable[[], int], tasks: asyncio.TaskGroup, admission: Admission
-    ) -> None:
-        self.app = app
-        self.limits = limits
-        self.now_ms = now_ms
-        self.tasks = tasks
-        self.admission = admission
-        self.loop = asyncio.get_running_loop()
-        self.connections: dict[Connection, None] = {}  # in the order in which they came
-        self.emptied = asyncio.Event()
-        self.refused = 0
-        """Connections without a free slot, which are answered 503."""
-        self.stopping = False
-        self._date_s = -1
-        self._date = ""
-
-    def date(self) -> str:
-        """Return the Date header's value, made once a second."""
-        now_s = self.now_ms() // 1000
-        if now_s != self._date_s:
-            self._date_s, self._date = now_s, http_date(now_s)
-        return self._date
-
-
 class Connection(asyncio.Protocol):
     """The protocol object of one connection; slots, because thousands stand idle."""
 
@@ -95,7 +62,7 @@ class Connection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, shared: Shared, seat: Seat | None, *, local: bool, scheme: str) -> None:
+    def __init__(self, shared: "Shared[Connection]", seat: Seat | None, *, local: bool, scheme: str) -> None:
         """`seat` None: there is no free slot, and the connection only answers 503."""
         self.shared = shared
         self.seat = seat
@@ -105,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.phase = Stage.IDLE
         self.deadline = inf
         self.since = 0.0
-        self.parser = RequestParser(shared.limits)
+        self.parser = RequestParser(shared.limits, shared.known)
         self.head: RequestHead | None = None
         self.match: Match | None = None
         self.query: Mapping[str, str] = NOTHING
@@ -246,26 +213,21 @@ class Connection(asyncio.Protocol):
             self.is_due = True
             self.shared.loop.call_soon(self._advance)
 
-    @contextmanager
-    def _boundary(self, *, refusing: bool = False) -> Iterator[None]:
-        """Hold every failure of one request, inline or in its task; the server serves on.
+    def _boundary(self, *, refusing: bool = False) -> "_Boundary":
+        return _Boundary(self, refusing)
 
-        A stream that has begun is cut, so that its client cannot take it for whole.  An SplError there is no failure
-        of ours: the app withdraws what it began to send.
-        """
-        try:
-            yield
-        except Exception as exc:
-            known = isinstance(exc, SplError)
-            cut = refusing or self.phase is Stage.STREAM
-            if isinstance(exc, SplError) and self.phase is Stage.STREAM:
-                log.info(**event("http.cut", peer=self.peer, code=exc.code, msg="answer cut short"))
-            elif cut or not known:
-                log.exception(**event("http.failed", peer=self.peer, msg="request failed"))
-            if cut:
-                self.transport.abort()
-            else:
-                self._refuse(exc if isinstance(exc, SplError) else SplError("internal"))
+    def failed(self, exc: Exception, *, refusing: bool) -> None:
+        """Refuse the request that failed, or cut its answer; called while the failure is handled."""
+        known = isinstance(exc, SplError)
+        cut = refusing or self.phase is Stage.STREAM
+        if isinstance(exc, SplError) and self.phase is Stage.STREAM:
+            log.info(**event("http.cut", peer=self.peer, code=exc.code, msg="answer cut short"))
+        elif cut or not known:
+            log.exception(**event("http.failed", peer=self.peer, msg="request failed"))
+        if cut:
+            self.transport.abort()
+        else:
+            self._refuse(exc if isinstance(exc, SplError) else SplError("internal"))
 
     def _step(self) -> bool:
         """Read a head or a piece of a body, and start the answer of a whole request; return whether to go on."""
@@ -356,7 +318,21 @@ class Connection(asyncio.Protocol):
             return
         self.phase = Stage.ANSWER
         self.deadline = self._in(self.shared.limits.write_stall_timeout_s) if self.write_paused else inf
-        self.task = self.shared.tasks.create_task(self._work(answer))
+        if isinstance(answer, Later):
+            answer.then(self._give, self.shared.loop)
+            return
+        tasks: asyncio.TaskGroup = self.shared.tasks
+        self.task = tasks.create_task(self._work(answer))
+
+    def _give(self, make: Callable[[], Response]) -> None:
+        """Send the answer that was promised."""
+        with self._boundary():
+            try:
+                response = make()
+            except SplError as error:
+                response = self._refusal(error)
+            self._send(response)
+        self._advance()
 
     async def _work(self, answer: Response | Awaitable[Response]) -> None:
         """Await the app's answer and send it."""
@@ -377,14 +353,18 @@ class Connection(asyncio.Protocol):
         """Write an answer whose body is bytes, and go on with the next request."""
         body = response.body
         assert isinstance(body, bytes)
-        head = self._encode(response, len(body))
-        if (self.head is not None and self.head.method == "HEAD") or response.status in (204, 304):
-            body = b""
-        if len(body) <= _JOIN_BYTES:
-            self._write(head + body)
+        bare = (self.head is not None and self.head.method == "HEAD") or response.status in (204, 304)
+        if self.keep_alive and not response.headers and not bare and len(body) <= _JOIN_BYTES:
+            begun = self.shared.begun(response.status, response.content_type)
+            self._write(b"%b%d\r\n\r\n%b" % (begun, len(body), body))
         else:
-            self._write(head)
-            self._write(body)
+            head = self._encode(response, len(body))
+            body = b"" if bare else body
+            if len(body) <= _JOIN_BYTES:
+                self._write(head + body)
+            else:
+                self._write(head)
+                self._write(body)
         self._finish()
 
     async def _stream(self, response: Response, body: AsyncIterator[bytes]) -> None:
@@ -476,16 +456,18 @@ class Connection(asyncio.Protocol):
 
     def _wait(self, phase: Stage, seconds: float) -> None:
         self.phase = phase
-        self.since = self.shared.loop.time()
-        self.deadline = self._in(seconds)
+        self.since = now = self.shared.loop.time()
+        self.deadline = now + (min(seconds, STOPPING_S) if self.shared.stopping else seconds)
 
     def _in(self, seconds: float) -> float:
         return self.shared.loop.time() + (min(seconds, STOPPING_S) if self.shared.stopping else seconds)
 
     def _write(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            with suppress(RuntimeError):  # uvloop's, between the end of its handle and connection_lost
+        try:
+            if not self.transport.is_closing():
                 self.transport.write(data)
+        except RuntimeError:  # uvloop's, between the end of its handle and connection_lost
+            return
 
     def _is_streaming(self) -> bool:
         return self.phase is Stage.STREAM or (self.match is not None and self.match.route.streams)
@@ -494,3 +476,25 @@ class Connection(asyncio.Protocol):
         """Stop an answer that may go on for long; a plain handler ends by itself, its work is wanted."""
         if self.task is not None and self._is_streaming():
             self.task.cancel()
+
+
+class _Boundary:
+    """Holds every failure of one request, inline or in its task; the server serves on.
+
+    A stream that has begun is cut, so that its client cannot take it for whole.  An SplError there is no failure of
+    ours: the app withdraws what it began to send.  A class, because a generator costs each request a microsecond.
+    """
+
+    __slots__ = ("_connection", "_refusing")
+
+    def __init__(self, connection: Connection, refusing: bool) -> None:
+        self._connection, self._refusing = connection, refusing
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> bool:
+        if not isinstance(exc, Exception):
+            return False
+        self._connection.failed(exc, refusing=self._refusing)
+        return True

@@ -5,15 +5,19 @@ only the line ends of a head may remain.  So no value from outside becomes a hea
 or a message, of its own.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from time import gmtime
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from ..core.errors import SplError
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOKEN_BYTES: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_VISIBLE = bytes(range(0x21, 0x7F))
+_HOST = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-._~%!$&'()*+,;=:[]"
+_ABSOLUTE = re.compile(r"https?://([^/?#]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
 _FIELD = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))  # RFC 9110 §5.5, obs-text included
 REASONS: Final[Mapping[int, str]] = {
     200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 207: "Multi-Status", 301: "Moved Permanently",
@@ -26,9 +30,14 @@ REASONS: Final[Mapping[int, str]] = {
     504: "Gateway Timeout", 505: "HTTP Version Not Supported",
 }  # fmt: skip
 
+_PARTS_COUNT = 128
+_PART_BYTES = 1024
+
 _SINGLE = frozenset({"host", "content-length", "transfer-encoding", "authorization"})
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_T = TypeVar("_T")
 
 
 class WireError(SplError):
@@ -37,6 +46,35 @@ class WireError(SplError):
     Codes: bad-request, bad-length, body-too-large, head-too-large, uri-too-long,
     version-unsupported, expectation-failed; answer-malformed for event streams.
     """
+
+
+class Parts(Generic[_T]):
+    """Parts of heads that were parsed and found sound, by their exact bytes: the same bytes need no second parsing.
+
+    Bounded in number and size, so a stranger who sends ever new heads gains nothing but slower requests.  Two
+    generations instead of an order: when the younger is full, the older is dropped.  For one event loop.
+    """
+
+    __slots__ = ("_old", "_young")
+
+    def __init__(self) -> None:
+        self._young: dict[bytes, _T] = {}
+        self._old: dict[bytes, _T] = {}
+
+    def get(self, text: bytes) -> _T | None:
+        """Return what was made of exactly these bytes."""
+        found = self._young.get(text)
+        if found is None and (found := self._old.get(text)) is not None:
+            self.add(text, found)
+        return found
+
+    def add(self, text: bytes, value: _T) -> None:
+        """Remember what was made of these bytes, unless they are long."""
+        if len(text) > _PART_BYTES:
+            return
+        if len(self._young) >= _PARTS_COUNT:
+            self._old, self._young = self._young, {}
+        self._young[text] = value
 
 
 def split_lines(block: bytes) -> list[str]:
@@ -88,6 +126,48 @@ def parse_fields(lines: list[str], count_max: int) -> dict[str, str]:
     if "" in fields or "".join(fields).encode("latin-1").translate(None, TOKEN_BYTES):
         raise WireError("bad-request", "a header name is not a token")
     return fields
+
+
+def check_host(headers: Mapping[str, str], minor: int) -> None:
+    """Raise WireError "bad-request" unless Host is a host; HTTP/1.0 may leave it out."""
+    host = headers.get("host")
+    if host is None:
+        if minor:
+            raise WireError("bad-request", "HTTP/1.1 needs a Host header")
+    elif host.encode("latin-1").translate(None, _HOST):
+        raise WireError("bad-request", "the Host header is not a host")
+
+
+def minor_of(version: str) -> int:
+    """Return 1 for HTTP/1.1, 0 for HTTP/1.0; raise WireError "version-unsupported", "bad-request"."""
+    if version == "HTTP/1.1":
+        return 1
+    if version == "HTTP/1.0":
+        return 0
+    if re.fullmatch(r"HTTP/[0-9](\.[0-9])?", version):
+        raise WireError("version-unsupported", f"{version} is not supported")
+    raise WireError("bad-request", "the version is not HTTP/1.1")
+
+
+def closes(headers: Mapping[str, str]) -> bool:
+    """Return whether the headers announce the end of the connection."""
+    value = headers.get("connection")
+    return value is not None and "close" in (word.strip() for word in value.lower().split(","))
+
+
+def split_target(method: str, target: str, headers: dict[str, str]) -> tuple[str, str]:
+    """Return path and query; an absolute target's authority replaces Host (RFC 9112 §3.2.2)."""
+    if target.encode("latin-1").translate(None, _VISIBLE) or "#" in target:
+        raise WireError("bad-request", "the target has a character that must be encoded")
+    if target[:1] != "/":
+        found = _ABSOLUTE.fullmatch(target)
+        if found is not None and not found[1].encode("latin-1").translate(None, _HOST):
+            headers["host"] = found[1]
+            target = (found[2] or "/") + (found[3] or "")
+        elif target != "*" or method != "OPTIONS":
+            raise WireError("bad-request", "the target is neither a path nor an absolute URL")
+    path, _, query = target.partition("?")
+    return path, query
 
 
 def encode_request(method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes = b"") -> bytes:

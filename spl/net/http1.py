@@ -32,7 +32,17 @@ from enum import Enum
 from typing import Final, Generic, TypeVar
 
 from ..core.limits import Limits
-from .heads import TOKEN_BYTES, content_length, parse_fields, split_lines
+from .heads import (
+    TOKEN_BYTES,
+    Parts,
+    check_host,
+    closes,
+    content_length,
+    minor_of,
+    parse_fields,
+    split_lines,
+    split_target,
+)
 from .heads import WireError as WireError
 
 UNBOUNDED: Final = 1 << 62  # body limit of a response that is read as an endless stream
@@ -48,11 +58,8 @@ _INTERIM_COUNT = 8  # 100 or 103 comes once or twice; without a bound they would
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 """Neither an interim response nor a trailer has them: no other reader may look for a body there."""
 
-_VISIBLE = bytes(range(0x21, 0x7F))
-_HOST = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-._~%!$&'()*+,;=:[]"
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
-_ABSOLUTE = re.compile(r"https?://([^/?#]+)(/[^?#]*)?(\?[^#]*)?", re.IGNORECASE)
 
 
 class Mark(Enum):
@@ -112,17 +119,8 @@ class _Parser(ABC, Generic[Head]):
     """What both roles share: the buffer, the search for the head's end, the body."""
 
     __slots__ = (
-        "_blank",
-        "_buffer",
-        "_ended",
-        "_extensions",
-        "_left",
-        "_phase",
-        "_room",
-        "_scanned",
-        "_small",
-        "limits",
-    )
+        "_blank", "_buffer", "_ended", "_extensions", "_left", "_phase", "_room", "_scanned", "_small", "limits",
+    )  # fmt: skip
     passes_blank = False
     """Whether one empty line before a message is passed over."""
 
@@ -362,15 +360,38 @@ class _Parser(ABC, Generic[Head]):
         return data
 
 
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """The header lines of a request in HTTP/1.1 and how they delimit its body."""
+
+    headers: Mapping[str, str]
+    phase: _Phase
+    length: int | None
+    keep_alive: bool
+    expects: bool
+
+
+class KnownHeads:
+    """Request lines and header lines, which clients repeat; apart, for they often change the line alone."""
+
+    __slots__ = ("fields", "lines")
+
+    def __init__(self) -> None:
+        self.lines: Parts[tuple[str, str, str, str]] = Parts()
+        """Method, target, path and query, of lines of HTTP/1.1 whose target is a path."""
+        self.fields: Parts[_Fields] = Parts()
+
+
 class RequestParser(_Parser[RequestHead]):
     """The server's side.  After each head the shell calls `take_body` with the route's limit."""
 
-    __slots__ = ("_length",)
+    __slots__ = ("_known", "_length")
     passes_blank = True  # RFC 9112 §2.2 asks it of servers alone
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, known: KnownHeads | None = None) -> None:
         super().__init__(limits, 0)
         self._length: int | None = 0
+        self._known = KnownHeads() if known is None else known
 
     def take_body(self, limit_bytes: int) -> None:
         """Allow a body of this size.  Raises WireError "body-too-large" for what the head announces."""
@@ -379,32 +400,41 @@ class RequestParser(_Parser[RequestHead]):
         self._room = limit_bytes
 
     def _parse_head(self, block: bytes) -> RequestHead:
+        self._room = 0
+        first, _, rest = block.partition(b"\r\n")
+        line, fields = self._known.lines.get(first), self._known.fields.get(rest)
+        if line is None or fields is None:
+            return self._parse_new(block, first, rest)
+        self._phase, self._left, self._extensions, self._small = fields.phase, fields.length or 0, 0, 0
+        self._length = length = fields.length
+        method, target, path, query = line
+        kept, expects = fields.keep_alive, fields.expects
+        return RequestHead(method, target, path, query, fields.headers, length, kept, expects, 1)
+
+    def _parse_new(self, block: bytes, first: bytes, rest: bytes) -> RequestHead:
         lines = split_lines(block)
         words = lines[0].split(" ")
         if len(words) != 3:
             raise WireError("bad-request", "the first line is not: method target version")
         method, target, version = words
-        minor = _minor(version)
+        minor = minor_of(version)
         if method.encode("latin-1").translate(None, TOKEN_BYTES) or not method:
             raise WireError("bad-request", "the method is not a token")
         if len(target) > self.limits.target_bytes:
             raise WireError("uri-too-long", f"the target is over {self.limits.target_bytes} bytes")
         headers = parse_fields(lines[1:], self.limits.headers_count)
-        host = headers.get("host")
-        if host is None:
-            if minor:
-                raise WireError("bad-request", "HTTP/1.1 needs a Host header")
-        elif host.encode("latin-1").translate(None, _HOST):
-            raise WireError("bad-request", "the Host header is not a host")
-        path, query = _split_target(method, target, headers)
-        self._room = 0
+        check_host(headers, minor)
+        path, query = split_target(method, target, headers)
         self._length = length = self._frame(headers, minor, _Phase.COMPLETE)
         expects = False
         if "expect" in headers and minor:
             if headers["expect"].lower() != "100-continue":
                 raise WireError("expectation-failed")
             expects = length != 0
-        keep_alive = minor == 1 and not _closes(headers)
+        keep_alive = minor == 1 and not closes(headers)
+        if minor and target[0] == "/":  # an absolute target changes the headers
+            self._known.lines.add(first, (method, target, path, query))
+            self._known.fields.add(rest, _Fields(headers, self._phase, length, keep_alive, expects))
         return RequestHead(method, target, path, query, headers, length, keep_alive, expects, minor)
 
 
@@ -431,10 +461,10 @@ class ResponseParser(_Parser[ResponseHead]):
                 raise WireError("bad-request", f"an interim {status} was not asked for, or announces a body")
             return None
         length = self._frame(headers, minor, _Phase.UNTIL_CLOSE)
-        keep_alive = minor == 1 and not _closes(headers) and self._phase is not _Phase.UNTIL_CLOSE
+        keep_alive = minor == 1 and not closes(headers) and self._phase is not _Phase.UNTIL_CLOSE
         if self._method == "HEAD" or status in (204, 304):
             self._phase, self._left, length = _Phase.COMPLETE, 0, 0
-            keep_alive = minor == 1 and not _closes(headers)
+            keep_alive = minor == 1 and not closes(headers)
         if length is not None and length > self._room:
             raise WireError("body-too-large", f"{length} bytes are announced, {self._room} are taken here")
         return ResponseHead(status, headers, length, keep_alive)
@@ -468,33 +498,3 @@ def read_answer(
             if ended:
                 parser.feed_end()
             parser.feed(data)
-
-
-def _minor(version: str) -> int:
-    if version == "HTTP/1.1":
-        return 1
-    if version == "HTTP/1.0":
-        return 0
-    if re.fullmatch(r"HTTP/[0-9](\.[0-9])?", version):
-        raise WireError("version-unsupported", f"{version} is not supported")
-    raise WireError("bad-request", "the version is not HTTP/1.1")
-
-
-def _closes(headers: Mapping[str, str]) -> bool:
-    value = headers.get("connection")
-    return value is not None and "close" in (word.strip() for word in value.lower().split(","))
-
-
-def _split_target(method: str, target: str, headers: dict[str, str]) -> tuple[str, str]:
-    """Return path and query; an absolute target's authority replaces Host (RFC 9112 §3.2.2)."""
-    if target.encode("latin-1").translate(None, _VISIBLE) or "#" in target:
-        raise WireError("bad-request", "the target has a character that must be encoded")
-    if target[:1] != "/":
-        found = _ABSOLUTE.fullmatch(target)
-        if found is not None and not found[1].encode("latin-1").translate(None, _HOST):
-            headers["host"] = found[1]
-            target = (found[2] or "/") + (found[3] or "")
-        elif target != "*" or method != "OPTIONS":
-            raise WireError("bad-request", "the target is neither a path nor an absolute URL")
-    path, _, query = target.partition("?")
-    return path, query

@@ -9,10 +9,11 @@ raise; they never see a socket.  JSON is the application's:
 """
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 from ..core.errors import SplError
 from .heads import encode_head, status_line
@@ -21,6 +22,7 @@ from .http1 import RequestHead, WireError
 JSON: Final = "application/json"
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
+_T = TypeVar("_T")
 _SECRET_KEYS = frozenset({"token", "access_token", "api_key", "apikey", "bearer"})
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
@@ -87,6 +89,59 @@ class Response:
             raise RuntimeError("the app's answer has a header that cannot be sent") from exc
 
 
+class Later(Awaitable[Response], Generic[_T]):
+    """An answer made by `form` of what a later call on the loop brings, once.
+
+    Nothing waits for it, so it costs neither task nor future; it may be awaited all the same.  Its client does not
+    cancel it: what was asked for is done.
+    """
+
+    __slots__ = ("_form", "_make", "_take")
+
+    def __init__(self, form: Callable[[_T], Response]) -> None:
+        self._form = form
+        self._make: Callable[[], Response] | None = None
+        self._take: Callable[[Callable[[], Response]], object] | None = None
+
+    def cancelled(self) -> bool:
+        """Return False."""
+        return False
+
+    def done(self) -> bool:
+        """Return whether it was given."""
+        return self._make is not None
+
+    def set_result(self, result: _T, /) -> None:
+        """Give the answer that the form makes of this."""
+        self._give(lambda: self._form(result))
+
+    def set_exception(self, exception: SplError, /) -> None:
+        """Give the refusal."""
+
+        def refuse() -> Response:
+            raise exception
+
+        self._give(refuse)
+
+    def then(self, take: Callable[[Callable[[], Response]], object], loop: AbstractEventLoop) -> None:
+        """Call `take` with what returns the answer, or raises, once it is given; never from inside this call."""
+        self._take = take
+        if self._make is not None:
+            loop.call_soon(take, self._make)
+
+    def _give(self, make: Callable[[], Response]) -> None:
+        self._make = make
+        if self._take is not None:
+            self._take(make)
+
+    def __await__(self) -> Generator[None, None, Response]:
+        loop = get_running_loop()
+        given = loop.create_future()
+        self.then(lambda make: None if given.done() else given.set_result(make), loop)
+        make: Callable[[], Response] = yield from given
+        return make()
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """One line of the table.  `{name}` in the path stands for one segment."""
@@ -146,8 +201,15 @@ class RouteTable:
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
         self._root = _Node()
+        self._literal: dict[tuple[str, str], Route] = {}
+        self._tailed: dict[tuple[str, str], tuple[Route, str]] = {}
+        """Routes whose only `{name}` is their last segment, and beside which no literal stands, by what is before."""
         for route in self.routes:
             self._add(route)
+        for route in self.routes:
+            above, _, last = route.path.rpartition("/")
+            if last.startswith("{") and "{" not in above and not self._literals_below(above):
+                self._tailed[route.method, above] = route, last[1:-1]
 
     def match(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """Return the route and its decoded params; a literal segment wins over `{name}`.
@@ -155,6 +217,13 @@ class RouteTable:
         `path` is percent-encoded.  HEAD is served by GET.  Raises HttpError
         "not-found", "method-not-allowed" with `allow` (for OPTIONS always), "bad-request".
         """
+        literal = self._literal.get((method, path))
+        if literal is not None:
+            return literal, NOTHING
+        above, _, last = path.rpartition("/")
+        tailed = self._tailed.get((method, above))
+        if tailed is not None and last:
+            return tailed[0], {tailed[1]: decode_segment(last)}
         node, values = self._find(path)
         found = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
         if found is None:
@@ -174,6 +243,12 @@ class RouteTable:
             raise HttpError("not-found", "there is no such route")
         return node, values
 
+    def _literals_below(self, path: str) -> bool:
+        node = self._root
+        for segment in path.split("/")[1:]:
+            node = node.follow[segment]
+        return bool(node.follow)
+
     def _add(self, route: Route) -> None:
         node = self._root
         names: list[str] = []
@@ -188,6 +263,8 @@ class RouteTable:
         assert len(set(names)) == len(names)
         assert route.method not in node.routes, f"{route.method} {route.path} stands twice"
         node.routes[route.method] = (route, tuple(names))
+        if not names:
+            self._literal[route.method, route.path] = route
 
 
 def decode_segment(text: str) -> str:

@@ -16,9 +16,10 @@ from ..core.event import event
 from ..core.limits import Limits
 from .address import Proxies
 from .admission import Admission, Seat
-from .connection import Connection, Shared
+from .connection import Connection
 from .handshakes import Handshakes, begun
 from .routes import App
+from .shared import Shared
 from .sockets import Listener
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -58,7 +59,7 @@ class Server:
         end at the stop; what still runs after `shutdown_s` is cancelled and cut.
         """
         async with asyncio.TaskGroup() as tasks:
-            shared = Shared(self._app, self._limits, self._now_ms, tasks, self._admission)
+            shared: Shared[Connection] = Shared(self._app, self._limits, self._now_ms, tasks, self._admission)
             self._shared = shared
             try:
                 async with asyncio.TaskGroup() as accepting:
@@ -73,7 +74,7 @@ class Server:
                 for connection in list(shared.connections):
                     connection.abort()
 
-    async def _end(self, shared: Shared) -> None:
+    async def _end(self, shared: Shared[Connection]) -> None:
         """Close idle connections and wait for the others."""
         shared.stopping = True
         for connection in list(shared.connections):

@@ -18,7 +18,7 @@ import trustme
 from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.net.http1 import RequestHead
-from spl.net.routes import Match, Request, Response, Route, RouteTable
+from spl.net.routes import Later, Match, Request, Response, Route, RouteTable
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp
 from tests.waiting import DEADLINE_S, turns, until
@@ -36,6 +36,7 @@ class Echo:
     release: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[Request] = field(default_factory=list)
     matched: asyncio.Event = field(default_factory=asyncio.Event)
+    promises: list[Later[bytes]] = field(default_factory=list)
     broken: bool = False
     yielded: int = 0
 
@@ -45,6 +46,7 @@ class Echo:
                 Route("GET", "/here/{name}", self.here, "open"),
                 Route("POST", "/echo", self.echo, "open", body_bytes=1000),
                 Route("POST", "/later", self.later, "open", body_bytes=1000),
+                Route("POST", "/promised", self.promised, "open", body_bytes=1000),
                 Route("GET", "/wait", self.wait, "open"),
                 Route("GET", "/poll", self.wait, "open", streams=True),
                 Route("GET", "/stream", self.stream, "open", streams=True),
@@ -86,6 +88,19 @@ class Echo:
     async def later(self, request: Request) -> Response:
         await turns()
         return Response(201, request.body, headers=(("location", "/echo"),))
+
+    def promised(self, request: Request) -> Response | Awaitable[Response]:
+        answer = Later[bytes](self._form)
+        self.promises.append(answer)
+        if request.body.startswith(b"at once"):
+            answer.set_result(request.body)
+        self.started.set()
+        return answer
+
+    def _form(self, body: bytes) -> Response:
+        if body == b"crash":
+            raise ZeroDivisionError("secret")
+        return Response(201, body)
 
     async def wait(self, request: Request) -> Response:
         self.started.set()

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.net.connection import READ_AHEAD_BYTES, Connection, Stage
 from spl.net.http1 import RequestParser
@@ -66,6 +67,49 @@ async def test_requests_in_one_packet_are_answered_in_order(serve) -> None:
         answers = (await server.ask(data)).split(b"HTTP/1.1 ")[1:]
     assert [answer[-6:] for answer in answers[:50]] == [b"[%04d]" % i for i in range(50)]
     assert b'["last"' in answers[50]
+
+
+async def test_requests_whose_answers_are_given_at_once_by_a_call_are_answered_in_order(serve) -> None:
+    data = b"".join(post(b"/promised", b"at once %04d" % i) for i in range(500)) + CLOSE
+    async with serve() as server:
+        answers = (await server.ask(data)).split(b"HTTP/1.1 ")[1:]
+    assert [answer[-12:] for answer in answers[:500]] == [b"at once %04d" % i for i in range(500)]
+    assert b'["last"' in answers[500]
+
+
+@pytest.mark.parametrize(("how", "status"), [("result", 201), ("refusal", 503), ("crash", 500)])
+async def test_an_answer_that_a_later_call_gives(serve, caplog, how: str, status: int) -> None:
+    async with serve() as server:
+        asking = asyncio.create_task(server.ask(post(b"/promised", b"x") + CLOSE))
+        await server.app.started.wait()
+        (promised,) = server.app.promises
+        assert len(server.app.seen) == 1  # the next request waits
+        if how == "refusal":
+            promised.set_exception(SplError("overloaded"))
+        else:
+            promised.set_result(b"crash" if how == "crash" else b"given")
+        answers = (await asking).split(b"HTTP/1.1 ")[1:]
+    assert answers[0].startswith(b"%d " % status)
+    assert b"secret" not in answers[0]
+    if how == "crash":
+        assert code_of(b"HTTP/1.1 " + answers[0]) == "INTERNAL"
+    else:
+        assert b'["last"' in answers[1]
+    assert [record.name for record in caplog.records if record.levelno == logging.ERROR] == ["spl.net"] * (
+        how == "crash"
+    )
+
+
+async def test_an_answer_for_a_client_that_went_is_dropped(serve) -> None:
+    async with serve() as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(post(b"/promised", b"x"))
+        await server.app.started.wait()
+        writer.close()
+        await writer.wait_closed()
+        assert (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200")
+        server.app.promises[0].set_result(b"given")
+        assert (await server.ask(CLOSE)).startswith(b"HTTP/1.1 200")
 
 
 async def test_a_request_in_single_bytes(serve) -> None:

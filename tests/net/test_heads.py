@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.limits import Limits
-from spl.net.heads import WireError, content_length, encode_chunk, encode_head, encode_request, http_date, status_line
+from spl.net.heads import (
+    Parts,
+    WireError,
+    content_length,
+    encode_chunk,
+    encode_head,
+    encode_request,
+    http_date,
+    status_line,
+)
 from spl.net.http1 import END, RequestHead, RequestParser
 
 
@@ -72,3 +81,21 @@ def test_a_length_is_digits_alone(text: str) -> None:
         assert text.isascii()
         assert text.isdigit()
         assert size == int(text)
+
+
+def test_parts_are_kept_in_bounded_number_and_size() -> None:
+    parts: Parts[int] = Parts()
+    for n in range(1000):
+        parts.add(b"%d" % n, n)
+        assert parts.get(b"%d" % n) == n
+    assert 100 <= sum(parts.get(b"%d" % n) is not None for n in range(1000)) <= 256
+    parts.add(b"x" * 2000, 1)
+    assert parts.get(b"x" * 2000) is None
+
+
+def test_a_part_that_is_asked_for_stays() -> None:
+    parts: Parts[int] = Parts()
+    parts.add(b"kept", -1)
+    for n in range(1000):
+        parts.add(b"%d" % n, n)
+        assert parts.get(b"kept") == -1

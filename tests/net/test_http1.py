@@ -1,5 +1,6 @@
 """The parser: one meaning for each input, however it is cut; nothing that two readers could read differently."""
 
+import itertools
 import string
 
 import h11
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 
 from spl.core.limits import Limits
 from spl.net.heads import WireError, encode_chunk
-from spl.net.http1 import END, UNBOUNDED, Mark, RequestHead, RequestParser, ResponseHead, ResponseParser, read_answer
+from spl.net.http1 import (
+    END,
+    UNBOUNDED,
+    KnownHeads,
+    Mark,
+    RequestHead,
+    RequestParser,
+    ResponseHead,
+    ResponseParser,
+    read_answer,
+)
 
 LIMITS = Limits(head_bytes=4096, target_bytes=1024, headers_count=20)
 BODY_BYTES = 10_000
@@ -80,6 +91,51 @@ def test_cutting_the_input_never_changes_the_events(data: bytes) -> None:
     assert whole[-1] is END
     for pieces in cuts(data):
         assert events(RequestParser(LIMITS), pieces) == whole
+
+
+FIRST_LINES = [
+    b"GET / HTTP/1.1", b"GET /a?b HTTP/1.1", b"POST /a HTTP/1.1", b"GET / HTTP/1.0", b"POST /a HTTP/1.0",
+    b"GET http://other/a HTTP/1.1", b"OPTIONS * HTTP/1.1", b"GET * HTTP/1.1", b"GET  / HTTP/1.1", b"GET / HTTP/1.1 ",
+    b"GET /\xe9 HTTP/1.1", b"GET /#a HTTP/1.1", b"G@T / HTTP/1.1", b"GET / HTTP/2.0", b"GET /\t HTTP/1.1",
+    b"GET /\r HTTP/1.1", b"GET /%b HTTP/1.1" % (b"x" * 1024),
+]  # fmt: skip
+FIELD_LINES = [
+    b"Host: x", b"host: x\r\nContent-Length: 2", b"Host: x\r\nContent-Length: 0", b"Host: y\r\nConnection: close",
+    b"Host: x\r\nTransfer-Encoding: chunked", b"Host: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 2",
+    b"Host: x\r\nExpect: 100-continue\r\nContent-Length: 2", b"Host: x\r\nExpect: 100-continue", b"X: 1",
+    b"Host: x\r\nExpect: else", b"Host: x\r\nHost: x", b"Host: x\r\n y", b"Host: x\nY: 1", b"Host: x\rY: 1",
+    b"Host: x\r\nContent-Length: +2", b"Host: x\r\nContent-Length: 20000", b"Host: x\r\nA: \0", b"Host: a b",
+    b"Host: x\r\n" + b"\r\n".join(b"x%d: 1" % n for n in range(20)), b"Host: x\r\nX: " + b"x" * 2000,
+]  # fmt: skip
+
+
+def test_a_head_means_the_same_when_its_parts_were_seen_before() -> None:
+    """Every line with every block of fields, sound or not, on connections that share what they know."""
+    known = KnownHeads()
+    for _, line, fields in itertools.product(range(2), FIRST_LINES, FIELD_LINES):
+        for data in (line + b"\r\n" + fields + b"\r\n\r\n2\r\n\r\n0\r\n\r\n" + GET, line + b"\r\n\r\n"):
+            assert events(RequestParser(LIMITS, known), [data]) == events(RequestParser(LIMITS), [data]), data
+
+
+@pytest.mark.parametrize("data", REQUESTS)
+def test_cutting_a_request_seen_before_never_changes_the_events(data: bytes) -> None:
+    known = KnownHeads()
+    whole = events(RequestParser(LIMITS), [data])
+    for pieces in cuts(data):
+        assert events(RequestParser(LIMITS, known), pieces) == whole
+
+
+def test_a_body_is_bounded_by_the_route_of_each_request() -> None:
+    known, data = KnownHeads(), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+    for _ in range(2):
+        parser = RequestParser(LIMITS, known)
+        parser.feed(data)
+        assert isinstance(parser.next(), RequestHead)
+        with pytest.raises(WireError) as refusal:
+            parser.take_body(4)
+        assert refusal.value.code == "body-too-large"
+        with pytest.raises(WireError):
+            parser.next()  # no route allowed a body
 
 
 def test_a_head_is_read_as_sent() -> None:

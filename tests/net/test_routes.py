@@ -1,12 +1,15 @@
 """The route table: one place decides what exists, and every part of a target is decoded once."""
 
+import asyncio
+from collections.abc import Callable
 from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.net.routes import HttpError, Route, RouteTable, decode_segment, parse_query
+from spl.core.errors import SplError
+from spl.net.routes import HttpError, Later, Response, Route, RouteTable, decode_segment, parse_query
 
 
 def nothing() -> None:
@@ -95,3 +98,41 @@ def test_a_token_in_the_query_is_refused(text: str) -> None:
 def test_a_route_stands_once() -> None:
     with pytest.raises(AssertionError):
         RouteTable([Route("GET", "/a/{b}", nothing, "x"), Route("GET", "/a/{c}", nothing, "x")])
+
+
+def test_a_route_that_ends_with_a_name_is_found_as_any_other() -> None:
+    table = RouteTable([Route("GET", "/v1/records/{id}", nothing, "a"), Route("GET", "/v1/{id}/{x}", nothing, "b")])
+    assert table.match("GET", "/v1/records/a%20b") == (table.routes[0], {"id": "a b"})
+    assert table.match("HEAD", "/v1/records/a") == (table.routes[0], {"id": "a"})
+    assert table.match("GET", "/v1/other/a") == (table.routes[1], {"id": "other", "x": "a"})
+    for method, path, code in (
+        ("PUT", "/v1/records/a", "method-not-allowed"), ("GET", "/v1/records/", "not-found"),
+        ("GET", "/v1/records/%zz", "bad-request"), ("GET", "/v1/records/a/b", "not-found"),
+    ):  # fmt: skip
+        with pytest.raises(HttpError) as caught:
+            table.match(method, path)
+        assert caught.value.code == code
+
+
+async def test_an_answer_given_later_is_taken_once_and_never_from_inside_the_call() -> None:
+    loop, taken = asyncio.get_running_loop(), list[Callable[[], Response]]()
+    before = Later[bytes](lambda body: Response(body=body))
+    before.set_result(b"before")
+    before.then(taken.append, loop)
+    assert (taken, before.done(), before.cancelled()) == ([], True, False)
+    after = Later[bytes](lambda body: Response(body=body))
+    after.then(taken.append, loop)
+    await asyncio.sleep(0)
+    assert not after.done()
+    after.set_result(b"after")
+    assert [make().body for make in taken] == [b"before", b"after"]
+
+
+async def test_an_answer_given_later_may_be_awaited() -> None:
+    later = Later[bytes](lambda body: Response(body=body))
+    asyncio.get_running_loop().call_soon(later.set_result, b"1")
+    assert (await later).body == b"1"
+    refused = Later[bytes](lambda body: Response(body=body))
+    refused.set_exception(SplError("overloaded"))
+    with pytest.raises(SplError):
+        await refused
