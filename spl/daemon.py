@@ -104,13 +104,15 @@ class ServeOptions:
     host: str | None = None
     port: int | None = None
     public_url: str | None = None
+    allow_http: str | None = None
     insecure_localhost: bool = False
     log_format: str | None = None
 
     def flags(self) -> dict[str, object]:
         """Return the flags by configuration key; None for one that was not given."""
         return {
-            "host": self.host, "port": self.port, "public_url": self.public_url, "log.format": self.log_format
+            "host": self.host, "port": self.port, "public_url": self.public_url, "log.format": self.log_format,
+            "federation.allow_http": self.allow_http,
         }  # fmt: skip
 
 

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 from ..core import rules
 from ..core.errors import SplError
 from ..core.identity import bearer
-from ..home.config import Config
+from ..home.config import Config, is_loopback
 from ..home.disk import DiskError
 from ..net.http1 import RequestHead
 from ..net.routes import Match, Request, Response, Route, RouteTable
+from ..net.sockets import own_names
 from . import answers
 from .answers import json_response
 from .auth import ANYONE
@@ -131,11 +132,11 @@ async def _readable(answer: Response | Awaitable[Response], headers: tuple[tuple
 
 
 def _hosts(config: Config, url: str) -> frozenset[str]:
-    """Return our names; `url` is the one in our manifest, which without a public_url has the name of this machine."""
+    """Return our names: those of the URL in our manifest, and beyond loopback also those of this machine."""
     own = (urlsplit(url).hostname or "").lower()
-    # A name without a dot is also asked for in the domain of multicast DNS, as laptops on one network do.
     here = (own, f"{own}.local") if own and "." not in own else (own,)
-    return frozenset({*LOCAL_NAMES, *here, *map(str.lower, config.http_allowed_hosts)}) - {""}
+    machine = frozenset() if is_loopback(config.host) else own_names()
+    return frozenset({*LOCAL_NAMES, *here, *machine, *map(str.lower, config.http_allowed_hosts)}) - {""}
 
 
 def _authority(origin: str) -> str:

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..core import when
 from ..core.errors import SplError
@@ -19,6 +19,8 @@ from ..core.limits import Limits
 FILE_NAME: Final = "config.toml"
 APPROVALS: Final = ("manual", "auto", "closed")
 LOG_FORMATS: Final = ("logfmt", "json")
+PRIVATE_ONLY: Final = "private"
+"""Of `federation.allow_http`: plain http to the addresses of a local network, and to no others."""
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LIMITS_RAISED_MAX: Final = {"intake_day_bytes": 2**60}
 """The limits that may be raised over their default, and how far."""
@@ -39,7 +41,7 @@ class Config:
     public_url: str = ""
     auth_required: bool = True
     federation_approval: str = "manual"
-    federation_allow_http: bool = False
+    federation_allow_http: bool | Literal["private"] = False
     federation_poll_interval_ms: int = 300_000
     http_allowed_hosts: tuple[str, ...] = ()
     http_allowed_origins: tuple[str, ...] = ()
@@ -214,6 +216,12 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _allow_http(value: object) -> bool | str:
+    if not isinstance(value, bool) and value != PRIVATE_ONLY:
+        raise ValueError('must be true, false or "private"')
+    return value
+
+
 def _port(value: object) -> int:
     if type(value) is not int or not 0 <= value <= 65535:
         raise ValueError("must be a port number, 0 to 65535")
@@ -278,7 +286,7 @@ KEYS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
     "public_url": ("public_url", _url),
     "auth.required": ("auth_required", _flag),
     "federation.approval": ("federation_approval", _one_of(APPROVALS)),
-    "federation.allow_http": ("federation_allow_http", _flag),
+    "federation.allow_http": ("federation_allow_http", _allow_http),
     "federation.poll_interval": ("federation_poll_interval_ms", _interval_ms),
     "http.allowed_hosts": ("http_allowed_hosts", _texts),
     "http.allowed_origins": ("http_allowed_origins", _origins),

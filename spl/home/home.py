@@ -53,7 +53,7 @@ CONFIG_TEXT: Final = """\
 
 # [federation]
 # approval = "manual"        # manual | auto | closed
-# allow_http = false         # plain http to hosts other than loopback
+# allow_http = false         # plain http to other machines: true, or "private" for those of a local network
 # poll_interval = "5m"
 
 # [tls]

@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
-from typing import Final
+from typing import Final, Literal
 
-from .address import ReachError, Url, is_address, is_loopback, judge
+from .address import ReachError, Url, is_address, is_loopback, judge, kind_of
 from .sockets import dial
 
 STAGGER_S: Final = 0.25
@@ -39,8 +39,8 @@ class DialPolicy:
 
     allow_private: bool = False
     """Loopback and private addresses; plain http to loopback."""
-    allow_http: bool = False
-    """Plain http to any address that may be dialled."""
+    allow_http: bool | Literal["private"] = False
+    """Plain http to any address that may be dialled, or to those of a private network alone."""
     near: tuple[str, ...] = ()
     """Addresses, of whose kind private ones may be dialled."""
 
@@ -230,8 +230,9 @@ def _allowed(where: Url, found: Sequence[str], policy: DialPolicy) -> list[str]:
     for address in found:
         try:
             judge(address, policy.allow_private, policy.near)
-            if where.scheme == "http" and not (policy.allow_http or is_loopback(address)):
-                raise ReachError("http-plain", f"{where.origin} is not on this machine")
+            if where.scheme == "http" and not _is_plain_allowed(address, policy):
+                hint = "on a network that you trust: spl serve --lan" if kind_of(address) else ""
+                raise ReachError("http-plain", f"{where.origin} is not on this machine", hint=hint)
         except ReachError as exc:
             refusal = exc
         else:
@@ -239,3 +240,8 @@ def _allowed(where: Url, found: Sequence[str], policy: DialPolicy) -> list[str]:
     if not allowed:
         raise refusal
     return interleaved(allowed)[:_ADDRESSES_COUNT]
+
+
+def _is_plain_allowed(address: str, policy: DialPolicy) -> bool:
+    """Return whether plain http to this address is allowed."""
+    return policy.allow_http is True or is_loopback(address) or (bool(policy.allow_http) and kind_of(address) != "")

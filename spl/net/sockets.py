@@ -2,21 +2,27 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import socket
 import ssl
 import stat
 import sys
 from asyncio import sslproto
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ..core.errors import SplError
-from .address import ReachError
+from .address import ReachError, kind_of
 
 _VERSION_MIN = ssl.TLSVersion.TLSv1_2
 TLS_READ_BYTES: Final = 32 * 1024
+_ELSEWHERE: Final = "198.51.100.1"
+"""An address of the documentation (RFC 5737), which no network has."""
+_SIOCGIFADDR: Final = 0x8915 if sys.platform == "linux" else 0xC0206921
+_IFREQ_BYTES: Final = 40
 _BACKLOG = 1024  # as many as the server keeps; the kernel may lower it
 _NO_SOCKETS = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
@@ -165,6 +171,38 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     return bound
 
 
+def lan_address() -> str:
+    """Return the IPv4 address at which the other machines of our private network find this one.
+
+    Raises ListenError "listen-failed" if it has none.
+    """
+    return chosen_lan_address(_route_address(), _interface_addresses())
+
+
+def own_names() -> frozenset[str]:
+    """Return the names of this machine, in lower case, that the other machines of its network may call it by.
+
+    A name without a dot is also asked for in the domain of multicast DNS, as laptops on one network do.
+    """
+    name = socket.gethostname().lower()
+    first = name.partition(".")[0]
+    return frozenset({name, first, f"{first}.local"}) - {"", ".local"}
+
+
+def chosen_lan_address(routed: str, others: Sequence[str]) -> str:
+    """Return the address of the default route, or without one, as on a cable between two machines, the first other.
+
+    A public one is refused: it is no private network that it leads to, whatever else the machine is connected with.
+    """
+    found = [routed] if routed else others
+    for address in found:
+        if kind_of(address) not in ("", "loopback"):
+            return address
+    why = f"its address {found[0]} is public" if routed else "it has no address of one"
+    hint = "give --host and --public-url; on the internet use https, see: spl help proxies"
+    raise ListenError("listen-failed", f"this machine is on no private network: {why}", hint=hint)
+
+
 async def dial(
     ip_text: str, port: int, tls: ssl.SSLContext | None, name: str, stream_bytes: int = 65536
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -271,3 +309,26 @@ def _reason(exc: OSError) -> str:
         return exc.reason.lower().replace("_", " ")
     # The loops put words of their own into strerror: "Connect call failed ('127.0.0.1', 9100)".
     return os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc) or type(exc).__name__
+
+
+def _route_address() -> str:
+    """Return the address from which a packet to the internet would leave; none is sent.  "" without a route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((_ELSEWHERE, 9))
+        except OSError:
+            return ""
+        return str(sock.getsockname()[0])
+
+
+def _interface_addresses() -> list[str]:
+    """Return the IPv4 address of each interface that has one, in the system's order."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(sock, _SIOCGIFADDR, name.encode().ljust(_IFREQ_BYTES, b"\0"))
+            except OSError:
+                continue
+            found.append(socket.inet_ntoa(answer[20:24]))
+    return found

@@ -31,6 +31,7 @@ from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import MODES, STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
 from ..core.pair.steps import Effect, End, ManifestChange, Park
 from ..home.config import Settings
+from ..net.address import ReachError
 from ..sync.peer import REJECTED_401, WHY_401
 from ..sync.schedule import Sync
 from ..sync.supervise import wait
@@ -49,6 +50,8 @@ LOST: Final = "lost"
 """The reason of a pair that ended because the peer lost our request or its answer; a new pair replaces it."""
 PASSING: Final = frozenset({8, 9})
 """Exit codes of errors that the next attempt may not meet."""
+UNSIGNED: Final = frozenset({"message-signature", "answer-malformed", "peer-4xx", "peer-5xx"})
+"""Codes of answers that say nothing in the name of the peer that we know."""
 POLL_S: Final = 2.0
 POLL_SLOWER_AFTER: Final = 16
 """After so many polls the pause between them doubles, and again after as many more."""
@@ -395,20 +398,26 @@ class HandshakeLoop:
                 fields = {"pair": pair_id, "code": exc.code, "attempt": backoff.attempt, "msg": exc.message}
                 log.warning(**event("pair.attempt_failed", **fields))
                 self._stepper.notify()
-                if exc.code == "message-signature":
-                    await self._follow_chain(pair_id)
+                if (exc.code in UNSIGNED or isinstance(exc, ReachError)) and await self._follow(pair_id):
+                    backoff.reset()
+                    delay_s = 0.0
             await wait(kick, delay_s)
 
-    async def _follow_chain(self, pair_id: str) -> None:
-        """Take over the peer's key chain if it grew: a peer that rotated meanwhile grants by a key unknown to us."""
-        pair = self.pairs.known(pair_id)
+    async def _follow(self, pair_id: str) -> bool:
+        """Take over the peer's manifest if it rotated, and grants by a key unknown to us, or corrected its address.
+
+        Return whether the next attempt goes another way.
+        """
+        pair = after = self.pairs.known(pair_id)
         try:
             peer = await self.exchange.rediscover(pair)
-            if on_its_way(pair) and peer.chain.present != pair.chain.present:
+            grew = peer.chain.present != pair.chain.present
+            if on_its_way(pair) and (grew or peer.url != pair.url):
                 adopt = self.pairs.adopt_manifest
-                await self._stepper.do(lambda: adopt(self.pairs.known(pair_id), peer, at_once=True))
+                after = await self._stepper.do(lambda: adopt(self.pairs.known(pair_id), peer, at_once=grew))
         except SplError as exc:
-            log.info(**event("pair.chain_not_learnt", pair=pair_id, code=exc.code))
+            log.info(**event("pair.manifest_not_learnt", pair=pair_id, code=exc.code))
+        return after.url != pair.url
 
     async def advance(self, pair_id: str) -> Pair:
         """Send the message that the pair's state calls for, apply the answer, and return the pair; raise its error."""

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..core import canon, when
 from ..core.errors import SplError, cli_code
@@ -238,7 +238,7 @@ def bare(status: int, purpose: str = "") -> SplError:
     return PairError("peer-5xx" if status >= 500 else "peer-4xx", f"the peer answered {status}")
 
 
-def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool) -> DialPolicy:
+def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool | Literal["private"]) -> DialPolicy:
     """Return how a pair's peer may be dialled: at a private address only by our operator's word.
 
     The operator's word is the URL that was typed and the endpoint that was `approved` by hand, each for itself; and the

@@ -1,11 +1,13 @@
 """The door: host and origin, the principal before the handler, and one form for every error."""
 
 import dataclasses
+import socket
 
 import pytest
 
 from spl.api.app import Api
 from spl.core.errors import SplError
+from spl.home.config import Settings
 from spl.home.disk import DiskError
 from spl.net.http1 import RequestHead
 from tests.api.conftest import PAGE_ORIGIN, Served
@@ -111,6 +113,24 @@ async def test_the_name_that_the_manifest_gives_this_machine_is_ours(served: Ser
         assert (exc.code, ours) == ("host-refused", False)
     else:
         assert ours
+
+
+@pytest.mark.parametrize(("listens", "ours"), [("127.0.0.1", False), ("0.0.0.0", True)])
+async def test_beyond_loopback_the_names_of_this_machine_are_ours(
+    served: Served, monkeypatch: pytest.MonkeyPatch, listens: str, ours: bool
+) -> None:
+    """Also if public_url says an address, as with --lan: people type the name that they know."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "kitchen")
+    settings = Settings(dataclasses.replace(served.services.settings.now, host=listens))
+    api = Api(dataclasses.replace(served.services, url="http://192.168.1.20:9100", settings=settings), local=False)
+    for host in ("kitchen:9100", "kitchen.local"):
+        head = RequestHead("GET", "/health", "/health", "", {"host": host}, 0, True, False, 1)
+        try:
+            api.match(head)
+        except SplError as exc:
+            assert (exc.code, ours) == ("host-refused", False)
+        else:
+            assert ours
 
 
 @pytest.mark.parametrize(("local", "told"), [(False, False), (True, True)])

@@ -1,12 +1,19 @@
-"""The flags of `spl serve` reach the daemon."""
+"""The flags of `spl serve` reach the daemon; --lan opens it to a private network, and says so."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.cli.conftest import Run
+from spl.cli import serve
+from spl.cli.command import UsageError
+from spl.cli.out import Out
+from spl.daemon import ServeOptions
+from tests.cli.conftest import Run, Stream
+
+Opened = Callable[..., tuple[ServeOptions, str]]
 
 
 def test_serve_passes_its_flags_on(spl: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +27,43 @@ def test_serve_passes_its_flags_on(spl: Run, home: Path, monkeypatch: pytest.Mon
     assert seen == [
         {"home": home, "host": "::1", "port": 0, "public_url": None, "insecure_localhost": True, "log_format": "json"}
     ]
+
+
+@pytest.fixture
+def opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """Return what --lan makes of a configuration and of flags, and what it prints."""
+    monkeypatch.setattr(serve, "lan_address", lambda: "192.168.1.20")
+
+    def run(config: str = "", **flags: object) -> tuple[ServeOptions, str]:
+        (home / "config.toml").write_text(config)
+        stderr = Stream(tty=False)
+        options = serve.opened(ServeOptions(home, **flags), Out(Stream(tty=False), stderr, {}, lambda: 0))  # type: ignore[arg-type]
+        return options, stderr.text
+
+    return run
+
+
+def test_lan_listens_everywhere_and_publishes_the_address_of_the_network(opened: Opened) -> None:
+    options, told = opened("port = 9300\n")
+    assert (options.host, options.public_url, options.allow_http) == ("0.0.0.0", "http://192.168.1.20:9300", "private")
+    assert "port 9300 of every address of this machine, by plain http" in told
+    assert "spl federation pair http://192.168.1.20:9300/" in told
+    assert "which you decide" in told
+
+
+def test_lan_keeps_what_flags_and_file_say_more_exactly(opened: Opened) -> None:
+    options, told = opened(
+        '[federation]\nallow_http = true\napproval = "auto"\n', host="10.0.0.7", public_url="http://alice.lan:9100"
+    )
+    assert (options.host, options.public_url, options.allow_http) == ("10.0.0.7", "http://alice.lan:9100", None)
+    assert "of 10.0.0.7, by plain http" in told
+    assert "without asking you" in told
+    assert opened(host="fd00::7")[0].public_url == "http://[fd00::7]:9100"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"), [({"host": "127.0.0.1"}, "contradict"), ({"port": 0}, "a port that peers can know")]
+)
+def test_lan_refuses_what_opens_nothing(opened: Opened, flags: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        opened(**flags)

@@ -5,11 +5,6 @@
 Needs root, `ip` and `nft`; tools/test names this test as left out without them.
 """
 
-import http.client
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Instance
+from tests.e2e.netns import PORT, Inside, namespaces, sh
 from tests.waiting import eventually
 
-PORT = 9100
 SERVER, LAPTOP = "10.88.0.1", "10.77.0.2"
 FAILURES = 4
 """So many degrade a pair; each takes a second, and the laptop, which dials every second, is in touch before."""
@@ -44,53 +39,13 @@ table ip guard {
 """
 
 
-def sh(*words: str, text: str = "") -> None:
-    """Run a command; fail with what it said."""
-    done = subprocess.run(words, input=text.encode(), capture_output=True, check=False)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr.decode()}"
-
-
-class _Unix(http.client.HTTPConnection):
-    """HTTP to a daemon's socket file, which is the same file in every network namespace."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__("localhost", timeout=30)
-        self._folder = folder
-
-    def connect(self) -> None:
-        """Connect by way of the folder's descriptor: a socket's path may not be long."""
-        folder = os.open(self._folder, os.O_PATH)
-        try:
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(f"/proc/self/fd/{folder}/spl.sock")
-        except OSError:
-            self.sock.close()
-            raise
-        finally:
-            os.close(folder)
-
-
 @dataclass
-class Inside(Instance):
-    """An instance whose daemon runs in a network namespace; it is asked over its socket file."""
-
-    namespace: str = ""
-    address: str = ""
-
-    @property
-    def url(self) -> str:
-        """Where it listens, in the networks of the test."""
-        return f"http://{self.address}:{PORT}/"
+class Published(Inside):
+    """An instance that listens on, and publishes, the address that the test gave it."""
 
     def command(self, *words: str) -> list[str]:
-        """Run the daemon in its namespace, on the address that it tells its peers."""
-        inner = super().command(*words, "--host", self.address, "--public-url", self.url.rstrip("/"))
-        return ["ip", "netns", "exec", self.namespace, *inner]
-
-    def connection(self) -> http.client.HTTPConnection:
-        """Return a connection to its socket."""
-        return _Unix(self.home / "run")
+        """Run the daemon on the address that it tells its peers."""
+        return super().command(*words, "--host", self.address, "--public-url", self.url.rstrip("/"))
 
 
 @dataclass
@@ -109,22 +64,10 @@ class Networks:
 @pytest.fixture
 def networks() -> Iterator[Networks]:
     """Make the namespaces, their wires and the NAT; take them away at the end."""
-    missing = [tool for tool in ("ip", "nft") if shutil.which(tool) is None]
-    if missing or os.geteuid() != 0:
-        pytest.skip(f"network namespaces need root, ip and nft; missing: {', '.join(missing) or 'root'}")
-    names = Networks(*(f"spl{os.getpid()}-{name}" for name in ("laptop", "router", "server")))
-    every = (names.laptop, names.router, names.server)
-    try:
-        probe = subprocess.run(("ip", "netns", "add", names.laptop), capture_output=True, check=False)
-        if probe.returncode:
-            pytest.skip(f"network namespaces are not allowed here: {probe.stderr.decode().strip()}")
-        for name in every[1:]:
-            sh("ip", "netns", "add", name)
+    with namespaces("laptop", "router", "server", tools=("ip", "nft")) as made:
+        names = Networks(*made)
         _wire(names)
         yield names
-    finally:
-        for name in every:
-            subprocess.run(("ip", "netns", "delete", name), capture_output=True, check=False)
 
 
 def _wire(names: Networks) -> None:
@@ -147,12 +90,12 @@ def _wire(names: Networks) -> None:
 
 
 @pytest.fixture
-def sides(tmp_path: Path, networks: Networks) -> Iterator[tuple[Inside, Inside]]:
+def sides(tmp_path: Path, networks: Networks) -> Iterator[tuple[Published, Published]]:
     """Return laptop and server, running."""
     made = []
     try:
         for name, namespace, address in (("laptop", networks.laptop, LAPTOP), ("server", networks.server, SERVER)):
-            one = Inside(name, tmp_path / name / "home", port=PORT, namespace=namespace, address=address)
+            one = Published(name, tmp_path / name / "home", port=PORT, namespace=namespace, address=address)
             one.home.mkdir(parents=True, mode=0o700)
             made.append(one)
             one.configure(CONFIG)
@@ -174,14 +117,16 @@ def reach_of(instance: Instance, pair_id: str) -> str:
     return str(instance.pair(pair_id)["reach"])
 
 
-def paired(laptop: Inside, server: Inside) -> str:
+def paired(laptop: Published, server: Published) -> str:
     """Pair from the laptop, by the page's command, and return the pair id."""
     laptop.run("federation", "pair", server.url)
     [pair] = laptop.pairs("active")
     return str(pair["pair_id"])
 
 
-def test_a_server_that_cannot_dial_a_laptop_is_served_by_push(sides: tuple[Inside, Inside], networks: Networks) -> None:
+def test_a_server_that_cannot_dial_a_laptop_is_served_by_push(
+    sides: tuple[Published, Published], networks: Networks
+) -> None:
     """Handshake, first records, polling, restart, the way back when the wall falls; nothing is ever degraded."""
     laptop, server = sides
     laptop.emit("th_laptop", 3)
@@ -211,7 +156,7 @@ def test_a_server_that_cannot_dial_a_laptop_is_served_by_push(sides: tuple[Insid
 
 
 @pytest.mark.parametrize("mode", ["on-demand", "continuous"])
-def test_every_mode_carries_both_directions(sides: tuple[Inside, Inside], mode: str) -> None:
+def test_every_mode_carries_both_directions(sides: tuple[Published, Published], mode: str) -> None:
     """On demand a sync of the laptop does; in continuous mode nobody asks."""
     laptop, server = sides
     pair_id = paired(laptop, server)

@@ -31,12 +31,18 @@ def test_flag_wins_over_environment_over_file() -> None:
     assert rows["host"]["source"] == "default"
 
 
+@pytest.mark.parametrize(("text", "found"), [("true", True), ("false", False), ("private", "private")])
+def test_plain_http_is_for_all_for_none_or_for_private_addresses(text: str, found: object) -> None:
+    assert load("", {"SPL_FEDERATION_ALLOW_HTTP": text}, {}).federation_allow_http == found
+
+
 @pytest.mark.parametrize(
     ("text", "line", "word"),
     [
         ("port = 1\nprot = 2\n", 2, "prot"),
         ('[federation]\n\napproval = "maybe"\n', 3, "manual, auto, closed"),
         ("[auth]\nrequired = 1\n", 2, "true or false"),
+        ('[federation]\nallow_http = "all"\n', 2, "private"),
         ('port = "80"\n', 1, "port number"),
         ("port = 70000\n", 1, "port number"),
         ('public_url = "ftp://x"\n', 1, "http"),

@@ -11,7 +11,7 @@ import pytest
 
 from spl.net import dialer, sockets
 from spl.net.address import ReachError, parse_url
-from spl.net.dialer import Dialer, DialPolicy, interleaved
+from spl.net.dialer import Dialer, DialPolicy, _allowed, interleaved
 from spl.net.sockets import client_tls
 from tests.net.conftest import Authority, full_queue
 from tests.waiting import until
@@ -163,3 +163,18 @@ def test_the_families_take_turns_in_the_order_of_the_resolver() -> None:
     assert interleaved(["::1", "::2", "::3", "10.0.0.1"]) == ["::1", "10.0.0.1", "::2", "::3"]
     assert interleaved(["10.0.0.1", "10.0.0.2", "::1", "::2", "::3"]) == ["10.0.0.1", "::1", "10.0.0.2", "::2", "::3"]
     assert interleaved(["::1"]) == ["::1"]
+
+
+def test_plain_http_to_a_private_network_alone() -> None:
+    """Between laptops in one room; the internet stays closed, and the refusal says how to open the room."""
+    where = parse_url("http://peer.example/")
+    for allow_http, allowed in ((False, []), ("private", ["10.0.0.1"]), (True, ["10.0.0.1", "8.8.8.8"])):
+        policy = DialPolicy(allow_private=True, allow_http=allow_http)  # type: ignore[arg-type]
+        for address in ("10.0.0.1", "8.8.8.8"):
+            if address in allowed:
+                assert _allowed(where, [address], policy) == [address]
+                continue
+            with pytest.raises(ReachError) as caught:
+                _allowed(where, [address], policy)
+            assert caught.value.code == "http-plain"
+            assert ("--lan" in caught.value.hint) == (address == "10.0.0.1")

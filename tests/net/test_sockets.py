@@ -17,10 +17,12 @@ from spl.net.sockets import (
     ListenError,
     bind_tcp,
     bind_unix,
+    chosen_lan_address,
     client_tls,
     dial,
     hang_up,
     lean_tls,
+    own_names,
     server_tls,
 )  # fmt: skip
 from tests.net.conftest import Authority, Serve
@@ -212,3 +214,31 @@ async def test_tls_with_small_buffers_takes_large_answers(
         await reader.readuntil(b"\r\n\r\n")
         assert await reader.readexactly(24_000_000) == bytes(24_000_000)
         await hang_up(writer, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("routed", "others", "chosen"),
+    [
+        ("192.168.1.20", ("127.0.0.1", "10.0.0.7"), "192.168.1.20"),
+        ("", ("127.0.0.1", "169.254.7.7", "10.0.0.7"), "10.0.0.7"),
+        ("100.64.3.3", (), "100.64.3.3"),
+        ("203.0.113.7", ("172.17.0.1",), ""),
+        ("", ("127.0.0.1",), ""),
+    ],
+)
+def test_the_address_of_the_private_network(routed: str, others: tuple[str, ...], chosen: str) -> None:
+    """That of the default route; another one only without such a route, never beside a public one."""
+    if chosen:
+        assert chosen_lan_address(routed, others) == chosen
+        return
+    with pytest.raises(ListenError) as caught:
+        chosen_lan_address(routed, others)
+    assert "no private network" in caught.value.message
+    assert "--public-url" in caught.value.hint
+
+
+def test_the_machine_is_called_by_its_name_and_in_multicast_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Box.example.org")
+    assert own_names() == {"box.example.org", "box", "box.local"}
+    monkeypatch.setattr(socket, "gethostname", lambda: "")
+    assert own_names() == frozenset()

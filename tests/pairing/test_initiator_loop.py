@@ -1,6 +1,7 @@
 """Driving our requests: attempts back off, a kick tries at once, and whoever watches is told."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,18 @@ async def test_of_pairs_that_are_over_nothing_stays_in_memory(tmp_path: Path) ->
             assert list(loop._first_syncs) == [pair_id], "what ended pairs brought is still held"
             await a.pairing.revoke(pair_id)
             await until(lambda: not b.alive)
+
+
+async def test_a_request_on_its_way_follows_an_address_that_the_peer_corrected(tmp_path: Path) -> None:
+    """It was found at the URL that our operator typed, and published one where nobody answers."""
+    async with two(tmp_path, approval="manual") as (_, a, b):
+        b.pairing.published.url = "http://127.0.0.1:9"
+        with suppress(SplError):
+            await a.pair(b, wait_ms=0)
+        await until(lambda: a.pairing.handshakes.trouble)
+        assert not b.alive
+        b.pairing.published.url = b.url
+        b.pairing.published.renew()
+        await until(lambda: b.alive)
+        assert a.alive[0].url == b.url
+        assert a.alive[0].pair_id == b.alive[0].pair_id
