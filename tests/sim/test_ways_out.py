@@ -338,7 +338,7 @@ _NUMBERED = re.compile(rb'"sequence":(\d+)|^id: (\d+)$', re.MULTILINE)
 
 @pytest.mark.parametrize("kind", TOKENS)
 async def test_a_token_cannot_tell_what_other_tenants_hold(tmp_path: Path, homes: tuple[Path, Peer], kind: str) -> None:
-    """Sequences are the daemon's own: of them only the order is compared."""
+    """What it is shown as `sequence` has no order: what is compared is which of these positions are the same."""
     home, peer = homes
     scopes, names = TOKENS[kind]
     async with daemon(copied(home, tmp_path / "one")) as one:
@@ -370,10 +370,9 @@ async def held_by_token(
     found["emit"] = await daemon.fetch("POST", "/v1/records", body["records"][0], token=token)
     assert found["fetch 1"].body == found["fetch 2"].body
     watched = [await watching(daemon, token, thread) for thread in (OPEN, CLOSED)]
-    numbers = {
-        int(number) for text in (*(reply.body for reply in found.values()), *watched) for number in _numbers(text)
-    }
-    ranks = {number: rank for rank, number in enumerate(sorted(numbers))}
+    texts = (*(reply.body for reply in found.values()), *watched)
+    numbers = dict.fromkeys(int(number) for text in texts for number in _numbers(text))
+    ranks = {number: rank for rank, number in enumerate(numbers)}
 
     def ranked(text: bytes) -> bytes:
         return _NUMBERED.sub(lambda match: b"#%d" % ranks[int(match[1] or match[2])], text)
