@@ -323,6 +323,7 @@ class _Daemon:
                 self._announce(url)
                 await stop.wait()
                 self.home.store.stop()
+                services.searches.close()
         finally:
             services.close()
             await client.close()

@@ -7,7 +7,7 @@ on its disk and on its network, as after SIGKILL.  `restart` builds every object
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -264,8 +264,8 @@ class WorldPolicy(Policy):
     def permits(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> bool:
         return self.world.permitted
 
-    def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> frozenset[str]:
-        return self.world.granted
+    def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str, names: Collection[str]) -> bool:
+        return self.world.granted.issuperset(names)
 
 
 @dataclass

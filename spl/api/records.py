@@ -52,7 +52,7 @@ _FIELDS_AT: Final = _ID_END + len(',"record":')
 def emit(request: Request, principal: Principal, services: Services) -> Awaitable[Response]:
     """POST /v1/records: one JSON record, or one a line as NDJSON; answered once durable."""
     if request.headers.get("content-type", "").partition(";")[0].strip() == NDJSON:
-        return _emit_many(request, principal, services)
+        return _emit_in_turn(request, principal, services)
     if len(request.body) > AT_ONCE_BYTES:
         return _emit_long(request, principal, services)
     item = Emit(_decoded(request.body, principal, services), len(request.body), principal.who)
@@ -67,6 +67,12 @@ async def _emit_long(request: Request, principal: Principal, services: Services)
     item = Emit(await _aside(size, _decoded, request.body, principal, services), size, principal.who)
     outcomes = await _submit([[item]], services)[0]
     return Response(body=_emitted(outcomes[0], positions(principal, services)))
+
+
+async def _emit_in_turn(request: Request, principal: Principal, services: Services) -> Response:
+    """Emit many records once the principal has a place for it: see searches.py."""
+    async with services.searches.bulk(principal):
+        return await _emit_many(request, principal, services)
 
 
 async def _emit_many(request: Request, principal: Principal, services: Services) -> Response:

@@ -6,22 +6,30 @@ of all others for seconds.  So every reading whose cost depends on how much the 
 some milliseconds.  A principal has at most one step under way, and those that wait are served round robin: however many
 searches one principal begins, another one's step waits for one step of each other principal.
 
+Writes of many records are held here as well, BULK_WRITES of a principal at a time: they are decoded in threads, where
+sixty of one tenant held up the single write of another one.
+
 Rejected: a limit of searches per principal, which alone is no fairness among principals; a pool for each, which lets
 them compete for the interpreter, where the event loop loses as well.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
+from ..core.errors import SplError
 from .auth import Principal
 
 WORKERS: Final = 2
 """Two, so that one that waits for the disk does not stop the others; more would only compete for the interpreter."""
+
+BULK_WRITES: Final = 2
+"""Of one principal: while one waits for the disk the other is decoded."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -35,6 +43,14 @@ class _Step:
     done: "asyncio.Future[Any]"
 
 
+@dataclass(slots=True)
+class _Bulk:
+    """The places of one principal, and how many writes hold one or wait."""
+
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(BULK_WRITES))
+    count: int = 0
+
+
 class Searches:
     """The searches of one daemon; used on the event loop."""
 
@@ -44,12 +60,39 @@ class Searches:
         self._waiting: dict[str, deque[_Step]] = {}
         """Steps by principal, the one whose turn is next first."""
         self._running: set[str] = set()
+        self._closed = False
+        self._bulk: dict[str, _Bulk] = {}
+
+    @asynccontextmanager
+    async def bulk(self, principal: Principal) -> AsyncIterator[None]:
+        """Hold one of the principal's places for a write of many records; those beyond wait in the order they came."""
+        held = self._bulk.setdefault(principal.who, _Bulk())
+        held.count += 1
+        try:
+            async with held.places:
+                yield
+        finally:
+            held.count -= 1
+            if not held.count:
+                del self._bulk[principal.who]
+
+    def close(self) -> None:
+        """End all searches: steps that wait for their turn, and those asked for later, raise "shutting-down"."""
+        self._closed = True
+        waiting = [step for steps in self._waiting.values() for step in steps]
+        self._waiting.clear()
+        for step in waiting:
+            if not step.done.done():
+                step.done.set_exception(SplError("shutting-down"))
+        self._pool.shutdown(wait=False)
 
     async def step(self, principal: Principal, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Return the result of one step of a search, made in a thread once it is the principal's turn.
 
-        A step that was cancelled before its turn is not made.
+        A step that was cancelled before its turn is not made.  Raises SplError "shutting-down" after `close`.
         """
+        if self._closed:
+            raise SplError("shutting-down")
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(principal.who, deque()).append(_Step(partial(work, *args, **kwargs), done))
         self._begin()

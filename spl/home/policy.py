@@ -11,7 +11,7 @@ Used on the event loop and on the pairing service's thread.
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -59,17 +59,21 @@ class Policy:
         facts = rules.handshake_facts(peer, asked, address)
         return self.allows(rules.HANDSHAKE, facts, frozenset(), peer.did).outcome != rules.DENY
 
-    def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str) -> frozenset[str]:
-        """Return the namespaces that a rule of automatic approval grants this peer at most; none without one."""
+    def grants(self, peer: Manifest, asked: Mapping[str, Any], address: str, names: Collection[str]) -> bool:
+        """Return whether a rule of automatic approval grants this peer all of these namespaces."""
         if not self.writer.views.aitl_rules:
-            return frozenset()
+            return False
         rule, failed = rules.applies(self.writer.views.aitl_rules, rules.handshake_facts(peer, asked, address))
         for name in failed:
             log.warning(**event("policy.rule_failed", rule=name, peer=peer.did))
         if rule is None:
-            return frozenset()
+            return False
+        beyond = sorted(set(names) - set(rule.namespaces))
+        if beyond:
+            log.info(**event("policy.auto_waits", rule=rule.name, peer=peer.did, beyond=",".join(beyond)))
+            return False
         log.info(**event("policy.auto_apply", rule=rule.name, peer=peer.did))
-        return frozenset(rule.namespaces)
+        return True
 
     def _name_faults(self) -> None:
         """Log every stored rule that counts as failed because this version cannot evaluate it."""

@@ -199,6 +199,7 @@ class Connection(asyncio.Protocol):
         """Close now, whatever is unsent, at the stop or for a newcomer; the task of this connection is cancelled."""
         if self.task is not None:
             self.task.cancel()
+        self.phase = Stage.CLOSED  # a request that is buffered, or was parsed halfway, is not carried out any more
         self.transport.abort()
 
     # -- reading
@@ -206,15 +207,12 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Take what the parser has, up to `pipelined_count` requests and pieces of bodies in one go."""
         self.is_due = False
-        with self._boundary():
+        with _Boundary(self, False):
             for _ in range(self.shared.limits.pipelined_count):
                 if not self._step():
                     return
             self.is_due = True
             self.shared.loop.call_soon(self._advance)
-
-    def _boundary(self, *, refusing: bool = False) -> "_Boundary":
-        return _Boundary(self, refusing)
 
     def failed(self, exc: Exception, *, refusing: bool) -> None:
         """Refuse the request that failed, or cut its answer; called while the failure is handled."""
@@ -225,6 +223,7 @@ class Connection(asyncio.Protocol):
         elif cut or not known:
             log.exception(**event("http.failed", peer=self.peer, msg="request failed"))
         if cut:
+            self.phase = Stage.CLOSED
             self.transport.abort()
         else:
             self._refuse(exc if isinstance(exc, SplError) else SplError("internal"))
@@ -326,7 +325,7 @@ class Connection(asyncio.Protocol):
 
     def _give(self, make: Callable[[], Response]) -> None:
         """Send the answer that was promised."""
-        with self._boundary():
+        with _Boundary(self, False):
             try:
                 response = make()
             except SplError as error:
@@ -336,7 +335,7 @@ class Connection(asyncio.Protocol):
 
     async def _work(self, answer: Response | Awaitable[Response]) -> None:
         """Await the app's answer and send it."""
-        with self._boundary():
+        with _Boundary(self, False):
             try:
                 response = answer if isinstance(answer, Response) else await answer
             except SplError as error:
@@ -437,7 +436,7 @@ class Connection(asyncio.Protocol):
         self.keep_alive = False
         self.pieces = []
         self.shared.admission.release(self.seat)
-        with self._boundary(refusing=True):
+        with _Boundary(self, True):
             response = self._refusal(error)
             assert isinstance(response.body, bytes)
             head = self._encode(response, len(response.body))

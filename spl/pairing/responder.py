@@ -349,7 +349,7 @@ class Responder:
         if is_sent_away(self.pairs.all(), peer.did):
             return False
         auto = self._settings.now.federation_approval == "auto"
-        if self._policy.grants(peer, fields, address).issuperset(names):
+        if self._policy.grants(peer, fields, address, names):
             return True
         return auto and AUTO_NAMESPACES.issuperset(names)
 

@@ -181,6 +181,10 @@ class Ingest:
         refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
         return Taken(fresh, refused, learnt=bool(judged.pins), ahead=judged.ahead)
 
+    async def refuse(self, pair: Pair, lines: Sequence[Refuse]) -> None:
+        """Keep what was refused of a repair in the ledger; raises as `take`."""
+        await self._store(pair, lines)
+
     async def take_pushed(self, pair: Pair, pushed: PushBody) -> Taken:
         """Store a page that the peer pushed; nothing is asked of the peer, which may be out of reach."""
         self.refused.begin(pair.pair_id)

@@ -14,7 +14,8 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -43,6 +44,8 @@ VERIFY_S: Final = 900.0
 FOUND_MAX: Final = 10_000
 """Names found in one comparison, some megabytes here; whatever lies beyond is found by the next comparison."""
 READ_ROWS: Final = 500
+REPAIR_S: Final = 3600.0
+"""Of one repair with all its comparisons, fetches and pushes: a peer may make each of them last."""
 REPAIRS_MAX: Final = 1000
 """Comparisons in one repair: each finds at most FOUND_MAX names, and the next follows only if this one helped."""
 
@@ -135,6 +138,20 @@ class Verification:
         }
 
 
+@asynccontextmanager
+async def _within(limit_s: float, what: str, hint: str = "") -> AsyncIterator[None]:
+    """End the block after so many seconds with ReconcileError "timeout"; one that is raised inside passes."""
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as exc:
+        raise ReconcileError("timeout", f"{what} took over {limit_s:.0f} s", hint=hint) from exc
+
+
+def _in_time() -> AbstractAsyncContextManager[None]:
+    return _within(REPAIR_S, "the repair", "what came is kept; the next repair goes on from there")
+
+
 class Reconcile:
     """Comparisons of all pairs, driven from this side."""
 
@@ -159,7 +176,7 @@ class Reconcile:
         started_ms, effort = self._now_ms(), Effort()
         await self._read_all(pair_id)
         at_ms = started_ms
-        async with self._driving.setdefault(pair_id, asyncio.Lock()):
+        async with self._driving.setdefault(pair_id, asyncio.Lock()), _in_time():
             found = await self._compare(pair_id, effort)
             for _ in range(REPAIRS_MAX if repair else 0):
                 if not found.names:
@@ -195,7 +212,7 @@ class Reconcile:
         number that did not come when all was read before.
         """
         effort = Effort()
-        async with self._driving.setdefault(pair_id, asyncio.Lock()):
+        async with self._driving.setdefault(pair_id, asyncio.Lock()), _in_time():
             for _ in range(REPAIRS_MAX):
                 found = await self._compare(pair_id, effort)
                 before, reads_all = effort.fetched + effort.pushed, found.nameless > nameless
@@ -224,11 +241,8 @@ class Reconcile:
 
     async def _compare(self, pair_id: str, effort: Effort) -> Comparison:
         """Return what differs now; raise ReconcileError "timeout" after a quarter of an hour."""
-        try:
-            async with asyncio.timeout(VERIFY_S):
-                return await self._compared(pair_id, effort)
-        except TimeoutError as exc:
-            raise ReconcileError("timeout", f"the comparison took over {VERIFY_S:.0f} s") from exc
+        async with _within(VERIFY_S, "the comparison"):
+            return await self._compared(pair_id, effort)
 
     async def _compared(self, pair_id: str, effort: Effort) -> Comparison:
         key = self._random_bytes(fingerprint.START_BYTES).hex()
@@ -402,7 +416,7 @@ class Reconcile:
         if refused:
             held = await asyncio.to_thread(self._ledger, pair_id)
             lines = [Refuse(pair_id, id_, verdict.code) for id_, verdict in refused.items() if id_ not in held]
-            await asyncio.wrap_future(self.writer.submit(lines))
+            await self._ingest.refuse(self._ingest.pair(pair_id), lines)
         if found.nameless:
             # From L2 on a projection has a name that only its source can resolve: it cannot be asked for.
             effort.fetched += await self._sync.pull(pair_id, resync=True)

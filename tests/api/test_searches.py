@@ -10,7 +10,8 @@ import pytest
 
 from spl.api import searches as module
 from spl.api.auth import Kind, Principal
-from spl.api.searches import WORKERS, Searches
+from spl.api.searches import BULK_WRITES, WORKERS, Searches
+from spl.core.errors import SplError
 from tests.waiting import DEADLINE_S, turns, until
 
 ACME, VAULT, SHOP = (Principal(Kind.TOKEN, token_id=f"tok_{name}") for name in ("acme", "vault", "shop"))
@@ -129,3 +130,47 @@ async def test_work_that_yields_is_made_by_turns() -> None:
     made: list[str] = []
     assert await Searches().run(ACME, counting()) == 3
     assert not {threading.current_thread().name} & set(made)
+
+
+async def test_the_end_of_the_daemon_ends_them_at_once() -> None:
+    """Neither those that wait for their turn nor the next step of one that was under way are made."""
+    searches = Searches()
+    with gate() as gated:
+        async with asyncio.timeout(DEADLINE_S):
+            tasks = [asyncio.ensure_future(searches.step(ACME, gated.held, f"acme {n}")) for n in range(9)]
+            await until(lambda: gated.begun)
+            searches.close()
+            for task in tasks[1:]:
+                with pytest.raises(SplError) as caught:
+                    await task
+                assert caught.value.code == "shutting-down"
+            with pytest.raises(SplError):
+                await searches.step(VAULT, gated.step, "vault")
+            gated.open.set()
+            assert await tasks[0] == "acme 0"
+    assert gated.begun == ["acme 0"]
+
+
+async def test_a_principal_has_so_many_writes_of_many_records_under_way() -> None:
+    """Those of others do not wait for them, nor for one whose client went."""
+    searches, going_on, begun = Searches(), asyncio.Event(), list[str]()
+
+    async def write(principal: Principal) -> None:
+        async with searches.bulk(principal):
+            begun.append(principal.token_id)
+            await going_on.wait()
+
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        mine = [tasks.create_task(write(ACME)) for _ in range(60)]
+        await turns(5)
+        assert len(begun) == BULK_WRITES
+        tasks.create_task(write(VAULT))
+        await turns(5)
+        assert begun[BULK_WRITES:] == [VAULT.token_id]
+        mine[0].cancel()
+        mine[40].cancel()
+        await turns(5)
+        assert begun.count(ACME.token_id) == BULK_WRITES + 1
+        going_on.set()
+    assert begun.count(ACME.token_id) == 59
+    assert searches._bulk == {}

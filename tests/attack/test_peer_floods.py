@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -132,7 +133,10 @@ def asked(peer: Puppet, line: wire.Line) -> None:
 
 
 def test_one_peers_fingerprint_questions_do_not_hold_up_another(alice: Victim, puppet: Puppets) -> None:
-    """Thirty questions under thirty keys at once, then one of another peer: it does not wait for all of them."""
+    """Thirty questions under thirty keys at once, then one of another peer: it does not wait for all of them.
+
+    The daemon is halted while they are sent, so that it finds all of them, however slowly this test runs.
+    """
     mallory, bob = puppet("mallory", alice).join(), puppet("bob", alice).join()
     alice.emit("th_many", 8000)
     order: list[str] = []
@@ -144,9 +148,13 @@ def test_one_peers_fingerprint_questions_do_not_hold_up_another(alice: Victim, p
         if reply.status == 200:
             order.append(name)
 
-    for line in lines:
-        asked(mallory, line)
-    asked(bob, bobs)
+    alice.process.send_signal(signal.SIGSTOP)
+    try:
+        for line in lines:
+            asked(mallory, line)
+        asked(bob, bobs)
+    finally:
+        alice.process.send_signal(signal.SIGCONT)
     threads = [threading.Thread(target=wait, args=("mallory", line)) for line in lines]
     threads.append(threading.Thread(target=wait, args=("bob", bobs)))
     for thread in threads:

@@ -122,7 +122,7 @@ def test_a_denial_stands_when_its_record_cannot_be_written(world: World, caplog:
 def test_the_handshake_is_judged_by_what_the_peer_signed(world: World) -> None:
     bob, carol = a_peer("bob"), a_peer("carol")
     assert world.policy.permits(bob, ASKED, "10.0.0.1")
-    assert world.policy.grants(bob, ASKED, "10.0.0.1") == frozenset()
+    assert not world.policy.grants(bob, ASKED, "10.0.0.1", ["default"])
     facts = rules.handshake_facts(bob, ASKED, "10.0.0.1")
     sample = rules.sample_facts(rules.HANDSHAKE)
     assert {name: set(item) for name, item in facts.items()} == {name: set(item) for name, item in sample.items()}
@@ -140,15 +140,21 @@ def test_the_handshake_is_judged_by_what_the_peer_signed(world: World) -> None:
 
 
 def test_a_rule_grants_its_own_namespaces(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     bob, carol = a_peer("bob"), a_peer("carol")
     common = {"action": "auto_apply", "namespaces": ["music", "default"]}
     world.add(rules.KIND_AITL, name="bob", expression=f'request.initiator_did == "{bob.did}"', **common)
     world.add(rules.KIND_AITL, name="bad", expression="request.nothing", priority=3, **common)
-    assert world.policy.grants(bob, ASKED, "x") == {"music", "default"}
-    assert world.policy.grants(carol, ASKED, "x") == frozenset()
-    assert "policy.rule_failed" in [record.message for record in caplog.records]
+    assert not world.policy.grants(bob, ASKED, "x", ["default", "salaries"])
+    assert not world.policy.grants(carol, ASKED, "x", ["default"])
+    told = [record.message for record in caplog.records]
+    assert {"policy.rule_failed", "policy.auto_waits"} <= set(told)
+    assert "policy.auto_apply" not in told, "it did not decide"
+    assert world.policy.grants(bob, ASKED, "x", ["default"])
+    assert world.policy.grants(bob, ASKED, "x", ["music", "default"])
+    assert "policy.auto_apply" in [record.message for record in caplog.records]
     world.add(rules.KIND_AITL_REMOVED, name="bob")
-    assert world.policy.grants(bob, ASKED, "x") == frozenset()
+    assert not world.policy.grants(bob, ASKED, "x", ["default"])
 
 
 def test_a_stored_rule_that_leans_on_claims_approves_nobody(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -157,7 +163,7 @@ def test_a_stored_rule_that_leans_on_claims_approves_nobody(world: World, caplog
     world.add(rules.KIND_AITL, name="family", expression='request.host.endsWith(".example")', **common)
     world.add(rules.KIND_AITL, name="pattern", expression='request.initiator_did.matches("bob")', **common)
     world.add(rules.KIND_PERMISSION, name="old", resource="x:*", action="deny", expression="request.path.matches('a')")
-    assert world.policy.grants(a_peer("bob"), ASKED, "x") == frozenset()
+    assert not world.policy.grants(a_peer("bob"), ASKED, "x", ["default"])
     failed = [line.fields["rule"] for line in caplog.records if line.message == "policy.rule_failed"]  # type: ignore[attr-defined]
     assert failed == ["family", "pattern"]
     caplog.clear()

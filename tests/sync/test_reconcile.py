@@ -21,8 +21,9 @@ from spl.core.record.record import Envelope
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.client import Reply
 from spl.sync import reconcile
-from spl.sync.peer import FINGERPRINTS
+from spl.sync.peer import FINGERPRINTS, RECORDS
 from tests.nodes import Node, join, nodes
+from tests.store_kit import set_views
 
 KEY = "5a" * 16
 
@@ -421,3 +422,42 @@ async def test_the_repair_of_a_busy_pair_ends_with_a_verdict_about_when_it_began
     assert report["as_of"]
     assert report["questions"] < 20
     assert ann.ids() != ben.ids(), "they went on writing"
+
+
+async def test_a_repair_ends_whatever_the_peer_gives_bit_by_bit(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, ben, pair_id = pair
+    emit_many(ben, 3)
+    monkeypatch.setattr(reconcile, "REPAIR_S", 0.2)
+    fetch = ann.network.fetch
+
+    async def slow(method: str, url: str, **options: Any) -> Reply:
+        if url.endswith(RECORDS):
+            await asyncio.Event().wait()
+        return await fetch(method, url, **options)
+
+    ann.network.fetch = slow  # type: ignore[assignment]
+    for repair in (ann.reconcile.verify(pair_id, repair=True), ann.reconcile.mend(pair_id)):
+        with pytest.raises(SplError) as caught:
+            await repair
+        assert caught.value.code == "timeout"
+    ann.network.fetch = fetch  # type: ignore[method-assign]
+    monkeypatch.undo()
+    await ann.reconcile.mend(pair_id)
+    assert ann.ids() == ben.ids()
+
+
+async def test_what_a_repair_refuses_counts_as_brought_in(pair: tuple[Node, Node, str]) -> None:
+    """Lines of the ledger are intake like any others, and stop with it."""
+    ann, ben, pair_id = pair
+    emit_many(ben, 20)
+    set_views(ann.home, blocked=frozenset({ben.did}))
+    before = ann.ingest.budget.brought(pair_id)
+    charged: list[int] = []
+    charge = ann.ingest.budget.charge
+    ann.ingest.budget.charge = lambda pair_id, size: charged.append(size) or charge(pair_id, size)  # type: ignore
+    await ann.reconcile.verify(pair_id, repair=True)
+    assert ann.home.views.refused[pair_id] == 20
+    assert sum(charged) >= 20 * 512
+    assert before == 0
