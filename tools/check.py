@@ -36,7 +36,9 @@ UNMIRRORED: Final = frozenset(
 )
 """Modules without a test file: values alone, and the daemon, which tests/e2e runs as a process."""
 
-TESTS_OF_THEIR_OWN: Final = frozenset({"attack", "e2e", "sim", "fuzz", "mutation", "homes", "vectors", "tools"})
+TESTS_OF_THEIR_OWN: Final = frozenset(
+    {"attack", "crash", "e2e", "fuzz", "homes", "mutation", "sim", "tools", "vectors"}
+)
 """Folders of tests/ that mirror no module."""
 
 _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
