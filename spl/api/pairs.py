@@ -180,7 +180,6 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "since": when.text_of(found.since_ms),
         "reason": found.reason,
         "last_sync_cursor": {"clock": reading.clock, "lag_records": reading.lag_records},
-        "outbound": {"clock": offered.acked or 0, "lag_records": offered.lag_records},
         "last_confirmed_at": reading.last_sync_at,
         "caught_up_ms": _caught_up_ms(found, reading.last_sync_at),
         "last_read_at": offered.acked_at,
@@ -286,9 +285,17 @@ def _settings(found: Pair) -> tuple[object, ...]:
 
 
 def _summary(services: Services, found: Pair) -> dict[str, object]:
-    synced_at = services.sync.status(found.pair_id).last_sync_at
-    reach = services.push.reach(found.pair_id)
-    return {"object": "pair", **pairs.summary(found), "last_sync_at": synced_at, "reach": reach}
+    reading, offered = services.sync.status(found.pair_id), services.feed.offered(found.pair_id)
+    since_ms = reading.offline_since_ms if found.sync_allowed else None
+    return {
+        "object": "pair",
+        **pairs.summary(found),
+        "last_sync_at": reading.last_sync_at,
+        "heard_at": when.text_of(reading.heard_ms) if reading.heard_ms is not None else None,
+        "offline_since": when.text_of(since_ms) if since_ms is not None else None,
+        "outbound": {"clock": offered.acked or 0, "lag_records": offered.lag_records},
+        "reach": services.push.reach(found.pair_id),
+    }
 
 
 def _maps(value: object) -> tuple[tuple[str, str], ...]:

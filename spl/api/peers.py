@@ -7,6 +7,7 @@ from typing import Any, Final
 from ..core import canon
 from ..core.errors import SplError
 from ..core.limits import KIB, Limits
+from ..core.record import page
 from ..core.record.namespace import DEFAULT
 from ..net import deflate
 from ..net.routes import Request, Response
@@ -120,10 +121,13 @@ async def records(request: Request, principal: Principal, services: Services) ->
 
 
 async def ack(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/sync/ack {cursor}: the peer holds everything up to there durably."""
+    """POST /v1/sync/ack {cursor, peer_view?}: the peer holds everything up to there durably, and sees the pair so."""
     pair_id = await _pair_of(principal, services)
     await services.feed.counted(pair_id)
-    await services.feed.ack(pair_id, members(request, {"cursor": str}).get("cursor"))
+    fields = members(request, {"cursor": str, "peer_view": dict})
+    if "peer_view" in fields:
+        services.feed.source.reaches.heard(pair_id, page.read_view(fields["peer_view"]))
+    await services.feed.ack(pair_id, fields.get("cursor"))
     return json_response({"peer_view": services.feed.peer_view(pair_id)})
 
 

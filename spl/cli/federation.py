@@ -32,24 +32,34 @@ def _list(args: Namespace, shell: Shell) -> int:
         [
             pair["pair_id"],
             names[pair["peer_did"]],
-            pair_page.state_of(pair),
+            pair_page.standing(pair, out),
             pair["mode"],
             out.ago(pair["last_sync_at"]),
         ]
         for pair in pairs
     ]
+    if out.wide or any(_waiting(pair) not in ("-", "0") for pair in pairs):
+        titles.append("OUT")
+        for row, pair in zip(rows, pairs, strict=True):
+            row.append(_waiting(pair))
     if out.wide:
         titles += ["NAMESPACES", "ROLE", "URL"]
         for row, pair in zip(rows, pairs, strict=True):
             row += [",".join(pair["namespaces"]), "initiator" if pair["initiator"] else "responder", pair["url"]]
     out.table(titles, rows, {"STATE": state_paint}, keep=("PAIR ID", "STATE", "PEER DID"))
-    troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded"]
+    troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded" or pair.get("offline_since")]
     if troubled:
         need = "needs" if len(troubled) == 1 else "need"
         out.hint(f"! {count(len(troubled), 'pair')} {need} attention: spl doctor {troubled[0]}")
     if not pairs:
         out.hint("no pairs yet; make one with: spl federation pair URL")
     return 0
+
+
+def _waiting(pair: dict[str, Any]) -> str:
+    """Return how many records wait here for the peer, "-" if that is not known or it gets none."""
+    lag = (pair.get("outbound") or {}).get("lag_records")
+    return "-" if lag is None or pair["state"] == "revoked" else str(lag)
 
 
 def _show(args: Namespace, shell: Shell) -> int:
@@ -167,8 +177,9 @@ TREE: Final = (
             PAIR_COMMAND,
             Command(
                 "federation list",
-                "Lists the pairs with state, mode and the time of the last sync.\n"
-                "States: establishing, active, paused, degraded (errors recur), revoked (final, kept for audit).",
+                "Lists the pairs with state, mode and the time of the last sync; OUT: records that wait for the peer.\n"
+                "States: establishing, active, paused, degraded (errors recur), revoked (final, kept for audit);\n"
+                "a peer that does not answer is offline beside its state.",
                 "spl federation list -o wide",
                 _list,
             ),

@@ -27,6 +27,12 @@ def state_of(pair: Detail) -> str:
     return f"{state} ({rest})" if state == "paused" and rest and rest != detail else state
 
 
+def standing(pair: Detail, out: Out) -> str:
+    """Return a pair's state and, which is another fact, for how long a peer that does not answer has been silent."""
+    state, since = state_of(pair), pair.get("offline_since")
+    return f"{state}, offline {span(out.now_ms() - ms_of(since))}" if since else state
+
+
 def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     """Yield (label, text) for each line of the page, without unknown values."""
     yield "pair_id", str(pair["pair_id"])
@@ -144,7 +150,9 @@ def _state(pair: Detail, out: Out) -> str:
         text += f" since {out.ago(pair['since'])}"
     detail = pair.get("state_detail") if pair["state"] in ("establishing", "revoked") else ""
     why = detail or pair.get("reason")
-    return f"{text} ({why})" if why and why != pair["state"] else text
+    text = f"{text} ({why})" if why and why != pair["state"] else text
+    since = pair.get("offline_since")
+    return f"{text}; the peer is offline, last heard {out.ago(since)}" if since else text
 
 
 def _mode(pair: Detail, out: Out) -> str:

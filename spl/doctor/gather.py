@@ -29,7 +29,7 @@ from ..home.log import Log
 from ..home.vault import Vault
 from ..home.writer import ListenerSummary
 from ..sync.changes import OfferedStatus
-from ..sync.schedule import PairStatus
+from ..sync.reach import PairStatus
 from .conditions import MANIFEST
 from .facts import Facts, Fault, GrantGap, LockHolder
 from .health import HealthSampler
@@ -232,16 +232,19 @@ def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
 
 def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
     """Add lag and standstill, and for how long what heals by itself has lasted."""
-    # A degraded pair failed for long enough, whatever this process has seen of it.
-    failing_s = inf if isinstance(pair.state, Degraded) else health.failing_s(pair.pair_id)
-    at_ms = context.status.last_sync_ms
+    # A degraded pair failed for long enough, whatever this process has seen of it; a peer that does not answer has
+    # been gone since it was last heard, which is before the first failure.
+    status = context.status
+    failing_s = max(health.failing_s(pair.pair_id), status.silent_s if status.unreached else 0.0)
+    failing_s = inf if isinstance(pair.state, Degraded) else failing_s
+    at_ms = status.last_sync_ms
     lasting = {**dict.fromkeys(HEALING, failing_s), "queue-high": health.full_s(pair.pair_id)}
     confirmed_s = None if at_ms is None else (context.now_ms - at_ms) / 1000
     if pair.mode == ON_DEMAND or not pair.sync_allowed:
         return replace(known, confirmed_s=confirmed_s, broken_s=lasting)
     stalled_s, least_s = health.stalled_s(pair.pair_id), OVERDUE_INTERVALS * _interval_s(pair, context.reach)
     lasting["cursor-stalled"] = stalled_s if stalled_s >= least_s else 0.0
-    return replace(known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=context.status.lag_records)
+    return replace(known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=status.lag_records)
 
 
 def _with_peer_lag(known: Facts, pair: Pair, health: HealthSampler, offered: OfferedStatus) -> Facts:

@@ -15,7 +15,8 @@ from typing import Final
 from ..core.limits import Limits
 from ..home.writer import Writer
 from ..sync.changes import Feed, OfferedStatus
-from ..sync.schedule import PairStatus, Sync
+from ..sync.reach import PairStatus
+from ..sync.schedule import Sync
 from ..sync.supervise import wait
 from .conditions import QUEUE_RECORDS
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
-from ..core import when
 from ..core.errors import SplError
 from ..core.limits import KIB
 from ..core.pair.pair import Pair
@@ -31,6 +30,7 @@ from .changes import Feed
 from .ingest import Judged
 from .peer import CHANGES, STATE_CODES, SyncError, cut_text
 from .pull import Progress, Puller
+from .reach import StreamStatus
 from .supervise import run_together
 
 BATCH_RECORDS: Final = 256
@@ -49,26 +49,6 @@ CONTROL_BYTES_MAX: Final = 64 * KIB
 """What an event other than a record holds at most: it is decoded on the loop, and 3 MiB of brackets take 150 ms."""
 USELESS_EVENTS_MAX: Final = 1000
 """Unknown events and refused acks, one after another; a newer peer may send some, and only a hostile one that many."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
-    """The state of a pair's stream: open, opening or down; times in Unix ms."""
-
-    state: str
-    since_ms: int | None
-    event_ms: int | None
-    breaks: int
-    """How often it broke in the last ten minutes."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return {state, since, last_event_at, breaks}."""
-        return {
-            "state": self.state,
-            "since": when.text_of(self.since_ms) if self.since_ms is not None else None,
-            "last_event_at": when.text_of(self.event_ms) if self.event_ms is not None else None,
-            "breaks": self.breaks,
-        }
 
 
 @dataclass(slots=True)

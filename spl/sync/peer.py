@@ -133,9 +133,12 @@ class PeerClient:
         )
         return [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
 
-    async def ask(self, pair: Pair, method: str, target: str, body: bytes = b"", media: str = JSON) -> Reply:
+    async def ask(
+        self, pair: Pair, method: str, target: str, body: bytes = b"", media: str = JSON, *,
+        timeout_s: float | None = None,
+    ) -> Reply:  # fmt: skip
         """Return the peer's 200 answer; raise SyncError or ReachError."""
-        reply = await self.fetch(pair, method, target, body, media)
+        reply = await self.fetch(pair, method, target, body, media, timeout_s=timeout_s)
         if reply.status != 200:
             raise _refusal(pair, reply)
         return reply

@@ -23,7 +23,7 @@ from ..core.record.page import Page
 from ..net.client import Reply
 from .ingest import Ingest, Taken
 from .peer import ACK, CHANGES, ERROR_BYTES_MAX, RECORDS, SyncError
-from .reach import Backlog
+from .reach import ANSWER_S, Backlog
 from .supervise import run_together
 
 log = logging.getLogger("spl.federation")
@@ -241,6 +241,15 @@ class Puller:
             # The records are safe here; the next ack says all that this one would have said.
             log.debug(**event("sync.ack_failed", pair=pair.pair_id, code=exc.code))
             return {}
+        return _view_in(reply.body)
+
+    async def ask_life(self, pair: Pair, view: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask a silent peer whether it is there, by an ack of what we hold; return its view of the pair.
+
+        Raises SyncError or ReachError if it does not answer.
+        """
+        told = {"cursor": self.ingest.since(pair), "peer_view": view}
+        reply = await self._peers.ask(pair, "POST", ACK, json.dumps(told).encode(), timeout_s=ANSWER_S)
         return _view_in(reply.body)
 
 

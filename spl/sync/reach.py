@@ -1,13 +1,20 @@
-"""What this process learns of each peer while it runs: which way the pair runs, the peer's last view, what waits here.
+"""What this process learns of each peer while it runs: is it there, which way the pair runs, its last view of the pair.
 
 Three words say which way a pair runs, the same in `show`, in the peer's view and on the wire: `both`, `we-push`,
 `peer-pushes`; "" as long as this process does not know.  If a side fails to dial a peer (connection refused, timeout,
 name) that keeps in touch, the peer is behind a NAT: the side says `peer-pushes` in each answer, and the peer that reads
 this says `we-push`.
 
-Contact proves a NAT only if it is later than the first failure of the streak: after an outage of seconds both sides
-had been in touch shortly before, and each would otherwise wait for the other to dial.  Nothing here outlives the
-process: a new one finds out again, and meanwhile a redundant push is recognised by its position.
+Contact proves a NAT only if it is later than the first failure of the streak, and for CONTACT_FRESH_S: after an outage
+of seconds both sides had been in touch shortly before, and each would otherwise wait for the other to dial.  Nothing
+here outlives the process: a new one finds out again, and meanwhile a redundant push is recognised by its position.
+
+A polling pair is read every five minutes and one on demand when its operator likes; without more, a peer that is gone
+would be called active for as long.  So a side that has heard nothing of the peer for ASK_S sends the smallest request
+there is, the ack of the position that it holds anyway, with its view of the pair; the answer is the peer's view.
+Whatever the peer asks of us counts as heard, so of two healthy sides only one asks, and both learn the lag of both
+directions.  A question costs each side under a millisecond and some 1,200 bytes on the wire.  A connection kept open
+for it was rejected: it would hold 30 KiB of TLS state a pair on both sides to save that handshake.
 
 One value for all pairs, shared by the services; used on the event loop only.
 """
@@ -21,12 +28,15 @@ from ..core import when
 from ..core.errors import SplError
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
-from ..core.pair.state import CONTINUOUS
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
+from .budget import IntakeStatus
 from .peer import AUTH_CODES, STATE_CODES, SyncError
 
 UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})
 """Failures that mean only "not reachable"."""
+
+NO_ANSWER: Final = frozenset({"connect", "disconnected", "timeout", "dns"})
+"""Of these the codes of a peer that does not answer; the others are about its address."""
 
 LOCAL: Final = "LOCAL"
 """The class of our own faults; they degrade no pair."""
@@ -67,11 +77,15 @@ RETURNS_MIN: Final = 3
 PEER_CLONED: Final = "peer"
 OUR_CLONED: Final = "us"
 
-CONTACT_FRESH_S: Final = 900.0
-CONTACT_FRESH_INTERVALS: Final = 3
-"""A polling peer may be silent for this long, or for three of its intervals if that is longer."""
-CONTACT_FRESH_CONTINUOUS_S: Final = 45.0
-"""A peer in continuous mode that serves us by push does so at each heartbeat of the stream it reads, every 15 s."""
+ASK_S: Final = 18.0
+"""After so much silence, spread by a tenth, a peer is asked: later than the heartbeat of a stream or of a push."""
+ANSWER_S: Final = 8.0
+"""A peer that takes longer counts as silent; the pull that follows gives it more time."""
+OFFLINE_S: Final = 30.0
+"""A peer that does not answer and has been silent for so long is said to be offline: a restart takes less."""
+CONTACT_FRESH_S: Final = 40.0
+"""For so long contact proves that a peer serves us by push: it is in touch at least every 20 s, in
+continuous mode by a push at each heartbeat of the stream that it reads.  One that is silent for longer is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +102,76 @@ class LastError:
         """Return {class, code, message, at}; class only if there is one."""
         kind = {"class": self.kind} if self.kind else {}
         return {**kind, "code": self.code, "message": self.message, "at": when.text_of(self.at_ms)}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """The state of a pair's stream: open, opening or down; times in Unix ms."""
+
+    state: str
+    since_ms: int | None
+    event_ms: int | None
+    breaks: int
+    """How often it broke in the last ten minutes."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return {state, since, last_event_at, breaks}."""
+        return {
+            "state": self.state,
+            "since": when.text_of(self.since_ms) if self.since_ms is not None else None,
+            "last_event_at": when.text_of(self.event_ms) if self.event_ms is not None else None,
+            "breaks": self.breaks,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PairStatus:
+    """How far we are with reading from one peer; times in Unix ms.
+
+    `clock` and `lag_records` count as the source does; lag is None before the first contact of this process.
+    """
+
+    last_sync_ms: int | None = None
+    last_error: LastError | None = None
+    next_attempt_ms: int | None = None
+    attempt: int = 0
+    crashes: int = 0
+    clock: int = 0
+    lag_records: int | None = None
+    queue_records: int = 0
+    queue_max: int = 0
+    """The most that waited in the last hour."""
+    peer_view: Mapping[str, Any] = field(default_factory=dict)
+    stream: StreamStatus | None = None
+    """In continuous mode only."""
+    intake: IntakeStatus = IntakeStatus()
+    cloned: str = ""
+    """Whose identity two daemons use: PEER_CLONED, OUR_CLONED or ""."""
+    silent_s: float = 0.0
+    """For how long the peer has not been heard, in either direction."""
+    heard_ms: int | None = None
+    """When it was last heard, as far as this process or the saved position knows."""
+
+    @property
+    def unreached(self) -> bool:
+        """Whether the last attempt found nobody; what the peer answered is another kind of failure."""
+        return bool(self.attempt) and self.last_error is not None and self.last_error.kind in UNREACHED
+
+    @property
+    def offline_since_ms(self) -> int | None:
+        """When a peer that does not answer was last heard; None if it answers, or was heard within OFFLINE_S."""
+        silent = self.unreached and self.silent_s >= OFFLINE_S
+        return self.heard_ms if silent and self.last_error and self.last_error.code in NO_ANSWER else None
+
+    @property
+    def last_sync_at(self) -> str | None:
+        """`last_sync_ms` in RFC 3339."""
+        return when.text_of(self.last_sync_ms) if self.last_sync_ms is not None else None
+
+    @property
+    def next_attempt_at(self) -> str | None:
+        """`next_attempt_ms` in RFC 3339."""
+        return when.text_of(self.next_attempt_ms) if self.next_attempt_ms is not None else None
 
 
 class Backlog(Protocol):
@@ -134,6 +218,8 @@ class _Way:
     failing_s: float = 0.0
     """When the first failure of the streak was."""
     contact_s: float | None = None
+    alive_s: float | None = None
+    """When the peer was last heard: by its contact or its answer; at first when this process began to wait for it."""
     since_failure: bool = False
     """The peer was in touch since the first failure of the streak, by order: the clock of a loop may stand still."""
     served: bool = False
@@ -168,7 +254,8 @@ class Reaches:
     def contact(self, pair_id: str, now_s: float, process: str = "") -> None:
         """Record that a process of the peer opened an authenticated connection; `now_s` is any steady clock."""
         way = self._way(pair_id)
-        way.contact_s, way.since_failure = now_s, True
+        way.contact_s = way.alive_s = now_s
+        way.since_failure = True
         if process and (not way.processes or process != way.processes[-1]):
             if process in way.processes:
                 way.processes.remove(process)
@@ -184,11 +271,28 @@ class Reaches:
             return PEER_CLONED
         return OUR_CLONED if way.view.get("cloned") else ""
 
-    def reached(self, pair_id: str, view: Mapping[str, Any]) -> None:
+    def alive(self, pair_id: str, now_s: float) -> None:
+        """Record that the peer answered us, or that this process begins to wait for it."""
+        self._way(pair_id).alive_s = now_s
+
+    def silent_s(self, pair_id: str, now_s: float) -> float:
+        """Return for how long the peer has not been heard; 0 before this process waits for it."""
+        alive_s = self._way(pair_id).alive_s
+        return 0.0 if alive_s is None else max(0.0, now_s - alive_s)
+
+    def is_known(self, pair_id: str) -> bool:
+        """Return whether this process has heard the peer, or waits for it."""
+        return self._way(pair_id).alive_s is not None
+
+    def answered(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Record that we dialled the peer and it answered; `view` is its view of the pair."""
         way = self._way(pair_id)
         way.failures, way.served, way.reached = 0, False, True
         self.heard(pair_id, view)
+
+    def reached(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """Record that we read from the peer; what it lacks is pushed if it needs our push, or may need it."""
+        self.answered(pair_id, view)
         if self.may_push(pair_id):
             for pusher in self._pushers:
                 pusher.on_reached(pair_id)
@@ -214,10 +318,10 @@ class Reaches:
         elif exc.view is not None:
             self.heard(pair_id, exc.view)
 
-    def failed(self, pair_id: str, kind: str, now_s: float, fresh_s: float) -> bool:
+    def failed(self, pair_id: str, kind: str, now_s: float) -> bool:
         """Record a failure of this class; return whether the peer serves us by push, so that it is no trouble.
 
-        It does if it was in touch since the first failure of the streak and during the last `fresh_s` seconds.
+        It does if it was in touch since the first failure of the streak and during the last CONTACT_FRESH_S.
         """
         way = self._way(pair_id)
         if kind not in UNREACHED:
@@ -227,15 +331,15 @@ class Reaches:
             way.failing_s, way.since_failure = now_s, False
         way.failures += 1
         way.reached = False
-        proved = way.since_failure and way.contact_s is not None and now_s <= way.contact_s + fresh_s
+        proved = way.since_failure and way.contact_s is not None and now_s <= way.contact_s + CONTACT_FRESH_S
         way.served = proved and way.failures >= self._failures_max
         return way.served
 
-    def forbidden(self, pair_id: str, now_s: float, fresh_s: float) -> bool:
+    def forbidden(self, pair_id: str, now_s: float) -> bool:
         """Record that the peer names an address that we do not dial; return whether it may serve us by push.
 
         There was no way to it at any time, so contact from before counts, and nothing has to fail first.  A peer that
-        is not in touch for `fresh_s` seconds leaves the pair without any way.
+        is not in touch for CONTACT_FRESH_S leaves the pair without any way.
         """
         way = self._way(pair_id)
         if not way.failures:
@@ -243,7 +347,7 @@ class Reaches:
         way.failures += 1
         way.reached = False
         since_s = way.failing_s if way.contact_s is None else max(way.contact_s, way.failing_s)
-        way.served = now_s <= since_s + fresh_s
+        way.served = now_s <= since_s + CONTACT_FRESH_S
         return way.served
 
     def troubled(self, pair_id: str, code: str) -> None:
@@ -291,13 +395,6 @@ class Reaches:
 def class_of(code: str) -> str:
     """Return the class of failure that an error code stands for, as `last_error` and the reference name it."""
     return _CLASSES.get(code, "HTTP_4XX")
-
-
-def contact_fresh_s(mode: str, interval_s: float) -> float:
-    """Return for how many seconds contact proves that a peer serves us by push; one silent for longer is gone."""
-    if mode == CONTINUOUS:
-        return CONTACT_FRESH_CONTINUOUS_S
-    return max(CONTACT_FRESH_S, CONTACT_FRESH_INTERVALS * interval_s)
 
 
 def with_way(reach: str, pair: Pair, error: SplError, command: str) -> SplError:

@@ -2,7 +2,8 @@
 
 One task per pair runs its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
 catching up with pages and then following the peer's stream.  Failures back off with full jitter to at most five
-minutes, a stream's to half a minute.  One pull runs at a time for a pair; later callers join it.
+minutes, a stream's to half a minute.  One pull runs at a time for a pair; later callers join it.  Between two reads a
+peer that is silent is asked for a sign of life (reach.py); no answer is a failure as that of a read is.
 """
 
 import asyncio
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from ..core import when
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
@@ -22,13 +22,13 @@ from ..core.pair.state import CONTINUOUS, ON_DEMAND
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit
-from .budget import INTAKE_PAUSED, IntakeStatus
+from .budget import INTAKE_PAUSED
 from .changes import Feed
-from .follow import Flow, Follower, StreamStatus
+from .follow import Flow, Follower
 from .ingest import Ingest
 from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
-from .reach import LOCAL, UNREACHED, LastError, class_of, contact_fresh_s
+from .reach import ASK_S, CONTACT_FRESH_S, LOCAL, UNREACHED, LastError, PairStatus, class_of
 from .scope import SHARING_THREADS
 from .supervise import Supervisor, wait
 
@@ -39,42 +39,10 @@ BACKOFF_BASE_S: Final = 1.0
 STREAM_BACKOFF_BASE_S: Final = 0.5
 STREAM_BACKOFF_MAX_S: Final = 30.0
 
+TICK_S: Final = 0.001
+"""What is due within it is due now: a remainder of rounding would be waited for again and again."""
+
 _HOUR_S: Final = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class PairStatus:
-    """How far we are with reading from one peer; times in Unix ms.
-
-    `clock` and `lag_records` count as the source does; lag is None before the first contact of this process.
-    """
-
-    last_sync_ms: int | None = None
-    last_error: LastError | None = None
-    next_attempt_ms: int | None = None
-    attempt: int = 0
-    crashes: int = 0
-    clock: int = 0
-    lag_records: int | None = None
-    queue_records: int = 0
-    queue_max: int = 0
-    """The most that waited in the last hour."""
-    peer_view: Mapping[str, Any] = field(default_factory=dict)
-    stream: StreamStatus | None = None
-    """In continuous mode only."""
-    intake: IntakeStatus = IntakeStatus()
-    cloned: str = ""
-    """Whose identity two daemons use: PEER_CLONED, OUR_CLONED or ""."""
-
-    @property
-    def last_sync_at(self) -> str | None:
-        """`last_sync_ms` in RFC 3339."""
-        return when.text_of(self.last_sync_ms) if self.last_sync_ms is not None else None
-
-    @property
-    def next_attempt_at(self) -> str | None:
-        """`next_attempt_ms` in RFC 3339."""
-        return when.text_of(self.next_attempt_ms) if self.next_attempt_ms is not None else None
 
 
 @dataclass(slots=True)
@@ -86,6 +54,8 @@ class _PairSync:
     """Answers in a row that the peer paused or revoked the pair: no error, and backed off from as one."""
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     last_s: float | None = None
+    asked_s: float = 0.0
+    """When the peer was last asked for a sign of life."""
     last_sync_ms: int | None = None
     last_error: LastError | None = None
     crashes: int = 0
@@ -178,19 +148,30 @@ class Sync:
         """Record that the peer was in touch, authenticated: a pull that was backing off is tried at once.
 
         A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
-        is served by push: it is dialled again once an interval.  A pair on demand, which is not dialled by itself,
-        recovers with the contact if no way to the peer was its only trouble.
+        is served by push: it is dialled again once an interval.  Failures of another kind than that nobody was reached
+        go on counting: the contact shows nothing of their cause.
         """
         self._reaches.contact(pair_id, asyncio.get_running_loop().time(), process)
         state, pair = self._states.get(pair_id), self.writer.views.pairs.get(pair_id)
-        if state is not None and pair is not None and pair.mode == ON_DEMAND:
-            unreached = state.last_error is not None and state.last_error.kind in UNREACHED
-            if unreached and (pair.phase is Phase.DEGRADED or state.troubled):
-                state.troubled = False
-                self._reaches.recovered(pair_id)
-        if state is not None and (state.errors.attempt or state.refusals.attempt):
+        if state is not None and pair is not None:
+            self._there_again(pair, state)
+            if state.errors.attempt or state.refusals.attempt:
+                state.refusals.reset()
+                state.last_s = None
+                state.kick.set()
+
+    def _there_again(self, pair: Pair, state: _PairSync) -> None:
+        """End the failures to reach a peer that is in touch again, and read from it at once.
+
+        A pair on demand is not read by itself; it recovers if no way to the peer was its only trouble.
+        """
+        if state.last_error is None or state.last_error.kind not in UNREACHED:
+            return
+        if pair.mode == ON_DEMAND and (pair.phase is Phase.DEGRADED or state.troubled):
+            state.troubled = False
+            self._reaches.recovered(pair.pair_id)
+        if state.errors.attempt:
             state.errors.reset()
-            state.refusals.reset()
             state.last_s = None
             state.kick.set()
 
@@ -213,8 +194,10 @@ class Sync:
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
         now_ms = self._now_ms()
         self._note_peak(state, now_ms)
+        last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
+        silent_s = self._silent_s(pair_id, state)
         return PairStatus(
-            last_sync_ms=max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None),
+            last_sync_ms=last_ms,
             last_error=state.last_error,
             next_attempt_ms=now_ms + int(wait_s * 1000) if wait_s is not None else None,
             attempt=state.errors.attempt,
@@ -227,6 +210,8 @@ class Sync:
             stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
             intake=self.budget.status(pair_id),
             cloned=self._reaches.cloned(pair_id),
+            silent_s=silent_s,
+            heard_ms=now_ms - int(silent_s * 1000) if self._reaches.is_known(pair_id) else last_ms,
         )
 
     # -- one task a pair
@@ -254,6 +239,7 @@ class Sync:
     async def _follow(self, pair_id: str) -> None:
         state = self._state(pair_id)
         state.refusals.reset()
+        self._reaches.alive(pair_id, asyncio.get_running_loop().time())
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             state.kick.clear()
             if pair.mode != state.mode:
@@ -262,7 +248,11 @@ class Sync:
                 state.mode = pair.mode
             wait_s = self._wait_s(pair, state)
             if wait_s is None or wait_s > 0:
-                await wait(state.kick, wait_s)
+                quiet_s = self._quiet_s(pair, state)
+                if quiet_s > TICK_S:
+                    await wait(state.kick, quiet_s if wait_s is None else min(wait_s, quiet_s))
+                else:
+                    await self._ask_life(pair, state)
                 continue
             try:
                 await (self._stay(pair, state) if pair.mode == CONTINUOUS else self.pull(pair_id))
@@ -290,6 +280,48 @@ class Sync:
                 delay_s = min(delay_s, STREAM_BACKOFF_MAX_S)
             delay_s = max(delay_s, state.refusals.delay_s() if state.refusals.attempt else 0.0)
         return max(0.0, state.last_s + delay_s - asyncio.get_running_loop().time())
+
+    # -- signs of life
+
+    def _silent_s(self, pair_id: str, state: _PairSync) -> float:
+        """Return for how long the peer has not been heard, by contact, answer or event."""
+        silent_s = self._reaches.silent_s(pair_id, asyncio.get_running_loop().time())
+        heard_ms = state.flow.heard_ms
+        return silent_s if heard_ms is None else min(silent_s, max(0, self._now_ms() - heard_ms) / 1000)
+
+    def _quiet_s(self, pair: Pair, state: _PairSync) -> float:
+        """Return the seconds until the peer has been silent for so long that it is asked whether it is there."""
+        silent_s = self._silent_s(pair.pair_id, state)
+        since_asked_s = asyncio.get_running_loop().time() - state.asked_s
+        if self._reaches.word(pair.pair_id) == PEER_PUSHES:
+            return max(CONTACT_FRESH_S - silent_s, BACKOFF_BASE_S - since_asked_s)
+        quiet_s = state.errors.spread_s(ASK_S)
+        if state.errors.attempt and pair.mode == ON_DEMAND:
+            quiet_s = min(quiet_s, state.errors.delay_s())
+        return quiet_s - min(silent_s, since_asked_s)
+
+    async def _ask_life(self, pair: Pair, state: _PairSync) -> None:
+        """Ask a silent peer whether it is there; one that we cannot dial has been silent for too long to be there.
+
+        While reads fail the question only finds out when the way is open again; on demand, where nothing else is
+        tried, each counts.
+        """
+        pair_id, loop = pair.pair_id, asyncio.get_running_loop()
+        state.asked_s, counts = loop.time(), not state.errors.attempt or pair.mode == ON_DEMAND
+        try:
+            if self._reaches.word(pair_id) == PEER_PUSHES:
+                raise SyncError("timeout", "the peer, which opens the connections of this pair, is silent")
+            view = await self._puller.ask_life(pair, self._feed.peer_view(pair_id))
+        except SplError as exc:
+            if counts and exc.code not in RESET_CODES and self._silent_s(pair_id, state) >= loop.time() - state.asked_s:
+                self._failed(pair_id, state, exc)
+                state.attempted(loop.time())
+            return
+        self._reaches.alive(pair_id, loop.time())
+        self._reaches.answered(pair_id, view)
+        self._there_again(pair, state)
+
+    # -- one pair's state
 
     def _state(self, pair_id: str) -> _PairSync:
         state = self._states.get(pair_id)
@@ -372,6 +404,7 @@ class Sync:
                 self._note_peak(state, self._now_ms())
                 progress.queue = None
             state.attempted(asyncio.get_running_loop().time())
+        self._reaches.alive(pair_id, asyncio.get_running_loop().time())
         # One thread read to its end says nothing of the others.
         state.last_sync_ms = state.last_sync_ms if thread else self._now_ms()
         self._succeeded(pair_id, state, progress.view)
@@ -412,12 +445,11 @@ class Sync:
         if pair is None or not pair.sync_allowed:
             return
         kind = class_of(exc.code)
-        fresh_s = contact_fresh_s(pair.mode, pair.poll_interval_ms / 1000)
         now_s = asyncio.get_running_loop().time()
         if exc.code == "address-refused":
-            served = self._reaches.forbidden(pair_id, now_s, fresh_s)
+            served = self._reaches.forbidden(pair_id, now_s)
         else:
-            served = self._reaches.failed(pair_id, kind, now_s, fresh_s)
+            served = self._reaches.failed(pair_id, kind, now_s)
         if served:
             state.errors.reset()
             state.last_error = None

@@ -70,8 +70,21 @@ def test_list_into_a_pipe_is_exact(spl: Run, daemon: Daemon) -> None:
     ]
     assert result.err == ""
     wide = spl("federation", "list", "-o", "wide", tty=True).out.splitlines()
-    assert wide[0].split()[-3:] == ["NAMESPACES", "ROLE", "URL"]
-    assert wide[1].endswith("2026-11-23T05:59:58.000Z  default     initiator  https://bob.example")
+    assert wide[0].split()[-4:] == ["OUT", "NAMESPACES", "ROLE", "URL"]
+    assert wide[1].endswith("2026-11-23T05:59:58.000Z  -    default     initiator  https://bob.example")
+
+
+def test_list_says_who_does_not_answer_and_what_waits_for_whom(spl: Run, daemon: Daemon) -> None:
+    """State and reach are two facts: a pair stays active while its peer is gone."""
+    gone = a_pair(offline_since="2026-11-23T05:58:00.000Z", outbound={"clock": 4, "lag_records": 1432})
+    daemon.answers["GET", PAIRS] = listed(gone, a_pair(pair_id="pair_0f9e8d7c", outbound={"lag_records": 0}))
+    result = spl("federation", "list", tty=True)
+    assert result.out == (
+        "PAIR ID        PEER DID               STATE               MODE        LAST SYNC  OUT\n"
+        "pair_a1b2c3d4  did:sync:instance:bob  active, offline 2m  continuous  2s ago     1432\n"
+        "pair_0f9e8d7c  did:sync:instance:bob  active              continuous  2s ago     0\n"
+    )
+    assert result.err == "! 1 pair needs attention: spl doctor pair_a1b2c3d4\n"
 
 
 def test_list_for_programs(spl: Run, daemon: Daemon) -> None:

@@ -20,7 +20,8 @@ from spl.net.client import Client, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.probe import Reached
 from spl.sync.changes import Feed, OfferedStatus
-from spl.sync.schedule import PairStatus, Sync
+from spl.sync.reach import PairStatus
+from spl.sync.schedule import Sync
 from tests.pair_world import Network, Node, World, paired
 
 Change = Callable[[str, str, Reply], Reply]

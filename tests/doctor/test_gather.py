@@ -23,8 +23,7 @@ from spl.home.disk import Disk
 from spl.home.home import now_ms, open_home, read_config
 from spl.sync.changes import OfferedStatus
 from spl.sync.follow import StreamStatus
-from spl.sync.reach import LastError
-from spl.sync.schedule import PairStatus
+from spl.sync.reach import LastError, PairStatus
 from tests.pair_world import two
 
 NOW_MS = 1_800_000_000_000

@@ -10,7 +10,8 @@ from spl.doctor.health import LAGS_COUNT, HealthSampler
 from spl.home.writer import Writer
 from spl.sync.changes import Feed, OfferedStatus
 from spl.sync.follow import StreamStatus
-from spl.sync.schedule import PairStatus, Sync
+from spl.sync.reach import PairStatus
+from spl.sync.schedule import Sync
 from tests.counting import calls_of
 from tests.waiting import DEADLINE_S
 

@@ -1,13 +1,13 @@
 """Which way a pair runs: found out from failures and contact alone, told apart from a peer that is gone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from spl.sync.pull import Progress, Queue
-from spl.sync.reach import CLONED_S, CONTACT_FRESH_CONTINUOUS_S, CONTACT_FRESH_S, Reaches, contact_fresh_s
+from spl.sync.reach import CLONED_S, CONTACT_FRESH_S, OFFLINE_S, LastError, PairStatus, Reaches
 from tests.nodes import Watched
 
 PAIR = "pair_00000001"
@@ -16,9 +16,9 @@ PAIR = "pair_00000001"
 def test_five_failures_while_the_peer_keeps_in_touch_mean_that_it_pushes() -> None:
     reaches = Reaches(5)
     assert reaches.word(PAIR) == ""
-    assert not reaches.failed(PAIR, "TIMEOUT", 0.0, 300.0)
+    assert not reaches.failed(PAIR, "TIMEOUT", 0.0)
     reaches.contact(PAIR, 1.0)
-    assert [reaches.failed(PAIR, "TIMEOUT", 1.0 + n, 300.0) for n in range(5)] == [False] * 3 + [True] * 2
+    assert [reaches.failed(PAIR, "TIMEOUT", 1.0 + n) for n in range(5)] == [False] * 3 + [True] * 2
     assert reaches.word(PAIR) == PEER_PUSHES
     assert not reaches.may_push(PAIR)
 
@@ -27,59 +27,76 @@ def test_contact_from_before_the_first_failure_proves_no_wall() -> None:
     """Both sides of a short outage were in touch just before: one that waits for the other to dial waits for nobody."""
     reaches = Reaches(2)
     reaches.contact(PAIR, 10.0)
-    assert [reaches.failed(PAIR, "CONNECT_REFUSED", 10.0 + n, 900.0) for n in range(5)] == [False] * 5
+    assert [reaches.failed(PAIR, "CONNECT_REFUSED", 10.0 + n) for n in range(5)] == [False] * 5
     assert (reaches.word(PAIR), reaches.may_push(PAIR)) == ("", True)
 
 
 def test_a_new_streak_asks_for_new_contact() -> None:
     reaches = Reaches(2)
-    reaches.failed(PAIR, "TIMEOUT", 0.0, 900.0)
+    reaches.failed(PAIR, "TIMEOUT", 0.0)
     reaches.contact(PAIR, 1.0)
-    assert reaches.failed(PAIR, "TIMEOUT", 2.0, 900.0)
+    assert reaches.failed(PAIR, "TIMEOUT", 2.0)
     reaches.reached(PAIR, {})
-    assert [reaches.failed(PAIR, "TIMEOUT", 3.0 + n, 900.0) for n in range(3)] == [False] * 3
+    assert [reaches.failed(PAIR, "TIMEOUT", 3.0 + n) for n in range(3)] == [False] * 3
 
 
 def test_a_peer_that_is_silent_is_gone_and_not_behind_a_wall() -> None:
     reaches = Reaches(2)
-    assert [reaches.failed(PAIR, "CONNECT_REFUSED", 0.0, 45.0) for _ in range(4)] == [False] * 4
+    assert [reaches.failed(PAIR, "CONNECT_REFUSED", 0.0) for _ in range(4)] == [False] * 4
     reaches.contact(PAIR, 1.0)
-    assert reaches.failed(PAIR, "CONNECT_REFUSED", 2.0, 45.0)
-    assert not reaches.failed(PAIR, "CONNECT_REFUSED", 46.5, 45.0)
+    assert reaches.failed(PAIR, "CONNECT_REFUSED", 1.0 + CONTACT_FRESH_S)
+    assert not reaches.failed(PAIR, "CONNECT_REFUSED", 1.5 + CONTACT_FRESH_S)
     assert reaches.word(PAIR) == ""
-    assert reaches.failed(PAIR, "CONNECT_REFUSED", 46.5, 900.0)
 
 
 def test_a_peer_at_an_address_that_we_do_not_dial_pushes_while_it_is_in_touch() -> None:
     """It is nobody's fault and no outage: no failures are counted, and only silence is trouble."""
     reaches = Reaches(5)
-    assert reaches.forbidden(PAIR, 0.0, 45.0)
+    assert reaches.forbidden(PAIR, 0.0)
     assert reaches.word(PAIR) == PEER_PUSHES
     assert not reaches.may_push(PAIR)
-    assert reaches.forbidden(PAIR, 45.0, 45.0)
-    assert not reaches.forbidden(PAIR, 46.0, 45.0)
+    assert reaches.forbidden(PAIR, CONTACT_FRESH_S)
+    assert not reaches.forbidden(PAIR, CONTACT_FRESH_S + 1)
     reaches.contact(PAIR, 50.0)
-    assert reaches.forbidden(PAIR, 90.0, 45.0)
+    assert reaches.forbidden(PAIR, 50.0 + CONTACT_FRESH_S)
     reaches.reached(PAIR, {})
     assert reaches.word(PAIR) == BOTH
 
 
-def test_a_polling_peer_may_be_silent_between_its_polls() -> None:
-    assert contact_fresh_s("continuous", 3600.0) == CONTACT_FRESH_CONTINUOUS_S
-    assert contact_fresh_s("polling", 1.0) == CONTACT_FRESH_S
-    assert contact_fresh_s("polling", 3600.0) == 3 * 3600.0
+def test_silence_counts_from_whatever_was_heard_last() -> None:
+    reaches = Reaches(2)
+    assert (reaches.silent_s(PAIR, 5.0), reaches.is_known(PAIR)) == (0.0, False)
+    reaches.alive(PAIR, 10.0)
+    assert (reaches.silent_s(PAIR, 25.0), reaches.is_known(PAIR)) == (15.0, True)
+    reaches.contact(PAIR, 20.0)
+    reaches.failed(PAIR, "TIMEOUT", 24.0)
+    assert reaches.silent_s(PAIR, 25.0) == 5.0
+
+
+def test_offline_is_a_peer_that_does_not_answer_and_was_not_heard_for_a_while() -> None:
+    """Neither a failure of a moment, nor an answer that is no page, nor an address that we do not dial."""
+    nobody = LastError("connect", "", 0, "CONNECT_REFUSED")
+    gone = PairStatus(last_error=nobody, attempt=1, silent_s=OFFLINE_S, heard_ms=7)
+    assert gone.offline_since_ms == 7
+    for other in (
+        replace(gone, silent_s=OFFLINE_S - 1),
+        replace(gone, attempt=0),
+        replace(gone, last_error=LastError("peer-5xx", "", 0, "HTTP_5XX")),
+        replace(gone, last_error=LastError("address-refused", "", 0, "CONNECT_REFUSED")),
+    ):
+        assert other.offline_since_ms is None
 
 
 def test_an_answer_of_any_kind_proves_that_the_way_is_open() -> None:
     reaches = Reaches(2)
     for kind in ("AUTH", "HTTP_5XX", "PARSE_ERROR", "TLS"):
-        assert not reaches.failed(PAIR, "DNS_FAILURE", 0.0, 1.0)
+        assert not reaches.failed(PAIR, "DNS_FAILURE", 0.0)
         reaches.contact(PAIR, 0.5)
-        assert reaches.failed(PAIR, "DNS_FAILURE", 1.0, 1.0)
-        assert not reaches.failed(PAIR, kind, 0.0, 1.0)
+        assert reaches.failed(PAIR, "DNS_FAILURE", 1.0)
+        assert not reaches.failed(PAIR, kind, 0.0)
         assert reaches.word(PAIR) == ""
-    reaches.failed(PAIR, "DNS_FAILURE", 0.0, 1.0)
-    reaches.failed(PAIR, "DNS_FAILURE", 0.0, 1.0)
+    reaches.failed(PAIR, "DNS_FAILURE", 0.0)
+    reaches.failed(PAIR, "DNS_FAILURE", 0.0)
     reaches.reached(PAIR, {})
     assert reaches.word(PAIR) == BOTH
 
@@ -120,7 +137,7 @@ def test_no_order_of_events_makes_a_reached_peer_one_that_pushes(steps: list[str
         elif step == "reached":
             reaches.reached(PAIR, {})
         else:
-            reaches.failed(PAIR, step, 0.0, 1.0)
+            reaches.failed(PAIR, step, 0.0)
         run = {"contact": run, "TIMEOUT": run + 1}.get(step, 0)
         assert (reaches.word(PAIR) == PEER_PUSHES) <= (run >= 3)
 
