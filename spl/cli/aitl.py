@@ -28,9 +28,12 @@ def _list(args: Namespace, shell: Shell) -> int:
         for item in requests
     ]
     titles = ["ID", "FROM", "ASKED", "EXPIRES", *(["STATUS"] if args.all or out.wide else [])]
-    out.table(titles, [row[: len(titles)] for row in rows], below=[f"key: {item['words']}" for item in requests])
-    if not requests:
-        out.hint("nothing waits for a decision")
+    out.table(
+        titles,
+        [row[: len(titles)] for row in rows],
+        below=[f"key: {item['words']}" for item in requests],
+        none="nothing waits for a decision",
+    )
     return 0
 
 

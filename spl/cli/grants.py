@@ -22,7 +22,7 @@ _ID_CHARS: Final = 12
 def line(item: Mapping[str, Any], peer: str) -> str:
     """Return a grant on one line, with what is missing for its effect; `peer` names the other side to people."""
     lacks = _lacks(item, peer)
-    return f"{_crossing(item)} ({_level(item)})" + (f"; {lacks}" if lacks else "")
+    return f"{_crossing(item, peer)} ({_level(item)})" + (f"; {lacks}" if lacks else "")
 
 
 def _grant(args: Namespace, shell: Shell) -> int:
@@ -34,7 +34,7 @@ def _grant(args: Namespace, shell: Shell) -> int:
     found = shell.ctl.post(f"{PAIRS}/{quote(args.pair)}/grants", body)
     if not shell.printed("spl.grant/1", found):
         word = "already granted" if found["already"] else "granted"
-        shell.out.line(f"{found['pair_id']}  {word}: {_crossing(found)} ({_level(found)})")
+        shell.out.line(f"{found['pair_id']}  {word}: {_crossing(found, label_of(found['peer_did']))} ({_level(found)})")
         _explain(found, shell)
     return 0
 
@@ -78,7 +78,7 @@ def _list(args: Namespace, shell: Shell) -> int:
     names = shell.out.dids(item["peer_did"] for item in grants)
     rows = [
         (
-            str(item["pair_id"]), names[item["peer_did"]], _crossing(item), _level(item),
+            str(item["pair_id"]), names[item["peer_did"]], _crossing(item, label_of(item["peer_did"])), _level(item),
             str(item["version"] or "-"), _lacks(item, label_of(item["peer_did"])) or "-",
         )
         for item in grants
@@ -87,16 +87,17 @@ def _list(args: Namespace, shell: Shell) -> int:
         ("PAIR ID", "PEER DID", "NAMESPACES", "LEVEL", "VERSION", "MISSING"),
         rows,
         keep=("PAIR ID", "NAMESPACES", "LEVEL", "MISSING"),
+        none="nothing is shared, because there are no pairs yet: spl federation pair URL",
     )
-    if not grants:
-        shell.out.hint("nothing is shared: there is no pair; make one with: spl federation pair URL")
     return 0
 
 
-def _crossing(item: Mapping[str, Any]) -> str:
-    """Return which namespace crosses into which one: ours first, whatever the direction."""
+def _crossing(item: Mapping[str, Any], peer: str) -> str:
+    """Return which namespace crosses, ours first in either direction, and its name at the peer if it is another."""
     source, target = item["maps"]
-    return f"{source} -> {target}" if item["direction"] == "out" else f"{target} <- {source}"
+    ours, theirs = (source, target) if item["direction"] == "out" else (target, source)
+    arrow = "->" if item["direction"] == "out" else "<-"
+    return f"{ours} {arrow} {peer}" if ours == theirs else f"{ours} {arrow} {peer}:{theirs}"
 
 
 def _level(item: Mapping[str, Any]) -> str:
@@ -137,9 +138,8 @@ def _projections(args: Namespace, shell: Shell) -> int:
             )
             for claim in claims
         ]  # fmt: skip
-        out.table(("SEQ", "SOURCE", "LEVEL", "NAMESPACE", "THREAD", "ACT", "ACTOR", "ID"), rows)
-        if not claims:
-            out.hint(f"no projections; the grants and their levels: spl consent list {args.pair}")
+        none = f"no projections; the grants and their levels: spl consent list {args.pair}"
+        out.table(("SEQ", "SOURCE", "LEVEL", "NAMESPACE", "THREAD", "ACT", "ACTOR", "ID"), rows, none=none)
     if len(claims) == args.limit:
         out.note(f"continue with: spl federation projections {args.pair} --since {claims[-1]['sequence']}")
     return 0

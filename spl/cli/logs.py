@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Final, NamedTuple
 
+from ..core.when import WhenError
 from .command import Command, Shell, UsageError, arg, number
+from .out import DIM, RED, YELLOW, label_of
 
 LINES_DEFAULT: Final = 100
 LINES_MAX: Final = 1_000_000
@@ -19,6 +21,10 @@ LINE_BYTES: Final = 1 << 20
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 LOOK_AGAIN_S: Final = 0.2
 _FILES: Final = 7
+_LEVEL_CHARS: Final = 7
+_COLORS: Final[Mapping[str, str]] = {"debug": DIM, "warning": YELLOW, "error": RED, "critical": RED}
+_HEAD: Final = frozenset({"ts", "level", "target", "event", "msg"})
+"""Members of a line that people see otherwise or not at all; `-o wide` shows the line as it is."""
 _BLOCK: Final = 1 << 16
 _PAIR: Final = re.compile(r'([A-Za-z0-9_.-]+)=("(?:[^"\\]|\\.)*"|\S*)')
 
@@ -172,31 +178,53 @@ def _logs(args: Namespace, shell: Shell) -> int:
     texts = newest(folder, args.lines, filters) if args.lines else []
     if args.follow:
         for text in texts:
-            _print(text, shell)
+            _print(text, shell, running=True)
         for text in follow(folder, filters, lambda: time.sleep(LOOK_AGAIN_S)):
-            _print(text, shell)
+            _print(text, shell, running=True)
     parsed = [parse(text) for text in texts] if shell.out.form in ("json", "jsonl") else []
     if not shell.out.data("spl.logs/1", parsed, lambda: None):
         for text in texts:
             _print(text, shell)
-    if not texts and not os.path.isdir(folder):
-        shell.out.hint(f"no log at {folder}; the daemon writes it")
+    if args.lines and not texts and not args.follow:
+        where = f"no line of {folder} passes" if os.path.isdir(folder) else f"no log at {folder}; the daemon writes it"
+        shell.out.note(where)
     return 0
 
 
-def _print(text: str, shell: Shell) -> None:
-    """Print one line: unchanged to people, as a JSON object to programs."""
+def _print(text: str, shell: Shell, *, running: bool = False) -> None:
+    """Print one line: short to people at a terminal, as a JSON object to programs, else unchanged."""
     if shell.out.form in ("json", "jsonl"):
         shell.out.json_line(parse(text))
+    elif shell.out.people and "level" in (line := parse(text)):
+        level = str(line["level"])
+        at = _time(str(line.get("ts", "")), shell, running=running)
+        words = f"{at:>8}  {level:<{_LEVEL_CHARS}}", _message(line)
+        shell.out.brief(*words, _COLORS.get(level, ""), whole=level in _COLORS and level != "debug")
     else:
         shell.out.line(text)
+
+
+def _time(at: str, shell: Shell, *, running: bool) -> str:
+    """Return how long ago a line was written; of a log that runs on the time of the day, which stays true."""
+    try:
+        return at[11:19] if running else shell.out.ago(at)
+    except WhenError:
+        return at
+
+
+def _message(line: Mapping[str, Any]) -> str:
+    """Return what happened and its facts, instances by their labels."""
+    message = str(line.get("msg", line.get("event", "")))
+    facts = [(key, label_of(str(value))) for key, value in line.items() if key not in _HEAD]
+    return "  ".join([message, *(f"{key}={value}" for key, value in facts)])
 
 
 TREE: Final = (
     Command(
         "logs",
         "Prints the last lines of this home's log, also if no daemon runs; federation logs under\n"
-        "target=syncropel_engine::federation. Each KEY=VALUE narrows the output; VALUE may end with * for any rest.",
+        "target=syncropel_engine::federation. Each KEY=VALUE narrows the output; VALUE may end with * for any rest.\n"
+        "A terminal gets one short line each, warnings and errors in full; -o wide prints lines as they are written.",
         "spl logs -n 50 target=syncropel_engine::federation level=warning",
         _logs,
         (

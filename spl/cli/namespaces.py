@@ -46,7 +46,8 @@ def _list(args: Namespace, shell: Shell) -> int:
             (str(item["name"]), str(item["state"]), "yes" if item["shared"] else "no", f"{item['records']:,}")
             for item in found
         ]
-        shell.out.table(("NAMESPACE", "STATE", "SHARED", "RECORDS"), rows)
+        none = "no namespace is readable with this token"
+        shell.out.table(("NAMESPACE", "STATE", "SHARED", "RECORDS"), rows, keep=("NAMESPACE", "STATE"), none=none)
     return 0
 
 

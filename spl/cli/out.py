@@ -35,7 +35,19 @@ _LABEL_CHARS: Final = 18  # the left column of a detail view
 _FACT_CHARS: Final = 10  # the left column under an error
 _GAP: Final = "  "
 _PAGE_CHARS: Final = 40
+_MINUTE_MS: Final = 60_000
+_HOUR_MS: Final = 60 * _MINUTE_MS
+_DAY_MS: Final = 24 * _HOUR_MS
 _CUT_CHARS: Final = 12  # a cell that is cut shows at least so much
+_TEXT_CHARS: Final = 20  # room for less is no column of text: it goes on further left
+_NARROW_CHARS: Final = 8
+_WHOLE_CHARS: Final = 16  # a cell up to this is never cut
+_UNCUT: Final = frozenset({"STATE", "PAIR ID", "TOKEN ID"})
+"""Columns that are shown whole or not at all: half of a state may be another one, and half of an id is none."""
+_COMMANDS: Final = frozenset({"fix", "docs"})
+"""Labels of commands, which a line end inside would spoil for pasting."""
+_HEADED: Final = re.compile(r" *\S+ {2,}")
+"""A word and the blanks behind it, which make a column."""
 _REDRAW: Final = "\r\x1b[K"
 _FINGERPRINT: Final = re.compile(r"-[0-9a-f]{24}\Z")
 _INSTANCE: Final = "did:sync:instance:"
@@ -100,8 +112,19 @@ class Out:
         self._result(clean(text))
 
     def marked(self, mark: str, color: str, text: str) -> None:
-        """Print an indented line that begins with a coloured mark."""
-        self._result(f"  {self.paint(clean(mark), color)}  {clean(text)}".rstrip())
+        """Print an indented line that begins with a coloured mark; what is too long goes on below its last column."""
+        left, headed = len(mark) + 2 * len(_GAP), _HEADED.match(text)
+        first, *rest = self._wrapped(clean(text), left, left + (headed.end() if headed else 0))
+        self._result(f"  {self.paint(clean(mark), color)}  {first}".rstrip())
+        for line in rest:
+            self._result(line)
+
+    def brief(self, head: str, text: str, color: str, *, whole: bool) -> None:
+        """Print a line with a coloured head; without `whole` its end is cut off where the terminal ends."""
+        head, text = clean(head), clean(text)
+        if self._columns is not None and not whole:
+            text = _cut(text, max(_CUT_CHARS, self._columns - len(head) - len(_GAP)))
+        self._result(f"{self.paint(head, color)}{_GAP}{text}")
 
     def raw(self, data: bytes) -> None:
         """Print bytes of a file format as they are; on a terminal as text that cannot drive it."""
@@ -154,17 +177,23 @@ class Out:
         paints: Mapping[str, Paint] = MappingProxyType({}),
         below: Sequence[str] = (),
         keep: Sequence[str] = (),
+        none: str = "",
     ) -> None:
-        """Print rows under their titles; without rows nothing is printed.
+        """Print rows under their titles; without rows the note `none`, which says what to do about it.
 
-        If a terminal is too narrow, columns are dropped from the right, those of `keep` last, whose first matters most;
-        the last of these is cut with "…" if it can be.  `paints` maps a title to the colour of its cells; `below` holds
-        one more line per row, indented to the second column.
+        On a terminal that is too narrow, instances are named by their labels alone, then long cells are cut with "…",
+        then columns are dropped from the right, those of `keep` last, whose first matters most.  `paints` maps a title
+        to the colour of its cells; `below` holds one more line per row, indented to the second column.
         """
         cells = [[clean(cell) for cell in row] for row in rows]
         if not cells:
+            if none:
+                self.note(none)
             return
-        widths = {title: max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)}
+        widths = _widths(titles, cells)
+        if not self._fits(widths):
+            cells = [[cell.removeprefix(_INSTANCE) for cell in row] for row in cells]
+            widths = _widths(titles, cells)
         room = self._fitting(widths, keep)
         self._row([(title, width, None) for title, width in room.items()])
         for number, row in enumerate(cells):
@@ -176,11 +205,17 @@ class Out:
     def card(self, facts: Iterable[tuple[str, str]]) -> None:
         """Print one fact per line, labels in a column; an empty label continues the one above.
 
-        A label that ends with ":" is followed by one space.
+        A label that ends with ":" is followed by one space.  On a narrow terminal a text goes on below itself; a
+        command never does.
         """
+        last = ""
         for label, text in facts:
-            gap = " " if label.endswith(":") else ""
-            self.line(f"{label}{gap}{text}" if gap else f"{label:<{_LABEL_CHARS}}{text}")
+            last = label or last
+            head = f"{label} " if label.endswith(":") else f"{label:<{_LABEL_CHARS}}"
+            lines = [clean(text)] if last in _COMMANDS else self._wrapped(clean(text), len(head), _LABEL_CHARS)
+            self.line(head + lines[0])
+            for line in lines[1:]:
+                self._result(line)
 
     def row(self, facts: Sequence[tuple[str, str]]) -> None:
         """Print the values on one line, or as a card if the terminal is too narrow for that."""
@@ -255,11 +290,12 @@ class Out:
         return (f"in {span_fine(left_ms)}" if left_ms > 0 else "now") if self.people else f"at {at}"
 
     def left(self, at: str) -> str:
-        """Return "61d left" to people, else "until <RFC 3339>"; "EXPIRED" once it is over."""
+        """Return "61d left" to people, rounded, else "until <RFC 3339>"; "EXPIRED" once it is over."""
         left_ms = ms_of(at) - self.now_ms()
         if left_ms <= 0:
             return "EXPIRED" if self.people else f"EXPIRED {at}"
-        return f"{span(left_ms)} left" if self.people else f"until {at}"
+        unit_ms = next((unit for unit in (_DAY_MS, _HOUR_MS, _MINUTE_MS) if left_ms >= 2 * unit), 0)
+        return f"{span(left_ms + unit_ms / 2)} left" if self.people else f"until {at}"
 
     def dids(self, dids: Iterable[str]) -> dict[str, str]:
         """Return how to show each DID: to people without its fingerprint, unless two would look alike."""
@@ -308,29 +344,62 @@ class Out:
             return exc
         return OutputError("output-failed", f"the output cannot be written: {exc.strerror}")
 
+    def _wrapped(self, text: str, first: int, rest: int) -> list[str]:
+        """Return a text as lines that fit a narrow terminal: `first` characters stand before it, `rest` before others.
+
+        Words are kept whole, so that ids, addresses and paths can be copied.
+        """
+        if self._columns is None or self.wide or first + len(text) <= self._columns:
+            return [text]
+        rest = rest if self._columns - rest >= _TEXT_CHARS else min(rest, _NARROW_CHARS)
+        below = rest + len(text) - len(text.lstrip())
+        lines = wrap(
+            text, max(self._columns, below + _CUT_CHARS), initial_indent=" " * first, subsequent_indent=" " * below,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+        return [lines[0][first:], *lines[1:]] if lines else [text]
+
+    def _fits(self, widths: Mapping[str, int]) -> bool:
+        """Return whether columns of these widths fit side by side."""
+        whole = sum(widths.values(), len(_GAP) * (len(widths) - 1))
+        return self._columns is None or self.wide or whole <= self._columns
+
     def _fitting(self, widths: Mapping[str, int], keep: Sequence[str]) -> dict[str, int]:
-        """Return the columns that fit with their widths, at least one."""
-        if self._columns is None or self.wide:
+        """Return the columns that fit with their widths, at least one; what is left goes to those that are cut."""
+        if self._columns is None or self._fits(widths):
             return dict(widths)
-        order = [*keep, *(title for title in widths if title not in keep)]
-        room = {order[0]: widths[order[0]]}
-        left = self._columns - widths[order[0]]
-        for title in order[1:]:
-            left -= len(_GAP)
-            if widths[title] > left:
-                if title in keep and left >= max(len(title), _CUT_CHARS):
-                    room[title] = left
+        room: dict[str, int] = {}
+        left = self._columns + len(_GAP)
+        for title in [*keep, *(title for title in widths if title not in keep)]:
+            whole = title in _UNCUT or widths[title] <= _WHOLE_CHARS
+            least = len(_GAP) + (widths[title] if whole else max(len(title), _CUT_CHARS))
+            # What does not matter most only takes what leaves the others enough of their cells.
+            owed = 0 if title in keep else sum(min(widths[each], _TEXT_CHARS) - room[each] for each in room)
+            if room and least + max(0, owed) > left:
                 break
-            room[title] = widths[title]
-            left -= widths[title]
+            room[title] = least - len(_GAP)
+            left -= least
+        cut = sorted((title for title in room if room[title] < widths[title]), key=widths.__getitem__)
+        for number, title in enumerate(cut):
+            more = max(0, min(widths[title] - room[title], left // (len(cut) - number)))
+            room[title] += more
+            left -= more
         return {title: room[title] for title in widths if title in room}
 
     def _row(self, cells: Sequence[tuple[str, int, Paint | None]]) -> None:
         pieces = []
         for text, width, paint in cells:
-            cut = text if len(text) <= width else text[: width - 1] + "…"
+            cut = _cut(text, width)
             pieces.append((self.paint(cut, paint(text)) if paint else cut) + " " * (width - len(cut)))
         self._result(_GAP.join(pieces).rstrip())
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _widths(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> dict[str, int]:
+    return {title: max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)}
 
 
 def clean(text: str) -> str:

@@ -78,12 +78,10 @@ def _list(kind: RuleCommands, args: Namespace, shell: Shell) -> int:
     found = shell.ctl.items(kind.route)
     if not shell.printed(f"{kind.schema}s/1", found):
         titles = [name.upper() for name in kind.columns]
-        shell.out.table(titles, [[_cell(item[name]) for name in kind.columns] for item in found])
+        shell.out.table(titles, [[_cell(item[name]) for name in kind.columns] for item in found], none=kind.none)
         for item in found:
             if item.get("fault"):
                 shell.out.warn(f"! {item['name']} counts as failed: {item['fault']}")
-        if not found:
-            shell.out.hint(kind.none)
     return 0
 
 

@@ -25,6 +25,8 @@ _UPLOAD_BYTES: Final = 16
 _PAGE_RECORDS: Final = 500
 _SHOWN_RECORDS: Final = 1000
 _PREVIEW_CHARS: Final = 60
+_CELL_CHARS: Final = 240
+"""Of a body in a table, which cuts it to the terminal."""
 _ID_CHARS: Final = 12
 _TOP: Final = 10
 
@@ -39,9 +41,7 @@ def _list(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.threads/1", threads):
         out = shell.out
         rows = [(item["thread"], str(item["records"]), out.ago(item.get("last_at"), "-")) for item in threads]
-        out.table(("THREAD", "RECORDS", "LAST"), rows)
-        if not threads:
-            out.hint("no threads yet; make one with: spl know 'TEXT'")
+        out.table(("THREAD", "RECORDS", "LAST"), rows, none="no threads yet: spl know 'TEXT'")
     return 0
 
 
@@ -54,11 +54,12 @@ def _records(args: Namespace, shell: Shell) -> int:
         rows = [
             (
                 str(item["sequence"]), item["act"], item["actor"], str(item["clock"]), _short(item["id"], shell),
-                _preview(item["body"], shell),
+                _preview(item["body"], shell, _CELL_CHARS),
             )
             for item in records
         ]  # fmt: skip
-        out.table(("SEQ", "ACT", "ACTOR", "CLOCK", "ID", "BODY"), rows, keep=("SEQ", "ACT", "BODY"))
+        titles, keep = ("SEQ", "ACT", "ACTOR", "CLOCK", "ID", "BODY"), ("SEQ", "ACT", "BODY", "ACTOR")
+        out.table(titles, rows, keep=keep, none=f"no records of {args.thread}; every thread: spl thread list")
     if len(records) == args.limit:
         out.note(f"continue with: spl thread records {args.thread} --since {records[-1]['sequence']}")
     return 0
@@ -138,13 +139,13 @@ def _short(record_id: str, shell: Shell) -> str:
     return record_id[:_ID_CHARS] if shell.out.people else record_id
 
 
-def _preview(body: Mapping[str, Any], shell: Shell) -> str:
+def _preview(body: Mapping[str, Any], shell: Shell, chars: int = _PREVIEW_CHARS) -> str:
     """Return the body's text, or the body as JSON; people get the first characters."""
     text = body.get("text")
     if not isinstance(text, str):
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    if shell.out.people and len(text) > _PREVIEW_CHARS:
-        return text[: _PREVIEW_CHARS - 1] + "…"
+    if shell.out.people and len(text) > chars:
+        return text[: chars - 1] + "…"
     return text
 
 

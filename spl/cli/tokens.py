@@ -51,7 +51,10 @@ def _list(args: Namespace, shell: Shell) -> int:
             for token in tokens
         ]  # fmt: skip
         shell.out.table(
-            ("TOKEN ID", "STATE", "SCOPES", "NAMESPACES", "PAIR", "LABEL"), rows, keep=("TOKEN ID", "STATE", "SCOPES")
+            ("TOKEN ID", "STATE", "SCOPES", "NAMESPACES", "PAIR", "LABEL"),
+            rows,
+            keep=("TOKEN ID", "STATE", "SCOPES", "LABEL"),
+            none="no tokens: spl token mint --scopes records:read",
         )
     return 0
 

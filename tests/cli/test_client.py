@@ -170,7 +170,7 @@ def test_a_token_never_leaves_the_machine_in_the_clear(spl: Run, home: Path, url
 def test_verbose_shows_each_request(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", "/v1/threads?limit=500"] = listed()
     result = spl("thread", "list", "-v")
-    assert result.err == "· GET /v1/threads?limit=500 answered 200\n"
+    assert result.err == "· GET /v1/threads?limit=500 answered 200\nno threads yet: spl know 'TEXT'\n"
 
 
 def test_quote_and_tilde() -> None:

@@ -20,7 +20,7 @@ PAGE = f"federation grant {BOB_SHORT} --namespace music --maps music,projects/mu
 def test_the_command_of_the_page(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", f"{PATH}/grants"] = GRANT
     result = spl(*PAGE.split())
-    assert (result.code, result.out) == (0, "pair_a1b2c3d4  granted: music -> projects/music (L1)\n")
+    assert (result.code, result.out) == (0, "pair_a1b2c3d4  granted: music -> bob:projects/music (L1)\n")
     assert daemon.sent("POST", f"{PATH}/grants").json() == {
         "namespace": "music",
         "maps": "projects/music",
@@ -87,12 +87,12 @@ def test_the_list_has_both_sides_and_what_is_missing(spl: Run, daemon: Daemon) -
     ]  # fmt: skip
     daemon.answers["GET", "/v1/consent/grants"] = listed(*rows)
     assert spl("consent", "list", tty=True, env={"COLUMNS": "220"}).out == (
-        "PAIR ID        PEER DID               NAMESPACES               LEVEL      VERSION  MISSING\n"
-        "pair_a1b2c3d4  did:sync:instance:bob  music -> projects/music  L1         1        -\n"
-        "pair_a1b2c3d4  did:sync:instance:bob  a -> a                   withdrawn  3        -\n"
-        "pair_a1b2c3d4  did:sync:instance:bob  music <- x               L2         2        "
+        "PAIR ID        PEER DID               NAMESPACES                   LEVEL      VERSION  MISSING\n"
+        "pair_a1b2c3d4  did:sync:instance:bob  music -> bob:projects/music  L1         1        -\n"
+        "pair_a1b2c3d4  did:sync:instance:bob  a -> bob                     withdrawn  3        -\n"
+        "pair_a1b2c3d4  did:sync:instance:bob  music <- bob:x               L2         2        "
         "namespace music does not exist or is not active here: spl namespace create music\n"
-        "pair_a1b2c3d4  did:sync:instance:bob  default -> default       L0         -        -\n"
+        "pair_a1b2c3d4  did:sync:instance:bob  default -> bob               L0         -        -\n"
     )
     daemon.answers["GET", "/v1/consent/grants?pair=pair_1"] = listed()
     result = spl("consent", "list", "pair_1", tty=True)

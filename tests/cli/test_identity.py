@@ -48,7 +48,7 @@ key               otter plum nine coal fern wax
 public key        z6Mk1
 created           2s ago
 rotations         0
-manifest          http://127.0.0.1:9100/x, signed 2s ago, 6d left
+manifest          http://127.0.0.1:9100/x, signed 2s ago, 7d left
 """
     )
     assert spl("identity", "show", "-o", "json").data == IDENTITY

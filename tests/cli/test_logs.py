@@ -119,3 +119,24 @@ def test_following_goes_on_after_a_rotation(folder: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run()
     assert seen == [line(2), line(4), line(5), line(6)]
+
+
+def test_a_terminal_gets_short_lines_and_warnings_whole(spl: Run, folder: Path) -> None:
+    """How long ago, the level in its colour, what happened, instances by their labels; the rest of a line is cut."""
+    peer = "did:sync:instance:bob-0123456789abcdef01234567"
+    facts = f"peer={peer} url=http://bob.example/ " + " ".join(f"n{n}={n}" for n in range(20))
+    write(folder / "spl.log", *(f"{line(1, level)} {facts}" for level in ("info", "error")), "no line of ours")
+    info, error, other = spl("logs", tty=True, env={"COLUMNS": "60", "NO_COLOR": ""}).out.splitlines()
+    assert info == "   in 1s  info     line 1  n=1  peer=bob  url=http://bob.ex…"
+    assert len(info) == 60
+    assert error.startswith("\x1b[31m   in 1s  error  \x1b[0m  line 1  n=1  peer=bob  url=http://bob.example/  n0=0")
+    assert error.endswith("n19=19")
+    assert other == "no line of ours"
+    wide = spl("logs", "-o", "wide", tty=True).out.splitlines()
+    assert wide[0] == f"{line(1)} {facts}"
+
+
+def test_nothing_that_passes_is_said(spl: Run, folder: Path) -> None:
+    write(folder / "spl.log", line(1))
+    result = spl("logs", "level=error")
+    assert (result.code, result.out, result.err) == (0, "", f"no line of {folder} passes\n")

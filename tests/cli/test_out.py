@@ -68,7 +68,7 @@ def test_a_narrow_terminal_loses_columns_from_the_right_and_never_wraps() -> Non
 def test_what_matters_stays_longest_on_a_narrow_terminal() -> None:
     """The state of a pair is dropped after everything else, and the words of a record are cut rather than dropped."""
     row = ("pair_1", "did:sync:instance:bob", "degraded", "polling")
-    heads = {20: ["ID", "STATE"], 36: ["ID", "DID", "STATE"], 60: ["ID", "DID", "STATE", "MODE"]}
+    heads = {16: ["ID", "STATE"], 22: ["ID", "DID", "STATE"], 36: ["ID", "DID", "STATE", "MODE"]}
     for width, titles in heads.items():
         out, stdout, _ = an_out(COLUMNS=str(width))
         out.table(("ID", "DID", "STATE", "MODE"), [row], keep=("ID", "STATE", "DID"))
@@ -91,10 +91,53 @@ def test_a_help_page_wraps_its_prose_and_never_its_example() -> None:
     assert stdout.text == text + "\n"
 
 
-def test_an_empty_table_prints_nothing() -> None:
-    out, stdout, _ = an_out()
-    out.table(("ONE",), [])
-    assert stdout.text == ""
+def test_long_cells_are_cut_before_a_column_is_dropped() -> None:
+    """What room there is goes to all of them, and none of it to blanks; states and ids stay whole."""
+    rows = [("pair_a1b2c3d4", "x" * 30, "establishing, offline 2m", "y" * 15, "z" * 40)]
+    titles = ("PAIR ID", "ONE", "STATE", "TWO", "THREE")
+    for width, cut in ((200, 0), (120, 1), (100, 2)):
+        out, stdout, _ = an_out(COLUMNS=str(width))
+        out.table(titles, rows, keep=("PAIR ID", "STATE"))
+        head, row = stdout.text.splitlines()
+        assert head.split() == ["PAIR", "ID", "ONE", "STATE", "TWO", "THREE"]
+        assert row.count("…") == cut
+        assert len(row) == (width if cut else 130)
+    out, stdout, _ = an_out(COLUMNS="20")
+    out.table(titles, rows, keep=("STATE",))
+    assert stdout.text.splitlines()[1] == "establishing, offline 2m", "a state is not cut"
+
+
+def test_instances_are_labels_on_a_narrow_terminal() -> None:
+    alike = "did:sync:instance:bob-0123456789abcdef01234567"
+    for did, shown in (("did:sync:instance:bob", "bob"), (alike, "bob-0123456789abc…")):
+        out, stdout, _ = an_out(COLUMNS="30")
+        out.table(("ID", "PEER DID", "STATE"), [("x", did, "active")], keep=("ID", "STATE"))
+        assert stdout.text.splitlines()[1].split() == ["x", shown, "active"]
+
+
+def test_an_empty_table_prints_what_to_do_about_it() -> None:
+    for tty in (True, False):
+        out, stdout, stderr = an_out(tty=tty)
+        out.table(("ONE",), [], none="nothing yet: spl know TEXT")
+        assert (stdout.text, stderr.text) == ("", "nothing yet: spl know TEXT\n")
+
+
+def test_a_card_goes_on_below_itself_and_keeps_words_and_commands_whole() -> None:
+    out, stdout, _ = an_out(COLUMNS="40")
+    out.card([
+        ("state", "active since 2h ago, and well"), ("id", "a" * 30), ("fix", "spl federation refresh bob"),
+        ("", "spl federation show bob bob"), ("at:", "one two three four five six seven"), ("value", "  x " * 9),
+    ])  # fmt: skip
+    assert stdout.text.splitlines() == [
+        "state             active since 2h ago,", "                  and well",
+        "id                " + "a" * 30,
+        "fix               spl federation refresh bob", "                  spl federation show bob bob",
+        "at: one two three four five six seven",
+        "value               x   x   x   x   x", "                    x   x   x   x",
+    ]  # fmt: skip
+    out, stdout, _ = an_out(COLUMNS="40")
+    out.marked("ok", o.GREEN, "clock      peer 0.0 s ahead (limit 30 s), and more")
+    assert stdout.text.splitlines() == ["  ok  clock      peer 0.0 s ahead (limit", "                 30 s), and more"]
 
 
 def test_colours_only_on_a_terminal_that_has_them_and_after_padding() -> None:
@@ -186,6 +229,7 @@ def test_times_are_relative_to_people_and_exact_elsewhere() -> None:
     assert people.ago(soon) == "in 3m"
     assert (people.until(soon), pipe.until(soon), people.until(then)) == ("in 3m10s", f"at {soon}", "now")
     assert (people.left(soon), pipe.left(soon)) == ("3m left", f"until {soon}")
+    assert people.left("2027-02-21T05:59:00.000Z") == "90d left", "of ninety days, a minute after"
     assert (people.left(then), pipe.left(then)) == ("EXPIRED", f"EXPIRED {then}")
 
 

@@ -109,8 +109,8 @@ namespaces        default
 maps              a:b
 tokens            issued to us  tok_5c1e  federation:sync,federation:subscribe  EXPIRED
                   issued by us  tok_91ab  federation:sync  revoked
-grants            music -> projects/music (L1)
-                  music <- projects/music (L0); L0 behaves as L1 until we grant it too: spl federation grant x
+grants            music -> hosted:projects/music (L1)
+                  music <- hosted:projects/music (L0); L0 behaves as L1 until we grant it too: spl federation grant x
 intake            1,048,576 of 10,737,418,240 bytes within a day
 refused           2 records
 last error        AUTH the token expired [auth-invalid], 1m ago
@@ -123,7 +123,7 @@ fix               spl federation refresh pair_0f9e8d7c
 
 def test_the_page(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", f"{PAIRS}/pair_0f"] = a_pair(**DETAIL)
-    result = spl("federation", "show", "pair_0f", tty=True)
+    result = spl("federation", "show", "pair_0f", tty=True, env={"COLUMNS": "160"})
     assert (result.code, result.out, result.err) == (0, PAGE, "")
 
 

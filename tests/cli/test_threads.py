@@ -53,9 +53,10 @@ def test_records_in_order_of_arrival(spl: Run, daemon: Daemon) -> None:
     assert lines[0].split() == ["SEQ", "ACT", "ACTOR", "CLOCK", "ID", "BODY"]
     assert lines[1] == f"1    KNOW  did:sync:user:ann  1      {1:064x}  text 1"
     assert lines[2].endswith('{"x":"' + "y" * 100 + '"}')
-    shown = spl("thread", "records", "th_r", tty=True, env={"COLUMNS": "200"}).out.splitlines()
+    shown = spl("thread", "records", "th_r", tty=True, env={"COLUMNS": "100"}).out.splitlines()
     assert shown[1] == "1    KNOW  did:sync:user:ann  1      000000000000  text 1"
     assert shown[2].endswith("y…")
+    assert len(shown[2]) == 100
     assert [item["sequence"] for item in spl("thread", "records", "th_r", "-o", "json").data] == [1, 2, 3]
 
 

@@ -55,13 +55,13 @@ def test_the_pages_grant_sends_projections_and_no_word_of_the_bodies(alice: Inst
     """What the namespace holds already, and what comes; withdrawn, nothing more; granted again, the rest follows."""
     alice.emit("th_songs", 3, namespace="music", text=SECRET)
     granted = alice.run(*PAGE)
-    assert granted.out == f"{pair}  granted: music -> projects/music (L1)\n"
+    assert granted.out == f"{pair}  granted: music -> bob:projects/music (L1)\n"
     assert "guessed from its id" in granted.err
     assert "guessed" not in alice.run(*PAGE, "--quiet").err
     assert grants(alice, pair) == [("out", "music", "projects/music", "L1", 1)]
     assert grants(bob, pair) == [("in", "projects/music", "music", "L1", 1)]
-    assert "grants            music -> projects/music (L1)\n" in alice.run("federation", "show", BOB).out
-    assert "projects/music <- music (L1)" in bob.run("federation", "show", pair).out
+    assert "grants            music -> bob:projects/music (L1)\n" in alice.run("federation", "show", BOB).out
+    assert "projects/music <- alice:music (L1)" in bob.run("federation", "show", pair).out
     eventually(lambda: len(claims(bob, pair)) == 3, "the three arrive as projections")
     late = alice.emit("th_songs", 1, namespace="music", text=SECRET)
     eventually(lambda: late[0] in {item["id"] for item in claims(bob, pair)}, "a later one follows on the stream")
