@@ -106,7 +106,7 @@ def find(argv: list[str]) -> tuple[Command | Group | None, list[str]]:
         return None, before
     noun = ALIASES.get(noun, noun)
     if noun not in PLACES:
-        raise _unknown(noun)
+        raise _unknown(noun, _next_word(rest)[1] or "")
     entry = _entries(noun)[noun]
     if isinstance(entry, Command):
         return entry, before + rest
@@ -133,7 +133,7 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     entry, rest = find(["version", *argv[1:]] if argv[:1] in (["--version"], ["-V"]) else argv)
     if entry is None and rest and not _asks_help(rest):
         raise UsageError("usage", f"there is no command beside '{rest[0]}'", hint="spl help lists the commands")
-    if entry is None or _asks_help(rest):
+    if entry is None or _asks_help(rest) or (isinstance(entry, Group) and not rest):
         out.page(overview() if entry is None else help_of(entry))
         return 0
     if isinstance(entry, Group):
@@ -221,11 +221,12 @@ def _asks_help(rest: list[str]) -> bool:
     return "-h" in options or "--help" in options
 
 
-def _unknown(words: str) -> UsageError:
+def _unknown(words: str, verb: str = "") -> UsageError:
     """Return the error for unknown words; it names the nearest command if one is near.
 
     A verb without its noun is near (`pair` means `federation pair`), a misspelt one less so than a misspelt noun; the
     beginning of a noun (`fed`) is as near as one wrong letter.  Of equally near ones the first of `spl help` is named.
+    If a noun is near, `verb` is the word that was given after it.
     """
     names = list(PLACES)
     for noun in [noun for noun, place in PLACES.items() if place.group]:
@@ -240,7 +241,8 @@ def _unknown(words: str) -> UsageError:
     cost, name = min(ranked, key=lambda item: item[0])
     if cost > max(1, len(words) // 3):
         return UsageError("usage", f"unknown command '{words}'", hint="spl help lists the commands")
-    return UsageError("usage", f"unknown command '{words}'. Did you mean '{name}'?")
+    whole = f"{name} {verb}" if f"{name} {verb}" in names else name
+    return UsageError("usage", f"unknown command '{words}'. Did you mean '{whole}'?")
 
 
 def _distance(a: str, b: str) -> int:

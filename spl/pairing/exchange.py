@@ -53,7 +53,11 @@ class Exchange:
         Raises ReachError, ManifestError, PairError "manifest-missing", "identity-cloned", and "key-compromised" for a
         chain that contradicts the pinned one and proves no fork: its owner did not make it.
         """
-        base = parse_url(url).origin
+        where = parse_url(url)
+        if where.target != "/":
+            hint = f"spl federation pair {where.origin}/, or give the peer a host name of its own"
+            raise ReachError("url-invalid", f"{where.target} is a path; an instance has a whole host", hint=hint)
+        base = where.origin
         document = await self._document(base + MANIFEST_PATH, dial)
         did_document = await self._document(base + DID_PATH, dial)
         peer = manifest.verify(

@@ -80,13 +80,22 @@ def test_without_words_the_overview_lists_every_noun(spl: Run) -> None:
         ("statsu", "status"),
         ("list", "federation list"),
         ("fed", "federation"),
+        ("fed list", "federation list"),
+        ("fed nothing", "federation"),
+        ("tread snapshot th_garden", "thread snapshot"),
     ],
 )
 def test_unknown_words_name_the_nearest_command(spl: Run, line: str, near: str) -> None:
     result = spl(*line.split())
     assert result.code == 2
     assert result.out == ""
-    assert result.err == f"error: unknown command '{line}'. Did you mean '{near}'? [usage]\n"
+    unknown = line if line.split()[0] in cli.PLACES else line.split()[0]
+    assert result.err == f"error: unknown command '{unknown}'. Did you mean '{near}'? [usage]\n"
+
+
+@pytest.mark.parametrize("noun", [noun for noun, place in cli.PLACES.items() if place.group])
+def test_a_noun_alone_shows_its_commands(spl: Run, noun: str) -> None:
+    assert (spl(noun).code, spl(noun).out) == (0, spl(noun, "--help").out)
 
 
 def test_words_near_nothing_point_to_help(spl: Run) -> None:
@@ -100,7 +109,7 @@ def test_words_near_nothing_point_to_help(spl: Run) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "federation",
+        "federation -o json",
         "federation pair",
         "status extra",
         "health -o xml",

@@ -88,3 +88,14 @@ async def test_an_answer_under_a_key_not_known_yet_counts_once_the_manifest_show
         world.faults.clear()
         a.pairing.on_peer_state(pair_id, {})
         await until(lambda: a.alive[0].paused_by == "peer")
+
+
+@pytest.mark.parametrize("path", ["/bob/", "/?to=bob", "/.well-known/syncropel"])
+async def test_a_url_with_a_path_is_refused_with_the_one_to_give(tmp_path: Path, path: str) -> None:
+    """Dropped silently, it would ask whoever has the root of the host."""
+    async with two(tmp_path) as (world, a, b):
+        with pytest.raises(SplError) as caught:
+            await a.pairing.exchange.discover(b.url + path, True, dial=HERE)
+        assert code_of(caught) == "url-invalid"
+        assert f"spl federation pair {b.url}/" in caught.value.hint
+        assert not world.calls
