@@ -77,7 +77,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces aitl rules
         emit threads debug
-        soak soak_plan soak_driver soak_daemons
+        demo soak soak_plan soak_driver soak_daemons temporary
 
 `daemon.py` builds everything in this order and answers signals; `__main__.py` is `python -m spl`.
 

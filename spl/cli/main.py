@@ -30,6 +30,7 @@ class CommandPlace(NamedTuple):
 
 
 PLACES: Final[Mapping[str, CommandPlace]] = {
+    "demo": CommandPlace("demo", "Watch two throw-away daemons pair and sync."),
     "init": CommandPlace("init", "Create the home folder, identity and admin token."),
     "serve": CommandPlace("serve", "Run the daemon."),
     "status": CommandPlace("status", "Show the state of the daemon and what needs attention."),

@@ -1,11 +1,9 @@
 """`spl federation soak`: a long even load over a pair, measured window by window."""
 
-import signal
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from types import FrameType, ModuleType
+from contextlib import closing
+from types import ModuleType
 from typing import Any, Final
 
 from ..core import when
@@ -31,7 +29,7 @@ def _soak(args: Namespace, shell: Shell) -> int:
         shell.out.note("scaled: shorter than the reference's windows, so this run cannot pass")
     soak_driver = shell.load("cli.soak_driver")
     try:
-        with _ended_by_signals():
+        with shell.load("cli.temporary").ended_by_signals():
             run = _live if args.pair else _own
             differences, log_lines = run(args, shell, soak_driver, windows, report)
     except KeyboardInterrupt:
@@ -167,21 +165,6 @@ def _driven(
 
 def _done(driver: Any) -> str:
     return f"{count(driver.emitted, 'record')} emitted, {count(driver.done('reload'), 'fold rule')} reloaded"
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the temporary daemons end too."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _minutes(words: list[str]) -> dict[str, float]:

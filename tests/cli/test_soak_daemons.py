@@ -1,36 +1,22 @@
-"""Throw-away daemons take nothing from the operator's settings, and leave nothing when they cannot start.
+"""The daemons of a soak: three, of which two are the pair.
 
-That they run, pair and end is seen in tests/e2e/test_soak.py.
+That they pair, sync and end is seen in tests/e2e/test_soak.py.
 """
 
-import sys
-import tempfile
-from pathlib import Path
-
-import pytest
-
-from spl.cli.client import CtlError
-from spl.cli.soak_daemons import Daemons
+from spl.cli.soak_daemons import NAMES, Daemons
 
 
-def test_the_operators_settings_do_not_reach_them() -> None:
-    env = {"PATH": "/bin", "SPL_LOOP": "asyncio", "SPL_PORT": "9100", "SPL_TOKEN": "x", "SYNCROPEL_HOME": "/home/o"}
-    found = Daemons(env, lambda text: None)._env
-    assert {name: found[name] for name in found if name != "PYTHONPATH"} == {"PATH": "/bin", "SPL_LOOP": "asyncio"}
-    assert (Path(found["PYTHONPATH"]) / "spl" / "__main__.py").exists()
+def test_the_pair_is_driven_at_a_and_watched_at_b() -> None:
+    made = Daemons({}, lambda text: None)
+    assert made.names == NAMES
+    made._ctls = {name: Kept() for name in NAMES}  # type: ignore[misc]
+    target = made.target()
+    assert [name for name, _ in target.sides] == ["a", "b"]
+    assert not made.dead()
 
 
-@pytest.mark.parametrize("ends_in", ["init", "serve"])
-def test_one_that_does_not_start_is_told_and_nothing_stays(
-    ends_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def spl(self: Daemons, command: str, home: Path) -> list[str]:
-        ends = f"import sys; print('one', file=sys.stderr); sys.exit('no {command} today')"
-        return [sys.executable, "-c", ends if command == ends_in else "pass"]
+class Kept:
+    """A client of which nothing is asked."""
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(Daemons, "_spl", spl)
-    with pytest.raises(CtlError) as caught, Daemons({}, lambda text: None):
-        pytest.fail("it started")
-    assert f"no {ends_in} today" in caught.value.message
-    assert not list(tmp_path.iterdir())
+    def kept(self) -> None:
+        """Return no connection."""
