@@ -72,7 +72,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
     cli/  commands over the socket: one file per noun
-        main command client out           finding a command; its form; asking the daemon; printing
+        main command client               finding a command; its form; asking the daemon
+        out fit                           printing; what a narrow terminal holds
         help manual                       explaining: commands and codes; the pages of manual/*.md
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces aitl rules

@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
-from textwrap import wrap
 from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
 
 from ..core.errors import CODES, SplError
 from ..core.when import ms_of, span, span_fine, text_of
+from . import fit
+from .fit import GAP
 
 FORMS: Final = ("table", "wide", "json", "jsonl")
 GREEN: Final = "32"
@@ -33,21 +34,11 @@ _UNSEEN: Final = re.compile(
 """What a terminal acts on or hides: C0, C1, soft hyphen, direction and format marks, zero widths, surrogates, tags."""
 _LABEL_CHARS: Final = 18  # the left column of a detail view
 _FACT_CHARS: Final = 10  # the left column under an error
-_GAP: Final = "  "
-_PAGE_CHARS: Final = 40
+_COMMANDS: Final = frozenset({"fix", "docs"})
+"""Labels of commands, which a line end inside would spoil for pasting."""
 _MINUTE_MS: Final = 60_000
 _HOUR_MS: Final = 60 * _MINUTE_MS
 _DAY_MS: Final = 24 * _HOUR_MS
-_CUT_CHARS: Final = 12  # a cell that is cut shows at least so much
-_TEXT_CHARS: Final = 20  # room for less is no column of text: it goes on further left
-_NARROW_CHARS: Final = 8
-_WHOLE_CHARS: Final = 16  # a cell up to this is never cut
-_UNCUT: Final = frozenset({"STATE", "PAIR ID", "TOKEN ID"})
-"""Columns that are shown whole or not at all: half of a state may be another one, and half of an id is none."""
-_COMMANDS: Final = frozenset({"fix", "docs"})
-"""Labels of commands, which a line end inside would spoil for pasting."""
-_HEADED: Final = re.compile(r" *\S+ {2,}")
-"""A word and the blanks behind it, which make a column."""
 _REDRAW: Final = "\r\x1b[K"
 _FINGERPRINT: Final = re.compile(r"-[0-9a-f]{24}\Z")
 _INSTANCE: Final = "did:sync:instance:"
@@ -101,6 +92,11 @@ class Out:
         return self.form == "wide"
 
     @property
+    def _room(self) -> int | None:
+        """How wide a result may be; None if everything is wanted."""
+        return None if self.wide else self._columns
+
+    @property
     def columns(self) -> int | None:
         """The width of the terminal that shows the result; None if there is none."""
         return self._columns if self._tty else None
@@ -113,8 +109,8 @@ class Out:
 
     def marked(self, mark: str, color: str, text: str) -> None:
         """Print an indented line that begins with a coloured mark; what is too long goes on below its last column."""
-        left, headed = len(mark) + 2 * len(_GAP), _HEADED.match(text)
-        first, *rest = self._wrapped(clean(text), left, left + (headed.end() if headed else 0))
+        text, left = clean(text), len(mark) + 2 * len(GAP)
+        first, *rest = fit.wrapped(text, left, left + fit.headed(text), self._room)
         self._result(f"  {self.paint(clean(mark), color)}  {first}".rstrip())
         for line in rest:
             self._result(line)
@@ -123,8 +119,8 @@ class Out:
         """Print a line with a coloured head; without `whole` its end is cut off where the terminal ends."""
         head, text = clean(head), clean(text)
         if self._columns is not None and not whole:
-            text = _cut(text, max(_CUT_CHARS, self._columns - len(head) - len(_GAP)))
-        self._result(f"{self.paint(head, color)}{_GAP}{text}")
+            text = fit.cut(text, max(fit.CUT_CHARS, self._columns - len(head) - len(GAP)))
+        self._result(f"{self.paint(head, color)}{GAP}{text}")
 
     def raw(self, data: bytes) -> None:
         """Print bytes of a file format as they are; on a terminal as text that cannot drive it."""
@@ -139,13 +135,8 @@ class Out:
 
     def page(self, text: str) -> None:
         """Print a help page; prose that is wider than the terminal is wrapped, an example never, so that it pastes."""
-        prose, _, example = text.removesuffix("\n").partition("\nexample:\n")
-        for line in prose.split("\n"):
-            indent = " " * (len(line) - len(line.lstrip()))
-            width = len(line) if self._columns is None else max(_PAGE_CHARS, self._columns)
-            self.lines("\n".join(wrap(line, width, subsequent_indent=indent)) if len(line) > width else line)
-        if example:
-            self.lines(f"example:\n{example}")
+        for line in text.removesuffix("\n").split("\n") if self._columns is None else fit.page(text, self._columns):
+            self.line(line)
 
     def lines(self, text: str) -> None:
         """Print a text of several lines, each as it is."""
@@ -190,17 +181,17 @@ class Out:
             if none:
                 self.note(none)
             return
-        widths = _widths(titles, cells)
-        if not self._fits(widths):
+        widths = fit.widths_of(titles, cells)
+        if not fit.fits(widths, self._room):
             cells = [[cell.removeprefix(_INSTANCE) for cell in row] for row in cells]
-            widths = _widths(titles, cells)
-        room = self._fitting(widths, keep)
+            widths = fit.widths_of(titles, cells)
+        room = fit.fitting(widths, keep, self._room)
         self._row([(title, width, None) for title, width in room.items()])
         for number, row in enumerate(cells):
             shown = zip(titles, row, strict=True)
             self._row([(cell, room[title], paints.get(title)) for title, cell in shown if title in room])
             if below:
-                self.line(" " * (widths[titles[0]] + len(_GAP)) + below[number])
+                self.line(" " * (widths[titles[0]] + len(GAP)) + below[number])
 
     def card(self, facts: Iterable[tuple[str, str]]) -> None:
         """Print one fact per line, labels in a column; an empty label continues the one above.
@@ -212,14 +203,16 @@ class Out:
         for label, text in facts:
             last = label or last
             head = f"{label} " if label.endswith(":") else f"{label:<{_LABEL_CHARS}}"
-            lines = [clean(text)] if last in _COMMANDS else self._wrapped(clean(text), len(head), _LABEL_CHARS)
+            lines = (
+                [clean(text)] if last in _COMMANDS else fit.wrapped(clean(text), len(head), _LABEL_CHARS, self._room)
+            )
             self.line(head + lines[0])
             for line in lines[1:]:
                 self._result(line)
 
     def row(self, facts: Sequence[tuple[str, str]]) -> None:
         """Print the values on one line, or as a card if the terminal is too narrow for that."""
-        line = _GAP.join(text for _, text in facts)
+        line = GAP.join(text for _, text in facts)
         if self._columns is not None and len(line) > self._columns:
             self.card(facts)
         else:
@@ -344,62 +337,12 @@ class Out:
             return exc
         return OutputError("output-failed", f"the output cannot be written: {exc.strerror}")
 
-    def _wrapped(self, text: str, first: int, rest: int) -> list[str]:
-        """Return a text as lines that fit a narrow terminal: `first` characters stand before it, `rest` before others.
-
-        Words are kept whole, so that ids, addresses and paths can be copied.
-        """
-        if self._columns is None or self.wide or first + len(text) <= self._columns:
-            return [text]
-        rest = rest if self._columns - rest >= _TEXT_CHARS else min(rest, _NARROW_CHARS)
-        below = rest + len(text) - len(text.lstrip())
-        lines = wrap(
-            text, max(self._columns, below + _CUT_CHARS), initial_indent=" " * first, subsequent_indent=" " * below,
-            break_long_words=False, break_on_hyphens=False,
-        )  # fmt: skip
-        return [lines[0][first:], *lines[1:]] if lines else [text]
-
-    def _fits(self, widths: Mapping[str, int]) -> bool:
-        """Return whether columns of these widths fit side by side."""
-        whole = sum(widths.values(), len(_GAP) * (len(widths) - 1))
-        return self._columns is None or self.wide or whole <= self._columns
-
-    def _fitting(self, widths: Mapping[str, int], keep: Sequence[str]) -> dict[str, int]:
-        """Return the columns that fit with their widths, at least one; what is left goes to those that are cut."""
-        if self._columns is None or self._fits(widths):
-            return dict(widths)
-        room: dict[str, int] = {}
-        left = self._columns + len(_GAP)
-        for title in [*keep, *(title for title in widths if title not in keep)]:
-            whole = title in _UNCUT or widths[title] <= _WHOLE_CHARS
-            least = len(_GAP) + (widths[title] if whole else max(len(title), _CUT_CHARS))
-            # What does not matter most only takes what leaves the others enough of their cells.
-            owed = 0 if title in keep else sum(min(widths[each], _TEXT_CHARS) - room[each] for each in room)
-            if room and least + max(0, owed) > left:
-                break
-            room[title] = least - len(_GAP)
-            left -= least
-        cut = sorted((title for title in room if room[title] < widths[title]), key=widths.__getitem__)
-        for number, title in enumerate(cut):
-            more = max(0, min(widths[title] - room[title], left // (len(cut) - number)))
-            room[title] += more
-            left -= more
-        return {title: room[title] for title in widths if title in room}
-
     def _row(self, cells: Sequence[tuple[str, int, Paint | None]]) -> None:
         pieces = []
         for text, width, paint in cells:
-            cut = _cut(text, width)
+            cut = fit.cut(text, width)
             pieces.append((self.paint(cut, paint(text)) if paint else cut) + " " * (width - len(cut)))
-        self._result(_GAP.join(pieces).rstrip())
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _widths(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> dict[str, int]:
-    return {title: max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)}
+        self._result(GAP.join(pieces).rstrip())
 
 
 def clean(text: str) -> str:

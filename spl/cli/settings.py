@@ -12,7 +12,7 @@ def _show(args: Namespace, shell: Shell) -> int:
     settings = shell.ctl.items("/v1/config")
     if not shell.printed("spl.config/1", settings):
         rows = [(str(item["key"]), _value(str(item["key"]), item["value"]), str(item["source"])) for item in settings]
-        shell.out.table(("KEY", "VALUE", "SOURCE"), rows)
+        shell.out.table(("KEY", "VALUE", "SOURCE"), rows, keep=("KEY", "VALUE"))
     return 0
 
 

@@ -180,6 +180,7 @@ def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> N
         "client",
         "command",
         "federation",
+        "fit",
         "grants",
         "main",
         "out",
