@@ -289,6 +289,8 @@ class Auth:
         if len(self._proofs) > self._limits.pairs_count:
             self._proofs = {key: value for key, value in self._proofs.items() if key in self._writer.views.pairs}
         proofs = self._proofs.setdefault(pair_id, _Proofs())
+        # As with the floor of the start: dates of a clock that ran ahead must not refuse the peer until they come.
+        proofs.floor_ms = min(proofs.floor_ms, self._now_ms() + bearer.PROOF_AHEAD_MS)
         if nonce in proofs.seen:
             raise AuthError("auth-invalid", "the proof of possession was used before", reason="proof-replayed")
         if issued_at_ms <= proofs.floor_ms:

@@ -5,7 +5,7 @@ Times are arguments, in Unix ms; a clock that steps back only makes the samples 
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from .backoff import TokenBucket
@@ -98,6 +98,36 @@ class Costs:
         slot = now_ms // SLOT_MS
         fresh = [counts for at, counts in zip(self._slots, self._counts, strict=True) if slot - SLOTS < at <= slot]
         return [sum(column) for column in zip(*fresh, strict=True)]
+
+
+class Ages:
+    """How old things are, by their dates and by a clock that nobody sets: a clock that is ahead for a moment ages none.
+
+    A thing that is met with an age, as at a start, is taken to be 23/24 of the limit old at most, so a clock that is
+    ahead at that moment can be set right before anything ends.
+    """
+
+    __slots__ = ("_met",)
+
+    def __init__(self) -> None:
+        self._met: dict[str, tuple[int, int]] = {}
+        """Steady time at which each was met first, and its age then."""
+
+    def meet(self, key: str, steady_ms: int) -> None:
+        """Record that a thing begins now."""
+        self._met[key] = steady_ms, 0
+
+    def older(self, dates_ms: Mapping[str, int], now_ms: int, steady_ms: int, limit_ms: int) -> list[str]:
+        """Return those that are `limit_ms` old or older; what has no date here any more is forgotten."""
+        most_ms, found = limit_ms * 23 // 24, list[str]()
+        self._met = {key: met for key, met in self._met.items() if key in dates_ms}
+        for key, date_ms in dates_ms.items():
+            by_date_ms = now_ms - date_ms
+            met_ms, age_ms = self._met.setdefault(key, (steady_ms, min(max(0, by_date_ms), most_ms)))
+            is_ahead = by_date_ms < 0  # it was dated by a clock that ran ahead, and its date says nothing
+            if age_ms + steady_ms - met_ms >= limit_ms and (is_ahead or by_date_ms >= limit_ms):
+                found.append(key)
+        return found
 
 
 class Repeats:

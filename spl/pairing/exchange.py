@@ -81,11 +81,16 @@ class Exchange:
         )
 
     async def rediscover(self, pair: Pair, expect_key: str = "") -> Manifest:
-        """Return the present manifest of a pair's peer: where our operator found it, else where it said it moved to.
+        """Return the present manifest of a pair's peer.
+
+        Asked for where the peer said last that it is, if that manifest waits for its hour, then where our operator
+        found it, and then where the manifest that we took says.
 
         Raises as `discover`, with the first place's error; PairError "manifest-did-mismatch" for another instance.
         """
-        places = list(dict.fromkeys(parse_url(url).origin for url in (pair.proposal.url, pair.url) if url))
+        newer = self.pairs.newer.get(pair.pair_id)
+        urls = newer.url if newer is not None else "", pair.proposal.url, pair.url
+        places = list(dict.fromkeys(parse_url(url).origin for url in urls if url))
         failed: SplError | None = None
         for place in places:
             try:

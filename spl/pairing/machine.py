@@ -38,6 +38,7 @@ from ..core.pair.state import (
     known,
 )
 from ..core.pair.steps import Effect, PairEvent
+from ..core.recent import Ages
 from ..home.home import Home, default_label
 from ..home.logs import CountedLog
 from ..home.manifest import ManifestSigner
@@ -96,7 +97,8 @@ class Pairs:
         self.now_ms, self.steady_ms, self.random_bytes = now_ms, steady_ms, random_bytes
         self.budget = budget
         """Bytes that each pair brings in, which sync charges too."""
-        self._newer: dict[str, Manifest] = {}
+        self.newer: dict[str, Manifest] = {}  # those that wait for their hour
+        self._requests = Ages()
         self._lines = CountedLog(log)
 
     # -- looking
@@ -180,7 +182,6 @@ class Pairs:
         """Decide the events one after another, make them durable in one submission, and return pair and effects left.
 
         `also` is written with them.  What the peer's word `brought` counts as its intake, and its lines are counted.
-
         Raises PairError "pair-state-conflict" and then nothing is stored; WriteError.
         """
         before, items, effects = pair, list[Item](), list[Effect]()
@@ -194,6 +195,8 @@ class Pairs:
         for other in others:
             ended, found = steps.decide(other, steps.End(SUPERSEDED), self.now_ms())
             items += [item for effect in found for item in self._items(ended, effect)] + self._aitl(other, ended)
+        if before is None:
+            self._requests.meet(pair.pair_id, self.steady_ms())
         self.submit([*items, *also], brought_by=pair.pair_id if brought else "")
         for dropped in (*others, *([pair] if any(isinstance(effect, steps.DropSecrets) for effect in effects) else [])):
             self.vault.delete(TOKEN_NAME + dropped.pair_id)
@@ -204,8 +207,7 @@ class Pairs:
     def submit(self, items: Sequence[Item], *, brought_by: str = "") -> None:
         """Make the items durable and fold them; raise what refused them, "overloaded" if not begun after 30 s.
 
-        A write that has begun is waited for: a step that was refused must not take effect afterwards.  The bytes count
-        as intake of the pair `brought_by`.
+        A write that has begun is waited for: a refused step must not take effect afterwards.  `brought_by`: see `take`.
         """
         if not brought_by:
             self._write(items)
@@ -320,16 +322,16 @@ class Pairs:
         is_first = pair.fetched_at_ms == pair.created_at_ms
         is_due = at_once or is_first or not 0 <= now_ms - pair.fetched_at_ms < MANIFEST_EVERY_MS
         if not is_due and len(peer.chain.rotations) == len(pair.chain.rotations):
-            self._newer[pair.pair_id] = peer
+            self.newer[pair.pair_id] = peer
             return pair
-        self._newer.pop(pair.pair_id, None)
+        self.newer.pop(pair.pair_id, None)
         return self.take(pair, steps.ManifestChange(peer.raw), brought=True)[0]
 
     def adopt_waiting(self) -> None:
         """Take the manifests that waited for their hour."""
-        for pair_id, peer in list(self._newer.items()):
+        for pair_id, peer in list(self.newer.items()):
             pair = self.get(pair_id)
-            del self._newer[pair_id]
+            del self.newer[pair_id]
             if pair is not None and not pair.ended and peer.signed_at_ms > pair.peer.signed_at_ms:
                 self.adopt_manifest(pair, peer)
 
@@ -341,10 +343,10 @@ class Pairs:
         return self.take(pair, steps.Confirm(older[-1].pair_id if older else ""))
 
     def expire(self) -> list[Pair]:
-        """End what has been establishing for limits.request_ttl_s; return what ended."""
-        oldest_ms = self.now_ms() - int(self.limits.request_ttl_s * 1000)
-        old = [pair for pair in self.all() if pair.phase is Phase.ESTABLISHING and pair.created_at_ms <= oldest_ms]
-        return [self.take(pair, steps.End("expired"))[0] for pair in old]
+        """End what has been establishing for limits.request_ttl_s, by both clocks; return what ended."""
+        dates = {pair.pair_id: pair.created_at_ms for pair in self.all() if pair.phase is Phase.ESTABLISHING}
+        old = self._requests.older(dates, self.now_ms(), self.steady_ms(), int(self.limits.request_ttl_s * 1000))
+        return [self.take(self.known(pair_id), steps.End("expired"))[0] for pair_id in old]
 
     def heal(self) -> None:
         """Make the vault agree with the records after a crash or a restored copy.

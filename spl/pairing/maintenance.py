@@ -28,6 +28,7 @@ from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
 from ..sync.schedule import Sync
 from .initiator import HandshakeLoop, Initiator
+from .machine import MANIFEST_EVERY_MS
 from .stepper import Stepper
 from .tokens import Renewal, check_found, expiry_of, id_of
 
@@ -69,9 +70,12 @@ class MaintenanceStatus:
     next_attempt_at_ms: int | None
     last_error: SplError | None
     failed_at_ms: int
+    newer_url: str = ""
+    """Where the peer says it is by a manifest that waits until `newer_at_ms`, "" if none waits."""
+    newer_at_ms: int = 0
 
     def to_json(self) -> dict[str, object]:
-        """Return {fetched_at, attempt, next_attempt_at, last_error}."""
+        """Return {fetched_at, attempt, next_attempt_at, last_error, newer: {url, taken_at}}."""
         error, next_ms = self.last_error, self.next_attempt_at_ms
         failed_at = when.text_of(self.failed_at_ms)
         return {
@@ -79,6 +83,7 @@ class MaintenanceStatus:
             "attempt": self.attempt,
             "next_attempt_at": when.text_of(next_ms) if next_ms is not None else None,
             "last_error": {"code": error.code, "message": error.message, "at": failed_at} if error else None,
+            "newer": {"url": self.newer_url, "taken_at": when.text_of(self.newer_at_ms)} if self.newer_url else None,
         }
 
 
@@ -109,7 +114,10 @@ class Maintenance:
         state, pair = self._state(pair_id), self.pairs.get(pair_id)
         attempt, retry_at_ms = state.backoff.attempt, self.pairs.now_ms() + self._retry_in_ms(state)
         fetched_ms = max(state.fetched_ms, pair.fetched_at_ms if pair is not None else 0)
-        return MaintenanceStatus(fetched_ms, attempt, retry_at_ms if attempt else None, state.error, state.at_ms)
+        newer = self.pairs.newer.get(pair_id)
+        waits = (newer.url, pair.fetched_at_ms + MANIFEST_EVERY_MS) if newer is not None and pair is not None else ()
+        next_ms = retry_at_ms if attempt else None
+        return MaintenanceStatus(fetched_ms, attempt, next_ms, state.error, state.at_ms, *waits)
 
     def _is_kept(self, pair: Pair) -> bool:
         return type(pair.state) in ESTABLISHED and not self._state(pair.pair_id).lock.locked()

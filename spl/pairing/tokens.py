@@ -37,6 +37,8 @@ log = logging.getLogger("spl.federation")
 LIVE: Final = "live"
 TOKENS_MAX: Final = 8
 TOKEN_EVERY_S: Final = 3600.0
+ANSWERS: Final = 2
+"""So many times what an answer may take, the peer either has a new token or does not get it any more."""
 
 
 class Renewal:
@@ -44,8 +46,10 @@ class Renewal:
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
-        self._unused = {name.removeprefix(RENEWED_NAME) for name in pairs.vault.names(RENEWED_NAME)} | self._doubled()
-        """Pairs with a new token that the peer has not used yet, as far as this process knows."""
+        unused = {name.removeprefix(RENEWED_NAME) for name in pairs.vault.names(RENEWED_NAME)} | self._doubled()
+        self._unused = dict.fromkeys(unused, pairs.steady_ms())
+        """Pairs with a new token that the peer has not used yet, and since when this process knows, by the steady
+        clock."""
         self._used_ms: dict[str, int] = {}
         """When the peer first used its new token, by the steady clock."""
         limits = pairs.limits
@@ -149,7 +153,7 @@ class Renewal:
             pair, _ = self.pairs.take(pair, TokenChange(True, ref), brought=True)
         else:
             expires_at_ms = token.expires_at_ms
-        self._unused.add(pair.pair_id)
+        self._unused.setdefault(pair.pair_id, self.pairs.steady_ms())
         return pair, self.pairs.seal(text, pair.peer, pair.pair_id, nonce, expires_at_ms)
 
     def readmit(self, pair_id: str) -> bool:
@@ -165,16 +169,45 @@ class Renewal:
             return False
         if token_id == pair.issued_by_us.token_id:
             return pair.pair_id in self._unused and pair.pair_id not in self._used_ms
-        return self._is_newer(pair, self.pairs.writer.views.tokens.get(token_id))
+        return self._is_newer(pair, self.pairs.writer.views.tokens.get(token_id)) or self._is_lost(pair)
 
     def used(self, pair_id: str, token_id: str) -> None:
-        """Record that the peer used its new token, or one that our operator minted for it later by hand."""
+        """Record that the peer used its new token, or one that our operator minted for it later by hand.
+
+        One that still uses the old token, longer after the renewal than any answer may take, did not get the new one,
+        which ends.
+        """
         pair, token = self.pairs.known(pair_id), self.pairs.writer.views.tokens.get(token_id)
+        if token is not None and self._is_older(pair, token):
+            if self._is_lost(pair) and type(pair.state) in ESTABLISHED:
+                self._withdraw(pair, token)
+            return
         if token is not None and self._is_newer(pair, token) and type(pair.state) in ESTABLISHED:
             ref = TokenRef(token.token_id, tuple(sorted(token.scopes)), token.expires_at_ms, token.hash)
             self.pairs.take(pair, TokenChange(True, ref, minted=True))
-            self._unused.add(pair_id)
+            self._unused[pair_id] = self.pairs.steady_ms()
         self._used_ms[pair_id] = self.pairs.steady_ms()
+
+    def _is_lost(self, pair: Pair) -> bool:
+        """Return whether the answer that held the new token can reach the peer no more."""
+        since_ms = self._unused.get(pair.pair_id)
+        late_ms = ANSWERS * int(self.pairs.limits.answer_timeout_s * 1000)
+        is_used = pair.pair_id in self._used_ms
+        return since_ms is not None and not is_used and self.pairs.steady_ms() - since_ms >= late_ms
+
+    def _withdraw(self, pair: Pair, old: Token) -> None:
+        """End a new token that the peer did not get; it goes on with the old one, and asks again when that is due."""
+        lost = pair.issued_by_us
+        assert lost is not None
+        ref = TokenRef(old.token_id, tuple(sorted(old.scopes)), old.expires_at_ms, old.hash)
+        ends = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": lost.token_id, "at": self._now()})
+        self.pairs.take(pair, TokenChange(True, ref, minted=True), also=[ends])
+        self.pairs.vault.delete(RENEWED_NAME + pair.pair_id)
+        self._unused.pop(pair.pair_id, None)
+        log.info(**event("token.retired", pair=pair.pair_id, tokens=lost.token_id))
+
+    def _now(self) -> str:
+        return when.text_of(self.pairs.now_ms())
 
     def retire(self) -> None:
         """End the tokens whose successor the peer has used for as long as an answer may take."""
@@ -182,18 +215,15 @@ class Renewal:
         for pair_id in [pair_id for pair_id, used_ms in self._used_ms.items() if used_ms <= limit_ms]:
             pair = self.pairs.get(pair_id)
             if pair is not None and pair.issued_by_us is not None and not pair.ended:
-                self._end_older(pair, pair.issued_by_us)
+                self._end_older(pair)
             self.pairs.vault.delete(RENEWED_NAME + pair_id)
-            self._unused.discard(pair_id)
+            self._unused.pop(pair_id, None)
             del self._used_ms[pair_id]
 
-    def _end_older(self, pair: Pair, present: TokenRef) -> None:
-        dead = [
-            token for token in self.pairs.writer.views.tokens.values()
-            if token.pair_id == pair.pair_id and not token.revoked and token.token_id != present.token_id
-            and token.created_at_ms <= present.since_ms
-        ]  # fmt: skip
-        bodies = [{"token_id": token.token_id, "at": when.text_of(self.pairs.now_ms())} for token in dead]
+    def _end_older(self, pair: Pair) -> None:
+        tokens = self.pairs.writer.views.tokens.values()
+        dead = [token for token in tokens if not token.revoked and self._is_older(pair, token)]
+        bodies = [{"token_id": token.token_id, "at": self._now()} for token in dead]
         if bodies:
             items = [Own(THREAD_TOKENS, bearer.KIND_REVOKE, body) for body in bodies]
             self.pairs.submit(items, brought_by=pair.pair_id)
@@ -211,10 +241,22 @@ class Renewal:
         return ("", None) if late or pair.pair_id in self._used_ms else (text, token)
 
     def _is_newer(self, pair: Pair, token: Token | None) -> bool:
-        present = pair.issued_by_us
-        if token is None or present is None or token.pair_id != pair.pair_id or token.token_id == present.token_id:
-            return False
-        return token.created_at_ms > present.since_ms
+        return token is not None and self._age_of(pair, token) > 0
+
+    def _is_older(self, pair: Pair, token: Token) -> bool:
+        return self._age_of(pair, token) < 0
+
+    def _age_of(self, pair: Pair, token: Token) -> int:
+        """Return whether a token of the pair was minted after its present one (1), before it (-1), or is none (0).
+
+        The fold holds the tokens in the order in which they were minted; their dates are those of a clock that may
+        have been set in between.
+        """
+        present, tokens = pair.issued_by_us, self.pairs.writer.views.tokens
+        if present is None or token.pair_id != pair.pair_id or token.token_id == present.token_id:
+            return 0
+        first = next((each for each in tokens if each in (token.token_id, present.token_id)), "")
+        return 0 if present.token_id not in tokens else 1 if first == present.token_id else -1
 
 
 def id_of(text: str) -> str:

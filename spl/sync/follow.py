@@ -159,6 +159,8 @@ class _StreamState:
     flow: Flow
     inbox: Inbox
     judged: "asyncio.Queue[tuple[Arrived, Judged] | None]" = field(default_factory=lambda: asyncio.Queue(1))
+    base: str = ""
+    """The position at which what is stored of this stream stands."""
     unsent: str = ""
     """The newest cursor that the source was not told of."""
     telling: asyncio.Event = field(default_factory=asyncio.Event)
@@ -187,9 +189,10 @@ class Follower:
         Raises SyncError, ReachError, PageError and the store's errors; what had arrived is stored all the same.
         """
         ingest = self._ingest
-        target = f"{CHANGES}?{urlencode({'feed': 'continuous', 'since': ingest.since(pair)})}"
+        since = ingest.since(pair)
+        target = f"{CHANGES}?{urlencode({'feed': 'continuous', 'since': since})}"
         inbox = progress.queue = Inbox(ingest.limits.queue_records, ingest.limits.queue_bytes)
-        state = _StreamState(pair.pair_id, progress, flow, inbox)
+        state = _StreamState(pair.pair_id, progress, flow, inbox, base=since)
         async with ingest.peers.stream(pair, target) as stream:
             await run_together(self._keep(state), self._read(state, stream), self._judge(state), self._tell(state))
         if isinstance(inbox.end, SplError):
@@ -261,7 +264,8 @@ class Follower:
         while (lot := await state.judged.get()) is not None:
             item, judged = lot
             pair, page_ = ingest.pair(state.pair_id), judged.page
-            taken = await ingest.keep(pair, judged, moves=True)
+            taken = await ingest.keep(pair, judged, moves=True, base=state.base)
+            state.base = page_.next_cursor or state.base
             state.inbox.done(item)
             state.flow.synced_ms = self._now_ms()
             view = {**progress.view, **page_.view}

@@ -99,6 +99,8 @@ class _Memory:
     unshown: set[str] = field(default_factory=set)
     """Signers whose chains the peer could not show since the last pull began."""
     received_ms: int | None = None
+    placing: SavedPosition | None = None
+    """The newest position that is on its way to the disk."""
     gate: tuple[tuple[object, ...], Gate] | None = None
 
 
@@ -170,9 +172,9 @@ class Ingest:
         self._memory(pair_id).unshown.clear()
         self.refused.begin(pair_id)
 
-    async def take(self, pair: Pair, item: Page, *, moves: bool) -> Taken:
-        """Judge a page and store what is new and sound of it; `moves`: with the position that it leads to."""
-        return await self.keep(pair, await self.judge(pair, item), moves=moves)
+    async def take(self, pair: Pair, item: Page, *, moves: bool, base: str | None = None) -> Taken:
+        """Judge a page and store what is new and sound of it; `moves`, `base`: as in `keep`."""
+        return await self.keep(pair, await self.judge(pair, item), moves=moves, base=base)
 
     async def take_again(self, pair: Pair, item: Page, chains: Mapping[str, Any] | None = None) -> Taken:
         """Store what is sound now of records asked for again; what is refused again is in the ledger already."""
@@ -192,7 +194,9 @@ class Ingest:
             taken = await self.take_again(pair, pushed.page, pushed.chains)
             self.refused.answered(pair.pair_id)
         else:
-            taken = await self.keep(pair, await self.judge(pair, pushed.page, pushed.chains), moves=True)
+            taken = await self.keep(
+                pair, await self.judge(pair, pushed.page, pushed.chains), moves=True, base=pushed.since
+            )
         self._memory(pair.pair_id).received_ms = self._now_ms()
         self.reaches.heard(pair.pair_id, pushed.page.view)
         wanted = await self.refused.wanted(pair.pair_id, self.inbound(pair))
@@ -225,19 +229,32 @@ class Ingest:
         pins = [_pin(pair, chain) for did, chain in found.chains.items() if did in vouching]
         return Judged(item, verdicts, pins, found.forks, ahead, found.unshown)
 
-    async def keep(self, pair: Pair, judged: Judged, *, moves: bool) -> Taken:
-        """Store a judged page in one write; `moves`: with the position that it leads to, if to any."""
+    async def keep(self, pair: Pair, judged: Judged, *, moves: bool, base: str | None = None) -> Taken:
+        """Store a judged page in one write; `moves`: with the position that it leads to, if to any.
+
+        `base` is the position at which this reading stands.  If another one, such as a push, saved a position since,
+        this page's is saved only if the source counts more records up to it: a cursor is sealed, and tells no order.
+        """
         item, pair_id = judged.page, pair.pair_id
         refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
         items: list[Item] = [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)]
         items += [Refuse(pair_id, verdict.id, verdict.code, _name_of(verdict.ns)) for verdict in refused]
-        place = self.writer.views.positions.get(pair_id)
-        clock = item.view.get("clock", (place.count if place else 0) + item.count)
+        memory, place = self._memory(pair_id), self.writer.views.positions.get(pair_id)
+        cursor, count = (place.cursor, place.count) if place is not None else (self.since(pair), 0)
+        if memory.placing is not None:
+            cursor, count = memory.placing.cursor, memory.placing.count
+        clock = item.view.get("clock", count + item.count)
         # The same cursor with another count: the source counts what was repaired beside it, and we did not.
-        new = item.next_cursor and (place is None or (place.cursor, place.count) != (item.next_cursor, clock))
-        if moves and new:
-            items.append(SavedPosition(pair_id, item.next_cursor, clock))
-        fresh = await self._store(pair, items)
+        new = item.next_cursor and (place is None or (cursor, count) != (item.next_cursor, clock))
+        if moves and new and (base is None or base == cursor or clock > count):
+            memory.placing = SavedPosition(pair_id, item.next_cursor, clock)
+            items.append(memory.placing)
+        placing = memory.placing
+        try:
+            fresh = await self._store(pair, items)
+        finally:
+            if memory.placing is placing:
+                memory.placing = None
         if refused:
             codes = ",".join(sorted({verdict.code for verdict in refused}))
             self.lines.warning("sync.refused", pair_id, records=len(refused), codes=codes)

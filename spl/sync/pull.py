@@ -119,9 +119,10 @@ class Puller:
 
     async def _drain(self, pair: Pair, progress: Progress, queue: Queue, reading: Reading) -> int:
         """Take in page after page; return how many records were new."""
-        fresh = 0
+        fresh, base = 0, self.ingest.since(pair)
         while isinstance(item := await queue.pages.get(), Page):
-            fresh += await self._take_in(pair, progress, item, reading)
+            fresh += await self._take_in(pair, progress, item, reading, base)
+            base = item.next_cursor or base
             queue.done(item)
         if item is not None:
             raise item
@@ -209,9 +210,9 @@ class Puller:
         ingest.refused.settle(pair.pair_id, inbound, owed=later or bool(awaited))
         return fresh
 
-    async def _take_in(self, pair: Pair, progress: Progress, item: Page, reading: Reading) -> int:
+    async def _take_in(self, pair: Pair, progress: Progress, item: Page, reading: Reading, base: str) -> int:
         """Store what is new and sound of a page and acknowledge it; return how many records were new."""
-        taken = await self._taken(pair, item, reading)
+        taken = await self._taken(pair, item, reading, base)
         progress.read += item.count
         if reading.moves:
             progress.view = item.view
@@ -219,11 +220,11 @@ class Puller:
             await self._ack(pair, progress, item, taken.clock)
         return taken.fresh
 
-    async def _taken(self, pair: Pair, item: Page, reading: Reading) -> Taken:
+    async def _taken(self, pair: Pair, item: Page, reading: Reading, base: str) -> Taken:
         if reading.namespace:
             # It is read again because some of it was refused: what is refused again is in the ledger already.
             return await self.ingest.take_again(pair, item)
-        return await self.ingest.take(pair, item, moves=reading.moves)
+        return await self.ingest.take(pair, item, moves=reading.moves, base=base)
 
     async def _ack(self, pair: Pair, progress: Progress, item: Page, clock: int) -> None:
         """Acknowledge what is durable here: at the end, and about once a second before it, unless the source knows."""

@@ -437,6 +437,19 @@ def test_a_clock_that_jumped_ahead_and_back_forgets_idle_pairs_again() -> None:
     assert world.auth._swept_ms == NOW_MS
 
 
+def test_a_clock_that_was_ahead_shuts_no_busy_peer_out_until_that_time_comes() -> None:
+    """So many proofs were taken by the wrong time that some are forgotten: their dates are no floor for ever."""
+    world = World(limits=Limits(proofs_per_pair=8))
+    for at_ms in range(NOW_MS + 86_400_000, NOW_MS + 86_400_000 + 2000, 100):
+        world.now_ms = at_ms
+        assert world.ask(world.proven())
+    world.now_ms = NOW_MS
+    facts = refused("auth-invalid", world.ask, world.proven()).facts
+    world.now_ms += 10
+    assert when.ms_of(facts["time"]) <= world.now_ms
+    assert world.ask(world.proven())
+
+
 def test_a_proof_of_a_clock_that_is_ahead_is_refused_with_our_time() -> None:
     world = World()
     facts = refused("auth-invalid", world.ask, world.proven(issued_at_ms=NOW_MS + 200_000)).facts

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Costs, Lags, Peaks, Repeats, summary
+from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Ages, Costs, Lags, Peaks, Repeats, summary
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=60))
@@ -95,3 +95,31 @@ def test_of_all_kinds_only_so_many_a_minute_and_so_many_remembered() -> None:
 def test_a_clock_that_steps_back_holds_nothing_up() -> None:
     repeats = Repeats(60.0, 10, 100)
     assert [repeats.due(("a",), now) for now in (1e9, 5.0)] == [0, 0]
+
+
+LIMIT_MS = 24_000
+
+
+def test_things_age_by_both_clocks() -> None:
+    ages = Ages()
+    ages.meet("a", 0)
+    dates = {"a": 1_000_000}
+    assert ages.older(dates, 1_000_000 + LIMIT_MS, LIMIT_MS - 1, LIMIT_MS) == []
+    assert ages.older(dates, 1_000_000 + LIMIT_MS - 1, LIMIT_MS, LIMIT_MS) == []
+    assert ages.older(dates, 1_000_000 + LIMIT_MS, LIMIT_MS, LIMIT_MS) == ["a"]
+    assert ages.older(dates, 0, LIMIT_MS, LIMIT_MS) == ["a"], "a date ahead of the clock says nothing"
+
+
+def test_a_clock_that_is_ahead_for_a_moment_ends_nothing() -> None:
+    ages, dates = Ages(), {"old": 0, "new": 1_000_000}
+    ages.meet("new", 0)
+    assert ages.older(dates, 10**12, 0, LIMIT_MS) == []
+    assert ages.older(dates, 10**12, LIMIT_MS // 24 - 1, LIMIT_MS) == []
+    assert ages.older(dates, 10**12, LIMIT_MS // 24, LIMIT_MS) == ["old"], "it was met with its age"
+
+
+def test_what_has_no_date_any_more_is_forgotten() -> None:
+    ages = Ages()
+    for number in range(100):
+        ages.older({f"{number}": 0}, 0, 0, LIMIT_MS)
+    assert len(ages._met) == 1

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -139,6 +140,26 @@ async def test_a_peer_that_moved_says_so_itself_and_the_old_place_is_left(tmp_pa
         await a.pairing.refresh(pair_id)
         await both_active(a, b)
         assert kinds(a, "peer_manifest_changed.v1") == 1
+
+
+async def test_a_peer_that_moves_twice_within_an_hour_is_followed(tmp_path: Path) -> None:
+    """The second place waits for its hour, which the status says; the operator's refresh goes there at once."""
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        for port in (9555, 9556):
+            await b.end()
+            b.move(f"http://127.0.0.1:{port}")
+            b.start()
+            await until(lambda port=port: str(port) in a.alive[0].url + str(newer(a, pair_id)))
+        assert a.alive[0].url == "http://127.0.0.1:9555"
+        assert newer(a, pair_id)["url"] == "http://127.0.0.1:9556"
+        await a.pairing.refresh(pair_id)
+        assert a.alive[0].url == "http://127.0.0.1:9556"
+        assert newer(a, pair_id) is None
+        assert await a.call(b) == 200
+
+
+def newer(node: Node, pair_id: str) -> Any:
+    return node.pairing.maintenance.status(pair_id).to_json()["newer"]
 
 
 async def test_a_manifest_at_the_known_place_may_name_a_new_endpoint(tmp_path: Path) -> None:

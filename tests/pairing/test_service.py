@@ -87,6 +87,24 @@ async def test_what_waits_too_long_expires_on_both_sides(tmp_path: Path) -> None
         assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).status == "expired"
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_clock_that_is_days_ahead_for_a_moment_ends_no_request(tmp_path: Path, restarts: bool) -> None:
+    """What its operator can still decide when the clock is right again was not ended for good."""
+    async with two(tmp_path, "manual") as (world, a, b):
+        await a.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        world.set_ms += 3 * 86_400_000
+        if restarts:
+            await a.restart()
+            await b.restart()
+        for node in (a, b):
+            assert await node.pairing.stepper.do(node.pairing.pairs.expire) == []
+        world.set_ms -= 3 * 86_400_000
+        assert a.alive
+        await b.pairing.decide_request(b.alive[0].pair_id, "approve")
+        assert b.alive
+
+
 async def test_an_instance_without_identity(tmp_path: Path) -> None:
     world = World(tmp_path)
     a, b = world.node("alice"), world.node("nobody", label="")

@@ -88,6 +88,48 @@ async def test_a_clock_that_is_set_back_does_not_prolong_the_life_of_a_replaced_
         await until(lambda: live_tokens(b) == [id_of(held(a))])
 
 
+@pytest.mark.parametrize("ahead_ms", [0, DAY_MS, 100 * DAY_MS])
+async def test_the_old_token_ends_whatever_the_clocks_said_when_it_was_minted(tmp_path: Path, ahead_ms: int) -> None:
+    """The order of the log says which is older; and a peer that uses the old one does not make it the present one."""
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        world.set_ms += ahead_ms
+        await a.pairing.maintenance.renew(pair_id)
+        first = held(a)
+        assert await calls(a, b, first) == 200
+        world.set_ms -= ahead_ms
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(first)])
+        await a.pairing.maintenance.renew(pair_id)
+        last = held(a)
+        for text in (first, last, first):
+            assert await calls(a, b, text) == 200
+        assert b.alive[0].issued_by_us.token_id == id_of(last)
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(last)])
+
+
+async def test_a_new_token_that_the_peer_did_not_get_ends_with_its_next_contact(tmp_path: Path) -> None:
+    """Once no answer can bring it any more; the old one works on, and another renewal gives another one."""
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        before = held(a)
+        world.faults.append(lambda call: None if call.answer and call.path.endswith("/renew") else call.body)
+        with pytest.raises(SplError):
+            await a.pairing.maintenance.renew(pair_id)
+        world.faults.clear()
+        assert await a.call(b) == 200
+        assert len(live_tokens(b)) == 2, "the answer may still be on its way"
+        world.time_ms += 61_000
+        assert await a.call(b) == 200
+        assert live_tokens(b) == [id_of(before)]
+        assert b.alive[0].issued_by_us.token_id == id_of(before)
+        assert b.home.vault.names("own-token.") == []
+        await a.pairing.maintenance.renew(pair_id)
+        assert held(a) != before
+        assert await a.call(b) == 200
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
+
+
 async def calls(holder: Node, issuer: Node, text: str) -> int:
     """Return the status of one call with this token."""
     name = f"peer-token.{holder.alive[0].pair_id}"

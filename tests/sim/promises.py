@@ -8,9 +8,8 @@
 - At the end the two sides of each pair hold the same of what both share, folding the log gives the running state, and
   one token is alive in each direction.
 
-Not looked at: that the saved position of a pair never moves back.  A push and a page of one pair that are taken at the
-same time may save an earlier place after a later one, and what lies between is read again; what orders the two is
-missing.
+Not looked at: that the saved position of a pair never moves back, for a source may share less or begin again.  Of a
+push and a page that are taken at the same time the later place stays (tests/sync/test_ingest.py).
 """
 
 import json

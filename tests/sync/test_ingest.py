@@ -1,5 +1,6 @@
 """Judging: rules are kept as long as what they are made of, and counted at once when it changes."""
 
+import asyncio
 import json
 import logging
 from copy import copy
@@ -142,3 +143,39 @@ async def test_a_peer_that_invents_signers_is_not_asked_for_all_of_them(tmp_path
         bob.ingest.begin(PAIR)
         await bob.ingest.take(pair, Page(values, ["default"] * 100, "c", False, {}, 0), moves=True)
         assert bob.network.log.count(asked) == 2 * UNSHOWN_MAX
+
+
+def leading(cursor: str, clock: int) -> Page:
+    return Page([], [], cursor, True, {"clock": clock}, 0)
+
+
+async def test_a_page_that_was_on_its_way_moves_no_position_back(tmp_path: Path) -> None:
+    """A push came meanwhile and went further; the reading moves on once the source counts more for it."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        ingest, pair = bob.ingest, bob.home.views.pairs[PAIR]
+
+        def place() -> str:
+            return ingest.since(pair)
+
+        await ingest.take(pair, leading("start", 10), moves=True, base="")
+        await ingest.take(pair, leading("pushed", 30), moves=True, base="start")
+        for cursor, clock, base, now in [
+            ("page 1", 20, "start", "pushed"), ("page 2", 30, "page 1", "pushed"), ("page 3", 31, "page 2", "page 3"),
+            # Whoever stands where we stand is right about what follows, also if less is shared since.
+            ("page 4", 5, "page 3", "page 4"),
+        ]:  # fmt: skip
+            await ingest.take(pair, leading(cursor, clock), moves=True, base=base)
+            assert place() == now
+
+
+async def test_two_positions_on_their_way_to_the_disk_keep_their_order(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        ingest, pair = bob.ingest, bob.home.views.pairs[PAIR]
+        async with asyncio.TaskGroup() as tasks:
+            for cursor, clock in (("pushed", 30), ("page", 20)):
+                tasks.create_task(ingest.take(pair, leading(cursor, clock), moves=True, base=""))
+        assert ingest.since(pair) == "pushed"
+        await ingest.take(pair, leading("next", 40), moves=True, base="pushed")
+        assert ingest.since(pair) == "next"
