@@ -39,6 +39,7 @@ class ReachError(SplError):
     http-plain, answer-malformed, url-invalid; peer-4xx and peer-5xx for a refused
     stream; then `peer_status` and `peer_body` are its answer, otherwise 0 and empty.
     `addresses` are those that the peer's name has, as far as they were looked up.
+    `reached`: there was a connection, so it was the exchange that failed.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ReachError(SplError):
         self.peer_status = peer_status
         self.peer_body = peer_body
         self.addresses = addresses
+        self.reached = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 from ..core.errors import SplError
 from ..core.limits import MIB
 from .address import Proxies, source_of
+from .sockets import FLOOR_BYTES_S
 
 BODIES_BYTES: Final = 64 * MIB
 BODIES_PER_SOURCE_BYTES: Final = 16 * MIB
@@ -57,6 +58,10 @@ class Seat:
     def quiet_since(self) -> float:
         """Return since when it is quiet; inf also before anything sits on it."""
         return inf if self.holder is None else self.holder.quiet_since()
+
+    def moved_s(self, now_s: float) -> float:
+        """Return when the body that arrives moved last; one slower than FLOOR_BYTES_S stays behind."""
+        return min(now_s, self.quiet_since() + self.body_bytes / FLOOR_BYTES_S)
 
 
 class Admission:

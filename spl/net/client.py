@@ -3,6 +3,10 @@
 Nothing of it is trusted: answers are bounded in size and time, certificates are
 always verified, and the address that was judged is the address that is dialled
 (`dialer.py`).
+
+An exchange ends when nothing moves for `answer_timeout_s`, or when it moves at
+less than FLOOR_BYTES_S.  A deadline for the whole was rejected: what a slow link
+does not carry within it would be begun again and again, and never arrive.
 """
 
 import asyncio
@@ -23,7 +27,7 @@ from .deflate import CODING, Inflater
 from .dialer import Dialer, DialPolicy, Resolve
 from .heads import encode_request
 from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
-from .sockets import hang_up
+from .sockets import FLOOR_BYTES_S, hang_up, unsent_bytes
 from .sse import MEDIA_TYPE, Event, EventParser
 
 _READ_BYTES = 64 * 1024  # read from a socket at once
@@ -31,6 +35,8 @@ _TURN_BYTES: Final = 16 * 1024
 """Of an event stream, parsed in one turn of the loop: 16 KiB of empty lines take some 10 ms."""
 _BODY_TURN_BYTES: Final = 256 * 1024
 """Of a body, read in one turn; nothing but its framing is parsed."""
+_SEND_BYTES: Final = 64 * 1024
+"""Of a request, given to the socket at once."""
 _PIECE_COST_BYTES: Final = 1024
 """What a piece costs besides its bytes: it may hold 32 chunks of one byte (http1.py), which take 45 us."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -76,15 +82,17 @@ class Client:
         """Return the answer, whatever its status; redirects of a GET are followed within the origin.
 
         A kept connection that ended before a byte of the answer is replaced once for
-        GET, HEAD and `retry_safe` requests.  Raises ReachError.
+        GET, HEAD and `retry_safe` requests.  With `timeout_s` all of it ends by then,
+        otherwise it goes on as long as bytes move.  Raises ReachError.
         """
         where = parse_url(url)
         limit = self._limits.answer_bytes if answer_bytes is None else answer_bytes
-        fields = tuple(headers)
+        fields, silence_s = tuple(headers), self._limits.answer_timeout_s
         try:
-            async with asyncio.timeout(self._limits.answer_timeout_s if timeout_s is None else timeout_s):
+            async with asyncio.timeout(silence_s if timeout_s is None else timeout_s) as until:
+                progress = _Progress(until, silence_s) if timeout_s is None else None
                 for _ in range(self._limits.redirects_count + 1):
-                    reply = await self._fetch_once(method, where, fields, body, limit, dial, retry_safe)
+                    reply = await self._fetch_once(method, where, fields, body, limit, dial, retry_safe, progress)
                     if method != "GET" or reply.status not in _REDIRECTS:
                         return reply
                     where = _redirected(where, reply)
@@ -124,23 +132,25 @@ class Client:
             await sock.close(self._limits.linger_s)
 
     async def _fetch_once(
-        self, method: str, where: Url, headers: Headers, body: bytes, limit: int, policy: DialPolicy, retry_safe: bool
-    ) -> Reply:
+        self, method: str, where: Url, headers: Headers, body: bytes, limit: int, policy: DialPolicy, retry_safe: bool,
+        progress: "_Progress | None",
+    ) -> Reply:  # fmt: skip
         data = encode(where, method, headers, body)
         kept = self._take_idle((where.origin, policy))
         if kept is not None and await kept.is_quiet():
             try:
-                return await self._exchange(kept, data, method, where, limit, policy)
+                return await self._exchange(kept, data, method, where, limit, policy, progress)
             except ReachError as exc:
                 if exc.code != "disconnected" or kept.answered or not (retry_safe or method in _REPEATABLE):
                     raise
-        return await self._exchange(await self._connect(where, policy), data, method, where, limit, policy)
+        return await self._exchange(await self._connect(where, policy), data, method, where, limit, policy, progress)
 
     async def _exchange(
-        self, sock: "_Socket", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy
-    ) -> Reply:
+        self, sock: "_Socket", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy,
+        progress: "_Progress | None",
+    ) -> Reply:  # fmt: skip
         """Send one request and read its answer; the connection is kept or ended here in any case."""
-        kept = False
+        kept, sock.progress = False, progress
         try:
             head = await sock.ask(data, method, limit)
             _check_coding(where, head)
@@ -149,6 +159,9 @@ class Client:
                 kept = self._keep((where.origin, policy), sock)
             return Reply(head.status, head.headers, body, sock.address)
         finally:
+            if progress is not None:
+                progress.end()
+            sock.progress = None
             if not kept:
                 sock.abort()
 
@@ -188,7 +201,11 @@ class Client:
 
     async def _connect(self, where: Url, policy: DialPolicy) -> "_Socket":
         """Return a fresh connection."""
-        made = await self._dialer.connect(where, policy, self._limits.connect_timeout_s)
+        try:
+            made = await self._dialer.connect(where, policy, self._limits.connect_timeout_s)
+        except ReachError as exc:
+            exc.reached = False
+            raise
         return _Socket(self._limits, made.reader, made.writer, made.address, where.origin)
 
 
@@ -255,10 +272,47 @@ class EventStream:
             self._ended = True
 
 
+class _Progress:
+    """The deadline of one exchange, which moves on while bytes do."""
+
+    __slots__ = ("_began_s", "_bytes", "_moved_s", "_silence_s", "_unsent", "_until", "_watching")
+
+    def __init__(self, until: asyncio.Timeout, silence_s: float) -> None:
+        """`until` is set to `silence_s` from now."""
+        self._until, self._silence_s = until, silence_s
+        self._began_s = self._moved_s = asyncio.get_running_loop().time()
+        self._bytes = self._unsent = 0
+        self._watching: asyncio.TimerHandle | None = None
+
+    def moved(self, size: int) -> None:
+        """Count bytes that were sent or came; the deadline is moved at most eight times within the silence allowed."""
+        self._bytes += size
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._moved_s + self._silence_s / 8 or self._until.expired():
+            return
+        self._moved_s = now_s
+        slowest_s = self._began_s + self._bytes / FLOOR_BYTES_S
+        self._until.reschedule(self._silence_s + min(now_s, slowest_s))
+
+    def watch(self, writer: asyncio.StreamWriter) -> None:
+        """Count from now on what leaves the buffers of the connection and the system, which may take minutes."""
+        unsent = unsent_bytes(writer.transport)
+        if unsent < self._unsent:
+            self.moved(self._unsent - unsent)
+        self._unsent = unsent
+        if unsent:
+            self._watching = asyncio.get_running_loop().call_later(self._silence_s / 8, self.watch, writer)
+
+    def end(self) -> None:
+        """Watch no longer."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+
 class _Socket:
     """One connection: sends a request, reads what its parser makes of the answer."""
 
-    __slots__ = ("address", "answered", "expiry", "limits", "origin", "parser", "reader", "writer")
+    __slots__ = ("address", "answered", "expiry", "limits", "origin", "parser", "progress", "reader", "writer")
 
     expiry: asyncio.TimerHandle
 
@@ -271,6 +325,7 @@ class _Socket:
         self.address = address
         self.origin = origin
         self.answered = False  # a byte of the present answer has come
+        self.progress: _Progress | None = None
         self.parser = ResponseParser(limits, "GET", 0)
 
     async def is_quiet(self) -> bool:
@@ -299,14 +354,26 @@ class _Socket:
         self.parser = ResponseParser(self.limits, method, body_bytes)
         self.answered = False
         try:
-            self.writer.write(data)
-            await self.writer.drain()
+            await self._send(data)
         except (OSError, RuntimeError):
             # The peer may have refused what it did not read to the end: its answer is looked for all the same.
             log.debug(**event("http.half_sent", origin=self.origin, msg="request not taken whole"))
         head = await self.next()
         assert isinstance(head, ResponseHead)
         return head
+
+    async def _send(self, data: bytes) -> None:
+        if len(data) <= _SEND_BYTES or self.progress is None:
+            self.writer.write(data)
+            await self.writer.drain()
+            return
+        view = memoryview(data)
+        for start in range(0, len(view), _SEND_BYTES):
+            piece = view[start : start + _SEND_BYTES]
+            self.writer.write(piece)
+            await self.writer.drain()
+            self.progress.moved(len(piece))
+        self.progress.watch(self.writer)
 
     async def read_body(self, body_bytes: int | None = None) -> bytes:
         """Return the rest of the answer, at most `body_bytes` if given.  Raises ReachError.
@@ -333,6 +400,8 @@ class _Socket:
                 data = await self.reader.read(_READ_BYTES)
                 if data:
                     self.answered = True
+                    if self.progress is not None:
+                        self.progress.moved(len(data))
                     self.parser.feed(data)
                     continue
                 self.parser.feed_end()

@@ -4,7 +4,7 @@ The right column is what ends a phase when the peer does nothing.
 
     IDLE     no byte of a request            idle_timeout_s, closed silently
     HEAD     a head in part                  head_timeout_s from its first byte: 408
-    BODY     a body in part                  body_timeout_s: 408
+    BODY     a body in part                  body_timeout_s without progress, or at less than FLOOR_BYTES_S: 408
     ANSWER   the app works                   the app's own deadline
     STREAM   the app's iterator yields       write_stall_timeout_s without progress
     FLUSH    the answer is not yet taken     write_stall_timeout_s without progress
@@ -255,15 +255,16 @@ class Connection(asyncio.Protocol):
             self.shared.admission.hold(self.seat, len(event), self.peer)
             self.pieces.append(event)
             return True
+        if self.seat is not None and not self.shared.stopping:
+            self.deadline = self.seat.moved_s(self.shared.loop.time()) + self.shared.limits.body_timeout_s
         self._read_on()
         return False
 
     def _wait_for_head(self) -> None:
         limits = self.shared.limits
-        if self.parser.idle:
-            if self.phase is not Stage.IDLE:
-                self._wait(Stage.IDLE, limits.idle_timeout_s)
-        elif self.phase is Stage.IDLE:
+        if self.parser.idle and self.phase is not Stage.IDLE:
+            self._wait(Stage.IDLE, limits.idle_timeout_s)
+        elif not self.parser.idle and self.phase is Stage.IDLE:
             self._wait(Stage.HEAD, limits.head_timeout_s)
 
     def _read_on(self) -> None:

@@ -7,9 +7,12 @@ import os
 import socket
 import ssl
 import stat
+import struct
 import sys
+import termios
 from asyncio import sslproto
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +20,8 @@ from typing import Any, Final
 from ..core.errors import SplError
 from .address import ReachError, kind_of
 
+FLOOR_BYTES_S: Final = 1024
+"""A body that moves at less, in either direction, is given up like one that does not move at all."""
 _VERSION_MIN = ssl.TLSVersion.TLSv1_2
 TLS_READ_BYTES: Final = 32 * 1024
 _ELSEWHERE: Final = "198.51.100.1"
@@ -332,3 +337,13 @@ def _interface_addresses() -> list[str]:
                 continue
             found.append(socket.inet_ntoa(answer[20:24]))
     return found
+
+
+def unsent_bytes(transport: asyncio.WriteTransport) -> int:
+    """Return how many bytes wait in the buffers of a connection and of the system for the other end to take them."""
+    size = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        with suppress(OSError):  # a system that does not tell
+            size += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+    return size
