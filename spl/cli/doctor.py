@@ -59,9 +59,9 @@ def _show(report: Mapping[str, Any], shell: Shell) -> None:
     width = max([len("fix"), *(len(item["code"]) for item in problems)])
     for item in problems:
         pair = f"{item['pair_id']}: " if item.get("pair_id") else ""
-        out.line(f"  {item['code']:<{width}}  {pair}{item['title']}")
+        out.entry(f"  {item['code']:<{width}}  ", f"{pair}{item['title']}")
         if item["meaning"] != item["title"]:
-            out.line(f"  {'':<{width}}  {item['meaning']}")
+            out.entry(f"  {'':<{width}}  ", item["meaning"])
         out.line(f"  {'fix':<{width}}  {item['fix']}")
 
 

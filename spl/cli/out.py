@@ -115,6 +115,13 @@ class Out:
         for line in rest:
             self._result(line)
 
+    def entry(self, head: str, text: str) -> None:
+        """Print a line that begins with a head; what is too long of the text goes on below itself."""
+        first, *rest = fit.wrapped(clean(text), len(head), len(head), self._room)
+        self.line(head + first)
+        for line in rest:
+            self._result(line)
+
     def brief(self, head: str, text: str, color: str, *, whole: bool) -> None:
         """Print a line with a coloured head; without `whole` its end is cut off where the terminal ends."""
         head, text = clean(head), clean(text)

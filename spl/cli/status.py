@@ -15,13 +15,14 @@ _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revok
 _NOT_READY: Final = frozenset(
     {"warming-up", "overloaded", "shutting-down", "task-dead", "store-readonly", "store-full"}
 )
+_HEAD_CHARS: Final = 8  # the left column
 
 
 def _status(args: Namespace, shell: Shell) -> int:
     status = shell.ctl.get("/v1/status")
     if not shell.printed("spl.status/1", status):
         for line in _lines(status, shell.out):
-            shell.out.line(line)
+            shell.out.entry(line[:_HEAD_CHARS], line[_HEAD_CHARS:])
         _attention(status["attention"], shell)
     return FOUND_PROBLEMS if args.check and status["attention"] else 0
 
@@ -71,7 +72,7 @@ def _attention(findings: list[dict[str, Any]], shell: Shell) -> None:
     for finding in findings:
         mark = "✗" if finding["severity"] == "fail" else "!"
         pair = f"{finding['pair_id']}: " if finding.get("pair_id") else ""
-        shell.out.line(f"  {mark} {finding['code']:<{width}}  {pair}{finding['title']}")
+        shell.out.entry(f"  {mark} {finding['code']:<{width}}  ", f"{pair}{finding['title']}")
         if finding.get("fix"):
             shell.out.line(f"    {'':<{width}}  {finding['fix']}")
 

@@ -109,7 +109,7 @@ def _state(args: Namespace, shell: Shell) -> int:
 
 
 def _names(shell: Shell, reserved: bool) -> Iterator[dict[str, Any]]:
-    """Yield every thread in order of name, fetched page by page."""
+    """Yield every thread in order of its first record, fetched page by page."""
     query = [("limit", str(_PAGE_RECORDS))] + ([("reserved", "1")] if reserved else [])
     page = shell.ctl.items("/v1/threads", query)
     while page:
