@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -116,6 +117,14 @@ class Ctl:
         """Return the daemon's DID, or None without identity."""
         did = self.get("/health").get("did")
         return did if isinstance(did, str) else None
+
+    def pid(self) -> int:
+        """Return the process id of the daemon as this process may signal it; 0 if the system does not tell.
+
+        What the daemon says of itself may be an id of another container.
+        """
+        with self._connect(ANSWER_S) as sock:
+            return _peer_pid(sock)
 
     def _object(self, method: str, target: str, body: bytes, timeout_s: float) -> dict[str, Any]:
         return self._decode(b"".join(self._pieces(method, target, body, JSON, timeout_s, ANSWER_BYTES)) or b"{}")
@@ -303,6 +312,17 @@ def _events(sock: socket.socket, parser: ResponseParser) -> Iterator[ResponseHea
         else:
             ended = True
             parser.feed_end()
+
+
+def _peer_pid(sock: socket.socket) -> int:
+    """Return the process that listens at the other end of a Unix socket; 0 for any other socket."""
+    if sock.family != socket.AF_UNIX:
+        return 0
+    if hasattr(socket, "SO_PEERCRED"):  # Linux
+        return int(
+            struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))[0]
+        )
+    return sock.getsockopt(0, 2)  # SOL_LOCAL, LOCAL_PEERPID
 
 
 def _dial_unix(path: str, timeout_s: float, env: Mapping[str, str]) -> socket.socket:

@@ -52,7 +52,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "namespace": CommandPlace("namespaces", "Create and list namespaces, which separate tenants.", group=True),
     "consent": CommandPlace("grants", "List what is shared across pairs, and at which level.", group=True),
     "token": CommandPlace("tokens", "Mint, list and revoke access tokens.", group=True),
-    "config": CommandPlace("settings", "Show the configuration; add, list and remove rules.", group=True),
+    "config": CommandPlace("settings", "Show and set the configuration; add, list and remove rules.", group=True),
     "help": CommandPlace("help", "Explain a command, a topic of the manual or an error code."),
     "version": CommandPlace("help", "Print the version."),
 }

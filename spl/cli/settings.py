@@ -1,11 +1,17 @@
-"""`spl config`: the effective configuration, and the rules."""
+"""`spl config`: the effective configuration, setting a key of the file, and the rules."""
 
+import os
+import signal
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, Final
 
 from ..core.when import span_fine
-from .command import Command, Group, Shell
+from .client import CtlError, tilde
+from .command import Command, Group, Shell, UsageError, arg
 from .rules import COMMANDS
+
+_APPLIES_LATER: Final = "it applies at the next start of the daemon"
 
 
 def _show(args: Namespace, shell: Shell) -> int:
@@ -14,6 +20,42 @@ def _show(args: Namespace, shell: Shell) -> int:
         rows = [(str(item["key"]), _value(str(item["key"]), item["value"]), str(item["source"])) for item in settings]
         shell.out.table(("KEY", "VALUE", "SOURCE"), rows, keep=("KEY", "VALUE"))
     return 0
+
+
+def _set(args: Namespace, shell: Shell) -> int:
+    """Change the file, and have the daemon read it if the key does not need a start."""
+    if shell.distant:
+        raise UsageError("usage", "SPL_SERVE_URL names a daemon whose file this command cannot write")
+    home, config, disk = shell.load("home.home"), shell.load("home.config"), shell.load("home.disk").Disk()
+    path = Path(os.path.realpath(os.path.join(shell.home, config.FILE_NAME)))  # an operator may keep it elsewhere
+    try:
+        text = (disk.read(path, home.CONFIG_BYTES_MAX) or b"").decode()
+    except UnicodeDecodeError as exc:
+        raise config.ConfigError("config-invalid", f"{config.FILE_NAME} is not UTF-8") from exc
+    except OSError as exc:
+        raise shell.load("home.disk").unusable(path, exc) from exc
+    changed = config.with_setting(text, args.key, args.value)
+    try:
+        disk.replace_atomic(path, changed.encode())
+    except FileNotFoundError as exc:
+        raise CtlError("home-unusable", f"there is no folder {path.parent}", hint="spl init") from exc
+    shell.out.line(f"{args.key} is set in {tilde(str(path), shell.env)}")
+    shell.out.note(_read_again(args.key in config.RESTART or args.key.startswith("limits."), shell))
+    return 0
+
+
+def _read_again(needs_start: bool, shell: Shell) -> str:
+    """Return when the change applies, after a signal to the daemon that runs."""
+    try:
+        pid = shell.ctl.pid()
+    except CtlError:
+        return _APPLIES_LATER
+    if needs_start:
+        return f"{_APPLIES_LATER}: this key is not read again while it runs"
+    if not pid:
+        return "it applies once the daemon gets SIGHUP, or at its next start"
+    os.kill(pid, signal.SIGHUP)
+    return "the daemon reads it now; see: spl config show"
 
 
 def _value(key: str, value: Any) -> str:
@@ -40,6 +82,18 @@ TREE: Final = (
                 "The running daemon answers, so the values are those in effect and not those in a file.",
                 "spl config show",
                 _show,
+            ),
+            Command(
+                "config set",
+                "Sets one key in <home>/config.toml, keeps all other lines, and has a running daemon read the file.\n"
+                "A value that the daemon would refuse is not written; several texts are separated by commas.",
+                "spl config set federation.poll_interval 30s",
+                _set,
+                (
+                    arg("key", metavar="KEY", help="as `spl config show` names it, or limits.NAME"),
+                    arg("value", metavar="VALUE", help="text, number, true or false"),
+                ),
+                result=False,
             ),
             *COMMANDS,
         ),

@@ -6,6 +6,7 @@ SPL_FEDERATION_APPROVAL.  `[limits]` takes any bound of `core/limits`, downward 
 """
 
 import ipaddress
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ PRIVATE_ONLY: Final = "private"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LIMITS_RAISED_MAX: Final = {"intake_day_bytes": 2**60}
 """The limits that may be raised over their default, and how far."""
+_HEAD: Final = re.compile(r"\s*\[([^\]]+)\]")
 RESTART: Final = ("host", "port", "public_url", "federation.poll_interval", "tls.listen", "tls.ca_file")
 """Keys that a daemon builds on at its start."""
 
@@ -141,6 +143,55 @@ def load(text: str, environment: Mapping[str, str], flags: Mapping[str, object])
     return Config(**chosen, limits=limits, sources={key: source for key, (_, source) in values.items()})
 
 
+def with_setting(text: str, key: str, said: str) -> str:
+    """Return the text of a configuration file with one key set, its value written as in the environment.
+
+    Comments and all other lines stay.  Raises ConfigError "config-invalid" for an unknown key, a bad value, or a file
+    in which the key does not stand on a line of its own.
+    """
+    table, _, name = key.rpartition(".")
+    value = _said(key, said)
+    literal = json.dumps(value, ensure_ascii=False)
+    lines = text.removesuffix("\n").split("\n") if text else []
+    at = _line_setting(text, key)
+    heads = [number for number, line in enumerate(lines) if (found := _HEAD.match(line)) and found[1].strip() == table]
+    if at is not None:
+        lines[at - 1] = f"{key if key in lines[at - 1] else name} = {literal}"
+    elif heads:
+        lines.insert(heads[0] + 1, f"{name} = {literal}")
+    elif table:
+        lines += ["", f"[{table}]", f"{name} = {literal}"]
+    else:
+        first = next((number for number, line in enumerate(lines) if _HEAD.match(line)), len(lines))
+        while first and not lines[first - 1].strip():
+            first -= 1
+        lines.insert(first, f"{name} = {literal}")
+    changed = "\n".join(lines) + "\n"
+    check_open(load(changed, {}, {}))
+    if dict(_flat(_parsed(changed))) != {**dict(_flat(_parsed(text))), key: value}:
+        raise ConfigError("config-invalid", f"{FILE_NAME}: {key} does not stand on a line of its own; edit the file")
+    return changed
+
+
+def _said(key: str, said: str) -> object:
+    """Return the value of a key as the file has it; raise ConfigError "config-invalid" for one that does not fit."""
+    table, _, name = key.rpartition(".")
+    if table != "limits" and key not in KEYS:
+        raise ConfigError("config-invalid", f"there is no key {key[:60]!r}", hint="spl config show lists the keys")
+    try:
+        if table != "limits":
+            value = _from_text(key, said)
+            KEYS[key][1](value)
+            return value
+        number = int(said) if said.isascii() and said.isdigit() else said
+        _limits({name: number}, "")
+    except (ValueError, SplError) as exc:
+        why = str(exc) if table != "limits" else str(exc).partition(": ")[2]  # without a line: there is none yet
+        hint = "nothing was written; give a value that fits"
+        raise ConfigError("config-invalid", f"{key}: {why}", hint=hint) from exc
+    return number
+
+
 def _parsed(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
@@ -171,15 +222,19 @@ def _limits(table: object, text: str) -> Limits:
 
 def _line_of(text: str, key: str) -> int:
     """Return the line that sets the key, or 1 if none is found."""
+    return _line_setting(text, key) or 1
+
+
+def _line_setting(text: str, key: str) -> int | None:
     table, _, name = key.rpartition(".")
     here = ""
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would also count U+0085 and U+2028
-        head = re.match(r"\s*\[([^\]]+)\]", line)
+        head = _HEAD.match(line)
         here = head[1].strip() if head else here
         set_here = name if here == table else key if not here else ""
         if set_here and re.match(rf"\s*{re.escape(set_here)}\s*=", line):
             return number
-    return 1
+    return None
 
 
 def _from_text(key: str, text: str) -> object:

@@ -197,3 +197,15 @@ def test_without_credentials_it_serves_this_machine_only(make: Make, flags: tupl
     assert alice.request("GET", "/v1/threads").status == 200
     assert "event=auth.off" in alice.output()
     assert alice.request("GET", "/v1/threads", headers={"x-forwarded-for": "192.0.2.7"}).status == 401
+
+
+def test_a_key_that_is_set_is_in_force_without_a_restart(make: Make) -> None:
+    """`spl config set` writes the file that the running daemon then reads."""
+    alice = make("alice").start()
+    alice.run("config", "set", "federation.approval", "closed")
+
+    def approval() -> tuple[object, object]:
+        [row] = [row for row in alice.data("config", "show") if row["key"] == "federation.approval"]
+        return row["value"], str(row["source"]).partition(":")[0]
+
+    eventually(lambda: approval() == ("closed", "config.toml"), "the daemon read it")

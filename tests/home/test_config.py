@@ -6,7 +6,7 @@ import pytest
 
 from spl.core.limits import Limits
 from spl.home import config
-from spl.home.config import KEYS, RESTART, Config, ConfigError, Settings, load
+from spl.home.config import KEYS, RESTART, Config, ConfigError, Settings, load, with_setting
 from spl.home.home import CONFIG_TEXT
 
 
@@ -150,3 +150,55 @@ def test_a_reload_opens_no_daemon_that_others_reach() -> None:
     with pytest.raises(ConfigError):
         settings.take(Config(host="127.0.0.1", auth_required=False))
     assert settings.now.auth_required
+
+
+OWN = '# mine\nport = 9100  # seldom\n\n[federation]\n# by hand\npoll_interval = "5m"\n\n[http]\nallowed_hosts = []\n'
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "was", "becomes"),
+    [
+        ("port", "9300", "port = 9100  # seldom\n", "port = 9300\n"),
+        ("federation.poll_interval", "30s", 'poll_interval = "5m"\n', 'poll_interval = "30s"\n'),
+        ("federation.approval", "auto", "[federation]\n", '[federation]\napproval = "auto"\n'),
+        ("http.allowed_hosts", "a.example,b", "allowed_hosts = []\n", 'allowed_hosts = ["a.example", "b"]\n'),
+        ("public_url", "https://a.example", "# seldom\n", '# seldom\npublic_url = "https://a.example"\n'),
+        ("auth.required", "true", OWN, OWN + "\n[auth]\nrequired = true\n"),
+        ("limits.body_bytes", "1000", OWN, OWN + "\n[limits]\nbody_bytes = 1000\n"),
+    ],
+)
+def test_one_key_is_set_and_nothing_else_changes(key: str, said: str, was: str, becomes: str) -> None:
+    """Where it stands, else in its table, else in a new one; comments and the order stay."""
+    assert OWN.count(was) == 1
+    changed = with_setting(OWN, key, said)
+    assert changed == OWN.replace(was, becomes)
+    assert with_setting(changed, key, said) == changed
+
+
+def test_keys_are_set_in_an_empty_file_and_in_that_of_init() -> None:
+    assert with_setting("", "port", "9300") == "port = 9300\n"
+    text = with_setting(with_setting(CONFIG_TEXT, "federation.approval", "auto"), "host", "127.0.0.2")
+    found = load(text, {}, {})
+    assert (found.federation_approval, found.host) == ("auto", "127.0.0.2")
+    assert text.startswith(CONFIG_TEXT)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "said", "word"),
+    [
+        (OWN, "prot", "1", "no key 'prot'"),
+        (OWN, "port", "x", "port number"),
+        (OWN, "auth.required", "maybe", "true or false"),
+        (OWN, "federation.poll_interval", "250ms", "at least 1s"),
+        (OWN, "limits.body_bytes", "x", "limits.body_bytes: body_bytes is a number"),
+        (OWN, "limits.nonsense", "1", "unknown limit"),
+        ('host = "0.0.0.0"\n', "auth.required", "false", "administrator"),
+        ('federation = {approval = "auto"}\n', "federation.approval", "closed", "config.toml"),
+        ('[http]\nallowed_hosts = [\n "a",\n]\n', "http.allowed_hosts", "b", "config.toml"),
+        ("prot = 2\n", "port", "9300", "config.toml"),
+    ],
+)
+def test_what_the_daemon_would_refuse_is_not_set(text: str, key: str, said: str, word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        with_setting(text, key, said)
+    assert word in caught.value.message
