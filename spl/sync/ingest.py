@@ -19,6 +19,7 @@ and no more: `budget.py`.
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -118,8 +119,9 @@ class Ingest:
     """Judges and stores what the peers of all pairs send."""
 
     def __init__(
-        self, writer: Writer, peers: PeerClient, reaches: Reaches, limits: Limits, *, now_ms: Callable[[], int]
-    ) -> None:
+        self, writer: Writer, peers: PeerClient, reaches: Reaches, limits: Limits, *, now_ms: Callable[[], int],
+        steady_s: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.writer = writer
         self.peers = peers
         self.reaches = reaches
@@ -129,7 +131,7 @@ class Ingest:
         """What a peer can repeat is logged through this, by the other services too."""
         self.refused = RefusedLedger(writer, limits, self.pool)
         saved = saved_sums(writer.store, limits.intake_day_bytes, now_ms())
-        self.budget = IntakeBudget(limits.intake_day_bytes, saved)
+        self.budget = IntakeBudget(limits.intake_day_bytes, saved, steady_s)
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
