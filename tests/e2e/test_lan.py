@@ -83,3 +83,31 @@ def test_two_laptops_pair_by_the_lines_of_the_page(laptops: dict[str, Laptop]) -
     bob.run("sync", "alice")
     assert alice.holding() == bob.holding()
     assert [pair["reach"] for one in laptops.values() for pair in one.pairs("active")] == ["both", "both"]
+
+
+def test_no_step_of_those_who_skip_the_page_is_a_dead_end(laptops: dict[str, Laptop]) -> None:
+    """A refusal names --lan; and a request to a wrongly published address follows once that is corrected."""
+    alice, bob = laptops["alice"], laptops["bob"]
+    [pair] = lines_of("alice")[2:]
+    for laptop in (alice, bob):
+        laptop.run("init", "--label", laptop.name)
+    bob.words = ("serve", "--host", "0.0.0.0", "--public-url", "http://192.168.1.99:9100")
+    bob.start()
+    alice.words = ("serve",)
+    alice.start()
+    refused = alice.run(*pair, code=10)
+    assert "[http-plain]" in refused.err
+    assert "spl serve --lan" in refused.err
+    alice.stop()
+    alice.words = ("serve", "--lan")
+    alice.start()
+    failed = alice.run(*pair, "--wait", "0s", code=None)
+    assert failed.code != 0
+    [asked] = alice.pairs("establishing")
+    bob.stop()
+    bob.words = ("serve", "--lan")
+    bob.start()
+    eventually(lambda: bob.data("aitl", "list"), "the request came to the corrected address")
+    bob.run("aitl", "approve", "alice")
+    eventually(lambda: alice.pairs("active"), "the pair is active")
+    assert alice.pairs("active")[0]["pair_id"] == asked["pair_id"]
