@@ -87,7 +87,9 @@ def _list(args: Namespace, shell: Shell) -> int:
         ("PAIR ID", "PEER DID", "NAMESPACES", "LEVEL", "VERSION", "MISSING"),
         rows,
         keep=("PAIR ID", "NAMESPACES", "LEVEL", "MISSING"),
-        none="nothing is shared, because there are no pairs yet: spl federation pair URL",
+        none=f"nothing is shared with {args.pair}: spl federation grant {args.pair} --namespace NAME"
+        if args.pair
+        else "nothing is shared, because there are no pairs yet: spl federation pair URL",
     )
     return 0
 

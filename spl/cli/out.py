@@ -74,7 +74,9 @@ class Out:
         self._tty_err = stderr.isatty()
         self._colors = self._tty and not env.get("NO_COLOR") and env.get("TERM") != "dumb"
         self._columns = _columns(stdout, env.get("COLUMNS", ""))
+        self._columns_err = _columns(stderr, env.get("COLUMNS", ""))
         self._drawn = False
+        self._rows = 1
 
     @property
     def people(self) -> bool:
@@ -251,8 +253,9 @@ class Out:
         if self.quiet:
             return
         if self._tty_err:
-            _put(self._stderr, _REDRAW + _encodable(self._stderr, clean(text)))
-            self._drawn = True
+            shown = _encodable(self._stderr, clean(text))
+            _put(self._stderr, self._back() + shown)
+            self._drawn, self._rows = True, -(-len(shown) // (self._columns_err or len(shown) or 1)) or 1
         elif not self._drawn:
             self._drawn = True
             self._say(text)
@@ -335,8 +338,13 @@ class Out:
 
     def _erase(self) -> None:
         if self._drawn and self._tty_err:
+            _put(self._stderr, self._back())
             self._drawn = False
-            _put(self._stderr, _REDRAW)
+
+    def _back(self) -> str:
+        """Return what goes back to the begin of a line that was drawn, over all rows that it took, and erases it."""
+        rows = self._rows - 1 if self._drawn else 0
+        return f"\x1b[{rows}A\r\x1b[J" if rows else _REDRAW
 
     def _failed(self, exc: OSError) -> Exception:
         """Return the error to raise for a failed write to stdout; a closed pipe stays what it is."""

@@ -221,6 +221,15 @@ def test_a_result_erases_the_line_that_was_drawn_before_it() -> None:
         assert "done" in both.text
 
 
+def test_a_state_that_takes_several_rows_is_erased_whole() -> None:
+    """A terminal of 40 columns shows 90 characters on three rows, and the cursor stands on the last of them."""
+    both = Stream(True)
+    out = Out(both, both, {"COLUMNS": "40", "NO_COLOR": "1"}, lambda: ms_of(NOW))
+    out.progress("a" * 90), out.progress("b" * 40), out.progress("c"), out.line("done")
+    pieces = [f"\r\x1b[K{'a' * 90}", f"\x1b[2A\r\x1b[J{'b' * 40}", "\r\x1b[Kc", "\r\x1b[Kdone\n"]
+    assert both.text == "".join(pieces)
+
+
 def test_times_are_relative_to_people_and_exact_elsewhere() -> None:
     then, soon = "2026-11-23T05:59:58.000Z", "2026-11-23T06:03:10.000Z"
     people, pipe, wide = an_out(tty=True)[0], an_out()[0], an_out(tty=True, form="wide")[0]

@@ -57,6 +57,12 @@ SYNC_TOKEN: Final = {
     "namespaces": ["default", "projects/music"], "pair_id": "pair_a1b2c3d4", "label": "pair with bob",
     "expires_at": "2027-02-21T05:59:00.000Z",
 }  # fmt: skip
+STATS: Final = {
+    "records_count": 33_180, "lines_count": 33_400, "projections_count": 0, "log_bytes": 41_200_000,
+    "segments_count": 1, "free_bytes": 18_200_000_000, "sync_p50_ms": 3.2, "sync_p99_ms": 12.9, "readonly": "",
+    "full": "41.2 MB are free on the disk of the store, and 67.1 are to stay free",
+    "opened": {"took_ms": 10, "lines_read": 1, "unclean": True, "damaged": [{"segment": 1, "offset": 117}]},
+}  # fmt: skip
 SETTINGS: Final = listed(
     {"key": "port", "value": 9100, "source": "default"},
     {"key": "public_url", "value": "https://alice.example", "source": "config.toml:4"},
@@ -82,6 +88,26 @@ Answers = dict[tuple[str, str], Any]
 PAIRS: Final = "/v1/federation/pairs"
 
 SCREENS: Final[dict[str, Answers]] = {
+    "aitl approve bob": {
+        ("GET", "/v1/aitl/bob"): aitl.REQUEST,
+        ("POST", f"/v1/aitl/{aitl.ID}/decide"): {**aitl.REQUEST, "agrees": aitl.AGREES},
+    },
+    "config add-permission-rule x --resource '*' --action deny --expression 'a && '": {
+        ("POST", rules.PERMISSION): (400, error(
+            "rule-syntax", "a value is missing, at 1:6", at="1:6", source="a && ", caret="     ^",
+        )),
+    },
+    "consent list bob": {("GET", "/v1/consent/grants?pair=bob"): listed()},
+    "federation lst": {},
+    "namespace create music": {("POST", "/v1/namespaces"): {**namespaces.MADE, "shared": False}},
+    "store stats": {("GET", "/v1/store/stats"): STATS},
+    "thread show th_r": {
+        ("GET", "/v1/records?thread=th_r&since=0&limit=500"): RECORDS,
+        ("GET", "/v1/records?thread=th_r&since=12&limit=500"): listed(),
+    },
+    "token info tok_91ab03cd": {("GET", "/v1/tokens/tok_91ab03cd"): {**tokens.MINTED, "label": "dash"}},
+    "token list -v": {("GET", "/v1/tokens"): listed()},
+    "token revoke tok_1": {("DELETE", "/v1/tokens/tok_1"): {**tokens.MINTED, "pair_id": "pair_1", "state": "revoked"}},
     "aitl list": {("GET", "/v1/aitl"): listed(aitl.REQUEST)},
     "aitl list --all": {("GET", "/v1/aitl?all=1"): listed()},
     "aitl show bob": {("GET", "/v1/aitl/bob"): {**aitl.REQUEST, "agrees": aitl.AGREES}},
@@ -191,7 +217,7 @@ def show(home: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Show:
 def tagged(text: str) -> str:
     """Return a text whose colours and redrawn lines can be read."""
     named = SGR.sub(lambda found: "</>" if found[1] == "0" else f"<{COLOURS[found[1]]}>", text)
-    return named.replace("\r\x1b[K", "<redraw>")
+    return re.sub(r"\r\x1b\[K|\x1b\[([0-9])A\r\x1b\[J", lambda found: f"<redraw{found[1] or ''}>", named)
 
 
 @pytest.mark.parametrize("words", SCREENS)
