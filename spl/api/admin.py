@@ -76,6 +76,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
         "lag": {
             "worst_pair_id": worst[1], "lag_records": worst[0], "oldest_pair_id": oldest[1],
             "oldest_confirmed_at": oldest[0] or None, **services.feed.lag_ms(),
+            "polls_ms": sorted({item.poll_interval_ms for item in pairs.values() if _polls(item)}),
         },
         "queue": {
             "now": sum(found.queue_records for found in reading.values()),
@@ -85,6 +86,11 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
         "attention": [*services.doctor.attention(), *services.faults.findings()],
         "services": services.faults.rows(),
     })  # fmt: skip
+
+
+def _polls(pair: Pair) -> bool:
+    """Return whether the pair is read at an interval."""
+    return pair.sync_allowed and pair.mode == "polling"
 
 
 def _listens(pair: Pair) -> bool:

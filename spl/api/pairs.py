@@ -245,7 +245,7 @@ def _caught_up_ms(found: Pair, confirmed_at: object) -> int | None:
 
     Each success in that time read the source to its end, and five failures in a row would have ended the time.
     """
-    starts = [at_ms for at_ms, _, after, _ in found.transitions if after == pairs.Phase.ACTIVE]
+    starts = [at_ms for at_ms, before, after, _ in found.transitions if before != after == pairs.Phase.ACTIVE]
     if not starts or not isinstance(confirmed_at, str):
         return None
     return max(0, when.ms_of(confirmed_at) - starts[-1])

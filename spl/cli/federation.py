@@ -134,6 +134,10 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     out.line(f"{pair['pair_id']}  {word}" + (f", state {state}" if not word.endswith(state) else ""))
     if action == "poll-interval" and pair["mode"] != "polling":
         out.note(f"it applies in mode polling; the mode of this pair is {pair['mode']}")
+    if action == "mode":
+        peer, theirs = label_of(pair["peer_did"]), (pair.get("peer_view") or {}).get("mode")
+        whose = f"by its own mode, {theirs}" if theirs else "by its own mode"
+        out.note(f"this is how we fetch from {peer}; {peer} fetches ours {whose}")
     if action == "resume" and "records" in pair:
         out.line(f"read again from the start: {count(pair['records'], 'new record')}")
     if action == "revoke":

@@ -127,6 +127,8 @@ class _View:
             out.line(f"  ✓ recorded on th_federation_pairs (pair_id: {step['pair_id']})")
         elif name == "synced":
             out.line(f"  ✓ initial sync cursor advanced ({step['records']} {plural(step['records'], 'record')})")
+        elif name == "moved":
+            out.line(f"  ✓ {self._label} has moved: {step['url']}")
         elif name == "active":
             out.line()
             out.line("Pair active.")

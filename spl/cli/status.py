@@ -12,6 +12,7 @@ from .out import Out, size
 from .pair_page import FRESH_MS
 
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")
+_POLLS_SHOWN: Final = 3
 _NOT_READY: Final = frozenset(
     {"warming-up", "overloaded", "shutting-down", "task-dead", "store-readonly", "store-full"}
 )
@@ -54,6 +55,9 @@ def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
     parts = []
     if lag.get("p50_ms") is not None:
         parts.append(f"p50 {lag['p50_ms']:,.0f} ms, p99 {lag['p99_ms']:,.0f} ms (last 5 min)")
+    polls = [span_fine(each) for each in lag.get("polls_ms") or []]
+    if polls:
+        parts.append(f"polling {', '.join(polls[:_POLLS_SHOWN])}" + (" and more" if polls[_POLLS_SHOWN:] else ""))
     if lag.get("worst_pair_id") and lag.get("lag_records"):
         parts.append(f"worst {lag['worst_pair_id']}, {count(lag['lag_records'], 'record')}")
     confirmed_at = lag.get("oldest_confirmed_at")

@@ -7,6 +7,7 @@ from typing import Any, Final
 from ..core.errors import count
 from .client import LONG_S, elements, quote, refusal
 from .command import Command, Shell, UsageError, arg
+from .out import label_of
 
 
 def _sync(args: Namespace, shell: Shell) -> int:
@@ -24,6 +25,13 @@ def _sync(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.sync/1", answer):
         pushed = f", {count(answer['pushed'], 'record')} pushed" if answer.get("reach") == "we-push" else ""
         shell.out.line(f"{answer.get('pair_id', pair)}  {count(answer['records'], 'record')} fetched{pushed}")
+        waits = (answer.get("outbound") or {}).get("lag_records")
+        if waits and not pushed:
+            peer = label_of(answer["peer_did"])
+            shell.out.note(
+                f"{count(waits, 'record')} of ours {'waits' if waits == 1 else 'wait'} for {peer}, which fetches "
+                f"by its own mode; at once with, on {peer}: spl sync {answer['pair_id']}"
+            )
     return 0
 
 

@@ -127,6 +127,9 @@ def _queue_full_s(limits: Limits) -> float:
 # -- next steps
 
 _TLS_STEP: Final = "fix the TLS chain (self-signed is refused); a private CA goes into tls.ca_file here"
+_OWN_TLS_STEP: Final = (
+    "put the whole chain into tls.certificate, then SIGHUP; a private CA goes into tls.ca_file here and at every peer"
+)
 _RENEW_STEP: Final = "renew the certificate, then SIGHUP to the daemon"
 _BUFFER_STEP: Final = "switch off response buffering in the proxy (nginx: proxy_buffering off)"
 _malformed_fix: Final = _at_peer("spl identity generate; look at what stands before the daemon")
@@ -139,6 +142,10 @@ def _missing_fix(facts: Facts) -> str:
     if facts.manifest_ours:
         return _at_peer("spl identity generate")(facts)
     return _at_peer("let the proxy pass /.well-known/; curl http://localhost:9100/.well-known/syncropel there")(facts)
+
+
+def _tls_fix(facts: Facts) -> str:
+    return _OWN_TLS_STEP if facts.published_tls else _at_peer(_TLS_STEP)(facts)
 
 
 def _pending_fix(facts: Facts) -> str:
@@ -167,7 +174,8 @@ def _rules_fix(facts: Facts) -> str:
 
 
 def _again_fix(facts: Facts) -> str:
-    return f"spl federation pair {facts.url or 'URL'}/"
+    again = f"spl federation pair {facts.url or 'URL'}/"
+    return f"{again}, or accept the end: spl federation revoke {facts.pair_id}" if facts.pair_id else again
 
 
 def _fork_fix(facts: Facts) -> str:
@@ -236,7 +244,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),
     FindingKind("address-refused", FAIL, (), None, PATH, seen.failed("address-refused"), _next("address-refused")),
     FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _next("http-plain")),
-    FindingKind("tls-chain", FAIL, (), None, PATH, seen.failed("tls-chain"), _at_peer(_TLS_STEP)),
+    FindingKind("tls-chain", FAIL, (), None, PATH, seen.tls_chain, _tls_fix),
     FindingKind("tls-expiry", WARN, (), None, PEER, seen.tls_soon, _at_peer(_RENEW_STEP)),
     FindingKind("redirect", FAIL, (), None, PATH, seen.failed("redirect"), _next("redirect")),
     FindingKind("manifest-missing", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-missing"), _missing_fix),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..core.errors import count, plural
+from ..core.pair.state import ON_DEMAND
 from ..core.record.page import PEER_PUSHES, WE_PUSH
 from ..core.when import span
 from .catalogue import FAIL, Finding
@@ -171,7 +172,10 @@ def _cursor(facts: Facts) -> str:
 def _sends(facts: Facts) -> str:
     if facts.peer_acked is None or facts.peer_lag is None:
         return ""
-    return f"the peer has confirmed {facts.peer_acked:,} of {count(facts.peer_acked + facts.peer_lag, 'record')}"
+    text = f"the peer has confirmed {facts.peer_acked:,} of {count(facts.peer_acked + facts.peer_lag, 'record')}"
+    if facts.peer_lag and facts.peer_mode == ON_DEMAND:
+        text += f"; it reads on demand. On {facts.label or 'the peer'}: spl sync {facts.pair_id}"
+    return text
 
 
 def _stream(facts: Facts) -> str:
@@ -216,7 +220,7 @@ DAEMON: Final = (
 )  # fmt: skip
 OURSELVES: Final = (
     *DAEMON,
-    Check("published", ("manifest-differs-outside",), _published),
+    Check("published", ("manifest-differs-outside", "tls-chain"), _published),
     Check("rules", ("handshake-401",), _rules),
 )  # fmt: skip
 """Without a pair: the daemon and what the world sees of it."""

@@ -201,6 +201,11 @@ def reverse(facts: Facts) -> str:
     return f"{facts.label or 'the peer'} cannot reach {seen.url}{why}"
 
 
+def tls_chain(facts: Facts) -> str:
+    """Our own certificate does not verify here, or the peer's does not."""
+    return facts.published_tls or failed("tls-chain")(facts)
+
+
 # -- tokens and state
 
 
@@ -273,6 +278,9 @@ def stalled(facts: Facts) -> str:
 
 
 def behind(facts: Facts) -> str:
+    if facts.peer_readonly:
+        waits = f"{waiting(facts.peer_lag)} here; " if facts.peer_lag else ""
+        return f"{waits}the store of {facts.label or 'the peer'} takes no records now, as it says"
     if not facts.peer_lag or not facts.peer_behind_s:
         return ""
     label, passed = facts.label or "the peer", span(facts.peer_behind_s * 1000)

@@ -16,7 +16,7 @@ from ..core.rules import locks_out_handshake
 from ..core.version import PROTOCOL
 from ..home.config import Settings
 from ..home.home import Home
-from ..pairing.service import Pairing
+from ..pairing.service import END_ACCEPTED, Pairing
 from ..sync.changes import Feed
 from ..sync.schedule import Sync
 from . import catalogue, checks, gather
@@ -44,9 +44,10 @@ class Doctor:
     def attention(self) -> list[dict[str, object]]:
         """Return what an operator should act on, from facts at hand: code, severity, title, fix, pair_id."""
         pairs, now_ms = self.home.views.pairs, self._now_ms()
+        accepted = self.home.vault.names(END_ACCEPTED)
         found = [_to_json(item) for item in catalogue.problems(catalogue.findings(self._daemon_facts()))]
         for pair in pairs.values():
-            if gather.is_watched(pair, pairs, now_ms):
+            if gather.is_watched(pair, pairs, now_ms) and END_ACCEPTED + pair.pair_id not in accepted:
                 found += [_to_json(item, pair.pair_id) for item in self._problems(pair)]
         return found
 

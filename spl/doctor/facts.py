@@ -89,6 +89,8 @@ class Facts:
     published_same: bool = False
     published_unseen: str = ""
     published_fault: str = ""
+    published_tls: str = ""
+    """Why our own certificate is refused here, as peers may refuse it."""
     protocol_ours: str = ""
 
     # -- the pair, as this side knows it
@@ -105,6 +107,8 @@ class Facts:
     """Who has to decide on a pair request: "us", "peer" or ""."""
     peer_mode: str = ""
     """How the peer reads from us, as it says."""
+    peer_readonly: bool = False
+    """Whether the peer says that its store takes no records."""
     cloned: str = ""
     """Whose identity two daemons use: "peer", "us" or ""."""
     reach: str = ""

@@ -140,19 +140,20 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     """Add what the daemon knows about a pair without asking the peer."""
     status, stream = context.status, context.status.stream
     known = replace(
+        known, pair_id=pair.pair_id, label=label_of(pair.peer_did), url=pair.url, phase=str(pair.phase),
+        reason=pair.reason, ended_by_peer=pair.ended and pair.reason.startswith(REVOKED_BY_PEER),
+    )  # fmt: skip
+    if pair.ended:
+        return known  # nothing else about it can be wrong any more
+    known = replace(
         known,
-        pair_id=pair.pair_id,
-        label=label_of(pair.peer_did),
-        url=pair.url,
-        phase=str(pair.phase),
-        reason=pair.reason,
         mode=pair.mode,
         poll_interval_ms=pair.poll_interval_ms,
         paused_by=pair.paused_by,
-        ended_by_peer=pair.ended and pair.reason.startswith(REVOKED_BY_PEER),
         waits_for=_waits_for(pair),
         reach=context.reach,
         peer_mode=str(status.peer_view.get("mode", "")),
+        peer_readonly=status.peer_view.get("readonly") is True and pair.serve_allowed,
         cloned=status.cloned,
         clock=status.clock,
         unmoved=context.unmoved,

@@ -105,7 +105,8 @@ class PeerCheck:
         try:
             reply = await self._get(url, DialPolicy(allow_private=True, allow_http=True))
         except SplError as exc:
-            return replace(known, published_url=url, published_unseen=exc.code)
+            refused = f"{url}: {exc.message}" if exc.code == "tls-chain" else ""
+            return replace(known, published_url=url, published_unseen=exc.code, published_tls=refused)
         if reply.status == 200 and _digest(reply.body) == self._published_digest():
             return replace(known, published_url=url, published_same=True)
         fault = f"{url} answers {reply.status} with other bytes than this daemon serves"

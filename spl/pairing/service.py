@@ -19,10 +19,12 @@ from functools import partial
 from typing import Any, Final
 
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity.did import label_of
+from ..core.identity.manifest import Manifest
 from ..core.pair import steps
 from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
-from ..core.pair.state import MODES, Active, Degraded, Revoking
+from ..core.pair.state import MODES, Active, Degraded, Revoked, Revoking
 from ..core.pair.steps import Effect, FirstSync, Resync, TellPeer
 from ..home.config import Settings
 from ..home.logs import CountedLog
@@ -55,6 +57,10 @@ ASK_AGAIN_MS: Final = 5000
 TELLERS_MAX: Final = 16
 """Peers informed at the same time after a start or a rotation: each takes a connection and a signature."""
 BACKOFF_MAX_S: Final = 300.0
+REFRESH_WAIT_S: Final = 10.0
+"""What `refresh` waits for a request that the peer approved to become a pair: one round of messages, mostly."""
+END_ACCEPTED: Final = "end-accepted."
+"""With the pair's id: under this name the vault keeps that our operator accepted the end that the peer made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,9 @@ class Pairing:
             await self.stepper.do(lambda: self.pairs.take(self.pairs.known(pair_id), event, also=also))
         elif block and pair.peer_did not in self.pairs.writer.views.blocked:
             await self.stepper.do(self.pairs.submit, also)
+        if isinstance(pair.state, Revoked):
+            # The operator knows of the end and accepts it: it needs no attention any more.
+            await self.stepper.do(self.pairs.vault.put, END_ACCEPTED + pair_id, "1")
         await self._tell_revoked(pair_id)
         return self.pairs.known(pair_id)
 
@@ -222,8 +231,18 @@ class Pairing:
         pair = await self.maintenance.refresh(pair_id, expect_key, at_once=True)
         await self.handover.maintain(pair_id)
         if on_its_way(pair):
-            await self.handshakes.advance(pair_id)
+            await self._complete(pair_id)
         return self.pairs.known(pair_id)
+
+    async def _complete(self, pair_id: str) -> None:
+        """Drive a request as far as the peer's decision allows, message after message, for REFRESH_WAIT_S at most."""
+        try:
+            async with asyncio.timeout(REFRESH_WAIT_S):
+                while on_its_way(before := self.pairs.known(pair_id)):
+                    if (await self.handshakes.advance(pair_id)).state == before.state:
+                        return  # the peer has not decided
+        except TimeoutError:
+            log.info(**event("pair.refresh_waits_no_longer", pair=pair_id))
 
     async def rotate_tokens(self, pair_id: str) -> Pair:
         """Replace both tokens of the pair: the one we hold now, the other as soon as the peer asks, as we tell it."""
@@ -296,11 +315,31 @@ class Pairing:
             url, options.strict, dial=dial, expect_did=options.expect_did, expect_key=options.expect_key
         )
         yield {"step": "manifest", "did": peer.did, "url": url}
+        if (moved := self._moved(peer)) is not None:
+            async for step in self._follow_move(moved.pair_id, peer):
+                yield step
+            return
         pair_id = await self.stepper.do(self._initiator.begin, peer, url, terms, options)
         yield {"step": "verified"}
         self.handshakes.kick(pair_id)
         async for step in self.handshakes.watch(pair_id, options.wait_ms / 1000):
             yield step
+
+    def _moved(self, peer: Manifest) -> Pair | None:
+        """Return the live pair with this peer, if that now publishes another address than the pair has."""
+        found = self.pairs.of_peer(peer.did)
+        return next((pair for pair in found if type(pair.state) in ESTABLISHED and pair.url != peer.url), None)
+
+    async def _follow_move(self, pair_id: str, peer: Manifest) -> AsyncIterator[dict[str, object]]:
+        """Yield the steps of adopting the address that the operator found: no new pair, and nothing is lost."""
+        adopt = self.pairs.adopt_manifest
+        pair = await self.stepper.do(lambda: adopt(self.pairs.known(pair_id), peer, at_once=True))
+        yield {"step": "verified"}
+        yield {"step": "moved", "did": peer.did, "pair_id": pair_id, "url": pair.url}
+        pair = await self.refresh(pair_id)
+        for step in self._initiator.news(pair, set(), {}):
+            if step["step"] == "active":
+                yield step
 
     # -- what follows a step
 

@@ -92,6 +92,8 @@ class Feed:
         self._marks: list[_Mark | None] = [None] * MARKS_MAX
         self._marked = 0
         self._lags: dict[str, tuple[Lags, int]] = {}
+        self._live_from: dict[str, int] = {}
+        """Pair -> the end of the log when its records began to reach the peer at once; no lag is older."""
         self.acks = Acks()
         self._unsubscribe = writer.listen(self._on_commit)
         # After the line above: a stream that the notifier wakes must find the commit among the recent ones.
@@ -288,8 +290,11 @@ class Feed:
             self._count_soon(pair_id)
         acked, at_ms = self.source.acked.get(pair_id, (None, None))
         lag = max(0, head - acked) if acked is not None and head is not None else None
-        is_live = pair_id in self._streams or self.source.reaches.word(pair_id) == WE_PUSH
-        return OfferedStatus(head, acked, lag, at_ms, 0.0 if is_live else self._pace.interval_s(pair_id))
+        return OfferedStatus(head, acked, lag, at_ms, 0.0 if self._is_live(pair_id) else self._pace.interval_s(pair_id))
+
+    def _is_live(self, pair_id: str) -> bool:
+        """Return whether our records reach the peer at once, by its stream or our push."""
+        return pair_id in self._streams or self.source.reaches.word(pair_id) == WE_PUSH
 
     def lag_ms(self, pair_id: str = "") -> dict[str, int | None]:
         """Return p50_ms, p99_ms and samples of the last five minutes, of one pair or all.
@@ -396,6 +401,7 @@ class Feed:
         if before is not None:
             before.replace()
         self._streams[stream.pair_id] = stream
+        self._live_from.setdefault(stream.pair_id, self.source.last_seq())
         stream.check_rollback()
         events = stream.events()
         try:
@@ -415,9 +421,17 @@ class Feed:
             self._marked += 1
 
     def _measure(self, pair_id: str, namespaces: frozenset[str], position: int) -> None:
-        """Record the lags of the writes that this ack is the first to cover."""
+        """Record the lags of the writes that this ack is the first to cover.
+
+        Only while the peer reads by a stream or our push, and only of writes since then: the age of what waited for a
+        poll, or for the pair to be made, is no lag.
+        """
         lags, before = self._lags.get(pair_id) or (Lags(), 0)
         self._lags[pair_id] = lags, max(before, position)
+        if not self._is_live(pair_id):
+            self._live_from.pop(pair_id, None)
+            return
+        before = max(before, self._live_from.setdefault(pair_id, position))
         now_ms = self._now_ms()
         for number in range(self._marked - 1, max(-1, self._marked - MARKS_MAX - 1), -1):
             mark = self._marks[number % MARKS_MAX]

@@ -67,9 +67,9 @@ class Flow:
         """Record that a stream is being opened."""
         self.is_open, self.since_ms, self.heard_ms, self.hold_s = True, now_ms, None, 0.0
 
-    def close(self, now_ms: int) -> None:
-        """Record that it ended."""
-        if self.heard_ms is not None:
+    def close(self, now_ms: int, *, broke: bool) -> None:
+        """Record that it ended, and whether it broke: neither side ended it."""
+        if broke and self.heard_ms is not None:
             self.breaks_ms.append(now_ms)
         self.is_open, self.since_ms = False, now_ms
 
@@ -164,6 +164,10 @@ class _StreamState:
     unsent: str = ""
     """The newest cursor that the source was not told of."""
     telling: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class StreamEnd(SyncError):
+    """The peer ended the stream and said why: what the pair shares changed, or its state, or another stream began."""
 
 
 class StreamWatcher(Protocol):
@@ -334,7 +338,7 @@ def _hold_s(event: Event) -> float:
     return min(HOLD_MAX_S, max(0, value) / 1000) if type(value) is int else 0.0
 
 
-def _end_of(event: Event) -> SyncError:
+def _end_of(event: Event) -> StreamEnd:
     """Return why the source ended the stream: the state of the pair, or that another stream is to be opened."""
     value = _object_in(event)
     word = str(value.get("code", ""))
@@ -344,4 +348,4 @@ def _end_of(event: Event) -> SyncError:
     if known is None and code in STATE_CODES:
         known = {"state": cut_text(word, 40)}
     message = cut_text(value.get("message", "")) or cut_text(word, 40)
-    return SyncError(code, f"the peer ended the stream: {message}", view=known)
+    return StreamEnd(code, f"the peer ended the stream: {message}", view=known)

@@ -24,7 +24,7 @@ from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit
 from .budget import INTAKE_PAUSED
 from .changes import Feed
-from .follow import Flow, Follower
+from .follow import Flow, Follower, StreamEnd
 from .ingest import Ingest
 from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
@@ -372,16 +372,18 @@ class Sync:
         return pair.mode, pair.url, self._ingest.inbound(pair), pair.sync_allowed
 
     async def _stream(self, pair: Pair, state: _PairSync) -> None:
-        """Follow the stream to its end and record how it ended."""
+        """Follow the stream to its end and record how it ended; it broke if neither side asked for the end."""
+        broke = False
         try:
             await self._follower.run(pair, state.progress, state.flow)
             retry_ms = int(state.flow.hold_s * 1000)
             self._ingest.lines.info("sync.stream_ended", pair.pair_id, retry_ms=retry_ms)
         except SplError as exc:
+            broke = not isinstance(exc, StreamEnd)
             self._failed(pair.pair_id, state, exc, is_stream=True)
         finally:
             self._note_peak(state, self._now_ms())
-            state.flow.close(self._now_ms())
+            state.flow.close(self._now_ms(), broke=broke)
             state.progress.queue = None
             state.attempted(asyncio.get_running_loop().time())
 

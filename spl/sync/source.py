@@ -229,7 +229,8 @@ class Source:
         return self.counts.advance(pair_id, self.view_at(pair_id, self.scope(pair), last_seq))
 
     def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
-        """Return how we see the pair, for the peer: state, reason, head, acked, queue, mode, consent, reach, cloned.
+        """Return how we see the pair, for the peer: state, reason, head, acked, queue, mode, consent, reach, cloned,
+        readonly (our store takes no records).
 
         `head` is None while it is counted for the first time.  A reader with its own token (`query.reads`) gets the
         same form.
@@ -252,6 +253,7 @@ class Source:
             "mode": pair.mode,
             **({"reach": reach} if reach else {}),
             **({"cloned": True} if self.reaches.cloned(pair_id) == PEER_CLONED else {}),
+            **({"readonly": True} if self.writer.store.readonly or self.writer.store.full else {}),
         }
 
     def _was_paired(self, pair_id: str) -> bool:

@@ -122,7 +122,9 @@ FIXES = {
     "intake-paused": "spl federation resume pair_0f9e8d7c",
     "daemon-down": "spl serve",
     "handshake-pending": "spl aitl approve pair_0f9e8d7c",
-    "peer-revoked": "spl federation pair https://bob.example/",
+    "peer-revoked": (
+        "spl federation pair https://bob.example/, or accept the end: spl federation revoke pair_0f9e8d7c"
+    ),
     "poll-interval-long": "spl federation set-poll-interval pair_0f9e8d7c 5m",
 }
 

@@ -50,6 +50,11 @@ def test_when_all_is_well() -> None:
     assert "".join(f"{row['mark']} {row['name']} {row['text']}\n" for row in rows) == ALL_WELL
 
 
+def test_what_waits_for_a_peer_that_reads_on_demand_is_no_problem_and_not_unsaid() -> None:
+    text = shown({**SEEN, "label": "bob", "pair_id": "pair_0f9e8d7c", "peer_mode": "on-demand"})["sends"]
+    assert text == "ok the peer has confirmed 42 of 43 records; it reads on demand. On bob: spl sync pair_0f9e8d7c"
+
+
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.code)
 def test_each_finding_has_a_line_of_its_own(row: object) -> None:
     """A code that no check answers for would be a problem without a line."""

@@ -25,6 +25,10 @@ THEIRS, OURS = "the peer's token for us", "our token for the peer"
         (seen.expired, {"token_left_ms": -7_200_000}, f"{THEIRS} expired 2h ago, so each pull answers 401"),
         (seen.expired, {"own_token_left_ms": -1}, f"{OURS} expired 0s ago, so it cannot pull from us"),
         (seen.stalled, {"overdue_s": 40.0}, "the last answer of the peer is 40s overdue"),
+        (seen.behind, {"peer_readonly": True, "label": "bob"}, "the store of bob takes no records now, as it says"),
+        (seen.behind, {"peer_lag": 2, "peer_behind_s": 60.0}, "2 records wait here for the peer, which has confirmed"
+                                                              " nothing for 1m"),
+        (seen.tls_chain, {"published_tls": "https://a: self-signed"}, "https://a: self-signed"),
         (seen.throttled, failure("rate-limited", "429 slow down"), "429 slow down"),
         (seen.endpoint_strange, failure("peer-4xx", "404 nothing here"), "404 nothing here"),
         (seen.endpoint_strange, {"endpoint_status": 404}, "the pair endpoint answers a GET with 404, not 405"),

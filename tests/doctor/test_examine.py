@@ -36,8 +36,13 @@ async def test_a_peer_that_paused(tmp_path: Path) -> None:
         assert await found.problems() == {"peer-paused": f"on bob: spl federation resume {found.pair_id}"}
         await found.b.pairing.revoke(found.pair_id)
         await until(lambda: not found.a.alive)
-        assert await found.problems() == {"peer-revoked": f"spl federation pair {found.b.url}/"}
-        assert [item["code"] for item in found.doctors[found.a.url].attention()] == ["peer-revoked"]
+        accept = f"spl federation revoke {found.pair_id}"
+        again = f"spl federation pair {found.b.url}/, or accept the end: {accept}"
+        assert await found.problems() == {"peer-revoked": again}
+        doctor = found.doctors[found.a.url]
+        assert [item["code"] for item in doctor.attention()] == ["peer-revoked"]
+        await found.a.pairing.revoke(found.pair_id)
+        assert doctor.attention() == []
 
 
 async def test_a_side_behind_a_nat_need_not_be_dialled(tmp_path: Path) -> None:

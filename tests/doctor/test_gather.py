@@ -21,6 +21,7 @@ from spl.doctor.gather import PairContext
 from spl.doctor.health import HealthSampler
 from spl.home.disk import Disk
 from spl.home.home import now_ms, open_home, read_config
+from spl.sync.budget import IntakeStatus
 from spl.sync.changes import OfferedStatus
 from spl.sync.follow import StreamStatus
 from spl.sync.reach import LastError, PairStatus
@@ -138,6 +139,24 @@ def test_a_stream_that_breaks_again_and_again() -> None:
     stream = StreamStatus("open", None, None, 4)
     assert codes(seen(a_pair(mode="continuous"), status(stream=stream))) == ["stream-flapping"]
     assert codes(seen(a_pair(), status(stream=None))) == []
+
+
+def test_nothing_but_its_end_is_wrong_with_a_pair_that_ended() -> None:
+    """Neither its stream, nor its intake, nor what waited when it ended."""
+    stream = StreamStatus("down", None, None, 9)
+    told = status(stream=stream, intake=IntakeStatus(wait_s=900.0), attempt=3)
+    ended = a_pair(state=Revoked("revoked by peer", by_us=False), mode="continuous", live=False)
+    offered = OfferedStatus(12, 7, 5, interval_s=0.0)
+    assert codes(seen(ended, told, offered=offered, behind_s=900.0)) == ["peer-revoked"]
+
+
+def test_a_peer_that_does_not_answer_is_gone_since_it_was_heard() -> None:
+    """The first failure comes when the silence is long: it counts from its beginning."""
+    nobody = status(attempt=1, last_error=LastError("timeout", "silent", NOW_MS, "TIMEOUT"))
+    assert codes(seen(told=replace(nobody, silent_s=29.0), failing_s=1.0)) == []
+    assert codes(seen(told=replace(nobody, silent_s=30.0), failing_s=1.0)) == ["timeout"]
+    other = LastError("peer-5xx", "503", NOW_MS, "HTTP_5XX")
+    assert codes(seen(told=replace(nobody, silent_s=99.0, last_error=other), failing_s=1.0)) == []
 
 
 def test_a_poll_that_never_came() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from spl.core.errors import CODES
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import (
     HASTY,
@@ -254,7 +255,7 @@ def test_a_name_that_leads_elsewhere(house: House, world: World) -> None:
     assert not named(report(erin, pair_id)["problems"], "dns")
     for address, code, fix in (
         ("", "dns", "check the name and the resolver"),
-        ("169.254.1.1", "address-refused", "use the peer's public address"),
+        ("169.254.1.1", "address-refused", CODES["address-refused"].fix),
         ("9.9.9.9", "http-plain", "use https, or set federation.allow_http = true"),
     ):
         erin.names(address)

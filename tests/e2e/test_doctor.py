@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from tests.e2e.conftest import AUTO, Make
+from tests.e2e.findings import attention, named
 from tests.e2e.harness import Instance, free_port
 from tests.e2e.proxy import MANIFEST, Proxy, Reply
 from tests.e2e.test_tls import issued
@@ -195,8 +196,12 @@ def test_a_peer_that_paused_and_then_revoked(alice: Instance, bob: Instance, pai
     assert problems(alice, pair_id) == {"peer-paused": f"on bob: spl federation resume {pair_id}"}
     bob.run("federation", "revoke", pair_id)
     eventually(lambda: alice.pairs()[0]["state"] == "revoked", "alice hears of it")
-    assert problems(alice, pair_id) == {"peer-revoked": f"spl federation pair {bob.url}"}
+    assert problems(alice, pair_id) == {
+        "peer-revoked": f"spl federation pair {bob.url}, or accept the end: spl federation revoke {pair_id}"
+    }
     assert "peer-revoked" in alice.run("status", "--check", code=3).out
+    alice.run("federation", "revoke", pair_id)
+    assert not named(attention(alice), "peer-revoked")
 
 
 def test_a_rule_that_locks_out_every_handshake(alice: Instance, bob: Instance) -> None:

@@ -47,6 +47,24 @@ async def test_live_pair_and_own_did_are_refused(tmp_path: Path) -> None:
         await both_active(a, b)
 
 
+async def test_the_new_address_of_a_known_peer_is_adopted_and_makes_no_second_pair(tmp_path: Path) -> None:
+    """Both sides moved, so neither finds the other by itself; one operator knows where the peer is."""
+    async with two(tmp_path) as (world, a, b):
+        await a.pair(b)
+        await both_active(a, b)
+        world.faults.append(lambda call: None)
+        await b.end()
+        b.move("http://127.0.0.1:9555")
+        b.start()
+        await until(lambda: "poll" in world.lost)
+        world.faults.clear()
+        steps = await a.pair(b)
+        assert names(steps) == ["manifest", "verified", "moved", "active"]
+        assert steps[2]["url"] == "http://127.0.0.1:9555"
+        assert [pair.url for pair in a.alive] == ["http://127.0.0.1:9555"]
+        assert a.alive[0].transitions[-1][3] == "peer_manifest_changed"
+
+
 @pytest.mark.parametrize("name", ["pinned DID", "pinned key"])
 async def test_pins_of_the_operator_hold(tmp_path: Path, name: str) -> None:
     async with two(tmp_path) as (_, a, b):

@@ -77,6 +77,18 @@ async def test_records_flow_both_ways_and_acks_ride_on_the_streams(tmp_path: Pat
             assert "ack" in names(stream)
 
 
+async def test_the_age_of_what_waited_for_a_poll_or_for_the_pair_is_no_lag(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        alice.emit("before the pair")
+        join(alice, bob)
+        for text in ("1", "2"):
+            await bob.sync.pull(PAIR)
+            alice.emit(text)
+        await bob.sync.pull(PAIR)
+        assert alice.feed.offered(PAIR).lag_records == 0
+        assert alice.feed.lag_ms(PAIR)["samples"] == 0
+
+
 async def test_acks_that_come_close_together_are_one_and_the_last_is_never_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,7 +221,11 @@ def _manifest_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) ->
         grown(pair.chain, peer.chain)
     if peer.did != pair.peer_did or (peer.signed_at_ms < had_ms and not manifest.is_ahead(had_ms, at_ms)):
         raise PairError("pair-state-conflict", "the manifest is not a newer one of the peer")
-    return replace(pair, peer=peer, fetched_at_ms=at_ms)
+    after = replace(pair, peer=peer, fetched_at_ms=at_ms)
+    if (peer.url, peer.chain.present) == (pair.url, pair.chain.present):
+        return after  # signed again; that is no event
+    line = (at_ms, pair.phase.value, pair.phase.value, "peer_manifest_changed")
+    return replace(after, transitions=(*pair.transitions, line)[-TRANSITIONS_MAX:])
 
 
 def _token_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:

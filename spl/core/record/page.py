@@ -164,9 +164,10 @@ def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
         for name in ("head", "acked", "queue", "clock", "consent")
         if type(view.get(name)) is int and 0 <= view[name] < 2**63
     }
-    reach, cloned = view.get("reach"), view.get("cloned")
+    reach = view.get("reach")
     way = {"reach": reach} if isinstance(reach, str) and reach in REACH_WORDS else {}
-    return {**texts, **counts, **way, **({"cloned": True} if cloned is True else {})}
+    flags: dict[str, Any] = {name: True for name in ("cloned", "readonly") if view.get(name) is True}
+    return {**texts, **counts, **way, **flags}
 
 
 def assemble_push(since: str, item: Page, *, again: bool = False, chains: Mapping[str, Any] | None = None) -> bytes:
