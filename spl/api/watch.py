@@ -1,12 +1,12 @@
 """One thread as it grows, for programs: server-sent events, each with its position in the log as its id."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 from ..core import rules
+from ..core.limits import KIB
 from ..core.record import record
 from ..core.record.position import Positions
 from ..home.index import Row
@@ -15,8 +15,8 @@ from ..home.tables.lists import by_thread
 from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE, encode_event, one_line
+from ..sync.notify import Heartbeat
 from ..sync.stream import RETRY_AFTER_MS
-from ..sync.supervise import wait
 from .answers import Permit, field_error, is_admin, number, positions
 from .auth import Principal
 from .lists import answer_forms, batches, last_readable, may_read, thread_lists
@@ -27,6 +27,8 @@ READING: Final = "threads:read"
 """What permission rules call it."""
 PAGE_ROWS: Final = 64
 """Rows looked at in one step of the search, and before the checks that may end the stream."""
+AT_ONCE_BYTES: Final = 16 * KIB
+"""So much is read and written on the loop: as of a record that is asked for."""
 OPENING: Final = b"retry: %d\n\n" % RETRY_AFTER_MS
 """How long a browser waits before it connects again."""
 
@@ -71,12 +73,14 @@ async def _events(
 
     Up to `present` they are history.  A heartbeat's id is that of the last record that the principal may read.
     Rows are read and events written in the threads of searches, for a history that holds nothing wanted may be long,
-    and the loop goes on between two pages of it.
+    and the loop goes on between two pages of it.  Once all of it was sent, what follows is at most PAGE_ROWS lines of
+    the log at a time, which take less time than the way through a thread.
     """
-    loop, notifier, searches = asyncio.get_running_loop(), services.feed.notifier, services.searches
+    notifier, searches = services.feed.notifier, services.searches
     store, seen = services.store, positions(principal, services)
-    visible_seq, admin, due_s = seq, is_admin(principal), loop.time()
-    with notifier.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)]) as news:
+    visible_seq, admin, is_live = seq, is_admin(principal), False
+    listening = notifier.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)])
+    with listening as news, Heartbeat(news, services.limits.heartbeat_s) as beat:
         yield OPENING
         while True:
             news.clear()
@@ -86,17 +90,25 @@ async def _events(
             if not permit.holds():
                 yield _event("error", {"code": "revoked", "message": "the credential does not hold any more"})
                 return
-            if loop.time() >= due_s:
-                due_s = loop.time() + services.limits.heartbeat_s
+            if beat.is_due:
+                beat.sent()
                 position = seen.shown(visible_seq)
                 yield _event("heartbeat", {"sequence": position}, position)
-            found = await searches.step(principal, _search, store, principal, thread, seq, present, since_clock)
+            end = store.index.covered  # before the search, which finds everything up to there
+            if is_live and end - seq <= PAGE_ROWS:
+                found = _search(store, principal, thread, seq, present, since_clock)
+            else:
+                found = await searches.step(principal, _search, store, principal, thread, seq, present, since_clock)
             if found is None:
-                await wait(news, due_s - loop.time())
+                seq, is_live = max(seq, end), True
+                await news.wait()
                 continue
             seq, visible_seq = found.seq, found.visible_seq or visible_seq
             for batch in found.batches:
-                yield await searches.step(principal, _records, store, batch, seen, reserved=admin)
+                if is_live and sum(row.length for row in batch) <= AT_ONCE_BYTES:
+                    yield _records(store, batch, seen, reserved=admin)
+                else:
+                    yield await searches.step(principal, _records, store, batch, seen, reserved=admin)
 
 
 def _search(store: Log, principal: Principal, thread: str, seq: int, present: int, since_clock: int) -> _Found | None:

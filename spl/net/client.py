@@ -119,7 +119,11 @@ class Client:
                     await self._check_stream(where, sock, head)
             except TimeoutError as exc:
                 raise ReachError("timeout", f"{where.origin} did not open the stream in time") from exc
-            yield EventStream(sock, head, self._limits)
+            opened = EventStream(sock, head, self._limits)
+            try:
+                yield opened
+            finally:
+                opened.close()
         finally:
             if sock is not None:
                 sock.abort()
@@ -217,6 +221,8 @@ class EventStream:
 
     A read is inflated and parsed as its events are taken, and other tasks get a turn every _TURN_BYTES: one read may
     become megabytes, and a source chooses what it sends.
+
+    One timer serves many reads, since a deadline for each costs more: it looks how long the present one has waited.
     """
 
     def __init__(self, sock: "_Socket", head: ResponseHead, limits: Limits) -> None:
@@ -231,6 +237,15 @@ class EventStream:
         self._ready: deque[Event] = deque()
         self._turn_bytes = 0
         self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._reads_since: float | None = None  # when the read that waits began to
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_late = False
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     @property
     def retry_ms(self) -> int | None:
@@ -260,16 +275,37 @@ class EventStream:
 
     async def _read(self) -> None:
         """Wait for the next piece of the body."""
+        self._reads_since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._silence_s, self._look)
         try:
-            async with asyncio.timeout(self._silence_s):
-                piece = await self._sock.next()
-        except TimeoutError as exc:
-            raise ReachError("timeout", f"{self._sock.origin} was silent for {self._silence_s:g} s") from exc
+            piece = await self._sock.next()
+        except ReachError:
+            self._check_late()
+            raise
+        finally:
+            self._reads_since = None
+        self._check_late()
         self._turn_bytes += _PIECE_COST_BYTES
         if isinstance(piece, bytes):
             self._plain = _cut(self._inflater.feed(piece) if self._inflater is not None else (piece,))
         else:
             self._ended = True
+
+    def _look(self) -> None:
+        """End the connection if the read that waits has waited too long."""
+        self._timer = None
+        if self._reads_since is None:
+            return  # the next read sets a timer
+        if (left_s := self._reads_since + self._silence_s - self._loop.time()) > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
+        else:
+            self._is_late = True
+            self._sock.abort()
+
+    def _check_late(self) -> None:
+        if self._is_late:
+            raise ReachError("timeout", f"{self._sock.origin} was silent for {self._silence_s:g} s")
 
 
 class _Progress:

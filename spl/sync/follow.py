@@ -3,7 +3,8 @@
     stream -> inbox (bounded) -> judge -> store with the position -> ack
 
 What has arrived is taken together and stored with one write; nothing waits for more to come.  The next lot is judged
-while the last is being written, and written only after it, so a position never covers what failed to be stored.  Acks
+while the last is being written, and written only after it, so a position never covers what failed to be stored.  A few
+records that come alone are stored by the task that judged them: each task between costs a turn of the loop.  Acks
 go out as events on the stream that we serve to the same peer, and by a request only if there is none.  An ack says all
 that the ones before it said, so the newest goes out at once after a pause, and otherwise after a few milliseconds.
 
@@ -15,6 +16,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
@@ -27,7 +29,7 @@ from ..core.record.page import Page
 from ..net.client import EventStream
 from ..net.sse import Event
 from .changes import Feed
-from .ingest import Judged
+from .ingest import ON_LOOP_RECORDS, Judged
 from .peer import CHANGES, STATE_CODES, SyncError, cut_text
 from .pull import Progress, Puller
 from .reach import StreamStatus
@@ -161,9 +163,13 @@ class _StreamState:
     judged: "asyncio.Queue[tuple[Arrived, Judged] | None]" = field(default_factory=lambda: asyncio.Queue(1))
     base: str = ""
     """The position at which what is stored of this stream stands."""
+    storing: bool = False
+    """Whether a lot is being stored."""
     unsent: str = ""
     """The newest cursor that the source was not told of."""
     telling: asyncio.Event = field(default_factory=asyncio.Event)
+    told_s: float = -inf
+    """When the source was last told."""
 
 
 class StreamEnd(SyncError):
@@ -256,35 +262,52 @@ class Follower:
             except SplError as exc:
                 state.inbox.close(exc)
                 break
-            await state.judged.put((item, await ingest.judge(pair, found)))
+            lot = item, await ingest.judge(pair, found)
+            if len(item.data) <= ON_LOOP_RECORDS and not state.storing and state.judged.empty():
+                await self._store(state, *lot)
+            else:
+                await state.judged.put(lot)
         await state.judged.put(None)
 
     async def _keep(self, state: _StreamState) -> None:
-        """Store lot after lot, each with the position that it leads to, and tell the source.
+        """Store lot after lot of those that come faster than they are stored, and what is left to say at the end."""
+        while (lot := await state.judged.get()) is not None:
+            await self._store(state, *lot)
+        if state.unsent:
+            self._feed.confirm(state.pair_id, state.unsent)
+
+    async def _store(self, state: _StreamState, item: Arrived, judged: Judged) -> None:
+        """Store a lot with the position that it leads to, and tell the source.
 
         Raises IntakeError as soon as the pair's budget is used up, and not at the next record: nothing is sent in vain.
         """
-        progress, ingest = state.progress, self._ingest
-        while (lot := await state.judged.get()) is not None:
-            item, judged = lot
-            pair, page_ = ingest.pair(state.pair_id), judged.page
-            taken = await ingest.keep(pair, judged, moves=True, base=state.base)
-            state.base = page_.next_cursor or state.base
-            state.inbox.done(item)
-            state.flow.synced_ms = self._now_ms()
-            view = {**progress.view, **page_.view}
-            progress.view = {**view, "head": max(int(view.get("head", 0)), taken.clock)}
-            ingest.reaches.heard(state.pair_id, progress.view)
-            if page_.next_cursor and (page_.count or page_.view.get("acked") != taken.clock):
-                state.unsent = page_.next_cursor
-                state.telling.set()
-            if item.is_heartbeat:
-                ingest.begin(state.pair_id)
-            if taken.learnt and ingest.refused.owes(pair.pair_id, ingest.inbound(pair)):
-                await self.puller.retry_refused(pair, progress)
-            ingest.budget.check(state.pair_id)
-        if state.unsent:
-            self._feed.confirm(state.pair_id, state.unsent)
+        progress, ingest, page_ = state.progress, self._ingest, judged.page
+        pair = ingest.pair(state.pair_id)
+        state.storing = True
+        taken = await ingest.keep(pair, judged, moves=True, base=state.base)
+        state.base = page_.next_cursor or state.base
+        state.inbox.done(item)
+        state.flow.synced_ms = self._now_ms()
+        view = {**progress.view, **page_.view}
+        progress.view = {**view, "head": max(int(view.get("head", 0)), taken.clock)}
+        ingest.reaches.heard(state.pair_id, progress.view)
+        if page_.next_cursor and (page_.count or page_.view.get("acked") != taken.clock):
+            self._confirm(state, page_.next_cursor)
+        if item.is_heartbeat:
+            ingest.begin(state.pair_id)
+        if taken.learnt and ingest.refused.owes(pair.pair_id, ingest.inbound(pair)):
+            await self.puller.retry_refused(pair, progress)
+        ingest.budget.check(state.pair_id)
+        state.storing = False
+
+    def _confirm(self, state: _StreamState, cursor: str) -> None:
+        """Tell the source at once if the last time is long enough ago and we serve it a stream; else leave it."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= state.told_s + ACK_EVERY_S and not state.unsent and self._feed.confirm(state.pair_id, cursor):
+            state.told_s = now_s
+            return
+        state.unsent = cursor
+        state.telling.set()
 
     async def _take_ack(self, pair_id: str, event: Event) -> bool:
         """Hand the peer's ack to our own feed and return whether it was taken; one that is refused ends no stream."""
@@ -296,13 +319,15 @@ class Follower:
         return True
 
     async def _tell(self, state: _StreamState) -> None:
-        """Send acks, only the newest and not all the time: on the stream that we serve, by request if there is none."""
+        """Send the acks that were left, only the newest and not all the time; by request if we serve no stream."""
+        loop = asyncio.get_running_loop()
         while True:
             await state.telling.wait()
+            if (early_s := state.told_s + ACK_EVERY_S - loop.time()) > 0:
+                await asyncio.sleep(early_s)
             state.telling.clear()
-            cursor, state.unsent = state.unsent, ""
+            cursor, state.unsent, state.told_s = state.unsent, "", loop.time()
             if self._feed.confirm(state.pair_id, cursor):
-                await asyncio.sleep(ACK_EVERY_S)
                 continue
             view = await self.puller.ack(self._ingest.pair(state.pair_id), cursor)
             state.progress.view = {**state.progress.view, **view}

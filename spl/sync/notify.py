@@ -81,6 +81,34 @@ class Notifier:
             loop.call_soon_threadsafe(self.notify, wanted)
 
 
+class Heartbeat:
+    """When a reader that waits for an event is to send a heartbeat: at once, and `every_s` after each `sent`.
+
+    One timer for each heartbeat: a deadline for each wait costs more than the wait.  Its end is that of the `with`.
+    """
+
+    def __init__(self, news: asyncio.Event, every_s: float) -> None:
+        self._news, self._every_s = news, every_s
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_due = True
+
+    def sent(self) -> None:
+        """Set the event again after `every_s`."""
+        self.is_due = False
+        self._timer = asyncio.get_running_loop().call_later(self._every_s, self._beat)
+
+    def __enter__(self) -> "Heartbeat":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        self.is_due = True
+        self._news.set()
+
+
 class RecentCommits:
     """The last commits, kept as long as there are streams, which share them.  The writer's thread adds."""
 

@@ -36,10 +36,9 @@ from ..home.views import THREAD_TOKENS
 from ..home.writes import Commit
 from ..net.sse import encode_event
 from .lanes import clock_of, collect, next_lanes
-from .notify import Notifier, RecentCommits
+from .notify import Heartbeat, Notifier, RecentCommits
 from .scope import SHARING_THREADS, Steps
 from .source import Credential, FeedError, Query, Source
-from .supervise import wait
 
 PIECE_BYTES: Final = 64 * KIB
 PIECE_RECORDS: Final = 256
@@ -100,8 +99,8 @@ class Stream:
         """Yield pieces of the stream, each of whole events, until it ends."""
         loop = asyncio.get_running_loop()
         lists = [*(by_namespace(ns) for ns in self._scope.shares), *SHARING, *ALLOWING]
-        with self.notifier.listening(lists) as self._news, self.recent.wanted():
-            due_s = loop.time()
+        news, every_s = self.notifier.listening(lists), self.source.limits.heartbeat_s
+        with news as self._news, self.recent.wanted(), Heartbeat(self._news, every_s) as beat:
             while True:
                 self._news.clear()
                 commits, last_seq = self.recent.state  # before the check for changes
@@ -111,10 +110,10 @@ class Stream:
                 out = b""
                 if self._ack:
                     out, self._ack = _event("ack", cursor=self._ack), ""
-                if loop.time() >= due_s:
+                if beat.is_due:
                     await loop.run_in_executor(self.pool, self.source.count, self.pair_id)
                     out += self._heartbeat()
-                    due_s = loop.time() + self.source.limits.heartbeat_s
+                    beat.sent()
                 out += self._from_memory(commits, last_seq)
                 if self._behind:
                     found = await loop.run_in_executor(self.pool, self._step, last_seq)
@@ -125,7 +124,7 @@ class Stream:
                 if out:
                     yield out
                 elif not self._behind:
-                    await wait(self._news, due_s - loop.time())
+                    await self._news.wait()
 
     def _end_event(self) -> bytes:
         """Return the event that ends the stream if it must end, else nothing."""

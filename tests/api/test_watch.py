@@ -16,6 +16,8 @@ from tests.api.conftest import HERE, Served
 from tests.api.test_records import value
 from tests.waiting import DEADLINE_S, until
 
+NDJSON = (("content-type", "application/x-ndjson"),)
+
 
 @asynccontextmanager
 async def watching(
@@ -61,6 +63,19 @@ async def test_it_begins_with_now_and_tells_what_the_record_answer_tells(served:
         told = json.loads(event.data)
         assert told["record"] == {name: sent[name] for name in record.FIELDS}
         assert (told["id"], told["sequence"], told["vouched_by"]) == (sent["id"], sent["sequence"], sent["vouched_by"])
+
+
+async def test_nothing_is_missed_between_the_records_of_other_threads(served: Served) -> None:
+    async with watching(served) as stream:
+        await anext(stream)
+        for n in range(3):
+            others = "\n".join(json.dumps(value(each, "other")) for each in range(100))
+            await served.fetch("POST", "/v1/records", others.encode(), headers=NDJSON)
+            await emit(served, n)
+            assert await numbers(stream, 1) == [n]
+        lines = "\n".join(json.dumps(value(each)) for each in range(3, 200))
+        await served.fetch("POST", "/v1/records", lines.encode(), headers=NDJSON)
+        assert await numbers(stream, 197) == list(range(3, 200))
 
 
 async def test_it_goes_on_after_the_last_event_of_any_kind(served: Served) -> None:

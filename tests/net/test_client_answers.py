@@ -1,4 +1,4 @@
-"""The client reads an answer that is there already: what its chunks may cost, and the turns of other tasks."""
+"""The client reads an answer: what its chunks may cost, the turns of other tasks, and how long it waits."""
 
 import asyncio
 from unittest.mock import AsyncMock, Mock
@@ -7,8 +7,8 @@ import pytest
 
 from spl.core.limits import MIB, Limits
 from spl.net.address import ReachError
-from spl.net.client import _Socket
-from tests.waiting import turns
+from spl.net.client import EventStream, _Socket
+from tests.waiting import turns, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -36,3 +36,22 @@ async def test_an_answer_that_is_here_leaves_other_tasks_their_turns(size: int) 
     other = asyncio.create_task(turns(12))
     assert len(await sock.read_body()) == 4 * MIB
     assert other.done()
+
+
+async def test_a_timer_of_an_earlier_read_does_not_end_the_one_that_waits() -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(HEAD)
+    sock = _Socket(Limits(), reader, Mock(drain=AsyncMock()), "127.0.0.1", "http://127.0.0.1")
+    head = await sock.ask(b"", "GET", MIB)
+    stream = EventStream(sock, head, Limits(stream_silence_s=3600.0))
+    reading = asyncio.create_task(anext(stream))
+    await until(lambda: stream._timer is not None)
+    first = stream._timer
+    stream._look()
+    assert stream._timer is not None
+    assert stream._timer is not first
+    await turns()
+    assert not reading.done()
+    reading.cancel()
+    stream.close()
+    assert stream._timer.cancelled()

@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+from spl.sync.notify import Heartbeat
 from tests.nodes import nodes
 from tests.waiting import DEADLINE_S
 
@@ -31,3 +32,26 @@ async def test_the_stop_rings_for_everybody(tmp_path: Path) -> None:
             await alice.feed.run(stop)
             assert bell.is_set()
         assert alice.feed.notifier.stopping
+
+
+async def test_a_heartbeat_is_due_at_once_and_again_each_time_after_it_was_sent() -> None:
+    news = asyncio.Event()
+    with Heartbeat(news, 0.01) as beat:
+        for _ in range(3):
+            assert beat.is_due
+            beat.sent()
+            assert not beat.is_due
+            await asyncio.wait_for(news.wait(), DEADLINE_S)
+            news.clear()
+
+
+async def test_news_makes_no_heartbeat_due() -> None:
+    news = asyncio.Event()
+    with Heartbeat(news, 3600.0) as beat:
+        beat.sent()
+        news.set()
+        await asyncio.wait_for(news.wait(), DEADLINE_S)
+        assert not beat.is_due
+        timer = beat._timer
+    assert timer is not None
+    assert timer.cancelled()
