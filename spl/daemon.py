@@ -371,7 +371,7 @@ class _Daemon:
         fields = {"url": url, "did": identity.did if identity else "", "version": VERSION, "pid": os.getpid()}
         log.info(**event("daemon.listening", **fields, msg=f"listening on {url}"))
         if identity is None:
-            log.warning(**event("identity.missing", msg="no identity; fix: spl identity generate"))
+            log.warning(**event("identity.missing", msg="no identity; fix: spl identity generate --label NAME"))
 
 
 def _listeners(config: Config, tls: ServerTls | None) -> tuple[list[Listener], str]:

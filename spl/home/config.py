@@ -58,10 +58,16 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, object]]:
-        """Return [{key, value, source}] for people, in the order of the table."""
-        return [
+        """Return [{key, value, source}] for people, in the order of the table; then the limits that the file sets."""
+        rows: list[dict[str, object]] = [
             {"key": key, "value": _shown(getattr(self, name)), "source": self.sources.get(key, "default")}
             for key, (name, _) in KEYS.items()
+        ]
+        limits = {item.name: getattr(self.limits, item.name) for item in fields(Limits)}
+        return rows + [
+            {"key": f"limits.{name}", "value": value, "source": FILE_NAME}
+            for name, value in limits.items()
+            if value != getattr(Limits(), name)
         ]
 
 
@@ -81,8 +87,7 @@ class Settings:
 
         Raises ConfigError "config-invalid" for one that would open this daemon to others, and keeps the one in force.
         """
-        before, after = ({row["key"]: row["value"] for row in each.rows()} for each in (self.now, config))
-        changed = [str(key) for key in before if before[key] != after[key]]
+        changed = [key for key, (name, _) in KEYS.items() if getattr(self.now, name) != getattr(config, name)]
         waiting = [key for key in changed if key in RESTART]
         kept = {KEYS[key][0]: getattr(self.now, KEYS[key][0]) for key in RESTART}
         sources = {**config.sources, **{key: self.now.sources[key] for key in waiting if key in self.now.sources}}

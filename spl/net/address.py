@@ -85,7 +85,8 @@ def parse_url(text: str) -> Url:
     """
     found = _URL.fullmatch(text) if text.isascii() and text.isprintable() and " " not in text else None
     if found is None:
-        raise ReachError("url-invalid", f"{text[:80]!r} is not an absolute http or https URL")
+        hint = f"with its scheme: https://{text}/" if _URL.fullmatch(f"https://{text}/") else ""
+        raise ReachError("url-invalid", f"{text[:80]!r} is not an absolute http or https URL", hint=hint)
     scheme, host = found[1].lower(), found[2].lower().strip("[]")
     port = int(found[3] or _PORTS[scheme])
     if not 0 < port < 65536 or (found[2].startswith("[") and (":" not in host or _parse(host) is None)):

@@ -215,10 +215,11 @@ async def dial(
 
     The caller sets the deadline.  Raises ReachError "connect" or "tls-chain".
     """
+    where = f"{ip_text} port {port}" if name in ("", ip_text) else f"{name} at {ip_text} port {port}"
     try:
         sock = socket.socket(socket.AF_INET6 if ":" in ip_text else socket.AF_INET, socket.SOCK_STREAM)
     except OSError as exc:  # no IPv6 in this kernel, or no descriptor for now
-        raise ReachError("connect", f"{name} at {ip_text} port {port}: {_reason(exc)}") from exc
+        raise ReachError("connect", f"{where}: {_reason(exc)}") from exc
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -234,7 +235,7 @@ async def dial(
         raise ReachError("tls-chain", f"{name}: TLS failed: {_reason(exc)}", hint=hint) from exc
     except OSError as exc:
         sock.close()
-        raise ReachError("connect", f"{name} at {ip_text} port {port}: {_reason(exc)}") from exc
+        raise ReachError("connect", f"{where}: {_reason(exc)}") from exc
     except BaseException:
         sock.close()
         raise

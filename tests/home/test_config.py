@@ -202,3 +202,10 @@ def test_what_the_daemon_would_refuse_is_not_set(text: str, key: str, said: str,
     with pytest.raises(ConfigError) as caught:
         with_setting(text, key, said)
     assert word in caught.value.message
+
+
+def test_limits_that_the_file_sets_are_shown() -> None:
+    """Those at their defaults are many, and stand in the code."""
+    rows = {row["key"]: row for row in load("[limits]\nbody_bytes = 1000\n", {}, {}).rows()}
+    assert rows["limits.body_bytes"] == {"key": "limits.body_bytes", "value": 1000, "source": "config.toml"}
+    assert {key for key in rows if str(key).startswith("limits.")} == {"limits.body_bytes"}

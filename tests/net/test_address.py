@@ -180,3 +180,12 @@ def test_of_what_proxies_add_the_last_untrusted_address_counts(peer: str, forwar
 
 def test_without_trusted_proxies_nobody_is_believed() -> None:
     assert Proxies().client_of("10.0.0.1", "192.0.2.7") == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("bob.example", True), ("10.0.0.7:9100", True), ("ftp://x", False), ("a b", False)]
+)
+def test_a_host_without_a_scheme_is_shown_with_one(text: str, hint: bool) -> None:
+    with pytest.raises(ReachError) as caught:
+        parse_url(text)
+    assert (f"https://{text}/" in caught.value.hint) == hint

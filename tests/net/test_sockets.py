@@ -242,3 +242,15 @@ def test_the_machine_is_called_by_its_name_and_in_multicast_dns(monkeypatch: pyt
     assert own_names() == {"box.example.org", "box", "box.local"}
     monkeypatch.setattr(socket, "gethostname", lambda: "")
     assert own_names() == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("peer.example", "peer.example at 127.0.0.1 port"), ("127.0.0.1", "127.0.0.1 port")]
+)
+async def test_a_refusal_names_an_address_once(name: str, told: str) -> None:
+    (sock,) = bind_tcp("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    sock.close()
+    with pytest.raises(ReachError) as caught:
+        await dial("127.0.0.1", port, None, name)
+    assert caught.value.message.startswith(f"{told} {port}: ")
