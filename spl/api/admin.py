@@ -215,8 +215,13 @@ def settings(request: Request, principal: Principal, services: Services) -> Resp
 
 
 def token_of(services: Services, ref: str) -> bearer.Token:
-    """Return the token by id, unique prefix of one, or service account with one; raise "not-found", "ambiguous"."""
-    found = [token for token in services.views.tokens.values() if token.token_id.startswith(ref) or token.sa_id == ref]
+    """Return the token by id, unique prefix of one, or service account with one, else the live one with that label.
+
+    Raises "not-found", "ambiguous".
+    """
+    tokens = services.views.tokens.values()
+    found = [token for token in tokens if token.token_id.startswith(ref) or token.sa_id == ref]
+    found = found or [token for token in tokens if token.label == ref and not token.revoked]
     if len(found) != 1:
         raise SplError("ambiguous" if found else "not-found", f"{len(found) or 'no'} tokens fit {ref[:40]!r}")
     return found[0]

@@ -162,9 +162,9 @@ TREE: Final = (
                 "token revoke",
                 "Revokes a token at once, also for requests on open connections; this is final.\n"
                 "A peer whose token is revoked gets no other until `spl token rotate PAIR` or `spl federation resume`.",
-                "spl token revoke tok_91ab03cd",
+                "spl token revoke dashboard",
                 _revoke,
-                (arg("token_id", metavar="TOKEN_ID", help="from `spl token list`"),),
+                (arg("token_id", metavar="TOKEN_ID", help="from `spl token list`, or the label of a live token"),),
             ),
             Command(
                 "token rotate",
@@ -178,10 +178,10 @@ TREE: Final = (
                 "token info",
                 "Shows the scopes, owner and expiry of a token, by its id or by its text on stdin.\n"
                 "The text itself is never shown.",
-                "spl token info tok_91ab03cd",
+                "spl token info dashboard",
                 _info,
                 (
-                    arg("token_id", nargs="?", metavar="TOKEN_ID", help="from `spl token list` or `federation show`"),
+                    arg("token_id", nargs="?", metavar="TOKEN_ID", help="from `spl token list`, or a label"),
                     arg("--stdin", action="store_true", help="read the token's text from stdin instead"),
                 ),
             ),

@@ -83,6 +83,18 @@ async def test_an_account_is_revoked_with_all_its_tokens(served: Served) -> None
     assert (await served.json("DELETE", f"/v1/tokens/{made['sa_id']}"))["already"]
 
 
+async def test_a_live_token_is_found_by_its_label(served: Served) -> None:
+    """One that was revoked leaves its label free; an id is never mistaken for a label, and two alike are refused."""
+    made = [await served.json("POST", "/v1/tokens", {"scopes": ["records:read"], "label": "dash"}, 201) for _ in "ab"]
+    assert await served.refused("GET", "/v1/tokens/dash") == (409, "AMBIGUOUS")
+    assert (await served.json("DELETE", f"/v1/tokens/{made[0]['token_id']}"))["already"] is False
+    assert (await served.json("GET", "/v1/tokens/dash"))["token_id"] == made[1]["token_id"]
+    named = await served.json("POST", "/v1/tokens", {"scopes": ["records:read"], "label": made[1]["token_id"]}, 201)
+    assert (await served.json("GET", f"/v1/tokens/{made[1]['token_id']}"))["token_id"] != named["token_id"]
+    assert (await served.json("DELETE", "/v1/tokens/dash"))["revoked"] == [made[1]["token_id"]]
+    assert await served.refused("DELETE", "/v1/tokens/dash") == (404, "NOT_FOUND")
+
+
 async def test_a_scope_about_the_whole_daemon_is_minted_unbound_or_not_at_all(served: Served) -> None:
     bound = {"scopes": ["records:read", "config:read"], "namespaces": ["default"]}
     assert await served.refused("POST", "/v1/tokens", bound) == (400, "TOKEN_SCOPE_BOUND")
