@@ -6,7 +6,7 @@ The map.  A folder is an import permission: each may import what stands left of 
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
-        backoff recent                    delays and token buckets; what happened lately, in bounded memory
+        backoff recent portion            delays, token buckets; what happened lately; how much goes at a time
         canon keys                        canonical JSON; cryptography, the only file that imports nacl
         cel record identity pair          folders, see below
         consent gate                      what crosses a pair, at which level; what a peer may bring in

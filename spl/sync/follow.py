@@ -296,7 +296,7 @@ class Follower:
         if item.is_heartbeat:
             ingest.begin(state.pair_id)
         if taken.learnt and ingest.refused.owes(pair.pair_id, ingest.inbound(pair)):
-            await self.puller.retry_refused(pair, progress)
+            await self.puller.retry_refused(pair)
         ingest.budget.check(state.pair_id)
         state.storing = False
 

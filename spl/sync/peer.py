@@ -5,6 +5,7 @@ peer's verified manifest names, dialled as `dial_policy` allows.  A peer's answe
 is reduced to its HTTP status, so that a peer cannot make us log, show or act on a code of its choice.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -18,6 +19,7 @@ from ..core.identity.did import label_of
 from ..core.identity.manifest import CHANGES_PATH, RECORDS_PATH
 from ..core.pair.aitl import Status
 from ..core.pair.pair import Pair, PairError
+from ..core.portion import Portion
 from ..core.record import page
 from ..home.config import Settings
 from ..home.vault import Identity, Vault
@@ -34,6 +36,9 @@ ACK: Final = "/v1/sync/ack"
 CHAINS: Final = "/v1/sync/chains"
 FINGERPRINTS: Final = "/v1/sync/fingerprints"
 JSON: Final = "application/json"
+INTO: Final = "into"
+OUT: Final = "out"
+"""The directions of records, each with a portion of its own."""
 LOOPBACK: Final = ("127.0.0.1", "::1")
 
 TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
@@ -42,6 +47,9 @@ TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
 RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
+TOO_MUCH_CODES: Final = frozenset({"timeout", "disconnected"})
+TOO_MUCH_STATUS: Final = frozenset({408, 413, 502, 504})
+"""How a proxy, or the peer itself, refuses what is too large or takes too long."""
 ERROR_BYTES_MAX: Final = 16 * 1024
 """Read of an error's body; none of ours is as long."""
 RETRY_AFTER_MAX_S: Final = 3600
@@ -58,7 +66,8 @@ class SyncError(SplError):
     """Sync with a peer cannot start, or the peer refused it; `view` is the peer's view of the pair if it gave one.
 
     Of the code push-position, fact `cursor` is the position that the peer saved.  `revoked`: it revoked our token.
-    `retry_after_s` is when it takes such a request again, as it says; 0 if it does not.
+    `retry_after_s` is when it takes such a request again, as it says; 0 if it does not.  `peer_status` is the status of
+    the refusal, 0 if there was none.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class SyncError(SplError):
         if cursor is not None:
             self.facts = {"cursor": cursor}
         self.view, self.revoked, self.retry_after_s = view, revoked, retry_after_s
+        self.peer_status = 0
 
 
 class PeerClient:
@@ -98,6 +108,7 @@ class PeerClient:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._process = random_bytes(bearer.PROCESS_CHARS // 2).hex()
+        self._portions: dict[tuple[str, str], Portion] = {}
 
     def identity(self) -> Identity:
         """Return who we are; raise SyncError "identity-missing"."""
@@ -142,6 +153,26 @@ class PeerClient:
         if reply.status != 200:
             raise _refusal(pair, reply)
         return reply
+
+    def portion(self, pair_id: str, way: str) -> Portion:
+        """Return how much one request of this direction, INTO or OUT, carries."""
+        return self._portions.setdefault((pair_id, way), Portion())
+
+    async def carry(
+        self, pair: Pair, way: str, count: int, method: str, target: str, body: bytes = b"", media: str = JSON
+    ) -> tuple[Reply, float]:
+        """Return the peer's 200 answer to a request that carries at most `count` records, and the seconds it took.
+
+        One that was too much makes the next ones of this direction smaller.  Raises as `ask` does.
+        """
+        now_s = asyncio.get_running_loop().time
+        began_s = now_s()
+        try:
+            return await self.ask(pair, method, target, body, media), now_s() - began_s
+        except SplError as exc:
+            if count and is_too_much(exc):
+                self.portion(pair.pair_id, way).failed(count)
+            raise
 
     async def fetch(
         self,
@@ -207,6 +238,13 @@ class PeerClient:
             return False
         self._ahead_ms[pair.pair_id] = ahead_ms
         return True
+
+
+def is_too_much(exc: SplError) -> bool:
+    """Return whether a request may have failed by its size: the way to the peer was open and did not carry it."""
+    if isinstance(exc, SyncError):
+        return exc.peer_status in TOO_MUCH_STATUS
+    return exc.code in TOO_MUCH_CODES and isinstance(exc, ReachError) and exc.reached
 
 
 def cut_text(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:
@@ -277,6 +315,7 @@ def _refusal(pair: Pair, reply: Reply) -> SyncError:
     after, revoked = fields.get("retry_after_s"), fields.get("reason") == TOKEN_REVOKED
     after_s = float(max(0, min(after, RETRY_AFTER_MAX_S))) if type(after) is int else 0.0
     refused = SyncError(code, message, view=found, cursor=cursor, revoked=revoked, retry_after_s=after_s)
+    refused.peer_status = reply.status
     if code == "auth-invalid":
         label, pair_id = label_of(pair.peer_did), pair.pair_id
         refused.hint = f"on {label}: spl token rotate {pair_id}" if revoked else f"spl federation refresh {pair_id}"

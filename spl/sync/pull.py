@@ -9,8 +9,9 @@ The next page is fetched while the last is verified, as long as the queue has ro
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -20,9 +21,8 @@ from ..core.gate import claimed_id
 from ..core.pair.pair import Pair
 from ..core.record import page
 from ..core.record.page import Page
-from ..net.client import Reply
 from .ingest import Ingest, Taken
-from .peer import ACK, CHANGES, ERROR_BYTES_MAX, RECORDS, SyncError
+from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_too_much
 from .reach import ANSWER_S, Backlog
 from .supervise import run_together
 
@@ -32,7 +32,6 @@ PAGES_MAX: Final = 10_000
 """Pages of one pull, ten million records; the next pull goes on from there."""
 EMPTY_PAGES_MAX: Final = 1000
 """A page is empty if the peer passed over 10,000 rows that we gave it: ten million in a row are not believed."""
-SLOW_CODES: Final = frozenset({"timeout", "disconnected"})
 ACK_EVERY_S: Final = 1.0
 
 
@@ -65,8 +64,10 @@ class Progress:
     acked_s: float = 0.0
     read: int = 0
     """How many records came in pages."""
-    limit: int = 0
-    """How many records the next page is asked for: fewer after a page that did not arrive in time; 0 for all."""
+    fresh: int = 0
+    """How many of them were new."""
+    since: str = ""
+    """The cursor of the page asked for last."""
 
 
 @dataclass(slots=True)
@@ -140,10 +141,11 @@ class Puller:
     async def _read(self, pair: Pair, progress: Progress, queue: Queue, reading: Reading) -> None:
         """Fetch pages into the queue until the source has no more; endless emptiness and standing still are errors."""
         count_max = max(1, min(self._limits.page_records_default, self._limits.queue_records // 2))
+        portion, came = self._peers.portion(pair.pair_id, INTO), False
         since, empty, first = reading.since, 0, True
         for _ in range(PAGES_MAX):
             self.ingest.budget.check(pair.pair_id)
-            count = min(count_max, progress.limit or count_max)
+            progress.since, count = since, portion.count(count_max)
             await queue.room(count, self._limits.page_bytes)
             options = {
                 "since": since,
@@ -154,9 +156,16 @@ class Puller:
                 "resync": "1" if reading.resync and first else "",
             }
             target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
-            reply = await self._ask(pair, progress, count, "GET", target)
+            try:
+                reply, took_s = await self._peers.carry(pair, INTO, count, "GET", target)
+            except SplError as exc:
+                if not (came and count > 1 and is_too_much(exc)):
+                    raise
+                came = False  # the way is open, so a smaller page is asked for at once
+                continue
             item = await asyncio.get_running_loop().run_in_executor(self.ingest.pool, page.decode, reply.body, count)
-            empty = 0 if item.count else empty + 1
+            portion.carried(count, item.count, took_s)
+            empty, came = 0 if item.count else empty + 1, True
             if item.has_more and (item.next_cursor == since or empty > EMPTY_PAGES_MAX):
                 raise SyncError("answer-malformed", "the peer says that there is more and gives nothing")
             queue.put(item)
@@ -164,23 +173,32 @@ class Puller:
                 return
             since, first = item.next_cursor, False
 
-    async def _ask(
-        self, pair: Pair, progress: Progress, count: int, method: str, target: str, body: bytes = b""
-    ) -> Reply:
-        """Return the answer to a question for at most `count` records; the next one asks for fewer if it was too slow.
+    async def fetch(self, pair: Pair, ids: Sequence[str]) -> AsyncIterator[Page]:
+        """Yield what the peer has of these ids, as many at a time as the way carries.
 
-        A link may be too slow for a whole page within the deadline of an answer: asked for again and again, the same
-        page would never arrive.
+        Raises SyncError, ReachError, PageError "answer-malformed".
         """
-        try:
-            reply = await self._peers.ask(pair, method, target, body)
-        except SplError as exc:
-            progress.limit = max(1, count // 2) if exc.code in SLOW_CODES else progress.limit
-            raise
-        progress.limit = 2 * count if progress.limit else 0
-        return reply
+        portion, left, came = self._peers.portion(pair.pair_id, INTO), list(ids), False
+        while left:
+            asked = left[: portion.count(self._limits.fetch_ids)]
+            try:
+                body = json.dumps({"ids": asked}).encode()
+                reply, took_s = await self._peers.carry(pair, INTO, len(asked), "POST", RECORDS, body)
+            except SplError as exc:
+                if not (came and len(asked) > 1 and is_too_much(exc)):
+                    raise
+                came = False
+                continue
+            decode = partial(page.decode, reply.body, len(asked), fetched=True)
+            item = await asyncio.get_running_loop().run_in_executor(self.ingest.pool, decode)
+            portion.carried(len(asked), item.count, took_s)
+            came, left = True, left[len(asked) :]
+            got = {claimed_id(value) for value in item.values}
+            if item.has_more and got & set(asked):
+                left = [id_ for id_ in asked if id_ not in got] + left
+            yield item
 
-    async def retry_refused(self, pair: Pair, progress: Progress) -> int:
+    async def retry_refused(self, pair: Pair) -> int:
         """Ask again for what the ledger holds of this pair; return how many records were new.
 
         The peer may withhold what we would take (the namespace is archived there), or give in full what we take as a
@@ -190,21 +208,13 @@ class Puller:
         ingest.begin(pair.pair_id)
         inbound = ingest.inbound(pair)
         ledger = await ingest.refused.read(pair.pair_id, inbound)
-        ids, awaited, fresh, later = ledger.ids, set(ledger.awaited), 0, False
-        while ids:
-            count = min(self._limits.fetch_ids, progress.limit or self._limits.fetch_ids)
-            asked, ids = ids[:count], ids[count:]
-            body = json.dumps({"ids": asked}).encode()
-            reply = await self._ask(pair, progress, count, "POST", RECORDS, body)
-            item = page.decode(reply.body, len(asked), fetched=True)
-            got = {claimed_id(value) for value in item.values}
-            awaited -= got
-            if item.has_more and item.count:
-                ids = [id_ for id_ in asked if id_ not in got] + ids if got & set(asked) else ids
+        awaited, fresh, later = set(ledger.awaited), 0, False
+        async for item in self.fetch(pair, ledger.ids):
+            awaited -= {claimed_id(value) for value in item.values}
             taken = await ingest.take_again(pair, item)
             fresh, later = fresh + taken.fresh, later or taken.ahead
         for ns in ledger.namespaces:
-            beside = Progress(limit=progress.limit)
+            beside = Progress()
             fresh += await self.run(pair, beside, Reading("", namespace=ns))
             later = later or not beside.read
         ingest.refused.settle(pair.pair_id, inbound, owed=later or bool(awaited))
@@ -214,6 +224,7 @@ class Puller:
         """Store what is new and sound of a page and acknowledge it; return how many records were new."""
         taken = await self._taken(pair, item, reading, base)
         progress.read += item.count
+        progress.fresh += taken.fresh
         if reading.moves:
             progress.view = item.view
             self.ingest.reaches.heard(pair.pair_id, item.view)

@@ -14,7 +14,7 @@ see again; they are kept until they were sent.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,13 +29,12 @@ from ..core.limits import KIB
 from ..core.pair.pair import Pair
 from ..core.pair.state import CONTINUOUS, known, refusal_code
 from ..core.record import page
-from ..core.record.cursor import TEXT_CHARS_MAX
-from ..core.record.page import BOTH, Page
-from ..core.record.record import is_id
+from ..core.record.page import BOTH, Page, PushAnswer
 from ..home.writes import Commit
+from ..net.client import Reply
 from .changes import Feed
 from .ingest import Ingest, Taken
-from .peer import RECORDS, RESET_CODES, SyncError, cut_text
+from .peer import OUT, RECORDS, RESET_CODES, SyncError, cut_text, is_too_much
 from .reach import LastError
 from .scope import SHARING_THREADS
 from .source import Query
@@ -44,7 +43,6 @@ from .supervise import Supervisor, wait
 log = logging.getLogger("spl.federation")
 
 MEDIA: Final = "application/x-ndjson"
-SLOW_CODES: Final = frozenset({"timeout", "disconnected", "peer-4xx"})
 PAGES_MAX: Final = 10_000
 """Pages of one push, ten million records; the next push goes on from there."""
 POSITIONS_MAX: Final = 8
@@ -52,15 +50,14 @@ POSITIONS_MAX: Final = 8
 PUSHES_MAX: Final = 2
 """Pushes of one peer that are taken or wait: the one that runs, and its repetition after a lost answer."""
 AGAIN_MAX: Final = 8
-"""Pushes of records that the peer would see again, in one run; the peer names the rest at the next one."""
+"""Lists of records that the peer would see again, in one run; the peer names the rest at the next one."""
 CHAINS_SENT_MAX: Final = 4096
 """Signers remembered for each peer whose chains it has; beyond that all are sent again, which costs bytes only."""
 CHAINS_BYTES_MAX: Final = 256 * KIB
 """Chains beside the records of one push, within the room that `page.body_bytes` leaves; further ones follow once
 the peer refused their records."""
-CODE_CHARS_MAX: Final = 40
 CODES_LOGGED_MAX: Final = 8
-"""What one log line shows of the codes in a peer's answer; ours are shorter, and five."""
+"""What one log line shows of the codes in a peer's answer; ours are five."""
 BACKOFF_BASE_S: Final = 1.0
 QUIET_S: Final = 10.0
 """Less than the time between two heartbeats of the stream that we read, so that each of them is answered by a push."""
@@ -68,19 +65,6 @@ QUIET_S: Final = 10.0
 
 class PushError(SplError):
     """A push cannot be sent or taken: state of the pair, position, or the form of the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushAnswer:
-    """The answer to a push, checked."""
-
-    cursor: str
-    records: int
-    """How many were new."""
-    wanted: tuple[str, ...]
-    codes: frozenset[str]
-    """Why records were refused."""
-    view: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +95,6 @@ class _PairPush:
     """The peer's position in our log; None until it named it."""
     wanted: tuple[str, ...] = ()
     """Ids that the peer would see again, until they were sent."""
-    limit: int = 0
     chains_sent: set[str] = field(default_factory=set)
     sent_s: float | None = None
     heartbeat_due: bool = False
@@ -223,8 +206,6 @@ class Push:
                 fresh = await self._send_all(pair_id, state, news_only)
             except SplError as exc:
                 state.last_error = LastError(exc.code, exc.message, self._now_ms())
-                # A slow uplink may not carry a whole page in time, but half of one.
-                state.limit = max(1, self._limit(state) // 2) if exc.code in SLOW_CODES else state.limit
                 raise
             state.last_error = None
             return fresh
@@ -245,7 +226,7 @@ class Push:
                 except SplError as exc:
                     if exc.code != "push-position":
                         raise
-                    state.position = _cursor(exc.facts.get("cursor"))
+                    state.position = page.answer_cursor(exc.facts.get("cursor"))
         return 0
 
     def _may(self, pair_id: str) -> bool:
@@ -254,7 +235,7 @@ class Push:
 
     async def _send_all(self, pair_id: str, state: _PairPush, news_only: bool) -> int:
         """Send page after page from the peer's position; it may name another position a few times, not for ever."""
-        fresh = placed = 0
+        fresh, placed, came = 0, 0, False
         for _ in range(PAGES_MAX):
             asking = state.position is None
             again = not asking and self._feed.doubts(pair_id)
@@ -264,13 +245,16 @@ class Push:
             try:
                 answer = await self._send(pair_id, state, item)
             except SplError as exc:
+                if came and item.count > 1 and is_too_much(exc):
+                    came = False  # the way is open, so a smaller page is sent at once
+                    continue
                 if exc.code != "push-position" or placed == POSITIONS_MAX:
                     raise
-                placed, state.position = placed + 1, _cursor(exc.facts.get("cursor"))
+                placed, state.position = placed + 1, page.answer_cursor(exc.facts.get("cursor"))
                 continue
             if again:
                 await self._feed.believe(pair_id)
-            fresh += answer.records
+            fresh, came = fresh + answer.records, True
             if not self._reaches.may_push(pair_id) or (not asking and not item.has_more):
                 break
         if state.wanted:
@@ -287,7 +271,7 @@ class Push:
         """
         if state.position is None:
             return page.asking(self._feed.peer_view(pair_id))
-        limit = self._limit(state)
+        limit = self._peers.portion(pair_id, OUT).count(self.limits.page_records_default)
         try:
             body = await self._page(pair_id, "" if again else state.position, limit, again)
         except SplError as exc:
@@ -306,17 +290,24 @@ class Push:
         Of these ids it may name more in its answer.  One that we cannot give is answered too, by its absence, so an
         empty push ends the list.
         """
-        ids, fresh = list(wanted), 0
-        for _ in range(AGAIN_MAX):
-            if not ids or not state.position:
-                break
+        portion, left, fresh, lists, came = self._peers.portion(pair_id, OUT), list(wanted), 0, 0, False
+        while left and state.position and lists < AGAIN_MAX:
+            ids = left[: portion.count(self.limits.fetch_ids)]
             item = await self._decoded(await self._feed.fetch(pair_id, ids), len(ids), fetched=True)
             got = {claimed_id(value) for value in item.values}
-            ids = [id_ for id_ in ids if id_ not in got] if item.has_more and got else []
+            rest = [id_ for id_ in ids if id_ not in got] if item.has_more and got else []
             view = self._feed.peer_view(pair_id)
             placed = Page(item.values, item.ns, state.position, item.has_more, view, item.size)
-            answer = await self._send(pair_id, state, placed, again=True)
-            fresh, ids = fresh + answer.records, ids or list(state.wanted)
+            try:
+                answer = await self._send(pair_id, state, placed, again=True)
+            except SplError as exc:
+                if not (came and item.count > 1 and is_too_much(exc)):
+                    raise
+                came = False
+                continue
+            fresh, came, left = fresh + answer.records, True, rest + left[len(ids) :]
+            if not left:
+                left, lists = list(state.wanted), lists + 1
         return fresh
 
     async def _send(self, pair_id: str, state: _PairPush, item: Page, *, again: bool = False) -> PushAnswer:
@@ -326,32 +317,32 @@ class Push:
         body = await loop.run_in_executor(
             self._pool, lambda: page.assemble_push(state.position or "", item, again=again, chains=chains)
         )
-        answer = _read(await self._post(pair_id, body), self.limits.fetch_ids)
+        reply, took_s = await self._post(pair_id, body, item.count)
+        answer = page.push_answer(reply.body, self.limits.fetch_ids)
         self._reaches.heard(pair_id, answer.view)
         if item.next_cursor:
             await self._feed.ack(pair_id, item.next_cursor)
             state.sent_s, state.last_push_ms = loop.time(), self._now_ms()
-            state.limit = min(self.limits.page_records_default, self._limit(state) * 2)
+            self._peers.portion(pair_id, OUT).carried(item.count, item.count, took_s)
             state.chains_sent.update(chains)
             if answer.cursor != item.next_cursor:
                 raise PushError("answer-malformed", "the peer took the records and names another place")
         state.position = answer.cursor
         state.wanted = answer.wanted if again else answer.wanted or state.wanted
         if answer.codes:
-            codes = ",".join(sorted(answer.codes)[:CODES_LOGGED_MAX])
+            codes = ",".join(sorted(map(cut_text, answer.codes))[:CODES_LOGGED_MAX])
             self._ingest.lines.warning("push.refused", pair_id, codes=codes)
         if CHAIN_UNKNOWN in answer.codes:
             state.chains_sent.clear()
         return answer
 
-    async def _post(self, pair_id: str, body: bytes) -> bytes:
-        """Return the peer's answer to a push; raise SyncError, ReachError."""
+    async def _post(self, pair_id: str, body: bytes, count: int) -> tuple[Reply, float]:
+        """Return the peer's answer to a push of so many records, and how long it took; raise SyncError, ReachError."""
         try:
-            reply = await self._peers.ask(self._ingest.pair(pair_id), "POST", RECORDS, body, MEDIA)
+            return await self._peers.carry(self._ingest.pair(pair_id), OUT, count, "POST", RECORDS, body, MEDIA)
         except SyncError as exc:
             self._reaches.refused(pair_id, exc)
             raise
-        return reply.body
 
     def _chains(self, pair_id: str, state: _PairPush, item: Page) -> dict[str, Any]:
         """Return the key chains of signers in a page that are not ours, as the peer cannot ask us for them.
@@ -381,9 +372,6 @@ class Push:
     async def _decoded(self, body: bytes, limit: int, *, fetched: bool = False) -> Page:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: page.decode(body, limit, fetched=fetched))
-
-    def _limit(self, state: _PairPush) -> int:
-        return state.limit or self.limits.page_records_default
 
     # -- when
 
@@ -476,24 +464,3 @@ class Push:
 
     def _state(self, pair_id: str) -> _PairPush:
         return self._states.setdefault(pair_id, _PairPush())
-
-
-def _read(body: bytes, wanted_max: int) -> PushAnswer:
-    """Return the answer to a push; raise PushError "answer-malformed"."""
-    value = page.decode_many(body)
-    if not isinstance(value, dict) or not isinstance(value.get("peer_view"), dict):
-        raise PushError("answer-malformed", "the answer to a push is an object with peer_view")
-    results, wanted, records = value.get("results"), value.get("wanted", []), value.get("records")
-    if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
-        raise PushError("answer-malformed", "results is a list of objects")
-    if not isinstance(wanted, list) or len(wanted) > wanted_max or type(records) is not int:
-        raise PushError("answer-malformed", f"records is a number, wanted a list of at most {wanted_max}")
-    codes = frozenset(cut_text(result["code"], CODE_CHARS_MAX) for result in results if result.get("code"))
-    view = page.read_view(value["peer_view"])
-    return PushAnswer(_cursor(value.get("cursor")), records, tuple(filter(is_id, wanted)), codes, view)
-
-
-def _cursor(value: object) -> str:
-    if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX:
-        raise PushError("answer-malformed", "the answer to a push names no cursor")
-    return value

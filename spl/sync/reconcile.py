@@ -21,9 +21,10 @@ from typing import Final
 
 from ..core import consent, when
 from ..core.backoff import Backoff
+from ..core.errors import SplError
 from ..core.event import event
-from ..core.gate import Verdict, claimed_id
-from ..core.record import fingerprint, page
+from ..core.gate import Verdict
+from ..core.record import fingerprint
 from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
 from ..core.record.levels import NAMES
 from ..home.tables.lists import by_namespace, refusals_of
@@ -31,7 +32,7 @@ from ..home.writes import Refuse
 from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError
 from .holdings import Holdings
 from .ingest import Ingest
-from .peer import FINGERPRINTS, RECORDS, SyncError
+from .peer import FINGERPRINTS, INTO, SyncError, is_too_much
 from .push import Push
 from .schedule import Sync
 
@@ -44,6 +45,8 @@ VERIFY_S: Final = 900.0
 FOUND_MAX: Final = 10_000
 """Names found in one comparison, some megabytes here; whatever lies beyond is found by the next comparison."""
 READ_ROWS: Final = 500
+ASKED_PER_RECORD: Final = 16
+"""Ranges and names in a question for each record that the way carries at a time: one takes 0.7 kB at most."""
 REPAIR_S: Final = 3600.0
 """Of one repair with all its comparisons, fetches and pushes: a peer may make each of them last."""
 REPAIRS_MAX: Final = 1000
@@ -362,28 +365,36 @@ class Reconcile:
         return {names[row.seq]: fingerprint.mark_of(key, raw) for row, raw in store.read(list(rows.values()))}
 
     async def _ask(self, pair_id: str, question: Question, effort: Effort) -> FingerprintAnswer:
-        body = question.encode()
-        backoff = Backoff(self._random_bytes, 1.0, PAY_WAIT_S)
+        """Return the answer to a question, which is asked in smaller ones if the way does not carry it."""
+        portion = self._ingest.peers.portion(pair_id, INTO)
+        while (size := -(-question.size // ASKED_PER_RECORD)) <= portion.count(size):
+            try:
+                reply = await self._send(pair_id, question.encode(), size, effort)
+            except SplError as exc:
+                if size == 1 or not is_too_much(exc):
+                    raise
+            else:
+                portion.carried(size, size, 0.0)
+                return await asyncio.to_thread(fingerprint.answer_of, reply, question)
+        one, two = question.halves()
+        return fingerprint.joined(await self._ask(pair_id, one, effort), await self._ask(pair_id, two, effort))
+
+    async def _send(self, pair_id: str, body: bytes, size: int, effort: Effort) -> bytes:
+        """Return the peer's answer to a question that counts as `size` records; raise SyncError, ReachError."""
+        backoff, peers = Backoff(self._random_bytes, 1.0, PAY_WAIT_S), self._ingest.peers
         while True:
             try:
-                reply = await self._send(pair_id, FINGERPRINTS, body)
+                reply, _ = await peers.carry(self._ingest.pair(pair_id), INTO, size, "POST", FINGERPRINTS, body)
                 break
             except SyncError as exc:
+                self._ingest.reaches.refused(pair_id, exc)
                 if exc.code != "rate-limited" or backoff.attempt == ASK_AGAIN_MAX:
                     raise
                 await asyncio.sleep(backoff.failed())
         effort.questions += 1
         effort.sent_bytes += len(body)
-        effort.received_bytes += len(reply)
-        return await asyncio.to_thread(fingerprint.answer_of, reply, question)
-
-    async def _send(self, pair_id: str, target: str, body: bytes) -> bytes:
-        """Return the peer's answer to a question; raise SyncError, ReachError."""
-        try:
-            return (await self._ingest.peers.ask(self._ingest.pair(pair_id), "POST", target, body)).body
-        except SyncError as exc:
-            self._ingest.reaches.refused(pair_id, exc)
-            raise
+        effort.received_bytes += len(reply.body)
+        return reply.body
 
     # -- repairing
 
@@ -402,17 +413,11 @@ class Reconcile:
 
     async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
         """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""
-        ids, refused = list(found.missing), dict[str, Verdict]()
-        while ids:
-            asked, ids = ids[: self.limits.fetch_ids], ids[self.limits.fetch_ids :]
-            reply = await self._send(pair_id, RECORDS, json.dumps({"ids": asked}).encode())
-            item = await asyncio.to_thread(page.decode, reply, len(asked), fetched=True)
+        refused = dict[str, Verdict]()
+        async for item in self._sync.puller.fetch(self._ingest.pair(pair_id), list(found.missing)):
             taken = await self._ingest.take_again(self._ingest.pair(pair_id), item)
             effort.fetched += taken.fresh
             refused.update((verdict.id, verdict) for verdict in taken.refused)
-            if item.has_more:
-                got = {claimed_id(value) for value in item.values}
-                ids = [id_ for id_ in asked if id_ not in got] + ids if got & set(asked) else ids
         if refused:
             held = await asyncio.to_thread(self._ledger, pair_id)
             lines = [Refuse(pair_id, id_, verdict.code) for id_, verdict in refused.items() if id_ not in held]

@@ -8,7 +8,6 @@ peer that is silent is asked for a sign of life (reach.py); no answer is a failu
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,7 +63,8 @@ class _PairSync:
     running: "asyncio.Future[int] | None" = None
     asked: tuple[str, bool] = ("", False)
     progress: Progress = field(default_factory=Progress)
-    resets_s: "deque[float]" = field(default_factory=deque)
+    resets_s: dict[str, float] = field(default_factory=dict)
+    """When a cursor was refused last; one that is refused again, as an answer was lost, is no further reset."""
     flow: Flow = field(default_factory=Flow)
     mode: str = ""
     peaks: Peaks = field(default_factory=Peaks)
@@ -86,9 +86,9 @@ class Sync:
         self._ingest = ingest
         self.budget = ingest.budget
         self._reaches = ingest.reaches
-        self._puller = Puller(ingest)
+        self.puller = Puller(ingest)
         self._feed = feed
-        self._follower = Follower(self._puller, feed, self, now_ms=now_ms)
+        self._follower = Follower(self.puller, feed, self, now_ms=now_ms)
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._states: dict[str, _PairSync] = {}
@@ -311,7 +311,7 @@ class Sync:
         try:
             if self._reaches.word(pair_id) == PEER_PUSHES:
                 raise SyncError("timeout", "the peer, which opens the connections of this pair, is silent")
-            view = await self._puller.ask_life(pair, self._feed.peer_view(pair_id))
+            view = await self.puller.ask_life(pair, self._feed.peer_view(pair_id))
         except SplError as exc:
             if counts and exc.code not in RESET_CODES and self._silent_s(pair_id, state) >= loop.time() - state.asked_s:
                 self._failed(pair_id, state, exc)
@@ -393,15 +393,18 @@ class Sync:
         """Pull once and record how it went."""
         started_ms = self._now_ms()
         # An open stream keeps the place and the view of the pair; this pull then only adds records.
-        progress = Progress(limit=state.progress.limit) if state.flow.is_open else state.progress
+        progress = Progress() if state.flow.is_open else state.progress
+        before = progress.fresh
         try:
             pair = self._ingest.pair(pair_id)
             fresh = await self._pull(pair, state, progress, thread, resync)
         except SplError as exc:
+            if progress.fresh > before:  # the way is open, and carries something
+                state.errors.reset()
+                self._reaches.reached(pair_id, progress.view)
             self._failed(pair_id, state, exc)
             raise
         finally:
-            state.progress.limit = progress.limit
             if progress is state.progress:
                 self._note_peak(state, self._now_ms())
                 progress.queue = None
@@ -469,7 +472,7 @@ class Sync:
             self._reaches.troubled(pair_id, exc.code)
 
     async def _pull(self, pair: Pair, state: _PairSync, progress: Progress, thread: str, resync: bool) -> int:
-        """Read pages to the end; if the source's log is another one, begin again, at most three times an hour."""
+        """Read pages to the end; if the source's log is another one, begin again, for three of these an hour."""
         beside = progress is not state.progress
         reading = Reading("" if thread or resync else self._ingest.since(pair), thread, resync, beside)
         while True:
@@ -477,13 +480,12 @@ class Sync:
                 return await self._run(pair, progress, reading)
             except SyncError as exc:
                 now_s = asyncio.get_running_loop().time()
-                while state.resets_s and state.resets_s[0] < now_s - _HOUR_S:
-                    state.resets_s.popleft()
                 if exc.code not in RESET_CODES:
                     raise
-                if len(state.resets_s) >= RESETS_PER_HOUR_MAX:
+                resets = {at: at_s for at, at_s in state.resets_s.items() if at_s > now_s - _HOUR_S}
+                state.resets_s = {progress.since: now_s, **resets}
+                if len(state.resets_s) > RESETS_PER_HOUR_MAX or not progress.since:
                     raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
-                state.resets_s.append(now_s)
                 log.warning(**event("sync.reset", pair=pair.pair_id, code=exc.code, resets=len(state.resets_s)))
                 if exc.code == "cursor-reset":
                     # The peer's log was rolled back: what it lost we may hold, so it must read ours from the start.
@@ -492,7 +494,7 @@ class Sync:
 
     async def _run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
         """Read to the end; then ask again for what was refused and may be sound now."""
-        fresh = await self._puller.run(pair, progress, reading)
+        fresh = await self.puller.run(pair, progress, reading)
         if not reading.thread and self._ingest.refused.owes(pair.pair_id, self._ingest.inbound(pair)):
-            fresh += await self._puller.retry_refused(pair, progress)
+            fresh += await self.puller.retry_refused(pair)
         return fresh

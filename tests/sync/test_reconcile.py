@@ -350,7 +350,7 @@ async def test_a_peer_whose_records_never_come_ends_the_repair(pair: tuple[Node,
 
     def change(path: str, reply: Reply) -> Reply:
         empty = json.dumps({"records": [], "ns": [], "has_more": True}).encode()
-        return replace(reply, body=empty) if path == reconcile.RECORDS else reply
+        return replace(reply, body=empty) if path == RECORDS else reply
 
     ann.network.change = change
     report: Any = (await ann.reconcile.verify(pair_id, repair=True)).to_json()

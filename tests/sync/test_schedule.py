@@ -283,14 +283,14 @@ async def test_a_fault_in_one_pair_leaves_the_others_running(
         join(alice, bob, "pair_0000000a")
         join(carol, bob, "pair_0000000b")
         sent = carol.emit("y")
-        real = bob.sync._puller.run
+        real = bob.sync.puller.run
 
         async def broken(pair: Any, *rest: Any) -> int:
             if pair.pair_id == "pair_0000000a":
                 raise ZeroDivisionError
             return await real(pair, *rest)
 
-        monkeypatch.setattr(bob.sync._puller, "run", broken)
+        monkeypatch.setattr(bob.sync.puller, "run", broken)
         await run_until(bob, lambda: bob.ids() == [sent.id] and "sync.task_died" in caplog.text)
 
 

@@ -85,6 +85,22 @@ class Question:
     names: Ranges = field(default_factory=lambda: MappingProxyType({}))
     have: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def size(self) -> int:
+        """How many ranges, names and ids it asks about."""
+        return sum(map(len, (*self.ranges.values(), *self.names.values()))) + len(self.have)
+
+    def halves(self) -> tuple["Question", "Question"]:
+        """Return two questions that ask the same together; the answers are joined in their order."""
+        ranges = [(name, each) for name, part in self.ranges.items() for each in part]
+        names = [(name, each) for name, part in self.names.items() for each in part]
+        have = list(self.have.items())
+        cuts = [len(part) - len(part) // 2 for part in (ranges, names, have)]
+        first = ranges[: cuts[0]], names[: cuts[1]], have[: cuts[2]]
+        rest = ranges[cuts[0] :], names[cuts[1] :], have[cuts[2] :]
+        one, two = (Question(self.key, _by_set(part[0]), _by_set(part[1]), dict(part[2])) for part in (first, rest))
+        return one, two
+
     def encode(self) -> bytes:
         """Return the question as it is sent."""
         value = {"ranges": self.ranges, "names": self.names, "have": self.have}
@@ -110,6 +126,14 @@ class FingerprintAnswer:
             "lacking": list(self.lacking),
         }
         return json.dumps({name: part for name, part in value.items() if part}, separators=(",", ":")).encode()
+
+
+def joined(one: FingerprintAnswer, two: FingerprintAnswer) -> FingerprintAnswer:
+    """Return the answer to a question from those to its halves."""
+    parts = {name: (*one.parts.get(name, ()), *two.parts.get(name, ())) for name in {**one.parts, **two.parts}}
+    names = {name: {**one.names.get(name, {}), **two.names.get(name, {})} for name in {**one.names, **two.names}}
+    counts = {name: {**one.counts.get(name, {}), **two.counts.get(name, {})} for name in {**one.counts, **two.counts}}
+    return FingerprintAnswer(parts, counts, names, one.lacking + two.lacking)
 
 
 class RangeBuckets:
@@ -266,6 +290,13 @@ def is_key(text: object) -> bool:
 def mark_of(key: str, envelope: bytes) -> str:
     """Return what shows, under this comparison's key, that a side holds these bytes of an envelope."""
     return blake2b(envelope, key=bytes.fromhex(key), digest_size=_MARK_BYTES).hexdigest()
+
+
+def _by_set(items: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for name, each in items:
+        found.setdefault(name, []).append(each)
+    return {name: tuple(part) for name, part in found.items()}
 
 
 def _sets(value: object, count_max: int, digits_min: int, digits_max: int) -> dict[str, tuple[str, ...]]:

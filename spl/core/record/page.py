@@ -28,6 +28,7 @@ from ..errors import SplError
 from ..gate import SCOPE_VIOLATION, claimed_id
 from ..limits import MIB, Limits
 from .cursor import TEXT_CHARS_MAX
+from .record import is_id
 
 BOTH: Final = "both"
 WE_PUSH: Final = "we-push"
@@ -38,6 +39,8 @@ STREAM_ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset
 """Word in the error event that ends a stream -> the error code that it stands for; any other word: open another one."""
 HEAD: Final = b'{"records":['
 """What stands before the envelopes of a page."""
+CODE_CHARS_MAX: Final = 40
+"""Of a code in a peer's answer; ours are shorter."""
 CHAINS_MAX: Final = 64
 """Key chains in one push; further ones come with later pushes."""
 BUILT_BYTES_MAX: Final = 96 * MIB
@@ -84,6 +87,19 @@ class PushBody:
     page: Page
     again: bool = False
     chains: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PushAnswer:
+    """The answer to a push, checked."""
+
+    cursor: str
+    records: int
+    """How many were new."""
+    wanted: tuple[str, ...]
+    codes: frozenset[str]
+    """Why records were refused."""
+    view: Mapping[str, Any]
 
 
 def assemble(envelopes: Sequence[bytes], ns: Sequence[str], **tail: object) -> bytes:
@@ -216,6 +232,28 @@ def decode_push(data: bytes, records_max: int) -> PushBody:
     return PushBody(
         since, Page([env for env, _ in found], [ns for _, ns in found], cursor, False, known, len(data)), again, chains
     )
+
+
+def push_answer(body: bytes, wanted_max: int) -> PushAnswer:
+    """Return the answer to a push; raise PageError "answer-malformed"."""
+    value = decode_many(body)
+    if not isinstance(value, dict) or not isinstance(value.get("peer_view"), dict):
+        raise PageError("answer-malformed", "the answer to a push is an object with peer_view")
+    results, wanted, records = value.get("results"), value.get("wanted", []), value.get("records")
+    if not isinstance(results, list) or not all(isinstance(item, dict) for item in results):
+        raise PageError("answer-malformed", "results is a list of objects")
+    if not isinstance(wanted, list) or len(wanted) > wanted_max or type(records) is not int:
+        raise PageError("answer-malformed", f"records is a number, wanted a list of at most {wanted_max}")
+    codes = frozenset(str(result["code"])[:CODE_CHARS_MAX] for result in results if result.get("code"))
+    view = read_view(value["peer_view"])
+    return PushAnswer(answer_cursor(value.get("cursor")), records, tuple(filter(is_id, wanted)), codes, view)
+
+
+def answer_cursor(value: object) -> str:
+    """Return the cursor that a peer names in its answer to a push; raise PageError "answer-malformed"."""
+    if not isinstance(value, str) or len(value) > TEXT_CHARS_MAX:
+        raise PageError("answer-malformed", "the answer to a push names no cursor")
+    return value
 
 
 def results(values: Sequence[Any], refused: Mapping[str, str]) -> list[dict[str, object]]:
