@@ -44,6 +44,7 @@ ESCAPED_SHARE: Final = 3
 PIECES_MAX: Final = 8000
 """Read for one request: two million records, some fifteen seconds; the next request goes on from there."""
 
+_UNKNOWN: Final = "there is no such record"
 _ID_END: Final = len('{"id":""') + 64
 _FIELDS_AT: Final = _ID_END + len(',"record":')
 """Where the record's fields begin in the text of an envelope."""
@@ -212,11 +213,13 @@ def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[
 
 def one(request: Request, principal: Principal, services: Services) -> Response | Awaitable[Response]:
     """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
-    copies = services.store.index.copies(request.params["id"], principal.namespaces)
-    rows = [row for row in copies if may_read(row, principal)][:1]
-    if sum(row.length for row in rows) <= AT_ONCE_BYTES:
-        return _one(rows, principal, services)
-    return services.searches.step(principal, _one, rows, principal, services)
+    for row, payload in services.store.index.stored(request.params["id"], principal.namespaces):
+        if not may_read(row, principal):
+            continue
+        if row.length <= AT_ONCE_BYTES:
+            return _one(row, payload, principal, services)
+        return services.searches.step(principal, _one, row, payload, principal, services)
+    raise SplError("not-found", _UNKNOWN)
 
 
 async def threads(request: Request, principal: Principal, services: Services) -> Response:
@@ -233,13 +236,10 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     return list_response(data[:limit])
 
 
-def _one(rows: list[Row], principal: Principal, services: Services) -> Response:
-    reserved = is_admin(principal)
-    for row, payload in services.store.read(rows):
-        if not reserved and record.is_reserved(json.loads(payload)["record"]["thread"]):
-            continue
-        return Response(body=_answered(payload, row.seq, row.voucher, positions(principal, services)))
-    raise SplError("not-found", "there is no such record")
+def _one(row: Row, payload: bytes, principal: Principal, services: Services) -> Response:
+    if not is_admin(principal) and record.is_reserved(json.loads(payload)["record"]["thread"]):
+        raise SplError("not-found", _UNKNOWN)
+    return Response(body=_answered(payload, row.seq, row.voucher, positions(principal, services)))
 
 
 def _threads(store: Log, principal: Principal, after: str, *, reserved: bool) -> Iterator[list[dict[str, object]]]:

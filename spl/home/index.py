@@ -180,21 +180,25 @@ class Index:
         # Of most ids that are asked for there is nothing, and the filters of the tables show it at once.
         if not is_id(record_id) or not may_have(self._tables.state, bytes.fromhex(record_id[: 2 * KEY_BYTES])):
             return None
-        return next((row for row in self._same_id(record_id) if row.kind == "rec" and row.ns == ns), None)
+        return next((row for row, _ in self._same_id(record_id) if row.kind == "rec" and row.ns == ns), None)
 
     def copies(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[Row]:
         """Yield the record with this id in each namespace that holds it, or of these namespaces, by arrival."""
-        return (row for row in self._same_id(record_id, namespaces) if row.kind == "rec")
+        return (row for row, _ in self.stored(record_id, namespaces))
+
+    def stored(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[tuple[Row, bytes]]:
+        """Yield the same rows as `copies`, each with its envelope, which had to be read to find them."""
+        return (found for found in self._same_id(record_id, namespaces) if found[0].kind == "rec")
 
     def alternates(self, record_id: str, ns: str) -> list[Row]:
         """Return the other envelopes of a record in a namespace (kind alt), by arrival."""
-        return [row for row in self._same_id(record_id) if row.kind == "alt" and row.ns == ns]
+        return [row for row, _ in self._same_id(record_id) if row.kind == "alt" and row.ns == ns]
 
     def has_projection(self, pair: str, level: str, name: str) -> bool:
         """Return whether the peer of a pair showed us this projection; `name` is its id, a record's or a pseudonym."""
         state = self._tables.state
         rows = self._rows(state, values_of(state, self._hash(projection_name(pair, level, name)), 0, _NAMES_PAGE))
-        return any(row.kind == PROJECTION and row.origin == pair and self._is_of(row, name) for row in rows)
+        return any(row.kind == PROJECTION and row.origin == pair and self._payload_of(row, name) for row in rows)
 
     def after(self, name: str, seq: int, limit: int) -> list[Row]:
         """Return up to `limit` rows of a list with a higher seq, ascending.
@@ -464,7 +468,7 @@ class Index:
                 raise
             return None
 
-    def _same_id(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[Row]:
+    def _same_id(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[tuple[Row, bytes]]:
         if not is_id(record_id):
             return
         key = bytes.fromhex(record_id[:16])
@@ -472,16 +476,16 @@ class Index:
         for _ in range(_SAME_ID_MAX // _SAME_ID_PAGE):
             seqs = values_of(state, key, low, _SAME_ID_PAGE)
             for row in self._rows(state, seqs):
-                if (not namespaces or row.ns in namespaces) and self._is_of(row, record_id):
-                    yield row
+                if (not namespaces or row.ns in namespaces) and (payload := self._payload_of(row, record_id)):
+                    yield row, payload
             if len(seqs) < _SAME_ID_PAGE:
                 return
             low = seqs[-1] + 1
 
-    def _is_of(self, row: Row, id_: str) -> bool:
-        """Return whether a row's payload, an envelope or a projection, has this id and is sound."""
+    def _payload_of(self, row: Row, id_: str) -> bytes:
+        """Return a row's payload, an envelope or a projection, if it has this id and is sound, else nothing."""
         payload = self.reader.one(row)
-        return payload is not None and payload[_ID_AT:_ID_END] == id_.encode()
+        return payload if payload is not None and payload[_ID_AT:_ID_END] == id_.encode() else b""
 
 
 def _clock_key(key: bytes, clock: int) -> bytes:

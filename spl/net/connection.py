@@ -23,7 +23,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from enum import Enum
+from enum import IntEnum
 from math import inf
 from typing import Final, cast
 
@@ -45,8 +45,8 @@ _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send
 log = logging.getLogger("spl.net")
 
 
-# Where a connection stands; the table is in the docstring.
-Stage = Enum("Stage", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
+# Where a connection stands; the table is in the docstring.  Numbers, for the sets below ask each request for its hash.
+Stage = IntEnum("Stage", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
 _BUSY = frozenset({Stage.ANSWER, Stage.STREAM, Stage.FLUSH})
 _QUIET = frozenset({Stage.IDLE, Stage.HEAD, Stage.BODY})
 _OVER = frozenset({Stage.LINGER, Stage.CLOSING, Stage.CLOSED})

@@ -10,7 +10,7 @@ raise; they never see a socket.  JSON is the application's:
 
 import re
 from asyncio import AbstractEventLoop, get_running_loop
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeVar
@@ -202,14 +202,14 @@ class RouteTable:
         self.routes = tuple(routes)
         self._root = _Node()
         self._literal: dict[tuple[str, str], Route] = {}
-        self._tailed: dict[tuple[str, str], tuple[Route, str]] = {}
-        """Routes whose only `{name}` is their last segment, and beside which no literal stands, by what is before."""
+        self._tailed: dict[tuple[str, str], tuple[Route, str, Container[str]]] = {}
+        """Routes whose only `{name}` is their last segment, by what is before; with the literals beside it."""
         for route in self.routes:
             self._add(route)
         for route in self.routes:
             above, _, last = route.path.rpartition("/")
-            if last.startswith("{") and "{" not in above and not self._literals_below(above):
-                self._tailed[route.method, above] = route, last[1:-1]
+            if last.startswith("{") and "{" not in above:
+                self._tailed[route.method, above] = route, last[1:-1], self._literals_below(above)
 
     def match(self, method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         """Return the route and its decoded params; a literal segment wins over `{name}`.
@@ -222,7 +222,7 @@ class RouteTable:
             return literal, NOTHING
         above, _, last = path.rpartition("/")
         tailed = self._tailed.get((method, above))
-        if tailed is not None and last:
+        if tailed is not None and last and last not in tailed[2]:
             return tailed[0], {tailed[1]: decode_segment(last)}
         node, values = self._find(path)
         found = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
@@ -243,11 +243,11 @@ class RouteTable:
             raise HttpError("not-found", "there is no such route")
         return node, values
 
-    def _literals_below(self, path: str) -> bool:
+    def _literals_below(self, path: str) -> Container[str]:
         node = self._root
         for segment in path.split("/")[1:]:
             node = node.follow[segment]
-        return bool(node.follow)
+        return node.follow
 
     def _add(self, route: Route) -> None:
         node = self._root

@@ -101,12 +101,19 @@ def test_a_route_stands_once() -> None:
 
 
 def test_a_route_that_ends_with_a_name_is_found_as_any_other() -> None:
-    table = RouteTable([Route("GET", "/v1/records/{id}", nothing, "a"), Route("GET", "/v1/{id}/{x}", nothing, "b")])
+    table = RouteTable(
+        [
+            Route("GET", "/v1/records/{id}", nothing, "a"),
+            Route("GET", "/v1/{id}/{x}", nothing, "b"),
+            Route("POST", "/v1/records/query", nothing, "c"),
+        ]
+    )
     assert table.match("GET", "/v1/records/a%20b") == (table.routes[0], {"id": "a b"})
     assert table.match("HEAD", "/v1/records/a") == (table.routes[0], {"id": "a"})
     assert table.match("GET", "/v1/other/a") == (table.routes[1], {"id": "other", "x": "a"})
     for method, path, code in (
         ("PUT", "/v1/records/a", "method-not-allowed"), ("GET", "/v1/records/", "not-found"),
+        ("GET", "/v1/records/query", "method-not-allowed"), ("POST", "/v1/records/a", "method-not-allowed"),
         ("GET", "/v1/records/%zz", "bad-request"), ("GET", "/v1/records/a/b", "not-found"),
     ):  # fmt: skip
         with pytest.raises(HttpError) as caught:
