@@ -76,7 +76,7 @@ class Wanted:
 async def query(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/records?thread=&actor=&kind=&since=&limit=: `since` is the `sequence` of a record.
 
-    A number that is no position here is a clock, as the SDK means it: of a bound token one that may be a time.
+    A time in milliseconds that is no position here is a clock, as the SDK means it.
     """
     since, clock = number(request.query, "since", 0, 0, 2**63 - 1), -1
     try:
@@ -84,8 +84,8 @@ async def query(request: Request, principal: Principal, services: Services) -> R
     except PositionError:
         if since not in MILLISECONDS:
             raise
-        seq, clock = 0, since
-    if seq > services.store.last_seq:
+        seq = since
+    if seq > services.store.last_seq and since in MILLISECONDS:
         seq, clock = 0, since
     thread, actor = request.query.get("thread"), request.query.get("actor")
     if thread is None:

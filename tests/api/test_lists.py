@@ -109,8 +109,8 @@ async def test_since_is_a_clock_on_a_thread(served: Served) -> None:
         assert numbers((await served.json("GET", f"/v1/threads/th/records?since={since}"))["data"]) == wanted
 
 
-async def test_since_is_a_position_and_beyond_the_log_a_clock(served: Served) -> None:
-    """A position that no record has can only be a clock; that of a bound token must look like a time."""
+async def test_since_is_a_position_or_a_time_as_clock(served: Served) -> None:
+    """A time in milliseconds is no position of any log; what lies beyond the log and is none is still ahead of it."""
     await served.json("POST", "/v1/namespaces", {"name": "acme"})
     await emit(served, *({**value(n, namespace="acme"), "clock": TIME_MS + n} for n in range(4)))
     for token in (served.token, await served.mint("records:read", namespaces=["acme"])):
@@ -120,6 +120,7 @@ async def test_since_is_a_position_and_beyond_the_log_a_clock(served: Served) ->
             assert numbers((await served.json("GET", path, token=token))["data"]) == [2, 3]
         path = f"/v1/records?since={TIME_MS + 3}&limit=2"
         assert (await served.json("GET", path, token=token))["data"] == []
+    assert (await served.json("GET", "/v1/records?thread=th&since=1000000"))["data"] == []
 
 
 async def test_a_list_since_a_clock_looks_at_few_rows_in_a_step(served: Served) -> None:
