@@ -114,6 +114,7 @@ async def _synced(services: Services, found: Pair, thread: str = "") -> dict[str
         records = await services.sync.pull(found.pair_id, thread)
     except SplError as exc:
         raise with_way(services.push.reach(found.pair_id), found, exc, f"spl sync {found.pair_id}") from None
+    services.anti_entropy.hurry(found.pair_id)
     return {"records": records, "pushed": 0 if thread else await services.push.push(found.pair_id)}
 
 

@@ -9,11 +9,13 @@ A pair is compared soon after the start, once an interval after that, and soon a
 read to the end, so what is on its way counts as missing neither here nor there.  What the gate refused stays refused,
 and what a namespace of ours does not take in is not asked for.  A peer that cannot dial us, or may be unable to, is
 given what it lacks by the same comparison.  A pair on demand is compared on request alone: nothing of it is unasked.
+Its request is noted in the vault until it succeeded, since after a restart nothing else would bring it back.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -39,6 +41,8 @@ FIRST_S: Final = 90.0
 """The first comparison of a process starts about this long after it, because a restart is busy enough."""
 APART_S: Final = 10.0
 """The shortest time between two comparisons of a pair, whatever requests them."""
+_NOTE: Final = "compare."
+"""With the pair's id: the secret that notes a request."""
 BACKOFF_BASE_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 
@@ -67,6 +71,8 @@ class _State:
     backoff: Backoff
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     requested: bool = False
+    noted: bool = False
+    """The request is on the disk."""
     due_s: float = inf
     """Loop time of the next comparison; of a pair on demand only one that was requested is due."""
     last: Compared | None = None
@@ -82,7 +88,7 @@ class AntiEntropy:
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         self.writer = reconcile.writer
-        self._reconcile, self._sync, self._reaches = reconcile, sync, reaches
+        self._reconcile, self._sync, self._reaches, self._vault = reconcile, sync, reaches, reconcile.vault
         self._interval_s, self._now_ms, self._random_bytes = interval_s, now_ms, random_bytes
         self._states: dict[str, _State] = {}
         self._tasks = Supervisor("compare", self, random_bytes=random_bytes, backoff_max_s=BACKOFF_MAX_S)
@@ -106,6 +112,11 @@ class AntiEntropy:
         state = self._state(pair_id)
         state.requested, state.due_s = True, 0.0
         state.kick.set()
+
+    def hurry(self, pair_id: str) -> None:
+        """Do not wait any longer for a comparison that was requested: the peer was reached just now."""
+        if self._state(pair_id).requested:
+            self.request(pair_id)
 
     def last(self, pair_id: str) -> Compared | None:
         """Return the last comparison of this process; None before the first."""
@@ -134,9 +145,15 @@ class AntiEntropy:
     async def _watch(self, pair_id: str) -> None:
         state, now_s = self._state(pair_id), asyncio.get_running_loop().time
         state.due_s = min(state.due_s, now_s() + state.backoff.spread_s(FIRST_S))
+        if await asyncio.to_thread(self._vault.get, _NOTE + pair_id) is not None:
+            state.noted = True
+            self.request(pair_id)
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             state.kick.clear()
             wanted, wait_s = pair.mode != ON_DEMAND or state.requested, state.due_s - now_s()
+            if state.requested and not state.noted and pair.mode == ON_DEMAND:
+                state.noted = True
+                await asyncio.to_thread(self._vault.put, _NOTE + pair_id, "")
             if wanted and wait_s <= 0:
                 state.due_s = inf
                 delay_s = await self._turn(pair_id, state)
@@ -156,6 +173,10 @@ class AntiEntropy:
             state.requested = requested or state.requested
         state.backoff.reset()
         state.backoff.redraw()
+        if state.noted and not state.requested:
+            with suppress(SplError):  # then it is compared once more after the next start
+                await asyncio.to_thread(self._vault.delete, _NOTE + pair_id)
+                state.noted = False
         await asyncio.sleep(APART_S)  # requests that come meanwhile are answered by one comparison
         return state.backoff.spread_s(self._interval_s)
 

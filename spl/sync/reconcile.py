@@ -162,7 +162,7 @@ class Reconcile:
         self, ingest: Ingest, fingerprints: Fingerprints, push: Push, sync: Sync, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
-        self.writer = ingest.writer
+        self.writer, self.vault = ingest.writer, ingest.peers.vault
         self.limits = ingest.limits
         self._ingest, self._fingerprints, self._push, self._sync = ingest, fingerprints, push, sync
         self._now_ms, self._random_bytes = now_ms, random_bytes

@@ -15,6 +15,7 @@ from spl.core.limits import Limits
 from spl.core.record import namespace
 from spl.home.writes import Own, SavedPosition
 from spl.sync import anti_entropy
+from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.changes import whole
 from spl.sync.peer import FINGERPRINTS
 from spl.sync.source import Query
@@ -117,6 +118,42 @@ async def test_a_request_outlives_a_fault_of_our_own(
     monkeypatch.setattr(ann.reconcile, "mend", fails_once)
     async with running(ann):
         ann.anti_entropy.request(pair_id)
+        await until(lambda: ann.anti_entropy.last(pair_id))
+
+
+async def test_a_request_on_demand_outlives_the_process(pair: tuple[Node, Node, str]) -> None:
+    ann, ben, pair_id = pair
+    ann.change_pair(pair_id, mode="on-demand")
+    ben.emit("skipped")
+    await skip(ann, ben, pair_id)
+    ann.network.down = "connect"
+    note = f"compare.{pair_id}"
+    async with running(ann):
+        ann.anti_entropy.request(pair_id)
+        await until(lambda: ann.home.vault.get(note) is not None)
+    ann.network.down = ""
+    ann.anti_entropy = AntiEntropy(
+        ann.reconcile, ann.sync, ann.reaches, interval_s=3600.0, now_ms=ann.now_ms, random_bytes=ann.random.randbytes
+    )
+    async with running(ann):
+        await until(lambda: ann.ids() == ben.ids())
+        await until(lambda: ann.home.vault.get(note) is None)
+
+
+async def test_a_comparison_that_waits_is_hurried_once_the_peer_was_reached(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anti_entropy, "BACKOFF_BASE_S", 3600.0)
+    monkeypatch.setattr(anti_entropy, "BACKOFF_MAX_S", 3600.0)
+    ann, _, pair_id = pair
+    ann.change_pair(pair_id, mode="on-demand")
+    ann.network.down = "connect"
+    async with running(ann):
+        ann.anti_entropy.hurry(pair_id)
+        ann.anti_entropy.request(pair_id)
+        await until(lambda: ann.anti_entropy._state(pair_id).backoff.attempt)
+        ann.network.down = ""
+        ann.anti_entropy.hurry(pair_id)
         await until(lambda: ann.anti_entropy.last(pair_id))
 
 
