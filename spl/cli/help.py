@@ -2,11 +2,13 @@
 
 import platform
 from argparse import Namespace
+from difflib import get_close_matches
+from types import ModuleType
 from typing import Final
 
 from ..core.errors import CODES, cli_code, http_code
 from ..core.version import DISTRIBUTION, VERSION
-from .command import Command, Shell, UsageError, arg, help_of
+from .command import Command, Group, Shell, UsageError, arg, help_of
 from .manual import TOPICS, page, rendered, summary
 
 
@@ -24,11 +26,27 @@ def _help(args: Namespace, shell: Shell) -> int:
     elif len(topic) == 1 and cli_code(topic[0]) in CODES:
         _explain(cli_code(topic[0]), shell)
     else:
-        entry, rest = main.find(topic)
+        entry, rest = _found(topic, main)
         if rest:
             raise UsageError("usage", f"no command, topic or code is named '{' '.join(topic)}'", hint="spl help")
         shell.out.page(help_of(entry))
     return 0
+
+
+def _found(topic: list[str], main: ModuleType) -> tuple[Command | Group, list[str]]:
+    """Return the command that the words name, and the rest; raise UsageError with the nearest name."""
+    try:
+        found: tuple[Command | Group, list[str]] = main.find(topic)
+        return found
+    except UsageError as exc:
+        if "Did you mean" in exc.message:
+            raise
+        words = " ".join(topic)
+        near = get_close_matches(words.lower(), (*TOPICS, *CODES), 1)
+        guess = f". Did you mean '{near[0]}'?" if near else ""
+        raise UsageError(
+            "usage", f"no command, topic or code is named '{words}'{guess}", hint="spl help topics"
+        ) from exc
 
 
 def _read(topic: str, shell: Shell) -> None:

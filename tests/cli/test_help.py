@@ -25,7 +25,12 @@ def test_a_commands_page(spl: Run) -> None:
     assert spl("help", "federation").out == spl("federation", "--help").out
 
 
-def test_unknown_topics(spl: Run) -> None:
-    result = spl("help", "tokn")
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("tokn", "token"), ("network", "networks"), ("securty", "security"), ("tls-chains", "tls-chain")],
+)
+def test_unknown_topics(spl: Run, word: str, near: str) -> None:
+    """A command is nearest first, then a topic or a code."""
+    result = spl("help", word)
     assert result.code == 2
-    assert "Did you mean 'token'?" in result.err
+    assert f"Did you mean '{near}'?" in result.err

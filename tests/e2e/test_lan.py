@@ -17,6 +17,8 @@ from tests.e2e.netns import PORT, Inside, namespaces, sh
 from tests.pages import README, blocks
 from tests.waiting import DEADLINE_S, eventually
 
+RETRIED_S = 3 * DEADLINE_S
+"""On a slow machine many attempts failed before, and the next one comes up to a minute later."""
 ADDRESSES = {"alice": "192.168.1.10", "bob": "192.168.1.20"}
 
 
@@ -107,7 +109,7 @@ def test_no_step_of_those_who_skip_the_page_is_a_dead_end(laptops: dict[str, Lap
     bob.stop()
     bob.words = ("serve", "--lan")
     bob.start()
-    eventually(lambda: bob.data("aitl", "list"), "the request came to the corrected address")
+    eventually(lambda: bob.data("aitl", "list"), "the request came to the corrected address", RETRIED_S)
     bob.run("aitl", "approve", "alice")
-    eventually(lambda: alice.pairs("active"), "the pair is active")
+    eventually(lambda: alice.pairs("active"), "the pair is active", RETRIED_S)
     assert alice.pairs("active")[0]["pair_id"] == asked["pair_id"]
