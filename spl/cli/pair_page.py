@@ -91,8 +91,9 @@ def cursor_text(cursor: Mapping[str, Any] | None) -> str:
     if not cursor:
         return "none yet"
     lag = cursor.get("lag_records")
-    behind = "unknown records" if lag is None else f"{lag} {plural(lag, 'record')}"
-    return f"clock={cursor['clock']}, lagging by {behind}"
+    if lag is None:
+        return f"clock={cursor['clock']}, lag not known yet"
+    return f"clock={cursor['clock']}, lagging by {lag} {plural(lag, 'record')}"
 
 
 def filter_text(found: Mapping[str, Any]) -> str:
@@ -137,7 +138,9 @@ def _confirmed(pair: Detail, out: Out) -> str:
     """Return when the peer last confirmed its position, and what that means now."""
     text, lag = out.ago(pair["last_confirmed_at"]), (pair.get("last_sync_cursor") or {}).get("lag_records")
     if _is_fresh(pair, out):
-        return f"{text}, caught up" if lag == 0 else text
+        waits = (pair.get("outbound") or {}).get("lag_records")
+        up = f"{text}, caught up; {count(waits, 'record')} of ours not fetched yet" if waits else f"{text}, caught up"
+        return up if lag == 0 else text
     if pair.get("attempt") or pair["state"] == "degraded":
         before = pair.get("caught_up_ms")
         return f"{text}; before that caught up for {span(before)}" if before else text
@@ -184,7 +187,9 @@ def _peer_view(view: Mapping[str, Any], out: Out) -> str:
     """Return what the peer last reported about the pair, in the order of its report."""
     parts = [str(view["state"])] if view.get("state") else []
     for name, value in view.items():
-        if name not in ("state", "reach", "consent") and value not in (None, ""):
+        if name == "readonly":
+            parts.append("its store takes no records")
+        elif name not in ("state", "reach", "consent") and value not in (None, ""):
             parts.append(out.ago(value) if name == "at" else f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts)
 

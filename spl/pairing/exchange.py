@@ -20,7 +20,7 @@ from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
 from ..net.address import ReachError, parse_url
 from ..net.dialer import DialPolicy
-from ..sync.peer import CHAINS, PeerClient, bare, cut_text, signed_part
+from ..sync.peer import CHAINS, IN_PLACE, PROXY_HINT, PeerClient, bare, cut_text, signed_part
 from .machine import Pairs
 
 MANIFEST_PATH: Final = "/.well-known/syncropel"
@@ -147,10 +147,16 @@ class Exchange:
         reply = await self.peers.client.fetch(
             "GET", url, headers=[("cache-control", "no-cache")], answer_bytes=self.limits.manifest_bytes, dial=dial
         )
-        if reply.status == 404:
+        if reply.status == 404 and _code_in(reply.body) == "manifest-missing":
             raise PairError("manifest-missing", f"{url} answers 404: the peer publishes no identity")
+        if reply.status == 404:
+            raise PairError("manifest-missing", f"{url} answers 404, and not by a daemon: {IN_PLACE}", hint=PROXY_HINT)
         if reply.status != 200:
-            raise bare(reply.status)
+            error = bare(reply.status, body=reply.body)
+            raise PairError(error.code, f"{url}: {error.message}", hint=error.hint)
+        if not reply.body.lstrip().startswith(b"{"):
+            media = cut_text(reply.headers.get("content-type", "text without a type"), 40)
+            raise PairError("manifest-malformed", f"{url} answers with {media}: {IN_PLACE}", hint=PROXY_HINT)
         return reply.body
 
 

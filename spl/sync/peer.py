@@ -57,6 +57,8 @@ TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason, not one
 """The reason in a refusal of a token that the issuer revoked."""
 MESSAGE_CHARS_MAX: Final = 200
 REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
+IN_PLACE: Final = "a proxy or another server answers in the peer's place"
+PROXY_HINT: Final = "check the URL; at the peer: let the proxy pass /.well-known/ and /v1/ as they are"
 WHY_401: Final = "a permission rule on the peer protects federation:pair"
 
 _TAKEN_OVER: Final = RESET_CODES | STATE_CODES | AUTH_CODES | {"pair-unknown", "pair-state-conflict", "push-position"}
@@ -260,15 +262,15 @@ def signed_part(status: int, body: bytes, purpose: str) -> object:
     try:
         value = canon.decode(body)
     except canon.CanonError:
-        raise bare(status, purpose) from None
+        raise bare(status, purpose, body) from None
     if isinstance(value, dict) and value.keys() == {"message", "signature"}:
         return value
     if isinstance(value, dict) and isinstance(value.get("statement"), dict):
         return value["statement"]
-    raise bare(status, purpose)
+    raise bare(status, purpose, body)
 
 
-def bare(status: int, purpose: str = "") -> SplError:
+def bare(status: int, purpose: str = "", body: bytes = b"") -> SplError:
     """Return the error of an answer that the peer did not sign; no such answer moves a pair."""
     if purpose == "pair-request" and status == 401:
         return PairError("handshake-401", REJECTED_401, why=WHY_401)
@@ -276,7 +278,14 @@ def bare(status: int, purpose: str = "") -> SplError:
         return PairError("rate-limited", "the peer takes no more messages for now")
     if status == 200:
         return PairError("answer-malformed", "the peer's answer is not a signed message")
-    return PairError("peer-5xx" if status >= 500 else "peer-4xx", f"the peer answered {status}")
+    code, told = "peer-5xx" if status >= 500 else "peer-4xx", _fields(body)
+    if told.get("object") == "error":
+        text = f"the peer answered {status} {cut_text(told.get('code', ''), 40)}: {cut_text(told.get('message', ''))}"
+        hint = cut_text(told.get("hint", ""))
+        return PairError(code, text, hint=f"the peer says: {hint}" if hint else "")
+    if body:
+        return PairError(code, f"the peer answered {status}, and not by a daemon: {IN_PLACE}", hint=PROXY_HINT)
+    return PairError(code, f"the peer answered {status}")
 
 
 def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool | Literal["private"]) -> DialPolicy:

@@ -70,7 +70,7 @@ _CLASSES: Final = {
 
 PROCESSES_MAX: Final = 8
 """Processes of a peer that are remembered: one that comes back after another shows that both run."""
-CLONED_S: Final = 900.0
+CLONED_S: Final = 180.0
 """How long a peer counts as running twice after its requests last came from two processes in turn."""
 RETURNS_MIN: Final = 3
 """A request that was held up on the way while its process was restarted makes two: its own and the new process's."""

@@ -165,7 +165,7 @@ def test_states_and_cursors_as_text() -> None:
     assert state_of({"state": "paused", "state_detail": "paused"}) == "paused"
     assert state_of({"state": "degraded", "state_detail": "token-expired"}) == "degraded"
     assert state_of({"state": "revoked", "state_detail": "revoked by peer: sold"}) == "revoked"
-    assert cursor_text({"clock": 1, "lag_records": None}) == "clock=1, lagging by unknown records"
+    assert cursor_text({"clock": 1, "lag_records": None}) == "clock=1, lag not known yet"
 
 
 def confirmed(spl: Run, daemon: Daemon, **more: Any) -> dict[str, str]:

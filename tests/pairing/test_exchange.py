@@ -1,12 +1,15 @@
 """What goes over the network to a peer: past caches, verified, and a bearer only where the verified manifest points."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spl.core import canon
 from spl.core.errors import SplError
 from spl.core.pair import handshake
+from spl.net.client import Reply
 from spl.net.dialer import DialPolicy
 from tests.pair_world import Call, both_active, code_of, paired, two
 from tests.waiting import until
@@ -99,3 +102,33 @@ async def test_a_url_with_a_path_is_refused_with_the_one_to_give(tmp_path: Path,
         assert code_of(caught) == "url-invalid"
         assert f"spl federation pair {b.url}/" in caught.value.hint
         assert not world.calls
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "text"),
+    [
+        (404, b"<html>nginx</html>", "manifest-missing", "answers 404, and not by a daemon: a proxy"),
+        (403, b"<html>nginx</html>", "peer-4xx", "the peer answered 403, and not by a daemon: a proxy"),
+        (502, b"<html>nginx</html>", "peer-5xx", "the peer answered 502, and not by a daemon: a proxy"),
+        (421, SplError("host-refused").to_json(), "peer-4xx", "the peer answered 421 HOST_REFUSED: "),
+        (200, b"<html>welcome</html>", "manifest-malformed", "answers with text/html: a proxy"),
+    ],
+)
+async def test_what_answers_in_the_peers_place_is_named_with_the_url(
+    tmp_path: Path, status: int, body: Any, code: str, text: str
+) -> None:
+    """An operator sees whether the peer refused, and with which advice, or whether something stands before it."""
+    async with two(tmp_path) as (_, a, b):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+        async def answer(method: str, url: str, **more: object) -> Reply:
+            return Reply(status, {"content-type": "text/html"}, data, "127.0.0.1")
+
+        a.pairing.peers.client.fetch = answer  # type: ignore[method-assign, assignment]
+        with pytest.raises(SplError) as caught:
+            await a.pair(b)
+        assert code_of(caught) == code
+        assert caught.value.message.startswith(f"{b.url}/.well-known/syncropel")
+        assert text in caught.value.message
+        told = "the peer says: " if isinstance(body, dict) else "check the URL; at the peer: let the proxy pass"
+        assert caught.value.hint.startswith(told)
