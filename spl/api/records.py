@@ -5,6 +5,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, ParamSpec, TypeVar
 
 from ..core import canon, fold, when
@@ -293,8 +294,13 @@ def _emitted(outcome: Outcome, seen: Positions) -> bytes:
 def _answered(raw: bytes, seq: int, vouched_by: str, seen: Positions) -> bytes:
     """Return the answer form of an envelope, as `answer_forms` has it; its text is reused."""
     fields = raw[_FIELDS_AT + 1 : raw.rindex(b',"sig":{') - 1]  # no string in JSON holds bare quotes
-    ends = raw[1:_ID_END], fields, seen.shown(seq), _text(vouched_by)
+    ends = raw[1:_ID_END], fields, seen.shown(seq), _quoted(vouched_by)
     return b'{"object":"record",%b,%b,"sequence":%d,"vouched_by":%b}' % ends
+
+
+@lru_cache(maxsize=64)
+def _quoted(did: str) -> bytes:
+    return _text(did)
 
 
 def _text(value: object) -> bytes:

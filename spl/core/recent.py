@@ -83,7 +83,7 @@ class Costs:
         if self._slots[place] != slot:
             self._counts[place] = array("I", bytes(4 * _BUCKETS))
             self._slots[place] = slot
-        self._counts[place][_bucket(cost_us)] += records
+        self._counts[place][cost_us if 0 <= cost_us < _FINE else _bucket(cost_us)] += records
 
     def records(self, now_ms: int) -> int:
         """Return how many records there were."""

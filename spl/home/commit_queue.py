@@ -107,7 +107,8 @@ class CommitQueue(Generic[Item, Outcome]):
         self._backlogs: dict[str, _Backlog[Item, Outcome]] = {}
         """By principal, whose turn is next first."""
         self._count = self._items = self._bytes = 0
-        self._ready = threading.Condition()
+        self._lock = threading.RLock()
+        self._ready = threading.Condition(self._lock)
         self._closed = False
         self._wanted = 1  # the writer is woken once this many submissions are queued
         self._last_count = 1
@@ -118,8 +119,10 @@ class CommitQueue(Generic[Item, Outcome]):
 
         Raises QueueError "overloaded" at limits.waiting_writes and limits.waiting_bytes, or "shutting-down".
         """
-        count, size = sum(len(work.items) for work in works), sum(work.bytes for work in works)
-        with self._ready:
+        count = size = 0
+        for work in works:
+            count, size = count + len(work.items), size + work.bytes
+        with self._lock:
             if self._closed:
                 raise QueueError("shutting-down")
             if not works:
@@ -145,7 +148,7 @@ class CommitQueue(Generic[Item, Outcome]):
         One of each principal in turn.  With `block`, waits until something is queued, lingers under load, and returns
         nothing only once closed.
         """
-        with self._ready:
+        with self._lock:
             if block:
                 self._linger()
             works: list[Submission[Item, Outcome]] = []
@@ -167,13 +170,13 @@ class CommitQueue(Generic[Item, Outcome]):
 
     def close(self) -> None:
         """Take no more submissions; those that are queued are still handed out, without delay."""
-        with self._ready:
+        with self._lock:
             self._closed = True
             self._ready.notify_all()
 
     def abandon(self) -> list[Submission[Item, Outcome]]:
         """Take no more submissions and return all that are queued: the writer is gone, and they must be answered."""
-        with self._ready:
+        with self._lock:
             self._closed = True
             works = [work for backlog in self._backlogs.values() for work in backlog.works]
             self._backlogs.clear()
@@ -219,8 +222,10 @@ class CommitQueue(Generic[Item, Outcome]):
 
 def answer(works: Sequence[Submission[Item, Outcome]]) -> None:
     """Answer all submissions of a commit, those that another thread awaits by one call there."""
-    for post in dict.fromkeys(work.post for work in works):
-        same = [work for work in works if work.post == post]
+    by_post: dict[Post | None, list[Submission[Item, Outcome]]] = {}
+    for work in works:
+        by_post.setdefault(work.post, []).append(work)
+    for post, same in by_post.items():
         if post is None:
             _settle(same)
             continue

@@ -113,9 +113,10 @@ class File:
         """Return the size in bytes."""
         return os.fstat(self._fd).st_size
 
-    def is_removed(self) -> bool:
-        """Return whether the file has no name any more, so that what is written is gone with the last descriptor."""
-        return os.fstat(self._fd).st_nlink == 0
+    def size_in_place(self) -> int | None:
+        """Return the size in bytes; None if it has no name any more, so that it is gone with the last descriptor."""
+        found = os.fstat(self._fd)
+        return found.st_size if found.st_nlink else None
 
     def close(self) -> None:
         """Close now; for a file that no other thread reads.  A second call does nothing."""

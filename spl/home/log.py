@@ -133,25 +133,29 @@ class Log:
 
     def _append(self, entries: Sequence[Entry], at_ms: int) -> list[int]:
         self._check_writable()
-        data, batch, run = bytearray(), [], self.last_run
+        lines: list[bytes] = []
+        heads: list[int] = []
+        run = self.last_run
         for seq, entry in enumerate(entries, self.last_seq + 1):
             line, run, head = encode(entry, seq, at_ms, run)
-            batch.append((seq, len(data), head, entry))
-            data += line
-        if not batch:
+            lines.append(line)
+            heads.append(head)
+        if not lines:
             return []
-        if data.count(b"\n") != len(batch):
+        data = b"".join(lines)
+        if data.count(b"\n") != len(lines):
             raise StoreError("internal", "a payload that holds a line feed is not canonical JSON")
         ended = False
         try:
-            self._write(bytes(data))
-            segment, start = self._segments.firsts[-1], self._size - len(data)
-            added: list[Added] = [
-                (seq, Place(segment, start + offset, head, len(entry.payload)), entry)
-                for seq, offset, head, entry in batch
-            ]
+            self._write(data)
+            segment, offset = self._segments.firsts[-1], self._size - len(data)
+            seqs = range(self.last_seq + 1, self.last_seq + 1 + len(lines))
+            added: list[Added] = []
+            for seq, entry, line, head in zip(seqs, entries, lines, heads, strict=True):
+                added.append((seq, Place(segment, offset, head, len(entry.payload)), entry))
+                offset += len(line)
             self.index.add(added, run)
-            self.last_seq, self.last_run = batch[-1][0], run
+            self.last_seq, self.last_run = seqs[-1], run
             ended = True
         except StoreError as exc:
             ended = exc.code == "store-full"
@@ -160,7 +164,7 @@ class Log:
             # Whatever went wrong: the next append must not use the same seqs again.
             if not ended:
                 self._readonly = self._readonly or "an append broke off; its lines are read at the next start"
-        return [seq for seq, _, _, _ in batch]
+        return list(seqs)
 
     def line(self, seq: int) -> Line:
         """Return one line.  Raises LineError "not-found", or "store-damaged" for one that is not served."""
@@ -400,11 +404,11 @@ class Log:
         looked at once; 2 us each.
         """
         try:
-            found, removed = self._active.size(), self._active.is_removed()
+            found = self._active.size_in_place()
         except OSError as exc:
             raise self._fault(exc, size) from exc
-        if found != size or removed:
-            what = "removed" if removed else f"changed: it has {found:,} bytes and not {size:,}"
+        if found != size:
+            what = "removed" if found is None else f"changed: it has {found:,} bytes and not {size:,}"
             self._readonly = f"the log's last segment was {what}; stop any other process on this home, then restart"
             raise StoreError("store-readonly", self._readonly)
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from ..core import canon
 from ..core.errors import SplError
@@ -61,22 +61,19 @@ _Clocks = tuple[str, str, str]
 """The namespace, actor and thread that share one row of clocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     """An item that is stored already, or that nothing is to be stored of."""
 
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _Repeat:
+class _Repeat(NamedTuple):
     """An item equal to an earlier one of the same write."""
 
     key: _Key
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(NamedTuple):
     """A record of this daemon's clients or its own, checked, with its clock and id, still to be signed."""
 
     key: _Key
@@ -86,8 +83,7 @@ class _Draft:
     ns: str
 
 
-@dataclass(frozen=True, slots=True)
-class _NewLine:
+class _NewLine(NamedTuple):
     """A line to append."""
 
     key: _Key
@@ -235,7 +231,8 @@ class Writer:
             case Projected():
                 return self._prepare_projection(item, overlay)
             case Note():
-                return _NewLine((), Entry(kind=item.KIND, payload=canon.encode(item.body()), pair=item.pair))
+                body = item.body()
+                return _NewLine((), Entry(kind=item.KIND, payload=canon.encode(body), pair=item.pair), body)
             case Refuse(pair, id_, code, ns):
                 if self.views.refused.get(pair, 0) >= self.limits.refused_per_pair:
                     return _Known(Outcome(0, None, False))
@@ -248,7 +245,9 @@ class Writer:
         if isinstance(given.get("parents"), list) and all(isinstance(item, str) for item in given["parents"]):
             given["parents"] = sorted(given["parents"])
         free = given.get("clock") is None
-        checked = record.check({**given, "clock": 0 if free else given["clock"]}, self.limits)
+        if free:
+            given["clock"] = 0
+        checked = record.check(given, self.limits)
         if record.is_reserved(checked["thread"]):
             raise WriteError("reserved-thread", f"thread {checked['thread']} is the daemon's own")
         actor = checked["actor"]
@@ -344,6 +343,8 @@ class Writer:
         A batch tells its size, and hashes of its other records.  So it holds only what no filter can tell apart: a
         peer or a tenant that may see one of them may see them all.
         """
+        if len(drafts) == 1:
+            return {drafts[0].key: self._seal(drafts)[0]}
         alike: dict[tuple[str, ...], list[_Draft]] = {}
         for draft in drafts:
             alike.setdefault(tuple(fields_of(draft.record, draft.ns, "").values()), []).append(draft)
@@ -376,21 +377,20 @@ class Writer:
         for line, seq in zip(lines, seqs, strict=True):
             entry = line.entry
             views = views.folded(entry, line.record, at_ms, seq)
-            clocks = entry.ns, entry.actor, entry.thread
-            if entry.own and clocks in self._clocks:
+            if entry.own and (clocks := (entry.ns, entry.actor, entry.thread)) in self._clocks:
                 self._clocks[clocks] = max(self._clocks[clocks], entry.clock + 1)
         self.views = views
         self.listeners.measure(VIEWS, len(entries))
-        fresh = tuple((seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec")
+        fresh = tuple([(seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec"])
         return Commit(
             seqs[0],
             seqs[-1],
             self.store.last_run,
             at_ms,
-            frozenset(entry.ns for _, entry in fresh if entry.ns),
-            frozenset(entry.thread for _, entry in fresh),
+            frozenset([entry.ns for _, entry in fresh if entry.ns]),
+            frozenset([entry.thread for _, entry in fresh]),
             fresh,
-            sum(len(entry.payload) for _, entry in fresh),
+            sum([len(entry.payload) for _, entry in fresh]),
         )
 
 
@@ -407,15 +407,14 @@ def _outcomes(prepared: Sequence[_Known | _Repeat | _NewLine], seq: int) -> Iter
     """Yield what became of each item; the first line that was appended has this sequence."""
     stored: dict[_Key, Outcome] = {}
     for item in prepared:
-        match item:
-            case _Known(outcome):
-                yield outcome
-            case _Repeat(key):
-                yield stored[key]._replace(fresh=False)
-            case _NewLine():
-                stored[item.key] = Outcome(seq, item.envelope, True)
-                yield stored[item.key]
-                seq += 1
+        if isinstance(item, _NewLine):
+            stored[item.key] = outcome = Outcome(seq, item.envelope, True)
+            yield outcome
+            seq += 1
+        elif isinstance(item, _Known):
+            yield item.outcome
+        else:
+            yield stored[item.key]._replace(fresh=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,18 +459,15 @@ class Listeners(Generic[_C]):
 
     def measure(self, name: str, records: int) -> None:
         """Count the time since the last call as what this listener took for `records` records."""
-        now_ns = self._steady_ns()
-        took_ns, self._mark_ns = now_ns - self._mark_ns, now_ns
-        self._sum_ns += took_ns
-        self._count(name, took_ns, records)
+        self._measure(name, records, self._now_ms())
 
     def notify(self, write: _C, records: int) -> None:
         """Run every listener for a write of `records` records."""
-        self._mark_ns = self._steady_ns()
+        self._mark_ns, now_ms = self._steady_ns(), self._now_ms()
         for name, callback in self._listeners:
             callback(write)
-            self.measure(name, records)
-        self._count(ALL, self._sum_ns, records)
+            self._measure(name, records, now_ms)
+        self._costs_of(ALL).add(self._sum_ns // (1000 * records), records, now_ms)
 
     def summary(self) -> ListenerSummary:
         """Return what the listeners took in the last five minutes."""
@@ -486,8 +482,14 @@ class Listeners(Generic[_C]):
             slowest=slowest if p99_us is not None else "",
         )
 
-    def _count(self, name: str, took_ns: int, records: int) -> None:
-        costs = self._costs.get(name)
-        if costs is None:
-            costs = self._costs[name] = Costs()
-        costs.add(took_ns // (1000 * records), records, self._now_ms())
+    def _measure(self, name: str, records: int, now_ms: int) -> None:
+        now_ns = self._steady_ns()
+        took_ns, self._mark_ns = now_ns - self._mark_ns, now_ns
+        self._sum_ns += took_ns
+        self._costs_of(name).add(took_ns // (1000 * records), records, now_ms)
+
+    def _costs_of(self, name: str) -> Costs:
+        found = self._costs.get(name)
+        if found is None:
+            found = self._costs[name] = Costs()
+        return found

@@ -11,6 +11,7 @@ the 32 key bytes.
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from .. import canon, when
@@ -121,6 +122,7 @@ def certifies(did: str, first_key: bytes) -> bool:
     return found is not None and _fingerprint(found[1], first_key) == found[2]
 
 
+@lru_cache(maxsize=256)
 def multibase(key: bytes, kind: str = "ed25519") -> str:
     """Return the Multikey text of a 32-byte public key of kind "ed25519" or "x25519"."""
     data = _CODEC[kind] + key
