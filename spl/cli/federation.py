@@ -46,13 +46,12 @@ def _list(args: Namespace, shell: Shell) -> int:
         titles += ["NAMESPACES", "ROLE", "URL"]
         for row, pair in zip(rows, pairs, strict=True):
             row += [",".join(pair["namespaces"]), "initiator" if pair["initiator"] else "responder", pair["url"]]
-    out.table(titles, rows, {"STATE": state_paint}, keep=("PAIR ID", "STATE", "PEER DID"))
+    none = "no pairs yet: spl federation pair URL"
+    out.table(titles, rows, {"STATE": state_paint}, keep=("PAIR ID", "STATE", "PEER DID"), none=none)
     troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded" or pair.get("offline_since")]
     if troubled:
         need = "needs" if len(troubled) == 1 else "need"
         out.hint(f"! {count(len(troubled), 'pair')} {need} attention: spl doctor {troubled[0]}")
-    if not pairs:
-        out.hint("no pairs yet; make one with: spl federation pair URL")
     return 0
 
 

@@ -44,9 +44,7 @@ def _all(shell: Shell) -> int:
             (str(item["pair_id"]), str(item.get("records", 0)), str(_form(item.get("error") or {}).get("code", "-")))
             for item in results
         ]
-        shell.out.table(("PAIR ID", "RECORDS", "ERROR"), rows)
-        if not results:
-            shell.out.hint("no pair to sync; make one with: spl federation pair URL")
+        shell.out.table(("PAIR ID", "RECORDS", "ERROR"), rows, none="no pair to sync: spl federation pair URL")
     for error in errors:
         shell.out.failure(error)
     return errors[0].exit_code if errors else 0

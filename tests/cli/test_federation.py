@@ -98,7 +98,7 @@ def test_an_empty_list_is_empty_and_says_how_to_begin(spl: Run, daemon: Daemon) 
     daemon.answers["GET", PAIRS] = listed()
     result = spl("federation", "list", tty=True)
     assert (result.code, result.out) == (0, "")
-    assert result.err == "no pairs yet; make one with: spl federation pair URL\n"
+    assert result.err == "no pairs yet: spl federation pair URL\n"
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> N
     script = (
         "import sys; before = set(sys.modules)\n"
         "from spl.cli.main import main\n"
-        "assert main(['federation', 'list']) == 0\n"
+        "assert main(['federation', 'list', '-q']) == 0\n"
         f"heavy = [name for name in {FORBIDDEN!r} if name in sys.modules and name not in before]\n"
         "others = [name for name in sys.modules if name.startswith('spl.cli.')]\n"
         "print(heavy, sorted(others))"
