@@ -306,7 +306,8 @@ def test_two_homes_as_init_leaves_them_dial_each_other(tmp_path: Path) -> None:
         alice, bob = sides[0].start(), sides[1].configure(AUTO).start()
         assert "Pair active." in alice.run("federation", "pair", bob.url).out
         alice.run("know", "the gate is open", "--thread", "th_gate")
-        assert "1 record fetched" in bob.run("sync", "alice").out
+        assert " fetched" in bob.run("sync", "alice").out
+        assert len(bob.records("th_gate")) == 1  # a poll of its own may have been first
     finally:
         for side in sides:
             side.end()
