@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.modules:
         subject = subject_of(options.root, options.package, name, options.also)
         found = [each for each in mutants(subject.source) if options.only in each.key][part - 1 :: of]
-        left += judged(subject, found, known.get(name, {}), is_whole=not options.only and of == 1)
+        left += judged(subject, found, known.get(name.replace("/", "."), {}), is_whole=not options.only and of == 1)
     return 1 if left else 0
 
 

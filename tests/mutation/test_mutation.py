@@ -3,11 +3,13 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.mutation.mutants import applied, mutants
+from tests.mutation.run import EXPLAINED
 
 ROOT = Path(__file__).parents[2]
 MODULE = '''"""A module."""
@@ -86,3 +88,9 @@ def test_each_mutant_is_another_program_that_still_compiles() -> None:
 def test_a_mutant_keeps_its_name_when_lines_are_added_above() -> None:
     more = MODULE.replace("LIMIT = 10", "LIMIT = 10\n\n# more\n")
     assert [mutant.key for mutant in mutants(more)] == [mutant.key for mutant in mutants(MODULE)]
+
+
+def test_survivors_are_explained_by_module() -> None:
+    for module, reasons in tomllib.loads(EXPLAINED.read_text()).items():
+        assert (ROOT / "spl" / f"{module.replace('.', '/')}.py").is_file()
+        assert all(len(reason) > 20 for reason in reasons.values())

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SEEDS, PARTS = 40, 4
+SEEDS, PARTS = 80, 4
 FOUND = {
     12: "a manifest dated by a clock that stood behind stayed in use, and peers took it for stale",
     34: "a start by a clock hours ahead refused every proof until that time came",
