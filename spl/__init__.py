@@ -39,7 +39,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         writer writes commit_queue        the one writer; what can be written; who waits for the next commit
         views policy manifest             live folds; decisions by rule; what we publish
         thread_state projections          what threads fold to; what peers show below full level
-        snapshot restore check            threads out and in; is the log sound
+        snapshot restore check            threads out, and what may come in; bringing it in; is the log sound
     home/tables/  what the index is made of
         rows lists sstable compaction     a row and the way to its payload; names; one table; how tables become fewer
     sync/  replication, both sides

@@ -13,8 +13,8 @@ from ..core.record import record
 from ..core.record.snapshot import DAMAGED_HEADER, Read
 from ..home.check import Step, StoreCheck, facts
 from ..home.home import STORE
-from ..home.restore import FOLDER, Plan, Rights, Uploader
-from ..home.snapshot import take
+from ..home.restore import FOLDER, Plan, Uploader
+from ..home.snapshot import Rights, take
 from ..net.routes import Request, Response
 from .answers import field_error, is_admin, json_response, list_response, members, number, positions
 from .auth import Principal
@@ -82,6 +82,7 @@ async def _snapshot(services: Services, principal: Principal, thread: str) -> Re
     steps = take(
         services.store, services.disk, services.home / FOLDER, views=services.views,
         instance=identity.did if identity else "", thread=thread, namespaces=set(principal.namespaces),
+        own=identity.chain if identity else None,
     )  # fmt: skip
     # What goes wrong in the first pass has an error form.
     snapshot = await services.searches.run(principal, steps)
@@ -120,6 +121,8 @@ def _planned(plan: Plan, dry_run: bool) -> dict[str, object]:
         "known": plan.known,
         "damaged": plan.damaged,
         "damaged_lines": plan.damaged_lines,
+        "left_out": plan.left_out.total(),
+        "left_out_threads": dict(plan.left_out),
         "refused": plan.refused.total(),
         "refused_codes": dict(plan.refused),
         "refusals": [{"line": item.number, "code": item.code, "message": item.text} for item in plan.refusals],

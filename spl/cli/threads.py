@@ -221,6 +221,13 @@ def _pieces(source: BufferedIOBase) -> Iterator[bytes]:
         data = following
 
 
+def _left_out(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the line about threads of the other daemon, which are left out; none without them."""
+    threads = plan.get("left_out_threads", {})
+    names = ", ".join(sorted(threads))
+    return [("left out", f"{plan['left_out']} of that daemon's own threads: {names}")] if threads else []
+
+
 def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [f"line {item['line']}: {item['message']} [{item['code'].lower()}]" for item in plan["refusals"]]
     lines += [f"line {number}: damaged" for number in plan["damaged_lines"]]
@@ -229,7 +236,7 @@ def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("thread", str(plan["thread"] or "all threads")), ("from", str(plan["instance"] or "-")),
         ("records", str(plan["records"])), ("new", f"{plan['new']} {verb}"),
-        ("known", f"{plan['known']} skipped"), ("refused", str(plan["refused"])),
+        ("known", f"{plan['known']} skipped"), *_left_out(plan), ("refused", str(plan["refused"])),
         *((f"  {code}", str(number)) for code, number in codes.most_common()), *(("", line) for line in lines),
     ]  # fmt: skip
 

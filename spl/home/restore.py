@@ -9,6 +9,10 @@ then prove nothing, ids and signatures still prove each line.
 
 Nothing holds the file in memory: ids are sorted on disk (`IdDigest`), an upload is a file without a name.
 
+The key chains in the file of an operator are pinned as if a relay had shown them, so a home that never met the signers
+takes their records; a tenant's file teaches nothing.  Of another instance's full backup the daemon's own threads are
+left out, for they say nothing about this home.
+
 A restore belongs to a token, from the first piece of an upload to its end: one at a time each, three of them for those
 that are no operator's, and one place more that only an operator takes.  An upload that others wait for gives way after
 a minute without a piece.  They run beside each other; what two of them bring is stored once, as of two peers.
@@ -18,29 +22,25 @@ Rejected: one at a time for all, because one tenant's restores then kept out eve
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ..core import consent
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.gate import Gate, Roots, Trust
-from ..core.identity.did import Chain
+from ..core.gate import Roots
 from ..core.limits import MIB, Limits
 from ..core.pair.pair import Pair
-from ..core.record import namespace, record
-from ..core.record.record import Envelope
+from ..core.record import record
 from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed, placed, sound
 from .disk import Disk, File, IdDigest, scratch
-from .log import Entry, Log, Row
-from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
+from .snapshot import Judge, Places, Rights
 from .views import load as load_views
 from .writer import Writer
-from .writes import Arrive, Commit
+from .writes import Arrive, Commit, Item, Own
 
 log = logging.getLogger("spl.store")
 
@@ -57,17 +57,6 @@ SUBMIT_TRIES: Final = 300
 SUBMIT_AGAIN_S: Final = 0.1
 COMMIT_TIMEOUT_S: Final = 120.0
 FOLDER: Final = "run"
-
-_Ways = Mapping[tuple[str, str], str]
-"""See `consent.crossings`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What the caller may restore: reserved threads, and which namespaces."""
-
-    admin: bool
-    reaches: Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +84,12 @@ class Plan:
     """Lines that were passed over, or are missing."""
     damaged_lines: list[int] = field(default_factory=list)
     """The numbers of the first ten that were passed over."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many lines of which of the other daemon's own threads."""
+    lacking: dict[str, None] = field(default_factory=dict)
+    """Namespaces that are not here, and that records of the file need."""
+    pins: Sequence[Own] = ()
+    """Key chains of the file that its records need."""
     pairs: Mapping[str, Pair] = field(default_factory=dict)
     """All pairs, as they stand once the file is restored."""
 
@@ -198,11 +193,12 @@ class Restorer:
             if plan.refusals:
                 first = plan.refusals[0]
                 text = f"line {first.number}: {first.text}; nothing was restored"
-                raise SnapshotError(first.code, text, line=first.number, refused=plan.refused.total())
+                hint = _hint(first.code, plan)
+                raise SnapshotError(first.code, text, hint=hint, line=first.number, refused=plan.refused.total())
             self._check_room(2 * plan.bytes)
             if plan.pairs != self.writer.views.pairs:
                 prepare(plan.pairs.values())
-            self._store(read, places, skip_damaged)
+            self._store(read, plan, places, skip_damaged)
             fields = {"records": plan.header.count, "new": plan.new, "thread": plan.header.thread or "all"}
             log.info(**event("store.restored", **fields, damaged=plan.damaged))
             return plan
@@ -235,12 +231,12 @@ class Restorer:
             raise SnapshotError("overloaded", "other restores are under way")
         del self._uploads[oldest]
 
-    def _verify(self, read: Read, rights: Rights, skip_damaged: bool) -> tuple[Plan, "_Places"]:
+    def _verify(self, read: Read, rights: Rights, skip_damaged: bool) -> tuple[Plan, Places]:
         if self.writer.signer is None:
             raise SnapshotError("identity-missing")
         found = lines(read)
         plan = Plan(header_of(next(found, b"")))
-        judge = _Judge(self.writer, self.limits, rights, plan.header, self._roots)
+        judge = Judge(self.writer, self.limits, rights, plan.header, self._roots)
         ids = IdDigest(self._disk, self._folder)
         for number, raw, place in sound(found, self.limits) if skip_damaged else placed(found):
             self.writer.store.check_open()
@@ -255,6 +251,9 @@ class Restorer:
                 plan.refuse(number, exc)
                 continue
             ids.add(envelope.id)
+            if fresh is None:
+                plan.left_out[envelope.record["thread"]] += 1
+                continue
             plan.new, plan.known = plan.new + fresh, plan.known + (not fresh)
             plan.bytes += len(envelope.raw) * fresh
         if not plan.refusals:
@@ -264,20 +263,22 @@ class Restorer:
             if not skip_damaged:
                 plan.header.check(ids.count, digest)
             plan.damaged = max(plan.damaged, plan.header.count - ids.count)
-        plan.pairs = judge.views.pairs
+        plan.pairs, plan.pins, plan.lacking = judge.views.pairs, judge.pins(), judge.lacking
         return plan, judge.places_at_end()
 
-    def _store(self, read: Read, places: "_Places", skip_damaged: bool) -> None:
+    def _store(self, read: Read, plan: Plan, places: Places, skip_damaged: bool) -> None:
         """Submit to the writer what is not held, chunk by chunk; each is durable before the next is sent."""
         unsubscribe = self.writer.listen(self._reload)
         try:
+            if plan.pins:
+                self._submit(plan.pins)
             for chunk in self._chunks(read, places, skip_damaged):
                 self.writer.store.check_open()
                 self._submit(chunk)
         finally:
             unsubscribe()
 
-    def _chunks(self, read: Read, places: "_Places", skip_damaged: bool) -> Iterator[list[Arrive]]:
+    def _chunks(self, read: Read, places: Places, skip_damaged: bool) -> Iterator[list[Arrive]]:
         chunk: list[Arrive] = []
         size = 0
         source = lines(read)
@@ -286,7 +287,7 @@ class Restorer:
             if not raw:
                 continue
             envelope = record.parse(raw, self.limits)
-            if places.row_of(envelope, place) is not None:
+            if places.leaves_out(envelope) or places.row_of(envelope, place) is not None:
                 continue
             ns = places.ns_of(envelope, place)
             chunk.append(Arrive(envelope, ns, ORIGIN))
@@ -297,7 +298,7 @@ class Restorer:
         if chunk:
             yield chunk
 
-    def _submit(self, chunk: list[Arrive]) -> None:
+    def _submit(self, chunk: Sequence[Item]) -> None:
         """Submit a chunk and wait until it is durable; a full write queue is tried again for 30 s."""
         for attempt in range(SUBMIT_TRIES):
             try:
@@ -323,134 +324,10 @@ class Restorer:
             raise SnapshotError("home-unusable", text, hint="make room, then restore again")
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Where the lines of one file belong in this home, as far as `ways` are known.
-
-    What the file itself says about it (`place`) counts only in our own file, for the namespaces of another instance are
-    not ours, and never for what we signed, which is held where it names.
-    """
-
-    store: Log
-    own_did: str
-    ours: bool
-    ways: _Ways
-    rights: Rights
-
-    def says(self, envelope: Envelope, place: str) -> str:
-        """Return `place` if it counts, else ""."""
-        return place if self.ours and envelope.sig.by != self.own_did else ""
-
-    def ns_of(self, envelope: Envelope, place: str) -> str:
-        """Return the namespace: the one the file says, or the record crossed to or names; "" if reserved."""
-        if record.is_reserved(envelope.record["thread"]):
-            return ""
-        named = record.namespace_of(envelope.record)
-        return self.says(envelope, place) or self.ways.get((envelope.sig.by, named), named)
-
-    def row_of(self, envelope: Envelope, place: str) -> Row | None:
-        """Return what the log holds of a line in its namespace, or else the very bytes in another one.
-
-        The other counts only unless the file says where the line belongs, and within the caller's reach: a file from
-        before a record's way was lost, or that says nothing, must not store it a second time where it does not belong.
-        """
-        ns, rows = self.ns_of(envelope, place), list(self.store.index.copies(envelope.id))
-        found = next((row for row in rows if row.ns == ns), None)
-        if found is not None or not ns or self.says(envelope, place):
-            return found
-        within = (row for row in rows if row.ns and self.rights.reaches(row.ns))
-        return next((row for row in within if self.store.payload(row) == envelope.raw), None)
-
-
-class _Judge:
-    """Judges for each line whether it may be restored.
-
-    `views` are the live ones of the start, into which what this instance itself signed is folded as it is verified.
-    """
-
-    def __init__(self, writer: Writer, limits: Limits, rights: Rights, header: SnapshotHeader, roots: Roots) -> None:
-        assert writer.signer is not None
-        self._own: Chain = writer.signer.chain
-        self._store, self._limits, self._rights, self._roots = writer.store, limits, rights, roots
-        self._thread, self._ours, self._now_ms = header.thread, header.instance == self._own.did, writer.now_ms()
-        self.views: Views = writer.views
-        self._stale = False
-        self._refresh()
-
-    def judge(self, raw: bytes, place: str) -> tuple[Envelope, bool]:
-        """Return (envelope, whether it is new here); raise SplError by what refuses it.
-
-        `place` is the namespace that the file says.  Bytes that the log holds, within the caller's reach, were verified
-        when they came, and may stay where they are.
-        """
-        envelope = record.parse(raw, self._limits)
-        if self._stale and envelope.sig.by != self._own.did:
-            self._refresh()
-        self._check_form(envelope)
-        ns, row = self._places.ns_of(envelope, place), self._places.row_of(envelope, place)
-        reached = row is not None and (not row.ns or self._rights.reaches(row.ns))
-        if reached and row is not None and self._store.payload(row) == envelope.raw:
-            return envelope, False
-        if ns:
-            self._check_namespace(envelope, ns)
-        code = self._gate.signature_code(envelope)
-        if code:
-            raise SnapshotError(code, f"no signature of {envelope.sig.by} that counts here", signer=envelope.sig.by)
-        self._learn(envelope)
-        return envelope, row is None
-
-    def places_at_end(self) -> _Places:
-        """Return where the lines belong once all that the file says of pairs is known."""
-        self._refresh()
-        return self._places
-
-    def _check_form(self, envelope: Envelope) -> None:
-        value, by = envelope.record, envelope.sig.by
-        thread, actor = value["thread"], value["actor"]
-        if self._thread and thread != self._thread:
-            raise malformed(f"a record of thread {thread[:80]} in a snapshot of {self._thread[:80]}")
-        if actor.startswith(record.INSTANCE_PREFIX) and actor != by:
-            raise SnapshotError("actor-refused")
-        if record.is_reserved(thread):
-            if not self._rights.admin:
-                raise SnapshotError("scope-forbidden", f"thread {thread} needs the scope admin", scope="admin")
-            if by != self._own.did:
-                raise SnapshotError("reserved-thread", f"thread {thread} takes only what {self._own.did} signed")
-
-    def _check_namespace(self, envelope: Envelope, ns: str) -> None:
-        """Refuse what may not be stored in a namespace.
-
-        A record that names another one of ours, and has no way into this one, must be within the caller's reach there
-        too: the gate would not let it in (see gate.py).
-        """
-        named = record.namespace_of(envelope.record)
-        strays = self._crossed.get((envelope.sig.by, named), named) != ns and named in self.views.namespaces
-        for name in (ns, named) if strays else (ns,):
-            if not self._rights.reaches(name):
-                raise SnapshotError("scope-forbidden", f"the token does not reach namespace {name}")
-        namespace.usable(self.views.namespaces, ns)
-
-    def _learn(self, envelope: Envelope) -> None:
-        """Fold a verified record of our own reserved threads; those of pairs may hold chains that the gate lacks."""
-        thread = envelope.record["thread"]
-        if not record.is_reserved(thread):
-            return
-        entry = Entry(kind="rec", payload=envelope.raw, thread=thread, voucher=envelope.sig.by)
-        self.views = self.views.folded(entry, envelope.record, 0, 0)
-        self._stale = self._stale or thread in (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
-
-    def _refresh(self) -> None:
-        self._gate = self._new_gate()
-        self._crossed = consent.crossings(self.views.pairs.values(), self.views.consents)
-        self._places = _Places(self._store, self._own.did, self._ours, self._crossed, self._rights)
-        self._stale = False
-
-    def _new_gate(self) -> Gate:
-        # The operator's backup holds what was taken in once, so a retired key counts in it, however long ago it was
-        # retired.  In a tenant's file it proves nothing: a thief of the key could have written it today.
-        now_ms = 0 if self._rights.admin else self._now_ms
-        trust = Trust(self._own, peer_did="", pins=self.views.pins, now_ms=now_ms)
-        return Gate(
-            pair_id="", inbound={}, actors=frozenset(), trust=trust, crossings={}, registry={},
-            roots=self._roots, limits=self._limits,
-        )  # fmt: skip
+def _hint(code: str, plan: Plan) -> str:
+    """Return what to do about a file that is refused, where more is known than the code says."""
+    if code == "namespace-rejected":
+        return "; ".join(f"spl namespace create {name}" for name in list(plan.lacking)[:SHOWN])
+    if code == "chain-unknown":
+        return "take the snapshot again, with this version and by an admin, or pair with the signer first"
+    return ""

@@ -1,4 +1,4 @@
-"""Taking a snapshot: a thread, or everything, as it stands up to one sequence.
+"""Taking a snapshot: a thread, or everything, as it stands up to one sequence; judging the lines of one.
 
 Two passes over the same lines: the first counts the ids and digests them in order, for the header; the second gives the
 stored bytes.  Both stop at the sequence that was the last at the start, so what arrives meanwhile is in neither.  What
@@ -6,21 +6,32 @@ the disk damaged is in neither, too, and is named: a snapshot that says nothing 
 passes ends the second one early, and the file is no snapshot then.
 
 Nothing holds the file in memory: ids are sorted on disk (`IdDigest`), pieces are handed out as they are read.
+
+`Judge` says of each line of a file whether it may be restored, and `Places` where it belongs.  Chains that the file of
+an operator brings count as if a relay had shown them: what contradicts a pinned one teaches nothing.
 """
 
 import json
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from ..core import consent
-from ..core.record import record
-from ..core.record.snapshot import SnapshotHeader, placement
+from ..core import canon, consent
+from ..core.errors import SplError
+from ..core.gate import Gate, Roots, Trust
+from ..core.identity.did import Chain, chain_from_json
+from ..core.identity.pins import KIND_CHAIN, pin_body
+from ..core.limits import Limits
+from ..core.record import namespace, record
+from ..core.record.record import Envelope
+from ..core.record.snapshot import CHAINS_BYTES_MAX, SnapshotError, SnapshotHeader, malformed, placement
 from .disk import Disk, IdDigest
-from .log import LineError, Log, Row
+from .log import Entry, LineError, Log, Row
 from .tables.lists import by_thread, by_thread_in
-from .views import Views
+from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
+from .writer import Writer
+from .writes import Own
 
 ROWS: Final = 500
 STEP_RECORDS: Final = 100
@@ -29,6 +40,8 @@ PIECE_BYTES: Final = 64 * 1024
 
 _ID_CHARS: Final = 64
 _ID_AT: Final = len('{"id":"')
+_SIG: Final = b',"sig":{'  # no string in JSON holds bare quotes
+_BY: Final = b'"by":"'
 
 _Ways = Mapping[tuple[str, str], str]
 """See `consent.crossings`."""
@@ -49,25 +62,48 @@ class Snapshot:
 
 def take(
     store: Log, disk: Disk, folder: Path, *, views: Views, instance: str, thread: str,
-    namespaces: Collection[str] = (),
+    namespaces: Collection[str] = (), own: Chain | None = None,
 ) -> Generator[None, None, Snapshot]:  # fmt: skip
     """Return a snapshot once the first pass is done, of which each step takes STEP_RECORDS records.
 
     `thread` "" takes all, reserved ones too.  Of a thread only what stands in `namespaces` is read, if there are any: a
     thread that does not exist, or has nothing in them, gives an empty snapshot after the same work.  `folder` is where
-    many ids are sorted; the pairs in `views` say which records find their namespace again by themselves.
+    many ids are sorted; the pairs in `views` say which records find their namespace again by themselves, and the pins
+    hold the key chains of the signers, beside `own`.
     Raises LineError "overloaded", StoreError "shutting-down".
     """
-    upto, ids = store.last_seq, IdDigest(disk, folder)
+    upto, ids, signers = store.last_seq, IdDigest(disk, folder), dict[str, None]()
     for number, (payload, _, _) in enumerate(_held(store, thread, upto, namespaces), 1):
         ids.add(payload[_ID_AT : _ID_AT + _ID_CHARS].decode())
+        signers[_signer(payload)] = None
         if number % STEP_RECORDS == 0:
             yield
     digest, _ = ids.finish()
     damaged = {place.seq for place in store.lost} | {seq for seq in store.index.reader.left_out if seq <= upto}
-    header = SnapshotHeader(instance, thread, ids.count, digest).encode()
+    header = SnapshotHeader(instance, thread, ids.count, digest, _chains(signers, views, own)).encode()
     pieces = _pieces(_held(store, thread, upto, namespaces), ids.count, views)
     return Snapshot(header, tuple(sorted(damaged)), pieces)
+
+
+def _signer(payload: bytes) -> str:
+    """Return who signed a stored envelope: `by` is the first member of `sig` beside a batch, which holds no text."""
+    by = payload.index(_BY, payload.rindex(_SIG)) + len(_BY)
+    return payload[by : payload.index(b'"', by)].decode(errors="replace")
+
+
+def _chains(signers: Iterable[str], views: Views, own: Chain | None) -> dict[str, Any]:
+    """Return the key chains of the signers that are known, as far as a header has room."""
+    found, size = dict[str, Any](), 0
+    for did in signers:
+        chain = own if own is not None and own.did == did else views.pins.chain(did)
+        if chain is None:
+            continue
+        value = chain.to_json()
+        size += len(canon.encode(value)) + len(did)
+        if size > CHAINS_BYTES_MAX:
+            break
+        found[did] = value
+    return found
 
 
 def _pieces(records: Iterator[tuple[bytes, str, str]], count: int, views: Views) -> Iterator[bytes]:
@@ -168,3 +204,187 @@ def _leave_out(store: Log, seqs: range) -> None:
     for seq in seqs:
         if store.index.place(seq) is not None:
             store.index.reader.leave_out(seq)
+
+
+# -- judging the lines of one that is to be restored
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the caller may restore: reserved threads, and which namespaces."""
+
+    admin: bool
+    reaches: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the lines of one file belong in this home, as far as `ways` are known.
+
+    What the file itself says about it (`place`) counts only in our own file, for the namespaces of another instance are
+    not ours, and never for what we signed, which is held where it names.
+    """
+
+    store: Log
+    own_did: str
+    ours: bool
+    whole: bool
+    ways: _Ways
+    rights: Rights
+
+    def leaves_out(self, envelope: Envelope) -> bool:
+        """Return whether a line is about the daemon of another instance, in an operator's file of all its threads."""
+        foreign = envelope.sig.by != self.own_did and record.is_reserved(envelope.record["thread"])
+        return foreign and self.whole and not self.ours and self.rights.admin
+
+    def says(self, envelope: Envelope, place: str) -> str:
+        """Return `place` if it counts, else ""."""
+        return place if self.ours and envelope.sig.by != self.own_did else ""
+
+    def ns_of(self, envelope: Envelope, place: str) -> str:
+        """Return the namespace: the one the file says, or the record crossed to or names; "" if reserved."""
+        if record.is_reserved(envelope.record["thread"]):
+            return ""
+        named = record.namespace_of(envelope.record)
+        return self.says(envelope, place) or self.ways.get((envelope.sig.by, named), named)
+
+    def row_of(self, envelope: Envelope, place: str) -> Row | None:
+        """Return what the log holds of a line in its namespace, or else the very bytes in another one.
+
+        The other counts only unless the file says where the line belongs, and within the caller's reach: a file from
+        before a record's way was lost, or that says nothing, must not store it a second time where it does not belong.
+        """
+        ns, rows = self.ns_of(envelope, place), list(self.store.index.copies(envelope.id))
+        found = next((row for row in rows if row.ns == ns), None)
+        if found is not None or not ns or self.says(envelope, place):
+            return found
+        within = (row for row in rows if row.ns and self.rights.reaches(row.ns))
+        return next((row for row in within if self.store.payload(row) == envelope.raw), None)
+
+
+class Judge:
+    """Judges for each line whether it may be restored.
+
+    `views` are the live ones of the start, into which what this instance itself signed is folded as it is verified.
+    """
+
+    def __init__(self, writer: Writer, limits: Limits, rights: Rights, header: SnapshotHeader, roots: Roots) -> None:
+        assert writer.signer is not None
+        self._own: Chain = writer.signer.chain
+        self._store, self._limits, self._rights, self._roots = writer.store, limits, rights, roots
+        self._thread, self._ours, self._now_ms = header.thread, header.instance == self._own.did, writer.now_ms()
+        self.views: Views = writer.views
+        self._learnt = self._chains(header) if rights.admin else {}
+        self._used: dict[str, None] = {}
+        self.lacking: dict[str, None] = {}
+        """Namespaces that records need and that are not here."""
+        self._stale = False
+        self._refresh()
+
+    def _chains(self, header: SnapshotHeader) -> dict[str, Chain]:
+        """Return the key chains of the file that say more than the pinned ones, as far as there is room for them."""
+        found, pins = dict[str, Chain](), self.views.pins
+        for did, value in header.chains.items():
+            try:
+                chain = chain_from_json(value, self._limits)
+            except SplError:
+                continue
+            more = chain.did == did != self._own.did and not pins.code_of(chain) and pins.chain(did) != chain
+            if more and (did in pins.by_did or len(pins.by_did) + len(found) < self._limits.chains_count):
+                found[did] = chain
+        return found
+
+    def pins(self) -> list[Own]:
+        """Return what pins the chains of the file under which something was verified."""
+        return [Own(THREAD_PAIRS, KIND_CHAIN, pin_body(self._learnt[did])) for did in self._used]
+
+    def judge(self, raw: bytes, place: str) -> tuple[Envelope, bool | None]:
+        """Return (envelope, whether it is new here, None if it is left out); raise SplError by what refuses it.
+
+        `place` is the namespace that the file says.  Bytes that the log holds, within the caller's reach, were verified
+        when they came, and may stay where they are.
+        """
+        envelope = record.parse(raw, self._limits)
+        if self._stale and envelope.sig.by != self._own.did:
+            self._refresh()
+        if self._places.leaves_out(envelope):
+            return envelope, None
+        self._check_form(envelope)
+        ns, row = self._places.ns_of(envelope, place), self._places.row_of(envelope, place)
+        reached = row is not None and (not row.ns or self._rights.reaches(row.ns))
+        if reached and row is not None and self._store.payload(row) == envelope.raw:
+            return envelope, False
+        if ns:
+            self._check_namespace(envelope, ns)
+        code = self._gate.signature_code(envelope)
+        if code:
+            raise SnapshotError(code, f"no signature of {envelope.sig.by} that counts here", signer=envelope.sig.by)
+        if envelope.sig.by in self._learnt:
+            self._used[envelope.sig.by] = None
+        self._learn(envelope)
+        return envelope, row is None
+
+    def places_at_end(self) -> Places:
+        """Return where the lines belong once all that the file says of pairs is known."""
+        self._refresh()
+        return self._places
+
+    def _check_form(self, envelope: Envelope) -> None:
+        value, by = envelope.record, envelope.sig.by
+        thread, actor = value["thread"], value["actor"]
+        if self._thread and thread != self._thread:
+            raise malformed(f"a record of thread {thread[:80]} in a snapshot of {self._thread[:80]}")
+        if actor.startswith(record.INSTANCE_PREFIX) and actor != by:
+            raise SnapshotError("actor-refused")
+        if record.is_reserved(thread):
+            if not self._rights.admin:
+                raise SnapshotError("scope-forbidden", f"thread {thread} needs the scope admin", scope="admin")
+            if by != self._own.did:
+                raise SnapshotError("reserved-thread", f"thread {thread} takes only what {self._own.did} signed")
+
+    def _check_namespace(self, envelope: Envelope, ns: str) -> None:
+        """Refuse what may not be stored in a namespace.
+
+        A record that names another one of ours, and has no way into this one, must be within the caller's reach there
+        too: the gate would not let it in (see gate.py).
+        """
+        named = record.namespace_of(envelope.record)
+        strays = self._crossed.get((envelope.sig.by, named), named) != ns and named in self.views.namespaces
+        for name in (ns, named) if strays else (ns,):
+            if not self._rights.reaches(name):
+                raise SnapshotError("scope-forbidden", f"the token does not reach namespace {name}")
+        try:
+            namespace.usable(self.views.namespaces, ns)
+        except SplError:
+            self.lacking[ns] = None
+            raise
+
+    def _learn(self, envelope: Envelope) -> None:
+        """Fold a verified record of our own reserved threads; those of pairs may hold chains that the gate lacks."""
+        thread = envelope.record["thread"]
+        if not record.is_reserved(thread):
+            return
+        entry = Entry(kind="rec", payload=envelope.raw, thread=thread, voucher=envelope.sig.by)
+        self.views = self.views.folded(entry, envelope.record, 0, 0)
+        self._stale = self._stale or thread in (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
+
+    def _refresh(self) -> None:
+        self._gate = self._new_gate()
+        self._crossed = consent.crossings(self.views.pairs.values(), self.views.consents)
+        self._places = Places(
+            self._store, self._own.did, self._ours, not self._thread, self._crossed, self._rights
+        )  # fmt: skip
+        self._stale = False
+
+    def _new_gate(self) -> Gate:
+        # The operator's backup holds what was taken in once, so a retired key counts in it, however long ago it was
+        # retired.  In a tenant's file it proves nothing: a thief of the key could have written it today.
+        now_ms = 0 if self._rights.admin else self._now_ms
+        pins = self.views.pins
+        for chain in self._learnt.values():
+            pins = pins.seen(chain)
+        trust = Trust(self._own, peer_did="", pins=pins, now_ms=now_ms)
+        return Gate(
+            pair_id="", inbound={}, actors=frozenset(), trust=trust, crossings={}, registry={},
+            roots=self._roots, limits=self._limits,
+        )  # fmt: skip

@@ -23,8 +23,8 @@ from spl.core.record.namespace import Namespace
 from spl.core.record.record import Envelope, Sig
 from spl.core.record.snapshot import SnapshotHeader, sound
 from spl.home.disk import Disk
-from spl.home.restore import Plan, Restorer, Rights
-from spl.home.snapshot import take
+from spl.home.restore import Plan, Restorer
+from spl.home.snapshot import Rights, take
 from spl.home.views import THREAD_NAMESPACES, THREAD_PAIRS, THREAD_TOKENS, load
 from spl.home.writes import Arrive, Own
 from tests.counting import stepped

@@ -12,7 +12,8 @@ import pytest
 from spl.core.errors import SplError
 from spl.home import restore
 from spl.home.disk import Disk
-from spl.home.restore import OPERATOR, RESTORES_OF_OTHERS_MAX, UPLOAD_WAITED_MS, Restorer, Rights, Uploader
+from spl.home.restore import OPERATOR, RESTORES_OF_OTHERS_MAX, UPLOAD_WAITED_MS, Restorer, Uploader
+from spl.home.snapshot import Rights
 from tests.nodes import LIMITS, Node, nodes
 from tests.waiting import DEADLINE_S, eventually
 

@@ -6,6 +6,9 @@
     {"id":…,"record":{…},"sig":{…}}
     …
 
+The header also has `chains`, the key chains of those who signed the records by DID, if any are known: with them a home
+that never met the signers verifies the file.
+
 A line of `namespace` stands before a record that the instance holds in another namespace than the one it names, as far
 as its pairs do not say so anyway: a relayed record crossed into other names on its way.  It holds for the next line.
 
@@ -15,7 +18,8 @@ vouchers for the same id are left out: one line an id.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 from .. import canon
@@ -30,6 +34,9 @@ DAMAGED_HEADER: Final = "spl-damaged"
 LINE_BYTES_MAX: Final = 2 * MIB
 """Twice the largest record, so that its signature fits as well."""
 MEMBERS: Final = frozenset({"count", "digest", "format", "instance", "thread"})
+CHAINS: Final = "chains"
+CHAINS_BYTES_MAX: Final = MIB
+"""Of all key chains in a header: half a line, and thousands of signers."""
 
 _READ_BYTES: Final = 256 * 1024
 _PLACE: Final = b'{"namespace":'
@@ -51,12 +58,15 @@ class SnapshotHeader:
     thread: str
     count: int
     digest: str
+    chains: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    """Key chains by DID, as they are written; whoever uses one verifies it."""
 
     def encode(self) -> bytes:
         """Return the line with its line feed."""
+        chains = {CHAINS: {**self.chains}} if self.chains else {}
         return canon.encode({
             "count": self.count, "digest": self.digest, "format": FORMAT, "instance": self.instance or None,
-            "thread": self.thread or None,
+            "thread": self.thread or None, **chains,
         }) + b"\n"  # fmt: skip
 
     def check(self, count: int, digest: str) -> None:
@@ -73,14 +83,17 @@ def header_of(raw: bytes) -> SnapshotHeader:
         value = canon.decode(raw)
     except canon.CanonError as exc:
         raise malformed(f"the first line is no header: {exc.message}") from exc
-    if not isinstance(value, dict) or value.keys() != MEMBERS or value["format"] != FORMAT:
+    if not isinstance(value, dict) or value.keys() - {CHAINS} != MEMBERS or value["format"] != FORMAT:
         raise malformed(f"the first line is no header of format {FORMAT}")
     instance, thread = value["instance"] or "", value["thread"] or ""
     if not (isinstance(instance, str) and isinstance(thread, str)):
         raise malformed("instance and thread in the header are texts or null")
     if type(value["count"]) is not int or value["count"] < 0 or not record.is_id(value["digest"]):
         raise malformed("count and digest in the header are a number and 64 hex digits")
-    return SnapshotHeader(instance, thread, value["count"], value["digest"])
+    chains = value.get(CHAINS, {})
+    if not isinstance(chains, dict):
+        raise malformed("the chains in the header are an object")
+    return SnapshotHeader(instance, thread, value["count"], value["digest"], chains)
 
 
 def lines(read: Read) -> Iterator[bytes]:

@@ -28,7 +28,8 @@ def an_envelope(n: int) -> Envelope:
 
 @given(st.text(max_size=20), st.text(max_size=20).filter(lambda text: text.isprintable()), st.integers(0, 10**9))
 def test_a_header_reads_back(instance: str, thread: str, count: int) -> None:
-    header = SnapshotHeader(instance.encode(errors="replace").decode(), thread, count, EMPTY)
+    chains = {thread: {"did": thread}} if count % 2 else {}
+    header = SnapshotHeader(instance.encode(errors="replace").decode(), thread, count, EMPTY, chains)
     raw = header.encode()
     assert raw.endswith(b"}\n")
     assert raw.count(b"\n") == 1
@@ -46,6 +47,7 @@ def test_a_header_reads_back(instance: str, thread: str, count: int) -> None:
         SnapshotHeader("", "", 0, "abc").encode(),
         SnapshotHeader("", "", 0, EMPTY).encode().replace(b"null", b"7", 1),
         SnapshotHeader("", "", 0, EMPTY).encode().replace(b"{", b'{"more":1,'),
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b"{", b'{"chains":[],'),
     ],
 )  # fmt: skip
 def test_what_is_no_header_is_refused(raw: bytes) -> None:
