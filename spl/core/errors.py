@@ -47,7 +47,6 @@ CODES: Final[dict[str, Code]] = {
     "key-retired": Code(422, 10, "The record's signer retired the key more than a day ago, and another instance brings the record.", "pair with the signer, which may bring its old records"),
     "chain-broken": Code(422, 10, "The key chain does not lead from the DID's first key to the present one.", "on the peer: spl identity verify"),
     "chain-fork": Code(422, 10, "Two key chains of one DID contradict each other.", "compare key words by voice, then pair with --expect-key"),
-    "key-compromised": Code(422, 10, "The key chain goes on from a key that its owner rotated as compromised.", "whoever answers holds a stolen key: check the address and the network path"),
     "snapshot-malformed": Code(422, 10, "The text is not a complete snapshot: header, count, digest and lines disagree.", "take it again: spl thread snapshot THREAD"),
     "snapshot-upload": Code(409, 7, "The restore chunks arrived out of order.", "spl thread restore again; records that are stored are skipped"),
     # HTTP

@@ -30,6 +30,10 @@ ANSWER_BYTES: Final = 256 * KIB
 _REFUSED: Final = frozenset({401, 403})
 
 
+class StolenKey(PairError):
+    """Whoever answers shows a key that the peer's owner rotated as compromised; code chain-fork."""
+
+
 @dataclass(frozen=True, slots=True)
 class SignedRequest:
     """One message to a peer: where, under which purpose, and its fields."""
@@ -50,7 +54,7 @@ class Exchange:
     ) -> Manifest:
         """Return the verified manifest of the instance at a URL, which extends the last one accepted.
 
-        Raises ReachError, ManifestError, PairError "manifest-missing", "identity-cloned", and "key-compromised" for a
+        Raises ReachError, ManifestError, PairError "manifest-missing", "identity-cloned", and StolenKey for a
         chain that contradicts the pinned one and proves no fork: its owner did not make it.
         """
         where = parse_url(url)
@@ -74,7 +78,7 @@ class Exchange:
         pinned = None if expect_key else pins.chain(peer.did)
         if pinned is not None and pins.code_of(peer.chain) == FORK and not pins.proves_fork(peer.chain):
             text = f"{base} shows a key of {peer.did} that its owner rotated as compromised"
-            raise PairError("key-compromised", text)
+            raise StolenKey(FORK, text, hint="check the address and the network path")
         newer_than_ms = known.peer.signed_at_ms if known is not None else 0
         return manifest.judge(
             peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms

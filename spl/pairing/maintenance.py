@@ -27,6 +27,7 @@ from ..core.pair.steps import ManifestChange, Recover
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
 from ..sync.schedule import Sync
+from .exchange import StolenKey
 from .initiator import HandshakeLoop, Initiator
 from .machine import MANIFEST_EVERY_MS
 from .stepper import Stepper
@@ -232,7 +233,7 @@ class Maintenance:
             settles = bool(expect_key) and self.pairs.writer.views.pins.is_forked(pair.peer_did)
             forked = settles or is_fork(pair.chain, peer.chain)
         except SplError as exc:
-            if exc.code in UNVERIFIED:
+            if exc.code in UNVERIFIED and not isinstance(exc, StolenKey):
                 await self.doubt(pair.pair_id, exc.code)
             raise
         if not forked:
