@@ -2,10 +2,14 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 from types import FrameType
 from typing import Any, Final
 
+import spl
+
+PRODUCT: Final = f"{Path(spl.__file__).parent}/"
 GROWN_BYTES_MAX: Final = 8192
 NUMBERS: Final = (
     b"0",
@@ -88,7 +92,7 @@ def steps_of(run: Callable[[], object]) -> int:
         return step
 
     def enter(frame: FrameType, what: str, argument: object) -> Any:
-        return step if "/spl/" in frame.f_code.co_filename else None
+        return step if frame.f_code.co_filename.startswith(PRODUCT) else None
 
     before = sys.gettrace()
     sys.settrace(enter)
