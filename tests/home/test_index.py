@@ -255,6 +255,7 @@ def test_caches_that_overflow_change_no_answer(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "_CACHE_NAMES", 2)
     monkeypatch.setattr(module, "_CACHE_KEYS", 2)
     monkeypatch.setattr(module, "_CACHE_FACTS", 2)
+    monkeypatch.setattr(module, "_CACHE_WAYS", 2)
     log = Log(tmp_path)
     for n in range(60):
         log.add(record(n % 40, thread=f"th_{n % 5}", ns=f"ns{n % 4}", voucher=f"did:v{n % 3}", origin=f"pair_{n % 2}"))

@@ -211,3 +211,14 @@ def test_reserved_threads_and_namespaces_are_told_apart() -> None:
     assert record.namespace_of(a_record(body={"namespace": "acme/web"})) == "acme/web"
     assert record.is_id(ID)
     assert not any(map(record.is_id, [ID[:-1], ID + "0", "g" * 64, "A" * 64, None, 0]))
+
+
+@pytest.mark.parametrize("judge", [None, ID])
+@pytest.mark.parametrize("look", ['","judged_by":null,"parents":[],', ',"judged_by":', '\\","judged_by":null'])
+def test_text_that_looks_like_the_member_that_is_not_hashed_changes_nothing(look: str, judge: str | None) -> None:
+    """The id is that of the seven fields, wherever else a record speaks of the eighth."""
+    value = record.check(
+        a_record(thread=f"th{look}", body={"judged_by": None, "z": {"judged_by": look}}, judged_by=judge), LIMITS
+    )
+    found, text = record.identify(value, LIMITS)
+    assert (found, text) == (record.record_id(value), canon.encode(value))
