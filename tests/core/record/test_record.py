@@ -218,7 +218,7 @@ def test_reserved_threads_and_namespaces_are_told_apart() -> None:
 def test_text_that_looks_like_the_member_that_is_not_hashed_changes_nothing(look: str, judge: str | None) -> None:
     """The id is that of the seven fields, wherever else a record speaks of the eighth."""
     value = record.check(
-        a_record(thread=f"th{look}", body={"judged_by": None, "z": {"judged_by": look}}, judged_by=judge), LIMITS
+        a_record(thread=f"th{look}", body={"a": {"b": look, "judged_by": None}}, judged_by=judge), LIMITS
     )
     found, text = record.identify(value, LIMITS)
     assert (found, text) == (record.record_id(value), canon.encode(value))
