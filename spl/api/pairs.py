@@ -192,6 +192,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "last_error": reading.last_error.to_json() if reading.last_error is not None else None,
         "intake": reading.intake.to_json(services.now_ms()),
         "push": services.push.status(found.pair_id).to_json(),
+        "withheld": list(offered.withheld),
         "peer_view": dict(reading.peer_view) or None,
         "manifest": {
             "did": found.peer.did,

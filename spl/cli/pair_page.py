@@ -58,6 +58,8 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "intake", _intake(pair["intake"], out)
     if pair.get("refused_records"):
         yield "refused", count(pair["refused_records"], "record")
+    if pair.get("withheld"):
+        yield from column("withheld", [f"{id_}  (the way to the peer does not carry it)" for id_ in pair["withheld"]])
     if pair.get("last_error"):
         yield "last error", _error(pair["last_error"], out)
     if any(lag is not None for lag in pair.get("lags") or []):
@@ -137,6 +139,7 @@ def _as_of(pair: Detail, out: Out) -> str:
 def _confirmed(pair: Detail, out: Out) -> str:
     """Return when the peer last confirmed its position, and what that means now."""
     text, lag = out.ago(pair["last_confirmed_at"]), (pair.get("last_sync_cursor") or {}).get("lag_records")
+    lag = None if pair.get("withheld") else lag
     if _is_fresh(pair, out):
         waits = (pair.get("outbound") or {}).get("lag_records")
         up = f"{text}, caught up; {count(waits, 'record')} of ours not fetched yet" if waits else f"{text}, caught up"

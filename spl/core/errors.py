@@ -172,6 +172,7 @@ CODES: Final[dict[str, Code]] = {
     "intake-paused": Code(429, 9, "The peer brought in as many bytes as a pair may within a day; intake from it is paused, resumes by itself, and loses nothing.", "spl federation resume PAIR_ID allows another day's bytes at once"),
     "queue-high": Code(503, 3, "Records wait between network and store: they arrive faster than they are stored.", "check disk and processor of this machine"),
     "adapter-slow": Code(503, 3, "The listeners that run after each write are too slow for 37 records a second.", "check the load of this machine: top; for the slowest adapter: spl status -o json"),
+    "records-withheld": Code(503, 3, "The way to the peer does not carry some records, so they wait here; what is behind them goes on.", "raise the body limit of the proxy before the peer (nginx: client_max_body_size 8m), then: spl federation verify PAIR_ID --repair"),
     "peer-behind": Code(503, 3, "The peer does not fetch the records that it is offered, or cannot store them.", "on the peer: spl doctor"),
     "auth-off": Code(503, 3, "The daemon answers without credentials, so every user of this machine is an administrator.", "set auth.required = true in config.toml, then SIGHUP to the daemon"),
     "poll-interval-long": Code(409, 3, "The pair polls rarely, so its records may be late.", "spl federation set-poll-interval PAIR_ID 5m"),

@@ -106,6 +106,12 @@ def _with_pair(command: str) -> Callable[[Facts], str]:
     return lambda facts: f"{command} {facts.pair_id or 'PAIR_ID'}"
 
 
+def _withheld_fix(facts: Facts) -> str:
+    """Return where a larger body must be let through, and how to send what waits for it."""
+    step = f"raise the body limit of the proxy at {facts.url or 'the peer'} (nginx: client_max_body_size 8m)"
+    return f"{step}, then: spl federation verify {facts.pair_id or 'PAIR_ID'} --repair"
+
+
 def _home_fix(code: str) -> Callable[[Facts], str]:
     """Return the step that the fault of a home comes with, or that of the code."""
 
@@ -285,8 +291,9 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("intake-paused", WARN, (), None, LOCAL, seen.intake, _with_pair("spl federation resume")),
     FindingKind("cursor-stalled", FAIL, (*_CAUSES, "intake-paused", "cursor-skip-suspect"), None, PATH, seen.stalled,
                 _with_pair("spl sync")),
-    FindingKind("peer-behind", WARN, (*_CAUSES, "reverse-unreachable", "token-withdrawn"), None, PEER, seen.behind,
-                _at_peer("spl doctor")),
+    FindingKind("records-withheld", WARN, (), None, PATH, seen.withheld, _withheld_fix),
+    FindingKind("peer-behind", WARN, (*_CAUSES, "reverse-unreachable", "token-withdrawn", "records-withheld"), None,
+                PEER, seen.behind, _at_peer("spl doctor")),
     FindingKind("cursor-skip-suspect", WARN, (*_CAUSES, "intake-paused"), None, PEER, seen.skipped, _skip_fix),
     FindingKind("stream-buffering", WARN, _LASTING, None, PATH, seen.buffered, _at_peer(_BUFFER_STEP)),
     FindingKind("stream-flapping", WARN, _LASTING, None, PATH, seen.flapping, _flapping_fix),

@@ -245,7 +245,7 @@ PAIR: Final = (
     Check("scopes", ("token-scope",), _scopes, ("token",)),
     Check("cursor", ("cursor-stalled", "cursor-skip-suspect", "peer-rewound", "pair-degraded"), _cursor,
           (*_REACHED, "token")),
-    Check("sends", ("peer-behind",), _sends, (*_REACHED, "token")),
+    Check("sends", ("records-withheld", "peer-behind"), _sends, (*_REACHED, "token")),
     Check("stream-buffering", ("stream-buffering", "stream-flapping"), _stream, (*_REACHED, "token")),
     Check("mode", ("poll-interval-long",), _mode),
     Check("queue", ("queue-high", "intake-paused"), _queue),

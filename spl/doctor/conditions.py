@@ -20,6 +20,7 @@ DISK_FULL_SHARE: Final = 10
 TLS_DAYS: Final = 14
 QUEUE_RECORDS: Final = 50
 FLAPS: Final = 4
+WITHHELD_NAMED: Final = 3
 POLL_LONG_MS: Final = 3_600_000
 STARTING_S: Final = 60
 SERVED: Final = frozenset({200, 405})
@@ -285,6 +286,15 @@ def behind(facts: Facts) -> str:
         return ""
     label, passed = facts.label or "the peer", span(facts.peer_behind_s * 1000)
     return f"{waiting(facts.peer_lag)} here for {label}, which has confirmed nothing for {passed}"
+
+
+def withheld(facts: Facts) -> str:
+    if not facts.withheld:
+        return ""
+    named = ", ".join(facts.withheld[:WITHHELD_NAMED])
+    more = ", ..." if facts.withheld[WITHHELD_NAMED:] else ""
+    label = facts.label or "the peer"
+    return f"the way to {label} does not carry {count(len(facts.withheld), 'record')}, even alone: {named}{more}"
 
 
 def skipped(facts: Facts) -> str:

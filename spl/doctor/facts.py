@@ -124,6 +124,8 @@ class Facts:
     peer_lag: int | None = None
     peer_behind_s: float = 0.0
     """For how long it has confirmed none of them, once that is longer than it may take."""
+    withheld: tuple[str, ...] = ()
+    """Ids of records that the way to the peer does not carry."""
     stream_open: bool = False
     breaks: int = 0
     """Ends of the stream within ten minutes."""

@@ -34,6 +34,7 @@ from ..home.vault import Vault
 from ..home.writer import Writer
 from ..home.writes import LOCAL, Commit
 from .lanes import clock_of, collect, has_news
+from .ledger import Withheld
 from .notify import Acks, Notifier, RecentCommits
 from .pages import FoundPage, PageRead, PageReads, ReadPace
 from .reach import Reaches
@@ -65,6 +66,8 @@ class OfferedStatus:
     """When the peer last acknowledged, in Unix ms."""
     interval_s: float | None = None
     """How often the peer reads; 0 if a stream or our pushes bring it records at once."""
+    withheld: tuple[str, ...] = ()
+    """Ids that the way to the peer does not carry; the peer's position is behind them."""
 
     @property
     def acked_at(self) -> str | None:
@@ -88,6 +91,7 @@ class Feed:
         self._streams: dict[str, Stream] = {}
         self._polls: dict[tuple[str, tuple[str, ...], str, str], asyncio.Timeout] = {}
         """The long poll that waits, by pair and reading."""
+        self.withheld = Withheld(random_bytes)
         self._counting: set[str] = set()
         self._marks: list[_Mark | None] = [None] * MARKS_MAX
         self._marked = 0
@@ -289,8 +293,10 @@ class Feed:
         if head is None:
             self._count_soon(pair_id)
         acked, at_ms = self.source.acked.get(pair_id, (None, None))
-        lag = max(0, head - acked) if acked is not None and head is not None else None
-        return OfferedStatus(head, acked, lag, at_ms, 0.0 if self._is_live(pair_id) else self._pace.interval_s(pair_id))
+        withheld = self.withheld.ids(pair_id)
+        lag = max(0, head - acked) + len(withheld) if acked is not None and head is not None else None
+        interval_s = 0.0 if self._is_live(pair_id) else self._pace.interval_s(pair_id)
+        return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld)
 
     def _is_live(self, pair_id: str) -> bool:
         """Return whether our records reach the peer at once, by its stream or our push."""

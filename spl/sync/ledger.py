@@ -5,15 +5,19 @@ once per process, after a chain was learnt, and after the inbound rules changed,
 A peer that pushes is told the ids in its answers, the same ones until it has answered them: an answer may be lost, or
 the peer may leave before it acts on it.  Rejected: to ask again at every pull, because what is refused for good then
 travels for ever.
+
+Beside it stands what our pushes passed over, because the way to a peer does not carry it.  That list is not on the
+disk: each comparison finds it anew.
 """
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+from ..core.backoff import Backoff
 from ..core.consent import Inbound
 from ..core.gate import SCOPE_VIOLATION
 from ..core.limits import Limits
@@ -23,6 +27,11 @@ from ..home.writer import Writer
 
 WANTED_ANSWERS_MAX: Final = 8
 """Consecutive push answers that may request the same ids."""
+
+TRIES_MAX: Final = 3
+"""Pushes of a single record that fail before it is passed over, unless its size is refused."""
+AGAIN_S: Final = 60.0
+AGAIN_MAX_S: Final = 3600.0
 
 InboundByName = Mapping[str, Inbound]
 """What a pair may bring in, by the peer's name of the namespace."""
@@ -55,6 +64,67 @@ class _Debt:
     tried: set[str] = field(default_factory=set)
     """Ids that a pushing peer was told, and answered with what it has of them."""
     answers: int = 0
+
+
+@dataclass(slots=True)
+class _Passed:
+    """What the way to one peer does not carry."""
+
+    again: Backoff
+    tries: dict[str, int] = field(default_factory=dict)
+    """How often a record failed as the only one of a push."""
+    ids: set[str] = field(default_factory=set)
+    due_s: float = 0.0
+
+
+class Withheld:
+    """Records that the way to a peer does not carry even alone; they are tried again from time to time."""
+
+    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._passed: dict[str, _Passed] = {}
+
+    def ids(self, pair_id: str) -> tuple[str, ...]:
+        """Return what is withheld from a pair, ascending."""
+        passed = self._passed.get(pair_id)
+        return tuple(sorted(passed.ids)) if passed is not None else ()
+
+    def failed(self, pair_id: str, id_: str) -> bool:
+        """Count a push of this record alone that failed; return whether it was tried often enough."""
+        tries = self._of(pair_id).tries
+        tries[id_] = tries.get(id_, 0) + 1
+        return tries[id_] >= TRIES_MAX
+
+    def add(self, pair_id: str, id_: str) -> None:
+        """Record that a record was passed over."""
+        self._of(pair_id).ids.add(id_)
+
+    def end(self, pair_id: str, ids: Iterable[str]) -> None:
+        """Record that these records arrived, or are not offered any more."""
+        passed = self._passed.get(pair_id)
+        if passed is not None:
+            for id_ in ids:
+                passed.ids.discard(id_)
+                passed.tries.pop(id_, None)
+
+    def settle(self, pair_id: str, lacking: Container[str]) -> None:
+        """Record what the peer lacks, by a comparison: anything else is withheld no longer."""
+        self.end(pair_id, [id_ for id_ in self.ids(pair_id) if id_ not in lacking])
+
+    def due(self, pair_id: str, now_s: float) -> tuple[str, ...]:
+        """Return what is to be tried again now; the first time is a minute away, later ones up to an hour."""
+        passed = self._passed.get(pair_id)
+        if passed is None or not passed.ids:
+            self._passed.pop(pair_id, None)
+            return ()
+        first = not passed.again.attempt
+        if not first and now_s < passed.due_s:
+            return ()
+        passed.due_s = now_s + passed.again.failed()
+        return () if first else self.ids(pair_id)
+
+    def _of(self, pair_id: str) -> _Passed:
+        return self._passed.setdefault(pair_id, _Passed(Backoff(self._random_bytes, AGAIN_S, AGAIN_MAX_S)))
 
 
 class RefusedLedger:

@@ -36,6 +36,8 @@ ACK: Final = "/v1/sync/ack"
 CHAINS: Final = "/v1/sync/chains"
 FINGERPRINTS: Final = "/v1/sync/fingerprints"
 JSON: Final = "application/json"
+WITHHELD: Final = "records-withheld"
+"""The code of a record that the way does not carry even alone."""
 INTO: Final = "into"
 OUT: Final = "out"
 """The directions of records, each with a portion of its own."""
@@ -48,7 +50,8 @@ RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
 TOO_MUCH_CODES: Final = frozenset({"timeout", "disconnected"})
-TOO_MUCH_STATUS: Final = frozenset({408, 413, 502, 504})
+TOO_LARGE_STATUS: Final = 413
+TOO_MUCH_STATUS: Final = frozenset({408, TOO_LARGE_STATUS, 502, 504})
 """How a proxy, or the peer itself, refuses what is too large or takes too long."""
 ERROR_BYTES_MAX: Final = 16 * 1024
 """Read of an error's body; none of ours is as long."""
@@ -247,6 +250,11 @@ def is_too_much(exc: SplError) -> bool:
     if isinstance(exc, SyncError):
         return exc.peer_status in TOO_MUCH_STATUS
     return exc.code in TOO_MUCH_CODES and isinstance(exc, ReachError) and exc.reached
+
+
+def is_refused_size(exc: SplError) -> bool:
+    """Return whether the size of a request was refused, by a proxy or the peer: the way itself is open."""
+    return isinstance(exc, SyncError) and exc.peer_status == TOO_LARGE_STATUS
 
 
 def cut_text(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:

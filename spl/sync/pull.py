@@ -22,7 +22,7 @@ from ..core.pair.pair import Pair
 from ..core.record import page
 from ..core.record.page import Page
 from .ingest import Ingest, Taken
-from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_too_much
+from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_refused_size, is_too_much
 from .reach import ANSWER_S, Backlog
 from .supervise import run_together
 
@@ -159,7 +159,7 @@ class Puller:
             try:
                 reply, took_s = await self._peers.carry(pair, INTO, count, "GET", target)
             except SplError as exc:
-                if not (came and count > 1 and is_too_much(exc)):
+                if not ((came or is_refused_size(exc)) and count > 1 and is_too_much(exc)):
                     raise
                 came = False  # the way is open, so a smaller page is asked for at once
                 continue
@@ -173,9 +173,10 @@ class Puller:
                 return
             since, first = item.next_cursor, False
 
-    async def fetch(self, pair: Pair, ids: Sequence[str]) -> AsyncIterator[Page]:
+    async def fetch(self, pair: Pair, ids: Sequence[str], withheld: list[str]) -> AsyncIterator[Page]:
         """Yield what the peer has of these ids, as many at a time as the way carries.
 
+        One that does not come even alone, though others do, is put into `withheld`.
         Raises SyncError, ReachError, PageError "answer-malformed".
         """
         portion, left, came = self._peers.portion(pair.pair_id, INTO), list(ids), False
@@ -185,8 +186,11 @@ class Puller:
                 body = json.dumps({"ids": asked}).encode()
                 reply, took_s = await self._peers.carry(pair, INTO, len(asked), "POST", RECORDS, body)
             except SplError as exc:
-                if not (came and len(asked) > 1 and is_too_much(exc)):
+                if not ((came or is_refused_size(exc)) and is_too_much(exc)):
                     raise
+                if len(asked) == 1:
+                    withheld += asked
+                    left = left[1:]
                 came = False
                 continue
             decode = partial(page.decode, reply.body, len(asked), fetched=True)
@@ -209,7 +213,7 @@ class Puller:
         inbound = ingest.inbound(pair)
         ledger = await ingest.refused.read(pair.pair_id, inbound)
         awaited, fresh, later = set(ledger.awaited), 0, False
-        async for item in self.fetch(pair, ledger.ids):
+        async for item in self.fetch(pair, ledger.ids, []):
             awaited -= {claimed_id(value) for value in item.values}
             taken = await ingest.take_again(pair, item)
             fresh, later = fresh + taken.fresh, later or taken.ahead

@@ -10,13 +10,17 @@ refused together with the right one.  So a lost answer, a crash on either side o
 at most; a position kept by the sender was rejected, because it would have to be durable before each answer.  What is
 pushed goes through the same `ingest` as what is pulled.  An answer also names refused records that the receiver would
 see again; they are kept until they were sent.
+
+A record that the way does not carry even alone, as a proxy bounds what it passes on, is passed over: an empty push with
+the cursor behind it shows that the way is open, and the records behind it follow.  It is shown, tried again by itself,
+and found by each comparison, so nothing of it is on the disk.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -34,7 +38,7 @@ from ..home.writes import Commit
 from ..net.client import Reply
 from .changes import Feed
 from .ingest import Ingest, Taken
-from .peer import OUT, RECORDS, RESET_CODES, SyncError, cut_text, is_too_much
+from .peer import OUT, RECORDS, RESET_CODES, SyncError, cut_text, is_refused_size, is_too_much
 from .reach import LastError
 from .scope import SHARING_THREADS
 from .source import Query
@@ -114,7 +118,7 @@ class Push:
         self._ingest = ingest
         self._peers = ingest.peers
         self._reaches = ingest.reaches
-        self._feed = feed
+        self._feed, self.withheld = feed, feed.withheld
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._pool = ThreadPoolExecutor(1, "spl-push")
@@ -204,6 +208,8 @@ class Push:
                 return 0
             try:
                 fresh = await self._send_all(pair_id, state, news_only)
+                if again := self.withheld.due(pair_id, asyncio.get_running_loop().time()):
+                    fresh += await self._send_again(pair_id, state, again)
             except SplError as exc:
                 state.last_error = LastError(exc.code, exc.message, self._now_ms())
                 raise
@@ -243,9 +249,9 @@ class Push:
             if news_only and not asking and not item.count:
                 break
             try:
-                answer = await self._send(pair_id, state, item)
+                answer = await self._send_or_pass(pair_id, state, item)
             except SplError as exc:
-                if came and item.count > 1 and is_too_much(exc):
+                if (came or is_refused_size(exc)) and item.count > 1 and is_too_much(exc):
                     came = False  # the way is open, so a smaller page is sent at once
                     continue
                 if exc.code != "push-position" or placed == POSITIONS_MAX:
@@ -299,16 +305,36 @@ class Push:
             view = self._feed.peer_view(pair_id)
             placed = Page(item.values, item.ns, state.position, item.has_more, view, item.size)
             try:
-                answer = await self._send(pair_id, state, placed, again=True)
+                answer = await self._send_or_pass(pair_id, state, placed, again=True)
             except SplError as exc:
-                if not (came and item.count > 1 and is_too_much(exc)):
+                if not ((came or is_refused_size(exc)) and item.count > 1 and is_too_much(exc)):
                     raise
                 came = False
                 continue
+            if not item.has_more:
+                self.withheld.end(pair_id, set(ids) - got)
             fresh, came, left = fresh + answer.records, True, rest + left[len(ids) :]
             if not left:
                 left, lists = list(state.wanted), lists + 1
         return fresh
+
+    async def _send_or_pass(self, pair_id: str, state: _PairPush, item: Page, *, again: bool = False) -> PushAnswer:
+        """Send one push; a single record that the way does not carry is passed over."""
+        try:
+            answer = await self._send(pair_id, state, item, again=again)
+        except SplError as exc:
+            if item.count != 1 or not is_too_much(exc):
+                raise
+            id_ = claimed_id(item.values[0])
+            if not (self.withheld.failed(pair_id, id_) or is_refused_size(exc)):
+                raise
+            # If this one fails as well, the way is shut, and nothing is passed over.
+            answer = await self._send(pair_id, state, replace(item, values=[], ns=[], size=0), again=again)
+            self.withheld.add(pair_id, id_)
+            self._ingest.lines.warning("push.withheld", pair_id, exc.code, record=id_)
+        else:
+            self.withheld.end(pair_id, map(claimed_id, item.values))
+        return answer
 
     async def _send(self, pair_id: str, state: _PairPush, item: Page, *, again: bool = False) -> PushAnswer:
         """Send one push, and record what its answer says of the peer."""

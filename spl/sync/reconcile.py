@@ -32,7 +32,7 @@ from ..home.writes import Refuse
 from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError
 from .holdings import Holdings
 from .ingest import Ingest
-from .peer import FINGERPRINTS, INTO, SyncError, is_too_much
+from .peer import FINGERPRINTS, INTO, WITHHELD, SyncError, is_too_much
 from .push import Push
 from .schedule import Sync
 
@@ -218,6 +218,7 @@ class Reconcile:
         async with self._driving.setdefault(pair_id, asyncio.Lock()), _in_time():
             for _ in range(REPAIRS_MAX):
                 found = await self._compare(pair_id, effort)
+                self._push.withheld.settle(pair_id, found.lacking)
                 before, reads_all = effort.fetched + effort.pushed, found.nameless > nameless
                 takable = await asyncio.to_thread(self._takable, pair_id, found)
                 await self._fetch(pair_id, takable if reads_all else replace(takable, nameless=0), effort)
@@ -232,8 +233,10 @@ class Reconcile:
     def _takable(self, pair_id: str, found: Comparison) -> Comparison:
         """Return the comparison with only those missing records that we take in and did not refuse."""
         ours, refused = self._inbound_names(pair_id), self._ledger(pair_id)
+        missing = found.missing.items()
         return replace(
-            found, missing={id_: ns for id_, ns in found.missing.items() if ns in ours and id_ not in refused}
+            found,
+            missing={id_: ns for id_, ns in missing if ns in ours and refused.get(id_, WITHHELD) == WITHHELD},
         )
 
     def lacks(self, pair_id: str, found: Comparison) -> bool:
@@ -413,14 +416,15 @@ class Reconcile:
 
     async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
         """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""
-        refused = dict[str, Verdict]()
-        async for item in self._sync.puller.fetch(self._ingest.pair(pair_id), list(found.missing)):
+        refused, withheld = dict[str, Verdict](), list[str]()
+        async for item in self._sync.puller.fetch(self._ingest.pair(pair_id), list(found.missing), withheld):
             taken = await self._ingest.take_again(self._ingest.pair(pair_id), item)
             effort.fetched += taken.fresh
             refused.update((verdict.id, verdict) for verdict in taken.refused)
-        if refused:
+        if refused or withheld:
             held = await asyncio.to_thread(self._ledger, pair_id)
-            lines = [Refuse(pair_id, id_, verdict.code) for id_, verdict in refused.items() if id_ not in held]
+            codes = {id_: verdict.code for id_, verdict in refused.items()} | dict.fromkeys(withheld, WITHHELD)
+            lines = [Refuse(pair_id, id_, code) for id_, code in codes.items() if id_ not in held]
             await self._ingest.refuse(self._ingest.pair(pair_id), lines)
         if found.nameless:
             # From L2 on a projection has a name that only its source can resolve: it cannot be asked for.

@@ -91,6 +91,7 @@ CASES: dict[str, dict[str, Any]] = {
     "peer-rewound": failure("peer-rewound"),
     "intake-paused": {"intake_wait_s": 900.0},
     "cursor-stalled": {"lag_records": 138, "broken_s": {"cursor-stalled": 301.0}},
+    "records-withheld": {"withheld": ("ab" * 32,)},
     "peer-behind": {"peer_lag": 5, "peer_behind_s": 61.0},
     "cursor-skip-suspect": {"lag_records": 3, "unmoved": True, "broken_s": {"cursor-stalled": 0.0}},
     "stream-buffering": {"mode": "continuous", "mute_s": 5.1},

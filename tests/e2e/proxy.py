@@ -52,7 +52,8 @@ def hang_up(reply: Reply) -> None:
 class Proxy(ThreadingHTTPServer):
     """`statuses`: ending of a path -> status given without asking the daemon; `changes`: -> what becomes of an answer.
 
-    Of several endings the first that fits counts; a query is no part of a path.  `flow` is for event streams.
+    Of several endings the first that fits counts; a query is no part of a path.
+    `flow` is for event streams; `body_max` bounds what a request may carry.
     """
 
     daemon_threads = True
@@ -68,6 +69,7 @@ class Proxy(ThreadingHTTPServer):
         self.statuses: dict[str, int] = {}
         self.changes: dict[str, Change] = {}
         self.flow = PASS
+        self.body_max = 1 << 30
 
     @property
     def url(self) -> str:
@@ -87,6 +89,7 @@ class _Forward(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         path = self.path.partition("?")[0]
         status = next((code for end, code in self.server.statuses.items() if path.endswith(end)), 0)
+        status = 413 if len(body) > self.server.body_max else status
         if status:
             return self._answer(Reply(status, {"content-type": "text/html"}, b"<h1>nginx</h1>"))
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.target_port, timeout=DEADLINE_S)

@@ -17,7 +17,7 @@ import pytest
 
 from spl.core import when
 from spl.doctor.catalogue import CATALOGUE
-from tests.e2e import test_ailing, test_consent, test_doctor, test_home, test_state
+from tests.e2e import test_ailing, test_consent, test_doctor, test_home, test_links, test_state
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import HERE, Faulty, House, World, attention, finds, named, report, seen, told
 from tests.e2e.harness import free_port
@@ -393,5 +393,6 @@ def test_a_long_interval_is_said_and_is_no_problem(world: World) -> None:
 
 def test_every_finding_is_produced_by_a_real_daemon() -> None:
     """A new one needs a test here, or in a file beside this one."""
-    assert test_ailing.__name__, "imported, its tests have entered themselves"
+    for each in (test_ailing, test_links):
+        assert each.__name__, "imported, its tests have entered themselves"
     assert {row.code for row in CATALOGUE} - set(BESIDE) - set(HERE) == set()

@@ -68,11 +68,8 @@ async def test_a_page_that_is_too_much_is_asked_for_in_smaller_ones(tmp_path: Pa
         for n in range(60):
             alice.emit(f"{n}")
         alice.network.change = bounded(sizes, 5, "/v1/sync/changes", status)
-        for _ in range(2):
-            with pytest.raises(SplError):
-                await bob.sync.pull(PAIR)
-        await bob.sync.pull(PAIR)
-        assert bob.ids() == alice.ids()
+        failures = await tried(lambda: bob.sync.pull(PAIR), lambda: bob.ids() == alice.ids())
+        assert failures == (0 if status == 413 else 2), "a size that is refused is halved at once"
         assert sizes[:4] == [16, 8, 4, 4]
         assert sum(size > 5 for size in sizes) <= 4, "most pages are of a size that goes"
 
@@ -108,7 +105,7 @@ async def test_a_repair_asks_for_fewer_records_at_a_time(tmp_path: Path, status:
             alice.emit(f"{n}")
         await skip(bob, alice)
         alice.network.change = bounded(sizes, 5, "/v1/sync/records", status)
-        assert await tried(lambda: bob.reconcile.mend(PAIR), lambda: bob.ids() == alice.ids()) == 2
+        assert await tried(lambda: bob.reconcile.mend(PAIR), lambda: bob.ids() == alice.ids()) < 3
         assert max(sizes[2:]) <= 5
 
 
