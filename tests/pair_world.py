@@ -39,6 +39,7 @@ from spl.pairing.service import Pace, Pairing, PairOptions
 from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.budget import IntakeBudget
 from spl.sync.peer import PeerClient
+from spl.sync.reach import PairStatus
 from spl.sync.schedule import Sync
 from tests.waiting import DEADLINE_S, until
 
@@ -236,10 +237,17 @@ class FakeSync(Sync):
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.held: asyncio.Event | None = None
+        """What a pull waits for before it ends."""
 
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
         self.node.first_syncs.append(pair_id)
+        if self.held is not None:
+            await self.held.wait()
         return 12
+
+    def status(self, pair_id: str) -> PairStatus:
+        return PairStatus(clock=7)
 
     def wake(self, pair_id: str) -> None:
         self.node.woken.append(pair_id)

@@ -18,7 +18,7 @@ WAIT_MS_MAX: Final = 24 * 3_600_000
 
 
 def pair(args: Namespace, shell: Shell) -> int:
-    """Run the handshake through the daemon and print its steps; return 8 if the peer's operator has not decided yet."""
+    """Run the handshake through the daemon and print its steps; return 8 if --wait ended before it did."""
     body = request(args)
     view = _View(args.url, shell)
     try:
@@ -95,15 +95,17 @@ class _View:
             self._wait(step)
         elif name == "pending":
             self._pending()
+        elif name == "completing":
+            self._completing(step)
         elif self._shell.out.form in ("table", "wide"):
             self._print(step)
-        self.ended = name in ("active", "pending")
+        self.ended = name in ("active", "pending", "completing")
 
     def data(self) -> dict[str, Any]:
         """Return the result for programs: the last step's facts and all steps."""
         last = self._steps[-1]
         state = "establishing" if self.code else "active"
-        return {**last, "pair_id": self._pair_id, "state": state, "steps": self._steps}
+        return {"state": state, **last, "pair_id": self._pair_id, "steps": self._steps}
 
     def interrupted(self) -> None:
         """Say after Ctrl-C that a request that is on its way stays, and how to withdraw it."""
@@ -168,6 +170,18 @@ class _View:
         out.warn(f"  fix       on {self._label}: spl aitl approve {self._pair_id}")
         out.warn(f"  watch     spl federation show {self._pair_id}")
 
+    def _completing(self, step: Mapping[str, Any]) -> None:
+        """Print that the peer approved and what goes on by itself, and how to wait for it."""
+        self.code = CODES["pair-completing"].exit
+        out, count = self._shell.out, int(step["records"])
+        so_far = f" ({count} {plural(count, 'record')} so far)" if count else ""
+        going_on = f"its first sync goes on by itself{so_far}"
+        if step["state"] != "active":
+            going_on = "the last message of the handshake and the first sync follow by themselves"
+        out.warn(f"{self._label} approved; {going_on} [pair-completing]")
+        out.warn(f"  wait      spl sync {self._pair_id}")
+        out.warn(f"  watch     spl federation show {self._pair_id}")
+
 
 def _map(text: str) -> dict[str, str]:
     local, colon, peer = text.partition(":")
@@ -179,7 +193,8 @@ def _map(text: str) -> dict[str, str]:
 COMMAND: Final = Command(
     "federation pair",
     "Discovers the peer at URL, verifies its signed manifest, exchanges tokens and syncs once.\n"
-    "A peer that approves by hand answers later: the command waits for --wait, the daemon until it is decided.",
+    "A peer that approves by hand answers later: the command waits for --wait, the daemon until it is decided.\n"
+    "It exits 8 if --wait ends before the decision or the first sync; both go on by themselves.",
     "spl federation pair https://bob.example/ --wait 5m",
     pair,
     (

@@ -102,6 +102,7 @@ CODES: Final[dict[str, Code]] = {
     "handshake-closed": Code(403, 4, "The peer takes no pair requests (federation.approval = closed).", "ask its operator"),
     "handshake-rejected": Code(403, 4, "The peer's operator rejected the request.", "ask its operator"),
     "handshake-pending": Code(202, 8, "The peer's operator has not decided yet; the daemon continues to ask.", "on the peer: spl aitl approve PAIR_ID"),
+    "pair-completing": Code(202, 8, "The peer approved; the rest of the handshake and the first sync go on by themselves.", "wait for them: spl sync PAIR_ID"),
     "handshake-expired": Code(410, 7, "The request was not answered within 24 hours.", "spl federation pair again"),
     "message-malformed": Code(400, 10, "The signed message is not of the expected form.", "upgrade the older side"),
     "message-signature": Code(401, 10, "The signature of the message does not verify.", "it was changed in transit, or its sender rotated its key: spl federation refresh"),

@@ -363,12 +363,22 @@ class HandshakeLoop:
             if trouble is not None and (left_s <= 0 or trouble.exit_code not in PASSING):
                 raise trouble
             if left_s <= 0 and "active" not in reported:
-                yield {"step": "pending", "pair_id": pair_id}
+                yield self._unfinished(pair)
                 return
             if isinstance(pair.state, Waiting | Asked):
                 yield {"step": "waiting", "pair_id": pair_id, "left_ms": int(left_s * 1000)}
             if "active" not in reported:
                 await wait(changed, min(left_s, WAITING_EVERY_S))
+
+    def _unfinished(self, pair: Pair) -> dict[str, object]:
+        """Return the last step of who waits no longer: the peer has not decided, or what it approved goes on."""
+        if isinstance(pair.state, Requested | Waiting | Asked):
+            return {"step": "pending", "pair_id": pair.pair_id}
+        established = pair.phase is not Phase.ESTABLISHING
+        return {
+            "step": "completing", "pair_id": pair.pair_id, "state": "active" if established else "establishing",
+            "records": self._sync.status(pair.pair_id).clock,
+        }  # fmt: skip
 
     async def drive(self, pair_id: str) -> None:
         """Ask until the request became a pair or is over; failures back off with full jitter, at most a minute."""

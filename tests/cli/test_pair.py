@@ -135,6 +135,32 @@ def test_waiting_ends_with_8_and_says_that_the_daemon_goes_on(spl: Run, daemon: 
     )
 
 
+@pytest.mark.parametrize(
+    ("state", "records", "goes_on"),
+    [
+        ("active", 9000, "its first sync goes on by itself (9000 records so far)"),
+        ("active", 1, "its first sync goes on by itself (1 record so far)"),
+        ("active", 0, "its first sync goes on by itself"),
+        ("establishing", 0, "the last message of the handshake and the first sync follow by themselves"),
+    ],
+)
+def test_what_was_approved_and_is_not_finished_is_not_called_undecided(
+    spl: Run, daemon: Daemon, state: str, records: int, goes_on: str
+) -> None:
+    """There is nothing left to approve: the command says what goes on, and how to wait for it."""
+    completing = {"step": "completing", "pair_id": "pair_a1b2c3d4", "state": state, "records": records}
+    daemon.answers[STREAM] = chunked(*head(200), *tail()[:2], completing)
+    result = spl("federation", "pair", URL, "--wait", "1s")
+    assert (result.code, result.out) == (8, "".join(HAPPY.splitlines(keepends=True)[:5]))
+    assert result.err == (
+        f"bob approved; {goes_on} [pair-completing]\n"
+        "  wait      spl sync pair_a1b2c3d4\n"
+        "  watch     spl federation show pair_a1b2c3d4\n"
+    )
+    data = spl("federation", "pair", URL, "-o", "json").data
+    assert (data["state"], data["records"], data["pair_id"]) == (state, records, "pair_a1b2c3d4")
+
+
 def test_an_approval_in_time_ends_as_a_pair(spl: Run, daemon: Daemon) -> None:
     daemon.answers[STREAM] = chunked(*head(202), waiting(252_000), *tail())
     result = spl("federation", "pair", URL)

@@ -9,7 +9,7 @@ import pytest
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.pairing.initiator import on_its_way
-from tests.pair_world import both_active, code_of, names, two
+from tests.pair_world import FakeSync, both_active, code_of, names, two
 from tests.waiting import until
 
 
@@ -60,3 +60,19 @@ async def test_a_request_on_its_way_follows_an_address_that_the_peer_corrected(t
         await until(lambda: b.alive)
         assert a.alive[0].url == b.url
         assert a.alive[0].pair_id == b.alive[0].pair_id
+
+
+async def test_who_waits_no_longer_is_told_what_was_approved_and_goes_on(tmp_path: Path) -> None:
+    """The first sync of a long history outlasts the wait; that is no undecided request."""
+    async with two(tmp_path) as (_, a, b):
+        loop = a.pairing.handshakes
+        assert isinstance(loop._sync, FakeSync)
+        held = loop._sync.held = asyncio.Event()
+        asking = asyncio.create_task(a.pair(b))
+        await until(lambda: a.first_syncs)
+        pair_id = a.alive[0].pair_id
+        *before, last = [step async for step in loop.watch(pair_id, wait_s=0)]
+        assert [step["step"] for step in before] == ["posted", "token", "recorded"]
+        assert last == {"step": "completing", "pair_id": pair_id, "state": "active", "records": 7}
+        held.set()
+        assert names(await asking)[-1] == "active"
