@@ -13,6 +13,7 @@ push and a page that are taken at the same time the later place stays (tests/syn
 """
 
 import json
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 from spl.core import consent
@@ -182,7 +183,7 @@ class Promises:
             await node.end()
             running = node.home.views
             folded = load_views(node.home.store, node.did, node.limits)
-            for name in running.__slots__:
+            for name in (each.name for each in fields(running)):
                 one, two = getattr(running, name), getattr(folded, name)
                 self.world.check(one == two, f"{node.name} folds {name} to {two}, and runs with {one}")
             self.world.check(not node.faults, "; ".join(node.faults))
