@@ -273,7 +273,8 @@ TREE: Final = (
             Command(
                 "debug thread-diff",
                 "Compares two records, threads or snapshot files; prints only the differences, and then exits 3.\n"
-                "For two records of a pair it compares the histories of both sides, and asks the peer for its own.",
+                "For two records of a pair it compares the histories of both sides, and asks the peer for its own.\n"
+                "Logs of pairs: `spl thread snapshot th_federation_pairs --pair PAIR` on each side, both of that pair.",
                 "spl debug thread-diff /tmp/local-pairs.snap.jsonl /tmp/bob-pairs.snap.jsonl",
                 _thread_diff,
                 (

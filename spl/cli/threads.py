@@ -10,8 +10,9 @@ from itertools import chain
 from typing import Any, Final
 
 from ..core.errors import SplError, count
-from ..core.limits import MIB
-from ..core.record.snapshot import DAMAGED_HEADER
+from ..core.limits import MIB, Limits
+from ..core.pair.diff import THREAD_PAIRS, pair_id_of
+from ..core.record.snapshot import DAMAGED_HEADER, part
 from ..net.http1 import ResponseHead
 from .client import LONG_S, NDJSON, CtlError, quote
 from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
@@ -156,8 +157,14 @@ def _unknown(thread: str) -> SplError:
 def _snapshot(args: Namespace, shell: Shell) -> int:
     if bool(args.thread) == args.all:
         raise UsageError("usage", "name a thread, or give --all", hint="spl thread snapshot --help")
+    if args.pair and args.thread != THREAD_PAIRS:
+        raise UsageError("usage", f"--pair is about {THREAD_PAIRS}, the log of all pairs")
     lines, heads = 0, list[ResponseHead]()
-    for piece in shell.ctl.stream(snapshot_path(args.thread or ""), heads):
+    pieces = shell.ctl.stream(snapshot_path(args.thread or ""), heads)
+    if args.pair:
+        pair_id = shell.ctl.get(f"/v1/federation/pairs/{quote(args.pair)}")["pair_id"]
+        pieces = part(pieces, lambda found: pair_id_of(found.record) == pair_id, Limits())
+    for piece in pieces:
         lines += piece.count(b"\n")
         shell.out.raw(piece)
     if damaged := heads[0].headers.get(DAMAGED_HEADER, ""):
@@ -287,11 +294,12 @@ TREE: Final = (
                 "Writes a thread as JSON lines: a header with count and digest, then the signed records as stored.\n"
                 "It is a backup for `thread restore`, and evidence for `debug thread-diff`. If the log is damaged the\n"
                 "exit code is 3, and what stood at the damaged places is left out.",
-                "spl thread snapshot th_federation_pairs > /tmp/local-pairs.snap.jsonl",
+                "spl thread snapshot th_federation_pairs --pair bob > /tmp/local-pairs.snap.jsonl",
                 _snapshot,
                 (
                     arg("thread", nargs="?", metavar="THREAD", help="thread id"),
                     arg("--all", action="store_true", help="every thread, the daemon's own threads too"),
+                    arg("--pair", metavar="PAIR", help="of th_federation_pairs what is about this pair alone"),
                 ),
                 result=False,
             ),

@@ -134,3 +134,17 @@ def test_a_malformed_history_is_refused(spl: Run, daemon: Daemon, answer: dict[s
 
 def test_a_record_compares_with_a_record(spl: Run, daemon: Daemon) -> None:
     assert spl("debug", "thread-diff", made(1).id, "th").code == 2
+
+
+def test_a_pairs_part_of_the_log_of_all_pairs_is_written(spl: Run, daemon: Daemon) -> None:
+    """What is handed to the other side says nothing of other peers."""
+    thread, pair_id = "th_federation_pairs", "pair_00000001"
+    mine, other = (made(n, thread, body={"pair_id": each}) for n, each in ((1, pair_id), (2, "pair_00000002")))
+    daemon.answers["GET", f"/v1/threads/{thread}/snapshot"] = raw(text(mine, other, made(3, thread)))
+    daemon.answers["GET", "/v1/federation/pairs/bob"] = {"object": "pair", "pair_id": pair_id}
+    result = spl("thread", "snapshot", thread, "--pair", "bob")
+    header, line = result.out.splitlines()
+    assert (result.code, line) == (0, mine.raw.decode())
+    assert '"count":1,' in header
+    assert spl("thread", "snapshot", "th_other", "--pair", "bob").code == 2
+    assert spl("thread", "snapshot", "--all", "--pair", "bob").code == 2

@@ -199,7 +199,7 @@ def test_every_other_command_line_does_what_it_says(stage: Stage, page: Path) ->
     stage.pair_id()
     for step in playable(page):
         if "theirs.jsonl" in step.line:
-            stage.play(Step("bob", "spl thread snapshot th_federation_pairs > theirs.jsonl"))
+            stage.play(Step("bob", "spl thread snapshot th_federation_pairs --pair alice > theirs.jsonl"))
         stage.play(step)
 
 

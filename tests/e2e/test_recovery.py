@@ -41,12 +41,13 @@ def test_the_whole_pair_procedure(alice: Instance, bob: Instance, pair_id: str, 
     shell(bob, f"spl thread snapshot th_federation_pairs > {before}")
 
     alice.run("federation", "pause", pair_id)
-    shell(alice, f"spl thread snapshot th_federation_pairs > {local}")
+    shell(alice, f"spl thread snapshot th_federation_pairs --pair bob > {local}")
     eventually(lambda: bob.pairs()[0]["state"] == "paused", "bob was told")
-    shell(bob, f"spl thread snapshot th_federation_pairs > {theirs}")
+    shell(bob, f"spl thread snapshot th_federation_pairs --pair {pair_id} > {theirs}")
     header = lines(local)[0]
     assert (header["instance"], header["thread"]) == (alice.did, "th_federation_pairs")
     assert header["count"] == len(lines(local)) - 1
+    assert not alice.run("thread", "restore", "--dry-run", str(local)).err, "a part is a snapshot as well"
 
     mine, other = pair_record(local, pair_id), pair_record(theirs, pair_id)
     done = alice.run("debug", "thread-diff", mine, other)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from .. import canon
+from .. import canon, keys
 from ..errors import SplError
 from ..limits import MIB, Limits
 from . import namespace, record
@@ -179,6 +179,31 @@ def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:
             raise malformed(f"line {number}: {exc.message}") from exc
         count += 1
     header.check(count, header.digest)
+
+
+def part(pieces: Iterable[bytes], wants: Callable[[Envelope], bool], limits: Limits) -> Iterator[bytes]:
+    """Yield the lines of a snapshot of fewer records: those of a whole one that are wanted, with their signers' chains.
+
+    What is wanted has to fit into memory.  Raises SnapshotError "snapshot-malformed".
+    """
+    found = cut(pieces)
+    header = header_of(next(found, b""))
+    count, kept, texts, signers = 0, list[str](), list[bytes](), set[str]()
+    for number, raw, ns in placed(found):
+        count += 1
+        try:
+            envelope = record.parse(raw, limits)
+        except SplError as exc:
+            raise malformed(f"line {number}: {exc.message}") from exc
+        if wants(envelope):
+            kept.append(envelope.id)
+            signers.add(envelope.sig.by)
+            texts.append((placement(ns) if ns else b"") + raw + b"\n")
+    header.check(count, header.digest)
+    ids = "".join(f"{each}\n" for each in sorted(kept))
+    chains = {did: chain for did, chain in header.chains.items() if did in signers}
+    yield SnapshotHeader(header.instance, header.thread, len(kept), keys.digest(ids.encode()), chains).encode()
+    yield from texts
 
 
 def plain(envelope: Mapping[str, Any]) -> dict[str, Any]:

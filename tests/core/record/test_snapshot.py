@@ -94,3 +94,29 @@ def test_a_line_of_a_namespace_that_places_nothing_is_refused(text: bytes) -> No
     with pytest.raises(SplError) as caught:
         [*snapshot.placed(text.splitlines())]
     assert caught.value.code == "snapshot-malformed"
+
+
+def test_a_part_is_a_snapshot_of_what_is_wanted_with_the_chains_of_its_signers() -> None:
+    """Its digest is the one that the whole one would have, and no chain of anybody else is in it."""
+    found = [an_envelope(n) for n in range(4)]
+    chains = {"did:x": {"did": "did:x"}, "did:other": {"did": "did:other"}}
+    whole = [
+        SnapshotHeader("did:x", "th", 4, EMPTY, chains).encode(),
+        *(snapshot.placement("a") + one.raw + b"\n" for one in found),
+    ]
+    header, *rest = snapshot.part(whole, lambda one: one.record["clock"] in (1, 3), LIMITS)
+    ids = sorted(found[n].id for n in (1, 3))
+    digest = hashlib.sha256("".join(f"{each}\n" for each in ids).encode()).hexdigest()
+    assert header == SnapshotHeader("did:x", "th", 2, digest, {"did:x": {"did": "did:x"}}).encode()
+    assert rest == [whole[2], whole[4]]
+    assert list(snapshot.part(whole, lambda one: False, LIMITS)) == [SnapshotHeader("did:x", "th", 0, EMPTY).encode()]
+
+
+@pytest.mark.parametrize("fault", ["short", "changed", "no header"])
+def test_no_part_is_made_of_what_is_no_whole_snapshot(fault: str) -> None:
+    whole = SnapshotHeader("", "", 2, EMPTY).encode() + b"".join(an_envelope(n).raw + b"\n" for n in range(2))
+    broken = {"short": whole[: whole.rindex(b"\n", 0, -1) + 1], "changed": whole.replace(b'"n":1', b'"n":7'),
+              "no header": whole.partition(b"\n")[2]}[fault]  # fmt: skip
+    with pytest.raises(SplError) as caught:
+        list(snapshot.part([broken], lambda one: True, LIMITS))
+    assert caught.value.code == "snapshot-malformed"
