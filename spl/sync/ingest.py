@@ -248,14 +248,14 @@ class Ingest:
         clock = item.view.get("clock", count + item.count)
         # The same cursor with another count: the source counts what was repaired beside it, and we did not.
         new = item.next_cursor and (place is None or (cursor, count) != (item.next_cursor, clock))
+        placing: SavedPosition | None = None
         if moves and new and (base is None or base == cursor or clock > count):
-            memory.placing = SavedPosition(pair_id, item.next_cursor, clock)
-            items.append(memory.placing)
-        placing = memory.placing
+            placing = memory.placing = SavedPosition(pair_id, item.next_cursor, clock)
+            items.append(placing)
         try:
             fresh = await self._store(pair, items)
         finally:
-            if memory.placing is placing:
+            if memory.placing is placing:  # not one that came later, or that another page still saves
                 memory.placing = None
         if refused:
             codes = ",".join(sorted({verdict.code for verdict in refused}))

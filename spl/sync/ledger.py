@@ -30,6 +30,8 @@ WANTED_ANSWERS_MAX: Final = 8
 
 TRIES_MAX: Final = 3
 """Pushes of a single record that fail before it is passed over, unless its size is refused."""
+WITHHELD_MAX: Final = 1000
+"""Of one pair; beyond it a push fails at the next such record, since a peer may refuse all that we have."""
 AGAIN_S: Final = 60.0
 AGAIN_MAX_S: Final = 3600.0
 
@@ -89,11 +91,15 @@ class Withheld:
         passed = self._passed.get(pair_id)
         return tuple(sorted(passed.ids)) if passed is not None else ()
 
-    def failed(self, pair_id: str, id_: str) -> bool:
-        """Count a push of this record alone that failed; return whether it was tried often enough."""
-        tries = self._of(pair_id).tries
-        tries[id_] = tries.get(id_, 0) + 1
-        return tries[id_] >= TRIES_MAX
+    def failed(self, pair_id: str, id_: str, *, for_size: bool) -> bool:
+        """Count a push of this record alone that failed; return whether it may be passed over.
+
+        It may if it was tried often enough, or its size was refused, and there is room for it.
+        """
+        passed = self._of(pair_id)
+        passed.tries[id_] = passed.tries.get(id_, 0) + 1
+        has_room = id_ in passed.ids or len(passed.ids) < WITHHELD_MAX
+        return has_room and (for_size or passed.tries[id_] >= TRIES_MAX)
 
     def add(self, pair_id: str, id_: str) -> None:
         """Record that a record was passed over."""

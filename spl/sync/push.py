@@ -326,7 +326,7 @@ class Push:
             if item.count != 1 or not is_too_much(exc):
                 raise
             id_ = claimed_id(item.values[0])
-            if not (self.withheld.failed(pair_id, id_) or is_refused_size(exc)):
+            if not self.withheld.failed(pair_id, id_, for_size=is_refused_size(exc)):
                 raise
             # If this one fails as well, the way is shut, and nothing is passed over.
             answer = await self._send(pair_id, state, replace(item, values=[], ns=[], size=0), again=again)

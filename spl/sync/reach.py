@@ -219,7 +219,7 @@ class _Way:
     """When the first failure of the streak was."""
     contact_s: float | None = None
     alive_s: float | None = None
-    """When the peer was last heard: by its contact or its answer; at first when this process began to wait for it."""
+    """When the peer was last heard, by contact, answer or event; at first when this process began to wait for it."""
     since_failure: bool = False
     """The peer was in touch since the first failure of the streak, by order: the clock of a loop may stand still."""
     served: bool = False

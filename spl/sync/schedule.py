@@ -195,7 +195,7 @@ class Sync:
         now_ms = self._now_ms()
         self._note_peak(state, now_ms)
         last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
-        silent_s = self._silent_s(pair_id, state)
+        silent_s = self._silent_s(pair_id)
         return PairStatus(
             last_sync_ms=last_ms,
             last_error=state.last_error,
@@ -283,15 +283,13 @@ class Sync:
 
     # -- signs of life
 
-    def _silent_s(self, pair_id: str, state: _PairSync) -> float:
+    def _silent_s(self, pair_id: str) -> float:
         """Return for how long the peer has not been heard, by contact, answer or event."""
-        silent_s = self._reaches.silent_s(pair_id, asyncio.get_running_loop().time())
-        heard_ms = state.flow.heard_ms
-        return silent_s if heard_ms is None else min(silent_s, max(0, self._now_ms() - heard_ms) / 1000)
+        return self._reaches.silent_s(pair_id, asyncio.get_running_loop().time())
 
     def _quiet_s(self, pair: Pair, state: _PairSync) -> float:
         """Return the seconds until the peer has been silent for so long that it is asked whether it is there."""
-        silent_s = self._silent_s(pair.pair_id, state)
+        silent_s = self._silent_s(pair.pair_id)
         since_asked_s = asyncio.get_running_loop().time() - state.asked_s
         if self._reaches.word(pair.pair_id) == PEER_PUSHES:
             return max(CONTACT_FRESH_S - silent_s, BACKOFF_BASE_S - since_asked_s)
@@ -313,7 +311,7 @@ class Sync:
                 raise SyncError("timeout", "the peer, which opens the connections of this pair, is silent")
             view = await self.puller.ask_life(pair, self._feed.peer_view(pair_id))
         except SplError as exc:
-            if counts and exc.code not in RESET_CODES and self._silent_s(pair_id, state) >= loop.time() - state.asked_s:
+            if counts and exc.code not in RESET_CODES and self._silent_s(pair_id) >= loop.time() - state.asked_s:
                 self._failed(pair_id, state, exc)
                 state.attempted(loop.time())
             return
@@ -424,6 +422,7 @@ class Sync:
     def on_event(self, pair_id: str) -> None:
         """Record that the pair's stream works: it ends the backing off."""
         state = self._state(pair_id)
+        self._reaches.alive(pair_id, asyncio.get_running_loop().time())
         self._succeeded(pair_id, state, state.progress.view)
 
     def _succeeded(self, pair_id: str, state: _PairSync, view: Mapping[str, Any]) -> None:
@@ -473,7 +472,7 @@ class Sync:
 
     async def _pull(self, pair: Pair, state: _PairSync, progress: Progress, thread: str, resync: bool) -> int:
         """Read pages to the end; if the source's log is another one, begin again, for three of these an hour."""
-        beside = progress is not state.progress
+        beside, refused = progress is not state.progress, {""}
         reading = Reading("" if thread or resync else self._ingest.since(pair), thread, resync, beside)
         while True:
             try:
@@ -484,8 +483,9 @@ class Sync:
                     raise
                 resets = {at: at_s for at, at_s in state.resets_s.items() if at_s > now_s - _HOUR_S}
                 state.resets_s = {progress.since: now_s, **resets}
-                if len(state.resets_s) > RESETS_PER_HOUR_MAX or not progress.since:
+                if len(state.resets_s) > RESETS_PER_HOUR_MAX or progress.since in refused:
                     raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
+                refused.add(progress.since)  # a peer may give the same cursor in each new beginning
                 log.warning(**event("sync.reset", pair=pair.pair_id, code=exc.code, resets=len(state.resets_s)))
                 if exc.code == "cursor-reset":
                     # The peer's log was rolled back: what it lost we may hold, so it must read ours from the start.

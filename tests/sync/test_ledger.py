@@ -8,7 +8,7 @@ import pytest
 
 from spl.core.consent import Inbound
 from spl.home.writes import Refuse
-from spl.sync.ledger import WANTED_ANSWERS_MAX, RefusedLedger
+from spl.sync.ledger import WANTED_ANSWERS_MAX, RefusedLedger, Withheld
 from tests.nodes import Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -116,3 +116,16 @@ async def test_a_namespace_whose_ids_are_pseudonyms_is_read_again_instead_of_ask
         found = await ledger_of(bob).read(PAIR, {"music": Inbound("music", full=False, level=level)})
         assert (found.namespaces, found.ids) == (namespaces, ids)
         assert found.awaited == ({one} if level == 1 else set())
+
+
+def test_only_so_many_records_are_passed_over_for_one_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that refuses everything must not fill our memory with ids."""
+    monkeypatch.setattr("spl.sync.ledger.WITHHELD_MAX", 2)
+    withheld = Withheld(bytes)
+    for id_ in IDS:
+        if withheld.failed(PAIR, id_, for_size=True):
+            withheld.add(PAIR, id_)
+    assert withheld.ids(PAIR) == IDS[:2]
+    assert withheld.failed(PAIR, IDS[0], for_size=True), "one that waits already may go on waiting"
+    withheld.end(PAIR, IDS[:1])
+    assert withheld.failed(PAIR, IDS[2], for_size=True)

@@ -440,6 +440,14 @@ async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
         assert (sent.id in bob.ids()) is (mode == "polling")
 
 
+async def test_an_event_is_a_sign_of_life_whatever_the_time_of_day(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="continuous")
+        assert not bob.reaches.is_known(PAIR)
+        bob.sync.on_event(PAIR)
+        assert bob.reaches.is_known(PAIR)
+
+
 async def test_a_pair_that_rests_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "ASK_S", 0.01)
     async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
