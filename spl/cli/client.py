@@ -1,9 +1,11 @@
 """The control client: blocking requests to the daemon of this home or of SPL_SERVE_URL, with the daemon's own parser.
 
-Over the Unix socket the file mode is the credential.  With SPL_SERVE_URL a request carries SPL_TOKEN or `<home>/token`
-over plain HTTP, so it goes to this machine only; an ssh tunnel reaches a distant daemon.
+Over the Unix socket the file mode is the credential.  With SPL_SERVE_URL a request carries SPL_TOKEN or `<home>/token`:
+over plain HTTP to this machine only, else over TLS, whose certificate the system's authorities or those in
+SSL_CERT_FILE have to vouch for.
 """
 
+import importlib
 import json
 import os
 import re
@@ -34,6 +36,7 @@ NDJSON: Final = "application/x-ndjson"
 
 _PATH_BYTES: Final = 107  # what sun_path holds
 _NEAR: Final = re.compile(r"http://(localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::([0-9]{1,5}))?/?\Z", re.IGNORECASE)
+_FAR: Final = re.compile(r"https://([a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?\Z", re.IGNORECASE)
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~:")
 _OWN_KEYS: Final = frozenset({"object", "type", "code", "message", "hint"})
 _UNKNOWN: Final[Mapping[int, str]] = {
@@ -162,7 +165,9 @@ class Ctl:
         """Send a request; a daemon that refuses early stops reading, and its answer states the reason."""
         try:
             sock.sendall(request)
-        except (BrokenPipeError, ConnectionResetError):
+        except TimeoutError:
+            raise
+        except OSError:
             self._trace("the daemon stopped reading")
 
     def _decode(self, data: bytes) -> dict[str, Any]:
@@ -219,22 +224,27 @@ class Kept:
 def open_ctl(home: str, env: Mapping[str, str], trace: Callable[[str], None]) -> Ctl:
     """Return the client for this home's daemon, or for the one that SPL_SERVE_URL names.
 
-    Nothing is dialled yet.  Raises CtlError "http-plain" for a URL that is not this machine.
+    Nothing is dialled yet.  Raises CtlError "http-plain" for a URL of http that is not this machine.
     """
     url = env.get("SPL_SERVE_URL", "")
     if not url:
         path = os.path.join(home, SOCKET)
         return Ctl(lambda timeout_s: _dial_unix(path, timeout_s, env), tilde(path, env), "localhost", "", trace)
-    found = _NEAR.match(url)
-    port = int(found[2] or 80) if found else 0
+    far = _FAR.match(url)
+    found = far or _NEAR.match(url)
+    port = int(found[2] or (443 if far else 80)) if found else 0
     if found is None or not 0 < port < 65536:
         raise CtlError(
             "http-plain",
-            "SPL_SERVE_URL must be http://, loopback and without a path: the token is sent unencrypted",
-            hint="ssh -L 9100:127.0.0.1:9100 HOST, then SPL_SERVE_URL=http://127.0.0.1:9100",
+            "SPL_SERVE_URL is https://HOST:PORT, or http:// to this machine, and without a path: it is sent a token",
+            hint="its tls.listen over https; or ssh -L 9100:127.0.0.1:9100 HOST, then http://127.0.0.1:9100",
         )
     host = found[1].strip("[]")
     token = env.get("SPL_TOKEN", "") or _token_file(home)
+    if far:
+        ca_file = env.get("SSL_CERT_FILE", "")
+        authority = found[1] + (f":{port}" if found[2] else "")
+        return Ctl(lambda timeout_s: _dial_tls(host, port, timeout_s, ca_file), url, authority, token, trace)
     return Ctl(lambda timeout_s: _dial_tcp(host, port, timeout_s), url, f"{found[1]}:{port}", token, trace)
 
 
@@ -282,7 +292,7 @@ def _faults(where: str, timeout_s: float) -> Iterator[None]:
         raise CtlError("answer-malformed", f"{where} did not answer in HTTP: {exc.message}") from exc
     except TimeoutError as exc:
         raise CtlError("timeout", f"{where} did not answer within {timeout_s:.0f} s") from exc
-    except ConnectionError as exc:
+    except OSError as exc:  # those of TLS are neither of these two
         raise CtlError("disconnected", f"{where} closed the connection too early") from exc
 
 
@@ -354,6 +364,17 @@ def _dial_tcp(host: str, port: int, timeout_s: float) -> socket.socket:
     except OSError as exc:
         raise _down(f"http://{host}:{port}") from exc
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _dial_tls(host: str, port: int, timeout_s: float, ca_file: str) -> socket.socket:
+    sockets = importlib.import_module("..net.sockets", __package__)  # only this way needs it, and TLS with it
+    try:
+        sock: socket.socket = sockets.dial_tls(host, port, timeout_s, ca_file)
+    except SplError as exc:
+        if exc.code == "connect":
+            raise _down(f"https://{host}:{port}") from exc
+        raise CtlError(exc.code, exc.message, hint=exc.hint) from exc
     return sock
 
 

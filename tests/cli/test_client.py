@@ -156,9 +156,11 @@ def test_a_url_takes_http_and_a_token(home: Path) -> None:
     ]
     assert {call.headers["host"] for call in daemon.calls} == {f"127.0.0.1:{port}"}
     caught("daemon-down", lambda: a_ctl(home, SPL_SERVE_URL=url).get("/v1/x"))
+    caught("daemon-down", lambda: a_ctl(home, SPL_SERVE_URL=url.replace("http", "https")).get("/v1/x"))
 
 
-@pytest.mark.parametrize("url", ["http://10.0.0.5:9100", "https://127.0.0.1:9100", "http://localhost.evil", "http://127.0.0.1:0",
+@pytest.mark.parametrize("url", ["http://10.0.0.5:9100", "https://127.0.0.1:9100/x", "https://a@b",
+                                 "http://localhost.evil", "http://127.0.0.1:0",
                                  "http://u@127.0.0.1", "127.0.0.1:9100", "http://localhost:9100/x"])  # fmt: skip
 def test_a_token_never_leaves_the_machine_in_the_clear(spl: Run, home: Path, url: str) -> None:
     result = spl("status", env={"SPL_SERVE_URL": url, "SPL_TOKEN": "spl_home_sa_1_secret"})

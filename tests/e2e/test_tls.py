@@ -58,6 +58,27 @@ def test_a_private_ca_is_trusted_where_the_operator_says_so(
     eventually(lambda: alice.holding() == bob.holding(), "both hold all five")
 
 
+def test_the_command_line_of_another_machine_reaches_a_daemon_over_tls(
+    make: Make, authority: tuple[trustme.CA, Path], tmp_path: Path
+) -> None:
+    """With the token, and only if the certificate verifies; what is long is streamed as well."""
+    ca, ca_file = authority
+    bob, url = tls_bob(make, *issued(ca, tmp_path, "127.0.0.1"))
+    bob.emit("th_work", 2)
+    far = make("carol")
+    far.env |= {"SPL_SERVE_URL": url, "SPL_TOKEN": (bob.home / "token").read_text().strip()}
+    refused = far.run("thread", "list", code=10)
+    assert "[tls-chain]" in refused.err
+    assert "SSL_CERT_FILE" in refused.err
+    far.env["SSL_CERT_FILE"] = str(ca_file)
+    assert [item["thread"] for item in far.data("thread", "list")] == ["th_work"]
+    assert far.run("thread", "snapshot", "th_work").out.count("\n") == 3
+    far.env["SPL_TOKEN"] = "spl_home_sa_00000000_AAAA"
+    assert "[auth-invalid]" in far.run("thread", "list", code=4).err
+    far.env["SSL_CERT_FILE"] = str(tmp_path / "none")
+    assert "[tls-chain]" in far.run("thread", "list", code=10).err
+
+
 def test_an_unknown_ca_is_refused_before_anything_is_sent(
     make: Make, authority: tuple[trustme.CA, Path], tmp_path: Path
 ) -> None:
