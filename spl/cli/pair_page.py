@@ -17,6 +17,7 @@ REACH: Final = {
     "we-push": "pushes to the peer",
     "peer-pushes": "served by push (peer opens the connections)",
 }
+WITHHELD_SHOWN: Final = 10
 _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -59,7 +60,7 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     if pair.get("refused_records"):
         yield "refused", count(pair["refused_records"], "record")
     if pair.get("withheld"):
-        yield from column("withheld", [f"{id_}  (the way to the peer does not carry it)" for id_ in pair["withheld"]])
+        yield from column("withheld", _withheld(pair["withheld"]))
     if pair.get("last_error"):
         yield "last error", _error(pair["last_error"], out)
     if any(lag is not None for lag in pair.get("lags") or []):
@@ -216,6 +217,13 @@ def _token(token: Mapping[str, Any], out: Out) -> str:
 def _error(error: Mapping[str, Any], out: Out) -> str:
     when = f", {out.ago(error['at'])}" if error.get("at") else ""
     return f"{error.get('class', '')} {error.get('message', '')} [{error.get('code', '')}]{when}".strip()
+
+
+def _withheld(ids: Sequence[str]) -> Iterator[str]:
+    for id_ in ids[:WITHHELD_SHOWN]:
+        yield f"{id_}  (the way to the peer does not carry it)"
+    if more := len(ids[WITHHELD_SHOWN:]):
+        yield f"and {more} more"
 
 
 def _transition(item: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ STOP_S: Final = 8.0
 _LOOK_AGAIN_S: Final = 0.05
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _SAID_BYTES: Final = 500
+_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class TemporaryDaemons:
@@ -101,7 +102,7 @@ class TemporaryDaemons:
         if made.returncode:
             raise CtlError("home-unusable", f"the temporary daemon {name}: {_last_line(made.stderr)}")
         with (self._folder / f"{name}.out").open("wb") as out:
-            # A session of its own: Ctrl-C reaches the soak alone, which then ends its daemons in order.
+            # A session of its own: Ctrl-C reaches the command alone, which then ends its daemons in order.
             self._processes[name] = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 [*self._spl("serve", home), "--port", "0"],
                 env=self._env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
@@ -144,12 +145,17 @@ class TemporaryDaemons:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the temporary daemons end too."""
+    """Let SIGTERM and SIGHUP end the `with` as Ctrl-C does, so that the temporary daemons end too.
+
+    Only the first one does: a second must not interrupt the end of the daemons.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
+        for each in _END_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, end) for number in _END_SIGNALS}
     try:
         yield
     finally:

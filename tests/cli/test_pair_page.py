@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from spl.cli import pair_page
 from spl.cli.pair_page import cursor_text, sparkline, state_of
 from tests.cli.conftest import Daemon, Run
 from tests.cli.test_federation import PAIRS, a_pair
@@ -193,6 +194,12 @@ def test_it_is_caught_up_only_as_of_the_peers_last_word(spl: Run, daemon: Daemon
     assert failing["last confirmed"] == "12s ago; before that caught up for 2h"
     behind = {"clock": 3, "lag_records": 5}
     assert confirmed(spl, daemon, last_sync_cursor=behind)["last confirmed"] == "12s ago"
+
+
+def test_of_many_withheld_records_the_first_are_named() -> None:
+    lines = list(pair_page._withheld([f"{number:064x}" for number in range(pair_page.WITHHELD_SHOWN + 2)]))
+    assert len(lines) == pair_page.WITHHELD_SHOWN + 1
+    assert lines[-1] == "and 2 more"
 
 
 def test_bars() -> None:

@@ -3,6 +3,7 @@
 That they run and end is seen in tests/e2e/test_soak.py and test_demo.py.
 """
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spl.cli.client import CtlError
-from spl.cli.temporary import TemporaryDaemons
+from spl.cli.temporary import TemporaryDaemons, ended_by_signals
 
 
 class One(TemporaryDaemons):
@@ -41,6 +42,24 @@ def test_one_that_does_not_start_is_told_and_nothing_stays(
         pytest.fail("it started")
     assert f"no {ends_in} today" in caught.value.message
     assert not list(tmp_path.iterdir())
+
+
+def test_only_the_first_stop_signal_ends_the_command() -> None:
+    """A second one, while the daemons are ended, would leave them running."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def command() -> None:
+        with ended_by_signals():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGHUP)
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        command()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_command_runs_at_the_home_of_its_daemon() -> None:
