@@ -98,7 +98,7 @@ def test_a_segment_that_cannot_be_looked_at_takes_nothing(tmp_path: Path, monkey
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(store._active), "is_removed", fails)
+        patch.setattr(type(store._active), "size_in_place", fails)
         with pytest.raises(StoreError) as caught:
             store.append([record(1)], AT_MS)
     assert caught.value.code == "store-readonly"
