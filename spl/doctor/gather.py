@@ -245,7 +245,11 @@ def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         return replace(known, confirmed_s=confirmed_s, broken_s=lasting)
     stalled_s, least_s = health.stalled_s(pair.pair_id), OVERDUE_INTERVALS * _interval_s(pair, context.reach)
     lasting["cursor-stalled"] = stalled_s if stalled_s >= least_s else 0.0
-    return replace(known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=status.lag_records)
+    # Only a read that found them waiting shows that records are skipped; the peer may have counted these since.
+    unmoved = known.unmoved and confirmed_s is not None and stalled_s >= confirmed_s
+    return replace(
+        known, confirmed_s=confirmed_s, broken_s=lasting, lag_records=status.lag_records, unmoved=unmoved,
+    )  # fmt: skip
 
 
 def _with_peer_lag(known: Facts, pair: Pair, health: HealthSampler, offered: OfferedStatus) -> Facts:

@@ -187,6 +187,13 @@ def test_a_source_that_skips_records() -> None:
     }  # fmt: skip
 
 
+def test_records_counted_since_the_last_read_are_not_skipped() -> None:
+    """They wait for the next poll: the peer told its count in answer to a sign of life."""
+    last_read = status(lag_records=1, last_sync_ms=NOW_MS - 200_000)
+    assert codes(seen(told=last_read, unmoved=True, stalled_s=30.0)) == []
+    assert "cursor-skip-suspect" in codes(seen(told=last_read, unmoved=True, stalled_s=201.0))
+
+
 @pytest.mark.parametrize(("interval_s", "late_s"), [(0.0, 45.0), (10.0, 45.0), (300.0, 900.0)])
 def test_a_peer_that_confirms_nothing(interval_s: float, late_s: float) -> None:
     """Later than a stream may be silent, and than three of its own intervals."""
