@@ -48,7 +48,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         rollback                          peers that lost the end of their log
         peer reach                        the one way to speak to a peer; what this process learns of each
         schedule pull follow ingest       when to read; pages; a stream; the one door for what peers send
-        ledger budget                     what was refused; how many bytes a pair may bring in within a day
+        ledger budget                     what was refused; how many bytes a peer may bring in within a day
         push reconcile holdings           for a peer that cannot dial us; proof of equality; the sets compared
         fingerprints                      answering a peer that compares
         anti_entropy                      comparing each pair in the background, and fetching what is missing

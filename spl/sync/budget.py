@@ -1,4 +1,6 @@
-"""How many bytes each pair may bring in within a day: `limits.intake_day_bytes`.
+"""How many bytes each peer may bring in within a day: `limits.intake_day_bytes`.
+
+Callers name the pair; all pairs with one peer share a sum, so a peer that pairs again has no new day.
 
 Counted is what a peer makes us append: records, projections, positions, refusals, pins, and what its signed messages
 change: grants, states, tokens, manifests.  Only the handshake itself, once for each pair, is not counted.  The sum
@@ -60,7 +62,7 @@ class IntakeStatus:
 
 @dataclass(slots=True)
 class _Sum:
-    """The bytes of one pair that count at `at_s`."""
+    """The bytes of one peer that count at `at_s`."""
 
     bytes: float
     at_s: float
@@ -68,17 +70,19 @@ class _Sum:
 
 
 class IntakeBudget:
-    """The sums of all pairs; `saved` are those of the last process, by now.
+    """The sums of all peers; `saved` are those of the last process, by now; `peer_of` says whose a pair is.
 
     With a lock, because the signed messages are counted on the thread of the steps.
     """
 
     def __init__(
-        self, day_bytes: int, saved: Mapping[str, float], steady_s: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, day_bytes: int, saved: Mapping[str, float], steady_s: Callable[[], float] = time.monotonic,
+        peer_of: Callable[[str], str] = str,
+    ) -> None:  # fmt: skip
         self._day_bytes, self._steady_s, self._lock = day_bytes, steady_s, Lock()
+        self._peer_of = peer_of
         now_s = steady_s()
-        self._sums = {pair_id: _Sum(size, now_s, size >= day_bytes) for pair_id, size in saved.items()}
+        self._sums = {peer: _Sum(size, now_s, size >= day_bytes) for peer, size in saved.items()}
 
     def charge(self, pair_id: str, size: int) -> int:
         """Count bytes that the pair brings in; return how many of them count, which is what `refund` takes back."""
@@ -136,30 +140,32 @@ class IntakeBudget:
     def renew(self, pair_id: str) -> None:
         """Let the pair bring in a whole day's bytes again, by our operator's word."""
         with self._lock:
-            self._sums[pair_id] = _Sum(0.0, self._steady_s())
+            self._sums[self._peer_of(pair_id)] = _Sum(0.0, self._steady_s())
 
     def _sum(self, pair_id: str) -> _Sum:
         now_s = self._steady_s()
-        found = self._sums.setdefault(pair_id, _Sum(0.0, now_s))
+        found = self._sums.setdefault(self._peer_of(pair_id), _Sum(0.0, now_s))
         found.bytes = max(0.0, found.bytes - max(0.0, now_s - found.at_s) * self._day_bytes / DAY_S)
         found.at_s = now_s
         return found
 
 
-def saved_sums(store: Log, day_bytes: int, now_ms: int) -> dict[str, float]:
-    """Return what counts now of each pair, by the last line of the log that says it.
+def saved_sums(store: Log, day_bytes: int, now_ms: int, peer_of: Callable[[str], str] = str) -> dict[str, float]:
+    """Return what counts now of each peer, by the last line of the log that says it of any pair with the peer.
 
     A clock that was set back since lets nothing run off.
     """
-    found: dict[str, float] = {}
+    found, of_peers = dict[str, float](), dict[str, list[Line]]()
     for pair_id, lines in _newest(store).items():
+        of_peers.setdefault(peer_of(pair_id), []).extend(lines)
+    for peer, lines in of_peers.items():
         marks = [(line, value) for line in lines if type(value := _body(line).get("day_bytes")) is int]
         if marks:
             line, value = max(marks, key=lambda mark: mark[0].seq)
             past_s = max(0.0, (now_ms - line.at_ms) / 1000)
         else:
             value, past_s = min(_taken(store, now_ms), int(day_bytes * _OLD_SHARE)), 0.0
-        found[pair_id] = max(0.0, value - past_s * day_bytes / DAY_S)
+        found[peer] = max(0.0, value - past_s * day_bytes / DAY_S)
     return found
 
 

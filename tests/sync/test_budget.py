@@ -57,6 +57,16 @@ def test_the_limit_pauses_one_pair_and_no_other() -> None:
     assert refused(budget, OTHER) == 0
 
 
+def test_pairs_of_one_peer_share_a_day() -> None:
+    peers = {PAIR: "did:a", OTHER: "did:a", "pair_00000003": "did:b"}
+    budget = IntakeBudget(DAY_BYTES, {}, Clock(), peers.__getitem__)
+    budget.charge(PAIR, DAY_BYTES)
+    assert refused(budget, OTHER) > 0
+    assert refused(budget, "pair_00000003") == 0
+    budget.renew(OTHER)
+    assert refused(budget, PAIR) == 0
+
+
 def test_intake_resumes_when_a_96th_of_the_day_is_over_and_not_for_each_byte() -> None:
     budget, clock = made()
     budget.charge(PAIR, DAY_BYTES)
@@ -284,6 +294,27 @@ async def test_a_restart_neither_gives_back_nor_adds(tmp_path: Path, way: str) -
             saved = saved_sums(bob.home.store, DAY_BYTES, now_ms)
             assert OTHER not in saved
             assert brought - 100 <= saved[PAIR] <= brought
+
+
+async def test_a_peer_that_pairs_again_has_no_new_day_and_after_a_restart_neither(tmp_path: Path) -> None:
+    limits = replace(LIMITS, intake_day_bytes=DAY_BYTES)
+    async with nodes(tmp_path, "alice", "bob", limits=limits) as (alice, bob):
+        join(alice, bob)
+        join(alice, bob, OTHER)
+        budget = bob.ingest.budget
+        budget._steady_s = Clock()
+        item = Page([json.loads(alice.emit("1").raw)], ["default"], "place", False, {"clock": 3}, 0)
+        await bob.ingest.take(bob.pair(PAIR), item, moves=True)  # type: ignore[arg-type]
+        first = budget.brought(PAIR)
+        assert budget.brought(OTHER) == first > 0
+        item = Page([json.loads(alice.emit("2").raw)], ["default"], "place", False, {"clock": 4}, 0)
+        await bob.ingest.take(bob.pair(OTHER), item, moves=True)  # type: ignore[arg-type]
+        brought = budget.brought(OTHER)
+        assert brought > first
+        now_ms = bob.home.store.line(bob.home.store.last_seq).at_ms
+        saved = saved_sums(bob.home.store, DAY_BYTES, now_ms, bob.ingest._peer_of)
+        assert list(saved) == [alice.did]
+        assert brought - 100 <= saved[alice.did] <= brought
 
 
 async def test_what_runs_off_while_the_daemon_is_down_runs_off(tmp_path: Path) -> None:
