@@ -49,6 +49,8 @@ AUTO_NAMESPACES: Final = frozenset({"default"})
 """What automatic approval grants; a request for more goes to the operator whole."""
 POLL_COST: Final = 0.1
 """What a poll takes of the budget that a request or a renewal takes 1 of."""
+ANSWERED_PER_DAY: Final = 24
+"""Requests of one DID that may become pairs in 24 hours, unless they meet our own; each is records without end."""
 STRANGER_LINKS: Final = 8
 """Rotations that an instance without an agreed pair may show: each costs a verification."""
 
@@ -275,7 +277,7 @@ class Responder:
         self._check_policy(fields, peer, address, ours)
         opened = handshake.open_sealed(fields, own.seal_secrets)  # 1f
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
-        self._check_room(source_of(address))
+        self._check_room(source_of(address), peer.did, ours)
         until_ms = message.issued_at_ms(fields) + int(self.limits.nonce_memory_s * 1000)
         if not self.pairs.vault.remember_nonce(peer.did, fields["nonce"], until_ms, stranger=True):
             raise HandshakeError("pair-request-seen")
@@ -365,8 +367,10 @@ class Responder:
             return None
         return last if last.created_at_ms > oldest_ms else None
 
-    def _check_room(self, source: str) -> None:
-        """Refuse a request beyond those that may come in 24 hours, from one source and in all.
+    def _check_room(self, source: str, did: str, ours: Pair | None) -> None:
+        """Refuse a request beyond those that may come in 24 hours, from one source, of one DID and in all.
+
+        However many pairs a DID has or had, it takes one place of `pairs_count`.
 
         All unapproved ones count, whatever became of them, but for those that our operator rejected: each of these took
         a person's word, and must not shut out the next try.  Their sources are known to this process only.
@@ -382,8 +386,19 @@ class Responder:
         here = sum(place == source for place in self._sources.values())
         if len(recent) >= self.limits.requests_pending or here >= self.limits.requests_per_address:
             raise HandshakeError("rate-limited", "too many requests in 24 hours", retry_after_s=60)
-        if sum(not pair.ended or pair.created_at_ms > since_ms for pair in every) >= self.limits.pairs_count:
+        if ours is None and self._agreed_since(did, since_ms) >= ANSWERED_PER_DAY:
+            text = f"{ANSWERED_PER_DAY} requests of this instance became pairs in 24 hours"
+            raise HandshakeError("rate-limited", text, retry_after_s=3600)
+        placed = {pair.peer_did for pair in every if not pair.ended or pair.created_at_ms > since_ms}
+        if len(placed - {did}) >= self.limits.pairs_count:
             raise HandshakeError("rate-limited", f"there are {self.limits.pairs_count} pairs", retry_after_s=3600)
+
+    def _agreed_since(self, did: str, since_ms: int) -> int:
+        """Return how many requests of a DID became pairs since then."""
+        return sum(
+            pair.peer_did == did and not pair.initiator and pair.answer is not None and pair.created_at_ms > since_ms
+            for pair in self.pairs.all()
+        )
 
     # -- inside
 

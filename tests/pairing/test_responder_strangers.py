@@ -15,6 +15,7 @@ from spl.core.limits import Limits
 from spl.core.pair import handshake
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Asked, Revoked
+from spl.pairing.responder import ANSWERED_PER_DAY
 from spl.pairing.service import Pairing
 from tests.core.pair_kit import a_manifest
 from tests.pair_world import Node, World, both_active, code_of, paired, two
@@ -118,6 +119,11 @@ class Stranger:
         except SplError as exc:
             return exc.status
 
+    def again(self, number: int) -> None:
+        """Ask under a new pair id from now on."""
+        self.nonce = f"{number:032x}"
+        self.pair_id = handshake.pair_id_of(self.chain.did, self.b.did, self.nonce)
+
     async def withdraw(self) -> None:
         fields = message.head(self.chain.did, self.b.did, self.pair_id, self.world.now_ms(), "f" * 32)
         body = json.dumps(message.sign("notify-revoke", fields, self.key)).encode()
@@ -142,6 +148,25 @@ async def test_requests_count_for_a_day_even_if_withdrawn(tmp_path: Path) -> Non
         assert await fourth.ask("10.0.0.3") == 429, "ended requests do not count in all"
         world.time_ms += 86_400_000
         assert await fourth.ask("10.0.0.3") == 202
+
+
+async def test_pairs_of_one_did_take_one_place_and_a_days_number_of_them_is_bounded(tmp_path: Path) -> None:
+    limits = Limits(pairs_count=2, handshakes_per_minute=100_000)
+    async with two(tmp_path, "auto", limits) as (world, _, b):
+        first, second, third = (Stranger(world, b, number) for number in range(1, 4))
+        for number in range(ANSWERED_PER_DAY):
+            first.again(100 + number)
+            assert await first.ask("10.0.0.1") == 200
+        first.again(99)
+        assert await first.ask("10.0.0.1") == 429, "one DID made more pairs than a day's"
+        assert await second.ask("10.0.0.2") == 200, "the pairs of one DID took the places of others"
+        assert await third.ask("10.0.0.3") == 429
+        second.again(98)
+        assert await second.ask("10.0.0.2") == 200, "who has a place needs no other"
+        await b.restart()
+        assert await first.ask("10.0.0.1") == 429, "a restart gave a new day"
+        world.time_ms += 86_400_000
+        assert await first.ask("10.0.0.1") == 200
 
 
 async def test_of_a_withdrawn_request_no_claim_stays_and_its_polls_are_answered(tmp_path: Path) -> None:
