@@ -25,7 +25,7 @@ from ..core.identity.pins import KIND_CHAIN, pin_body
 from ..core.limits import Limits
 from ..core.record import namespace, record
 from ..core.record.record import Envelope
-from ..core.record.snapshot import CHAINS_BYTES_MAX, SnapshotError, SnapshotHeader, malformed, placement
+from ..core.record.snapshot import CHAINS_BYTES_MAX, SnapshotError, SnapshotHeader, envelope_of, malformed, placement
 from .disk import Disk, IdDigest
 from .log import Entry, LineError, Log, Row
 from .tables.lists import by_thread, by_thread_in
@@ -304,7 +304,7 @@ class Judge:
         `place` is the namespace that the file says.  Bytes that the log holds, within the caller's reach, were verified
         when they came, and may stay where they are.
         """
-        envelope = record.parse(raw, self._limits)
+        envelope = envelope_of(raw, self._limits)
         if self._stale and envelope.sig.by != self._own.did:
             self._refresh()
         if self._places.leaves_out(envelope):

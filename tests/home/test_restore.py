@@ -161,6 +161,15 @@ async def test_a_refusal_names_line_and_signer(tmp_path: Path) -> None:
         assert alice.did in caught.value.message
 
 
+async def test_a_line_of_more_parts_than_a_record_has_bytes_is_refused_unread(tmp_path: Path) -> None:
+    """Its value would take twenty times the memory of its text."""
+    async with nodes(tmp_path, "alice") as (alice,):
+        header = SnapshotHeader("", "th", 1, hashlib.sha256(b"").hexdigest()).encode()
+        with pytest.raises(SplError) as caught:
+            restore(alice, header + b'{"id":"","record":[' + b"[]," * 600_000 + b"[]]}\n")
+        assert (caught.value.code, caught.value.facts["line"]) == ("record-too-large", 2)
+
+
 async def test_reserved_threads_take_what_this_instance_signed_and_from_admin_only(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         alice.write(Own("th_aitl", "x.v1", {"n": 1}))

@@ -38,6 +38,11 @@ CHAINS: Final = "chains"
 CHAINS_BYTES_MAX: Final = MIB
 """Of all key chains in a header: half a line, and thousands of signers."""
 
+HEADER_SIGNS_MAX: Final = CHAINS_BYTES_MAX // 16
+"""Of brackets, braces and commas in a header: a chain has one in some forty bytes."""
+SIG_BYTES_MAX: Final = 4096
+"""More than a line has beside its record, and than a line that names a namespace has as a whole."""
+
 _READ_BYTES: Final = 256 * 1024
 _PLACE: Final = b'{"namespace":'
 _RECORD: Final = b'{"id":"'
@@ -79,6 +84,8 @@ class SnapshotHeader:
 
 def header_of(raw: bytes) -> SnapshotHeader:
     """Return the header in a first line without its line feed; raise SnapshotError "snapshot-malformed"."""
+    if _signs(raw) > HEADER_SIGNS_MAX:
+        raise malformed(f"the first line has over {HEADER_SIGNS_MAX:,} parts, and no header has as many")
     try:
         value = canon.decode(raw)
     except canon.CanonError as exc:
@@ -94,6 +101,17 @@ def header_of(raw: bytes) -> SnapshotHeader:
     if not isinstance(chains, dict):
         raise malformed("the chains in the header are an object")
     return SnapshotHeader(instance, thread, value["count"], value["digest"], chains)
+
+
+def envelope_of(raw: bytes, limits: Limits) -> Envelope:
+    """Return the envelope in a line, as `record.parse` does.
+
+    A line of more parts than the text of a record has bytes is refused before it is built: objects take up to twenty
+    times the memory of their text.
+    """
+    if len(raw) > limits.record_bytes and _signs(raw) > limits.record_bytes + SIG_BYTES_MAX:
+        raise SnapshotError("record-too-large", f"more parts than a record of {limits.record_bytes:,} bytes has")
+    return record.parse(raw, limits)
 
 
 def lines(read: Read) -> Iterator[bytes]:
@@ -160,7 +178,7 @@ def sound(found: Iterable[bytes], limits: Limits) -> Iterator[tuple[int, bytes, 
 
 def _is_record(raw: bytes, limits: Limits) -> bool:
     try:
-        return record.parse(raw, limits).raw == raw
+        return envelope_of(raw, limits).raw == raw
     except SplError:
         return False
 
@@ -174,7 +192,7 @@ def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:
     header, count = header_of(next(found, b"")), 0
     for number, raw, _ in placed(found):
         try:
-            yield record.parse(raw, limits)
+            yield envelope_of(raw, limits)
         except SplError as exc:
             raise malformed(f"line {number}: {exc.message}") from exc
         count += 1
@@ -192,7 +210,7 @@ def part(pieces: Iterable[bytes], wants: Callable[[Envelope], bool], limits: Lim
     for number, raw, ns in placed(found):
         count += 1
         try:
-            envelope = record.parse(raw, limits)
+            envelope = envelope_of(raw, limits)
         except SplError as exc:
             raise malformed(f"line {number}: {exc.message}") from exc
         if wants(envelope):
@@ -217,7 +235,13 @@ def malformed(text: str) -> SnapshotError:
     return SnapshotError("snapshot-malformed", text)
 
 
+def _signs(raw: bytes) -> int:
+    return raw.count(b"[") + raw.count(b"{") + raw.count(b",")
+
+
 def _namespace_in(raw: bytes, number: int) -> str:
+    if len(raw) > SIG_BYTES_MAX:
+        raise malformed(f"line {number} is too long for a namespace")
     try:
         value = canon.decode(raw)
         if isinstance(value, dict) and value.keys() == {"namespace"}:

@@ -1,17 +1,19 @@
 """Snapshots as text: the header says what follows, and any other text is refused."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.errors import SplError
+from spl.core.identity.did import did_of, multibase
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.record import record, snapshot
 from spl.core.record.record import Envelope, Sig
-from spl.core.record.snapshot import SnapshotHeader
+from spl.core.record.snapshot import CHAINS_BYTES_MAX, SnapshotHeader
 
 LIMITS = Limits()
 EMPTY = hashlib.sha256().hexdigest()
@@ -120,3 +122,42 @@ def test_no_part_is_made_of_what_is_no_whole_snapshot(fault: str) -> None:
     with pytest.raises(SplError) as caught:
         list(snapshot.part([broken], lambda one: True, LIMITS))
     assert caught.value.code == "snapshot-malformed"
+
+
+@pytest.mark.parametrize("parts", [b"[]", b"{}", b"0"])
+def test_a_header_of_too_many_parts_is_refused_before_it_is_built(parts: bytes) -> None:
+    chains = b'{"chains":{"a":[' + b",".join([parts] * snapshot.HEADER_SIGNS_MAX) + b"]},"
+    with pytest.raises(SplError, match="parts") as caught:
+        snapshot.header_of(SnapshotHeader("", "", 0, EMPTY).encode()[:-1].replace(b"{", chains, 1))
+    assert caught.value.code == "snapshot-malformed"
+
+
+def test_a_header_of_as_many_chains_as_it_has_room_for_reads_back() -> None:
+    """The shortest ones, those of signers that never rotated, have the most parts a byte."""
+    one = {"first_key": multibase(KEY.public), "rotations": list[str]()}
+    dids = (f"{did_of('x', KEY.public)}{n:05}" for n in range(5500))
+    made = {did: {"did": did, **one} for did in dids}
+    header = SnapshotHeader("", "", 0, EMPTY, made)
+    assert len(header.encode()) > CHAINS_BYTES_MAX * 3 // 4
+    assert snapshot.header_of(header.encode()[:-1]) == header
+
+
+def test_a_line_of_more_parts_than_a_record_has_bytes_is_refused_before_it_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = replace(LIMITS, record_bytes=100_000)
+    fields = record.check(
+        {"act": "DO", "actor": "did:sync:user:a", "body": {"l": [[]] * 33_000}, "clock": 1, "thread": "th"}, limits
+    )
+    id_, text = record.identify(fields, limits)
+    largest = record.seal(fields, id_, text, Sig("did:x", "zkey", KEY.sign(record.signed_text(id_, None)))).raw
+    assert snapshot.envelope_of(largest, limits).raw == largest
+    monkeypatch.setattr(record, "parse", None)
+    with pytest.raises(SplError) as caught:
+        snapshot.envelope_of(b'{"id":"","record":[' + b"[]," * 60_000 + b"[]]}", limits)
+    assert caught.value.code == "record-too-large"
+
+
+def test_a_line_of_a_namespace_is_short() -> None:
+    with pytest.raises(SplError, match="too long"):
+        [*snapshot.placed([b'{"namespace":[' + b"[]," * 2_000 + b"[]]}", b"x"])]
