@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from ..core import canon
 from ..core.errors import SplError, cli_code
 from ..core.identity import manifest, message
-from ..core.identity.manifest import Manifest
+from ..core.identity.manifest import Manifest, ManifestError
 from ..core.identity.message import MessageError
 from ..core.identity.pins import FORK
 from ..core.limits import KIB
@@ -87,13 +87,14 @@ class Exchange:
     async def rediscover(self, pair: Pair, expect_key: str = "") -> Manifest:
         """Return the present manifest of a pair's peer.
 
-        Asked for where the peer said last that it is, if that manifest waits for its hour, then where our operator
-        found it, and then where the manifest that we took says.
+        Asked for where the peer said last that it is, and then where it was before: what the manifest says that waits
+        for its hour, the one that we took, and our operator at first.  Whoever holds a former address now may answer
+        anything there, so what fails at any but the first place counts as no answer.  A fork at the first is proved.
 
         Raises as `discover`, with the first place's error; PairError "manifest-did-mismatch" for another instance.
         """
         newer = self.pairs.newer.get(pair.pair_id)
-        urls = newer.url if newer is not None else "", pair.proposal.url, pair.url
+        urls = newer.url if newer is not None else "", pair.url, pair.proposal.url
         places = list(dict.fromkeys(parse_url(url).origin for url in urls if url))
         failed: SplError | None = None
         for place in places:
@@ -103,8 +104,10 @@ class Exchange:
                 if peer.did == pair.peer_did:
                     return peer
                 raise PairError("manifest-did-mismatch", f"{place} is now {peer.did}, not {pair.peer_did}")
-            except (ReachError, PairError) as exc:
+            except (ReachError, PairError, ManifestError) as exc:
                 failed = failed or exc
+                if failed.code == FORK and not isinstance(failed, StolenKey):
+                    break
         assert failed is not None
         raise failed
 

@@ -31,8 +31,8 @@ async def test_documents_are_asked_for_past_caches(tmp_path: Path) -> None:
         assert sent == [("/.well-known/syncropel", True), ("/.well-known/did.json", True)]
 
 
-async def test_the_peer_is_looked_for_where_it_was_typed_and_where_it_moved(tmp_path: Path) -> None:
-    """The old place is somebody else's now: the new one is asked; when neither answers, the typed one's error tells."""
+async def test_the_peer_is_looked_for_where_it_moved_and_where_it_was_typed(tmp_path: Path) -> None:
+    """The old place is somebody else's now, so only the new one's error tells; the typed one still may be right."""
     async with paired(tmp_path) as (world, a, b, _):
         old = b.url
         await b.end()
@@ -45,12 +45,62 @@ async def test_the_peer_is_looked_for_where_it_was_typed_and_where_it_moved(tmp_
         del world.nodes[b.url]
         with pytest.raises(SplError) as caught:
             await a.pairing.exchange.rediscover(a.alive[0])
-        assert code_of(caught) == "manifest-did-mismatch"
+        assert code_of(caught) == "connect"
+        world.nodes[old] = b
+        assert (await a.pairing.exchange.rediscover(a.alive[0])).did == b.did
         del world.nodes[old]
         with pytest.raises(SplError) as caught:
             await a.pairing.exchange.rediscover(a.alive[0])
         assert code_of(caught) == "connect"
         world.nodes[b.url] = b
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b"<html>hello</html>"])
+async def test_who_holds_a_former_address_degrades_no_pair(tmp_path: Path, answer: bytes, there: bool) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        old = b.url
+        await b.end()
+        b.move("http://127.0.0.1:9555")
+        b.start()
+        await until(lambda: a.alive[0].url == b.url)
+        real = a.pairing.peers.client.fetch
+
+        async def fetched(method: str, url: str, **more: Any) -> Reply:
+            if url.startswith(old):
+                return Reply(200, {"content-type": "application/json"}, answer, "127.0.0.1")
+            return await real(method, url, **more)
+
+        a.pairing.peers.client.fetch = fetched  # type: ignore[method-assign, assignment]
+        if there:
+            await a.pairing.refresh(pair_id)
+            await both_active(a, b)
+            return
+        del world.nodes[b.url]
+        with pytest.raises(SplError) as caught:
+            await a.pairing.refresh(pair_id)
+        assert code_of(caught) == "connect"
+        assert not a.alive[0].reason.startswith("manifest")
+        world.nodes[b.url] = b
+
+
+async def test_a_wrong_answer_at_the_present_address_is_no_end_if_the_typed_one_is_right(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, _):
+        old = b.url
+        await b.end()
+        b.move("http://127.0.0.1:9555")
+        b.start()
+        await until(lambda: a.alive[0].url == b.url)
+        world.nodes[old] = b
+        real = a.pairing.peers.client.fetch
+
+        async def fetched(method: str, url: str, **more: Any) -> Reply:
+            if url.startswith(b.url):
+                return Reply(200, {"content-type": "application/json"}, b"{}", "127.0.0.1")
+            return await real(method, url, **more)
+
+        a.pairing.peers.client.fetch = fetched  # type: ignore[method-assign, assignment]
+        assert (await a.pairing.exchange.rediscover(a.alive[0])).did == b.did
 
 
 async def test_an_answer_that_nobody_signed_moves_no_pair(tmp_path: Path) -> None:
