@@ -4,7 +4,8 @@ A search reads as many rows as its client asks for, so a tenant can keep any num
 likes.  In the executor that the whole API shares, sixty searches of one tenant held up the reads and the larger writes
 of all others for seconds.  So every reading whose cost depends on how much the log holds comes here, cut into steps of
 some milliseconds.  A principal has at most one step under way, and those that wait are served round robin: however many
-searches one principal begins, another one's step waits for one step of each other principal.
+searches one principal begins, another one's step waits for one step of each other principal.  One thread is kept from
+the steps of queries, which judge a record of a megabyte in one: lists, states and watches go on however many query.
 
 Writes of many records are held here as well, BULK_WRITES of a principal at a time: they are decoded in threads, where
 sixty of one tenant held up the single write of another one.
@@ -27,6 +28,8 @@ from .auth import Principal
 
 WORKERS: Final = 2
 """Two, so that one that waits for the disk does not stop the others; more would only compete for the interpreter."""
+LONG_SPARED: Final = 1
+"""Threads that the steps of queries and of first passes through the log, `run`, leave to lists, states and watches."""
 
 BULK_WRITES: Final = 2
 """Of one principal: while one waits for the disk the other is decoded."""
@@ -57,9 +60,11 @@ class Searches:
     def __init__(self) -> None:
         # Its threads begin with the first search.
         self._pool = ThreadPoolExecutor(WORKERS, "spl-search")
-        self._waiting: dict[str, deque[_Step]] = {}
-        """Steps by principal, the one whose turn is next first."""
+        self._waiting: dict[tuple[str, bool], deque[_Step]] = {}
+        """Steps by principal and whether they are of `run`, those whose turn is next first."""
         self._running: set[str] = set()
+        self._long = 0
+        """How many steps of `run` are under way."""
         self._closed = False
         self._bulk: dict[str, _Bulk] = {}
 
@@ -91,39 +96,47 @@ class Searches:
 
         A step that was cancelled before its turn is not made.  Raises SplError "shutting-down" after `close`.
         """
+        return await self._result(principal, partial(work, *args, **kwargs), long=False)
+
+    async def run(self, principal: Principal, work: Generator[None, None, _T]) -> _T:
+        """Return the result of a search that yields between its steps, which never take the last thread."""
+        result = list[_T]()
+        while not await self._result(principal, partial(_advance, work, result), long=True):
+            pass
+        return result[0]
+
+    async def _result(self, principal: Principal, work: Callable[[], _T], *, long: bool) -> _T:
         if self._closed:
             raise SplError("shutting-down")
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(principal.who, deque()).append(_Step(partial(work, *args, **kwargs), done))
+        self._waiting.setdefault((principal.who, long), deque()).append(_Step(work, done))
         self._begin()
         return await done
-
-    async def run(self, principal: Principal, work: Generator[None, None, _T]) -> _T:
-        """Return the result of a search that yields between its steps."""
-        result = list[_T]()
-        while not await self.step(principal, _advance, work, result):
-            pass
-        return result[0]
 
     def _begin(self) -> None:
         """Make as many steps as there are threads for, each of another principal."""
         while len(self._running) < WORKERS:
-            who = next((each for each in self._waiting if each not in self._running), None)
-            if who is None:
+            key = next((key for key in self._waiting if self._may_begin(*key)), None)
+            if key is None:
                 return
-            steps = self._waiting.pop(who)
-            step = steps.popleft()
+            steps = self._waiting.pop(key)
+            step, (who, long) = steps.popleft(), key
             if steps:
-                self._waiting[who] = steps  # behind all others
+                self._waiting[key] = steps  # behind all others
             if step.done.cancelled():
                 continue
             self._running.add(who)
+            self._long += long
             made = asyncio.get_running_loop().run_in_executor(self._pool, step.work)
-            made.add_done_callback(partial(self._ended, who, step.done))
+            made.add_done_callback(partial(self._ended, who, long, step.done))
 
-    def _ended(self, who: str, done: "asyncio.Future[Any]", made: "asyncio.Future[Any]") -> None:
+    def _may_begin(self, who: str, long: bool) -> bool:
+        return who not in self._running and (not long or self._long < max(WORKERS - LONG_SPARED, 1))
+
+    def _ended(self, who: str, long: int, done: "asyncio.Future[Any]", made: "asyncio.Future[Any]") -> None:
         """Hand over a result, and go on with the next step."""
         self._running.discard(who)
+        self._long -= long
         fault = None if made.cancelled() else made.exception()
         if not done.done():
             if made.cancelled():

@@ -8,8 +8,10 @@ MongoDB: a list matches if it or one of its items does, a way into a list goes i
 a field that is absent, and numbers are ordered among numbers, texts among texts.  `$like` and `$ilike` are SQL's, with
 `%` for any characters and `_` for one.
 
-Everything is counted in steps, as in `cel/evaluate`: a test, a value tried and sixteen characters that may be read are
-one each.  Refused by name are fields and operators that are not known here: an empty answer would look like one.
+Everything is counted in steps before it is done, as in `cel/evaluate`: a test, a group, a value tried and sixteen
+characters that may be read are one each, and four characters that a pattern with `_` may read.  One record may take
+RECORD_STEPS, for its tests are one turn.  Refused by name are fields and operators that are not known here: an empty
+answer would look like one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,11 @@ TESTS_MAX: Final = 256
 LEVELS_MAX: Final = 16
 """How deep `$and`, `$or` and `$not` may be nested."""
 CHARS_PER_STEP: Final = 16
+CHARS_TRIED_PER_STEP: Final = 4
+PIECE_PER_TRY: Final = 256
+"""How many characters of a piece are compared at once: see `_find`."""
+RECORD_STEPS: Final = 1_000_000
+"""Of one record: half a second."""
 
 _ORDERS: Final[dict[str, Callable[[Any, Any], bool]]] = {"$gt": gt, "$gte": ge, "$lt": lt, "$lte": le}
 _NEGATIONS: Final = {"$ne": "$eq", "$nin": "$in"}
@@ -42,6 +49,7 @@ class Cost:
 
     def __init__(self, steps: int) -> None:
         self.steps, self.left = steps, steps
+        self._floor = 0
 
     @property
     def spent(self) -> int:
@@ -53,6 +61,16 @@ class Cost:
         self.left -= steps
         if self.left < 0:
             raise QueryError("query-cost", f"the query takes more than {self.steps:,} steps")
+        if self.left < self._floor:
+            raise QueryError("query-cost", f"the query takes more than {RECORD_STEPS:,} steps for one record")
+
+    def begin_record(self) -> None:
+        """From here to `end_record` no more than RECORD_STEPS are left."""
+        self._floor = self.left - RECORD_STEPS
+
+    def end_record(self) -> None:
+        """Only the whole query is bounded again."""
+        self._floor = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +81,10 @@ class RecordFilter:
 
     def holds(self, record: Mapping[str, Any], cost: Cost) -> bool:
         """Return whether the filter holds of a record, given as its columns and `body`."""
-        return all(part.holds(record, cost) for part in self.parts)
+        cost.begin_record()
+        held = all(part.holds(record, cost) for part in self.parts)
+        cost.end_record()
+        return held
 
     def fixed(self, column: str) -> str | None:
         """Return the one text that a column must have for the filter to hold; None if it leaves a choice."""
@@ -140,6 +161,7 @@ class _Group:
             yield from part.tests()
 
     def holds(self, record: Mapping[str, Any], cost: Cost) -> bool:
+        cost.spend(1)
         holding = (part.holds(record, cost) for part in self.parts)
         return (any(holding) if self.one else all(holding)) is not self.negated
 
@@ -156,8 +178,9 @@ class _Like:
 
     def matches(self, text: str, cost: Cost) -> bool:
         """Return whether the whole text fits; each piece is taken where it fits first, so nothing is tried twice."""
-        # Of a piece with "_" every place may be tried, character by character.
-        cost.spend(1 + len(text) * max(len(piece) if "_" in piece else 1 for piece in self.pieces) // CHARS_PER_STEP)
+        cost.spend(1 + len(self.pieces) + len(text) // CHARS_PER_STEP)
+        tried = max((1 + len(piece) // PIECE_PER_TRY for piece in self.pieces if "_" in piece), default=0)
+        cost.spend(len(text) * tried // CHARS_TRIED_PER_STEP)
         text = text.lower() if self.any_case else text
         first, *between, last = self.pieces if len(self.pieces) > 1 else (*self.pieces, "")
         at, end = len(first), len(text) - len(last)
@@ -172,14 +195,35 @@ class _Like:
 
 
 def _find(text: str, piece: str, start: int, end: int) -> int:
-    """Return where a piece fits first; -1 for nowhere."""
+    """Return where a piece fits first; -1 for nowhere.
+
+    With "_" by shift-and: bit n of `begun` says that the n + 1 characters up to here fit the begin of the piece, so
+    every character of the text is read once, however much of it nearly fits.
+    """
     if "_" not in piece:
         return text.find(piece, start, end)
-    return next((at for at in range(start, end - len(piece) + 1) if _fits(text, at, piece)), -1)
+    fitting, any_char, bit = dict[str, int](), 0, 1
+    for char in piece:
+        if char == "_":
+            any_char |= bit
+        else:
+            fitting[char] = fitting.get(char, 0) | bit
+        bit <<= 1
+    masks, last, begun = {char: bits | any_char for char, bits in fitting.items()}, bit >> 1, 0
+    for at in range(start, end):
+        begun = (begun << 1 | 1) & masks.get(text[at], any_char)
+        if begun & last:
+            return at + 1 - len(piece)
+    return -1
 
 
 def _fits(text: str, at: int, piece: str) -> bool:
-    return all(wanted in ("_", have) for wanted, have in zip(piece, text[at : at + len(piece)], strict=True))
+    part = text[at : at + len(piece)]
+    return part == piece or ("_" in piece and all(map(_same, piece, part)))
+
+
+def _same(wanted: str, have: str) -> bool:
+    return wanted in ("_", have)
 
 
 def _values(value: Any, path: Sequence[str], cost: Cost) -> list[Any]:
@@ -187,7 +231,9 @@ def _values(value: Any, path: Sequence[str], cost: Cost) -> list[Any]:
     cost.spend(1 + len(path))
     for place, name in enumerate(path):
         if isinstance(value, list):
+            cost.spend(len(value))
             inside = [_values(item, path[place:], cost) for item in value if isinstance(item, dict)]
+            cost.spend(sum(map(len, inside)))
             return [found for each in inside for found in each]
         if not isinstance(value, dict) or name not in value:
             return []
@@ -210,9 +256,20 @@ def _key(value: object, cost: Cost) -> tuple[str, object]:
         cost.spend(len(value) // CHARS_PER_STEP)
     if value is None or isinstance(value, (bool, int, float, str)):
         return _kind(value), value
-    text = canon.encode(value)
-    cost.spend(len(text) // CHARS_PER_STEP)
-    return "json", text
+    _spend_for(value, cost)
+    return "json", canon.encode(value)
+
+
+def _spend_for(value: object, cost: Cost) -> None:
+    """Spend what it takes to write a list or an object, as far as it was looked at."""
+    inner = [value]
+    while inner:
+        each = inner.pop()
+        if isinstance(each, str):
+            cost.spend(1 + len(each) // CHARS_PER_STEP)
+        elif isinstance(each, (list, dict)):
+            cost.spend(1 + 2 * len(each))
+            inner += each if isinstance(each, list) else [*each, *each.values()]
 
 
 class _Reader:
@@ -226,13 +283,22 @@ class _Reader:
             raise _refusal("a filter is an object of fields and operators")
         if level > LEVELS_MAX:
             raise _refusal(f"nested deeper than {LEVELS_MAX} levels")
+        if not value:
+            self._count()
         return tuple(part for name, inner in value.items() for part in self._member(name, inner, level))
+
+    def _count(self) -> None:
+        """Count a test, or what is looked at like one: a group, or a filter without members."""
+        self._tests += 1
+        if self._tests > TESTS_MAX:
+            raise _refusal(f"more than {TESTS_MAX} tests and groups")
 
     def _member(self, name: str, inner: object, level: int) -> list[_Part]:
         if not name.startswith("$"):
             return self._field(_path(name), inner, level)
         if name not in _LOGIC:
             raise _refusal(f"{name[:40]!r} is not known beside fields; known are {', '.join(_LOGIC)}")
+        self._count()
         if name == "$not":
             return [_Group(self.filter(inner, level + 1), negated=True)]
         if not isinstance(inner, list) or not inner:
@@ -246,9 +312,7 @@ class _Reader:
         return [self._operator(path, name, operand, level) for name, operand in inner.items()]
 
     def _operator(self, path: tuple[str, ...], name: str, operand: Any, level: int) -> _Part:
-        self._tests += 1
-        if self._tests > TESTS_MAX:
-            raise _refusal(f"more than {TESTS_MAX} tests")
+        self._count()
         if name not in _OPERATORS:
             raise _refusal(f"{name[:40]!r} is not an operator on a field; known are {', '.join(_OPERATORS)}")
         if name == "$not":

@@ -130,13 +130,13 @@ async def test_a_long_query_is_cut_into_turns(served: Served, monkeypatch: pytes
     """Others come between: one turn ends after STEP_COST, whatever the filter asks of each record."""
     await emit(served, *(value(n) for n in range(200)))
     turns = []
-    real = served.services.searches.step
+    real = served.services.searches._result
 
     async def step(*args: Any, **more: Any) -> Any:
         turns.append(args)
         return await real(*args, **more)
 
-    monkeypatch.setattr(type(served.services.searches), "step", lambda self, *args, **more: step(*args, **more))
+    monkeypatch.setattr(type(served.services.searches), "_result", lambda self, *args, **more: step(*args, **more))
     monkeypatch.setattr(queries, "STEP_COST", 500)
     spent = (await found(served, {"body.none": 1}, explain=True))["plan"]["steps"]
     assert spent > 5000

@@ -85,6 +85,30 @@ async def test_one_principal_has_one_step_under_way() -> None:
         assert [task.result() for task in mine] == [f"acme {n}" for n in range(2 * WORKERS)]
 
 
+async def test_queries_leave_a_thread_to_all_other_steps() -> None:
+    """However many principals query, and whatever one step of theirs takes."""
+    searches = Searches()
+    with gate() as gated:
+
+        def query(name: str) -> Generator[None, None, str]:
+            gated.held(name)
+            yield
+            return name
+
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+            mine = [tasks.create_task(searches.run(who, query(who.token_id))) for who in (ACME, VAULT)]
+            await until(lambda: gated.begun)
+            assert await searches.step(SHOP, gated.step, "shop") == "shop"
+            gone = tasks.create_task(searches.run(SHOP, query("gone")))
+            await turns(2)
+            gone.cancel()
+            await turns(2)
+            assert await searches.step(SHOP, gated.step, "again") == "again"
+            assert gated.begun == [ACME.token_id, "shop", "again"]
+            gated.open.set()
+        assert [task.result() for task in mine] == [ACME.token_id, VAULT.token_id]
+
+
 @pytest.mark.usefixtures("alone")
 async def test_a_step_that_was_given_up_is_not_made() -> None:
     searches = Searches()

@@ -4,10 +4,10 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spl.core.query import LEVELS_MAX, TESTS_MAX, Cost, QueryError, parse
+from spl.core.query import LEVELS_MAX, RECORD_STEPS, TESTS_MAX, Cost, QueryError, parse
 
 RECORD: dict[str, Any] = {
     "id": "a" * 64,
@@ -176,12 +176,47 @@ def test_cost_grows_with_what_is_read() -> None:
 ALPHABET = st.text(alphabet="ab_%é\n", max_size=8)
 
 
-@given(text=ALPHABET, pattern=ALPHABET)
+@given(text=st.text(alphabet="ab_", max_size=20), pattern=st.text(alphabet="ab_%", max_size=12))
+@example(text="aab" * 30 + "c", pattern="%a_c%")
+@example(text="ab" * 300, pattern="%" + "a_" * 300 + "%")
+@example(text="ab" * 299 + "a", pattern="%" + "a_" * 300 + "%")
 def test_like_is_that_of_sql(text: str, pattern: str) -> None:
     """A regular expression, which may try again and again, says the same."""
     as_regex = "".join({"%": ".*", "_": "."}.get(char, re.escape(char)) for char in pattern)
     wanted = re.fullmatch(as_regex, text, re.DOTALL) is not None
     assert parse({"body.t": {"$like": pattern}}).holds({"body": {"t": text}}, Cost(10_000)) is wanted
+
+
+@pytest.mark.parametrize("value", [
+    {"$or": [{"body.t": {"$like": f"%_b{n}%"}} for n in range(100)]},
+    {"$or": [{"body.list": n} for n in range(100)]},
+    {"$or": [{"body.deep": {"a": n}} for n in range(100)]},
+])  # fmt: skip
+def test_one_record_may_take_so_many_steps(value: object) -> None:
+    """Its tests are one turn, so what holds others up is refused before it is done, whatever is left."""
+    body = {"t": "a" * 900_000, "list": [1] * 300_000, "deep": {"a": [1] * 300_000}}
+    cost = Cost(10**12)
+    with pytest.raises(QueryError, match="for one record") as found:
+        parse(value).holds({"body": body}, cost)
+    assert found.value.code == "query-cost"
+    assert cost.spent <= 2 * RECORD_STEPS
+    assert not parse({"body.t": {"$like": "%_b%"}}).holds({"body": {"t": "a" * 900_000}}, cost)
+    cost.spend(2 * RECORD_STEPS)
+
+
+@pytest.mark.parametrize("value", [
+    {"$and": [{}] * (TESTS_MAX + 1)}, {"$or": [{"$and": [{}]}] * (TESTS_MAX // 2)},
+    {"$and": [{"$not": {"$not": {"clock": 1}}}] * (TESTS_MAX // 3 + 1)},
+])  # fmt: skip
+def test_groups_and_empty_filters_count_as_tests(value: object) -> None:
+    with pytest.raises(QueryError, match="tests and groups"):
+        parse(value)
+
+
+def test_many_groups_cost_steps() -> None:
+    cost = Cost(1000)
+    assert parse({"$and": [{}] * 100}).holds(RECORD, cost)
+    assert cost.spent >= 100
 
 
 def test_what_an_index_may_use() -> None:
