@@ -282,9 +282,12 @@ def test_what_degraded_a_pair_is_over_and_nobody_tried_again(world: World) -> No
     """On demand nothing is tried by itself: all is well on the way, and one sync makes the pair active."""
     world.alice.run("federation", "set-mode", world.pair_id, "on-demand")
     world.proxy.statuses = {CHANGES: 503}
-    for _ in range(5):
+
+    def degraded() -> bool:
         world.alice.run("sync", world.pair_id, code=9)
-    eventually(lambda: world.alice.pairs("degraded"), "the pair is degraded")
+        return bool(world.alice.pairs("degraded"))
+
+    eventually(degraded, "the pair is degraded")
     world.proxy.heal()
     fix = world.seen("pair-degraded")["fix"]
     assert fix == f"spl sync {world.pair_id}"
