@@ -89,7 +89,7 @@ def headed(text: str) -> int:
 
 
 def page(text: str, columns: int) -> Iterator[str]:
-    """Yield the lines of a help page: prose is set anew, lists go on below their texts, an example is left alone."""
+    """Yield the lines of a help page: prose is rewrapped, lists go on below their texts, an example is left alone."""
     width = max(PAGE_CHARS, columns)
     prose, found, example = text.removesuffix("\n").partition("\nexample:\n")
     for paragraph in _paragraphs(prose.split("\n")):

@@ -152,8 +152,8 @@ class AntiEntropy:
             state.kick.clear()
             wanted, wait_s = pair.mode != ON_DEMAND or state.requested, state.due_s - now_s()
             if state.requested and not state.noted and pair.mode == ON_DEMAND:
-                state.noted = True
                 await asyncio.to_thread(self._vault.put, _NOTE + pair_id, "")
+                state.noted = True  # only now: a put that fails is tried again
             if wanted and wait_s <= 0:
                 state.due_s = inf
                 delay_s = await self._turn(pair_id, state)

@@ -7,7 +7,7 @@ the peer may leave before it acts on it.  Rejected: to ask again at every pull, 
 travels for ever.
 
 Beside it stands what our pushes passed over, because the way to a peer does not carry it.  That list is not on the
-disk: each comparison finds it anew.
+disk: each comparison finds it again.
 """
 
 import asyncio

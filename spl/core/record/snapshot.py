@@ -64,7 +64,7 @@ class SnapshotHeader:
     count: int
     digest: str
     chains: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
-    """Key chains by DID, as they are written; whoever uses one verifies it."""
+    """Key chains by DID, as they are written; the code that uses one verifies it."""
 
     def encode(self) -> bytes:
         """Return the line with its line feed."""
