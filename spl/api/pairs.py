@@ -185,7 +185,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "caught_up_ms": _caught_up_ms(found, reading.last_sync_at),
         "last_read_at": offered.acked_at,
         "compared": compared.to_json() if (compared := services.anti_entropy.last(found.pair_id)) is not None else None,
-        "lags": services.doctor.health.lags(found.pair_id),
+        **_lags(services, found.pair_id),
         "next_attempt_at": reading.next_attempt_at,
         "attempt": reading.attempt,
         "stream": reading.stream.to_json() if reading.stream is not None else None,
@@ -212,6 +212,15 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
             for at_ms, before, after, reason in reversed(found.transitions)
         ],
         "fix": services.doctor.fix(found) or _fix(found),
+    }
+
+
+def _lags(services: Services, pair_id: str) -> dict[str, object]:
+    """Return how far we were behind the peer by the minute, and how long it took to confirm what was written here."""
+    return {
+        "lags": services.doctor.health.lags(pair_id),
+        "lag_ms": services.feed.lag_ms(pair_id),
+        "lag_histogram": services.feed.lag_histogram(pair_id).to_json(),
     }
 
 

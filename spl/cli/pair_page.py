@@ -65,6 +65,8 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "last error", _error(pair["last_error"], out)
     if any(lag is not None for lag in pair.get("lags") or []):
         yield "lag, last 30 min", f"{sparkline(pair['lags'])}  (records)"
+    if (pair.get("lag_ms") or {}).get("samples"):
+        yield "lag, last 5 min", _lag(pair["lag_ms"])
     yield from column("transitions", [_transition(item) for item in pair.get("transitions") or []])
     if pair.get("fix"):
         yield "fix", str(pair["fix"])
@@ -114,6 +116,11 @@ def sparkline(lags: Sequence[int | None]) -> str:
     """Return one bar per value, the tallest for the greatest; "·" for an unknown value."""
     top = max((lag for lag in lags if lag is not None), default=0) or 1
     return "".join("·" if lag is None else _BARS[min(len(_BARS) - 1, lag * len(_BARS) // (top + 1))] for lag in lags)
+
+
+def _lag(lag: Mapping[str, Any]) -> str:
+    """Return how long the peer took to confirm what was written here."""
+    return f"p50 {lag['p50_ms']:,} ms, p99 {lag['p99_ms']:,} ms, over {count(lag['samples'], 'write')} of ours"
 
 
 def _compared(compared: Mapping[str, Any], out: Out) -> str:

@@ -4,9 +4,11 @@ Times are arguments, in Unix ms; a clock that steps back only makes the samples 
 """
 
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Final
+from itertools import accumulate
+from typing import Final, NamedTuple
 
 from .backoff import TokenBucket
 
@@ -19,13 +21,34 @@ _FINE: Final = 8  # steps a doubling: a value is held within an eighth of itself
 _BUCKETS: Final = 128  # the last one holds everything over four minutes
 
 
-class Lags:
-    """Lags in ms of the last five minutes, as counts in steps that grow with the lag; 5 KiB at most."""
+LAG_BOUNDS_MS: Final = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)
+"""Upper bounds of the buckets of a LagHistogram, each part of its bucket; the last bucket has none."""
 
-    __slots__ = ("_slots",)
+
+class LagHistogram(NamedTuple):
+    """Lags since the daemon started: how many were at most each of LAG_BOUNDS_MS, then all of them; and their sum.
+
+    Every number only grows, as a scraper needs it.
+    """
+
+    at_most: tuple[int, ...]
+    sum_ms: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return {le_s, counts, sum_s, count}; one bound fewer than counts, as the last count has none."""
+        bounds_s = [bound / 1000 for bound in LAG_BOUNDS_MS]
+        counts, sum_s = list(self.at_most), self.sum_ms / 1000
+        return {"le_s": bounds_s, "counts": counts, "sum_s": sum_s, "count": self.at_most[-1]}
+
+
+class Lags:
+    """Lags in ms: those of the last five minutes in fine steps (5 KiB at most), and all since the start in buckets."""
+
+    __slots__ = ("_slots", "_sum_ms", "_totals")
 
     def __init__(self) -> None:
         self._slots: dict[int, array[int]] = {}
+        self._totals, self._sum_ms = [0] * (len(LAG_BOUNDS_MS) + 1), 0
 
     def add(self, lag_ms: int, now_ms: int) -> None:
         """Count one lag."""
@@ -35,6 +58,12 @@ class Lags:
             self._forget(slot)
             counts = self._slots[slot] = array("I", bytes(4 * _BUCKETS))
         counts[_bucket(lag_ms)] += 1
+        self._totals[bisect_left(LAG_BOUNDS_MS, lag_ms)] += 1
+        self._sum_ms += max(0, lag_ms)
+
+    def histogram(self) -> LagHistogram:
+        """Return all lags since the start."""
+        return LagHistogram(tuple(accumulate(self._totals)), self._sum_ms)
 
     def counts(self, now_ms: int) -> list[int]:
         """Return how often each step was met in the last five minutes."""

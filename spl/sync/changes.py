@@ -26,7 +26,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
-from ..core.recent import Lags, summary
+from ..core.recent import LagHistogram, Lags, summary
 from ..core.record.page import WE_PUSH
 from ..core.record.record import is_id
 from ..home.tables.lists import by_namespace
@@ -309,6 +309,10 @@ class Feed:
         """
         chosen = self._lags if not pair_id else self._lags.keys() & {pair_id}
         return summary([self._lags[each][0].counts(self._now_ms()) for each in chosen])
+
+    def lag_histogram(self, pair_id: str) -> LagHistogram:
+        """Return the lags of one pair since the start; all zero while nothing was measured."""
+        return (self._lags.get(pair_id) or (Lags(), 0))[0].histogram()
 
     # -- in a thread
 

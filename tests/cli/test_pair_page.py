@@ -29,6 +29,7 @@ DETAIL: dict[str, Any] = {
     "caught_up_ms": 11 * 86_400_000,
     "last_read_at": "2026-11-23T05:59:48.000Z",
     "lags": [*[0] * 11, None, 20, 70, *[138] * 16],
+    "lag_ms": {"p50_ms": 212, "p99_ms": 1548, "samples": 1},
     "peer_view": {
         "state": "active",
         "reason": "",
@@ -116,6 +117,7 @@ intake            1,048,576 of 10,737,418,240 bytes within a day
 refused           2 records
 last error        AUTH the token expired [auth-invalid], 1m ago
 lag, last 30 min  ▁▁▁▁▁▁▁▁▁▁▁·▂▅████████████████  (records)
+lag, last 5 min   p50 212 ms, p99 1,548 ms, over 1 write of ours
 transitions       2026-11-23T02:04:11Z active -> degraded  token-expired
                   2026-11-12T09:31:02Z establishing -> active
 fix               spl federation refresh pair_0f9e8d7c

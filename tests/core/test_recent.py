@@ -3,7 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.recent import PEAK_SLOT_MS, PEAK_SLOTS, SLOT_MS, SLOTS, Ages, Costs, Lags, Peaks, Repeats, summary
+from spl.core.recent import (
+    LAG_BOUNDS_MS,
+    PEAK_SLOT_MS,
+    PEAK_SLOTS,
+    SLOT_MS,
+    SLOTS,
+    Ages,
+    Costs,
+    Lags,
+    Peaks,
+    Repeats,
+    summary,
+)
 
 
 @given(st.lists(st.integers(0, 200_000), min_size=1, max_size=60))
@@ -38,6 +50,18 @@ def test_a_clock_that_steps_back_breaks_nothing() -> None:
     lags.add(5, SLOT_MS * 50)
     lags.add(-3, 0)
     assert summary([lags.counts(0)]) == {"p50_ms": 0, "p99_ms": 0, "samples": 1}
+
+
+@given(st.lists(st.integers(-5, 200_000), max_size=60))
+def test_the_histogram_counts_every_lag_since_the_start(values: list[int]) -> None:
+    lags = Lags()
+    for number, value in enumerate(values):
+        lags.add(value, number * SLOT_MS)
+    found = lags.histogram()
+    assert found.at_most == (*(sum(value <= bound for value in values) for bound in LAG_BOUNDS_MS), len(values))
+    assert found.sum_ms == sum(max(0, value) for value in values)
+    form = found.to_json()
+    assert (form["count"], form["sum_s"]) == (len(values), found.sum_ms / 1000)
 
 
 def test_peaks_are_of_the_last_hour() -> None:
