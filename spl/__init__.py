@@ -56,7 +56,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     pairing/  a pair from hello to revoke
         service machine                   both roles; decide, append, fold, effects
         initiator responder exchange      the asking side; the answering side; one message and its answer
-        budgets stepper                   what is looked at from where; one thread for the steps
+        budgets stepper newer             what is looked at from where; one thread for the steps; manifests that wait
         statements                        what a peer's signed statements change, and how often
         tokens maintenance grants         renewal; what a live pair needs over months; consent of both sides
         pair_log                          the two histories of a pair

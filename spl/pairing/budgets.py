@@ -1,10 +1,10 @@
-"""Message budgets: bounds on the size, nesting and rate of messages per source and per pair.
+"""Message budgets: bounds on the size, nesting and rate of messages per source and per peer.
 
 Three budgets, each of limits.handshakes_per_minute, so that no sender uses up what others need:
 
     garbage    per source   what fails before a signature held; while it is used up, no more of that source is parsed
     strangers  per source   signed messages of instances that no agreed pair is with
-    peers      per pair     new messages of agreed pairs, counted once they are known to be the peer's and of now
+    peers      per peer     new messages of agreed pairs, counted once they are known to be the peer's and of now
 
 A message of a peer that comes again, as from an eavesdropper, counts against the source that it came from.
 
@@ -50,7 +50,7 @@ class MessageBudgets:
         self._strangers = Buckets(size, size / MINUTE_S, SOURCES_MAX)
         self._peers = Buckets(size, size / MINUTE_S, limits.pairs_count)
         self._counted: OrderedDict[tuple[str, str], None] = OrderedDict()
-        """(pair, nonce) of the messages counted last."""
+        """(peer, nonce) of the messages counted last."""
 
     @contextmanager
     def unverified(self, address: str, *, agreed: bool = False) -> Iterator[None]:
@@ -78,16 +78,16 @@ class MessageBudgets:
         """Count a signed message of no agreed pair; raise HandshakeError "rate-limited"."""
         _pass(self._strangers.take(source_of(address), self._now_s(), cost))
 
-    def count_peer(self, pair_id: str, nonce: str, address: str, cost: float = 1.0) -> None:
-        """Count a message that the peer of an agreed pair signed, one that came before against its source.
+    def count_peer(self, did: str, nonce: str, address: str, cost: float = 1.0) -> None:
+        """Count a message that the peer (`did`) of an agreed pair signed, one that came before against its source.
 
         Raises HandshakeError "rate-limited".
         """
-        if (pair_id, nonce) in self._counted:
+        if (did, nonce) in self._counted:
             self.count_stranger(address, cost)
             return
-        _pass(self._peers.take(pair_id, self._now_s(), cost))
-        self._counted[pair_id, nonce] = None
+        _pass(self._peers.take(did, self._now_s(), cost))
+        self._counted[did, nonce] = None
         if len(self._counted) > COUNTED_MAX:
             self._counted.popitem(last=False)
 

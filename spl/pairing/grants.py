@@ -210,7 +210,7 @@ class Grants:
         bodies[0]["statement"] = statement
         items = [Own(consent.THREAD, consent.KIND_PEER_GRANT, body) for body in bodies]
         size = min(RECEIVED_BYTES_MAX, sum(map(size_of, items)))
-        wait_s = self._received.take(pair.pair_id, self.pairs.steady_ms() / 1000, size)
+        wait_s = self._received.take(pair.peer_did, self.pairs.steady_ms() / 1000, size)
         if wait_s:
             raise HandshakeError(RATE_LIMITED, "too many changes of grants", retry_after_s=int(wait_s) + 1)
         self.pairs.submit(items, brought_by=pair.pair_id)

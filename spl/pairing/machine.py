@@ -47,6 +47,7 @@ from ..home.views import KIND_BLOCK, THREAD_AITL, THREAD_PAIRS, THREAD_TOKENS
 from ..home.writes import DayBytes, Item, Own, SavedPosition, size_of
 from ..sync.budget import IntakeBudget
 from ..sync.peer import TOKEN_NAME
+from .newer import NewerManifests
 
 log = logging.getLogger("spl.federation")
 
@@ -97,7 +98,7 @@ class Pairs:
         self.now_ms, self.steady_ms, self.random_bytes = now_ms, steady_ms, random_bytes
         self.budget = budget
         """Bytes that each pair brings in, which sync charges too."""
-        self.newer: dict[str, Manifest] = {}  # those that wait for their hour
+        self.newer = NewerManifests(self.vault, self.writer.views.pairs, self.limits)
         self._requests = Ages()
         self._lines = CountedLog(log)
 
@@ -312,28 +313,31 @@ class Pairs:
     def adopt_manifest(self, pair: Pair, peer: Manifest, *, at_once: bool = False) -> Pair:
         """Return the pair with a newer manifest of its peer, if that says more than the one we have.
 
-        Each is a record, so there is one an hour; a further one waits in memory for `adopt_waiting`.  A grown key
+        Each is a record, so there is one an hour; a further one waits for `adopt_waiting`.  A grown key
         chain never waits, since what the new key signs is refused until then, and chains end at limits.chain_links;
         nor does what our operator asked for (`at_once`).
         """
-        now_ms = self.now_ms()
-        if not manifest.says_more(peer, pair.peer, now_ms):
+        if not manifest.says_more(peer, pair.peer, self.now_ms()):
             return pair
-        is_first = pair.fetched_at_ms == pair.created_at_ms
-        is_due = at_once or is_first or not 0 <= now_ms - pair.fetched_at_ms < MANIFEST_EVERY_MS
-        if not is_due and len(peer.chain.rotations) == len(pair.chain.rotations):
-            self.newer[pair.pair_id] = peer
+        if not (at_once or self._is_manifest_due(pair)) and len(peer.chain.rotations) == len(pair.chain.rotations):
+            self.newer.put(pair.pair_id, peer, self.steady_ms() / 1000)
             return pair
-        self.newer.pop(pair.pair_id, None)
+        self.newer.drop(pair.pair_id)
         return self.take(pair, steps.ManifestChange(peer.raw), brought=True)[0]
+
+    def _is_manifest_due(self, pair: Pair) -> bool:
+        is_first = pair.fetched_at_ms == pair.created_at_ms
+        return is_first or not 0 <= self.now_ms() - pair.fetched_at_ms < MANIFEST_EVERY_MS
 
     def adopt_waiting(self) -> None:
         """Take the manifests that waited for their hour."""
-        for pair_id, peer in list(self.newer.items()):
+        for pair_id, peer in self.newer.take():
             pair = self.get(pair_id)
-            del self.newer[pair_id]
-            if pair is not None and not pair.ended and peer.signed_at_ms > pair.peer.signed_at_ms:
+            if pair is None or pair.ended or peer.signed_at_ms <= pair.peer.signed_at_ms:
+                self.newer.drop(pair_id)
+            elif self._is_manifest_due(pair):
                 self.adopt_manifest(pair, peer)
+        self.newer.save(self.steady_ms() / 1000)
 
     # -- steps that write more than one record
 
@@ -441,13 +445,8 @@ class Pairs:
             return []
         approved = isinstance(after.state, Approved)
         status = Status.APPROVED if approved else _ENDINGS.get(after.reason, Status.WITHDRAWN)
-        return [
-            Own(
-                THREAD_AITL,
-                aitl.KIND_DECISION,
-                aitl.decision_body(request, status, note or after.reason, self.now_ms()),
-            )
-        ]
+        body = aitl.decision_body(request, status, note or after.reason, self.now_ms())
+        return [Own(THREAD_AITL, aitl.KIND_DECISION, body)]
 
     def _tell_log(self, pair: Pair, effects: Sequence[Effect], brought: bool) -> None:
         for effect in effects:

@@ -88,8 +88,6 @@ class Responder:
         self._budgets = MessageBudgets(pairs.limits, pairs.steady_ms)
         links = min(STRANGER_LINKS, pairs.limits.chain_links)
         self._stranger_limits = replace(pairs.limits, chain_links=links)
-        self._sources: dict[str, str] = {}
-        """Request -> where it came from, while it counts against that source."""
 
     def receive(self, body: bytes, address: str, *, direct: bool = False) -> Answer:
         """Return (HTTP status, answer) to a pair request: 200 granted, 202 waiting for the operator.
@@ -118,7 +116,7 @@ class Responder:
             return Reaction(self.unknown(heard.fields))
         fields = heard.fields
         pair, effects = self._statements.hear(heard.pair, fields)
-        renew = fields.get("renew") is True and pair.live and self._renewal.is_asked(pair.pair_id)
+        renew = fields.get("renew") is True and pair.live and self._renewal.is_asked(pair.peer_did)
         if type(pair.state) not in ESTABLISHED or "token_id" not in fields:
             return Reaction(self.status(fields, pair), effects, renew)
         held = self._renewal.facts(pair, fields["token_id"])
@@ -220,7 +218,7 @@ class Responder:
             message.check_times(fields, self.pairs.now_ms(), self.limits)
             peer = self._sender(fields, pair, key)
         if agreed:
-            self._budgets.count_peer(pair_id, fields["nonce"], address, cost)
+            self._budgets.count_peer(fields["signer"], fields["nonce"], address, cost)
         if peer is not pair.peer and not pair.ended and not isinstance(pair.state, Asked):
             pair = self.pairs.adopt_manifest(pair, peer)
         return Heard(pair, fields, value)
@@ -285,11 +283,9 @@ class Responder:
             fields["pair_id"], fields["nonce"], peer.raw, request.terms.namespaces, request.terms.maps,
             request.terms.mode, request.terms.start, peer.pair_endpoint, token, fields["token"],
             digest=message.digest(fields), url=peer.url if direct and self._proves(peer.url, address) else "",
+            source=source_of(address),
         )  # fmt: skip
-        pair = self._admit(fields, peer, proposal, ours, address)  # 1g
-        if pair.answer is None:
-            self._sources[pair.pair_id] = source_of(address)
-        return self.status(fields, pair)
+        return self.status(fields, self._admit(fields, peer, proposal, ours, address))  # 1g
 
     def _proves(self, url: str, address: str) -> bool:
         """Return whether the request came from the address that its endpoint names.
@@ -373,18 +369,16 @@ class Responder:
         However many pairs a DID has or had, it takes one place of `pairs_count`.
 
         All unapproved ones count, whatever became of them, but for those that our operator rejected: each of these took
-        a person's word, and must not shut out the next try.  Their sources are known to this process only.
+        a person's word, and must not shut out the next try.
         """
         since_ms = self.pairs.now_ms() - int(self.limits.request_ttl_s * 1000)
         every, requests = self.pairs.all(), self.pairs.writer.views.requests
-        recent = {
-            pair.pair_id for pair in every
+        recent = [
+            pair.proposal.source for pair in every
             if not pair.initiator and pair.answer is None and pair.created_at_ms > since_ms
             and not ((request := requests.get(pair.pair_id)) and request.status is Status.REJECTED)
-        }  # fmt: skip
-        self._sources = {pair_id: place for pair_id, place in self._sources.items() if pair_id in recent}
-        here = sum(place == source for place in self._sources.values())
-        if len(recent) >= self.limits.requests_pending or here >= self.limits.requests_per_address:
+        ]  # fmt: skip
+        if len(recent) >= self.limits.requests_pending or recent.count(source) >= self.limits.requests_per_address:
             raise HandshakeError("rate-limited", "too many requests in 24 hours", retry_after_s=60)
         if ours is None and self._agreed_since(did, since_ms) >= ANSWERED_PER_DAY:
             text = f"{ANSWERED_PER_DAY} requests of this instance became pairs in 24 hours"

@@ -69,7 +69,7 @@ class PeerStatements:
             self._waiting.pop(pair.pair_id, None)
         if change is None:
             return pair, ()
-        wait_s = self._changes.take(pair.pair_id, self.pairs.steady_ms() / 1000)
+        wait_s = self._changes.take(pair.peer_did, self.pairs.steady_ms() / 1000)
         if wait_s:
             due_ms = self.pairs.steady_ms() + int(wait_s * 1000) + 1
             self._waiting[pair.pair_id] = _Waiting(str(state), said_ms, due_ms)
@@ -79,8 +79,8 @@ class PeerStatements:
     def doubt(self, pair: Pair, code: str) -> None:
         """Mark a pair as degraded whose peer shows what does not verify, or fails; one too many changes nothing."""
         now_s = self.pairs.steady_ms() / 1000
-        if not self._doubts.wait_s(pair.pair_id, now_s) and self.pairs.doubt(pair, code):
-            self._doubts.take(pair.pair_id, now_s)
+        if not self._doubts.wait_s(pair.peer_did, now_s) and self.pairs.doubt(pair, code):
+            self._doubts.take(pair.peer_did, now_s)
 
     def take_waiting(self) -> list[tuple[str, tuple[Effect, ...]]]:
         """Take the statements whose turn has come; return (pair id, effects) of each."""

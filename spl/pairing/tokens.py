@@ -99,9 +99,9 @@ class Renewal:
         token = handshake.token_ref(opened.token, opened.scopes, opened.expires_at_ms, issued=False)
         return self.install(pair, opened.token, token)
 
-    def is_asked(self, pair_id: str) -> bool:
+    def is_asked(self, peer_did: str) -> bool:
         """Return whether to follow a peer that asks us to take a new token from it; counts the question."""
-        return not self._asked.take(pair_id, self.pairs.steady_ms() / 1000)
+        return not self._asked.take(peer_did, self.pairs.steady_ms() / 1000)
 
     def install(self, pair: Pair, text: str, token: TokenRef) -> Pair:
         """Return the pair that presents this token from now on."""
@@ -143,7 +143,7 @@ class Renewal:
         assert type(pair.state) in ESTABLISHED
         text, token = self._waiting(pair)
         if token is None:
-            wait_s = self._minted.take(pair.pair_id, self.pairs.steady_ms() / 1000)
+            wait_s = self._minted.take(pair.peer_did, self.pairs.steady_ms() / 1000)
             if wait_s:
                 raise HandshakeError("rate-limited", "too many new tokens", retry_after_s=int(wait_s) + 1)
             expires_at_ms = self.pairs.now_ms() + int(self.pairs.limits.token_ttl_s * 1000)

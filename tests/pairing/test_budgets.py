@@ -43,7 +43,7 @@ def test_garbage_takes_nothing_from_strangers_and_peers_of_its_address() -> None
     while garbage(budgets, "10.0.0.1") != "rate-limited":
         pass
     budgets.count_stranger("10.0.0.1")
-    budgets.count_peer("pair_00000001", "a", "10.0.0.1")
+    budgets.count_peer("did:sync:instance:bob-1", "a", "10.0.0.1")
 
 
 def test_what_names_an_agreed_pair_is_looked_at_though_its_source_sent_garbage() -> None:
@@ -55,15 +55,15 @@ def test_what_names_an_agreed_pair_is_looked_at_though_its_source_sent_garbage()
     assert garbage(budgets, "10.0.0.1") == "rate-limited", "forged messages about a pair count as garbage"
 
 
-def test_strangers_are_counted_by_source_and_peers_by_pair() -> None:
+def test_strangers_are_counted_by_source_and_peers_by_did() -> None:
     budgets, nonces = MessageBudgets(LIMITS, Clock()), count_from(1)
 
-    def count_peer(pair_id: str, cost: float = 1.0) -> None:
-        budgets.count_peer(pair_id, str(next(nonces)), "10.0.0.3", cost)
+    def count_peer(did: str, cost: float = 1.0) -> None:
+        budgets.count_peer(did, str(next(nonces)), "10.0.0.3", cost)
 
     for count, one, other in (
         (budgets.count_stranger, "10.0.0.1", "10.0.0.2"),
-        (count_peer, "pair_00000001", "pair_00000002"),
+        (count_peer, "did:sync:instance:bob-1", "did:sync:instance:eve-2"),
     ):
         for _ in range(3):
             count(one)
@@ -77,14 +77,14 @@ def test_strangers_are_counted_by_source_and_peers_by_pair() -> None:
 def test_a_message_that_comes_again_counts_against_who_repeats_it() -> None:
     """An eavesdropper holds messages of the peer; to send them again must not use up what the peer needs."""
     budgets = MessageBudgets(LIMITS, Clock())
-    budgets.count_peer("pair_00000001", "a", "10.0.0.1")
+    budgets.count_peer("did:sync:instance:bob-1", "a", "10.0.0.1")
     for _ in range(3):
-        budgets.count_peer("pair_00000001", "a", "10.0.0.9")
+        budgets.count_peer("did:sync:instance:bob-1", "a", "10.0.0.9")
     with pytest.raises(SplError) as caught:
-        budgets.count_peer("pair_00000001", "a", "10.0.0.9")
+        budgets.count_peer("did:sync:instance:bob-1", "a", "10.0.0.9")
     assert code_of(caught) == "rate-limited"
-    budgets.count_peer("pair_00000001", "b", "10.0.0.1")
-    budgets.count_peer("pair_00000001", "c", "10.0.0.1")
+    budgets.count_peer("did:sync:instance:bob-1", "b", "10.0.0.1")
+    budgets.count_peer("did:sync:instance:bob-1", "c", "10.0.0.1")
 
 
 def test_the_addresses_of_an_ipv6_network_are_one_source() -> None:

@@ -152,6 +152,8 @@ async def test_a_peer_that_moves_twice_within_an_hour_is_followed(tmp_path: Path
             await until(lambda port=port: str(port) in a.alive[0].url + str(newer(a, pair_id)))
         assert a.alive[0].url == "http://127.0.0.1:9555"
         assert newer(a, pair_id)["url"] == "http://127.0.0.1:9556"
+        await a.restart()
+        assert newer(a, pair_id)["url"] == "http://127.0.0.1:9556", "a restart forgot where the peer is"
         await a.pairing.refresh(pair_id)
         assert a.alive[0].url == "http://127.0.0.1:9556"
         assert newer(a, pair_id) is None

@@ -250,7 +250,8 @@ def _ended(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
 def _bare(pair: Pair) -> Pair:
     """Return a request that ended unapproved, without what its asker claimed.
 
-    The ids, the DID with its keys and the reason stay: a replay is recognised, and the asker's last poll is answered.
+    The ids, the DID with its keys, the reason and where it came from stay: a replay is recognised, the asker's last
+    poll is answered, and the request counts until its day is over.
     """
     peer = replace(
         pair.peer, url="", pair_endpoint="", sync_change_endpoint="", sync_record_endpoint="", namespaces=None,
@@ -276,7 +277,7 @@ def _proposal(body: Mapping[str, Any], at_ms: int) -> Proposal:
     return Proposal(
         manifest=body["manifest"], namespaces=_texts(body["namespaces"]), maps=maps_from_json(body["maps"]),
         mode=_one_of(body["mode"], MODES), token=_token_ref(body["token"], at_ms), strict=body["strict"] is not False,
-        actors=_texts(body["actors"]), **texts,
+        actors=_texts(body["actors"]), source=_text(body.get("source", "")), **texts,
     )  # fmt: skip
 
 

@@ -208,6 +208,8 @@ class Proposal:
     url: str = ""
     strict: bool = True
     actors: tuple[str, ...] = ()
+    source: str = ""
+    """Responder: the IPv4 address or IPv6 /64 that the request came from, for it counts against that for a day."""
 
     def to_json(self) -> dict[str, object]:
         """Return the members of a pair_init or of a responder's pair_pending body."""
@@ -226,6 +228,7 @@ class Proposal:
             "url": self.url,
             "strict": self.strict,
             "actors": list(self.actors),
+            **({"source": self.source} if self.source else {}),
         }
 
 
