@@ -2,7 +2,7 @@
 
 The map.  A folder is an import permission: each may import what stands left of it, never what stands right.
 
-    core   net | home   sync   pairing   doctor   api   daemon   cli
+    core   net | home   sync   pairing   doctor   api | client   daemon   cli
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value

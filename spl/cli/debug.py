@@ -23,7 +23,7 @@ _PREVIEW_CHARS: Final = 60
 _ID_CHARS: Final = 12
 _HISTORY_S: Final = 30.0
 
-Record = dict[str, Any]
+Fields = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Whole:
     """A thread or a snapshot file: its name, and a function that reads its records."""
 
     name: str
-    records: Callable[[], Iterator[Record]]
+    records: Callable[[], Iterator[Fields]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class One:
     id: str
     holder: str
     pair_id: str
-    value: Record | None
+    value: Fields | None
     history: Callable[[], list[Transition]]
     omitted: int = 0
 
@@ -74,7 +74,7 @@ def _diff_wholes(one: Whole, other: Whole, shell: Shell) -> int:
             return _diff_logs(one, other, writers, shell)
     anywhere = bool(first and second and first["thread"] != second["thread"])
     keys = [{diff.content_key(item, anywhere=anywhere) for item in side.records()} for side in (one, other)]
-    rows: list[Record] = []
+    rows: list[Fields] = []
     for number, side in enumerate((one, other)):
         lonely = keys[number] - keys[1 - number]
         rows += [
@@ -237,11 +237,11 @@ def _whole(name: str, shell: Shell) -> Whole:
     return side
 
 
-def _stored(thread: str, shell: Shell) -> Iterator[Record]:
+def _stored(thread: str, shell: Shell) -> Iterator[Fields]:
     yield from _plain(shell.ctl.stream(snapshot_path(thread)))
 
 
-def _file_records(path: str) -> Iterator[Record]:
+def _file_records(path: str) -> Iterator[Fields]:
     try:
         with open(path, "rb") as file:
             yield from _plain(iter(lambda: file.read(_READ_BYTES), b""))
@@ -249,7 +249,7 @@ def _file_records(path: str) -> Iterator[Record]:
         raise UsageError("usage", f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _plain(pieces: Iterable[bytes]) -> Iterator[Record]:
+def _plain(pieces: Iterable[bytes]) -> Iterator[Fields]:
     for envelope in snapshot.records(pieces, Limits()):
         yield {"id": envelope.id, **envelope.record}
 
