@@ -71,6 +71,9 @@ The map.  A folder is an import permission: each may import what stands left of 
         watch snapshots                   a thread as it grows; backup
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
+    client/  the daemon for Python programs
+        calls follow errors dial          requests as values; a thread across connections; what is raised; the way there
+        blocking waiting                  Client; AsyncClient
     cli/  commands over the socket: one file per noun
         main command client               finding a command; its form; asking the daemon
         out fit                           printing; what a narrow terminal holds

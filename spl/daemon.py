@@ -60,7 +60,7 @@ from .home.policy import Policy
 from .home.restore import Restorer
 from .home.thread_state import ThreadStates
 from .net.address import Proxies
-from .net.client import Client
+from .net.client import HttpClient
 from .net.probe import Prober
 from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, lean_tls, server_tls
@@ -307,7 +307,7 @@ class _Daemon:
         local = [Listener(bind_unix(self._socket_path()), local=True)]
         writer = threading.Thread(target=self._write, args=(loop,), name="spl-writer")
         verifying = client_tls(_ca_file(self.config))
-        client, insecure = Client(self.config.limits, tls=verifying), self.options.insecure_localhost
+        client, insecure = HttpClient(self.config.limits, tls=verifying), self.options.insecure_localhost
         services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
         self.watchdog.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
         loop.add_signal_handler(signal.SIGHUP, lambda: self._reload(tls))
@@ -435,7 +435,7 @@ def _reload_tls(config: Config, tls: ServerTls | None) -> None:
 
 
 def services_of(
-    home: Home, client: Client, tls: ssl.SSLContext, url: str, settings: Settings, *, insecure: bool = False,
+    home: Home, client: HttpClient, tls: ssl.SSLContext, url: str, settings: Settings, *, insecure: bool = False,
     machine: Machine = MACHINE,
 ) -> Services:  # fmt: skip
     """Return the services over an open home; `url` is where peers reach this daemon, `tls` verifies theirs.
@@ -476,7 +476,7 @@ def services_of(
 
 
 def _doctor(
-    home: Home, settings: Settings, client: Client, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed,
+    home: Home, settings: Settings, client: HttpClient, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed,
     machine: Machine,
 ) -> Doctor:  # fmt: skip
     limits = home.config.limits

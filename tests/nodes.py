@@ -25,7 +25,7 @@ from spl.home.disk import Disk
 from spl.home.home import Home, open_home
 from spl.home.writes import Emit, Item, Outcome
 from spl.net.address import ReachError, parse_url
-from spl.net.client import Client, Reply
+from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
@@ -256,7 +256,7 @@ class Node:
     def _serve(self) -> None:
         """Make the services as the daemon does."""
         writer, dice = self.home.writer, self.random.randbytes
-        settings, client = Settings(self.home.config), cast(Client, self.network)
+        settings, client = Settings(self.home.config), cast(HttpClient, self.network)
         self.peers = PeerClient(
             writer, self.home.vault, client, settings, url="", now_ms=self.now_ms, random_bytes=dice
         )

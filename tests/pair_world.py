@@ -334,7 +334,7 @@ class World:
 
 
 class Network:
-    """Stands in for net.client.Client: hands a request to the handlers of the node at its origin."""
+    """Stands in for net.client.HttpClient: hands a request to the handlers of the node at its origin."""
 
     def __init__(self, world: World, caller: Node) -> None:
         self.world, self.caller = world, caller

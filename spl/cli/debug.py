@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from ..client.calls import elements
 from ..core.errors import SplError
 from ..core.limits import Limits
 from ..core.pair import diff
 from ..core.pair.diff import Gap, Transition
 from ..core.record import record, snapshot
-from .client import CtlError, elements
+from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg
 from .threads import snapshot_path
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from ..client.calls import quote
 from ..core.errors import count
-from .client import CtlError, quote
+from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Shell
 from .out import Out
 from .temporary import TemporaryDaemons, ended_by_signals

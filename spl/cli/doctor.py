@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ..client.calls import quote
 from ..core.errors import count
-from .client import CtlError, quote
+from .client import CtlError
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 

@@ -12,10 +12,12 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import Any, Final
 
+from ..client.calls import NDJSON
+from ..client.errors import refusal
 from ..core import canon
 from ..core.errors import count
 from ..core.limits import MIB, Limits
-from .client import LONG_S, NDJSON, CtlError, refusal
+from .client import LONG_S, CtlError
 from .command import Command, Shell, UsageError, arg, number
 
 RECORDS: Final = "/v1/records"

@@ -4,10 +4,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, Final
 
+from ..client.calls import quote
 from ..core.errors import count
 from ..core.when import span_fine
 from . import grants, pair_page, soak, verify
-from .client import quote
 from .command import PAIR, Arg, Command, Group, Shell, UsageError, arg, duration
 from .out import label_of, state_paint
 from .pair import COMMAND as PAIR_COMMAND

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from .client import elements, quote
+from ..client.calls import elements, quote
 from .command import PAIR, SINCE, Command, Group, Shell, UsageError, arg, limit
 from .out import label_of
 from .pair import PAIRS

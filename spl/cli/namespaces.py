@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from .client import quote
+from ..client.calls import quote
 from .command import Command, Group, Shell, arg
 from .out import column, label_of, scopes_text
 

@@ -5,9 +5,11 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..client.calls import JSON
+from ..client.errors import refusal
 from ..core.errors import CODES, plural
 from ..core.when import span_fine
-from .client import JSON, LONG_S, CtlError, refusal
+from .client import LONG_S, CtlError
 from .command import INTERRUPTED, Command, Shell, UsageError, arg, duration
 from .out import label_of, scopes_text
 

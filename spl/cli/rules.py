@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from .client import quote
+from ..client.calls import quote
 from .command import NAME, Arg, Command, Shell, UsageError, arg, number
 
 DENIED: Final = 4

@@ -6,10 +6,11 @@ from contextlib import closing
 from types import ModuleType
 from typing import Any, Final
 
+from ..client.calls import quote
 from ..core import when
 from ..core.errors import count
 from . import soak_plan
-from .client import CtlError, quote
+from .client import CtlError
 from .command import FOUND_PROBLEMS, INTERRUPTED, Command, Shell, UsageError, arg
 from .pair import PAIRS
 from .soak_plan import SoakRow, Tally, Window

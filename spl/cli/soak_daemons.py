@@ -8,8 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..client.calls import JSON, quote
+from ..client.errors import refusal
 from ..core.errors import count
-from .client import JSON, CtlError, quote, refusal
+from .client import CtlError
 from .logs import filters_of, newest
 from .pair import PAIRS
 from .soak_driver import Target

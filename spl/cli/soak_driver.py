@@ -6,15 +6,16 @@ pair states, one approves, one reloads the fold rule.  They share the window's t
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from ..client.calls import quote
 from ..core.errors import SplError
 from . import soak_plan
-from .client import CtlError, quote
+from .client import CtlError
 from .pair import PAIRS
 from .soak_plan import SoakRow, Tally, Window
 
@@ -38,8 +39,14 @@ RELOAD_PHASE: Final = 0.25
 class SoakConnection(Protocol):
     """A kept connection to a daemon."""
 
-    def ask(self, method: str, target: str, body: dict[str, object] | None = None) -> dict[str, Any]:
-        """Return the object that the daemon answers; raise CtlError."""
+    def get(self, path: str, /) -> dict[str, Any]:
+        """Return the object that a GET answers; raise CtlError."""
+
+    def post(self, path: str, body: Mapping[str, object], /) -> dict[str, Any]:
+        """Return the object that a POST answers; raise CtlError."""
+
+    def delete(self, path: str, /) -> dict[str, Any]:
+        """Return the object that a DELETE answers; raise CtlError."""
 
     def close(self) -> None:
         """Close it."""
@@ -157,7 +164,7 @@ class Soak:
         self._chores = {chore.name: chore for chore in chores}
         self._sides = [_Side(name, opener()) for name, opener in self.target.sides]
         for side in self._sides:
-            detail = side.connection.ask("GET", self._pair())
+            detail = side.connection.get(self._pair())
             side.state, side.error_at = str(detail["state"]), _error_at(detail)
 
     @contextmanager
@@ -209,7 +216,7 @@ class Soak:
         record = soak_plan.record_of(self.run, number, self.target.namespace)
         at_ms = self.clock() * 1000
         try:
-            seq = int(self._emitter.ask("POST", "/v1/records", record)["sequence"])
+            seq = int(self._emitter.post("/v1/records", record)["sequence"])
         except CtlError as exc:
             self._count_fault(f"emit: {exc.message} [{exc.code}]")
             return
@@ -222,8 +229,8 @@ class Soak:
         assert self._config is not None
         rule = soak_plan.fold_rule_of(self.run, self._reloads)
         self._reloads += 1
-        self._config.ask("POST", FOLD_RULES, rule)
-        state = self._config.ask("GET", f"/v1/threads/{quote(soak_plan.thread_of(self.run, 0))}/state")
+        self._config.post(FOLD_RULES, rule)
+        state = self._config.get(f"/v1/threads/{quote(soak_plan.thread_of(self.run, 0))}/state")
         fault = soak_plan.reload_fault(rule, state)
         if fault:
             raise CtlError("answer-malformed", fault)
@@ -233,7 +240,7 @@ class Soak:
         name = quote(self.target.namespace)
         path = f"{self._pair()}/acks?namespace={name}&beyond={self._position}&wait_ms={wait_ms}"
         try:
-            position = connection.ask("GET", path)["position"] or 0
+            position = connection.get(path)["position"] or 0
         except CtlError:
             return False  # the other thread counts it
         at_ms = self.clock() * 1000
@@ -315,7 +322,7 @@ class Soak:
             return
         rule = soak_plan.rule_name(self.run)
         try:
-            self._config.ask("DELETE", f"{FOLD_RULES}/{quote(rule)}")
+            self._config.delete(f"{FOLD_RULES}/{quote(rule)}")
         except CtlError as exc:
             if exc.code != "not-found":
                 self.progress.fault(
@@ -343,7 +350,7 @@ class Soak:
     def _asked(self, side: _Side, path: str) -> dict[str, Any]:
         """Return a side's answer, or {} without one; a missing answer counts once until the next answer."""
         try:
-            answer = side.connection.ask("GET", path)
+            answer = side.connection.get(path)
         except CtlError as exc:
             if side.reached:
                 self._count_fault(f"{side.name}: {exc.message} [{exc.code}]")

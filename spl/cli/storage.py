@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from ..client.calls import JSON
+from ..client.errors import refusal
 from ..core.errors import cli_code, count
-from .client import JSON, LONG_S, CtlError, refusal
+from .client import LONG_S, CtlError
 from .command import FOUND_PROBLEMS, Command, Group, Shell, arg
 from .out import Out, label_of, size
 

@@ -4,8 +4,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..client.calls import elements, quote
+from ..client.errors import refusal
 from ..core.errors import count
-from .client import LONG_S, elements, quote, refusal
+from .client import LONG_S
 from .command import Command, Shell, UsageError, arg
 from .out import label_of
 

@@ -9,12 +9,13 @@ from io import BufferedIOBase
 from itertools import chain
 from typing import Any, Final
 
+from ..client.calls import NDJSON, quote
 from ..core.errors import SplError, count
 from ..core.limits import MIB, Limits
 from ..core.pair.diff import THREAD_PAIRS, pair_id_of
 from ..core.record.snapshot import DAMAGED_HEADER, part
 from ..net.http1 import ResponseHead
-from .client import LONG_S, NDJSON, CtlError, quote
+from .client import LONG_S, CtlError
 from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
 from .out import column, size
 

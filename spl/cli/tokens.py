@@ -4,8 +4,8 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..client.calls import quote
 from ..core.errors import cli_code
-from .client import quote
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg, duration
 from .out import OutputError, scopes_text
 

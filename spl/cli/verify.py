@@ -4,8 +4,9 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..client.calls import quote
 from ..core.errors import count
-from .client import LONG_S, quote
+from .client import LONG_S
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg
 from .out import Out, label_of
 from .pair import PAIRS

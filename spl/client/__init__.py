@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 from .blocking import Client
 from .calls import Record
 from .errors import (
-    PartialError,
     ClientError,
     ConflictError,
     ForbiddenError,
     InvalidError,
     MissingError,
+    PartialError,
     UnreachableError,
 )
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from ..net.http1 import ResponseHead
 from . import calls
-from .calls import ANSWER_S, KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, Answer
-from .dial import Where, at_home, at_url, dial, faults, home_of, token_of
+from .calls import ANSWER_S, KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, WholeAnswer
+from .dial import Where, at_home, at_url, dial, faults, home_of
 from .errors import ClientError, fault
 from .follow import SILENCE_S, Follow
 
@@ -34,8 +34,13 @@ class Client:
     @classmethod
     def from_home(cls, home: str | os.PathLike[str] = "", *, timeout_s: float = ANSWER_S) -> "Client":
         """Name the daemon of a home by its socket, whose file mode is the credential; default: that of commands."""
+        return cls.at(at_home(os.fspath(home) or home_of(os.environ)), timeout_s=timeout_s)
+
+    @classmethod
+    def at(cls, where: Where, token: str = "", *, timeout_s: float = ANSWER_S) -> "Client":
+        """Name a daemon by its place."""
         client = cls.__new__(cls)
-        client._begin(at_home(os.fspath(home) or home_of(os.environ)), "", timeout_s)
+        client._begin(where, token, timeout_s)
         return client
 
     def _begin(self, where: Where, token: str, timeout_s: float) -> None:
@@ -129,6 +134,10 @@ class Client:
         """Send an object to any route and return what it answers."""
         return self.ask(calls.post(path, body or {}))
 
+    def delete(self, path: str) -> dict[str, Any]:
+        """Return the object that a DELETE of any route answers."""
+        return self.ask(calls.delete(path))
+
     def tail(self, thread: str, *, after: int | None = None, patience_s: float | None = None) -> Iterator[Record]:
         """Yield the records of a thread as they arrive, for ever: each once, in order, also across restarts.
 
@@ -167,7 +176,7 @@ class Client:
             self._kept = sock
             try:
                 sock.sendall(call.encoded(self._where, self._token))
-                answer = Answer(call.method)
+                answer = WholeAnswer(call.method)
                 while (head := answer.feed(sock.recv(READ_BYTES))) is None:
                     pass
                 keep = head.keep_alive

@@ -9,7 +9,7 @@ from ..core.limits import KIB, MIB, Limits
 from ..net.heads import encode_request
 from ..net.http1 import UNBOUNDED, ResponseHead, ResponseParser
 from .dial import Where
-from .errors import PartialError, ClientError, fault, refusal
+from .errors import ClientError, PartialError, fault, refusal
 
 ANSWER_S: Final = 30.0
 ANSWER_BYTES: Final = 64 * MIB
@@ -77,7 +77,7 @@ class Call(Generic[_T]):
         return self.decode(body)
 
 
-class Answer:
+class WholeAnswer:
     """One whole answer, found in what arrives; `head` and `body` once `feed` says so."""
 
     def __init__(self, method: str) -> None:
@@ -174,6 +174,11 @@ def items(path: str, **query: object) -> Call[list[dict[str, Any]]]:
 def post(path: str, body: Mapping[str, object]) -> Call[dict[str, Any]]:
     """Send an object to a route."""
     return Call("POST", path, object_of, _encoded(body), is_reading=False)
+
+
+def delete(path: str) -> Call[dict[str, Any]]:
+    """Delete what a path names."""
+    return Call("DELETE", path, object_of, is_reading=False)
 
 
 def emit(record: Mapping[str, object]) -> Call[Record]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..net.http1 import ResponseHead
 from . import calls
-from .calls import ANSWER_S, KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, Answer
+from .calls import ANSWER_S, KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, WholeAnswer
 from .dial import Where, at_home, at_url, faults, home_of, tls_context, tls_fault, unix_address
 from .errors import ClientError, fault
 from .follow import SILENCE_S, Follow
@@ -29,8 +29,13 @@ class AsyncClient:
     @classmethod
     def from_home(cls, home: str | os.PathLike[str] = "", *, timeout_s: float = ANSWER_S) -> "AsyncClient":
         """Name the daemon of a home by its socket, as `Client.from_home` does."""
+        return cls.at(at_home(os.fspath(home) or home_of(os.environ)), timeout_s=timeout_s)
+
+    @classmethod
+    def at(cls, where: Where, token: str = "", *, timeout_s: float = ANSWER_S) -> "AsyncClient":
+        """Name a daemon by its place."""
         client = cls.__new__(cls)
-        client._begin(at_home(os.fspath(home) or home_of(os.environ)), "", timeout_s)
+        client._begin(where, token, timeout_s)
         return client
 
     def _begin(self, where: Where, token: str, timeout_s: float) -> None:
@@ -117,6 +122,10 @@ class AsyncClient:
         """Send an object to any route and return what it answers."""
         return await self.ask(calls.post(path, body or {}))
 
+    async def delete(self, path: str) -> dict[str, Any]:
+        """Return the object that a DELETE of any route answers."""
+        return await self.ask(calls.delete(path))
+
     async def tail(
         self, thread: str, *, after: int | None = None, patience_s: float | None = None
     ) -> AsyncIterator[Record]:
@@ -160,7 +169,7 @@ class AsyncClient:
                     reader, writer = self._kept
                     writer.write(call.encoded(self._where, self._token))
                     await writer.drain()
-                    answer = Answer(call.method)
+                    answer = WholeAnswer(call.method)
                     while (head := answer.feed(await reader.read(READ_BYTES))) is None:
                         pass
                 keep = head.keep_alive

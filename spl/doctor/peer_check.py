@@ -27,7 +27,7 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
 from ..core.record import page
 from ..home.vault import Vault
-from ..net.client import Client, Reply
+from ..net.client import HttpClient, Reply
 from ..net.dialer import DialPolicy
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
@@ -88,7 +88,14 @@ class PeerCheck:
     """Checks peers, and answers the checks of peers."""
 
     def __init__(
-        self, client: Client, probe: Probe, pairing: Pairing, vault: Vault, limits: Limits, *, now_ms: Callable[[], int]
+        self,
+        client: HttpClient,
+        probe: Probe,
+        pairing: Pairing,
+        vault: Vault,
+        limits: Limits,
+        *,
+        now_ms: Callable[[], int],
     ) -> None:
         """`now_ms` dates what is seen; how often a peer asks is counted by the steady clock of `pairing`."""
         self.client, self.probe, self.pairing, self.vault, self.limits = client, probe, pairing, vault, limits

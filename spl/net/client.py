@@ -57,7 +57,7 @@ class Reply:
     address: str
 
 
-class Client:
+class HttpClient:
     """Requests over at most one idle connection per origin and policy."""
 
     def __init__(self, limits: Limits, *, tls: ssl.SSLContext | None, resolve: Resolve | None = None) -> None:

@@ -241,37 +241,6 @@ async def dial(
         raise
 
 
-def dial_tls(host: str, port: int, timeout_s: float, ca_file: str = "") -> ssl.SSLSocket:
-    """Return a blocking connection for programs without a loop; chain and host name are verified, with TLS >= 1.2.
-
-    Trusts the authorities in `ca_file`, or the system's.  Raises ReachError "connect" or "tls-chain", and OSError for
-    what ends the connection during the handshake.
-    """
-    hint = "trust a private CA with SSL_CERT_FILE=FILE"
-    try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-    except OSError as exc:
-        raise ReachError("tls-chain", f"SSL_CERT_FILE {ca_file}: {_reason(exc)}", hint=hint) from exc
-    context.minimum_version = _VERSION_MIN
-    try:
-        sock = socket.create_connection((host, port), timeout_s)
-    except OSError as exc:
-        raise ReachError("connect", f"{host} port {port}: {_reason(exc)}") from exc
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return context.wrap_socket(sock, server_hostname=host)
-    except ssl.SSLCertVerificationError as exc:
-        sock.close()
-        raise ReachError("tls-chain", f"{host}: certificate refused: {exc.verify_message}", hint=hint) from exc
-    except ssl.SSLError as exc:
-        sock.close()
-        why = "does this port speak TLS, and version 1.2 or newer?"
-        raise ReachError("tls-chain", f"{host}: TLS failed: {_reason(exc)}", hint=why) from exc
-    except BaseException:
-        sock.close()
-        raise
-
-
 async def hang_up(writer: asyncio.StreamWriter, linger_s: float) -> None:
     """Flush and close; abort a peer that has not read the rest in `linger_s` seconds."""
     writer.close()

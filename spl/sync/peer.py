@@ -25,7 +25,7 @@ from ..home.config import Settings
 from ..home.vault import Identity, Vault
 from ..home.writer import Writer
 from ..net.address import ReachError, is_address, parse_url
-from ..net.client import Client, EventStream, Reply
+from ..net.client import EventStream, HttpClient, Reply
 from ..net.dialer import DialPolicy
 
 log = logging.getLogger("spl.federation")
@@ -97,7 +97,7 @@ class PeerClient:
         self,
         writer: Writer,
         vault: Vault,
-        client: Client,
+        client: HttpClient,
         settings: Settings,
         *,
         url: str,

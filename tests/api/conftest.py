@@ -16,7 +16,7 @@ from spl.daemon import services_of
 from spl.home.config import Config, Settings
 from spl.home.disk import Disk
 from spl.home.home import Home, init_home, now_ms, open_home
-from spl.net.client import Client, Reply
+from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp, client_tls
@@ -33,7 +33,7 @@ class Served:
 
     home: Home
     services: Services
-    client: Client
+    client: HttpClient
     url: str
     token: str
 
@@ -90,7 +90,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     writer.start()
     sockets = bind_tcp("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    client = Client(config.limits, tls=None)
+    client = HttpClient(config.limits, tls=None)
 
     services = services_of(home, client, client_tls(None), url, Settings(config))
     stop = asyncio.Event()

@@ -1,6 +1,6 @@
 """A soak is paced without drift, bounded whatever the daemons do, and counts each fault once; on a clock of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,15 @@ class World:
     said: list[str] = field(default_factory=list)
     shown: int = 0
     each_sleep: Callable[[], object] = lambda: None
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self.ask("GET", path)
+
+    def post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
+        return self.ask("POST", path, dict(body))
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return self.ask("DELETE", path)
 
     def ask(self, method: str, target: str, body: dict[str, object] | None = None) -> dict[str, Any]:
         if self.down or (self.down_for_emits and target == "/v1/records"):

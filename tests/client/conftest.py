@@ -10,19 +10,20 @@ import pytest
 
 from spl.client import AsyncClient, Client
 from tests.e2e.conftest import alice, make  # noqa: F401 (fixtures)
+from tests.net.conftest import authority, issue, serve  # noqa: F401 (fixtures)
 
 
 class Blocking:
     """An AsyncClient that is used like a Client: each call runs on one loop in a thread of its own."""
 
-    def __init__(self, make: Callable[[], AsyncClient]) -> None:
+    def __init__(self, build: Callable[[], AsyncClient]) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._client = self._run(self._made(make))
+        self._client = self._run(self._made(build))
 
-    async def _made(self, make: Callable[[], AsyncClient]) -> AsyncClient:
-        return make()
+    async def _made(self, build: Callable[[], AsyncClient]) -> AsyncClient:
+        return build()
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -64,7 +65,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Make]:
     """Return a maker of clients: of a home, or of a URL and what follows."""
     made: list[Any] = []
 
-    def make(*args: Any, home: Any = None, **options: Any) -> Any:
+    def maker(*args: Any, home: Any = None, **options: Any) -> Any:
         kind = Client if request.param == "Client" else AsyncClient
 
         def build() -> Any:
@@ -74,7 +75,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Make]:
         made.append(found)
         return found
 
-    yield make
+    yield maker
     for each in made:
         each.close() if isinstance(each, Client) else each.end()
 
@@ -114,11 +115,11 @@ class Canned:
 def canned() -> Iterator[Callable[..., Canned]]:
     made: list[Canned] = []
 
-    def make(*answers: bytes) -> Canned:
+    def maker(*answers: bytes) -> Canned:
         made.append(Canned(*answers))
         return made[-1]
 
-    yield make
+    yield maker
     for each in made:
         each.close()
 

@@ -1,5 +1,6 @@
 """Where a daemon is: URLs that a token may travel to, long socket paths, tokens in files."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from spl.client import dial as d
 from spl.client.errors import ClientError
+from spl.net.sockets import server_tls
+from tests.waiting import DEADLINE_S
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,28 @@ def test_nobody_at_the_socket_is_said(tmp_path: Path) -> None:
         with pytest.raises(ClientError) as found:
             d.dial(d.at_home(str(folder)), 1.0)
         assert (found.value.code, str(folder) in found.value.message) == ("daemon-down", True)
+
+
+async def test_chain_and_name_are_verified(serve, authority, issue) -> None:
+    def call(host: str, port: int, ca_file: str) -> str:
+        with d.dial(d.at_url(f"https://{host}:{port}", ca_file), DEADLINE_S) as sock:
+            return sock.version() or ""
+
+    async with serve(tls=server_tls(*issue("localhost", "127.0.0.1")).context) as server:
+        assert await asyncio.to_thread(call, "127.0.0.1", server.port, str(authority.ca_file)) >= "TLSv1.2"
+        for ca_file in ("", str(authority.ca_file) + ".none"):
+            with pytest.raises(ClientError) as caught:
+                await asyncio.to_thread(call, "127.0.0.1", server.port, ca_file)
+            assert caught.value.code == "tls-chain"
+    async with serve() as plain:
+        with pytest.raises(ClientError) as caught:
+            await asyncio.to_thread(call, "127.0.0.1", plain.port, str(authority.ca_file))
+        assert caught.value.code == "tls-chain"
+    async with serve(tls=server_tls(*issue("other.example")).context) as server:
+        with pytest.raises(ClientError) as caught:
+            await asyncio.to_thread(call, "127.0.0.1", server.port, str(authority.ca_file))
+        assert caught.value.code == "tls-chain"
+        port = server.port
+    with pytest.raises(ClientError) as caught:
+        call("127.0.0.1", port, "")
+    assert caught.value.code == "daemon-down"

@@ -16,7 +16,7 @@ from spl.doctor.health import HealthSampler
 from spl.doctor.peer_check import PeerCheck
 from spl.home.config import Settings
 from spl.net.address import parse_url
-from spl.net.client import Client, Reply
+from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.probe import Reached
 from spl.sync.changes import Feed, OfferedStatus
@@ -90,7 +90,7 @@ class Clinic:
             source = SimpleNamespace(reaches=reaches)
             feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered, source=source))
             health = HealthSampler(node.home.writer, sync, feed, Limits(), steady_s=lambda: 0.0, tasks=list)
-            client = node.pairing.peers.client = cast(Client, PeerNetwork(node, self))
+            client = node.pairing.peers.client = cast(HttpClient, PeerNetwork(node, self))
             peer = PeerCheck(
                 client, self, node.pairing, node.home.vault, Limits(),
                 now_ms=self.world.now_ms,

@@ -12,7 +12,7 @@ import trustme
 
 from spl.core.limits import MIB, Limits
 from spl.net.address import ReachError
-from spl.net.client import Client
+from spl.net.client import HttpClient
 from spl.net.deflate import Deflater
 from spl.net.dialer import DialPolicy
 from spl.net.sockets import client_tls
@@ -81,7 +81,7 @@ async def client(
     *,
     tls: ssl.SSLContext | None = None,
     names: dict[str, list[str]] | None = None,
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[HttpClient]:
     """Give a client; `names` takes the place of the resolver."""
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -90,14 +90,14 @@ async def client(
             raise OSError(-2, "Name or service not known")
         return names[host]
 
-    made = Client(limits or Limits(), tls=tls, resolve=resolve if names is not None else None)
+    made = HttpClient(limits or Limits(), tls=tls, resolve=resolve if names is not None else None)
     try:
         yield made
     finally:
         await made.close()
 
 
-async def code_of(made: Client, url: str, method: str = "GET", dial: DialPolicy = LOCAL, **more: object) -> ReachError:
+async def code_of(made: HttpClient, url: str, method: str = "GET", dial: DialPolicy = LOCAL, **more: object):
     with pytest.raises(ReachError) as caught:
         await made.fetch(method, url, dial=dial, **more)
     return caught.value
@@ -317,7 +317,7 @@ async def test_a_name_is_resolved_once_for_a_connection() -> None:
         return ["127.0.0.1"] if len(looked_up) == 1 else ["169.254.169.254"]
 
     async with script(OK) as server:
-        made = Client(Limits(), tls=None, resolve=resolve)
+        made = HttpClient(Limits(), tls=None, resolve=resolve)
         assert (await made.fetch("GET", f"http://peer:{server.port}/", dial=LOCAL)).body == b"ok"
         await made.close()
     assert looked_up == ["peer"]
@@ -342,7 +342,7 @@ async def test_a_lookup_that_hangs_is_a_timeout() -> None:
         await asyncio.Event().wait()
         return []
 
-    made = Client(Limits(connect_timeout_s=0.05), tls=None, resolve=resolve)
+    made = HttpClient(Limits(connect_timeout_s=0.05), tls=None, resolve=resolve)
     assert (await code_of(made, "http://peer/")).code == "timeout"
     await made.close()
 
@@ -437,7 +437,7 @@ async def test_what_one_read_inflates_to_leaves_other_tasks_their_turns(flood: b
         assert other.done()
 
 
-async def drain(made: Client, port: int) -> ReachError:
+async def drain(made: HttpClient, port: int) -> ReachError:
     async def read() -> None:
         async with made.stream(f"http://127.0.0.1:{port}/", dial=LOCAL) as stream:
             async for _ in stream:

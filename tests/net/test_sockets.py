@@ -20,7 +20,6 @@ from spl.net.sockets import (
     chosen_lan_address,
     client_tls,
     dial,
-    dial_tls,
     hang_up,
     lean_tls,
     own_names,
@@ -255,29 +254,3 @@ async def test_a_refusal_names_an_address_once(name: str, told: str) -> None:
     with pytest.raises(ReachError) as caught:
         await dial("127.0.0.1", port, None, name)
     assert caught.value.message.startswith(f"{told} {port}: ")
-
-
-async def test_a_program_without_a_loop_verifies_chain_and_name(serve, authority, issue) -> None:
-    async with serve(tls=server_tls(*issue("localhost", "127.0.0.1")).context) as server:
-
-        def call(host: str, ca_file: str) -> str:
-            with dial_tls(host, server.port, DEADLINE_S, ca_file) as sock:
-                return sock.version() or ""
-
-        assert await asyncio.to_thread(call, "127.0.0.1", str(authority.ca_file)) >= "TLSv1.2"
-        for ca_file in ("", str(authority.ca_file) + ".none"):
-            with pytest.raises(ReachError) as caught:
-                await asyncio.to_thread(call, "127.0.0.1", ca_file)
-            assert caught.value.code == "tls-chain"
-    async with serve() as plain:
-        with pytest.raises(ReachError) as caught:
-            await asyncio.to_thread(dial_tls, "127.0.0.1", plain.port, DEADLINE_S, str(authority.ca_file))
-        assert caught.value.code == "tls-chain"
-    async with serve(tls=server_tls(*issue("other.example")).context) as server:
-        with pytest.raises(ReachError) as caught:
-            await asyncio.to_thread(call, "127.0.0.1", str(authority.ca_file))
-        assert caught.value.code == "tls-chain"
-        port = server.port
-    with pytest.raises(ReachError) as caught:
-        dial_tls("127.0.0.1", port, DEADLINE_S)
-    assert caught.value.code == "connect"

@@ -21,7 +21,7 @@ from spl.home.config import Config, Settings
 from spl.home.disk import Disk
 from spl.home.home import Home, init_home, now_ms, open_home
 from spl.home.writes import Item, Outcome
-from spl.net.client import Client, Reply
+from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp, client_tls
@@ -39,7 +39,7 @@ class Daemon:
 
     home: Home
     services: Services
-    client: Client
+    client: HttpClient
     url: str
     token: str
 
@@ -116,7 +116,7 @@ async def daemon(path: Path, label: str = "") -> AsyncIterator[Daemon]:
     writer.start()
     sockets = bind_tcp("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    client = Client(LIMITS, tls=None)
+    client = HttpClient(LIMITS, tls=None)
     services = services_of(home, client, client_tls(None), url, Settings(CONFIG))
     stop = asyncio.Event()
     server = Server(Api(services, local=False), LIMITS, now_ms=now_ms)

@@ -20,7 +20,7 @@ from spl.home.home import Home, Machine, open_home
 from spl.home.writer import Writer
 from spl.home.writes import Commit, Item, Outcome
 from spl.net.address import ReachError
-from spl.net.client import Client
+from spl.net.client import HttpClient
 from spl.net.dialer import DialPolicy
 from spl.net.server import Server
 from spl.net.sockets import Listener, client_tls
@@ -178,7 +178,7 @@ class Node:
         if self.home.vault.identity is None:
             self.home.adopt(self.home.vault.generate(self.name))
         self.home.writer = InlineWriter(self, self.home)
-        self.client = Client(self.limits, tls=None)
+        self.client = HttpClient(self.limits, tls=None)
         settings = Settings(self.config)
         machine = Machine(self.now_ms, self.steady_ms, self.random_bytes)
         self.services: Services = services_of(self.home, self.client, TLS, self.url, settings, machine=machine)
@@ -225,7 +225,7 @@ class Node:
     async def ask(self, method: str, path: str, body: Any = None, *, timeout_s: float = 40.0) -> Answer:
         """Ask over the home's own socket; the answer of a daemon that is gone has status 0."""
         token = OWNER.set(f"operator@{self.name}")
-        client = Client(self.limits, tls=None)
+        client = HttpClient(self.limits, tls=None)
         lines = isinstance(body, list)
         data = b"\n".join(json.dumps(each).encode() for each in (body if lines else [body] if body is not None else []))
         media = "application/x-ndjson" if lines else "application/json"
