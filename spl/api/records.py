@@ -60,7 +60,8 @@ def emit(request: Request, principal: Principal, services: Services) -> Awaitabl
     item = Emit(_decoded(request.body, principal, services), len(request.body), principal.who)
     seen = positions(principal, services)
     answer = Later[list[Outcome]](lambda outcomes: Response(body=_emitted(outcomes[0], seen)))
-    services.writer.submit_posted([([item], answer)], asyncio.get_running_loop().call_soon_threadsafe)
+    loop = asyncio.get_running_loop()
+    services.writer.submit_posted([([item], answer)], loop.call_soon_threadsafe, loop.call_soon)
     return answer
 
 

@@ -15,14 +15,17 @@ place for one submission, which its caller keeps in memory anyway.  With one lin
 over 16 connections had every other write refused, those of pairs and operators too.  Rejected: a fixed part for each
 principal, which would leave a lone bulk writer most of the queue unused.
 
-Answers for an event loop are handed over by one call for a whole commit: a wake for each costs more than the writing.
+Answers for an event loop, and what listeners have to tell it, are handed over by one call for a whole commit: a wake
+costs both threads a turn at the interpreter lock, which is more than the writing.  Two threads that wake each other
+contend for that lock unless the waker lets go of it at once: so answers leave when all that is left to the writer is to
+sleep, and an event loop wakes the writer at the end of its turn, once for all that the turn brought.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -56,6 +59,10 @@ class Waiter(Protocol[Outcome]):
 
 Post = Callable[[Callable[[], None]], object]
 """Runs a call on another thread soon; raises RuntimeError if that thread takes no more."""
+
+
+Soon = Callable[[Callable[[], None]], object]
+"""Runs a call on the thread that calls it, at the end of its turn."""
 
 
 @dataclass(slots=True)
@@ -108,15 +115,18 @@ class CommitQueue(Generic[Item, Outcome]):
         """By principal, whose turn is next first."""
         self._count = self._items = self._bytes = 0
         self._lock = threading.RLock()
-        self._ready = threading.Condition(self._lock)
-        self._closed = False
+        self._bell = threading.Lock()
+        self._bell.acquire()  # released to wake the writer; a ring too many makes it look once more
+        self._closed = self._asleep = False
         self._wanted = 1  # the writer is woken once this many submissions are queued
+        self._rings = False  # a turn of an event loop will ring at its end
         self._last_count = 1
         self._last_began_s = steady_s()
 
-    def put(self, works: Sequence[Submission[Item, Outcome]]) -> None:
+    def put(self, works: Sequence[Submission[Item, Outcome]], soon: Soon | None = None) -> None:
         """Queue submissions of one principal, all or none; one that has nothing queued is taken whatever its size.
 
+        `soon` makes a call at the end of the caller's turn; without it the writer is woken now.
         Raises QueueError "overloaded" at limits.waiting_writes and limits.waiting_bytes, or "shutting-down".
         """
         count = size = 0
@@ -139,18 +149,22 @@ class CommitQueue(Generic[Item, Outcome]):
             self._count += len(works)
             self._items += count
             self._bytes += size
-            if self._count >= self._wanted or self._bytes >= self._limits.commit_bytes:
-                self._ready.notify()
+            if self._asleep and self._is_enough():
+                if soon is None:
+                    self._ring()
+                elif not self._rings:
+                    self._rings = True
+                    soon(self._ring)
 
-    def take(self, block: bool) -> list[Submission[Item, Outcome]]:
+    def take(self, block: bool, before: Callable[[], object] = tuple) -> list[Submission[Item, Outcome]]:
         """Return what is queued, at most limits.commit_records items and commit_bytes, but one submission at least.
 
-        One of each principal in turn.  With `block`, waits until something is queued, lingers under load, and returns
-        nothing only once closed.
+        One of each principal in turn.  With `block`, calls `before`, waits until something is queued, lingers under
+        load, and returns nothing only once closed.
         """
+        if block:
+            self._linger(before)
         with self._lock:
-            if block:
-                self._linger()
             works: list[Submission[Item, Outcome]] = []
             items = size = 0
             while self._backlogs:
@@ -172,7 +186,7 @@ class CommitQueue(Generic[Item, Outcome]):
         """Take no more submissions; those that are queued are still handed out, without delay."""
         with self._lock:
             self._closed = True
-            self._ready.notify_all()
+            self._ring()
 
     def abandon(self) -> list[Submission[Item, Outcome]]:
         """Take no more submissions and return all that are queued: the writer is gone, and they must be answered."""
@@ -206,33 +220,53 @@ class CommitQueue(Generic[Item, Outcome]):
             items + len(work.items) <= self._limits.commit_records and size + work.bytes <= self._limits.commit_bytes
         )  # fmt: skip
 
-    def _linger(self) -> None:
+    def _linger(self, before: Callable[[], object]) -> None:
         """Wait until something is queued, then as long as more submissions are likely to share the commit."""
-        self._wanted = 1
-        while not self._backlogs and not self._closed:
-            self._ready.wait()
-        self._wanted = self._last_count
+        sleeps = self._lie_down(1)
+        before()
+        while sleeps:
+            self._bell.acquire()
+            sleeps = self._lie_down(1)
         end_s = self._last_began_s + self._limits.commit_delay_s
-        while not self._is_enough() and not self._closed and (left_s := end_s - self._steady_s()) > 0:
-            self._ready.wait(left_s)
+        while self._lie_down(self._last_count) and (left_s := end_s - self._steady_s()) > 0:
+            self._bell.acquire(timeout=left_s)
+        self._asleep = False
+
+    def _lie_down(self, wanted: int) -> bool:
+        """Have the bell rung for so many submissions; return False if they are queued, or no more come."""
+        with self._lock:
+            self._wanted = wanted
+            self._asleep = not self._is_enough()
+            return self._asleep
+
+    def _ring(self) -> None:
+        with self._lock:
+            self._asleep = self._rings = False
+            with suppress(RuntimeError):  # it was rung already
+                self._bell.release()
 
     def _is_enough(self) -> bool:
-        return self._count >= self._wanted or self._bytes >= self._limits.commit_bytes
+        return self._closed or self._count >= self._wanted or self._bytes >= self._limits.commit_bytes
 
 
-def answer(works: Sequence[Submission[Item, Outcome]]) -> None:
-    """Answer all submissions of a commit, those that another thread awaits by one call there."""
-    by_post: dict[Post | None, list[Submission[Item, Outcome]]] = {}
+def answer(works: Sequence[Submission[Item, Outcome]], hops: Sequence[tuple[Post, Callable[[], object]]] = ()) -> None:
+    """Make the hops and answer all submissions of a commit: one call for each thread, which makes its hops first."""
+    by_post: dict[Post | None, tuple[list[Callable[[], object]], list[Submission[Item, Outcome]]]] = {}
+    for made, call in hops:
+        by_post.setdefault(made, ([], []))[0].append(call)
     for work in works:
-        by_post.setdefault(work.post, []).append(work)
-    for post, same in by_post.items():
+        by_post.setdefault(work.post, ([], []))[1].append(work)
+    for post, (calls, same) in by_post.items():
         if post is None:
-            _settle(same)
+            _settle(calls, same)
             continue
         with suppress(RuntimeError):  # a closed event loop awaits nothing
-            post(partial(_settle, same))
+            post(partial(_settle, calls, same))
 
 
-def _settle(works: Sequence[Submission[Item, Outcome]]) -> None:
-    for work in works:
-        work.settle()
+def _settle(calls: Sequence[Callable[[], object]], works: Sequence[Submission[Item, Outcome]]) -> None:
+    with ExitStack() as left:  # a call that breaks leaves no other one out, and no submission unanswered
+        for work in reversed(works):
+            left.callback(work.settle)
+        for call in reversed(calls):
+            left.callback(call)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from ..core import canon
@@ -33,11 +34,11 @@ from ..core.record import batch, namespace, record
 from ..core.record.filter import fields_of
 from ..core.record.levels import NAMES
 from ..core.record.record import Envelope, Sig
-from .commit_queue import CommitQueue, Post, Submission, Waiter, answer
+from .commit_queue import CommitQueue, Post, Soon, Submission, Waiter, answer
 from .log import Entry, Log
 from .segments import PROJECTION
 from .views import Views
-from .writes import LOCAL, Arrive, Commit, Emit, Item, Note, Outcome, Own, Projected, Refuse, Signer, queued
+from .writes import LOCAL, Arrive, Commit, Emit, Hop, Item, Note, Outcome, Own, Projected, Refuse, Signer, queued
 
 log = logging.getLogger("spl.store")
 
@@ -48,6 +49,8 @@ CLOCKS_MAX: Final = 4096
 
 
 _C = TypeVar("_C")
+OnWrite = Callable[[_C], Hop | None]
+"""Hears of a write; returns what it has to tell another thread: one wake serves all listeners and the answers."""
 
 
 class WriteError(SplError):
@@ -137,11 +140,13 @@ class Writer:
         self._queue.put([queued(items, future, None) for items, future in zip(submissions, futures, strict=True)])
         return futures
 
-    def submit_posted(self, submissions: Sequence[tuple[Sequence[Item], Waiter[Outcome]]], post: Post) -> None:
-        """Queue submissions as `submit_all` does, whose answers are awaited on the thread that `post` calls on."""
-        self._queue.put([queued(items, awaited, post) for items, awaited in submissions])
+    def submit_posted(
+        self, submissions: Sequence[tuple[Sequence[Item], Waiter[Outcome]]], post: Post, soon: Soon | None = None
+    ) -> None:
+        """Do as `submit_all`; answers are awaited on the thread that `post` calls on; `soon` as in CommitQueue.put."""
+        self._queue.put([queued(items, awaited, post) for items, awaited in submissions], soon)
 
-    def listen(self, callback: Callable[[Commit], None]) -> Callable[[], None]:
+    def listen(self, callback: "OnWrite[Commit]") -> Callable[[], None]:
         """Call back after each commit, on the writer's thread; it must not block.  Return what unsubscribes it."""
         return self.listeners.listen(callback)
 
@@ -150,28 +155,32 @@ class Writer:
 
         If it dies, pending submissions fail with "internal", and no more are taken.
         """
+        tell: Callable[[], object] = tuple
         try:
-            while self.commit_waiting(block=True):
-                pass
+            while works := self._queue.take(True, tell):
+                hops: list[Hop] = []
+                tell = partial(answer, works, hops)
+                self._commit(works, hops)
         finally:
+            tell()  # harmless a second time
             answer(self._queue.abandon())
 
     def close(self) -> None:
         """Take no more submissions; those that are queued are written before `run` returns."""
         self._queue.close()
 
-    def commit_waiting(self, block: bool = False) -> bool:
-        """Write what is queued, up to the commit limits; return False if nothing was (`block`: closed, empty)."""
-        works = self._queue.take(block)
+    def commit_waiting(self) -> bool:
+        """Write what is queued, up to the commit limits; return False if nothing was."""
+        works, hops = self._queue.take(False), list[Hop]()
         try:
             if works:
-                self._commit(works)
+                self._commit(works, hops)
         finally:
             # Whatever broke: no submission may stay pending for ever, and none may look stored.
-            answer(works)
+            answer(works, hops)
         return bool(works)
 
-    def _commit(self, works: Sequence[Submission[Item, Outcome]]) -> None:
+    def _commit(self, works: Sequence[Submission[Item, Outcome]], hops: list[Hop]) -> None:
         accepted = self._accept(works)
         prepared = [item for _, group in accepted for item in group]
         try:
@@ -184,7 +193,7 @@ class Writer:
                 work.found = exc
             return
         if commit is not None:
-            self.listeners.notify(commit, commit.last_seq - commit.first_seq + 1)
+            self.listeners.notify(commit, commit.last_seq - commit.first_seq + 1, hops)
         outcomes = _outcomes(lines, commit.first_seq if commit else 0)
         for work, group in accepted:
             work.found = [next(outcomes) for _ in group]
@@ -382,16 +391,9 @@ class Writer:
         self.views = views
         self.listeners.measure(VIEWS, len(entries))
         fresh = tuple([(seq, entry) for seq, entry in zip(seqs, entries, strict=True) if entry.kind == "rec"])
-        return Commit(
-            seqs[0],
-            seqs[-1],
-            self.store.last_run,
-            at_ms,
-            frozenset([entry.ns for _, entry in fresh if entry.ns]),
-            frozenset([entry.thread for _, entry in fresh]),
-            fresh,
-            sum([len(entry.payload) for _, entry in fresh]),
-        )
+        namespaces = frozenset([entry.ns for _, entry in fresh if entry.ns])
+        threads, size = frozenset([entry.thread for _, entry in fresh]), sum([len(entry.payload) for _, entry in fresh])
+        return Commit(seqs[0], seqs[-1], self.store.last_run, at_ms, namespaces, threads, fresh, size)
 
 
 def _line(key: _Key, kind: str, envelope: Envelope, origin: str, ns: str, own: bool) -> _NewLine:
@@ -439,11 +441,11 @@ class Listeners(Generic[_C]):
 
     def __init__(self, *, now_ms: Callable[[], int], steady_ns: Callable[[], int]) -> None:
         self._now_ms, self._steady_ns = now_ms, steady_ns
-        self._listeners: tuple[tuple[str, Callable[[_C], None]], ...] = ()
+        self._listeners: tuple[tuple[str, OnWrite[_C]], ...] = ()
         self._costs: dict[str, Costs] = {}
         self._mark_ns = self._sum_ns = 0
 
-    def listen(self, callback: Callable[[_C], None]) -> Callable[[], None]:
+    def listen(self, callback: OnWrite[_C]) -> Callable[[], None]:
         """Run `callback` for each write from now on; return what unsubscribes it."""
         listener = (str(callback.__module__).rpartition(".")[2], callback)
         self._listeners = (*self._listeners, listener)
@@ -461,11 +463,12 @@ class Listeners(Generic[_C]):
         """Count the time since the last call as what this listener took for `records` records."""
         self._measure(name, records, self._now_ms())
 
-    def notify(self, write: _C, records: int) -> None:
-        """Run every listener for a write of `records` records."""
+    def notify(self, write: _C, records: int, hops: list[Hop]) -> None:
+        """Run every listener for a write of `records` records; add the hops that they return."""
         self._mark_ns, now_ms = self._steady_ns(), self._now_ms()
         for name, callback in self._listeners:
-            callback(write)
+            if (hop := callback(write)) is not None:
+                hops.append(hop)
             self._measure(name, records, now_ms)
         self._costs_of(ALL).add(self._sum_ns // (1000 * records), records, now_ms)
 

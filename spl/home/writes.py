@@ -1,6 +1,6 @@
 """What can be written: the items of a submission, and what one write made visible."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -12,6 +12,8 @@ from ..core.record.record import Envelope
 from .commit_queue import Post, Submission, Waiter
 from .log import Entry
 
+Hop = tuple[Post, Callable[[], object]]
+"""A call to make on another thread, and what makes it there."""
 LOCAL: Final = "local"
 LINE_BYTES: Final = 512
 """About what a line takes besides the texts in it, and about what an envelope takes beside its body."""

@@ -30,7 +30,7 @@ from ..home.config import Settings
 from ..home.logs import CountedLog
 from ..home.policy import Policy
 from ..home.views import THREAD_PAIRS
-from ..home.writes import Commit
+from ..home.writes import Commit, Hop
 from ..net.dialer import DialPolicy
 from ..sync.anti_entropy import AntiEntropy
 from ..sync.peer import PeerClient
@@ -398,9 +398,8 @@ class Pairing:
         """Drive our requests, finish what a crash cut, expire what waited too long; return soon after `stop`."""
         loop = asyncio.get_running_loop()
 
-        def on_commit(commit: Commit) -> None:
-            if THREAD_PAIRS in commit.threads:
-                loop.call_soon_threadsafe(self.stepper.notify)
+        def on_commit(commit: Commit) -> Hop | None:
+            return (loop.call_soon_threadsafe, self.stepper.notify) if THREAD_PAIRS in commit.threads else None
 
         unsubscribe = self.pairs.writer.listen(on_commit)
         try:

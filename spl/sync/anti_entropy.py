@@ -27,7 +27,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.state import ON_DEMAND
 from ..core.record.page import PEER_PUSHES
-from ..home.writes import Commit
+from ..home.writes import Commit, Hop
 from .peer import SyncError
 from .reach import Reaches
 from .reconcile import Reconcile
@@ -97,9 +97,9 @@ class AntiEntropy:
         """Keep one task for each pair that may sync, until `stop`."""
         loop = asyncio.get_running_loop()
 
-        def on_commit(commit: Commit) -> None:
-            if not commit.threads.isdisjoint(SHARING_THREADS):
-                loop.call_soon_threadsafe(self._on_change)
+        def on_commit(commit: Commit) -> Hop | None:
+            turned = not commit.threads.isdisjoint(SHARING_THREADS)
+            return (loop.call_soon_threadsafe, self._on_change) if turned else None
 
         unsubscribe = self.writer.listen(on_commit)
         try:

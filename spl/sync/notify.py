@@ -13,12 +13,13 @@ queries the index for it.
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from ..core.limits import KIB
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.writer import Writer
-from ..home.writes import Commit
+from ..home.writes import Commit, Hop
 from .supervise import wait
 
 RECENT_COMMITS: Final = 32
@@ -70,15 +71,14 @@ class Notifier:
                 if not events:
                     del self._waiting[name]
 
-    def _on_commit(self, commit: Commit) -> None:
+    def _on_commit(self, commit: Commit) -> Hop | None:
         """Pass a commit on to the loop if there are waiters for it; runs on the writer's thread."""
         loop = self._loop
         if loop is None:
-            return
+            return None
         names = [by_namespace(ns) for ns in commit.namespaces] + [by_thread(thread) for thread in commit.threads]
         wanted = [name for name in names if name in self._waiting]
-        if wanted and not loop.is_closed():
-            loop.call_soon_threadsafe(self.notify, wanted)
+        return (loop.call_soon_threadsafe, partial(self.notify, wanted)) if wanted else None
 
 
 class Heartbeat:
@@ -127,6 +127,10 @@ class RecentCommits:
             self._streams -= 1
             if not self._streams:
                 self.state = ((), self.state[1])
+
+    def run_at(self, seq: int) -> str | None:
+        """Return the log's running hash after a line if one of the commits kept ends there."""
+        return next((commit.run for commit in reversed(self.state[0]) if commit.last_seq == seq), None)
 
     def add(self, commit: Commit) -> None:
         """Add one commit; drop the oldest beyond RECENT_COMMITS or RECENT_BYTES."""

@@ -34,7 +34,7 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import CONTINUOUS, known, refusal_code
 from ..core.record import page
 from ..core.record.page import BOTH, Page, PushAnswer
-from ..home.writes import Commit
+from ..home.writes import Commit, Hop
 from ..net.client import Reply
 from .changes import Feed
 from .ingest import Ingest, Taken
@@ -124,6 +124,7 @@ class Push:
         self._pool = ThreadPoolExecutor(1, "spl-push")
         self._states: dict[str, _PairPush] = {}
         self._due: set[str] = set()
+        self._live: tuple[object, tuple[str, ...]] = None, ()
         self._tasks = Supervisor("push", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
         self._reaches.add_pusher(self)
 
@@ -405,10 +406,10 @@ class Push:
         """Push whenever it is due, one task a pair, until `stop`."""
         loop = asyncio.get_running_loop()
 
-        def on_commit(commit: Commit) -> None:
+        def on_commit(commit: Commit) -> Hop | None:
             turned = not commit.threads.isdisjoint(SHARING_THREADS)
-            if commit.namespaces or turned:
-                loop.call_soon_threadsafe(self._committed, commit.namespaces, turned)
+            due = turned or (commit.namespaces and self._continuous())
+            return (loop.call_soon_threadsafe, partial(self._committed, commit.namespaces, turned)) if due else None
 
         unsubscribe = self.writer.listen(on_commit)
         try:
@@ -444,9 +445,16 @@ class Push:
 
         A push that waits after a failure goes on waiting: a peer that refuses is not asked again for each commit.
         """
-        for pair_id, pair in self.writer.views.pairs.items():
-            if pair.mode == CONTINUOUS and self._may(pair_id) and (turned or namespaces & self._feed.shares(pair_id)):
+        for pair_id in self._continuous():
+            if self._may(pair_id) and (turned or namespaces & self._feed.shares(pair_id)):
                 self._call(pair_id)
+
+    def _continuous(self) -> tuple[str, ...]:
+        """Return the pairs in continuous mode, of which each commit must know; any thread may ask."""
+        pairs = self.writer.views.pairs
+        if self._live[0] is not pairs:
+            self._live = pairs, tuple([pair_id for pair_id, pair in pairs.items() if pair.mode == CONTINUOUS])
+        return self._live[1]
 
     async def _deliver(self, pair_id: str) -> None:
         """Push until it succeeds or the pair takes no pushes; failures back off with full jitter.

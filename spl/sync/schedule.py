@@ -20,7 +20,7 @@ from ..core.pair.pair import Pair, Phase
 from ..core.pair.state import CONTINUOUS, ON_DEMAND
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
-from ..home.writes import Commit
+from ..home.writes import Commit, Hop
 from .budget import INTAKE_PAUSED
 from .changes import Feed
 from .follow import Flow, Follower, StreamEnd
@@ -98,9 +98,9 @@ class Sync:
         """Keep one task for each pair that may sync, until `stop`; pauses and revocations end theirs at once."""
         loop = asyncio.get_running_loop()
 
-        def on_commit(commit: Commit) -> None:
-            if not commit.threads.isdisjoint(SHARING_THREADS):
-                loop.call_soon_threadsafe(self._rouse)
+        def on_commit(commit: Commit) -> Hop | None:
+            turned = not commit.threads.isdisjoint(SHARING_THREADS)
+            return (loop.call_soon_threadsafe, self._rouse) if turned else None
 
         unsubscribe = self.writer.listen(on_commit)
         try:

@@ -286,7 +286,8 @@ class Source:
 
     def _is_ours(self, cursor: Cursor) -> bool:
         try:
-            return self.writer.store.run_at(cursor.run_seq) == cursor.run
+            run = self._recent.run_at(cursor.run_seq) or self.writer.store.run_at(cursor.run_seq)
+            return run == cursor.run
         except LineError as exc:
             # A damaged line proves nothing about the log around it, and the epoch agrees.
             return exc.code == "store-damaged"

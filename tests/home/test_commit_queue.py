@@ -219,6 +219,46 @@ def test_a_waiting_writer_is_woken() -> None:
     assert taken == [[3]]
 
 
+def test_a_turn_that_queues_much_wakes_the_writer_once_at_its_end() -> None:
+    """Nothing is lost if the turn never ends: whoever else queues, or closes, wakes the writer at once."""
+    queue, taken, soon = queue_of(Clock()), list[list[int]](), list[Callable[[], None]]()
+    asleep = threading.Event()
+
+    def write() -> None:
+        taken.append(sizes(queue.take(True, asleep.set)))
+
+    for wake in (lambda: soon[0](), lambda: queue.put(works(1)), queue.close):
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert asleep.wait(DEADLINE_S), "what is to be done before the sleep is done"
+        for _ in range(2):
+            queue.put(works(1), soon.append)
+        assert (len(soon), taken) == (1, [])
+        wake()
+        writer.join(DEADLINE_S)
+        assert not writer.is_alive()
+        soon.clear()
+        asleep.clear()
+        taken.clear()
+
+
+def test_what_listeners_have_to_say_goes_with_the_answers_and_before_them() -> None:
+    calls, said = list[Callable[[], None]](), list[str]()
+    post, futures = calls.append, [Future[list[str]]() for _ in range(2)]
+    given = [Submission(("x",), future, post, found=["y"]) for future in futures]
+
+    def breaks() -> None:
+        said.append(f"breaks, answered {futures[0].done()}")
+        raise ZeroDivisionError
+
+    answer(given, [(post, breaks), (post, lambda: said.append("second")), (post, lambda: said.append("third"))])
+    [call] = calls
+    with pytest.raises(ZeroDivisionError):
+        call()
+    assert said == ["breaks, answered False", "second", "third"]
+    assert [future.result(0) for future in futures] == [["y"], ["y"]]
+
+
 def test_answers_for_another_thread_go_there_by_one_call_each() -> None:
     calls: list[tuple[str, Callable[[], None]]] = []
 

@@ -30,7 +30,7 @@ class World:
         self.listeners.begin()
         self.steady_ns += views_us * 1000
         self.listeners.measure(VIEWS, records)
-        self.listeners.notify(text, records)
+        self.listeners.notify(text, records, [])
 
 
 def test_before_the_first_write_nothing_is_claimed() -> None:

@@ -67,7 +67,7 @@ class InlineWriter(Writer):
         self.submit_posted(list(zip(submissions, futures, strict=True)), None)  # type: ignore[arg-type]
         return list(futures)
 
-    def submit_posted(self, submissions: Any, post: Any) -> None:
+    def submit_posted(self, submissions: Any, post: Any, soon: Any = None) -> None:
         super().submit_posted(submissions, post)
         if not self._due:
             self._due = True

@@ -350,12 +350,12 @@ async def test_a_position_that_an_older_version_saved_counts_what_the_log_took(t
         assert saved_sums(bob.home.store, 1000, bob.now_ms()) == {PAIR: 1000 * 23 // 24}
 
 
-def full(lots: list[tuple[object, asyncio.Future[object]]], post: object) -> None:
+def full(lots: list[tuple[object, asyncio.Future[object]]], *ways: object) -> None:
     for _, answer in lots:
         answer.set_exception(SplError("store-full"))
 
 
-def busy(lots: list[tuple[object, asyncio.Future[object]]], post: object) -> None:
+def busy(lots: list[tuple[object, asyncio.Future[object]]], *ways: object) -> None:
     raise SplError("overloaded")
 
 
