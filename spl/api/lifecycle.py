@@ -64,9 +64,26 @@ async def resume(request: Request, services: Services, found: Pair) -> dict[str,
 
 
 async def refresh(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {expect_key?}: the peer's key as its operator told it, multibase or six words."""
-    await services.pairing.refresh(found.pair_id, members(request, {"expect_key": str}).get("expect_key", ""))
+    """Take {expect_key?, url?}: the peer's key as its operator told it, multibase or six words; where it is now."""
+    fields = members(request, {"expect_key": str, "url": str})
+    await services.pairing.refresh(found.pair_id, fields.get("expect_key", ""), fields.get("url", ""))
     return {}
+
+
+async def mode(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {mode, both?}: how we fetch; with `both` the peer is asked to fetch from us in the same mode.
+
+    Ours is set in any case; `asked` says what came of the question: {mode, error}, error None if the peer does so.
+    """
+    fields = members(request, {"mode": str, "both": bool})
+    await services.pairing.set_mode(found.pair_id, fields.get("mode", ""))
+    if not fields.get("both"):
+        return {}
+    try:
+        await services.pairing.maintenance.ask_mode(found.pair_id, fields["mode"])
+    except SplError as exc:
+        return {"asked": {"mode": fields["mode"], "error": exc.to_json()}}
+    return {"asked": {"mode": fields["mode"], "error": None}}
 
 
 async def revoke(request: Request, services: Services, found: Pair) -> dict[str, object]:
@@ -132,6 +149,7 @@ async def _filter(services: Services, found: Pair, change: Callable[[PairFilter]
 ACTIONS: Final[dict[str, Callable[[Request, Services, Pair], Awaitable[dict[str, object]]]]] = {
     "resume": resume,
     "refresh": refresh,
+    "mode": mode,
     "revoke": revoke,
     "set-token": set_token,
     "rotate-tokens": rotate_tokens,

@@ -281,8 +281,6 @@ async def _change(request: Request, services: Services, found: Pair, action: str
         return await ACTIONS[action](request, services, found)
     if action == "pause":
         await pairing.pause(found.pair_id, members(request, {"reason": str}).get("reason", ""))
-    elif action == "mode":
-        await pairing.set_mode(found.pair_id, members(request, {"mode": str}).get("mode", ""))
     elif action == "poll-interval":
         await pairing.set_poll_interval(found.pair_id, members(request, {"interval_ms": int}).get("interval_ms", 0))
     else:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..client.calls import quote
+from ..client.errors import refusal
 from ..core.errors import count
 from ..core.when import span_fine
 from . import grants, pair_page, soak, verify
 from .command import PAIR, Arg, Command, Group, Shell, UsageError, arg, duration
-from .out import label_of, state_paint
+from .out import Out, label_of, state_paint
 from .pair import COMMAND as PAIR_COMMAND
 from .pair import PAIRS
 
@@ -82,7 +83,8 @@ def _revoke(args: Namespace, shell: Shell) -> int:
 
 
 def _refresh(args: Namespace, shell: Shell) -> int:
-    return _act(args, shell, "refresh", {"expect_key": args.expect_key} if args.expect_key else {}, "refreshed")
+    body: dict[str, object] = {"expect_key": args.expect_key} if args.expect_key else {}
+    return _act(args, shell, "refresh", {**body, "url": args.url} if args.url else body, "refreshed")
 
 
 def _set_token(args: Namespace, shell: Shell) -> int:
@@ -93,7 +95,8 @@ def _set_token(args: Namespace, shell: Shell) -> int:
 
 
 def _set_mode(args: Namespace, shell: Shell) -> int:
-    return _act(args, shell, "mode", {"mode": args.mode}, f"mode {args.mode}")
+    body: dict[str, object] = {"mode": args.mode}
+    return _act(args, shell, "mode", {**body, "both": True} if args.both else body, f"mode {args.mode}")
 
 
 def _set_poll_interval(args: Namespace, shell: Shell) -> int:
@@ -126,24 +129,39 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     """Ask for one action and print `PAIR  done` (`already_done` if nothing changed) and the state."""
     pair = shell.ctl.post(f"{_path(args)}/{action}", body)
     out = shell.out
+    asked = pair.get("asked") or {}
+    failed = refusal(asked["error"]) if asked.get("error") else None
     if shell.printed("spl.pair/1", pair):
-        return 0
+        return failed.exit_code if failed else 0
     word = (f"{done} already" if " " in done else f"already_{done}") if pair.get("already") else done
     state = pair_page.state_of(pair)
     out.line(f"{pair['pair_id']}  {word}" + (f", state {state}" if not word.endswith(state) else ""))
     if action == "poll-interval" and pair["mode"] != "polling":
         out.note(f"it applies in mode polling; the mode of this pair is {pair['mode']}")
     if action == "mode":
-        peer, theirs = label_of(pair["peer_did"]), (pair.get("peer_view") or {}).get("mode")
-        whose = f"by its own mode, {theirs}" if theirs else "by its own mode"
-        out.note(f"this is how we fetch from {peer}; {peer} fetches ours {whose}")
+        _directions(pair, asked, out)
+    if action == "refresh" and "url" in body:
+        out.line(f"{label_of(pair['peer_did'])} is at {pair['url']}")
     if action == "resume" and "records" in pair:
         out.line(f"read again from the start: {count(pair['records'], 'new record')}")
     if action == "revoke":
         _after_revoke(pair, shell)
     if action in FILTERING:
         out.note(f"sent from now on: {pair_page.filter_text(pair['filter'])}; what was sent before stays with the peer")
-    return 0
+    if failed:
+        out.failure(failed)
+    return failed.exit_code if failed else 0
+
+
+def _directions(pair: dict[str, Any], asked: dict[str, Any], out: Out) -> None:
+    """Print which way each mode moves records: ours what we fetch, the peer's what it fetches from here."""
+    peer, theirs = label_of(pair["peer_did"]), (pair.get("peer_view") or {}).get("mode")
+    if asked and not asked.get("error"):
+        out.line(f"both directions: {peer} fetches from here in mode {asked['mode']} too")
+        return
+    out.note(
+        f"this is how we fetch from {peer}; {peer} fetches ours by its own mode" + (f", {theirs}" if theirs else "")
+    )
 
 
 def _after_revoke(pair: dict[str, Any], shell: Shell) -> None:
@@ -223,9 +241,11 @@ TREE: Final = (
                 "refresh",
                 "Fetches the peer's manifest again now, after the peer rotated its key or moved.\n"
                 "It also completes a pending pair, renews a due token, and learns of the peer's pause or revocation.\n"
+                "Where the peer moved and cannot tell us, --url says where it is now; it must be the same instance.\n"
                 "If two key chains of the peer contradict each other, --expect-key decides which one is right.",
                 "",
                 _refresh,
+                arg("--url", metavar="URL", help="the peer's new address"),
                 arg("--expect-key", metavar="KEY", help="the peer's key, from its owner: six words or multibase"),
             ),
             _command(
@@ -238,10 +258,12 @@ TREE: Final = (
             _command(
                 "set-mode",
                 "Sets when this side pulls: continuous holds a stream open and gets records at once, polling asks\n"
-                "at an interval, on-demand pulls only when `spl sync` runs. The peer sets its own mode for its pulls.",
+                "at an interval, on-demand pulls only when `spl sync` runs. The peer sets its own mode for its pulls;\n"
+                "--both asks it for the same, and exits 4 if it keeps another (federation.follow_mode decides there).",
                 " on-demand",
                 _set_mode,
                 arg("mode", metavar="MODE", help="polling, continuous or on-demand"),
+                arg("--both", action="store_true", help="ask the peer to pull from here in this mode too"),
             ),
             _command(
                 "set-poll-interval",

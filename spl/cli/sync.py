@@ -25,11 +25,13 @@ def _sync(args: Namespace, shell: Shell) -> int:
     body = {"thread": thread} if thread else {}
     answer = shell.ctl.post(f"/v1/federation/pairs/{quote(pair)}/sync", body, LONG_S)
     if not shell.printed("spl.sync/1", answer):
-        pushed = f", {count(answer['pushed'], 'record')} pushed" if answer.get("reach") == "we-push" else ""
-        shell.out.line(f"{answer.get('pair_id', pair)}  {count(answer['records'], 'record')} fetched{pushed}")
+        peer = label_of(answer["peer_did"])
+        pushed = f", {count(answer['pushed'], 'record')} pushed there" if answer.get("reach") == "we-push" else ""
+        shell.out.line(
+            f"{answer.get('pair_id', pair)}  {count(answer['records'], 'record')} fetched from {peer}{pushed}"
+        )
         waits = (answer.get("outbound") or {}).get("lag_records")
         if waits and not pushed:
-            peer = label_of(answer["peer_did"])
             shell.out.note(
                 f"{count(waits, 'record')} of ours {'waits' if waits == 1 else 'wait'} for {peer}, which fetches "
                 f"by its own mode; at once with, on {peer}: spl sync {answer['pair_id']}"

@@ -45,6 +45,7 @@ class Config:
     federation_approval: str = "manual"
     federation_allow_http: bool | Literal["private"] = False
     federation_poll_interval_ms: int = 300_000
+    federation_follow_mode: bool = False
     http_allowed_hosts: tuple[str, ...] = ()
     http_allowed_origins: tuple[str, ...] = ()
     http_trusted_proxies: tuple[str, ...] = ()
@@ -348,6 +349,7 @@ KEYS: Final[dict[str, tuple[str, Callable[[object], object]]]] = {
     "federation.approval": ("federation_approval", _one_of(APPROVALS)),
     "federation.allow_http": ("federation_allow_http", _allow_http),
     "federation.poll_interval": ("federation_poll_interval_ms", _interval_ms),
+    "federation.follow_mode": ("federation_follow_mode", _flag),
     "http.allowed_hosts": ("http_allowed_hosts", _texts),
     "http.allowed_origins": ("http_allowed_origins", _origins),
     "http.trusted_proxies": ("http_trusted_proxies", _networks),

@@ -55,6 +55,7 @@ CONFIG_TEXT: Final = """\
 # approval = "manual"        # manual | auto | closed
 # allow_http = false         # plain http to other machines: true, or "private" for those of a local network
 # poll_interval = "5m"
+# follow_mode = false        # fetch from a peer in the mode that it asks for: spl federation set-mode --both
 
 # [tls]
 # listen = "0.0.0.0:9443"

@@ -148,11 +148,13 @@ class Initiator:
         )
         return begun.pair_id
 
-    def next_request(self, pair: Pair, *, poll: bool = False, token_id: str = "", renew: bool = False) -> SignedRequest:
+    def next_request(
+        self, pair: Pair, *, poll: bool = False, token_id: str = "", renew: bool = False, mode: str = ""
+    ) -> SignedRequest:
         """Return the message that the pair's state calls for; `poll` asks instead where the pair stands.
 
         A poll also asks about the token that we hold, or the one of `token_id`; with `renew` it asks the peer to take
-        a new one from us.
+        a new one from us, and with `mode` to fetch from us in that mode.
         """
         own, nonce, now_ms = self.pairs.identity, self.pairs.nonce(), self.now_ms(pair)
         base = f"{pair.url}{PAIR_PATH}"
@@ -171,6 +173,8 @@ class Initiator:
             said["token_id"] = token_id or self._renewal.held(pair)
         if renew:
             said["renew"] = True
+        if mode:
+            said["mode"] = mode
         fields = handshake.poll_fields(pair, own.did, now_ms, nonce, **said)
         return SignedRequest(f"{base}/{pair.pair_id}/poll", "pair-poll", fields)
 
@@ -322,7 +326,9 @@ class HandshakeLoop:
         """Pair -> what its first sync brought, until a later first sync finds it ended."""
         self._kicks: dict[str, asyncio.Event] = {}
 
-    async def ask(self, pair_id: str, *, poll: bool = False, token_id: str = "", renew: bool = False) -> Learned:
+    async def ask(
+        self, pair_id: str, *, poll: bool = False, token_id: str = "", renew: bool = False, mode: str = ""
+    ) -> Learned:
         """Send the message that the pair's state calls for, and return what the peer's signed answer made of the pair.
 
         With `poll` it says where the pair stands with us and asks where it stands with the peer; the rest as
@@ -330,7 +336,7 @@ class HandshakeLoop:
         says; that moves no pair.
         """
         pair, make = self.pairs.known(pair_id), self._initiator.next_request
-        request = await self._stepper.do(partial(make, pair, poll=poll, token_id=token_id, renew=renew))
+        request = await self._stepper.do(partial(make, pair, poll=poll, token_id=token_id, renew=renew, mode=mode))
         fields = await self.exchange.send(pair, request)
         learned = await self._stepper.do(self._initiator.learn, pair_id, fields)
         self._stepper.follow(learned.pair.pair_id, learned.effects)

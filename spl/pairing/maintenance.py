@@ -10,7 +10,7 @@ not delay the renewal of a token by a day.
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -19,13 +19,15 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity import bearer
+from ..core.identity.did import label_of
 from ..core.identity.pins import FORK, KIND_CHAIN, is_fork, pin_body
 from ..core.pair.handshake import token_ref
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
-from ..core.pair.state import Active, Degraded
+from ..core.pair.state import MODES, Active, Degraded
 from ..core.pair.steps import ManifestChange, Recover
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
+from ..net.address import parse_url
 from ..sync.schedule import Sync
 from .exchange import StolenKey
 from .initiator import HandshakeLoop, Initiator
@@ -167,16 +169,17 @@ class Maintenance:
         except SplError as exc:
             self._failed(pair_id, state, exc)
 
-    async def refresh(self, pair_id: str, expect_key: str = "", *, at_once: bool = False) -> Pair:
+    async def refresh(self, pair_id: str, expect_key: str = "", *, url: str = "", at_once: bool = False) -> Pair:
         """Fetch the peer's manifest again, learn where the pair stands there, renew a token that needs it, and recover.
 
-        `expect_key` (multibase or six words) settles a fork of its key chain: the operator compared it.
+        `expect_key` (multibase or six words) settles a fork of its key chain: the operator compared it.  `url` is where
+        the operator says that the peer is now; the address that it publishes there is adopted.
         `at_once` takes the manifest even if another one was taken within the hour.
         Raises ReachError, ManifestError, MessageError, PairError.
         """
         state = self._state(pair_id)
         async with state.lock:
-            pair = await self._refresh_manifest(self.pairs.known(pair_id), expect_key, at_once)
+            pair = await self._refresh_manifest(self.pairs.known(pair_id), expect_key, url, at_once)
             state.fetched_ms = self.pairs.now_ms()
             if type(pair.state) in ESTABLISHED:
                 fields = (await self._handshakes.ask(pair_id, poll=True)).answer
@@ -206,6 +209,21 @@ class Maintenance:
         async with self._state(pair_id).lock:
             return await self._renew(pair_id)
 
+    async def ask_mode(self, pair_id: str, mode: str) -> None:
+        """Ask the peer, signed, to fetch from us in this mode.
+
+        Raises PairError "mode-kept" unless it is in that mode then; ReachError, MessageError.
+        """
+        theirs = (await self._handshakes.ask(pair_id, poll=True, mode=mode)).answer.get("mode")
+        if theirs == mode:
+            return
+        name, fix = label_of(self.pairs.known(pair_id).peer_did), f"spl federation set-mode {pair_id} {mode}"
+        if theirs not in MODES:
+            text = f"{name} runs a version that cannot be asked for a mode"
+            raise PairError("mode-kept", text, hint=f"on {name}: {fix}")
+        hint = f"on {name}: {fix}, or to let us choose from now on: spl config set federation.follow_mode true"
+        raise PairError("mode-kept", f"{name} stays in mode {theirs} when it fetches from here", hint=hint)
+
     async def set_token(self, pair_id: str, text: str) -> Pair:
         """Present this token, which the peer minted for the pair, from now on: once the peer took it in one call.
 
@@ -226,8 +244,21 @@ class Maintenance:
         self._sync.wake(pair_id)
         return pair
 
-    async def _refresh_manifest(self, pair: Pair, expect_key: str, at_once: bool) -> Pair:
-        """Return the pair with the peer's present manifest; one that does not hold degrades it."""
+    async def _refresh_manifest(self, pair: Pair, expect_key: str, url: str, at_once: bool) -> Pair:
+        """Return the pair with the peer's present manifest; one that does not hold degrades it, except at a new `url`.
+
+        Raises PairError "manifest-differs-outside" if the peer is at `url`, but publishes the address that we have.
+        """
+        if url:
+            dial = replace(self._exchange.peers.dial(pair), allow_private=True)
+            strict, did = pair.proposal.strict, pair.peer_did
+            peer = await self._exchange.discover(url, strict, dial=dial, expect_did=did, expect_key=expect_key)
+            origin = parse_url(url).origin
+            if peer.url == pair.url != origin:
+                name, fix = label_of(did), f"spl config set public_url {origin}, then restart the daemon"
+                text = f"{name} answers at {origin} but publishes {peer.url} as its address"
+                raise PairError("manifest-differs-outside", text, hint=f"on {name}: {fix}")
+            return await self._stepper.do(lambda: self.pairs.adopt_manifest(pair, peer, at_once=True))
         try:
             peer = await self._exchange.rediscover(pair, expect_key)
             settles = bool(expect_key) and self.pairs.writer.views.pins.is_forked(pair.peer_did)

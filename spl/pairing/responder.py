@@ -117,10 +117,13 @@ class Responder:
         fields = heard.fields
         pair, effects = self._statements.hear(heard.pair, fields)
         renew = fields.get("renew") is True and pair.live and self._renewal.is_asked(pair.peer_did)
-        if type(pair.state) not in ESTABLISHED or "token_id" not in fields:
-            return Reaction(self.status(fields, pair), effects, renew)
-        held = self._renewal.facts(pair, fields["token_id"])
-        return Reaction(self.status(fields, pair, held=held), effects, renew)
+        facts: dict[str, Any] = {}
+        if "mode" in fields and self._settings.now.federation_follow_mode:
+            pair = self._statements.follow(pair, fields["mode"])
+        if type(pair.state) in ESTABLISHED:
+            facts |= {"mode": pair.mode} if "mode" in fields else {}
+            facts |= {"held": self._renewal.facts(pair, fields["token_id"])} if "token_id" in fields else {}
+        return Reaction(self.status(fields, pair, **facts), effects, renew)
 
     def confirm(self, pair_id: str, body: bytes, address: str) -> Reaction:
         """Return the answer to the initiator's confirmation that its genesis is durable."""

@@ -219,16 +219,16 @@ class Pairing:
         self.stepper.follow(pair_id, effects)
         return pair
 
-    async def refresh(self, pair_id: str, expect_key: str = "") -> Pair:
+    async def refresh(self, pair_id: str, expect_key: str = "", url: str = "") -> Pair:
         """Fetch the peer's manifest again and learn where the pair stands with it; completes a pending pair.
 
-        `expect_key` names the peer's key as its operator said it, which settles a fork.  Raises ReachError,
-        ManifestError, MessageError.
+        `expect_key` names the peer's key as its operator said it, which settles a fork; `url` is where the peer is now.
+        Raises ReachError, ManifestError, MessageError.
         """
         pair = self.pairs.known(pair_id)
         if pair.ended:
             raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason})")
-        pair = await self.maintenance.refresh(pair_id, expect_key, at_once=True)
+        pair = await self.maintenance.refresh(pair_id, expect_key, url=url, at_once=True)
         await self.handover.maintain(pair_id)
         if on_its_way(pair):
             await self._complete(pair_id)

@@ -19,7 +19,8 @@ from typing import Any, Final
 from ..core.backoff import Buckets
 from ..core.identity import message
 from ..core.pair import handshake, steps
-from ..core.pair.pair import Pair
+from ..core.pair.pair import ESTABLISHED, Pair
+from ..core.pair.state import MODES
 from ..core.pair.steps import Effect
 from .machine import REVOKED, Pairs, by_peer, unconfirmed
 
@@ -75,6 +76,17 @@ class PeerStatements:
             self._waiting[pair.pair_id] = _Waiting(str(state), said_ms, due_ms)
             return pair, ()
         return self.pairs.take(pair, change, brought=True)
+
+    def follow(self, pair: Pair, mode: object) -> Pair:
+        """Return the pair in the mode that its peer asks us to fetch in; as it is if that is none or one too many.
+
+        Each is a record, so it counts with the other changes.
+        """
+        if mode not in MODES or mode == pair.mode or type(pair.state) not in ESTABLISHED:
+            return pair
+        if self._changes.take(pair.peer_did, self.pairs.steady_ms() / 1000):
+            return pair
+        return self.pairs.take(pair, steps.Configure({"mode": mode}), brought=True)[0]
 
     def doubt(self, pair: Pair, code: str) -> None:
         """Mark a pair as degraded whose peer shows what does not verify, or fails; one too many changes nothing."""

@@ -147,6 +147,30 @@ def test_actions(spl: Run, daemon: Daemon, line: str, path: str, body: object, a
     assert spl("federation", *line.split(), "-o", "json").data == answer
 
 
+def test_a_mode_for_both_directions_says_what_the_peer_does(spl: Run, daemon: Daemon) -> None:
+    path = f"{PAIRS}/bob/mode"
+    daemon.answers["POST", path] = a_pair(asked={"mode": "continuous", "error": None})
+    done = spl("federation", "set-mode", "bob", "continuous", "--both")
+    assert (done.code, daemon.sent("POST", path).json()) == (0, {"mode": "continuous", "both": True})
+    assert done.out.endswith("both directions: bob fetches from here in mode continuous too\n")
+    kept = error("mode-kept", "bob stays in mode polling when it fetches from here", hint="on bob: spl x")
+    daemon.answers["POST", path] = a_pair(asked={"mode": "continuous", "error": kept})
+    for form in ("table", "json"):
+        result = spl("federation", "set-mode", "bob", "continuous", "--both", "-o", form)
+        assert result.code == 4
+    result = spl("federation", "set-mode", "bob", "continuous", "--both")
+    assert result.out == "pair_a1b2c3d4  mode continuous, state active\n"
+    assert "error: bob stays in mode polling when it fetches from here [mode-kept]" in result.err
+    assert "fix       on bob: spl x" in result.err
+
+
+def test_a_new_address_is_given_to_refresh(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["POST", f"{PAIRS}/bob/refresh"] = a_pair(url="http://127.0.0.1:9555")
+    result = spl("federation", "refresh", "bob", "--url", "http://127.0.0.1:9555/")
+    assert result.out == "pair_a1b2c3d4  refreshed, state active\nbob is at http://127.0.0.1:9555\n"
+    assert daemon.sent("POST", f"{PAIRS}/bob/refresh").json() == {"url": "http://127.0.0.1:9555/"}
+
+
 def test_an_interval_outside_of_polling_says_when_it_applies(spl: Run, daemon: Daemon) -> None:
     daemon.answers["POST", f"{PAIRS}/bob/poll-interval"] = a_pair(mode="on-demand")
     assert (

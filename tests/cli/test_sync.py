@@ -1,14 +1,14 @@
 """`spl sync`: one pair, one thread of a pair, or all."""
 
-from tests.cli.conftest import Daemon, Run, error, listed
+from tests.cli.conftest import BOB, Daemon, Run, error, listed
 
 PAIR = "/v1/federation/pairs/did:sync:instance:bob/sync"
 
 
 def test_one_pair_and_one_thread(spl: Run, daemon: Daemon) -> None:
-    daemon.answers["POST", PAIR] = {"pair_id": "pair_a1b2c3d4", "records": 12}
-    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched\n"
-    assert spl("sync", "th_r", "from", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched\n"
+    daemon.answers["POST", PAIR] = {"pair_id": "pair_a1b2c3d4", "peer_did": BOB, "records": 12}
+    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched from bob\n"
+    assert spl("sync", "th_r", "from", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched from bob\n"
     assert [call.json() for call in daemon.calls] == [{}, {"thread": "th_r"}]
     assert spl("sync", "did:sync:instance:bob", "-o", "json").data["records"] == 12
 
@@ -31,5 +31,14 @@ def test_no_pairs(spl: Run, daemon: Daemon) -> None:
 
 
 def test_what_was_pushed_is_told_where_we_push(spl: Run, daemon: Daemon) -> None:
-    daemon.answers["POST", PAIR] = {"pair_id": "pair_a1b2c3d4", "records": 12, "pushed": 3, "reach": "we-push"}
-    assert spl("sync", "did:sync:instance:bob").out == "pair_a1b2c3d4  12 records fetched, 3 records pushed\n"
+    daemon.answers["POST", PAIR] = {
+        "pair_id": "pair_a1b2c3d4",
+        "peer_did": BOB,
+        "records": 12,
+        "pushed": 3,
+        "reach": "we-push",
+    }
+    assert (
+        spl("sync", "did:sync:instance:bob").out
+        == "pair_a1b2c3d4  12 records fetched from bob, 3 records pushed there\n"
+    )

@@ -1,6 +1,8 @@
 """Looking after a live pair: manifests that change or do not hold, keys that rotate, and the way back from trouble."""
 
 import json
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from spl.core.pair.pair import Phase
 from spl.core.pair.state import Waiting
 from spl.home.views import THREAD_PAIRS
 from spl.home.writes import Own
+from spl.pairing.statements import CHANGES_MAX
 from tests.pair_world import Call, Node, World, both_active, code_of, paired, two
 from tests.store_kit import set_views
 from tests.waiting import DEADLINE_S, until
@@ -361,3 +364,53 @@ async def test_the_first_rounds_after_a_start_are_spread(tmp_path: Path) -> None
         assert 5 * 3600 < a.pairing.maintenance.next_s() < 7 * 3600
     finally:
         await world.close()
+
+
+async def test_the_peer_takes_a_mode_from_us_only_if_its_operator_lets_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    a, b = world.node("alice"), world.node("bob")
+    try:
+        await a.pair(b)
+        pair_id = await both_active(a, b)
+        ask = a.pairing.maintenance.ask_mode
+        with pytest.raises(SplError) as caught:
+            await ask(pair_id, "continuous")
+        assert (code_of(caught), caught.value.exit_code, b.alive[0].mode) == ("mode-kept", 4, "polling")
+        assert "bob stays in mode polling" in caught.value.message
+        assert f"on bob: spl federation set-mode {pair_id} continuous" in caught.value.hint
+        b.config = replace(b.config, federation_follow_mode=True)
+        await b.restart()
+        await ask(pair_id, "continuous")
+        assert (a.alive[0].mode, b.alive[0].mode) == ("polling", "continuous")
+        with pytest.raises(SplError):
+            await ask(pair_id, "sometimes")
+        assert b.alive[0].mode == "continuous"
+        # Each change is a record, so a peer that asks again and again is not followed for ever.
+        before = kinds(b, "pair_config.v1")
+        for mode in ["polling", "continuous"] * CHANGES_MAX:
+            with suppress(SplError):
+                await ask(pair_id, mode)
+        assert kinds(b, "pair_config.v1") <= before + CHANGES_MAX
+    finally:
+        await world.close()
+
+
+async def test_refresh_takes_the_address_that_the_operator_names_if_the_peer_is_there(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        other, fault = world.node("carol"), world.faults.append
+        fault(lambda call: None)
+        await b.end()
+        b.move("http://127.0.0.1:9555")
+        b.start()
+        await until(lambda: "poll" in world.lost)
+        world.faults.clear()
+        for url, code in ((other.url, "manifest-did-mismatch"), ("http://127.0.0.1:9777", "connect")):
+            with pytest.raises(SplError) as caught:
+                await a.pairing.refresh(pair_id, url=url)
+            assert (code_of(caught), a.alive[0].phase) == (code, Phase.ACTIVE)
+        assert (await a.pairing.refresh(pair_id, url="http://127.0.0.1:9555/")).url == "http://127.0.0.1:9555"
+        world.nodes["http://127.0.0.1:9666"] = b
+        with pytest.raises(SplError) as caught:
+            await a.pairing.refresh(pair_id, url="http://127.0.0.1:9666")
+        assert code_of(caught) == "manifest-differs-outside"
+        assert "spl config set public_url http://127.0.0.1:9666" in caught.value.hint
