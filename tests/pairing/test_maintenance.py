@@ -17,6 +17,7 @@ from spl.core.pair.pair import Phase
 from spl.core.pair.state import Waiting
 from spl.home.views import THREAD_PAIRS
 from spl.home.writes import Own
+from spl.pairing.newer import NEWER_NAME
 from spl.pairing.statements import CHANGES_MAX
 from tests.pair_world import Call, Node, World, both_active, code_of, paired, two
 from tests.store_kit import set_views
@@ -155,6 +156,7 @@ async def test_a_peer_that_moves_twice_within_an_hour_is_followed(tmp_path: Path
             await until(lambda port=port: str(port) in a.alive[0].url + str(newer(a, pair_id)))
         assert a.alive[0].url == "http://127.0.0.1:9555"
         assert newer(a, pair_id)["url"] == "http://127.0.0.1:9556"
+        await until(lambda: bool(a.home.vault.names(NEWER_NAME)))  # it is known before it is on disk
         await a.restart()
         assert newer(a, pair_id)["url"] == "http://127.0.0.1:9556", "a restart forgot where the peer is"
         await a.pairing.refresh(pair_id)
