@@ -444,6 +444,7 @@ class Pairing:
         try:
             if not self._healed:
                 await self.stepper.do(self.pairs.heal)
+                await self.stepper.do(self._renewal.end_left_over)
                 self._healed = True
                 self._tell_everybody()
             for pair_id, effects in await self.stepper.do(self._take_due):

@@ -25,7 +25,7 @@ from ..core.identity.bearer import Token
 from ..core.pair import handshake
 from ..core.pair.handshake import HandshakeError
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
-from ..core.pair.state import TokenRef
+from ..core.pair.state import Revoking, TokenRef
 from ..core.pair.steps import TokenChange
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
@@ -61,6 +61,14 @@ class Renewal:
         """Return the pairs with more than one live token: a new one may lose its file before the old one ended."""
         alive = Counter(token.pair_id for token in self.pairs.writer.views.tokens.values() if not token.revoked)
         return {pair_id for pair_id, count in alive.items() if pair_id and count > 1}
+
+    def end_left_over(self) -> None:
+        """End the tokens of pairs that have ended: a torn write may have kept a pair's end without theirs."""
+        alive = {token.pair_id for token in self.pairs.writer.views.tokens.values() if not token.revoked}
+        over = [pair.pair_id for pair in self.pairs.all() if pair.ended or isinstance(pair.state, Revoking)]
+        bodies = [{"pair_id": pair_id, "at": self._now()} for pair_id in over if pair_id in alive]
+        if bodies:
+            self.pairs.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body) for body in bodies])
 
     # -- the holder
 
@@ -149,7 +157,8 @@ class Renewal:
             expires_at_ms = self.pairs.now_ms() + int(self.pairs.limits.token_ttl_s * 1000)
             text, ref = handshake.mint(pair.pair_id, self.pairs.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
             self.pairs.vault.put(RENEWED_NAME + pair.pair_id, text)
-            self._used_ms.pop(pair.pair_id, None)
+            for known in (self._used_ms, self._unused):  # of the token before
+                known.pop(pair.pair_id, None)
             pair, _ = self.pairs.take(pair, TokenChange(True, ref), brought=True)
         else:
             expires_at_ms = token.expires_at_ms
@@ -203,7 +212,7 @@ class Renewal:
         ends = Own(THREAD_TOKENS, bearer.KIND_REVOKE, {"token_id": lost.token_id, "at": self._now()})
         self.pairs.take(pair, TokenChange(True, ref, minted=True), also=[ends])
         self.pairs.vault.delete(RENEWED_NAME + pair.pair_id)
-        self._unused.pop(pair.pair_id, None)
+        self._used_ms[pair.pair_id] = self.pairs.steady_ms()  # so that those before the old one end as well
         log.info(**event("token.retired", pair=pair.pair_id, tokens=lost.token_id))
 
     def _now(self) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from spl.core.errors import SplError
-from spl.core.pair.pair import Phase
+from spl.core.pair.pair import Pair, Phase
 from spl.core.pair.state import Asked
-from spl.home.writes import SavedPosition
+from spl.core.pair.steps import Effect, KillTokens
+from spl.home.writes import Item, SavedPosition
 from spl.pairing import machine
 from tests.pair_world import Node, both_active, code_of, paired, two
 from tests.waiting import DEADLINE_S, until
@@ -99,6 +100,25 @@ async def test_secrets_and_records_agree_after_a_restart(tmp_path: Path) -> None
             await node.restart()
             await until(lambda: node.home.vault.names("peer-token.") == [f"peer-token.{pair_id}"])  # noqa: B023
         await both_active(a, b)
+
+
+async def test_the_tokens_of_a_pair_end_at_the_next_start_if_a_torn_write_kept_only_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        whole = machine.Pairs._items
+
+        def torn(pairs: machine.Pairs, pair: Pair, effect: Effect) -> list[Item]:
+            return [] if isinstance(effect, KillTokens) else whole(pairs, pair, effect)
+
+        monkeypatch.setattr(machine.Pairs, "_items", torn)
+        await a.pairing.revoke(pair_id)
+        await until(lambda: b.home.views.pairs[pair_id].ended)
+        monkeypatch.undo()
+        for node in (a, b):
+            assert any(not token.revoked for token in node.home.views.tokens.values() if token.pair_id)
+            await node.restart()
+            await until(lambda: all(token.revoked for token in node.home.views.tokens.values() if token.pair_id))  # noqa: B023
 
 
 async def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:

@@ -130,6 +130,23 @@ async def test_a_new_token_that_the_peer_did_not_get_ends_with_its_next_contact(
         await until(lambda: live_tokens(b) == [id_of(held(a))])
 
 
+async def test_with_a_new_token_that_was_lost_those_before_the_old_one_end_too(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, b, pair_id):
+        await a.pairing.maintenance.renew(pair_id)
+        assert await a.call(b) == 200
+        world.faults.append(lambda call: None if call.answer and call.path.endswith("/renew") else call.body)
+        with pytest.raises(SplError):
+            await a.pairing.maintenance.renew(pair_id)
+        world.faults.clear()
+        assert await a.call(b) == 200
+        assert len(live_tokens(b)) == 3
+        world.time_ms += 61_000
+        assert await a.call(b) == 200
+        assert b.alive[0].issued_by_us.token_id == id_of(held(a))
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
+
+
 async def calls(holder: Node, issuer: Node, text: str) -> int:
     """Return the status of one call with this token."""
     name = f"peer-token.{holder.alive[0].pair_id}"
