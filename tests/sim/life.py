@@ -1,6 +1,7 @@
 """The life of a world: nodes meet, a phase of faults, a phase of healing, and what must hold then."""
 
 import asyncio
+from collections.abc import Sequence
 from random import Random
 from typing import Final
 
@@ -11,12 +12,13 @@ from .world import Late, World
 NAMES: Final = ("alice", "bob", "carol", "dave", "erin")
 COUNTS: Final = (2, 2, 2, 2, 2, 3, 3, 3, 4, 5)
 FAULTS_S: Final = (15.0, 30.0, 60.0)
+BRIEF_S: Final = (5.0, 12.0, 25.0)
 HEAL_S: Final = 1800.0
 LOOK_S: Final = 5.0
 
 
-async def live(world: World) -> None:
-    """Live through the phases.  Raises Broken."""
+async def live(world: World, faults_s: Sequence[float] = FAULTS_S) -> None:
+    """Live through the phases, that of faults taking one of these times.  Raises Broken."""
     dice = Random(f"life {world.seed}")
     promises = world.promises = Promises(world)
     for name in NAMES[: dice.choice(COUNTS)]:
@@ -32,7 +34,7 @@ async def live(world: World) -> None:
             tasks.create_task(operator.pairs(world.nodes[other]))
             await asyncio.sleep(1)
             await operators[other].approves()
-    until_s = world.loop.time() + dice.choice(FAULTS_S)
+    until_s = world.loop.time() + dice.choice(faults_s)
     faults = Faults(world, Random(f"faults {world.seed}"))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(faults.run(until_s))

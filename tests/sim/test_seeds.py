@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SEEDS, PARTS = 80, 4
+SEEDS, PARTS = 300, 4
 FOUND = {
     12: "a manifest dated by a clock that stood behind stayed in use, and peers took it for stale",
     34: "a start by a clock hours ahead refused every proof until that time came",
     3034: "a peer that rotated its key before it approved our request could never grant it",
+    50086: "tokens older than the one in use stayed alive once a newer one was withdrawn",
+    50186: "a write torn by a loss of power kept the end of a pair and not that of its tokens",
 }
 """Seeds that broke a promise, and what they found; each has a test of its own beside the code."""
 
@@ -40,9 +42,14 @@ def run(*options: str) -> str:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_worlds_keep_every_promise(part: int) -> None:
     count = SEEDS // PARTS
-    assert f"{count} worlds, 0 broken" in run("--safety", "--seeds", str(count), "--seed", str(10_000 + part * count))
+    seeds = ("--seeds", str(count), "--seed", str(10_000 + part * count))
+    assert f"{count} worlds, 0 broken" in run("--safety", "--brief", *seeds)
 
 
 @pytest.mark.parametrize("seed", FOUND)
-def test_what_a_seed_found_stays_mended_and_a_seed_replays(seed: int) -> None:
-    assert run("--safety", "--seed", str(seed)) == run("--safety", "--seed", str(seed))
+def test_what_a_seed_found_stays_mended(seed: int) -> None:
+    assert "1 worlds, 0 broken" in run("--safety", "--seed", str(seed))
+
+
+def test_a_seed_replays_exactly_in_another_process() -> None:
+    assert run("--safety", "--seed", "34") == run("--safety", "--seed", "34")

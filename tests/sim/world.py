@@ -36,8 +36,9 @@ class Late(Broken):
 class World:
     """The nodes of one seed, and everything around them."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, options: str = "") -> None:
+        """`options` of `tools/sim` give the seed the same life again."""
+        self.seed, self.options = seed, options
         self.dice = Random(f"world {seed}")
         self.loop = VirtualLoop(Random(f"loop {seed}"))
         self.network = Network(self.loop, Random(f"network {seed}"))
@@ -98,7 +99,7 @@ class World:
 
     def report(self, fault: str) -> str:
         """Return the text for a promise that was broken."""
-        return f"seed {self.seed}: {fault}\n  again: tools/sim --seed {self.seed} --tell\n"
+        return f"seed {self.seed}: {fault}\n  again: tools/sim --seed {self.seed}{self.options} --tell\n"
 
     def tell(self, text: str) -> None:
         """Note an event."""

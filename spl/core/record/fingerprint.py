@@ -20,10 +20,10 @@ that the asker holds that very envelope, so that ids cannot be used to probe for
 import base64
 import binascii
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import compress
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -139,7 +139,7 @@ def joined(one: FingerprintAnswer, two: FingerprintAnswer) -> FingerprintAnswer:
 class RangeBuckets:
     """Fingerprints of one set, by the first digits of its names: 4 MiB for a large set, however many names it has.
 
-    A million names take a second.
+    A million names take a second.  Only buckets that hold names are looked at, so a small set is compared in no time.
     """
 
     def __init__(self, key: str) -> None:
@@ -147,6 +147,8 @@ class RangeBuckets:
         self.key = int(key, 16)
         self._products = [1] * _BUCKETS
         self._counts = [0] * _BUCKETS
+        self._filled: list[int] = []
+        self._in_order = True
 
     def add(self, starts: Iterable[bytes]) -> None:
         """Add names by their starts, each START_BYTES long."""
@@ -156,25 +158,34 @@ class RangeBuckets:
             number = number_of(start)
             bucket = number >> shift
             products[bucket] = products[bucket] * (key + number) % prime
+            if not counts[bucket]:
+                self._filled.append(bucket)
+                self._in_order = False
             counts[bucket] += 1
 
     def count(self, digits: str) -> int:
         """Return how many names a range holds; it has at most DEPTH digits."""
-        low, high = _span(digits)
-        return sum(self._counts[low:high])
+        return sum(map(self._counts.__getitem__, self._within(*_span(digits))))
 
     def heads(self, digits: str) -> list[bytes]:
         """Return the first KEY_BYTES of the names in a range, however many digits it has."""
         if len(digits) >= DEPTH:
             return [bytes.fromhex(digits[:DEPTH])]
-        low, high = _span(digits)
-        return [number.to_bytes(KEY_BYTES) for number in compress(range(low, high), self._counts[low:high])]
+        return [number.to_bytes(KEY_BYTES) for number in self._within(*_span(digits))]
 
     def sums(self, digits: str) -> bytes:
         """Return the fingerprints of the parts of a range with fewer than DEPTH digits."""
         low, high = _span(digits)
         step = (high - low) // PARTS
-        return b"".join(_cut(_product(self._products[at : at + step])) for at in range(low, high, step))
+        parts = (self._within(at, at + step) for at in range(low, high, step))
+        return b"".join(_cut(_product(map(self._products.__getitem__, part))) for part in parts)
+
+    def _within(self, low: int, high: int) -> list[int]:
+        """Return the buckets from `low` up to `high` that hold names, ascending."""
+        if not self._in_order:
+            self._filled.sort()
+            self._in_order = True
+        return self._filled[bisect_left(self._filled, low) : bisect_left(self._filled, high)]
 
 
 class Collector:
