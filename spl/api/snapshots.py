@@ -15,6 +15,7 @@ from ..home.check import Step, StoreCheck, facts
 from ..home.home import STORE
 from ..home.restore import FOLDER, Plan, Uploader
 from ..home.snapshot import Rights, take
+from ..home.writes import Signer
 from ..net.routes import Request, Response
 from .answers import field_error, is_admin, json_response, list_response, members, number, positions
 from .auth import Principal
@@ -43,13 +44,15 @@ async def of_all(request: Request, principal: Principal, services: Services) -> 
 
 
 async def restore(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/threads/restore?dry_run=&skip_damaged=&upload=&at=&more=: store a snapshot, whole or not at all.
+    """POST /v1/threads/restore?dry_run=&skip_damaged=&accept_retired=&upload=&at=&more=: store a snapshot.
 
-    The body is the snapshot.  One over the route's limit is sent in pieces: each names the `upload` (32 hex digits that
-    the caller draws) and the offset `at` which it begins; `more=1` says that others follow.
+    All of it or nothing.  The body is the snapshot; one over the route's limit is sent in pieces: each names the
+    `upload` (32 hex digits that the caller draws) and the offset `at` which it begins; `more=1` says: others follow.
     """
     upload = request.query.get("upload", "")
-    dry_run, skip = _flag(request, "dry_run"), _flag(request, "skip_damaged")
+    dry_run, skip, retired = (_flag(request, name) for name in ("dry_run", "skip_damaged", "accept_retired"))
+    if retired and not is_admin(principal):
+        raise SplError("scope-forbidden", f"accept_retired needs the scope {ADMIN}", scope=ADMIN)
     read = _reader(request.body)
     owner = Uploader(principal.token_id, is_admin(principal), bool(principal.namespaces))
     if upload:
@@ -60,7 +63,7 @@ async def restore(request: Request, principal: Principal, services: Services) ->
         if _flag(request, "more"):
             return json_response({"object": "upload", "upload": upload, "bytes": size})
         read = services.restorer.take(owner, upload)
-    rights = Rights(is_admin(principal), principal.reaches)
+    rights = Rights(is_admin(principal), principal.reaches, retired)
     loop = asyncio.get_running_loop()
 
     def prepare(pairs: Collection[Pair]) -> None:
@@ -82,7 +85,7 @@ async def _snapshot(services: Services, principal: Principal, thread: str) -> Re
     steps = take(
         services.store, services.disk, services.home / FOLDER, views=services.views,
         instance=identity.did if identity else "", thread=thread, namespaces=set(principal.namespaces),
-        own=identity.chain if identity else None,
+        signer=Signer(identity.chain, identity.key) if identity else None,
     )  # fmt: skip
     # What goes wrong in the first pass has an error form.
     snapshot = await services.searches.run(principal, steps)

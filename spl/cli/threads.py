@@ -193,6 +193,8 @@ def _restore(args: Namespace, shell: Shell) -> int:
         shell.out.card(_plan_facts(plan))
     if refused:
         shell.out.warn(f"! {count(refused, 'line')} refused, so nothing of this file would be restored")
+        if "key-retired" in map(str.lower, plan["refused_codes"]):
+            shell.out.hint("of a file that was in no other hands than yours: spl thread restore --accept-retired FILE")
     if damaged := int(plan["damaged"]):
         shell.out.warn(f"! {count(damaged, 'line')} of the file damaged or missing, and left out")
     return FOUND_PROBLEMS if refused or damaged else 0
@@ -202,6 +204,7 @@ def _send(source: BufferedIOBase, args: Namespace, shell: Shell) -> dict[str, An
     """Return the daemon's answer to the snapshot; one that does not fit into a request is sent in pieces."""
     upload, at = shell.random_bytes(_UPLOAD_BYTES).hex(), 0
     wish = ("dry_run=1" if args.dry_run else "dry_run=0") + ("&skip_damaged=1" if args.skip_damaged else "")
+    wish += "&accept_retired=1" if args.accept_retired else ""
     pieces = _pieces(source)
     piece = next(pieces)
     for following in pieces:
@@ -314,6 +317,7 @@ TREE: Final = (
                     arg("file", nargs="?", metavar="FILE", help="written by `thread snapshot` (default: stdin)"),
                     arg("--dry-run", action="store_true", help="verify, and print what would be restored"),
                     arg("--skip-damaged", action="store_true", help="restore what is sound of a damaged file"),
+                    arg("--accept-retired", action="store_true", help="take what long retired keys signed, too"),
                 ),
             ),
         ),

@@ -93,7 +93,8 @@ class Trust:
     """Whose signatures count at one moment: our own chain, the pinned ones, and what the records come from.
 
     `peer_did` brings the records, "" for a snapshot of ours.  Records by `blocked` DIDs are refused from everyone.
-    `now_ms` decides whether a retired key still counts; with 0 it does.
+    `now_ms` decides whether a retired key still counts; with 0 it does.  Those of `whole_by` count in any case: it
+    signed all that it brings as a whole.
     """
 
     own: Chain
@@ -101,6 +102,7 @@ class Trust:
     pins: Pins
     blocked: frozenset[str] = frozenset()
     now_ms: int = 0
+    whole_by: str = ""
 
 
 class Gate:
@@ -229,7 +231,8 @@ class Gate:
         if known is None:
             own = did == self.trust.own.did
             chain = self.trust.own if own else self.trust.pins.chain(did)
-            known = _usable_keys(chain, own, did == self.trust.peer_did) if chain is not None else {}
+            is_old_fine = own or did == self.trust.whole_by
+            known = _usable_keys(chain, is_old_fine, did == self.trust.peer_did) if chain is not None else {}
             if chain is not None:
                 self._keys[did] = known
         return known
@@ -245,10 +248,10 @@ def claimed_id(value: object) -> str:
     )
 
 
-def _usable_keys(chain: Chain, own: bool, from_signer: bool) -> dict[str, tuple[bytes, int]]:
+def _usable_keys(chain: Chain, is_old_fine: bool, from_signer: bool) -> dict[str, tuple[bytes, int]]:
     """Return key text -> (key, until when it counts): a compromised one never does, unless its own holder brings it."""
     found = {multibase(chain.present): (chain.present, _ALWAYS_MS)}
     for step in chain.rotations:
-        use = (step.old, _ALWAYS_MS if own or from_signer else step.at_ms + RETIRED_GRACE_MS)
+        use = (step.old, _ALWAYS_MS if is_old_fine or from_signer else step.at_ms + RETIRED_GRACE_MS)
         found[multibase(step.old)] = _NEVER if step.reason == "compromised" and not from_signer else use
     return found

@@ -9,6 +9,9 @@ then prove nothing, ids and signatures still prove each line.
 
 Nothing holds the file in memory: ids are sorted on disk (`IdDigest`), an upload is a file without a name.
 
+What a key signed that was retired long ago is restored from a file that this instance signed as a whole, with its
+present key, or the key's owner did its own; from another file only where the operator says so.
+
 The key chains in the file of an operator are pinned as if a relay had shown them, so a home that never met the signers
 takes their records; a tenant's file teaches nothing.  Of another instance's full backup the daemon's own threads are
 left out, for they say nothing about this home.
@@ -236,7 +239,7 @@ class Restorer:
             raise SnapshotError("identity-missing")
         found = lines(read)
         plan = Plan(header_of(next(found, b"")))
-        judge = Judge(self.writer, self.limits, rights, plan.header, self._roots)
+        judge = Judge(self.writer, self.limits, rights, plan.header, self._roots, is_whole=not skip_damaged)
         ids = IdDigest(self._disk, self._folder)
         for number, raw, place in sound(found, self.limits) if skip_damaged else placed(found):
             self.writer.store.check_open()
@@ -328,6 +331,8 @@ def _hint(code: str, plan: Plan) -> str:
     """Return what to do about a file that is refused, where more is known than the code says."""
     if code == "namespace-rejected":
         return "; ".join(f"spl namespace create {name}" for name in list(plan.lacking)[:SHOWN])
+    if code == "key-retired":
+        return "if the file was in no other hands than yours: spl thread restore --accept-retired FILE"
     if code == "chain-unknown":
         return "take the snapshot again, with this version and by an admin, or pair with the signer first"
     return ""

@@ -31,7 +31,7 @@ from .log import Entry, LineError, Log, Row
 from .tables.lists import by_thread, by_thread_in
 from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
 from .writer import Writer
-from .writes import Own
+from .writes import Own, Signer
 
 ROWS: Final = 500
 STEP_RECORDS: Final = 100
@@ -62,14 +62,14 @@ class Snapshot:
 
 def take(
     store: Log, disk: Disk, folder: Path, *, views: Views, instance: str, thread: str,
-    namespaces: Collection[str] = (), own: Chain | None = None,
+    namespaces: Collection[str] = (), signer: Signer | None = None,
 ) -> Generator[None, None, Snapshot]:  # fmt: skip
     """Return a snapshot once the first pass is done, of which each step takes STEP_RECORDS records.
 
     `thread` "" takes all, reserved ones too.  Of a thread only what stands in `namespaces` is read, if there are any: a
     thread that does not exist, or has nothing in them, gives an empty snapshot after the same work.  `folder` is where
     many ids are sorted; the pairs in `views` say which records find their namespace again by themselves, and the pins
-    hold the key chains of the signers, beside `own`.
+    hold the key chains of the signers, beside that of `signer`, which signs the header.
     Raises LineError "overloaded", StoreError "shutting-down".
     """
     upto, ids, signers = store.last_seq, IdDigest(disk, folder), dict[str, None]()
@@ -80,9 +80,11 @@ def take(
             yield
     digest, _ = ids.finish()
     damaged = {place.seq for place in store.lost} | {seq for seq in store.index.reader.left_out if seq <= upto}
-    header = SnapshotHeader(instance, thread, ids.count, digest, _chains(signers, views, own)).encode()
+    own = signer.chain if signer is not None else None
+    header = SnapshotHeader(instance, thread, ids.count, digest, _chains(signers, views, own))
     pieces = _pieces(_held(store, thread, upto, namespaces), ids.count, views)
-    return Snapshot(header, tuple(sorted(damaged)), pieces)
+    text = (header.signed(signer.key) if signer is not None else header).encode()
+    return Snapshot(text, tuple(sorted(damaged)), pieces)
 
 
 def _signer(payload: bytes) -> str:
@@ -211,10 +213,14 @@ def _leave_out(store: Log, seqs: range) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What the caller may restore: reserved threads, and which namespaces."""
+    """What the caller may restore: reserved threads, which namespaces, what keys signed that `retired` long ago.
+
+    The last an operator asks for, of a file whose way it knows.
+    """
 
     admin: bool
     reaches: Callable[[str], bool]
+    retired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +274,17 @@ class Judge:
     `views` are the live ones of the start, into which what this instance itself signed is folded as it is verified.
     """
 
-    def __init__(self, writer: Writer, limits: Limits, rights: Rights, header: SnapshotHeader, roots: Roots) -> None:
+    def __init__(
+        self, writer: Writer, limits: Limits, rights: Rights, header: SnapshotHeader, roots: Roots, *, is_whole: bool
+    ) -> None:
+        """`is_whole`: count and digest of the header will be compared with the lines, so it may stand for them."""
         assert writer.signer is not None
         self._own: Chain = writer.signer.chain
         self._store, self._limits, self._rights, self._roots = writer.store, limits, rights, roots
         self._thread, self._ours, self._now_ms = header.thread, header.instance == self._own.did, writer.now_ms()
         self.views: Views = writer.views
         self._learnt = self._chains(header) if rights.admin else {}
+        self._whole_by = self._signer_of(header) if is_whole else ""
         self._used: dict[str, None] = {}
         self.lacking: dict[str, None] = {}
         """Namespaces that records need and that are not here."""
@@ -293,6 +303,12 @@ class Judge:
             if more and (did in pins.by_did or len(pins.by_did) + len(found) < self._limits.chains_count):
                 found[did] = chain
         return found
+
+    def _signer_of(self, header: SnapshotHeader) -> str:
+        """Return who signed the header of an operator's file, "" if nobody did whose present key is known."""
+        did = header.instance
+        chain = self._own if did == self._own.did else self._learnt.get(did) or self.views.pins.chain(did)
+        return did if self._rights.admin and chain is not None and header.is_by(chain) else ""
 
     def pins(self) -> list[Own]:
         """Return what pins the chains of the file under which something was verified."""
@@ -377,13 +393,15 @@ class Judge:
         self._stale = False
 
     def _new_gate(self) -> Gate:
-        # The operator's backup holds what was taken in once, so a retired key counts in it, however long ago it was
-        # retired.  In a tenant's file it proves nothing: a thief of the key could have written it today.
-        now_ms = 0 if self._rights.admin else self._now_ms
+        # A file that we signed as a whole holds what we held once, so a retired key counts in it, however long ago it
+        # was retired, and in another's file that one's own.  Anywhere else it proves nothing, for the thief of the key
+        # could have written it today.
+        all_count = self._whole_by == self._own.did or (self._rights.admin and self._rights.retired)
         pins = self.views.pins
         for chain in self._learnt.values():
             pins = pins.seen(chain)
-        trust = Trust(self._own, peer_did="", pins=pins, now_ms=now_ms)
+        now_ms = 0 if all_count else self._now_ms
+        trust = Trust(self._own, peer_did="", pins=pins, now_ms=now_ms, whole_by=self._whole_by)
         return Gate(
             pair_id="", inbound={}, actors=frozenset(), trust=trust, crossings={}, registry={},
             roots=self._roots, limits=self._limits,

@@ -235,6 +235,18 @@ def test_a_retired_key_signs_nothing_new_through_others(alice: Victim, puppet: P
     assert is_taken(results) == [False, True], results
 
 
+def test_a_restore_takes_what_a_retired_key_signs_today_from_no_file(alice: Victim, puppet: Puppets) -> None:
+    """Whatever instance the header names: the operator has to say that the file was in no other hands."""
+    carol = puppet(betrayed("retired", 300 * DAY_MS), alice).join()
+    line = messages.record(carol.who, THREAD, "written today", key=carol.who.keys[0])
+    headers = {"authorization": f"Bearer {alice.token}", "content-type": NDJSON}
+    for instance in (carol.who.did, alice.did):
+        reply = alice.request("POST", "/v1/threads/restore", messages.snapshot([line], instance), headers)
+        assert reply.status == 422, reply
+        assert b"KEY_RETIRED" in reply.body
+    assert alice.records(THREAD) == [], "a restore took what the thief of a retired key signed today"
+
+
 def test_a_key_retired_within_the_day_still_counts(alice: Victim, puppet: Puppets) -> None:
     """What was signed just before the rotation may be on its way for a day."""
     carol, mallory = betrayed("retired"), puppet("mallory", alice).join()

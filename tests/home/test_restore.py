@@ -425,7 +425,7 @@ async def test_a_restore_ends_at_the_next_line_once_the_store_stops(tmp_path: Pa
 
 
 async def test_a_retired_key_signs_nothing_new_in_a_tenants_file(tmp_path: Path) -> None:
-    """Its thief could have written it today; in the operator's own backup it counts, however old it is."""
+    """Its thief could have written it today; in an operator's neither, unless the operator says so."""
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         chain, old = Chain(did_of("carol", STRANGER.public), STRANGER.public), STRANGER
         rotated = rotate(chain, old, SecretKey(bytes(31) + b"z").public, "retired", 0)
@@ -433,8 +433,12 @@ async def test_a_retired_key_signs_nothing_new_in_a_tenants_file(tmp_path: Path)
         alice.emit("one")
         data = again(snapshot(alice), [forged("th", by=rotated.did)])
         tenant = Rights(admin=False, reaches=lambda name: name == "default")
-        assert dict(restore(bob, data, tenant, dry_run=True).refused) == {"key-retired": 1}
-        assert restore(bob, data, dry_run=True).new == 1
+        for rights in (tenant, replace(tenant, retired=True), ADMIN):
+            assert dict(restore(bob, data, rights, dry_run=True).refused) == {"key-retired": 1}
+        assert restore(bob, data, replace(ADMIN, retired=True), dry_run=True).new == 1
+        with pytest.raises(SplError) as caught:
+            restore(bob, data)
+        assert "--accept-retired" in caught.value.hint
 
 
 @pytest.mark.parametrize("bad", [b"tent 3", b'te"t 3', b"te\xfft 3"])

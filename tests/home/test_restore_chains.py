@@ -26,7 +26,7 @@ from tests.nodes import Node, nodes
 def whole(node: Node, thread: str = "th") -> bytes:
     """Return a snapshot as the API gives it, with the key chains of its signers."""
     assert node.home.vault.identity is not None
-    options: dict[str, Any] = {"instance": node.did, "thread": thread, "own": node.chain}
+    options: dict[str, Any] = {"instance": node.did, "thread": thread, "signer": node.home.writer.signer}
     found, _ = stepped(take(node.home.store, Disk(), node.home.path / "run", views=node.home.views, **options))
     return found.header + b"".join(found.pieces)
 

@@ -7,7 +7,9 @@
     …
 
 The header also has `chains`, the key chains of those who signed the records by DID, if any are known: with them a home
-that never met the signers verifies the file.
+that never met the signers verifies the file.  And `sig`, the signature of the instance under its present key over all
+else in the header: that it held these ids when the file was taken.  No record proves its own age, so this alone tells
+old records under a retired key from what the thief of that key signs today.
 
 A line of `namespace` stands before a record that the instance holds in another namespace than the one it names, as far
 as its pairs do not say so anyway: a relayed record crossed into other names on its way.  It holds for the next line.
@@ -18,12 +20,13 @@ vouchers for the same id are left out: one line an id.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from .. import canon, keys
 from ..errors import SplError
+from ..identity.did import Chain, multibase
 from ..limits import MIB, Limits
 from . import namespace, record
 from .record import Envelope
@@ -35,6 +38,7 @@ LINE_BYTES_MAX: Final = 2 * MIB
 """Twice the largest record, so that its signature fits as well."""
 MEMBERS: Final = frozenset({"count", "digest", "format", "instance", "thread"})
 CHAINS: Final = "chains"
+SIG: Final = "sig"
 CHAINS_BYTES_MAX: Final = MIB
 """Of all key chains in a header: half a line, and thousands of signers."""
 
@@ -65,14 +69,35 @@ class SnapshotHeader:
     digest: str
     chains: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     """Key chains by DID, as they are written; the code that uses one verifies it."""
+    sig: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    """{key, value}, as it is written; nothing is known of it before `is_by`."""
 
     def encode(self) -> bytes:
         """Return the line with its line feed."""
+        return canon.encode(self._bare() | ({SIG: {**self.sig}} if self.sig else {})) + b"\n"
+
+    def signed(self, key: keys.SecretKey) -> "SnapshotHeader":
+        """Return the header signed by this key."""
+        return replace(self, sig={"key": multibase(key.public), "value": keys.b64(key.sign(self._text()))})
+
+    def is_by(self, chain: Chain) -> bool:
+        """Return whether the instance of this chain signed the header under its present key."""
+        if self.instance != chain.did or self.sig.get("key") != multibase(chain.present):
+            return False
+        try:
+            return keys.verify(chain.present, self._text(), keys.unb64(self.sig.get("value"), 64))
+        except keys.KeyFault:
+            return False
+
+    def _text(self) -> bytes:
+        return FORMAT.encode() + b"\0" + canon.encode(self._bare())
+
+    def _bare(self) -> dict[str, Any]:
         chains = {CHAINS: {**self.chains}} if self.chains else {}
-        return canon.encode({
+        return {
             "count": self.count, "digest": self.digest, "format": FORMAT, "instance": self.instance or None,
             "thread": self.thread or None, **chains,
-        }) + b"\n"  # fmt: skip
+        }  # fmt: skip
 
     def check(self, count: int, digest: str) -> None:
         """Raise SnapshotError "snapshot-malformed" unless number and digest of the lines are those of the header."""
@@ -90,17 +115,17 @@ def header_of(raw: bytes) -> SnapshotHeader:
         value = canon.decode(raw)
     except canon.CanonError as exc:
         raise malformed(f"the first line is no header: {exc.message}") from exc
-    if not isinstance(value, dict) or value.keys() - {CHAINS} != MEMBERS or value["format"] != FORMAT:
+    if not isinstance(value, dict) or value.keys() - {CHAINS, SIG} != MEMBERS or value["format"] != FORMAT:
         raise malformed(f"the first line is no header of format {FORMAT}")
     instance, thread = value["instance"] or "", value["thread"] or ""
     if not (isinstance(instance, str) and isinstance(thread, str)):
         raise malformed("instance and thread in the header are texts or null")
     if type(value["count"]) is not int or value["count"] < 0 or not record.is_id(value["digest"]):
         raise malformed("count and digest in the header are a number and 64 hex digits")
-    chains = value.get(CHAINS, {})
-    if not isinstance(chains, dict):
-        raise malformed("the chains in the header are an object")
-    return SnapshotHeader(instance, thread, value["count"], value["digest"], chains)
+    chains, sig = value.get(CHAINS, {}), value.get(SIG, {})
+    if not (isinstance(chains, dict) and isinstance(sig, dict)):
+        raise malformed("chains and sig in the header are objects")
+    return SnapshotHeader(instance, thread, value["count"], value["digest"], chains, sig)
 
 
 def envelope_of(raw: bytes, limits: Limits) -> Envelope:

@@ -31,7 +31,8 @@ def an_envelope(n: int) -> Envelope:
 @given(st.text(max_size=20), st.text(max_size=20).filter(lambda text: text.isprintable()), st.integers(0, 10**9))
 def test_a_header_reads_back(instance: str, thread: str, count: int) -> None:
     chains = {thread: {"did": thread}} if count % 2 else {}
-    header = SnapshotHeader(instance.encode(errors="replace").decode(), thread, count, EMPTY, chains)
+    sig = {"key": thread} if count % 3 else {}
+    header = SnapshotHeader(instance.encode(errors="replace").decode(), thread, count, EMPTY, chains, sig)
     raw = header.encode()
     assert raw.endswith(b"}\n")
     assert raw.count(b"\n") == 1

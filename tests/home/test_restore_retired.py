@@ -1,0 +1,89 @@
+"""What a long retired key signed is restored from a file that vouches for it as a whole, and from no other."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.core.identity.did import Chain, did_of, rotate
+from spl.core.identity.pins import KIND_CHAIN
+from spl.core.keys import SecretKey
+from spl.core.record.snapshot import SnapshotHeader, header_of
+from spl.home.restore import Plan
+from spl.home.views import THREAD_PAIRS
+from spl.home.writes import Own
+from tests.home.test_restore import ADMIN, STRANGER, again, forged, reader, restore, restorer, snapshot
+from tests.nodes import Node, nodes
+
+PRESENT = SecretKey(bytes(31) + b"z")
+FIRST = Chain(did_of("carol", STRANGER.public), STRANGER.public)
+CAROL = rotate(FIRST, STRANGER, PRESENT.public, "retired", 0)
+
+
+def signed(data: bytes, instance: str, key: SecretKey) -> bytes:
+    """Return a file with the header that this instance signed."""
+    head, rest = data.split(b"\n", 1)
+    return replace(header_of(head), instance=instance).signed(key).encode() + rest
+
+
+def spliced(data: bytes, line: bytes) -> bytes:
+    """Return a signed file with one more line, under a header of another count and digest with the same signature."""
+    sig = header_of(data.splitlines()[0]).sig
+    more = again(data, [*data.splitlines()[1:], line])
+    head, rest = more.split(b"\n", 1)
+    return replace(header_of(head), sig=sig).encode() + rest
+
+
+def own_key(node: Node) -> SecretKey:
+    assert node.home.writer.signer is not None
+    return node.home.writer.signer.key
+
+
+def an_old_file(node: Node) -> bytes:
+    """Return an unsigned file of a record of carol's retired key, whose chain the node has pinned."""
+    node.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": CAROL.to_json()}))
+    node.emit("one")
+    return again(snapshot(node), [forged("th", by=CAROL.did)])
+
+
+def refused(node: Node, data: bytes) -> dict[str, int]:
+    plan: Plan = restore(node, data, dry_run=True)
+    return dict(plan.refused)
+
+
+async def test_our_own_file_and_the_owners_bring_old_records(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice") as (alice,):
+        data = an_old_file(alice)
+        assert refused(alice, data) == {"key-retired": 1}
+        assert refused(alice, signed(data, alice.did, own_key(alice))) == {}
+        assert refused(alice, signed(data, CAROL.did, PRESENT)) == {}
+        assert restore(alice, signed(data, alice.did, own_key(alice))).new == 1
+
+
+async def test_no_other_signature_brings_them(tmp_path: Path) -> None:
+    """That of the retired key itself, of another instance, or in our name."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        data = an_old_file(alice)
+        alice.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": bob.chain.to_json()}))
+        for instance, key in ((CAROL.did, STRANGER), (bob.did, own_key(bob)), (alice.did, STRANGER)):
+            assert refused(alice, signed(data, instance, key)) == {"key-retired": 1}
+        kept = json.loads(signed(data, alice.did, own_key(alice)).splitlines()[0])
+        for value in ("", 7, kept["sig"]["value"][:-4], None):
+            odd = SnapshotHeader(
+                alice.did, "th", kept["count"], kept["digest"], sig={"key": kept["sig"]["key"], "value": value}
+            )
+            assert refused(alice, odd.encode() + data.split(b"\n", 1)[1]) == {"key-retired": 1}
+
+
+async def test_a_line_that_was_put_into_a_signed_file_is_refused(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice") as (alice,):
+        data = signed(an_old_file(alice), alice.did, own_key(alice))
+        more = forged("th", by=CAROL.did, text="written today")
+        assert refused(alice, spliced(data, more)) == {"key-retired": 2}
+        with pytest.raises(SplError) as caught:
+            restore(alice, data + more + b"\n")
+        assert caught.value.code == "snapshot-malformed"
+        plan = restorer(alice).run(reader(data + more + b"\n"), ADMIN, dry_run=True, skip_damaged=True)
+        assert dict(plan.refused) == {"key-retired": 2}, "count and digest are not compared, so they stand for nothing"
