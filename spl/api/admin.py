@@ -24,6 +24,8 @@ from .services import Services
 
 ENVIRONMENT: Final = "home"
 TTL_MS_MAX: Final = 10 * 365 * 86_400_000
+TOKENS_NAMED: Final = 5
+"""Of those that a beginning fits."""
 """A token without an end would outlive its purpose unnoticed."""
 
 
@@ -222,8 +224,11 @@ def token_of(services: Services, ref: str) -> bearer.Token:
     tokens = services.views.tokens.values()
     found = [token for token in tokens if token.token_id.startswith(ref) or token.sa_id == ref]
     found = found or [token for token in tokens if token.label == ref and not token.revoked]
-    if len(found) != 1:
-        raise SplError("ambiguous" if found else "not-found", f"{len(found) or 'no'} tokens fit {ref[:40]!r}")
+    if not found:
+        raise SplError("not-found", f"no token {ref[:40]!r}", hint="spl token list")
+    if len(found) > 1:
+        ids = ", ".join(token.token_id for token in found[:TOKENS_NAMED])
+        raise SplError("ambiguous", f"{ref[:40]!r} fits {ids}")
     return found[0]
 
 

@@ -45,7 +45,10 @@ ESCAPED_SHARE: Final = 3
 PIECES_MAX: Final = 8000
 """Read for one request: two million records, some fifteen seconds; the next request goes on from there."""
 
+_NAMED: Final = 5
+"""Of the records that a short id fits."""
 _UNKNOWN: Final = "there is no such record"
+_ID_AT: Final = len('{"id":"')
 _ID_END: Final = len('{"id":""') + 64
 _FIELDS_AT: Final = _ID_END + len(',"record":')
 """Where the record's fields begin in the text of an envelope."""
@@ -214,14 +217,27 @@ def _submit(submissions: Sequence[Sequence[Emit]], services: Services) -> "list[
 
 
 def one(request: Request, principal: Principal, services: Services) -> Response | Awaitable[Response]:
-    """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces."""
-    for row, payload in services.store.index.stored(request.params["id"], principal.namespaces):
-        if not may_read(row, principal):
-            continue
-        if row.length <= AT_ONCE_BYTES:
-            return _one(row, payload, principal, services)
-        return services.searches.step(principal, _one, row, payload, principal, services)
-    raise SplError("not-found", _UNKNOWN)
+    """GET /v1/records/{id}: the record, or 404 when it is unknown or outside the token's namespaces.
+
+    The first 16 characters of an id do: that is how the index knows it, and what terminals show.
+    """
+    id_ = request.params["id"]
+    stored = services.store.index.stored(id_, principal.namespaces)
+    readable = ((row, payload) for row, payload in stored if may_read(row, principal))
+    first = next(readable, None)
+    if first is None:
+        raise SplError("not-found", _UNKNOWN)
+    row, payload = first
+    if not record.is_id(id_) and (others := {_id_in(other) for _, other in readable} - {_id_in(payload)}):
+        raise SplError("ambiguous", f"{id_} begins {', '.join([_id_in(payload), *sorted(others)][:_NAMED])}")
+    if row.length <= AT_ONCE_BYTES:
+        return _one(row, payload, principal, services)
+    return services.searches.step(principal, _one, row, payload, principal, services)
+
+
+def _id_in(payload: bytes) -> str:
+    """Return the id of a stored record."""
+    return payload[_ID_AT : _ID_END - 1].decode()
 
 
 async def threads(request: Request, principal: Principal, services: Services) -> Response:

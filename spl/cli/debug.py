@@ -1,6 +1,7 @@
 """`spl debug thread-diff`: what differs between two records, two threads, two snapshots, or two sides of a pair."""
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,16 +13,18 @@ from ..core.errors import SplError
 from ..core.limits import Limits
 from ..core.pair import diff
 from ..core.pair.diff import Gap, Transition
-from ..core.record import record, snapshot
+from ..core.record import snapshot
 from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg
+from .out import RECORD_CHARS
 from .threads import snapshot_path
 
 HISTORY_PATH: Final = "/v1/federation/history"
 
 _READ_BYTES: Final = 256 * 1024
 _PREVIEW_CHARS: Final = 60
-_ID_CHARS: Final = 12
+_ID: Final = re.compile("[0-9a-f]{16,64}")
+"""The id of a record, or as much of it as terminals show."""
 _HISTORY_S: Final = 30.0
 
 Fields = dict[str, Any]
@@ -52,7 +55,7 @@ class One:
 
 def _thread_diff(args: Namespace, shell: Shell) -> int:
     names: tuple[str, str] = (args.a, args.b)
-    ids = [record.is_id(name) for name in names]
+    ids = [_ID.fullmatch(name) is not None and not os.path.isfile(name) for name in names]
     if any(ids) and not all(ids):
         raise UsageError("usage", "a record id compares with a record id")
     if all(ids):
@@ -85,7 +88,7 @@ def _diff_wholes(one: Whole, other: Whole, shell: Shell) -> int:
         ]
     if not shell.out.data("spl.thread_diff/1", rows, lambda: None):
         cells = [
-            (row["only_in"], _short(row["id"], shell), row["actor"], str(row["clock"]), row["act"],
+            (row["only_in"], shell.out.record(row["id"]), row["actor"], str(row["clock"]), row["act"],
              _preview(row["body"]))
             for row in rows
         ]  # fmt: skip
@@ -112,7 +115,8 @@ def _diff_records(one: One, other: One, shell: Shell) -> int:
     for side in (one, other):
         if side.value is None:
             raise SplError(
-                "not-found", f"record {side.id[:12]} is at {side.holder}, which reports only its place in the log"
+                "not-found",
+                f"record {side.id[:RECORD_CHARS]} is at {side.holder}, which reports only its place in the log",
             )
     assert one.value is not None
     assert other.value is not None
@@ -150,7 +154,7 @@ def _print_gaps(gaps: list[tuple[str, Gap]], one: str, other: str, shell: Shell)
     if not shell.out.data("spl.history_diff/1", data, lambda: None):
         rows = [
             (row["only_in"], f"! {row['lacks']} lacks it", row["pair_id"], row["at"], row["kind"], row["state"],
-             _short(row["id"], shell))
+             shell.out.record(row["id"]))
             for row in data
         ]  # fmt: skip
         shell.out.table(
@@ -188,7 +192,7 @@ def _found(names: tuple[str, str], files: list[str], shell: Shell) -> tuple[One,
 
 def _in_files(name: str, files: list[str]) -> One | None:
     for file in files:
-        value = next((item for item in _file_records(file) if item["id"] == name), None)
+        value = next((item for item in _file_records(file) if item["id"].startswith(name)), None)
         if value is not None:
             pair_id = diff.pair_id_of(value)
             return One(name, file, pair_id, value, partial(_history_in_file, file, pair_id))
@@ -216,7 +220,7 @@ def _in_store(name: str, shell: Shell) -> One | None:
 def _in_answers(name: str, answers: Iterable[dict[str, Any]]) -> One | None:
     for answer in answers:
         transitions = diff.transitions_from_json(answer.get("transitions", []))
-        if any(item.id == name for item in transitions):
+        if any(item.id.startswith(name) for item in transitions):
             omitted = int(answer.get("omitted", 0))
             return One(name, str(answer["peer_did"]), str(answer["pair_id"]), None, transitions.copy, omitted)
     return None
@@ -225,7 +229,9 @@ def _in_answers(name: str, answers: Iterable[dict[str, Any]]) -> One | None:
 def _nowhere(name: str, answers: list[dict[str, Any]]) -> SplError:
     asked = {f"{item['pair_id']}": f"{item['peer_did']} {item.get('code') or 'does not have it'}" for item in answers}
     hint = "take a snapshot on the other side and give it with --from FILE"
-    return SplError("not-found", f"record {name[:12]}… is neither here nor in a pair log of a peer", hint=hint, **asked)
+    return SplError(
+        "not-found", f"record {name[:RECORD_CHARS]}… is neither here nor in a pair log of a peer", hint=hint, **asked
+    )
 
 
 def _whole(name: str, shell: Shell) -> Whole:
@@ -255,10 +261,6 @@ def _plain(pieces: Iterable[bytes]) -> Iterator[Fields]:
         yield {"id": envelope.id, **envelope.record}
 
 
-def _short(record_id: str, shell: Shell) -> str:
-    return record_id[:_ID_CHARS] if shell.out.people else record_id
-
-
 def _preview(body: Any) -> str:
     text = body.get("text") or body.get("kind") or ""
     return str(text)[:_PREVIEW_CHARS]
@@ -279,7 +281,7 @@ TREE: Final = (
                 "spl debug thread-diff /tmp/local-pairs.snap.jsonl /tmp/bob-pairs.snap.jsonl",
                 _thread_diff,
                 (
-                    arg("a", metavar="A", help="record id, thread id or snapshot file"),
+                    arg("a", metavar="A", help="record id (16 characters of it do), thread id or snapshot file"),
                     arg("b", metavar="B", help="the same of the other side"),
                     arg("--from", action="append", default=[], dest="files", metavar="FILE",
                         help="search this snapshot for record ids before asking the daemon; repeatable"),

@@ -9,14 +9,13 @@ from typing import Any, Final
 
 from ..client.calls import elements, quote
 from .command import PAIR, SINCE, Command, Group, Shell, UsageError, arg, limit
-from .out import label_of
+from .out import RECORD_CHARS, label_of
 from .pair import PAIRS
 
 NONE: Final = "none"
 SHOWN: Final = 1000
 
 _PAGE: Final = 500
-_ID_CHARS: Final = 12
 
 
 def line(item: Mapping[str, Any], peer: str) -> str:
@@ -136,7 +135,7 @@ def _projections(args: Namespace, shell: Shell) -> int:
             (
                 str(claim["sequence"]), f"claimed by {label_of(claim['claimed_by'])}", claim["level"],
                 claim["namespace"], claim["thread"], claim.get("act", "-"), claim.get("actor", "-"),
-                claim["id"] if out.wide else claim["id"][:_ID_CHARS],
+                claim["id"] if out.wide else claim["id"][:RECORD_CHARS],
             )
             for claim in claims
         ]  # fmt: skip

@@ -33,6 +33,8 @@ _UNSEEN: Final = re.compile(
 )
 """What a terminal acts on or hides: C0, C1, soft hyphen, direction and format marks, zero widths, surrogates, tags."""
 _LABEL_CHARS: Final = 18  # the left column of a detail view
+RECORD_CHARS: Final = 16
+"""Of a record's id, for people: the daemon finds a record by so many."""
 _FACT_CHARS: Final = 10  # the left column under an error
 _COMMANDS: Final = frozenset({"fix", "docs"})
 """Labels of commands, which a line end inside would spoil for pasting."""
@@ -299,6 +301,10 @@ class Out:
             return "EXPIRED" if self.people else f"EXPIRED {at}"
         unit_ms = next((unit for unit in (_DAY_MS, _HOUR_MS, _MINUTE_MS) if left_ms >= 2 * unit), 0)
         return f"{span(left_ms + unit_ms / 2)} left" if self.people else f"until {at}"
+
+    def record(self, record_id: str) -> str:
+        """Return how to show a record's id: to people as much of it as every command takes."""
+        return record_id[:RECORD_CHARS] if self.people else record_id
 
     def dids(self, dids: Iterable[str]) -> dict[str, str]:
         """Return how to show each DID: to people without its fingerprint, unless two would look alike."""

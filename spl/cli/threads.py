@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from io import BufferedIOBase
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 from ..client.calls import NDJSON, quote
@@ -29,8 +29,10 @@ _SHOWN_RECORDS: Final = 1000
 _PREVIEW_CHARS: Final = 60
 _CELL_CHARS: Final = 240
 """Of a body in a table, which cuts it to the terminal."""
-_ID_CHARS: Final = 12
 _TOP: Final = 10
+_NAMED: Final = 5
+_SEARCHED: Final = 10_000
+"""Threads that are looked at for one whose beginning was given."""
 
 
 def snapshot_path(thread: str) -> str:
@@ -50,12 +52,13 @@ def _list(args: Namespace, shell: Shell) -> int:
 def _records(args: Namespace, shell: Shell) -> int:
     records = list(_walk(shell, args.thread, args.since, args.limit))
     if not records and not args.since:
-        raise _unknown(args.thread)
+        args.thread = _whole_name(args.thread, shell)
+        return _records(args, shell)
     out = shell.out
     if not shell.printed("spl.records/1", records):
         rows = [
             (
-                str(item["sequence"]), item["act"], item["actor"], str(item["clock"]), _short(item["id"], shell),
+                str(item["sequence"]), item["act"], item["actor"], str(item["clock"]), shell.out.record(item["id"]),
                 _preview(item["body"], shell, _CELL_CHARS),
             )
             for item in records
@@ -77,7 +80,8 @@ def _show(args: Namespace, shell: Shell) -> int:
         sums["kinds"][str(latest["body"].get("kind", "-"))] += 1
         sums["vouched_by"][str(latest.get("vouched_by", "-"))] += 1
     if not latest:
-        raise _unknown(args.thread)
+        args.thread = _whole_name(args.thread, shell)
+        return _show(args, shell)
     total = sums["acts"].total()
     counted = {name: dict(sum) for name, sum in sums.items()}
     data = {"thread": args.thread, "records": total, **counted, "latest": latest}
@@ -94,7 +98,8 @@ def _state(args: Namespace, shell: Shell) -> int:
     """Print the value that the thread's fold rule computes."""
     found = shell.ctl.get(f"/v1/threads/{quote(args.thread)}/state")
     if not found["records"]:
-        raise _unknown(args.thread)
+        args.thread = _whole_name(args.thread, shell)
+        return _state(args, shell)
     if not shell.printed("spl.state/1", found):
         rule = f"rule {found['rule']}" if found["rule"] else "no rule covers the thread"
         field = f" of {found['field']}" if found["field"] else ""
@@ -137,10 +142,6 @@ def _counts(sum: Counter[str]) -> list[str]:
     return [*lines, f"and {len(sum) - _TOP} more"] if len(sum) > _TOP else lines
 
 
-def _short(record_id: str, shell: Shell) -> str:
-    return record_id[:_ID_CHARS] if shell.out.people else record_id
-
-
 def _preview(body: Mapping[str, Any], shell: Shell, chars: int = _PREVIEW_CHARS) -> str:
     """Return the body's text, or the body as JSON; people get the first characters."""
     text = body.get("text")
@@ -151,8 +152,18 @@ def _preview(body: Mapping[str, Any], shell: Shell, chars: int = _PREVIEW_CHARS)
     return text
 
 
-def _unknown(thread: str) -> SplError:
-    return SplError("not-found", f"there is no thread {thread}", hint="spl thread list")
+def _whole_name(begin: str, shell: Shell) -> str:
+    """Return the one thread whose name begins so, as a narrow table cuts it; among the oldest _SEARCHED.
+
+    Raises SplError "not-found", "ambiguous".
+    """
+    begin, names = begin.removesuffix("…"), islice(_names(shell, reserved=True), _SEARCHED)
+    found = [item["thread"] for item in names if item["thread"].startswith(begin) and item["thread"] != begin]
+    if not found:
+        raise SplError("not-found", f"there is no thread {begin}", hint="spl thread list")
+    if len(found) > 1:
+        raise SplError("ambiguous", f"{begin} begins {', '.join(found[:_NAMED])}")
+    return str(found[0])
 
 
 def _snapshot(args: Namespace, shell: Shell) -> int:
@@ -252,7 +263,7 @@ def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-_THREAD: Final = arg("thread", metavar="THREAD", help="thread id")
+_THREAD: Final = arg("thread", metavar="THREAD", help="thread id, or a unique beginning of one")
 
 TREE: Final = (
     Group(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..client.calls import quote
-from ..core.errors import cli_code
+from ..core.errors import SplError, cli_code
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg, duration
 from .out import OutputError, scopes_text
 
@@ -70,8 +70,7 @@ def _revoke(args: Namespace, shell: Shell) -> int:
 
 
 def _rotate(args: Namespace, shell: Shell) -> int:
-    if args.ref and not args.ref.startswith("tok_"):
-        pair = shell.ctl.post(f"/v1/federation/pairs/{quote(args.ref)}/rotate-tokens", {})
+    if args.ref and (pair := _rotated_pair(args.ref, shell)) is not None:
         if not shell.printed("spl.pair/1", pair):
             held = next(token for token in pair["tokens"] if token["direction"] == "issued to us")
             shell.out.line(f"{pair['pair_id']}  rotated, {held['token_id']}")
@@ -91,6 +90,18 @@ def _rotate(args: Namespace, shell: Shell) -> int:
         if not rows:
             shell.out.hint("no live pairs; an ordinary token is rotated by its id: spl token list")
     return FOUND_PROBLEMS if any(row.get("error") for row in rows) else 0
+
+
+def _rotated_pair(ref: str, shell: Shell) -> dict[str, Any] | None:
+    """Replace the tokens of a pair; return None if no pair has this name, which may be that of a token."""
+    if ref.startswith("tok_"):
+        return None
+    try:
+        return shell.ctl.post(f"/v1/federation/pairs/{quote(ref)}/rotate-tokens", {})
+    except SplError as exc:
+        if exc.code != "pair-unknown" or ref.startswith("pair_"):
+            raise
+        return None
 
 
 def _info(args: Namespace, shell: Shell) -> int:

@@ -184,10 +184,10 @@ class Index:
 
     def copies(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[Row]:
         """Yield the record with this id in each namespace that holds it, or of these namespaces, by arrival."""
-        return (row for row, _ in self.stored(record_id, namespaces))
+        return (row for row, _ in self.stored(record_id if is_id(record_id) else "", namespaces))
 
     def stored(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[tuple[Row, bytes]]:
-        """Yield the same rows as `copies`, each with its envelope, which had to be read to find them."""
+        """Yield the same rows as `copies`, each with its envelope; also by the first 16 or more characters of an id."""
         return (found for found in self._same_id(record_id, namespaces) if found[0].kind == "rec")
 
     def alternates(self, record_id: str, ns: str) -> list[Row]:
@@ -469,9 +469,9 @@ class Index:
             return None
 
     def _same_id(self, record_id: str, namespaces: Collection[str] = ()) -> Iterator[tuple[Row, bytes]]:
-        if not is_id(record_id):
+        if len(record_id) < 2 * KEY_BYTES or not is_id(record_id.ljust(64, "0")):
             return
-        key = bytes.fromhex(record_id[:16])
+        key = bytes.fromhex(record_id[: 2 * KEY_BYTES])
         state, low = self._tables.state, 0
         for _ in range(_SAME_ID_MAX // _SAME_ID_PAGE):
             seqs = values_of(state, key, low, _SAME_ID_PAGE)
@@ -483,9 +483,9 @@ class Index:
             low = seqs[-1] + 1
 
     def _payload_of(self, row: Row, id_: str) -> bytes:
-        """Return a row's payload, an envelope or a projection, if it has this id and is sound, else nothing."""
+        """Return a row's payload, an envelope or a projection, if its id begins so and it is sound, else nothing."""
         payload = self.reader.one(row)
-        return payload if payload is not None and payload[_ID_AT:_ID_END] == id_.encode() else b""
+        return payload if payload is not None and payload[_ID_AT:_ID_END].startswith(id_.encode()) else b""
 
 
 def _clock_key(key: bytes, clock: int) -> bytes:

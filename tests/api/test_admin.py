@@ -1,5 +1,7 @@
 """The daemon for its operator: health, identity, tokens, settings, status."""
 
+import json
+
 from tests.api.conftest import Served
 
 
@@ -110,3 +112,12 @@ async def test_a_viewer_sees_pairs_and_findings_and_changes_nothing(served: Serv
         assert await served.refused("GET", path, token=token) == (403, "SCOPE_FORBIDDEN")
     for path in ("/v1/sync", "/v1/federation/pairs/pair_9/revoke"):
         assert await served.refused("POST", path, {}, token=token) == (403, "SCOPE_FORBIDDEN")
+
+
+async def test_an_ambiguous_beginning_of_a_token_names_those_that_it_fits(served: Served) -> None:
+    await served.mint("records:read")
+    await served.mint("records:read")
+    ids = [item["token_id"] for item in (await served.json("GET", "/v1/tokens"))["data"]]
+    refused = json.loads((await served.fetch("DELETE", "/v1/tokens/tok_")).body)
+    assert refused["code"] == "AMBIGUOUS"
+    assert all(token_id in refused["message"] for token_id in ids)

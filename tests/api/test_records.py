@@ -31,6 +31,14 @@ async def test_an_emitted_record_comes_back_whole(served: Served) -> None:
     assert listed == {"object": "list", "data": [found]}
 
 
+async def test_sixteen_characters_of_an_id_do(served: Served) -> None:
+    found = await served.json("POST", "/v1/records", value(1))
+    for chars in (16, 17, 63):
+        assert await served.json("GET", f"/v1/records/{found['id'][:chars]}") == found
+    for other in (found["id"][:15], found["id"] + "0", found["id"][:16].upper(), found["id"][:16] + "x", "f" * 16):
+        assert await served.refused("GET", f"/v1/records/{other}") == (404, "NOT_FOUND")
+
+
 async def test_the_answer_to_an_emit_is_what_is_read_later_whatever_the_record_holds(served: Served) -> None:
     odd = value(1, a={}, sig={"by": "x", "sig": {}}, text=',"sig":{"by":"\\"é\u2028', record={"id": ',"record":'})
     for record_ in (odd, odd, {**odd, "clock": 7, "judged_by": "a" * 64, "parents": ["b" * 64]}):

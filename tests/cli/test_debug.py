@@ -77,6 +77,9 @@ def test_two_records_show_their_fields(spl: Run, daemon: Daemon) -> None:
         ["FIELD", "A", "B"], ["act", '"DO"', '"KNOW"'], ["id", f'"{one.id}"', f'"{other.id}"']
     ]  # fmt: skip
     assert spl("debug", "thread-diff", one.id, one.id).code == 0
+    for item in (one, other):
+        daemon.answers["GET", f"/v1/records/{item.id[:16]}"] = shown(item)
+    assert spl("debug", "thread-diff", one.id[:16], other.id[:16]).out == result.out
 
 
 def test_an_id_that_is_nowhere_names_who_was_asked(spl: Run, daemon: Daemon, home: Path) -> None:

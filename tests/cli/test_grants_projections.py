@@ -14,8 +14,8 @@ def test_each_row_names_whose_claim_it_is(spl: Run, daemon: Daemon) -> None:
     result = spl("federation", "projections", "pair_1", tty=True)
     assert result.out == (
         "SEQ  SOURCE          LEVEL  NAMESPACE       THREAD  ACT  ACTOR             ID\n"
-        "7    claimed by bob  L1     projects/music  th      DO   did:sync:user:bo  abababababab\n"
-        "9    claimed by bob  L3     projects/music  th      -    -                 abababababab\n"
+        "7    claimed by bob  L1     projects/music  th      DO   did:sync:user:bo  abababababababab\n"
+        "9    claimed by bob  L3     projects/music  th      -    -                 abababababababab\n"
     )
     assert "ab" * 32 in spl("federation", "projections", "pair_1", "-o", "wide").out
     assert spl("federation", "projections", "pair_1", "-o", "json").data == [ONE, HIDDEN]

@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from spl.client.calls import quote
 from tests.cli.conftest import Call, Daemon, Run, listed
+
+NAMES = "/v1/threads?limit=500&reserved=1"
 
 
 def a_record(seq: int, **more: Any) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def test_records_in_order_of_arrival(spl: Run, daemon: Daemon) -> None:
     assert lines[1] == f"1    KNOW  did:sync:user:ann  1      {1:064x}  text 1"
     assert lines[2].endswith('{"x":"' + "y" * 100 + '"}')
     shown = spl("thread", "records", "th_r", tty=True, env={"COLUMNS": "100"}).out.splitlines()
-    assert shown[1] == "1    KNOW  did:sync:user:ann  1      000000000000  text 1"
+    assert shown[1] == "1    KNOW  did:sync:user:ann  1      0000000000000000  text 1"
     assert shown[2].endswith("y…")
     assert len(shown[2]) == 100
     assert [item["sequence"] for item in spl("thread", "records", "th_r", "-o", "json").data] == [1, 2, 3]
@@ -71,9 +74,24 @@ def test_a_limit_says_where_to_go_on(spl: Run, daemon: Daemon) -> None:
 @pytest.mark.parametrize("command", ["records", "show"])
 def test_an_unknown_thread_exits_6(spl: Run, daemon: Daemon, command: str) -> None:
     paged(daemon, [], 2)
+    daemon.answers["GET", NAMES] = listed()
     result = spl("thread", command, "th_r")
     assert (result.code, result.out) == (6, "")
     assert result.err.startswith("error: there is no thread th_r [not-found]\n")
+
+
+@pytest.mark.parametrize("begin", ["th_g", "th_garden_…"])
+def test_the_beginning_of_a_name_does_as_a_narrow_table_cuts_it(spl: Run, daemon: Daemon, begin: str) -> None:
+    path, names = "/v1/threads/th_garden_plan/state", ["th_garden_plan", "th_r"]
+    daemon.answers["GET", f"/v1/threads/{quote(begin)}/state"] = {**STATE, "records": 0}
+    daemon.answers["GET", path] = {**STATE, "thread": "th_garden_plan"}
+    daemon.answers["GET", NAMES] = listed(*({"thread": name} for name in names))
+    daemon.answers["GET", f"{NAMES}&after=th_r"] = listed()
+    assert spl("thread", "state", begin).out.startswith("thread            th_garden_plan\n")
+    daemon.answers["GET", NAMES] = listed(*({"thread": name} for name in ["th_garden_fence", *names]))
+    result = spl("thread", "state", begin)
+    assert result.code == 6
+    assert "begins th_garden_fence, th_garden_plan [ambiguous]" in result.err
 
 
 def test_show_sums_a_thread_up(spl: Run, daemon: Daemon) -> None:
@@ -134,6 +152,7 @@ def test_a_state_cannot_drive_a_terminal_and_tells_when_it_is_cut(spl: Run, daem
 
 def test_the_state_of_an_unknown_thread(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", "/v1/threads/th_r/state"] = {**STATE, "value": 0, "records": 0, "sequence": 0}
+    daemon.answers["GET", NAMES] = listed()
     result = spl("thread", "state", "th_r")
     assert result.code == 6
     assert "there is no thread th_r" in result.err

@@ -66,6 +66,9 @@ def test_rotate_one_pair_one_token_or_every_pair(spl: Run, daemon: Daemon) -> No
     result = spl("token", "rotate")
     assert result.out == "pair_1  rotated, tok_3\npair_2  FAILED: no answer [connect]\n"
     assert result.code == 3
+    daemon.answers["POST", "/v1/federation/pairs/dash/rotate-tokens"] = (404, error("pair-unknown", "no pair 'dash'"))
+    daemon.answers["POST", "/v1/tokens/dash/rotate"] = (201, {**MINTED, "replaced": "tok_1"})
+    assert "replaces tok_1" in spl("token", "rotate", "dash").err
     daemon.answers["POST", "/v1/tokens/rotate"] = listed()
     assert spl("token", "rotate").code == 0
 
