@@ -62,13 +62,14 @@ The map.  A folder is an import permission: each may import what stands left of 
         pair_log                          the two histories of a pair
     doctor/  why it does not sync
         facts conditions catalogue checks  pure: what is known, what it shows, what is wrong and its fix, the lines
-        gather peer_check health examine  facts of this home; of a peer; of the last half hour; the report
+        gather peer_check health          facts of this home; of a peer; of the last half hour
+        overview examine                  one pair at one moment, for every face; the report
         mend                              the store is kept whole
     api/  routes and handlers
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
         streams searches                  how many long answers a token or pair may have; readings that take turns
         records lists queries             records in and one by one; lists of them; by a filter
-        watch snapshots                   a thread as it grows; backup
+        watch snapshots metrics           a thread as it grows; backup; what Prometheus reads
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
     client/  the daemon for Python programs

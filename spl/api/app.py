@@ -39,7 +39,7 @@ def resource_of(route: Route) -> str:
     """
     if route.scope == ANYONE:
         return ""
-    noun = "sync" if route.scope in bearer.FEDERATION else route.path.split("/")[2]
+    noun = "sync" if route.scope in bearer.FEDERATION else route.path.removeprefix("/v1").split("/")[1]
     return f"{noun}:{'read' if route.method == 'GET' else 'write'}"
 
 

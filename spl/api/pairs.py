@@ -70,7 +70,7 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     """GET /v1/federation/pairs: every pair, live ones first, then by age."""
     every = services.views.pairs.values()
     ordered = sorted(every, key=lambda item: (item.phase == pairs.Phase.REVOKED, item.created_at_ms))
-    return list_response([_summary(services, item) for item in ordered])
+    return list_response([summary_of(services, item) for item in ordered])
 
 
 def show(request: Request, principal: Principal, services: Services) -> Response:
@@ -85,7 +85,7 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
     if action == "sync":
         thread = members(request, {"thread": str}).get("thread", "")
         done = await _synced(services, found, thread)
-        return json_response({**_summary(services, found), **done})
+        return json_response({**summary_of(services, found), **done})
     before = _settings(found)
     more = await _change(request, services, found, action)
     after = services.views.pairs[found.pair_id]
@@ -174,10 +174,10 @@ def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, obje
 
 def detail(services: Services, found: Pair) -> dict[str, object]:
     """Return the pair in full, as `spl federation show` prints it."""
-    reading, offered = services.sync.status(found.pair_id), services.feed.offered(found.pair_id)
-    identity, upkeep = services.vault.identity, services.pairing.maintenance.status(found.pair_id).to_json()
+    view, identity = services.doctor.overview(found), services.vault.identity
+    reading, offered, upkeep = view.reading, view.offered, services.pairing.maintenance.status(found.pair_id).to_json()
     return {
-        **_summary(services, found),
+        **summary_of(services, found),
         "since": when.text_of(found.since_ms),
         "reason": found.reason,
         "last_sync_cursor": {"clock": reading.clock, "lag_records": reading.lag_records},
@@ -211,7 +211,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
             {"at": when.text_of(at_ms), "from": before, "to": after, "reason": reason}
             for at_ms, before, after, reason in reversed(found.transitions)
         ],
-        "fix": services.doctor.fix(found) or _fix(found),
+        "fix": view.findings[0].fix if view.findings else _fix(found),
     }
 
 
@@ -293,7 +293,8 @@ def _settings(found: Pair) -> tuple[object, ...]:
     return found.phase, found.mode, found.poll_interval_ms, found.paused_by, found.filter
 
 
-def _summary(services: Services, found: Pair) -> dict[str, object]:
+def summary_of(services: Services, found: Pair) -> dict[str, object]:
+    """Return a pair as a row of the list."""
     reading, offered = services.sync.status(found.pair_id), services.feed.offered(found.pair_id)
     since_ms = reading.offline_since_ms if found.sync_allowed else None
     return {

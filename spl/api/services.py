@@ -25,6 +25,7 @@ from ..pairing.service import Pairing
 from ..sync.anti_entropy import AntiEntropy
 from ..sync.changes import Feed
 from ..sync.fingerprints import Fingerprints
+from ..sync.ingest import Ingest
 from ..sync.push import Push
 from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
@@ -90,6 +91,7 @@ class Services:
     states: ThreadStates
     restorer: Restorer
 
+    ingest: Ingest
     feed: Feed
     sync: Sync
     push: Push

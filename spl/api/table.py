@@ -3,16 +3,19 @@
 Scope "anyone" needs no bearer: liveness, published documents, and the messages of the handshake, which are signed.
 """
 
+from collections.abc import Awaitable, Callable
+from importlib import import_module
 from typing import Final
 
 from ..core.identity.manifest import PAIR_PATH
 from ..core.limits import KIB, MIB
 from ..doctor.peer_check import CHECK_PATH
-from ..net.routes import JSON, Route
+from ..net.routes import JSON, Request, Response, Route
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..sync.peer import ACK, CHAINS, CHANGES, FINGERPRINTS, RECORDS
 from . import admin, consent, lifecycle, lists, namespaces, pairs, peers, queries, records, rules, snapshots, watch
-from .auth import ANYONE
+from .auth import ANYONE, Principal
+from .services import Services
 
 ADMIN: Final = "admin"
 READ: Final = "records:read"
@@ -22,12 +25,27 @@ CONFIG: Final = "config:read"
 CHANGE: Final = "config:write"
 SYNC: Final = "federation:sync"
 STATUS: Final = "status:read"
+METRICS: Final = "metrics:read"
 MANY: Final = (JSON, records.NDJSON)
 NDJSON_ONLY: Final = (records.NDJSON,)
+
+
+def _late(module: str, name: str) -> Callable[[Request, Principal, Services], Awaitable[Response]]:
+    """Return a handler whose module is imported at its first request: a daemon that nobody watches never loads it."""
+
+    async def handler(request: Request, principal: Principal, services: Services) -> Response:
+        found: Response | Awaitable[Response] = getattr(import_module(f".{module}", __package__), name)(
+            request, principal, services
+        )
+        return found if isinstance(found, Response) else await found
+
+    return handler
+
 
 ROUTES: Final = (
     Route("GET", "/health", admin.health, ANYONE, summary="liveness and identity"),
     Route("GET", "/health/ready", admin.ready, ANYONE, summary="200 while writes are taken"),
+    Route("GET", "/metrics", _late("metrics", "scrape"), METRICS, streams=True, summary="for Prometheus"),
     Route("GET", "/v1/status", admin.status, CONFIG, also=(STATUS,), summary="the whole daemon on one page"),
     Route("GET", "/v1/doctor", admin.daemon, CONFIG, also=(STATUS,), summary="what is wrong with the daemon"),
     Route("GET", "/v1/doctor/{ref}", admin.pair, MANAGE, also=(STATUS,), summary="what is wrong with a pair"),

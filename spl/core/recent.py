@@ -6,9 +6,9 @@ Times are arguments, in Unix ms; a clock that steps back only makes the samples 
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final
 
 from .backoff import TokenBucket
 
@@ -22,33 +22,44 @@ _BUCKETS: Final = 128  # the last one holds everything over four minutes
 
 
 LAG_BOUNDS_MS: Final = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000)
-"""Upper bounds of the buckets of a LagHistogram, each part of its bucket; the last bucket has none."""
+SYNC_BOUNDS_MS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 1000, 5000)
+"""Upper bounds of the buckets of a Histogram, each part of its bucket; the last bucket has none."""
 
 
-class LagHistogram(NamedTuple):
-    """Lags since the daemon started: how many were at most each of LAG_BOUNDS_MS, then all of them; and their sum.
+class Histogram:
+    """Times in ms since the daemon started, by buckets.  Every number only grows, as a scraper needs it."""
 
-    Every number only grows, as a scraper needs it.
-    """
+    __slots__ = ("_counts", "bounds_ms", "sum_ms")
 
-    at_most: tuple[int, ...]
-    sum_ms: int
+    def __init__(self, bounds_ms: Sequence[float]) -> None:
+        self.bounds_ms, self._counts = bounds_ms, [0] * (len(bounds_ms) + 1)
+        self.sum_ms = 0.0
+
+    def add(self, ms: float) -> None:
+        """Count one time; a negative one, as of a clock that was set back, as 0."""
+        self._counts[bisect_left(self.bounds_ms, ms)] += 1
+        self.sum_ms += max(0, ms)
+
+    @property
+    def at_most(self) -> tuple[int, ...]:
+        """How many were at most each of the bounds, then all of them."""
+        return tuple(accumulate(self._counts))
 
     def to_json(self) -> dict[str, object]:
         """Return {le_s, counts, sum_s, count}; one bound fewer than counts, as the last count has none."""
-        bounds_s = [bound / 1000 for bound in LAG_BOUNDS_MS]
-        counts, sum_s = list(self.at_most), self.sum_ms / 1000
-        return {"le_s": bounds_s, "counts": counts, "sum_s": sum_s, "count": self.at_most[-1]}
+        bounds_s, counts = [bound / 1000 for bound in self.bounds_ms], list(self.at_most)
+        return {"le_s": bounds_s, "counts": counts, "sum_s": self.sum_ms / 1000, "count": counts[-1]}
 
 
 class Lags:
     """Lags in ms: those of the last five minutes in fine steps (5 KiB at most), and all since the start in buckets."""
 
-    __slots__ = ("_slots", "_sum_ms", "_totals")
+    __slots__ = ("_slots", "histogram")
 
     def __init__(self) -> None:
         self._slots: dict[int, array[int]] = {}
-        self._totals, self._sum_ms = [0] * (len(LAG_BOUNDS_MS) + 1), 0
+        self.histogram = Histogram(LAG_BOUNDS_MS)
+        """All lags since the start."""
 
     def add(self, lag_ms: int, now_ms: int) -> None:
         """Count one lag."""
@@ -58,12 +69,7 @@ class Lags:
             self._forget(slot)
             counts = self._slots[slot] = array("I", bytes(4 * _BUCKETS))
         counts[_bucket(lag_ms)] += 1
-        self._totals[bisect_left(LAG_BOUNDS_MS, lag_ms)] += 1
-        self._sum_ms += max(0, lag_ms)
-
-    def histogram(self) -> LagHistogram:
-        """Return all lags since the start."""
-        return LagHistogram(tuple(accumulate(self._totals)), self._sum_ms)
+        self.histogram.add(lag_ms)
 
     def counts(self, now_ms: int) -> list[int]:
         """Return how often each step was met in the last five minutes."""

@@ -24,6 +24,7 @@ from .catalogue import Finding
 from .facts import Facts
 from .gather import PairContext
 from .health import HealthSampler
+from .overview import PairOverview, stall
 from .peer_check import PeerCheck
 
 
@@ -43,22 +44,29 @@ class Doctor:
 
     def attention(self) -> list[dict[str, object]]:
         """Return what an operator should act on, from facts at hand: code, severity, title, fix, pair_id."""
-        pairs, now_ms = self.home.views.pairs, self._now_ms()
-        accepted = self.home.vault.names(END_ACCEPTED)
-        found = [_to_json(item) for item in catalogue.problems(catalogue.findings(self._daemon_facts()))]
-        for pair in pairs.values():
-            if gather.is_watched(pair, pairs, now_ms) and END_ACCEPTED + pair.pair_id not in accepted:
-                found += [_to_json(item, pair.pair_id) for item in self._problems(pair)]
+        found = [finding_json(item) for item in self.own_problems()]
+        for pair in self.watched():
+            found += [finding_json(item, pair.pair_id) for item in self.overview(pair).findings]
         return found
 
-    def fix(self, pair: Pair) -> str | None:
-        """Return the next step for the first problem of a pair, from facts at hand; None without a problem."""
-        found = self._problems(pair)
-        return found[0].fix if found else None
+    def watched(self) -> list[Pair]:
+        """Return the pairs that `status` looks at, without those whose end the operator accepted."""
+        pairs, now_ms = self.home.views.pairs, self._now_ms()
+        accepted = self.home.vault.names(END_ACCEPTED)
+        watched = (pair for pair in pairs.values() if gather.is_watched(pair, pairs, now_ms))
+        return [pair for pair in watched if END_ACCEPTED + pair.pair_id not in accepted]
 
-    def _problems(self, pair: Pair) -> list[Finding]:
-        known = self._with_pair(Facts(limits=self.home.config.limits), pair)
-        return catalogue.problems(catalogue.findings(known))
+    def own_problems(self) -> list[Finding]:
+        """Return what needs an action of the daemon itself, from facts at hand."""
+        return catalogue.problems(catalogue.findings(self._daemon_facts()))
+
+    def overview(self, pair: Pair) -> PairOverview:
+        """Return one pair at this moment, from facts at hand."""
+        context, place = self._context(pair), self.home.views.positions.get(pair.pair_id)
+        known = self._with_pair(Facts(limits=self.home.config.limits), pair, context)
+        found = tuple(catalogue.problems(catalogue.findings(known)))
+        stalled = stall(pair, context, self.health, found, self.home.config.limits.heartbeat_s)
+        return PairOverview(pair, context, found, stalled, place.at_ms if place is not None else None)
 
     def _daemon_facts(self) -> Facts:
         home = self.home
@@ -69,10 +77,10 @@ class Doctor:
             auth_off=not self.settings.now.auth_required, config_error=self.settings.fault,
         )  # fmt: skip
 
-    def _with_pair(self, known: Facts, pair: Pair) -> Facts:
+    def _context(self, pair: Pair) -> PairContext:
         status, place = self.sync.status(pair.pair_id), self.home.views.positions.get(pair.pair_id)
         at_ms, now_ms = status.last_sync_ms, self._now_ms()
-        context = PairContext(
+        return PairContext(
             status,
             self.feed.offered(pair.pair_id),
             trouble=self.pairing.handshakes.trouble.get(pair.pair_id),
@@ -82,6 +90,8 @@ class Doctor:
             now_ms=now_ms,
             revoked=self._revoked_token(pair),
         )
+
+    def _with_pair(self, known: Facts, pair: Pair, context: PairContext) -> Facts:
         known = gather.with_pair(known, pair, self.health, context)
         return gather.with_consent(known, pair, self.pairing.handover.grants.of(pair), self.home.views.namespaces)
 
@@ -106,17 +116,18 @@ class Doctor:
             pairs = [self._line(item) for item in self.home.views.pairs.values() if not item.ended]
             return {**report, "pairs": pairs}
         # A rule that refuses pair requests keeps strangers out, and no pair from syncing.
-        known = self._with_pair(replace(known, locking_rule=None), pair)
+        known = self._with_pair(replace(known, locking_rule=None), pair, self._context(pair))
         if not pair.ended:
             known = await self.peer.ask(pair, known)
         return {**report_of(checks.PAIR, known), "pair_id": pair.pair_id, "peer_did": pair.peer_did}
 
     def _line(self, pair: Pair) -> dict[str, object]:
-        known = self._with_pair(Facts(limits=self.home.config.limits), pair)
-        wrong = [_to_json(item, pair.pair_id) for item in catalogue.problems(catalogue.findings(known))]
+        view = self.overview(pair)
+        at_ms = view.reading.last_sync_ms
+        wrong = [finding_json(item, pair.pair_id) for item in view.findings]
         return {
             "pair_id": pair.pair_id, "peer_did": pair.peer_did, "state": str(pair.phase),
-            "confirmed": checks.ago(known.confirmed_s), "problems": wrong,
+            "confirmed": checks.ago(None if at_ms is None else (view.context.now_ms - at_ms) / 1000), "problems": wrong,
         }  # fmt: skip
 
     def _with_ourselves(self, known: Facts) -> Facts:
@@ -137,7 +148,7 @@ def report_of(rows: tuple[checks.Check, ...], known: Facts) -> dict[str, object]
         "object": "doctor",
         "pair_id": None,
         "checks": lines,
-        "problems": [_to_json(item) for item in catalogue.problems(found)],
+        "problems": [finding_json(item) for item in catalogue.problems(found)],
         "explained": sum(line["mark"] == checks.SKIP for line in lines),
     }
 
@@ -147,7 +158,7 @@ def examine_home(path: Path) -> dict[str, object]:
     return report_of(checks.DAEMON, gather.home_facts(path))
 
 
-def _to_json(item: Finding, pair_id: str = "") -> dict[str, object]:
+def finding_json(item: Finding, pair_id: str = "") -> dict[str, object]:
     """Return a finding for people and programs; `title` is what was seen, `meaning` what that is."""
     return {
         "code": item.code, "severity": item.severity, "side": item.side, "fix": item.fix, "title": item.evidence,

@@ -8,6 +8,7 @@ never shows, and no test of another finding notices.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..core.limits import Limits
 
@@ -52,7 +53,7 @@ class GrantGap:
     at_peer: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, so that `replace` copies it in one go
 class Facts:
     """Everything that a finding or a check reads; None and "" mean that it was not gathered."""
 
@@ -173,3 +174,17 @@ class Facts:
     reverse_unknown: str = ""
     peer_state: str = ""
     peer_queue: int = 0
+
+
+if TYPE_CHECKING:
+    from dataclasses import replace as replace  # whose arguments mypy checks by the fields
+else:
+
+    def replace(known, **changes):
+        """Return the facts with some changed; as `dataclasses.replace`, which takes ten times as long.
+
+        A status of 1,000 pairs adds facts 8,000 times.
+        """
+        found = object.__new__(Facts)
+        found.__dict__.update(known.__dict__, **changes)
+        return found

@@ -6,7 +6,7 @@ Each function returns `known` with more facts filled in, so a misspelt fact is a
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from ..home.writer import ListenerSummary
 from ..sync.changes import OfferedStatus
 from ..sync.reach import PairStatus
 from .conditions import MANIFEST
-from .facts import Facts, Fault, GrantGap, LockHolder
+from .facts import Facts, Fault, GrantGap, LockHolder, replace
 from .health import HealthSampler
 
 NEEDED_SCOPES: Final = ("federation:sync", "federation:subscribe")

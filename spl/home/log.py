@@ -27,6 +27,7 @@ from threading import Lock
 from typing import Final, Self
 
 from ..core.limits import Limits
+from ..core.recent import SYNC_BOUNDS_MS, Histogram
 from .disk import Disk, unusable
 from .index import Added, Index, Row
 from .recovery import (
@@ -97,6 +98,8 @@ class Log:
         self._turn = Lock()
         self._indexing = Lock()
         self._syncs: deque[float] = deque(maxlen=_SYNCS_KEPT)
+        self.sync_times: Final = Histogram(SYNC_BOUNDS_MS)
+        """Of the disk syncs since the start."""
         self.look_again()
 
     @classmethod
@@ -388,7 +391,8 @@ class Log:
         self._check_alone(self._size)
         try:
             self._active.write(data)
-            self._syncs.append(self._active.sync())
+            self._syncs.append(took_ms := self._active.sync())
+            self.sync_times.add(took_ms)
         except OSError as exc:
             raise self._fault(exc, self._size + len(data)) from exc
         self._check_alone(self._size + len(data))

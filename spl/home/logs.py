@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
@@ -57,6 +58,8 @@ class CountedLog:
     def __init__(self, log: logging.Logger, steady_s: Callable[[], float] = time.monotonic) -> None:
         self._log, self._steady_s = log, steady_s
         self._repeats = Repeats(REPEAT_EVERY_S, KINDS_MAX, LINES_PER_MINUTE)
+        self.warnings: Counter[tuple[str, str]] = Counter()
+        """How many warnings there were since the start, written or not, by pair and code; of those that have both."""
 
     def info(self, name: str, pair: str, code: str = "", **fields: object) -> None:
         """Write or count a line about a state that changed."""
@@ -64,6 +67,8 @@ class CountedLog:
 
     def warning(self, name: str, pair: str, code: str = "", **fields: object) -> None:
         """Write or count a line about what we recovered from."""
+        if pair and code:
+            self.warnings[pair, code] += 1
         self._write(logging.WARNING, name, pair, code, fields)
 
     def _write(self, level: int, name: str, pair: str, code: str, fields: dict[str, object]) -> None:

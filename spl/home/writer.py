@@ -472,17 +472,19 @@ class Listeners(Generic[_C]):
             self._measure(name, records, now_ms)
         self._costs_of(ALL).add(self._sum_ns // (1000 * records), records, now_ms)
 
+    def p99_us(self) -> dict[str, int | None]:
+        """Return what each listener, and ALL together, took of a record at p99 in the last five minutes."""
+        return {name: costs.percentile_us(99, self._now_ms()) for name, costs in self._costs.copy().items()}
+
     def summary(self) -> ListenerSummary:
         """Return what the listeners took in the last five minutes."""
-        now_ms = self._now_ms()
-        found = {name: costs.percentile_us(99, now_ms) for name, costs in self._costs.copy().items()}
+        found = self.p99_us()
         p99_us = found.pop(ALL, None)
-        slowest = max(found, key=lambda name: found[name] or 0, default="")
         return ListenerSummary(
             count=len({VIEWS, *(name for name, _ in self._listeners)}),
             p99_ms=None if p99_us is None else p99_us / 1000,
-            records=self._costs[ALL].records(now_ms) if ALL in self._costs else 0,
-            slowest=slowest if p99_us is not None else "",
+            records=self._costs[ALL].records(self._now_ms()) if ALL in self._costs else 0,
+            slowest=max(found, key=lambda name: found[name] or 0, default="") if p99_us is not None else "",
         )
 
     def _measure(self, name: str, records: int, now_ms: int) -> None:

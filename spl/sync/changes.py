@@ -26,7 +26,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
-from ..core.recent import LagHistogram, Lags, summary
+from ..core.recent import Histogram, Lags, summary
 from ..core.record.page import WE_PUSH
 from ..core.record.record import is_id
 from ..home.tables.lists import by_namespace
@@ -298,6 +298,11 @@ class Feed:
         interval_s = 0.0 if self._is_live(pair_id) else self._pace.interval_s(pair_id)
         return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld)
 
+    @property
+    def subscribers(self) -> int:
+        """How many event streams are open: those of peers and of clients that watch."""
+        return self.notifier.waiters - len(self._polls)
+
     def _is_live(self, pair_id: str) -> bool:
         """Return whether our records reach the peer at once, by its stream or our push."""
         return pair_id in self._streams or self.source.reaches.word(pair_id) == WE_PUSH
@@ -310,9 +315,9 @@ class Feed:
         chosen = self._lags if not pair_id else self._lags.keys() & {pair_id}
         return summary([self._lags[each][0].counts(self._now_ms()) for each in chosen])
 
-    def lag_histogram(self, pair_id: str) -> LagHistogram:
+    def lag_histogram(self, pair_id: str) -> Histogram:
         """Return the lags of one pair since the start; all zero while nothing was measured."""
-        return (self._lags.get(pair_id) or (Lags(), 0))[0].histogram()
+        return (self._lags.get(pair_id) or (Lags(), 0))[0].histogram
 
     # -- in a thread
 

@@ -57,7 +57,7 @@ def test_the_histogram_counts_every_lag_since_the_start(values: list[int]) -> No
     lags = Lags()
     for number, value in enumerate(values):
         lags.add(value, number * SLOT_MS)
-    found = lags.histogram()
+    found = lags.histogram
     assert found.at_most == (*(sum(value <= bound for value in values) for bound in LAG_BOUNDS_MS), len(values))
     assert found.sum_ms == sum(max(0, value) for value in values)
     form = found.to_json()

@@ -1,0 +1,228 @@
+"""GET /metrics: the daemon's facts as Prometheus text 0.0.4, from the same values as `spl status`.
+
+The number of series follows the number of pairs and of nothing else: no label holds what a request brings.  States are
+0 or 1 and never absent, times stand beside lags, because a lag alone says the same while nothing is written, and what
+was never seen is NaN.  A peer's own words stand in `spl_pair_info` alone.
+
+Pairs are looked at a few at a time, so that a scrape of 1,000 pairs holds up no write for longer than a few ms.
+"""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from math import nan
+from typing import Final, NamedTuple
+
+from ..core.errors import printable
+from ..core.identity.did import label_of, short_of
+from ..core.pair.pair import Pair, Phase
+from ..core.recent import Histogram
+from ..core.version import VERSION
+from ..doctor.catalogue import CATALOGUE, FAIL
+from ..doctor.overview import PairOverview
+from ..net.routes import Request, Response
+from .auth import Principal
+from .services import Services
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+PAIRS_AT_ONCE: Final = 8
+TEXT_CHARS_MAX: Final = 256
+"""Of a label that holds a peer's words."""
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class _PairGauge(NamedTuple):
+    """One number of each pair; None is not known."""
+
+    name: str
+    help: str
+    value: Callable[[PairOverview], float | None]
+
+
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _expires(pair: Pair) -> float | None:
+    ends_ms = [token.expires_at_ms for token in (pair.issued_by_us, pair.issued_to_us) if token is not None]
+    return _seconds(min(ends_ms, default=None))
+
+
+PER_PAIR: Final = (
+    _PairGauge("spl_pair_lag_records", "Records that the peer holds for us and we do not have yet.",
+               lambda view: view.reading.lag_records),
+    _PairGauge("spl_pair_outbound_lag_records", "Records that we hold for the peer and it has not confirmed.",
+               lambda view: view.offered.lag_records),
+    _PairGauge("spl_pair_stalled", "1 while records wait and none moves for two intervals.",
+               lambda view: bool(view.stalled)),
+    _PairGauge("spl_pair_last_success_timestamp_seconds", "When we last read the peer to its end.",
+               lambda view: _seconds(view.reading.last_sync_ms)),
+    _PairGauge("spl_pair_last_received_timestamp_seconds", "When records of the peer were last stored.",
+               lambda view: _seconds(view.moved_ms)),
+    _PairGauge("spl_pair_last_confirmed_timestamp_seconds", "When the peer last confirmed what it holds.",
+               lambda view: _seconds(view.offered.acked_ms)),
+    _PairGauge("spl_pair_last_heard_timestamp_seconds", "When the peer was last heard, in either direction.",
+               lambda view: _seconds(view.reading.heard_ms)),
+    _PairGauge("spl_pair_token_expiry_timestamp_seconds", "When the first of the pair's two tokens ends.",
+               lambda view: _expires(view.pair)),
+)  # fmt: skip
+"""Gauges with the label pair alone."""
+
+
+async def scrape(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /metrics: everything, by families."""
+    families = _Families()
+    _daemon(families, services)
+    found = Counter((item.code, item.severity) for item in services.doctor.own_problems())
+    found.update((str(row["code"]), FAIL) for row in services.faults.findings())
+    pairs = _Pairs(families, services)
+    for number, pair in enumerate(services.doctor.watched()):
+        if number % PAIRS_AT_ONCE == PAIRS_AT_ONCE - 1:
+            await asyncio.sleep(0)
+        view = services.doctor.overview(pair)
+        found.update([(item.code, item.severity) for item in view.findings])
+        if not pair.ended:
+            pairs.add(view)
+    _errors(families, services)
+    _findings(families, found)
+    return Response(200, families.text(), MEDIA_TYPE)
+
+
+class _Families:
+    """Samples by family, as the format wants them; a family is there from its first mention, also without a sample."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, list[str]] = {}
+
+    def family(self, name: str, text: str, kind: str = "gauge") -> list[str]:
+        """Return the lines of a family, to be added to."""
+        lines = self._lines.get(name)
+        if lines is None:
+            lines = self._lines[name] = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+        return lines
+
+    def one(self, name: str, text: str, value: float | None, **labels: str) -> None:
+        """Add one sample of a gauge."""
+        inside = _labels(**labels)
+        self.family(name, text).append(f"{name}{{{inside}}} {_number(value)}" if inside else f"{name} {_number(value)}")
+
+    def text(self) -> bytes:
+        """Return the whole document."""
+        return "".join(["\n".join(lines) + "\n" for lines in self._lines.values()]).encode()
+
+
+def _daemon(families: _Families, services: Services) -> None:
+    """Add what concerns the whole daemon."""
+    stats, pairs, one = services.store.stats(), services.views.pairs, families.one
+    one("spl_build_info", "The version that runs.", 1, version=VERSION)
+    one("spl_start_timestamp_seconds", "When the daemon started.", services.started_ms / 1000)
+    phases = Counter(pair.phase for pair in pairs.values())
+    for phase in Phase:
+        one("spl_pairs", "Pairs by state.", phases[phase], state=phase.value)
+    queues = (services.ingest.reaches.queue_records(pair_id) for pair_id, pair in pairs.items() if pair.live)
+    one("spl_reconcile_queue", "Records of all peers between network and store.", sum(queues))
+    one("spl_store_records", "Records in the log.", stats.records_count)
+    one("spl_store_bytes", "Bytes of the log.", stats.log_bytes)
+    one("spl_store_free_bytes", "Bytes free on the disk of the log.", stats.free_bytes)
+    one("spl_store_writable", "1 while records are taken.", not (stats.readonly or stats.full))
+    syncs = families.family("spl_store_fsync_seconds", "Disk syncs of the log.", "histogram")
+    syncs += _histogram("spl_store_fsync_seconds", services.store.sync_times)
+    for name, cost_us in services.writer.listeners.p99_us().items():
+        cost_s = None if cost_us is None else cost_us / 1e6
+        one("spl_adapter_seconds", "What an adapter takes of a record: p99 of the last 5 min.", cost_s, adapter=name)
+    one("spl_sse_subscribers", "Open event streams, of peers and of clients.", services.feed.subscribers)
+    late_s = services.doctor.health.loop_lag_ms / 1000
+    one("spl_loop_lag_seconds", "How late the event loop ran within the last minute.", late_s)
+    one("process_resident_memory_bytes", "Resident memory.", _resident_bytes())
+    one("process_open_fds", "Open file descriptors.", _open_fds())
+
+
+class _Pairs:
+    """Adds what concerns single pairs; the families are looked up once, as there may be a thousand pairs."""
+
+    def __init__(self, families: _Families, services: Services) -> None:
+        family = families.family
+        self._feed = services.feed
+        self._info = family("spl_pair_info", "Who the pair is with, in the peer's own words; 1.")
+        self._state = family("spl_pair_state", "1 for the state that the pair is in, 0 for the others.")
+        self._gauges = [(row.name, family(row.name, row.help), row.value) for row in PER_PAIR]
+        moved = "Records that crossed the pair and are confirmed; NaN before the peer's first word to this process."
+        self._moved = family("spl_pair_records_total", moved, "counter")
+        lags = "From a write here to the peer's confirmation, by our clock; only while the peer reads live."
+        self._lags = family("spl_pair_lag_seconds", lags, "histogram")
+
+    def add(self, view: PairOverview) -> None:
+        """Add a pair that has not ended."""
+        pair, pair_id = view.pair, view.pair.pair_id
+        who = _labels(pair=pair_id, peer_did=short_of(pair.peer_did), label=label_of(pair.peer_did), mode=pair.mode)
+        self._info.append(f"spl_pair_info{{{who}}} 1")
+        of = f'pair="{pair_id}"'
+        for phase in Phase:
+            self._state.append(f'spl_pair_state{{{of},state="{phase.value}"}} {int(phase is pair.phase)}')
+        for name, lines, value in self._gauges:
+            lines.append(f"{name}{{{of}}} {_number(value(view))}")
+        for direction, count in (("in", view.reading.clock), ("out", view.offered.acked)):
+            self._moved.append(f'spl_pair_records_total{{{of},direction="{direction}"}} {_number(count)}')
+        self._lags += _histogram("spl_pair_lag_seconds", self._feed.lag_histogram(pair_id), of, step=2)
+
+
+def _histogram(name: str, found: Histogram, labels: str = "", step: int = 1) -> list[str]:
+    """Return the samples of a histogram of times, in seconds; with `step` 2 of every other bucket."""
+    comma, inside = "," if labels else "", f"{{{labels}}}" if labels else ""
+    *counts, count = found.at_most
+    head = f'{name}_bucket{{{labels}{comma}le="'
+    lines = [
+        f'{head}{bound_ms / 1000:g}"}} {n}' for bound_ms, n in zip(found.bounds_ms[::step], counts[::step], strict=True)
+    ]
+    lines.append(f'{head}+Inf"}} {count}')
+    return [*lines, f"{name}_sum{inside} {_number(found.sum_ms / 1000)}", f"{name}_count{inside} {count}"]
+
+
+def _errors(families: _Families, services: Services) -> None:
+    """Add the failures of the pairs that have not ended, by code."""
+    text, pairs = "Failed exchanges with the peer since the start, by code.", services.views.pairs
+    lines = families.family("spl_pair_errors_total", text, "counter")
+    for (pair_id, code), count in services.ingest.lines.warnings.copy().items():
+        if pair_id in pairs and not pairs[pair_id].ended:
+            lines.append(f"spl_pair_errors_total{{{_labels(pair=pair_id, code=code)}}} {count}")
+
+
+def _findings(families: _Families, found: Mapping[tuple[str, str], int]) -> None:
+    """Add how often each finding of the catalogue holds, 0 included, in each severity that it can have."""
+    known = dict.fromkeys((row.code, severity) for row in CATALOGUE for severity in (row.severity, FAIL))
+    for code, severity in {**known, **dict.fromkeys(found)}:
+        text, count = "How often a finding holds; spl help CODE explains it.", found.get((code, severity), 0)
+        families.one("spl_findings", text, count, code=code, severity=severity)
+
+
+def _labels(**labels: str) -> str:
+    """Return labels as they stand between the braces."""
+    return ",".join([f'{name}="{_escaped(value)}"' for name, value in labels.items()])
+
+
+def _escaped(text: str) -> str:
+    r"""Return a label's value, in which a backslash, a quote and an end of line would end it."""
+    cut = printable(text[:TEXT_CHARS_MAX])
+    return cut.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "NaN"
+    return repr(float(value)) if isinstance(value, float) else str(int(value))
+
+
+def _resident_bytes() -> float:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):  # not Linux
+        return nan
+
+
+def _open_fds() -> float:
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # without the one that lists them
+    except OSError:
+        return nan
