@@ -57,6 +57,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         service machine                   both roles; decide, append, fold, effects
         initiator responder exchange      the asking side; the answering side; one message and its answer
         budgets stepper newer             what is looked at from where; one thread for the steps; manifests that wait
+        names                             those of live pairs, in a file for shells
         statements                        what a peer's signed statements change, and how often
         tokens maintenance grants         renewal; what a live pair needs over months; consent of both sides
         pair_log                          the two histories of a pair
@@ -81,7 +82,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         help manual                       explaining: commands and codes; the pages of manual/*.md
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces aitl rules
-        emit threads debug
+        emit threads debug completion
         demo soak soak_plan soak_driver soak_daemons temporary
 
 `daemon.py` builds everything in this order and answers signals; `__main__.py` is `python -m spl`.

@@ -30,12 +30,12 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Final, Protocol
 
 from .api.app import RESOURCES, Api
@@ -65,6 +65,7 @@ from .net.probe import Prober
 from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, lean_tls, server_tls
 from .pairing.machine import Pairs
+from .pairing.names import PairNames
 from .pairing.service import Pairing
 from .sync.anti_entropy import AntiEntropy
 from .sync.changes import Feed
@@ -319,7 +320,8 @@ class _Daemon:
                 server = Server(Api(services, local=False), tcp, now_ms=now_ms, proxies=self.proxies)
                 tasks.create_task(server.serve(listeners, stop))
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
-                start(services, tasks, stop)
+                names = PairNames(self.home.writer, services.feed.notifier, self.home.path, self.home.disk)
+                start(services, tasks, stop, {"names": names})
                 self._announce(url)
                 await stop.wait()
                 self.home.store.stop()
@@ -411,11 +413,16 @@ def _ca_file(config: Config) -> Path | None:
     return Path(config.tls_ca_file) if config.tls_ca_file else None
 
 
-def start(services: Services, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+def start(
+    services: Services,
+    tasks: asyncio.TaskGroup,
+    stop: asyncio.Event,
+    more: Mapping[str, _Service] = MappingProxyType({}),
+) -> None:
     """Run what works beside the listeners until `stop`; a crash of one ends no other, and it is run again."""
     running: dict[str, _Service] = {
         "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
-        "compare": services.anti_entropy, "health": services.doctor.health, "store": services.mender,
+        "compare": services.anti_entropy, "health": services.doctor.health, "store": services.mender, **more,
     }  # fmt: skip
     for name, service in running.items():
         backoff = Backoff(services.random_bytes, BACKOFF_BASE_S, RESTART_MAX_S)

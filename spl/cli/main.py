@@ -53,6 +53,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "consent": CommandPlace("grants", "List what is shared across pairs, and at which level.", group=True),
     "token": CommandPlace("tokens", "Mint, list and revoke access tokens.", group=True),
     "config": CommandPlace("settings", "Show and set the configuration; add, list and remove rules.", group=True),
+    "completion": CommandPlace("completion", "Print the script that completes commands in a shell."),
     "help": CommandPlace("help", "Explain a command, a topic of the manual or an error code."),
     "version": CommandPlace("help", "Print the version."),
 }

@@ -1,5 +1,6 @@
 """Both clients on a real daemon and against servers that misbehave."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from spl.client import Client, ClientError, ForbiddenError, MissingError, PartialError, UnreachableError
 from tests.client.conftest import Canned, Make, streamed, whole
 from tests.client.test_follow import event
-from tests.e2e.harness import Instance
+from tests.e2e.harness import ROOT, Instance
 
 ACTOR = "did:sync:user:alice"
 
@@ -167,3 +168,13 @@ def test_a_sample_program_is_typed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-m", "mypy", "--strict", str(sample)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_example_of_the_manual_runs(alice: Instance) -> None:
+    text = (ROOT / "spl/manual/programs.md").read_text()
+    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    (example,) = [block for block in blocks if "spl.client" in block]
+    env = {**os.environ, "SYNCROPEL_HOME": str(alice.home)}
+    done = subprocess.run([sys.executable, "-c", example], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("not-found ")
