@@ -23,11 +23,12 @@ sleep, and an event loop wakes the writer at the end of its turn, once for all t
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from ..core.errors import SplError
@@ -265,8 +266,14 @@ def answer(works: Sequence[Submission[Item, Outcome]], hops: Sequence[tuple[Post
 
 
 def _settle(calls: Sequence[Callable[[], object]], works: Sequence[Submission[Item, Outcome]]) -> None:
-    with ExitStack() as left:  # a call that breaks leaves no other one out, and no submission unanswered
-        for work in reversed(works):
-            left.callback(work.settle)
-        for call in reversed(calls):
-            left.callback(call)
+    _make_all(chain(calls, (work.settle for work in works)))
+
+
+def _make_all(calls: Iterator[Callable[[], object]]) -> None:
+    """Make the calls; one that breaks leaves no other one out, and no submission unanswered."""
+    for call in calls:
+        try:
+            call()
+        except BaseException:
+            _make_all(calls)
+            raise

@@ -430,7 +430,7 @@ class Ingest:
     async def _submitted(self, items: Sequence[Item]) -> list[Outcome]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[Outcome]] = loop.create_future()
-        self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe, loop.call_soon)
+        self.writer.submit_posted([(items, answer)], loop.call_soon_threadsafe)
         return await answer
 
     def _memory(self, pair_id: str) -> _Memory:

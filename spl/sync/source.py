@@ -46,6 +46,7 @@ from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
 
 log = logging.getLogger("spl.federation")
 
+SEALED_MAX: Final = 256
 SIGNERS_MAX: Final = 4096
 """Signers remembered for each pair whose scope the index does not count."""
 _PSEUDONYM_KEY: Final = b"syncropel-pseudonym-key-v1"
@@ -109,6 +110,8 @@ class Source:
         self.rollbacks = Rollbacks(vault)
         self._random_bytes = random_bytes
         self._recent = recent
+        self._sealed: dict[tuple[str, str], Cursor] = {}
+        """The last cursors that were sealed, as an ack brings one back within milliseconds; any thread may add."""
         self._empty: dict[str, EmptyRanges] = {}
         self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
 
@@ -202,7 +205,11 @@ class Source:
 
     def seal(self, pair_id: str, cursor: Cursor) -> str:
         """Return the cursor's text for the pair."""
-        return cursors.seal(cursor, self.vault.cursor_key(), self._random_bytes(AEAD_NONCE_BYTES), pair_id)
+        text = cursors.seal(cursor, self.vault.cursor_key(), self._random_bytes(AEAD_NONCE_BYTES), pair_id)
+        if len(self._sealed) >= SEALED_MAX:
+            self._sealed = {}
+        self._sealed[pair_id, text] = cursor
+        return text
 
     def head(self, pair_id: str) -> int | None:
         """Return how many records the pair is offered; None until all are counted."""
@@ -268,6 +275,8 @@ class Source:
         )
 
     def _unsealed(self, pair_id: str, text: str) -> Cursor:
+        if (sealed := self._sealed.get((pair_id, text))) is not None:
+            return sealed
         key, pair = self.vault.cursor_key(), self.writer.views.pairs.get(pair_id)
         try:
             return cursors.open_(text, key, pair_id)
@@ -278,6 +287,8 @@ class Source:
             return cursors.open_(text, key, pair.inherits)
 
     def _is_sealed_for(self, pair_id: str, text: str) -> bool:
+        if (pair_id, text) in self._sealed:
+            return True
         try:
             cursors.open_(text, self.vault.cursor_key(), pair_id)
         except cursors.CursorError:

@@ -30,7 +30,7 @@ from spl.home.writes import Arrive, Emit, Item, Own
 from spl.sync.changes import Feed
 from spl.sync.lanes import LaneScan, clock_of, next_lanes
 from spl.sync.reach import Reaches
-from spl.sync.source import Query
+from spl.sync.source import SEALED_MAX, Query
 from tests.nodes import LIMITS, START_MS, APair, Node, join, nodes
 from tests.store_kit import LazyDisk, set_views
 from tests.sync.test_changes import page, read_all
@@ -50,6 +50,26 @@ async def test_a_cursor_that_moved_nothing_keeps_its_text(tmp_path: Path) -> Non
         view, again = source.open(PAIR, Query(since=text))
         assert again == first
         assert source.next_cursor(PAIR, text, again, source.scans(view, Query(), again), False) == (text, again)
+
+
+async def test_a_cursor_that_is_remembered_opens_as_the_sealed_one_does_and_for_its_pair_alone(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
+        join(alice, bob)
+        join(alice, carol, pair_id="pair_00000002")
+        alice.emit("x")
+        source = alice.feed.source
+        view, _ = source.open(PAIR, Query())
+        text, cursor = source.next_cursor(PAIR, "", None, source.scans(view, Query(), None), False)
+        _, remembered = source.open(PAIR, Query(since=text))
+        for _ in range(SEALED_MAX):
+            source.seal(PAIR, cursor)
+        _, opened = source.open(PAIR, Query(since=text))
+        assert opened == remembered
+        for known in (text, source.seal(PAIR, cursor)):
+            with pytest.raises(SplError) as caught:
+                source.open("pair_00000002", Query(since=known))
+            assert caught.value.code == "cursor-invalid"
+        assert len(source._sealed) <= SEALED_MAX
 
 
 async def test_a_cursor_of_another_log_is_a_reset(tmp_path: Path) -> None:
