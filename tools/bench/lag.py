@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Print the lag from emit to durable and visible on the peer, in continuous mode, at several rates.
 
-    python tools/bench/lag.py [--rates 10,100,1000] [--seconds 5]
+    python tools/bench/lag.py [--rates 10,100,1000] [--seconds 5] [--beside redis]
 
 Two real daemons on loopback.  The clock starts when the emit request is written and stops when the record comes out of
 the peer's watch stream, which has durable records only; both ends are in this process, so there is one clock.  The
-emit's answer time and the lag that the source itself measures (from its write to the peer's ack) are printed too.
+emit's answer time, and the processor time of both daemons, are printed too.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import json
 import time
 from typing import Final
 
-from two import THREAD, Side, record, two_sides
+import beside
+from two import LOAD_FROM, THREAD, Side, percentile_ms, report, two_sides
 
-REFERENCE_MS: Final = 225
 CONNECTIONS: Final = 16
 SETTLE_S: Final = 20.0
 
@@ -43,16 +43,14 @@ async def watch(side: Side, sent: Sent, lags: list[float], ready: asyncio.Event,
 
 async def emit(side: Side, numbers: "asyncio.Queue[tuple[float, int]]", sent: Sent, acks: list[float]) -> None:
     """Emit one record for each number at its time, over a connection of its own."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
-    fields = "".join(f"{name}: {value}\r\n" for name, value in side.headers().items())
-    head = f"POST /v1/records HTTP/1.1\r\nhost: localhost\r\n{fields}content-length: "
+    reader, writer = await asyncio.open_connection("127.0.0.1", side.port, local_addr=LOAD_FROM)
     try:
         while True:
             due, number = await numbers.get()
-            body = json.dumps(record(side.name, {"n": number})).encode()
+            text = side.posted({"n": number})
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             sent[number] = time.perf_counter()
-            writer.write(f"{head}{len(body)}\r\n\r\n".encode() + body)
+            writer.write(text)
             answer = await reader.readuntil(b"\r\n\r\n")
             lines = answer.lower().split(b"\r\n")
             await reader.readexactly(int(next(line for line in lines if line.startswith(b"content-length:"))[15:]))
@@ -88,31 +86,39 @@ async def measure(one: Side, two: Side, rate: int, seconds: float, first: int) -
 
 
 def main() -> None:
-    """Measure at every rate and print one line each."""
+    """Measure at every rate and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rates", default="10,100,1000", help="records per second, comma-separated")
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each rate")
+    parser.add_argument("--beside", choices=("redis",), default="", help="measure another system in the same run")
     options = parser.parse_args()
-    with two_sides() as (one, two, pair_id):
+    rates = [int(rate) for rate in options.rates.split(",")]
+    rows: list[tuple[object, ...]] = []
+    figures: dict[str, dict[str, float]] = {}
+
+    def note(name: str, rate: int, lags: list[float], acks: list[float], spent: list[float]) -> None:
+        cells = [percentile_ms(times, percent) for times in (lags, acks) for percent in (50, 99)]
+        cells += [round(cpu_s / len(lags) * 1e6) for cpu_s in spent]
+        rows.append((name, rate, *(str(cell) for cell in cells)))
+        names = ("p50_ms", "p99_ms", "ack_p50_ms", "ack_p99_ms", "cpu_here_us", "cpu_there_us")
+        figures[f"{name} {rate}/s"] = dict(zip(names, cells, strict=True))
+
+    with two_sides() as (one, two, _):
         first = 0
-        for rate in map(int, options.rates.split(",")):
+        for rate in rates:
             cpu = one.cpu_s(), two.cpu_s()
             lags, acks = asyncio.run(measure(one, two, rate, options.seconds, first))
             first += len(lags)
-            spent = [(side.cpu_s() - before) / len(lags) * 1e6 for side, before in zip((one, two), cpu, strict=True)]
-            print(
-                f"{rate:>5}/s  lag p50 {ms(lags, 50)} p99 {ms(lags, 99)} ms   emit ack p50 {ms(acks, 50)} p99 "
-                f"{ms(acks, 99)} ms   cpu a record {spent[0]:.0f} us here, {spent[1]:.0f} us there   "
-                f"reference p50 {REFERENCE_MS} ms",
-                flush=True,
-            )
-        print("the source's own measure:", one.ask("GET", "/v1/status").get("lag"))
-        print(f"resident {one.rss_mib():.1f} MiB here, {two.rss_mib():.1f} MiB there (pair {pair_id})")
-
-
-def ms(times: list[float], percent: int) -> str:
-    """Return a percentile of sorted seconds, in ms."""
-    return f"{times[min(len(times) - 1, len(times) * percent // 100)] * 1000:6.2f}"
+            note("spl", rate, lags, acks, [side.cpu_s() - before for side, before in zip((one, two), cpu, strict=True)])
+    if beside.wanted(options.beside):
+        with beside.replicated() as (master, replica):
+            for rate in rates:
+                cpu = master.cpu_s(), replica.cpu_s()
+                lags, acks = asyncio.run(beside.lags(master, replica, rate, options.seconds))
+                spent = [side.cpu_s() - before for side, before in zip((master, replica), cpu, strict=True)]
+                note("redis", rate, lags, acks, spent)
+    columns = ("", "rate/s", "lag p50 ms", "p99", "ack p50 ms", "p99", "cpu here us", "cpu there us")
+    report("lag", columns, rows, figures)
 
 
 if __name__ == "__main__":

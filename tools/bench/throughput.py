@@ -9,26 +9,27 @@ it is started again.  CPU is that of the daemons' processes; the emitting side c
 """
 
 import argparse
-import http.client
 import time
 
-from two import Side, record, two_sides
+from two import Side, record, report, two_sides
 
 LOT: int = 250
 END_S: float = 300.0
 
 
-def live(one: Side, two: Side, count: int) -> None:
+Row = tuple[str, int, float, int, float]
+
+
+def live(one: Side, two: Side, count: int) -> Row:
     """Emit while the stream is open and wait until every record has arrived."""
     before, cpu, start = two.count(), two.cpu_s(), time.perf_counter()
     for first in range(0, count, LOT):
         one.emit_many([{"live": n} for n in range(first, first + LOT)])
-    emitted = time.perf_counter() - start
     arrived(two, before + count)
-    show("live", count, time.perf_counter() - start, two.cpu_s() - cpu, f"emitting took {emitted:.2f} s")
+    return row("live", count, time.perf_counter() - start, two.cpu_s() - cpu)
 
 
-def catch_up(one: Side, two: Side, count: int, lot: int) -> None:
+def catch_up(one: Side, two: Side, count: int, lot: int) -> Row:
     """Emit while the other side is down, start it and wait until every record has arrived."""
     before = two.count()
     two.stop()
@@ -41,8 +42,8 @@ def catch_up(one: Side, two: Side, count: int, lot: int) -> None:
     two.start()
     cpu, start = two.cpu_s(), time.perf_counter()
     arrived(two, before + count)
-    how = "emitted in 64s" if lot > 1 else "emitted singly"
-    show("catch-up", count, time.perf_counter() - start, two.cpu_s() - cpu, how)
+    how = "in 64s" if lot > 1 else "singly"
+    return row(f"catch-up, {how}", count, time.perf_counter() - start, two.cpu_s() - cpu)
 
 
 def arrived(side: Side, count: int) -> None:
@@ -50,30 +51,26 @@ def arrived(side: Side, count: int) -> None:
     end = time.monotonic() + END_S
     while side.count() < count:
         if time.monotonic() > end:
-            raise http.client.HTTPException(f"{side.count()} of {count} after {END_S:.0f} s")
+            raise TimeoutError(f"{side.count()} of {count} after {END_S:.0f} s")
         time.sleep(0.01)
 
 
-def show(what: str, count: int, seconds: float, cpu_s: float, note: str) -> None:
-    """Print one line."""
-    print(
-        f"{what:<9} {count:>7} records in {seconds:6.2f} s  {count / seconds:8.0f}/s   "
-        f"cpu a record there {cpu_s / count * 1e6:5.0f} us   {note}",
-        flush=True,
-    )
+def row(what: str, count: int, seconds: float, cpu_s: float) -> Row:
+    """Return one line of the report."""
+    return what, count, round(seconds, 2), round(count / seconds), round(cpu_s / count * 1e6, 1)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--records", type=int, default=20_000, help="for each measure; the single emits are a tenth")
+    parser.add_argument("--records", type=int, default=20_000, help="for each measure; the single emits are a quarter")
     options = parser.parse_args()
     count = options.records // LOT * LOT
     with two_sides() as (one, two, _):
-        live(one, two, count)
-        catch_up(one, two, count, 64)
-        catch_up(one, two, max(LOT, count // 10 // LOT * LOT), 1)
-        print(f"resident {one.rss_mib():.1f} MiB here, {two.rss_mib():.1f} MiB there")
+        rows = [live(one, two, count), catch_up(one, two, count, 64)]
+        rows.append(catch_up(one, two, max(LOT, count // 4 // LOT * LOT), 1))
+    figures = {name: {"per_s": rate, "cpu_there_us": us} for name, _, _, rate, us in rows}
+    report("throughput", ("", "records", "seconds", "per s", "cpu there us"), rows, figures)
 
 
 if __name__ == "__main__":

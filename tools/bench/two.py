@@ -1,22 +1,32 @@
-"""Two real daemons for the benches: own homes, loopback, a pair in continuous mode; ended and removed at the end."""
+"""What the benches share: two real daemons with a pair in continuous mode, load on them, and the form of a report.
 
+The daemons have homes of their own below a temporary folder, speak over loopback, and are ended and removed at the end.
+A report is a table for people and, as the last line, one JSON object for programs; both name the machine.
+"""
+
+import asyncio
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 READY_S: Final = 20.0
 THREAD: Final = "th_bench"
+HEAD_END: Final = b"\r\n\r\n"
+LENGTH: Final = b"content-length: "
+LOAD_FROM: Final = ("127.0.0.2", 0)
+"""Where connections of a load come from: those of one address are bounded, and the peer has its own."""
 
 
 class Side:
@@ -29,6 +39,7 @@ class Side:
         self.home.mkdir(mode=0o700)
         (self.home / "config.toml").write_text('[federation]\napproval = "auto"\n')
         self.spl("init", "--label", name)
+        self._lines = "".join(f"{field}: {value}\r\n" for field, value in self.headers().items())
         self.start()
 
     def start(self) -> None:
@@ -85,14 +96,60 @@ class Side:
         return next((int(row["records"]) for row in rows if row["thread"] == THREAD), 0)
 
     def cpu_s(self) -> float:
-        """Return the processor time that the daemon has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Return the processor time that the daemon has used, user and system, to the nanosecond."""
+        return cpu_s(self.process.pid)
 
     def rss_mib(self) -> float:
         """Return the daemon's resident memory."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+    def posted(self, body: dict[str, object]) -> bytes:
+        """Return the bytes of a request that emits one record on the bench's thread."""
+        return self.request("POST", "/v1/records", json.dumps(record(self.name, body)).encode())
+
+    def request(self, method: str, path: str, body: bytes = b"", *, bare: bool = False) -> bytes:
+        """Return the bytes of a request, with the admin token unless `bare`."""
+        lines = "" if bare else self._lines
+        length = f"content-length: {len(body)}\r\n" if body else ""
+        return f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{lines}{length}\r\n".encode() + body
+
+
+class Asker(asyncio.Protocol):
+    """One kept connection that sends the next request as soon as the last answer is whole, until there is none."""
+
+    def __init__(self, following: Callable[[], bytes | None], answers: list[int]) -> None:
+        self.following, self.answers = following, answers
+        self.buffer = b""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer = data = self.buffer + data if self.buffer else data
+        end = data.find(HEAD_END)
+        if end < 0:
+            return
+        start = data.index(LENGTH) + len(LENGTH)
+        if len(data) < end + len(HEAD_END) + int(data[start : data.index(b"\r", start)]):
+            return
+        assert data.startswith(b"HTTP/1.1 200"), data
+        self.buffer = b""
+        self.answers[0] += 1
+        self._ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _ask(self) -> None:
+        text = self.following()
+        if text is not None:
+            self.transport.write(text)
+        elif not self.done.done():
+            self.done.set_result(None)
 
 
 @contextmanager
@@ -122,6 +179,46 @@ def pair(one: Side, two: Side) -> str:
         assert time.monotonic() < end, "the streams did not open"
         time.sleep(0.02)
     return pair_id
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time that all threads of a process have used."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def pin(pid: int, core: int) -> None:
+    """Give every thread of a process, and those that they start, one core."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+def percentile_ms(times: Sequence[float], percent: int) -> float:
+    """Return a percentile of sorted seconds, in ms."""
+    return round(times[min(len(times) - 1, len(times) * percent // 100)] * 1000, 2)
+
+
+def machine() -> dict[str, object]:
+    """Return what the figures of a report depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return {
+        "cores": os.cpu_count(), "cpu": model, "kernel": platform.release(),
+        "python": platform.python_version(), "load": round(os.getloadavg()[0], 1),
+    }  # fmt: skip
+
+
+def report(bench: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: Mapping[str, object]) -> None:
+    """Print a table, the machine that it was measured on, and all of it again as one line of JSON."""
+    cells = [[*columns], *([f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    here = machine()
+    print(f"on {here['cores']} cores of {here['cpu']}, Python {here['python']}, load {here['load']}")
+    print(json.dumps({"bench": bench, "figures": figures, "machine": here}), flush=True)
 
 
 def is_open(side: Side, pair_id: str) -> bool:
