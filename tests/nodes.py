@@ -356,6 +356,7 @@ class Node:
                     query.get("thread", ""),
                     query.get("target_namespace", ""),
                     query.get("resync") == "1",
+                    names=query.get("names") == "1",
                 )
                 return await whole(await self.feed.page(pair_id, asked))
             case "/v1/sync/ack":

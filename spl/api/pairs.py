@@ -193,6 +193,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "intake": reading.intake.to_json(services.now_ms()),
         "push": services.push.status(found.pair_id).to_json(),
         "withheld": list(offered.withheld),
+        "withheld_here": list(reading.withheld),
         "peer_view": dict(reading.peer_view) or None,
         "manifest": {
             "did": found.peer.did,
@@ -206,7 +207,6 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "our_words": words(identity.chain.present) if identity else None,
         "tokens": list(_tokens(services, found)),
         **_shared(services, found),
-        "refused_records": services.views.refused.get(found.pair_id, 0),
         "transitions": [
             {"at": when.text_of(at_ms), "from": before, "to": after, "reason": reason}
             for at_ms, before, after, reason in reversed(found.transitions)
@@ -231,6 +231,7 @@ def _shared(services: Services, found: Pair) -> dict[str, object]:
         "grants": lines_of(services, found),
         "actors": list(found.actors),
         "filter": found.filter.report(),
+        "refused_records": services.views.refused.get(found.pair_id, 0),
     }
 
 

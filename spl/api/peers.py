@@ -30,7 +30,7 @@ STREAM_HEADERS: Final = (("cache-control", "no-cache"), ("x-accel-buffering", "n
 FETCH_BYTES: Final = 128 * KIB
 """Of a request by id: 1,000 ids take 68 kB."""
 NO_CACHE: Final = (("cache-control", "no-cache"),)
-PARAMETERS: Final = frozenset({"since", "limit", "feed", "thread", "target_namespace", "resync"})
+PARAMETERS: Final = frozenset({"since", "limit", "feed", "thread", "target_namespace", "resync", "names"})
 
 
 def manifest(request: Request, principal: Principal, services: Services) -> Response:
@@ -69,7 +69,7 @@ pair_log = signed("log")
 
 
 async def changes(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/sync/changes?since=&limit=&feed=&thread=&target_namespace=&resync=: a page of envelopes, or a stream.
+    """GET /v1/sync/changes?since=&limit=&feed=&thread=&target_namespace=&resync=&names=: envelopes, or a stream.
 
     A stream needs federation:subscribe as well.  It goes on from `since` and ignores Last-Event-ID: the proof signs the
     target and no header, so an attacker who holds a request back could otherwise read from another position.
@@ -92,6 +92,7 @@ async def changes(request: Request, principal: Principal, services: Services) ->
         namespace=request.query.get("target_namespace", ""),
         resync=request.query.get("resync") == "1",
         reads=reads,
+        names=request.query.get("names") == "1",
     )
     permit = Permit(services, READING, request, principal)
     if feed != CONTINUOUS:

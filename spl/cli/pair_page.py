@@ -60,7 +60,9 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     if pair.get("refused_records"):
         yield "refused", count(pair["refused_records"], "record")
     if pair.get("withheld"):
-        yield from column("withheld", _withheld(pair["withheld"]))
+        yield from column("withheld", _withheld(pair["withheld"], "to"))
+    if pair.get("withheld_here"):
+        yield from column("withheld here", _withheld(pair["withheld_here"], "from"))
     if pair.get("last_error"):
         yield "last error", _error(pair["last_error"], out)
     if any(lag is not None for lag in pair.get("lags") or []):
@@ -226,9 +228,9 @@ def _error(error: Mapping[str, Any], out: Out) -> str:
     return f"{error.get('class', '')} {error.get('message', '')} [{error.get('code', '')}]{when}".strip()
 
 
-def _withheld(ids: Sequence[str]) -> Iterator[str]:
+def _withheld(ids: Sequence[str], way: str) -> Iterator[str]:
     for id_ in ids[:WITHHELD_SHOWN]:
-        yield f"{id_}  (the way to the peer does not carry it)"
+        yield f"{id_}  (the way {way} the peer does not carry it)"
     if more := len(ids[WITHHELD_SHOWN:]):
         yield f"and {more} more"
 

@@ -108,7 +108,9 @@ def _with_pair(command: str) -> Callable[[Facts], str]:
 
 def _withheld_fix(facts: Facts) -> str:
     """Return where a larger body must be let through, and how to send what waits for it."""
-    step = f"raise the body limit of the proxy at {facts.url or 'the peer'} (nginx: client_max_body_size 8m)"
+    what = "the time for an answer" if facts.withheld_here and not facts.withheld else "the body limit"
+    setting = "client_max_body_size 8m" if what == "the body limit" else "proxy_read_timeout 300s"
+    step = f"raise {what} of the proxy at {facts.url or 'the peer'} (nginx: {setting})"
     return f"{step}, then: spl federation verify {facts.pair_id or 'PAIR_ID'} --repair"
 
 

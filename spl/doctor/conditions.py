@@ -289,12 +289,14 @@ def behind(facts: Facts) -> str:
 
 
 def withheld(facts: Facts) -> str:
-    if not facts.withheld:
-        return ""
-    named = ", ".join(facts.withheld[:WITHHELD_NAMED])
-    more = ", ..." if facts.withheld[WITHHELD_NAMED:] else ""
     label = facts.label or "the peer"
-    return f"the way to {label} does not carry {count(len(facts.withheld), 'record')}, even alone: {named}{more}"
+    ways = ((f"to {label}", facts.withheld), (f"from {label}", facts.withheld_here))
+    return "; ".join(
+        f"the way {way} does not carry {count(len(ids), 'record')}, even alone: {', '.join(ids[:WITHHELD_NAMED])}"
+        f"{', ...' if ids[WITHHELD_NAMED:] else ''}"
+        for way, ids in ways
+        if ids
+    )
 
 
 def skipped(facts: Facts) -> str:

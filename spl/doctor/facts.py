@@ -127,6 +127,8 @@ class Facts:
     """For how long it has confirmed none of them, once that is longer than it may take."""
     withheld: tuple[str, ...] = ()
     """Ids of records that the way to the peer does not carry."""
+    withheld_here: tuple[str, ...] = ()
+    """Ids of records that the way from the peer does not carry."""
     stream_open: bool = False
     breaks: int = 0
     """Ends of the stream within ten minutes."""

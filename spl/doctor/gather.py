@@ -160,6 +160,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         stream_open=stream is not None and stream.state == "open",
         breaks=stream.breaks if stream is not None else 0,
         mute_s=health.mute_s(pair.pair_id),
+        withheld_here=status.withheld,
         queue_records=status.queue_records,
         queue_max=status.queue_max,
         intake_wait_s=status.intake.wait_s,

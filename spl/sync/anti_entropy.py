@@ -8,8 +8,9 @@ comparison of two equal sets costs one question of 0.4 kB and finds them all.
 A pair is compared soon after the start, once an interval after that, and soon after each `request`.  Before that it is
 read to the end, so what is on its way counts as missing neither here nor there.  What the gate refused stays refused,
 and what a namespace of ours does not take in is not asked for.  A peer that cannot dial us, or may be unable to, is
-given what it lacks by the same comparison.  A pair on demand is compared on request alone: nothing of it is unasked.
-Its request is noted in the vault until it succeeded, since after a restart nothing else would bring it back.
+given what it lacks by the same comparison.  While the way from a peer does not carry some records, comparisons are a
+minute to an hour apart: each tries them again.  A pair on demand is compared on request alone: nothing of it is
+unasked.  Its request is noted in the vault until it succeeded, since after a restart nothing else would bring it back.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from ..core.event import event
 from ..core.pair.state import ON_DEMAND
 from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit, Hop
+from .ledger import AGAIN_MAX_S, AGAIN_S
 from .peer import SyncError
 from .reach import Reaches
 from .reconcile import Reconcile
@@ -69,6 +71,8 @@ class _State:
     """What this process knows of comparing one pair."""
 
     backoff: Backoff
+    again: Backoff
+    """Between comparisons that try what the way did not carry."""
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     requested: bool = False
     noted: bool = False
@@ -97,9 +101,14 @@ class AntiEntropy:
         """Keep one task for each pair that may sync, until `stop`."""
         loop = asyncio.get_running_loop()
 
+        refused = self.writer.views.refused
+
         def on_commit(commit: Commit) -> Hop | None:
-            turned = not commit.threads.isdisjoint(SHARING_THREADS)
-            return (loop.call_soon_threadsafe, self._on_change) if turned else None
+            nonlocal refused
+            before, refused = refused, self.writer.views.refused
+            if not commit.threads.isdisjoint(SHARING_THREADS):
+                return loop.call_soon_threadsafe, self._on_change
+            return (loop.call_soon_threadsafe, self._on_refused) if refused is not before else None
 
         unsubscribe = self.writer.listen(on_commit)
         try:
@@ -135,6 +144,7 @@ class AntiEntropy:
     def _on_change(self) -> None:
         """A pair or what it shares changed, or a key was learnt: records refused beyond the ledger may be sound now."""
         self._tasks.kick()
+        self._on_refused()
         for state in self._states.values():
             state.kick.set()  # the pair's mode may be another
         most = self._reconcile.limits.refused_per_pair
@@ -178,7 +188,23 @@ class AntiEntropy:
                 await asyncio.to_thread(self._vault.delete, _NOTE + pair_id)
                 state.noted = False
         await asyncio.sleep(APART_S)  # requests that come meanwhile are answered by one comparison
-        return state.backoff.spread_s(self._interval_s)
+        return min(state.backoff.spread_s(self._interval_s), self._again_s(pair_id, state))
+
+    def _again_s(self, pair_id: str, state: _State) -> float:
+        """Return the seconds until what the way did not carry is tried again, infinite if there is nothing."""
+        if not self._reconcile.withholds(pair_id):
+            state.again.reset()
+            return inf
+        return state.again.failed()
+
+    def _on_refused(self) -> None:
+        """Something was refused, or did not come through: the latter is tried again soon."""
+        now_s = asyncio.get_running_loop().time()
+        for pair_id, state in self._states.items():
+            pair = self.writer.views.pairs.get(pair_id)
+            if pair is not None and pair.sync_allowed and not state.again.attempt:
+                state.due_s = min(state.due_s, now_s + self._again_s(pair_id, state))
+                state.kick.set()
 
     async def _compare(self, pair_id: str) -> Compared:
         """Read the pair to its end, then compare and fetch; return what is missing then.
@@ -203,5 +229,6 @@ class AntiEntropy:
     def _state(self, pair_id: str) -> _State:
         state = self._states.get(pair_id)
         if state is None:
-            state = self._states[pair_id] = _State(Backoff(self._random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S))
+            errors = Backoff(self._random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S)
+            state = self._states[pair_id] = _State(errors, Backoff(self._random_bytes, AGAIN_S, AGAIN_MAX_S))
         return state

@@ -14,6 +14,7 @@ there is sent only if the pair's scope is still the same afterwards; otherwise i
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
 from ..core.recent import Histogram, Lags, summary
+from ..core.record.levels import EXACT
 from ..core.record.page import WE_PUSH
 from ..core.record.record import is_id
 from ..home.tables.lists import by_namespace
@@ -91,7 +93,7 @@ class Feed:
         self._streams: dict[str, Stream] = {}
         self._polls: dict[tuple[str, tuple[str, ...], str, str], asyncio.Timeout] = {}
         """The long poll that waits, by pair and reading."""
-        self.withheld = Withheld(random_bytes)
+        self.withheld = Withheld(vault, random_bytes)
         self._counting: set[str] = set()
         self._marks: list[_Mark | None] = [None] * MARKS_MAX
         self._marked = 0
@@ -362,7 +364,11 @@ class Feed:
         if not source.count(pair_id):
             self._count_soon(pair_id)
         seen = {**source.peer_view(pair_id, query), "clock": clock_of(scans)}
-        members = {"next_cursor": next_, "has_more": has_more, "peer_view": seen}
+        members: dict[str, object] = {"next_cursor": next_, "has_more": has_more, "peer_view": seen}
+        if query.names:
+            full = [row for row in rows if view.scope.shares[row.ns].level == EXACT]
+            named = {json.loads(raw)["id"]: row.ns for row, raw in source.writer.store.read(full)}
+            members, rows = {**members, "withheld": named}, [row for row in rows if row not in full]
         return FoundPage(pair_id, query, view.scope, rows, members)
 
     def _find_ids(self, pair_id: str, query: Query, ids: Sequence[str]) -> Steps[FoundPage]:
@@ -407,6 +413,8 @@ class Feed:
             raise FeedError("bad-field", f"feed is one of {' '.join(FEEDS)}")
         if not 0 <= query.limit <= self.limits.page_records:
             raise FeedError("bad-field", f"limit is 1 to {self.limits.page_records}")
+        if query.names and query.limit != 1:
+            raise FeedError("bad-field", "names are given one at a time: with limit=1")
 
     # -- streams and lag
 

@@ -163,6 +163,13 @@ class Ingest:
         """Return what the pair may bring in now, by the peer's namespace."""
         return self._gate(pair).inbound
 
+    def withheld(self, pair_id: str) -> tuple[str, ...]:
+        """Return the ids of what the way from the peer does not carry; none while the pair may not sync."""
+        pair = self.writer.views.pairs.get(pair_id)
+        if pair is None or not pair.sync_allowed or self.peers.vault.identity is None:
+            return ()
+        return self.refused.withheld(pair_id, self.inbound(pair))
+
     def received_ms(self, pair_id: str) -> int | None:
         """Return when the peer last pushed to us; None if it did not."""
         return self._memory(pair_id).received_ms
@@ -241,6 +248,9 @@ class Ingest:
         refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
         items: list[Item] = [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)]
         items += [Refuse(pair_id, verdict.id, verdict.code, _name_of(verdict.ns)) for verdict in refused]
+        if item.withheld:
+            items += await self.refused.passed(pair_id, self.inbound(pair), item.withheld)
+            self.lines.warning("sync.withheld", pair_id, records=",".join(item.withheld))
         memory, place = self._memory(pair_id), self.writer.views.positions.get(pair_id)
         cursor, count = (place.cursor, place.count) if place is not None else (self.since(pair), 0)
         if memory.placing is not None:

@@ -6,34 +6,45 @@ A peer that pushes is told the ids in its answers, the same ones until it has an
 the peer may leave before it acts on it.  Rejected: to ask again at every pull, because what is refused for good then
 travels for ever.
 
-Beside it stands what our pushes passed over, because the way to a peer does not carry it.  That list is not on the
-disk: each comparison finds it again.
+What a pull passed over, because the way does not carry it, stands in the same lines under a code of its own: it is
+fetched with each comparison, and asked for in no other way, or it would fail what is asked for beside it.
+
+Beside the ledger stands what our pushes passed over.  That list is kept in the vault, so that it is shown and tried
+after a restart too; each comparison corrects it.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from ..core.backoff import Backoff
 from ..core.consent import Inbound
+from ..core.errors import SplError
 from ..core.gate import SCOPE_VIOLATION
 from ..core.limits import Limits
 from ..core.record.levels import NAMES, STRUCTURAL
+from ..core.record.record import is_id
 from ..home.tables.lists import refusals_of
+from ..home.vault import Vault
 from ..home.writer import Writer
+from ..home.writes import Refuse
+from .peer import WITHHELD
 
 WANTED_ANSWERS_MAX: Final = 8
 """Consecutive push answers that may request the same ids."""
 
 TRIES_MAX: Final = 3
 """Pushes of a single record that fail before it is passed over, unless its size is refused."""
-WITHHELD_MAX: Final = 1000
-"""Of one pair; beyond it a push fails at the next such record, since a peer may refuse all that we have."""
+WITHHELD_MAX: Final = 900
+"""Of one pair, as many as a secret holds.  Beyond it a push fails at the next one, as a peer may refuse all we have."""
 AGAIN_S: Final = 60.0
 AGAIN_MAX_S: Final = 3600.0
+WITHHELD_NAME: Final = "withheld."
+"""With the pair's id: the secret that keeps what our pushes passed over."""
 
 InboundByName = Mapping[str, Inbound]
 """What a pair may bring in, by the peer's name of the namespace."""
@@ -44,12 +55,13 @@ class Ledger:
     """What was refused and is still lacking: ids to ask for, oldest first, and the peer's namespaces to read again.
 
     From L2 on a projection has a pseudonym, by which nothing can be asked for.  `awaited` are those of the ids that are
-    no longer out of scope here.
+    no longer out of scope here.  `withheld` did not come through, and was not refused.
     """
 
     ids: list[str]
     namespaces: list[str]
     awaited: frozenset[str]
+    withheld: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -76,15 +88,34 @@ class _Passed:
     tries: dict[str, int] = field(default_factory=dict)
     """How often a record failed as the only one of a push."""
     ids: set[str] = field(default_factory=set)
+    saved: frozenset[str] = frozenset()
+    """What of it is on the disk."""
     due_s: float = 0.0
 
 
 class Withheld:
     """Records that the way to a peer does not carry even alone; they are tried again from time to time."""
 
-    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
-        self._random_bytes = random_bytes
+    def __init__(self, vault: Vault, random_bytes: Callable[[int], bytes]) -> None:
+        self._vault, self._random_bytes = vault, random_bytes
         self._passed: dict[str, _Passed] = {}
+        for name in vault.names(WITHHELD_NAME):
+            passed = self._of(name.removeprefix(WITHHELD_NAME))
+            passed.ids = set(filter(is_id, (vault.get(name) or "").split()))
+            passed.saved = frozenset(passed.ids)
+
+    async def save(self, pair_id: str) -> None:
+        """Keep the list of a pair on the disk; if the disk refuses, the next comparison finds it again."""
+        passed = self._passed.get(pair_id)
+        if passed is None or passed.ids == passed.saved:
+            return
+        ids, name = frozenset(passed.ids), WITHHELD_NAME + pair_id
+        with suppress(SplError):
+            if ids:
+                await asyncio.to_thread(self._vault.put, name, "\n".join(sorted(ids)))
+            else:
+                await asyncio.to_thread(self._vault.delete, name)
+            passed.saved = ids
 
     def ids(self, pair_id: str) -> tuple[str, ...]:
         """Return what is withheld from a pair, ascending."""
@@ -121,7 +152,8 @@ class Withheld:
         """Return what is to be tried again now; the first time is a minute away, later ones up to an hour."""
         passed = self._passed.get(pair_id)
         if passed is None or not passed.ids:
-            self._passed.pop(pair_id, None)
+            if passed is not None and not passed.saved:
+                del self._passed[pair_id]
             return ()
         first = not passed.again.attempt
         if not first and now_s < passed.due_s:
@@ -139,6 +171,8 @@ class RefusedLedger:
     def __init__(self, writer: Writer, limits: Limits, pool: ThreadPoolExecutor) -> None:
         self._writer, self._limits, self._pool = writer, limits, pool
         self._debts: dict[str, _Debt] = {}
+        self._named: dict[str, tuple[int, tuple[dict[str, str], ...]]] = {}
+        """The lines under WITHHELD, and how many lines the ledger had when they were read."""
 
     def begin(self, pair_id: str) -> None:
         """Record that a reading of the peer starts."""
@@ -156,6 +190,28 @@ class RefusedLedger:
         """Return whether refused records are worth asking for under these rules."""
         debt = self._debt(pair_id)
         return debt.owed or (debt.had and debt.inbound != inbound)
+
+    def withheld(self, pair_id: str, inbound: InboundByName) -> tuple[str, ...]:
+        """Return the ids of what the way from the peer did not carry, and we still lack; at most WITHHELD_MAX.
+
+        The ledger's lines are read once, and again after each line that is added.
+        """
+        count = self._writer.views.refused.get(pair_id, 0)
+        read, entries = self._named.get(pair_id, (0, ()))
+        if read != count:
+            entries = tuple(each for each in self._entries(pair_id) if each["code"] == WITHHELD)[:WITHHELD_MAX]
+            self._named[pair_id] = count, entries
+        return tuple(each["id"] for each in entries if not self._holds(each, inbound))
+
+    async def passed(self, pair_id: str, inbound: InboundByName, names: Mapping[str, str]) -> list[Refuse]:
+        """Return the lines for what a page only named, by the peer's namespaces, as far as we do not know it."""
+        ledger, index = await self.read(pair_id, inbound), self._writer.store.index
+        known = {*ledger.ids, *ledger.withheld}
+        return [
+            Refuse(pair_id, id_, WITHHELD, ns)
+            for id_, ns in names.items()
+            if id_ not in known and ns in inbound and index.find(id_, inbound[ns].ns) is None
+        ]
 
     async def read(self, pair_id: str, inbound: InboundByName) -> Ledger:
         """Return what was refused of a pair and is still lacking."""
@@ -188,14 +244,15 @@ class RefusedLedger:
         return debt.asked
 
     def _read(self, pair_id: str, inbound: InboundByName) -> Ledger:
-        store = self._writer.store
-        rows = store.index.after(refusals_of(pair_id), 0, self._limits.refused_per_pair)
-        ids, namespaces, awaited = dict[str, None](), dict[str, None](), set[str]()
-        for entry in map(json.loads, store.payloads(rows)):
+        index = self._writer.store.index
+        ids, namespaces, awaited, withheld = dict[str, None](), dict[str, None](), set[str](), dict[str, None]()
+        for entry in self._entries(pair_id):
             id_, ns = entry["id"], entry.get("ns", "")
-            projected = any(store.index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
-            entered = [inbound[ns]] if ns in inbound else inbound.values()
-            if projected or any(store.index.find(id_, each.ns) is not None for each in entered):
+            projected = any(index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
+            if projected or self._holds(entry, inbound):
+                continue
+            if entry["code"] == WITHHELD:
+                withheld[id_] = None
                 continue
             enters = entry["code"] == SCOPE_VIOLATION and ns in inbound
             if enters and inbound[ns].level > STRUCTURAL:
@@ -204,7 +261,19 @@ class RefusedLedger:
             ids[id_] = None
             if enters:
                 awaited.add(id_)
-        return Ledger(list(ids), list(namespaces), frozenset(awaited))
+        return Ledger(list(ids), list(namespaces), frozenset(awaited), tuple(withheld))
+
+    def _entries(self, pair_id: str) -> Iterator[dict[str, str]]:
+        """Return what the lines of a pair say."""
+        store = self._writer.store
+        rows = store.index.after(refusals_of(pair_id), 0, self._limits.refused_per_pair)
+        return map(json.loads, store.payloads(rows))
+
+    def _holds(self, entry: Mapping[str, str], inbound: InboundByName) -> bool:
+        """Return whether we hold the record of a line in a namespace that it would enter."""
+        ns = entry.get("ns", "")
+        entered = [inbound[ns]] if ns in inbound else inbound.values()
+        return any(self._writer.store.index.find(entry["id"], each.ns) is not None for each in entered)
 
     def _debt(self, pair_id: str) -> _Debt:
         return self._debts.setdefault(pair_id, _Debt())

@@ -4,6 +4,10 @@
 
 The next page is fetched while the last is verified, as long as the queue has room.  `ingest.py` judges and stores;
 `schedule.py` decides when a pull runs.
+
+A page that the way does not carry becomes smaller.  If a page of one record does not arrive, the source is asked for
+its name alone: the position moves past it, the ledger keeps the name, and the record is fetched by it later.  A source
+that knows no names refuses the question, and the pull fails as before.
 """
 
 import asyncio
@@ -22,6 +26,7 @@ from ..core.pair.pair import Pair
 from ..core.record import page
 from ..core.record.page import Page
 from .ingest import Ingest, Taken
+from .ledger import TRIES_MAX
 from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_refused_size, is_too_much
 from .reach import ANSWER_S, Backlog
 from .supervise import run_together
@@ -33,6 +38,7 @@ PAGES_MAX: Final = 10_000
 EMPTY_PAGES_MAX: Final = 1000
 """A page is empty if the peer passed over 10,000 rows that we gave it: ten million in a row are not believed."""
 ACK_EVERY_S: Final = 1.0
+_NOTHING: Final = b'{"ids":[]}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,8 @@ class Progress:
 
     view: Mapping[str, Any] = field(default_factory=dict)
     queue: Backlog | None = None
+    lost: tuple[str, int] = ("", 0)
+    """The cursor at which a page did not arrive last, and how often in a row."""
     acked_s: float = 0.0
     read: int = 0
     """How many records came in pages."""
@@ -155,17 +163,20 @@ class Puller:
                 "target_namespace": reading.namespace,
                 "resync": "1" if reading.resync and first else "",
             }
-            target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
             try:
-                reply, took_s = await self._peers.carry(pair, INTO, count, "GET", target)
+                item, took_s = await self._page(pair, count, options)
             except SplError as exc:
-                if not ((came or is_refused_size(exc)) and count > 1 and is_too_much(exc)):
+                if not is_too_much(exc):
+                    raise
+                passes = self._is_lost(progress, since, came or is_refused_size(exc)) and count == 1
+                if not passes and not ((came or is_refused_size(exc)) and count > 1):
                     raise
                 came = False  # the way is open, so a smaller page is asked for at once
-                continue
-            item = await asyncio.get_running_loop().run_in_executor(self.ingest.pool, page.decode, reply.body, count)
+                if not passes:
+                    continue
+                item, took_s = await self._page(pair, 1, {**options, "limit": "1", "names": "1"})
             portion.carried(count, item.count, took_s)
-            empty, came = 0 if item.count else empty + 1, True
+            empty, came = 0 if item.count or item.withheld else empty + 1, True
             if item.has_more and (item.next_cursor == since or empty > EMPTY_PAGES_MAX):
                 raise SyncError("answer-malformed", "the peer says that there is more and gives nothing")
             queue.put(item)
@@ -173,10 +184,26 @@ class Puller:
                 return
             since, first = item.next_cursor, False
 
+    async def _page(self, pair: Pair, count: int, options: Mapping[str, str]) -> tuple[Page, float]:
+        """Return the page of these options, of at most `count` records, and the seconds that it took."""
+        target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
+        reply, took_s = await self._peers.carry(pair, INTO, count, "GET", target)
+        decode = partial(page.decode, reply.body, count, names="names" in options)
+        return await asyncio.get_running_loop().run_in_executor(self.ingest.pool, decode), took_s
+
+    def _is_lost(self, progress: Progress, since: str, is_open: bool) -> bool:
+        """Count a page at this cursor that did not arrive; return whether another try of it is in vain.
+
+        It is if the way `is_open`, as it carried the page before, or refused this one for its size.
+        """
+        before, count = progress.lost
+        progress.lost = since, (count if before == since else 0) + 1
+        return is_open or progress.lost[1] >= TRIES_MAX
+
     async def fetch(self, pair: Pair, ids: Sequence[str], withheld: list[str]) -> AsyncIterator[Page]:
         """Yield what the peer has of these ids, as many at a time as the way carries.
 
-        One that does not come even alone, though others do, is put into `withheld`.
+        One that does not come even alone, though the peer answers, is put into `withheld`.
         Raises SyncError, ReachError, PageError "answer-malformed".
         """
         portion, left, came = self._peers.portion(pair.pair_id, INTO), list(ids), False
@@ -186,9 +213,12 @@ class Puller:
                 body = json.dumps({"ids": asked}).encode()
                 reply, took_s = await self._peers.carry(pair, INTO, len(asked), "POST", RECORDS, body)
             except SplError as exc:
-                if not ((came or is_refused_size(exc)) and is_too_much(exc)):
+                is_one = len(asked) == 1
+                if not is_too_much(exc) or not (is_one or came or is_refused_size(exc)):
                     raise
-                if len(asked) == 1:
+                if is_one:
+                    if not came and not is_refused_size(exc):
+                        await self._peers.ask(pair, "POST", RECORDS, _NOTHING)  # if this fails as well the way is shut
                     withheld += asked
                     left = left[1:]
                 came = False

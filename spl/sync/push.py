@@ -1,9 +1,8 @@
 """Both ends of a push: records for a peer that cannot dial us, over connections that we open, and those that come so.
 
-A pair pulls in both directions as long as both sides can open connections.  If one cannot (the other is a laptop
-behind a NAT) it says so in each of its answers, and the side that can dial sends its own records as well: after each
-pull of a polling pair, on `spl sync`, and in continuous mode after each commit that the pair shares.  `sync/reach.py`
-knows which way a pair runs; `core/record/page.py` is the form.
+A pair pulls in both directions as long as both sides can open connections.  If one cannot (a laptop behind a NAT) it
+says so in each answer, and the side that can dial sends its own records as well: after each pull of a polling pair, on
+`spl sync`, and in continuous mode after each commit that the pair shares.  Form: `core/record/page.py`.
 
 The receiver owns the position: a push names the cursor that it starts from, and one that the receiver did not save is
 refused together with the right one.  So a lost answer, a crash on either side or two pushes at once cost a repetition
@@ -12,8 +11,7 @@ pushed goes through the same `ingest` as what is pulled.  An answer also names r
 see again; they are kept until they were sent.
 
 A record that the way does not carry even alone, as a proxy bounds what it passes on, is passed over: an empty push with
-the cursor behind it shows that the way is open, and the records behind it follow.  It is shown, tried again by itself,
-and found by each comparison, so nothing of it is on the disk.
+the cursor behind it shows that the way is open, and the rest follows.  It is shown and tried again (ledger.py).
 """
 
 import asyncio
@@ -214,6 +212,8 @@ class Push:
             except SplError as exc:
                 state.last_error = LastError(exc.code, exc.message, self._now_ms())
                 raise
+            finally:
+                await self.withheld.save(pair_id)
             state.last_error = None
             return fresh
 

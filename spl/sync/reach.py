@@ -147,6 +147,8 @@ class PairStatus:
     intake: IntakeStatus = IntakeStatus()
     cloned: str = ""
     """Whose identity two daemons use: PEER_CLONED, OUR_CLONED or ""."""
+    withheld: tuple[str, ...] = ()
+    """Ids of records that the way from the peer does not carry; our position is behind them."""
     silent_s: float = 0.0
     """For how long the peer has not been heard, in either direction."""
     heard_ms: int | None = None

@@ -219,6 +219,7 @@ class Reconcile:
             for _ in range(REPAIRS_MAX):
                 found = await self._compare(pair_id, effort)
                 self._push.withheld.settle(pair_id, found.lacking)
+                await self._push.withheld.save(pair_id)
                 before, reads_all = effort.fetched + effort.pushed, found.nameless > nameless
                 takable = await asyncio.to_thread(self._takable, pair_id, found)
                 await self._fetch(pair_id, takable if reads_all else replace(takable, nameless=0), effort)
@@ -242,6 +243,10 @@ class Reconcile:
     def lacks(self, pair_id: str, found: Comparison) -> bool:
         """Return whether the peer offers something that we take in and do not hold, after `mend`; for a thread."""
         return bool(found.more or found.nameless or self._takable(pair_id, found).missing)
+
+    def withholds(self, pair_id: str) -> frozenset[str]:
+        """Return the ids of what the way from the peer does not carry."""
+        return frozenset(self._ingest.withheld(pair_id))
 
     # -- comparing
 
@@ -417,7 +422,9 @@ class Reconcile:
     async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
         """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""
         refused, withheld = dict[str, Verdict](), list[str]()
-        async for item in self._sync.puller.fetch(self._ingest.pair(pair_id), list(found.missing), withheld):
+        known = self.withholds(pair_id)  # last, as they may fail once more
+        ids = sorted(found.missing, key=lambda id_: (id_ in known, id_))
+        async for item in self._sync.puller.fetch(self._ingest.pair(pair_id), ids, withheld):
             taken = await self._ingest.take_again(self._ingest.pair(pair_id), item)
             effort.fetched += taken.fresh
             refused.update((verdict.id, verdict) for verdict in taken.refused)

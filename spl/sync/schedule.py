@@ -192,8 +192,7 @@ class Sync:
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
         head = view.get("head")
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
-        now_ms = self._now_ms()
-        self._note_peak(state, now_ms)
+        self._note_peak(state, now_ms := self._now_ms())
         last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
         silent_s = self._silent_s(pair_id)
         return PairStatus(
@@ -211,6 +210,7 @@ class Sync:
             intake=self.budget.status(pair_id),
             cloned=self._reaches.cloned(pair_id),
             silent_s=silent_s,
+            withheld=self._ingest.withheld(pair_id),
             heard_ms=now_ms - int(silent_s * 1000) if self._reaches.is_known(pair_id) else last_ms,
         )
 

@@ -89,6 +89,8 @@ class Query:
     pushed: bool = False
     """Whether we read in order to push; this shows nothing about the peer's own reading."""
     reads: tuple[str, ...] = ()
+    names: bool = False
+    """Whether a record in full is only named, as the way does not carry it; for a page of one record."""
 
 
 class Source:

@@ -199,7 +199,7 @@ def test_it_is_caught_up_only_as_of_the_peers_last_word(spl: Run, daemon: Daemon
 
 
 def test_of_many_withheld_records_the_first_are_named() -> None:
-    lines = list(pair_page._withheld([f"{number:064x}" for number in range(pair_page.WITHHELD_SHOWN + 2)]))
+    lines = list(pair_page._withheld([f"{number:064x}" for number in range(pair_page.WITHHELD_SHOWN + 2)], "to"))
     assert len(lines) == pair_page.WITHHELD_SHOWN + 1
     assert lines[-1] == "and 2 more"
 

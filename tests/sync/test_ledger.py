@@ -118,10 +118,20 @@ async def test_a_namespace_whose_ids_are_pseudonyms_is_read_again_instead_of_ask
         assert found.awaited == ({one} if level == 1 else set())
 
 
-def test_only_so_many_records_are_passed_over_for_one_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_passed_over_is_known_after_a_restart(bob: Node) -> None:
+    withheld = Withheld(bob.home.vault, bytes)
+    for ids in (IDS[:2], ()):
+        for id_ in IDS:
+            withheld.add(PAIR, id_) if id_ in ids else withheld.end(PAIR, [id_])
+        await withheld.save(PAIR)
+        assert Withheld(bob.home.vault, bytes).ids(PAIR) == tuple(ids)
+    assert not bob.home.vault.names("withheld.")
+
+
+def test_only_so_many_records_are_passed_over_for_one_peer(bob: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that refuses everything must not fill our memory with ids."""
     monkeypatch.setattr("spl.sync.ledger.WITHHELD_MAX", 2)
-    withheld = Withheld(bytes)
+    withheld = Withheld(bob.home.vault, bytes)
     for id_ in IDS:
         if withheld.failed(PAIR, id_, for_size=True):
             withheld.add(PAIR, id_)

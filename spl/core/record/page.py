@@ -3,6 +3,8 @@
     {"records":[envelope…],"ns":["default",…],"next_cursor":"…","has_more":false,"peer_view":{…}}
 
 If less than the full record is granted, a projection (levels.py) replaces the envelope.
+A page asked for with `names=1` has one record at most, and if that would be an envelope its name instead: a member
+`withheld` {id: ns}.  So a reader goes past a record that the way does not carry, and fetches it by its id later.
 `ns` names each record's namespace at the source and is as long as `records`.  `peer_view` is how the source sees the
 pair: `state`, `reason`, `head` (records in the reader's scope, null while the source counts them), `acked` (how many
 of them the reader confirmed, null before it did), `queue` (records waiting in the source's own intake from the
@@ -41,6 +43,8 @@ HEAD: Final = b'{"records":['
 """What stands before the envelopes of a page."""
 CODE_CHARS_MAX: Final = 40
 """Of a code in a peer's answer; ours are shorter."""
+NAME_CHARS_MAX: Final = 255
+"""Of a namespace in `withheld`: four segments of 63."""
 CHAINS_MAX: Final = 64
 """Key chains in one push; further ones come with later pushes."""
 BUILT_BYTES_MAX: Final = 96 * MIB
@@ -72,6 +76,8 @@ class Page:
     has_more: bool
     view: Mapping[str, Any]
     size: int
+    withheld: Mapping[str, str] = field(default_factory=dict)
+    """Records that the page only names: id -> the source's namespace."""
 
     @property
     def count(self) -> int:
@@ -113,8 +119,10 @@ def end(ns: Sequence[str], **tail: object) -> bytes:
     return b"]," + rest[1:]
 
 
-def decode(data: bytes, records_max: int, *, fetched: bool = False) -> Page:
+def decode(data: bytes, records_max: int, *, fetched: bool = False, names: bool = False) -> Page:
     """Return the page in a peer's answer; `fetched`: records asked for by id, which come without a cursor.
+
+    With `names` it may name the one record in `withheld`.
 
     Raises PageError "answer-malformed".
     """
@@ -133,7 +141,10 @@ def decode(data: bytes, records_max: int, *, fetched: bool = False) -> Page:
     has_more, view = value.get("has_more"), value.get("peer_view", {})
     if not isinstance(has_more, bool) or not isinstance(view, dict):
         raise PageError("answer-malformed", "has_more is true or false, peer_view an object")
-    return Page(records, ns, cursor, has_more, read_view(view), len(data))
+    withheld = value.get("withheld", {}) if names else {}
+    if not isinstance(withheld, dict) or len(withheld) + len(records) > records_max or not _are_names(withheld):
+        raise PageError("answer-malformed", "withheld names the records of the page that it does not hold")
+    return Page(records, ns, cursor, has_more, read_view(view), len(data), withheld)
 
 
 def with_ns(envelope: bytes, ns: str, clock: int | None = None) -> bytes:
@@ -293,6 +304,10 @@ def _cursor(head: Mapping[str, Any], name: str) -> str:
     if not isinstance(text, str) or len(text) > TEXT_CHARS_MAX or not text.isascii():
         raise PushBodyError("bad-field", f"{name} is a text of at most {TEXT_CHARS_MAX} ASCII characters")
     return text
+
+
+def _are_names(withheld: Mapping[str, Any]) -> bool:
+    return all(is_id(id_) and isinstance(ns, str) and len(ns) <= NAME_CHARS_MAX for id_, ns in withheld.items())
 
 
 def _int(text: str) -> int | float:
