@@ -2,7 +2,8 @@
 
 WHATWG HTML §9.2.6: lines end with LF, CR or CRLF, a leading BOM is dropped, a line
 that begins with a colon is a comment, an event without data is not dispatched.
-An event is bounded; how the input was cut never changes the events.
+An event is bounded, and so is what comes between two, such as comments: a source could keep a processor busy with it
+for as long as it likes.  How the input was cut never changes the events.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Final
 from .http1 import WireError
 
 MEDIA_TYPE: Final = "text/event-stream"
+IDLE_BYTES_MAX: Final = 65_536
+"""Of comments and other lines without data before an event: those of hours, if nothing else comes."""
 
 _LINE_ENDS: Final = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
 
@@ -27,7 +30,19 @@ class Event:
 class EventParser:
     """Fed bytes, returns whole events; `last_id` and `retry_ms` are what the source said last."""
 
-    __slots__ = ("_after_cr", "_data", "_first", "_id", "_name", "_size", "_tail", "event_bytes", "last_id", "retry_ms")
+    __slots__ = (
+        "_after_cr",
+        "_data",
+        "_first",
+        "_id",
+        "_idle",
+        "_name",
+        "_size",
+        "_tail",
+        "event_bytes",
+        "last_id",
+        "retry_ms",
+    )
 
     def __init__(self, event_bytes: int) -> None:
         self.event_bytes = event_bytes
@@ -40,11 +55,12 @@ class EventParser:
         self._id: str | None = None
         self._data: list[bytes] = []
         self._size = 0  # bytes of the lines of the event so far
+        self._idle = 0  # bytes of the lines without data since the last event
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that these bytes complete.
 
-        Raises WireError "answer-malformed" when one event passes `event_bytes`.
+        Raises WireError "answer-malformed" when one event passes `event_bytes`, or the lines before it IDLE_BYTES_MAX.
         """
         if self._after_cr and data:
             self._after_cr = False
@@ -78,7 +94,9 @@ class EventParser:
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-        elif name == b"event":
+            return
+        self._pass_over(len(line))
+        if name == b"event":
             self._name = value.decode("utf-8", "replace")
         elif name == b"id" and b"\0" not in value:
             self._id = value.decode("utf-8", "replace")
@@ -90,7 +108,15 @@ class EventParser:
             self.last_id = self._id
         if self._data:
             events.append(Event(self._name or "message", b"\n".join(self._data), self._id or ""))
+            self._idle = 0
+        else:
+            self._pass_over(0)
         self._name, self._id, self._data, self._size = "", None, [], 0
+
+    def _pass_over(self, size: int) -> None:
+        self._idle += size + 1
+        if self._idle > IDLE_BYTES_MAX:
+            raise WireError("answer-malformed", f"{self._idle} bytes hold no event")
 
     def _check(self, more: int) -> None:
         if self._size + more > self.event_bytes:

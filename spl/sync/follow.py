@@ -52,7 +52,10 @@ CONTROL_BYTES_MAX: Final = 64 * KIB
 TURN_ACKS: Final = 8
 """So many are taken in one go, at 0.1 ms each: a turn of the loop for each is a system call more."""
 USELESS_EVENTS_MAX: Final = 1000
-"""Unknown events and refused acks, one after another; a newer peer may send some, and only a hostile one that many."""
+"""Unknown events, refused acks and heartbeats of the same second, one after another.
+
+A newer peer may send some, and only a hostile one that many.
+"""
 
 
 @dataclass(slots=True)
@@ -220,11 +223,8 @@ class Follower:
         try:
             async for event in stream:
                 heard_ms, state.flow.heard_ms = state.flow.heard_ms, self._now_ms()
-                if (
-                    event.name != "record.created"
-                    or heard_ms is None
-                    or heard_ms // 1000 != state.flow.heard_ms // 1000
-                ):
+                is_quick = heard_ms is not None and heard_ms // 1000 == state.flow.heard_ms // 1000
+                if event.name != "record.created" or not is_quick:
                     self._watcher.on_event(state.pair_id)  # once a second is enough: of a record it takes a tenth
                 if event.name != "record.created" and len(event.data) > CONTROL_BYTES_MAX:
                     raise page.PageError(
@@ -237,7 +237,7 @@ class Follower:
                 elif event.name == "heartbeat":
                     await inbox.room()
                     inbox.put(event.data, "", is_heartbeat=True)
-                    useless = 0
+                    useless = _useless(useless + 1 if is_quick else 0)
                 elif event.name == "server_shutdown":
                     inbox.close(_hold_s(event))
                     return
@@ -246,9 +246,7 @@ class Follower:
                     return
                 else:
                     is_ack = event.name == "ack" and await self._take_ack(state.pair_id, event)
-                    useless = 0 if is_ack else useless + 1
-                    if useless == USELESS_EVENTS_MAX:
-                        raise page.PageError("answer-malformed", f"{useless:,} events in a row are of no use")
+                    useless = _useless(0 if is_ack else useless + 1)
                     acks += 1
                     if useless or acks % TURN_ACKS == 0:
                         await asyncio.sleep(0)
@@ -365,6 +363,13 @@ def _heartbeat(data: bytes) -> Page:
     if not isinstance(view, dict):
         raise page.PageError("answer-malformed", "a heartbeat has peer_view")
     return Page([], [], _cursor_in(value.get("cursor", "")), False, page.read_view(view), 0)
+
+
+def _useless(count: int) -> int:
+    """Return how many events in a row were of no use; raise PageError beyond USELESS_EVENTS_MAX."""
+    if count == USELESS_EVENTS_MAX:
+        raise page.PageError("answer-malformed", f"{count:,} events in a row are of no use")
+    return count
 
 
 def _hold_s(event: Event) -> float:

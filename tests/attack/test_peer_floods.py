@@ -101,6 +101,28 @@ def test_heartbeats_are_not_buffered(alice: Victim, puppet: Puppets, moves: int)
     assert alice.is_ready()
 
 
+EMPTY = {
+    "comments": b": x\n\n", "delays": b"retry: 5\n\n", "nothing": b"\n",
+    "heartbeats": b'event: heartbeat\ndata: {"peer_view":{}}\n\n',
+}  # fmt: skip
+
+
+def test_a_stream_of_nothing_ends(alice: Victim, puppet: Puppets) -> None:
+    """What brings no record keeps a processor busy for ever, and no deadline ends it, so the daemon does."""
+    for number, piece in enumerate(EMPTY.values()):
+        peer, ended = puppet(f"peer-{number}", alice).join(), threading.Event()
+
+        def flood(piece: bytes = piece, ended: threading.Event = ended) -> Iterator[bytes]:
+            try:
+                while True:
+                    yield piece * (16 * KIB // len(piece))
+            finally:
+                ended.set()  # nobody reads it any more
+
+        followed(alice, peer, flood())
+        eventually(ended.is_set, "the daemon ends it")
+
+
 def test_readers_that_do_not_read_cost_little(alice: Victim, puppet: Puppets) -> None:
     """Sixty questions for four-megabyte pages whose answers are not read: no page waits whole in memory."""
     peer = puppet("peer", alice).join()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.net.http1 import WireError
-from spl.net.sse import Event, EventParser, encode_event, one_line
+from spl.net.sse import IDLE_BYTES_MAX, Event, EventParser, encode_event, one_line
 
 STREAM = (
     b"\xef\xbb\xbf: comment\n\nevent: a\r\ndata: one\rdata:two\r\nid: 7\r\n\r\n"
@@ -51,6 +51,19 @@ def test_an_event_is_bounded(data: bytes) -> None:
 
 def test_the_bound_is_for_each_event() -> None:
     assert len(EventParser(90).feed(b"data: " + b"x" * 50 + b"\n\n" + b"data: " + b"x" * 50 + b"\n\n")) == 2
+
+
+@pytest.mark.parametrize("line", [b"\n", b": x\n", b"retry: 5\n\n", b"event: x\n\n", b"id: 5\n", b"\r"])
+def test_what_holds_no_event_is_bounded(line: bytes) -> None:
+    """Else a source keeps a processor busy with it for as long as it likes."""
+    count = IDLE_BYTES_MAX // (2 * len(line))
+    event = b"data: 1\n\n"
+    parser = EventParser(10 * IDLE_BYTES_MAX)
+    for _ in range(4):
+        assert len(parser.feed(line * count + event)) == 1
+    with pytest.raises(WireError) as caught:
+        parser.feed(line * 4 * count)
+    assert caught.value.code == "answer-malformed"
 
 
 LINE = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=20)
