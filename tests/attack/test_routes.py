@@ -24,6 +24,8 @@ NDJSON: Final = "application/x-ndjson"
 TENANT: Final = ("records:read", "records:write")
 BEAT: Final = b"event: heartbeat"
 CURSOR: Final = re.compile(r'(?<="next_cursor":")[^"]+')
+SIGNATURE: Final = re.compile(r'(?<="value":")[^"]+(?="},"thread")')
+"""Of a snapshot's header, in which the thread's name counts."""
 TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z|\d{4}-\d\d-\d\d")
 
 
@@ -43,9 +45,10 @@ class Names:
         return text
 
     def masked(self, answer: Answer) -> tuple[int, dict[str, str], str]:
-        """Return an answer without what it repeats of the request, without the time, and of cursors the length."""
+        """Return an answer without what it repeats of the request, time and signature, and of cursors the length."""
         headers = {name: TIME.sub("T", value) for name, value in answer.headers.items() if name != "date"}
         text = TIME.sub("T", CURSOR.sub(lambda found: str(len(found[0])), answer.body.decode()))
+        text = SIGNATURE.sub("S", text)
         return answer.status, headers, text.replace(self.record_id or "\0", "ID").replace(self.word, "WORD")
 
 
