@@ -70,7 +70,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
         streams searches                  how many long answers a token or pair may have; readings that take turns
         records lists queries             records in and one by one; lists of them; by a filter
-        watch snapshots metrics           a thread as it grows; backup; what Prometheus reads
+        watch snapshots                   a thread as it grows; backup
+        metrics events                    what Prometheus reads; what pages and monitors do
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
     client/  the daemon for Python programs

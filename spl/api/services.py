@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -105,6 +105,8 @@ class Services:
     auth: Auth
     searches: Searches
     faults: ServiceFaults
+    held: dict[str, object] = field(default_factory=dict)
+    """What a handler makes at its first request and later ones share, by name."""
 
     @property
     def views(self) -> Views:

@@ -68,6 +68,7 @@ ROUTES: Final = (
     Route("POST", "/v1/threads/restore", snapshots.restore, WRITE, 8 * MIB, media=NDJSON_ONLY, summary="a snapshot"),
     Route("POST", "/v1/store/check", snapshots.check, ADMIN, 4 * KIB, streams=True, summary="every line of the log"),
     Route("GET", "/v1/store/stats", snapshots.stats, ADMIN, summary="sizes, sync times"),
+    Route("GET", "/v1/events", _late("events", "events"), STATUS, streams=True, summary="changes of pairs"),
     Route("GET", "/v1/aitl", pairs.requests, "aitl:approve", summary="requests that wait"),
     Route("GET", "/v1/aitl/{id}", pairs.request_show, "aitl:approve", summary="one request"),
     Route("POST", "/v1/aitl/{id}/decide", pairs.decide, "aitl:approve", 4 * KIB, summary="approve or reject"),

@@ -148,12 +148,22 @@ class Acks:
     def __init__(self) -> None:
         self._positions: dict[str, Mapping[str, int]] = {}
         self._waiting: dict[str, dict[asyncio.Event, None]] = {}
+        self._of_all: set[asyncio.Event] = set()
 
     def note(self, pair_id: str, positions: Mapping[str, int]) -> None:
         """Record an ack: namespace -> the last sequence that it covers there."""
         self._positions[pair_id] = positions
-        for event in self._waiting.get(pair_id, ()):
+        for event in (*self._waiting.get(pair_id, ()), *self._of_all):
             event.set()
+
+    @contextmanager
+    def waking(self, event: asyncio.Event) -> Iterator[None]:
+        """Set the event at each ack of any pair."""
+        self._of_all.add(event)
+        try:
+            yield
+        finally:
+            self._of_all.discard(event)
 
     def position(self, pair_id: str, namespace: str) -> int | None:
         """Return the last sequence confirmed; None before the first ack of this process."""

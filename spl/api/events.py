@@ -1,0 +1,179 @@
+"""GET /v1/events: the pairs as they change, as server-sent events; for pages, monitors and `spl wait`.
+
+A client gets a `snapshot` of everything, then a `pair` for each pair that changed and a `daemon` when the daemon's own
+findings did; so a client that comes back needs no position.  Rows are kept once for all clients, each with the number
+of its last change, and a client is a number up to which it was told: nothing is queued for a slow one, which gets the
+latest row of each pair instead of all that it missed.
+
+Commits and acks wake the clients; the first of them to come looks at the pairs, for all.  What no event announces, as
+a peer that falls silent, is found by looking now and then.  Both are bounded by the cost of a look, so that a thousand
+pairs do not take a core.  Without a client nothing here runs.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final
+
+from ..core import when
+from ..core.pair.pair import Pair
+from ..doctor.examine import finding_json
+from ..home.tables.lists import by_namespace, by_thread
+from ..home.views import THREAD_PAIRS, THREAD_TOKENS
+from ..net.routes import Request, Response
+from ..net.sse import MEDIA_TYPE, encode_event, one_line
+from ..sync.notify import Heartbeat
+from ..sync.stream import RETRY_AFTER_MS
+from ..sync.supervise import wait
+from .answers import Permit
+from .auth import Principal
+from .pairs import summary_of
+from .peers import STREAM_HEADERS
+from .services import Services
+
+READING: Final = "events:read"
+"""What permission rules call it."""
+GAP_S: Final = 0.04
+GAP_MAX_S: Final = 0.5
+GAP_COSTS: Final = 20
+"""Between two looks that something woke there are so many times the cost of one, within these bounds."""
+EVERY_S: Final = 1.0
+EVERY_COSTS: Final = 100
+QUIET_S: Final = 10.0
+"""How often a row is sent of which only times moved."""
+_TIMES: Final = frozenset({"heard_at", "last_sync_at"})
+
+
+async def events(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/events: snapshot, pair, daemon, heartbeat, error and server_shutdown events."""
+    permit = Permit(services, READING, request, principal)
+    return Response(body=_events(services, permit), content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+
+
+def row_of(services: Services, pair: Pair) -> dict[str, object]:
+    """Return the pair as in the list, with how far we are, its findings, and why what waits does not move."""
+    view = services.doctor.overview(pair)
+    return {
+        **summary_of(services, pair),
+        "inbound": {"clock": view.reading.clock, "lag_records": view.reading.lag_records},
+        "received_at": None if view.moved_ms is None else when.text_of(view.moved_ms),
+        "queue_records": view.reading.queue_records,
+        "stalled": view.stalled or None,
+        "findings": [finding_json(item) for item in view.findings],
+    }
+
+
+def _daemon_of(services: Services) -> dict[str, object]:
+    identity = services.vault.identity
+    return {
+        "object": "daemon",
+        "did": identity.did if identity else None,
+        "started_at": when.text_of(services.started_ms),
+        "findings": [*map(finding_json, services.doctor.own_problems()), *services.faults.findings()],
+    }
+
+
+@dataclass(slots=True)
+class _Row:
+    """The last event of one pair, or of the daemon; `meaning` is it without what moves all the time."""
+
+    value: dict[str, object]
+    meaning: dict[str, object]
+    number: int
+    changed_s: float
+
+
+class Rows:
+    """The rows that all clients of a daemon share."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._rows: dict[str, _Row] = {}
+        self._looked_s = -EVERY_S
+        self._cost_s = 0.0
+        self.number = 0
+
+    @property
+    def every_s(self) -> float:
+        """The time after which a look is due although nothing woke anyone."""
+        return max(EVERY_S, EVERY_COSTS * self._cost_s)
+
+    def rest_s(self, now_s: float) -> float:
+        """Return for how long a client that was woken waits, so that what follows at once is looked at with it."""
+        return self._looked_s + min(GAP_MAX_S, max(GAP_S, GAP_COSTS * self._cost_s)) - now_s
+
+    def look(self, now_s: float, since_s: float) -> None:
+        """Look at the daemon and its pairs, unless a client did so after `since_s`."""
+        if self._looked_s >= since_s:
+            return
+        began_s = perf_counter()
+        self._take("", _daemon_of(self._services), now_s)
+        pairs = self._services.views.pairs
+        for pair_id, pair in pairs.items():
+            if not pair.ended or (pair_id in self._rows and self._rows[pair_id].value["state"] != pair.phase.value):
+                self._take(pair_id, row_of(self._services, pair), now_s)
+        self._looked_s, self._cost_s = now_s, perf_counter() - began_s
+
+    def snapshot(self) -> dict[str, object]:
+        """Return everything but the pairs that have ended."""
+        pairs = [row.value for pair_id, row in self._rows.items() if pair_id and row.value["state"] != "revoked"]
+        return {"daemon": self._rows[""].value, "pairs": pairs}
+
+    def since(self, number: int) -> Iterator[tuple[str, dict[str, object]]]:
+        """Yield name and value of each event after that change."""
+        for pair_id, row in self._rows.items():
+            if row.number > number:
+                yield ("pair" if pair_id else "daemon"), row.value
+
+    def _take(self, key: str, value: dict[str, object], now_s: float) -> None:
+        meaning = {name: item for name, item in value.items() if name not in _TIMES}
+        before = self._rows.get(key)
+        is_same = before is not None and before.meaning == meaning
+        if is_same and before and (before.value == value or now_s - before.changed_s < QUIET_S):
+            return
+        self.number += 1
+        self._rows[key] = _Row(value, meaning, self.number, now_s)
+
+
+async def _events(services: Services, permit: Permit) -> AsyncIterator[bytes]:
+    """Yield events until the client goes, the daemon stops or the token ends."""
+    feed, loop = services.feed, asyncio.get_running_loop()
+    rows = services.held.setdefault("events", Rows(services))
+    assert isinstance(rows, Rows)
+    shared = {ns for pair in services.views.pairs.values() if not pair.ended for ns in pair.namespaces}
+    lists = [by_thread(THREAD_PAIRS), by_thread(THREAD_TOKENS), *map(by_namespace, shared)]
+    with ExitStack() as stack:
+        news = stack.enter_context(feed.notifier.listening(lists))
+        stack.enter_context(feed.acks.waking(news))
+        beat = stack.enter_context(Heartbeat(news, services.limits.heartbeat_s))
+        rows.look(loop.time(), loop.time() - GAP_S)
+        number = rows.number
+        yield b"retry: %d\n\n" % RETRY_AFTER_MS + _event("snapshot", rows.snapshot())
+        while True:
+            came_s = loop.time()
+            woken = news.is_set()
+            news.clear()
+            if woken and (rest_s := rows.rest_s(came_s)) > 0:
+                await asyncio.sleep(rest_s)
+            if feed.notifier.stopping:
+                yield _event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
+                return
+            if not permit.holds():
+                yield _event("error", {"code": "revoked", "message": "the credential does not hold any more"})
+                return
+            if beat.is_due:
+                beat.sent()
+                yield _event("heartbeat", {"at": when.text_of(services.now_ms())})
+            rows.look(loop.time(), came_s if woken else came_s - rows.every_s)
+            changed = b"".join(_event(name, value) for name, value in rows.since(number))
+            number = rows.number
+            if changed:
+                yield changed
+            await wait(news, rows.every_s)
+
+
+def _event(name: str, value: dict[str, object]) -> bytes:
+    return encode_event(name, one_line(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()), "")
