@@ -7,6 +7,7 @@ commands can be built from them, and no command can bring a check of its own tha
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from io import BufferedIOBase
 from types import ModuleType
@@ -14,7 +15,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from ..core.errors import SplError
 from ..core.when import DURATION_MS_MAX, WhenError, duration_ms, span_fine
-from .client import Ctl, open_ctl
+from .client import Ctl, open_ctl, tilde
 from .out import FORMS, Out
 
 FOUND_PROBLEMS: Final = 3
@@ -27,6 +28,8 @@ VALUED: Final = frozenset({"-o", "--output", "--home"})
 TOKEN_BYTES_MAX: Final = 4096
 """Read of stdin for a token, which has some 100 bytes: a wrong file is refused and not read."""
 
+_LOG_TAIL: Final = 256 * 1024
+_LISTENED: Final = re.compile(rb"daemon\.listening.*?https?://[^\s\"]*:([0-9]{1,5})\b")
 _NUMBER: Final = re.compile("-?[0-9]{1,19}")
 
 
@@ -220,6 +223,26 @@ def gist(concept: str) -> str:
 def indented(text: str) -> str:
     """Return the text with each line two spaces in."""
     return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def start_of(home: str, env: Mapping[str, str]) -> str:
+    """Return the command that starts the daemon of a home, with the port that it last had if that is another one."""
+    path = tilde(home, env)
+    spl = "spl" if path == HOME_DEFAULT else f"SYNCROPEL_HOME={quoted(path)} spl"
+    if not os.path.isdir(home):
+        return f"{spl} init, then: {spl} serve"
+    try:
+        with open(os.path.join(home, "logs", "spl.log"), "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
+            ports = _LISTENED.findall(file.read(_LOG_TAIL))
+    except OSError:
+        ports = []
+    return f"{spl} serve --port {int(ports[-1])}" if ports and ports[-1] != b"9100" else f"{spl} serve"
+
+
+def quoted(path: str) -> str:
+    """Return a path as a shell takes it, with a ~ that still stands for HOME."""
+    return "~/" + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
 
 
 def _absolute(home: str, env: Mapping[str, str]) -> str:

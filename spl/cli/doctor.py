@@ -8,7 +8,7 @@ from typing import Any, Final
 from ..client.calls import quote
 from ..core.errors import count
 from .client import CtlError
-from .command import FOUND_PROBLEMS, PAIR, Command, Shell
+from .command import FOUND_PROBLEMS, PAIR, Command, Shell, start_of
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
@@ -36,7 +36,11 @@ def _report(args: Namespace, shell: Shell) -> tuple[dict[str, Any], bool]:
     except CtlError as exc:
         if exc.code not in _SILENT or shell.distant:
             raise
-    return shell.load("doctor.examine").examine_home(Path(shell.home)), False
+    report: dict[str, Any] = shell.load("doctor.examine").examine_home(Path(shell.home))
+    for item in report["problems"]:
+        if item["code"] == "daemon-down":
+            item["fix"] = start_of(shell.home, shell.env)
+    return report, False
 
 
 def _problems(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from textwrap import wrap
 from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
-from ..core.errors import SplError
-from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of
+from ..core.errors import CODES, SplError
+from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of, start_of
 from .out import Out
 
 
@@ -150,6 +150,8 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     except SplError as exc:
         # The daemon's next step names the pair that the command was given, so that it can be pasted.
         exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
+        if exc.code == "daemon-down" and not shell.distant and exc.hint == CODES[exc.code].fix:
+            exc.hint = start_of(shell.home, env)
         raise
 
 

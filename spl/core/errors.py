@@ -150,7 +150,7 @@ CODES: Final[dict[str, Code]] = {
     "store-missing": Code(500, 12, "The log is not in its place: a volume is not mounted, the home was moved, or the log is lost.", "mount the volume that holds store/, then: spl serve; if the log is lost, begin an empty one: spl init --new-log"),
     "store-newer": Code(500, 12, "The store was written by a newer version.", "upgrade spl"),
     "store-readonly": Code(503, 12, "A disk sync failed; nothing is acknowledged until the daemon restarts on a sound disk.", "check the disk, then restart"),
-    "store-full": Code(503, 12, "The disk of the store has no room: no records are taken for now, reading goes on.", "free some space; writing goes on by itself"),
+    "store-full": Code(503, 9, "The disk of the store has no room: no records are taken for now, reading goes on.", "free some space; writing goes on by itself"),
     "home-unusable": Code(500, 78, "The home folder cannot be created, read or written.", "check owner and mode of SYNCROPEL_HOME"),
     "config-invalid": Code(500, 78, "The configuration has an unknown key or a bad value.", "correct the line named in the message"),
     "listen-failed": Code(500, 78, "The address cannot be listened on.", "choose another with --host and --port"),

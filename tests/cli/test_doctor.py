@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,12 +107,12 @@ def test_an_unknown_pair_is_an_error_of_its_own(spl: Run, daemon: Daemon) -> Non
     assert "[pair-unknown]" in result.err
 
 
-def test_without_a_daemon_the_home_is_looked_at(spl: Run) -> None:
+def test_without_a_daemon_the_home_is_looked_at(spl: Run, home: Path) -> None:
     """The doctor ran and found a problem, so it exits 3; the daemon's absence is that problem."""
     result = spl("doctor")
     assert result.code == 3
     assert "FAIL  daemon" in result.out
-    assert "\n  fix          spl serve\n" in result.out
+    assert f"\n  fix          SYNCROPEL_HOME={home} spl serve\n" in result.out
     assert spl("doctor", "-o", "json").data["problems"][0]["code"] == "daemon-down"
     assert spl("doctor", env={"SPL_SERVE_URL": "http://127.0.0.1:1"}).code == 5
 

@@ -153,9 +153,29 @@ def test_no_daemon_exits_5_with_the_socket_and_the_fix(spl: Run) -> None:
     assert result.code == 5
     assert result.err == (
         "error: cannot reach the daemon at ~/.syncro/run/spl.sock [daemon-down]\n"
-        "  fix       spl serve\n"
+        "  fix       spl init, then: spl serve\n"
         "  docs      spl help daemon-down\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("folder", "logged", "fix"),
+    [
+        (".syncro", "", "spl serve"),
+        (".syncro", "event=daemon.listening url=http://127.0.0.1:9100 pid=1", "spl serve"),
+        ("bob's", "", "SYNCROPEL_HOME=~/'bob'\"'\"'s' spl serve"),
+        ("bob", "event=daemon.listening url=http://127.0.0.1:9200 pid=1", "SYNCROPEL_HOME=~/bob spl serve --port 9200"),
+        ("bob", '"event":"daemon.listening","url":"https://bob:9443"', "SYNCROPEL_HOME=~/bob spl serve --port 9443"),
+    ],
+)
+def test_what_starts_the_daemon_names_its_home_and_its_last_port(
+    spl: Run, tmp_path: Path, folder: str, logged: str, fix: str
+) -> None:
+    path = tmp_path / folder / "logs" / "spl.log"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"event=daemon.listening url=http://127.0.0.1:9300\nx\n{logged}\n" if logged else "")
+    result = spl("federation", "list", env={"SYNCROPEL_HOME": str(tmp_path / folder), "HOME": str(tmp_path)})
+    assert f"  fix       {fix}\n" in result.err
 
 
 def test_alias_decisions(spl: Run, daemon: Daemon) -> None:

@@ -277,7 +277,7 @@ def test_our_own_daemon(make: Make) -> None:
 def test_a_home_whose_daemon_does_not_answer(make: Make) -> None:
     """Down, refused by its configuration, or held by a process that has not come up: three different steps."""
     home = make("solo")
-    assert problems(home) == {"daemon-down": "spl serve"}
+    assert problems(home) == {"daemon-down": f"SYNCROPEL_HOME=~/{home.home.name} spl serve"}
     home.configure("prot = 1\n")
     assert problems(home) == {"config-invalid": "correct the line named in the message"}
     home.configure("")
