@@ -53,7 +53,7 @@ def test_every_command_has_a_page_of_two_sentences_and_an_example(spl: Run) -> N
 
 def test_every_example_parses() -> None:
     for entry, line in [(each, line) for each in entries() for line in each.example.splitlines()]:
-        words = shlex.split(line)
+        words = shlex.split(re.sub(r"<\((.*)\)", r"\1", line))
         words = words[words.index("spl") + 1 :]
         words = words[: next((at for at, word in enumerate(words) if word in "|<>"), None)]
         command, rest = cli.find(words)
