@@ -2,7 +2,7 @@
 
 The map.  A folder is an import permission: each may import what stands left of it, never what stands right.
 
-    core   net | home   sync   pairing   doctor   api | client   daemon   cli
+    core   net | home   sync   engine   pairing   doctor   api | client   daemon   cli
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
@@ -53,6 +53,12 @@ The map.  A folder is an import permission: each may import what stands left of 
         fingerprints                      answering a peer that compares
         anti_entropy                      comparing each pair in the background, and fetching what is missing
         supervise                         one task per pair while it is wanted
+    engine/  records into a stream engine or a program: loaded only where there is a sink, but for `engines`
+        subjects credentials sinks        names there; a user's key; a sink as a value
+        protocol nats jetstream           the server's protocol; a connection; what is asked of it
+        reader pump                       the next records of the log; one sink while it runs
+        jetstream_target program_target   where records go
+        service engines                   every sink; what loads it
     pairing/  a pair from hello to revoke
         service machine                   both roles; decide, append, fold, effects
         initiator responder exchange      the asking side; the answering side; one message and its answer
@@ -72,6 +78,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         records lists queries             records in and one by one; lists of them; by a filter
         watch snapshots                   a thread as it grows; backup
         metrics events                    what Prometheus reads; what pages and monitors do
+        sinks                             where records go beside the pairs
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
     client/  the daemon for Python programs
@@ -82,7 +89,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         out fit                           printing; what a narrow terminal holds
         help manual                       explaining: commands and codes; the pages of manual/*.md
         init serve settings status doctor logs storage identity tokens
-        federation pair pair_page sync verify grants namespaces aitl rules
+        federation pair pair_page sync verify grants namespaces sink aitl rules
         emit threads debug completion
         demo soak soak_plan soak_driver soak_daemons temporary
 
@@ -113,5 +120,6 @@ who reads.  `voucher`: the instance that signed a record first.  `scope`: the ro
 namespace, level and rule of a reading, with its own position.  `cursor`: a reading's position, sealed.  `projection`:
 what travels of a record below full level.  `pin`: a key chain that may only grow.  `inbound`, `outbound`: what a
 pair's namespace may bring in, and what we show.  `reach`: which way a pair's connections run.  `ledger`: what was
-refused and may be asked for again.  `finding`: one thing that is wrong, with its fix.  `fold`: records to a value.
+refused and may be asked for again.  `sink`: where records go beside the
+pairs.  `finding`: one thing that is wrong, with its fix.  `fold`: records to a value.
 """

@@ -51,6 +51,7 @@ from .doctor.examine import Doctor
 from .doctor.health import HealthSampler
 from .doctor.mend import StoreMender
 from .doctor.peer_check import PeerCheck
+from .engine.engines import Engines
 from .home import logs
 from .home.config import Config, Settings, check_open
 from .home.disk import Disk
@@ -414,15 +415,14 @@ def _ca_file(config: Config) -> Path | None:
 
 
 def start(
-    services: Services,
-    tasks: asyncio.TaskGroup,
-    stop: asyncio.Event,
+    services: Services, tasks: asyncio.TaskGroup, stop: asyncio.Event,
     more: Mapping[str, _Service] = MappingProxyType({}),
-) -> None:
+) -> None:  # fmt: skip
     """Run what works beside the listeners until `stop`; a crash of one ends no other, and it is run again."""
     running: dict[str, _Service] = {
         "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
-        "compare": services.anti_entropy, "health": services.doctor.health, "store": services.mender, **more,
+        "compare": services.anti_entropy, "engine": services.engines, "health": services.doctor.health,
+        "store": services.mender, **more,
     }  # fmt: skip
     for name, service in running.items():
         backoff = Backoff(services.random_bytes, BACKOFF_BASE_S, RESTART_MAX_S)
@@ -476,6 +476,7 @@ def services_of(
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
         ingest=ingest, feed=feed, sync=sync, push=push, reconcile=reconcile, fingerprints=fingerprints,
         anti_entropy=anti_entropy,
+        engines=Engines(feed, home.vault, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
         pairing=pairing, doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
         auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure), searches=Searches(),

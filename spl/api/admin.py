@@ -18,6 +18,7 @@ from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response
 from ..pairing.exchange import MANIFEST_PATH
+from . import sinks
 from .answers import field_error, is_admin, json_response, list_response, members, texts
 from .auth import Kind, Principal
 from .services import Services
@@ -85,7 +86,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "max": max((found.queue_max for found in reading.values()), default=0),
         },
         "adapters": asdict(services.writer.listeners.summary()),
-        "attention": [*services.doctor.attention(), *services.faults.findings()],
+        "attention": [*services.doctor.attention(), *services.faults.findings(), *sinks.findings(services)],
         "services": services.faults.rows(),
     })  # fmt: skip
 
@@ -234,7 +235,7 @@ def token_of(services: Services, ref: str) -> bearer.Token:
 
 async def daemon(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/doctor: the checks of the daemon, and each pair with what is wrong by the facts at hand."""
-    return json_response(await services.doctor.examine(None))
+    return json_response(await services.doctor.examine(None, sinks.findings(services)))
 
 
 async def pair(request: Request, principal: Principal, services: Services) -> Response:

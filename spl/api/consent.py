@@ -1,15 +1,17 @@
 """Consent over the API: what is shared across each pair, and our operator's word on it."""
 
 import asyncio
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 from ..core import consent
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
-from ..core.record import record
+from ..core.record import levels, record
 from ..core.record.levels import level_of
 from ..home import projections
 from ..net.routes import Request, Response
+from . import sinks
 from .answers import field_error, json_response, list_response, members, number
 from .auth import Principal
 from .services import Services
@@ -20,7 +22,10 @@ LIMIT_MAX: Final = 1000
 
 
 def listing(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/consent/grants?pair=: both sides' grants and what is agreed without one, of one pair or of all."""
+    """GET /v1/consent/grants?pair=: both sides' grants and what is agreed without one, of one pair or of all.
+
+    With all pairs the sinks are listed, too: each shares its namespaces with whoever reads what it fills.
+    """
     ref = request.query.get("pair", "")
     live = [pair for pair in services.views.pairs.values() if not pair.ended]
     rows = []
@@ -29,7 +34,15 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
         grants, spaces = services.pairing.handover.grants.of(pair), services.views.namespaces
         lines = (*consent.lines(pair, grants, spaces, label_of(pair.peer_did)), *consent.agreed(pair, grants, spaces))
         rows += [{**head, **line.to_json()} for line in sorted(lines, key=lambda line: line.direction, reverse=True)]
-    return list_response(rows)
+    return list_response(rows if ref else [*rows, *(row for sink in sinks.rows(services) for row in _shared(sink))])
+
+
+def _shared(sink: Mapping[str, Any]) -> Iterator[dict[str, object]]:
+    """Yield what a sink shares, in the form of grants."""
+    level = levels.NAMES[levels.EXACT] if sink["state"] == "active" else consent.WITHDRAWN
+    for name in sink["namespaces"]:
+        row = consent.GrantRow(consent.OUT, name, name, level, level, 0)
+        yield {"object": "grant", "pair_id": None, "peer_did": None, "sink": sink["name"], **row.to_json()}
 
 
 async def grant(request: Request, principal: Principal, services: Services) -> Response:

@@ -12,6 +12,7 @@ from ..core.event import event
 from ..core.limits import Limits
 from ..doctor.examine import Doctor
 from ..doctor.mend import StoreMender
+from ..engine.engines import Engines
 from ..home.config import Settings
 from ..home.disk import Disk
 from ..home.log import Log
@@ -99,6 +100,7 @@ class Services:
     fingerprints: Fingerprints
     anti_entropy: AntiEntropy
 
+    engines: Engines
     pairing: Pairing
     doctor: Doctor
     mender: StoreMender
@@ -119,4 +121,5 @@ class Services:
         self.sync.close()
         self.push.close()
         self.fingerprints.close()
+        self.engines.close()
         self.pairing.close()

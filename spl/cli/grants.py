@@ -74,6 +74,8 @@ def _list(args: Namespace, shell: Shell) -> int:
     grants = shell.ctl.items(f"/v1/consent/grants{query}")
     if shell.printed("spl.grants/1", grants):
         return 0
+    sinks = [item for item in grants if item["pair_id"] is None]
+    grants = [item for item in grants if item["pair_id"] is not None]
     names = shell.out.dids(item["peer_did"] for item in grants)
     rows = [
         (
@@ -82,6 +84,10 @@ def _list(args: Namespace, shell: Shell) -> int:
         )
         for item in grants
     ]  # fmt: skip
+    rows += [
+        (f"sink {item['sink']}", "every reader", f"{item['namespace']} -> its readers", _level(item), "-", "-")
+        for item in sinks
+    ]
     shell.out.table(
         ("PAIR ID", "PEER DID", "NAMESPACES", "LEVEL", "VERSION", "MISSING"),
         rows,

@@ -51,6 +51,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "debug": CommandPlace("debug", "Compare records, threads and snapshots.", group=True),
     "namespace": CommandPlace("namespaces", "Create and list namespaces, which separate tenants.", group=True),
     "consent": CommandPlace("grants", "List what is shared across pairs, and at which level.", group=True),
+    "sink": CommandPlace("sink", "Send records into a stream engine, for any number of readers.", group=True),
     "token": CommandPlace("tokens", "Mint, list and revoke access tokens.", group=True),
     "config": CommandPlace("settings", "Show and set the configuration; add, list and remove rules.", group=True),
     "completion": CommandPlace("completion", "Print the script that completes commands in a shell."),

@@ -36,6 +36,8 @@ from .record.namespace import Namespace
 THREAD: Final = "th_consent"
 KIND_GRANT: Final = "syncropel.consent.grant.v1"
 KIND_PEER_GRANT: Final = "syncropel.consent.peer_grant.v1"
+KIND_SINK: Final = "syncropel.consent.sink.v1"
+"""A sink, which shares namespaces with whoever reads what it fills; the newest record of a name counts."""
 WITHDRAWN: Final = "none"
 OUT: Final = "out"
 IN: Final = "in"

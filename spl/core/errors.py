@@ -131,6 +131,15 @@ CODES: Final[dict[str, Code]] = {
     "consent-stale": Code(409, 10, "The peer's statement of consent is older than the one held.", "nothing: the newer one stays in force"),
     "scope-violation": Code(403, 10, "The record lies outside what this pair agreed to share.", "spl federation show PAIR_ID"),
     "answer-malformed": Code(502, 9, "The peer's answer is not of the expected form.", "spl federation refresh PAIR_ID, upgrade the older side"),
+    # sinks
+    "sink-unknown": Code(404, 6, "There is no such sink here.", "spl sink list"),
+    "sink-exists": Code(409, 7, "The sink cannot be added beside those that there are.", "spl sink list"),
+    "sink-invalid": Code(400, 2, "The sink is not of the form that is accepted.", "spl sink add --help"),
+    "sink-unreachable": Code(503, 9, "The server or program of a sink does not take records; they wait in the log, and nothing is lost.", "start it, or correct the network path; then: spl sink test NAME"),
+    "sink-full": Code(507, 9, "The stream of a sink takes no more records; they wait in the log, and nothing is lost.", "raise its limits or free its disk; it goes on by itself"),
+    "sink-foreign": Code(409, 3, "The stream of a sink holds what this instance did not write, so the sink stopped.", "take the right to publish from others; then: spl sink resume NAME"),
+    "sink-auth": Code(401, 4, "The server of a sink does not take the credentials, or they cannot be read.", "correct the file that --creds named, or the user's permissions; then: spl sink test NAME"),
+    "sink-refused": Code(502, 9, "The server or program of a sink answers in a way that it cannot be used.", "spl sink test NAME"),
     # reach
     "dns": Code(502, 9, "The peer's name does not resolve.", "check the name and the resolver"),
     "connect": Code(502, 9, "The peer does not accept the connection.", "is it running, is the port open?"),

@@ -4,6 +4,7 @@ A finding that another one explains is no problem of its own: `depends_on` lists
 shown the first of a chain.  One broken certificate would otherwise read as eight problems.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
@@ -13,7 +14,7 @@ from ..core.errors import CODES
 from ..core.limits import Limits
 from . import conditions as seen
 from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
-from .facts import Facts
+from .facts import Facts, Fault
 
 INFO: Final = "info"
 WARN: Final = "warn"
@@ -82,6 +83,18 @@ def problems(found: Iterable[Finding]) -> list[Finding]:
     return [item for item in found if item.is_problem]
 
 
+def sink_problems(limits: Limits, name: str, fault: Fault, since_s: float) -> list[dict[str, object]]:
+    """Return the findings on a sink that sends nothing since then, as they are shown."""
+    facts = Facts(limits=limits, sink=name, sink_fault=fault, broken_s={fault.code: since_s})
+    return [
+        {
+            "code": item.code, "severity": item.severity, "side": item.side, "fix": item.fix, "title": item.evidence,
+            "meaning": item.title, "sink": name,
+        }
+        for item in problems(findings(facts))
+    ]  # fmt: skip
+
+
 def _severity(row: FindingKind, facts: Facts) -> str:
     return FAIL if row.grave(facts) else row.severity
 
@@ -104,6 +117,13 @@ def _at_peer(text: str) -> Callable[[Facts], str]:
 def _with_pair(command: str) -> Callable[[Facts], str]:
     """Return one of our own commands, given the pair."""
     return lambda facts: f"{command} {facts.pair_id or 'PAIR_ID'}"
+
+
+def _sink_fix(facts: Facts) -> str:
+    """Return the step that the fault of a sink comes with, given the sink."""
+    fault = facts.sink_fault
+    step = fault.hint if fault is not None else ""
+    return re.sub(r"\bNAME\b", facts.sink or "NAME", step or CODES["sink-unreachable"].fix)
 
 
 def _withheld_fix(facts: Facts) -> str:
@@ -301,6 +321,11 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("stream-flapping", WARN, _LASTING, None, PATH, seen.flapping, _flapping_fix),
     FindingKind("queue-high", WARN, ("adapter-slow",), _queue_full_s, LOCAL, seen.queue, _next("queue-high")),
     FindingKind("adapter-slow", WARN, (), None, LOCAL, seen.slow, _next("adapter-slow")),
+    FindingKind("sink-unreachable", FAIL, (), _failing_s, PATH, seen.sink("sink-unreachable"), _sink_fix),
+    FindingKind("sink-full", FAIL, (), None, PATH, seen.sink("sink-full"), _sink_fix),
+    FindingKind("sink-foreign", FAIL, (), None, PATH, seen.sink("sink-foreign"), _sink_fix),
+    FindingKind("sink-auth", FAIL, (), None, PATH, seen.sink("sink-auth"), _sink_fix),
+    FindingKind("sink-refused", FAIL, (), None, PATH, seen.sink("sink-refused"), _sink_fix),
     FindingKind("rate-limited", WARN, (), None, PEER, seen.throttled, _next("rate-limited")),
     FindingKind("poll-interval-long", INFO, (), None, LOCAL, seen.poll_long, _interval_fix),
     FindingKind("pair-degraded", FAIL, (*_CAUSES, "cursor-stalled"), None, PEER, seen.degraded, _degraded_fix),

@@ -54,6 +54,11 @@ def failed(*codes: str) -> Condition:
     return condition
 
 
+def sink(code: str) -> Condition:
+    """Return the condition that a sink has this fault."""
+    return lambda facts: f"sink {facts.sink}: {said}" if (said := _said(facts.sink_fault, code)) else ""
+
+
 def _said(fault: Fault | None, code: str) -> str:
     return (fault.message or CODES[code].meaning) if fault is not None and fault.code == code else ""
 

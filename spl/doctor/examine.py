@@ -6,7 +6,7 @@ catalogue; only the facts differ.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,16 +103,17 @@ class Doctor:
 
     # -- by asking
 
-    async def examine(self, pair: Pair | None) -> dict[str, object]:
+    async def examine(self, pair: Pair | None, beside: Sequence[dict[str, object]] = ()) -> dict[str, object]:
         """Return the report on one pair, or on the daemon: checks, problems, and how many checks they explain.
 
-        Without a pair, `pairs` lists the pairs, each with its problems from the facts at hand.
+        Without a pair, `pairs` lists the pairs, each with its problems from the facts at hand, and the problems found
+        `beside` the pairs are among those of the daemon.
         """
         known = await asyncio.to_thread(gather.with_config, self._daemon_facts(), self.home.path)
         known = self._with_ourselves(known)
         if pair is None:
             known = await self.peer.ask_ourselves(known)
-            report = report_of(checks.OURSELVES, known)
+            report = report_of(checks.OURSELVES, known, beside)
             pairs = [self._line(item) for item in self.home.views.pairs.values() if not item.ended]
             return {**report, "pairs": pairs}
         # A rule that refuses pair requests keeps strangers out, and no pair from syncing.
@@ -140,7 +141,9 @@ class Doctor:
         return replace(known, did=short_of(identity.did), words=words(identity.chain.present))
 
 
-def report_of(rows: tuple[checks.Check, ...], known: Facts) -> dict[str, object]:
+def report_of(
+    rows: tuple[checks.Check, ...], known: Facts, beside: Sequence[dict[str, object]] = ()
+) -> dict[str, object]:
     """Return {object, pair_id, checks, problems, explained} of a set of checks over facts."""
     found = catalogue.findings(known)
     lines = checks.lines(rows, known, found)
@@ -148,7 +151,7 @@ def report_of(rows: tuple[checks.Check, ...], known: Facts) -> dict[str, object]
         "object": "doctor",
         "pair_id": None,
         "checks": lines,
-        "problems": [finding_json(item) for item in catalogue.problems(found)],
+        "problems": [*(finding_json(item) for item in catalogue.problems(found)), *beside],
         "explained": sum(line["mark"] == checks.SKIP for line in lines),
     }
 

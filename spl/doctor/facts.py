@@ -152,6 +152,11 @@ class Facts:
     broken_s: Mapping[str, float] = field(default_factory=dict)
     """Code -> seconds since it began, for what heals by itself; what is not named counts as lasting."""
 
+    # -- a sink
+    sink: str = ""
+    """Its name; `sink_fault` is why it sends nothing."""
+    sink_fault: Fault | None = None
+
     # -- why the last attempt failed, and what was seen by asking
     failure: Fault | None = None
     manifest: Fault | None = None

@@ -61,6 +61,8 @@ class Views:
     """By pair_id; `consent.grants_of` adds what the pair's own record grants."""
     statements: Mapping[str, int] = field(default_factory=dict)
     """Pair -> seq of the line that holds its peer's newest signed statement about grants."""
+    sinks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name -> body of its record; `engine/sinks.py` reads it, if there is one."""
     namespaces: Mapping[str, Namespace] = field(default_factory=lambda: namespace.REGISTRY_EMPTY)
     positions: Mapping[str, Position] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
@@ -160,6 +162,11 @@ def _namespaces(views: Views, body: Mapping[str, Any]) -> Views:
 
 
 def _consents(views: Views, body: Mapping[str, Any]) -> Views:
+    if body.get("kind") == consent.KIND_SINK:
+        others = {name: sink for name, sink in views.sinks.items() if name != body.get("name")}
+        return replace(
+            views, sinks=others if body.get("phase") == "removed" else {**others, str(body.get("name")): body}
+        )
     return replace(views, consents=consent.fold(views.consents, body))
 
 

@@ -30,6 +30,10 @@ def manifest(code: str, message: str = "", **more: object) -> dict[str, Any]:
     return {"manifest": Fault(code, message), **more}
 
 
+def sink(code: str) -> dict[str, Any]:
+    return {"sink": "fan", "sink_fault": Fault(code, "as the test says", CODES[code].fix)}
+
+
 GRANT = "spl federation grant pair_0f9e8d7c --namespace x --maps x,music --hash-level L0"
 MAKE = "spl namespace create x && spl namespace create x/y"
 
@@ -98,6 +102,11 @@ CASES: dict[str, dict[str, Any]] = {
     "stream-flapping": {"mode": "continuous", "breaks": 4},
     "queue-high": {"queue_records": 51},
     "adapter-slow": {"adapters_slow": "adapters take 40 ms a record (p99 of the last 5 min), views the most of it"},
+    "sink-unreachable": sink("sink-unreachable"),
+    "sink-full": sink("sink-full"),
+    "sink-foreign": sink("sink-foreign"),
+    "sink-auth": sink("sink-auth"),
+    "sink-refused": sink("sink-refused"),
     "rate-limited": {"throttled": True},
     "poll-interval-long": {"poll_interval_ms": 7_200_000},
     "pair-degraded": {"phase": "degraded", "reason": "internal"},
@@ -160,7 +169,7 @@ def test_each_finding_has_facts_that_produce_it_and_only_it(row: Any) -> None:
 def test_patience_is_a_limit() -> None:
     """An operator may lower it."""
     patient = {row.code for row in CATALOGUE if row.patience_s is not None and row.patience_s(Limits()) > 0}
-    assert patient == {"dns", "connect", "timeout", "disconnected", "peer-5xx", "queue-high"}
+    assert patient == {"dns", "connect", "timeout", "disconnected", "peer-5xx", "queue-high", "sink-unreachable"}
 
 
 def test_no_case_is_left_of_what_the_catalogue_lost() -> None:

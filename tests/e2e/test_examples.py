@@ -27,6 +27,7 @@ ELSEWHERE: Final = {
     "federation": "is that of federation pair",
     "federation pair": "is played with the pages",
     "federation soak": "runs for minutes",
+    "sink test": "asks a server, as tests/engine does",
 }
 """Examples that are not run here, and why."""
 FINDS: Final = {

@@ -1,0 +1,81 @@
+"""Sinks for their operator: where records of which namespaces go, what each is doing, and its findings."""
+
+from ..core.errors import SplError
+from ..doctor.catalogue import sink_problems
+from ..doctor.facts import Fault
+from ..net.routes import Request, Response
+from .answers import field_error, json_response, list_response, members, texts
+from .auth import Kind, Principal
+from .services import Services
+
+ACTIONS = frozenset({"pause", "resume", "remove"})
+
+
+def listing(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/sinks: every sink with what it is doing."""
+    return list_response(rows(services))
+
+
+def rows(services: Services) -> list[dict[str, object]]:
+    """Return every sink; without one nothing of the engine is loaded."""
+    engines = services.engines
+    return [engines.sinks.to_json(sink) for sink in engines.sinks.all()] if engines.configured else []
+
+
+def show(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/sinks/{name}: one sink."""
+    _check_any(services)
+    return json_response(services.engines.sinks.to_json(services.engines.sinks.named(request.params["name"])))
+
+
+async def add(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/sinks {name, url, namespaces, subjects?, from?, creds?, ca?}: begin to send; `from` is "0" or "now"."""
+    fields = members(request, {
+        "name": str, "url": str, "namespaces": list, "subjects": str, "from": str, "creds": str, "ca": str,
+    })  # fmt: skip
+    for name in ("name", "url", "namespaces"):
+        if not fields.get(name):
+            raise field_error(name, "is missing")
+    start = fields.pop("from", "0")
+    if start not in ("0", "now"):
+        raise field_error("from", 'is "0" or "now"')
+    if fields["url"].startswith("exec:") and principal.kind != Kind.LOCAL:
+        raise SplError("scope-forbidden", "a program is named on this machine only, by the home's own socket")
+    fields["namespaces"] = texts(fields["namespaces"], "namespaces")
+    sinks = services.engines.sinks
+    return json_response(sinks.to_json(await sinks.add(fields, from_now=start == "now")), 201)
+
+
+async def act(request: Request, principal: Principal, services: Services) -> Response:
+    """POST /v1/sinks/{name}/{action}: pause, resume, remove, or test: ask its server now."""
+    members(request, {})
+    _check_any(services)
+    sinks, name, action = services.engines.sinks, request.params["name"], request.params["action"]
+    if action == "test":
+        return json_response(await sinks.test(name))
+    if action not in ACTIONS:
+        raise SplError("not-found", f"there is no action {action[:40]!r}; there are pause, resume, remove and test")
+    return json_response(sinks.to_json(await sinks.act(name, action)))
+
+
+def acl(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /v1/sinks/{name}/acl?pair=: what a user of the server needs to read what a pair shares, and no more."""
+    _check_any(services)
+    pair = services.pairing.pairs.resolve(request.query.get("pair", ""))
+    return json_response(services.engines.sinks.acl(request.params["name"], pair))
+
+
+def findings(services: Services) -> list[dict[str, object]]:
+    """Return what is wrong with the sinks, in the form of the doctor's findings."""
+    if not services.engines.configured:
+        return []
+    found = []
+    for fault in services.engines.sinks.faults():
+        seen = Fault(fault.code, fault.message, fault.hint)
+        found += sink_problems(services.limits, fault.name, seen, fault.since_s)
+    return found
+
+
+def _check_any(services: Services) -> None:
+    if not services.engines.configured:
+        raise SplError("sink-unknown", "there are no sinks here", hint="spl sink add nats://HOST --namespace NAME")

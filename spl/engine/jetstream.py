@@ -1,0 +1,161 @@
+"""What is asked of JetStream: about a stream and its messages, to make one, and what a publish was answered."""
+
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .nats import Nats
+from .protocol import Delivery, EngineError, decoded, headers_of, said
+
+STREAM_MISSING: Final = 10059
+MESSAGE_MISSING: Final = 10037
+CONSUMER_MISSING: Final = 10014
+WRONG_LAST: Final = frozenset({10070, 10071})
+"""The message named another predecessor than the stream has."""
+FULL: Final = frozenset({10023, 10028, 10047, 10077, 10052, 10002})
+"""Of a stream, an account or a disk that has no room."""
+WINDOW_NS: Final = 120_000_000_000
+"""The time in which the server drops repeats: the net below the chain, and the server's own default."""
+
+_HEAD_BYTES_MAX: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """A stream as the server describes it."""
+
+    subjects: tuple[str, ...]
+    messages: int
+    first_seq: int
+    last_seq: int
+    created: str
+    bytes: int = 0
+    atomic: bool = False
+    """Whether its stored configuration grants batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message of a stream."""
+
+    subject: str
+    seq: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The answer to a publish: where it stands, or why it was refused."""
+
+    seq: int
+    duplicate: bool = False
+    error: int = 0
+    text: str = ""
+
+
+class JetStreamError(EngineError):
+    """JetStream refuses a request; `number` is its own code."""
+
+    def __init__(self, code: str, message: str, number: int) -> None:
+        super().__init__(code, message)
+        self.number = number
+
+
+async def state_of(nats: Nats, stream: str) -> StreamState | None:
+    """Return the state of a stream, None if there is none.  Raises EngineError."""
+    try:
+        answer = await ask(nats, f"STREAM.INFO.{stream}")
+    except JetStreamError as exc:
+        if exc.number == STREAM_MISSING:
+            return None
+        raise
+    return _state(answer)
+
+
+async def create(nats: Nats, stream: str, subject: str) -> StreamState:
+    """Make a stream; its retention is the operator's to change."""
+    return _state(await ask(nats, f"STREAM.CREATE.{stream}", {
+        "name": stream, "subjects": [subject], "retention": "limits", "storage": "file", "discard": "old",
+        "num_replicas": 1, "duplicate_window": WINDOW_NS, "max_msgs": -1, "max_bytes": -1, "max_age": 0,
+        "max_consumers": -1, "max_msgs_per_subject": -1, "max_msg_size": -1,
+    }))  # fmt: skip
+
+
+async def message_at(nats: Nats, stream: str, seq: int) -> StoredMessage | None:
+    """Return the message with this sequence, None if there is none."""
+    return await _message(nats, stream, {"seq": seq})
+
+
+async def last_under(nats: Nats, stream: str, subject: str) -> StoredMessage | None:
+    """Return the last message of a subject, None if there is none."""
+    return await _message(nats, stream, {"last_by_subj": subject})
+
+
+async def ask(nats: Nats, name: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return JetStream's answer to a request.  Raises JetStreamError for a refusal."""
+    raw = json.dumps(body).encode() if body is not None else b""
+    answer = decoded((await nats.request(f"$JS.API.{name}", raw)).body)
+    error = answer.get("error")
+    if isinstance(error, dict):
+        number = error.get("err_code")
+        text = said(str(error.get("description", "")))
+        code = "sink-full" if number in FULL else "sink-refused"
+        raise JetStreamError(code, f"JetStream says: {text}", number if type(number) is int else 0)
+    return answer
+
+
+def ack_of(delivery: Delivery) -> Ack:
+    """Return what the answer to a publish says."""
+    if delivery.head and headers_of(delivery.head)[0] == 503:
+        return Ack(0, error=STREAM_MISSING, text="no stream takes the subject")
+    value = decoded(delivery.body)
+    error = value.get("error")
+    if isinstance(error, dict):
+        number = error.get("err_code")
+        return Ack(0, error=number if type(number) is int and number else 1, text=said(str(error.get("description"))))
+    return Ack(_count(value, "seq"), duplicate=value.get("duplicate") is True)
+
+
+def _state(answer: Mapping[str, Any]) -> StreamState:
+    config, state, created = answer.get("config"), answer.get("state"), answer.get("created")
+    subjects = config.get("subjects", []) if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(state, dict) or not isinstance(subjects, list):
+        raise EngineError("sink-refused", "the server describes the stream in another form")
+    return StreamState(
+        tuple(str(subject) for subject in subjects[:64]), _count(state, "messages"), _count(state, "first_seq"),
+        _count(state, "last_seq"), str(created)[:64], _count(state, "bytes"), config.get("allow_atomic") is True,
+    )  # fmt: skip
+
+
+async def _message(nats: Nats, stream: str, which: Mapping[str, Any]) -> StoredMessage | None:
+    try:
+        answer = await ask(nats, f"STREAM.MSG.GET.{stream}", which)
+    except JetStreamError as exc:
+        if exc.number == MESSAGE_MISSING:
+            return None
+        raise
+    found = answer.get("message")
+    if not isinstance(found, dict) or not isinstance(found.get("subject"), str):
+        raise EngineError("sink-refused", "the server gives a message in another form")
+    head = _unb64(found.get("hdrs", ""))
+    if len(head) > _HEAD_BYTES_MAX:
+        raise EngineError("sink-refused", "the headers of a message are too long")
+    headers = headers_of(head)[1] if head else {}
+    return StoredMessage(found["subject"], _count(found, "seq"), headers, _unb64(found.get("data", "")))
+
+
+def _unb64(text: object) -> bytes:
+    try:
+        return binascii.a2b_base64(str(text).encode("ascii"), strict_mode=True) if text else b""
+    except (binascii.Error, ValueError) as exc:
+        raise EngineError("sink-refused", "the server gives a message that is not base64") from exc
+
+
+def _count(value: Mapping[str, Any], name: str) -> int:
+    number = value.get(name, 0)
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise EngineError("sink-refused", f"the server gives {name} in another form")
+    return number

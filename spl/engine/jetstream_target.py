@@ -1,0 +1,330 @@
+"""Records into a JetStream stream: at least once, in order, resumable from the stream itself.
+
+A message is the stored envelope, byte for byte, so a reader verifies id and signature itself.  Its headers:
+
+    Nats-Msg-Id                 the record's id
+    Nats-Expected-Last-Msg-Id   the id of the message before; of the first in a session, Nats-Expected-Last-Sequence
+    Spl-Position                <epoch>:<seq> in our log
+    Spl-Namespace, Spl-Thread   in full text
+
+Up to a batch of messages is in flight, each naming its predecessor: if one is lost, the server refuses all that follow,
+so nothing overtakes.  The first names the stream's last sequence instead, because a server forgets the last id when it
+starts again after its window for repeats.
+
+The server acknowledges before its fsync, so our position is read from the stream at each opening, never from a file of
+ours: a stream that lost its tail is filled again.  The last message must be one of ours, which is checked by its bytes;
+a message of somebody else stops the sink, for a position that others can write would let them skip records.
+
+A record that is larger than the server takes goes as a pointer {id, thread, namespace, bytes} and blocks nothing.  Key
+chains of signers stand under their own subjects, before the first record of a signer, for readers that know nobody.
+"""
+
+import asyncio
+import json
+import ssl
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from ..core import canon
+from ..core.errors import SplError
+from ..core.keys import digest
+from ..home.disk import Disk
+from ..net.dialer import Dialer
+from ..net.sockets import client_tls
+from . import credentials, jetstream, subjects
+from .jetstream import Ack, JetStreamError, StoredMessage, StreamState
+from .nats import ANSWER_S, Endpoint, Nats, connect, endpoint_of
+from .protocol import EngineError, head_of, published
+from .pump import SinkState, seq_in
+from .reader import LogReader, StoredRecord
+from .sinks import Sink
+
+POSITION: Final = "Spl-Position"
+NAMESPACE: Final = "Spl-Namespace"
+THREAD: Final = "Spl-Thread"
+POINTER: Final = "Spl-Pointer"
+ID: Final = "Nats-Msg-Id"
+LAST_ID: Final = "Nats-Expected-Last-Msg-Id"
+LAST_SEQ: Final = "Nats-Expected-Last-Sequence"
+KEYS_ID: Final = "keys:"
+STEPS_BACK_MAX: Final = 14
+"""Each step back through the stream is twice as long as the last: 16,384 messages in all."""
+SIGNERS_MAX: Final = 4096
+TWICE_MAX: Final = 4096
+CHARS_MAX: Final = 256
+FRAMES_BYTES: Final = 256 * 1024
+
+
+class Files:
+    """What a sink names by path: read at each connection, so a renewed file counts."""
+
+    def __init__(self, disk: Disk, tls: ssl.SSLContext | None) -> None:
+        """`tls` verifies servers for sinks without an authority of their own."""
+        self._disk, self._tls = disk, tls
+
+    def endpoint(self, sink: Sink) -> Endpoint:
+        """Return where a sink's server is.  Raises EngineError "sink-auth", ListenError "config-invalid"."""
+        host, port, always_tls = endpoint_of(sink.url)
+        found = None
+        if sink.creds:
+            try:
+                raw = self._disk.read(Path(sink.creds), credentials.FILE_BYTES_MAX, follow=True)
+            except OSError as exc:
+                raise EngineError("sink-auth", f"{sink.creds}: {exc.strerror or exc}") from exc
+            if raw is None:
+                raise EngineError("sink-auth", f"{sink.creds} is not there")
+            found = credentials.read(raw.decode("utf-8", "replace"))
+        return Endpoint(host, port, always_tls, found, client_tls(Path(sink.ca)) if sink.ca else self._tls)
+
+
+class JetStreamTarget:
+    """The stream of one sink."""
+
+    def __init__(
+        self, sink: Sink, reader: LogReader, state: SinkState, dialer: Dialer, files: Files, inbox: str
+    ) -> None:
+        self.sink, self.reader, self.state = sink, reader, state
+        self._dialer, self._files, self._inbox = dialer, files, inbox
+        self.sent_to = 0
+        """The last line that this process sent; 0 before the first.  A stream that is beyond it has other writers."""
+        self.twice: set[int] = set()
+        """Lines whose id the server took for a repeat: the same record stands in two namespaces."""
+
+    async def open(self) -> "JetStreamSession":
+        """Return a session.  Raises EngineError, ReachError."""
+        endpoint = await asyncio.to_thread(self._files.endpoint, self.sink)
+        nats = await connect(endpoint, self._dialer, self._inbox)
+        self.state.far = f"nats-server {nats.version}"
+        return JetStreamSession(self, nats)
+
+
+class JetStreamSession:
+    """One connection to the stream."""
+
+    def __init__(self, target: JetStreamTarget, nats: Nats) -> None:
+        self.target, self.nats = target, nats
+        self._did = target.reader.did()
+        self._stream = subjects.stream_of(self._did)
+        self._seq = 0
+        self._last_id = ""
+        self._place = 0
+        self._signers: dict[str, str] = {}
+        """Signer -> digest of the chain that stands in the stream."""
+        self._numbers = count(1)
+
+    async def listen(self) -> None:
+        """Read what the server sends, for as long as the connection lives."""
+        await self.nats.listen()
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self.nats.close()
+
+    async def resume(self) -> int:
+        """Return the line up to which the stream holds our records; make the stream if there is none.
+
+        Raises EngineError "sink-foreign" if its last message, or the stream, is not ours.
+        """
+        sink, found = self.target.sink, await jetstream.state_of(self.nats, self._stream)
+        if found is None:
+            found = await jetstream.create(self.nats, self._stream, subjects.all_of(self._did))
+        if found.subjects != (subjects.all_of(self._did),):
+            raise EngineError("sink-foreign", f"stream {self._stream} takes other subjects than ours")
+        if found.messages:
+            self._place = await self._last_place(found)
+        elif found.last_seq:
+            # Everything expired or was purged: it is not filled again, for that was somebody's wish.
+            saved = self.target.reader.writer.views.positions.get(sink.place_name)
+            seq = seq_in(saved.cursor, self.target.reader.epoch) if saved is not None else None
+            self._place = max(sink.after, seq or 0, self.target.sent_to)
+        else:
+            self._place = sink.after
+        if self._place > self.target.reader.last_seq:
+            raise EngineError("sink-foreign", f"stream {self._stream} is ahead of our log")
+        self._seq = found.last_seq
+        return self._place
+
+    async def put(self, records: Sequence[StoredRecord]) -> None:
+        """Publish records and wait for all acknowledgements.
+
+        Raises EngineError "sink-full", "sink-unreachable", "sink-foreign", "sink-refused".
+        """
+        await self._learn_chains(records)
+        frames, awaited = self._frames(records)
+        self.target.sent_to = max(self.target.sent_to, records[-1].seq)
+        while frames:
+            size, fits = 0, 0
+            while fits < len(frames) and (not fits or size + len(frames[fits]) <= FRAMES_BYTES):
+                size, fits = size + len(frames[fits]), fits + 1
+            self._check_wanted()
+            await self.nats.send(frames[:fits])
+            del frames[:fits]
+        await self._acknowledged(awaited)
+
+    # -- what goes out
+
+    def _frames(self, records: Sequence[StoredRecord]) -> tuple[list[bytes], dict[str, int]]:
+        """Return the messages of the records, and (subject of the answer -> line) in their order."""
+        frames, awaited = list[bytes](), dict[str, int]()
+        for record in records:
+            id_ = record.id if record.seq not in self.target.twice else f"{record.id}:{record.namespace}"
+            head = {**self._chained(id_, record.seq), NAMESPACE: record.namespace, THREAD: record.thread}
+            subject = subjects.subject_of(self._did, record.namespace, record.thread, self.target.sink.subjects)
+            raw, body = head_of(head), record.body
+            if len(raw) + len(body) > self.nats.payload_max:
+                raw, body = head_of({**head, POINTER: str(len(body))}), pointer_to(record)
+            reply = f"{self.nats.inbox}.a{next(self._numbers)}"
+            frames.append(published(subject, reply, raw, body))
+            awaited[reply] = record.seq
+        return frames, awaited
+
+    def _chained(self, id_: str, seq: int) -> dict[str, str]:
+        """Return the headers that place a message behind the one before."""
+        before = {LAST_ID: self._last_id} if self._last_id else {LAST_SEQ: str(self._seq)}
+        self._last_id = id_
+        self._place = seq
+        return {ID: id_, **before, POSITION: f"{self.target.reader.epoch}:{seq}"}
+
+    async def _learn_chains(self, records: Sequence[StoredRecord]) -> None:
+        """Publish the key chains of signers that the stream lacks, before their records."""
+        for signer in dict.fromkeys(record.signer for record in records):
+            chain = self.target.reader.chain(signer)
+            if chain is None:
+                continue
+            body = canon.encode(chain.to_json())
+            print_ = digest(body)
+            if self._signers.get(signer) == print_:
+                continue
+            subject = subjects.keys_of(self._did, signer)
+            held = await jetstream.last_under(self.nats, self._stream, subject)
+            if held is None or held.body != body:
+                # With the sequence, or after a purge the server would take it for a repeat.
+                head = self._chained(f"{KEYS_ID}{print_}:{self._seq}", self._place)
+                reply = f"{self.nats.inbox}.a{next(self._numbers)}"
+                self._check_wanted()
+                await self.nats.send((published(subject, reply, head_of(head), body),))
+                await self._acknowledged({reply: self._place})
+            if len(self._signers) >= SIGNERS_MAX:
+                self._signers.clear()
+            self._signers[signer] = print_
+
+    def _check_wanted(self) -> None:
+        """Raise unless the sink is in force as it was when this session began: nothing goes out after a withdrawal."""
+        if self.target.reader.sink(self.target.sink.name) != self.target.sink:
+            raise EngineError("sink-unknown", "the sink was changed")
+
+    async def _acknowledged(self, awaited: dict[str, int]) -> None:
+        """Wait for all answers.  The sequences must follow each other: between them nobody else may have written."""
+        acks = dict[str, Ack]()
+        while len(acks) < len(awaited):
+            found = await self.nats.next(ANSWER_S)
+            if found is None:
+                raise EngineError("sink-unreachable", f"publishes are not acknowledged within {ANSWER_S:g} s")
+            if found.subject in awaited:  # any other is late, from before
+                acks[found.subject] = jetstream.ack_of(found)
+        for reply, seq in awaited.items():
+            ack = acks[reply]
+            if ack.error:
+                raise _refusal(ack)
+            if ack.duplicate and ack.seq != self._seq + 1:
+                if len(self.target.twice) >= TWICE_MAX:
+                    self.target.twice.clear()
+                self.target.twice.add(seq)
+                raise EngineError("sink-refused", "the stream has this id already, from another namespace")
+            if ack.seq != self._seq + 1:
+                raise EngineError("sink-foreign", f"somebody else writes into {self._stream}")
+            self._seq = ack.seq
+
+    # -- where the stream is
+
+    async def _last_place(self, found: StreamState) -> int:
+        """Return the position of the newest message that is ours, walking back past those that we lost or know of."""
+        seq, step, lost = found.last_seq, 1, False
+        for _ in range(STEPS_BACK_MAX):
+            message = await self._at(seq, found)
+            if message is None:
+                return self.target.sink.after
+            place = self._place_of(message)
+            if place is None and not (lost or message.seq <= self.target.sink.passed or self._may_be_ours(message)):
+                hint = f"take the right to publish from others; then: spl sink resume {self.target.sink.name}"
+                text = f"message {message.seq} of {self._stream} ({message.subject[:80]}) is not ours"
+                raise EngineError("sink-foreign", text, hint=hint, stream_seq=message.seq)
+            if place is not None:
+                if not lost and self.target.sent_to and place > self.target.sent_to:
+                    text = f"somebody else writes into {self._stream}"
+                    raise EngineError("sink-foreign", text, stream_seq=message.seq)
+                return place
+            if message.seq <= found.first_seq:
+                break
+            lost, seq, step = True, max(found.first_seq, message.seq - step), step * 2
+        return self.target.sink.after
+
+    async def _at(self, seq: int, found: StreamState) -> StoredMessage | None:
+        if seq == found.last_seq:
+            last = await jetstream.last_under(self.nats, self._stream, subjects.all_of(self._did))
+            if last is not None:
+                return last
+        for each in range(seq, max(found.first_seq, seq - 64) - 1, -1):  # single messages may have been deleted
+            message = await jetstream.message_at(self.nats, self._stream, each)
+            if message is not None:
+                return message
+        return None
+
+    def _may_be_ours(self, message: StoredMessage) -> bool:
+        """Return whether a message has our form: a key chain, or a record of before our log was set back."""
+        id_ = message.headers.get(ID, "")
+        if message.subject.startswith(f"spl.{subjects.tail_of(self._did)}.{subjects.KEYS}."):
+            return id_.startswith(f"{KEYS_ID}{digest(message.body)}:")
+        before, _, digits = message.headers.get(POSITION, "").rpartition(":")
+        return bool(before) and bool(digits) and not digits.strip("0123456789") and _names(message.body, id_)
+
+    def _place_of(self, message: StoredMessage) -> int | None:
+        """Return the line of a message of ours, by its bytes; None if our log does not hold what it says."""
+        reader, id_ = self.target.reader, message.headers.get(ID, "")
+        name = message.headers.get(NAMESPACE, "")
+        known = len(id_) < CHARS_MAX and name in self.target.sink.namespaces
+        held = reader.find(id_.partition(":")[0], name) if known else None
+        if held is None:
+            return None
+        row, raw = held
+        if message.body != raw and not (POINTER in message.headers and _names(message.body, id_)):
+            return None
+        return row.seq
+
+
+def pointer_to(record: StoredRecord) -> bytes:
+    """Return what goes out for a record that is too large."""
+    fields = {"id": record.id, "thread": record.thread, "namespace": record.namespace, "bytes": len(record.body)}
+    return canon.encode(fields)
+
+
+def _names(body: bytes, id_: str) -> bool:
+    """Return whether a body is a record, or a pointer, of this id."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("id") == id_.partition(":")[0]
+
+
+def _refusal(ack: Ack) -> SplError:
+    """Return the error of a refused publish."""
+    if ack.error in jetstream.FULL:
+        return JetStreamError("sink-full", f"the stream takes no more: {ack.text}", ack.error)
+    if ack.error in jetstream.WRONG_LAST:
+        return JetStreamError("sink-unreachable", "a message was lost; the stream is asked where it is", ack.error)
+    if ack.error == jetstream.STREAM_MISSING:
+        return JetStreamError("sink-unreachable", "the stream is gone; it is made again", ack.error)
+    return JetStreamError("sink-refused", f"the server refuses a message: {ack.text}", ack.error)
+
+
+def state_json(found: StreamState | None) -> Mapping[str, object] | None:
+    """Return a stream for people and programs."""
+    if found is None:
+        return None
+    return {
+        "messages": found.messages, "bytes": found.bytes, "first_seq": found.first_seq, "last_seq": found.last_seq,
+        "created_at": found.created,
+    }  # fmt: skip

@@ -1,0 +1,167 @@
+"""Records into a program: one envelope a line on its standard input; what it confirms, it prints.
+
+A line of its output (standard and error output are one) that is the id of a record confirms that record and all before
+it.  A program that prints none, such as `kcat -P`, confirms by its end: after each batch its input is closed, and exit
+status 0 confirms all that it was given.  Anything else confirms what its lines confirmed, and the rest goes to the next
+run.  A crash of ours repeats what was confirmed since the position was last saved.
+
+The program gets no secrets: its environment is PATH, HOME and LANG, no shell reads the command, it runs in a process
+group of its own, which ends with the session.  It has the rights of the daemon, so it is named on this machine only.
+"""
+
+import asyncio
+import os
+import shlex
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from .protocol import EngineError, said
+from .pump import SinkState, seq_in
+from .reader import LogReader, StoredRecord
+from .sinks import EXEC, Sink
+
+PUT_S: Final = 60.0
+"""How long a batch may take to be confirmed."""
+LINE_BYTES_MAX: Final = 4096
+ENDS_S: Final = 2.0
+
+
+class ProgramTarget:
+    """The program of one sink; `confirms` once a line of its output confirmed a record."""
+
+    def __init__(self, sink: Sink, reader: LogReader, state: SinkState) -> None:
+        self.sink, self.reader, self.state = sink, reader, state
+        self.place: int | None = None
+        self.confirms = False
+
+    async def open(self) -> "ProgramSession":
+        """Return a session; the program starts with the first records."""
+        return ProgramSession(self)
+
+
+class ProgramSession:
+    """Runs of the program, one after the other."""
+
+    def __init__(self, target: ProgramTarget) -> None:
+        self.target = target
+        self._run: _Run | None = None
+
+    async def listen(self) -> None:
+        """Do nothing: the output is read while records are put."""
+        await asyncio.Event().wait()
+
+    async def resume(self) -> int:
+        """Return the position: that of this process, else the saved one, else where the sink begins."""
+        target = self.target
+        if target.place is None:
+            saved = target.reader.writer.views.positions.get(target.sink.place_name)
+            seq = seq_in(saved.cursor, target.reader.epoch) if saved is not None else None
+            target.place = target.sink.after if seq is None else min(seq, target.reader.last_seq)
+        return target.place
+
+    async def put(self, records: Sequence[StoredRecord]) -> None:
+        """Write records and return when the program confirmed them.  Raises EngineError."""
+        run = self._run = self._run or await _start(shlex.split(self.target.sink.url.removeprefix(EXEC)))
+        try:
+            async with asyncio.timeout(PUT_S):
+                await self._deliver(run, records)
+        except TimeoutError as exc:
+            raise EngineError("sink-unreachable", f"the program confirms nothing within {PUT_S:g} s") from exc
+
+    async def _deliver(self, run: "_Run", records: Sequence[StoredRecord]) -> None:
+        lines = {record.id: record.seq for record in records}
+        left, last = len(records), records[-1].id
+        async with asyncio.TaskGroup() as tasks:
+            writing = tasks.create_task(run.write(b"".join(record.body + b"\n" for record in records)))
+            if not self.target.confirms:
+                writing.add_done_callback(lambda _: run.finish())
+            while (line := await run.line()) is not None:
+                seq = lines.get(line)
+                if seq is None:
+                    continue  # a program may print what it likes beside
+                self.target.confirms, self.target.place = True, max(seq, self.target.place or 0)
+                left = sum(each > seq for each in lines.values())
+                if line == last and not run.finished:
+                    return
+        self._run = None
+        code, text = await run.ended()
+        if code:
+            raise EngineError("sink-refused", f"the program ended with status {code}: {text}")
+        if left and self.target.confirms:
+            raise EngineError("sink-refused", f"the program ended before it confirmed {left} of its records")
+        self.target.place = records[-1].seq
+
+    async def close(self) -> None:
+        """End the program."""
+        if self._run is not None:
+            await self._run.kill()
+
+
+class _Run:
+    """One process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.finished = False
+        self._said = ""
+
+    async def write(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(ConnectionError):  # its end says why
+            self._process.stdin.write(data)
+            await self._process.stdin.drain()
+
+    def finish(self) -> None:
+        """Close its input."""
+        assert self._process.stdin is not None
+        self.finished = True
+        self._process.stdin.close()
+
+    async def line(self) -> str | None:
+        """Return the next line of its output, None at the end."""
+        assert self._process.stdout is not None
+        try:
+            raw = await self._process.stdout.readuntil(b"\n")
+        except asyncio.IncompleteReadError as exc:
+            raw = exc.partial
+        except asyncio.LimitOverrunError as exc:
+            await self._process.stdout.readexactly(exc.consumed)
+            return ""  # too long for an id
+        if raw:
+            self._said = raw.decode("utf-8", "replace").strip()
+        return self._said if raw else None
+
+    async def ended(self) -> tuple[int, str]:
+        """Return its status and the last line that it printed, once it ended."""
+        return await self._process.wait(), said(self._said)
+
+    async def kill(self) -> None:
+        """End its process group."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ENDS_S):
+                    await self._process.wait()
+                    return
+
+
+async def _start(words: list[str]) -> _Run:
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=asyncio.subprocess.STDOUT,
+            env=env,
+            cwd="/",
+            start_new_session=True,
+            limit=LINE_BYTES_MAX,
+        )
+    except OSError as exc:
+        raise EngineError("sink-unreachable", f"{said(words[0])}: {exc.strerror or 'it cannot be started'}") from exc
+    return _Run(process)

@@ -1,0 +1,131 @@
+"""The log as a sink reads it: the next records of its namespaces after a position, as they are stored.
+
+A reading takes the end of the last announced commit first and looks at the sink after that, like a peer's reading, so
+no record that was written after a withdrawal is ever read.  Records of reserved threads stand in no namespace's list.
+
+The methods block on the disk and are called in a thread.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..core.identity.did import Chain
+from ..core.limits import MIB
+from ..core.record import namespace
+from ..home.index import Row
+from ..home.tables.lists import by_namespace
+from ..home.vault import Vault
+from ..home.writer import Writer
+from ..sync.scope import within
+from ..sync.source import Source
+from .protocol import EngineError
+from .sinks import Sink, read
+
+BATCH_RECORDS: Final = 256
+BATCH_BYTES: Final = MIB
+COUNT_ROWS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record as it goes out; `body` is the stored envelope."""
+
+    seq: int
+    id: str
+    namespace: str
+    thread: str
+    signer: str
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Records up to the line `seq`; `blocked` is a namespace that is not usable and holds the next record."""
+
+    records: tuple[StoredRecord, ...]
+    seq: int
+    blocked: str = ""
+
+
+class LogReader:
+    """Readings of one home's log."""
+
+    def __init__(self, source: Source, vault: Vault) -> None:
+        self._source, self._vault = source, vault
+        self.writer: Writer = source.writer
+        self._sinks: dict[str, tuple[object, Sink | None]] = {}
+        """Record bodies as they were read last; those of the view are replaced, never changed."""
+
+    @property
+    def epoch(self) -> str:
+        """The name of this log."""
+        return self.writer.store.epoch
+
+    @property
+    def last_seq(self) -> int:
+        """The last line that was announced."""
+        return self._source.last_seq()
+
+    def sink(self, name: str) -> Sink | None:
+        """Return a sink as it is now."""
+        body, (seen, sink) = self.writer.views.sinks.get(name), self._sinks.get(name, (None, None))
+        if body is not seen:
+            sink = read(body) if body is not None else None
+            self._sinks[name] = body, sink
+        return sink
+
+    def batch(self, sink: Sink, after: int) -> RecordBatch:
+        """Return the next records after a line; none at the end, and none of a sink that is not this one any more."""
+        last_seq = self._source.last_seq()
+        if self.sink(sink.name) != sink:
+            return RecordBatch((), after)
+        index, registry = self.writer.store.index, self.writer.views.namespaces
+        rows = index.after_any([by_namespace(each) for each in sink.namespaces], after, BATCH_RECORDS)
+        fitting, blocked = list[Row](), ""
+        for row in within([row for row in rows if row.seq <= last_seq], BATCH_BYTES):
+            if not namespace.is_usable(registry, row.ns):
+                blocked = row.ns
+                break
+            fitting.append(row)
+        found = tuple(_record(row, raw) for row, raw in self.writer.store.read(fitting))
+        return RecordBatch(found, fitting[-1].seq if fitting else after, blocked)
+
+    def count(self, namespaces: Sequence[str], low: int, high: int) -> int:
+        """Return how many records of the namespaces stand after the line `low` up to `high`."""
+        names, total = [by_namespace(each) for each in namespaces], 0
+        while low < high and (rows := self.writer.store.index.after_any(names, low, COUNT_ROWS)):
+            self.writer.store.check_open()
+            total += sum(row.seq <= high for row in rows)
+            low = rows[-1].seq
+        return total
+
+    def total(self, namespaces: Sequence[str]) -> int:
+        """Return how many records the namespaces hold."""
+        return sum(self.writer.store.index.count(by_namespace(each)) for each in namespaces)
+
+    def find(self, record_id: str, name: str) -> tuple[Row, bytes] | None:
+        """Return a record of a namespace with its stored bytes, None if it is not held."""
+        row = self.writer.store.index.find(record_id, name)
+        raw = self.writer.store.payload(row) if row is not None else None
+        return (row, raw) if row is not None and raw is not None else None
+
+    def chain(self, did: str) -> Chain | None:
+        """Return the key chain of a signer, as we know it."""
+        identity = self._vault.identity
+        if identity is not None and identity.did == did:
+            return identity.chain
+        return self.writer.views.pins.chain(did)
+
+    def did(self) -> str:
+        """Return our DID; raise SplError "identity-missing"."""
+        identity = self._vault.identity
+        if identity is None:
+            raise EngineError("identity-missing")
+        return identity.did
+
+
+def _record(row: Row, raw: bytes) -> StoredRecord:
+    value: dict[str, Any] = json.loads(raw)
+    return StoredRecord(row.seq, value["id"], row.ns, value["record"]["thread"], row.voucher, raw)

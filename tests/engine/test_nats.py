@@ -1,0 +1,106 @@
+"""A connection against servers that do as they like: every wait ends, and each end has a code."""
+
+import asyncio
+
+import pytest
+
+from spl.core.errors import SplError
+from spl.engine import nats
+from spl.engine.nats import Endpoint, Nats, connect, endpoint_of
+from spl.net.dialer import Dialer
+from tests.engine.servers import Talk, info, scripted
+
+
+async def opened(port: int) -> Nats:
+    return await connect(Endpoint("127.0.0.1", port, False), Dialer(None), "_INBOX.me")
+
+
+def says(first: bytes, then: bytes = b"") -> Talk:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)
+        if then:
+            await reader.readuntil(b"PING\r\n")
+            writer.write(then)
+        await reader.read()
+
+    return talk
+
+
+@pytest.mark.parametrize(("talk", "code"), [
+    (says(b"SSH-2.0-OpenSSH\r\n"), "sink-refused"),
+    (says(b"-ERR 'maximum connections exceeded'\r\n"), "sink-unreachable"),
+    (says(info(headers=False)), "sink-refused"),
+    (says(info() + b"PING\r\n"), "sink-refused"),
+    (says(info(tls_required=True)), "tls-chain"),
+    (says(info(), b"-ERR 'Authorization Violation'\r\n"), "sink-auth"),
+    (says(info(), b"+OK\r\nMSG x 1 99999999\r\n"), "sink-refused"),
+])  # fmt: skip
+async def test_what_a_server_may_begin_with(talk: Talk, code: str) -> None:
+    async with scripted(talk) as port:
+        with pytest.raises(SplError) as caught:
+            await opened(port)
+    assert caught.value.code == code
+
+
+async def test_a_silent_server_is_gone_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats, "OPEN_S", 0.1)
+    async with scripted(says(b"")) as port:
+        with pytest.raises(SplError) as caught:
+            await opened(port)
+    assert caught.value.code == "sink-unreachable"
+
+
+async def test_a_server_that_falls_silent_is_asked_and_then_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats, "ASK_S", 0.05)
+    monkeypatch.setattr(nats, "SILENCE_S", 0.1)
+    async with scripted(says(info(), b"PONG\r\n")) as port:
+        client = await opened(port)
+        with pytest.raises(SplError) as caught:
+            await client.listen()
+        assert caught.value.code == "sink-unreachable"
+        with pytest.raises(SplError):
+            await client.next(1)
+        with pytest.raises(SplError):
+            await client.send((b"PING\r\n",))
+        await client.close()
+
+
+async def test_messages_that_nobody_asked_for_are_bounded() -> None:
+    flood = b"MSG _INBOX.me.a 1 1\r\nx\r\n" * (nats.WAITING_MAX + 1)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(info())
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        await reader.readuntil(b"PING\r\n")
+        writer.write(flood)
+        await reader.read()
+
+    async with scripted(talk) as port:
+        client = await opened(port)
+        await client.send((b"PING\r\n",))
+        with pytest.raises(SplError) as caught:
+            await client.listen()
+        await client.close()
+    assert caught.value.code == "sink-refused"
+
+
+async def test_no_request_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nats, "ANSWER_S", 0.05)
+    async with scripted(says(info(), b"PONG\r\n")) as port:
+        client = await opened(port)
+        with pytest.raises(SplError) as caught:
+            await client.request("$JS.API.INFO")
+        assert caught.value.code == "sink-unreachable"
+        assert await client.next(0.01) is None
+        await client.close()
+
+
+def test_urls() -> None:
+    assert endpoint_of("nats://HOST.example") == ("host.example", 4222, False)
+    assert endpoint_of("tls://[::1]:5000/") == ("::1", 5000, True)
+    for bad in ("http://a", "nats://u:p@host", "nats://", "nats://a:0", "nats://a:70000", "nats://a/b", "nats://a b"):
+        with pytest.raises(SplError) as caught:
+            endpoint_of(bad)
+        assert caught.value.code == "sink-invalid"
+        assert "u:p" not in caught.value.message

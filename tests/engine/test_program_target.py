@@ -1,0 +1,84 @@
+"""Records into programs: those that confirm, those that only end, and those that fail."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.servers import caught_up, failing, logged, serving
+from tests.nodes import Node
+
+CONFIRMING = """
+import json, sys
+out = open(sys.argv[1], "ab")
+for line in sys.stdin.buffer:
+    out.write(line); out.flush()
+    print(json.loads(line)["id"], flush=True)
+    if len(sys.argv) > 2: sys.exit(3)
+"""
+
+
+def program(folder: Path, text: str, *arguments: object) -> str:
+    path = folder / "program.py"
+    path.write_text(text)
+    return "exec:" + shlex.join([sys.executable, str(path), *map(str, arguments)])
+
+
+def received(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines() if path.exists() else []
+
+
+async def test_a_program_that_confirms_gets_each_record_once(node: Node, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in range(300):
+        node.emit(str(number))
+    fields = {"name": "fan", "namespaces": ("default",), "url": program(tmp_path, CONFIRMING, out)}
+    async with serving(node) as service:
+        await service.add(fields, from_now=False)
+        await caught_up(service)
+    assert received(out) == logged(node)
+    node.emit("a process later")
+    async with serving(node) as service:
+        await caught_up(service)
+    assert received(out) == logged(node), "the saved position was not used"
+
+
+async def test_a_program_that_only_ends_confirms_by_its_status(node: Node, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fields = {"name": "fan", "namespaces": ("default",), "url": f"exec:tee -a {out}.1 {out}"}
+    node.emit("x" * 70_000)
+    async with serving(node) as service:
+        await service.add({**fields, "url": f"exec:dd of={out} oflag=append conv=notrunc status=none"}, from_now=False)
+        await caught_up(service)
+        node.emit("two")
+        await caught_up(service)
+    assert received(out) == logged(node)
+
+
+async def test_a_program_that_fails_is_named_and_gets_the_rest_again(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spl.engine.pump.BACKOFF_BASE_S", 0.01)
+    out = tmp_path / "out"
+    for number in range(5):
+        node.emit(str(number))
+    async with serving(node) as service:
+        url = program(tmp_path, CONFIRMING, out, "dies after one")
+        await service.add({"name": "fan", "namespaces": ("default",), "url": url}, from_now=False)
+        await failing(service, "sink-refused")
+        (tmp_path / "program.py").write_text(CONFIRMING.replace("sys.exit(3)", "pass"))
+        await caught_up(service)
+    assert list(dict.fromkeys(received(out))) == logged(node)
+
+
+async def test_the_environment_has_no_secrets(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPL_TOKEN", "secret")
+    out = tmp_path / "env"
+    text = "import os, sys; sys.stdin.read(); open(sys.argv[1], 'w').write(' '.join(os.environ))"
+    node.emit("one")
+    async with serving(node) as service:
+        url = program(tmp_path, text, out)
+        await service.add({"name": "fan", "namespaces": ("default",), "url": url}, from_now=False)
+        await caught_up(service)
+    assert "SPL_TOKEN" not in out.read_text()
