@@ -10,7 +10,7 @@ again.  Three faults must not turn a daemon into one that neither serves nor end
 - The writer runs in a thread of its own.  If it dies, the daemon stops rather than serve on without writing.
 - A stop waits for no thread that only reads: the log tells long readings to end (`Log.stop`), the pools are not joined,
   and the process ends under what still runs once the log is closed.  What may write is waited for: the writer.
-- A stop that does not come to its end is cut by a thread that waits for nothing else, `_Watchdog`.  The log takes that
+- A stop that does not come to its end is cut by a thread that waits for nothing else, `Watchdog`.  The log takes that
   as it takes a power cut: what was acknowledged is synced, and the next start drops what was not.
 
 Strangers, peers, the operator and the store share the file descriptors.  The soft limit is raised to the hard
@@ -18,24 +18,20 @@ one, and what the listeners may take of it leaves DESCRIPTORS_KEPT for the store
 """
 
 import asyncio
-import contextlib
-import ctypes
 import importlib
 import importlib.util
 import logging
 import os
-import resource
 import signal
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from .api.app import RESOURCES, Api
@@ -68,6 +64,7 @@ from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, l
 from .pairing.machine import Pairs
 from .pairing.names import PairNames
 from .pairing.service import Pairing
+from .process import CUT_GRACE_S, StoppedError, Watchdog, raise_descriptors, share_memory
 from .sync.anti_entropy import AntiEntropy
 from .sync.changes import Feed
 from .sync.fingerprints import Fingerprints
@@ -81,16 +78,10 @@ from .sync.supervise import BACKOFF_BASE_S, guard
 
 log = logging.getLogger("spl.daemon")
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-M_ARENA_MAX: Final = -8
-"""The parameter of glibc's mallopt."""
-DESCRIPTORS_MAX: Final = 65_536
-"""More are never asked for; some systems allow a billion, and what is per descriptor must stay small."""
 DESCRIPTORS_KEPT: Final = 256
 LOCAL_CONNECTIONS_MIN: Final = 16
 STOPPING_SHARE: Final = 0.7
 """Of `shutdown_s`: the time that open connections have to end; the rest is for the services and the last commit."""
-CUT_GRACE_S: Final = 2.0
 RESTART_MAX_S: Final = 60.0
 
 
@@ -124,7 +115,7 @@ def run(options: ServeOptions) -> int:
     Raises SplError when the home cannot be opened or an address cannot be listened on.
     """
     os.umask(0o077)  # whatever is created from here on, rotated logs too, is the operator's alone
-    watchdog = _Watchdog()
+    watchdog = Watchdog()
     watchdog.start()
     try:
         code = _run(options, watchdog)
@@ -136,7 +127,7 @@ def run(options: ServeOptions) -> int:
     return code
 
 
-def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
+def _run(options: ServeOptions, watchdog: Watchdog) -> int:
     descriptors = raise_descriptors()
     share_memory()
     disk = Disk()
@@ -154,7 +145,7 @@ def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
     try:
         watchdog.check()
         home = open_home(options.home, config, disk=disk, progress=watchdog.progress)
-    except _StoppedError:
+    except StoppedError:
         log.info(**event("daemon.stopped", pid=os.getpid(), msg="stopped while the home was being opened"))
         return 0
     try:
@@ -162,29 +153,6 @@ def _run(options: ServeOptions, watchdog: "_Watchdog") -> int:
             return runner.run(_Daemon(home, options, watchdog, descriptors).serve())
     finally:
         home.close()
-
-
-def share_memory() -> None:
-    """Have all threads allocate from one arena.
-
-    With one for each thread, as glibc does it, what one thread freed serves no other: sixty unread snapshots took
-    70 MiB instead of 24.  Other C libraries have no arenas, and no such call.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
-def raise_descriptors() -> int:
-    """Raise the soft limit of open files to the hard one, at most DESCRIPTORS_MAX; return what is in force."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (ValueError, OSError):  # some systems have a lower bound that getrlimit does not show
-        return soft
-    return wanted
 
 
 def listener_limits(limits: Limits, descriptors: int) -> tuple[Limits, Limits]:
@@ -225,70 +193,10 @@ class _Service(Protocol):
         """Work until `stop` is set; can be called again after a crash."""
 
 
-class _StoppedError(Exception):
-    """A stop signal came before the daemon could serve."""
-
-
-class _Watchdog:
-    """A thread that waits for the first stop signal, and ends the process if the stop takes longer than `limit_s`.
-
-    The signal handler only writes to a pipe, which is safe wherever it interrupts, also in a loop that never comes
-    back.
-    """
-
-    def __init__(self) -> None:
-        self.ended = threading.Event()
-        self.limit_s = Limits().shutdown_s + CUT_GRACE_S
-        self._asked = False
-        self._stopping = threading.Event()
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._on_stop: Callable[[], object] = self._stopping.is_set
-
-    def start(self) -> None:
-        """Watch from now on, and handle the stop signals, also those that came before."""
-        threading.Thread(target=self._watch, name="spl-watchdog", daemon=True).start()
-        for number in STOP_SIGNALS:
-            signal.signal(number, self.alarm)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-    def on_stop(self, act: Callable[[], object]) -> None:
-        """Call `act`, which may be called twice, in the thread at the first alarm, or now if that has been."""
-        self._on_stop = act
-        if self._stopping.is_set():
-            act()
-
-    def check(self) -> None:
-        """Raise _StoppedError if a stop was asked for."""
-        if self._asked:
-            raise _StoppedError
-
-    def progress(self, done: int, total: int) -> None:
-        """Say how far an opening is; raise _StoppedError if a stop was asked for."""
-        self.check()
-        print(f"rebuilding the index: {done:,} of {total:,} lines", file=sys.stderr, flush=True)
-
-    def alarm(self, number: int = 0, frame: FrameType | None = None) -> None:
-        """Begin the stop; a signal handler, and harmless a second time."""
-        self._asked = True
-        with contextlib.suppress(BlockingIOError):  # the pipe is full of earlier alarms
-            os.write(self._writer, b".")
-
-    def _watch(self) -> None:
-        os.read(self._reader, 1)
-        self._stopping.set()
-        self._on_stop()
-        if self.ended.wait(self.limit_s):
-            return
-        log.error(**event("daemon.cut", after_s=self.limit_s, msg="the stop did not end in time"))
-        logging.shutdown()
-        os._exit(1)
-
-
 class _Daemon:
     """One run of the daemon over an open home."""
 
-    def __init__(self, home: Home, options: ServeOptions, watchdog: _Watchdog, descriptors: int) -> None:
+    def __init__(self, home: Home, options: ServeOptions, watchdog: Watchdog, descriptors: int) -> None:
         self.home = home
         self.config = home.config
         self.settings = Settings(home.config)

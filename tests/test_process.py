@@ -1,0 +1,46 @@
+"""The process of a daemon: a stop that hangs is ended, one that was asked for early is not lost."""
+
+import subprocess
+import sys
+
+import pytest
+
+from spl import process
+
+START = (
+    "import os, signal, threading; from spl.process import *;"
+    "dog = Watchdog(); dog.start(); stop = threading.Event(); dog.on_stop(stop.set);"
+)
+
+
+def run(code: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run([sys.executable, "-c", START + code], capture_output=True, timeout=60)
+
+
+def test_a_stop_that_hangs_is_ended() -> None:
+    done = run("dog.limit_s = 0.2; os.kill(os.getpid(), signal.SIGTERM); threading.Event().wait()")
+    assert done.returncode == 1
+
+
+def test_a_stop_that_ends_in_time_is_left_alone() -> None:
+    code = "os.kill(os.getpid(), signal.SIGTERM); stop.wait(); dog.ended.set(); os._exit(7)"
+    assert run(code).returncode == 7
+
+
+def test_a_stop_before_anybody_listens_is_not_lost() -> None:
+    watchdog = process.Watchdog()
+    watchdog.alarm()
+    with pytest.raises(process.StoppedError):
+        watchdog.check()
+    with pytest.raises(process.StoppedError):
+        watchdog.progress(1, 2)
+
+
+def test_the_soft_limit_of_files_is_raised() -> None:
+    code = (
+        "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard));"
+        "print(raise_descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)[0], min(hard, DESCRIPTORS_MAX))"
+    )
+    said, soft, wanted = map(int, run(code).stdout.split())
+    assert said == soft == wanted
