@@ -201,7 +201,7 @@ TREE: Final = (
             ),
             Command(
                 "sink pause",
-                "Stops sending until `spl sink resume`.\nNothing is lost: the log keeps what waits.",
+                "Stops sending until it is resumed.\nNothing is lost: the log keeps what waits.",
                 "spl sink pause fan",
                 _pause,
                 (_NAME,),
