@@ -5,9 +5,12 @@ columns go by worth.  Words are kept whole, so that ids, addresses and paths can
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from textwrap import wrap
 from typing import Final
+from unicodedata import combining, east_asian_width
 
 GAP: Final = "  "
 CUT_CHARS: Final = 12
@@ -25,14 +28,24 @@ _COMMAND: Final = re.compile(r"(?<=: )(?=spl [a-z])")
 """Where a text ends and the command begins that it recommends."""
 
 
+def columns_of(text: str) -> int:
+    """Return how many columns a terminal gives to a text: two to a wide character, as of Chinese, none to an accent."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
 def cut(text: str, width: int) -> str:
-    """Return a text of at most so many characters."""
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """Return a text of at most so many columns."""
+    if columns_of(text) <= width:
+        return text
+    taken = list(accumulate(columns_of(char) for char in text))
+    return text[: bisect_right(taken, width - 1)] + "…"
 
 
 def widths_of(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> dict[str, int]:
     """Return the width of each column."""
-    return {title: max(len(title), *(len(row[i]) for row in cells)) for i, title in enumerate(titles)}
+    return {title: max(len(title), *(columns_of(row[i]) for row in cells)) for i, title in enumerate(titles)}
 
 
 def fits(widths: Mapping[str, int], columns: int | None) -> bool:

@@ -224,7 +224,7 @@ class Out:
     def row(self, facts: Sequence[tuple[str, str]]) -> None:
         """Print the values on one line, or as a card if the terminal is too narrow for that."""
         line = GAP.join(text for _, text in facts)
-        if self._columns is not None and len(line) > self._columns:
+        if self._columns is not None and fit.columns_of(line) > self._columns:
             self.card(facts)
         else:
             self.line(line)
@@ -362,7 +362,7 @@ class Out:
         pieces = []
         for text, width, paint in cells:
             cut = fit.cut(text, width)
-            pieces.append((self.paint(cut, paint(text)) if paint else cut) + " " * (width - len(cut)))
+            pieces.append((self.paint(cut, paint(text)) if paint else cut) + " " * (width - fit.columns_of(cut)))
         self._result(GAP.join(pieces).rstrip())
 
 

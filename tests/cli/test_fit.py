@@ -56,3 +56,16 @@ def test_a_page_is_set_anew_where_it_is_too_wide_and_nowhere_else() -> None:
     ]  # fmt: skip
     wide = "Prose of an author who broke it at a hundred\ncharacters or so.\nAnd more.\n"
     assert list(fit.page(wide, 40)) == ["Prose of an author who broke it at a", "hundred characters or so. And more."]
+
+
+@given(text=st.text(alphabet="a\u5b57\u0301\uff21\u05d0", max_size=60), width=st.integers(2, 40))
+def test_a_cell_is_cut_by_the_columns_that_it_takes(text: str, width: int) -> None:
+    """A wide character takes two, an accent none; as much is kept as fits before the sign of the cut."""
+    shown = fit.cut(text, width)
+    assert fit.columns_of(shown) <= width
+    if fit.columns_of(text) <= width:
+        assert shown == text
+    else:
+        assert shown.endswith("…")
+        assert text.startswith(shown[:-1])
+        assert fit.columns_of(shown) >= width - 1

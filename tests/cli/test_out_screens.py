@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pytest
 
+from spl.cli import fit
 from spl.cli import main as cli
 from spl.core.when import ms_of
 from tests.cli import test_aitl as aitl
@@ -252,3 +253,23 @@ def test_the_state_of_a_pair_is_shown_at_any_width(show: Show, daemon: Daemon, c
         assert max(map(len, lines)) <= columns, words
         assert "STATE" in lines[0] or words.split()[0] not in ("federation", "token")
     assert "did:sync" not in show("federation list", 60), "labels are enough"
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_many_pairs_and_wide_characters_keep_their_columns(show: Show, daemon: Daemon, columns: int) -> None:
+    """Fifty pairs with long labels; names of threads in scripts whose characters are wide, or run from the right."""
+    dids = [f"did:sync:instance:{'a-very-long-label-of-' + str(n):.32}-{n:024x}" for n in range(50)]
+    pairs = [federation.a_pair(pair_id=f"pair_{n:08x}", peer_did=did) for n, did in enumerate(dids)]
+    daemon.answers["GET", federation.PAIRS] = listed(*pairs)
+    lines = show("federation list", columns, NO_COLOR="1").splitlines()
+    assert len(lines) == 51
+    assert len({fit.columns_of(line) for line in lines}) <= 2
+    assert [line.split()[0] for line in lines[1:]] == [pair["pair_id"] for pair in pairs]
+    names = ["\u5ead\u306e\u8a08\u753b" * 20, "\u05d2\u05d9\u05e0\u05d4" * 20, "e\u0301tage", "th_short"]
+    threads_ = [{"thread": name, "records": 7, "last_at": None} for name in names]
+    daemon.answers["GET", "/v1/threads?limit=500"] = listed(*threads_)
+    daemon.answers["GET", f"/v1/threads?limit=500&after={names[-1]}"] = listed()
+    rows = show("thread list", columns, NO_COLOR="1").splitlines()
+    assert max(map(fit.columns_of, rows)) <= columns
+    places = {fit.columns_of(row[: row.rindex(" 7 ")]) for row in rows[1:]}
+    assert len(places) == 1, "the second column begins in the same place in each row"
