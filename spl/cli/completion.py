@@ -68,7 +68,7 @@ def _line(command: Command, nouns: Iterable[str]) -> CommandLine:
         for each in actions
         if not each.option_strings
     )
-    return CommandLine(gist(command.concept).replace("\n", " "), options, places)
+    return CommandLine(gist(command.concept).replace("\n", " ").replace("`", ""), options, places)
 
 
 def _kind(action: Action) -> str:
