@@ -124,6 +124,7 @@ CODES: Final[dict[str, Code]] = {
     "cursor-invalid": Code(400, 9, "The cursor is not one of ours.", "start again without a cursor; records known are skipped"),
     "cursor-reset": Code(409, 9, "The log behind the cursor is another one.", "the consumer starts again by itself"),
     "push-position": Code(409, 9, "The push does not start at our saved position.", "it continues from the cursor in the answer by itself"),
+    "home-set-back": Code(409, 3, "A home was replaced by an older copy of itself: its log lacks what the other side had read.", "spl federation verify PAIR_ID --repair; the finding ends once both sides are equal"),
     "peer-rewound": Code(502, 9, "The peer's log was rolled back more than three times within an hour.", "on the peer: spl store check"),
     "grant-conflict": Code(409, 7, "The namespace is shared with this pair under another name.", "spl consent list"),
     "consent-missing": Code(409, 3, "The grant is not in force yet: the other side does not hold it, or has not granted L0 in turn.", "spl consent list"),

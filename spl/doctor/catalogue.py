@@ -126,6 +126,10 @@ def _sink_fix(facts: Facts) -> str:
     return re.sub(r"\bNAME\b", facts.sink or "NAME", step or CODES["sink-unreachable"].fix)
 
 
+def _repair_fix(facts: Facts) -> str:
+    return f"spl federation verify {facts.pair_id or 'PAIR_ID'} --repair"
+
+
 def _withheld_fix(facts: Facts) -> str:
     """Return where a larger body must be let through, and how to send what waits for it."""
     what = "the time for an answer" if facts.withheld_here and not facts.withheld else "the body limit"
@@ -262,6 +266,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),
     FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _home_fix("identity-missing")),
     FindingKind("identity-cloned", FAIL, (), None, PEER, seen.cloned, _next("identity-cloned")),
+    FindingKind("home-set-back", WARN, (), None, PEER, seen.set_back, _repair_fix),
     FindingKind("identity-backup", WARN, (), None, LOCAL, seen.unsaved, _next("identity-backup")),
     FindingKind("auth-off", WARN, (), None, LOCAL, seen.auth_off, _next("auth-off")),
     FindingKind("clock-skew", WARN, (), None, PATH, seen.skew, _next("clock-skew"), seen.skew_fails),

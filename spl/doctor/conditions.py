@@ -149,6 +149,19 @@ def cloned(facts: Facts) -> str:
     return _said(facts.manifest, "identity-cloned")
 
 
+def set_back(facts: Facts) -> str:
+    """A home was replaced by an older copy of itself, or a peer's home was made again."""
+    label = facts.label or "the peer"
+    if facts.set_back == "us":
+        return (
+            f"this home was set back to an older copy: its log lacks what {label} had read; "
+            "what peers hold comes back by itself, and nothing else does"
+        )
+    if facts.set_back:
+        return f"{label} was set back to an older copy or made again: its log lacks what we had read; we give it back"
+    return ""
+
+
 def unsaved(facts: Facts) -> str:
     return "identity was never exported" if facts.unsaved_s > facts.limits.backup_due_s else ""
 

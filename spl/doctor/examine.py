@@ -16,7 +16,8 @@ from ..core.rules import locks_out_handshake
 from ..core.version import PROTOCOL
 from ..home.config import Settings
 from ..home.home import Home
-from ..pairing.service import END_ACCEPTED, Pairing
+from ..pairing.maintenance import END_ACCEPTED
+from ..pairing.service import Pairing
 from ..sync.changes import Feed
 from ..sync.schedule import Sync
 from . import catalogue, checks, gather

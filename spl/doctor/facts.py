@@ -110,6 +110,8 @@ class Facts:
     """How the peer reads from us, as it says."""
     peer_readonly: bool = False
     """Whether the peer says that its store takes no records."""
+    set_back: str = ""
+    """Whose log lacks what the other side has read: "peer", "us" or ""."""
     cloned: str = ""
     """Whose identity two daemons use: "peer", "us" or ""."""
     reach: str = ""

@@ -268,7 +268,7 @@ def _with_peer_lag(known: Facts, pair: Pair, health: HealthSampler, offered: Off
         else max(known.limits.stream_silence_s, PEER_INTERVALS * interval_s)
     )
     late_s = behind_s if behind_s > allowed_s else 0.0
-    known = replace(known, withheld=offered.withheld)
+    known = replace(known, withheld=offered.withheld, set_back=offered.set_back)
     return replace(known, peer_acked=offered.acked, peer_lag=offered.lag_records, peer_behind_s=late_s)
 
 

@@ -28,6 +28,7 @@ from ..core.pair.steps import ManifestChange, Recover
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
 from ..net.address import parse_url
+from ..sync.peer import PAIR_NOTES
 from ..sync.schedule import Sync
 from .exchange import StolenKey
 from .initiator import HandshakeLoop, Initiator
@@ -39,6 +40,10 @@ log = logging.getLogger("spl.federation")
 
 BACKOFF_BASE_S: Final = 5.0
 BACKOFF_MAX_S: Final = 3600.0
+END_ACCEPTED: Final = "end-accepted."
+"""With the pair's id: the secret that notes that our operator accepted the end of a pair."""
+ACCEPTED_MS: Final = 2 * 86_400_000
+"""Longer than `status` shows an end."""
 PAUSE_MS: Final = 1000
 """Between two rounds of one pair, whatever the clocks and the answers are."""
 UNVERIFIED: Final = frozenset(
@@ -156,6 +161,20 @@ class Maintenance:
             pair.pair_id for pair in self.pairs.all()
             if isinstance(pair.state, Active) and pair.issued_to_us and pair.issued_to_us.expires_at_ms <= now_ms
         ]  # fmt: skip
+
+    def sweep_notes(self) -> None:
+        """Forget what was noted of pairs that have ended, and after some days that their end was accepted.
+
+        Blocks on the disk.
+        """
+        vault, now_ms = self.pairs.vault, self.pairs.now_ms()
+        for name in vault.names():
+            before, _, pair_id = name.rpartition(".")
+            pair, note = self.pairs.get(pair_id), f"{before}."
+            is_over = pair is None or (note in PAIR_NOTES and pair.ended)
+            is_old = pair is not None and pair.ended and now_ms - pair.since_ms > ACCEPTED_MS
+            if note in (*PAIR_NOTES, END_ACCEPTED) and (is_over or is_old):
+                vault.delete(name)
 
     # -- doing it
 

@@ -40,7 +40,7 @@ from .exchange import Exchange
 from .grants import TELL_TIMEOUT_S, Grants, Handover
 from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
 from .machine import Pairs, unconfirmed
-from .maintenance import UNVERIFIED, Maintenance, token_trouble
+from .maintenance import END_ACCEPTED, UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog
 from .responder import Answer, Responder
 from .statements import PeerStatements
@@ -59,8 +59,6 @@ TELLERS_MAX: Final = 16
 BACKOFF_MAX_S: Final = 300.0
 REFRESH_WAIT_S: Final = 10.0
 """What `refresh` waits for a request that the peer approved to become a pair: one round of messages, mostly."""
-END_ACCEPTED: Final = "end-accepted."
-"""With the pair's id: under this name the vault keeps that our operator accepted the end that the peer made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,6 +459,7 @@ class Pairing:
         self.pairs.expire()
         self._renewal.retire()
         self.pairs.adopt_waiting()
+        self.maintenance.sweep_notes()
         return self._statements.take_waiting()
 
     async def _maintain(self, pair_id: str) -> None:

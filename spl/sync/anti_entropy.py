@@ -30,7 +30,7 @@ from ..core.pair.state import ON_DEMAND
 from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit, Hop
 from .ledger import AGAIN_MAX_S, AGAIN_S
-from .peer import SyncError
+from .peer import COMPARE_NOTE, SyncError
 from .reach import Reaches
 from .reconcile import Reconcile
 from .schedule import Sync
@@ -43,8 +43,6 @@ FIRST_S: Final = 90.0
 """The first comparison of a process starts about this long after it, because a restart is busy enough."""
 APART_S: Final = 10.0
 """The shortest time between two comparisons of a pair, whatever requests them."""
-_NOTE: Final = "compare."
-"""With the pair's id: the secret that notes a request."""
 BACKOFF_BASE_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 
@@ -155,14 +153,14 @@ class AntiEntropy:
     async def _watch(self, pair_id: str) -> None:
         state, now_s = self._state(pair_id), asyncio.get_running_loop().time
         state.due_s = min(state.due_s, now_s() + state.backoff.spread_s(FIRST_S))
-        if await asyncio.to_thread(self._vault.get, _NOTE + pair_id) is not None:
+        if await asyncio.to_thread(self._vault.get, COMPARE_NOTE + pair_id) is not None:
             state.noted = True
             self.request(pair_id)
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             state.kick.clear()
             wanted, wait_s = pair.mode != ON_DEMAND or state.requested, state.due_s - now_s()
             if state.requested and not state.noted and pair.mode == ON_DEMAND:
-                await asyncio.to_thread(self._vault.put, _NOTE + pair_id, "")
+                await asyncio.to_thread(self._vault.put, COMPARE_NOTE + pair_id, "")
                 state.noted = True  # only now: a put that fails is tried again
             if wanted and wait_s <= 0:
                 state.due_s = inf
@@ -185,7 +183,7 @@ class AntiEntropy:
         state.backoff.redraw()
         if state.noted and not state.requested:
             with suppress(SplError):  # then it is compared once more after the next start
-                await asyncio.to_thread(self._vault.delete, _NOTE + pair_id)
+                await asyncio.to_thread(self._vault.delete, COMPARE_NOTE + pair_id)
                 state.noted = False
         await asyncio.sleep(APART_S)  # requests that come meanwhile are answered by one comparison
         return min(state.backoff.spread_s(self._interval_s), self._again_s(pair_id, state))

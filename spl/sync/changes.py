@@ -70,6 +70,8 @@ class OfferedStatus:
     """How often the peer reads; 0 if a stream or our pushes bring it records at once."""
     withheld: tuple[str, ...] = ()
     """Ids that the way to the peer does not carry; the peer's position is behind them."""
+    set_back: str = ""
+    """Whose log lacks what the other side has read: "us", "peer" or ""."""
 
     @property
     def acked_at(self) -> str | None:
@@ -272,6 +274,10 @@ class Feed:
         """Return whether the peer's log was rolled back, so that it must be given everything again."""
         return pair_id in self.source.rollbacks
 
+    async def forget_set_back(self, pair_id: str) -> None:
+        """Record that our operator compared the pair, and both sides are equal."""
+        await self._in_thread(self.source.rollbacks.forget_set_back, pair_id)
+
     async def believe(self, pair_id: str) -> None:
         """Record that the peer holds the beginning of such a reading, and its cursor."""
         await self._in_thread(self.source.rollbacks.end, pair_id)
@@ -298,7 +304,8 @@ class Feed:
         withheld = self.withheld.ids(pair_id)
         lag = max(0, head - acked) + len(withheld) if acked is not None and head is not None else None
         interval_s = 0.0 if self._is_live(pair_id) else self._pace.interval_s(pair_id)
-        return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld)
+        set_back = self.source.rollbacks.set_back(pair_id)
+        return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld, set_back)
 
     @property
     def subscribers(self) -> int:

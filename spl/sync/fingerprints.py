@@ -55,7 +55,7 @@ class Fingerprints:
 
     def __init__(self, writer: Writer, feed: Feed) -> None:
         self.writer = writer
-        self._feed = feed
+        self.feed = feed
         # One thread for all: whatever peers ask, their comparisons take no more than a share of one processor.
         self._pool = ThreadPoolExecutor(1, "spl-reconcile")
         self._kept: dict[str, tuple[Holdings, asyncio.TimerHandle]] = {}
@@ -70,7 +70,7 @@ class Fingerprints:
 
     def terms(self, pair_id: str) -> PairTerms:
         """Return what a pair shares now; raise as `Source.pair` does for one that we do not serve."""
-        return terms_of(self._feed.source, pair_id)
+        return terms_of(self.feed.source, pair_id)
 
     async def answer(self, pair_id: str, body: bytes) -> bytes:
         """Return the answer to a peer's question (core/fingerprint.py), from what the pair shares and nothing else.

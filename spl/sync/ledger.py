@@ -32,7 +32,7 @@ from ..home.tables.lists import refusals_of
 from ..home.vault import Vault
 from ..home.writer import Writer
 from ..home.writes import Refuse
-from .peer import WITHHELD
+from .peer import WITHHELD, WITHHELD_NOTE
 
 WANTED_ANSWERS_MAX: Final = 8
 """Consecutive push answers that may request the same ids."""
@@ -43,8 +43,6 @@ WITHHELD_MAX: Final = 900
 """Of one pair, as many as a secret holds.  Beyond it a push fails at the next one, as a peer may refuse all we have."""
 AGAIN_S: Final = 60.0
 AGAIN_MAX_S: Final = 3600.0
-WITHHELD_NAME: Final = "withheld."
-"""With the pair's id: the secret that keeps what our pushes passed over."""
 
 InboundByName = Mapping[str, Inbound]
 """What a pair may bring in, by the peer's name of the namespace."""
@@ -99,8 +97,8 @@ class Withheld:
     def __init__(self, vault: Vault, random_bytes: Callable[[int], bytes]) -> None:
         self._vault, self._random_bytes = vault, random_bytes
         self._passed: dict[str, _Passed] = {}
-        for name in vault.names(WITHHELD_NAME):
-            passed = self._of(name.removeprefix(WITHHELD_NAME))
+        for name in vault.names(WITHHELD_NOTE):
+            passed = self._of(name.removeprefix(WITHHELD_NOTE))
             passed.ids = set(filter(is_id, (vault.get(name) or "").split()))
             passed.saved = frozenset(passed.ids)
 
@@ -109,7 +107,7 @@ class Withheld:
         passed = self._passed.get(pair_id)
         if passed is None or passed.ids == passed.saved:
             return
-        ids, name = frozenset(passed.ids), WITHHELD_NAME + pair_id
+        ids, name = frozenset(passed.ids), WITHHELD_NOTE + pair_id
         with suppress(SplError):
             if ids:
                 await asyncio.to_thread(self._vault.put, name, "\n".join(sorted(ids)))

@@ -46,6 +46,13 @@ LOOPBACK: Final = ("127.0.0.1", "::1")
 TOKEN_NAME: Final = "peer-token."  # noqa: S105 - names of secrets, not one
 """With the pair's id: the secret under which the vault keeps the token that the peer issued to us."""
 
+COMPARE_NOTE: Final = "compare."
+ROLLBACK_NOTE: Final = "rollback."
+SET_BACK_NOTE: Final = "set-back."
+WITHHELD_NOTE: Final = "withheld."
+PAIR_NOTES: Final = (COMPARE_NOTE, ROLLBACK_NOTE, SET_BACK_NOTE, WITHHELD_NOTE)
+"""With the pair's id: secrets that note something until the pair ends."""
+
 RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})

@@ -192,6 +192,8 @@ class Reconcile:
                 found = await self._compare(pair_id, effort)
                 if was_whole or not helped:
                     break
+        if not (found.names or found.more):
+            await self._fingerprints.feed.forget_set_back(pair_id)
         refused = await asyncio.to_thread(self._ledger, pair_id)
         fields = {"missing_here": len(found.missing), "missing_there": len(found.lacking), "fetched": effort.fetched}
         took_ms = self._now_ms() - started_ms

@@ -8,6 +8,9 @@ comes back with the cursor that ended that reading.  "cursor-reset" would in tur
 The doubt ends with that cursor and not with the request for the reading: an answer may be lost, and either side may die
 in between.  It is written down, since after a restart of ours nothing else would tell.  A peer that comes back with any
 other cursor reads everything once more, which costs time and loses nothing.
+
+That a log went back, the peer's or ours, is written down for the operators as well, until one of them compares the pair
+and finds both sides equal: a home that an older copy replaced may lack more than peers hold.
 """
 
 import threading
@@ -15,8 +18,10 @@ from typing import Final
 
 from ..core.record.cursor import Cursor
 from ..home.vault import Vault
+from .peer import ROLLBACK_NOTE, SET_BACK_NOTE
 
-_NAME: Final = "rollback."
+OURS: Final = "us"
+THEIRS: Final = "peer"
 
 
 class Rollbacks:
@@ -28,6 +33,7 @@ class Rollbacks:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
         self._writing = threading.Lock()
+        self._set_back: dict[str, str] = {}
         self._ends: dict[str, str | None] = {}
         """What the vault holds of the pairs looked up so far; None for a pair that is not in doubt."""
 
@@ -36,8 +42,29 @@ class Rollbacks:
 
     def begin(self, pair_id: str) -> None:
         """Record that the peer's log was rolled back."""
+        self.note_set_back(pair_id, THEIRS)
         with self._writing:
             self._put(pair_id, "")
+
+    def note_set_back(self, pair_id: str, whose: str) -> None:
+        """Record for the operator that a log, OURS or THEIRS, lacks lines that the other side has read."""
+        if self.set_back(pair_id) != whose:
+            with self._writing:
+                self._vault.put(SET_BACK_NOTE + pair_id, whose)
+                self._set_back[pair_id] = whose
+
+    def set_back(self, pair_id: str) -> str:
+        """Return whose log went back, "" for nobody's, since the last comparison by hand that found the sides equal."""
+        if pair_id not in self._set_back:
+            self._set_back[pair_id] = self._vault.get(SET_BACK_NOTE + pair_id) or ""
+        return self._set_back[pair_id]
+
+    def forget_set_back(self, pair_id: str) -> None:
+        """Record that an operator compared the sides of a pair, and they are equal."""
+        if self.set_back(pair_id):
+            with self._writing:
+                self._vault.delete(SET_BACK_NOTE + pair_id)
+                self._set_back[pair_id] = ""
 
     def note_end(self, pair_id: str, text: str) -> None:
         """Record the sealed cursor that ends a whole reading of a pair in doubt."""
@@ -64,14 +91,14 @@ class Rollbacks:
 
     def _end(self, pair_id: str) -> str | None:
         if pair_id not in self._ends:
-            self._ends[pair_id] = self._vault.get(_NAME + pair_id)
+            self._ends[pair_id] = self._vault.get(ROLLBACK_NOTE + pair_id)
         return self._ends[pair_id]
 
     def _drop(self, pair_id: str) -> None:
         if pair_id in self:
-            self._vault.delete(_NAME + pair_id)
+            self._vault.delete(ROLLBACK_NOTE + pair_id)
             self._ends[pair_id] = None
 
     def _put(self, pair_id: str, text: str) -> None:
-        self._vault.put(_NAME + pair_id, text)
+        self._vault.put(ROLLBACK_NOTE + pair_id, text)
         self._ends[pair_id] = text

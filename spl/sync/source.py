@@ -41,7 +41,7 @@ from ..home.writer import WriteError, Writer
 from .lanes import LaneScan, lanes_through, next_lanes
 from .notify import RecentCommits
 from .reach import PEER_CLONED, Reaches
-from .rollback import Rollbacks
+from .rollback import OURS, Rollbacks
 from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
 
 log = logging.getLogger("spl.federation")
@@ -174,6 +174,8 @@ class Source:
             return replace(view, whole=query.resync or lost), None
         cursor = self._unsealed(pair_id, query.since)
         if cursor.epoch != self.writer.store.epoch or not self._is_ours(cursor):
+            if cursor.epoch == self.writer.store.epoch and not query.reads:
+                self.rollbacks.note_set_back(pair_id, OURS)
             raise FeedError("cursor-reset", peer_view=self.peer_view(pair_id))
         return replace(view, whole=cursor.whole), cursor
 

@@ -56,6 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
     "config-invalid": {"config_error": "config.toml:3: unknown key 'prot'"},
     "identity-missing": {"has_identity": False},
     "identity-cloned": manifest("identity-cloned", "https://bob.example answers with our own DID"),
+    "home-set-back": {"set_back": "us"},
     "identity-backup": {"unsaved_s": 86_401.0},
     "auth-off": {"auth_off": True},
     "clock-skew": {"clock_ahead_ms": -31_000},

@@ -17,7 +17,7 @@ import pytest
 
 from spl.core import when
 from spl.doctor.catalogue import CATALOGUE
-from tests.e2e import test_ailing, test_consent, test_doctor, test_home, test_links, test_state
+from tests.e2e import test_ailing, test_consent, test_doctor, test_home, test_links, test_recovery, test_state
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import HERE, Faulty, House, World, attention, finds, named, report, seen, told
 from tests.e2e.harness import free_port
@@ -36,6 +36,7 @@ BESIDE = {
     "store-missing": test_home.test_keys_without_their_log_are_not_taken_for_a_new_home,
     "store-damaged": test_doctor.test_our_own_daemon,
     "identity-cloned": test_doctor.test_our_own_home_twice,
+    "home-set-back": test_recovery.test_an_old_copy_of_a_home_gets_back_what_it_lost,
     "connect": test_doctor.test_a_peer_that_is_down,
     "tls-chain": test_doctor.test_a_certificate_that_nobody_vouches_for,
     "tls-expiry": test_doctor.test_a_certificate_that_nobody_vouches_for,
@@ -353,6 +354,7 @@ def test_a_peer_whose_log_is_set_back_again_and_again(world: World) -> None:
     assert world.told("peer-rewound")["fix"] == "on bob: spl doctor"
     world.proxy.heal()
     world.mend("on bob: spl doctor")
+    world.mend(world.told("home-set-back")["fix"])
     world.well()
 
 

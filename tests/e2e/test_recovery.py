@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import AUTO, Make
+from tests.e2e.findings import attention, named
 from tests.e2e.harness import Instance
 from tests.waiting import eventually
 
@@ -184,6 +185,11 @@ def test_an_old_copy_of_a_home_gets_back_what_it_lost(alice: Instance, bob: Inst
     eventually(lambda: set(lost) <= bob.holding()["th_b"], "bob got his own records back")
     assert alice.holding() == bob.holding()
     assert len(alice.pairs("active")) == len(bob.pairs("active")) == 1
+    for side, text in ((alice, "bob was set back"), (bob, "this home was set back")):
+        found = eventually(lambda: named(attention(side), "home-set-back"), "it is told")  # noqa: B023
+        assert text in str(found)
+        side.run(*shlex.split(found["fix"].removeprefix("spl ")))
+        assert not named(attention(side), "home-set-back")
 
 
 def test_a_home_made_again_from_its_key_gets_its_own_records_back(

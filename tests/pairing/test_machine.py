@@ -13,6 +13,8 @@ from spl.core.pair.state import Asked
 from spl.core.pair.steps import Effect, KillTokens
 from spl.home.writes import Item, SavedPosition
 from spl.pairing import machine
+from spl.pairing.maintenance import ACCEPTED_MS, END_ACCEPTED
+from spl.sync.peer import PAIR_NOTES
 from tests.pair_world import Node, both_active, code_of, paired, two
 from tests.waiting import DEADLINE_S, until
 
@@ -119,6 +121,20 @@ async def test_the_tokens_of_a_pair_end_at_the_next_start_if_a_torn_write_kept_o
             assert any(not token.revoked for token in node.home.views.tokens.values() if token.pair_id)
             await node.restart()
             await until(lambda: all(token.revoked for token in node.home.views.tokens.values() if token.pair_id))  # noqa: B023
+
+
+async def test_what_was_noted_of_a_pair_goes_with_it(tmp_path: Path) -> None:
+    async with paired(tmp_path) as (world, a, _, pair_id):
+        vault, notes = a.home.vault, [note + pair_id for note in (*PAIR_NOTES, END_ACCEPTED)]
+        for note in (*notes, "end-accepted.pair_00000000", "other.thing"):
+            vault.put(note, "")
+        await until(lambda: "end-accepted.pair_00000000" not in vault.names())
+        assert set(notes) <= set(vault.names())
+        await a.pairing.revoke(pair_id)
+        await until(lambda: set(notes) & set(vault.names()) == {END_ACCEPTED + pair_id})
+        world.time_ms += ACCEPTED_MS + 60_000
+        await until(lambda: not set(notes) & set(vault.names()))
+        assert "other.thing" in vault.names()
 
 
 async def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:

@@ -68,6 +68,20 @@ def losing(lost: Callable[[str, Reply], bool]) -> Callable[[str, Reply], Reply]:
     return change
 
 
+async def test_both_operators_are_told_until_one_compares(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as made:
+        alice, bob = await rolled_back(made, tmp_path / "copy")
+        assert [each.feed.offered(PAIR).set_back for each in (alice, bob)] == ["peer", "us"]
+        await healed(alice, bob)
+        alice, bob = again(made, 0, made[0].home.path), again(made, 1, made[1].home.path)
+        for node, whose in ((alice, "peer"), (bob, "us")):
+            assert node.feed.offered(PAIR).set_back == whose, "a restart and a repair by itself change nothing"
+            await node.reconcile.mend(PAIR)
+            assert node.feed.offered(PAIR).set_back == whose
+            await node.reconcile.verify(PAIR)
+            assert node.feed.offered(PAIR).set_back == ""
+
+
 async def test_its_own_records_come_back(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as made:
         await healed(*await rolled_back(made, tmp_path / "copy"))
