@@ -6,6 +6,18 @@
 System calls are counted by `perf stat` if the kernel lets it, else by `strace -c`, in a run of their own: to be counted
 slows a daemon.  Processor time is user and system time of all threads.  At 10 records a second it shows what it costs
 to wake a process that slept, at 1,000 what the work costs.
+
+The budget of one record that comes alone, in system calls, source / consumer; `spl help speed` has what was measured:
+
+    read     request, wake of the loop, ack / piece of the stream, wake          3 / 2
+    write    log, wake, answer, record / log, wake, ack                          4 / 3
+    futex    wake the writer, the writer sleeps                                  2 / 2
+    epoll    each wake of the loop, and a turn for each task it wakes            4 / 4
+    sync     statfs, fstat before and after, fdatasync                           4 / 4
+    other    nonce of a cursor / look-up of an id on disk                        1 / 1
+
+Python 3.11 adds a getpid for each look at the running loop.  More futex calls than two show that a thread was woken
+while another one held the interpreter: the waker has to let go of it at once.
 """
 
 import argparse
