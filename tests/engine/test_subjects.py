@@ -1,9 +1,19 @@
 """Names in the engine: one token for any text, no two texts for one token."""
 
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spl.engine import subjects
+from spl.engine import credentials, jetstream, subjects
+from spl.engine.credentials import Credentials
+from spl.engine.nats import Endpoint, Nats, connect
+from spl.engine.protocol import EngineError, published
+from spl.net.dialer import Dialer
+from spl.sync.supervise import run_together
+from tests.engine.servers import NatsServer
 
 DID = "did:sync:instance:hub-0123456789abcdef01234567"
 
@@ -33,3 +43,65 @@ def test_permissions_name_the_filter_of_each_namespace_and_nothing_wider() -> No
     assert f"$JS.API.CONSUMER.CREATE.{stream}.pair_1-2.spl.{tail}.art.>" in rules["publish"]
     assert rules["subscribe"] == ["_INBOX_pair_1.>"]
     assert not [subject for subject in rules["publish"] if "MSG.GET" in subject or "PURGE" in subject]
+
+
+async def refused(port: int, user: Credentials, talk: Callable[[Nats], Awaitable[object]]) -> bool:
+    """Return whether the server refuses what `talk` says."""
+    nats = await connect(Endpoint("127.0.0.1", port, False, user), Dialer(None), "_INBOX_pair_1")
+    try:
+        await run_together(talk(nats), nats.listen())
+    except EngineError:
+        return True
+    finally:
+        await nats.close()
+    return False
+
+
+async def test_a_server_holds_a_reader_to_the_printed_permissions(tmp_path: Path) -> None:
+    stream, music, art = subjects.stream_of(DID), subjects.namespace_of(DID, "music"), subjects.namespace_of(DID, "art")
+    hub, reader = (credentials.read(credentials.seed_text(bytes([number]) * 32)) for number in (1, 2))
+    users = [
+        {"nkey": credentials.public_text(hub.key.public)},
+        {
+            "nkey": credentials.public_text(reader.key.public),
+            "permissions": subjects.permissions(DID, ("music",), "pair_1"),
+        },
+    ]
+    server = NatsServer(tmp_path / "nats", config=f"authorization: {json.dumps({'users': users})}\n").start()
+
+    async def fill(nats: Nats) -> None:
+        await jetstream.create(nats, stream, subjects.all_of(DID))
+        for name in ("art", "music"):
+            await nats.request(f"spl.{subjects.tail_of(DID)}.{name}.1", name.encode())
+
+    def create(api: str, wanted: str) -> Callable[[Nats], Awaitable[object]]:
+        config = {"durable_name": "pair_1", "ack_policy": "explicit", **({"filter_subject": wanted} if wanted else {})}
+        return lambda nats: jetstream.ask(nats, f"CONSUMER.{api}", {"stream_name": stream, "config": config})
+
+    async def read(nats: Nats) -> None:
+        pull = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.pair_1"
+        await nats.send((published(pull, f"{nats.inbox}.m", b"", b'{"batch":1,"expires":5000000000}'),))
+        found = await nats.next(5.0)
+        assert found is not None
+        assert found.body == b"music"
+
+    async def subscribe(nats: Nats) -> None:
+        await nats.send((b"SUB spl.> 9\r\n",))
+        await nats.request(f"$JS.API.CONSUMER.INFO.{stream}.pair_1")
+
+    named = f"CREATE.{stream}.pair_1"
+    try:
+        assert not await refused(server.port, hub, fill)
+        assert await refused(server.port, reader, create(f"{named}.{music}", art)), "another filter in the body"
+        assert not await refused(server.port, reader, create(f"{named}.{music}", music))
+        assert not await refused(server.port, reader, read)
+        for talk in (
+            create(f"{named}.{art}", art), create(named, ""), create(f"DURABLE.CREATE.{stream}.pair_1", art), subscribe,
+            lambda nats: jetstream.message_at(nats, stream, 1),
+            lambda nats: nats.request(f"$JS.API.DIRECT.GET.{stream}", b'{"seq":1}'),
+            lambda nats: jetstream.ask(nats, f"STREAM.PURGE.{stream}"),
+            lambda nats: nats.request(f"spl.{subjects.tail_of(DID)}.music.1", b"forged"),
+        ):  # fmt: skip
+            assert await refused(server.port, reader, talk)
+    finally:
+        server.end()
