@@ -12,7 +12,7 @@ from textwrap import wrap
 from typing import Final
 
 TOPICS: Final = tuple(
-    "terms pairs modes networks proxies namespaces consent hubs rules fold recovery problems home configuration "
+    "terms pairs modes networks proxies namespaces consent hubs engine rules fold recovery problems home configuration "
     "programs http watching soak speed capacity security faults formats".split()
 )
 """The pages, in the order in which they are best read."""

@@ -57,17 +57,20 @@ async def refused(port: int, user: Credentials, talk: Callable[[Nats], Awaitable
     return False
 
 
+def users_of(hub: Credentials, reader: Credentials) -> list[dict[str, object]]:
+    """Return two users of a server: one who may do everything, and a reader of the namespace music."""
+    rules = subjects.permissions(DID, ("music",), "pair_1")
+    return [
+        {"nkey": credentials.public_text(hub.key.public)},
+        {"nkey": credentials.public_text(reader.key.public), "permissions": rules},
+    ]
+
+
 async def test_a_server_holds_a_reader_to_the_printed_permissions(tmp_path: Path) -> None:
     stream, music, art = subjects.stream_of(DID), subjects.namespace_of(DID, "music"), subjects.namespace_of(DID, "art")
     hub, reader = (credentials.read(credentials.seed_text(bytes([number]) * 32)) for number in (1, 2))
-    users = [
-        {"nkey": credentials.public_text(hub.key.public)},
-        {
-            "nkey": credentials.public_text(reader.key.public),
-            "permissions": subjects.permissions(DID, ("music",), "pair_1"),
-        },
-    ]
-    server = NatsServer(tmp_path / "nats", config=f"authorization: {json.dumps({'users': users})}\n").start()
+    config = f"authorization: {json.dumps({'users': users_of(hub, reader)})}\n"
+    server = NatsServer(tmp_path / "nats", config=config).start()
 
     async def fill(nats: Nats) -> None:
         await jetstream.create(nats, stream, subjects.all_of(DID))

