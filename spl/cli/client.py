@@ -62,12 +62,12 @@ class Ctl:
         """Return the bytes that a GET answers."""
         return b"".join(self._pieces("GET", path, b"", JSON, ANSWER_S, ANSWER_BYTES))
 
-    def stream(self, path: str, heads: list[ResponseHead] | None = None) -> Iterator[bytes]:
+    def stream(self, path: str, heads: list[ResponseHead] | None = None, silence_s: float = LONG_S) -> Iterator[bytes]:
         """Yield the bytes that a GET answers as they arrive; a cut answer raises CtlError "disconnected".
 
-        The head of the answer goes into `heads` before the first of them.
+        The head of the answer goes into `heads` before the first of them; `silence_s` bounds the wait for the next.
         """
-        return self._pieces("GET", path, b"", JSON, LONG_S, UNBOUNDED, heads)
+        return self._pieces("GET", path, b"", JSON, silence_s, UNBOUNDED, heads)
 
     def lines(self, path: str, body: bytes, media: str, silence_s: float) -> Iterator[dict[str, Any]]:
         """Return the objects of an NDJSON answer to a POST, each as it arrives.

@@ -9,6 +9,7 @@ there, DIDs short and states coloured; a pipe gets full values.
 import json
 import os
 import re
+import select
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
@@ -79,6 +80,9 @@ class Out:
         self._columns_err = _columns(stderr, env.get("COLUMNS", ""))
         self._drawn = False
         self._rows = 1
+        self._frame = 0
+        self.can_redraw = self._tty and env.get("TERM") != "dumb"
+        """Whether a frame can be drawn over the last one."""
 
     @property
     def people(self) -> bool:
@@ -277,6 +281,30 @@ class Out:
         width = max([_FACT_CHARS, *(len(name) + 2 for name, _ in facts)])
         for name, text in facts:
             self._say(f"  {name:<{width}}{text}")
+
+    # a frame that is drawn again and again
+
+    def check_reader(self) -> None:
+        """Raise BrokenPipeError if what reads the result is gone, which otherwise only the next line would show."""
+        poll, seen = select.poll(), 0
+        with suppress(OSError, ValueError):  # a file cannot be polled, a test's stream is none
+            poll.register(self._stdout.fileno(), 0)
+            seen = sum(event for _, event in poll.poll(0))
+        if seen & select.POLLERR:
+            raise BrokenPipeError
+
+    def redraw(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Draw lines with their colours over the last frame, each in one go, so that nothing flickers."""
+        with suppress(OSError, ValueError):
+            size = os.get_terminal_size(self._stdout.fileno())
+            self._columns, lines = size.columns or self._columns, lines[: (size.lines or len(lines) + 1) - 1]
+        drawn = [
+            self.paint(fit.cut(clean(text), max(fit.CUT_CHARS, self._columns or 80)), color) for text, color in lines
+        ]
+        back, rest = f"\x1b[{self._frame}A\r" if self._frame else "", "\x1b[J" if len(drawn) < self._frame else ""
+        self._frame = len(drawn)
+        self._stdout.write(back + "".join(f"{_encodable(self._stdout, line)}\x1b[K\n" for line in drawn) + rest)
+        self._stdout.flush()
 
     # times and names
 

@@ -164,6 +164,8 @@ CODES: Final[dict[str, Code]] = {
     "home-unusable": Code(500, 78, "The home folder cannot be created, read or written.", "check owner and mode of SYNCROPEL_HOME"),
     "config-invalid": Code(500, 78, "The configuration has an unknown key or a bad value.", "correct the line named in the message"),
     "listen-failed": Code(500, 78, "The address cannot be listened on.", "choose another with --host and --port"),
+    # waiting
+    "wait-timeout": Code(504, 8, "What was waited for did not happen in time.", "spl doctor PAIR_ID"),
     # findings of doctor and status
     "warming-up": Code(503, 9, "The daemon reads its log into the index and answers when that is done.", "wait; its output shows the progress"),
     "disk-low": Code(507, 3, "The disk of the store is nearly full; when it is full, the daemon accepts no more records.", "free some space, or move the home"),

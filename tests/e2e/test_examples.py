@@ -28,6 +28,7 @@ ELSEWHERE: Final = {
     "federation pair": "is played with the pages",
     "federation soak": "runs for minutes",
     "sink test": "asks a server, as tests/engine does",
+    "top": "needs a terminal",
 }
 """Examples that are not run here, and why."""
 FINDS: Final = {
@@ -96,6 +97,8 @@ def prepared(stage: Stage) -> dict[str, Callable[[], Any]]:
         ),
         "federation grant": lambda: stage.alice.run("namespace", "create", "music"),
         "federation projections": lambda: stage.alice.run("namespace", "create", "projects"),
+        "wait": lambda: stage.bob.run("sync"),  # or bob fetches what alice wrote when its time comes
+        "wait caught-up": lambda: stage.bob.run("sync"),
         "debug": lambda: there.write_text(stage.bob.run("thread", "snapshot", "th_federation_pairs").out),
     }
 
