@@ -6,6 +6,7 @@ where both tenants write into one thread, what is read and what is counted is th
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -127,17 +128,23 @@ async def test_tokens_of_the_same_namespaces_share_their_positions(tenants: Tena
     assert found == tenants.own[1:] == (await tenants.get(path))["data"]
 
 
+SIGNATURE = re.compile(r'(?<="value":")[^"]+(?="},"thread")')
+
+
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("hidden", [THEIRS, "other", "acme%2Fweb", "th_api_tokens"])
 async def test_hidden_and_unknown_answer_the_same(tenants: Tenants, route: str, hidden: str) -> None:
-    """Byte for byte, but for the name; a snapshot of the daemon's own thread says what it needs: that name is known."""
+    """Byte for byte, but for the name and a snapshot's signature over it.
+
+    A snapshot of the daemon's own thread says what it needs: that name is known.
+    """
     if hidden == "th_api_tokens" and "snapshot" in route:
         return
     answers = []
     for name in (hidden, NOBODYS):
         reply = await tenants.served.fetch("GET", route.format(name), token=tenants.token)
         text = reply.body.decode().replace(name.replace("%2F", "/"), "NAME")
-        answers.append((reply.status, text))
+        answers.append((reply.status, SIGNATURE.sub("S", text)))
     assert answers[0] == answers[1]
 
 
