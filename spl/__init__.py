@@ -2,7 +2,7 @@
 
 The map.  A folder is an import permission: each may import what stands left of it, never what stands right.
 
-    core   net | home   sync   engine   pairing   doctor   api | client   process   daemon   cli
+    core   net | home   sync   engine   pairing   doctor   api | client   process | systemd   daemon   cli
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
@@ -91,10 +91,10 @@ The map.  A folder is an import permission: each may import what stands left of 
         live monitor wait                 the daemon's events: as lines, as a frame, as a barrier
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces sink aitl rules
-        emit threads debug completion
+        emit threads debug completion service
         demo soak soak_plan soak_driver soak_daemons temporary
 
-`daemon.py` builds everything in this order, `process.py` is about its process; `__main__.py` is `python -m spl`.
+`daemon.py` builds everything in this order; `process.py` is about its process, `systemd.py` about who started it.
 
 The way of a record from `POST /v1/records` to the peer's disk, and the files it passes:
 

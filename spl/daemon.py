@@ -75,6 +75,7 @@ from .sync.reach import Reaches
 from .sync.reconcile import Reconcile
 from .sync.schedule import Sync
 from .sync.supervise import BACKOFF_BASE_S, guard
+from .systemd import ManagedService, Manager
 
 log = logging.getLogger("spl.daemon")
 
@@ -130,6 +131,7 @@ def run(options: ServeOptions) -> int:
 def _run(options: ServeOptions, watchdog: Watchdog) -> int:
     descriptors = raise_descriptors()
     share_memory()
+    manager = Manager(os.environ, os.getpid())
     disk = Disk()
     disk.own(options.home)
     config = read_config(options.home, disk, options.flags())
@@ -142,15 +144,20 @@ def _run(options: ServeOptions, watchdog: Watchdog) -> int:
         log.warning(**event("home.parent_open", path=str(parent), msg="everybody may move the home away: chmod +t"))
     if lacking := keys_lacking(options.home, disk):
         raise lacking
+
+    def opening(done: int, total: int) -> None:
+        watchdog.progress(done, total)
+        manager.opening(done, total)
+
     try:
         watchdog.check()
-        home = open_home(options.home, config, disk=disk, progress=watchdog.progress)
+        home = open_home(options.home, config, disk=disk, progress=opening)
     except StoppedError:
         log.info(**event("daemon.stopped", pid=os.getpid(), msg="stopped while the home was being opened"))
         return 0
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(_Daemon(home, options, watchdog, descriptors).serve())
+            return runner.run(_Daemon(home, options, watchdog, manager, descriptors).serve())
     finally:
         home.close()
 
@@ -196,13 +203,16 @@ class _Service(Protocol):
 class _Daemon:
     """One run of the daemon over an open home."""
 
-    def __init__(self, home: Home, options: ServeOptions, watchdog: Watchdog, descriptors: int) -> None:
+    def __init__(
+        self, home: Home, options: ServeOptions, watchdog: Watchdog, manager: Manager, descriptors: int
+    ) -> None:
         self.home = home
         self.config = home.config
         self.settings = Settings(home.config)
         self.proxies = Proxies(home.config.http_trusted_proxies)
         self.options = options
         self.watchdog = watchdog
+        self.manager = manager
         self.limits = listener_limits(home.config.limits, descriptors)
         self.failed = False
         self.written = asyncio.Event()
@@ -213,8 +223,9 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(_Workers(thread_name_prefix="spl-work"))
         tls = _server_tls(self.config)
-        listeners, url = _listeners(self.config, tls)
-        local = [Listener(bind_unix(self._socket_path()), local=True)]
+        listeners, url = _listeners(self.config, tls, self.manager)
+        paths = self._socket_paths()
+        local = [Listener(bind_unix(path), local=True) for path in paths]
         writer = threading.Thread(target=self._write, args=(loop,), name="spl-writer")
         verifying = client_tls(_ca_file(self.config))
         client, insecure = HttpClient(self.config.limits, tls=verifying), self.options.insecure_localhost
@@ -229,10 +240,10 @@ class _Daemon:
                 server = Server(Api(services, local=False), tcp, now_ms=now_ms, proxies=self.proxies)
                 tasks.create_task(server.serve(listeners, stop))
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
-                names = PairNames(self.home.writer, services.feed.notifier, self.home.path, self.home.disk)
-                start(services, tasks, stop, {"names": names})
+                start(services, tasks, stop, self._more(services))
                 self._announce(url)
                 await stop.wait()
+                self.manager.stopping()
                 self.home.store.stop()
                 services.searches.close()
         finally:
@@ -241,9 +252,19 @@ class _Daemon:
             self.home.writer.close()
             await self.written.wait()  # in no thread of the pool: all of them may be reading
             writer.join()
-            self._socket_path().unlink(missing_ok=True)
+            for path in paths:
+                path.unlink(missing_ok=True)
         log.info(**event("daemon.stopped", pid=os.getpid()))
         return 1 if self.failed else 0
+
+    def _more(self, services: Services) -> dict[str, _Service]:
+        """Return the services that only a daemon of its own process has."""
+        home, store = self.home, self.home.store
+        names = PairNames(home.writer, services.feed.notifier, home.path, home.disk, self.manager.status)
+        if not self.manager.is_there:
+            return {"names": names}
+        ready = ManagedService(self.manager, home.writer, lambda: not (store.readonly or store.full))
+        return {"names": names, "manager": ready}
 
     def _write(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run the writer; the task boundary of its thread."""
@@ -258,6 +279,7 @@ class _Daemon:
 
     def _reload(self, tls: ServerTls | None) -> None:
         """Read configuration and certificate again; what is wrong is logged, and what was in force stays in force."""
+        self.manager.reloading()
         try:
             config = read_config(self.home.path, self.home.disk, self.options.flags())
             changed, waiting = self.settings.take(config)
@@ -271,11 +293,13 @@ class _Daemon:
             fields = {"changed": ",".join(changed), "after_restart": ",".join(waiting)}
             log.log(logging.WARNING if waiting else logging.INFO, **event("config.reloaded", **fields))
         _reload_tls(self.settings.now, tls)
+        self.manager.ready(self.settings.fault)
 
-    def _socket_path(self) -> Path:
-        folder = self.home.path / SOCKET
-        self.home.disk.mkdir(folder.parent)
-        return folder
+    def _socket_paths(self) -> list[Path]:
+        """Return where the commands find the daemon: in its home, and where a service manager made a folder for it."""
+        path = self.home.path / SOCKET
+        self.home.disk.mkdir(path.parent)
+        return [path, *(Path(folder) / path.name for folder in self.manager.folders)]
 
     def _announce(self, url: str) -> None:
         identity = self.home.vault.identity
@@ -285,14 +309,15 @@ class _Daemon:
             log.warning(**event("identity.missing", msg="no identity; fix: spl identity generate --label NAME"))
 
 
-def _listeners(config: Config, tls: ServerTls | None) -> tuple[list[Listener], str]:
-    """Bind the addresses; return them with the URL that peers use."""
-    plain = [Listener(sock) for sock in bind_tcp(config.host, config.port)]
+def _listeners(config: Config, tls: ServerTls | None, manager: Manager) -> tuple[list[Listener], str]:
+    """Bind the addresses, unless sockets were handed over; return them with the URL that peers use."""
+    given, given_tls = manager.sockets()
+    plain = [Listener(sock) for sock in given or bind_tcp(config.host, config.port)]
     port = plain[0].sock.getsockname()[1]
     url = f"http://{_bracketed(config.host)}:{port}"
     if tls is not None:
         host, _, text = config.tls_listen.rpartition(":")
-        secure = [Listener(sock, tls=tls.context) for sock in bind_tcp(host.strip("[]"), _port_of(text))]
+        secure = [Listener(sock, tls=tls.context) for sock in given_tls or bind_tcp(host.strip("[]"), _port_of(text))]
         plain += secure
         url = f"https://{_bracketed(host.strip('[]'))}:{secure[0].sock.getsockname()[1]}"
     return plain, config.public_url or url

@@ -66,7 +66,11 @@ class Shell:
     def home(self) -> str:
         """The absolute path of the home folder.  Raises SplError "home-unusable" if there is none to be found."""
         self._home = self._home or _absolute(
-            self._given_home or self.env.get("SYNCROPEL_HOME") or HOME_DEFAULT, self.env
+            self._given_home
+            or self.env.get("SYNCROPEL_HOME")
+            or self.env.get("STATE_DIRECTORY", "").partition(":")[0]  # in a unit of systemd
+            or HOME_DEFAULT,
+            self.env,
         )
         return self._home
 

@@ -57,6 +57,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "sink": CommandPlace("sink", "Send records into a stream engine, for any number of readers.", group=True),
     "token": CommandPlace("tokens", "Mint, list and revoke access tokens.", group=True),
     "config": CommandPlace("settings", "Show and set the configuration; add, list and remove rules.", group=True),
+    "install-service": CommandPlace("service", "Run the daemon under systemd."),
     "completion": CommandPlace("completion", "Print the script that completes commands in a shell."),
     "help": CommandPlace("help", "Explain a command, a topic of the manual or an error code."),
     "version": CommandPlace("help", "Print the version."),

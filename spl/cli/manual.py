@@ -13,7 +13,7 @@ from typing import Final
 
 TOPICS: Final = tuple(
     "terms pairs modes networks proxies namespaces consent hubs engine rules fold recovery problems home configuration "
-    "programs http watching soak speed capacity security faults formats".split()
+    "programs http watching service soak speed capacity security faults formats".split()
 )
 """The pages, in the order in which they are best read."""
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
 from threading import Lock
-from typing import Final
+from typing import Final, TextIO
 
 from ..core import when
 from ..core.errors import printable
@@ -44,6 +44,7 @@ TARGETS: Final = {
     "spl.store": "syncropel_engine::store",
 }
 
+_PRIORITIES: Final = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 _PLAIN: Final = re.compile(r"[^\s\"=\\]+\Z")
 _SECRET: Final = re.compile(r"(spl_[A-Za-z0-9]+_sa_[0-9a-f]+_)[A-Za-z0-9_-]+")
 
@@ -115,15 +116,16 @@ class RepeatFilter(logging.Filter):
 class Formatter(logging.Formatter):
     """Render records as logfmt, or as JSON lines."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, *, to_journal: bool = False) -> None:
+        """To the journal a line has its priority in front instead of its time: sd-daemon(3)."""
         super().__init__()
-        self.as_json = as_json
+        self.as_json, self.to_journal = as_json, to_journal
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line; `extra={"fields": {...}}` gives the event's members, an exception goes into msg."""
         fields = getattr(record, "fields", None)
-        line: dict[str, object] = {
-            "ts": when.text_of(int(record.created * 1000)),
+        line: dict[str, object] = {} if self.to_journal else {"ts": when.text_of(int(record.created * 1000))}
+        line |= {
             "level": record.levelname.lower(),
             "target": TARGETS.get(record.name, record.name.replace("spl", "syncropel_engine", 1).replace(".", "::")),
         }
@@ -137,7 +139,8 @@ class Formatter(logging.Formatter):
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         text = json.dumps(line, default=str, ensure_ascii=False) if self.as_json else _logfmt(line)
-        return mask(printable(text))
+        priority = f"<{_PRIORITIES.get(record.levelno, 6)}>" if self.to_journal else ""
+        return priority + mask(printable(text))
 
 
 class _LogFile(logging.handlers.RotatingFileHandler):
@@ -169,13 +172,23 @@ def setup(folder: Path, log_format: str, level: str) -> None:
         root.removeHandler(old)
         old.close()
     for handler in handlers:
-        handler.setFormatter(Formatter(log_format == "json"))
+        to_journal = not isinstance(handler, _LogFile) and _is_journal(sys.stderr, os.environ.get("JOURNAL_STREAM", ""))
+        handler.setFormatter(Formatter(log_format == "json", to_journal=to_journal))
         root.addHandler(handler)
     repeats = RepeatFilter()
     for handler in root.handlers:
         handler.addFilter(repeats)
     root.setLevel(level.upper())
     root.propagate = False
+
+
+def _is_journal(stream: TextIO, name: str) -> bool:
+    """Return whether the stream is the one that JOURNAL_STREAM names: systemd.exec(5)."""
+    try:
+        found = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return name == f"{found.st_dev}:{found.st_ino}"
 
 
 def mask(text: str) -> str:

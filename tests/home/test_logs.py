@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -164,3 +165,18 @@ def test_lines_of_many_pairs_hold_up_no_error() -> None:
     log.error("store.readonly")
     assert len(handler.lines) == logs.LINES_PER_MINUTE + 1
     assert handler.lines[-1].getMessage() == "store.readonly"
+
+
+def test_the_journal_gets_priorities_instead_of_times(tmp_path: Path) -> None:
+    code = (
+        "import logging, os, sys; from pathlib import Path; from spl.home import logs;"
+        "from spl.core.event import event;"
+        "found = os.fstat(2); os.environ['JOURNAL_STREAM'] = f'{found.st_dev}:{found.st_ino}';"
+        "logs.setup(Path(sys.argv[1]), 'logfmt', 'info');"
+        "logging.getLogger('spl.net').error(**event('a.b')); logging.getLogger('spl.net').info(**event('c.d'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    first, second = done.stderr.splitlines()
+    assert first.startswith("<3>level=error target=")
+    assert second.startswith("<6>level=info target=")
+    assert (tmp_path / "spl.log").read_text().startswith("ts=")

@@ -1,0 +1,152 @@
+"""What a service manager hands over and is told: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
+
+Nothing of systemd is linked: the protocol is a datagram of NAME=VALUE lines to a socket, and descriptors from 3 on.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, MutableMapping
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Final
+
+from .core.errors import SplError, count
+from .core.event import event
+from .core.pair.pair import Pair, Phase
+from .home.writer import Writer
+from .sync.supervise import wait
+
+log = logging.getLogger("spl.daemon")
+
+FIRST_FD: Final = 3
+BEATS: Final = 4
+"""Signs of life within the time after which the manager kills."""
+READY_LOOK_S: Final = 0.5
+_OURS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+class Manager:
+    """The service manager that started this process, if one did; without one every method does nothing."""
+
+    def __init__(self, env: MutableMapping[str, str], pid: int) -> None:
+        """Take what the manager left in the environment, and remove it, so that no child answers in our place."""
+        found = {name: env.pop(name, "") for name in _OURS}
+        address = found["NOTIFY_SOCKET"]
+        self._address = "\0" + address[1:] if address[:1] == "@" else address
+        ours = found["WATCHDOG_PID"] in ("", str(pid))
+        self.watchdog_s = int(found["WATCHDOG_USEC"]) / 1e6 if ours and found["WATCHDOG_USEC"].isdigit() else 0.0
+        given = int(found["LISTEN_FDS"]) if found["LISTEN_PID"] == str(pid) and found["LISTEN_FDS"].isdigit() else 0
+        self._fds = range(FIRST_FD, FIRST_FD + given)
+        self._names = found["LISTEN_FDNAMES"].split(":")
+        self.folders = env.get("RUNTIME_DIRECTORY", "").split(":")[:1] if env.get("RUNTIME_DIRECTORY") else []
+        self._status = ""
+        self._is_ready = False
+
+    @property
+    def is_there(self) -> bool:
+        """Whether somebody wants to be told."""
+        return bool(self._address)
+
+    def sockets(self) -> tuple[list[socket.socket], list[socket.socket]]:
+        """Return the listening sockets that were handed over: plain ones, and those named `tls`.
+
+        Raises SplError "listen-failed" for one that is no listening TCP socket.
+        """
+        plain: list[socket.socket] = []
+        secure: list[socket.socket] = []
+        for fd, name in zip(self._fds, self._names + [""] * len(self._fds), strict=False):
+            try:
+                sock = socket.socket(fileno=fd)
+                listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            except OSError as exc:
+                raise SplError("listen-failed", f"descriptor {fd} was handed over and is no socket") from exc
+            if not listens or sock.family not in (socket.AF_INET, socket.AF_INET6):
+                raise SplError("listen-failed", f"descriptor {fd} was handed over and is no listening TCP socket")
+            os.set_inheritable(fd, False)
+            sock.setblocking(False)
+            (secure if name == "tls" else plain).append(sock)
+        return plain, secure
+
+    def status(self, pairs: Mapping[str, Pair]) -> None:
+        """Tell how many pairs there are, by state."""
+        self._status = status_of(pairs)
+        if self._is_ready:
+            self._tell(STATUS=self._status)
+
+    def ready(self, trouble: str = "") -> None:
+        """Tell that the daemon serves; `trouble` is what the last reload found wrong."""
+        self._is_ready = True
+        self._tell(READY="1", STATUS=trouble or self._status)
+
+    def reloading(self) -> None:
+        """Tell that the configuration is read again; `ready` ends it, also if it failed, or a reload would hang."""
+        self._tell(RELOADING="1", MONOTONIC_USEC=str(time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000))
+
+    def opening(self, done: int, total: int) -> None:
+        """Tell how far an opening is, and that it goes on."""
+        self._tell(STATUS=f"rebuilding the index: {done:,} of {total:,} lines", EXTEND_TIMEOUT_USEC="60000000")
+
+    def stopping(self) -> None:
+        """Tell that the stop has begun."""
+        self._tell(STOPPING="1")
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        self._tell(WATCHDOG="1")
+
+    def _tell(self, **fields: str) -> None:
+        if not self._address:
+            return
+        text = "".join(f"{name}={value}\n" for name, value in fields.items())
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.setblocking(False)
+            sock.sendto(text.encode(), self._address)
+
+
+class ManagedService:
+    """Tells the manager when the daemon is ready, and that it lives.
+
+    A sign of life is given while the loop turns, for this runs on it, and the writer's thread does: it has answered
+    the last empty submission, or written something since.  A disk that hangs thus ends in a restart.
+    """
+
+    def __init__(self, manager: Manager, writer: Writer, is_ready: Callable[[], bool]) -> None:
+        self._manager, self._writer, self._is_ready = manager, writer, is_ready
+        self._asked: Future[list[object]] | None = None
+        self._seq = -1
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tell until `stop`."""
+        while not stop.is_set() and not self._is_ready():
+            await wait(stop, READY_LOOK_S)
+        if not stop.is_set():
+            self._manager.ready()
+        every_s = self._manager.watchdog_s / BEATS
+        while every_s and not stop.is_set():
+            if self._moves():
+                self._manager.beat()
+            await wait(stop, every_s)
+        await stop.wait()
+
+    def _moves(self) -> bool:
+        seq, last = self._writer.store.last_seq, self._seq
+        self._seq = seq
+        if self._asked is None or self._asked.done():
+            try:
+                self._asked = self._writer.submit([])  # type: ignore[assignment]
+            except SplError:  # it has more than it takes, and what it has written tells
+                return seq != last
+            return True
+        log.warning(**event("daemon.writer_waits", seq=seq))
+        return seq != last
+
+
+def status_of(pairs: Mapping[str, Pair]) -> str:
+    """Return "3 pairs: 2 active, 1 paused"."""
+    states = Counter(pair.phase for pair in pairs.values() if pair.phase is not Phase.REVOKED)
+    told = ", ".join(f"{number} {phase}" for phase, number in states.most_common())
+    return count(states.total(), "pair") + (f": {told}" if told else "")
