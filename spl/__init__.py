@@ -7,6 +7,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
         backoff recent portion            delays, token buckets; what happened lately; how much goes at a time
+        presence                          when a peer was heard in each direction, and when it is asked
         canon keys                        canonical JSON; cryptography, the only file that imports nacl
         cel record identity pair          folders, see below
         consent gate                      what crosses a pair, at which level; what a peer may bring in
@@ -120,7 +121,8 @@ Words.  `writer`: the one thread that writes.  `hub`: an instance that relays.  
 who reads.  `voucher`: the instance that signed a record first.  `scope`: the rows that a pair may read.  `lane`: one
 namespace, level and rule of a reading, with its own position.  `cursor`: a reading's position, sealed.  `projection`:
 what travels of a record below full level.  `pin`: a key chain that may only grow.  `inbound`, `outbound`: what a
-pair's namespace may bring in, and what we show.  `reach`: which way a pair's connections run.  `ledger`: what was
-refused and may be asked for again.  `sink`: where records go beside the
-pairs.  `finding`: one thing that is wrong, with its fix.  `fold`: records to a value.
+pair's namespace may bring in, and what we show.  `reach`: which way a pair's connections run.  `portion`: how many
+records one request carries.  `withheld`: a record that the way does not carry even alone.  `ledger`: what was refused
+and may be asked for again.  `sink`: where records go beside the pairs.  `finding`: one thing that is wrong, with its
+fix.  `fold`: records to a value.
 """

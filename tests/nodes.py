@@ -56,6 +56,7 @@ class Typed:
     """What our operator typed to make the pair."""
 
     url: str = ""
+    strict: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from ..core.pair import handshake
 from ..core.pair import pair as pairs
 from ..core.pair.pair import Pair
 from ..core.pair.state import maps_to_json
+from ..core.presence import OFFLINE_S
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
-from ..sync.reach import with_way
+from ..sync.reach import PairStatus, with_way
 from .answers import TEXTS_MAX, field_error, json_response, list_response, members, number, texts
 from .auth import Principal
 from .consent import lines_of
@@ -305,8 +306,18 @@ def summary_of(services: Services, found: Pair) -> dict[str, object]:
         "heard_at": when.text_of(reading.heard_ms) if reading.heard_ms is not None else None,
         "offline_since": when.text_of(since_ms) if since_ms is not None else None,
         "outbound": {"clock": offered.acked or 0, "lag_records": offered.lag_records},
+        "one_way": _one_way(services, reading) if found.sync_allowed else None,
         "reach": services.push.reach(found.pair_id),
     }
+
+
+def _one_way(services: Services, reading: PairStatus) -> dict[str, object] | None:
+    """Return {direction, code, since} of a pair of which one direction of requests is broken, once that lasts."""
+    way = reading.one_way
+    if way is None or way.for_s < OFFLINE_S or reading.offline_since_ms is not None:
+        return None
+    since = when.text_of(services.now_ms() - int(way.for_s * 1000))
+    return {"direction": way.direction, "code": way.code or None, "since": since}
 
 
 def _maps(value: object) -> tuple[tuple[str, str], ...]:

@@ -49,7 +49,10 @@ def _list(args: Namespace, shell: Shell) -> int:
             row += [",".join(pair["namespaces"]), "initiator" if pair["initiator"] else "responder", pair["url"]]
     none = "no pairs yet: spl federation pair URL"
     out.table(titles, rows, {"STATE": state_paint}, keep=("PAIR ID", "STATE", "PEER DID"), none=none)
-    troubled = [pair["pair_id"] for pair in pairs if pair["state"] == "degraded" or pair.get("offline_since")]
+    troubled = [
+        pair["pair_id"] for pair in pairs
+        if pair["state"] == "degraded" or pair.get("offline_since") or pair.get("one_way")
+    ]  # fmt: skip
     if troubled:
         need = "needs" if len(troubled) == 1 else "need"
         out.hint(f"! {count(len(troubled), 'pair')} {need} attention: spl doctor {troubled[0]}")
@@ -200,7 +203,7 @@ TREE: Final = (
                 "federation list",
                 "Lists the pairs with state, mode and the time of the last sync; OUT: records that wait for the peer.\n"
                 "States: establishing, active, paused, degraded (errors recur), revoked (final, kept for audit);\n"
-                "a peer that does not answer is offline beside its state.",
+                "a peer that does not answer is offline beside its state; one-way: only one side reaches the other.",
                 "spl federation list -o wide",
                 _list,
             ),

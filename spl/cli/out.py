@@ -438,7 +438,7 @@ def size(count_bytes: int) -> str:
 def state_paint(state: str) -> str:
     """Return the colour of a pair's state; the word itself is always printed too."""
     word = state.partition(" ")[0].removesuffix(",")
-    if ", offline" in state:
+    if ", offline" in state or ", one-way" in state:
         return RED
     return {"active": GREEN, "establishing": YELLOW, "paused": YELLOW, "degraded": RED, "revoked": DIM}.get(word, "")
 

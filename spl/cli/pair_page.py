@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..core.errors import count, plural
+from ..core.presence import TO_US
 from ..core.when import ms_of, span, span_fine
 from . import grants
 from .out import Out, column, label_of, scopes_text
@@ -29,9 +30,11 @@ def state_of(pair: Detail) -> str:
 
 
 def standing(pair: Detail, out: Out) -> str:
-    """Return a pair's state and, which is another fact, for how long a peer that does not answer has been silent."""
-    state, since = state_of(pair), pair.get("offline_since")
-    return f"{state}, offline {span(out.now_ms() - ms_of(since))}" if since else state
+    """Return a pair's state and, which is another fact, for how long the peer, or one direction, has not answered."""
+    state, since, way = state_of(pair), pair.get("offline_since"), pair.get("one_way")
+    if since:
+        return f"{state}, offline {span(out.now_ms() - ms_of(since))}"
+    return f"{state}, one-way {span(out.now_ms() - ms_of(way['since']))}" if way else state
 
 
 def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
@@ -167,8 +170,13 @@ def _state(pair: Detail, out: Out) -> str:
     detail = pair.get("state_detail") if pair["state"] in ("establishing", "revoked") else ""
     why = detail or pair.get("reason")
     text = f"{text} ({why})" if why and why != pair["state"] else text
-    since = pair.get("offline_since")
-    return f"{text}; the peer is offline, last heard {out.ago(since)}" if since else text
+    since, way = pair.get("offline_since"), pair.get("one_way")
+    if since:
+        return f"{text}; the peer is offline, last heard {out.ago(since)}"
+    if not way:
+        return text
+    who = "the peer's requests do not arrive here" if way["direction"] == TO_US else "our requests do not arrive there"
+    return f"{text}; one-way since {out.ago(way['since'])}: {who}"
 
 
 def _mode(pair: Detail, out: Out) -> str:

@@ -12,6 +12,8 @@ from typing import Final
 
 from ..core.errors import CODES
 from ..core.limits import Limits
+from ..net.address import parse_url
+from ..sync.peer import foreign_step
 from . import conditions as seen
 from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
 from .facts import Facts, Fault
@@ -170,10 +172,24 @@ _mismatch_fix: Final = _at_peer("spl identity show; is this still the instance t
 _age_fix: Final = _at_peer("spl identity generate (signs again); compare both clocks")
 
 
-def _missing_fix(facts: Facts) -> str:
-    if facts.manifest_ours:
-        return _at_peer("spl identity generate")(facts)
-    return _at_peer("let the proxy pass /.well-known/; curl http://localhost:9100/.well-known/syncropel there")(facts)
+def _moved(step: Callable[[Facts], str]) -> Callable[[Facts], str]:
+    """Return a step, and what to do if the peer has another address now."""
+    return lambda facts: f"{step(facts)}; if it has moved: spl federation pair NEW-URL"
+
+
+def _foreign_fix(facts: Facts) -> str:
+    step = foreign_step(facts.failure.status if facts.failure is not None else 0)
+    return _moved(_at_peer(step))(facts) if facts.pair_id else step
+
+
+def _timeout_fix(facts: Facts) -> str:
+    if facts.failure is not None and facts.failure.reached:
+        return _at_peer("its daemon takes connections and hangs, or was stopped: restart it (spl serve)")(facts)
+    return _moved(_next("timeout"))(facts)
+
+
+def _route_fix(facts: Facts) -> str:
+    return f"look at this machine's network: ip route get {parse_url(facts.url).host if facts.url else 'ADDRESS'}"
 
 
 def _tls_fix(facts: Facts) -> str:
@@ -240,11 +256,18 @@ def _gap_fix(code: str) -> Callable[[Facts], str]:
     return fix
 
 
+def _reverse_fix(facts: Facts) -> str:
+    way = facts.one_way
+    if way is not None and way.code == "foreign-answer":
+        return "let the proxy before this daemon pass /v1/ and /.well-known/ to it"
+    return CODES["reverse-unreachable"].fix
+
+
 _STARTING: Final = ("config-invalid", "warming-up", "store-locked", "store-missing", "identity-missing")
 _REFRESH: Final = _with_pair("spl federation refresh")
 _CAUSES: Final = (
-    *IDENTITY, *REACH, *MANIFEST, "clock-skew", "handshake-401", "peer-4xx", "peer-5xx", "answer-malformed", *TOKEN,
-    *STATE, "peer-rewound",
+    *IDENTITY, *REACH, "foreign-answer", *MANIFEST, "clock-skew", "handshake-401", "peer-4xx", "peer-5xx",
+    "answer-malformed", *TOKEN, *STATE, "peer-rewound",
 )  # fmt: skip
 _STREAM: Final = ("stream-buffering", "stream-flapping")
 _LASTING: Final = (
@@ -272,15 +295,18 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("clock-skew", WARN, (), None, PATH, seen.skew, _next("clock-skew"), seen.skew_fails),
     FindingKind("dns", FAIL, (), _failing_s, PATH, seen.failed("dns"), _next("dns")),
     FindingKind("connect", FAIL, (), _failing_s, PATH, seen.failed("connect"),
-                _at_peer("spl serve, and open its port")),
-    FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _next("timeout")),
+                _moved(_at_peer("spl serve, and open its port"))),
+    FindingKind("no-route", FAIL, (), _failing_s, LOCAL, seen.failed("no-route"), _route_fix),
+    FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _timeout_fix),
     FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),
     FindingKind("address-refused", FAIL, (), None, PATH, seen.failed("address-refused"), _next("address-refused")),
     FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _next("http-plain")),
     FindingKind("tls-chain", FAIL, (), None, PATH, seen.tls_chain, _tls_fix),
     FindingKind("tls-expiry", WARN, (), None, PEER, seen.tls_soon, _at_peer(_RENEW_STEP)),
     FindingKind("redirect", FAIL, (), None, PATH, seen.failed("redirect"), _next("redirect")),
-    FindingKind("manifest-missing", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-missing"), _missing_fix),
+    FindingKind("foreign-answer", FAIL, REACH, _failing_s, PATH, seen.failed("foreign-answer"), _foreign_fix),
+    FindingKind("manifest-missing", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-missing"),
+                _at_peer("spl identity generate")),
     FindingKind("manifest-differs-outside", FAIL, REACH, None, PATH, seen.outside, _next("manifest-differs-outside")),
     FindingKind("manifest-malformed", FAIL, REACH, None, PATH, seen.manifest_fault("manifest-malformed"),
                 _malformed_fix),
@@ -297,10 +323,12 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("handshake-401", FAIL, REACH, None, PEER, seen.endpoint, _rules_fix),
     FindingKind("peer-4xx", FAIL, REACH, None, PEER, seen.endpoint_strange,
                 _at_peer("let the proxy pass /v1/ as it is")),
-    FindingKind("peer-5xx", FAIL, REACH, _failing_s, PEER, seen.failed("peer-5xx"), _at_peer("spl doctor; spl logs")),
+    FindingKind("peer-5xx", FAIL, REACH, _failing_s, PEER, seen.failed("peer-5xx"),
+                _moved(_at_peer("spl doctor; spl logs"))),
     FindingKind("answer-malformed", FAIL, REACH, None, PEER, seen.failed("answer-malformed"), _REFRESH),
     FindingKind("handshake-pending", WARN, ("handshake-401", *REACH), None, PEER, seen.pending, _pending_fix),
-    FindingKind("reverse-unreachable", WARN, REACH, None, PATH, seen.reverse, _next("reverse-unreachable")),
+    FindingKind("reverse-unreachable", WARN, REACH, None, PATH, seen.reverse, _reverse_fix),
+    FindingKind("one-way", WARN, (*REACH, "foreign-answer"), None, PATH, seen.one_way, _with_pair("spl doctor")),
     FindingKind("peer-revoked", FAIL, (), None, PEER, seen.revoked, _again_fix),
     FindingKind("token-expiring", WARN, (), None, PEER, seen.expiring, _token_fix),
     FindingKind("token-expired", FAIL, ("peer-revoked",), None, PEER, seen.expired, _token_fix),

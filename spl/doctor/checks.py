@@ -221,7 +221,7 @@ DAEMON: Final = (
 )  # fmt: skip
 OURSELVES: Final = (
     *DAEMON,
-    Check("published", ("manifest-differs-outside", "tls-chain"), _published),
+    Check("published", ("manifest-differs-outside", "tls-chain", "foreign-answer"), _published),
     Check("rules", ("handshake-401",), _rules),
 )  # fmt: skip
 """Without a pair: the daemon and what the world sees of it."""
@@ -232,15 +232,16 @@ PAIR: Final = (
     *DAEMON,
     Check("clock", ("clock-skew",), _clock, _REACHED),
     Check("dns", ("dns",), _dns),
-    Check("connect", ("connect", "timeout", "disconnected", "address-refused", "http-plain"), _connect, ("dns",)),
+    Check("connect", ("connect", "no-route", "timeout", "disconnected", "address-refused", "http-plain"), _connect,
+          ("dns",)),
     Check("tls", ("tls-chain", "tls-expiry"), _tls, ("dns", "connect")),
-    Check("manifest", ("identity-cloned", "redirect", *(code for code in MANIFEST if code != "peer-version"),
-                       "manifest-differs-outside"), _manifest, _REACHED),
+    Check("manifest", ("identity-cloned", "redirect", "foreign-answer", "manifest-differs-outside",
+                       *(code for code in MANIFEST if code != "peer-version")), _manifest, _REACHED),
     Check("protocol", ("peer-version",), _protocol, (*_REACHED, "manifest")),
     Check("endpoint", ("handshake-401", "peer-4xx", "peer-5xx", "answer-malformed", "rate-limited"), _endpoint,
           _REACHED),
     Check("handshake", ("handshake-pending",), _nothing),
-    Check("reverse", ("reverse-unreachable",), _reverse, (*_REACHED, "token")),
+    Check("reverse", ("reverse-unreachable", "one-way"), _reverse, (*_REACHED, "token")),
     Check("token", ("peer-revoked", "token-expired", "token-expiring", "auth-invalid"), _token, _REACHED),
     Check("own-token", ("token-withdrawn",), _nothing),
     Check("scopes", ("token-scope",), _scopes, ("token",)),

@@ -8,6 +8,7 @@ from math import inf
 from typing import Final
 
 from ..core.errors import CODES, count
+from ..core.presence import OFFLINE_S, TO_PEER, TO_US
 from ..core.record.page import PEER_PUSHES, WE_PUSH
 from ..core.when import span
 from .facts import Facts, Fault
@@ -27,7 +28,7 @@ SERVED: Final = frozenset({200, 405})
 """What the pair endpoint answers to a GET if no proxy interferes."""
 
 REACH: Final = (
-    "dns", "connect", "timeout", "disconnected", "tls-chain", "redirect", "address-refused", "http-plain",
+    "dns", "connect", "no-route", "timeout", "disconnected", "tls-chain", "redirect", "address-refused", "http-plain",
 )  # fmt: skip
 IDENTITY: Final = ("identity-missing", "identity-cloned")
 MANIFEST: Final = (
@@ -213,11 +214,24 @@ def pending(facts: Facts) -> str:
 
 
 def reverse(facts: Facts) -> str:
-    seen = facts.reverse
-    if seen is None or seen.reached or facts.reach == WE_PUSH:
+    """The peer does not reach us: it says so, we notice, or it has just tried."""
+    seen, way, label = facts.reverse, facts.one_way, facts.label or "the peer"
+    if seen is None and way is not None and way.direction == TO_US:
+        said = f"says that its requests to us fail ({way.code})" if way.code else "used to ask every 20s"
+        return f"{label} has not asked us for {span(way.for_s * 1000)}, though it answers us; it {said}"
+    if seen is None or seen.reached or (facts.reach == WE_PUSH and (way is None or way.direction != TO_US)):
         return ""
     why = f": {seen.message} ({seen.code})" if seen.message else ""
-    return f"{facts.label or 'the peer'} cannot reach {seen.url}{why}"
+    return f"{label} cannot reach {seen.url}{why}"
+
+
+def one_way(facts: Facts) -> str:
+    """We do not reach a peer that still asks us."""
+    way = facts.one_way
+    if way is None or way.direction != TO_PEER or way.for_s < OFFLINE_S:
+        return ""
+    passed, label = span(way.for_s * 1000), facts.label or "the peer"
+    return f"{label} still asks us, and our requests to it have failed for {passed} ({way.code})"
 
 
 def tls_chain(facts: Facts) -> str:

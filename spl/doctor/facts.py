@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..core.limits import Limits
+from ..core.presence import OneWay
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,10 @@ class Fault:
     code: str
     message: str = ""
     hint: str = ""
+    reached: bool = False
+    """There was a connection, so the exchange failed."""
+    status: int = 0
+    """Of the answer, if it was one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,7 @@ class Facts:
     """Whose log lacks what the other side has read: "peer", "us" or ""."""
     cloned: str = ""
     """Whose identity two daemons use: "peer", "us" or ""."""
+    one_way: OneWay | None = None
     reach: str = ""
     """Which way the pair runs: a word of `sync/reach.py`."""
     clock: int | None = None
@@ -162,8 +168,6 @@ class Facts:
     # -- why the last attempt failed, and what was seen by asking
     failure: Fault | None = None
     manifest: Fault | None = None
-    manifest_ours: bool = False
-    """Whether the peer's own daemon gave that answer for its manifest."""
     host: str = ""
     addresses: tuple[str, ...] = ()
     address: str = ""

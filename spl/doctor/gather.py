@@ -18,7 +18,7 @@ from ..core.identity import bearer
 from ..core.identity.did import label_of
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
-from ..core.pair.state import ON_DEMAND, Asked, Degraded, Requested, Waiting
+from ..core.pair.state import ON_DEMAND, POLLING, Asked, Degraded, Requested, Waiting
 from ..core.record.namespace import Namespace
 from ..core.record.page import PEER_PUSHES
 from ..core.version import SOCKET
@@ -38,7 +38,7 @@ NEEDED_SCOPES: Final = ("federation:sync", "federation:subscribe")
 REVOKED_BY_PEER: Final = "revoked by peer"
 OVERDUE_INTERVALS: Final = 2
 PEER_INTERVALS: Final = 3
-HEALING: Final = ("dns", "connect", "timeout", "disconnected", "peer-5xx")
+HEALING: Final = ("dns", "connect", "no-route", "timeout", "disconnected", "foreign-answer", "peer-5xx")
 """Failures that mostly pass without an action; they count after `limits.failing_s`."""
 ENDED_SHOWN_MS: Final = 86_400_000
 ADAPTERS_MS: Final = 25
@@ -155,6 +155,8 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         peer_mode=str(status.peer_view.get("mode", "")),
         peer_readonly=status.peer_view.get("readonly") is True and pair.serve_allowed,
         cloned=status.cloned,
+        one_way=status.one_way,
+        clock_ahead_ms=status.skew_ms,
         clock=status.clock,
         unmoved=context.unmoved,
         stream_open=stream is not None and stream.state == "open",
@@ -223,7 +225,7 @@ def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
     if trouble is not None:
         failure = Fault(trouble.code, trouble.message)
     elif error and context.status.attempt:
-        failure = Fault(error.code, error.message)
+        failure = Fault(error.code, error.message, reached=error.reached, status=error.status)
     elif isinstance(pair.state, Degraded) and pair.reason in CODES:
         failure = Fault(pair.reason)
     else:
@@ -235,9 +237,9 @@ def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
 def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
     """Add lag and standstill, and for how long what heals by itself has lasted."""
     # A degraded pair failed for long enough, whatever this process has seen of it; a peer that does not answer has
-    # been gone since it was last heard, which is before the first failure.
+    # been gone since it last answered, which is before the first failure.
     status = context.status
-    failing_s = max(health.failing_s(pair.pair_id), status.silent_s if status.unreached else 0.0)
+    failing_s = max(health.failing_s(pair.pair_id), status.unanswered_s if status.unreached else 0.0)
     failing_s = inf if isinstance(pair.state, Degraded) else failing_s
     at_ms = status.last_sync_ms
     lasting = {**dict.fromkeys(HEALING, failing_s), "queue-high": health.full_s(pair.pair_id)}
@@ -274,7 +276,7 @@ def _with_peer_lag(known: Facts, pair: Pair, health: HealthSampler, offered: Off
 
 def _interval_s(pair: Pair, reach: str) -> float:
     """Return the seconds between two answers of the peer while all is well; 0 if a stream brings them."""
-    return pair.poll_interval_ms / 1000 if pair.mode == "polling" or reach == PEER_PUSHES else 0.0
+    return pair.poll_interval_ms / 1000 if pair.mode == POLLING or reach == PEER_PUSHES else 0.0
 
 
 def _overdue_s(pair: Pair, health: HealthSampler, context: PairContext, limits: Limits) -> float:

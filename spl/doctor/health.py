@@ -64,6 +64,7 @@ class HealthSampler:
         """Sample until `stop`."""
         while not stop.is_set():
             due_s = self._steady_s() + self._beat_s
+            self._sync.beat(self._beat_s)
             await wait(stop, self._beat_s)
             if not stop.is_set():
                 self.beat((self._steady_s() - due_s) * 1000)

@@ -27,13 +27,15 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
 from ..core.record import page
 from ..home.vault import Vault
+from ..net.address import ReachError
 from ..net.client import HttpClient, Reply
 from ..net.dialer import DialPolicy
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
-from ..sync.peer import AUTH_CODES, TOKEN_REVOKED, SyncError, cut_text
+from ..sync.peer import AUTH_CODES, TOKEN_REVOKED, SyncError, cut_text, foreign_text, is_ours
 from . import catalogue, conditions
+from .conditions import SERVED
 from .facts import Facts, Fault, ReverseReach
 from .gather import HEALING
 
@@ -45,7 +47,7 @@ LOOKS_PER_S: Final = 0.1
 ERROR_BYTES: Final = 16 * 1024
 _REACH: Final = frozenset(conditions.REACH)
 _ABOUT: Final = frozenset({*conditions.MANIFEST, "identity-cloned"})
-_ANSWERED: Final = frozenset({"peer-4xx", "peer-5xx", "rate-limited"})
+_ANSWERED: Final = frozenset({"peer-4xx", "peer-5xx", "rate-limited", "foreign-answer"})
 _KNOWN: Final = frozenset(row.code for row in catalogue.CATALOGUE)
 
 
@@ -68,7 +70,6 @@ class _Seen:
     throttled: bool = False
     clock_ahead_ms: int | None = None
     manifest: Fault | None = None
-    manifest_ours: bool = False
     manifest_digest: str = ""
     protocol_peer: str = ""
     endpoint_status: int | None = None
@@ -116,6 +117,8 @@ class PeerCheck:
             return replace(known, published_url=url, published_unseen=exc.code, published_tls=refused)
         if reply.status == 200 and _digest(reply.body) == self._published_digest():
             return replace(known, published_url=url, published_same=True)
+        if reply.status != 200 or not reply.body.lstrip().startswith(b"{"):
+            return replace(known, published_url=url, failure=_foreign(reply, url))
         fault = f"{url} answers {reply.status} with other bytes than this daemon serves"
         return replace(known, published_url=url, published_fault=fault)
 
@@ -144,9 +147,10 @@ class PeerCheck:
             async with asyncio.timeout(2 * self.limits.check_s):
                 return await question(pair)
         except TimeoutError:
-            return _Seen(failure=Fault("timeout", f"{pair.url} did not answer in {2 * self.limits.check_s:g} s"))
+            text = f"{pair.url} did not answer in {2 * self.limits.check_s:g} s"
+            return _Seen(failure=Fault("timeout", text, reached=True))
         except SplError as exc:
-            return _Seen(failure=Fault(exc.code, exc.message))
+            return _Seen(failure=Fault(exc.code, exc.message, reached=isinstance(exc, ReachError) and exc.reached))
 
     async def _ask_manifest(self, pair: Pair) -> _Seen:
         """Fetch manifest and DID document, past all caches, and verify them against what is pinned."""
@@ -155,6 +159,8 @@ class PeerCheck:
         ahead_ms = _by_date(reply, started_ms, self._now_ms())
         if reply.status != 200:
             return replace(_other_status(reply, pair.url + MANIFEST_PATH), clock_ahead_ms=ahead_ms)
+        if not reply.body.lstrip().startswith(b"{"):
+            return _Seen(failure=_foreign(reply, pair.url + MANIFEST_PATH))
         document = await self._get(pair.url + DID_PATH, self.pairing.peers.dial(pair))
         own, protocol = self.vault.identity, ""
         try:
@@ -177,7 +183,7 @@ class PeerCheck:
     async def _ask_endpoint(self, pair: Pair) -> _Seen:
         """GET the pair endpoint: 405 shows that a handshake could be posted there without a bearer."""
         reply = await self._get(pair.peer.pair_endpoint, self.pairing.peers.dial(pair))
-        if reply.status == 429 or reply.status >= 500:
+        if reply.status == 429 or reply.status >= 500 or not (reply.status in SERVED or is_ours(reply.body)):
             return _other_status(reply, pair.peer.pair_endpoint)
         return _Seen(endpoint_status=reply.status)
 
@@ -194,6 +200,8 @@ class PeerCheck:
         except SyncError:  # we hold no token that could prove us
             return _Seen()
         value = _object(reply.body)
+        if reply.status != 200 and not (is_ours(reply.body) or reply.status == 429):
+            return _Seen(failure=_foreign(reply, pair.url))
         if reply.status != 200:
             return _refusal(reply.status, value, self._now_ms())
         return self._read_answer(value, started_ms)
@@ -277,7 +285,6 @@ def _settled(known: Facts, document: _Seen, endpoint: _Seen, back: _Seen) -> Fac
         known,
         failure=failure,
         manifest=document.manifest if document.manifest is not None else None if held else known.manifest,
-        manifest_ours=document.manifest_ours,
         manifest_held=held,
         inside_same=held and bool(back.inside_digest) and not differs,
         outside_fault=outside or back.outside_fault,
@@ -301,11 +308,16 @@ def _other_status(reply: Reply, url: str) -> _Seen:
     """Return what another status than 200 for a document shows."""
     if reply.status == 429:
         return _Seen(throttled=True)
-    if reply.status >= 500:
-        return _Seen(failure=Fault("peer-5xx", f"{url} answers {reply.status}"))
-    ours = _object(reply.body).get("code") == "MANIFEST_MISSING"
-    why = "the peer has no identity" if ours else "not by the peer's daemon: something between strips the dot path"
-    return _Seen(manifest=Fault("manifest-missing", f"{url} answers {reply.status}, {why}"), manifest_ours=ours)
+    if not is_ours(reply.body):
+        return _Seen(failure=_foreign(reply, url))
+    if _object(reply.body).get("code") == "MANIFEST_MISSING":
+        text = f"{url} answers {reply.status}, the peer has no identity"
+        return _Seen(manifest=Fault("manifest-missing", text))
+    return _Seen(failure=Fault("peer-5xx" if reply.status >= 500 else "peer-4xx", f"{url} answers {reply.status}"))
+
+
+def _foreign(reply: Reply, url: str) -> Fault:
+    return Fault("foreign-answer", foreign_text(reply, url), status=reply.status)
 
 
 def _refusal(status: int, value: Mapping[str, Any], now_ms: int) -> _Seen:

@@ -6,7 +6,7 @@ An address is judged after unwrapping the forms that carry another inside
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -35,9 +35,9 @@ _PORTS = {"http": 80, "https": 443}
 class ReachError(SplError):
     """A peer cannot be reached, or not in a way that we accept.
 
-    Codes: dns, connect, timeout, disconnected, tls-chain, redirect, address-refused,
+    Codes: dns, connect, no-route, timeout, disconnected, tls-chain, redirect, address-refused,
     http-plain, answer-malformed, url-invalid; peer-4xx and peer-5xx for a refused
-    stream; then `peer_status` and `peer_body` are its answer, otherwise 0 and empty.
+    stream; then `peer_status`, `peer_headers` and `peer_body` are its answer, otherwise 0 and empty.
     `addresses` are those that the peer's name has, as far as they were looked up.
     `reached`: there was a connection, so it was the exchange that failed.
     """
@@ -50,11 +50,13 @@ class ReachError(SplError):
         hint: str = "",
         peer_status: int = 0,
         peer_body: bytes = b"",
+        peer_headers: Mapping[str, str] | None = None,
         addresses: tuple[str, ...] = (),
     ) -> None:
         super().__init__(code, message, hint=hint)
         self.peer_status = peer_status
         self.peer_body = peer_body
+        self.peer_headers = peer_headers or {}
         self.addresses = addresses
         self.reached = True
 

@@ -104,9 +104,8 @@ class HttpClient:
     async def stream(self, url: str, *, headers: Headers = (), dial: DialPolicy) -> AsyncIterator["EventStream"]:
         """Open an event stream for the time of the `async with`; it has a connection of its own.
 
-        Raises ReachError; for another status than 200 "peer-4xx", "peer-5xx" or
-        "answer-malformed" with `peer_status` and `peer_body`; for another media type
-        "answer-malformed".
+        Raises ReachError; for another status than 200 "peer-4xx", "peer-5xx" or "answer-malformed" with `peer_status`
+        and `peer_body`; for another media type "answer-malformed".
         """
         where = parse_url(url)
         asked = (("accept", MEDIA_TYPE), ("accept-encoding", CODING), ("cache-control", "no-cache"), *headers)
@@ -177,7 +176,8 @@ class HttpClient:
         if head.status != 200:
             body = await sock.read_body(self._limits.handshake_bytes)
             code = "peer-5xx" if head.status >= 500 else "peer-4xx" if head.status >= 400 else "answer-malformed"
-            raise ReachError(code, f"{where.origin} answered {head.status}", peer_status=head.status, peer_body=body)
+            text = f"{where.origin} answered {head.status}"
+            raise ReachError(code, text, peer_status=head.status, peer_headers=head.headers, peer_body=body)
         if head.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
             raise ReachError("answer-malformed", f"{where.origin} sent no event stream")
 

@@ -25,6 +25,8 @@ from .address import ReachError, Url, is_address, is_loopback, judge, kind_of
 from .sockets import dial
 
 STAGGER_S: Final = 0.25
+_FURTHER: Final = ("no-route", "connect", "tls-chain")
+"""How far an attempt came, by its code; a certificate says more than a port that is closed."""
 _LOOKUPS_COUNT: Final = 8
 """Lookups at once, each in a thread that the system may hold for half a minute."""
 _ADDRESSES_COUNT: Final = 8
@@ -153,8 +155,8 @@ class _Race:
         self._changed.set()
 
     def _failure(self) -> ReachError:
-        """Return what to report if each attempt failed: a certificate says more than a port that is closed."""
-        *_, last = sorted(self._failed.values(), key=lambda exc: exc.code == "tls-chain")
+        """Return what to report if each attempt failed: of the one that came furthest."""
+        *_, last = sorted(self._failed.values(), key=lambda exc: _FURTHER.index(exc.code))
         return ReachError(last.code, self.tried(), hint=last.hint)
 
 

@@ -30,6 +30,7 @@ _SIOCGIFADDR: Final = 0x8915 if sys.platform == "linux" else 0xC0206921
 _IFREQ_BYTES: Final = 40
 _BACKLOG = 1024  # as many as the server keeps; the kernel may lower it
 _NO_SOCKETS = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+_NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
 _LACKING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
@@ -213,7 +214,7 @@ async def dial(
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Return streams to exactly this address; with `tls`, `name` is what the certificate must prove.
 
-    The caller sets the deadline.  Raises ReachError "connect" or "tls-chain".
+    The caller sets the deadline.  Raises ReachError "connect", "no-route" or "tls-chain".
     """
     where = f"{ip_text} port {port}" if name in ("", ip_text) else f"{name} at {ip_text} port {port}"
     try:
@@ -235,7 +236,8 @@ async def dial(
         raise ReachError("tls-chain", f"{name}: TLS failed: {_reason(exc)}", hint=hint) from exc
     except OSError as exc:
         sock.close()
-        raise ReachError("connect", f"{where}: {_reason(exc)}") from exc
+        code = "no-route" if exc.errno in _NO_ROUTE else "connect"
+        raise ReachError(code, f"{where}: {_reason(exc)}") from exc
     except BaseException:
         sock.close()
         raise

@@ -20,7 +20,7 @@ from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
 from ..net.address import ReachError, parse_url
 from ..net.dialer import DialPolicy
-from ..sync.peer import CHAINS, IN_PLACE, PROXY_HINT, PeerClient, bare, cut_text, signed_part
+from ..sync.peer import CHAINS, ForeignAnswer, PeerClient, SyncError, bare, cut_text, is_ours, signed_part
 from .machine import Pairs
 
 MANIFEST_PATH: Final = "/.well-known/syncropel"
@@ -104,7 +104,7 @@ class Exchange:
                 if peer.did == pair.peer_did:
                     return peer
                 raise PairError("manifest-did-mismatch", f"{place} is now {peer.did}, not {pair.peer_did}")
-            except (ReachError, PairError, ManifestError) as exc:
+            except (ReachError, SyncError, PairError, ManifestError) as exc:
                 failed = failed or exc
                 if failed.code == FORK and not isinstance(failed, StolenKey):
                     break
@@ -128,7 +128,7 @@ class Exchange:
             "POST", request.url, headers=[("content-type", "application/json")], body=body,
             answer_bytes=answer_bytes, dial=self.peers.dial(pair),
         )  # fmt: skip
-        answer = signed_part(reply.status, reply.body, request.purpose)
+        answer = signed_part(reply, request.purpose)
         try:
             known = self.pairs.writer.views.pins.newest(pair.chain).present
             return handshake.read_answer(answer, request.fields, known), answer
@@ -144,11 +144,11 @@ class Exchange:
         """Raise PairError "auth-invalid" unless the peer takes the token with our proof in one call."""
         target = f"{CHAINS}?{urlencode({'did': pair.peer_did})}"
         reply = await self.peers.fetch(pair, "GET", target, token=token)
-        if reply.status in _REFUSED:
+        if reply.status in _REFUSED and is_ours(reply.body):
             why = f"{reply.status} {_code_in(reply.body)}".strip()
             raise PairError("auth-invalid", f"the peer refuses this token: {why}")
-        if reply.status >= 500:
-            raise bare(reply.status)
+        if reply.status in _REFUSED or reply.status >= 500:
+            raise bare(reply, url=pair.url)
 
     async def _document(self, url: str, dial: DialPolicy) -> bytes:
         reply = await self.peers.client.fetch(
@@ -156,14 +156,11 @@ class Exchange:
         )
         if reply.status == 404 and _code_in(reply.body) == "manifest-missing":
             raise PairError("manifest-missing", f"{url} answers 404: the peer publishes no identity")
-        if reply.status == 404:
-            raise PairError("manifest-missing", f"{url} answers 404, and not by a daemon: {IN_PLACE}", hint=PROXY_HINT)
-        if reply.status != 200:
-            error = bare(reply.status, body=reply.body)
+        if reply.status != 200 and (is_ours(reply.body) or reply.status == 429):
+            error = bare(reply)
             raise PairError(error.code, f"{url}: {error.message}", hint=error.hint)
-        if not reply.body.lstrip().startswith(b"{"):
-            media = cut_text(reply.headers.get("content-type", "text without a type"), 40)
-            raise PairError("manifest-malformed", f"{url} answers with {media}: {IN_PLACE}", hint=PROXY_HINT)
+        if reply.status != 200 or not reply.body.lstrip().startswith(b"{"):
+            raise ForeignAnswer(reply, url)
         return reply.body
 
 

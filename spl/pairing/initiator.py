@@ -50,7 +50,7 @@ LOST: Final = "lost"
 """The reason of a pair that ended because the peer lost our request or its answer; a new pair replaces it."""
 PASSING: Final = frozenset({8, 9})
 """Exit codes of errors that the next attempt may not meet."""
-UNSIGNED: Final = frozenset({"message-signature", "answer-malformed", "peer-4xx", "peer-5xx"})
+UNSIGNED: Final = frozenset({"message-signature", "answer-malformed", "peer-4xx", "peer-5xx", "foreign-answer"})
 """Codes of answers that say nothing in the name of the peer that we know."""
 POLL_S: Final = 2.0
 POLL_SLOWER_AFTER: Final = 16

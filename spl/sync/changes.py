@@ -27,6 +27,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
+from ..core.pair.state import POLLING
 from ..core.recent import Histogram, Lags, summary
 from ..core.record.levels import EXACT
 from ..core.record.page import WE_PUSH
@@ -67,7 +68,7 @@ class OfferedStatus:
     acked_ms: int | None = None
     """When the peer last acknowledged, in Unix ms."""
     interval_s: float | None = None
-    """How often the peer reads; 0 if a stream or our pushes bring it records at once."""
+    """How often records reach the peer; 0 if a stream or our pushes bring them at once, None if that is not known."""
     withheld: tuple[str, ...] = ()
     """Ids that the way to the peer does not carry; the peer's position is behind them."""
     set_back: str = ""
@@ -303,9 +304,16 @@ class Feed:
         acked, at_ms = self.source.acked.get(pair_id, (None, None))
         withheld = self.withheld.ids(pair_id)
         lag = max(0, head - acked) + len(withheld) if acked is not None and head is not None else None
-        interval_s = 0.0 if self._is_live(pair_id) else self._pace.interval_s(pair_id)
-        set_back = self.source.rollbacks.set_back(pair_id)
-        return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld, set_back)
+        pair, reaches = self.writer.views.pairs.get(pair_id), self.source.reaches
+        interval_s = self._pace.interval_s(pair_id, reaches.view(pair_id))
+        if pair is not None and reaches.word(pair_id) == WE_PUSH:  # when we read, on demand when our operator likes
+            interval_s = {CONTINUOUS: 0.0, POLLING: pair.poll_interval_ms / 1000}.get(pair.mode)
+        interval_s = 0.0 if pair_id in self._streams else interval_s
+        return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld, self.source.rollbacks.set_back(pair_id))
+
+    def is_served(self, pair_id: str) -> bool:
+        """Return whether the peer reads from us now, or has no need to ask, since we push."""
+        return self._is_live(pair_id) or self._reads.is_running(pair_id)
 
     @property
     def subscribers(self) -> int:
@@ -441,6 +449,7 @@ class Feed:
             await events.aclose()
             if self._streams.get(stream.pair_id) is stream:
                 del self._streams[stream.pair_id]
+                self.source.reaches.presence(stream.pair_id).contact_s = asyncio.get_running_loop().time()
 
     def _on_commit(self, commit: Commit) -> None:
         """Keep a commit for streams, and the time of its local records; runs on the writer's thread."""

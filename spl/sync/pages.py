@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from ..core.limits import KIB
+from ..core.pair.state import POLLING
 from ..core.record import page
 from ..home.index import Row
 from .scope import Scope, within
@@ -63,6 +64,10 @@ class PageReads:
     def running(self) -> int:
         """The number of reads of all pairs."""
         return sum(reads.running for reads in self._reads.values())
+
+    def is_running(self, pair_id: str) -> bool:
+        """Return whether a page of the pair is read now."""
+        return pair_id in self._reads
 
     async def begin(self, pair_id: str) -> "PageRead":
         """Return a read, which counts for the pair until it is closed.  Raises FeedError "rate-limited"."""
@@ -116,9 +121,13 @@ class ReadPace:
         """Record that the peer was given the last page of a reading."""
         self._ended_s[pair_id] = now_s
 
-    def interval_s(self, pair_id: str) -> float | None:
-        """Return the longest of the last gaps, since a reading by hand may be between two polls; None before any."""
-        return max(self._gaps_s.get(pair_id, ()), default=None)
+    def interval_s(self, pair_id: str, view: Mapping[str, Any]) -> float | None:
+        """Return how often the peer reads; None if that is not known.
+
+        That is what its view says, or the longest of the last gaps if that is more: a reading by hand may be between.
+        """
+        told = [view["poll_ms"] / 1000] if view.get("mode") == POLLING and "poll_ms" in view else []
+        return max((*told, *self._gaps_s.get(pair_id, ())), default=None)
 
 
 class PageRead:

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Literal
 
 from ..core import canon, when
-from ..core.errors import SplError, cli_code
+from ..core.errors import CODES, SplError, cli_code
 from ..core.identity import bearer
 from ..core.identity.did import label_of
 from ..core.identity.manifest import CHANGES_PATH, RECORDS_PATH
@@ -67,8 +67,8 @@ TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason, not one
 """The reason in a refusal of a token that the issuer revoked."""
 MESSAGE_CHARS_MAX: Final = 200
 REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
-IN_PLACE: Final = "a proxy or another server answers in the peer's place"
-PROXY_HINT: Final = "check the URL; at the peer: let the proxy pass /.well-known/ and /v1/ as they are"
+SERVER_CHARS_MAX: Final = 60
+GATEWAY_STATUS: Final = frozenset({502, 503, 504})
 WHY_401: Final = "a permission rule on the peer protects federation:pair"
 
 _TAKEN_OVER: Final = RESET_CODES | STATE_CODES | AUTH_CODES | {"pair-unknown", "pair-state-conflict", "push-position"}
@@ -93,6 +93,14 @@ class SyncError(SplError):
         self.peer_status = 0
 
 
+class ForeignAnswer(SyncError):
+    """What answers is no daemon: a proxy, or another server in the peer's place; code foreign-answer."""
+
+    def __init__(self, reply: Reply, url: str = "") -> None:
+        super().__init__("foreign-answer", foreign_text(reply, url))
+        self.peer_status, self.hint = reply.status, f"at the peer: {foreign_step(reply.status)}"
+
+
 class PeerClient:
     """Requests to every peer; `url` is the public base URL that our operator set, "" for none.
 
@@ -115,6 +123,7 @@ class PeerClient:
         self.client = client
         self._writer = writer
         self._ahead_ms: dict[str, int] = {}
+        self._skew_ms: dict[str, int] = {}
         self.url = url
         self._settings = settings
         self._now_ms = now_ms
@@ -163,7 +172,7 @@ class PeerClient:
         """Return the peer's 200 answer; raise SyncError or ReachError."""
         reply = await self.fetch(pair, method, target, body, media, timeout_s=timeout_s)
         if reply.status != 200:
-            raise _refusal(pair, reply)
+            raise self._refusal(pair, reply)
         return reply
 
     def portion(self, pair_id: str, way: str) -> Portion:
@@ -213,7 +222,21 @@ class PeerClient:
             )  # fmt: skip
             if not (again and reply.status == 401 and self._learns_time(pair, reply.body)):
                 break
+        if reply.status == 200:
+            self._skew_ms.pop(pair.pair_id, None)
         return reply
+
+    def skew_ms(self, pair_id: str) -> int | None:
+        """Return how far the peer's clock is ahead of ours, if it refuses what we sign for that; else None."""
+        return self._skew_ms.get(pair_id)
+
+    def _refusal(self, pair: Pair, reply: Reply) -> SyncError:
+        """Return the error in a peer's answer, which for a clock too far from ours is that."""
+        if (ahead_ms := self._skew_ms.get(pair.pair_id)) is not None and reply.status == 401:
+            word = "ahead of" if ahead_ms > 0 else "behind"
+            text = f"the clock of {label_of(pair.peer_did)} is {when.span(abs(ahead_ms))} {word} ours"
+            return SyncError("clock-skew", f"{text}, so it refuses what we sign")
+        return _refusal(pair, reply)
 
     @asynccontextmanager
     async def stream(self, pair: Pair, target: str) -> AsyncIterator[EventStream]:
@@ -232,21 +255,24 @@ class PeerClient:
                 raise
             if again and exc.peer_status == 401 and self._learns_time(pair, exc.peer_body):
                 return await self._opened(stack, pair, target, again=False)
-            raise _refusal(pair, Reply(exc.peer_status, {}, exc.peer_body, "")) from exc
+            raise self._refusal(pair, Reply(exc.peer_status, exc.peer_headers, exc.peer_body, "")) from exc
 
     def _learns_time(self, pair: Pair, body: bytes) -> bool:
         """Return whether the peer refused a proof for its time only, and told one near ours to sign by.
 
-        A peer further away than a proof may be old keeps refusing: that is a wrong clock, which its operator must see.
+        A peer further away than a proof may be old keeps refusing: that is a wrong clock, which the operators must see.
+        Only a pair that our operator made with --no-strict goes by any clock of the peer.
         """
         fields = _fields(body)
+        self._skew_ms.pop(pair.pair_id, None)
         if fields.get("reason") != "proof-time":
             return False
         try:
             ahead_ms = when.ms_of(fields.get("time")) - self._now_ms()
         except when.WhenError:
             return False
-        if abs(ahead_ms) > self._writer.limits.proof_age_s * 1000:
+        if abs(ahead_ms) > self._writer.limits.proof_age_s * 1000 and (pair.proposal.strict or not pair.initiator):
+            self._skew_ms[pair.pair_id] = ahead_ms
             return False
         self._ahead_ms[pair.pair_id] = ahead_ms
         return True
@@ -269,37 +295,65 @@ def cut_text(text: object, chars_max: int = MESSAGE_CHARS_MAX) -> str:
     return "".join(char for char in str(text)[:chars_max] if char.isprintable())
 
 
-def signed_part(status: int, body: bytes, purpose: str) -> object:
+def signed_part(reply: Reply, purpose: str) -> object:
     """Return the signed answer to a message of this purpose: the whole body, or the statement beside an error.
 
     Raises what `bare` returns for an answer without the peer's signature.
     """
     try:
-        value = canon.decode(body)
+        value = canon.decode(reply.body)
     except canon.CanonError:
-        raise bare(status, purpose, body) from None
+        raise bare(reply, purpose) from None
     if isinstance(value, dict) and value.keys() == {"message", "signature"}:
         return value
     if isinstance(value, dict) and isinstance(value.get("statement"), dict):
         return value["statement"]
-    raise bare(status, purpose, body)
+    raise bare(reply, purpose)
 
 
-def bare(status: int, purpose: str = "", body: bytes = b"") -> SplError:
+def is_ours(body: bytes) -> bool:
+    """Return whether the body is an error of a daemon; that of a proxy or another server is none."""
+    fields = _fields(body)
+    code = fields.get("code")
+    return isinstance(code, str) and (fields.get("object") == "error" or cli_code(code) in CODES)
+
+
+def foreign_text(reply: Reply, url: str = "") -> str:
+    """Return what answered in the peer's place, as far as it says."""
+    media = cut_text(reply.headers.get("content-type", "").partition(";")[0], SERVER_CHARS_MAX)
+    server = cut_text(reply.headers.get("server", ""), SERVER_CHARS_MAX)
+    with_what = f" with {media}" if media and reply.status == 200 else ""
+    who = f"{server!r}" if server else "a proxy or another server"
+    return f"{url or 'the address of the peer'} answers {reply.status}{with_what}: {who} in the peer's place"
+
+
+def foreign_step(status: int) -> str:
+    """Return what its operator does about a server that answers this in a daemon's place."""
+    if status in GATEWAY_STATUS:
+        return "start the daemon (spl serve), or correct its address and port in the proxy"
+    if status in (401, 403):
+        return "let the proxy pass /v1/ and /.well-known/ without a login or filter of its own"
+    if status == TOO_LARGE_STATUS:
+        return "raise the body limit of the proxy (nginx: client_max_body_size 8m)"
+    return "let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"
+
+
+def bare(reply: Reply, purpose: str = "", url: str = "") -> SplError:
     """Return the error of an answer that the peer did not sign; no such answer moves a pair."""
-    if purpose == "pair-request" and status == 401:
-        return PairError("handshake-401", REJECTED_401, why=WHY_401)
+    status = reply.status
     if status == 429:
         return PairError("rate-limited", "the peer takes no more messages for now")
+    if reply.body and not (is_ours(reply.body) or (status == 200 and reply.body.lstrip().startswith(b"{"))):
+        return ForeignAnswer(reply, url)
+    if purpose == "pair-request" and status == 401:
+        return PairError("handshake-401", REJECTED_401, why=WHY_401)
     if status == 200:
         return PairError("answer-malformed", "the peer's answer is not a signed message")
-    code, told = "peer-5xx" if status >= 500 else "peer-4xx", _fields(body)
+    code, told = "peer-5xx" if status >= 500 else "peer-4xx", _fields(reply.body)
     if told.get("object") == "error":
         text = f"the peer answered {status} {cut_text(told.get('code', ''), 40)}: {cut_text(told.get('message', ''))}"
         hint = cut_text(told.get("hint", ""))
         return PairError(code, text, hint=f"the peer says: {hint}" if hint else "")
-    if body:
-        return PairError(code, f"the peer answered {status}, and not by a daemon: {IN_PLACE}", hint=PROXY_HINT)
     return PairError(code, f"the peer answered {status}")
 
 
@@ -326,6 +380,8 @@ def _addresses_in(url: str) -> tuple[str, ...]:
 
 def _refusal(pair: Pair, reply: Reply) -> SyncError:
     """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
+    if reply.status != 429 and not is_ours(reply.body):
+        return ForeignAnswer(reply, pair.url)
     fields = _fields(reply.body)
     code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
     message = cut_text(fields.get("message", ""))

@@ -23,12 +23,13 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import claimed_id
 from ..core.pair.pair import Pair
+from ..core.presence import ANSWER_S
 from ..core.record import page
 from ..core.record.page import Page
 from .ingest import Ingest, Taken
 from .ledger import TRIES_MAX
 from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_refused_size, is_too_much
-from .reach import ANSWER_S, Backlog
+from .reach import Backlog
 from .supervise import run_together
 
 log = logging.getLogger("spl.federation")

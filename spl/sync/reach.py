@@ -10,11 +10,11 @@ of seconds both sides had been in touch shortly before, and each would otherwise
 here outlives the process: a new one finds out again, and meanwhile a redundant push is recognised by its position.
 
 A polling pair is read every five minutes and one on demand when its operator likes; without more, a peer that is gone
-would be called active for as long.  So a side that has heard nothing of the peer for ASK_S sends the smallest request
-there is, the ack of the position that it holds anyway, with its view of the pair; the answer is the peer's view.
-Whatever the peer asks of us counts as heard, so of two healthy sides only one asks, and both learn the lag of both
-directions.  A question costs each side under a millisecond and some 1,200 bytes on the wire.  A connection kept open
-for it was rejected: it would hold 30 KiB of TLS state a pair on both sides to save that handshake.
+would be called active for as long.  So a side that has had no answer of the peer for ASK_S sends the smallest request
+there is, the ack of the position that it holds anyway, with its view of the pair; the answer is the peer's view.  Each
+side asks by itself (core/presence.py), and both learn the lag of both directions.  A question costs each side under a
+millisecond and some 1,200 bytes on the wire.  A connection kept open for it was rejected: it would hold 30 KiB of TLS
+state a pair on both sides to save that handshake.
 
 One value for all pairs, shared by the services; used on the event loop only.
 """
@@ -28,6 +28,7 @@ from ..core import when
 from ..core.errors import SplError
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
+from ..core.presence import ASK_S, CONTACT_FRESH_S, OFFLINE_S, OneWay, OwnBeat, Presence
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from .budget import IntakeStatus
 from .peer import AUTH_CODES, STATE_CODES, SyncError
@@ -35,19 +36,24 @@ from .peer import AUTH_CODES, STATE_CODES, SyncError
 UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})
 """Failures that mean only "not reachable"."""
 
-NO_ANSWER: Final = frozenset({"connect", "disconnected", "timeout", "dns"})
-"""Of these the codes of a peer that does not answer; the others are about its address."""
+NO_ANSWER: Final = frozenset({"connect", "disconnected", "timeout", "dns", "no-route", "foreign-answer"})
+"""Codes of a peer that does not answer."""
+
+WAY: Final = NO_ANSWER | {"address-refused", "http-plain", "url-invalid", "redirect", "tls-chain"}
+"""Codes of requests that did not arrive at the peer."""
 
 LOCAL: Final = "LOCAL"
 """The class of our own faults; they degrade no pair."""
 
 _CLASSES: Final = {
     "connect": "CONNECT_REFUSED",
+    "no-route": "CONNECT_REFUSED",
     "disconnected": "CONNECT_REFUSED",
     "address-refused": "CONNECT_REFUSED",
     "http-plain": "CONNECT_REFUSED",
     "url-invalid": "CONNECT_REFUSED",
     "redirect": "CONNECT_REFUSED",
+    "clock-skew": "AUTH",
     "timeout": "TIMEOUT",
     "dns": "DNS_FAILURE",
     "tls-chain": "TLS",
@@ -70,33 +76,29 @@ _CLASSES: Final = {
 
 PROCESSES_MAX: Final = 8
 """Processes of a peer that are remembered: one that comes back after another shows that both run."""
-CLONED_S: Final = 180.0
-"""How long a peer counts as running twice after its requests last came from two processes in turn."""
+CLONED_S: Final = 2.5 * ASK_S
+"""How long a peer counts as running twice after its requests last came from two processes in turn: each asks twice."""
 RETURNS_MIN: Final = 3
 """A request that was held up on the way while its process was restarted makes two: its own and the new process's."""
 PEER_CLONED: Final = "peer"
 OUR_CLONED: Final = "us"
 
-ASK_S: Final = 18.0
-"""After so much silence, spread by a tenth, a peer is asked: later than the heartbeat of a stream or of a push."""
-ANSWER_S: Final = 8.0
-"""A peer that takes longer counts as silent; the pull that follows gives it more time."""
-OFFLINE_S: Final = 30.0
-"""A peer that does not answer and has been silent for so long is said to be offline: a restart takes less."""
-CONTACT_FRESH_S: Final = 40.0
-"""For so long contact proves that a peer serves us by push: it is in touch at least every 20 s, in
-continuous mode by a push at each heartbeat of the stream that it reads.  One that is silent for longer is gone."""
-
 
 @dataclass(frozen=True, slots=True)
 class LastError:
-    """The last failure with a peer; `kind` is its class, `revoked` whether the peer revoked our token."""
+    """The last failure with a peer.
+
+    `kind` is its class; `revoked`: the peer revoked our token; `reached`: there was a connection, the exchange failed.
+    """
 
     code: str
     message: str
     at_ms: int
     kind: str = ""
     revoked: bool = False
+    reached: bool = False
+    status: int = 0
+    """Of the answer, if it was one."""
 
     def to_json(self) -> dict[str, object]:
         """Return {class, code, message, at}; class only if there is one."""
@@ -151,13 +153,18 @@ class PairStatus:
     """Ids of records that the way from the peer does not carry; our position is behind them."""
     silent_s: float = 0.0
     """For how long the peer has not been heard, in either direction."""
+    unanswered_s: float = 0.0
+    """For how long it has answered no request of ours."""
+    one_way: OneWay | None = None
+    skew_ms: int | None = None
+    """How far the peer's clock is ahead, if it refuses what we sign for that."""
     heard_ms: int | None = None
     """When it was last heard, as far as this process or the saved position knows."""
 
     @property
     def unreached(self) -> bool:
-        """Whether the last attempt found nobody; what the peer answered is another kind of failure."""
-        return bool(self.attempt) and self.last_error is not None and self.last_error.kind in UNREACHED
+        """Whether the last attempt did not arrive at the peer; what the peer answered is another kind of failure."""
+        return bool(self.attempt) and self.last_error is not None and self.last_error.code in WAY
 
     @property
     def offline_since_ms(self) -> int | None:
@@ -219,9 +226,7 @@ class _Way:
     failures: int = 0
     failing_s: float = 0.0
     """When the first failure of the streak was."""
-    contact_s: float | None = None
-    alive_s: float | None = None
-    """When the peer was last heard, by contact, answer or event; at first when this process began to wait for it."""
+    presence: Presence = field(default_factory=Presence)
     since_failure: bool = False
     """The peer was in touch since the first failure of the streak, by order: the clock of a loop may stand still."""
     served: bool = False
@@ -241,6 +246,7 @@ class Reaches:
     def __init__(self, failures_max: int) -> None:
         """`failures_max` failures in a row make a pair unreachable (limits.errors_until_degraded)."""
         self._failures_max = failures_max
+        self._own = OwnBeat()
         self._ways: dict[str, _Way] = {}
         self._pushers: tuple[Pusher, ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
@@ -256,7 +262,7 @@ class Reaches:
     def contact(self, pair_id: str, now_s: float, process: str = "") -> None:
         """Record that a process of the peer opened an authenticated connection; `now_s` is any steady clock."""
         way = self._way(pair_id)
-        way.contact_s = way.alive_s = now_s
+        way.presence.contact_s = now_s
         way.since_failure = True
         if process and (not way.processes or process != way.processes[-1]):
             if process in way.processes:
@@ -273,18 +279,29 @@ class Reaches:
             return PEER_CLONED
         return OUR_CLONED if way.view.get("cloned") else ""
 
-    def alive(self, pair_id: str, now_s: float) -> None:
-        """Record that the peer answered us, or that this process begins to wait for it."""
-        self._way(pair_id).alive_s = now_s
+    def presence(self, pair_id: str) -> Presence:
+        """Return when the peer was heard; what is recorded there counts."""
+        return self._way(pair_id).presence
 
-    def silent_s(self, pair_id: str, now_s: float) -> float:
-        """Return for how long the peer has not been heard; 0 before this process waits for it."""
-        alive_s = self._way(pair_id).alive_s
-        return 0.0 if alive_s is None else max(0.0, now_s - alive_s)
+    def unreached(self, pair_id: str) -> str:
+        """Return why our requests to the peer fail, for the peer; "" if they do not, or need not arrive."""
+        way = self._ways.get(pair_id) or _Way()
+        return way.presence.unreached(served=way.served)
 
-    def is_known(self, pair_id: str) -> bool:
-        """Return whether this process has heard the peer, or waits for it."""
-        return self._way(pair_id).alive_s is not None
+    def one_way(self, pair_id: str, now_s: float, *, live: bool) -> OneWay | None:
+        """Return which direction alone is broken; None if both work, or neither does (`live`: core/presence.py)."""
+        way = self._way(pair_id)
+        return way.presence.one_way(now_s, way.view, served=way.served, live=live)
+
+    def beat(self, now_s: float, next_s: float) -> None:
+        """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits anew."""
+        if self._own.beat(now_s, next_s):
+            for way in self._ways.values():
+                way.presence.waited_s = now_s if way.presence.is_known else None
+
+    def was_stopped(self, now_s: float) -> bool:
+        """Return whether a failure of this moment may be one of this daemon, which did not run."""
+        return self._own.was_stopped(now_s)
 
     def answered(self, pair_id: str, view: Mapping[str, Any]) -> None:
         """Record that we dialled the peer and it answered; `view` is its view of the pair."""
@@ -333,8 +350,7 @@ class Reaches:
             way.failing_s, way.since_failure = now_s, False
         way.failures += 1
         way.reached = False
-        proved = way.since_failure and way.contact_s is not None and now_s <= way.contact_s + CONTACT_FRESH_S
-        way.served = proved and way.failures >= self._failures_max
+        way.served = way.since_failure and way.presence.is_fresh(now_s) and way.failures >= self._failures_max
         return way.served
 
     def forbidden(self, pair_id: str, now_s: float) -> bool:
@@ -348,7 +364,8 @@ class Reaches:
             way.failing_s = now_s
         way.failures += 1
         way.reached = False
-        since_s = way.failing_s if way.contact_s is None else max(way.contact_s, way.failing_s)
+        contact_s = way.presence.contact_s
+        since_s = way.failing_s if contact_s is None else max(contact_s, way.failing_s)
         way.served = now_s <= since_s + CONTACT_FRESH_S
         return way.served
 
@@ -394,9 +411,9 @@ class Reaches:
         return self._ways.setdefault(pair_id, _Way())
 
 
-def class_of(code: str) -> str:
-    """Return the class of failure that an error code stands for, as `last_error` and the reference name it."""
-    return _CLASSES.get(code, "HTTP_4XX")
+def class_of(code: str, status: int = 0) -> str:
+    """Return the class of failure of an error code and HTTP status, as `last_error` and the reference name it."""
+    return _CLASSES.get(code, "HTTP_5XX" if status >= 500 else "HTTP_4XX")
 
 
 def with_way(reach: str, pair: Pair, error: SplError, command: str) -> SplError:

@@ -18,16 +18,18 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.pair import Pair, Phase
 from ..core.pair.state import CONTINUOUS, ON_DEMAND
+from ..core.presence import STREAM_BACKOFF_MAX_S, Turns
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
 from ..home.writes import Commit, Hop
+from ..net.address import ReachError
 from .budget import INTAKE_PAUSED
 from .changes import Feed
 from .follow import Flow, Follower, StreamEnd
 from .ingest import Ingest
 from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
-from .reach import ASK_S, CONTACT_FRESH_S, LOCAL, UNREACHED, LastError, PairStatus, class_of
+from .reach import LOCAL, WAY, LastError, PairStatus, class_of
 from .scope import SHARING_THREADS
 from .supervise import Supervisor, wait
 
@@ -35,8 +37,6 @@ log = logging.getLogger("spl.federation")
 
 RESETS_PER_HOUR_MAX: Final = 3
 BACKOFF_BASE_S: Final = 1.0
-STREAM_BACKOFF_BASE_S: Final = 0.5
-STREAM_BACKOFF_MAX_S: Final = 30.0
 
 TICK_S: Final = 0.001
 """What is due within it is due now: a remainder of rounding would be waited for again and again."""
@@ -45,19 +45,15 @@ _HOUR_S: Final = 3600.0
 
 
 @dataclass(slots=True)
-class _PairSync:
+class _PairSync(Turns):
     """What this process knows of reading from one peer; what a restart must know is in the log."""
 
-    errors: Backoff
-    refusals: Backoff
-    """Answers in a row that the peer paused or revoked the pair: no error, and backed off from as one."""
     kick: asyncio.Event = field(default_factory=asyncio.Event)
-    last_s: float | None = None
-    asked_s: float = 0.0
-    """When the peer was last asked for a sign of life."""
     last_sync_ms: int | None = None
     last_error: LastError | None = None
     crashes: int = 0
+    question_failed: bool = False
+    """The last failure was that of a sign of life asked for."""
     troubled: bool = False
     """Watchers know of the failure, not yet of the recovery."""
     running: "asyncio.Future[int] | None" = None
@@ -68,11 +64,6 @@ class _PairSync:
     flow: Flow = field(default_factory=Flow)
     mode: str = ""
     peaks: Peaks = field(default_factory=Peaks)
-
-    def attempted(self, now_s: float) -> None:
-        """Record the end of a pull or a stream; the time of the next one is spread by another random number."""
-        self.last_s = now_s
-        self.errors.redraw()
 
 
 class Sync:
@@ -149,31 +140,37 @@ class Sync:
 
         A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
         is served by push: it is dialled again once an interval.  Failures of another kind than that nobody was reached
-        go on counting: the contact shows nothing of their cause.
+        go on counting, and so do failures to reach it until it answers: the way to it may be the only one that is cut.
         """
         self._reaches.contact(pair_id, asyncio.get_running_loop().time(), process)
-        state, pair = self._states.get(pair_id), self.writer.views.pairs.get(pair_id)
-        if state is not None and pair is not None:
-            self._there_again(pair, state)
-            if state.errors.attempt or state.refusals.attempt:
-                state.refusals.reset()
-                state.last_s = None
-                state.kick.set()
+        state = self._states.get(pair_id)
+        if state is not None and (state.errors.attempt or state.refusals.attempt):
+            state.refusals.reset()
+            state.at_once()
+            state.kick.set()
 
     def _there_again(self, pair: Pair, state: _PairSync) -> None:
-        """End the failures to reach a peer that is in touch again, and read from it at once.
+        """End the failures to reach a peer that answers again, and read from it at once.
 
-        A pair on demand is not read by itself; it recovers if no way to the peer was its only trouble.
+        A pair on demand is not read by itself; it recovers if no way to the peer was its only trouble.  What another
+        server answered to a read ends with a read: it may let a question pass.
         """
-        if state.last_error is None or state.last_error.kind not in UNREACHED:
+        if state.last_error is None or state.last_error.code not in WAY | {"clock-skew"}:
             return
-        if pair.mode == ON_DEMAND and (pair.phase is Phase.DEGRADED or state.troubled):
-            state.troubled = False
-            self._reaches.recovered(pair.pair_id)
+        ends = state.question_failed or state.last_error.code != "foreign-answer"
+        if pair.mode == ON_DEMAND and ends:
+            self._recover(pair, state)
         if state.errors.attempt:
-            state.errors.reset()
+            if ends:
+                state.errors.reset()
             state.last_s = None
             state.kick.set()
+
+    def _recover(self, pair: Pair, state: _PairSync) -> None:
+        """Tell the watchers that a degraded pair is well; they may still be recording trouble learnt before."""
+        if pair.phase is Phase.DEGRADED or state.troubled:
+            state.troubled = False
+            self._reaches.recovered(pair.pair_id)
 
     def renew_intake(self, pair_id: str) -> bool:
         """Let the pair bring in another day's bytes; return whether its intake was paused, and then read at once."""
@@ -194,7 +191,8 @@ class Sync:
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
         self._note_peak(state, now_ms := self._now_ms())
         last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
-        silent_s = self._silent_s(pair_id)
+        presence, now_s = self._reaches.presence(pair_id), asyncio.get_running_loop().time()
+        silent_s = presence.silent_s(now_s)
         return PairStatus(
             last_sync_ms=last_ms,
             last_error=state.last_error,
@@ -211,7 +209,10 @@ class Sync:
             cloned=self._reaches.cloned(pair_id),
             silent_s=silent_s,
             withheld=self._ingest.withheld(pair_id),
-            heard_ms=now_ms - int(silent_s * 1000) if self._reaches.is_known(pair_id) else last_ms,
+            unanswered_s=presence.unanswered_s(now_s),
+            skew_ms=self._ingest.peers.skew_ms(pair_id),
+            one_way=self._reaches.one_way(pair_id, now_s, live=self._feed.is_served(pair_id)),
+            heard_ms=now_ms - int(silent_s * 1000) if presence.is_known else last_ms,
         )
 
     # -- one task a pair
@@ -239,7 +240,7 @@ class Sync:
     async def _follow(self, pair_id: str) -> None:
         state = self._state(pair_id)
         state.refusals.reset()
-        self._reaches.alive(pair_id, asyncio.get_running_loop().time())
+        self._reaches.presence(pair_id).waited_s = asyncio.get_running_loop().time()
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             state.kick.clear()
             if pair.mode != state.mode:
@@ -259,6 +260,9 @@ class Sync:
             except SplError as exc:
                 # Recorded by the pull itself; the next attempt's time follows from it.
                 log.debug(**event("sync.retry_later", pair=pair_id, code=exc.code, attempt=state.errors.attempt))
+                if self._reaches.was_stopped(asyncio.get_running_loop().time()):
+                    await wait(state.kick, BACKOFF_BASE_S)
+                    state.last_s = None
 
     def _wait_s(self, pair: Pair, state: _PairSync) -> float | None:
         """Return the seconds to the next attempt by mode, interval, failures and budget; None for never by itself."""
@@ -267,55 +271,48 @@ class Sync:
         paused_s = self.budget.status(pair.pair_id).wait_s
         if state.last_s is None or paused_s:
             return paused_s
-        pushed = self._reaches.word(pair.pair_id) == PEER_PUSHES
-        if pair.mode == CONTINUOUS and not pushed:
-            worst = max(state.errors, state.refusals, key=lambda backoff: backoff.attempt)
-            delay_s = max(worst.delay_s(STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S), state.flow.hold_s)
-        elif state.errors.attempt:
-            delay_s = state.errors.delay_s()
-        else:
-            delay_s = state.errors.spread_s(pair.poll_interval_ms / 1000)
-            if pair.mode == CONTINUOUS:
-                # The peer serves us by push; its end must be noticed as soon as that of a stream.
-                delay_s = min(delay_s, STREAM_BACKOFF_MAX_S)
-            delay_s = max(delay_s, state.refusals.delay_s() if state.refusals.attempt else 0.0)
-        return max(0.0, state.last_s + delay_s - asyncio.get_running_loop().time())
+        follows = pair.mode == CONTINUOUS and self._reaches.word(pair.pair_id) != PEER_PUSHES
+        interval_s = pair.poll_interval_ms / 1000
+        if pair.mode == CONTINUOUS:
+            # If the peer serves us by push, its end must be noticed as soon as that of a stream.
+            interval_s = min(interval_s, 0.9 * STREAM_BACKOFF_MAX_S)
+        return state.read_s(asyncio.get_running_loop().time(), interval_s, follows=follows, hold_s=state.flow.hold_s)
 
     # -- signs of life
 
-    def _silent_s(self, pair_id: str) -> float:
-        """Return for how long the peer has not been heard, by contact, answer or event."""
-        return self._reaches.silent_s(pair_id, asyncio.get_running_loop().time())
+    def beat(self, next_s: float) -> None:
+        """Record that this daemon runs, and says so again in `next_s`."""
+        self._reaches.beat(asyncio.get_running_loop().time(), next_s)
 
     def _quiet_s(self, pair: Pair, state: _PairSync) -> float:
-        """Return the seconds until the peer has been silent for so long that it is asked whether it is there."""
-        silent_s = self._silent_s(pair.pair_id)
-        since_asked_s = asyncio.get_running_loop().time() - state.asked_s
-        if self._reaches.word(pair.pair_id) == PEER_PUSHES:
-            return max(CONTACT_FRESH_S - silent_s, BACKOFF_BASE_S - since_asked_s)
-        quiet_s = state.errors.spread_s(ASK_S)
-        if state.errors.attempt and pair.mode == ON_DEMAND:
-            quiet_s = min(quiet_s, state.errors.delay_s())
-        return quiet_s - min(silent_s, since_asked_s)
+        """Return the seconds until the peer is to be asked whether it is there."""
+        now_s, presence = asyncio.get_running_loop().time(), self._reaches.presence(pair.pair_id)
+        pushes = self._reaches.word(pair.pair_id) == PEER_PUSHES
+        return state.quiet_s(now_s, presence, pushes=pushes, only_asked=pair.mode == ON_DEMAND)
 
     async def _ask_life(self, pair: Pair, state: _PairSync) -> None:
         """Ask a silent peer whether it is there; one that we cannot dial has been silent for too long to be there.
 
-        While reads fail the question only finds out when the way is open again; on demand, where nothing else is
-        tried, each counts.
+        While reads fail the question only finds out when the way is open again, as it does of a peer that pushes since
+        lately; on demand, where nothing else is tried, each counts.
         """
         pair_id, loop = pair.pair_id, asyncio.get_running_loop()
-        state.asked_s, counts = loop.time(), not state.errors.attempt or pair.mode == ON_DEMAND
+        presence, pushes = self._reaches.presence(pair_id), self._reaches.word(pair_id) == PEER_PUSHES
+        state.asked_s = began_s = loop.time()
+        counts = not state.errors.attempt or pair.mode == ON_DEMAND
         try:
-            if self._reaches.word(pair_id) == PEER_PUSHES:
+            if pushes and not presence.is_fresh(began_s):
                 raise SyncError("timeout", "the peer, which opens the connections of this pair, is silent")
             view = await self.puller.ask_life(pair, self._feed.peer_view(pair_id))
         except SplError as exc:
-            if counts and exc.code not in RESET_CODES and self._silent_s(pair_id) >= loop.time() - state.asked_s:
+            unanswered_s = presence.unanswered_s(loop.time())
+            if counts and exc.code not in RESET_CODES and unanswered_s >= loop.time() - began_s:
                 self._failed(pair_id, state, exc)
-                state.attempted(loop.time())
+                state.question_failed = True
+                if state.errors.attempt:
+                    state.attempted(loop.time())
             return
-        self._reaches.alive(pair_id, loop.time())
+        presence.answered(loop.time())
         self._reaches.answered(pair_id, view)
         self._there_again(pair, state)
 
@@ -399,6 +396,7 @@ class Sync:
         except SplError as exc:
             if progress.fresh > before:  # the way is open, and carries something
                 state.errors.reset()
+                self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
                 self._reaches.reached(pair_id, progress.view)
             self._failed(pair_id, state, exc)
             raise
@@ -407,22 +405,19 @@ class Sync:
                 self._note_peak(state, self._now_ms())
                 progress.queue = None
             state.attempted(asyncio.get_running_loop().time())
-        self._reaches.alive(pair_id, asyncio.get_running_loop().time())
+        self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
         # One thread read to its end says nothing of the others.
         state.last_sync_ms = state.last_sync_ms if thread else self._now_ms()
         self._succeeded(pair_id, state, progress.view)
         level = logging.INFO if fresh else logging.DEBUG
         log.log(level, **event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms))
-        if pair.phase is Phase.DEGRADED or state.troubled:
-            # The watcher may still be recording trouble that it learnt of before this attempt.
-            state.troubled = False
-            self._reaches.recovered(pair_id)
+        self._recover(pair, state)
         return fresh
 
     def on_event(self, pair_id: str) -> None:
         """Record that the pair's stream works: it ends the backing off."""
         state = self._state(pair_id)
-        self._reaches.alive(pair_id, asyncio.get_running_loop().time())
+        self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
         self._succeeded(pair_id, state, state.progress.view)
 
     def _succeeded(self, pair_id: str, state: _PairSync, view: Mapping[str, Any]) -> None:
@@ -448,8 +443,11 @@ class Sync:
         pair = self.writer.views.pairs.get(pair_id)
         if pair is None or not pair.sync_allowed:
             return
-        kind = class_of(exc.code)
-        now_s = asyncio.get_running_loop().time()
+        kind, now_s = class_of(exc.code, getattr(exc, "peer_status", 0)), asyncio.get_running_loop().time()
+        if exc.code in WAY:
+            if self._reaches.was_stopped(now_s):
+                return  # this daemon did not run, so it missed the answer
+            self._reaches.presence(pair_id).lost(exc.code, now_s)
         if exc.code == "address-refused":
             served = self._reaches.forbidden(pair_id, now_s)
         else:
@@ -458,12 +456,13 @@ class Sync:
             state.errors.reset()
             state.last_error = None
             self._ingest.lines.info("sync.served_by_push", pair_id, exc.code)
-            if pair.phase is Phase.DEGRADED:
-                self._reaches.recovered(pair_id)
+            self._recover(pair, state)
             return
         state.errors.failed()
-        revoked = isinstance(exc, SyncError) and exc.revoked
-        state.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked)
+        state.question_failed = False
+        revoked, reached = isinstance(exc, SyncError) and exc.revoked, isinstance(exc, ReachError) and exc.reached
+        status = getattr(exc, "peer_status", 0)
+        state.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked, reached, status)
         self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=state.errors.attempt)
         recurs = kind == "AUTH" or (kind != LOCAL and state.errors.attempt >= self.limits.errors_until_degraded)
         if recurs and not is_stream and pair.phase is not Phase.DEGRADED:

@@ -27,12 +27,14 @@ from ..core.identity.did import multibase
 from ..core.keys import AEAD_NONCE_BYTES
 from ..core.limits import Limits
 from ..core.pair.pair import Pair, Phase
-from ..core.pair.state import known, refusal_code
+from ..core.pair.state import POLLING, known, refusal_code
+from ..core.presence import ASK_S
 from ..core.record import cursor as cursors
 from ..core.record import levels
 from ..core.record.cursor import Cursor
 from ..core.record.filter import OPEN
 from ..core.record.levels import EXACT
+from ..core.record.page import PEER_PUSHES
 from ..home.index import Row
 from ..home.segments import LineError
 from ..home.tables.lists import vouched
@@ -49,6 +51,7 @@ log = logging.getLogger("spl.federation")
 SEALED_MAX: Final = 256
 SIGNERS_MAX: Final = 4096
 """Signers remembered for each pair whose scope the index does not count."""
+ASKS_MS: Final = int(1.1 * ASK_S * 1000)
 _PSEUDONYM_KEY: Final = b"syncropel-pseudonym-key-v1"
 
 
@@ -240,8 +243,7 @@ class Source:
         return self.counts.advance(pair_id, self.view_at(pair_id, self.scope(pair), last_seq))
 
     def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
-        """Return how we see the pair, for the peer: state, reason, head, acked, queue, mode, consent, reach, cloned,
-        readonly (our store takes no records).
+        """Return how we see the pair, for the peer (core/record/page.py).
 
         `head` is None while it is counted for the first time.  A reader with its own token (`query.reads`) gets the
         same form.
@@ -253,7 +255,8 @@ class Source:
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
         acked, _ = self.acked.get(pair_id, (None, None))
-        reach, weight = self.reaches.word(pair_id), consent.grants_of(self.writer.views.consents, pair).weight
+        reach, unreached = self.reaches.word(pair_id), self.reaches.unreached(pair_id)
+        weight = consent.grants_of(self.writer.views.consents, pair).weight
         return {
             "state": str(pair.phase),
             "reason": pair.reason,
@@ -262,7 +265,10 @@ class Source:
             "queue": self.reaches.queue_records(pair_id),
             **({"consent": weight} if weight else {}),
             "mode": pair.mode,
+            **({"poll_ms": pair.poll_interval_ms} if pair.mode == POLLING else {}),
+            **({"asks_ms": ASKS_MS} if pair.sync_allowed and reach != PEER_PUSHES else {}),
             **({"reach": reach} if reach else {}),
+            **({"unreached": unreached} if unreached else {}),
             **({"cloned": True} if self.reaches.cloned(pair_id) == PEER_CLONED else {}),
             **({"readonly": True} if self.writer.store.readonly or self.writer.store.full else {}),
         }

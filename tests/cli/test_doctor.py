@@ -120,7 +120,7 @@ def test_without_a_daemon_the_home_is_looked_at(spl: Run, home: Path) -> None:
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.code)
 def test_each_fix_is_a_command_that_exists(row: Any) -> None:
     """What follows `spl` in a fix is taken by the parser of its command as it stands."""
-    variants = ({}, {"manifest_ours": False}, {"waits_for": "peer"}, {"locking_rule": "writers"}, {"token_taken": True})
+    variants = ({}, {"waits_for": "peer"}, {"locking_rule": "writers"}, {"token_taken": True})
     for more in variants:
         for item in findings({**WELL, **CASES[row.code], **more}):
             for words in re.findall(r"spl ([^;,&|(]+)", item.fix):

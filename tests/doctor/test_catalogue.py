@@ -6,6 +6,7 @@ import pytest
 
 from spl.core.errors import CODES
 from spl.core.limits import Limits
+from spl.core.presence import OFFLINE_S, TO_PEER, TO_US, OneWay
 from spl.doctor import catalogue
 from spl.doctor.catalogue import CATALOGUE, FAIL, INFO, WARN, Finding, problems
 from spl.doctor.facts import Facts, Fault, GrantGap, LockHolder, ReverseReach
@@ -62,6 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clock-skew": {"clock_ahead_ms": -31_000},
     "dns": failure("dns"),
     "connect": failure("connect", "bob.example at 203.0.113.7 port 443: Connection refused"),
+    "no-route": failure("no-route", "bob.example at 203.0.113.7 port 443: Network is unreachable"),
     "timeout": failure("timeout"),
     "disconnected": failure("disconnected"),
     "address-refused": failure("address-refused"),
@@ -69,7 +71,8 @@ CASES: dict[str, dict[str, Any]] = {
     "tls-chain": failure("tls-chain", "self-signed certificate"),
     "tls-expiry": {"tls_days_left": 3},
     "redirect": failure("redirect"),
-    "manifest-missing": manifest("manifest-missing", manifest_ours=True),
+    "foreign-answer": failure("foreign-answer", "https://bob.example answers 502: 'nginx' in the peer's place"),
+    "manifest-missing": manifest("manifest-missing"),
     "manifest-differs-outside": {"outside_fault": "other bytes"},
     "manifest-malformed": manifest("manifest-malformed"),
     "manifest-signature": manifest("manifest-signature", "manifest signature does not verify against advertised DID"),
@@ -84,6 +87,7 @@ CASES: dict[str, dict[str, Any]] = {
     "answer-malformed": failure("answer-malformed"),
     "handshake-pending": {"phase": "establishing", "waits_for": "us"},
     "reverse-unreachable": {"reverse": ReverseReach(False, "https://a", 0, "connect", "Connection refused")},
+    "one-way": {"one_way": OneWay(TO_PEER, 60.0, "connect")},
     "peer-revoked": {"ended_by_peer": True},
     "token-expiring": {"token_left_ms": 3 * 86_400_000, "token_due": True},
     "token-expired": {"token_left_ms": -7_200_000},
@@ -170,7 +174,10 @@ def test_each_finding_has_facts_that_produce_it_and_only_it(row: Any) -> None:
 def test_patience_is_a_limit() -> None:
     """An operator may lower it."""
     patient = {row.code for row in CATALOGUE if row.patience_s is not None and row.patience_s(Limits()) > 0}
-    assert patient == {"dns", "connect", "timeout", "disconnected", "peer-5xx", "queue-high", "sink-unreachable"}
+    assert patient == {
+        "dns", "connect", "no-route", "timeout", "foreign-answer", "disconnected", "peer-5xx", "queue-high",
+        "sink-unreachable",
+    }  # fmt: skip
 
 
 def test_no_case_is_left_of_what_the_catalogue_lost() -> None:
@@ -249,11 +256,41 @@ def test_a_token_that_the_peer_revoked_comes_back_only_by_its_operator() -> None
     assert findings(revoked)[0].fix == "on bob: spl token rotate pair_0f9e8d7c"
 
 
-def test_a_stripped_dot_path_and_a_missing_identity_have_different_fixes() -> None:
-    """Both answer 404; only the peer's own daemon says MANIFEST_MISSING."""
-    stripped = findings({**WELL, **manifest("manifest-missing", manifest_ours=False)})[0]
-    assert stripped.fix.startswith("on bob: let the proxy pass /.well-known/")
-    assert "curl http://localhost:9100/.well-known/syncropel" in stripped.fix
+@pytest.mark.parametrize(
+    ("status", "step"),
+    [
+        (502, "on bob: start the daemon (spl serve), or correct its address and port in the proxy"),
+        (403, "on bob: let the proxy pass /v1/ and /.well-known/ without a login or filter of its own"),
+        (404, "on bob: let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"),
+        (413, "on bob: raise the body limit of the proxy (nginx: client_max_body_size 8m)"),
+    ],
+)
+def test_what_a_server_in_the_peers_place_answers_says_what_to_do(status: int, step: str) -> None:
+    """And where the peer is now, if it has moved and left the address to another server."""
+    foreign = findings({**WELL, "failure": Fault("foreign-answer", "", status=status)})[0]
+    assert foreign.fix == f"{step}; if it has moved: spl federation pair NEW-URL"
+
+
+def test_a_peer_that_takes_connections_and_answers_nothing_is_no_fault_of_the_network() -> None:
+    hangs, silent = (findings({**WELL, "failure": Fault("timeout", reached=reached)})[0] for reached in (True, False))
+    assert hangs.fix == "on bob: its daemon takes connections and hangs, or was stopped: restart it (spl serve)"
+    assert silent.fix == "retry; check the network path; if it has moved: spl federation pair NEW-URL"
+
+
+def test_each_side_of_a_broken_direction_is_told() -> None:
+    """The one whose requests fail is told once that lasts; the one that is not asked, why, if the other says so."""
+    ours = {**WELL, "one_way": OneWay(TO_PEER, OFFLINE_S, "timeout"), "reach": "peer-pushes"}
+    assert codes(ours) == ["one-way"]
+    assert codes({**ours, "one_way": OneWay(TO_PEER, OFFLINE_S - 1, "timeout")}) == []
+    unasked = {**WELL, "reverse": None, "one_way": OneWay(TO_US, 50.0)}
+    assert findings(unasked)[0].evidence == (
+        "bob has not asked us for 50s, though it answers us; it used to ask every 20s"
+    )
+    told = findings({**unasked, "reach": "we-push", "one_way": OneWay(TO_US, 50.0, "foreign-answer")})[0]
+    assert "it says that its requests to us fail (foreign-answer)" in told.evidence
+    assert told.fix == "let the proxy before this daemon pass /v1/ and /.well-known/ to it"
+    # What the doctor has just tried counts more.
+    assert codes({**unasked, "reverse": ReverseReach(True, "u", 9)}) == []
 
 
 def test_who_waits_for_whom() -> None:

@@ -153,10 +153,10 @@ def test_nothing_but_its_end_is_wrong_with_a_pair_that_ended() -> None:
 def test_a_peer_that_does_not_answer_is_gone_since_it_was_heard() -> None:
     """The first failure comes when the silence is long: it counts from its beginning."""
     nobody = status(attempt=1, last_error=LastError("timeout", "silent", NOW_MS, "TIMEOUT"))
-    assert codes(seen(told=replace(nobody, silent_s=29.0), failing_s=1.0)) == []
-    assert codes(seen(told=replace(nobody, silent_s=30.0), failing_s=1.0)) == ["timeout"]
+    assert codes(seen(told=replace(nobody, unanswered_s=29.0), failing_s=1.0)) == []
+    assert codes(seen(told=replace(nobody, unanswered_s=30.0), failing_s=1.0)) == ["timeout"]
     other = LastError("peer-5xx", "503", NOW_MS, "HTTP_5XX")
-    assert codes(seen(told=replace(nobody, silent_s=99.0, last_error=other), failing_s=1.0)) == []
+    assert codes(seen(told=replace(nobody, unanswered_s=99.0, last_error=other), failing_s=1.0)) == []
 
 
 def test_a_poll_that_never_came() -> None:

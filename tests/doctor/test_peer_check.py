@@ -23,7 +23,7 @@ async def test_the_peer_has_no_identity_or_something_strips_the_dot_path(tmp_pat
         found.change = answers(MANIFEST, status=404, body=missing)
         assert await found.problems() == {"manifest-missing": "on bob: spl identity generate"}
         found.change = answers(MANIFEST, status=404, body=b"<h1>Not Found</h1>")
-        assert "let the proxy pass /.well-known/" in (await found.problems())["manifest-missing"]
+        assert "let the proxy pass /.well-known/" in (await found.problems())["foreign-answer"]
 
 
 async def test_a_manifest_that_does_not_verify(tmp_path: Path) -> None:
@@ -41,6 +41,9 @@ async def test_a_manifest_that_does_not_verify(tmp_path: Path) -> None:
 async def test_a_proxy_that_wants_a_bearer_for_the_handshake(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
         found.change = answers("/v1/federation/pair", status=401)
+        assert list(await found.problems()) == ["foreign-answer"]
+        refused = json.dumps(SplError("auth-required").to_json()).encode()
+        found.change = answers("/v1/federation/pair", status=401, body=refused)
         assert await found.problems() == {"handshake-401": "on bob: spl config list-permission-rules | grep federation"}
 
 
@@ -164,8 +167,10 @@ async def test_what_is_seen_now_needs_no_patience(tmp_path: Path) -> None:
     """No poll has failed yet, and the doctor itself is answered 503."""
     async with clinic(tmp_path) as found:
         found.change = answers(MANIFEST, status=503)
-        assert "peer-5xx" in await found.problems()
+        assert list(await found.problems()) == ["foreign-answer"]
         found.change = answers("/v1/federation/pair", status=503)
+        assert list(await found.problems()) == ["foreign-answer"]
+        found.change = answers(MANIFEST, status=503, body=json.dumps(SplError("overloaded").to_json()).encode())
         assert list(await found.problems()) == ["peer-5xx"]
         found.change = answers("/v1/federation/pair", status=429)
         assert list(await found.problems()) == ["rate-limited"]

@@ -6,11 +6,13 @@ While the file that SPL_FAULT names is there, the fault lasts.
 
 import errno
 import os
+import socket
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 SWITCH: Final = Path(os.environ.get("SPL_FAULT", "/nonexistent"))
@@ -128,6 +130,21 @@ def hung_reading() -> None:
     StoreCheck.run = hangs  # type: ignore[method-assign]
 
 
+def no_network() -> None:
+    """Have no network that leads to any peer."""
+    from spl.net import sockets
+
+    class Cut(socket.socket):
+        def setsockopt(self, *args: Any) -> None:
+            if SWITCH.exists():
+                raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+            super().setsockopt(*args)
+
+    shim = ModuleType("socket")
+    vars(shim).update(vars(socket) | {"socket": Cut})
+    sockets.socket = shim  # type: ignore[attr-defined]
+
+
 def poor_file_system() -> None:
     """Have no modes to set and no folders to sync, as network file systems and those of other systems."""
 
@@ -166,6 +183,12 @@ def later(seconds: int) -> Callable[[], None]:
     return shift
 
 
+def wrong_clock() -> None:
+    """Let the clock be ten minutes ahead, which is not that of other machines."""
+    time_ns = time.time_ns
+    time.time_ns = lambda: time_ns() + 600 * 10**9 * SWITCH.exists()
+
+
 def other_version() -> None:
     """Be a daemon of a later time, whose protocol is another one."""
     import spl.core.version
@@ -181,9 +204,11 @@ FAULTS: Final[dict[str, Callable[[], None]]] = {
     "deaf-loop": deaf_loop,
     "slow-adapter": slow_adapter,
     "hung-reading": hung_reading,
+    "no-network": no_network,
     "poor-file-system": poor_file_system,
     "slow-import": slow_import,
     "slow-rebuild": slow_rebuild,
+    "wrong-clock": wrong_clock,
     "other-version": other_version,
     "46-seconds-later": later(46),
     "85-days-later": later(85 * 86_400),

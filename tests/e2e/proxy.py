@@ -3,6 +3,7 @@
 All of a faulty peer is played here: what a daemon sees of another is bytes, and whose fault they are it cannot know.
 """
 
+import contextlib
 import http.client
 import json
 import threading
@@ -61,15 +62,25 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, target_port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Forward)
         self.target_port = target_port
+        self._open = threading.Event()
         self.heal()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def heal(self) -> None:
         """Be a good proxy from now on."""
+        self._open.set()
         self.statuses: dict[str, int] = {}
         self.changes: dict[str, Change] = {}
         self.flow = PASS
         self.body_max = 1 << 30
+
+    def swallow(self) -> None:
+        """Take connections and requests from now on, and answer none."""
+        self._open.clear()
+
+    def passes(self) -> None:
+        """Return once requests are answered."""
+        self._open.wait(DEADLINE_S)
 
     @property
     def url(self) -> str:
@@ -88,6 +99,7 @@ class _Forward(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         path = self.path.partition("?")[0]
+        self.server.passes()
         status = next((code for end, code in self.server.statuses.items() if path.endswith(end)), 0)
         status = 413 if len(body) > self.server.body_max else status
         if status:
@@ -134,6 +146,10 @@ class _Forward(BaseHTTPRequestHandler):
                     return
         except (OSError, http.client.HTTPException):
             return
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the daemon waited no longer
+            super().handle()
 
     def _answer(self, reply: Reply) -> None:
         self._head(reply.status, {**reply.headers, "content-length": str(len(reply.body))})

@@ -157,6 +157,21 @@ def test_a_peer_that_brought_in_a_days_bytes(house: House) -> None:
         each.stop()
 
 
+@finds("no-route")
+def test_a_machine_without_a_network(house: House, world: World) -> None:
+    """Its own network is down: nothing is said of the peer, and when it is up again all is well by itself."""
+    lucy = house("lucy", f"[limits]{HASTY}", Faulty, fault="no-network").start()
+    pair_id = lucy.paired(world.proxy.url)
+    with lucy.at_fault():
+        lucy.run("sync", pair_id, code=9)
+        found = told(lucy, "no-route")
+        assert "Network is unreachable" in found["title"]
+        assert found["fix"] == "look at this machine's network: ip route get 127.0.0.1"
+        assert named(report(lucy, pair_id)["problems"], "no-route")
+    eventually(lambda: not attention(lucy), "it is back on the network")
+    lucy.stop()
+
+
 @finds("auth-off")
 def test_a_daemon_without_credentials(house: House) -> None:
     """Status and doctor say it until the configuration is read again with credentials on."""

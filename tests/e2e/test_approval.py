@@ -175,5 +175,7 @@ def test_documents_of_another_form_are_refused(
     pages["/.well-known/syncropel"] = page
     refused = alice.run("federation", "pair", url, code=None)
     assert refused.code in (9, 10), refused
-    assert re.match(r"error: .*\[(manifest-malformed|answer-malformed|body-too-large|peer-[45]xx)\]", refused.err)
+    assert re.match(
+        r"error: .*\[(manifest-malformed|answer-malformed|foreign-answer|body-too-large|peer-[45]xx)\]", refused.err
+    )
     assert alice.get("/health/ready").status == 200

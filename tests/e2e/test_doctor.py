@@ -60,7 +60,9 @@ def test_a_healthy_pair_and_a_healthy_daemon(alice: Instance, bob: Instance, pai
 def test_a_peer_that_is_down(alice: Instance, bob: Instance, pair_id: str) -> None:
     """One problem, what is behind it skipped; when the peer is back nothing is left."""
     bob.stop()
-    assert problems(alice, pair_id) == {"connect": "on bob: spl serve, and open its port"}
+    assert problems(alice, pair_id) == {
+        "connect": "on bob: spl serve, and open its port; if it has moved: spl federation pair NEW-URL"
+    }
     found = marks(alice, pair_id)
     assert (found["connect"], found["manifest"], found["cursor"]) == ("fail", "skip", "skip")
     bob.start()
@@ -152,11 +154,14 @@ def test_what_a_proxy_does_to_a_peer(make: Make, proxied: tuple[Instance, Proxy]
         return problems(alice, pair_id).get(code, "")
 
     proxy.statuses = {MANIFEST: 404}
-    assert "let the proxy pass /.well-known/" in seen("manifest-missing")
+    moved = "; if it has moved: spl federation pair NEW-URL"
+    passes = f"on bob: let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL{moved}"
+    assert seen("foreign-answer") == passes
     proxy.statuses = {"/v1/federation/pair": 401}
-    assert seen("handshake-401") == "on bob: spl config list-permission-rules | grep federation"
+    own = "on bob: let the proxy pass /v1/ and /.well-known/ without a login or filter of its own"
+    assert seen("foreign-answer") == f"{own}{moved}"
     proxy.statuses = {"/v1/federation/pair": 404}
-    assert seen("peer-4xx") == "on bob: let the proxy pass /v1/ as it is"
+    assert seen("foreign-answer") == passes
     proxy.statuses, proxy.changes = {}, {MANIFEST: reformatted}
     assert seen("manifest-differs-outside") == "let the proxy pass /.well-known/ uncached and unchanged"
 

@@ -1,114 +1,232 @@
-"""Peers that stop answering: what list, status and doctor say of each, in every mode, and that it stays said.
+"""What goes wrong between two daemons, and when each side's pages say so: a table, printed.
 
-All faults happen at once, between one daemon and a peer for each row.  The table that the test prints has the seconds;
-what it asserts is that the truth is told by itself, while nothing is written, that it is not withdrawn while the fault
-lasts, and that it goes with the fault.
+All faults happen at once, between one daemon and a peer for each row.  Nothing is written meanwhile, so what is told is
+told by itself.  What is asserted: both sides tell the truth in `list` and `status`, do not withdraw it while the fault
+lasts, the doctor agrees, and all of it goes with the fault once it was mended as the finding says.
 """
 
 import os
+import shlex
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from tests.e2e.conftest import AUTO, Make
-from tests.e2e.findings import attention, report
-from tests.e2e.harness import Instance
+import pytest
+
+from tests.e2e.conftest import AUTO
+from tests.e2e.findings import Faulty, House, attention, report
+from tests.e2e.harness import Instance, free_port
+from tests.e2e.proxy import Proxy
 from tests.waiting import eventually
 
 DEADLINE_S: Final = 180.0
+LOST: Final = {"act": "KNOW", "actor": "did:sync:user:bob", "thread": "th_lost", "body": {}}
+OFFLINE, ONE_WAY = "offline", "one-way"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a side has to say: the finding, and the word beside the pair's state, "" for nothing in the list."""
+
+    code: str
+    word: str = ""
+    later: str = ""
+    """What the finding becomes once the peer proves that it only pushes."""
+
+
+@dataclass
+class Side:
+    """One side of a row, and the seconds after which each of its pages told the truth."""
+
+    who: Instance
+    truth: Truth
+    told_s: dict[str, float] = field(default_factory=dict)
+    fix: str = ""
+
+    def pages(self, pair_id: str) -> Iterator[tuple[str, bool]]:
+        """Yield (page, whether it tells the truth now) of the pages that have something to tell."""
+        if self.truth.word:
+            [pair] = [item for item in self.who.pairs() if item["pair_id"] == pair_id]
+            words = [pair["state"], OFFLINE if pair["offline_since"] else "", ONE_WAY if pair["one_way"] else ""]
+            yield "list", self.truth.word in words
+        mine = [item for item in attention(self.who) if item.get("pair_id") in (None, pair_id)]
+        found = [item for item in mine if item["code"] in (self.truth.code, self.truth.later)]
+        self.fix = found[0]["fix"] if found else self.fix
+        yield "status", bool(found)
 
 
 @dataclass
 class Row:
-    """A fault of one peer, and the seconds after which each of our pages told it."""
+    """A fault between us and one peer; `begin` and `end` do what happens and what the finding says to do."""
 
     fault: str
     mode: str
-    asked_by_us: bool
     peer: Instance
+    ours: Truth
+    theirs: Truth | None = None
+    proxy: Proxy | None = None
+    begin: Callable[["Row"], None] = lambda row: None
+    end: Callable[["Row"], None] = lambda row: None
     pair_id: str = ""
-    code: str = ""
     since_s: float = 0.0
-    told_s: dict[str, float] = field(default_factory=dict)
+    sides: dict[str, Side] = field(default_factory=dict)
 
-    def begin(self) -> None:
-        """Let the fault happen."""
-        assert self.peer.process is not None
-        if self.fault == "killed":
-            self.peer.kill()
-        else:
-            os.kill(self.peer.process.pid, signal.SIGSTOP)
-        self.since_s = time.monotonic()
+    def arrange(self, us: Instance) -> None:
+        """Start the peer and pair with it."""
+        url = self.proxy.url if self.proxy else self.peer.url
+        self.peer.start("--public-url", url)
+        self.pair_id = us.paired(url)
+        if self.mode != "polling":
+            for side in (us, self.peer):
+                side.run("federation", "set-mode", self.pair_id, self.mode)
+        self.sides["ours"] = Side(us, self.ours)
+        if self.theirs is not None:
+            self.sides["theirs"] = Side(self.peer, self.theirs)
 
-    def end(self) -> None:
-        """Let it be over."""
-        assert self.peer.process is not None
-        if self.fault == "killed":
-            self.peer.start()
-        else:
-            os.kill(self.peer.process.pid, signal.SIGCONT)
-
-    def look(self, us: Instance) -> bool:
+    def look(self) -> bool:
         """Note what is told now; return whether all is.  What was told once must still be."""
-        for page, tells in (("list", self._listed), ("status", self._in_status)):
-            if tells(us):
-                self.told_s.setdefault(page, time.monotonic() - self.since_s)
-            else:
-                assert page not in self.told_s, f"{page} told of {self.fault} ({self.mode}) and withdrew it"
-        return len(self.told_s) >= 2
+        told = True
+        for name, side in self.sides.items():
+            for page, tells in side.pages(self.pair_id):
+                assert tells or page not in side.told_s, (name, page, self.fault, side.who.pair(self.pair_id))
+                told = told and tells
+                if tells:
+                    side.told_s.setdefault(page, time.monotonic() - self.since_s)
+        return told
+
+    def diagnose(self) -> None:
+        """Have the doctor of each side say it, too."""
+        for side in self.sides.values():
+            for ref in ((self.pair_id,), ()):  # what is wrong with a daemon itself is in the report without a pair
+                if {side.truth.code, side.truth.later} & {item["code"] for item in report(side.who, *ref)["problems"]}:
+                    side.told_s.setdefault("doctor", time.monotonic() - self.since_s)
+            assert "doctor" in side.told_s, (self.fault, side.truth, report(side.who, self.pair_id)["problems"])
 
     def is_over(self, us: Instance) -> bool:
-        """Return whether neither page has anything to say of the peer."""
-        return not self._listed(us) and not any(item.get("pair_id") == self.pair_id for item in attention(us))
+        """Return whether nobody has anything to say of the pair any more."""
+        for side in (us, self.peer):
+            for pair in side.pairs():
+                if pair["pair_id"] == self.pair_id and (pair["offline_since"] or pair["one_way"]):
+                    return False
+            if any(item.get("pair_id", self.pair_id) == self.pair_id for item in attention(side)):
+                return False
+        return True
 
-    def _listed(self, us: Instance) -> bool:
-        return any(pair["pair_id"] == self.pair_id and pair["offline_since"] for pair in us.pairs())
+    def print(self) -> None:
+        for name, side in self.sides.items():
+            seconds = "".join(
+                f"{side.told_s[page]:>6.0f} s" if page in side.told_s else f"{'-':>8}"
+                for page in ("list", "status", "doctor")
+            )
+            print(f"{self.fault:<12}{self.mode:<12}{name:<8}{side.truth.code:<20}{seconds}  {side.fix}")
 
-    def _in_status(self, us: Instance) -> bool:
-        return any((item["code"], item.get("pair_id")) == (self.code, self.pair_id) for item in attention(us))
+
+def process(row: Row) -> int:
+    assert row.peer.process is not None
+    return row.peer.process.pid
 
 
-def test_a_peer_that_stopped_answering_is_said_to_be_gone_in_every_mode(make: Make) -> None:
-    alice = make("alice", AUTO).start()
-    rows = [
-        Row(fault, mode, by_us, make(f"peer{number}", AUTO))
-        for number, (fault, mode, by_us) in enumerate((
-            ("killed", "continuous", True), ("killed", "polling", False), ("killed", "on-demand", True),
-            ("stopped", "polling", True), ("stopped", "on-demand", False),
-        ))
+def switch(row: Row, *, on: bool) -> None:
+    assert isinstance(row.peer, Faulty)
+    row.peer.switch.touch() if on else row.peer.switch.unlink()
+
+
+def broken_disk(row: Row) -> None:
+    switch(row, on=True)
+    assert row.peer.api("POST", "/v1/records", LOST).status == 503
+    switch(row, on=False)
+
+
+def restarted(row: Row) -> None:
+    row.peer.stop()
+    row.peer.start()
+
+
+def pasted(row: Row) -> None:
+    """Do what our finding says to do on the peer."""
+    fix = row.sides["ours"].fix
+    assert fix.startswith(f"on {row.peer.name}: spl "), fix
+    row.peer.run(*shlex.split(fix.partition(": spl ")[2]))
+
+
+KILLED: Final[dict[str, Any]] = {"begin": lambda row: row.peer.kill(), "end": lambda row: row.peer.start()}
+STOPPED: Final[dict[str, Any]] = {
+    "begin": lambda row: os.kill(process(row), signal.SIGSTOP),
+    "end": lambda row: os.kill(process(row), signal.SIGCONT),
+}
+SWITCHED: Final[dict[str, Any]] = {
+    "begin": lambda row: switch(row, on=True),
+    "end": lambda row: switch(row, on=False),
+}
+GONE, HANGS = Truth("connect", OFFLINE), Truth("timeout", OFFLINE)
+UNREACHED: Final = Truth("reverse-unreachable", ONE_WAY)
+SKEWED: Final = Truth("clock-skew", "degraded")
+
+
+def _rows(house: House, proxies: list[Proxy]) -> list[Row]:
+    def peer(name: str, kind: str = "", **more: Any) -> Any:
+        return house(name, AUTO, Faulty, fault=kind, **more)
+
+    behind = [peer(f"behind{number}", port=proxy.target_port) for number, proxy in enumerate(proxies)]
+    return [
+        Row("killed", "continuous", peer("bob1"), GONE, **KILLED),
+        Row("killed", "polling", peer("bob2"), GONE, **KILLED),
+        Row("killed", "on-demand", peer("bob3"), GONE, **KILLED),
+        Row("stopped", "polling", peer("bob4"), HANGS, **STOPPED),
+        Row("stopped", "on-demand", peer("bob5"), HANGS, **STOPPED),
+        Row("proxy 502", "polling", behind[0], Truth("foreign-answer", ONE_WAY), UNREACHED, proxies[0],
+            lambda row: proxies[0].statuses.update({"": 502}), lambda row: proxies[0].heal()),
+        Row("black hole", "on-demand", behind[1], Truth("timeout", ONE_WAY, "one-way"), UNREACHED, proxies[1],
+            lambda row: proxies[1].swallow(), lambda row: proxies[1].heal()),
+        Row("clock +10m", "polling", peer("bob8", "wrong-clock"), SKEWED, SKEWED, **SWITCHED),
+        Row("disk fails", "polling", peer("bob9", "broken-disk"), Truth("peer-behind"), Truth("store-readonly"),
+            begin=broken_disk, end=restarted),
+        Row("paused", "polling", peer("bob10"), Truth("peer-paused", "paused"),
+            begin=lambda row: row.peer.run("federation", "pause", row.pair_id), end=pasted),
+        Row("token ended", "polling", peer("bob11"), Truth("auth-invalid", "degraded"), Truth("token-withdrawn"),
+            begin=lambda row: row.peer.run("token", "revoke", _token(row)), end=pasted),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def made(house: House) -> Iterator[tuple[Instance, list[Row]]]:
+    """A daemon, and the rows with a running peer for each."""
+    us, proxies = house("alice", AUTO), [Proxy(free_port()) for _ in range(2)]
+    rows = _rows(house, proxies)
+    us.start()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda row: row.arrange(us), rows))
+    yield us, rows
     for row in rows:
-        row.code = "connect" if row.fault == "killed" else "timeout"
-        row.peer.start()
-        row.pair_id = alice.paired(row.peer.url) if row.asked_by_us else row.peer.paired(alice.url)
-        if row.mode != "polling":
-            for side in (alice, row.peer):
-                side.run("federation", "set-mode", row.pair_id, row.mode)
-    eventually(lambda: all(row.is_over(alice) for row in rows), "all is well before")
+        row.peer.end()
+    for proxy in proxies:
+        proxy.end()
+
+
+def _token(row: Row) -> str:
+    return next(str(item["token_id"]) for item in row.peer.pair(row.pair_id)["tokens"] if "by us" in item["direction"])
+
+
+def test_every_fault_is_told_on_both_sides_and_goes_when_it_was_mended(made: tuple[Instance, list[Row]]) -> None:
+    us, rows = made
+    eventually(lambda: all(row.is_over(us) for row in rows), "all is well before", DEADLINE_S)
     try:
         for row in rows:
-            row.begin()
-        eventually(lambda: sum(row.look(alice) for row in rows) == len(rows), "list and status tell of all", DEADLINE_S)
-        line = alice.run("federation", "list").out
-        assert line.count(", offline ") == len(rows), line
-        alice.run("status", "--check", code=3)
+            row.since_s = time.monotonic()
+            row.begin(row)
+        eventually(lambda: sum(row.look() for row in rows) == len(rows), "list and status tell of all", DEADLINE_S)
+        lines = us.run("federation", "list").out
+        assert (lines.count(", offline "), lines.count(", one-way ")) == (5, 2), lines
+        us.run("status", "--check", code=3)
+        with ThreadPoolExecutor(len(rows)) as pool:
+            list(pool.map(Row.diagnose, rows))
         for row in rows:
-            assert row.code in {item["code"] for item in report(alice, row.pair_id)["problems"]}, row
-            row.told_s["doctor"] = time.monotonic() - row.since_s
-        for row in rows:
-            row.look(alice)
+            row.look()
     finally:
         for row in rows:
-            row.end()
-    eventually(lambda: all(row.is_over(alice) for row in rows), "it is gone with the fault", DEADLINE_S)
-    _print(rows)
-
-
-def _print(rows: list[Row]) -> None:
-    tell: Callable[[Row, str], str] = lambda row, page: f"{row.told_s[page]:>6.0f} s"  # noqa: E731
-    print(f"{'fault':<10}{'mode':<12}{'finding':<10}{'list':>8}{'status':>8}{'doctor':>8}")
-    for row in rows:
-        pages = "".join(tell(row, page) for page in ("list", "status", "doctor"))
-        print(f"{row.fault:<10}{row.mode:<12}{row.code:<10}{pages}")
+            row.print()
+            row.end(row)
+    eventually(lambda: not [row.fault for row in rows if not row.is_over(us)], "it is gone with the fault", DEADLINE_S)

@@ -140,6 +140,7 @@ def test_a_proxy_that_hides_dot_paths_is_named(
     """Proxies sometimes strip dot-prefixed paths: the peer publishes no manifest, seen from outside."""
     alice, bob, ca, port = behind()
     with proxy(kind, tmp_path, bob.port, port, ca, HIDES_DOTS[kind]):
-        refused = alice.run("federation", "pair", f"https://127.0.0.1:{port}/", code=10)
-        assert "[manifest-missing]" in refused.err
+        refused = alice.run("federation", "pair", f"https://127.0.0.1:{port}/", code=9)
+        assert "in the peer's place [foreign-answer]" in refused.err
+        assert "let the proxy pass /.well-known/ and /v1/" in refused.err
         assert bob.get("/.well-known/syncropel").status == 200

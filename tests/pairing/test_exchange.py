@@ -157,11 +157,11 @@ async def test_a_url_with_a_path_is_refused_with_the_one_to_give(tmp_path: Path,
 @pytest.mark.parametrize(
     ("status", "body", "code", "text"),
     [
-        (404, b"<html>nginx</html>", "manifest-missing", "answers 404, and not by a daemon: a proxy"),
-        (403, b"<html>nginx</html>", "peer-4xx", "the peer answered 403, and not by a daemon: a proxy"),
-        (502, b"<html>nginx</html>", "peer-5xx", "the peer answered 502, and not by a daemon: a proxy"),
+        (404, b"<html>nginx</html>", "foreign-answer", " answers 404: 'nginx/1.22[2J' in the peer's place"),
+        (403, b"<html>nginx</html>", "foreign-answer", " answers 403: 'nginx/1.22[2J' in the peer's place"),
+        (502, b"<html>nginx</html>", "foreign-answer", " answers 502: 'nginx/1.22[2J' in the peer's place"),
         (421, SplError("host-refused").to_json(), "peer-4xx", "the peer answered 421 HOST_REFUSED: "),
-        (200, b"<html>welcome</html>", "manifest-malformed", "answers with text/html: a proxy"),
+        (200, b"<html>welcome</html>", "foreign-answer", " answers 200 with text/html: 'nginx/1.22[2J'"),
     ],
 )
 async def test_what_answers_in_the_peers_place_is_named_with_the_url(
@@ -172,7 +172,7 @@ async def test_what_answers_in_the_peers_place_is_named_with_the_url(
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
 
         async def answer(method: str, url: str, **more: object) -> Reply:
-            return Reply(status, {"content-type": "text/html"}, data, "127.0.0.1")
+            return Reply(status, {"content-type": "text/html", "server": "nginx/1.22\x1b[2J"}, data, "127.0.0.1")
 
         a.pairing.peers.client.fetch = answer  # type: ignore[method-assign, assignment]
         with pytest.raises(SplError) as caught:
@@ -180,5 +180,5 @@ async def test_what_answers_in_the_peers_place_is_named_with_the_url(
         assert code_of(caught) == code
         assert caught.value.message.startswith(f"{b.url}/.well-known/syncropel")
         assert text in caught.value.message
-        told = "the peer says: " if isinstance(body, dict) else "check the URL; at the peer: let the proxy pass"
+        told = "the peer says: " if isinstance(body, dict) else "at the peer: "
         assert caught.value.hint.startswith(told)

@@ -23,12 +23,13 @@ from spl.home.writes import Arrive, Own
 from spl.sync import changes
 from spl.sync.changes import whole
 from spl.sync.scope import Steps
-from spl.sync.source import Query
+from spl.sync.source import ASKS_MS, Query
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
 from tests.waiting import DEADLINE_S, turns, until
 
 PAIR = "pair_00000001"
+READS = {"mode": "polling", "poll_ms": 300_000, "asks_ms": ASKS_MS}
 
 
 async def page(node: Node, pair_id: str = PAIR, **query: Any) -> dict[str, Any]:
@@ -58,16 +59,10 @@ async def test_a_page_is_stored_bytes_with_their_namespaces(tmp_path: Path) -> N
         raw = await alice.feed.changes(PAIR, Query())
         assert raw.startswith(b'{"records":[' + b",".join(env.raw for env in sent) + b'],"ns":["default","default"')
         found = json.loads(raw)
-        assert found["has_more"] is False
         assert found["peer_view"] == {
-            "state": "active",
-            "reason": "",
-            "head": 3,
-            "acked": None,
-            "queue": 0,
-            "mode": "polling",
-            "clock": 3,
-        }
+            "state": "active", "reason": "", "head": 3, "acked": None, "queue": 0, **READS, "clock": 3,
+        }  # fmt: skip
+        assert found["has_more"] is False
 
 
 async def test_pages_follow_arrival_and_end(tmp_path: Path) -> None:
@@ -109,7 +104,7 @@ async def test_a_pair_that_is_not_served_gets_its_state(tmp_path: Path, phase: P
             with pytest.raises(SplError) as caught:
                 await ask
             assert caught.value.code == code
-            view = {"state": str(phase), "reason": "because", "head": 0, "acked": None, "queue": 0, "mode": "polling"}
+            view = {"state": str(phase), "reason": "because", "head": 0, "acked": None, "queue": 0, **READS}
             assert caught.value.to_json()["peer_view"] == view or code == "pair-unknown"
         with pytest.raises(SplError):
             alice.feed.chains(PAIR, alice.did)
@@ -363,7 +358,7 @@ async def test_acks_tell_how_far_the_peer_is(tmp_path: Path) -> None:
             "head": 3,
             "acked": 2,
             "queue": 0,
-            "mode": "polling",
+            **READS,
         }
         assert alice.feed.offered(PAIR).lag_records == 1
         for wrong in (None, 7, "x"):

@@ -139,13 +139,15 @@ async def test_a_pair_has_two_reads_and_further_ones_wait_and_are_refused(
 def test_the_pace_of_a_reader_is_its_longest_gap_of_three() -> None:
     """A reading is several pages; one by hand between two polls changes nothing."""
     pace = ReadPace()
-    assert pace.interval_s(PAIR) is None
+    assert pace.interval_s(PAIR, {}) is None
     for begin_s, end_s in ((0, 2), (302, 303), (313, 314), (603, 604)):
         for page_s in (begin_s, begin_s + 0.5, begin_s + 0.7):
             pace.begin(PAIR, page_s)
         pace.end(PAIR, end_s)
-    assert pace.interval_s(PAIR) == 300
+    assert pace.interval_s(PAIR, {}) == 300
     for begin_s in (614, 624, 634):
         pace.begin(PAIR, begin_s)
         pace.end(PAIR, begin_s + 1)
-    assert pace.interval_s(PAIR) == 10
+    assert pace.interval_s(PAIR, {}) == 10
+    assert pace.interval_s(PAIR, {"mode": "polling", "poll_ms": 300_000}) == 300
+    assert pace.interval_s(PAIR, {"mode": "continuous", "poll_ms": 300_000}) == 10

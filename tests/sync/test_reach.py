@@ -63,16 +63,6 @@ def test_a_peer_at_an_address_that_we_do_not_dial_pushes_while_it_is_in_touch() 
     assert reaches.word(PAIR) == BOTH
 
 
-def test_silence_counts_from_whatever_was_heard_last() -> None:
-    reaches = Reaches(2)
-    assert (reaches.silent_s(PAIR, 5.0), reaches.is_known(PAIR)) == (0.0, False)
-    reaches.alive(PAIR, 10.0)
-    assert (reaches.silent_s(PAIR, 25.0), reaches.is_known(PAIR)) == (15.0, True)
-    reaches.contact(PAIR, 20.0)
-    reaches.failed(PAIR, "TIMEOUT", 24.0)
-    assert reaches.silent_s(PAIR, 25.0) == 5.0
-
-
 def test_offline_is_a_peer_that_does_not_answer_and_was_not_heard_for_a_while() -> None:
     """Neither a failure of a moment, nor an answer that is no page, nor an address that we do not dial."""
     nobody = LastError("connect", "", 0, "CONNECT_REFUSED")
@@ -192,3 +182,14 @@ def test_the_peer_says_that_we_run_twice() -> None:
     reaches = Reaches(5)
     reaches.heard(PAIR, {"state": "active", "cloned": True})
     assert reaches.cloned(PAIR) == "us"
+
+
+def test_after_a_pause_of_our_own_each_peer_that_was_known_is_waited_for_anew() -> None:
+    reaches = Reaches(2)
+    reaches.contact(PAIR, 1.0)
+    reaches.presence("pair_00000002")
+    reaches.beat(1.0, 5.0)
+    assert reaches.was_stopped(60.0)
+    reaches.beat(60.0, 5.0)
+    assert reaches.presence(PAIR).silent_s(61.0) == 1.0
+    assert not reaches.presence("pair_00000002").is_known

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spl.core import when
+from spl.core import presence, when
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
+from spl.core.presence import STREAM_BACKOFF_MAX_S
 from spl.net.client import Reply
-from spl.sync import reach, schedule
-from spl.sync.schedule import STREAM_BACKOFF_MAX_S
 from tests.nodes import LIMITS, Network, Node, join, nodes
 from tests.waiting import DEADLINE_S, turns, until
 
@@ -105,11 +104,12 @@ async def test_errors_are_classed_and_five_in_a_row_are_trouble(tmp_path: Path, 
     [
         (401, {"code": "AUTH_INVALID", "message": "no"}, "AUTH", "auth-invalid", 1),
         (403, {"code": "SCOPE_FORBIDDEN"}, "AUTH", "scope-forbidden", 1),
-        (403, {}, "AUTH", "auth-invalid", 1),
+        (403, {}, "HTTP_4XX", "foreign-answer", 0),
+        (403, {"code": "NAMESPACE_REJECTED"}, "AUTH", "auth-invalid", 1),
         (404, {"code": "NOT_FOUND"}, "HTTP_4XX", "peer-4xx", 0),
         (429, {"code": "RATE_LIMITED"}, "HTTP_4XX", "rate-limited", 0),
         (500, {"code": "STORE_READONLY"}, "HTTP_5XX", "peer-5xx", 0),
-        (502, "<html>", "HTTP_5XX", "peer-5xx", 0),
+        (502, "<html>", "HTTP_5XX", "foreign-answer", 0),
     ],
 )
 async def test_refusals_of_the_peer_are_classed(
@@ -267,8 +267,9 @@ async def test_contact_from_the_peer_ends_the_backoff_and_never_wakes_the_health
             if alice.network.down and bob.sync.status(PAIR).attempt:
                 alice.network.down = ""
                 bob.sync.wake(PAIR)
-                assert bob.sync.status(PAIR).attempt == 0
-            return bob.ids() == alice.ids() and bob.sync.status(PAIR).last_sync_at is not None
+                # What it asks of us shows nothing of the way to it: only its answer ends the failures.
+                assert bob.sync.status(PAIR).attempt
+            return bob.ids() == alice.ids() and not bob.sync.status(PAIR).attempt
 
         await run_until(bob, healed)
         bob.sync.wake(PAIR)
@@ -363,19 +364,20 @@ async def test_after_an_outage_a_continuous_pair_dials_again_within_its_backoff(
         assert bob.watched.heard == [("trouble", PAIR, "connect")]
 
 
-@pytest.mark.parametrize(("down", "after"), [("timeout", "success"), ("tls-chain", "")])
-async def test_a_degraded_pair_on_demand_recovers_with_contact_if_only_the_way_failed(
-    tmp_path: Path, down: str, after: str
+@pytest.mark.parametrize(("down", "after"), [("timeout", ["success"] * 2), ("tls-chain", ["trouble"])])
+async def test_a_degraded_pair_on_demand_recovers_if_the_peer_pushes_and_only_the_way_failed(
+    tmp_path: Path, down: str, after: list[str]
 ) -> None:
-    """It is not dialled by itself, so no later attempt would find out that the peer is behind a NAT."""
+    """It is asked for a sign of life, and while it is in contact that shows that the peer is behind a NAT."""
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, mode="on-demand")
         alice.network.down = down
         await failing(bob, LIMITS.errors_until_degraded)
-        bob.sync.wake(PAIR)  # the trouble may not be durable yet
-        bob.change_pair(PAIR, phase=Phase.DEGRADED)
         bob.sync.wake(PAIR)
-        assert [what for what, *_ in bob.watched.heard] == ["trouble", *([after, after] if after else [])]
+        await failing(bob, 1)  # the trouble may not be durable yet
+        bob.change_pair(PAIR, phase=Phase.DEGRADED)
+        await failing(bob, 1)
+        assert [what for what, *_ in bob.watched.heard] == ["trouble", *after]
 
 
 async def test_a_continuous_pair_that_is_served_by_push_is_dialled_again_twice_a_minute(tmp_path: Path) -> None:
@@ -415,7 +417,7 @@ async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     """Nothing is written and no read is due for an hour; both sides learn each other's view all the same."""
-    monkeypatch.setattr(schedule, "ASK_S", 0.01)
+    monkeypatch.setattr(presence, "ASK_S", 0.01)
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         bob.sync._random_bytes = lambda size: b"\0" * size  # the shortest delays
         join(alice, bob, mode=mode, poll_interval_ms=3_600_000)
@@ -443,13 +445,13 @@ async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
 async def test_an_event_is_a_sign_of_life_whatever_the_time_of_day(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, mode="continuous")
-        assert not bob.reaches.is_known(PAIR)
+        assert not bob.reaches.presence(PAIR).is_known
         bob.sync.on_event(PAIR)
-        assert bob.reaches.is_known(PAIR)
+        assert bob.reaches.presence(PAIR).is_known
 
 
 async def test_a_pair_that_rests_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "ASK_S", 0.01)
+    monkeypatch.setattr(presence, "ASK_S", 0.01)
     async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
         join(alice, bob, "pair_0000000a", mode="on-demand")
         join(carol, bob, "pair_0000000b", mode="on-demand")
@@ -464,8 +466,7 @@ async def test_a_pair_that_rests_is_not_asked(tmp_path: Path, monkeypatch: pytes
 
 async def test_a_peer_that_pushes_and_is_silent_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be dialled, so silence is all that shows its end."""
-    monkeypatch.setattr(schedule, "CONTACT_FRESH_S", 0.02)
-    monkeypatch.setattr(reach, "CONTACT_FRESH_S", 0.02)
+    monkeypatch.setattr(presence, "CONTACT_FRESH_S", 0.02)
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, poll_interval_ms=3_600_000)
         bob.reaches._way(PAIR).served = True

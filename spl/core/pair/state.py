@@ -17,7 +17,8 @@ from ..record.filter import PairFilter
 
 CONTINUOUS: Final = "continuous"
 ON_DEMAND: Final = "on-demand"
-MODES: Final = ("polling", CONTINUOUS, ON_DEMAND)
+POLLING: Final = "polling"
+MODES: Final = (POLLING, CONTINUOUS, ON_DEMAND)
 STARTS: Final = ("beginning", "present")
 SUPERSEDED: Final = "superseded"
 RENEW_SHARE: Final = 12

@@ -9,8 +9,10 @@ A page asked for with `names=1` has one record at most, and if that would be an 
 pair: `state`, `reason`, `head` (records in the reader's scope, null while the source counts them), `acked` (how many
 of them the reader confirmed, null before it did), `queue` (records waiting in the source's own intake from the
 reader), `consent` (rises with each grant of the source, see consent.py; omitted without any), `reach` (which way the
-pair runs, see reach.py; omitted until that is known) and, in a page, `clock` (records in scope up to
-`next_cursor`).
+pair runs, see reach.py; omitted until that is known), `mode` and `poll_ms` (how the source reads from the reader, and
+in mode polling how often), `asks_ms` (how often it asks at least; omitted unless it does), `unreached` (the code of
+what stops its requests; omitted if they arrive), `cloned` and `readonly` if true, and, in a page, `clock` (records in
+scope up to `next_cursor`).
 
 In a stream each record is one event, whose data is the stored envelope with `ns` as a further member; the last of a
 write also has `clock`, which counts up to the cursor that is the event's id.
@@ -26,7 +28,7 @@ from math import nan
 from typing import Any, Final
 
 from .. import canon
-from ..errors import SplError
+from ..errors import CODES, SplError
 from ..gate import SCOPE_VIOLATION, claimed_id
 from ..limits import MIB, Limits
 from .cursor import TEXT_CHARS_MAX
@@ -188,11 +190,13 @@ def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
     texts = {name: view[name][:200] for name in ("state", "reason", "mode") if isinstance(view.get(name), str)}
     counts = {
         name: view[name]
-        for name in ("head", "acked", "queue", "clock", "consent")
+        for name in ("head", "acked", "queue", "clock", "consent", "poll_ms", "asks_ms")
         if type(view.get(name)) is int and 0 <= view[name] < 2**63
     }
     reach = view.get("reach")
     way = {"reach": reach} if isinstance(reach, str) and reach in REACH_WORDS else {}
+    code = view.get("unreached")
+    way |= {"unreached": code} if isinstance(code, str) and code in CODES else {}
     flags: dict[str, Any] = {name: True for name in ("cloned", "readonly") if view.get(name) is True}
     return {**texts, **counts, **way, **flags}
 

@@ -1,0 +1,187 @@
+"""When a peer was heard, in each direction, what its silence shows, and when it is asked; seconds of any steady clock.
+
+A proxy or a firewall may break one direction alone: what the peer asks of us shows nothing of the way to it, and its
+answers show nothing of its way to us.  So each side asks by itself, and three times are kept apart: when the peer asked
+us, when it answered us, and since when this process waits for it.  In its view of the pair each side says how often it
+asks at least (`asks_ms`) and what stops its questions (`unreached`), so that the side whose requests work says it too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Final
+
+from .backoff import Backoff
+
+ASK_S: Final = 18.0
+"""So long without an answer, spread by a tenth, and a peer is asked: later than the heartbeat of a stream or a push."""
+ANSWER_S: Final = 8.0
+"""A peer that takes longer counts as silent; the pull that follows gives it more time."""
+OFFLINE_S: Final = 30.0
+"""A peer that does not answer and has been silent for so long is said to be offline: a restart takes less."""
+CONTACT_FRESH_S: Final = 40.0
+"""For so long contact proves that a peer serves us by push: it is in touch at least every 20 s, in
+continuous mode by a push at each heartbeat of the stream that it reads.  One that is silent for longer is gone."""
+LOST_SHOWN_S: Final = 3600.0
+"""For so long after its last answer a peer that now only pushes is said to be out of reach; then that is its way."""
+STREAM_BACKOFF_BASE_S: Final = 0.5
+STREAM_BACKOFF_MAX_S: Final = 30.0
+PAUSE_S: Final = 5.0
+"""A daemon that did not run for longer between two beats was stopped or starved: nothing that it missed counts."""
+TO_US: Final = "to-us"
+TO_PEER: Final = "to-peer"
+"""The direction that is broken while the other works."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneWay:
+    """That one direction of requests is broken, TO_US or TO_PEER, and the other works."""
+
+    direction: str
+    for_s: float
+    code: str = ""
+    """Why, as the side says whose requests fail; "" if it has not said."""
+
+
+@dataclass(slots=True)
+class Presence:
+    """What this process knows of one peer; None is never."""
+
+    waited_s: float | None = None
+    """Since when this process waits for the peer; anew after it did not run itself."""
+    contact_s: float | None = None
+    """When the peer last asked us, authenticated."""
+    answered_s: float | None = None
+    """When it last answered a request, or sent an event of a stream of ours."""
+    lost_s: float | None = None
+    """When the first request failed since the last answer; `lost_code` is why the last one did."""
+    lost_code: str = ""
+    lost_late: bool = False
+    """Whether the peer answered within LOST_SHOWN_S before the last failure."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this process has heard the peer, or waits for it."""
+        return any(at_s is not None for at_s in (self.waited_s, self.contact_s, self.answered_s))
+
+    def answered(self, now_s: float) -> None:
+        """Record an answer."""
+        self.answered_s, self.lost_s, self.lost_code = now_s, None, ""
+
+    def lost(self, code: str, now_s: float) -> None:
+        """Record that a request did not arrive at the peer, and why."""
+        self.lost_s, self.lost_code = now_s if self.lost_s is None else self.lost_s, code
+        self.lost_late = self.answered_s is not None and now_s <= self.answered_s + LOST_SHOWN_S
+
+    def is_fresh(self, now_s: float) -> bool:
+        """Return whether the peer was in contact within CONTACT_FRESH_S."""
+        return self.contact_s is not None and now_s <= self.contact_s + CONTACT_FRESH_S
+
+    def silent_s(self, now_s: float) -> float:
+        """Return for how long the peer has not been heard, in either direction; 0 before we wait for it."""
+        return _passed_s(now_s, self.waited_s, self.contact_s, self.answered_s)
+
+    def unanswered_s(self, now_s: float) -> float:
+        """Return for how long the peer has answered no request of ours; 0 before we wait for it."""
+        return _passed_s(now_s, self.waited_s, self.answered_s)
+
+    def unreached(self, *, served: bool) -> str:
+        """Return why our requests fail; "" if they do not, or if that is the way of the pair: a NAT, for example.
+
+        `served`: the peer serves us by push, so that we need not dial it.
+        """
+        return self.lost_code if self.lost_late or not served else ""
+
+    def one_way(self, now_s: float, view: Mapping[str, Any], *, served: bool, live: bool) -> OneWay | None:
+        """Return which direction alone is broken; None if both work, or neither does.
+
+        `view` is the peer's.  `live`: it is given records at once, by its stream or our push, and so need not ask.
+        """
+        if self.lost_s is not None:
+            code = self.unreached(served=served) if self.is_fresh(now_s) else ""
+            return OneWay(TO_PEER, self.unanswered_s(now_s), code) if code else None
+        code, asks_s = str(view.get("unreached", "")), view.get("asks_ms", 0) / 1000
+        unasked_s = _passed_s(now_s, self.waited_s, self.contact_s)
+        # A peer that was out of reach for a moment asks at once when it hears us.
+        late_s = asks_s + ANSWER_S / 2 if code else 2 * asks_s + ANSWER_S / 2 if asks_s and not live else inf
+        if unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S:
+            return None
+        return OneWay(TO_US, unasked_s, code)
+
+
+@dataclass(slots=True)
+class Turns:
+    """When one peer is read next, and when it is asked whether it is there."""
+
+    errors: Backoff
+    refusals: Backoff
+    """Answers in a row that the peer paused or revoked the pair: no error, and backed off from as one."""
+    last_s: float | None = None
+    """When the last read ended; None to read at once."""
+    asked_s: float | None = None
+    """When the peer was last asked for a sign of life; None to ask at once if it is silent."""
+
+    def attempted(self, now_s: float) -> None:
+        """Record the end of a pull or a stream; the time of the next one is spread by another random number."""
+        self.last_s = now_s
+        self.errors.redraw()
+
+    def at_once(self) -> None:
+        """Have the peer read, and asked, without waiting any longer."""
+        self.last_s = self.asked_s = None
+
+    def read_s(self, now_s: float, interval_s: float, *, follows: bool, hold_s: float = 0.0) -> float:
+        """Return the seconds until the peer is read again; `follows`: by a stream, which it may hold off."""
+        if self.last_s is None:
+            return 0.0
+        if follows:
+            worst = max(self.errors, self.refusals, key=lambda backoff: backoff.attempt)
+            delay_s = max(worst.delay_s(STREAM_BACKOFF_BASE_S, STREAM_BACKOFF_MAX_S), hold_s)
+        elif self.errors.attempt:
+            delay_s = self.errors.delay_s()
+        else:
+            delay_s = self.errors.spread_s(interval_s)
+            delay_s = max(delay_s, self.refusals.delay_s() if self.refusals.attempt else 0.0)
+        return max(0.0, self.last_s + delay_s - now_s)
+
+    def quiet_s(self, now_s: float, presence: Presence, *, pushes: bool, only_asked: bool) -> float:
+        """Return the seconds until the peer is to be asked whether it is there.
+
+        One that `pushes`, as we cannot dial it, is silent for too long when it no longer proves that it serves us; if
+        we could dial it lately, it is asked all the same, so that the way is used again when it is open.
+        `only_asked`: nothing else is tried by itself, so the questions back off as reads do.
+        """
+        asked_s = -inf if self.asked_s is None else self.asked_s
+        if pushes and (not presence.lost_late or not presence.is_fresh(now_s)):
+            return max(CONTACT_FRESH_S - presence.silent_s(now_s), asked_s + self.errors.delay_s() - now_s)
+        ask_s = self.errors.spread_s(ASK_S)
+        if self.errors.attempt and only_asked:
+            ask_s = min(ask_s, self.errors.delay_s())
+        return max(ask_s - presence.unanswered_s(now_s), asked_s + ask_s - now_s)
+
+
+class OwnBeat:
+    """Whether this daemon ran all the time: one that was stopped, or starved, missed what its peers answered."""
+
+    def __init__(self) -> None:
+        self._due_s: float | None = None
+        self._resumed_s = -PAUSE_S
+
+    def beat(self, now_s: float, next_s: float) -> bool:
+        """Record that the daemon runs and the next beat is due in `next_s`; return whether it had not run for long."""
+        overslept = self._overslept(now_s)
+        self._resumed_s = now_s if overslept else self._resumed_s
+        self._due_s = now_s + next_s
+        return overslept
+
+    def was_stopped(self, now_s: float) -> bool:
+        """Return whether what failed just now may have failed because this daemon did not run."""
+        return self._overslept(now_s) or now_s < self._resumed_s + PAUSE_S
+
+    def _overslept(self, now_s: float) -> bool:
+        return self._due_s is not None and now_s > self._due_s + PAUSE_S
+
+
+def _passed_s(now_s: float, *times_s: float | None) -> float:
+    """Return the seconds since the last of these times; 0 if there was none."""
+    return max(0.0, now_s - max((at_s for at_s in times_s if at_s is not None), default=now_s))

@@ -1,0 +1,112 @@
+"""When a peer is said to be silent, and in which direction, from the times at which it was heard."""
+
+import pytest
+
+from spl.core.backoff import Backoff
+from spl.core.presence import (
+    ANSWER_S,
+    ASK_S,
+    CONTACT_FRESH_S,
+    LOST_SHOWN_S,
+    OFFLINE_S,
+    PAUSE_S,
+    TO_PEER,
+    TO_US,
+    OwnBeat,
+    Presence,
+    Turns,
+)  # fmt: skip
+
+ASKS = {"asks_ms": int(ASK_S * 1100)}
+UNASKED_S = 2 * ASK_S * 1.1 + ANSWER_S / 2
+
+
+def turns(**known: float) -> Turns:
+    backoffs = (Backoff(lambda size: b"\x80" + bytes(size - 1), 1.0, 300.0) for _ in range(2))
+    return Turns(*backoffs, **known)
+
+
+def test_silence_counts_from_whatever_was_heard_last_and_an_answer_alone_answers() -> None:
+    presence = Presence()
+    assert (presence.silent_s(5.0), presence.unanswered_s(5.0), presence.is_known) == (0.0, 0.0, False)
+    presence.waited_s = 10.0
+    assert (presence.silent_s(25.0), presence.unanswered_s(25.0), presence.is_known) == (15.0, 15.0, True)
+    presence.contact_s = 20.0
+    assert (presence.silent_s(25.0), presence.unanswered_s(25.0)) == (5.0, 15.0)
+    presence.answered(24.0)
+    assert (presence.silent_s(25.0), presence.unanswered_s(25.0)) == (1.0, 1.0)
+
+
+def test_each_side_of_a_direction_that_is_cut_says_which_it_is() -> None:
+    """Ours that fail while the peer is in contact; the peer's that do not come while it answers."""
+    ours = Presence(waited_s=0.0, contact_s=50.0, answered_s=30.0)
+    assert ours.one_way(51.0, {}, served=False, live=False) is None
+    ours.lost("timeout", 51.0)
+    ours.lost("connect", 55.0)
+    told = ours.one_way(60.0, {}, served=False, live=False)
+    assert told is not None
+    assert (told.direction, told.for_s, told.code) == (TO_PEER, 30.0, "connect")
+    assert ours.unreached(served=False) == "connect"
+    assert ours.one_way(51.0 + CONTACT_FRESH_S, {}, served=False, live=False) is None  # the peer is gone as a whole
+    ours.answered(61.0)
+    assert (ours.unreached(served=False), ours.one_way(61.0, {}, served=False, live=False)) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("view", "unasked_s", "live", "told"),
+    [
+        (ASKS, UNASKED_S, False, False),
+        (ASKS, UNASKED_S + 1, False, True),
+        (ASKS, UNASKED_S + 1, True, False),  # a stream or our push: it has no need to ask
+        ({}, 1e6, False, False),  # a version that does not ask
+        ({**ASKS, "unreached": "timeout"}, ASK_S, False, False),  # for a moment: it asks as soon as it hears us
+        ({**ASKS, "unreached": "timeout"}, ASK_S * 1.1 + ANSWER_S, False, True),
+    ],
+)
+def test_a_peer_that_answers_and_no_longer_asks(
+    view: dict[str, object], unasked_s: float, live: bool, told: bool
+) -> None:
+    presence = Presence(waited_s=0.0, contact_s=100.0, answered_s=100.0 + unasked_s)
+    now_s = 100.0 + unasked_s
+    found = presence.one_way(now_s, view, served=False, live=live)
+    assert (found is not None) is told
+    assert found is None or (found.direction, found.code) == (TO_US, view.get("unreached", ""))
+    # While it does not answer either, both directions are gone, which is another fact.
+    assert presence.one_way(now_s + OFFLINE_S + 1, view, served=False, live=live) is None
+
+
+def test_a_peer_that_only_pushes_is_out_of_reach_for_an_hour_and_then_that_is_its_way() -> None:
+    behind = Presence(contact_s=0.0)
+    behind.lost("timeout", 1.0)
+    assert (behind.unreached(served=True), behind.unreached(served=False)) == ("", "timeout")
+    moved = Presence(contact_s=0.0, answered_s=0.0)
+    moved.lost("timeout", 1.0)
+    assert moved.unreached(served=True) == "timeout"
+    moved.lost("timeout", LOST_SHOWN_S + 1)
+    assert moved.unreached(served=True) == ""
+
+
+def test_what_fails_while_this_daemon_did_not_run_shows_nothing_of_the_peer() -> None:
+    own = OwnBeat()
+    assert not own.was_stopped(1e6)
+    assert not own.beat(10.0, 5.0)
+    assert not own.was_stopped(15.0 + PAUSE_S)
+    assert own.was_stopped(16.0 + PAUSE_S)  # before the next beat has noticed it
+    assert own.beat(100.0, 5.0)
+    assert (own.was_stopped(100.0 + PAUSE_S / 2), own.was_stopped(101.0 + PAUSE_S)) == (True, False)
+    assert not own.beat(105.0, 5.0)
+    assert not own.was_stopped(106.0)
+
+
+def test_a_peer_is_asked_when_it_has_not_answered_for_a_while_whatever_it_asks_of_us() -> None:
+    presence = Presence(waited_s=0.0, contact_s=17.0)
+    plan = turns()
+    assert plan.quiet_s(0.0, presence, pushes=False, only_asked=False) == ASK_S
+    assert plan.quiet_s(18.0, presence, pushes=False, only_asked=False) == 0.0
+    plan.asked_s = 18.0
+    assert plan.quiet_s(19.0, presence, pushes=False, only_asked=False) == ASK_S - 1
+    plan.at_once()
+    assert plan.quiet_s(19.0, presence, pushes=False, only_asked=False) < 0
+    assert plan.quiet_s(19.0, presence, pushes=True, only_asked=False) == 17.0 + CONTACT_FRESH_S - 19.0
+    plan.errors.failed()
+    assert plan.quiet_s(1.0, presence, pushes=False, only_asked=True) < 0
