@@ -28,7 +28,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     net/  bytes and sockets, never records
         heads http1 sse deflate           HTTP/1.1 and event streams without I/O
         routes connection admission server  the server: route table, one connection, who may stay, the listener
-        shared                            what the connections of a server share
+        shared parts                      what the connections of a server share; a body as it arrives
         handshakes                        how many TLS handshakes are under way at once
         address sockets dialer            who may be dialled; opening and closing; the addresses of a name raced
         client probe                      the client; the way to a peer
@@ -76,7 +76,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     api/  routes and handlers
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
         streams searches                  how many long answers a token or pair may have; readings that take turns
-        records lists queries             records in and one by one; lists of them; by a filter
+        emit records lists queries        records in; one by one; lists of them; by a filter
         watch snapshots                   a thread as it grows; backup
         metrics events                    what Prometheus reads; what pages and monitors do
         sinks                             where records go beside the pairs
@@ -101,7 +101,7 @@ The way of a record from `POST /v1/records` to the peer's disk, and the files it
 
      1 net/connection     the request is read and bounded
      2 api/app            host, origin, bearer, scope
-     3 api/records        the body becomes an item
+     3 api/emit           the body becomes an item
      4 home/commit_queue  it waits with others for its turn         (writer <-> commit_queue is the only return)
      5 home/writer        checked, given a clock, signed
      6 home/log           one write, one fdatasync

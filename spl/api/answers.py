@@ -12,6 +12,7 @@ from ..net.routes import Request, Response
 from .auth import Kind, Principal
 from .services import Services
 
+NDJSON: Final = "application/x-ndjson"
 CONFIG: Final = "config:"
 """What the names of resources of the configuration begin with."""
 TEXTS_MAX: Final = 64

@@ -15,11 +15,10 @@ from ..core.presence import OFFLINE_S
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
 from ..sync.reach import PairStatus, with_way
-from .answers import TEXTS_MAX, field_error, json_response, list_response, members, number, texts
+from .answers import NDJSON, TEXTS_MAX, field_error, json_response, list_response, members, number, texts
 from .auth import Principal
 from .consent import lines_of
 from .lifecycle import ACTIONS
-from .records import NDJSON
 from .services import Services
 
 WAIT_MS_DEFAULT: Final = 60_000

@@ -15,9 +15,8 @@ from ..net.sse import MEDIA_TYPE
 from ..sync.changes import CONTINUOUS, FEEDS
 from ..sync.pages import PageRead
 from ..sync.source import Query
-from .answers import Permit, field_error, json_response, members, number
+from .answers import NDJSON, Permit, field_error, json_response, members, number
 from .auth import Kind, Principal, is_proxied
-from .records import NDJSON
 from .services import Services
 
 READING: Final = "sync:read"

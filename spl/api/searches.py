@@ -16,7 +16,7 @@ them compete for the interpreter, where the event loop loses as well.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -146,6 +146,11 @@ class Searches:
             else:
                 done.set_result(made.result())
         self._begin()
+
+
+def following(items: Iterator[_T]) -> _T | None:
+    """Return the next one, None at the end: what a step of a search may return."""
+    return next(items, None)
 
 
 def _advance(work: Generator[None, None, _T], result: list[_T]) -> bool:

@@ -17,9 +17,9 @@ from ..home.restore import FOLDER, Plan, Uploader
 from ..home.snapshot import Rights, take
 from ..home.writes import Signer
 from ..net.routes import Request, Response
-from .answers import field_error, is_admin, json_response, list_response, members, number, positions
+from .answers import NDJSON, field_error, is_admin, json_response, list_response, members, number, positions
 from .auth import Principal
-from .records import NDJSON, following
+from .searches import following
 from .services import Services
 
 UPLOAD_CHARS: Final = 32

@@ -13,7 +13,22 @@ from ..doctor.peer_check import CHECK_PATH
 from ..net.routes import JSON, Request, Response, Route
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..sync.peer import ACK, CHAINS, CHANGES, FINGERPRINTS, RECORDS
-from . import admin, consent, lifecycle, lists, namespaces, pairs, peers, queries, records, rules, snapshots, watch
+from . import (
+    admin,
+    consent,
+    emit,
+    lifecycle,
+    lists,
+    namespaces,
+    pairs,
+    peers,
+    queries,
+    records,
+    rules,
+    snapshots,
+    watch,
+)  # fmt: skip
+from .answers import NDJSON
 from .auth import ANYONE, Principal
 from .services import Services
 
@@ -26,8 +41,8 @@ CHANGE: Final = "config:write"
 SYNC: Final = "federation:sync"
 STATUS: Final = "status:read"
 METRICS: Final = "metrics:read"
-MANY: Final = (JSON, records.NDJSON)
-NDJSON_ONLY: Final = (records.NDJSON,)
+MANY: Final = (JSON, NDJSON)
+NDJSON_ONLY: Final = (NDJSON,)
 
 
 def _late(module: str, name: str) -> Callable[[Request, Principal, Services], Awaitable[Response]]:
@@ -54,7 +69,7 @@ ROUTES: Final = (
     Route("POST", "/v1/identity/rotate", lifecycle.identity_rotate, ADMIN, 4 * KIB, summary="a new key, the same DID"),
     Route("POST", "/v1/identity/export", lifecycle.identity_export, ADMIN, 4 * KIB, summary="with its secret keys"),
     Route("POST", "/v1/identity/import", lifecycle.identity_import, ADMIN, 512 * KIB, summary="take one over"),
-    Route("POST", "/v1/records", records.emit, WRITE, 8 * MIB, media=MANY, summary="emit one or many"),
+    Route("POST", "/v1/records", emit.emit, WRITE, 8 * MIB, media=MANY, in_parts=NDJSON, summary="emit one or many"),
     Route("GET", "/v1/records", lists.query, READ, streams=True, summary="by thread, actor, kind"),
     Route("POST", "/v1/records/query", queries.rich_query, READ, 64 * KIB, streams=True, summary="by a filter"),
     Route("POST", "/v1/records/search", queries.search, READ, 64 * KIB, summary="by meaning: disabled"),

@@ -47,12 +47,14 @@ class Holder(Protocol):
 class Seat:
     """The place of one accepted socket, taken before its TLS handshake."""
 
-    __slots__ = ("body_bytes", "holder", "source")
+    __slots__ = ("body_bytes", "gone_bytes", "holder", "source")
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.body_bytes = 0
         """What arrived of a body and is not answered yet."""
+        self.gone_bytes = 0
+        """Of it, what is not held any more."""
         self.holder: Holder | None = None
 
     def quiet_since(self) -> float:
@@ -118,20 +120,30 @@ class Admission:
         seat.body_bytes += size
         self._held[seat.source] = self._held.get(seat.source, 0) + size
 
+    def let_go(self, seat: Seat | None, size: int) -> None:
+        """Give back a part of a body that still arrives."""
+        if seat is not None and size and seat.body_bytes:
+            seat.gone_bytes += size
+            self._free_bytes(seat.source, size)
+
     def release(self, seat: Seat | None) -> None:
         """Give back what the body of an answered request held."""
         if seat is None or not seat.body_bytes:
             return
-        self._held[seat.source] -= seat.body_bytes
-        seat.body_bytes = 0
-        if not self._held[seat.source]:
-            del self._held[seat.source]
+        size = seat.body_bytes - seat.gone_bytes
+        seat.body_bytes = seat.gone_bytes = 0
+        self._free_bytes(seat.source, size)
+
+    def _free_bytes(self, source: str, size: int) -> None:
+        self._held[source] = self._held.get(source, 0) - size
+        if not self._held[source]:
+            del self._held[source]
 
     def _end_body(self, newest: Seat) -> bool:
         """End the body that has been arriving longest, of the source that holds most; return False if none arrives."""
         for source in sorted(self._held, key=self._held.__getitem__, reverse=True):
             own = self._seats.get(source, {})
-            if self._free({seat: None for seat in own if seat.body_bytes and seat is not newest}):
+            if self._free({seat: None for seat in own if seat.body_bytes > seat.gone_bytes and seat is not newest}):
                 return True
         return False
 

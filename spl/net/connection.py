@@ -5,7 +5,7 @@ The right column is what ends a phase when the peer does nothing.
     IDLE     no byte of a request            idle_timeout_s, closed silently
     HEAD     a head in part                  head_timeout_s from its first byte: 408
     BODY     a body in part                  body_timeout_s without progress, or at less than FLOOR_BYTES_S: 408
-    ANSWER   the app works                   the app's own deadline
+    ANSWER   the app works                   the app's own deadline; also while it takes no more of a body in parts
     STREAM   the app's iterator yields       write_stall_timeout_s without progress
     FLUSH    the answer is not yet taken     write_stall_timeout_s without progress
     LINGER   refused, the answer is out      linger_s, reading on so that it arrives
@@ -22,7 +22,6 @@ the request: a task costs half of what a small request does.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import replace
 from enum import IntEnum
 from math import inf
 from typing import Final, cast
@@ -32,18 +31,17 @@ from ..core.event import event
 from .admission import Seat
 from .heads import CONTINUE, LAST_CHUNK, encode_chunk
 from .http1 import END, RequestHead, RequestParser
+from .parts import BodyParts
 from .routes import NOTHING, HttpError, Later, Match, Request, Response, check_media, parse_query
-from .shared import Shared
+from .shared import RequestBoundary, Shared
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024  # unsent bytes of one connection before its answer waits
-FORWARDED: Final = "x-forwarded-for"
 STOPPING_S: Final = 1.0
 """How long a peer may make no progress once the server stops."""
 _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
 
 log = logging.getLogger("spl.net")
-
 
 # Where a connection stands; the table is in the docstring.  Numbers, for the sets below ask each request for its hash.
 Stage = IntEnum("Stage", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
@@ -56,8 +54,9 @@ class Connection(asyncio.Protocol):
     """The protocol object of one connection; slots, because thousands stand idle."""
 
     __slots__ = (
-        "deadline", "head", "is_due", "keep_alive", "local", "match", "parser", "peer", "phase", "pieces", "query",
-        "read_paused", "room", "scheme", "seat", "shared", "since", "task", "transport", "unsent", "write_paused",
+        "deadline", "head", "is_due", "keep_alive", "local", "match", "parser", "parts", "peer", "phase", "pieces",
+        "query", "read_paused", "room", "scheme", "seat", "shared", "since", "task", "transport", "unsent",
+        "write_paused",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -77,11 +76,11 @@ class Connection(asyncio.Protocol):
         self.match: Match | None = None
         self.query: Mapping[str, str] = NOTHING
         self.pieces: list[bytes] = []
+        self.parts: BodyParts | None = None  # of a body that the app takes as it arrives
         self.keep_alive = True
         self.task: asyncio.Task[None] | None = None
         self.room: asyncio.Future[None] | None = None
-        self.write_paused = False
-        self.read_paused = False
+        self.write_paused = self.read_paused = False
         self.is_due = False  # a call of _advance is scheduled
         self.unsent = 0
 
@@ -117,7 +116,8 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Let a request that is being answered end; the client of a stream counts as gone."""
-        if self.phase not in (Stage.ANSWER, Stage.FLUSH) or self._is_streaming() or self.scheme == "https":
+        gone = self._is_streaming() and not self._is_held_back()  # what the app has not taken may hold the body's end
+        if self.phase not in (Stage.ANSWER, Stage.FLUSH) or gone or self.scheme == "https":
             self._cancel_stream()
             self.close()
             return False
@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
         self._cancel_stream()
         self.phase = Stage.CLOSED
         self.deadline = inf
-        self.pieces = []
+        self.pieces, self.parts = [], None
         shared = self.shared
         if self.seat is None:
             shared.refused -= 1
@@ -207,7 +207,7 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Take what the parser has, up to `pipelined_count` requests and pieces of bodies in one go."""
         self.is_due = False
-        with _Boundary(self, False):
+        with RequestBoundary(self, False):
             for _ in range(self.shared.limits.pipelined_count):
                 if not self._step():
                     return
@@ -245,7 +245,11 @@ class Connection(asyncio.Protocol):
                 return True
         event = self.parser.next()
         if event is END:
-            self._answer()
+            if self.parts is None:
+                self._answer()
+            else:
+                self.phase, self.deadline = Stage.ANSWER, inf
+                self.parts.end()
             return True
         if self.phase is not Stage.BODY:
             self._wait(Stage.BODY, self.shared.limits.body_timeout_s)
@@ -253,8 +257,7 @@ class Connection(asyncio.Protocol):
                 self._write(CONTINUE)
         if isinstance(event, bytes):
             self.shared.admission.hold(self.seat, len(event), self.peer)
-            self.pieces.append(event)
-            return True
+            return self._keep(event)
         if self.seat is not None and not self.shared.stopping:
             self.deadline = self.seat.moved_s(self.shared.loop.time()) + self.shared.limits.body_timeout_s
         self._read_on()
@@ -279,7 +282,7 @@ class Connection(asyncio.Protocol):
         A request refused here whose body was not read ends the connection.
         """
         self.head = head
-        self.match = None
+        self.match = self.parts = None
         self.pieces.clear()
         self.keep_alive = head.keep_alive and not self.shared.stopping
         try:
@@ -287,14 +290,38 @@ class Connection(asyncio.Protocol):
             self.match = match = self.shared.app.match(head)
             if head.length != 0:
                 self.parser.take_body(match.route.body_bytes)
-                check_media(head.headers, match.route)
+                if check_media(head.headers, match.route) == match.route.in_parts:
+                    self.parts = BodyParts(self._taken)
+                    self._answer()
         except SplError as error:
             if head.length != 0:
                 raise
             self.parser.next()  # END
-            self._send(self._refusal(error))
+            self._send(self.shared.refusal(error, self.head))
             return False
         return True
+
+    def _keep(self, piece: bytes) -> bool:
+        """Keep a piece of a body for the app; return False if the app must take some of it before there is more."""
+        if self.parts is None:
+            self.pieces.append(piece)
+            return True
+        self.parts.put(piece)
+        if self.parts.is_full:
+            self.phase, self.deadline = Stage.ANSWER, inf  # the peer owes nothing
+        return not self.parts.is_full
+
+    def _taken(self, size: int) -> None:
+        """Go on with a body of which the app took a part, or let go of so much of it."""
+        self.shared.admission.let_go(self.seat, size)
+        if self._is_held_back() and not self.is_due and self.parts and not self.parts.is_full:
+            self._wait(Stage.BODY, self.shared.limits.body_timeout_s)
+            self.is_due = True
+            self.shared.loop.call_soon(self._advance)
+
+    def _is_held_back(self) -> bool:
+        """Return whether a body waits for the app to take more of it."""
+        return self.phase is Stage.ANSWER and self._is_unread()
 
     # -- answering
 
@@ -307,13 +334,16 @@ class Connection(asyncio.Protocol):
         self.pieces = []
         request = Request(
             head.method, head.path, self.query, head.headers, body, match.params,
-            self.peer, self.local, head.target, self.scheme, self._address(head),
+            self.peer, self.local, head.target, self.scheme, self.shared.client_of(self.peer, head), self.parts,
         )  # fmt: skip
         try:
             answer = self.shared.app.respond(request, match)
         except SplError as error:
-            answer = self._refusal(error)
+            if self._is_unread():
+                raise
+            answer = self.shared.refusal(error, self.head)
         if isinstance(answer, Response) and isinstance(answer.body, bytes):
+            assert not self._is_unread(), "the handler of a body in parts reads it first"
             self._send(answer)
             return
         self.phase = Stage.ANSWER
@@ -326,21 +356,23 @@ class Connection(asyncio.Protocol):
 
     def _give(self, make: Callable[[], Response]) -> None:
         """Send the answer that was promised."""
-        with _Boundary(self, False):
+        with RequestBoundary(self, False):
             try:
                 response = make()
             except SplError as error:
-                response = self._refusal(error)
+                response = self.shared.refusal(error, self.head)
             self._send(response)
         self._advance()
 
     async def _work(self, answer: Response | Awaitable[Response]) -> None:
         """Await the app's answer and send it."""
-        with _Boundary(self, False):
+        with RequestBoundary(self, False):
             try:
                 response = answer if isinstance(answer, Response) else await answer
             except SplError as error:
-                response = self._refusal(error)
+                if self._is_unread():
+                    raise
+                response = self.shared.refusal(error, self.head)
             if isinstance(response.body, bytes):
                 self._send(response)
             else:
@@ -403,7 +435,7 @@ class Connection(asyncio.Protocol):
         """Go to the next request, or close; or first wait until the peer took this one."""
         if self.phase in _OVER:
             return
-        self.head = self.match = None  # an idle connection keeps nothing of its requests
+        self.head = self.match = self.parts = None  # an idle connection keeps nothing of its requests
         self.shared.admission.release(self.seat)
         if not self.keep_alive or self.shared.stopping:
             self.close()
@@ -415,18 +447,6 @@ class Connection(asyncio.Protocol):
 
     # -- refusing
 
-    def _refusal(self, error: SplError) -> Response:
-        """Return the app's form of an error, with Allow if the error has it."""
-        head = self.head
-        allow = error.allow if isinstance(error, HttpError) else ()
-        if not allow:
-            return self.shared.app.refuse(error, head)
-        header = ("allow", ", ".join(allow))
-        if head is not None and head.method == "OPTIONS":
-            return Response(204, headers=(header,))
-        response = self.shared.app.refuse(error, head)
-        return replace(response, headers=(*response.headers, header))
-
     def _refuse(self, error: SplError) -> None:
         """Answer a request that cannot be read to its end, and close once that answer can have arrived.
 
@@ -434,11 +454,12 @@ class Connection(asyncio.Protocol):
         """
         if self.phase in _OVER:
             return
+        self._cancel_stream()
         self.keep_alive = False
-        self.pieces = []
+        self.pieces, self.parts = [], None
         self.shared.admission.release(self.seat)
-        with _Boundary(self, True):
-            response = self._refusal(error)
+        with RequestBoundary(self, True):
+            response = self.shared.refusal(error, self.head)
             assert isinstance(response.body, bytes)
             head = self._encode(response, len(response.body))
             self._write(head if self.head is not None and self.head.method == "HEAD" else head + response.body)
@@ -448,11 +469,6 @@ class Connection(asyncio.Protocol):
             self._read_on()
 
     # -- small parts
-
-    def _address(self, head: RequestHead) -> str:
-        """Return the address of the client; a proxy's word counts if it is trusted."""
-        forwarded = head.headers.get(FORWARDED)
-        return self.peer if forwarded is None else self.shared.admission.proxies.client_of(self.peer, forwarded)
 
     def _wait(self, phase: Stage, seconds: float) -> None:
         self.phase = phase
@@ -469,32 +485,16 @@ class Connection(asyncio.Protocol):
         except RuntimeError:  # uvloop's, between the end of its handle and connection_lost
             return
 
+    def _is_unread(self) -> bool:
+        """Return whether the app has a body of which the end has not arrived."""
+        return self.parts is not None and not self.parts.ended
+
     def _is_streaming(self) -> bool:
-        return self.phase is Stage.STREAM or (self.match is not None and self.match.route.streams)
+        streams = self.match is not None and self.match.route.streams
+        return streams or self.phase is Stage.STREAM or self._is_unread()
 
     def _cancel_stream(self) -> None:
-        """Stop an answer that may go on for long; a plain handler ends by itself, its work is wanted."""
+        """Stop an answer that may go on for long, or lacks its body; another ends by itself, its work is wanted."""
         if self.task is not None and self._is_streaming():
             self.task.cancel()
-
-
-class _Boundary:
-    """Holds every failure of one request, inline or in its task; the server serves on.
-
-    A stream that has begun is cut, so that its client cannot take it for whole.  An SplError there is no failure of
-    ours: the app withdraws what it began to send.  A class, because a generator costs each request a microsecond.
-    """
-
-    __slots__ = ("_connection", "_refusing")
-
-    def __init__(self, connection: Connection, refusing: bool) -> None:
-        self._connection, self._refusing = connection, refusing
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> bool:
-        if not isinstance(exc, Exception):
-            return False
-        self._connection.failed(exc, refusing=self._refusing)
-        return True
+            self.task = None  # it keeps the frames that it ended in, and with them this

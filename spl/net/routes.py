@@ -18,6 +18,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from ..core.errors import SplError
 from .heads import encode_head, status_line
 from .http1 import RequestHead, WireError
+from .parts import BodyParts
 
 JSON: Final = "application/json"
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -60,6 +61,8 @@ class Request:
     scheme: str
     address: str
     """Who asks: `peer`, or the client that a trusted proxy names."""
+    parts: BodyParts | None = None
+    """The body as it arrives, if the route takes its media type so; `body` is empty then."""
 
 
 @dataclass(slots=True)
@@ -156,6 +159,8 @@ class Route:
     streams: bool = False
     """The answer streams or waits long: the handler is cancelled as soon as the client is gone."""
     media: tuple[str, ...] = (JSON,)
+    in_parts: str = ""
+    """Of them the one whose bodies the handler takes as they arrive; it reads them to their end before it answers."""
     summary: str = ""
 
 
@@ -302,14 +307,15 @@ def parse_query(text: str) -> Mapping[str, str]:
     return query
 
 
-def check_media(headers: Mapping[str, str], route: Route) -> None:
-    """Refuse a body that is encoded, or of another media type than the route's: HttpError "media-type"."""
+def check_media(headers: Mapping[str, str], route: Route) -> str:
+    """Return a body's media type; refuse one that is encoded, or not of the route's: HttpError "media-type"."""
     coding = headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise HttpError("media-type", f"content-encoding {coding[:40]!r} is not supported")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in route.media:
         raise HttpError("media-type", f"{kind[:60]!r} is not {' or '.join(route.media)}")
+    return kind
 
 
 def _descend(node: _Node, segments: list[str], depth: int, values: list[str]) -> _Node | None:

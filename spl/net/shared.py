@@ -5,15 +5,18 @@ The heads of plain answers differ in the length alone within one second, so they
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from dataclasses import replace
+from typing import Final, Generic, Protocol, TypeVar
 
+from ..core.errors import SplError
 from ..core.limits import Limits
 from .admission import Admission
 from .heads import http_date
-from .http1 import KnownHeads
-from .routes import App, Response
+from .http1 import KnownHeads, RequestHead
+from .routes import App, HttpError, Response
 
 _C = TypeVar("_C")
+FORWARDED: Final = "x-forwarded-for"
 
 
 class Shared(Generic[_C]):
@@ -59,3 +62,48 @@ class Shared(Generic[_C]):
             whole = Response(status, b"", content_type).head(0, date, chunked=False, last=False)
             found = self._begun[kind] = whole.removesuffix(b"0\r\n\r\n")
         return found
+
+    def refusal(self, error: SplError, head: RequestHead | None) -> Response:
+        """Return the app's form of an error, with Allow if the error has it."""
+        allow = error.allow if isinstance(error, HttpError) else ()
+        if not allow:
+            return self.app.refuse(error, head)
+        header = ("allow", ", ".join(allow))
+        if head is not None and head.method == "OPTIONS":
+            return Response(204, headers=(header,))
+        response = self.app.refuse(error, head)
+        return replace(response, headers=(*response.headers, header))
+
+    def client_of(self, peer: str, head: RequestHead) -> str:
+        """Return the address of the client behind a connection; a proxy's word counts if it is trusted."""
+        forwarded = head.headers.get(FORWARDED)
+        return peer if forwarded is None else self.admission.proxies.client_of(peer, forwarded)
+
+
+class Failing(Protocol):
+    """A connection, as far as its failures go."""
+
+    def failed(self, exc: Exception, *, refusing: bool) -> None:
+        """Refuse the request that failed, or cut its answer; called while the failure is handled."""
+
+
+class RequestBoundary:
+    """Holds every failure of one request, inline or in its task; the server serves on.
+
+    A stream that has begun is cut, so that its client cannot take it for whole.  An SplError there is no failure of
+    ours: the app withdraws what it began to send.  A class, because a generator costs each request a microsecond.
+    """
+
+    __slots__ = ("_connection", "_refusing")
+
+    def __init__(self, connection: Failing, refusing: bool) -> None:
+        self._connection, self._refusing = connection, refusing
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> bool:
+        if not isinstance(exc, Exception):
+            return False
+        self._connection.failed(exc, refusing=self._refusing)
+        return True

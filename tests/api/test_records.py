@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spl.api.records import AT_ONCE_BYTES
+from spl.api.emit import AT_ONCE_BYTES
 from spl.core import canon
 from spl.core.record import record
 from tests.api.conftest import Served

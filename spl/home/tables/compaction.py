@@ -26,6 +26,8 @@ _MERGE_TABLES: Final = 4
 _MERGE_ENTRIES: Final = 16
 """Merged for each line added and each size class; a line has at most 8 entries."""
 _PIECE_BYTES: Final = 128 * 1024
+_FLUSH_ENTRIES: Final = 4096
+"""Given to the writer at once, which takes a multiple of them meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ class Compaction:
         span = self._span(memory.first, covered, run)
         writer = self._writer(span, len(entries), len(memory.keys) + len(memory.tallies))
         writer.add_rows(bytes(memory.rows))
-        writer.add_entries(entries)
+        for at in range(0, len(entries), _FLUSH_ENTRIES):
+            writer.add_entries(entries[at : at + _FLUSH_ENTRIES])
         self.state = ((*tables, writer.finish()), Memory(covered + 1))
         self._flush_at, self.fault = self._memory_rows, ""
         self._plan()
