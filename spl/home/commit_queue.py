@@ -250,8 +250,11 @@ class CommitQueue(Generic[Item, Outcome]):
         return self._closed or self._count >= self._wanted or self._bytes >= self._limits.commit_bytes
 
 
-def answer(works: Sequence[Submission[Item, Outcome]], hops: Sequence[tuple[Post, Callable[[], object]]] = ()) -> None:
-    """Make the hops and answer all submissions of a commit: one call for each thread, which makes its hops first."""
+def answer(works: list[Submission[Item, Outcome]], hops: Sequence[tuple[Post, Callable[[], object]]] = ()) -> None:
+    """Make the hops and answer all submissions of a commit: one call for each thread, which makes its hops first.
+
+    The list is emptied: the writer has it at hand while it waits for the next commit, which may be long.
+    """
     by_post: dict[Post | None, tuple[list[Callable[[], object]], list[Submission[Item, Outcome]]]] = {}
     for made, call in hops:
         by_post.setdefault(made, ([], []))[0].append(call)
@@ -263,6 +266,7 @@ def answer(works: Sequence[Submission[Item, Outcome]], hops: Sequence[tuple[Post
             continue
         with suppress(RuntimeError):  # a closed event loop awaits nothing
             post(partial(_settle, calls, same))
+    works.clear()
 
 
 def _settle(calls: Sequence[Callable[[], object]], works: Sequence[Submission[Item, Outcome]]) -> None:

@@ -158,7 +158,7 @@ class Writer:
         tell: Callable[[], object] = tuple
         try:
             while works := self._queue.take(True, tell):
-                hops: list[Hop] = []
+                hops = list[Hop]()
                 tell = partial(answer, works, hops)
                 self._commit(works, hops)
         finally:
@@ -173,12 +173,12 @@ class Writer:
         """Write what is queued, up to the commit limits; return False if nothing was."""
         works, hops = self._queue.take(False), list[Hop]()
         try:
-            if works:
+            if found := bool(works):
                 self._commit(works, hops)
         finally:
             # Whatever broke: no submission may stay pending for ever, and none may look stored.
             answer(works, hops)
-        return bool(works)
+        return found
 
     def _commit(self, works: Sequence[Submission[Item, Outcome]], hops: list[Hop]) -> None:
         accepted = self._accept(works)
