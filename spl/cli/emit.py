@@ -160,6 +160,7 @@ def _row(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 _PRINTS: Final = (
+    "A record is signed and cannot be changed or deleted; a thread collects the records that belong together.\n"
     'Prints id, thread and clock. The body is {"kind": "core.<act>", "text": TEXT}, plus --namespace and --body.'
 )
 _SAY_ARGS: Final = (

@@ -226,7 +226,7 @@ TREE: Final = (
                 "Resumes the sync of a paused pair at the saved cursor.\n"
                 "Everything is read once more in the background, so that records behind the cursor arrive too;\n"
                 "a pair that the peer paused stays paused until the peer resumes it.\n"
-                "A pair that brought in a day's bytes may bring in as many again.",
+                "If intake was paused because the peer brought in its bytes of a day, it may bring in as many again.",
                 "",
                 _resume,
                 arg("--resync", action="store_true", help="read everything from the start again and wait for it"),
@@ -234,7 +234,8 @@ TREE: Final = (
             _command(
                 "revoke",
                 "Ends a pair for good: its tokens stop working here at once, then the peer is told.\n"
-                "Synced records stay on both sides, and so does the history of the pair.",
+                "Synced records stay on both sides, and so does the history of the pair. Pairing again makes a new\n"
+                "pair; what was written meanwhile crosses it only with `spl federation pair URL --backfill`.",
                 " --reason 'laptop sold'",
                 _revoke,
                 arg("--reason", help="kept in the history of the pair"),

@@ -184,7 +184,10 @@ TREE: Final = (
                 "An existing identity is kept and its documents are rebuilt, so repeating this is harmless.",
                 "spl identity generate --label alice",
                 _generate,
-                (LABEL, arg("--force", action="store_true", help="make a new DID even if there is one")),
+                (
+                    LABEL,
+                    arg("--force", action="store_true", help="make a new DID even if there is one; ends every pair"),
+                ),
             ),
             Command(
                 "identity show",
@@ -203,7 +206,8 @@ TREE: Final = (
             Command(
                 "identity rotate",
                 "Signs with a new key from now on; the old key signs a statement that hands over, and the DID stays.\n"
-                "With --compromised, records under the old key count only if known already, or from this instance.",
+                "Peers learn it at once and pairs go on. With --compromised, records under the old key count only if\n"
+                "known already, or from this instance.",
                 "spl identity rotate",
                 _rotate,
                 (arg("--compromised", action="store_true", help="someone else may have the old key"),),

@@ -224,6 +224,7 @@ TREE: Final = (
         "logs",
         "Prints the last lines of this home's log, also if no daemon runs; federation logs under\n"
         "target=syncropel_engine::federation. Each KEY=VALUE narrows the output; VALUE may end with * for any rest.\n"
+        "The levels are debug, info, warning, error and critical; the file is <home>/logs/spl.log.\n"
         "A terminal gets one short line each, warnings and errors in full; -o wide prints lines as they are written.",
         "spl logs -n 50 target=syncropel_engine::federation level=warning",
         _logs,

@@ -196,15 +196,16 @@ COMMAND: Final = Command(
     "federation pair",
     "Discovers the peer at URL, verifies its signed manifest, exchanges tokens and syncs once.\n"
     "A peer that approves by hand answers later: the command waits for --wait, the daemon until it is decided.\n"
-    "It exits 8 if --wait ends before the decision or the first sync; both go on by themselves.",
+    "It exits 8 if --wait ends before the decision or the first sync; both go on by themselves.\n"
+    "With the new URL of a peer that is paired already, it takes that address and makes no second pair.",
     "spl federation pair https://bob.example/ --wait 5m",
     pair,
     (
         arg("url", metavar="URL", help="where the peer's daemon is reached"),
-        arg("--map", action="append", metavar="LOCAL:PEER", help="propose to share across two namespaces; repeatable"),
+        arg("--map", action="append", metavar="LOCAL:PEER", help="propose to share ours under their name; repeatable"),
         arg("--namespace", action="append", metavar="N",
             help="share exactly this namespace; repeatable (default: default and all that are marked shared)"),
-        arg("--no-strict", action="store_true", help="skip the checks of expiry and clock, nothing else"),
+        arg("--no-strict", action="store_true", help="skip the checks of the manifest's expiry and of the clock"),
         arg("--auto-generate-identity", action="store_true", help="make an identity if there is none"),
         arg("--wait", type=duration(0, WAIT_MS_MAX), default=WAIT_MS, metavar="DUR",
             help="how long to wait for an approval, at most 24h (default 60s)"),

@@ -62,7 +62,8 @@ TREE: Final = (
     Command(
         "serve",
         "Runs the daemon, which holds the records of one home, serves its API and syncs with paired instances.\n"
-        "It runs in the foreground, one per home, and ends cleanly on SIGTERM or Ctrl-C.",
+        "It runs in the foreground, one per home, and ends cleanly on SIGTERM or Ctrl-C; on SIGHUP it reads\n"
+        "its configuration again. The flags count more than the configuration file.",
         "spl serve\nspl serve --lan",
         _serve,
         (
@@ -70,7 +71,11 @@ TREE: Final = (
             arg("--port", type=number(0, 65535), metavar="N", help="port to listen on (default 9100)"),
             arg("--public-url", metavar="URL", help="where peers reach this daemon; published in its manifest"),
             arg("--lan", action="store_true", help="serve the private network that this machine is on, by plain http"),
-            arg("--insecure-localhost", action="store_true", help="accept requests from this machine without tokens"),
+            arg(
+                "--insecure-localhost",
+                action="store_true",
+                help="take requests without tokens: each local user is an admin",
+            ),
             arg("--log-format", choices=("logfmt", "json"), help="form of the log lines (default logfmt)"),
         ),
         result=False,

@@ -86,7 +86,8 @@ TREE: Final = (
             Command(
                 "config set",
                 "Sets one key in <home>/config.toml, keeps all other lines, and has a running daemon read the file.\n"
-                "A value that the daemon would refuse is not written; several texts are separated by commas.",
+                "A value that the daemon would refuse is not written; several texts are separated by commas.\n"
+                "`spl help configuration` explains every key.",
                 "spl config set federation.poll_interval 30s",
                 _set,
                 (

@@ -102,7 +102,7 @@ TREE: Final = (
     Command(
         "status",
         "Prints one page about the daemon: identity, store, pairs, lag, and each problem with its next step.\n"
-        "It exits 0 if it could report; with --check, problems make it exit 3.",
+        "It exits 0 if it could report, and 5 if no daemon answers; with --check, problems make it exit 3.",
         "spl status --check",
         _status,
         (arg("--check", action="store_true", help="exit 3 if something needs attention"),),

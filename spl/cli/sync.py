@@ -63,7 +63,8 @@ TREE: Final = (
     Command(
         "sync",
         "Fetches now what peers share, whatever a pair's mode; without a pair, from every pair that is not paused.\n"
-        "It continues from the saved position and skips known records, so repeating it is safe.",
+        "It continues from the saved position and skips known records, so repeating it is safe.\n"
+        "What the peer lacks goes when it fetches, by its own mode, or now if it cannot dial us.",
         "spl sync th_release from bob",
         _sync,
         (

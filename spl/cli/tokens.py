@@ -150,7 +150,8 @@ TREE: Final = (
                 "Mints a token with these scopes and prints its text on stdout, once.\n"
                 "Scopes: admin, records:read, records:write, status:read, metrics:read, config:read, config:write,\n"
                 "aitl:approve, federation:manage, federation:sync, federation:subscribe.\n"
-                "A namespace binds records:* and federation:sync alone; the other scopes are about the whole daemon.",
+                "A namespace binds records:* and federation:sync alone; the other scopes are about the whole daemon.\n"
+                "`spl help http` lists the routes that each scope opens.",
                 "spl token mint --scopes records:read,records:write --ttl 30d --label dashboard",
                 _mint,
                 (
