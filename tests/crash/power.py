@@ -20,6 +20,8 @@ from typing import Any
 from spl.home.disk import Disk, File
 
 SIDE = "SPL_POWER"
+LIES = "SPL_POWER_LIES"
+"""Set for a daemon that does not sync its files: what it acknowledges is lost, and that must be seen."""
 JOURNAL = "journal"
 
 
@@ -63,6 +65,8 @@ class Noting(File):
         super().pwrite(data, offset)
 
     def sync(self) -> float:
+        if os.environ.get(LIES):
+            return 0.0
         took_ms = super().sync()
         self._journal.note("sync", self._number)
         return took_ms

@@ -102,7 +102,7 @@ class Storm:
     def run(self, folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         """Live through it; return its figures.  Raises AssertionError for a promise that did not hold."""
         dice = Random(f"storm {self.seed}")
-        hub, *laptops = nodes = [_made(folder, name) for name in ("hub", "ann", "ben")]
+        hub, *laptops = nodes = [made(folder, name) for name in ("hub", "ann", "ben")]
         try:
             for laptop in laptops:
                 pair_id = laptop.paired(hub.url, backfill=True)
@@ -150,10 +150,11 @@ class Storm:
         return lost
 
 
-def _made(folder: Path, name: str) -> Powered:
+def made(folder: Path, name: str, **environment: str) -> Powered:
+    """Return a daemon that runs in a new home below the folder."""
     home = folder / name / "home"
     home.mkdir(mode=0o700, parents=True)
-    node = Powered(name, home, env={SIDE: str(folder / name / "power")}, published=True)
+    node = Powered(name, home, env={SIDE: str(folder / name / "power"), **environment}, published=True)
     node.configure('[federation]\napproval = "auto"\n')
     node.run("init", "--label", name)
     return node.start()

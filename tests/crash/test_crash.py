@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from random import Random
 
-from tests.crash.power import JOURNAL, SIDE, cut
-from tests.crash.storm import Storm
+import pytest
+
+from tests.crash.power import JOURNAL, LIES, SIDE, cut
+from tests.crash.storm import Storm, made
 from tests.e2e.harness import ROOT
 
 COUNT = 60
@@ -37,6 +39,29 @@ def test_what_was_acknowledged_outlasts_kills_and_power_cuts_everywhere(tmp_path
     figures = Storm(records=600, kills=3, cuts=2, seed=1).run(tmp_path, print)
     assert figures["acknowledged"] >= 600
     assert figures["held"] >= figures["acknowledged"]
+
+
+class Worst(Random):
+    """Dice by which a cut takes all that it may."""
+
+    def randrange(self, *bounds: int) -> int:  # type: ignore[override]
+        return 0
+
+    def randint(self, a: int, b: int) -> int:
+        return a
+
+
+@pytest.mark.parametrize("syncs", [True, False])
+def test_a_daemon_that_does_not_sync_is_found_out(tmp_path: Path, syncs: bool) -> None:
+    node = made(tmp_path, "ann", **({} if syncs else {LIES: "1"}))
+    try:
+        acknowledged = node.emit("th_cut", 20)
+        node.kill()
+        cut(node.home, node.side, Worst())
+        left = b"".join(path.read_bytes() for path in (node.home / "store").rglob("*") if path.is_file())
+        assert [id_.encode() in left for id_ in acknowledged] == [syncs] * 20
+    finally:
+        node.end()
 
 
 def test_a_cut_takes_what_no_sync_covered_and_nothing_else(tmp_path: Path) -> None:
