@@ -25,7 +25,7 @@ from .sinks import EXEC, Sink
 PUT_S: Final = 60.0
 """How long a batch may take to be confirmed."""
 LINE_BYTES_MAX: Final = 4096
-ENDS_S: Final = 2.0
+ENDS_S: Final = 1.0
 
 
 class ProgramTarget:
@@ -138,14 +138,16 @@ class _Run:
         return await self._process.wait(), said(self._said)
 
     async def kill(self) -> None:
-        """End its process group."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        """End its process group; at once if we are cancelled meanwhile, as at a stop."""
+        try:
             with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+                os.killpg(self._process.pid, signal.SIGTERM)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ENDS_S):
                     await self._process.wait()
-                    return
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 async def _start(words: list[str]) -> _Run:
