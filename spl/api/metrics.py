@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from math import nan
 from typing import Final, NamedTuple
 
+from ..core import when
 from ..core.errors import printable
 from ..core.identity.did import label_of, short_of
 from ..core.pair.pair import Pair, Phase
@@ -22,6 +23,7 @@ from ..core.version import VERSION
 from ..doctor.catalogue import CATALOGUE, FAIL
 from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
+from . import sinks
 from .auth import Principal
 from .services import Services
 
@@ -76,6 +78,8 @@ async def scrape(request: Request, principal: Principal, services: Services) -> 
     _daemon(families, services)
     found = Counter((item.code, item.severity) for item in services.doctor.own_problems())
     found.update((str(row["code"]), FAIL) for row in services.faults.findings())
+    found.update((str(row["code"]), str(row["severity"])) for row in sinks.findings(services))
+    _sinks(families, services)
     pairs = _Pairs(families, services)
     for number, pair in enumerate(services.doctor.watched()):
         if number % PAIRS_AT_ONCE == PAIRS_AT_ONCE - 1:
@@ -136,6 +140,18 @@ def _daemon(families: _Families, services: Services) -> None:
     one("spl_loop_lag_seconds", "How late the event loop ran within the last minute.", late_s)
     one("process_resident_memory_bytes", "Resident memory.", _resident_bytes())
     one("process_open_fds", "Open file descriptors.", _open_fds())
+
+
+def _sinks(families: _Families, services: Services) -> None:
+    """Add what concerns single sinks, of which there are a few; a daemon without one shows no family of them."""
+    for row in sinks.rows(services):
+        name, acked_at, lag = str(row["name"]), row["last_acked_at"], row["lag_records"]
+        families.one("spl_sink_open", "1 while the sink's way is open.", bool(row["open"]), sink=name)
+        families.one(
+            "spl_sink_lag_records", "Records that wait for the sink.", lag if isinstance(lag, int) else None, sink=name
+        )
+        acked_s = when.ms_of(str(acked_at)) / 1000 if acked_at else None
+        families.one("spl_sink_last_acked_timestamp_seconds", "When records were last confirmed.", acked_s, sink=name)
 
 
 class _Pairs:

@@ -1,5 +1,7 @@
 """Sinks over the API: refused with a code before anything happens, shown among grants, and what is wrong in status."""
 
+import re
+
 from spl.engine.protocol import EngineError
 from spl.engine.pump import SinkState
 from tests.api.conftest import Served
@@ -51,6 +53,10 @@ async def test_status_and_doctor_show_what_is_wrong(served: Served) -> None:
     await served.json("POST", "/v1/sinks", FAN, 201)
     sinks = served.services.engines.sinks
     sinks._states[sinks.named("fan")] = SinkState(fault=EngineError("sink-auth"), failing_since_s=0.0)
+    text = (await served.fetch("GET", "/metrics")).body.decode()
+    assert 'spl_sink_open{sink="fan"} 0\n' in text
+    assert 'spl_sink_lag_records{sink="fan"} NaN\n' in text
+    assert re.search(r'spl_findings\{[^}]*code="sink-auth"[^}]*\} 1\n', text)
     for path, member in (("/v1/status", "attention"), ("/v1/doctor", "problems")):
         found = [item for item in (await served.json("GET", path))[member] if item["code"] == "sink-auth"]
         assert found[0]["sink"] == "fan"
