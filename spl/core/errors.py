@@ -69,7 +69,7 @@ CODES: Final[dict[str, Code]] = {
     "internal": Code(500, 1, "The daemon has a defect; the log has the details.", "spl logs"),
     "task-dead": Code(503, 9, "A background task died and the daemon is restarting it; the log has the details.", "spl logs"),
     "output-failed": Code(500, 1, "The result cannot be written to standard output, so it is incomplete.", "free some space where the output goes, then run the command again"),
-    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "pip install pynacl, or pip install --force-reinstall syncropel-pair"),
+    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "apt install python3-nacl, or pip install --force-reinstall syncropel-pair"),
     # access
     "auth-required": Code(401, 4, "The route needs a bearer token.", "send Authorization: Bearer, see spl token mint"),
     "auth-invalid": Code(401, 4, "The bearer token is unknown, expired, revoked or lacks its proof of possession.", "spl token list, spl token mint"),
