@@ -78,7 +78,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         streams searches                  how many long answers a token or pair may have; readings that take turns
         emit records lists queries        records in; one by one; lists of them; by a filter
         watch snapshots                   a thread as it grows; backup
-        metrics events                    what Prometheus reads; what pages and monitors do
+        metrics events openapi            what Prometheus reads; what pages and monitors do; the routes for programs
         sinks                             where records go beside the pairs
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
@@ -89,6 +89,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         main command client               finding a command; its form; asking the daemon
         out fit                           printing; what a narrow terminal holds
         help manual                       explaining: commands and codes; the pages of manual/*.md
+        api                               any route, as it is
         live monitor wait                 the daemon's events: as lines, as a frame, as a barrier
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces sink aitl rules

@@ -11,6 +11,7 @@ from ..core.identity.manifest import PAIR_PATH
 from ..core.limits import KIB, MIB
 from ..doctor.peer_check import CHECK_PATH
 from ..net.routes import JSON, Request, Response, Route
+from ..net.sse import MEDIA_TYPE as EVENT_STREAM
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..sync.peer import ACK, CHAINS, CHANGES, FINGERPRINTS, RECORDS
 from . import (
@@ -43,6 +44,8 @@ STATUS: Final = "status:read"
 METRICS: Final = "metrics:read"
 MANY: Final = (JSON, NDJSON)
 NDJSON_ONLY: Final = (NDJSON,)
+EVENTS: Final = (EVENT_STREAM,)
+TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def _late(module: str, name: str) -> Callable[[Request, Principal, Services], Awaitable[Response]]:
@@ -60,7 +63,10 @@ def _late(module: str, name: str) -> Callable[[Request, Principal, Services], Aw
 ROUTES: Final = (
     Route("GET", "/health", admin.health, ANYONE, summary="liveness and identity"),
     Route("GET", "/health/ready", admin.ready, ANYONE, summary="200 while writes are taken"),
-    Route("GET", "/metrics", _late("metrics", "scrape"), METRICS, streams=True, summary="for Prometheus"),
+    Route(
+        "GET", "/metrics", _late("metrics", "scrape"), METRICS, streams=True, gives=(TEXT,), summary="for Prometheus"
+    ),
+    Route("GET", "/v1/openapi.json", _late("openapi", "serve"), ANYONE, summary="these routes, for programs"),
     Route("GET", "/v1/status", admin.status, CONFIG, also=(STATUS,), summary="the whole daemon on one page"),
     Route("GET", "/v1/doctor", admin.daemon, CONFIG, also=(STATUS,), summary="what is wrong with the daemon"),
     Route("GET", "/v1/doctor/{ref}", admin.pair, MANAGE, also=(STATUS,), summary="what is wrong with a pair"),
@@ -69,7 +75,17 @@ ROUTES: Final = (
     Route("POST", "/v1/identity/rotate", lifecycle.identity_rotate, ADMIN, 4 * KIB, summary="a new key, the same DID"),
     Route("POST", "/v1/identity/export", lifecycle.identity_export, ADMIN, 4 * KIB, summary="with its secret keys"),
     Route("POST", "/v1/identity/import", lifecycle.identity_import, ADMIN, 512 * KIB, summary="take one over"),
-    Route("POST", "/v1/records", emit.emit, WRITE, 8 * MIB, media=MANY, in_parts=NDJSON, summary="emit one or many"),
+    Route(
+        "POST",
+        "/v1/records",
+        emit.emit,
+        WRITE,
+        8 * MIB,
+        media=MANY,
+        gives=MANY,
+        in_parts=NDJSON,
+        summary="emit one or many",
+    ),
     Route("GET", "/v1/records", lists.query, READ, streams=True, summary="by thread, actor, kind"),
     Route("POST", "/v1/records/query", queries.rich_query, READ, 64 * KIB, streams=True, summary="by a filter"),
     Route("POST", "/v1/records/search", queries.search, READ, 64 * KIB, summary="by meaning: disabled"),
@@ -77,17 +93,53 @@ ROUTES: Final = (
     Route("GET", "/v1/threads", records.threads, READ, summary="names, sizes"),
     Route("GET", "/v1/threads/{thread}/records", lists.of_thread, READ, streams=True, summary="records of a thread"),
     Route("GET", "/v1/threads/{thread}/state", records.thread_state, READ, summary="the thread's folded state"),
-    Route("GET", "/v1/threads/{thread}/watch", watch.watch, READ, streams=True, summary="a thread as it grows"),
-    Route("GET", "/v1/threads/{thread}/snapshot", snapshots.of_thread, READ, streams=True, summary="a thread, whole"),
-    Route("GET", "/v1/snapshot", snapshots.of_all, ADMIN, streams=True, summary="every thread"),
+    Route(
+        "GET",
+        "/v1/threads/{thread}/watch",
+        watch.watch,
+        READ,
+        streams=True,
+        gives=EVENTS,
+        summary="a thread as it grows",
+    ),
+    Route(
+        "GET",
+        "/v1/threads/{thread}/snapshot",
+        snapshots.of_thread,
+        READ,
+        streams=True,
+        gives=NDJSON_ONLY,
+        summary="a thread, whole",
+    ),
+    Route("GET", "/v1/snapshot", snapshots.of_all, ADMIN, streams=True, gives=NDJSON_ONLY, summary="every thread"),
     Route("POST", "/v1/threads/restore", snapshots.restore, WRITE, 8 * MIB, media=NDJSON_ONLY, summary="a snapshot"),
-    Route("POST", "/v1/store/check", snapshots.check, ADMIN, 4 * KIB, streams=True, summary="every line of the log"),
+    Route(
+        "POST",
+        "/v1/store/check",
+        snapshots.check,
+        ADMIN,
+        4 * KIB,
+        streams=True,
+        gives=NDJSON_ONLY,
+        summary="every line of the log",
+    ),
     Route("GET", "/v1/store/stats", snapshots.stats, ADMIN, summary="sizes, sync times"),
-    Route("GET", "/v1/events", _late("events", "events"), STATUS, streams=True, summary="changes of pairs"),
+    Route(
+        "GET", "/v1/events", _late("events", "events"), STATUS, streams=True, gives=EVENTS, summary="changes of pairs"
+    ),
     Route("GET", "/v1/aitl", pairs.requests, "aitl:approve", summary="requests that wait"),
     Route("GET", "/v1/aitl/{id}", pairs.request_show, "aitl:approve", summary="one request"),
     Route("POST", "/v1/aitl/{id}/decide", pairs.decide, "aitl:approve", 4 * KIB, summary="approve or reject"),
-    Route("POST", "/v1/federation/pairs", pairs.pair, ADMIN, 64 * KIB, streams=True, summary="pair with a peer"),
+    Route(
+        "POST",
+        "/v1/federation/pairs",
+        pairs.pair,
+        ADMIN,
+        64 * KIB,
+        streams=True,
+        gives=NDJSON_ONLY,
+        summary="pair with a peer",
+    ),
     Route("GET", "/v1/federation/pairs", pairs.listing, MANAGE, also=(STATUS,), summary="every pair"),
     Route("GET", "/v1/federation/pairs/{ref}", pairs.show, MANAGE, also=(STATUS,), summary="one pair in full"),
     Route("GET", "/v1/federation/pairs/{ref}/acks", pairs.acks, MANAGE, streams=True, summary="the peer's position"),
@@ -144,7 +196,9 @@ ROUTES: Final = (
     Route("POST", PAIR_PATH + "/{id}/consent", peers.hand_over, ANYONE, 64 * KIB, summary="grants, signed"),
     Route("POST", PAIR_PATH + "/{id}/log", peers.pair_log, ANYONE, 64 * KIB, summary="pair log, signed"),
     Route("POST", CHECK_PATH.format("{id}"), admin.check, SYNC, 4 * KIB, summary="whether we reach it"),
-    Route("GET", CHANGES, peers.changes, SYNC, streams=True, summary="records since a cursor"),
+    Route(
+        "GET", CHANGES, peers.changes, SYNC, streams=True, gives=(JSON, EVENT_STREAM), summary="records since a cursor"
+    ),
     Route("POST", RECORDS, peers.records, SYNC, 5 * MIB, media=MANY, summary="by id, or pushed to us"),
     Route("POST", ACK, peers.ack, SYNC, 8 * KIB, summary="position durably applied"),
     Route("POST", FINGERPRINTS, peers.fingerprints, SYNC, 128 * KIB, summary="what is shared, by range"),

@@ -69,6 +69,12 @@ class Ctl:
         """
         return self._pieces("GET", path, b"", JSON, silence_s, UNBOUNDED, heads)
 
+    def request(
+        self, method: str, path: str, body: bytes, media: str, silence_s: float, heads: list[ResponseHead]
+    ) -> Iterator[bytes]:
+        """Yield the bytes that any request is answered with, as they arrive."""
+        return self._pieces(method, path, body, media, silence_s, UNBOUNDED, heads)
+
     def lines(self, path: str, body: bytes, media: str, silence_s: float) -> Iterator[dict[str, Any]]:
         """Return the objects of an NDJSON answer to a POST, each as it arrives.
 

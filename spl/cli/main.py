@@ -59,6 +59,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "config": CommandPlace("settings", "Show and set the configuration; add, list and remove rules.", group=True),
     "install-service": CommandPlace("service", "Run the daemon under systemd."),
     "completion": CommandPlace("completion", "Print the script that completes commands in a shell."),
+    "api": CommandPlace("api", "Send any request to the daemon and print its answer."),
     "help": CommandPlace("help", "Explain a command, a topic of the manual or an error code."),
     "version": CommandPlace("help", "Print the version."),
 }

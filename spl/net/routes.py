@@ -161,6 +161,8 @@ class Route:
     media: tuple[str, ...] = (JSON,)
     in_parts: str = ""
     """Of them the one whose bodies the handler takes as they arrive; it reads them to their end before it answers."""
+    gives: tuple[str, ...] = (JSON,)
+    """The media types that an answer may have; a refusal is JSON."""
     summary: str = ""
 
 

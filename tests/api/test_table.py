@@ -9,6 +9,7 @@ from tests import pages
 OPEN_TO_ALL = {
     "/health",
     "/health/ready",
+    "/v1/openapi.json",
     "/.well-known/syncropel",
     "/.well-known/did.json",
     "/v1/federation/pair",
