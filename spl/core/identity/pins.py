@@ -12,6 +12,11 @@ thief of an old key could shut the owner out.  A fork that the thief of a compro
 Rejected: the longest chain that any source shows, which four places used to take.  A thief of an old key makes the
 longest chain in a second.
 
+Rejected: that a DID's own handshake wins over a chain that a relay or a file showed first.  A handshake proves the key
+at the end of a chain and nothing more, and the DID certifies the first key alone, which the thief has as well as the
+owner: a thief of a key that was given up as compromised would shake hands and replace the owner's relayed rotation.
+Which of two chains is the owner's is known to people, who compare key words.
+
 A pair may add a signer only while it holds fewer entries than are free, so a peer that invents signers takes half of
 the table, the next one half of the rest, and a new signer of another peer always finds a place.
 """
