@@ -67,6 +67,8 @@ GET    /v1/snapshot                              admin                          
 POST   /v1/threads/restore                       records:write                  own
 POST   /v1/store/check                           admin                          -
 GET    /v1/store/stats                           admin                          -
+GET    /metrics                                  metrics:read                   -
+GET    /v1/events                                status:read                    -
 GET    /v1/aitl                                  aitl:approve                   -
 GET    /v1/aitl/{id}                             aitl:approve                   -
 POST   /v1/aitl/{id}/decide                      aitl:approve                   -
