@@ -69,6 +69,11 @@ POST   /v1/store/check                           admin                          
 GET    /v1/store/stats                           admin                          -
 GET    /metrics                                  metrics:read                   -
 GET    /v1/events                                status:read                    -
+GET    /v1/sinks                                 federation:manage,status:read  -
+POST   /v1/sinks                                 admin                          -
+GET    /v1/sinks/{name}                          federation:manage,status:read  -
+GET    /v1/sinks/{name}/acl                      federation:manage              -
+POST   /v1/sinks/{name}/{action}                 admin                          -
 GET    /v1/aitl                                  aitl:approve                   -
 GET    /v1/aitl/{id}                             aitl:approve                   -
 POST   /v1/aitl/{id}/decide                      aitl:approve                   -
