@@ -88,7 +88,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     cli/  commands over the socket: one file per noun
         main command client               finding a command; its form; asking the daemon
         out fit                           printing; what a narrow terminal holds
-        help manual                       explaining: commands and codes; the pages of manual/*.md
+        help manual manpages              explaining: commands and codes; the pages of manual/*.md; those for man
         api                               any route, as it is
         live monitor wait                 the daemon's events: as lines, as a frame, as a barrier
         init serve settings status doctor logs storage identity tokens

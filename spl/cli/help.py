@@ -3,10 +3,11 @@
 import platform
 from argparse import Namespace
 from difflib import get_close_matches
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from ..core.errors import CODES, cli_code, http_code
+from ..core.errors import CODES, SplError, cli_code, count, http_code
 from ..core.version import DISTRIBUTION, VERSION
 from .command import Command, Group, Shell, UsageError, arg, help_of
 from .manual import TOPICS, page, rendered, summary
@@ -15,7 +16,11 @@ from .manual import TOPICS, page, rendered, summary
 def _help(args: Namespace, shell: Shell) -> int:
     topic: list[str] = args.topic
     main = shell.load("cli.main")
-    if not topic:
+    if args.man:
+        if topic:
+            raise UsageError("usage", "--man takes no topic", hint="spl help --man FOLDER")
+        _write_pages(Path(args.man), shell, main)
+    elif not topic:
         shell.out.page(main.overview())
     elif topic == ["codes"]:
         shell.out.lines("\n".join(f"{code:<26}{entry.meaning}" for code, entry in CODES.items()))
@@ -31,6 +36,14 @@ def _help(args: Namespace, shell: Shell) -> int:
             raise UsageError("usage", f"no command, topic or code is named '{' '.join(topic)}'", hint="spl help")
         shell.out.page(help_of(entry))
     return 0
+
+
+def _write_pages(folder: Path, shell: Shell, main: ModuleType) -> None:
+    try:
+        written = shell.load("cli.manpages").write(folder, main)
+    except OSError as exc:
+        raise SplError("output-failed", f"{folder}: {exc.strerror}") from exc
+    shell.out.line(f"{count(written, 'page')} in {folder}; man finds them in share/man/man1 beside a bin in PATH")
 
 
 def _found(topic: list[str], main: ModuleType) -> tuple[Command | Group, list[str]]:
@@ -79,7 +92,10 @@ TREE: Final = (
         "`spl help topics` and `spl help codes` list them; into a pipe a topic is printed as Markdown.",
         "spl help pairs\nspl help daemon-down",
         _help,
-        (arg("topic", nargs="*", help="the words of a command, a topic, an error code, `topics` or `codes`"),),
+        (
+            arg("topic", nargs="*", help="the words of a command, a topic, an error code, `topics` or `codes`"),
+            arg("--man", metavar="FOLDER", help="write a page for man(1) about each command into a folder"),
+        ),
         result=False,
     ),
     Command(
