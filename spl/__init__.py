@@ -89,7 +89,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         main command client               finding a command; its form; asking the daemon
         out fit                           printing; what a narrow terminal holds
         help manual manpages              explaining: commands and codes; the pages of manual/*.md; those for man
-        api                               any route, as it is
+        api nagios                        any route, as it is; a line for a monitoring system
         live monitor wait                 the daemon's events: as lines, as a frame, as a barrier
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces sink aitl rules

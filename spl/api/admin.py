@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Final
 
@@ -86,7 +87,8 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
             "max": max((found.queue_max for found in reading.values()), default=0),
         },
         "adapters": asdict(services.writer.listeners.summary()),
-        "attention": [*services.doctor.attention(), *services.faults.findings(), *sinks.findings(services)],
+        "token_ends_at": _token_ends_at(pairs.values()),
+        "attention": [*services.doctor.attention(), *service_findings(services)],
         "services": services.faults.rows(),
     })  # fmt: skip
 
@@ -94,6 +96,18 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
 def _polls(pair: Pair) -> bool:
     """Return whether the pair is read at an interval."""
     return pair.sync_allowed and pair.mode == "polling"
+
+
+def service_findings(services: Services) -> list[dict[str, object]]:
+    """Return what is wrong with the daemon beside what the doctor sees: services that crashed, and sinks."""
+    return [*services.faults.findings(), *sinks.findings(services)]
+
+
+def _token_ends_at(pairs: Iterable[Pair]) -> str | None:
+    """Return when the first token of a live pair ends."""
+    held = (token for pair in pairs if pair.live for token in (pair.issued_by_us, pair.issued_to_us))
+    ends_ms = min((token.expires_at_ms for token in held if token is not None), default=None)
+    return None if ends_ms is None else when.text_of(ends_ms)
 
 
 def _listens(pair: Pair) -> bool:

@@ -28,6 +28,7 @@ from ..net.sse import MEDIA_TYPE, encode_event, one_line
 from ..sync.notify import Heartbeat
 from ..sync.stream import RETRY_AFTER_MS
 from ..sync.supervise import wait
+from .admin import service_findings
 from .answers import Permit
 from .auth import Principal
 from .pairs import summary_of
@@ -72,7 +73,7 @@ def _daemon_of(services: Services) -> dict[str, object]:
         "object": "daemon",
         "did": identity.did if identity else None,
         "started_at": when.text_of(services.started_ms),
-        "findings": [*map(finding_json, services.doctor.own_problems()), *services.faults.findings()],
+        "findings": [*map(finding_json, services.doctor.own_problems()), *service_findings(services)],
     }
 
 

@@ -24,6 +24,7 @@ from ..doctor.catalogue import CATALOGUE, FAIL
 from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
 from . import sinks
+from .admin import service_findings
 from .auth import Principal
 from .services import Services
 
@@ -77,7 +78,7 @@ async def scrape(request: Request, principal: Principal, services: Services) -> 
     families = _Families()
     _daemon(families, services)
     found = Counter((item.code, item.severity) for item in services.doctor.own_problems())
-    found.update((str(row["code"]), FAIL) for row in services.faults.findings())
+    found.update((str(row["code"]), str(row["severity"])) for row in service_findings(services))
     found.update((str(row["code"]), str(row["severity"])) for row in sinks.findings(services))
     _sinks(families, services)
     pairs = _Pairs(families, services)

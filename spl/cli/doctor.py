@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from ..client.calls import quote
 from ..core.errors import count
+from . import nagios
 from .client import CtlError
-from .command import FOUND_PROBLEMS, PAIR, Command, Shell, start_of
+from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg, start_of
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
@@ -18,6 +19,8 @@ _COLORS: Final = {"ok": GREEN, "fail": RED, "warn": YELLOW, "skip": DIM, "info":
 
 
 def _doctor(args: Namespace, shell: Shell) -> int:
+    if args.format == "nagios":
+        return nagios.check(args, shell)
     report, asked = _report(args, shell)
     if asked:
         printed = shell.printed("spl.doctor/1", report)
@@ -92,6 +95,15 @@ TREE: Final = (
         "Checks that another problem explains are skipped; exit code 3 means that there are problems.",
         "spl doctor",
         _doctor,
-        (PAIR._replace(settings={**PAIR.settings, "nargs": "?"}),),
+        (
+            PAIR._replace(settings={**PAIR.settings, "nargs": "?"}),
+            arg(
+                "--format",
+                choices=("text", "nagios"),
+                default="text",
+                help="nagios: one line with values for a monitoring system, and its exit codes 0 to 3",
+            ),
+            *nagios.THRESHOLDS,
+        ),
     ),
 )
