@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..client.calls import JSON
 from ..client.errors import refusal
-from ..core.errors import CODES, plural
+from ..core.errors import CODES, cli_code, plural
 from ..core.when import span_fine
 from .client import LONG_S, CtlError
 from .command import INTERRUPTED, Command, Shell, UsageError, arg, duration
@@ -129,6 +129,13 @@ class _View:
             out.line(f"  ✓ peer token persisted ({scopes_text(step['scopes'], ', ')})")
         elif name == "recorded":
             out.line(f"  ✓ recorded on th_federation_pairs (pair_id: {step['pair_id']})")
+        elif name == "present":
+            out.line("  · only new records cross: a pair with this peer was ended; older ones too with --backfill")
+        elif name == "synced" and step.get("error"):
+            error = step["error"]
+            out.line(
+                f"  ! first sync failed: {error['message']} [{cli_code(error['code'])}]; it is tried again by itself"
+            )
         elif name == "synced":
             out.line(f"  ✓ initial sync cursor advanced ({step['records']} {plural(step['records'], 'record')})")
         elif name == "moved":

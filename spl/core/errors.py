@@ -112,7 +112,7 @@ CODES: Final[dict[str, Code]] = {
     "sealed-token": Code(422, 10, "The sealed token does not open, or was made for another message.", "spl federation pair again"),
     "pair-request-seen": Code(410, 7, "This pair request was answered before; poll for the answer.", "spl federation pair again"),
     "pair-id-taken": Code(409, 7, "The pair id is in use with another nonce.", "draw a new nonce"),
-    "pair-exists": Code(409, 7, "There is a live pair with this peer.", "spl federation show, or revoke it first"),
+    "pair-exists": Code(409, 7, "There is a live pair with this peer.", "spl sync PAIR_ID; if that fails: spl federation refresh PAIR_ID; if the peer has moved: spl federation pair NEW-URL"),
     "pair-state-conflict": Code(409, 7, "The pair's state does not allow this.", "spl federation show PAIR_ID"),
     "mode-kept": Code(403, 4, "The peer keeps the mode in which it fetches from here: federation.follow_mode is off there, or it changed too often.", "on the peer: spl federation set-mode PAIR_ID MODE; or, for this and later requests: spl config set federation.follow_mode true"),
     "pair-paused": Code(409, 7, "The pair is paused.", "spl federation resume PAIR_ID on the side that paused it"),

@@ -70,7 +70,7 @@ def ago(seconds: float | None) -> str:
 def _daemon(facts: Facts) -> str:
     if facts.pid is None:
         return ""
-    return f"pid {facts.pid}, loop lag {facts.loop_lag_ms:.0f} ms, {facts.tasks_count} pair tasks alive"
+    return f"pid {facts.pid}, loop lag {facts.loop_lag_ms:.0f} ms, {count(facts.tasks_count, 'pair task')} alive"
 
 
 def _store(facts: Facts) -> str:
@@ -123,7 +123,7 @@ def _tls(facts: Facts) -> str:
     if not facts.address:
         return ""
     days = facts.tls_days_left
-    return "none: plain http, as allowed here" if days is None else f"chain valid, {days} days left"
+    return "none: plain http, as allowed here" if days is None else f"chain valid, {count(days, 'day')} left"
 
 
 def _manifest(facts: Facts) -> str:
@@ -154,7 +154,7 @@ def _token(facts: Facts) -> str:
     if facts.token_left_ms is None:
         return ""
     taken = "the peer takes it, " if facts.token_taken else ""
-    return f"{taken}{facts.token_left_ms // DAY_MS} days left"
+    return f"{taken}{count(facts.token_left_ms // DAY_MS, 'day')} left"
 
 
 def _scopes(facts: Facts) -> str:

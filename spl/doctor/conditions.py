@@ -184,7 +184,7 @@ def skew_fails(facts: Facts) -> bool:
 
 def tls_soon(facts: Facts) -> str:
     days = facts.tls_days_left
-    return f"the peer's TLS certificate ends in {days} days" if days is not None and days < TLS_DAYS else ""
+    return f"the peer's TLS certificate ends in {count(days, 'day')}" if days is not None and days < TLS_DAYS else ""
 
 
 def throttled(facts: Facts) -> str:

@@ -78,6 +78,17 @@ class PairOptions:
     mode: str = "polling"
     wait_ms: int = 60_000
 
+    @property
+    def settles(self) -> bool:
+        """Whether the options say what a pair shares, which a pair that is there has settled."""
+        return bool(self.namespaces or self.maps or self.backfill or self.from_now or self.actors)
+
+
+def exists_hint(pair_id: str) -> str:
+    """Return what an operator may have meant who asks for a pair that is there."""
+    settings = f"other namespaces: spl federation grant {pair_id} --namespace NAME"
+    return f"spl sync {pair_id}; if that fails: spl federation refresh {pair_id}; {settings}"
+
 
 @dataclass(frozen=True, slots=True)
 class Learned:
@@ -126,7 +137,8 @@ class Initiator:
         open_pairs = self.pairs.of_peer(peer.did)
         for pair in open_pairs:
             if pair.phase is not Phase.ESTABLISHING:
-                raise PairError("pair-exists", f"{pair.pair_id} with {peer.did} is {pair.phase}", pair_id=pair.pair_id)
+                text = f"{pair.pair_id} with {label_of(peer.did)} is {pair.phase}"
+                raise PairError("pair-exists", text, hint=exists_hint(pair.pair_id), pair_id=pair.pair_id)
         for pair in open_pairs:
             if pair.initiator and peer.raw != pair.manifest:
                 self.pairs.take(pair, ManifestChange(peer.raw, pinned=bool(options.expect_key)))

@@ -38,7 +38,7 @@ from ..sync.schedule import Sync
 from ..sync.supervise import Job, Supervisor
 from .exchange import Exchange
 from .grants import TELL_TIMEOUT_S, Grants, Handover
-from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, on_its_way
+from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, exists_hint, on_its_way
 from .machine import Pairs, unconfirmed
 from .maintenance import END_ACCEPTED, UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog
@@ -153,7 +153,7 @@ class Pairing:
 
     async def pause(self, pair_id: str, reason: str = "") -> Pair:
         """Stop syncing until we resume; a pair that we paused stays as it is."""
-        pair = self.pairs.known(pair_id)
+        pair = self._not_ended(pair_id)
         return pair if pair.paused_by in ("us", "both") else await self.stepper.step(pair_id, steps.Pause(reason))
 
     async def resume(self, pair_id: str, reason: str = "") -> Pair:
@@ -161,7 +161,7 @@ class Pairing:
 
         Raises PairError "pair-paused" if only the peer can resume.
         """
-        pair = self.pairs.known(pair_id)
+        pair = self._not_ended(pair_id)
         if pair.paused_by == "peer":
             name = label_of(pair.peer_did)
             hint = f"on {name}: spl federation resume {pair_id}"
@@ -209,7 +209,7 @@ class Pairing:
         """
 
         def take() -> tuple[Pair, tuple[Effect, ...]]:
-            pair = self.pairs.known(pair_id)
+            pair = self._not_ended(pair_id)
             found = changes(pair)
             return self.pairs.take(pair, steps.Configure(found)) if found else (pair, ())
 
@@ -223,14 +223,20 @@ class Pairing:
         `expect_key` names the peer's key as its operator said it, which settles a fork; `url` is where the peer is now.
         Raises ReachError, ManifestError, MessageError.
         """
-        pair = self.pairs.known(pair_id)
-        if pair.ended:
-            raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason})")
+        pair = self._not_ended(pair_id)
         pair = await self.maintenance.refresh(pair_id, expect_key, url=url, at_once=True)
         await self.handover.maintain(pair_id)
         if on_its_way(pair):
             await self._complete(pair_id)
         return self.pairs.known(pair_id)
+
+    def _not_ended(self, pair_id: str) -> Pair:
+        """Return the pair; raise PairError "pair-revoked" for one that has ended, with the way to a new one."""
+        pair = self.pairs.known(pair_id)
+        if pair.ended:
+            hint = f"a new pair: spl federation pair {pair.url}/" if pair.url else ""
+            raise PairError("pair-revoked", f"{pair_id} is revoked ({pair.reason}); that is final", hint=hint)
+        return pair
 
     async def _complete(self, pair_id: str) -> None:
         """Drive a request as far as the peer's decision allows, message after message, for REFRESH_WAIT_S at most."""
@@ -314,11 +320,17 @@ class Pairing:
         )
         yield {"step": "manifest", "did": peer.did, "url": url}
         if (moved := self._moved(peer)) is not None:
+            if options.settles:
+                text = f"{label_of(peer.did)} has moved, and its pair {moved.pair_id} goes on with what it shares"
+                hint = f"spl federation pair {url}   (without options); {exists_hint(moved.pair_id)}"
+                raise PairError("pair-exists", text, hint=hint, pair_id=moved.pair_id)
             async for step in self._follow_move(moved.pair_id, peer):
                 yield step
             return
         pair_id = await self.stepper.do(self._initiator.begin, peer, url, terms, options)
         yield {"step": "verified"}
+        if not terms.start and self.pairs.known(pair_id).proposal.start == "present":
+            yield {"step": "present", "pair_id": pair_id}
         self.handshakes.kick(pair_id)
         async for step in self.handshakes.watch(pair_id, options.wait_ms / 1000):
             yield step
