@@ -22,9 +22,10 @@ from tests.waiting import DEADLINE_S, eventually
 PROMPT = re.compile(r"(?:([a-z]*)\$ )?((?:[A-Z_]+=\S+ )*spl .*|TOKEN=.*|curl .*)")
 LABEL = re.compile(r"(?<!--label) (?:alice|bob)\b")
 """A label as the name of the pair."""
-FOLLOWS = " -f"
-ELSEWHERE = (" serve", "federation soak", "spl init", "spl aitl", "127.0.0.1:9200", "192.168.")
-"""Parts of command lines that start daemons, or that a test of their own has; a soak runs for minutes."""
+FOLLOWS = (" -f", "spl monitor")
+"""Parts of command lines that run until they are stopped."""
+ELSEWHERE = (" serve", "federation soak", "spl top", "spl init", "spl aitl", "127.0.0.1:9200", "192.168.")
+"""Parts of command lines that start daemons, need a terminal, or have a test of their own; a soak runs for minutes."""
 FINDS = {"debug thread-diff": 3, "doctor": 3, "federation verify": 3, "config test-permission": 4}
 """Commands that have an exit code of their own when they find something."""
 
@@ -107,7 +108,8 @@ class Stage:
         set_ = re.fullmatch(r"(\w+)=(\$\(.*\))", line)
         if set_:
             line = f"echo -n {set_[2]}"
-        if FOLLOWS in line:
+        follows = any(words in line for words in FOLLOWS)
+        if follows:
             line = f"timeout 1 {line}"
         env = {**operator.environment(), **self.shell, "PYTHONPATH": str(ROOT)}
         env["PATH"] = f"{self.folder / 'bin'}:{env['PATH']}"
@@ -115,7 +117,7 @@ class Stage:
             ["bash", "-c", line], env=env, cwd=self.folder, capture_output=True, timeout=DEADLINE_S, check=False
         )
         found = {code for words, code in FINDS.items() if words in line}
-        allowed = {124} if FOLLOWS in line else {0} | found
+        allowed = {124} if follows else {0} | found
         assert ran.returncode in allowed, f"{line}\n{ran.stdout.decode()}\n{ran.stderr.decode()}"
         if set_:
             self.shell[set_[1]] = ran.stdout.decode()
