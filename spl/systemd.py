@@ -48,7 +48,7 @@ class Manager:
 
     @property
     def is_there(self) -> bool:
-        """Whether somebody wants to be told."""
+        """Whether a service manager asked for notifications."""
         return bool(self._address)
 
     def sockets(self) -> tuple[list[socket.socket], list[socket.socket]]:

@@ -1,7 +1,7 @@
 """What the daemon's event stream says, over its restarts: the ground of `spl monitor`, `top` and `wait`.
 
 A thread reads the stream, so that a command can wait for an event, a deadline or a redraw at once.  A daemon that
-goes away is asked again and again, and tells everything anew when it is back, so nothing is remembered here.
+goes away is asked again until it is back, and then sends its whole state, so nothing is remembered here.
 """
 
 import json

@@ -17,7 +17,7 @@ LINES_DEFAULT: Final = 100
 LINES_MAX: Final = 1_000_000
 """The lines are held in memory before the first one is printed."""
 LINE_BYTES: Final = 1 << 20
-"""A longer line is none of our log; what is behind it is cut off."""
+"""A longer line is not of our log; the rest of it is cut off."""
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 LOOK_AGAIN_S: Final = 0.2
 _FILES: Final = 7

@@ -9,7 +9,7 @@ The queue is bounded by items and by bytes, and so is what one commit takes: 40 
 1.7 GB of memory with a queue that counted items alone, and a segment grew to three times its limit.
 
 Both the room and the turns are shared out over principals: tokens, pairs, and the daemon itself.  A commit takes one
-submission of each in turn, so whoever queues thousands delays another one by a commit and not by all of them.  Of a
+submission of each in turn, so one that queues thousands delays another by one commit and not by all of them.  Of a
 full queue only a principal that holds more than its equal part is refused, and one that holds nothing always has a
 place for one submission, which its caller keeps in memory anyway.  With one line for all, a token that posted pages
 over 16 connections had every other write refused, those of pairs and operators too.  Rejected: a fixed part for each

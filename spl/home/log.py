@@ -366,7 +366,7 @@ class Log:
         return tuple(item for item in self._places if not self._is_whole(index, item))
 
     def _is_whole(self, index: Index, damage: Damage) -> bool:
-        """Return whether nothing is missing of a place; where no line was lost, somebody must have looked at it."""
+        """Return whether nothing is missing of a place; if no line was lost, an operator must have checked it."""
         if not damage.lines:
             return self.is_settled(damage)
         return self._held_lines(index, damage) >= damage.lines

@@ -340,7 +340,7 @@ Maps = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """What a responder would agree to unasked; `left_out` are (namespace, why), `unmapped` our names of its maps."""
+    """What a responder would agree to by itself; `left_out` are (namespace, why), `unmapped` our names of its maps."""
 
     namespaces: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
@@ -382,7 +382,7 @@ def propose(
 
 
 def weigh(asked: Terms, registry: Registry) -> Weighed:
-    """Return what of an initiator's terms would be agreed to unasked, and what not."""
+    """Return what of an initiator's terms would be agreed to without an operator, and what not."""
     taken = tuple(name for name in asked.namespaces if namespace.shareable(registry, name))
     left_out = tuple((name, _why(registry, name)) for name in asked.namespaces if name not in taken)
     return Weighed(taken, left_out, tuple(ours for _, ours in asked.maps if not namespace.is_usable(registry, ours)))
@@ -440,7 +440,7 @@ def fix_of(registry: Registry, name: str) -> str:
 
 
 def _why(registry: Registry, name: str) -> str:
-    """Return the word for why a namespace is not agreed on unasked."""
+    """Return the word for why a namespace is not agreed on without an operator."""
     if namespace.is_usable(registry, name):
         return PRIVATE
     return ARCHIVED if name in registry else MISSING
