@@ -144,9 +144,9 @@ def no_identity(facts: Facts) -> str:
 def cloned(facts: Facts) -> str:
     """A peer answers with our own DID, or two daemons use one identity in turn: a home and a copy of it."""
     if facts.cloned == "us":
-        return f"{facts.label} was asked by two daemons with this identity within the last 3m"
+        return f"{facts.label} was asked by two daemons with this identity within the last minute"
     if facts.cloned:
-        return f"two daemons asked with the identity of {facts.label} within the last 3m"
+        return f"two daemons asked with the identity of {facts.label} within the last minute"
     return _said(facts.manifest, "identity-cloned")
 
 
