@@ -146,6 +146,14 @@ def test_a_head_is_read_as_sent() -> None:
     assert (head.length, head.keep_alive, head.expects, head.minor) == (0, True, False, 1)
 
 
+def test_an_expectation_of_http_1_0_is_ignored() -> None:
+    """RFC 9110 §10.1.1: such a client waits for no 100, and would take it for the answer."""
+    for expected in (b"100-continue", b"200-ok"):
+        data = b"POST / HTTP/1.0\r\nHost: x\r\nExpect: %b\r\nContent-Length: 1\r\n\r\na" % expected
+        head, *_ = events(RequestParser(LIMITS), [data])
+        assert (head.expects, head.minor) == (False, 0)
+
+
 def test_chunks_are_joined_and_trailers_dropped() -> None:
     head, body, end = events(RequestParser(LIMITS), [CHUNKED])
     assert head.length is None
@@ -311,6 +319,18 @@ def test_lines_sent_one_by_one_and_endless_streams_may_have_any_number_of_chunks
 
 def test_a_call_reads_a_bounded_number_of_chunks() -> None:
     assert {len(piece) for piece in body_of(RequestParser(LIMITS), in_chunks(64, 320))} == {32 * 64}
+
+
+def test_each_body_needs_leave_of_its_own() -> None:
+    parser = RequestParser(LIMITS)
+    parser.feed(2 * b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello")
+    assert isinstance(parser.next(), RequestHead)
+    parser.take_body(5 * 2)
+    assert (parser.next(), parser.next()) == (b"hello", END)
+    assert isinstance(parser.next(), RequestHead)
+    with pytest.raises(WireError) as refusal:
+        parser.next()
+    assert refusal.value.code == "body-too-large"
 
 
 def test_a_body_needs_leave() -> None:
