@@ -5,6 +5,7 @@ Scope "anyone" needs no bearer: liveness, published documents, and the messages 
 
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from operator import attrgetter
 from typing import Final
 
 from ..core.identity.manifest import PAIR_PATH
@@ -14,21 +15,7 @@ from ..net.routes import JSON, Request, Response, Route
 from ..net.sse import MEDIA_TYPE as EVENT_STREAM
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..sync.peer import ACK, CHAINS, CHANGES, FINGERPRINTS, RECORDS
-from . import (
-    admin,
-    consent,
-    emit,
-    lifecycle,
-    lists,
-    namespaces,
-    pairs,
-    peers,
-    queries,
-    records,
-    rules,
-    snapshots,
-    watch,
-)  # fmt: skip
+from . import admin, emit, lists, pairs, peers, records
 from .answers import NDJSON
 from .auth import ANYONE, Principal
 from .services import Services
@@ -48,25 +35,50 @@ EVENTS: Final = (EVENT_STREAM,)
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def _late(module: str, name: str) -> Callable[[Request, Principal, Services], Awaitable[Response]]:
-    """Return a handler whose module is imported at its first request: a daemon that nobody watches never loads it."""
+class Late:
+    """A handler whose file is imported at its first request: what nobody asks for costs a daemon no memory.
 
-    async def handler(request: Request, principal: Principal, services: Services) -> Response:
-        found: Response | Awaitable[Response] = getattr(import_module(f".{module}", __package__), name)(
-            request, principal, services
+    Its attributes are those of the file, as handlers of this kind.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> "Late":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Late(f"{self._path}.{name}")
+
+    def __call__(self, request: Request, principal: Principal, services: Services) -> Response | Awaitable[Response]:
+        answer: Response | Awaitable[Response] = self.handler()(request, principal, services)
+        return answer
+
+    def handler(self) -> Callable[..., Response | Awaitable[Response]]:
+        """Return the function; imports its file."""
+        module, _, rest = self._path.partition(".")
+        found: Callable[..., Response | Awaitable[Response]] = attrgetter(rest)(
+            import_module(f".{module}", __package__)
         )
-        return found if isinstance(found, Response) else await found
+        return found
 
-    return handler
 
+consent = Late("consent")
+events = Late("events")
+lifecycle = Late("lifecycle")
+metrics = Late("metrics")
+namespaces = Late("namespaces")
+openapi = Late("openapi")
+queries = Late("queries")
+rules = Late("rules")
+sinks = Late("sinks")
+snapshots = Late("snapshots")
+watch = Late("watch")
 
 ROUTES: Final = (
     Route("GET", "/health", admin.health, ANYONE, summary="liveness and identity"),
     Route("GET", "/health/ready", admin.ready, ANYONE, summary="200 while writes are taken"),
-    Route(
-        "GET", "/metrics", _late("metrics", "scrape"), METRICS, streams=True, gives=(TEXT,), summary="for Prometheus"
-    ),
-    Route("GET", "/v1/openapi.json", _late("openapi", "serve"), ANYONE, summary="these routes, for programs"),
+    Route("GET", "/metrics", metrics.scrape, METRICS, streams=True, gives=(TEXT,), summary="for Prometheus"),
+    Route("GET", "/v1/openapi.json", openapi.serve, ANYONE, summary="these routes, for programs"),
     Route("GET", "/v1/status", admin.status, CONFIG, also=(STATUS,), summary="the whole daemon on one page"),
     Route("GET", "/v1/doctor", admin.daemon, CONFIG, also=(STATUS,), summary="what is wrong with the daemon"),
     Route("GET", "/v1/doctor/{ref}", admin.pair, MANAGE, also=(STATUS,), summary="what is wrong with a pair"),
@@ -124,9 +136,7 @@ ROUTES: Final = (
         summary="every line of the log",
     ),
     Route("GET", "/v1/store/stats", snapshots.stats, ADMIN, summary="sizes, sync times"),
-    Route(
-        "GET", "/v1/events", _late("events", "events"), STATUS, streams=True, gives=EVENTS, summary="changes of pairs"
-    ),
+    Route("GET", "/v1/events", events.events, STATUS, streams=True, gives=EVENTS, summary="changes of pairs"),
     Route("GET", "/v1/aitl", pairs.requests, "aitl:approve", summary="requests that wait"),
     Route("GET", "/v1/aitl/{id}", pairs.request_show, "aitl:approve", summary="one request"),
     Route("POST", "/v1/aitl/{id}/decide", pairs.decide, "aitl:approve", 4 * KIB, summary="approve or reject"),
@@ -149,14 +159,14 @@ ROUTES: Final = (
     Route("GET", "/v1/consent/grants", consent.listing, MANAGE, also=(STATUS,), summary="what both sides grant"),
     Route("POST", "/v1/federation/pairs/{ref}/verify", pairs.verify, MANAGE, 4 * KIB, summary="do both hold the same"),
     Route("POST", "/v1/federation/pairs/{ref}/{action}", pairs.act, MANAGE, 64 * KIB, summary="act on a pair"),
-    Route("GET", "/v1/sinks", _late("sinks", "listing"), MANAGE, also=(STATUS,), summary="every sink"),
-    Route("POST", "/v1/sinks", _late("sinks", "add"), ADMIN, 32 * KIB, summary="send records into a stream engine"),
-    Route("GET", "/v1/sinks/{name}", _late("sinks", "show"), MANAGE, also=(STATUS,), summary="one sink"),
-    Route("GET", "/v1/sinks/{name}/acl", _late("sinks", "acl"), MANAGE, summary="permissions of a reader"),
+    Route("GET", "/v1/sinks", sinks.listing, MANAGE, also=(STATUS,), summary="every sink"),
+    Route("POST", "/v1/sinks", sinks.add, ADMIN, 32 * KIB, summary="send records into a stream engine"),
+    Route("GET", "/v1/sinks/{name}", sinks.show, MANAGE, also=(STATUS,), summary="one sink"),
+    Route("GET", "/v1/sinks/{name}/acl", sinks.acl, MANAGE, summary="permissions of a reader"),
     Route(
         "POST",
         "/v1/sinks/{name}/{action}",
-        _late("sinks", "act"),
+        sinks.act,
         ADMIN,
         4 * KIB,
         summary="pause, resume, remove, test",

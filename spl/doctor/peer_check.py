@@ -14,7 +14,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 
 from ..core import canon, when
@@ -30,6 +29,7 @@ from ..home.vault import Vault
 from ..net.address import ReachError
 from ..net.client import HttpClient, Reply
 from ..net.dialer import DialPolicy
+from ..net.heads import date_ms
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
@@ -342,11 +342,8 @@ def _refusal(status: int, value: Mapping[str, Any], now_ms: int) -> _Seen:
 
 def _by_date(reply: Reply, started_ms: int, ended_ms: int) -> int | None:
     """Return how far the peer's clock is ahead by its Date header, whose whole seconds are half a second late."""
-    try:
-        date = parsedate_to_datetime(reply.headers.get("date", ""))
-    except ValueError:
-        return None
-    return int(date.timestamp() * 1000) + 500 - (started_ms + ended_ms) // 2
+    date = date_ms(reply.headers.get("date", ""))
+    return None if date is None else date + 500 - (started_ms + ended_ms) // 2
 
 
 def _by_text(text: object, started_ms: int, ended_ms: int) -> int | None:

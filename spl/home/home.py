@@ -5,9 +5,7 @@ same way.
 """
 
 import os
-import platform
 import re
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +83,7 @@ def steady_ms() -> int:
 
 def random_bytes(count: int) -> bytes:
     """Return bytes of the system's random source."""
-    return secrets.token_bytes(count)
+    return os.urandom(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +299,7 @@ def facts(identity: Identity) -> dict[str, object]:
 
 def default_label() -> str:
     """Return the host's name as a label."""
-    text = re.sub(r"[^a-z0-9-]+", "-", platform.node().lower().partition(".")[0]).strip("-")
+    text = re.sub(r"[^a-z0-9-]+", "-", os.uname().nodename.lower().partition(".")[0]).strip("-")
     return text[:32] or "spl"
 
 

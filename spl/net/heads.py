@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from time import gmtime
 from typing import Final, Generic, TypeVar
 
+from ..core import when
 from ..core.errors import SplError
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -36,6 +37,7 @@ _PART_BYTES = 1024
 _SINGLE = frozenset({"host", "content-length", "transfer-encoding", "authorization"})
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_DATE: Final = re.compile(r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}:[0-9]{2}) GMT")
 
 _T = TypeVar("_T")
 
@@ -202,6 +204,20 @@ def encode_chunk(data: bytes) -> bytes:
 def status_line(status: int) -> str:
     """Return the first line of a response."""
     return f"HTTP/1.1 {status} {REASONS.get(status, '')}"
+
+
+def date_ms(text: str) -> int | None:
+    """Return the Unix milliseconds of a Date header in its one present form; None for anything else.
+
+    email.utils reads older forms too, and is half a megabyte of modules.
+    """
+    found = _DATE.fullmatch(text)
+    if found is None or found[2] not in _MONTHS:
+        return None
+    try:
+        return when.ms_of(f"{found[3]}-{_MONTHS.index(found[2]) + 1:02}-{found[1]}T{found[4]}Z")
+    except when.WhenError:
+        return None
 
 
 def http_date(unix_s: int) -> str:

@@ -1,7 +1,7 @@
 """The table of routes: nothing open by omission, every body bounded, every route documented."""
 
 from spl.api.auth import ANYONE
-from spl.api.table import ROUTES
+from spl.api.table import ROUTES, Late
 from spl.core.identity.bearer import SCOPES
 from spl.core.limits import MIB
 from tests import pages
@@ -36,3 +36,9 @@ def test_every_route_is_in_the_manual() -> None:
     text = (pages.MANUAL / "http.md").read_text()
     assert not [route.path for route in ROUTES if route.path not in text]
     assert all(route.summary for route in ROUTES)
+
+
+def test_every_late_handler_is_there() -> None:
+    late = [route.handler for route in ROUTES if isinstance(route.handler, Late)]
+    assert late
+    assert all(callable(handler.handler()) for handler in late)

@@ -1,5 +1,6 @@
 """The flags of `spl serve` reach the daemon; --lan opens it to a private network, and says so."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,3 +68,40 @@ def test_lan_keeps_what_flags_and_file_say_more_exactly(opened: Opened) -> None:
 def test_lan_refuses_what_opens_nothing(opened: Opened, flags: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         opened(**flags)
+
+
+NOT_AT_START = {
+    *(
+        "email",
+        "calendar",
+        "http",
+        "urllib.request",
+        "platform",
+        "secrets",
+        "random",
+        "tempfile",
+        "zoneinfo",
+        "sqlite3",
+    ),
+    *(
+        "multiprocessing",
+        "spl.core.query",
+        "spl.api.queries",
+        "spl.api.watch",
+        "spl.api.snapshots",
+        "spl.api.namespaces",
+    ),
+    *("spl.api.metrics", "spl.api.events", "spl.api.rules", "spl.sync.engine"),
+}
+"""What takes memory in every daemon if one import too many leads to it."""
+
+
+def test_a_daemon_begins_without_what_it_may_never_need() -> None:
+    """All commands but `serve` are among it."""
+    code = "import sys, spl.cli.main, spl.cli.serve; print(*sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert not loaded & NOT_AT_START
+    commands = {name for name in loaded if name.startswith("spl.cli.")}
+    assert commands <= {f"spl.cli.{name}" for name in ("main", "serve", "command", "client", "out", "fit", "context")}

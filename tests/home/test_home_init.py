@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_while_a_process_holds_the_home_nothing_is_done(tmp_path: Path) -> None:
 
 def test_the_default_label_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for host, label in (("Alice-PC.local", "alice-pc"), ("ÄÖ", "spl"), ("a" * 60, "a" * 32), ("", "spl")):
-        monkeypatch.setattr("platform.node", lambda host=host: host)
+        monkeypatch.setattr("os.uname", lambda host=host: SimpleNamespace(nodename=host))
         assert setup.default_label() == label
 
 

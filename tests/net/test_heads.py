@@ -10,6 +10,7 @@ from spl.net.heads import (
     Parts,
     WireError,
     content_length,
+    date_ms,
     encode_chunk,
     encode_head,
     encode_request,
@@ -99,3 +100,15 @@ def test_a_part_that_is_asked_for_stays() -> None:
     for n in range(1000):
         parts.add(b"%d" % n, n)
         assert parts.get(b"kept") == -1
+
+
+@given(st.integers(0, 4_102_444_799))
+def test_a_date_that_is_written_is_read_as_the_same_second(unix_s: int) -> None:
+    assert date_ms(http_date(unix_s)) == unix_s * 1000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Mon, 31 Feb 2025 00:00:00 GMT", "Mon, 01 Xyz 2025 00:00:00 GMT", "1764000000", "x" * 99]
+)
+def test_what_is_no_date_is_none(text: str) -> None:
+    assert date_ms(text) is None
