@@ -57,6 +57,8 @@ _CUT: Final = 2 ** (8 * SUM_BYTES) - 1
 _MARK_BYTES: Final = 16
 _DIGITS: Final = "0123456789abcdef"
 _BUCKETS: Final = PARTS**DEPTH
+_SPARSE_MAX: Final = _BUCKETS // 16
+"""More buckets with names take less memory as lists of all."""
 
 
 class FingerprintError(SplError):
@@ -136,17 +138,31 @@ def joined(one: FingerprintAnswer, two: FingerprintAnswer) -> FingerprintAnswer:
     return FingerprintAnswer(parts, counts, names, one.lacking + two.lacking)
 
 
+class _Sparse(dict[int, int]):
+    """Numbers by bucket, `empty` where there is none yet."""
+
+    __slots__ = ("empty",)
+
+    def __init__(self, empty: int) -> None:
+        super().__init__()
+        self.empty = empty
+
+    def __missing__(self, bucket: int) -> int:
+        return self.empty
+
+
 class RangeBuckets:
     """Fingerprints of one set, by the first digits of its names: 4 MiB for a large set, however many names it has.
 
-    A million names take a second.  Only buckets that hold names are looked at, so a small set is compared in no time.
+    A million names take a second.  Only buckets that hold names are looked at, so a small set is compared in no time;
+    nor has it lists of all buckets, because each pair keeps some sets, and most are small.
     """
 
     def __init__(self, key: str) -> None:
         """Begin with the empty set; `key` as `is_key` has it."""
         self.key = int(key, 16)
-        self._products = [1] * _BUCKETS
-        self._counts = [0] * _BUCKETS
+        self._products: _Sparse | list[int] = _Sparse(1)
+        self._counts: _Sparse | list[int] = _Sparse(0)
         self._filled: list[int] = []
         self._in_order = True
 
@@ -162,6 +178,9 @@ class RangeBuckets:
                 self._filled.append(bucket)
                 self._in_order = False
             counts[bucket] += 1
+        if isinstance(products, _Sparse) and isinstance(counts, _Sparse) and len(products) > _SPARSE_MAX:
+            self._products = [products[bucket] for bucket in range(_BUCKETS)]
+            self._counts = [counts[bucket] for bucket in range(_BUCKETS)]
 
     def count(self, digits: str) -> int:
         """Return how many names a range holds; it has at most DEPTH digits."""

@@ -1,6 +1,7 @@
 """Promises of the fingerprints: any two sets differ in exactly what is found, and no answer keeps the search going."""
 
 import hashlib
+import tracemalloc
 from bisect import bisect_left, bisect_right
 from random import Random
 
@@ -229,3 +230,22 @@ def test_a_mark_needs_the_very_envelope_and_the_key() -> None:
     assert len(marks) == 4
     assert fingerprint.is_key(KEY)
     assert not any(map(fingerprint.is_key, ("", KEY[1:], KEY.upper(), 7, None)))
+
+
+def test_a_set_is_the_same_however_its_names_come_and_a_small_one_is_small() -> None:
+    """Many names make lists of all buckets out of the few; one more than the bound does so between two parts."""
+    names = [hashlib.sha256(bytes(2) + n.to_bytes(4)).digest()[:START_BYTES] for n in range(20_000)]
+    many = RangeBuckets(KEY)
+    many.add(names)
+    tracemalloc.start()
+    pieces = RangeBuckets(KEY)
+    pieces.add(names[:50])
+    assert tracemalloc.get_traced_memory()[1] < 40_000
+    tracemalloc.stop()
+    few = RangeBuckets(KEY)
+    few.add(reversed(names[:50]))
+    assert [few.sums(digits) for digits in ("", "0", "a1")] == [pieces.sums(digits) for digits in ("", "0", "a1")]
+    for at in range(50, len(names), 999):
+        pieces.add(names[at : at + 999])
+    for digits in ("", "0", "7", "f", "a1", "0ff"):
+        assert (many.sums(digits), many.count(digits)) == (pieces.sums(digits), pieces.count(digits))
