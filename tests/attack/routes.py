@@ -68,6 +68,7 @@ POST   /v1/threads/restore                       records:write                  
 POST   /v1/store/check                           admin                          -
 GET    /v1/store/stats                           admin                          -
 GET    /metrics                                  metrics:read                   -
+GET    /v1/openapi.json                         anyone                         -
 GET    /v1/events                                status:read                    -
 GET    /v1/sinks                                 federation:manage,status:read  -
 POST   /v1/sinks                                 admin                          -
