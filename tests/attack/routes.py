@@ -115,6 +115,7 @@ POST   /v1/config/fold-rules                     config:write                   
 DELETE /v1/config/fold-rules/{name}              config:write                   -
 GET    /.well-known/syncropel                    anyone                         -
 GET    /.well-known/did.json                     anyone                         -
+GET    /v1/openapi.json                         anyone                         -
 POST   /v1/federation/pair                       anyone                         -
 POST   /v1/federation/pair/{id}/poll             anyone                         -
 POST   /v1/federation/pair/{id}/confirm          anyone                         -
