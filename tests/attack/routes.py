@@ -67,6 +67,7 @@ GET    /v1/snapshot                              admin                          
 POST   /v1/threads/restore                       records:write                  own
 POST   /v1/store/check                           admin                          -
 GET    /v1/store/stats                           admin                          -
+GET    /v1/openapi.json                          anyone                         -
 GET    /metrics                                  metrics:read                   -
 GET    /v1/openapi.json                         anyone                         -
 GET    /v1/events                                status:read                    -
