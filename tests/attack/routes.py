@@ -69,7 +69,6 @@ POST   /v1/store/check                           admin                          
 GET    /v1/store/stats                           admin                          -
 GET    /v1/openapi.json                          anyone                         -
 GET    /metrics                                  metrics:read                   -
-GET    /v1/openapi.json                         anyone                         -
 GET    /v1/events                                status:read                    -
 GET    /v1/sinks                                 federation:manage,status:read  -
 POST   /v1/sinks                                 admin                          -
@@ -116,7 +115,6 @@ POST   /v1/config/fold-rules                     config:write                   
 DELETE /v1/config/fold-rules/{name}              config:write                   -
 GET    /.well-known/syncropel                    anyone                         -
 GET    /.well-known/did.json                     anyone                         -
-GET    /v1/openapi.json                         anyone                         -
 POST   /v1/federation/pair                       anyone                         -
 POST   /v1/federation/pair/{id}/poll             anyone                         -
 POST   /v1/federation/pair/{id}/confirm          anyone                         -
