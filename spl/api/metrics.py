@@ -79,7 +79,6 @@ async def scrape(request: Request, principal: Principal, services: Services) -> 
     _daemon(families, services)
     found = Counter((item.code, item.severity) for item in services.doctor.own_problems())
     found.update((str(row["code"]), str(row["severity"])) for row in service_findings(services))
-    found.update((str(row["code"]), str(row["severity"])) for row in sinks.findings(services))
     _sinks(families, services)
     pairs = _Pairs(families, services)
     for number, pair in enumerate(services.doctor.watched()):
