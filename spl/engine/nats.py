@@ -121,7 +121,7 @@ class Nats:
         try:
             while True:
                 while (event := self._parser.next()) is not None:
-                    self._take(event)
+                    await self._take(event)
                 self._parser.feed(await self._received())
         except EngineError as exc:
             self._ended = exc
@@ -192,12 +192,12 @@ class Nats:
             if event is None:
                 self._parser.feed(await self._bytes())
             else:
-                self._take(event)
+                await self._take(event)
 
-    def _take(self, event: Received) -> None:
+    async def _take(self, event: Received) -> None:
         match event:
             case "PING":
-                self._writer.write(b"PONG\r\n")
+                await self.send((b"PONG\r\n",))
             case "PONG":
                 self._ponged.set()
             case ServerError(text):

@@ -109,7 +109,7 @@ class _Run:
 
     async def write(self, data: bytes) -> None:
         assert self._process.stdin is not None
-        with suppress(ConnectionError):  # its end says why
+        with suppress(OSError, RuntimeError):  # its end says why; uvloop raises the latter
             self._process.stdin.write(data)
             await self._process.stdin.drain()
 

@@ -103,7 +103,7 @@ class Pump:
                     delay_s = self._failed(exc, loop.time())
                     if exc.code == "sink-foreign":
                         return  # nothing that passes by itself: the operator's word starts it again
-                    await wait(asyncio.Event(), delay_s)
+                    await asyncio.sleep(delay_s)
 
     def _is_wanted(self) -> bool:
         return self.reader.sink(self.sink.name) == self.sink
