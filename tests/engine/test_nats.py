@@ -1,6 +1,7 @@
 """A connection against servers that do as they like: every wait ends, and each end has a code."""
 
 import asyncio
+import socket
 
 import pytest
 
@@ -43,7 +44,7 @@ async def test_what_a_server_may_begin_with(talk: Talk, code: str) -> None:
 
 
 async def test_a_silent_server_is_gone_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nats, "OPEN_S", 0.1)
+    monkeypatch.setattr(nats, "OPEN_S", 1.0)  # for the connection as well
     async with scripted(says(b"")) as port:
         with pytest.raises(SplError) as caught:
             await opened(port)
@@ -83,6 +84,29 @@ async def test_messages_that_nobody_asked_for_are_bounded() -> None:
             await client.listen()
         await client.close()
     assert caught.value.code == "sink-refused"
+
+
+async def test_answers_that_the_server_does_not_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        writer.write(info())
+        await reader.readuntil(b"PING\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"PONG\r\n" + b"PING\r\n" * 100_000)
+        await ended.wait()
+        writer.transport.abort()
+
+    ended = asyncio.Event()
+    async with scripted(talk) as port:
+        client = await opened(port)
+        monkeypatch.setattr(nats, "ANSWER_S", 0.2)
+        client._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with pytest.raises(SplError) as caught:
+            await client.listen()
+        unsent = client._writer.transport.get_write_buffer_size()
+        ended.set()
+        await client.close()
+    assert (caught.value.code, unsent < 128 * 1024) == ("sink-unreachable", True)
 
 
 async def test_no_request_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
