@@ -16,6 +16,7 @@ from ..core.record.position import PositionError, Positions
 from ..home.index import Row
 from ..home.log import Log
 from ..home.tables.lists import NAMESPACES, by_actor, by_namespace, by_thread, by_thread_in, name_in
+from ..home.tables.rows import in_pieces
 from ..net.routes import Request, Response
 from .answers import is_admin, number, positions
 from .auth import Principal
@@ -247,17 +248,8 @@ def _backwards(wanted: Wanted, names: list[str], limit: int) -> Iterator[list[Ro
 
 
 def batches(rows: Iterable[Row], limit: int = SCAN_ROWS) -> Iterator[list[Row]]:
-    """Yield the rows by as many as are read at once: at most PIECE_BYTES, or one."""
-    batch: list[Row] = []
-    size = 0
-    for row in rows:
-        if batch and (size + row.length > PIECE_BYTES or len(batch) == min(SCAN_ROWS, limit)):
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += row.length
-    if batch:
-        yield batch
+    """Yield the rows by as many as are read at once."""
+    return in_pieces(rows, PIECE_BYTES, min(SCAN_ROWS, limit))
 
 
 def _rows(store: Log, names: Iterable[str], seq: int) -> Iterator[Row]:

@@ -29,6 +29,7 @@ from ..core.record.snapshot import CHAINS_BYTES_MAX, SnapshotError, SnapshotHead
 from .disk import Disk, IdDigest
 from .log import Entry, LineError, Log, Row
 from .tables.lists import by_thread, by_thread_in
+from .tables.rows import in_pieces
 from .views import THREAD_NAMESPACES, THREAD_PAIRS, Views
 from .writer import Writer
 from .writes import Own, Signer
@@ -166,7 +167,7 @@ def _held(store: Log, thread: str, upto: int, namespaces: Collection[str]) -> It
     while page := store.index.after_any(names, seq, ROWS):
         store.check_open()
         rows = [row for row in page if row.seq <= upto]
-        for few in _small(rows):
+        for few in in_pieces(rows, PIECE_BYTES, ROWS):
             store.check_open()
             # Popping lets go of each payload as it is handed out: a generator that a slow reader leaves suspended
             # would otherwise keep all of them.
@@ -180,20 +181,6 @@ def _held(store: Log, thread: str, upto: int, namespaces: Collection[str]) -> It
         seq = page[-1].seq
         if seq >= upto:
             return
-
-
-def _small(rows: list[Row]) -> Iterator[list[Row]]:
-    """Yield the rows by at most PIECE_BYTES, or one."""
-    few: list[Row] = []
-    size = 0
-    for row in rows:
-        if few and size + row.length > PIECE_BYTES:
-            yield few
-            few, size = [], 0
-        few.append(row)
-        size += row.length
-    if few:
-        yield few
 
 
 def _is_first(store: Log, payload: bytes, seq: int, namespaces: Collection[str] = ()) -> bool:

@@ -38,7 +38,7 @@ from .commit_queue import CommitQueue, Post, Soon, Submission, Waiter, answer
 from .log import Entry, Log
 from .segments import PROJECTION
 from .views import Views
-from .writes import LOCAL, Arrive, Commit, Emit, Hop, Item, Note, Outcome, Own, Projected, Refuse, Signer, queued
+from .writes import LOCAL, Arrive, Commit, Emit, Hop, Item, Outcome, Own, Projected, Refuse, Signer, queued
 
 log = logging.getLogger("spl.store")
 
@@ -239,14 +239,14 @@ class Writer:
                 return self._prepare_arrival(item, overlay)
             case Projected():
                 return self._prepare_projection(item, overlay)
-            case Note():
-                body = item.body()
-                return _NewLine((), Entry(kind=item.KIND, payload=canon.encode(body), pair=item.pair), body)
             case Refuse(pair, id_, code, ns):
                 if self.views.refused.get(pair, 0) >= self.limits.refused_per_pair:
                     return _Known(Outcome(0, None, False))
                 body = {"pair": pair, "id": id_, "code": code, **({"ns": ns} if ns else {})}
                 return _NewLine((), Entry(kind="ref", payload=canon.encode(body), pair=pair, id=id_))
+            case _:  # a position, or the bytes of a day
+                body = item.body()
+                return _NewLine((), Entry(kind=item.KIND, payload=canon.encode(body), pair=item.pair), body)
 
     def _prepare_emit(self, value: Mapping[str, Any], overlay: _Overlay) -> _Prepared:
         signer = self._signer()

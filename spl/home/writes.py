@@ -64,20 +64,8 @@ class Projected:
     pair: str
 
 
-class Note:
-    """A line about a pair that is no record; `KIND` is the line's."""
-
-    __slots__ = ()
-    KIND: ClassVar[str]
-    pair: str
-
-    def body(self) -> dict[str, object]:
-        """Return what the line says."""
-        raise NotImplementedError
-
-
 @dataclass(frozen=True, slots=True)
-class SavedPosition(Note):
+class SavedPosition:
     """The position up to which everything from a pair is in this submission or was stored before."""
 
     KIND: ClassVar[str] = "pos"
@@ -94,7 +82,7 @@ class SavedPosition(Note):
 
 
 @dataclass(frozen=True, slots=True)
-class DayBytes(Note):
+class DayBytes:
     """What a pair brought in within a day, this submission included; for one that saves no position."""
 
     KIND: ClassVar[str] = "day"

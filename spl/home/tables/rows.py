@@ -10,7 +10,7 @@ page of the log (a read of one record then reads 4 KiB).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -113,6 +113,20 @@ class PayloadReader:
             if exc.code != "store-damaged":
                 raise
             return None
+
+
+def in_pieces(rows: Iterable[Row], bytes_max: int, rows_max: int) -> Iterator[list[Row]]:
+    """Yield the rows by at most so many, and so many bytes of payload, or one."""
+    piece: list[Row] = []
+    size = 0
+    for row in rows:
+        if piece and (size + row.length > bytes_max or len(piece) == rows_max):
+            yield piece
+            piece, size = [], 0
+        piece.append(row)
+        size += row.length
+    if piece:
+        yield piece
 
 
 def _fits(row: Row, payload: bytes) -> bool:
