@@ -96,9 +96,9 @@ async def query(request: Request, principal: Principal, services: Services) -> R
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/threads/{thread}/records?since=&limit=: `since` is a clock; 0 is the begin, also for a record of clock 0.
+    """GET /v1/threads/{thread}/records?actor=&kind=&since=&limit=: `since` is a clock.
 
-    An unknown thread is an empty list.
+    0 is the begin, also for a record of clock 0.  An unknown thread is an empty list.
     """
     since = number(request.query, "since", 0, 0, record.CLOCK_MAX)
     names = thread_lists(request.params["thread"], principal)

@@ -26,12 +26,13 @@ QUERY: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/threads/{thread}/records": ("actor", "kind", "since", "limit"),
     "/v1/threads/{thread}/watch": ("since_clock",),
     "/v1/threads/{thread}/snapshot": ("pair",),
-    "/v1/threads/restore": ("upload", "at"),
+    "/v1/threads/restore": ("dry_run", "skip_damaged", "accept_retired", "upload", "at", "more"),
     "/v1/aitl": ("all",),
     "/v1/consent/grants": ("pair",),
     "/v1/federation/pairs/{ref}/acks": ("namespace", "beyond", "wait_ms"),
     "/v1/federation/pairs/{ref}/projections": ("namespace", "after", "limit"),
     "/v1/sync/changes": ("since", "limit", "feed", "thread", "target_namespace", "resync", "names"),
+    "/v1/sinks/{name}/acl": ("pair",),
     "/v1/sync/chains": ("did",),
 }
 """Path -> parameters of its GET, or of its POST where there is no GET; all optional but for NEEDED."""

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,14 @@ def test_every_parameter_that_a_handler_reads_is_named(module: Any) -> None:
         re.findall(r'number\(request\.query, "([a-z_]+)"', source)
     )
     assert read <= {name for names in QUERY.values() for name in names}
+
+
+def test_parameters_are_those_that_the_handlers_say_they_take() -> None:
+    text = "".join(path.read_text() for path in Path(lists.__file__).parent.glob("*.py"))
+    told = dict(re.findall(r"[A-Z]+ (/v1/[^ ?]+)\?([a-z_=&]+):", text))
+    assert len(told) > 8
+    for path, names in told.items():
+        assert set(names.replace("=", "").split("&")) == set(QUERY[path]), path
 
 
 async def test_anyone_reads_it_and_need_not_read_it_twice(served: Served) -> None:
