@@ -25,7 +25,6 @@ QUERY: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/threads": ("after", "limit", "reserved"),
     "/v1/threads/{thread}/records": ("actor", "kind", "since", "limit"),
     "/v1/threads/{thread}/watch": ("since_clock",),
-    "/v1/threads/{thread}/snapshot": ("pair",),
     "/v1/threads/restore": ("dry_run", "skip_damaged", "accept_retired", "upload", "at", "more"),
     "/v1/aitl": ("all",),
     "/v1/consent/grants": ("pair",),
@@ -35,7 +34,7 @@ QUERY: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/sinks/{name}/acl": ("pair",),
     "/v1/sync/chains": ("did",),
 }
-"""Path -> parameters of its GET, or of its POST where there is no GET; all optional but for NEEDED."""
+"""Path -> parameters of its GET, or of its POST where there is no GET; all optional."""
 NUMBERS: Final = frozenset({"limit", "since_clock", "beyond", "wait_ms", "at"})
 EVENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/events": ("snapshot", "pair", "daemon", "heartbeat", "server_shutdown", "error"),

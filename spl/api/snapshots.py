@@ -50,7 +50,8 @@ async def restore(request: Request, principal: Principal, services: Services) ->
     `upload` (32 hex digits that the caller draws) and the offset `at` which it begins; `more=1` says: others follow.
     """
     upload = request.query.get("upload", "")
-    dry_run, skip, retired = (_flag(request, name) for name in ("dry_run", "skip_damaged", "accept_retired"))
+    dry_run, skip = _flag(request, "dry_run"), _flag(request, "skip_damaged")
+    retired = _flag(request, "accept_retired")
     if retired and not is_admin(principal):
         raise SplError("scope-forbidden", f"accept_retired needs the scope {ADMIN}", scope=ADMIN)
     read = _reader(request.body)

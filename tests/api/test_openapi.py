@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from openapi_spec_validator import OpenAPIV32SpecValidator
 
-from spl.api import consent, lists, pairs, peers, records, snapshots, watch
+from spl.api import consent, lists, pairs, peers, records, sinks, snapshots, watch
 from spl.api.auth import ANYONE
 from spl.api.openapi import EVENTS, QUERY, document
 from spl.api.table import ROUTES
@@ -49,12 +49,11 @@ def test_streams_are_declared_by_their_items() -> None:
             assert ("itemSchema" in content) == (media in (MEDIA_TYPE, "application/x-ndjson"))
 
 
-@pytest.mark.parametrize("module", [consent, lists, pairs, peers, records, snapshots, watch])
+@pytest.mark.parametrize("module", [consent, lists, pairs, peers, records, sinks, snapshots, watch])
 def test_every_parameter_that_a_handler_reads_is_named(module: Any) -> None:
     source = inspect.getsource(module)
-    read = set(re.findall(r'query\.get\("([a-z_]+)"', source)) | set(
-        re.findall(r'number\(request\.query, "([a-z_]+)"', source)
-    )
+    forms = (r'query\.get\("([a-z_]+)"', r'number\(request\.query, "([a-z_]+)"', r'_flag\(request, "([a-z_]+)"')
+    read = {name for form in forms for name in re.findall(form, source)}
     assert read <= {name for names in QUERY.values() for name in names}
 
 
