@@ -149,7 +149,7 @@ async def _events(services: Services, permit: Permit) -> AsyncIterator[bytes]:
     with ExitStack() as stack:
         news = stack.enter_context(feed.notifier.listening(lists))
         stack.enter_context(feed.acks.waking(news))
-        beat = stack.enter_context(Heartbeat(news, services.limits.heartbeat_s))
+        beat = stack.enter_context(Heartbeat(feed.notifier, news, services.limits.heartbeat_s))
         rows.look(loop.time(), loop.time() - GAP_S)
         number = rows.number
         yield b"retry: %d\n\n" % RETRY_AFTER_MS + _event("snapshot", rows.snapshot())

@@ -80,7 +80,7 @@ async def _events(
     store, seen = services.store, positions(principal, services)
     visible_seq, admin, is_live = seq, is_admin(principal), False
     listening = notifier.listening([by_thread(name) for name in (thread, THREAD_TOKENS, rules.THREAD)])
-    with listening as news, Heartbeat(news, services.limits.heartbeat_s) as beat:
+    with listening as news, Heartbeat(notifier, news, services.limits.heartbeat_s) as beat:
         yield OPENING
         while True:
             news.clear()

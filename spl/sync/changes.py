@@ -315,11 +315,6 @@ class Feed:
         """Return whether the peer reads from us now, or has no need to ask, since we push."""
         return self._is_live(pair_id) or self._reads.is_running(pair_id)
 
-    @property
-    def subscribers(self) -> int:
-        """How many event streams are open: those of peers and of clients that watch."""
-        return self.notifier.waiters - len(self._polls)
-
     def _is_live(self, pair_id: str) -> bool:
         """Return whether our records reach the peer at once, by its stream or our push."""
         return pair_id in self._streams or self.source.reaches.word(pair_id) == WE_PUSH

@@ -32,6 +32,8 @@ class Notifier:
 
     def __init__(self, writer: Writer) -> None:
         self.stopping = False
+        self.streams = 0
+        """How many event streams are open: those of peers and of clients that watch."""
         self._waiting: dict[str, dict[asyncio.Event, None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unsubscribe = writer.listen(self._on_commit)
@@ -84,11 +86,12 @@ class Notifier:
 class Heartbeat:
     """When a reader that waits for an event is to send a heartbeat: at once, and `every_s` after each `sent`.
 
-    One timer for each heartbeat: a deadline for each wait costs more than the wait.  Its end is that of the `with`.
+    One timer for each heartbeat: a deadline for each wait costs more than the wait.  The `with` is the time of
+    one event stream, which counts as open in it.
     """
 
-    def __init__(self, news: asyncio.Event, every_s: float) -> None:
-        self._news, self._every_s = news, every_s
+    def __init__(self, notifier: Notifier, news: asyncio.Event, every_s: float) -> None:
+        self._notifier, self._news, self._every_s = notifier, news, every_s
         self._timer: asyncio.TimerHandle | None = None
         self.is_due = True
 
@@ -98,9 +101,11 @@ class Heartbeat:
         self._timer = asyncio.get_running_loop().call_later(self._every_s, self._beat)
 
     def __enter__(self) -> "Heartbeat":
+        self._notifier.streams += 1
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._notifier.streams -= 1
         if self._timer is not None:
             self._timer.cancel()
 

@@ -100,7 +100,7 @@ class Stream:
         loop = asyncio.get_running_loop()
         lists = [*(by_namespace(ns) for ns in self._scope.shares), *SHARING, *ALLOWING]
         news, every_s = self.notifier.listening(lists), self.source.limits.heartbeat_s
-        with news as self._news, self.recent.wanted(), Heartbeat(self._news, every_s) as beat:
+        with news as self._news, self.recent.wanted(), Heartbeat(self.notifier, self._news, every_s) as beat:
             while True:
                 self._news.clear()
                 commits, last_seq = self.recent.state  # before the check for changes

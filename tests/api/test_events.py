@@ -45,7 +45,7 @@ async def test_a_client_gets_a_snapshot_and_then_what_changes(served: Served, tm
                 row = await the_next(each, "pair")
                 assert (row["pair_id"], row["state"]) == ("pair_00000002", "degraded")
                 assert "connect" in {item["code"] for item in row["findings"]}
-            assert served.services.feed.subscribers == 2
+            assert served.services.feed.notifier.streams == 2
             show(served, copy(pair, 1), copy(pair, 2, state=Revoked("gone")))
             assert (await the_next(stream, "pair"))["state"] == "revoked"
 
