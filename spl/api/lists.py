@@ -96,7 +96,7 @@ async def query(request: Request, principal: Principal, services: Services) -> R
 
 
 async def of_thread(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/threads/{thread}/records?actor=&kind=&since=&limit=: `since` is a clock.
+    """GET /v1/threads/{thread}/records?kind=&since=&limit=: `since` is a clock.
 
     0 is the begin, also for a record of clock 0.  An unknown thread is an empty list.
     """

@@ -23,7 +23,7 @@ from .services import Services
 QUERY: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/records": ("thread", "actor", "kind", "since", "limit"),
     "/v1/threads": ("after", "limit", "reserved"),
-    "/v1/threads/{thread}/records": ("actor", "kind", "since", "limit"),
+    "/v1/threads/{thread}/records": ("kind", "since", "limit"),
     "/v1/threads/{thread}/watch": ("since_clock",),
     "/v1/threads/restore": ("dry_run", "skip_damaged", "accept_retired", "upload", "at", "more"),
     "/v1/aitl": ("all",),
