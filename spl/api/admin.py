@@ -20,7 +20,7 @@ from ..home.writes import Own
 from ..net.routes import Request, Response
 from ..pairing.exchange import MANIFEST_PATH
 from . import sinks
-from .answers import field_error, is_admin, json_response, list_response, members, texts
+from .answers import field_error, is_admin, json_response, list_response, members, records_kept, texts
 from .auth import Kind, Principal
 from .services import Services
 
@@ -45,7 +45,7 @@ def health(request: Request, principal: Principal, services: Services) -> Respon
     }
     if is_admin(principal):
         stats = services.store.stats()
-        value |= {"pid": os.getpid(), "records": stats.records_count, "store_bytes": stats.log_bytes}
+        value |= {"pid": os.getpid(), "records": records_kept(services), "store_bytes": stats.log_bytes}
     return json_response(value)
 
 
@@ -73,7 +73,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
         "url": services.url,
         "uptime_s": (services.now_ms() - services.started_ms) // 1000,
         "store": {
-            "records": stats.records_count, "bytes": stats.log_bytes, "fsync_ms": stats.sync_last_ms,
+            "records": records_kept(services), "bytes": stats.log_bytes, "fsync_ms": stats.sync_last_ms,
             "free_bytes": stats.free_bytes, "readonly": bool(stats.readonly),
         },
         "pairs": {"total": len(pairs), **Counter(str(item.phase) for item in pairs.values())},

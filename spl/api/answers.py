@@ -8,6 +8,7 @@ from ..core import canon, rules
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.record.position import PLAIN, Positions, positions_of
+from ..home.tables.lists import by_namespace
 from ..net.routes import Request, Response
 from .auth import Kind, Principal
 from .services import Services
@@ -134,3 +135,8 @@ class Permit:
             return True
         token = services.views.tokens.get(token_id)
         return token is not None and not token.revoked and not token.expired(services.now_ms())
+
+
+def records_kept(services: Services) -> int:
+    """Return how many records there are in threads of users: the daemon's own bookkeeping is in no namespace."""
+    return sum(services.store.index.count(by_namespace(name)) for name in services.views.namespaces)

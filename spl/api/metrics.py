@@ -25,6 +25,7 @@ from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
 from . import sinks
 from .admin import service_findings
+from .answers import records_kept
 from .auth import Principal
 from .services import Services
 
@@ -126,7 +127,7 @@ def _daemon(families: _Families, services: Services) -> None:
         one("spl_pairs", "Pairs by state.", phases[phase], state=phase.value)
     queues = (services.ingest.reaches.queue_records(pair_id) for pair_id, pair in pairs.items() if pair.live)
     one("spl_reconcile_queue", "Records of all peers between network and store.", sum(queues))
-    one("spl_store_records", "Records in the log.", stats.records_count)
+    one("spl_store_records", "Records in threads of users.", records_kept(services))
     one("spl_store_bytes", "Bytes of the log.", stats.log_bytes)
     one("spl_store_free_bytes", "Bytes free on the disk of the log.", stats.free_bytes)
     one("spl_store_writable", "1 while records are taken.", not (stats.readonly or stats.full))
