@@ -4,12 +4,12 @@ A thread reads the stream, so that a command can wait for an event, a deadline o
 goes away is asked again until it is back, and then sends its whole state, so nothing is remembered here.
 """
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Self
 
+from ..client.calls import object_of
 from ..core.errors import SplError
 from ..net.sse import EventParser
 from .client import LINE_BYTES, Ctl, CtlError
@@ -66,7 +66,7 @@ class Live:
                     rest_s, is_down = AGAIN_S, False
                     self._queue.put(item)
                 lost = SplError("shutting-down")
-            except CtlError as exc:
+            except SplError as exc:
                 if exc.code not in LOST:
                     self._queue.put(exc)
                     return
@@ -78,11 +78,14 @@ class Live:
             rest_s = min(AGAIN_MAX_S, 2 * rest_s)
 
     def _stream(self) -> Iterator[LiveEvent]:
-        """Yield the events of one connection, without heartbeats; raise CtlError if the credential ends."""
+        """Yield the events of one connection, without heartbeats.
+
+        Raises CtlError if the credential ends; WireError.
+        """
         parser = EventParser(LINE_BYTES)
         for piece in self._ctl.stream(EVENTS, silence_s=SILENCE_S):
             for event in parser.feed(piece):
-                value = json.loads(event.data)
+                value = object_of(event.data)
                 if event.name == "error":
                     raise CtlError("auth-invalid", str(value.get("message", "")))
                 if event.name == "server_shutdown":

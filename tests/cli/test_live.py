@@ -6,6 +6,7 @@ import pytest
 
 from spl.cli.client import CtlError, open_ctl
 from spl.cli.live import DOWN, Live, rows_of
+from spl.core.errors import SplError
 from tests.cli.conftest import Daemon, error
 from tests.cli.live_daemon import EVENTS, PAIR, a_row, snapshot, streams
 from tests.waiting import DEADLINE_S
@@ -31,6 +32,15 @@ def test_the_end_of_a_credential_and_of_a_wait(home: Path, daemon: Daemon) -> No
     daemon.answers[EVENTS] = (403, error("scope-forbidden", "no"))
     with live(home) as found, pytest.raises(CtlError, match="no"):
         found.next(DEADLINE_S)
+
+
+@pytest.mark.parametrize("text", [b"event: pair\ndata: {\n\n", b":\n" * 40_000], ids=["no JSON", "no event"])
+def test_what_is_no_event_stream_of_a_daemon_ends_the_wait(home: Path, daemon: Daemon, text: bytes) -> None:
+    head = b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\ncontent-length: %d\r\n\r\n" % len(text)
+    daemon.answers[EVENTS] = lambda call: head + text
+    with live(home) as found, pytest.raises(SplError) as caught:
+        found.next(DEADLINE_S)
+    assert caught.value.code == "answer-malformed"
 
 
 def test_a_nudge_ends_a_wait(home: Path) -> None:
