@@ -63,7 +63,7 @@ def test_caught_up_needs_what_was_offered_at_the_begin_and_one_read(spl: Run, da
 def test_what_is_missing_is_said(spl: Run, daemon: Daemon, row: dict[str, object], sync: object, said: str) -> None:
     daemon.answers[SHOW], daemon.answers[SYNC] = row, sync
     streams(daemon, *[[snapshot(row)]] * 9)
-    result = spl("wait", "caught-up", PAIR, "--timeout", "1s")
+    result = spl("wait", "caught-up", PAIR, "--timeout", "2s")
     assert result.code == 8
     assert said in result.err
 
