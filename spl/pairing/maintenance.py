@@ -33,6 +33,7 @@ from ..sync.schedule import Sync
 from .exchange import StolenKey
 from .initiator import HandshakeLoop, Initiator
 from .machine import MANIFEST_EVERY_MS
+from .newer import NEWER_NAME
 from .stepper import Stepper
 from .tokens import Renewal, check_found, expiry_of, id_of
 
@@ -167,13 +168,13 @@ class Maintenance:
 
         Blocks on the disk.
         """
-        vault, now_ms = self.pairs.vault, self.pairs.now_ms()
+        vault, now_ms, notes = self.pairs.vault, self.pairs.now_ms(), (*PAIR_NOTES, NEWER_NAME)
         for name in vault.names():
             before, _, pair_id = name.rpartition(".")
             pair, note = self.pairs.get(pair_id), f"{before}."
-            is_over = pair is None or (note in PAIR_NOTES and pair.ended)
+            is_over = pair is None or (note in notes and pair.ended)
             is_old = pair is not None and pair.ended and now_ms - pair.since_ms > ACCEPTED_MS
-            if note in (*PAIR_NOTES, END_ACCEPTED) and (is_over or is_old):
+            if note in (*notes, END_ACCEPTED) and (is_over or is_old):
                 vault.delete(name)
 
     # -- doing it

@@ -14,6 +14,7 @@ from spl.core.pair.steps import Effect, KillTokens
 from spl.home.writes import Item, SavedPosition
 from spl.pairing import machine
 from spl.pairing.maintenance import ACCEPTED_MS, END_ACCEPTED
+from spl.pairing.newer import NEWER_NAME
 from spl.sync.peer import PAIR_NOTES
 from tests.pair_world import Node, both_active, code_of, paired, two
 from tests.waiting import DEADLINE_S, until
@@ -125,7 +126,7 @@ async def test_the_tokens_of_a_pair_end_at_the_next_start_if_a_torn_write_kept_o
 
 async def test_what_was_noted_of_a_pair_goes_with_it(tmp_path: Path) -> None:
     async with paired(tmp_path) as (world, a, _, pair_id):
-        vault, notes = a.home.vault, [note + pair_id for note in (*PAIR_NOTES, END_ACCEPTED)]
+        vault, notes = a.home.vault, [note + pair_id for note in (*PAIR_NOTES, NEWER_NAME, END_ACCEPTED)]
         for note in (*notes, "end-accepted.pair_00000000", "other.thing"):
             vault.put(note, "")
         await until(lambda: "end-accepted.pair_00000000" not in vault.names())
