@@ -15,7 +15,7 @@ after a restart too; each comparison corrects it.
 
 import asyncio
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from ..core.gate import SCOPE_VIOLATION
 from ..core.limits import Limits
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.record import is_id
+from ..home.index import Row
 from ..home.tables.lists import refusals_of
 from ..home.vault import Vault
 from ..home.writer import Writer
@@ -76,6 +77,15 @@ class _Debt:
     tried: set[str] = field(default_factory=set)
     """Ids that a pushing peer was told, and answered with what it has of them."""
     answers: int = 0
+
+
+@dataclass(slots=True)
+class _Named:
+    """The lines of a pair under WITHHELD, up to the line `seq`; `count` is how many the ledger had then."""
+
+    count: int = 0
+    seq: int = 0
+    entries: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -169,8 +179,7 @@ class RefusedLedger:
     def __init__(self, writer: Writer, limits: Limits, pool: ThreadPoolExecutor) -> None:
         self._writer, self._limits, self._pool = writer, limits, pool
         self._debts: dict[str, _Debt] = {}
-        self._named: dict[str, tuple[int, tuple[dict[str, str], ...]]] = {}
-        """The lines under WITHHELD, and how many lines the ledger had when they were read."""
+        self._named: dict[str, _Named] = {}
 
     def begin(self, pair_id: str) -> None:
         """Record that a reading of the peer starts."""
@@ -192,14 +201,15 @@ class RefusedLedger:
     def withheld(self, pair_id: str, inbound: InboundByName) -> tuple[str, ...]:
         """Return the ids of what the way from the peer did not carry, and we still lack; at most WITHHELD_MAX.
 
-        The ledger's lines are read once, and again after each line that is added.
+        Each of the ledger's lines is read once: a peer whose records are refused one by one adds a thousand.
         """
-        count = self._writer.views.refused.get(pair_id, 0)
-        read, entries = self._named.get(pair_id, (0, ()))
-        if read != count:
-            entries = tuple(each for each in self._entries(pair_id) if each["code"] == WITHHELD)[:WITHHELD_MAX]
-            self._named[pair_id] = count, entries
-        return tuple(each["id"] for each in entries if not self._holds(each, inbound))
+        count, named = self._writer.views.refused.get(pair_id, 0), self._named.setdefault(pair_id, _Named())
+        if named.count != count:
+            rows = self._rows(pair_id, named.seq)
+            named.entries += [each for each in self._entries(rows) if each["code"] == WITHHELD]
+            named.count, named.seq = count, rows[-1].seq if rows else named.seq
+            del named.entries[WITHHELD_MAX:]
+        return tuple(each["id"] for each in named.entries if not self._holds(each, inbound))
 
     async def passed(self, pair_id: str, inbound: InboundByName, names: Mapping[str, str]) -> list[Refuse]:
         """Return the lines for what a page only named, by the peer's namespaces, as far as we do not know it."""
@@ -244,7 +254,7 @@ class RefusedLedger:
     def _read(self, pair_id: str, inbound: InboundByName) -> Ledger:
         index = self._writer.store.index
         ids, namespaces, awaited, withheld = dict[str, None](), dict[str, None](), set[str](), dict[str, None]()
-        for entry in self._entries(pair_id):
+        for entry in self._entries(self._rows(pair_id, 0)):
             id_, ns = entry["id"], entry.get("ns", "")
             projected = any(index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
             if projected or self._holds(entry, inbound):
@@ -261,11 +271,13 @@ class RefusedLedger:
                 awaited.add(id_)
         return Ledger(list(ids), list(namespaces), frozenset(awaited), tuple(withheld))
 
-    def _entries(self, pair_id: str) -> Iterator[dict[str, str]]:
-        """Return what the lines of a pair say."""
-        store = self._writer.store
-        rows = store.index.after(refusals_of(pair_id), 0, self._limits.refused_per_pair)
-        return map(json.loads, store.payloads(rows))
+    def _rows(self, pair_id: str, after: int) -> list[Row]:
+        """Return the lines of a pair that follow one."""
+        return self._writer.store.index.after(refusals_of(pair_id), after, self._limits.refused_per_pair)
+
+    def _entries(self, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+        """Return what lines say."""
+        return map(json.loads, self._writer.store.payloads(rows))
 
     def _holds(self, entry: Mapping[str, str], inbound: InboundByName) -> bool:
         """Return whether we hold the record of a line in a namespace that it would enter."""

@@ -9,6 +9,7 @@ import pytest
 from spl.core.consent import Inbound
 from spl.home.writes import Refuse
 from spl.sync.ledger import WANTED_ANSWERS_MAX, RefusedLedger, Withheld
+from spl.sync.peer import WITHHELD
 from tests.nodes import Node, join, nodes
 
 PAIR = "pair_00000001"
@@ -27,6 +28,20 @@ async def bob(tmp_path: Path) -> AsyncIterator[Node]:
 def ledger_of(node: Node) -> RefusedLedger:
     """Return a ledger as a new process has it."""
     return RefusedLedger(node.home.writer, node.limits, node.ingest.pool)
+
+
+async def test_each_line_is_read_once_for_what_the_way_does_not_carry(
+    bob: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, inbound = ledger_of(bob), bob.ingest.inbound(bob.home.views.pairs[PAIR])
+    payloads, read = bob.home.store.payloads, list[int]()
+    monkeypatch.setattr(bob.home.store, "payloads", lambda rows: read.append(len(rows)) or payloads(rows))
+    assert ledger.withheld(PAIR, inbound) == ()
+    for at, id_ in enumerate(f"{number:064x}" for number in range(10, 14)):
+        bob.write(Refuse(PAIR, id_, WITHHELD if at % 2 else "chain-unknown", "default"))
+        assert len(ledger.withheld(PAIR, inbound)) == len(ledger.withheld(PAIR, inbound)) == (at + 1) // 2
+    assert ledger.withheld(PAIR, inbound) == ledger_of(bob).withheld(PAIR, inbound) == (f"{11:064x}", f"{13:064x}")
+    assert read == [3, 1, 1, 1, 1, 7]
 
 
 async def test_it_is_asked_for_once_a_process_and_when_the_rules_change(bob: Node) -> None:
