@@ -119,4 +119,4 @@ async def test_a_filter_that_is_none_changes_nothing(
 async def test_an_ended_pair_takes_no_filter(served: Served) -> None:
     give_pair(served, ended=True)
     refused = await served.refused("POST", f"{PAIR}/relay", {"relay": False})
-    assert refused == (409, "PAIR_STATE_CONFLICT")
+    assert refused == (410, "PAIR_REVOKED")
