@@ -11,7 +11,6 @@ from .protocol import Delivery, EngineError, decoded, headers_of, said
 
 STREAM_MISSING: Final = 10059
 MESSAGE_MISSING: Final = 10037
-CONSUMER_MISSING: Final = 10014
 WRONG_LAST: Final = frozenset({10070, 10071})
 """The message named another predecessor than the stream has."""
 FULL: Final = frozenset({10023, 10028, 10047, 10077, 10052, 10002})
