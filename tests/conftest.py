@@ -23,6 +23,10 @@ LOOP_FOLDERS: Final = (
     *(f"tests/e2e/test_{name}.py" for name in ("page", "client", "stream", "kill", "tls")),
 )
 """Where the code under test runs on a loop; of the end-to-end tests those whose ways differ between the two loops."""
+WAITING_FOLDERS: Final = ("tests/e2e/", "tests/attack/", "tests/engine/")
+WAITING_PART: Final = 0.75
+"""By this part of a run the last file that waits has begun."""
+LONGEST: Final = ("tests/e2e/test_fault_table.py", "tests/sim/test_seeds.py", "tests/e2e/test_findings.py")
 
 
 settings.register_profile(
@@ -44,7 +48,9 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark coroutine tests, and those of the folders whose code runs on a loop."""
+    """Mark coroutine tests, and those of the folders whose code runs on a loop; spread the tests that wait."""
+    if not os.environ.get("SPL_TEST_QUICK"):
+        _spread(items)
     for item in items:
         node = item.nodeid.replace(os.sep, "/")
         function = getattr(item, "function", None)
@@ -54,6 +60,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or "asyncio.run(" in _source(function)
         ):
             item.add_marker(pytest.mark.loop)
+
+
+def _spread(items: list[pytest.Item]) -> None:
+    """Put files that mostly wait, for processes and timeouts, between those that compute, and none of them last.
+
+    The longest begin first.  Workers then keep the processors busy from begin to end.
+    """
+    waiting: dict[str, float] = dict.fromkeys(LONGEST, 0.0)
+    computing: dict[str, float] = {}
+    for item in items:
+        name = item.nodeid.partition("::")[0].replace(os.sep, "/")
+        if name not in waiting:
+            (waiting if name.startswith(WAITING_FOLDERS) else computing).setdefault(name, 0.0)
+    order = {name: WAITING_PART * place / len(waiting) for place, name in enumerate(waiting)}
+    order |= {name: place / len(computing) for place, name in enumerate(computing)}
+    items.sort(key=lambda item: order[item.nodeid.partition("::")[0].replace(os.sep, "/")])
 
 
 def _source(function: object) -> str:
