@@ -150,7 +150,7 @@ CODES: Final[dict[str, Code]] = {
     "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; check the network path"),
     "tls-chain": Code(502, 10, "The TLS certificate does not verify; self-signed ones are refused.", "fix the chain, or trust a private CA with tls.ca_file"),
     "redirect": Code(502, 10, "The peer redirects to another URL.", "pair with the final URL"),
-    "address-refused": Code(403, 10, "The address is one that is never dialled, or a private one that no operator typed.", "use the peer's public address; for a private one: spl federation pair URL, or public_url here in that network"),
+    "address-refused": Code(403, 10, "The address is one that is never dialled, or a private one that no operator typed.", "use the peer's public address; for a private one: spl federation refresh PAIR_ID --url URL, or public_url here in that network"),
     "http-plain": Code(403, 10, "Plain http is accepted to loopback only.", "use https, or set federation.allow_http = true"),
     "peer-4xx": Code(502, 9, "The peer refused the request.", "see the peer's code in the message"),
     "peer-5xx": Code(502, 9, "The peer failed to answer.", "on the peer: spl doctor"),

@@ -278,6 +278,7 @@ class Maintenance:
                 name, fix = label_of(did), f"spl config set public_url {origin}, then restart the daemon"
                 text = f"{name} answers at {origin} but publishes {peer.url} as its address"
                 raise PairError("manifest-differs-outside", text, hint=f"on {name}: {fix}")
+            await self._stepper.do(self._exchange.peers.remember_typed, pair.pair_id, url)
             return await self._stepper.do(lambda: self.pairs.adopt_manifest(pair, peer, at_once=True))
         try:
             peer = await self._exchange.rediscover(pair, expect_key)

@@ -50,7 +50,8 @@ COMPARE_NOTE: Final = "compare."
 ROLLBACK_NOTE: Final = "rollback."
 SET_BACK_NOTE: Final = "set-back."
 WITHHELD_NOTE: Final = "withheld."
-PAIR_NOTES: Final = (COMPARE_NOTE, ROLLBACK_NOTE, SET_BACK_NOTE, WITHHELD_NOTE)
+TYPED_NOTE: Final = "typed."
+PAIR_NOTES: Final = (COMPARE_NOTE, ROLLBACK_NOTE, SET_BACK_NOTE, WITHHELD_NOTE, TYPED_NOTE)
 """With the pair's id: secrets that note something until the pair ends."""
 
 RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
@@ -130,6 +131,7 @@ class PeerClient:
         self._random_bytes = random_bytes
         self._process = random_bytes(bearer.PROCESS_CHARS // 2).hex()
         self._portions: dict[tuple[str, str], Portion] = {}
+        self._typed: dict[str, str] = {}
 
     def identity(self) -> Identity:
         """Return who we are; raise SyncError "identity-missing"."""
@@ -141,7 +143,15 @@ class PeerClient:
         """Return how the pair's peer may be dialled."""
         request = self._writer.views.requests.get(pair.pair_id)
         approved = request.endpoint if request is not None and request.status is Status.APPROVED else ""
-        return dial_policy(pair, self.url, approved, self._settings.now.federation_allow_http)
+        allow_http, pair_id = self._settings.now.federation_allow_http, pair.pair_id
+        if pair_id not in self._typed:
+            self._typed[pair_id] = self.vault.get(TYPED_NOTE + pair_id) or ""
+        return dial_policy(pair, self.url, approved, allow_http, self._typed[pair_id])
+
+    def remember_typed(self, pair_id: str, url: str) -> None:
+        """Remember the address at which our operator says that the peer is now; blocks on the disk."""
+        self.vault.put(TYPED_NOTE + pair_id, url)
+        self._typed[pair_id] = url
 
     def credentials(
         self, pair: Pair, method: str, target: str, body: bytes = b"", *, token: str = ""
@@ -357,16 +367,18 @@ def bare(reply: Reply, purpose: str = "", url: str = "") -> SplError:
     return PairError(code, f"the peer answered {status}")
 
 
-def dial_policy(pair: Pair, own_url: str, approved: str, allow_http: bool | Literal["private"]) -> DialPolicy:
+def dial_policy(
+    pair: Pair, own_url: str, approved: str, allow_http: bool | Literal["private"], again: str = ""
+) -> DialPolicy:
     """Return how a pair's peer may be dialled: at a private address only by our operator's word.
 
-    The operator's word is the URL that was typed and the endpoint that was `approved` by hand, each for itself; and the
-    host that was typed, or our own public URL names, for addresses of its kind.  Equivalent, for that exact endpoint
-    only: the endpoint of a request that came from its own address.  Otherwise a peer could make us probe ports in our
-    network and learn which answer.  A name is judged by the address that it resolves to, so one that leads to loopback
-    is loopback.
+    The operator's word is the URL that was typed, at first or `again` after a move, and the endpoint that was
+    `approved` by hand, each for itself; and the host that was typed at first, or our own public URL names, for
+    addresses of its kind.  Equivalent, for that exact endpoint only: the endpoint of a request that came from its own
+    address.  Otherwise a peer could make us probe ports in our network and learn which answer.  A name is judged by
+    the address that it resolves to, so one that leads to loopback is loopback.
     """
-    meant = pair.url in {parse_url(url).origin for url in (pair.proposal.url, approved) if url}
+    meant = pair.url in {parse_url(url).origin for url in (pair.proposal.url, approved, again) if url}
     typed = pair.proposal.url if pair.initiator else ""
     near = tuple(address for url in (typed, own_url) if url for address in _addresses_in(url))
     return DialPolicy(allow_private=meant, allow_http=allow_http, near=near)

@@ -411,6 +411,7 @@ async def test_refresh_takes_the_address_that_the_operator_names_if_the_peer_is_
                 await a.pairing.refresh(pair_id, url=url)
             assert (code_of(caught), a.alive[0].phase) == (code, Phase.ACTIVE)
         assert (await a.pairing.refresh(pair_id, url="http://127.0.0.1:9555/")).url == "http://127.0.0.1:9555"
+        assert a.home.vault.get(f"typed.{pair_id}") == "http://127.0.0.1:9555/", "it is dialled after a restart, too"
         world.nodes["http://127.0.0.1:9666"] = b
         with pytest.raises(SplError) as caught:
             await a.pairing.refresh(pair_id, url="http://127.0.0.1:9666")

@@ -132,6 +132,13 @@ def test_an_endpoint_that_proved_itself_opens_no_other(peer: str, meant: bool) -
     assert (policy.allow_private, policy.near) == (meant, ())
 
 
+def test_an_address_that_was_typed_after_a_move_is_dialled_and_no_other() -> None:
+    proposal = SimpleNamespace(url="http://127.0.0.1:9100")
+    for peer, meant in (("http://127.0.0.1:9101", True), ("http://127.0.0.1:22", False)):
+        pair = cast(Any, SimpleNamespace(proposal=proposal, url=peer, initiator=False))
+        assert dial_policy(pair, "", "", allow_http=True, again="http://127.0.0.1:9101/").allow_private == meant
+
+
 def refuse_before(node: Node, at_ms: int) -> list[str]:
     """Have a source refuse older proofs, as one that started at this time; return the targets that it refused."""
     refused: list[str] = []
