@@ -49,7 +49,7 @@ from .doctor.mend import StoreMender
 from .doctor.peer_check import PeerCheck
 from .engine.engines import Engines
 from .home import logs
-from .home.config import Config, Settings, check_open
+from .home.config import Config, Settings, check_open, is_loopback
 from .home.disk import Disk
 from .home.home import MACHINE, Home, Machine, keys_lacking, now_ms, open_home, read_config
 from .home.manifest import ManifestSigner
@@ -134,7 +134,7 @@ def _run(options: ServeOptions, watchdog: Watchdog) -> int:
     manager = Manager(os.environ, os.getpid())
     disk = Disk()
     disk.own(options.home)
-    config = read_config(options.home, disk, options.flags())
+    config = handed_over(read_config(options.home, disk, options.flags()), manager)
     check_open(config, insecure=options.insecure_localhost)
     watchdog.limit_s = config.limits.shutdown_s + CUT_GRACE_S
     logs.setup(options.home / "logs", config.log_format, config.log_level)
@@ -160,6 +160,23 @@ def _run(options: ServeOptions, watchdog: Watchdog) -> int:
             return runner.run(_Daemon(home, options, watchdog, manager, descriptors).serve())
     finally:
         home.close()
+
+
+def handed_over(config: Config, manager: Manager) -> Config:
+    """Return the configuration with the addresses of the sockets that a service manager handed over.
+
+    Whoever those let in is judged like those whom `host` and `tls.listen` let in: of several the widest counts.
+    """
+    for sockets, is_tls in ((manager.plain, False), (manager.secure, True)):
+        bound = [sock.getsockname()[:2] for sock in sockets]
+        for host, port in sorted(bound, key=lambda address: is_loopback(address[0]))[:1]:
+            if not is_tls:
+                config = replace(config, host=host, port=port)
+            elif config.tls_listen:
+                config = replace(config, tls_listen=f"[{host}]:{port}")
+            else:
+                raise DaemonError("config-invalid", "a socket named tls was handed over, and tls.listen is not set")
+    return config
 
 
 def listener_limits(limits: Limits, descriptors: int) -> tuple[Limits, Limits]:
@@ -311,13 +328,14 @@ class _Daemon:
 
 def _listeners(config: Config, tls: ServerTls | None, manager: Manager) -> tuple[list[Listener], str]:
     """Bind the addresses, unless sockets were handed over; return them with the URL that peers use."""
-    given, given_tls = manager.sockets()
-    plain = [Listener(sock) for sock in given or bind_tcp(config.host, config.port)]
+    plain = [Listener(sock) for sock in manager.plain or bind_tcp(config.host, config.port)]
     port = plain[0].sock.getsockname()[1]
     url = f"http://{_bracketed(config.host)}:{port}"
     if tls is not None:
         host, _, text = config.tls_listen.rpartition(":")
-        secure = [Listener(sock, tls=tls.context) for sock in given_tls or bind_tcp(host.strip("[]"), _port_of(text))]
+        secure = [
+            Listener(sock, tls=tls.context) for sock in manager.secure or bind_tcp(host.strip("[]"), _port_of(text))
+        ]
         plain += secure
         url = f"https://{_bracketed(host.strip('[]'))}:{secure[0].sock.getsockname()[1]}"
     return plain, config.public_url or url

@@ -33,15 +33,23 @@ class Manager:
     """The service manager that started this process, if one did; without one every method does nothing."""
 
     def __init__(self, env: MutableMapping[str, str], pid: int) -> None:
-        """Take what the manager left in the environment, and remove it, so that no child answers in our place."""
+        """Take what the manager left in the environment, and remove it, so that no child answers in our place.
+
+        `plain` and `secure` are the listening sockets that were handed over: those named `tls` are secure.
+        Raises SplError "listen-failed" for one that is no listening TCP socket.
+        """
         found = {name: env.pop(name, "") for name in _OURS}
         address = found["NOTIFY_SOCKET"]
         self._address = "\0" + address[1:] if address[:1] == "@" else address
         ours = found["WATCHDOG_PID"] in ("", str(pid))
         self.watchdog_s = int(found["WATCHDOG_USEC"]) / 1e6 if ours and found["WATCHDOG_USEC"].isdigit() else 0.0
         given = int(found["LISTEN_FDS"]) if found["LISTEN_PID"] == str(pid) and found["LISTEN_FDS"].isdigit() else 0
-        self._fds = range(FIRST_FD, FIRST_FD + given)
-        self._names = found["LISTEN_FDNAMES"].split(":")
+        self.plain: list[socket.socket] = []
+        self.secure: list[socket.socket] = []
+        names = found["LISTEN_FDNAMES"].split(":")
+        for place, fd in enumerate(range(FIRST_FD, FIRST_FD + given)):
+            is_tls = names[place : place + 1] == ["tls"]
+            (self.secure if is_tls else self.plain).append(_listening(fd))
         self.folders = env.get("RUNTIME_DIRECTORY", "").split(":")[:1] if env.get("RUNTIME_DIRECTORY") else []
         self._status = ""
         self._is_ready = False
@@ -50,26 +58,6 @@ class Manager:
     def is_there(self) -> bool:
         """Whether a service manager asked for notifications."""
         return bool(self._address)
-
-    def sockets(self) -> tuple[list[socket.socket], list[socket.socket]]:
-        """Return the listening sockets that were handed over: plain ones, and those named `tls`.
-
-        Raises SplError "listen-failed" for one that is no listening TCP socket.
-        """
-        plain: list[socket.socket] = []
-        secure: list[socket.socket] = []
-        for fd, name in zip(self._fds, self._names + [""] * len(self._fds), strict=False):
-            try:
-                sock = socket.socket(fileno=fd)
-                listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            except OSError as exc:
-                raise SplError("listen-failed", f"descriptor {fd} was handed over and is no socket") from exc
-            if not listens or sock.family not in (socket.AF_INET, socket.AF_INET6):
-                raise SplError("listen-failed", f"descriptor {fd} was handed over and is no listening TCP socket")
-            os.set_inheritable(fd, False)
-            sock.setblocking(False)
-            (secure if name == "tls" else plain).append(sock)
-        return plain, secure
 
     def status(self, pairs: Mapping[str, Pair]) -> None:
         """Tell how many pairs there are, by state."""
@@ -105,6 +93,19 @@ class Manager:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.setblocking(False)
             sock.sendto(text.encode(), self._address)
+
+
+def _listening(fd: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as exc:
+        raise SplError("listen-failed", f"descriptor {fd} was handed over and is no socket") from exc
+    if not listens or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        raise SplError("listen-failed", f"descriptor {fd} was handed over and is no listening TCP socket")
+    os.set_inheritable(fd, False)
+    sock.setblocking(False)
+    return sock
 
 
 class ManagedService:

@@ -19,6 +19,11 @@ from tests.e2e.conftest import make  # noqa: F401 (fixture)
 from tests.e2e.harness import ROOT, Instance, free_port
 
 DEADLINE_S = 60.0
+HANDING = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True);"
+    "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); os.execv(sys.argv[2], sys.argv[2:])"
+)
+"""Hands a socket over as systemd does, and becomes the command behind it."""
 
 
 class Listening:
@@ -115,13 +120,29 @@ def test_a_writer_that_hangs_gives_no_sign_of_life() -> None:
 def test_sockets_that_are_handed_over_are_served(make: Any) -> None:  # noqa: F811
     alice: Instance = make("alice")
     with socket.create_server(("127.0.0.1", alice.port)) as sock:
-        code = (
-            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True);"
-            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); os.execv(sys.argv[2], sys.argv[2:])"
-        )
-        command = [sys.executable, "-c", code, str(sock.fileno()), *alice.command("serve", "--port", str(free_port()))]
+        command = [
+            sys.executable,
+            "-c",
+            HANDING,
+            str(sock.fileno()),
+            *alice.command("serve", "--port", str(free_port())),
+        ]
         alice.process = subprocess.Popen(command, env=alice.environment(), pass_fds=[sock.fileno()], cwd=ROOT)
         assert alice.get("/health").status == 200  # waits in the backlog until the daemon accepts
+
+
+@pytest.mark.parametrize("flags", [("--insecure-localhost",), ()])
+def test_a_socket_that_lets_the_network_in_needs_tokens(make: Any, flags: tuple[str, ...]) -> None:  # noqa: F811
+    alice: Instance = make("alice")
+    if not flags:
+        alice.configure("[auth]\nrequired = false\n")
+    with socket.create_server(("0.0.0.0", 0)) as sock:
+        command = [sys.executable, "-c", HANDING, str(sock.fileno()), *alice.command("serve", *flags)]
+        done = subprocess.run(
+            command, env=alice.environment(), pass_fds=[sock.fileno()], cwd=ROOT, capture_output=True, text=True,
+            timeout=DEADLINE_S,
+        )  # fmt: skip
+    assert (done.returncode, "0.0.0.0" in done.stderr, "[config-invalid]" in done.stderr) == (78, True, True)
 
 
 def test_a_home_and_a_folder_of_the_manager_are_used(make: Any, tmp_path: Path) -> None:  # noqa: F811
@@ -145,14 +166,14 @@ def test_a_home_and_a_folder_of_the_manager_are_used(make: Any, tmp_path: Path) 
 def test_the_environment_of_another_process_is_not_ours() -> None:
     env = {"LISTEN_FDS": "2", "LISTEN_PID": "1", "WATCHDOG_USEC": "5000000", "WATCHDOG_PID": "1"}
     manager = Manager(env, 7)
-    assert (manager.sockets(), manager.watchdog_s, manager.is_there, env) == (([], []), 0.0, False, {})
+    assert ([*manager.plain, *manager.secure], manager.watchdog_s, manager.is_there, env) == ([], 0.0, False, {})
     manager.ready()
 
 
 def test_what_is_no_listening_socket_is_refused(tmp_path: Path) -> None:
     code = (
         "import os, sys; from spl.systemd import Manager; fd = os.open('/dev/null', os.O_RDONLY); os.dup2(fd, 3);"
-        "Manager({'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())}, os.getpid()).sockets()"
+        "Manager({'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())}, os.getpid())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "descriptor 3 was handed over and is no socket" in done.stderr

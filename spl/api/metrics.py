@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from math import nan
 from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from ..core import when
 from ..core.errors import printable
@@ -21,6 +22,7 @@ from ..core.pair.pair import Pair, Phase
 from ..core.recent import Histogram
 from ..core.version import VERSION
 from ..doctor.catalogue import CATALOGUE, FAIL
+from ..doctor.examine import Doctor
 from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
 from . import sinks
@@ -74,8 +76,18 @@ PER_PAIR: Final = (
 """Gauges with the label pair alone."""
 
 
+_TURNS: WeakKeyDictionary[Doctor, asyncio.Lock] = WeakKeyDictionary()
+"""By daemon.  One text is written at a time, so scrapers on many connections leave the loop to others in between."""
+
+
 async def scrape(request: Request, principal: Principal, services: Services) -> Response:
     """GET /metrics: everything, by families."""
+    async with _TURNS.setdefault(services.doctor, asyncio.Lock()):
+        await asyncio.sleep(0)
+        return Response(200, await _written(services), MEDIA_TYPE)
+
+
+async def _written(services: Services) -> bytes:
     families = _Families()
     _daemon(families, services)
     found = Counter((item.code, item.severity) for item in services.doctor.own_problems())
@@ -91,7 +103,7 @@ async def scrape(request: Request, principal: Principal, services: Services) -> 
             pairs.add(view)
     _errors(families, services)
     _findings(families, found)
-    return Response(200, families.text(), MEDIA_TYPE)
+    return families.text()
 
 
 class _Families:

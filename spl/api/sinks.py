@@ -1,6 +1,9 @@
 """Sinks for their operator: where records of which namespaces go, what each is doing, and its findings."""
 
+from typing import Final
+
 from ..core.errors import SplError
+from ..core.identity import bearer
 from ..doctor.catalogue import sink_problems
 from ..doctor.facts import Fault
 from ..net.routes import Request, Response
@@ -9,11 +12,14 @@ from .auth import Kind, Principal
 from .services import Services
 
 ACTIONS = frozenset({"pause", "resume", "remove"})
+MANAGE: Final = "federation:manage"
+EXEC: Final = "exec:"
+"""How the URL of a program begins."""
 
 
 def listing(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/sinks: every sink with what it is doing."""
-    return list_response(rows(services))
+    return list_response([shown(row, principal) for row in rows(services)])
 
 
 def rows(services: Services) -> list[dict[str, object]]:
@@ -22,10 +28,20 @@ def rows(services: Services) -> list[dict[str, object]]:
     return [engines.sinks.to_json(sink) for sink in engines.sinks.all()] if engines.configured else []
 
 
+def shown(row: dict[str, object], principal: Principal) -> dict[str, object]:
+    """Return a sink as the principal may see it: who may only watch sees no arguments of a program and no paths."""
+    if bearer.holds(principal.scopes, MANAGE):
+        return row
+    url = str(row["url"])
+    bare = f"{EXEC}{url.removeprefix(EXEC).split()[0]}" if url.startswith(EXEC) else url
+    return {**row, "url": bare, "creds": None, "ca": None, "error": None if bare != url else row["error"]}
+
+
 def show(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/sinks/{name}: one sink."""
     _check_any(services)
-    return json_response(services.engines.sinks.to_json(services.engines.sinks.named(request.params["name"])))
+    found = services.engines.sinks.to_json(services.engines.sinks.named(request.params["name"]))
+    return json_response(shown(found, principal))
 
 
 async def add(request: Request, principal: Principal, services: Services) -> Response:
@@ -39,7 +55,7 @@ async def add(request: Request, principal: Principal, services: Services) -> Res
     start = fields.pop("from", "0")
     if start not in ("0", "now"):
         raise field_error("from", 'is "0" or "now"')
-    if fields["url"].startswith("exec:") and principal.kind != Kind.LOCAL:
+    if fields["url"].startswith(EXEC) and principal.kind != Kind.LOCAL:
         raise SplError("scope-forbidden", "a program is named on this machine only, by the home's own socket")
     fields["namespaces"] = texts(fields["namespaces"], "namespaces")
     sinks = services.engines.sinks

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .nats import Nats
-from .protocol import Delivery, EngineError, decoded, headers_of, said
+from .protocol import SAID_BYTES_MAX, Delivery, EngineError, decoded, headers_of, said
 
 STREAM_MISSING: Final = 10059
 MESSAGE_MISSING: Final = 10037
@@ -18,6 +18,8 @@ FULL: Final = frozenset({10023, 10028, 10047, 10077, 10052, 10002})
 WINDOW_NS: Final = 120_000_000_000
 """The time in which the server drops repeats: the net below the chain, and the server's own default."""
 
+MESSAGE_BYTES_MAX: Final = 12 * 1024 * 1024
+"""Of a stored message in base64: servers take messages of up to 8 MiB."""
 _HEAD_BYTES_MAX: Final = 64 * 1024
 
 
@@ -94,7 +96,8 @@ async def last_under(nats: Nats, stream: str, subject: str) -> StoredMessage | N
 async def ask(nats: Nats, name: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return JetStream's answer to a request.  Raises JetStreamError for a refusal."""
     raw = json.dumps(body).encode() if body is not None else b""
-    answer = decoded((await nats.request(f"$JS.API.{name}", raw)).body)
+    bytes_max = MESSAGE_BYTES_MAX if name.startswith("STREAM.MSG.GET.") else SAID_BYTES_MAX
+    answer = decoded((await nats.request(f"$JS.API.{name}", raw)).body, bytes_max)
     error = answer.get("error")
     if isinstance(error, dict):
         number = error.get("err_code")

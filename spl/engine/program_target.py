@@ -68,6 +68,9 @@ class ProgramSession:
             async with asyncio.timeout(PUT_S):
                 await self._deliver(run, records)
         except TimeoutError as exc:
+            self.target.confirms = (
+                False  # what it printed may have been a text of ours: the next run confirms by its end
+            )
             raise EngineError("sink-unreachable", f"the program confirms nothing within {PUT_S:g} s") from exc
 
     async def _deliver(self, run: "_Run", records: Sequence[StoredRecord]) -> None:

@@ -15,6 +15,10 @@ INFO_BYTES: Final = 64 * 1024
 HEADERS_MAX: Final = 64
 HEAD: Final = b"NATS/1.0"
 _DIGITS_MAX: Final = 9
+SAID_BYTES_MAX: Final = 64 * 1024
+"""Of what a server says of itself and of streams."""
+VALUES_MAX: Final = 4096
+"""In one object of a server; a message in it is one text."""
 _ERROR_CHARS: Final = 200
 
 
@@ -155,8 +159,13 @@ def published(subject: str, reply: str, head: bytes, body: bytes) -> bytes:
     return b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(body), body)
 
 
-def decoded(data: bytes) -> dict[str, Any]:
-    """Return a JSON object of the server; raise EngineError "sink-refused"."""
+def decoded(data: bytes, bytes_max: int = SAID_BYTES_MAX) -> dict[str, Any]:
+    """Return a JSON object of the server; raise EngineError "sink-refused".
+
+    Values take far more memory than their text, so both the text and the number of its values are bounded.
+    """
+    if len(data) > bytes_max or sum(map(data.count, (b"[", b"{", b","))) > VALUES_MAX:
+        raise _malformed("JSON that is too long")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as exc:

@@ -28,6 +28,7 @@ _ELSEWHERE: Final = "198.51.100.1"
 """An address of the documentation (RFC 5737), which no network has."""
 _SIOCGIFADDR: Final = 0x8915 if sys.platform == "linux" else 0xC0206921
 _IFREQ_BYTES: Final = 40
+_AUTHORITIES_BYTES = 4 * 1024 * 1024
 _BACKLOG = 1024  # as many as the server keeps; the kernel may lower it
 _NO_SOCKETS = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 _NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN})
@@ -102,6 +103,14 @@ def server_tls(cert: Path, key: Path) -> ServerTls:
     return ServerTls(cert, key)
 
 
+def _authorities(path: Path) -> str:
+    """Return the text of a file of certificates; a FIFO or a device is refused instead of waited for."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return file.read(_AUTHORITIES_BYTES).decode("ascii", "ignore")
+
+
 def client_tls(ca_file: Path | None) -> ssl.SSLContext:
     """Return a context that verifies chain and host name, always, with TLS >= 1.2.
 
@@ -112,8 +121,10 @@ def client_tls(ca_file: Path | None) -> ssl.SSLContext:
     context.minimum_version = _VERSION_MIN
     if ca_file is not None:
         try:
-            context.load_verify_locations(cafile=ca_file)
-        except (OSError, ssl.SSLError) as exc:
+            context.load_verify_locations(cadata=_authorities(ca_file))
+        except ValueError as exc:
+            raise ListenError("config-invalid", f"tls.ca_file {ca_file}: it holds no certificate") from exc
+        except OSError as exc:
             raise ListenError("config-invalid", f"tls.ca_file {ca_file}: {_reason(exc)}") from exc
     return context
 

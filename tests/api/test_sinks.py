@@ -1,7 +1,11 @@
 """Sinks over the API: refused with a code before anything happens, shown among grants, and what is wrong in status."""
 
 import re
+from types import SimpleNamespace
+from typing import cast
 
+from spl.api.auth import Principal
+from spl.api.sinks import shown
 from spl.engine.protocol import EngineError
 from spl.engine.pump import SinkState
 from tests.api.conftest import Served
@@ -61,3 +65,17 @@ async def test_status_and_doctor_show_what_is_wrong(served: Served) -> None:
         found = [item for item in (await served.json("GET", path))[member] if item["code"] == "sink-auth"]
         assert found[0]["sink"] == "fan"
         assert "NAME" not in found[0]["fix"]
+
+
+def test_who_may_only_watch_sees_no_arguments_and_no_paths() -> None:
+    row: dict[str, object] = {
+        "url": "exec:/opt/put --password=x",
+        "creds": "/a",
+        "ca": "/b",
+        "error": "x",
+        "name": "fan",
+    }
+    watching = cast(Principal, SimpleNamespace(scopes=frozenset({"status:read"})))
+    seen = shown(row, watching)
+    assert seen == {"url": "exec:/opt/put", "creds": None, "ca": None, "error": None, "name": "fan"}
+    assert shown(row, cast(Principal, SimpleNamespace(scopes=frozenset({"admin"})))) == row

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.engine import protocol
-from spl.engine.protocol import Delivery, EngineError, NatsParser, Received, ServerError, ServerInfo
+from spl.engine.protocol import (
+    SAID_BYTES_MAX,
+    Delivery,
+    EngineError,
+    NatsParser,
+    Received,
+    ServerError,
+    ServerInfo,
+    decoded,
+)
 
 SAID = (
     b"INFO {\"headers\":true}\r\nPING\r\nPONG\r\n+OK\r\n-ERR 'Unknown'\r\n"
@@ -67,3 +76,14 @@ def test_what_we_say_is_what_a_server_reads() -> None:
     head = protocol.head_of({"A": "1"})
     assert protocol.published("s", "r", head, b"body") == b"HPUB s r 18 22\r\nNATS/1.0\r\nA: 1\r\n\r\nbody\r\n"
     assert protocol.published("s", "", b"", b"body") == b"PUB s 4\r\nbody\r\n"
+
+
+def test_json_that_takes_far_more_memory_than_its_text_is_refused() -> None:
+    for data, bytes_max in (
+        (b'{"x":[' + b"[]," * 5000 + b"0]}", 10**7),
+        (b'{"x":"' + b"a" * SAID_BYTES_MAX + b'"}', SAID_BYTES_MAX),
+    ):
+        with pytest.raises(EngineError) as caught:
+            decoded(data, bytes_max)
+        assert caught.value.code == "sink-refused"
+    assert decoded(b'{"data":"' + b"a" * SAID_BYTES_MAX + b'"}', 10**7)["data"]

@@ -63,8 +63,10 @@ def test_a_wrong_certificate_file_is_named(tmp_path, issue) -> None:
         server_tls(cert, tmp_path / "empty")
     with pytest.raises(ListenError):
         client_tls(tmp_path / "none.pem")
-    with pytest.raises(ListenError):
-        client_tls(tmp_path / "empty")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("empty", "fifo"):
+        with pytest.raises(ListenError):
+            client_tls(tmp_path / name)
 
 
 def test_a_client_context_verifies() -> None:
