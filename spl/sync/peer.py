@@ -183,6 +183,8 @@ class PeerClient:
         reply = await self.fetch(pair, method, target, body, media, timeout_s=timeout_s)
         if reply.status != 200:
             raise self._refusal(pair, reply)
+        if reply.headers.get("content-type", "").startswith("text/") and not reply.body.lstrip().startswith(b"{"):
+            raise ForeignAnswer(reply, pair.url)  # the page of a proxy or another server; a daemon answers JSON
         return reply
 
     def portion(self, pair_id: str, way: str) -> Portion:

@@ -139,6 +139,15 @@ def test_an_address_that_was_typed_after_a_move_is_dialled_and_no_other() -> Non
         assert dial_policy(pair, "", "", allow_http=True, again="http://127.0.0.1:9101/").allow_private == meant
 
 
+async def test_a_page_with_status_200_is_named_as_foreign(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        bob.network.change = lambda path, reply: Reply(200, {"content-type": "text/html"}, b"<html>", "")
+        with pytest.raises(SyncError) as caught:
+            await bob.peers.ask(bob.home.views.pairs[PAIR], "GET", "/v1/sync/changes?limit=1")
+        assert (caught.value.code, "text/html" in caught.value.message) == ("foreign-answer", True)
+
+
 def refuse_before(node: Node, at_ms: int) -> list[str]:
     """Have a source refuse older proofs, as one that started at this time; return the targets that it refused."""
     refused: list[str] = []
