@@ -18,8 +18,10 @@ from tests.cli.test_main import entries
 from tests.cli.test_out_screens import SCREENS
 
 FULL: Final = "error: the output cannot be written: No space left on device [output-failed]"
-NO_ANSWERS: Final = {"serve", "init", "demo", "federation soak"}
-"""Commands that would start something if they ran."""
+NO_ANSWERS: Final = {
+    "serve", "init", "demo", "federation soak", "monitor", "wait daemon", "wait pair", "wait caught-up",
+}  # fmt: skip
+"""Commands that would start something if they ran, or wait for a daemon."""
 
 
 class FullDisk(io.RawIOBase):
