@@ -298,6 +298,13 @@ class _Daemon:
         """Read configuration and certificate again; what is wrong is logged, and what was in force stays in force."""
         self.manager.reloading()
         try:
+            self._read_again()
+            _reload_tls(self.settings.now, tls)
+        finally:
+            self.manager.ready(self.settings.fault)
+
+    def _read_again(self) -> None:
+        try:
             config = read_config(self.home.path, self.home.disk, self.options.flags())
             changed, waiting = self.settings.take(config)
         except SplError as exc:
@@ -309,8 +316,6 @@ class _Daemon:
             logs.setup(self.home.path / "logs", config.log_format, config.log_level)
             fields = {"changed": ",".join(changed), "after_restart": ",".join(waiting)}
             log.log(logging.WARNING if waiting else logging.INFO, **event("config.reloaded", **fields))
-        _reload_tls(self.settings.now, tls)
-        self.manager.ready(self.settings.fault)
 
     def _socket_paths(self) -> list[Path]:
         """Return where the commands find the daemon: in its home, and where a service manager made a folder for it."""
