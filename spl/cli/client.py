@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ..client.blocking import Client
-from ..client.calls import ANSWER_BYTES, ANSWER_S, JSON, elements, object_of, quote
-from ..client.dial import Where, at_home, at_url, dial, faults, token_of
+from ..client.calls import ANSWER_BYTES, JSON, elements, object_of, quote
+from ..client.dial import ANSWER_S, Where, at_home, at_url, dial, faults, token_of
 from ..client.errors import ClientError, refusal
 from ..core.limits import MIB, Limits
 from ..core.version import SOCKET

@@ -1,6 +1,5 @@
 """The client for programs with threads: one kept connection for requests, and one of its own for each tail."""
 
-import os
 import select
 import socket
 import threading
@@ -12,39 +11,19 @@ from typing import Any, TypeVar
 
 from ..net.http1 import ResponseHead
 from . import calls
-from .calls import ANSWER_S, KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, WholeAnswer
-from .dial import Where, at_home, at_url, dial, faults, home_of
+from .calls import KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, WholeAnswer
+from .dial import AtDaemon, Where, dial, faults
 from .errors import ClientError, fault
 from .follow import SILENCE_S, Follow
 
 _T = TypeVar("_T")
 
 
-class Client:
+class Client(AtDaemon):
     """One daemon.  Threads may share a client: their requests take turns.  Every method raises ClientError."""
 
-    def __init__(self, url: str, token: str = "", *, ca_file: str = "", timeout_s: float = ANSWER_S) -> None:
-        """Name a daemon by its URL; nothing is dialled yet.
-
-        Raises ClientError "http-plain" for a URL of http that is not this machine.  `ca_file` holds the authorities
-        to trust instead of the system's.
-        """
-        self._begin(at_url(url, ca_file), token, timeout_s)
-
-    @classmethod
-    def from_home(cls, home: str | os.PathLike[str] = "", *, timeout_s: float = ANSWER_S) -> "Client":
-        """Name the daemon of a home by its socket, whose file mode is the credential; default: that of commands."""
-        return cls.at(at_home(os.fspath(home) or home_of(os.environ)), timeout_s=timeout_s)
-
-    @classmethod
-    def at(cls, where: Where, token: str = "", *, timeout_s: float = ANSWER_S) -> "Client":
-        """Name a daemon by its place."""
-        client = cls.__new__(cls)
-        client._begin(where, token, timeout_s)
-        return client
-
     def _begin(self, where: Where, token: str, timeout_s: float) -> None:
-        self._where, self._token, self._timeout_s = where, token, timeout_s
+        super()._begin(where, token, timeout_s)
         self._lock = threading.Lock()
         self._kept: socket.socket | None = None
         self._used_s = 0.0

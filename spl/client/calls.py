@@ -11,7 +11,6 @@ from ..net.http1 import UNBOUNDED, ResponseHead, ResponseParser
 from .dial import Where
 from .errors import ClientError, PartialError, fault, refusal
 
-ANSWER_S: Final = 30.0
 ANSWER_BYTES: Final = 64 * MIB
 """Of an answer that is taken whole."""
 READ_BYTES: Final = 64 * KIB

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from ..core.version import SOCKET
 from ..net.heads import WireError
@@ -21,6 +21,7 @@ from .errors import ClientError, fault
 if TYPE_CHECKING:
     import ssl  # loaded by the one way that needs it
 
+ANSWER_S: Final = 30.0
 _PATH_BYTES: Final = 107  # what sun_path holds
 _NEAR: Final = re.compile(r"http://(localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::([0-9]{1,5}))?/?\Z", re.IGNORECASE)
 _FAR: Final = re.compile(r"https://([a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?\Z", re.IGNORECASE)
@@ -40,6 +41,33 @@ class Where:
     authority: str = "localhost"
     is_tls: bool = False
     ca_file: str = ""
+
+
+class AtDaemon:
+    """What both clients begin with: the place of a daemon, the token for it, and how long an answer may take."""
+
+    def __init__(self, url: str, token: str = "", *, ca_file: str = "", timeout_s: float = ANSWER_S) -> None:
+        """Name a daemon by its URL; nothing is dialled yet.
+
+        Raises ClientError "http-plain" for a URL of http that is not this machine.  `ca_file` holds the authorities
+        to trust instead of the system's.
+        """
+        self._begin(at_url(url, ca_file), token, timeout_s)
+
+    @classmethod
+    def from_home(cls, home: str | os.PathLike[str] = "", *, timeout_s: float = ANSWER_S) -> Self:
+        """Name the daemon of a home by its socket, whose file mode is the credential; default: that of commands."""
+        return cls.at(at_home(os.fspath(home) or home_of(os.environ)), timeout_s=timeout_s)
+
+    @classmethod
+    def at(cls, where: Where, token: str = "", *, timeout_s: float = ANSWER_S) -> Self:
+        """Name a daemon by its place."""
+        client = cls.__new__(cls)
+        client._begin(where, token, timeout_s)
+        return client
+
+    def _begin(self, where: Where, token: str, timeout_s: float) -> None:
+        self._where, self._token, self._timeout_s = where, token, timeout_s
 
 
 def home_of(env: Mapping[str, str]) -> str:

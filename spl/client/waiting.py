@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from ..net.http1 import ResponseHead
 from . import calls
-from .calls import ANSWER_S, KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, WholeAnswer
-from .dial import Where, at_home, at_url, faults, home_of, tls_context, tls_fault, unix_address
+from .calls import KEPT_IDLE_S, READ_BYTES, Call, Pieces, Record, WholeAnswer
+from .dial import AtDaemon, Where, faults, tls_context, tls_fault, unix_address
 from .errors import ClientError, fault
 from .follow import SILENCE_S, Follow
 
@@ -19,27 +19,11 @@ _T = TypeVar("_T")
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class AsyncClient:
+class AsyncClient(AtDaemon):
     """One daemon, for one event loop.  Tasks may share a client: their requests take turns."""
 
-    def __init__(self, url: str, token: str = "", *, ca_file: str = "", timeout_s: float = ANSWER_S) -> None:
-        """Name a daemon by its URL, as `Client` does."""
-        self._begin(at_url(url, ca_file), token, timeout_s)
-
-    @classmethod
-    def from_home(cls, home: str | os.PathLike[str] = "", *, timeout_s: float = ANSWER_S) -> "AsyncClient":
-        """Name the daemon of a home by its socket, as `Client.from_home` does."""
-        return cls.at(at_home(os.fspath(home) or home_of(os.environ)), timeout_s=timeout_s)
-
-    @classmethod
-    def at(cls, where: Where, token: str = "", *, timeout_s: float = ANSWER_S) -> "AsyncClient":
-        """Name a daemon by its place."""
-        client = cls.__new__(cls)
-        client._begin(where, token, timeout_s)
-        return client
-
     def _begin(self, where: Where, token: str, timeout_s: float) -> None:
-        self._where, self._token, self._timeout_s = where, token, timeout_s
+        super()._begin(where, token, timeout_s)
         self._lock = asyncio.Lock()
         self._kept: _Streams | None = None
         self._used_s = 0.0
