@@ -84,6 +84,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
     client/  the daemon for Python programs
         calls follow errors dial          requests as values; a thread across connections; what is raised; the way there
+        ssh                               the way there through ssh
         blocking waiting                  Client; AsyncClient
     cli/  commands over the socket: one file per noun
         main command client               finding a command; its form; asking the daemon
@@ -94,6 +95,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces sink aitl rules
         emit threads debug completion service
+        contexts                          daemons elsewhere, by name; all of them at once
         demo soak soak_plan soak_driver soak_daemons temporary
 
 `daemon.py` builds everything in this order; `process.py` is about its process, `systemd.py` about who started it.

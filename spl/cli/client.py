@@ -105,7 +105,7 @@ class Ctl:
         What the daemon says of itself may be an id of another container.
         """
         with dial(self._where, ANSWER_S) as sock:
-            return _peer_pid(sock)
+            return _peer_pid(sock) if self._where.path else 0
 
     def _object(self, method: str, target: str, body: bytes, timeout_s: float) -> dict[str, Any]:
         return object_of(b"".join(self._pieces(method, target, body, JSON, timeout_s, ANSWER_BYTES)) or b"{}")

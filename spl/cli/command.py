@@ -22,7 +22,8 @@ FOUND_PROBLEMS: Final = 3
 INTERRUPTED: Final = 130
 """Exit codes that are not those of an error."""
 HOME_DEFAULT: Final = "~/.syncro"
-VALUED: Final = frozenset({"-o", "--output", "--home"})
+_SAYS_WHERE: Final = ("SPL_SERVE_URL", "SYNCROPEL_HOME", "STATE_DIRECTORY")
+VALUED: Final = frozenset({"-o", "--output", "--home", "--context"})
 """The common options that take a value; they may stand before the command too."""
 
 TOKEN_BYTES_MAX: Final = 4096
@@ -50,8 +51,9 @@ class Shell:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         load: Callable[[str], ModuleType],
+        context: str = "",  # as --context gives it, "" without
     ) -> None:
-        self._given_home = home
+        self._given_home, self._given_context = home, context
         self.env = env
         self.out = out
         self.stdin = stdin
@@ -60,11 +62,14 @@ class Shell:
         self.load = load
         """Returns a module of the package by its name: what few commands need and takes long to import."""
         self._ctl: Ctl | None = None
+        self._context: Any = False  # not looked up yet
         self._home = ""
 
     @property
     def home(self) -> str:
         """The absolute path of the home folder.  Raises SplError "home-unusable" if there is none to be found."""
+        if self._given_context:
+            raise UsageError("usage", "this command works on a home of this machine, and --context names a daemon")
         self._home = self._home or _absolute(
             self._given_home
             or self.env.get("SYNCROPEL_HOME")
@@ -78,13 +83,34 @@ class Shell:
     def ctl(self) -> Ctl:
         """The client for the daemon."""
         if self._ctl is None:
-            self._ctl = open_ctl(self.home, self.env, self.out.detail)
+            context, trace = self.context, self.out.detail
+            self._ctl = context.ctl(trace) if context is not None else open_ctl(self.home, self.env, trace)
         return self._ctl
 
     @property
     def distant(self) -> bool:
-        """Whether SPL_SERVE_URL names the daemon, so that this home says nothing about it."""
-        return bool(self.env.get("SPL_SERVE_URL"))
+        """Whether SPL_SERVE_URL or a context names the daemon, so that this home says nothing about it."""
+        return self.context is not None or bool(self.env.get("SPL_SERVE_URL"))
+
+    @property
+    def context(self) -> Any:
+        """The cli.contexts.Context that names the daemon; None for that of the home or of SPL_SERVE_URL.
+
+        What is said for one command goes before the environment, and that before what was selected once: a script
+        that sets SYNCROPEL_HOME never reaches another daemon.
+        """
+        if self._context is False:
+            env, name = self.env, self._given_context
+            if not name and not self._given_home and not env.get("SPL_SERVE_URL"):
+                name = env.get("SPL_CONTEXT", "")
+            said = name or self._given_home or any(env.get(each) for each in _SAYS_WHERE)
+            self._context = None
+            if name:
+                self._context = self.load("cli.contexts").read(env).get(name)
+            elif not said and os.path.exists(path_of_contexts(env)):
+                found = self.load("cli.contexts").read(env)
+                self._context = found.named.get(found.selected)
+        return self._context
 
     def token(self) -> str:
         """Return the text of a token from stdin, "" if there is none."""
@@ -197,7 +223,9 @@ def parser_of(command: Command) -> Parser:
     for each in command.args:
         choices.get(each.choice, parser).add_argument(*each.names, **each.settings)
     common = parser.add_argument_group("common options")
-    common.add_argument("--home", metavar="DIR", help="home folder (SYNCROPEL_HOME, default ~/.syncro)")
+    whose = common.add_mutually_exclusive_group()
+    whose.add_argument("--home", metavar="DIR", help="home folder (SYNCROPEL_HOME, default ~/.syncro)")
+    whose.add_argument("--context", metavar="NAME", help="ask the daemon of a context (SPL_CONTEXT)")
     if command.result:
         common.add_argument("-o", "--output", choices=FORMS, default="table", help="form of the result (default table)")
         common.add_argument("-q", "--quiet", action="store_true", help="print no hints and notes on stderr")
@@ -242,6 +270,12 @@ def start_of(home: str, env: Mapping[str, str]) -> str:
     except OSError:
         ports = []
     return f"{spl} serve --port {int(ports[-1])}" if ports and ports[-1] != b"9100" else f"{spl} serve"
+
+
+def path_of_contexts(env: Mapping[str, str]) -> str:
+    """Return the path of the user's file of contexts."""
+    folder = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
+    return os.path.join(folder, "spl", "contexts.json")
 
 
 def quoted(path: str) -> str:

@@ -58,6 +58,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "token": CommandPlace("tokens", "Mint, list and revoke access tokens.", group=True),
     "config": CommandPlace("settings", "Show and set the configuration; add, list and remove rules.", group=True),
     "install-service": CommandPlace("service", "Run the daemon under systemd."),
+    "context": CommandPlace("contexts", "Name daemons elsewhere, and choose which one commands ask.", group=True),
     "completion": CommandPlace("completion", "Print the script that completes commands in a shell."),
     "api": CommandPlace("api", "Send any request to the daemon and print its answer."),
     "help": CommandPlace("help", "Explain a command, a topic of the manual or an error code."),
@@ -150,14 +151,16 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     args = parser_of(entry).parse_args(rest)
     if entry.result:
         out.form, out.quiet, out.verbose = args.output, args.quiet, args.verbose
-    shell = Shell(args.home or "", env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load)
+    shell = Shell(
+        args.home or "", env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load, context=args.context or "",
+    )  # fmt: skip
     try:
         return entry.run(args, shell)
     except SplError as exc:
         # The daemon's next step names the pair that the command was given, so that it can be pasted.
         exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
-        if exc.code == "daemon-down" and not shell.distant and exc.hint == CODES[exc.code].fix:
-            exc.hint = start_of(shell.home, env)
+        if exc.code == "daemon-down" and exc.hint == CODES[exc.code].fix:
+            exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, env)
         raise
 
 

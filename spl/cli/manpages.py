@@ -55,7 +55,8 @@ def _overview(main: ModuleType, commands: list[Command]) -> str:
         "The commands are:", ".Bl -tag -width Ds", *rows, ".El",
         ".Sh ENVIRONMENT", ".Bl -tag -width Ds", ".It Ev SYNCROPEL_HOME", "The home folder, instead of",
         ".Pa ~/.syncro .", ".It Ev SPL_SERVE_URL", "The URL of a daemon elsewhere.", ".It Ev SPL_TOKEN",
-        "The token for it.", ".El", ".Sh EXIT STATUS", ".Bl -tag -width Ds", *exits, ".El",
+        "The token for it.", ".It Ev SPL_CONTEXT", "The context whose daemon is asked.",
+        ".El", ".Sh EXIT STATUS", ".Bl -tag -width Ds", *exits, ".El",
         ".Sh DIAGNOSTICS", "Each error ends with one of these codes:", ".Bl -tag -width Ds", *codes, ".El",
         ".Sh SEE ALSO", *_references([f"spl-{each.name.replace(' ', '-')}" for each in commands]), "",
     ])  # fmt: skip

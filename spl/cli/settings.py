@@ -25,7 +25,7 @@ def _show(args: Namespace, shell: Shell) -> int:
 def _set(args: Namespace, shell: Shell) -> int:
     """Change the file, and have the daemon read it if the key does not need a start."""
     if shell.distant:
-        raise UsageError("usage", "SPL_SERVE_URL names a daemon whose file this command cannot write")
+        raise UsageError("usage", "this writes the file of a home here, and the daemon that is named is elsewhere")
     home, config, disk = shell.load("home.home"), shell.load("home.config"), shell.load("home.disk").Disk()
     path = Path(os.path.realpath(os.path.join(shell.home, config.FILE_NAME)))  # an operator may keep it elsewhere
     try:

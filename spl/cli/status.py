@@ -20,7 +20,11 @@ _HEAD_CHARS: Final = 8  # the left column
 
 
 def _status(args: Namespace, shell: Shell) -> int:
+    if args.all:
+        return int(shell.load("cli.contexts").fleet(args, shell))
     status = shell.ctl.get("/v1/status")
+    if shell.context is not None:
+        status["context"] = shell.context.name
     if not shell.printed("spl.status/1", status):
         for line in _lines(status, shell.out):
             shell.out.entry(line[:_HEAD_CHARS], line[_HEAD_CHARS:])
@@ -38,6 +42,8 @@ def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
         parts.append(f"last fsync {store['fsync_ms']:.0f} ms")
     if store.get("free_bytes") is not None:
         parts.append(f"{size(store['free_bytes'])} free")
+    if status.get("context"):
+        yield f"context {status['context']}"
     yield f"store   {', '.join(parts)}"
     counts = [f"{pairs[state]} {state}" for state in _COUNTED_STATES if pairs.get(state)]
     yield f"pairs   {pairs['total']}" + (f": {', '.join(counts)}" if counts else "")
@@ -102,10 +108,15 @@ TREE: Final = (
     Command(
         "status",
         "Prints one page about the daemon: identity, store, pairs, lag, and each problem with its next step.\n"
-        "It exits 0 if it could report, and 5 if no daemon answers; with --check, problems make it exit 3.",
+        "It exits 0 if it could report, and 5 if no daemon answers; with --check, problems make it exit 3.\n"
+        "--all asks every context at once and has a row for each, also for one that does not answer within 5 s; it\n"
+        "exits 3 unless all answered.",
         "spl status --check",
         _status,
-        (arg("--check", action="store_true", help="exit 3 if something needs attention"),),
+        (
+            arg("--check", action="store_true", help="exit 3 if something needs attention"),
+            arg("--all", action="store_true", help="one row for each daemon of `spl context ls`"),
+        ),
     ),
     Command(
         "health",

@@ -41,6 +41,8 @@ class Where:
     authority: str = "localhost"
     is_tls: bool = False
     ca_file: str = ""
+    ssh: str = ""
+    """The [USER@]HOST whose ssh reaches host and port."""
 
 
 class AtDaemon:
@@ -112,6 +114,9 @@ def dial(where: Where, timeout_s: float) -> socket.socket:
     """
     if where.path:
         return _dial_unix(where, timeout_s)
+    if where.ssh:
+        carried: socket.socket = importlib.import_module(f"{__package__}.ssh").connect(where, timeout_s)
+        return carried
     try:
         sock = socket.create_connection((where.host, where.port), timeout_s)
     except OSError as exc:

@@ -1,0 +1,84 @@
+"""A daemon behind ssh, with a program in its place that does what `ssh -W` does, or fails as it does."""
+
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from spl.client.blocking import Client
+from spl.client.dial import Where, dial
+from spl.client.errors import ClientError
+from tests.cli.conftest import Daemon, serve
+
+SSH = """#!{python}
+import socket, sys, threading
+words = sys.argv[1:]
+open({log!r}, "w").write("\\n".join(words))
+host, _, port = words[words.index("-W") + 1].rpartition(":")
+sock = socket.create_connection((host, int(port)))
+def up():
+    while data := sys.stdin.buffer.raw.read(65536):
+        sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+threading.Thread(target=up, daemon=True).start()
+while data := sock.recv(65536):
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+"""
+REFUSES = """#!/bin/sh
+echo 'a banner' >&2
+echo 'me@nas: Permission denied (publickey).' >&2
+exit 255
+"""
+
+
+def a_program(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "ssh").write_text(text)
+    (folder / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def nas(port: int = 9100) -> Where:
+    return Where("ssh:nas", host="127.0.0.1", port=port, authority=f"127.0.0.1:{port}", ssh="me@nas")
+
+
+def test_requests_go_through_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "words"
+    a_program(tmp_path, SSH.format(python=sys.executable, log=str(log)), monkeypatch)
+    daemon = Daemon({("GET", "/v1/status"): {"object": "status"}})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server, daemon))
+        thread.start()
+        with Client.at(nas(server.getsockname()[1]), "spl_token") as client:
+            assert client.status() == {"object": "status"}
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert daemon.calls[0].headers["authorization"] == "Bearer spl_token"
+    words = log.read_text().split("\n")
+    assert words[-2:] == ["--", "me@nas"]
+    assert "BatchMode=yes" in words
+    assert "spl_token" not in words
+
+
+def test_why_ssh_failed_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_program(tmp_path, REFUSES, monkeypatch)
+    with pytest.raises(ClientError, match="Permission denied") as found, Client.at(nas()) as client:
+        client.status()
+    assert found.value.code == "daemon-down"
+
+
+def test_without_ssh_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClientError, match="cannot run ssh"):
+        dial(nas(), 5.0)
+
+
+def test_a_closed_connection_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_program(tmp_path, "#!/bin/sh\nexec sleep 600\n", monkeypatch)
+    sock = dial(nas(), 5.0)
+    sock.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
