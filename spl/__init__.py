@@ -6,6 +6,7 @@ The map.  A folder is an import permission: each may import what stands left of 
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
+        value                             dataclasses that take little memory
         backoff recent portion            delays, token buckets; what happened lately; how much goes at a time
         presence                          when a peer was heard in each direction, and when it is asked
         canon keys                        canonical JSON; cryptography, the only file that imports nacl

@@ -28,7 +28,6 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +41,7 @@ from .core.backoff import Backoff
 from .core.errors import SplError
 from .core.event import event
 from .core.limits import Limits
+from .core.value import dataclass, replace
 from .core.version import SOCKET, VERSION
 from .doctor.examine import Doctor
 from .doctor.health import HealthSampler

@@ -26,7 +26,7 @@ FLOORS: Final = {
 } | {"__main__": len(ORDER.split())}
 """First part of a module's name below the package -> its floor."""
 
-CORE_OF_NET: Final = frozenset({"errors", "event", "limits", "when", "version"})
+CORE_OF_NET: Final = frozenset({"errors", "event", "limits", "value", "when", "version"})
 """Modules of core/ that hold no record, so that net/ can be vendored with them."""
 
 _LOOP: Final = frozenset({"asyncio", "socket", "ssl", "selectors", "select", "http", "urllib.request"})

@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from typing import Final
 
 from ..core import when
@@ -14,6 +13,7 @@ from ..core.identity.did import multibase, words
 from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
 from ..core.record import namespace
+from ..core.value import asdict, replace
 from ..core.version import VERSION
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own

@@ -7,13 +7,13 @@ may not write, and may read only if `http.allowed_origins` names it: a page's Ev
 
 import ipaddress
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
 from ..core import rules
 from ..core.errors import SplError
 from ..core.identity import bearer
+from ..core.value import replace
 from ..home.config import Config, is_loopback
 from ..home.disk import DiskError
 from ..net.http1 import RequestHead

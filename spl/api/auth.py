@@ -7,7 +7,6 @@ proof is judged by its proof there too, so that a peer is a peer on every daemon
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -17,6 +16,7 @@ from ..core.identity import bearer
 from ..core.identity.bearer import ADMIN, PROOF_HEADER, Token
 from ..core.keys import same
 from ..core.limits import Limits
+from ..core.value import dataclass, field
 from ..home.config import Settings
 from ..home.vault import Vault
 from ..home.writer import Writer

@@ -14,12 +14,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
 from ..core import when
 from ..core.pair.pair import Pair
+from ..core.value import dataclass
 from ..doctor.examine import finding_json
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.views import THREAD_PAIRS, THREAD_TOKENS

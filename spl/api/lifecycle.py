@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, Final
 
 from ..core.errors import SplError
@@ -10,6 +9,7 @@ from ..core.identity import bearer
 from ..core.pair.pair import ESTABLISHED, Pair
 from ..core.record import filter as filter_
 from ..core.record.filter import PairFilter
+from ..core.value import replace
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response

@@ -7,12 +7,12 @@ the SDK knows nothing but the clocks of what it wrote.
 
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ..core.limits import KIB, MIB
 from ..core.record import record
 from ..core.record.position import PositionError, Positions
+from ..core.value import dataclass
 from ..home.index import Row
 from ..home.log import Log
 from ..home.tables.lists import NAMESPACES, by_actor, by_namespace, by_thread, by_thread_in, name_in

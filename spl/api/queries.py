@@ -8,12 +8,12 @@ records are sent as those of any list.
 
 import json
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core import query as filters
 from ..core.errors import SplError
 from ..core.query import Cost, RecordFilter
+from ..core.value import dataclass, replace
 from ..home.index import Row
 from ..home.tables.lists import by_namespace
 from ..net.routes import Request, Response

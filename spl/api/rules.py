@@ -6,7 +6,6 @@ listing, adding and removing are written once.  Rules hold for the whole daemon,
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ..core import fold, rules
@@ -14,6 +13,7 @@ from ..core.errors import SplError
 from ..core.fold import FoldRule
 from ..core.record import namespace
 from ..core.rules import AitlRule, PermissionRule
+from ..core.value import dataclass
 from ..home.writes import Own
 from ..net.routes import Request, Response
 from .answers import field_error, json_response, list_response, members, texts

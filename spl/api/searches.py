@@ -19,11 +19,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
 from ..core.errors import SplError
+from ..core.value import dataclass, field
 from .auth import Principal
 
 WORKERS: Final = 2

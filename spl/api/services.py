@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +9,7 @@ from ..core import when
 from ..core.errors import CODES, printable
 from ..core.event import event
 from ..core.limits import Limits
+from ..core.value import dataclass, field
 from ..doctor.examine import Doctor
 from ..doctor.mend import StoreMender
 from ..engine.engines import Engines

@@ -12,10 +12,10 @@ answer for whole.  An event stream checks by itself, because it says why it ends
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import replace
 from typing import Final
 
 from ..core.errors import SplError
+from ..core.value import replace
 from ..net.routes import Response
 from ..net.sse import MEDIA_TYPE
 from .answers import Permit

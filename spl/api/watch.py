@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Final
 
 from ..core import rules
 from ..core.limits import KIB
 from ..core.record import record
 from ..core.record.position import Positions
+from ..core.value import dataclass
 from ..home.index import Row
 from ..home.log import Log
 from ..home.tables.lists import by_thread

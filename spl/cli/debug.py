@@ -4,7 +4,6 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from ..core.limits import Limits
 from ..core.pair import diff
 from ..core.pair.diff import Gap, Transition
 from ..core.record import snapshot
+from ..core.value import dataclass
 from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg
 from .out import RECORD_CHARS

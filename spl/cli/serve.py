@@ -1,10 +1,10 @@
 """`spl serve`: the daemon in the foreground, for this machine or with --lan for the network that it is on."""
 
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from ..core.value import replace
 from ..daemon import ServeOptions, run
 from ..home.config import PRIVATE_ONLY, is_loopback
 from ..home.disk import Disk

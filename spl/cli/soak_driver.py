@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from ..client.calls import quote
 from ..core.errors import SplError
+from ..core.value import dataclass
 from . import soak_plan
 from .client import CtlError
 from .pair import PAIRS

@@ -7,10 +7,10 @@ peer's durable ack, both on the clock of the command.
 from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core.errors import SplError, count
+from ..core.value import dataclass, replace
 from .rules import PRIORITY_MAX
 
 HEADER: Final = (

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from ..core.limits import KIB, MIB, Limits
+from ..core.value import dataclass
 from ..net.heads import encode_request
 from ..net.http1 import UNBOUNDED, ResponseHead, ResponseParser
 from .dial import Where

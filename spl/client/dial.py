@@ -10,10 +10,10 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from ..core.value import dataclass
 from ..core.version import SOCKET
 from ..net.heads import WireError
 from .errors import ClientError, fault

@@ -7,8 +7,9 @@ unlucky draw from hammering the peer at once.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
+
+from .value import dataclass, replace
 
 _DOUBLINGS_MAX: Final = 60
 """More would overflow a float; any cap is reached long before."""

@@ -20,7 +20,6 @@ The grant report (`lines`, `agreed`) has a row for each grant: what it grants, w
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Final
@@ -32,6 +31,7 @@ from .pair.pair import Pair
 from .record import namespace
 from .record.levels import EXACT, NAMES, STRUCTURAL, level_of
 from .record.namespace import Namespace
+from .value import asdict, dataclass, field, replace
 
 THREAD: Final = "th_consent"
 KIND_GRANT: Final = "syncropel.consent.grant.v1"

@@ -11,8 +11,9 @@ may help), 10 verification failed (retry will not help), 11 store locked,
 """
 
 import json
-from dataclasses import dataclass
 from typing import Final
+
+from .value import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ A state is small whatever the records hold: of `latest` and `first` it is the se
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Any, Final
 
 from . import canon
 from .rules import RuleError, covers, named
+from .value import dataclass
 
 KIND_FOLD: Final = "syncropel.policy.fold_rule.v1"
 KIND_FOLD_REMOVED: Final = "syncropel.policy.fold_rule_removed.v1"

@@ -21,7 +21,6 @@ the memory of checked roots).  A gate belongs to one pull; threads may share it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from . import keys
@@ -34,6 +33,7 @@ from .record import batch, levels, record
 from .record.levels import Projection
 from .record.namespace import Namespace
 from .record.record import Envelope
+from .value import dataclass, field
 
 CHAIN_UNKNOWN: Final = "chain-unknown"
 KEY_RETIRED: Final = "key-retired"

@@ -9,7 +9,7 @@ break what both sides agree on (forms, levels, grace periods) or if it is a unit
 of work (a piece read at once, a pause) rather than a promise.
 """
 
-from dataclasses import dataclass
+from .value import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB

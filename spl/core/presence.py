@@ -7,11 +7,11 @@ asks at least (`asks_ms`) and what stops its questions (`unreached`), so that th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
 
 from .backoff import Backoff
+from .value import dataclass
 
 ASK_S: Final = 18.0
 """So long without an answer, spread by a tenth, and a peer is asked: later than the heartbeat of a stream or a push."""

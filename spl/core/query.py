@@ -15,13 +15,13 @@ answer would look like one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import ge, gt, le, lt
 from typing import Any, Final
 
 from . import canon
 from .errors import SplError
 from .record.record import CLOCK_MAX
+from .value import dataclass
 
 COLUMNS: Final = ("thread", "actor", "act", "clock", "namespace", "data_type", "id", "parents", "vouched_by")
 TESTS_MAX: Final = 256

@@ -16,7 +16,6 @@ added, and one that an older version stored counts as failed: the request waits 
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,6 +26,7 @@ from .identity.did import label_of, words
 from .identity.manifest import Manifest
 from .proved import is_proved
 from .record import namespace
+from .value import dataclass, field, replace
 
 THREAD: Final = "th_engine_config"
 KIND_PERMISSION: Final = "syncropel.policy.permission_rule.v1"

@@ -6,12 +6,12 @@ shown the first of a chain.  One broken certificate would otherwise read as eigh
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from math import inf
 from typing import Final
 
 from ..core.errors import CODES
 from ..core.limits import Limits
+from ..core.value import dataclass
 from ..net.address import parse_url
 from ..sync.peer import foreign_step
 from . import conditions as seen

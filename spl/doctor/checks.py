@@ -5,12 +5,12 @@ its facts could not be gathered because another check failed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ..core.errors import count, plural
 from ..core.pair.state import ON_DEMAND
 from ..core.record.page import PEER_PUSHES, WE_PUSH
+from ..core.value import dataclass
 from ..core.when import span
 from .catalogue import FAIL, Finding
 from .conditions import MANIFEST, SKEW_WARN_MS, waiting

@@ -7,12 +7,12 @@ catalogue; only the facts differ.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..core.identity.did import short_of, words
 from ..core.pair.pair import Pair
 from ..core.rules import locks_out_handshake
+from ..core.value import replace
 from ..core.version import PROTOCOL
 from ..home.config import Settings
 from ..home.home import Home

@@ -7,11 +7,11 @@ never shows, and no test of another finding notices.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..core.limits import Limits
 from ..core.presence import OneWay
+from ..core.value import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Each function returns `known` with more facts filled in, so a misspelt fact is a
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND, POLLING, Asked, Degraded, Requested, Waiting
 from ..core.record.namespace import Namespace
 from ..core.record.page import PEER_PUSHES
+from ..core.value import dataclass
 from ..core.version import SOCKET
 from ..home.config import ConfigError
 from ..home.disk import Disk, DiskError, lock_home

@@ -9,10 +9,10 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 from ..core.limits import Limits
+from ..core.value import dataclass, field
 from ..home.writer import Writer
 from ..sync.changes import Feed, OfferedStatus
 from ..sync.reach import PairStatus

@@ -1,11 +1,11 @@
 """One pair at one moment: the value that every face of the daemon is made from, so that none lies alone."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
+from ..core.value import dataclass
 from ..sync.changes import OfferedStatus
 from ..sync.reach import PairStatus
 from .catalogue import Finding

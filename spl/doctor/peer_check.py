@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from ..core import canon, when
@@ -25,6 +24,7 @@ from ..core.limits import Limits
 from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
 from ..core.record import page
+from ..core.value import dataclass, field, replace
 from ..home.vault import Vault
 from ..net.address import ReachError
 from ..net.client import HttpClient, Reply

@@ -7,11 +7,11 @@ operator may have named another one by mistake.
 import base64
 import binascii
 import re
-from dataclasses import dataclass, field
 from typing import Final
 
 from ..core.errors import SplError
 from ..core.keys import SEED_BYTES, SecretKey
+from ..core.value import dataclass, field
 
 FILE_BYTES_MAX: Final = 64 * 1024
 

@@ -3,9 +3,9 @@
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..core.value import dataclass, field
 from .nats import Nats
 from .protocol import SAID_BYTES_MAX, Delivery, EngineError, decoded, headers_of, said
 

@@ -20,11 +20,11 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
 from ..core.limits import MIB
+from ..core.value import dataclass, field
 from ..core.version import VERSION
 from ..net.address import ReachError, Url, is_loopback
 from ..net.dialer import Dialer, DialPolicy

@@ -15,13 +15,13 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ..core import consent
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
+from ..core.value import dataclass
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.views import THREAD_NAMESPACES
 from ..home.writes import SavedPosition

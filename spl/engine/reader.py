@@ -8,12 +8,12 @@ The methods block on the disk and are called in a thread.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..core.identity.did import Chain
 from ..core.limits import MIB
 from ..core.record import namespace
+from ..core.value import dataclass, field
 from ..home.index import Row
 from ..home.tables.lists import by_namespace
 from ..home.vault import Vault

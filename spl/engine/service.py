@@ -9,7 +9,6 @@ import shutil
 import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from ..core.errors import SplError
 from ..core.limits import MIB
 from ..core.pair.pair import Pair
 from ..core.record import namespace
+from ..core.value import dataclass
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.vault import Vault

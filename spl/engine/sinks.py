@@ -6,11 +6,11 @@ namespaces, and it ends with the record that withdraws it.  Credentials are a pa
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core.consent import KIND_SINK
 from ..core.record import namespace
+from ..core.value import dataclass, replace
 from .nats import endpoint_of
 from .protocol import EngineError
 from .subjects import SHARD, THREAD

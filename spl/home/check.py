@@ -6,7 +6,6 @@ lock; opening that cuts a torn tail as a start of the daemon would, and the firs
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from ..core import canon
 from ..core.errors import SplError
 from ..core.limits import Limits
 from ..core.record import levels, record
+from ..core.value import asdict
 from .disk import Disk, lock_home
 from .home import BACK, STORE, log_lacking, now_ms, random_bytes
 from .log import Log

@@ -26,13 +26,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from ..core.errors import SplError
 from ..core.limits import Limits
+from ..core.value import dataclass
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")

@@ -10,12 +10,12 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal
 
 from ..core import when
 from ..core.errors import SplError
 from ..core.limits import Limits
+from ..core.value import dataclass, field, replace
 
 FILE_NAME: Final = "config.toml"
 APPROVALS: Final = ("manual", "auto", "closed")
@@ -64,7 +64,7 @@ class Config:
             {"key": key, "value": _shown(getattr(self, name)), "source": self.sources.get(key, "default")}
             for key, (name, _) in KEYS.items()
         ]
-        limits = {item.name: getattr(self.limits, item.name) for item in fields(Limits)}
+        limits = {name: getattr(self.limits, name) for name in Limits.__match_args__}
         return rows + [
             {"key": f"limits.{name}", "value": value, "source": FILE_NAME}
             for name, value in limits.items()
@@ -213,7 +213,7 @@ def _flat(tables: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object
 
 
 def _limits(table: object, text: str) -> Limits:
-    known = {item.name: getattr(Limits(), item.name) for item in fields(Limits)}
+    known = {name: getattr(Limits(), name) for name in Limits.__match_args__}
     if not isinstance(table, dict):
         raise ConfigError("config-invalid", f"{FILE_NAME}: limits is a table")
     for name, value in table.items():

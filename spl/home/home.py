@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +17,7 @@ from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.identity.did import certifies, chain_of, multibase, words
 from ..core.limits import Limits
+from ..core.value import dataclass
 from .config import FILE_NAME, Config, ConfigError, load
 from .disk import Disk, Lock, unusable
 from .log import Log

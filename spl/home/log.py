@@ -21,13 +21,13 @@ import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Final, Self
 
 from ..core.limits import Limits
 from ..core.recent import SYNC_BOUNDS_MS, Histogram
+from ..core.value import dataclass, replace
 from .disk import Disk, unusable
 from .index import Added, Index, Row
 from .recovery import (

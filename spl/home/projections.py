@@ -7,13 +7,13 @@ was raised says all that and more.  What was shown is not recalled: a claim stay
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ..core import consent
 from ..core.consent import Inbound
 from ..core.pair.pair import Pair
 from ..core.record.levels import NAMES, STRUCTURAL
+from ..core.value import dataclass
 from .log import Log
 from .segments import PROJECTION
 from .tables.lists import projections_of

@@ -13,7 +13,6 @@ A damaged line keeps its seq and has an empty row in the index; its bytes stay w
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from ..core.errors import SplError
 from ..core.limits import MIB
 from ..core.record import record
 from ..core.record.levels import NAMES
+from ..core.value import dataclass
 from .disk import TEMP_SUFFIX, Disk, File
 from .index import Added, Index
 from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, entry_of, header_of

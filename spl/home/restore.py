@@ -28,7 +28,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +38,7 @@ from ..core.limits import MIB, Limits
 from ..core.pair.pair import Pair
 from ..core.record import record
 from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed, placed, sound
+from ..core.value import dataclass, field
 from .disk import Disk, File, IdDigest, scratch
 from .snapshot import Judge, Places, Rights
 from .views import load as load_views

@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from ..core import canon
 from ..core.errors import SplError
+from ..core.value import dataclass
 from .disk import Disk, File
 
 FORMAT: Final = 1

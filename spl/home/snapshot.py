@@ -13,7 +13,6 @@ an operator brings count as if a relay had shown them: what contradicts a pinned
 
 import json
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from ..core.limits import Limits
 from ..core.record import namespace, record
 from ..core.record.record import Envelope
 from ..core.record.snapshot import CHAINS_BYTES_MAX, SnapshotError, SnapshotHeader, envelope_of, malformed, placement
+from ..core.value import dataclass
 from .disk import Disk, IdDigest
 from .log import Entry, LineError, Log, Row
 from .tables.lists import by_thread, by_thread_in

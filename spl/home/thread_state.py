@@ -9,12 +9,12 @@ their records hold.
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Final
 
 from ..core import fold
 from ..core.fold import FoldRule, FoldState
+from ..core.value import dataclass, replace
 from .log import Log, Row
 from .tables.lists import by_thread, by_thread_in
 

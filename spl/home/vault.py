@@ -11,7 +11,6 @@ DID stays beside a new one, because with it that DID would be gone for good.
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from ..core.identity.did import Chain, DidError, chain_of, check_label, did_of, 
 from ..core.identity.pins import grown
 from ..core.keys import KEY_BYTES, SEED_BYTES, KeyFault, SecretKey, b64, box_public, digest, unb64
 from ..core.limits import Limits
+from ..core.value import dataclass, field
 from .disk import TEMP_SUFFIX, Disk, unusable
 from .nonces import NonceMemory
 

@@ -12,7 +12,6 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ..core import consent, fold, rules
@@ -27,6 +26,7 @@ from ..core.pair.pair import ApprovalRequest, Pair
 from ..core.record import namespace
 from ..core.record.namespace import Namespace
 from ..core.rules import AitlRules, PermissionRules
+from ..core.value import dataclass, field, replace
 from .log import Entry, LineError, Log, Row
 from .tables.lists import POSITIONS, REFUSALS, by_thread, name_in, refusals_of
 

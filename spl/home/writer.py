@@ -20,7 +20,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -34,6 +33,7 @@ from ..core.record import batch, namespace, record
 from ..core.record.filter import fields_of
 from ..core.record.levels import NAMES
 from ..core.record.record import Envelope, Sig
+from ..core.value import dataclass, field
 from .commit_queue import CommitQueue, Post, Soon, Submission, Waiter, answer
 from .log import Entry, Log
 from .segments import PROJECTION

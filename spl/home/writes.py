@@ -1,7 +1,6 @@
 """What can be written: the items of a submission, and what one write made visible."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
 
 from ..core import canon
@@ -9,6 +8,7 @@ from ..core.identity.did import Chain
 from ..core.keys import SecretKey
 from ..core.record.levels import Projection
 from ..core.record.record import Envelope
+from ..core.value import dataclass, field
 from .commit_queue import Post, Submission, Waiter
 from .log import Entry
 

@@ -15,13 +15,13 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urljoin
 
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.limits import Limits
+from ..core.value import dataclass, field
 from .address import ReachError, Url, parse_url
 from .deflate import CODING, Inflater
 from .dialer import Dialer, DialPolicy, Resolve

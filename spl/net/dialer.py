@@ -17,10 +17,10 @@ import ssl
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Final, Literal
 
+from ..core.value import dataclass, field
 from .address import ReachError, Url, is_address, is_loopback, judge, kind_of
 from .sockets import dial
 

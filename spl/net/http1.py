@@ -27,11 +27,11 @@ limit.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
 from ..core.limits import Limits
+from ..core.value import dataclass, field
 from .heads import (
     TOKEN_BYTES,
     Parts,

@@ -4,8 +4,8 @@ The client does the same and reports the error alone; a diagnosis needs every st
 """
 
 import ssl
-from dataclasses import dataclass
 
+from ..core.value import dataclass
 from .address import ReachError, parse_url
 from .dialer import Dialer, DialPolicy, Resolve
 

@@ -11,11 +11,11 @@ raise; they never see a socket.  JSON is the application's:
 import re
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..core.errors import SplError
+from ..core.value import dataclass, field
 from .heads import encode_head, status_line
 from .http1 import RequestHead, WireError
 from .parts import BodyParts

@@ -5,11 +5,11 @@ The heads of plain answers differ in the length alone within one second, so they
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..core.errors import SplError
 from ..core.limits import Limits
+from ..core.value import replace
 from .admission import Admission
 from .heads import http_date
 from .http1 import KnownHeads, RequestHead

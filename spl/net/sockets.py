@@ -13,11 +13,11 @@ import termios
 from asyncio import sslproto
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ..core.errors import SplError
+from ..core.value import dataclass
 from .address import ReachError, kind_of
 
 FLOOR_BYTES_S: Final = 1024

@@ -6,9 +6,9 @@ An event is bounded, and so is what comes between two, such as comments: a sourc
 for as long as it likes.  How the input was cut never changes the events.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
+from ..core.value import dataclass
 from .http1 import WireError
 
 MEDIA_TYPE: Final = "text/event-stream"

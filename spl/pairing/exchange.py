@@ -5,7 +5,6 @@ that the peer's verified manifest names.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -18,6 +17,7 @@ from ..core.identity.pins import FORK
 from ..core.limits import KIB
 from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
+from ..core.value import dataclass
 from ..net.address import ReachError, parse_url
 from ..net.dialer import DialPolicy
 from ..sync.peer import CHAINS, ForeignAnswer, PeerClient, SyncError, bare, cut_text, is_ours, signed_part

@@ -13,7 +13,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -29,6 +28,7 @@ from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
+from ..core.value import dataclass, field, replace
 from ..home.logs import CountedLog
 from ..home.writes import Own, size_of
 from ..sync.budget import INTAKE_PAUSED

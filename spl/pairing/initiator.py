@@ -13,7 +13,6 @@ steps; `HandshakeLoop` runs on the event loop.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +29,7 @@ from ..core.pair.handshake import HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import MODES, STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
 from ..core.pair.steps import Effect, End, ManifestChange, Park
+from ..core.value import dataclass, field, replace
 from ..home.config import Settings
 from ..net.address import ReachError
 from ..sync.peer import REJECTED_401, WHY_401

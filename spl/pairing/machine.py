@@ -11,7 +11,6 @@ Numbers such as 3a are the steps of core/pair/handshake.py.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from ..core import when
@@ -39,6 +38,7 @@ from ..core.pair.state import (
 )
 from ..core.pair.steps import Effect, PairEvent
 from ..core.recent import Ages
+from ..core.value import replace
 from ..home.home import Home, default_label
 from ..home.logs import CountedLog
 from ..home.manifest import ManifestSigner

@@ -10,7 +10,6 @@ not delay the renewal of a token by a day.
 
 import asyncio
 import logging
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -25,6 +24,7 @@ from ..core.pair.handshake import token_ref
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import MODES, Active, Degraded
 from ..core.pair.steps import ManifestChange, Recover
+from ..core.value import dataclass, field, replace
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
 from ..net.address import parse_url

@@ -18,7 +18,6 @@ Blocks on the disk; runs on the thread of the steps.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..core.errors import SplError, http_code
@@ -33,6 +32,7 @@ from ..core.pair.pair import ESTABLISHED, Pair, PairError, is_sent_away
 from ..core.pair.state import SUPERSEDED, Asked, Proposal, Requested, Revoked, Waiting
 from ..core.pair.steps import Ask, Effect, End
 from ..core.record import namespace
+from ..core.value import dataclass, replace
 from ..home.config import Settings
 from ..home.logs import CountedLog
 from ..home.policy import Policy

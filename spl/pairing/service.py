@@ -14,7 +14,6 @@ supervised task of its own, named by the pair.  `pair` starts a request and then
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from ..core.pair import steps
 from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
 from ..core.pair.state import MODES, Active, Degraded, Revoked, Revoking
 from ..core.pair.steps import Effect, FirstSync, Resync, TellPeer
+from ..core.value import dataclass
 from ..home.config import Settings
 from ..home.logs import CountedLog
 from ..home.policy import Policy
@@ -74,7 +74,7 @@ class Pairing:
 
     def __init__(
         self, pairs: Pairs, settings: Settings, peers: PeerClient, policy: Policy, sync: Sync,
-        anti_entropy: AntiEntropy, pace: Pace = Pace(),
+        anti_entropy: AntiEntropy, pace: Pace = Pace(),  # noqa: B008 - a value
     ) -> None:  # fmt: skip
         self.pairs, self.published, self.peers, self.limits = pairs, pairs.published, peers, pairs.limits
         self._settings, self._sync, self._anti_entropy, self._pace = settings, sync, anti_entropy, pace

@@ -13,7 +13,6 @@ Blocks on the disk, except where a method says otherwise; runs on the thread of 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from ..core.backoff import Buckets
@@ -22,6 +21,7 @@ from ..core.pair import handshake, steps
 from ..core.pair.pair import ESTABLISHED, Pair
 from ..core.pair.state import MODES
 from ..core.pair.steps import Effect
+from ..core.value import dataclass
 from .machine import REVOKED, Pairs, by_peer, unconfirmed
 
 CHANGES_MAX: Final = 8

@@ -17,7 +17,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Final
@@ -28,6 +27,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.state import ON_DEMAND
 from ..core.record.page import PEER_PUSHES
+from ..core.value import dataclass, field
 from ..home.writes import Commit, Hop
 from .ledger import AGAIN_MAX_S, AGAIN_S
 from .peer import COMPARE_NOTE, SyncError

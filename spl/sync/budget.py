@@ -21,12 +21,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
 
 from ..core import when
 from ..core.errors import SplError
+from ..core.value import dataclass
 from ..home.log import Line, LineError, Log
 from ..home.tables.lists import DAYS, POSITIONS, name_in
 

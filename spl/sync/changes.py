@@ -18,7 +18,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -32,6 +31,7 @@ from ..core.recent import Histogram, Lags, summary
 from ..core.record.levels import EXACT
 from ..core.record.page import WE_PUSH
 from ..core.record.record import is_id
+from ..core.value import dataclass
 from ..home.tables.lists import by_namespace
 from ..home.vault import Vault
 from ..home.writer import Writer

@@ -10,7 +10,6 @@ fingerprints of the sets are kept for a minute, for the next question; later req
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -18,6 +17,7 @@ from ..core.errors import SplError
 from ..core.record import fingerprint
 from ..core.record.fingerprint import FingerprintAnswer, Question
 from ..core.record.levels import NAMES
+from ..core.value import dataclass, field
 from ..home.writer import Writer
 from .changes import Feed
 from .holdings import Holdings, PairTerms, terms_of

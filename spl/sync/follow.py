@@ -15,7 +15,6 @@ of those that follow one another.  A full inbox stops the reading, and TCP stops
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -26,6 +25,7 @@ from ..core.pair.pair import Pair
 from ..core.record import page
 from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import Page
+from ..core.value import dataclass, field
 from ..net.client import EventStream
 from ..net.sse import Event
 from .changes import Feed

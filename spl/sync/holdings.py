@@ -18,7 +18,6 @@ import json
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..core import consent
@@ -36,6 +35,7 @@ from ..core.record.fingerprint import (
     RangePart,
 )
 from ..core.record.levels import EXACT, STRUCTURAL
+from ..core.value import dataclass, field
 from ..home.index import NO_START, Row
 from ..home.log import Log
 from ..home.segments import PROJECTION

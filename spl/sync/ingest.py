@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -40,6 +39,7 @@ from ..core.pair.state import known, refusal_code
 from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page, PushBody
+from ..core.value import dataclass, field, replace
 from ..home.logs import CountedLog
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer

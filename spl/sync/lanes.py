@@ -20,13 +20,13 @@ whose filter hides a million records delays another pair by one step at most.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Final
 
 from ..core.record.cursor import LANES_MAX, Cursor, Lane, lane_key
 from ..core.record.filter import PairFilter
 from ..core.record.record import is_reserved
+from ..core.value import dataclass, field
 from ..home.index import Row
 from ..home.tables.lists import by_namespace, by_thread_in
 from .scope import SCAN_ROWS, LogView, Scope, Steps

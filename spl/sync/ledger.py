@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from ..core.backoff import Backoff
@@ -28,6 +27,7 @@ from ..core.gate import SCOPE_VIOLATION
 from ..core.limits import Limits
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.record import is_id
+from ..core.value import dataclass, field
 from ..home.index import Row
 from ..home.tables.lists import refusals_of
 from ..home.vault import Vault

@@ -16,12 +16,12 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..core.limits import KIB
 from ..core.pair.state import POLLING
 from ..core.record import page
+from ..core.value import dataclass, field
 from ..home.index import Row
 from .scope import Scope, within
 from .source import Credential, FeedError, Query, Source

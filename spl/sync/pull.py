@@ -14,7 +14,6 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -26,6 +25,7 @@ from ..core.pair.pair import Pair
 from ..core.presence import ANSWER_S
 from ..core.record import page
 from ..core.record.page import Page
+from ..core.value import dataclass, field
 from .ingest import Ingest, Taken
 from .ledger import TRIES_MAX
 from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_refused_size, is_too_much

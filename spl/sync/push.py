@@ -18,7 +18,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import CONTINUOUS, known, refusal_code
 from ..core.record import page
 from ..core.record.page import BOTH, Page, PushAnswer
+from ..core.value import dataclass, field, replace
 from ..home.writes import Commit, Hop
 from ..net.client import Reply
 from .changes import Feed

@@ -21,7 +21,6 @@ One value for all pairs, shared by the services; used on the event loop only.
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from ..core import when
@@ -30,6 +29,7 @@ from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
 from ..core.presence import ASK_S, CONTACT_FRESH_S, OFFLINE_S, OneWay, OwnBeat, Presence
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
+from ..core.value import dataclass, field
 from .budget import IntakeStatus
 from .peer import AUTH_CODES, STATE_CODES, SyncError
 

@@ -16,7 +16,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ..core import consent, when
@@ -27,6 +26,7 @@ from ..core.gate import Verdict
 from ..core.record import fingerprint
 from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
 from ..core.record.levels import NAMES
+from ..core.value import dataclass, field, replace
 from ..home.tables.lists import by_namespace, refusals_of
 from ..home.writes import Refuse
 from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError

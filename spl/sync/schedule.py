@@ -9,7 +9,6 @@ peer that is silent is asked for a sign of life (reach.py); no answer is a failu
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from ..core.pair.state import CONTINUOUS, ON_DEMAND
 from ..core.presence import STREAM_BACKOFF_MAX_S, Turns
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
+from ..core.value import dataclass, field
 from ..home.writes import Commit, Hop
 from ..net.address import ReachError
 from .budget import INTAKE_PAUSED

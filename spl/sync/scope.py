@@ -19,7 +19,6 @@ Any thread may ask: the index answers without locks.
 import json
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from ..core import consent
@@ -30,6 +29,7 @@ from ..core.record import levels
 from ..core.record.cursor import LANES_MAX, lane_key
 from ..core.record.filter import PairFilter, fields_of
 from ..core.record.levels import EXACT, STRUCTURAL
+from ..core.value import dataclass, field
 from ..home.index import Index, Row
 from ..home.tables.lists import by_namespace, received, received_vouched, vouched
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS

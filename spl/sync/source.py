@@ -17,7 +17,6 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from ..core import consent
@@ -35,6 +34,7 @@ from ..core.record.cursor import Cursor
 from ..core.record.filter import OPEN
 from ..core.record.levels import EXACT
 from ..core.record.page import PEER_PUSHES
+from ..core.value import dataclass, replace
 from ..home.index import Row
 from ..home.segments import LineError
 from ..home.tables.lists import vouched

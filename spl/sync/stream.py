@@ -21,7 +21,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
-from dataclasses import replace
 from typing import Final
 
 from ..core import rules
@@ -29,6 +28,7 @@ from ..core.limits import KIB
 from ..core.record import page
 from ..core.record.cursor import Cursor
 from ..core.record.record import is_reserved
+from ..core.value import replace
 from ..home.index import Row
 from ..home.segments import Entry
 from ..home.tables.lists import by_namespace, by_thread

@@ -20,10 +20,10 @@ compare whole names, prefixes and suffixes.  Comparisons do not chain.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ..errors import SplError
+from ..value import dataclass
 
 SOURCE_CHARS_MAX: Final = 4096
 """Part of the language: a stored rule must be readable on each instance that folds it."""

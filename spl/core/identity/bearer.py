@@ -9,13 +9,13 @@ token hash and body digest (the idea of RFC 9449), so that a captured bearer is 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from .. import canon, keys, when
 from ..errors import SplError
 from ..keys import KeyFault, SecretKey
 from ..limits import Limits
+from ..value import dataclass, field, replace
 
 ADMIN: Final = "admin"
 FEDERATION: Final = frozenset({"federation:sync", "federation:subscribe"})

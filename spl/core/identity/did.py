@@ -10,7 +10,6 @@ the 32 key bytes.
 
 import hashlib
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -18,6 +17,7 @@ from .. import canon, when
 from ..errors import SplError
 from ..keys import KEY_BYTES, KeyFault, SecretKey, b64, digest, unb64, verify
 from ..limits import Limits
+from ..value import dataclass
 from .words import WORDS
 
 PREFIX: Final = "did:sync:instance:"

@@ -10,13 +10,13 @@ itself, so the validity is covered too.  Members we do not know are tolerated an
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from .. import canon, keys, when
 from ..errors import SplError
 from ..keys import KeyFault, SecretKey
 from ..limits import KIB, Limits
+from ..value import dataclass, field, replace
 from ..version import PROTOCOL
 from .did import Chain, DidError, certifies, chain_of, is_instance_did, key_of, multibase, short_of, words
 from .pins import STALE, grown

@@ -22,11 +22,11 @@ the table, the next one half of the rest, and a new signer of another peer alway
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
 from ..limits import Limits
+from ..value import dataclass, field
 from .did import Chain, DidError, Rotation, chain_from_json
 
 FORK: Final = "chain-fork"

@@ -6,12 +6,12 @@ forgotten beyond REQUESTS_MAX.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
 from .. import when
 from ..errors import SplError
+from ..value import dataclass, replace
 
 THREAD: Final = "th_aitl"
 KIND_REQUEST: Final = "syncropel.aitl.request.v1"

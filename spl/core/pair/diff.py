@@ -7,12 +7,12 @@ trouble, a manifest it fetched) has none and is never missed on the other.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import canon, keys, when
 from ..errors import SplError
 from ..record import record
+from ..value import dataclass
 from . import pair
 from .pair import Pair
 

@@ -30,7 +30,6 @@ says so itself and its message can be verified.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .. import keys
@@ -42,6 +41,7 @@ from ..keys import SecretKey
 from ..limits import Limits
 from ..record import namespace
 from ..record.namespace import DEFAULT, Namespace, NamespaceError
+from ..value import dataclass, replace
 from .state import (
     MODES,
     STARTS,

@@ -19,7 +19,6 @@ Unlisted above and without a change of state: Configure, ManifestChange, TokenCh
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from .. import when
@@ -29,6 +28,7 @@ from ..identity.message import is_nonce, is_pair_id
 from ..identity.pins import grown
 from ..limits import Limits
 from ..record.filter import FILTERS_MAX, OPEN
+from ..value import replace
 from .aitl import ApprovalRequest, fold_requests, request_summary
 from .state import (
     MODES,

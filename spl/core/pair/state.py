@@ -5,7 +5,6 @@ Five phases are what people see; within them each state is a class of its own, s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Final
 
@@ -14,6 +13,7 @@ from ..errors import SplError
 from ..identity.did import Chain
 from ..identity.manifest import Manifest
 from ..record.filter import PairFilter
+from ..value import dataclass
 
 CONTINUOUS: Final = "continuous"
 ON_DEMAND: Final = "on-demand"

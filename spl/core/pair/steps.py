@@ -5,11 +5,11 @@ into one submission, the rest is done once that is durable.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from .. import when
+from ..value import dataclass
 from .pair import ESTABLISHED, ESTABLISHING, PREFIX, apply
 from .state import (
     Active,

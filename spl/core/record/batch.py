@@ -8,12 +8,12 @@ record alone is signed plainly.
 import hashlib
 from binascii import b2a_base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from ..errors import SplError
 from ..keys import KeyFault, unb64
+from ..value import dataclass
 
 SIZE_MIN: Final = 2
 SIZE_MAX: Final = 64

@@ -15,12 +15,12 @@ import binascii
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from ..errors import SplError
 from ..keys import aead_open, aead_seal
+from ..value import dataclass
 
 LANES_MAX: Final = 64
 """One for each namespace that a pair may share (limits.namespaces_per_pair)."""

@@ -11,7 +11,6 @@ All are texts: `namespace` is the record's namespace here, `kind` is that of its
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from ..cel.evaluate import Budget, Expr, ExprError, evaluate, parse
 from ..cel.grammar import Node, fault
 from ..errors import SplError
 from ..limits import Limits
+from ..value import dataclass, replace
 from .record import is_reserved
 
 THREADS_MAX: Final = 256

@@ -22,13 +22,13 @@ import binascii
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, Final
 
 from .. import canon
 from ..errors import SplError
+from ..value import dataclass, field
 from .record import is_id
 
 HELD: Final = "held"

@@ -22,13 +22,13 @@ content: {id, record}}, and never a record.
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .. import canon, keys
 from ..errors import SplError
 from ..keys import SIGNATURE_BYTES, KeyFault, SecretKey, b64, unb64
 from ..limits import Limits
+from ..value import dataclass, field
 from . import record
 
 NAMES: Final = ("L0", "L1", "L2", "L3")

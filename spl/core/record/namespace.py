@@ -6,10 +6,10 @@ it and all above it are active; `default` always is.  The registry is a fold ove
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import SplError
+from ..value import dataclass, replace
 
 DEFAULT: Final = "default"
 SEGMENTS_MAX: Final = 4

@@ -23,7 +23,6 @@ record.  A push body holds a page like any other, so one gate and one store path
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import nan
 from typing import Any, Final
 
@@ -31,6 +30,7 @@ from .. import canon
 from ..errors import CODES, SplError
 from ..gate import SCOPE_VIOLATION, claimed_id
 from ..limits import MIB, Limits
+from ..value import dataclass, field
 from .cursor import TEXT_CHARS_MAX
 from .record import is_id
 

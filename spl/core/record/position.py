@@ -13,10 +13,10 @@ clients that keep an integer could not hold.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import SplError
+from ..value import dataclass, field
 
 KEY_BYTES: Final = 32
 SHOWN_MAX: Final = 2**52 - 1

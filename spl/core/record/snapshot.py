@@ -20,7 +20,6 @@ vouchers for the same id are left out: one line an id.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from .. import canon, keys
 from ..errors import SplError
 from ..identity.did import Chain, multibase
 from ..limits import MIB, Limits
+from ..value import dataclass, field, replace
 from . import namespace, record
 from .record import Envelope
 

@@ -12,10 +12,10 @@ change and memory only grows; a table whose file was unlinked serves the readers
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...core.value import dataclass
 from ..disk import Disk
 from .rows import ROW
 from .sstable import NEXT_PREFIX, Memory, Span, Table, TableWriter

@@ -18,12 +18,12 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from struct import Struct
 from typing import Final
 from zlib import crc32
 
+from ...core.value import asdict, dataclass, field
 from ..disk import TEMP_SUFFIX, Disk, File
 
 FORMAT: Final = 4
