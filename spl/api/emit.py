@@ -64,7 +64,7 @@ def emit(request: Request, principal: Principal, services: Services) -> Awaitabl
         return _emit_long(request, principal, services)
     item = Emit(_decoded(request.body, principal, services), len(request.body), principal.who)
     seen = positions(principal, services)
-    answer = Later[list[Outcome]](lambda outcomes: Response(body=_emitted(outcomes[0], seen)))
+    answer: Later[list[Outcome]] = Later(lambda outcomes: Response(body=_emitted(outcomes[0], seen)))
     loop = asyncio.get_running_loop()
     services.writer.submit_posted([([item], answer)], loop.call_soon_threadsafe, loop.call_soon)
     return answer
@@ -73,7 +73,7 @@ def emit(request: Request, principal: Principal, services: Services) -> Awaitabl
 async def _emit_long(request: Request, principal: Principal, services: Services) -> Response:
     size, seen = len(request.body), positions(principal, services)
     item = Emit(await _aside(size, _decoded, request.body, principal, services), size, principal.who)
-    answer = Later[list[Outcome]](lambda outcomes: Response(body=_emitted(outcomes[0], seen)))
+    answer: Later[list[Outcome]] = Later(lambda outcomes: Response(body=_emitted(outcomes[0], seen)))
     services.writer.submit_posted([([item], answer)], asyncio.get_running_loop().call_soon_threadsafe)
     return await answer
 

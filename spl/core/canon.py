@@ -28,6 +28,7 @@ GROWTH_TIMES: Final = 8
 GROWTH_FREE_DIGITS: Final = 4096
 """Digits that the integers of floats may have in all, beside GROWTH_TIMES the length of the text that holds them."""
 
+_SPACE: Final = " \t\n\r"
 _INTEGRAL: Final = re.compile(r"[0-9](?:\.0|e\+[0-9]+)(?:[],}]|\Z)")
 """Finds each float that equals an integer as our encoder writes it, and seldom anything else."""
 
@@ -59,7 +60,7 @@ def decode(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any:
     try:
         text = data.decode()
         try:
-            value = _STRICT.decode(text)
+            value = _value(_STRICT, text)
         except _IntegralFloat:
             decoder = json.JSONDecoder(
                 parse_float=_Room(len(data)).number, parse_int=_int, parse_constant=_constant, object_pairs_hook=_unique
@@ -82,7 +83,7 @@ def decode_canonical(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any |
     """
     try:
         text = data.decode()
-        value = _PLAIN.decode(text)
+        value = _value(_PLAIN, text)
         if _text(value) != text:
             return None
     except (ValueError, RecursionError):
@@ -134,6 +135,14 @@ def _exact(value: Any, room: _Room) -> Any:
         return [_exact(item, room) for item in value]
     if isinstance(value, dict):
         return {key: _exact(item, room) for key, item in value.items()}
+    return value
+
+
+def _value(decoder: json.JSONDecoder, text: str) -> Any:
+    """Return what `decoder.decode` does, which looks for space around the text by two regexes: a microsecond."""
+    value, end = decoder.raw_decode(text, len(text) - len(text.lstrip(_SPACE)))
+    if text[end:].strip(_SPACE):
+        raise ValueError(f"extra data at {end}")
     return value
 
 

@@ -329,8 +329,7 @@ class Connection(asyncio.Protocol):
         head, match = self.head, self.match
         assert head is not None
         assert match is not None
-        pieces = self.pieces
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
         self.pieces = []
         request = Request(
             head.method, head.path, self.query, head.headers, body, match.params,
@@ -362,7 +361,8 @@ class Connection(asyncio.Protocol):
             except SplError as error:
                 response = self.shared.refusal(error, self.head)
             self._send(response)
-        self._advance()
+        if self.parser.buffered or self.read_paused:
+            self._advance()
 
     async def _work(self, answer: Response | Awaitable[Response]) -> None:
         """Await the app's answer and send it."""

@@ -42,6 +42,7 @@ GATHER_AT_ONCE_BYTES: Final = 16 * KIB
 ACK_EVERY_S: Final = 0.01
 """An ack costs both sides what half a record does."""
 ACK_POST_EVERY_S: Final = 0.1
+FREQUENT: Final = frozenset({"record.created", "ack"})
 HOLD_MAX_S: Final = 30.0
 """A source that stops asks us to wait a second; whatever it says, we try again after half a minute."""
 BREAKS_MS: Final = 600_000
@@ -185,7 +186,7 @@ class StreamWatcher(Protocol):
     """The service that decides when a stream is opened."""
 
     def on_event(self, pair_id: str) -> None:
-        """The pair's stream brought an event, of whatever kind; of the records within a second the first says so."""
+        """The pair's stream brought an event; of records and acks within a second the first says so."""
 
 
 class Follower:
@@ -224,7 +225,7 @@ class Follower:
             async for event in stream:
                 heard_ms, state.flow.heard_ms = state.flow.heard_ms, self._now_ms()
                 is_quick = heard_ms is not None and heard_ms // 1000 == state.flow.heard_ms // 1000
-                if event.name != "record.created" or not is_quick:
+                if not is_quick or event.name not in FREQUENT:
                     self._watcher.on_event(state.pair_id)  # once a second is enough: of a record it takes a tenth
                 if event.name != "record.created" and len(event.data) > CONTROL_BYTES_MAX:
                     raise page.PageError(

@@ -49,6 +49,8 @@ from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
 log = logging.getLogger("spl.federation")
 
 SEALED_MAX: Final = 256
+NONCES: Final = 64
+"""Drawn at once: to ask the system for one costs a stream as much as its event's head."""
 SIGNERS_MAX: Final = 4096
 """Signers remembered for each pair whose scope the index does not count."""
 ASKS_MS: Final = int(1.1 * ASK_S * 1000)
@@ -115,7 +117,9 @@ class Source:
         self.rollbacks = Rollbacks(vault)
         self._random_bytes = random_bytes
         self._recent = recent
+        self._nonces: list[bytes] = []
         self._sealed: dict[tuple[str, str], Cursor] = {}
+        self._sealed_before = self._sealed
         """The last cursors that were sealed, as an ack brings one back within milliseconds; any thread may add."""
         self._empty: dict[str, EmptyRanges] = {}
         self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
@@ -212,11 +216,21 @@ class Source:
 
     def seal(self, pair_id: str, cursor: Cursor) -> str:
         """Return the cursor's text for the pair."""
-        text = cursors.seal(cursor, self.vault.cursor_key(), self._random_bytes(AEAD_NONCE_BYTES), pair_id)
+        text = cursors.seal(cursor, self.vault.cursor_key(), self._nonce(), pair_id)
         if len(self._sealed) >= SEALED_MAX:
-            self._sealed = {}
+            self._sealed, self._sealed_before = {}, self._sealed
         self._sealed[pair_id, text] = cursor
         return text
+
+    def _nonce(self) -> bytes:
+        """Return random bytes that were never used; any thread may ask."""
+        try:
+            return self._nonces.pop()
+        except IndexError:
+            drawn = self._random_bytes(NONCES * AEAD_NONCE_BYTES)
+            first, *others = (drawn[at : at + AEAD_NONCE_BYTES] for at in range(0, len(drawn), AEAD_NONCE_BYTES))
+            self._nonces += others
+            return first
 
     def head(self, pair_id: str) -> int | None:
         """Return how many records the pair is offered; None until all are counted."""
@@ -285,7 +299,7 @@ class Source:
         )
 
     def _unsealed(self, pair_id: str, text: str) -> Cursor:
-        if (sealed := self._sealed.get((pair_id, text))) is not None:
+        if (sealed := self._sealed.get((pair_id, text)) or self._sealed_before.get((pair_id, text))) is not None:
             return sealed
         key, pair = self.vault.cursor_key(), self.writer.views.pairs.get(pair_id)
         try:
@@ -297,7 +311,7 @@ class Source:
             return cursors.open_(text, key, pair.inherits)
 
     def _is_sealed_for(self, pair_id: str, text: str) -> bool:
-        if (pair_id, text) in self._sealed:
+        if (pair_id, text) in self._sealed or (pair_id, text) in self._sealed_before:
             return True
         try:
             cursors.open_(text, self.vault.cursor_key(), pair_id)

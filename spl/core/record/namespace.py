@@ -60,6 +60,8 @@ def usable(registry: Mapping[str, Namespace], name: str) -> str:
 
     Raises NamespaceError "namespace-rejected" naming the first ancestor that fails and the command that makes it.
     """
+    if "/" not in name and (known := registry.get(name)) is not None and known.active:
+        return name  # of most records
     segments = check_name(name).split("/")
     for depth in range(1, len(segments) + 1):
         ancestor = "/".join(segments[:depth])
