@@ -2,7 +2,7 @@
 
 The map.  A folder is an import permission: each may import what stands left of it, never what stands right.
 
-    core   net | home   sync   engine   pairing   doctor   api | client   process | systemd   daemon   cli
+    core   net | home   sync   engine   pairing   doctor   ui   api | client   process | systemd   daemon   cli
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
@@ -44,6 +44,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         snapshot restore check            threads out, and what may come in; bringing it in; is the log sound
     home/tables/  what the index is made of
         rows lists sstable compaction     a row and the way to its payload; names; one table; how tables become fewer
+    ui/  what browsers get: style and script, and markup from facts; loaded at the first request for it
+        markup page                       text as HTML, in one place; the page as a function of facts
     sync/  replication, both sides
         scope lanes source                who may see what; where a reading stands; what pages and streams share
         changes stream pages notify       the feed; one stream; a page as it is sent; waking readers
@@ -80,7 +82,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         emit records lists queries        records in; one by one; lists of them; by a filter
         watch snapshots                   a thread as it grows; backup
         metrics events openapi            what Prometheus reads; what pages and monitors do; the routes for programs
-        sinks                             where records go beside the pairs
+        sinks ui                          where records go beside the pairs; the page and its sessions
         pairs peers consent namespaces    for operators; what peers call; grants; the registry
         rules admin lifecycle             rules; the daemon itself; rotation, renewal, export
     client/  the daemon for Python programs
@@ -92,7 +94,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         out fit                           printing; what a narrow terminal holds
         help manual manpages              explaining: commands and codes; the pages of manual/*.md; those for man
         api nagios                        any route, as it is; a line for a monitoring system
-        live monitor wait                 the daemon's events: as lines, as a frame, as a barrier
+        live monitor wait ui              the daemon's events: as lines, as a frame, as a barrier; the page
         init serve settings status doctor logs storage identity tokens
         federation pair pair_page sync verify grants namespaces sink aitl rules
         emit threads debug completion service

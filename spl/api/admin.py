@@ -60,13 +60,18 @@ def ready(request: Request, principal: Principal, services: Services) -> Respons
 
 def status(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/status: identity, store, pairs, lag, queue, and what needs attention with its next step."""
+    return json_response(status_of(services, [*services.doctor.attention(), *service_findings(services)]))
+
+
+def status_of(services: Services, attention: list[dict[str, object]]) -> dict[str, object]:
+    """Return the daemon on one page, with what needs attention."""
     identity, stats, pairs = services.vault.identity, services.store.stats(), services.views.pairs
     reading = {pair_id: services.sync.status(pair_id) for pair_id, item in pairs.items() if item.live}
     lags = [(found.lag_records or 0, pair_id) for pair_id, found in reading.items()]
     worst = max(lags, default=(0, ""))
     synced = {pair_id: found.last_sync_at or "" for pair_id, found in reading.items()}
     oldest = min(((at, pair_id) for pair_id, at in synced.items() if _listens(pairs[pair_id])), default=("", ""))
-    return json_response({
+    return {
         "object": "status",
         "identity": {"did": identity.did, "label": identity.label} if identity else None,
         "version": VERSION,
@@ -88,9 +93,9 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
         },
         "adapters": asdict(services.writer.listeners.summary()),
         "token_ends_at": _token_ends_at(pairs.values()),
-        "attention": [*services.doctor.attention(), *service_findings(services)],
+        "attention": attention,
         "services": services.faults.rows(),
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _polls(pair: Pair) -> bool:

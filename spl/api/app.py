@@ -21,10 +21,10 @@ from ..net.routes import Match, Request, Response, Route, RouteTable
 from ..net.sockets import own_names
 from . import answers
 from .answers import json_response
-from .auth import ANYONE
+from .auth import ANYONE, cookie_of, with_cookie
 from .services import Services
 from .streams import LongAnswers
-from .table import ROUTES
+from .table import PAGE, ROUTES, refusal
 
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -64,12 +64,14 @@ class Api:
             self._check_browser(head.method, head.headers)
         route, params = self.table.match(head.method, head.path)
         if not self.local and route.scope != ANYONE:
-            self.services.auth.check_presented(head.headers)
+            self.services.auth.check_presented(self._with_cookie(head.headers) if route.cookie else head.headers)
         return Match(route, params)
 
     def respond(self, request: Request, match: Match) -> Response | Awaitable[Response]:
         """Return the handler's answer once the principal holds the route's scope and no permission rule refuses it."""
         route, services = match.route, self.services
+        if route.cookie:
+            request.headers = self._with_cookie(request.headers)
         principal = services.auth.principal(request, request.body)
         services.auth.require(principal, route.scope, *route.also)
         resource = _RESOURCES[route.method, route.path]
@@ -89,6 +91,8 @@ class Api:
         """
         if isinstance(error, DiskError) and not self.local:
             error = SplError(error.code)
+        if head is not None and head.path.startswith(PAGE) and "text/html" in head.headers.get("accept", ""):
+            return refusal(error)
         response = json_response(error.to_json(), error.status)
         headers: list[tuple[str, str]] = []
         if error.status == 401:
@@ -98,6 +102,10 @@ class Api:
         if head is not None and not self.local:
             headers += self._readable_by(head.method, head.headers)
         return Response(response.status, response.body, response.content_type, tuple(headers))
+
+    def _with_cookie(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        identity = self.services.vault.identity
+        return with_cookie(headers, cookie_of(identity.did if identity else ""))
 
     def _check_browser(self, method: str, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")

@@ -320,6 +320,22 @@ class Auth:
                 proofs.floor_ms, proofs.seen = max(proofs.floor_ms, newest_ms), {}
 
 
+def cookie_of(did: str) -> str:
+    """Return the name of the page's cookie: all daemons of a host share its cookies, whatever their ports."""
+    return f"spl-page-{bearer.hash_of(did)[:8]}"
+
+
+def with_cookie(headers: Mapping[str, str], name: str) -> Mapping[str, str]:
+    """Return the headers with the bearer that the cookie holds, unless they bring one."""
+    if "cookie" not in headers or "authorization" in headers or "x-api-key" in headers:
+        return headers
+    for piece in headers["cookie"].split(";"):
+        key, _, value = piece.strip().partition("=")
+        if key == name and value:
+            return {**headers, "authorization": f"Bearer {value}"}
+    return headers
+
+
 def _bearer_of(headers: Mapping[str, str]) -> str:
     """Return the token in `authorization: Bearer` or `x-api-key`, "" if neither is sent."""
     header, api_key = headers.get("authorization", ""), headers.get("x-api-key", "")

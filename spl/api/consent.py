@@ -27,14 +27,18 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     With all pairs the sinks are listed, too: each shares its namespaces with whoever reads what it fills.
     """
     ref = request.query.get("pair", "")
-    live = [pair for pair in services.views.pairs.values() if not pair.ended]
+    return list_response(rows_of(services, services.pairing.pairs.resolve(ref) if ref else None))
+
+
+def rows_of(services: Services, only: Pair | None = None) -> list[dict[str, object]]:
+    """Return the grants of one pair, or of all and of the sinks."""
     rows = []
-    for pair in [services.pairing.pairs.resolve(ref)] if ref else live:
+    for pair in [only] if only else [pair for pair in services.views.pairs.values() if not pair.ended]:
         head = {"object": "grant", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
         grants, spaces = services.pairing.handover.grants.of(pair), services.views.namespaces
         lines = (*consent.lines(pair, grants, spaces, label_of(pair.peer_did)), *consent.agreed(pair, grants, spaces))
         rows += [{**head, **line.to_json()} for line in sorted(lines, key=lambda line: line.direction, reverse=True)]
-    return list_response(rows if ref else [*rows, *(row for sink in sinks.rows(services) for row in _shared(sink))])
+    return rows if only else [*rows, *(row for sink in sinks.rows(services) for row in _shared(sink))]
 
 
 def _shared(sink: Mapping[str, Any]) -> Iterator[dict[str, object]]:

@@ -15,7 +15,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from time import perf_counter
-from typing import Final
+from typing import Final, Protocol
 
 from ..core import when
 from ..core.pair.pair import Pair
@@ -51,7 +51,15 @@ _TIMES: Final = frozenset({"heard_at", "last_sync_at"})
 async def events(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/events: snapshot, pair, daemon, heartbeat, error and server_shutdown events."""
     permit = Permit(services, READING, request, principal)
-    return Response(body=_events(services, permit), content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+    body = stream(services, permit, shared_rows(services))
+    return Response(body=body, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+
+
+def shared_rows(services: Services) -> "Rows":
+    """Return the rows of this daemon."""
+    rows = services.held.setdefault("events", Rows(services))
+    assert isinstance(rows, Rows)
+    return rows
 
 
 def row_of(services: Services, pair: Pair) -> dict[str, object]:
@@ -65,6 +73,10 @@ def row_of(services: Services, pair: Pair) -> dict[str, object]:
         "stalled": view.stalled or None,
         "findings": [finding_json(item) for item in view.findings],
     }
+
+
+NamedEvent = tuple[str, dict[str, object]]
+"""Name and value of an event."""
 
 
 def _daemon_of(services: Services) -> dict[str, object]:
@@ -85,6 +97,28 @@ class _Row:
     meaning: dict[str, object]
     number: int
     changed_s: float
+
+
+class Face(Protocol):
+    """What a stream shows; `number` is that of the last change."""
+
+    number: int
+
+    @property
+    def every_s(self) -> float:
+        """The time after which a look is due although nothing woke anyone."""
+
+    def rest_s(self, now_s: float) -> float:
+        """Return for how long a client that was woken waits, so that what follows at once is looked at with it."""
+
+    def look(self, now_s: float, since_s: float) -> None:
+        """Look at the daemon and its pairs, unless a client did so after `since_s`."""
+
+    def begin(self) -> Iterator[NamedEvent]:
+        """Yield the events that a new client begins with."""
+
+    def since(self, number: int) -> Iterator[tuple[int, NamedEvent]]:
+        """Yield number and event of each change after that one; of many only the first, by their numbers."""
 
 
 class Rows:
@@ -123,11 +157,19 @@ class Rows:
         pairs = [row.value for pair_id, row in self._rows.items() if pair_id and row.value["state"] != "revoked"]
         return {"daemon": self._rows[""].value, "pairs": pairs}
 
-    def since(self, number: int) -> Iterator[tuple[str, dict[str, object]]]:
-        """Yield name and value of each event after that change."""
+    def by_pair(self) -> dict[str, dict[str, object]]:
+        """Return the rows of the pairs by their ids, those that have ended too."""
+        return {pair_id: row.value for pair_id, row in self._rows.items() if pair_id}
+
+    def begin(self) -> Iterator[NamedEvent]:
+        """Yield the snapshot."""
+        yield "snapshot", self.snapshot()
+
+    def since(self, number: int) -> Iterator[tuple[int, NamedEvent]]:
+        """Yield number and event of each change after that one."""
         for pair_id, row in self._rows.items():
             if row.number > number:
-                yield ("pair" if pair_id else "daemon"), row.value
+                yield row.number, ("pair" if pair_id else "daemon", row.value)
 
     def _take(self, key: str, value: dict[str, object], now_s: float) -> None:
         meaning = {name: item for name, item in value.items() if name not in _TIMES}
@@ -139,25 +181,24 @@ class Rows:
         self._rows[key] = _Row(value, meaning, self.number, now_s)
 
 
-async def _events(services: Services, permit: Permit) -> AsyncIterator[bytes]:
-    """Yield events until the client goes, the daemon stops or the token ends."""
+async def stream(services: Services, permit: Permit, face: Face, number: int | None = None) -> AsyncIterator[bytes]:
+    """Yield events until the client goes, the daemon stops or the token ends; `number` is what the client has seen."""
     feed, loop = services.feed, asyncio.get_running_loop()
-    rows = services.held.setdefault("events", Rows(services))
-    assert isinstance(rows, Rows)
     shared = {ns for pair in services.views.pairs.values() if not pair.ended for ns in pair.namespaces}
     lists = [by_thread(THREAD_PAIRS), by_thread(THREAD_TOKENS), *map(by_namespace, shared)]
     with ExitStack() as stack:
         news = stack.enter_context(feed.notifier.listening(lists))
         stack.enter_context(feed.acks.waking(news))
         beat = stack.enter_context(Heartbeat(feed.notifier, news, services.limits.heartbeat_s))
-        rows.look(loop.time(), loop.time() - GAP_S)
-        number = rows.number
-        yield b"retry: %d\n\n" % RETRY_AFTER_MS + _event("snapshot", rows.snapshot())
+        face.look(loop.time(), loop.time() - GAP_S)
+        first = b"".join(_event(*told) for told in face.begin()) if number is None else b""
+        number = face.number if number is None else number
+        yield b"retry: %d\n\n" % RETRY_AFTER_MS + first
         while True:
             came_s = loop.time()
             woken = news.is_set()
             news.clear()
-            if woken and (rest_s := rows.rest_s(came_s)) > 0:
+            if woken and (rest_s := face.rest_s(came_s)) > 0:
                 await asyncio.sleep(rest_s)
             if feed.notifier.stopping:
                 yield _event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
@@ -168,12 +209,12 @@ async def _events(services: Services, permit: Permit) -> AsyncIterator[bytes]:
             if beat.is_due:
                 beat.sent()
                 yield _event("heartbeat", {"at": when.text_of(services.now_ms())})
-            rows.look(loop.time(), came_s if woken else came_s - rows.every_s)
-            changed = b"".join(_event(name, value) for name, value in rows.since(number))
-            number = rows.number
-            if changed:
-                yield changed
-            await wait(news, rows.every_s)
+            face.look(loop.time(), came_s if woken else came_s - face.every_s)
+            while changes := list(face.since(number)):
+                number = max(changed for changed, _ in changes)
+                yield b"".join(_event(*told) for _, told in changes)
+                await asyncio.sleep(0)
+            await wait(news, face.every_s)
 
 
 def _event(name: str, value: dict[str, object]) -> bytes:

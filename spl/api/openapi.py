@@ -33,11 +33,14 @@ QUERY: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/sync/changes": ("since", "limit", "feed", "thread", "target_namespace", "resync", "names"),
     "/v1/sinks/{name}/acl": ("pair",),
     "/v1/sync/chains": ("did",),
+    "/ui/events": ("from",),
+    "/ui/open": ("code",),
 }
 """Path -> parameters of its GET, or of its POST where there is no GET; all optional."""
 NUMBERS: Final = frozenset({"limit", "since_clock", "beyond", "wait_ms", "at"})
 EVENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "/v1/events": ("snapshot", "pair", "daemon", "heartbeat", "server_shutdown", "error"),
+    "/ui/events": ("stale", "part", "heartbeat", "server_shutdown", "error"),
     "/v1/threads/{thread}/watch": ("record.created", "heartbeat", "server_shutdown", "error"),
 }
 """Path -> names of its events; the stream of a peer has those of the protocol."""

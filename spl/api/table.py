@@ -8,6 +8,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Final
 
+from ..core.errors import SplError
 from ..core.identity.manifest import PAIR_PATH
 from ..core.limits import KIB, MIB
 from ..doctor.peer_check import CHECK_PATH
@@ -32,6 +33,10 @@ METRICS: Final = "metrics:read"
 MANY: Final = (JSON, NDJSON)
 NDJSON_ONLY: Final = (NDJSON,)
 EVENTS: Final = (EVENT_STREAM,)
+HTML: Final = "text/html; charset=utf-8"
+CSS: Final = "text/css; charset=utf-8"
+SCRIPT: Final = "text/javascript; charset=utf-8"
+PAGE: Final = "/ui/"
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -72,6 +77,7 @@ queries = Late("queries")
 rules = Late("rules")
 sinks = Late("sinks")
 snapshots = Late("snapshots")
+ui = Late("ui")
 watch = Late("watch")
 
 ROUTES: Final = (
@@ -79,6 +85,11 @@ ROUTES: Final = (
     Route("GET", "/health/ready", admin.ready, ANYONE, summary="200 while writes are taken"),
     Route("GET", "/metrics", metrics.scrape, METRICS, streams=True, gives=(TEXT,), summary="for Prometheus"),
     Route("GET", "/v1/openapi.json", openapi.serve, ANYONE, summary="these routes, for programs"),
+    Route("GET", PAGE, ui.page, STATUS, streams=True, gives=(HTML,), summary="the page", cookie=True),
+    Route("GET", "/ui/events", ui.events, STATUS, streams=True, gives=EVENTS, summary="parts of it", cookie=True),
+    Route("GET", "/ui/open", ui.redeem, ANYONE, gives=(HTML,), summary="a link becomes a session"),
+    Route("GET", "/ui/{file}", ui.file, ANYONE, gives=(CSS, SCRIPT), summary="its style and script"),
+    Route("POST", "/v1/ui/links", ui.link, ADMIN, 4 * KIB, summary="a link that opens the page once"),
     Route("GET", "/v1/status", admin.status, CONFIG, also=(STATUS,), summary="the whole daemon on one page"),
     Route("GET", "/v1/doctor", admin.daemon, CONFIG, also=(STATUS,), summary="what is wrong with the daemon"),
     Route("GET", "/v1/doctor/{ref}", admin.pair, MANAGE, also=(STATUS,), summary="what is wrong with a pair"),
@@ -214,3 +225,9 @@ ROUTES: Final = (
     Route("POST", FINGERPRINTS, peers.fingerprints, SYNC, 128 * KIB, summary="what is shared, by range"),
     Route("GET", CHAINS, peers.chains, SYNC, summary="a signer's key chain"),
 )
+
+
+def refusal(error: SplError) -> Response:
+    """Return a refusal as a page, for who looks for one."""
+    found: Response = import_module(".ui", __package__).refusal(error)
+    return found

@@ -37,6 +37,7 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
     "doctor": CommandPlace("doctor", "Find what is wrong and how to fix it."),
     "monitor": CommandPlace("monitor", "Print each change of a pair as it happens."),
     "top": CommandPlace("monitor", "Show every pair, redrawn in place."),
+    "ui": CommandPlace("ui", "Open the daemon's page in a browser."),
     "logs": CommandPlace("logs", "Read this home's log, filtered."),
     "health": CommandPlace("status", "Check that the daemon answers."),
     "identity": CommandPlace("identity", "Generate, show and verify this instance's identity.", group=True),

@@ -28,13 +28,15 @@ UNKNOWN: Final = -1
 
 @dataclass(slots=True)
 class _PairSamples:
-    """One pair: lags by the minute, oldest first, and since when (steady seconds) a condition has held.
+    """One pair: lags and fullest queues by the minute, oldest first; since when (steady seconds) a condition has held.
 
     `still_s`: our position does not move; `stalled_s`: the same while records wait on the peer; `behind_s`: the peer
     acknowledges nothing while records wait here; `mute_s`: streams are opened that bring no event.
     """
 
     lags: "array[int]" = field(default_factory=lambda: array("q", [UNKNOWN] * LAGS_COUNT))
+    queues: "array[int]" = field(default_factory=lambda: array("q", [UNKNOWN] * LAGS_COUNT))
+    queue: int = 0
     clock: int = -1
     failing_s: float | None = None
     still_s: float | None = None
@@ -96,7 +98,11 @@ class HealthSampler:
         mute = state == "opening" or (state == "down" and samples.mute_s is not None)
         samples.mute_s = _since(samples.mute_s, mute, now_s)
         samples.clock, samples.crashes = clock, status.crashes
+        samples.queue = max(samples.queue, queue)
         if turned:
+            samples.queues.pop(0)
+            samples.queues.append(samples.queue)
+            samples.queue = 0
             samples.lags.pop(0)
             samples.lags.append(UNKNOWN if lag is None or status.attempt else lag)
 
@@ -114,8 +120,11 @@ class HealthSampler:
 
     def lags(self, pair_id: str) -> list[int | None]:
         """Return the records by which the pair lagged in each of the last 30 minutes, oldest first; None if unknown."""
-        samples = self._samples.get(pair_id) or _PairSamples()
-        return [None if lag == UNKNOWN else lag for lag in samples.lags]
+        return [None if lag == UNKNOWN else lag for lag in self._of(pair_id).lags]
+
+    def queues(self, pair_id: str) -> list[int | None]:
+        """Return the most records of the pair between network and store in each of the last 30 minutes, as `lags`."""
+        return [None if queue == UNKNOWN else queue for queue in self._of(pair_id).queues]
 
     def dead(self) -> list[str]:
         """Return the pairs whose task crashed since it last succeeded, or that have had none for two beats."""

@@ -164,6 +164,8 @@ class Route:
     gives: tuple[str, ...] = (JSON,)
     """The media types that an answer may have; a refusal is JSON."""
     summary: str = ""
+    cookie: bool = False
+    """The credential may be the cookie of a page."""
 
 
 @dataclass(slots=True)  # not frozen, as the values of http1 and routes that each request makes

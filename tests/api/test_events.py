@@ -71,7 +71,7 @@ async def test_a_slow_client_gets_the_latest_row_alone(served: Served, tmp_path:
             now_s += 1
             show(served, copy(pair, 1, state=Degraded(reason)))
             rows.look(now_s, now_s)
-        [(name, value)] = rows.since(number)
+        [(_, (name, value))] = rows.since(number)
         assert (name, value["state_detail"]) == ("pair", "timeout")
         assert value == row_of(served.services, copy(pair, 1, state=Degraded("timeout")))
         rows.look(now_s, now_s - 1)  # another client looked a moment ago
@@ -89,5 +89,5 @@ async def test_times_alone_are_told_now_and_then(served: Served, tmp_path: Path)
         rows.look(1001.0, 1001.0)
         assert list(rows.since(number)) == []
         rows.look(1000.0 + QUIET_S, 1000.0 + QUIET_S)
-        [(_, value)] = rows.since(number)
+        [(_, (_, value))] = rows.since(number)
         assert value["last_sync_at"] == "2027-01-15T08:00:00.000Z"

@@ -10,6 +10,8 @@ OPEN_TO_ALL = {
     "/health",
     "/health/ready",
     "/v1/openapi.json",
+    "/ui/open",
+    "/ui/{file}",
     "/.well-known/syncropel",
     "/.well-known/did.json",
     "/v1/federation/pair",

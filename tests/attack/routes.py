@@ -45,6 +45,11 @@ IMPLIED: Final = {"admin": frozenset(SCOPES)}
 TABLE: Final = """
 GET    /health                                   anyone                         -
 GET    /health/ready                             anyone                         -
+GET    /ui/                                      status:read                    -
+GET    /ui/events                                status:read                    -
+GET    /ui/open                                  anyone                         -
+GET    /ui/{file}                                anyone                         -
+POST   /v1/ui/links                              admin                          -
 GET    /v1/status                                config:read,status:read        -
 GET    /v1/doctor                                config:read,status:read        -
 GET    /v1/doctor/{ref}                          federation:manage,status:read  -
