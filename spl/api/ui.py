@@ -29,7 +29,7 @@ from ..ui import markup
 from ..ui import page as look
 from ..ui.markup import Markup, tag
 from . import admin, consent, pairs
-from .answers import Permit, json_response, members, number
+from .answers import Permit, field_error, json_response, members, number
 from .auth import Principal, cookie_of
 from .events import NamedEvent, Rows, shared_rows, stream
 from .peers import STREAM_HEADERS
@@ -92,7 +92,10 @@ async def redeem(request: Request, principal: Principal, services: Services) -> 
     if request.method == "HEAD":
         return onward
     secure = _secure(request, services)
-    until_ms = _codes(services).pop(bearer.hash_of(request.query.get("code", "")), 0)
+    code = request.query.get("code", "")
+    if not code:
+        raise field_error("code", "is missing")
+    until_ms = _codes(services).pop(bearer.hash_of(code), 0)
     if until_ms < services.now_ms():
         raise SplError("auth-invalid", "this link was used before, or is older than a minute", hint="spl ui --print")
     text = await _session(services)
