@@ -3,13 +3,14 @@
 They are on disk as well, as a file for each pair that is replaced: a peer that moved twice within the hour tells where
 it is only once, and a restart that forgot it would leave us asking at the address before.  A peer may show a new one
 with each message, so its file is written once in WRITE_EVERY_S at most (beyond a few at once), by peer and not by pair;
-what came meanwhile is written at its turn.
+what came meanwhile is written at its turn, and so is what the disk refused.
 
 Runs on the thread of the steps, but for `get`.
 """
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 from ..core import canon
@@ -20,6 +21,7 @@ from ..core.identity import manifest
 from ..core.identity.manifest import Manifest
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
+from ..home.disk import DiskError
 from ..home.vault import Vault
 
 log = logging.getLogger("spl.federation")
@@ -66,12 +68,16 @@ class NewerManifests:
         """Forget the manifest that waits, if there is one."""
         if self._waiting.pop(pair_id, None) is not None:
             self._unsaved.pop(pair_id, None)
-            self._vault.delete(NEWER_NAME + pair_id)
+            with suppress(DiskError):  # an old one that stays is dropped after the next start
+                self._vault.delete(NEWER_NAME + pair_id)
 
     def save(self, now_s: float) -> None:
         """Write what is not on disk yet and has its turn."""
         for pair_id in list(self._unsaved):
             peer = self._waiting[pair_id]
             if not self._writes.take(peer.did, now_s):
-                self._vault.put(NEWER_NAME + pair_id, canon.encode(peer.raw).decode())
-                del self._unsaved[pair_id]
+                try:
+                    self._vault.put(NEWER_NAME + pair_id, canon.encode(peer.raw).decode())
+                    del self._unsaved[pair_id]
+                except DiskError as exc:
+                    log.warning(**event("pair.manifest_unsaved", pair=pair_id, error=str(exc)))

@@ -464,8 +464,9 @@ class Sync:
         status = getattr(exc, "peer_status", 0)
         state.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked, reached, status)
         self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=state.errors.attempt)
-        recurs = kind == "AUTH" or (kind != LOCAL and state.errors.attempt >= self.limits.errors_until_degraded)
-        if recurs and not is_stream and pair.phase is not Phase.DEGRADED:
+        recurs = state.errors.attempt >= self.limits.errors_until_degraded and pair.phase is not Phase.DEGRADED
+        # Of refused credentials the latest reason counts: what heals them depends on it.
+        if not is_stream and exc.code != pair.reason and (kind == "AUTH" or (recurs and kind != LOCAL)):
             state.troubled = True
             self._reaches.troubled(pair_id, exc.code)
 

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from spl.core.identity import manifest
 from spl.core.identity.manifest import Manifest
+from spl.home.disk import DiskError
 from spl.pairing.newer import NEWER_NAME, WRITES_MAX, NewerManifests
 from tests.pair_world import Node, paired
 
@@ -52,3 +55,28 @@ async def test_what_is_no_manifest_of_the_peer_is_left_out(tmp_path: Path) -> No
         assert newer_of(a).get(pair_id) is None
         a.home.vault.put(NEWER_NAME + pair_id, "[")
         assert newer_of(a).get(pair_id) is None
+
+
+async def test_one_that_the_disk_refuses_waits_all_the_same_and_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must stop neither the message that brought it nor the round that takes what waits."""
+
+    def full(*_: object) -> None:
+        raise DiskError("home-unusable", "No space left on device")
+
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        (shown,) = manifests(b, 1)
+        newer = newer_of(a)
+        with monkeypatch.context() as patch:
+            patch.setattr(a.home.vault, "put", full)
+            newer.put(pair_id, shown, 0.0)
+            newer.save(1e6)
+        assert newer.get(pair_id) == shown
+        assert newer_of(a).get(pair_id) is None
+        newer.save(2e6)
+        assert newer_of(a).get(pair_id) == shown
+        with monkeypatch.context() as patch:
+            patch.setattr(a.home.vault, "delete", full)
+            newer.drop(pair_id)
+        assert newer.get(pair_id) is None

@@ -23,9 +23,12 @@ FOUND = {
     34: "a start by a clock hours ahead refused every proof until that time came",
     3034: "a peer that rotated its key before it approved our request could never grant it",
     50086: "tokens older than the one in use stayed alive once a newer one was withdrawn",
+    300130: "a pair degraded by a wrong clock never told the key that was rotated meanwhile",
     50186: "a write torn by a loss of power kept the end of a pair and not that of its tokens",
 }
-"""Seeds that broke a promise, and what they found; each has a test of its own beside the code."""
+"""Seeds that broke a promise, and what they found; each has a test of its own beside the code.  A newer seed than BRIEF
+is of a world with shorter phases."""
+BRIEF = 300_000
 
 
 def run(*options: str) -> str:
@@ -48,7 +51,7 @@ def test_worlds_keep_every_promise(part: int) -> None:
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_a_seed_found_stays_mended(seed: int) -> None:
-    assert "1 worlds, 0 broken" in run("--safety", "--seed", str(seed))
+    assert "1 worlds, 0 broken" in run("--safety", *(["--brief"] if seed > BRIEF else []), "--seed", str(seed))
 
 
 def test_a_seed_replays_exactly_in_another_process() -> None:
