@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from io import BufferedIOBase
 from types import ModuleType
@@ -29,6 +30,7 @@ VALUED: Final = frozenset({"-o", "--output", "--home", "--context"})
 TOKEN_BYTES_MAX: Final = 4096
 """Read of stdin for a token, which has some 100 bytes: a wrong file is refused and not read."""
 
+_COLUMNS: Final = 80
 _LOG_TAIL: Final = 256 * 1024
 _LISTENED: Final = re.compile(rb"daemon\.listening.*?https?://[^\s\"]*:([0-9]{1,5})\b")
 _NUMBER: Final = re.compile("-?[0-9]{1,19}")
@@ -214,7 +216,7 @@ def parser_of(command: Command) -> Parser:
         prog=f"spl {command.name}",
         description=command.concept,
         epilog=f"example:\n{indented(command.example)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_page,
         allow_abbrev=False,
         add_help=False,
     )
@@ -232,6 +234,18 @@ def parser_of(command: Command) -> Parser:
         common.add_argument("-v", "--verbose", action="store_true", help="print each step on stderr")
     common.add_argument("-h", "--help", action="store_true", help="show this page")
     return parser
+
+
+def _page(prog: str) -> argparse.HelpFormatter:
+    """Return the form of help pages.
+
+    Without a width argparse would import `shutil` for each command, and a daemon would keep it.
+    """
+    try:
+        columns = int(os.environ.get("COLUMNS", "0")) or os.get_terminal_size(sys.stdout.fileno()).columns
+    except (ValueError, OSError):
+        columns = 0
+    return argparse.RawDescriptionHelpFormatter(prog, width=(columns or _COLUMNS) - 2)
 
 
 def help_of(entry: Command | Group) -> str:

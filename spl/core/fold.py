@@ -19,7 +19,7 @@ A state is small whatever the records hold: of `latest` and `first` it is the se
 import json
 import re
 from collections.abc import Callable, Mapping
-from decimal import Context, Decimal
+from contextlib import suppress
 from typing import Any, Final
 
 from . import canon
@@ -36,8 +36,6 @@ SET_MEMBERS_MAX: Final = 1000
 SET_BYTES_MAX: Final = 64 * 1024
 """A set that would grow beyond either keeps what it has and is no longer complete."""
 
-# An integer of a record has up to 310 digits and a fraction up to 324 decimals, so every sum of them is exact.
-_EXACT: Final = Context(prec=1000)
 _FIELD: Final = re.compile(r"[^.]+(\.[^.]+)*\Z")
 _MISSING: Final = object()
 
@@ -51,8 +49,16 @@ class Members:
     complete: bool = True
 
 
-FoldState = int | Decimal | Members
-"""Of `latest` and `first` the sequence of a record, 0 for none; of `count` how many; of `sum` the sum."""
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The state of `sum`: digits / 10**decimals, exactly."""
+
+    digits: int = 0
+    decimals: int = 0
+
+
+FoldState = int | Sum | Members
+"""Of `latest` and `first` the sequence of a record, 0 for none; of `count` how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,7 @@ def value_of(rule: FoldRule, state: FoldState, body_at: Callable[[int], Mapping[
     """Return the JSON value that a state stands for; `body_at(sequence)` gives the body of a record."""
     if isinstance(state, Members):
         return [json.loads(text) for text in sorted(state.texts)]
-    if isinstance(state, Decimal):
+    if isinstance(state, Sum):
         return _number(state)
     if rule.fold == "count":
         return state
@@ -169,11 +175,23 @@ def _first(state: int, sequence: int, value: Any) -> int:
     return state or sequence
 
 
-def _add(state: Decimal, sequence: int, value: Any) -> Decimal:
+def _add(state: Sum, sequence: int, value: Any) -> Sum:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return state
-    # A float counts as the decimal that it is written as, so that 0.1 + 0.2 is 0.3 in any order.
-    return _EXACT.add(state, Decimal(value if isinstance(value, int) else repr(value)))
+    digits, decimals = (value, 0) if isinstance(value, int) else _decimal(value)
+    most = max(state.decimals, decimals)
+    return Sum(state.digits * 10 ** (most - state.decimals) + digits * 10 ** (most - decimals), most)
+
+
+def _decimal(value: float) -> tuple[int, int]:
+    """Return a float as (digits, decimals) of the decimal that it is written as, so that 0.1 + 0.2 is 0.3.
+
+    The module `decimal` would do it too, and take 350 KiB of every daemon.
+    """
+    text, _, exponent = repr(value).partition("e")
+    whole, _, fraction = text.partition(".")
+    digits, decimals = int(whole + fraction), len(fraction) - int(exponent or 0)
+    return (digits, decimals) if decimals >= 0 else (digits * 10**-decimals, 0)
 
 
 def _join(state: Members, sequence: int, value: Any) -> Members:
@@ -186,12 +204,14 @@ def _join(state: Members, sequence: int, value: Any) -> Members:
     return Members(state.texts | {text}, size, state.complete)
 
 
-def _number(value: Decimal) -> int | float:
+def _number(found: Sum) -> int | float:
     """Return a sum as JSON: an integer if it is whole, else the nearest float; beyond floats, the whole part."""
-    if value == value.to_integral_value(context=_EXACT):
-        return int(value)
-    near = float(value)
-    return near if abs(near) != float("inf") else int(value)
+    unit: int = 10**found.decimals
+    whole, rest = divmod(abs(found.digits), unit)
+    if rest:
+        with suppress(OverflowError):
+            return found.digits / unit
+    return whole if found.digits >= 0 else -whole
 
 
 def _is_path(field: str) -> bool:
@@ -202,6 +222,6 @@ FOLDS: Final[Mapping[str, Fold]] = {
     "latest": Fold(0, lambda state, sequence, value: sequence),
     "first": Fold(0, _first),
     "count": Fold(0, lambda state, sequence, value: int(state) + 1),
-    "sum": Fold(Decimal(0), _add, needs_field=True),
+    "sum": Fold(Sum(), _add, needs_field=True),
     "set": Fold(Members(), _join, needs_field=True),
 }

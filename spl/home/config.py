@@ -5,12 +5,12 @@ environment name of a key is SPL_ and the key in capitals with "_" for ".": fede
 SPL_FEDERATION_APPROVAL.  `[limits]` takes any bound of `core/limits`, downward only but for LIMITS_RAISED_MAX.
 """
 
+import importlib
 import ipaddress
 import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from ..core import when
 from ..core.errors import SplError
@@ -25,6 +25,8 @@ PRIVATE_ONLY: Final = "private"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LIMITS_RAISED_MAX: Final = {"intake_day_bytes": 2**60}
 """The limits that may be raised over their default, and how far."""
+_SAYS: Final = re.compile(r"^[ \t]*[^#\s]|[^\t\n\r -\x7e\x80-\U0010ffff]", re.MULTILINE)
+"""A line that is more than a comment, or has what no comment may have."""
 _HEAD: Final = re.compile(r"\s*\[([^\]]+)\]")
 RESTART: Final = ("host", "port", "public_url", "federation.poll_interval", "tls.listen", "tls.ca_file")
 """Keys that a daemon builds on at its start."""
@@ -199,9 +201,12 @@ def _said(key: str, said: str) -> object:
 
 
 def _parsed(text: str) -> dict[str, Any]:
+    if not _SAYS.search(text):
+        return {}
+    toml = importlib.import_module("tomllib")  # 570 KiB, for a file that most homes leave as `init` wrote it
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+        return cast(dict[str, Any], toml.loads(text))
+    except toml.TOMLDecodeError as exc:
         raise ConfigError("config-invalid", f"{FILE_NAME}: {exc}") from exc
 
 

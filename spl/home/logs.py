@@ -11,13 +11,13 @@ Members: ts, level, target, event, the fields of the event, msg.  Everything abo
 
 import json
 import logging
-import logging.handlers
 import os
 import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 from threading import Lock
@@ -143,8 +143,31 @@ class Formatter(logging.Formatter):
         return priority + mask(printable(text))
 
 
-class _LogFile(logging.handlers.RotatingFileHandler):
-    """A log file that is never written through a link, and whose opening waits for nobody, as that of a FIFO would."""
+class _LogFile(logging.FileHandler):
+    """A log file that is never written through a link, and whose opening waits for nobody, as that of a FIFO would.
+
+    Once it has FILE_BYTES the next line begins a new one, and older ones get the numbers 1 to 6.  The handler of the
+    standard library does the same, with 500 KiB of modules for handlers that send lines elsewhere.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, and end the file if that filled it."""
+        super().emit(record)
+        try:
+            if self.stream is not None and self.stream.seekable() and self.stream.tell() >= FILE_BYTES:
+                self._rotate()
+        except (OSError, ValueError):
+            self.handleError(record)
+
+    def _rotate(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        self.stream = None  # if what follows fails, the next line opens the file
+        for number in range(FILES_KEPT - 2, -1, -1):
+            older = f"{self.baseFilename}.{number}" if number else self.baseFilename
+            with suppress(FileNotFoundError):
+                os.replace(older, f"{self.baseFilename}.{number + 1}")
+        self.stream = self._open()
 
     def _open(self) -> TextIOWrapper:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -160,9 +183,7 @@ def setup(folder: Path, log_format: str, level: str) -> None:
     Disk().mkdir(folder)
     path = folder / "spl.log"
     try:
-        handlers: list[logging.Handler] = [
-            _LogFile(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT - 1, encoding="utf-8")
-        ]
+        handlers: list[logging.Handler] = [_LogFile(path, encoding="utf-8")]
     except OSError as exc:
         raise unusable(path, exc) from exc
     if sys.stderr is not None:

@@ -170,7 +170,9 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     bound: list[socket.socket] = []
     try:
         lacking: OSError | None = None
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # As text a name would be encoded by IDNA, whose tables every daemon would then hold.
+        name = host.encode() if host.isascii() else host
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
             chosen = port or (bound[0].getsockname()[1] if bound else 0)
             try:

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from spl.core.event import event
 from spl.core.identity import bearer
 from spl.home import logs
 
@@ -180,3 +182,19 @@ def test_the_journal_gets_priorities_instead_of_times(tmp_path: Path) -> None:
     assert first.startswith("<3>level=error target=")
     assert second.startswith("<6>level=info target=")
     assert (tmp_path / "spl.log").read_text().startswith("ts=")
+
+
+def test_a_full_file_gets_a_number_and_seven_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The newest lines are in `spl.log`, the ones before in `.1`; the eighth file of lines is gone."""
+    monkeypatch.setattr(logs, "FILE_BYTES", 300)
+    logs.setup(tmp_path, "logfmt", "info")
+    for number in range(10):
+        logging.getLogger("spl.test").info(**event("daemon.listening", msg=f"number {number} " + "x" * 300))
+    names = ["spl.log", *(f"spl.log.{number}" for number in range(1, 7))]
+    logging.getLogger("spl.test").info(**event("daemon.listening", msg="last"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    held = [re.findall(r"number \d|last", (tmp_path / name).read_text()) for name in names]
+    assert held == [["last"], *([f"number {number}"] for number in range(9, 3, -1))]
+    assert "Traceback" not in capsys.readouterr().err
