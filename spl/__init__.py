@@ -80,7 +80,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
         streams searches                  how many long answers a token or pair may have; readings that take turns
         emit records lists queries        records in; one by one; lists of them; by a filter
-        watch snapshots                   a thread as it grows; backup
+        live watch snapshots              event streams for programs; a thread as it grows; backup
         metrics events openapi            what Prometheus reads; what pages and monitors do; the routes for programs
         sinks ui                          where records go beside the pairs; the page and its sessions
         pairs peers consent namespaces    for operators; what peers call; grants; the registry

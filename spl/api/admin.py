@@ -9,12 +9,12 @@ from typing import Final
 from ..core import when
 from ..core.errors import SplError
 from ..core.identity import bearer
-from ..core.identity.did import multibase, words
 from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
 from ..core.record import namespace
 from ..core.value import asdict, replace
 from ..core.version import VERSION
+from ..home.home import identity_facts
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response
@@ -26,9 +26,9 @@ from .services import Services
 
 ENVIRONMENT: Final = "home"
 TTL_MS_MAX: Final = 10 * 365 * 86_400_000
+"""A token without an end would outlive its purpose unnoticed."""
 TOKENS_NAMED: Final = 5
 """Of those that a beginning fits."""
-"""A token without an end would outlive its purpose unnoticed."""
 
 
 def health(request: Request, principal: Principal, services: Services) -> Response:
@@ -141,12 +141,7 @@ def identity_of(services: Services) -> dict[str, object]:
     manifest = services.pairing.published.manifest()["federation_manifest"]
     return {
         "object": "identity",
-        "did": identity.did,
-        "label": identity.label,
-        "public_key": multibase(identity.chain.present),
-        "words": words(identity.chain.present),
-        "created_at": when.text_of(identity.created_at_ms),
-        "rotations": len(identity.chain.rotations),
+        **identity_facts(identity),
         "manifest": {
             "signed_at": manifest["signature"]["signed_at"],
             "expires_at": manifest["signature"]["expires_at"],

@@ -11,7 +11,6 @@ pairs do not take a core.  Without a client nothing here runs.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from time import perf_counter
@@ -24,15 +23,13 @@ from ..doctor.examine import finding_json
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.views import THREAD_PAIRS, THREAD_TOKENS
 from ..net.routes import Request, Response
-from ..net.sse import MEDIA_TYPE, encode_event, one_line
 from ..sync.notify import Heartbeat
-from ..sync.stream import RETRY_AFTER_MS
 from ..sync.supervise import wait
 from .admin import service_findings
 from .answers import Permit
 from .auth import Principal
+from .live import OPENING, event, last_event, streamed
 from .pairs import summary_of
-from .peers import STREAM_HEADERS
 from .services import Services
 
 READING: Final = "events:read"
@@ -51,8 +48,7 @@ _TIMES: Final = frozenset({"heard_at", "last_sync_at"})
 async def events(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/events: snapshot, pair, daemon, heartbeat, error and server_shutdown events."""
     permit = Permit(services, READING, request, principal)
-    body = stream(services, permit, shared_rows(services))
-    return Response(body=body, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+    return streamed(stream(services, permit, shared_rows(services)))
 
 
 def shared_rows(services: Services) -> "Rows":
@@ -191,31 +187,24 @@ async def stream(services: Services, permit: Permit, face: Face, number: int | N
         stack.enter_context(feed.acks.waking(news))
         beat = stack.enter_context(Heartbeat(feed.notifier, news, services.limits.heartbeat_s))
         face.look(loop.time(), loop.time() - GAP_S)
-        first = b"".join(_event(*told) for told in face.begin()) if number is None else b""
+        first = b"".join(event(*told) for told in face.begin()) if number is None else b""
         number = face.number if number is None else number
-        yield b"retry: %d\n\n" % RETRY_AFTER_MS + first
+        yield OPENING + first
         while True:
             came_s = loop.time()
             woken = news.is_set()
             news.clear()
             if woken and (rest_s := face.rest_s(came_s)) > 0:
                 await asyncio.sleep(rest_s)
-            if feed.notifier.stopping:
-                yield _event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
-                return
-            if not permit.holds():
-                yield _event("error", {"code": "revoked", "message": "the credential does not hold any more"})
+            if ending := last_event(feed.notifier, permit):
+                yield ending
                 return
             if beat.is_due:
                 beat.sent()
-                yield _event("heartbeat", {"at": when.text_of(services.now_ms())})
+                yield event("heartbeat", {"at": when.text_of(services.now_ms())})
             face.look(loop.time(), came_s if woken else came_s - face.every_s)
             while changes := list(face.since(number)):
                 number = max(changed for changed, _ in changes)
-                yield b"".join(_event(*told) for _, told in changes)
+                yield b"".join(event(*told) for _, told in changes)
                 await asyncio.sleep(0)
             await wait(news, face.every_s)
-
-
-def _event(name: str, value: dict[str, object]) -> bytes:
-    return encode_event(name, one_line(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()), "")

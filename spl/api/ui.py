@@ -11,7 +11,6 @@ told so, and fetches it again.
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -19,12 +18,12 @@ from ..core import when
 from ..core.errors import CODES, SplError, cli_code
 from ..core.identity import bearer
 from ..core.pair.pair import summary
+from ..core.value import dataclass
 from ..doctor.examine import finding_json
 from ..home.config import is_loopback
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import HttpError, Request, Response
-from ..net.sse import MEDIA_TYPE
 from ..ui import markup
 from ..ui import page as look
 from ..ui.markup import Markup, tag
@@ -32,7 +31,7 @@ from . import admin, consent, pairs
 from .answers import Permit, field_error, json_response, members, number
 from .auth import Principal, cookie_of
 from .events import NamedEvent, Rows, shared_rows, stream
-from .peers import STREAM_HEADERS
+from .live import streamed
 from .services import Services
 
 HTML: Final = "text/html; charset=utf-8"
@@ -203,8 +202,7 @@ async def events(request: Request, principal: Principal, services: Services) -> 
     if since is not None and since > parts.number:
         since = None
     permit = Permit(services, READING, request, principal)
-    body = stream(services, permit, parts, since)
-    return Response(body=body, content_type=MEDIA_TYPE, headers=(*STREAM_HEADERS, *_WALLS))
+    return streamed(stream(services, permit, parts, since), _WALLS)
 
 
 def refusal(error: SplError) -> Response:

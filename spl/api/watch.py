@@ -1,6 +1,5 @@
 """One thread as it grows, for programs: server-sent events, each with its position in the log as its id."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -14,13 +13,11 @@ from ..home.log import Log
 from ..home.tables.lists import by_thread
 from ..home.views import THREAD_TOKENS
 from ..net.routes import Request, Response
-from ..net.sse import MEDIA_TYPE, encode_event, one_line
 from ..sync.notify import Heartbeat
-from ..sync.stream import RETRY_AFTER_MS
 from .answers import Permit, field_error, is_admin, number, positions
 from .auth import Principal
 from .lists import answer_forms, batches, last_readable, may_read, thread_lists
-from .peers import STREAM_HEADERS
+from .live import OPENING, event, last_event, streamed
 from .services import Services
 
 READING: Final = "threads:read"
@@ -29,8 +26,6 @@ PAGE_ROWS: Final = 64
 """Rows looked at in one step of the search, and before the checks that may end the stream."""
 AT_ONCE_BYTES: Final = 16 * KIB
 """So much is read and written on the loop: as of a record that is asked for."""
-OPENING: Final = b"retry: %d\n\n" % RETRY_AFTER_MS
-"""How long a browser waits before it connects again."""
 
 
 async def watch(request: Request, principal: Principal, services: Services) -> Response:
@@ -53,8 +48,7 @@ async def watch(request: Request, principal: Principal, services: Services) -> R
     known = positions(principal, services).seq_of(int(last_id)) if last_id else 0
     after = (known if known <= last_seq else 0) if last_id else 0 if since_clock >= 0 else last_seq
     permit = Permit(services, READING, request, principal)
-    events = _events(services, principal, permit, thread, after, last_seq, -1 if last_id else since_clock)
-    return Response(body=events, content_type=MEDIA_TYPE, headers=STREAM_HEADERS)
+    return streamed(_events(services, principal, permit, thread, after, last_seq, -1 if last_id else since_clock))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +78,13 @@ async def _events(
         yield OPENING
         while True:
             news.clear()
-            if notifier.stopping:
-                yield _event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
-                return
-            if not permit.holds():
-                yield _event("error", {"code": "revoked", "message": "the credential does not hold any more"})
+            if ending := last_event(notifier, permit):
+                yield ending
                 return
             if beat.is_due:
                 beat.sent()
                 position = seen.shown(visible_seq)
-                yield _event("heartbeat", {"sequence": position}, position)
+                yield event("heartbeat", {"sequence": position}, position)
             end = store.index.covered  # before the search, which finds everything up to there
             if is_live and end - seq <= PAGE_ROWS:
                 found = _search(store, principal, thread, seq, present, since_clock)
@@ -127,10 +118,5 @@ def _records(store: Log, rows: list[Row], seen: Positions, *, reserved: bool) ->
     for _, item in answer_forms(store, rows, seen, reserved=reserved):
         fields = {name: value for name, value in item.items() if name in record.FIELDS}
         value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
-        events.append(_event("record.created", value, int(str(item["sequence"]))))
+        events.append(event("record.created", value, int(str(item["sequence"]))))
     return b"".join(events)
-
-
-def _event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return encode_event(name, one_line(text.encode()), "" if seq is None else str(seq))

@@ -9,7 +9,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedIOBase
 from types import ModuleType
 from typing import Any, Final, NamedTuple, NoReturn
@@ -117,6 +118,24 @@ class Shell:
     def token(self) -> str:
         """Return the text of a token from stdin, "" if there is none."""
         return self.stdin.read(TOKEN_BYTES_MAX).decode(errors="replace").strip()
+
+    @contextmanager
+    def source(self, path: str | None, what: str) -> Iterator[BufferedIOBase]:
+        """Open the file at `path`, or stdin without one, for which a terminal is told `what` is read.
+
+        Raises UsageError if the file cannot be opened.
+        """
+        if not path:
+            if self.stdin.isatty():
+                self.out.hint(f"reading {what}; Ctrl-D ends")
+            yield self.stdin
+            return
+        try:
+            file = open(path, "rb")  # noqa: SIM115
+        except OSError as exc:
+            raise UsageError("usage", f"cannot read {path}: {exc.strerror}") from exc
+        with file:
+            yield file
 
     def printed(self, schema: str, data: Any) -> bool:
         """Print the daemon's data for programs and return True; return False if the form is one for people."""

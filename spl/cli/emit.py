@@ -6,7 +6,6 @@ import pwd
 import re
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from io import BufferedIOBase
 from itertools import chain
@@ -64,15 +63,7 @@ def _emit(args: Namespace, shell: Shell) -> int:
     """Send the records in batches as they arrive, and print the results in the order of the input."""
     code, answered = 0, 0
     results: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        source: BufferedIOBase = shell.stdin
-        if args.file:
-            try:
-                source = stack.enter_context(open(args.file, "rb"))
-            except OSError as exc:
-                raise UsageError("usage", f"cannot read {args.file}: {exc.strerror}") from exc
-        elif source.isatty():
-            shell.out.hint("reading records from stdin, one JSON object per line; Ctrl-D ends")
+    with shell.source(args.file, "records from stdin, one JSON object per line") as source:
         for batch in _batches(source):
             for result in _send(batch, shell):
                 answered += 1

@@ -4,7 +4,6 @@ import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from io import BufferedIOBase
 from itertools import chain, islice
 from typing import Any, Final
@@ -189,15 +188,7 @@ def _snapshot(args: Namespace, shell: Shell) -> int:
 
 
 def _restore(args: Namespace, shell: Shell) -> int:
-    with ExitStack() as stack:
-        source: BufferedIOBase = shell.stdin
-        if args.file:
-            try:
-                source = stack.enter_context(open(args.file, "rb"))
-            except OSError as exc:
-                raise UsageError("usage", f"cannot read {args.file}: {exc.strerror}") from exc
-        elif source.isatty():
-            shell.out.hint("reading a snapshot from stdin; Ctrl-D ends")
+    with shell.source(args.file, "a snapshot from stdin") as source:
         plan = _send(source, args, shell)
     refused = int(plan["refused"])
     if not shell.printed("spl.restore/1", plan):

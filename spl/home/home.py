@@ -237,20 +237,20 @@ def init_home(path: Path, label: str = "", *, new_log: bool = False) -> dict[str
         if "log" in created or disk.read(path / TOKEN, 4096) is None:
             _mint_admin(home)
             created.append("token")
-    return {"home": str(path), **facts(identity), "created": created}
+    return {"home": str(path), **identity_facts(identity), "created": created}
 
 
 def generate_identity(path: Path, label: str = "", force: bool = False) -> dict[str, object]:
     """Make an identity, or keep the one there is unless forced; the manifest is signed again at the next start."""
     with _opened(path) as home:
         kept = home.vault.identity is not None and not force
-        return {**facts(home.vault.generate(label or default_label(), force=force)), "kept": kept}
+        return {**identity_facts(home.vault.generate(label or default_label(), force=force)), "kept": kept}
 
 
 def show_identity(path: Path) -> dict[str, object] | None:
     """Return the identity's public facts, or None when there is none."""
     with _opened(path) as home:
-        return facts(home.vault.identity) if home.vault.identity else None
+        return identity_facts(home.vault.identity) if home.vault.identity else None
 
 
 def verify_identity(path: Path) -> dict[str, object]:
@@ -264,13 +264,13 @@ def verify_identity(path: Path) -> dict[str, object]:
             raise SplError("identity-missing")
         rotations = [step.to_json() for step in identity.chain.rotations]
         chain = chain_of(identity.did, identity.key.public, rotations, home.config.limits)
-        return {**facts(identity), "verified": certifies(identity.did, chain.first)}
+        return {**identity_facts(identity), "verified": certifies(identity.did, chain.first)}
 
 
 def rotate_identity(path: Path, compromised: bool) -> dict[str, object]:
     """Give the identity a new key under its DID; peers learn it after the next start.  Raises "identity-missing"."""
     with _opened(path) as home:
-        return facts(home.vault.rotate("compromised" if compromised else "retired"))
+        return identity_facts(home.vault.rotate("compromised" if compromised else "retired"))
 
 
 def export_identity(path: Path) -> str:
@@ -282,10 +282,10 @@ def export_identity(path: Path) -> str:
 def import_identity(path: Path, text: str, force: bool = False) -> dict[str, object]:
     """Take over an exported identity; raise "identity-damaged", "identity-exists", "manifest-stale", "chain-fork"."""
     with _opened(path) as home:
-        return facts(home.vault.install(text, force=force))
+        return identity_facts(home.vault.install(text, force=force))
 
 
-def facts(identity: Identity) -> dict[str, object]:
+def identity_facts(identity: Identity) -> dict[str, object]:
     """Return an identity's public facts."""
     return {
         "did": identity.did,
