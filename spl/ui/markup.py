@@ -76,7 +76,8 @@ def bars(values: Sequence[int | None], what: str) -> Markup:
         holes = (f"M{n * step + step / 2 - 0.75:.4g} {PLOT_HEIGHT - 4}h1.5" for n, v in enumerate(values) if v is None)
         shapes.append(tag("path", d="".join(holes), class_="hole"))
     box = f"0 0 {PLOT_WIDTH} {PLOT_HEIGHT}"
-    return tag("svg", *shapes, class_="plot", role="img", aria_label=label, viewBox=box)
+    plot = tag("svg", *shapes, class_="plot", role="img", aria_label=label, viewBox=box)
+    return tag("div", plot, tag("span", f"max {most:,}", class_="sub") if most else None, class_="plotted")
 
 
 def _bar(values: Sequence[int | None], most: int, step: float) -> Iterator[str]:

@@ -238,8 +238,9 @@ def _facts(row: PageFacts, now_ms: int) -> Iterator[tuple[str, Markup]]:
 def grant_line(grant: PageFacts) -> Markup:
     """Return a grant in one line, with what it lacks."""
     ours, theirs = str(grant["namespace"]), str(grant["peer_namespace"])
-    way = f"{ours} → {theirs}" if grant["direction"] == "out" else f"{theirs} → {ours}"
-    verb = "we grant" if grant["direction"] == "out" else "the peer grants"
+    is_ours = grant["direction"] == "out"
+    way = f"{ours} → {theirs}" if is_ours else f"{theirs} → {ours}"
+    verb = "we grant" if is_ours else "the peer grants"
     level = grant["level"] if grant["level"] == grant["granted"] else f"{grant['granted']}, in force {grant['level']}"
     lacks = f"; {grant['missing']}" if grant.get("missing") else ""
     return joined(f"{verb} ", tag("code", way), f" ({level}){lacks}")
@@ -279,18 +280,26 @@ def sharing(grants: Sequence[PageFacts]) -> Markup:
     """Return every namespace that crosses a pair or a sink, and with whom."""
     rows = []
     for name in sorted({str(grant["namespace"]) for grant in grants}):
-        items = [tag("li", _shared_with(grant)) for grant in grants if grant["namespace"] == name]
-        rows.append(tag("div", tag("dt", name, class_="id"), tag("dd", tag("ul", *items))))
+        by_side: dict[str, list[PageFacts]] = {}
+        for grant in grants:
+            if grant["namespace"] == name:
+                by_side.setdefault(str(grant.get("sink") or grant["pair_id"]), []).append(grant)
+        rows.append(
+            tag("div", tag("dt", name, class_="id"), tag("dd", tag("ul", *map(_shared_with, by_side.values()))))
+        )
     body = tag("dl", *rows, class_="shares") if rows else tag("p", "Nothing is shared.", class_="none")
     title = tag("h2", "Namespaces and grants ", tag("span", count(len(rows), "namespace"), class_="count"))
     return tag("section", title, body, id=SHARING, aria_label="Namespaces and grants")
 
 
-def _shared_with(grant: PageFacts) -> Markup:
-    if grant.get("sink"):
-        return joined(f"into the sink {grant['sink']} ({grant['level']})")
-    who = tag("a", _label(grant), href=f"#{grant['pair_id']}")
-    return joined(who, ": ", grant_line(grant))
+def _shared_with(grants: Sequence[PageFacts]) -> Markup:
+    """Return with whom a namespace is shared, and how, out first."""
+    first = grants[0]
+    if first.get("sink"):
+        return tag("li", tag("span", f"sink {first['sink']}", class_="with"), tag("span", f"({first['level']})"))
+    who = tag("a", _label(first), href=f"#{first['pair_id']}", class_="with")
+    ordered = sorted(grants, key=lambda grant: grant["direction"] != "out")
+    return tag("li", who, *(tag("span", grant_line(grant)) for grant in ordered))
 
 
 def size(count_bytes: int | None) -> str:

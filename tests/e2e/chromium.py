@@ -30,7 +30,7 @@ class Chromium:
         self._in, from_browser = os.pipe()
 
         # The shell gives the pipes the numbers that the browser expects.
-        command = ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', BROWSER, *FLAGS]
+        command = ["/bin/bash", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', BROWSER, *FLAGS]
         self.process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "about:blank"], pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -117,7 +117,14 @@ class Tab:
 
     def until(self, expression: str) -> None:
         """Wait until an expression holds."""
-        eventually(lambda: self.js(expression), expression)
+        eventually(lambda: self.holds(expression), expression)
+
+    def holds(self, expression: str) -> bool:
+        """Return whether an expression holds; it does not while the page is on its way to another."""
+        try:
+            return bool(self.js(expression))
+        except AssertionError:
+            return False
 
     def text(self) -> str:
         """Return the page's text as it is shown."""

