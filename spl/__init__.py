@@ -57,12 +57,13 @@ The map.  A folder is an import permission: each may import what stands left of 
         fingerprints                      answering a peer that compares
         anti_entropy                      comparing each pair in the background, and fetching what is missing
         supervise                         one task per pair while it is wanted
-    engine/  records into a stream engine or a program: loaded only where there is a sink, but for `engines`
+    engine/  records into a stream engine or a program, and from one: loaded only where it is used, but for `engines`
         subjects credentials sinks        names there; a user's key; a sink as a value
         protocol nats jetstream           the server's protocol; a connection; what is asked of it
         reader pump                       the next records of the log; one sink while it runs
         jetstream_target program_target   where records go
         service engines                   every sink; what loads it
+        carrier carriers received         one pair's records from an engine; all; how far a reader has come
     pairing/  a pair from hello to revoke
         service machine                   both roles; decide, append, fold, effects
         initiator responder exchange      the asking side; the answering side; one message and its answer

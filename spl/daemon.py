@@ -432,7 +432,7 @@ def services_of(
         restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
         ingest=ingest, feed=feed, sync=sync, push=push, reconcile=reconcile, fingerprints=fingerprints,
         anti_entropy=anti_entropy,
-        engines=Engines(feed, home.vault, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
+        engines=Engines(feed, sync, home.vault, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
         pairing=pairing, doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
         auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure), searches=Searches(),

@@ -20,6 +20,7 @@ from spl.core.pair.pair import Pair, Phase
 from spl.core.record import namespace
 from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.record import Envelope
+from spl.engine.received import reached
 from spl.home.config import Config, Settings
 from spl.home.disk import Disk
 from spl.home.home import Home, open_home
@@ -83,6 +84,7 @@ class APair:
     state: State = field(default_factory=State)
     proposal: Typed = field(default_factory=Typed)
     initiator: bool = True
+    carrier: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -361,8 +363,11 @@ class Node:
                 )
                 return await whole(await self.feed.page(pair_id, asked))
             case "/v1/sync/ack":
-                await self.feed.ack(pair_id, json.loads(body)["cursor"])
-                return json.dumps({"peer_view": self.feed.peer_view(pair_id)}).encode()
+                told = json.loads(body)
+                if received := told.get("received"):
+                    told["cursor"] = reached(self.feed.source, pair_id, told["cursor"], received)
+                await self.feed.ack(pair_id, told["cursor"])
+                return json.dumps({"peer_view": self.feed.peer_view(pair_id), "cursor": told["cursor"]}).encode()
             case "/v1/sync/chains":
                 return json.dumps(self.feed.chains(pair_id, query["did"])).encode()
             case "/v1/sync/fingerprints":

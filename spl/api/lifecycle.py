@@ -7,6 +7,7 @@ from typing import Any, Final
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.pair.pair import ESTABLISHED, Pair
+from ..core.pair.state import ENGINE, POLLING
 from ..core.record import filter as filter_
 from ..core.record.filter import PairFilter
 from ..core.value import replace
@@ -86,13 +87,28 @@ async def mode(request: Request, services: Services, found: Pair) -> dict[str, o
     return {"asked": {"mode": fields["mode"], "error": None}}
 
 
+async def carrier(request: Request, services: Services, found: Pair) -> dict[str, object]:
+    """Take {url, creds?, ca?}: a stream engine that the records come from; with url "none" they are polled for."""
+    fields = members(request, {"url": str, "creds": str, "ca": str})
+    if not fields.get("url"):
+        raise field_error("url", "is missing")
+    if fields["url"] == "none":
+        await services.pairing.configure(found.pair_id, lambda pair: {"mode": POLLING} if pair.mode == ENGINE else {})
+        return {}
+    wanted = {name: fields.get(name, "") for name in ("url", "creds", "ca")}
+    await services.engines.check_carrier(wanted)
+    await services.pairing.configure(found.pair_id, lambda pair: {"mode": ENGINE, "carrier": wanted})
+    return {}
+
+
 async def revoke(request: Request, services: Services, found: Pair) -> dict[str, object]:
     """Take {reason?, block?}; return the pairs through which records of the peer may still arrive."""
     fields = members(request, {"reason": str, "block": bool})
     await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
     blocked = found.peer_did in services.views.blocked
     hubs = [] if blocked else services.pairing.pairs.hubs(found)
-    return {"blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
+    readers = {"readers": services.engines.readers(found.pair_id)} if services.engines.configured else {}
+    return {**readers, "blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
 
 
 async def set_token(request: Request, services: Services, found: Pair) -> dict[str, object]:
@@ -150,6 +166,7 @@ ACTIONS: Final[dict[str, Callable[[Request, Services, Pair], Awaitable[dict[str,
     "resume": resume,
     "refresh": refresh,
     "mode": mode,
+    "carrier": carrier,
     "revoke": revoke,
     "set-token": set_token,
     "rotate-tokens": rotate_tokens,

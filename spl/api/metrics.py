@@ -165,6 +165,13 @@ def _sinks(families: _Families, services: Services) -> None:
         )
         acked_s = when.ms_of(str(acked_at)) / 1000 if acked_at else None
         families.one("spl_sink_last_acked_timestamp_seconds", "When records were last confirmed.", acked_s, sink=name)
+    for pair_id, carrier in sinks.carrier_rows(services):
+        families.one(
+            "spl_carrier_open", "1 while the pair is read from its engine.", bool(carrier["open"]), pair=pair_id
+        )
+        received = carrier["received_records"]
+        text = "Records that came by the engine since the carrier began."
+        families.one("spl_carrier_records", text, received if isinstance(received, int) else None, pair=pair_id)
 
 
 class _Pairs:

@@ -10,12 +10,12 @@ from ..core.identity.did import words
 from ..core.pair import handshake
 from ..core.pair import pair as pairs
 from ..core.pair.pair import Pair
-from ..core.pair.state import maps_to_json
+from ..core.pair.state import ENGINE, maps_to_json
 from ..core.presence import OFFLINE_S
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
 from ..sync.reach import PairStatus, with_way
-from .answers import NDJSON, TEXTS_MAX, field_error, json_response, list_response, members, number, texts
+from .answers import NDJSON, TEXTS_MAX, field_error, is_admin, json_response, list_response, members, number, texts
 from .auth import Principal
 from .consent import lines_of
 from .lifecycle import ACTIONS
@@ -27,7 +27,7 @@ WAIT_MS_MAX: Final = 24 * 3_600_000
 ACK_WAIT_MS_MAX: Final = 2000
 """A caller that follows the acks asks again; a longer wait would occupy its connection after it left."""
 SETTING: Final = frozenset(
-    {"pause", "resume", "revoke", "mode", "poll-interval", "relay", "thread-allow", "thread-rule"}
+    {"pause", "resume", "revoke", "mode", "carrier", "poll-interval", "relay", "thread-allow", "thread-rule"}
 )
 """Actions that may have nothing to change."""
 
@@ -86,6 +86,8 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
         thread = members(request, {"thread": str}).get("thread", "")
         done = await _synced(services, found, thread)
         return json_response({**summary_of(services, found), **done})
+    if action == "carrier" and not is_admin(principal):
+        raise SplError("scope-forbidden", "a carrier names files of this machine, and needs the scope admin")
     before = _settings(found)
     more = await _change(request, services, found, action)
     after = services.views.pairs[found.pair_id]
@@ -226,8 +228,9 @@ def _lags(services: Services, pair_id: str) -> dict[str, object]:
 
 
 def _shared(services: Services, found: Pair) -> dict[str, object]:
-    """Return what crosses the pair, and what of it is left out."""
+    """Return what crosses the pair, what of it is left out, and the engine that it comes from, if it does."""
     return {
+        **({"carrier": services.engines.carriers.to_json(found)} if found.mode == ENGINE else {}),
         "maps": maps_to_json(found.maps),
         "grants": lines_of(services, found),
         "actors": list(found.actors),
@@ -292,7 +295,7 @@ async def _change(request: Request, services: Services, found: Pair, action: str
 
 def _settings(found: Pair) -> tuple[object, ...]:
     """Return what the actions of SETTING change."""
-    return found.phase, found.mode, found.poll_interval_ms, found.paused_by, found.filter
+    return found.phase, found.mode, found.carrier, found.poll_interval_ms, found.paused_by, found.filter
 
 
 def summary_of(services: Services, found: Pair) -> dict[str, object]:

@@ -121,14 +121,20 @@ async def records(request: Request, principal: Principal, services: Services) ->
 
 
 async def ack(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/sync/ack {cursor, peer_view?}: the peer holds everything up to there durably, and sees the pair so."""
+    """POST /v1/sync/ack {cursor, peer_view?, received?}: the peer holds everything up to there durably, and sees us so.
+
+    `received` names the last record of each namespace that came by an engine; the cursor behind them is in the answer.
+    """
     pair_id = await _pair_of(principal, services)
     await services.feed.counted(pair_id)
-    fields = members(request, {"cursor": str, "peer_view": dict})
+    fields = members(request, {"cursor": str, "peer_view": dict, "received": dict})
     if "peer_view" in fields:
         services.feed.source.reaches.heard(pair_id, page.read_view(fields["peer_view"]))
-    await services.feed.ack(pair_id, fields.get("cursor"))
-    return json_response({"peer_view": services.feed.peer_view(pair_id)})
+    cursor, more = fields.get("cursor"), dict[str, object]()
+    if cursor and fields.get("received") and services.engines.configured:
+        cursor = more["cursor"] = await services.engines.sinks.reached(pair_id, cursor, fields["received"])
+    await services.feed.ack(pair_id, cursor)
+    return json_response({"peer_view": services.feed.peer_view(pair_id), **more})
 
 
 async def chains(request: Request, principal: Principal, services: Services) -> Response:

@@ -4,6 +4,7 @@ from typing import Final
 
 from ..core.errors import SplError
 from ..core.identity import bearer
+from ..core.pair.state import ENGINE
 from ..doctor.catalogue import sink_problems
 from ..doctor.facts import Fault
 from ..net.routes import Request, Response
@@ -26,6 +27,13 @@ def rows(services: Services) -> list[dict[str, object]]:
     """Return every sink; without one nothing of the engine is loaded."""
     engines = services.engines
     return [engines.sinks.to_json(sink) for sink in engines.sinks.all()] if engines.configured else []
+
+
+def carrier_rows(services: Services) -> list[tuple[str, dict[str, object]]]:
+    """Return (pair id, carrier) of each pair that is read from an engine; without one nothing is loaded."""
+    engines, pairs = services.engines, services.views.pairs
+    read = [pair for pair in pairs.values() if pair.mode == ENGINE] if engines.carrying else []
+    return [(pair.pair_id, engines.carriers.to_json(pair)) for pair in read]
 
 
 def shown(row: dict[str, object], principal: Principal) -> dict[str, object]:
@@ -83,12 +91,14 @@ def acl(request: Request, principal: Principal, services: Services) -> Response:
 
 def findings(services: Services) -> list[dict[str, object]]:
     """Return what is wrong with the sinks, in the form of the doctor's findings."""
-    if not services.engines.configured:
-        return []
-    found = []
-    for fault in services.engines.sinks.faults():
+    engines, found = services.engines, list[dict[str, object]]()
+    for fault in engines.sinks.faults() if engines.configured else ():
         seen = Fault(fault.code, fault.message, fault.hint)
-        found += sink_problems(services.limits, fault.name, seen, fault.since_s)
+        found += sink_problems(services.limits, f"sink {fault.name}", seen, fault.since_s)
+    for fault in engines.carriers.faults() if engines.carrying else ():
+        seen = Fault(fault.code, fault.message, fault.hint)
+        rows = sink_problems(services.limits, f"engine of {fault.name}", seen, fault.since_s)
+        found += [{**row, "pair_id": fault.name} for row in rows]
     return found
 
 

@@ -1,5 +1,6 @@
 """`spl federation`: the pairs with other instances."""
 
+import os
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, Final
@@ -102,6 +103,12 @@ def _set_mode(args: Namespace, shell: Shell) -> int:
     return _act(args, shell, "mode", {**body, "both": True} if args.both else body, f"mode {args.mode}")
 
 
+def _set_carrier(args: Namespace, shell: Shell) -> int:
+    body: dict[str, object] = {"url": args.url}
+    body |= {name: os.path.abspath(path) for name in ("creds", "ca") if (path := getattr(args, name))}
+    return _act(args, shell, "carrier", body, f"carrier {args.url}")
+
+
 def _set_poll_interval(args: Namespace, shell: Shell) -> int:
     done = f"poll interval {span_fine(args.interval)}"
     return _act(args, shell, "poll-interval", {"interval_ms": args.interval}, done)
@@ -149,6 +156,10 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
         out.line(f"read again from the start: {count(pair['records'], 'new record')}")
     if action == "revoke":
         _after_revoke(pair, shell)
+    for reader in pair.get("readers") or []:
+        out.note(
+            f"remove its user, whose inbox is _INBOX_{reader['reader']}, from {reader['url']} (sink {reader['sink']})"
+        )
     if action in FILTERING:
         out.note(f"sent from now on: {pair_page.filter_text(pair['filter'])}; what was sent before stays with the peer")
     if failed:
@@ -268,6 +279,17 @@ TREE: Final = (
                 _set_mode,
                 arg("mode", metavar="MODE", help="polling, continuous or on-demand"),
                 arg("--both", action="store_true", help="ask the peer to pull from here in this mode too"),
+            ),
+            _command(
+                "set-carrier",
+                "Sets a stream engine that this side takes the peer's records from, which the peer fills by a sink.\n"
+                "With none it polls again. Each record is judged as any of the pair, and what the engine lacks is\n"
+                "pulled. At the peer `spl sink acl` prints what the server must permit.",
+                " nats://127.0.0.1:4222",
+                _set_carrier,
+                arg("url", metavar="URL|none", help="nats://HOST:PORT or tls://HOST:PORT; none: no engine"),
+                arg("--creds", metavar="FILE", help="the user's .creds or nkey seed file, read at each connection"),
+                arg("--ca", metavar="FILE", help="certificate of a private authority"),
             ),
             _command(
                 "set-poll-interval",

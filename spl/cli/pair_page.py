@@ -82,6 +82,8 @@ def _syncing(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     live = pair["state"] != "revoked"
     if live:
         yield "mode", _mode(pair, out)
+    if pair.get("carrier"):
+        yield from _carrier(pair["carrier"])
     if live and pair.get("reach") in REACH:
         yield "reach", _reach(pair, out)
     yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor")) + _as_of(pair, out)
@@ -177,6 +179,15 @@ def _state(pair: Detail, out: Out) -> str:
         return text
     who = "the peer's requests do not arrive here" if way["direction"] == TO_US else "our requests do not arrive there"
     return f"{text}; one-way since {out.ago(way['since'])}: {who}"
+
+
+def _carrier(carrier: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the lines about the engine that the records come from."""
+    way = "open" if carrier["open"] else "not open"
+    yield "carrier", f"{carrier['url']}, {way}, {carrier['received_records']:,} records since it began"
+    if carrier["finding"]:
+        yield "", f"! {carrier['error']} [{carrier['finding']}]"
+        yield "", f"  fix: {carrier['fix']}"
 
 
 def _mode(pair: Detail, out: Out) -> str:

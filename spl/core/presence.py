@@ -121,6 +121,11 @@ class Turns:
     asked_s: float | None = None
     """When the peer was last asked for a sign of life; None to ask at once if it is silent."""
 
+    @property
+    def is_well(self) -> bool:
+        """Whether the peer was read, and neither refused nor failed to answer since."""
+        return self.last_s is not None and not self.errors.attempt and not self.refusals.attempt
+
     def attempted(self, now_s: float) -> None:
         """Record the end of a pull or a stream; the time of the next one is spread by another random number."""
         self.last_s = now_s

@@ -91,7 +91,7 @@ def sink_problems(limits: Limits, name: str, fault: Fault, since_s: float) -> li
     return [
         {
             "code": item.code, "severity": item.severity, "side": item.side, "fix": item.fix, "title": item.evidence,
-            "meaning": item.title, "sink": name,
+            "meaning": item.title, **({"sink": name[5:]} if name.startswith("sink ") else {}),
         }
         for item in problems(findings(facts))
     ]  # fmt: skip
@@ -125,7 +125,7 @@ def _sink_fix(facts: Facts) -> str:
     """Return the step that the fault of a sink comes with, given the sink."""
     fault = facts.sink_fault
     step = fault.hint if fault is not None else ""
-    return re.sub(r"\bNAME\b", facts.sink or "NAME", step or CODES["sink-unreachable"].fix)
+    return re.sub(r"\bNAME\b", facts.sink.removeprefix("sink ") or "NAME", step or CODES["sink-unreachable"].fix)
 
 
 def _repair_fix(facts: Facts) -> str:
@@ -359,6 +359,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("sink-foreign", FAIL, (), None, PATH, seen.sink("sink-foreign"), _sink_fix),
     FindingKind("sink-auth", FAIL, (), None, PATH, seen.sink("sink-auth"), _sink_fix),
     FindingKind("sink-refused", FAIL, (), None, PATH, seen.sink("sink-refused"), _sink_fix),
+    FindingKind("engine-gap", WARN, (), _failing_s, PATH, seen.sink("engine-gap"), _sink_fix),
     FindingKind("rate-limited", WARN, (), None, PEER, seen.throttled, _next("rate-limited")),
     FindingKind("poll-interval-long", INFO, (), None, LOCAL, seen.poll_long, _interval_fix),
     FindingKind("pair-degraded", FAIL, (*_CAUSES, "cursor-stalled"), None, PEER, seen.degraded, _degraded_fix),

@@ -57,7 +57,7 @@ def failed(*codes: str) -> Condition:
 
 def sink(code: str) -> Condition:
     """Return the condition that a sink has this fault."""
-    return lambda facts: f"sink {facts.sink}: {said}" if (said := _said(facts.sink_fault, code)) else ""
+    return lambda facts: f"{facts.sink}: {said}" if (said := _said(facts.sink_fault, code)) else ""
 
 
 def _said(fault: Fault | None, code: str) -> str:

@@ -162,7 +162,7 @@ class Facts:
 
     # -- a sink
     sink: str = ""
-    """Its name; `sink_fault` is why it sends nothing."""
+    """"sink NAME", or "engine of PAIR_ID"; `sink_fault` is why nothing goes or comes."""
     sink_fault: Fault | None = None
 
     # -- why the last attempt failed, and what was seen by asking

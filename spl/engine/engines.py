@@ -1,22 +1,26 @@
-"""The one module of this folder that every daemon loads: it imports the others when there is a sink, and not before.
+"""The one module of this folder that every daemon loads: it imports the others with the first sink or carrier.
 
-A daemon without a sink pays one waiter for changes of consent.
+A daemon without any pays two waiters: for changes of consent and of pairs.
 """
 
 import asyncio
 import importlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..core import consent
+from ..core.pair.state import ENGINE
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.vault import Vault
+from ..home.views import THREAD_PAIRS
 from ..sync.changes import Feed
+from ..sync.schedule import Sync
 from ..sync.supervise import wait
 
 if TYPE_CHECKING:
+    from .carriers import CarrierService
     from .service import SinkService
 
 
@@ -24,12 +28,14 @@ class Engines:
     """The sinks of one daemon, once there are any."""
 
     def __init__(
-        self, feed: Feed, vault: Vault, disk: Disk, tls: ssl.SSLContext | None, *, now_ms: Callable[[], int],
-        random_bytes: Callable[[int], bytes],
+        self, feed: Feed, sync: Sync, vault: Vault, disk: Disk, tls: ssl.SSLContext | None, *,
+        now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
+        self._sync = sync
         self._feed, self._vault, self._disk, self._tls = feed, vault, disk, tls
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._service: SinkService | None = None
+        self._carriers: CarrierService | None = None
 
     @property
     def configured(self) -> bool:
@@ -46,15 +52,50 @@ class Engines:
             self._service = made
         return self._service
 
+    @property
+    def carrying(self) -> bool:
+        """Whether the records of a pair come from an engine."""
+        return any(pair.mode == ENGINE for pair in self._feed.writer.views.pairs.values())
+
+    @property
+    def carriers(self) -> "CarrierService":
+        """The service, made when it is first asked for."""
+        if self._carriers is None:
+            made: CarrierService = importlib.import_module(f"{__package__}.carriers").CarrierService(
+                self._sync, self._feed.notifier, self._disk, self._tls, now_ms=self._now_ms,
+                random_bytes=self._random_bytes,
+            )  # fmt: skip
+            self._carriers = made
+        return self._carriers
+
+    async def check_carrier(self, fields: Mapping[str, str]) -> None:
+        """Raise unless these members {url, creds, ca} are those of a carrier that can be used."""
+        await self.carriers.check(importlib.import_module(f"{__package__}.carrier").Carrier(**fields))
+
+    def readers(self, pair_id: str) -> list[dict[str, str]]:
+        """Return {sink, url, reader} of each server whose user of the pair only its operator can remove."""
+        return [
+            {"sink": sink.name, "url": sink.url, "reader": pair_id} for sink in self.sinks.all() if not sink.is_program
+        ]
+
     async def run(self, stop: asyncio.Event) -> None:
-        """Run the sinks from the first one on, until `stop`."""
+        """Run sinks and carriers, each from the first one on, until `stop`."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._begin(stop, consent.THREAD, lambda: self.configured, lambda: self.sinks))
+            tasks.create_task(self._begin(stop, THREAD_PAIRS, lambda: self.carrying, lambda: self.carriers))
+
+    async def _begin(
+        self, stop: asyncio.Event, thread: str, wanted: Callable[[], bool],
+        service: "Callable[[], SinkService | CarrierService]",
+    ) -> None:  # fmt: skip
+        """Run a service once it is wanted, which a record of the thread may bring."""
         notifier = self._feed.notifier
-        with notifier.listening([by_thread(consent.THREAD)]) as news:
-            while not self.configured and not stop.is_set() and not notifier.stopping:
+        with notifier.listening([by_thread(thread)]) as news:
+            while not wanted() and not stop.is_set() and not notifier.stopping:
                 news.clear()
                 await wait(news, None)
-        if self.configured:
-            await self.sinks.run(stop)
+        if wanted():
+            await service().run(stop)
 
     def close(self) -> None:
         """End the threads, if there are any."""

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from ..core.value import dataclass, field
 from .nats import Nats
-from .protocol import SAID_BYTES_MAX, Delivery, EngineError, decoded, headers_of, said
+from .protocol import SAID_BYTES_MAX, Delivery, EngineError, decoded, headers_of, published, said
 
 STREAM_MISSING: Final = 10059
 MESSAGE_MISSING: Final = 10037
+CONSUMER_MISSING: Final = 10014
 WRONG_LAST: Final = frozenset({10070, 10071})
 """The message named another predecessor than the stream has."""
 FULL: Final = frozenset({10023, 10028, 10047, 10077, 10052, 10002})
@@ -18,6 +19,9 @@ FULL: Final = frozenset({10023, 10028, 10047, 10077, 10052, 10002})
 WINDOW_NS: Final = 120_000_000_000
 """The time in which the server drops repeats: the net below the chain, and the server's own default."""
 
+PENDING_MAX: Final = 1024
+PULL_NS: Final = 30_000_000_000
+"""After this a request for messages ends, with an answer if none came."""
 MESSAGE_BYTES_MAX: Final = 12 * 1024 * 1024
 """Of a stored message in base64: servers take messages of up to 8 MiB."""
 _HEAD_BYTES_MAX: Final = 64 * 1024
@@ -91,6 +95,41 @@ async def message_at(nats: Nats, stream: str, seq: int) -> StoredMessage | None:
 async def last_under(nats: Nats, stream: str, subject: str) -> StoredMessage | None:
     """Return the last message of a subject, None if there is none."""
     return await _message(nats, stream, {"last_by_subj": subject})
+
+
+async def has_consumer(nats: Nats, stream: str, name: str) -> bool:
+    """Return whether a stream has this consumer.  Raises JetStreamError if there is no such stream."""
+    try:
+        await ask(nats, f"CONSUMER.INFO.{stream}.{name}")
+    except JetStreamError as exc:
+        if exc.number == CONSUMER_MISSING:
+            return False
+        raise
+    return True
+
+
+async def create_consumer(nats: Nats, stream: str, name: str, subject: str) -> None:
+    """Make a durable pull consumer of what comes under a subject from now on; an ack counts for all before it."""
+    await ask(nats, f"CONSUMER.CREATE.{stream}.{name}.{subject}", {
+        "stream_name": stream, "action": "create", "config": {
+            "durable_name": name, "name": name, "filter_subject": subject, "deliver_policy": "new",
+            "ack_policy": "all", "ack_wait": WINDOW_NS, "max_ack_pending": PENDING_MAX, "replay_policy": "instant",
+        },
+    })  # fmt: skip
+
+
+def pull_of(stream: str, name: str, reply: str, count: int, bytes_max: int) -> bytes:
+    """Return the message that asks a consumer for up to so many messages, which come as they are there."""
+    asked = json.dumps({"batch": count, "expires": PULL_NS, "max_bytes": bytes_max}).encode()
+    return published(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", reply, b"", asked)
+
+
+def consumer_in(reply: str) -> str:
+    """Return the consumer that a delivery is of, by the subject that acknowledges it; "" for another form."""
+    words = reply.split(".")
+    if words[:2] != ["$JS", "ACK"]:
+        return ""
+    return words[3] if len(words) == 9 else words[5] if len(words) >= 11 else ""
 
 
 async def ask(nats: Nats, name: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:

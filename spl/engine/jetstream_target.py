@@ -5,6 +5,7 @@ A message is the stored envelope, byte for byte, so a reader verifies id and sig
     Nats-Msg-Id                 the record's id
     Nats-Expected-Last-Msg-Id   the id of the message before; of the first in a session, Nats-Expected-Last-Sequence
     Spl-Position                <epoch>:<seq> in our log
+    Spl-Previous                the id of the record before in its namespace, by which a reader sees what it misses
     Spl-Namespace, Spl-Thread   in full text
 
 Up to a batch of messages is in flight, each naming its predecessor: if one is lost, the server refuses all that follow,
@@ -25,7 +26,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ..core import canon
 from ..core.errors import SplError
@@ -45,6 +46,7 @@ POSITION: Final = "Spl-Position"
 NAMESPACE: Final = "Spl-Namespace"
 THREAD: Final = "Spl-Thread"
 POINTER: Final = "Spl-Pointer"
+PREVIOUS: Final = "Spl-Previous"
 ID: Final = "Nats-Msg-Id"
 LAST_ID: Final = "Nats-Expected-Last-Msg-Id"
 LAST_SEQ: Final = "Nats-Expected-Last-Sequence"
@@ -57,6 +59,22 @@ CHARS_MAX: Final = 256
 FRAMES_BYTES: Final = 256 * 1024
 
 
+class ServerPlace(Protocol):
+    """A server, and what it is shown and verified by, as a sink or a carrier names them."""
+
+    @property
+    def url(self) -> str:
+        """nats://HOST:PORT or tls://HOST:PORT."""
+
+    @property
+    def creds(self) -> str:
+        """Path of the user's credentials, "" without."""
+
+    @property
+    def ca(self) -> str:
+        """Path of the authority's certificate, "" for those of the system."""
+
+
 class Files:
     """What a sink names by path: read at each connection, so a renewed file counts."""
 
@@ -64,8 +82,8 @@ class Files:
         """`tls` verifies servers for sinks without an authority of their own."""
         self._disk, self._tls = disk, tls
 
-    def endpoint(self, sink: Sink) -> Endpoint:
-        """Return where a sink's server is.  Raises EngineError "sink-auth", ListenError "config-invalid"."""
+    def endpoint(self, sink: ServerPlace) -> Endpoint:
+        """Return where a server is.  Raises EngineError "sink-auth", ListenError "config-invalid"."""
         host, port, always_tls = endpoint_of(sink.url)
         found = None
         if sink.creds:
@@ -170,7 +188,8 @@ class JetStreamSession:
         frames, awaited = list[bytes](), dict[str, int]()
         for record in records:
             id_ = record.id if record.seq not in self.target.twice else f"{record.id}:{record.namespace}"
-            head = {**self._chained(id_, record.seq), NAMESPACE: record.namespace, THREAD: record.thread}
+            head = {**self._chained(id_, record.seq), PREVIOUS: record.previous,
+                    NAMESPACE: record.namespace, THREAD: record.thread}  # fmt: skip
             subject = subjects.subject_of(self._did, record.namespace, record.thread, self.target.sink.subjects)
             raw, body = head_of(head), record.body
             if len(raw) + len(body) > self.nats.payload_max:

@@ -179,6 +179,11 @@ class Nats:
         self._waiting_bytes -= len(found.body)
         return found
 
+    @property
+    def waiting(self) -> int:
+        """How many messages `next` gives without waiting."""
+        return len(self._waiting)
+
     async def close(self) -> None:
         """End the connection."""
         await hang_up(self._writer, LINGER_S)

@@ -38,6 +38,8 @@ class StoredRecord:
     thread: str
     signer: str
     body: bytes = field(repr=False)
+    previous: str = ""
+    """The id of the record before in its namespace, which shows a reader that it misses none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,17 @@ class LogReader:
                 blocked = row.ns
                 break
             fitting.append(row)
-        found = tuple(_record(row, raw) for row, raw in self.writer.store.read(fitting))
-        return RecordBatch(found, fitting[-1].seq if fitting else after, blocked)
+        before, found = dict[str, str](), list[StoredRecord]()
+        for row, raw in self.writer.store.read(fitting):
+            record = _record(row, raw, before.get(row.ns) or self._id_before(row))
+            before[row.ns] = record.id
+            found.append(record)
+        return RecordBatch(tuple(found), fitting[-1].seq if fitting else after, blocked)
+
+    def _id_before(self, row: Row) -> str:
+        """Return the id of the record before a row in its namespace, "" if there is none or it is damaged."""
+        rows = self.writer.store.index.before_any([by_namespace(row.ns)], row.seq, 1)
+        return next((str(json.loads(raw)["id"]) for _, raw in self.writer.store.read(rows)), "")
 
     def count(self, namespaces: Sequence[str], low: int, high: int) -> int:
         """Return how many records of the namespaces stand after the line `low` up to `high`."""
@@ -126,6 +137,6 @@ class LogReader:
         return identity.did
 
 
-def _record(row: Row, raw: bytes) -> StoredRecord:
+def _record(row: Row, raw: bytes, previous: str) -> StoredRecord:
     value: dict[str, Any] = json.loads(raw)
-    return StoredRecord(row.seq, value["id"], row.ns, value["record"]["thread"], row.voucher, raw)
+    return StoredRecord(row.seq, value["id"], row.ns, value["record"]["thread"], row.voucher, raw, previous)

@@ -32,6 +32,7 @@ from .program_target import ProgramTarget
 from .protocol import EngineError
 from .pump import Pump, SinkState
 from .reader import LogReader
+from .received import reached
 from .sinks import ACTIVE, EXEC, PAUSED, REMOVED, Sink
 
 SINKS_MAX: Final = 16
@@ -212,6 +213,11 @@ class SinkService:
         await asyncio.wrap_future(self.writer.submit([Own(consent.THREAD, consent.KIND_SINK, sink.body())]))
         self._tasks.kick()
         return sink
+
+    async def reached(self, pair_id: str, since: str, received: Mapping[str, Any]) -> str:
+        """Return the cursor of a reader of the engine after what it received.  Raises as a pull does."""
+        work = partial(reached, self._feed.source, pair_id, since, received)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def test(self, name: str) -> dict[str, object]:
         """Return what the server of a sink says, asked now over a connection of its own.  Raises SplError."""

@@ -72,12 +72,12 @@ def shard_of(thread: str) -> int:
 def permissions(did: str, namespaces: tuple[str, ...], reader: str) -> dict[str, list[str]]:
     """Return {publish, subscribe}: what a user of the server needs, and may have, to read these namespaces and no more.
 
-    `reader` names its durable consumer, one for each namespace after the first: READER-2 and so on.  The filter is a
-    part of the subject on which a consumer is created, so the server enforces it.
+    `reader` begins the names of its durable consumers, one for each namespace.  The filter is a part of the subject on
+    which a consumer is created, so the server enforces it.
     """
     stream, publish = stream_of(did), list[str]()
-    for number, namespace in enumerate(namespaces, 1):
-        name = consumer_of(reader, number)
+    for namespace in namespaces:
+        name = consumer_of(reader, namespace)
         publish += [
             f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{namespace_of(did, namespace)}",
             f"$JS.API.CONSUMER.INFO.{stream}.{name}",
@@ -87,6 +87,6 @@ def permissions(did: str, namespaces: tuple[str, ...], reader: str) -> dict[str,
     return {"publish": publish, "subscribe": [f"_INBOX_{reader}.>"]}
 
 
-def consumer_of(reader: str, number: int) -> str:
-    """Return the name of a reader's durable consumer for its namespace of this number, from 1."""
-    return reader if number == 1 else f"{reader}-{number}"
+def consumer_of(reader: str, namespace: str) -> str:
+    """Return the name of a reader's durable consumer for a namespace, which both sides of a pair find alone."""
+    return f"{reader}-{sha256(namespace.encode()).hexdigest()[:8]}"

@@ -19,7 +19,7 @@ from ..core.backoff import Buckets
 from ..core.identity import message
 from ..core.pair import handshake, steps
 from ..core.pair.pair import ESTABLISHED, Pair
-from ..core.pair.state import MODES
+from ..core.pair.state import ENGINE, MODES
 from ..core.pair.steps import Effect
 from ..core.value import dataclass
 from .machine import REVOKED, Pairs, by_peer, unconfirmed
@@ -82,7 +82,7 @@ class PeerStatements:
 
         Each is a record, so it counts with the other changes.
         """
-        if mode not in MODES or mode == pair.mode or type(pair.state) not in ESTABLISHED:
+        if mode not in MODES or pair.mode in (mode, ENGINE) or type(pair.state) not in ESTABLISHED:
             return pair
         if self._changes.take(pair.peer_did, self.pairs.steady_ms() / 1000):
             return pair

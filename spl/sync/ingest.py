@@ -238,11 +238,14 @@ class Ingest:
         pins = [_pin(pair, chain) for did, chain in found.chains.items() if did in vouching]
         return Judged(item, verdicts, pins, found.forks, ahead, found.unshown)
 
-    async def keep(self, pair: Pair, judged: Judged, *, moves: bool, base: str | None = None) -> Taken:
+    async def keep(
+        self, pair: Pair, judged: Judged, *, moves: bool, base: str | None = None, beside: Sequence[SavedPosition] = ()
+    ) -> Taken:
         """Store a judged page in one write; `moves`: with the position that it leads to, if to any.
 
         `base` is the position at which this reading stands.  If another one, such as a push, saved a position since,
         this page's is saved only if the source counts more records up to it: a cursor is sealed, and tells no order.
+        `beside`: positions elsewhere that this page leads to.
         """
         item, pair_id = judged.page, pair.pair_id
         refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
@@ -262,6 +265,7 @@ class Ingest:
         if moves and new and (base is None or base == cursor or clock > count):
             placing = memory.placing = SavedPosition(pair_id, item.next_cursor, clock)
             items.append(placing)
+        items += beside
         try:
             fresh = await self._store(pair, items)
         finally:
@@ -458,7 +462,7 @@ def _fitting(items: Sequence[Item], left: int) -> Sequence[Item]:
 def _marked(pair_id: str, items: Sequence[Item], day_bytes: int) -> list[Item]:
     """Return the items with what the pair brought in within a day: in its position, or beside them."""
     last = items[-1]
-    if isinstance(last, SavedPosition):
+    if isinstance(last, SavedPosition) and last.pair == pair_id:
         return [*items[:-1], replace(last, day_bytes=day_bytes)]
     return [*items, DayBytes(pair_id, day_bytes)]
 

@@ -118,6 +118,8 @@ class Puller:
 
     def __init__(self, ingest: Ingest) -> None:
         self.ingest = ingest
+        self.received: dict[str, Mapping[str, str]] = {}
+        """Pair -> the peer's namespace -> the last record of it that came by an engine, all before it being held."""
         self._peers, self._limits = ingest.peers, ingest.limits
 
     async def run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
@@ -295,9 +297,16 @@ class Puller:
 
         Raises SyncError or ReachError if it does not answer.
         """
-        told = {"cursor": self.ingest.since(pair), "peer_view": view}
+        told: dict[str, object] = {"cursor": (since := self.ingest.since(pair)), "peer_view": view}
+        if received := self.received.get(pair.pair_id):
+            told["received"] = received
         reply = await self._peers.ask(pair, "POST", ACK, json.dumps(told).encode(), timeout_s=ANSWER_S)
-        return _view_in(reply.body)
+        found = _view_in(reply.body)
+        if received and (cursor := page.cursor_in(reply.body)) not in ("", since):
+            # The place in the peer's feed that what came by the engine leads to, so a pull goes on from there.
+            reached = Page([], [], cursor, False, {**found, "clock": found.get("acked", 0)}, 0)
+            await self.ingest.take(pair, reached, moves=True, base=since)
+        return found
 
 
 def _view_in(body: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.pair import Pair, Phase
-from ..core.pair.state import CONTINUOUS, ON_DEMAND
+from ..core.pair.state import CONTINUOUS, ENGINE, ON_DEMAND
 from ..core.presence import STREAM_BACKOFF_MAX_S, Turns
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
@@ -72,10 +72,7 @@ class Sync:
     def __init__(
         self, ingest: Ingest, feed: Feed, *, now_ms: Callable[[], int], random_bytes: Callable[[int], bytes]
     ) -> None:
-        self.writer = ingest.writer
-        self.limits = ingest.limits
-        self._ingest = ingest
-        self.budget = ingest.budget
+        self._ingest, self.writer, self.limits, self.budget = ingest, ingest.writer, ingest.limits, ingest.budget
         self._reaches = ingest.reaches
         self.puller = Puller(ingest)
         self._feed = feed
@@ -266,7 +263,7 @@ class Sync:
 
     def _wait_s(self, pair: Pair, state: _PairSync) -> float | None:
         """Return the seconds to the next attempt by mode, interval, failures and budget; None for never by itself."""
-        if pair.mode == ON_DEMAND or state.flow.is_open:
+        if pair.mode == ON_DEMAND or state.flow.is_open or (pair.mode == ENGINE and state.is_well):
             return None
         paused_s = self.budget.status(pair.pair_id).wait_s
         if state.last_s is None or paused_s:
@@ -305,6 +302,7 @@ class Sync:
                 raise SyncError("timeout", "the peer, which opens the connections of this pair, is silent")
             view = await self.puller.ask_life(pair, self._feed.peer_view(pair_id))
         except SplError as exc:
+            state.last_s = None if exc.code in RESET_CODES and pair.mode == ENGINE else state.last_s
             unanswered_s = presence.unanswered_s(loop.time())
             if counts and exc.code not in RESET_CODES and unanswered_s >= loop.time() - began_s:
                 self._failed(pair_id, state, exc)
@@ -313,6 +311,8 @@ class Sync:
                     state.attempted(loop.time())
             return
         presence.answered(loop.time())
+        if pair.mode == ENGINE and view.get("acked") == view.get("head"):
+            state.last_sync_ms = self._now_ms()
         self._reaches.answered(pair_id, view)
         self._there_again(pair, state)
 

@@ -264,7 +264,7 @@ def scope_of(pair: Pair, shares: Iterable[Outbound], pairs: Mapping[str, Pair], 
 
 def tally(index: Index, scope: Scope) -> int:
     """Return how many records a `tallied` scope offers, from counters of the index and without reading rows."""
-    return sum(_tally_of(index, scope, ns) for ns in scope.shares)
+    return sum(tally_of(index, scope, ns) for ns in scope.shares)
 
 
 def find(view: LogView, ids: Iterable[str]) -> list[Row]:
@@ -296,7 +296,8 @@ def _facts(row: Row, payload: bytes) -> dict[str, str]:
     return fields_of(json.loads(payload)["record"], row.ns, row.voucher)
 
 
-def _tally_of(index: Index, scope: Scope, ns: str) -> int:
+def tally_of(index: Index, scope: Scope, ns: str) -> int:
+    """Return how many records of one namespace a `tallied` scope offers."""
     if not scope.filter.relay:
         own = scope.own_did
         return index.tally(vouched(ns, own)) - sum(

@@ -32,7 +32,7 @@ def manifest(code: str, message: str = "", **more: object) -> dict[str, Any]:
 
 
 def sink(code: str) -> dict[str, Any]:
-    return {"sink": "fan", "sink_fault": Fault(code, "as the test says", CODES[code].fix)}
+    return {"sink": "sink fan", "sink_fault": Fault(code, "as the test says", CODES[code].fix)}
 
 
 GRANT = "spl federation grant pair_0f9e8d7c --namespace x --maps x,music --hash-level L0"
@@ -112,6 +112,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sink-foreign": sink("sink-foreign"),
     "sink-auth": sink("sink-auth"),
     "sink-refused": sink("sink-refused"),
+    "engine-gap": sink("engine-gap"),
     "rate-limited": {"throttled": True},
     "poll-interval-long": {"poll_interval_ms": 7_200_000},
     "pair-degraded": {"phase": "degraded", "reason": "internal"},
@@ -176,7 +177,7 @@ def test_patience_is_a_limit() -> None:
     patient = {row.code for row in CATALOGUE if row.patience_s is not None and row.patience_s(Limits()) > 0}
     assert patient == {
         "dns", "connect", "no-route", "timeout", "foreign-answer", "disconnected", "peer-5xx", "queue-high",
-        "sink-unreachable",
+        "sink-unreachable", "engine-gap",
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ ELSEWHERE: Final = {
     "federation pair": "is played with the pages",
     "federation soak": "runs for minutes",
     "sink test": "asks a server, as tests/engine does",
+    "federation set-carrier": "asks a server, as tests/engine does",
     "top": "needs a terminal",
 }
 """Examples that are not run here, and why."""

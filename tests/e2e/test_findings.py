@@ -23,6 +23,7 @@ from tests.e2e.conftest import AUTO
 from tests.e2e.findings import HERE, Faulty, House, World, attention, finds, named, report, seen, told
 from tests.e2e.harness import free_port
 from tests.e2e.proxy import CUT, HOLD, MANIFEST, MUTE, Proxy, Reply, answer, hang_up
+from tests.engine import test_carrier as carriers
 from tests.engine import test_jetstream_target as sinks
 from tests.waiting import eventually
 
@@ -40,6 +41,7 @@ BESIDE = {
     "sink-auth": sinks.test_credentials_and_tls_are_checked,
     "sink-full": sinks.test_a_full_stream_goes_on_once_it_has_room,
     "sink-foreign": sinks.test_another_writer_stops_the_sink_until_the_operator_passes_it_over,
+    "engine-gap": carriers.test_a_gap_is_a_finding_until_the_peer_closes_it,
     "sink-refused": sinks.test_a_server_that_answers_wrongly_is_named_and_the_log_goes_on,
     "store-locked": test_doctor.test_a_home_whose_daemon_does_not_answer,
     "daemon-down": test_doctor.test_a_home_whose_daemon_does_not_answer,

@@ -12,14 +12,18 @@ from tests.nodes import Node
 LOADED = "import sys, spl.daemon; print(*(name for name in sys.modules if name.startswith('spl.engine')))"
 
 
+def engines_of(node: Node) -> Engines:
+    vault, disk = node.home.vault, node.home.disk
+    return Engines(node.feed, node.sync, vault, disk, None, now_ms=node.now_ms, random_bytes=os.urandom)
+
+
 def test_a_daemon_imports_none_of_it() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["spl.engine", "spl.engine.engines"]
 
 
 async def test_the_first_sink_starts_the_service(node: Node, server: NatsServer) -> None:
-    vault, disk = node.home.vault, node.home.disk
-    engines, stop = Engines(node.feed, vault, disk, None, now_ms=node.now_ms, random_bytes=os.urandom), asyncio.Event()
+    engines, stop = engines_of(node), asyncio.Event()
     assert not engines.configured
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(engines.run(stop))
@@ -34,8 +38,7 @@ async def test_the_first_sink_starts_the_service(node: Node, server: NatsServer)
 
 
 async def test_it_ends_without_a_sink_too(node: Node) -> None:
-    vault, disk = node.home.vault, node.home.disk
-    engines, stop = Engines(node.feed, vault, disk, None, now_ms=node.now_ms, random_bytes=os.urandom), asyncio.Event()
+    engines, stop = engines_of(node), asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(engines.run(stop))
         await asyncio.sleep(0)

@@ -16,6 +16,7 @@ from spl.sync.supervise import run_together
 from tests.engine.servers import NatsServer
 
 DID = "did:sync:instance:hub-0123456789abcdef01234567"
+MUSIC, ART = subjects.consumer_of("pair_1", "music"), subjects.consumer_of("pair_1", "art")
 
 
 @settings(max_examples=50)
@@ -39,8 +40,8 @@ def test_what_is_named_how() -> None:
 def test_permissions_name_the_filter_of_each_namespace_and_nothing_wider() -> None:
     rules = subjects.permissions(DID, ("music", "art"), "pair_1")
     stream, tail = subjects.stream_of(DID), subjects.tail_of(DID)
-    assert f"$JS.API.CONSUMER.CREATE.{stream}.pair_1.spl.{tail}.music.>" in rules["publish"]
-    assert f"$JS.API.CONSUMER.CREATE.{stream}.pair_1-2.spl.{tail}.art.>" in rules["publish"]
+    assert f"$JS.API.CONSUMER.CREATE.{stream}.{MUSIC}.spl.{tail}.music.>" in rules["publish"]
+    assert f"$JS.API.CONSUMER.CREATE.{stream}.{ART}.spl.{tail}.art.>" in rules["publish"]
     assert rules["subscribe"] == ["_INBOX_pair_1.>"]
     assert not [subject for subject in rules["publish"] if "MSG.GET" in subject or "PURGE" in subject]
 
@@ -78,11 +79,11 @@ async def test_a_server_holds_a_reader_to_the_printed_permissions(tmp_path: Path
             await nats.request(f"spl.{subjects.tail_of(DID)}.{name}.1", name.encode())
 
     def create(api: str, wanted: str) -> Callable[[Nats], Awaitable[object]]:
-        config = {"durable_name": "pair_1", "ack_policy": "explicit", **({"filter_subject": wanted} if wanted else {})}
+        config = {"durable_name": MUSIC, "ack_policy": "explicit", **({"filter_subject": wanted} if wanted else {})}
         return lambda nats: jetstream.ask(nats, f"CONSUMER.{api}", {"stream_name": stream, "config": config})
 
     async def read(nats: Nats) -> None:
-        pull = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.pair_1"
+        pull = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{MUSIC}"
         await nats.send((published(pull, f"{nats.inbox}.m", b"", b'{"batch":1,"expires":5000000000}'),))
         found = await nats.next(5.0)
         assert found is not None
@@ -90,16 +91,17 @@ async def test_a_server_holds_a_reader_to_the_printed_permissions(tmp_path: Path
 
     async def subscribe(nats: Nats) -> None:
         await nats.send((b"SUB spl.> 9\r\n",))
-        await nats.request(f"$JS.API.CONSUMER.INFO.{stream}.pair_1")
+        await nats.request(f"$JS.API.CONSUMER.INFO.{stream}.{MUSIC}")
 
-    named = f"CREATE.{stream}.pair_1"
+    named = f"CREATE.{stream}.{MUSIC}"
     try:
         assert not await refused(server.port, hub, fill)
         assert await refused(server.port, reader, create(f"{named}.{music}", art)), "another filter in the body"
         assert not await refused(server.port, reader, create(f"{named}.{music}", music))
         assert not await refused(server.port, reader, read)
         for talk in (
-            create(f"{named}.{art}", art), create(named, ""), create(f"DURABLE.CREATE.{stream}.pair_1", art), subscribe,
+            create(f"{named}.{art}", art), create(named, ""), subscribe,
+            create(f"DURABLE.CREATE.{stream}.{MUSIC}", art),
             lambda nats: jetstream.message_at(nats, stream, 1),
             lambda nats: nats.request(f"$JS.API.DIRECT.GET.{stream}", b'{"seq":1}'),
             lambda nats: jetstream.ask(nats, f"STREAM.PURGE.{stream}"),

@@ -31,6 +31,7 @@ from ..record.filter import FILTERS_MAX, OPEN
 from ..value import replace
 from .aitl import ApprovalRequest, fold_requests, request_summary
 from .state import (
+    ENGINE,
     MODES,
     STARTS,
     Active,
@@ -169,7 +170,8 @@ def _config(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     assert pair is not None
     changed: dict[str, Any] = {}
     if "mode" in body:
-        changed["mode"] = _one_of(body["mode"], MODES)
+        changed["mode"] = _one_of(body["mode"], (*MODES, ENGINE))
+        changed["carrier"] = _carrier(body["carrier"]) if changed["mode"] == ENGINE else {}
     if "poll_interval_ms" in body:
         changed["poll_interval_ms"] = _interval(body["poll_interval_ms"])
     if "actors" in body:
@@ -294,6 +296,10 @@ def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise PairError("bad-field", "not a list of texts")
     return tuple(value)
+
+
+def _carrier(value: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _text(value[name]) for name in ("url", "creds", "ca")}
 
 
 def _text(value: object) -> str:

@@ -13,10 +13,12 @@ from ..errors import SplError
 from ..identity.did import Chain
 from ..identity.manifest import Manifest
 from ..record.filter import PairFilter
-from ..value import dataclass
+from ..value import dataclass, field
 
 CONTINUOUS: Final = "continuous"
 ON_DEMAND: Final = "on-demand"
+ENGINE: Final = "engine"
+"""Records come from a stream engine, the rest as before; a mode that a carrier brings and nobody asks for."""
 POLLING: Final = "polling"
 MODES: Final = (POLLING, CONTINUOUS, ON_DEMAND)
 STARTS: Final = ("beginning", "present")
@@ -268,6 +270,8 @@ class Pair:
     steps: int
     transitions: tuple[tuple[int, str, str, str], ...]
     """(at_ms, from, to, reason), oldest first, the last 20."""
+    carrier: Mapping[str, str] = field(default_factory=dict)
+    """Where records come from in mode engine; `engine/carriers.py` reads it."""
 
     @property
     def pair_id(self) -> str:

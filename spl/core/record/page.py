@@ -149,6 +149,12 @@ def decode(data: bytes, records_max: int, *, fetched: bool = False, names: bool 
     return Page(records, ns, cursor, has_more, read_view(view), len(data), withheld)
 
 
+def cursor_in(data: bytes) -> str:
+    """Return the cursor in the answer to an ack, "" for none; raise PageError "answer-malformed"."""
+    value = decode_many(data)
+    return answer_cursor(value.get("cursor", "")) if isinstance(value, dict) else ""
+
+
 def with_ns(envelope: bytes, ns: str, clock: int | None = None) -> bytes:
     """Return the data of a record's event: one line of JSON."""
     rest = b"}" if clock is None else b',"clock":%d}' % clock

@@ -1,0 +1,155 @@
+"""The carriers of all pairs whose records come from a stream engine: one task for each while its pair syncs.
+
+Imported with the first pair in mode engine (`engines.py`).
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
+from typing import Final
+
+from ..core import consent, when
+from ..core.errors import CODES, SplError
+from ..core.pair.pair import Pair
+from ..core.pair.state import ENGINE
+from ..home.disk import Disk
+from ..home.tables.lists import by_thread
+from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
+from ..net.dialer import Dialer
+from ..sync.notify import Notifier
+from ..sync.schedule import Sync
+from ..sync.supervise import Supervisor, wait
+from . import subjects
+from .carrier import NAMESPACES_MAX, Carrier, CarrierParts, CarrierRun, CarrierState
+from .jetstream_target import Files
+from .nats import endpoint_of
+from .protocol import EngineError
+from .service import FINDINGS, SinkFault
+from .sinks import PATH_CHARS_MAX
+
+RESTART_MAX_S: Final = 60.0
+GAP: Final = "engine-gap"
+_STEPS: Final = {
+    "sink-unreachable": "start it, or correct the network path; it goes on by itself",
+    "sink-auth": "correct the file of --creds, or on the server what spl sink acl SINK {pair} prints at the peer",
+    "sink-refused": "spl federation set-carrier {pair} none; then the pair is read from the peer itself",
+}
+
+
+class CarrierService:
+    """The carriers of one daemon; `tls` verifies servers without an authority of their own."""
+
+    def __init__(
+        self, sync: Sync, notifier: Notifier, disk: Disk, tls: ssl.SSLContext | None, *, now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:  # fmt: skip
+        ingest = sync.puller.ingest
+        self._files = Files(disk, tls)
+        self._parts = CarrierParts(ingest, sync, Dialer(None), self._files, now_ms, random_bytes)
+        self._views, self._ingest, self._notifier = ingest.writer, ingest, notifier
+        self._states: dict[str, CarrierState] = {}
+        """By pair."""
+        self._tasks = Supervisor("carrier", self, random_bytes=random_bytes, backoff_max_s=RESTART_MAX_S)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run the carriers until `stop`."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch(stop))
+            await self._tasks.run(stop)
+
+    async def _watch(self, stop: asyncio.Event) -> None:
+        """Look at the pairs again whenever one, or what it shares, changed."""
+        threads = (THREAD_PAIRS, THREAD_NAMESPACES, consent.THREAD)
+        with self._notifier.listening([by_thread(thread) for thread in threads]) as news:
+            while not stop.is_set() and not self._notifier.stopping:
+                await wait(news, None)
+                news.clear()
+                self._tasks.kick()
+
+    async def arrange(self) -> None:
+        """Run a task for each pair that is read from an engine, as it is now, and for no other."""
+        wanted = dict[str, tuple[Pair, Carrier, tuple[str, ...]]]()
+        for pair_id, pair in self._views.views.pairs.items():
+            if pair.mode == ENGINE and pair.sync_allowed:
+                carrier, names = carrier_of(pair), self._namespaces(pair)
+                if carrier is not None and names:
+                    mark = sha256(repr((carrier, names)).encode()).hexdigest()[:12]
+                    wanted[f"{pair_id} {mark}"] = pair, carrier, names
+        self._tasks.cancel_except(wanted.keys())
+        kept = {pair.pair_id for pair, _, _ in wanted.values()}
+        self._states = {pair_id: state for pair_id, state in self._states.items() if pair_id in kept}
+        for name, (pair, carrier, names) in wanted.items():
+            self._tasks.start(name, partial(self._run, pair.pair_id, carrier, names))
+
+    async def _run(self, pair_id: str, carrier: Carrier, names: tuple[str, ...]) -> None:
+        state = self._states[pair_id] = CarrierState()
+        await CarrierRun(pair_id, carrier, names, self._parts, state).run()
+
+    def _namespaces(self, pair: Pair) -> tuple[str, ...]:
+        """Return the peer's namespaces of which records may come in full, as many as one carrier reads."""
+        if self._ingest.peers.vault.identity is None:
+            return ()
+        return tuple(sorted(ns for ns, each in self._ingest.inbound(pair).items() if each.full)[:NAMESPACES_MAX])
+
+    def crashed(self, name: str, count: int) -> None:
+        """Show a fault of our own as the carrier's."""
+        state = self._states.get(name.partition(" ")[0])
+        if state is not None:
+            state.fault = SplError("internal", "the carrier's task died")
+            state.failing_since_s = asyncio.get_running_loop().time()
+
+    # -- what there is
+
+    async def check(self, carrier: Carrier) -> None:
+        """Raise unless a carrier is well formed and its files are there: EngineError "sink-invalid", "sink-auth"."""
+        endpoint_of(carrier.url)
+        for path in (carrier.creds, carrier.ca):
+            if path and (not path.startswith("/") or len(path) > PATH_CHARS_MAX or not path.isprintable()):
+                raise EngineError("sink-invalid", "files are named by their absolute path")
+        await asyncio.to_thread(self._files.endpoint, carrier)
+
+    def to_json(self, pair: Pair) -> dict[str, object]:
+        """Return the carrier of a pair in mode engine, with what it is doing."""
+        state, faults = self._states.get(pair.pair_id, CarrierState()), self._faults(pair.pair_id)
+        carrier = carrier_of(pair) or Carrier("")
+        return {
+            "url": carrier.url, "creds": carrier.creds or None, "ca": carrier.ca or None, "open": state.is_open,
+            "stream": subjects.stream_of(pair.peer_did), "server": state.far or None, "attempt": state.attempt,
+            "received_records": state.received, "new_records": state.fresh,
+            "last_received_at": when.text_of(state.confirmed_ms) if state.confirmed_ms is not None else None,
+            "finding": faults[0].code if faults else None, "error": faults[0].message if faults else None,
+            "fix": faults[0].hint if faults else None,
+        }  # fmt: skip
+
+    def faults(self) -> list[SinkFault]:
+        """Return what is wrong with carriers now."""
+        return [fault for pair_id in self._states for fault in self._faults(pair_id)]
+
+    def _faults(self, pair_id: str) -> list[SinkFault]:
+        state = self._states.get(pair_id)
+        if state is None:
+            return []
+        now_s, found = asyncio.get_running_loop().time(), list[SinkFault]()
+        if state.fault is not None:
+            known = state.fault.code in FINDINGS
+            code = state.fault.code if known else "sink-unreachable"
+            own = known and state.fault.hint != CODES[code].fix
+            hint = state.fault.hint if own else _STEPS.get(code, state.fault.hint)
+            since_s = now_s - (state.failing_since_s or now_s)
+            found.append(SinkFault(pair_id, code, state.fault.message, hint.format(pair=pair_id), since_s))
+        if state.gap_since_s is not None:
+            hint = CODES[GAP].fix.replace("PAIR_ID", pair_id)
+            found.append(SinkFault(pair_id, GAP, CODES[GAP].meaning, hint, now_s - state.gap_since_s))
+        return found
+
+
+def carrier_of(pair: Pair) -> Carrier | None:
+    """Return the carrier of a pair, None if it has none that is usable."""
+    try:
+        carrier = Carrier(**pair.carrier)
+        endpoint_of(carrier.url)
+    except (TypeError, EngineError):
+        return None
+    return carrier

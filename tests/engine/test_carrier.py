@@ -1,0 +1,197 @@
+"""One pair's records from a real server: judged, stored with their place, and no gap that is not closed."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.core.pair.state import ENGINE
+from spl.engine import carrier as carriers
+from spl.engine import jetstream, subjects
+from spl.engine.carriers import CarrierService
+from spl.engine.protocol import head_of, published
+from spl.engine.service import SinkService
+from tests.engine.servers import NatsServer, caught_up, serving
+from tests.nodes import Node, join, nodes
+from tests.waiting import until
+
+NAMES = count()
+
+
+@asynccontextmanager
+async def two(folder: Path, server: NatsServer) -> AsyncIterator[tuple[Node, Node, str, SinkService]]:
+    """Give a hub with a sink into the server, and a spoke that is to read from there."""
+    number = next(NAMES)
+    async with nodes(folder, f"carrying-{number}", f"reading-{number}") as (hub, spoke):
+        pair_id = join(hub, spoke)
+        async with serving(hub) as sinks:
+            fields = {"name": "fan", "url": server.url, "namespaces": ("default",)}
+            await sinks.add(fields, from_now=False)
+            spoke.change_pair(pair_id, mode=ENGINE, carrier={"url": server.url, "creds": "", "ca": ""})
+            hub.emit("first")
+            await caught_up(sinks)
+            yield hub, spoke, pair_id, sinks
+
+
+@asynccontextmanager
+async def reading(spoke: Node) -> AsyncIterator[CarrierService]:
+    """Run the carriers of a node."""
+    made = CarrierService(
+        spoke.sync, spoke.feed.notifier, spoke.home.disk, None, now_ms=spoke.now_ms, random_bytes=os.urandom
+    )
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(made.run(stop))
+        yield made
+        stop.set()
+        spoke.feed.notifier.stop()
+    spoke.feed.notifier.stopping = False
+
+
+async def closed(service: CarrierService, spoke: Node, pair_id: str) -> dict[str, Any]:
+    """Wait until the carrier reads and nothing is missing, and return it."""
+
+    def found() -> dict[str, Any] | None:
+        shown = service.to_json(spoke.home.views.pairs[pair_id])
+        return shown if shown["open"] and not shown["finding"] else None
+
+    return await until(found)
+
+
+async def equal(hub: Node, spoke: Node) -> None:
+    await until(lambda: spoke.ids() == hub.ids())
+
+
+def pulls(hub: Node) -> int:
+    return sum(path == "/v1/sync/changes" for _, path in hub.network.log)
+
+
+async def test_records_come_by_the_engine_and_the_pair_goes_on_behind_them(tmp_path: Path, server: NatsServer) -> None:
+    async with two(tmp_path, server) as (hub, spoke, pair_id, _), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        before = pulls(hub)
+        for number in range(300):
+            hub.emit(str(number))
+        await equal(hub, spoke)
+        await until(lambda: service.to_json(spoke.home.views.pairs[pair_id])["received_records"] == 300)
+        assert service.to_json(spoke.home.views.pairs[pair_id])["new_records"] == 300
+        assert pulls(hub) == before, "all of it came by the engine"
+        view = await spoke.sync.puller.ask_life(spoke.home.views.pairs[pair_id], {})
+        assert view["head"] == 301
+        assert hub.feed.offered(pair_id).acked == 301
+        assert await spoke.sync.pull(pair_id) == 0
+        assert spoke.home.views.positions[pair_id].count == 301
+
+
+async def test_an_old_server_carries_the_same(tmp_path: Path, old_server: NatsServer) -> None:
+    async with two(tmp_path, old_server) as (hub, spoke, pair_id, _), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        hub.emit("second")
+        await equal(hub, spoke)
+        await until(lambda: service.to_json(spoke.home.views.pairs[pair_id])["new_records"] == 1)
+
+
+async def test_a_new_process_goes_on_where_the_last_one_was(tmp_path: Path, server: NatsServer) -> None:
+    async with two(tmp_path, server) as (hub, spoke, pair_id, sinks):
+        async with reading(spoke) as service:
+            await closed(service, spoke, pair_id)
+            hub.emit("second")
+            await equal(hub, spoke)
+        for number in range(20):
+            hub.emit(str(number))
+        await caught_up(sinks)
+        before = pulls(hub)
+        async with reading(spoke) as service:
+            await equal(hub, spoke)
+            await until(lambda: service.to_json(spoke.home.views.pairs[pair_id])["new_records"] == 20)
+            assert pulls(hub) == before
+
+
+@pytest.mark.parametrize("loss", ["stream", "consumer", "messages"])
+async def test_what_the_engine_lost_is_pulled_from_the_peer(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    async with two(tmp_path, server) as (hub, spoke, pair_id, sinks):
+        async with reading(spoke) as service:
+            await closed(service, spoke, pair_id)
+            hub.emit("second")
+            await equal(hub, spoke)
+        stream = subjects.stream_of(hub.did)
+        if loss == "stream":
+            await server.ask(f"STREAM.DELETE.{stream}")
+            await sinks.act("fan", "remove")
+            await sinks.add({"name": "fan", "url": server.url, "namespaces": ("default",)}, from_now=True)
+        elif loss == "consumer":
+            await server.ask(f"CONSUMER.DELETE.{stream}.{subjects.consumer_of(pair_id, 'default')}")
+        for number in range(20):
+            hub.emit(str(number))
+        await caught_up(sinks)
+        if loss == "messages":
+            await server.ask(f"STREAM.PURGE.{stream}", {"keep": 3})
+        async with reading(spoke) as service:
+            await equal(hub, spoke)
+            await closed(service, spoke, pair_id)
+            hub.emit("last")
+            await equal(hub, spoke)
+            assert not spoke.home.views.refused
+
+
+async def test_a_gap_is_a_finding_until_the_peer_closes_it(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    async with two(tmp_path, server) as (hub, spoke, pair_id, _):
+        hub.network.down = "connect"
+        async with reading(spoke) as service:
+            fault = await until(lambda: next((each for each in service.faults() if each.code == "engine-gap"), None))
+            assert fault.name == pair_id
+            assert pair_id in fault.hint
+            await until(lambda: service.to_json(spoke.home.views.pairs[pair_id])["open"])
+            hub.emit("second")
+            await until(lambda: len(spoke.ids()) == 1)  # the engine gives what it has
+            hub.network.down = ""
+            await equal(hub, spoke)
+            await until(lambda: not service.faults())
+
+
+async def test_what_others_write_is_refused_and_delays_nothing(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    async with two(tmp_path, server) as (hub, spoke, pair_id, sinks), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        await sinks.act("fan", "pause")
+        async with server.client() as nats:
+            subject = subjects.subject_of(hub.did, "default", "th", "shard")
+            forged = b'{"id":"%s","record":{},"sig":{}}' % (b"0" * 64)
+            for body in (b"no JSON", b"[" * 10_000, b'{"id":7}', forged):
+                answer = await nats.request(subject, body)
+                assert jetstream.ack_of(answer).seq
+            reply = f"{nats.inbox}.x"
+            await nats.send([published(subject, reply, head_of({"Spl-Pointer": "9"}), forged)])
+        hub.emit("second")
+        await until(lambda: service.to_json(spoke.home.views.pairs[pair_id])["received_records"] == 5)
+        await spoke.sync.pull(pair_id)
+        await equal(hub, spoke)
+        await closed(service, spoke, pair_id)
+
+
+async def test_a_record_too_large_for_the_server_comes_from_the_peer(tmp_path: Path) -> None:
+    small = NatsServer(tmp_path / "small", config="max_payload: 4096").start()
+    try:
+        async with two(tmp_path, small) as (hub, spoke, pair_id, _), reading(spoke) as service:
+            await closed(service, spoke, pair_id)
+            large = hub.emit("x" * 10_000)
+            hub.emit("small")
+            await until(lambda: service.to_json(spoke.home.views.pairs[pair_id])["received_records"] == 2)
+            assert spoke.ingest.withheld(pair_id) == (large.id,)
+            await spoke.sync.pull(pair_id)
+            await equal(hub, spoke)
+    finally:
+        small.end()
