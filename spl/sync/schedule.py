@@ -27,7 +27,7 @@ from .budget import INTAKE_PAUSED
 from .changes import Feed
 from .follow import Flow, Follower, StreamEnd
 from .ingest import Ingest
-from .peer import RESET_CODES, STATE_CODES, SyncError
+from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
 from .reach import LOCAL, WAY, LastError, PairStatus, class_of
 from .scope import SHARING_THREADS
@@ -42,6 +42,8 @@ TICK_S: Final = 0.001
 """What is due within it is due now: a remainder of rounding would be waited for again and again."""
 
 _HOUR_S: Final = 3600.0
+_READS_ONLY: Final = frozenset({"foreign-answer", "scope-forbidden", "permission-denied"})
+"""Failures of a read that a question may pass by."""
 
 
 @dataclass(slots=True)
@@ -149,12 +151,11 @@ class Sync:
     def _there_again(self, pair: Pair, state: _PairSync) -> None:
         """End the failures to reach a peer that answers again, and read from it at once.
 
-        A pair on demand is not read by itself; it recovers if no way to the peer was its only trouble.  What another
-        server answered to a read ends with a read: it may let a question pass.
+        A pair on demand is not read by itself; it recovers if its only trouble is over by a mere answer, as most is.
         """
-        if state.last_error is None or state.last_error.code not in WAY | {"clock-skew"}:
+        if state.last_error is None or state.last_error.code not in WAY | AUTH_CODES | {"clock-skew"}:
             return
-        ends = state.question_failed or state.last_error.code != "foreign-answer"
+        ends = state.question_failed or state.last_error.code not in _READS_ONLY
         if pair.mode == ON_DEMAND and ends:
             self._recover(pair, state)
         if state.errors.attempt:

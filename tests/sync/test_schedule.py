@@ -412,11 +412,15 @@ async def test_a_peer_that_goes_on_to_say_that_it_paused_is_asked_ever_less_ofte
         assert bob.sync._wait_s(bob.pair(PAIR), line) == 0.0
 
 
+@pytest.mark.parametrize("fault", ["connect", "auth-invalid"])
 @pytest.mark.parametrize("mode", ["polling", "on-demand"])
 async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, fault: str
 ) -> None:
-    """Nothing is written and no read is due for an hour; both sides learn each other's view all the same."""
+    """Nothing is written and no read is due for an hour; both sides learn each other's view all the same.
+
+    A peer that refused our token and takes it again is read at once, whatever the failures before would wait.
+    """
     monkeypatch.setattr(presence, "ASK_S", 0.01)
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         bob.sync._random_bytes = lambda size: b"\0" * size  # the shortest delays
@@ -427,9 +431,10 @@ async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
 
         async def story() -> None:
             await until(lambda: bob.sync.status(PAIR).peer_view.get("head") == 2)
-            network.down = "connect"
-            await until(lambda: bob.sync.status(PAIR).unreached and bob.watched.heard)
-            assert bob.watched.heard[0] == ("trouble", PAIR, "connect")
+            network.down = fault
+            await until(lambda: bob.sync.status(PAIR).attempt and bob.watched.heard)
+            assert bob.sync.status(PAIR).unreached is (fault == "connect")
+            assert bob.watched.heard[0] == ("trouble", PAIR, fault)
             bob.change_pair(PAIR, phase=Phase.DEGRADED)
             network.down = ""
             await until(lambda: ("success", PAIR, "") in bob.watched.heard)
