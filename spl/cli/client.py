@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..client.blocking import Client
 from ..client.calls import ANSWER_BYTES, JSON, elements, object_of, quote
 from ..client.dial import ANSWER_S, Where, at_home, at_url, dial, faults, token_of
-from ..client.errors import ClientError, refusal
+from ..client.errors import ClientError, fault, refusal
 from ..core.limits import MIB, Limits
 from ..core.version import SOCKET
 from ..net.heads import encode_request
@@ -125,6 +125,8 @@ class Ctl:
         refused: list[bytes] = []
         status = 0
         with faults(self._where, timeout_s), dial(self._where, timeout_s) as sock:
+            if hint := stopped_hint(pid := _peer_pid(sock)):
+                raise fault("daemon-down", f"the daemon of this home, process {pid}, is stopped (T)", hint=hint)
             self._send(sock, request)
             for event in _events(sock, parser):
                 if isinstance(event, ResponseHead):
@@ -159,6 +161,16 @@ def open_ctl(home: str, env: Mapping[str, str], trace: Callable[[str], None]) ->
         return Ctl(at_home(home, tilde(os.path.join(home, SOCKET), env)), "", trace)
     where = at_url(url, env.get("SSL_CERT_FILE", ""), "SPL_SERVE_URL")
     return Ctl(where, env.get("SPL_TOKEN", "") or token_of(home), trace)
+
+
+def stopped_hint(pid: int) -> str:
+    """Return what to do if this process is stopped, as by Ctrl-Z or SIGSTOP; "" if it runs, or nothing tells."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read().rpartition(b") ")[2][:1]
+    except OSError:
+        return ""
+    return f"kill -CONT {pid} lets it go on; kill -9 {pid} ends it, nothing is lost" if state in (b"T", b"t") else ""
 
 
 def tilde(path: str, env: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..client.calls import quote
-from ..core.errors import count
+from ..core.errors import CODES, count
 from . import nagios
 from .client import CtlError
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg, start_of
@@ -14,6 +14,7 @@ from .out import DIM, GREEN, RED, YELLOW, Out, short_did
 
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
 """No daemon answers, or one holds the home and does not reply: the report is then made from the home itself."""
+_HELD: Final = frozenset({"warming-up", "store-locked"})
 _MARKS: Final = {"ok": "ok", "fail": "FAIL", "warn": "warn", "skip": "skip", "info": "info"}
 _COLORS: Final = {"ok": GREEN, "fail": RED, "warn": YELLOW, "skip": DIM, "info": ""}
 
@@ -39,10 +40,13 @@ def _report(args: Namespace, shell: Shell) -> tuple[dict[str, Any], bool]:
     except CtlError as exc:
         if exc.code not in _SILENT or shell.distant:
             raise
+        step = exc.hint if exc.hint != CODES[exc.code].fix else ""
     report: dict[str, Any] = shell.load("doctor.examine").examine_home(Path(shell.home))
     for item in report["problems"]:
         if item["code"] == "daemon-down":
             item["fix"] = start_of(shell.home, shell.env)
+        elif item["code"] in _HELD and step:
+            item["fix"] = step
     return report, False
 
 
@@ -70,7 +74,7 @@ def _show(report: Mapping[str, Any], shell: Shell) -> None:
         out.entry(f"  {item['code']:<{width}}  ", f"{pair}{item['title']}")
         if item["meaning"] != item["title"]:
             out.entry(f"  {'':<{width}}  ", item["meaning"])
-        out.line(f"  {'fix':<{width}}  {item['fix']}")
+        out.entry(f"  {'fix':<{width}}  ", item["fix"])
 
 
 def _line(out: Out, mark: str, name: str, text: str) -> None:

@@ -49,7 +49,8 @@ def _list(args: Namespace, shell: Shell) -> int:
         for row, pair in zip(rows, pairs, strict=True):
             row += [",".join(pair["namespaces"]), "initiator" if pair["initiator"] else "responder", pair["url"]]
     none = "no pairs yet: spl federation pair URL"
-    out.table(titles, rows, {"STATE": state_paint}, keep=("PAIR ID", "STATE", "PEER DID"), none=none)
+    keep = [title for title in ("PAIR ID", "STATE", "PEER DID", "OUT", "LAST SYNC") if title in titles]
+    out.table(titles, rows, {"STATE": state_paint}, keep=keep, none=none)
     troubled = [
         pair["pair_id"] for pair in pairs
         if pair["state"] == "degraded" or pair.get("offline_since") or pair.get("one_way")

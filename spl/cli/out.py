@@ -124,8 +124,9 @@ class Out:
             self._result(line)
 
     def entry(self, head: str, text: str) -> None:
-        """Print a line that begins with a head; what is too long of the text goes on below itself."""
-        first, *rest = fit.wrapped(clean(text), len(head), len(head), self._room)
+        """Print a line that begins with a head; what is too long of the text goes on below itself, unless a command."""
+        room = None if text.startswith("spl ") else self._room
+        first, *rest = fit.wrapped(clean(text), len(head), len(head), room)
         self.line(head + first)
         for line in rest:
             self._result(line)

@@ -222,7 +222,8 @@ def _peer_view(view: Mapping[str, Any], out: Out) -> str:
         if name == "readonly":
             parts.append("its store takes no records")
         elif name not in ("state", "reach", "consent") and value not in (None, ""):
-            parts.append(out.ago(value) if name == "at" else f"{name.replace('_', ' ')} {value}")
+            each = f"{name.removesuffix('_ms')} every {span_fine(value)}" if name.endswith("_ms") else ""
+            parts.append(out.ago(value) if name == "at" else each or f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts)
 
 
@@ -255,5 +256,7 @@ def _withheld(ids: Sequence[str], way: str) -> Iterator[str]:
 
 
 def _transition(item: Mapping[str, Any]) -> str:
+    stays = item.get("from") == item["to"]
     arrow = f"{item['from']} -> {item['to']}" if item.get("from") else f"-> {item['to']}"
+    arrow = f"still {item['to']}" if stays else arrow
     return f"{item['at']} {arrow}" + (f"  {item['reason']}" if item.get("reason") not in (None, "", item["to"]) else "")

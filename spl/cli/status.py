@@ -68,7 +68,7 @@ def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
         parts.append(f"worst {lag['worst_pair_id']}, {count(lag['lag_records'], 'record')}")
     confirmed_at = lag.get("oldest_confirmed_at")
     if confirmed_at and abs(out.now_ms() - ms_of(confirmed_at)) > FRESH_MS:
-        parts.append(f"oldest confirmation {lag['oldest_pair_id']}, {out.ago(confirmed_at)}")
+        parts.append(f"{lag['oldest_pair_id']} was confirmed last {out.ago(confirmed_at)}")
     if parts:
         yield f"lag     {'; '.join(parts)}"
 
@@ -84,7 +84,7 @@ def _attention(findings: list[dict[str, Any]], shell: Shell) -> None:
         pair = f"{finding['pair_id']}: " if finding.get("pair_id") else ""
         shell.out.entry(f"  {mark} {finding['code']:<{width}}  ", f"{pair}{finding['title']}")
         if finding.get("fix"):
-            shell.out.line(f"    {'':<{width}}  {finding['fix']}")
+            shell.out.entry(f"    {'':<{width}}  ", str(finding["fix"]))
 
 
 def _health(args: Namespace, shell: Shell) -> int:

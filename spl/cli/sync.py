@@ -22,6 +22,7 @@ def _sync(args: Namespace, shell: Shell) -> int:
         thread, pair = what[0], what[2]
     else:
         raise UsageError("usage", "write: spl sync [PAIR], or: spl sync THREAD from PAIR")
+    args.pair = pair  # which errors name in their next step
     body = {"thread": thread} if thread else {}
     answer = shell.ctl.post(f"/v1/federation/pairs/{quote(pair)}/sync", body, LONG_S)
     if not shell.printed("spl.sync/1", answer):
@@ -42,7 +43,13 @@ def _sync(args: Namespace, shell: Shell) -> int:
 def _all(shell: Shell) -> int:
     """Sync every pair that is neither paused nor revoked; the first error gives the exit code."""
     results = elements(shell.ctl.post("/v1/sync", {}, LONG_S))
-    errors = [refusal(_form(item["error"])) for item in results if item.get("error")]
+    errors = []
+    for item in results:
+        if item.get("error"):
+            failed = refusal(_form(item["error"]))
+            failed.facts = {"pair": item["pair_id"], **failed.facts}
+            failed.hint = failed.hint.replace("PAIR_ID", item["pair_id"])
+            errors.append(failed)
     if not shell.printed("spl.sync/1", results):
         rows = [
             (str(item["pair_id"]), str(item.get("records", 0)), str(_form(item.get("error") or {}).get("code", "-")))

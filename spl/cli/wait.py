@@ -232,7 +232,9 @@ TREE: Final = (
         (
             Command("wait daemon", "Waits until the daemon answers and takes records.\nIt exits 0 at once if it does.",
                     "spl wait daemon --timeout 10s", _daemon, (TIMEOUT,)),
-            Command("wait pair", "Waits until a pair is in a state.\nIt exits 0 at once if it is.",
+            Command("wait pair",
+                    "Waits until a pair is in a state.\n"
+                    "It exits 0 at once if it is, also while the peer is offline; wait caught-up needs both sides.",
                     "spl wait pair bob --state active", _pair,
                     (PAIR, arg("--state", choices=STATES, required=True, help="the state to wait for"), TIMEOUT)),
             Command("wait caught-up",

@@ -166,7 +166,9 @@ def faults(where: Where, timeout_s: float) -> Iterator[None]:
     except WireError as exc:
         raise fault("answer-malformed", f"{where.name} did not answer in HTTP: {exc.message}") from exc
     except TimeoutError as exc:
-        raise fault("timeout", f"{where.name} did not answer within {timeout_s:.0f} s") from exc
+        late = fault("timeout", f"{where.name} did not answer within {timeout_s:.0f} s", hint="look at it: spl logs")
+        late.facts = {"why": "our own daemon hangs or is starved; no peer is concerned"}
+        raise late from exc
     except OSError as exc:  # those of TLS are neither of these two
         raise fault("disconnected", f"{where.name} closed the connection too early") from exc
 

@@ -12,11 +12,11 @@ from typing import Final
 from ..core.errors import CODES
 from ..core.limits import Limits
 from ..core.value import dataclass
-from ..net.address import parse_url
+from ..net.address import is_address, kind_of, parse_url
 from ..sync.peer import foreign_step
 from . import conditions as seen
 from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
-from .facts import Facts, Fault
+from .facts import Facts, Fault, replace
 
 INFO: Final = "info"
 WARN: Final = "warn"
@@ -160,6 +160,8 @@ def _queue_full_s(limits: Limits) -> float:
 
 # -- next steps
 
+_REFRESH: Final = _with_pair("spl federation refresh")
+
 _TLS_STEP: Final = "fix the TLS chain (self-signed is refused); a private CA goes into tls.ca_file here"
 _OWN_TLS_STEP: Final = (
     "put the whole chain into tls.certificate, then SIGHUP; a private CA goes into tls.ca_file here and at every peer"
@@ -174,7 +176,7 @@ _age_fix: Final = _at_peer("spl identity generate (signs again); compare both cl
 
 def _moved(step: Callable[[Facts], str]) -> Callable[[Facts], str]:
     """Return a step, and what to do if the peer has another address now."""
-    return lambda facts: f"{step(facts)}; if it has moved: spl federation pair NEW-URL"
+    return lambda facts: f"{step(facts)}; if it has moved: {_REFRESH(facts)} --url NEW-URL, as its own status shows"
 
 
 def _foreign_fix(facts: Facts) -> str:
@@ -190,6 +192,22 @@ def _timeout_fix(facts: Facts) -> str:
 
 def _route_fix(facts: Facts) -> str:
     return f"look at this machine's network: ip route get {parse_url(facts.url).host if facts.url else 'ADDRESS'}"
+
+
+def _private_fix(facts: Facts) -> str:
+    """Return how to allow the address that the peer publishes: an operator types it."""
+    host = parse_url(facts.url).host if facts.pair_id and facts.url else ""
+    if host and (kind_of(host) or not is_address(host)):  # any other address is never dialled
+        return f"{_REFRESH(facts)} --url {facts.url}"
+    return CODES["address-refused"].fix
+
+
+def _own_way_fix(facts: Facts) -> str:
+    """Return the step against what keeps our requests from the peer."""
+    code = facts.one_way.code if facts.one_way is not None else ""
+    seen_last = facts.failure if facts.failure is not None and facts.failure.code == code else Fault(code)
+    row = next((row for row in CATALOGUE if row.code == code), None)
+    return row.fix(replace(facts, failure=seen_last)) if row is not None else f"spl doctor {facts.pair_id}"
 
 
 def _tls_fix(facts: Facts) -> str:
@@ -260,11 +278,13 @@ def _reverse_fix(facts: Facts) -> str:
     way = facts.one_way
     if way is not None and way.code == "foreign-answer":
         return "let the proxy before this daemon pass /v1/ and /.well-known/ to it"
-    return CODES["reverse-unreachable"].fix
+    if way is not None and way.code == "address-refused" and facts.own_url:
+        return _at_peer(f"{_REFRESH(facts)} --url {facts.own_url}")(facts)
+    moved = f"; if this daemon moved: {_at_peer(f'{_REFRESH(facts)} --url {facts.own_url}')(facts)}"
+    return CODES["reverse-unreachable"].fix + (moved if facts.own_url else "")
 
 
 _STARTING: Final = ("config-invalid", "warming-up", "store-locked", "store-missing", "identity-missing")
-_REFRESH: Final = _with_pair("spl federation refresh")
 _CAUSES: Final = (
     *IDENTITY, *REACH, "foreign-answer", *MANIFEST, "clock-skew", "handshake-401", "peer-4xx", "peer-5xx",
     "answer-malformed", *TOKEN, *STATE, "peer-rewound",
@@ -299,7 +319,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("no-route", FAIL, (), _failing_s, LOCAL, seen.failed("no-route"), _route_fix),
     FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _timeout_fix),
     FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),
-    FindingKind("address-refused", FAIL, (), None, PATH, seen.failed("address-refused"), _next("address-refused")),
+    FindingKind("address-refused", FAIL, (), None, PATH, seen.failed("address-refused"), _private_fix),
     FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _next("http-plain")),
     FindingKind("tls-chain", FAIL, (), None, PATH, seen.tls_chain, _tls_fix),
     FindingKind("tls-expiry", WARN, (), None, PEER, seen.tls_soon, _at_peer(_RENEW_STEP)),
@@ -328,7 +348,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("answer-malformed", FAIL, REACH, None, PEER, seen.failed("answer-malformed"), _REFRESH),
     FindingKind("handshake-pending", WARN, ("handshake-401", *REACH), None, PEER, seen.pending, _pending_fix),
     FindingKind("reverse-unreachable", WARN, REACH, None, PATH, seen.reverse, _reverse_fix),
-    FindingKind("one-way", WARN, (*REACH, "foreign-answer"), None, PATH, seen.one_way, _with_pair("spl doctor")),
+    FindingKind("one-way", WARN, (*REACH, "foreign-answer"), None, PATH, seen.one_way, _own_way_fix),
     FindingKind("peer-revoked", FAIL, (), None, PEER, seen.revoked, _again_fix),
     FindingKind("token-expiring", WARN, (), None, PEER, seen.expiring, _token_fix),
     FindingKind("token-expired", FAIL, ("peer-revoked",), None, PEER, seen.expired, _token_fix),

@@ -93,7 +93,7 @@ class Doctor:
         )
 
     def _with_pair(self, known: Facts, pair: Pair, context: PairContext) -> Facts:
-        known = gather.with_pair(known, pair, self.health, context)
+        known = gather.with_pair(replace(known, own_url=self.pairing.published.url), pair, self.health, context)
         return gather.with_consent(known, pair, self.pairing.handover.grants.of(pair), self.home.views.namespaces)
 
     def _revoked_token(self, pair: Pair) -> str:

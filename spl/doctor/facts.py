@@ -120,6 +120,8 @@ class Facts:
     cloned: str = ""
     """Whose identity two daemons use: "peer", "us" or ""."""
     one_way: OneWay | None = None
+    own_url: str = ""
+    """The address that we publish."""
     reach: str = ""
     """Which way the pair runs: a word of `sync/reach.py`."""
     clock: int | None = None

@@ -42,8 +42,8 @@ TICK_S: Final = 0.001
 """What is due within it is due now: a remainder of rounding would be waited for again and again."""
 
 _HOUR_S: Final = 3600.0
-_READS_ONLY: Final = frozenset({"foreign-answer", "scope-forbidden", "permission-denied"})
-"""Failures of a read that a question may pass by."""
+_READS_ONLY: Final = frozenset({"foreign-answer", "scope-forbidden", "permission-denied"})  # a question may pass
+_ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}  # what an answer ends
 
 
 @dataclass(slots=True)
@@ -149,13 +149,11 @@ class Sync:
             state.kick.set()
 
     def _there_again(self, pair: Pair, state: _PairSync) -> None:
-        """End the failures to reach a peer that answers again, and read from it at once.
-
-        A pair on demand is not read by itself; it recovers if its only trouble is over by a mere answer, as most is.
-        """
-        if state.last_error is None or state.last_error.code not in WAY | AUTH_CODES | {"clock-skew"}:
+        """End the failures to reach a peer that answers again, and read from it at once, but not a pair on demand."""
+        code = state.last_error.code if state.last_error is not None else ""
+        if code not in _ANSWERED:
             return
-        ends = state.question_failed or state.last_error.code not in _READS_ONLY
+        ends = state.question_failed or code not in _READS_ONLY
         if pair.mode == ON_DEMAND and ends:
             self._recover(pair, state)
         if state.errors.attempt:

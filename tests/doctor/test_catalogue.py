@@ -269,13 +269,17 @@ def test_a_token_that_the_peer_revoked_comes_back_only_by_its_operator() -> None
 def test_what_a_server_in_the_peers_place_answers_says_what_to_do(status: int, step: str) -> None:
     """And where the peer is now, if it has moved and left the address to another server."""
     foreign = findings({**WELL, "failure": Fault("foreign-answer", "", status=status)})[0]
-    assert foreign.fix == f"{step}; if it has moved: spl federation pair NEW-URL"
+    assert (
+        foreign.fix
+        == f"{step}; if it has moved: spl federation refresh pair_0f9e8d7c --url NEW-URL, as its own status shows"
+    )
 
 
 def test_a_peer_that_takes_connections_and_answers_nothing_is_no_fault_of_the_network() -> None:
     hangs, silent = (findings({**WELL, "failure": Fault("timeout", reached=reached)})[0] for reached in (True, False))
     assert hangs.fix == "on bob: its daemon takes connections and hangs, or was stopped: restart it (spl serve)"
-    assert silent.fix == "retry; check the network path; if it has moved: spl federation pair NEW-URL"
+    moved = "spl federation refresh pair_0f9e8d7c --url NEW-URL, as its own status shows"
+    assert silent.fix == f"retry; check the network path; if it has moved: {moved}"
 
 
 def test_each_side_of_a_broken_direction_is_told() -> None:
@@ -283,6 +287,11 @@ def test_each_side_of_a_broken_direction_is_told() -> None:
     ours = {**WELL, "one_way": OneWay(TO_PEER, OFFLINE_S, "timeout"), "reach": "peer-pushes"}
     assert codes(ours) == ["one-way"]
     assert codes({**ours, "one_way": OneWay(TO_PEER, OFFLINE_S - 1, "timeout")}) == []
+    assert findings(ours)[0].fix.startswith(
+        "retry; check the network path; if it has moved: spl federation refresh pair_"
+    )
+    private = {**ours, "url": "http://10.0.0.8:9100", "one_way": OneWay(TO_PEER, 50.0, "address-refused")}
+    assert findings(private)[0].fix == "spl federation refresh pair_0f9e8d7c --url http://10.0.0.8:9100"
     unasked = {**WELL, "reverse": None, "one_way": OneWay(TO_US, 50.0)}
     assert findings(unasked)[0].evidence == (
         "bob has not asked us for 50s, though it answers us; it used to ask every 20s"
@@ -290,6 +299,10 @@ def test_each_side_of_a_broken_direction_is_told() -> None:
     told = findings({**unasked, "reach": "we-push", "one_way": OneWay(TO_US, 50.0, "foreign-answer")})[0]
     assert "it says that its requests to us fail (foreign-answer)" in told.evidence
     assert told.fix == "let the proxy before this daemon pass /v1/ and /.well-known/ to it"
+    refused = findings(
+        {**unasked, "one_way": OneWay(TO_US, 50.0, "address-refused"), "own_url": "http://10.0.0.7:9100"}
+    )
+    assert refused[0].fix == "on bob: spl federation refresh pair_0f9e8d7c --url http://10.0.0.7:9100"
     # What the doctor has just tried counts more.
     assert codes({**unasked, "reverse": ReverseReach(True, "u", 9)}) == []
 

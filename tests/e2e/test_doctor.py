@@ -61,7 +61,8 @@ def test_a_peer_that_is_down(alice: Instance, bob: Instance, pair_id: str) -> No
     """One problem, what is behind it skipped; when the peer is back nothing is left."""
     bob.stop()
     assert problems(alice, pair_id) == {
-        "connect": "on bob: spl serve, and open its port; if it has moved: spl federation pair NEW-URL"
+        "connect": "on bob: spl serve, and open its port; if it has moved: "
+        f"spl federation refresh {pair_id} --url NEW-URL, as its own status shows"
     }
     found = marks(alice, pair_id)
     assert (found["connect"], found["manifest"], found["cursor"]) == ("fail", "skip", "skip")
@@ -154,7 +155,7 @@ def test_what_a_proxy_does_to_a_peer(make: Make, proxied: tuple[Instance, Proxy]
         return problems(alice, pair_id).get(code, "")
 
     proxy.statuses = {MANIFEST: 404}
-    moved = "; if it has moved: spl federation pair NEW-URL"
+    moved = f"; if it has moved: spl federation refresh {pair_id} --url NEW-URL, as its own status shows"
     passes = f"on bob: let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL{moved}"
     assert seen("foreign-answer") == passes
     proxy.statuses = {"/v1/federation/pair": 401}
@@ -190,7 +191,8 @@ def test_a_side_that_the_peer_cannot_reach(make: Make, bob: Instance) -> None:
     assert problems(alice, pair_id) == {}
     proxy.end()
     assert problems(alice, pair_id) == {
-        "reverse-unreachable": "make public_url reachable from there: port, tunnel or DNS"
+        "reverse-unreachable": "make public_url reachable from there: port, tunnel or DNS; "
+        f"if this daemon moved: on bob: spl federation refresh {pair_id} --url {proxy.url}"
     }
     assert proxy.url in alice.run("doctor", pair_id, code=3).out
 
@@ -292,6 +294,20 @@ def test_a_home_whose_daemon_does_not_answer(make: Make) -> None:
         lock.flush()
         assert problems(home) == {"store-locked": "stop it, or use another SYNCROPEL_HOME"}
         assert "process 4711 holds this home since 2026-01-01T00:00:00Z" in home.run("doctor", code=3).out
+    home.start()
+    assert home.process is not None
+    pid = home.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        step = f"kill -CONT {pid} lets it go on; kill -9 {pid} ends it, nothing is lost"
+        for command, code in ((("status",), 5), (("health",), 5), (("serve",), 11)):
+            said = home.run(*command, code=code).err
+            assert step in said, said
+            assert str(pid) in said.splitlines()[0]
+        assert step in problems(home).values()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    home.run("health")
 
 
 def test_a_stream(alice: Instance, bob: Instance, pair_id: str) -> None:

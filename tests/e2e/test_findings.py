@@ -30,7 +30,7 @@ from tests.waiting import eventually
 DID_DOCUMENT = "/.well-known/did.json"
 BUFFERING_FIX = "on bob: switch off response buffering in the proxy (nginx: proxy_buffering off)"
 CHANGES = "/v1/sync/changes"
-MOVED = "if it has moved: spl federation pair NEW-URL"
+MOVED = "if it has moved: spl federation refresh {pair} --url NEW-URL, as its own status shows"
 PASSES = "let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"
 START = "start the daemon (spl serve), or correct its address and port in the proxy"
 OWN_FAULT = json.dumps(SplError("overloaded").to_json()).encode()
