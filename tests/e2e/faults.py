@@ -31,6 +31,20 @@ def slow_disk() -> None:
     os.fdatasync = waits
 
 
+def full_disk() -> None:
+    """Let each write into a file find no space for as long as the fault lasts."""
+
+    def bounded(write: Callable[..., int]) -> Callable[..., int]:
+        def finds_none(fd: int, *args: Any) -> int:
+            if SWITCH.exists() and stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(fd, *args)
+
+        return finds_none
+
+    os.write, os.pwrite = bounded(os.write), bounded(os.pwrite)
+
+
 def broken_disk() -> None:
     """Let each sync of a file fail for as long as the fault lasts, as on a disk with bad sectors."""
     sync = os.fdatasync
@@ -198,6 +212,7 @@ def other_version() -> None:
 
 FAULTS: Final[dict[str, Callable[[], None]]] = {
     "slow-disk": slow_disk,
+    "full-disk": full_disk,
     "broken-disk": broken_disk,
     "dying-task": dying_task,
     "dying-service": dying_service,

@@ -73,7 +73,7 @@ def test_a_file_system_without_modes_and_folder_syncs_will_do(faulty) -> None:
 
 
 def test_a_service_that_dies_is_named_and_started_again(faulty) -> None:
-    """The others go on meanwhile, and the daemon ends in order."""
+    """The others go on meanwhile, and the daemon ends in order, also while the service waits to be started again."""
     alice = faulty(fault="dying-service")
     alice.switch.touch()
     alice.start()
@@ -87,8 +87,20 @@ def test_a_service_that_dies_is_named_and_started_again(faulty) -> None:
     assert "health died: RuntimeError: a fault that a test put here" in finding["title"]
     assert "task-dead" in alice.run("status").out
     assert alice.emit("th_a")
-    alice.switch.unlink()
     assert alice.stop() == 0
+
+
+def test_a_stop_while_the_disk_is_full(faulty) -> None:
+    """Not even the mark of a clean stop finds room; the daemon ends in time, and nothing acknowledged is missing."""
+    alice = faulty(fault="full-disk").start()
+    written = alice.emit("th_a", 5)
+    alice.switch.touch()
+    value = {"act": "KNOW", "actor": "did:sync:user:alice", "thread": "th_a", "body": {}}
+    eventually(lambda: alice.api("POST", "/v1/records", value).json["code"] == "STORE_FULL", "the daemon says so")
+    assert alice.stop() == 0, alice.output()
+    alice.switch.unlink()
+    alice.start()
+    assert {record["id"] for record in alice.records("th_a")} == set(written)
 
 
 def test_a_daemon_that_no_longer_hears_is_cut_and_loses_nothing(faulty) -> None:
