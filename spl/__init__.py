@@ -45,7 +45,7 @@ The map.  A folder is an import permission: each may import what stands left of 
     home/tables/  what the index is made of
         rows lists sstable compaction     a row and the way to its payload; names; one table; how tables become fewer
     ui/  what browsers get: style and script, and markup from facts; loaded at the first request for it
-        markup page                       text as HTML, in one place; the page as a function of facts
+        markup page soak                  text as HTML, in one place; the page, and the report of a soak, from facts
     sync/  replication, both sides
         scope lanes source                who may see what; where a reading stands; what pages and streams share
         changes stream pages notify       the feed; one stream; a page as it is sent; waking readers

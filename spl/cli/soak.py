@@ -3,6 +3,7 @@
 import time
 from argparse import Namespace
 from contextlib import closing
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from ..core.errors import count
 from . import soak_plan
 from .client import CtlError
 from .command import FOUND_PROBLEMS, INTERRUPTED, Command, Shell, UsageError, arg
+from .out import OutputError
 from .pair import PAIRS
 from .soak_plan import SoakRow, Tally, Window
 
@@ -25,7 +27,7 @@ _LINE_SHORT_S: Final = 10.0
 def _soak(args: Namespace, shell: Shell) -> int:
     windows = soak_plan.windows(args.scale, _minutes(args.window))
     scaled = soak_plan.is_scaled(windows)
-    report = Report(shell, args.csv, scaled)
+    report = Report(shell, args.csv, scaled, _made(args.report) if args.report else None)
     if scaled:
         shell.out.note("scaled: shorter than the reference's windows, so this run cannot pass")
     soak_driver = shell.load("cli.soak_driver")
@@ -35,7 +37,9 @@ def _soak(args: Namespace, shell: Shell) -> int:
             differences, log_lines = run(args, shell, soak_driver, windows, report)
     except KeyboardInterrupt:
         report.finish()
-        shell.out.warn(f"interrupted; {len(report.rows)} of {count(len(windows), 'window')} finished")
+        said = f"interrupted; {len(report.rows)} of {count(len(windows), 'window')} finished"
+        shell.out.warn(said)
+        report.draw(said)
         return INTERRUPTED
     return report.verdict(differences, log_lines)
 
@@ -43,9 +47,9 @@ def _soak(args: Namespace, shell: Shell) -> int:
 class Report:
     """Shows the progress, prints each row when its window ends, and the verdict at the end."""
 
-    def __init__(self, shell: Shell, csv: bool, scaled: bool) -> None:
+    def __init__(self, shell: Shell, csv: bool, scaled: bool, page: Path | None = None) -> None:
         self.rows: list[SoakRow] = []
-        self._shell, self._csv, self._scaled = shell, csv, scaled
+        self._shell, self._csv, self._scaled, self._page = shell, csv, scaled, page
         self._shown_s = 0.0
         self._window = ""
 
@@ -93,6 +97,18 @@ class Report:
             data = {"scaled": self._scaled, "rows": [row.to_json() for row in self.rows]}
             out.data("spl.soak/1", data, lambda: None)
 
+    def draw(self, said: str, readings: tuple[str, ...] = (), *, passed: bool = False) -> None:
+        """Write the report, if one is wanted."""
+        if self._page is None:
+            return
+        rows, at = [row.to_json() for row in self.rows], when.text_of(self._shell.now_ms())
+        page = self._shell.load("ui.soak").report(rows, said, at, passed=passed, readings=readings)
+        try:
+            self._page.write_text(page, encoding="utf-8")
+        except OSError as exc:
+            raise OutputError("output-failed", f"{self._page} cannot be written: {exc.strerror}") from exc
+        self._shell.out.note(f"report: {self._page}")
+
     def verdict(self, differences: list[str], log_lines: list[str]) -> int:
         """Print the verdict and where to look, and return the exit code."""
         self.finish()
@@ -102,6 +118,7 @@ class Report:
         self._shell.out.warn(verdict.text())
         for reading in verdict.readings:
             self._shell.out.warn(f"  {reading}")
+        self.draw(verdict.text(), verdict.readings, passed=verdict.passed)
         return 0 if verdict.passed else FOUND_PROBLEMS
 
 
@@ -164,6 +181,16 @@ def _driven(
     return driver
 
 
+def _made(name: str) -> Path:
+    """Return the path of the report once it can be written: the run takes more than an hour.  Raises UsageError."""
+    path = Path(name)
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as exc:
+        raise UsageError("usage", f"--report {name}: {exc.strerror}") from exc
+    return path
+
+
 def _done(driver: Any) -> str:
     return f"{count(driver.emitted, 'record')} emitted, {count(driver.done('reload'), 'fold rule')} reloaded"
 
@@ -191,6 +218,7 @@ COMMAND: Final = Command(
     (
         arg("pair", nargs="?", metavar="PAIR", help="a live pair (default: temporary daemons)"),
         arg("--csv", action="store_true", help="print the rows as CSV on stdout"),
+        arg("--report", metavar="FILE.html", help="write rows, plots and verdict into one file for a browser"),
         arg("--scale", type=float, default=1.0, metavar="F", help="shorten all windows, 0.01 to 1"),
         arg("--window", action="append", default=[], metavar="NAME=MIN",
             help="minutes of one window; 0 leaves it out"),

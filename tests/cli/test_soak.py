@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,6 +148,26 @@ def test_ctrl_c_keeps_the_finished_rows(spl: Run, engine: Engine) -> None:
     assert "2 of 5 windows finished" in result.err
     assert engine.ended
     assert [row["window"] for row in spl("federation", "soak", "-o", "json").data["rows"]] == ["warmup", "ramp"]
+
+
+def test_a_report_is_one_file_with_what_was_printed(spl: Run, engine: Engine, tmp_path: Path) -> None:
+    page = tmp_path / "soak.html"
+    engine.rows = BAD
+    result = spl("federation", "soak", "--csv", "--report", str(page))
+    assert result.code == 3
+    assert f"report: {page}" in result.err
+    text = page.read_text()
+    assert "soak FAILED: errors 2 (must be 0); p99 1,812 ms (limit 1,500)" in text
+    assert "1,812" in text
+    engine.stop_at = "ramp"
+    assert spl("federation", "soak", "--report", str(page)).code == 130
+    assert "interrupted; 1 of 5 windows finished" in page.read_text()
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_run(spl: Run, engine: Engine, tmp_path: Path) -> None:
+    result = spl("federation", "soak", "--report", str(tmp_path / "none" / "soak.html"))
+    assert (result.code, engine.target) == (2, None)
+    assert "No such file or directory" in result.err
 
 
 def test_a_termination_ends_its_daemons_too(spl: Run, engine: Engine) -> None:
