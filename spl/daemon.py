@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .api.app import RESOURCES, Api
 from .api.auth import Auth
@@ -43,10 +43,8 @@ from .core.event import event
 from .core.limits import Limits
 from .core.value import dataclass, replace
 from .core.version import SOCKET, VERSION
-from .doctor.examine import Doctor
 from .doctor.health import HealthSampler
 from .doctor.mend import StoreMender
-from .doctor.peer_check import PeerCheck
 from .engine.engines import Engines
 from .home import logs
 from .home.config import Config, Settings, check_open, is_loopback
@@ -54,11 +52,9 @@ from .home.disk import Disk
 from .home.home import MACHINE, Home, Machine, keys_lacking, now_ms, open_home, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
-from .home.restore import Restorer
 from .home.thread_state import ThreadStates
 from .net.address import Proxies
 from .net.client import HttpClient
-from .net.probe import Prober
 from .net.server import Server
 from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, lean_tls, server_tls
 from .pairing.machine import Pairs
@@ -76,6 +72,9 @@ from .sync.reconcile import Reconcile
 from .sync.schedule import Sync
 from .sync.supervise import BACKOFF_BASE_S, guard
 from .systemd import ManagedService, Manager
+
+if TYPE_CHECKING:
+    from .doctor.examine import Doctor
 
 log = logging.getLogger("spl.daemon")
 
@@ -377,7 +376,7 @@ def start(
     """Run what works beside the listeners until `stop`; a crash of one ends no other, and it is run again."""
     running: dict[str, _Service] = {
         "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
-        "compare": services.anti_entropy, "engine": services.engines, "health": services.doctor.health,
+        "compare": services.anti_entropy, "engine": services.engines, "health": services.health,
         "store": services.mender, **more,
     }  # fmt: skip
     for name, service in running.items():
@@ -425,15 +424,18 @@ def services_of(
     pairs = Pairs(home, published, ingest.budget, **clocks, random_bytes=random_bytes)
     pairing = Pairing(pairs, settings, peers, policy, sync, anti_entropy)
     reaches.watch(pairing)
+    health = HealthSampler(home.writer, sync, feed, limits, steady_s=machine.steady_s, tasks=_task_names)
+    started_ms = now_ms()
     return Services(
-        now_ms=now_ms, random_bytes=random_bytes, started_ms=now_ms(), url=url,
+        now_ms=now_ms, random_bytes=random_bytes, started_ms=started_ms, url=url,
         home=home.path, settings=settings, limits=limits, disk=home.disk, vault=home.vault, store=home.store,
         writer=home.writer, policy=policy, states=ThreadStates(home.store),
-        restorer=Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
+        make_restorer=lambda: _load("home.restore").Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
         ingest=ingest, feed=feed, sync=sync, push=push, reconcile=reconcile, fingerprints=fingerprints,
         anti_entropy=anti_entropy,
         engines=Engines(feed, sync, home.vault, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
-        pairing=pairing, doctor=_doctor(home, settings, client, tls, pairing, sync, feed, machine),
+        pairing=pairing, health=health,
+        make_doctor=partial(_doctor, home, settings, client, tls, pairing, sync, feed, health, now_ms, started_ms),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
         auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure), searches=Searches(),
         faults=ServiceFaults(now_ms),
@@ -442,13 +444,19 @@ def services_of(
 
 def _doctor(
     home: Home, settings: Settings, client: HttpClient, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed,
-    machine: Machine,
-) -> Doctor:  # fmt: skip
+    health: HealthSampler, now_ms: Callable[[], int], started_ms: int,
+) -> "Doctor":  # fmt: skip
     limits = home.config.limits
-    health = HealthSampler(home.writer, sync, feed, limits, steady_s=machine.steady_s, tasks=_task_names)
-    probe = Prober(None, tls, limits.check_s)
-    peer = PeerCheck(client, probe, pairing, home.vault, limits, now_ms=machine.now_ms)
-    return Doctor(home, settings, pairing, sync, feed, health, peer, now_ms=machine.now_ms)
+    probe = _load("net.probe").Prober(None, tls, limits.check_s)
+    peer = _load("doctor.peer_check").PeerCheck(client, probe, pairing, home.vault, limits, now_ms=now_ms)
+    doctor: Doctor = _load("doctor.examine").Doctor(home, settings, pairing, sync, feed, health, peer, now_ms=now_ms)
+    doctor.started_ms = started_ms
+    return doctor
+
+
+def _load(name: str) -> Any:
+    """Return a module of the package that an idle daemon does without; imported at the first call."""
+    return importlib.import_module(f".{name}", __package__)
 
 
 def _task_names() -> list[str]:

@@ -4,7 +4,8 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 from ..core import when
 from ..core.errors import SplError
@@ -19,7 +20,6 @@ from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response
 from ..pairing.exchange import MANIFEST_PATH
-from . import sinks
 from .answers import field_error, is_admin, json_response, list_response, members, records_kept, texts
 from .auth import Kind, Principal
 from .services import Services
@@ -105,7 +105,15 @@ def _polls(pair: Pair) -> bool:
 
 def service_findings(services: Services) -> list[dict[str, object]]:
     """Return what is wrong with the daemon beside what the doctor sees: services that crashed, and sinks."""
-    return [*services.faults.findings(), *sinks.findings(services)]
+    return [*services.faults.findings(), *_sink_findings(services)]
+
+
+def _sink_findings(services: Services) -> list[dict[str, object]]:
+    """Return what is wrong with the sinks; their file is imported once there is one."""
+    if not services.engines.configured and not services.engines.carrying:
+        return []
+    sinks: Any = import_module(".sinks", __package__)
+    return list(sinks.findings(services))
 
 
 def _token_ends_at(pairs: Iterable[Pair]) -> str | None:
@@ -249,7 +257,7 @@ def token_of(services: Services, ref: str) -> bearer.Token:
 
 async def daemon(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/doctor: the checks of the daemon, and each pair with what is wrong by the facts at hand."""
-    return json_response(await services.doctor.examine(None, sinks.findings(services)))
+    return json_response(await services.doctor.examine(None, _sink_findings(services)))
 
 
 async def pair(request: Request, principal: Principal, services: Services) -> Response:

@@ -149,7 +149,7 @@ def _daemon(families: _Families, services: Services) -> None:
         cost_s = None if cost_us is None else cost_us / 1e6
         one("spl_adapter_seconds", "What an adapter takes of a record: p99 of the last 5 min.", cost_s, adapter=name)
     one("spl_sse_subscribers", "Open event streams, of peers and of clients.", services.feed.notifier.streams)
-    late_s = services.doctor.health.loop_lag_ms / 1000
+    late_s = services.health.loop_lag_ms / 1000
     one("spl_loop_lag_seconds", "How late the event loop ran within the last minute.", late_s)
     one("process_resident_memory_bytes", "Resident memory.", _resident_bytes())
     one("process_open_fds", "Open file descriptors.", _open_fds())

@@ -220,8 +220,8 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
 def _lags(services: Services, pair_id: str) -> dict[str, object]:
     """Return lag and queue by the minute, and how long the peer took to confirm what was written here."""
     return {
-        "lags": services.doctor.health.lags(pair_id),
-        "queues": services.doctor.health.queues(pair_id),
+        "lags": services.health.lags(pair_id),
+        "queues": services.health.queues(pair_id),
         "lag_ms": services.feed.lag_ms(pair_id),
         "lag_histogram": services.feed.lag_histogram(pair_id).to_json(),
     }

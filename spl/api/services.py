@@ -3,21 +3,20 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ..core import when
 from ..core.errors import CODES, printable
 from ..core.event import event
 from ..core.limits import Limits
 from ..core.value import dataclass, field
-from ..doctor.examine import Doctor
+from ..doctor.health import HealthSampler
 from ..doctor.mend import StoreMender
 from ..engine.engines import Engines
 from ..home.config import Settings
 from ..home.disk import Disk
 from ..home.log import Log
 from ..home.policy import Policy
-from ..home.restore import Restorer
 from ..home.thread_state import ThreadStates
 from ..home.vault import Vault
 from ..home.views import Views
@@ -32,6 +31,12 @@ from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
 from .auth import Auth
 from .searches import Searches
+
+if TYPE_CHECKING:
+    from ..doctor.examine import Doctor
+    from ..home.restore import Restorer
+
+_Made = TypeVar("_Made")
 
 log = logging.getLogger("spl.daemon")
 
@@ -90,7 +95,7 @@ class Services:
     writer: Writer
     policy: Policy
     states: ThreadStates
-    restorer: Restorer
+    make_restorer: Callable[[], "Restorer"]
 
     ingest: Ingest
     feed: Feed
@@ -102,13 +107,30 @@ class Services:
 
     engines: Engines
     pairing: Pairing
-    doctor: Doctor
+    health: HealthSampler
+    make_doctor: Callable[[], "Doctor"]
     mender: StoreMender
     auth: Auth
     searches: Searches
     faults: ServiceFaults
     held: dict[str, object] = field(default_factory=dict)
     """What a handler makes at its first request and later ones share, by name."""
+
+    @property
+    def doctor(self) -> "Doctor":
+        """The doctor; no daemon has one before it is asked for, as its files take a megabyte."""
+        return self._held("doctor", self.make_doctor)
+
+    @property
+    def restorer(self) -> "Restorer":
+        """What restores snapshots; the same holds for it."""
+        return self._held("restorer", self.make_restorer)
+
+    def _held(self, name: str, make: Callable[[], _Made]) -> _Made:
+        """Return what was made under this name; in the event loop, so that two never make it."""
+        if name not in self.held:
+            self.held[name] = make()
+        return cast(_Made, self.held[name])
 
     @property
     def views(self) -> Views:

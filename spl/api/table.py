@@ -11,12 +11,10 @@ from typing import Final
 from ..core.errors import SplError
 from ..core.identity.manifest import PAIR_PATH
 from ..core.limits import KIB, MIB
-from ..doctor.peer_check import CHECK_PATH
 from ..net.routes import JSON, Request, Response, Route
 from ..net.sse import MEDIA_TYPE as EVENT_STREAM
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
-from ..sync.peer import ACK, CHAINS, CHANGES, FINGERPRINTS, RECORDS
-from . import admin, emit, lists, pairs, peers, records
+from ..sync.peer import ACK, CHAINS, CHANGES, CHECK_PATH, FINGERPRINTS, RECORDS
 from .answers import NDJSON
 from .auth import ANYONE, Principal
 from .services import Services
@@ -48,6 +46,7 @@ class Late:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._found: Callable[..., Response | Awaitable[Response]] | None = None
 
     def __getattr__(self, name: str) -> "Late":
         if name.startswith("__"):
@@ -60,20 +59,26 @@ class Late:
 
     def handler(self) -> Callable[..., Response | Awaitable[Response]]:
         """Return the function; imports its file."""
-        module, _, rest = self._path.partition(".")
-        found: Callable[..., Response | Awaitable[Response]] = attrgetter(rest)(
-            import_module(f".{module}", __package__)
-        )
-        return found
+        if self._found is None:
+            module, _, rest = self._path.partition(".")
+            self._found = attrgetter(rest)(import_module(f".{module}", __package__))
+        assert self._found is not None
+        return self._found
 
 
+admin = Late("admin")
 consent = Late("consent")
+emit = Late("emit")
 events = Late("events")
 lifecycle = Late("lifecycle")
+lists = Late("lists")
 metrics = Late("metrics")
 namespaces = Late("namespaces")
 openapi = Late("openapi")
+pairs = Late("pairs")
+peers = Late("peers")
 queries = Late("queries")
+records = Late("records")
 rules = Late("rules")
 sinks = Late("sinks")
 snapshots = Late("snapshots")

@@ -14,13 +14,13 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ..client.dial import Where, at_url
 from ..core.errors import CODES, SplError
+from ..core.value import asdict, dataclass, replace
 from ..core.when import text_of
 from .client import Ctl, CtlError
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg, path_of_contexts

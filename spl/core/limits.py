@@ -13,6 +13,8 @@ from .value import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB
+QUEUE_RECORDS = 50
+"""Between network and store; more are a sign that the store is slow."""
 
 
 @dataclass(frozen=True, slots=True)

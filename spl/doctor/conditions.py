@@ -8,6 +8,7 @@ from math import inf
 from typing import Final
 
 from ..core.errors import CODES, count
+from ..core.limits import QUEUE_RECORDS
 from ..core.presence import OFFLINE_S, TO_PEER, TO_US
 from ..core.record.page import PEER_PUSHES, WE_PUSH
 from ..core.when import span
@@ -19,7 +20,6 @@ SKEW_WARN_MS: Final = 30_000
 SKEW_FAIL_MS: Final = 300_000
 DISK_FULL_SHARE: Final = 10
 TLS_DAYS: Final = 14
-QUEUE_RECORDS: Final = 50
 FLAPS: Final = 4
 WITHHELD_NAMED: Final = 3
 POLL_LONG_MS: Final = 3_600_000

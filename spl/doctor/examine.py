@@ -39,7 +39,8 @@ class Doctor:
         self.home, self.settings, self.pairing, self.sync, self.feed = home, settings, pairing, sync, feed
         self.health, self.peer = health, peer
         self._now_ms = now_ms
-        self._started_ms = now_ms()
+        self.started_ms = now_ms()
+        """When the daemon started."""
 
     # -- from facts at hand
 
@@ -86,8 +87,8 @@ class Doctor:
             self.feed.offered(pair.pair_id),
             trouble=self.pairing.handshakes.trouble.get(pair.pair_id),
             reach=self.feed.source.reaches.word(pair.pair_id),
-            unmoved=place is not None and at_ms is not None and place.at_ms < self._started_ms < at_ms,
-            uptime_s=(now_ms - self._started_ms) / 1000,
+            unmoved=place is not None and at_ms is not None and place.at_ms < self.started_ms < at_ms,
+            uptime_s=(now_ms - self.started_ms) / 1000,
             now_ms=now_ms,
             revoked=self._revoked_token(pair),
         )

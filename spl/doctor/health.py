@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from ..core.limits import Limits
+from ..core.limits import QUEUE_RECORDS, Limits
 from ..core.value import dataclass, field
 from ..home.writer import Writer
 from ..sync.changes import Feed, OfferedStatus
 from ..sync.reach import PairStatus
 from ..sync.schedule import Sync
 from ..sync.supervise import wait
-from .conditions import QUEUE_RECORDS
 
 MINUTE_S: Final = 60.0
 LAGS_COUNT: Final = 30

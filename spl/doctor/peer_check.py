@@ -33,7 +33,7 @@ from ..net.heads import date_ms
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
-from ..sync.peer import AUTH_CODES, TOKEN_REVOKED, SyncError, cut_text, foreign_text, is_ours
+from ..sync.peer import AUTH_CODES, CHECK_PATH, TOKEN_REVOKED, SyncError, cut_text, foreign_text, is_ours
 from . import catalogue, conditions
 from .conditions import SERVED
 from .facts import Facts, Fault, ReverseReach
@@ -41,7 +41,6 @@ from .gather import HEALING
 
 log = logging.getLogger("spl.federation")
 
-CHECK_PATH: Final = "/v1/federation/pair/{}/check"
 LOOKS_COUNT: Final = 6
 LOOKS_PER_S: Final = 0.1
 ERROR_BYTES: Final = 16 * 1024

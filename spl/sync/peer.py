@@ -34,6 +34,7 @@ CHANGES: Final = CHANGES_PATH
 RECORDS: Final = RECORDS_PATH
 ACK: Final = "/v1/sync/ack"
 CHAINS: Final = "/v1/sync/chains"
+CHECK_PATH: Final = "/v1/federation/pair/{}/check"
 FINGERPRINTS: Final = "/v1/sync/fingerprints"
 JSON: Final = "application/json"
 WITHHELD: Final = "records-withheld"
