@@ -85,6 +85,12 @@ def is_admin(principal: Principal) -> bool:
     return bearer.holds(principal.scopes, bearer.ADMIN)
 
 
+def check_admin(principal: Principal, what: str) -> None:
+    """Raise "scope-forbidden" unless the principal is an admin, which `what` needs."""
+    if not is_admin(principal):
+        raise SplError("scope-forbidden", f"{what} needs the scope {bearer.ADMIN}", scope=bearer.ADMIN)
+
+
 def check(services: Services, resource: str, request: Request, principal: Principal) -> None:
     """Raise "permission-denied" if a permission rule refuses the request.
 

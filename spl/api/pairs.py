@@ -15,7 +15,18 @@ from ..core.presence import OFFLINE_S
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
 from ..sync.reach import PairStatus, with_way
-from .answers import NDJSON, TEXTS_MAX, field_error, is_admin, json_response, list_response, members, number, texts
+from .answers import (
+    NDJSON,
+    TEXTS_MAX,
+    check_admin,
+    field_error,
+    is_admin,
+    json_response,
+    list_response,
+    members,
+    number,
+    texts,
+)
 from .auth import Principal
 from .consent import lines_of
 from .lifecycle import ACTIONS
@@ -336,15 +347,19 @@ def _maps(value: object) -> tuple[tuple[str, str], ...]:
 
 
 async def verify(request: Request, principal: Principal, services: Services) -> Response:
-    """POST /v1/federation/pairs/{ref}/verify {repair?}: compare what both sides hold of what the pair shares.
+    """POST /v1/federation/pairs/{ref}/verify {repair?, accept_retired?}: compare what both sides hold.
 
-    With `repair` each side gets what it lacks.  Raises the error of the comparison; if only the peer can
+    With `repair` each side gets what it lacks, and with `accept_retired` also we what retired keys of ours signed,
+    which an admin may ask for.  Raises the error of the comparison; if only the peer can
     dial, with what to do on its side.
     """
-    repair = members(request, {"repair": bool}).get("repair", False)
+    wish = members(request, {"repair": bool, "accept_retired": bool})
+    repair, retired = wish.get("repair", False), wish.get("accept_retired", False)
+    if retired:
+        check_admin(principal, "accept_retired")
     found = services.pairing.pairs.resolve(request.params["ref"])
     try:
-        report = await services.reconcile.verify(found.pair_id, repair=repair)
+        report = await services.reconcile.verify(found.pair_id, repair=repair or retired, accept_retired=retired)
     except SplError as exc:
         raise with_way(
             services.push.reach(found.pair_id), found, exc, f"spl federation verify {found.pair_id}"

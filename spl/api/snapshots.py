@@ -17,13 +17,22 @@ from ..home.restore import FOLDER, Plan, Uploader
 from ..home.snapshot import Rights, take
 from ..home.writes import Signer
 from ..net.routes import Request, Response
-from .answers import NDJSON, field_error, is_admin, json_response, list_response, members, number, positions
+from .answers import (
+    NDJSON,
+    check_admin,
+    field_error,
+    is_admin,
+    json_response,
+    list_response,
+    members,
+    number,
+    positions,
+)
 from .auth import Principal
 from .searches import following
 from .services import Services
 
 UPLOAD_CHARS: Final = 32
-ADMIN: Final = "admin"
 DAMAGED_SHOWN: Final = 100
 
 
@@ -33,8 +42,8 @@ async def of_thread(request: Request, principal: Principal, services: Services) 
     A reserved thread needs admin, and says so: its name is no secret.
     """
     thread = request.params["thread"]
-    if record.is_reserved(thread) and not is_admin(principal):
-        raise SplError("scope-forbidden", f"thread {thread} needs the scope {ADMIN}", scope=ADMIN)
+    if record.is_reserved(thread):
+        check_admin(principal, f"thread {thread}")
     return await _snapshot(services, principal, thread)
 
 
@@ -52,8 +61,8 @@ async def restore(request: Request, principal: Principal, services: Services) ->
     upload = request.query.get("upload", "")
     dry_run, skip = _flag(request, "dry_run"), _flag(request, "skip_damaged")
     retired = _flag(request, "accept_retired")
-    if retired and not is_admin(principal):
-        raise SplError("scope-forbidden", f"accept_retired needs the scope {ADMIN}", scope=ADMIN)
+    if retired:
+        check_admin(principal, "accept_retired")
     read = _reader(request.body)
     owner = Uploader(principal.token_id, is_admin(principal), bool(principal.namespaces))
     if upload:

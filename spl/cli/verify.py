@@ -16,7 +16,7 @@ SHOWN_IDS: Final = 20
 
 
 def _verify(args: Namespace, shell: Shell) -> int:
-    body = {"repair": True} if args.repair else {}
+    body = {name: True for name in ("repair", "accept_retired") if getattr(args, name)}
     report = shell.ctl.post(f"{PAIRS}/{quote(args.pair)}/verify", body, LONG_S)
     if not shell.printed("spl.verify/1", report):
         _show(report, shell.out)
@@ -49,6 +49,11 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
             f"{count(report['beyond_offer'], 'record')} on one side only, outside what that side offers now "
             "(withdrawn, or from before the pair)"
         )
+    if any(item.get("refused") == "key-retired" for item in report["missing_here"]):
+        out.hint(
+            f"if this home lost what a retired key of its own signed, and you trust {peer}: "
+            f"spl federation verify {report['pair_id']} --accept-retired"
+        )
     if not report["equal"] and not report["repaired"]:
         out.hint(f"records that are not synced yet count as missing; to fetch and send them: {_fix(report)}")
 
@@ -75,5 +80,9 @@ COMMAND: Final = Command(
     "The cost depends on the difference, not on how much is shared; --repair fetches and sends what is missing.",
     "spl federation verify bob --repair",
     _verify,
-    (PAIR, arg("--repair", action="store_true", help="fetch what is missing here, send what is missing there")),
+    (
+        PAIR,
+        arg("--repair", action="store_true", help="fetch what is missing here, send what is missing there"),
+        arg("--accept-retired", action="store_true", help="the same, and take what your own retired keys signed"),
+    ),
 )

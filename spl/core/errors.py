@@ -45,7 +45,7 @@ CODES: Final[dict[str, Code]] = {
     "record-signature": Code(422, 10, "The record's signature does not verify.", "the source is corrupted or dishonest: spl doctor"),
     "signer-blocked": Code(403, 10, "The record's signer is blocked here.", "spl federation pair URL lifts it"),
     "chain-unknown": Code(422, 10, "The signer's key chain is not known here.", "fetched automatically at the next sync"),
-    "key-retired": Code(422, 10, "The record's signer retired the key more than a day ago, and another instance brings the record.", "pair with the signer, which may bring its old records"),
+    "key-retired": Code(422, 10, "A key that its owner retired signed the record, and another instance brings it.", "pair with the signer, which may bring its old records; what your own retired keys signed: spl federation verify PAIR --accept-retired"),
     "chain-broken": Code(422, 10, "The key chain does not lead from the DID's first key to the present one.", "on the peer: spl identity verify"),
     "chain-fork": Code(422, 10, "Two key chains of one DID contradict each other.", "compare key words by voice, then pair with --expect-key"),
     "snapshot-malformed": Code(422, 10, "The text is not a complete snapshot: header, count, digest and lines disagree.", "take it again: spl thread snapshot THREAD"),

@@ -14,7 +14,9 @@ from the refusal that a namespace of this name exists here, and nothing of what 
 
 Not every key of a chain counts for ever.  Its own holder may bring what any of them signed.  Through others a
 compromised key counts no more, and a retired one for RETIRED_GRACE_MS past its rotation: a thief of an old key could
-otherwise sign new records for ever, and no record proves its own age.
+otherwise sign new records for ever, and no record proves its own age.  Of our own retired keys not even that day
+counts, for all that they signed stands in our log.  Only a log that lacks something takes it back from peers: one that
+began after the key (Trust.regains_ms), that is damaged, or that the operator has repaired with --accept-retired.
 
 Cost per record: one encoding and hash of the record, one Ed25519 check (or, in a batch, a few hashes and a look into
 the memory of checked roots).  A gate belongs to one pull; threads may share it.
@@ -44,7 +46,7 @@ BLOCKED: Final = "signer-blocked"
 RETIRED_GRACE_MS: Final = 86_400_000
 """What was signed just before a rotation may be on its way, through relays that poll seldom, for a day."""
 
-_ALWAYS_MS: Final = 2**63
+ALWAYS_MS: Final = 2**63
 _NEVER: Final = (b"", 0)
 
 
@@ -93,8 +95,8 @@ class Trust:
     """Whose signatures count at one moment: our own chain, the pinned ones, and what the records come from.
 
     `peer_did` brings the records, "" for a snapshot of ours.  Records by `blocked` DIDs are refused from everyone.
-    `now_ms` decides whether a retired key still counts; with 0 it does.  Those of `whole_by` count in any case: it
-    signed all that it brings as a whole.
+    `now_ms` decides whether a retired key still counts; with 0 it does, and so does one of ours until `regains_ms`.
+    Those of `whole_by` count in any case: it signed all that it brings as a whole.
     """
 
     own: Chain
@@ -103,6 +105,7 @@ class Trust:
     blocked: frozenset[str] = frozenset()
     now_ms: int = 0
     whole_by: str = ""
+    regains_ms: int = 0
 
 
 class Gate:
@@ -229,10 +232,9 @@ class Gate:
         """Return key text -> (key, until when it counts) of a signer; without a pinned chain there are none."""
         known = self._keys.get(did)
         if known is None:
-            own = did == self.trust.own.did
-            chain = self.trust.own if own else self.trust.pins.chain(did)
-            is_old_fine = own or did == self.trust.whole_by
-            known = _usable_keys(chain, is_old_fine, did == self.trust.peer_did) if chain is not None else {}
+            trust = self.trust
+            chain = trust.own if did == trust.own.did else trust.pins.chain(did)
+            known = _usable_keys(chain, trust) if chain is not None else {}
             if chain is not None:
                 self._keys[did] = known
         return known
@@ -248,10 +250,17 @@ def claimed_id(value: object) -> str:
     )
 
 
-def _usable_keys(chain: Chain, is_old_fine: bool, from_signer: bool) -> dict[str, tuple[bytes, int]]:
+def _usable_keys(chain: Chain, trust: Trust) -> dict[str, tuple[bytes, int]]:
     """Return key text -> (key, until when it counts): a compromised one never does, unless its own holder brings it."""
-    found = {multibase(chain.present): (chain.present, _ALWAYS_MS)}
+    from_signer = chain.did == trust.peer_did
+    found = {multibase(chain.present): (chain.present, ALWAYS_MS)}
     for step in chain.rotations:
-        use = (step.old, _ALWAYS_MS if is_old_fine or from_signer else step.at_ms + RETIRED_GRACE_MS)
-        found[multibase(step.old)] = _NEVER if step.reason == "compromised" and not from_signer else use
+        until_ms = step.at_ms + RETIRED_GRACE_MS
+        if from_signer or chain.did == trust.whole_by:
+            until_ms = ALWAYS_MS
+        elif chain.did == trust.own.did:
+            until_ms = trust.regains_ms
+        found[multibase(step.old)] = (
+            _NEVER if step.reason == "compromised" and not from_signer else (step.old, until_ms)
+        )
     return found

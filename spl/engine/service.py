@@ -70,6 +70,7 @@ class SinkService:
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._dialer = Dialer(None)
         self._pool = ThreadPoolExecutor(1, "spl-sink")
+        self._adding = asyncio.Lock()
         self._states: dict[Sink, SinkState] = {}
         self._tasks = Supervisor("sink", self, random_bytes=random_bytes, backoff_max_s=RESTART_MAX_S)
 
@@ -181,23 +182,24 @@ class SinkService:
 
         Raises EngineError "sink-invalid", "sink-exists", NamespaceError "namespace-rejected".
         """
-        self.reader.did()
-        end = self.writer.store.last_seq
-        at = when.text_of(self._now_ms())
-        sink = sinks.checked(Sink(**fields, born=end, after=end if from_now else 0, at=at))
-        for each in sink.namespaces:
-            namespace.usable(self.writer.views.namespaces, each)
-        if sink.name in self.writer.views.sinks:
-            raise EngineError("sink-exists", f"there is a sink {sink.name}", hint=f"spl sink remove {sink.name}")
-        if len(self.writer.views.sinks) >= SINKS_MAX:
-            raise EngineError("sink-exists", f"there are {SINKS_MAX} sinks, and no more are possible")
-        if not sink.is_program and any(not each.is_program and each.url == sink.url for each in self.all()):
-            raise EngineError("sink-exists", "another sink fills the stream of this server", hint="spl sink list")
-        if sink.is_program:
-            check_program(sink)
-        else:
-            await asyncio.to_thread(Files(self._disk, self._tls).endpoint, sink)  # that they are there
-        return await self._write(sink)
+        async with self._adding:  # or two at once would pass the checks together
+            self.reader.did()
+            end = self.writer.store.last_seq
+            at = when.text_of(self._now_ms())
+            sink = sinks.checked(Sink(**fields, born=end, after=end if from_now else 0, at=at))
+            for each in sink.namespaces:
+                namespace.usable(self.writer.views.namespaces, each)
+            if sink.name in self.writer.views.sinks:
+                raise EngineError("sink-exists", f"there is a sink {sink.name}", hint=f"spl sink remove {sink.name}")
+            if len(self.writer.views.sinks) >= SINKS_MAX:
+                raise EngineError("sink-exists", f"there are {SINKS_MAX} sinks, and no more are possible")
+            if not sink.is_program and any(not each.is_program and each.url == sink.url for each in self.all()):
+                raise EngineError("sink-exists", "another sink fills the stream of this server", hint="spl sink list")
+            if sink.is_program:
+                check_program(sink)
+            else:
+                await asyncio.to_thread(Files(self._disk, self._tls).endpoint, sink)  # that they are there
+            return await self._write(sink)
 
     async def act(self, name: str, action: str) -> Sink:
         """Pause, resume or remove a sink; resuming passes over a message that is not ours and stopped it."""

@@ -230,6 +230,8 @@ def init_home(path: Path, label: str = "", *, new_log: bool = False) -> dict[str
         disk.replace_atomic(path / FILE_NAME, CONFIG_TEXT.encode())
         created.append("config")
     with _opened(path) as home:
+        if "log" in created:
+            home.vault.regain()
         if home.vault.identity is None:
             created.append("identity")
         identity = home.vault.generate(label or default_label())

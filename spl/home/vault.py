@@ -6,6 +6,9 @@ durable, content and name, when it returns.  Nothing here ever shows a secret in
 
 A seed that a rotation retired is not kept: a thief who finds it later could sign in our name.  Only the file of another
 DID stays beside a new one, because with it that DID would be gone for good.
+
+An identity that came without its log may take back for a week what its retired keys signed (`regains_ms`); after that
+only the operator's word does it, or the thief of such a key could write in our name for ever.
 """
 
 import re
@@ -34,6 +37,9 @@ OLD_IDENTITIES: Final = "identity-"
 """Begins the names of the files of DIDs that `generate` or `install` replaced."""
 CURSOR_KEY_NAME: Final = "cursor-key"
 EXPORTED_NAME: Final = "identity-exported"
+REGAINS_NAME: Final = "identity-regains"
+REGAIN_MS: Final = 7 * 86_400_000
+"""How long after an import, or with a new log, peers give back what our retired keys signed."""
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
 _MEMBERS: Final = frozenset({"format", "did", "label", "created_at", "seed", "rotations", "seal_secrets"})
@@ -82,6 +88,8 @@ class Vault:
         limits: Limits | None = None,
     ) -> None:
         self.identity: Identity | None = None
+        self.regains_ms = 0
+        """Until when peers may bring what our retired keys signed, because our log may lack it."""
         self._keys, self._secrets = home / "keys", home / "secrets"
         self._disk, self._random_bytes, self._now_ms = disk, random_bytes, now_ms
         self._limits = limits or Limits()
@@ -98,6 +106,8 @@ class Vault:
         Creates nothing.  Raises VaultError "identity-damaged", "store-newer"; DiskError "home-unusable".
         """
         self.identity = self._read_identity()
+        until = self.get(REGAINS_NAME) or ""
+        self.regains_ms = int(until) if until.isdecimal() and len(until) < 20 else 0
         with self._lock:
             for memory in self._nonces.values():
                 memory.load()
@@ -156,7 +166,13 @@ class Vault:
             raise VaultError("identity-exists", f"this instance is {self.identity.did}; --force replaces it")
         found = self._adopted(made)
         self.put(EXPORTED_NAME, made.key_text)
+        self.regain()
         return found
+
+    def regain(self) -> None:
+        """Begin the week in which peers give back what our retired keys signed: the log lacks it."""
+        self.regains_ms = self._now_ms() + REGAIN_MS
+        self.put(REGAINS_NAME, str(self.regains_ms))
 
     def _present(self) -> Identity:
         if self.identity is None:

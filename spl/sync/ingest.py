@@ -30,7 +30,7 @@ from urllib.parse import urlencode
 from ..core import consent
 from ..core.consent import Inbound
 from ..core.errors import SplError
-from ..core.gate import CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
+from ..core.gate import ALWAYS_MS, CHAIN_UNKNOWN, SCOPE_VIOLATION, Gate, Roots, Trust, Verdict
 from ..core.identity.did import Chain, chain_from_json, is_instance_did
 from ..core.identity.pins import KIND_CHAIN, Pins, pin_body
 from ..core.limits import KIB, Limits
@@ -132,6 +132,7 @@ class Ingest:
         self.refused = RefusedLedger(writer, limits, self.pool)
         saved = saved_sums(writer.store, limits.intake_day_bytes, now_ms(), self._peer_of)
         self.budget = IntakeBudget(limits.intake_day_bytes, saved, steady_s, self._peer_of)
+        self.regaining: set[str] = set()  # from these the operator just now takes what our own retired keys signed
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
@@ -189,8 +190,7 @@ class Ingest:
         """Store what is sound now of records asked for again; what is refused again is in the ledger already."""
         judged = await self.judge(pair, item, chains)
         fresh = await self._store(pair, [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)])
-        refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
-        return Taken(fresh, refused, learnt=bool(judged.pins), ahead=judged.ahead)
+        return Taken(fresh, tuple(v for v in judged.verdicts if v.code), learnt=bool(judged.pins), ahead=judged.ahead)
 
     async def refuse(self, pair: Pair, lines: Sequence[Refuse]) -> None:
         """Keep what was refused of a repair in the ledger; raises as `take`."""
@@ -331,8 +331,10 @@ class Ingest:
     def _gate(self, pair: Pair, learnt: Mapping[str, Chain] = MappingProxyType({})) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
         own, views, memory = self.peers.identity().chain, self.writer.views, self._memory(pair.pair_id)
-        now_ms = self.writer.now_ms()
-        made_of = (pair, views.pins, views.blocked, own, views.consents, views.namespaces, views.pairs)
+        now_ms, store = self.writer.now_ms(), self.writer.store
+        lacks = pair.pair_id in self.regaining or store.lost or store.index.reader.left_out
+        regains_ms = ALWAYS_MS if lacks else self.peers.vault.regains_ms
+        made_of = (pair, views.pins, views.blocked, own, views.consents, views.namespaces, views.pairs, regains_ms)
         if memory.gate is not None and not learnt and now_ms < memory.gate[1].trust.now_ms + GATE_AGE_MS:
             made_before, rules = memory.gate
             if all(one is other for one, other in zip(made_before, made_of, strict=True)):
@@ -344,7 +346,7 @@ class Ingest:
             pair_id=pair.pair_id,
             inbound=consent.inbound(pair, consent.grants_of(views.consents, pair), views.namespaces),
             actors=frozenset(pair.actors),
-            trust=Trust(own, pair.peer_did, pins, views.blocked, now_ms),
+            trust=Trust(own, pair.peer_did, pins, views.blocked, now_ms, regains_ms=regains_ms),
             crossings=self._crossed(),
             registry=views.namespaces,
             roots=self._roots,
@@ -475,11 +477,9 @@ def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:
     """Return what was accepted, for the writer: records as records, projections as projections."""
     found: list[Item] = []
     for verdict in verdicts:
-        if verdict.code:
-            continue
-        if verdict.envelope is not None:
+        if verdict.envelope is not None and not verdict.code:
             found.append(Arrive(verdict.envelope, verdict.ns, pair.pair_id))
-        elif verdict.projection is not None:
+        elif verdict.projection is not None and not verdict.code:
             found.append(Projected(verdict.projection, verdict.ns, pair.pair_id))
     return found
 

@@ -168,11 +168,12 @@ class Reconcile:
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._driving: dict[str, asyncio.Lock] = {}
 
-    async def verify(self, pair_id: str, *, repair: bool = False) -> Verification:
+    async def verify(self, pair_id: str, *, repair: bool = False, accept_retired: bool = False) -> Verification:
         """Compare both directions, with `repair` until it helps no more, and return what differs in the end.
 
         The verdict is about the moment at which the last comparison began.  What is written while a repair runs is no
-        part of it, or the repair of a busy pair would not end.
+        part of it, or the repair of a busy pair would not end.  With `accept_retired` the repair takes what our own
+        retired keys signed, too.
 
         Raises SyncError, ReachError, FeedError, FingerprintError "answer-malformed", SplError "timeout".
         """
@@ -184,7 +185,12 @@ class Reconcile:
             for _ in range(REPAIRS_MAX if repair else 0):
                 if not found.names:
                     break
-                helped = await self._repair(pair_id, found, effort)
+                if accept_retired:
+                    self._ingest.regaining.add(pair_id)
+                try:
+                    helped = await self._repair(pair_id, found, effort)
+                finally:
+                    self._ingest.regaining.discard(pair_id)
                 if not (found.more or found.nameless):
                     await self._look_again(pair_id, found, effort)
                     break

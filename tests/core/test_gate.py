@@ -221,11 +221,13 @@ def test_an_old_key_counts_from_its_holder_and_a_retired_one_a_day_through_other
     assert not gate.judge(envelopes(key=NEW)[0], "default").code
 
 
-def test_our_own_records_come_back_under_our_retired_keys_for_ever() -> None:
+def test_our_own_records_come_back_under_our_retired_keys_only_where_our_log_lacks_them() -> None:
     own = rotate(Chain(US, OWN.public), OWN, NEW.public, "retired", 1)
     lost = rotate(Chain(US, OWN.public), OWN, NEW.public, "compromised", 1)
     [mine] = envelopes(key=OWN, by=US)
-    assert a_gate(own=own, now_ms=10**12).judge(mine, "default").code == ""
+    for until_ms, now_ms, code in ((0, 1, "key-retired"), (9, 9, ""), (9, 10, "key-retired"), (0, 0, "")):
+        trust = Trust(own, PEER, Pins(), now_ms=now_ms, regains_ms=until_ms)
+        assert a_gate(trust=trust).judge(mine, "default").code == code, (until_ms, now_ms)
     assert a_gate(own=lost).judge(mine, "default").code == "record-signature"
 
 

@@ -200,6 +200,7 @@ def test_a_home_made_again_from_its_key_gets_its_own_records_back(
     alice.run("sync", pair_id)
     bob.run("sync", pair_id)
     assert set(mine) <= bob.holding()["th_a"]
+    alice.run("identity", "rotate")
     key = tmp_path / "alice.identity"
     alice.run("identity", "export", "--out", str(key))
     alice.kill()

@@ -461,3 +461,19 @@ async def test_what_a_repair_refuses_counts_as_brought_in(pair: tuple[Node, Node
     assert ann.home.views.refused[pair_id] == 20
     assert sum(charged) >= 20 * 512
     assert before == 0
+
+
+async def test_what_our_retired_key_signed_comes_back_only_at_our_operators_word(tmp_path: Path) -> None:
+    """The thief of the key would write it just like this, and have a peer bring it."""
+    async with nodes(tmp_path, "ann", "ben", "cleo") as (ann, ben, cleo):
+        cleo.home.writer.signer = ann.home.writer.signer
+        [made] = emit_many(cleo, 1)
+        ann.home.vault.rotate("retired")
+        pair_id = join(ann, ben)
+        bring(ben, pair_id, made)
+        await ann.sync.pull(pair_id)
+        report: Any = (await ann.reconcile.verify(pair_id, repair=True)).to_json()
+        assert [item.get("refused") for item in report["missing_here"]] == ["key-retired"]
+        report = (await ann.reconcile.verify(pair_id, repair=True, accept_retired=True)).to_json()
+        assert report["equal"]
+        assert made.id in ann.ids()
