@@ -14,7 +14,7 @@ The budget of one record that comes alone, in system calls, source / consumer; `
     futex    wake the writer, the writer sleeps                                  2 / 2
     epoll    each wake of the loop, and a turn for each task it wakes            4 / 4
     sync     statfs, fstat before and after, fdatasync                           4 / 4
-    other    nonce of a cursor / look-up of an id on disk                        1 / 1
+    other    - / look-up of an id on disk                                        0 / 1
 
 Python 3.11 adds a getpid for each look at the running loop.  More futex calls than two show that a thread was woken
 while another one held the interpreter: the waker has to let go of it at once.
