@@ -96,6 +96,7 @@ def test_a_message_that_cannot_be_written_changes_no_exit_code(run: Callable[...
     words = shlex.split(entry.example.splitlines()[0].replace("<(", "").rstrip(")"))
     words = words[words.index("spl") + 1 :]
     words = words[: next((at for at, word in enumerate(words) if word in "|<>"), None)]
-    code = run(words, Stream(tty=False), Stream(tty=False))
+    # Twice, as what a command removes is gone for the next one.
+    code = [run(words, Stream(tty=False), Stream(tty=False)) for _ in range(2)][-1]
     with full() as messages:
         assert run(words, Stream(tty=False), messages) == code
