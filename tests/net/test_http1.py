@@ -460,3 +460,33 @@ def test_blocking_reader() -> None:
     pieces = iter([data[:-4], b""])
     with pytest.raises(ConnectionError):
         read_answer(lambda _: next(pieces), LIMITS, "GET", 10)
+
+
+def test_a_target_may_be_as_long_as_its_limit_while_its_line_still_arrives() -> None:
+    parser = RequestParser(LIMITS)
+    parser.feed(b"GET /" + b"a" * (LIMITS.target_bytes - 1))
+    assert parser.next() is None
+
+
+def test_chunks_without_trailers_end_where_the_next_request_begins() -> None:
+    """All of it is here at once, so each call returns what follows, and none waits for more bytes."""
+    head, _, body = CHUNKED.partition(b"\r\n\r\n")
+    parser = RequestParser(LIMITS)
+    parser.feed(head + b"\r\n\r\n" + body.replace(b"Trailer: gone\r\n", b"") + GET)
+    assert isinstance(parser.next(), RequestHead)
+    parser.take_body(BODY_BYTES)
+    assert [parser.next(), parser.next()] == [b"hello!", END]
+    following = parser.next()
+    assert isinstance(following, RequestHead)
+    assert following.target == "/a?b=c"
+
+
+def test_the_last_interim_status_is_passed_over_as_the_first() -> None:
+    answer = b"HTTP/1.1 199 Wait\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"
+    [head, _] = events(ResponseParser(LIMITS, "GET", BODY_BYTES), [answer])
+    assert (head.status, head.keep_alive) == (204, True)
+
+
+def test_an_answer_without_a_body_may_close_the_connection() -> None:
+    [head, _] = events(ResponseParser(LIMITS, "GET", BODY_BYTES), [b"HTTP/1.1 204 x\r\nconnection: close\r\n\r\n"])
+    assert not head.keep_alive
