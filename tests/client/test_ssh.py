@@ -11,6 +11,7 @@ import pytest
 from spl.client.blocking import Client
 from spl.client.dial import Where, dial
 from spl.client.errors import ClientError
+from spl.client.ssh import SshSocket
 from tests.cli.conftest import Daemon, serve
 
 SSH = """#!{python}
@@ -79,6 +80,8 @@ def test_without_ssh_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_closed_connection_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_program(tmp_path, "#!/bin/sh\nexec sleep 600\n", monkeypatch)
     sock = dial(nas(), 5.0)
+    assert isinstance(sock, SshSocket)
+    pid = sock._process.pid
     sock.close()
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(pid, os.WNOHANG)
