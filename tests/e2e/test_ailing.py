@@ -206,7 +206,7 @@ def test_an_open_stream_whose_records_are_not_taken_in(house: House, world: Worl
         page = later(kate, "federation", "show", pair_id)
         assert ", caught up\n" not in page
         assert "(as of " in page
-        assert "oldest confirmation" in later(kate, "status")
+        assert "was confirmed last" in later(kate, "status")
     eventually(lambda: len(kate.records("th_live")) == 3, "all came")
     eventually(lambda: not named(attention(kate), "cursor-stalled"), "the peer's word is fresh again")
     kate.stop()
