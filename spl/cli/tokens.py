@@ -44,16 +44,17 @@ def _list(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.tokens/1", tokens):
         rows = [
             (
-                str(token["token_id"]), _state(token, shell), scopes_text(token["scopes"]),
-                ",".join(token.get("namespaces") or ["all"]), str(token.get("pair_id") or "-"),
-                str(token.get("label") or "-"),
+                str(token["token_id"]), _state(token, shell), str(token.get("label") or "-"),
+                shell.out.ago(token.get("created_at"), "-"), str(token.get("pair_id") or "-"),
+                scopes_text(token["scopes"]), ",".join(token.get("namespaces") or ["all"]),
             )
             for token in tokens
         ]  # fmt: skip
+        # What tells one token from another comes first: those of all pairs have the same scopes.
         shell.out.table(
-            ("TOKEN ID", "STATE", "SCOPES", "NAMESPACES", "PAIR", "LABEL"),
+            ("TOKEN ID", "STATE", "LABEL", "CREATED", "PAIR", "SCOPES", "NAMESPACES"),
             rows,
-            keep=("TOKEN ID", "STATE", "SCOPES", "LABEL"),
+            keep=("TOKEN ID", "STATE", "LABEL", "CREATED"),
             none="no tokens: spl token mint --scopes records:read",
         )
     return 0
@@ -114,7 +115,8 @@ def _info(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.token/1", token):
         facts = [
             ("token_id", token["token_id"]), ("state", _state(token, shell)), ("scopes", scopes_text(token["scopes"])),
-            ("expires", token.get("expires_at") or "never"), ("namespaces", ",".join(token.get("namespaces") or [])),
+            ("created", token.get("created_at")), ("expires", token.get("expires_at") or "never"),
+            ("namespaces", ",".join(token.get("namespaces") or [])),
             ("pair", token.get("pair_id")), ("issued to", token.get("peer_did")),
             ("issued by", token.get("issuer_did")), ("label", token.get("label")),
         ]  # fmt: skip

@@ -52,11 +52,11 @@ RECORDS: Final = listed(
     threads.a_record(12, body={"kind": "garden.bed.note", "at": {"bed": 4, "row": 17}, "tags": ["dry", "cold"]}),
 )
 TOKEN: Final = {"scopes": ["admin"], "namespaces": [], "pair_id": "", "label": "init", "state": "live",
-                "expires_at": "2036-11-20T06:00:00.000Z"}  # fmt: skip
+                "created_at": "2026-11-22T06:00:00.000Z", "expires_at": "2036-11-20T06:00:00.000Z"}  # fmt: skip
 SYNC_TOKEN: Final = {
     **TOKEN, "token_id": "tok_4416713a", "scopes": ["federation:sync", "federation:subscribe"],
     "namespaces": ["default", "projects/music"], "pair_id": "pair_a1b2c3d4", "label": "pair with bob",
-    "expires_at": "2027-02-21T05:59:00.000Z",
+    "created_at": "2026-11-23T05:59:00.000Z", "expires_at": "2027-02-21T05:59:00.000Z",
 }  # fmt: skip
 STATS: Final = {
     "records_count": 33_180, "lines_count": 33_400, "projections_count": 0, "log_bytes": 41_200_000,

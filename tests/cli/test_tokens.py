@@ -26,7 +26,7 @@ def test_mint_prints_the_text_alone(spl: Run, daemon: Daemon) -> None:
 
 def test_list(spl: Run, daemon: Daemon) -> None:
     live = {"token_id": "tok_1", "scopes": ["admin"], "namespaces": [], "pair_id": "", "label": "", "state": "live",
-            "expires_at": "2027-01-23T07:00:00.000Z"}  # fmt: skip
+            "created_at": "2026-11-20T05:00:00.000Z", "expires_at": "2027-01-23T07:00:00.000Z"}  # fmt: skip
     dead = {
         **live,
         "token_id": "tok_2",
@@ -38,9 +38,23 @@ def test_list(spl: Run, daemon: Daemon) -> None:
     }
     daemon.answers["GET", "/v1/tokens"] = listed(live, dead)
     assert spl("token", "list", tty=True).out == (
-        "TOKEN ID  STATE     SCOPES                              NAMESPACES  PAIR    LABEL\n"
-        "tok_1     61d left  admin                               all         -       -\n"
-        "tok_2     revoked   records:read,records:write,other:x  a,b         pair_1  x\n"
+        "TOKEN ID  STATE     LABEL  CREATED  PAIR    SCOPES                              NAMESPACES\n"
+        "tok_1     61d left  -      3d ago   -       admin                               all\n"
+        "tok_2     revoked   x      3d ago   pair_1  records:read,records:write,other:x  a,b\n"
+    )
+
+
+def test_the_tokens_of_two_pairs_are_told_apart_on_a_narrow_terminal(spl: Run, daemon: Daemon) -> None:
+    token = {"scopes": ["federation:sync", "federation:subscribe"], "namespaces": ["default"], "state": "live",
+             "created_at": "2026-11-20T05:00:00.000Z", "expires_at": "2027-01-23T07:00:00.000Z"}  # fmt: skip
+    daemon.answers["GET", "/v1/tokens"] = listed(*(
+        {**token, "token_id": f"tok_{number:08d}", "pair_id": f"pair_{number:08d}", "label": f"pair with {name}"}
+        for number, name in enumerate(("alices-notebook", "alices-desktop"))
+    ))  # fmt: skip
+    assert spl("token", "list", tty=True, env={"COLUMNS": "60"}).out == (
+        "TOKEN ID      STATE     LABEL                      CREATED\n"
+        "tok_00000000  61d left  pair with alices-notebook  3d ago\n"
+        "tok_00000001  61d left  pair with alices-desktop   3d ago\n"
     )
 
 
