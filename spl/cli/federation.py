@@ -17,6 +17,8 @@ from .pair import PAIRS
 
 FILTERING: Final = frozenset({"relay", "thread-allow", "thread-rule"})
 """Actions that change which records are sent."""
+MODES: Final = ("polling", "continuous", "on-demand")
+"""Those of core/pair/state, whose import costs a command more than it may."""
 POLL_MS_MIN: Final = 1000
 POLL_MS_MAX: Final = 30 * 24 * 3_600_000
 
@@ -278,7 +280,7 @@ TREE: Final = (
                 "--both asks it for the same, and exits 4 if it keeps another (federation.follow_mode decides there).",
                 " on-demand",
                 _set_mode,
-                arg("mode", metavar="MODE", help="polling, continuous or on-demand"),
+                arg("mode", metavar="MODE", choices=MODES, help="polling, continuous or on-demand"),
                 arg("--both", action="store_true", help="ask the peer to pull from here in this mode too"),
             ),
             _command(

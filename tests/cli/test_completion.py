@@ -20,6 +20,7 @@ CASES = {
     ("spl", "fed"): {"federation"},
     ("spl", "federation", "set-re"): {"set-relay"},
     ("spl", "federation", "set-relay", "bob", ""): {"on", "off"},
+    ("spl", "federation", "set-mode", "bob", "po"): {"polling"},
     ("spl", "-o", "json", "federation", "show", ""): {"bob", "pair_0b"},
     ("spl", "federation", "show", "bo"): {"bob"},
     ("spl", "status", "--out"): {"--output"},

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from spl.cli import federation
+from spl.core.pair.state import MODES
 from tests.cli.conftest import ALICE, BOB, NOW, Daemon, Run, error, listed
 
 PAIRS = "/v1/federation/pairs"
@@ -162,6 +164,14 @@ def test_a_mode_for_both_directions_says_what_the_peer_does(spl: Run, daemon: Da
     assert result.out == "pair_a1b2c3d4  mode continuous, state active\n"
     assert "error: bob stays in mode polling when it fetches from here [mode-kept]" in result.err
     assert "fix       on bob: spl x" in result.err
+
+
+def test_an_unknown_mode_is_refused_with_those_that_there_are(spl: Run, daemon: Daemon) -> None:
+    """The engine is none of them: `set-carrier` sets it."""
+    assert federation.MODES == MODES
+    result = spl("federation", "set-mode", "bob", "engine")
+    assert result.code == 2
+    assert all(mode in result.err for mode in MODES)
 
 
 def test_a_new_address_is_given_to_refresh(spl: Run, daemon: Daemon) -> None:
