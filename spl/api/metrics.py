@@ -11,13 +11,14 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from math import nan
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from ..core import when
 from ..core.errors import printable
-from ..core.identity.did import label_of, short_of
+from ..core.identity.did import PREFIX, label_of
 from ..core.pair.pair import Pair, Phase
 from ..core.recent import Histogram
 from ..core.version import VERSION
@@ -35,6 +36,7 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 PAIRS_AT_ONCE: Final = 8
 TEXT_CHARS_MAX: Final = 256
 """Of a label that holds a peer's words."""
+_PHASES: Final = tuple(phase.value for phase in Phase)
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -98,7 +100,8 @@ async def _written(services: Services) -> bytes:
         if number % PAIRS_AT_ONCE == PAIRS_AT_ONCE - 1:
             await asyncio.sleep(0)
         view = services.doctor.overview(pair)
-        found.update([(item.code, item.severity) for item in view.findings])
+        for item in view.findings:
+            found[item.code, item.severity] += 1
         if not pair.ended:
             pairs.add(view)
     _errors(families, services)
@@ -191,11 +194,12 @@ class _Pairs:
     def add(self, view: PairOverview) -> None:
         """Add a pair that has not ended."""
         pair, pair_id = view.pair, view.pair.pair_id
-        who = _labels(pair=pair_id, peer_did=short_of(pair.peer_did), label=label_of(pair.peer_did), mode=pair.mode)
+        label = label_of(pair.peer_did)
+        who = _labels(pair=pair_id, peer_did=f"{PREFIX}{label}", label=label, mode=pair.mode)
         self._info.append(f"spl_pair_info{{{who}}} 1")
         of = f'pair="{pair_id}"'
-        for phase in Phase:
-            self._state.append(f'spl_pair_state{{{of},state="{phase.value}"}} {int(phase is pair.phase)}')
+        now = pair.phase.value
+        self._state += [f'spl_pair_state{{{of},state="{phase}"}} {int(phase == now)}' for phase in _PHASES]
         for name, lines, value in self._gauges:
             lines.append(f"{name}{{{of}}} {_number(value(view))}")
         for direction, count in (("in", view.reading.clock), ("out", view.offered.acked)):
@@ -208,11 +212,16 @@ def _histogram(name: str, found: Histogram, labels: str = "", step: int = 1) -> 
     comma, inside = "," if labels else "", f"{{{labels}}}" if labels else ""
     *counts, count = found.at_most
     head = f'{name}_bucket{{{labels}{comma}le="'
-    lines = [
-        f'{head}{bound_ms / 1000:g}"}} {n}' for bound_ms, n in zip(found.bounds_ms[::step], counts[::step], strict=True)
-    ]
+    bounds = _bounds(tuple(found.bounds_ms[::step]))
+    lines = [f'{head}{bound}"}} {n}' for bound, n in zip(bounds, counts[::step], strict=True)]
     lines.append(f'{head}+Inf"}} {count}')
     return [*lines, f"{name}_sum{inside} {_number(found.sum_ms / 1000)}", f"{name}_count{inside} {count}"]
+
+
+@lru_cache(maxsize=4)
+def _bounds(bounds_ms: tuple[float, ...]) -> tuple[str, ...]:
+    """Return the bounds in seconds, as text; each pair has the same."""
+    return tuple(f"{bound_ms / 1000:g}" for bound_ms in bounds_ms)
 
 
 def _errors(families: _Families, services: Services) -> None:

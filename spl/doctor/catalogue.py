@@ -69,10 +69,10 @@ def findings(facts: Facts) -> list[Finding]:
     """Return what holds, in the order of the catalogue, each with the finding that explains it."""
     held: dict[str, tuple[FindingKind, str]] = {}
     for row in CATALOGUE:
-        if row.patience_s is not None and facts.broken_s.get(row.code, inf) < row.patience_s(facts.limits):
-            continue
         evidence = row.evidence(facts)
-        if evidence:
+        if not evidence:
+            continue
+        if row.patience_s is None or facts.broken_s.get(row.code, inf) >= row.patience_s(facts.limits):
             held[row.code] = row, evidence
     return [
         Finding(code, _severity(row, facts), row.side, row.title, evidence, row.fix(facts), _root(code, held))

@@ -48,9 +48,10 @@ def failed(*codes: str) -> Condition:
     """Return the condition that the last attempt failed with one of these; a peer that pushes need not be dialled."""
 
     def condition(facts: Facts) -> str:
-        if facts.reach == PEER_PUSHES and facts.failure is not None and facts.failure.code in REACH:
+        failure = facts.failure
+        if failure is None or failure.code not in codes or (facts.reach == PEER_PUSHES and failure.code in REACH):
             return ""
-        return next(filter(None, (_said(facts.failure, code) for code in codes)), "")
+        return _said(failure, failure.code)
 
     return condition
 
@@ -387,6 +388,8 @@ def gap(code: str) -> Condition:
     """Return the condition that grants of the pair lack something for their full effect."""
 
     def condition(facts: Facts) -> str:
+        if not facts.gaps:
+            return ""
         found = [item for item in facts.gaps if item.code == code]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         return f"{found[0].namespace}: {found[0].missing}{more}" if found else ""

@@ -8,11 +8,11 @@ catalogue; only the facts differ.
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from ..core.identity.did import short_of, words
 from ..core.pair.pair import Pair
 from ..core.rules import locks_out_handshake
-from ..core.value import replace
 from ..core.version import PROTOCOL
 from ..home.config import Settings
 from ..home.home import Home
@@ -22,11 +22,13 @@ from ..sync.changes import Feed
 from ..sync.schedule import Sync
 from . import catalogue, checks, gather
 from .catalogue import Finding
-from .facts import Facts
+from .facts import Facts, replace
 from .gather import PairContext
 from .health import HealthSampler
 from .overview import PairOverview, stall
 from .peer_check import PeerCheck
+
+_NOTHING: Final = Facts()
 
 
 class Doctor:
@@ -65,7 +67,7 @@ class Doctor:
     def overview(self, pair: Pair) -> PairOverview:
         """Return one pair at this moment, from facts at hand."""
         context, place = self._context(pair), self.home.views.positions.get(pair.pair_id)
-        known = self._with_pair(Facts(limits=self.home.config.limits), pair, context)
+        known = self._with_pair(replace(_NOTHING, limits=self.home.config.limits), pair, context)
         found = tuple(catalogue.problems(catalogue.findings(known)))
         stalled = stall(pair, context, self.health, found, self.home.config.limits.heartbeat_s)
         return PairOverview(pair, context, found, stalled, place.at_ms if place is not None else None)

@@ -177,8 +177,8 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
 
 def with_consent(known: Facts, pair: Pair, grants: PairGrants, registry: Mapping[str, Namespace]) -> Facts:
     """Add how many grants there are across a pair, and what those lack that have a finding."""
-    if pair.ended:
-        return known
+    if pair.ended or not (grants.ours or grants.theirs):
+        return known  # with no row, and no gap
     rows = consent.lines(pair, grants, registry, label_of(pair.peer_did))
     given = [row for row in rows if row.granted != consent.WITHDRAWN or row.code]
     gaps = (GrantGap(row.code, row.namespace, row.missing, row.fix, row.at_peer) for row in given if row.code)
@@ -210,12 +210,13 @@ def _with_tokens(known: Facts, pair: Pair, now_ms: int) -> Facts:
     if theirs is None:
         return known
     held = frozenset(theirs.scopes)
+    given = tuple(scope for scope in NEEDED_SCOPES if bearer.holds(held, scope))
     return replace(
         known,
         token_left_ms=theirs.expires_at_ms - now_ms,
         token_due=now_ms >= theirs.renew_at_ms(renew_s),
-        scopes=tuple(scope for scope in NEEDED_SCOPES if bearer.holds(held, scope)),
-        scopes_missing=tuple(scope for scope in NEEDED_SCOPES if not bearer.holds(held, scope)),
+        scopes=given,
+        scopes_missing=() if given == NEEDED_SCOPES else tuple(each for each in NEEDED_SCOPES if each not in given),
     )
 
 
@@ -230,8 +231,8 @@ def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
         failure = Fault(pair.reason)
     else:
         return known
-    known = replace(known, token_revoked=error is not None and error.revoked)
-    return replace(known, failure=failure, manifest=failure if failure.code in _ABOUT_THE_MANIFEST else None)
+    manifest = failure if failure.code in _ABOUT_THE_MANIFEST else None
+    return replace(known, token_revoked=error is not None and error.revoked, failure=failure, manifest=manifest)
 
 
 def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
@@ -270,8 +271,10 @@ def _with_peer_lag(known: Facts, pair: Pair, health: HealthSampler, offered: Off
         else max(known.limits.stream_silence_s, PEER_INTERVALS * interval_s)
     )
     late_s = behind_s if behind_s > allowed_s else 0.0
-    known = replace(known, withheld=offered.withheld, set_back=offered.set_back)
-    return replace(known, peer_acked=offered.acked, peer_lag=offered.lag_records, peer_behind_s=late_s)
+    return replace(
+        known, withheld=offered.withheld, set_back=offered.set_back, peer_acked=offered.acked,
+        peer_lag=offered.lag_records, peer_behind_s=late_s,
+    )  # fmt: skip
 
 
 def _interval_s(pair: Pair, reach: str) -> float:

@@ -167,7 +167,7 @@ class Ingest:
     def withheld(self, pair_id: str) -> tuple[str, ...]:
         """Return the ids of what the way from the peer does not carry; none while the pair may not sync."""
         pair = self.writer.views.pairs.get(pair_id)
-        if pair is None or not pair.sync_allowed or self.peers.vault.identity is None:
+        if not self.refused.holds(pair_id) or pair is None or not pair.sync_allowed or not self.peers.vault.identity:
             return ()
         return self.refused.withheld(pair_id, self.inbound(pair))
 

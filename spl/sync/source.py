@@ -166,7 +166,7 @@ class Source:
 
     def view_at(self, pair_id: str, scope: Scope, last_seq: int) -> LogView:
         """Return the view of this scope up to `last_seq`, which must have been read before the scope."""
-        empty = self._empty.setdefault(pair_id, EmptyRanges())
+        empty = self._empty.get(pair_id) or self._empty.setdefault(pair_id, EmptyRanges())
         return LogView(self.writer.store.index, self.writer.store.read, scope, last_seq, empty)
 
     def open(self, pair_id: str, query: Query) -> tuple[LogView, Cursor | None]:
