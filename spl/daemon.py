@@ -410,7 +410,7 @@ def services_of(
 
     own_url = settings.now.public_url  # what was set, not the address that is published without it
     peers = PeerClient(home.writer, home.vault, client, settings, url=own_url, now_ms=now_ms, random_bytes=random_bytes)
-    reaches = Reaches(limits.errors_until_degraded)
+    reaches = Reaches(limits.errors_until_degraded, now_ms)
     ingest = Ingest(home.writer, peers, reaches, limits, now_ms=now_ms, steady_s=machine.steady_s)
     feed = Feed(home.writer, home.vault, limits, reaches, now_ms=now_ms, random_bytes=random_bytes)
     sync = Sync(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)

@@ -249,7 +249,7 @@ class Node:
         )
         self.home.adopt(self.home.vault.generate(name))
         self.watched = Watched()
-        self.reaches = Reaches(limits.errors_until_degraded)
+        self.reaches = Reaches(limits.errors_until_degraded, int)
         self.reaches.watch(self.watched)
         self._serve()
         self.writer = threading.Thread(target=self.home.writer.run)

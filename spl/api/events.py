@@ -62,7 +62,7 @@ def row_of(services: Services, pair: Pair) -> dict[str, object]:
     """Return the pair as in the list, with how far we are, its findings, and why what waits does not move."""
     view = services.doctor.overview(pair)
     return {
-        **summary_of(services, pair),
+        **summary_of(services, pair, view),
         "inbound": {"clock": view.reading.clock, "lag_records": view.reading.lag_records},
         "received_at": None if view.moved_ms is None else when.text_of(view.moved_ms),
         "queue_records": view.reading.queue_records,

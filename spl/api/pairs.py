@@ -12,6 +12,7 @@ from ..core.pair import pair as pairs
 from ..core.pair.pair import Pair
 from ..core.pair.state import ENGINE, maps_to_json
 from ..core.presence import OFFLINE_S
+from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
 from ..sync.reach import PairStatus, with_way
@@ -190,7 +191,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
     view, identity = services.doctor.overview(found), services.vault.identity
     reading, offered, upkeep = view.reading, view.offered, services.pairing.maintenance.status(found.pair_id).to_json()
     return {
-        **summary_of(services, found),
+        **summary_of(services, found, view),
         "since": when.text_of(found.since_ms),
         "reason": found.reason,
         "last_sync_cursor": {"clock": reading.clock, "lag_records": reading.lag_records},
@@ -207,7 +208,7 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         "push": services.push.status(found.pair_id).to_json(),
         "withheld": list(offered.withheld),
         "withheld_here": list(reading.withheld),
-        "peer_view": dict(reading.peer_view) or None,
+        "peer_view": _told(reading),
         "manifest": {
             "did": found.peer.did,
             "pair_endpoint": found.peer.pair_endpoint,
@@ -226,6 +227,13 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
         ],
         "fix": view.findings[0].fix if view.findings else _fix(found),
     }
+
+
+def _told(reading: PairStatus) -> dict[str, object] | None:
+    """Return the peer's last view of the pair, and when it told it."""
+    if not reading.peer_view or reading.told_ms is None:
+        return dict(reading.peer_view) or None
+    return {**reading.peer_view, "at": when.text_of(reading.told_ms)}
 
 
 def _lags(services: Services, pair_id: str) -> dict[str, object]:
@@ -309,9 +317,10 @@ def _settings(found: Pair) -> tuple[object, ...]:
     return found.phase, found.mode, found.carrier, found.poll_interval_ms, found.paused_by, found.filter
 
 
-def summary_of(services: Services, found: Pair) -> dict[str, object]:
-    """Return a pair as a row of the list."""
-    reading, offered = services.sync.status(found.pair_id), services.feed.offered(found.pair_id)
+def summary_of(services: Services, found: Pair, view: PairOverview | None = None) -> dict[str, object]:
+    """Return a pair as a row of the list; `view` is the pair at this moment, if that is known already."""
+    reading = services.sync.status(found.pair_id) if view is None else view.reading
+    offered = services.feed.offered(found.pair_id) if view is None else view.offered
     since_ms = reading.offline_since_ms if found.sync_allowed else None
     return {
         "object": "pair",

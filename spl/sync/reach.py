@@ -20,7 +20,7 @@ One value for all pairs, shared by the services; used on the event loop only.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from ..core import when
@@ -144,6 +144,8 @@ class PairStatus:
     queue_max: int = 0
     """The most that waited in the last hour."""
     peer_view: Mapping[str, Any] = field(default_factory=dict)
+    told_ms: int | None = None
+    """When the peer told it."""
     stream: StreamStatus | None = None
     """In continuous mode only."""
     intake: IntakeStatus = IntakeStatus()
@@ -233,6 +235,8 @@ class _Way:
     reached: bool = False
     peer: str = ""
     view: Mapping[str, Any] = field(default_factory=dict)
+    told_ms: int | None = None
+    """When the peer told `view`."""
     reader: Reader | None = None
     processes: "deque[str]" = field(default_factory=lambda: deque(maxlen=PROCESSES_MAX))
     """Processes that asked, the newest last; a proof names its process."""
@@ -243,9 +247,9 @@ class _Way:
 class Reaches:
     """What this process knows of its peers."""
 
-    def __init__(self, failures_max: int) -> None:
+    def __init__(self, failures_max: int, now_ms: Callable[[], int]) -> None:
         """`failures_max` failures in a row make a pair unreachable (limits.errors_until_degraded)."""
-        self._failures_max = failures_max
+        self._failures_max, self._now_ms = failures_max, now_ms
         self._own = OwnBeat()
         self._ways: dict[str, _Way] = {}
         self._pushers: tuple[Pusher, ...] = ()
@@ -320,7 +324,8 @@ class Reaches:
         """Record the peer's view of the pair, its own word on reach included if it has one."""
         way = self._way(pair_id)
         way.peer = str(view.get("reach", "")) or way.peer
-        way.view = view or way.view
+        if view:
+            way.view, way.told_ms = view, self._now_ms()
         for watcher in self._watchers:
             watcher.on_view(pair_id, view)
 
@@ -401,6 +406,11 @@ class Reaches:
         """Return the peer's last view of the pair, {} before the first contact of this process."""
         return (self._ways.get(pair_id) or _Way()).view
 
+    def told_ms(self, pair_id: str) -> int | None:
+        """Return when the peer told its last view of the pair."""
+        way = self._ways.get(pair_id)
+        return way.told_ms if way is not None else None
+
     def queue_records(self, pair_id: str) -> int:
         """Return how many of the peer's records wait here between network and store."""
         way = self._ways.get(pair_id)
@@ -408,7 +418,7 @@ class Reaches:
         return queue.records if queue is not None else 0
 
     def _way(self, pair_id: str) -> _Way:
-        return self._ways.setdefault(pair_id, _Way())
+        return self._ways.get(pair_id) or self._ways.setdefault(pair_id, _Way())
 
 
 def class_of(code: str, status: int = 0) -> str:

@@ -200,6 +200,7 @@ class Sync:
             queue_records=self._reaches.queue_records(pair_id),
             queue_max=state.peaks.greatest(now_ms),
             peer_view=view,
+            told_ms=self._reaches.told_ms(pair_id),
             stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
             intake=self.budget.status(pair_id),
             cloned=self._reaches.cloned(pair_id),

@@ -7,8 +7,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from spl.api.events import QUIET_S, Rows, row_of
+from spl.api.pairs import summary_of
 from spl.core.pair.state import Degraded, Revoked
+from spl.core.when import ms_of
 from spl.net.client import EventStream
 from tests.api.conftest import HERE, Served
 from tests.api.pairs_many import a_pair, copy, show
@@ -91,3 +95,21 @@ async def test_times_alone_are_told_now_and_then(served: Served, tmp_path: Path)
         rows.look(1000.0 + QUIET_S, 1000.0 + QUIET_S)
         [(_, (_, value))] = rows.since(number)
         assert value["last_sync_at"] == "2027-01-15T08:00:00.000Z"
+
+
+async def test_a_row_is_made_from_one_look_at_the_pair(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, asked = served.services, list[str]()
+    async with a_pair(tmp_path / "world") as pair:
+        show(served, copy(pair, 1))
+        one = services.views.pairs["pair_00000001"]
+        status = services.sync.status
+        monkeypatch.setattr(services.sync, "status", lambda pair_id: asked.append(pair_id) or status(pair_id))
+        row = row_of(services, one)
+        assert asked == [one.pair_id]
+        assert row.items() >= summary_of(services, one).items()
+        services.ingest.reaches.heard(one.pair_id, {"state": "paused"})
+        told = await served.json("GET", f"/v1/federation/pairs/{one.pair_id}")
+        assert told["peer_view"] == {"state": "paused", "at": told["peer_view"]["at"]}
+        assert abs(ms_of(told["peer_view"]["at"]) - services.now_ms()) < 600_000

@@ -14,7 +14,7 @@ PAIR = "pair_00000001"
 
 
 def test_five_failures_while_the_peer_keeps_in_touch_mean_that_it_pushes() -> None:
-    reaches = Reaches(5)
+    reaches = Reaches(5, int)
     assert reaches.word(PAIR) == ""
     assert not reaches.failed(PAIR, "TIMEOUT", 0.0)
     reaches.contact(PAIR, 1.0)
@@ -25,14 +25,14 @@ def test_five_failures_while_the_peer_keeps_in_touch_mean_that_it_pushes() -> No
 
 def test_contact_from_before_the_first_failure_proves_no_wall() -> None:
     """Both sides of a short outage were in touch just before: one that waits for the other to dial waits for nobody."""
-    reaches = Reaches(2)
+    reaches = Reaches(2, int)
     reaches.contact(PAIR, 10.0)
     assert [reaches.failed(PAIR, "CONNECT_REFUSED", 10.0 + n) for n in range(5)] == [False] * 5
     assert (reaches.word(PAIR), reaches.may_push(PAIR)) == ("", True)
 
 
 def test_a_new_streak_asks_for_new_contact() -> None:
-    reaches = Reaches(2)
+    reaches = Reaches(2, int)
     reaches.failed(PAIR, "TIMEOUT", 0.0)
     reaches.contact(PAIR, 1.0)
     assert reaches.failed(PAIR, "TIMEOUT", 2.0)
@@ -41,7 +41,7 @@ def test_a_new_streak_asks_for_new_contact() -> None:
 
 
 def test_a_peer_that_is_silent_is_gone_and_not_behind_a_wall() -> None:
-    reaches = Reaches(2)
+    reaches = Reaches(2, int)
     assert [reaches.failed(PAIR, "CONNECT_REFUSED", 0.0) for _ in range(4)] == [False] * 4
     reaches.contact(PAIR, 1.0)
     assert reaches.failed(PAIR, "CONNECT_REFUSED", 1.0 + CONTACT_FRESH_S)
@@ -51,7 +51,7 @@ def test_a_peer_that_is_silent_is_gone_and_not_behind_a_wall() -> None:
 
 def test_a_peer_at_an_address_that_we_do_not_dial_pushes_while_it_is_in_touch() -> None:
     """It is nobody's fault and no outage: no failures are counted, and only silence is trouble."""
-    reaches = Reaches(5)
+    reaches = Reaches(5, int)
     assert reaches.forbidden(PAIR, 0.0)
     assert reaches.word(PAIR) == PEER_PUSHES
     assert not reaches.may_push(PAIR)
@@ -61,6 +61,18 @@ def test_a_peer_at_an_address_that_we_do_not_dial_pushes_while_it_is_in_touch() 
     assert reaches.forbidden(PAIR, 50.0 + CONTACT_FRESH_S)
     reaches.reached(PAIR, {})
     assert reaches.word(PAIR) == BOTH
+
+
+def test_a_view_has_the_time_at_which_the_peer_told_it() -> None:
+    now_ms = [7]
+    reaches = Reaches(5, lambda: now_ms[0])
+    assert reaches.told_ms(PAIR) is None
+    reaches.heard(PAIR, {"state": "paused"})
+    now_ms[0] = 9
+    reaches.answered(PAIR, {})  # an answer without a view tells nothing of it
+    assert (reaches.view(PAIR), reaches.told_ms(PAIR)) == ({"state": "paused"}, 7)
+    reaches.heard(PAIR, {"state": "active"})
+    assert reaches.told_ms(PAIR) == 9
 
 
 def test_offline_is_a_peer_that_does_not_answer_and_was_not_heard_for_a_while() -> None:
@@ -78,7 +90,7 @@ def test_offline_is_a_peer_that_does_not_answer_and_was_not_heard_for_a_while() 
 
 
 def test_an_answer_of_any_kind_proves_that_the_way_is_open() -> None:
-    reaches = Reaches(2)
+    reaches = Reaches(2, int)
     for kind in ("AUTH", "HTTP_5XX", "PARSE_ERROR", "TLS"):
         assert not reaches.failed(PAIR, "DNS_FAILURE", 0.0)
         reaches.contact(PAIR, 0.5)
@@ -100,7 +112,7 @@ class _Pusher:
 
 
 def test_the_peers_word_decides_whether_we_push_and_silence_changes_nothing() -> None:
-    reaches, pusher = Reaches(2), _Pusher()
+    reaches, pusher = Reaches(2, int), _Pusher()
     called = pusher.reached
     reaches.add_pusher(pusher)
     reaches.reached(PAIR, {})
@@ -119,7 +131,7 @@ STEPS = st.lists(st.sampled_from(["contact", "reached", "TIMEOUT", "AUTH"]), max
 
 @given(STEPS)
 def test_no_order_of_events_makes_a_reached_peer_one_that_pushes(steps: list[str]) -> None:
-    reaches = Reaches(3)
+    reaches = Reaches(3, int)
     run = 0
     for step in steps:
         if step == "contact":
@@ -133,7 +145,7 @@ def test_no_order_of_events_makes_a_reached_peer_one_that_pushes(steps: list[str
 
 
 def test_every_view_of_a_peer_is_told_to_the_watcher_and_the_last_one_kept() -> None:
-    reaches, watched = Reaches(5), Watched()
+    reaches, watched = Reaches(5, int), Watched()
     assert reaches.view(PAIR) == {}
     reaches.watch(watched)
     reaches.heard(PAIR, {"consent": 3})
@@ -147,7 +159,7 @@ def test_every_view_of_a_peer_is_told_to_the_watcher_and_the_last_one_kept() -> 
 
 
 def test_what_waits_is_known_by_pair() -> None:
-    reaches, progress = Reaches(5), Progress()
+    reaches, progress = Reaches(5, int), Progress()
     reaches.track(PAIR, progress)
     assert reaches.queue_records(PAIR) == 0
     progress.queue = Queue(10, 10, records=7)
@@ -156,7 +168,7 @@ def test_what_waits_is_known_by_pair() -> None:
 
 def test_two_processes_of_a_peer_that_ask_in_turn_are_a_clone() -> None:
     """A restart is one process after another; only processes that keep coming back run beside each other."""
-    reaches = Reaches(5)
+    reaches = Reaches(5, int)
     for process in ("a", "a", "b", "b", "c", ""):
         reaches.contact(PAIR, 1.0, process)
     assert reaches.cloned(PAIR) == ""
@@ -172,20 +184,20 @@ def test_two_processes_of_a_peer_that_ask_in_turn_are_a_clone() -> None:
 
 
 def test_peers_whose_nonces_name_no_process_are_no_clones() -> None:
-    reaches = Reaches(5)
+    reaches = Reaches(5, int)
     for number in range(100):
         reaches.contact(PAIR, 1.0, f"{number:08x}")
     assert reaches.cloned(PAIR) == ""
 
 
 def test_the_peer_says_that_we_run_twice() -> None:
-    reaches = Reaches(5)
+    reaches = Reaches(5, int)
     reaches.heard(PAIR, {"state": "active", "cloned": True})
     assert reaches.cloned(PAIR) == "us"
 
 
 def test_after_a_pause_of_our_own_each_peer_that_was_known_is_waited_for_anew() -> None:
-    reaches = Reaches(2)
+    reaches = Reaches(2, int)
     reaches.contact(PAIR, 1.0)
     reaches.presence("pair_00000002")
     reaches.beat(1.0, 5.0)

@@ -245,7 +245,7 @@ class World:
             self.home.writer,
             self.home.vault,
             LIMITS,
-            Reaches(5),
+            Reaches(5, int),
             now_ms=lambda: START_MS,
             random_bytes=self.random.randbytes,
         )
