@@ -56,7 +56,7 @@ from .home.thread_state import ThreadStates
 from .net.address import Proxies
 from .net.client import HttpClient
 from .net.server import Server
-from .net.sockets import Listener, ServerTls, bind_tcp, bind_unix, client_tls, lean_tls, server_tls
+from .net.sockets import Listener, ServerTls, Verifying, bind_tcp, bind_unix, client_trust, lean_tls, server_tls
 from .pairing.machine import Pairs
 from .pairing.names import PairNames
 from .pairing.service import Pairing
@@ -243,7 +243,7 @@ class _Daemon:
         paths = self._socket_paths()
         local = [Listener(bind_unix(path), local=True) for path in paths]
         writer = threading.Thread(target=self._write, args=(loop,), name="spl-writer")
-        verifying = client_tls(_ca_file(self.config))
+        verifying = client_trust(_ca_file(self.config))
         client, insecure = HttpClient(self.config.limits, tls=verifying), self.options.insecure_localhost
         services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
         self.watchdog.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
@@ -397,7 +397,7 @@ def _reload_tls(config: Config, tls: ServerTls | None) -> None:
 
 
 def services_of(
-    home: Home, client: HttpClient, tls: ssl.SSLContext, url: str, settings: Settings, *, insecure: bool = False,
+    home: Home, client: HttpClient, tls: Verifying, url: str, settings: Settings, *, insecure: bool = False,
     machine: Machine = MACHINE,
 ) -> Services:  # fmt: skip
     """Return the services over an open home; `url` is where peers reach this daemon, `tls` verifies theirs.
@@ -443,7 +443,7 @@ def services_of(
 
 
 def _doctor(
-    home: Home, settings: Settings, client: HttpClient, tls: ssl.SSLContext, pairing: Pairing, sync: Sync, feed: Feed,
+    home: Home, settings: Settings, client: HttpClient, tls: Verifying, pairing: Pairing, sync: Sync, feed: Feed,
     health: HealthSampler, now_ms: Callable[[], int], started_ms: int,
 ) -> "Doctor":  # fmt: skip
     limits = home.config.limits

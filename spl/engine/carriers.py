@@ -4,7 +4,6 @@ Imported with the first pair in mode engine (`engines.py`).
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
@@ -18,6 +17,7 @@ from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
 from ..net.dialer import Dialer
+from ..net.sockets import Verifying
 from ..sync.notify import Notifier
 from ..sync.schedule import Sync
 from ..sync.supervise import Supervisor, wait
@@ -42,7 +42,7 @@ class CarrierService:
     """The carriers of one daemon; `tls` verifies servers without an authority of their own."""
 
     def __init__(
-        self, sync: Sync, notifier: Notifier, disk: Disk, tls: ssl.SSLContext | None, *, now_ms: Callable[[], int],
+        self, sync: Sync, notifier: Notifier, disk: Disk, tls: Verifying | None, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         ingest = sync.puller.ingest

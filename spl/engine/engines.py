@@ -5,7 +5,6 @@ A daemon without any pays two waiters: for changes of consent and of pairs.
 
 import asyncio
 import importlib
-import ssl
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.vault import Vault
 from ..home.views import THREAD_PAIRS
+from ..net.sockets import Verifying
 from ..sync.changes import Feed
 from ..sync.schedule import Sync
 from ..sync.supervise import wait
@@ -28,7 +28,7 @@ class Engines:
     """The sinks of one daemon, once there are any."""
 
     def __init__(
-        self, feed: Feed, sync: Sync, vault: Vault, disk: Disk, tls: ssl.SSLContext | None, *,
+        self, feed: Feed, sync: Sync, vault: Vault, disk: Disk, tls: Verifying | None, *,
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         self._sync = sync

@@ -22,7 +22,6 @@ chains of signers stand under their own subjects, before the first record of a s
 
 import asyncio
 import json
-import ssl
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -33,7 +32,7 @@ from ..core.errors import SplError
 from ..core.keys import digest
 from ..home.disk import Disk
 from ..net.dialer import Dialer
-from ..net.sockets import client_tls
+from ..net.sockets import Verifying, client_tls
 from . import credentials, jetstream, subjects
 from .jetstream import Ack, JetStreamError, StoredMessage, StreamState
 from .nats import ANSWER_S, Endpoint, Nats, connect, endpoint_of
@@ -78,7 +77,7 @@ class ServerPlace(Protocol):
 class Files:
     """What a sink names by path: read at each connection, so a renewed file counts."""
 
-    def __init__(self, disk: Disk, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, disk: Disk, tls: Verifying | None) -> None:
         """`tls` verifies servers for sinks without an authority of their own."""
         self._disk, self._tls = disk, tls
 
@@ -94,7 +93,8 @@ class Files:
             if raw is None:
                 raise EngineError("sink-auth", f"{sink.creds} is not there")
             found = credentials.read(raw.decode("utf-8", "replace"))
-        return Endpoint(host, port, always_tls, found, client_tls(Path(sink.ca)) if sink.ca else self._tls)
+        context = client_tls(Path(sink.ca)) if sink.ca else self._tls and self._tls()
+        return Endpoint(host, port, always_tls, found, context)
 
 
 class JetStreamTarget:

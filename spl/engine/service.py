@@ -6,7 +6,6 @@ Imported with the first sink (`engines.py`).
 import asyncio
 import shlex
 import shutil
-import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,6 +22,7 @@ from ..home.tables.lists import by_thread
 from ..home.vault import Vault
 from ..home.writes import Own
 from ..net.dialer import Dialer
+from ..net.sockets import Verifying
 from ..sync.changes import Feed
 from ..sync.supervise import Supervisor, run_together, wait
 from . import jetstream, sinks, subjects
@@ -61,7 +61,7 @@ class SinkService:
     """The sinks of one daemon; `tls` verifies servers, those with an authority of their own get another context."""
 
     def __init__(
-        self, feed: Feed, vault: Vault, disk: Disk, tls: ssl.SSLContext | None, *, now_ms: Callable[[], int],
+        self, feed: Feed, vault: Vault, disk: Disk, tls: Verifying | None, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         self.reader = LogReader(feed.source, vault)

@@ -11,7 +11,6 @@ does not carry within it would be begun again and again, and never arrive.
 
 import asyncio
 import logging
-import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -27,7 +26,7 @@ from .deflate import CODING, Inflater
 from .dialer import Dialer, DialPolicy, Resolve
 from .heads import encode_request
 from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
-from .sockets import FLOOR_BYTES_S, hang_up, unsent_bytes
+from .sockets import FLOOR_BYTES_S, Verifying, hang_up, unsent_bytes
 from .sse import MEDIA_TYPE, Event, EventParser
 
 _READ_BYTES = 64 * 1024  # read from a socket at once
@@ -60,7 +59,7 @@ class Reply:
 class HttpClient:
     """Requests over at most one idle connection per origin and policy."""
 
-    def __init__(self, limits: Limits, *, tls: ssl.SSLContext | None, resolve: Resolve | None = None) -> None:
+    def __init__(self, limits: Limits, *, tls: Verifying | None, resolve: Resolve | None = None) -> None:
         """`tls` None refuses https; `resolve(host, port)` returns addresses in text."""
         self._limits = limits
         self._dialer = Dialer(tls, resolve)

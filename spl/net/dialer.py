@@ -22,7 +22,7 @@ from typing import Final, Literal
 
 from ..core.value import dataclass, field
 from .address import ReachError, Url, is_address, is_loopback, judge, kind_of
-from .sockets import dial
+from .sockets import Verifying, dial
 
 STAGGER_S: Final = 0.25
 _FURTHER: Final = ("no-route", "connect", "tls-chain")
@@ -61,7 +61,7 @@ class Dialled:
 class Dialer:
     """Opens connections: `resolve(host, port)` returns addresses in text; `tls` None refuses https."""
 
-    def __init__(self, tls: ssl.SSLContext | None, resolve: Resolve | None = None) -> None:
+    def __init__(self, tls: Verifying | None, resolve: Resolve | None = None) -> None:
         self._tls = tls
         self._resolve = resolve or Resolver().resolve
 
@@ -74,11 +74,14 @@ class Dialer:
         found: tuple[str, ...] = ()
         race = _Race(where)
         try:
-            if where.scheme == "https" and self._tls is None:
-                raise ReachError("tls-chain", "this client was made without TLS")
+            context = None
+            if where.scheme == "https":
+                if self._tls is None:
+                    raise ReachError("tls-chain", "this client was made without TLS")
+                context = self._tls()
             async with asyncio.timeout(timeout_s):
                 found = await self._addresses(where)
-                won = await race.run(_allowed(where, found, policy), self._tls if where.scheme == "https" else None)
+                won = await race.run(_allowed(where, found, policy), context)
             return Dialled(*won, found)
         except TimeoutError as exc:
             race.abort()

@@ -8,6 +8,7 @@ import ssl
 from ..core.value import dataclass
 from .address import ReachError, parse_url
 from .dialer import Dialer, DialPolicy, Resolve
+from .sockets import Verifying
 
 _DAY_S = 86_400
 
@@ -29,7 +30,7 @@ class Reached:
 class Prober:
     """Connects as the client does: `resolve` looks names up, `tls` verifies, all within `timeout_s`."""
 
-    def __init__(self, resolve: Resolve | None, tls: ssl.SSLContext, timeout_s: float) -> None:
+    def __init__(self, resolve: Resolve | None, tls: Verifying, timeout_s: float) -> None:
         self._dialer, self._timeout_s = Dialer(tls, resolve), timeout_s
 
     async def reach(self, url: str, policy: DialPolicy) -> Reached:

@@ -19,7 +19,7 @@ from spl.home.home import Home, init_home, now_ms, open_home
 from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.server import Server
-from spl.net.sockets import Listener, bind_tcp, client_tls
+from spl.net.sockets import Listener, bind_tcp, client_trust
 
 HERE = DialPolicy(allow_private=True)
 
@@ -92,7 +92,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     client = HttpClient(config.limits, tls=None)
 
-    services = services_of(home, client, client_tls(None), url, Settings(config))
+    services = services_of(home, client, client_trust(None), url, Settings(config))
     stop = asyncio.Event()
     server = Server(Api(services, local=False), config.limits, now_ms=now_ms)
     async with asyncio.TaskGroup() as tasks:

@@ -15,7 +15,7 @@ from spl.net.address import ReachError
 from spl.net.client import HttpClient
 from spl.net.deflate import Deflater
 from spl.net.dialer import DialPolicy
-from spl.net.sockets import client_tls
+from spl.net.sockets import Verifying, client_trust
 from spl.net.sse import IDLE_BYTES_MAX, encode_event
 from tests.waiting import DEADLINE_S, turns, until
 
@@ -79,7 +79,7 @@ async def script(
 async def client(
     limits: Limits | None = None,
     *,
-    tls: ssl.SSLContext | None = None,
+    tls: Verifying | None = None,
     names: dict[str, list[str]] | None = None,
 ) -> AsyncIterator[HttpClient]:
     """Give a client; `names` takes the place of the resolver."""
@@ -348,18 +348,18 @@ async def test_a_lookup_that_hangs_is_a_timeout() -> None:
 
 
 async def test_a_private_ca_is_accepted_and_the_host_name_checked(authority) -> None:
-    async with script(OK, OK, tls=authority.server) as server, client(tls=client_tls(authority.ca_file)) as made:
+    async with script(OK, OK, tls=authority.server) as server, client(tls=client_trust(authority.ca_file)) as made:
         assert (await made.fetch("GET", f"https://localhost:{server.port}/", dial=LOCAL)).body == b"ok"
         assert (await made.fetch("GET", f"https://127.0.0.1:{server.port}/", dial=LOCAL)).body == b"ok"
         names = {"other.example": ["127.0.0.1"]}
-        async with client(tls=client_tls(authority.ca_file), names=names) as other:
+        async with client(tls=client_trust(authority.ca_file), names=names) as other:
             refused = await code_of(other, f"https://other.example:{server.port}/")
             assert refused.code == "tls-chain"
             assert "mismatch" in refused.message.lower()
 
 
 async def test_an_unknown_chain_is_refused_with_its_reason(authority) -> None:
-    async with script(OK, tls=authority.server) as server, client(tls=client_tls(None)) as made:
+    async with script(OK, tls=authority.server) as server, client(tls=client_trust(None)) as made:
         refused = await code_of(made, f"https://localhost:{server.port}/")
         assert refused.code == "tls-chain"
         assert "unable to get local issuer certificate" in refused.message or "self-signed" in refused.message
@@ -372,7 +372,7 @@ async def test_a_self_signed_certificate_is_refused_with_the_reason(tmp_path) ->
     ca.private_key_pem.write_to_path(tmp_path / "key.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
-    async with script(OK, tls=context) as server, client(tls=client_tls(None)) as made:
+    async with script(OK, tls=context) as server, client(tls=client_trust(None)) as made:
         refused = await code_of(made, f"https://localhost:{server.port}/")
         assert refused.code == "tls-chain"
         assert "self-signed certificate" in refused.message
@@ -384,7 +384,7 @@ async def test_https_to_a_port_that_speaks_no_tls() -> None:
         writer.close()
 
     server = await asyncio.start_server(plain, "127.0.0.1", 0)
-    async with server, client(tls=client_tls(None)) as made:
+    async with server, client(tls=client_trust(None)) as made:
         refused = await code_of(made, f"https://localhost:{server.sockets[0].getsockname()[1]}/")
         assert refused.code == "tls-chain"
         assert "wrong version number" in refused.message

@@ -12,7 +12,7 @@ import pytest
 from spl.net import dialer, sockets
 from spl.net.address import ReachError, parse_url
 from spl.net.dialer import Dialer, DialPolicy, _allowed, interleaved
-from spl.net.sockets import client_tls
+from spl.net.sockets import Verifying, client_trust
 from tests.net.conftest import Authority, full_queue
 from tests.waiting import until
 
@@ -53,7 +53,7 @@ async def peer(*answering: str, silent: str = "", tls: ssl.SSLContext | None = N
             writer.transport.abort()
 
 
-def dialer_of(*addresses: str, tls: ssl.SSLContext | None = None) -> Dialer:
+def dialer_of(*addresses: str, tls: Verifying | None = None) -> Dialer:
     async def resolve(host: str, port: int) -> list[str]:
         return list(addresses)
 
@@ -105,7 +105,7 @@ async def test_a_certificate_of_one_address_does_not_stop_the_others(
 ) -> None:
     wrong = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     wrong.load_cert_chain(*map(str, issue("other.example")))
-    trusting = client_tls(authority.ca_file)
+    trusting = client_trust(authority.ca_file)
     async with peer("127.0.0.1", tls=authority.server) as made:
         server = await asyncio.start_server(made.accept, "127.0.0.2", made.port, ssl=wrong)
         async with server:

@@ -2,12 +2,11 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import Sequence
 
 from spl.net.dialer import DialPolicy
 from spl.net.probe import Prober, Reached, days_left
-from spl.net.sockets import client_tls
+from spl.net.sockets import Verifying, client_trust
 from tests.net.conftest import Authority, Serve
 
 LOCAL = DialPolicy(allow_private=True)
@@ -19,10 +18,8 @@ async def resolve(host: str, port: int) -> Sequence[str]:
     return {"empty.example": [], "meta.example": ["169.254.169.254"]}.get(host, ["127.0.0.1"])
 
 
-async def look(
-    url: str, policy: DialPolicy = LOCAL, tls: ssl.SSLContext | None = None, timeout_s: float = 5
-) -> Reached:
-    return await Prober(resolve, tls or client_tls(None), timeout_s).reach(url, policy)
+async def look(url: str, policy: DialPolicy = LOCAL, tls: Verifying | None = None, timeout_s: float = 5) -> Reached:
+    return await Prober(resolve, tls or client_trust(None), timeout_s).reach(url, policy)
 
 
 async def test_a_name_that_does_not_resolve() -> None:
@@ -49,7 +46,7 @@ async def test_a_lookup_that_hangs_ends_in_time() -> None:
         await asyncio.Event().wait()
         return []
 
-    came = await Prober(hangs, client_tls(None), 0.01).reach("https://bob.example/", LOCAL)
+    came = await Prober(hangs, client_trust(None), 0.01).reach("https://bob.example/", LOCAL)
     assert (came.code, came.addresses) == ("timeout", ())
 
 
@@ -62,7 +59,7 @@ async def test_a_plain_connection(serve: Serve) -> None:
 async def test_a_certificate_is_verified_and_its_end_told(serve: Serve, authority: Authority) -> None:
     """Another authority, or another name, is tls-chain; a private CA is trusted where it is given."""
     async with serve(tls=authority.server) as running:
-        trusting = client_tls(authority.ca_file)
+        trusting = client_trust(authority.ca_file)
         came = await look(f"https://localhost:{running.port}", tls=trusting)
         assert (came.code, came.address) == ("", "127.0.0.1")
         assert came.tls_ends_s is not None

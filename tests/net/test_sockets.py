@@ -19,6 +19,7 @@ from spl.net.sockets import (
     bind_unix,
     chosen_lan_address,
     client_tls,
+    client_trust,
     dial,
     hang_up,
     lean_tls,
@@ -74,6 +75,25 @@ def test_a_client_context_verifies() -> None:
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+def test_the_context_is_made_when_it_is_asked_for(tmp_path, authority, monkeypatch) -> None:
+    """With a file of authorities at once, so that a start names one that is wrong."""
+    made: list[ssl.SSLContext] = []
+
+    def make(protocol: int) -> ssl.SSLContext:
+        made.append(ssl.SSLContext(protocol))
+        return made[-1]
+
+    monkeypatch.setattr("spl.net.sockets._ClientContext", make)
+    trust = client_trust(None)
+    assert made == []
+    assert trust() is trust() is made[0]
+    trust = client_trust(authority.ca_file)
+    assert len(made) == 2
+    assert trust() is made[1]
+    with pytest.raises(ListenError):
+        client_trust(tmp_path / "none.pem")
 
 
 async def test_the_systems_authorities_are_loaded_for_the_first_connection(

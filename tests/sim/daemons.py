@@ -24,7 +24,7 @@ from spl.home.writes import Item, Outcome
 from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.server import Server
-from spl.net.sockets import Listener, bind_tcp, client_tls
+from spl.net.sockets import Listener, bind_tcp, client_trust
 from spl.net.sse import Event
 
 HERE = DialPolicy(allow_private=True)
@@ -117,7 +117,7 @@ async def daemon(path: Path, label: str = "") -> AsyncIterator[Daemon]:
     sockets = bind_tcp("127.0.0.1", 0)
     url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
     client = HttpClient(LIMITS, tls=None)
-    services = services_of(home, client, client_tls(None), url, Settings(CONFIG))
+    services = services_of(home, client, client_trust(None), url, Settings(CONFIG))
     stop = asyncio.Event()
     server = Server(Api(services, local=False), LIMITS, now_ms=now_ms)
     try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import ssl
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from spl.net.address import ReachError
 from spl.net.client import HttpClient
 from spl.net.dialer import DialPolicy
 from spl.net.server import Server
-from spl.net.sockets import Listener, client_tls
+from spl.net.sockets import Listener, client_trust
 
 from .disk import Died, MemoryDisk
 from .loop import OWNER
@@ -38,7 +37,7 @@ DIAL: Final = DialPolicy(allow_private=True, allow_http=True)
 LIMITS: Final = Limits(segment_bytes=256 * 1024, disk_floor_bytes=32 * 1024)
 START_MS: Final = 1_800_000_000_000
 _COMMITS_S: Final = (0.0, 0.001, 0.02)
-TLS: Final[ssl.SSLContext] = client_tls(None)
+TRUST: Final = client_trust(None)
 
 
 class InlineFuture(Future):  # type: ignore[type-arg]
@@ -181,7 +180,7 @@ class Node:
         self.client = HttpClient(self.limits, tls=None)
         settings = Settings(self.config)
         machine = Machine(self.now_ms, self.steady_ms, self.random_bytes)
-        self.services: Services = services_of(self.home, self.client, TLS, self.url, settings, machine=machine)
+        self.services: Services = services_of(self.home, self.client, TRUST, self.url, settings, machine=machine)
         for listener in self.listeners:
             self.home.writer.listen(lambda commit, heard=listener: heard(self, commit))  # type: ignore[misc]
         self.stop = asyncio.Event()

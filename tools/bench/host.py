@@ -36,7 +36,7 @@ from spl.home.home import init_home, now_ms, open_home
 from spl.home.writes import Commit
 from spl.net.client import HttpClient
 from spl.net.server import Server
-from spl.net.sockets import Listener, bind_tcp, client_tls
+from spl.net.sockets import Listener, bind_tcp, client_trust
 from spl.process import share_memory
 
 LOOK_S: Final = 0.05
@@ -71,7 +71,7 @@ async def open_instance(folder: Path, mode: str, stack: AsyncExitStack, stop: as
     stack.callback(home.writer.close)
     client, arrivals = HttpClient(config.limits, tls=None), Arrivals()
     stack.push_async_callback(client.close)
-    services = services_of(home, client, client_tls(None), url, Settings(config))
+    services = services_of(home, client, client_trust(None), url, Settings(config))
     stack.callback(services.close)
     home.writer.listen(arrivals.note)
     tasks = await stack.enter_async_context(asyncio.TaskGroup())
