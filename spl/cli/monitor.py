@@ -3,21 +3,26 @@
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, Final
 
 from ..core.errors import SplError, count
 from ..core.when import text_of
+from . import fit
 from .command import Command, Shell, UsageError, arg
 from .live import DOWN, Live, Shown, rows_of
-from .out import DIM, GREEN, RED, YELLOW, label_of
+from .out import DIM, GREEN, RED, YELLOW, label_of, state_paint
+from .pair_page import standing
 
 DRAW_S: Final = 0.5
 """At most two frames a second."""
 READER_S: Final = 1.0
 """How often a monitor that prints nothing looks whether anybody still reads."""
 _ROWS_SHOWN: Final = 200
+_TITLES: Final = ("PAIR ID", "PEER", "STATE", "MODE", "LAST SYNC", "IN", "OUT", "FINDINGS")
+_KEPT: Final = ("STATE", "PAIR ID", "PEER", "FINDINGS", "OUT", "LAST SYNC")
+"""Columns of `top` by worth: on a narrow terminal the others go first."""
 _COLORS: Final = {"active": GREEN, "establishing": YELLOW, "paused": YELLOW, "degraded": RED, "revoked": DIM}
 _SEEN: Final = ("state", "state_detail", "mode", "reach")
 """Of a pair, what a line of text says when it changes."""
@@ -125,6 +130,7 @@ def _text(row: Shown) -> str:
     codes = ", ".join(item["code"] for item in row["findings"])
     state = f"{row['state']} ({row['state_detail']})" if row["state_detail"] else row["state"]
     state += f", offline since {row['offline_since']}" if row.get("offline_since") else ""
+    state += f", one-way since {row['one_way']['since']}" if row.get("one_way") else ""
     return (
         f"{row['pair_id']}  {label_of(row['peer_did'])}  {state}  {row['mode']}  {waits}{f'  {codes}' if codes else ''}"
     )
@@ -192,16 +198,40 @@ def frame(known: KnownRows, shell: Shell) -> list[tuple[str, str]]:
     """Return the lines of a frame, each with its colour; those in trouble first."""
     if not known.daemon:
         return [("no daemon answers; trying again" if known.is_down else "asking the daemon", DIM)]
-    rows = sorted(known.rows.values(), key=lambda row: (not row["findings"], row["state"] == "active", row["pair_id"]))
+    rows = sorted(
+        known.rows.values(),
+        key=lambda row: (
+            not (row["findings"] or row["offline_since"] or row.get("one_way")),
+            row["state"] == "active", row["pair_id"],
+        ),
+    )  # fmt: skip
     states = [row["state"] for row in rows]
     head = ", ".join(f"{states.count(state)} {state}" for state in _COLORS if state in states)
     down = "  daemon-down, trying again" if known.is_down else ""
     lines = [(f"{count(len(rows), 'pair')}{f': {head}' if head else ''}{down}", RED if down else "")]
     lines += [(f"! {item['code']}: {item['title']}; {item['fix']}", RED) for item in known.daemon["findings"]]
-    for row in rows[:_ROWS_SHOWN]:
-        ago = shell.out.ago(row["last_sync_at"]) if row["last_sync_at"] else "never"
-        lines.append((f"{_text(row)}  {ago}", _COLORS.get(row["state"], "")))
-    return lines
+    return [*lines, *_table(rows[:_ROWS_SHOWN], shell)] if rows else lines
+
+
+def _table(rows: Sequence[Shown], shell: Shell) -> Iterator[tuple[str, str]]:
+    """Yield the titles and a line for each pair, with its colour, as wide as the terminal is now."""
+    cells = [
+        (
+            row["pair_id"], label_of(row["peer_did"]), standing(row, shell.out), row["mode"],
+            shell.out.ago(row["last_sync_at"]), _lag(row["inbound"]), _lag(row["outbound"]),
+            ", ".join(item["code"] for item in row["findings"]) or "-",
+        )
+        for row in rows
+    ]  # fmt: skip
+    room = fit.fitting(fit.widths_of(_TITLES, cells), _KEPT, shell.out.frame_columns())
+    for shown in (_TITLES, *cells):
+        line = (
+            text + " " * (room[title] - fit.columns_of(text))
+            for title, cell in zip(_TITLES, shown, strict=True)
+            if title in room
+            for text in (fit.cut(cell, room[title]),)
+        )
+        yield fit.GAP.join(line).rstrip(), DIM if shown is _TITLES else state_paint(shown[2])
 
 
 TREE: Final = (

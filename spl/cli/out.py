@@ -294,14 +294,18 @@ class Out:
         if seen & select.POLLERR:
             raise BrokenPipeError
 
+    def frame_columns(self) -> int:
+        """Return how wide a frame may be: the terminal as it is now, which may have been resized."""
+        with suppress(OSError, ValueError):
+            self._columns = os.get_terminal_size(self._stdout.fileno()).columns or self._columns
+        return max(fit.CUT_CHARS, self._columns or 80)
+
     def redraw(self, lines: Sequence[tuple[str, str]]) -> None:
         """Draw lines with their colours over the last frame, each in one go, so that nothing flickers."""
+        columns = self.frame_columns()
         with suppress(OSError, ValueError):
-            size = os.get_terminal_size(self._stdout.fileno())
-            self._columns, lines = size.columns or self._columns, lines[: (size.lines or len(lines) + 1) - 1]
-        drawn = [
-            self.paint(fit.cut(clean(text), max(fit.CUT_CHARS, self._columns or 80)), color) for text, color in lines
-        ]
+            lines = lines[: (os.get_terminal_size(self._stdout.fileno()).lines or len(lines) + 1) - 1]
+        drawn = [self.paint(fit.cut(clean(text), columns), color) for text, color in lines]
         back, rest = f"\x1b[{self._frame}A\r" if self._frame else "", "\x1b[J" if len(drawn) < self._frame else ""
         self._frame = len(drawn)
         self._stdout.write(back + "".join(f"{_encodable(self._stdout, line)}\x1b[K\n" for line in drawn) + rest)

@@ -4,9 +4,14 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from spl.cli.command import Shell
 from spl.cli.monitor import KnownRows, frame
-from tests.cli.conftest import Daemon, Run, error
+from spl.cli.out import GREEN, RED
+from spl.cli.pair_page import standing
+from spl.core.when import ms_of
+from tests.cli.conftest import NOW, Daemon, Run, error
 from tests.cli.live_daemon import EVENTS, PAIR, a_row, finding, snapshot, streams
 
 
@@ -69,14 +74,39 @@ def test_top_wants_a_terminal(spl: Run, daemon: Daemon) -> None:
         assert "spl monitor" in result.err
 
 
-def test_a_frame_has_those_in_trouble_first(spl: Run) -> None:
-    known = KnownRows()
-    shell = cast(Shell, SimpleNamespace(out=SimpleNamespace(ago=lambda at: "2s ago")))
+def terminal(columns: int) -> Shell:
+    ways = SimpleNamespace(ago=lambda at: "2s ago", now_ms=lambda: ms_of(NOW), frame_columns=lambda: columns)
+    return cast(Shell, SimpleNamespace(out=ways))
+
+
+def test_a_frame_has_those_in_trouble_first() -> None:
+    known, shell = KnownRows(), terminal(100)
     assert "asking" in frame(known, shell)[0][0]
     list(known.take(*snapshot(a_row("pair_1"), a_row("pair_2", state="degraded", findings=[finding()]))))
-    head, first, second = [text for text, _ in frame(known, shell)]
+    head, titles, first, second = [text for text, _ in frame(known, shell)]
     assert head == "2 pairs: 1 active, 1 degraded"
-    assert first.startswith("pair_2  bob  degraded")
-    assert second.startswith("pair_1  bob  active")
+    assert titles.split() == ["PAIR", "ID", "PEER", "STATE", "MODE", "LAST", "SYNC", "IN", "OUT", "FINDINGS"]
+    assert first.split() == ["pair_2", "bob", "degraded", "polling", "2s", "ago", "0", "0", "connect"]
+    assert second.split()[:3] == ["pair_1", "bob", "active"]
     list(known.take("down", {"code": "daemon-down", "message": "m", "hint": ""}))
     assert "daemon-down" in frame(known, shell)[0][0]
+    assert len(frame(KnownRows(), shell)) == 1
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_a_frame_says_which_peer_does_not_answer_on_any_terminal(columns: int) -> None:
+    """As the list does: the state is never cut, and such a pair stands before those that are well."""
+    known, shell = KnownRows(), terminal(columns)
+    one_way = {"direction": "to-us", "code": "connect", "since": "2026-11-23T05:00:00.000Z"}
+    rows = (
+        a_row("pair_1"),
+        a_row("pair_2", offline_since="2026-11-23T05:00:00.000Z", findings=[finding("manifest-malformed")] * 3),
+        a_row("pair_3", one_way=one_way, mode="on-demand"),
+    )
+    list(known.take(*snapshot(*rows)))
+    _, titles, *shown = frame(known, shell)
+    assert [text.partition(" ")[0] for text, _ in shown] == ["pair_2", "pair_3", "pair_1"]
+    for (text, color), row in zip(shown, (*rows[1:], rows[0]), strict=True):
+        assert standing(row, shell.out) in text
+        assert color == (GREEN if row is rows[0] else RED)
+    assert max(len(text) for text, _ in (titles, *shown)) <= columns
