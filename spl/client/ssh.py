@@ -3,6 +3,7 @@
 Loaded by `dial` for such a daemon alone.  ssh asks nothing (BatchMode): keys come from an agent or a file.
 """
 
+import os
 import socket
 import subprocess
 from typing import Any, Final
@@ -43,19 +44,25 @@ class SshSocket(socket.socket):
     def close(self) -> None:
         """Close the connection and end ssh."""
         super().close()
+        self._end()
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+    def _end(self) -> None:
         self._process.terminate()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stderr is not None:
-            self._process.stderr.close()
 
     def _failed(self) -> ClientError:
         assert self._process.stderr is not None
-        self._process.terminate()
-        reason = self._process.stderr.read(_REASON_BYTES).decode(errors="replace").strip().rpartition("\n")[2]
+        self._end()
+        # What ssh started, such as a ProxyCommand, may hold stderr open: only what is there now is read.
+        os.set_blocking(self._process.stderr.fileno(), False)
+        said = self._process.stderr.read(_REASON_BYTES) or b""
+        reason = said.decode(errors="replace").strip().rpartition("\n")[2]
         return fault("daemon-down", f"cannot reach the daemon at {self._where.name}: {reason or 'ssh ended'}")
 
 

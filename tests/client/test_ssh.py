@@ -35,6 +35,14 @@ echo 'me@nas: Permission denied (publickey).' >&2
 exit 255
 """
 
+LEAVES_A_HOLDER = """#!/bin/sh
+exec 3<{fifo}
+cat <&3 >/dev/null &
+exec 3<&-
+echo 'channel 0: open failed: connect failed: Connection refused' >&2
+exit 255
+"""
+
 
 def a_program(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "ssh").write_text(text)
@@ -69,6 +77,28 @@ def test_why_ssh_failed_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ClientError, match="Permission denied") as found, Client.at(nas()) as client:
         client.status()
     assert found.value.code == "daemon-down"
+
+
+def test_the_reason_does_not_wait_for_what_ssh_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    a_program(tmp_path, LEAVES_A_HOLDER.format(fifo=fifo), monkeypatch)
+    held = os.open(fifo, os.O_RDWR)  # `cat` keeps stderr open until this is closed
+    found: list[ClientError] = []
+
+    def ask() -> None:
+        with pytest.raises(ClientError) as raised, Client.at(nas()) as client:
+            client.status()
+        found.append(raised.value)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(60)
+    answered = not thread.is_alive()
+    os.close(held)
+    thread.join()
+    assert answered
+    assert "Connection refused" in found[0].message
 
 
 def test_without_ssh_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
