@@ -254,7 +254,7 @@ class PageParts:
         self._seen = 0
         self._parts: dict[str, _Part] = {}
         self._due: dict[str, None] = {}
-        """Pairs whose part is out of date, the longest first."""
+        """Pairs whose part is out of date, in the order in which they are made."""
         self._looked_s = self._now_s = self._summed_s = -OLD_S
         self.number = 0
         self.epoch = services.random_bytes(4).hex()
@@ -284,8 +284,9 @@ class PageParts:
         moved = self._seen != self._rows.number
         self._seen = self._rows.number
         old = [key for key, part in self._parts.items() if part.html and now_s - part.made_s >= OLD_S]
-        for pair_id in (*changed, *(key for key in old if key in self._services.views.pairs)):
-            self._due[pair_id] = None
+        aged = (key for key in old if key in self._services.views.pairs)
+        # What changed goes first: parts that only aged may come out as they were, and a stream then waits for a look.
+        self._due = dict.fromkeys((*changed, *self._due, *aged))
         if (moved and now_s - self._summed_s >= SUMMARY_S) or now_s - self._summed_s >= OLD_S / 6:
             self._sum_up()
 

@@ -165,6 +165,21 @@ async def test_parts_are_made_when_rows_change_and_told_by_number(served: Served
         assert len(parts.pairs()) == 19
 
 
+async def test_what_changed_is_told_before_what_only_aged(served: Served, tmp_path: Path) -> None:
+    async with a_pair(tmp_path / "world") as pair:
+        parts, now_s = ui.PageParts(served.services), 1000.0
+        count = 3 * ui.AT_ONCE
+        show(served, *(copy(pair, number) for number in range(count)))
+        parts.look(now_s, now_s)
+        while parts.make():
+            pass
+        parts._due = dict.fromkeys(f"pair_{number:08x}" for number in range(count - 1))
+        show(served, *(copy(pair, number) for number in range(count - 1)),
+             copy(pair, count - 1, state=Degraded("connect")))  # fmt: skip
+        parts.look(now_s + 2, now_s + 2)
+        assert next(iter(parts._due)) == f"pair_{count - 1:08x}"
+
+
 async def test_a_browser_with_an_older_page_is_told_so(served: Served) -> None:
     cookie = await opened(served)
     page = (await visit(served, cookie)).body.decode()
