@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Engines:
-    """The sinks of one daemon, once there are any."""
+    """The sinks and carriers of one daemon, once there are any."""
 
     def __init__(
         self, feed: Feed, sync: Sync, vault: Vault, disk: Disk, tls: Verifying | None, *,
@@ -44,7 +44,7 @@ class Engines:
 
     @property
     def sinks(self) -> "SinkService":
-        """The service, made when it is first asked for."""
+        """The service of the sinks, made when it is first asked for."""
         if self._service is None:
             made: SinkService = importlib.import_module(f"{__package__}.service").SinkService(
                 self._feed, self._vault, self._disk, self._tls, now_ms=self._now_ms, random_bytes=self._random_bytes
@@ -59,7 +59,7 @@ class Engines:
 
     @property
     def carriers(self) -> "CarrierService":
-        """The service, made when it is first asked for."""
+        """The service of the carriers, made when it is first asked for."""
         if self._carriers is None:
             made: CarrierService = importlib.import_module(f"{__package__}.carriers").CarrierService(
                 self._sync, self._feed.notifier, self._disk, self._tls, now_ms=self._now_ms,
