@@ -299,8 +299,8 @@ def _row(
         "fix": error.hint if error else None,
         "answered_at": text_of(time.time_ns() // 1_000_000) if status else None, "seen_at": context.seen_at or None,
         "did": identity.get("did"), "version": known["version"] if status else None,
-        "uptime_s": known["uptime_s"] if status else None, "pairs": known["pairs"] if status else None,
-        "attention": [item["code"] for item in known["attention"]] if status else None,
+        "uptime_s": known["uptime_s"] if status else None, "pairs": {**known["pairs"]} if status else None,
+        "attention": [str(item["code"]) for item in known["attention"]] if status else None,
     }  # fmt: skip
 
 

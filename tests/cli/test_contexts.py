@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,18 @@ def test_every_context_has_a_row(user: User, hub: tuple[Daemon, str]) -> None:
     daemon.answers["GET", "/v1/status"] = STATUS
     user.run("status", "--all")
     assert "token-expired" in user.run("status", "--all", "--check", code=3).out
+
+
+def test_members_of_another_form_end_no_list(user: User, hub: tuple[Daemon, str]) -> None:
+    user.add("hub", hub[1])
+    with ExitStack() as stack:
+        for name, value in (("pairs", "many"), ("attention", [{"code": 5}]), ("identity", "me")):
+            daemon = Daemon({("GET", "/v1/status"): {**STATUS, name: value}})
+            user.add(name, stack.enter_context(listening(daemon)))
+        lines = user.run("status", "--all", code=3).out.splitlines()[1:]
+    assert {line.split()[0]: line.split()[1] for line in lines} == {
+        "attention": "ok", "hub": "ok", "identity": "old", "pairs": "old",
+    }  # fmt: skip
 
 
 def test_a_daemon_that_is_gone_has_the_time_of_its_last_answer(user: User) -> None:
