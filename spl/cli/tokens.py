@@ -7,7 +7,7 @@ from typing import Any, Final
 from ..client.calls import quote
 from ..core.errors import SplError, cli_code
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg, duration
-from .out import OutputError, scopes_text
+from .out import OutputError, label_of, scopes_text, short_did
 
 
 def _mint(args: Namespace, shell: Shell) -> int:
@@ -44,7 +44,7 @@ def _list(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.tokens/1", tokens):
         rows = [
             (
-                str(token["token_id"]), _state(token, shell), str(token.get("label") or "-"),
+                str(token["token_id"]), _state(token, shell), _label(token, shell),
                 shell.out.ago(token.get("created_at"), "-"), str(token.get("pair_id") or "-"),
                 scopes_text(token["scopes"]), ",".join(token.get("namespaces") or ["all"]),
             )
@@ -129,6 +129,12 @@ def _scopes(text: str) -> list[str]:
     if not scopes:
         raise UsageError("usage", "--scopes names no scope")
     return scopes
+
+
+def _label(token: Mapping[str, Any], shell: Shell) -> str:
+    """Return a token's label; to people that of a pair names the peer by its label, which is not cut first."""
+    label, did = str(token.get("label") or "-"), str(token.get("peer_did") or "")
+    return label.replace(short_did(did), label_of(did)) if did and shell.out.people else label
 
 
 def _state(token: Mapping[str, Any], shell: Shell) -> str:

@@ -55,7 +55,8 @@ TOKEN: Final = {"scopes": ["admin"], "namespaces": [], "pair_id": "", "label": "
                 "created_at": "2026-11-22T06:00:00.000Z", "expires_at": "2036-11-20T06:00:00.000Z"}  # fmt: skip
 SYNC_TOKEN: Final = {
     **TOKEN, "token_id": "tok_4416713a", "scopes": ["federation:sync", "federation:subscribe"],
-    "namespaces": ["default", "projects/music"], "pair_id": "pair_a1b2c3d4", "label": "pair with bob",
+    "namespaces": ["default", "projects/music"], "pair_id": "pair_a1b2c3d4",
+    "peer_did": f"did:sync:instance:bob-{7:024x}", "label": "pair with did:sync:instance:bob",
     "created_at": "2026-11-23T05:59:00.000Z", "expires_at": "2027-02-21T05:59:00.000Z",
 }  # fmt: skip
 STATS: Final = {

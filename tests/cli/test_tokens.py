@@ -48,7 +48,8 @@ def test_the_tokens_of_two_pairs_are_told_apart_on_a_narrow_terminal(spl: Run, d
     token = {"scopes": ["federation:sync", "federation:subscribe"], "namespaces": ["default"], "state": "live",
              "created_at": "2026-11-20T05:00:00.000Z", "expires_at": "2027-01-23T07:00:00.000Z"}  # fmt: skip
     daemon.answers["GET", "/v1/tokens"] = listed(*(
-        {**token, "token_id": f"tok_{number:08d}", "pair_id": f"pair_{number:08d}", "label": f"pair with {name}"}
+        {**token, "token_id": f"tok_{number:08d}", "pair_id": f"pair_{number:08d}",
+         "peer_did": f"did:sync:instance:{name}-{number:024x}", "label": f"pair with did:sync:instance:{name}"}
         for number, name in enumerate(("alices-notebook", "alices-desktop"))
     ))  # fmt: skip
     assert spl("token", "list", tty=True, env={"COLUMNS": "60"}).out == (
