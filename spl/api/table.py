@@ -233,6 +233,6 @@ ROUTES: Final = (
 
 
 def refusal(error: SplError) -> Response:
-    """Return a refusal as a page, for who looks for one."""
+    """Return a refusal as a page, for a client that accepts HTML."""
     found: Response = import_module(".ui", __package__).refusal(error)
     return found

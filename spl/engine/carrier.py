@@ -76,7 +76,7 @@ class Carrier:
 
 @dataclass(slots=True)
 class CarrierState:
-    """What this process knows of one."""
+    """What this process knows of the carrier of a pair."""
 
     is_open: bool = False
     received: int = 0

@@ -73,7 +73,7 @@ class Engines:
         await self.carriers.check(importlib.import_module(f"{__package__}.carrier").Carrier(**fields))
 
     def readers(self, pair_id: str) -> list[dict[str, str]]:
-        """Return {sink, url, reader} of each server whose user of the pair only its operator can remove."""
+        """Return {sink, url, reader} of each server that may have a user for the pair; its operator removes it."""
         return [
             {"sink": sink.name, "url": sink.url, "reader": pair_id} for sink in self.sinks.all() if not sink.is_program
         ]

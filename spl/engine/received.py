@@ -2,7 +2,7 @@
 
 Our cursors are sealed, so a reader of a stream cannot make one: it names the last record that it has of each namespace,
 all before it being held, and gets the cursor that a pull would have led to.  An id shows nothing to somebody who does
-not have the record, and no sequence goes out.  A false word costs the one who says it records that it could have had.
+not have the record, and no sequence goes out.  A reader that names a false id loses records only for itself.
 """
 
 from collections.abc import Mapping
