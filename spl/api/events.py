@@ -28,7 +28,7 @@ from ..sync.supervise import wait
 from .admin import service_findings
 from .answers import Permit
 from .auth import Principal
-from .live import OPENING, event, last_event, streamed
+from .live import OPENING, last_event, sse_event, streamed
 from .pairs import summary_of
 from .services import Services
 
@@ -187,7 +187,7 @@ async def stream(services: Services, permit: Permit, face: Face, number: int | N
         stack.enter_context(feed.acks.waking(news))
         beat = stack.enter_context(Heartbeat(feed.notifier, news, services.limits.heartbeat_s))
         face.look(loop.time(), loop.time() - GAP_S)
-        first = b"".join(event(*told) for told in face.begin()) if number is None else b""
+        first = b"".join(sse_event(*told) for told in face.begin()) if number is None else b""
         number = face.number if number is None else number
         yield OPENING + first
         while True:
@@ -201,10 +201,10 @@ async def stream(services: Services, permit: Permit, face: Face, number: int | N
                 return
             if beat.is_due:
                 beat.sent()
-                yield event("heartbeat", {"at": when.text_of(services.now_ms())})
+                yield sse_event("heartbeat", {"at": when.text_of(services.now_ms())})
             face.look(loop.time(), came_s if woken else came_s - face.every_s)
             while changes := list(face.since(number)):
                 number = max(changed for changed, _ in changes)
-                yield b"".join(event(*told) for _, told in changes)
+                yield b"".join(sse_event(*told) for _, told in changes)
                 await asyncio.sleep(0)
             await wait(news, face.every_s)

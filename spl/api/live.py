@@ -20,7 +20,7 @@ def streamed(events: AsyncIterator[bytes], headers: tuple[tuple[str, str], ...] 
     return Response(body=events, content_type=MEDIA_TYPE, headers=(*STREAM_HEADERS, *headers))
 
 
-def event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
+def sse_event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
     """Return one event; `seq` becomes its id."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return encode_event(name, one_line(text.encode()), "" if seq is None else str(seq))
@@ -29,7 +29,7 @@ def event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
 def last_event(notifier: Notifier, permit: Permit) -> bytes:
     """Return the event to end the stream with, as the daemon stops or the credential ended; b"" while it goes on."""
     if notifier.stopping:
-        return event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
+        return sse_event("server_shutdown", {"retry_after_ms": RETRY_AFTER_MS})
     if not permit.holds():
-        return event("error", {"code": "revoked", "message": "the credential does not hold any more"})
+        return sse_event("error", {"code": "revoked", "message": "the credential does not hold any more"})
     return b""

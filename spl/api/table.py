@@ -58,10 +58,13 @@ class Late:
         return answer
 
     def handler(self) -> Callable[..., Response | Awaitable[Response]]:
-        """Return the function; imports its file."""
+        """Return the function; imports its file, or raises SplError "overloaded" if no descriptor is free for that."""
         if self._found is None:
             module, _, rest = self._path.partition(".")
-            self._found = attrgetter(rest)(import_module(f".{module}", __package__))
+            try:
+                self._found = attrgetter(rest)(import_module(f".{module}", __package__))
+            except OSError as exc:
+                raise SplError("overloaded", "the daemon cannot open another file for now") from exc
         assert self._found is not None
         return self._found
 

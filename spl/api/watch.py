@@ -17,7 +17,7 @@ from ..sync.notify import Heartbeat
 from .answers import Permit, field_error, is_admin, number, positions
 from .auth import Principal
 from .lists import answer_forms, batches, last_readable, may_read, thread_lists
-from .live import OPENING, event, last_event, streamed
+from .live import OPENING, last_event, sse_event, streamed
 from .services import Services
 
 READING: Final = "threads:read"
@@ -84,7 +84,7 @@ async def _events(
             if beat.is_due:
                 beat.sent()
                 position = seen.shown(visible_seq)
-                yield event("heartbeat", {"sequence": position}, position)
+                yield sse_event("heartbeat", {"sequence": position}, position)
             end = store.index.covered  # before the search, which finds everything up to there
             if is_live and end - seq <= PAGE_ROWS:
                 found = _search(store, principal, thread, seq, present, since_clock)
@@ -118,5 +118,5 @@ def _records(store: Log, rows: list[Row], seen: Positions, *, reserved: bool) ->
     for _, item in answer_forms(store, rows, seen, reserved=reserved):
         fields = {name: value for name, value in item.items() if name in record.FIELDS}
         value = {"record": fields, "id": item["id"], "sequence": item["sequence"], "vouched_by": item["vouched_by"]}
-        events.append(event("record.created", value, int(str(item["sequence"]))))
+        events.append(sse_event("record.created", value, int(str(item["sequence"]))))
     return b"".join(events)

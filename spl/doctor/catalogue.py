@@ -197,7 +197,9 @@ def _route_fix(facts: Facts) -> str:
 def _private_fix(facts: Facts) -> str:
     """Return how to allow the address that the peer publishes: an operator types it."""
     host = parse_url(facts.url).host if facts.pair_id and facts.url else ""
-    if host and (kind_of(host) or not is_address(host)):  # any other address is never dialled
+    if host and not is_address(host):
+        return f"correct what {host} resolves to; if a private address is right: {_REFRESH(facts)} --url {facts.url}"
+    if kind_of(host):  # any other address is never dialled
         return f"{_REFRESH(facts)} --url {facts.url}"
     return CODES["address-refused"].fix
 

@@ -33,7 +33,7 @@ from .heads import CONTINUE, LAST_CHUNK, encode_chunk
 from .http1 import END, RequestHead, RequestParser
 from .parts import BodyParts
 from .routes import NOTHING, HttpError, Later, Match, Request, Response, check_media, parse_query
-from .shared import RequestBoundary, Shared
+from .shared import RequestBoundary, Shared, error_of
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024  # unsent bytes of one connection before its answer waits
@@ -216,17 +216,17 @@ class Connection(asyncio.Protocol):
 
     def failed(self, exc: Exception, *, refusing: bool) -> None:
         """Refuse the request that failed, or cut its answer; called while the failure is handled."""
-        known = isinstance(exc, SplError)
+        error = error_of(exc)
         cut = refusing or self.phase is Stage.STREAM
         if isinstance(exc, SplError) and self.phase is Stage.STREAM:
             log.info(**event("http.cut", peer=self.peer, code=exc.code, msg="answer cut short"))
-        elif cut or not known:
+        elif cut or error.code == "internal":
             log.exception(**event("http.failed", peer=self.peer, msg="request failed"))
         if cut:
             self.phase = Stage.CLOSED
             self.transport.abort()
         else:
-            self._refuse(exc if isinstance(exc, SplError) else SplError("internal"))
+            self._refuse(error)
 
     def _step(self) -> bool:
         """Read a head or a piece of a body, and start the answer of a whole request; return whether to go on."""

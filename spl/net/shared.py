@@ -4,6 +4,7 @@ The heads of plain answers differ in the length alone within one second, so they
 """
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -107,3 +108,12 @@ class RequestBoundary:
             return False
         self._connection.failed(exc, refusing=self._refusing)
         return True
+
+
+def error_of(exc: Exception) -> SplError:
+    """Return what the client is told of a failure; a lack of descriptors passes and is no defect."""
+    if isinstance(exc, SplError):
+        return exc
+    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+        return SplError("overloaded", "the daemon cannot open another file for now")
+    return SplError("internal")

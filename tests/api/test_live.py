@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 
 from spl.api.answers import Permit
-from spl.api.live import event, last_event
+from spl.api.live import last_event, sse_event
 from spl.sync.notify import Notifier
 
 
@@ -32,7 +32,7 @@ def test_a_stream_ends_with_its_reason(stopping: bool, holds: bool, wanted: byte
 
 
 def test_an_event_is_one_line_of_data_whatever_it_holds() -> None:
-    found = event("pair", {"label": "a\nb\u2028c\u0085d"}, 7)
+    found = sse_event("pair", {"label": "a\nb\u2028c\u0085d"}, 7)
     assert found.count(b"\ndata:") == 1
     assert b"id: 7\n" in found
     assert len(found.decode().splitlines()) == found.count(b"\n")

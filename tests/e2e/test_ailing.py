@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from spl.core.errors import CODES
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import (
     HASTY,
@@ -270,9 +269,11 @@ def test_a_name_that_leads_elsewhere(house: House, world: World) -> None:
     world.bob.start("--public-url", world.proxy.url.replace("127.0.0.1", NAME))
     pair_id = erin.paired(world.proxy.url.replace("127.0.0.1", NAME))
     assert not named(report(erin, pair_id)["problems"], "dns")
+    refresh = f"spl federation refresh {pair_id} --url {world.proxy.url.replace('127.0.0.1', NAME)}"
+    right = f"correct what {NAME} resolves to; if a private address is right: {refresh}"
     for address, code, fix in (
         ("", "dns", "check the name and the resolver"),
-        ("169.254.1.1", "address-refused", CODES["address-refused"].fix),
+        ("169.254.1.1", "address-refused", right),
         ("9.9.9.9", "http-plain", "use https, or set federation.allow_http = true"),
     ):
         erin.names(address)
