@@ -20,6 +20,7 @@ from ..core.limits import MIB, Limits
 from ..core.version import SOCKET
 from ..net.heads import encode_request
 from ..net.http1 import END, UNBOUNDED, Mark, ResponseHead, ResponseParser
+from .fit import tilde
 
 LONG_S: Final = 3600.0
 """For requests that move many records: the first sync of a long history has no smaller bound."""
@@ -171,12 +172,6 @@ def stopped_hint(pid: int) -> str:
     except OSError:
         return ""
     return f"kill -CONT {pid} lets it go on; kill -9 {pid} ends it, nothing is lost" if state in (b"T", b"t") else ""
-
-
-def tilde(path: str, env: Mapping[str, str]) -> str:
-    """Return a path as people write it, with ~ for HOME."""
-    own = env.get("HOME", "").rstrip("/")
-    return "~" + path[len(own) :] if own and path.startswith(own + "/") else path
 
 
 def _events(sock: socket.socket, parser: ResponseParser) -> Iterator[ResponseHead | bytes | Mark]:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedIOBase
 from types import ModuleType
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from ..core.errors import SplError
 from ..core.when import DURATION_MS_MAX, WhenError, duration_ms, span_fine
-from .client import Ctl, open_ctl, tilde
+from .fit import tilde
 from .out import FORMS, Out
+
+if TYPE_CHECKING:
+    from .client import Ctl
 
 FOUND_PROBLEMS: Final = 3
 INTERRUPTED: Final = 130
@@ -83,11 +86,15 @@ class Shell:
         return self._home
 
     @property
-    def ctl(self) -> Ctl:
-        """The client for the daemon."""
+    def ctl(self) -> "Ctl":
+        """The client for the daemon, whose files the daemon itself does without."""
         if self._ctl is None:
             context, trace = self.context, self.out.detail
-            self._ctl = context.ctl(trace) if context is not None else open_ctl(self.home, self.env, trace)
+            made: Ctl = (
+                context.ctl(trace) if context is not None
+                else self.load("cli.client").open_ctl(self.home, self.env, trace)
+            )  # fmt: skip
+            self._ctl = made
         return self._ctl
 
     @property

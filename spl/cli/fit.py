@@ -4,13 +4,13 @@ Nothing is lost that decides something: long cells are cut before a column is dr
 columns go by worth.  Words are kept whole, so that ids, addresses and paths can be copied, and so are commands.
 """
 
+import importlib
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from textwrap import wrap
 from typing import Final
-from unicodedata import combining, east_asian_width
 
 GAP: Final = "  "
 CUT_CHARS: Final = 12
@@ -32,7 +32,8 @@ def columns_of(text: str) -> int:
     """Return how many columns a terminal gives to a text: two to a wide character, as of Chinese, none to an accent."""
     if text.isascii():
         return len(text)
-    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+    table = importlib.import_module("unicodedata")  # a library of C that a daemon does without
+    return sum(0 if table.combining(char) else 2 if table.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def cut(text: str, width: int) -> str:
@@ -132,3 +133,9 @@ def _paragraphs(lines: Sequence[str]) -> Iterator[list[str]]:
             yield [line]
     if held:
         yield held
+
+
+def tilde(path: str, env: Mapping[str, str]) -> str:
+    """Return a path as people write it, with ~ for HOME."""
+    own = env.get("HOME", "").rstrip("/")
+    return "~" + path[len(own) :] if own and path.startswith(own + "/") else path

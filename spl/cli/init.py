@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..home.home import init_home
-from .client import tilde
 from .command import Command, Shell, arg
+from .fit import tilde
 from .identity import LABEL, identity_facts
 
 _PARTS: Final = ("config", "identity", "token")

@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
 from ..core.errors import CODES, SplError
-from .client import stopped_hint
 from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of, start_of
 from .out import Out
 
@@ -162,7 +161,8 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
         # The daemon's next step names the pair that the command was given, so that it can be pasted.
         exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
         if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
-            exc.hint = stopped_hint(int(str(pid))) or f"kill {pid} stops it; or use another SYNCROPEL_HOME"
+            hint: str = load("cli.client").stopped_hint(int(str(pid)))
+            exc.hint = hint or f"kill {pid} stops it; or use another SYNCROPEL_HOME"
         if exc.code == "daemon-down" and exc.hint == CODES[exc.code].fix:
             exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, env)
         raise

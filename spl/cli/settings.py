@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.when import span_fine
-from .client import CtlError, tilde
+from .client import CtlError
 from .command import Command, Group, Shell, UsageError, arg
+from .fit import tilde
 from .rules import COMMANDS
 
 _APPLIES_LATER: Final = "it applies at the next start of the daemon"
