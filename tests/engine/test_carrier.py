@@ -182,7 +182,10 @@ async def test_what_others_write_is_refused_and_delays_nothing(
         await closed(service, spoke, pair_id)
 
 
-async def test_a_record_too_large_for_the_server_comes_from_the_peer(tmp_path: Path) -> None:
+async def test_a_record_too_large_for_the_server_comes_from_the_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 3600.0)  # the test pulls by itself, once it has seen what is withheld
     small = NatsServer(tmp_path / "small", config="max_payload: 4096").start()
     try:
         async with two(tmp_path, small) as (hub, spoke, pair_id, _), reading(spoke) as service:
