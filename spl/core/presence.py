@@ -92,10 +92,13 @@ class Presence:
         """
         return self.lost_code if self.lost_late or not served else ""
 
-    def one_way(self, now_s: float, view: Mapping[str, Any], *, served: bool, live: bool) -> OneWay | None:
+    def one_way(
+        self, now_s: float, view: Mapping[str, Any], *, served: bool, pushed: bool = False, reads: bool = False
+    ) -> OneWay | None:
         """Return which direction alone is broken; None if both work, or neither does.
 
-        `view` is the peer's.  `live`: it is given records at once, by its stream or our push, and so need not ask.
+        `view` is the peer's.  `pushed`: it is given records by our push, and so need not ask.  `reads`: a request of
+        it is being answered, a stream for example, which shows the way to us whatever its view says of an older one.
         """
         if self.lost_s is not None:
             code = self.unreached(served=served) if self.is_fresh(now_s) else ""
@@ -103,8 +106,8 @@ class Presence:
         code, asks_s = str(view.get("unreached", "")), view.get("asks_ms", 0) / 1000
         unasked_s = _passed_s(now_s, self.waited_s, self.contact_s)
         # A peer that was out of reach for a moment asks at once when it hears us.
-        late_s = asks_s + ANSWER_S / 2 if code else 2 * asks_s + ANSWER_S / 2 if asks_s and not live else inf
-        if unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S:
+        late_s = asks_s + ANSWER_S / 2 if code else 2 * asks_s + ANSWER_S / 2 if asks_s and not pushed else inf
+        if reads or unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S:
             return None
         return OneWay(TO_US, unasked_s, code)
 

@@ -311,9 +311,9 @@ class Feed:
         interval_s = 0.0 if pair_id in self._streams else interval_s
         return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld, self.source.rollbacks.set_back(pair_id))
 
-    def is_served(self, pair_id: str) -> bool:
-        """Return whether the peer reads from us now, or has no need to ask, since we push."""
-        return self._is_live(pair_id) or self._reads.is_running(pair_id)
+    def is_read(self, pair_id: str) -> bool:
+        """Return whether the peer reads from us now, by a stream or a page: the kernel ends one that it does not."""
+        return pair_id in self._streams or self._reads.is_running(pair_id)
 
     def _is_live(self, pair_id: str) -> bool:
         """Return whether our records reach the peer at once, by its stream or our push."""

@@ -296,8 +296,9 @@ class Follower:
         state.base = page_.next_cursor or state.base
         state.inbox.done(item)
         state.flow.synced_ms = self._now_ms()
-        view = {**progress.view, **page_.view}
-        progress.view = {**view, "head": max(int(view.get("head", 0)), taken.clock)}
+        # A view is whole: what one leaves out, such as `unreached`, no longer holds; but its head may be uncounted yet.
+        head = int(page_.view.get("head", progress.view.get("head", 0)))
+        progress.view = {**(page_.view or progress.view), "head": max(head, taken.clock)}
         ingest.reaches.heard(state.pair_id, progress.view)
         if page_.next_cursor and (page_.count or page_.view.get("acked") != taken.clock):
             self._confirm(state, page_.next_cursor)
@@ -337,8 +338,8 @@ class Follower:
             cursor, state.unsent, state.told_s = state.unsent, "", loop.time()
             if self._feed.confirm(state.pair_id, cursor):
                 continue
-            view = await self.puller.ack(self._ingest.pair(state.pair_id), cursor)
-            state.progress.view = {**state.progress.view, **view}
+            if view := await self.puller.ack(self._ingest.pair(state.pair_id), cursor):
+                state.progress.view = {"head": state.progress.view.get("head", 0), **view}
             await asyncio.sleep(ACK_POST_EVERY_S)
 
 

@@ -292,10 +292,10 @@ class Reaches:
         way = self._ways.get(pair_id) or _Way()
         return way.presence.unreached(served=way.served)
 
-    def one_way(self, pair_id: str, now_s: float, *, live: bool) -> OneWay | None:
-        """Return which direction alone is broken; None if both work, or neither does (`live`: core/presence.py)."""
-        way = self._way(pair_id)
-        return way.presence.one_way(now_s, way.view, served=way.served, live=live)
+    def one_way(self, pair_id: str, now_s: float, *, reads: bool) -> OneWay | None:
+        """Return which direction alone is broken; None if both work, or neither does (`reads`: core/presence.py)."""
+        way, pushed = self._way(pair_id), self.word(pair_id) == WE_PUSH
+        return way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
 
     def beat(self, now_s: float, next_s: float) -> None:
         """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits anew."""

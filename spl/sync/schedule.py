@@ -208,7 +208,7 @@ class Sync:
             withheld=self._ingest.withheld(pair_id),
             unanswered_s=presence.unanswered_s(now_s),
             skew_ms=self._ingest.peers.skew_ms(pair_id),
-            one_way=self._reaches.one_way(pair_id, now_s, live=self._feed.is_served(pair_id)),
+            one_way=self._reaches.one_way(pair_id, now_s, reads=self._feed.is_read(pair_id)),
             heard_ms=now_ms - int(silent_s * 1000) if presence.is_known else last_ms,
         )
 

@@ -40,39 +40,41 @@ def test_silence_counts_from_whatever_was_heard_last_and_an_answer_alone_answers
 def test_each_side_of_a_direction_that_is_cut_says_which_it_is() -> None:
     """Ours that fail while the peer is in contact; the peer's that do not come while it answers."""
     ours = Presence(waited_s=0.0, contact_s=50.0, answered_s=30.0)
-    assert ours.one_way(51.0, {}, served=False, live=False) is None
+    assert ours.one_way(51.0, {}, served=False) is None
     ours.lost("timeout", 51.0)
     ours.lost("connect", 55.0)
-    told = ours.one_way(60.0, {}, served=False, live=False)
+    told = ours.one_way(60.0, {}, served=False)
     assert told is not None
     assert (told.direction, told.for_s, told.code) == (TO_PEER, 30.0, "connect")
     assert ours.unreached(served=False) == "connect"
-    assert ours.one_way(51.0 + CONTACT_FRESH_S, {}, served=False, live=False) is None  # the peer is gone as a whole
+    assert ours.one_way(51.0 + CONTACT_FRESH_S, {}, served=False) is None  # the peer is gone as a whole
     ours.answered(61.0)
-    assert (ours.unreached(served=False), ours.one_way(61.0, {}, served=False, live=False)) == ("", None)
+    assert (ours.unreached(served=False), ours.one_way(61.0, {}, served=False)) == ("", None)
 
 
 @pytest.mark.parametrize(
-    ("view", "unasked_s", "live", "told"),
+    ("view", "unasked_s", "pushed", "told"),
     [
         (ASKS, UNASKED_S, False, False),
         (ASKS, UNASKED_S + 1, False, True),
-        (ASKS, UNASKED_S + 1, True, False),  # a stream or our push: it has no need to ask
+        (ASKS, UNASKED_S + 1, True, False),  # by our push it has no need to ask
         ({}, 1e6, False, False),  # a version that does not ask
         ({**ASKS, "unreached": "timeout"}, ASK_S, False, False),  # for a moment: it asks as soon as it hears us
         ({**ASKS, "unreached": "timeout"}, ASK_S * 1.1 + ANSWER_S, False, True),
     ],
 )
 def test_a_peer_that_answers_and_no_longer_asks(
-    view: dict[str, object], unasked_s: float, live: bool, told: bool
+    view: dict[str, object], unasked_s: float, pushed: bool, told: bool
 ) -> None:
     presence = Presence(waited_s=0.0, contact_s=100.0, answered_s=100.0 + unasked_s)
     now_s = 100.0 + unasked_s
-    found = presence.one_way(now_s, view, served=False, live=live)
+    found = presence.one_way(now_s, view, served=False, pushed=pushed)
     assert (found is not None) is told
     assert found is None or (found.direction, found.code) == (TO_US, view.get("unreached", ""))
+    # While one of its requests is being answered, a stream for example, its word on an older one does not count.
+    assert presence.one_way(now_s, view, served=False, pushed=pushed, reads=True) is None
     # While it does not answer either, both directions are gone, which is another fact.
-    assert presence.one_way(now_s + OFFLINE_S + 1, view, served=False, live=live) is None
+    assert presence.one_way(now_s + OFFLINE_S + 1, view, served=False, pushed=pushed) is None
 
 
 def test_a_peer_that_only_pushes_is_out_of_reach_for_an_hour_and_then_that_is_its_way() -> None:

@@ -77,6 +77,19 @@ async def test_records_flow_both_ways_and_acks_ride_on_the_streams(tmp_path: Pat
             assert "ack" in names(stream)
 
 
+async def test_a_view_of_the_stream_replaces_the_one_before(tmp_path: Path) -> None:
+    """A peer that found us gone and then opened its stream leaves out `unreached`, which no longer holds."""
+    async with nodes(tmp_path, "alice", "bob", limits=replace(LIMITS, heartbeat_s=0.05)) as (alice, bob), syncing(bob):
+        join(alice, bob, mode="continuous")
+        ways = alice.sync._reaches
+        ways.presence(PAIR).lost("connect", 0.0)
+        bob.sync._rouse()
+        await until(lambda: bob.sync.status(PAIR).peer_view.get("unreached") == "connect")
+        ways.presence(PAIR).answered(1.0)
+        await until(lambda: "unreached" not in bob.sync.status(PAIR).peer_view)
+        assert alice.feed.is_read(PAIR)
+
+
 async def test_the_age_of_what_waited_for_a_poll_or_for_the_pair_is_no_lag(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         alice.emit("before the pair")
