@@ -247,8 +247,8 @@ class CarrierRun:
 
     def _add(self, found: _Arrived, message: Delivery, ns: str) -> None:
         """Take a message: a record, or the name of one that is too large for the server; note whether it follows."""
-        found.count, found.size, found.ends[ns] = found.count + 1, found.size + len(message.body), message
-        headers, value = headers_of(message.head)[1] if message.head else {}, _decoded(message.body)
+        found.count, found.size, found.ends[ns] = found.count + 1, found.size + message.size, message
+        headers, value = _headers_in(message.head), _decoded(message.body)
         id_ = value.get("id") if isinstance(value, dict) else None
         if not is_id(id_):
             self._break(ns)  # somebody else wrote it
@@ -323,6 +323,14 @@ class CarrierRun:
     def _saved(self, ns: str) -> str:
         place = self.parts.ingest.writer.views.positions.get(self._place_name(ns))
         return place.cursor if place is not None else ""
+
+
+def _headers_in(head: bytes) -> dict[str, str]:
+    """Return the headers of a message, none if they are malformed: whoever writes to the server sets them."""
+    try:
+        return headers_of(head)[1] if head else {}
+    except EngineError:
+        return {}
 
 
 def _decoded(body: bytes) -> object:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..core.value import dataclass, field
 from .nats import Nats
-from .protocol import SAID_BYTES_MAX, Delivery, EngineError, decoded, headers_of, published, said
+from .protocol import HEAD_BYTES_MAX, SAID_BYTES_MAX, Delivery, EngineError, decoded, headers_of, published, said
 
 STREAM_MISSING: Final = 10059
 MESSAGE_MISSING: Final = 10037
@@ -24,7 +24,6 @@ PULL_NS: Final = 30_000_000_000
 """After this a request for messages ends, with an answer if none came."""
 MESSAGE_BYTES_MAX: Final = 12 * 1024 * 1024
 """Of a stored message in base64: servers take messages of up to 8 MiB."""
-_HEAD_BYTES_MAX: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +179,7 @@ async def _message(nats: Nats, stream: str, which: Mapping[str, Any]) -> StoredM
     if not isinstance(found, dict) or not isinstance(found.get("subject"), str):
         raise EngineError("sink-refused", "the server gives a message in another form")
     head = _unb64(found.get("hdrs", ""))
-    if len(head) > _HEAD_BYTES_MAX:
+    if len(head) > HEAD_BYTES_MAX:
         raise EngineError("sink-refused", "the headers of a message are too long")
     headers = headers_of(head)[1] if head else {}
     return StoredMessage(found["subject"], _count(found, "seq"), headers, _unb64(found.get("data", "")))

@@ -176,7 +176,7 @@ class Nats:
                     raise self._ended
                 return None
         found = self._waiting.popleft()
-        self._waiting_bytes -= len(found.body)
+        self._waiting_bytes -= found.size
         return found
 
     @property
@@ -196,6 +196,8 @@ class Nats:
             event = self._parser.next()
             if event is None:
                 self._parser.feed(await self._bytes())
+            elif isinstance(event, Delivery):
+                raise EngineError("sink-refused", "the server sends messages before it took our credentials")
             else:
                 await self._take(event)
 
@@ -216,7 +218,7 @@ class Nats:
                         future.set_result(event)
                     return
                 self._waiting.append(event)
-                self._waiting_bytes += len(event.body)
+                self._waiting_bytes += event.size
                 if len(self._waiting) > WAITING_MAX or self._waiting_bytes > WAITING_BYTES_MAX:
                     raise EngineError("sink-refused", "the server sends what was not asked for")
                 self._news.set()

@@ -14,6 +14,8 @@ CONTROL_BYTES: Final = 4096
 INFO_BYTES: Final = 64 * 1024
 HEADERS_MAX: Final = 64
 HEAD: Final = b"NATS/1.0"
+HEAD_BYTES_MAX: Final = 64 * 1024
+"""A message with a longer header block is nothing of ours; it counts as an empty one, so that it can be passed over."""
 _DIGITS_MAX: Final = 9
 SAID_BYTES_MAX: Final = 64 * 1024
 """Of what a server says of itself and of streams."""
@@ -34,6 +36,11 @@ class Delivery(NamedTuple):
     head: bytes
     """The header block, b"" without one."""
     body: bytes
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds, the header block included."""
+        return len(self.head) + len(self.body)
 
 
 class ServerInfo(NamedTuple):
@@ -95,6 +102,8 @@ class NatsParser:
             raise _malformed("a message longer than it said")
         raw = bytes(self._data[self._at : end])
         self._at, self._awaited = end + 2, None
+        if head > HEAD_BYTES_MAX:
+            return Delivery(subject, reply, b"", b"")
         return Delivery(subject, reply, raw[:head], raw[head:])
 
     def _line(self, line: bytes) -> Received | None:

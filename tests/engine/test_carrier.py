@@ -14,7 +14,7 @@ from spl.core.pair.state import ENGINE
 from spl.engine import carrier as carriers
 from spl.engine import jetstream, subjects
 from spl.engine.carriers import CarrierService
-from spl.engine.protocol import head_of, published
+from spl.engine.protocol import Delivery, head_of, published
 from spl.engine.service import SinkService
 from tests.engine.servers import NatsServer, caught_up, serving
 from tests.nodes import Node, join, nodes
@@ -198,3 +198,14 @@ async def test_a_record_too_large_for_the_server_comes_from_the_peer(
             await equal(hub, spoke)
     finally:
         small.end()
+
+
+@pytest.mark.parametrize("head", [b"NATS/1.0\r\n" + b"A: 1\r\n" * 100 + b"\r\n", b"junk", b""])
+def test_a_message_counts_with_its_head_and_any_head_is_passed_over(head: bytes) -> None:
+    run: Any = object.__new__(carriers.CarrierRun)
+    run._places, run._broken, gaps = {"default": "b" * 64}, {}, list[str]()
+    run._break = gaps.append
+    found = carriers._Arrived()
+    body = b'{"id":"%s"}' % (b"a" * 64)
+    run._add(found, Delivery("x", "y", head, body), "default")
+    assert (found.count, found.size, gaps) == (1, len(head) + len(body), ["default"])

@@ -35,6 +35,7 @@ def says(first: bytes, then: bytes = b"") -> Talk:
     (says(info(tls_required=True)), "tls-chain"),
     (says(info(), b"-ERR 'Authorization Violation'\r\n"), "sink-auth"),
     (says(info(), b"+OK\r\nMSG x 1 99999999\r\n"), "sink-refused"),
+    (says(info(), b"HMSG x 1 12 12\r\nNATS/1.0\r\n\r\n\r\nPONG\r\n"), "sink-refused"),
 ])  # fmt: skip
 async def test_what_a_server_may_begin_with(talk: Talk, code: str) -> None:
     async with scripted(talk) as port:
@@ -66,9 +67,11 @@ async def test_a_server_that_falls_silent_is_asked_and_then_gone(monkeypatch: py
         await client.close()
 
 
-async def test_messages_that_nobody_asked_for_are_bounded() -> None:
-    flood = b"MSG _INBOX.me.a 1 1\r\nx\r\n" * (nats.WAITING_MAX + 1)
-
+@pytest.mark.parametrize("flood", [
+    b"MSG _INBOX.me.a 1 1\r\nx\r\n" * (nats.WAITING_MAX + 1),
+    b"HMSG _INBOX.me.a 1 60000 60000\r\n%b\r\n" % (b"x" * 60_000) * (nats.WAITING_BYTES_MAX // 60_000 + 1),
+])  # fmt: skip
+async def test_messages_that_nobody_asked_for_are_bounded(flood: bytes) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(info())
         await reader.readuntil(b"PING\r\n")

@@ -55,6 +55,13 @@ def test_what_is_not_of_the_protocol_ends_the_connection(bad: bytes) -> None:
     assert caught.value.code == "sink-refused"
 
 
+def test_a_message_with_a_long_head_counts_as_an_empty_one() -> None:
+    for size in (protocol.HEAD_BYTES_MAX, protocol.HEAD_BYTES_MAX + 1):
+        (found,) = heard(b"HMSG a 1 %d %d\r\n%bb\r\n" % (size, size + 1, b"h" * size), bytes_max=size + 1)
+        assert isinstance(found, protocol.Delivery)
+        assert found.size == (size + 1 if size <= protocol.HEAD_BYTES_MAX else 0)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_events_or_a_refusal(data: bytes) -> None:
     try:
