@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ..client.dial import Where, at_url
-from ..core.errors import CODES, SplError
+from ..core.errors import CODES, SplError, printable
 from ..core.value import asdict, dataclass, replace
 from ..core.when import text_of
 from .client import Ctl, CtlError
@@ -32,6 +32,7 @@ OK, UNREACHABLE, UNAUTHORIZED, OLD = "ok", "unreachable", "unauthorized", "old"
 
 _BYTES_MAX: Final = 256 * 1024
 _TOKEN_BYTES: Final = 4096
+_TEXT_CHARS: Final = 80
 _CONTEXTS_MAX: Final = 500
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SSH: Final = re.compile(r"ssh:((?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?")
@@ -256,7 +257,21 @@ def ask_all(
     known = {context.name: context for context in contexts}
 
     def run(context: Context) -> None:
-        answers.put((context.name, ask(context)))
+        try:
+            row = ask(context)
+        except (
+            SplError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            MemoryError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as exc:  # what one daemon sent ends no other's row
+            row = _row(context, OLD, SplError("answer-malformed", f"its status is not read: {type(exc).__name__}"))
+        answers.put((context.name, row))
 
     while waiting or ends:
         while waiting and len(ends) < ROWS_AT_ONCE:
@@ -279,13 +294,20 @@ def ask_all(
 def _asked(context: Context) -> dict[str, Any]:
     try:
         status = context.ctl().get("/v1/status")
-        return _row(context, OK, None, status)
+        row = _row(context, OK, None, status)
+        if not status or not all(type(row["pairs"].get(name, 0)) is int for name in ("total", "active")):
+            raise TypeError("numbers of pairs")
+        return row
     except SplError as exc:
         is_old = exc.code in ("not-found", "answer-malformed")
         state = UNAUTHORIZED if CODES[exc.code].exit == _ACCESS_EXIT else OLD if is_old else UNREACHABLE
         return _row(context, state, exc)
     except (KeyError, TypeError, AttributeError) as exc:
-        return _row(context, OLD, SplError("answer-malformed", f"its status lacks {exc}"))
+        return _row(context, OLD, SplError("answer-malformed", f"its status lacks {_text(exc)}"))
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else printable(str(value))[:_TEXT_CHARS]
 
 
 def _row(
@@ -298,9 +320,9 @@ def _row(
         "code": error.code if error else None, "error": error.message if error else None,
         "fix": error.hint if error else None,
         "answered_at": text_of(time.time_ns() // 1_000_000) if status else None, "seen_at": context.seen_at or None,
-        "did": identity.get("did"), "version": known["version"] if status else None,
+        "did": _text(identity.get("did")), "version": _text(known["version"]) if status else None,
         "uptime_s": known["uptime_s"] if status else None, "pairs": {**known["pairs"]} if status else None,
-        "attention": [str(item["code"]) for item in known["attention"]] if status else None,
+        "attention": [_text(item["code"]) for item in known["attention"]] if status else None,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +178,28 @@ def test_members_of_another_form_end_no_list(user: User, hub: tuple[Daemon, str]
     assert {line.split()[0]: line.split()[1] for line in lines} == {
         "attention": "ok", "hub": "ok", "identity": "old", "pairs": "old",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [None, [], {}, "x", {**STATUS, "pairs": None}, {**STATUS, "pairs": {"total": "x"}}])
+def test_a_status_that_is_none_is_a_row(status: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c.Context, "ctl", lambda _: SimpleNamespace(get=lambda _: status))
+    row = c.ask_all([c.Context("a", "unix:/x")], c._asked, 9)["a"]
+    assert (row["reachable"], row["code"]) == (c.OLD, "answer-malformed")
+
+
+def test_what_a_row_raises_is_its_own_and_its_texts_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = {**STATUS, "attention": [{"code": ["a"]}], "identity": {"did": "A" * 300_000}, "version": "\x9b31m"}
+    answers = {"bad": RecursionError(), "good": status}
+
+    def ask(context: c.Context) -> dict[str, Any]:
+        if isinstance(answer := answers[context.name], Exception):
+            raise answer
+        return c._row(context, c.OK, None, answer)
+
+    rows = c.ask_all([c.Context(name, "unix:/x") for name in answers], ask, 9)
+    assert rows["bad"]["reachable"] == c.OLD
+    assert rows["good"]["did"] == "A" * 80
+    assert (rows["good"]["version"], rows["good"]["attention"]) == ("\\u009b31m", ["['a']"])
 
 
 def test_a_daemon_that_is_gone_has_the_time_of_its_last_answer(user: User) -> None:
