@@ -3,6 +3,7 @@
 Loaded by `dial` for such a daemon alone.  ssh asks nothing (BatchMode): keys come from an agent or a file.
 """
 
+import atexit
 import os
 import socket
 import subprocess
@@ -22,6 +23,9 @@ class SshSocket(socket.socket):
     def __init__(self, ours: socket.socket, where: Where, process: "subprocess.Popen[bytes]") -> None:
         super().__init__(fileno=ours.detach())
         self._where, self._process, self._heard = where, process, False
+        atexit.register(
+            process.kill
+        )  # who waits for a daemon that hangs is not waited for: nobody closes its connection
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Return what arrived; raise ClientError "daemon-down" with the reason of ssh if nothing ever came."""
@@ -55,6 +59,7 @@ class SshSocket(socket.socket):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        atexit.unregister(self._process.kill)
 
     def _failed(self) -> ClientError:
         assert self._process.stderr is not None

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from spl.client.dial import Where, dial
 from spl.client.errors import ClientError
 from spl.client.ssh import SshSocket
 from tests.cli.conftest import Daemon, serve
+from tests.waiting import eventually
 
 SSH = """#!{python}
 import socket, sys, threading
@@ -99,6 +101,22 @@ def test_the_reason_does_not_wait_for_what_ssh_started(tmp_path: Path, monkeypat
     thread.join()
     assert answered
     assert "Connection refused" in found[0].message
+
+
+def test_who_leaves_without_closing_leaves_no_ssh(tmp_path: Path) -> None:
+    """As `status --all` does with the thread of a daemon that hangs."""
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "ssh").chmod(0o755)
+    code = (
+        "from spl.client.dial import Where; from spl.client.ssh import connect;"
+        "c = connect(Where('x', host='h', port=1, authority='h', ssh='h'), 9.0); print(c._process.pid)"
+    )
+    words = [sys.executable, "-c", code]
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    said = subprocess.run(words, env=env, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    pid = int(said)
+    state = Path(f"/proc/{pid}/stat")
+    eventually(lambda: not state.exists() or state.read_text().split()[2] == "Z", "the end of ssh")
 
 
 def test_without_ssh_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
