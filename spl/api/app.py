@@ -105,7 +105,7 @@ class Api:
 
     def _with_cookie(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         identity = self.services.vault.identity
-        return with_cookie(headers, cookie_of(identity.did if identity else ""))
+        return with_cookie(headers, cookie_of(identity.did if identity else ""), self.services.auth.is_live)
 
     def _check_browser(self, method: str, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")

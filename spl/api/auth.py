@@ -26,6 +26,7 @@ from ..net.routes import Request
 KNOWN_MAX: Final = 256
 """Bearer texts whose tokens are cached while no token changes; hashing one takes 5 us of each request."""
 
+_COOKIES_MAX: Final = 8
 IDLE_MS: Final = 3_600_000
 """After this the proofs of a pair that sends none are forgotten; clocks step back by less."""
 ANYONE: Final = "anyone"
@@ -164,6 +165,13 @@ class Auth:
         if not text:
             raise AuthError("auth-required")
         self._token(text)
+
+    def is_live(self, text: str) -> bool:
+        """Return whether a bearer text is that of a live token."""
+        try:
+            return bool(self._token(text))
+        except AuthError:
+            return False
 
     def require(self, principal: Principal, scope: str, *others: str) -> None:
         """Raise unless the principal holds the scope or one of the others.
@@ -325,15 +333,18 @@ def cookie_of(did: str) -> str:
     return f"spl-page-{bearer.hash_of(did)[:8]}"
 
 
-def with_cookie(headers: Mapping[str, str], name: str) -> Mapping[str, str]:
-    """Return the headers with the bearer that the cookie holds, unless they bring one."""
+def with_cookie(headers: Mapping[str, str], name: str, is_live: Callable[[str], bool]) -> Mapping[str, str]:
+    """Return the headers with the bearer that the cookie holds, unless they bring one.
+
+    Whatever else the host serves may set a cookie of the same name for a longer path, which is then sent first.
+    """
     if "cookie" not in headers or "authorization" in headers or "x-api-key" in headers:
         return headers
-    for piece in headers["cookie"].split(";"):
-        key, _, value = piece.strip().partition("=")
-        if key == name and value:
-            return {**headers, "authorization": f"Bearer {value}"}
-    return headers
+    pieces = (piece.strip().partition("=") for piece in headers["cookie"].split(";"))
+    values = [value for key, _, value in pieces if key == name and value][:_COOKIES_MAX]
+    if not values:
+        return headers
+    return {**headers, "authorization": f"Bearer {next(filter(is_live, values), values[0])}"}
 
 
 def _bearer_of(headers: Mapping[str, str]) -> str:

@@ -54,6 +54,14 @@ async def test_a_link_opens_a_session_once(served: Served) -> None:
     assert not re.findall(rb'(?:src|href|action|content)="[^"]*://', page.body)
 
 
+async def test_a_foreign_cookie_of_the_same_name_hides_no_session(served: Served) -> None:
+    cookie = await opened(served)
+    name = cookie.partition("=")[0]
+    assert (await visit(served, f"{name}=x; {name}=; {name}=y; {cookie}")).status == 200
+    assert (await visit(served, f"{name}=x; " * 8 + cookie)).status == 401
+    assert (await visit(served, f"{name}=x; a=b")).status == 401
+
+
 async def test_a_link_ends_after_a_minute_and_there_are_few(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [await link(served) for _ in range(ui.CODES_MAX + 1)]
     assert (await served.fetch("GET", paths[0], token="")).status == 401
