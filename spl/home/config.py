@@ -25,7 +25,7 @@ PRIVATE_ONLY: Final = "private"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LIMITS_RAISED_MAX: Final = {"intake_day_bytes": 2**60}
 """The limits that may be raised over their default, and how far."""
-_SAYS: Final = re.compile(r"^[ \t]*[^#\s]|[^\t\n\r -\x7e\x80-\U0010ffff]", re.MULTILINE)
+_SAYS: Final = re.compile(r"^[ \t]*[^# \t\r\n]|\r(?!\n)|[^\t\n\r -\x7e\x80-\U0010ffff]", re.MULTILINE)
 """A line that is more than a comment, or has what no comment may have."""
 _HEAD: Final = re.compile(r"\s*\[([^\]]+)\]")
 RESTART: Final = ("host", "port", "public_url", "federation.poll_interval", "tls.listen", "tls.ca_file")

@@ -209,3 +209,14 @@ def test_limits_that_the_file_sets_are_shown() -> None:
     rows = {row["key"]: row for row in load("[limits]\nbody_bytes = 1000\n", {}, {}).rows()}
     assert rows["limits.body_bytes"] == {"key": "limits.body_bytes", "value": 1000, "source": "config.toml"}
     assert {key for key in rows if str(key).startswith("limits.")} == {"limits.body_bytes"}
+
+
+@pytest.mark.parametrize("text", ['# x\rhost = "0.0.0.0"\r', '# x\n\u00a0[auth]\n\u00a0required = false\n',
+                                  '\u3000host = "1.2.3.4"\n', "# x\r", "\x0bport = 1\n"])  # fmt: skip
+def test_what_only_looks_like_blank_or_a_new_line_is_no_comment(text: str) -> None:
+    with pytest.raises(ConfigError):
+        load(text, {}, {})
+
+
+def test_comments_with_the_line_ends_of_other_systems_say_nothing() -> None:
+    assert load("# a\r\n\r\n \t# b\r\n", {}, {}) == load("", {}, {})
