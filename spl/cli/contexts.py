@@ -75,7 +75,10 @@ class Context:
             return ""
         try:
             with open(_regular(self.token_file), encoding="ascii") as file:
-                return file.read(_TOKEN_BYTES).strip()
+                text = file.read(_TOKEN_BYTES).strip()
+            if not text.startswith("spl_"):  # any other secret stays here
+                raise OSError(0, "not the text of a token")
+            return text
         except (OSError, UnicodeDecodeError) as exc:
             reason = getattr(exc, "strerror", None) or "not the text of a token"
             hint = f"spl token mint on its machine, its output into {self.token_file}"
@@ -111,6 +114,15 @@ def read(env: Mapping[str, str]) -> Contexts:
     path = path_of_contexts(env)
     try:
         with open(_regular(path), "rb") as file:
+            for each, found in (
+                (path, os.fstat(file.fileno())),
+                (os.path.dirname(path), os.stat(os.path.dirname(path))),
+            ):
+                if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                    text = f"{path}: others than you can change {each}, and so where your tokens go"
+                    raise SplError(
+                        "config-invalid", text, hint=f"look at it, then: chmod go-w {each}; chown $USER {each}"
+                    )
             form = json.loads(file.read(_BYTES_MAX + 1))
         rows = {name: Context(name, **row) for name, row in form["contexts"].items()}
         texts = [text for row in rows.values() for text in asdict(row).values()]

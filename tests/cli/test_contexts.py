@@ -134,11 +134,30 @@ def test_a_context_that_is_not_there_or_lost_its_token_says_so(user: User, tmp_p
                                   '{"selected": "", "contexts": {"a": {"x": ""}}}', "[" * 100_000,
                                   '{"selected": "", "contexts": {"a": null}}', "\xff"])  # fmt: skip
 def test_a_damaged_file_is_named_and_stops_what_would_use_it(user: User, text: str) -> None:
-    user.file.parent.mkdir(parents=True)
+    user.file.parent.mkdir(0o700, parents=True)
+    user.file.touch(0o600)
     user.file.write_bytes(text.encode("latin-1"))
     for argv in (("context", "ls"), ("status",), ("status", "--all")):
         assert str(user.file) in user.run(*argv, code=78).err
     user.run("status", SYNCROPEL_HOME="/nowhere", code=5)  # this one does not
+
+
+def test_what_others_could_write_is_not_believed(user: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user.add("hub", "https://hub.example")
+    for path, mode in ((user.file, 0o600), (user.file.parent, 0o700)):
+        path.chmod(mode | 0o020)
+        assert f"chmod go-w {path}" in user.run("context", "ls", code=78).err
+        path.chmod(mode)
+    user.run("context", "ls")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    user.run("context", "ls", code=78)
+
+
+def test_no_other_secret_goes_as_a_token(user: User, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("pypi-AgEIcHlwaS5vcmcCJDU\n")
+    refused = user.run("context", "add", "x", "--url", "https://h", "--token-file", str(secret), code=4)
+    assert "not the text of a token" in refused.err
 
 
 def test_every_context_has_a_row(user: User, hub: tuple[Daemon, str]) -> None:
