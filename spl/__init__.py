@@ -2,7 +2,7 @@
 
 The map.  A folder is an import permission: each may import what stands left of it, never what stands right.
 
-    core   net | home   sync   engine   pairing   doctor   ui   api | client   process | systemd   daemon   cli
+    core  net | home | program  sync  engine  pairing  doctor  ui  api | client  process | systemd  daemon  cli
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
@@ -102,7 +102,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         contexts                          daemons elsewhere, by name; all of them at once
         demo soak soak_plan soak_driver soak_daemons temporary
 
-`daemon.py` builds everything in this order; `process.py` is about its process, `systemd.py` about who started it.
+`daemon.py` builds everything in this order; `process.py` is about its process, `systemd.py` about who started it,
+`program.py` imports what a running daemon needs seldom.
 
 The way of a record from `POST /v1/records` to the peer's disk, and the files it passes:
 

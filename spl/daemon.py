@@ -31,8 +31,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from . import program
 from .api.app import RESOURCES, Api
 from .api.auth import Auth
 from .api.searches import Searches
@@ -75,6 +76,7 @@ from .systemd import ManagedService, Manager
 
 if TYPE_CHECKING:
     from .doctor.examine import Doctor
+    from .home.restore import Restorer
 
 log = logging.getLogger("spl.daemon")
 
@@ -430,7 +432,7 @@ def services_of(
         now_ms=now_ms, random_bytes=random_bytes, started_ms=started_ms, url=url,
         home=home.path, settings=settings, limits=limits, disk=home.disk, vault=home.vault, store=home.store,
         writer=home.writer, policy=policy, states=ThreadStates(home.store),
-        make_restorer=lambda: _load("home.restore").Restorer(home.writer, home.path, home.disk, limits, now_ms=now_ms),
+        make_restorer=partial(_restorer, home, now_ms),
         ingest=ingest, feed=feed, sync=sync, push=push, reconcile=reconcile, fingerprints=fingerprints,
         anti_entropy=anti_entropy,
         engines=Engines(feed, sync, home.vault, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
@@ -442,21 +444,25 @@ def services_of(
     )  # fmt: skip
 
 
+def _restorer(home: Home, now_ms: Callable[[], int]) -> "Restorer":
+    made: Restorer = program.load("home.restore").Restorer(
+        home.writer, home.path, home.disk, home.config.limits, now_ms=now_ms
+    )
+    return made
+
+
 def _doctor(
     home: Home, settings: Settings, client: HttpClient, tls: Verifying, pairing: Pairing, sync: Sync, feed: Feed,
     health: HealthSampler, now_ms: Callable[[], int], started_ms: int,
 ) -> "Doctor":  # fmt: skip
     limits = home.config.limits
-    probe = _load("net.probe").Prober(None, tls, limits.check_s)
-    peer = _load("doctor.peer_check").PeerCheck(client, probe, pairing, home.vault, limits, now_ms=now_ms)
-    doctor: Doctor = _load("doctor.examine").Doctor(home, settings, pairing, sync, feed, health, peer, now_ms=now_ms)
+    probe = program.load("net.probe").Prober(None, tls, limits.check_s)
+    peer = program.load("doctor.peer_check").PeerCheck(client, probe, pairing, home.vault, limits, now_ms=now_ms)
+    doctor: Doctor = program.load("doctor.examine").Doctor(
+        home, settings, pairing, sync, feed, health, peer, now_ms=now_ms
+    )
     doctor.started_ms = started_ms
     return doctor
-
-
-def _load(name: str) -> Any:
-    """Return a module of the package that an idle daemon does without; imported at the first call."""
-    return importlib.import_module(f".{name}", __package__)
 
 
 def _task_names() -> list[str]:

@@ -3,7 +3,7 @@
 
     python tools/layers.py [FOLDER]
 
-    core   net | home   sync   engine   pairing   doctor   ui   api | client   process | systemd   daemon   cli
+    core  net | home | program  sync  engine  pairing  doctor  ui  api | client  process | systemd  daemon  cli
 
 A module imports only what stands left of its own place in that line, and `net` and `home` never import each other.
 Inside a place there is no import circle.  Imports from elsewhere are the standard library, nacl and uvloop.
@@ -19,7 +19,7 @@ from typing import Final
 
 PACKAGE: Final = "spl"
 ORDER: Final = (
-    "core   net | home   sync   engine   pairing   doctor   ui   api | client   process | systemd   daemon   cli"
+    "core  net | home | program  sync  engine  pairing  doctor  ui  api | client  process | systemd  daemon  cli"
 )
 """The one list of places, bottom up; `|` joins two that stand on the same floor."""
 

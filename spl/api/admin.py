@@ -4,9 +4,9 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any, Final
 
+from .. import program
 from ..core import when
 from ..core.errors import SplError
 from ..core.identity import bearer
@@ -112,7 +112,7 @@ def _sink_findings(services: Services) -> list[dict[str, object]]:
     """Return what is wrong with the sinks; their file is imported once there is one."""
     if not services.engines.configured and not services.engines.carrying:
         return []
-    sinks: Any = import_module(".sinks", __package__)
+    sinks: Any = program.load("api.sinks")
     return list(sinks.findings(services))
 
 

@@ -4,10 +4,10 @@ Scope "anyone" needs no bearer: liveness, published documents, and the messages 
 """
 
 from collections.abc import Awaitable, Callable
-from importlib import import_module
 from operator import attrgetter
 from typing import Final
 
+from .. import program
 from ..core.errors import SplError
 from ..core.identity.manifest import PAIR_PATH
 from ..core.limits import KIB, MIB
@@ -58,13 +58,10 @@ class Late:
         return answer
 
     def handler(self) -> Callable[..., Response | Awaitable[Response]]:
-        """Return the function; imports its file, or raises SplError "overloaded" if no descriptor is free for that."""
+        """Return the function; imports its file.  Raises what `program.load` raises."""
         if self._found is None:
             module, _, rest = self._path.partition(".")
-            try:
-                self._found = attrgetter(rest)(import_module(f".{module}", __package__))
-            except OSError as exc:
-                raise SplError("overloaded", "the daemon cannot open another file for now") from exc
+            self._found = attrgetter(rest)(program.load(f"api.{module}"))
         assert self._found is not None
         return self._found
 
@@ -237,5 +234,5 @@ ROUTES: Final = (
 
 def refusal(error: SplError) -> Response:
     """Return a refusal as a page, for a client that accepts HTML."""
-    found: Response = import_module(".ui", __package__).refusal(error)
+    found: Response = program.load("api.ui").refusal(error)
     return found

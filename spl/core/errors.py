@@ -65,6 +65,7 @@ CODES: Final[dict[str, Code]] = {
     "origin-refused": Code(403, 4, "A browser page of a foreign origin may not write here.", "call the API from a program"),
     "rate-limited": Code(429, 9, "Too many requests in a short time.", "wait for the Retry-After seconds"),
     "too-many-connections": Code(503, 9, "The daemon has reached its connection limit.", "retry shortly"),
+    "program-replaced": Code(503, 12, "The files of the program were replaced or moved while the daemon runs.", "restart the daemon: stop it, then spl serve"),
     "overloaded": Code(503, 9, "The daemon's write queue is full.", "retry shortly"),
     "shutting-down": Code(503, 9, "The daemon is stopping.", "retry when it is back"),
     "internal": Code(500, 1, "The daemon has a defect; the log has the details.", "spl logs"),

@@ -4,10 +4,10 @@ A daemon without any pays two waiters: for changes of consent and of pairs.
 """
 
 import asyncio
-import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from .. import program
 from ..core import consent
 from ..core.pair.state import ENGINE
 from ..home.disk import Disk
@@ -46,7 +46,7 @@ class Engines:
     def sinks(self) -> "SinkService":
         """The service of the sinks, made when it is first asked for."""
         if self._service is None:
-            made: SinkService = importlib.import_module(f"{__package__}.service").SinkService(
+            made: SinkService = program.load("engine.service").SinkService(
                 self._feed, self._vault, self._disk, self._tls, now_ms=self._now_ms, random_bytes=self._random_bytes
             )
             self._service = made
@@ -61,7 +61,7 @@ class Engines:
     def carriers(self) -> "CarrierService":
         """The service of the carriers, made when it is first asked for."""
         if self._carriers is None:
-            made: CarrierService = importlib.import_module(f"{__package__}.carriers").CarrierService(
+            made: CarrierService = program.load("engine.carriers").CarrierService(
                 self._sync, self._feed.notifier, self._disk, self._tls, now_ms=self._now_ms,
                 random_bytes=self._random_bytes,
             )  # fmt: skip
@@ -70,7 +70,7 @@ class Engines:
 
     async def check_carrier(self, fields: Mapping[str, str]) -> None:
         """Raise unless these members {url, creds, ca} are those of a carrier that can be used."""
-        await self.carriers.check(importlib.import_module(f"{__package__}.carrier").Carrier(**fields))
+        await self.carriers.check(program.load("engine.carrier").Carrier(**fields))
 
     def readers(self, pair_id: str) -> list[dict[str, str]]:
         """Return {sink, url, reader} of each server that may have a user for the pair; its operator removes it."""

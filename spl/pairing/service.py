@@ -459,8 +459,8 @@ class Pairing:
                 self._tell_everybody()
             for pair_id, effects in await self.stepper.do(self._take_due):
                 self.stepper.follow(pair_id, effects)
-        except SplError as exc:
-            self._lines.warning("pairing.housekeeping_failed", "", exc.code, msg=exc.message)
+        except (SplError, OSError) as exc:
+            self._lines.warning("pairing.housekeeping_failed", "", getattr(exc, "code", "overloaded"), msg=str(exc))
         if self.pairs.steady_ms() >= self._asked_paused_ms + ASK_PAUSED_S * 1000:
             self._asked_paused_ms = self.pairs.steady_ms()
             self._ask_paused()

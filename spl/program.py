@@ -1,0 +1,50 @@
+"""Files of the program that a running daemon imports when it first needs them.
+
+An upgrade replaces the files under a daemon that runs.  What it imports after that would be another version beside the
+one in memory, or not there at all; so nothing more is imported, and whoever asks is told to restart it.
+"""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from .core.errors import SplError
+
+PACKAGE: Final = str(__package__)
+
+
+def _mark(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is replaced; of the archive, if the program runs from one."""
+    for place in (path, *path.parents):
+        try:
+            found = os.stat(place)
+        except NotADirectoryError:
+            continue
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
+
+
+_FILE: Final = Path(str(sys.modules[PACKAGE].__file__))
+_BEGAN: Final = _mark(_FILE)
+
+
+def load(name: str) -> ModuleType:
+    """Return a module of the package by its name in it, such as "doctor.examine"; imported at the first call.
+
+    Raises SplError "program-replaced" if the files are not those that this process began with, "overloaded" if no
+    descriptor is free for now.
+    """
+    whole = f"{PACKAGE}.{name}"
+    if (known := sys.modules.get(whole)) is not None:
+        return known
+    if _BEGAN is not None and _mark(_FILE) != _BEGAN:
+        raise SplError("program-replaced")
+    try:
+        return import_module(whole)
+    except OSError as exc:
+        raise SplError("overloaded", "the daemon cannot open another file for now") from exc
