@@ -133,6 +133,7 @@ class CarrierRun:
     async def run(self) -> None:
         """Read; failures back off."""
         backoff = Backoff(self.parts.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S)
+        self.parts.sync.puller.doubted[self.pair_id] = self._doubt
         try:
             while self._pair() is not None:
                 try:
@@ -141,6 +142,7 @@ class CarrierRun:
                     await asyncio.sleep(self._failed(exc, backoff))
         finally:
             self.parts.sync.puller.received.pop(self.pair_id, None)
+            self.parts.sync.puller.doubted.pop(self.pair_id, None)
 
     def _pair(self) -> Pair | None:
         pair = self.parts.ingest.writer.views.pairs.get(self.pair_id)
@@ -285,6 +287,12 @@ class CarrierRun:
         if self.state.gap_since_s is None:
             self.state.gap_since_s = asyncio.get_running_loop().time()
         self._news.set()
+
+    def _doubt(self) -> None:
+        """Record that the peer counts more records up to what we told it than we have of them."""
+        for ns in self._places:
+            self._break(ns)
+        self._tell()
 
     def _tell(self) -> None:
         """Have the peer told, with the next sign of life, of the last record of each namespace that is proven."""

@@ -13,7 +13,7 @@ that knows no names refuses the question, and the pull fails as before.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -26,6 +26,7 @@ from ..core.presence import ANSWER_S
 from ..core.record import page
 from ..core.record.page import Page
 from ..core.value import dataclass, field
+from ..home.tables.lists import projections_of, received, received_vouched, vouched
 from .ingest import Ingest, Taken
 from .ledger import TRIES_MAX
 from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_refused_size, is_too_much
@@ -120,6 +121,8 @@ class Puller:
         self.ingest = ingest
         self.received: dict[str, Mapping[str, str]] = {}
         """Pair -> the peer's namespace -> the last record of it that came by an engine, all before it being held."""
+        self.doubted: dict[str, Callable[[], None]] = {}
+        """Pair -> who is told that what came by the engine is less than the peer counts up to there."""
         self._peers, self._limits = ingest.peers, ingest.limits
 
     async def run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
@@ -298,15 +301,29 @@ class Puller:
         Raises SyncError or ReachError if it does not answer.
         """
         told: dict[str, object] = {"cursor": (since := self.ingest.since(pair)), "peer_view": view}
-        if received := self.received.get(pair.pair_id):
-            told["received"] = received
+        if arrived := self.received.get(pair.pair_id):
+            told["received"] = arrived
         reply = await self._peers.ask(pair, "POST", ACK, json.dumps(told).encode(), timeout_s=ANSWER_S)
         found = _view_in(reply.body)
-        if received and (cursor := page.cursor_in(reply.body)) not in ("", since):
+        if arrived and (cursor := page.cursor_in(reply.body)) not in ("", since):
+            if found.get("acked", 0) > _held(self.ingest, pair) and (doubted := self.doubted.get(pair.pair_id)):
+                doubted()  # the engine's word on what comes before a record is signed by nobody
+                return found
             # The place in the peer's feed that what came by the engine leads to, so a pull goes on from there.
             reached = Page([], [], cursor, False, {**found, "clock": found.get("acked", 0)}, 0)
             await self.ingest.take(pair, reached, moves=True, base=since)
         return found
+
+
+def _held(ingest: Ingest, pair: Pair) -> int:
+    """Return how many records we have of what the peer offers; fewer if other pairs brought what it relays."""
+    index, peer = ingest.writer.store.index, pair.peer_did
+    total = ingest.writer.views.refused.get(pair.pair_id, 0) + index.count(projections_of(pair.pair_id))
+    for ns in {each.ns for each in ingest.inbound(pair).values()}:
+        total += index.tally(vouched(ns, peer))
+        for each in filter(None, (pair.pair_id, pair.inherits)):
+            total += index.tally(received(ns, each)) - index.tally(received_vouched(ns, each, peer))
+    return total
 
 
 def _view_in(body: bytes) -> dict[str, Any]:

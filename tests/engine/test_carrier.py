@@ -14,6 +14,7 @@ from spl.core.pair.state import ENGINE
 from spl.engine import carrier as carriers
 from spl.engine import jetstream, subjects
 from spl.engine.carriers import CarrierService
+from spl.engine.jetstream_target import PREVIOUS
 from spl.engine.protocol import Delivery, head_of, published
 from spl.engine.service import SinkService
 from tests.engine.servers import NatsServer, caught_up, serving
@@ -209,3 +210,24 @@ def test_a_message_counts_with_its_head_and_any_head_is_passed_over(head: bytes)
     body = b'{"id":"%s"}' % (b"a" * 64)
     run._add(found, Delivery("x", "y", head, body), "default")
     assert (found.count, found.size, gaps) == (1, len(head) + len(body), ["default"])
+
+
+async def test_records_that_the_engine_hides_are_pulled_once_the_peer_counts_them(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    async with two(tmp_path, server) as (hub, spoke, pair_id, sinks), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        last = hub.emit("second")
+        await equal(hub, spoke)
+        await sinks.act("fan", "pause")
+        hub.emit("hidden")
+        shown, store = hub.emit("shown"), hub.home.writer.store
+        raw = store.payload(store.index.find(shown.id, "default"))
+        subject = subjects.subject_of(hub.did, "default", "th", "shard")
+        async with server.client() as nats:
+            await nats.send([published(subject, f"{nats.inbox}.x", head_of({PREVIOUS: last.id}), raw)])
+        await until(lambda: spoke.sync.puller.received.get(pair_id, {}).get("default") == shown.id)
+        await spoke.sync.puller.ask_life(spoke.home.views.pairs[pair_id], {})
+        await equal(hub, spoke)
+        await closed(service, spoke, pair_id)
