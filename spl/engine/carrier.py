@@ -107,7 +107,6 @@ class _Arrived:
 
     values: list[object] = field(default_factory=list)
     ns: list[str] = field(default_factory=list)
-    withheld: dict[str, str] = field(default_factory=dict)
     ends: dict[str, Delivery] = field(default_factory=dict)
     count: int = 0
     size: int = 0
@@ -259,7 +258,7 @@ class CarrierRun:
             self._break(ns)
         self._places[ns] = str(id_)
         if POINTER in headers:
-            found.withheld[str(id_)] = ns
+            self._break(ns)  # the peer's pages have it, if there is one: nobody signed that name
             return
         found.values.append(value)
         found.ns.append(ns)
@@ -271,7 +270,7 @@ class CarrierRun:
             SavedPosition(self._place_name(ns), "" if ns in self._broken else self._places[ns], state.received)
             for ns in found.ends
         ]
-        judged = await ingest.judge(pair, Page(found.values, list(found.ns), "", False, {}, found.size, found.withheld))
+        judged = await ingest.judge(pair, Page(found.values, list(found.ns), "", False, {}, found.size))
         taken = await ingest.keep(pair, judged, moves=False, beside=places)
         state.received, state.fresh = state.received + found.count, state.fresh + taken.fresh
         state.confirmed_ms = self.parts.now_ms()
