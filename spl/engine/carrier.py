@@ -16,7 +16,8 @@ repeats records, which are known, and passes over none.  One ack counts for all 
 
 What the engine does not carry (projections, namespaces beyond NAMESPACES_MAX or that the sink does not have) is pulled
 when the peer's own count shows that it is missing.  A forged message can at worst delay records: its word on what
-comes before it may be false, and then the comparison of both sides finds what is missing.
+comes before it may be false, and then the peer counts more up to there than is held, or the comparison of both sides
+finds what is missing.  What is too large for the engine is only named there: that is a gap as well.
 """
 
 import asyncio
