@@ -87,7 +87,11 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
 
 def show(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/federation/pairs/{ref}: one pair in full; ref is an id, a unique prefix, or the peer's DID."""
-    return json_response(detail(services, services.pairing.pairs.resolve(request.params["ref"])))
+    value = detail(services, services.pairing.pairs.resolve(request.params["ref"]))
+    carrier = value.get("carrier")
+    if isinstance(carrier, dict) and not is_admin(principal):  # no paths of this machine for those who watch
+        value["carrier"] = {**carrier, "creds": None, "ca": None, "error": None}
+    return json_response(value)
 
 
 async def act(request: Request, principal: Principal, services: Services) -> Response:

@@ -44,7 +44,8 @@ TREE: Final = (
     Command(
         "ui",
         "Opens the daemon's page: every pair with both sides, lags, findings with their fix, what is shared.\n"
-        "The page only reads. A link works once, within a minute; a session lasts a week, or until --end.",
+        "The page only reads. A link works once, within a minute; a session lasts a week, or until --end.\n"
+        "Other users of this machine may see the link as it opens the browser; --print gives it to the terminal only.",
         "spl ui --print",
         _ui,
         (

@@ -138,7 +138,7 @@ class CarrierService:
             own = known and state.fault.hint != CODES[code].fix
             hint = state.fault.hint if own else _STEPS.get(code, state.fault.hint)
             since_s = now_s - (state.failing_since_s or now_s)
-            found.append(SinkFault(pair_id, code, state.fault.message, hint.format(pair=pair_id), since_s))
+            found.append(SinkFault(pair_id, code, state.fault.message, hint.replace("{pair}", pair_id), since_s))
         if state.gap_since_s is not None:
             hint = CODES[GAP].fix.replace("PAIR_ID", pair_id)
             found.append(SinkFault(pair_id, GAP, CODES[GAP].meaning, hint, now_s - state.gap_since_s))
