@@ -439,7 +439,8 @@ def services_of(
         pairing=pairing, health=health,
         make_doctor=partial(_doctor, home, settings, client, tls, pairing, sync, feed, health, now_ms, started_ms),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
-        auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure), searches=Searches(),
+        auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure, on_refused=reaches.arrived),
+        searches=Searches(),
         faults=ServiceFaults(now_ms),
     )  # fmt: skip
 

@@ -128,9 +128,11 @@ class Auth:
         now_ms: Callable[[], int],
         *,
         insecure: bool = False,
+        on_refused: Callable[[str], None] = lambda pair_id: None,
     ) -> None:
+        """`on_refused` is called with the pair of a request by a token of a pair that is refused."""
         self._writer, self._vault, self._limits, self._now_ms = writer, vault, limits, now_ms
-        self._insecure, self._settings = insecure, settings
+        self._insecure, self._settings, self._on_refused = insecure, settings, on_refused
         self._floor_ms = now_ms() + bearer.PROOF_AHEAD_MS
         self._proofs: dict[str, _Proofs] = {}
         self._swept_ms = now_ms()
@@ -187,6 +189,8 @@ class Auth:
             raise AuthError("auth-required")
         if bearer.holds(principal.scopes, scope) or any(bearer.holds(principal.scopes, each) for each in others):
             return
+        if principal.pair_id:
+            self._on_refused(principal.pair_id)
         needs = " or ".join((scope, *others))
         if principal.namespaces and scope in bearer.UNBOUND:
             text = f"this needs the scope {needs}, which a token bound to namespaces does not hold"
@@ -206,7 +210,11 @@ class Auth:
         """Return who holds the bearer; raise "auth-invalid"."""
         token = self._token(text)
         if token.pair_id or token.peer_did:
-            return self._peer(request, body, text, token)
+            try:
+                return self._peer(request, body, text, token)
+            except SplError:
+                self._on_refused(token.pair_id)
+                raise
         found = self._holders.get((text, request.address))
         if found is not None and found[0] is token:
             return found[1]
@@ -232,6 +240,7 @@ class Auth:
                 known.clear()
             known[text] = token
         if token.expired(self._now_ms()):
+            self._on_refused(token.pair_id)
             raise AuthError("auth-invalid", f"the bearer token {token.token_id} is expired", reason="token-expired")
         return token
 
@@ -245,6 +254,7 @@ class Auth:
         if token is None or not same(token.hash, wanted):
             raise AuthError("auth-invalid", "the bearer token is unknown here", reason="token-unknown")
         if token.revoked:
+            self._on_refused(token.pair_id)
             raise AuthError("auth-invalid", f"the bearer token {token.token_id} is revoked", reason="token-revoked")
         return token
 

@@ -126,7 +126,7 @@ class _Aim:
     def reached(self, row: Shown) -> bool:
         """Return whether both sides hold what the other one held when the command began; raise "pair-revoked"."""
         if row["state"] == "revoked":
-            raise SplError("pair-revoked", f"{row['pair_id']} was revoked while it was waited for")
+            raise SplError("pair-revoked", f"{row['pair_id']} is revoked")
         self._again.set()
         return self._is_confirmed(row) and (self.read.is_set() or self._is_read(row))
 

@@ -51,6 +51,8 @@ class Presence:
     """Since when this process waits for the peer; anew after it did not run itself."""
     contact_s: float | None = None
     """When the peer last asked us, authenticated."""
+    refused_s: float | None = None
+    """When we last refused a request by its token: no contact, but the way to us is open."""
     answered_s: float | None = None
     """When it last answered a request, or sent an event of a stream of ours."""
     lost_s: float | None = None
@@ -104,7 +106,7 @@ class Presence:
             code = self.unreached(served=served) if self.is_fresh(now_s) else ""
             return OneWay(TO_PEER, self.unanswered_s(now_s), code) if code else None
         code, asks_s = str(view.get("unreached", "")), view.get("asks_ms", 0) / 1000
-        unasked_s = _passed_s(now_s, self.waited_s, self.contact_s)
+        unasked_s = _passed_s(now_s, self.waited_s, self.contact_s, self.refused_s)
         # A peer that was out of reach for a moment asks at once when it hears us.
         late_s = asks_s + ANSWER_S / 2 if code else 2 * asks_s + ANSWER_S / 2 if asks_s and not pushed else inf
         if reads or unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S:

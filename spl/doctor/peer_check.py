@@ -182,7 +182,9 @@ class PeerCheck:
     async def _ask_endpoint(self, pair: Pair) -> _Seen:
         """GET the pair endpoint: 405 shows that a handshake could be posted there without a bearer."""
         reply = await self._get(pair.peer.pair_endpoint, self.pairing.peers.dial(pair))
-        if reply.status == 429 or reply.status >= 500 or not (reply.status in SERVED or is_ours(reply.body)):
+        is_page = reply.status == 200 and not _object(reply.body)
+        is_served = (reply.status in SERVED and not is_page) or is_ours(reply.body)
+        if reply.status == 429 or reply.status >= 500 or not is_served:
             return _other_status(reply, pair.peer.pair_endpoint)
         return _Seen(endpoint_status=reply.status)
 
@@ -199,7 +201,8 @@ class PeerCheck:
         except SyncError:  # we hold no token that could prove us
             return _Seen()
         value = _object(reply.body)
-        if reply.status != 200 and not (is_ours(reply.body) or reply.status == 429):
+        is_answer = bool(value) if reply.status == 200 else is_ours(reply.body) or reply.status == 429
+        if not is_answer:
             return _Seen(failure=_foreign(reply, pair.url))
         if reply.status != 200:
             return _refusal(reply.status, value, self._now_ms())

@@ -19,6 +19,7 @@ state a pair on both sides to save that handshake.
 One value for all pairs, shared by the services; used on the event loop only.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
@@ -275,6 +276,11 @@ class Reaches:
             way.processes.append(process)
         if way.returns_s and now_s > way.returns_s[-1] + CLONED_S:
             way.returns_s.clear()
+
+    def arrived(self, pair_id: str) -> None:
+        """Record that a request by a token of this pair arrived and was refused: the way to us is open."""
+        if pair_id in self._ways:
+            self._ways[pair_id].presence.refused_s = asyncio.get_running_loop().time()
 
     def cloned(self, pair_id: str) -> str:
         """Return whose identity two daemons use at once: PEER_CLONED, OUR_CLONED as the peer says, or ""."""

@@ -61,6 +61,7 @@ class World:
         self.vault = SimpleNamespace(identity=SimpleNamespace(did=OWN_DID))
         self.set_tokens(TOKENS)
         self.config, self.limits, self.insecure = config, limits, insecure
+        self.refused: list[str] = []
         self.start()
         self.now_ms = NOW_MS
         self.nonce = 0
@@ -74,6 +75,7 @@ class World:
             self.limits,
             lambda: self.now_ms,
             insecure=self.insecure,
+            on_refused=self.refused.append,
         )
 
     def set_tokens(self, tokens: Mapping[str, Token]) -> None:
@@ -182,16 +184,17 @@ def test_a_bearer_that_does_not_hold_is_refused_where_one_is_needed(headers: dic
 
 def test_a_revoked_or_expired_token_says_so() -> None:
     world = World()
-    plain = TOKENS["plain"]
     for changed, reason in (
-        (replace(plain, revoked=True), "token-revoked"),
+        (replace(plain := TOKENS["plain"], revoked=True), "token-revoked"),
         (replace(plain, expires_at_ms=NOW_MS), "token-expired"),
         (None, "token-unknown"),
     ):
         world.set_tokens({"plain": changed} if changed else {})
         assert refused("auth-invalid", world.ask, bearing("plain"), "records:read").facts["reason"] == reason
-    world.set_tokens({"plain": replace(plain, expires_at_ms=NOW_MS + 1)})
+    world.set_tokens({"plain": replace(plain, expires_at_ms=NOW_MS + 1), "pair": replace(TOKENS["pair"], revoked=True)})
     assert world.ask(bearing("plain"), "records:read")
+    refused("auth-invalid", world.auth.check_presented, bearing("pair"))
+    assert world.refused[-1] == PAIR_ID
 
 
 def test_what_is_remembered_of_a_token_ends_with_any_change_of_tokens_and_with_its_time(

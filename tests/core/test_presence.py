@@ -73,6 +73,9 @@ def test_a_peer_that_answers_and_no_longer_asks(
     assert found is None or (found.direction, found.code) == (TO_US, view.get("unreached", ""))
     # While one of its requests is being answered, a stream for example, its word on an older one does not count.
     assert presence.one_way(now_s, view, served=False, pushed=pushed, reads=True) is None
+    # Nor is the way closed by which its requests come that we refuse.
+    presence.refused_s = now_s
+    assert presence.one_way(now_s, view, served=False, pushed=pushed) is None
     # While it does not answer either, both directions are gone, which is another fact.
     assert presence.one_way(now_s + OFFLINE_S + 1, view, served=False, pushed=pushed) is None
 

@@ -195,3 +195,11 @@ async def test_a_peer_that_refuses_the_date_of_our_proof_is_asked_again_by_its_c
     async with clinic(tmp_path) as found:
         found.a.pairing.peers._ahead_ms[found.pair_id] = 60_000
         assert await found.problems() == {}
+
+
+async def test_a_page_in_the_peers_place_is_no_good_answer(tmp_path: Path) -> None:
+    """Status 200 alone shows neither an endpoint nor that the peer takes our token."""
+    async with clinic(tmp_path) as found:
+        for path in ("/v1/federation/pair", f"/v1/federation/pair/{found.pair_id}/check"):
+            found.change = answers(path, status=200, body=b"<h1>Welcome</h1>")
+            assert list(await found.problems()) == ["foreign-answer"]
