@@ -81,6 +81,7 @@ class APair:
     reason: str = ""
     sync_allowed: bool = True
     serve_allowed: bool = True
+    ended: bool = False
     state: State = field(default_factory=State)
     proposal: Typed = field(default_factory=Typed)
     initiator: bool = True

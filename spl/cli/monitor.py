@@ -129,7 +129,7 @@ def _text(row: Shown) -> str:
     waits = f"in {_lag(row['inbound'])}, out {_lag(row['outbound'])}"
     codes = ", ".join(item["code"] for item in row["findings"])
     state = f"{row['state']} ({row['state_detail']})" if row["state_detail"] else row["state"]
-    state += f", offline since {row['offline_since']}" if row.get("offline_since") else ""
+    state += f", offline, no contact since {row['offline_since']}" if row.get("offline_since") else ""
     state += f", one-way since {row['one_way']['since']}" if row.get("one_way") else ""
     return (
         f"{row['pair_id']}  {label_of(row['peer_did'])}  {state}  {row['mode']}  {waits}{f'  {codes}' if codes else ''}"

@@ -174,7 +174,7 @@ def _state(pair: Detail, out: Out) -> str:
     text = f"{text} ({why})" if why and why != pair["state"] else text
     since, way = pair.get("offline_since"), pair.get("one_way")
     if since:
-        return f"{text}; the peer is offline, last heard {out.ago(since)}"
+        return f"{text}; the peer is offline, no contact for {span(out.now_ms() - ms_of(since))}"
     if not way:
         return text
     who = "the peer's requests do not arrive here" if way["direction"] == TO_US else "our requests do not arrive there"

@@ -214,7 +214,7 @@ def _follow(shell: Shell, live: Live, deadline: _Deadline, row: Shown, aim: _Wan
 def _why(row: Shown) -> str:
     """Return what stands in the way, as far as the row tells."""
     since = row.get("offline_since")
-    parts = [f"{label_of(row['peer_did'])} is offline since {since}"] if since else []
+    parts = [f"{label_of(row['peer_did'])} is offline, no contact since {since}"] if since else []
     if row["state"] == "paused":
         parts.append(f"the pair is {row['state_detail'] or 'paused'}")
     parts += [f"{item['code']}: {item['title']}" for item in (row.get("findings") or [])[:1]]

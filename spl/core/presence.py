@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any, Final
 
+from . import canon
 from .backoff import Backoff
 from .value import dataclass
 
@@ -74,6 +75,13 @@ class Presence:
         """Record that a request did not arrive at the peer, and why."""
         self.lost_s, self.lost_code = now_s if self.lost_s is None else self.lost_s, code
         self.lost_late = self.answered_s is not None and now_s <= self.answered_s + LOST_SHOWN_S
+
+    def heard_ms(self, now_s: float, now_ms: int, before_ms: int | None) -> int | None:
+        """Return when the peer was last heard, in Unix ms; `before_ms` is what is known of it from before."""
+        heard_s = max((at_s for at_s in (self.contact_s, self.answered_s) if at_s is not None), default=None)
+        if heard_s is None and (before_ms is not None or self.waited_s is None):
+            return before_ms
+        return now_ms - int((self.silent_s(now_s) if heard_s is None else now_s - heard_s) * 1000)
 
     def is_fresh(self, now_s: float) -> bool:
         """Return whether the peer was in contact within CONTACT_FRESH_S."""
@@ -168,6 +176,48 @@ class Turns:
         if self.errors.attempt and only_asked:
             ask_s = min(ask_s, self.errors.delay_s())
         return max(ask_s - presence.unanswered_s(now_s), asked_s + ask_s - now_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a process knew last of a peer, in Unix ms; of one that was offline why, and when a request last failed."""
+
+    heard_ms: int | None = None
+    sync_ms: int | None = None
+    code: str = ""
+    failed_ms: int = 0
+
+    def silent_s(self, now_ms: int) -> float:
+        """Return for how long a peer that was offline has not been heard, 0 of any other."""
+        return (now_ms - self.heard_ms) / 1000 if self.code and self.heard_ms is not None else 0.0
+
+
+def known_text(known: Mapping[str, Known], bytes_max: int) -> str:
+    """Return the note of what is known of each peer, without the last ones that do not fit."""
+    kept, size = dict[str, object](), 2
+    for key, each in known.items():
+        item = [each.heard_ms, each.sync_ms, each.code, each.failed_ms]
+        size += len(canon.encode({key: item}))
+        if size > bytes_max:
+            break
+        kept[key] = item
+    return canon.encode(kept).decode()
+
+
+def known_in(text: str, now_ms: int) -> dict[str, Known]:
+    """Return what a note holds, without what is damaged or has a time to come.  Raises CanonError."""
+    found = canon.decode(text.encode())
+    items = found.items() if isinstance(found, dict) else ()
+    return {key: known for key, item in items if (known := _known_of(item, now_ms)) is not None}
+
+
+def _known_of(item: object, now_ms: int) -> Known | None:
+    if not isinstance(item, list) or len(item) != 4 or not isinstance(item[2], str):
+        return None
+    heard_ms, sync_ms, code, failed_ms = item
+    times = (0 if heard_ms is None else heard_ms, 0 if sync_ms is None else sync_ms, failed_ms)
+    sound = all(type(at_ms) is int and 0 <= at_ms <= now_ms for at_ms in times)
+    return Known(heard_ms, sync_ms, code, failed_ms) if sound and not (code and heard_ms is None) else None
 
 
 class OwnBeat:

@@ -6,8 +6,9 @@ name) that keeps in touch, the peer is behind a NAT: the side says `peer-pushes`
 this says `we-push`.
 
 Contact proves a NAT only if it is later than the first failure of the streak, and for CONTACT_FRESH_S: after an outage
-of seconds both sides had been in touch shortly before, and each would otherwise wait for the other to dial.  Nothing
-here outlives the process: a new one finds out again, and meanwhile a redundant push is recognised by its position.
+of seconds both sides had been in touch shortly before, and each would otherwise wait for the other to dial.  Of
+the way nothing outlives the process: a new one finds out again, and meanwhile a redundant push is recognised by its
+position.  When a peer was last heard, and why it is offline, does (`KnownPeers`).
 
 A polling pair is read every five minutes and one on demand when its operator likes; without more, a peer that is gone
 would be called active for as long.  So a side that has had no answer of the peer for ASK_S sends the smallest request
@@ -20,19 +21,28 @@ One value for all pairs, shared by the services; used on the event loop only.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from ..core import when
 from ..core.errors import SplError
+from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
-from ..core.presence import ASK_S, CONTACT_FRESH_S, OFFLINE_S, OneWay, OwnBeat, Presence
+from ..core.presence import ASK_S, CONTACT_FRESH_S, OFFLINE_S, Known, OneWay, OwnBeat, Presence, known_in, known_text
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from ..core.value import dataclass, field
+from ..home.vault import SECRET_BYTES_MAX, Vault
+from ..net.address import ReachError
 from .budget import IntakeStatus
 from .peer import AUTH_CODES, STATE_CODES, SyncError
+from .rollback import Rollbacks
+
+log = logging.getLogger("spl.federation")
+KNOWN_NAME: Final = "peers-known"
+KNOWN_EVERY_S: Final = 30.0  # the note in the vault is written once in so long at most, and at the stop
 
 UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})
 """Failures that mean only "not reachable"."""
@@ -186,6 +196,50 @@ class PairStatus:
         return when.text_of(self.next_attempt_ms) if self.next_attempt_ms is not None else None
 
 
+class KnownPeers:
+    """What was known last of the peers: one note for all of them, without those that do not fit."""
+
+    def __init__(self, vault: Vault, rollbacks: Rollbacks, now_ms: Callable[[], int]) -> None:
+        self._vault, self._rollbacks, self._saved, self._next_s = vault, rollbacks, dict[str, Known](), 0.0
+        self._saving: asyncio.Future[None] | None = None
+        try:
+            found = known_in(vault.get(KNOWN_NAME) or "{}", now_ms()).items()
+            self._saved = {key: known for key, known in found if known.code in ("", *NO_ANSWER)}
+        except SplError as exc:
+            log.warning(**event("sync.known_unreadable", code=exc.code))
+
+    def get(self, pair_id: str) -> Known:
+        """Return what was known of a pair's peer."""
+        return self._saved.get(pair_id) or Known()
+
+    def error(self, pair_id: str) -> LastError | None:
+        """Return the failure of a peer that was offline."""
+        code, at_ms = (known := self.get(pair_id)).code, known.failed_ms
+        return LastError(code, SplError(code).message, at_ms, class_of(code)) if code else None
+
+    def beat(self, now_s: float, found: Mapping[str, PairStatus]) -> None:
+        """Write the note if it calls other pairs offline than these, or holds one that is not of these any more."""
+        offline = {key for key, status in found.items() if status.offline_since_ms is not None}
+        is_changed = offline != {key for key, known in self._saved.items() if known.code}
+        is_stale = self._rollbacks.has_unsaved or is_changed or not self._saved.keys() <= found.keys()
+        if is_stale and now_s >= self._next_s and (self._saving is None or self._saving.done()):
+            self._next_s, loop = now_s + KNOWN_EVERY_S, asyncio.get_running_loop()
+            self._saving = loop.run_in_executor(None, self.save, found)
+
+    def save(self, found: Mapping[str, PairStatus]) -> None:
+        """Write what is known of these pairs, those offline first; what the disk refuses is logged.  Blocks on it."""
+        self._rollbacks.save()
+        known = dict[str, Known]()
+        for pair_id, status in sorted(found.items(), key=lambda item: item[1].offline_since_ms is None):
+            error = status.last_error if status.offline_since_ms is not None else None
+            known[pair_id] = Known(status.heard_ms, status.last_sync_ms, *((error.code, error.at_ms) if error else ()))
+        try:
+            self._vault.put(KNOWN_NAME, known_text(known, SECRET_BYTES_MAX))
+            self._saved = known
+        except SplError as exc:
+            log.warning(**event("sync.known_unsaved", code=exc.code, error=str(exc)))
+
+
 class Backlog(Protocol):
     """What waits here of one peer, and the most that did since it was last looked at."""
 
@@ -292,6 +346,11 @@ class Reaches:
     def presence(self, pair_id: str) -> Presence:
         """Return when the peer was heard; what is recorded there counts."""
         return self._way(pair_id).presence
+
+    def waits(self, pair_id: str, now_s: float, silent_s: float) -> None:
+        """Record that we wait for the peer from now on; the first time, that a process before did for `silent_s`."""
+        presence = self.presence(pair_id)
+        presence.waited_s = now_s if presence.is_known else now_s - silent_s
 
     def unreached(self, pair_id: str) -> str:
         """Return why our requests to the peer fail, for the peer; "" if they do not, or need not arrive."""
@@ -425,6 +484,12 @@ class Reaches:
 
     def _way(self, pair_id: str) -> _Way:
         return self._ways.get(pair_id) or self._ways.setdefault(pair_id, _Way())
+
+
+def error_of(exc: SplError, kind: str, now_ms: int) -> LastError:
+    """Return a failure of this class as what is shown of it."""
+    status, revoked = getattr(exc, "peer_status", 0), isinstance(exc, SyncError) and exc.revoked
+    return LastError(exc.code, exc.message, now_ms, kind, revoked, isinstance(exc, ReachError) and exc.reached, status)
 
 
 def class_of(code: str, status: int = 0) -> str:

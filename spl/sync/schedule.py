@@ -22,14 +22,13 @@ from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
 from ..core.value import dataclass, field
 from ..home.writes import Commit, Hop
-from ..net.address import ReachError
 from .budget import INTAKE_PAUSED
 from .changes import Feed
 from .follow import Flow, Follower, StreamEnd
 from .ingest import Ingest
 from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
-from .reach import LOCAL, WAY, LastError, PairStatus, class_of
+from .reach import LOCAL, WAY, KnownPeers, LastError, PairStatus, class_of, error_of
 from .scope import SHARING_THREADS
 from .supervise import Supervisor, wait
 
@@ -40,7 +39,6 @@ BACKOFF_BASE_S: Final = 1.0
 
 TICK_S: Final = 0.001
 """What is due within it is due now: a remainder of rounding would be waited for again and again."""
-
 _HOUR_S: Final = 3600.0
 _READS_ONLY: Final = frozenset({"foreign-answer", "scope-forbidden", "permission-denied"})  # a question may pass
 _ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}  # what an answer ends
@@ -48,7 +46,7 @@ _ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}  # what an answer ends
 
 @dataclass(slots=True)
 class _PairSync(Turns):
-    """What this process knows of reading from one peer; what a restart must know is in the log."""
+    """What this process knows of reading from one peer; a restart knows the log, and KnownPeers."""
 
     kick: asyncio.Event = field(default_factory=asyncio.Event)
     last_sync_ms: int | None = None
@@ -82,6 +80,7 @@ class Sync:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._states: dict[str, _PairSync] = {}
+        self._known = KnownPeers(feed.vault, feed.source.rollbacks, now_ms)
         self._tasks = Supervisor("sync", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -97,6 +96,7 @@ class Sync:
             await self._tasks.run(stop)
         finally:
             unsubscribe()
+            await asyncio.to_thread(self._known.save, self._statuses())
 
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
         """Return how many records were new since the call; joins a pull of the same kind that waits to start.
@@ -106,8 +106,7 @@ class Sync:
 
         With `thread` only that thread's records are fetched, from their beginning, and the saved position stays; it
         stays too while a stream is open, which owns it.
-        `resync` reads from the start again.
-        Raises SyncError, ReachError, PageError, WriteError and the store's errors.
+        `resync` reads from the start again.  Raises SyncError, ReachError, PageError, WriteError, the store's errors.
         """
         state = self._state(pair_id)
         before, fresh = state.running, 0
@@ -179,16 +178,15 @@ class Sync:
 
     def status(self, pair_id: str) -> PairStatus:
         """Return how far we are with reading from the peer."""
-        state, place = self._states.get(pair_id) or self._new_state(), self.writer.views.positions.get(pair_id)
+        state, place = self._state(pair_id), self.writer.views.positions.get(pair_id)
         pair = self.writer.views.pairs.get(pair_id)
         wait_s = self._wait_s(pair, state) if pair is not None and pair.sync_allowed else None
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
-        head = view.get("head")
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
         self._note_peak(state, now_ms := self._now_ms())
         last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
         presence, now_s = self._reaches.presence(pair_id), asyncio.get_running_loop().time()
-        silent_s = presence.silent_s(now_s)
+        silent_s, before_ms = presence.silent_s(now_s), max(self._known.get(pair_id).heard_ms or 0, last_ms or 0)
         return PairStatus(
             last_sync_ms=last_ms,
             last_error=state.last_error,
@@ -196,7 +194,7 @@ class Sync:
             attempt=state.errors.attempt,
             crashes=state.crashes,
             clock=clock,
-            lag_records=max(0, head - clock) if head is not None else None,
+            lag_records=max(0, head - clock) if (head := view.get("head")) is not None else None,
             queue_records=self._reaches.queue_records(pair_id),
             queue_max=state.peaks.greatest(now_ms),
             peer_view=view,
@@ -209,7 +207,7 @@ class Sync:
             unanswered_s=presence.unanswered_s(now_s),
             skew_ms=self._ingest.peers.skew_ms(pair_id),
             one_way=self._reaches.one_way(pair_id, now_s, reads=self._feed.is_read(pair_id)),
-            heard_ms=now_ms - int(silent_s * 1000) if presence.is_known else last_ms,
+            heard_ms=presence.heard_ms(now_s, now_ms, before_ms or None),
         )
 
     # -- one task a pair
@@ -237,7 +235,8 @@ class Sync:
     async def _follow(self, pair_id: str) -> None:
         state = self._state(pair_id)
         state.refusals.reset()
-        self._reaches.presence(pair_id).waited_s = asyncio.get_running_loop().time()
+        known, now_s = self._known.get(pair_id), asyncio.get_running_loop().time()
+        self._reaches.waits(pair_id, now_s, known.silent_s(self._now_ms()))
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             state.kick.clear()
             if pair.mode != state.mode:
@@ -279,13 +278,18 @@ class Sync:
 
     def beat(self, next_s: float) -> None:
         """Record that this daemon runs, and says so again in `next_s`."""
-        self._reaches.beat(asyncio.get_running_loop().time(), next_s)
+        now_s = asyncio.get_running_loop().time()
+        self._reaches.beat(now_s, next_s)
+        self._known.beat(now_s, self._statuses())
+
+    def _statuses(self) -> dict[str, PairStatus]:
+        return {pair_id: self.status(pair_id) for pair_id, pair in self.writer.views.pairs.items() if not pair.ended}
 
     def _quiet_s(self, pair: Pair, state: _PairSync) -> float:
         """Return the seconds until the peer is to be asked whether it is there."""
-        now_s, presence = asyncio.get_running_loop().time(), self._reaches.presence(pair.pair_id)
-        pushes = self._reaches.word(pair.pair_id) == PEER_PUSHES
-        return state.quiet_s(now_s, presence, pushes=pushes, only_asked=pair.mode == ON_DEMAND)
+        presence, pushes = self._reaches.presence(pair.pair_id), self._reaches.word(pair.pair_id) == PEER_PUSHES
+        now_s, only_asked = asyncio.get_running_loop().time(), pair.mode == ON_DEMAND
+        return state.quiet_s(now_s, presence, pushes=pushes, only_asked=only_asked)
 
     async def _ask_life(self, pair: Pair, state: _PairSync) -> None:
         """Ask a silent peer whether it is there; one that we cannot dial has been silent for too long to be there.
@@ -321,13 +325,13 @@ class Sync:
     def _state(self, pair_id: str) -> _PairSync:
         state = self._states.get(pair_id)
         if state is None:
-            state = self._states[pair_id] = self._new_state()
+            bounds = self._random_bytes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s
+            state = self._states[pair_id] = _PairSync(Backoff(*bounds), Backoff(*bounds))
+            state.last_sync_ms, state.last_error = self._known.get(pair_id).sync_ms, self._known.error(pair_id)
+            state.question_failed = state.last_error is not None  # an answer ends it, to a read or to a question
+            state.errors.attempt = int(state.question_failed)
             self._reaches.track(pair_id, state.progress)
         return state
-
-    def _new_state(self) -> _PairSync:
-        bounds = BACKOFF_BASE_S, self.limits.poll_backoff_max_s
-        return _PairSync(Backoff(self._random_bytes, *bounds), Backoff(self._random_bytes, *bounds))
 
     def _note_peak(self, state: _PairSync, now_ms: int) -> None:
         queue = state.progress.queue
@@ -405,22 +409,20 @@ class Sync:
                 self._note_peak(state, self._now_ms())
                 progress.queue = None
             state.attempted(asyncio.get_running_loop().time())
-        self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
         # One thread read to its end says nothing of the others.
         state.last_sync_ms = state.last_sync_ms if thread else self._now_ms()
         self._succeeded(pair_id, state, progress.view)
-        level = logging.INFO if fresh else logging.DEBUG
-        log.log(level, **event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms))
+        took = event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms)
+        log.log(logging.INFO if fresh else logging.DEBUG, **took)
         self._recover(pair, state)
         return fresh
 
     def on_event(self, pair_id: str) -> None:
         """Record that the pair's stream works: it ends the backing off."""
-        state = self._state(pair_id)
-        self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
-        self._succeeded(pair_id, state, state.progress.view)
+        self._succeeded(pair_id, state := self._state(pair_id), state.progress.view)
 
     def _succeeded(self, pair_id: str, state: _PairSync, view: Mapping[str, Any]) -> None:
+        self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
         state.errors.reset()
         state.refusals.reset()
         state.crashes, state.last_error = 0, None
@@ -460,9 +462,7 @@ class Sync:
             return
         state.errors.failed()
         state.question_failed = False
-        revoked, reached = isinstance(exc, SyncError) and exc.revoked, isinstance(exc, ReachError) and exc.reached
-        status = getattr(exc, "peer_status", 0)
-        state.last_error = LastError(exc.code, exc.message, self._now_ms(), kind, revoked, reached, status)
+        state.last_error = error_of(exc, kind, self._now_ms())
         self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=state.errors.attempt)
         recurs = state.errors.attempt >= self.limits.errors_until_degraded and pair.phase is not Phase.DEGRADED
         # Of refused credentials the latest reason counts: what heals them depends on it.

@@ -56,7 +56,7 @@ def test_caught_up_needs_what_was_offered_at_the_begin_and_one_read(spl: Run, da
         (
             a_row(offline_since="2026-11-23T05:00:00.000Z", findings=[finding()]),
             (502, error("connect", "no way")),
-            "bob is offline since 2026-11-23T05:00:00.000Z",
+            "bob is offline, no contact since 2026-11-23T05:00:00.000Z",
         ),
     ],
 )

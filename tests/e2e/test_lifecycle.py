@@ -4,6 +4,7 @@ import json
 import stat
 from pathlib import Path
 
+from spl.core.when import ms_of
 from tests.e2e.conftest import AUTO, Make
 from tests.e2e.harness import Instance, free_port
 from tests.waiting import eventually
@@ -149,6 +150,12 @@ def test_a_pause_by_either_side_is_seen_on_both(alice: Instance, bob: Instance, 
         other.run("sync", pair_id)
         assert [record["id"] for record in other.records(f"th_by_{one.name}")] == ids
     bob.kill()
+    known = alice.pair(pair_id)
+    alice.stop()
+    alice.start()
+    now = alice.pair(pair_id)
+    assert now["last_sync_at"] >= known["last_sync_at"], "a restart takes back nothing that was known"
+    assert ms_of(now["heard_at"]) >= ms_of(known["heard_at"]) - 1000
     alice.run("federation", "pause", pair_id)
     bob.start()
     eventually(lambda: bob.pairs("paused"), "bob learns it when he is back")

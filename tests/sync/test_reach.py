@@ -1,13 +1,19 @@
 """Which way a pair runs: found out from failures and contact alone, told apart from a peer that is gone."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spl.core.presence import Known, known_in, known_text
 from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
+from spl.home.disk import Disk, DiskError
+from spl.home.vault import Vault
 from spl.sync.pull import Progress, Queue
-from spl.sync.reach import CLONED_S, CONTACT_FRESH_S, OFFLINE_S, LastError, PairStatus, Reaches
+from spl.sync.reach import CLONED_S, CONTACT_FRESH_S, OFFLINE_S, KnownPeers, LastError, PairStatus, Reaches
+from spl.sync.rollback import Rollbacks
 from tests.nodes import Watched
 
 PAIR = "pair_00000001"
@@ -87,6 +93,55 @@ def test_offline_is_a_peer_that_does_not_answer_and_was_not_heard_for_a_while() 
         replace(gone, last_error=LastError("address-refused", "", 0, "CONNECT_REFUSED")),
     ):
         assert other.offline_since_ms is None
+
+
+def test_what_was_known_of_peers_outlives_the_process(tmp_path: Path) -> None:
+    """Offline peers with their error; not what is damaged or has a time to come; a full disk is no end of anything."""
+    vault = Vault(tmp_path, Disk(), random_bytes=bytes, now_ms=lambda: 0)
+    rollbacks = Rollbacks(vault)
+
+    def peers(now_ms: int) -> KnownPeers:
+        return KnownPeers(vault, rollbacks, lambda: now_ms)
+
+    error = LastError("timeout", "", 9000, "TIMEOUT")
+    gone = PairStatus(last_error=error, attempt=3, silent_s=OFFLINE_S, heard_ms=7000, last_sync_ms=6000)
+    found = {PAIR: gone, "pair_there": PairStatus(heard_ms=8000, last_sync_ms=5000)}
+    peers(9000).save(found)
+    again = peers(67_000)
+    assert again.get(PAIR) == Known(7000, 6000, "timeout", 9000)
+    assert again.get(PAIR).silent_s(67_000) == 60
+    assert (known := again.error(PAIR)) is not None
+    assert (known.code, known.kind, known.at_ms) == ("timeout", "TIMEOUT", 9000)
+    assert (again.get("pair_there"), again.error("pair_there")) == (Known(8000, 5000), None)
+    assert peers(8500).get(PAIR) == Known(), "a time to come"
+    for text in ("{", "[]", '{"pair_00000001":[1]}', f'{{"{PAIR}":[true,1,"",0]}}', f'{{"{PAIR}":[1,1,"made-up",0]}}'):
+        vault.put("peers-known", text)
+        assert peers(9000).get(PAIR) == Known(), text
+    with patch.object(vault, "put", side_effect=DiskError("home-unusable")):
+        peers(9000).save(found)
+
+
+def test_of_too_many_peers_the_first_are_noted() -> None:
+    """The note stays within what the vault reads."""
+    known = {f"pair_{at:08x}": Known(at, at) for at in range(50)}
+    text = known_text(known, 1000)
+    assert len(text) <= 1000
+    kept = known_in(text, 100)
+    assert 10 < len(kept) < 50
+    assert kept == {key: known[key] for key in list(known)[: len(kept)]}
+
+
+def test_a_process_waits_for_a_lost_peer_since_one_before_it_did() -> None:
+    """Only the first time: what this process saw itself counts."""
+    reaches = Reaches(5, int)
+    reaches.waits(PAIR, 10.0, 60.0)
+    assert reaches.presence(PAIR).silent_s(11.0) == 61.0
+    assert reaches.presence(PAIR).heard_ms(11.0, 100_000, 39_000) == 39_000
+    assert reaches.presence(PAIR).heard_ms(11.0, 100_000, None) == 39_000
+    reaches.waits(PAIR, 20.0, 60.0)
+    assert reaches.presence(PAIR).silent_s(21.0) == 1.0
+    reaches.contact(PAIR, 25.0)
+    assert reaches.presence(PAIR).heard_ms(30.0, 100_000, 39_000) == 95_000
 
 
 def test_an_answer_of_any_kind_proves_that_the_way_is_open() -> None:

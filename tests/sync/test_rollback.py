@@ -4,13 +4,16 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from spl.core.errors import SplError
+from spl.home.disk import Disk, DiskError
 from spl.home.vault import Vault
 from spl.net.address import ReachError
 from spl.net.client import Reply
+from spl.sync.rollback import OURS, Rollbacks
 from spl.sync.source import Query
 from tests.nodes import Node, join, nodes
 
@@ -167,3 +170,27 @@ async def test_a_home_made_again_from_its_key_gets_its_own_records(tmp_path: Pat
         join(alice, bob, PAIR)
         found = await alice.feed.changes(PAIR, Query())
         assert all(id_.encode() in found for id_ in sent)
+
+
+def test_a_note_that_the_disk_refuses_counts_and_is_written_later(tmp_path: Path) -> None:
+    """A reading that finds something out goes on; only the beginning of a doubt must be on disk."""
+    vault = Vault(tmp_path, Disk(), random_bytes=bytes, now_ms=lambda: 0)
+    rollbacks = Rollbacks(vault)
+    rollbacks.begin(PAIR)
+    full = DiskError("home-unusable")
+    with patch.object(vault, "put", side_effect=full), patch.object(vault, "delete", side_effect=full):
+        rollbacks.note_set_back("pair_other", OURS)
+        rollbacks.note_end(PAIR, "end")
+        assert PAIR in rollbacks
+        rollbacks.end(PAIR)
+        with pytest.raises(SplError):
+            rollbacks.begin("pair_third")
+        rollbacks.save()
+        assert rollbacks.has_unsaved
+        assert rollbacks.set_back("pair_other") == OURS
+        assert PAIR not in rollbacks
+    assert PAIR in Rollbacks(vault)
+    rollbacks.save()
+    assert not rollbacks.has_unsaved
+    assert PAIR not in Rollbacks(vault)
+    assert Rollbacks(vault).set_back("pair_other") == OURS
