@@ -44,8 +44,7 @@ log = logging.getLogger("spl.federation")
 KNOWN_NAME: Final = "peers-known"
 KNOWN_EVERY_S: Final = 30.0  # the note in the vault is written once in so long at most, and at the stop
 
-UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})
-"""Failures that mean only "not reachable"."""
+UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})  # only "not reachable"
 
 NO_ANSWER: Final = frozenset({"connect", "disconnected", "timeout", "dns", "no-route", "foreign-answer"})
 """Codes of a peer that does not answer."""
@@ -203,8 +202,8 @@ class KnownPeers:
         self._vault, self._rollbacks, self._saved, self._next_s = vault, rollbacks, dict[str, Known](), 0.0
         self._saving: asyncio.Future[None] | None = None
         try:
-            found = known_in(vault.get(KNOWN_NAME) or "{}", now_ms()).items()
-            self._saved = {key: known for key, known in found if known.code in ("", *NO_ANSWER)}
+            found = known_in(vault.get(KNOWN_NAME) or "{}", now_ms())
+            self._saved = {key: known for key, known in found.items() if known.code in ("", *NO_ANSWER)}
         except SplError as exc:
             log.warning(**event("sync.known_unreadable", code=exc.code))
 
@@ -214,7 +213,7 @@ class KnownPeers:
 
     def error(self, pair_id: str) -> LastError | None:
         """Return the failure of a peer that was offline."""
-        code, at_ms = (known := self.get(pair_id)).code, known.failed_ms
+        code, at_ms = self.get(pair_id).code, self.get(pair_id).failed_ms
         return LastError(code, SplError(code).message, at_ms, class_of(code)) if code else None
 
     def beat(self, now_s: float, found: Mapping[str, PairStatus]) -> None:
@@ -223,19 +222,20 @@ class KnownPeers:
         is_changed = offline != {key for key, known in self._saved.items() if known.code}
         is_stale = self._rollbacks.has_unsaved or is_changed or not self._saved.keys() <= found.keys()
         if is_stale and now_s >= self._next_s and (self._saving is None or self._saving.done()):
-            self._next_s, loop = now_s + KNOWN_EVERY_S, asyncio.get_running_loop()
-            self._saving = loop.run_in_executor(None, self.save, found)
+            self._next_s = now_s + KNOWN_EVERY_S
+            self._saving = asyncio.get_running_loop().run_in_executor(None, self.save, found)
 
     def save(self, found: Mapping[str, PairStatus]) -> None:
         """Write what is known of these pairs, those offline first; what the disk refuses is logged.  Blocks on it."""
         self._rollbacks.save()
         known = dict[str, Known]()
         for pair_id, status in sorted(found.items(), key=lambda item: item[1].offline_since_ms is None):
-            error = status.last_error if status.offline_since_ms is not None else None
-            known[pair_id] = Known(status.heard_ms, status.last_sync_ms, *((error.code, error.at_ms) if error else ()))
+            why = (err.code, err.at_ms) if (err := status.last_error) and status.offline_since_ms is not None else ()
+            known[pair_id] = Known(status.heard_ms, status.last_sync_ms, *why)
         try:
-            self._vault.put(KNOWN_NAME, known_text(known, SECRET_BYTES_MAX))
-            self._saved = known
+            if known != self._saved:
+                self._vault.put(KNOWN_NAME, known_text(known, SECRET_BYTES_MAX))
+                self._saved = known
         except SplError as exc:
             log.warning(**event("sync.known_unsaved", code=exc.code, error=str(exc)))
 
