@@ -25,6 +25,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         manifest message bearer           what an instance publishes; signed messages; tokens and proofs
     core/pair/  the pair machine
         pair state steps                  the fold over the records; the values; events, effects and legal steps
+        status                            what is shown of reading from one peer
         handshake aitl diff               the numbered steps and their messages; what waits for a person; two histories
     net/  bytes and sockets, never records
         heads http1 sse deflate           HTTP/1.1 and event streams without I/O

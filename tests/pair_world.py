@@ -22,6 +22,7 @@ from spl.core.identity import bearer
 from spl.core.identity.manifest import Manifest
 from spl.core.limits import Limits
 from spl.core.pair.pair import Pair, Phase
+from spl.core.pair.status import PairStatus
 from spl.core.record import namespace
 from spl.home.config import Config, Settings
 from spl.home.disk import Disk, File
@@ -39,7 +40,6 @@ from spl.pairing.service import Pace, Pairing, PairOptions
 from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.budget import IntakeBudget
 from spl.sync.peer import PeerClient
-from spl.sync.reach import PairStatus
 from spl.sync.schedule import Sync
 from tests.waiting import DEADLINE_S, until
 

@@ -11,11 +11,12 @@ from ..core.pair import handshake
 from ..core.pair import pair as pairs
 from ..core.pair.pair import Pair
 from ..core.pair.state import ENGINE, maps_to_json
+from ..core.pair.status import PairStatus
 from ..core.presence import OFFLINE_S
 from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
 from ..pairing.service import PairOptions
-from ..sync.reach import PairStatus, with_way
+from ..sync.reach import with_way
 from .answers import (
     NDJSON,
     TEXTS_MAX,

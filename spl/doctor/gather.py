@@ -18,6 +18,7 @@ from ..core.identity.did import label_of
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND, POLLING, Asked, Degraded, Requested, Waiting
+from ..core.pair.status import PairStatus
 from ..core.record.namespace import Namespace
 from ..core.record.page import PEER_PUSHES
 from ..core.value import dataclass
@@ -29,7 +30,6 @@ from ..home.log import Log
 from ..home.vault import Vault
 from ..home.writer import ListenerSummary
 from ..sync.changes import OfferedStatus
-from ..sync.reach import PairStatus
 from .conditions import MANIFEST
 from .facts import Facts, Fault, GrantGap, LockHolder, replace
 from .health import HealthSampler

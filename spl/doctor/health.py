@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..core.limits import QUEUE_RECORDS, Limits
+from ..core.pair.status import PairStatus
 from ..core.value import dataclass, field
 from ..home.writer import Writer
 from ..sync.changes import Feed, OfferedStatus
-from ..sync.reach import PairStatus
 from ..sync.schedule import Sync
 from ..sync.supervise import wait
 

@@ -5,9 +5,9 @@ from typing import Final
 
 from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
+from ..core.pair.status import PairStatus
 from ..core.value import dataclass
 from ..sync.changes import OfferedStatus
-from ..sync.reach import PairStatus
 from .catalogue import Finding
 from .gather import PairContext
 from .health import HealthSampler

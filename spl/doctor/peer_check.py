@@ -23,6 +23,7 @@ from ..core.identity import manifest
 from ..core.limits import Limits
 from ..core.pair.pair import Pair
 from ..core.pair.state import ON_DEMAND
+from ..core.pair.status import AUTH_CODES
 from ..core.record import page
 from ..core.value import dataclass, field, replace
 from ..home.vault import Vault
@@ -33,7 +34,7 @@ from ..net.heads import date_ms
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
-from ..sync.peer import AUTH_CODES, CHECK_PATH, TOKEN_REVOKED, SyncError, cut_text, foreign_text, is_ours
+from ..sync.peer import CHECK_PATH, TOKEN_REVOKED, SyncError, cut_text, foreign_text, is_ours
 from . import catalogue, conditions
 from .conditions import SERVED
 from .facts import Facts, Fault, ReverseReach

@@ -24,8 +24,8 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any, Final
 
-from ..core import when
 from ..core.errors import SplError
+from ..core.pair.status import IntakeStatus
 from ..core.value import dataclass
 from ..home.log import Line, LineError, Log
 from ..home.tables.lists import DAYS, POSITIONS, name_in
@@ -44,20 +44,6 @@ _PAGE_NAMES: Final = 500
 
 class IntakeError(SplError):
     """The pair brought in a day's bytes; code intake-paused, with `retry_after_s`."""
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeStatus:
-    """What a pair brought in within a day, what it may bring in, and the seconds until intake resumes (0: it runs)."""
-
-    day_bytes: int = 0
-    day_bytes_max: int = 0
-    wait_s: float = 0.0
-
-    def to_json(self, now_ms: int) -> dict[str, object]:
-        """Return {day_bytes, day_bytes_max, paused_until}; None while it runs."""
-        until = when.text_of(now_ms + int(self.wait_s * 1000)) if self.wait_s else None
-        return {"day_bytes": self.day_bytes, "day_bytes_max": self.day_bytes_max, "paused_until": until}
 
 
 @dataclass(slots=True)

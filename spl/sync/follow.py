@@ -22,6 +22,7 @@ from urllib.parse import urlencode
 from ..core.errors import SplError
 from ..core.limits import KIB
 from ..core.pair.pair import Pair
+from ..core.pair.status import StreamStatus
 from ..core.record import page
 from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import Page
@@ -32,7 +33,6 @@ from .changes import Feed
 from .ingest import ON_LOOP_RECORDS, Judged
 from .peer import CHANGES, STATE_CODES, SyncError, cut_text
 from .pull import Progress, Puller
-from .reach import StreamStatus
 from .supervise import run_together
 
 BATCH_RECORDS: Final = 256

@@ -19,6 +19,7 @@ from ..core.identity.did import label_of
 from ..core.identity.manifest import CHANGES_PATH, RECORDS_PATH
 from ..core.pair.aitl import Status
 from ..core.pair.pair import Pair, PairError
+from ..core.pair.status import AUTH_CODES
 from ..core.portion import Portion
 from ..core.record import page
 from ..home.config import Settings
@@ -57,7 +58,6 @@ PAIR_NOTES: Final = (COMPARE_NOTE, ROLLBACK_NOTE, SET_BACK_NOTE, WITHHELD_NOTE, 
 
 RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
-AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
 TOO_MUCH_CODES: Final = frozenset({"timeout", "disconnected"})
 TOO_LARGE_STATUS: Final = 413
 TOO_MUCH_STATUS: Final = frozenset({408, TOO_LARGE_STATUS, 502, 504})

@@ -13,7 +13,7 @@ that knows no names refuses the question, and the pull fails as before.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -25,16 +25,18 @@ from ..core.pair.pair import Pair
 from ..core.presence import ANSWER_S
 from ..core.record import page
 from ..core.record.page import Page
-from ..core.value import dataclass, field
+from ..core.value import dataclass, field, replace
 from ..home.tables.lists import projections_of, received, received_vouched, vouched
 from .ingest import Ingest, Taken
 from .ledger import TRIES_MAX
-from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, SyncError, is_refused_size, is_too_much
+from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, RESET_CODES, SyncError, is_refused_size, is_too_much
 from .reach import Backlog
 from .supervise import run_together
 
 log = logging.getLogger("spl.federation")
 
+RESETS_PER_HOUR_MAX: Final = 3
+HOUR_S: Final = 3600.0
 PAGES_MAX: Final = 10_000
 """Pages of one pull, ten million records; the next pull goes on from there."""
 EMPTY_PAGES_MAX: Final = 1000
@@ -117,13 +119,46 @@ class Queue:
 class Puller:
     """Pulls of any pair."""
 
-    def __init__(self, ingest: Ingest) -> None:
-        self.ingest = ingest
+    def __init__(self, ingest: Ingest, restart: Callable[[str], Awaitable[None]]) -> None:
+        """`restart` has a pair's peer read ours from the start."""
+        self.ingest, self._restart = ingest, restart
         self.received: dict[str, Mapping[str, str]] = {}
         """Pair -> the peer's namespace -> the last record of it that came by an engine, all before it being held."""
         self.doubted: dict[str, Callable[[], None]] = {}
         """Pair -> who is told that what came by the engine is less than the peer counts up to there."""
+        self._resets_s: dict[str, dict[str, float]] = {}
+        """Pair -> when each of its cursors was refused first within the last hour."""
         self._peers, self._limits = ingest.peers, ingest.limits
+
+    async def read(self, pair: Pair, progress: Progress, reading: Reading) -> int:
+        """Read pages to the end, then what was refused and may be sound now; return how many records were new.
+
+        If the source's log is another one, begin again, for three of these an hour; a cursor that is refused again, as
+        an answer was lost, is no further one.  Raises SplError.
+        """
+        pair_id, refused = pair.pair_id, {""}
+        while True:
+            try:
+                fresh = await self.run(pair, progress, reading)
+                break
+            except SyncError as exc:
+                if exc.code not in RESET_CODES:
+                    raise
+                now_s, resets_s = asyncio.get_running_loop().time(), self._resets_s.setdefault(pair_id, {})
+                for old in [at for at, at_s in resets_s.items() if at_s <= now_s - HOUR_S]:
+                    del resets_s[old]
+                resets_s.setdefault(progress.since, now_s)
+                if len(resets_s) > RESETS_PER_HOUR_MAX or progress.since in refused:
+                    raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
+                refused.add(progress.since)  # a peer may give the same cursor in each new beginning
+                log.warning(**event("sync.reset", pair=pair_id, code=exc.code, resets=len(resets_s)))
+                if exc.code == "cursor-reset":
+                    # The peer's log was rolled back: what it lost we may hold, so it must read ours from the start.
+                    await self._restart(pair_id)
+            reading = replace(reading, since="", resync=True)
+        if not reading.thread and self.ingest.refused.owes(pair_id, self.ingest.inbound(pair)):
+            fresh += await self.retry_refused(pair)
+        return fresh
 
     async def run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
         """Read pages until the source has no more; return how many records were new.  Raises SplError."""

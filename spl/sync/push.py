@@ -29,6 +29,7 @@ from ..core.gate import CHAIN_UNKNOWN, claimed_id
 from ..core.limits import KIB
 from ..core.pair.pair import Pair
 from ..core.pair.state import CONTINUOUS, known, refusal_code
+from ..core.pair.status import LastError
 from ..core.record import page
 from ..core.record.page import BOTH, Page, PushAnswer
 from ..core.value import dataclass, field, replace
@@ -37,7 +38,6 @@ from ..net.client import Reply
 from .changes import Feed
 from .ingest import Ingest, Taken
 from .peer import OUT, RECORDS, RESET_CODES, SyncError, cut_text, is_refused_size, is_too_much
-from .reach import LastError
 from .scope import SHARING_THREADS
 from .source import Query
 from .supervise import Supervisor, wait

@@ -23,21 +23,20 @@ One value for all pairs, shared by the services; used on the event loop only.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final, Protocol
 
-from ..core import when
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
-from ..core.presence import ASK_S, CONTACT_FRESH_S, OFFLINE_S, Known, OneWay, OwnBeat, Presence, known_in, known_text
+from ..core.pair.status import NO_ANSWER, LastError, PairStatus, class_of
+from ..core.presence import ASK_S, CONTACT_FRESH_S, Known, OneWay, OwnBeat, Presence, known_in, known_text
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from ..core.value import dataclass, field
 from ..home.vault import SECRET_BYTES_MAX, Vault
 from ..net.address import ReachError
-from .budget import IntakeStatus
-from .peer import AUTH_CODES, STATE_CODES, SyncError
+from .peer import STATE_CODES, SyncError
 from .rollback import Rollbacks
 
 log = logging.getLogger("spl.federation")
@@ -45,44 +44,6 @@ KNOWN_NAME: Final = "peers-known"
 KNOWN_EVERY_S: Final = 30.0  # the note in the vault is written once in so long at most, and at the stop
 
 UNREACHED: Final = frozenset({"CONNECT_REFUSED", "TIMEOUT", "DNS_FAILURE"})  # only "not reachable"
-
-NO_ANSWER: Final = frozenset({"connect", "disconnected", "timeout", "dns", "no-route", "foreign-answer"})
-"""Codes of a peer that does not answer."""
-
-WAY: Final = NO_ANSWER | {"address-refused", "http-plain", "url-invalid", "redirect", "tls-chain"}
-"""Codes of requests that did not arrive at the peer."""
-
-LOCAL: Final = "LOCAL"
-"""The class of our own faults; they degrade no pair."""
-
-_CLASSES: Final = {
-    "connect": "CONNECT_REFUSED",
-    "no-route": "CONNECT_REFUSED",
-    "disconnected": "CONNECT_REFUSED",
-    "address-refused": "CONNECT_REFUSED",
-    "http-plain": "CONNECT_REFUSED",
-    "url-invalid": "CONNECT_REFUSED",
-    "redirect": "CONNECT_REFUSED",
-    "clock-skew": "AUTH",
-    "timeout": "TIMEOUT",
-    "dns": "DNS_FAILURE",
-    "tls-chain": "TLS",
-    "peer-5xx": "HTTP_5XX",
-    "answer-malformed": "PARSE_ERROR",
-    "peer-rewound": "PARSE_ERROR",
-    **dict.fromkeys(AUTH_CODES, "AUTH"),
-    "chain-broken": "SIGNATURE",
-    "chain-fork": "SIGNATURE",
-    "did-invalid": "SIGNATURE",
-    "manifest-stale": "SIGNATURE",
-    "overloaded": LOCAL,
-    "shutting-down": LOCAL,
-    "store-readonly": LOCAL,
-    "store-full": LOCAL,
-    "store-damaged": LOCAL,
-    "identity-missing": LOCAL,
-    "internal": LOCAL,
-}
 
 PROCESSES_MAX: Final = 8
 """Processes of a peer that are remembered: one that comes back after another shows that both run."""
@@ -92,107 +53,6 @@ RETURNS_MIN: Final = 3
 """A request that was held up on the way while its process was restarted makes two: its own and the new process's."""
 PEER_CLONED: Final = "peer"
 OUR_CLONED: Final = "us"
-
-
-@dataclass(frozen=True, slots=True)
-class LastError:
-    """The last failure with a peer.
-
-    `kind` is its class; `revoked`: the peer revoked our token; `reached`: there was a connection, the exchange failed.
-    """
-
-    code: str
-    message: str
-    at_ms: int
-    kind: str = ""
-    revoked: bool = False
-    reached: bool = False
-    status: int = 0
-    """Of the answer, if it was one."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return {class, code, message, at}; class only if there is one."""
-        kind = {"class": self.kind} if self.kind else {}
-        return {**kind, "code": self.code, "message": self.message, "at": when.text_of(self.at_ms)}
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
-    """The state of a pair's stream: open, opening or down; times in Unix ms."""
-
-    state: str
-    since_ms: int | None
-    event_ms: int | None
-    breaks: int
-    """How often it broke in the last ten minutes."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return {state, since, last_event_at, breaks}."""
-        return {
-            "state": self.state,
-            "since": when.text_of(self.since_ms) if self.since_ms is not None else None,
-            "last_event_at": when.text_of(self.event_ms) if self.event_ms is not None else None,
-            "breaks": self.breaks,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class PairStatus:
-    """How far we are with reading from one peer; times in Unix ms.
-
-    `clock` and `lag_records` count as the source does; lag is None before the first contact of this process.
-    """
-
-    last_sync_ms: int | None = None
-    last_error: LastError | None = None
-    next_attempt_ms: int | None = None
-    attempt: int = 0
-    crashes: int = 0
-    clock: int = 0
-    lag_records: int | None = None
-    queue_records: int = 0
-    queue_max: int = 0
-    """The most that waited in the last hour."""
-    peer_view: Mapping[str, Any] = field(default_factory=dict)
-    told_ms: int | None = None
-    """When the peer told it."""
-    stream: StreamStatus | None = None
-    """In continuous mode only."""
-    intake: IntakeStatus = IntakeStatus()
-    cloned: str = ""
-    """Whose identity two daemons use: PEER_CLONED, OUR_CLONED or ""."""
-    withheld: tuple[str, ...] = ()
-    """Ids of records that the way from the peer does not carry; our position is behind them."""
-    silent_s: float = 0.0
-    """For how long the peer has not been heard, in either direction."""
-    unanswered_s: float = 0.0
-    """For how long it has answered no request of ours."""
-    one_way: OneWay | None = None
-    skew_ms: int | None = None
-    """How far the peer's clock is ahead, if it refuses what we sign for that."""
-    heard_ms: int | None = None
-    """When it was last heard, as far as this process or the saved position knows."""
-
-    @property
-    def unreached(self) -> bool:
-        """Whether the last attempt did not arrive at the peer; what the peer answered is another kind of failure."""
-        return bool(self.attempt) and self.last_error is not None and self.last_error.code in WAY
-
-    @property
-    def offline_since_ms(self) -> int | None:
-        """When a peer that does not answer was last heard; None if it answers, or was heard within OFFLINE_S."""
-        silent = self.unreached and self.silent_s >= OFFLINE_S
-        return self.heard_ms if silent and self.last_error and self.last_error.code in NO_ANSWER else None
-
-    @property
-    def last_sync_at(self) -> str | None:
-        """`last_sync_ms` in RFC 3339."""
-        return when.text_of(self.last_sync_ms) if self.last_sync_ms is not None else None
-
-    @property
-    def next_attempt_at(self) -> str | None:
-        """`next_attempt_ms` in RFC 3339."""
-        return when.text_of(self.next_attempt_ms) if self.next_attempt_ms is not None else None
 
 
 class KnownPeers:
@@ -216,14 +76,16 @@ class KnownPeers:
         code, at_ms = self.get(pair_id).code, self.get(pair_id).failed_ms
         return LastError(code, SplError(code).message, at_ms, class_of(code)) if code else None
 
-    def beat(self, now_s: float, found: Mapping[str, PairStatus]) -> None:
-        """Write the note if it calls other pairs offline than these, or holds one that is not of these any more."""
-        offline = {key for key, status in found.items() if status.offline_since_ms is not None}
-        is_changed = offline != {key for key, known in self._saved.items() if known.code}
-        is_stale = self._rollbacks.has_unsaved or is_changed or not self._saved.keys() <= found.keys()
-        if is_stale and now_s >= self._next_s and (self._saving is None or self._saving.done()):
-            self._next_s = now_s + KNOWN_EVERY_S
-            self._saving = asyncio.get_running_loop().run_in_executor(None, self.save, found)
+    def beat(self, now_s: float, lost: Set[str], found: Callable[[], Mapping[str, PairStatus]]) -> None:
+        """Write the note of all pairs, as they are `found`, if it calls other peers offline than those `lost`."""
+        is_changed = lost != {key for key, known in self._saved.items() if known.code}
+        if (is_changed or self._rollbacks.has_unsaved) and now_s >= self._next_s and self._saving is None:
+            self._next_s, loop = now_s + KNOWN_EVERY_S, asyncio.get_running_loop()
+            self._saving = loop.run_in_executor(None, self.save, found())
+            self._saving.add_done_callback(self._is_saved)
+
+    def _is_saved(self, _: object) -> None:
+        self._saving = None
 
     def save(self, found: Mapping[str, PairStatus]) -> None:
         """Write what is known of these pairs, those offline first; what the disk refuses is logged.  Blocks on it."""
@@ -490,11 +352,6 @@ def error_of(exc: SplError, kind: str, now_ms: int) -> LastError:
     """Return a failure of this class as what is shown of it."""
     status, revoked = getattr(exc, "peer_status", 0), isinstance(exc, SyncError) and exc.revoked
     return LastError(exc.code, exc.message, now_ms, kind, revoked, isinstance(exc, ReachError) and exc.reached, status)
-
-
-def class_of(code: str, status: int = 0) -> str:
-    """Return the class of failure of an error code and HTTP status, as `last_error` and the reference name it."""
-    return _CLASSES.get(code, "HTTP_5XX" if status >= 500 else "HTTP_4XX")
 
 
 def with_way(reach: str, pair: Pair, error: SplError, command: str) -> SplError:

@@ -17,7 +17,8 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.pair import Pair, Phase
 from ..core.pair.state import CONTINUOUS, ENGINE, ON_DEMAND
-from ..core.presence import STREAM_BACKOFF_MAX_S, Turns
+from ..core.pair.status import AUTH_CODES, LOCAL, NO_ANSWER, WAY, LastError, PairStatus, class_of
+from ..core.presence import OFFLINE_S, STREAM_BACKOFF_MAX_S, Turns
 from ..core.recent import Peaks
 from ..core.record.page import PEER_PUSHES
 from ..core.value import dataclass, field
@@ -26,20 +27,18 @@ from .budget import INTAKE_PAUSED
 from .changes import Feed
 from .follow import Flow, Follower, StreamEnd
 from .ingest import Ingest
-from .peer import AUTH_CODES, RESET_CODES, STATE_CODES, SyncError
+from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
-from .reach import LOCAL, WAY, KnownPeers, LastError, PairStatus, class_of, error_of
+from .reach import KnownPeers, error_of
 from .scope import SHARING_THREADS
 from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
-RESETS_PER_HOUR_MAX: Final = 3
 BACKOFF_BASE_S: Final = 1.0
 
 TICK_S: Final = 0.001
 """What is due within it is due now: a remainder of rounding would be waited for again and again."""
-_HOUR_S: Final = 3600.0
 _READS_ONLY: Final = frozenset({"foreign-answer", "scope-forbidden", "permission-denied"})  # a question may pass
 _ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}  # what an answer ends
 
@@ -59,11 +58,14 @@ class _PairSync(Turns):
     running: "asyncio.Future[int] | None" = None
     asked: tuple[str, bool] = ("", False)
     progress: Progress = field(default_factory=Progress)
-    resets_s: dict[str, float] = field(default_factory=dict)
-    """When a cursor was refused last; one that is refused again, as an answer was lost, is no further reset."""
     flow: Flow = field(default_factory=Flow)
     mode: str = ""
     peaks: Peaks = field(default_factory=Peaks)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the peer did not answer when it was tried last."""
+        return bool(self.errors.attempt) and self.last_error is not None and self.last_error.code in NO_ANSWER
 
 
 class Sync:
@@ -74,7 +76,7 @@ class Sync:
     ) -> None:
         self._ingest, self.writer, self.limits, self.budget = ingest, ingest.writer, ingest.limits, ingest.budget
         self._reaches = ingest.reaches
-        self.puller = Puller(ingest)
+        self.puller = Puller(ingest, feed.restart)
         self._feed = feed
         self._follower = Follower(self.puller, feed, self, now_ms=now_ms)
         self._now_ms = now_ms
@@ -280,10 +282,15 @@ class Sync:
         """Record that this daemon runs, and says so again in `next_s`."""
         now_s = asyncio.get_running_loop().time()
         self._reaches.beat(now_s, next_s)
-        self._known.beat(now_s, self._statuses())
+        lost = [pair_id for pair_id, state in self._states.items() if state.is_lost]
+        offline = {pair_id for pair_id in lost if self._reaches.presence(pair_id).silent_s(now_s) >= OFFLINE_S}
+        self._known.beat(now_s, offline & self._alive(), self._statuses)
+
+    def _alive(self) -> set[str]:
+        return {pair_id for pair_id, pair in self.writer.views.pairs.items() if not pair.ended}
 
     def _statuses(self) -> dict[str, PairStatus]:
-        return {pair_id: self.status(pair_id) for pair_id, pair in self.writer.views.pairs.items() if not pair.ended}
+        return {pair_id: self.status(pair_id) for pair_id in self._alive()}
 
     def _quiet_s(self, pair: Pair, state: _PairSync) -> float:
         """Return the seconds until the peer is to be asked whether it is there."""
@@ -396,7 +403,9 @@ class Sync:
         before = progress.fresh
         try:
             pair = self._ingest.pair(pair_id)
-            fresh = await self._pull(pair, state, progress, thread, resync)
+            since = "" if thread or resync else self._ingest.since(pair)
+            reading = Reading(since, thread, resync, beside=progress is not state.progress)
+            fresh = await self.puller.read(pair, progress, reading)
         except SplError as exc:
             if progress.fresh > before:  # the way is open, and carries something
                 state.errors.reset()
@@ -469,32 +478,3 @@ class Sync:
         if not is_stream and exc.code != pair.reason and (kind == "AUTH" or (recurs and kind != LOCAL)):
             state.troubled = True
             self._reaches.troubled(pair_id, exc.code)
-
-    async def _pull(self, pair: Pair, state: _PairSync, progress: Progress, thread: str, resync: bool) -> int:
-        """Read pages to the end; if the source's log is another one, begin again, for three of these an hour."""
-        beside, refused = progress is not state.progress, {""}
-        reading = Reading("" if thread or resync else self._ingest.since(pair), thread, resync, beside)
-        while True:
-            try:
-                return await self._run(pair, progress, reading)
-            except SyncError as exc:
-                now_s = asyncio.get_running_loop().time()
-                if exc.code not in RESET_CODES:
-                    raise
-                resets = {at: at_s for at, at_s in state.resets_s.items() if at_s > now_s - _HOUR_S}
-                state.resets_s = {progress.since: now_s, **resets}
-                if len(state.resets_s) > RESETS_PER_HOUR_MAX or progress.since in refused:
-                    raise SyncError("peer-rewound", f"{exc.message}, again and again") from exc
-                refused.add(progress.since)  # a peer may give the same cursor in each new beginning
-                log.warning(**event("sync.reset", pair=pair.pair_id, code=exc.code, resets=len(state.resets_s)))
-                if exc.code == "cursor-reset":
-                    # The peer's log was rolled back: what it lost we may hold, so it must read ours from the start.
-                    await self._feed.restart(pair.pair_id)
-            reading = Reading("", thread, True, beside)
-
-    async def _run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
-        """Read to the end; then ask again for what was refused and may be sound now."""
-        fresh = await self.puller.run(pair, progress, reading)
-        if not reading.thread and self._ingest.refused.owes(pair.pair_id, self._ingest.inbound(pair)):
-            fresh += await self.puller.retry_refused(pair)
-        return fresh

@@ -11,6 +11,7 @@ from typing import Any, cast
 from spl.core.errors import SplError
 from spl.core.identity import bearer
 from spl.core.limits import Limits
+from spl.core.pair.status import PairStatus
 from spl.doctor.examine import Doctor
 from spl.doctor.health import HealthSampler
 from spl.doctor.peer_check import PeerCheck
@@ -20,7 +21,6 @@ from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.probe import Reached
 from spl.sync.changes import Feed, OfferedStatus
-from spl.sync.reach import PairStatus
 from spl.sync.schedule import Sync
 from tests.pair_world import Network, Node, World, paired
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from spl.core.pair.status import LastError, StreamStatus
 from spl.core.rules import permission_rule
 from spl.doctor.catalogue import CATALOGUE
 from spl.doctor.examine import examine_home
 from spl.net.probe import Reached
 from spl.sync.changes import OfferedStatus
-from spl.sync.follow import StreamStatus
-from spl.sync.reach import LastError
 from tests.doctor.clinic import MANIFEST, answers, clinic
 from tests.store_kit import set_views
 from tests.waiting import until

@@ -14,6 +14,7 @@ from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.pair.pair import Pair
 from spl.core.pair.state import Active, Asked, Degraded, PausedByPeer, Revoked, TokenRef, Waiting
+from spl.core.pair.status import IntakeStatus, LastError, PairStatus, StreamStatus
 from spl.doctor import gather
 from spl.doctor.catalogue import findings
 from spl.doctor.facts import Facts
@@ -21,10 +22,7 @@ from spl.doctor.gather import PairContext
 from spl.doctor.health import HealthSampler
 from spl.home.disk import Disk
 from spl.home.home import now_ms, open_home, read_config
-from spl.sync.budget import IntakeStatus
 from spl.sync.changes import OfferedStatus
-from spl.sync.follow import StreamStatus
-from spl.sync.reach import LastError, PairStatus
 from tests.pair_world import two
 
 NOW_MS = 1_800_000_000_000

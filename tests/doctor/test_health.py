@@ -6,11 +6,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from spl.core.limits import Limits
+from spl.core.pair.status import PairStatus, StreamStatus
 from spl.doctor.health import LAGS_COUNT, HealthSampler
 from spl.home.writer import Writer
 from spl.sync.changes import Feed, OfferedStatus
-from spl.sync.follow import StreamStatus
-from spl.sync.reach import PairStatus
 from spl.sync.schedule import Sync
 from tests.counting import calls_of
 from tests.waiting import DEADLINE_S

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from spl.core.pair.status import PairStatus
 from spl.doctor.catalogue import Finding
 from spl.doctor.gather import PairContext
 from spl.doctor.overview import stall
 from spl.sync.changes import OfferedStatus
-from spl.sync.reach import PairStatus
 from tests.doctor.test_gather import NOW_MS, a_pair, samples, status
 
 BEAT_S = 15.0

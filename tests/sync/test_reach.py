@@ -1,18 +1,19 @@
 """Which way a pair runs: found out from failures and contact alone, told apart from a peer that is gone."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.presence import Known, known_in, known_text
+from spl.core.pair.status import LastError, PairStatus
+from spl.core.presence import CONTACT_FRESH_S, OFFLINE_S, Known, known_in, known_text
 from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from spl.home.disk import Disk, DiskError
 from spl.home.vault import Vault
 from spl.sync.pull import Progress, Queue
-from spl.sync.reach import CLONED_S, CONTACT_FRESH_S, OFFLINE_S, KnownPeers, LastError, PairStatus, Reaches
+from spl.sync.reach import CLONED_S, KnownPeers, Reaches
 from spl.sync.rollback import Rollbacks
 from tests.nodes import Watched
 
@@ -79,20 +80,6 @@ def test_a_view_has_the_time_at_which_the_peer_told_it() -> None:
     assert (reaches.view(PAIR), reaches.told_ms(PAIR)) == ({"state": "paused"}, 7)
     reaches.heard(PAIR, {"state": "active"})
     assert reaches.told_ms(PAIR) == 9
-
-
-def test_offline_is_a_peer_that_does_not_answer_and_was_not_heard_for_a_while() -> None:
-    """Neither a failure of a moment, nor an answer that is no page, nor an address that we do not dial."""
-    nobody = LastError("connect", "", 0, "CONNECT_REFUSED")
-    gone = PairStatus(last_error=nobody, attempt=1, silent_s=OFFLINE_S, heard_ms=7)
-    assert gone.offline_since_ms == 7
-    for other in (
-        replace(gone, silent_s=OFFLINE_S - 1),
-        replace(gone, attempt=0),
-        replace(gone, last_error=LastError("peer-5xx", "", 0, "HTTP_5XX")),
-        replace(gone, last_error=LastError("address-refused", "", 0, "CONNECT_REFUSED")),
-    ):
-        assert other.offline_since_ms is None
 
 
 def test_what_was_known_of_peers_outlives_the_process(tmp_path: Path) -> None:

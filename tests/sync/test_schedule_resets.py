@@ -10,7 +10,7 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.net.client import Reply
-from spl.sync.schedule import RESETS_PER_HOUR_MAX
+from spl.sync.pull import RESETS_PER_HOUR_MAX
 from tests.nodes import LIMITS, join, nodes
 
 PAIR = "pair_00000001"
