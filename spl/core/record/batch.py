@@ -49,7 +49,7 @@ class Batch:
             raise BatchError("bad-field", f"sig.batch: size is {SIZE_MIN}..{SIZE_MAX}, index below it")
         if not isinstance(path, list) or len(path) != _path_length(index, size):
             raise BatchError("bad-field", "sig.batch.path has not the length that index and size give")
-        if not all(isinstance(node, str) for node in path):
+        if not {str}.issuperset(map(type, path)):
             raise BatchError("bad-field", "sig.batch.path holds base64 hashes")
         return Batch(index, size, tuple(map(_node_of, path)))
 
@@ -105,6 +105,7 @@ def _node_of(text: str) -> bytes:
     return node
 
 
+@lru_cache(SIZE_MAX * SIZE_MAX)
 def _path_length(index: int, size: int) -> int:
     """Return how many siblings lie between a leaf and the root of a tree of `size` leaves."""
     length, last = 0, size - 1
@@ -119,5 +120,7 @@ def _leaf(message: bytes) -> bytes:
     return hashlib.sha256(b"\0" + message).digest()
 
 
+@lru_cache(_NODES_KEPT)
 def _node(left: bytes, right: bytes) -> bytes:
+    """Return the hash of two nodes: of the 384 that the paths of a full batch lead through, 63 are different."""
     return hashlib.sha256(b"\1" + left + right).digest()

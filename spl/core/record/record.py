@@ -39,6 +39,9 @@ AUDIT_PREFIX: Final = "th_audit_"
 NAMESPACE_DEFAULT: Final = "default"
 INSTANCE_PREFIX: Final = "did:sync:instance:"
 
+_SIG_FIELDS: Final = frozenset({"by", "key", "value"})
+_BATCHED_SIG_FIELDS: Final = _SIG_FIELDS | {"batch"}
+_ENVELOPE_FIELDS: Final = frozenset({"id", "record", "sig"})
 _ID: Final = re.compile(r"[0-9a-f]{64}\Z")
 _ID_DIGITS: Final = 64
 _JUDGED: Final = b',"judged_by":'
@@ -150,7 +153,7 @@ def parse(data: bytes, limits: Limits) -> Envelope:
 
 def from_json(value: object, limits: Limits) -> Envelope:
     """Return the envelope of a decoded JSON value; see `parse`."""
-    if not isinstance(value, dict) or value.keys() != {"id", "record", "sig"}:
+    if not isinstance(value, dict) or value.keys() != _ENVELOPE_FIELDS:
         raise RecordError("bad-field", "an envelope has exactly the members id, record, sig")
     inner = value["record"]
     if not isinstance(inner, dict) or inner.keys() != FIELDS:
@@ -163,7 +166,7 @@ def from_json(value: object, limits: Limits) -> Envelope:
 
 
 def _sig(value: object) -> Sig:
-    if not isinstance(value, dict) or not {"by", "key", "value"} <= value.keys() <= {"by", "key", "value", "batch"}:
+    if not isinstance(value, dict) or not (value.keys() == _SIG_FIELDS or value.keys() == _BATCHED_SIG_FIELDS):
         raise RecordError("bad-field", "sig has the members by, key, value and at most batch")
     by, key = value["by"], value["key"]
     if not (isinstance(by, str) and isinstance(key, str) and 0 < len(by) <= 256 and 0 < len(key) <= 128):

@@ -194,7 +194,7 @@ class Compaction:
 def may_have(state: IndexState, key: bytes) -> bool:
     """Return whether the key may have values; False is certain."""
     tables, memory = state
-    return key in memory.keys or (bool(tables) and any(table.has(key) for table in tables))
+    return key in memory.keys or True in [table.has(key) for table in tables]
 
 
 def values_of(state: IndexState, key: bytes, low: int, limit: int) -> list[int]:
