@@ -186,9 +186,8 @@ class Ingest:
         """Judge a page and store what is new and sound of it; `moves`, `base`: as in `keep`."""
         return await self.keep(pair, await self.judge(pair, item), moves=moves, base=base)
 
-    async def take_again(self, pair: Pair, item: Page, chains: Mapping[str, Any] | None = None) -> Taken:
+    async def keep_again(self, pair: Pair, judged: Judged) -> Taken:
         """Store what is sound now of records asked for again; what is refused again is in the ledger already."""
-        judged = await self.judge(pair, item, chains)
         fresh = await self._store(pair, [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)])
         return Taken(fresh, tuple(v for v in judged.verdicts if v.code), learnt=bool(judged.pins), ahead=judged.ahead)
 
@@ -199,13 +198,12 @@ class Ingest:
     async def take_pushed(self, pair: Pair, pushed: PushBody) -> Taken:
         """Store a page that the peer pushed; nothing is asked of the peer, which may be out of reach."""
         self.refused.begin(pair.pair_id)
+        judged = await self.judge(pair, pushed.page, pushed.chains)
         if pushed.again:
-            taken = await self.take_again(pair, pushed.page, pushed.chains)
+            taken = await self.keep_again(pair, judged)
             self.refused.answered(pair.pair_id)
         else:
-            taken = await self.keep(
-                pair, await self.judge(pair, pushed.page, pushed.chains), moves=True, base=pushed.since
-            )
+            taken = await self.keep(pair, judged, moves=True, base=pushed.since)
         self._memory(pair.pair_id).received_ms = self._now_ms()
         self.reaches.heard(pair.pair_id, pushed.page.view)
         wanted = await self.refused.wanted(pair.pair_id, self.inbound(pair))

@@ -1,9 +1,9 @@
 """One pull: a peer's pages fetched and handed to ingest.
 
-    fetch page -> bounded queue -> ingest (judge, store with the position) -> ack
+    fetch page -> bounded queue -> judge -> store with the position -> ack
 
-The next page is fetched while the last is verified, as long as the queue has room.  `ingest.py` judges and stores;
-`schedule.py` decides when a pull runs.
+A page is fetched while the one before is judged, and judged while the one before that is stored, as long as the queue
+has room.  `ingest.py` judges and stores; `schedule.py` decides when a pull runs.
 
 A page that the way does not carry becomes smaller.  If a page of one record does not arrive, the source is asked for
 its name alone: the position moves past it, the ledger keeps the name, and the record is fetched by it later.  A source
@@ -27,7 +27,7 @@ from ..core.record import page
 from ..core.record.page import Page
 from ..core.value import dataclass, field, replace
 from ..home.tables.lists import projections_of, received, received_vouched, vouched
-from .ingest import Ingest, Taken
+from .ingest import Ingest, Judged
 from .ledger import TRIES_MAX
 from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, RESET_CODES, SyncError, is_refused_size, is_too_much
 from .reach import Backlog
@@ -93,6 +93,7 @@ class Queue:
     peak: int = 0
     pages: "asyncio.Queue[Page | SplError | None]" = field(default_factory=asyncio.Queue)
     """At the end None, or the error that ended the reading."""
+    judged: "asyncio.Queue[Judged | SplError | None]" = field(default_factory=lambda: asyncio.Queue(1))
     freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def room(self, records: int, size: int) -> None:
@@ -164,19 +165,31 @@ class Puller:
         """Read pages until the source has no more; return how many records were new.  Raises SplError."""
         self.ingest.begin(pair.pair_id)
         queue = progress.queue = Queue(self._limits.queue_records, self._limits.queue_bytes)
-        filling = self._fill(pair, progress, queue, reading)
-        return await run_together(self._drain(pair, progress, queue, reading), filling)
+        judging = self._judge(pair, queue)
+        return await run_together(
+            self._drain(pair, progress, queue, reading), judging, self._fill(pair, progress, queue, reading)
+        )
 
     async def _drain(self, pair: Pair, progress: Progress, queue: Queue, reading: Reading) -> int:
-        """Take in page after page; return how many records were new."""
+        """Store page after page; return how many records were new."""
         fresh, base = 0, self.ingest.since(pair)
-        while isinstance(item := await queue.pages.get(), Page):
-            fresh += await self._take_in(pair, progress, item, reading, base)
-            base = item.next_cursor or base
-            queue.done(item)
-        if item is not None:
-            raise item
+        while isinstance(judged := await queue.judged.get(), Judged):
+            fresh += await self._store(pair, progress, judged, reading, base)
+            base = judged.page.next_cursor or base
+            queue.done(judged.page)
+        if judged is not None:
+            raise judged
         return fresh
+
+    async def _judge(self, pair: Pair, queue: Queue) -> None:
+        """Judge page after page, at most one ahead of what is stored; what came before an error is still stored."""
+        while isinstance(item := await queue.pages.get(), Page):
+            try:
+                await queue.judged.put(await self.ingest.judge(pair, item))
+            except SplError as exc:
+                item = exc
+                break
+        await queue.judged.put(item)
 
     async def _fill(self, pair: Pair, progress: Progress, queue: Queue, reading: Reading) -> None:
         """Read into the queue; what came before an error is still taken in."""
@@ -286,7 +299,7 @@ class Puller:
         awaited, fresh, later = set(ledger.awaited), 0, False
         async for item in self.fetch(pair, ledger.ids, []):
             awaited -= {claimed_id(value) for value in item.values}
-            taken = await ingest.take_again(pair, item)
+            taken = await ingest.keep_again(pair, await ingest.judge(pair, item))
             fresh, later = fresh + taken.fresh, later or taken.ahead
         for ns in ledger.namespaces:
             beside = Progress()
@@ -295,9 +308,14 @@ class Puller:
         ingest.refused.settle(pair.pair_id, inbound, owed=later or bool(awaited))
         return fresh
 
-    async def _take_in(self, pair: Pair, progress: Progress, item: Page, reading: Reading, base: str) -> int:
+    async def _store(self, pair: Pair, progress: Progress, judged: Judged, reading: Reading, base: str) -> int:
         """Store what is new and sound of a page and acknowledge it; return how many records were new."""
-        taken = await self._taken(pair, item, reading, base)
+        item = judged.page
+        if reading.namespace:
+            # It is read again because some of it was refused: what is refused again is in the ledger already.
+            taken = await self.ingest.keep_again(pair, judged)
+        else:
+            taken = await self.ingest.keep(pair, judged, moves=reading.moves, base=base)
         progress.read += item.count
         progress.fresh += taken.fresh
         if reading.moves:
@@ -305,12 +323,6 @@ class Puller:
             self.ingest.reaches.heard(pair.pair_id, item.view)
             await self._ack(pair, progress, item, taken.clock)
         return taken.fresh
-
-    async def _taken(self, pair: Pair, item: Page, reading: Reading, base: str) -> Taken:
-        if reading.namespace:
-            # It is read again because some of it was refused: what is refused again is in the ledger already.
-            return await self.ingest.take_again(pair, item)
-        return await self.ingest.take(pair, item, moves=reading.moves, base=base)
 
     async def _ack(self, pair: Pair, progress: Progress, item: Page, clock: int) -> None:
         """Acknowledge what is durable here: at the end, and about once a second before it, unless the source knows."""

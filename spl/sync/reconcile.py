@@ -433,7 +433,8 @@ class Reconcile:
         known = self.withholds(pair_id)  # last, as they may fail once more
         ids = sorted(found.missing, key=lambda id_: (id_ in known, id_))
         async for item in self._sync.puller.fetch(self._ingest.pair(pair_id), ids, withheld):
-            taken = await self._ingest.take_again(self._ingest.pair(pair_id), item)
+            pair = self._ingest.pair(pair_id)
+            taken = await self._ingest.keep_again(pair, await self._ingest.judge(pair, item))
             effort.fetched += taken.fresh
             refused.update((verdict.id, verdict) for verdict in taken.refused)
         if refused or withheld:

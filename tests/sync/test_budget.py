@@ -281,7 +281,7 @@ async def test_a_restart_neither_gives_back_nor_adds(tmp_path: Path, way: str) -
         if way == "page":
             await bob.ingest.take(pair, item, moves=True)  # type: ignore[arg-type]
         elif way == "again":
-            await bob.ingest.take_again(pair, item)  # type: ignore[arg-type]
+            await bob.ingest.keep_again(pair, await bob.ingest.judge(pair, item))  # type: ignore[arg-type]
         else:
             bob.write(Own("th_federation_pairs", "syncropel.federation.note.v1", {}), DayBytes(PAIR, 5000))
             bob.ingest.budget.charge(PAIR, 5000)

@@ -1,12 +1,20 @@
 """What waits is bounded, in order, and taken together."""
 
 import asyncio
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spl.core.errors import SplError
 from spl.sync.follow import Inbox
+from spl.sync.ingest import Judged, Taken
+from tests.nodes import LIMITS, join, nodes
 from tests.waiting import DEADLINE_S
+
+PAIR = "pair_00000001"
 
 
 async def test_what_arrived_is_taken_together_up_to_the_next_heartbeat() -> None:
@@ -96,3 +104,50 @@ async def test_large_heartbeats_between_records_fill_the_inbox() -> None:
             assert item is not None
             assert not waiting.done()
             inbox.done(item)
+
+
+async def test_a_page_is_judged_while_the_one_before_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = replace(LIMITS, page_records_default=2)
+    async with nodes(tmp_path, "alice", "bob", limits=limits) as (alice, bob):
+        join(alice, bob)
+        for n in range(6):
+            alice.emit(f"{n}")
+        steps: list[str] = []
+        second = asyncio.Event()
+        judge, keep = bob.ingest.judge, bob.ingest.keep
+
+        async def judging(*args: Any) -> Judged:
+            steps.append("judge")
+            if steps.count("judge") == 2:
+                second.set()
+            return await judge(*args)
+
+        async def keeping(*args: Any, **options: Any) -> Taken:
+            await asyncio.wait_for(second.wait(), DEADLINE_S)
+            return await keep(*args, **options)
+
+        monkeypatch.setattr(bob.ingest, "judge", judging)
+        monkeypatch.setattr(bob.ingest, "keep", keeping)
+        assert await bob.sync.pull(PAIR) == 6
+        assert alice.ids() == bob.ids()
+
+
+async def test_what_came_before_an_error_of_judging_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = replace(LIMITS, page_records_default=2)
+    async with nodes(tmp_path, "alice", "bob", limits=limits) as (alice, bob):
+        join(alice, bob)
+        for n in range(6):
+            alice.emit(f"{n}")
+        judge, times = bob.ingest.judge, itertools.count(1)
+
+        async def judging(*args: Any) -> Judged:
+            if next(times) == 3:
+                raise SplError("timeout")
+            return await judge(*args)
+
+        monkeypatch.setattr(bob.ingest, "judge", judging)
+        with pytest.raises(SplError, match="in time"):
+            await bob.sync.pull(PAIR)
+        assert len(bob.ids()) == 4
+        monkeypatch.setattr(bob.ingest, "judge", judge)
+        assert await bob.sync.pull(PAIR) == 2
