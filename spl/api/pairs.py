@@ -260,6 +260,7 @@ def _shared(services: Services, found: Pair) -> dict[str, object]:
         "actors": list(found.actors),
         "filter": found.filter.report(),
         "refused_records": services.views.refused.get(found.pair_id, 0),
+        "refused_beyond": sorted(services.views.beyond.get(found.pair_id, ())),
     }
 
 

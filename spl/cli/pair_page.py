@@ -61,7 +61,8 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     if pair.get("intake"):
         yield "intake", _intake(pair["intake"], out)
     if pair.get("refused_records"):
-        yield "refused", count(pair["refused_records"], "record")
+        more = f" and more: {', '.join(beyond)}" if (beyond := pair.get("refused_beyond")) else ""
+        yield "refused", count(pair["refused_records"], "record") + more
     if pair.get("withheld"):
         yield from column("withheld", _withheld(pair["withheld"], "to"))
     if pair.get("withheld_here"):

@@ -28,7 +28,7 @@ from ..home.disk import Disk, DiskError, lock_home
 from ..home.home import BACK, keys_lacking, log_lacking, read_config
 from ..home.log import Log
 from ..home.vault import Vault
-from ..home.writer import ListenerSummary
+from ..home.writes import ListenerSummary
 from ..sync.changes import OfferedStatus
 from .conditions import MANIFEST
 from .facts import Facts, Fault, GrantGap, LockHolder, replace

@@ -9,7 +9,8 @@ now on, and what is missing is pulled from the peer, which begins after that: so
 
     proven    all of the namespace up to its last record is held; its id is told to the peer with each sign of life, and
               the peer's answer moves the pair's own position, so a later pull gives nothing twice
-    broken    a message does not follow the last one: finding engine-gap, until a pull that began later has ended
+    broken    a message does not follow the last one, or is refused: finding engine-gap, until a pull that began later
+              has ended
 
 The place of a namespace is saved in the write that holds its records, and the engine gets its ack after that: a crash
 repeats records, which are known, and passes over none.  One ack counts for all before it, as all before it is stored.
@@ -35,7 +36,7 @@ from ..core.pair.state import ENGINE
 from ..core.record import page
 from ..core.record.page import Page, PageError
 from ..core.record.record import is_id
-from ..core.value import dataclass, field
+from ..core.value import dataclass, field, replace
 from ..home.writes import SavedPosition
 from ..net.dialer import Dialer
 from ..sync.ingest import Ingest
@@ -267,11 +268,18 @@ class CarrierRun:
     async def _store(self, found: _Arrived) -> None:
         """Store what came with the places that it leads to, in one write."""
         ingest, pair, state = self.parts.ingest, self.parts.ingest.pair(self.pair_id), self.state
+        judged = await ingest.judge(pair, Page(found.values, list(found.ns), "", False, {}, found.size))
+        if refused := [verdict for verdict in judged.verdicts if verdict.code]:
+            # Anybody may have written it; the ledger says what the peer offers, and takes it from the peer's own pages.
+            judged = replace(judged, verdicts=[verdict for verdict in judged.verdicts if not verdict.code])
+            codes = ",".join(sorted({verdict.code for verdict in refused}))
+            ingest.lines.warning("carrier.refused", self.pair_id, codes=codes)
+            for ns in {verdict.ns for verdict in refused}:
+                self._break(ns)
         places = [
             SavedPosition(self._place_name(ns), "" if ns in self._broken else self._places[ns], state.received)
             for ns in found.ends
         ]
-        judged = await ingest.judge(pair, Page(found.values, list(found.ns), "", False, {}, found.size))
         taken = await ingest.keep(pair, judged, moves=False, beside=places)
         state.received, state.fresh = state.received + found.count, state.fresh + taken.fresh
         state.confirmed_ms = self.parts.now_ms()

@@ -28,9 +28,11 @@ from ..core.record.namespace import Namespace
 from ..core.rules import AitlRules, PermissionRules
 from ..core.value import dataclass, field, replace
 from .log import Entry, LineError, Log, Row
-from .tables.lists import POSITIONS, REFUSALS, by_thread, name_in, refusals_of
+from .tables.lists import POSITIONS, REFUSALS, by_thread, name_in
 
 PAGE_ROWS: Final = 500
+BEYOND_MAX: Final = 64
+"""More than there are codes of refusals."""
 KIND_BLOCK: Final = "syncropel.federation.block.v1"
 THREAD_PAIRS: Final = "th_federation_pairs"
 THREAD_TOKENS: Final = "th_api_tokens"
@@ -66,6 +68,9 @@ class Views:
     namespaces: Mapping[str, Namespace] = field(default_factory=lambda: namespace.REGISTRY_EMPTY)
     positions: Mapping[str, Position] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
+    """Pair -> lines of its ledger."""
+    beyond: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Pair -> codes of what its full ledger does not name."""
     pins: Pins = field(default_factory=Pins)
     """Key chains of peers and of relayed signers."""
     rules: PermissionRules = field(default_factory=dict)
@@ -81,7 +86,7 @@ class Views:
         if entry.kind == "pos":
             return _positions(self, record or json.loads(entry.payload), at_ms)
         if entry.kind == "ref":
-            return replace(self, refused={**self.refused, entry.pair: self.refused.get(entry.pair, 0) + 1})
+            return _refused(self, record or json.loads(entry.payload))
         return self
 
 
@@ -99,8 +104,15 @@ def load(store: Log, did: str, limits: Limits) -> Views:
             with suppress(LineError):
                 line = store.line(newest.seq)
                 views = _positions(views, json.loads(line.payload), line.at_ms)
-    pairs = [name_in(name) for name in _all_names(store, REFUSALS)]
-    return replace(views, refused={pair_id: store.index.count(refusals_of(pair_id)) for pair_id in pairs})
+    for name in _all_names(store, REFUSALS):
+        count = store.index.count(name)
+        if count > limits.refused_per_pair:
+            rows = store.index.before_any([name], store.last_seq + 1, BEYOND_MAX)
+            for body in map(json.loads, store.payloads(rows)):
+                views = views if body["id"] else _refused(views, body)
+        pair_id = name_in(name)
+        views = replace(views, refused={**views.refused, pair_id: count - len(views.beyond.get(pair_id, ()))})
+    return views
 
 
 def records_about(store: Log, thread: str, did: str, pair_id: str) -> Iterator[dict[str, Any]]:
@@ -116,6 +128,15 @@ def records_about(store: Log, thread: str, did: str, pair_id: str) -> Iterator[d
                 value = json.loads(payload)
                 yield {**value["record"], "id": value["id"]}
         seq = rows[-1].seq
+
+
+def _refused(views: Views, body: Mapping[str, Any]) -> Views:
+    """Return the views after a line of a ledger; one without an id says that there are more of its code."""
+    pair_id = str(body["pair"])
+    if body["id"]:
+        return replace(views, refused={**views.refused, pair_id: views.refused.get(pair_id, 0) + 1})
+    codes = views.beyond.get(pair_id, frozenset())
+    return replace(views, beyond={**views.beyond, pair_id: codes | {str(body["code"])}})
 
 
 def _recorded(views: Views, thread: str, body: Mapping[str, Any], seq: int) -> Views:

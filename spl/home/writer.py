@@ -21,14 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from ..core import canon
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import multibase
 from ..core.limits import Limits
-from ..core.recent import Costs
 from ..core.record import batch, namespace, record
 from ..core.record.filter import fields_of
 from ..core.record.levels import NAMES
@@ -38,19 +37,28 @@ from .commit_queue import CommitQueue, Post, Soon, Submission, Waiter, answer
 from .log import Entry, Log
 from .segments import PROJECTION
 from .views import Views
-from .writes import LOCAL, Arrive, Commit, Emit, Hop, Item, Outcome, Own, Projected, Refuse, Signer, queued
+from .writes import (
+    LOCAL,
+    VIEWS,
+    Arrive,
+    Commit,
+    Emit,
+    Hop,
+    Item,
+    Listeners,
+    OnWrite,
+    Outcome,
+    Own,
+    Projected,
+    Refuse,
+    Signer,
+    queued,
+)
 
 log = logging.getLogger("spl.store")
 
-VIEWS: Final = "views"
-ALL: Final = "all"
 CLOCKS_MAX: Final = 4096
 """Rows of clocks whose next one is remembered; the writer alone changes it, so the memory is never wrong."""
-
-
-_C = TypeVar("_C")
-OnWrite = Callable[[_C], Hop | None]
-"""Hears of a write; returns what it has to tell another thread: one wake serves all listeners and the answers."""
 
 
 class WriteError(SplError):
@@ -104,10 +112,11 @@ class _Overlay:
 
     keys: set[_Key] = field(default_factory=set)
     next_clocks: dict[_Clocks, int] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
     taken: set[tuple[_Clocks, int]] = field(default_factory=set)
 
     def copy(self) -> "_Overlay":
-        return _Overlay(set(self.keys), dict(self.next_clocks), set(self.taken))
+        return _Overlay(set(self.keys), dict(self.next_clocks), dict(self.refused), set(self.taken))
 
 
 class Writer:
@@ -146,7 +155,7 @@ class Writer:
         """Do as `submit_all`; answers are awaited on the thread that `post` calls on; `soon` as in CommitQueue.put."""
         self._queue.put([queued(items, awaited, post) for items, awaited in submissions], soon)
 
-    def listen(self, callback: "OnWrite[Commit]") -> Callable[[], None]:
+    def listen(self, callback: OnWrite[Commit]) -> Callable[[], None]:
         """Call back after each commit, on the writer's thread; it must not block.  Return what unsubscribes it."""
         return self.listeners.listen(callback)
 
@@ -239,11 +248,8 @@ class Writer:
                 return self._prepare_arrival(item, overlay)
             case Projected():
                 return self._prepare_projection(item, overlay)
-            case Refuse(pair, id_, code, ns):
-                if self.views.refused.get(pair, 0) >= self.limits.refused_per_pair:
-                    return _Known(Outcome(0, None, False))
-                body = {"pair": pair, "id": id_, "code": code, **({"ns": ns} if ns else {})}
-                return _NewLine((), Entry(kind="ref", payload=canon.encode(body), pair=pair, id=id_))
+            case Refuse():
+                return self._prepare_refusal(item, overlay)
             case _:  # a position, or the bytes of a day
                 body = item.body()
                 return _NewLine((), Entry(kind=item.KIND, payload=canon.encode(body), pair=item.pair), body)
@@ -321,6 +327,22 @@ class Writer:
         overlay.keys.add(key)
         entry = Entry(PROJECTION, shown.raw, item.pair, item.ns, id=shown.id, pair=item.pair, level=level)
         return _NewLine(key, entry)
+
+    def _prepare_refusal(self, item: Refuse, overlay: _Overlay) -> _Prepared:
+        """Return the line of a refusal; in a full ledger the first of each code says that there are more of it."""
+        pair, id_, code, ns = item.pair, item.id, item.code, item.ns
+        count, key = self.views.refused.get(pair, 0) + overlay.refused.get(pair, 0), _Key()
+        if count < self.limits.refused_per_pair:
+            overlay.refused[pair] = overlay.refused.get(pair, 0) + 1
+        else:
+            id_, ns, key = "", "", (pair, "refused", code)
+            if key in overlay.keys:
+                return _Repeat(key)
+            if code in self.views.beyond.get(pair, ()):
+                return _Known(Outcome(0, None, False))
+            overlay.keys.add(key)
+        body = {"pair": pair, "id": id_, "code": code, **({"ns": ns} if ns else {})}
+        return _NewLine(key, Entry(kind="ref", payload=canon.encode(body), pair=pair, id=id_), body)
 
     def _clock_next(self, clocks: _Clocks, overlay: _Overlay) -> int:
         """Return the next free clock; raise WriteError "clock-exhausted" behind the last one."""
@@ -417,84 +439,3 @@ def _outcomes(prepared: Sequence[_Known | _Repeat | _NewLine], seq: int) -> Iter
             yield item.outcome
         else:
             yield stored[item.key]._replace(fresh=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerSummary:
-    """How many listeners there are, and what they took of each record: p99 of all together, and the slowest one.
-
-    Without records p99 is None and the slowest "".
-    """
-
-    count: int
-    p99_ms: float | None
-    records: int
-    slowest: str
-
-
-class Listeners(Generic[_C]):
-    """The listeners of one writer, run and measured on its thread; any thread may read the summary.
-
-    `steady_ns` is a clock that never jumps.  A listener is named after the module of its callback; operators know
-    listeners as adapters.
-    """
-
-    def __init__(self, *, now_ms: Callable[[], int], steady_ns: Callable[[], int]) -> None:
-        self._now_ms, self._steady_ns = now_ms, steady_ns
-        self._listeners: tuple[tuple[str, OnWrite[_C]], ...] = ()
-        self._costs: dict[str, Costs] = {}
-        self._mark_ns = self._sum_ns = 0
-
-    def listen(self, callback: OnWrite[_C]) -> Callable[[], None]:
-        """Run `callback` for each write from now on; return what unsubscribes it."""
-        listener = (str(callback.__module__).rpartition(".")[2], callback)
-        self._listeners = (*self._listeners, listener)
-
-        def unsubscribe() -> None:
-            self._listeners = tuple(item for item in self._listeners if item is not listener)
-
-        return unsubscribe
-
-    def begin(self) -> None:
-        """Measure from here; a write begins."""
-        self._mark_ns, self._sum_ns = self._steady_ns(), 0
-
-    def measure(self, name: str, records: int) -> None:
-        """Count the time since the last call as what this listener took for `records` records."""
-        self._measure(name, records, self._now_ms())
-
-    def notify(self, write: _C, records: int, hops: list[Hop]) -> None:
-        """Run every listener for a write of `records` records; add the hops that they return."""
-        self._mark_ns, now_ms = self._steady_ns(), self._now_ms()
-        for name, callback in self._listeners:
-            if (hop := callback(write)) is not None:
-                hops.append(hop)
-            self._measure(name, records, now_ms)
-        self._costs_of(ALL).add(self._sum_ns // (1000 * records), records, now_ms)
-
-    def p99_us(self) -> dict[str, int | None]:
-        """Return what each listener, and ALL together, took of a record at p99 in the last five minutes."""
-        return {name: costs.percentile_us(99, self._now_ms()) for name, costs in self._costs.copy().items()}
-
-    def summary(self) -> ListenerSummary:
-        """Return what the listeners took in the last five minutes."""
-        found = self.p99_us()
-        p99_us = found.pop(ALL, None)
-        return ListenerSummary(
-            count=len({VIEWS, *(name for name, _ in self._listeners)}),
-            p99_ms=None if p99_us is None else p99_us / 1000,
-            records=self._costs[ALL].records(self._now_ms()) if ALL in self._costs else 0,
-            slowest=max(found, key=lambda name: found[name] or 0, default="") if p99_us is not None else "",
-        )
-
-    def _measure(self, name: str, records: int, now_ms: int) -> None:
-        now_ns = self._steady_ns()
-        took_ns, self._mark_ns = now_ns - self._mark_ns, now_ns
-        self._sum_ns += took_ns
-        self._costs_of(name).add(took_ns // (1000 * records), records, now_ms)
-
-    def _costs_of(self, name: str) -> Costs:
-        found = self._costs.get(name)
-        if found is None:
-            found = self._costs[name] = Costs()
-        return found

@@ -1,11 +1,12 @@
-"""What can be written: the items of a submission, and what one write made visible."""
+"""What can be written: the items of a submission; what one write made visible, and who hears of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 from ..core import canon
 from ..core.identity.did import Chain
 from ..core.keys import SecretKey
+from ..core.recent import Costs
 from ..core.record.levels import Projection
 from ..core.record.record import Envelope
 from ..core.value import dataclass, field
@@ -17,6 +18,13 @@ Hop = tuple[Post, Callable[[], object]]
 LOCAL: Final = "local"
 LINE_BYTES: Final = 512
 """About what a line takes besides the texts in it, and about what an envelope takes beside its body."""
+
+VIEWS: Final = "views"
+ALL: Final = "all"
+
+_C = TypeVar("_C")
+OnWrite = Callable[[_C], Hop | None]
+"""Hears of a write; returns what it has to tell another thread: one wake serves all listeners and the answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +181,84 @@ def principal_of(items: Sequence[Item]) -> str:
             case Own() | DayBytes():
                 continue
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerSummary:
+    """How many listeners there are, and what they took of each record: p99 of all together, and the slowest one.
+
+    Without records p99 is None and the slowest "".
+    """
+
+    count: int
+    p99_ms: float | None
+    records: int
+    slowest: str
+
+
+class Listeners(Generic[_C]):
+    """The listeners of one writer, run and measured on its thread; any thread may read the summary.
+
+    `steady_ns` is a clock that never jumps.  A listener is named after the module of its callback; operators know
+    listeners as adapters.
+    """
+
+    def __init__(self, *, now_ms: Callable[[], int], steady_ns: Callable[[], int]) -> None:
+        self._now_ms, self._steady_ns = now_ms, steady_ns
+        self._listeners: tuple[tuple[str, OnWrite[_C]], ...] = ()
+        self._costs: dict[str, Costs] = {}
+        self._mark_ns = self._sum_ns = 0
+
+    def listen(self, callback: OnWrite[_C]) -> Callable[[], None]:
+        """Run `callback` for each write from now on; return what unsubscribes it."""
+        listener = (str(callback.__module__).rpartition(".")[2], callback)
+        self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            self._listeners = tuple(item for item in self._listeners if item is not listener)
+
+        return unsubscribe
+
+    def begin(self) -> None:
+        """Measure from here; a write begins."""
+        self._mark_ns, self._sum_ns = self._steady_ns(), 0
+
+    def measure(self, name: str, records: int) -> None:
+        """Count the time since the last call as what this listener took for `records` records."""
+        self._measure(name, records, self._now_ms())
+
+    def notify(self, write: _C, records: int, hops: list[Hop]) -> None:
+        """Run every listener for a write of `records` records; add the hops that they return."""
+        self._mark_ns, now_ms = self._steady_ns(), self._now_ms()
+        for name, callback in self._listeners:
+            if (hop := callback(write)) is not None:
+                hops.append(hop)
+            self._measure(name, records, now_ms)
+        self._costs_of(ALL).add(self._sum_ns // (1000 * records), records, now_ms)
+
+    def p99_us(self) -> dict[str, int | None]:
+        """Return what each listener, and ALL together, took of a record at p99 in the last five minutes."""
+        return {name: costs.percentile_us(99, self._now_ms()) for name, costs in self._costs.copy().items()}
+
+    def summary(self) -> ListenerSummary:
+        """Return what the listeners took in the last five minutes."""
+        found = self.p99_us()
+        p99_us = found.pop(ALL, None)
+        return ListenerSummary(
+            count=len({VIEWS, *(name for name, _ in self._listeners)}),
+            p99_ms=None if p99_us is None else p99_us / 1000,
+            records=self._costs[ALL].records(self._now_ms()) if ALL in self._costs else 0,
+            slowest=max(found, key=lambda name: found[name] or 0, default="") if p99_us is not None else "",
+        )
+
+    def _measure(self, name: str, records: int, now_ms: int) -> None:
+        now_ns = self._steady_ns()
+        took_ns, self._mark_ns = now_ns - self._mark_ns, now_ns
+        self._sum_ns += took_ns
+        self._costs_of(name).add(took_ns // (1000 * records), records, now_ms)
+
+    def _costs_of(self, name: str) -> Costs:
+        found = self._costs.get(name)
+        if found is None:
+            found = self._costs[name] = Costs()
+        return found

@@ -30,7 +30,7 @@ from ..core.record.page import PEER_PUSHES
 from ..core.value import dataclass, field
 from ..home.writes import Commit, Hop
 from .ledger import AGAIN_MAX_S, AGAIN_S
-from .peer import COMPARE_NOTE, SyncError
+from .peer import COMPARE_NOTE, WITHHELD, SyncError
 from .reach import Reaches
 from .reconcile import Reconcile
 from .schedule import Sync
@@ -99,14 +99,15 @@ class AntiEntropy:
         """Keep one task for each pair that may sync, until `stop`."""
         loop = asyncio.get_running_loop()
 
-        refused = self.writer.views.refused
+        views = self.writer.views
 
         def on_commit(commit: Commit) -> Hop | None:
-            nonlocal refused
-            before, refused = refused, self.writer.views.refused
+            nonlocal views
+            before, views = views, self.writer.views
             if not commit.threads.isdisjoint(SHARING_THREADS):
                 return loop.call_soon_threadsafe, self._on_change
-            return (loop.call_soon_threadsafe, self._on_refused) if refused is not before else None
+            same = views.refused is before.refused and views.beyond is before.beyond
+            return None if same else (loop.call_soon_threadsafe, self._on_refused)
 
         unsubscribe = self.writer.listen(on_commit)
         try:
@@ -190,7 +191,7 @@ class AntiEntropy:
 
     def _again_s(self, pair_id: str, state: _State) -> float:
         """Return the seconds until what the way did not carry is tried again, infinite if there is nothing."""
-        if not self._reconcile.withholds(pair_id):
+        if not self._reconcile.withholds(pair_id) and WITHHELD not in self.writer.views.beyond.get(pair_id, ()):
             state.again.reset()
             return inf
         return state.again.failed()

@@ -6,6 +6,9 @@ A peer that pushes is told the ids in its answers, the same ones until it has an
 the peer may leave before it acts on it.  Rejected: to ask again at every pull, because what is refused for good then
 travels for ever.
 
+It holds limits.refused_per_pair ids.  In a full one, a line without an id says that more was refused for that cause;
+comparisons find which records these are.
+
 What a pull passed over, because the way does not carry it, stands in the same lines under a code of its own: it is
 fetched with each comparison, and asked for in no other way, or it would fail what is asked for beside it.
 
@@ -277,7 +280,7 @@ class RefusedLedger:
 
     def _entries(self, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         """Return what lines say."""
-        return map(json.loads, self._writer.store.payloads(rows))
+        return (each for each in map(json.loads, self._writer.store.payloads(rows)) if each["id"])
 
     def _holds(self, entry: Mapping[str, str], inbound: InboundByName) -> bool:
         """Return whether we hold the record of a line in a namespace that it would enter."""

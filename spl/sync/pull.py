@@ -353,7 +353,9 @@ class Puller:
         reply = await self._peers.ask(pair, "POST", ACK, json.dumps(told).encode(), timeout_s=ANSWER_S)
         found = _view_in(reply.body)
         if arrived and (cursor := page.cursor_in(reply.body)) not in ("", since):
-            if found.get("acked", 0) > _held(self.ingest, pair) and (doubted := self.doubted.get(pair.pair_id)):
+            ledger = await self.ingest.refused.read(pair.pair_id, self.ingest.inbound(pair))
+            held = _held(self.ingest, pair) + len(ledger.ids) + len(ledger.withheld)
+            if found.get("acked", 0) > held and (doubted := self.doubted.get(pair.pair_id)):
                 doubted()  # the engine's word on what comes before a record is signed by nobody
                 return found
             # The place in the peer's feed that what came by the engine leads to, so a pull goes on from there.
@@ -365,7 +367,7 @@ class Puller:
 def _held(ingest: Ingest, pair: Pair) -> int:
     """Return how many records we have of what the peer offers; fewer if other pairs brought what it relays."""
     index, peer = ingest.writer.store.index, pair.peer_did
-    total = ingest.writer.views.refused.get(pair.pair_id, 0) + index.count(projections_of(pair.pair_id))
+    total = index.count(projections_of(pair.pair_id))
     for ns in {each.ns for each in ingest.inbound(pair).values()}:
         total += index.tally(vouched(ns, peer))
         for each in filter(None, (pair.pair_id, pair.inherits)):

@@ -450,4 +450,4 @@ class Reconcile:
         """Return id -> code of what was refused of a pair."""
         store = self.writer.store
         rows = store.index.after(refusals_of(pair_id), 0, self.limits.refused_per_pair)
-        return {entry["id"]: entry["code"] for entry in map(json.loads, store.payloads(rows))}
+        return {entry["id"]: entry["code"] for entry in map(json.loads, store.payloads(rows)) if entry["id"]}

@@ -86,6 +86,7 @@ DETAIL: dict[str, Any] = {
     "maps": [{"local": "a", "peer": "b"}],
     "intake": {"day_bytes": 1_048_576, "day_bytes_max": 10_737_418_240, "paused_until": None},
     "refused_records": 2,
+    "refused_beyond": ["record-id", "scope-violation"],
     "transitions": [
         {"at": "2026-11-23T02:04:11Z", "from": "active", "to": "degraded", "reason": "token-expired"},
         {"at": "2026-11-12T09:31:02Z", "from": "establishing", "to": "active", "reason": ""},
@@ -114,7 +115,7 @@ tokens            issued to us  tok_5c1e  federation:sync,federation:subscribe  
 grants            music -> hosted:projects/music (L1)
                   music <- hosted:projects/music (L0); L0 behaves as L1 until we grant it too: spl federation grant x
 intake            1,048,576 of 10,737,418,240 bytes within a day
-refused           2 records
+refused           2 records and more: record-id, scope-violation
 last error        AUTH the token expired [auth-invalid], 1m ago
 lag, last 30 min  ▁▁▁▁▁▁▁▁▁▁▁·▂▅████████████████  (records)
 lag, last 5 min   p50 212 ms, p99 1,548 ms, over 1 write of ours

@@ -181,6 +181,7 @@ async def test_what_others_write_is_refused_and_delays_nothing(
         await spoke.sync.pull(pair_id)
         await equal(hub, spoke)
         await closed(service, spoke, pair_id)
+        assert not spoke.home.views.refused, "nobody knows whether the peer offers it"
 
 
 async def test_a_record_too_large_for_the_server_comes_from_the_peer(
@@ -213,9 +214,11 @@ def test_a_message_counts_with_its_head_and_any_head_is_passed_over(head: bytes)
     assert (found.count, found.size, gaps) == (1, len(head) + len(body), ["default"])
 
 
+@pytest.mark.parametrize("forged", [0, 2])
 async def test_records_that_the_engine_hides_are_pulled_once_the_peer_counts_them(
-    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch, forged: int
 ) -> None:
+    """What is forged in their place counts as held by nobody."""
     monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
     async with two(tmp_path, server) as (hub, spoke, pair_id, sinks), reading(spoke) as service:
         await closed(service, spoke, pair_id)
@@ -226,8 +229,11 @@ async def test_records_that_the_engine_hides_are_pulled_once_the_peer_counts_the
         shown, store = hub.emit("shown"), hub.home.writer.store
         raw = store.payload(store.index.find(shown.id, "default"))
         subject = subjects.subject_of(hub.did, "default", "th", "shard")
+        ids = [last.id, *(f"{number:064x}" for number in range(forged))]
+        bodies = [*(b'{"id":"%s","record":{},"sig":{}}' % id_.encode() for id_ in ids[1:]), raw]
         async with server.client() as nats:
-            await nats.send([published(subject, f"{nats.inbox}.x", head_of({PREVIOUS: last.id}), raw)])
+            for id_, body in zip(ids, bodies, strict=True):
+                await nats.send([published(subject, f"{nats.inbox}.x", head_of({PREVIOUS: id_}), body)])
         await until(lambda: spoke.sync.puller.received.get(pair_id, {}).get("default") == shown.id)
         await spoke.sync.puller.ask_life(spoke.home.views.pairs[pair_id], {})
         await equal(hub, spoke)

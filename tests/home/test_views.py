@@ -50,6 +50,7 @@ def state(views: Views) -> tuple[object, ...]:
         views.statements,
         views.namespaces,
         views.refused,
+        views.beyond,
         views.pins,
         views.rules,
         views.aitl_rules,
@@ -72,6 +73,7 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
         [Own(consent.THREAD, consent.KIND_GRANT, consent.grant_body("pair_1", GRANT, "", held=False))],
         [Own(consent.THREAD, consent.KIND_PEER_GRANT, {"pair_id": "pair_1", "grant": GRANT.to_json(), "statement": 1})],
         [Refuse("pair_1", "f" * 64, "record-id"), SavedPosition("pair_1", "b", 3), SavedPosition("pair_2", "c", 0)],
+        [Refuse("pair_3", f"{number:064x}", f"code-{number % 3}") for number in range(Limits().refused_per_pair + 5)],
     ):
         future = home.writer.submit(items)
         home.writer.commit_waiting()

@@ -235,6 +235,19 @@ def test_records_and_position_share_a_write_and_the_ledger_is_bounded(home: Home
     assert home.views.refused == {"pair_1": 1}
 
 
+@pytest.mark.parametrize("at_once", [1, 7, LIMITS.refused_per_pair + 9])
+def test_a_full_ledger_names_each_cause_of_what_it_does_not_hold_once(home: Home, at_once: int) -> None:
+    """However many come in one write, for what it adds is counted before it is folded."""
+    most = LIMITS.refused_per_pair
+    write(home, *(Refuse("pair_1", f"{number:064x}", "record-id") for number in range(most - 2)))
+    more = [Refuse("pair_1", f"{number:064x}", f"code-{number % 2}", "music") for number in range(most - 2, 2 * most)]
+    for at in range(0, 21 if at_once < most else len(more), at_once):
+        write(home, *more[at : at + at_once])
+    assert home.views.refused == {"pair_1": most}
+    assert home.views.beyond == {"pair_1": {"code-0", "code-1"}}
+    assert home.store.index.count("r:pair_1") == most + 2
+
+
 def claimed(n: int, level: int = 1) -> levels.Projection:
     """Return a projection of a peer."""
     made = from_peer(n)

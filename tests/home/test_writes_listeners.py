@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from spl.core.recent import SLOT_MS, SLOTS
 from spl.doctor.gather import adapters_slow
-from spl.home.writer import VIEWS, Listeners, ListenerSummary
+from spl.home.writes import VIEWS, Listeners, ListenerSummary
 
 
 @dataclass
