@@ -7,10 +7,10 @@ commands can be built from them, and no command can bring a check of its own tha
 import argparse
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from io import BufferedIOBase
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -320,7 +320,8 @@ def path_of_contexts(env: Mapping[str, str]) -> str:
 
 def quoted(path: str) -> str:
     """Return a path as a shell takes it, with a ~ that still stands for HOME."""
-    return "~/" + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
+    quote: Callable[[str], str] = import_module("shlex").quote
+    return "~/" + quote(path[2:]) if path.startswith("~/") else quote(path)
 
 
 def _absolute(home: str, env: Mapping[str, str]) -> str:

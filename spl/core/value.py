@@ -6,17 +6,20 @@ methods that nobody calls, besides what compiling them cost each start.  Here a 
 uses; `dataclasses.replace`, `fields` and the rest of the standard library take these classes for its own.
 
 Rejected: named tuples (equal to any tuple, and iterable by accident), `__slots__` and `__init__` by hand.
+
+The standard module itself, and what it loads, is imported when it is first needed: a daemon never does.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, FrozenInstanceError, make_dataclass
-from dataclasses import field as standard_field
-from inspect import get_annotations
+from importlib import import_module
 from operator import attrgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, ClassVar, Final, get_origin
 
 __all__ = ["asdict", "dataclass", "field", "replace"]
+
+MISSING: Final[Any] = object()
+"""Stands for a default that was not given."""
 
 
 class Given:
@@ -34,23 +37,27 @@ class Given:
 
 
 class _Standard:
-    """The standard library's view of a class, made when it first asks."""
+    """The standard library's view of a class, made when it first asks; one serves all classes."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __get__(self, value: object, cls: Any) -> Any:
-        same = ("default", "default_factory", "init", "repr", "compare", "hash")
-        rows = [
-            (name, cls.__types__.get(name, Any), standard_field(**{part: getattr(given, part) for part in same}))
-            for name, given in cls.__given__.items()
-        ]
+        standard, get_annotations = import_module("dataclasses"), import_module("inspect").get_annotations
+        types = {name: kind for base in reversed(cls.__mro__) for name, kind in get_annotations(base).items()}
+        rows = []
+        for name, given in cls.__given__.items():
+            parts = {part: getattr(given, part) for part in Given.__slots__}
+            parts = {part: value for part, value in parts.items() if value is not MISSING}
+            rows.append((name, types.get(name, Any), standard.field(**parts)))
         frozen, kw_only = cls.__setattr__ is _refuse_set, not cls.__match_args__
-        found = getattr(make_dataclass(cls.__name__, rows, init=False, frozen=frozen, kw_only=kw_only), self._name)
+        made = standard.make_dataclass(cls.__name__, rows, init=False, frozen=frozen, kw_only=kw_only)
+        found = getattr(made, self._name)
         setattr(cls, self._name, found)
         return found
 
 
+_STANDARD: Final = {name: _Standard(name) for name in ("__dataclass_fields__", "__dataclass_params__")}
 _SET: Final = {"set_": object.__setattr__, "Given": Given}
 """What every `__init__` may name."""
 
@@ -73,11 +80,11 @@ def _repr(self: Any) -> str:
 
 
 def _refuse_set(self: object, name: str, value: object) -> None:
-    raise FrozenInstanceError(f"cannot assign to field {name!r}")
+    raise import_module("dataclasses").FrozenInstanceError(f"cannot assign to field {name!r}")
 
 
 def _refuse_delete(self: object, name: str) -> None:
-    raise FrozenInstanceError(f"cannot delete field {name!r}")
+    raise import_module("dataclasses").FrozenInstanceError(f"cannot delete field {name!r}")
 
 
 def _getstate(self: Any) -> list[object]:
@@ -93,7 +100,7 @@ def _lean(cls: Any = None, /, *, frozen: bool = False, slots: bool = False, kw_o
     """Return the class with the methods of a value; equal if of one class and equal in each compared field."""
     if cls is None:
         return lambda cls: _lean(cls, frozen=frozen, slots=slots, kw_only=kw_only)
-    types = {name: kind for name, kind in get_annotations(cls).items() if not _is_shared(kind)}
+    types = {name: kind for name, kind in cls.__annotations__.items() if not _is_shared(kind)}
     inherited: Mapping[str, Given] = getattr(cls, "__given__", {})
     given = {**inherited, **{name: _given(cls.__dict__.get(name, MISSING)) for name in types}}
     names = tuple(name for name, each in given.items() if each.init)
@@ -101,11 +108,9 @@ def _lean(cls: Any = None, /, *, frozen: bool = False, slots: bool = False, kw_o
     made: dict[str, Any] = {
         "__init__": _init_of(cls, given, frozen=frozen, kw_only=kw_only),
         "__given__": given,
-        "__types__": {**getattr(cls, "__types__", {}), **types},
         "__match_args__": () if kw_only else names,
         "__compared__": attrgetter(*compared) if compared else type,
-        "__dataclass_fields__": _Standard("__dataclass_fields__"),
-        "__dataclass_params__": _Standard("__dataclass_params__"),
+        **_STANDARD,
     }
     made |= {"__setattr__": _refuse_set, "__delattr__": _refuse_delete} if frozen else {}
     made |= {"__getstate__": _getstate, "__setstate__": _setstate} if frozen and slots else {}

@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 
 from spl.core import when
 
-YEAR_9999_MS = 253_402_300_799_999
+YEAR_1_MS, YEAR_9999_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
-@given(st.integers(0, YEAR_9999_MS))
+@given(st.integers(YEAR_1_MS, YEAR_9999_MS))
 def test_text_and_milliseconds_go_both_ways(unix_ms: int) -> None:
     """Every millisecond has one text, which sorts as time does."""
     text = when.text_of(unix_ms)
     assert when.ms_of(text) == unix_ms
     assert len(text) == 24
-    assert unix_ms == 0 or when.text_of(unix_ms - 1) < text
+    assert unix_ms == YEAR_1_MS or when.text_of(unix_ms - 1) < text
 
 
-@given(st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)))
+@given(st.datetimes(timezones=st.just(UTC)))
 def test_other_precisions_are_read_to_the_millisecond(moment: datetime) -> None:
     """Texts of other programs, with none to six decimals, are cut to milliseconds."""
     whole_ms = (
@@ -29,6 +29,12 @@ def test_other_precisions_are_read_to_the_millisecond(moment: datetime) -> None:
     assert when.ms_of(f"{moment:%Y-%m-%dT%H:%M:%S}Z".rjust(20, "0")) == whole_ms
     text = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond:06d}Z".rjust(27, "0")
     assert when.ms_of(text) == whole_ms + moment.microsecond // 1000
+
+
+@pytest.mark.parametrize("unix_ms", [YEAR_1_MS - 1, YEAR_9999_MS + 1, 2**70])
+def test_years_of_more_or_less_than_four_digits_have_no_text(unix_ms: int) -> None:
+    with pytest.raises(ValueError, match="no such text"):
+        when.text_of(unix_ms)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def words(key: bytes) -> str:
     """Return six words that name 66 bits of the key's digest, for people to compare by voice."""
     number = int.from_bytes(hashlib.sha256(b"syncropel-words-v1\0" + key).digest()) >> (256 - WORDS_COUNT * _WORD_BITS)
     picks = ((number >> _WORD_BITS * place) & 2047 for place in reversed(range(WORDS_COUNT)))
-    return " ".join(WORDS[pick] for pick in picks)
+    every = WORDS.split()
+    return " ".join(every[pick] for pick in picks)
 
 
 def rotate(chain: Chain, key: SecretKey, new_public: bytes, reason: str, at_ms: int) -> Chain:

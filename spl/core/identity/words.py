@@ -6,8 +6,7 @@ Source: BIP-39 word list (bips.dev/39), public domain.
 
 from typing import Final
 
-WORDS: Final[tuple[str, ...]] = tuple(
-    """
+WORDS: Final = """
 abandon ability able about above absent absorb abstract absurd abuse access accident account accuse achieve acid
 acoustic acquire across act action actor actress actual adapt add addict address adjust admit adult advance advice
 aerobic affair afford afraid again age agent agree ahead aim air airport aisle alarm album alcohol alert alien all
@@ -121,6 +120,5 @@ wagon wait walk wall walnut want warfare warm warrior wash wasp waste water wave
 web wedding weekend weird welcome west wet whale what wheat wheel when where whip whisper wide width wife wild will
 win window wine wing wink winner winter wire wisdom wise wish witness wolf woman wonder wood wool word work world
 worry worth wrap wreck wrestle wrist write wrong yard year yellow you young youth zebra zero zone zoo
-""".split()
-)
-"""Word n stands for the 11-bit number n."""
+"""
+"""Word n stands for the 11-bit number n.  One text: as a tuple they take ten times the memory, and few are shown."""
