@@ -421,8 +421,8 @@ class Sync:
         # One thread read to its end says nothing of the others.
         state.last_sync_ms = state.last_sync_ms if thread else self._now_ms()
         self._succeeded(pair_id, state, progress.view)
-        took = event("sync.pulled", pair=pair_id, records=fresh, ms=self._now_ms() - started_ms)
-        log.log(logging.INFO if fresh else logging.DEBUG, **took)
+        level, took_ms = logging.INFO if fresh else logging.DEBUG, self._now_ms() - started_ms
+        log.log(level, **event("sync.pulled", pair=pair_id, records=fresh, ms=took_ms))
         self._recover(pair, state)
         return fresh
 
