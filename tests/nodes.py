@@ -40,6 +40,7 @@ from spl.sync.reach import Reaches
 from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
 from spl.sync.source import Query
+from tests.counting import stepped
 from tests.store_kit import set_views
 
 LIMITS = Limits()
@@ -366,7 +367,7 @@ class Node:
             case "/v1/sync/ack":
                 told = json.loads(body)
                 if received := told.get("received"):
-                    told["cursor"] = reached(self.feed.source, pair_id, told["cursor"], received)
+                    told["cursor"] = stepped(reached(self.feed.source, pair_id, told["cursor"], received))[0]
                 await self.feed.ack(pair_id, told["cursor"])
                 return json.dumps({"peer_view": self.feed.peer_view(pair_id), "cursor": told["cursor"]}).encode()
             case "/v1/sync/chains":

@@ -78,27 +78,34 @@ async def mode(request: Request, services: Services, found: Pair) -> dict[str, o
     """
     fields = members(request, {"mode": str, "both": bool})
     await services.pairing.set_mode(found.pair_id, fields.get("mode", ""))
+    left = await services.engines.left(found)
     if not fields.get("both"):
-        return {}
+        return left
     try:
         await services.pairing.maintenance.ask_mode(found.pair_id, fields["mode"])
     except SplError as exc:
-        return {"asked": {"mode": fields["mode"], "error": exc.to_json()}}
-    return {"asked": {"mode": fields["mode"], "error": None}}
+        return {**left, "asked": {"mode": fields["mode"], "error": exc.to_json()}}
+    return {**left, "asked": {"mode": fields["mode"], "error": None}}
 
 
 async def carrier(request: Request, services: Services, found: Pair) -> dict[str, object]:
-    """Take {url, creds?, ca?}: a stream engine that the records come from; with url "none" they are polled for."""
+    """Take {url, creds?, ca?}: a stream engine that the records come from; with url "none" they are polled for.
+
+    `consumers` says what became of those at the server that the pair was read from before.
+    """
     fields = members(request, {"url": str, "creds": str, "ca": str})
     if not fields.get("url"):
         raise field_error("url", "is missing")
-    if fields["url"] == "none":
-        await services.pairing.configure(found.pair_id, lambda pair: {"mode": POLLING} if pair.mode == ENGINE else {})
-        return {}
     wanted = {name: fields.get(name, "") for name in ("url", "creds", "ca")}
-    await services.engines.check_carrier(wanted)
-    await services.pairing.configure(found.pair_id, lambda pair: {"mode": ENGINE, "carrier": wanted})
-    return {}
+    if wanted["url"] != "none":
+        await services.engines.check_carrier(wanted)
+    left: dict[str, object] = {}
+    if wanted["url"] != found.carrier.get("url"):
+        await services.pairing.configure(found.pair_id, lambda pair: {"mode": POLLING} if pair.mode == ENGINE else {})
+        left = await services.engines.left(found)
+    if wanted["url"] != "none":
+        await services.pairing.configure(found.pair_id, lambda pair: {"mode": ENGINE, "carrier": wanted})
+    return left
 
 
 async def revoke(request: Request, services: Services, found: Pair) -> dict[str, object]:
@@ -107,8 +114,10 @@ async def revoke(request: Request, services: Services, found: Pair) -> dict[str,
     await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
     blocked = found.peer_did in services.views.blocked
     hubs = [] if blocked else services.pairing.pairs.hubs(found)
-    readers = {"readers": services.engines.readers(found.pair_id)} if services.engines.configured else {}
-    return {**readers, "blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
+    left = await services.engines.left(found)
+    if services.engines.configured:
+        left["readers"] = services.engines.readers(found.pair_id)
+    return {**left, "blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
 
 
 async def set_token(request: Request, services: Services, found: Pair) -> dict[str, object]:

@@ -132,7 +132,8 @@ async def ack(request: Request, principal: Principal, services: Services) -> Res
         services.feed.source.reaches.heard(pair_id, page.read_view(fields["peer_view"]))
     cursor, more = fields.get("cursor"), dict[str, object]()
     if cursor and fields.get("received") and services.engines.configured:
-        cursor = more["cursor"] = await services.engines.sinks.reached(pair_id, cursor, fields["received"])
+        steps = services.engines.sinks.reached(pair_id, cursor, fields["received"])
+        cursor = more["cursor"] = await services.searches.run(principal, steps)
     await services.feed.ack(pair_id, cursor)
     return json_response({"peer_view": services.feed.peer_view(pair_id), **more})
 

@@ -159,6 +159,7 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
         out.line(f"read again from the start: {count(pair['records'], 'new record')}")
     if action == "revoke":
         _after_revoke(pair, shell)
+    _after_engine(pair.get("consumers") or {}, out)
     for reader in pair.get("readers") or []:
         out.note(
             f"remove its user, whose inbox is _INBOX_{reader['reader']}, from {reader['url']} (sink {reader['sink']})"
@@ -168,6 +169,16 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     if failed:
         out.failure(failed)
     return failed.exit_code if failed else 0
+
+
+def _after_engine(consumers: dict[str, Any], out: Out) -> None:
+    """Print what became of the consumers at the server that the pair was read from until now."""
+    if consumers.get("deleted"):
+        out.line(f"deleted {count(consumers['deleted'], 'consumer')} at the server")
+    if consumers.get("commands"):
+        out.warn(f"! consumers stay at the server: {(consumers['error'] or {}).get('message', '')}")
+        for command in consumers["commands"]:
+            out.warn(f"  fix       {command}")
 
 
 def _directions(pair: dict[str, Any], asked: dict[str, Any], out: Out) -> None:

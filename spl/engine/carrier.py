@@ -59,8 +59,12 @@ SILENCE_S: Final = 45.0
 """Each request for messages is answered within 30 s."""
 BACKOFF_BASE_S: Final = 1.0
 BACKOFF_MAX_S: Final = 30.0
-HEAL_EVERY_S: Final = 5.0
+HEAL_BASE_S: Final = 5.0
+HEAL_MAX_S: Final = 60.0
+"""The longest time between two pulls of what is missing, each of which failed."""
 LOOK_EVERY_S: Final = 30.0
+PLACE: Final = "carrier "
+"""What the names of saved places begin with."""
 ANY: Final = "*"
 """The place of a consumer that was just made: the first message follows."""
 _ENDED: Final = frozenset({404, 408, 409})
@@ -102,6 +106,11 @@ class CarrierParts:
     now_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
 
+    async def connect(self, pair_id: str, carrier: Carrier) -> Nats:
+        """Return a connection to the server, with the inbox that its permissions name.  Raises SplError."""
+        endpoint = await asyncio.to_thread(self.files.endpoint, carrier)
+        return await connect(endpoint, self.dialer, f"_INBOX_{pair_id}.{self.random_bytes(12).hex()}")
+
 
 @dataclass(slots=True)
 class _Arrived:
@@ -126,15 +135,18 @@ class CarrierRun:
         self._places = {ns: self._saved(ns) for ns in names}
         self._broken: dict[str, int] = {}
         """Namespace -> the number of the gap that is not closed."""
+        self.proven: Mapping[str, str] = {}
+        """Namespace -> id of its last record, up to which all is held: what the peer is told of (`pull.Carried`)."""
         self._gaps, self._replies = count(1), count(1)
         self._news = asyncio.Event()
+        self._healing = Backoff(parts.random_bytes, HEAL_BASE_S, HEAL_MAX_S)
         self._pulls: dict[str, tuple[str, int, float]] = {}
         """Subject of the answer -> (consumer, messages still to come, when it was asked)."""
 
     async def run(self) -> None:
         """Read; failures back off."""
         backoff = Backoff(self.parts.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S)
-        self.parts.sync.puller.doubted[self.pair_id] = self._doubt
+        self.parts.sync.puller.carried[self.pair_id] = self
         try:
             while self._pair() is not None:
                 try:
@@ -142,8 +154,7 @@ class CarrierRun:
                 except SplError as exc:
                     await asyncio.sleep(self._failed(exc, backoff))
         finally:
-            self.parts.sync.puller.received.pop(self.pair_id, None)
-            self.parts.sync.puller.doubted.pop(self.pair_id, None)
+            del self.parts.sync.puller.carried[self.pair_id]
 
     def _pair(self) -> Pair | None:
         pair = self.parts.ingest.writer.views.pairs.get(self.pair_id)
@@ -161,8 +172,7 @@ class CarrierRun:
 
     async def _session(self, backoff: Backoff) -> None:
         parts, state = self.parts, self.state
-        endpoint = await asyncio.to_thread(parts.files.endpoint, self.carrier)
-        nats = await connect(endpoint, parts.dialer, f"_INBOX_{self.pair_id}.{parts.random_bytes(12).hex()}")
+        nats = await parts.connect(self.pair_id, self.carrier)
         state.far = f"nats-server {nats.version}"
         try:
             await run_together(self._receive(nats, backoff), nats.listen(), self._heal())
@@ -296,7 +306,7 @@ class CarrierRun:
             self.state.gap_since_s = asyncio.get_running_loop().time()
         self._news.set()
 
-    def _doubt(self) -> None:
+    def doubt(self) -> None:
         """Record that the peer counts more records up to what we told it than we have of them."""
         for ns in self._places:
             self._break(ns)
@@ -304,8 +314,7 @@ class CarrierRun:
 
     def _tell(self) -> None:
         """Have the peer told, with the next sign of life, of the last record of each namespace that is proven."""
-        proven = {ns: id_ for ns, id_ in self._places.items() if ns not in self._broken and is_id(id_)}
-        self.parts.sync.puller.received[self.pair_id] = proven
+        self.proven = {ns: id_ for ns, id_ in self._places.items() if ns not in self._broken and is_id(id_)}
 
     async def _heal(self) -> None:
         """Pull what is missing: after a gap, and if the peer's count is not reached though the engine gave all."""
@@ -324,17 +333,19 @@ class CarrierRun:
             except SplError as exc:
                 log.debug(**event("carrier.gap_open", pair=self.pair_id, code=exc.code))
                 self._news.set()
+                await asyncio.sleep(self._healing.failed())
             else:
+                self._healing.reset()
                 self._broken = {ns: gap for ns, gap in self._broken.items() if broken.get(ns) != gap}
                 self.state.gap_since_s = self.state.gap_since_s if self._broken else None
                 self._tell()
-            await asyncio.sleep(HEAL_EVERY_S)
+                await asyncio.sleep(HEAL_BASE_S)
 
     # -- where it was
 
     def _place_name(self, ns: str) -> str:
         """Return the name under which a place stands in the log; no pair has such an id."""
-        return f"carrier {self.pair_id} {ns}"
+        return f"{PLACE}{self.pair_id} {ns}"
 
     def _saved(self, ns: str) -> str:
         place = self.parts.ingest.writer.views.positions.get(self._place_name(ns))

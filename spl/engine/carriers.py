@@ -4,10 +4,12 @@ Imported with the first pair in mode engine (`engines.py`).
 """
 
 import asyncio
+import shlex
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from typing import Final
+from weakref import WeakValueDictionary
 
 from ..core import consent, when
 from ..core.errors import CODES, SplError
@@ -20,16 +22,17 @@ from ..net.dialer import Dialer
 from ..net.sockets import Verifying
 from ..sync.notify import Notifier
 from ..sync.schedule import Sync
-from ..sync.supervise import Supervisor, wait
-from . import subjects
-from .carrier import NAMESPACES_MAX, Carrier, CarrierParts, CarrierRun, CarrierState
+from ..sync.supervise import Supervisor, run_together, wait
+from . import jetstream, subjects
+from .carrier import NAMESPACES_MAX, PLACE, Carrier, CarrierParts, CarrierRun, CarrierState
 from .jetstream_target import Files
-from .nats import endpoint_of
+from .nats import Nats, endpoint_of
 from .protocol import EngineError
 from .service import FINDINGS, SinkFault
 from .sinks import PATH_CHARS_MAX
 
 RESTART_MAX_S: Final = 60.0
+LEAVE_S: Final = 5.0
 GAP: Final = "engine-gap"
 _STEPS: Final = {
     "sink-unreachable": "start it, or correct the network path; it goes on by itself",
@@ -51,6 +54,7 @@ class CarrierService:
         self._views, self._ingest, self._notifier = ingest.writer, ingest, notifier
         self._states: dict[str, CarrierState] = {}
         """By pair."""
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()
         self._tasks = Supervisor("carrier", self, random_bytes=random_bytes, backoff_max_s=RESTART_MAX_S)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -84,8 +88,13 @@ class CarrierService:
             self._tasks.start(name, partial(self._run, pair.pair_id, carrier, names))
 
     async def _run(self, pair_id: str, carrier: Carrier, names: tuple[str, ...]) -> None:
-        state = self._states[pair_id] = CarrierState()
-        await CarrierRun(pair_id, carrier, names, self._parts, state).run()
+        async with self._turn(pair_id):
+            state = self._states[pair_id] = CarrierState()
+            await CarrierRun(pair_id, carrier, names, self._parts, state).run()
+
+    def _turn(self, pair_id: str) -> asyncio.Lock:
+        """Return what a pair's run holds to its end, which the next one waits for: both write the same places."""
+        return self._turns.setdefault(pair_id, asyncio.Lock())
 
     def _namespaces(self, pair: Pair) -> tuple[str, ...]:
         """Return the peer's namespaces of which records may come in full, as many as one carrier reads."""
@@ -99,6 +108,37 @@ class CarrierService:
         if state is not None:
             state.fault = SplError("internal", "the carrier's task died")
             state.failing_since_s = asyncio.get_running_loop().time()
+
+    async def leave(self, pair: Pair) -> dict[str, object]:
+        """Delete the pair's consumers on the server that it was read from, once that has ended.
+
+        Return {deleted, error, commands}; what stays there if the server is out of reach or refuses, and how its
+        operator deletes it.  The server deletes it itself after jetstream.UNUSED_NS.
+        """
+        carrier, left, error = carrier_of(pair), list(self._consumers(pair)), None
+        if carrier is None:
+            return {"deleted": 0, "error": None, "commands": []}
+        stream, count = subjects.stream_of(pair.peer_did), len(left)
+        try:
+            async with asyncio.timeout(LEAVE_S), self._turn(pair.pair_id):
+                nats = await self._parts.connect(pair.pair_id, carrier)
+                try:
+                    await run_together(_delete(nats, stream, left), nats.listen())
+                finally:
+                    await nats.close()
+        except TimeoutError:
+            error = SplError("sink-unreachable", f"the server did not answer within {LEAVE_S:g} s")
+        except SplError as exc:
+            error = exc
+        words = ["nats", "--server", carrier.url, *(["--creds", carrier.creds] if carrier.creds else [])]
+        commands = [shlex.join([*words, "consumer", "rm", stream, name, "--force"]) for name in left]
+        return {"deleted": count - len(left), "error": error and error.to_json(), "commands": commands}
+
+    def _consumers(self, pair: Pair) -> set[str]:
+        """Return the names of the consumers that the pair may have, those of namespaces that it had before too."""
+        before, places = f"{PLACE}{pair.pair_id} ", self._views.views.positions
+        names = {name.removeprefix(before) for name in places if name.startswith(before)}
+        return {subjects.consumer_of(pair.pair_id, ns) for ns in names.union(self._namespaces(pair))}
 
     # -- what there is
 
@@ -143,6 +183,13 @@ class CarrierService:
             hint = CODES[GAP].fix.replace("PAIR_ID", pair_id)
             found.append(SinkFault(pair_id, GAP, CODES[GAP].meaning, hint, now_s - state.gap_since_s))
         return found
+
+
+async def _delete(nats: Nats, stream: str, names: list[str]) -> None:
+    """Delete consumers, and take each out of the list."""
+    while names:
+        await jetstream.delete_consumer(nats, stream, names[-1])
+        names.pop()
 
 
 def carrier_of(pair: Pair) -> Carrier | None:

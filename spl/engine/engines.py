@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .. import program
 from ..core import consent
+from ..core.pair.pair import Pair
 from ..core.pair.state import ENGINE
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
@@ -71,6 +72,10 @@ class Engines:
     async def check_carrier(self, fields: Mapping[str, str]) -> None:
         """Raise unless these members {url, creds, ca} are those of a carrier that can be used."""
         await self.carriers.check(program.load("engine.carrier").Carrier(**fields))
+
+    async def left(self, pair: Pair) -> dict[str, object]:
+        """Return {consumers}: what became of those at the server that a pair was read from until now, {} without."""
+        return {"consumers": await self.carriers.leave(pair)} if pair.mode == ENGINE else {}
 
     def readers(self, pair_id: str) -> list[dict[str, str]]:
         """Return {sink, url, reader} of each server that may have a user for the pair; its operator removes it."""

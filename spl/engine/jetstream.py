@@ -20,6 +20,8 @@ WINDOW_NS: Final = 120_000_000_000
 """The time in which the server drops repeats: the net below the chain, and the server's own default."""
 
 PENDING_MAX: Final = 1024
+UNUSED_NS: Final = 30 * 86_400 * 1_000_000_000
+"""The server deletes a consumer that nobody asked for so long; a reader that comes back makes another and pulls."""
 PULL_NS: Final = 30_000_000_000
 """After this a request for messages ends, with an answer if none came."""
 MESSAGE_BYTES_MAX: Final = 12 * 1024 * 1024
@@ -113,8 +115,18 @@ async def create_consumer(nats: Nats, stream: str, name: str, subject: str) -> N
         "stream_name": stream, "action": "create", "config": {
             "durable_name": name, "name": name, "filter_subject": subject, "deliver_policy": "new",
             "ack_policy": "all", "ack_wait": WINDOW_NS, "max_ack_pending": PENDING_MAX, "replay_policy": "instant",
+            "inactive_threshold": UNUSED_NS,
         },
     })  # fmt: skip
+
+
+async def delete_consumer(nats: Nats, stream: str, name: str) -> None:
+    """Delete a consumer, if there is one."""
+    try:
+        await ask(nats, f"CONSUMER.DELETE.{stream}.{name}")
+    except JetStreamError as exc:
+        if exc.number not in (CONSUMER_MISSING, STREAM_MISSING):
+            raise
 
 
 def pull_of(stream: str, name: str, reply: str, count: int, bytes_max: int) -> bytes:

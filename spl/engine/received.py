@@ -12,7 +12,7 @@ from ..core.record.levels import EXACT
 from ..core.record.record import is_id
 from ..home.tables.lists import by_namespace
 from ..sync.lanes import LaneScan
-from ..sync.scope import SCAN_ROWS, LogView, tally_of
+from ..sync.scope import SCAN_ROWS, LogView, Steps, tally_of
 from ..sync.source import Query, Source
 
 BEHIND_ROWS: Final = 4096
@@ -22,11 +22,11 @@ SCANS_MAX: Final = 10
 TRIES: Final = 3
 
 
-def reached(source: Source, pair_id: str, since: str, received: Mapping[str, Any]) -> str:
+def reached(source: Source, pair_id: str, since: str, received: Mapping[str, Any]) -> Steps[str]:
     """Return the cursor that `since` becomes with what was received: the peer's last record id of each namespace.
 
-    A namespace that the pair does not share in full, or an unknown id, changes nothing.  Reads the log.  Raises as
-    `Source.open` does.
+    A namespace that the pair does not share in full, or an unknown id, changes nothing.  Reads the log, and yields
+    between steps of some milliseconds.  Raises as `Source.open` does.
     """
     view, cursor = source.open(pair_id, Query(since=since))
     if cursor is None or cursor.whole or pair_id in source.rollbacks:
@@ -38,12 +38,13 @@ def reached(source: Source, pair_id: str, since: str, received: Mapping[str, Any
         id_ = received.get(ns)
         row = view.index.find(id_, ns) if ns and isinstance(id_, str) and is_id(id_) else None
         if row is not None and scan.sent_to < row.seq <= view.last_seq and scope.admits(row):
-            _move(view, scan, ns, row.seq)
+            yield from _move(view, scan, ns, row.seq)
     return source.next_cursor(pair_id, since, cursor, scans, False)[0]
 
 
-def _move(view: LogView, scan: LaneScan, ns: str, seq: int) -> None:
+def _move(view: LogView, scan: LaneScan, ns: str, seq: int) -> Steps[None]:
     """Move a lane on to a row, with the count of the records up to it."""
+    yield
     if view.scope.tallied and (count := _count_from_end(view, ns, seq)) is not None:
         scan.sent_to, scan.count = seq, count
         return
@@ -58,6 +59,7 @@ def _move(view: LogView, scan: LaneScan, ns: str, seq: int) -> None:
         if not rows:
             return
         at = rows[-1].seq
+        yield
 
 
 def _count_from_end(view: LogView, ns: str, seq: int) -> int | None:

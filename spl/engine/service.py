@@ -24,6 +24,7 @@ from ..home.writes import Own
 from ..net.dialer import Dialer
 from ..net.sockets import Verifying
 from ..sync.changes import Feed
+from ..sync.scope import Steps
 from ..sync.supervise import Supervisor, run_together, wait
 from . import jetstream, sinks, subjects
 from .jetstream_target import Files, JetStreamTarget, state_json
@@ -216,10 +217,9 @@ class SinkService:
         self._tasks.kick()
         return sink
 
-    async def reached(self, pair_id: str, since: str, received: Mapping[str, Any]) -> str:
+    def reached(self, pair_id: str, since: str, received: Mapping[str, Any]) -> Steps[str]:
         """Return the cursor of a reader of the engine after what it received.  Raises as a pull does."""
-        work = partial(reached, self._feed.source, pair_id, since, received)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return reached(self._feed.source, pair_id, since, received)
 
     async def test(self, name: str) -> dict[str, object]:
         """Return what the server of a sink says, asked now over a connection of its own.  Raises SplError."""

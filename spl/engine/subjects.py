@@ -81,6 +81,7 @@ def permissions(did: str, namespaces: tuple[str, ...], reader: str) -> dict[str,
         publish += [
             f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{namespace_of(did, namespace)}",
             f"$JS.API.CONSUMER.INFO.{stream}.{name}",
+            f"$JS.API.CONSUMER.DELETE.{stream}.{name}",
             f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}",
             f"$JS.ACK.{stream}.{name}.>",
         ]

@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
 from ..core.errors import SplError
@@ -117,16 +117,24 @@ class Queue:
         self.freed.set()
 
 
+class Carried(Protocol):
+    """The records of a pair that come by an engine."""
+
+    proven: Mapping[str, str]
+    """The peer's namespace -> the last record of it that came, all before it being held."""
+
+    def doubt(self) -> None:
+        """Record that what came is less than the peer counts up to there."""
+
+
 class Puller:
     """Pulls of any pair."""
 
     def __init__(self, ingest: Ingest, restart: Callable[[str], Awaitable[None]]) -> None:
         """`restart` has a pair's peer read ours from the start."""
         self.ingest, self._restart = ingest, restart
-        self.received: dict[str, Mapping[str, str]] = {}
-        """Pair -> the peer's namespace -> the last record of it that came by an engine, all before it being held."""
-        self.doubted: dict[str, Callable[[], None]] = {}
-        """Pair -> who is told that what came by the engine is less than the peer counts up to there."""
+        self.carried: dict[str, Carried] = {}
+        """By pair, of those that are read from an engine."""
         self._resets_s: dict[str, dict[str, float]] = {}
         """Pair -> when each of its cursors was refused first within the last hour."""
         self._peers, self._limits = ingest.peers, ingest.limits
@@ -348,15 +356,16 @@ class Puller:
         Raises SyncError or ReachError if it does not answer.
         """
         told: dict[str, object] = {"cursor": (since := self.ingest.since(pair)), "peer_view": view}
-        if arrived := self.received.get(pair.pair_id):
-            told["received"] = arrived
+        carried = self.carried.get(pair.pair_id)
+        if carried is not None and carried.proven:
+            told["received"] = carried.proven
         reply = await self._peers.ask(pair, "POST", ACK, json.dumps(told).encode(), timeout_s=ANSWER_S)
         found = _view_in(reply.body)
-        if arrived and (cursor := page.cursor_in(reply.body)) not in ("", since):
+        if carried is not None and "received" in told and (cursor := page.cursor_in(reply.body)) not in ("", since):
             ledger = await self.ingest.refused.read(pair.pair_id, self.ingest.inbound(pair))
             held = _held(self.ingest, pair) + len(ledger.ids) + len(ledger.withheld)
-            if found.get("acked", 0) > held and (doubted := self.doubted.get(pair.pair_id)):
-                doubted()  # the engine's word on what comes before a record is signed by nobody
+            if found.get("acked", 0) > held:
+                carried.doubt()  # the engine's word on what comes before a record is signed by nobody
                 return found
             # The place in the peer's feed that what came by the engine leads to, so a pull goes on from there.
             reached = Page([], [], cursor, False, {**found, "clock": found.get("acked", 0)}, 0)

@@ -166,6 +166,18 @@ def test_a_mode_for_both_directions_says_what_the_peer_does(spl: Run, daemon: Da
     assert "fix       on bob: spl x" in result.err
 
 
+def test_the_end_of_a_carrier_says_what_stays_at_its_server(spl: Run, daemon: Daemon) -> None:
+    path, command = f"{PAIRS}/bob/carrier", "nats --server nats://n consumer rm SPL_bob_z pair_1-ab --force"
+    daemon.answers["POST", path] = a_pair(consumers={"deleted": 2, "error": None, "commands": []})
+    assert "deleted 2 consumers at the server\n" in spl("federation", "set-carrier", "bob", "none").out
+    kept = {"deleted": 0, "error": error("sink-unreachable", "n port 4222: no route"), "commands": [command]}
+    daemon.answers["POST", path] = a_pair(consumers=kept)
+    result = spl("federation", "set-carrier", "bob", "none")
+    assert result.code == 0
+    assert "n port 4222: no route" in result.err
+    assert command in result.err
+
+
 def test_an_unknown_mode_is_refused_with_those_that_there_are(spl: Run, daemon: Daemon) -> None:
     """The engine is none of them: `set-carrier` sets it."""
     assert federation.MODES == MODES

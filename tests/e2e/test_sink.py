@@ -94,3 +94,5 @@ def test_a_reader_of_the_engine_is_equal_though_all_three_are_killed(make: Make,
     reader.run("federation", "verify", pair_id)
     assert frozenset().union(*reader.holding().values()) >= {*acknowledged, *last}
     assert not reader.pair(pair_id)["refused_records"]
+    ended = reader.run("federation", "set-carrier", pair_id, "none").out
+    assert "deleted 1 consumer at the server" in ended

@@ -4,22 +4,23 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spl.core.pair.state import ENGINE
+from spl.core.pair.state import ENGINE, POLLING
 from spl.engine import carrier as carriers
-from spl.engine import jetstream, subjects
+from spl.engine import jetstream, nats, subjects
 from spl.engine.carriers import CarrierService
 from spl.engine.jetstream_target import PREVIOUS
 from spl.engine.protocol import Delivery, head_of, published
 from spl.engine.service import SinkService
 from tests.engine.servers import NatsServer, caught_up, serving
 from tests.nodes import Node, join, nodes
-from tests.waiting import until
+from tests.waiting import turns, until
 
 NAMES = count()
 
@@ -117,7 +118,7 @@ async def test_a_new_process_goes_on_where_the_last_one_was(tmp_path: Path, serv
 async def test_what_the_engine_lost_is_pulled_from_the_peer(
     tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
-    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.05)
     async with two(tmp_path, server) as (hub, spoke, pair_id, sinks):
         async with reading(spoke) as service:
             await closed(service, spoke, pair_id)
@@ -143,10 +144,71 @@ async def test_what_the_engine_lost_is_pulled_from_the_peer(
             assert not spoke.home.views.refused
 
 
+async def test_a_changed_carrier_begins_once_the_old_one_has_ended_and_is_told_to_the_peer(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, close = list[str](), nats.Nats.close
+
+    async def late(self: nats.Nats) -> None:
+        await turns(50)
+        await close(self)
+        order.append("closed")
+
+    async def opened(self: carriers.CarrierParts, pair_id: str, carrier: Any) -> nats.Nats:
+        order.append("opened")
+        return await connect(self, pair_id, carrier)
+
+    async with two(tmp_path, server) as (hub, spoke, pair_id, _), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        first, connect = spoke.sync.puller.carried[pair_id], carriers.CarrierParts.connect
+        monkeypatch.setattr(carriers.CarrierParts, "connect", opened)
+        monkeypatch.setattr(nats.Nats, "close", late)
+        spoke.change_pair(pair_id, carrier={"url": f"nats://localhost:{server.port}", "creds": "", "ca": ""})
+        service._tasks.kick()
+        await until(lambda: spoke.sync.puller.carried.get(pair_id, first) is not first)
+        last = hub.emit("second")
+        await equal(hub, spoke)
+        await until(lambda: spoke.sync.puller.carried[pair_id].proven.get("default") == last.id)
+        monkeypatch.setattr(nats.Nats, "close", close)
+    assert order == ["closed", "opened"]
+
+
+async def test_a_carrier_that_ends_leaves_no_consumer_or_says_how_it_is_deleted(
+    tmp_path: Path, server: NatsServer
+) -> None:
+    async with two(tmp_path, server) as (hub, spoke, pair_id, _), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        pair, stream = spoke.home.views.pairs[pair_id], subjects.stream_of(hub.did)
+        name = subjects.consumer_of(pair_id, "default")
+        assert (await server.ask(f"CONSUMER.NAMES.{stream}"))["consumers"] == [name]
+        spoke.change_pair(pair_id, mode=POLLING)
+        service._tasks.kick()
+        lost = replace(pair, carrier={**pair.carrier, "url": "nats://127.0.0.1:1", "creds": ""})
+        left: Any = await service.leave(lost)
+        command = f"nats --server nats://127.0.0.1:1 consumer rm {stream} {name} --force"
+        assert (left["deleted"], left["commands"]) == (0, [command])
+        assert "127.0.0.1" in left["error"]["message"]
+        assert await service.leave(pair) == {"deleted": 1, "error": None, "commands": []}
+        assert not (await server.ask(f"CONSUMER.NAMES.{stream}"))["consumers"]
+        assert await service.leave(pair) == {"deleted": 1, "error": None, "commands": []}, "none is there"
+
+
+async def test_pulls_that_fail_become_rare(tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.01)
+    async with two(tmp_path, server) as (hub, spoke, pair_id, _):
+        hub.network.down = "connect"
+        async with reading(spoke):
+            run: Any = await until(lambda: spoke.sync.puller.carried.get(pair_id))
+            await until(lambda: run._healing.attempt >= 4)
+            hub.network.down = ""
+            await equal(hub, spoke)
+            await until(lambda: not run._healing.attempt and not run._broken)
+
+
 async def test_a_gap_is_a_finding_until_the_peer_closes_it(
     tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.05)
     async with two(tmp_path, server) as (hub, spoke, pair_id, _):
         hub.network.down = "connect"
         async with reading(spoke) as service:
@@ -164,18 +226,18 @@ async def test_a_gap_is_a_finding_until_the_peer_closes_it(
 async def test_what_others_write_is_refused_and_delays_nothing(
     tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.05)
     async with two(tmp_path, server) as (hub, spoke, pair_id, sinks), reading(spoke) as service:
         await closed(service, spoke, pair_id)
         await sinks.act("fan", "pause")
-        async with server.client() as nats:
+        async with server.client() as client:
             subject = subjects.subject_of(hub.did, "default", "th", "shard")
             forged = b'{"id":"%s","record":{},"sig":{}}' % (b"0" * 64)
             for body in (b"no JSON", b"[" * 10_000, b'{"id":7}', forged):
-                answer = await nats.request(subject, body)
+                answer = await client.request(subject, body)
                 assert jetstream.ack_of(answer).seq
-            reply = f"{nats.inbox}.x"
-            await nats.send([published(subject, reply, head_of({"Spl-Pointer": "9"}), forged)])
+            reply = f"{client.inbox}.x"
+            await client.send([published(subject, reply, head_of({"Spl-Pointer": "9"}), forged)])
         hub.emit("second")
         await until(lambda: service.to_json(spoke.home.views.pairs[pair_id])["received_records"] == 5)
         await spoke.sync.pull(pair_id)
@@ -187,7 +249,7 @@ async def test_what_others_write_is_refused_and_delays_nothing(
 async def test_a_record_too_large_for_the_server_comes_from_the_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 3600.0)  # the test pulls by itself, once it has seen what is withheld
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 3600.0)  # the test pulls by itself, once it has seen what is withheld
     small = NatsServer(tmp_path / "small", config="max_payload: 4096").start()
     try:
         async with two(tmp_path, small) as (hub, spoke, pair_id, _), reading(spoke) as service:
@@ -219,7 +281,7 @@ async def test_records_that_the_engine_hides_are_pulled_once_the_peer_counts_the
     tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch, forged: int
 ) -> None:
     """What is forged in their place counts as held by nobody."""
-    monkeypatch.setattr(carriers, "HEAL_EVERY_S", 0.05)
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.05)
     async with two(tmp_path, server) as (hub, spoke, pair_id, sinks), reading(spoke) as service:
         await closed(service, spoke, pair_id)
         last = hub.emit("second")
@@ -231,10 +293,10 @@ async def test_records_that_the_engine_hides_are_pulled_once_the_peer_counts_the
         subject = subjects.subject_of(hub.did, "default", "th", "shard")
         ids = [last.id, *(f"{number:064x}" for number in range(forged))]
         bodies = [*(b'{"id":"%s","record":{},"sig":{}}' % id_.encode() for id_ in ids[1:]), raw]
-        async with server.client() as nats:
+        async with server.client() as client:
             for id_, body in zip(ids, bodies, strict=True):
-                await nats.send([published(subject, f"{nats.inbox}.x", head_of({PREVIOUS: id_}), body)])
-        await until(lambda: spoke.sync.puller.received.get(pair_id, {}).get("default") == shown.id)
+                await client.send([published(subject, f"{client.inbox}.x", head_of({PREVIOUS: id_}), body)])
+        await until(lambda: spoke.sync.puller.carried[pair_id].proven.get("default") == shown.id)
         await spoke.sync.puller.ask_life(spoke.home.views.pairs[pair_id], {})
         await equal(hub, spoke)
         await closed(service, spoke, pair_id)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,13 @@ from spl.core.errors import SplError
 from spl.engine import received
 from spl.engine.received import reached
 from spl.sync.source import Query
+from tests.counting import stepped
 from tests.nodes import Node, join, nodes
+
+
+def moved(hub: Node, pair_id: str, since: str, received: dict[str, Any]) -> str:
+    """Return the cursor that the steps lead to."""
+    return stepped(reached(hub.feed.source, pair_id, since, received))[0]
 
 
 async def first_cursor(hub: Node, pair_id: str) -> str:
@@ -33,11 +40,11 @@ async def test_a_pull_goes_on_behind_what_was_received(
         hub.emit("before")
         since = await first_cursor(hub, pair_id)
         made = [hub.emit(str(number)).id for number in range(6)]
-        moved = reached(hub.feed.source, pair_id, since, {"default": made[2]})
-        assert await left_after(hub, pair_id, moved) == made[3:]
-        await hub.feed.ack(pair_id, moved)
+        now = moved(hub, pair_id, since, {"default": made[2]})
+        assert await left_after(hub, pair_id, now) == made[3:]
+        await hub.feed.ack(pair_id, now)
         assert hub.feed.offered(pair_id).acked == 4
-        assert reached(hub.feed.source, pair_id, moved, {"default": made[0]}) == moved, "it never moves back"
+        assert moved(hub, pair_id, now, {"default": made[0]}) == now, "it never moves back"
 
 
 async def test_what_the_pair_may_not_see_changes_nothing(tmp_path: Path) -> None:
@@ -48,7 +55,7 @@ async def test_what_the_pair_may_not_see_changes_nothing(tmp_path: Path) -> None
         since = await first_cursor(hub, pair_id)
         hidden = hub.emit("two", ns="secret").id
         for said in ({"secret": hidden}, {"default": hidden}, {"default": "0" * 64}, {"default": 7}, {"none": "x"}):
-            assert reached(hub.feed.source, pair_id, since, said) == since
+            assert moved(hub, pair_id, since, said) == since
         with pytest.raises(SplError) as caught:
-            reached(hub.feed.source, pair_id, "forged", {"default": hidden})
+            moved(hub, pair_id, "forged", {"default": hidden})
         assert caught.value.code == "cursor-invalid"

@@ -106,7 +106,9 @@ async def test_a_server_holds_a_reader_to_the_printed_permissions(tmp_path: Path
             lambda nats: nats.request(f"$JS.API.DIRECT.GET.{stream}", b'{"seq":1}'),
             lambda nats: jetstream.ask(nats, f"STREAM.PURGE.{stream}"),
             lambda nats: nats.request(f"spl.{subjects.tail_of(DID)}.music.1", b"forged"),
+            lambda nats: jetstream.delete_consumer(nats, stream, ART),
         ):  # fmt: skip
             assert await refused(server.port, reader, talk)
+        assert not await refused(server.port, reader, lambda nats: jetstream.delete_consumer(nats, stream, MUSIC))
     finally:
         server.end()
