@@ -30,7 +30,6 @@ from .nonces import NonceMemory
 FORMAT: Final = 1
 IDENTITY_BYTES_MAX: Final = 256 * 1024
 SECRET_BYTES_MAX: Final = 64 * 1024
-SEAL_SECRETS_MAX: Final = 3
 NONCES_NAME: Final = "nonces.jsonl"
 STRANGERS_NAME: Final = "nonces-strangers.jsonl"
 OLD_IDENTITIES: Final = "identity-"
@@ -55,7 +54,7 @@ class VaultError(SplError):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this instance is.  `seal_secrets` are X25519, newest first, at most 3; older ones still open what came."""
+    """Who this instance is.  `seal_secrets` are X25519, newest first, one a key: older ones open what came."""
 
     did: str
     label: str
@@ -130,8 +129,8 @@ class Vault:
     def rotate(self, reason: str) -> Identity:
         """Return the identity with a new signing key and a new seal key, durable; the DID stays.
 
-        `reason` is "retired" or "compromised".  The last seal secrets still open what was sealed before; the old seed
-        is gone.
+        `reason` is "retired" or "compromised".  The seal secrets stay, because a grant that waits for us opens under
+        the one of its request alone, and what was sealed to any of them is here anyway; the old seed is gone.
         Raises VaultError "identity-missing", DidError "chain-broken" at limits.chain_links rotations.
         """
         old = self._present()
@@ -140,7 +139,7 @@ class Vault:
         key, sealing = SecretKey(self._random_bytes(SEED_BYTES)), self._random_bytes(KEY_BYTES)
         last_ms = old.chain.rotations[-1].at_ms if old.chain.rotations else old.created_at_ms
         chain = rotate(old.chain, old.key, key.public, reason, max(self._now_ms(), last_ms))
-        secrets = (sealing, *old.seal_secrets)[:SEAL_SECRETS_MAX]
+        secrets = (sealing, *old.seal_secrets)
         return self._adopted(Identity(old.did, old.label, chain, key, secrets, old.created_at_ms))
 
     def export(self) -> str:
@@ -344,7 +343,7 @@ def _identity_of(data: bytes, path: Path, limits: Limits) -> Identity:
 
 def _checked_identity(value: dict[str, Any], path: Path, limits: Limits) -> Identity:
     seed, secrets = unb64(value["seed"], SEED_BYTES), value["seal_secrets"]
-    if not isinstance(secrets, list) or not 1 <= len(secrets) <= SEAL_SECRETS_MAX or len(seed) != SEED_BYTES:
+    if not isinstance(secrets, list) or not 1 <= len(secrets) <= limits.chain_links + 1 or len(seed) != SEED_BYTES:
         raise VaultError("identity-damaged", f"{path} lacks a key")
     sealing = tuple(unb64(secret, KEY_BYTES) for secret in secrets)
     if not isinstance(value["did"], str) or any(len(secret) != KEY_BYTES for secret in sealing):

@@ -304,7 +304,7 @@ class Follower:
             self._confirm(state, page_.next_cursor)
         if item.is_heartbeat:
             ingest.begin(state.pair_id)
-        if taken.learnt and ingest.refused.owes(pair.pair_id, ingest.inbound(pair)):
+        if (taken.learnt or item.is_heartbeat) and ingest.refused.owes(pair.pair_id, ingest.inbound(pair)):
             await self.puller.retry_refused(pair)
         ingest.budget.check(state.pair_id)
         state.storing = False

@@ -46,7 +46,7 @@ from ..home.writer import Writer
 from ..home.writes import Arrive, DayBytes, Item, Outcome, Own, Projected, Refuse, SavedPosition, size_of
 from .budget import IntakeBudget, saved_sums
 from .ledger import RefusedLedger
-from .peer import CHAINS, PeerClient, SyncError
+from .peer import CHAINS, PeerClient, SyncError, is_unanswered
 from .reach import Reaches
 
 log = logging.getLogger("spl.federation")
@@ -70,8 +70,8 @@ class Judged:
     verdicts: Sequence[Verdict]
     pins: Sequence[Own] = ()
     forks: Sequence[Own] = ()
-    ahead: bool = False
-    """Records came in full by a grant of ours that we lowered: the peer has not received that yet."""
+    later: bool = False
+    """What is refused may be sound soon: the peer has not received a grant that we lowered, or a chain was cut off."""
     unshown: bool = False
     """The peer could not show the chain of a signer."""
 
@@ -87,7 +87,7 @@ class Taken:
     """Records in scope up to the position, as the source counts them."""
     learnt: bool = False
     """A chain was pinned."""
-    ahead: bool = False
+    later: bool = False
     """As in Judged."""
     wanted: tuple[str, ...] = ()
     """Ids refused earlier that the peer may push again, for they may be sound now."""
@@ -112,7 +112,8 @@ class _Learnt:
     chains: dict[str, Chain] = field(default_factory=dict)
     forks: list[Own] = field(default_factory=list)
     unshown: bool = False
-    """At least one chain request failed."""
+    cut: bool = False
+    """At least one chain request failed; at least one of those on its way."""
 
 
 class Ingest:
@@ -189,11 +190,13 @@ class Ingest:
     async def keep_again(self, pair: Pair, judged: Judged) -> Taken:
         """Store what is sound now of records asked for again; what is refused again is in the ledger already."""
         fresh = await self._store(pair, [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)])
-        return Taken(fresh, tuple(v for v in judged.verdicts if v.code), learnt=bool(judged.pins), ahead=judged.ahead)
+        if judged.later or judged.pins:
+            self.refused.owe(pair.pair_id)
+        return Taken(fresh, tuple(v for v in judged.verdicts if v.code), learnt=bool(judged.pins), later=judged.later)
 
-    async def refuse(self, pair: Pair, lines: Sequence[Refuse]) -> None:
-        """Keep what was refused of a repair in the ledger; raises as `take`."""
-        await self._store(pair, lines)
+    async def refuse(self, pair: Pair, codes: Mapping[str, str]) -> None:
+        """Keep id -> code of what was refused of a repair in the ledger; raises as `take`."""
+        await self._store(pair, [Refuse(pair.pair_id, id_, code) for id_, code in codes.items()])
 
     async def take_pushed(self, pair: Pair, pushed: PushBody) -> Taken:
         """Store a page that the peer pushed; nothing is asked of the peer, which may be out of reach."""
@@ -207,7 +210,7 @@ class Ingest:
         self._memory(pair.pair_id).received_ms = self._now_ms()
         self.reaches.heard(pair.pair_id, pushed.page.view)
         wanted = await self.refused.wanted(pair.pair_id, self.inbound(pair))
-        return Taken(taken.fresh, taken.refused, taken.clock, taken.learnt, taken.ahead, wanted)
+        return replace(taken, wanted=wanted)
 
     async def judge(self, pair: Pair, item: Page, chains: Mapping[str, Any] | None = None) -> Judged:
         """Return the verdicts over what is new in a page.
@@ -227,14 +230,14 @@ class Ingest:
         signers = dict.fromkeys(filter(is_instance_did, named))
         found = await self._learn_all(pair, list(signers), chains) if signers else _Learnt()
         if not found.chains:
-            return Judged(item, verdicts, forks=found.forks, ahead=ahead, unshown=found.unshown)
+            return Judged(item, verdicts, forks=found.forks, later=ahead or found.cut, unshown=found.unshown)
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
         again = await self._judge_rows(self._gate(pair, found.chains), [rows[place] for place in places])
         for place, verdict in zip(places, again, strict=True):
             verdicts[place] = verdict
         vouching = {verdict.by for verdict in again if not verdict.code}
         pins = [_pin(pair, chain) for did, chain in found.chains.items() if did in vouching]
-        return Judged(item, verdicts, pins, found.forks, ahead, found.unshown)
+        return Judged(item, verdicts, pins, found.forks, ahead or found.cut, found.unshown)
 
     async def keep(
         self, pair: Pair, judged: Judged, *, moves: bool, base: str | None = None, beside: Sequence[SavedPosition] = ()
@@ -270,13 +273,12 @@ class Ingest:
             if memory.placing is placing:  # not one that came later, or that another page still saves
                 memory.placing = None
         if refused:
-            codes = ",".join(sorted({verdict.code for verdict in refused}))
-            self.lines.warning("sync.refused", pair_id, records=len(refused), codes=codes)
-        learnt = bool(judged.pins)
-        spoilt = any(verdict.code in SPOILT_CODES for verdict in refused)
-        if judged.ahead or judged.unshown or spoilt or (learnt and self.refused.holds(pair_id)):
+            codes = sorted({verdict.code for verdict in refused})
+            self.lines.warning("sync.refused", pair_id, records=len(refused), codes=",".join(codes))
+        learnt, spoilt = bool(judged.pins), any(verdict.code in SPOILT_CODES for verdict in refused)
+        if judged.later or judged.unshown or spoilt or (learnt and self.refused.holds(pair_id)):
             self.refused.owe(pair_id)
-        return Taken(fresh, refused, clock, learnt, judged.ahead)
+        return Taken(fresh, refused, clock, learnt, judged.later)
 
     # -- judging
 
@@ -371,7 +373,11 @@ class Ingest:
         for did in signers:
             if chains is None and (did in memory.unshown or len(memory.unshown) >= UNSHOWN_MAX):
                 continue
-            chain = await self._shown(pair, did, chains, pins)
+            try:
+                chain = await self._shown(pair, did, chains, pins)
+            except SplError as exc:
+                self.lines.warning("sync.chain_refused", pair.pair_id, exc.code, signer=did)
+                chain, found.cut = None, found.cut or is_unanswered(exc)
             code = pins.code_of(chain) if chain is not None else CHAIN_UNKNOWN
             if chain is not None and not code:
                 found.chains[did] = chain
@@ -379,28 +385,22 @@ class Ingest:
                 continue
             if chain is not None:
                 self.lines.warning("sync.chain_refused", pair.pair_id, code, signer=did)
-            if chain is not None and pins.proves_fork(chain):
-                # The record of the fork marks the DID from now on, after each start, too.
-                found.forks.append(_pin(pair, chain))
+                if pins.proves_fork(chain):  # its record marks the DID from now on, after each start, too
+                    found.forks.append(_pin(pair, chain))
             if chains is None:
                 memory.unshown.add(did)
                 found.unshown = True
         return found
 
     async def _shown(self, pair: Pair, did: str, chains: Mapping[str, Any] | None, pins: Pins) -> Chain | None:
-        """Return the verified key chain of a signer as the peer knows it, None if it shows none that holds."""
+        """Return the verified key chain of a signer as the peer knows it, None if it is of no use.  Raises SplError."""
         if pins.is_forked(did) or (pins.chain(did) is None and not pins.has_room(pair.pair_id, self.limits)):
             return None
-        try:
-            if chains is None:
-                reply = await self.peers.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
-                value = page.decode_many(reply.body[: self.limits.manifest_bytes])
-            else:
-                value = chains.get(did)
-            chain = chain_from_json(value, self.limits)
-        except SplError as exc:
-            self.lines.warning("sync.chain_refused", pair.pair_id, exc.code, signer=did)
-            return None
+        value = None if chains is None else chains.get(did)
+        if chains is None:
+            reply = await self.peers.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
+            value = page.decode_many(reply.body[: self.limits.manifest_bytes])
+        chain = chain_from_json(value, self.limits)
         return chain if chain.did == did else None
 
     # -- storing

@@ -10,7 +10,8 @@ It holds limits.refused_per_pair ids.  In a full one, a line without an id says 
 comparisons find which records these are.
 
 What a pull passed over, because the way does not carry it, stands in the same lines under a code of its own: it is
-fetched with each comparison, and asked for in no other way, or it would fail what is asked for beside it.
+fetched with each comparison, and asked for in no other way, or it would fail what is asked for beside it.  Of two lines
+with one id the later one counts.
 
 Beside the ledger stands what our pushes passed over.  That list is kept in the vault, so that it is shown and tried
 after a restart too; each comparison corrects it.
@@ -84,11 +85,11 @@ class _Debt:
 
 @dataclass(slots=True)
 class _Named:
-    """The lines of a pair under WITHHELD, up to the line `seq`; `count` is how many the ledger had then."""
+    """The lines of a pair under WITHHELD by id, up to the line `seq`; `count` is how many the ledger had then."""
 
     count: int = 0
     seq: int = 0
-    entries: list[dict[str, str]] = field(default_factory=list)
+    entries: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -192,6 +193,10 @@ class RefusedLedger:
         """Return whether anything of the pair was ever refused."""
         return bool(self._writer.views.refused.get(pair_id))
 
+    def is_full(self, pair_id: str) -> bool:
+        """Return whether nothing more that is refused of the pair is kept."""
+        return self._writer.views.refused.get(pair_id, 0) >= self._limits.refused_per_pair
+
     def owe(self, pair_id: str) -> None:
         """Record that the peer may give refused records again, or that they may be sound now."""
         self._debt(pair_id).owed = True
@@ -209,10 +214,12 @@ class RefusedLedger:
         count, named = self._writer.views.refused.get(pair_id, 0), self._named.setdefault(pair_id, _Named())
         if named.count != count:
             rows = self._rows(pair_id, named.seq)
-            named.entries += [each for each in self._entries(rows) if each["code"] == WITHHELD]
+            for each in self._entries(rows):
+                named.entries.pop(each["id"], None)
+                if each["code"] == WITHHELD and len(named.entries) < WITHHELD_MAX:
+                    named.entries[each["id"]] = each
             named.count, named.seq = count, rows[-1].seq if rows else named.seq
-            del named.entries[WITHHELD_MAX:]
-        return tuple(each["id"] for each in named.entries if not self._holds(each, inbound))
+        return tuple(id_ for id_, each in named.entries.items() if not self._holds(each, inbound))
 
     async def passed(self, pair_id: str, inbound: InboundByName, names: Mapping[str, str]) -> list[Refuse]:
         """Return the lines for what a page only named, by the peer's namespaces, as far as we do not know it."""
@@ -256,23 +263,23 @@ class RefusedLedger:
 
     def _read(self, pair_id: str, inbound: InboundByName) -> Ledger:
         index = self._writer.store.index
-        ids, namespaces, awaited, withheld = dict[str, None](), dict[str, None](), set[str](), dict[str, None]()
-        for entry in self._entries(self._rows(pair_id, 0)):
-            id_, ns = entry["id"], entry.get("ns", "")
+        ids, namespaces, awaited, withheld = list[str](), dict[str, None](), set[str](), list[str]()
+        for id_, entry in {each["id"]: each for each in self._entries(self._rows(pair_id, 0))}.items():
+            ns = entry.get("ns", "")
             projected = any(index.has_projection(pair_id, level, id_) for level in NAMES[STRUCTURAL:])
             if projected or self._holds(entry, inbound):
                 continue
             if entry["code"] == WITHHELD:
-                withheld[id_] = None
+                withheld.append(id_)
                 continue
             enters = entry["code"] == SCOPE_VIOLATION and ns in inbound
             if enters and inbound[ns].level > STRUCTURAL:
                 namespaces[ns] = None
                 continue
-            ids[id_] = None
+            ids.append(id_)
             if enters:
                 awaited.add(id_)
-        return Ledger(list(ids), list(namespaces), frozenset(awaited), tuple(withheld))
+        return Ledger(ids, list(namespaces), frozenset(awaited), tuple(withheld))
 
     def _rows(self, pair_id: str, after: int) -> list[Row]:
         """Return the lines of a pair that follow one."""

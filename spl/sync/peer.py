@@ -70,6 +70,7 @@ TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason, not one
 MESSAGE_CHARS_MAX: Final = 200
 REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
 SERVER_CHARS_MAX: Final = 60
+SERVER_ERROR_STATUS: Final = 500
 GATEWAY_STATUS: Final = frozenset({502, 503, 504})
 WHY_401: Final = "a permission rule on the peer protects federation:pair"
 
@@ -296,6 +297,13 @@ def is_too_much(exc: SplError) -> bool:
     if isinstance(exc, SyncError):
         return exc.peer_status in TOO_MUCH_STATUS
     return exc.code in TOO_MUCH_CODES and isinstance(exc, ReachError) and exc.reached
+
+
+def is_unanswered(exc: SplError) -> bool:
+    """Return whether a request failed on its way, or for this moment, so that the peer may answer the next one."""
+    return isinstance(exc, ReachError) or (
+        isinstance(exc, SyncError) and (exc.code == "rate-limited" or exc.peer_status >= SERVER_ERROR_STATUS)
+    )
 
 
 def is_refused_size(exc: SplError) -> bool:

@@ -29,7 +29,18 @@ from ..core.value import dataclass, field, replace
 from ..home.tables.lists import projections_of, received, received_vouched, vouched
 from .ingest import Ingest, Judged
 from .ledger import TRIES_MAX
-from .peer import ACK, CHANGES, ERROR_BYTES_MAX, INTO, RECORDS, RESET_CODES, SyncError, is_refused_size, is_too_much
+from .peer import (
+    ACK,
+    CHANGES,
+    ERROR_BYTES_MAX,
+    INTO,
+    RECORDS,
+    RESET_CODES,
+    WITHHELD,
+    SyncError,
+    is_refused_size,
+    is_too_much,
+)
 from .reach import Backlog
 from .supervise import run_together
 
@@ -298,22 +309,25 @@ class Puller:
         """Ask again for what the ledger holds of this pair; return how many records were new.
 
         The peer may withhold what we would take (the namespace is archived there), or give in full what we take as a
-        projection (it has not received the lowered grant); then it is asked again at the next pull.
+        projection (it has not received the lowered grant), or the chain of a signer was cut off; then it is asked again
+        at the next pull.  What the way does not carry is left to the comparisons.
         """
         ingest = self.ingest
         ingest.begin(pair.pair_id)
         inbound = ingest.inbound(pair)
         ledger = await ingest.refused.read(pair.pair_id, inbound)
-        awaited, fresh, later = set(ledger.awaited), 0, False
-        async for item in self.fetch(pair, ledger.ids, []):
+        awaited, withheld, fresh, later = set(ledger.awaited), list[str](), 0, False
+        async for item in self.fetch(pair, ledger.ids, withheld):
             awaited -= {claimed_id(value) for value in item.values}
             taken = await ingest.keep_again(pair, await ingest.judge(pair, item))
-            fresh, later = fresh + taken.fresh, later or taken.ahead
+            fresh, later = fresh + taken.fresh, later or taken.later
         for ns in ledger.namespaces:
             beside = Progress()
             fresh += await self.run(pair, beside, Reading("", namespace=ns))
             later = later or not beside.read
-        ingest.refused.settle(pair.pair_id, inbound, owed=later or bool(awaited))
+        await ingest.refuse(pair, dict.fromkeys(withheld, WITHHELD))
+        later = later or bool(awaited) or (bool(withheld) and ingest.refused.is_full(pair.pair_id))
+        ingest.refused.settle(pair.pair_id, inbound, owed=later)
         return fresh
 
     async def _store(self, pair: Pair, progress: Progress, judged: Judged, reading: Reading, base: str) -> int:

@@ -28,7 +28,6 @@ from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, Fi
 from ..core.record.levels import NAMES
 from ..core.value import dataclass, field, replace
 from ..home.tables.lists import by_namespace, refusals_of
-from ..home.writes import Refuse
 from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError
 from .holdings import Holdings
 from .ingest import Ingest
@@ -440,14 +439,14 @@ class Reconcile:
         if refused or withheld:
             held = await asyncio.to_thread(self._ledger, pair_id)
             codes = {id_: verdict.code for id_, verdict in refused.items()} | dict.fromkeys(withheld, WITHHELD)
-            lines = [Refuse(pair_id, id_, code) for id_, code in codes.items() if id_ not in held]
-            await self._ingest.refuse(self._ingest.pair(pair_id), lines)
+            news = {id_: code for id_, code in codes.items() if held.get(id_) != code}
+            await self._ingest.refuse(self._ingest.pair(pair_id), news)
         if found.nameless:
             # From L2 on a projection has a name that only its source can resolve: it cannot be asked for.
             effort.fetched += await self._sync.pull(pair_id, resync=True)
 
     def _ledger(self, pair_id: str) -> dict[str, str]:
-        """Return id -> code of what was refused of a pair."""
+        """Return id -> last code of what was refused of a pair."""
         store = self.writer.store
         rows = store.index.after(refusals_of(pair_id), 0, self.limits.refused_per_pair)
         return {entry["id"]: entry["code"] for entry in map(json.loads, store.payloads(rows)) if entry["id"]}

@@ -25,6 +25,9 @@ FOUND = {
     50086: "tokens older than the one in use stayed alive once a newer one was withdrawn",
     300130: "a pair degraded by a wrong clock never told the key that was rotated meanwhile",
     50186: "a write torn by a loss of power kept the end of a pair and not that of its tokens",
+    60106: "a key rotated often while a request waited could not open the grant, so the request never ended",
+    60719: "what was refused, and did not arrive when asked for again, was forgotten",
+    60925: "a record whose signer's chain was cut off twice was never judged again",
 }
 """Seeds that broke a promise, and what they found; each has a test of its own beside the code.  A newer seed than BRIEF
 is of a world with shorter phases."""

@@ -14,6 +14,8 @@ from spl.core import when
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.home.writes import Own
+from spl.net.address import ReachError
+from spl.net.client import Reply
 from spl.net.sse import Event
 from spl.sync.follow import CONTROL_BYTES_MAX, USELESS_EVENTS_MAX, Flow, Inbox, _StreamState
 from spl.sync.pull import Progress
@@ -446,3 +448,24 @@ async def test_the_chain_of_a_relayed_signer_is_learnt_while_the_stream_runs(tmp
         assert bob.home.views.pins.chain(alice.did) is not None
         # It came from the hub and goes nowhere back.
         assert json.loads(json.dumps(writer.feed.offered(PAIR).head)) == 5
+
+
+async def test_a_chain_that_is_cut_off_is_asked_for_with_the_next_heartbeat(tmp_path: Path) -> None:
+    limits = replace(LIMITS, heartbeat_s=0.05)
+
+    def cut(path: str, reply: Reply) -> Reply:
+        if path == "/v1/sync/chains":
+            raise ReachError("disconnected", "cut off")
+        return reply
+
+    async with nodes(tmp_path, "alice", "hub", "bob", limits=limits) as (alice, writer, bob), syncing(writer, bob):
+        join(alice, writer, "pair_0000000a", mode="continuous")
+        join(writer, bob, PAIR, mode="continuous")
+        writer.network.change = cut
+        for node in (writer, bob):
+            node.sync._rouse()
+        await opened(bob)
+        sent = alice.emit("1").id
+        await until(lambda: bob.home.views.refused == {PAIR: 1})
+        writer.network.change = lambda path, reply: reply
+        await until(lambda: bob.ids() == [sent])

@@ -44,6 +44,15 @@ async def test_each_line_is_read_once_for_what_the_way_does_not_carry(
     assert read == [3, 1, 1, 1, 1, 7]
 
 
+async def test_of_two_lines_of_a_record_the_later_one_counts(bob: Node) -> None:
+    ledger, inbound = ledger_of(bob), bob.ingest.inbound(bob.home.views.pairs[PAIR])
+    for code, withheld in [(WITHHELD, IDS[:1]), ("record-id", ()), (WITHHELD, IDS[:1])]:
+        bob.write(Refuse(PAIR, IDS[0], code))
+        found = await ledger.read(PAIR, inbound)
+        assert (found.withheld, sorted(found.ids)) == (withheld, sorted(set(IDS) - set(withheld)))
+        assert ledger.withheld(PAIR, inbound) == ledger_of(bob).withheld(PAIR, inbound) == withheld
+
+
 async def test_it_is_asked_for_once_a_process_and_when_the_rules_change(bob: Node) -> None:
     ledger, inbound = ledger_of(bob), bob.ingest.inbound(bob.home.views.pairs[PAIR])
     assert not ledger.owes(PAIR, inbound)

@@ -210,3 +210,40 @@ async def test_a_reset_whose_answers_are_lost_counts_once(tmp_path: Path) -> Non
         alice.network.change = lambda path, reply: reply
         await bob.sync.pull(PAIR)
         assert bob.ids() == [sent.id]
+
+
+@pytest.mark.parametrize("status", [0, 429, 502])
+async def test_a_chain_that_is_cut_off_is_asked_for_until_it_comes(tmp_path: Path, status: int) -> None:
+    """Nothing else brings the records back: their signer writes no more, and what is refused is not compared."""
+
+    def change(path: str, reply: Reply) -> Reply:
+        return too_much(status) if path == "/v1/sync/chains" else reply
+
+    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, writer, bob):
+        join(alice, writer, "pair_0000000a")
+        join(writer, bob)
+        sent = alice.emit("1")
+        await writer.sync.pull("pair_0000000a")
+        writer.network.change = change
+        for _ in range(3):
+            assert await bob.sync.pull(PAIR) == 0
+        assert bob.home.views.refused == {PAIR: 1}
+        writer.network.change = lambda path, reply: reply
+        assert await bob.sync.pull(PAIR) == 1
+        assert bob.ids() == [sent.id]
+
+
+async def test_a_chain_that_is_cut_off_in_a_comparison_is_asked_for_at_the_next_reading(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "hub", "bob") as (alice, writer, bob):
+        join(alice, writer, "pair_0000000a")
+        join(writer, bob)
+        sent = alice.emit("1")
+        await writer.sync.pull("pair_0000000a")
+        await skip(bob, writer)
+        bob.ingest.refused.settle(PAIR, bob.ingest.inbound(bob.home.views.pairs[PAIR]))
+        writer.network.change = lambda path, reply: too_much(0) if path == "/v1/sync/chains" else reply
+        await bob.reconcile.mend(PAIR)
+        assert bob.home.views.refused == {PAIR: 1}
+        writer.network.change = lambda path, reply: reply
+        await bob.sync.pull(PAIR)
+        assert bob.ids() == [sent.id]

@@ -132,3 +132,34 @@ async def test_a_way_that_is_shut_withholds_nothing(tmp_path: Path) -> None:
             with pytest.raises(SplError):
                 await bob.reconcile.mend(PAIR)
         assert waits(bob) == ()
+
+
+@pytest.mark.parametrize("most", [1000, 2])
+async def test_what_was_refused_and_does_not_arrive_when_asked_for_again_is_not_forgotten(
+    tmp_path: Path, most: int
+) -> None:
+    """The comparison fetches it, or the next reading if the ledger holds no line more."""
+    limits = replace(LIMITS, refused_per_pair=most)
+    async with nodes(tmp_path, "alice", "hub", "bob", limits=limits) as (alice, writer, bob):
+        join(alice, writer, "pair_0000000a")
+        join(writer, bob)
+        small, large = alice.emit("1"), alice.emit("x" * LARGE)
+        await writer.sync.pull("pair_0000000a")
+        writer.network.change = lambda path, reply: replace(reply, status=404) if path == "/v1/sync/chains" else reply
+        await pulled(bob)
+        assert bob.home.views.refused == {PAIR: 2}
+        last = alice.emit("2")
+        await writer.sync.pull("pair_0000000a")
+        bound(writer, 413)
+        await pulled(bob)
+        assert bob.ids() == sorted([small.id, last.id])
+        writer.network.change = lambda path, reply: reply
+        if most == 2:
+            await pulled(bob)
+        else:
+            assert waits(bob) == (large.id,)
+            await pulled(bob)
+            assert waits(bob) == (large.id,), "readings ask for the others alone"
+            await bob.reconcile.mend(PAIR)
+        assert bob.ids() == alice.ids()
+        assert waits(bob) == ()
