@@ -114,6 +114,7 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
 
 async def sync_all(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/sync: sync every pair that is neither paused nor revoked; each with its own result."""
+    members(request, {})
     rows: list[dict[str, object]] = []
     for found in services.views.pairs.values():
         if found.sync_allowed:

@@ -34,3 +34,4 @@ async def test_unknown_pairs_and_requests(served: Served) -> None:
 
 async def test_syncing_nothing_is_fine(served: Served) -> None:
     assert (await served.json("POST", "/v1/sync", {}))["data"] == []
+    assert await served.refused("POST", "/v1/sync", [None]) == (400, "BAD_FIELD")
