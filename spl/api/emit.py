@@ -5,6 +5,9 @@ decoded and not durable yet leaves room: the objects of a page take up to twenty
 page has more lines than the writer queues.  Of a result its sequence is kept, and the answer, which begins once the
 last line is durable or refused, is read back from the log as the client takes it.  Rejected: to answer while the body
 arrives, because most clients read nothing before they have sent all, and both sides would wait for each other.
+
+Few bytes draw no large answer: lines behind the last one of a page share one result, and most of many refusals say
+their code alone.
 """
 
 import asyncio
@@ -16,14 +19,14 @@ from functools import lru_cache
 from typing import Any, Final, ParamSpec, TypeVar
 
 from ..core import canon
-from ..core.errors import SplError
+from ..core.errors import SplError, count
 from ..core.limits import KIB
 from ..core.record import record
 from ..core.record.position import Positions
 from ..home.writes import Emit, Outcome
 from ..net.routes import Later, Request, Response
 from ..net.sse import one_line
-from .answers import NDJSON, Permit, field_error, positions
+from .answers import NDJSON, Permit, positions
 from .auth import Principal
 from .lists import PIECE_BYTES
 from .searches import following
@@ -49,6 +52,8 @@ HELD_BYTES: Final = 128 * KIB
 """Of results that are kept as text; a short answer is sent from it, with its length."""
 PIECE_LINES: Final = 256
 """Of an answer, made in one step."""
+REFUSALS_IN_FULL: Final = 100
+"""Of one request; later ones have the text of their code alone: a line of two bytes draws three hundred."""
 
 ID_AT: Final = len('{"id":"')
 ID_END: Final = len('{"id":""') + 64
@@ -92,8 +97,8 @@ class _Many(Awaitable[Response]):
         self._under_way: deque[_Group] = deque()
         self._results: list[bytes | int] = []
         """Of each line: its text, or the sequence of a record that is read again for its answer."""
-        self._held = self._count = 0
-        """Bytes of the results that are text, and lines that were taken from the body."""
+        self._held = self._count = self._refused = 0
+        """Bytes of the results that are text, lines that were taken from the body, and refusals."""
 
     def __await__(self) -> Generator[Any, Any, Response]:
         return self._response().__await__()
@@ -181,12 +186,15 @@ class _Many(Awaitable[Response]):
         while self._under_way:
             self._keep(await self._under_way.popleft().settled())
 
-    def _keep(self, results: "Sequence[bytes | Outcome]") -> None:
-        """Add results: as text while that is little, and then without what the log has."""
+    def _keep(self, results: "Sequence[SplError | Outcome]") -> None:
+        """Add results: as text while that is little, and then without what the log, or the code, has."""
         for result in results:
-            kept = result if isinstance(result, bytes) else result.seq
-            if not isinstance(result, bytes) and self._held < HELD_BYTES:
-                kept = _emitted(result, self._seen)
+            kept: bytes | int
+            if isinstance(result, SplError):
+                self._refused += 1
+                kept = _text(result.to_json()) if self._refused <= REFUSALS_IN_FULL else _refusal(result.code)
+            else:
+                kept = _emitted(result, self._seen) if self._held < HELD_BYTES else result.seq
             self._held += len(kept) if isinstance(kept, bytes) else 0
             self._results.append(kept)
 
@@ -201,10 +209,10 @@ class _Many(Awaitable[Response]):
     def _pieces(self, over: int) -> Iterator[bytes]:
         for at in range(0, len(self._results), PIECE_LINES):
             yield from self._texts(self._results[at : at + PIECE_LINES])
-        most = self._services.limits.page_records
-        refusal = _text(field_error("body", f"holds over {most} lines; this one was not taken").to_json()) + b"\n"
-        for at in range(0, over, PIECE_LINES):
-            yield refusal * min(over - at, PIECE_LINES)
+        if over:
+            most = self._services.limits.page_records
+            text = f"body: holds over {most:,} lines; not taken: {count(over, 'line')}"
+            yield _text(SplError("bad-field", text, not_taken_lines=over).to_json()) + b"\n"
 
     def _texts(self, results: list[bytes | int]) -> Iterator[bytes]:
         """Yield the lines of some results by at most PIECE_BYTES, or one; those of records are read again."""
@@ -229,22 +237,22 @@ class _Many(Awaitable[Response]):
 
 
 class _Group:
-    """Lines that are on their way to the disk: the text of each refusal, or what became of the record."""
+    """Lines that are on their way to the disk: why each is refused, or what became of the record."""
 
-    def __init__(self, size: int, decoded: "Sequence[Emit | bytes]") -> None:
+    def __init__(self, size: int, decoded: "Sequence[Emit | SplError]") -> None:
         self.size = size
-        self.results: list[bytes | Outcome | None] = [None if isinstance(it, Emit) else it for it in decoded]
+        self.results: list[SplError | Outcome | None] = [None if isinstance(it, Emit) else it for it in decoded]
         self.left = self.results.count(None)
         self._durable: asyncio.Future[None] | None = None
 
-    async def settled(self) -> "list[bytes | Outcome]":
+    async def settled(self) -> "list[SplError | Outcome]":
         """Return the result of each line, once all are durable or refused."""
         if self.left:
             self._durable = asyncio.get_running_loop().create_future()
             await self._durable
         return [result for result in self.results if result is not None]
 
-    def set(self, place: int, result: "bytes | Outcome") -> None:
+    def set(self, place: int, result: "SplError | Outcome") -> None:
         """Record what became of a line."""
         self.results[place] = result
         self.left -= 1
@@ -274,7 +282,7 @@ class _Line:
 
     def set_exception(self, exception: SplError, /) -> None:
         """Record why the line is refused."""
-        self._group.set(self._place, _text(exception.to_json()))
+        self._group.set(self._place, exception)
 
 
 class Lines:
@@ -313,14 +321,14 @@ async def _aside(size: int, do: Callable[_P, _T], *args: _P.args, **kwargs: _P.k
     return await asyncio.to_thread(do, *args, **kwargs)
 
 
-def _decoded_each(group: Sequence[bytes], principal: Principal, services: Services) -> list[Emit | bytes]:
-    """Return what is to be written of each line, or the text of its refusal."""
-    found: list[Emit | bytes] = []
+def _decoded_each(group: Sequence[bytes], principal: Principal, services: Services) -> list[Emit | SplError]:
+    """Return what is to be written of each line, or why it is refused."""
+    found: list[Emit | SplError] = []
     for line in group:
         try:
             found.append(Emit(_decoded(line, principal, services), len(line), principal.who))
         except SplError as exc:
-            found.append(_text(exc.to_json()))
+            found.append(exc.with_traceback(None))
     return found
 
 
@@ -356,6 +364,11 @@ def answered(raw: bytes, seq: int, vouched_by: str, seen: Positions) -> bytes:
     fields = raw[_FIELDS_AT + 1 : raw.rindex(b',"sig":{') - 1]  # no string in JSON holds bare quotes
     ends = raw[1:ID_END], fields, seen.shown(seq), _quoted(vouched_by)
     return b'{"object":"record",%b,%b,"sequence":%d,"vouched_by":%b}' % ends
+
+
+@lru_cache(maxsize=64)
+def _refusal(code: str) -> bytes:
+    return _text(SplError(code).to_json())
 
 
 @lru_cache(maxsize=64)

@@ -86,12 +86,15 @@ def _emit(args: Namespace, shell: Shell) -> int:
 
 
 def _send(batch: list[bytes], shell: Shell) -> Iterator[dict[str, Any]]:
-    answered = 0
-    for result in shell.ctl.lines(RECORDS, b"\n".join(batch) + b"\n", NDJSON, LONG_S):
-        answered += 1
-        yield result
-    if answered != len(batch):
-        raise CtlError("disconnected", f"{count(len(batch), 'record')} sent, {answered:,} answered")
+    """Yield the result of each line, from as many requests as the lines need."""
+    most = Limits().page_records
+    for part in (batch[at : at + most] for at in range(0, len(batch), most)):
+        answered = 0
+        for result in shell.ctl.lines(RECORDS, b"\n".join(part) + b"\n", NDJSON, LONG_S):
+            answered += 1
+            yield result
+        if answered != len(part):
+            raise CtlError("disconnected", f"{count(len(part), 'record')} sent, {answered:,} answered")
 
 
 def _batches(source: BufferedIOBase) -> Iterator[list[bytes]]:

@@ -11,6 +11,8 @@ keep the others out until the idle timeout.  Three rules prevent that:
 Memory is shared out in the same way.  What arrived of a body counts until its answer.  A source that holds
 BODIES_PER_SOURCE_BYTES is refused more, and when BODIES_BYTES are held, the body that has been arriving longest ends,
 of the source with the most.  Without it, 64 bodies of 8 MiB, each sent but for its last bytes, held half a gibibyte.
+An answer that its peer does not take counts too: beyond UNREAD_PER_SOURCE_BYTES of a source, or UNREAD_BYTES in all,
+the one that has waited longest is cut, of that source or of the one with the most.
 
 A connection is quiet while its peer owes it bytes: idle, or in the middle of a head or a body.  A trusted proxy stands
 for many clients and has no share of its own.  Rejected: a rate of accepts per source, which punishes a peer that comes
@@ -18,6 +20,7 @@ back after an outage and does not bound what is held.  A choice costs 50 us at 1
 taken.
 """
 
+from collections.abc import Mapping
 from math import inf
 from typing import Final, Protocol
 
@@ -30,6 +33,9 @@ BODIES_BYTES: Final = 64 * MIB
 BODIES_PER_SOURCE_BYTES: Final = 16 * MIB
 """Two bodies of the largest size, which lets a client send one while the other is worked on."""
 BODIES_RETRY_S: Final = 1
+UNREAD_BYTES: Final = 16 * MIB
+UNREAD_PER_SOURCE_BYTES: Final = 4 * MIB
+"""Four records of the largest size; longer answers are streamed, and of those a connection holds one piece."""
 PIECE_BYTES: Final = 64
 """What a piece costs besides its content: a body may be sent in chunks of one byte."""
 
@@ -75,6 +81,8 @@ class Admission:
         self._held: dict[str, int] = {}
         """Bytes of bodies by source."""
         self._seats: dict[str, dict[Seat, None]] = {}
+        self._unread: dict[Seat, int] = {}
+        """Bytes of whole answers that peers have not taken, in the order in which they began to wait."""
 
     @property
     def is_crowded(self) -> bool:
@@ -98,6 +106,7 @@ class Admission:
     def leave(self, seat: Seat) -> None:
         """Give the seat back; again is harmless."""
         self.release(seat)  # also of one that left before: until its transport is closed, what was read is parsed on
+        self.taken_all(seat)
         own = self._seats.get(seat.source)
         if own is None or seat not in own:
             return
@@ -133,6 +142,38 @@ class Admission:
         size = seat.body_bytes - seat.gone_bytes
         seat.body_bytes = seat.gone_bytes = 0
         self._free_bytes(seat.source, size)
+
+    def keep_unread(self, seat: Seat | None, size: int, address: str) -> None:
+        """Count an answer that its peer does not take for now; beyond the bounds those that have waited longest end."""
+        if seat is None:
+            return
+        self._unread.pop(seat, None)
+        own = {} if self.proxies.trusts(address) else self._unread_by().get(seat.source, {})
+        while own and sum(own.values()) + size > UNREAD_PER_SOURCE_BYTES:
+            own.pop(self._cut(own))
+        while self._unread and sum(self._unread.values()) + size > UNREAD_BYTES:
+            self._cut(max(self._unread_by().values(), key=lambda each: sum(each.values())))
+        self._unread[seat] = size
+
+    def taken_all(self, seat: Seat | None) -> None:
+        """Record that a peer took its answer."""
+        if seat is not None:
+            self._unread.pop(seat, None)
+
+    def _unread_by(self) -> dict[str, dict[Seat, int]]:
+        """Return source -> its seats whose peers do not take their answer, the oldest first."""
+        found: dict[str, dict[Seat, int]] = {}
+        for seat, size in self._unread.items():
+            found.setdefault(seat.source, {})[seat] = size
+        return found
+
+    def _cut(self, seats: Mapping[Seat, int]) -> Seat:
+        """End the first of these connections, and return its seat."""
+        oldest = next(iter(seats))
+        self.leave(oldest)
+        if oldest.holder is not None:
+            oldest.holder.abort()
+        return oldest
 
     def _free_bytes(self, source: str, size: int) -> None:
         self._held[source] = self._held.get(source, 0) - size

@@ -37,8 +37,7 @@ from .shared import RequestBoundary, Shared, error_of
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024  # unsent bytes of one connection before its answer waits
-STOPPING_S: Final = 1.0
-"""How long a peer may make no progress once the server stops."""
+STOPPING_S: Final = 1.0  # how long a peer may make no progress once the server stops
 _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
 
 log = logging.getLogger("spl.net")
@@ -146,6 +145,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self.shared.admission.taken_all(self.seat)
         if self.phase in _BUSY:
             self.deadline = inf
         if self.room is not None and not self.room.done():
@@ -390,8 +390,7 @@ class Connection(asyncio.Protocol):
             begun = self.shared.begun(response.status, response.content_type)
             self._write(b"%b%d\r\n\r\n%b" % (begun, len(body), body))
         else:
-            head = self._encode(response, len(body))
-            body = b"" if bare else body
+            head, body = self._encode(response, len(body)), b"" if bare else body
             if len(body) <= _JOIN_BYTES:
                 self._write(head + body)
             else:
@@ -406,10 +405,9 @@ class Connection(asyncio.Protocol):
         chunked = head.minor == 1
         self.keep_alive = self.keep_alive and chunked
         try:
-            head_bytes = self._encode(response, None)
             if self.phase in _OVER:
                 return  # the client went while the app prepared the stream
-            self._write(head_bytes)
+            self._write(self._encode(response, None))
             self.phase = Stage.STREAM
             if head.method != "HEAD":
                 async for piece in body:
@@ -440,10 +438,12 @@ class Connection(asyncio.Protocol):
         if not self.keep_alive or self.shared.stopping:
             self.close()
         elif self.write_paused:
-            self.unsent = self.transport.get_write_buffer_size()
             self._wait(Stage.FLUSH, self.shared.limits.write_stall_timeout_s)
         else:
             self._wait(Stage.IDLE, self.shared.limits.idle_timeout_s)
+        if self.write_paused:
+            self.unsent = self.transport.get_write_buffer_size()
+            self.shared.admission.keep_unread(self.seat, self.unsent, self.peer)
 
     # -- refusing
 

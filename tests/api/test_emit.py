@@ -64,12 +64,22 @@ async def test_a_long_answer_has_each_result_in_its_place_as_it_is_read_later(se
             assert item == await served.json("GET", f"/v1/records/{item['id']}")
 
 
-async def test_lines_over_the_limit_are_refused_one_by_one(served: Served) -> None:
+async def test_lines_over_the_limit_share_one_refusal(served: Served) -> None:
     object.__setattr__(served.services, "limits", replace(served.services.limits, page_records=3))
     reply = await served.fetch("POST", "/v1/records", body_of(*map(value, range(5))), headers=NDJSON)
     found = [json.loads(line) for line in reply.body.splitlines()]
-    assert [item.get("code", item["object"]) for item in found] == ["record"] * 3 + ["BAD_FIELD"] * 2
+    assert [item.get("code", item["object"]) for item in found] == ["record"] * 3 + ["BAD_FIELD"]
+    assert (found[-1]["not_taken_lines"], found[-1]["message"]) == (2, "body: holds over 3 lines; not taken: 2 lines")
     assert len((await served.json("GET", "/v1/threads/th/records"))["data"]) == 3
+
+
+async def test_few_bytes_draw_no_large_answer(served: Served) -> None:
+    reply = await served.fetch("POST", "/v1/records", b"x\n" * 200_000, headers=NDJSON)
+    found = [json.loads(line) for line in reply.body.splitlines()]
+    assert len(found) == served.services.limits.page_records + 1
+    assert {item["code"] for item in found[:-1]} == {"BAD_JSON"}
+    assert found[0]["message"] != found[100]["message"] == found[-2]["message"]
+    assert (found[-1]["code"], found[-1]["not_taken_lines"]) == ("BAD_FIELD", 200_000 - len(found) + 1)
 
 
 async def test_a_client_that_dies_midway_has_stored_what_arrived_and_holds_nothing(served: Served) -> None:

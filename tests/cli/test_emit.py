@@ -10,6 +10,7 @@ import pytest
 
 from spl.cli.emit import _batches, login
 from spl.core.errors import SplError
+from spl.core.limits import Limits
 from tests.cli.conftest import Call, Daemon, Run, chunked, error
 
 POST = ("POST", "/v1/records")
@@ -111,6 +112,14 @@ def test_one_refused_record_stops_nothing_and_gives_the_exit_code(spl: Run, daem
     assert [line.split()[1] for line in result.out.splitlines()] == ["a", "c"]
     assert result.err.startswith("error: body: no object [bad-field]\n  record    2\n")
     assert len(spl("emit", "-o", "jsonl", stdin=lines).out.splitlines()) == 3
+
+
+def test_more_short_records_than_a_request_takes_go_in_several(spl: Run, daemon: Daemon) -> None:
+    daemon.answers[POST] = stored_each
+    most = Limits().page_records
+    result = spl("emit", stdin=b'{"thread":"t"}\n' * (2 * most + 1))
+    assert result.code == 0
+    assert [call.body.count(b"\n") for call in daemon.calls] == [most, most, 1]
 
 
 def test_fewer_answers_than_records_is_no_success(spl: Run, daemon: Daemon) -> None:

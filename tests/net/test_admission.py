@@ -8,7 +8,14 @@ import pytest
 from spl.core.errors import SplError
 from spl.core.limits import MIB
 from spl.net.address import Proxies
-from spl.net.admission import BODIES_PER_SOURCE_BYTES, PIECE_BYTES, Admission, Seat
+from spl.net.admission import (
+    BODIES_PER_SOURCE_BYTES,
+    PIECE_BYTES,
+    UNREAD_BYTES,
+    UNREAD_PER_SOURCE_BYTES,
+    Admission,
+    Seat,
+)
 
 
 @dataclass
@@ -16,6 +23,7 @@ class Sitting:
     """A connection that is quiet since `since`; inf while it works."""
 
     since: float
+    seat: Seat
     gone: bool = False
 
     def quiet_since(self) -> float:
@@ -37,7 +45,7 @@ class Hall:
         if seat is None:
             return None
         self.clock += 1
-        seat.holder = sitting = Sitting(self.clock if since is None else since)
+        seat.holder = sitting = Sitting(self.clock if since is None else since, seat)
         return sitting
 
 
@@ -135,7 +143,7 @@ def bodies(hall: Hall, address: str, sizes: list[int]) -> list[Sitting]:
         seat = hall.admission.take(address)
         assert seat is not None
         hall.clock += 1
-        seat.holder = sitting = Sitting(hall.clock)
+        seat.holder = sitting = Sitting(hall.clock, seat)
         hall.admission.hold(seat, size, address)
         made.append(sitting)
     return made
@@ -175,6 +183,31 @@ def test_chunks_of_one_byte_count_for_what_they_cost() -> None:
         hall.admission.hold(seat, 1, "192.0.2.1")
     with pytest.raises(SplError, match="bodies of this address"):
         hall.admission.hold(seat, 100, "192.0.2.1")
+
+
+def test_answers_that_nobody_takes_end_the_oldest_of_their_source() -> None:
+    hall = a_hall(count=9, share=9)
+    size, sat = UNREAD_PER_SOURCE_BYTES // 2, [hall.enter("192.0.2.1") for _ in range(5)]
+    for each in sat[:4]:
+        hall.admission.keep_unread(each.seat, size, "192.0.2.1")
+    assert [each.gone for each in sat] == [True, True, False, False, False]
+    hall.admission.taken_all(sat[2].seat)
+    hall.admission.keep_unread(sat[4].seat, size, "192.0.2.1")
+    assert not any(each.gone for each in sat[2:])
+
+
+@pytest.mark.parametrize("proxies", [(), ("192.0.2.1",)])
+def test_answers_that_nobody_takes_end_those_of_the_source_with_most(proxies: tuple[str, ...]) -> None:
+    """A trusted proxy stands for many clients, so it is bounded by what all may hold."""
+    hall, count, size = a_hall(40, 40, *proxies), 30, UNREAD_BYTES // 16
+    most = [hall.enter("192.0.2.1") for _ in range(count)]
+    few = [hall.enter(f"198.51.100.{number}") for number in range(4)]
+    for each in [*few, *most]:
+        hall.admission.keep_unread(each.seat, size, each.seat.source)
+    assert not any(each.gone for each in few)
+    left = [each.gone for each in most].count(False)
+    assert left == (16 - len(few) if proxies else UNREAD_PER_SOURCE_BYTES // size)
+    assert most[-1].gone is False
 
 
 def test_a_body_ends_with_its_connection() -> None:

@@ -370,6 +370,20 @@ async def test_a_client_that_stops_reading_is_cut(serve, monkeypatch, path: byte
         writer.close()
 
 
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"])
+async def test_answers_that_nobody_reads_give_way_to_newer_ones(serve, monkeypatch, more: bytes) -> None:
+    monkeypatch.setattr("spl.net.admission.UNREAD_PER_SOURCE_BYTES", 1)
+    async with serve() as server:
+        clients = []
+        for number in range(4):
+            clients.append(await asyncio.open_connection("127.0.0.1", server.port, limit=1024))
+            clients[-1][1].write(b"GET /big HTTP/1.1\r\nHost: x\r\n%b\r\n" % more)
+            await until(lambda number=number: len(server.app.seen) == number + 1)
+            await until(lambda: len(server.server._shared.connections) == 1)
+        for _, writer in clients:
+            writer.close()
+
+
 async def test_a_slow_reader_of_a_last_answer_gets_it_whole(serve) -> None:
     """Closing after an answer lasts as long as the client makes progress, not linger_s."""
     async with serve() as server:
