@@ -10,7 +10,7 @@ Pairs are looked at a few at a time, so that a scrape of 1,000 pairs holds up no
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from math import nan
 from typing import Final, NamedTuple
@@ -36,6 +36,8 @@ MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 PAIRS_AT_ONCE: Final = 8
 TEXT_CHARS_MAX: Final = 256
 """Of a label that holds a peer's words."""
+LAG_BUCKETS: Final = (0, 3, 6, 8, 10)
+"""Those shown of a pair, of which there may be a thousand: 10 ms, 100 ms, 1 s, 5 s, 30 s."""
 _PHASES: Final = tuple(phase.value for phase in Phase)
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -78,15 +80,36 @@ PER_PAIR: Final = (
 """Gauges with the label pair alone."""
 
 
-_TURNS: WeakKeyDictionary[Doctor, asyncio.Lock] = WeakKeyDictionary()
-"""By daemon.  One text is written at a time, so scrapers on many connections leave the loop to others in between."""
+class _Turn:
+    """Where scrapers wait while a text is written: one at a time, so that they leave the loop to others in between."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.begun = self.waiting = 0
+        self.text = b""
+
+
+_TURNS: WeakKeyDictionary[Doctor, _Turn] = WeakKeyDictionary()
+"""By daemon."""
 
 
 async def scrape(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /metrics: everything, by families."""
-    async with _TURNS.setdefault(services.doctor, asyncio.Lock()):
-        await asyncio.sleep(0)
-        return Response(200, await _written(services), MEDIA_TYPE)
+    """GET /metrics: everything, by families; who waited while a text was begun takes that one."""
+    turn = _TURNS.setdefault(services.doctor, _Turn())
+    begun = turn.begun
+    turn.waiting += 1
+    try:
+        async with turn.lock:
+            if turn.begun == begun or not turn.text:
+                turn.text = b""
+                await asyncio.sleep(0)
+                turn.begun += 1
+                turn.text = await _written(services)
+            return Response(200, turn.text, MEDIA_TYPE)
+    finally:
+        turn.waiting -= 1
+        if not turn.waiting:
+            turn.text = b""
 
 
 async def _written(services: Services) -> bytes:
@@ -204,18 +227,18 @@ class _Pairs:
             lines.append(f"{name}{{{of}}} {_number(value(view))}")
         for direction, count in (("in", view.reading.clock), ("out", view.offered.acked)):
             self._moved.append(f'spl_pair_records_total{{{of},direction="{direction}"}} {_number(count)}')
-        self._lags += _histogram("spl_pair_lag_seconds", self._feed.lag_histogram(pair_id), of, step=2)
+        self._lags += _histogram("spl_pair_lag_seconds", self._feed.lag_histogram(pair_id), of, LAG_BUCKETS)
 
 
-def _histogram(name: str, found: Histogram, labels: str = "", step: int = 1) -> list[str]:
-    """Return the samples of a histogram of times, in seconds; with `step` 2 of every other bucket."""
+def _histogram(name: str, found: Histogram, labels: str = "", buckets: Sequence[int] = ()) -> list[str]:
+    """Return the samples of a histogram of times, in seconds: those buckets, or all."""
     comma, inside = "," if labels else "", f"{{{labels}}}" if labels else ""
-    *counts, count = found.at_most
+    buckets, counts = buckets or range(len(found.bounds_ms)), found.at_most
     head = f'{name}_bucket{{{labels}{comma}le="'
-    bounds = _bounds(tuple(found.bounds_ms[::step]))
-    lines = [f'{head}{bound}"}} {n}' for bound, n in zip(bounds, counts[::step], strict=True)]
-    lines.append(f'{head}+Inf"}} {count}')
-    return [*lines, f"{name}_sum{inside} {_number(found.sum_ms / 1000)}", f"{name}_count{inside} {count}"]
+    bounds = _bounds(tuple(found.bounds_ms))
+    lines = [f'{head}{bounds[each]}"}} {counts[each]}' for each in buckets]
+    lines.append(f'{head}+Inf"}} {counts[-1]}')
+    return [*lines, f"{name}_sum{inside} {_number(found.sum_ms / 1000)}", f"{name}_count{inside} {counts[-1]}"]
 
 
 @lru_cache(maxsize=4)

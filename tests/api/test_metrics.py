@@ -1,14 +1,17 @@
 """The metrics: read by the official parser, bounded, never absent, and each name used in alerts and board is there."""
 
+import asyncio
 import json
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from spl.api import metrics
 from spl.api.metrics import PER_PAIR
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Degraded, Revoked
@@ -16,6 +19,7 @@ from spl.core.recent import Histogram
 from spl.doctor.catalogue import CATALOGUE
 from tests.api.conftest import Served
 from tests.api.pairs_many import a_pair, copy, show
+from tests.waiting import turns, until
 
 NAME = re.compile(r"\b(?:spl|process)_[a-z_]+\b")
 NASTY = 'a"b\\c\n# TYPE x gauge\u202e<img onerror=x>'
@@ -96,6 +100,34 @@ async def test_every_series_follows_the_pairs(served: Served, tmp_path: Path) ->
             show(served, *(copy(pair, number) for number in range(pairs)))
             counts.append(len((await scraped(served))[1]))
         assert counts[2] - counts[1] == counts[1] - counts[0] < 40
+
+
+async def test_a_thousand_pairs_take_less_than_1500_kb(served: Served, tmp_path: Path) -> None:
+    async with a_pair(tmp_path / "world") as pair:
+        show(served, *(copy(pair, number) for number in range(1000)))
+        reply = await served.fetch("GET", "/metrics", token=await served.mint("metrics:read"))
+        assert reply.body.count(b"spl_pair_lag_seconds_count{") == 1000
+        assert len(reply.body) < 1_500_000
+
+
+async def test_scrapers_that_wait_share_one_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets one that was begun after it asked; none is kept."""
+    begun, go = [], asyncio.Event()
+
+    async def written(services: object) -> bytes:
+        begun.append(services)
+        await go.wait()
+        return b"text %d" % len(begun)
+
+    monkeypatch.setattr(metrics, "_written", written)
+    asked = [asyncio.create_task(metrics.scrape(None, None, served.services)) for _ in range(20)]  # type: ignore[arg-type]
+    await until(lambda: begun)
+    late = [asyncio.create_task(metrics.scrape(None, None, served.services)) for _ in range(20)]  # type: ignore[arg-type]
+    await turns(3)
+    go.set()
+    assert {(await each).body for each in asked} == {b"text 1"}
+    assert {(await each).body for each in late} == {b"text 2"}
+    assert metrics._TURNS[served.services.doctor].text == b""
 
 
 def test_a_histogram_counts_up_to_each_bound() -> None:
