@@ -16,6 +16,8 @@ WRONG_LAST: Final = frozenset({10070, 10071})
 """The message named another predecessor than the stream has."""
 FULL: Final = frozenset({10023, 10028, 10047, 10077, 10052, 10002})
 """Of a stream, an account or a disk that has no room."""
+BATCH_DUPLICATE: Final = 10201
+"""A batch has an id that the stream had within WINDOW_NS."""
 WINDOW_NS: Final = 120_000_000_000
 """The time in which the server drops repeats: the net below the chain, and the server's own default."""
 
@@ -38,6 +40,9 @@ class StreamState:
     last_seq: int
     created: str
     bytes: int = 0
+    atomic: bool = False
+    """Whether it takes batches of which all or nothing is stored.  Servers before 2.12 store no such grant, and would
+    silently store each message of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ async def create(nats: Nats, stream: str, subject: str) -> StreamState:
     return _state(await ask(nats, f"STREAM.CREATE.{stream}", {
         "name": stream, "subjects": [subject], "retention": "limits", "storage": "file", "discard": "old",
         "num_replicas": 1, "duplicate_window": WINDOW_NS, "max_msgs": -1, "max_bytes": -1, "max_age": 0,
-        "max_consumers": -1, "max_msgs_per_subject": -1, "max_msg_size": -1,
+        "max_consumers": -1, "max_msgs_per_subject": -1, "max_msg_size": -1, "allow_atomic": True,
     }))  # fmt: skip
 
 
@@ -176,7 +181,7 @@ def _state(answer: Mapping[str, Any]) -> StreamState:
         raise EngineError("sink-refused", "the server describes the stream in another form")
     return StreamState(
         tuple(str(subject) for subject in subjects[:64]), _count(state, "messages"), _count(state, "first_seq"),
-        _count(state, "last_seq"), str(created)[:64], _count(state, "bytes"),
+        _count(state, "last_seq"), str(created)[:64], _count(state, "bytes"), config.get("allow_atomic") is True,
     )  # fmt: skip
 
 

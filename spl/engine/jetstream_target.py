@@ -4,13 +4,15 @@ A message is the stored envelope, byte for byte, so a reader verifies id and sig
 
     Nats-Msg-Id                 the record's id
     Nats-Expected-Last-Msg-Id   the id of the message before; of the first in a session, Nats-Expected-Last-Sequence
+    Nats-Batch-…                instead, in a batch of which all or nothing is stored
     Spl-Position                <epoch>:<seq> in our log
     Spl-Previous                the id of the record before in its namespace, by which a reader sees what it misses
     Spl-Namespace, Spl-Thread   in full text
 
-Up to a batch of messages is in flight, each naming its predecessor: if one is lost, the server refuses all that follow,
-so nothing overtakes.  The first names the stream's last sequence instead, because a server forgets the last id when it
-starts again after its window for repeats.
+A batch of messages is stored as a whole or not at all, with one fsync and one answer, if the stream as the server has
+stored it grants that (`allow_atomic`, servers from 2.12).  Otherwise, and if such a batch is refused, each message
+names its predecessor: if one is lost, the server refuses all that follow, so nothing overtakes.  The first names the
+stream's last sequence instead, because a server forgets the last id when it starts again after its window for repeats.
 
 The server acknowledges before its fsync, so our position is read from the stream at each opening, never from a file of
 ours: a stream that lost its tail is filled again.  The last message must be one of ours, which is checked by its bytes;
@@ -22,7 +24,7 @@ chains of signers stand under their own subjects, before the first record of a s
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
@@ -49,6 +51,9 @@ PREVIOUS: Final = "Spl-Previous"
 ID: Final = "Nats-Msg-Id"
 LAST_ID: Final = "Nats-Expected-Last-Msg-Id"
 LAST_SEQ: Final = "Nats-Expected-Last-Sequence"
+BATCH_ID: Final = "Nats-Batch-Id"
+BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
+BATCH_COMMIT: Final = "Nats-Batch-Commit"
 KEYS_ID: Final = "keys:"
 STEPS_BACK_MAX: Final = 14
 """Each step back through the stream is twice as long as the last: 16,384 messages in all."""
@@ -125,6 +130,7 @@ class JetStreamSession:
         self.target, self.nats = target, nats
         self._did = target.reader.did()
         self._stream = subjects.stream_of(self._did)
+        self._atomic = False
         self._seq = 0
         self._last_id = ""
         self._place = 0
@@ -161,7 +167,7 @@ class JetStreamSession:
             self._place = sink.after
         if self._place > self.target.reader.last_seq:
             raise EngineError("sink-foreign", f"stream {self._stream} is ahead of our log")
-        self._seq = found.last_seq
+        self._seq, self._atomic = found.last_seq, found.atomic
         return self._place
 
     async def put(self, records: Sequence[StoredRecord]) -> None:
@@ -170,8 +176,59 @@ class JetStreamSession:
         Raises EngineError "sink-full", "sink-unreachable", "sink-foreign", "sink-refused".
         """
         await self._learn_chains(records)
-        frames, awaited = self._frames(records)
         self.target.sent_to = max(self.target.sent_to, records[-1].seq)
+        if self._atomic and len(records) > 1 and await self._put_whole(records):
+            return
+        frames, awaited = list[bytes](), dict[str, int]()
+        for record in records:
+            reply = self._reply()
+            frames.append(self._frame(record, self._chained(self._id_of(record), record.seq), reply))
+            awaited[reply] = record.seq
+        await self._send(frames)
+        await self._acknowledged(awaited)
+
+    # -- what goes out
+
+    async def _put_whole(self, records: Sequence[StoredRecord]) -> bool:
+        """Publish records of which all or none are stored; return False if the server refused them as a whole."""
+        reply, frames = self._reply(), list[bytes]()
+        batch = reply.rpartition(".")[0][-40:] + f"-{next(self._numbers)}"
+        for number, record in enumerate(records, 1):
+            head = {ID: self._id_of(record), POSITION: f"{self.target.reader.epoch}:{record.seq}",
+                    BATCH_ID: batch, BATCH_SEQUENCE: str(number)}  # fmt: skip
+            if number == 1:
+                head[LAST_SEQ] = str(self._seq)
+            if number == len(records):
+                head[BATCH_COMMIT] = "1"
+            frames.append(self._frame(record, head, reply if BATCH_COMMIT in head else ""))
+        await self._send(frames)
+        ack = (await self._answers({reply}))[reply]
+        if ack.error:
+            self._atomic = ack.error == jetstream.BATCH_DUPLICATE  # any other may come with each batch
+            return False
+        if ack.seq != self._seq + len(records):
+            raise EngineError("sink-foreign", f"somebody else writes into {self._stream}")
+        self._seq, self._last_id, self._place = ack.seq, self._id_of(records[-1]), records[-1].seq
+        return True
+
+    def _reply(self) -> str:
+        return f"{self.nats.inbox}.a{next(self._numbers)}"
+
+    def _id_of(self, record: StoredRecord) -> str:
+        """Return the id of a record's message."""
+        return record.id if record.seq not in self.target.twice else f"{record.id}:{record.namespace}"
+
+    def _frame(self, record: StoredRecord, head: Mapping[str, str], reply: str) -> bytes:
+        """Return the message of a record, or that of a pointer to it, with these headers and its own."""
+        head = {**head, PREVIOUS: record.previous, NAMESPACE: record.namespace, THREAD: record.thread}
+        subject = subjects.subject_of(self._did, record.namespace, record.thread, self.target.sink.subjects)
+        raw, body = head_of(head), record.body
+        if len(raw) + len(body) > self.nats.payload_max:
+            raw, body = head_of({**head, POINTER: str(len(body))}), pointer_to(record)
+        return published(subject, reply, raw, body)
+
+    async def _send(self, frames: list[bytes]) -> None:
+        """Send messages, some at a time, as long as the sink is in force."""
         while frames:
             size, fits = 0, 0
             while fits < len(frames) and (not fits or size + len(frames[fits]) <= FRAMES_BYTES):
@@ -179,25 +236,6 @@ class JetStreamSession:
             self._check_wanted()
             await self.nats.send(frames[:fits])
             del frames[:fits]
-        await self._acknowledged(awaited)
-
-    # -- what goes out
-
-    def _frames(self, records: Sequence[StoredRecord]) -> tuple[list[bytes], dict[str, int]]:
-        """Return the messages of the records, and (subject of the answer -> line) in their order."""
-        frames, awaited = list[bytes](), dict[str, int]()
-        for record in records:
-            id_ = record.id if record.seq not in self.target.twice else f"{record.id}:{record.namespace}"
-            head = {**self._chained(id_, record.seq), PREVIOUS: record.previous,
-                    NAMESPACE: record.namespace, THREAD: record.thread}  # fmt: skip
-            subject = subjects.subject_of(self._did, record.namespace, record.thread, self.target.sink.subjects)
-            raw, body = head_of(head), record.body
-            if len(raw) + len(body) > self.nats.payload_max:
-                raw, body = head_of({**head, POINTER: str(len(body))}), pointer_to(record)
-            reply = f"{self.nats.inbox}.a{next(self._numbers)}"
-            frames.append(published(subject, reply, raw, body))
-            awaited[reply] = record.seq
-        return frames, awaited
 
     def _chained(self, id_: str, seq: int) -> dict[str, str]:
         """Return the headers that place a message behind the one before."""
@@ -221,9 +259,8 @@ class JetStreamSession:
             if held is None or held.body != body:
                 # With the sequence, or after a purge the server would take it for a repeat.
                 head = self._chained(f"{KEYS_ID}{print_}:{self._seq}", self._place)
-                reply = f"{self.nats.inbox}.a{next(self._numbers)}"
-                self._check_wanted()
-                await self.nats.send((published(subject, reply, head_of(head), body),))
+                reply = self._reply()
+                await self._send([published(subject, reply, head_of(head), body)])
                 await self._acknowledged({reply: self._place})
             if len(self._signers) >= SIGNERS_MAX:
                 self._signers.clear()
@@ -234,15 +271,20 @@ class JetStreamSession:
         if self.target.reader.sink(self.target.sink.name) != self.target.sink:
             raise EngineError("sink-unknown", "the sink was changed")
 
-    async def _acknowledged(self, awaited: dict[str, int]) -> None:
-        """Wait for all answers.  The sequences must follow each other: between them nobody else may have written."""
+    async def _answers(self, awaited: Set[str]) -> dict[str, Ack]:
+        """Return what came to each of these subjects; anything else is late, from before."""
         acks = dict[str, Ack]()
         while len(acks) < len(awaited):
             found = await self.nats.next(ANSWER_S)
             if found is None:
                 raise EngineError("sink-unreachable", f"publishes are not acknowledged within {ANSWER_S:g} s")
-            if found.subject in awaited:  # any other is late, from before
+            if found.subject in awaited:
                 acks[found.subject] = jetstream.ack_of(found)
+        return acks
+
+    async def _acknowledged(self, awaited: dict[str, int]) -> None:
+        """Wait for all answers.  The sequences must follow each other: between them nobody else may have written."""
+        acks = await self._answers(awaited.keys())
         for reply, seq in awaited.items():
             ack = acks[reply]
             if ack.error:

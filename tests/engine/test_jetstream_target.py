@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,9 @@ import trustme
 from spl.core.keys import SecretKey
 from spl.core.record import record
 from spl.engine import credentials, nats, subjects
+from spl.engine.jetstream import StoredMessage
 from spl.engine.jetstream_target import JetStreamTarget
+from spl.engine.pump import SinkState
 from spl.home.writes import Arrive
 from tests.engine.servers import (
     NatsServer,
@@ -65,6 +67,57 @@ async def test_an_old_server_takes_the_same(node: Node, old_server: NatsServer) 
         await service.add({**FAN, "url": old_server.url, "subjects": "thread"}, from_now=False)
         await held(old_server, node)
     assert len({message.subject for message in await old_server.messages(node)}) == len(ODD) + 1
+
+
+def batched(messages: Sequence[StoredMessage]) -> int:
+    return sum("Nats-Batch-Id" in message.headers for message in messages)
+
+
+async def test_records_go_as_a_whole_where_the_stream_grants_it_and_one_by_one_where_not(
+    node: Node, server: NatsServer, old_server: NatsServer
+) -> None:
+    stream = subjects.stream_of(node.did)
+    async with serving(node) as service:
+        for number in range(300):
+            node.emit(str(number))
+        await service.add({**FAN, "url": server.url}, from_now=False)
+        await service.add({**FAN, "name": "old", "url": old_server.url}, from_now=False)
+        await held(server, node)
+        await held(old_server, node)
+        assert batched(await server.messages(node)) == 300
+        assert not batched(await old_server.messages(node))
+        await service.act("fan", "pause")
+        config = (await server.ask(f"STREAM.INFO.{stream}"))["config"]
+        await server.ask(f"STREAM.UPDATE.{stream}", {**config, "allow_atomic": False})
+        for number in range(300):
+            node.emit(f"not granted {number}")
+        await service.act("fan", "resume")
+        await held(server, node)
+    assert batched(await server.messages(node)) == 300
+
+
+async def test_a_batch_that_is_refused_goes_one_by_one(node: Node, server: NatsServer) -> None:
+    async with serving(node) as service:
+        node.emit("first")
+        await service.add({**FAN, "url": server.url}, from_now=False)
+        await caught_up(service)
+        await service.act("fan", "pause")
+        sink = service.named("fan")
+        target = service._target(sink, SinkState())
+        assert isinstance(target, JetStreamTarget)
+        session = await target.open()
+        async with asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(session.listen())
+            place = await session.resume()
+            for number in range(5):
+                node.emit(str(number))
+            config = (await server.ask(f"STREAM.INFO.{subjects.stream_of(node.did)}"))["config"]
+            await server.ask(f"STREAM.UPDATE.{config['name']}", {**config, "allow_atomic": False})
+            await session.put(service.reader.batch(sink, place).records)
+            listening.cancel()
+        await session.close()
+        await held(server, node)
+    assert not batched(await server.messages(node))
 
 
 async def test_a_new_process_goes_on_where_the_stream_ends(node: Node, server: NatsServer) -> None:
