@@ -61,7 +61,7 @@ from .net.sockets import Listener, ServerTls, Verifying, bind_tcp, bind_unix, cl
 from .pairing.machine import Pairs
 from .pairing.names import PairNames
 from .pairing.service import Pairing
-from .process import CUT_GRACE_S, StoppedError, Watchdog, raise_descriptors, share_memory
+from .process import CUT_GRACE_S, StoppedError, Watchdog, raise_descriptors, settle, share_memory
 from .sync.anti_entropy import AntiEntropy
 from .sync.changes import Feed
 from .sync.fingerprints import Fingerprints
@@ -85,6 +85,7 @@ LOCAL_CONNECTIONS_MIN: Final = 16
 STOPPING_SHARE: Final = 0.7
 """Of `shutdown_s`: the time that open connections have to end; the rest is for the services and the last commit."""
 RESTART_MAX_S: Final = 60.0
+SETTLED_S: Final = 1.0
 
 
 class DaemonError(SplError):
@@ -260,6 +261,7 @@ class _Daemon:
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
                 start(services, tasks, stop, self._more(services))
                 self._announce(url)
+                loop.call_later(SETTLED_S, settle)
                 await stop.wait()
                 self.manager.stopping()
                 self.home.store.stop()

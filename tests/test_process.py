@@ -44,3 +44,8 @@ def test_the_soft_limit_of_files_is_raised() -> None:
     )
     said, soft, wanted = map(int, run(code).stdout.split())
     assert said == soft == wanted
+
+
+def test_what_the_start_made_is_not_looked_at_again() -> None:
+    code = "import gc; settle(); print(gc.get_freeze_count() > 1000, gc.get_threshold()[0], gc.isenabled())"
+    assert run(code).stdout.split() == [b"True", str(process.YOUNG_OBJECTS).encode(), b"True"]

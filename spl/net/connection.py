@@ -250,7 +250,7 @@ class Connection(asyncio.Protocol):
             else:
                 self.phase, self.deadline = Stage.ANSWER, inf
                 self.parts.end()
-            return True
+            return self.parser.buffered > 0 or self.read_paused
         if self.phase is not Stage.BODY:
             self._wait(Stage.BODY, self.shared.limits.body_timeout_s)
             if event is None and self.head is not None and self.head.expects:

@@ -116,7 +116,8 @@ class Later(Awaitable[Response], Generic[_T]):
 
     def set_result(self, result: _T, /) -> None:
         """Give the answer that the form makes of this."""
-        self._give(lambda: self._form(result))
+        form = self._form  # not self, which would refer to itself then: each answer would wait for a collection
+        self._give(lambda: form(result))
 
     def set_exception(self, exception: SplError, /) -> None:
         """Give the refusal."""

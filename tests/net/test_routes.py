@@ -1,7 +1,10 @@
 """The route table: one place decides what exists, and every part of a target is decoded once."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
+from io import TextIOBase
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -143,3 +146,18 @@ async def test_an_answer_given_later_may_be_awaited() -> None:
     refused.set_exception(SplError("overloaded"))
     with pytest.raises(SplError):
         await refused
+
+
+async def test_what_was_answered_is_freed_at_once_and_not_by_the_next_collection() -> None:
+    later, taken = Later[TextIOBase](lambda text: Response()), list[Callable[[], Response]]()
+    later.then(taken.append, asyncio.get_running_loop())
+    result = TextIOBase()
+    freed = weakref.ref(result)
+    gc.disable()
+    try:
+        later.set_result(result)
+        taken.pop()()
+        del later, result
+        assert freed() is None
+    finally:
+        gc.enable()

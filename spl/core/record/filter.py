@@ -87,10 +87,13 @@ OPEN: Final = PairFilter()
 
 def fields_of(record: Mapping[str, Any], namespace: str, voucher: str) -> dict[str, str]:
     """Return the FIELDS of a stored record: its own, its namespace here, and who signed it."""
-    body = record.get("body")
-    kind = body.get("kind") if isinstance(body, Mapping) else None
-    texts = {name: str(record.get(name) or "") for name in ("thread", "actor", "act", "data_type")}
-    return {**texts, "namespace": namespace, "kind": kind if isinstance(kind, str) else "", "voucher": voucher}
+    get, body = record.get, record.get("body")
+    kind = body.get("kind") if isinstance(body, dict) else None
+    return {
+        "thread": str(get("thread") or ""), "actor": str(get("actor") or ""), "act": str(get("act") or ""),
+        "data_type": str(get("data_type") or ""), "namespace": namespace,
+        "kind": kind if isinstance(kind, str) else "", "voucher": voucher,
+    }  # fmt: skip
 
 
 def allowing(found: PairFilter, threads: Sequence[str], limits: Limits, *, remove: bool = False) -> PairFilter:
