@@ -191,11 +191,11 @@ class Pairs:
             effects += found
             items += [item for effect in found for item in self._items(pair, effect)]
         assert pair is not None
-        items += self._aitl(before, pair, next((event.note for event in events if isinstance(event, steps.End)), ""))
+        items += self._aitl(pair, next((event.note for event in events if isinstance(event, steps.End)), ""))
         others = self._others(pair) if any(isinstance(effect, steps.EndOthers) for effect in effects) else []
         for other in others:
             ended, found = steps.decide(other, steps.End(SUPERSEDED), self.now_ms())
-            items += [item for effect in found for item in self._items(ended, effect)] + self._aitl(other, ended)
+            items += [item for effect in found for item in self._items(ended, effect)] + self._aitl(ended)
         if before is None:
             self._requests.meet(pair.pair_id, self.steady_ms())
         self.submit([*items, *also], brought_by=pair.pair_id if brought else "")
@@ -355,8 +355,13 @@ class Pairs:
     def heal(self) -> None:
         """Make the vault agree with the records after a crash or a restored copy.
 
-        A secret without its record goes; a record without its secret gets it back from the sealed token inside.
+        A secret without its record goes; a record without its secret gets it back from the sealed token inside.  What
+        a torn write kept of a pair gets its request, or the decision on it.
         """
+        waits = {each.request_id for each in self.writer.views.requests.values() if each.status is Status.PENDING}
+        torn = [pair for pair in self.all() if isinstance(pair.state, Asked) != (pair.pair_id in waits)]
+        if torn:
+            self.submit([item for pair in torn for item in self._aitl(pair)])
         live = {pair.pair_id: pair for pair in self.all() if pair.live}
         for name in self.vault.names(TOKEN_NAME):
             if name.removeprefix(TOKEN_NAME) not in live:
@@ -436,26 +441,22 @@ class Pairs:
             token.expires_at_ms, self.now_ms(), label,
         ))  # fmt: skip
 
-    def _aitl(self, before: Pair | None, after: Pair, note: str = "") -> list[Item]:
+    def _aitl(self, after: Pair, note: str = "") -> list[Item]:
         """Return the request or the decision for people that goes with a step."""
         if isinstance(after.state, Asked):
             return [Own(THREAD_AITL, aitl.KIND_REQUEST, self._request(after).to_body())]
         request = self.writer.views.requests.get(after.pair_id)
-        if before is None or not isinstance(before.state, Asked) or request is None:
+        if request is None or request.status is not Status.PENDING:
             return []
-        approved = isinstance(after.state, Approved)
-        status = Status.APPROVED if approved else _ENDINGS.get(after.reason, Status.WITHDRAWN)
+        status = Status.APPROVED if after.answer is not None else _ENDINGS.get(after.reason, Status.WITHDRAWN)
         body = aitl.decision_body(request, status, note or after.reason, self.now_ms())
         return [Own(THREAD_AITL, aitl.KIND_DECISION, body)]
 
     def _tell_log(self, pair: Pair, effects: Sequence[Effect], brought: bool) -> None:
         for effect in effects:
             if isinstance(effect, steps.Append):
-                name, fields = (
-                    EVENTS[effect.kind.removeprefix(PREFIX)],
-                    {"peer": pair.peer_did, "state": pair.phase.value},
-                )
-                fields |= {"reason": pair.reason} if pair.reason else {}
+                name, reason = EVENTS[effect.kind.removeprefix(PREFIX)], {"reason": pair.reason} if pair.reason else {}
+                fields = {"peer": pair.peer_did, "state": pair.phase.value, **reason}
                 if brought:
                     self._lines.info(name, pair.pair_id, **fields)
                 else:

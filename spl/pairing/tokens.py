@@ -157,9 +157,9 @@ class Renewal:
             expires_at_ms = self.pairs.now_ms() + int(self.pairs.limits.token_ttl_s * 1000)
             text, ref = handshake.mint(pair.pair_id, self.pairs.random_bytes(bearer.SECRET_BYTES), expires_at_ms)
             self.pairs.vault.put(RENEWED_NAME + pair.pair_id, text)
-            for known in (self._used_ms, self._unused):  # of the token before
-                known.pop(pair.pair_id, None)
             pair, _ = self.pairs.take(pair, TokenChange(True, ref), brought=True)
+            for known in (self._used_ms, self._unused):  # of the token before, if the log had room for the new one
+                known.pop(pair.pair_id, None)
         else:
             expires_at_ms = token.expires_at_ms
         self._unused.setdefault(pair.pair_id, self.pairs.steady_ms())

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from spl.core.errors import SplError
+from spl.core.pair.aitl import Status
 from spl.core.pair.pair import Pair, Phase
 from spl.core.pair.state import Asked
 from spl.core.pair.steps import Effect, KillTokens
@@ -122,6 +124,27 @@ async def test_the_tokens_of_a_pair_end_at_the_next_start_if_a_torn_write_kept_o
             assert any(not token.revoked for token in node.home.views.tokens.values() if token.pair_id)
             await node.restart()
             await until(lambda: all(token.revoked for token in node.home.views.tokens.values() if token.pair_id))  # noqa: B023
+
+
+async def test_what_people_see_of_a_request_is_completed_at_the_next_start_if_a_torn_write_kept_only_its_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could approve it else, and one that was decided would wait for ever."""
+    async with two(tmp_path, "manual") as (_, a, b):
+
+        async def after(step: Callable[[], Awaitable[object]], left: Status | None, whole: Status) -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(machine.Pairs, "_aitl", lambda pairs, pair, note="": [])
+                await step()
+            request = b.home.views.requests.get(b.alive[0].pair_id)
+            assert (request.status if request else None) == left
+            await b.restart()
+            await until(lambda: [each.status for each in b.home.views.requests.values()] == [whole])
+
+        await after(lambda: a.pair(b), None, Status.PENDING)
+        pair_id = b.alive[0].pair_id
+        await after(lambda: b.pairing.decide_request(pair_id, "approve"), Status.PENDING, Status.APPROVED)
+        await both_active(a, b)
 
 
 async def test_what_was_noted_of_a_pair_goes_with_it(tmp_path: Path) -> None:

@@ -214,6 +214,25 @@ async def test_a_replaced_token_ends_also_if_the_file_of_the_new_one_is_lost(tmp
         await until(lambda: live_tokens(b) == [id_of(held(a))])
 
 
+async def test_a_renewal_that_a_full_disk_refuses_prolongs_the_life_of_no_older_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with paired(tmp_path, limits=QUIET) as (world, a, b, pair_id):
+        await a.pairing.maintenance.renew(pair_id)
+        assert await a.call(b) == 200
+
+        def refuse(*items: object, **options: object) -> None:
+            raise SplError("store-full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(b.pairing.pairs, "submit", refuse)
+            with pytest.raises(SplError):
+                await a.pairing.maintenance.renew(pair_id)
+        assert len(live_tokens(b)) == 2
+        world.time_ms += 31_000
+        await until(lambda: live_tokens(b) == [id_of(held(a))])
+
+
 async def test_a_renewal_cut_at_any_step_leaves_a_token_that_works(tmp_path: Path) -> None:
     for dies, after in itertools.product("ab", range(1, 9)):
         async with paired(tmp_path / f"{dies}{after}") as (_, a, b, pair_id):

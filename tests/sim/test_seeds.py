@@ -27,6 +27,8 @@ FOUND = {
     50186: "a write torn by a loss of power kept the end of a pair and not that of its tokens",
     60106: "a key rotated often while a request waited could not open the grant, so the request never ended",
     60719: "what was refused, and did not arrive when asked for again, was forgotten",
+    62084: "a renewal that a full disk refused kept older tokens alive",
+    62119: "a torn write kept a pair and not the request that its operator was to approve",
     60925: "a record whose signer's chain was cut off twice was never judged again",
 }
 """Seeds that broke a promise, and what they found; each has a test of its own beside the code.  A newer seed than BRIEF
