@@ -140,7 +140,7 @@ class Ctl:
                 elif isinstance(event, bytes):
                     refused.append(event)
         if status >= 300:
-            raise refusal(object_of(b"".join(refused)), status)
+            raise refusal({} if status < 400 else object_of(b"".join(refused)), status)
 
     def _send(self, sock: socket.socket, request: bytes) -> None:
         """Send a request; a daemon that refuses early stops reading, and its answer states the reason."""

@@ -217,7 +217,7 @@ COMMAND: Final = Command(
         arg("--wait", type=duration(0, WAIT_MS_MAX), default=WAIT_MS, metavar="DUR",
             help="how long to wait for an approval, at most 24h (default 60s)"),
         arg("--expect-did", metavar="DID", help="refuse any other peer"),
-        arg("--expect-key", metavar="KEY", help="refuse any other key (multibase)"),
+        arg("--expect-key", metavar="KEY", help="refuse any other key: six words or multibase"),
         arg("--backfill", choice="start", action="store_true", help="fetch the history also when re-pairing"),
         arg("--from-now", choice="start", action="store_true", help="leave out what the peer holds already"),
         arg("--actors", action="append", metavar="DID", help="accept records of this actor only; repeatable"),

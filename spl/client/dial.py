@@ -27,6 +27,7 @@ _NEAR: Final = re.compile(r"http://(localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?:
 _FAR: Final = re.compile(r"https://([a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?/?\Z", re.IGNORECASE)
 
 _OWN_CA: Final = "trust a private CA with SSL_CERT_FILE=FILE"
+_FAR_AND_SILENT: Final = "on its machine: spl doctor", "that daemon hangs, or something on the way to it"
 _NO_TLS: Final = "does this port speak TLS, and version 1.2 or newer?"
 
 
@@ -166,8 +167,9 @@ def faults(where: Where, timeout_s: float) -> Iterator[None]:
     except WireError as exc:
         raise fault("answer-malformed", f"{where.name} did not answer in HTTP: {exc.message}") from exc
     except TimeoutError as exc:
-        late = fault("timeout", f"{where.name} did not answer within {timeout_s:.0f} s", hint="look at it: spl logs")
-        late.facts = {"why": "our own daemon hangs or is starved; no peer is concerned"}
+        hint, why = ("look at it: spl logs", "our own daemon hangs or is starved") if where.path else _FAR_AND_SILENT
+        late = fault("timeout", f"{where.name} did not answer within {timeout_s:.0f} s", hint=hint)
+        late.facts = {"why": f"{why}; no peer is concerned"}
         raise late from exc
     except OSError as exc:  # those of TLS are neither of these two
         raise fault("disconnected", f"{where.name} closed the connection too early") from exc

@@ -12,6 +12,8 @@ _NEAREST: Final[Mapping[int, str]] = {
 }  # fmt: skip
 """HTTP status -> the code of ours that replaces an unknown code of a newer daemon."""
 
+_FINAL: Final = "name the daemon's own URL: https instead of http, the right port, no path"
+
 
 class ClientError(SplError):
     """The daemon cannot be reached, or it refused; `http_status` is that of its answer, 0 without one."""
@@ -72,7 +74,9 @@ def refusal(form: Mapping[str, Any], status: int = 500) -> ClientError:
     code = cli_code(wire) if isinstance(wire, str) else ""
     message, hint = form.get("message"), form.get("hint")
     text = message if isinstance(message, str) else f"the daemon answered {status}"
-    if code not in CODES:
+    if 300 <= status < 400:
+        text, code, hint = f"what answers there redirects ({status}), and no token follows", "redirect", _FINAL
+    elif code not in CODES:
         text, code = f"{text} ({code or status})", _NEAREST.get(status, "usage" if 400 <= status < 500 else "internal")
     error = fault(code, text, hint=hint if isinstance(hint, str) else "")
     error.facts = {name: value for name, value in form.items() if name not in _OWN_KEYS}

@@ -47,7 +47,7 @@ CODES: Final[dict[str, Code]] = {
     "chain-unknown": Code(422, 10, "The signer's key chain is not known here.", "fetched automatically at the next sync"),
     "key-retired": Code(422, 10, "A key that its owner retired signed the record, and another instance brings it.", "pair with the signer, which may bring its old records; what your own retired keys signed: spl federation verify PAIR --accept-retired"),
     "chain-broken": Code(422, 10, "The key chain does not lead from the DID's first key to the present one.", "on the peer: spl identity verify"),
-    "chain-fork": Code(422, 10, "Two key chains of one DID contradict each other.", "compare key words by voice, then pair with --expect-key"),
+    "chain-fork": Code(422, 10, "Two key chains of one DID contradict each other.", "ask the peer's operator for the six words of its key, by voice, then: spl federation pair URL --expect-key 'SIX WORDS'"),
     "snapshot-malformed": Code(422, 10, "The text is not a complete snapshot: header, count, digest and lines disagree.", "take it again: spl thread snapshot THREAD"),
     "snapshot-upload": Code(409, 7, "The restore chunks arrived out of order.", "spl thread restore again; records that are stored are skipped"),
     # HTTP

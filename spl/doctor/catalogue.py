@@ -10,6 +10,7 @@ from math import inf
 from typing import Final
 
 from ..core.errors import CODES
+from ..core.identity.pins import fork_step
 from ..core.limits import Limits
 from ..core.value import dataclass
 from ..net.address import is_address, kind_of, parse_url
@@ -247,7 +248,7 @@ def _again_fix(facts: Facts) -> str:
 
 
 def _fork_fix(facts: Facts) -> str:
-    return f"compare key words by voice, then: spl federation refresh {facts.pair_id or 'PAIR_ID'} --expect-key KEY"
+    return fork_step(f"spl federation refresh {facts.pair_id or 'PAIR_ID'}")
 
 
 def _resume_fix(facts: Facts) -> str:

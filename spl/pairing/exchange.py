@@ -13,10 +13,11 @@ from ..core.errors import SplError, cli_code
 from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest, ManifestError
 from ..core.identity.message import MessageError
-from ..core.identity.pins import FORK
+from ..core.identity.pins import FORK, fork_step
 from ..core.limits import KIB
 from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
+from ..core.pair.state import Phase
 from ..core.value import dataclass
 from ..net.address import ReachError, parse_url
 from ..net.dialer import DialPolicy
@@ -41,6 +42,13 @@ class SignedRequest:
     url: str
     purpose: str
     fields: Mapping[str, Any]
+
+
+def forked(pairs: Pairs, did: str, url: str) -> PairError:
+    """Return the refusal of two key chains of one DID, with the command that takes the right one."""
+    live = next((pair for pair in pairs.of_peer(did) if pair.phase is not Phase.ESTABLISHING), None)
+    command = f"spl federation refresh {live.pair_id}" if live else f"spl federation pair {url}"
+    return PairError(FORK, f"two key chains of {did} contradict each other", hint=fork_step(command))
 
 
 class Exchange:
@@ -80,9 +88,12 @@ class Exchange:
             text = f"{base} shows a key of {peer.did} that its owner rotated as compromised"
             raise StolenKey(FORK, text, hint="check the address and the network path")
         newer_than_ms = known.peer.signed_at_ms if known is not None else 0
-        return manifest.judge(
-            peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms
-        )
+        try:
+            return manifest.judge(
+                peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms
+            )
+        except ManifestError as exc:
+            raise forked(self.pairs, peer.did, url) if exc.code == FORK else exc from exc
 
     async def rediscover(self, pair: Pair, expect_key: str = "") -> Manifest:
         """Return the present manifest of a pair's peer.

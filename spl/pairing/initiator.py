@@ -23,7 +23,6 @@ from ..core.event import event
 from ..core.identity import message
 from ..core.identity.did import label_of, words
 from ..core.identity.manifest import PAIR_PATH, Manifest
-from ..core.identity.pins import FORK
 from ..core.pair import handshake
 from ..core.pair.handshake import HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
@@ -35,7 +34,7 @@ from ..net.address import ReachError
 from ..sync.peer import REJECTED_401, WHY_401
 from ..sync.schedule import Sync
 from ..sync.supervise import wait
-from .exchange import Exchange, SignedRequest
+from .exchange import Exchange, SignedRequest, forked
 from .machine import unconfirmed
 from .responder import SERVER_FAULT
 from .statements import PeerStatements
@@ -133,7 +132,7 @@ class Initiator:
         Raises PairError "pair-exists" for a peer with a live pair, "chain-fork" for one of two unsettled key chains.
         """
         if not options.expect_key and self.pairs.writer.views.pins.is_forked(peer.did):
-            raise PairError(FORK, f"two key chains of {peer.did} contradict each other")
+            raise forked(self.pairs, peer.did, url)
         open_pairs = self.pairs.of_peer(peer.did)
         for pair in open_pairs:
             if pair.phase is not Phase.ESTABLISHING:

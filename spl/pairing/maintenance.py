@@ -30,7 +30,7 @@ from ..home.writes import Own
 from ..net.address import parse_url
 from ..sync.peer import PAIR_NOTES
 from ..sync.schedule import Sync
-from .exchange import StolenKey
+from .exchange import StolenKey, forked
 from .initiator import HandshakeLoop, Initiator
 from .machine import MANIFEST_EVERY_MS
 from .newer import NEWER_NAME
@@ -211,7 +211,7 @@ class Maintenance:
                     pair = await self._renew(pair_id)
             if self.pairs.writer.views.pins.is_forked(pair.peer_did):
                 await self.doubt(pair_id, FORK)
-                raise PairError(FORK, f"two key chains of {pair.peer_did} contradict each other")
+                raise forked(self.pairs, pair.peer_did, pair.url)
             if isinstance(pair.state, Degraded):
                 pair = await self._stepper.step(pair_id, Recover())
             state.backoff.reset()

@@ -91,6 +91,11 @@ def test_what_is_no_daemon_is_malformed(daemon: Daemon, home: Path, answer: byte
     caught("answer-malformed", lambda: a_ctl(home).get("/v1/x"))
 
 
+def test_a_redirect_of_a_proxy_is_said(daemon: Daemon, home: Path) -> None:
+    daemon.answers["GET", "/v1/x"] = b"HTTP/1.1 301 X\r\ncontent-length: 5\r\n\r\n<p>no"
+    caught("redirect", lambda: a_ctl(home).get("/v1/x"))
+
+
 def test_a_list_that_is_none_is_malformed(daemon: Daemon, home: Path) -> None:
     for value in ({}, {"data": {}}, listed(1)):
         daemon.answers["GET", "/v1/x"] = value
@@ -130,7 +135,7 @@ def test_a_silent_daemon_times_out(home: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(home / "run/spl.sock"))
         server.listen()
-        caught("timeout", lambda: a_ctl(home).post("/v1/x", {}, timeout_s=0.01))
+        assert "our own" in str(caught("timeout", lambda: a_ctl(home).post("/v1/x", {}, timeout_s=0.01)).facts)
 
 
 def test_a_stale_socket_file_is_a_daemon_that_is_down(home: Path) -> None:

@@ -22,6 +22,13 @@ def test_an_unknown_code_is_named_and_counts_as_the_nearest(status: int, code: s
     assert (type(error), error.code, error.message, error.http_status) == (kind, code, "m (new-thing)", status)
 
 
+@pytest.mark.parametrize("form", [{}, {"code": "INTERNAL", "hint": "spl logs"}])
+def test_a_redirect_is_no_defect_of_the_daemon(form: dict[str, str]) -> None:
+    error = errors.refusal(form, 307)
+    assert (error.code, error.http_status) == ("redirect", 307)
+    assert "URL" in error.hint
+
+
 def test_facts_and_hint_of_a_refusal_are_kept() -> None:
     error = errors.refusal(
         {"object": "error", "code": "PAIR_PAUSED", "message": "no", "hint": "h", "pair_id": "p"}, 409

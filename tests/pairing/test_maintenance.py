@@ -269,6 +269,7 @@ async def test_a_fork_of_the_key_chain_is_refused_until_the_operator_names_the_k
             with pytest.raises(SplError) as caught:
                 await a.pairing.refresh(pair_id, key)
             assert code_of(caught) in ("chain-fork", "manifest-did-mismatch")
+            assert f"refresh {pair_id} --expect-key" in caught.value.hint or key
             assert a.alive[0].phase is Phase.DEGRADED
         named = b.home.vault.identity.key.public
         await a.pairing.refresh(pair_id, words(named) if world.time_ms % 2 else multibase(named))
@@ -322,6 +323,7 @@ async def test_a_fork_that_a_relay_shows_degrades_the_pair_until_the_operator_na
         with pytest.raises(SplError) as caught:
             await a.pairing.refresh(pair_id)
         assert code_of(caught) == "chain-fork"
+        assert f"spl federation refresh {pair_id} --expect-key" in caught.value.hint
         await a.pairing.refresh(pair_id, words(b.home.vault.identity.key.public))
         await both_active(a, b)
         assert not a.home.views.pins.is_forked(b.did)
