@@ -51,15 +51,20 @@ class WireError(SplError):
 
 
 class Parts(Generic[_T]):
-    """Parts of heads that were parsed and found sound, by their exact bytes: the same bytes need no second parsing.
+    """Parts of heads that were parsed and found sound, by their exact bytes: the same bytes need no third parsing.
+
+    Most parts come once: each request of a peer has a proof of its own.  So only a part that comes again is remembered,
+    and of the others a number each.
 
     Bounded in number and size, so a stranger who sends ever new heads gains nothing but slower requests.  Two
     generations instead of an order: when the younger is full, the older is dropped.  For one event loop.
     """
 
-    __slots__ = ("_old", "_young")
+    __slots__ = ("_old", "_once", "_young")
 
     def __init__(self) -> None:
+        self._once: set[int] = set()
+        """The hashes of parts that came once."""
         self._young: dict[bytes, _T] = {}
         self._old: dict[bytes, _T] = {}
 
@@ -67,13 +72,23 @@ class Parts(Generic[_T]):
         """Return what was made of exactly these bytes."""
         found = self._young.get(text)
         if found is None and (found := self._old.get(text)) is not None:
-            self.add(text, found)
+            self._keep(text, found)
         return found
 
     def add(self, text: bytes, value: _T) -> None:
-        """Remember what was made of these bytes, unless they are long."""
+        """Remember what was made of these bytes if they came before, unless they are long."""
         if len(text) > _PART_BYTES:
             return
+        mark = hash(text)
+        if mark in self._once:
+            self._once.remove(mark)
+            self._keep(text, value)
+            return
+        if len(self._once) >= _PARTS_COUNT:
+            self._once.clear()
+        self._once.add(mark)
+
+    def _keep(self, text: bytes, value: _T) -> None:
         if len(self._young) >= _PARTS_COUNT:
             self._old, self._young = self._young, {}
         self._young[text] = value

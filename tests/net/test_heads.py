@@ -88,16 +88,29 @@ def test_parts_are_kept_in_bounded_number_and_size() -> None:
     parts: Parts[int] = Parts()
     for n in range(1000):
         parts.add(b"%d" % n, n)
+        assert parts.get(b"%d" % n) is None
+        parts.add(b"%d" % n, n)
         assert parts.get(b"%d" % n) == n
     assert 100 <= sum(parts.get(b"%d" % n) is not None for n in range(1000)) <= 256
-    parts.add(b"x" * 2000, 1)
+    for _ in range(2):
+        parts.add(b"x" * 2000, 1)
     assert parts.get(b"x" * 2000) is None
+
+
+def test_parts_that_come_once_take_a_number_each() -> None:
+    parts: Parts[int] = Parts()
+    for n in range(1000):
+        parts.add(b"%d" % n, n)
+    assert not parts._young
+    assert len(parts._once) <= 128
 
 
 def test_a_part_that_is_asked_for_stays() -> None:
     parts: Parts[int] = Parts()
-    parts.add(b"kept", -1)
+    for _ in range(2):
+        parts.add(b"kept", -1)
     for n in range(1000):
+        parts.add(b"%d" % n, n)
         parts.add(b"%d" % n, n)
         assert parts.get(b"kept") == -1
 
