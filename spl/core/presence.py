@@ -16,6 +16,8 @@ from .value import dataclass
 
 ASK_S: Final = 18.0
 """So long without an answer, spread by a tenth, and a peer is asked: later than the heartbeat of a stream or a push."""
+AWAKE_S: Final = 1.0
+"""So long after a daemon began to wait for a peer, as it was started or woke, it asks one that has not answered."""
 ANSWER_S: Final = 8.0
 """A peer that takes longer counts as silent; the pull that follows gives it more time."""
 OFFLINE_S: Final = 30.0
@@ -49,7 +51,7 @@ class Presence:
     """What this process knows of one peer; None is never."""
 
     waited_s: float | None = None
-    """Since when this process waits for the peer; anew after it did not run itself."""
+    """Since when this process waits for the peer; anew after it did not run itself, or the peer was gone."""
     contact_s: float | None = None
     """When the peer last asked us, authenticated."""
     refused_s: float | None = None
@@ -57,7 +59,7 @@ class Presence:
     answered_s: float | None = None
     """When it last answered a request, or sent an event of a stream of ours."""
     lost_s: float | None = None
-    """When the first request failed since the last answer; `lost_code` is why the last one did."""
+    """When the first request began that failed since the last answer; `lost_code` is why the last one did."""
     lost_code: str = ""
     lost_late: bool = False
     """Whether the peer answered within LOST_SHOWN_S before the last failure."""
@@ -68,12 +70,16 @@ class Presence:
         return any(at_s is not None for at_s in (self.waited_s, self.contact_s, self.answered_s))
 
     def answered(self, now_s: float) -> None:
-        """Record an answer."""
+        """Record an answer; the requests of a peer that was gone in both directions are waited for anew."""
+        if self.lost_s is not None and self._unasked_s(self.lost_s) < CONTACT_FRESH_S and not self._asks_on:
+            self.waited_s = now_s
         self.answered_s, self.lost_s, self.lost_code = now_s, None, ""
 
     def lost(self, code: str, now_s: float) -> None:
         """Record that a request did not arrive at the peer, and why."""
-        self.lost_s, self.lost_code = now_s if self.lost_s is None else self.lost_s, code
+        if self.lost_s is None:
+            self.lost_s = now_s - ANSWER_S if code == "timeout" else now_s  # when the request began, at the latest
+        self.lost_code = code
         self.lost_late = self.answered_s is not None and now_s <= self.answered_s + LOST_SHOWN_S
 
     def heard_ms(self, now_s: float, now_ms: int, before_ms: int | None) -> int | None:
@@ -82,6 +88,22 @@ class Presence:
         if heard_s is None and (before_ms is not None or self.waited_s is None):
             return before_ms
         return now_ms - int((self.silent_s(now_s) if heard_s is None else now_s - heard_s) * 1000)
+
+    def slept(self, now_s: float, asleep_s: float) -> None:
+        """Wait anew after this daemon did not run; what its clock did not count of it, everything is older by."""
+        if self.is_known:
+            for name in ("contact_s", "refused_s", "answered_s", "lost_s"):
+                if (at_s := getattr(self, name)) is not None:
+                    setattr(self, name, at_s - asleep_s)
+            self.waited_s = now_s
+
+    @property
+    def _asks_on(self) -> bool:
+        """Whether the peer was in contact since the first request to it failed."""
+        return self.lost_s is not None and self.contact_s is not None and self.contact_s >= self.lost_s
+
+    def _unasked_s(self, now_s: float) -> float:
+        return _passed_s(now_s, self.waited_s, self.contact_s, self.refused_s)
 
     def is_fresh(self, now_s: float) -> bool:
         """Return whether the peer was in contact within CONTACT_FRESH_S."""
@@ -111,10 +133,10 @@ class Presence:
         it is being answered, a stream for example, which shows the way to us whatever its view says of an older one.
         """
         if self.lost_s is not None:
-            code = self.unreached(served=served) if self.is_fresh(now_s) else ""
+            code = self.unreached(served=served) if self._asks_on and self.is_fresh(now_s) else ""
             return OneWay(TO_PEER, self.unanswered_s(now_s), code) if code else None
         code, asks_s = str(view.get("unreached", "")), view.get("asks_ms", 0) / 1000
-        unasked_s = _passed_s(now_s, self.waited_s, self.contact_s, self.refused_s)
+        unasked_s = self._unasked_s(now_s)
         # A peer that was out of reach for a moment asks at once when it hears us.
         late_s = asks_s + ANSWER_S / 2 if code else 2 * asks_s + ANSWER_S / 2 if asks_s and not pushed else inf
         if reads or unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S:
@@ -163,7 +185,7 @@ class Turns:
         return max(0.0, self.last_s + delay_s - now_s)
 
     def quiet_s(self, now_s: float, presence: Presence, *, pushes: bool, only_asked: bool) -> float:
-        """Return the seconds until the peer is to be asked whether it is there.
+        """Return the seconds until the peer is to be asked whether it is there: soon after this process began to wait.
 
         One that `pushes`, as we cannot dial it, is silent for too long when it no longer proves that it serves us; if
         we could dial it lately, it is asked all the same, so that the way is used again when it is open.
@@ -172,6 +194,9 @@ class Turns:
         asked_s = -inf if self.asked_s is None else self.asked_s
         if pushes and (not presence.lost_late or not presence.is_fresh(now_s)):
             return max(CONTACT_FRESH_S - presence.silent_s(now_s), asked_s + self.errors.delay_s() - now_s)
+        began_s = presence.waited_s
+        if began_s is not None and max(asked_s, -inf if presence.answered_s is None else presence.answered_s) < began_s:
+            return max(0.0, began_s + AWAKE_S - now_s)
         ask_s = self.errors.spread_s(ASK_S)
         if self.errors.attempt and only_asked:
             ask_s = min(ask_s, self.errors.delay_s())
@@ -227,9 +252,12 @@ class OwnBeat:
         self._due_s: float | None = None
         self._resumed_s = -PAUSE_S
 
-    def beat(self, now_s: float, next_s: float) -> bool:
-        """Record that the daemon runs and the next beat is due in `next_s`; return whether it had not run for long."""
-        overslept = self._overslept(now_s)
+    def beat(self, now_s: float, next_s: float, *, asleep: bool = False) -> bool:
+        """Record that the daemon runs and the next beat is due in `next_s`; return whether it had not run for long.
+
+        `asleep`: the machine was, as another clock shows.
+        """
+        overslept = asleep or self._overslept(now_s)
         self._resumed_s = now_s if overslept else self._resumed_s
         self._due_s = now_s + next_s
         return overslept

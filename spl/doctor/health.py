@@ -13,6 +13,7 @@ from typing import Final
 
 from ..core.limits import QUEUE_RECORDS, Limits
 from ..core.pair.status import PairStatus
+from ..core.presence import PAUSE_S
 from ..core.value import dataclass, field
 from ..home.writer import Writer
 from ..sync.changes import Feed, OfferedStatus
@@ -47,6 +48,12 @@ class _PairSamples:
     missing: int = 0
     crashes: int = 0
 
+    def skip(self, late_s: float) -> None:
+        """Count nothing of the time in which this daemon did not run."""
+        for name in ("failing_s", "still_s", "stalled_s", "behind_s", "full_s", "mute_s"):
+            if (since_s := getattr(self, name)) is not None:
+                setattr(self, name, since_s + late_s)
+
 
 class HealthSampler:
     """`steady_s()` is a clock that never jumps; `tasks()` names the tasks that run."""
@@ -59,7 +66,7 @@ class HealthSampler:
         self._writer, self._sync, self._feed, self._steady_s, self._tasks = writer, sync, feed, steady_s, tasks
         self._samples: dict[str, _PairSamples] = {}
         self._late_ms: deque[float] = deque(maxlen=LATE_COUNT)
-        self._minute_s = steady_s()
+        self._minute_s = self._beat_at_s = steady_s()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample until `stop`."""
@@ -74,6 +81,7 @@ class HealthSampler:
         """Sample every pair; `late_ms` is by how much the loop missed the time of this beat."""
         now_s = self._steady_s()
         self._late_ms.append(max(0.0, late_ms))
+        self._beat_at_s = now_s
         turned = now_s - self._minute_s >= MINUTE_S
         if turned:
             self._minute_s = now_s
@@ -82,6 +90,8 @@ class HealthSampler:
         named = {name.rpartition(" ")[2] for name in self._tasks()}
         for pair_id, pair in alive.items():
             samples = self._samples.setdefault(pair_id, _PairSamples())
+            if late_ms > PAUSE_S * 1000:
+                samples.skip(late_ms / 1000)
             samples.missing = samples.missing + 1 if pair.sync_allowed and pair_id not in named else 0
             self._sample(samples, self._sync.status(pair_id), now_s, turned)
             self._sample_peer(samples, self._feed.offered(pair_id) if pair.serve_allowed else OfferedStatus(), now_s)
@@ -157,7 +167,10 @@ class HealthSampler:
         return self._samples.get(pair_id) or _PairSamples()
 
     def _passed_s(self, since_s: float | None) -> float:
-        return self._steady_s() - since_s if since_s is not None else 0.0
+        now_s = self._steady_s()
+        if now_s > self._beat_at_s + self._beat_s + PAUSE_S:
+            now_s = self._beat_at_s  # the daemon did not run, and what passed meanwhile shows nothing of the peer
+        return now_s - since_s if since_s is not None else 0.0
 
 
 def _since(before: float | None, holds: bool, now_s: float) -> float | None:

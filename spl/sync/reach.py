@@ -31,7 +31,7 @@ from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
 from ..core.pair.status import NO_ANSWER, LastError, PairStatus, class_of
-from ..core.presence import ASK_S, CONTACT_FRESH_S, Known, OneWay, OwnBeat, Presence, known_in, known_text
+from ..core.presence import ASK_S, CONTACT_FRESH_S, PAUSE_S, Known, OneWay, OwnBeat, Presence, known_in, known_text
 from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from ..core.value import dataclass, field
 from ..home.vault import SECRET_BYTES_MAX, Vault
@@ -224,11 +224,15 @@ class Reaches:
         way, pushed = self._way(pair_id), self.word(pair_id) == WE_PUSH
         return way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
 
-    def beat(self, now_s: float, next_s: float) -> None:
-        """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits anew."""
-        if self._own.beat(now_s, next_s):
-            for way in self._ways.values():
-                way.presence.waited_s = now_s if way.presence.is_known else None
+    def beat(self, now_s: float, next_s: float, asleep_s: float = 0.0) -> bool:
+        """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits anew.
+
+        Return whether there was one; `asleep_s` is what the machine slept without its clock counting it.
+        """
+        paused = self._own.beat(now_s, next_s, asleep=asleep_s > PAUSE_S)
+        for way in self._ways.values() if paused else ():
+            way.presence.slept(now_s, max(0.0, asleep_s))
+        return paused
 
     def was_stopped(self, now_s: float) -> bool:
         """Return whether a failure of this moment may be one of this daemon, which did not run."""

@@ -8,6 +8,7 @@ peer that is silent is asked for a sign of life (reach.py); no answer is a failu
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -82,6 +83,7 @@ class Sync:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._states: dict[str, _PairSync] = {}
+        self._uncounted_s = self._booted_s() - time.monotonic()
         self._known = KnownPeers(feed.vault, feed.source.rollbacks, now_ms)
         self._tasks = Supervisor("sync", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
 
@@ -281,10 +283,16 @@ class Sync:
     def beat(self, next_s: float) -> None:
         """Record that this daemon runs, and says so again in `next_s`."""
         now_s = asyncio.get_running_loop().time()
-        self._reaches.beat(now_s, next_s)
+        before_s, self._uncounted_s = self._uncounted_s, self._booted_s() - now_s
+        if self._reaches.beat(now_s, next_s, self._uncounted_s - before_s):
+            self._rouse()
         lost = [pair_id for pair_id, state in self._states.items() if state.is_lost]
         offline = {pair_id for pair_id in lost if self._reaches.presence(pair_id).silent_s(now_s) >= OFFLINE_S}
         self._known.beat(now_s, offline & self._alive(), self._statuses)
+
+    def _booted_s(self) -> float:
+        """Return the time of a clock that also counts while the machine sleeps, where there is one."""
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def _alive(self) -> set[str]:
         return {pair_id for pair_id, pair in self.writer.views.pairs.items() if not pair.ended}
@@ -315,6 +323,8 @@ class Sync:
         except SplError as exc:
             state.last_s = None if exc.code in RESET_CODES and pair.mode == ENGINE else state.last_s
             unanswered_s = presence.unanswered_s(loop.time())
+            if self._reaches.was_stopped(loop.time()):
+                presence.waited_s = loop.time()  # the network may wake later
             if counts and exc.code not in RESET_CODES and unanswered_s >= loop.time() - began_s:
                 self._failed(pair_id, state, exc)
                 state.question_failed = True

@@ -6,6 +6,7 @@ from spl.core.backoff import Backoff
 from spl.core.presence import (
     ANSWER_S,
     ASK_S,
+    AWAKE_S,
     CONTACT_FRESH_S,
     LOST_SHOWN_S,
     OFFLINE_S,
@@ -80,6 +81,45 @@ def test_a_peer_that_answers_and_no_longer_asks(
     assert presence.one_way(now_s + OFFLINE_S + 1, view, served=False, pushed=pushed) is None
 
 
+def test_a_peer_that_is_dead_is_not_said_to_be_out_of_our_reach_alone() -> None:
+    """It is if it asked since the first request to it failed; one that timed out began before it failed."""
+    for code, contact_s, is_one_way in (("connect", 49.0, False), ("connect", 50.0, True), ("timeout", 42.0, True)):
+        gone = Presence(waited_s=0.0, contact_s=contact_s, answered_s=30.0)
+        gone.lost(code, 50.0)
+        assert (gone.one_way(51.0, {}, served=False) is not None) is is_one_way, (code, contact_s)
+
+
+def test_a_peer_that_was_gone_has_to_ask_anew_before_its_silence_shows_anything() -> None:
+    """Not one whose requests did not arrive before: what was told of it is not withdrawn by an answer."""
+    late_s = 100.0 + UNASKED_S + 1
+    for contact_s, is_told in ((90.0, False), (100.0 - CONTACT_FRESH_S, True)):
+        back = Presence(waited_s=0.0, contact_s=contact_s, answered_s=90.0)
+        back.lost("connect", 100.0)
+        back.answered(late_s)
+        assert (back.one_way(late_s, ASKS, served=False) is not None) is is_told
+        back.answered(later_s := late_s + UNASKED_S + 1)
+        assert back.one_way(later_s, ASKS, served=False) is not None
+
+
+def test_after_a_pause_of_our_own_everything_is_older_by_what_no_clock_counted() -> None:
+    presence = Presence(waited_s=0.0, contact_s=90.0, answered_s=95.0)
+    presence.slept(100.0, 3600.0)
+    assert (presence.contact_s, presence.answered_s, presence.silent_s(101.0)) == (-3510.0, -3505.0, 1.0)
+    assert presence.heard_ms(101.0, 10_000_000, None) == 10_000_000 - 3_606_000
+    unheard = Presence()
+    unheard.slept(100.0, 3600.0)
+    assert not unheard.is_known
+
+
+def test_a_peer_is_asked_soon_after_we_began_to_wait_for_it() -> None:
+    """At a start and after a pause, unless it answers first; then not again before its turn."""
+    presence, plan = Presence(waited_s=100.0, answered_s=99.0), turns(asked_s=99.0)
+    assert plan.quiet_s(100.0, presence, pushes=False, only_asked=True) == AWAKE_S
+    assert plan.quiet_s(100.0, Presence(waited_s=100.0, answered_s=100.0), pushes=False, only_asked=True) == ASK_S
+    plan.asked_s = 101.0
+    assert plan.quiet_s(101.0, presence, pushes=False, only_asked=True) == ASK_S
+
+
 def test_a_peer_that_only_pushes_is_out_of_reach_for_an_hour_and_then_that_is_its_way() -> None:
     behind = Presence(contact_s=0.0)
     behind.lost("timeout", 1.0)
@@ -101,10 +141,12 @@ def test_what_fails_while_this_daemon_did_not_run_shows_nothing_of_the_peer() ->
     assert (own.was_stopped(100.0 + PAUSE_S / 2), own.was_stopped(101.0 + PAUSE_S)) == (True, False)
     assert not own.beat(105.0, 5.0)
     assert not own.was_stopped(106.0)
+    assert own.beat(110.0, 5.0, asleep=True)
+    assert own.was_stopped(111.0)
 
 
 def test_a_peer_is_asked_when_it_has_not_answered_for_a_while_whatever_it_asks_of_us() -> None:
-    presence = Presence(waited_s=0.0, contact_s=17.0)
+    presence = Presence(waited_s=0.0, contact_s=17.0, answered_s=0.0)
     plan = turns()
     assert plan.quiet_s(0.0, presence, pushes=False, only_asked=False) == ASK_S
     assert plan.quiet_s(18.0, presence, pushes=False, only_asked=False) == 0.0

@@ -69,9 +69,9 @@ async def test_what_only_a_pull_can_see(tmp_path: Path, code: str) -> None:
     async with clinic(tmp_path) as found:
         found.status = replace(found.status, attempt=9, last_error=LastError(code, "so it was", 0))
         doctor = found.doctors[found.a.url]
-        for _ in range(2):
-            doctor.health.beat(0.0)
+        doctor.health.beat(0.0)
         doctor.health._steady_s = lambda: 1000.0
+        doctor.health.beat(0.0)
         assert code in await found.problems()
         assert code in [item["code"] for item in doctor.attention()]
 
@@ -129,6 +129,7 @@ async def test_a_peer_that_takes_nothing_in(tmp_path: Path) -> None:
         for _ in range(2):
             doctor.health.beat(0.0)
         doctor.health._steady_s = lambda: 46.0
+        doctor.health.beat(0.0)
         assert (await found.problems())["peer-behind"] == "on bob: spl doctor"
         assert "peer-behind" in [item["code"] for item in doctor.attention()]
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from spl.core.limits import Limits
 from spl.core.pair.status import PairStatus, StreamStatus
+from spl.core.presence import PAUSE_S
 from spl.doctor.health import LAGS_COUNT, HealthSampler
 from spl.home.writer import Writer
 from spl.sync.changes import Feed, OfferedStatus
@@ -78,8 +79,12 @@ def test_since_when_attempts_fail() -> None:
     world = World()
     world.beats(3, attempt=1)
     assert world.health.failing_s(PAIR) == 2 * BEAT_S
-    world.now_s += 100
-    assert world.health.failing_s(PAIR) == 2 * BEAT_S + 100
+    world.now_s += BEAT_S + PAUSE_S
+    assert world.health.failing_s(PAIR) == 3 * BEAT_S + PAUSE_S
+    world.now_s += 95 - BEAT_S
+    assert world.health.failing_s(PAIR) == 2 * BEAT_S, "as of the last beat"
+    world.beats(1, late_ms=100_000)
+    assert world.health.failing_s(PAIR) == 3 * BEAT_S, "what passed while the daemon did not run does not count"
     world.beats(1, attempt=0)
     assert world.health.failing_s(PAIR) == 0
     assert world.health.failing_s("pair_ffffffff") == 0

@@ -244,6 +244,9 @@ def test_after_a_pause_of_our_own_each_peer_that_was_known_is_waited_for_anew() 
     reaches.presence("pair_00000002")
     reaches.beat(1.0, 5.0)
     assert reaches.was_stopped(60.0)
-    reaches.beat(60.0, 5.0)
+    assert reaches.beat(60.0, 5.0)
     assert reaches.presence(PAIR).silent_s(61.0) == 1.0
+    assert not reaches.beat(65.0, 5.0, 1.0)
+    assert reaches.beat(70.0, 5.0, 3600.0), "the machine slept, and the clock of the loop did not count it"
+    assert reaches.presence(PAIR).heard_ms(71.0, 10_000_000, None) == 10_000_000 - 3_670_000
     assert not reaches.presence("pair_00000002").is_known
