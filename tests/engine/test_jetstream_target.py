@@ -12,7 +12,7 @@ import trustme
 
 from spl.core.keys import SecretKey
 from spl.core.record import record
-from spl.engine import credentials, nats, subjects
+from spl.engine import credentials, jetstream, nats, subjects
 from spl.engine.jetstream import StoredMessage
 from spl.engine.jetstream_target import JetStreamTarget
 from spl.engine.pump import SinkState
@@ -69,6 +69,16 @@ async def test_an_old_server_takes_the_same(node: Node, old_server: NatsServer) 
     assert len({message.subject for message in await old_server.messages(node)}) == len(ODD) + 1
 
 
+async def granting(server: NatsServer, node: Node, grants: bool) -> None:
+    """Make a node's stream, if there is none, and let it grant batches or not, as its operator may."""
+    async with server.client() as client:
+        name = subjects.stream_of(node.did)
+        if await jetstream.state_of(client, name) is None:
+            await jetstream.create(client, name, subjects.all_of(node.did))
+        config = (await jetstream.ask(client, f"STREAM.INFO.{name}"))["config"]
+        await jetstream.ask(client, f"STREAM.UPDATE.{name}", {**config, "allow_atomic": grants})
+
+
 def batched(messages: Sequence[StoredMessage]) -> int:
     return sum("Nats-Batch-Id" in message.headers for message in messages)
 
@@ -76,7 +86,8 @@ def batched(messages: Sequence[StoredMessage]) -> int:
 async def test_records_go_as_a_whole_where_the_stream_grants_it_and_one_by_one_where_not(
     node: Node, server: NatsServer, old_server: NatsServer
 ) -> None:
-    stream = subjects.stream_of(node.did)
+    await granting(server, node, True)
+    await granting(old_server, node, True)
     async with serving(node) as service:
         for number in range(300):
             node.emit(str(number))
@@ -87,8 +98,7 @@ async def test_records_go_as_a_whole_where_the_stream_grants_it_and_one_by_one_w
         assert batched(await server.messages(node)) == 300
         assert not batched(await old_server.messages(node))
         await service.act("fan", "pause")
-        config = (await server.ask(f"STREAM.INFO.{stream}"))["config"]
-        await server.ask(f"STREAM.UPDATE.{stream}", {**config, "allow_atomic": False})
+        await granting(server, node, False)
         for number in range(300):
             node.emit(f"not granted {number}")
         await service.act("fan", "resume")
@@ -99,6 +109,7 @@ async def test_records_go_as_a_whole_where_the_stream_grants_it_and_one_by_one_w
 async def test_a_batch_that_is_refused_goes_one_by_one(node: Node, server: NatsServer) -> None:
     async with serving(node) as service:
         node.emit("first")
+        await granting(server, node, True)
         await service.add({**FAN, "url": server.url}, from_now=False)
         await caught_up(service)
         await service.act("fan", "pause")
@@ -111,8 +122,7 @@ async def test_a_batch_that_is_refused_goes_one_by_one(node: Node, server: NatsS
             place = await session.resume()
             for number in range(5):
                 node.emit(str(number))
-            config = (await server.ask(f"STREAM.INFO.{subjects.stream_of(node.did)}"))["config"]
-            await server.ask(f"STREAM.UPDATE.{config['name']}", {**config, "allow_atomic": False})
+            await granting(server, node, False)
             await session.put(service.reader.batch(sink, place).records)
             listening.cancel()
         await session.close()
