@@ -156,7 +156,7 @@ TREE: Final = (
                 "Messages are the signed envelopes, in the order of the log, at least once; they go into a stream of\n"
                 "this instance, which is made if the server has none. TLS is verified; without it only a server on\n"
                 "this machine is used. exec:COMMAND gives a program one envelope a line: it confirms a record, and\n"
-                "all before it, by a line with its id, or all that it was given by ending with status 0.",
+                "all before it, by the line `$SPL_CONFIRM ID`, or all that it was given by ending with status 0.",
                 "spl sink add nats://127.0.0.1:4222 --namespace default --name fan",
                 _add,
                 (

@@ -1,12 +1,15 @@
 """Records into a program: one envelope a line on its standard input; what it confirms, it prints.
 
-A line of its output (standard and error output are one) that is the id of a record confirms that record and all before
-it.  A program that prints none, such as `kcat -P`, confirms by its end: after each batch its input is closed, and exit
-status 0 confirms all that it was given.  Anything else confirms what its lines confirmed, and the rest goes to the next
-run.  A crash of ours repeats what was confirmed since the position was last saved.
+A line of its output (standard and error output are one) confirms a record and all before it if it is the word in the
+program's environment variable SPL_CONFIRM, a space and the record's id.  The word is another one in each run and stands
+in no record, so nobody who wrote a record confirms one by a text that the program prints.  A program that prints no
+such line, such as `kcat -P`, confirms by its end: after each batch its input is closed, and exit status 0 confirms all
+that it was given.  Anything else confirms what its lines confirmed, and the rest goes to the next run.  A crash of ours
+repeats what was confirmed since the position was last saved.
 
-The program gets no secrets: its environment is PATH, HOME and LANG, no shell reads the command, it runs in a process
-group of its own, which ends with the session.  It has the rights of the daemon, so it is named on this machine only.
+The program gets no secrets: its environment is PATH, HOME, LANG and SPL_CONFIRM, no shell reads the command, and it
+runs in a process group of its own, which ends with the session.  It has the rights of the daemon, so it is named on
+this machine only.
 """
 
 import asyncio
@@ -68,14 +71,12 @@ class ProgramSession:
             async with asyncio.timeout(PUT_S):
                 await self._deliver(run, records)
         except TimeoutError as exc:
-            self.target.confirms = (
-                False  # what it printed may have been a text of ours: the next run confirms by its end
-            )
+            self.target.confirms = False  # the operator may have replaced it: the next run may confirm by its end
             raise EngineError("sink-unreachable", f"the program confirms nothing within {PUT_S:g} s") from exc
 
     async def _deliver(self, run: "_Run", records: Sequence[StoredRecord]) -> None:
-        lines = {record.id: record.seq for record in records}
-        left, last = len(records), records[-1].id
+        lines = {f"{run.word} {record.id}": record.seq for record in records}
+        left, last = len(records), f"{run.word} {records[-1].id}"
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(run.write(b"".join(record.body + b"\n" for record in records)))
             if not self.target.confirms:
@@ -105,8 +106,8 @@ class ProgramSession:
 class _Run:
     """One process."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, word: str) -> None:
+        self._process, self.word = process, word
         self.finished = False
         self._said = ""
 
@@ -154,7 +155,8 @@ class _Run:
 
 
 async def _start(words: list[str]) -> _Run:
-    env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    word = os.urandom(16).hex()
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | {"SPL_CONFIRM": word}
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(
@@ -169,4 +171,4 @@ async def _start(words: list[str]) -> _Run:
         )
     except OSError as exc:
         raise EngineError("sink-unreachable", f"{said(words[0])}: {exc.strerror or 'it cannot be started'}") from exc
-    return _Run(process)
+    return _Run(process, word)

@@ -10,11 +10,11 @@ from tests.engine.servers import caught_up, failing, logged, serving
 from tests.nodes import Node
 
 CONFIRMING = """
-import json, sys
+import json, os, sys
 out = open(sys.argv[1], "ab")
 for line in sys.stdin.buffer:
     out.write(line); out.flush()
-    print(json.loads(line)["id"], flush=True)
+    print(os.environ["SPL_CONFIRM"], json.loads(line)["id"], flush=True)
     if len(sys.argv) > 2: sys.exit(3)
 """
 
@@ -72,6 +72,32 @@ async def test_a_program_that_fails_is_named_and_gets_the_rest_again(
     assert list(dict.fromkeys(received(out))) == logged(node)
 
 
+async def test_no_text_of_a_record_confirms_another(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It prints the ids that records name, and ends before it has stored the last one."""
+    monkeypatch.setattr("spl.engine.pump.BACKOFF_BASE_S", 0.01)
+    out = tmp_path / "out"
+    text = """
+import json, sys
+lines = sys.stdin.buffer.readlines()
+for line in lines:
+    print(json.loads(line)["id"], flush=True)
+if len(sys.argv) > 2: sys.exit(3)
+open(sys.argv[1], "ab").writelines(lines)
+"""
+    for number in range(3):
+        node.emit(str(number))
+    async with serving(node) as service:
+        url = program(tmp_path, text, out, "dies before it stores them")
+        await service.add({"name": "fan", "namespaces": ("default",), "url": url}, from_now=False)
+        sink = await failing(service, "sink-refused")
+        assert (sink["sent_records"], sink["position_seq"]) == (0, 0)
+        (tmp_path / "program.py").write_text(text.replace("sys.exit(3)", "pass"))
+        await caught_up(service)
+    assert received(out) == logged(node)
+
+
 async def test_the_environment_has_no_secrets(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPL_TOKEN", "secret")
     out = tmp_path / "env"
@@ -81,4 +107,6 @@ async def test_the_environment_has_no_secrets(node: Node, tmp_path: Path, monkey
         url = program(tmp_path, text, out)
         await service.add({"name": "fan", "namespaces": ("default",), "url": url}, from_now=False)
         await caught_up(service)
-    assert "SPL_TOKEN" not in out.read_text()
+    assert (
+        {"SPL_CONFIRM", "PATH"} <= set(out.read_text().split()) <= {"SPL_CONFIRM", "PATH", "HOME", "LANG", "LC_CTYPE"}
+    )
