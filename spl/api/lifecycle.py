@@ -211,7 +211,8 @@ async def token_rotate(request: Request, principal: Principal, services: Service
     if old.pair_id:
         raise SplError("bad-field", f"{old.token_id} is of {old.pair_id}", hint=f"spl token rotate {old.pair_id}")
     if old.revoked:
-        raise SplError("auth-invalid", f"{old.token_id} is revoked", hint="spl token mint")
+        hint = f"spl token mint --scopes {','.join(sorted(old.scopes))}"
+        raise SplError("auth-invalid", f"{old.token_id} is revoked", hint=hint)
     now_ms = services.now_ms()
     life_ms = max(60_000, old.expires_at_ms - old.created_at_ms)
     text = bearer.mint_text(ENVIRONMENT, old.sa_id, services.random_bytes(bearer.SECRET_BYTES))

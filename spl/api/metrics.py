@@ -260,7 +260,7 @@ def _findings(families: _Families, found: Mapping[tuple[str, str], int]) -> None
     """Add how often each finding of the catalogue holds, 0 included, in each severity that it can have."""
     known = dict.fromkeys((row.code, severity) for row in CATALOGUE for severity in (row.severity, FAIL))
     for code, severity in {**known, **dict.fromkeys(found)}:
-        text, count = "How often a finding holds; spl help CODE explains it.", found.get((code, severity), 0)
+        text, count = "How often a finding holds; `spl help CODE` explains it.", found.get((code, severity), 0)
         families.one("spl_findings", text, count, code=code, severity=severity)
 
 

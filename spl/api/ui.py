@@ -151,7 +151,7 @@ def _secure(request: Request, services: Services) -> bool:
     port = services.settings.now.port
     raise SplError(
         "http-plain", "without TLS the page opens on this machine only",
-        hint=f"ssh -L {port}:127.0.0.1:{port} HOST, then open the link at http://127.0.0.1:{port}",
+        hint=f"ssh -L {port}:127.0.0.1:{port} HOST; then open the link at http://127.0.0.1:{port}",
     )  # fmt: skip
 
 

@@ -171,7 +171,8 @@ def stopped_hint(pid: int) -> str:
             state = file.read().rpartition(b") ")[2][:1]
     except OSError:
         return ""
-    return f"kill -CONT {pid} lets it go on; kill -9 {pid} ends it, nothing is lost" if state in (b"T", b"t") else ""
+    step = f"to let it go on: kill -CONT {pid}; to end it, which loses nothing: kill -9 {pid}"
+    return step if state in (b"T", b"t") else ""
 
 
 def _events(sock: socket.socket, parser: ResponseParser) -> Iterator[ResponseHead | bytes | Mark]:

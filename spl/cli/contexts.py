@@ -81,7 +81,7 @@ class Context:
             return text
         except (OSError, UnicodeDecodeError) as exc:
             reason = getattr(exc, "strerror", None) or "not the text of a token"
-            hint = f"spl token mint on its machine, its output into {self.token_file}"
+            hint = f"put a token of its daemon into {self.token_file}; on its machine: spl token mint"
             message = f"the token file of context {self.name}: {self.token_file}: {reason}"
             raise CtlError("auth-required", message, hint=hint) from exc
 

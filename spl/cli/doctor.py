@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..client.calls import quote
-from ..core.errors import CODES, count
+from ..core.errors import CODES, count, steps
 from . import nagios
 from .client import CtlError
 from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg, start_of
@@ -74,7 +74,7 @@ def _show(report: Mapping[str, Any], shell: Shell) -> None:
         out.entry(f"  {item['code']:<{width}}  ", f"{pair}{item['title']}")
         if item["meaning"] != item["title"]:
             out.entry(f"  {'':<{width}}  ", item["meaning"])
-        out.entry(f"  {'fix':<{width}}  ", item["fix"])
+        out.entry(f"  {'fix':<{width}}  ", *steps(item["fix"]))
 
 
 def _line(out: Out, mark: str, name: str, text: str) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from ..core.errors import CODES, SplError, cli_code, count, http_code
+from ..core.errors import CODES, SplError, cli_code, count, http_code, steps
 from ..core.version import DISTRIBUTION, VERSION
 from .command import Command, Group, Shell, UsageError, arg, help_of
 from .manual import TOPICS, page, rendered, summary
+from .out import column
 
 
 def _help(args: Namespace, shell: Shell) -> int:
@@ -74,7 +75,8 @@ def _explain(code: str, shell: Shell) -> None:
     entry = CODES[code]
     shell.out.card([
         ("code", code), ("on the wire", f"{http_code(code)}, HTTP status {entry.status}"),
-        ("exit code", str(entry.exit)), ("means", entry.meaning), ("fix", entry.fix),
+        ("exit code", str(entry.exit)), ("means", entry.meaning),
+        *column("fix", steps(entry.fix)),
     ])  # fmt: skip
 
 

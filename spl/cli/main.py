@@ -142,7 +142,7 @@ def now_ms() -> int:
 def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Out) -> int:
     entry, rest = find(["version", *argv[1:]] if argv[:1] in (["--version"], ["-V"]) else argv)
     if entry is None and rest and not _asks_help(rest):
-        raise UsageError("usage", f"there is no command beside '{rest[0]}'", hint="spl help lists the commands")
+        raise UsageError("usage", f"there is no command beside '{rest[0]}'", hint="all commands: spl help")
     if entry is None or _asks_help(rest) or (isinstance(entry, Group) and not rest):
         out.page(overview() if entry is None else help_of(entry))
         return 0
@@ -162,7 +162,7 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
         exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
         if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
             hint: str = load("cli.client").stopped_hint(int(str(pid)))
-            exc.hint = hint or f"kill {pid} stops it; or use another SYNCROPEL_HOME"
+            exc.hint = hint or f"to stop it: kill {pid}; or use another SYNCROPEL_HOME"
         if exc.code == "daemon-down" and exc.hint == CODES[exc.code].fix:
             exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, env)
         raise
@@ -257,7 +257,7 @@ def _unknown(words: str, verb: str = "") -> UsageError:
         ranked.append((min(_distance(words, name), cost + (cost > 0), begun), name))
     cost, name = min(ranked, key=lambda item: item[0])
     if cost > max(1, len(words) // 3):
-        return UsageError("usage", f"unknown command '{words}'", hint="spl help lists the commands")
+        return UsageError("usage", f"unknown command '{words}'", hint="all commands: spl help")
     whole = f"{name} {verb}" if f"{name} {verb}" in names else name
     return UsageError("usage", f"unknown command '{words}'. Did you mean '{whole}'?")
 

@@ -172,7 +172,7 @@ def _sentence(event: Mapping[str, Any]) -> str:
 def _top(args: Namespace, shell: Shell) -> int:
     """Draw until Ctrl-C."""
     if not shell.out.can_redraw or shell.out.form not in ("table", "wide"):
-        raise UsageError("usage", "spl top redraws a terminal, and this is none", hint="spl monitor prints lines")
+        raise UsageError("usage", "`spl top` redraws a terminal, and this is none", hint="to print lines: spl monitor")
     known, resized = KnownRows(), list[int]()
 
     def on_resize(number: int, frame: FrameType | None) -> None:

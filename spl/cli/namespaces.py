@@ -79,7 +79,7 @@ def _archive(args: Namespace, shell: Shell) -> int:
         shell.out.note(
             "nothing more is written into it or below it, and no pair receives it; its records can still be read"
         )
-        shell.out.note(f"spl namespace create {found['name']} makes it active again")
+        shell.out.note(f"to make it active again: spl namespace create {found['name']}")
     return 0
 
 

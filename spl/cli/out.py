@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
 
-from ..core.errors import CODES, SplError
+from ..core.errors import CODES, SplError, steps
 from ..core.when import ms_of, span, span_fine, text_of
 from . import fit
 from .fit import GAP
@@ -123,13 +123,15 @@ class Out:
         for line in rest:
             self._result(line)
 
-    def entry(self, head: str, text: str) -> None:
-        """Print a line that begins with a head; what is too long of the text goes on below itself, unless a command."""
-        room = None if text.startswith("spl ") else self._room
-        first, *rest = fit.wrapped(clean(text), len(head), len(head), room)
-        self.line(head + first)
-        for line in rest:
-            self._result(line)
+    def entry(self, head: str, *texts: str) -> None:
+        """Print texts below each other after a head; what is too long goes on below itself, unless a command."""
+        for text in texts:
+            room = None if text.startswith("spl ") else self._room
+            first, *rest = fit.wrapped(clean(text), len(head), len(head), room)
+            self.line(head + first)
+            for line in rest:
+                self._result(line)
+            head = " " * len(head)
 
     def brief(self, head: str, text: str, color: str, *, whole: bool) -> None:
         """Print a line with a coloured head; without `whole` its end is cut off where the terminal ends."""
@@ -276,7 +278,7 @@ class Out:
         if why and why != exc.message:
             facts.append(("why", _text(why)))
         if exc.code != "usage" or exc.hint != entry.fix:
-            facts.append(("fix", exc.hint))
+            facts += column("fix", steps(exc.hint))
         if exc.code != "usage":
             facts.append(("docs", f"spl help {exc.code}"))
         width = max([_FACT_CHARS, *(len(name) + 2 for name, _ in facts)])

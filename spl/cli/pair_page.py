@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..core.errors import count, plural
+from ..core.errors import count, plural, steps
 from ..core.presence import TO_US
 from ..core.when import ms_of, span, span_fine
 from . import grants
@@ -75,7 +75,7 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "lag, last 5 min", _lag(pair["lag_ms"])
     yield from column("transitions", [_transition(item) for item in pair.get("transitions") or []])
     if pair.get("fix"):
-        yield "fix", str(pair["fix"])
+        yield from column("fix", steps(str(pair["fix"])))
 
 
 def _syncing(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
@@ -188,7 +188,7 @@ def _carrier(carrier: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "carrier", f"{carrier['url']}, {way}, {carrier['received_records']:,} records since it began"
     if carrier["finding"]:
         yield "", f"! {carrier['error']} [{carrier['finding']}]"
-        yield "", f"  fix: {carrier['fix']}"
+        yield from column("", (f"  fix: {step}" for step in steps(carrier["fix"])))
 
 
 def _mode(pair: Detail, out: Out) -> str:

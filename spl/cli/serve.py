@@ -15,7 +15,7 @@ from .out import Out
 
 _EVERYWHERE: Final = ("0.0.0.0", "::", "")  # noqa: S104 - what --lan is for
 _LETS_IN: Final = {
-    "manual": "ask for a pair, which you decide with spl aitl",
+    "manual": "ask for a pair, which you approve or reject",
     "auto": "pair without asking you: federation.approval is auto",
     "closed": "not ask for a pair: federation.approval is closed",
 }
@@ -55,6 +55,8 @@ def opened(options: ServeOptions, out: Out) -> ServeOptions:
     out.warn(f"  everybody there may see this instance's name and key, and {_LETS_IN[config.federation_approval]};")
     out.warn("  they may read what is synced on its way, but not change it, and everything else needs a token")
     out.warn(f"  on the other machine: spl federation pair {options.public_url}/")
+    if config.federation_approval == "manual":
+        out.warn("  who asks, and what they ask for, in another terminal here: spl aitl list")
     return options
 
 

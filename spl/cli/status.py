@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ..core.errors import count
+from ..core.errors import count, steps
 from ..core.when import ms_of, span, span_fine
 from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Shell, arg
@@ -35,7 +35,7 @@ def _status(args: Namespace, shell: Shell) -> int:
 def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
     """Yield the lines of the report, without those that this daemon does not measure."""
     identity, store, pairs = status["identity"], status["store"], status["pairs"]
-    name, did = (identity["label"], identity["did"]) if identity else ("-", "no identity (spl identity generate)")
+    name, did = (identity["label"], identity["did"]) if identity else ("-", "no identity")
     yield f"{name:<8}{did}   spl {status['version']}, up {span_fine(status['uptime_s'] * 1000)}, {status['url']}"
     parts = [f"{count(store['records'], 'record')}, {size(store['bytes'])}"]
     if store.get("fsync_ms") is not None:
@@ -84,7 +84,7 @@ def _attention(findings: list[dict[str, Any]], shell: Shell) -> None:
         pair = f"{finding['pair_id']}: " if finding.get("pair_id") else ""
         shell.out.entry(f"  {mark} {finding['code']:<{width}}  ", f"{pair}{finding['title']}")
         if finding.get("fix"):
-            shell.out.entry(f"    {'':<{width}}  ", str(finding["fix"]))
+            shell.out.entry(f"    {'':<{width}}  ", *steps(str(finding["fix"])))
 
 
 def _health(args: Namespace, shell: Shell) -> int:

@@ -155,7 +155,8 @@ def _repairing(shell: Shell) -> Iterable[dict[str, Any]]:
     except CtlError as exc:
         if exc.code != "daemon-down":
             raise
-        raise CtlError(exc.code, exc.message, hint="spl serve, then again: the daemon asks the peers") from exc
+        hint = "start the daemon, which asks the peers: spl serve; then again: spl store check --repair"
+        raise CtlError(exc.code, exc.message, hint=hint) from exc
 
 
 def _without_daemon(exc: CtlError, shell: Shell) -> Any:

@@ -21,7 +21,7 @@ def _sync(args: Namespace, shell: Shell) -> int:
     elif len(what) == 3 and what[1] == "from":
         thread, pair = what[0], what[2]
     else:
-        raise UsageError("usage", "write: spl sync [PAIR], or: spl sync THREAD from PAIR")
+        raise UsageError("usage", "write `spl sync [PAIR]` or `spl sync THREAD from PAIR`")
     args.pair = pair  # which errors name in their next step
     body = {"thread": thread} if thread else {}
     answer = shell.ctl.post(f"/v1/federation/pairs/{quote(pair)}/sync", body, LONG_S)

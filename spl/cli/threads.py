@@ -180,7 +180,7 @@ def _snapshot(args: Namespace, shell: Shell) -> int:
         shell.out.raw(piece)
     if damaged := heads[0].headers.get(DAMAGED_HEADER, ""):
         shell.out.warn(f"! the log is damaged at sequence {damaged.replace(' ', ', ')}; what stood there is left out")
-        shell.out.hint("to fetch it from the pairs: spl store check --repair, then take the snapshot again")
+        shell.out.hint("to fetch it from the pairs: spl store check --repair; then take the snapshot again")
         return FOUND_PROBLEMS
     if lines < 2:
         shell.out.note(f"no records: {args.thread or 'the store'} is empty, unknown or not readable with this token")

@@ -66,7 +66,7 @@ def _revoke(args: Namespace, shell: Shell) -> int:
         shell.out.line(f"{args.token_id}  {'already_revoked' if answer.get('already') else 'revoked'}")
         if answer.get("pair_id"):
             shell.out.note(f"the peer gets no new token until: spl token rotate {answer['pair_id']}")
-            shell.out.note(f"to stop the pair itself: spl federation pause {answer['pair_id']} (or revoke)")
+            shell.out.note(f"to stop the pair itself: spl federation pause {answer['pair_id']}")
     return 0
 
 

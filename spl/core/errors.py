@@ -24,6 +24,7 @@ class Code:
     exit: int
     meaning: str
     fix: str
+    """Steps that "; " divides, each a text, a command, or a text that ends with ": " and a command."""
 
 
 CODES: Final[dict[str, Code]] = {
@@ -43,13 +44,13 @@ CODES: Final[dict[str, Code]] = {
     # records and signatures
     "record-id": Code(422, 10, "The id is not the SHA-256 of the record.", "the source is corrupted or dishonest: spl doctor"),
     "record-signature": Code(422, 10, "The record's signature does not verify.", "the source is corrupted or dishonest: spl doctor"),
-    "signer-blocked": Code(403, 10, "The record's signer is blocked here.", "spl federation pair URL lifts it"),
+    "signer-blocked": Code(403, 10, "The record's signer is blocked here.", "to lift that: spl federation pair URL"),
     "chain-unknown": Code(422, 10, "The signer's key chain is not known here.", "fetched automatically at the next sync"),
-    "key-retired": Code(422, 10, "A key that its owner retired signed the record, and another instance brings it.", "pair with the signer, which may bring its old records; what your own retired keys signed: spl federation verify PAIR --accept-retired"),
+    "key-retired": Code(422, 10, "A key that its owner retired signed the record, and another instance brings it.", "pair with the signer, which may bring its old records; what your own retired keys signed: spl federation verify PAIR_ID --accept-retired"),
     "chain-broken": Code(422, 10, "The key chain does not lead from the DID's first key to the present one.", "on the peer: spl identity verify"),
     "chain-fork": Code(422, 10, "Two key chains of one DID contradict each other.", "ask the peer's operator for the six words of its key, by voice, then: spl federation pair URL --expect-key 'SIX WORDS'"),
     "snapshot-malformed": Code(422, 10, "The text is not a complete snapshot: header, count, digest and lines disagree.", "take it again: spl thread snapshot THREAD"),
-    "snapshot-upload": Code(409, 7, "The restore chunks arrived out of order.", "spl thread restore again; records that are stored are skipped"),
+    "snapshot-upload": Code(409, 7, "The restore chunks arrived out of order.", "spl thread restore FILE; records that are stored are skipped"),
     # HTTP
     "bad-request": Code(400, 2, "The bytes are not HTTP/1.1.", "check the client, or the proxy in between"),
     "bad-length": Code(400, 2, "Content-Length is not one run of digits.", "check the client, or the proxy in between"),
@@ -65,20 +66,20 @@ CODES: Final[dict[str, Code]] = {
     "origin-refused": Code(403, 4, "A browser page of a foreign origin may not write here.", "call the API from a program"),
     "rate-limited": Code(429, 9, "Too many requests in a short time.", "wait for the Retry-After seconds"),
     "too-many-connections": Code(503, 9, "The daemon has reached its connection limit.", "retry shortly"),
-    "program-replaced": Code(503, 12, "The files of the program were replaced or moved while the daemon runs.", "restart the daemon: stop it, then spl serve"),
+    "program-replaced": Code(503, 12, "The files of the program were replaced or moved while the daemon runs.", "stop the daemon, then: spl serve"),
     "overloaded": Code(503, 9, "The daemon's write queue is full.", "retry shortly"),
     "shutting-down": Code(503, 9, "The daemon is stopping.", "retry when it is back"),
     "internal": Code(500, 1, "The daemon has a defect; the log has the details.", "spl logs"),
     "task-dead": Code(503, 9, "A background task died and the daemon is restarting it; the log has the details.", "spl logs"),
     "output-failed": Code(500, 1, "The result cannot be written to standard output, so it is incomplete.", "free some space where the output goes, then run the command again"),
-    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "apt install python3-nacl, or pip install --force-reinstall syncropel-pair"),
+    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "apt install python3-nacl; or: pip install --force-reinstall syncropel-pair"),
     # access
-    "auth-required": Code(401, 4, "The route needs a bearer token.", "send Authorization: Bearer, see spl token mint"),
-    "auth-invalid": Code(401, 4, "The bearer token is unknown, expired, revoked or lacks its proof of possession.", "spl token list, spl token mint"),
+    "auth-required": Code(401, 4, "The route needs a bearer token.", "send a token in the header Authorization: Bearer; to make one: spl token mint --scopes records:read"),
+    "auth-invalid": Code(401, 4, "The bearer token is unknown, expired, revoked or lacks its proof of possession.", "which are valid: spl token list; to make one: spl token mint --scopes records:read"),
     "scope-forbidden": Code(403, 4, "The token does not hold the scope this needs.", "mint a token with the scope named in the message"),
     "permission-denied": Code(403, 4, "A permission rule denies this.", "spl config list-permission-rules"),
-    "rule-syntax": Code(400, 2, "The expression does not parse.", "spl config add-permission-rule --help explains the language"),
-    "rule-type": Code(400, 2, "The expression asks for a field that is missing, or treats a value as another type.", "guard the field with has(), and try it: spl config test-permission"),
+    "rule-syntax": Code(400, 2, "The expression does not parse.", "the language: spl help rules"),
+    "rule-type": Code(400, 2, "The expression asks for a field that is missing, or treats a value as another type.", "guard the field with has(); to try it: spl config test-permission --help"),
     "rule-cost": Code(400, 2, "The expression costs more than an evaluation may.", "test fewer or shorter values"),
     "rule-unproved": Code(400, 2, "The rule would approve any peer that claims the right label or URL.", "name what a request proves: request.initiator_did == \"did:sync:instance:…\", request.words == \"…\" or request.peer.address.startsWith(\"10.1.\")"),
     "query-cost": Code(400, 2, "The query reads more than one query may.", "narrow it by thread, actor, namespace or clock, or leave out the sort and ask in pages"),
@@ -94,9 +95,9 @@ CODES: Final[dict[str, Code]] = {
     "did-invalid": Code(400, 10, "The DID is malformed or does not certify the key.", "ask the peer for: spl identity show"),
     "manifest-missing": Code(404, 10, "The peer publishes no manifest.", "on the peer: spl identity generate"),
     "manifest-malformed": Code(422, 10, "The manifest is not of the expected form.", "on the peer: spl identity generate"),
-    "manifest-signature": Code(422, 10, "The manifest's signature does not verify against the DID it names.", "on the peer: spl identity generate, then retry"),
-    "manifest-did-mismatch": Code(422, 10, "The manifest, its DID document or the pinned identity disagree.", "compare key words by voice, then pair with --expect-did"),
-    "manifest-expired": Code(422, 10, "The manifest's validity is over, or not yet begun by our clock.", "set the clock that is wrong, here or there: timedatectl set-ntp true; only a new pair can skip this check: --no-strict"),
+    "manifest-signature": Code(422, 10, "The manifest's signature does not verify against the DID it names.", "on the peer: spl identity generate; then retry"),
+    "manifest-did-mismatch": Code(422, 10, "The manifest, its DID document or the pinned identity disagree.", "compare key words by voice, then: spl federation pair URL --expect-did DID"),
+    "manifest-expired": Code(422, 10, "The manifest's validity is over, or not yet begun by our clock.", "set the clock that is wrong, here or there: timedatectl set-ntp true; only a new pair can skip this check: spl federation pair URL --no-strict"),
     "manifest-stale": Code(422, 10, "The manifest is older than the one accepted before, or its chain is shorter.", "a cache or an attacker replays it; check the network path"),
     "peer-version": Code(422, 10, "The peer speaks no federation protocol version that we speak.", "upgrade the older side"),
     # handshake and pairs
@@ -105,19 +106,19 @@ CODES: Final[dict[str, Code]] = {
     "handshake-rejected": Code(403, 4, "The peer's operator rejected the request.", "ask its operator"),
     "handshake-pending": Code(202, 8, "The peer's operator has not decided yet; the daemon continues to ask.", "on the peer: spl aitl approve PAIR_ID"),
     "pair-completing": Code(202, 8, "The peer approved; the rest of the handshake and the first sync go on by themselves.", "wait for them: spl sync PAIR_ID"),
-    "handshake-expired": Code(410, 7, "The request was not answered within 24 hours.", "spl federation pair again"),
+    "handshake-expired": Code(410, 7, "The request was not answered within 24 hours.", "spl federation pair URL"),
     "message-malformed": Code(400, 10, "The signed message is not of the expected form.", "upgrade the older side"),
-    "message-signature": Code(401, 10, "The signature of the message does not verify.", "it was changed in transit, or its sender rotated its key: spl federation refresh"),
+    "message-signature": Code(401, 10, "The signature of the message does not verify.", "it was changed in transit, or its sender rotated its key: spl federation refresh PAIR_ID"),
     "message-audience": Code(403, 10, "The message is addressed to another instance.", "pair with the URL of the instance meant"),
     "message-replayed": Code(409, 10, "The nonce of the message was used before.", "send a new message"),
-    "clock-skew": Code(400, 10, "Two clocks are more than 5 minutes apart, so what one side signs the other refuses.", "set the clock that is wrong, here or there: timedatectl set-ntp true, or: chronyc makestep"),
-    "sealed-token": Code(422, 10, "The sealed token does not open, or was made for another message.", "spl federation pair again"),
-    "pair-request-seen": Code(410, 7, "This pair request was answered before; poll for the answer.", "spl federation pair again"),
+    "clock-skew": Code(400, 10, "Two clocks are more than 5 minutes apart, so what one side signs the other refuses.", "set the clock that is wrong, here or there: timedatectl set-ntp true; if chrony sets it: chronyc makestep"),
+    "sealed-token": Code(422, 10, "The sealed token does not open, or was made for another message.", "spl federation pair URL"),
+    "pair-request-seen": Code(410, 7, "This pair request was answered before; poll for the answer.", "spl federation pair URL"),
     "pair-id-taken": Code(409, 7, "The pair id is in use with another nonce.", "draw a new nonce"),
     "pair-exists": Code(409, 7, "There is a live pair with this peer.", "spl sync PAIR_ID; if that fails: spl federation refresh PAIR_ID; if the peer has moved: spl federation pair NEW-URL"),
     "pair-state-conflict": Code(409, 7, "The pair's state does not allow this.", "spl federation show PAIR_ID"),
-    "mode-kept": Code(403, 4, "The peer keeps the mode in which it fetches from here: federation.follow_mode is off there, or it changed too often.", "on the peer: spl federation set-mode PAIR_ID MODE; or, for this and later requests: spl config set federation.follow_mode true"),
-    "pair-paused": Code(409, 7, "The pair is paused.", "spl federation resume PAIR_ID on the side that paused it"),
+    "mode-kept": Code(403, 4, "The peer keeps the mode in which it fetches from here: federation.follow_mode is off there, or it changed too often.", "on the peer: spl federation set-mode PAIR_ID MODE; or there, for this and later requests: spl config set federation.follow_mode true"),
+    "pair-paused": Code(409, 7, "The pair is paused.", "spl federation resume PAIR_ID; if the peer paused it, there: spl federation resume PAIR_ID"),
     "pair-revoked": Code(410, 7, "The pair is revoked; that is final.", "spl federation pair URL"),
     "pair-unknown": Code(404, 6, "There is no such pair here.", "spl federation list"),
     "pair-degraded": Code(503, 9, "The pair cannot sync at present.", "spl federation show PAIR_ID"),
@@ -133,7 +134,7 @@ CODES: Final[dict[str, Code]] = {
     "namespace-unmapped": Code(409, 3, "The peer grants into a namespace that does not exist here, so what it sends is refused.", "spl namespace create NAME"),
     "consent-stale": Code(409, 10, "The peer's statement of consent is older than the one held.", "nothing: the newer one stays in force"),
     "scope-violation": Code(403, 10, "The record lies outside what this pair agreed to share.", "spl federation show PAIR_ID"),
-    "answer-malformed": Code(502, 9, "The peer's answer is not of the expected form.", "spl federation refresh PAIR_ID, upgrade the older side"),
+    "answer-malformed": Code(502, 9, "The peer's answer is not of the expected form.", "spl federation refresh PAIR_ID; if that fails, upgrade the older side"),
     # sinks
     "sink-unknown": Code(404, 6, "There is no such sink here.", "spl sink list"),
     "sink-exists": Code(409, 7, "The sink cannot be added beside those that there are.", "spl sink list"),
@@ -146,15 +147,15 @@ CODES: Final[dict[str, Code]] = {
     "engine-gap": Code(409, 9, "Records of the pair are missing in what the engine gives; they are fetched from the peer, and nothing is lost.", "spl sync PAIR_ID; what stays missing: spl federation verify PAIR_ID --repair"),
     # reach
     "dns": Code(502, 9, "The peer's name does not resolve.", "check the name and the resolver"),
-    "connect": Code(502, 9, "The peer does not accept the connection.", "is it running, is the port open?"),
+    "connect": Code(502, 9, "The peer does not accept the connection.", "on the peer: spl serve; if it runs, open its port in the firewall"),
     "no-route": Code(502, 9, "There is no way from this machine to the peer's address: our own network is down or lacks a route.", "look at this machine's network: ip route get ADDRESS"),
     "foreign-answer": Code(502, 9, "A proxy or another server answers in the peer's place: the answer is not of the form of a daemon.", "check the URL; at the peer: let the proxy pass /.well-known/ and /v1/ as they are"),
     "timeout": Code(504, 9, "The peer did not answer in time.", "retry; check the network path"),
     "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; check the network path"),
     "tls-chain": Code(502, 10, "The TLS certificate does not verify; self-signed ones are refused.", "fix the chain, or trust a private CA with tls.ca_file"),
     "redirect": Code(502, 10, "The peer redirects to another URL.", "pair with the final URL"),
-    "address-refused": Code(403, 10, "The address is one that is never dialled, or a private one that no operator typed.", "use the peer's public address; for a private one: spl federation refresh PAIR_ID --url URL, or public_url here in that network"),
-    "http-plain": Code(403, 10, "Plain http is accepted to loopback only.", "use https, or set federation.allow_http = true"),
+    "address-refused": Code(403, 10, "The address is one that is never dialled, or a private one that no operator typed.", "use the peer's public address; for a private one: spl federation refresh PAIR_ID --url URL; or set public_url here to an address in that network"),
+    "http-plain": Code(403, 10, "Plain http is accepted to loopback only.", "use https; where nobody listens on the way: spl config set federation.allow_http true"),
     "peer-4xx": Code(502, 9, "The peer refused the request.", "see the peer's code in the message"),
     "peer-5xx": Code(502, 9, "The peer failed to answer.", "on the peer: spl doctor"),
     "url-invalid": Code(400, 2, "The URL is not an absolute http or https URL.", "spl federation pair https://peer.example/"),
@@ -178,7 +179,7 @@ CODES: Final[dict[str, Code]] = {
     "tls-expiry": Code(502, 3, "The peer's TLS certificate expires soon; after that no sync is possible.", "on the peer: renew the certificate"),
     "manifest-differs-outside": Code(502, 10, "The manifest that arrives differs from the one the daemon serves: a cache or a proxy is between.", "let the proxy pass /.well-known/ uncached and unchanged"),
     "reverse-unreachable": Code(502, 9, "The peer cannot reach us, so it cannot pull; we still pull from it.", "make public_url reachable from there: port, tunnel or DNS"),
-    "one-way": Code(502, 9, "Only one side reaches the other now; until lately both did, or neither pushes instead.", "spl doctor PAIR_ID on both sides says what each of them meets"),
+    "one-way": Code(502, 9, "Only one side reaches the other now; until lately both did, or neither pushes instead.", "on both sides: spl doctor PAIR_ID"),
     "token-expiring": Code(401, 3, "A token of the pair expires soon, and the daemons have not been able to renew it.", "spl federation refresh PAIR_ID"),
     "token-withdrawn": Code(401, 3, "A token of the pair was revoked here, so the peer can read nothing from this instance.", "spl token rotate PAIR_ID; to end the pair: spl federation revoke PAIR_ID"),
     "token-expired": Code(401, 4, "A token of the pair has expired; cursors are kept and nothing is lost.", "spl federation refresh PAIR_ID"),
@@ -186,15 +187,15 @@ CODES: Final[dict[str, Code]] = {
     "peer-paused": Code(409, 7, "The peer paused the pair, and only the peer can resume it; nothing is lost.", "on the peer: spl federation resume PAIR_ID"),
     "peer-revoked": Code(410, 7, "The peer revoked the pair; that is final.", "spl federation pair URL"),
     "cursor-stalled": Code(504, 9, "Records wait on the peer and our position does not move; reading again is safe and skips known records.", "spl sync PAIR_ID"),
-    "cursor-skip-suspect": Code(502, 9, "The peer counts more records than it serves, even after a restart: old sources skip records of equal clock.", "upgrade the peer, then spl federation pause and resume PAIR_ID"),
+    "cursor-skip-suspect": Code(502, 9, "The peer counts more records than it serves, even after a restart: old sources skip records of equal clock.", "upgrade the peer, then: spl federation pause PAIR_ID && spl federation resume PAIR_ID"),
     "stream-buffering": Code(502, 9, "A proxy buffers the stream, so records arrive late and in bursts.", "switch off response buffering in the proxy before the peer"),
-    "stream-flapping": Code(502, 9, "The stream breaks repeatedly; each time it resumes by its cursor and nothing is lost.", "check the timeouts of proxies between, or use mode polling"),
-    "intake-paused": Code(429, 9, "The peer brought in as many bytes as a pair may within a day; intake from it is paused, resumes by itself, and loses nothing.", "spl federation resume PAIR_ID allows another day's bytes at once"),
+    "stream-flapping": Code(502, 9, "The stream breaks repeatedly; each time it resumes by its cursor and nothing is lost.", "raise the read timeout of the proxy between over 45 s; or: spl federation set-mode PAIR_ID polling"),
+    "intake-paused": Code(429, 9, "The peer brought in as many bytes as a pair may within a day; intake from it is paused, resumes by itself, and loses nothing.", "to allow another day's bytes at once: spl federation resume PAIR_ID"),
     "queue-high": Code(503, 3, "Records wait between network and store: they arrive faster than they are stored.", "check disk and processor of this machine"),
     "adapter-slow": Code(503, 3, "The listeners that run after each write are too slow for 37 records a second.", "check the load of this machine: top; for the slowest adapter: spl status -o json"),
     "records-withheld": Code(503, 3, "The way to the peer does not carry some records, so they wait here; what is behind them goes on.", "raise the body limit of the proxy before the peer (nginx: client_max_body_size 8m), then: spl federation verify PAIR_ID --repair"),
     "peer-behind": Code(503, 3, "The peer does not fetch the records that it is offered, or cannot store them.", "on the peer: spl doctor"),
-    "auth-off": Code(503, 3, "The daemon answers without credentials, so every user of this machine is an administrator.", "set auth.required = true in config.toml, then SIGHUP to the daemon"),
+    "auth-off": Code(503, 3, "The daemon answers without credentials, so every user of this machine is an administrator.", "spl config set auth.required true"),
     "poll-interval-long": Code(409, 3, "The pair polls rarely, so its records may be late.", "spl federation set-poll-interval PAIR_ID 5m"),
 }
 """Every code; `tools/check.py` holds it against what the code raises."""
@@ -248,6 +249,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def steps(fix: str) -> list[str]:
+    """Return the steps of a fix, each for a line of its own, so that the command at its end can be pasted."""
+    return fix.split("; ")
 
 
 def count(number: int, noun: str) -> str:

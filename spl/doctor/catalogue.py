@@ -113,8 +113,8 @@ def _next(code: str) -> Callable[[Facts], str]:
 
 
 def _at_peer(text: str) -> Callable[[Facts], str]:
-    """Return a step for the peer's operator, addressed to the peer by name."""
-    return lambda facts: f"on {facts.label or 'the peer'}: {text}"
+    """Return steps for the peer's operator, the first and each command addressed to the peer by name."""
+    return lambda facts: re.sub("^|(?<=; )(?=spl )", f"on {facts.label or 'the peer'}: ", text)
 
 
 def _with_pair(command: str) -> Callable[[Facts], str]:
@@ -170,14 +170,14 @@ _OWN_TLS_STEP: Final = (
 _RENEW_STEP: Final = "renew the certificate, then SIGHUP to the daemon"
 _BUFFER_STEP: Final = "switch off response buffering in the proxy (nginx: proxy_buffering off)"
 _malformed_fix: Final = _at_peer("spl identity generate; look at what stands before the daemon")
-_signature_fix: Final = _at_peer("spl identity generate (publishes again), then retry here")
+_signature_fix: Final = _at_peer("spl identity generate; then retry here")
 _mismatch_fix: Final = _at_peer("spl identity show; is this still the instance that you paired with?")
-_age_fix: Final = _at_peer("spl identity generate (signs again); compare both clocks")
+_age_fix: Final = _at_peer("spl identity generate; compare both clocks")
 
 
 def _moved(step: Callable[[Facts], str]) -> Callable[[Facts], str]:
     """Return a step, and what to do if the peer has another address now."""
-    return lambda facts: f"{step(facts)}; if it has moved: {_REFRESH(facts)} --url NEW-URL, as its own status shows"
+    return lambda facts: f"{step(facts)}; if it has moved, to the URL in its status: {_REFRESH(facts)} --url NEW-URL"
 
 
 def _foreign_fix(facts: Facts) -> str:
@@ -187,7 +187,7 @@ def _foreign_fix(facts: Facts) -> str:
 
 def _timeout_fix(facts: Facts) -> str:
     if facts.failure is not None and facts.failure.reached:
-        return _at_peer("its daemon takes connections and hangs, or was stopped: restart it (spl serve)")(facts)
+        return _at_peer("its daemon takes connections and hangs, or was stopped: spl serve")(facts)
     return _moved(_next("timeout"))(facts)
 
 
@@ -239,12 +239,13 @@ def _refused_fix(facts: Facts) -> str:
 
 def _rules_fix(facts: Facts) -> str:
     step = "spl config list-permission-rules | grep federation"
-    return f"{step}, then widen the rule or remove it" if facts.locking_rule else _at_peer(step)(facts)
+    rule = facts.locking_rule
+    return f"{step}; then widen {rule}, or: spl config remove-permission-rule {rule}" if rule else _at_peer(step)(facts)
 
 
 def _again_fix(facts: Facts) -> str:
     again = f"spl federation pair {facts.url or 'URL'}/"
-    return f"{again}, or accept the end: spl federation revoke {facts.pair_id}" if facts.pair_id else again
+    return f"{again}; or accept the end: spl federation revoke {facts.pair_id}" if facts.pair_id else again
 
 
 def _fork_fix(facts: Facts) -> str:
@@ -318,7 +319,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("clock-skew", WARN, (), None, PATH, seen.skew, _next("clock-skew"), seen.skew_fails),
     FindingKind("dns", FAIL, (), _failing_s, PATH, seen.failed("dns"), _next("dns")),
     FindingKind("connect", FAIL, (), _failing_s, PATH, seen.failed("connect"),
-                _moved(_at_peer("spl serve, and open its port"))),
+                _moved(_at_peer("spl serve; if it runs, open its port in the firewall"))),
     FindingKind("no-route", FAIL, (), _failing_s, LOCAL, seen.failed("no-route"), _route_fix),
     FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _timeout_fix),
     FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),

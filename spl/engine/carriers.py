@@ -36,8 +36,8 @@ LEAVE_S: Final = 5.0
 GAP: Final = "engine-gap"
 _STEPS: Final = {
     "sink-unreachable": "start it, or correct the network path; it goes on by itself",
-    "sink-auth": "correct the file of --creds, or on the server what spl sink acl SINK {pair} prints at the peer",
-    "sink-refused": "spl federation set-carrier {pair} none; then the pair is read from the peer itself",
+    "sink-auth": "correct the file of --creds; or on the server, as this prints at the peer: spl sink acl SINK PAIR_ID",
+    "sink-refused": "spl federation set-carrier PAIR_ID none; then the pair is read from the peer itself",
 }
 
 
@@ -178,7 +178,7 @@ class CarrierService:
             own = known and state.fault.hint != CODES[code].fix
             hint = state.fault.hint if own else _STEPS.get(code, state.fault.hint)
             since_s = now_s - (state.failing_since_s or now_s)
-            found.append(SinkFault(pair_id, code, state.fault.message, hint.replace("{pair}", pair_id), since_s))
+            found.append(SinkFault(pair_id, code, state.fault.message, hint.replace("PAIR_ID", pair_id), since_s))
         if state.gap_since_s is not None:
             hint = CODES[GAP].fix.replace("PAIR_ID", pair_id)
             found.append(SinkFault(pair_id, GAP, CODES[GAP].meaning, hint, now_s - state.gap_since_s))

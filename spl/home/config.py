@@ -185,7 +185,7 @@ def _said(key: str, said: str) -> object:
     """Return the value of a key as the file has it; raise ConfigError "config-invalid" for one that does not fit."""
     table, _, name = key.rpartition(".")
     if table != "limits" and key not in KEYS:
-        raise ConfigError("config-invalid", f"there is no key {key[:60]!r}", hint="spl config show lists the keys")
+        raise ConfigError("config-invalid", f"there is no key {key[:60]!r}", hint="the keys: spl config show")
     try:
         if table != "limits":
             value = _from_text(key, said)

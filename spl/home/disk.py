@@ -402,7 +402,7 @@ def _check_entry(entry: os.DirEntry[str], *, secret: bool) -> None:
                 _check_entry(inner, secret=secret)
         elif secret and stat.S_ISREG(found.st_mode) and mode & stat.S_IROTH:
             text = f"everybody may read the secret in {entry.path}, its mode is {mode:04o}"
-            raise DiskError("home-unusable", text, hint=f"chmod go-rwx {entry.path}, and replace what was readable")
+            raise DiskError("home-unusable", text, hint=f"chmod go-rwx {entry.path}; and replace what was readable")
 
 
 def _open(path: Path, flags: int, *, follow: bool = False) -> int:

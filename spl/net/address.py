@@ -87,8 +87,9 @@ def parse_url(text: str) -> Url:
     """
     found = _URL.fullmatch(text) if text.isascii() and text.isprintable() and " " not in text else None
     if found is None:
-        hint = f"with its scheme: https://{text}/" if _URL.fullmatch(f"https://{text}/") else ""
-        raise ReachError("url-invalid", f"{text[:80]!r} is not an absolute http or https URL", hint=hint)
+        raise ReachError(
+            "url-invalid", f"{text[:80]!r} is not an absolute http or https URL", hint=_with_scheme(text.rstrip("/"))
+        )
     scheme, host = found[1].lower(), found[2].lower().strip("[]")
     port = int(found[3] or _PORTS[scheme])
     if not 0 < port < 65536 or (found[2].startswith("[") and (":" not in host or _parse(host) is None)):
@@ -97,6 +98,20 @@ def parse_url(text: str) -> Url:
     if port != _PORTS[scheme]:
         authority += f":{port}"
     return Url(scheme, host, port, authority, (found[4] or "/") + (found[5] or ""))
+
+
+def _with_scheme(text: str) -> str:
+    """Return what to type if only the scheme is missing; only on this machine and in private networks is it http."""
+    found = _URL.fullmatch(f"http://{text}/")
+    if found is None:
+        return ""
+    host = found[2].lower().strip("[]")
+    kind = "loopback" if host == "localhost" else kind_of(host)
+    if kind == "loopback":
+        return f"with its scheme: http://{text}/"
+    if kind or "." not in host or host.endswith(".local"):
+        return f"if it was started with --lan: http://{text}/; if it has TLS: https://{text}/"
+    return f"with its scheme: https://{text}/"
 
 
 def judge(ip_text: str, allow_private: bool, near: Iterable[str] = ()) -> None:

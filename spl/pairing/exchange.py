@@ -67,7 +67,7 @@ class Exchange:
         """
         where = parse_url(url)
         if where.target != "/":
-            hint = f"spl federation pair {where.origin}/, or give the peer a host name of its own"
+            hint = f"spl federation pair {where.origin}/; or give the peer a host name of its own"
             raise ReachError("url-invalid", f"{where.target} is a path; an instance has a whole host", hint=hint)
         base = where.origin
         document = await self._document(base + MANIFEST_PATH, dial)

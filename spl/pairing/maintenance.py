@@ -204,7 +204,7 @@ class Maintenance:
             if type(pair.state) in ESTABLISHED:
                 fields = (await self._handshakes.ask(pair_id, poll=True)).answer
                 if fields["state"] == "unknown":
-                    hint = f"spl federation revoke {pair_id}, then pair again"
+                    hint = f"spl federation revoke {pair_id} && spl federation pair {pair.url}/"
                     raise PairError("pair-unknown", "the peer does not know this pair any more", hint=hint)
                 pair, found = self.pairs.known(pair_id), fields.get("held")
                 if type(pair.state) in ESTABLISHED and await self._stepper.do(self._renewal.due, pair, found):
@@ -241,7 +241,7 @@ class Maintenance:
         if theirs not in MODES:
             text = f"{name} runs a version that cannot be asked for a mode"
             raise PairError("mode-kept", text, hint=f"on {name}: {fix}")
-        hint = f"on {name}: {fix}, or to let us choose from now on: spl config set federation.follow_mode true"
+        hint = f"on {name}: {fix}; or there, to let us choose from now on: spl config set federation.follow_mode true"
         raise PairError("mode-kept", f"{name} stays in mode {theirs} when it fetches from here", hint=hint)
 
     async def set_token(self, pair_id: str, text: str) -> Pair:
@@ -275,7 +275,7 @@ class Maintenance:
             peer = await self._exchange.discover(url, strict, dial=dial, expect_did=did, expect_key=expect_key)
             origin = parse_url(url).origin
             if peer.url == pair.url != origin:
-                name, fix = label_of(did), f"spl config set public_url {origin}, then restart the daemon"
+                name, fix = label_of(did), f"spl config set public_url {origin}; then restart the daemon"
                 text = f"{name} answers at {origin} but publishes {peer.url} as its address"
                 raise PairError("manifest-differs-outside", text, hint=f"on {name}: {fix}")
             await self._stepper.do(self._exchange.peers.remember_typed, pair.pair_id, url)

@@ -311,7 +311,7 @@ class Pairing:
         """
         if self.pairs.vault.identity is None:
             if not options.auto_generate_identity:
-                raise PairError("identity-missing", hint="spl identity generate, or --auto-generate-identity")
+                raise PairError("identity-missing", hint="spl identity generate; or pair with --auto-generate-identity")
             await self.adopt_identity()
         terms = self._initiator.terms(options)
         dial = DialPolicy(allow_private=True, allow_http=self._settings.now.federation_allow_http)
@@ -322,7 +322,7 @@ class Pairing:
         if (moved := self._moved(peer)) is not None:
             if options.settles:
                 text = f"{label_of(peer.did)} has moved, and its pair {moved.pair_id} goes on with what it shares"
-                hint = f"spl federation pair {url}   (without options); {exists_hint(moved.pair_id)}"
+                hint = f"without options: spl federation pair {url}; {exists_hint(moved.pair_id)}"
                 raise PairError("pair-exists", text, hint=hint, pair_id=moved.pair_id)
             async for step in self._follow_move(moved.pair_id, peer):
                 yield step

@@ -35,7 +35,7 @@ from ..core.identity.did import Chain, chain_from_json, is_instance_did
 from ..core.identity.pins import KIND_CHAIN, Pins, pin_body
 from ..core.limits import KIB, Limits
 from ..core.pair.pair import Pair
-from ..core.pair.state import known, refusal_code
+from ..core.pair.state import known, refusal_code, resuming
 from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page, PushBody
@@ -152,7 +152,7 @@ class Ingest:
         """
         pair = known(self.writer.views.pairs, pair_id)
         if not pair.sync_allowed:
-            raise SyncError(refusal_code(pair), f"{pair_id} is {pair.state.detail or pair.phase}")
+            raise SyncError(refusal_code(pair), f"{pair_id} is {pair.state.detail or pair.phase}", hint=resuming(pair))
         return pair
 
     def since(self, pair: Pair) -> str:

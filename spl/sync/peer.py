@@ -87,9 +87,9 @@ class SyncError(SplError):
 
     def __init__(
         self, code: str, message: str = "", *, view: Mapping[str, Any] | None = None, cursor: object = None,
-        revoked: bool = False, retry_after_s: float = 0.0,
+        revoked: bool = False, retry_after_s: float = 0.0, hint: str = "",
     ) -> None:  # fmt: skip
-        super().__init__(code, message)
+        super().__init__(code, message, hint=hint)
         if cursor is not None:
             self.facts = {"cursor": cursor}
         self.view, self.revoked, self.retry_after_s = view, revoked, retry_after_s
@@ -351,7 +351,7 @@ def foreign_text(reply: Reply, url: str = "") -> str:
 def foreign_step(status: int) -> str:
     """Return what its operator does about a server that answers this in a daemon's place."""
     if status in GATEWAY_STATUS:
-        return "start the daemon (spl serve), or correct its address and port in the proxy"
+        return "start the daemon: spl serve; or correct its address and port in the proxy"
     if status in (401, 403):
         return "let the proxy pass /v1/ and /.well-known/ without a login or filter of its own"
     if status == TOO_LARGE_STATUS:
@@ -419,8 +419,10 @@ def _refusal(pair: Pair, reply: Reply) -> SyncError:
     after_s = float(max(0, min(after, RETRY_AFTER_MAX_S))) if type(after) is int else 0.0
     refused = SyncError(code, message, view=found, cursor=cursor, revoked=revoked, retry_after_s=after_s)
     refused.peer_status = reply.status
+    label, pair_id = label_of(pair.peer_did), pair.pair_id
+    if code == "pair-paused":
+        refused.hint = f"on {label}: spl federation resume {pair_id}"
     if code == "auth-invalid":
-        label, pair_id = label_of(pair.peer_did), pair.pair_id
         refused.hint = f"on {label}: spl token rotate {pair_id}" if revoked else f"spl federation refresh {pair_id}"
     return refused
 

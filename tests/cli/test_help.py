@@ -2,7 +2,7 @@
 
 import pytest
 
-from spl.core.errors import CODES
+from spl.core.errors import CODES, steps
 from tests.cli.conftest import Run
 
 
@@ -10,7 +10,7 @@ from tests.cli.conftest import Run
 def test_every_code_is_explained(spl: Run, code: str) -> None:
     result = spl("help", code)
     assert result.code == 0
-    for text in (code, str(CODES[code].exit), CODES[code].meaning, CODES[code].fix):
+    for text in (code, str(CODES[code].exit), CODES[code].meaning, *steps(CODES[code].fix)):
         assert text in result.out
     assert spl("help", code.upper().replace("-", "_")).out == result.out
 

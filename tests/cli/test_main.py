@@ -102,7 +102,7 @@ def test_words_near_nothing_point_to_help(spl: Run) -> None:
     result = spl("frobnicate")
     assert (result.code, result.err) == (
         2,
-        "error: unknown command 'frobnicate' [usage]\n  fix       spl help lists the commands\n",
+        "error: unknown command 'frobnicate' [usage]\n  fix       all commands: spl help\n",
     )
 
 

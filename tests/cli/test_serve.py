@@ -49,7 +49,7 @@ def test_lan_listens_everywhere_and_publishes_the_address_of_the_network(opened:
     assert (options.host, options.public_url, options.allow_http) == ("0.0.0.0", "http://192.168.1.20:9300", "private")
     assert "port 9300 of every address of this machine, by plain http" in told
     assert "spl federation pair http://192.168.1.20:9300/" in told
-    assert "which you decide" in told
+    assert "which you approve or reject" in told
 
 
 def test_lan_keeps_what_flags_and_file_say_more_exactly(opened: Opened) -> None:

@@ -71,9 +71,7 @@ def test_without_identity_and_measurements(spl: Run, daemon: Daemon) -> None:
         "pairs": {"total": 0},
     }
     assert spl("status").out == (
-        "-       no identity (spl identity generate)   spl 1.0.0, up 3d 4h, http://127.0.0.1:9100\n"
-        "store   0 records, 0 B\n"
-        "pairs   0\n"
+        "-       no identity   spl 1.0.0, up 3d 4h, http://127.0.0.1:9100\nstore   0 records, 0 B\npairs   0\n"
     )
 
 

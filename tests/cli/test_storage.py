@@ -105,4 +105,4 @@ def test_a_home_at_rest_cannot_be_repaired(spl: Run, home: Path) -> None:
     init_home(home, "alice")
     result = spl("store", "check", "--repair")
     assert result.code == 5
-    assert "spl serve, then again" in result.err
+    assert "spl serve\n            then again: spl store check --repair" in result.err

@@ -104,7 +104,7 @@ def test_revoking_a_pairs_token_says_what_stops_the_pair(spl: Run, daemon: Daemo
     daemon.answers["DELETE", "/v1/tokens/tok_1"] = {**MINTED, "pair_id": "pair_1", "state": "revoked"}
     result = spl("token", "revoke", "tok_1")
     assert (result.code, result.out) == (0, "tok_1  revoked\n")
-    assert "to stop the pair itself: spl federation pause pair_1 (or revoke)" in result.err
+    assert "to stop the pair itself: spl federation pause pair_1" in result.err
     assert "spl token rotate pair_1" in result.err
 
 

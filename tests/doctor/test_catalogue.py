@@ -32,7 +32,10 @@ def manifest(code: str, message: str = "", **more: object) -> dict[str, Any]:
 
 
 def sink(code: str) -> dict[str, Any]:
-    return {"sink": "sink fan", "sink_fault": Fault(code, "as the test says", CODES[code].fix)}
+    return {
+        "sink": "sink fan",
+        "sink_fault": Fault(code, "as the test says", CODES[code].fix.replace("PAIR_ID", WELL["pair_id"])),
+    }
 
 
 GRANT = "spl federation grant pair_0f9e8d7c --namespace x --maps x,music --hash-level L0"
@@ -124,7 +127,7 @@ FIXES = {
     # The operator page's four ways for a pair to go wrong, and what it says to do.
     "manifest-missing": "on bob: spl identity generate",
     "tls-chain": "on bob: fix the TLS chain (self-signed is refused); a private CA goes into tls.ca_file here",
-    "manifest-signature": "on bob: spl identity generate (publishes again), then retry here",
+    "manifest-signature": "on bob: spl identity generate; then retry here",
     "handshake-401": "on bob: spl config list-permission-rules | grep federation",
     "token-scope": REFRESH,
     "token-expired": REFRESH,
@@ -139,7 +142,7 @@ FIXES = {
     "daemon-down": "spl serve",
     "handshake-pending": "spl aitl approve pair_0f9e8d7c",
     "peer-revoked": (
-        "spl federation pair https://bob.example/, or accept the end: spl federation revoke pair_0f9e8d7c"
+        "spl federation pair https://bob.example/; or accept the end: spl federation revoke pair_0f9e8d7c"
     ),
     "poll-interval-long": "spl federation set-poll-interval pair_0f9e8d7c 5m",
 }
@@ -260,7 +263,7 @@ def test_a_token_that_the_peer_revoked_comes_back_only_by_its_operator() -> None
 @pytest.mark.parametrize(
     ("status", "step"),
     [
-        (502, "on bob: start the daemon (spl serve), or correct its address and port in the proxy"),
+        (502, "on bob: start the daemon: spl serve; or correct its address and port in the proxy"),
         (403, "on bob: let the proxy pass /v1/ and /.well-known/ without a login or filter of its own"),
         (404, "on bob: let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"),
         (413, "on bob: raise the body limit of the proxy (nginx: client_max_body_size 8m)"),
@@ -271,15 +274,15 @@ def test_what_a_server_in_the_peers_place_answers_says_what_to_do(status: int, s
     foreign = findings({**WELL, "failure": Fault("foreign-answer", "", status=status)})[0]
     assert (
         foreign.fix
-        == f"{step}; if it has moved: spl federation refresh pair_0f9e8d7c --url NEW-URL, as its own status shows"
+        == f"{step}; if it has moved, to the URL in its status: spl federation refresh pair_0f9e8d7c --url NEW-URL"
     )
 
 
 def test_a_peer_that_takes_connections_and_answers_nothing_is_no_fault_of_the_network() -> None:
     hangs, silent = (findings({**WELL, "failure": Fault("timeout", reached=reached)})[0] for reached in (True, False))
-    assert hangs.fix == "on bob: its daemon takes connections and hangs, or was stopped: restart it (spl serve)"
-    moved = "spl federation refresh pair_0f9e8d7c --url NEW-URL, as its own status shows"
-    assert silent.fix == f"retry; check the network path; if it has moved: {moved}"
+    assert hangs.fix == "on bob: its daemon takes connections and hangs, or was stopped: spl serve"
+    moved = "spl federation refresh pair_0f9e8d7c --url NEW-URL"
+    assert silent.fix == f"retry; check the network path; if it has moved, to the URL in its status: {moved}"
 
 
 def test_each_side_of_a_broken_direction_is_told() -> None:
@@ -288,7 +291,7 @@ def test_each_side_of_a_broken_direction_is_told() -> None:
     assert codes(ours) == ["one-way"]
     assert codes({**ours, "one_way": OneWay(TO_PEER, OFFLINE_S - 1, "timeout")}) == []
     assert findings(ours)[0].fix.startswith(
-        "retry; check the network path; if it has moved: spl federation refresh pair_"
+        "retry; check the network path; if it has moved, to the URL in its status: spl federation refresh"
     )
     private = {**ours, "url": "http://10.0.0.8:9100", "one_way": OneWay(TO_PEER, 50.0, "address-refused")}
     assert findings(private)[0].fix == "spl federation refresh pair_0f9e8d7c --url http://10.0.0.8:9100"

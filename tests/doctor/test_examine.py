@@ -36,7 +36,7 @@ async def test_a_peer_that_paused(tmp_path: Path) -> None:
         await found.b.pairing.revoke(found.pair_id)
         await until(lambda: not found.a.alive)
         accept = f"spl federation revoke {found.pair_id}"
-        again = f"spl federation pair {found.b.url}/, or accept the end: {accept}"
+        again = f"spl federation pair {found.b.url}/; or accept the end: {accept}"
         assert await found.problems() == {"peer-revoked": again}
         doctor = found.doctors[found.a.url]
         assert [item["code"] for item in doctor.attention()] == ["peer-revoked"]

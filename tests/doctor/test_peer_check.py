@@ -35,7 +35,7 @@ async def test_a_manifest_that_does_not_verify(tmp_path: Path) -> None:
         report = await found.report()
         [problem] = [item for item in report["problems"] if item["code"] == "manifest-signature"]
         assert problem["title"] == "manifest signature does not verify against advertised DID"
-        assert problem["fix"] == "on bob: spl identity generate (publishes again), then retry here"
+        assert problem["fix"] == "on bob: spl identity generate; then retry here"
 
 
 async def test_a_proxy_that_wants_a_bearer_for_the_handshake(tmp_path: Path) -> None:

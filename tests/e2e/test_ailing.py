@@ -178,10 +178,9 @@ def test_a_daemon_without_credentials(house: House) -> None:
     """Status and doctor say it until the configuration is read again with credentials on."""
     open_ = house("open", "[auth]\nrequired = false\n").start()
     found = told(open_, "auth-off")
-    assert found["fix"] == "set auth.required = true in config.toml, then SIGHUP to the daemon"
+    assert found["fix"] == "spl config set auth.required true"
     seen(open_, "auth-off")
-    open_.configure("")
-    os.kill(open_.process.pid, signal.SIGHUP)
+    open_.run(*found["fix"].split()[1:])
     eventually(lambda: not attention(open_), "the configuration was read again")
     open_.stop()
 
@@ -274,7 +273,11 @@ def test_a_name_that_leads_elsewhere(house: House, world: World) -> None:
     for address, code, fix in (
         ("", "dns", "check the name and the resolver"),
         ("169.254.1.1", "address-refused", right),
-        ("9.9.9.9", "http-plain", "use https, or set federation.allow_http = true"),
+        (
+            "9.9.9.9",
+            "http-plain",
+            "use https; where nobody listens on the way: spl config set federation.allow_http true",
+        ),
     ):
         erin.names(address)
         assert seen(erin, code, pair_id)["fix"] == fix

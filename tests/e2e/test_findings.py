@@ -30,9 +30,9 @@ from tests.waiting import eventually
 DID_DOCUMENT = "/.well-known/did.json"
 BUFFERING_FIX = "on bob: switch off response buffering in the proxy (nginx: proxy_buffering off)"
 CHANGES = "/v1/sync/changes"
-MOVED = "if it has moved: spl federation refresh {pair} --url NEW-URL, as its own status shows"
+MOVED = "if it has moved, to the URL in its status: spl federation refresh {pair} --url NEW-URL"
 PASSES = "let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"
-START = "start the daemon (spl serve), or correct its address and port in the proxy"
+START = "start the daemon: spl serve; or correct its address and port in the proxy"
 OWN_FAULT = json.dumps(SplError("overloaded").to_json()).encode()
 NOT_FOUND = json.dumps(SplError("not-found").to_json()).encode()
 
@@ -88,8 +88,8 @@ def redirected(reply: Reply) -> Reply:
         ("disconnected", hang_up, "retry; check the network path"),
         ("redirect", redirected, "pair with the final URL"),
         ("manifest-malformed", answer(200, b"{}"), "on bob: spl identity generate; look at what stands before"),
-        ("peer-5xx", answer(503, OWN_FAULT), "on bob: spl doctor; spl logs"),
-        ("foreign-answer", answer(503), "on bob: start the daemon (spl serve), or correct"),
+        ("peer-5xx", answer(503, OWN_FAULT), "on bob: spl doctor; on bob: spl logs"),
+        ("foreign-answer", answer(503), "on bob: start the daemon: spl serve; or correct"),
         ("foreign-answer", answer(200), "on bob: let the proxy pass /.well-known/ and /v1/"),
         ("rate-limited", answer(429), "wait for the Retry-After seconds"),
     ],
@@ -111,7 +111,7 @@ def test_what_stands_between_answers_in_the_peers_place(world: World, code: str,
         ("peer-4xx", answer(404, NOT_FOUND), "on bob: let the proxy pass /v1/ as it is"),
         ("rate-limited", answer(429), "wait for the Retry-After seconds"),
         ("answer-malformed", answer(200, b'{"records":[]}'), "spl federation refresh {pair}"),
-        ("peer-5xx", answer(503, OWN_FAULT), f"on bob: spl doctor; spl logs; {MOVED}"),
+        ("peer-5xx", answer(503, OWN_FAULT), f"on bob: spl doctor; on bob: spl logs; {MOVED}"),
     ],
 )
 def test_pages_that_are_none(world: World, code: str, change: Any, fix: str) -> None:
@@ -174,7 +174,7 @@ def test_a_cache_that_keeps_old_documents(world: World) -> None:
     world.proxy.changes = {MANIFEST: old[MANIFEST]}
     found = world.seen("manifest-signature")
     assert found["title"] == "manifest signature does not verify against advertised DID"
-    assert found["fix"] == "on bob: spl identity generate (publishes again), then retry here"
+    assert found["fix"] == "on bob: spl identity generate; then retry here"
     world.proxy.changes = old
     assert world.seen("manifest-stale")["fix"] == "a cache or an attacker replays it; check the network path"
     world.proxy.heal()
@@ -189,7 +189,7 @@ def test_a_manifest_past_its_end(world: World) -> None:
     world.bob.configure(f"{AUTO}[limits]\nmanifest_ttl_s = 1\n").start()
     held = world.bob.get(MANIFEST).body
     world.proxy.changes = {MANIFEST: answer(200, held)}
-    assert world.seen("manifest-expired")["fix"] == "on bob: spl identity generate (signs again); compare both clocks"
+    assert world.seen("manifest-expired")["fix"] == "on bob: spl identity generate; compare both clocks"
     world.bob.stop()
     world.bob.configure(AUTO).start()
     world.proxy.heal()

@@ -130,6 +130,24 @@ def test_url_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("127.0.0.1:9100", "with its scheme: http://127.0.0.1:9100/"),
+        ("localhost:9100/", "with its scheme: http://localhost:9100/"),
+        ("[::1]:9100", "with its scheme: http://[::1]:9100/"),
+        ("10.0.0.7:9100", "if it was started with --lan: http://10.0.0.7:9100/; if it has TLS: https://10.0.0.7:9100/"),
+        ("kitchen.local", "if it was started with --lan: http://kitchen.local/; if it has TLS: https://kitchen.local/"),
+        ("bob.example", "with its scheme: https://bob.example/"),
+    ],
+)
+def test_a_url_without_its_scheme_is_told_which_one(text: str, hint: str) -> None:
+    """Plain http is for this machine and private networks."""
+    with pytest.raises(ReachError) as caught:
+        parse_url(text)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
     ("address", "source"),
     [
         ("192.0.2.7", "192.0.2.7"),

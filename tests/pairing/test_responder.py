@@ -110,7 +110,7 @@ async def test_a_map_needs_a_usable_name_here_or_is_dropped_by_the_approver(tmp_
         with pytest.raises(SplError) as caught:
             await b.pairing.decide_request(pair_id, "approve")
         assert code_of(caught) == "namespace-rejected"
-        assert caught.value.hint == "spl namespace create projects, or approve --without-maps"
+        assert caught.value.hint == "spl namespace create projects; or approve --without-maps"
         assert isinstance(b.alive[0].state, Asked)
         if maps:
             b.register("projects", "projects/music")

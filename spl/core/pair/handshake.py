@@ -403,7 +403,7 @@ def agree(asked: Terms, registry: Registry, *, named: Sequence[str] = (), maps: 
         try:
             namespace.usable(registry, weighed.unmapped[0])
         except NamespaceError as exc:
-            hint = f"{exc.hint}, or approve --without-maps"
+            hint = f"{exc.hint}; or approve --without-maps"
             raise NamespaceError(exc.code, f"a map leads here: {exc.message}", hint=hint) from exc
     taken = tuple(dict.fromkeys(named)) or weighed.namespaces
     if not taken:

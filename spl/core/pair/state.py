@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 from .. import when
 from ..errors import SplError
-from ..identity.did import Chain
+from ..identity.did import Chain, label_of
 from ..identity.manifest import Manifest
 from ..record.filter import PairFilter
 from ..value import dataclass, field
@@ -355,6 +355,12 @@ def known(pairs: Mapping[str, Pair], pair_id: str) -> Pair:
 def refusal_code(pair: Pair) -> str:
     """Return the code that refuses what the pair's state does not allow."""
     return _REFUSALS.get(pair.phase, "pair-state-conflict")
+
+
+def resuming(pair: Pair) -> str:
+    """Return the command that ends a pause, on the side that paused the pair; "" for a pair that is not paused."""
+    command = f"spl federation resume {pair.pair_id}"
+    return {"peer": f"on {label_of(pair.peer_did)}: {command}", "": ""}.get(pair.paused_by, command)
 
 
 def maps_to_json(maps: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:

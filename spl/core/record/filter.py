@@ -108,7 +108,7 @@ def allowing(found: PairFilter, threads: Sequence[str], limits: Limits, *, remov
     if found.thread_allow and not left and not found.thread_rule:
         raise FilterError(
             "bad-field", "that is the last thread named, and without one everything agreed is sent",
-            hint="thread-allow PAIR --clear, or name another thread first",
+            hint="name another thread first; or carry every thread: spl federation thread-allow PAIR_ID --clear",
         )  # fmt: skip
     return replace(found, thread_allow=left)
 
