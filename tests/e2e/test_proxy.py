@@ -61,9 +61,16 @@ def proxy(kind: str, folder: Path, target: int, port: int, ca: trustme.CA, extra
     certificate, key = folder / "proxy.pem", folder / "proxy.key"
     certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
     key.write_bytes(leaf.private_key_pem.bytes())
+    values = {"target": target, "certificate": certificate, "key": key, "extra": extra}
+    with process(kind, folder, port, (NGINX if kind == "nginx" else CADDY), **values):
+        yield
+
+
+@contextmanager
+def process(kind: str, folder: Path, port: int, template: str, **values: object) -> Iterator[None]:
+    """Run nginx or Caddy by a configuration that makes it listen on the port, until the `with` ends."""
     config = folder / f"{kind}.conf"
-    values = {"folder": folder, "port": port, "target": target, "certificate": certificate, "key": key}
-    config.write_text((NGINX if kind == "nginx" else CADDY).format(user=getpass.getuser(), extra=extra, **values))
+    config.write_text(template.format(user=getpass.getuser(), folder=folder, port=port, **values))
     if kind == "nginx":
         command = ["nginx", "-c", str(config), "-p", str(folder), "-e", "stderr"]
     else:
