@@ -61,7 +61,15 @@ from .net.sockets import Listener, ServerTls, Verifying, bind_tcp, bind_unix, cl
 from .pairing.machine import Pairs
 from .pairing.names import PairNames
 from .pairing.service import Pairing
-from .process import CUT_GRACE_S, StoppedError, Watchdog, raise_descriptors, settle, share_memory
+from .process import (
+    CUT_GRACE_S,
+    StoppedError,
+    Watchdog,
+    collect_seldom,
+    raise_descriptors,
+    settle,
+    share_memory,
+)
 from .sync.anti_entropy import AntiEntropy
 from .sync.changes import Feed
 from .sync.fingerprints import Fingerprints
@@ -133,6 +141,7 @@ def run(options: ServeOptions) -> int:
 def _run(options: ServeOptions, watchdog: Watchdog) -> int:
     descriptors = raise_descriptors()
     share_memory()
+    collect_seldom()
     manager = Manager(os.environ, os.getpid())
     disk = Disk()
     disk.own(options.home)

@@ -41,16 +41,19 @@ def share_memory() -> None:
             mallopt(parameter, value)
 
 
-def settle() -> None:
-    """Have the garbage collector look seldom, and never at what the start made; once the daemon is up.
+def collect_seldom() -> None:
+    """Have the garbage collector look at young objects each YOUNG_OBJECTS, and not each 700.
 
-    What records and requests leave behind is freed at once, so there is little for it to find; but 64 requests under
-    way are 3,000 objects, at 700 it looked at them in vain, and now and then at all that was ever imported: 20 ms of
-    a full stop, and together 5 to 10 us a record.
+    What records and requests leave behind is freed at once, so there is little to find; but 64 requests under way are
+    3,000 objects, and to look at them in vain cost 5 us a record.
     """
+    gc.set_threshold(YOUNG_OBJECTS)
+
+
+def settle() -> None:
+    """Have the garbage collector never look again at what the start made: some 20 ms of a full stop each time."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def raise_descriptors() -> int:

@@ -8,9 +8,9 @@ submission, so the position never runs ahead; a crash at any point repeats at mo
 that the gate refuses goes into the ledger in the same write and holds up nothing.
 
 Known ids are dropped before any signature is checked: a page that comes again costs an index lookup a record.  The
-checks of a larger page are shared by two threads, for libsodium releases the GIL; a single record is judged on the
-loop, because the way through a thread costs five times its 55 us.  Judging and storing are two steps, so that a stream
-judges the next lot while the last is being written.
+signatures of a larger page are shared by two threads, for libsodium releases the GIL; a batch has one, so one thread
+judges it; a single record is judged on the loop, because the way through a thread costs five times its 55 us.
+Judging and storing are two steps, so that a stream judges the next lot while the last is being written.
 
 What the ledger holds is asked for again if its cause may be gone: `ledger.py`.  A pair brings in so many bytes a day
 and no more: `budget.py`.
@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
 from ..core import consent
@@ -50,6 +51,10 @@ from .peer import CHAINS, PeerClient, SyncError, is_unanswered
 from .reach import Reaches
 
 log = logging.getLogger("spl.federation")
+
+_T = TypeVar("_T")
+_Row = tuple[Any, Any]
+"""What stands for a record, and for its namespace: a peer's word."""
 
 WORKERS: Final = 2
 ON_LOOP_RECORDS: Final = 8
@@ -217,14 +222,12 @@ class Ingest:
 
         `chains` are key chains of relayed signers by DID, as decoded, that came with it; without, the peer is asked.
         """
-        rules = self._gate(pair)
+        rules, rows = self._gate(pair), list(zip(item.values, item.ns, strict=True))
         if item.count <= ON_LOOP_RECORDS and item.size <= ON_LOOP_BYTES:
-            rows = self._unknown(pair.pair_id, rules.inbound, item)
-            verdicts = [rules.judge(value, ns) for value, ns in rows]
+            new = self._judge_new(pair.pair_id, rules, rows)
         else:
-            loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(self.pool, self._unknown, pair.pair_id, rules.inbound, item)
-            verdicts = await self._judge_rows(rules, rows)
+            new = await self._in_threads(partial(self._judge_new, pair.pair_id, rules), rows)
+        verdicts = [verdict for _, verdict in new]
         ahead = any(_is_ahead(rules, verdict) for verdict in verdicts)
         named = (verdict.by for verdict in verdicts if verdict.code == CHAIN_UNKNOWN)
         signers = dict.fromkeys(filter(is_instance_did, named))
@@ -232,7 +235,9 @@ class Ingest:
         if not found.chains:
             return Judged(item, verdicts, forks=found.forks, later=ahead or found.cut, unshown=found.unshown)
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
-        again = await self._judge_rows(self._gate(pair, found.chains), [rows[place] for place in places])
+        wiser = self._gate(pair, found.chains)
+        rows = [new[place][0] for place in places]
+        again = await self._in_threads(lambda part: [wiser.judge(*row) for row in part], rows)
         for place, verdict in zip(places, again, strict=True):
             verdicts[place] = verdict
         vouching = {verdict.by for verdict in again if not verdict.code}
@@ -282,29 +287,24 @@ class Ingest:
 
     # -- judging
 
-    def _unknown(self, pair_id: str, inbound: Mapping[str, Inbound], item: Page) -> list[tuple[Any, Any]]:
-        """Return (value, ns) of what we hold neither from the same voucher nor as this very projection.
+    def _judge_new(self, pair_id: str, rules: Gate, rows: Sequence[_Row]) -> list[tuple[_Row, Verdict]]:
+        """Return each row that we hold neither from the same voucher nor as this very projection, with its verdict.
 
         Only the id is believed here, and only to store nothing.  A record is known only in the namespace that it would
         enter: whether another one holds it must not show.
         """
-        found = []
-        for value, ns in zip(item.values, item.ns, strict=True):
-            id_ = value.get("id") if isinstance(value, dict) else None
-            allowed = inbound.get(ns) if isinstance(ns, str) else None
-            if not isinstance(id_, str) or len(id_) != 64 or allowed is None:
-                found.append((value, ns))
-                continue
-            mark = value.get("projection")
-            sig = value.get("sig")
-            if isinstance(mark, dict):
-                held = self._holds_projection(pair_id, id_, allowed.ns, mark.get("level"))
-            else:
-                row = self.writer.store.index.find(id_, allowed.ns)
-                held = row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
-            if not held:
-                found.append((value, ns))
-        return found
+        return [(row, rules.judge(*row)) for row in rows if not self._is_held(pair_id, rules.inbound, *row)]
+
+    def _is_held(self, pair_id: str, inbound: Mapping[str, Inbound], value: Any, ns: Any) -> bool:
+        id_ = value.get("id") if isinstance(value, dict) else None
+        allowed = inbound.get(ns) if isinstance(ns, str) else None
+        if not isinstance(id_, str) or len(id_) != 64 or allowed is None:
+            return False
+        mark, sig = value.get("projection"), value.get("sig")
+        if isinstance(mark, dict):
+            return self._holds_projection(pair_id, id_, allowed.ns, mark.get("level"))
+        row = self.writer.store.index.find(id_, allowed.ns)
+        return row is not None and isinstance(sig, dict) and row.voucher == sig.get("by")
 
     def _holds_projection(self, pair_id: str, id_: str, ns: str, level: object) -> bool:
         """Return whether a projection adds nothing: it is held already, or its record is."""
@@ -315,18 +315,12 @@ class Ingest:
             return True
         return level == NAMES[STRUCTURAL] and index.find(id_, ns) is not None
 
-    async def _judge_rows(self, rules: Gate, rows: Sequence[tuple[Any, Any]]) -> list[Verdict]:
-        """Return a verdict for each row, from two threads."""
-        loop = asyncio.get_running_loop()
-
-        def judge(part: Sequence[tuple[Any, Any]]) -> list[Verdict]:
-            return [rules.judge(value, ns) for value, ns in part]
-
-        size = max(1, -(-len(rows) // WORKERS))
-        parts = [
-            loop.run_in_executor(self.pool, judge, rows[start : start + size]) for start in range(0, len(rows), size)
-        ]
-        return [verdict for part in parts for verdict in await part]
+    async def _in_threads(self, judge: Callable[[Sequence[_Row]], list[_T]], rows: Sequence[_Row]) -> list[_T]:
+        """Return what is found of the rows: from two threads if there are signatures to share, which need no lock."""
+        loop, alone = asyncio.get_running_loop(), sum(map(_is_signed_alone, rows))
+        size = max(1, -(-len(rows) // WORKERS) if alone > ON_LOOP_RECORDS else len(rows))
+        parts = [loop.run_in_executor(self.pool, judge, rows[at : at + size]) for at in range(0, len(rows), size)]
+        return [each for part in parts for each in await part]
 
     def _gate(self, pair: Pair, learnt: Mapping[str, Chain] = MappingProxyType({})) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
@@ -465,6 +459,12 @@ def _marked(pair_id: str, items: Sequence[Item], day_bytes: int) -> list[Item]:
     if isinstance(last, SavedPosition) and last.pair == pair_id:
         return [*items[:-1], replace(last, day_bytes=day_bytes)]
     return [*items, DayBytes(pair_id, day_bytes)]
+
+
+def _is_signed_alone(row: _Row) -> bool:
+    """Return whether a record brings a signature of its own; of a batch one is checked for all."""
+    sig = row[0].get("sig") if isinstance(row[0], dict) else None
+    return not (isinstance(sig, dict) and "batch" in sig)
 
 
 def _pin(pair: Pair, chain: Chain) -> Own:

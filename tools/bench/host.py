@@ -37,7 +37,7 @@ from spl.home.writes import Commit
 from spl.net.client import HttpClient
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp, client_trust
-from spl.process import share_memory
+from spl.process import collect_seldom, settle, share_memory
 
 LOOK_S: Final = 0.05
 EMITTED: Final = re.compile(rb'"t":([0-9.]+)')
@@ -99,6 +99,7 @@ async def host(folder: Path, count: int, mode: str) -> None:
     async with AsyncExitStack() as stack:
         found = [await open_instance(folder / f"peer{n}", mode, stack, stop) for n in range(count)]
         stack.callback(stop.set)
+        settle()
         print(json.dumps([url for url, _ in found]), flush=True)
         said = 0
         while line := await asked.readline():
@@ -122,4 +123,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     logging.disable()  # what fails shows by what does not arrive
     share_memory()
+    collect_seldom()
     uvloop.run(host(options.folder, options.count, options.mode))
