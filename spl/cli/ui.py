@@ -1,4 +1,9 @@
-"""`spl ui`: the page of this daemon in a browser."""
+"""`spl ui`: the page of this daemon in a browser.
+
+A browser is told the link by its arguments, which other users of a machine can read, and who is faster uses it.
+Rejected: a file of mode 0600 in the home that leads there, because browsers that come as snaps or flatpaks cannot read
+hidden folders, and would show an error in place of the page.
+"""
 
 import webbrowser
 from argparse import Namespace

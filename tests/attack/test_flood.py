@@ -1,10 +1,10 @@
 """Strangers from 300 addresses, at once and for as long as they like: the daemon works on for its peer and operator.
 
 Some seconds by default, with bounds of memory, log and store, which are the same for any length, since nothing that a
-stranger does may add up.  SPL_FLOOD_S=600 makes it ten minutes and asks for times as well: of the start, of a paired
-peer's lag, of `spl status`.  They are ratios to the minutes before and after, in which the same clients flood a
-listener that only answers, because clients and daemon share the processors of one machine.  Only the long run has the
-time for them, and wants a machine that does nothing else.
+stranger does may add up.  `tools/bench/flood.py` (SPL_FLOOD_S=600) makes it ten minutes and asks for times as well: of
+the start, of a paired peer's lag, of `spl status`.  They are ratios to the minutes before and after, in which the same
+clients flood a listener that only answers, because clients and daemon share the processors of one machine.  Only the
+long run has the time for them, and wants a machine that does nothing else.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 
@@ -216,22 +216,43 @@ def times_beside(served: Instance, peer: Instance) -> Times:
             found.sample(served, peer, number)
             if time.monotonic() > end:
                 break
-    print(f"another listener flooded: {found}")
+    print(f"flood: another listener beside it: {found}")
     return found
 
 
-def faults_of_time(before: Times, during: Times, after: Times) -> list[str]:
-    """Return which times of the flood are over their bound: lags by the slower of the times beside it."""
+class Figure(NamedTuple):
+    """One measure of the flood: how much it is, how much it may be, and both as text."""
+
+    name: str
+    value: float
+    most: float
+    text: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the bound does not hold."""
+        return self.value > self.most
+
+    def __str__(self) -> str:
+        return f"flood: {self.name:6}  {self.text}  {'OVER' if self.is_over else 'ok'}"
+
+
+def grown(name: str, size: int, most: int) -> Figure:
+    """Return the figure of something that may grow by so many bytes."""
+    return Figure(name, size, most, f"+{size / MIB:.2f} MiB, at most {most / MIB:.2f}")
+
+
+def figures_of_time(before: Times, during: Times, after: Times) -> list[Figure]:
+    """Return the times of the flood; lags are judged by the slower of the times beside it."""
     start, again = min(before.starts_s), min(after.starts_s)
     lag_s = max(before.lag_p99_s, after.lag_p99_s)
     worst = sorted(during.status_s)[-1 - len(during.status_s) // 100]
-    found = [
-        (again > START_GROWTH * start + START_GRAIN_S, f"a start of {again:.2f} s after {start:.2f} s"),
-        (during.lag_p99_s > LAG_GROWTH * lag_s + GRAIN_S,
-         f"a lag of {during.lag_p99_s:.3f} s (p99) beside {lag_s:.3f} s"),
-        (worst > STATUS_S, f"a status of {worst:.2f} s (p99)"),
+    return [
+        Figure("start", again, START_GROWTH * start + START_GRAIN_S, f"{again:.2f} s, before {start:.2f} s"),
+        Figure("lag", during.lag_p99_s, LAG_GROWTH * lag_s + GRAIN_S,
+               f"p99 {during.lag_p99_s:.3f} s, beside it {lag_s:.3f} s"),
+        Figure("status", worst, STATUS_S, f"p99 {worst:.3f} s, at most {STATUS_S:.0f} s"),
     ]  # fmt: skip
-    return [text for is_over, text in found if is_over]
 
 
 def assert_syncs(served: Instance, peer: Instance, number: int) -> None:
@@ -269,16 +290,16 @@ def test_a_flood_of_strangers_changes_nothing(pair: tuple[Instance, Instance, st
     assert pid_of(served) == pid
     assert served.pair(pair_id)["state"] == "active"
     own = OWN_BYTES * EMITS * len(during.status_s)
-    bounds = (
-        ("memory", peak_bytes(served) - memory, RSS_GROWTH_BYTES + own),
-        ("log", log_bytes(served) - log, LOG_GROWTH_BYTES),
-        ("store", store_bytes(served) - store, STORE_GROWTH_BYTES + own),
-    )
-    faults = [f"{grown / MIB:.2f} MiB of {name}" for name, grown, most in bounds if grown > most]
-    faults += [f"an answer {status}" for status in flood.answers if status >= 500 and status != 503]
+    figures = [
+        grown("memory", peak_bytes(served) - memory, RSS_GROWTH_BYTES + own),
+        grown("log", log_bytes(served) - log, LOG_GROWTH_BYTES),
+        grown("store", store_bytes(served) - store, STORE_GROWTH_BYTES + own),
+    ]
+    faults = [f"an answer {status}" for status in flood.answers if status >= 500 and status != 503]
     faults += [crash] if (crash := crash_of(served)) else []
     if before is not None:
-        print(f"flooded: {during}; {sum(flood.sent)} requests; grown: {bounds}")
-        faults += faults_of_time(before, during, times_beside(served, peer))
+        figures += figures_of_time(before, during, times_beside(served, peer))
+    print(f"flood: {sum(flood.sent):,} requests of strangers", *figures, sep="\n")
+    faults += [str(each) for each in figures if each.is_over]
     assert not faults, f"{sum(flood.sent)} requests of strangers cost {', '.join(faults)}"
     assert_syncs(served, peer, -1)
