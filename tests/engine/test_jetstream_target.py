@@ -1,11 +1,14 @@
 """Records into real servers: the stream is the log, whatever happens to either."""
 
 import asyncio
+import base64
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -327,6 +330,58 @@ async def test_credentials_and_tls_are_checked(node: Node, guarded: NatsServer, 
             await service.act("fan", "remove")
         await service.add({**FAN, "url": guarded.url, "creds": node_files["seed"], "ca": ca}, from_now=False)
         assert (await caught_up(service))["sent_records"] == 1
+
+
+def claims(
+    kind: str, subject: str, issuer: SecretKey, issuer_prefix: int, fields: dict[str, Any], ends_s: int = 0
+) -> str:
+    """Return a JWT of NATS."""
+
+    def part(value: object) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+    now_s = int(time.time())
+    body = {"jti": f"{kind}-{ends_s}", "iat": now_s, "iss": key_text(issuer_prefix, issuer.public), "name": kind,
+            "sub": subject, "nats": {**fields, "type": kind, "version": 2},
+            **({"exp": now_s + ends_s} if ends_s else {})}  # fmt: skip
+    signed = f"{part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{part(body)}"
+    return f"{signed}.{base64.urlsafe_b64encode(issuer.sign(signed.encode())).rstrip(b'=').decode()}"
+
+
+def key_text(prefix: int, key: bytes) -> str:
+    """Return a public key as NATS writes it: with 14 that of an operator, with 0 that of an account."""
+    return credentials._encoded(bytes([prefix << 3]) + key)
+
+
+async def test_a_jwt_that_has_expired_or_does_so_while_connected_is_named(node: Node, tmp_path: Path) -> None:
+    operator, account, user = (SecretKey(bytes([number]) * 32) for number in (21, 22, 23))
+    name, system = key_text(0, account.public), key_text(0, user.public)  # any key names an account
+    free = dict.fromkeys(("subs", "data", "payload", "conn", "leaf", "imports", "exports"), -1)
+    stored = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+    config = f"""
+        operator: {claims("operator", key_text(14, operator.public), operator, 14, {})}
+        system_account: {system}
+        resolver: MEMORY
+        resolver_preload: {{
+            {name}: {claims("account", name, operator, 14, {"limits": {**free, **stored}})}
+            {system}: {claims("account", system, operator, 14, {"limits": free})}
+        }}
+    """
+    server = NatsServer(tmp_path / "nats", config=config).start()
+    try:
+        async with serving(node) as service:
+            for ends_s, file in ((-60, "past"), (2, "soon")):  # the server ends the connection of the second
+                jwt = claims("user", credentials.public_text(user.public), account, 0,
+                             {"subs": -1, "data": -1, "payload": -1}, ends_s)  # fmt: skip
+                path = tmp_path / file
+                path.write_text(f"{jwt}\n{credentials.seed_text(bytes([23]) * 32)}\n")
+                await service.add({**FAN, "url": server.url, "creds": str(path)}, from_now=False)
+                sink = await failing(service, "sink-auth")
+                assert jwt not in str(sink)
+                await service.act("fan", "remove")
+                node.emit("goes on")
+    finally:
+        server.end()
 
 
 async def test_a_record_over_the_servers_bound_goes_as_a_pointer(

