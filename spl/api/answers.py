@@ -14,6 +14,10 @@ from .auth import Kind, Principal
 from .services import Services
 
 NDJSON: Final = "application/x-ndjson"
+HTML: Final = "text/html; charset=utf-8"
+CSS: Final = "text/css; charset=utf-8"
+SCRIPT: Final = "text/javascript; charset=utf-8"
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 CONFIG: Final = "config:"
 """What the names of resources of the configuration begin with."""
 TEXTS_MAX: Final = 64

@@ -28,11 +28,10 @@ from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
 from . import sinks
 from .admin import service_findings
-from .answers import records_kept
+from .answers import PROMETHEUS, records_kept
 from .auth import Principal
 from .services import Services
 
-MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 PAIRS_AT_ONCE: Final = 8
 TEXT_CHARS_MAX: Final = 256
 """Of a label that holds a peer's words."""
@@ -105,7 +104,7 @@ async def scrape(request: Request, principal: Principal, services: Services) -> 
                 await asyncio.sleep(0)
                 turn.begun += 1
                 turn.text = await _written(services)
-            return Response(200, turn.text, MEDIA_TYPE)
+            return Response(200, turn.text, PROMETHEUS)
     finally:
         turn.waiting -= 1
         if not turn.waiting:

@@ -87,14 +87,17 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.method != "DELETE":
         parameters += [_parameter(name, "query") for name in QUERY.get(route.path, ())]
     content = {media: _content(route, media) for media in route.gives}
+    answer = {"2XX": {"description": "Done", "content": content}} if content else {"3XX": {"description": "Elsewhere"}}
     return {
-        "operationId": "_".join([route.method.lower(), *_WORD.findall(route.path)]),
+        "operationId": "_".join(
+            [route.method.lower(), *_WORD.findall(route.path), *(() if content else ("elsewhere",))]
+        ),
         "summary": route.summary,
         "security": [] if open_to_all else [{"bearer": [scope]} for scope in scopes],
         "x-spl-scopes": scopes,
         **({"parameters": parameters} if parameters else {}),
         **({"requestBody": _body(route), "x-spl-body-bytes-max": route.body_bytes} if route.body_bytes else {}),
-        "responses": {"2XX": {"description": "Done", "content": content}, "4XX": _ERROR, "5XX": _ERROR},
+        "responses": {**answer, "4XX": _ERROR, "5XX": _ERROR},
     }
 
 

@@ -15,7 +15,7 @@ from ..net.routes import JSON, Request, Response, Route
 from ..net.sse import MEDIA_TYPE as EVENT_STREAM
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..sync.peer import ACK, CHAINS, CHANGES, CHECK_PATH, FINGERPRINTS, RECORDS
-from .answers import NDJSON
+from .answers import CSS, HTML, NDJSON, PROMETHEUS, SCRIPT
 from .auth import ANYONE, Principal
 from .services import Services
 
@@ -31,11 +31,7 @@ METRICS: Final = "metrics:read"
 MANY: Final = (JSON, NDJSON)
 NDJSON_ONLY: Final = (NDJSON,)
 EVENTS: Final = (EVENT_STREAM,)
-HTML: Final = "text/html; charset=utf-8"
-CSS: Final = "text/css; charset=utf-8"
-SCRIPT: Final = "text/javascript; charset=utf-8"
 PAGE: Final = "/ui/"
-TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Late:
@@ -88,8 +84,9 @@ watch = Late("watch")
 ROUTES: Final = (
     Route("GET", "/health", admin.health, ANYONE, summary="liveness and identity"),
     Route("GET", "/health/ready", admin.ready, ANYONE, summary="200 while writes are taken"),
-    Route("GET", "/metrics", metrics.scrape, METRICS, streams=True, gives=(TEXT,), summary="for Prometheus"),
+    Route("GET", "/metrics", metrics.scrape, METRICS, streams=True, gives=(PROMETHEUS,), summary="for Prometheus"),
     Route("GET", "/v1/openapi.json", openapi.serve, ANYONE, summary="these routes, for programs"),
+    Route("GET", "/ui", ui.slash, ANYONE, gives=(), summary="to the page"),
     Route("GET", PAGE, ui.page, STATUS, streams=True, gives=(HTML,), summary="the page", cookie=True),
     Route("GET", "/ui/events", ui.events, STATUS, streams=True, gives=EVENTS, summary="parts of it", cookie=True),
     Route("GET", "/ui/open", ui.redeem, ANYONE, gives=(HTML,), summary="a link becomes a session"),

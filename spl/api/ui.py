@@ -12,6 +12,7 @@ told so, and fetches it again.
 import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import ceil
 from typing import Any, Final
 
 from ..core import when
@@ -28,13 +29,12 @@ from ..ui import markup
 from ..ui import page as look
 from ..ui.markup import Markup, tag
 from . import admin, consent, pairs
-from .answers import Permit, field_error, json_response, members, number
+from .answers import CSS, HTML, SCRIPT, Permit, field_error, json_response, members, number
 from .auth import Principal, cookie_of
 from .events import NamedEvent, Rows, shared_rows, stream
 from .live import streamed
 from .services import Services
 
-HTML: Final = "text/html; charset=utf-8"
 READING: Final = "ui:read"
 CODE_MS: Final = 60_000
 CODE_BYTES: Final = 16
@@ -42,8 +42,6 @@ CODES_MAX: Final = 8
 SESSION_MS: Final = 7 * 86_400_000
 SESSIONS_MAX: Final = 8
 """With one more, the oldest ends."""
-ACCOUNT: Final = f"sa_{b'page:'.hex()}"
-"""Of all sessions; longer than those that are drawn, so that none of them is the same."""
 GAP_S: Final = 0.25
 SUMMARY_S: Final = 1.0
 OLD_S: Final = 60.0
@@ -51,7 +49,7 @@ OLD_S: Final = 60.0
 AT_ONCE: Final = 8
 """Parts that are made before others have their turn on the loop."""
 FIXED: Final = (look.SUMMARY, look.ENDED, look.SHARING)
-FILES: Final = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+FILES: Final = {"page.css": CSS, "page.js": SCRIPT}
 _WALLS: Final = (
     (
         "content-security-policy",
@@ -107,13 +105,13 @@ async def redeem(request: Request, principal: Principal, services: Services) -> 
 async def _session(services: Services) -> str:
     """Return the text of a new token of the page; the oldest end if there are too many."""
     now_ms = services.now_ms()
-    text = bearer.mint_text(admin.ENVIRONMENT, ACCOUNT, services.random_bytes(bearer.SECRET_BYTES))
+    text = bearer.mint_text(admin.ENVIRONMENT, bearer.PAGE, services.random_bytes(bearer.SECRET_BYTES))
     digest = bearer.hash_of(text)
     token = bearer.Token(
-        f"tok_{digest[:8]}", ACCOUNT, digest, frozenset({"status:read"}), expires_at_ms=now_ms + SESSION_MS,
+        f"tok_{digest[:8]}", bearer.PAGE, digest, frozenset({"status:read"}), expires_at_ms=now_ms + SESSION_MS,
         created_at_ms=now_ms, label="page",
     )  # fmt: skip
-    held = [each for each in services.views.tokens.values() if each.sa_id == ACCOUNT]
+    held = [each for each in services.views.tokens.values() if each.sa_id == bearer.PAGE]
     live = sorted(
         (each for each in held if not each.revoked and not each.expired(now_ms)), key=lambda each: each.created_at_ms
     )
@@ -156,6 +154,11 @@ def _secure(request: Request, services: Services) -> bool:
 
 
 # -- the page
+
+
+def slash(request: Request, principal: Principal, services: Services) -> Response:
+    """GET /ui: to the page, whose parts stand below its slash; also behind a proxy that puts a folder before it."""
+    return Response(308, headers=(("location", "ui/"),))
 
 
 def file(request: Request, principal: Principal, services: Services) -> Response:
@@ -290,16 +293,16 @@ class PageParts:
         if (moved and now_s - self._summed_s >= SUMMARY_S) or now_s - self._summed_s >= OLD_S / 6:
             self._sum_up()
 
-    def make(self) -> bool:
+    def make(self, count: int = AT_ONCE) -> bool:
         """Make a few of the parts that are out of date; return whether there are more."""
-        for pair_id in list(self._due)[:AT_ONCE]:
+        for pair_id in list(self._due)[:count]:
             del self._due[pair_id]
             self._put(pair_id, partial(self._pair, pair_id))
         return bool(self._due)
 
     def since(self, number: int) -> Iterator[tuple[int, NamedEvent]]:
         """Yield the changes after that one, a few at a time."""
-        self.make()
+        self.make(max(AT_ONCE, ceil(len(self._parts) * self.every_s / OLD_S)))  # no part ages for much longer
         newer = sorted((part.number, key) for key, part in self._parts.items() if part.number > number)
         at = when.text_of(self._services.now_ms())
         for changed, key in newer[:AT_ONCE]:

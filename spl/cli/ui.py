@@ -10,11 +10,9 @@ from argparse import Namespace
 from typing import Final
 
 from ..client.calls import quote
+from ..core.identity import bearer
 from .client import CtlError
 from .command import Command, Shell, arg
-
-ACCOUNT: Final = "sa_706167653a"
-"""Of the tokens in the browsers' cookies."""
 
 
 def _ui(args: Namespace, shell: Shell) -> int:
@@ -34,7 +32,7 @@ def _ui(args: Namespace, shell: Shell) -> int:
 
 def _end(shell: Shell) -> int:
     try:
-        ended = shell.ctl.delete(f"/v1/tokens/{quote(ACCOUNT)}")
+        ended = shell.ctl.delete(f"/v1/tokens/{quote(bearer.PAGE)}")
         number = 0 if ended["already"] else len(ended["revoked"])
     except CtlError as exc:
         if exc.code != "not-found":

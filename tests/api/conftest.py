@@ -68,11 +68,11 @@ class Served:
         assert value["hint"]
         return reply.status, value["code"]
 
-    async def raw(self, text: str) -> str:
-        """Send bytes as they are and return the first of what comes back."""
+    async def raw(self, text: str, end: bytes = b"}") -> str:
+        """Send bytes as they are and return the first of what comes back, to its `end`."""
         reader, writer = await asyncio.open_connection("127.0.0.1", int(self.url.rpartition(":")[2]))
         writer.write(text.encode())
-        answer = await reader.readuntil(b"}")
+        answer = await reader.readuntil(end)
         writer.close()
         return answer.decode()
 

@@ -10,6 +10,7 @@ OPEN_TO_ALL = {
     "/health",
     "/health/ready",
     "/v1/openapi.json",
+    "/ui",
     "/ui/open",
     "/ui/{file}",
     "/.well-known/syncropel",

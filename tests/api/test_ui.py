@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from spl.api import ui
+from spl.api.answers import HTML
 from spl.api.app import Api
 from spl.core.errors import SplError
+from spl.core.identity.bearer import PAGE
 from spl.core.pair.state import Degraded, Revoked
 from spl.net.client import Reply
 from tests.api.conftest import HERE, PAGE_ORIGIN, Served
@@ -89,9 +91,15 @@ async def test_a_session_ends_with_its_token_and_the_oldest_with_one_too_many(se
     rows = [row for row in (await served.json("GET", "/v1/tokens"))["data"] if row["label"] == "page"]
     assert all(row["scopes"] == ["status:read"] for row in rows)
     assert sum(row["state"] == "live" for row in rows) == ui.SESSIONS_MAX
-    await served.json("DELETE", f"/v1/tokens/{ui.ACCOUNT}")
+    await served.json("DELETE", f"/v1/tokens/{PAGE}")
     assert {(await visit(served, cookie)).status for cookie in cookies} == {401}
     assert (await visit(served, await opened(served))).status == 200
+
+
+async def test_without_its_slash_it_is_elsewhere(served: Served) -> None:
+    reply = await served.raw("GET /ui HTTP/1.1\r\nhost: localhost\r\n\r\n", end=b"\r\n\r\n")
+    assert reply.startswith("HTTP/1.1 308 ")
+    assert "\r\nlocation: ui/\r\n" in reply
 
 
 async def test_only_the_operator_makes_links(served: Served) -> None:
@@ -112,7 +120,7 @@ async def test_walls_stand_around_everything_that_a_browser_gets(served: Served)
         assert headers["referrer-policy"] == "no-referrer"
         assert headers["x-content-type-options"] == "nosniff"
     refused = await visit(served, "", accept="text/html,*/*")
-    assert (refused.status, refused.headers["content-type"]) == (401, ui.HTML)
+    assert (refused.status, refused.headers["content-type"]) == (401, HTML)
     assert b"<code>spl ui</code>" in refused.body
     assert refused.headers["content-security-policy"].startswith("default-src 'none'")
     tag = (await visit(served, "", "/ui/page.js")).headers["etag"]
@@ -186,6 +194,22 @@ async def test_what_changed_is_told_before_what_only_aged(served: Served, tmp_pa
              copy(pair, count - 1, state=Degraded("connect")))  # fmt: skip
         parts.look(now_s + 2, now_s + 2)
         assert next(iter(parts._due)) == f"pair_{count - 1:08x}"
+
+
+async def test_parts_of_many_pairs_age_no_longer_than_those_of_few(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ui, "OLD_S", 4.0)
+    async with a_pair(tmp_path / "world") as pair:
+        parts, began_s = ui.PageParts(served.services), 1000.0
+        show(served, *(copy(pair, number) for number in range(60)))
+        parts.look(began_s, began_s)
+        while parts.make():
+            pass
+        for turn in range(1, 9):  # one a second, as nothing changes
+            parts.look(began_s + turn, began_s + turn)
+            list(parts.since(parts.number))
+        assert min(part.made_s for part in parts._parts.values()) > began_s
 
 
 async def test_a_browser_with_an_older_page_is_told_so(served: Served) -> None:

@@ -45,6 +45,7 @@ IMPLIED: Final = {"admin": frozenset(SCOPES)}
 TABLE: Final = """
 GET    /health                                   anyone                         -
 GET    /health/ready                             anyone                         -
+GET    /ui                                       anyone                         -
 GET    /ui/                                      status:read                    -
 GET    /ui/events                                status:read                    -
 GET    /ui/open                                  anyone                         -

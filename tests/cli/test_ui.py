@@ -4,8 +4,7 @@ import webbrowser
 
 import pytest
 
-from spl.api import ui as api
-from spl.cli import ui
+from spl.core.identity.bearer import PAGE
 from tests.cli.conftest import Daemon, Run, error
 
 LINK = {"object": "link", "url": "http://127.0.0.1:9100/ui/open?code=ab12", "expires_at": "2026-11-23T06:01:00.000Z"}
@@ -30,8 +29,7 @@ def test_a_terminal_gets_a_browser_or_if_there_is_none_the_link(
 
 
 def test_end_revokes_the_account_of_the_page(spl: Run, daemon: Daemon) -> None:
-    assert ui.ACCOUNT == api.ACCOUNT
-    daemon.answers["DELETE", f"/v1/tokens/{ui.ACCOUNT}"] = {"already": False, "revoked": ["tok_1", "tok_2"]}
+    daemon.answers["DELETE", f"/v1/tokens/{PAGE}"] = {"already": False, "revoked": ["tok_1", "tok_2"]}
     assert spl("ui", "--end").out == "every session of the page has ended\n"
-    daemon.answers["DELETE", f"/v1/tokens/{ui.ACCOUNT}"] = (404, error("not-found", "no token"))
+    daemon.answers["DELETE", f"/v1/tokens/{PAGE}"] = (404, error("not-found", "no token"))
     assert spl("ui", "--end").out == "no session of the page is open\n"

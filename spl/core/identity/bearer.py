@@ -33,6 +33,8 @@ SCOPES: Final = FEDERATION | {
 UNBOUND: Final = SCOPES - FEDERATION - {"records:read", "records:write"}
 """Scopes about the whole daemon: no namespace can bind them, so no token holds one of them beside a namespace."""
 
+PAGE: Final = f"sa_{b'page:'.hex()}"
+"""The account of all sessions of the page; longer than those that are drawn, so that none of them is the same."""
 IMPLIED: Final[Mapping[str, frozenset[str]]] = {ADMIN: SCOPES, "federation:manage": FEDERATION}
 KIND_MINT: Final = "syncropel.access.token_mint.v1"
 KIND_REVOKE: Final = "syncropel.access.token_revoke.v1"
