@@ -7,6 +7,7 @@ may not write, and may read only if `http.allowed_origins` names it: a page's Ev
 
 import ipaddress
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -77,10 +78,12 @@ class Api:
         resource = _RESOURCES[route.method, route.path]
         if resource:
             answers.check(services, resource, request, principal)
-        answer: Response | Awaitable[Response] = route.handler(request, principal, services)
+        answer: Response | Awaitable[Response]
         if route.streams and not self.local:
             permit = answers.Permit(services, resource, request, principal)
-            answer = self._long.counted(principal, answer, permit)
+            answer = self._long.counted(principal, partial(route.handler, request, principal, services), permit)
+        else:
+            answer = route.handler(request, principal, services)
         readable = self._readable_by(request.method, request.headers)
         return _readable(answer, readable) if readable else answer
 

@@ -11,8 +11,9 @@ answer for whole.  An event stream checks by itself, because it says why it ends
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, Final
 
 from ..core.errors import SplError
 from ..core.value import replace
@@ -26,6 +27,8 @@ PER_PAIR: Final = 8
 """A peer has one stream or one long poll, and a few pages while it begins again."""
 RETRY_S: Final = 1
 
+Make = Callable[[], Response | Awaitable[Response]]
+
 
 class LongAnswers:
     """The long answers that are under way on the TCP listeners."""
@@ -36,11 +39,15 @@ class LongAnswers:
         self._held: Counter[str] = Counter()
         self._by_tokens = 0
 
-    async def counted(self, principal: Principal, answer: Response | Awaitable[Response], permit: Permit) -> Response:
+    def counted(self, principal: Principal, make: Make, permit: Permit) -> Awaitable[Response]:
         """Return the answer, which counts until it has been sent, and is cut when `permit` ends.
 
-        Raises SplError "rate-limited" if the principal has its share.
+        It is made once it is awaited: a client may be gone before.  Raises SplError "rate-limited" then if the
+        principal has its share.
         """
+        return _Unmade(partial(self._counted, principal, make, permit))
+
+    async def _counted(self, principal: Principal, make: Make, permit: Permit) -> Response:
         is_peer = principal.kind == Kind.PEER
         who = principal.who
         if self._held[who] >= (PER_PAIR if is_peer else PER_TOKEN):
@@ -49,6 +56,7 @@ class LongAnswers:
             raise SplError("rate-limited", "too many long answers are under way", retry_after_s=RETRY_S)
         held = _Held(self, who, not is_peer)
         try:
+            answer = make()
             found = answer if isinstance(answer, Response) else await answer
         except BaseException:
             held.release()
@@ -65,6 +73,18 @@ class LongAnswers:
         self._by_tokens += count if by_token else 0
         if not self._held[who]:
             del self._held[who]
+
+
+class _Unmade:
+    """An answer that nothing is done for, and nothing is left of, unless it is awaited."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Callable[[], Coroutine[Any, Any, Response]]) -> None:
+        self._run = run
+
+    def __await__(self) -> Generator[Any, Any, Response]:
+        return self._run().__await__()
 
 
 class _Held:

@@ -42,7 +42,7 @@ class Held:
 def counted(
     answers: LongAnswers, principal: Principal, answer: Response | Awaitable[Response], permit: Held | None = None
 ) -> Awaitable[Response]:
-    return answers.counted(principal, answer, cast(Permit, permit or Held()))
+    return answers.counted(principal, lambda: answer, cast(Permit, permit or Held()))
 
 
 async def take(answers: LongAnswers, principal: Principal, count: int) -> list[Response]:
@@ -87,12 +87,23 @@ async def test_an_answer_in_one_piece_a_refusal_and_a_cancelled_wait_hold_nothin
 
     with pytest.raises(SplError):
         await counted(answers, PEER, refused())
-    waiting = asyncio.get_running_loop().create_task(counted(answers, PEER, asyncio.Future()))
+    waiting = asyncio.ensure_future(counted(answers, PEER, asyncio.Future()))
     await turns()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await take(answers, PEER, PER_PAIR)
+
+
+async def test_nothing_is_made_for_a_client_that_went_or_has_its_share() -> None:
+    """A coroutine that nobody awaits would be left, with a warning of the interpreter."""
+    answers, made = LongAnswers(1024), list[int]()
+    gone = answers.counted(PEER, lambda: made.append(1) or Response(), cast(Permit, Held()))
+    del gone
+    await take(answers, PEER, PER_PAIR)
+    with pytest.raises(SplError):
+        await answers.counted(PEER, lambda: made.append(1) or Response(), cast(Permit, Held()))
+    assert not made
 
 
 async def test_what_was_begun_is_closed_too() -> None:
