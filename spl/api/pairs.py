@@ -1,7 +1,7 @@
 """Pairs for their operator: the handshake as a stream of steps, the list, one in full, and its actions."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
 from ..core import when
@@ -43,6 +43,11 @@ SETTING: Final = frozenset(
     {"pause", "resume", "revoke", "mode", "carrier", "poll-interval", "relay", "thread-allow", "thread-rule"}
 )
 """Actions that may have nothing to change."""
+_PATHS: Final[Mapping[str, Mapping[str, object]]] = {
+    "carrier": {"creds": None, "ca": None, "error": None},
+    "consumers": {"error": None, "commands": []},
+}
+"""Members that name files of this machine, and what others than admins see in place of those."""
 
 
 def pair(request: Request, principal: Principal, services: Services) -> Response:
@@ -88,11 +93,16 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
 
 def show(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/federation/pairs/{ref}: one pair in full; ref is an id, a unique prefix, or the peer's DID."""
-    value = detail(services, services.pairing.pairs.resolve(request.params["ref"]))
-    carrier = value.get("carrier")
-    if isinstance(carrier, dict) and not is_admin(principal):  # no paths of this machine for those who watch
-        value["carrier"] = {**carrier, "creds": None, "ca": None, "error": None}
-    return json_response(value)
+    return json_response(_seen_by(principal, detail(services, services.pairing.pairs.resolve(request.params["ref"]))))
+
+
+def _seen_by(principal: Principal, value: Mapping[str, object]) -> dict[str, object]:
+    """Return a pair's page as the principal may see it: paths of this machine are for admins."""
+    found = dict(value)
+    for name, hidden in _PATHS.items() if not is_admin(principal) else ():
+        if isinstance(shown := found.get(name), dict):
+            found[name] = {**shown, **hidden}
+    return found
 
 
 async def act(request: Request, principal: Principal, services: Services) -> Response:
@@ -109,7 +119,7 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
     more = await _change(request, services, found, action)
     after = services.views.pairs[found.pair_id]
     already = before == _settings(after) and action in SETTING
-    return json_response({**detail(services, after), "already": already, **more})
+    return json_response(_seen_by(principal, {**detail(services, after), "already": already, **more}))
 
 
 async def sync_all(request: Request, principal: Principal, services: Services) -> Response:
