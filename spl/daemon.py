@@ -176,7 +176,7 @@ def _run(options: ServeOptions, watchdog: Watchdog) -> int:
 def handed_over(config: Config, manager: Manager) -> Config:
     """Return the configuration with the addresses of the sockets that a service manager handed over.
 
-    Whoever those let in is judged like those whom `host` and `tls.listen` let in: of several the widest counts.
+    Clients that those let in are judged like those whom `host` and `tls.listen` let in: of several the widest counts.
     """
     for sockets, is_tls in ((manager.plain, False), (manager.secure, True)):
         bound = [sock.getsockname()[:2] for sock in sockets]

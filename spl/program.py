@@ -1,7 +1,7 @@
 """Files of the program that a running daemon imports when it first needs them.
 
 An upgrade replaces the files under a daemon that runs.  What it imports after that would be another version beside the
-one in memory, or not there at all; so nothing more is imported, and whoever asks is told to restart it.
+one in memory, or not there at all; so nothing more is imported, and callers are told to restart it.
 """
 
 import os

@@ -54,6 +54,11 @@ MAP_FOLDER: Final = re.compile(r"    ([a-z]+(?:/[a-z]+)*/)(?:  |$)")
 MAP_FILES: Final = re.compile(r"        ([a-z0-9_]+(?: [a-z0-9_]+)*)(?:  |$)")
 """A line of the map that opens a folder, and one that names files in it; two blanks end the names."""
 
+STALE_WORDS: Final = re.compile(
+    r"\b(anew|whoever|reckon\w*|tell whether|take note that|or nobody|somebody must|hinders?)\b", re.IGNORECASE
+)
+"""Words of no technical English: "again", "clients that", "compute", "return whether", "record that"."""
+
 Rule = Callable[[], list[str]]
 
 
@@ -179,6 +184,18 @@ def tasks() -> list[str]:
             if called == "create_task" and owner.rpartition(".")[2] not in groups:
                 found.append(f"{name}:{node.lineno}: create_task on {owner or 'nothing'!r}, which is no TaskGroup")
     return found
+
+
+def language() -> list[str]:
+    """Return the words in code and pages that a maintainer of another project would stumble over."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "spl").rglob("*.md")), *(path for _, path in sources("spl", "tools"))]
+    return [
+        f"{path.relative_to(ROOT).as_posix()}:{number}: plain English for {found[0]!r}"
+        for path in pages
+        if path.is_file() and path.name != "check.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if (found := STALE_WORDS.search(line))
+    ]
 
 
 def names() -> list[str]:
@@ -433,7 +450,9 @@ PARTS: Final[dict[str, Callable[[list[str]], int | None]]] = {
     "lint": tool("ruff", "check", "--output-format=concise", "spl", "tools", "tests"),
     "types": tool("mypy"),
     "layers": report(lambda: layers.breaches(ROOT)),
-    "rules": report(sizes, import_style, boundaries, tasks, names, constructors, class_names, listing, mirror, codes),
+    "rules": report(
+        sizes, import_style, boundaries, tasks, names, language, constructors, class_names, listing, mirror, codes
+    ),
     "tests": tool("pytest"),
 }
 

@@ -24,7 +24,7 @@ LIMIT_MAX: Final = 1000
 def listing(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/consent/grants?pair=: both sides' grants and what is agreed without one, of one pair or of all.
 
-    With all pairs the sinks are listed, too: each shares its namespaces with whoever reads what it fills.
+    With all pairs the sinks are listed, too: each shares its namespaces with the readers of what it fills.
     """
     ref = request.query.get("pair", "")
     return list_response(rows_of(services, services.pairing.pairs.resolve(ref) if ref else None))

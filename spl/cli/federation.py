@@ -29,7 +29,9 @@ def _list(args: Namespace, shell: Shell) -> int:
     pairs = shell.ctl.items(PAIRS)
     if shell.printed("spl.pairs/1", pairs):
         return 0
-    out = shell.out
+    out, total = shell.out, len(pairs)
+    if not args.all and not out.wide:
+        pairs = [pair for pair in pairs if pair["state"] != "revoked"]
     names = out.dids(pair["peer_did"] for pair in pairs)
     titles = ["PAIR ID", "PEER DID", "STATE", "MODE", "LAST SYNC"]
     rows = [
@@ -50,9 +52,11 @@ def _list(args: Namespace, shell: Shell) -> int:
         titles += ["NAMESPACES", "ROLE", "URL"]
         for row, pair in zip(rows, pairs, strict=True):
             row += [",".join(pair["namespaces"]), "initiator" if pair["initiator"] else "responder", pair["url"]]
-    none = "no pairs yet: spl federation pair URL"
+    none = "no pairs yet: spl federation pair URL" if not total else "no live pairs: spl federation pair URL"
     keep = [title for title in ("PAIR ID", "STATE", "PEER DID", "OUT", "LAST SYNC") if title in titles]
     out.table(titles, rows, {"STATE": state_paint}, keep=keep, none=none)
+    if hidden := total - len(pairs):
+        out.note(f"{count(hidden, 'revoked pair')} not shown: spl federation list --all")
     troubled = [
         pair["pair_id"] for pair in pairs
         if pair["state"] == "degraded" or pair.get("offline_since") or pair.get("one_way")
@@ -227,10 +231,11 @@ TREE: Final = (
             Command(
                 "federation list",
                 "Lists the pairs with state, mode and the time of the last sync; OUT: records that wait for the peer.\n"
-                "States: establishing, active, paused, degraded (errors recur), revoked (final, kept for audit);\n"
+                "States: establishing, active, paused, degraded (errors recur), revoked (final; shown with --all);\n"
                 "a peer that does not answer is offline beside its state; one-way: only one side reaches the other.",
                 "spl federation list -o wide",
                 _list,
+                (arg("--all", action="store_true", help="revoked pairs, too; -o wide and json have them always"),),
             ),
             _command(
                 "show",

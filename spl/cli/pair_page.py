@@ -211,7 +211,7 @@ def _intake(intake: Mapping[str, Any], out: Out) -> str:
 
 
 def _reach(pair: Detail, out: Out) -> str:
-    """Return the direction of a pair that is dialled from one side only, and what hinders our push."""
+    """Return the direction of a pair that is dialled from one side only, and what prevents our push."""
     error = (pair.get("push") or {}).get("last_error")
     return REACH[pair["reach"]] + (f"; the last push failed: {_error(error, out)}" if error else "")
 

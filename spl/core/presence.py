@@ -51,7 +51,7 @@ class Presence:
     """What this process knows of one peer; None is never."""
 
     waited_s: float | None = None
-    """Since when this process waits for the peer; anew after it did not run itself, or the peer was gone."""
+    """Since when this process waits for the peer; from the start after it did not run itself, or the peer was gone."""
     contact_s: float | None = None
     """When the peer last asked us, authenticated."""
     refused_s: float | None = None
@@ -70,7 +70,7 @@ class Presence:
         return any(at_s is not None for at_s in (self.waited_s, self.contact_s, self.answered_s))
 
     def answered(self, now_s: float) -> None:
-        """Record an answer; the requests of a peer that was gone in both directions are waited for anew."""
+        """Record an answer; of a peer that was gone in both directions, requests are awaited again."""
         if self.lost_s is not None and self._unasked_s(self.lost_s) < CONTACT_FRESH_S and not self._asks_on:
             self.waited_s = now_s
         self.answered_s, self.lost_s, self.lost_code = now_s, None, ""
@@ -90,7 +90,7 @@ class Presence:
         return now_ms - int((self.silent_s(now_s) if heard_s is None else now_s - heard_s) * 1000)
 
     def slept(self, now_s: float, asleep_s: float) -> None:
-        """Wait anew after this daemon did not run; what its clock did not count of it, everything is older by."""
+        """Wait from the start after this daemon did not run; what its clock did not count is added to every age."""
         if self.is_known:
             for name in ("contact_s", "refused_s", "answered_s", "lost_s"):
                 if (at_s := getattr(self, name)) is not None:

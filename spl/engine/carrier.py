@@ -4,7 +4,7 @@
 
 The pair stays what it is: keys, consent, tokens and revocation go between the two daemons.  Nothing of the engine is
 believed.  Each message names the record before it in its namespace, so whatever is missing shows: what expired or was
-deleted, and a stream or a consumer that was made anew.  A consumer is made for what comes from
+deleted, and a stream or a consumer that was created again.  A consumer is made for what comes from
 now on, and what is missing is pulled from the peer, which begins after that: so both together hold all.
 
     proven    all of the namespace up to its last record is held; its id is told to the peer with each sign of life, and
@@ -353,7 +353,7 @@ class CarrierRun:
 
 
 def _headers_in(head: bytes) -> dict[str, str]:
-    """Return the headers of a message, none if they are malformed: whoever writes to the server sets them."""
+    """Return the headers of a message, none if they are malformed: any writer to the server sets them."""
     try:
         return headers_of(head)[1] if head else {}
     except EngineError:

@@ -3,8 +3,8 @@
     dial -> INFO -> TLS -> CONNECT, SUB _INBOX_<name>.>, PING -> PONG: the credentials were taken
 
 `listen` reads for as long as the connection lives and must run beside its users: it answers the server's PING, sends
-our own, and hands each message to whoever waits for it.  A server that is silent for SILENCE_S although it was asked is
-gone, which is how one is noticed that was stopped and not killed.
+our own, and hands each message to the task that waits for it.  A server that is silent for SILENCE_S although it was
+asked is gone, which is how one is noticed that was stopped and not killed.
 
 Nothing reconnects here: what was in flight is unknown then, and only the owner knows how to go on.
 
@@ -129,7 +129,7 @@ class Nats:
             for future in self._asked.values():
                 if not future.done():
                     future.set_exception(exc)
-                    future.exception()  # whoever asked may have gone
+                    future.exception()  # the caller may have gone
             raise
 
     async def request(self, subject: str, body: bytes = b"") -> Delivery:

@@ -1,6 +1,6 @@
 """A sink as a value: where records of which namespaces go; a record on `th_consent` holds it, the newest one counts.
 
-A sink is a grant to whoever can read what it fills, so it stands beside the grants of the pairs: it names its
+A sink is a grant to everybody who can read what it fills, so it stands beside the grants of the pairs: it names its
 namespaces, and it ends with the record that withdraws it.  Credentials are a path, never a text.
 """
 

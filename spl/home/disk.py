@@ -16,7 +16,7 @@ nobody else reaches anything in it.  Only regular files are opened: opening a FI
 
 Rejected: to set the mode of the home to 0700 at each start, which would take from an operator the access that it gave
 a group; and to refuse a home below a folder that everybody can write, because containers get volumes of that mode.
-Whoever may write there can move the home away and put nothing of use in its place, which has to be ours; the daemon
+Anyone who may write there can move the home away and put nothing of use in its place, which has to be ours; the daemon
 warns of it.
 """
 

@@ -32,7 +32,7 @@ _REFUSED: Final = frozenset({401, 403})
 
 
 class StolenKey(PairError):
-    """Whoever answers shows a key that the peer's owner rotated as compromised; code chain-fork."""
+    """The server that answers shows a key that the peer's owner rotated as compromised; code chain-fork."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Exchange:
         """Return the present manifest of a pair's peer.
 
         Asked for where the peer said last that it is, and then where it was before: what the manifest says that waits
-        for its hour, the one that we took, and our operator at first.  Whoever holds a former address now may answer
+        for its hour, the one that we took, and our operator at first.  What stands at a former address now may answer
         anything there, so what fails at any but the first place counts as no answer.  A fork at the first is proved.
 
         Raises as `discover`, with the first place's error; PairError "manifest-did-mismatch" for another instance.

@@ -225,7 +225,7 @@ class Reaches:
         return way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
 
     def beat(self, now_s: float, next_s: float, asleep_s: float = 0.0) -> bool:
-        """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits anew.
+        """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits from the start.
 
         Return whether there was one; `asleep_s` is what the machine slept without its clock counting it.
         """

@@ -96,6 +96,23 @@ def test_list_for_programs(spl: Run, daemon: Daemon) -> None:
     assert [json.loads(line) for line in spl("federation", "list", "-o", "jsonl").out.splitlines()] == [a_pair()]
 
 
+def test_revoked_pairs_are_shown_when_asked_for(spl: Run, daemon: Daemon) -> None:
+    """They are final and only add up; programs and -o wide get them always."""
+    daemon.answers["GET", PAIRS] = listed(a_pair(), a_pair(pair_id="pair_0f9e8d7c", state="revoked"))
+    result = spl("federation", "list")
+    assert "pair_a1b2c3d4" in result.out
+    assert "revoked" not in result.out
+    assert result.err == "1 revoked pair not shown: spl federation list --all\n"
+    for words in (("--all",), ("-o", "wide"), ("-o", "json")):
+        result = spl("federation", "list", *words)
+        assert "pair_0f9e8d7c" in result.out
+        assert not result.err
+    daemon.answers["GET", PAIRS] = listed(a_pair(state="revoked"))
+    assert spl("federation", "list").err == (
+        "no live pairs: spl federation pair URL\n1 revoked pair not shown: spl federation list --all\n"
+    )
+
+
 def test_an_empty_list_is_empty_and_says_how_to_begin(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", PAIRS] = listed()
     result = spl("federation", "list", tty=True)

@@ -1,6 +1,6 @@
 """Measure `verify`: `python tools/bench/verify.py [--records N] [--missing 0,10,1000]`, on stores of its own.
 
-Two instances that share N records (100,000), of which one lacks some.  Each is a process of its own and reckons over a
+Two instances that share N records (100,000), of which one lacks some.  Each is a process of its own and computes over a
 real log and index; questions and answers go over a pipe between them, and cost what their bodies have.  Prints bytes,
 questions and seconds of one comparison, and of the repair of what was missing.
 """
