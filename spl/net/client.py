@@ -11,7 +11,6 @@ does not carry within it would be begun again and again, and never arrive.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -233,7 +232,7 @@ class EventStream:
         self._parser = EventParser(limits.event_bytes)
         self._inflater = Inflater() if _coding(head) == CODING else None
         self._plain: Iterator[bytes] = iter(())  # of the read that is being parsed
-        self._ready: deque[Event] = deque()
+        self._ready: Iterator[Event] = iter(())  # of the piece that was parsed last
         self._turn_bytes = 0
         self._ended = False
         self._loop = asyncio.get_running_loop()
@@ -255,7 +254,7 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._ready:
+        while (found := next(self._ready, None)) is None:
             if self._turn_bytes >= _TURN_BYTES:
                 self._turn_bytes = 0
                 await asyncio.sleep(0)
@@ -263,14 +262,14 @@ class EventStream:
                 plain = next(self._plain, None)
                 if plain is not None:
                     self._turn_bytes += len(plain)
-                    self._ready.extend(self._parser.feed(plain))
+                    self._ready = iter(self._parser.feed(plain))
                     continue
             except WireError as exc:
                 raise ReachError("answer-malformed", f"{self._sock.origin}: {exc.message}") from exc
             if self._ended:
                 raise StopAsyncIteration
             await self._read()
-        return self._ready.popleft()
+        return found
 
     async def _read(self) -> None:
         """Wait for the next piece of the body."""

@@ -35,7 +35,7 @@ from .reach import Reaches
 from .reconcile import Reconcile
 from .schedule import Sync
 from .scope import SHARING_THREADS
-from .supervise import Supervisor, wait
+from .supervise import Kick, Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -71,7 +71,7 @@ class _State:
     backoff: Backoff
     again: Backoff
     """Between comparisons that try what the way did not carry."""
-    kick: asyncio.Event = field(default_factory=asyncio.Event)
+    kick: Kick = field(default_factory=Kick)
     requested: bool = False
     noted: bool = False
     """The request is on the disk."""

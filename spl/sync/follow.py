@@ -33,7 +33,7 @@ from .changes import Feed
 from .ingest import ON_LOOP_RECORDS, Judged
 from .peer import CHANGES, STATE_CODES, SyncError, cut_text
 from .pull import Progress, Puller
-from .supervise import run_together
+from .supervise import Handoff, Kick, run_together
 
 BATCH_RECORDS: Final = 256
 """Records judged and stored together: half of what the writer commits at once."""
@@ -69,7 +69,7 @@ class Flow:
     synced_ms: int | None = None
     hold_s: float = 0.0
     """Seconds after which the source said it would be back."""
-    breaks_ms: "deque[int]" = field(default_factory=lambda: deque(maxlen=BREAKS_MAX))
+    breaks_ms: tuple[int, ...] = ()
 
     def open(self, now_ms: int) -> None:
         """Record that a stream is being opened."""
@@ -78,7 +78,7 @@ class Flow:
     def close(self, now_ms: int, *, broke: bool) -> None:
         """Record that it ended, and whether it broke: neither side ended it."""
         if broke and self.heard_ms is not None:
-            self.breaks_ms.append(now_ms)
+            self.breaks_ms = (*self.breaks_ms, now_ms)[-BREAKS_MAX:]
         self.is_open, self.since_ms = False, now_ms
 
     def status(self, now_ms: int) -> StreamStatus:
@@ -110,8 +110,8 @@ class Inbox:
     end: SplError | float | None = None
     """Why no more comes: an error, or the seconds after which the source is back."""
     _waiting: "deque[tuple[bytes, str, bool]]" = field(default_factory=deque)
-    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    _freed: asyncio.Event = field(default_factory=asyncio.Event)
+    _arrived: Kick = field(default_factory=Kick)
+    _freed: Kick = field(default_factory=Kick)
 
     async def room(self) -> None:
         """Wait until one more event fits."""
@@ -166,14 +166,14 @@ class _StreamState:
     progress: Progress
     flow: Flow
     inbox: Inbox
-    judged: "asyncio.Queue[tuple[Arrived, Judged] | None]" = field(default_factory=lambda: asyncio.Queue(1))
+    judged: "Handoff[tuple[Arrived, Judged] | None]" = field(default_factory=Handoff)
     base: str = ""
     """The position at which what is stored of this stream stands."""
     storing: bool = False
     """Whether a lot is being stored."""
     unsent: str = ""
     """The newest cursor that the source was not told of."""
-    telling: asyncio.Event = field(default_factory=asyncio.Event)
+    telling: Kick = field(default_factory=Kick)
     told_s: float = -inf
     """When the source was last told."""
 

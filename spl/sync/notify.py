@@ -20,7 +20,7 @@ from ..core.limits import KIB
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.writer import Writer
 from ..home.writes import Commit, Hop
-from .supervise import wait
+from .supervise import Kick, wait
 
 RECENT_COMMITS: Final = 32
 RECENT_BYTES: Final = 512 * KIB
@@ -61,7 +61,7 @@ class Notifier:
     def listening(self, names: Iterable[str]) -> Iterator[asyncio.Event]:
         """Give an event that is set when one of the lists gets a record."""
         self._loop = asyncio.get_running_loop()
-        event, named = asyncio.Event(), tuple(dict.fromkeys(names))
+        event, named = Kick(), tuple(dict.fromkeys(names))
         for name in named:
             self._waiting.setdefault(name, {})[event] = None
         try:

@@ -25,7 +25,7 @@ from ..core.value import dataclass, field
 from ..home.index import Row
 from .scope import Scope, within
 from .source import Credential, FeedError, Query, Source
-from .supervise import wait
+from .supervise import Kick, wait
 
 SLICE_BYTES: Final = 128 * KIB
 READS_MAX: Final = 2
@@ -50,7 +50,7 @@ class _PairReads:
 
     running: int = 0
     waiting: int = 0
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: Kick = field(default_factory=Kick)
 
 
 class PageReads:

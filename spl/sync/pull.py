@@ -42,7 +42,7 @@ from .peer import (
     is_too_much,
 )
 from .reach import Backlog
-from .supervise import run_together
+from .supervise import Handoff, Kick, run_together
 
 log = logging.getLogger("spl.federation")
 
@@ -104,8 +104,8 @@ class Queue:
     peak: int = 0
     pages: "asyncio.Queue[Page | SplError | None]" = field(default_factory=asyncio.Queue)
     """At the end None, or the error that ended the reading."""
-    judged: "asyncio.Queue[Judged | SplError | None]" = field(default_factory=lambda: asyncio.Queue(1))
-    freed: asyncio.Event = field(default_factory=asyncio.Event)
+    judged: "Handoff[Judged | SplError | None]" = field(default_factory=Handoff)
+    freed: Kick = field(default_factory=Kick)
 
     async def room(self, records: int, size: int) -> None:
         """Wait until a page of this size fits, or nothing waits at all."""

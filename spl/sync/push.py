@@ -40,7 +40,7 @@ from .ingest import Ingest, Taken
 from .peer import OUT, RECORDS, RESET_CODES, SyncError, cut_text, is_refused_size, is_too_much
 from .scope import SHARING_THREADS
 from .source import Query
-from .supervise import Supervisor, wait
+from .supervise import Kick, Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -92,7 +92,7 @@ class _PairPush:
     taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     pushes: int = 0
     """Pushes of the peer that are taken or wait."""
-    kick: asyncio.Event = field(default_factory=asyncio.Event)
+    kick: Kick = field(default_factory=Kick)
     position: str | None = None
     """The peer's position in our log; None until it named it."""
     wanted: tuple[str, ...] = ()

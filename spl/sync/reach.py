@@ -22,7 +22,6 @@ One value for all pairs, shared by the services; used on the event loop only.
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Set
 from typing import Any, Final, Protocol
 
@@ -155,9 +154,9 @@ class _Way:
     told_ms: int | None = None
     """When the peer told `view`."""
     reader: Reader | None = None
-    processes: "deque[str]" = field(default_factory=lambda: deque(maxlen=PROCESSES_MAX))
+    processes: tuple[str, ...] = ()
     """Processes that asked, the newest last; a proof names its process."""
-    returns_s: "deque[float]" = field(default_factory=lambda: deque(maxlen=RETURNS_MIN))
+    returns_s: tuple[float, ...] = ()
     """When the process that asked was one that another had followed already."""
 
 
@@ -187,11 +186,10 @@ class Reaches:
         way.since_failure = True
         if process and (not way.processes or process != way.processes[-1]):
             if process in way.processes:
-                way.processes.remove(process)
-                way.returns_s.append(now_s)
-            way.processes.append(process)
+                way.returns_s = (*way.returns_s, now_s)[-RETURNS_MIN:]
+            way.processes = (*(each for each in way.processes if each != process), process)[-PROCESSES_MAX:]
         if way.returns_s and now_s > way.returns_s[-1] + CLONED_S:
-            way.returns_s.clear()
+            way.returns_s = ()
 
     def arrived(self, pair_id: str) -> None:
         """Record that a request by a token of this pair arrived and was refused: the way to us is open."""

@@ -32,7 +32,7 @@ from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
 from .reach import KnownPeers, error_of
 from .scope import SHARING_THREADS
-from .supervise import Supervisor, wait
+from .supervise import Kick, Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -48,7 +48,7 @@ _ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}  # what an answer ends
 class _PairSync(Turns):
     """What this process knows of reading from one peer; a restart knows the log, and KnownPeers."""
 
-    kick: asyncio.Event = field(default_factory=asyncio.Event)
+    kick: Kick = field(default_factory=Kick)
     last_sync_ms: int | None = None
     last_error: LastError | None = None
     crashes: int = 0

@@ -39,6 +39,7 @@ from .lanes import clock_of, collect, next_lanes
 from .notify import Heartbeat, Notifier, RecentCommits
 from .scope import SHARING_THREADS, Steps
 from .source import Credential, FeedError, Query, Source
+from .supervise import Kick
 
 PIECE_BYTES: Final = 64 * KIB
 PIECE_RECORDS: Final = 256
@@ -78,7 +79,7 @@ class Stream:
         self._work: Steps[bytes] | None = None
         self._ack = ""
         self._replaced = False
-        self._news = asyncio.Event()
+        self._news: asyncio.Event = Kick()
 
     def confirm(self, cursor: str) -> None:
         """Acknowledge to the peer what we have stored of what it serves; only the newest cursor is sent."""

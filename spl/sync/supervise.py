@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Set
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from ..core.backoff import Backoff
 from ..core.errors import SplError
@@ -134,6 +134,42 @@ async def guard(name: str, job: Job, boundary: Boundary, backoff: Backoff, stop:
         if stop is None:
             return
         await wait(stop, delay_s)
+
+
+class Kick(asyncio.Event):
+    """An event at a fifth of the memory: a deque takes 0.6 KiB to hold the one task that waits, and a pair has ten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiters = []  # type: ignore[assignment]  # the base class appends, removes and iterates
+
+
+class Handoff(Generic[_T]):
+    """One value at a time from one task to another: `asyncio.Queue(1)` at a tenth of the memory."""
+
+    def __init__(self) -> None:
+        self._held: list[_T] = []
+        self._changed = Kick()
+
+    def empty(self) -> bool:
+        """Return whether nothing waits to be taken."""
+        return not self._held
+
+    async def put(self, value: _T) -> None:
+        """Give a value once the one before was taken."""
+        while self._held:
+            self._changed.clear()
+            await self._changed.wait()
+        self._held.append(value)
+        self._changed.set()
+
+    async def get(self) -> _T:
+        """Take the value, once there is one."""
+        while not self._held:
+            self._changed.clear()
+            await self._changed.wait()
+        self._changed.set()
+        return self._held.pop()
 
 
 async def wait(changed: asyncio.Event, seconds: float | None) -> None:

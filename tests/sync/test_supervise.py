@@ -10,7 +10,7 @@ import pytest
 from spl.core.backoff import Backoff
 from spl.core.errors import SplError
 from spl.net.address import ReachError
-from spl.sync.supervise import Supervisor, guard, run_together, wait
+from spl.sync.supervise import Handoff, Kick, Supervisor, guard, run_together, wait
 from tests.counting import calls_of
 from tests.waiting import DEADLINE_S, turns, until
 
@@ -235,3 +235,42 @@ async def test_a_cancellation_is_not_lost_while_the_parts_end_by_an_error() -> N
         await turns()
         go.set()
     assert task.cancelled()
+
+
+async def test_a_kick_wakes_all_that_wait_and_passes_those_that_come_later() -> None:
+    kick = Kick()
+    waiting = [asyncio.create_task(kick.wait()) for _ in range(3)]
+    await turns()
+    waiting[0].cancel()
+    await turns()
+    kick.set()
+    assert await asyncio.wait_for(asyncio.gather(*waiting[1:]), DEADLINE_S) == [True, True]
+    assert await kick.wait()
+    kick.clear()
+    late = asyncio.create_task(kick.wait())
+    await turns()
+    assert not late.done()
+    kick.set()
+    assert await asyncio.wait_for(late, DEADLINE_S)
+
+
+async def test_a_handoff_holds_one_value_and_loses_none() -> None:
+    handoff: Handoff[int] = Handoff()
+    put = list[int]()
+
+    async def give() -> None:
+        for value in range(100):
+            await handoff.put(value)
+            put.append(value)
+
+    giving = asyncio.create_task(give())
+    await turns()
+    assert put == [0]
+    assert not handoff.empty()
+    assert [await asyncio.wait_for(handoff.get(), DEADLINE_S) for _ in range(100)] == list(range(100))
+    await asyncio.wait_for(giving, DEADLINE_S)
+    assert handoff.empty()
+    taking = asyncio.create_task(handoff.get())
+    await turns()
+    await handoff.put(7)
+    assert await asyncio.wait_for(taking, DEADLINE_S) == 7
