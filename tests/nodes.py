@@ -80,6 +80,7 @@ class APair:
     inherits: str = ""
     phase: Phase = Phase.ACTIVE
     reason: str = ""
+    paused_by: str = ""
     sync_allowed: bool = True
     serve_allowed: bool = True
     ended: bool = False
