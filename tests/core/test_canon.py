@@ -97,7 +97,7 @@ def test_the_fast_way_takes_canonical_text_only(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [float("nan"), float("inf"), "\ud800", {"\udfff": 1}, {"a": 1, 2: 3}, object, b"x", {1, 2}],
+    [float("nan"), float("inf"), "\ud800", {"\udfff": 1}, {"a": 1, 2: 3}, {(1,): 1}, object, b"x", {1, 2}],
     ids=repr,
 )
 def test_what_has_no_canonical_form_is_not_encoded(value: object) -> None:
@@ -118,6 +118,24 @@ def test_the_bounds_are_exact() -> None:
         canon.decode(b'{"a":[{}]}', 2)
     assert canon.decode_canonical(b'{"a":[{}]}', 2) is None
     assert canon.decode(b'"[[[[{{{{"', 1) == "[[[[{{{{"
+    deep_and_wide, flat = b"[" * 64 + b"]" * 63 + b",[]]", b"[" + b",".join([b"[]"] * 100) + b"]"
+    for text in (deep_and_wide, flat):
+        assert canon.decode(text) == canon.decode_canonical(text) == json.loads(text)
+
+
+def test_the_room_of_floats_is_exact() -> None:
+    for number, digits in [(0.0, 1), (9.0, 1), (-9.0, 1), (10.0, 2), (1e15, 16)]:
+        room = canon._Room(0)
+        for _ in range(canon.GROWTH_FREE_DIGITS // digits):
+            assert room.exact(number) == int(number)
+        with pytest.raises(ValueError, match="far longer"):
+            room.exact(number)
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"[" * 200_000, "nested too deep"), (b'"\xff"', "not UTF-8")])
+def test_a_refusal_says_why(data: bytes, reason: str) -> None:
+    with pytest.raises(canon.CanonError, match=reason):
+        canon.decode(data)
 
 
 @pytest.mark.parametrize("text", ["1e300", "-1E300", "1.0e+300"])
