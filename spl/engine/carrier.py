@@ -4,8 +4,8 @@
 
 The pair stays what it is: keys, consent, tokens and revocation go between the two daemons.  Nothing of the engine is
 believed.  Each message names the record before it in its namespace, so whatever is missing shows: what expired or was
-deleted, and a stream or a consumer that was created again.  A consumer is made for what comes from
-now on, and what is missing is pulled from the peer, which begins after that: so both together hold all.
+deleted, and a stream or a consumer that was created again.  A consumer is made for what comes from now on, and what is
+missing is pulled from the peer, which begins after that: so both together hold all.
 
     proven    all of the namespace up to its last record is held; its id is told to the peer with each sign of life, and
               the peer's answer moves the pair's own position, so a later pull gives nothing twice
