@@ -163,7 +163,7 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
         if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
             hint: str = load("cli.client").stopped_hint(int(str(pid)))
             exc.hint = hint or f"to stop it: kill {pid}; or use another SYNCROPEL_HOME"
-        if exc.code == "daemon-down" and exc.hint == CODES[exc.code].fix:
+        if exc.hint == CODES["daemon-down"].fix:
             exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, env)
         raise
 

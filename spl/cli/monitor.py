@@ -13,7 +13,7 @@ from . import fit
 from .command import Command, Shell, UsageError, arg
 from .live import DOWN, Live, Shown, rows_of
 from .out import DIM, GREEN, RED, YELLOW, label_of, state_paint
-from .pair_page import standing
+from .pair_page import broken, standing
 
 DRAW_S: Final = 0.5
 """At most two frames a second."""
@@ -76,6 +76,12 @@ class KnownRows:
             yield {"event": "changed", **who, "changes": changes}
         if bool(before["offline_since"]) != bool(row["offline_since"]):
             yield {"event": "offline" if row["offline_since"] else "online", **who, "since": row["offline_since"]}
+        way, was = row.get("one_way"), before.get("one_way")
+        if (was or {}).get("direction") != (way or {}).get("direction"):
+            if way:
+                yield {"event": "one-way", **who, **way}
+            elif not row["offline_since"]:
+                yield {"event": "both-ways", **who}
         if bool(before["stalled"]) != bool(row["stalled"]):
             yield {"event": "stalled", **who, "code": row["stalled"]} if row["stalled"] else {"event": "moving", **who}
         yield from _findings(who, before["findings"], row["findings"])
@@ -154,6 +160,10 @@ def _sentence(event: Mapping[str, Any]) -> str:
             text = f"{event['code']}: {event['title']}; {event['fix']}"
         case "cleared":
             text = f"{event['code']} is over"
+        case "one-way":
+            text = f"one-way: {broken(event)}{f' ({code})' if (code := event.get('code')) else ''}"
+        case "both-ways":
+            text = "requests arrive in both directions"
         case "stalled":
             text = f"stalled: records wait and none moves ({event['code']})"
         case "position":

@@ -178,8 +178,12 @@ def _state(pair: Detail, out: Out) -> str:
         return f"{text}; the peer is offline, no contact for {span(out.now_ms() - ms_of(since))}"
     if not way:
         return text
-    who = "the peer's requests do not arrive here" if way["direction"] == TO_US else "our requests do not arrive there"
-    return f"{text}; one-way since {out.ago(way['since'])}: {who}"
+    return f"{text}; one-way since {out.ago(way['since'])}: {broken(way)}"
+
+
+def broken(way: Mapping[str, Any]) -> str:
+    """Return which direction is broken of a pair that works one way."""
+    return "the peer's requests do not arrive here" if way["direction"] == TO_US else "our requests do not arrive there"
 
 
 def _carrier(carrier: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

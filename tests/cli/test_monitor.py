@@ -26,6 +26,13 @@ def test_each_change_is_one_event() -> None:
     assert told(known, "pair", a_row(state="degraded", findings=[finding()])) == ["changed", "finding"]
     assert told(known, "pair", a_row(offline_since="2026-11-23T05:59:00.000Z")) == ["changed", "offline", "cleared"]
     assert told(known, "pair", a_row(stalled="cursor-stalled")) == ["online", "stalled"]
+    way = {"direction": "to-us", "code": "connect", "since": "2026-11-23T05:59:00.000Z"}
+    assert told(known, "pair", a_row(stalled="cursor-stalled", one_way=way)) == ["one-way"]
+    assert told(known, "pair", a_row(stalled="cursor-stalled", one_way={**way, "code": ""})) == []
+    gone = a_row(stalled="cursor-stalled", offline_since="2026-11-23T05:59:00.000Z")
+    assert told(known, "pair", gone) == ["offline"], "a peer that is gone altogether works in no direction"
+    assert told(known, "pair", a_row(stalled="cursor-stalled", one_way=way)) == ["online", "one-way"]
+    assert told(known, "pair", a_row(stalled="cursor-stalled")) == ["both-ways"]
     assert told(known, "pair", a_row(stalled="cursor-stalled")) == []
     assert told(known, "pair", a_row()) == ["moving"]
     assert told(known, "pair", a_row(inbound={"clock": 5, "lag_records": 0})) == ["position"]

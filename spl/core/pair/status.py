@@ -24,7 +24,7 @@ _CLASSES: Final = {
     "address-refused": "CONNECT_REFUSED",
     "http-plain": "CONNECT_REFUSED",
     "url-invalid": "CONNECT_REFUSED",
-    "redirect": "CONNECT_REFUSED",
+    "redirect": "HTTP_4XX",
     "clock-skew": "AUTH",
     "timeout": "TIMEOUT",
     "dns": "DNS_FAILURE",
