@@ -70,14 +70,13 @@ from .process import (
     settle,
     share_memory,
 )
+from .program import Lazy
 from .sync.anti_entropy import AntiEntropy
 from .sync.changes import Feed
-from .sync.fingerprints import Fingerprints
 from .sync.ingest import Ingest
 from .sync.peer import PeerClient
 from .sync.push import Push
 from .sync.reach import Reaches
-from .sync.reconcile import Reconcile
 from .sync.schedule import Sync
 from .sync.supervise import BACKOFF_BASE_S, guard
 from .systemd import ManagedService, Manager
@@ -85,6 +84,8 @@ from .systemd import ManagedService, Manager
 if TYPE_CHECKING:
     from .doctor.examine import Doctor
     from .home.restore import Restorer
+    from .sync.fingerprints import Fingerprints
+    from .sync.reconcile import Reconcile
 
 log = logging.getLogger("spl.daemon")
 
@@ -428,8 +429,8 @@ def services_of(
     feed = Feed(home.writer, home.vault, limits, reaches, now_ms=now_ms, random_bytes=random_bytes)
     sync = Sync(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
     push = Push(ingest, feed, now_ms=now_ms, random_bytes=random_bytes)
-    fingerprints = Fingerprints(home.writer, feed)
-    reconcile = Reconcile(ingest, fingerprints, push, sync, now_ms=now_ms, random_bytes=random_bytes)
+    fingerprints = Lazy(partial(_fingerprints, home.writer, feed))
+    reconcile = Lazy(lambda: _reconcile(ingest, fingerprints(), push, sync, now_ms=now_ms, random_bytes=random_bytes))
     every_s = limits.compare_interval_s
     anti_entropy = AntiEntropy(reconcile, sync, reaches, interval_s=every_s, now_ms=now_ms, random_bytes=random_bytes)
     clocks = {"now_ms": now_ms, "steady_ms": machine.steady_ms}
@@ -444,7 +445,7 @@ def services_of(
         home=home.path, settings=settings, limits=limits, disk=home.disk, vault=home.vault, store=home.store,
         writer=home.writer, policy=policy, states=ThreadStates(home.store),
         make_restorer=partial(_restorer, home, now_ms),
-        ingest=ingest, feed=feed, sync=sync, push=push, reconcile=reconcile, fingerprints=fingerprints,
+        ingest=ingest, feed=feed, sync=sync, push=push, late_reconcile=reconcile, late_fingerprints=fingerprints,
         anti_entropy=anti_entropy,
         engines=Engines(feed, sync, home.vault, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
         pairing=pairing, health=health,
@@ -454,6 +455,16 @@ def services_of(
         searches=Searches(),
         faults=ServiceFaults(now_ms),
     )  # fmt: skip
+
+
+def _fingerprints(*parts: object) -> "Fingerprints":
+    made: Fingerprints = program.load("sync.fingerprints").Fingerprints(*parts)
+    return made
+
+
+def _reconcile(*parts: object, **more: object) -> "Reconcile":
+    made: Reconcile = program.load("sync.reconcile").Reconcile(*parts, **more)
+    return made
 
 
 def _restorer(home: Home, now_ms: Callable[[], int]) -> "Restorer":

@@ -6,14 +6,16 @@ one in memory, or not there at all; so nothing more is imported, and callers are
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from .core.errors import SplError
 
 PACKAGE: Final = str(__package__)
+_Part = TypeVar("_Part")
 
 
 def _mark(path: Path) -> tuple[int, int, int] | None:
@@ -48,3 +50,17 @@ def load(name: str) -> ModuleType:
         return import_module(whole)
     except OSError as exc:
         raise SplError("overloaded", "the daemon cannot open another file for now") from exc
+
+
+class Lazy(Generic[_Part]):
+    """A part of the daemon that is made when it is first asked for, as its files take memory; for the event loop."""
+
+    def __init__(self, make: Callable[[], _Part]) -> None:
+        self._make = make
+        self.made: _Part | None = None
+
+    def __call__(self) -> _Part:
+        """Return the part; raises as `load` does."""
+        if self.made is None:
+            self.made = self._make()
+        return self.made

@@ -275,7 +275,7 @@ class Node:
             self.ingest, self.fingerprints, self.push, self.sync, now_ms=self.now_ms, random_bytes=dice
         )
         self.anti_entropy = AntiEntropy(
-            self.reconcile, self.sync, self.reaches, interval_s=3600.0, now_ms=self.now_ms, random_bytes=dice
+            lambda: self.reconcile, self.sync, self.reaches, interval_s=3600.0, now_ms=self.now_ms, random_bytes=dice
         )
 
     @property

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import spl
+from spl import program
 
 PROGRAM = """
 import sys
@@ -47,3 +48,16 @@ def test_a_program_that_was_moved_or_replaced_is_imported_no_further(tmp_path: P
     for change, wanted in (("moved", "program-replaced"), ("replaced", "program-replaced"), ("left", "")):
         (tmp_path / change).mkdir()
         assert told(tmp_path / change, change) == wanted
+
+
+def test_a_lazy_part_is_made_once_when_it_is_first_asked_for() -> None:
+    asked: list[int] = []
+
+    def make() -> object:
+        asked.append(1)
+        return object()
+
+    part = program.Lazy(make)
+    assert (part.made, asked) == (None, [])
+    assert part() is part() is part.made
+    assert asked == [1]

@@ -22,12 +22,11 @@ from ..home.vault import Vault
 from ..home.views import Views
 from ..home.writer import Writer
 from ..pairing.service import Pairing
+from ..program import Lazy
 from ..sync.anti_entropy import AntiEntropy
 from ..sync.changes import Feed
-from ..sync.fingerprints import Fingerprints
 from ..sync.ingest import Ingest
 from ..sync.push import Push
-from ..sync.reconcile import Reconcile
 from ..sync.schedule import Sync
 from .auth import Auth
 from .searches import Searches
@@ -35,6 +34,8 @@ from .searches import Searches
 if TYPE_CHECKING:
     from ..doctor.examine import Doctor
     from ..home.restore import Restorer
+    from ..sync.fingerprints import Fingerprints
+    from ..sync.reconcile import Reconcile
 
 _Made = TypeVar("_Made")
 
@@ -101,8 +102,8 @@ class Services:
     feed: Feed
     sync: Sync
     push: Push
-    reconcile: Reconcile
-    fingerprints: Fingerprints
+    late_reconcile: Lazy["Reconcile"]
+    late_fingerprints: Lazy["Fingerprints"]
     anti_entropy: AntiEntropy
 
     engines: Engines
@@ -115,6 +116,16 @@ class Services:
     faults: ServiceFaults
     held: dict[str, object] = field(default_factory=dict)
     """What a handler makes at its first request and later ones share, by name."""
+
+    @property
+    def reconcile(self) -> "Reconcile":
+        """What compares pairs; a daemon without pairs has none."""
+        return self.late_reconcile()
+
+    @property
+    def fingerprints(self) -> "Fingerprints":
+        """What answers peers that compare; the same holds for it."""
+        return self.late_fingerprints()
 
     @property
     def doctor(self) -> "Doctor":
@@ -142,6 +153,7 @@ class Services:
         self.feed.close()
         self.sync.close()
         self.push.close()
-        self.fingerprints.close()
+        if (fingerprints := self.late_fingerprints.made) is not None:
+            fingerprints.close()
         self.engines.close()
         self.pairing.close()

@@ -13,16 +13,18 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..core.errors import SplError
 from ..core.event import event
-from ..home.check import Step, StoreCheck
 from ..home.writer import Writer
 from ..sync.push import Push
 from ..sync.reach import with_way
-from ..sync.reconcile import Reconcile
 from ..sync.supervise import wait
+
+if TYPE_CHECKING:
+    from ..home.check import Step, StoreCheck
+    from ..sync.reconcile import Reconcile
 
 log = logging.getLogger("spl.store")
 
@@ -36,7 +38,7 @@ class StoreMender:
     """Mends the store of one daemon."""
 
     def __init__(
-        self, writer: Writer, reconcile: Reconcile, push: Push, *, random_bytes: Callable[[int], bytes]
+        self, writer: Writer, reconcile: "Callable[[], Reconcile]", push: Push, *, random_bytes: Callable[[int], bytes]
     ) -> None:
         self._writer, self._reconcile, self._push = writer, reconcile, push
         self._random_bytes = random_bytes
@@ -59,7 +61,7 @@ class StoreMender:
                 log.warning(**event("store.mend_failed", error=str(exc)[:200]))
             await wait(stop, LOOK_S)
 
-    async def repair(self, found: StoreCheck) -> AsyncIterator[Step]:
+    async def repair(self, found: "StoreCheck") -> "AsyncIterator[Step]":
         """Yield the steps of fetching what a check found to be lost, from each pair in turn until nothing is.
 
         A step "repair" {pair_id, peer_did, fetched | error} for each pair and at the end "repaired" {lost, fetched,
@@ -76,8 +78,8 @@ class StoreMender:
         for pair in pairs:
             step = {"step": "repair", "pair_id": pair.pair_id, "peer_did": pair.peer_did}
             try:
-                compared, effort = await self._reconcile.mend(pair.pair_id)
-                lacks = lacks or await asyncio.to_thread(self._reconcile.lacks, pair.pair_id, compared)
+                compared, effort = await self._reconcile().mend(pair.pair_id)
+                lacks = lacks or await asyncio.to_thread(self._reconcile().lacks, pair.pair_id, compared)
             except SplError as exc:
                 lacks = True
                 command = f"spl federation verify {pair.pair_id} --repair"
@@ -109,7 +111,7 @@ class StoreMender:
                             return
                 log.info(**event("store.index_rebuilt", lost=len(self._writer.store.lost)))
 
-    async def _rebuild(self) -> AsyncGenerator[Step, None]:
+    async def _rebuild(self) -> "AsyncGenerator[Step, None]":
         pieces = self._writer.store.reindex(self._random_bytes)
         try:
             count = 0

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..core import when
 from ..core.backoff import Backoff
@@ -32,10 +32,12 @@ from ..home.writes import Commit, Hop
 from .ledger import AGAIN_MAX_S, AGAIN_S
 from .peer import COMPARE_NOTE, WITHHELD, SyncError
 from .reach import Reaches
-from .reconcile import Reconcile
 from .schedule import Sync
 from .scope import SHARING_THREADS
 from .supervise import Kick, Supervisor, wait
+
+if TYPE_CHECKING:
+    from .reconcile import Reconcile
 
 log = logging.getLogger("spl.federation")
 
@@ -86,11 +88,12 @@ class AntiEntropy:
     """Background comparisons of all pairs."""
 
     def __init__(
-        self, reconcile: Reconcile, sync: Sync, reaches: Reaches, *, interval_s: float,
+        self, reconcile: "Callable[[], Reconcile]", sync: Sync, reaches: Reaches, *, interval_s: float,
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
-        self.writer = reconcile.writer
-        self._reconcile, self._sync, self._reaches, self._vault = reconcile, sync, reaches, reconcile.vault
+        self._ingest = ingest = sync.puller.ingest
+        self.writer, self._vault = ingest.writer, ingest.peers.vault
+        self._reconcile, self._sync, self._reaches = reconcile, sync, reaches
         self._interval_s, self._now_ms, self._random_bytes = interval_s, now_ms, random_bytes
         self._states: dict[str, _State] = {}
         self._tasks = Supervisor("compare", self, random_bytes=random_bytes, backoff_max_s=BACKOFF_MAX_S)
@@ -146,7 +149,7 @@ class AntiEntropy:
         self._on_refused()
         for state in self._states.values():
             state.kick.set()  # the pair's mode may be another
-        most = self._reconcile.limits.refused_per_pair
+        most = self._ingest.limits.refused_per_pair
         for pair_id, count in self.writer.views.refused.items():
             if count >= most:
                 self.request(pair_id)
@@ -191,7 +194,7 @@ class AntiEntropy:
 
     def _again_s(self, pair_id: str, state: _State) -> float:
         """Return the seconds until what the way did not carry is tried again, infinite if there is nothing."""
-        if not self._reconcile.withholds(pair_id) and WITHHELD not in self.writer.views.beyond.get(pair_id, ()):
+        if not self._ingest.withheld(pair_id) and WITHHELD not in self.writer.views.beyond.get(pair_id, ()):
             state.again.reset()
             return inf
         return state.again.failed()
@@ -217,7 +220,7 @@ class AntiEntropy:
             await self._sync.pull(pair_id)
         at_ms, state = self._now_ms(), self._state(pair_id)
         give = self._reaches.may_push(pair_id)
-        found, effort = await self._reconcile.mend(pair_id, give=give, nameless=state.nameless)
+        found, effort = await self._reconcile().mend(pair_id, give=give, nameless=state.nameless)
         state.nameless = found.nameless
         missing = len(found.missing) + found.nameless
         if effort.fetched or effort.pushed or missing:

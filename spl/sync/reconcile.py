@@ -251,10 +251,6 @@ class Reconcile:
         """Return whether the peer offers something that we take in and do not hold, after `mend`; for a thread."""
         return bool(found.more or found.nameless or self._takable(pair_id, found).missing)
 
-    def withholds(self, pair_id: str) -> frozenset[str]:
-        """Return the ids of what the way from the peer does not carry."""
-        return frozenset(self._ingest.withheld(pair_id))
-
     # -- comparing
 
     async def _compare(self, pair_id: str, effort: Effort) -> Comparison:
@@ -429,7 +425,7 @@ class Reconcile:
     async def _fetch(self, pair_id: str, found: Comparison, effort: Effort) -> None:
         """Ask for what we lack by id; what the gate refuses goes into the ledger, once."""
         refused, withheld = dict[str, Verdict](), list[str]()
-        known = self.withholds(pair_id)  # last, as they may fail once more
+        known = frozenset(self._ingest.withheld(pair_id))  # last, as they may fail once more
         ids = sorted(found.missing, key=lambda id_: (id_ in known, id_))
         async for item in self._sync.puller.fetch(self._ingest.pair(pair_id), ids, withheld):
             pair = self._ingest.pair(pair_id)

@@ -41,7 +41,7 @@ def hurt(node: Node, mark: str, bad: str) -> None:
 
 
 def mender(node: Node) -> StoreMender:
-    return StoreMender(node.home.writer, node.reconcile, node.push, random_bytes=node.random.randbytes)
+    return StoreMender(node.home.writer, lambda: node.reconcile, node.push, random_bytes=node.random.randbytes)
 
 
 @asynccontextmanager

@@ -47,7 +47,8 @@ ASLEEP = frozenset({
     "spl.api.openapi", "spl.api.pairs", "spl.api.sinks", "spl.api.snapshots", "spl.api.ui",
     "spl.cli.client", "spl.cli.manual", "spl.client", "spl.core.record.snapshot",
     "spl.doctor.catalogue", "spl.doctor.examine", "spl.doctor.facts",
-    "spl.engine.service", "spl.home.restore", "spl.home.snapshot", "spl.net.probe",
+    "spl.core.record.fingerprint", "spl.engine.service", "spl.home.check", "spl.home.restore", "spl.home.snapshot",
+    "spl.net.probe", "spl.sync.fingerprints", "spl.sync.holdings", "spl.sync.reconcile",
 })  # fmt: skip
 """Modules that an idle daemon does without.  Together they would take 5 MiB."""
 

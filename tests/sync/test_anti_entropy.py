@@ -133,8 +133,9 @@ async def test_a_request_on_demand_outlives_the_process(pair: tuple[Node, Node, 
         await until(lambda: ann.home.vault.get(note) is not None)
     ann.network.down = ""
     ann.anti_entropy = AntiEntropy(
-        ann.reconcile, ann.sync, ann.reaches, interval_s=3600.0, now_ms=ann.now_ms, random_bytes=ann.random.randbytes
-    )
+        lambda: ann.reconcile, ann.sync, ann.reaches, interval_s=3600.0, now_ms=ann.now_ms,
+        random_bytes=ann.random.randbytes,
+    )  # fmt: skip
     async with running(ann):
         await until(lambda: ann.ids() == ben.ids())
         await until(lambda: ann.home.vault.get(note) is None)

@@ -88,7 +88,7 @@ async def test_it_is_tried_by_itself_until_it_arrives(tmp_path: Path, monkeypatc
         join(alice, bob)
         large = alice.emit("x" * LARGE)
         watching = AntiEntropy(
-            bob.reconcile, bob.sync, bob.reaches, interval_s=1e9, now_ms=bob.now_ms, random_bytes=bytes
+            lambda: bob.reconcile, bob.sync, bob.reaches, interval_s=1e9, now_ms=bob.now_ms, random_bytes=bytes
         )  # fmt: skip
         refused, stop = bound(alice, 413), asyncio.Event()
         task = asyncio.create_task(watching.run(stop))
