@@ -89,7 +89,7 @@ def _syncing(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
         yield "reach", _reach(pair, out)
     yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor")) + _as_of(pair, out)
     if pair.get("outbound"):
-        yield "read by the peer", cursor_text(pair["outbound"])
+        yield "read by the peer", cursor_text(pair["outbound"]) + _until(pair)
     if live and pair.get("last_confirmed_at"):
         yield "last confirmed", _confirmed(pair, out)
     if live and pair.get("compared"):
@@ -142,6 +142,19 @@ def _compared(compared: Mapping[str, Any], out: Out) -> str:
 def _is_fresh(pair: Detail, out: Out) -> bool:
     """Return whether the peer's last message is recent enough to describe the present; one of the future is not."""
     return not pair.get("attempt") and abs(out.now_ms() - ms_of(pair["last_confirmed_at"])) <= FRESH_MS
+
+
+def _until(pair: Detail) -> str:
+    """Return what the records wait for that the peer has not read; its own view says how it reads."""
+    if not pair["outbound"].get("lag_records") or pair["state"] == "revoked":
+        return ""
+    if pair["state"] != "active":
+        return f"; the pair is {pair['state']}"
+    if pair.get("offline_since"):
+        return "; the peer is offline"
+    mode = (pair.get("peer_view") or {}).get("mode")
+    waits = {"polling": "; they wait for its poll", "on-demand": "; it reads when its operator asks"}
+    return waits.get(str(mode), "")
 
 
 def _as_of(pair: Detail, out: Out) -> str:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from spl.cli import pair_page
-from spl.cli.pair_page import cursor_text, sparkline, state_of
+from spl.cli.pair_page import _until, cursor_text, sparkline, state_of
 from tests.cli.conftest import Daemon, Run
 from tests.cli.test_federation import PAIRS, a_pair
 
@@ -237,3 +239,20 @@ def test_a_revoked_pair_shows_nothing_that_still_runs(spl: Run, daemon: Daemon) 
     assert "last_sync_cursor: clock=42" in page
     for label in ("mode", "reach", "last confirmed", "peer view"):
         assert not any(line.startswith(f"{label} ") for line in page.splitlines()), label
+
+
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        ({"state": "active", "peer_view": {"mode": "polling"}}, "; they wait for its poll"),
+        ({"state": "active", "peer_view": {"mode": "on-demand"}}, "; it reads when its operator asks"),
+        ({"state": "active", "peer_view": {"mode": "continuous"}}, ""),
+        ({"state": "active", "peer_view": None}, ""),
+        ({"state": "active", "offline_since": "2026-01-01T00:00:00.000Z"}, "; the peer is offline"),
+        ({"state": "paused", "peer_view": {"mode": "polling"}}, "; the pair is paused"),
+        ({"state": "revoked", "peer_view": {"mode": "polling"}}, ""),
+    ],
+)
+def test_what_the_peer_has_not_read_waits_for_something(pair: dict[str, Any], text: str) -> None:
+    assert _until({**pair, "outbound": {"clock": 1, "lag_records": 2}}) == text
+    assert _until({**pair, "outbound": {"clock": 1, "lag_records": 0}}) == ""
