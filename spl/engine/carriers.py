@@ -32,7 +32,7 @@ from .service import FINDINGS, SinkFault
 from .sinks import PATH_CHARS_MAX
 
 RESTART_MAX_S: Final = 60.0
-LEAVE_S: Final = 5.0
+LEAVE_S: Final = 15.0
 GAP: Final = "engine-gap"
 _STEPS: Final = {
     "sink-unreachable": "start it, or correct the network path; it goes on by itself",

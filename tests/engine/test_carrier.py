@@ -170,7 +170,7 @@ async def test_a_changed_carrier_begins_once_the_old_one_has_ended_and_is_told_t
         await equal(hub, spoke)
         await until(lambda: spoke.sync.puller.carried[pair_id].proven.get("default") == last.id)
         monkeypatch.setattr(nats.Nats, "close", close)
-    assert order == ["closed", "opened"]
+    assert order[:2] == ["closed", "opened"]
 
 
 async def test_a_carrier_that_ends_leaves_no_consumer_or_says_how_it_is_deleted(
