@@ -137,6 +137,7 @@ class Auth:
         self._proofs: dict[str, _Proofs] = {}
         self._swept_ms = now_ms()
         self._known: tuple[Mapping[str, Token], dict[str, Token]] = ({}, {})
+        self._read: tuple[Mapping[str, str], object, str | None] = ({}, None, "")
         self._holders: dict[tuple[str, str], tuple[Token, Principal]] = {}
         """By bearer text and address, those of ordinary tokens; emptied with `_known`."""
 
@@ -148,10 +149,10 @@ class Auth:
         """
         if request.local:
             return Principal(Kind.LOCAL, frozenset({ADMIN}), address=request.address)
-        if self._opens(request.headers):
-            return Principal(Kind.OPEN, frozenset({ADMIN}), address=request.address)
         try:
-            text = _bearer_of(request.headers)
+            text = self._presented(request.headers)
+            if text is None:
+                return Principal(Kind.OPEN, frozenset({ADMIN}), address=request.address)
             return self._holder(request, body, text) if text else Principal(Kind.ANONYMOUS, address=request.address)
         except SplError as exc:
             return Principal(Kind.ANONYMOUS, address=request.address, refusal=exc)
@@ -161,12 +162,11 @@ class Auth:
 
         Raises AuthError "auth-required", "auth-invalid".
         """
-        if self._opens(headers):
-            return
-        text = _bearer_of(headers)
-        if not text:
+        text = self._presented(headers)
+        if text == "":
             raise AuthError("auth-required")
-        self._token(text)
+        if text is not None:
+            self._token(text)
 
     def is_live(self, text: str) -> bool:
         """Return whether a bearer text is that of a live token."""
@@ -196,6 +196,17 @@ class Auth:
             text = f"this needs the scope {needs}, which a token bound to namespaces does not hold"
             raise AuthError("scope-forbidden", text, scope=scope)
         raise AuthError("scope-forbidden", f"this needs the scope {needs}", scope=scope)
+
+    def _presented(self, headers: Mapping[str, str]) -> str | None:
+        """Return the bearer's text, "" if none is sent, None if none is needed; the same headers are read once.
+
+        They are never changed, and the parser gives the same ones for the same bytes.  Raises AuthError "auth-invalid".
+        """
+        known, made_of, text = self._read
+        if known is not headers or made_of is not self._settings.now:
+            text = None if self._opens(headers) else _bearer_of(headers)
+            self._read = headers, self._settings.now, text
+        return text
 
     def _opens(self, headers: Mapping[str, str]) -> bool:
         """Return whether the request needs no credential.

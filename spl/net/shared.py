@@ -6,6 +6,7 @@ The heads of plain answers differ in the length alone within one second, so they
 import asyncio
 import errno
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..core.errors import SplError
@@ -18,6 +19,9 @@ from .routes import App, HttpError, Response
 
 _C = TypeVar("_C")
 FORWARDED: Final = "x-forwarded-for"
+
+# Where a connection stands; the table is in its docstring.  Numbers, for each request asks sets of them for its hash.
+Stage = IntEnum("Stage", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
 
 
 class Shared(Generic[_C]):
