@@ -107,6 +107,7 @@ class Admission:
         """Give the seat back; again is harmless."""
         self.release(seat)  # also of one that left before: until its transport is closed, what was read is parsed on
         self.taken_all(seat)
+        seat.holder = None  # each knows the other, and the collector of such cycles looks seldom
         own = self._seats.get(seat.source)
         if own is None or seat not in own:
             return
@@ -170,9 +171,10 @@ class Admission:
     def _cut(self, seats: Mapping[Seat, int]) -> Seat:
         """End the first of these connections, and return its seat."""
         oldest = next(iter(seats))
+        holder = oldest.holder
         self.leave(oldest)
-        if oldest.holder is not None:
-            oldest.holder.abort()
+        if holder is not None:
+            holder.abort()
         return oldest
 
     def _free_bytes(self, source: str, size: int) -> None:
@@ -196,8 +198,9 @@ class Admission:
     def _free(self, seats: dict[Seat, None]) -> bool:
         """End the connection that has been quiet longest; return False if none is quiet."""
         oldest = min(seats, key=Seat.quiet_since, default=None)
-        if oldest is None or oldest.holder is None or oldest.quiet_since() == inf:
+        holder = oldest.holder if oldest is not None else None
+        if oldest is None or holder is None or oldest.quiet_since() == inf:
             return False
         self.leave(oldest)  # before the transport tells of its end, so that the newcomer finds the place
-        oldest.holder.abort()
+        holder.abort()
         return True
