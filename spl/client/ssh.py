@@ -68,7 +68,8 @@ class SshSocket(socket.socket):
         os.set_blocking(self._process.stderr.fileno(), False)
         said = self._process.stderr.read(_REASON_BYTES) or b""
         reason = said.decode(errors="replace").strip().rpartition("\n")[2]
-        return fault("daemon-down", f"cannot reach the daemon at {self._where.name}: {reason or 'ssh ended'}")
+        message = f"cannot reach the daemon at {self._where.name}: {reason or 'ssh ended'}"
+        return fault("daemon-down", message, hint=f"ssh {self._where.ssh}")
 
 
 def connect(where: Where, timeout_s: float) -> SshSocket:

@@ -79,7 +79,7 @@ def _figures(status: PageFacts) -> Iterator[tuple[str, str, str]]:
     p50, p99 = lag.get("p50_ms"), lag.get("p99_ms")
     confirmed = "p50 / p99, from write to the peer’s confirmation, last 5 min"
     yield "Lag", "–" if p50 is None else f"{p50:,.0f} / {p99:,.0f} ms", confirmed if p50 is not None else "no writes"
-    yield "Behind", f"{lag['lag_records']:,}", "records, the pair that is furthest behind"
+    yield "Behind", f"{lag['lag_records']:,}", "records that one peer holds and we lack, at most"
     yield "Queue", f"{queue['now']:,}", f"records between network and store, at most {queue['max']:,} within an hour"
 
 

@@ -78,7 +78,7 @@ def test_why_ssh_failed_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     a_program(tmp_path, REFUSES, monkeypatch)
     with pytest.raises(ClientError, match="Permission denied") as found, Client.at(nas()) as client:
         client.status()
-    assert found.value.code == "daemon-down"
+    assert (found.value.code, found.value.hint) == ("daemon-down", "ssh me@nas")
 
 
 def test_the_reason_does_not_wait_for_what_ssh_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
