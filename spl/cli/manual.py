@@ -12,8 +12,8 @@ from textwrap import wrap
 from typing import Final
 
 TOPICS: Final = tuple(
-    "terms pairs modes networks proxies namespaces consent hubs engine rules fold recovery problems home configuration "
-    "programs http watching service soak speed capacity security faults formats".split()
+    "terms pairs modes networks proxies namespaces consent hubs engine rules fold recovery problems findings home "
+    "configuration programs http watching service soak speed capacity security faults formats".split()
 )
 """The pages, in the order in which they are best read."""
 

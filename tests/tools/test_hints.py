@@ -1,6 +1,7 @@
 """Every hint: each of its steps ends with a command that a shell takes as it stands, or has none."""
 
 import ast
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -89,6 +90,23 @@ def test_the_fix_of_every_finding_can_be_pasted(code: str) -> None:
         check(found.fix)
         for line in commands(found.fix):
             assert set(re.findall(r"\b[A-Z][A-Z_-]+\b", line)) <= UNKNOWN, line
+
+
+def test_the_page_of_findings_is_the_catalogue() -> None:
+    """One source for `spl help CODE` and the page; SPL_SCREENS=write writes it again."""
+    rows = [
+        f"| `{row.code}` | {CODES[row.code].meaning} | {CODES[row.code].fix} |".replace(" | grep", r" \| grep")
+        for row in catalogue.CATALOGUE
+    ]
+    text = "\n".join([
+        "# Findings: each one, what it means, and its fix", "",
+        "`spl status` and `spl doctor` print them with the ids and names at hand; `spl help CODE` explains one.",
+        "", "| finding | what it means | fix |", "|---|---|---|", *rows, "",
+    ])  # fmt: skip
+    page = ROOT / "spl" / "manual" / "findings.md"
+    if os.environ.get("SPL_SCREENS") == "write":
+        page.write_text(text)
+    assert page.read_text() == text
 
 
 def test_every_text_of_the_source_that_names_a_command_keeps_it_whole() -> None:
