@@ -302,7 +302,7 @@ def start_of(home: str, env: Mapping[str, str]) -> str:
     path = tilde(home, env)
     spl = "spl" if path == HOME_DEFAULT else f"SYNCROPEL_HOME={quoted(path)} spl"
     if not os.path.isdir(home):
-        return f"{spl} init, then: {spl} serve"
+        return f"{spl} init && {spl} serve"
     try:
         with open(os.path.join(home, "logs", "spl.log"), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))

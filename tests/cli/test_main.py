@@ -153,7 +153,7 @@ def test_no_daemon_exits_5_with_the_socket_and_the_fix(spl: Run) -> None:
     assert result.code == 5
     assert result.err == (
         "error: cannot reach the daemon at ~/.syncro/run/spl.sock [daemon-down]\n"
-        "  fix       spl init, then: spl serve\n"
+        "  fix       spl init && spl serve\n"
         "  docs      spl help daemon-down\n"
     )
 
