@@ -240,6 +240,9 @@ class FakeSync(Sync):
         self.held: asyncio.Event | None = None
         """What a pull waits for before it ends."""
 
+    def unreached(self, pair_id: str) -> str:
+        return ""
+
     async def pull(self, pair_id: str, thread: str = "", *, resync: bool = False) -> int:
         self.node.first_syncs.append(pair_id)
         if self.held is not None:

@@ -52,7 +52,7 @@ from .newer import NewerManifests
 log = logging.getLogger("spl.federation")
 
 REVOKED: Final = "revoked"
-MANIFEST_EVERY_MS: Final = 3_600_000
+MANIFEST_EVERY_MS, MANIFEST_LOST_MS = 3_600_000, 300_000
 THREAD_AUDIT: Final = "th_audit_federation_pairs"
 KIND_AUDIT: Final = "syncropel.federation.audit.v1"
 RENEWED_NAME: Final = "own-token."
@@ -325,18 +325,18 @@ class Pairs:
         self.newer.drop(pair.pair_id)
         return self.take(pair, steps.ManifestChange(peer.raw), brought=True)[0]
 
-    def _is_manifest_due(self, pair: Pair) -> bool:
+    def _is_manifest_due(self, pair: Pair, every_ms: int = MANIFEST_EVERY_MS) -> bool:
         is_first = pair.fetched_at_ms == pair.created_at_ms
-        return is_first or not 0 <= self.now_ms() - pair.fetched_at_ms < MANIFEST_EVERY_MS
+        return is_first or not 0 <= self.now_ms() - pair.fetched_at_ms < every_ms
 
-    def adopt_waiting(self) -> None:
-        """Take the manifests that waited for their hour."""
+    def adopt_waiting(self, unreached: Callable[[str], str]) -> None:
+        """Take the manifests that waited for their hour, or whose pair is `unreached` at the address that we have."""
         for pair_id, peer in self.newer.take():
             pair = self.get(pair_id)
             if pair is None or pair.ended or peer.signed_at_ms <= pair.peer.signed_at_ms:
                 self.newer.drop(pair_id)
-            elif self._is_manifest_due(pair):
-                self.adopt_manifest(pair, peer)
+            elif self._is_manifest_due(pair, MANIFEST_LOST_MS if unreached(pair_id) else MANIFEST_EVERY_MS):
+                self.adopt_manifest(pair, peer, at_once=True)
         self.newer.save(self.steady_ms() / 1000)
 
     # -- steps that write more than one record

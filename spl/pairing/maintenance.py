@@ -10,8 +10,9 @@ not delay the renewal of a token by a day.
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from ..core import when
 from ..core.backoff import Backoff
@@ -45,6 +46,7 @@ END_ACCEPTED: Final = "end-accepted."
 """With the pair's id: the secret that notes that our operator accepted the end of a pair."""
 ACCEPTED_MS: Final = 2 * 86_400_000
 """Longer than `status` shows an end."""
+TELL_EVERY_MS: Final = 300_000
 PAUSE_MS: Final = 1000
 """Between two rounds of one pair, whatever the clocks and the answers are."""
 UNVERIFIED: Final = frozenset(
@@ -68,6 +70,8 @@ class _MaintenanceState:
     error: SplError | None = None
     at_ms: int = 0
     links: int = 0
+    tell_at_ms: int = 0
+    """When the peer may be told next, if it does not reach us, where we are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,17 @@ class Maintenance:
         self._stepper, self._renewal, self._initiator, self._sync = stepper, renewal, initiator, sync
         self._handshakes, self._exchange = handshakes, handshakes.exchange
         self._states: dict[str, _MaintenanceState] = {}
+
+    def seen(self, pair_id: str, view: Mapping[str, Any]) -> None:
+        """Tell a peer that does not reach us where we are, by a manifest that is newer than any that it may have.
+
+        It may have the address of a copy of this home, which ran for a while and is gone.
+        """
+        state, now_ms = self._state(pair_id), self.pairs.steady_ms()
+        if view.get("unreached") and now_ms >= state.tell_at_ms:
+            state.tell_at_ms = now_ms + TELL_EVERY_MS
+            self.pairs.published.renew()
+            self._stepper.start(pair_id, partial(self._handshakes.ask, pair_id, poll=True))
 
     # -- what is due
 

@@ -48,7 +48,6 @@ from .stepper import Stepper
 from .tokens import Renewal
 
 __all__ = ["Pace", "PairOptions", "Pairing"]
-
 log = logging.getLogger("spl.federation")
 
 HOUSEKEEPING_MIN_S: Final = 0.05
@@ -289,8 +288,9 @@ class Pairing:
         self.stepper.start(pair_id, partial(self.handshakes.ask, pair_id, poll=True))
 
     def on_view(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Process the peer's view of a pair, which may count grants that we lack."""
+        """Process the peer's view of a pair, which may count grants that we lack, or say that we are out of reach."""
         self.handover.seen(pair_id, view)
+        self.maintenance.seen(pair_id, view)
 
     async def _doubt(self, pair_id: str, code: str) -> None:
         await self.stepper.do(lambda: self._statements.doubt(self.pairs.known(pair_id), code))
@@ -470,7 +470,7 @@ class Pairing:
         """Take what is due by time; return (pair id, effects) of the peers' statements among it."""
         self.pairs.expire()
         self._renewal.retire()
-        self.pairs.adopt_waiting()
+        self.pairs.adopt_waiting(self._sync.unreached)
         self.maintenance.sweep_notes()
         return self._statements.take_waiting()
 

@@ -171,6 +171,10 @@ class Sync:
             state.troubled = False
             self._reaches.recovered(pair.pair_id)
 
+    def unreached(self, pair_id: str) -> str:
+        """Return why our requests to the peer fail, "" if they do not."""
+        return self._reaches.unreached(pair_id)
+
     def renew_intake(self, pair_id: str) -> bool:
         """Let the pair bring in another day's bytes; return whether its intake was paused, and then read at once."""
         state, paused = self._state(pair_id), self.budget.status(pair_id).wait_s > 0

@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -17,6 +18,7 @@ from spl.core.pair.pair import Phase
 from spl.core.pair.state import Waiting
 from spl.home.views import THREAD_PAIRS
 from spl.home.writes import Own
+from spl.pairing import machine
 from spl.pairing.newer import NEWER_NAME
 from spl.pairing.statements import CHANGES_MAX
 from tests.pair_world import Call, Node, World, both_active, code_of, paired, two
@@ -163,6 +165,29 @@ async def test_a_peer_that_moves_twice_within_an_hour_is_followed(tmp_path: Path
         assert a.alive[0].url == "http://127.0.0.1:9556"
         assert newer(a, pair_id) is None
         assert await a.call(b) == 200
+
+
+async def test_a_peer_that_is_out_of_reach_is_followed_before_its_hour(tmp_path: Path) -> None:
+    """A copy of its home ran elsewhere and is gone: it hears that it is out of reach, and says anew where it is."""
+    async with paired(tmp_path) as (_, a, b, pair_id):
+        for port in (9555, 9556):
+            await b.end()
+            b.move(f"http://127.0.0.1:{port}")
+            b.start()
+            await until(lambda port=port: str(port) in a.alive[0].url + str(newer(a, pair_id)))
+        await a.pairing.stepper.do(a.pairing.pairs.adopt_waiting, lambda _: "connect")
+        assert a.alive[0].url == "http://127.0.0.1:9555", "one in five minutes at most"
+        with patch.object(machine, "MANIFEST_LOST_MS", 0):
+            await a.pairing.stepper.do(a.pairing.pairs.adopt_waiting, lambda _: "")
+            assert a.alive[0].url == "http://127.0.0.1:9555"
+            await a.pairing.stepper.do(a.pairing.pairs.adopt_waiting, lambda _: "connect")
+        assert a.alive[0].url == "http://127.0.0.1:9556"
+        before = b.pairing.published.federation_manifest()
+        with patch.object(b.pairing.handshakes, "ask") as asked:
+            for view in ({"unreached": "connect"}, {"unreached": "connect"}, {}):
+                b.pairing.on_view(pair_id, view)
+            await until(lambda: asked.call_count == 1)
+        assert b.pairing.published.federation_manifest() != before, "signed anew"
 
 
 def newer(node: Node, pair_id: str) -> Any:
