@@ -243,13 +243,18 @@ def _unknown(words: str, verb: str = "") -> UsageError:
 
     A verb without its noun is near (`pair` means `federation pair`), a misspelt one less so than a misspelt noun; the
     beginning of a noun (`fed`) is as near as one wrong letter.  Of equally near ones the first of `spl help` is named.
-    If a noun is near, `verb` is the word that was given after it.
+    If a noun is near, `verb` is the word that was given after it.  A verb after the wrong noun (`federation sync`)
+    means the only command that ends with it.
     """
     names = list(PLACES)
     for noun in [noun for noun, place in PLACES.items() if place.group]:
         group = _entries(noun)[noun]
         assert isinstance(group, Group)
         names += [command.name for command in group.commands]
+    last = words.rpartition(" ")[2]
+    ends = [name for name in names if " " in words and last in (name, name.rpartition(" ")[2])]
+    if len(ends) == 1:
+        return UsageError("usage", f"unknown command '{words}'. Did you mean '{ends[0]}'?")
     ranked = []
     for name in names:
         cost = _distance(words, name.rpartition(" ")[2])

@@ -83,6 +83,9 @@ def test_without_words_the_overview_lists_every_noun(spl: Run) -> None:
         ("fed list", "federation list"),
         ("fed nothing", "federation"),
         ("tread snapshot th_garden", "thread snapshot"),
+        ("federation sync", "sync"),
+        ("federation approve", "aitl approve"),
+        ("sink status", "status"),
     ],
 )
 def test_unknown_words_name_the_nearest_command(spl: Run, line: str, near: str) -> None:

@@ -1,6 +1,7 @@
 """A daemon behind a real reverse proxy that ends TLS: pairing, streams, pushes and the failures that proxies bring."""
 
 import getpass
+import json
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import trustme
 
 from tests.e2e.conftest import AUTO, Make
 from tests.e2e.harness import Instance, free_port
+from tests.pages import MANUAL, README, blocks
 from tests.waiting import DEADLINE_S, eventually
 
 NGINX = """
@@ -151,3 +153,20 @@ def test_a_proxy_that_hides_dot_paths_is_named(
         assert "in the peer's place [foreign-answer]" in refused.err
         assert "let the proxy pass /.well-known/ and /v1/" in refused.err
         assert bob.get("/.well-known/syncropel").status == 200
+
+
+@pytest.mark.skipif(shutil.which("caddy") is None, reason="caddy is not installed")
+@pytest.mark.parametrize("page", [README, MANUAL / "proxies.md"], ids=lambda page: page.name)
+def test_the_caddyfile_of_the_pages_is_one(page: Path, tmp_path: Path) -> None:
+    """Caddy reads the text as it is printed, and passes everything on to the daemon."""
+    [printed] = blocks(page, "caddyfile")
+    file = tmp_path / "Caddyfile"
+    file.write_text(printed)
+    command = ["caddy", "adapt", "--config", str(file), "--adapter", "caddyfile"]
+    env = {"PATH": "/usr/sbin:/usr/bin:/bin:/usr/local/bin", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    read = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert read.returncode == 0, read.stderr
+    [server] = json.loads(read.stdout)["apps"]["http"]["servers"].values()
+    [route] = server["routes"]
+    assert route["match"] == [{"host": ["bob.example"]}]
+    assert '"upstreams": [{"dial": "127.0.0.1:9100"}]' in json.dumps(route["handle"])
