@@ -22,6 +22,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -341,7 +342,8 @@ class _Daemon:
         fields = {"url": url, "did": identity.did if identity else "", "version": VERSION, "pid": os.getpid()}
         log.info(**event("daemon.listening", **fields, msg=f"listening on {url}"))
         if identity is None:
-            log.warning(**event("identity.missing", msg="no identity; fix: spl identity generate --label NAME"))
+            text = f"no identity; fix: spl identity generate --label NAME --home {shlex.quote(str(self.home.path))}"
+            log.warning(**event("identity.missing", msg=text))
 
 
 def _listeners(config: Config, tls: ServerTls | None, manager: Manager) -> tuple[list[Listener], str]:

@@ -298,18 +298,36 @@ def indented(text: str) -> str:
 
 
 def start_of(home: str, env: Mapping[str, str]) -> str:
-    """Return the command that starts the daemon of a home, with the port that it last had if that is another one."""
-    path = tilde(home, env)
-    spl = "spl" if path == HOME_DEFAULT else f"SYNCROPEL_HOME={quoted(path)} spl"
-    if not os.path.isdir(home):
-        return f"{spl} init && {spl} serve"
+    """Return the command that starts the daemon of a home, with the port that it last had if that is another one.
+
+    A home without an identity, such as one that a daemon made which could not listen, gets one first.
+    """
+    spl = spl_of(home, env)
+    begin = "" if _has_identity(home) else f"{spl} init && "
     try:
         with open(os.path.join(home, "logs", "spl.log"), "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
             ports = _LISTENED.findall(file.read(_LOG_TAIL))
     except OSError:
         ports = []
-    return f"{spl} serve --port {int(ports[-1])}" if ports and ports[-1] != b"9100" else f"{spl} serve"
+    return f"{begin}{spl} serve" + (f" --port {int(ports[-1])}" if ports and ports[-1] != b"9100" else "")
+
+
+def spl_of(home: str, env: Mapping[str, str]) -> str:
+    """Return how a command for a home begins, whatever the shell that it is pasted into has set."""
+    path = tilde(home, env)
+    return "spl" if path == HOME_DEFAULT else f"SYNCROPEL_HOME={quoted(path)} spl"
+
+
+def _has_identity(home: str) -> bool:
+    """Return whether a home has an identity; one that we may not look into has."""
+    try:
+        os.stat(os.path.join(home, "keys", "identity.json"))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def path_of_contexts(env: Mapping[str, str]) -> str:

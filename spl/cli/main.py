@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
 from ..core.errors import CODES, SplError
-from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of, start_of
+from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of, spl_of, start_of
 from .out import Out
 
 
@@ -163,6 +163,10 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
         if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
             hint: str = load("cli.client").stopped_hint(int(str(pid)))
             exc.hint = hint or f"to stop it: kill {pid}; or use another SYNCROPEL_HOME"
+        if entry.name == "federation pair" and exc.code in ("url-invalid", "connect"):
+            exc.hint = re.sub(": (?=https?://)", ": spl federation pair ", exc.hint)
+        if exc.code == "identity-missing" and not shell.distant:
+            exc.hint = re.sub(r"\bspl(?= identity )", lambda _: spl_of(shell.home, env), exc.hint)
         if exc.hint == CODES["daemon-down"].fix:
             exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, env)
         raise

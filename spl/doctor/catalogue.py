@@ -13,7 +13,7 @@ from ..core.errors import CODES
 from ..core.identity.pins import fork_step
 from ..core.limits import Limits
 from ..core.value import dataclass
-from ..net.address import is_address, kind_of, parse_url
+from ..net.address import is_address, kind_of, listen_step, parse_url
 from ..sync.peer import foreign_step
 from . import conditions as seen
 from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
@@ -185,6 +185,10 @@ def _foreign_fix(facts: Facts) -> str:
     return _moved(_at_peer(step))(facts) if facts.pair_id else step
 
 
+def _connect_fix(facts: Facts) -> str:
+    return _moved(_at_peer(listen_step(parse_url(facts.url or "https://bob.example/"))))(facts)
+
+
 def _timeout_fix(facts: Facts) -> str:
     if facts.failure is not None and facts.failure.reached:
         return _at_peer("its daemon takes connections and hangs, or was stopped: spl serve")(facts)
@@ -318,8 +322,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("auth-off", WARN, (), None, LOCAL, seen.auth_off, _next("auth-off")),
     FindingKind("clock-skew", WARN, (), None, PATH, seen.skew, _next("clock-skew"), seen.skew_fails),
     FindingKind("dns", FAIL, (), _failing_s, PATH, seen.failed("dns"), _next("dns")),
-    FindingKind("connect", FAIL, (), _failing_s, PATH, seen.failed("connect"),
-                _moved(_at_peer("spl serve; if it runs, open its port in the firewall"))),
+    FindingKind("connect", FAIL, (), _failing_s, PATH, seen.failed("connect"), _connect_fix),
     FindingKind("no-route", FAIL, (), _failing_s, LOCAL, seen.failed("no-route"), _route_fix),
     FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _timeout_fix),
     FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),

@@ -110,16 +110,15 @@ class Doctor:
     async def examine(self, pair: Pair | None, beside: Sequence[dict[str, object]] = ()) -> dict[str, object]:
         """Return the report on one pair, or on the daemon: checks, problems, and how many checks they explain.
 
-        Without a pair, `pairs` lists the pairs, each with its problems from the facts at hand, and the problems found
-        `beside` the pairs are among those of the daemon.
+        Without a pair, `pairs` lists those that `status` looks at, each with its problems from the facts at hand, and
+        the problems found `beside` the pairs are among those of the daemon.
         """
         known = await asyncio.to_thread(gather.with_config, self._daemon_facts(), self.home.path)
         known = self._with_ourselves(known)
         if pair is None:
             known = await self.peer.ask_ourselves(known)
             report = report_of(checks.OURSELVES, known, beside)
-            pairs = [self._line(item) for item in self.home.views.pairs.values() if not item.ended]
-            return {**report, "pairs": pairs}
+            return {**report, "pairs": [self._line(item) for item in self.watched()]}
         # A rule that refuses pair requests keeps strangers out, and no pair from syncing.
         known = self._with_pair(replace(known, locking_rule=None), pair, self._context(pair))
         if not pair.ended:

@@ -30,6 +30,8 @@ _PUBLIC6 = IPv6Network("2000::/3")
 _NEVER6 = tuple(map(IPv6Network, ("2001:db8::/32", "2001::/23", "3fff::/20")))  # documentation, protocol assignments
 _URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?(/[^?#]*)?(\?[^#]*)?", re.I)
 _PORTS = {"http": 80, "https": 443}
+USUAL_PORT: Final = 9100
+"""Where a daemon listens that is told no other port."""
 
 
 class ReachError(SplError):
@@ -105,13 +107,27 @@ def _with_scheme(text: str) -> str:
     found = _URL.fullmatch(f"http://{text}/")
     if found is None:
         return ""
-    host = found[2].lower().strip("[]")
+    host, plain = found[2].lower().strip("[]"), text if found[3] else f"{text}:{USUAL_PORT}"
     kind = "loopback" if host == "localhost" else kind_of(host)
     if kind == "loopback":
-        return f"with its scheme: http://{text}/"
+        return f"with its scheme: http://{plain}/"
     if kind or "." not in host or host.endswith(".local"):
-        return f"if it was started with --lan: http://{text}/; if it has TLS: https://{text}/"
+        return f"if it was started with --lan: http://{plain}/; if it has TLS: https://{text}/"
     return f"with its scheme: https://{text}/"
+
+
+def listen_step(where: Url) -> str:
+    """Return what makes the peer listen at a URL; behind https, and at port 80, something else may stand before it."""
+    port = f" --port {where.port}" if where.scheme == "http" and where.port not in (80, USUAL_PORT) else ""
+    return f"spl serve{port}; if it runs, open its port in the firewall"
+
+
+def connect_step(where: Url) -> str:
+    """Return the next step after a URL that nothing answers at: most often the port was left out, or is not served."""
+    step = f"on the peer: {listen_step(where)}"
+    if where.scheme != "http" or where.port != 80:
+        return step
+    return f"with the port of the peer, {USUAL_PORT} if it was told none: {where.origin}:{USUAL_PORT}/; {step}"
 
 
 def judge(ip_text: str, allow_private: bool, near: Iterable[str] = ()) -> None:

@@ -21,7 +21,7 @@ from itertools import chain, zip_longest
 from typing import Final, Literal
 
 from ..core.value import dataclass, field
-from .address import ReachError, Url, is_address, is_loopback, judge, kind_of
+from .address import ReachError, Url, connect_step, is_address, is_loopback, judge, kind_of
 from .sockets import Verifying, dial
 
 STAGGER_S: Final = 0.25
@@ -89,6 +89,8 @@ class Dialer:
             raise ReachError("timeout", f"{where.host} did not {step} within {timeout_s:g} s", addresses=found) from exc
         except ReachError as exc:
             exc.addresses = found
+            if exc.code == "connect":
+                exc.hint = connect_step(where)
             raise
         except BaseException:
             race.abort()

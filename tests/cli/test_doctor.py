@@ -112,7 +112,8 @@ def test_without_a_daemon_the_home_is_looked_at(spl: Run, home: Path) -> None:
     result = spl("doctor")
     assert result.code == 3
     assert "FAIL  daemon" in result.out
-    assert f"\n  fix          SYNCROPEL_HOME={home} spl serve\n" in result.out
+    its = f"SYNCROPEL_HOME={home} spl"
+    assert f"\n  fix          {its} init && {its} serve\n" in result.out
     assert spl("doctor", "-o", "json").data["problems"][0]["code"] == "daemon-down"
     assert spl("doctor", env={"SPL_SERVE_URL": "http://127.0.0.1:1"}).code == 5
 

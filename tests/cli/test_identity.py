@@ -54,12 +54,14 @@ manifest          http://127.0.0.1:9100/x, signed 2s ago, 7d left
     assert spl("identity", "show", "-o", "json").data == IDENTITY
 
 
-def test_without_identity_nothing_on_stdout_and_6(spl: Run, daemon: Daemon) -> None:
+def test_without_identity_nothing_on_stdout_and_6(spl: Run, daemon: Daemon, home: Path) -> None:
     daemon.answers["GET", ROUTE] = MISSING
     result = spl("identity", "show")
     assert (result.code, result.out) == (6, "")
-    assert "  fix       spl identity generate\n" in result.err
-    assert spl("identity", "verify").code == 7
+    assert f"  fix       SYNCROPEL_HOME={home} spl identity generate\n" in result.err
+    refused = spl("identity", "verify")
+    assert refused.code == 7
+    assert f"  fix       SYNCROPEL_HOME={home} spl identity generate\n" in refused.err
 
 
 def test_without_daemon_the_home_answers(spl: Run, home: Path, setup: ModuleType) -> None:

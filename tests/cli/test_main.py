@@ -177,9 +177,13 @@ def test_what_starts_the_daemon_names_its_home_and_its_last_port(
     path = tmp_path / folder / "logs" / "spl.log"
     path.parent.mkdir(parents=True)
     path.write_text(f"event=daemon.listening url=http://127.0.0.1:9300\nx\n{logged}\n" if logged else "")
+    env = {"SYNCROPEL_HOME": str(tmp_path / folder), "HOME": str(tmp_path)}
+    begun = fix.replace("spl serve", f"spl init && {fix.partition('spl serve')[0]}spl serve")
+    assert f"  fix       {begun}\n" in spl("federation", "list", env=env).err  # made by a daemon that could not listen
+    (tmp_path / folder / "keys").mkdir()
+    (tmp_path / folder / "keys" / "identity.json").touch()
     for words in (("federation", "list"), ("wait", "daemon", "--timeout", "10ms")):
-        result = spl(*words, env={"SYNCROPEL_HOME": str(tmp_path / folder), "HOME": str(tmp_path)})
-        assert f"  fix       {fix}\n" in result.err
+        assert f"  fix       {fix}\n" in spl(*words, env=env).err
 
 
 def test_alias_decisions(spl: Run, daemon: Daemon) -> None:

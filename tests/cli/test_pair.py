@@ -1,5 +1,6 @@
 """`federation pair`: byte-exact when all goes well, plain words and exit codes when it does not."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -188,6 +189,16 @@ def test_a_failed_step_is_an_error_with_its_exit_code(
     assert result.out == f"Pairing with {BOB} (https://bob.example/) ...\n"
     assert result.err.startswith(f"error: {message} [{code}]\n")
     assert "\n  fix " in result.err
+
+
+def test_a_url_that_lacks_something_comes_as_a_whole_command(spl: Run, daemon: Daemon) -> None:
+    refused = error(
+        "url-invalid", "m", hint="if it was started with --lan: http://bob:9100/; if it has TLS: https://b/"
+    )
+    daemon.answers[STREAM] = (400, refused)
+    assert re.findall("spl federation pair .*", spl("federation", "pair", "bob").err) == [
+        "spl federation pair http://bob:9100/", "spl federation pair https://b/",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("end", [True, False])

@@ -40,8 +40,11 @@ async def test_a_peer_that_paused(tmp_path: Path) -> None:
         assert await found.problems() == {"peer-revoked": again}
         doctor = found.doctors[found.a.url]
         assert [item["code"] for item in doctor.attention()] == ["peer-revoked"]
+        [row] = (await doctor.examine(None))["pairs"]  # type: ignore[misc]
+        assert [item["code"] for item in row["problems"]] == ["peer-revoked"]
         await found.a.pairing.revoke(found.pair_id)
         assert doctor.attention() == []
+        assert (await doctor.examine(None))["pairs"] == []
 
 
 async def test_a_side_behind_a_nat_need_not_be_dialled(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.net.address import Proxies, ReachError, is_loopback, judge, parse_url, source_of, stands_at
+from spl.net.address import Proxies, ReachError, connect_step, is_loopback, judge, parse_url, source_of, stands_at
 
 PUBLIC = [
     "8.8.8.8",
@@ -136,7 +136,8 @@ def test_url_refused(text: str) -> None:
         ("localhost:9100/", "with its scheme: http://localhost:9100/"),
         ("[::1]:9100", "with its scheme: http://[::1]:9100/"),
         ("10.0.0.7:9100", "if it was started with --lan: http://10.0.0.7:9100/; if it has TLS: https://10.0.0.7:9100/"),
-        ("kitchen.local", "if it was started with --lan: http://kitchen.local/; if it has TLS: https://kitchen.local/"),
+        ("bob", "if it was started with --lan: http://bob:9100/; if it has TLS: https://bob/"),
+        ("127.0.0.1", "with its scheme: http://127.0.0.1:9100/"),
         ("bob.example", "with its scheme: https://bob.example/"),
     ],
 )
@@ -145,6 +146,23 @@ def test_a_url_without_its_scheme_is_told_which_one(text: str, hint: str) -> Non
     with pytest.raises(ReachError) as caught:
         parse_url(text)
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("https://bob.example/", "on the peer: spl serve; {open}"),
+        ("http://127.0.0.1:9100/", "on the peer: spl serve; {open}"),
+        ("http://127.0.0.1:9200/", "on the peer: spl serve --port 9200; {open}"),
+        (
+            "http://192.168.1.20/",
+            "with the port of the peer, 9100 if it was told none: http://192.168.1.20:9100/; "
+            "on the peer: spl serve; {open}",
+        ),
+    ],
+)
+def test_the_step_where_nothing_listens_names_the_port(url: str, hint: str) -> None:
+    assert connect_step(parse_url(url)) == hint.format(open="if it runs, open its port in the firewall")
 
 
 @pytest.mark.parametrize(
