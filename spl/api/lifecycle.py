@@ -99,13 +99,17 @@ async def carrier(request: Request, services: Services, found: Pair) -> dict[str
     wanted = {name: fields.get(name, "") for name in ("url", "creds", "ca")}
     if wanted["url"] != "none":
         await services.engines.check_carrier(wanted)
-    left: dict[str, object] = {}
+
+    def changes(pair: Pair) -> dict[str, object]:
+        if wanted["url"] != "none":
+            return {"mode": ENGINE, "carrier": wanted}
+        return {"mode": POLLING} if pair.mode == ENGINE else {}
+
+    change = services.pairing.configure(found.pair_id, changes)
     if wanted["url"] != found.carrier.get("url"):
-        await services.pairing.configure(found.pair_id, lambda pair: {"mode": POLLING} if pair.mode == ENGINE else {})
-        left = await services.engines.left(found)
-    if wanted["url"] != "none":
-        await services.pairing.configure(found.pair_id, lambda pair: {"mode": ENGINE, "carrier": wanted})
-    return left
+        return await services.engines.left(found, change)
+    await change
+    return {}
 
 
 async def revoke(request: Request, services: Services, found: Pair) -> dict[str, object]:
@@ -114,7 +118,7 @@ async def revoke(request: Request, services: Services, found: Pair) -> dict[str,
     await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
     blocked = found.peer_did in services.views.blocked
     hubs = [] if blocked else services.pairing.pairs.hubs(found)
-    left = await services.engines.left(found)
+    left = {} if found.ended_by_us else await services.engines.left(found)
     if services.engines.configured:
         left["readers"] = services.engines.readers(found.pair_id)
     return {**left, "blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}

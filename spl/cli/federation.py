@@ -180,7 +180,9 @@ def _after_engine(consumers: dict[str, Any], out: Out) -> None:
     if consumers.get("deleted"):
         out.line(f"deleted {count(consumers['deleted'], 'consumer')} at the server")
     if consumers.get("commands"):
-        out.warn(f"! consumers stay at the server: {(consumers['error'] or {}).get('message', '')}")
+        error = consumers["error"] or {}
+        who = "; its operator deletes them" if error.get("code") == "SINK_AUTH" else ""
+        out.warn(f"! consumers stay at the server: {error.get('message', '')}{who}")
         for command in consumers["commands"]:
             out.warn(f"  fix       {command}")
 

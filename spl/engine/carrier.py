@@ -109,7 +109,7 @@ class CarrierParts:
     async def connect(self, pair_id: str, carrier: Carrier) -> Nats:
         """Return a connection to the server, with the inbox that its permissions name.  Raises SplError."""
         endpoint = await asyncio.to_thread(self.files.endpoint, carrier)
-        return await connect(endpoint, self.dialer, f"_INBOX_{pair_id}.{self.random_bytes(12).hex()}")
+        return await connect(endpoint, self.dialer, f"{subjects.inbox_of(pair_id)}.{self.random_bytes(12).hex()}")
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ Imported with the first pair in mode engine (`engines.py`).
 
 import asyncio
 import shlex
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from typing import Final
@@ -36,7 +37,7 @@ LEAVE_S: Final = 15.0
 GAP: Final = "engine-gap"
 _STEPS: Final = {
     "sink-unreachable": "start it, or correct the network path; it goes on by itself",
-    "sink-auth": "correct the file of --creds; or on the server, as this prints at the peer: spl sink acl SINK PAIR_ID",
+    "sink-auth": "correct the file of --creds, or permit its user at the server what `spl sink acl` prints at the peer",
     "sink-refused": "spl federation set-carrier PAIR_ID none; then the pair is read from the peer itself",
 }
 
@@ -109,30 +110,54 @@ class CarrierService:
             state.fault = SplError("internal", "the carrier's task died")
             state.failing_since_s = asyncio.get_running_loop().time()
 
-    async def leave(self, pair: Pair) -> dict[str, object]:
-        """Delete the pair's consumers on the server that it was read from, once that has ended.
+    async def leave(self, pair: Pair, change: Awaitable[object] | None = None) -> dict[str, object]:
+        """Delete the pair's consumers on the server that it was read from, once `change` is made and its run has ended.
 
-        Return {deleted, error, commands}; what stays there if the server is out of reach or refuses, and how its
-        operator deletes it.  The server deletes it itself after jetstream.UNUSED_NS.
+        The next run begins after that, so it loses none of them by another name of the same server.
+        Return {deleted, error, commands}; what stays there if the server is out of reach or refuses, and how it is
+        deleted: by the server's operator after "sink-auth".  The server deletes it itself after jetstream.UNUSED_NS.
         """
-        carrier, left, error = carrier_of(pair), list(self._consumers(pair)), None
+        changed, carrier = asyncio.Event(), carrier_of(pair)
+
+        async def make() -> None:
+            if change is not None:
+                await change
+            changed.set()
+
         if carrier is None:
+            await make()
             return {"deleted": 0, "error": None, "commands": []}
-        stream, count = subjects.stream_of(pair.peer_did), len(left)
+        # Its first task waits for its turn before the second makes the change, which brings the next run.
+        return await run_together(self._leave(pair, carrier, changed), make())
+
+    async def _leave(self, pair: Pair, carrier: Carrier, changed: asyncio.Event) -> dict[str, object]:
+        left, deleted, stream, error = list(self._consumers(pair)), list[str](), subjects.stream_of(pair.peer_did), None
         try:
             async with asyncio.timeout(LEAVE_S), self._turn(pair.pair_id):
+                await changed.wait()
                 nats = await self._parts.connect(pair.pair_id, carrier)
                 try:
-                    await run_together(_delete(nats, stream, left), nats.listen())
+                    await run_together(_delete(nats, stream, left, deleted), nats.listen())
                 finally:
                     await nats.close()
         except TimeoutError:
             error = SplError("sink-unreachable", f"the server did not answer within {LEAVE_S:g} s")
         except SplError as exc:
             error = exc
-        words = ["nats", "--server", carrier.url, *(["--creds", carrier.creds] if carrier.creds else [])]
+        await changed.wait()  # or the end of this would end it
+        words = await self._command(pair, carrier, ours=error is None or error.code != "sink-auth") if left else []
         commands = [shlex.join([*words, "consumer", "rm", stream, name, "--force"]) for name in left]
-        return {"deleted": count - len(left), "error": error and error.to_json(), "commands": commands}
+        return {"deleted": len(deleted), "error": error and error.to_json(), "commands": commands}
+
+    async def _command(self, pair: Pair, carrier: Carrier, *, ours: bool) -> list[str]:
+        """Return what a command to the server begins with; with `ours` it is given as the pair's user there."""
+        words = ["nats", "--server", carrier.url, *(["--tlsca", carrier.ca] if carrier.ca else [])]
+        if not ours:
+            return words
+        with suppress(SplError):  # a file that was read a moment ago
+            user = await asyncio.to_thread(self._files.user, carrier)
+            words += ["--creds" if user.jwt else "--nkey", carrier.creds] if user is not None else []
+        return [*words, "--inbox-prefix", subjects.inbox_of(pair.pair_id)]
 
     def _consumers(self, pair: Pair) -> set[str]:
         """Return the names of the consumers that the pair may have, those of namespaces that it had before too."""
@@ -185,10 +210,11 @@ class CarrierService:
         return found
 
 
-async def _delete(nats: Nats, stream: str, names: list[str]) -> None:
-    """Delete consumers, and take each out of the list."""
+async def _delete(nats: Nats, stream: str, names: list[str], deleted: list[str]) -> None:
+    """Delete consumers, and take each out of the list; those that were there go into the other."""
     while names:
-        await jetstream.delete_consumer(nats, stream, names[-1])
+        if await jetstream.delete_consumer(nats, stream, names[-1]):
+            deleted.append(names[-1])
         names.pop()
 
 

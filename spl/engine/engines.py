@@ -4,7 +4,7 @@ A daemon without any pays two waiters: for changes of consent and of pairs.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from .. import program
@@ -73,9 +73,16 @@ class Engines:
         """Raise unless these members {url, creds, ca} are those of a carrier that can be used."""
         await self.carriers.check(program.load("engine.carrier").Carrier(**fields))
 
-    async def left(self, pair: Pair) -> dict[str, object]:
-        """Return {consumers}: what became of those at the server that a pair was read from until now, {} without."""
-        return {"consumers": await self.carriers.leave(pair)} if pair.mode == ENGINE else {}
+    async def left(self, pair: Pair, change: Awaitable[object] | None = None) -> dict[str, object]:
+        """Return {consumers}: what became of those at the server that a pair was read from until now, {} without.
+
+        `change` is what ends this, if it did not end already.
+        """
+        if pair.mode == ENGINE:
+            return {"consumers": await self.carriers.leave(pair, change)}
+        if change is not None:
+            await change
+        return {}
 
     def readers(self, pair_id: str) -> list[dict[str, str]]:
         """Return {sink, url, reader} of each server that may have a user for the pair; its operator removes it."""

@@ -128,13 +128,15 @@ async def create_consumer(nats: Nats, stream: str, name: str, subject: str) -> N
     })  # fmt: skip
 
 
-async def delete_consumer(nats: Nats, stream: str, name: str) -> None:
-    """Delete a consumer, if there is one."""
+async def delete_consumer(nats: Nats, stream: str, name: str) -> bool:
+    """Delete a consumer; return whether there was one."""
     try:
         await ask(nats, f"CONSUMER.DELETE.{stream}.{name}")
     except JetStreamError as exc:
         if exc.number not in (CONSUMER_MISSING, STREAM_MISSING):
             raise
+        return False
+    return True
 
 
 def pull_of(stream: str, name: str, reply: str, count: int, bytes_max: int) -> bytes:

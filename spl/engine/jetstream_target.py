@@ -36,6 +36,7 @@ from ..home.disk import Disk
 from ..net.dialer import Dialer
 from ..net.sockets import Verifying, client_tls
 from . import credentials, jetstream, subjects
+from .credentials import Credentials
 from .jetstream import Ack, JetStreamError, StoredMessage, StreamState
 from .nats import ANSWER_S, Endpoint, Nats, connect, endpoint_of
 from .protocol import EngineError, head_of, published
@@ -89,17 +90,21 @@ class Files:
     def endpoint(self, sink: ServerPlace) -> Endpoint:
         """Return where a server is.  Raises EngineError "sink-auth", ListenError "config-invalid"."""
         host, port, always_tls = endpoint_of(sink.url)
-        found = None
-        if sink.creds:
-            try:
-                raw = self._disk.read(Path(sink.creds), credentials.FILE_BYTES_MAX, follow=True)
-            except OSError as exc:
-                raise EngineError("sink-auth", f"{sink.creds}: {exc.strerror or exc}") from exc
-            if raw is None:
-                raise EngineError("sink-auth", f"{sink.creds} is not there")
-            found = credentials.read(raw.decode("utf-8", "replace"))
+        user = self.user(sink)
         context = client_tls(Path(sink.ca)) if sink.ca else self._tls and self._tls()
-        return Endpoint(host, port, always_tls, found, context)
+        return Endpoint(host, port, always_tls, user, context)
+
+    def user(self, sink: ServerPlace) -> Credentials | None:
+        """Return what a server knows us by, None without.  Raises EngineError "sink-auth"."""
+        if not sink.creds:
+            return None
+        try:
+            raw = self._disk.read(Path(sink.creds), credentials.FILE_BYTES_MAX, follow=True)
+        except OSError as exc:
+            raise EngineError("sink-auth", f"{sink.creds}: {exc.strerror or exc}") from exc
+        if raw is None:
+            raise EngineError("sink-auth", f"{sink.creds} is not there")
+        return credentials.read(raw.decode("utf-8", "replace"))
 
 
 class JetStreamTarget:

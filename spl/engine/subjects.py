@@ -85,7 +85,12 @@ def permissions(did: str, namespaces: tuple[str, ...], reader: str) -> dict[str,
             f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}",
             f"$JS.ACK.{stream}.{name}.>",
         ]
-    return {"publish": publish, "subscribe": [f"_INBOX_{reader}.>"]}
+    return {"publish": publish, "subscribe": [f"{inbox_of(reader)}.>"]}
+
+
+def inbox_of(reader: str) -> str:
+    """Return what the inboxes of a reader begin with."""
+    return f"_INBOX_{reader}"
 
 
 def consumer_of(reader: str, namespace: str) -> str:

@@ -191,8 +191,10 @@ def test_the_end_of_a_carrier_says_what_stays_at_its_server(spl: Run, daemon: Da
     daemon.answers["POST", path] = a_pair(consumers=kept)
     result = spl("federation", "set-carrier", "bob", "none")
     assert result.code == 0
-    assert "n port 4222: no route" in result.err
-    assert command in result.err
+    assert f"at the server: n port 4222: no route\n  fix       {command}\n" in result.err
+    kept = {**kept, "error": error("sink-auth", "the server says: Permissions Violation")}
+    daemon.answers["POST", path] = a_pair(consumers=kept)
+    assert "Permissions Violation; its operator deletes them\n" in spl("federation", "set-carrier", "bob", "none").err
 
 
 def test_an_unknown_mode_is_refused_with_those_that_there_are(spl: Run, daemon: Daemon) -> None:

@@ -1,16 +1,27 @@
 """All carriers of a daemon: which run, what may be set, and what they say of a server that cannot be used."""
 
+import asyncio
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 
-from spl.core.errors import SplError
+from spl.api import lifecycle
+from spl.core.errors import SplError, http_code
+from spl.core.pair.pair import Pair
 from spl.core.pair.state import ENGINE
-from spl.engine.carrier import Carrier
+from spl.engine import credentials, subjects
+from spl.engine.carrier import Carrier, CarrierParts
 from spl.engine.carriers import carrier_of
+from spl.engine.nats import Nats
+from spl.engine.protocol import EngineError
 from tests.engine.test_carrier import reading
+from tests.engine.test_engines import engines_of
 from tests.nodes import Node, join, nodes
-from tests.waiting import until
+from tests.waiting import turns, until
 
 NOWHERE = {"url": "nats://127.0.0.1:1", "creds": "", "ca": ""}
 
@@ -40,6 +51,91 @@ async def test_a_server_out_of_reach_is_named_with_the_pair(tmp_path: Path) -> N
             spoke.change_pair(pair_id, mode="polling")
             await service.arrange()
             assert not service.faults()
+
+
+@pytest.mark.parametrize(("text", "option"), [
+    ("", ""), ("SEED", "--nkey FILE "), ("-----BEGIN NATS USER JWT-----\neyJ0.eyJ1.c2ln\nSEED", "--creds FILE "),
+])  # fmt: skip
+@pytest.mark.parametrize("code", ["sink-unreachable", "sink-auth"])
+async def test_what_stays_is_deleted_as_the_pairs_user_or_by_the_servers_operator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, option: str, code: str
+) -> None:
+    """The server refuses the user of an old list of permissions, so a command as that user would be refused, too."""
+
+    async def refused(self: CarrierParts, pair_id: str, carrier: Carrier) -> Nats:
+        raise EngineError(code, "no")
+
+    monkeypatch.setattr(CarrierParts, "connect", refused)
+    file = tmp_path / "user"
+    file.write_text(text.replace("SEED", credentials.seed_text(b"\x07" * 32)))
+    told = {"url": "tls://n.example", "creds": str(file) if text else "", "ca": "/etc/ca.pem"}
+    async with nodes(tmp_path, "hub", "spoke") as (hub, spoke):
+        pair_id = join(hub, spoke)
+        spoke.change_pair(pair_id, carrier=told)
+        async with reading(spoke) as service:
+            left: Any = await service.leave(spoke.home.views.pairs[pair_id])
+        user = f"{option.replace('FILE', str(file))}--inbox-prefix _INBOX_{pair_id} " if code != "sink-auth" else ""
+        words = f"nats --server tls://n.example --tlsca /etc/ca.pem {user}consumer rm {subjects.stream_of(hub.did)}"
+        assert (left["deleted"], left["error"]["code"]) == (0, http_code(code))
+        assert left["commands"] == [f"{words} {subjects.consumer_of(pair_id, 'default')} --force"]
+
+
+@pytest.mark.parametrize("between", ["nothing", "mode", "end"])
+async def test_a_carrier_is_changed_in_one_write_though_the_old_server_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    """So nothing that comes before the old server answers is lost, and nothing of this is if the daemon ends then."""
+    called, answers = list[str](), asyncio.Event()
+
+    async def hanging(self: CarrierParts, pair_id: str, carrier: Carrier) -> Nats:
+        called.append(carrier.url)
+        await answers.wait()
+        raise EngineError("sink-unreachable", "it is stopped")
+
+    async def configure(pair_id: str, changes: Callable[[Pair], dict[str, Any]]) -> None:
+        await turns(3)
+        spoke.change_pair(pair_id, **changes(spoke.home.views.pairs[pair_id]))
+        service._tasks.kick()
+
+    monkeypatch.setattr(CarrierParts, "connect", hanging)
+    old, new = NOWHERE, {**NOWHERE, "url": "nats://127.0.0.1:2"}
+    async with nodes(tmp_path, "hub", "spoke") as (hub, spoke):
+        pair_id = join(hub, spoke)
+        spoke.change_pair(pair_id, mode=ENGINE, carrier=old)
+        async with reading(spoke) as service:
+            await until(lambda: called == [old["url"]])
+            engines = engines_of(spoke)
+            engines._carriers = service
+            services: Any = Mock(engines=engines, pairing=Mock(configure=configure))
+            request: Any = Mock(body=json.dumps(new).encode())
+            setting = asyncio.create_task(lifecycle.carrier(request, services, spoke.home.views.pairs[pair_id]))
+            await until(lambda: called == [old["url"]] * 2)
+            pair = spoke.home.views.pairs[pair_id]
+            assert (pair.mode, pair.carrier) == (ENGINE, new)
+            if between == "mode":
+                spoke.change_pair(pair_id, mode="on-demand")
+            if between == "end":
+                setting.cancel()
+                await asyncio.wait([setting])
+            else:
+                answers.set()
+                left: Any = await setting
+                assert left["consumers"]["error"]["code"] == "SINK_UNREACHABLE"
+            if between != "mode":
+                await until(lambda: new["url"] in called)
+            pair = spoke.home.views.pairs[pair_id]
+            assert (pair.mode, pair.carrier) == ("on-demand" if between == "mode" else ENGINE, new)
+
+
+async def test_a_pair_that_we_revoked_is_not_left_again() -> None:
+    left = AsyncMock(return_value={"consumers": {}})
+    services: Any = MagicMock(engines=Mock(left=left, configured=False), pairing=Mock(revoke=AsyncMock()))
+    services.pairing.pairs.hubs = Mock(return_value=[])
+    for ours in (False, True):
+        pair: Any = Mock(ended_by_us=ours)
+        request: Any = Mock(body=b"{}")
+        assert ("consumers" in await lifecycle.revoke(request, services, pair)) is not ours
+    assert left.await_count == 1
 
 
 async def test_a_carrier_that_no_version_knows_is_none(tmp_path: Path) -> None:

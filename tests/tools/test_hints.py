@@ -27,7 +27,7 @@ COMMAND: Final = re.compile(rf"\b(?:spl (?:{NOUNS})\b(?! to )|{OTHERS})")
 BEFORE: Final = ("", ": ", ":  ", "  ", "sudo ", "&& ", "| ")
 """What a command may stand behind: a colon, the gap of a column, or a command."""
 SHELL: Final = re.compile(r" && | \| | < ")
-UNKNOWN: Final = frozenset({"SIX", "WORDS", "DID", "NEW-URL", "URL", "FILE", "NAME", "TEXT", "MODE", "HOST", "SINK"})
+UNKNOWN: Final = frozenset({"SIX", "WORDS", "DID", "NEW-URL", "URL", "FILE", "NAME", "TEXT", "MODE", "HOST"})
 """What only the operator knows, and what the text of a code leaves open for those who raise it."""
 FILLED: Final = {"PAIR_ID": "pair_0f9e8d7c", "THREAD": "th_garden", "MODE": "polling", "CODE": "dns", "TOPIC": "pairs"}
 

@@ -367,8 +367,7 @@ RULES: Final[Mapping[str, tuple[frozenset[type], Callable[[Pair | None, Mapping[
 def is_sent_away(pairs: Iterable[Pair], did: str) -> bool:
     """Return whether our operator ended the last agreed pair with this peer, so that no rule may admit it again."""
     agreed = [pair for pair in pairs if pair.peer_did == did and pair.answer is not None]
-    state = agreed[-1].state if agreed else None
-    return isinstance(state, Revoking) or (isinstance(state, Revoked) and state.by_us)
+    return bool(agreed) and agreed[-1].ended_by_us
 
 
 def summary(pair: Pair) -> dict[str, object]:

@@ -343,6 +343,11 @@ class Pair:
         """Whether the pair is revoked, or as good as."""
         return self.state.phase is Phase.REVOKED
 
+    @property
+    def ended_by_us(self) -> bool:
+        """Whether our operator revoked it."""
+        return isinstance(self.state, Revoking) or (isinstance(self.state, Revoked) and self.state.by_us)
+
 
 def known(pairs: Mapping[str, Pair], pair_id: str) -> Pair:
     """Return the pair of this id; raise PairError "pair-unknown"."""
