@@ -20,15 +20,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ..core.consent import grants_of
 from ..core.errors import SplError, http_code
 from ..core.identity import manifest, message
+from ..core.identity.bearer import is_barred
 from ..core.identity.manifest import Manifest
 from ..core.identity.pins import FORK
 from ..core.limits import Limits
 from ..core.pair import handshake
 from ..core.pair.aitl import Status
 from ..core.pair.handshake import HandshakeError, PairRequest
-from ..core.pair.pair import ESTABLISHED, Pair, PairError, is_sent_away
+from ..core.pair.pair import ESTABLISHED, Pair, PairError, is_by_hand, last_agreed
 from ..core.pair.state import SUPERSEDED, Asked, Proposal, Requested, Revoked, Waiting
 from ..core.pair.steps import Ask, Effect, End
 from ..core.record import namespace
@@ -345,10 +347,13 @@ class Responder:
     def _is_granted(self, fields: Mapping[str, Any], peer: Manifest, names: Sequence[str], address: str) -> bool:
         """Return whether a rule or the policy approves these namespaces unasked.
 
-        Never for a peer that our operator revoked: only the operator lets it in again.
+        Never for a peer that our operator revoked, or whose pair has limits that a new one would not have.
         """
-        if is_sent_away(self.pairs.all(), peer.did):
-            return False
+        last, views = last_agreed(self.pairs.all(), peer.did), self.pairs.writer.views
+        if last is not None:
+            ours = grants_of(views.consents, last).ours.values()
+            if is_by_hand(last) or is_barred(views.tokens, last.pair_id) or any(each.level is None for each in ours):
+                return False
         auto = self._settings.now.federation_approval == "auto"
         if self._policy.grants(peer, fields, address, names):
             return True

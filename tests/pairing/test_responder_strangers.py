@@ -15,6 +15,8 @@ from spl.core.limits import Limits
 from spl.core.pair import handshake
 from spl.core.pair.pair import Phase
 from spl.core.pair.state import Asked, Revoked
+from spl.home.views import THREAD_TOKENS
+from spl.home.writes import Own
 from spl.pairing.responder import ANSWERED_PER_DAY
 from spl.pairing.service import Pairing
 from tests.core.pair_kit import a_manifest
@@ -291,3 +293,26 @@ async def test_a_peer_that_our_operator_revoked_waits_for_the_operator(tmp_path:
         await until(lambda: not b.alive)
         await a.pair(b)
         assert b.alive[0].phase is Phase.ACTIVE, "the peer itself ended the last pair"
+
+
+@pytest.mark.parametrize("limit", ["paused", "narrowed", "withdrawn", "token"])
+async def test_a_peer_that_our_operator_limited_gets_rid_of_no_limit_by_ending_the_pair(
+    tmp_path: Path, limit: str
+) -> None:
+    async with two(tmp_path, "auto", FAST) as (_, a, b):
+        await a.pair(b)
+        pair_id = await both_active(a, b)
+        if limit == "paused":
+            await b.pairing.pause(pair_id)
+        elif limit == "narrowed":
+            await b.pairing.configure(pair_id, lambda _: {"thread_allow": ["th_open"]})
+        elif limit == "withdrawn":
+            await b.pairing.handover.set_grant(pair_id, "default", "default", None)
+        else:
+            body = {"kind": bearer.KIND_REVOKE, "pair_id": pair_id, "barred": True}
+            b.home.writer.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]).result(30)
+        await a.pairing.revoke(pair_id)
+        await until(lambda: not b.alive)
+        await a.pair(b, wait_ms=0)
+        await until(lambda: b.alive)
+        assert isinstance(b.alive[0].state, Asked)

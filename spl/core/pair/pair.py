@@ -63,7 +63,8 @@ __all__ = [
     "apply",
     "fold",
     "fold_requests",
-    "is_sent_away",
+    "is_by_hand",
+    "last_agreed",
     "request_summary",
     "summary",
 ]
@@ -364,10 +365,22 @@ RULES: Final[Mapping[str, tuple[frozenset[type], Callable[[Pair | None, Mapping[
 """Kind of body -> the states that take it, and how."""
 
 
-def is_sent_away(pairs: Iterable[Pair], did: str) -> bool:
-    """Return whether our operator ended the last agreed pair with this peer, so that no rule may admit it again."""
+def last_agreed(pairs: Iterable[Pair], did: str) -> Pair | None:
+    """Return the last pair with this peer that our operator, or a rule, agreed to."""
     agreed = [pair for pair in pairs if pair.peer_did == did and pair.answer is not None]
-    return bool(agreed) and agreed[-1].ended_by_us
+    return agreed[-1] if agreed else None
+
+
+def is_by_hand(pair: Pair) -> bool:
+    """Return whether only our operator may admit the peer of this agreed pair again, and no rule.
+
+    So it is if our operator ended it, paused it or narrowed it, also if the peer ended it since: a new pair would be
+    without all that.  A peer that lost its home, and asks while its pair stands, is admitted as before.
+    """
+    state = pair.state
+    was_paused = isinstance(state, Revoked) and bool(pair.transitions) and pair.transitions[-1][1] == Phase.PAUSED.value
+    is_paused = isinstance(state, PausedByUs | PausedByBoth) or was_paused
+    return pair.ended_by_us or is_paused or pair.filter != OPEN or bool(pair.actors)
 
 
 def summary(pair: Pair) -> dict[str, object]:

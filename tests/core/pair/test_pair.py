@@ -15,7 +15,8 @@ from spl.core.pair.pair import (
     PairError,
     Phase,
     fold,
-    is_sent_away,
+    is_by_hand,
+    last_agreed,
     summary,
 )
 from spl.core.pair.state import Revoked
@@ -206,14 +207,17 @@ def test_a_damaged_filter_changes_nothing(change: dict[str, object]) -> None:
     assert fold(before, body) is before
 
 
-def test_a_peer_is_sent_away_if_our_operator_ended_the_last_agreed_pair() -> None:
-    by_us, by_peer, live, asked = (
+def test_only_our_operator_admits_a_peer_again_whose_last_agreed_pair_had_limits() -> None:
+    by_us, by_peer, live, asked, paused, narrowed, still = (
         folded(history(*PATHS[name], *ends))
         for name, ends in (
             ("Active", (Revoke("over"), Told())),
             ("Active", (End("revoked by peer"),)),
             ("Active", ()),
             ("Asked", (Revoke("over"), Told())),
+            ("PausedByUs", (End("revoked by peer"),)),
+            ("Active", (Configure({"relay": False}), End("revoked by peer"))),
+            ("PausedByUs", ()),
         )
     )
     revoking = folded(history(*PATHS["Revoking"]))
@@ -222,9 +226,14 @@ def test_a_peer_is_sent_away_if_our_operator_ended_the_last_agreed_pair() -> Non
     assert live is not None
     assert asked is not None
     assert revoking is not None
-    for pairs, sent_away in (
-        ([by_us], True), ([revoking], True), ([by_us, asked], True), ([by_peer, by_us], True),
-        ([], False), ([by_peer], False), ([live], False), ([asked], False), ([by_us, live], False),
+    assert paused is not None
+    assert narrowed is not None
+    assert still is not None
+    did = PROPOSAL.manifest["daemon"]["did"]
+    for pair, by_hand in (
+        (by_us, True), (revoking, True), (paused, True), (narrowed, True), (still, True), (live, False), (by_peer, False),
     ):  # fmt: skip
-        assert is_sent_away(pairs, PROPOSAL.manifest["daemon"]["did"]) is sent_away
-    assert not is_sent_away([by_us], "did:sync:instance:somebody")
+        assert is_by_hand(pair) is by_hand
+        assert last_agreed([by_peer, pair, asked], did) is pair
+    assert last_agreed([asked], did) is None
+    assert last_agreed([by_us], "did:sync:instance:somebody") is None
