@@ -17,18 +17,20 @@ again and again to an attacker who can have us restarted; and adding up what the
 is gigabytes to read.
 """
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from threading import Lock
 from typing import Any, Final
 
 from ..core.errors import SplError
 from ..core.pair.status import IntakeStatus
-from ..core.value import dataclass
+from ..core.value import dataclass, replace
 from ..home.log import Line, LineError, Log
 from ..home.tables.lists import DAYS, POSITIONS, name_in
+from ..home.writes import DayBytes, Item, SavedPosition, size_of
 
 INTAKE_PAUSED: Final = "intake-paused"
 DAY_S: Final = 86_400.0
@@ -182,3 +184,19 @@ def _body(line: Line) -> dict[str, Any]:
 def _taken(store: Log, now_ms: int) -> int:
     """Return how many bytes the log took in the last day, of everybody."""
     return store.bytes_since(now_ms - int(DAY_S * 1000))
+
+
+def fitting(items: Sequence[Item], left: int) -> Sequence[Item]:
+    """Return the first of the items that use up so many bytes; all of them if they do not."""
+    for count, size in enumerate(itertools.accumulate(map(size_of, items)), 1):
+        if size >= left:
+            return items[:count]
+    return items
+
+
+def marked(pair_id: str, items: Sequence[Item], day_bytes: int) -> list[Item]:
+    """Return the items with what the pair brought in within a day: in its position, or beside them."""
+    last = items[-1]
+    if isinstance(last, SavedPosition) and last.pair == pair_id:
+        return [*items[:-1], replace(last, day_bytes=day_bytes)]
+    return [*items, DayBytes(pair_id, day_bytes)]

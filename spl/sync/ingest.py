@@ -17,7 +17,6 @@ and no more: `budget.py`.
 """
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +44,7 @@ from ..home.logs import CountedLog
 from ..home.views import THREAD_PAIRS
 from ..home.writer import Writer
 from ..home.writes import Arrive, DayBytes, Item, Outcome, Own, Projected, Refuse, SavedPosition, size_of
-from .budget import IntakeBudget, saved_sums
+from .budget import IntakeBudget, fitting, marked, saved_sums
 from .ledger import RefusedLedger
 from .peer import CHAINS, PeerClient, SyncError, is_unanswered
 from .reach import Reaches
@@ -72,6 +71,8 @@ class Judged:
     """A page with its verdicts, the pins of chains learnt for it and the marks of forks."""
 
     page: Page
+    rules: Gate = field(repr=False)
+    """By which it was judged; what was judged by others than those of the moment is judged again when it is stored."""
     verdicts: Sequence[Verdict]
     pins: Sequence[Own] = ()
     forks: Sequence[Own] = ()
@@ -79,6 +80,8 @@ class Judged:
     """What is refused may be sound soon: the peer has not received a grant that we lowered, or a chain was cut off."""
     unshown: bool = False
     """The peer could not show the chain of a signer."""
+    chains: Mapping[str, Any] | None = None
+    """The chains of signers that came with the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +197,7 @@ class Ingest:
 
     async def keep_again(self, pair: Pair, judged: Judged) -> Taken:
         """Store what is sound now of records asked for again; what is refused again is in the ledger already."""
+        judged = await self._judged_now(pair, judged)
         fresh = await self._store(pair, [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)])
         if judged.later or judged.pins:
             self.refused.owe(pair.pair_id)
@@ -222,6 +226,7 @@ class Ingest:
 
         `chains` are key chains of relayed signers by DID, as decoded, that came with it; without, the peer is asked.
         """
+        pair = self.writer.views.pairs.get(pair.pair_id, pair)
         rules, rows = self._gate(pair), list(zip(item.values, item.ns, strict=True))
         if item.count <= ON_LOOP_RECORDS and item.size <= ON_LOOP_BYTES:
             new = self._judge_new(pair.pair_id, rules, rows)
@@ -233,7 +238,7 @@ class Ingest:
         signers = dict.fromkeys(filter(is_instance_did, named))
         found = await self._learn_all(pair, list(signers), chains) if signers else _Learnt()
         if not found.chains:
-            return Judged(item, verdicts, forks=found.forks, later=ahead or found.cut, unshown=found.unshown)
+            return Judged(item, rules, verdicts, (), found.forks, ahead or found.cut, found.unshown, chains)
         places = [place for place, verdict in enumerate(verdicts) if verdict.code == CHAIN_UNKNOWN]
         wiser = self._gate(pair, found.chains)
         rows = [new[place][0] for place in places]
@@ -242,7 +247,12 @@ class Ingest:
             verdicts[place] = verdict
         vouching = {verdict.by for verdict in again if not verdict.code}
         pins = [_pin(pair, chain) for did, chain in found.chains.items() if did in vouching]
-        return Judged(item, verdicts, pins, found.forks, ahead or found.cut, found.unshown)
+        return Judged(item, rules, verdicts, pins, found.forks, ahead or found.cut, found.unshown, chains)
+
+    async def _judged_now(self, pair: Pair, judged: Judged) -> Judged:
+        """Return a judged page as it stands by the rules of this moment: a signer may be blocked since, or a grant."""
+        is_now = judged.rules is self._gate(self.pair(pair.pair_id))
+        return judged if is_now else await self.judge(pair, judged.page, judged.chains)
 
     async def keep(
         self, pair: Pair, judged: Judged, *, moves: bool, base: str | None = None, beside: Sequence[SavedPosition] = ()
@@ -253,6 +263,7 @@ class Ingest:
         this page's is saved only if the source counts more records up to it: a cursor is sealed, and tells no order.
         `beside`: positions elsewhere that this page leads to.
         """
+        judged = await self._judged_now(pair, judged)
         item, pair_id = judged.page, pair.pair_id
         refused = tuple(verdict for verdict in judged.verdicts if verdict.code)
         items: list[Item] = [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)]
@@ -418,11 +429,11 @@ class Ingest:
         self.budget.check(pair_id)
         sent, size = items, sum(map(size_of, items))
         if size > (left := self.budget.left(pair_id)):
-            sent = _fitting(items, left)
+            sent = fitting(items, left)
             size = sum(map(size_of, sent))
         added = self.budget.charge(pair_id, size)
         try:
-            outcomes = await self._submitted(_marked(pair_id, sent, self.budget.brought(pair_id)))
+            outcomes = await self._submitted(marked(pair_id, sent, self.budget.brought(pair_id)))
         except SplError:
             self.budget.refund(pair_id, added)  # a full disk must not use up the day by being tried again
             raise
@@ -443,22 +454,6 @@ class Ingest:
 
     def _memory(self, pair_id: str) -> _Memory:
         return self._memories.setdefault(pair_id, _Memory())
-
-
-def _fitting(items: Sequence[Item], left: int) -> Sequence[Item]:
-    """Return the first of the items that use up so many bytes; all of them if they do not."""
-    for count, size in enumerate(itertools.accumulate(map(size_of, items)), 1):
-        if size >= left:
-            return items[:count]
-    return items
-
-
-def _marked(pair_id: str, items: Sequence[Item], day_bytes: int) -> list[Item]:
-    """Return the items with what the pair brought in within a day: in its position, or beside them."""
-    last = items[-1]
-    if isinstance(last, SavedPosition) and last.pair == pair_id:
-        return [*items[:-1], replace(last, day_bytes=day_bytes)]
-    return [*items, DayBytes(pair_id, day_bytes)]
 
 
 def _is_signed_alone(row: _Row) -> bool:

@@ -215,7 +215,8 @@ class Puller:
         try:
             await self._read(pair, progress, queue, reading)
         except SplError as exc:
-            queue.put(exc)
+            exc.__context__ = None
+            queue.put(exc.with_traceback(None))
         else:
             queue.put(None)
 

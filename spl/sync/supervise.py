@@ -206,7 +206,11 @@ async def run_together(main: Awaitable[_T], *helpers: Awaitable[object]) -> _T:
         for task in tasks[1:]:
             task.cancel()
     if failed:
-        raise failed[0]
+        try:
+            raise failed[0]
+        finally:
+            failed.clear()
+            tasks.clear()
     if not results:
         raise asyncio.CancelledError  # something that `main` waited for was cancelled
     return results[0]
