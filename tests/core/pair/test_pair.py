@@ -231,7 +231,8 @@ def test_only_our_operator_admits_a_peer_again_whose_last_agreed_pair_had_limits
     assert still is not None
     did = PROPOSAL.manifest["daemon"]["did"]
     for pair, by_hand in (
-        (by_us, True), (revoking, True), (paused, True), (narrowed, True), (still, True), (live, False), (by_peer, False),
+        (by_us, True), (revoking, True), (paused, True), (narrowed, True), (still, True),
+            (live, False), (by_peer, False),
     ):  # fmt: skip
         assert is_by_hand(pair) is by_hand
         assert last_agreed([by_peer, pair, asked], did) is pair
