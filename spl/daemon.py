@@ -271,7 +271,7 @@ class _Daemon:
                 tasks.create_task(server.serve(listeners, stop))
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
                 start(services, tasks, stop, self._more(services))
-                self._announce(url)
+                self._announce(listeners[0].sock.getsockname()[1], url)
                 loop.call_later(SETTLED_S, settle)
                 await stop.wait()
                 self.manager.stopping()
@@ -337,10 +337,10 @@ class _Daemon:
         self.home.disk.mkdir(path.parent)
         return [path, *(Path(folder) / path.name for folder in self.manager.folders)]
 
-    def _announce(self, url: str) -> None:
+    def _announce(self, port: int, url: str) -> None:
         identity = self.home.vault.identity
         fields = {"url": url, "did": identity.did if identity else "", "version": VERSION, "pid": os.getpid()}
-        log.info(**event("daemon.listening", **fields, msg=f"listening on {url}"))
+        log.info(**event("daemon.listening", port=port, **fields, msg=f"listening on {url}"))
         if identity is None:
             text = f"no identity; fix: spl identity generate --label NAME --home {shlex.quote(str(self.home.path))}"
             log.warning(**event("identity.missing", msg=text))

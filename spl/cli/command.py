@@ -15,7 +15,7 @@ from io import BufferedIOBase
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from ..core.errors import SplError
+from ..core.errors import CODES, SplError
 from ..core.when import DURATION_MS_MAX, WhenError, duration_ms, span_fine
 from .fit import tilde
 from .out import FORMS, Out
@@ -36,7 +36,7 @@ TOKEN_BYTES_MAX: Final = 4096
 
 _COLUMNS: Final = 80
 _LOG_TAIL: Final = 256 * 1024
-_LISTENED: Final = re.compile(rb"daemon\.listening.*?https?://[^\s\"]*:([0-9]{1,5})\b")
+_LISTENED: Final = re.compile(rb"daemon\.listening\"?,? \"?port[=\": ]+([0-9]{1,5})\b")
 _NUMBER: Final = re.compile("-?[0-9]{1,19}")
 
 
@@ -295,6 +295,13 @@ def gist(concept: str) -> str:
 def indented(text: str) -> str:
     """Return the text with each line two spaces in."""
     return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def with_start(exc: SplError, shell: Shell) -> SplError:
+    """Return the error; one that no daemon answers with the command that starts it, for its home, as the hint."""
+    if exc.hint == CODES["daemon-down"].fix:
+        exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, shell.env)
+    return exc
 
 
 def start_of(home: str, env: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..home.home import init_home
-from .command import Command, Shell, arg
+from .command import Command, Shell, arg, start_of
 from .fit import tilde
 from .identity import LABEL, identity_facts
 
@@ -24,7 +24,7 @@ def _init(args: Namespace, shell: Shell) -> int:
     out.card(identity_facts(made, out))
     if args.label and args.label != made["label"]:
         out.warn(f"! the identity keeps its label {made['label']}; a label cannot change")
-    out.hint("hint: start the daemon with: spl serve")
+    out.hint(f"hint: start the daemon with: {start_of(shell.home, shell.env)}")
     return 0
 
 

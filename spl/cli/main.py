@@ -16,8 +16,8 @@ from textwrap import wrap
 from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
-from ..core.errors import CODES, SplError
-from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of, spl_of, start_of
+from ..core.errors import SplError
+from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of, spl_of, with_start
 from .out import Out
 
 
@@ -167,8 +167,7 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
             exc.hint = re.sub(": (?=https?://)", ": spl federation pair ", exc.hint)
         if exc.code == "identity-missing" and not shell.distant:
             exc.hint = re.sub(r"\bspl(?= identity )", lambda _: spl_of(shell.home, env), exc.hint)
-        if exc.hint == CODES["daemon-down"].fix:
-            exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, env)
+        with_start(exc, shell)
         raise
 
 

@@ -11,7 +11,7 @@ from ..client.calls import quote
 from ..core.errors import count
 from ..core.when import ms_of
 from .client import CtlError
-from .command import Arg, Shell, arg, number
+from .command import Arg, Shell, arg, number, with_start
 
 WORDS: Final = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 """By exit code."""
@@ -42,7 +42,7 @@ def check(args: Namespace, shell: Shell) -> int:
         pair = shell.ctl.get(f"/v1/federation/pairs/{quote(args.pair)}") if args.pair else None
     except CtlError as exc:
         code = CRITICAL if exc.code in _DOWN else UNKNOWN
-        shell.out.failure(exc)
+        shell.out.failure(with_start(exc, shell))
         return _say(shell, code, f"{exc.message} [{exc.code}]", "")
     problems = [item for item in status["attention"] if pair is None or item.get("pair_id") == pair["pair_id"]]
     lag, days = _values(status, pair, shell)

@@ -9,7 +9,7 @@ from ..client.calls import JSON
 from ..client.errors import refusal
 from ..core.errors import cli_code, count
 from .client import LONG_S, CtlError
-from .command import FOUND_PROBLEMS, Command, Group, Shell, arg
+from .command import FOUND_PROBLEMS, Command, Group, Shell, arg, spl_of, start_of
 from .out import Out, label_of, size
 
 _WHAT: Final = {
@@ -153,9 +153,10 @@ def _repairing(shell: Shell) -> Iterable[dict[str, Any]]:
     try:
         yield from shell.ctl.lines("/v1/store/check", b'{"repair":true}', JSON, LONG_S)
     except CtlError as exc:
-        if exc.code != "daemon-down":
+        if exc.code != "daemon-down" or shell.distant:
             raise
-        hint = "start the daemon, which asks the peers: spl serve; then again: spl store check --repair"
+        start, spl = start_of(shell.home, shell.env), spl_of(shell.home, shell.env)
+        hint = f"start the daemon, which asks the peers: {start}; then again: {spl} store check --repair"
         raise CtlError(exc.code, exc.message, hint=hint) from exc
 
 

@@ -357,8 +357,11 @@ def error_of(exc: SplError, kind: str, now_ms: int) -> LastError:
 
 
 def with_way(reach: str, pair: Pair, error: SplError, command: str) -> SplError:
-    """Return the error of a request to a peer; if only the peer can dial, with the command for its side as the hint."""
-    if reach != PEER_PUSHES:
+    """Return the error of a request to a peer; if it did not arrive, as only the peer can dial, with what to do there.
+
+    One that the peer answered, or that we refused ourselves, has its own next step.
+    """
+    if reach != PEER_PUSHES or class_of(error.code) not in UNREACHED:
         return error
     hint = f"on {label_of(pair.peer_did)}: {command}"
     return SplError(error.code, f"{error.message}; the peer opens the connections of this pair", hint=hint)

@@ -35,11 +35,13 @@ def test_init_names_what_is_new_and_what_was_kept(spl: Run, home: Path, created:
     assert result.out.startswith(f"Home ~/{home.name}: created config, identity, token.\ndid               {ALICE}\n")
     assert sys.modules["spl.home.home"].seen == (home, "alice")  # type: ignore[attr-defined]
     created.clear()
+    (home / "keys").mkdir(parents=True, exist_ok=True)
+    (home / "keys" / "identity.json").touch()
     again = spl("init", "--label", "other", tty=True)
     assert again.out.splitlines()[0].endswith(": created nothing.")
     assert again.out.splitlines()[1] == "Kept as before: config, identity, token."
     assert "keeps its label alice" in again.err
-    assert again.err.endswith("hint: start the daemon with: spl serve\n")
+    assert again.err.endswith(f"hint: start the daemon with: SYNCROPEL_HOME={home} spl serve\n")
 
 
 def test_init_for_programs(spl: Run, created: list[str]) -> None:

@@ -165,10 +165,10 @@ def test_no_daemon_exits_5_with_the_socket_and_the_fix(spl: Run) -> None:
     ("folder", "logged", "fix"),
     [
         (".syncro", "", "spl serve"),
-        (".syncro", "event=daemon.listening url=http://127.0.0.1:9100 pid=1", "spl serve"),
+        (".syncro", "event=daemon.listening port=9100 url=http://127.0.0.1:9349 pid=1", "spl serve"),
         ("bob's", "", "SYNCROPEL_HOME=~/'bob'\"'\"'s' spl serve"),
-        ("bob", "event=daemon.listening url=http://127.0.0.1:9200 pid=1", "SYNCROPEL_HOME=~/bob spl serve --port 9200"),
-        ("bob", '"event":"daemon.listening","url":"https://bob:9443"', "SYNCROPEL_HOME=~/bob spl serve --port 9443"),
+        ("bob", "event=daemon.listening port=9200 url=https://b.example", "SYNCROPEL_HOME=~/bob spl serve --port 9200"),
+        ("bob", '"event": "daemon.listening", "port": 9300, "url":', "SYNCROPEL_HOME=~/bob spl serve --port 9300"),
     ],
 )
 def test_what_starts_the_daemon_names_its_home_and_its_last_port(
@@ -176,7 +176,7 @@ def test_what_starts_the_daemon_names_its_home_and_its_last_port(
 ) -> None:
     path = tmp_path / folder / "logs" / "spl.log"
     path.parent.mkdir(parents=True)
-    path.write_text(f"event=daemon.listening url=http://127.0.0.1:9300\nx\n{logged}\n" if logged else "")
+    path.write_text(f"event=daemon.listening port=9400 url=http://127.0.0.1:9400\nx\n{logged}\n" if logged else "")
     env = {"SYNCROPEL_HOME": str(tmp_path / folder), "HOME": str(tmp_path)}
     begun = fix.replace("spl serve", f"spl init && {fix.partition('spl serve')[0]}spl serve")
     assert f"  fix       {begun}\n" in spl("federation", "list", env=env).err  # made by a daemon that could not listen

@@ -1,6 +1,7 @@
 """The line for a monitoring system: a word, what is wrong, values always, thresholds if wanted."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,7 @@ def test_without_an_answer(spl: Run, daemon: Daemon) -> None:
     assert "scope-forbidden" in result.err
 
 
-def test_without_a_daemon(spl: Run) -> None:
+def test_without_a_daemon(spl: Run, home: Path) -> None:
     result = spl(*CHECK)
+    assert f"  fix       SYNCROPEL_HOME={home} spl init && SYNCROPEL_HOME={home} spl serve\n" in result.err
     assert (result.code, result.out.split(" - ")[0]) == (2, "CRITICAL")

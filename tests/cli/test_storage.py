@@ -105,4 +105,5 @@ def test_a_home_at_rest_cannot_be_repaired(spl: Run, home: Path) -> None:
     init_home(home, "alice")
     result = spl("store", "check", "--repair")
     assert result.code == 5
-    assert "spl serve\n            then again: spl store check --repair" in result.err
+    spl_here = f"SYNCROPEL_HOME={home} spl"
+    assert f"{spl_here} serve\n            then again: {spl_here} store check --repair\n" in result.err

@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spl.core.errors import SplError
 from spl.core.pair.status import LastError, PairStatus
 from spl.core.presence import CONTACT_FRESH_S, OFFLINE_S, Known, known_in, known_text
 from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
 from spl.home.disk import Disk, DiskError
 from spl.home.vault import Vault
 from spl.sync.pull import Progress, Queue
-from spl.sync.reach import CLONED_S, KnownPeers, Reaches
+from spl.sync.reach import CLONED_S, KnownPeers, Reaches, with_way
 from spl.sync.rollback import Rollbacks
 from tests.nodes import Watched
 
@@ -250,3 +254,12 @@ def test_after_a_pause_of_our_own_each_peer_that_was_known_is_waited_for_anew() 
     assert reaches.beat(70.0, 5.0, 3600.0), "the machine slept, and the clock of the loop did not count it"
     assert reaches.presence(PAIR).heard_ms(71.0, 10_000_000, None) == 10_000_000 - 3_670_000
     assert not reaches.presence("pair_00000002").is_known
+
+
+@pytest.mark.parametrize(("code", "is_way"), [("connect", True), ("timeout", True), ("pair-paused", False)])
+def test_only_what_did_not_arrive_is_for_the_peers_side_to_do(code: str, is_way: bool) -> None:
+    pair: Any = SimpleNamespace(peer_did="did:sync:instance:bob-0123456789abcdef01234567")
+    error = SplError(code, "no", hint="its own")
+    assert with_way(BOTH, pair, error, "spl sync PAIR") is error
+    found = with_way(PEER_PUSHES, pair, error, "spl sync PAIR")
+    assert (found.hint, found.code) == ("on bob: spl sync PAIR" if is_way else "its own", code)
