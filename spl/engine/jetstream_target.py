@@ -2,7 +2,7 @@
 
 A message is the stored envelope, byte for byte, so a reader verifies id and signature itself.  Its headers:
 
-    Nats-Msg-Id                 the record's id
+    Nats-Msg-Id                 the record's id; <id>:<namespace> of one that an earlier line of another namespace is
     Nats-Expected-Last-Msg-Id   the id of the message before; of the first in a session, Nats-Expected-Last-Sequence
     Nats-Batch-…                instead, in a batch of which all or nothing is stored
     Spl-Position                <epoch>:<seq> in our log
@@ -118,7 +118,7 @@ class JetStreamTarget:
         self.sent_to = 0
         """The last line that this process sent; 0 before the first.  A stream that is beyond it has other writers."""
         self.twice: set[int] = set()
-        """Lines whose id the server took for a repeat: the same record stands in two namespaces."""
+        """Lines whose id the server took for a repeat, as of a sink that took the record from another namespace."""
 
     async def open(self) -> "JetStreamSession":
         """Return a session.  Raises EngineError, ReachError."""
@@ -221,7 +221,8 @@ class JetStreamSession:
 
     def _id_of(self, record: StoredRecord) -> str:
         """Return the id of a record's message."""
-        return record.id if record.seq not in self.target.twice else f"{record.id}:{record.namespace}"
+        again = record.again or record.seq in self.target.twice
+        return f"{record.id}:{record.namespace}" if again else record.id
 
     def _frame(self, record: StoredRecord, head: Mapping[str, str], reply: str) -> bytes:
         """Return the message of a record, or that of a pointer to it, with these headers and its own."""

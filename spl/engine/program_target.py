@@ -16,7 +16,7 @@ import asyncio
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -66,35 +66,34 @@ class ProgramSession:
 
     async def put(self, records: Sequence[StoredRecord]) -> None:
         """Write records and return when the program confirmed them.  Raises EngineError."""
-        run = self._run = self._run or await _start(shlex.split(self.target.sink.url.removeprefix(EXEC)))
-        try:
-            async with asyncio.timeout(PUT_S):
-                await self._deliver(run, records)
-        except TimeoutError as exc:
-            self.target.confirms = False  # the operator may have replaced it: the next run may confirm by its end
-            raise EngineError("sink-unreachable", f"the program confirms nothing within {PUT_S:g} s") from exc
+        for part in _apart(records) if self.target.confirms else (records,):
+            run = self._run = self._run or await _start(shlex.split(self.target.sink.url.removeprefix(EXEC)))
+            try:
+                async with asyncio.timeout(PUT_S):
+                    await self._deliver(run, part)
+            except TimeoutError as exc:
+                self.target.confirms = False  # the operator may have replaced it: the next run may confirm by its end
+                raise EngineError("sink-unreachable", f"the program confirms nothing within {PUT_S:g} s") from exc
 
     async def _deliver(self, run: "_Run", records: Sequence[StoredRecord]) -> None:
-        lines = {f"{run.word} {record.id}": record.seq for record in records}
-        left, last = len(records), f"{run.word} {records[-1].id}"
+        waiting = [f"{run.word} {record.id}" for record in records]
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(run.write(b"".join(record.body + b"\n" for record in records)))
             if not self.target.confirms:
                 writing.add_done_callback(lambda _: run.finish())
             while (line := await run.line()) is not None:
-                seq = lines.get(line)
-                if seq is None:
+                if line not in waiting:
                     continue  # a program may print what it likes beside
-                self.target.confirms, self.target.place = True, max(seq, self.target.place or 0)
-                left = sum(each > seq for each in lines.values())
-                if line == last and not run.finished:
+                del waiting[: waiting.index(line) + 1]  # of an id that stands there twice, the first
+                self.target.confirms, self.target.place = True, records[-len(waiting) - 1].seq
+                if not waiting and not run.finished:
                     return
         self._run = None
         code, text = await run.ended()
         if code:
             raise EngineError("sink-refused", f"the program ended with status {code}: {text}")
-        if left and self.target.confirms:
-            raise EngineError("sink-refused", f"the program ended before it confirmed {left} of its records")
+        if waiting and self.target.confirms:
+            raise EngineError("sink-refused", f"the program ended before it confirmed {len(waiting)} of its records")
         self.target.place = records[-1].seq
 
     async def close(self) -> None:
@@ -152,6 +151,18 @@ class _Run:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _apart(records: Sequence[StoredRecord]) -> Iterator[Sequence[StoredRecord]]:
+    """Yield parts in which no id stands twice, as one of two namespaces does: a confirmation names one record only."""
+    start, ids = 0, set[str]()
+    for at, record in enumerate(records):
+        if record.id in ids:
+            yield records[start:at]
+            start = at
+            ids.clear()
+        ids.add(record.id)
+    yield records[start:]
 
 
 async def _start(words: list[str]) -> _Run:

@@ -40,6 +40,8 @@ class StoredRecord:
     body: bytes = field(repr=False)
     previous: str = ""
     """The id of the record before in its namespace, which shows a reader that it misses none."""
+    again: bool = False
+    """Whether an earlier line of another namespace of the sink is the same record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class LogReader:
             fitting.append(row)
         before, found = dict[str, str](), list[StoredRecord]()
         for row, raw in self.writer.store.read(fitting):
-            record = _record(row, raw, before.get(row.ns) or self._id_before(row))
+            record = self._record(row, raw, before.get(row.ns) or self._id_before(row), sink)
             before[row.ns] = record.id
             found.append(record)
         return RecordBatch(tuple(found), fitting[-1].seq if fitting else after, blocked)
@@ -102,6 +104,13 @@ class LogReader:
         """Return the id of the record before a row in its namespace, "" if there is none or it is damaged."""
         rows = self.writer.store.index.before_any([by_namespace(row.ns)], row.seq, 1)
         return next((str(json.loads(raw)["id"]) for _, raw in self.writer.store.read(rows)), "")
+
+    def _record(self, row: Row, raw: bytes, previous: str, sink: Sink) -> StoredRecord:
+        value: dict[str, Any] = json.loads(raw)
+        others = [name for name in sink.namespaces if name != row.ns]
+        copies = self.writer.store.index.copies(value["id"], others) if others else ()
+        again, thread = any(copy.seq < row.seq for copy in copies), value["record"]["thread"]
+        return StoredRecord(row.seq, value["id"], row.ns, thread, row.voucher, raw, previous, again)
 
     def count(self, namespaces: Sequence[str], low: int, high: int) -> int:
         """Return how many records of the namespaces stand after the line `low` up to `high`."""
@@ -135,8 +144,3 @@ class LogReader:
         if identity is None:
             raise EngineError("identity-missing")
         return identity.did
-
-
-def _record(row: Row, raw: bytes, previous: str) -> StoredRecord:
-    value: dict[str, Any] = json.loads(raw)
-    return StoredRecord(row.seq, value["id"], row.ns, value["record"]["thread"], row.voucher, raw, previous)

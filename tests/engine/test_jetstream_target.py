@@ -233,13 +233,15 @@ async def test_a_full_stream_goes_on_once_it_has_room(node: Node, server: NatsSe
 
 
 async def test_what_two_namespaces_hold_goes_out_for_both(node: Node, server: NatsServer) -> None:
-    made = node.emit("once")
-    node.write(Arrive(made, "music", "pair_x"))
+    """As many as would take hours, if each made a connection fail."""
+    for number in range(20):
+        made = node.emit(str(number))
+        node.write(Arrive(made, "music", "pair_x"))
     async with serving(node) as service:
         await service.add({**FAN, "url": server.url, "namespaces": ("default", "music")}, from_now=False)
         await held(server, node, "default", "music")
     found = await server.messages(node)
-    assert [message.headers["Spl-Namespace"] for message in found[1:]] == ["default", "music"]
+    assert [message.headers["Spl-Namespace"] for message in found[1:]] == ["default", "music"] * 20
 
 
 async def test_a_withdrawn_sink_sends_nothing_more(node: Node, server: NatsServer) -> None:

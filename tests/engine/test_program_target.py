@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from spl.home.writes import Arrive
 from tests.engine.servers import caught_up, failing, logged, serving
 from tests.nodes import Node
 
@@ -70,6 +71,37 @@ async def test_a_program_that_fails_is_named_and_gets_the_rest_again(
         (tmp_path / "program.py").write_text(CONFIRMING.replace("sys.exit(3)", "pass"))
         await caught_up(service)
     assert list(dict.fromkeys(received(out))) == logged(node)
+
+
+async def test_a_confirmation_of_what_two_namespaces_hold_passes_nothing_between_them(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run confirms the first record that it is given, and dies."""
+    monkeypatch.setattr("spl.engine.pump.BACKOFF_BASE_S", 0.01)
+    out = tmp_path / "out"
+    made = node.emit("in both")
+    node.emit("between")
+    node.write(Arrive(made, "music", "pair_x"))
+    node.emit("behind")
+    async with serving(node) as service:
+        url = program(tmp_path, CONFIRMING, out, "dies after one")
+        await service.add({"name": "fan", "namespaces": ("default", "music"), "url": url}, from_now=False)
+        await caught_up(service)
+    assert received(out) == logged(node, "default", "music")
+
+
+async def test_what_two_namespaces_hold_goes_to_a_program_that_confirms_for_both(node: Node, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    node.emit("after this it is known to confirm")
+    async with serving(node) as service:
+        url = program(tmp_path, CONFIRMING, out)
+        await service.add({"name": "fan", "namespaces": ("default", "music"), "url": url}, from_now=False)
+        await caught_up(service)
+        for number in range(5):
+            made = node.emit(str(number))
+            node.write(Arrive(made, "music", "pair_x"))
+        await caught_up(service)
+    assert received(out) == logged(node, "default", "music")
 
 
 async def test_no_text_of_a_record_confirms_another(

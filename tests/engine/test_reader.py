@@ -3,7 +3,7 @@
 from spl.core.consent import KIND_SINK, THREAD
 from spl.engine.reader import BATCH_RECORDS, LogReader
 from spl.engine.sinks import Sink
-from spl.home.writes import Own
+from spl.home.writes import Arrive, Own
 from tests.nodes import Node
 
 FAN = Sink("fan", "nats://127.0.0.1", ("default", "music"))
@@ -55,3 +55,13 @@ def test_a_record_is_found_in_its_namespace_alone(node: Node) -> None:
     assert found is not None
     assert found[1] == made.raw
     assert reader.find(made.id, "default") is None
+
+
+def test_what_an_earlier_line_of_another_namespace_is_too_is_known(node: Node) -> None:
+    reader = LogReader(node.feed.source, node.home.vault)
+    grant(node, FAN)
+    made = node.emit("in both")
+    hidden = node.emit("elsewhere first", ns="other")
+    node.write(Arrive(made, "music", "pair_x"))
+    node.write(Arrive(hidden, "music", "pair_x"))
+    assert [each.again for each in reader.batch(FAN, 0).records] == [False, True, False]
