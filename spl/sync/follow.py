@@ -19,6 +19,7 @@ from math import inf
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
 
+from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.limits import KIB
 from ..core.pair.pair import Pair
@@ -31,6 +32,7 @@ from ..net.client import EventStream
 from ..net.sse import Event
 from .changes import Feed
 from .ingest import ON_LOOP_RECORDS, Judged
+from .ledger import AGAIN_MAX_S, AGAIN_S, InboundByName
 from .peer import CHANGES, STATE_CODES, SyncError, cut_text
 from .pull import Progress, Puller
 from .supervise import Handoff, Kick, run_together
@@ -178,6 +180,32 @@ class _StreamState:
     """When the source was last told."""
 
 
+@dataclass(slots=True)
+class Again:
+    """When heartbeats have what was refused of a pair asked for again: each time it is fetched whole, for nothing."""
+
+    backoff: Backoff
+    due_s: float = 0.0
+    inbound: InboundByName | None = None
+    """What the pair could bring in at the last try."""
+
+    def is_due(self, now_s: float, inbound: InboundByName, *, owed: bool) -> bool:
+        """Return whether to try now, which counts as a try: at once under other rules, else less and less often.
+
+        After a success the next try is a minute away at most, but not at once: a peer can spoil record after record.
+        """
+        if not owed:
+            self.backoff.reset()
+            self.due_s = min(self.due_s, now_s + AGAIN_S)
+            return False
+        if inbound != self.inbound:
+            self.backoff.reset()
+        elif now_s < self.due_s:
+            return False
+        self.due_s, self.inbound = now_s + self.backoff.failed(), inbound
+        return True
+
+
 class StreamEnd(SyncError):
     """The peer ended the stream and said why: what the pair shares changed, or its state, or another stream began."""
 
@@ -192,12 +220,17 @@ class StreamWatcher(Protocol):
 class Follower:
     """Follows streams of any pair.  `feed` serves the stream that the same peer reads from us."""
 
-    def __init__(self, puller: Puller, feed: Feed, watcher: StreamWatcher, *, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, puller: Puller, feed: Feed, watcher: StreamWatcher, *, now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:  # fmt: skip
         self.puller = puller
         self._ingest = puller.ingest
         self._feed = feed
         self._watcher = watcher
         self._now_ms = now_ms
+        self._random_bytes = random_bytes
+        self._agains: dict[str, Again] = {}
 
     async def run(self, pair: Pair, progress: Progress, flow: Flow) -> None:
         """Return when the source ends the stream to come back after `flow.hold_s`.
@@ -304,10 +337,22 @@ class Follower:
             self._confirm(state, page_.next_cursor)
         if item.is_heartbeat:
             ingest.begin(state.pair_id)
-        if (taken.learnt or item.is_heartbeat) and ingest.refused.owes(pair.pair_id, ingest.inbound(pair)):
+        if (taken.learnt or item.is_heartbeat) and self._asks_again(pair, learnt=taken.learnt):
             await self.puller.retry_refused(pair)
         ingest.budget.check(state.pair_id)
         state.storing = False
+
+    def _asks_again(self, pair: Pair, *, learnt: bool) -> bool:
+        """Return whether what was refused is asked for again now, after a chain was learnt or with a heartbeat."""
+        inbound = self._ingest.inbound(pair)
+        owed = self._ingest.refused.owes(pair.pair_id, inbound)
+        if learnt:
+            return owed
+        again = self._agains.get(pair.pair_id)
+        if again is None:
+            again = Again(Backoff(self._random_bytes, AGAIN_S, AGAIN_MAX_S))
+            self._agains[pair.pair_id] = again
+        return again.is_due(asyncio.get_running_loop().time(), inbound, owed=owed)
 
     def _confirm(self, state: _StreamState, cursor: str) -> None:
         """Tell the source at once if the last time is long enough ago and we serve it a stream; else leave it."""

@@ -79,7 +79,7 @@ class Sync:
         self._reaches = ingest.reaches
         self.puller = Puller(ingest, feed.restart)
         self._feed = feed
-        self._follower = Follower(self.puller, feed, self, now_ms=now_ms)
+        self._follower = Follower(self.puller, feed, self, now_ms=now_ms, random_bytes=random_bytes)
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._states: dict[str, _PairSync] = {}

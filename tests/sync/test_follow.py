@@ -450,7 +450,11 @@ async def test_the_chain_of_a_relayed_signer_is_learnt_while_the_stream_runs(tmp
         assert json.loads(json.dumps(writer.feed.offered(PAIR).head)) == 5
 
 
-async def test_a_chain_that_is_cut_off_is_asked_for_with_the_next_heartbeat(tmp_path: Path) -> None:
+async def test_a_chain_that_is_cut_off_is_asked_for_with_a_later_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spl.sync.follow.AGAIN_S", 0.05)
+    monkeypatch.setattr("spl.sync.follow.AGAIN_MAX_S", 0.1)
     limits = replace(LIMITS, heartbeat_s=0.05)
 
     def cut(path: str, reply: Reply) -> Reply:

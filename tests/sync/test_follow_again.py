@@ -1,0 +1,74 @@
+"""How often a stream has what was refused asked for again."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from spl.core.backoff import Backoff
+from spl.core.consent import Inbound
+from spl.net.client import Reply
+from spl.sync.follow import Again
+from spl.sync.ledger import AGAIN_MAX_S, AGAIN_S
+from tests.nodes import LIMITS, join, nodes
+from tests.sync.test_follow import PAIR, opened, syncing
+from tests.waiting import until
+
+NOTHING: MappingProxyType[str, Inbound] = MappingProxyType({})
+RULES = {"music": Inbound("music", full=True)}
+
+
+def make() -> Again:
+    """Return one whose draws are all the longest."""
+    return Again(Backoff(lambda count: b"\xff" * count, AGAIN_S, AGAIN_MAX_S))
+
+
+def test_a_day_of_heartbeats_asks_less_and_less() -> None:
+    again = make()
+    tries = [now_s for now_s in range(86_400) if again.is_due(now_s, NOTHING, owed=True)]
+    assert tries[:4] == [0, 60, 180, 420]
+    assert len(tries) == 29
+
+
+def test_other_rules_are_tried_at_once_and_a_success_shortens_the_wait_to_a_minute() -> None:
+    again = make()
+    tries = [now_s for now_s in range(10_000) if again.is_due(now_s, NOTHING, owed=True)]
+    assert again.due_s > 10_000 + AGAIN_S
+    assert again.is_due(10_000, RULES, owed=True)
+    assert not again.is_due(10_001, RULES, owed=True)
+    assert again.due_s <= 10_000 + AGAIN_S
+    again.due_s = 20_000.0
+    assert not again.is_due(10_002, RULES, owed=False)
+    assert not again.is_due(10_003, RULES, owed=True)
+    assert again.is_due(10_002 + AGAIN_S, RULES, owed=True)
+    assert len(tries) == 8
+
+
+async def test_heartbeats_fetch_what_stays_refused_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub shows no chain of a signer: each try would be in vain."""
+    monkeypatch.setattr("spl.sync.follow.AGAIN_S", 3600.0)
+    asked: list[str] = []
+
+    def cut(path: str, reply: Reply) -> Reply:
+        asked.append(path)
+        return replace(reply, status=502) if path == "/v1/sync/chains" else reply
+
+    limits = replace(LIMITS, heartbeat_s=0.05)
+    async with nodes(tmp_path, "alice", "hub", "bob", limits=limits) as (alice, writer, bob), syncing(writer, bob):
+        join(alice, writer, "pair_0000000a", mode="continuous")
+        join(writer, bob, PAIR, mode="continuous")
+        writer.network.change = cut
+        for node in (writer, bob):
+            node.sync._rouse()
+        bob.sync._follower._random_bytes = lambda count: b"\xff" * count
+
+        def beats() -> int:
+            return sum(event.name == "heartbeat" for each in writer.network.streams for event in each.seen)
+
+        await opened(bob)
+        alice.emit("1")
+        await until(lambda: bob.home.views.refused == {PAIR: 1})
+        before = beats()
+        await until(lambda: beats() > before + 10 and "/v1/sync/records" in asked)
+        assert bob.sync._follower._agains[PAIR].backoff.attempt == 1
