@@ -98,7 +98,7 @@ def _rotate(args: Namespace, shell: Shell) -> int:
         out.card(identity_facts(identity, out))
     told = "peers are told now" if running else "peers are told when the daemon starts"
     out.note(f"{told}, or learn it at their next refresh; the DID stays")
-    out.hint("keep a copy of the new key: spl identity export --out FILE")
+    out.warn("! exports made before no longer hold the key: spl identity export --out FILE")
     return 0
 
 

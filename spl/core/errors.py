@@ -91,7 +91,7 @@ CODES: Final[dict[str, Code]] = {
     "identity-exists": Code(409, 7, "There is an identity already.", "spl identity show"),
     "identity-damaged": Code(500, 12, "The identity file cannot be read or does not certify its own DID.", "restore it: spl identity import FILE"),
     "identity-cloned": Code(409, 7, "One identity is used by two daemons: by this one and at the peer's URL, or by a home and a copy of it.", "check the URL and its port; if a copy of a home runs, stop it"),
-    "identity-backup": Code(409, 3, "The identity was never exported: if this disk fails, the DID and its pairs are lost.", "spl identity export --out FILE"),
+    "identity-backup": Code(409, 3, "The identity was never exported with its present key: if this disk fails, the DID and its pairs are lost.", "spl identity export --out FILE"),
     "did-invalid": Code(400, 10, "The DID is malformed or does not certify the key.", "ask the peer for: spl identity show"),
     "manifest-missing": Code(404, 10, "The peer publishes no manifest.", "on the peer: spl identity generate"),
     "manifest-malformed": Code(422, 10, "The manifest is not of the expected form.", "on the peer: spl identity generate"),

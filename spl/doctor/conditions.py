@@ -165,7 +165,7 @@ def set_back(facts: Facts) -> str:
 
 
 def unsaved(facts: Facts) -> str:
-    return "identity was never exported" if facts.unsaved_s > facts.limits.backup_due_s else ""
+    return "identity was never exported with its present key" if facts.unsaved_s > facts.limits.backup_due_s else ""
 
 
 # -- the way to the peer
