@@ -239,8 +239,10 @@ TREE: Final = (
                     (PAIR, arg("--state", choices=STATES, required=True, help="the state to wait for"), TIMEOUT)),
             Command("wait caught-up",
                     "Waits until the peer durably holds all that we held at the begin, and we hold all that it held.\n"
-                    "It reads from the peer at once, whatever the pair's mode; a peer that is offline is waited for.",
-                    "spl wait caught-up bob --timeout 60s", _caught_up, (PAIR, TIMEOUT)),
+                    "It reads from the peer at once, whatever the pair's mode; a peer that is offline is waited for.\n"
+                    "The peer reads when its own mode says so: one that polls, every 5m if not told otherwise, needs\n"
+                    "a --timeout longer than that, or a `spl sync` there.",
+                    "spl wait caught-up bob --timeout 6m", _caught_up, (PAIR, TIMEOUT)),
         ),
     ),
 )  # fmt: skip

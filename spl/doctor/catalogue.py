@@ -76,9 +76,16 @@ def findings(facts: Facts) -> list[Finding]:
         if row.patience_s is None or facts.broken_s.get(row.code, inf) >= row.patience_s(facts.limits):
             held[row.code] = row, evidence
     return [
-        Finding(code, _severity(row, facts), row.side, row.title, evidence, row.fix(facts), _root(code, held))
+        Finding(code, _severity(row, facts), *_whose(row, facts), evidence, row.fix(facts), _root(code, held))
         for code, (row, evidence) in held.items()
     ]
+
+
+def _whose(row: FindingKind, facts: Facts) -> tuple[str, str]:
+    """Return the side that a finding concerns, and what it means; a request waits for either side."""
+    if row.code == "handshake-pending" and facts.waits_for == "us":
+        return LOCAL, "The request waits for your decision; the peer continues to ask."
+    return row.side, row.title
 
 
 def problems(found: Iterable[Finding]) -> list[Finding]:

@@ -26,7 +26,18 @@ from ..core.identity.manifest import PAIR_PATH, Manifest
 from ..core.pair import handshake
 from ..core.pair.handshake import HandshakeError, Terms
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
-from ..core.pair.state import MODES, STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Waiting, maps_to_json
+from ..core.pair.state import (
+    MODES,
+    STARTS,
+    SUPERSEDED,
+    Answered,
+    Asked,
+    Phase,
+    Requested,
+    Revoked,
+    Waiting,
+    maps_to_json,
+)
 from ..core.pair.steps import Effect, End, ManifestChange, Park
 from ..core.value import dataclass, field, replace
 from ..home.config import Settings
@@ -317,7 +328,8 @@ def why_ended(pair: Pair) -> SplError:
     if pair.reason in CODES:
         return HandshakeError(pair.reason)
     if pair.reason == "rejected":
-        return HandshakeError("handshake-rejected", f"the operator of {name} rejected the request")
+        said = f": {pair.state.note}" if isinstance(pair.state, Revoked) and pair.state.note else ""
+        return HandshakeError("handshake-rejected", f"the operator of {name} rejected the request{said}")
     if pair.reason == "expired":
         return HandshakeError("handshake-expired")
     return PairError("pair-revoked", f"{pair.pair_id} is over: {pair.reason}")

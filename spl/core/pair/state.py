@@ -363,7 +363,11 @@ def refusal_code(pair: Pair) -> str:
 
 
 def resuming(pair: Pair) -> str:
-    """Return the command that ends a pause, on the side that paused the pair; "" for a pair that is not paused."""
+    """Return the command after which a pair may sync, on the side that it waits for; "" if there is none."""
+    if isinstance(pair.state, Asked):
+        return f"spl aitl approve {pair.pair_id}"
+    if pair.phase is Phase.ESTABLISHING:
+        return f"spl wait pair {pair.pair_id} --state active"
     command = f"spl federation resume {pair.pair_id}"
     return {"peer": f"on {label_of(pair.peer_did)}: {command}", "": ""}.get(pair.paused_by, command)
 
