@@ -245,7 +245,10 @@ def _token_changed(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pa
 
 def _ended(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     assert pair is not None
-    state = Revoked(str(body.get("reason", "")), str(body.get("note", "")), isinstance(pair.state, Revoking))
+    state = Revoked(
+        str(body.get("reason", "")), str(body.get("note", "")), by_us=isinstance(pair.state, Revoking),
+        paused_by_us=isinstance(pair.state, PausedByUs | PausedByBoth),
+    )  # fmt: skip
     ended = replace(pair, state=state)
     return ended if pair.initiator or pair.answer is not None else _bare(ended)
 
@@ -378,8 +381,7 @@ def is_by_hand(pair: Pair) -> bool:
     without all that.  A peer that lost its home, and asks while its pair stands, is admitted as before.
     """
     state = pair.state
-    was_paused = isinstance(state, Revoked) and bool(pair.transitions) and pair.transitions[-1][1] == Phase.PAUSED.value
-    is_paused = isinstance(state, PausedByUs | PausedByBoth) or was_paused
+    is_paused = state.paused_by_us if isinstance(state, Revoked) else isinstance(state, PausedByUs | PausedByBoth)
     return pair.ended_by_us or is_paused or pair.filter != OPEN or bool(pair.actors)
 
 

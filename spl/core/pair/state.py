@@ -158,6 +158,8 @@ class Revoked(State):
     note: str = ""
     by_us: bool = False
     """Our operator revoked it, so only the operator lets this peer in again."""
+    paused_by_us: bool = False
+    """It ended while our operator had it paused."""
 
     phase: ClassVar[Phase] = Phase.REVOKED
 

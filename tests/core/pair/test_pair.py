@@ -208,7 +208,7 @@ def test_a_damaged_filter_changes_nothing(change: dict[str, object]) -> None:
 
 
 def test_only_our_operator_admits_a_peer_again_whose_last_agreed_pair_had_limits() -> None:
-    by_us, by_peer, live, asked, paused, narrowed, still = (
+    by_us, by_peer, live, asked, paused, narrowed, still, theirs = (
         folded(history(*PATHS[name], *ends))
         for name, ends in (
             ("Active", (Revoke("over"), Told())),
@@ -218,6 +218,7 @@ def test_only_our_operator_admits_a_peer_again_whose_last_agreed_pair_had_limits
             ("PausedByUs", (End("revoked by peer"),)),
             ("Active", (Configure({"relay": False}), End("revoked by peer"))),
             ("PausedByUs", ()),
+            ("PausedByPeer", (End("revoked by peer"),)),
         )
     )
     revoking = folded(history(*PATHS["Revoking"]))
@@ -229,10 +230,11 @@ def test_only_our_operator_admits_a_peer_again_whose_last_agreed_pair_had_limits
     assert paused is not None
     assert narrowed is not None
     assert still is not None
+    assert theirs is not None
     did = PROPOSAL.manifest["daemon"]["did"]
     for pair, by_hand in (
         (by_us, True), (revoking, True), (paused, True), (narrowed, True), (still, True),
-            (live, False), (by_peer, False),
+            (live, False), (by_peer, False), (theirs, False),
     ):  # fmt: skip
         assert is_by_hand(pair) is by_hand
         assert last_agreed([by_peer, pair, asked], did) is pair
