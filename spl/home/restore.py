@@ -13,8 +13,8 @@ What a key signed that was retired long ago is restored from a file that this in
 present key, or the key's owner did its own; from another file only where the operator says so.
 
 The key chains in the file of an operator are pinned as if a relay had shown them, so a home that never met the signers
-takes their records; a tenant's file teaches nothing.  Of a full backup is left out what another identity, or one that
-its home had before, signed in the daemon's own threads, for it says nothing about this home.
+takes their records; a tenant's file teaches nothing.  Of another instance's full backup the daemon's own threads are
+left out, for they say nothing about this home.
 
 A restore belongs to a token, from the first piece of an upload to its end: one at a time each, three of them for those
 that are no operator's, and one place more that only an operator takes.  An upload that others wait for gives way after

@@ -226,12 +226,9 @@ class Places:
     rights: Rights
 
     def leaves_out(self, envelope: Envelope) -> bool:
-        """Return whether a line is about a daemon of another identity, in an operator's file of all its threads.
-
-        Our own file holds such lines of the identities that its home had before, such as `init` made.
-        """
+        """Return whether a line is about the daemon of another instance, in an operator's file of all its threads."""
         foreign = envelope.sig.by != self.own_did and record.is_reserved(envelope.record["thread"])
-        return foreign and self.whole and self.rights.admin
+        return foreign and self.whole and not self.ours and self.rights.admin
 
     def says(self, envelope: Envelope, place: str) -> str:
         """Return `place` if it counts, else ""."""

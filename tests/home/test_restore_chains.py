@@ -113,16 +113,3 @@ async def test_a_full_backup_goes_into_a_home_of_another_identity_without_the_da
         assert dict(bob.home.views.namespaces) == before
         tenant = Rights(admin=False, reaches=lambda name: True)
         assert "scope-forbidden" in restore(bob, data, tenant, dry_run=True).refused
-
-
-async def test_what_a_former_identity_of_the_home_signed_about_it_keeps_no_backup_from_coming_back(
-    tmp_path: Path,
-) -> None:
-    """`init` mints a token before another identity is imported with force."""
-    async with nodes(tmp_path, "former", "alice") as (former, alice):
-        former.write(Own("th_aitl", "x.v1", {"n": 1}))
-        options: dict[str, Any] = {"instance": alice.did, "thread": "", "signer": alice.home.writer.signer}
-        views = former.home.views
-        found, _ = stepped(take(former.home.store, Disk(), former.home.path / "run", views=views, **options))
-        plan = restore(alice, found.header + b"".join(found.pieces))
-        assert (plan.new, dict(plan.left_out)) == (0, {"th_aitl": 1})
