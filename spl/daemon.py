@@ -22,7 +22,6 @@ import importlib
 import importlib.util
 import logging
 import os
-import shlex
 import signal
 import socket
 import ssl
@@ -342,7 +341,8 @@ class _Daemon:
         fields = {"url": url, "did": identity.did if identity else "", "version": VERSION, "pid": os.getpid()}
         log.info(**event("daemon.listening", port=port, **fields, msg=f"listening on {url}"))
         if identity is None:
-            text = f"no identity; fix: spl identity generate --label NAME --home {shlex.quote(str(self.home.path))}"
+            home = str(self.home.path).replace("'", "'\\''")
+            text = f"no identity; fix: spl identity generate --label NAME --home '{home}'"
             log.warning(**event("identity.missing", msg=text))
 
 

@@ -312,12 +312,17 @@ def start_of(home: str, env: Mapping[str, str]) -> str:
     spl = spl_of(home, env)
     begin = "" if _has_identity(home) else f"{spl} init && "
     try:
-        with open(os.path.join(home, "logs", "spl.log"), "rb") as file:
+        with open(os.path.join(home, "logs", "spl.log"), "rb", opener=_without_waiting) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
             ports = _LISTENED.findall(file.read(_LOG_TAIL))
     except OSError:
         ports = []
     return f"{begin}{spl} serve" + (f" --port {int(ports[-1])}" if ports and ports[-1] != b"9100" else "")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe in its place, which nobody writes into, would keep us waiting for ever."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def spl_of(home: str, env: Mapping[str, str]) -> str:

@@ -123,7 +123,7 @@ def test_a_repair_needs_the_daemon_and_the_peer(alice: Instance, bob: Instance, 
     bob.stop()
     done = bob.run("store", "check", "--repair", code=5)
     assert "[daemon-down]" in done.err
-    assert "then again: spl store check --repair" in done.err
+    assert "then again: SYNCROPEL_HOME=~/home spl store check --repair" in done.err
     assert bob.run("store", "check", code=3).out.count("\n") == 2
     bob.start()
     alice.start()
