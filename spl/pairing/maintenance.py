@@ -228,7 +228,7 @@ class Maintenance:
                 await self.doubt(pair_id, FORK)
                 raise forked(self.pairs, pair.peer_did, pair.url)
             if isinstance(pair.state, Degraded):
-                pair = await self._stepper.step(pair_id, Recover())
+                pair = await self._recovered(pair_id)
             state.backoff.reset()
             state.backoff.redraw()
             state.backoff.retry_ms = self.pairs.steady_ms() + PAUSE_MS
@@ -275,9 +275,18 @@ class Maintenance:
             await self._exchange.prove(self.pairs.known(pair_id), text)
             pair = await self._stepper.do(lambda: self._renewal.install(self.pairs.known(pair_id), text, token))
             if isinstance(pair.state, Degraded) and pair.reason in CREDENTIALS:
-                pair = await self._stepper.step(pair_id, Recover())
+                pair = await self._recovered(pair_id)
         self._sync.wake(pair_id)
         return pair
+
+    async def _recovered(self, pair_id: str) -> Pair:
+        """Return the pair, active again; a sync that went well may have been faster."""
+        try:
+            return await self._stepper.step(pair_id, Recover())
+        except PairError:
+            if not isinstance((pair := self.pairs.known(pair_id)).state, Active):
+                raise
+            return pair
 
     async def _refresh_manifest(self, pair: Pair, expect_key: str, url: str, at_once: bool) -> Pair:
         """Return the pair with the peer's present manifest; one that does not hold degrades it, except at a new `url`.
