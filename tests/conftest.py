@@ -12,6 +12,7 @@ import asyncio
 import importlib.util
 import inspect
 import os
+from collections.abc import Generator
 from typing import Final
 
 import pytest
@@ -26,6 +27,8 @@ LOOP_FOLDERS: Final = (
 WAITING_FOLDERS: Final = ("tests/e2e/", "tests/attack/", "tests/engine/")
 WAITING_PART: Final = 0.75
 """By this part of a run the last file that waits has begun."""
+MISSING: Final = "is not installed"
+"""What each reason says that skips a test for lack of a tool."""
 LONGEST: Final = ("tests/e2e/test_fault_table.py", "tests/sim/test_seeds.py", "tests/e2e/test_findings.py")
 
 
@@ -45,6 +48,15 @@ if LOOP == "uvloop":
 def pytest_report_header() -> str:
     """Name the loop, so that a log shows which of the two runs it is."""
     return f"event loop: {LOOP}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail, where CI=true, a test that would be skipped because a tool is not installed."""
+    report = yield
+    if os.environ.get("CI") == "true" and report.skipped and MISSING in str(report.longrepr):
+        report.outcome, report.longrepr = "failed", str(report.longrepr)
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -162,7 +162,7 @@ CODES: Final[dict[str, Code]] = {
     # home, store, configuration
     "daemon-down": Code(503, 5, "No daemon answers at this home's socket.", "spl serve"),
     "store-locked": Code(409, 11, "Another process holds this home.", "stop it, or use another SYNCROPEL_HOME"),
-    "store-damaged": Code(500, 12, "The store has damage that cannot be skipped.", "restore the home from a copy"),
+    "store-damaged": Code(500, 12, "A part of the store is damaged; everything else is served.", "spl store check --repair"),
     "store-missing": Code(500, 12, "The log is not in its place: a volume is not mounted, the home was moved, or the log is lost.", "mount the volume that holds store/, then: spl serve; if the log is lost, begin an empty one: spl init --new-log"),
     "store-newer": Code(500, 12, "The store was written by a newer version.", "upgrade spl"),
     "store-readonly": Code(503, 12, "A disk sync failed; nothing is acknowledged until the daemon restarts on a sound disk.", "check the disk, then restart"),

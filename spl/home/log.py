@@ -10,9 +10,9 @@ kernel may have dropped the pages and says so once: this Log never appends again
 next opening sees what became of those bytes (`recovery.py`).
 
 A lack that passes (descriptors, space, quota) is waited out.  No room for the data: what was written of it is cut off
-again, the append is refused with "store-full", and the next one is tried as usual.  No new segment: the present one
-grows until there is.  Rejected: to count a lack as a fault of the disk, because a stranger's idle connections then end
-all writing until a restart.
+again, and the append is refused with "store-full"; records are taken again once more is free than then, or a line of
+the daemon's own was written.  No new segment: the present one grows until there is.  Rejected: to count a lack as a
+fault of the disk, because a stranger's idle connections then end all writing until a restart.
 
 The caller holds the home's lock (`disk.lock_home`).
 """

@@ -102,7 +102,8 @@ def recover(
     headers = [header for first in segments.firsts if (header := header_of(segments.head(first, _SMALL_BYTES_MAX)))]
     mark = _read_mark(folder, disk)
     if not segments.firsts and mark and mark["seq"]:
-        raise StoreError("store-damaged", f"the log had {mark['seq']} lines at the last stop, and its files are gone")
+        text = f"the log had {mark['seq']} lines at the last stop, and its files are gone"
+        raise StoreError("store-damaged", text, hint="restore the home from a copy")
     cut, fresh = _clear_up(folder, disk, segments), not segments.firsts
     stopped_at = mark["seq"] if mark else 0
     mark = mark if mark and _fits(mark, segments) else None

@@ -93,7 +93,9 @@ class Exchange:
                 peer, now_ms=self.pairs.now_ms(), strict=strict, pinned=pinned, newer_than_ms=newer_than_ms
             )
         except ManifestError as exc:
-            raise forked(self.pairs, peer.did, url) if exc.code == FORK else exc from exc
+            if exc.code != FORK:
+                raise
+            raise forked(self.pairs, peer.did, url) from exc
 
     async def rediscover(self, pair: Pair, expect_key: str = "") -> Manifest:
         """Return the present manifest of a pair's peer.

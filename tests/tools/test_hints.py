@@ -100,7 +100,8 @@ def test_the_page_of_findings_is_the_catalogue() -> None:
     ]
     text = "\n".join([
         "# Findings: each one, what it means, and its fix", "",
-        "`spl status` and `spl doctor` print them with the ids and names at hand; `spl help CODE` explains one.",
+        "The fix is the general one: `spl status` and `spl doctor` print what helps the pair and home at hand, and go",
+        "before this table where they differ; `spl help CODE` explains a code.",
         "", "| finding | what it means | fix |", "|---|---|---|", *rows, "",
     ])  # fmt: skip
     page = ROOT / "spl" / "manual" / "findings.md"
