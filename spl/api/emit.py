@@ -212,7 +212,8 @@ class _Many(Awaitable[Response]):
         if over:
             most = self._services.limits.page_records
             text = f"body: holds over {most:,} lines; not taken: {count(over, 'line')}"
-            yield _text(SplError("bad-field", text, not_taken_lines=over).to_json()) + b"\n"
+            hint = f"send the lines that were not taken again, at most {most:,} in one request"
+            yield _text(SplError("bad-field", text, hint=hint, not_taken_lines=over).to_json()) + b"\n"
 
     def _texts(self, results: list[bytes | int]) -> Iterator[bytes]:
         """Yield the lines of some results by at most PIECE_BYTES, or one; those of records are read again."""
@@ -368,7 +369,8 @@ def answered(raw: bytes, seq: int, vouched_by: str, seen: Positions) -> bytes:
 
 @lru_cache(maxsize=64)
 def _refusal(code: str) -> bytes:
-    return _text(SplError(code).to_json())
+    hint = "send this line in a request of its own: the answer names the field" if code == "bad-field" else ""
+    return _text(SplError(code, hint=hint).to_json())
 
 
 @lru_cache(maxsize=64)

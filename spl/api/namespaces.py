@@ -134,7 +134,7 @@ def _check_unused(services: Services, name: str) -> None:
     if below:
         raise NamespaceError("namespace-in-use", f"namespace {below[0]} lies below it", hint=hint)
     if pairs:
-        hint = f"spl federation revoke-grant {pairs[0]} --namespace {name}; or: {hint}"
+        hint = f"spl federation revoke-grant {pairs[0]} --namespace {name}; to archive it instead: {hint}"
         raise NamespaceError("namespace-in-use", f"{', '.join(pairs[:5])} shares namespace {name}", hint=hint)
 
 

@@ -73,10 +73,12 @@ def _read(topic: str, shell: Shell) -> None:
 
 def _explain(code: str, shell: Shell) -> None:
     entry = CODES[code]
+    found: str = shell.load("doctor.catalogue").usual_fix(code)
     shell.out.card([
         ("code", code), ("on the wire", f"{http_code(code)}, HTTP status {entry.status}"),
         ("exit code", str(entry.exit)), ("means", entry.meaning),
         *column("fix", steps(entry.fix)),
+        *(column("as a finding", steps(found)) if found not in ("", entry.fix) else ()),
     ])  # fmt: skip
 
 

@@ -91,14 +91,14 @@ def _install(args: Namespace, shell: Shell) -> int:
         raise SplError(
             "config-invalid",
             f"a service of the system cannot see {spl}",
-            hint="install spl outside of home folders, as in /opt/spl; or: spl install-service --user",
+            hint="install spl outside of home folders, as in /opt/spl; for your user alone: spl install-service --user",
         )
     path = folder / UNIT
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError as exc:
-        hint = "sudo spl install-service --system; or: spl install-service --user"
+        hint = "sudo spl install-service --system; for your user alone: spl install-service --user"
         raise SplError("output-failed", f"{path}: {exc.strerror}", hint=hint) from exc
     ctl = "sudo systemctl" if args.system else "systemctl --user"
     out.line(f"wrote {path}; each setting is explained in it")

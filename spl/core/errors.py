@@ -11,6 +11,7 @@ may help), 10 verification failed (retry will not help), 11 store locked,
 """
 
 import json
+import re
 from typing import Final
 
 from .value import dataclass
@@ -72,7 +73,7 @@ CODES: Final[dict[str, Code]] = {
     "internal": Code(500, 1, "The daemon has a defect; the log has the details.", "spl logs"),
     "task-dead": Code(503, 9, "A background task died and the daemon is restarting it; the log has the details.", "spl logs"),
     "output-failed": Code(500, 1, "The result cannot be written to standard output, so it is incomplete.", "free some space where the output goes, then run the command again"),
-    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "apt install python3-nacl; or: pip install --force-reinstall syncropel-pair"),
+    "dependency-missing": Code(500, 78, "A Python package that spl needs is not installed.", "on Debian: apt install python3-nacl; with pip: pip install --force-reinstall syncropel-pair"),
     # access
     "auth-required": Code(401, 4, "The route needs a bearer token.", "send a token in the header Authorization: Bearer; to make one: spl token mint --scopes records:read"),
     "auth-invalid": Code(401, 4, "The bearer token is unknown, expired, revoked or lacks its proof of possession.", "which are valid: spl token list; to make one: spl token mint --scopes records:read"),
@@ -93,9 +94,9 @@ CODES: Final[dict[str, Code]] = {
     "identity-cloned": Code(409, 7, "One identity is used by two daemons: by this one and at the peer's URL, or by a home and a copy of it.", "check the URL and its port; if a copy of a home runs, stop it"),
     "identity-backup": Code(409, 3, "The identity was never exported with its present key: if this disk fails, the DID and its pairs are lost.", "spl identity export --out FILE"),
     "did-invalid": Code(400, 10, "The DID is malformed or does not certify the key.", "ask the peer for: spl identity show"),
-    "manifest-missing": Code(404, 10, "The peer publishes no manifest.", "on the peer: spl identity generate"),
-    "manifest-malformed": Code(422, 10, "The manifest is not of the expected form.", "on the peer: spl identity generate"),
-    "manifest-signature": Code(422, 10, "The manifest's signature does not verify against the DID it names.", "on the peer: spl identity generate; then retry"),
+    "manifest-missing": Code(404, 10, "The peer publishes no manifest.", "on the peer: spl identity generate; it keeps the key that there is, and publishes again"),
+    "manifest-malformed": Code(422, 10, "The manifest is not of the expected form.", "on the peer: spl identity generate; it keeps the key that there is, and publishes again"),
+    "manifest-signature": Code(422, 10, "The manifest's signature does not verify against the DID it names.", "on the peer: spl identity generate; it keeps the key that there is, and publishes again; then retry"),
     "manifest-did-mismatch": Code(422, 10, "The manifest, its DID document or the pinned identity disagree.", "compare key words by voice, then: spl federation pair URL --expect-did DID"),
     "manifest-expired": Code(422, 10, "The manifest's validity is over, or not yet begun by our clock.", "set the clock that is wrong, here or there: timedatectl set-ntp true; only a new pair can skip this check: spl federation pair URL --no-strict"),
     "manifest-stale": Code(422, 10, "The manifest is older than the one accepted before, or its chain is shorter.", "a cache or an attacker replays it; check the network path"),
@@ -148,7 +149,7 @@ CODES: Final[dict[str, Code]] = {
     # reach
     "dns": Code(502, 9, "The peer's name does not resolve.", "check the name and the resolver"),
     "connect": Code(502, 9, "The peer does not accept the connection.", "on the peer: spl serve; if it runs, open its port in the firewall"),
-    "no-route": Code(502, 9, "There is no way from this machine to the peer's address: our own network is down or lacks a route.", "look at this machine's network: ip route get ADDRESS"),
+    "no-route": Code(502, 9, "There is no way from this machine to the peer's address: our own network is down or lacks a route.", "look at this machine's network"),
     "foreign-answer": Code(502, 9, "A proxy or another server answers in the peer's place: the answer is not of the form of a daemon.", "check the URL; at the peer: let the proxy pass /.well-known/ and /v1/ as they are"),
     "timeout": Code(504, 9, "The peer did not answer in time.", "retry; check the network path"),
     "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; check the network path"),
@@ -189,7 +190,7 @@ CODES: Final[dict[str, Code]] = {
     "cursor-stalled": Code(504, 9, "Records wait on the peer and our position does not move; reading again is safe and skips known records.", "spl sync PAIR_ID"),
     "cursor-skip-suspect": Code(502, 9, "The peer counts more records than it serves, even after a restart: old sources skip records of equal clock.", "upgrade the peer, then: spl federation pause PAIR_ID && spl federation resume PAIR_ID"),
     "stream-buffering": Code(502, 9, "A proxy buffers the stream, so records arrive late and in bursts.", "switch off response buffering in the proxy before the peer"),
-    "stream-flapping": Code(502, 9, "The stream breaks repeatedly; each time it resumes by its cursor and nothing is lost.", "raise the read timeout of the proxy between over 45 s; or: spl federation set-mode PAIR_ID polling"),
+    "stream-flapping": Code(502, 9, "The stream breaks repeatedly; each time it resumes by its cursor and nothing is lost.", "raise the proxy's read timeout over 45 s; to do without the stream: spl federation set-mode PAIR_ID polling"),
     "intake-paused": Code(429, 9, "The peer brought in as many bytes as a pair may within a day; intake from it is paused, resumes by itself, and loses nothing.", "to allow another day's bytes at once: spl federation resume PAIR_ID"),
     "queue-high": Code(503, 3, "Records wait between network and store: they arrive faster than they are stored.", "check disk and processor of this machine"),
     "adapter-slow": Code(503, 3, "The listeners that run after each write are too slow for 37 records a second.", "check the load of this machine: top; for the slowest adapter: spl status -o json"),
@@ -240,6 +241,10 @@ class SplError(Exception):
         }
 
 
+_DIVIDES: Final = re.compile(r"""(?<!\w)'[^']*'|(?<!\w)"[^"]*"|; """)
+"""The end of a step, or a text in quotes; an apostrophe within or after a word opens none."""
+
+
 def printable(text: str) -> str:
     """Return the text with everything escaped, in the form of JSON, that a terminal would obey instead of show.
 
@@ -252,8 +257,11 @@ def printable(text: str) -> str:
 
 
 def steps(fix: str) -> list[str]:
-    """Return the steps of a fix, each for a line of its own, so that the command at its end can be pasted."""
-    return fix.split("; ")
+    """Return the steps of a fix, each for a line of its own, so that the command at its end can be pasted.
+
+    What a shell reads as one word in quotes, such as a path, stays whole.
+    """
+    return _DIVIDES.sub(lambda found: "\0" if found[0] == "; " else found[0], fix).split("\0")
 
 
 def count(number: int, noun: str) -> str:

@@ -88,6 +88,13 @@ def _whose(row: FindingKind, facts: Facts) -> tuple[str, str]:
     return row.side, row.title
 
 
+def usual_fix(code: str) -> str:
+    """Return the fix of a finding of which no more is known than its code; "" if no finding has the code."""
+    fault = Fault(code, "", CODES[code].fix)
+    facts = Facts(pair_id="PAIR_ID", token_due=True, failure=fault, sink="sink NAME", sink_fault=fault)
+    return next((row.fix(facts) for row in CATALOGUE if row.code == code), "")
+
+
 def problems(found: Iterable[Finding]) -> list[Finding]:
     """Return the findings that need an action."""
     return [item for item in found if item.is_problem]
@@ -176,15 +183,17 @@ _OWN_TLS_STEP: Final = (
 )
 _RENEW_STEP: Final = "renew the certificate, then SIGHUP to the daemon"
 _BUFFER_STEP: Final = "switch off response buffering in the proxy (nginx: proxy_buffering off)"
-_malformed_fix: Final = _at_peer("spl identity generate; look at what stands before the daemon")
-_signature_fix: Final = _at_peer("spl identity generate; then retry here")
+_PUBLISH: Final = "spl identity generate; it keeps the key that there is, and publishes again"
+_malformed_fix: Final = _at_peer(f"{_PUBLISH}; look at what stands before the daemon")
+_signature_fix: Final = _at_peer(f"{_PUBLISH}; then retry here")
 _mismatch_fix: Final = _at_peer("spl identity show; is this still the instance that you paired with?")
-_age_fix: Final = _at_peer("spl identity generate; compare both clocks")
+_age_fix: Final = _at_peer(f"{_PUBLISH}; compare both clocks")
 
 
 def _moved(step: Callable[[Facts], str]) -> Callable[[Facts], str]:
     """Return a step, and what to do if the peer has another address now."""
-    return lambda facts: f"{step(facts)}; if it has moved, to the URL in its status: {_REFRESH(facts)} --url NEW-URL"
+    moved = "if the peer has moved, give the URL in its status"
+    return lambda facts: f"{step(facts)}; {moved}: {_REFRESH(facts)} --url NEW-URL"
 
 
 def _foreign_fix(facts: Facts) -> str:
@@ -198,12 +207,16 @@ def _connect_fix(facts: Facts) -> str:
 
 def _timeout_fix(facts: Facts) -> str:
     if facts.failure is not None and facts.failure.reached:
-        return _at_peer("its daemon takes connections and hangs, or was stopped: spl serve")(facts)
+        return _at_peer("its daemon takes connections and hangs, or was stopped: spl status")(facts)
     return _moved(_next("timeout"))(facts)
 
 
 def _route_fix(facts: Facts) -> str:
-    return f"look at this machine's network: ip route get {parse_url(facts.url).host if facts.url else 'ADDRESS'}"
+    """Return how to see the way to the address that was dialled, if that is known: `ip` takes no names."""
+    said = facts.failure.message if facts.failure is not None else ""
+    named = [*re.findall(r"(\S+) port \d+: ", said), parse_url(facts.url).host if facts.url else ""]
+    command = next((f": ip route get {each}" for each in named if is_address(each)), "")
+    return f"{CODES['no-route'].fix}{command}"
 
 
 def _private_fix(facts: Facts) -> str:
@@ -251,11 +264,13 @@ def _refused_fix(facts: Facts) -> str:
 def _rules_fix(facts: Facts) -> str:
     step = "spl config list-permission-rules | grep federation"
     rule = facts.locking_rule
-    return f"{step}; then widen {rule}, or: spl config remove-permission-rule {rule}" if rule else _at_peer(step)(facts)
+    if not rule:
+        return _at_peer(step)(facts)
+    return f"{step}; then widen {rule}; to remove it instead: spl config remove-permission-rule {rule}"
 
 
 def _again_fix(facts: Facts) -> str:
-    again = f"spl federation pair {facts.url or 'URL'}/"
+    again = f"spl federation pair {f'{facts.url}/' if facts.url else 'URL'}"
     return f"{again}; or accept the end: spl federation revoke {facts.pair_id}" if facts.pair_id else again
 
 
@@ -274,7 +289,7 @@ def _degraded_fix(facts: Facts) -> str:
 
 
 def _flapping_fix(facts: Facts) -> str:
-    return f"raise the proxy's read timeout over 45 s, or: spl federation set-mode {facts.pair_id} polling"
+    return CODES["stream-flapping"].fix.replace("PAIR_ID", facts.pair_id)
 
 
 def _interval_fix(facts: Facts) -> str:
@@ -283,7 +298,9 @@ def _interval_fix(facts: Facts) -> str:
 
 def _gap_fix(code: str) -> Callable[[Facts], str]:
     def fix(facts: Facts) -> str:
-        found = next(item for item in facts.gaps if item.code == code)
+        found = next((item for item in facts.gaps if item.code == code), None)
+        if found is None:
+            return CODES[code].fix
         return _at_peer(found.fix)(facts) if found.at_peer else found.fix
 
     return fix
@@ -340,7 +357,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("redirect", FAIL, (), None, PATH, seen.failed("redirect"), _next("redirect")),
     FindingKind("foreign-answer", FAIL, REACH, _failing_s, PATH, seen.failed("foreign-answer"), _foreign_fix),
     FindingKind("manifest-missing", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-missing"),
-                _at_peer("spl identity generate")),
+                _at_peer(_PUBLISH)),
     FindingKind("manifest-differs-outside", FAIL, REACH, None, PATH, seen.outside, _next("manifest-differs-outside")),
     FindingKind("manifest-malformed", FAIL, REACH, None, PATH, seen.manifest_fault("manifest-malformed"),
                 _malformed_fix),

@@ -175,7 +175,7 @@ def keys_lacking(path: Path, disk: Disk) -> SplError | None:
     return SplError(
         "identity-missing",
         f"the log in {path / STORE} is that of an identity, and there is none in {path / KEYS}",
-        hint=f"mount the volume that holds {path / KEYS}, or: spl identity import FILE; "
+        hint=f"mount the volume that holds {path / KEYS}; if it is lost: spl identity import FILE; "
         "to go on with these records under a new identity: spl identity generate",
     )
 

@@ -17,7 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.errors import SplError
+from ..core.errors import CODES, SplError
 from ..core.value import dataclass
 from .address import ReachError, kind_of
 
@@ -266,7 +266,8 @@ async def dial(
     except OSError as exc:
         sock.close()
         code = "no-route" if exc.errno in _NO_ROUTE else "connect"
-        raise ReachError(code, f"{where}: {_reason(exc)}") from exc
+        hint = f"{CODES[code].fix}: ip route get {ip_text}" if code == "no-route" else ""
+        raise ReachError(code, f"{where}: {_reason(exc)}", hint=hint) from exc
     except BaseException:
         sock.close()
         raise

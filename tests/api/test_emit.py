@@ -70,6 +70,7 @@ async def test_lines_over_the_limit_share_one_refusal(served: Served) -> None:
     found = [json.loads(line) for line in reply.body.splitlines()]
     assert [item.get("code", item["object"]) for item in found] == ["record"] * 3 + ["BAD_FIELD"]
     assert (found[-1]["not_taken_lines"], found[-1]["message"]) == (2, "body: holds over 3 lines; not taken: 2 lines")
+    assert found[-1]["hint"] == "send the lines that were not taken again, at most 3 in one request"
     assert len((await served.json("GET", "/v1/threads/th/records"))["data"]) == 3
 
 
@@ -80,6 +81,15 @@ async def test_few_bytes_draw_no_large_answer(served: Served) -> None:
     assert {item["code"] for item in found[:-1]} == {"BAD_JSON"}
     assert found[0]["message"] != found[100]["message"] == found[-2]["message"]
     assert (found[-1]["code"], found[-1]["not_taken_lines"]) == ("BAD_FIELD", 200_000 - len(found) + 1)
+
+
+async def test_a_late_refusal_points_to_no_message_that_it_lacks(served: Served) -> None:
+    """From the 101st on no field is named, so the hint says how to hear of it."""
+    reply = await served.fetch("POST", "/v1/records", b"[]\n" * 101, headers=NDJSON)
+    *_, full, late = [json.loads(line) for line in reply.body.splitlines()]
+    assert (full["code"], late["code"]) == ("BAD_FIELD", "BAD_FIELD")
+    assert full["hint"] == "correct the field named in the message"
+    assert late["hint"] == "send this line in a request of its own: the answer names the field"
 
 
 async def test_a_client_that_dies_midway_has_stored_what_arrived_and_holds_nothing(served: Served) -> None:

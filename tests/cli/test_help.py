@@ -15,6 +15,12 @@ def test_every_code_is_explained(spl: Run, code: str) -> None:
     assert spl("help", code.upper().replace("-", "_")).out == result.out
 
 
+def test_a_code_that_is_a_finding_has_what_doctor_tells(spl: Run) -> None:
+    """Beside the step of the error, if that is another."""
+    assert "as a finding      spl store check --repair" in spl("help", "store-damaged").out
+    assert "as a finding" not in spl("help", "daemon-down").out
+
+
 def test_all_codes_in_one_list(spl: Run) -> None:
     lines = spl("help", "codes").out.splitlines()
     assert [line.split()[0] for line in lines] == list(CODES)

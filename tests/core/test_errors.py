@@ -2,10 +2,11 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
-from spl.core.errors import CODES, SplError, cli_code, http_code
+from spl.core.errors import CODES, SplError, cli_code, http_code, steps
 
 EXITS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 78}
 
@@ -53,6 +54,15 @@ def test_the_json_form_is_the_wires() -> None:
         "pair_id": "pair_1",
     }
     assert SplError("internal").to_json()["type"] == "api_error"
+
+
+@pytest.mark.parametrize("path", ["/tmp/a; b", "/tmp/it's; b", "'; '", 'say "a; b"', "\n; ", "/tmp/plain"])
+def test_a_step_ends_outside_quotes_only(path: str) -> None:
+    """A path in quotes stays one word of its command; an apostrophe opens no quotes."""
+    command = f"SYNCROPEL_HOME={shlex.quote(path)} spl serve"
+    told = f"look at this machine's network; start the peers' daemon: {command}; it's the last"
+    assert steps(told) == ["look at this machine's network", f"start the peers' daemon: {command}", "it's the last"]
+    assert shlex.split(steps(told)[1].partition(": ")[2]) == [f"SYNCROPEL_HOME={path}", "spl", "serve"]
 
 
 def test_a_code_outside_the_registry_cannot_be_raised() -> None:

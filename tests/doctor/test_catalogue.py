@@ -122,12 +122,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 """Code -> what in the facts of a healthy pair has to change for it to be found, and nothing else with it."""
 
+PUBLISH = "spl identity generate; it keeps the key that there is, and publishes again"
 REFRESH = "spl federation refresh pair_0f9e8d7c"
 FIXES = {
     # The operator page's four ways for a pair to go wrong, and what it says to do.
-    "manifest-missing": "on bob: spl identity generate",
+    "manifest-missing": f"on bob: {PUBLISH}",
     "tls-chain": "on bob: fix the TLS chain (self-signed is refused); a private CA goes into tls.ca_file here",
-    "manifest-signature": "on bob: spl identity generate; then retry here",
+    "manifest-signature": f"on bob: {PUBLISH}; then retry here",
     "handshake-401": "on bob: spl config list-permission-rules | grep federation",
     "token-scope": REFRESH,
     "token-expired": REFRESH,
@@ -174,6 +175,14 @@ def test_each_finding_has_facts_that_produce_it_and_only_it(row: Any) -> None:
     ours = "The request waits for your decision; the peer continues to ask."
     assert found[0].title == (ours if row.code == "handshake-pending" else CODES[row.code].meaning)
     assert (found[0].severity, found[0].explained_by) == (row.severity, "")
+
+
+def test_what_is_known_by_the_code_alone_is_a_whole_fix() -> None:
+    """It goes into the manual, where no pair is at hand."""
+    assert catalogue.usual_fix("bad-json") == ""
+    assert catalogue.usual_fix("peer-revoked").startswith("spl federation pair URL; or accept the end: ")
+    assert catalogue.usual_fix("sink-full") == CODES["sink-full"].fix
+    assert catalogue.usual_fix("consent-missing") == CODES["consent-missing"].fix
 
 
 def test_patience_is_a_limit() -> None:
@@ -273,17 +282,30 @@ def test_a_token_that_the_peer_revoked_comes_back_only_by_its_operator() -> None
 def test_what_a_server_in_the_peers_place_answers_says_what_to_do(status: int, step: str) -> None:
     """And where the peer is now, if it has moved and left the address to another server."""
     foreign = findings({**WELL, "failure": Fault("foreign-answer", "", status=status)})[0]
-    assert (
-        foreign.fix
-        == f"{step}; if it has moved, to the URL in its status: spl federation refresh pair_0f9e8d7c --url NEW-URL"
-    )
+    assert foreign.fix == f"{step}; if the peer has moved, give the URL in its status: {REFRESH} --url NEW-URL"
+
+
+@pytest.mark.parametrize(
+    ("url", "message", "command"),
+    [
+        ("https://bob.example", "bob.example at 203.0.113.7 port 443: refused", ": ip route get 203.0.113.7"),
+        ("https://bob.example", "bob.example at 2001:db8::7 port 443: refused", ": ip route get 2001:db8::7"),
+        ("http://203.0.113.9:9100", "", ": ip route get 203.0.113.9"),
+        ("https://bob.example", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_way_is_looked_up_to_the_address_that_was_dialled(url: str, message: str, command: str) -> None:
+    """A name is nothing that `ip` takes."""
+    [found] = findings({**WELL, "url": url, **failure("no-route", message)})
+    assert found.fix == f"look at this machine's network{command}"
 
 
 def test_a_peer_that_takes_connections_and_answers_nothing_is_no_fault_of_the_network() -> None:
     hangs, silent = (findings({**WELL, "failure": Fault("timeout", reached=reached)})[0] for reached in (True, False))
-    assert hangs.fix == "on bob: its daemon takes connections and hangs, or was stopped: spl serve"
+    assert hangs.fix == "on bob: its daemon takes connections and hangs, or was stopped: spl status"
     moved = "spl federation refresh pair_0f9e8d7c --url NEW-URL"
-    assert silent.fix == f"retry; check the network path; if it has moved, to the URL in its status: {moved}"
+    assert silent.fix == f"retry; check the network path; if the peer has moved, give the URL in its status: {moved}"
 
 
 def test_each_side_of_a_broken_direction_is_told() -> None:
@@ -292,7 +314,7 @@ def test_each_side_of_a_broken_direction_is_told() -> None:
     assert codes(ours) == ["one-way"]
     assert codes({**ours, "one_way": OneWay(TO_PEER, OFFLINE_S - 1, "timeout")}) == []
     assert findings(ours)[0].fix.startswith(
-        "retry; check the network path; if it has moved, to the URL in its status: spl federation refresh"
+        "retry; check the network path; if the peer has moved, give the URL in its status: spl federation refresh"
     )
     private = {**ours, "url": "http://10.0.0.8:9100", "one_way": OneWay(TO_PEER, 50.0, "address-refused")}
     assert findings(private)[0].fix == "spl federation refresh pair_0f9e8d7c --url http://10.0.0.8:9100"

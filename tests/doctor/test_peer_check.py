@@ -16,12 +16,14 @@ from spl.net.dialer import DialPolicy
 from spl.net.probe import Reached
 from tests.doctor.clinic import MANIFEST, answers, clinic
 
+PUBLISH = "spl identity generate; it keeps the key that there is, and publishes again"
+
 
 async def test_the_peer_has_no_identity_or_something_strips_the_dot_path(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
         missing = json.dumps(SplError("manifest-missing").to_json()).encode()
         found.change = answers(MANIFEST, status=404, body=missing)
-        assert await found.problems() == {"manifest-missing": "on bob: spl identity generate"}
+        assert await found.problems() == {"manifest-missing": f"on bob: {PUBLISH}"}
         found.change = answers(MANIFEST, status=404, body=b"<h1>Not Found</h1>")
         assert "let the proxy pass /.well-known/" in (await found.problems())["foreign-answer"]
 
@@ -35,7 +37,7 @@ async def test_a_manifest_that_does_not_verify(tmp_path: Path) -> None:
         report = await found.report()
         [problem] = [item for item in report["problems"] if item["code"] == "manifest-signature"]
         assert problem["title"] == "manifest signature does not verify against advertised DID"
-        assert problem["fix"] == "on bob: spl identity generate; then retry here"
+        assert problem["fix"] == f"on bob: {PUBLISH}; then retry here"
 
 
 async def test_a_proxy_that_wants_a_bearer_for_the_handshake(tmp_path: Path) -> None:

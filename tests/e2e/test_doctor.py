@@ -64,7 +64,7 @@ def test_a_peer_that_is_down(alice: Instance, bob: Instance, pair_id: str) -> No
     bob.stop()
     assert problems(alice, pair_id) == {
         "connect": f"on bob: spl serve --port {urlsplit(bob.url).port}; if it runs, open its port in the firewall; "
-        f"if it has moved, to the URL in its status: spl federation refresh {pair_id} --url NEW-URL"
+        f"if the peer has moved, give the URL in its status: spl federation refresh {pair_id} --url NEW-URL"
     }
     found = marks(alice, pair_id)
     assert (found["connect"], found["manifest"], found["cursor"]) == ("fail", "skip", "skip")
@@ -78,7 +78,9 @@ def test_a_peer_without_identity_and_one_with_another(alice: Instance, bob: Inst
     other = make("other", AUTO, bare=True)
     other.port = bob.port
     other.start()
-    assert problems(alice, pair_id)["manifest-missing"] == "on bob: spl identity generate"
+    assert problems(alice, pair_id)["manifest-missing"] == (
+        "on bob: spl identity generate; it keeps the key that there is, and publishes again"
+    )
     other.run("identity", "generate", "--label", "bob")
     found = problems(alice, pair_id)
     assert found["manifest-did-mismatch"].startswith("on bob: spl identity show")
@@ -157,7 +159,7 @@ def test_what_a_proxy_does_to_a_peer(make: Make, proxied: tuple[Instance, Proxy]
         return problems(alice, pair_id).get(code, "")
 
     proxy.statuses = {MANIFEST: 404}
-    moved = f"; if it has moved, to the URL in its status: spl federation refresh {pair_id} --url NEW-URL"
+    moved = f"; if the peer has moved, give the URL in its status: spl federation refresh {pair_id} --url NEW-URL"
     passes = f"on bob: let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL{moved}"
     assert seen("foreign-answer") == passes
     proxy.statuses = {"/v1/federation/pair": 401}

@@ -30,7 +30,8 @@ from tests.waiting import eventually
 DID_DOCUMENT = "/.well-known/did.json"
 BUFFERING_FIX = "on bob: switch off response buffering in the proxy (nginx: proxy_buffering off)"
 CHANGES = "/v1/sync/changes"
-MOVED = "if it has moved, to the URL in its status: spl federation refresh {pair} --url NEW-URL"
+MOVED = "if the peer has moved, give the URL in its status: spl federation refresh {pair} --url NEW-URL"
+PUBLISH = "on bob: spl identity generate; it keeps the key that there is, and publishes again"
 PASSES = "let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"
 START = "start the daemon: spl serve; or correct its address and port in the proxy"
 OWN_FAULT = json.dumps(SplError("overloaded").to_json()).encode()
@@ -87,7 +88,7 @@ def redirected(reply: Reply) -> Reply:
     [
         ("disconnected", hang_up, "retry; check the network path"),
         ("redirect", redirected, "pair with the final URL"),
-        ("manifest-malformed", answer(200, b"{}"), "on bob: spl identity generate; look at what stands before"),
+        ("manifest-malformed", answer(200, b"{}"), f"{PUBLISH}; look at what stands before"),
         ("peer-5xx", answer(503, OWN_FAULT), "on bob: spl doctor; on bob: spl logs"),
         ("foreign-answer", answer(503), "on bob: start the daemon: spl serve; or correct"),
         ("foreign-answer", answer(200), "on bob: let the proxy pass /.well-known/ and /v1/"),
@@ -174,7 +175,7 @@ def test_a_cache_that_keeps_old_documents(world: World) -> None:
     world.proxy.changes = {MANIFEST: old[MANIFEST]}
     found = world.seen("manifest-signature")
     assert found["title"] == "manifest signature does not verify against advertised DID"
-    assert found["fix"] == "on bob: spl identity generate; then retry here"
+    assert found["fix"] == f"{PUBLISH}; then retry here"
     world.proxy.changes = old
     assert world.seen("manifest-stale")["fix"] == "a cache or an attacker replays it; check the network path"
     world.proxy.heal()
@@ -189,7 +190,7 @@ def test_a_manifest_past_its_end(world: World) -> None:
     world.bob.configure(f"{AUTO}[limits]\nmanifest_ttl_s = 1\n").start()
     held = world.bob.get(MANIFEST).body
     world.proxy.changes = {MANIFEST: answer(200, held)}
-    assert world.seen("manifest-expired")["fix"] == "on bob: spl identity generate; compare both clocks"
+    assert world.seen("manifest-expired")["fix"] == f"{PUBLISH}; compare both clocks"
     world.bob.stop()
     world.bob.configure(AUTO).start()
     world.proxy.heal()
