@@ -195,7 +195,8 @@ class Auth:
         if principal.namespaces and scope in bearer.UNBOUND:
             text = f"this needs the scope {needs}, which a token bound to namespaces does not hold"
             raise AuthError("scope-forbidden", text, scope=scope)
-        raise AuthError("scope-forbidden", f"this needs the scope {needs}", scope=scope)
+        hint = f"spl token mint --scopes {scope}"
+        raise AuthError("scope-forbidden", f"this needs the scope {needs}", hint=hint, scope=scope)
 
     def _presented(self, headers: Mapping[str, str]) -> str | None:
         """Return the bearer's text, "" if none is sent, None if none is needed; the same headers are read once.

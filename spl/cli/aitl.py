@@ -32,6 +32,7 @@ def _list(args: Namespace, shell: Shell) -> int:
         titles,
         [row[: len(titles)] for row in rows],
         below=[f"key: {item['words']}" for item in requests],
+        keep=("ID", "STATUS"),
         none="nothing waits for a decision",
     )
     return 0

@@ -75,7 +75,7 @@ def _kind(action: Action) -> str:
     if action.choices is not None:
         return " ".join(map(str, action.choices))
     name = str(action.metavar or action.dest)
-    return PAIR if name == "PAIR" else FILE if name in _FILES else ANY
+    return PAIR if name.split(" ")[0] == "PAIR" else FILE if name in _FILES else ANY
 
 
 def script_of(name: str, nouns: Mapping[str, str], lines: Mapping[str, CommandLine]) -> str:
@@ -153,6 +153,7 @@ _spl_find() {
     if [[ $word == = ]]; then
       continue
     elif [[ -n $value ]]; then
+      [[ $word == "~/"* ]] && word=$HOME/${word#"~/"}
       [[ $value == home ]] && spl_home=$word
       value=
     elif [[ $word == -* ]]; then

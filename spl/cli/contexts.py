@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from shlex import quote
 from typing import Any, Final
 
 from ..client.dial import Where, at_url
@@ -81,9 +82,15 @@ class Context:
             return text
         except (OSError, UnicodeDecodeError) as exc:
             reason = getattr(exc, "strerror", None) or "not the text of a token"
-            hint = f"put a token of its daemon into {self.token_file}; on its machine: spl token mint"
             message = f"the token file of context {self.name}: {self.token_file}: {reason}"
-            raise CtlError("auth-required", message, hint=hint) from exc
+            raise CtlError("auth-required", message, hint=self.token_step("status:read")) from exc
+
+    def token_step(self, scope: str) -> str:
+        """Return how to get a token that holds the scope, and how to give it to this context."""
+        file, more = self.token_file or "FILE", f" --ca-file {quote(self.ca_file)}" if self.ca_file else ""
+        mint = f"on its machine: spl token mint --scopes {scope}; put its token into {quote(file)}"
+        named = f"spl context add {self.name} --url {quote(self.url)} --token-file {quote(file)}{more} --replace"
+        return mint if self.token_file else f"{mint}, then here: {named}"
 
 
 def _regular(path: str) -> int:
@@ -250,7 +257,7 @@ def _cells(row: Mapping[str, Any], shell: Shell) -> tuple[str, ...]:
     if row["reachable"] != OK:
         return row["context"], row["reachable"], "-", "-", seen, f"{row['error']} [{row['code']}]"
     pairs, wrong = row["pairs"], row["attention"]
-    total, active = pairs.get("total", 0), pairs.get("active", 0)
+    total, active = pairs.get("total", 0) - pairs.get("revoked", 0), pairs.get("active", 0)
     return (
         row["context"], OK, f"{active}/{total} active", ", ".join(dict.fromkeys(wrong)) or "-", seen,
         f"{row['did'] or 'no identity'}, spl {row['version']}",
@@ -307,7 +314,7 @@ def _asked(context: Context) -> dict[str, Any]:
     try:
         status = context.ctl().get("/v1/status")
         row = _row(context, OK, None, status)
-        if not status or not all(type(row["pairs"].get(name, 0)) is int for name in ("total", "active")):
+        if not status or not all(type(row["pairs"].get(name, 0)) is int for name in ("total", "active", "revoked")):
             raise TypeError("numbers of pairs")
         return row
     except SplError as exc:

@@ -32,7 +32,8 @@ TREE: Final = (
     Command(
         "init",
         "Creates the home folder, which holds everything of one instance: configuration, keys, secrets and records.\n"
-        "It creates what is missing and keeps what exists, so running it twice is harmless.",
+        "It creates what is missing and keeps what exists, so running it twice is harmless,\n"
+        "but while its daemon runs, it is refused.",
         "spl init --label alice",
         _init,
         (

@@ -124,7 +124,7 @@ def find(argv: list[str]) -> tuple[Command | Group | None, list[str]]:
     if verb is None:
         return entry, before + between
     for command in entry.commands:
-        if command.name == f"{noun} {verb}":
+        if command.name in (f"{noun} {verb}", f"{noun} ls" if verb == "list" else ""):
             return command, before + between + rest
     raise _unknown(f"{noun} {verb}")
 
@@ -162,11 +162,13 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
         exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
         if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
             hint: str = load("cli.client").stopped_hint(int(str(pid)))
-            exc.hint = hint or f"to stop it: kill {pid}; or use another SYNCROPEL_HOME"
+            exc.hint = hint or f"for another home: export SYNCROPEL_HOME=DIR; to stop the one that runs: kill {pid}"
         if entry.name == "federation pair" and exc.code in ("url-invalid", "connect"):
             exc.hint = re.sub(": (?=https?://)", ": spl federation pair ", exc.hint)
         if exc.code == "identity-missing" and not shell.distant:
             exc.hint = re.sub(r"\bspl(?= identity )", lambda _: spl_of(shell.home, env), exc.hint)
+        if exc.code in ("auth-required", "auth-invalid", "scope-forbidden") and shell.context is not None:
+            exc.hint = shell.context.token_step(str(exc.facts.get("scope") or "status:read"))
         with_start(exc, shell)
         raise
 

@@ -139,8 +139,7 @@ class Pairs:
 
         Raises PairError "pair-unknown", "ambiguous".
         """
-        whole = self.get(ref)
-        if whole is not None:
+        if (whole := self.get(ref)) is not None:
             return whole
         found = [pair for pair in self.all() if ref and _names(pair.pair_id, pair.peer_did, ref)]
         best = min((_rank(pair) for pair in found), default=0)
@@ -148,7 +147,7 @@ class Pairs:
         if best == _ENDED and is_instance_did(ref):
             # A DID may have many ended pairs; people mean the last of them.
             chosen = chosen[-1:]
-        return _only(chosen, ref, "pair", [pair.pair_id for pair in chosen])
+        return _only(chosen, ref, PairError("pair-unknown", f"no pair {ref[:80]!r}"), [pair.pair_id for pair in chosen])
 
     def resolve_request(self, ref: str) -> ApprovalRequest:
         """Return the request by id, unique prefix, or the asker's DID; decided ones only where no other fits.
@@ -158,7 +157,8 @@ class Pairs:
         everything = list(self.writer.views.requests.values())
         found = [item for item in everything if ref and _names(item.request_id, item.peer_did, ref)]
         chosen = [item for item in found if item.status is Status.PENDING] or found
-        return _only(chosen, ref, "request", [item.request_id for item in chosen])
+        unknown = PairError("not-found", f"no request {ref[:80]!r}", hint="spl aitl list --all")
+        return _only(chosen, ref, unknown, [item.request_id for item in chosen])
 
     def has_agreed(self, did: str) -> bool:
         """Return whether a pair with this peer was ever agreed on."""
@@ -492,9 +492,9 @@ def _names(pair_id: str, did: str, ref: str) -> bool:
     return pair_id.startswith(ref) or ref in (did, short_of(did), label_of(did))
 
 
-def _only(found: Sequence[_Found], ref: str, what: str, ids: Sequence[str]) -> _Found:
+def _only(found: Sequence[_Found], ref: str, unknown: PairError, ids: Sequence[str]) -> _Found:
     if not found:
-        raise PairError("pair-unknown" if what == "pair" else "not-found", f"no {what} {ref[:80]!r}")
+        raise unknown
     if len(found) > 1:
         raise PairError("ambiguous", f"{ref[:80]!r} fits {', '.join(ids[:5])}")
     return found[0]

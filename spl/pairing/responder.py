@@ -183,9 +183,10 @@ class Responder:
         self.pairs.expire()
         request, pair = self.pairs.writer.views.requests.get(request_id), self.pairs.get(request_id)
         if request is None or pair is None:
-            raise PairError("not-found", f"no request {request_id[:80]!r}")
+            raise PairError("not-found", f"no request {request_id[:80]!r}", hint="spl aitl list --all")
         if not isinstance(pair.state, Asked) or request.digest != pair.proposal.digest:
-            raise PairError("pair-state-conflict", f"the request is {request.status.value} already")
+            hint = f"spl federation show {pair.pair_id}"
+            raise PairError("pair-state-conflict", f"the request is {request.status.value} already", hint=hint)
         if decision == "approve":
             asked = handshake.terms_of(pair.proposal)
             agreed = handshake.agree(asked, self.pairs.writer.views.namespaces, named=namespaces, maps=maps)

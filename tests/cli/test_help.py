@@ -17,7 +17,7 @@ def test_every_code_is_explained(spl: Run, code: str) -> None:
 
 def test_a_code_that_is_a_finding_has_what_doctor_tells(spl: Run) -> None:
     """Beside the step of the error, if that is another."""
-    assert "as a finding      spl store check --repair" in spl("help", "store-damaged").out
+    assert "as a finding      spl federation refresh PAIR_ID" in spl("help", "auth-invalid").out
     assert "as a finding" not in spl("help", "daemon-down").out
 
 
