@@ -29,11 +29,23 @@ from ..core.identity.pins import FORK
 from ..core.limits import Limits
 from ..core.pair import handshake
 from ..core.pair.aitl import Status
-from ..core.pair.handshake import HandshakeError, PairRequest
-from ..core.pair.pair import ESTABLISHED, Pair, PairError, is_by_hand, last_agreed
-from ..core.pair.state import SUPERSEDED, Asked, Proposal, Requested, Revoked, Waiting
+from ..core.pair.handshake import HandshakeError, PairRequest, Terms
+from ..core.pair.pair import ESTABLISHED, Pair, PairError, in_effect, is_by_hand
+from ..core.pair.state import (
+    CONTINUOUS,
+    ON_DEMAND,
+    POLLING,
+    SUPERSEDED,
+    Approved,
+    Asked,
+    Proposal,
+    Requested,
+    Revoked,
+    Waiting,
+)
 from ..core.pair.steps import Ask, Effect, End
 from ..core.record import namespace
+from ..core.record.levels import EXACT
 from ..core.value import dataclass, replace
 from ..home.config import Settings
 from ..home.logs import CountedLog
@@ -55,6 +67,8 @@ ANSWERED_PER_DAY: Final = 24
 """Requests of one DID that may become pairs in 24 hours, unless they meet our own; each is records without end."""
 STRANGER_LINKS: Final = 8
 """Rotations that an instance without an agreed pair may show: each costs a verification."""
+EAGERNESS: Final = {ON_DEMAND: 0, POLLING: 1, CONTINUOUS: 2}
+"""How much of us a mode takes."""
 
 Answer = tuple[int, dict[str, object]]
 """(HTTP status, body)."""
@@ -132,15 +146,13 @@ class Responder:
         heard = self.hear("pair-confirm", pair_id, body, address, POLL_COST)
         if heard.pair is None:
             return Reaction(self.unknown(heard.fields))
-        pair, effects = heard.pair, tuple[Effect, ...]()
-        if unconfirmed(pair) and not pair.initiator:
-            pair, effects = self.pairs.confirm(pair)
+        pair, effects = (heard.pair, ()) if heard.pair.initiator else self._confirmed(heard.pair)
         return Reaction(self.status(heard.fields, pair), effects)
 
     def contact(self, pair_id: str) -> tuple[Effect, ...]:
         """Take the peer's first use of its token as the confirmation; return the effects left."""
         pair = self.pairs.get(pair_id)
-        return self.pairs.confirm(pair)[1] if pair is not None and unconfirmed(pair) else ()
+        return self._confirmed(pair)[1] if pair is not None else ()
 
     def notify_revoke(self, pair_id: str, body: bytes, address: str) -> Reaction:
         """Return the answer to the peer's notice that it revoked the pair, which ends it here at once."""
@@ -341,24 +353,56 @@ class Responder:
             if self._is_closed(peer):
                 raise HandshakeError("handshake-closed")
         usable = all(namespace.is_usable(registry, name) for name in asked.namespaces)
-        if usable and not asked.maps and self._is_granted(fields, peer, asked.namespaces, address):
-            return self.pairs.approve(None, proposal, peer, asked, interval_ms)
+        if usable and not asked.maps and self._is_granted(fields, peer, asked, address):
+            kept_ms = [pair.poll_interval_ms for pair in in_effect(self.pairs.all(), peer.did)]
+            return self.pairs.approve(None, proposal, peer, asked, max([interval_ms, *kept_ms]))
         return self.pairs.take(None, Ask(proposal, interval_ms))[0]
 
-    def _is_granted(self, fields: Mapping[str, Any], peer: Manifest, names: Sequence[str], address: str) -> bool:
-        """Return whether a rule or the policy approves these namespaces unasked.
+    def _is_granted(self, fields: Mapping[str, Any], peer: Manifest, asked: Terms, address: str) -> bool:
+        """Return whether a rule or the policy approves what is asked for, unasked.
 
         Never for a peer that our operator revoked, or whose pair has limits that a new one would not have.
         """
-        last, views = last_agreed(self.pairs.all(), peer.did), self.pairs.writer.views
-        if last is not None:
-            ours = grants_of(views.consents, last).ours.values()
-            if is_by_hand(last) or is_barred(views.tokens, last.pair_id) or any(each.level is None for each in ours):
-                return False
+        if self._is_limited(self.pairs.all(), peer.did, asked.namespaces, asked.mode):
+            return False
         auto = self._settings.now.federation_approval == "auto"
-        if self._policy.grants(peer, fields, address, names):
+        if self._policy.grants(peer, fields, address, asked.namespaces):
             return True
-        return auto and AUTO_NAMESPACES.issuperset(names)
+        return auto and AUTO_NAMESPACES.issuperset(asked.namespaces)
+
+    def _confirmed(self, pair: Pair) -> tuple[Pair, tuple[Effect, ...]]:
+        """Return the pair and the effects left after the peer's confirmation, if the pair still waits for it.
+
+        One that a rule approved ends instead if our operator limited the peer since: a peer could keep it in reserve.
+        """
+        if not unconfirmed(pair):
+            return pair, ()
+        if isinstance(pair.state, Approved) and self._is_unasked(pair):
+            others = [other for other in self.pairs.all() if other.pair_id != pair.pair_id]
+            if self._is_limited(others, pair.peer_did, pair.namespaces, pair.mode):
+                return self.pairs.take(pair, End("expired", "limits were set before it was confirmed"), brought=True)
+        return self.pairs.confirm(pair)
+
+    def _is_unasked(self, pair: Pair) -> bool:
+        """Return whether a rule or the policy approved it: not our operator, by hand or by a request that it met."""
+        every = [other for other in self.pairs.all() if other.peer_did == pair.peer_did]
+        before = every[: every.index(pair)][-1:]
+        met = any(other.initiator and other.answer is None and other.reason == SUPERSEDED for other in before)
+        return not met and pair.pair_id not in self.pairs.writer.views.requests
+
+    def _is_limited(self, pairs: Sequence[Pair], did: str, names: Sequence[str], mode: str) -> bool:
+        """Return whether a new pair would be without a limit that our operator set on one of these with the peer."""
+        views, follows = self.pairs.writer.views, self._settings.now.federation_follow_mode
+        for pair in in_effect(pairs, did):
+            agreed = pair.answer["message"]["mode"] if pair.answer is not None else mode
+            is_lowered = any(each.level != EXACT for each in grants_of(views.consents, pair).ours.values())
+            is_calmed = not follows and EAGERNESS.get(pair.mode, 2) < min(EAGERNESS[agreed], EAGERNESS[mode])
+            left_out = set() if pair.initiator else {*pair.proposal.namespaces} - {*pair.namespaces}
+            if is_by_hand(pair) or is_barred(views.tokens, pair.pair_id) or is_lowered or is_calmed:
+                return True
+            if left_out.intersection(names):
+                return True
+        return False
 
     def _crossing(self, did: str) -> Pair | None:
         """Return our own request that meets the peer's: one on its way, or the last thing between us, superseded."""

@@ -127,9 +127,15 @@ class Stranger:
         self.pair_id = handshake.pair_id_of(self.chain.did, self.b.did, self.nonce)
 
     async def withdraw(self) -> None:
+        await self.say("notify-revoke")
+
+    async def confirm(self) -> None:
+        await self.say("pair-confirm")
+
+    async def say(self, purpose: str) -> None:
         fields = message.head(self.chain.did, self.b.did, self.pair_id, self.world.now_ms(), "f" * 32)
-        body = json.dumps(message.sign("notify-revoke", fields, self.key)).encode()
-        assert (await self.b.pairing.answer("notify-revoke", self.pair_id, body, "10.0.0.1"))[0] == 200
+        body = json.dumps(message.sign(purpose, fields, self.key)).encode()
+        assert (await self.b.pairing.answer(purpose.removeprefix("pair-"), self.pair_id, body, "10.0.0.1"))[0] == 200
 
 
 async def test_requests_count_for_a_day_even_if_withdrawn(tmp_path: Path) -> None:
@@ -295,24 +301,97 @@ async def test_a_peer_that_our_operator_revoked_waits_for_the_operator(tmp_path:
         assert b.alive[0].phase is Phase.ACTIVE, "the peer itself ended the last pair"
 
 
-@pytest.mark.parametrize("limit", ["paused", "narrowed", "withdrawn", "token"])
+async def limited(b: Node, pair_id: str, limit: str) -> None:
+    """Limit the pair, as its operator can."""
+    if limit == "paused":
+        await b.pairing.pause(pair_id)
+    elif limit == "revoked":
+        await b.pairing.revoke(pair_id)
+    elif limit == "actors":
+        await b.pairing.configure(pair_id, lambda _: {"actors": ["did:sync:agent:one"]})
+    elif limit == "calmed":
+        await b.pairing.set_mode(pair_id, "on-demand")
+    elif limit == "token":
+        body = {"kind": bearer.KIND_REVOKE, "pair_id": pair_id, "barred": True}
+        b.home.writer.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]).result(30)
+    elif limit in ("withdrawn", "lowered"):
+        await b.pairing.handover.set_grant(pair_id, "default", "default", 2 if limit == "lowered" else None)
+    else:
+        await b.pairing.configure(pair_id, lambda _: FILTERS[limit])
+
+
+FILTERS: dict[str, dict[str, object]] = {
+    "threads": {"thread_allow": ["th_open"]}, "rule": {"thread_rule": "false"}, "relay": {"relay": False},
+}  # fmt: skip
+LIMITS = (*FILTERS, "paused", "actors", "calmed", "token", "withdrawn", "lowered")
+"""Every setting of a pair that takes something from its peer, but the poll interval, which a new pair inherits."""
+
+
+@pytest.mark.parametrize("limit", LIMITS)
 async def test_a_peer_that_our_operator_limited_gets_rid_of_no_limit_by_ending_the_pair(
     tmp_path: Path, limit: str
 ) -> None:
     async with two(tmp_path, "auto", FAST) as (_, a, b):
         await a.pair(b)
         pair_id = await both_active(a, b)
-        if limit == "paused":
-            await b.pairing.pause(pair_id)
-        elif limit == "narrowed":
-            await b.pairing.configure(pair_id, lambda _: {"thread_allow": ["th_open"]})
-        elif limit == "withdrawn":
-            await b.pairing.handover.set_grant(pair_id, "default", "default", None)
-        else:
-            body = {"kind": bearer.KIND_REVOKE, "pair_id": pair_id, "barred": True}
-            b.home.writer.submit([Own(THREAD_TOKENS, bearer.KIND_REVOKE, body)]).result(30)
+        await limited(b, pair_id, limit)
         await a.pairing.revoke(pair_id)
         await until(lambda: not b.alive)
         await a.pair(b, wait_ms=0)
         await until(lambda: b.alive)
         assert isinstance(b.alive[0].state, Asked)
+
+
+@pytest.mark.parametrize("limit", [*LIMITS, "revoked"])
+async def test_a_pair_that_a_rule_approved_is_no_reserve_against_limits(tmp_path: Path, limit: str) -> None:
+    """The peer asks for a second pair and does not confirm it until our operator limits the first."""
+    async with two(tmp_path, "auto", FAST) as (world, _, b):
+        peer = Stranger(world, b, 9)
+        assert await peer.ask("10.0.0.9") == 200
+        await peer.confirm()
+        first = b.alive[0].pair_id
+        peer.again(10)
+        assert await peer.ask("10.0.0.9") == 200
+        assert [pair.phase for pair in b.alive] == [Phase.ACTIVE, Phase.ESTABLISHING]
+        await limited(b, first, limit)
+        await peer.confirm()
+        assert [pair.pair_id for pair in b.alive] == ([] if limit == "revoked" else [first])
+        peer.again(11)
+        assert await peer.ask("10.0.0.9") == 202
+
+
+async def test_a_pair_in_reserve_that_ended_hides_no_limit_of_the_one_in_use(tmp_path: Path) -> None:
+    async with two(tmp_path, "auto", FAST) as (world, _, b):
+        peer = Stranger(world, b, 9)
+        await peer.ask("10.0.0.9")
+        await peer.confirm()
+        peer.again(10)
+        await peer.ask("10.0.0.9")
+        await b.pairing.pause(b.alive[0].pair_id)
+        await peer.withdraw()
+        peer.again(11)
+        assert await peer.ask("10.0.0.9") == 202
+
+
+async def test_a_new_pair_of_a_peer_is_read_no_more_often_than_the_last(tmp_path: Path) -> None:
+    async with two(tmp_path, "auto", FAST) as (world, _, b):
+        peer = Stranger(world, b, 9)
+        await peer.ask("10.0.0.9")
+        await peer.confirm()
+        await b.pairing.set_poll_interval(b.alive[0].pair_id, 3_600_000)
+        peer.again(10)
+        assert await peer.ask("10.0.0.9") == 200
+        assert b.alive[-1].poll_interval_ms == 3_600_000
+
+
+async def test_a_limit_is_no_matter_once_our_operator_approved_the_peer_again(tmp_path: Path) -> None:
+    async with two(tmp_path, "auto", FAST) as (world, _, b):
+        peer = Stranger(world, b, 9)
+        await peer.ask("10.0.0.9")
+        await peer.confirm()
+        await b.pairing.pause(b.alive[0].pair_id)
+        peer.again(10)
+        assert await peer.ask("10.0.0.9") == 202
+        await b.pairing.decide_request(peer.pair_id, "approve")
+        await peer.confirm()
+        assert [(pair.pair_id, pair.phase) for pair in b.alive] == [(peer.pair_id, Phase.ACTIVE)]

@@ -19,6 +19,7 @@ Unlisted above and without a change of state: Configure, ManifestChange, TokenCh
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any, Final
 
 from .. import when
@@ -63,8 +64,8 @@ __all__ = [
     "apply",
     "fold",
     "fold_requests",
+    "in_effect",
     "is_by_hand",
-    "last_agreed",
     "request_summary",
     "summary",
 ]
@@ -368,10 +369,28 @@ RULES: Final[Mapping[str, tuple[frozenset[type], Callable[[Pair | None, Mapping[
 """Kind of body -> the states that take it, and how."""
 
 
-def last_agreed(pairs: Iterable[Pair], did: str) -> Pair | None:
-    """Return the last pair with this peer that our operator, or a rule, agreed to."""
+def in_effect(pairs: Iterable[Pair], did: str) -> list[Pair]:
+    """Return the agreed pairs with this peer that may bear limits of our operator: the last one in use, and later ones.
+
+    The last one in use is the one that ended last, or lives: a peer may have asked for it before others.  One that the
+    peer never confirmed says nothing of the one before it.
+    """
     agreed = [pair for pair in pairs if pair.peer_did == did and pair.answer is not None]
-    return agreed[-1] if agreed else None
+    used = [(_ended_ms(pair), place) for place, pair in enumerate(agreed) if _was_used(pair)]
+    if not used:
+        return agreed
+    last_ms, last = max(used)
+    return [pair for place, pair in enumerate(agreed) if place >= last or _ended_ms(pair) >= last_ms]
+
+
+def _ended_ms(pair: Pair) -> float:
+    return pair.since_ms if pair.ended else inf
+
+
+def _was_used(pair: Pair) -> bool:
+    """Return whether the pair was ever confirmed."""
+    is_now = pair.phase not in (Phase.ESTABLISHING, Phase.REVOKED)
+    return is_now or any(before != Phase.ESTABLISHING.value for _, before, _, _ in pair.transitions)
 
 
 def is_by_hand(pair: Pair) -> bool:

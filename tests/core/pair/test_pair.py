@@ -15,8 +15,8 @@ from spl.core.pair.pair import (
     PairError,
     Phase,
     fold,
+    in_effect,
     is_by_hand,
-    last_agreed,
     summary,
 )
 from spl.core.pair.state import Revoked
@@ -237,6 +237,25 @@ def test_only_our_operator_admits_a_peer_again_whose_last_agreed_pair_had_limits
             (live, False), (by_peer, False), (theirs, False),
     ):  # fmt: skip
         assert is_by_hand(pair) is by_hand
-        assert last_agreed([by_peer, pair, asked], did) is pair
-    assert last_agreed([asked], did) is None
-    assert last_agreed([by_us], "did:sync:instance:somebody") is None
+        assert in_effect([by_peer, pair, asked], did)[-1] is pair
+    assert in_effect([asked], did) == []
+    assert in_effect([by_us], "did:sync:instance:somebody") == []
+
+
+def test_pairs_that_were_never_confirmed_or_ended_before_hide_no_limits_of_the_one_in_use() -> None:
+    paused, live, gone, reserve, revoked = (
+        folded(history(*PATHS[name], *ends))
+        for name, ends in (
+            ("PausedByUs", ()),
+            ("Active", ()),
+            ("Active", (End("superseded"),)),
+            ("Approved", (End("revoked by peer"),)),
+            ("Approved", (Revoke("over"), Told())),
+        )
+    )
+    assert None not in (paused, live, gone, reserve, revoked)
+    did = PROPOSAL.manifest["daemon"]["did"]
+    assert in_effect([gone, paused, reserve], did) == [paused, reserve]
+    assert in_effect([paused, gone], did) == [paused, gone], "the one that is in use was asked for first"
+    assert in_effect([reserve], did) == [reserve]
+    assert any(map(is_by_hand, in_effect([live, revoked], did)))
