@@ -380,7 +380,7 @@ class Pairs:
     def _restore_secret(self, pair: Pair) -> None:
         try:
             if pair.initiator and pair.answer is not None:
-                token = handshake.open_sealed(pair.answer["message"], self.identity.seal_secrets).token
+                token = handshake.open_sealed(pair.answered, self.identity.seal_secrets).token
             else:
                 token = self._opened(pair.proposal, pair.peer).token
         except SplError as exc:

@@ -394,7 +394,7 @@ class Responder:
         """Return whether a new pair would be without a limit that our operator set on one of these with the peer."""
         views, follows = self.pairs.writer.views, self._settings.now.federation_follow_mode
         for pair in in_effect(pairs, did):
-            agreed = pair.answer["message"]["mode"] if pair.answer is not None else mode
+            agreed = pair.answered.get("mode", mode)
             is_lowered = any(each.level != EXACT for each in grants_of(views.consents, pair).ours.values())
             is_calmed = not follows and EAGERNESS.get(pair.mode, 2) < min(EAGERNESS[agreed], EAGERNESS[mode])
             left_out = set() if pair.initiator else {*pair.proposal.namespaces} - {*pair.namespaces}

@@ -110,7 +110,6 @@ class _Memory:
     received_ms: int | None = None
     placing: SavedPosition | None = None
     """The newest position that is on its way to the disk."""
-    gate: tuple[tuple[object, ...], Gate] | None = None
 
 
 @dataclass(slots=True)
@@ -146,6 +145,8 @@ class Ingest:
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
         self._memories: dict[str, _Memory] = {}
+        self._gates: tuple[tuple[object, ...], dict[str, tuple[Pair, Gate]]] = ((None,) * 6, {})
+        """Those made of the present values, by pair; one that kept the values of its own day kept all pairs of it."""
 
     def close(self) -> None:
         """End the verifying threads."""
@@ -335,15 +336,18 @@ class Ingest:
 
     def _gate(self, pair: Pair, learnt: Mapping[str, Chain] = MappingProxyType({})) -> Gate:
         """Return the rules of a pair now.  They are kept until what they are made of is replaced."""
-        own, views, memory = self.peers.identity().chain, self.writer.views, self._memory(pair.pair_id)
+        own, views = self.peers.identity().chain, self.writer.views
         now_ms, store = self.writer.now_ms(), self.writer.store
         lacks = pair.pair_id in self.regaining or store.lost or store.index.reader.left_out
         regains_ms = ALWAYS_MS if lacks else self.peers.vault.regains_ms
-        made_of = (pair, views.pins, views.blocked, own, views.consents, views.namespaces, views.pairs, regains_ms)
-        if memory.gate is not None and not learnt and now_ms < memory.gate[1].trust.now_ms + GATE_AGE_MS:
-            made_before, rules = memory.gate
-            if all(one is other for one, other in zip(made_before, made_of, strict=True)):
-                return rules
+        made_of = (views.pins, views.blocked, own, views.consents, views.namespaces, views.pairs)
+        gates = self._gates
+        if any(one is not other for one, other in zip(gates[0], made_of, strict=True)):
+            gates = self._gates = made_of, {}
+        kept_for, kept = gates[1].get(pair.pair_id, (None, None))
+        is_known = kept is not None and kept_for is pair and kept.trust.regains_ms == regains_ms and not learnt
+        if kept is not None and is_known and now_ms < kept.trust.now_ms + GATE_AGE_MS:
+            return kept
         pins = views.pins
         for chain in learnt.values():
             pins = pins.seen(chain, pair.pair_id)
@@ -358,7 +362,7 @@ class Ingest:
             limits=self.limits,
         )
         if not learnt:
-            memory.gate = made_of, rules
+            gates[1][pair.pair_id] = pair, rules
         return rules
 
     def _crossed(self) -> Mapping[tuple[str, str], str]:

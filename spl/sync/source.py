@@ -17,7 +17,7 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ..core import consent
 from ..core.consent import Outbound
@@ -122,7 +122,8 @@ class Source:
         self._sealed_before = self._sealed
         """The last cursors that were sealed, as an ack brings one back within milliseconds; any thread may add."""
         self._empty: dict[str, EmptyRanges] = {}
-        self._scopes: dict[str, tuple[tuple[Any, ...], Scope]] = {}
+        self._scopes: tuple[tuple[object, ...], dict[str, tuple[Pair, Scope]]] = ((None,) * 4, {})
+        """Those made of the present values, by pair; one that kept the values of its own day kept all pairs of it."""
 
     def last_seq(self) -> int:
         """Return the end of the last commit that was announced; a reading takes it before its scope."""
@@ -142,12 +143,14 @@ class Source:
     def scope(self, pair: Pair, namespace: str = "") -> Scope:
         """Return what the pair may read now; computed again once a value that it depends on is replaced."""
         views = self.writer.views
-        made_of = (pair, views.consents, views.namespaces, views.pairs, views.did)
-        kept = self._scopes.get(pair.pair_id)
-        if kept is None or any(one is not other for one, other in zip(kept[0], made_of, strict=True)):
-            _, consents, registry, pairs, own_did = made_of
-            shares = consent.outbound(pair, consent.grants_of(consents, pair), registry)
-            kept = self._scopes[pair.pair_id] = made_of, scope_of(pair, shares, pairs, own_did)
+        made_of = (views.consents, views.namespaces, views.pairs, views.did)
+        scopes = self._scopes
+        if any(one is not other for one, other in zip(scopes[0], made_of, strict=True)):
+            scopes = self._scopes = made_of, {}
+        kept = scopes[1].get(pair.pair_id)
+        if kept is None or kept[0] is not pair:
+            shares = consent.outbound(pair, consent.grants_of(views.consents, pair), views.namespaces)
+            kept = scopes[1][pair.pair_id] = pair, scope_of(pair, shares, views.pairs, views.did)
         found = kept[1]
         return found if not namespace else replace(found, shares=_only(found.shares, namespace))
 

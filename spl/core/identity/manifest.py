@@ -8,6 +8,7 @@ itself, so the validity is covered too.  Members we do not know are tolerated an
 `/.well-known/did.json` (W3C DID Core 1.0, Multikey of Controlled Identifiers 1.0) is unsigned; it must agree.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -61,19 +62,26 @@ class Manifest:
     public_key: bytes
     seal_key: bytes
     url: str
-    pair_endpoint: str
-    sync_change_endpoint: str
-    sync_record_endpoint: str
     namespaces: tuple[str, ...] | None
     """The namespaces it advertises; None if it names none."""
-    capabilities: tuple[str, ...]
     version: str
     protocol_min: int
     protocol_max: int
     signed_at_ms: int
     expires_at_ms: int
-    raw: dict[str, Any] = field(repr=False, hash=False)
-    """The `federation_manifest` itself, for snapshots and messages."""
+    text: bytes = field(repr=False)
+    """The `federation_manifest` itself in canonical form: a quarter of what it takes decoded, and each pair has one."""
+
+    @property
+    def pair_endpoint(self) -> str:
+        """Where its pairs are asked for; "" without a URL."""
+        return self.url + PAIR_PATH if self.url else ""
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The `federation_manifest`, decoded each time, for snapshots and messages; {} of one that was dropped."""
+        value: dict[str, Any] = json.loads(self.text or b"{}")
+        return value
 
 
 def claimed_key(value: object, did: str) -> bytes:
@@ -204,13 +212,13 @@ def from_json(value: object, limits: Limits, size_max: int = MANIFEST_BYTES) -> 
     For the copies inside handshake messages and pair records; `judge` checks pins, age and protocol.  `size_max` is
     the bound in bytes, in canonical form and without the rotations.
     """
-    manifest = _formed(value, limits, size_max)
-    signature = manifest.raw["signature"]
-    chain = _chained(manifest, limits)
+    manifest, raw = _formed(value, limits, size_max)
+    signature = raw["signature"]
+    chain = _chained(manifest, raw.get("rotations"), limits)
     if signature["key_id"] != f"{manifest.did}#{multibase(chain.present)}":
         raise _forged("key_id is not the present key of the DID")
     try:
-        held = keys.verify(chain.present, _signed_text(manifest.raw), keys.unb64(signature["signature"], 64))
+        held = keys.verify(chain.present, _signed_text(raw), keys.unb64(signature["signature"], 64))
     except KeyFault as exc:
         raise _forged("the signature is not base64") from exc
     if not held:
@@ -295,10 +303,8 @@ def _opened(document: bytes, limits: Limits) -> dict[str, Any]:
     if len(document) > limits.manifest_bytes:
         raise ManifestError("manifest-malformed", f"the manifest is over {limits.manifest_bytes} bytes")
     outer = _object(document, "the manifest")
-    body = outer.get("federation_manifest")
-    did = _formed(body, limits).did
-    assert isinstance(body, dict)
-    if outer.get("did") != did:
+    manifest, body = _formed(outer.get("federation_manifest"), limits)
+    if outer.get("did") != manifest.did:
         raise _mismatch("did differs outside and inside the manifest")
     for name, inner in (("pair_endpoint", body["federation"]["pair_endpoint"]), ("signature", body["signature"])):
         if outer.get(name) != inner:
@@ -349,8 +355,11 @@ def _key_words(used: object) -> str:
         return "unreadable"
 
 
-def _formed(value: object, limits: Limits, size_max: int = MANIFEST_BYTES) -> Manifest:
-    """Return the manifest of a value of the right form; its chain is only the present key and nothing is verified."""
+def _formed(value: object, limits: Limits, size_max: int = MANIFEST_BYTES) -> tuple[Manifest, dict[str, Any]]:
+    """Return the manifest of a value of the right form, and the value.
+
+    Its chain is only the present key, and nothing is verified.
+    """
     body = _member({"federation_manifest": value}, "federation_manifest")
     version, rotations = body.get("manifest_version"), body.get("rotations")
     if type(version) is not int or version < MANIFEST_VERSION:
@@ -371,16 +380,18 @@ def _formed(value: object, limits: Limits, size_max: int = MANIFEST_BYTES) -> Ma
     signed, expires = _time(signature, "signed_at"), _time(signature, "expires_at")
     if expires <= signed or not all(isinstance(signature.get(name), str) for name in ("key_id", "signature")):
         raise ManifestError("manifest-malformed", "signature has key_id, signature, and expires_at after signed_at")
-    return Manifest(
-        did, Chain(did, present), present, _key(body, "seal_key", "x25519"), *_endpoints(federation),
-        _advertised(_member(body, "advertises"), limits), _texts(body, "capabilities", CAPABILITIES_MAX),
-        _text(daemon, "version"), low, high, signed, expires, body,
+    _texts(body, "capabilities", CAPABILITIES_MAX)
+    formed = Manifest(
+        did, Chain(did, present), present, _key(body, "seal_key", "x25519"), _base_url(federation),
+        _advertised(_member(body, "advertises"), limits), _text(daemon, "version"), low, high, signed, expires,
+        canon.encode(body),
     )  # fmt: skip
+    return formed, body
 
 
-def _chained(manifest: Manifest, limits: Limits) -> Chain:
+def _chained(manifest: Manifest, rotations: object, limits: Limits) -> Chain:
     try:
-        return chain_of(manifest.did, manifest.public_key, manifest.raw.get("rotations"), limits)
+        return chain_of(manifest.did, manifest.public_key, rotations, limits)
     except SplError as exc:
         code = exc.code if exc.code in ("did-invalid", "chain-broken") else "chain-broken"
         raise ManifestError(code, SIGNATURE_FAILED, why=exc.message) from exc
@@ -395,8 +406,8 @@ def _protocols(daemon: Mapping[str, Any]) -> tuple[int, int]:
     return low, high
 
 
-def _endpoints(federation: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """Return base URL and the three endpoints, which share its origin."""
+def _base_url(federation: Mapping[str, Any]) -> str:
+    """Return the base URL of the three endpoints, which share its origin."""
     pair, changes, records = (
         _text(federation, name) for name in ("pair_endpoint", "sync_change_endpoint", "sync_record_endpoint")
     )
@@ -405,7 +416,7 @@ def _endpoints(federation: Mapping[str, Any]) -> tuple[str, str, str, str]:
         raise ManifestError("manifest-malformed", f"pair_endpoint is not http(s)://host[:port]{PAIR_PATH}")
     if not (changes.startswith(url + "/") and records.startswith(url + "/")):
         raise ManifestError("manifest-malformed", "the endpoints are not of one origin")
-    return url, pair, changes, records
+    return url
 
 
 def _advertised(advertises: Mapping[str, Any], limits: Limits) -> tuple[str, ...] | None:

@@ -32,7 +32,7 @@ says so itself and its message can be verified.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from .. import keys
+from .. import canon, keys
 from ..errors import SplError
 from ..identity import bearer, manifest, message
 from ..identity.manifest import Manifest, ManifestError
@@ -287,7 +287,7 @@ def status_of(pair: Pair) -> tuple[int, str, dict[str, object]]:
     if isinstance(pair.state, Asked):
         return 202, "pending", {}
     if isinstance(pair.state, Approved):
-        return 200, "approved", {"answer": pair.answer}
+        return 200, "approved", {"answer": canon.decode(pair.answer or b"")}
     if pair.ended:
         word = pair.reason if pair.reason in ENDED else "revoked"
         return 200, word, {"reason": pair.reason}

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from typing import Any, Final
 
-from .. import when
+from .. import canon, when
 from ..errors import SplError
 from ..identity import manifest
 from ..identity.message import is_nonce, is_pair_id
@@ -132,7 +132,7 @@ def _opened(body: Mapping[str, Any], at_ms: int, initiator: bool) -> Pair:
     proposal = _proposal(body, at_ms)
     maps = proposal.maps if initiator else tuple((peer, local) for local, peer in proposal.maps)
     return Pair(
-        proposal=proposal, initiator=initiator, peer=_peer(proposal.manifest),
+        proposal=proposal, initiator=initiator, peer=_peer(body["manifest"]),
         state=Requested() if initiator else Asked(), namespaces=proposal.namespaces, maps=maps, mode=proposal.mode,
         poll_interval_ms=_interval(body.get("poll_interval_ms", POLL_INTERVAL_MS)), start=proposal.start, start_seq=0,
         issued_to_us=None if initiator else proposal.token, issued_by_us=proposal.token if initiator else None,
@@ -155,7 +155,7 @@ def _genesis(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     fields = answer["message"]
     maps = maps_from_json(fields["maps"])
     agreed = replace(
-        pair, namespaces=_texts(fields["namespaces"]), mode=_one_of(fields["mode"], MODES), answer=answer,
+        pair, namespaces=_texts(fields["namespaces"]), mode=_one_of(fields["mode"], MODES), answer=canon.encode(answer),
         start=_one_of(fields["start"], STARTS), start_seq=position,
     )  # fmt: skip
     if pair.initiator:
@@ -260,13 +260,8 @@ def _bare(pair: Pair) -> Pair:
     The ids, the DID with its keys, the reason and where it came from stay: a replay is recognised, the asker's last
     poll is answered, and the request counts until its day is over.
     """
-    peer = replace(
-        pair.peer, url="", pair_endpoint="", sync_change_endpoint="", sync_record_endpoint="", namespaces=None,
-        capabilities=(), version="", raw={},
-    )  # fmt: skip
-    proposal = replace(
-        pair.proposal, manifest={}, namespaces=(), maps=(), endpoint="", sealed="", token=TokenRef("", (), 0)
-    )
+    peer = replace(pair.peer, url="", namespaces=None, version="", text=b"")
+    proposal = replace(pair.proposal, namespaces=(), maps=(), endpoint="", sealed="", token=TokenRef("", (), 0))
     return replace(pair, peer=peer, proposal=proposal, namespaces=(), maps=(), issued_to_us=None)
 
 
@@ -282,7 +277,7 @@ def _proposal(body: Mapping[str, Any], at_ms: int) -> Proposal:
     if not (is_pair_id(texts["pair_id"]) and is_nonce(texts["nonce"])):
         raise PairError("bad-field", "pair_id or nonce is malformed")
     return Proposal(
-        manifest=body["manifest"], namespaces=_texts(body["namespaces"]), maps=maps_from_json(body["maps"]),
+        manifest={}, namespaces=_texts(body["namespaces"]), maps=maps_from_json(body["maps"]),
         mode=_one_of(body["mode"], MODES), token=_token_ref(body["token"], at_ms), strict=body["strict"] is not False,
         actors=_texts(body["actors"]), source=_text(body.get("source", "")), **texts,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar, Final
 
-from .. import when
+from .. import canon, when
 from ..errors import SplError
 from ..identity.did import Chain, label_of
 from ..identity.manifest import Manifest
@@ -201,7 +201,7 @@ class Proposal:
     pair_id: str
     nonce: str
     manifest: Mapping[str, Any]
-    """The other side's federation_manifest."""
+    """The other side's federation_manifest; {} in a pair, which has the newest."""
     namespaces: tuple[str, ...]
     maps: tuple[tuple[str, str], ...]
     mode: str
@@ -257,8 +257,8 @@ class Pair:
     """Our log's last sequence at the genesis; with start "present" the peer gets nothing up to it."""
     issued_to_us: TokenRef | None
     issued_by_us: TokenRef | None
-    answer: Mapping[str, Any] | None
-    """The responder's signed answer, {message, signature}, with its token sealed to the initiator."""
+    answer: bytes | None
+    """The responder's signed answer, {message, signature} in canonical form, its token sealed to the initiator."""
     actors: tuple[str, ...]
     filters: tuple[PairFilter, ...]
     """What we send of what was agreed: the present filter, then the earlier ones, newest first, 8 at most."""
@@ -294,6 +294,11 @@ class Pair:
     def url(self) -> str:
         """The peer's base URL, without trailing slash, as its manifest names it."""
         return self.peer.url
+
+    @property
+    def answered(self) -> Mapping[str, Any]:
+        """The message of `answer`, decoded each time; {} before there is one."""
+        return canon.decode(self.answer)["message"] if self.answer is not None else {}
 
     @property
     def manifest(self) -> Mapping[str, Any]:

@@ -146,12 +146,11 @@ class Compaction:
         tables, memory = self.state
         if not memory.rows:
             return
-        entries = memory.entries()
         span = self._span(memory.first, covered, run)
-        writer = self._writer(span, len(entries), len(memory.keys) + len(memory.tallies))
+        writer = self._writer(span, memory.count, len(memory.keys) + len(memory.tallies))
         writer.add_rows(bytes(memory.rows))
-        for at in range(0, len(entries), _FLUSH_ENTRIES):
-            writer.add_entries(entries[at : at + _FLUSH_ENTRIES])
+        for entries in memory.entries(_FLUSH_ENTRIES):
+            writer.add_entries(entries)
         self.state = ((*tables, writer.finish()), Memory(covered + 1))
         self._flush_at, self.fault = self._memory_rows, ""
         self._plan()

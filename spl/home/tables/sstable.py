@@ -230,13 +230,23 @@ class Memory:
         have = self.keys.get(key)
         return [] if have is None else [have] if isinstance(have, int) else have
 
-    def entries(self) -> list[bytes]:
-        """Return all entries, sorted."""
-        pack = _ENTRY.pack
-        found = [pack(key, have) for key, have in self.keys.items() if isinstance(have, int)]
-        found += [pack(key, one) for key, have in self.keys.items() if isinstance(have, list) for one in have]
-        found += [pack(key, count) for key, count in self.tallies.items()]
-        return sorted(found)
+    @property
+    def count(self) -> int:
+        """How many entries there are."""
+        lists = [have for have in self.keys.values() if isinstance(have, list)]
+        return len(self.keys) - len(lists) + sum(map(len, lists)) + len(self.tallies)
+
+    def entries(self, count: int) -> Iterator[list[bytes]]:
+        """Yield all entries, sorted, by `count`; all at once would take more memory than what they are made of."""
+        pack, piece = _ENTRY.pack, list[bytes]()
+        for key in sorted(self.keys.keys() | self.tallies.keys()):
+            values, tally = self.values(key), self.tallies.get(key)
+            for value in values if tally is None else sorted([*values, tally]):
+                piece.append(pack(key, value))
+                if len(piece) == count:
+                    yield piece
+                    piece = []
+        yield piece
 
 
 class TableWriter:

@@ -77,10 +77,6 @@ def test_a_manifest_says_what_was_built() -> None:
     found = check(a_document(TWO, SECOND), manifest.did_document(TWO, SEAL, URL))
     assert (found.did, found.chain, found.public_key, found.seal_key) == (DID, TWO, SECOND.public, SEAL)
     assert (found.url, found.pair_endpoint) == (URL, URL + "/v1/federation/pair")
-    assert (found.sync_change_endpoint, found.sync_record_endpoint) == (
-        URL + "/v1/sync/changes",
-        URL + "/v1/sync/records",
-    )
     assert (found.namespaces, found.version, found.protocol_min, found.protocol_max) == (("default",), "1.0", 1, 1)
     assert (found.signed_at_ms, found.expires_at_ms) == (NOW_MS, NOW_MS + 7 * DAY_MS)
     assert manifest.from_json(found.raw, LIMITS) == found

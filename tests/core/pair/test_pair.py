@@ -122,7 +122,7 @@ def test_of_a_request_that_ended_unapproved_nothing_stays_that_its_asker_claimed
         asked.pair_id, asked.nonce, asked.peer_did, asked.chain,
     )  # fmt: skip
     assert (pair.reason, pair.created_at_ms) == (end.reason, asked.created_at_ms)
-    assert (pair.url, pair.manifest, pair.proposal.manifest, pair.proposal.sealed) == ("", {}, {}, "")
+    assert (pair.url, pair.manifest, pair.proposal.sealed) == ("", {}, "")
     assert (pair.namespaces, pair.maps, pair.proposal.namespaces, pair.proposal.maps) == ((), (), (), ())
 
 

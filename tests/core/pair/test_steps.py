@@ -22,7 +22,7 @@ from spl.core.pair.steps import (
     TellPeer,
     decide,
 )
-from tests.core.pair_kit import EVENTS, NOW_MS, PATHS, bodies, folded
+from tests.core.pair_kit import EVENTS, NOW_MS, PATHS, PROPOSAL, bodies, folded
 
 
 def walk(events: tuple[PairEvent, ...]) -> Pair | None:
@@ -157,7 +157,7 @@ def test_a_changed_manifest_extends_the_pinned_chain() -> None:
     assert pair is not None
     assert len(pair.chain.rotations) == 1
     with pytest.raises(Exception, match="shorter key chain"):
-        decide(pair, type(EVENTS[13])(pair.proposal.manifest), NOW_MS)
+        decide(pair, type(EVENTS[13])(PROPOSAL.manifest), NOW_MS)
 
 
 def test_all_that_fold_takes_a_step_brings() -> None:
