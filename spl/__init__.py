@@ -25,7 +25,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         manifest message bearer           what an instance publishes; signed messages; tokens and proofs
     core/pair/  the pair machine
         pair state steps                  the fold over the records; the values; events, effects and legal steps
-        status                            what is shown of reading from one peer
+        modes status                      how a pair is read; what is shown of one peer
         handshake aitl diff               the numbered steps and their messages; what waits for a person; two histories
     net/  bytes and sockets, never records
         heads http1 sse deflate           HTTP/1.1 and event streams without I/O
@@ -69,7 +69,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         service machine                   both roles; decide, append, fold, effects
         initiator responder exchange      the asking side; the answering side; one message and its answer
         budgets stepper newer             what is looked at from where; one thread for the steps; manifests that wait
-        names                             those of live pairs, in a file for shells
+        names                             which pair a name means; those of live pairs, in a file for shells
         statements                        what a peer's signed statements change, and how often
         tokens maintenance grants         renewal; what a live pair needs over months; consent of both sides
         pair_log                          the two histories of a pair

@@ -10,8 +10,8 @@ from .. import program
 from ..core import when
 from ..core.errors import SplError
 from ..core.identity import bearer
+from ..core.pair.modes import ON_DEMAND, POLLING
 from ..core.pair.pair import Pair
-from ..core.pair.state import ON_DEMAND
 from ..core.record import namespace
 from ..core.value import asdict, replace
 from ..core.version import VERSION
@@ -20,6 +20,7 @@ from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response
 from ..pairing.exchange import MANIFEST_PATH
+from ..pairing.names import pair_named
 from .answers import field_error, is_admin, json_response, list_response, members, records_kept, texts
 from .auth import Kind, Principal
 from .services import Services
@@ -100,7 +101,7 @@ def status_of(services: Services, attention: list[dict[str, object]]) -> dict[st
 
 def _polls(pair: Pair) -> bool:
     """Return whether the pair is read at an interval."""
-    return pair.sync_allowed and pair.mode == "polling"
+    return pair.sync_allowed and pair.mode == POLLING
 
 
 def service_findings(services: Services) -> list[dict[str, object]]:
@@ -200,7 +201,7 @@ def _new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.To
         namespace.usable(services.views.namespaces, name)
     pair_id, peer_did = "", ""
     if fields.get("pair"):
-        pair = services.pairing.pairs.resolve(str(fields["pair"]))
+        pair = pair_named(services.views.pairs, str(fields["pair"]))
         pair_id, peer_did, names = pair.pair_id, pair.peer_did, pair.namespaces
     elif not names and scopes <= bearer.FEDERATION:
         names = (namespace.DEFAULT,)
@@ -262,7 +263,7 @@ async def daemon(request: Request, principal: Principal, services: Services) -> 
 
 async def pair(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/doctor/{ref}: the checks of one pair, on the way to the peer and back."""
-    return json_response(await services.doctor.examine(services.pairing.pairs.resolve(request.params["ref"])))
+    return json_response(await services.doctor.examine(pair_named(services.views.pairs, request.params["ref"])))
 
 
 async def check(request: Request, principal: Principal, services: Services) -> Response:

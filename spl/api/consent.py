@@ -11,6 +11,7 @@ from ..core.record import levels, record
 from ..core.record.levels import level_of
 from ..home import projections
 from ..net.routes import Request, Response
+from ..pairing.names import pair_named
 from . import sinks
 from .answers import field_error, json_response, list_response, members, number
 from .auth import Principal
@@ -27,7 +28,7 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     With all pairs the sinks are listed, too: each shares its namespaces with the readers of what it fills.
     """
     ref = request.query.get("pair", "")
-    return list_response(rows_of(services, services.pairing.pairs.resolve(ref) if ref else None))
+    return list_response(rows_of(services, pair_named(services.views.pairs, ref) if ref else None))
 
 
 def rows_of(services: Services, only: Pair | None = None) -> list[dict[str, object]]:
@@ -54,7 +55,7 @@ async def grant(request: Request, principal: Principal, services: Services) -> R
 
     Without `maps` the same name; without `level` L1, but L0 for a namespace that joins those shared under their name.
     """
-    found = services.pairing.pairs.resolve(request.params["ref"])
+    found = pair_named(services.views.pairs, request.params["ref"])
     fields = members(request, {"namespace": str, "maps": str, "level": str})
     name = _name(fields.get("namespace"))
     maps = fields.get("maps") or name
@@ -64,7 +65,7 @@ async def grant(request: Request, principal: Principal, services: Services) -> R
 
 async def revoke(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pairs/{ref}/revoke-grant {namespace}: nothing of it is sent any more, from now on."""
-    found = services.pairing.pairs.resolve(request.params["ref"])
+    found = pair_named(services.views.pairs, request.params["ref"])
     name = _name(members(request, {"namespace": str}).get("namespace"))
     held = services.pairing.handover.grants.of(found).ours.get(name)
     return await _said(services, found, name, held.maps if held is not None else name, None)
@@ -104,7 +105,7 @@ async def claims(request: Request, principal: Principal, services: Services) -> 
 
     `next_after` is null at the end; before it a page may hold fewer than were asked for.
     """
-    pair = services.pairing.pairs.resolve(request.params["ref"])
+    pair = pair_named(services.views.pairs, request.params["ref"])
     after = number(request.query, "after", 0, 0, record.CLOCK_MAX)
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX)
     name = request.query.get("namespace", "")

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from ..core.errors import SplError
 from ..core.identity import bearer
+from ..core.pair.modes import ENGINE, POLLING
 from ..core.pair.pair import ESTABLISHED, Pair
-from ..core.pair.state import ENGINE, POLLING
 from ..core.record import filter as filter_
 from ..core.record.filter import PairFilter
 from ..core.value import replace

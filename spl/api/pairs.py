@@ -9,12 +9,14 @@ from ..core.errors import SplError
 from ..core.identity.did import words
 from ..core.pair import handshake
 from ..core.pair import pair as pairs
+from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
-from ..core.pair.state import ENGINE, maps_to_json
+from ..core.pair.state import maps_to_json
 from ..core.pair.status import PairStatus
 from ..core.presence import OFFLINE_S
 from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
+from ..pairing.names import pair_named, request_named
 from ..pairing.service import PairOptions
 from ..sync.reach import with_way
 from .answers import (
@@ -93,7 +95,7 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
 
 def show(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/federation/pairs/{ref}: one pair in full; ref is an id, a unique prefix, or the peer's DID."""
-    return json_response(_seen_by(principal, detail(services, services.pairing.pairs.resolve(request.params["ref"]))))
+    return json_response(_seen_by(principal, detail(services, pair_named(services.views.pairs, request.params["ref"]))))
 
 
 def _seen_by(principal: Principal, value: Mapping[str, object]) -> dict[str, object]:
@@ -108,7 +110,7 @@ def _seen_by(principal: Principal, value: Mapping[str, object]) -> dict[str, obj
 async def act(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/federation/pairs/{ref}/{action}: one of ACTIONS, pause, mode, poll-interval or sync."""
     action = request.params["action"]
-    found = services.pairing.pairs.resolve(request.params["ref"])
+    found = pair_named(services.views.pairs, request.params["ref"])
     if action == "sync":
         thread = members(request, {"thread": str}).get("thread", "")
         done = await _synced(services, found, thread)
@@ -157,7 +159,7 @@ def requests(request: Request, principal: Principal, services: Services) -> Resp
 
 def request_show(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/aitl/{id}: one request, by id or unique prefix, with what an approval would share and leave out."""
-    return json_response(_request(services, services.pairing.pairs.resolve_request(request.params["id"])))
+    return json_response(_request(services, request_named(services.views.requests, request.params["id"])))
 
 
 async def decide(request: Request, principal: Principal, services: Services) -> Response:
@@ -166,7 +168,7 @@ async def decide(request: Request, principal: Principal, services: Services) -> 
     An approval agrees to what both sides share, or to exactly the `namespaces`; `without_maps` drops the crossings.
     """
     fields = members(request, {"decision": str, "reason": str, "digest": str, "namespaces": list, "without_maps": bool})
-    found = services.pairing.pairs.resolve_request(request.params["id"])
+    found = request_named(services.views.requests, request.params["id"])
     if fields.get("decision") not in ("approve", "reject"):
         raise field_error("decision", "must be approve or reject")
     if fields.get("digest") not in (None, found.digest):
@@ -383,7 +385,7 @@ async def verify(request: Request, principal: Principal, services: Services) -> 
     repair, retired = wish.get("repair", False), wish.get("accept_retired", False)
     if retired:
         check_admin(principal, "accept_retired")
-    found = services.pairing.pairs.resolve(request.params["ref"])
+    found = pair_named(services.views.pairs, request.params["ref"])
     try:
         report = await services.reconcile.verify(found.pair_id, repair=repair or retired, accept_retired=retired)
     except SplError as exc:
@@ -399,7 +401,7 @@ async def acks(request: Request, principal: Principal, services: Services) -> Re
     Answers as soon as that is past the sequence `beyond`, at the latest after `wait_ms` (at most 2,000).  With it:
     the records between network and store, ours (now and at most in the last hour) and, as the peer told, the peer's.
     """
-    found = services.pairing.pairs.resolve(request.params["ref"])
+    found = pair_named(services.views.pairs, request.params["ref"])
     name = request.query.get("namespace", "default")
     if name not in found.namespaces:
         raise SplError("not-found", f"pair {found.pair_id} does not share namespace {name[:80]!r}")

@@ -4,10 +4,11 @@ from typing import Final
 
 from ..core.errors import SplError
 from ..core.identity import bearer
-from ..core.pair.state import ENGINE
+from ..core.pair.modes import ENGINE
 from ..doctor.catalogue import sink_problems
 from ..doctor.facts import Fault
 from ..net.routes import Request, Response
+from ..pairing.names import pair_named
 from .answers import field_error, json_response, list_response, members, texts
 from .auth import Kind, Principal
 from .services import Services
@@ -85,7 +86,7 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
 def acl(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/sinks/{name}/acl?pair=: what a user of the server needs to read what a pair shares, and no more."""
     _check_any(services)
-    pair = services.pairing.pairs.resolve(request.query.get("pair", ""))
+    pair = pair_named(services.views.pairs, request.query.get("pair", ""))
     return json_response(services.engines.sinks.acl(request.params["name"], pair))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from ..client.calls import quote
 from ..client.errors import refusal
 from ..core.errors import count
+from ..core.pair.modes import MODES, POLL_INTERVAL_MS_MAX, POLLING
 from ..core.when import span_fine
 from . import grants, pair_page, soak, verify
 from .command import PAIR, Arg, Command, Group, Shell, UsageError, arg, duration
@@ -17,10 +18,7 @@ from .pair import PAIRS
 
 FILTERING: Final = frozenset({"relay", "thread-allow", "thread-rule"})
 """Actions that change which records are sent."""
-MODES: Final = ("polling", "continuous", "on-demand")
-"""Those of core/pair/state, whose import costs a command more than it may."""
 POLL_MS_MIN: Final = 1000
-POLL_MS_MAX: Final = 30 * 24 * 3_600_000
 
 Run = Callable[[Namespace, Shell], int]
 
@@ -153,7 +151,7 @@ def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], do
     word = (f"{done} already" if " " in done else f"already_{done}") if pair.get("already") else done
     state = pair_page.state_of(pair)
     out.line(f"{pair['pair_id']}  {word}" + (f", state {state}" if not word.endswith(state) else ""))
-    if action == "poll-interval" and pair["mode"] != "polling":
+    if action == "poll-interval" and pair["mode"] != POLLING:
         out.note(f"it applies in mode polling; the mode of this pair is {pair['mode']}")
     if action == "mode":
         _directions(pair, asked, out)
@@ -318,7 +316,7 @@ TREE: Final = (
                 "In another mode it is stored, and applies once the mode is polling.",
                 " 30s",
                 _set_poll_interval,
-                arg("interval", metavar="DUR", type=duration(POLL_MS_MIN, POLL_MS_MAX),
+                arg("interval", metavar="DUR", type=duration(POLL_MS_MIN, POLL_INTERVAL_MS_MAX),
                     help="time between two polls, such as 30s or 5m; from 1s to 30d"),
             ),
             _command(

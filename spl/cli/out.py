@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
 
 from ..core.errors import CODES, SplError, steps
-from ..core.when import ms_of, span, span_fine, text_of
+from ..core.when import age, ms_of, span, span_fine, text_of
 from . import fit
 from .fit import GAP
 
@@ -321,8 +321,7 @@ class Out:
             return never
         if not self.people:
             return at
-        passed_ms = self.now_ms() - ms_of(at)
-        return f"{span(passed_ms)} ago" if passed_ms >= 0 else f"in {span(-passed_ms)}"
+        return age(self.now_ms() - ms_of(at))
 
     def until(self, at: str) -> str:
         """Return "in 3m10s" (or "now") to people, else "at <RFC 3339>"."""

@@ -40,7 +40,7 @@ CODES: Final[dict[str, Code]] = {
     "actor-refused": Code(403, 4, "An instance vouches for its local actors only, never for another instance.", "emit under an actor of your own"),
     "namespace-rejected": Code(403, 4, "The namespace, or one above it, does not exist or is archived.", "spl namespace create NAME"),
     "namespace-in-use": Code(409, 7, "The namespace holds records, has others below it, or is shared with a pair.", "spl namespace archive NAME"),
-    "not-found": Code(404, 6, "There is no such pair, thread, record or route.", "check the id; unique prefixes are accepted"),
+    "not-found": Code(404, 6, "There is no such thread, record or route.", "check the id; unique prefixes are accepted"),
     "ambiguous": Code(409, 6, "The prefix fits more than one.", "give more characters, or the whole id"),
     # records and signatures
     "record-id": Code(422, 10, "The id is not the SHA-256 of the record.", "the source is corrupted or dishonest: spl doctor"),

@@ -78,6 +78,11 @@ def span(ms: float) -> str:
     return f"{seconds // 3600}h" if seconds < 48 * 3600 else f"{seconds // 86400}d"
 
 
+def age(ms: float) -> str:
+    """Return how long ago: 40s ago, 5m ago; of what lies ahead, in 5m."""
+    return f"{span(ms)} ago" if ms >= 0 else f"in {span(-ms)}"
+
+
 def span_fine(ms: float) -> str:
     """Return a duration with its second unit: 4m12s, 2h5m, 3d 4h; 250ms below a second, a negative one as 0s."""
     seconds = max(0, int(ms // 1000))

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..core.errors import count, plural
-from ..core.pair.state import ON_DEMAND
+from ..core.pair.modes import ON_DEMAND, POLLING
 from ..core.record.page import PEER_PUSHES, WE_PUSH
 from ..core.value import dataclass
-from ..core.when import span
+from ..core.when import age
 from .catalogue import FAIL, Finding
 from .conditions import MANIFEST, SKEW_WARN_MS, waiting
 from .facts import Facts
@@ -61,7 +61,7 @@ def _row(check: Check, mark: str, text: str, code: str) -> dict[str, str]:
 
 def ago(seconds: float | None) -> str:
     """Return how long ago, "never" for None."""
-    return "never" if seconds is None else f"{span(seconds * 1000)} ago"
+    return "never" if seconds is None else age(max(0.0, seconds) * 1000)
 
 
 # -- what the checks say when all is well
@@ -187,7 +187,7 @@ def _mode(facts: Facts) -> str:
         return ""
     if facts.paused_by in ("us", "both"):
         return f"paused by us; go on with: spl federation resume {facts.pair_id}"
-    every = f" every {facts.poll_interval_ms // 1000} s" if facts.mode == "polling" else ""
+    every = f" every {facts.poll_interval_ms // 1000} s" if facts.mode == POLLING else ""
     return f"{facts.mode}{every}"
 
 

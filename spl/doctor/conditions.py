@@ -9,9 +9,10 @@ from typing import Final
 
 from ..core.errors import CODES, count
 from ..core.limits import QUEUE_RECORDS
+from ..core.pair.modes import CONTINUOUS, POLLING
 from ..core.presence import OFFLINE_S, TO_PEER, TO_US
 from ..core.record.page import PEER_PUSHES, WE_PUSH
-from ..core.when import span
+from ..core.when import age, span
 from .facts import Facts, Fault
 
 Condition = Callable[[Facts], str]
@@ -261,9 +262,9 @@ def expiring(facts: Facts) -> str:
 def expired(facts: Facts) -> str:
     ours, theirs = facts.own_token_left_ms, facts.token_left_ms
     if theirs is not None and theirs <= 0:
-        return f"the peer's token for us expired {span(-theirs)} ago, so each pull answers 401"
+        return f"the peer's token for us expired {age(-theirs)}, so each pull answers 401"
     if ours is not None and ours <= 0:
-        return f"our token for the peer expired {span(-ours)} ago, so it cannot pull from us"
+        return f"our token for the peer expired {age(-ours)}, so it cannot pull from us"
     return ""
 
 
@@ -346,7 +347,7 @@ def buffered(facts: Facts) -> str:
 
 
 def flapping(facts: Facts) -> str:
-    if facts.mode != "continuous" or facts.breaks < FLAPS:
+    if facts.mode != CONTINUOUS or facts.breaks < FLAPS:
         return ""
     return f"the stream broke {facts.breaks} times within ten minutes"
 
@@ -372,7 +373,7 @@ def slow(facts: Facts) -> str:
 
 
 def poll_long(facts: Facts) -> str:
-    if facts.mode != "polling" or facts.poll_interval_ms <= POLL_LONG_MS:
+    if facts.mode != POLLING or facts.poll_interval_ms <= POLL_LONG_MS:
         return ""
     return f"the pair polls every {span(facts.poll_interval_ms)}, so news may be that old"
 

@@ -16,8 +16,9 @@ from ..core.errors import CODES, SplError
 from ..core.identity import bearer
 from ..core.identity.did import label_of
 from ..core.limits import Limits
+from ..core.pair.modes import ON_DEMAND, POLLING
 from ..core.pair.pair import Pair
-from ..core.pair.state import ON_DEMAND, POLLING, Asked, Degraded, Requested, Waiting
+from ..core.pair.state import Asked, Degraded, Requested, Waiting
 from ..core.pair.status import PairStatus
 from ..core.record.namespace import Namespace
 from ..core.record.page import PEER_PUSHES

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+from ..core.pair.modes import ON_DEMAND, POLLING
 from ..core.pair.pair import Pair
-from ..core.pair.state import ON_DEMAND
 from ..core.pair.status import PairStatus
 from ..core.value import dataclass
 from ..sync.changes import OfferedStatus
@@ -46,7 +46,7 @@ def stall(pair: Pair, context: PairContext, health: HealthSampler, found: tuple[
     """
     fallback = ""
     if pair.sync_allowed and pair.mode != ON_DEMAND and context.status.lag_records:
-        every_s = pair.poll_interval_ms / 1000 if pair.mode == "polling" else beat_s
+        every_s = pair.poll_interval_ms / 1000 if pair.mode == POLLING else beat_s
         fallback = "cursor-stalled" if health.stalled_s(pair.pair_id) >= STALL_INTERVALS * every_s else ""
     if not fallback and pair.serve_allowed and context.offered.lag_records and _reads(context.status.peer_view):
         every_s = max(beat_s, context.offered.interval_s or 0.0)

@@ -21,8 +21,8 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity import manifest
 from ..core.limits import Limits
+from ..core.pair.modes import ON_DEMAND
 from ..core.pair.pair import Pair
-from ..core.pair.state import ON_DEMAND
 from ..core.pair.status import AUTH_CODES
 from ..core.record import page
 from ..core.value import dataclass, field, replace

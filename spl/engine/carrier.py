@@ -31,8 +31,8 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.limits import MIB
+from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
-from ..core.pair.state import ENGINE
 from ..core.record import page
 from ..core.record.page import Page, PageError
 from ..core.record.record import is_id

@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 
 from ..core import consent, when
 from ..core.errors import CODES, SplError
+from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
-from ..core.pair.state import ENGINE
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS

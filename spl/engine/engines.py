@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from .. import program
 from ..core import consent
+from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
-from ..core.pair.state import ENGINE
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.vault import Vault

@@ -25,19 +25,9 @@ from ..core.identity.did import label_of, words
 from ..core.identity.manifest import PAIR_PATH, Manifest
 from ..core.pair import handshake
 from ..core.pair.handshake import HandshakeError, Terms
+from ..core.pair.modes import POLLING
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
-from ..core.pair.state import (
-    MODES,
-    STARTS,
-    SUPERSEDED,
-    Answered,
-    Asked,
-    Phase,
-    Requested,
-    Revoked,
-    Waiting,
-    maps_to_json,
-)
+from ..core.pair.state import STARTS, SUPERSEDED, Answered, Asked, Phase, Requested, Revoked, Waiting, maps_to_json
 from ..core.pair.steps import Effect, End, ManifestChange, Park
 from ..core.value import dataclass, field, replace
 from ..home.config import Settings
@@ -85,7 +75,7 @@ class PairOptions:
     backfill: bool = False
     from_now: bool = False
     actors: tuple[str, ...] = ()
-    mode: str = "polling"
+    mode: str = POLLING
     wait_ms: int = 60_000
 
     @property
@@ -129,8 +119,6 @@ class Initiator:
         """
         if options.backfill and options.from_now:
             raise PairError("usage", "--backfill and --from-now contradict each other")
-        if options.mode not in MODES:
-            raise PairError("bad-field", f"mode {options.mode[:40]!r} is not one of {', '.join(MODES)}")
         return handshake.propose(
             self.pairs.writer.views.namespaces, options.namespaces, options.maps, mode=options.mode,
             start="beginning" if options.backfill else "present" if options.from_now else "", starts=("", *STARTS),

@@ -11,13 +11,13 @@ Numbers such as 3a are the steps of core/pair/handshake.py.
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Final, TypeVar
+from typing import Final
 
 from ..core import when
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity import bearer, manifest, message
-from ..core.identity.did import is_instance_did, label_of, short_of, words
+from ..core.identity.did import short_of, words
 from ..core.identity.manifest import Manifest
 from ..core.identity.pins import KIND_CHAIN, pin_body
 from ..core.pair import aitl, handshake, steps
@@ -76,8 +76,6 @@ EVENTS: Final = {
     "pair_rejected.v1": "pair.rejected",
 }
 """Kind of record -> event name in the log."""
-_Found = TypeVar("_Found")
-_ENDED: Final = 3
 _ENDINGS: Final = {
     "rejected": Status.REJECTED,
     "expired": Status.EXPIRED,
@@ -130,35 +128,6 @@ class Pairs:
     def nonce(self) -> str:
         """Return a fresh nonce: 32 hex digits."""
         return self.random_bytes(NONCE_BYTES).hex()
-
-    def resolve(self, ref: str) -> Pair:
-        """Return the pair by id, unique prefix of one, peer DID, short DID or label.
-
-        Agreed pairs come before requests of ours, those before requests of strangers, and ended pairs last: a stranger
-        chooses its label, and must not take the name of a live pair away.
-
-        Raises PairError "pair-unknown", "ambiguous".
-        """
-        if (whole := self.get(ref)) is not None:
-            return whole
-        found = [pair for pair in self.all() if ref and _names(pair.pair_id, pair.peer_did, ref)]
-        best = min((_rank(pair) for pair in found), default=0)
-        chosen = [pair for pair in found if _rank(pair) == best]
-        if best == _ENDED and is_instance_did(ref):
-            # A DID may have many ended pairs; people mean the last of them.
-            chosen = chosen[-1:]
-        return _only(chosen, ref, PairError("pair-unknown", f"no pair {ref[:80]!r}"), [pair.pair_id for pair in chosen])
-
-    def resolve_request(self, ref: str) -> ApprovalRequest:
-        """Return the request by id, unique prefix, or the asker's DID; decided ones only where no other fits.
-
-        Raises PairError "not-found", "ambiguous".
-        """
-        everything = list(self.writer.views.requests.values())
-        found = [item for item in everything if ref and _names(item.request_id, item.peer_did, ref)]
-        chosen = [item for item in found if item.status is Status.PENDING] or found
-        unknown = PairError("not-found", f"no request {ref[:80]!r}", hint="spl aitl list --all")
-        return _only(chosen, ref, unknown, [item.request_id for item in chosen])
 
     def has_agreed(self, did: str) -> bool:
         """Return whether a pair with this peer was ever agreed on."""
@@ -478,23 +447,3 @@ def by_peer(reason: str) -> str:
 def unconfirmed(pair: Pair) -> bool:
     """Return whether the pair is agreed on but not confirmed yet."""
     return isinstance(pair.state, Answered | Approved)
-
-
-def _rank(pair: Pair) -> int:
-    if pair.ended:
-        return _ENDED
-    if pair.answer is not None:
-        return 0
-    return 1 if pair.initiator else 2
-
-
-def _names(pair_id: str, did: str, ref: str) -> bool:
-    return pair_id.startswith(ref) or ref in (did, short_of(did), label_of(did))
-
-
-def _only(found: Sequence[_Found], ref: str, unknown: PairError, ids: Sequence[str]) -> _Found:
-    if not found:
-        raise unknown
-    if len(found) > 1:
-        raise PairError("ambiguous", f"{ref[:80]!r} fits {', '.join(ids[:5])}")
-    return found[0]

@@ -22,8 +22,9 @@ from ..core.identity import bearer
 from ..core.identity.did import label_of
 from ..core.identity.pins import FORK, KIND_CHAIN, is_fork, pin_body
 from ..core.pair.handshake import token_ref
+from ..core.pair.modes import MODES
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
-from ..core.pair.state import MODES, Active, Degraded
+from ..core.pair.state import Active, Degraded
 from ..core.pair.steps import ManifestChange, Recover
 from ..core.value import dataclass, field, replace
 from ..home.views import THREAD_PAIRS

@@ -15,6 +15,7 @@ from ..core.limits import KIB
 from ..core.pair import diff
 from ..core.pair.diff import Transition
 from ..core.pair.pair import Pair
+from ..core.pair.state import no_pair
 from ..home.views import records_about
 from .exchange import Exchange
 from .initiator import Initiator
@@ -26,10 +27,6 @@ ASKED_MAX: Final = 64
 """Peers asked at once: each may hold a connection and an answer of ANSWER_BYTES for the whole ASK_TIMEOUT_S."""
 ANSWER_BYTES: Final = 1024 * KIB
 """Three times what diff.TRANSITIONS_MAX transitions of usual length take."""
-
-
-class HistoryError(SplError):
-    """The asker is not the peer of an approved pair; code pair-unknown."""
 
 
 class PairLog:
@@ -47,11 +44,11 @@ class PairLog:
     async def answer(self, pair_id: str, body: bytes, address: str) -> Answer:
         """Return (HTTP status, answer) to a peer that asks for our transitions, the newest 1000 of them.
 
-        Raises HistoryError "pair-unknown", and what `Responder.hear` refuses.
+        Raises PairError "pair-unknown", and what `Responder.hear` refuses.
         """
         heard = await self._stepper.do(self._responder.hear, "log", pair_id, body, address)
         if heard.pair is None or not _is_ours(heard.pair):
-            raise HistoryError("pair-unknown", "there is no such pair of the two of us")
+            raise no_pair(pair_id)
         found = await asyncio.to_thread(self.own, pair_id)
         told = [item.to_json() for item in found[-diff.TRANSITIONS_MAX :]]
         return self._responder.status(heard.fields, heard.pair, transitions=told, omitted=len(found) - len(told))

@@ -30,19 +30,9 @@ from ..core.limits import Limits
 from ..core.pair import handshake
 from ..core.pair.aitl import Status
 from ..core.pair.handshake import HandshakeError, PairRequest, Terms
+from ..core.pair.modes import CONTINUOUS, ON_DEMAND, POLLING
 from ..core.pair.pair import ESTABLISHED, Pair, PairError, in_effect, is_by_hand
-from ..core.pair.state import (
-    CONTINUOUS,
-    ON_DEMAND,
-    POLLING,
-    SUPERSEDED,
-    Approved,
-    Asked,
-    Proposal,
-    Requested,
-    Revoked,
-    Waiting,
-)
+from ..core.pair.state import SUPERSEDED, Approved, Asked, Proposal, Requested, Revoked, Waiting
 from ..core.pair.steps import Ask, Effect, End
 from ..core.record import namespace
 from ..core.record.levels import EXACT

@@ -22,8 +22,9 @@ from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.identity.manifest import Manifest
 from ..core.pair import steps
-from ..core.pair.pair import ESTABLISHED, POLL_INTERVAL_MS_MAX, Pair, PairError
-from ..core.pair.state import MODES, Active, Degraded, Revoked, Revoking
+from ..core.pair.modes import POLL_INTERVAL_MS_MAX, check_mode
+from ..core.pair.pair import ESTABLISHED, Pair, PairError
+from ..core.pair.state import Active, Degraded, Revoked, Revoking
 from ..core.pair.steps import Effect, FirstSync, Resync, TellPeer
 from ..core.value import dataclass
 from ..home.config import Settings
@@ -189,8 +190,7 @@ class Pairing:
 
     async def set_mode(self, pair_id: str, mode: str) -> Pair:
         """Change how the pair syncs; raise PairError "bad-field" for an unknown mode."""
-        if mode not in MODES:
-            raise PairError("bad-field", f"mode {mode[:40]!r} is not one of {', '.join(MODES)}")
+        check_mode(mode)
         return await self.configure(pair_id, lambda pair: {} if pair.mode == mode else {"mode": mode})
 
     async def set_poll_interval(self, pair_id: str, interval_ms: int) -> Pair:

@@ -18,8 +18,8 @@ from typing import Any, Final
 from ..core.backoff import Buckets
 from ..core.identity import message
 from ..core.pair import handshake, steps
+from ..core.pair.modes import ENGINE, MODES
 from ..core.pair.pair import ESTABLISHED, Pair
-from ..core.pair.state import ENGINE, MODES
 from ..core.pair.steps import Effect
 from ..core.value import dataclass
 from .machine import REVOKED, Pairs, by_peer, unconfirmed

@@ -25,7 +25,7 @@ from ..core import when
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.pair.state import ON_DEMAND
+from ..core.pair.modes import ON_DEMAND
 from ..core.record.page import PEER_PUSHES
 from ..core.value import dataclass, field
 from ..home.writes import Commit, Hop

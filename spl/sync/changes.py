@@ -26,7 +26,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
-from ..core.pair.state import POLLING
+from ..core.pair.modes import POLLING
 from ..core.recent import Histogram, Lags, summary
 from ..core.record.levels import EXACT
 from ..core.record.page import WE_PUSH

@@ -19,7 +19,7 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from ..core.limits import KIB
-from ..core.pair.state import POLLING
+from ..core.pair.modes import POLLING
 from ..core.record import page
 from ..core.value import dataclass, field
 from ..home.index import Row

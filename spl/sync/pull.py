@@ -13,7 +13,7 @@ that knows no names refuses the question, and the pull fails as before.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -27,6 +27,7 @@ from ..core.record import page
 from ..core.record.page import Page
 from ..core.value import dataclass, field, replace
 from ..home.tables.lists import projections_of, received, received_vouched, vouched
+from .changes import Feed
 from .ingest import Ingest, Judged
 from .ledger import TRIES_MAX
 from .peer import (
@@ -141,9 +142,8 @@ class Carried(Protocol):
 class Puller:
     """Pulls of any pair."""
 
-    def __init__(self, ingest: Ingest, restart: Callable[[str], Awaitable[None]]) -> None:
-        """`restart` has a pair's peer read ours from the start."""
-        self.ingest, self._restart = ingest, restart
+    def __init__(self, ingest: Ingest, feed: Feed) -> None:
+        self.ingest, self._feed = ingest, feed
         self.carried: dict[str, Carried] = {}
         """By pair, of those that are read from an engine."""
         self._resets_s: dict[str, dict[str, float]] = {}
@@ -174,7 +174,7 @@ class Puller:
                 log.warning(**event("sync.reset", pair=pair_id, code=exc.code, resets=len(resets_s)))
                 if exc.code == "cursor-reset":
                     # The peer's log was rolled back: what it lost we may hold, so it must read ours from the start.
-                    await self._restart(pair_id)
+                    await self._feed.restart(pair_id)
             reading = replace(reading, since="", resync=True)
         if not reading.thread and self.ingest.refused.owes(pair_id, self.ingest.inbound(pair)):
             fresh += await self.retry_refused(pair)

@@ -21,15 +21,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
-from ..core import when
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import CHAIN_UNKNOWN, claimed_id
 from ..core.limits import KIB
+from ..core.pair.modes import CONTINUOUS
 from ..core.pair.pair import Pair
-from ..core.pair.state import CONTINUOUS, known, refusal_code
-from ..core.pair.status import LastError
+from ..core.pair.state import known, refusal_code
+from ..core.pair.status import LastError, PushStatus
 from ..core.record import page
 from ..core.record.page import BOTH, Page, PushAnswer
 from ..core.value import dataclass, field, replace
@@ -67,21 +67,6 @@ QUIET_S: Final = 10.0
 
 class PushError(SplError):
     """A push cannot be sent or taken: state of the pair, position, or the form of the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushStatus:
-    """The last push to a peer and the last failure; both None if we do not push."""
-
-    last_push_ms: int | None
-    last_error: LastError | None
-
-    def to_json(self) -> dict[str, object]:
-        """Return {last_push_at, last_error}."""
-        return {
-            "last_push_at": when.text_of(self.last_push_ms) if self.last_push_ms is not None else None,
-            "last_error": self.last_error.to_json() if self.last_error is not None else None,
-        }
 
 
 @dataclass(slots=True)

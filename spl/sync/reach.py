@@ -75,13 +75,16 @@ class KnownPeers:
         code, at_ms = self.get(pair_id).code, self.get(pair_id).failed_ms
         return LastError(code, SplError(code).message, at_ms, class_of(code)) if code else None
 
-    def beat(self, now_s: float, lost: Set[str], found: Callable[[], Mapping[str, PairStatus]]) -> None:
-        """Write the note of all pairs, as they are `found`, if it calls other peers offline than those `lost`."""
+    def is_due(self, now_s: float, lost: Set[str]) -> bool:
+        """Return whether the note calls other peers offline than those `lost`, and may be written again."""
         is_changed = lost != {key for key, known in self._saved.items() if known.code}
-        if (is_changed or self._rollbacks.has_unsaved) and now_s >= self._next_s and self._saving is None:
-            self._next_s, loop = now_s + KNOWN_EVERY_S, asyncio.get_running_loop()
-            self._saving = loop.run_in_executor(None, self.save, found())
-            self._saving.add_done_callback(self._is_saved)
+        return (is_changed or self._rollbacks.has_unsaved) and now_s >= self._next_s and self._saving is None
+
+    def start_save(self, now_s: float, found: Mapping[str, PairStatus]) -> None:
+        """Have the note of these pairs written in a thread."""
+        self._next_s, loop = now_s + KNOWN_EVERY_S, asyncio.get_running_loop()
+        self._saving = loop.run_in_executor(None, self.save, found)
+        self._saving.add_done_callback(self._is_saved)
 
     def _is_saved(self, _: object) -> None:
         self._saving = None

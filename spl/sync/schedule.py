@@ -16,8 +16,8 @@ from typing import Any, Final
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
+from ..core.pair.modes import CONTINUOUS, ENGINE, ON_DEMAND
 from ..core.pair.pair import Pair, Phase
-from ..core.pair.state import CONTINUOUS, ENGINE, ON_DEMAND
 from ..core.pair.status import AUTH_CODES, LOCAL, NO_ANSWER, WAY, LastError, PairStatus, class_of
 from ..core.presence import OFFLINE_S, STREAM_BACKOFF_MAX_S, Turns
 from ..core.recent import Peaks
@@ -77,7 +77,7 @@ class Sync:
     ) -> None:
         self._ingest, self.writer, self.limits, self.budget = ingest, ingest.writer, ingest.limits, ingest.budget
         self._reaches = ingest.reaches
-        self.puller = Puller(ingest, feed.restart)
+        self.puller = Puller(ingest, feed)
         self._feed = feed
         self._follower = Follower(self.puller, feed, self, now_ms=now_ms, random_bytes=random_bytes)
         self._now_ms = now_ms
@@ -292,7 +292,8 @@ class Sync:
             self._rouse()
         lost = [pair_id for pair_id, state in self._states.items() if state.is_lost]
         offline = {pair_id for pair_id in lost if self._reaches.presence(pair_id).silent_s(now_s) >= OFFLINE_S}
-        self._known.beat(now_s, offline & self._alive(), self._statuses)
+        if self._known.is_due(now_s, offline & self._alive()):
+            self._known.start_save(now_s, self._statuses())
 
     def _booted_s(self) -> float:
         """Return the time of a clock that also counts while the machine sleeps, where there is one."""

@@ -25,8 +25,9 @@ from ..core.errors import SplError
 from ..core.identity.did import multibase
 from ..core.keys import AEAD_NONCE_BYTES
 from ..core.limits import Limits
+from ..core.pair.modes import POLLING
 from ..core.pair.pair import Pair, Phase
-from ..core.pair.state import POLLING, known, refusal_code
+from ..core.pair.state import known, refusal_code
 from ..core.presence import ASK_S
 from ..core.record import cursor as cursors
 from ..core.record import levels

@@ -54,7 +54,7 @@ def moment(at: str | None, now_ms: int, none: str = "never") -> Markup:
     """Return a time as its age, which the page keeps counting; `none` without one."""
     if not at:
         return tag("span", none, class_="none")
-    return tag("time", f"{when.span(now_ms - when.ms_of(at))} ago", datetime=at, title=at)
+    return tag("time", when.age(max(0, now_ms - when.ms_of(at))), datetime=at, title=at)
 
 
 def file(name: str) -> bytes:

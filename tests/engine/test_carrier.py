@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spl.core.pair.state import ENGINE, POLLING
+from spl.core.pair.modes import ENGINE, POLLING
 from spl.engine import carrier as carriers
 from spl.engine import jetstream, nats, subjects
 from spl.engine.carriers import CarrierService

@@ -11,8 +11,8 @@ import pytest
 
 from spl.api import lifecycle
 from spl.core.errors import SplError, http_code
+from spl.core.pair.modes import ENGINE
 from spl.core.pair.pair import Pair
-from spl.core.pair.state import ENGINE
 from spl.engine import credentials, subjects
 from spl.engine.carrier import Carrier, CarrierParts
 from spl.engine.carriers import carrier_of

@@ -16,6 +16,7 @@ from spl.core.pair.steps import Effect, KillTokens
 from spl.home.writes import Item, SavedPosition
 from spl.pairing import machine
 from spl.pairing.maintenance import ACCEPTED_MS, END_ACCEPTED
+from spl.pairing.names import pair_named
 from spl.pairing.newer import NEWER_NAME
 from spl.sync.peer import PAIR_NOTES
 from tests.pair_world import Node, both_active, code_of, paired, two
@@ -166,13 +167,13 @@ async def test_pairs_are_found_by_what_people_call_them(tmp_path: Path) -> None:
         await a.pair(b)
         pair = a.alive[0]
         for ref in (pair.pair_id, pair.pair_id[:8], b.did, b.did.rpartition("-")[0], "bob"):
-            assert a.pairing.pairs.resolve(ref) is pair
+            assert pair_named(a.home.views.pairs, ref) is pair
         for ref in ("", "pair_x", "did:sync:instance:zoe"):
             with pytest.raises(SplError) as caught:
-                a.pairing.pairs.resolve(ref)
+                pair_named(a.home.views.pairs, ref)
             assert (code_of(caught), caught.value.exit_code) == ("pair-unknown", 6)
         await a.pairing.revoke(pair.pair_id)
-        assert a.pairing.pairs.resolve(b.did).ended
+        assert pair_named(a.home.views.pairs, b.did).ended
 
 
 async def test_a_stranger_does_not_take_the_name_of_an_agreed_pair(tmp_path: Path) -> None:
@@ -187,9 +188,9 @@ async def test_a_stranger_does_not_take_the_name_of_an_agreed_pair(tmp_path: Pat
         await until(lambda: len(b.alive) > 1)
         [asked] = [pair for pair in b.alive if pair.pair_id != agreed]
         for ref in ("carol", "did:sync:instance:carol", "pair_", friend.did, agreed):
-            assert b.pairing.pairs.resolve(ref).pair_id == agreed, ref
+            assert pair_named(b.home.views.pairs, ref).pair_id == agreed, ref
         for ref in (asked.pair_id, stranger.did):
-            assert b.pairing.pairs.resolve(ref).pair_id == asked.pair_id, ref
+            assert pair_named(b.home.views.pairs, ref).pair_id == asked.pair_id, ref
 
 
 async def test_each_step_is_written_for_people(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from spl.core.limits import Limits
 from spl.core.pair.pair import PairError, Phase
 from spl.core.pair.state import Waiting
 from spl.home.writes import SavedPosition
+from spl.pairing.names import pair_named, request_named
 from tests.pair_world import Node, World, both_active, code_of, names, paired, two
 from tests.waiting import until
 
@@ -42,9 +43,9 @@ async def test_manual_approval_waits_and_then_grants(tmp_path: Path) -> None:
         *_, last = names(steps)
         assert last == "pending"
         await until(lambda: isinstance(a.alive[0].state, Waiting))
-        request = b.pairing.pairs.resolve_request(a.alive[0].pair_id)
+        request = request_named(b.home.views.requests, a.alive[0].pair_id)
         assert (request.status, request.peer_did, request.namespaces) == ("pending", a.did, ("default",))
-        assert b.pairing.pairs.resolve_request(label_of(a.did)) == request
+        assert request_named(b.home.views.requests, label_of(a.did)) == request
         steps = await a.pair(b, wait_ms=0)
         assert names(steps) == ["manifest", "verified", "posted", "pending"]
         assert [step["status"] for step in steps if step["step"] == "posted"] == [202]
@@ -52,7 +53,7 @@ async def test_manual_approval_waits_and_then_grants(tmp_path: Path) -> None:
         await b.pairing.decide_request(request.request_id, "approve")
         assert names(await watching) == STEPS
         await both_active(a, b)
-        assert b.pairing.pairs.resolve_request(request.request_id).status == "approved"
+        assert request_named(b.home.views.requests, request.request_id).status == "approved"
         with pytest.raises(SplError) as caught:
             await b.pairing.decide_request(request.request_id, "reject")
         assert code_of(caught) == "pair-state-conflict"
@@ -71,7 +72,7 @@ async def test_rejection_ends_both_sides(tmp_path: Path) -> None:
         assert (a.pairs[0].reason, b.pairs[0].reason) == ("rejected", "rejected")
         assert not a.home.views.tokens
         assert not b.home.views.tokens
-        assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).reason == "not today"
+        assert request_named(b.home.views.requests, b.pairs[0].pair_id).reason == "not today"
 
 
 async def test_what_waits_too_long_expires_on_both_sides(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ async def test_what_waits_too_long_expires_on_both_sides(tmp_path: Path) -> None
         assert code_of(caught) == "pair-state-conflict"
         await until(lambda: not a.alive and not b.alive)
         assert (a.pairs[0].reason, b.pairs[0].reason) == ("expired", "expired")
-        assert b.pairing.pairs.resolve_request(b.pairs[0].pair_id).status == "expired"
+        assert request_named(b.home.views.requests, b.pairs[0].pair_id).status == "expired"
 
 
 @pytest.mark.parametrize("restarts", [False, True])
@@ -344,8 +345,9 @@ async def test_block_refuses_the_did_until_its_operator_pairs_with_it_again(tmp_
         await a.pair(b)
         await a.pair(carol)
         await until(lambda: [pair.phase for pair in a.alive] == [Phase.ACTIVE] * 2)
-        pair_id = a.pairing.pairs.resolve(b.did).pair_id
-        assert [writer.peer_did for writer in a.pairing.pairs.hubs(a.pairing.pairs.resolve(pair_id))] == [carol.did]
+        pair = pair_named(a.home.views.pairs, b.did)
+        pair_id = pair.pair_id
+        assert [hub.peer_did for hub in a.pairing.pairs.hubs(pair)] == [carol.did]
         await a.pairing.revoke(pair_id)
         assert a.home.views.blocked == frozenset()
         await a.pairing.revoke(pair_id, block=True)
@@ -387,7 +389,7 @@ async def test_a_request_of_a_peer_with_a_live_pair_supersedes_it_and_inherits_t
         new = next(pair.pair_id for pair in b.alive if pair.pair_id != old)
         await b.pairing.decide_request(new, "approve")
         assert await both_active(a, b) == new
-        assert b.pairing.pairs.resolve(old).reason == "superseded"
+        assert pair_named(b.home.views.pairs, old).reason == "superseded"
         assert b.alive[0].inherits == old
         assert b.home.views.positions[new].cursor == "sealed"
 

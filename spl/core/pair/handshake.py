@@ -42,19 +42,8 @@ from ..limits import Limits
 from ..record import namespace
 from ..record.namespace import DEFAULT, Namespace, NamespaceError
 from ..value import dataclass, replace
-from .state import (
-    MODES,
-    STARTS,
-    Approved,
-    Asked,
-    Pair,
-    Proposal,
-    Requested,
-    TokenRef,
-    Waiting,
-    maps_from_json,
-    maps_to_json,
-)
+from .modes import check_mode
+from .state import STARTS, Approved, Asked, Pair, Proposal, Requested, TokenRef, Waiting, maps_from_json, maps_to_json
 
 SCOPES: Final = bearer.FEDERATION
 ENDED: Final = ("rejected", "expired", "superseded", "revoked")
@@ -131,7 +120,7 @@ def token_ref(text: str, scopes: frozenset[str], expires_at_ms: int, *, issued: 
 
 
 def check_terms(fields: Mapping[str, Any], limits: Limits, *, starts: Sequence[str]) -> Terms:
-    """Return the terms in a message or a command; raise HandshakeError or NamespaceError "bad-field"."""
+    """Return the terms in a message or a command; raise HandshakeError, PairError or NamespaceError "bad-field"."""
     names, maps = fields.get("namespaces"), maps_from_json(fields.get("maps"))
     if not isinstance(names, list) or not 1 <= len(names) <= limits.namespaces_per_pair:
         raise HandshakeError("bad-field", f"namespaces is a list of 1 to {limits.namespaces_per_pair}")
@@ -140,9 +129,7 @@ def check_terms(fields: Mapping[str, Any], limits: Limits, *, starts: Sequence[s
     for name in (*names, *(name for both in maps for name in both)):
         namespace.check_name(name)
     _check_maps(names, tuple(dict.fromkeys(maps)))
-    mode, start = fields.get("mode"), fields.get("start")
-    if not isinstance(mode, str) or mode not in MODES:
-        raise HandshakeError("bad-field", f"mode is one of {', '.join(MODES)}")
+    mode, start = check_mode(fields.get("mode")), fields.get("start")
     if not isinstance(start, str) or start not in starts:
         raise HandshakeError("bad-field", "start is beginning or present")
     return Terms(tuple(dict.fromkeys(names)), tuple(dict.fromkeys(maps)), mode, start)

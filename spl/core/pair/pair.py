@@ -31,9 +31,8 @@ from ..limits import Limits
 from ..record.filter import FILTERS_MAX, OPEN
 from ..value import replace
 from .aitl import ApprovalRequest, fold_requests, request_summary
+from .modes import ENGINE, MODES, POLL_INTERVAL_MS_MAX
 from .state import (
-    ENGINE,
-    MODES,
     STARTS,
     Active,
     Answered,
@@ -74,10 +73,6 @@ PREFIX: Final = "syncropel.federation."
 TRANSITIONS_MAX: Final = 20
 """Of the history in a pair value; the records have all of it."""
 POLL_INTERVAL_MS: Final = 300_000
-
-POLL_INTERVAL_MS_MAX: Final = 30 * 86_400_000
-"""A longer interval is refused, and one that an older version stored counts as this: the times computed from it must
-have a date."""
 
 _LIMITS: Final = Limits()
 

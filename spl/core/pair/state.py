@@ -15,12 +15,6 @@ from ..identity.manifest import Manifest
 from ..record.filter import PairFilter
 from ..value import dataclass, field
 
-CONTINUOUS: Final = "continuous"
-ON_DEMAND: Final = "on-demand"
-ENGINE: Final = "engine"
-"""Records come from a stream engine, the rest as before; a mode that a carrier brings and nobody asks for."""
-POLLING: Final = "polling"
-MODES: Final = (POLLING, CONTINUOUS, ON_DEMAND)
 STARTS: Final = ("beginning", "present")
 SUPERSEDED: Final = "superseded"
 RENEW_SHARE: Final = 12
@@ -360,8 +354,13 @@ def known(pairs: Mapping[str, Pair], pair_id: str) -> Pair:
     """Return the pair of this id; raise PairError "pair-unknown"."""
     pair = pairs.get(pair_id)
     if pair is None:
-        raise PairError("pair-unknown", f"no pair {pair_id[:80]!r}")
+        raise no_pair(pair_id)
     return pair
+
+
+def no_pair(ref: str) -> PairError:
+    """Return the error "pair-unknown" of an id, label or DID that fits no pair here."""
+    return PairError("pair-unknown", f"no pair {ref[:80]!r}")
 
 
 def refusal_code(pair: Pair) -> str:

@@ -1,4 +1,4 @@
-"""What is shown of reading from one peer: its last failure, the stream, what may come in, how far we are."""
+"""What is shown of one peer: the last failure, the push, the stream, what may come in, how far we are."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -67,6 +67,21 @@ class LastError:
         """Return {class, code, message, at}; class only if there is one."""
         kind = {"class": self.kind} if self.kind else {}
         return {**kind, "code": self.code, "message": self.message, "at": when.text_of(self.at_ms)}
+
+
+@dataclass(frozen=True, slots=True)
+class PushStatus:
+    """The last push to a peer and the last failure; both None if we do not push."""
+
+    last_push_ms: int | None
+    last_error: LastError | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return {last_push_at, last_error}."""
+        return {
+            "last_push_at": when.text_of(self.last_push_ms) if self.last_push_ms is not None else None,
+            "last_error": self.last_error.to_json() if self.last_error is not None else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,18 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.pair.pair import (
-    POLL_INTERVAL_MS_MAX,
-    PREFIX,
-    TRANSITIONS_MAX,
-    Pair,
-    PairError,
-    Phase,
-    fold,
-    in_effect,
-    is_by_hand,
-    summary,
-)
+from spl.core.pair.modes import POLL_INTERVAL_MS_MAX
+from spl.core.pair.pair import PREFIX, TRANSITIONS_MAX, Pair, PairError, Phase, fold, in_effect, is_by_hand, summary
 from spl.core.pair.state import Revoked
 from spl.core.pair.steps import Configure, Degrade, End, PairEvent, Recover, Revoke, Told, decide
 from spl.core.record.filter import FILTERS_MAX, OPEN
