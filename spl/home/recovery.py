@@ -104,8 +104,9 @@ def recover(
     if not segments.firsts and mark and mark["seq"]:
         text = f"the log had {mark['seq']} lines at the last stop, and its files are gone"
         raise StoreError("store-damaged", text, hint="restore the home from a copy")
+    # A segment is begun behind the last line, so its name says how many there were.
+    lines_before = max(mark["seq"] if mark else 0, segments.firsts[-1] - 1 if segments.firsts else 0)
     cut, fresh = _clear_up(folder, disk, segments), not segments.firsts
-    stopped_at = mark["seq"] if mark else 0
     mark = mark if mark and _fits(mark, segments) else None
     epoch = headers[0].epoch if headers else random_bytes(16).hex()
     index = Index(folder / INDEX_FOLDER, disk, epoch, segments.read, random_bytes)
@@ -123,9 +124,9 @@ def recover(
         # A new segment keeps an epoch that no header states, and bad lines that are not a torn tail: only the last
         # segment is ever cut.
         segments.begin(epoch, index.covered + 1, index.run)
-    if stopped_at > index.covered:
+    if lines_before > index.covered:
         # The mark is gone while the log is open, so nothing was written since: what it counts was cut off from outside.
-        replay.report_end(stopped_at)
+        replay.report_end(lines_before)
     disk.unlink(folder / CLEAN_NAME)
     disk.fsync_dir(folder)
     unclean = mark is None and not (fresh and not cut)
@@ -144,7 +145,7 @@ def held_lines(index: Index, segments: Segments, damage: Damage, *, settled: boo
     That is an index made before the damage: what it finds may be the damaged lines themselves.  At a `settled` place
     only those lines are missed of which an id can be read.
     """
-    if not damage.lines or index.place(damage.seq) is not None:
+    if index.place(damage.seq) is not None:
         return 0
     held = missed = 0
     for segment, at, raw, _ in segments.lines(damage.segment, damage.offset):
@@ -214,18 +215,17 @@ class Replay:
 
     def cut_tail(self) -> int:
         """Cut what follows the last good line in the last segment, write and sync the rest; return the bytes cut."""
-        segment, end = self._good_end
+        _, end = self._good_end
         if self._pending and self._pending < self._good_end:
             self._close_gap(self._chain.expected, self._pending, self._good_end)
         active = self._segments.open_last()
-        cut = active.size() - end if segment == self._segments.firsts[-1] else 0
-        if cut > 0:
+        if cut := active.size() - end:
             active.truncate(end)
         self._segments.write_again(TAIL_BYTES)
-        return max(0, cut)
+        return cut
 
     def report_end(self, seq: int) -> None:
-        """Report the lines up to `seq` as lost: the log had them when it was stopped cleanly."""
+        """Report the lines up to `seq` as lost: the log had them."""
         end = self._segments.firsts[-1], self._segments.size(self._segments.firsts[-1])
         covered = self._index.covered
         self.damaged.append(Damage(covered + 1, seq - covered, *end, end))
@@ -302,19 +302,19 @@ def _fits(mark: dict[str, Any], segments: Segments) -> bool:
 
 
 def _clear_up(folder: Path, disk: Disk, segments: Segments) -> int:
-    """Remove what a killed process left half made; return the bytes of a last segment without a whole header."""
+    """Remove what a killed process left half made; return the bytes of last segments without a whole header."""
     for name in disk.list(folder):
         if name.endswith(TEMP_SUFFIX):
             disk.unlink(folder / name)
-    if not segments.firsts:
-        return 0
-    last = segments.firsts[-1]
-    _, _, _, whole = next(segments.lines(last, 0), (0, 0, b"", False))
-    if whole:
-        return 0
-    size = segments.size(last)
-    segments.drop_last()
-    return size
+    cut = 0
+    while segments.firsts:
+        last = segments.firsts[-1]
+        _, _, _, whole = next(segments.lines(last, 0), (0, 0, b"", False))
+        if whole:
+            break
+        cut += segments.size(last)
+        segments.drop_last()
+    return cut
 
 
 def _held_in(index: Index, damage: Damage, raw: bytes) -> int:

@@ -154,3 +154,42 @@ def test_a_damaged_projection_that_an_old_index_leads_to_is_not_held(tmp_path: P
     damage = Damage(2, 1, 1, place.offset, end=(1, place.end))
     assert not store.index.has_projection("pair_1", "L1", shown(7).id)
     assert store.held_lines(damage) == 0
+
+
+@pytest.mark.parametrize(("hit", "by"), [(b'"seq":2,', b'"sex":2,'), (b'"id":"%b"', b'"ix":"%b"')])
+def test_at_a_settled_place_a_record_whose_id_can_be_read_is_missed_until_it_is_back(
+    folder: Path, hit: bytes, by: bytes
+) -> None:
+    """The id is read from its member, or computed where that was hit."""
+    id_ = envelope(2).id.encode()
+    [segment] = log_files(folder)
+    line = segment.read_bytes().splitlines(keepends=True)[2]
+    hit, by = (text % id_ if b"%b" in text else text for text in (hit, by))
+    store, damage = damaged(folder, line, line.replace(hit, by, 1))
+    store.settle([damage])
+    assert store.held_lines(damage) == 0
+    store.append([envelope(2)], AT_MS)
+    assert store.held_lines(damage) == damage.lines == 1
+
+
+def test_at_a_settled_place_bytes_that_tell_nothing_are_not_missed(folder: Path) -> None:
+    [segment] = log_files(folder)
+    line = segment.read_bytes().splitlines(keepends=True)[2]
+    store, damage = damaged(folder, line, b"x" * (len(line) - 1) + b"\n")
+    assert store.held_lines(damage) == 0
+    store.settle([damage])
+    assert store.held_lines(damage) == damage.lines - 1, "the line behind it can be read, and is lost with it"
+    store.append([envelope(3)], AT_MS)
+    assert store.held_lines(damage) == damage.lines
+
+
+def test_at_a_settled_place_each_of_lines_that_run_together_is_missed(folder: Path) -> None:
+    [segment] = log_files(folder)
+    _, _, two, three = segment.read_bytes().splitlines(keepends=True)
+    store, damage = damaged(folder, two + three, two[:-1] + b" " + three[:-2] + b"#\n")
+    store.settle([damage])
+    assert store.held_lines(damage) == 0
+    store.append([envelope(3)], AT_MS)
+    assert store.held_lines(damage) == 1
+    store.append([envelope(2)], AT_MS)
+    assert store.held_lines(damage) == 2

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .mutants import Mutant, applied, mutants
-from .worker import Reached, Subject, reached, survives
+from .worker import Reached, Subject, Warm, reached, survives
 
 ROOT = Path(__file__).parents[2]
 EXPLAINED = Path(__file__).with_name("survivors.toml")
@@ -54,31 +54,36 @@ def judged(subject: Subject, found: list[Mutant], known: dict[str, str], *, is_w
     ways = reached(subject)
     print(f"{subject.name}: {len(found)} mutants, {len(ways.lines) - 1} tests of {ways.took_s:.1f} s", flush=True)
     unexplained = explained = 0
-    for mutant in found:
-        if not lives(subject, mutant, ways):
-            continue
-        if mutant.key in known:
-            explained += 1
-            continue
-        unexplained += 1
-        print(f"{subject.path.relative_to(subject.root)}:{mutant.line}: {mutant.key}", flush=True)
+    with Warm(subject, found) as warm:
+        if not warm.survives(None, ways.times_s):
+            raise SystemExit(f"the tests of {subject.name} fail in a process that others forked")
+        for mutant in found:
+            if not lives(subject, mutant, ways, warm):
+                continue
+            if mutant.key in known:
+                explained += 1
+                continue
+            unexplained += 1
+            print(f"{subject.path.relative_to(subject.root)}:{mutant.line}: {mutant.key}", flush=True)
     print(f"{subject.name}: {unexplained} survive, {explained} more are explained", flush=True)
     for key in known.keys() - {mutant.key for mutant in found} if is_whole else ():
         print(f"{subject.name}: explained, and no mutant any more: {key}")
     return unexplained
 
 
-def lives(subject: Subject, mutant: Mutant, ways: Reached) -> bool:
+def lives(subject: Subject, mutant: Mutant, ways: Reached, warm: Warm) -> bool:
     """Return whether all tests that run the lines of a mutant pass with it."""
     tests = ways.tests(mutant.lines)
     if not tests:
         return True
-    tree = applied(subject.source, mutant)
-    limit_s = 20.0 + 4.0 * sum(ways.times_s[test] for test in tests)
-    if not survives(subject, tree, tests, limit_s, quick=True):
-        return False
+    lived = None
+    if not ways.imported(mutant.lines):
+        lived = warm.survives(mutant, {test: ways.times_s[test] for test in tests})
+    tree, limit_s = applied(subject.source, mutant), 20.0 + 4.0 * sum(ways.times_s[test] for test in tests)
+    if lived is None:
+        lived = survives(subject, tree, tests, limit_s, quick=True)
     drawing = [test for test in tests if test in ways.drawing]
-    return not drawing or survives(subject, tree, drawing, limit_s, quick=False)
+    return lived and (not drawing or survives(subject, tree, drawing, limit_s, quick=False))
 
 
 def _mirrors(file: str, stem: str, others: set[str]) -> bool:

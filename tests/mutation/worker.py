@@ -1,12 +1,19 @@
 """One forked process for each run of tests: a module is read from a tree in memory, so no file of the project changes.
 
-The parent has imported pytest and nothing of the product; so a run costs the import of what it tests, some half a
-second, and what one mutant broke is gone with its process.
+What one mutant broke is gone with its process.  Two parents fork:
+
+    Warm      has imported the tests and with them the module; the fault is put into the functions that there are, so
+              that a run costs little more than its tests
+    the tool  has imported pytest and nothing of the product: for what happens while the module is imported, and for
+              all examples of a property instead of ten; a run costs half a second or more besides
 """
 
 import ast
+import gc
 import json
 import os
+import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -15,16 +22,25 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
+from types import CodeType, FrameType, FunctionType
+from typing import Any, NoReturn, Self
 
 import pytest
 
-LOOK_S = 0.01
+from .mutants import Mutant, applied
+
+LOOK_S = 0.002
+CPU_S, WAIT_S = 0.5, 10.0
+"""What a test may take with a fault besides a few times of what it takes without: of a processor, and in all."""
+LIMIT_S = 1200.0
+MEMORY_BYTES = 4 << 30
+NOT_PUT_IN = 71
+"""Exit code of a process whose functions cannot take the fault."""
 IMPORT = ""
 """Stands for the test that a line runs in when it runs while the module is imported."""
 
@@ -52,9 +68,13 @@ class Reached:
     def tests(self, lines: range) -> list[str]:
         """Return the tests that run one of these lines, the fastest first; all of them for lines that run at import."""
         wanted = set(lines)
-        imported = wanted & self.lines.get(IMPORT, set())
+        imported = self.imported(lines)
         found = [test for test, run in self.lines.items() if test and (imported or run & wanted)]
         return sorted(found, key=lambda test: self.times_s[test])
+
+    def imported(self, lines: range) -> bool:
+        """Return whether one of these lines runs while the module or a test is imported."""
+        return not self.lines.get(IMPORT, set()).isdisjoint(lines)
 
 
 class _Loader(SourceFileLoader):
@@ -123,6 +143,98 @@ class _Trace:
         self.times_s[self.now] = time.monotonic() - start
 
 
+class Warm:
+    """A process that has imported a module and its tests, and forks for each mutant.  Use as a context."""
+
+    def __init__(self, subject: Subject, found: Collection[Mutant]) -> None:
+        self.subject = subject
+        self.mutants = {mutant.key: mutant for mutant in found}
+
+    def __enter__(self) -> Self:
+        questions, answers = os.pipe(), os.pipe()
+        sys.stdout.flush()
+        self.child = os.fork()
+        if not self.child:
+            os.close(questions[1])
+            os.close(answers[0])
+            self.questions, self.answers = os.fdopen(questions[0]), os.fdopen(answers[1], "w")
+            _silenced(self._serve)
+        os.close(questions[0])
+        os.close(answers[1])
+        self.questions_to, self.answers_from = os.fdopen(questions[1], "w"), os.fdopen(answers[0])
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.questions_to.close()
+        self.answers_from.close()
+        os.waitpid(self.child, 0)
+
+    def survives(self, mutant: Mutant | None, times_s: dict[str, float]) -> bool | None:
+        """Return whether tests pass with the fault, with ten examples each; None if it cannot be put in.
+
+        Without a mutant nothing is put in.  `times_s` names the tests in their order, and what each takes without.
+        """
+        print(json.dumps([mutant.key if mutant else "", times_s]), file=self.questions_to, flush=True)
+        answer = self.answers_from.readline()
+        if not answer:
+            raise SystemExit(f"the tests of {self.subject.name} cannot be imported")
+        return None if int(answer) == NOT_PUT_IN else int(answer) == 0
+
+    def _serve(self) -> int:
+        os.environ["SPL_TEST_QUICK"] = "1"
+        return _pytest(self.subject, ast.parse(self.subject.source), [self])
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Answer questions instead of running the tests that were found."""
+        path, items = str(self.subject.path), {item.nodeid: item for item in session.items}
+        functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
+        functions = [each for each in functions if each.__code__.co_filename == path]
+        gc.freeze()
+
+        def run(key: str, times_s: dict[str, float]) -> int:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            if key and not self._put_in(self.mutants[key], functions):
+                return NOT_PUT_IN
+            chosen = [items[test] for test in times_s]
+            for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+                # The signals end the process.
+                signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S + 3 * times_s[item.nodeid])
+                signal.setitimer(signal.ITIMER_REAL, WAIT_S + 10 * times_s[item.nodeid])
+                session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.testsfailed:
+                    return 1
+            return 0
+
+        for question in self.questions:
+            key, times_s = json.loads(question)
+            print(_forked(partial(run, key, times_s), LIMIT_S, os.devnull), file=self.answers, flush=True)
+        return True
+
+    def _put_in(self, mutant: Mutant, functions: Collection[FunctionType]) -> bool:
+        """Give the functions the code that they have with the fault; return whether they take it."""
+        tree = applied(self.subject.source, mutant)
+        found = _codes(compile(tree, self.subject.path, "exec", dont_inherit=True))
+        try:
+            for function in functions:
+                old = function.__code__
+                same = found.get((old.co_qualname, old.co_firstlineno), [])
+                if len(same) == 1:  # of others, lambdas in one line, nothing is mutated but what is imported
+                    function.__code__ = same[0]
+        except ValueError:  # it uses other variables of what is around it
+            return False
+        return True
+
+
+def _codes(code: CodeType) -> dict[tuple[str, int], list[CodeType]]:
+    """Return the code of all functions in a module, by name and line."""
+    found: dict[tuple[str, int], list[CodeType]] = {}
+    left = [code]
+    for each in left:
+        left += [inner for inner in each.co_consts if isinstance(inner, CodeType)]
+        found.setdefault((each.co_qualname, each.co_firstlineno), []).append(each)
+    return found
+
+
 def reached(subject: Subject) -> Reached:
     """Run the tests of a module without a fault.  Raises SystemExit unless they pass."""
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +250,7 @@ def reached(subject: Subject) -> Reached:
             return code
 
         start = time.monotonic()
-        if _forked(run, 1200.0, str(Path(folder) / "said")) != 0:
+        if _forked(run, LIMIT_S, str(Path(folder) / "said")) != 0:
             raise SystemExit((Path(folder) / "said").read_text()[-4000:])
         lines, times_s, drawing = json.loads(result.read_text())
         took_s = time.monotonic() - start
@@ -166,28 +278,40 @@ def _pytest(subject: Subject, tree: ast.Module, plugins: list[object]) -> int:
 def _forked(run: Callable[[], int], limit_s: float, output: str) -> int:
     """Return what `run` returns in a process of its own; -1 if it did not end in time, or ended otherwise."""
     sys.stdout.flush()
+    folder = tempfile.mkdtemp(prefix="spl-mutate-")
     child = os.fork()
     if not child:
-        code = 70
-        try:
-            os.setpgid(0, 0)
-            to = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
-            os.dup2(to, 1)
-            os.dup2(to, 2)
-            code = run()
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    end = time.monotonic() + limit_s
+        os.setpgid(0, 0)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
+        _silenced(run, output)
+    try:
+        return _awaited(child, time.monotonic() + limit_s)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what a test left behind
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _silenced(run: Callable[[], int], output: str = os.devnull) -> NoReturn:
+    """End this process with what `run` returns; what it prints goes to a file."""
+    code = 70
+    try:
+        to = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.dup2(to, 1)
+        os.dup2(to, 2)
+        code = run()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _awaited(child: int, end: float) -> int:
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            break
+            return os.waitstatus_to_exitcode(status)
         if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return -1
         time.sleep(LOOK_S)
-    with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what a test left behind
-    return os.waitstatus_to_exitcode(status)
