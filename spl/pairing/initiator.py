@@ -3,7 +3,7 @@
 The state of the pair says which message is next, so a restart goes on where the crash was:
 
     Requested  step 1, POST …/pair            a repeated request is answered "seen", and then polled
-    Waiting    step 2, POST …/<id>/poll       until granted, rejected or expired
+    Waiting    step 2, POST …/<id>/poll       until granted (step 3), rejected or expired
     Answered   step 4, POST …/<id>/confirm    until taken
 
 The numbers are the steps of core/pair/handshake.py.  `Initiator` blocks on the disk and runs on the thread of the
@@ -168,18 +168,18 @@ class Initiator:
         """
         own, nonce, now_ms = self.pairs.identity, self.pairs.nonce(), self.now_ms(pair)
         base = f"{pair.url}{PAIR_PATH}"
-        if isinstance(pair.state, Requested) and not poll:
+        if isinstance(pair.state, Requested) and not poll:  # step 1
             manifest_ = self.pairs.published.federation_manifest()
             fields = handshake.request_fields(manifest_, own.did, pair.proposal, pair.peer_did, now_ms)
             return SignedRequest(base, "pair-request", fields)
         said: dict[str, object] = {"manifest": self.pairs.published.federation_manifest()}
-        if isinstance(pair.state, Answered) and not poll:
+        if isinstance(pair.state, Answered) and not poll:  # step 4
             fields = handshake.word_fields(pair, own.did, now_ms, nonce, **said)
             return SignedRequest(f"{base}/{pair.pair_id}/confirm", "pair-confirm", fields)
         if pair.ended:
             fields = handshake.word_fields(pair, own.did, now_ms, nonce, reason=pair.reason, **said)
             return SignedRequest(f"{base}/{pair.pair_id}/notify-revoke", "notify-revoke", fields)
-        if type(pair.state) in ESTABLISHED:
+        if type(pair.state) in ESTABLISHED:  # step 2, also later: where does the pair stand with the peer?
             said["token_id"] = token_id or self._renewal.held(pair)
         if renew:
             said["renew"] = True
@@ -217,9 +217,9 @@ class Initiator:
             return self._over(pair, state, handshake.reason_of(fields))
         if state == "unknown":
             return Learned(self._again(pair))
-        if isinstance(pair.state, Answered):
+        if isinstance(pair.state, Answered):  # step 4b
             return Learned(*self.pairs.confirm(pair)) if state in ("active", "paused") else Learned(pair)
-        if state == "approved":
+        if state == "approved":  # step 3, in the answer to step 1 or 2: steps 3c and 3d
             return Learned(self.pairs.grant(pair, fields.get("answer") or {}))
         if state == "pending" and isinstance(pair.state, Requested):
             return Learned(self.pairs.take(pair, Park())[0])

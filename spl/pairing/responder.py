@@ -96,7 +96,7 @@ class Responder:
         self._stranger_limits = replace(pairs.limits, chain_links=links)
 
     def receive(self, body: bytes, address: str, *, direct: bool = False) -> Answer:
-        """Return (HTTP status, answer) to a pair request: 200 granted, 202 waiting for the operator.
+        """Return (HTTP status, answer) to a pair request, step 1: 200 granted (step 3), 202 waiting for the operator.
 
         Raises the refusals that come before the signature held; later ones are answers with a signed `statement`.
         """
@@ -113,7 +113,7 @@ class Responder:
             return self.refusal(fields, exc)
 
     def poll(self, pair_id: str, body: bytes, address: str) -> Reaction:
-        """Return our state of the pair, and apply the peer's.
+        """Return our state of the pair, and apply the peer's, step 2; the answer to a granted request is step 3.
 
         A pair id that we do not know gets a signed 404, also without a valid signature.
         """
@@ -132,7 +132,7 @@ class Responder:
         return Reaction(self.status(fields, pair, **facts), effects, renew)
 
     def confirm(self, pair_id: str, body: bytes, address: str) -> Reaction:
-        """Return the answer to the initiator's confirmation that its genesis is durable."""
+        """Return the answer to the initiator's confirmation that its genesis is durable: steps 4 and 4a."""
         heard = self.hear("pair-confirm", pair_id, body, address, POLL_COST)
         if heard.pair is None:
             return Reaction(self.unknown(heard.fields))
@@ -140,7 +140,7 @@ class Responder:
         return Reaction(self.status(heard.fields, pair), effects)
 
     def contact(self, pair_id: str) -> tuple[Effect, ...]:
-        """Take the peer's first use of its token as the confirmation; return the effects left."""
+        """Take the peer's first use of its token as the confirmation, step 4; return the effects left."""
         pair = self.pairs.get(pair_id)
         return self._confirmed(pair)[1] if pair is not None else ()
 
@@ -176,7 +176,7 @@ class Responder:
     def decide(
         self, request_id: str, decision: str, reason: str, *, namespaces: Sequence[str] = (), maps: bool = True
     ) -> Pair:
-        """Return the pair after our operator's decision on exactly the request of this id.
+        """Return the pair after our operator's decision on exactly the request of this id, as 1g left it.
 
         An approval agrees to exactly the `namespaces`, or to what both sides share; without `maps` to no crossing.
         Raises PairError "not-found", "pair-state-conflict" for a request that is decided, or over; NamespaceError

@@ -22,7 +22,8 @@ async def test_the_file_follows_the_pairs(tmp_path: Path) -> None:
         await until(lambda: path.read_text() == f"{label}\n{pair_id}\n")
         await a.pairing.revoke(pair_id, reason="over")
         await until(lambda: path.read_text() == "")
-        assert (names_of(a.home.views.pairs), told[-1]) == ([], a.home.views.pairs)
+        await until(lambda: told[-1] is a.home.views.pairs)
+        assert names_of(a.home.views.pairs) == []
         stop.set()
         notifier.stop()
         await work
