@@ -38,12 +38,13 @@ def carrier_rows(services: Services) -> list[tuple[str, dict[str, object]]]:
 
 
 def shown(row: dict[str, object], principal: Principal) -> dict[str, object]:
-    """Return a sink as the principal may see it: who may only watch sees no arguments of a program and no paths."""
+    """Return a sink as the principal may see it: who may only watch sees of a program only its name, and no paths."""
     if bearer.holds(principal.scopes, MANAGE):
         return row
     url = str(row["url"])
-    bare = f"{EXEC}{url.removeprefix(EXEC).split()[0]}" if url.startswith(EXEC) else url
-    return {**row, "url": bare, "creds": None, "ca": None, "error": None if bare != url else row["error"]}
+    if url.startswith(EXEC):
+        url = EXEC + url.removeprefix(EXEC).split()[0].rpartition("/")[2]
+    return {**row, "url": url, "creds": None, "ca": None, "said": None}
 
 
 def show(request: Request, principal: Principal, services: Services) -> Response:

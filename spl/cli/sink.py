@@ -93,7 +93,7 @@ def _print(found: Mapping[str, Any], shell: Shell) -> None:
     for name, text in rows.items():
         out.line(f"  {name:<12} {text}")
     if found["finding"]:
-        out.warn(f"! {found['error']} [{found['finding']}]")
+        out.warn(f"! {found['error']} [{found['finding']}]" + (f": {found['said']}" if found.get("said") else ""))
         out.warn(f"  fix       {str(found['fix']).replace('NAME', found['name'])}")
 
 

@@ -34,7 +34,7 @@ from ..core.errors import SplError
 from ..core.keys import digest
 from ..home.disk import Disk
 from ..net.dialer import Dialer
-from ..net.sockets import Verifying, client_tls
+from ..net.sockets import ListenError, Verifying, client_tls
 from . import credentials, jetstream, subjects
 from .credentials import Credentials
 from .jetstream import Ack, JetStreamError, StoredMessage, StreamState
@@ -81,7 +81,10 @@ class ServerPlace(Protocol):
 
 
 class Files:
-    """What a sink names by path: read at each connection, so a renewed file counts."""
+    """What a sink names by path: read at each connection, so a renewed file counts.
+
+    Refusals name no path: they become findings, which every viewer reads.
+    """
 
     def __init__(self, disk: Disk, tls: Verifying | None) -> None:
         """`tls` verifies servers for sinks without an authority of their own."""
@@ -91,7 +94,10 @@ class Files:
         """Return where a server is.  Raises EngineError "sink-auth", ListenError "config-invalid"."""
         host, port, always_tls = endpoint_of(sink.url)
         user = self.user(sink)
-        context = client_tls(Path(sink.ca)) if sink.ca else self._tls and self._tls()
+        try:
+            context = client_tls(Path(sink.ca)) if sink.ca else self._tls and self._tls()
+        except ListenError as exc:
+            raise ListenError("config-invalid", "the file of --ca holds no certificate, or cannot be read") from exc
         return Endpoint(host, port, always_tls, user, context)
 
     def user(self, sink: ServerPlace) -> Credentials | None:
@@ -101,9 +107,9 @@ class Files:
         try:
             raw = self._disk.read(Path(sink.creds), credentials.FILE_BYTES_MAX, follow=True)
         except OSError as exc:
-            raise EngineError("sink-auth", f"{sink.creds}: {exc.strerror or exc}") from exc
+            raise EngineError("sink-auth", f"the file of --creds cannot be read: {exc.strerror or 'no file'}") from exc
         if raw is None:
-            raise EngineError("sink-auth", f"{sink.creds} is not there")
+            raise EngineError("sink-auth", "the file of --creds is not there")
         return credentials.read(raw.decode("utf-8", "replace"))
 
 

@@ -91,7 +91,7 @@ class ProgramSession:
         self._run = None
         code, text = await run.ended()
         if code:
-            raise EngineError("sink-refused", f"the program ended with status {code}: {text}")
+            raise EngineError("sink-refused", f"the program ended with status {code}", said=text)
         if waiting and self.target.confirms:
             raise EngineError("sink-refused", f"the program ended before it confirmed {len(waiting)} of its records")
         self.target.place = records[-1].seq
@@ -181,5 +181,5 @@ async def _start(words: list[str]) -> _Run:
             limit=LINE_BYTES_MAX,
         )
     except OSError as exc:
-        raise EngineError("sink-unreachable", f"{said(words[0])}: {exc.strerror or 'it cannot be started'}") from exc
+        raise EngineError("sink-unreachable", f"the program cannot be started: {exc.strerror or exc}") from exc
     return _Run(process, word)

@@ -170,7 +170,8 @@ class Pump:
         delay_s, state = self._backoff.failed(), self.state
         state.fault, state.attempt = exc, self._backoff.attempt
         state.failing_since_s = now_s if state.failing_since_s is None else state.failing_since_s
-        log.warning(**event("sink.failed", sink=self.sink.name, code=exc.code, attempt=state.attempt, msg=exc.message))
+        told = {"code": exc.code, "attempt": state.attempt, "msg": exc.message, **exc.facts}
+        log.warning(**event("sink.failed", sink=self.sink.name, **told))
         return delay_s
 
     def _save(self, now_s: float | None = None) -> None:

@@ -152,6 +152,7 @@ class SinkService:
             "server": state.far or None, "attempt": state.attempt,
             "finding": fault.code if fault is not None else None,
             "error": fault.message if fault is not None else None,
+            "said": state.fault.facts.get("said") if fault is not None and state.fault is not None else None,
             "fix": fault.hint if fault is not None else None,
             **self._names(sink),
         }  # fmt: skip

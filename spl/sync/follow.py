@@ -14,7 +14,7 @@ of those that follow one another.  A full inbox stops the reading, and TCP stops
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from math import inf
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -178,6 +178,8 @@ class _StreamState:
     telling: Kick = field(default_factory=Kick)
     told_s: float = -inf
     """When the source was last told."""
+    again: AsyncGenerator[int] | None = None
+    """What was refused, while it is asked for again page by page."""
 
 
 @dataclass(slots=True)
@@ -243,7 +245,11 @@ class Follower:
         inbox = progress.queue = Inbox(ingest.limits.queue_records, ingest.limits.queue_bytes)
         state = _StreamState(pair.pair_id, progress, flow, inbox, base=since)
         async with ingest.peers.stream(pair, target) as stream:
-            await run_together(self._keep(state), self._read(state, stream), self._judge(state), self._tell(state))
+            try:
+                await run_together(self._keep(state), self._read(state, stream), self._judge(state), self._tell(state))
+            finally:
+                if state.again is not None:
+                    await state.again.aclose()
         if isinstance(inbox.end, SplError):
             raise inbox.end
         flow.hold_s = inbox.end or 0.0
@@ -337,10 +343,17 @@ class Follower:
             self._confirm(state, page_.next_cursor)
         if item.is_heartbeat:
             ingest.begin(state.pair_id)
-        if (taken.learnt or item.is_heartbeat) and self._asks_again(pair, learnt=taken.learnt):
-            await self.puller.retry_refused(pair)
+        if taken.learnt or item.is_heartbeat:
+            await self._ask_again(state, pair, learnt=taken.learnt)
         ingest.budget.check(state.pair_id)
         state.storing = False
+
+    async def _ask_again(self, state: _StreamState, pair: Pair, *, learnt: bool) -> None:
+        """Ask for one page of what was refused, if it is due: the stream's records wait for that, and not for all."""
+        if state.again is None and self._asks_again(pair, learnt=learnt):
+            state.again = self.puller.retry_refused(pair)
+        if state.again is not None and await anext(state.again, None) is None:
+            state.again = None
 
     def _asks_again(self, pair: Pair, *, learnt: bool) -> bool:
         """Return whether what was refused is asked for again now, after a chain was learnt or with a heartbeat."""

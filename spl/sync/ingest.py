@@ -12,8 +12,7 @@ signatures of a larger page are shared by two threads, for libsodium releases th
 judges it; a single record is judged on the loop, because the way through a thread costs five times its 55 us.
 Judging and storing are two steps, so that a stream judges the next lot while the last is being written.
 
-What the ledger holds is asked for again if its cause may be gone: `ledger.py`.  A pair brings in so many bytes a day
-and no more: `budget.py`.
+What the ledger holds is asked for again: `ledger.py`.  A pair brings in so many bytes a day and no more: `budget.py`.
 """
 
 import asyncio
@@ -36,6 +35,7 @@ from ..core.identity.pins import KIND_CHAIN, Pins, pin_body
 from ..core.limits import KIB, Limits
 from ..core.pair.pair import Pair
 from ..core.pair.state import known, refusal_code, resuming
+from ..core.presence import ANSWER_S
 from ..core.record import namespace, page
 from ..core.record.levels import NAMES, STRUCTURAL
 from ..core.record.page import Page, PushBody
@@ -62,6 +62,8 @@ GATE_AGE_MS: Final = 60_000
 """A gate is made again after a minute, because retired keys end with time."""
 SPOILT_CODES: Final = frozenset({"record-id", "record-signature"})
 """Codes of records whose bytes may have changed on the way, so that they are asked for once more."""
+CHAINS_S: Final = 60.0
+"""All chain requests of a page end within this; the rest is asked for again later, as after a cut."""
 UNSHOWN_MAX: Final = 64
 """Failed chain requests allowed per reading or heartbeat; a peer that invents signers cannot keep us asking."""
 
@@ -197,12 +199,14 @@ class Ingest:
         return await self.keep(pair, await self.judge(pair, item), moves=moves, base=base)
 
     async def keep_again(self, pair: Pair, judged: Judged) -> Taken:
-        """Store what is sound now of records asked for again; what is refused again is in the ledger already."""
+        """Store what is sound now of records asked for again; a page with some that is refused again counts whole."""
         judged = await self._judged_now(pair, judged)
         fresh = await self._store(pair, [*judged.forks, *judged.pins, *_arrivals(pair, judged.verdicts)])
         if judged.later or judged.pins:
             self.refused.owe(pair.pair_id)
-        return Taken(fresh, tuple(v for v in judged.verdicts if v.code), learnt=bool(judged.pins), later=judged.later)
+        if refused := tuple(verdict for verdict in judged.verdicts if verdict.code):  # the ledger has them already
+            self.budget.charge(pair.pair_id, judged.page.size)
+        return Taken(fresh, refused, learnt=bool(judged.pins), later=judged.later)
 
     async def refuse(self, pair: Pair, codes: Mapping[str, str]) -> None:
         """Keep id -> code of what was refused of a repair in the ledger; raises as `take`."""
@@ -374,13 +378,12 @@ class Ingest:
         return self._crossings[1]
 
     async def _learn_all(self, pair: Pair, signers: Sequence[str], chains: Mapping[str, Any] | None) -> _Learnt:
-        """Return what can be learnt of these signers.
-
-        All of a page are asked for: one left over would stay refused until something else has it asked for again.
-        """
+        """Return what can be learnt of these signers; all are asked for, as one left over stays refused for long."""
         memory, found, pins = self._memory(pair.pair_id), _Learnt(), self.writer.views.pins
+        until_s = (now_s := asyncio.get_running_loop().time)() + CHAINS_S
         for did in signers:
-            if chains is None and (did in memory.unshown or len(memory.unshown) >= UNSHOWN_MAX):
+            found.cut = (is_late := chains is None and now_s() >= until_s) or found.cut
+            if is_late or (chains is None and (did in memory.unshown or len(memory.unshown) >= UNSHOWN_MAX)):
                 continue
             try:
                 chain = await self._shown(pair, did, chains, pins)
@@ -407,7 +410,7 @@ class Ingest:
             return None
         value = None if chains is None else chains.get(did)
         if chains is None:
-            reply = await self.peers.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}")
+            reply = await self.peers.ask(pair, "GET", f"{CHAINS}?{urlencode({'did': did})}", timeout_s=ANSWER_S)
             value = page.decode_many(reply.body[: self.limits.manifest_bytes])
         chain = chain_from_json(value, self.limits)
         return chain if chain.did == did else None

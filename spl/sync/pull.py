@@ -13,7 +13,8 @@ that knows no names refuses the question, and the pull fails as before.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import urlencode
@@ -177,7 +178,7 @@ class Puller:
                     await self._feed.restart(pair_id)
             reading = replace(reading, since="", resync=True)
         if not reading.thread and self.ingest.refused.owes(pair_id, self.ingest.inbound(pair)):
-            fresh += await self.retry_refused(pair)
+            fresh += sum([count async for count in self.retry_refused(pair)])
         return fresh
 
     async def run(self, pair: Pair, progress: Progress, reading: Reading) -> int:
@@ -274,7 +275,7 @@ class Puller:
         progress.lost = since, (count if before == since else 0) + 1
         return is_open or progress.lost[1] >= TRIES_MAX
 
-    async def fetch(self, pair: Pair, ids: Sequence[str], withheld: list[str]) -> AsyncIterator[Page]:
+    async def fetch(self, pair: Pair, ids: Sequence[str], withheld: list[str]) -> AsyncGenerator[Page]:
         """Yield what the peer has of these ids, as many at a time as the way carries.
 
         One that does not come even alone, though the peer answers, is put into `withheld`.
@@ -282,6 +283,7 @@ class Puller:
         """
         portion, left, came = self._peers.portion(pair.pair_id, INTO), list(ids), False
         while left:
+            self.ingest.budget.check(pair.pair_id)
             asked = left[: portion.count(self._limits.fetch_ids)]
             try:
                 body = json.dumps({"ids": asked}).encode()
@@ -306,8 +308,8 @@ class Puller:
                 left = [id_ for id_ in asked if id_ not in got] + left
             yield item
 
-    async def retry_refused(self, pair: Pair) -> int:
-        """Ask again for what the ledger holds of this pair; return how many records were new.
+    async def retry_refused(self, pair: Pair) -> AsyncGenerator[int]:
+        """Ask again for what the ledger holds of this pair; yield after each page how many records were new.
 
         The peer may withhold what we would take (the namespace is archived there), or give in full what we take as a
         projection (it has not received the lowered grant), or the chain of a signer was cut off; then it is asked again
@@ -317,19 +319,20 @@ class Puller:
         ingest.begin(pair.pair_id)
         inbound = ingest.inbound(pair)
         ledger = await ingest.refused.read(pair.pair_id, inbound)
-        awaited, withheld, fresh, later = set(ledger.awaited), list[str](), 0, False
-        async for item in self.fetch(pair, ledger.ids, withheld):
-            awaited -= {claimed_id(value) for value in item.values}
-            taken = await ingest.keep_again(pair, await ingest.judge(pair, item))
-            fresh, later = fresh + taken.fresh, later or taken.later
+        awaited, withheld, later = set(ledger.awaited), list[str](), False
+        async with aclosing(self.fetch(pair, ledger.ids, withheld)) as pages:
+            async for item in pages:
+                awaited -= {claimed_id(value) for value in item.values}
+                taken = await ingest.keep_again(pair, await ingest.judge(pair, item))
+                later = later or taken.later
+                yield taken.fresh
         for ns in ledger.namespaces:
             beside = Progress()
-            fresh += await self.run(pair, beside, Reading("", namespace=ns))
+            yield await self.run(pair, beside, Reading("", namespace=ns))
             later = later or not beside.read
         await ingest.refuse(pair, dict.fromkeys(withheld, WITHHELD))
         later = later or bool(awaited) or (bool(withheld) and ingest.refused.is_full(pair.pair_id))
         ingest.refused.settle(pair.pair_id, inbound, owed=later)
-        return fresh
 
     async def _store(self, pair: Pair, progress: Progress, judged: Judged, reading: Reading, base: str) -> int:
         """Store what is new and sound of a page and acknowledge it; return how many records were new."""

@@ -73,9 +73,10 @@ def test_who_may_only_watch_sees_no_arguments_and_no_paths() -> None:
         "creds": "/a",
         "ca": "/b",
         "error": "x",
+        "said": "secret",
         "name": "fan",
     }
     watching = cast(Principal, SimpleNamespace(scopes=frozenset({"status:read"})))
     seen = shown(row, watching)
-    assert seen == {"url": "exec:/opt/put", "creds": None, "ca": None, "error": None, "name": "fan"}
+    assert seen == {"url": "exec:put", "creds": None, "ca": None, "error": "x", "said": None, "name": "fan"}
     assert shown(row, cast(Principal, SimpleNamespace(scopes=frozenset({"admin"})))) == row

@@ -14,10 +14,12 @@ from typing import Any, Final
 import pytest
 
 from spl.api import table
+from spl.engine.credentials import seed_text
 from tests.attack.probes import dial, head, instances, paired, until
 from tests.attack.routes import ANYONE, BOUND, PEER, ROUTES, SCOPES, SOCKET, UNBOUND, Row
 from tests.e2e.conftest import AUTO
 from tests.e2e.harness import DEADLINE_S, Answer, Instance
+from tests.waiting import eventually
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -207,6 +209,37 @@ def test_a_viewer_sees_no_secret(house: House) -> None:
             assert status == (404 if "{name}" in row.path else 200), f"{row.path}: {body!r}"
             found = re.search(r'spl_\w+_sa_|"(hash|secret|token|seed)":', body.decode())
             assert not found, f"{row.path} shows {found}"
+
+
+def test_who_may_only_watch_is_shown_no_path_of_this_machine(house: House) -> None:
+    """Not that of the home, not those that sinks name, and not what their programs print."""
+    folder = str(house.served.home.parent)
+    creds = house.served.home.parent / "user.creds"
+    creds.write_text(f"{seed_text(bytes(32))}\n")
+    creds.chmod(0o600)
+    house.served.run("sink", "add", "nats://127.0.0.1:1", "--namespace", "acme", "--name", "far", "--creds", str(creds))
+    creds.unlink()
+    program = house.served.home.parent / "put"
+    program.write_text(f"#!/bin/sh\necho {folder}/secret\nexit 3\n")
+    program.chmod(0o755)
+    house.served.run("sink", "add", f"exec:{program} --password=x", "--namespace", "acme", "--name", "near")
+    house.write("acme")
+    viewer = house.mint("status:read", "metrics:read")
+
+    def failing() -> bool:
+        rows = house.request("GET", "/v1/sinks", viewer).json["data"]
+        return all(row["finding"] for row in rows) and "ended with status 3" in json.dumps(rows)
+
+    eventually(failing, "both sinks to fail")
+    seen = house.request("GET", "/v1/sinks", house.served.token).body.decode()
+    assert f"{folder}/secret" in seen, "an administrator is shown what the program says"
+    for row in ROUTES:
+        if row.method == "GET" and row.allows(frozenset({"status:read", "metrics:read"})):
+            path = row.path.replace("{ref}", house.pair_id).replace("{name}", "far").replace("{file}", "page.js")
+            status, body = house.begin(path, viewer)
+            assert status in (200, 308, 400), f"{row.path}: {status} {body!r}"
+            assert folder not in body.decode(), row.path
+            assert "password" not in body.decode(), row.path
 
 
 # -- what a namespace binds

@@ -12,7 +12,7 @@ from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.record import page
 from spl.core.record.page import Page
-from spl.home.writes import Arrive, DayBytes, Emit, Own, SavedPosition, size_of
+from spl.home.writes import Arrive, DayBytes, Emit, Own, Refuse, SavedPosition, size_of
 from spl.sync.budget import DAY_S, INTAKE_PAUSED, IntakeBudget, IntakeError, saved_sums
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.waiting import until
@@ -294,6 +294,23 @@ async def test_a_restart_neither_gives_back_nor_adds(tmp_path: Path, way: str) -
             saved = saved_sums(bob.home.store, DAY_BYTES, now_ms)
             assert OTHER not in saved
             assert brought - 100 <= saved[PAIR] <= brought
+
+
+async def test_what_is_asked_for_again_in_vain_counts(tmp_path: Path) -> None:
+    """It costs the way and the judging each time, and is stored never; nothing more is asked for in a day used up."""
+    limits = replace(LIMITS, intake_day_bytes=DAY_BYTES)
+    async with nodes(tmp_path, "alice", "bob", limits=limits) as (alice, bob):
+        join(alice, bob)
+        bob.ingest.budget._steady_s = Clock()
+        value = {**json.loads(alice.emit("one").raw), "id": "0" * 64}
+        bob.write(Refuse(PAIR, "0" * 64, "record-id"))
+        pair, item = bob.pair(PAIR), Page([value], ["default"], "", False, {}, 3000)
+        await bob.ingest.keep_again(pair, await bob.ingest.judge(pair, item))  # type: ignore[arg-type]
+        assert bob.ingest.budget.brought(PAIR) == 3000
+        bob.ingest.budget.charge(PAIR, DAY_BYTES)
+        with pytest.raises(IntakeError):
+            await anext(bob.sync.puller.retry_refused(pair))  # type: ignore[arg-type]
+        assert not bob.network.log
 
 
 async def test_a_peer_that_pairs_again_has_no_new_day_and_after_a_restart_neither(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
 """How often a stream has what was refused asked for again."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 
 from spl.core.backoff import Backoff
 from spl.core.consent import Inbound
+from spl.core.pair.pair import Pair
+from spl.home.writes import Refuse
 from spl.net.client import Reply
 from spl.sync.follow import Again
+from spl.sync.ingest import Taken
 from spl.sync.ledger import AGAIN_MAX_S, AGAIN_S
+from spl.sync.peer import RECORDS
 from tests.nodes import LIMITS, join, nodes
 from tests.sync.test_follow import PAIR, opened, syncing
 from tests.waiting import until
@@ -72,3 +78,33 @@ async def test_heartbeats_fetch_what_stays_refused_once(tmp_path: Path, monkeypa
         before = beats()
         await until(lambda: beats() > before + 10 and "/v1/sync/records" in asked)
         assert bob.sync._follower._agains[PAIR].backoff.attempt == 1
+
+
+async def test_a_stream_asks_again_for_one_page_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much was refused: what the stream brings is stored between two of them."""
+    limits = replace(LIMITS, heartbeat_s=0.05, fetch_ids=2)
+    seen: list[str] = []
+    async with nodes(tmp_path, "alice", "bob", limits=limits) as (alice, bob), syncing(alice, bob):
+        join(alice, bob, mode="continuous")
+        for node in (alice, bob):
+            node.sync._rouse()
+        await opened(bob)
+        keep, carry = bob.ingest.keep, bob.ingest.peers.carry
+
+        async def kept(*args: Any, **named: Any) -> Taken:
+            seen.append("kept")
+            return await keep(*args, **named)
+
+        async def carried(pair: Pair, way: str, count: int, method: str, target: str, body: bytes = b"") -> Any:
+            if target == RECORDS:
+                seen.append("asked")
+                assert count <= 2
+            return await carry(pair, way, count, method, target, body)
+
+        monkeypatch.setattr(bob.ingest, "keep", kept)
+        monkeypatch.setattr(bob.ingest.peers, "carry", carried)
+        bob.write(*(Refuse(PAIR, f"{n:064x}", "record-signature") for n in range(6)))
+        bob.ingest.refused.owe(PAIR)
+        await until(lambda: not bob.ingest.refused.owes(PAIR, bob.ingest.inbound(bob.home.views.pairs[PAIR])))
+    assert seen.count("asked") == 3
+    assert all(pair != ("asked", "asked") for pair in pairwise(seen))

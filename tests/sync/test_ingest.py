@@ -11,9 +11,11 @@ import pytest
 
 from spl.core.identity.did import Chain, chain_of, did_of, multibase
 from spl.core.keys import SecretKey
+from spl.core.presence import ANSWER_S
 from spl.core.record import record
 from spl.core.record.page import Page
 from spl.core.record.record import Envelope, Sig
+from spl.sync import ingest
 from spl.sync.ingest import ON_LOOP_RECORDS, UNSHOWN_MAX
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
@@ -143,6 +145,34 @@ async def test_a_peer_that_invents_signers_is_not_asked_for_all_of_them(tmp_path
         bob.ingest.begin(PAIR)
         await bob.ingest.take(pair, Page(values, ["default"] * 100, "c", False, {}, 0), moves=True)
         assert bob.network.log.count(asked) == 2 * UNSHOWN_MAX
+
+
+async def test_the_chains_of_a_page_are_asked_for_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that lets an answer trickle ends each request, then all of a page; the rest is owed, as after a cut."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        pair, within = bob.home.views.pairs[PAIR], list[object]()
+        ghosts = [born(number) for number in range(1, 4)]
+        values = [signed(key, chain.did, clock) for clock, (key, chain) in enumerate(ghosts)]
+        page = Page(values, ["default"] * 3, "c", False, {}, 0)
+        ask = bob.ingest.peers.ask
+
+        async def watched(*args: Any, **named: Any) -> Any:
+            within.append(named["timeout_s"])
+            return await ask(*args, **named)
+
+        monkeypatch.setattr(bob.ingest.peers, "ask", watched)
+        await bob.ingest.judge(pair, page)
+        assert within == [ANSWER_S] * 3
+        bob.ingest.begin(PAIR)
+        monkeypatch.setattr(ingest, "CHAINS_S", 0.0)
+        taken = await bob.ingest.take(pair, page, moves=True)
+        assert within == [ANSWER_S] * 3
+        assert {verdict.code for verdict in taken.refused} == {"chain-unknown"}
+        assert taken.later
+        assert bob.ingest.refused.owes(PAIR, bob.ingest.inbound(pair))
 
 
 def leading(cursor: str, clock: int) -> Page:
