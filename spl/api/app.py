@@ -28,6 +28,7 @@ from .streams import LongAnswers
 from .table import PAGE, ROUTES, refusal
 
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+TO_THE_PAGE: Final = Response(308, headers=(("location", PAGE.removeprefix("/")),))
 LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -90,12 +91,16 @@ class Api:
     def refuse(self, error: SplError, head: RequestHead | None) -> Response:
         """Return the error form, with the headers that its code asks for; the server adds Allow.
 
+        A browser that asks for "/", where there is nothing, is sent to the page.
         What a fault of the disk says names paths of this machine: over TCP only its code goes out.
         """
         if isinstance(error, DiskError) and not self.local:
             error = SplError(error.code)
-        if head is not None and head.path.startswith(PAGE) and "text/html" in head.headers.get("accept", ""):
-            return refusal(error)
+        if head is not None and "text/html" in head.headers.get("accept", ""):
+            if head.path.startswith(PAGE):
+                return refusal(error)
+            if head.path == "/" and error.code == "not-found" and head.method in READING:
+                return TO_THE_PAGE
         response = json_response(error.to_json(), error.status)
         headers: list[tuple[str, str]] = []
         if error.status == 401:

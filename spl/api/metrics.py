@@ -10,7 +10,7 @@ Pairs are looked at a few at a time, so that a scrape of 1,000 pairs holds up no
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import nan
 from typing import Final, NamedTuple
@@ -37,7 +37,6 @@ TEXT_CHARS_MAX: Final = 256
 """Of a label that holds a peer's words."""
 LAG_BUCKETS: Final = (0, 3, 6, 8, 10)
 """Those shown of a pair, of which there may be a thousand: 10 ms, 100 ms, 1 s, 5 s, 30 s."""
-_PHASES: Final = tuple(phase.value for phase in Phase)
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -169,7 +168,7 @@ def _daemon(families: _Families, services: Services) -> None:
     one("spl_store_free_bytes", "Bytes free on the disk of the log.", stats.free_bytes)
     one("spl_store_writable", "1 while records are taken.", not (stats.readonly or stats.full))
     syncs = families.family("spl_store_fsync_seconds", "Disk syncs of the log.", "histogram")
-    syncs += _histogram("spl_store_fsync_seconds", services.store.sync_times)
+    syncs.append(_histogram("spl_store_fsync_seconds", services.store.sync_times))
     for name, cost_us in services.writer.listeners.p99_us().items():
         cost_s = None if cost_us is None else cost_us / 1e6
         one("spl_adapter_seconds", "What an adapter takes of a record: p99 of the last 5 min.", cost_s, adapter=name)
@@ -200,14 +199,14 @@ def _sinks(families: _Families, services: Services) -> None:
 
 
 class _Pairs:
-    """Adds what concerns single pairs; the families are looked up once, as there may be a thousand pairs."""
+    """Adds what concerns single pairs; what is the same of each is made once, as there may be a thousand pairs."""
 
     def __init__(self, families: _Families, services: Services) -> None:
         family = families.family
         self._feed = services.feed
         self._info = family("spl_pair_info", "Who the pair is with, in the peer's own words; 1.")
         self._state = family("spl_pair_state", "1 for the state that the pair is in, 0 for the others.")
-        self._gauges = [(row.name, family(row.name, row.help), row.value) for row in PER_PAIR]
+        self._gauges = [(family(row.name, row.help), row.name, row.value) for row in PER_PAIR]
         moved = "Records that crossed the pair and are confirmed; NaN before the peer's first word to this process."
         self._moved = family("spl_pair_records_total", moved, "counter")
         lags = "From a write here to the peer's confirmation, by our clock; only while the peer reads live."
@@ -220,30 +219,40 @@ class _Pairs:
         who = _labels(pair=pair_id, peer_did=f"{PREFIX}{label}", label=label, mode=pair.mode)
         self._info.append(f"spl_pair_info{{{who}}} 1")
         of = f'pair="{pair_id}"'
-        now = pair.phase.value
-        self._state += [f'spl_pair_state{{{of},state="{phase}"}} {int(phase == now)}' for phase in _PHASES]
-        for name, lines, value in self._gauges:
+        self._state.append(_STATES[pair.phase].replace("PAIR", of))
+        for lines, name, value in self._gauges:
             lines.append(f"{name}{{{of}}} {_number(value(view))}")
-        for direction, count in (("in", view.reading.clock), ("out", view.offered.acked)):
-            self._moved.append(f'spl_pair_records_total{{{of},direction="{direction}"}} {_number(count)}')
-        self._lags += _histogram("spl_pair_lag_seconds", self._feed.lag_histogram(pair_id), of, LAG_BUCKETS)
+        came, went = view.reading.clock, view.offered.acked
+        self._moved.append(
+            f'spl_pair_records_total{{{of},direction="in"}} {_number(came)}\n'
+            f'spl_pair_records_total{{{of},direction="out"}} {_number(went)}'
+        )
+        self._lags.append(_histogram("spl_pair_lag_seconds", self._feed.lag_histogram(pair_id), of, LAG_BUCKETS))
 
 
-def _histogram(name: str, found: Histogram, labels: str = "", buckets: Sequence[int] = ()) -> list[str]:
+_STATES: Final = {
+    now: "\n".join(f'spl_pair_state{{PAIR,state="{phase.value}"}} {int(phase is now)}' for phase in Phase)
+    for now in Phase
+}
+"""The lines on the state of a pair, by its state."""
+
+
+def _histogram(name: str, found: Histogram, labels: str = "", buckets: tuple[int, ...] = ()) -> str:
     """Return the samples of a histogram of times, in seconds: those buckets, or all."""
-    comma, inside = "," if labels else "", f"{{{labels}}}" if labels else ""
-    buckets, counts = buckets or range(len(found.bounds_ms)), found.at_most
-    head = f'{name}_bucket{{{labels}{comma}le="'
-    bounds = _bounds(tuple(found.bounds_ms))
-    lines = [f'{head}{bounds[each]}"}} {counts[each]}' for each in buckets]
-    lines.append(f'{head}+Inf"}} {counts[-1]}')
-    return [*lines, f"{name}_sum{inside} {_number(found.sum_ms / 1000)}", f"{name}_count{inside} {counts[-1]}"]
+    buckets, counts = buckets or tuple(range(len(found.bounds_ms))), found.at_most
+    shown = [counts[each] for each in buckets]
+    lines = _histogram_lines(name, tuple(found.bounds_ms), buckets, bool(labels)) % (*shown, counts[-1])
+    inside = f"{{{labels}}}" if labels else ""
+    sums = f"{name}_sum{inside} {_number(found.sum_ms / 1000)}\n{name}_count{inside} {counts[-1]}"
+    return f"{lines.replace('LABELS', labels)}\n{sums}"
 
 
 @lru_cache(maxsize=4)
-def _bounds(bounds_ms: tuple[float, ...]) -> tuple[str, ...]:
-    """Return the bounds in seconds, as text; each pair has the same."""
-    return tuple(f"{bound_ms / 1000:g}" for bound_ms in bounds_ms)
+def _histogram_lines(name: str, bounds_ms: tuple[float, ...], buckets: tuple[int, ...], labelled: bool) -> str:
+    """Return the lines on the buckets without their numbers and labels; each pair has the same."""
+    head = f"{name}_bucket{{{'LABELS,' if labelled else ''}le="
+    bounds = [*(f"{bounds_ms[each] / 1000:g}" for each in buckets), "+Inf"]
+    return "\n".join(f'{head}"{bound}"}} %d' for bound in bounds)
 
 
 def _errors(families: _Families, services: Services) -> None:
@@ -277,7 +286,7 @@ def _escaped(text: str) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "NaN"
-    return repr(float(value)) if isinstance(value, float) else str(int(value))
+    return repr(value) if isinstance(value, float) else str(int(value))
 
 
 def _resident_bytes() -> float:

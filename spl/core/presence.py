@@ -272,4 +272,7 @@ class OwnBeat:
 
 def _passed_s(now_s: float, *times_s: float | None) -> float:
     """Return the seconds since the last of these times; 0 if there was none."""
-    return max(0.0, now_s - max((at_s for at_s in times_s if at_s is not None), default=now_s))
+    last_s = -inf
+    for at_s in times_s:
+        last_s = at_s if at_s is not None and at_s > last_s else last_s
+    return max(0.0, now_s - last_s) if last_s > -inf else 0.0

@@ -6,8 +6,9 @@ shown the first of a chain.  One broken certificate would otherwise read as eigh
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from math import inf
-from typing import Final
+from typing import Final, cast
 
 from ..core.errors import CODES
 from ..core.identity.pins import fork_step
@@ -69,7 +70,7 @@ class Finding:
 def findings(facts: Facts) -> list[Finding]:
     """Return what holds, in the order of the catalogue, each with the finding that explains it."""
     held: dict[str, tuple[FindingKind, str]] = {}
-    for row in CATALOGUE:
+    for row in _may_hold(facts):
         evidence = row.evidence(facts)
         if not evidence:
             continue
@@ -79,6 +80,47 @@ def findings(facts: Facts) -> list[Finding]:
         Finding(code, _severity(row, facts), *_whose(row, facts), evidence, row.fix(facts), _root(code, held))
         for code, (row, evidence) in held.items()
     ]
+
+
+def _may_hold(facts: Facts) -> tuple[FindingKind, ...]:
+    """Return the rows of which a fact was gathered that their condition reads first; no other row can hold.
+
+    A condition that shows nothing of facts that nobody gathered takes the same way, and shows nothing, as long as
+    those that it reads on this way are the same.  Of a pair that is well some ten rows are left of seventy.
+    """
+    may = 0
+    for name, value in facts.__dict__.items():
+        rows = _ROWS_OF_FACT.get(name)
+        if rows is not None and value != _NOTHING[name]:
+            may |= rows
+    return _rows_of(may)
+
+
+@lru_cache(maxsize=256)
+def _rows_of(bits: int) -> tuple[FindingKind, ...]:
+    return tuple(row for number, row in enumerate(CATALOGUE) if bits >> number & 1)
+
+
+class _Reading:
+    """Facts that nobody gathered, and which of them were read."""
+
+    def __init__(self) -> None:
+        self.names = set[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.names.add(name)
+        return _NOTHING[name]
+
+
+def _rows_of_facts() -> dict[str, int]:
+    """Return which rows read a fact first, by the fact's name, as bits; thresholds alone make no condition hold."""
+    found: dict[str, int] = {}
+    for number, row in enumerate(CATALOGUE):
+        reading = _Reading()
+        assert not row.evidence(cast(Facts, reading)), row.code
+        for name in reading.names - {"limits"}:
+            found[name] = found.get(name, 0) | 1 << number
+    return found
 
 
 def _whose(row: FindingKind, facts: Facts) -> tuple[str, str]:
@@ -416,3 +458,6 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("pair-degraded", FAIL, (*_CAUSES, "cursor-stalled"), None, PEER, seen.degraded, _degraded_fix),
 )  # fmt: skip
 """Every finding that this version can show, in the order in which people read them."""
+
+_NOTHING: Final[Mapping[str, object]] = Facts().__dict__
+_ROWS_OF_FACT: Final = _rows_of_facts()

@@ -154,15 +154,15 @@ def cloned(facts: Facts) -> str:
 
 def set_back(facts: Facts) -> str:
     """A home was replaced by an older copy of itself, or a peer's home was made again."""
+    if not facts.set_back:
+        return ""
     label = facts.label or "the peer"
     if facts.set_back == "us":
         return (
             f"this home was set back to an older copy: its log lacks what {label} had read; "
             "what peers hold comes back by itself, and nothing else does"
         )
-    if facts.set_back:
-        return f"{label} was set back to an older copy or made again: its log lacks what we had read; we give it back"
-    return ""
+    return f"{label} was set back to an older copy or made again: its log lacks what we had read; we give it back"
 
 
 def unsaved(facts: Facts) -> str:
@@ -209,15 +209,17 @@ def endpoint_strange(facts: Facts) -> str:
 
 
 def pending(facts: Facts) -> str:
-    label = facts.label or "the peer"
     if facts.waits_for == "us":
-        return f"{label} asks to pair"
-    return f"{label} has not decided on our request" if facts.waits_for == "peer" else ""
+        return f"{facts.label or 'the peer'} asks to pair"
+    return f"{facts.label or 'the peer'} has not decided on our request" if facts.waits_for == "peer" else ""
 
 
 def reverse(facts: Facts) -> str:
     """The peer does not reach us: it says so, we notice, or it has just tried."""
-    seen, way, label = facts.reverse, facts.one_way, facts.label or "the peer"
+    seen, way = facts.reverse, facts.one_way
+    if seen is None and way is None:
+        return ""
+    label = facts.label or "the peer"
     if seen is None and way is not None and way.direction == TO_US:
         said = f"says that its requests to us fail ({way.code})" if way.code else "used to ask every 20s"
         return f"{label} has not asked us for {span(way.for_s * 1000)}, though it answers us; it {said}"
@@ -323,6 +325,8 @@ def behind(facts: Facts) -> str:
 
 
 def withheld(facts: Facts) -> str:
+    if not facts.withheld and not facts.withheld_here:
+        return ""
     label = facts.label or "the peer"
     ways = ((f"to {label}", facts.withheld), (f"from {label}", facts.withheld_here))
     return "; ".join(
@@ -347,7 +351,7 @@ def buffered(facts: Facts) -> str:
 
 
 def flapping(facts: Facts) -> str:
-    if facts.mode != CONTINUOUS or facts.breaks < FLAPS:
+    if facts.breaks < FLAPS or facts.mode != CONTINUOUS:
         return ""
     return f"the stream broke {facts.breaks} times within ten minutes"
 

@@ -8,7 +8,6 @@ catalogue; only the facts differ.
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 from ..core.identity.did import short_of, words
 from ..core.pair.pair import Pair
@@ -22,13 +21,11 @@ from ..sync.changes import Feed
 from ..sync.schedule import Sync
 from . import catalogue, checks, gather
 from .catalogue import Finding
-from .facts import Facts, replace
+from .facts import Facts, nothing, replace
 from .gather import PairContext
 from .health import HealthSampler
 from .overview import PairOverview, stall
 from .peer_check import PeerCheck
-
-_NOTHING: Final = Facts()
 
 
 class Doctor:
@@ -67,7 +64,7 @@ class Doctor:
     def overview(self, pair: Pair) -> PairOverview:
         """Return one pair at this moment, from facts at hand."""
         context, place = self._context(pair), self.home.views.positions.get(pair.pair_id)
-        known = self._with_pair(replace(_NOTHING, limits=self.home.config.limits), pair, context)
+        known = self._with_pair(nothing(self.home.config.limits), pair, context)
         found = tuple(catalogue.problems(catalogue.findings(known)))
         stalled = stall(pair, context, self.health, found, self.home.config.limits.heartbeat_s)
         return PairOverview(pair, context, found, stalled, place.at_ms if place is not None else None)
@@ -92,11 +89,12 @@ class Doctor:
             unmoved=place is not None and at_ms is not None and place.at_ms < self.started_ms < at_ms,
             uptime_s=(now_ms - self.started_ms) / 1000,
             now_ms=now_ms,
+            own_url=self.pairing.published.url,
             revoked=self._revoked_token(pair),
         )
 
     def _with_pair(self, known: Facts, pair: Pair, context: PairContext) -> Facts:
-        known = gather.with_pair(replace(known, own_url=self.pairing.published.url), pair, self.health, context)
+        known = gather.with_pair(known, pair, self.health, context)
         return gather.with_consent(known, pair, self.pairing.handover.grants.of(pair), self.home.views.namespaces)
 
     def _revoked_token(self, pair: Pair) -> str:

@@ -51,7 +51,7 @@ _ABOUT_THE_MANIFEST: Final = frozenset({*MANIFEST, "identity-cloned"})
 
 @dataclass(frozen=True, slots=True)
 class PairContext:
-    """What the services know of a pair now.
+    """What the services know of a pair now, and `own_url`, the address that we publish.
 
     `trouble` is the last error of a handshake under way; `unmoved` as in `Facts`; `reach` is a word of
     `sync/reach.py`; `uptime_s` how long this process has run.
@@ -64,6 +64,7 @@ class PairContext:
     unmoved: bool
     uptime_s: float
     now_ms: int
+    own_url: str = ""
     revoked: str = ""
     """The id of our token for the peer, if it is revoked."""
 
@@ -139,15 +140,16 @@ def is_watched(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
 
 def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
     """Add what the daemon knows about a pair without asking the peer."""
+    if pair.ended:  # nothing else about it can be wrong any more
+        return replace(
+            known, own_url=context.own_url, pair_id=pair.pair_id, label=label_of(pair.peer_did), url=pair.url,
+            phase=str(pair.phase), reason=pair.reason, ended_by_peer=pair.reason.startswith(REVOKED_BY_PEER),
+        )  # fmt: skip
     status, stream = context.status, context.status.stream
     known = replace(
-        known, pair_id=pair.pair_id, label=label_of(pair.peer_did), url=pair.url, phase=str(pair.phase),
-        reason=pair.reason, ended_by_peer=pair.ended and pair.reason.startswith(REVOKED_BY_PEER),
-    )  # fmt: skip
-    if pair.ended:
-        return known  # nothing else about it can be wrong any more
-    known = replace(
         known,
+        own_url=context.own_url, pair_id=pair.pair_id, label=label_of(pair.peer_did), url=pair.url,
+        phase=str(pair.phase), reason=pair.reason,
         mode=pair.mode,
         poll_interval_ms=pair.poll_interval_ms,
         paused_by=pair.paused_by,
@@ -169,7 +171,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         intake_wait_s=status.intake.wait_s,
         overdue_s=_overdue_s(pair, health, context, known.limits),
         own_token_revoked=context.revoked,
-    )
+    )  # fmt: skip
     known = _with_peer_lag(known, pair, health, context.offered)
     known = _with_tokens(known, pair, context.now_ms)
     known = _with_failure(known, pair, context)
@@ -205,19 +207,17 @@ def _with_tokens(known: Facts, pair: Pair, now_ms: int) -> Facts:
     if not pair.live:
         return known
     ours, theirs, renew_s = pair.issued_by_us, pair.issued_to_us, known.limits.token_renew_s
-    if ours is not None:
-        left_ms = ours.expires_at_ms - now_ms
-        known = replace(known, own_token_left_ms=left_ms, own_token_due=now_ms >= ours.renew_at_ms(renew_s))
-    if theirs is None:
-        return known
-    held = frozenset(theirs.scopes)
+    held = frozenset(theirs.scopes) if theirs is not None else frozenset()
     given = tuple(scope for scope in NEEDED_SCOPES if bearer.holds(held, scope))
+    lacking = NEEDED_SCOPES if theirs is not None and given != NEEDED_SCOPES else ()
     return replace(
         known,
-        token_left_ms=theirs.expires_at_ms - now_ms,
-        token_due=now_ms >= theirs.renew_at_ms(renew_s),
+        own_token_left_ms=None if ours is None else ours.expires_at_ms - now_ms,
+        own_token_due=ours is not None and now_ms >= ours.renew_at_ms(renew_s),
+        token_left_ms=None if theirs is None else theirs.expires_at_ms - now_ms,
+        token_due=theirs is not None and now_ms >= theirs.renew_at_ms(renew_s),
         scopes=given,
-        scopes_missing=() if given == NEEDED_SCOPES else tuple(each for each in NEEDED_SCOPES if each not in given),
+        scopes_missing=tuple(each for each in lacking if each not in given),
     )
 
 

@@ -167,10 +167,12 @@ class HealthSampler:
         return self._samples.get(pair_id) or _PairSamples()
 
     def _passed_s(self, since_s: float | None) -> float:
+        if since_s is None:
+            return 0.0
         now_s = self._steady_s()
         if now_s > self._beat_at_s + self._beat_s + PAUSE_S:
             now_s = self._beat_at_s  # the daemon did not run, and what passed meanwhile shows nothing of the peer
-        return now_s - since_s if since_s is not None else 0.0
+        return now_s - since_s
 
 
 def _since(before: float | None, holds: bool, now_s: float) -> float | None:

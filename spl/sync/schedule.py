@@ -188,7 +188,8 @@ class Sync:
         """Return how far we are with reading from the peer."""
         state, place = self._state(pair_id), self.writer.views.positions.get(pair_id)
         pair = self.writer.views.pairs.get(pair_id)
-        wait_s = self._wait_s(pair, state) if pair is not None and pair.sync_allowed else None
+        intake = self.budget.status(pair_id)
+        wait_s = self._wait_s(pair, state, intake.wait_s) if pair is not None and pair.sync_allowed else None
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
         self._note_peak(state, now_ms := self._now_ms())
@@ -208,7 +209,7 @@ class Sync:
             peer_view=view,
             told_ms=self._reaches.told_ms(pair_id),
             stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
-            intake=self.budget.status(pair_id),
+            intake=intake,
             cloned=self._reaches.cloned(pair_id),
             silent_s=silent_s,
             withheld=self._ingest.withheld(pair_id),
@@ -251,7 +252,7 @@ class Sync:
                 # A new mode counts at once; if the one before has just synced, polling may wait.
                 state.last_s = None if pair.mode == CONTINUOUS else state.last_s
                 state.mode = pair.mode
-            wait_s = self._wait_s(pair, state)
+            wait_s = self._wait_s(pair, state, self.budget.status(pair_id).wait_s)
             if wait_s is None or wait_s > 0:
                 quiet_s = self._quiet_s(pair, state)
                 if quiet_s > TICK_S:
@@ -268,11 +269,13 @@ class Sync:
                     await wait(state.kick, BACKOFF_BASE_S)
                     state.last_s = None
 
-    def _wait_s(self, pair: Pair, state: _PairSync) -> float | None:
-        """Return the seconds to the next attempt by mode, interval, failures and budget; None for never by itself."""
+    def _wait_s(self, pair: Pair, state: _PairSync, paused_s: float) -> float | None:
+        """Return the seconds to the next attempt by mode, interval and failures; None for never by itself.
+
+        `paused_s` is for how long the budget of a day lets nothing in.
+        """
         if pair.mode == ON_DEMAND or state.flow.is_open or (pair.mode == ENGINE and state.is_well):
             return None
-        paused_s = self.budget.status(pair.pair_id).wait_s
         if state.last_s is None or paused_s:
             return paused_s
         follows = pair.mode == CONTINUOUS and self._reaches.word(pair.pair_id) != PEER_PUSHES

@@ -204,6 +204,8 @@ class Counts:
         """pair_id -> namespace and filter -> (counted up to, records found)."""
         self._complete: dict[str, tuple[frozenset[str], int]] = {}
         """pair_id -> what was counted, and the last complete count of it."""
+        self._tallied: dict[str, tuple[Index, Scope, int, int]] = {}
+        """pair_id -> what was asked, up to which line, and the tally: all pairs are asked while nothing is written."""
 
     def last_known(self, pair_id: str, view: LogView) -> int | None:
         """Return the present count, else the last complete one of the same scope; None before the first."""
@@ -216,7 +218,7 @@ class Counts:
     def present(self, pair_id: str, view: LogView) -> int | None:
         """Return how many records the pair is offered; None until all rows are counted."""
         if view.scope.tallied:
-            return tally(view.index, view.scope)
+            return self._tally(pair_id, view.index, view.scope)
         counted, total = self._counted.get(pair_id, {}), 0
         for ns in view.scope.shares:
             upto, count = counted.get(_key(view, ns), (view.scope.floor, 0))
@@ -225,6 +227,14 @@ class Counts:
                 return None
             total += count
         return total
+
+    def _tally(self, pair_id: str, index: Index, scope: Scope) -> int:
+        covered, kept = index.covered, self._tallied.get(pair_id)  # before the tally, which may hold a later line
+        if kept is not None and kept[0] is index and kept[1] is scope and kept[2] == covered:
+            return kept[3]
+        found = tally(index, scope)
+        self._tallied[pair_id] = index, scope, covered, found
+        return found
 
     def advance(self, pair_id: str, view: LogView) -> bool:
         """Count at most COUNT_ROWS more rows; return whether the count is complete."""

@@ -102,6 +102,17 @@ async def test_without_its_slash_it_is_elsewhere(served: Served) -> None:
     assert "\r\nlocation: ui/\r\n" in reply
 
 
+async def test_a_browser_at_the_root_is_sent_to_the_page_and_nothing_else_is(served: Served) -> None:
+    """The way is relative, so that it also leads there behind a proxy that puts a folder before it."""
+    ask = "GET /{} HTTP/1.1\r\nhost: localhost\r\naccept: {}\r\n\r\n"
+    reply = await served.raw(ask.format("", "text/html,*/*"), end=b"\r\n\r\n")
+    assert reply.startswith("HTTP/1.1 308 ")
+    assert "\r\nlocation: ui/\r\n" in reply
+    for path, accept in (("", "*/*"), ("", "application/json"), ("x", "text/html")):
+        reply = await served.raw(ask.format(path, accept), end=b"\r\n\r\n")
+        assert reply.startswith("HTTP/1.1 404 "), (path, accept)
+
+
 async def test_only_the_operator_makes_links(served: Served) -> None:
     token = await served.mint("status:read", "config:read", "federation:manage")
     assert (await served.fetch("POST", "/v1/ui/links", {}, token=token)).status == 403

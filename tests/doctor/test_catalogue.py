@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spl.core.errors import CODES
 from spl.core.limits import Limits
 from spl.core.presence import OFFLINE_S, TO_PEER, TO_US, OneWay
 from spl.doctor import catalogue
 from spl.doctor.catalogue import CATALOGUE, FAIL, INFO, WARN, Finding, problems
-from spl.doctor.facts import Facts, Fault, GrantGap, LockHolder, ReverseReach
+from spl.doctor.facts import Facts, Fault, GrantGap, LockHolder, ReverseReach, nothing, replace
 
 WELL: dict[str, Any] = {
     "has_identity": True, "readonly": "", "damaged_lines": 0, "unsaved_s": 60.0,
@@ -344,3 +346,20 @@ def test_a_side_that_need_not_be_dialled_is_no_problem() -> None:
     assert codes({**WELL, **failure("connect"), "reach": "peer-pushes"}) == []
     assert codes({**WELL, **failure("auth-invalid"), "reach": "peer-pushes"}) == ["auth-invalid"]
     assert codes({**WELL, **CASES["reverse-unreachable"], "reach": "we-push"}) == []
+
+
+EAGER = Limits(stalled_s=0.0, backup_due_s=0.0, loop_late_s=0.0, check_s=0.0, disk_low_bytes=0)
+PARTS = [WELL, *CASES.values(), *({name: value} for case in (WELL, *CASES.values()) for name, value in case.items())]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=8), st.sampled_from([Limits(), EAGER]))
+def test_rows_that_are_not_looked_at_do_not_hold(parts: list[dict[str, Any]], limits: Limits) -> None:
+    """Whatever is known at once, and in whichever form it was gathered."""
+    told = {name: value for part in parts for name, value in part.items()}
+    for facts in (Facts(**{"limits": limits, **told}), replace(nothing(limits), **told)):
+        looked_at = {row.code for row in catalogue._may_hold(facts)}
+        assert not [row.code for row in CATALOGUE if row.code not in looked_at and row.evidence(facts)]
+
+
+def test_of_a_pair_that_is_well_few_rows_are_looked_at() -> None:
+    assert len(catalogue._may_hold(Facts(**WELL))) < len(CATALOGUE) / 4

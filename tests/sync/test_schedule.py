@@ -405,11 +405,11 @@ async def test_a_peer_that_goes_on_to_say_that_it_paused_is_asked_ever_less_ofte
         for _ in range(12):
             await failing(bob, 1)
             line = bob.sync._state(PAIR)
-            waits_s.append(bob.sync._wait_s(bob.pair(PAIR), line) or 0.0)
+            waits_s.append(bob.sync._wait_s(bob.pair(PAIR), line, 0.0) or 0.0)
         assert waits_s[-1] > STREAM_BACKOFF_MAX_S / 2 > 10 * waits_s[0]
         assert (bob.sync.status(PAIR).attempt, bob.sync.status(PAIR).last_error) == (0, None)
         bob.sync.wake(PAIR)
-        assert bob.sync._wait_s(bob.pair(PAIR), line) == 0.0
+        assert bob.sync._wait_s(bob.pair(PAIR), line, 0.0) == 0.0
 
 
 @pytest.mark.parametrize("fault", ["connect", "auth-invalid"])

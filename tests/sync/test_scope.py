@@ -31,6 +31,10 @@ class Rows:
     threads: list[str] = field(default_factory=list)
     looked: int = 0
 
+    @property
+    def covered(self) -> int:
+        return len(self.rows)
+
     def after(self, name: str, seq: int, limit: int) -> list[Row]:
         return self.after_any([name], seq, limit)
 

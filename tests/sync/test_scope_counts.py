@@ -44,6 +44,24 @@ def test_a_complete_count_is_the_number_of_rows_to_give(
             assert held.present("pair_1", view) == number
 
 
+@given(FACTS, st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=60))
+def test_a_tally_is_never_that_of_another_moment_scope_or_index(
+    facts: list[Fact], turns: list[tuple[int, int]]
+) -> None:
+    """Rows arrive, terms change to and fro, and the index is made again, between asks that repeat each other."""
+    held, index, arrived = Counts(), rows_of([]), 0
+    kept = [SCOPE, replace(SCOPE, shares={"a": SHARES["a"]}), replace(SCOPE, origins=frozenset({"pair_1", "pair_2"}))]
+    assert all(scope.tallied for scope in kept)
+    for which, count in turns:
+        arrived += count
+        made = rows_of(facts[:arrived])
+        if count == 1:
+            index = made
+        index.rows[:], index.threads[:] = made.rows, made.threads
+        view = view_of(index, kept[which])
+        assert held.present("pair_1", view) == held.present("pair_1", view) == len(wanted(view, index))
+
+
 def test_a_step_is_bounded_and_until_the_end_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scopes, "COUNT_ROWS", 10)
     index = lasting([("a", "local", "did:us", 1, "shown")] * 25)
