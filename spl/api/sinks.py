@@ -81,7 +81,9 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
         return json_response(await sinks.test(name))
     if action not in ACTIONS:
         raise SplError("not-found", f"there is no action {action[:40]!r}; there are pause, resume, remove and test")
-    return json_response(sinks.to_json(await sinks.act(name, action)))
+    found = await sinks.act(name, action)
+    readers = {"readers": sinks.readers(found)} if action == "remove" else {}
+    return json_response({**sinks.to_json(found), **readers})
 
 
 def acl(request: Request, principal: Principal, services: Services) -> Response:

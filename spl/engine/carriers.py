@@ -4,6 +4,7 @@ Imported with the first pair in mode engine (`engines.py`).
 """
 
 import asyncio
+import logging
 import shlex
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,8 +15,10 @@ from weakref import WeakValueDictionary
 
 from ..core import consent, when
 from ..core.errors import CODES, SplError
+from ..core.event import event
 from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
+from ..core.pair.state import Revoked
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
@@ -32,9 +35,12 @@ from .protocol import EngineError
 from .service import FINDINGS, SinkFault
 from .sinks import PATH_CHARS_MAX
 
+log = logging.getLogger("spl.federation")
+
 RESTART_MAX_S: Final = 60.0
 LEAVE_S: Final = 15.0
 GAP: Final = "engine-gap"
+_LEAVING: Final = "leave "
 _STEPS: Final = {
     "sink-unreachable": "start it, or correct the network path; it goes on by itself",
     "sink-auth": "correct the file of --creds, or permit its user at the server what `spl sink acl` prints at the peer",
@@ -82,11 +88,15 @@ class CarrierService:
                 if carrier is not None and names:
                     mark = sha256(repr((carrier, names)).encode()).hexdigest()[:12]
                     wanted[f"{pair_id} {mark}"] = pair, carrier, names
-        self._tasks.cancel_except(wanted.keys())
         kept = {pair.pair_id for pair, _, _ in wanted.values()}
+        ended = [each for each in map(self._ended_by_peer, self._states.keys() - kept) if each is not None]
+        leaving = {name for name in self._tasks.running if name.startswith(_LEAVING)}
+        self._tasks.cancel_except(wanted.keys() | leaving)
         self._states = {pair_id: state for pair_id, state in self._states.items() if pair_id in kept}
         for name, (pair, carrier, names) in wanted.items():
             self._tasks.start(name, partial(self._run, pair.pair_id, carrier, names))
+        for pair in ended:
+            self._tasks.start(f"{_LEAVING}{pair.pair_id}", partial(self._ended, pair), restart=False)
 
     async def _run(self, pair_id: str, carrier: Carrier, names: tuple[str, ...]) -> None:
         async with self._turn(pair_id):
@@ -109,6 +119,19 @@ class CarrierService:
         if state is not None:
             state.fault = SplError("internal", "the carrier's task died")
             state.failing_since_s = asyncio.get_running_loop().time()
+
+    def _ended_by_peer(self, pair_id: str) -> Pair | None:
+        """Return a pair that the peer revoked; of one that we revoke the operator gets what `leave` says."""
+        pair = self._views.views.pairs.get(pair_id)
+        return pair if pair is not None and isinstance(pair.state, Revoked) and not pair.state.by_us else None
+
+    async def _ended(self, pair: Pair) -> None:
+        """Delete what a pair that the peer ended has at the server; what stays there stands in the log."""
+        found = await self.leave(pair)
+        log.info(**event("carrier.left", pair=pair.pair_id, deleted=found["deleted"]))
+        commands = found["commands"]
+        for command in commands if isinstance(commands, list) else ():
+            log.warning(**event("carrier.consumer_kept", pair=pair.pair_id, fix=command))
 
     async def leave(self, pair: Pair, change: Awaitable[object] | None = None) -> dict[str, object]:
         """Delete the pair's consumers on the server that it was read from, once `change` is made and its run has ended.

@@ -40,7 +40,7 @@ from .credentials import Credentials
 from .jetstream import Ack, JetStreamError, StoredMessage, StreamState
 from .nats import ANSWER_S, Endpoint, Nats, connect, endpoint_of
 from .protocol import EngineError, head_of, published
-from .pump import SinkState, seq_in
+from .pump import SinkState
 from .reader import LogReader, StoredRecord
 from .sinks import Sink
 
@@ -171,9 +171,8 @@ class JetStreamSession:
             self._place = await self._last_place(found)
         elif found.last_seq:
             # Everything expired or was purged: it is not filled again, for that was somebody's wish.
-            saved = self.target.reader.writer.views.positions.get(sink.place_name)
-            seq = seq_in(saved.cursor, self.target.reader.epoch) if saved is not None else None
-            self._place = max(sink.after, seq or 0, self.target.sent_to)
+            saved, _ = self.target.reader.saved(sink) or (0, 0)
+            self._place = max(sink.after, saved, self.target.sent_to)
         else:
             self._place = sink.after
         if self._place > self.target.reader.last_seq:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Final
 
 from .protocol import EngineError, said
-from .pump import SinkState, seq_in
+from .pump import SinkState
 from .reader import LogReader, StoredRecord
 from .sinks import EXEC, Sink
 
@@ -59,9 +59,8 @@ class ProgramSession:
         """Return the position: that of this process, else the saved one, else where the sink begins."""
         target = self.target
         if target.place is None:
-            saved = target.reader.writer.views.positions.get(target.sink.place_name)
-            seq = seq_in(saved.cursor, target.reader.epoch) if saved is not None else None
-            target.place = target.sink.after if seq is None else min(seq, target.reader.last_seq)
+            saved = target.reader.saved(target.sink)
+            target.place = target.sink.after if saved is None else min(saved[0], target.reader.last_seq)
         return target.place
 
     async def put(self, records: Sequence[StoredRecord]) -> None:

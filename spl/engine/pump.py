@@ -8,6 +8,10 @@ again: what was in flight may have arrived or not, and only the far side knows. 
 the order of the log, and a far side that lost its end gets it again.
 
 Our own saved position, a line in the log at most every SAVE_S, is only used where the far side keeps none.
+
+A record that comes alone goes out at once.  Those that come within COLLECT_S after it go together, because each put
+wakes the pool, the server and us again, and all of that competes with the emits for the processor: with a put for each
+of 800 emits a second their p99 grew by a third, and a record cost the hub four times as much.
 """
 
 import asyncio
@@ -28,12 +32,13 @@ from ..home.writes import SavedPosition
 from ..sync.notify import Notifier
 from ..sync.supervise import run_together, wait
 from .protocol import EngineError
-from .reader import LogReader, StoredRecord
+from .reader import BATCH_RECORDS, LogReader, StoredRecord
 from .sinks import Sink
 
 log = logging.getLogger("spl.federation")
 
 SAVE_S: Final = 5.0
+COLLECT_S: Final = 0.25
 BACKOFF_BASE_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 
@@ -129,6 +134,8 @@ class Pump:
             if batch.records and self._is_wanted():
                 await session.put(batch.records)
                 self._sent(len(batch.records), batch.seq, loop.time())
+                if self.lag() < BATCH_RECORDS:
+                    await asyncio.sleep(COLLECT_S)
             place = state.seq = batch.seq
             if not batch.blocked and (batch.records or not self._is_wanted()):
                 continue
@@ -149,11 +156,10 @@ class Pump:
 
     def _count(self, place: int) -> int:
         """Return how many records of the namespaces stand up to a line, counted from the saved position on."""
-        saved = self.reader.writer.views.positions.get(self.sink.place_name)
-        seq = seq_in(saved.cursor, self.reader.epoch) if saved is not None else None
-        if saved is None or seq is None or seq > place:
-            return self.reader.count(self.sink.namespaces, 0, place)
-        return saved.count + self.reader.count(self.sink.namespaces, seq, place)
+        seq, count = self.reader.saved(self.sink) or (0, 0)
+        if seq > place:
+            seq = count = 0
+        return count + self.reader.count(self.sink.namespaces, seq, place)
 
     def _sent(self, records: int, seq: int, now_s: float) -> None:
         state = self.state
@@ -185,11 +191,3 @@ class Pump:
         line = SavedPosition(self.sink.place_name, f"{self.reader.epoch}:{state.seq}", state.count, 0)
         with suppress(SplError):  # a store that takes nothing now; the next one says all that this one would have said
             self.reader.writer.submit([line])
-
-
-def seq_in(text: str, epoch: str) -> int | None:
-    """Return the line in a position "<epoch>:<seq>", None if it is of another log or has another form."""
-    before, colon, digits = text.rpartition(":")
-    if not colon or before != epoch or not digits or len(digits) > 18 or digits.strip("0123456789"):
-        return None
-    return int(digits)

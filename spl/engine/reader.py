@@ -138,9 +138,23 @@ class LogReader:
             return identity.chain
         return self.writer.views.pins.chain(did)
 
+    def saved(self, sink: Sink) -> tuple[int, int] | None:
+        """Return the saved position of a sink in this log: its line, and how many of its records stand up to there."""
+        saved = self.writer.views.positions.get(sink.place_name)
+        seq = seq_in(saved.cursor, self.epoch) if saved is not None else None
+        return (seq, saved.count) if saved is not None and seq is not None else None
+
     def did(self) -> str:
         """Return our DID; raise SplError "identity-missing"."""
         identity = self._vault.identity
         if identity is None:
             raise EngineError("identity-missing")
         return identity.did
+
+
+def seq_in(text: str, epoch: str) -> int | None:
+    """Return the line in a position "<epoch>:<seq>", None if it is of another log or has another form."""
+    before, colon, digits = text.rpartition(":")
+    if not colon or before != epoch or not digits or len(digits) > 18 or digits.strip("0123456789"):
+        return None
+    return int(digits)

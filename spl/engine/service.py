@@ -15,6 +15,7 @@ from ..core import consent, when
 from ..core.errors import SplError
 from ..core.limits import MIB
 from ..core.pair.pair import Pair
+from ..core.pair.state import Revoked
 from ..core.record import namespace
 from ..core.value import dataclass
 from ..home.disk import Disk
@@ -72,7 +73,8 @@ class SinkService:
         self._dialer = Dialer(None)
         self._pool = ThreadPoolExecutor(1, "spl-sink")
         self._adding = asyncio.Lock()
-        self._states: dict[Sink, SinkState] = {}
+        self._states: dict[str, SinkState] = {}
+        """By the name of the place in the log: the operator's word on a sink changes it, and not what it did."""
         self._tasks = Supervisor("sink", self, random_bytes=random_bytes, backoff_max_s=RESTART_MAX_S)
 
     def close(self) -> None:
@@ -97,20 +99,21 @@ class SinkService:
         """Run a task for each active sink as it is now, and for no other."""
         active = {_task_name(sink): sink for sink in self.all() if sink.phase == ACTIVE}
         self._tasks.cancel_except(active.keys())
-        for sink in self._states.keys() - set(active.values()):
-            del self._states[sink]
+        for place in self._states.keys() - {sink.place_name for sink in self.all()}:
+            del self._states[place]
         for name, sink in active.items():
             self._tasks.start(name, partial(self._pump, sink))
 
     def crashed(self, name: str, count: int) -> None:
         """Show a fault of our own as the sink's."""
-        for sink, state in self._states.items():
-            if _task_name(sink) == name:
+        for sink in self.all():
+            state = self._states.get(sink.place_name)
+            if state is not None and _task_name(sink) == name:
                 state.fault = SplError("internal", "the sink's task died")
                 state.failing_since_s = asyncio.get_running_loop().time()
 
     async def _pump(self, sink: Sink) -> None:
-        state = self._states.setdefault(sink, SinkState())
+        state = self._states.setdefault(sink.place_name, SinkState())
         target = self._target(sink, state)
         pump = Pump(
             sink, target, self.reader, self._feed.notifier, self._pool, state, now_ms=self._now_ms,
@@ -139,7 +142,7 @@ class SinkService:
 
     def to_json(self, sink: Sink) -> dict[str, object]:
         """Return a sink with what it is doing."""
-        state = self._states.get(sink, SinkState())
+        state = self._states.get(sink.place_name) or self._saved_state(sink)
         total = self.reader.total(sink.namespaces)
         fault = self._fault(sink)
         return {
@@ -157,6 +160,11 @@ class SinkService:
             **self._names(sink),
         }  # fmt: skip
 
+    def _saved_state(self, sink: Sink) -> SinkState:
+        """Return what the log says of a sink that this process did not run."""
+        seq, records = self.reader.saved(sink) or (None, 0)
+        return SinkState(seq, records)
+
     def _names(self, sink: Sink) -> dict[str, object]:
         """Return what the sink fills, in the words of its server."""
         if sink.is_program:
@@ -170,7 +178,7 @@ class SinkService:
         return [fault for sink in self.all() if (fault := self._fault(sink)) is not None]
 
     def _fault(self, sink: Sink) -> SinkFault | None:
-        state = self._states.get(sink)
+        state = self._states.get(sink.place_name)
         if sink.phase != ACTIVE or state is None or state.fault is None:
             return None
         since_s = asyncio.get_running_loop().time() - (state.failing_since_s or 0.0)
@@ -206,12 +214,15 @@ class SinkService:
     async def act(self, name: str, action: str) -> Sink:
         """Pause, resume or remove a sink; resuming passes over a message that is not ours and stopped it."""
         sink, phase = self.named(name), PHASE_OF[action]
-        state = self._states.get(sink)
+        state = self._states.get(sink.place_name)
         fault = state.fault if state is not None else None
         passed = fault.facts.get("stream_seq") if fault is not None and phase == ACTIVE else None
-        return await self._write(
+        changed = await self._write(
             sink.in_phase(phase, when.text_of(self._now_ms()), passed if isinstance(passed, int) else None)
         )
+        if state is not None:
+            state.fault = state.failing_since_s = None
+        return changed
 
     async def _write(self, sink: Sink) -> Sink:
         await asyncio.wrap_future(self.writer.submit([Own(consent.THREAD, consent.KIND_SINK, sink.body())]))
@@ -248,13 +259,22 @@ class SinkService:
         sink = self.named(name)
         if sink.is_program:
             raise EngineError("sink-invalid", f"sink {name} fills no server")
-        grants = consent.grants_of(self.writer.views.consents, pair)
-        shares = consent.outbound(pair, grants, self.writer.views.namespaces)
-        names = tuple(share.ns for share in shares if share.level == 0 and share.ns in sink.namespaces)
+        names = self._shared(sink, pair)
         if not names:
             raise EngineError("sink-invalid", f"the pair shares no namespace of sink {name} in full")
         rules = subjects.permissions(self.reader.did(), names, pair.pair_id)
         return {"object": "sink_acl", "name": name, "pair_id": pair.pair_id, "namespaces": list(names), **rules}
+
+    def _shared(self, sink: Sink, pair: Pair) -> tuple[str, ...]:
+        """Return the namespaces of a sink that a pair's peer may read in full."""
+        grants = consent.grants_of(self.writer.views.consents, pair)
+        shares = consent.outbound(pair, grants, self.writer.views.namespaces)
+        return tuple(share.ns for share in shares if share.level == 0 and share.ns in sink.namespaces)
+
+    def readers(self, sink: Sink) -> list[str]:
+        """Return the ids of the pairs for which the server of a sink may have a user; its operator removes them."""
+        pairs = () if sink.is_program else self.writer.views.pairs.values()
+        return [each.pair_id for each in pairs if not isinstance(each.state, Revoked) and self._shared(sink, each)]
 
 
 def check_program(sink: Sink) -> str:

@@ -56,7 +56,7 @@ async def test_a_sink_is_listed_as_a_grant_until_it_is_removed(served: Served) -
 async def test_status_and_doctor_show_what_is_wrong(served: Served) -> None:
     await served.json("POST", "/v1/sinks", FAN, 201)
     sinks = served.services.engines.sinks
-    sinks._states[sinks.named("fan")] = SinkState(fault=EngineError("sink-auth"), failing_since_s=0.0)
+    sinks._states[sinks.named("fan").place_name] = SinkState(fault=EngineError("sink-auth"), failing_since_s=0.0)
     text = (await served.fetch("GET", "/metrics")).body.decode()
     assert 'spl_sink_open{sink="fan"} 0\n' in text
     assert 'spl_sink_lag_records{sink="fan"} NaN\n' in text

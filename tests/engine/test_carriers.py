@@ -13,12 +13,14 @@ from spl.api import lifecycle
 from spl.core.errors import SplError, http_code
 from spl.core.pair.modes import ENGINE
 from spl.core.pair.pair import Pair
-from spl.engine import credentials, subjects
+from spl.core.pair.state import Revoked
+from spl.engine import carriers, credentials, subjects
 from spl.engine.carrier import Carrier, CarrierParts
 from spl.engine.carriers import carrier_of
 from spl.engine.nats import Nats
 from spl.engine.protocol import EngineError
-from tests.engine.test_carrier import reading
+from tests.engine.servers import NatsServer
+from tests.engine.test_carrier import closed, reading, two
 from tests.engine.test_engines import engines_of
 from tests.nodes import Node, join, nodes
 from tests.waiting import turns, until
@@ -136,6 +138,21 @@ async def test_a_pair_that_we_revoked_is_not_left_again() -> None:
         request: Any = Mock(body=b"{}")
         assert ("consumers" in await lifecycle.revoke(request, services, pair)) is not ours
     assert left.await_count == 1
+
+
+async def test_what_a_pair_has_at_the_server_goes_when_the_peer_revokes_it(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(tmp_path, server) as (hub, spoke, pair_id, _), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        deleted = list[str]()
+        monkeypatch.setattr(carriers, "log", Mock(info=lambda msg, extra: deleted.append(str(extra))))
+        names = f"CONSUMER.NAMES.{subjects.stream_of(hub.did)}"
+        assert (await server.ask(names))["consumers"] == [subjects.consumer_of(pair_id, "default")]
+        spoke.change_pair(pair_id, state=Revoked("revoked by peer"), sync_allowed=False)
+        service._tasks.kick()
+        await until(lambda: deleted)
+        assert not (await server.ask(names))["consumers"]
 
 
 async def test_a_carrier_that_no_version_knows_is_none(tmp_path: Path) -> None:

@@ -396,7 +396,7 @@ async def test_a_record_over_the_servers_bound_goes_as_a_pointer(
         await caught_up(service)
         assert (await service.test("fan"))["takes_every_record"] is False
         sink = service.named("fan")
-        target = service._target(sink, service._states[sink])
+        target = service._target(sink, service._states[sink.place_name])
         assert isinstance(target, JetStreamTarget)
         session = await target.open()
         async with asyncio.TaskGroup() as tasks:

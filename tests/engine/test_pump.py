@@ -11,7 +11,7 @@ import pytest
 from spl.core.consent import KIND_SINK, THREAD
 from spl.engine import pump
 from spl.engine.protocol import EngineError
-from spl.engine.pump import Pump, SinkState, seq_in
+from spl.engine.pump import Pump, SinkState
 from spl.engine.reader import LogReader, StoredRecord
 from spl.engine.sinks import Sink
 from spl.home.writes import Own
@@ -116,9 +116,3 @@ async def test_a_far_side_that_ends_the_session_is_opened_again(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-def test_positions() -> None:
-    assert seq_in("ab:12", "ab") == 12
-    for bad in ("ab:", "cd:12", "ab:+1", "ab:1_0", "12", "", "ab:" + "9" * 19):
-        assert seq_in(bad, "ab") is None

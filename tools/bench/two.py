@@ -101,8 +101,7 @@ class Side:
 
     def rss_mib(self) -> float:
         """Return the daemon's resident memory."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+        return rss_mib(self.process.pid)
 
     def posted(self, body: dict[str, object]) -> bytes:
         """Return the bytes of a request that emits one record on the bench's thread."""
@@ -185,6 +184,12 @@ def cpu_s(pid: int) -> float:
     """Return the processor time that all threads of a process have used."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def rss_mib(pid: int) -> float:
+    """Return the resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def pin(pid: int, core: int) -> None:
