@@ -219,10 +219,10 @@ class Log:
         for first in reversed(self._segments.firsts):
             total += self._segments.size(first)
             try:
-                if first > self.last_seq or self.line(first).at_ms >= at_ms:
+                if self.line(first).at_ms >= at_ms:
                     continue
             except LineError:
-                continue  # a damaged line says no time; the segments before it do
+                continue  # a line that is damaged, or not there yet, says no time; the segments before it do
             break
         return total
 

@@ -178,8 +178,6 @@ def principal_of(items: Sequence[Item]) -> str:
                 return item.origin
             case Projected() | SavedPosition() | Refuse():
                 return item.pair
-            case Own() | DayBytes():
-                continue
     return ""
 
 

@@ -164,7 +164,6 @@ class _Parser(ABC, Generic[Head]):
             return self._next_head()
         if phase is _Phase.COMPLETE:
             self._phase = _Phase.HEAD
-            self._scanned = 0
             return END
         if phase is _Phase.LENGTH:
             return self._next_counted()
@@ -238,7 +237,6 @@ class _Parser(ABC, Generic[Head]):
         if data is None:
             return None
         self._left -= len(data)
-        self._room -= len(data)
         if not self._left:
             self._phase = _Phase.COMPLETE
         return data
@@ -286,7 +284,8 @@ class _Parser(ABC, Generic[Head]):
             del buffer[:2]
             self._phase = _Phase.CHUNK_LINE
             return True
-        return phase is _Phase.TRAILERS and self._trailers()
+        self._trailers()
+        return False
 
     def _chunk_line(self, pieces: list[bytes]) -> bool:
         """Read a chunk's size, and its data too if all of it is here."""
@@ -322,24 +321,23 @@ class _Parser(ABC, Generic[Head]):
             text = f"the body has over {_SMALL_CHUNKS_COUNT} chunks below {_SMALL_CHUNK_BYTES} bytes"
             raise WireError("bad-request", text)
 
-    def _trailers(self) -> bool:
+    def _trailers(self) -> None:
         """Check and drop the trailer fields; no handler may take them for headers."""
         buffer = self._buffer
         if buffer[:2] == b"\r\n":
             del buffer[:2]
             self._phase = _Phase.COMPLETE
-            return False
+            return
         end = buffer.find(b"\r\n\r\n", 0, self.limits.head_bytes)
         if end < 0:
             if len(buffer) >= self.limits.head_bytes:
                 raise WireError("head-too-large", "the trailers are too long")
-            return False
+            return
         block = bytes(buffer[:end])
         del buffer[: end + 4]
         if not parse_fields(split_lines(block), self.limits.headers_count).keys().isdisjoint(_FRAMING):
             raise WireError("bad-request", "a trailer says how long a body is")  # RFC 9110 §6.5.1
         self._phase = _Phase.COMPLETE
-        return False
 
     def _spend(self, size: int) -> None:
         self._room -= size

@@ -3,13 +3,14 @@
 import itertools
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from spl.core.limits import Limits
-from spl.home.disk import DiskError
+from spl.home.disk import DiskError, File
 from spl.home.log import Log
-from tests.store_kit import AT_MS, FaultyDisk, LazyDisk, contents, log_files, note, open_store, record
+from tests.store_kit import AT_MS, FaultyDisk, LazyDisk, LazyFile, contents, log_files, note, open_store, record
 
 SMALL = Limits(segment_bytes=1500)
 COUNT = 20
@@ -152,3 +153,43 @@ def test_a_place_that_is_settled_is_not_missed_any_more_also_after_a_restart(tmp
     assert again.is_settled(again.report.damaged[0])
     assert again.lost == ()
     assert [seq for seq, _ in contents(again)] == [1, 4]
+
+
+def test_the_bytes_since_a_time_include_each_segment_with_a_line_of_that_time(tmp_path: Path) -> None:
+    store = open_store(tmp_path, limits=SMALL)
+    for number in range(COUNT):
+        store.append([record(number)], AT_MS)
+    assert store.bytes_since(AT_MS) == store.stats().log_bytes
+
+
+def test_a_log_says_that_its_file_is_not_in_its_place(tmp_path: Path) -> None:
+    store = filled(tmp_path / "a")
+    assert store.gone == ""
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert str(tmp_path / "a") in store.gone
+
+
+class TimedFile(LazyFile):
+    """A file whose syncs take so long as the test says."""
+
+    times_ms: ClassVar[list[float]] = []
+
+    def sync(self) -> float:
+        return self.times_ms.pop() if self.times_ms else 0.0
+
+
+class TimedDisk(LazyDisk):
+    def open_append(self, path: Path) -> File:
+        return TimedFile(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600))
+
+
+def test_the_times_of_syncs_are_those_of_the_disk(tmp_path: Path) -> None:
+    store = open_store(tmp_path, TimedDisk())
+    TimedFile.times_ms = [float(1 + (number * 7) % 200) for number in range(200)]
+    last_ms = TimedFile.times_ms[0]
+    for number in range(200):
+        store.append([note("odd", n=number)], AT_MS)
+    stats = store.stats()
+    assert (stats.sync_last_ms, stats.sync_p50_ms, stats.sync_p99_ms) == (last_ms, 101.0, 199.0)
+    assert store.sync_times.to_json()["count"] == 200
+    assert store.sync_times.sum_ms == sum(range(1, 201))

@@ -123,3 +123,43 @@ def test_what_another_process_wrote_meanwhile_is_not_cut_off(tmp_path: Path, mon
             store.append([record(1)], AT_MS)
     assert caught.value.code == "store-readonly"
     assert path.read_bytes().endswith(other)
+
+
+def test_what_could_not_be_cut_off_durably_is_final(tmp_path: Path) -> None:
+    """The cut of a half-written line is synced, and a failed sync is no lack of room."""
+    disk = FaultyDisk()
+    store = open_store(tmp_path, disk)
+    store.append([record(0)], AT_MS)
+    disk.room, disk.fail_sync = 100, errno.EIO
+    with pytest.raises(StoreError) as caught:
+        store.append([record(1)], AT_MS)
+    assert caught.value.code == "store-readonly"
+    disk.room, disk.fail_sync, disk.free = None, 0, 0
+    assert store.readonly
+    assert store.full == "", "a log that takes nothing more is not full as well"
+
+
+def test_a_segment_that_has_no_line_yet_is_not_begun_again(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    store = open_store(tmp_path, disk, Limits(segment_bytes=100))
+    store.append([record(0)], AT_MS)
+    disk.room = 50
+    for _ in range(3):
+        with pytest.raises(StoreError) as caught:
+            store.append([record(1)], AT_MS)
+        assert caught.value.code == "store-full"
+    disk.room = None
+    assert store.append([record(1)], AT_MS) == [2]
+    assert names(tmp_path) == [1, 2]
+    assert store.stats().log_bytes == sum(path.stat().st_size for path in log_files(tmp_path))
+
+
+def test_a_stop_that_cannot_be_marked_says_why(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    store = open_store(tmp_path, disk)
+    store.append([record(0)], AT_MS)
+    disk.fail_create = errno.EROFS
+    store.close()
+    assert "without a mark" in store.readonly
+    again = open_store(tmp_path)
+    assert (again.report.unclean, len(contents(again))) == (True, 1)

@@ -67,4 +67,4 @@ def test_a_clean_stop_beside_another_process_leaves_no_mark(tmp_path: Path) -> N
     first.close()
     second.close()
     again = open_store(tmp_path)
-    assert (len(contents(again)), again.report.cut_bytes) == (3, 0)
+    assert (len(contents(again)), again.report.cut_bytes, again.report.unclean) == (3, 0, False)

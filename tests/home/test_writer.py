@@ -30,7 +30,6 @@ from spl.home.writes import (
     Projected,
     Refuse,
     SavedPosition,
-    principal_of,
     size_of,
 )
 
@@ -353,18 +352,6 @@ def test_after_close_what_waits_is_written_and_no_more_is_taken(home: Home) -> N
     with pytest.raises(SplError) as caught:
         home.writer.submit([Emit(value())])
     assert caught.value.code == "shutting-down"
-
-
-def test_a_submission_belongs_to_whoever_sent_its_records(home: Home) -> None:
-    """To a client, a pair or the daemon itself; what the daemon adds to a pair's records belongs to the pair."""
-    own = Own(THREAD_NAMESPACES, "kind", {})
-    assert principal_of([Emit({}, principal="token")]) == "token"
-    assert principal_of([own, Refuse("pair_1", "id", "code")]) == "pair_1"
-    assert principal_of([own, SavedPosition("pair_1", "", 0)]) == "pair_1"
-    assert principal_of([own]) == principal_of([]) == ""
-    envelope = write(home, Emit(value()))[0].envelope
-    assert envelope is not None
-    assert principal_of([own, Arrive(envelope, "default", "pair_1")]) == "pair_1"
 
 
 def test_a_writer_that_breaks_leaves_nobody_waiting(home: Home) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from spl.core.recent import SLOT_MS, SLOTS
 from spl.doctor.gather import adapters_slow
-from spl.home.writes import VIEWS, Listeners, ListenerSummary
+from spl.home.writes import ALL, VIEWS, Hop, Listeners, ListenerSummary
 
 
 @dataclass
@@ -95,3 +95,42 @@ def test_slower_than_the_references_spike_is_a_finding() -> None:
     for _ in range(300):
         fast.write()
     assert adapters_slow(fast.listeners.summary()) == ""
+
+
+def test_a_cost_below_a_microsecond_a_record_is_none() -> None:
+    """Of each listener, and of all together."""
+    for took_ns, records, found_us in ((999, 1, 0), (1000, 1, 1), (1999, 2, 0), (2000, 2, 1), (3000, 3, 1)):
+        at = iter([0, took_ns, took_ns, took_ns])
+        listeners: Listeners[str] = Listeners(now_ms=lambda: 1000, steady_ns=lambda at=at: next(at))  # type: ignore[misc]
+        listeners.begin()
+        listeners.measure(VIEWS, records)
+        listeners.notify("w", records, [])
+        assert listeners.p99_us() == {VIEWS: found_us, ALL: found_us}
+
+
+def test_one_and_a_half_in_a_hundred_is_more_than_the_hundredth() -> None:
+    world = World()
+    world.write(records=197, views_us=0)
+    world.write(records=3, views_us=3 * 8)
+    assert world.listeners.summary().p99_ms == 0.008
+
+
+def test_a_listener_that_left_long_ago_is_not_the_slowest() -> None:
+    world = World()
+    world.listener("feed", takes_us=5)
+    world.listeners.begin()
+    world.listeners.notify("w", 1, [])
+    world.stop()
+    world.at_ms += SLOT_MS * SLOTS
+    world.write(views_us=1)
+    assert world.listeners.summary() == ListenerSummary(1, 0.001, 1, "views")
+
+
+def test_what_listeners_have_to_tell_other_threads_is_handed_on() -> None:
+    world, hops = World(), list[Hop]()
+    hop: Hop = (lambda call: None, list)
+    world.listeners.listen(lambda write: None)
+    world.listeners.listen(lambda write: hop)
+    world.listeners.begin()
+    world.listeners.notify("w", 1, hops)
+    assert hops == [hop]

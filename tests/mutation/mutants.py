@@ -7,8 +7,9 @@
     statement    a call, a store into an object, a raise, a return, a break or a continue left out
     code         the code of an error that is raised
 
-Not mutated: texts, annotations, assertions, log lines and the constants of a module.  A bound's own value is a
-decision that a test takes from the constant; what is compared with it is not.
+Not mutated: texts, annotations, assertions, log lines, whether a field is in the repr or a zip strict, and the
+constants of a module.  A bound's own value is a decision that a test takes from the constant; what is compared with it
+is not.
 """
 
 import ast
@@ -126,7 +127,7 @@ class _Finder:
     # -- expressions
 
     def expression(self, node: ast.AST) -> None:
-        if isinstance(node, _UNTOUCHED):
+        if isinstance(node, _UNTOUCHED) or (isinstance(node, ast.keyword) and node.arg in ("repr", "strict")):
             return
         if self.where:
             for what, change in _changes(node):

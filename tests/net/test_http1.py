@@ -478,7 +478,7 @@ def test_chunks_without_trailers_end_where_the_next_request_begins() -> None:
     assert [parser.next(), parser.next()] == [b"hello!", END]
     following = parser.next()
     assert isinstance(following, RequestHead)
-    assert following.target == "/a?b=c"
+    assert (following.method, following.target) == ("GET", "/a?b=c")
 
 
 def test_the_last_interim_status_is_passed_over_as_the_first() -> None:
