@@ -145,6 +145,7 @@ def open_store(
     *,
     random_byte: bytes = b"\x2a",
     progress: Any = lambda done, total: None,
+    epoch: str = "",
 ) -> Log:
     """Open a store with a fixed clock and fixed randomness."""
     return Log.open(
@@ -154,6 +155,7 @@ def open_store(
         now_ms=lambda: AT_MS,
         random_bytes=lambda size: random_byte * size,
         progress=progress,
+        epoch=epoch,
     )
 
 

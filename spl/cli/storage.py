@@ -15,6 +15,7 @@ from .out import Out, label_of, size
 _WHAT: Final = {
     "line": "the running hash does not hold",
     "header": "the segment's header is damaged",
+    "foreign": "another segment stood here; it was renamed to .foreign",
     "index": "the index does not lead here",
     "id": "the id is not that of the record",
 }

@@ -15,9 +15,9 @@ from ..core.limits import Limits
 from ..core.record import levels, record
 from ..core.value import asdict
 from .disk import Disk, lock_home
-from .home import BACK, STORE, log_lacking, now_ms, random_bytes
+from .home import BACK, STORE, epoch_of, log_lacking, now_ms, random_bytes
 from .log import Log
-from .recovery import DAMAGES_MAX, Damage
+from .recovery import DAMAGES_MAX, Damage, misplaced
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, Place, RunChain, Segments
 
 PROGRESS_LINES: Final = 20_000
@@ -36,6 +36,7 @@ class StoreCheck:
         self._segments = Segments(folder, disk)
         if store.gone:
             raise CheckError("store-missing", store.gone, hint=BACK)
+        self._segments.put_right(store.epoch, self._segments.firsts[:-1])
         self._last_seq = store.last_seq
         self._chain = RunChain(1, RUN_START)
         self._bad: tuple[int, int] | None = None
@@ -52,8 +53,8 @@ class StoreCheck:
 
         A damage names segment (its first seq), offset in bytes, the first seq lost, how many lines are lost there (0:
         a header, or bytes that were no line), how many of these are held elsewhere or not missed, whether a repair
-        settled it, and what; the first 1000 are named, all are counted.  At last the first sound line that the index
-        does not lead to ("index").
+        settled it, and what; the first 1000 are named, all are counted.  Behind them the files that stood in the place
+        of a segment ("foreign").  At last the first sound line that the index does not lead to ("index").
         Raises StoreError "shutting-down".
         """
         for segment, at, raw, whole in self._segments.lines(self._segments.firsts[0], 0):
@@ -77,6 +78,8 @@ class StoreCheck:
             end = (self._segments.firsts[-1], self._segments.size(self._segments.firsts[-1]))
             found = Damage(expected, max(0, self._last_seq + 1 - expected), *(self._bad or end), end=end)
             yield from self._damage("line", found)
+        for aside in self._segments.aside():
+            yield from self._damage("foreign", misplaced(aside))
         if self._misled:
             yield from self._damage("index", self._misled)
         yield {
@@ -140,7 +143,7 @@ class StoreCheck:
         self.held += held
         if what == "line" and found.lines:
             self.places.append(found)
-        elif what in ("line", "header"):
+        elif what in ("line", "header", "foreign"):
             self.scars.append(found)
         yield {
             "step": "damage", "what": what, "segment": found.segment, "offset": found.offset, "seq": found.seq,
@@ -189,8 +192,9 @@ def opened(home: Path) -> Iterator[tuple[Log, Disk]]:
         if lacking := log_lacking(home, disk):
             raise lacking
         store = Log.open(
-            home / STORE, disk, Limits(), now_ms=now_ms, random_bytes=random_bytes, progress=lambda done, total: None
-        )
+            home / STORE, disk, Limits(), now_ms=now_ms, random_bytes=random_bytes,
+            progress=lambda done, total: None, epoch=epoch_of(home, disk),
+        )  # fmt: skip
         try:
             yield store, disk
         finally:

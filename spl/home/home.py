@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from ..core.identity.did import certifies, chain_of, multibase, words
 from ..core.limits import Limits
 from ..core.value import dataclass
 from .config import FILE_NAME, Config, ConfigError, load
-from .disk import Disk, Lock, unusable
+from .disk import Disk, DiskError, Lock, unusable
 from .log import Log
 from .recovery import CLEAN_NAME
 from .segments import LineError, Segments, parse
@@ -33,6 +33,8 @@ CONFIG_BYTES_MAX: Final = 1024 * 1024
 STORE: Final = "store"
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
+EPOCH: Final = "log-epoch"
+"""The secret that says which log is this home's."""
 IDENTITY: Final = "identity.json"
 BACK: Final = "move it back or mount it again, or restart the daemon on the home's new place"
 """What helps a daemon whose home went from under it."""
@@ -152,9 +154,24 @@ def log_lacking(path: Path, disk: Disk) -> SplError | None:
     The log is made before the first key, so one without the other is an empty folder in the place of a volume, or a
     loss.  Taken for a new home, it would acknowledge records that vanish when the volume is back.
     """
-    if Segments(path / STORE, disk).firsts or not (disk.list(path / KEYS) or disk.list(path / SECRETS)):
+    segments, known = Segments(path / STORE, disk), epoch_of(path, disk)
+    if segments.firsts:
+        epochs = {header.epoch for header in segments.headers()} if known else set()
+        if not epochs or known in epochs:
+            return None
+        return SplError(
+            "store-missing",
+            f"the log in {path / STORE} is that of another home",
+            hint=f"put this home's log there, then: spl serve; to go on with the other: rm {path / SECRETS / EPOCH}",
+        )
+    if not (disk.list(path / KEYS) or disk.list(path / SECRETS)):
         return None
     return SplError("store-missing", f"{path} has keys, and there is no log in {path / STORE}")
+
+
+def epoch_of(path: Path, disk: Disk) -> str:
+    """Return which log is this home's; "" if that is not noted."""
+    return (disk.read(path / SECRETS / EPOCH, 4096) or b"").decode(errors="replace").strip()
 
 
 def keys_lacking(path: Path, disk: Disk) -> SplError | None:
@@ -201,7 +218,11 @@ def open_home(
         vault.load()
         if lacking := log_lacking(path, disk):
             raise lacking
-        store = Log.open(path / STORE, disk, limits, now_ms=clock, random_bytes=random, progress=progress)
+        known = epoch_of(path, disk)
+        store = Log.open(path / STORE, disk, limits, now_ms=clock, random_bytes=random, progress=progress, epoch=known)
+        if not known:
+            with suppress(DiskError):  # a full disk: the next start notes it
+                vault.put(EPOCH, store.epoch)
         writer = Writer(store, Views(limits), limits, signer=None, now_ms=clock)
         home = Home(path, config, lock, disk, store, vault, writer)
         if vault.identity is not None:
@@ -223,7 +244,7 @@ def init_home(path: Path, label: str = "", *, new_log: bool = False) -> dict[str
     created = []
     if lacking := keys_lacking(path, disk):
         raise lacking
-    if new_log and log_lacking(path, disk):
+    if new_log and log_lacking(path, disk) and not Segments(path / STORE, disk).firsts:
         _begin_log(path, disk)
         created.append("log")
     if FILE_NAME not in disk.list(path):
@@ -321,6 +342,7 @@ def _begin_log(path: Path, disk: Disk) -> None:
     try:
         disk.mkdir(path / STORE)
         disk.unlink(path / STORE / CLEAN_NAME)
+        disk.unlink(path / SECRETS / EPOCH)
         Log.open(
             path / STORE, disk, Limits(), now_ms=now_ms, random_bytes=random_bytes, progress=lambda done, total: None
         ).close()

@@ -3,7 +3,9 @@
     <home>/store/00000000000000000001.jsonl …  segments, named by their first seq; the lines are `segments.py`'s
     <home>/store/clean                          stands while no process has the store open and the last one ended well
     <home>/store/index/                         disposable, `index.py`
-    <home>/store/settled                        places of lines that are lost and no longer missed, if there are any
+    <home>/store/lost                           places where lines were lost, if there are any
+    <home>/store/settled                        those of them whose lines are no longer missed
+    <home>/store/….foreign                      files that stood in the place of a segment of this log; not read
 
 An append is acknowledged after one write and one fdatasync for all that waited.  A failed sync is final, because the
 kernel may have dropped the pages and says so once: this Log never appends again, and what it wrote is not served; the
@@ -40,8 +42,11 @@ from .recovery import (
     StoreError,
     clean_mark,
     held_lines,
+    misplaced,
+    read_lost,
     read_settled,
     recover,
+    write_lost,
     write_settled,
 )
 from .segments import PROJECTION, RUN_START, Entry, Line, LineError, Place, RunChain, encode
@@ -83,11 +88,11 @@ class Log:
         self.report: Final = replace(opened.report, took_ms=took_ms)
         self.lost: tuple[Damage, ...] = ()
         """The places that have empty rows in the index, where something was lost and has not come back."""
-        self._places = opened.report.damaged
         self._settled = read_settled(folder, disk)
         self.last_seq, self.last_run = opened.index.covered, opened.index.run
         self._folder, self._disk, self._limits = folder, disk, limits
         self._segments, self._active = opened.segments, opened.active
+        self._places: tuple[Damage, ...] = ()
         self._size = opened.active.size()
         self._readonly = self._full = ""
         self._stopping = False
@@ -100,6 +105,8 @@ class Log:
         self._syncs: deque[float] = deque(maxlen=_SYNCS_KEPT)
         self.sync_times: Final = Histogram(SYNC_BOUNDS_MS)
         """Of the disk syncs since the start."""
+        known = [item for item in read_lost(folder, disk) if not item.lines or not opened.index.place(item.seq)]
+        self._remember([*known, *opened.report.damaged])
         self.look_again()
 
     @classmethod
@@ -112,15 +119,17 @@ class Log:
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         progress: Callable[[int, int], None],
+        epoch: str = "",
     ) -> Self:
         """Return the store in `folder`, created when absent; its index is complete and every line durable.
 
-        `progress(done, total)` is called with bytes of the log while many lines are read into the index.
+        `progress(done, total)` is called with bytes of the log while many lines are read into the index; `epoch` as in
+        `recover`.
         Raises StoreError "store-damaged", LineError "store-newer", DiskError "home-unusable".
         """
         start_ms = now_ms()
         try:
-            opened = recover(folder, disk, random_bytes, progress)
+            opened = recover(folder, disk, random_bytes, progress, epoch)
             return cls(folder, disk, limits, opened, now_ms() - start_ms)
         except OSError as exc:
             raise unusable(folder, exc) from exc
@@ -270,9 +279,10 @@ class Log:
         folder, read = self._folder / INDEX_FOLDER, self._segments.read
         fresh = Index(folder, self._disk, self.epoch, read, random_bytes, replaces=True)
         try:
-            replay = Replay(self._segments, fresh)
             with self._turn:
+                self._segments.put_right(self.epoch, self._segments.firsts[:-1])
                 end = self._end()
+            replay = Replay(self._segments, fresh)
             for piece in replay.run(end):
                 self.check_open()
                 yield piece
@@ -358,9 +368,16 @@ class Log:
             raise StoreError("store-damaged", f"the log ends at line {fresh.covered} of {self.last_seq}")
         fresh.replace(self.index)
         # What is lost first: at no moment the damage is neither left out nor lost.
-        self._places = tuple(replay.damaged)
+        self._remember(replay.damaged)
         self.lost = self._lost_in(fresh)
         self.index = fresh
+
+    def _remember(self, damaged: Iterable[Damage]) -> None:
+        """Keep where something was lost, the files that were taken out among it; later openings may not read there."""
+        known, self._places = self._places, tuple(dict.fromkeys([*damaged, *map(misplaced, self._segments.aside())]))
+        if self._places != known:
+            with suppress(OSError):  # the next check finds them again
+                write_lost(self._folder, self._disk, self._places)
 
     def _lost_in(self, index: Index) -> tuple[Damage, ...]:
         return tuple(item for item in self._places if not self._is_whole(index, item))

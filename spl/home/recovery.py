@@ -5,14 +5,16 @@ The index's last line is compared with the log by its running hash, and what fol
     clean stop      damaged lines are passed over and reported, nothing is cut
     any other end   bytes after the last good line of the last segment are cut (they were never acknowledged), and
                     the rest is written again and synced before it is served, because it may be in the page cache only
-    shortened       the mark of a clean stop counts more lines than there are: the others are reported as lost
+    shortened       the mark of a clean stop counts more lines than there are: the others are lost
+    mixed up        files that are no segment of this log, by their own headers, are taken out of it first
 
-A damaged line keeps its seq and has an empty row in the index; its bytes stay where they are.
+A damaged or lost line keeps its seq and has an empty row in the index; its bytes stay where they are.  Rejected: to
+give the seqs of a shortened log again, which makes the loss unknown at the next opening.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,18 +25,20 @@ from ..core.record.levels import NAMES
 from ..core.value import dataclass
 from .disk import TEMP_SUFFIX, Disk, File
 from .index import Added, Index
-from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, entry_of, header_of
+from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, entry_of
 from .tables.lists import by_namespace
 
 CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"
 SETTLED_NAME: Final = "settled"
+LOST_NAME: Final = "lost"
 DAMAGES_MAX: Final = 1000
 TAIL_BYTES: Final = 16 * MIB
 """More than one write of the log: behind a write whose sync failed there is none."""
 
 _SMALL_BYTES_MAX: Final = 4096
 _SETTLED_BYTES_MAX: Final = 64 * DAMAGES_MAX
+_LOST_BYTES_MAX: Final = 256 * DAMAGES_MAX
 _BATCH_LINES: Final = 512
 _NOT_MISSED: Final = re.compile(rb'\{"k":"(?:pos|ref)",')
 """Positions and refusals: sync reads on from an earlier place, and judges again what is offered again."""
@@ -91,42 +95,44 @@ class Opened:
 
 
 def recover(
-    folder: Path, disk: Disk, random_bytes: Callable[[int], bytes], progress: Callable[[int, int], None]
+    folder: Path, disk: Disk, random_bytes: Callable[[int], bytes], progress: Callable[[int, int], None], epoch: str
 ) -> Opened:
     """Return the log in `folder`, created when it is empty; everything in it is durable.
 
+    `epoch` is that of the home's log, "" if it is not known: then that which most headers state.
     Raises StoreError "store-damaged" when the log is gone, LineError "store-newer", OSError.
     """
     disk.mkdir(folder)
     segments = Segments(folder, disk)
-    headers = [header for first in segments.firsts if (header := header_of(segments.head(first, _SMALL_BYTES_MAX)))]
+    epochs = [header.epoch for header in segments.headers()]
+    epoch = epoch or (max(epochs, key=epochs.count) if epochs else random_bytes(16).hex())
+    wrong = segments.put_right(epoch, segments.firsts)
     mark = _read_mark(folder, disk)
-    if not segments.firsts and mark and mark["seq"]:
-        text = f"the log had {mark['seq']} lines at the last stop, and its files are gone"
-        raise StoreError("store-damaged", text, hint="restore the home from a copy")
+    if not segments.firsts and (wrong or (mark and mark["seq"])):
+        lines = f"had {mark['seq']} lines at the last stop, and its files" if mark else "began, and its files"
+        raise StoreError("store-damaged", f"the log {lines} are gone", hint="restore the home from a copy")
     # A segment is begun behind the last line, so its name says how many there were.
-    lines_before = max(mark["seq"] if mark else 0, segments.firsts[-1] - 1 if segments.firsts else 0)
+    lines_before = segments.firsts[-1] - 1 if segments.firsts else 0
     cut, fresh = _clear_up(folder, disk, segments), not segments.firsts
-    mark = mark if mark and _fits(mark, segments) else None
-    epoch = headers[0].epoch if headers else random_bytes(16).hex()
     index = Index(folder / INDEX_FOLDER, disk, epoch, segments.read, random_bytes)
     if fresh:
         segments.begin(epoch, 1, RUN_START)
-    before = _fit(index)
+    before = _fit(index, min(wrong, default=index.covered + 1) - 1)
     replay = Replay(segments, index)
     for done, total in replay.run():
         progress(done, total)
-    if mark is None:
+    # The mark is gone while the log is open, so nothing was written since: what it counts was cut off from outside.
+    if mark and (_fits(mark, segments) or mark["seq"] > index.covered):
+        bad_tail = replay.pass_over_tail(mark["seq"], mark["run"])
+    else:
+        mark = None
         cut += replay.cut_tail()
         disk.fsync_dir(folder)
-    bad_tail = mark is not None and replay.pass_over_tail(mark["seq"], mark["run"])
-    if bad_tail or not (fresh or headers):
+        bad_tail = replay.pass_over_tail(lines_before, index.run)
+    if bad_tail or not (fresh or epochs):
         # A new segment keeps an epoch that no header states, and bad lines that are not a torn tail: only the last
         # segment is ever cut.
         segments.begin(epoch, index.covered + 1, index.run)
-    if lines_before > index.covered:
-        # The mark is gone while the log is open, so nothing was written since: what it counts was cut off from outside.
-        replay.report_end(lines_before)
     disk.unlink(folder / CLEAN_NAME)
     disk.fsync_dir(folder)
     unclean = mark is None and not (fresh and not cut)
@@ -169,6 +175,28 @@ def read_settled(folder: Path, disk: Disk) -> frozenset[tuple[int, int]]:
 def write_settled(folder: Path, disk: Disk, places: frozenset[tuple[int, int]]) -> None:
     """Keep the first 1000 settled places.  Raises OSError."""
     disk.replace_atomic(folder / SETTLED_NAME, json.dumps(sorted(places)[:DAMAGES_MAX]).encode())
+
+
+def misplaced(aside: Path) -> Damage:
+    """Return the place of a file that was taken out of the log; what it hid is counted apart."""
+    first = int(aside.name.partition(".")[0])
+    return Damage(first, 0, first, 0, (first, 0))
+
+
+def read_lost(folder: Path, disk: Disk) -> list[Damage]:
+    """Return the places where something was lost that are remembered; what cannot be read is none."""
+    try:
+        found = json.loads(disk.read(folder / LOST_NAME, _LOST_BYTES_MAX) or b"[]")
+        rows = [[int(number) for number in row] for row in found]
+        return [Damage(seq, lines, segment, at, (to, end)) for seq, lines, segment, at, to, end in rows]
+    except (ValueError, TypeError):
+        return []
+
+
+def write_lost(folder: Path, disk: Disk, places: Sequence[Damage]) -> None:
+    """Remember the first 1000 places where something was lost, for openings that do not read them.  Raises OSError."""
+    rows = [(each.seq, each.lines, each.segment, each.offset, *each.end) for each in places[:DAMAGES_MAX]]
+    disk.replace_atomic(folder / LOST_NAME, json.dumps(rows).encode())
 
 
 class Replay:
@@ -222,19 +250,14 @@ class Replay:
         if cut := active.size() - end:
             active.truncate(end)
         self._segments.write_again(TAIL_BYTES)
+        self._pending = None
         return cut
 
-    def report_end(self, seq: int) -> None:
-        """Report the lines up to `seq` as lost: the log had them."""
-        end = self._segments.firsts[-1], self._segments.size(self._segments.firsts[-1])
-        covered = self._index.covered
-        self.damaged.append(Damage(covered + 1, seq - covered, *end, end))
-
     def pass_over_tail(self, seq: int, run: str) -> bool:
-        """Report bad bytes at the end of a log that was stopped cleanly behind line `seq`; return whether there are."""
-        if not self._pending:
+        """Report what is bad or missing at the end of a log that was stopped cleanly behind line `seq`, if anything."""
+        if not self._pending and seq < self._chain.expected:
             return False
-        self._close_gap(seq + 1, self._pending, self._next)
+        self._close_gap(seq + 1, self._pending or self._next, self._next)
         self._chain.run = run
         self._commit()
         return True
@@ -271,11 +294,11 @@ class Replay:
             self._batch = []
 
 
-def _fit(index: Index) -> int:
-    """Drop what the index has and the log has not; return the last seq that both have."""
+def _fit(index: Index, seq_max: int) -> int:
+    """Drop what the index has and the log has not; return the last seq that both have, at most `seq_max`."""
     while index.covered:
         try:
-            if index.line(index.covered).run == index.run:
+            if index.covered <= seq_max and index.line(index.covered).run == index.run:
                 break
         except LineError:
             pass  # gone or damaged, which is as good as another log

@@ -15,7 +15,7 @@ for byte, and served as a slice of the file.  Rejected: a checksum for each line
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
@@ -30,11 +30,14 @@ from .disk import Disk, File
 
 FORMAT: Final = 1
 SUFFIX: Final = ".jsonl"
+ASIDE_SUFFIX: Final = ".foreign"
+"""Of a file that stood in the place of a segment and is not that segment; nothing reads it any more."""
 RUN_START: Final = "0" * 32
 ENVELOPE_KINDS: Final = frozenset({"rec", "alt"})
 PROJECTION: Final = "proj"
 
 _NAME_DIGITS: Final = 20
+_HEADER_BYTES_MAX: Final = 4096
 _CHUNK_BYTES: Final = 256 * 1024
 _OPEN_MAX: Final = 16
 _RUN: Final = b',"run":"'
@@ -118,7 +121,7 @@ class Segments:
         self._lock = Lock()
         names = [name for name in disk.list(folder) if name.endswith(SUFFIX)]
         digits = [name.removesuffix(SUFFIX) for name in names]
-        self.firsts = [int(text) for text in digits if len(text) == _NAME_DIGITS and text.isdigit()]
+        self.firsts = [int(text) for text in digits if len(text) == _NAME_DIGITS and text.isascii() and text.isdigit()]
 
     def begin(self, epoch: str, first: int, run: str) -> None:
         """Create the segment that starts with seq `first`; its header and name are durable on return."""
@@ -159,6 +162,49 @@ class Segments:
         file.sync()
         file.close()
 
+    def headers(self) -> list[Header]:
+        """Return the readable headers.  Raises LineError "store-newer"."""
+        return [header for first in self.firsts if (header := self._header(self._path(first)))]
+
+    def put_right(self, epoch: str, firsts: Iterable[int]) -> list[int]:
+        """Take out of the log what a restore mixed up: files whose sound header is that of another segment or log.
+
+        Of those named `firsts`; return which had to go.  Their bytes stay, under another name, and such a file takes
+        its own place in the log if that is free; what stood there before counts as gone.  Rejected: to read the lines
+        where they are, whose seqs hide those of the segments behind them.
+        """
+        with self._lock:
+            self._files.clear()  # what is open may have gone since
+        wrong = [
+            first
+            for first in firsts
+            if (header := self._header(self._path(first))) and (header.seq, header.epoch) != (first, epoch)
+        ]
+        for first in wrong:
+            number = len(self._disk.list(self.folder))
+            self._rename(self._path(first), self.folder / f"{first:0{_NAME_DIGITS}d}.{number}{ASIDE_SUFFIX}")
+            self.firsts = [each for each in self.firsts if each != first]
+        for path in self.aside():
+            header = self._header(path)
+            if header and header.epoch == epoch and header.seq not in self.firsts:
+                self._rename(path, self._path(header.seq))
+                self.firsts = sorted([*self.firsts, header.seq])
+        return wrong
+
+    def aside(self) -> list[Path]:
+        """Return the files that were taken out of the log; their names begin with the place where they stood."""
+        return [self.folder / name for name in self._disk.list(self.folder) if name.endswith(ASIDE_SUFFIX)]
+
+    def _header(self, path: Path) -> Header | None:
+        try:
+            return header_of(self._disk.open_read(path).pread(_HEADER_BYTES_MAX, 0).split(b"\n", 1)[0])
+        except FileNotFoundError:
+            return None
+
+    def _rename(self, old: Path, new: Path) -> None:
+        self._disk.rename(old, new)
+        self._disk.fsync_dir(self.folder)
+
     def drop_last(self) -> None:
         """Remove the last segment durably."""
         *self.firsts, last = self.firsts
@@ -173,10 +219,6 @@ class Segments:
             return self._file(first).size()
         except FileNotFoundError:
             return 0
-
-    def head(self, first: int, bytes_max: int) -> bytes:
-        """Return a segment's first line without its line feed, or its first `bytes_max` bytes when there is none."""
-        return self._file(first).pread(bytes_max, 0).split(b"\n", 1)[0]
 
     def read(self, first: int, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes of a segment.

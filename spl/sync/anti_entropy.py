@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("spl.federation")
 
 FIRST_S: Final = 90.0
-"""The first comparison of a process starts about this long after it, because a restart is busy enough."""
+"""The first comparison of a process starts about this long after it, because a restart is busy enough; sooner if the
+log lost something."""
 APART_S: Final = 10.0
 """The shortest time between two comparisons of a pair, whatever requests them."""
 BACKOFF_BASE_S: Final = 1.0
@@ -156,7 +157,7 @@ class AntiEntropy:
 
     async def _watch(self, pair_id: str) -> None:
         state, now_s = self._state(pair_id), asyncio.get_running_loop().time
-        state.due_s = min(state.due_s, now_s() + state.backoff.spread_s(FIRST_S))
+        state.due_s = min(state.due_s, now_s() + state.backoff.spread_s(APART_S if self.writer.store.lost else FIRST_S))
         if await asyncio.to_thread(self._vault.get, COMPARE_NOTE + pair_id) is not None:
             state.noted = True
             self.request(pair_id)

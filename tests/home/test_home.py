@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from spl.core.errors import SplError
+from spl.home.check import facts_of_home
 from spl.home.config import Config
 from spl.home.disk import Disk
-from spl.home.home import open_home, read_config
+from spl.home.home import init_home, open_home, read_config
 from spl.home.writes import Emit
 
 
@@ -60,3 +61,24 @@ def test_configuration_comes_from_the_home(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SplError) as caught:
         read_config(tmp_path, Disk(), {})
     assert caught.value.code == "config-invalid"
+
+
+def test_the_log_of_another_home_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    """The wrong volume: nothing is written to it, and only the operator's word makes it this home's log."""
+    for name in ("h", "other"):
+        init_home(tmp_path / name)
+    mine, theirs = tmp_path / "h" / "store", tmp_path / "other" / "store"
+    mine.rename(tmp_path / "away")
+    theirs.rename(mine)
+    files = {path.name: path.read_bytes() for path in mine.glob("*.jsonl")}
+    for opens in (lambda: open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent).close(),
+                  lambda: init_home(tmp_path / "h", new_log=True), lambda: facts_of_home(tmp_path / "h")):  # fmt: skip
+        with pytest.raises(SplError) as caught:
+            opens()
+        assert (caught.value.code, f"rm {tmp_path}" in caught.value.hint) == ("store-missing", True)
+    assert {path.name: path.read_bytes() for path in mine.glob("*.jsonl")} == files
+    note = tmp_path / "h" / "secrets" / "log-epoch"
+    epoch = note.read_text()
+    note.unlink()
+    open_home(tmp_path / "h", Config(), disk=Disk(), progress=silent).close()
+    assert note.read_text() != epoch

@@ -16,7 +16,8 @@ import pytest
 
 from spl.core.limits import Limits
 from spl.home import recovery
-from spl.home.disk import DiskError
+from spl.home.check import StoreCheck
+from spl.home.disk import Disk, DiskError
 from spl.home.index import Index
 from spl.home.recovery import StoreError
 from spl.home.segments import RUN_START, Entry, LineError
@@ -68,15 +69,18 @@ def test_a_log_cut_at_any_byte_reopens_with_every_whole_line(tmp_path: Path, lef
         store = open_store(tmp_path / "b", limits=SMALL)
         whole = sum(end <= size for end in ends)
         kept = [line for line in before if line[0] < first - 1 + max(whole, 1)]
-        assert (contents(store), store.last_seq) == (kept, kept[-1][0]), size
-        assert store.report.unclean
-        assert bool(store.report.damaged) == (left == "clean"), "the mark counts the lines that were cut off"
-        assert store.report.cut_bytes == size - ([0, *ends][whole])
-        assert store.append([record(99)], AT_MS) == [len(kept) + 1]
+        # The mark of a clean stop counts the lines that were cut off: they are lost, and nothing is a torn tail.
+        end = before[-1][0] if left == "clean" else kept[-1][0]
+        assert (contents(store), store.last_seq) == (kept, end), size
+        assert store.report.unclean == (left != "clean")
+        assert bool(store.report.damaged) == bool(store.lost) == (left == "clean")
+        assert store.report.cut_bytes == (0 if left == "clean" and whole else size - ([0, *ends][whole]))
+        assert store.append([record(99)], AT_MS) == [end + 1]
         store.close()
         if size % 16 == 0 or size in ends:
             again = open_store(tmp_path / "b", limits=SMALL)
-            assert contents(again) == [*kept, (len(kept) + 1, record(99).payload)]
+            assert contents(again) == [*kept, (end + 1, record(99).payload)]
+            assert bool(again.lost) == (left == "clean")
             assert not again.report.unclean
             assert again.epoch == "2a" * 16
         shutil.rmtree(tmp_path / "b")
@@ -477,11 +481,17 @@ def test_a_log_that_was_shortened_after_a_clean_stop_says_what_it_lost(tmp_path:
         kept = 11
     if not indexed:
         shutil.rmtree(tmp_path / "index")
+    for turn in range(3):
+        again = open_store(tmp_path, limits=SMALL)
+        [damage] = again.lost
+        assert (damage.seq, damage.lines, again.last_seq) == (kept + 1, 12 - kept, 12 + turn)
+        [step] = [step for step in StoreCheck(again, tmp_path, Disk()).run() if step.get("what") == "line"]
+        assert (step["seq"], step["lines"]) == (kept + 1, 12 - kept)
+        assert again.append([record(50 + turn)], AT_MS) == [13 + turn], "no seq is given twice"
+        assert [seq for seq, _ in contents(again)] == [*range(1, kept + 1), *range(13, 14 + turn)]
+        again.close()
     again = open_store(tmp_path, limits=SMALL)
-    assert again.last_seq == kept
-    [damage] = again.report.damaged
-    assert (damage.seq, damage.lines) == (kept + 1, 12 - kept)
-    assert again.lost == (damage,)
-    assert again.append([record(50)], AT_MS) == [kept + 1]
+    again.settle(again.lost)
+    assert again.lost == ()
     again.close()
-    assert open_store(tmp_path, limits=SMALL).report.damaged == ()
+    assert open_store(tmp_path, limits=SMALL).lost == ()

@@ -88,12 +88,12 @@ def test_last_segments_without_a_header_are_removed_and_what_is_appended_then_st
     last.write_bytes(b"y" * 5)
     store = open_store(tmp_path, limits=SMALL)
     assert (store.report.unclean, store.report.cut_bytes) == (True, size + 5)
-    kept = store.last_seq
-    assert kept == int(before.stem) - 1
-    assert [(each.seq, each.lines) for each in store.report.damaged] == [(kept + 1, int(last.stem) - 1 - kept)]
-    assert store.append([record(50)], AT_MS) == [kept + 1]
+    kept, end = int(before.stem) - 1, int(last.stem) - 1
+    assert store.last_seq == end
+    assert [(each.seq, each.lines) for each in store.report.damaged] == [(kept + 1, end - kept)]
+    assert store.append([record(50)], AT_MS) == [end + 1]
     again = open_store(tmp_path, limits=SMALL)
-    assert contents(again)[-1] == (kept + 1, record(50).payload)
+    assert contents(again)[-2:] == [(kept, record(kept - 1).payload), (end + 1, record(50).payload)]
 
 
 def test_a_bad_header_at_the_very_end_is_reported_and_the_log_goes_on(tmp_path: Path) -> None:
@@ -183,5 +183,5 @@ def test_notes_that_went_with_the_end_are_counted_too(tmp_path: Path, hurt: Call
     again = open_store(tmp_path, limits=SMALL)
     [damage] = again.report.damaged
     assert (damage.seq, damage.lines) == (first, 9 - first + 1)
-    end = log_files(tmp_path)[-1]
+    end = log_files(tmp_path)[-2]  # behind it a new one begins
     assert (damage.segment, damage.offset, damage.end) == (int(end.stem), ends(end)[-1], (int(end.stem), ends(end)[-1]))
