@@ -92,7 +92,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         ssh                               the way there through ssh
         blocking waiting                  Client; AsyncClient
     cli/  commands over the socket: one file per noun
-        main command client               finding a command; its form; asking the daemon
+        main command client paste         finding a command; its form; asking the daemon; fixes as they can be pasted
         out fit                           printing; what a narrow terminal holds
         help manual manpages              explaining: commands and codes; the pages of manual/*.md; those for man
         api nagios                        any route, as it is; a line for a monitoring system

@@ -59,7 +59,7 @@ def _approve(args: Namespace, shell: Shell) -> int:
     answer = shell.ctl.post(f"/v1/aitl/{quote(request['id'])}/decide", body)
     if not shell.printed("spl.aitl_request/1", answer):
         shell.out.line(f"{request['id']}  approved")
-        shell.out.card(_terms({**request, "agrees": answer.get("agrees")}))
+        shell.out.card(_terms({**request, "agrees": answer.get("agrees")}, shell))
         _hub(request, shell)
     return 0
 
@@ -81,23 +81,23 @@ def _get(args: Namespace, shell: Shell) -> dict[str, Any]:
 
 def _facts(request: Mapping[str, Any], shell: Shell) -> list[tuple[str, str]]:
     return [
-        ("id", request["id"]), ("asks for", request["kind"]), ("status", request["status"]), *_terms(request),
+        ("id", request["id"]), ("asks for", request["kind"]), ("status", request["status"]), *_terms(request, shell),
         ("asked", shell.out.ago(request["asked_at"])), ("expires", _time_left(request, shell)),
         ("digest", request["digest"]),
     ]  # fmt: skip
 
 
-def _terms(request: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _terms(request: Mapping[str, Any], shell: Shell) -> list[tuple[str, str]]:
     """Return what an approval agrees to."""
     return [
         ("from", request["from"]), ("key", request["words"]), ("endpoint", str(request["endpoint"])),
         ("namespaces", ", ".join(request["namespaces"]) or "none"),
         ("maps", ", ".join(map_text(item) for item in request["maps"]) or "none"), ("mode", str(request["mode"])),
-        *_agreed(request.get("agrees") or {}),
+        *_agreed(request.get("agrees") or {}, shell),
     ]  # fmt: skip
 
 
-def _agreed(agrees: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _agreed(agrees: Mapping[str, Any], shell: Shell) -> Iterator[tuple[str, str]]:
     """Yield what an approval shares or shared, and what it leaves out with the reason; nothing for {}."""
     if not agrees:
         return
@@ -107,7 +107,9 @@ def _agreed(agrees: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if agrees.get("start"):
         yield "history", _STARTS.get(agrees["start"], str(agrees["start"]))
     left_out = [
-        f"{item['namespace']}, {WHY[item['why']]}: {item['fix']}" if "why" in item else str(item["namespace"])
+        f"{item['namespace']}, {WHY[item['why']]}: {shell.out.pasted(item['fix'])}"
+        if "why" in item
+        else str(item["namespace"])
         for item in agrees["left_out"]
     ]
     yield from column("left out", [*left_out, *(f"{name}, named by a map: it does not exist" for name in lost)])

@@ -10,14 +10,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from io import BufferedIOBase
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from ..core.errors import CODES, SplError
+from ..core.errors import SplError
 from ..core.when import DURATION_MS_MAX, WhenError, duration_ms, span_fine
-from .fit import tilde
+from .fit import HOME_DEFAULT
 from .out import FORMS, Out
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 FOUND_PROBLEMS: Final = 3
 INTERRUPTED: Final = 130
 """Exit codes that are not those of an error."""
-HOME_DEFAULT: Final = "~/.syncro"
 _SAYS_WHERE: Final = ("SPL_SERVE_URL", "SYNCROPEL_HOME", "STATE_DIRECTORY")
 VALUED: Final = frozenset({"-o", "--output", "--home", "--context"})
 """The common options that take a value; they may stand before the command too."""
@@ -35,8 +33,6 @@ TOKEN_BYTES_MAX: Final = 4096
 """Read of stdin for a token, which has some 100 bytes: a wrong file is refused and not read."""
 
 _COLUMNS: Final = 80
-_LOG_TAIL: Final = 256 * 1024
-_LISTENED: Final = re.compile(rb"daemon\.listening\"?,? \"?port[=\": ]+([0-9]{1,5})\b")
 _NUMBER: Final = re.compile("-?[0-9]{1,19}")
 
 
@@ -297,61 +293,10 @@ def indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.splitlines())
 
 
-def with_start(exc: SplError, shell: Shell) -> SplError:
-    """Return the error; one that no daemon answers with the command that starts it, for its home, as the hint."""
-    if exc.hint == CODES["daemon-down"].fix:
-        exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, shell.env)
-    return exc
-
-
-def start_of(home: str, env: Mapping[str, str]) -> str:
-    """Return the command that starts the daemon of a home, with the port that it last had if that is another one.
-
-    A home without an identity, such as one that a daemon made which could not listen, gets one first.
-    """
-    spl = spl_of(home, env)
-    begin = "" if _has_identity(home) else f"{spl} init && "
-    try:
-        with open(os.path.join(home, "logs", "spl.log"), "rb", opener=_without_waiting) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
-            ports = _LISTENED.findall(file.read(_LOG_TAIL))
-    except OSError:
-        ports = []
-    return f"{begin}{spl} serve" + (f" --port {int(ports[-1])}" if ports and ports[-1] != b"9100" else "")
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe in its place, which nobody writes into, would keep us waiting for ever."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def spl_of(home: str, env: Mapping[str, str]) -> str:
-    """Return how a command for a home begins, whatever the shell that it is pasted into has set."""
-    path = tilde(home, env)
-    return "spl" if path == HOME_DEFAULT else f"SYNCROPEL_HOME={quoted(path)} spl"
-
-
-def _has_identity(home: str) -> bool:
-    """Return whether a home has an identity; one that we may not look into has."""
-    try:
-        os.stat(os.path.join(home, "keys", "identity.json"))
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def path_of_contexts(env: Mapping[str, str]) -> str:
     """Return the path of the user's file of contexts."""
     folder = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
     return os.path.join(folder, "spl", "contexts.json")
-
-
-def quoted(path: str) -> str:
-    """Return a path as a shell takes it, with a ~ that still stands for HOME."""
-    quote: Callable[[str], str] = import_module("shlex").quote
-    return "~/" + quote(path[2:]) if path.startswith("~/") else quote(path)
 
 
 def _absolute(home: str, env: Mapping[str, str]) -> str:

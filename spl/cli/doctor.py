@@ -9,8 +9,9 @@ from ..client.calls import quote
 from ..core.errors import CODES, count, steps
 from . import nagios
 from .client import CtlError
-from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg, start_of
+from .command import FOUND_PROBLEMS, PAIR, Command, Shell, arg
 from .out import DIM, GREEN, RED, YELLOW, Out, short_did
+from .paste import start_of
 
 _SILENT: Final = frozenset({"daemon-down", "timeout"})
 """No daemon answers, or one holds the home and does not reply: the report is then made from the home itself."""

@@ -24,7 +24,8 @@ UNCUT: Final = frozenset({"STATE", "PAIR ID", "TOKEN ID", "SEGMENT", "KEY", "NAM
 PAGE_CHARS: Final = 40
 
 _NARROW_CHARS: Final = 8
-_COMMAND: Final = re.compile(r"(?<=: )(?=spl [a-z])")
+HOME_DEFAULT: Final = "~/.syncro"
+_COMMAND: Final = re.compile(r"(?<=: )(?=(?:SYNCROPEL_HOME=|spl [a-z]))")
 """Where a text ends and the command begins that it recommends."""
 
 
@@ -139,3 +140,15 @@ def tilde(path: str, env: Mapping[str, str]) -> str:
     """Return a path as people write it, with ~ for HOME."""
     own = env.get("HOME", "").rstrip("/")
     return "~" + path[len(own) :] if own and path.startswith(own + "/") else path
+
+
+def size(count_bytes: int) -> str:
+    """Return a size in decimal units: 41.2 MB."""
+    if count_bytes < 1000:
+        return f"{count_bytes} B"
+    value = float(count_bytes)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 999.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"

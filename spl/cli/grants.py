@@ -80,7 +80,7 @@ def _list(args: Namespace, shell: Shell) -> int:
     rows = [
         (
             str(item["pair_id"]), names[item["peer_did"]], _crossing(item, label_of(item["peer_did"])), _level(item),
-            str(item["version"] or "-"), _lacks(item, label_of(item["peer_did"])) or "-",
+            str(item["version"] or "-"), shell.out.pasted(_lacks(item, label_of(item["peer_did"]))) or "-",
         )
         for item in grants
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ..core.errors import SplError
 from ..core.limits import Limits
 from .client import CtlError
-from .command import Command, Group, Shell, UsageError, arg, spl_of
+from .command import Command, Group, Shell, UsageError, arg
 from .out import Out
 
 LABEL: Final = arg("--label", help="name inside the DID, [a-z0-9-]{1,32} (default: the host name)")
@@ -57,8 +57,7 @@ def _generate(args: Namespace, shell: Shell) -> int:
 def _show(args: Namespace, shell: Shell) -> int:
     identity, _ = _present(shell)
     if identity is None:
-        hint = "" if shell.distant else f"{spl_of(shell.home, shell.env)} identity generate"
-        shell.out.failure(SplError("identity-missing", hint=hint))
+        shell.out.failure(SplError("identity-missing"))
         return _NOT_FOUND
     if not shell.out.data("spl.identity/1", identity, lambda: str(identity["did"])):
         shell.out.card(identity_facts(identity, shell.out))

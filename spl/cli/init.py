@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from ..home.home import init_home
-from .command import Command, Shell, arg, start_of
+from .command import Command, Shell, arg
 from .fit import tilde
 from .identity import LABEL, identity_facts
+from .paste import start_of
 
 _PARTS: Final = ("config", "identity", "token")
 

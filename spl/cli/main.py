@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
 from ..core.errors import SplError
-from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of, spl_of, with_start
+from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of
 from .out import Out
 
 
@@ -155,6 +155,8 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     shell = Shell(
         args.home or "", env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load, context=args.context or "",
     )  # fmt: skip
+    if entry.name != "help":
+        out.pasted = lambda text: load("cli.paste").pasted(text, shell) if "spl " in text else text
     try:
         return entry.run(args, shell)
     except SplError as exc:
@@ -165,11 +167,9 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
             exc.hint = hint or f"for another home: export SYNCROPEL_HOME=DIR; to stop the one that runs: kill {pid}"
         if entry.name == "federation pair" and exc.code in ("url-invalid", "connect"):
             exc.hint = re.sub(": (?=https?://)", ": spl federation pair ", exc.hint)
-        if exc.code == "identity-missing" and not shell.distant:
-            exc.hint = re.sub(r"\bspl(?= identity )", lambda _: spl_of(shell.home, env), exc.hint)
         if exc.code in ("auth-required", "auth-invalid", "scope-forbidden") and shell.context is not None:
             exc.hint = shell.context.token_step(str(exc.facts.get("scope") or "status:read"))
-        with_start(exc, shell)
+        load("cli.paste").with_start(exc, shell)
         raise
 
 

@@ -123,11 +123,11 @@ def _print(event: Mapping[str, Any], shell: Shell) -> None:
         for row in event["pairs"]:
             shell.out.line(f"{at}  {_text(row)}")
         for item in event["daemon"]["findings"]:
-            shell.out.line(f"{at}  {item['code']}: {item['title']}; {item['fix']}")
+            shell.out.line(f"{at}  {_finding(item, shell)}")
         if not event["pairs"]:
             shell.out.line(f"{at}  no pairs")
     elif event["event"] != "position" or shell.out.verbose:
-        shell.out.line(f"{at}  {_sentence(event)}")
+        shell.out.line(f"{at}  {_sentence(event, shell)}")
 
 
 def _text(row: Shown) -> str:
@@ -146,7 +146,11 @@ def _lag(side: Shown) -> str:
     return "?" if side["lag_records"] is None else f"{side['lag_records']:,}"
 
 
-def _sentence(event: Mapping[str, Any]) -> str:
+def _finding(item: Mapping[str, Any], shell: Shell) -> str:
+    return shell.out.pasted(f"{item['code']}: {item['title']}; {item['fix']}")
+
+
+def _sentence(event: Mapping[str, Any], shell: Shell) -> str:
     """Return what an event says to people."""
     head = f"{event['pair_id']}  {label_of(event['peer_did'])}  " if "pair_id" in event else ""
     match event["event"]:
@@ -157,7 +161,7 @@ def _sentence(event: Mapping[str, Any]) -> str:
             )
             text = ", ".join(parts)
         case "finding":
-            text = f"{event['code']}: {event['title']}; {event['fix']}"
+            text = _finding(event, shell)
         case "cleared":
             text = f"{event['code']} is over"
         case "one-way":
@@ -219,7 +223,7 @@ def frame(known: KnownRows, shell: Shell) -> list[tuple[str, str]]:
     head = ", ".join(f"{states.count(state)} {state}" for state in _COLORS if state in states)
     down = "  daemon-down, trying again" if known.is_down else ""
     lines = [(f"{count(len(rows), 'pair')}{f': {head}' if head else ''}{down}", RED if down else "")]
-    lines += [(f"! {item['code']}: {item['title']}; {item['fix']}", RED) for item in known.daemon["findings"]]
+    lines += [(f"! {_finding(item, shell)}", RED) for item in known.daemon["findings"]]
     return [*lines, *_table(rows[:_ROWS_SHOWN], shell)] if rows else lines
 
 

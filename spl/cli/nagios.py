@@ -11,7 +11,8 @@ from ..client.calls import quote
 from ..core.errors import count
 from ..core.when import ms_of
 from .client import CtlError
-from .command import Arg, Shell, arg, number, with_start
+from .command import Arg, Shell, arg, number
+from .paste import with_start
 
 WORDS: Final = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 """By exit code."""

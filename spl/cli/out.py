@@ -70,6 +70,8 @@ class Out:
         self.form = form
         self.quiet = False
         self.verbose = False
+        self.pasted: Callable[[str], str] = str
+        """Returns a text of ours with its commands as they can be pasted: paste.py."""
         self.now_ms = now_ms
         self._stdout = stdout
         self._stderr = stderr
@@ -127,7 +129,7 @@ class Out:
         """Print texts below each other after a head; what is too long goes on below itself, unless a command."""
         for text in texts:
             room = None if text.startswith("spl ") else self._room
-            first, *rest = fit.wrapped(clean(text), len(head), len(head), room)
+            first, *rest = fit.wrapped(clean(self.pasted(text)), len(head), len(head), room)
             self.line(head + first)
             for line in rest:
                 self._result(line)
@@ -221,9 +223,9 @@ class Out:
         for label, text in facts:
             last = label or last
             head = f"{label} " if label.endswith(":") else f"{label:<{_LABEL_CHARS}}"
-            lines = (
-                [clean(text)] if last in _COMMANDS else fit.wrapped(clean(text), len(head), _LABEL_CHARS, self._room)
-            )
+            room = None if last in _COMMANDS else self._room
+            text = self.pasted(text) if last in _COMMANDS else text
+            lines = fit.wrapped(clean(text), len(head), _LABEL_CHARS, room)
             self.line(head + lines[0])
             for line in lines[1:]:
                 self._result(line)
@@ -337,7 +339,7 @@ class Out:
         return f"{span(left_ms + unit_ms / 2)} left" if self.people else f"until {at}"
 
     def record(self, record_id: str) -> str:
-        """Return how to show a record's id: to people as much of it as every command takes."""
+        """Return how to show a record's id: to people as much of it as commands take."""
         return record_id[:RECORD_CHARS] if self.people else record_id
 
     def dids(self, dids: Iterable[str]) -> dict[str, str]:
@@ -374,7 +376,7 @@ class Out:
 
     def _say(self, text: str) -> None:
         self._erase()
-        _put(self._stderr, _encodable(self._stderr, clean(text)) + "\n")
+        _put(self._stderr, _encodable(self._stderr, clean(self.pasted(text))) + "\n")
 
     def _erase(self) -> None:
         if self._drawn and self._tty_err:
@@ -427,18 +429,6 @@ def column(label: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield the lines as facts of a card, under one label."""
     for i, line in enumerate(lines):
         yield ("" if i else label), line
-
-
-def size(count_bytes: int) -> str:
-    """Return a size in decimal units: 41.2 MB."""
-    if count_bytes < 1000:
-        return f"{count_bytes} B"
-    value = float(count_bytes)
-    for unit in ("kB", "MB", "GB"):
-        value /= 1000
-        if value < 999.95:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1000:.1f} TB"
 
 
 def state_paint(state: str) -> str:

@@ -57,7 +57,8 @@ def facts(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     if pair.get("actors"):
         yield "takes", f"records of {', '.join(pair['actors'])} only"
     yield from column("tokens", [_token(token, out) for token in pair.get("tokens") or []])
-    yield from column("grants", [grants.line(item, label_of(pair["peer_did"])) for item in pair.get("grants") or []])
+    lines = [grants.line(item, label_of(pair["peer_did"])) for item in pair.get("grants") or []]
+    yield from column("grants", map(out.pasted, lines))
     if pair.get("intake"):
         yield "intake", _intake(pair["intake"], out)
     if pair.get("refused_records"):
@@ -84,7 +85,7 @@ def _syncing(pair: Detail, out: Out) -> Iterator[tuple[str, str]]:
     if live:
         yield "mode", _mode(pair, out)
     if pair.get("carrier"):
-        yield from _carrier(pair["carrier"])
+        yield from _carrier(pair["carrier"], out)
     if live and pair.get("reach") in REACH:
         yield "reach", _reach(pair, out)
     yield "last_sync_cursor:", cursor_text(pair.get("last_sync_cursor")) + _as_of(pair, out)
@@ -199,13 +200,13 @@ def broken(way: Mapping[str, Any]) -> str:
     return "the peer's requests do not arrive here" if way["direction"] == TO_US else "our requests do not arrive there"
 
 
-def _carrier(carrier: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _carrier(carrier: Mapping[str, Any], out: Out) -> Iterator[tuple[str, str]]:
     """Yield the lines about the engine that the records come from."""
     way = "open" if carrier["open"] else "not open"
     yield "carrier", f"{carrier['url']}, {way}, {carrier['received_records']:,} records since it began"
     if carrier["finding"]:
         yield "", f"! {carrier['error']} [{carrier['finding']}]"
-        yield from column("", (f"  fix: {step}" for step in steps(carrier["fix"])))
+        yield from column("", (f"  fix: {out.pasted(step)}" for step in steps(carrier["fix"])))
 
 
 def _mode(pair: Detail, out: Out) -> str:

@@ -8,7 +8,8 @@ from ..core.errors import count, steps
 from ..core.when import ms_of, span, span_fine
 from .client import CtlError
 from .command import FOUND_PROBLEMS, Command, Shell, arg
-from .out import Out, size
+from .fit import size
+from .out import Out
 from .pair_page import FRESH_MS
 
 _COUNTED_STATES: Final = ("active", "paused", "degraded", "establishing", "revoked")

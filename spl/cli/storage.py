@@ -9,8 +9,10 @@ from ..client.calls import JSON
 from ..client.errors import refusal
 from ..core.errors import cli_code, count
 from .client import LONG_S, CtlError
-from .command import FOUND_PROBLEMS, Command, Group, Shell, arg, spl_of, start_of
-from .out import Out, label_of, size
+from .command import FOUND_PROBLEMS, Command, Group, Shell, arg
+from .fit import size
+from .out import Out, label_of
+from .paste import start_of
 
 _WHAT: Final = {
     "line": "the running hash does not hold",
@@ -99,7 +101,8 @@ def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
     for item in repaired["pairs"]:
         peer = f"{item['pair_id']}  {label_of(item['peer_did'])}"
         if error := item.get("error"):
-            out.line(f"{peer}: nothing fetched: {error['message']} [{cli_code(error['code'])}]; fix: {error['hint']}")
+            why = f"{error['message']} [{cli_code(error['code'])}]"
+            out.line(f"{peer}: nothing fetched: {why}; fix: {out.pasted(error['hint'])}")
         else:
             out.line(f"{peer}: {count(item['fetched'], 'record')} fetched")
     lost, still_lost = repaired["lost"], repaired["still_lost"]
@@ -156,8 +159,8 @@ def _repairing(shell: Shell) -> Iterable[dict[str, Any]]:
     except CtlError as exc:
         if exc.code != "daemon-down" or shell.distant:
             raise
-        start, spl = start_of(shell.home, shell.env), spl_of(shell.home, shell.env)
-        hint = f"start the daemon, which asks the peers: {start}; then again: {spl} store check --repair"
+        start = start_of(shell.home, shell.env)
+        hint = f"start the daemon, which asks the peers: {start}; then again: spl store check --repair"
         raise CtlError(exc.code, exc.message, hint=hint) from exc
 
 

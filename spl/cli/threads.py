@@ -16,7 +16,8 @@ from ..core.record.snapshot import DAMAGED_HEADER, part
 from ..net.http1 import ResponseHead
 from .client import LONG_S, CtlError
 from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
-from .out import column, size
+from .fit import size
+from .out import column
 
 RESTORE_PATH: Final = "/v1/threads/restore"
 PIECE_BYTES: Final = 4 * MIB

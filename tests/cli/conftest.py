@@ -122,8 +122,10 @@ def listed(*items: object) -> dict[str, object]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
+    """The usual home of a user who has no other file."""
     folder = Path(tempfile.mkdtemp(prefix="spl-cli-"))
-    yield folder
+    (folder / ".syncro").mkdir()
+    yield folder / ".syncro"
     shutil.rmtree(folder)
 
 
@@ -190,7 +192,7 @@ def spl(home: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         *argv: str, tty: bool = False, stdin: bytes = b"", env: Mapping[str, str] | None = None, encoding: str = "utf-8"
     ) -> Result:
         stdout, stderr = Stream(tty, encoding), Stream(tty, encoding)
-        environ = {"SYNCROPEL_HOME": str(home), "HOME": os.path.expanduser("~"), **(env or {})}
+        environ = {"SYNCROPEL_HOME": str(home), "HOME": str(home.parent), **(env or {})}
         if tty:
             environ.setdefault("COLUMNS", "100")
             environ.setdefault("NO_COLOR", "1")

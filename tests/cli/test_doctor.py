@@ -109,7 +109,7 @@ def test_an_unknown_pair_is_an_error_of_its_own(spl: Run, daemon: Daemon) -> Non
 
 def test_without_a_daemon_the_home_is_looked_at(spl: Run, home: Path) -> None:
     """The doctor ran and found a problem, so it exits 3; the daemon's absence is that problem."""
-    result = spl("doctor")
+    result = spl("doctor", env={"HOME": "/"})
     assert result.code == 3
     assert "FAIL  daemon" in result.out
     its = f"SYNCROPEL_HOME={home} spl"
@@ -140,7 +140,7 @@ def test_each_hint_names_commands_that_exist(code: str) -> None:
 def test_a_daemon_that_says_nothing(spl: Run, daemon: Daemon) -> None:
     """Stopped or stuck: it takes the connection and never answers, so the home is looked at instead."""
     daemon.answers["GET", "/v1/doctor"] = (504, error("timeout", "no answer"))
-    result = spl("doctor")
+    result = spl("doctor", env={"HOME": "/"})
     assert result.code == 3
     assert "FAIL  daemon" in result.out
 

@@ -56,10 +56,10 @@ manifest          http://127.0.0.1:9100/x, signed 2s ago, 7d left
 
 def test_without_identity_nothing_on_stdout_and_6(spl: Run, daemon: Daemon, home: Path) -> None:
     daemon.answers["GET", ROUTE] = MISSING
-    result = spl("identity", "show")
+    result = spl("identity", "show", env={"HOME": "/"})
     assert (result.code, result.out) == (6, "")
     assert f"  fix       SYNCROPEL_HOME={home} spl identity generate\n" in result.err
-    refused = spl("identity", "verify")
+    refused = spl("identity", "verify", env={"HOME": "/"})
     assert refused.code == 7
     assert f"  fix       SYNCROPEL_HOME={home} spl identity generate\n" in refused.err
 

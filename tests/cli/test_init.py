@@ -37,7 +37,7 @@ def test_init_names_what_is_new_and_what_was_kept(spl: Run, home: Path, created:
     created.clear()
     (home / "keys").mkdir(parents=True, exist_ok=True)
     (home / "keys" / "identity.json").touch()
-    again = spl("init", "--label", "other", tty=True)
+    again = spl("init", "--label", "other", tty=True, env={"HOME": "/"})
     assert again.out.splitlines()[0].endswith(": created nothing.")
     assert again.out.splitlines()[1] == "Kept as before: config, identity, token."
     assert "keeps its label alice" in again.err

@@ -74,6 +74,6 @@ def test_without_an_answer(spl: Run, daemon: Daemon) -> None:
 
 
 def test_without_a_daemon(spl: Run, home: Path) -> None:
-    result = spl(*CHECK)
+    result = spl(*CHECK, env={"HOME": "/"})
     assert f"  fix       SYNCROPEL_HOME={home} spl init && SYNCROPEL_HOME={home} spl serve\n" in result.err
     assert (result.code, result.out.split(" - ")[0]) == (2, "CRITICAL")

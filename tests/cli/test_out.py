@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.cli import out as o
-from spl.cli.out import Out, clean, label_of, short_did, size
+from spl.cli.fit import size
+from spl.cli.out import Out, clean, label_of, short_did
 from spl.core.errors import SplError
 from spl.core.when import ms_of
 from tests.cli.conftest import ALICE, BOB, NOW, Stream

@@ -209,7 +209,7 @@ def show(home: Path, daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Show:
     def shown(words: str, columns: int, **env: str) -> str:
         terminal = Terminal(columns)
         with terminal.stream() as stdout, terminal.stream() as stderr:
-            environ = {"SYNCROPEL_HOME": str(home), "HOME": str(home), "TERM": "xterm-256color", **env}
+            environ = {"SYNCROPEL_HOME": str(home), "HOME": str(home.parent), "TERM": "xterm-256color", **env}
             cli.run(shlex.split(words), environ, io.BytesIO(), stdout, stderr)
         return terminal.close().replace(str(home), "HOME")
 

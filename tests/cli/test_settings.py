@@ -41,7 +41,7 @@ def test_set_writes_the_file_and_has_the_daemon_read_it(
     """The process is the one behind the socket, whatever id the daemon has of itself in a container."""
     (home / "config.toml").write_text("# mine\n")
     result = spl("config", "set", "federation.approval", "closed")
-    assert (result.code, result.out) == (0, f"federation.approval is set in {home}/config.toml\n")
+    assert (result.code, result.out) == (0, "federation.approval is set in ~/.syncro/config.toml\n")
     assert (home / "config.toml").read_text() == '# mine\n\n[federation]\napproval = "closed"\n'
     assert signalled == [(os.getpid(), signal.SIGHUP)]
     assert "the daemon reads it now" in result.err

@@ -103,7 +103,7 @@ def test_damage_that_lost_nothing_is_told_and_exits_0(spl: Run, daemon: Daemon) 
 
 def test_a_home_at_rest_cannot_be_repaired(spl: Run, home: Path) -> None:
     init_home(home, "alice")
-    result = spl("store", "check", "--repair")
+    result = spl("store", "check", "--repair", env={"HOME": "/"})
     assert result.code == 5
     spl_here = f"SYNCROPEL_HOME={home} spl"
     assert f"{spl_here} serve\n            then again: {spl_here} store check --repair\n" in result.err

@@ -46,7 +46,7 @@ def test_a_pair_shares_what_both_marked_and_a_private_one_where_the_approver_nam
     shown = carol.run("aitl", "show", pair_id)
     assert "default, books, music" in shown.out
     assert "default, music\n" in shown.out
-    assert "books, which is private: spl namespace share books" in shown.out
+    assert "books, which is private: SYNCROPEL_HOME=~/home spl namespace share books" in shown.out
     assert carol.data("aitl", "show", pair_id)["agrees"]["start"] == "beginning"
     assert carol.data("aitl", "show", pair_id)["agrees"]["left_out"] == [
         {"namespace": "books", "why": "private", "fix": "spl namespace share books"}
