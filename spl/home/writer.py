@@ -374,8 +374,6 @@ class Writer:
         A batch tells its size, and hashes of its other records.  So it holds only what no filter can tell apart: a
         peer or a tenant that may see one of them may see them all.
         """
-        if len(drafts) == 1:
-            return {drafts[0].key: self._seal(drafts)[0]}
         alike: dict[tuple[str, ...], list[_Draft]] = {}
         for draft in drafts:
             alike.setdefault(tuple(fields_of(draft.record, draft.ns, "").values()), []).append(draft)

@@ -161,6 +161,7 @@ def test_past_the_last_clock_is_refused(home: Home) -> None:
         ({"clock": 1.5}, "bad-field"),
         ({"extra": 1}, "bad-field"),
         ({"parents": ["x"]}, "bad-field"),
+        ({"parents": ["a" * 64, 1]}, "bad-field"),
         ({"parents": ["a" * 64, "a" * 64]}, "bad-field"),
         ({"thread": ""}, "bad-field"),
         ({"thread": "a" * 257}, "bad-field"),
