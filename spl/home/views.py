@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from ..core import consent, fold, rules
+from ..core import canon, consent, fold, rules
 from ..core.consent import PairGrants
 from ..core.fold import FoldRules
 from ..core.identity import bearer, pins
@@ -31,8 +31,8 @@ from .log import Entry, LineError, Log, Row
 from .tables.lists import POSITIONS, REFUSALS, by_thread, name_in
 
 PAGE_ROWS: Final = 500
-BEYOND_MAX: Final = 64
-"""More than there are codes of refusals."""
+ID_CHARS: Final = 64
+"""Of a refused record's id: more than any code has, so a line without one is shorter than each with one."""
 KIND_BLOCK: Final = "syncropel.federation.block.v1"
 THREAD_PAIRS: Final = "th_federation_pairs"
 THREAD_TOKENS: Final = "th_api_tokens"
@@ -105,13 +105,13 @@ def load(store: Log, did: str, limits: Limits) -> Views:
                 line = store.line(newest.seq)
                 views = _positions(views, json.loads(line.payload), line.at_ms)
     for name in _all_names(store, REFUSALS):
-        count = store.index.count(name)
-        if count > limits.refused_per_pair:
-            rows = store.index.before_any([name], store.last_seq + 1, BEYOND_MAX)
-            for body in map(json.loads, store.payloads(rows)):
-                views = views if body["id"] else _refused(views, body)
-        pair_id = name_in(name)
-        views = replace(views, refused={**views.refused, pair_id: count - len(views.beyond.get(pair_id, ()))})
+        pair_id, count = name_in(name), store.index.count(name)
+        # By their length, and not from the end: others follow them once the limit was raised.  2 us for each line.
+        full_bytes = len(canon.encode({"code": "", "id": "", "pair": pair_id})) + ID_CHARS
+        rows = [row for row in store.index.after(name, 0, count) if row.length < full_bytes]
+        for body in map(json.loads, store.payloads(rows)):
+            views = _refused(views, body)
+        views = replace(views, refused={**views.refused, pair_id: count - len(rows)})
     return views
 
 

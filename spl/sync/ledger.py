@@ -283,7 +283,8 @@ class RefusedLedger:
 
     def _rows(self, pair_id: str, after: int) -> list[Row]:
         """Return the lines of a pair that follow one."""
-        return self._writer.store.index.after(refusals_of(pair_id), after, self._limits.refused_per_pair)
+        name, index = refusals_of(pair_id), self._writer.store.index
+        return index.after(name, after, index.count(name))
 
     def _entries(self, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         """Return what lines say."""

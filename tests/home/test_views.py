@@ -81,6 +81,9 @@ def test_live_and_loaded_folds_are_equal(home: Home) -> None:
     assert home.views.pins.chain(chain.did) == grown, "a shorter chain does not replace a longer one"
     loaded = load(home.store, home.views.did, Limits())
     assert state(loaded) == state(home.views)
+    for refused_max in (10, 10_000):
+        other = load(home.store, home.views.did, Limits(refused_per_pair=refused_max))
+        assert state(other) == state(home.views), "what a full ledger left out is known under another limit, too"
     assert list(loaded.rules) == ["r"]
     assert loaded.consents == {"pair_1": consent.PairGrants({"music": GRANT}, {"music": GRANT}, frozenset({"music"}))}
     assert list(loaded.aitl_rules) == ["a"]
