@@ -12,7 +12,7 @@ may help), 10 verification failed (retry will not help), 11 store locked,
 
 import json
 import re
-from typing import Final
+from typing import Final, Self
 
 from .value import dataclass
 
@@ -217,6 +217,12 @@ class SplError(Exception):
         self.message = message or entry.meaning
         self.hint = hint or entry.fix
         self.facts = facts
+
+    def bare(self) -> Self:
+        """Return the same refusal without the frames that it came through: what they hold would live as long as it."""
+        found = Exception.__new__(type(self), *self.args)
+        found.__dict__.update(self.__dict__)
+        return found
 
     @property
     def status(self) -> int:

@@ -165,7 +165,7 @@ class CarrierRun:
         if paused_s:
             return paused_s  # no fault of the engine
         now_s, state, delay_s = asyncio.get_running_loop().time(), self.state, backoff.failed()
-        state.fault, state.attempt = exc, backoff.attempt
+        state.fault, state.attempt = exc.bare(), backoff.attempt
         state.failing_since_s = now_s if state.failing_since_s is None else state.failing_since_s
         self.parts.ingest.lines.warning("carrier.failed", self.pair_id, exc.code, attempt=state.attempt)
         return delay_s

@@ -124,11 +124,11 @@ class Nats:
                     await self._take(event)
                 self._parser.feed(await self._received())
         except EngineError as exc:
-            self._ended = exc
+            self._ended = exc.bare()
             self._news.set()
             for future in self._asked.values():
                 if not future.done():
-                    future.set_exception(exc)
+                    future.set_exception(exc.bare())
                     future.exception()  # the caller may have gone
             raise
 
@@ -144,7 +144,7 @@ class Nats:
         except TimeoutError as exc:
             raise EngineError("sink-unreachable", f"no answer to {subject[:60]} within {ANSWER_S:g} s") from exc
         finally:
-            del self._asked[reply]
+            del self._asked[reply], future  # which holds what ended it, and that holds this frame
         if found.head and headers_of(found.head)[0] == 503:
             raise EngineError("sink-refused", "the server has no JetStream for us", hint="start it with --jetstream")
         return found
@@ -152,7 +152,7 @@ class Nats:
     async def send(self, pieces: Sequence[bytes]) -> None:
         """Send messages; a server that takes none for ANSWER_S is gone."""
         if self._ended is not None:
-            raise self._ended
+            raise self._ended.bare()
         try:
             async with asyncio.timeout(ANSWER_S):
                 self._writer.writelines(pieces)
@@ -166,14 +166,14 @@ class Nats:
         """Return the next message that answers no request, None after `timeout_s`; raises what ended the connection."""
         if not self._waiting:
             if self._ended is not None:
-                raise self._ended
+                raise self._ended.bare()
             self._news.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._news.wait()
             if not self._waiting:
                 if self._ended is not None:
-                    raise self._ended
+                    raise self._ended.bare()
                 return None
         found = self._waiting.popleft()
         self._waiting_bytes -= found.size

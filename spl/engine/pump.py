@@ -174,7 +174,7 @@ class Pump:
 
     def _failed(self, exc: SplError, now_s: float) -> float:
         delay_s, state = self._backoff.failed(), self.state
-        state.fault, state.attempt = exc, self._backoff.attempt
+        state.fault, state.attempt = exc.bare(), self._backoff.attempt
         state.failing_since_s = now_s if state.failing_since_s is None else state.failing_since_s
         told = {"code": exc.code, "attempt": state.attempt, "msg": exc.message, **exc.facts}
         log.warning(**event("sink.failed", sink=self.sink.name, **told))

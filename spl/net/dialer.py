@@ -151,7 +151,7 @@ class _Race:
         try:
             reader, writer = await dial(address, self._where.port, tls, self._where.host)
         except ReachError as exc:
-            self._failed[address] = exc
+            self._failed[address] = exc.bare()
         else:
             if self._won is None:
                 self._won = address, reader, writer
@@ -241,11 +241,11 @@ def _allowed(where: Url, found: Sequence[str], policy: DialPolicy) -> list[str]:
                 hint = "on a network that you trust: spl serve --lan" if kind_of(address) else ""
                 raise ReachError("http-plain", f"{where.origin} is not on this machine", hint=hint)
         except ReachError as exc:
-            refusal = exc
+            refusal = exc.bare()
         else:
             allowed.append(address)
     if not allowed:
-        raise refusal
+        raise refusal.bare()
     return interleaved(allowed)[:_ADDRESSES_COUNT]
 
 

@@ -216,8 +216,7 @@ class Puller:
         try:
             await self._read(pair, progress, queue, reading)
         except SplError as exc:
-            exc.__context__ = None
-            queue.put(exc.with_traceback(None))
+            queue.put(exc.bare())
         else:
             queue.put(None)
 

@@ -1,7 +1,9 @@
 """A connection against servers that do as they like: every wait ends, and each end has a code."""
 
 import asyncio
+import gc
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -9,6 +11,7 @@ from spl.core.errors import SplError
 from spl.engine import nats
 from spl.engine.nats import Endpoint, Nats, connect, endpoint_of
 from spl.net.dialer import Dialer
+from spl.sync.supervise import run_together
 from tests.engine.servers import Talk, info, scripted
 
 
@@ -131,3 +134,20 @@ def test_urls() -> None:
             endpoint_of(bad)
         assert caught.value.code == "sink-invalid"
         assert "u:p" not in caught.value.message
+
+
+async def test_nothing_is_left_of_a_connection_that_failed() -> None:
+    """A server that ends each one is dialled for ever, and the collector looks seldom."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with scripted(says(info(), b"PONG\r\n-ERR 'bye'\r\n")) as port:
+            for _ in range(3):
+                client = await opened(port)
+                with suppress(SplError):
+                    await run_together(client.request("x"), client.listen())
+                await client.close()
+                del client
+        assert not [each for each in gc.get_objects() if type(each) is Nats]
+    finally:
+        gc.enable()

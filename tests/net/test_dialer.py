@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -157,6 +158,21 @@ async def test_the_error_names_each_address_that_was_tried() -> None:
     assert late.code == "timeout"
     assert "127.0.0.3 port" in late.message
     assert "127.0.0.2: no answer" in late.message
+
+
+@pytest.mark.parametrize("allow_private", [True, False])
+async def test_nothing_is_left_of_a_failed_attempt(allow_private: bool) -> None:
+    """A peer that is down is dialled for ever, and the collector looks seldom: no error may hold its own frames."""
+    refused = dialer_of("127.0.0.1") if allow_private else dialer_of("10.0.0.1")
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with contextlib.suppress(ReachError):
+                await refused.connect(parse_url("http://x:1"), DialPolicy(allow_private, True), 5)
+        assert not [each for each in gc.get_objects() if type(each) is dialer._Race]
+    finally:
+        gc.enable()
 
 
 def test_the_families_take_turns_in_the_order_of_the_resolver() -> None:
