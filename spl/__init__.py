@@ -31,6 +31,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         heads http1 sse deflate           HTTP/1.1 and event streams without I/O
         routes connection admission server  the server: route table, one connection, who may stay, the listener
         shared parts                      what the connections of a server share; a body as it arrives
+        phases                            where a connection stands, and its deadline
         handshakes                        how many TLS handshakes are under way at once
         address sockets dialer            who may be dialled; opening and closing; the addresses of a name raced
         client probe                      the client; the way to a peer

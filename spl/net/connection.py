@@ -1,22 +1,10 @@
-"""One accepted HTTP/1.1 connection: phases, limits and deadlines.
+"""One accepted HTTP/1.1 connection: from its bytes to requests, and from the answers to bytes; phases.py ends it.
 
-The right column is what ends a phase when the peer does nothing.
+An app that answers at once is called inline, one that promises the answer (`Later`) calls back, and any other gets a
+task for the request: a task costs half of what a small request does.
 
-    IDLE     no byte of a request            idle_timeout_s, closed silently
-    HEAD     a head in part                  head_timeout_s from its first byte: 408
-    BODY     a body in part                  body_timeout_s without progress, or at less than FLOOR_BYTES_S: 408
-    ANSWER   the app works                   the app's own deadline; also while it takes no more of a body in parts
-    STREAM   the app's iterator yields       write_stall_timeout_s without progress
-    FLUSH    the answer is not yet taken     write_stall_timeout_s without progress
-    LINGER   refused, the answer is out      linger_s, reading on so that it arrives
-    CLOSING  told to close                   write_stall_timeout_s without progress, or linger_s
-
-From the stop on no deadline is more than STOPPING_S away: a client that takes nothing, or sends half a request, would
-otherwise use up the time that the services and the last commit have.
-
-A deadline is one number, which the server's sweep compares (`expire`): timers would cost more than the parser.  An app
-that answers at once is called inline, one that promises the answer (`Later`) calls back, and any other gets a task for
-the request: a task costs half of what a small request does.
+Every failure of one request ends in `__exit__`, inline or in its task, and the server serves on.  A connection is the
+context manager itself: an object for each request would cost more than the rest of it.
 """
 
 import asyncio
@@ -31,42 +19,34 @@ from .admission import Seat
 from .heads import CONTINUE, LAST_CHUNK, encode_chunk
 from .http1 import END, RequestHead, RequestParser
 from .parts import BodyParts
+from .phases import BUSY, OVER, STOPPING_S, Phased, Stage
 from .routes import NOTHING, HttpError, Later, Match, Request, Response, check_media, parse_query
-from .shared import RequestBoundary, Shared, Stage, error_of
+from .shared import Shared, error_of
 
 READ_AHEAD_BYTES: Final = 64 * 1024  # of pipelined requests, while one is answered
 WRITE_HIGH_BYTES: Final = 64 * 1024  # unsent bytes of one connection before its answer waits
-STOPPING_S: Final = 1.0  # how long a peer may make no progress once the server stops
 _JOIN_BYTES = 64 * 1024  # a body up to this is copied behind its head: one send instead of two
 
 log = logging.getLogger("spl.net")
 
-_BUSY = frozenset({Stage.ANSWER, Stage.STREAM, Stage.FLUSH})
-_QUIET = frozenset({Stage.IDLE, Stage.HEAD, Stage.BODY})
-_OVER = frozenset({Stage.LINGER, Stage.CLOSING, Stage.CLOSED})
 
-
-class Connection(asyncio.Protocol):
+class Connection(Phased):
     """The protocol object of one connection; slots, because thousands stand idle."""
 
     __slots__ = (
-        "deadline", "head", "is_due", "keep_alive", "local", "match", "parser", "parts", "peer", "phase", "pieces",
-        "query", "read_paused", "room", "scheme", "seat", "shared", "since", "task", "transport", "unsent",
-        "write_paused",
+        "head", "is_due", "keep_alive", "local", "match", "parser", "parts", "peer", "pieces", "query", "read_paused",
+        "room", "scheme", "seat", "task", "transport", "unsent", "write_paused",
     )  # fmt: skip
 
     transport: asyncio.Transport
 
     def __init__(self, shared: "Shared[Connection]", seat: Seat | None, *, local: bool, scheme: str) -> None:
         """`seat` None: there is no free slot, and the connection only answers 503."""
-        self.shared = shared
+        super().__init__(shared)
         self.seat = seat
         self.local = local
         self.scheme = scheme
         self.peer = "unix"
-        self.phase = Stage.IDLE
-        self.deadline = inf
-        self.since = 0.0
         self.parser = RequestParser(shared.limits, shared.known)
         self.head: RequestHead | None = None
         self.match: Match | None = None
@@ -101,10 +81,10 @@ class Connection(asyncio.Protocol):
             self._refuse(SplError("too-many-connections"))
 
     def data_received(self, data: bytes) -> None:
-        if self.phase in _OVER:
+        if self.phase in OVER:
             return  # read only so that the peer, still sending, gets to see the answer
         self.parser.feed(data)
-        if self.phase not in _BUSY and not self.is_due:
+        if self.phase not in BUSY and not self.is_due:
             self._advance()
         elif self.parser.buffered > READ_AHEAD_BYTES and not self.read_paused:
             self.read_paused = True
@@ -137,13 +117,13 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         self.unsent = self.transport.get_write_buffer_size()
-        if self.phase in _BUSY:
+        if self.phase in BUSY:
             self.deadline = self._in(self.shared.limits.write_stall_timeout_s)
 
     def resume_writing(self) -> None:
         self.write_paused = False
         self.shared.admission.taken_all(self.seat)
-        if self.phase in _BUSY:
+        if self.phase in BUSY:
             self.deadline = inf
         if self.room is not None and not self.room.done():
             self.room.set_result(None)
@@ -167,14 +147,6 @@ class Connection(asyncio.Protocol):
                 self.transport.abort()
             self.unsent = size
             self.deadline = self._in(self.shared.limits.write_stall_timeout_s)
-
-    def is_late(self, now: float, idle_s: float) -> bool:
-        """Return whether its deadline has passed, or it has been idle for `idle_s` seconds."""
-        return self.deadline <= now or (self.phase is Stage.IDLE and self.since + idle_s <= now)
-
-    def quiet_since(self) -> float:
-        """Return since when the peer owes bytes; inf while a request is being answered."""
-        return self.since if self.phase in _QUIET else inf
 
     def stop(self) -> None:
         """Close when idle; otherwise after the request that is being read or answered, while the peer does its part."""
@@ -204,19 +176,25 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Take what the parser has, up to `pipelined_count` requests and pieces of bodies in one go."""
         self.is_due = False
-        try:  # as RequestBoundary does, which takes twice the time
+        with self:
             for _ in range(self.shared.limits.pipelined_count):
                 if not self._step():
                     return
             self.is_due = True
             self.shared.loop.call_soon(self._advance)
-        except Exception as exc:  # noqa: BLE001
-            self.failed(exc, refusing=False)
 
-    def failed(self, exc: Exception, *, refusing: bool) -> None:
-        """Refuse the request that failed, or cut its answer; called while the failure is handled."""
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> bool:
+        """Refuse the request that failed; cut an answer that has begun, so that no client can take it for whole.
+
+        An SplError in a stream is no failure of ours: the app withdraws what it began to send.
+        """
+        if not isinstance(exc, Exception):
+            return False
         error = error_of(exc)
-        cut = refusing or self.phase is Stage.STREAM
+        cut = self.phase in (Stage.STREAM, Stage.LINGER)
         if isinstance(exc, SplError) and self.phase is Stage.STREAM:
             log.info(**event("http.cut", peer=self.peer, code=exc.code, msg="answer cut short"))
         elif cut or error.code == "internal":
@@ -226,6 +204,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         else:
             self._refuse(error)
+        return True
 
     def _step(self) -> bool:
         """Read a head or a piece of a body, and start the answer of a whole request; return whether to go on."""
@@ -354,7 +333,7 @@ class Connection(asyncio.Protocol):
 
     def _give(self, make: Callable[[], Response]) -> None:
         """Send the answer that was promised."""
-        with RequestBoundary(self, False):
+        with self:
             try:
                 response = make()
             except SplError as error:
@@ -365,7 +344,7 @@ class Connection(asyncio.Protocol):
 
     async def _work(self, answer: Response | Awaitable[Response]) -> None:
         """Await the app's answer and send it."""
-        with RequestBoundary(self, False):
+        with self:
             try:
                 response = answer if isinstance(answer, Response) else await answer
             except SplError as error:
@@ -404,7 +383,7 @@ class Connection(asyncio.Protocol):
         chunked = head.minor == 1
         self.keep_alive = self.keep_alive and chunked
         try:
-            if self.phase in _OVER:
+            if self.phase in OVER:
                 return  # the client went while the app prepared the stream
             self._write(self._encode(response, None))
             self.phase = Stage.STREAM
@@ -430,7 +409,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """Go to the next request, or close; or first wait until the peer took this one."""
-        if self.phase in _OVER:
+        if self.phase in OVER:
             return
         self.head = self.match = self.parts = None  # an idle connection keeps nothing of its requests
         self.shared.admission.release(self.seat)
@@ -451,31 +430,23 @@ class Connection(asyncio.Protocol):
 
         Closing at once would reset the connection under what the client still sends, and it would never see why.
         """
-        if self.phase in _OVER:
+        if self.phase in OVER:
             return
         self._cancel_stream()
         self.keep_alive = False
         self.pieces, self.parts = [], None
         self.shared.admission.release(self.seat)
-        with RequestBoundary(self, True):
+        self._wait(Stage.LINGER, self.shared.limits.linger_s)
+        with self:
             response = self.shared.refusal(error, self.head)
             assert isinstance(response.body, bytes)
             head = self._encode(response, len(response.body))
             self._write(head if self.head is not None and self.head.method == "HEAD" else head + response.body)
-            self._wait(Stage.LINGER, self.shared.limits.linger_s)
             if self.transport.can_write_eof() and not self.transport.is_closing():
                 self.transport.write_eof()
             self._read_on()
 
     # -- small parts
-
-    def _wait(self, phase: Stage, seconds: float) -> None:
-        self.phase = phase
-        self.since = now = self.shared.loop.time()
-        self.deadline = now + (min(seconds, STOPPING_S) if self.shared.stopping else seconds)
-
-    def _in(self, seconds: float) -> float:
-        return self.shared.loop.time() + (min(seconds, STOPPING_S) if self.shared.stopping else seconds)
 
     def _write(self, data: bytes) -> None:
         try:

@@ -6,8 +6,7 @@ The heads of plain answers differ in the length alone within one second, so they
 import asyncio
 import errno
 from collections.abc import Callable
-from enum import IntEnum
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from ..core.errors import SplError
 from ..core.limits import Limits
@@ -19,9 +18,6 @@ from .routes import App, HttpError, Response
 
 _C = TypeVar("_C")
 FORWARDED: Final = "x-forwarded-for"
-
-# Where a connection stands; the table is in its docstring.  Numbers, for each request asks sets of them for its hash.
-Stage = IntEnum("Stage", ["IDLE", "HEAD", "BODY", "ANSWER", "STREAM", "FLUSH", "LINGER", "CLOSING", "CLOSED"])
 
 
 class Shared(Generic[_C]):
@@ -83,35 +79,6 @@ class Shared(Generic[_C]):
         """Return the address of the client behind a connection; a proxy's word counts if it is trusted."""
         forwarded = head.headers.get(FORWARDED)
         return peer if forwarded is None else self.admission.proxies.client_of(peer, forwarded)
-
-
-class Failing(Protocol):
-    """A connection, as far as its failures go."""
-
-    def failed(self, exc: Exception, *, refusing: bool) -> None:
-        """Refuse the request that failed, or cut its answer; called while the failure is handled."""
-
-
-class RequestBoundary:
-    """Holds every failure of one request, inline or in its task; the server serves on.
-
-    A stream that has begun is cut, so that its client cannot take it for whole.  An SplError there is no failure of
-    ours: the app withdraws what it began to send.  A class, because a generator costs each request a microsecond.
-    """
-
-    __slots__ = ("_connection", "_refusing")
-
-    def __init__(self, connection: Failing, refusing: bool) -> None:
-        self._connection, self._refusing = connection, refusing
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> bool:
-        if not isinstance(exc, Exception):
-            return False
-        self._connection.failed(exc, refusing=self._refusing)
-        return True
 
 
 def error_of(exc: Exception) -> SplError:

@@ -12,8 +12,9 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.core.limits import Limits
-from spl.net.connection import READ_AHEAD_BYTES, Connection, Stage
+from spl.net.connection import READ_AHEAD_BYTES, Connection
 from spl.net.http1 import RequestParser
+from spl.net.phases import Stage
 from tests.waiting import DEADLINE_S, until
 
 GET = b"GET /here/a%2Fb?x=1 HTTP/1.1\r\nHost: x\r\n\r\n"

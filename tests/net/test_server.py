@@ -10,9 +10,10 @@ from math import inf
 import pytest
 
 from spl.core.limits import Limits
-from spl.net.connection import Connection, Stage
+from spl.net.connection import Connection
 from spl.net.heads import encode_request
 from spl.net.http1 import read_answer
+from spl.net.phases import Stage
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_unix
 from tests.net.conftest import Authority, Running
