@@ -52,3 +52,12 @@ def test_what_the_start_made_is_not_looked_at_again() -> None:
         "print(gc.get_freeze_count() > 1000, gc.get_threshold()[0], gc.isenabled())"
     )
     assert run(code).stdout.split() == [b"True", str(process.YOUNG_OBJECTS).encode(), b"True"]
+
+
+def test_pages_between_those_in_use_are_given_back() -> None:
+    code = (
+        "import sys; share_memory(); rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096;"
+        "held = [b'x' * 100_000 for _ in range(400)]; held[::2] = [b''] * 200; before = rss(); give_back();"
+        "print(before - rss() > 10_000_000, 'ctypes' in sys.modules)"
+    )
+    assert run(code).stdout.split() == [b"True", b"False"]

@@ -48,6 +48,7 @@ def resource_of(route: Route) -> str:
 _RESOURCES: Final = {(route.method, route.path): resource_of(route) for route in ROUTES}
 RESOURCES: Final = frozenset(_RESOURCES.values()) - {""} | {rules.HANDSHAKE}
 """Everything that a permission rule can guard."""
+_TABLE: Final = RouteTable(ROUTES)
 
 
 class Api:
@@ -56,7 +57,7 @@ class Api:
     def __init__(self, services: Services, *, local: bool) -> None:
         self.services = services
         self.local = local
-        self.table = RouteTable(ROUTES)
+        self.table = _TABLE
         self._long = LongAnswers(services.limits.connections_count)
         self._names = services.settings.now, _hosts(services.settings.now, services.url)
 

@@ -99,6 +99,20 @@ def test_a_cursor_opens_only_whole_and_where_it_belongs(
     assert keys.aead_open(key, sealed[:at], bound) is None
 
 
+@pytest.mark.parametrize("size", [0, 31, 33, 64])
+def test_no_key_of_another_length_reaches_the_library(size: int) -> None:
+    """Its functions take no lengths of keys: a shorter one would have them read beyond its end."""
+    key = bytes(size)
+    for act in (
+        lambda: keys.SecretKey(key), lambda: keys.box_public(key), lambda: keys.seal(bytes(range(32)), b"", key),
+        lambda: keys.unseal(key, bytes(64)), lambda: keys.aead_seal(key, bytes(24), b"", b""),
+        lambda: keys.aead_seal(bytes(32), key, b"", b""),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="wrong length"):
+            act()
+    assert keys.aead_open(key, bytes(64), b"") is None
+
+
 @given(st.binary(max_size=64))
 def test_base64_goes_both_ways(data: bytes) -> None:
     """One text per value."""

@@ -41,8 +41,8 @@ class Listing(Instance):
 
 
 ASLEEP = frozenset({
-    "calendar", "dataclasses", "datetime", "decimal", "encodings.idna", "pickle", "shlex", "shutil", "tomllib",
-    "unicodedata",
+    "calendar", "ctypes", "dataclasses", "datetime", "decimal", "encodings.idna", "nacl.bindings", "pickle", "shlex",
+    "shutil", "tomllib", "unicodedata",
     "spl.api.consent", "spl.api.emit", "spl.api.events", "spl.api.lifecycle", "spl.api.metrics",
     "spl.api.openapi", "spl.api.pairs", "spl.api.sinks", "spl.api.snapshots", "spl.api.ui",
     "spl.cli.client", "spl.cli.manual", "spl.client", "spl.core.record.snapshot",

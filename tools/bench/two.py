@@ -35,9 +35,9 @@ class Side:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.home = name, folder / name
         self.port = _free_port()
-        self.env = {**os.environ, "SYNCROPEL_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        said = {"SYNCROPEL_HOME": str(self.home), "PYTHONPATH": str(ROOT), "SPL_FEDERATION_APPROVAL": "auto"}
+        self.env = {**os.environ, **said}
         self.home.mkdir(mode=0o700)
-        (self.home / "config.toml").write_text('[federation]\napproval = "auto"\n')
         self.spl("init", "--label", name)
         self._lines = "".join(f"{field}: {value}\r\n" for field, value in self.headers().items())
         self.start()
