@@ -11,7 +11,7 @@ from ..core.pair import handshake
 from ..core.pair import pair as pairs
 from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
-from ..core.pair.state import maps_to_json
+from ..core.pair.state import IN_TOUCH, maps_to_json
 from ..core.pair.status import PairStatus
 from ..core.presence import OFFLINE_S
 from ..doctor.overview import PairOverview
@@ -340,7 +340,7 @@ def summary_of(services: Services, found: Pair, view: PairOverview | None = None
     """Return a pair as a row of the list; `view` is the pair at this moment, if that is known already."""
     reading = services.sync.status(found.pair_id) if view is None else view.reading
     offered = services.feed.offered(found.pair_id) if view is None else view.offered
-    since_ms = reading.offline_since_ms if found.sync_allowed else None
+    since_ms = reading.offline_since_ms if found.phase in IN_TOUCH else None
     return {
         "object": "pair",
         **pairs.summary(found),
@@ -348,7 +348,7 @@ def summary_of(services: Services, found: Pair, view: PairOverview | None = None
         "heard_at": when.text_of(reading.heard_ms) if reading.heard_ms is not None else None,
         "offline_since": when.text_of(since_ms) if since_ms is not None else None,
         "outbound": {"clock": offered.acked or 0, "lag_records": offered.lag_records},
-        "one_way": _one_way(services, reading) if found.sync_allowed else None,
+        "one_way": _one_way(services, reading) if found.phase in IN_TOUCH else None,
         "reach": services.push.reach(found.pair_id),
     }
 

@@ -52,7 +52,6 @@ __all__ = ["Pace", "PairOptions", "Pairing"]
 log = logging.getLogger("spl.federation")
 
 HOUSEKEEPING_MIN_S: Final = 0.05
-ASK_PAUSED_S: Final = 300.0
 ASK_AGAIN_MS: Final = 5000
 TELLERS_MAX: Final = 16
 """Peers informed at the same time after a start or a rotation: each takes a connection and a signature."""
@@ -100,7 +99,6 @@ class Pairing:
         self._jobs_count = 0
         self._healed = False
         self._lines = CountedLog(log)
-        self._asked_paused_ms = pairs.steady_ms()
 
     # -- what peers ask
 
@@ -119,21 +117,14 @@ class Pairing:
         return reaction.answer
 
     async def contact(self, pair_id: str, token_id: str = "") -> None:
-        """Process a peer's authenticated call: its first confirms the pair, the first by a new token ends the old one.
-
-        A peer that paused does not call; one that does is asked for its state.
-        """
+        """Process a peer's authenticated call: its first confirms a pair, the first by a new token ends the old one."""
         pair = self.pairs.get(pair_id)
         if pair is None:
             return
-        now_ms = self.pairs.steady_ms()
         if unconfirmed(pair):
             self.stepper.follow(pair_id, await self.stepper.do(self._responder.contact, pair_id))
         elif self._renewal.watches(pair, token_id):
             await self.stepper.do(self._renewal.used, pair_id, token_id)
-        elif pair.paused_by in ("peer", "both") and now_ms >= self._asked_ms.get(pair_id, now_ms):
-            self._asked_ms[pair_id] = now_ms + ASK_AGAIN_MS
-            self.stepper.start(pair_id, partial(self._tell, pair_id))
 
     async def recall(self, pairs: Iterable[Pair]) -> None:
         """Put back the secrets of pairs that are about to be restored: secret, then record."""
@@ -271,8 +262,10 @@ class Pairing:
     # -- what sync reports
 
     def on_trouble(self, pair_id: str, code: str) -> None:
-        """Mark the pair as degraded: errors recur, or the peer refused our credentials."""
+        """Mark the pair as degraded: errors recur, or the peer refused our credentials; of a paused one, ask why."""
         pair = self.pairs.get(pair_id)
+        if pair is not None and pair.paused_by:
+            self.stepper.start(pair_id, partial(self._tell, pair_id))
         if pair is None or not isinstance(pair.state, Active | Degraded):
             return
         if pair.reason not in UNVERIFIED:
@@ -288,9 +281,18 @@ class Pairing:
         self.stepper.start(pair_id, partial(self.handshakes.ask, pair_id, poll=True))
 
     def on_view(self, pair_id: str, view: Mapping[str, Any]) -> None:
-        """Process the peer's view of a pair, which may count grants that we lack, or say that we are out of reach."""
+        """Process the peer's view of a pair, which may count grants that we lack, or say that we are out of reach.
+
+        One that says of a pause what we do not know is asked for its signed word: it may be unable to tell us.
+        """
         self.handover.seen(pair_id, view)
         self.maintenance.seen(pair_id, view)
+        pair, now_ms = self.pairs.get(pair_id), self.pairs.steady_ms()
+        if pair is None or "state" not in view or type(pair.state) not in ESTABLISHED:
+            return
+        if (pair.paused_by in ("peer", "both")) != ("pauses" in view) and now_ms >= self._asked_ms.get(pair_id, now_ms):
+            self._asked_ms[pair_id] = now_ms + ASK_AGAIN_MS
+            self.stepper.start(pair_id, partial(self._tell, pair_id))
 
     async def _doubt(self, pair_id: str, code: str) -> None:
         await self.stepper.do(lambda: self._statements.doubt(self.pairs.known(pair_id), code))
@@ -461,9 +463,6 @@ class Pairing:
                 self.stepper.follow(pair_id, effects)
         except (SplError, OSError) as exc:
             self._lines.warning("pairing.housekeeping_failed", "", getattr(exc, "code", "overloaded"), msg=str(exc))
-        if self.pairs.steady_ms() >= self._asked_paused_ms + ASK_PAUSED_S * 1000:
-            self._asked_paused_ms = self.pairs.steady_ms()
-            self._ask_paused()
         return self._healed
 
     def _take_due(self) -> list[tuple[str, tuple[Effect, ...]]]:
@@ -477,12 +476,6 @@ class Pairing:
     async def _maintain(self, pair_id: str) -> None:
         await self.maintenance.maintain(pair_id)
         self.stepper.notify()
-
-    def _ask_paused(self) -> None:
-        """Ask the peers that paused whether they resumed: their message may have been lost."""
-        for pair in self.pairs.all():
-            if pair.paused_by in ("peer", "both"):
-                self.stepper.start(pair.pair_id, partial(self._tell, pair.pair_id))
 
     def _start_job(self, pair_id: str, job: Job) -> None:
         """Start one more job about a pair, beside those that run."""

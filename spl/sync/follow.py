@@ -23,7 +23,9 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.limits import KIB
 from ..core.pair.pair import Pair
-from ..core.pair.status import StreamStatus
+from ..core.pair.status import NO_ANSWER, LastError, StreamStatus
+from ..core.presence import Turns
+from ..core.recent import Peaks
 from ..core.record import page
 from ..core.record.cursor import TEXT_CHARS_MAX
 from ..core.record.page import Page
@@ -88,6 +90,36 @@ class Flow:
         state = "down" if not self.is_open else "opening" if self.heard_ms is None else "open"
         breaks = sum(at_ms > now_ms - BREAKS_MS for at_ms in self.breaks_ms)
         return StreamStatus(state, self.since_ms, self.heard_ms, breaks)
+
+
+@dataclass(slots=True)
+class PairSync(Turns):
+    """What this process knows of reading from one peer; a restart knows the log, and KnownPeers."""
+
+    kick: Kick = field(default_factory=Kick)
+    last_sync_ms: int | None = None
+    last_error: LastError | None = None
+    crashes: int = 0
+    question_failed: bool = False
+    """The last failure was that of a sign of life asked for."""
+    troubled: bool = False
+    """Watchers know of the failure, not yet of the recovery."""
+    running: "asyncio.Future[int] | None" = None
+    asked: tuple[str, bool] = ("", False)
+    progress: Progress = field(default_factory=Progress)
+    flow: Flow = field(default_factory=Flow)
+    mode: str = ""
+    peaks: Peaks = field(default_factory=Peaks)
+
+    @property
+    def failing(self) -> str:
+        """The code of the failure that lasts, "" if none does."""
+        return self.last_error.code if self.errors.attempt and self.last_error is not None else ""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the peer did not answer when it was tried last."""
+        return self.failing in NO_ANSWER
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,7 +249,9 @@ class PeerClient:
         if (ahead_ms := self._skew_ms.get(pair.pair_id)) is not None and reply.status == 401:
             word = "ahead of" if ahead_ms > 0 else "behind"
             text = f"the clock of {label_of(pair.peer_did)} is {when.span(abs(ahead_ms))} {word} ours"
-            return SyncError("clock-skew", f"{text}, so it refuses what we sign")
+            refused = SyncError("clock-skew", f"{text}, so it refuses what we sign")
+            refused.peer_status = reply.status
+            return refused
         return _refusal(pair, reply)
 
     @asynccontextmanager

@@ -211,9 +211,10 @@ class Reaches:
         return self._way(pair_id).presence
 
     def waits(self, pair_id: str, now_s: float, silent_s: float) -> None:
-        """Record that we wait for the peer from now on; the first time, that a process before did for `silent_s`."""
+        """Record, the first time, that we wait for the peer, and that a process before did for `silent_s`."""
         presence = self.presence(pair_id)
-        presence.waited_s = now_s if presence.is_known else now_s - silent_s
+        if presence.waited_s is None:
+            presence.waited_s = now_s - (0.0 if presence.is_known else silent_s)
 
     def unreached(self, pair_id: str) -> str:
         """Return why our requests to the peer fail, for the peer; "" if they do not, or need not arrive."""

@@ -2,8 +2,9 @@
 
 One task per pair runs its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
 catching up with pages and then following the peer's stream.  Failures back off with full jitter to at most five
-minutes, a stream's to half a minute.  One pull runs at a time for a pair; later callers join it.  Between two reads a
-peer that is silent is asked for a sign of life (reach.py); no answer is a failure as that of a read is.
+minutes, a stream's to half a minute.  One pull runs at a time for a pair; later callers join it.  Between two reads,
+and while the pair is paused, a peer that is silent is asked for a sign of life (reach.py); no answer is a failure as
+that of a read is.
 """
 
 import asyncio
@@ -18,55 +19,31 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.modes import CONTINUOUS, ENGINE, ON_DEMAND
 from ..core.pair.pair import Pair, Phase
-from ..core.pair.status import AUTH_CODES, LOCAL, NO_ANSWER, WAY, LastError, PairStatus, class_of
-from ..core.presence import OFFLINE_S, STREAM_BACKOFF_MAX_S, Turns
-from ..core.recent import Peaks
+from ..core.pair.state import IN_TOUCH
+from ..core.pair.status import AUTH_CODES, LOCAL, WAY, LastError, PairStatus, class_of
+from ..core.presence import OFFLINE_S, STREAM_BACKOFF_MAX_S
 from ..core.record.page import PEER_PUSHES
-from ..core.value import dataclass, field
 from ..home.writes import Commit, Hop
 from .budget import INTAKE_PAUSED
 from .changes import Feed
-from .follow import Flow, Follower, StreamEnd
+from .follow import Follower, PairSync, StreamEnd
 from .ingest import Ingest
 from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
 from .reach import KnownPeers, error_of
 from .scope import SHARING_THREADS
-from .supervise import Kick, Supervisor, wait
+from .supervise import Supervisor, wait
 
 log = logging.getLogger("spl.federation")
 
 BACKOFF_BASE_S: Final = 1.0
+_RESTS: Final = "at rest "
+"""Before the id of a pair that is paused, in the name of the task that asks its peer for signs of life."""
 
 TICK_S: Final = 0.001
 """What is due within it is due now: a remainder of rounding would be waited for again and again."""
 _READS_ONLY: Final = frozenset({"foreign-answer", "scope-forbidden", "permission-denied"})  # a question may pass
 _ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}  # what an answer ends
-
-
-@dataclass(slots=True)
-class _PairSync(Turns):
-    """What this process knows of reading from one peer; a restart knows the log, and KnownPeers."""
-
-    kick: Kick = field(default_factory=Kick)
-    last_sync_ms: int | None = None
-    last_error: LastError | None = None
-    crashes: int = 0
-    question_failed: bool = False
-    """The last failure was that of a sign of life asked for."""
-    troubled: bool = False
-    """Watchers know of the failure, not yet of the recovery."""
-    running: "asyncio.Future[int] | None" = None
-    asked: tuple[str, bool] = ("", False)
-    progress: Progress = field(default_factory=Progress)
-    flow: Flow = field(default_factory=Flow)
-    mode: str = ""
-    peaks: Peaks = field(default_factory=Peaks)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the peer did not answer when it was tried last."""
-        return bool(self.errors.attempt) and self.last_error is not None and self.last_error.code in NO_ANSWER
 
 
 class Sync:
@@ -82,7 +59,7 @@ class Sync:
         self._follower = Follower(self.puller, feed, self, now_ms=now_ms, random_bytes=random_bytes)
         self._now_ms = now_ms
         self._random_bytes = random_bytes
-        self._states: dict[str, _PairSync] = {}
+        self._states: dict[str, PairSync] = {}
         self._uncounted_s = self._booted_s() - time.monotonic()
         self._known = KnownPeers(feed.vault, feed.source.rollbacks, now_ms)
         self._tasks = Supervisor("sync", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
@@ -143,21 +120,23 @@ class Sync:
         A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
         is served by push: it is dialled again once an interval.  Failures of another kind than that nobody was reached
         go on counting, and so do failures to reach it until it answers: the way to it may be the only one that is cut.
+        Contact mends no fault of our own: two daemons with full disks would wake each other without pause.
         """
         self._reaches.contact(pair_id, asyncio.get_running_loop().time(), process)
         state = self._states.get(pair_id)
-        if state is not None and (state.errors.attempt or state.refusals.attempt):
+        own = state is not None and state.last_error is not None and state.last_error.kind == LOCAL
+        if state is not None and (state.refusals.attempt or (state.errors.attempt and not own)):
             state.refusals.reset()
             state.at_once()
             state.kick.set()
 
-    def _there_again(self, pair: Pair, state: _PairSync) -> None:
+    def _there_again(self, pair: Pair, state: PairSync) -> None:
         """End the failures to reach a peer that answers again, and read from it at once, but not a pair on demand."""
         code = state.last_error.code if state.last_error is not None else ""
         if code not in _ANSWERED:
             return
         ends = state.question_failed or code not in _READS_ONLY
-        if pair.mode == ON_DEMAND and ends:
+        if self._only_asks(pair) and ends:
             self._recover(pair, state)
         if state.errors.attempt:
             if ends:
@@ -165,7 +144,7 @@ class Sync:
             state.last_s = None
             state.kick.set()
 
-    def _recover(self, pair: Pair, state: _PairSync) -> None:
+    def _recover(self, pair: Pair, state: PairSync) -> None:
         """Tell the watchers that a degraded pair is well; they may still be recording trouble learnt before."""
         if pair.phase is Phase.DEGRADED or state.troubled:
             state.troubled = False
@@ -189,7 +168,7 @@ class Sync:
         state, place = self._state(pair_id), self.writer.views.positions.get(pair_id)
         pair = self.writer.views.pairs.get(pair_id)
         intake = self.budget.status(pair_id)
-        wait_s = self._wait_s(pair, state, intake.wait_s) if pair is not None and pair.sync_allowed else None
+        wait_s = self._wait_s(pair, state, intake.wait_s) if pair is not None else None
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
         self._note_peak(state, now_ms := self._now_ms())
@@ -228,25 +207,31 @@ class Sync:
             state.kick.set()
 
     async def arrange(self) -> None:
-        """Run a task for each pair that may sync, and for no other."""
-        wanted = {pair_id for pair_id, pair in self.writer.views.pairs.items() if pair.sync_allowed}
-        self._tasks.cancel_except(wanted)
-        for pair_id in wanted:
-            self._tasks.start(pair_id, partial(self._follow, pair_id))
+        """Run a task for each pair that may sync, one for each that is paused, and no other."""
+        wanted = {
+            ("" if pair.sync_allowed else _RESTS) + pair_id: partial(self._follow, pair_id, pair.sync_allowed)
+            for pair_id, pair in self.writer.views.pairs.items()
+            if pair.phase in IN_TOUCH
+        }
+        self._tasks.cancel_except(wanted.keys())
+        for name, job in wanted.items():
+            self._tasks.start(name, job)
 
     def crashed(self, name: str, count: int) -> None:
         """Show a fault of our own as the pair's last error."""
-        state = self._state(name)
+        state = self._state(name.removeprefix(_RESTS))
         state.crashes = count
         state.errors.failed()
         state.last_error = LastError("internal", "the pair's task died", self._now_ms(), LOCAL)
 
-    async def _follow(self, pair_id: str) -> None:
+    async def _follow(self, pair_id: str, syncs: bool) -> None:
         state = self._state(pair_id)
         state.refusals.reset()
         known, now_s = self._known.get(pair_id), asyncio.get_running_loop().time()
         self._reaches.waits(pair_id, now_s, known.silent_s(self._now_ms()))
-        while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
+        while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed == syncs:
+            if pair.phase not in IN_TOUCH:
+                return
             state.kick.clear()
             if pair.mode != state.mode:
                 # A new mode counts at once; if the one before has just synced, polling may wait.
@@ -269,12 +254,12 @@ class Sync:
                     await wait(state.kick, BACKOFF_BASE_S)
                     state.last_s = None
 
-    def _wait_s(self, pair: Pair, state: _PairSync, paused_s: float) -> float | None:
+    def _wait_s(self, pair: Pair, state: PairSync, paused_s: float) -> float | None:
         """Return the seconds to the next attempt by mode, interval and failures; None for never by itself.
 
         `paused_s` is for how long the budget of a day lets nothing in.
         """
-        if pair.mode == ON_DEMAND or state.flow.is_open or (pair.mode == ENGINE and state.is_well):
+        if self._only_asks(pair) or state.flow.is_open or (pair.mode == ENGINE and state.is_well):
             return None
         if state.last_s is None or paused_s:
             return paused_s
@@ -308,27 +293,35 @@ class Sync:
     def _statuses(self) -> dict[str, PairStatus]:
         return {pair_id: self.status(pair_id) for pair_id in self._alive()}
 
-    def _quiet_s(self, pair: Pair, state: _PairSync) -> float:
+    def _quiet_s(self, pair: Pair, state: PairSync) -> float:
         """Return the seconds until the peer is to be asked whether it is there."""
         presence, pushes = self._reaches.presence(pair.pair_id), self._reaches.word(pair.pair_id) == PEER_PUSHES
-        now_s, only_asked = asyncio.get_running_loop().time(), pair.mode == ON_DEMAND
+        now_s, only_asked = asyncio.get_running_loop().time(), self._only_asks(pair)
         return state.quiet_s(now_s, presence, pushes=pushes, only_asked=only_asked)
 
-    async def _ask_life(self, pair: Pair, state: _PairSync) -> None:
+    def _only_asks(self, pair: Pair) -> bool:
+        """Return whether nothing but signs of life is asked for by itself."""
+        return pair.mode == ON_DEMAND or not pair.sync_allowed
+
+    async def _ask_life(self, pair: Pair, state: PairSync) -> None:
         """Ask a silent peer whether it is there; one that we cannot dial has been silent for too long to be there.
 
-        While reads fail the question only finds out when the way is open again, as it does of a peer that pushes since
-        lately; on demand, where nothing else is tried, each counts.
+        While reads do not arrive the question only finds out when the way is open again, as it does of a peer that
+        pushes since lately; where nothing else is tried, each counts.  A refusal because the pair is paused is an
+        answer to a side that does not read.
         """
         pair_id, loop = pair.pair_id, asyncio.get_running_loop()
         presence, pushes = self._reaches.presence(pair_id), self._reaches.word(pair_id) == PEER_PUSHES
         state.asked_s = began_s = loop.time()
-        counts = not state.errors.attempt or pair.mode == ON_DEMAND
+        counts = state.failing not in WAY or self._only_asks(pair)
         try:
             if pushes and not presence.is_fresh(began_s):
                 raise SyncError("timeout", "the peer, which opens the connections of this pair, is silent")
             view = await self.puller.ask_life(pair, self._feed.peer_view(pair_id))
         except SplError as exc:
+            if isinstance(exc, SyncError) and exc.code == "pair-paused" and exc.view and not pair.sync_allowed:
+                self._came(pair, state, exc.view)
+                return
             state.last_s = None if exc.code in RESET_CODES and pair.mode == ENGINE else state.last_s
             unanswered_s = presence.unanswered_s(loop.time())
             if self._reaches.was_stopped(loop.time()):
@@ -339,26 +332,30 @@ class Sync:
                 if state.errors.attempt:
                     state.attempted(loop.time())
             return
-        presence.answered(loop.time())
         if pair.mode == ENGINE and view.get("acked") == view.get("head"):
             state.last_sync_ms = self._now_ms()
-        self._reaches.answered(pair_id, view)
+        self._came(pair, state, view)
+
+    def _came(self, pair: Pair, state: PairSync, view: Mapping[str, Any]) -> None:
+        """Record a sign of life: the peer answered with its view of the pair."""
+        self._reaches.presence(pair.pair_id).answered(asyncio.get_running_loop().time())
+        self._reaches.answered(pair.pair_id, view)
         self._there_again(pair, state)
 
     # -- one pair's state
 
-    def _state(self, pair_id: str) -> _PairSync:
+    def _state(self, pair_id: str) -> PairSync:
         state = self._states.get(pair_id)
         if state is None:
             bounds = self._random_bytes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s
-            state = self._states[pair_id] = _PairSync(Backoff(*bounds), Backoff(*bounds))
+            state = self._states[pair_id] = PairSync(Backoff(*bounds), Backoff(*bounds))
             state.last_sync_ms, state.last_error = self._known.get(pair_id).sync_ms, self._known.error(pair_id)
             state.question_failed = state.last_error is not None  # an answer ends it, to a read or to a question
             state.errors.attempt = int(state.question_failed)
             self._reaches.track(pair_id, state.progress)
         return state
 
-    def _note_peak(self, state: _PairSync, now_ms: int) -> None:
+    def _note_peak(self, state: PairSync, now_ms: int) -> None:
         queue = state.progress.queue
         if queue is not None:
             state.peaks.add(queue.peak, now_ms)
@@ -366,7 +363,7 @@ class Sync:
 
     # -- the stream
 
-    async def _stay(self, pair: Pair, state: _PairSync) -> None:
+    async def _stay(self, pair: Pair, state: PairSync) -> None:
         """Catch up with pages, then follow the stream until it ends or is no longer what the pair asks for."""
         # Before the pull: what changes during it counts as a change, too.
         failures, key = (state.errors.attempt, state.refusals.attempt), self._stream_key(pair)
@@ -382,7 +379,7 @@ class Sync:
             flowing.add_done_callback(lambda _: watching.cancel())
 
     async def _until_changed(
-        self, pair: Pair, state: _PairSync, flowing: "asyncio.Task[None]", key: tuple[object, ...]
+        self, pair: Pair, state: PairSync, flowing: "asyncio.Task[None]", key: tuple[object, ...]
     ) -> None:
         """End the stream when it is no longer what the pair asks for; another one follows at once."""
         while (now := self.writer.views.pairs.get(pair.pair_id)) is not None and self._stream_key(now) == key:
@@ -395,7 +392,7 @@ class Sync:
         """Return what a stream depends on: a change of it calls for another stream."""
         return pair.mode, pair.url, self._ingest.inbound(pair), pair.sync_allowed
 
-    async def _stream(self, pair: Pair, state: _PairSync) -> None:
+    async def _stream(self, pair: Pair, state: PairSync) -> None:
         """Follow the stream to its end and record how it ended; it broke if neither side asked for the end."""
         broke = False
         try:
@@ -413,7 +410,7 @@ class Sync:
 
     # -- one pull
 
-    async def _attempt(self, pair_id: str, state: _PairSync, thread: str, resync: bool) -> int:
+    async def _attempt(self, pair_id: str, state: PairSync, thread: str, resync: bool) -> int:
         """Pull once and record how it went."""
         started_ms = self._now_ms()
         # An open stream keeps the place and the view of the pair; this pull then only adds records.
@@ -448,15 +445,18 @@ class Sync:
         """Record that the pair's stream works: it ends the backing off."""
         self._succeeded(pair_id, state := self._state(pair_id), state.progress.view)
 
-    def _succeeded(self, pair_id: str, state: _PairSync, view: Mapping[str, Any]) -> None:
+    def _succeeded(self, pair_id: str, state: PairSync, view: Mapping[str, Any]) -> None:
         self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
         state.errors.reset()
         state.refusals.reset()
         state.crashes, state.last_error = 0, None
         self._reaches.reached(pair_id, view)
 
-    def _failed(self, pair_id: str, state: _PairSync, exc: SplError, *, is_stream: bool = False) -> None:
+    def _failed(self, pair_id: str, state: PairSync, exc: SplError, *, is_stream: bool = False) -> None:
         """Record a failure; that of a stream is shown but degrades no pair, since pages arrive all the same."""
+        now_s = asyncio.get_running_loop().time()
+        if isinstance(exc, SyncError) and exc.peer_status and exc.code not in WAY:
+            self._reaches.presence(pair_id).answered(now_s)  # it refuses, and so is there
         if isinstance(exc, SyncError) and exc.code in STATE_CODES and exc.view is not None:
             state.errors.reset()
             state.refusals.failed()
@@ -470,18 +470,15 @@ class Sync:
             self._ingest.lines.info("sync.intake_paused", pair_id)
             return
         pair = self.writer.views.pairs.get(pair_id)
-        if pair is None or not pair.sync_allowed:
+        if pair is None or pair.phase not in IN_TOUCH or exc.code in STATE_CODES:
             return
-        kind, now_s = class_of(exc.code, getattr(exc, "peer_status", 0)), asyncio.get_running_loop().time()
+        kind = class_of(exc.code, getattr(exc, "peer_status", 0))
         if exc.code in WAY:
             if self._reaches.was_stopped(now_s):
                 return  # this daemon did not run, so it missed the answer
             self._reaches.presence(pair_id).lost(exc.code, now_s)
-        if exc.code == "address-refused":
-            served = self._reaches.forbidden(pair_id, now_s)
-        else:
-            served = self._reaches.failed(pair_id, kind, now_s)
-        if served:
+        forbidden = exc.code == "address-refused"
+        if self._reaches.forbidden(pair_id, now_s) if forbidden else self._reaches.failed(pair_id, kind, now_s):
             state.errors.reset()
             state.last_error = None
             self._ingest.lines.info("sync.served_by_push", pair_id, exc.code)

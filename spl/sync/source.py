@@ -27,7 +27,7 @@ from ..core.keys import AEAD_NONCE_BYTES
 from ..core.limits import Limits
 from ..core.pair.modes import POLLING
 from ..core.pair.pair import Pair, Phase
-from ..core.pair.state import known, refusal_code
+from ..core.pair.state import IN_TOUCH, known, refusal_code
 from ..core.presence import ASK_S
 from ..core.record import cursor as cursors
 from ..core.record import levels
@@ -284,9 +284,10 @@ class Source:
             **({"consent": weight} if weight else {}),
             "mode": pair.mode,
             **({"poll_ms": pair.poll_interval_ms} if pair.mode == POLLING else {}),
-            **({"asks_ms": ASKS_MS} if pair.sync_allowed and reach != PEER_PUSHES else {}),
+            **({"asks_ms": ASKS_MS} if pair.phase in IN_TOUCH and reach != PEER_PUSHES else {}),
             **({"reach": reach} if reach else {}),
             **({"unreached": unreached} if unreached else {}),
+            **({"pauses": True} if pair.paused_by in ("us", "both") else {}),
             **({"cloned": True} if self.reaches.cloned(pair_id) == PEER_CLONED else {}),
             **({"readonly": True} if self.writer.store.readonly or self.writer.store.full else {}),
         }

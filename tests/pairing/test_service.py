@@ -313,7 +313,7 @@ async def test_of_two_that_paused_also_the_first_to_resume_catches_up(tmp_path: 
         await until(lambda: a.compared == b.compared == [pair_id] * 2)
 
 
-async def test_a_peer_that_paused_and_calls_again_is_asked_for_its_word(tmp_path: Path) -> None:
+async def test_a_peer_whose_view_says_otherwise_of_a_pause_is_asked_for_its_word(tmp_path: Path) -> None:
     async with paired(tmp_path) as (world, a, b, pair_id):
         await a.pairing.pause(pair_id)
         await until(lambda: b.alive[0].paused_by == "peer")
@@ -322,7 +322,9 @@ async def test_a_peer_that_paused_and_calls_again_is_asked_for_its_word(tmp_path
         await until(lambda: "poll" in world.lost)
         world.faults.clear()
         assert b.alive[0].paused_by == "peer"
-        assert await a.call(b) == 200
+        b.pairing.on_view(pair_id, {"state": "paused", "pauses": True})
+        assert not b.pairing.stepper.take_jobs()
+        b.pairing.on_view(pair_id, {"state": "active"})
         await both_active(a, b)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spl.core import presence, when
+from spl.core import when
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.presence import STREAM_BACKOFF_MAX_S
@@ -213,15 +213,6 @@ async def run_until(node: Node, done: Callable[[], bool]) -> None:
         stop.set()
 
 
-async def run_beside(node: Node, story: Coroutine[Any, Any, None]) -> None:
-    """Run a node's sync for as long as a story takes."""
-    stop = asyncio.Event()
-    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
-        tasks.create_task(node.sync.run(stop))
-        await story
-        stop.set()
-
-
 async def test_a_polling_pair_is_pulled_at_once_and_shows_its_next_attempt(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob)
@@ -410,80 +401,6 @@ async def test_a_peer_that_goes_on_to_say_that_it_paused_is_asked_ever_less_ofte
         assert (bob.sync.status(PAIR).attempt, bob.sync.status(PAIR).last_error) == (0, None)
         bob.sync.wake(PAIR)
         assert bob.sync._wait_s(bob.pair(PAIR), line, 0.0) == 0.0
-
-
-@pytest.mark.parametrize("fault", ["connect", "auth-invalid"])
-@pytest.mark.parametrize("mode", ["polling", "on-demand"])
-async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, fault: str
-) -> None:
-    """Nothing is written and no read is due for an hour; both sides learn each other's view all the same.
-
-    A peer that refused our token and takes it again is read at once, whatever the failures before would wait.
-    """
-    monkeypatch.setattr(presence, "ASK_S", 0.01)
-    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
-        bob.sync._random_bytes = lambda size: b"\0" * size  # the shortest delays
-        join(alice, bob, mode=mode, poll_interval_ms=3_600_000)
-        alice.emit("before")
-        await bob.sync.pull(PAIR)
-        sent, network = alice.emit("after"), alice.network
-
-        async def story() -> None:
-            await until(lambda: bob.sync.status(PAIR).peer_view.get("head") == 2)
-            network.down = fault
-            await until(lambda: bob.sync.status(PAIR).attempt and bob.watched.heard)
-            assert bob.sync.status(PAIR).unreached is (fault == "connect")
-            assert bob.watched.heard[0] == ("trouble", PAIR, fault)
-            bob.change_pair(PAIR, phase=Phase.DEGRADED)
-            network.down = ""
-            await until(lambda: ("success", PAIR, "") in bob.watched.heard)
-            assert bob.sync.status(PAIR).attempt == 0
-            if mode == "polling":
-                await until(lambda: sent.id in bob.ids())
-
-        await run_beside(bob, story())
-        assert ("POST", "/v1/sync/ack") in network.log
-        assert (sent.id in bob.ids()) is (mode == "polling")
-
-
-async def test_an_event_is_a_sign_of_life_whatever_the_time_of_day(tmp_path: Path) -> None:
-    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
-        join(alice, bob, mode="continuous")
-        assert not bob.reaches.presence(PAIR).is_known
-        bob.sync.on_event(PAIR)
-        assert bob.reaches.presence(PAIR).is_known
-
-
-async def test_a_pair_that_rests_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "ASK_S", 0.01)
-    async with nodes(tmp_path, "alice", "bob", "carol") as (alice, bob, carol):
-        join(alice, bob, "pair_0000000a", mode="on-demand")
-        join(carol, bob, "pair_0000000b", mode="on-demand")
-        bob.change_pair("pair_0000000a", phase=Phase.PAUSED, sync_allowed=False)
-
-        async def story() -> None:
-            await until(lambda: bob.sync.status("pair_0000000b").peer_view)
-
-        await run_beside(bob, story())
-        assert not bob.sync.status("pair_0000000a").peer_view
-
-
-async def test_a_peer_that_pushes_and_is_silent_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot be dialled, so silence is all that shows its end."""
-    monkeypatch.setattr(presence, "CONTACT_FRESH_S", 0.02)
-    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
-        join(alice, bob, poll_interval_ms=3_600_000)
-        bob.reaches._way(PAIR).served = True
-        alice.network.down = "connect"
-        bob.sync._state(PAIR).last_s = asyncio.get_running_loop().time()
-        bob.sync._state(PAIR).mode = "polling"
-
-        async def story() -> None:
-            await until(lambda: bob.sync.status(PAIR).unreached)
-
-        await run_beside(bob, story())
-        assert bob.reaches.word(PAIR) == ""
 
 
 async def test_a_stop_that_meets_a_failing_pull_ends_the_task(tmp_path: Path) -> None:

@@ -34,6 +34,10 @@ class Phase(StrEnum):
     REVOKED = "revoked"
 
 
+IN_TOUCH: Final = frozenset({Phase.ACTIVE, Phase.PAUSED, Phase.DEGRADED})
+"""Phases in which each side asks the other for signs of life: whether a peer is there is a fact of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a pair stands; `reason` is the code or text that brought it here, if one did."""

@@ -1,0 +1,125 @@
+"""Signs of life: a silent peer is asked for one, whatever the state of the pair, and its end and return are known."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spl.core import presence
+from spl.core.pair.pair import Phase
+from spl.core.pair.status import LastError
+from tests.nodes import Node, join, nodes
+from tests.waiting import DEADLINE_S, until
+
+PAIR = "pair_00000001"
+
+
+async def run_beside(node: Node, story: Coroutine[Any, Any, None]) -> None:
+    """Run a node's sync for as long as a story takes."""
+    stop = asyncio.Event()
+    async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(node.sync.run(stop))
+        await story
+        stop.set()
+
+
+@pytest.mark.parametrize("fault", ["connect", "auth-invalid"])
+@pytest.mark.parametrize("mode", ["polling", "on-demand"])
+async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, fault: str
+) -> None:
+    """Nothing is written and no read is due for an hour; both sides learn each other's view all the same.
+
+    A peer that refused our token and takes it again is read at once, whatever the failures before would wait.
+    """
+    monkeypatch.setattr(presence, "ASK_S", 0.01)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        bob.sync._random_bytes = lambda size: b"\0" * size  # the shortest delays
+        join(alice, bob, mode=mode, poll_interval_ms=3_600_000)
+        alice.emit("before")
+        await bob.sync.pull(PAIR)
+        sent, network = alice.emit("after"), alice.network
+
+        async def story() -> None:
+            await until(lambda: bob.sync.status(PAIR).peer_view.get("head") == 2)
+            network.down = fault
+            await until(lambda: bob.sync.status(PAIR).attempt and bob.watched.heard)
+            assert bob.sync.status(PAIR).unreached is (fault == "connect")
+            assert bob.watched.heard[0] == ("trouble", PAIR, fault)
+            bob.change_pair(PAIR, phase=Phase.DEGRADED)
+            network.down = ""
+            await until(lambda: ("success", PAIR, "") in bob.watched.heard)
+            assert bob.sync.status(PAIR).attempt == 0
+            if mode == "polling":
+                await until(lambda: sent.id in bob.ids())
+
+        await run_beside(bob, story())
+        assert ("POST", "/v1/sync/ack") in network.log
+        assert (sent.id in bob.ids()) is (mode == "polling")
+
+
+async def test_an_event_is_a_sign_of_life_whatever_the_time_of_day(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="continuous")
+        assert not bob.reaches.presence(PAIR).is_known
+        bob.sync.on_event(PAIR)
+        assert bob.reaches.presence(PAIR).is_known
+
+
+@pytest.mark.parametrize("pauser", ["us", "peer"])
+async def test_a_paused_pair_is_asked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauser: str) -> None:
+    """Whether the peer is there is a fact of its own; that it refuses to sync is an answer, and no failure."""
+    monkeypatch.setattr(presence, "ASK_S", 0.01)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        alice.change_pair(PAIR, phase=Phase.PAUSED, sync_allowed=False, serve_allowed=pauser == "us")
+        bob.change_pair(PAIR, phase=Phase.PAUSED, sync_allowed=False, paused_by=pauser)
+
+        async def story() -> None:
+            await until(lambda: bob.sync.status(PAIR).peer_view.get("state") == "paused")
+            assert bob.sync.status(PAIR).attempt == 0
+            assert not bob.watched.heard
+            alice.network.down = "connect"
+            await until(lambda: bob.sync.status(PAIR).unreached)
+            alice.network.down = ""
+            await until(lambda: not bob.sync.status(PAIR).unreached)
+            assert ("GET", "/v1/sync/changes") not in alice.network.log
+
+        await run_beside(bob, story())
+
+
+async def test_a_refusal_for_another_reason_hides_no_peer_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next read is minutes away; the question for a sign of life tells."""
+    monkeypatch.setattr(presence, "ASK_S", 0.01)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        state = bob.sync._state(PAIR)
+        state.errors.attempt, state.mode, state.last_s = 8, "polling", asyncio.get_running_loop().time() + 3600
+        state.last_error = LastError("auth-invalid", "refused", 0, "AUTH")
+        alice.network.down = "connect"
+
+        async def story() -> None:
+            await until(lambda: bob.sync.status(PAIR).unreached)
+
+        await run_beside(bob, story())
+
+
+async def test_a_peer_that_pushes_and_is_silent_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be dialled, so silence is all that shows its end."""
+    monkeypatch.setattr(presence, "CONTACT_FRESH_S", 0.02)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, poll_interval_ms=3_600_000)
+        bob.reaches._way(PAIR).served = True
+        alice.network.down = "connect"
+        bob.sync._state(PAIR).last_s = asyncio.get_running_loop().time()
+        bob.sync._state(PAIR).mode = "polling"
+
+        async def story() -> None:
+            await until(lambda: bob.sync.status(PAIR).unreached)
+
+        await run_beside(bob, story())
+        assert bob.reaches.word(PAIR) == ""
