@@ -420,7 +420,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
                 _moved(_at_peer("spl doctor; spl logs"))),
     FindingKind("answer-malformed", FAIL, REACH, None, PEER, seen.failed("answer-malformed"), _REFRESH),
     FindingKind("handshake-pending", WARN, ("handshake-401", *REACH), None, PEER, seen.pending, _pending_fix),
-    FindingKind("reverse-unreachable", WARN, REACH, None, PATH, seen.reverse, _reverse_fix),
+    FindingKind("reverse-unreachable", WARN, (*REACH, "clock-skew"), None, PATH, seen.reverse, _reverse_fix),
     FindingKind("one-way", WARN, (*REACH, "foreign-answer"), None, PATH, seen.one_way, _own_way_fix),
     FindingKind("peer-revoked", FAIL, (), None, PEER, seen.revoked, _again_fix),
     FindingKind("token-expiring", WARN, (), None, PEER, seen.expiring, _token_fix),

@@ -85,6 +85,7 @@ class Doctor:
             status,
             self.feed.offered(pair.pair_id),
             trouble=self.pairing.handshakes.trouble.get(pair.pair_id),
+            troubled_s=self.pairing.handshakes.troubled_s(pair.pair_id),
             reach=self.feed.source.reaches.word(pair.pair_id),
             unmoved=place is not None and at_ms is not None and place.at_ms < self.started_ms < at_ms,
             uptime_s=(now_ms - self.started_ms) / 1000,

@@ -65,6 +65,8 @@ class PairContext:
     uptime_s: float
     now_ms: int
     own_url: str = ""
+    troubled_s: float = 0.0
+    """For how long the attempts of that handshake have failed."""
     revoked: str = ""
     """The id of our token for the peer, if it is revoked."""
 
@@ -241,7 +243,8 @@ def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     # A degraded pair failed for long enough, whatever this process has seen of it; a peer that does not answer has
     # been gone since it last answered, which is before the first failure.
     status = context.status
-    failing_s = max(health.failing_s(pair.pair_id), status.unanswered_s if status.unreached else 0.0)
+    unanswered_s = status.unanswered_s if status.unreached else 0.0
+    failing_s = max(health.failing_s(pair.pair_id), unanswered_s, context.troubled_s)
     failing_s = inf if isinstance(pair.state, Degraded) else failing_s
     at_ms = status.last_sync_ms
     lasting = {**dict.fromkeys(HEALING, failing_s), "queue-high": health.full_s(pair.pair_id)}

@@ -331,6 +331,7 @@ class HandshakeLoop:
     ) -> None:
         self.pairs, self.trouble = stepper.pairs, dict[str, SplError]()
         """Pair -> why the last attempt of its handshake failed, while it is on its way."""
+        self._since_ms: dict[str, int] = {}
         self._stepper, self._initiator, self.exchange, self._sync = stepper, initiator, exchange, sync
         self._poll_s = poll_s
         self._first_syncs: dict[str, dict[str, object]] = {}
@@ -404,7 +405,21 @@ class HandshakeLoop:
             await self._drive(pair_id, kick)
         finally:
             del self._kicks[pair_id]
+            self._note(pair_id)
+
+    def troubled_s(self, pair_id: str) -> float:
+        """Return for how long the attempts of the pair's handshake have failed, 0 if the last one did not."""
+        since_ms = self._since_ms.get(pair_id)
+        return (self.pairs.steady_ms() - since_ms) / 1000 if since_ms is not None else 0.0
+
+    def _note(self, pair_id: str, trouble: SplError | None = None) -> None:
+        """Keep why an attempt failed, and when the first one did; forget both if none did."""
+        if trouble is None:
             self.trouble.pop(pair_id, None)
+            self._since_ms.pop(pair_id, None)
+        else:
+            self.trouble[pair_id] = trouble
+            self._since_ms.setdefault(pair_id, self.pairs.steady_ms())
 
     async def _drive(self, pair_id: str, kick: asyncio.Event) -> None:
         polls, backoff = 0, Backoff(self.pairs.random_bytes, min(BACKOFF_BASE_S, self._poll_s), POLL_MAX_S)
@@ -416,12 +431,12 @@ class HandshakeLoop:
                 after = await self.advance(pair_id)
                 backoff.reset()
                 polls += 1
-                self.trouble.pop(pair_id, None)
+                self._note(pair_id)
                 if after.state != before.state:
                     continue
             except SplError as exc:
                 delay_s = backoff.failed()
-                self.trouble[pair_id] = exc
+                self._note(pair_id, exc)
                 fields = {"pair": pair_id, "code": exc.code, "attempt": backoff.attempt, "msg": exc.message}
                 log.warning(**event("pair.attempt_failed", **fields))
                 self._stepper.notify()
@@ -457,7 +472,7 @@ class HandshakeLoop:
 
     def kick(self, pair_id: str) -> None:
         """Have the pair's request tried now; one that is not driven yet is tried once it is."""
-        self.trouble.pop(pair_id, None)
+        self._note(pair_id)
         if pair_id in self._kicks:
             self._kicks[pair_id].set()
         self._stepper.notify()

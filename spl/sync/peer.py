@@ -28,6 +28,7 @@ from ..home.writer import Writer
 from ..net.address import ReachError, is_address, parse_url
 from ..net.client import EventStream, HttpClient, Reply
 from ..net.dialer import DialPolicy
+from ..net.heads import date_ms
 
 log = logging.getLogger("spl.federation")
 
@@ -234,7 +235,7 @@ class PeerClient:
                 method, pair.url + target, headers=headers, body=body, timeout_s=timeout_s, answer_bytes=answer_bytes,
                 dial=self.dial(pair),
             )  # fmt: skip
-            if not (again and reply.status == 401 and self._learns_time(pair, reply.body)):
+            if not (again and reply.status == 401 and self._learns_time(pair, reply)):
                 break
         if reply.status == 200:
             self._skew_ms.pop(pair.pair_id, None)
@@ -269,29 +270,39 @@ class PeerClient:
         except ReachError as exc:
             if not exc.peer_status:
                 raise
-            if again and exc.peer_status == 401 and self._learns_time(pair, exc.peer_body):
+            reply = Reply(exc.peer_status, exc.peer_headers, exc.peer_body, "")
+            if again and reply.status == 401 and self._learns_time(pair, reply):
                 return await self._opened(stack, pair, target, again=False)
-            raise self._refusal(pair, Reply(exc.peer_status, exc.peer_headers, exc.peer_body, "")) from exc
+            raise self._refusal(pair, reply) from exc
 
-    def _learns_time(self, pair: Pair, body: bytes) -> bool:
+    def _learns_time(self, pair: Pair, reply: Reply) -> bool:
         """Return whether the peer refused a proof for its time only, and told one near ours to sign by.
 
         A peer further away than a proof may be old keeps refusing: that is a wrong clock, which the operators must see.
+        The date of a refusal for another reason shows it too: no signed word of that peer, that it revoked the pair for
+        example, is believed here before its clock is right.
         Only a pair that our operator made with --no-strict goes by any clock of the peer.
         """
-        fields = _fields(body)
+        fields, told = _fields(reply.body), _time_in(reply) if is_ours(reply.body) else None
         self._skew_ms.pop(pair.pair_id, None)
-        if fields.get("reason") != "proof-time":
+        if told is None:
             return False
-        try:
-            ahead_ms = when.ms_of(fields.get("time")) - self._now_ms()
-        except when.WhenError:
-            return False
+        ahead_ms = told - self._now_ms()
         if abs(ahead_ms) > self._writer.limits.proof_age_s * 1000 and (pair.proposal.strict or not pair.initiator):
             self._skew_ms[pair.pair_id] = ahead_ms
             return False
+        if fields.get("reason") != "proof-time":
+            return False
         self._ahead_ms[pair.pair_id] = ahead_ms
         return True
+
+
+def _time_in(reply: Reply) -> int | None:
+    """Return the peer's time in Unix ms, as its refusal tells, or dates itself."""
+    try:
+        return when.ms_of(_fields(reply.body).get("time"))
+    except when.WhenError:
+        return date_ms(reply.headers.get("date", ""))
 
 
 def is_too_much(exc: SplError) -> bool:

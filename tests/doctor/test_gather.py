@@ -63,10 +63,10 @@ def status(**changed: Any) -> PairStatus:
 
 def seen(
     pair: Pair | None = None, told: PairStatus | None = None, *, trouble: SplError | None = None,
-    uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "", offered: OfferedStatus = UNKNOWN,
-    **health: float,
+    troubled_s: float = 0.0, uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "",
+    offered: OfferedStatus = UNKNOWN, **health: float,
 ) -> Facts:  # fmt: skip
-    context = PairContext(told or status(), offered, trouble, way, unmoved, uptime_s, NOW_MS)
+    context = PairContext(told or status(), offered, trouble, way, unmoved, uptime_s, NOW_MS, troubled_s=troubled_s)
     return gather.with_pair(Facts(), pair or a_pair(), samples(**health), context)
 
 
@@ -121,6 +121,13 @@ def test_a_handshake_that_is_refused() -> None:
     assert [(item.code, item.explained_by) for item in found] == [
         ("handshake-401", ""), ("handshake-pending", "handshake-401"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("troubled_s", "first"), [(10.0, "handshake-pending"), (31.0, "connect")])
+def test_a_request_to_a_peer_that_is_gone(troubled_s: float, first: str) -> None:
+    gone = SplError("connect", "nothing listens")
+    found = findings(seen(a_pair(state=Waiting(), live=False), trouble=gone, troubled_s=troubled_s))
+    assert [item.code for item in found if not item.explained_by] == [first]
 
 
 def test_a_cursor_that_stands_still() -> None:

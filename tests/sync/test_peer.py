@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from email.utils import formatdate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -200,3 +201,19 @@ async def test_a_proof_from_before_the_peers_start_is_signed_again_by_its_time(
         for _ in range(2):
             assert (await bob.peers.ask(pair, "GET", "/v1/sync/changes")).status == 200
         assert refused == [CHANGES]
+
+
+@pytest.mark.parametrize(("ahead_s", "code"), [(-7200, "clock-skew"), (7200, "clock-skew"), (60, "auth-invalid")])
+async def test_a_refusal_for_another_reason_names_a_clock_that_is_wrong(
+    tmp_path: Path, ahead_s: int, code: str
+) -> None:
+    """A peer that revoked the pair: its signed word is not believed before its clock is right."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        date = formatdate(bob.now_ms() / 1000 + ahead_s, usegmt=True)
+        body = b'{"object":"error","code":"AUTH_INVALID","message":"revoked","reason":"token-revoked"}'
+        bob.network.change = lambda path, reply: Reply(401, {"date": date}, body, "")
+        with pytest.raises(SyncError) as caught:
+            await bob.peers.ask(bob.home.views.pairs[PAIR], "GET", "/v1/sync/changes?limit=1")
+        assert (caught.value.code, caught.value.peer_status) == (code, 401)
+        assert (bob.peers.skew_ms(PAIR) is None) == (code == "auth-invalid")
