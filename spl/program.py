@@ -35,6 +35,17 @@ _FILE: Final = Path(str(sys.modules[PACKAGE].__file__))
 _BEGAN: Final = _mark(_FILE)
 
 
+def is_replaced() -> bool:
+    """Return whether the program's files are not those that this process began with."""
+    return _BEGAN is not None and _mark(_FILE) != _BEGAN
+
+
+def check(name: str) -> None:
+    """Raise SplError "program-replaced" if `load` would; imports nothing."""
+    if f"{PACKAGE}.{name}" not in sys.modules and is_replaced():
+        raise SplError("program-replaced")
+
+
 def load(name: str) -> ModuleType:
     """Return a module of the package by its name in it, such as "doctor.examine"; imported at the first call.
 
@@ -44,8 +55,7 @@ def load(name: str) -> ModuleType:
     whole = f"{PACKAGE}.{name}"
     if (known := sys.modules.get(whole)) is not None:
         return known
-    if _BEGAN is not None and _mark(_FILE) != _BEGAN:
-        raise SplError("program-replaced")
+    check(name)
     try:
         return import_module(whole)
     except OSError as exc:

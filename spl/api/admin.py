@@ -56,6 +56,7 @@ def ready(request: Request, principal: Principal, services: Services) -> Respons
         raise SplError("store-readonly")
     if services.store.full:
         raise SplError("store-full", services.store.full)
+    program.check("api.emit")
     return json_response({"status": "ready"})
 
 

@@ -378,6 +378,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("store-damaged", FAIL, (), None, LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
     FindingKind("store-missing", FAIL, (), None, LOCAL, seen.log_lacking, _home_fix("store-missing")),
     FindingKind("disk-low", WARN, (), None, LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
+    FindingKind("program-replaced", WARN, (), None, LOCAL, seen.replaced, _next("program-replaced")),
     FindingKind("loop-blocked", WARN, (), None, LOCAL, seen.loop, _next("loop-blocked")),
     FindingKind("task-dead", FAIL, (), None, LOCAL, seen.dead, _next("task-dead")),
     FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),

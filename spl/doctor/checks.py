@@ -214,8 +214,8 @@ def _nothing(facts: Facts) -> str:
 
 DAEMON: Final = (
     Check("daemon", ("daemon-down", "warming-up", "store-locked", "config-invalid", "loop-blocked", "task-dead",
-                     "adapter-slow", "auth-off", "sink-unreachable", "sink-full", "sink-foreign", "sink-auth",
-                     "sink-refused", "engine-gap"), _daemon),
+                     "program-replaced", "adapter-slow", "auth-off", "sink-unreachable", "sink-full", "sink-foreign",
+                     "sink-auth", "sink-refused", "engine-gap"), _daemon),
     Check("store", ("store-readonly", "store-full", "store-damaged", "store-missing", "disk-low"), _store),
     Check("identity", ("identity-missing", "identity-backup"), _identity),
 )  # fmt: skip

@@ -73,6 +73,10 @@ def down(facts: Facts) -> str:
     return facts.daemon_down
 
 
+def replaced(facts: Facts) -> str:
+    return "what the daemon has not loaded yet is refused: the program's files were replaced" if facts.replaced else ""
+
+
 def readonly(facts: Facts) -> str:
     return facts.readonly
 

@@ -72,6 +72,8 @@ class Facts:
     home_fault: Fault | None = None
     """That the log or the keys of a home are not in their place."""
     pid: int | None = None
+    replaced: bool = False
+    """The program's files are not those that the daemon began with."""
     readonly: str = ""
     full: str = ""
     damaged_lines: int = 0

@@ -30,6 +30,7 @@ from ..home.home import BACK, keys_lacking, log_lacking, read_config
 from ..home.log import Log
 from ..home.vault import Vault
 from ..home.writes import ListenerSummary
+from ..program import is_replaced
 from ..sync.changes import OfferedStatus
 from .conditions import MANIFEST
 from .facts import Facts, Fault, GrantGap, LockHolder, replace
@@ -79,6 +80,7 @@ def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits
         has_identity=vault.identity is not None,
         unsaved_s=_unsaved_s(vault, now_ms),
         home_fault=Fault("store-missing", store.gone, BACK) if store.gone else None,
+        replaced=is_replaced(),
         readonly=store.readonly,
         full=store.full,
         damaged_lines=len(store.lost) + len(store.index.reader.left_out),

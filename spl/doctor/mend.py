@@ -1,5 +1,7 @@
 """The store is kept whole: an index that does not fit the log is built again, and pairs give back what was lost.
 
+A log without room, which what is free need not show, is tried every two seconds until there is some.
+
 A reading that meets damage leaves the row out and goes on (`home/tables/rows.py`).  Some seconds later the index is
 built again beside the running daemon: what is damaged has an empty row then, lists and counts are right, and what the
 index alone had wrong is healed.  At most every ten minutes, or a disk that reads differently each time would keep one
@@ -50,6 +52,8 @@ class StoreMender:
         looked_at = -1
         while not stop.is_set():
             try:
+                if store.full:
+                    await asyncio.to_thread(store.look_for_room)
                 if store.index.reader.doubted and now_s() >= next_s:
                     next_s = now_s() + REBUILD_AGAIN_S
                     await self._rebuild_quietly(stop)

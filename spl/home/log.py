@@ -13,8 +13,9 @@ next opening sees what became of those bytes (`recovery.py`).
 
 A lack that passes (descriptors, space, quota) is waited out.  No room for the data: what was written of it is cut off
 again, and the append is refused with "store-full"; records are taken again once more is free than then, or a line of
-the daemon's own was written.  No new segment: the present one grows until there is.  Rejected: to count a lack as a
-fault of the disk, because a stranger's idle connections then end all writing until a restart.
+the daemon's own or a try of `look_for_room` was written: quotas and memory do not show in what is free.  No new
+segment: the present one grows until there is.  Rejected: to count a lack as a fault of the disk, because a stranger's
+idle connections then end all writing until a restart.
 
 The caller holds the home's lock (`disk.lock_home`).
 """
@@ -57,6 +58,7 @@ __all__ = ["Damage", "Entry", "Line", "LineError", "OpenReport", "Row", "Log", "
 
 _SYNCS_KEPT: Final = 512
 _SEGMENT_BYTES_MAX: Final = 2**32 - 1  # an offset has four bytes in the index
+_TRY_BYTES: Final = 4096
 _PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
 
 
@@ -256,6 +258,24 @@ class Log:
     def look_again(self) -> None:
         """Leave out of `lost` those places of which everything is held again.  Raises OSError."""
         self.lost = self._lost_in(self.index)
+
+    def look_for_room(self) -> None:
+        """Write and sync some bytes behind the last line and cut them off again, if the last append found no room.
+
+        Any thread may; after a crash they are a torn tail.  Raises StoreError as `append` does.
+        """
+        with self._turn:
+            if not self._full or self.full != self._full:
+                return
+            self._check_alone(self._size)
+            try:
+                self._active.write(bytes(_TRY_BYTES))
+                self._active.sync()
+                self._active.truncate(self._size)
+                self._active.sync()
+            except OSError as exc:
+                raise self._fault(exc, self._size + _TRY_BYTES) from exc
+            self._full = ""
 
     def stop(self) -> None:
         """End what reads much of the log, at its next line, with "shutting-down": snapshots, restores, checks."""

@@ -57,6 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
     "store-damaged": {"damaged_lines": 2},
     "store-missing": {"home_fault": Fault("store-missing", "there is no log")},
     "disk-low": {"free_bytes": 5 * 10**8},
+    "program-replaced": {"replaced": True},
     "loop-blocked": {"loop_lag_ms": 2500.0},
     "task-dead": {"dead_tasks": ("pair_0f9e8d7c",)},
     "config-invalid": {"config_error": "config.toml:3: unknown key 'prot'"},

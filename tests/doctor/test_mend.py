@@ -1,6 +1,7 @@
 """Promises of the mender: what the disk damaged stops nothing, is said, and comes back; and the finding then ends."""
 
 import asyncio
+import errno
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from spl.core.errors import SplError
 from spl.core.record.record import Envelope
 from spl.doctor import mend as module
 from spl.doctor.mend import StoreMender
 from spl.home.check import Step, StoreCheck
-from spl.home.disk import Disk
+from spl.home.disk import Disk, File
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import open_store
 from tests.waiting import until
@@ -82,6 +84,28 @@ async def shared(ann: Node, ben: Node, pair_id: str, count: int = 30) -> list[En
         if n % 5 == 4:  # what comes together is in one segment
             await ben.sync.pull(pair_id)
     return sent
+
+
+async def test_a_lack_of_room_that_the_free_space_does_not_show_ends_by_itself(
+    pair: tuple[Node, Node, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a quota that was raised: nobody has to write something or restart the daemon."""
+    ann, _, _ = pair
+    store = ann.home.store
+    monkeypatch.setattr(Disk, "free_bytes", lambda self, folder: 10**9)
+
+    def lack(file: File, data: bytes) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    async with mending(ann, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(File, "write", lack)
+            with pytest.raises(SplError, match="Disk quota exceeded"):
+                ann.emit("one")
+            assert "Disk quota exceeded" in store.full
+        await until(lambda: not store.full)
+    ann.emit("two")
+    assert not store.readonly
 
 
 @pytest.mark.parametrize("bad", ["tent 007", 'te"t 007', "te\nt 007"])

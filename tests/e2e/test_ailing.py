@@ -5,6 +5,7 @@ Whatever fails, nothing is called "caught up" for more than 45 seconds while it 
 
 import os
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ from tests.e2e.findings import (
     seen,
     told,
 )  # fmt: skip
-from tests.e2e.harness import free_port
+from tests.e2e.harness import ROOT, Instance, free_port
 from tests.net.conftest import full_queue
 from tests.waiting import eventually
 
@@ -300,3 +301,39 @@ def test_a_name_of_which_some_addresses_do_not_answer(house: House) -> None:
         erin.paired(f"http://{NAME}:{port}/")
     erin.stop()
     bob.stop()
+
+
+class Installed(Instance):
+    """An instance whose daemon runs a copy of the program, beside its home."""
+
+    @property
+    def program(self) -> Path:
+        """The folder of the copy."""
+        return self.home.parent / "program"
+
+    def command(self, *words: str) -> list[str]:
+        return ["env", "-C", str(self.program), f"PYTHONPATH={self.program}", *super().command(*words)]
+
+
+@finds("program-replaced")
+def test_a_program_that_is_replaced_under_its_daemon(house: House) -> None:
+    """What is loaded goes on; whether writes are taken, which may need another file, is what readiness says."""
+    erin = house("erin", "", Installed)
+    shutil.copytree(ROOT / "spl", erin.program / "spl", ignore=shutil.ignore_patterns("__pycache__"))
+    package, away = erin.program / "spl", erin.program / "spl.old"
+    erin.start()
+    assert attention(erin) == []
+    package.rename(away)
+    assert told(erin, "program-replaced")["fix"] == "stop the daemon, then: spl serve"
+    record = {"act": "KNOW", "actor": "did:sync:user:erin", "thread": "th_a", "body": {}}
+    assert (erin.get("/health/ready").code, erin.api("POST", "/v1/records", record).code) == ("PROGRAM_REPLACED",) * 2
+    away.rename(package)
+    assert (erin.get("/health/ready").status, attention(erin)) == (200, [])
+    ids = erin.emit("th_work", 2)
+    package.rename(away)
+    assert erin.get("/health/ready").status == 200
+    ids += erin.emit("th_work", 2)
+    assert told(erin, "program-replaced")
+    assert [record["id"] for record in erin.records("th_work")] == ids
+    away.rename(package)
+    erin.stop()

@@ -11,7 +11,7 @@ from spl.core.limits import Limits
 from spl.home import log as logs
 from spl.home.disk import File
 from spl.home.recovery import StoreError
-from tests.store_kit import AT_MS, FaultyDisk, LazyDisk, contents, log_files, open_store, record
+from tests.store_kit import AT_MS, FaultyDisk, FaultyFile, LazyDisk, contents, fail, log_files, open_store, record
 
 
 def sizes(folder: Path, count: int) -> list[int]:
@@ -163,3 +163,44 @@ def test_a_stop_that_cannot_be_marked_says_why(tmp_path: Path) -> None:
     assert "without a mark" in store.readonly
     again = open_store(tmp_path)
     assert (again.report.unclean, len(contents(again))) == (True, 1)
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOMEM, errno.ENOSPC])
+def test_a_lack_that_the_free_space_does_not_show_ends_when_its_cause_does(tmp_path: Path, number: int) -> None:
+    """A quota that was raised while others filled the disk: a try tells, and leaves nothing in the log."""
+    disk = FaultyDisk()
+    disk.free = 10**9
+    store = open_store(tmp_path, disk)
+    store.append([record(1)], AT_MS)
+    before = log_files(tmp_path)[0].read_bytes()
+
+    def lack(file: File, data: bytes) -> None:
+        File.write(file, data[:700])
+        fail(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FaultyFile, "write", lack)
+        for append in (lambda: store.append([record(2)], AT_MS), store.look_for_room, store.look_for_room):
+            with pytest.raises(StoreError) as caught:
+                append()
+            assert (caught.value.code, store.readonly) == ("store-full", "")
+            assert log_files(tmp_path)[0].read_bytes() == before
+            disk.free -= 1
+    assert "no room" in store.full
+    store.look_for_room()
+    assert store.full == ""
+    assert log_files(tmp_path)[0].read_bytes() == before
+    assert store.append([record(2)], AT_MS) == [2]
+
+
+def test_a_try_for_room_whose_sync_fails_is_final(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    disk.free = 10**9
+    store = open_store(tmp_path, disk)
+    disk.room = 50
+    with pytest.raises(StoreError):
+        store.append([record(1)], AT_MS)
+    disk.room, disk.fail_sync = None, errno.EIO
+    with pytest.raises(StoreError) as caught:
+        store.look_for_room()
+    assert (caught.value.code, bool(store.readonly)) == ("store-readonly", True)
