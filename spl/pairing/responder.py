@@ -363,14 +363,17 @@ class Responder:
     def _confirmed(self, pair: Pair) -> tuple[Pair, tuple[Effect, ...]]:
         """Return the pair and the effects left after the peer's confirmation, if the pair still waits for it.
 
-        One that a rule approved ends instead if our operator limited the peer since: a peer could keep it in reserve.
+        It ends instead if the peer is blocked since, and one that a rule approved also if our operator limited the
+        peer since: a peer could keep it in reserve.
         """
         if not unconfirmed(pair):
             return pair, ()
+        others = [other for other in self.pairs.all() if other.pair_id != pair.pair_id]
+        is_over = pair.peer_did in self.pairs.writer.views.blocked
         if isinstance(pair.state, Approved) and self._is_unasked(pair):
-            others = [other for other in self.pairs.all() if other.pair_id != pair.pair_id]
-            if self._is_limited(others, pair.peer_did, pair.namespaces, pair.mode):
-                return self.pairs.take(pair, End("expired", "limits were set before it was confirmed"), brought=True)
+            is_over = is_over or self._is_limited(others, pair.peer_did, pair.namespaces, pair.mode)
+        if is_over:
+            return self.pairs.take(pair, End("expired", "limits were set before it was confirmed"), brought=True)
         return self.pairs.confirm(pair)
 
     def _is_unasked(self, pair: Pair) -> bool:

@@ -306,6 +306,23 @@ def test_every_example_of_a_rule_of_approval_leans_on_what_is_proved(wary: Victi
     assert [shown for shown in examples if not any(name in shown for name in proved)] == []
 
 
+@pytest.mark.parametrize("step", ["revoke", "pause"])
+def test_no_second_pair_is_a_reserve_against_the_operator(daemon: Daemon, puppet: Puppets, step: str) -> None:
+    """A peer asks for two pairs, which a policy approves, and confirms the second when it loses the first."""
+    victim = daemon("victim", AUTO)
+    victim.emit("th_x")
+    peer = puppet("peer", victim).join()
+    first = peer.pair_id
+    reply = peer.request()
+    assert reply.status == 200, reply
+    assert peer.pair_id != first
+    peer.token = peer.opened(reply.fields["answer"]["message"]["token"])
+    assert victim.api("POST", f"/v1/federation/pairs/{first}/{step}", {}).status == 200
+    assert peer.call("GET", "/v1/sync/changes?limit=10").status in (401, 403, 404, 409, 410)
+    assert peer.word("pair-confirm", "confirm").fields["state"] == "expired"
+    assert peer.request().status == 202
+
+
 @pytest.mark.parametrize("how", ["auto", "rule"])
 def test_a_revoked_did_comes_back_only_by_the_operator(daemon: Daemon, puppet: Puppets, how: str) -> None:
     """Revoked without --block it may ask, and waits, whatever approves others by itself."""

@@ -360,6 +360,24 @@ async def test_a_pair_that_a_rule_approved_is_no_reserve_against_limits(tmp_path
         assert await peer.ask("10.0.0.9") == 202
 
 
+async def test_no_pair_in_reserve_is_confirmed_by_a_peer_that_is_blocked(tmp_path: Path) -> None:
+    """Not even one that our operator approved before."""
+    async with two(tmp_path, "manual", FAST) as (world, _, b):
+        peer = Stranger(world, b, 9)
+        for number in (10, 11):
+            peer.again(number)
+            assert await peer.ask("10.0.0.9") == 202
+            await b.pairing.decide_request(peer.pair_id, "approve")
+        peer.again(10)
+        await peer.confirm()
+        peer.again(12)
+        assert await peer.ask("10.0.0.9") == 202
+        await b.pairing.decide_request(peer.pair_id, "approve")
+        await b.pairing.revoke(b.alive[0].pair_id, block=True)
+        await peer.confirm()
+        assert b.alive == []
+
+
 async def test_a_pair_in_reserve_that_ended_hides_no_limit_of_the_one_in_use(tmp_path: Path) -> None:
     async with two(tmp_path, "auto", FAST) as (world, _, b):
         peer = Stranger(world, b, 9)
