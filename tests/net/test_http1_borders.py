@@ -37,6 +37,8 @@ def chunked(room: int = 100_000) -> RequestParser:
 def test_a_server_passes_over_one_empty_line_before_each_request_and_a_client_over_none() -> None:
     assert code_of(RequestParser(LIMITS), 2 * (b"\r\n" + GET)) == ""
     assert code_of(RequestParser(LIMITS), b"\r\n\r\n" + GET) == "bad-request"
+    parser = RequestParser(LIMITS)
+    assert (code_of(parser, b"\r\n"), code_of(parser, b"\r\n")) == ("", "bad-request")
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     assert code_of(ResponseParser(LIMITS, "GET", 10), answer) == ""
     assert code_of(ResponseParser(LIMITS, "GET", 10), b"\r\n" + answer) == "bad-request"
