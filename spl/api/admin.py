@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import program
 from ..core import when
@@ -24,6 +24,9 @@ from ..pairing.names import pair_named
 from .answers import field_error, is_admin, json_response, list_response, members, records_kept, texts
 from .auth import Kind, Principal
 from .services import Services
+
+if TYPE_CHECKING:
+    from ..doctor.catalogue import Finding
 
 ENVIRONMENT: Final = "home"
 TTL_MS_MAX: Final = 10 * 365 * 86_400_000
@@ -62,7 +65,8 @@ def ready(request: Request, principal: Principal, services: Services) -> Respons
 
 def status(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/status: identity, store, pairs, lag, queue, and what needs attention with its next step."""
-    return json_response(status_of(services, [*services.doctor.attention(), *service_findings(services)]))
+    found = (*services.doctor.attention(), *service_findings(services))
+    return json_response(status_of(services, [item.to_json() for item in found]))
 
 
 def status_of(services: Services, attention: list[dict[str, object]]) -> dict[str, object]:
@@ -105,12 +109,14 @@ def _polls(pair: Pair) -> bool:
     return pair.sync_allowed and pair.mode == POLLING
 
 
-def service_findings(services: Services) -> list[dict[str, object]]:
+def service_findings(services: Services) -> "list[Finding]":
     """Return what is wrong with the daemon beside what the doctor sees: services that crashed, and sinks."""
-    return [*services.faults.findings(), *_sink_findings(services)]
+    catalogue: Any = program.load("doctor.catalogue")
+    crashed = [catalogue.died(crash.service, crash.error) for crash in services.faults.recent()]
+    return [*crashed, *_sink_findings(services)]
 
 
-def _sink_findings(services: Services) -> list[dict[str, object]]:
+def _sink_findings(services: Services) -> "list[Finding]":
     """Return what is wrong with the sinks; their file is imported once there is one."""
     if not services.engines.configured and not services.engines.carrying:
         return []

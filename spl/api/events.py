@@ -19,7 +19,6 @@ from typing import Final, Protocol
 from ..core import when
 from ..core.pair.pair import Pair
 from ..core.value import dataclass
-from ..doctor.examine import finding_json
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.views import THREAD_PAIRS, THREAD_TOKENS
 from ..net.routes import Request, Response
@@ -67,7 +66,7 @@ def row_of(services: Services, pair: Pair) -> dict[str, object]:
         "received_at": None if view.moved_ms is None else when.text_of(view.moved_ms),
         "queue_records": view.reading.queue_records,
         "stalled": view.stalled or None,
-        "findings": [finding_json(item) for item in view.findings],
+        "findings": [item.to_json() for item in view.findings],
     }
 
 
@@ -81,7 +80,7 @@ def _daemon_of(services: Services) -> dict[str, object]:
         "object": "daemon",
         "did": identity.did if identity else None,
         "started_at": when.text_of(services.started_ms),
-        "findings": [*map(finding_json, services.doctor.own_problems()), *service_findings(services)],
+        "findings": [item.to_json() for item in (*services.doctor.own_problems(), *service_findings(services))],
     }
 
 

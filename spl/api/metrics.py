@@ -114,7 +114,7 @@ async def _written(services: Services) -> bytes:
     families = _Families()
     _daemon(families, services)
     found = Counter((item.code, item.severity) for item in services.doctor.own_problems())
-    found.update((str(row["code"]), str(row["severity"])) for row in service_findings(services))
+    found.update((item.code, item.severity) for item in service_findings(services))
     _sinks(families, services)
     pairs = _Pairs(families, services)
     for number, pair in enumerate(services.doctor.watched()):

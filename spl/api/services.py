@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from ..core import when
-from ..core.errors import CODES, printable
+from ..core.errors import printable
 from ..core.event import event
 from ..core.limits import Limits
 from ..core.value import dataclass, field
@@ -47,35 +47,40 @@ FAULT_SHOWN_MS: Final = 15 * 60_000
 """How long after a crash a service is listed among what needs attention."""
 
 
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The last crash of a service, the `crashes`th in a row."""
+
+    service: str
+    error: str
+    crashes: int
+    at_ms: int
+
+    def to_json(self) -> dict[str, object]:
+        """Return {service, error, crashes, at}."""
+        return {"service": self.service, "error": self.error, "crashes": self.crashes, "at": when.text_of(self.at_ms)}
+
+
 class ServiceFaults:
     """Which services of the daemon crashed since its start, for `spl status`; the last crash of each."""
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
-        self._last: dict[str, dict[str, object]] = {}
-        self._at_ms: dict[str, int] = {}
+        self._last: dict[str, Crash] = {}
 
     def died(self, name: str, error: Exception, crashes: int) -> None:
         """Log and record a crash, the `crashes`th in a row, while it is handled."""
         log.exception(**event("daemon.service_died", service=name, crashes=crashes))
-        self._at_ms[name] = at_ms = self._now_ms()
         text = printable(f"{type(error).__name__}: {error}")[:FAULT_CHARS_MAX]
-        self._last[name] = {"service": name, "error": text, "crashes": crashes, "at": when.text_of(at_ms)}
+        self._last[name] = Crash(name, text, crashes, self._now_ms())
 
     def rows(self) -> list[dict[str, object]]:
-        """Return {service, error, crashes, at} of each that crashed."""
-        return list(self._last.values())
+        """Return each as {service, error, crashes, at}."""
+        return [crash.to_json() for crash in self._last.values()]
 
-    def findings(self) -> list[dict[str, object]]:
-        """Return the crashes of the last minutes in the form of findings."""
-        recent = [row for name, row in self._last.items() if self._at_ms[name] + FAULT_SHOWN_MS > self._now_ms()]
-        return [
-            {
-                "code": "task-dead", "severity": "fail", "side": "local", "fix": CODES["task-dead"].fix,
-                "title": f"{row['service']} died: {row['error']}", "meaning": CODES["task-dead"].meaning,
-            }
-            for row in recent
-        ]  # fmt: skip
+    def recent(self) -> list[Crash]:
+        """Return the crashes of the last minutes, which need attention."""
+        return [crash for crash in self._last.values() if crash.at_ms + FAULT_SHOWN_MS > self._now_ms()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from typing import Final
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.pair.modes import ENGINE
-from ..doctor.catalogue import sink_problems
+from ..doctor.catalogue import Finding, sink_problems
 from ..doctor.facts import Fault
 from ..net.routes import Request, Response
 from ..pairing.names import pair_named
@@ -93,16 +93,15 @@ def acl(request: Request, principal: Principal, services: Services) -> Response:
     return json_response(services.engines.sinks.acl(request.params["name"], pair))
 
 
-def findings(services: Services) -> list[dict[str, object]]:
-    """Return what is wrong with the sinks, in the form of the doctor's findings."""
-    engines, found = services.engines, list[dict[str, object]]()
+def findings(services: Services) -> list[Finding]:
+    """Return what is wrong with the sinks and with the engines of pairs."""
+    engines, limits, found = services.engines, services.limits, list[Finding]()
     for fault in engines.sinks.faults() if engines.configured else ():
         seen = Fault(fault.code, fault.message, fault.hint)
-        found += sink_problems(services.limits, f"sink {fault.name}", seen, fault.since_s)
+        found += sink_problems(limits, f"sink {fault.name}", seen, fault.since_s, sink=fault.name)
     for fault in engines.carriers.faults() if engines.carrying else ():
         seen = Fault(fault.code, fault.message, fault.hint)
-        rows = sink_problems(services.limits, f"engine of {fault.name}", seen, fault.since_s)
-        found += [{**row, "pair_id": fault.name} for row in rows]
+        found += sink_problems(limits, f"engine of {fault.name}", seen, fault.since_s, pair_id=fault.name)
     return found
 
 

@@ -20,7 +20,6 @@ from ..core.errors import CODES, SplError, cli_code
 from ..core.identity import bearer
 from ..core.pair.pair import summary
 from ..core.value import dataclass
-from ..doctor.examine import finding_json
 from ..home.config import is_loopback
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
@@ -320,10 +319,10 @@ class PageParts:
         services = self._services
         self._summed_s = self._now_s
         rows = self._rows.by_pair()
-        found = [*map(finding_json, services.doctor.own_problems()), *admin.service_findings(services)]
+        found = [item.to_json() for item in (*services.doctor.own_problems(), *admin.service_findings(services))]
         for pair in services.doctor.watched():
             row: Any = rows.get(pair.pair_id)
-            wrong = row["findings"] if row else [*map(finding_json, services.doctor.overview(pair).findings)]
+            wrong = row["findings"] if row else [item.to_json() for item in services.doctor.overview(pair).findings]
             found += [{**item, "pair_id": pair.pair_id} for item in wrong]
         status = admin.status_of(services, found)
         self._put(look.SUMMARY, partial(look.summary, status))

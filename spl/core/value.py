@@ -5,6 +5,10 @@ methods that nobody calls, besides what compiling them cost each start.  Here a 
 `__init__`, and shares the others.  Type checkers see the standard one.  Of its options those exist that the product
 uses; `dataclasses.replace`, `fields` and the rest of the standard library take these classes for its own.
 
+Facts, status and findings pass between modules as such values.  A `dict[str, object]` is the JSON of a wire form and
+stands at its edge alone: what `to_json` and `to_body` return, the fields of a message before they are signed, the
+members of a log line, a step that a command prints.
+
 Rejected: named tuples (equal to any tuple, and iterable by accident), `__slots__` and `__init__` by hand.
 
 The standard module itself, and what it loads, is imported when it is first needed: a daemon never does.

@@ -14,6 +14,7 @@ from ..core.errors import CODES
 from ..core.identity.pins import fork_step
 from ..core.limits import Limits
 from ..core.value import dataclass
+from ..core.value import replace as changed
 from ..net.address import is_address, kind_of, listen_step, parse_url
 from ..sync.peer import foreign_step
 from . import conditions as seen
@@ -60,6 +61,19 @@ class Finding:
     evidence: str
     fix: str
     explained_by: str = ""
+    about: tuple[tuple[str, str], ...] = ()
+    """The pair or the sink that it concerns, where that does not stand around it: ("pair_id", id), ("sink", name)."""
+
+    def of(self, **about: str) -> "Finding":
+        """Return it as one of this pair or sink."""
+        return changed(self, about=tuple(about.items()))
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for people and programs; `title` is what was seen, `meaning` what that is."""
+        return {
+            "code": self.code, "severity": self.severity, "side": self.side, "fix": self.fix, "title": self.evidence,
+            "meaning": self.title, **dict(self.about),
+        }  # fmt: skip
 
     @property
     def is_problem(self) -> bool:
@@ -142,16 +156,16 @@ def problems(found: Iterable[Finding]) -> list[Finding]:
     return [item for item in found if item.is_problem]
 
 
-def sink_problems(limits: Limits, name: str, fault: Fault, since_s: float) -> list[dict[str, object]]:
-    """Return the findings on a sink that sends nothing since then, as they are shown."""
+def sink_problems(limits: Limits, name: str, fault: Fault, since_s: float, **about: str) -> list[Finding]:
+    """Return the findings on a sink, or on the engine of a pair, that moves nothing since then."""
     facts = Facts(limits=limits, sink=name, sink_fault=fault, broken_s={fault.code: since_s})
-    return [
-        {
-            "code": item.code, "severity": item.severity, "side": item.side, "fix": item.fix, "title": item.evidence,
-            "meaning": item.title, **({"sink": name[5:]} if name.startswith("sink ") else {}),
-        }
-        for item in problems(findings(facts))
-    ]  # fmt: skip
+    return [item.of(**about) for item in problems(findings(facts))]
+
+
+def died(service: str, error: str) -> Finding:
+    """Return the finding on a service of the daemon that crashed."""
+    code = CODES["task-dead"]
+    return Finding("task-dead", FAIL, LOCAL, code.meaning, f"{service} died: {error}", code.fix)
 
 
 def _severity(row: FindingKind, facts: Facts) -> str:

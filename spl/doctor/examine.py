@@ -43,12 +43,15 @@ class Doctor:
 
     # -- from facts at hand
 
-    def attention(self) -> list[dict[str, object]]:
-        """Return what an operator should act on, from facts at hand: code, severity, title, fix, pair_id."""
-        found = [finding_json(item) for item in self.own_problems()]
+    def attention(self) -> list[Finding]:
+        """Return what an operator should act on, from facts at hand."""
+        found = self.own_problems()
         for pair in self.watched():
-            found += [finding_json(item, pair.pair_id) for item in self.overview(pair).findings]
+            found += self._of_pair(pair, self.overview(pair))
         return found
+
+    def _of_pair(self, pair: Pair, view: PairOverview) -> list[Finding]:
+        return [item.of(pair_id=pair.pair_id) for item in view.findings]
 
     def watched(self) -> list[Pair]:
         """Return the pairs that `status` looks at, without those whose end the operator accepted."""
@@ -106,7 +109,7 @@ class Doctor:
 
     # -- by asking
 
-    async def examine(self, pair: Pair | None, beside: Sequence[dict[str, object]] = ()) -> dict[str, object]:
+    async def examine(self, pair: Pair | None, beside: Sequence[Finding] = ()) -> dict[str, object]:
         """Return the report on one pair, or on the daemon: checks, problems, and how many checks they explain.
 
         Without a pair, `pairs` lists those that `status` looks at, each with its problems from the facts at hand, and
@@ -127,7 +130,7 @@ class Doctor:
     def _line(self, pair: Pair) -> dict[str, object]:
         view = self.overview(pair)
         at_ms = view.reading.last_sync_ms
-        wrong = [finding_json(item, pair.pair_id) for item in view.findings]
+        wrong = [item.to_json() for item in self._of_pair(pair, view)]
         return {
             "pair_id": pair.pair_id, "peer_did": pair.peer_did, "state": str(pair.phase),
             "confirmed": checks.ago(None if at_ms is None else (view.context.now_ms - at_ms) / 1000), "problems": wrong,
@@ -143,9 +146,7 @@ class Doctor:
         return replace(known, did=short_of(identity.did), words=words(identity.chain.present))
 
 
-def report_of(
-    rows: tuple[checks.Check, ...], known: Facts, beside: Sequence[dict[str, object]] = ()
-) -> dict[str, object]:
+def report_of(rows: tuple[checks.Check, ...], known: Facts, beside: Sequence[Finding] = ()) -> dict[str, object]:
     """Return {object, pair_id, checks, problems, explained} of a set of checks over facts."""
     found = catalogue.findings(known)
     lines = checks.lines(rows, known, found)
@@ -153,7 +154,7 @@ def report_of(
         "object": "doctor",
         "pair_id": None,
         "checks": lines,
-        "problems": [*(finding_json(item) for item in catalogue.problems(found)), *beside],
+        "problems": [item.to_json() for item in (*catalogue.problems(found), *beside)],
         "explained": sum(line["mark"] == checks.SKIP for line in lines),
     }
 
@@ -161,11 +162,3 @@ def report_of(
 def examine_home(path: Path) -> dict[str, object]:
     """Return the report on a home whose daemon does not answer."""
     return report_of(checks.DAEMON, gather.home_facts(path))
-
-
-def finding_json(item: Finding, pair_id: str = "") -> dict[str, object]:
-    """Return a finding for people and programs; `title` is what was seen, `meaning` what that is."""
-    return {
-        "code": item.code, "severity": item.severity, "side": item.side, "fix": item.fix, "title": item.evidence,
-        "meaning": item.title, **({"pair_id": pair_id} if pair_id else {}),
-    }  # fmt: skip

@@ -364,3 +364,14 @@ def test_rows_that_are_not_looked_at_do_not_hold(parts: list[dict[str, Any]], li
 
 def test_of_a_pair_that_is_well_few_rows_are_looked_at() -> None:
     assert len(catalogue._may_hold(Facts(**WELL))) < len(CATALOGUE) / 4
+
+
+def test_a_finding_becomes_json_once_with_what_it_is_about() -> None:
+    found = catalogue.died("sync", "ValueError: x")
+    assert found.is_problem
+    shown = found.of(pair_id="pair_1").to_json()
+    assert shown == {
+        "code": "task-dead", "severity": "fail", "side": "local", "fix": CODES["task-dead"].fix,
+        "title": "sync died: ValueError: x", "meaning": CODES["task-dead"].meaning, "pair_id": "pair_1",
+    }  # fmt: skip
+    assert found.to_json() == {name: value for name, value in shown.items() if name != "pair_id"}

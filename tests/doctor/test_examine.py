@@ -39,7 +39,7 @@ async def test_a_peer_that_paused(tmp_path: Path) -> None:
         again = f"spl federation pair {found.b.url}/; or accept the end: {accept}"
         assert await found.problems() == {"peer-revoked": again}
         doctor = found.doctors[found.a.url]
-        assert [item["code"] for item in doctor.attention()] == ["peer-revoked"]
+        assert [item.code for item in doctor.attention()] == ["peer-revoked"]
         [row] = (await doctor.examine(None))["pairs"]  # type: ignore[misc]
         assert [item["code"] for item in row["problems"]] == ["peer-revoked"]
         await found.a.pairing.revoke(found.pair_id)
@@ -76,7 +76,7 @@ async def test_what_only_a_pull_can_see(tmp_path: Path, code: str) -> None:
         doctor.health._steady_s = lambda: 1000.0
         doctor.health.beat(0.0)
         assert code in await found.problems()
-        assert code in [item["code"] for item in doctor.attention()]
+        assert code in [item.code for item in doctor.attention()]
 
 
 @pytest.mark.parametrize("state", ["opening", "open"])
@@ -134,20 +134,20 @@ async def test_a_peer_that_takes_nothing_in(tmp_path: Path) -> None:
         doctor.health._steady_s = lambda: 46.0
         doctor.health.beat(0.0)
         assert (await found.problems())["peer-behind"] == "on bob: spl doctor"
-        assert "peer-behind" in [item["code"] for item in doctor.attention()]
+        assert "peer-behind" in [item.code for item in doctor.attention()]
 
 
 async def test_records_that_cannot_be_served_count_as_damage(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
         found.a.home.store.index.reader.leave_out(1)
         [problem] = found.doctors[found.a.url].attention()
-        assert (problem["code"], problem["fix"]) == ("store-damaged", "spl store check --repair")
+        assert (problem.code, problem.fix) == ("store-damaged", "spl store check --repair")
 
 
 async def test_no_credentials_are_a_finding_for_as_long_as_they_are_off(tmp_path: Path) -> None:
     async with clinic(tmp_path) as found:
         doctor = found.doctors[found.a.url]
         doctor.settings.take(replace(found.a.home.config, auth_required=False))
-        assert [item["code"] for item in doctor.attention()] == ["auth-off"]
+        assert [item.code for item in doctor.attention()] == ["auth-off"]
         doctor.settings.take(found.a.home.config)
         assert doctor.attention() == []

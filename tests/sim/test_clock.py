@@ -31,7 +31,7 @@ async def settled(world: World, *nodes: Node) -> None:
     def differ() -> str:
         held = [ids(node, "default") for node in nodes]
         states = [str(pair.phase) for node in nodes for pair in node.home.views.pairs.values()]
-        found = [item["code"] for node in nodes for item in node.services.doctor.attention()]
+        found = [item.code for node in nodes for item in node.services.doctor.attention()]
         found = [code for code in found if code != "identity-backup"]
         return (
             ""
