@@ -271,7 +271,7 @@ class _Daemon:
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
                 start(services, tasks, stop, self._more(services))
                 self._announce(listeners[0].sock.getsockname()[1], url)
-                loop.call_later(SETTLED_S, settle)
+                loop.call_later(SETTLED_S, settle, loop)
                 await stop.wait()
                 self.manager.stopping()
                 self.home.store.stop()

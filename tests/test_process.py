@@ -48,7 +48,7 @@ def test_the_soft_limit_of_files_is_raised() -> None:
 
 def test_what_the_start_made_is_not_looked_at_again() -> None:
     code = (
-        "import gc; collect_seldom(); settle();"
+        "import asyncio, gc; collect_seldom(); settle(asyncio.new_event_loop());"
         "print(gc.get_freeze_count() > 1000, gc.get_threshold()[0], gc.isenabled())"
     )
     assert run(code).stdout.split() == [b"True", str(process.YOUNG_OBJECTS).encode(), b"True"]

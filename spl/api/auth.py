@@ -28,6 +28,9 @@ KNOWN_MAX: Final = 256
 
 _COOKIES_MAX: Final = 8
 IDLE_MS: Final = 3_600_000
+PROOFS_MIN: Final = 32
+PROOFS_KEPT: Final = 1.5
+"""Times of the age that a proof may have: for so long it is remembered, at 0.2 KiB.  A peer asks 200 times an hour."""
 """After this the proofs of a pair that sends none are forgotten; clocks step back by less."""
 ANYONE: Final = "anyone"
 """The scope of routes that are open to anyone."""
@@ -104,6 +107,14 @@ class _Proofs:
 
     seen: dict[str, int] = field(default_factory=dict)
     floor_ms: int = 0
+    look_at: int = PROOFS_MIN
+    """With so many it is looked which are too old to be taken again anyway."""
+
+    def forget(self, until_ms: int) -> None:
+        """Forget those dated up to `until_ms`, which stay refused."""
+        self.floor_ms = max([self.floor_ms, *(at_ms for at_ms in self.seen.values() if at_ms <= until_ms)])
+        self.seen = {key: at_ms for key, at_ms in self.seen.items() if at_ms > until_ms}
+        self.look_at = max(PROOFS_MIN, 2 * len(self.seen))
 
 
 class Auth:
@@ -333,10 +344,10 @@ class Auth:
             at = when.text_of(max(proofs.floor_ms + 1, self._now_ms()))
             raise AuthError("auth-invalid", text, reason="proof-time", time=at)
         proofs.seen[nonce] = issued_at_ms
+        if len(proofs.seen) >= proofs.look_at:
+            proofs.forget(self._now_ms() - int(PROOFS_KEPT * self._limits.proof_age_s * 1000))
         if len(proofs.seen) > self._limits.proofs_per_pair:
-            gone = sorted(proofs.seen.items(), key=lambda item: item[1])[: len(proofs.seen) // 2]
-            proofs.floor_ms = gone[-1][1]
-            proofs.seen = {key: at_ms for key, at_ms in proofs.seen.items() if at_ms > proofs.floor_ms}
+            proofs.forget(sorted(proofs.seen.values())[len(proofs.seen) // 2 - 1])
 
     def _forget_idle(self) -> None:
         """Forget, each hour, the proofs of pairs whose last is older; what is dated up to then stays refused."""
@@ -347,7 +358,7 @@ class Auth:
         for proofs in self._proofs.values():
             newest_ms = max(proofs.seen.values(), default=now_ms)
             if newest_ms <= now_ms - IDLE_MS:
-                proofs.floor_ms, proofs.seen = max(proofs.floor_ms, newest_ms), {}
+                proofs.forget(newest_ms)
 
 
 def cookie_of(did: str) -> str:

@@ -13,7 +13,6 @@ A pair reads at most READS_MAX pages at once; a further request waits for `limit
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
@@ -109,13 +108,13 @@ class ReadPace:
 
     def __init__(self) -> None:
         self._ended_s: dict[str, float] = {}
-        self._gaps_s: dict[str, deque[float]] = {}
+        self._gaps_s: dict[str, tuple[float, ...]] = {}
 
     def begin(self, pair_id: str, now_s: float) -> None:
         """Record that the peer asked for a page; `now_s` is any steady clock."""
         ended_s = self._ended_s.pop(pair_id, None)
         if ended_s is not None:
-            self._gaps_s.setdefault(pair_id, deque(maxlen=PACE_GAPS)).append(now_s - ended_s)
+            self._gaps_s[pair_id] = (*self._gaps_s.get(pair_id, ()), now_s - ended_s)[-PACE_GAPS:]
 
     def end(self, pair_id: str, now_s: float) -> None:
         """Record that the peer was given the last page of a reading."""

@@ -99,7 +99,7 @@ async def host(folder: Path, count: int, mode: str) -> None:
     async with AsyncExitStack() as stack:
         found = [await open_instance(folder / f"peer{n}", mode, stack, stop) for n in range(count)]
         stack.callback(stop.set)
-        settle()
+        settle(asyncio.get_running_loop())
         print(json.dumps([url for url, _ in found]), flush=True)
         said = 0
         while line := await asked.readline():

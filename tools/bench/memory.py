@@ -21,7 +21,7 @@ from typing import Final
 from fanout import follow, hosted
 from two import THREAD, Side, record, report, two_sides
 
-SETTLED_S: Final = 2.0
+SETTLED_S: Final = 6.0
 KIB_PER_MIB: Final = 1024
 
 
