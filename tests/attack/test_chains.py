@@ -1,5 +1,6 @@
 """One table of pins: a stolen or retired key is refused, by handshake, push, relay and restore."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -233,6 +234,16 @@ def test_a_retired_key_signs_nothing_new_through_others(alice: Victim, puppet: P
         chains=[carol],
     )  # fmt: skip
     assert is_taken(results) == [False, True], results
+
+
+def test_the_seed_of_a_retired_key_is_nowhere_in_the_home(alice: Victim) -> None:
+    """A thief of the disk, or of a backup made later, signs with the present key only."""
+    seed = json.loads((alice.home / "keys" / "identity.json").read_text())["seed"]
+    answer = alice.api("POST", "/v1/identity/rotate", {"compromised": False})
+    assert answer.status == 200, answer.body
+    alice.again()
+    files = [path for path in alice.home.rglob("*") if path.is_file()]
+    assert [path for path in files if seed.encode() in path.read_bytes()] == []
 
 
 def test_a_restore_takes_what_a_retired_key_signs_today_from_no_file(alice: Victim, puppet: Puppets) -> None:

@@ -282,3 +282,12 @@ def test_a_tenant_that_writes_in_bulk_shuts_no_other_one_out(daemon: Daemon) -> 
     for each in floods:
         each.result()
     assert statuses == [200] * 30
+
+
+def test_the_history_of_a_pair_that_is_handed_over_names_no_other_pair(alice: Victim, puppet: Puppets) -> None:
+    """Two operators compare what they recorded of their pair; neither learns with whom else the other is paired."""
+    mallory, bob = puppet("mallory", alice).join(), puppet("bob", alice).join()
+    handed = alice.run("thread", "snapshot", "th_federation_pairs", "--pair", mallory.pair_id).out
+    assert mallory.pair_id in handed
+    assert bob.pair_id not in handed
+    assert bob.who.did not in handed
