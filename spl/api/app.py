@@ -87,6 +87,8 @@ class Api:
         else:
             answer = route.handler(request, principal, services)
         readable = self._readable_by(request.method, request.headers)
+        if isinstance(answer, Response):
+            return replace(answer, headers=(*answer.headers, *readable))
         return _readable(answer, readable) if readable else answer
 
     def refuse(self, error: SplError, head: RequestHead | None) -> Response:
@@ -143,8 +145,8 @@ class Api:
         return ("access-control-allow-origin", origin), ("vary", "origin")
 
 
-async def _readable(answer: Response | Awaitable[Response], headers: tuple[tuple[str, str], ...]) -> Response:
-    found = answer if isinstance(answer, Response) else await answer
+async def _readable(answer: Awaitable[Response], headers: tuple[tuple[str, str], ...]) -> Response:
+    found = await answer
     return replace(found, headers=(*found.headers, *headers))
 
 

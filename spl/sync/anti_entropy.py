@@ -34,7 +34,7 @@ from .peer import COMPARE_NOTE, WITHHELD, SyncError
 from .reach import Reaches
 from .schedule import Sync
 from .scope import SHARING_THREADS
-from .supervise import Kick, Supervisor, wait
+from .supervise import Kick, Supervisor, drop_ended, wait
 
 if TYPE_CHECKING:
     from .reconcile import Reconcile
@@ -138,6 +138,7 @@ class AntiEntropy:
         """Run a task for each pair that may sync, and for no other."""
         wanted = {pair_id for pair_id, pair in self.writer.views.pairs.items() if pair.sync_allowed}
         self._tasks.cancel_except(wanted)
+        drop_ended(self._states, self.writer.views.pairs)
         for pair_id in wanted:
             self._tasks.start(pair_id, partial(self._watch, pair_id))
 

@@ -40,7 +40,7 @@ from .ingest import Ingest, Taken
 from .peer import OUT, RECORDS, RESET_CODES, SyncError, cut_text, is_refused_size, is_too_much
 from .scope import SHARING_THREADS
 from .source import Query
-from .supervise import Kick, Supervisor, wait
+from .supervise import Kick, Supervisor, drop_ended, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -404,6 +404,7 @@ class Push:
 
     async def arrange(self) -> None:
         """Run a task for each pair that a push is due to."""
+        drop_ended(self._states, self.writer.views.pairs)
         for pair_id in self._due - self._tasks.running:
             self._due.discard(pair_id)
             self._tasks.start(pair_id, partial(self._deliver, pair_id))

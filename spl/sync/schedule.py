@@ -32,7 +32,7 @@ from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
 from .reach import KnownPeers, error_of
 from .scope import SHARING_THREADS
-from .supervise import Supervisor, wait
+from .supervise import Supervisor, drop_ended, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -214,6 +214,7 @@ class Sync:
             if pair.phase in IN_TOUCH
         }
         self._tasks.cancel_except(wanted.keys())
+        drop_ended(self._states, self.writer.views.pairs)
         for name, job in wanted.items():
             self._tasks.start(name, job)
 

@@ -11,13 +11,14 @@ stop until every task has ended.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Mapping, Set
 from functools import partial
 from typing import Final, Generic, Protocol, TypeVar
 
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
+from ..core.pair.pair import Pair
 
 log = logging.getLogger("spl.federation")
 
@@ -134,6 +135,12 @@ async def guard(name: str, job: Job, boundary: Boundary, backoff: Backoff, stop:
         if stop is None:
             return
         await wait(stop, delay_s)
+
+
+def drop_ended(states: dict[str, _T], pairs: Mapping[str, Pair]) -> None:
+    """Forget what a service knows of pairs that have ended: strangers may make and end any number of them."""
+    for pair_id in [each for each in states if (pair := pairs.get(each)) is None or pair.ended]:
+        del states[pair_id]
 
 
 class Kick(asyncio.Event):

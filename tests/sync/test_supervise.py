@@ -4,13 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from spl.core.backoff import Backoff
 from spl.core.errors import SplError
 from spl.net.address import ReachError
-from spl.sync.supervise import Handoff, Kick, Supervisor, guard, run_together, wait
+from spl.sync.supervise import Handoff, Kick, Supervisor, drop_ended, guard, run_together, wait
 from tests.counting import calls_of
 from tests.waiting import DEADLINE_S, turns, until
 
@@ -274,3 +276,10 @@ async def test_a_handoff_holds_one_value_and_loses_none() -> None:
     await turns()
     await handoff.put(7)
     assert await asyncio.wait_for(taking, DEADLINE_S) == 7
+
+
+def test_what_is_known_of_a_pair_ends_with_it() -> None:
+    pairs: Any = {"pair_1": SimpleNamespace(ended=False), "pair_2": SimpleNamespace(ended=True)}
+    states = {"pair_1": "kept", "pair_2": "ended", "pair_3": "unknown"}
+    drop_ended(states, pairs)
+    assert states == {"pair_1": "kept"}
