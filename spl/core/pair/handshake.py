@@ -27,6 +27,12 @@ Every message gets a signed answer {request_digest, status, state, …}.  The gr
 inside the answers to later polls, byte-identical, until the confirmation; its nonce is that of its sealed token.
 But for the request, a message carries its sender's present manifest, so that a peer which rotated its key or moved
 says so itself and its message can be verified.
+
+The two sides share no secret and no server, and plain http has to do: so each token is sealed to the key of its
+receiver, and each message is signed for its audience.  Rejected: a grant that the responder sends by itself, which
+would never reach an initiator behind a NAT; it is an answer instead.  And a pair that is active once it is granted:
+if that answer were lost, the responder would have ended an older pair for one that the initiator does not know, so
+step 4 says that both have it.  The cost is one round of messages more, and one poll if a person decides.
 """
 
 from collections.abc import Mapping, Sequence

@@ -17,6 +17,12 @@ L1 keeps id, thread, actor, act, clock, data_type and parents; L2 and L3 have ps
 the source can resolve and which differ from pair to pair, and leave out the actor and, at L3, the act.  It is a claim
 of its source, signed by that instance over `syncropel-projection-v1` NUL the canonical JSON of {pair, level, ns,
 content: {id, record}}, and never a record.
+
+Pseudonyms are keyed by a secret and by the pair: equal ones for all would let two peers match what each was shown, and
+bare hashes of ids would confirm a guess.  The signature binds level, pair and namespace, or a peer could pass a claim
+on as what it was shown itself.  Rejected: a projection as a record of its own, which every reader would have to keep
+apart from what its author signed.  One costs some 50 us, most of it the signature, and is made for each pair when it is
+sent; where the level is unchanged, a reading gives it once (sync/lanes).
 """
 
 import hashlib
