@@ -39,7 +39,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SSH: Final = re.compile(r"ssh:((?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?")
 _PORT: Final = 9100
 _ACCESS_EXIT: Final = 4
-_FORMS: Final = "https://HOST:PORT, http:// to this machine, unix:/PATH of a socket, or ssh:HOST"
+_FORMS: Final = "https://HOST:PORT, http:// to this machine, unix:/PATH of a socket, or ssh:HOST[:DAEMON-PORT]"
 
 
 @dataclass(frozen=True, slots=True)

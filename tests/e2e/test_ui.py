@@ -19,6 +19,7 @@ LIVE = "document.getElementById('live')?.className === 'live'"
 LOST = "document.getElementById('live').className === 'lost'"
 HIDE = """Object.defineProperty(document, "hidden", {value: true});
 document.dispatchEvent(new Event("visibilitychange"))"""
+TABS = 8
 STREAMS = "spl_sse_subscribers "
 NGINX = """
 daemon off; pid {folder}/pid; error_log stderr; user {user};
@@ -189,9 +190,11 @@ def test_it_ends_with_its_session(visit: Visit, pair_of: tuple[Instance, Instanc
 
 
 def test_many_open_pages_hold_up_no_stop(visit: Visit, pair_of: tuple[Instance, Instance, str]) -> None:
-    """Of the last test of this file: the daemon is not needed after it."""
+    """A browser loads and feeds them all at once.  The last test of this file: the daemon is not needed after it."""
     alice, _, _ = pair_of
-    tabs = [visit() for _ in range(3)]
+    tabs = [visit()]
+    tabs += [visit(browserContextId=tabs[0].context) for _ in range(TABS - 1)]
+    eventually(lambda: streams(alice) == 1, "one stream for all of them")
     assert alice.stop() == 0
     for tab in tabs:
         tab.until(LOST)
