@@ -76,7 +76,7 @@ def _remove(args: Namespace, shell: Shell) -> int:
     if not shell.printed("spl.sink/1", found):
         shell.out.line(f"{found['name']}  removed; nothing more is sent")
         shell.out.note("what was sent stays where it is, and its readers keep it")
-        for reader in found["readers"]:
+        for reader in found.get("readers", ()):  # an older daemon tells none
             shell.out.note(f"remove the user of {reader} from {found['url']}, if it has one")
     return 0
 
