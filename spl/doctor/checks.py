@@ -175,6 +175,8 @@ def _sends(facts: Facts) -> str:
     text = f"the peer has confirmed {facts.peer_acked:,} of {count(facts.peer_acked + facts.peer_lag, 'record')}"
     if facts.peer_lag and facts.peer_mode == ON_DEMAND:
         text += f"; it reads on demand. On {facts.label or 'the peer'}: spl sync {facts.pair_id}"
+    if facts.peer_refuses:
+        text += f"; some of what came it refused. On {facts.label}: spl federation show {facts.pair_id}"
     return text
 
 
@@ -198,7 +200,8 @@ def _queue(facts: Facts) -> str:
 
 
 def _consent(facts: Facts) -> str:
-    return f"{count(facts.grants_count, 'grant')}, each in full effect" if facts.grants_count else ""
+    effect = "each in full effect" if not facts.peer_refuses else "and the peer does not take all that is sent"
+    return f"{count(facts.grants_count, 'grant')}, {effect}" if facts.grants_count else ""
 
 
 def _peer_view(facts: Facts) -> str:

@@ -115,6 +115,8 @@ class Facts:
     """Who has to decide on a pair request: "us", "peer" or ""."""
     peer_mode: str = ""
     """How the peer reads from us, as it says."""
+    peer_refuses: bool = False
+    """Whether it refused records of ours as they came, as it says."""
     peer_readonly: bool = False
     """Whether the peer says that its store takes no records."""
     set_back: str = ""

@@ -160,6 +160,7 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
         waits_for=_waits_for(pair),
         reach=context.reach,
         peer_mode=str(status.peer_view.get("mode", "")),
+        peer_refuses=status.peer_view.get("refuses") is True,
         peer_readonly=status.peer_view.get("readonly") is True and pair.serve_allowed,
         cloned=status.cloned,
         one_way=status.one_way,

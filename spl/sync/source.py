@@ -282,6 +282,7 @@ class Source:
             "acked": acked,
             "queue": self.reaches.queue_records(pair_id),
             **({"consent": weight} if weight else {}),
+            **({"refuses": True} if self.writer.views.refused.get(pair_id) else {}),
             "mode": pair.mode,
             **({"poll_ms": pair.poll_interval_ms} if pair.mode == POLLING else {}),
             **({"asks_ms": ASKS_MS} if pair.phase in IN_TOUCH and reach != PEER_PUSHES else {}),

@@ -55,6 +55,12 @@ def test_what_waits_for_a_peer_that_reads_on_demand_is_no_problem_and_not_unsaid
     assert text == "ok the peer has confirmed 42 of 43 records; it reads on demand. On bob: spl sync pair_0f9e8d7c"
 
 
+def test_a_peer_that_refuses_what_is_sent_is_not_said_to_take_it() -> None:
+    found = shown({**SEEN, "label": "bob", "pair_id": "pair_0f9e8d7c", "peer_refuses": True, "grants_count": 2})
+    assert found["sends"].endswith("; some of what came it refused. On bob: spl federation show pair_0f9e8d7c")
+    assert found["consent"] == "ok 2 grants, and the peer does not take all that is sent"
+
+
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.code)
 def test_each_finding_has_a_line_of_its_own(row: object) -> None:
     """A code that no check answers for would be a problem without a line."""

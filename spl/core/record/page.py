@@ -11,9 +11,9 @@ of them the reader confirmed, null before it did), `queue` (records waiting in t
 reader), `consent` (rises with each grant of the source, see consent.py; omitted without any), `reach` (which way the
 pair runs, see reach.py; omitted until that is known), `mode` and `poll_ms` (how the source reads from the reader, and
 in mode polling how often), `asks_ms` (how often it asks at least; omitted unless it does), `unreached` (the code of
-what stops its requests; omitted if they arrive), `cloned`, `readonly`
-and `pauses` (its operator paused the pair) if true, and, in a page, `clock` (records in
-scope up to `next_cursor`).
+what stops its requests; omitted if they arrive), `cloned`, `readonly`, `pauses` (its operator paused the pair) and
+`refuses` (it refused records of the reader as they came) if true, and, in a page, `clock` (records in scope up to
+`next_cursor`).
 
 In a stream each record is one event, whose data is the stored envelope with `ns` as a further member; the last of a
 write also has `clock`, which counts up to the cursor that is the event's id.
@@ -204,7 +204,9 @@ def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
     way = {"reach": reach} if isinstance(reach, str) and reach in REACH_WORDS else {}
     code = view.get("unreached")
     way |= {"unreached": code} if isinstance(code, str) and code in CODES else {}
-    flags: dict[str, Any] = {name: True for name in ("cloned", "readonly", "pauses") if view.get(name) is True}
+    flags: dict[str, Any] = {
+        name: True for name in ("cloned", "readonly", "pauses", "refuses") if view.get(name) is True
+    }
     return {**texts, **counts, **way, **flags}
 
 
