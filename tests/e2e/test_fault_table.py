@@ -5,16 +5,14 @@ told by itself.  What is asserted: both sides tell the truth in `list` and `stat
 lasts, and the doctor, asked from the start on, agrees.  Then each fault is mended as its finding says, and the table
 has the seconds after which nobody told of it any more.
 
-Beside it stand, with the same questions: an old copy of a home and two homes of one identity (test_recovery,
-test_doctor), a full disk (test_ailing), a rejected request (test_approval), a peer that moves or both (test_lifecycle,
-test_lan), a token that expires out of reach (test_doctor).
+What takes more than one home, or a life of its own, has a test beside the table: `BESIDE` names them.
 """
 
 import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +22,16 @@ from typing import Any, Final
 import pytest
 
 from spl.core.errors import steps
+from tests.e2e import (
+    test_ailing,
+    test_approval,
+    test_clock,
+    test_doctor,
+    test_findings,
+    test_lan,
+    test_lifecycle,
+    test_recovery,
+)
 from tests.e2e.conftest import AUTO
 from tests.e2e.findings import Faulty, House, attention, report
 from tests.e2e.harness import Instance, free_port
@@ -35,6 +43,20 @@ HEALED_S: Final = 20.0
 """For so long the table watches findings go; that each does go is asserted by the test of its own."""
 LOST: Final = {"act": "KNOW", "actor": "did:sync:user:bob", "thread": "th_lost", "body": {}}
 OFFLINE, ONE_WAY = "offline", "one-way"
+BESIDE: Final[Mapping[str, Callable[..., None]]] = {
+    "the peer moves": test_lifecycle.test_a_peer_that_moved_to_another_port_is_found,
+    "both move": test_lan.test_two_laptops_pair_by_the_lines_of_the_page,
+    "a token expires out of reach": test_doctor.test_a_token_that_expired,
+    "an old copy of a home": test_recovery.test_an_old_copy_of_a_home_gets_back_what_it_lost,
+    "two homes of one identity": test_doctor.test_a_home_and_its_copy_run_at_once,
+    "a disk that fills up": test_ailing.test_a_disk_that_fills_up,
+    "a proxy with its own error": test_findings.test_what_stands_between_answers_in_the_peers_place,
+    "a proxy with its own page": test_findings.test_pages_that_are_none,
+    "a clock behind or ahead": test_findings.test_clocks_apart,
+    "a clock that is right again": test_clock.test_a_clock_that_jumps_under_a_running_daemon_leaves_nothing_behind,
+    "a rejected request": test_approval.test_rejected_by_hand_the_pair_ends_on_both_sides,
+}
+"""Fault -> the test that tells what both sides say of it."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +171,7 @@ class Row:
                 for page in ("list", "status", "doctor")
             )
             gone = f"{self.gone_s:>6.0f} s" if self.gone_s else f"{'-':>8}"
-            print(f"{self.fault:<12}{self.mode:<12}{name:<8}{side.truth.code:<20}{seconds}{gone}  {side.fix}")
+            print(f"{self.fault:<13}{self.mode:<12}{name:<8}{side.truth.code:<20}{seconds}{gone}  {side.fix}")
 
 
 def process(row: Row) -> int:
@@ -166,6 +188,16 @@ def broken_disk(row: Row) -> None:
     switch(row, on=True)
     assert row.peer.api("POST", "/v1/records", LOST).status == 503
     switch(row, on=False)
+
+
+def paused_and_gone(row: Row) -> None:
+    row.peer.run("federation", "pause", row.pair_id)
+    row.peer.kill()
+
+
+def back_and_resumed(row: Row) -> None:
+    row.peer.start()
+    row.peer.run("federation", "resume", row.pair_id)
 
 
 def accepted(row: Row) -> None:
@@ -216,6 +248,8 @@ def _rows(house: House, proxies: list[Proxy]) -> list[Row]:
         Row("black hole", "on-demand", behind[1], Truth("timeout", ONE_WAY, "one-way"), UNREACHED, proxies[1],
             lambda row: proxies[1].swallow(), lambda row: proxies[1].heal()),
         Row("clock +10m", "polling", peer("bob8", "wrong-clock"), SKEWED, SKEWED, **SWITCHED),
+        Row("paused, gone", "polling", peer("bob13"), Truth("connect", OFFLINE),
+            begin=paused_and_gone, end=back_and_resumed),
         Row("disk fails", "polling", peer("bob9", "broken-disk"), Truth("peer-behind"), Truth("store-readonly"),
             begin=broken_disk, end=restarted),
         Row("paused", "polling", peer("bob10"), Truth("peer-paused", "paused"),
@@ -260,7 +294,7 @@ def test_every_fault_is_told_on_both_sides(made: tuple[Instance, list[Row]]) -> 
         for each in asked:
             each.result()
         lines = us.run("federation", "list").out
-        assert (lines.count(", offline "), lines.count(", one-way ")) == (5, 2), lines
+        assert (lines.count(", offline "), lines.count(", one-way ")) == (6, 2), lines
         us.run("status", "--check", code=3)
         for row in rows:
             row.look()
