@@ -270,7 +270,9 @@ async def daemon(request: Request, principal: Principal, services: Services) -> 
 
 async def pair(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/doctor/{ref}: the checks of one pair, on the way to the peer and back."""
-    return json_response(await services.doctor.examine(pair_named(services.views.pairs, request.params["ref"])))
+    pair = pair_named(services.views.pairs, request.params["ref"])
+    beside = [item for item in _sink_findings(services) if ("pair_id", pair.pair_id) in item.about]
+    return json_response(await services.doctor.examine(pair, beside))
 
 
 async def check(request: Request, principal: Principal, services: Services) -> Response:

@@ -9,6 +9,7 @@ from argparse import Action, Namespace
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from ..core.errors import CODES
 from ..core.version import PAIR_NAMES
 from .command import Command, Group, Shell, arg, gist, parser_of
 
@@ -47,16 +48,17 @@ def lines_of(shell: Shell) -> tuple[dict[str, str], dict[str, CommandLine]]:
     """Return (first word -> its summary, words of a command -> its line)."""
     main = shell.load("cli.main")
     nouns = {noun: place.summary for noun, place in main.PLACES.items()}
+    explained = [*nouns, *shell.load("cli.manual").TOPICS, *CODES]
     found: dict[str, CommandLine] = {}
     for noun, place in main.PLACES.items():
         for entry in shell.load(f"cli.{place.file}").TREE:
             if entry.name == noun:
                 for command in entry.commands if isinstance(entry, Group) else (entry,):
-                    found[command.name] = _line(command, main.PLACES)
+                    found[command.name] = _line(command, explained)
     return nouns, found
 
 
-def _line(command: Command, nouns: Iterable[str]) -> CommandLine:
+def _line(command: Command, explained: Iterable[str]) -> CommandLine:
     actions = parser_of(command)._actions  # argparse has no public list of them
     options = tuple(
         Option(tuple(each.option_strings), "" if each.nargs == 0 else _kind(each), str(each.help or ""))
@@ -64,7 +66,7 @@ def _line(command: Command, nouns: Iterable[str]) -> CommandLine:
         if each.option_strings
     )
     places = tuple(
-        Word(" ".join(nouns) if command.name == "help" else _kind(each), each.nargs in ("*", "+"))
+        Word(" ".join(explained) if command.name == "help" else _kind(each), each.nargs in ("*", "+"))
         for each in actions
         if not each.option_strings
     )

@@ -16,7 +16,7 @@ from textwrap import wrap
 from types import ModuleType
 from typing import Final, NamedTuple, TextIO, cast
 
-from ..core.errors import SplError
+from ..core.errors import CODES, SplError
 from .command import INTERRUPTED, VALUED, Command, Group, Shell, UsageError, help_of, parser_of
 from .out import Out
 
@@ -69,6 +69,12 @@ PLACES: Final[Mapping[str, CommandPlace]] = {
 
 ALIASES: Final[Mapping[str, str]] = {"decisions": "aitl"}
 
+_STOP: Final = "Ctrl-C in the terminal of the daemon ends it, and so does SIGTERM; its process id: spl health"
+_MEANT: Final[Mapping[str, str]] = {
+    "stop": _STOP, "restart": f"{_STOP}; then: spl serve", "start": "spl serve", "run": "spl serve",
+    "unpair": "spl federation revoke PAIR", "connect": "spl federation pair URL",
+}  # fmt: skip
+"""What people try that have used other daemons."""
 _BROKEN_PIPE = 141
 _BEGINNING_CHARS = 3
 
@@ -165,6 +171,8 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
         if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
             hint: str = load("cli.client").stopped_hint(int(str(pid)))
             exc.hint = hint or f"for another home: export SYNCROPEL_HOME=DIR; to stop the one that runs: kill {pid}"
+        if exc.hint == CODES["pair-revoked"].fix and getattr(args, "pair", None):
+            exc.hint = f"why, and how to pair again: spl federation show {args.pair}"
         if entry.name == "federation pair" and exc.code in ("url-invalid", "connect"):
             exc.hint = re.sub(": (?=https?://)", ": spl federation pair ", exc.hint)
         if exc.code in ("auth-required", "auth-invalid", "scope-forbidden") and shell.context is not None:
@@ -256,6 +264,8 @@ def _unknown(words: str, verb: str = "") -> UsageError:
         group = _entries(noun)[noun]
         assert isinstance(group, Group)
         names += [command.name for command in group.commands]
+    if words in _MEANT:
+        return UsageError("usage", f"unknown command '{words}'", hint=_MEANT[words])
     last = words.rpartition(" ")[2]
     ends = [name for name in names if " " in words and last in (name, name.rpartition(" ")[2])]
     if len(ends) == 1:

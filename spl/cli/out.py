@@ -37,6 +37,8 @@ _LABEL_CHARS: Final = 18  # the left column of a detail view
 RECORD_CHARS: Final = 16
 """Of a record's id, for people: the daemon finds a record by so many."""
 _FACT_CHARS: Final = 10  # the left column under an error
+_UNSHOWN: Final = frozenset({"why", "peer_view"})
+"""Facts of an error that are shown elsewhere, or are for programs."""
 _COMMANDS: Final = frozenset({"fix", "docs"})
 """Labels of commands, which a line end inside would spoil for pasting."""
 _MINUTE_MS: Final = 60_000
@@ -274,7 +276,7 @@ class Out:
     def failure(self, exc: SplError) -> None:
         """Print an error on stderr: what happened with its code, the evidence, why, the next step."""
         self._say(f"error: {exc.message.rstrip('.')} [{exc.code}]")
-        facts = [(name.replace("_", " "), _text(value)) for name, value in exc.facts.items() if name != "why"]
+        facts = [(name.replace("_", " "), _text(value)) for name, value in exc.facts.items() if name not in _UNSHOWN]
         entry = CODES[exc.code]
         why = exc.facts.get("why") or (entry.meaning if exc.code not in ("usage", "daemon-down") else "")
         if why and why != exc.message:

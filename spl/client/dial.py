@@ -93,7 +93,8 @@ def at_url(url: str, ca_file: str = "", what: str = "the URL") -> Where:
         raise fault(
             "http-plain",
             f"{what} is https://HOST:PORT, or http:// to this machine, and without a path: it is sent a token",
-            hint="its tls.listen over https; through a tunnel: ssh -L 9100:127.0.0.1:9100 HOST; then http://127.0.0.1:9100",
+            hint="https, as its tls.listen or a proxy serves it; by a tunnel: ssh -L 9100:127.0.0.1:9100 HOST; "
+            "then http://127.0.0.1:9100",
         )
     authority = found[1] + (f":{port}" if found[2] or not far else "")
     return Where(url, "", found[1].strip("[]"), port, authority, far is not None, ca_file)

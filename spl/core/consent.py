@@ -212,7 +212,9 @@ def draft(pair: Pair, grants: PairGrants, name: str, maps: str, level: int | Non
     if maps != name and maps in pair.namespaces and level == EXACT:
         raise ConsentError("grant-conflict", f"{maps} is shared with this pair, so {name} enters it at L1 to L3 only")
     if level is None and name not in pair.namespaces and (held is None or held.level is None):
-        raise ConsentError("not-found", f"nothing of namespace {name} is granted to this pair")
+        raise ConsentError(
+            "not-found", f"nothing of namespace {name} is granted to this pair", hint=f"spl consent list {pair.pair_id}"
+        )
     grant = Grant(name, maps, level, held.version + 1 if held is not None else 1)
     every = {*pair.namespaces, *grants.ours, name}
     size = len(canon.encode(statements({**grants.ours, name: grant}.values())))

@@ -112,8 +112,8 @@ class Doctor:
     async def examine(self, pair: Pair | None, beside: Sequence[Finding] = ()) -> dict[str, object]:
         """Return the report on one pair, or on the daemon: checks, problems, and how many checks they explain.
 
-        Without a pair, `pairs` lists those that `status` looks at, each with its problems from the facts at hand, and
-        the problems found `beside` the pairs are among those of the daemon.
+        Without a pair, `pairs` lists those that `status` looks at, each with its problems from the facts at hand.
+        What was found `beside` them, as of sinks and engines, is among the problems.
         """
         known = await asyncio.to_thread(gather.with_config, self._daemon_facts(), self.home.path)
         known = self._with_ourselves(known)
@@ -125,7 +125,7 @@ class Doctor:
         known = self._with_pair(replace(known, locking_rule=None), pair, self._context(pair))
         if not pair.ended:
             known = await self.peer.ask(pair, known)
-        return {**report_of(checks.PAIR, known), "pair_id": pair.pair_id, "peer_did": pair.peer_did}
+        return {**report_of(checks.PAIR, known, beside), "pair_id": pair.pair_id, "peer_did": pair.peer_did}
 
     def _line(self, pair: Pair) -> dict[str, object]:
         view = self.overview(pair)

@@ -182,8 +182,9 @@ class SinkService:
         if sink.phase != ACTIVE or state is None or state.fault is None:
             return None
         since_s = asyncio.get_running_loop().time() - (state.failing_since_s or 0.0)
-        code = state.fault.code if state.fault.code in FINDINGS else "sink-unreachable"
-        return SinkFault(sink.name, code, state.fault.message, state.fault.hint, since_s)
+        known = state.fault.code in FINDINGS  # the steps of other faults are for a peer of a pair
+        code, hint = (state.fault.code, state.fault.hint) if known else ("sink-unreachable", "")
+        return SinkFault(sink.name, code, state.fault.message, hint, since_s)
 
     # -- the operator's word
 

@@ -195,7 +195,7 @@ def _said(key: str, said: str) -> object:
         _limits({name: number}, "")
     except (ValueError, SplError) as exc:
         why = str(exc) if table != "limits" else str(exc).partition(": ")[2]  # without a line: there is none yet
-        hint = "nothing was written; give a value that fits"
+        hint = "nothing was written; every key, and what it takes: spl help configuration"
         raise ConfigError("config-invalid", f"{key}: {why}", hint=hint) from exc
     return number
 

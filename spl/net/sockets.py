@@ -202,7 +202,9 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
     except OSError as exc:
         for sock in bound:
             sock.close()
-        raise ListenError("listen-failed", f"{host} port {port}: {exc.strerror or exc}") from exc
+        taken = exc.errno == errno.EADDRINUSE
+        hint = f"a daemon or program has it; choose another: spl serve --port {port % 65_000 + 100}" if taken else ""
+        raise ListenError("listen-failed", f"{host} port {port}: {exc.strerror or exc}", hint=hint) from exc
     return bound
 
 

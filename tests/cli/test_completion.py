@@ -27,6 +27,8 @@ CASES = {
     ("spl", "status", "-o", "js"): {"json", "jsonl"},
     ("spl", "status", "-o", "json", "--qu"): {"--quiet"},
     ("spl", "help", "fede"): {"federation"},
+    ("spl", "help", "recov"): {"recovery"},
+    ("spl", "help", "manifest-si"): {"manifest-signature"},
     ("spl", "version", ""): set(),
     ("spl", "completion", ""): set(SHELLS),
     ("spl", "federation", "show", "bob", ""): set(),

@@ -13,7 +13,8 @@ import pytest
 
 from spl.cli import main as cli
 from spl.cli.command import Command, Group, indented, parser_of
-from tests.cli.conftest import Daemon, Run, child, chunked, listed
+from spl.core.errors import CODES
+from tests.cli.conftest import Daemon, Run, child, chunked, error, listed
 
 FORBIDDEN = ("asyncio", "ssl", "nacl", "http.client", "urllib.request", "uvloop", "sqlite3", "logging")
 OFFLINE = {"serve", "init"}
@@ -341,3 +342,19 @@ def test_arguments_are_utf8_whatever_the_locale(daemon: Daemon, home: Path) -> N
     argv = [sys.executable, "-m", "spl", "know", "käse"]
     assert subprocess.run(argv, env=env, check=False, capture_output=True, timeout=30).returncode == 0
     assert daemon.sent("POST", "/v1/records").json()["body"]["text"] == "käse"
+
+
+@pytest.mark.parametrize(("word", "step"), [("stop", "spl health"), ("restart", "spl serve"), ("start", "spl serve")])
+def test_a_word_of_other_daemons_gets_what_it_means_here(spl: Run, word: str, step: str) -> None:
+    refused = spl(word)
+    assert (refused.code, "Did you mean" in refused.err) == (2, False)
+    assert refused.err.endswith(f"{step}\n")
+
+
+def test_what_a_revoked_pair_was_is_shown_by_the_pair_that_was_named(spl: Run, daemon: Daemon) -> None:
+    """What the peer thinks of the pair is for programs."""
+    refused = {**error("pair-revoked", "over", peer_view={"head": 0}), "hint": CODES["pair-revoked"].fix}
+    daemon.answers["GET", "/v1/federation/pairs/bob"] = (409, refused)
+    said = spl("federation", "show", "bob").err
+    assert "  fix       why, and how to pair again: spl federation show bob\n" in said
+    assert "peer view" not in said

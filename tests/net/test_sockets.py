@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import socket
 import ssl
 import stat
@@ -169,6 +170,13 @@ async def test_hang_up_ends_a_peer_that_does_not_read() -> None:
         writer.write(bytes(10_000_000))
         async with asyncio.timeout(DEADLINE_S):
             await hang_up(writer, 0.05)
+
+
+def test_a_port_that_is_taken_says_how_to_take_another() -> None:
+    [held] = bind_tcp("127.0.0.1", 0)
+    with held, pytest.raises(ListenError) as refused:
+        bind_tcp("127.0.0.1", held.getsockname()[1])
+    assert re.search(r": spl serve --port [0-9]{3,5}$", refused.value.hint)
 
 
 async def test_nobody_listens() -> None:
