@@ -416,7 +416,7 @@ class RequestParser(_Parser[RequestHead]):
             raise WireError("bad-request", "the first line is not: method target version")
         method, target, version = words
         minor = minor_of(version)
-        if method.encode("latin-1").translate(None, TOKEN_BYTES) or not method:
+        if method.encode("latin-1").translate(None, TOKEN_BYTES):
             raise WireError("bad-request", "the method is not a token")
         if len(target) > self.limits.target_bytes:
             raise WireError("uri-too-long", f"the target is over {self.limits.target_bytes} bytes")

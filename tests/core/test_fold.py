@@ -153,3 +153,23 @@ def test_history_is_folded_whatever_it_holds(bodies: list[Body]) -> None:
         rules = fold.fold_rules(rules, body)
     assert all(left.priority >= right.priority for left, right in pairwise(rules.values()))
     assert all(fold.fold_rule(rule.to_body()) == rule for rule in rules.values())
+
+
+def test_texts_and_sets_may_fill_their_bounds() -> None:
+    sound = {"name": "r", "thread": "t" * fold.THREAD_CHARS_MAX, "fold": "sum", "field": "f" * fold.FIELD_CHARS_MAX}
+    assert fold.fold_rule(sound).field == sound["field"]
+    for name in ("thread", "field"):
+        with pytest.raises(RuleError):
+            fold.fold_rule({**sound, name: sound[name] + "x"})
+    full = fold._join(fold.Members(), 1, "x" * (fold.SET_BYTES_MAX - 2))
+    assert (full.size_bytes, full.complete) == (fold.SET_BYTES_MAX, True)
+    assert not fold._join(fold.Members(), 1, "x" * (fold.SET_BYTES_MAX - 1)).complete
+    assert fold.is_complete(7)
+    assert fold.is_complete(fold.Sum())
+
+
+def test_a_body_of_another_kind_makes_no_rule() -> None:
+    fields = {"name": "r", "thread": "*", "fold": "count"}
+    assert folded({**fields, "kind": fold.KIND_FOLD}).keys() == {"r"}
+    assert folded({**fields, "kind": "other"}) == {}
+    assert folded({**fields, "kind": fold.KIND_FOLD, "name": 7}) == {}

@@ -220,9 +220,8 @@ def _parents(value: object, limits: Limits) -> str:
 
 
 def _thread(value: object, limits: Limits) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= limits.thread_chars or not value.isprintable():
-        return f"must have 1 to {limits.thread_chars} printable characters"
-    return ""
+    is_sound = isinstance(value, str) and 1 <= len(value) <= limits.thread_chars and value.isprintable()
+    return "" if is_sound else f"must have 1 to {limits.thread_chars} printable characters"
 
 
 _RULES: Final = (

@@ -222,3 +222,45 @@ def test_text_that_looks_like_the_member_that_is_not_hashed_changes_nothing(look
     )
     found, text = record.identify(value, LIMITS)
     assert (found, text) == (record.record_id(value), canon.encode(value))
+
+
+def test_a_namespace_that_is_no_text_is_the_default() -> None:
+    found = [
+        record.namespace_of({"body": body}) for body in ({}, {"namespace": ""}, {"namespace": 7}, {"namespace": "x"})
+    ]
+    assert found == ["default", "default", "default", "x"]
+
+
+@pytest.mark.parametrize("space", [b"", b" "])
+def test_an_envelope_may_be_two_levels_deeper_than_a_record(space: bytes) -> None:
+    """In its canonical form and in any other."""
+    body: dict[str, Any] = {}
+    for _ in range(6):
+        body = {"a": body}
+    raw, depth = an_envelope(body=body).raw + space, 2 + 7
+    assert record.parse(raw, Limits(nesting_levels=depth - 2)).raw == raw.strip()
+    with pytest.raises(canon.CanonError):
+        record.parse(raw, Limits(nesting_levels=depth - 3))
+
+
+def test_signatures_name_their_signer_and_key_in_short_texts() -> None:
+    value = json.loads(an_envelope().raw)
+
+    def fault(**changes: object) -> str:
+        try:
+            record.from_json({**value, "sig": {**value["sig"], **changes}}, LIMITS)
+        except SplError as exc:
+            return exc.code
+        return ""
+
+    sound = [{"by": "x"}, {"by": "x" * 256}, {"key": "x"}, {"key": "x" * 128}]
+    assert {fault(**changes) for changes in sound} == {""}
+    bad = [{"by": ""}, {"by": "x" * 257}, {"key": ""}, {"key": "x" * 129}, {"by": 7}, {"key": 7}, {"key": ["x"]}]
+    assert {fault(**changes) for changes in bad} == {"bad-field"}
+
+
+@pytest.mark.parametrize("value", [None, 7, "x", []])
+def test_what_is_no_object_is_no_envelope(value: object) -> None:
+    with pytest.raises(SplError) as caught:
+        record.from_json(value, LIMITS)
+    assert code_of(caught) == "bad-field"
