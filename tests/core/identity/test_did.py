@@ -1,6 +1,7 @@
 """DIDs certify their keys; chains only grow; words and multibase are one-to-one texts of a key."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,7 +55,20 @@ def test_multibase_equals_the_published_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "z", "f00", "z0", "z" + "1" * 63, "z" + "1" * 100, None, 7, did.multibase(b"1" * 32) + "1"]
+    "text",
+    [
+        "",
+        "z",
+        "f00",
+        "z0",
+        "z" + "1" * 63,
+        "z" + "1" * 100,
+        None,
+        7,
+        did.multibase(b"1" * 32) + "1",
+        did.multibase(b"1" * 31),
+        did.multibase(b"1" * 33),
+    ],
 )
 def test_other_texts_are_no_keys(text: object) -> None:
     with pytest.raises(DidError) as caught:
@@ -113,6 +127,59 @@ def test_a_chain_must_end_at_the_present_key_and_start_at_the_certified_one() ->
         did.chain_of(BOB, KEYS[3].public, steps, dataclasses.replace(LIMITS, chain_links=2))
 
 
-def test_only_the_present_key_can_hand_over() -> None:
+def test_only_the_present_key_can_hand_over_and_for_a_known_reason() -> None:
     with pytest.raises(DidError):
         did.rotate(grown_chain(1), KEYS[0], KEYS[2].public, "retired", 1)
+    with pytest.raises(DidError):
+        did.rotate(FIRST, KEYS[0], KEYS[1].public, "bored", 1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"index": 3}, {"old": KEYS[0].public}, {"at_ms": 1_699_999_999_999}, {"new": KEYS[0].public}]
+)
+def test_statements_follow_each_other_however_well_they_are_signed(changes: dict[str, Any]) -> None:
+    """The holder of each key signs another place, another key before it, an earlier time, a key that was there."""
+    chain = grown_chain(2)
+    bare = dataclasses.replace(chain.rotations[1], **changes)
+    signer = next(key for key in KEYS if key.public == bare.old)
+    forged = dataclasses.replace(bare, signature=signer.sign(did._statement(BOB, bare)))
+    with pytest.raises(DidError, match="rotation 2 does not follow") as caught:
+        did.chain_of(BOB, forged.new, [chain.rotations[0].to_json(), forged.to_json()], LIMITS)
+    assert caught.value.code == "chain-broken"
+
+
+def test_a_chain_takes_equal_times_and_as_many_statements_as_allowed() -> None:
+    chain = did.rotate(FIRST, KEYS[0], KEYS[1].public, "retired", 7)
+    chain = did.rotate(chain, KEYS[1], KEYS[2].public, "retired", 7)
+    assert did.chain_of(BOB, chain.present, statements(chain), dataclasses.replace(LIMITS, chain_links=2)) == chain
+    assert chain.keys == tuple(key.public for key in KEYS[:3])
+    with pytest.raises(DidError):
+        did.chain_of(BOB, chain.present, tuple(statements(chain)), LIMITS)
+    with pytest.raises(DidError) as caught:
+        did.chain_of(BOB.replace("bob", "rob"), chain.present, statements(chain), LIMITS)
+    assert caught.value.code == "did-invalid"
+
+
+STORED = grown_chain(1).to_json()
+
+
+@pytest.mark.parametrize("value", [
+    None, [], {}, {**STORED, "more": 1}, {**STORED, "did": 7}, {**STORED, "rotations": {}},
+    {**STORED, "rotations": None}, {**STORED, "rotations": ["x"]},
+    {**STORED, "first_key": did.multibase(KEYS[3].public)},
+])  # fmt: skip
+def test_other_stored_forms_are_no_chain(value: object) -> None:
+    with pytest.raises(DidError) as caught:
+        did.chain_from_json(value, LIMITS)
+    assert caught.value.code == "chain-broken"
+
+
+def test_a_did_is_told_by_its_form() -> None:
+    assert did.is_instance_did(BOB) is True
+    for text in (None, 7, "", "did:sync:user:bob", BOB[:-1], BOB + "0"):
+        assert did.is_instance_did(text) is False
+    assert did.label_of(BOB) == "bob"
+    assert not did.certifies("did:sync:user:bob", KEYS[0].public)
+    with pytest.raises(DidError) as caught:
+        did.label_of("did:sync:user:bob")
+    assert caught.value.code == "did-invalid"
