@@ -28,10 +28,10 @@ KNOWN_MAX: Final = 256
 
 _COOKIES_MAX: Final = 8
 IDLE_MS: Final = 3_600_000
+"""After this the proofs of a pair that sends none are forgotten; clocks step back by less."""
 PROOFS_MIN: Final = 32
 PROOFS_KEPT: Final = 1.5
 """Times of the age that a proof may have: for so long it is remembered, at 0.2 KiB.  A peer asks 200 times an hour."""
-"""After this the proofs of a pair that sends none are forgotten; clocks step back by less."""
 ANYONE: Final = "anyone"
 """The scope of routes that are open to anyone."""
 

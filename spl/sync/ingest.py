@@ -380,10 +380,13 @@ class Ingest:
     async def _learn_all(self, pair: Pair, signers: Sequence[str], chains: Mapping[str, Any] | None) -> _Learnt:
         """Return what can be learnt of these signers; all are asked for, as one left over stays refused for long."""
         memory, found, pins = self._memory(pair.pair_id), _Learnt(), self.writer.views.pins
-        until_s = (now_s := asyncio.get_running_loop().time)() + CHAINS_S
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + CHAINS_S
         for did in signers:
-            found.cut = (is_late := chains is None and now_s() >= until_s) or found.cut
-            if is_late or (chains is None and (did in memory.unshown or len(memory.unshown) >= UNSHOWN_MAX)):
+            if chains is None and now_s() >= until_s:
+                found.cut = True
+                break
+            if chains is None and (did in memory.unshown or len(memory.unshown) >= UNSHOWN_MAX):
                 continue
             try:
                 chain = await self._shown(pair, did, chains, pins)
@@ -486,15 +489,12 @@ def _arrivals(pair: Pair, verdicts: Sequence[Verdict]) -> list[Item]:
 
 def _name_of(ns: str) -> str:
     """Return a namespace as the peer named it, for the ledger; "" if no namespace can have that name."""
-    try:
+    with suppress(SplError):
         return namespace.check_name(ns)
-    except SplError:
-        return ""
+    return ""
 
 
 def _is_ahead(rules: Gate, verdict: Verdict) -> bool:
     """Return whether a record came in full that we take at L1, so that the peer gives it again once it knows."""
-    if verdict.code != SCOPE_VIOLATION or verdict.envelope is None:
-        return False
-    allowed = rules.inbound.get(verdict.ns)
-    return allowed is not None and allowed.wants_us
+    allowed, is_whole = rules.inbound.get(verdict.ns), verdict.envelope is not None
+    return allowed is not None and allowed.wants_us and is_whole and verdict.code == SCOPE_VIOLATION
