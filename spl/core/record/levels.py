@@ -21,7 +21,7 @@ content: {id, record}}, and never a record.
 Pseudonyms are keyed by a secret and by the pair: equal ones for all would let two peers match what each was shown, and
 bare hashes of ids would confirm a guess.  The signature binds level, pair and namespace, or a peer could pass a claim
 on as what it was shown itself.  Rejected: a projection as a record of its own, which every reader would have to keep
-apart from what its author signed.  One costs some 50 us, most of it the signature, and is made for each pair when it is
+apart from what its author signed.  One costs 50 us, most of it the signature, and is made for each pair when it is
 sent; where the level is unchanged, a reading gives it once (sync/lanes).
 """
 
