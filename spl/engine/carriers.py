@@ -61,6 +61,8 @@ class CarrierService:
         self._views, self._ingest, self._notifier = ingest.writer, ingest, notifier
         self._states: dict[str, CarrierState] = {}
         """By pair."""
+        self._left: set[str] = set()
+        """Pairs that the peer ended, whose consumers this process deleted or tried to."""
         self._turns = WeakValueDictionary[str, asyncio.Lock]()
         self._tasks = Supervisor("carrier", self, random_bytes=random_bytes, backoff_max_s=RESTART_MAX_S)
 
@@ -89,7 +91,8 @@ class CarrierService:
                     mark = sha256(repr((carrier, names)).encode()).hexdigest()[:12]
                     wanted[f"{pair_id} {mark}"] = pair, carrier, names
         kept = {pair.pair_id for pair, _, _ in wanted.values()}
-        ended = [each for each in map(self._ended_by_peer, self._states.keys() - kept) if each is not None]
+        ended = [pair for pair in self._views.views.pairs.values() if self._is_to_leave(pair)]
+        self._left |= {pair.pair_id for pair in ended}
         leaving = {name for name in self._tasks.running if name.startswith(_LEAVING)}
         self._tasks.cancel_except(wanted.keys() | leaving)
         self._states = {pair_id: state for pair_id, state in self._states.items() if pair_id in kept}
@@ -120,10 +123,14 @@ class CarrierService:
             state.fault = SplError("internal", "the carrier's task died")
             state.failing_since_s = asyncio.get_running_loop().time()
 
-    def _ended_by_peer(self, pair_id: str) -> Pair | None:
-        """Return a pair that the peer revoked; of one that we revoke the operator gets what `leave` says."""
-        pair = self._views.views.pairs.get(pair_id)
-        return pair if pair is not None and isinstance(pair.state, Revoked) and not pair.state.by_us else None
+    def _is_to_leave(self, pair: Pair) -> bool:
+        """Whether a pair that the peer revoked may have consumers; of one that we revoke `leave` tells the operator.
+
+        Once in each process: nothing says that an earlier one was done with it.
+        """
+        if pair.mode != ENGINE or not isinstance(pair.state, Revoked) or pair.state.by_us or pair.pair_id in self._left:
+            return False
+        return any(name.startswith(f"{PLACE}{pair.pair_id} ") for name in self._views.views.positions)
 
     async def _ended(self, pair: Pair) -> None:
         """Delete what a pair that the peer ended has at the server; what stays there stands in the log."""

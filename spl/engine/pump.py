@@ -135,7 +135,7 @@ class Pump:
                 await session.put(batch.records)
                 self._sent(len(batch.records), batch.seq, loop.time())
                 if self.lag() < BATCH_RECORDS:
-                    await asyncio.sleep(COLLECT_S)
+                    await self._collect()
             place = state.seq = batch.seq
             if not batch.blocked and (batch.records or not self._is_wanted()):
                 continue
@@ -149,6 +149,10 @@ class Pump:
                 self._well()
             self._save(loop.time())
             await wait(news, None if self._saved is not None and self._saved[0] == place else SAVE_S)
+
+    async def _collect(self) -> None:
+        """Let some records come, so that they go together."""
+        await asyncio.sleep(COLLECT_S)
 
     def lag(self) -> int:
         """Return how many records wait."""

@@ -20,7 +20,7 @@ from spl.engine.carriers import carrier_of
 from spl.engine.nats import Nats
 from spl.engine.protocol import EngineError
 from tests.engine.servers import NatsServer
-from tests.engine.test_carrier import closed, reading, two
+from tests.engine.test_carrier import closed, equal, reading, two
 from tests.engine.test_engines import engines_of
 from tests.nodes import Node, join, nodes
 from tests.waiting import turns, until
@@ -140,18 +140,31 @@ async def test_a_pair_that_we_revoked_is_not_left_again() -> None:
     assert left.await_count == 1
 
 
+@pytest.mark.parametrize("before", ["", "paused", "stopped"])
 async def test_what_a_pair_has_at_the_server_goes_when_the_peer_revokes_it(
-    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    async with two(tmp_path, server) as (hub, spoke, pair_id, _), reading(spoke) as service:
-        await closed(service, spoke, pair_id)
-        deleted = list[str]()
-        monkeypatch.setattr(carriers, "log", Mock(info=lambda msg, extra: deleted.append(str(extra))))
+    async with two(tmp_path, server) as (hub, spoke, pair_id, _):
         names = f"CONSUMER.NAMES.{subjects.stream_of(hub.did)}"
-        assert (await server.ask(names))["consumers"] == [subjects.consumer_of(pair_id, "default")]
-        spoke.change_pair(pair_id, state=Revoked("revoked by peer"), sync_allowed=False)
-        service._tasks.kick()
-        await until(lambda: deleted)
+        async with reading(spoke) as service:
+            await closed(service, spoke, pair_id)
+            hub.emit("second")
+            await equal(hub, spoke)
+            if before == "paused":
+                spoke.change_pair(pair_id, sync_allowed=False)
+                await service.arrange()
+                assert not service.faults()
+            deleted = list[str]()
+            monkeypatch.setattr(carriers, "log", Mock(info=lambda msg, extra: deleted.append(str(extra))))
+            assert (await server.ask(names))["consumers"] == [subjects.consumer_of(pair_id, "default")]
+            if before != "stopped":
+                spoke.change_pair(pair_id, state=Revoked("revoked by peer"), sync_allowed=False)
+                service._tasks.kick()
+                await until(lambda: deleted)
+        if before == "stopped":
+            spoke.change_pair(pair_id, state=Revoked("revoked by peer"), sync_allowed=False)
+            async with reading(spoke):
+                await until(lambda: deleted)
         assert not (await server.ask(names))["consumers"]
 
 

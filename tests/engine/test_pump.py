@@ -12,7 +12,7 @@ from spl.core.consent import KIND_SINK, THREAD
 from spl.engine import pump
 from spl.engine.protocol import EngineError
 from spl.engine.pump import Pump, SinkState
-from spl.engine.reader import LogReader, StoredRecord
+from spl.engine.reader import BATCH_RECORDS, LogReader, StoredRecord
 from spl.engine.sinks import Sink
 from spl.home.writes import Own
 from tests.nodes import Node
@@ -82,6 +82,34 @@ async def test_records_go_out_once_and_in_order_though_puts_break(
     assert node.home.views.positions[FAN.place_name].count == 601 or await until(
         lambda: node.home.views.positions[FAN.place_name].count == 601
     )
+
+
+async def test_records_that_come_soon_after_a_put_go_together(
+    node: Node, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, collected = asyncio.Semaphore(0), list[int]()
+
+    async def collect(self: Pump) -> None:
+        collected.append(len(far.records))
+        await go_on.acquire()
+
+    monkeypatch.setattr(Pump, "_collect", collect)
+    far = Far()
+    node.write(Own(THREAD, KIND_SINK, FAN.body()))
+    task = asyncio.create_task(made(node, far, pool).run())
+    node.emit("alone")
+    await until(lambda: collected == [1])
+    for number in range(3):
+        node.emit(str(number))
+    go_on.release()
+    await until(lambda: collected == [1, 4])
+    for number in range(2 * BATCH_RECORDS + 2):
+        node.emit(str(number))
+    go_on.release()
+    await until(lambda: collected == [1, 4, 2 * BATCH_RECORDS + 4])
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 async def test_a_foreign_stream_ends_it(node: Node, pool: ThreadPoolExecutor) -> None:
