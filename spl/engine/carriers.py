@@ -228,9 +228,8 @@ class CarrierService:
             return []
         now_s, found = asyncio.get_running_loop().time(), list[SinkFault]()
         if state.fault is not None:
-            known = state.fault.code in FINDINGS
-            code = state.fault.code if known else "sink-unreachable"
-            own = known and state.fault.hint != CODES[code].fix
+            code = state.fault.code if state.fault.code in FINDINGS else "sink-unreachable"
+            own = state.fault.hint != CODES[state.fault.code].fix
             hint = state.fault.hint if own else _STEPS.get(code, state.fault.hint)
             since_s = now_s - (state.failing_since_s or now_s)
             found.append(SinkFault(pair_id, code, state.fault.message, hint.replace("PAIR_ID", pair_id), since_s))

@@ -97,7 +97,8 @@ class Files:
         try:
             context = client_tls(Path(sink.ca)) if sink.ca else self._tls and self._tls()
         except ListenError as exc:
-            raise ListenError("config-invalid", "the file of --ca holds no certificate, or cannot be read") from exc
+            text = "the file of --ca holds no certificate, or cannot be read"
+            raise ListenError("config-invalid", text, hint="correct the file of --ca") from exc
         return Endpoint(host, port, always_tls, user, context)
 
     def user(self, sink: ServerPlace) -> Credentials | None:
@@ -127,7 +128,7 @@ class JetStreamTarget:
         """Lines whose id the server took for a repeat, as of a sink that took the record from another namespace."""
 
     async def open(self) -> "JetStreamSession":
-        """Return a session.  Raises EngineError, ReachError."""
+        """Return a session.  Raises EngineError, ListenError."""
         endpoint = await asyncio.to_thread(self._files.endpoint, self.sink)
         nats = await connect(endpoint, self._dialer, self._inbox)
         self.state.far = f"nats-server {nats.version}"

@@ -23,6 +23,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Final
 
+from ..core.errors import CODES
 from ..core.limits import MIB
 from ..core.value import dataclass, field
 from ..core.version import VERSION
@@ -249,11 +250,15 @@ class Nats:
 async def connect(endpoint: Endpoint, dialer: Dialer, inbox: str) -> Nats:
     """Return a connection that the server took our credentials on; its `listen` is the caller's to run.
 
-    Raises EngineError "sink-unreachable", "sink-auth", "sink-refused", and ReachError as the dialer does.
+    Raises EngineError "sink-unreachable", "sink-auth", "sink-refused".
     """
     where = Url("http", endpoint.host, endpoint.port, endpoint.where, "/")
     policy = DialPolicy(allow_private=True, allow_http=True)  # our operator named the server
-    dialled = await dialer.connect(where, policy, OPEN_S)
+    try:
+        dialled = await dialer.connect(where, policy, OPEN_S)
+    except ReachError as exc:  # whose other steps are for a peer
+        hint = CODES[exc.code].fix if exc.code in ("dns", "no-route") else ""
+        raise EngineError("sink-unreachable", exc.message, hint=hint) from exc
     try:
         async with asyncio.timeout(OPEN_S):
             info, parser = await _greeting(dialled.reader)
@@ -293,16 +298,18 @@ async def _greeting(reader: asyncio.StreamReader) -> tuple[ServerInfo, NatsParse
 async def _secure(endpoint: Endpoint, writer: asyncio.StreamWriter, info: ServerInfo) -> None:
     if not (info.fields.get("tls_required") or info.fields.get("tls_available")):
         hint = "set tls in its configuration; without TLS only a server on this machine is used"
-        raise ReachError("tls-chain", f"{endpoint.where} offers no TLS", hint=hint)
+        raise EngineError("sink-unreachable", f"{endpoint.where} offers no TLS", hint=hint)
     if endpoint.context is None:
-        raise ReachError("tls-chain", "this client was made without TLS")
+        raise EngineError("sink-unreachable", "this client was made without TLS")
     try:
         await writer.start_tls(endpoint.context, server_hostname=endpoint.host)
     except ssl.SSLCertVerificationError as exc:
         hint = "trust a private CA with --ca FILE"
-        raise ReachError("tls-chain", f"{endpoint.host}: certificate refused: {exc.verify_message}", hint=hint) from exc
+        text = f"{endpoint.host}: certificate refused: {exc.verify_message}"
+        raise EngineError("sink-unreachable", text, hint=hint) from exc
     except (ssl.SSLError, OSError) as exc:
-        raise ReachError("tls-chain", f"{endpoint.host}: TLS failed") from exc
+        hint = "look at tls in its configuration, and into its log"
+        raise EngineError("sink-unreachable", f"{endpoint.host}: TLS failed", hint=hint) from exc
 
 
 def _options(endpoint: Endpoint, info: ServerInfo, *, secure: bool) -> dict[str, object]:

@@ -4,6 +4,7 @@ Imported with the first sink (`engines.py`).
 """
 
 import asyncio
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..core import consent, when
-from ..core.errors import SplError
+from ..core.errors import CODES, SplError
 from ..core.limits import MIB
 from ..core.pair.pair import Pair
 from ..core.pair.state import Revoked
@@ -182,9 +183,8 @@ class SinkService:
         if sink.phase != ACTIVE or state is None or state.fault is None:
             return None
         since_s = asyncio.get_running_loop().time() - (state.failing_since_s or 0.0)
-        known = state.fault.code in FINDINGS  # the steps of other faults are for a peer of a pair
-        code, hint = (state.fault.code, state.fault.hint) if known else ("sink-unreachable", "")
-        return SinkFault(sink.name, code, state.fault.message, hint, since_s)
+        code = state.fault.code if state.fault.code in FINDINGS else "sink-unreachable"
+        return SinkFault(sink.name, code, state.fault.message, _step(state.fault, code, sink), since_s)
 
     # -- the operator's word
 
@@ -241,11 +241,15 @@ class SinkService:
             return {"object": "sink_test", "name": name, "program": check_program(sink)}
         target = self._target(sink, SinkState())
         assert isinstance(target, JetStreamTarget)
-        session = await target.open()
         try:
-            return await run_together(self._asked(session.nats, sink), session.listen())
-        finally:
-            await session.close()
+            session = await target.open()
+            try:
+                return await run_together(self._asked(session.nats, sink), session.listen())
+            finally:
+                await session.close()
+        except SplError as exc:
+            exc.hint = _step(exc, exc.code, sink)
+            raise
 
     async def _asked(self, nats: Nats, sink: Sink) -> dict[str, object]:
         found = await jetstream.state_of(nats, subjects.stream_of(self.reader.did()))
@@ -288,6 +292,12 @@ def check_program(sink: Sink) -> str:
     if path is None:
         raise EngineError("sink-invalid", f"exec: there is no program {words[0] if words else ''!r}")
     return path
+
+
+def _step(fault: SplError, code: str, sink: Sink) -> str:
+    """Return what to do about a fault that is shown with this code: its own step, or the usual one of the code."""
+    step = fault.hint if fault.hint != CODES[fault.code].fix else CODES[code].fix
+    return re.sub(r"\bNAME\b", sink.name, step)
 
 
 def _task_name(sink: Sink) -> str:

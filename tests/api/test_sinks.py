@@ -48,7 +48,7 @@ async def test_a_sink_is_listed_as_a_grant_until_it_is_removed(served: Served) -
     assert (await served.json("POST", "/v1/sinks/fan/pause", {}))["state"] == "paused"
     assert await served.refused("POST", "/v1/sinks/fan/polish", {}) == (404, "NOT_FOUND")
     assert await served.refused("GET", "/v1/sinks/fan/acl?pair=none") == (404, "PAIR_UNKNOWN")
-    assert (await served.refused("POST", "/v1/sinks/fan/test", {}))[1] == "CONNECT"
+    assert (await served.refused("POST", "/v1/sinks/fan/test", {}))[1] == "SINK_UNREACHABLE"
     await served.json("POST", "/v1/sinks/fan/remove", {})
     assert (await served.json("GET", "/v1/consent/grants"))["data"] == []
 

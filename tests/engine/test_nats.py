@@ -35,7 +35,7 @@ def says(first: bytes, then: bytes = b"") -> Talk:
     (says(b"-ERR 'maximum connections exceeded'\r\n"), "sink-unreachable"),
     (says(info(headers=False)), "sink-refused"),
     (says(info() + b"PING\r\n"), "sink-refused"),
-    (says(info(tls_required=True)), "tls-chain"),
+    (says(info(tls_required=True)), "sink-unreachable"),
     (says(info(), b"-ERR 'Authorization Violation'\r\n"), "sink-auth"),
     (says(info(), b"+OK\r\nMSG x 1 99999999\r\n"), "sink-refused"),
     (says(info(), b"HMSG x 1 12 12\r\nNATS/1.0\r\n\r\n\r\nPONG\r\n"), "sink-refused"),

@@ -1,12 +1,13 @@
 """All sinks of a daemon: what may be added, and what a reader of the stream may do."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from spl.core.errors import SplError
 from spl.core.pair.state import Revoked
-from tests.engine.servers import NatsServer, caught_up, serving
+from tests.engine.servers import NatsServer, caught_up, failing, info, scripted, serving
 from tests.nodes import Node, join, nodes
 from tests.waiting import until
 
@@ -41,6 +42,38 @@ async def test_one_sink_a_name_and_a_server(node: Node) -> None:
         with pytest.raises(SplError) as caught:
             service.named("none")
         assert caught.value.code == "sink-unknown"
+
+
+@pytest.mark.parametrize(("first", "fix"), [
+    (b"", "start it, or correct the network path; then: spl sink test fan"),
+    (info(), "set tls in its configuration; without TLS only a server on this machine is used"),
+])  # fmt: skip
+async def test_a_server_that_cannot_be_used_is_shown_with_the_step_against_it(
+    node: Node, first: bytes, fix: str
+) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(first)  # without a byte it ends the connection
+        if first:
+            await reader.read()
+
+    async with scripted(talk) as port, serving(node) as service:
+        await service.add({**FAN, "url": f"tls://127.0.0.1:{port}"}, from_now=False)
+        assert (await failing(service, "sink-unreachable"))["fix"] == fix
+        assert [fault.hint for fault in service.faults()] == [fix]
+        with pytest.raises(SplError) as caught:
+            await service.test("fan")
+        assert (caught.value.code, caught.value.hint) == ("sink-unreachable", fix)
+
+
+async def test_no_step_for_a_peer_is_shown_for_a_server(node: Node) -> None:
+    async with serving(node) as service:
+        await service.add(FAN, from_now=False)  # where nobody listens
+        sink = await failing(service, "sink-unreachable")
+        with pytest.raises(SplError) as caught:
+            await service.test("fan")
+        assert sink["fix"] == caught.value.hint == "start it, or correct the network path; then: spl sink test fan"
+        service._states[service.named("fan").place_name].fault = SplError("internal")
+        assert service.faults()[0].hint == caught.value.hint
 
 
 async def test_a_paused_sink_goes_on_where_it_was(node: Node, server: NatsServer) -> None:
