@@ -27,11 +27,9 @@ KNOWN_MAX: Final = 256
 """Bearer texts whose tokens are cached while no token changes; hashing one takes 5 us of each request."""
 
 _COOKIES_MAX: Final = 8
-IDLE_MS: Final = 3_600_000
-"""After this the proofs of a pair that sends none are forgotten; clocks step back by less."""
+KEPT_MS: Final = 3_600_000
+"""For so long a proof is remembered, at 0.1 KiB; a quiet peer sends 200 in that time.  Clocks step back by less."""
 PROOFS_MIN: Final = 32
-PROOFS_KEPT: Final = 1.5
-"""Times of the age that a proof may have: for so long it is remembered, at 0.2 KiB.  A peer asks 200 times an hour."""
 ANYONE: Final = "anyone"
 """The scope of routes that are open to anyone."""
 
@@ -103,18 +101,18 @@ class Principal:
 
 @dataclass(slots=True)
 class _Proofs:
-    """The recent proofs of one pair, oldest first; those that were forgotten are dated at or before `floor_ms`."""
+    """The recent proofs of one pair: nonce -> date; those that were forgotten are dated at or before `floor_ms`."""
 
-    seen: dict[str, int] = field(default_factory=dict)
+    seen: dict[int, int] = field(default_factory=dict)
     floor_ms: int = 0
     look_at: int = PROOFS_MIN
-    """With so many it is looked which are too old to be taken again anyway."""
+    """With so many, those older than KEPT_MS are looked for."""
 
     def forget(self, until_ms: int) -> None:
         """Forget those dated up to `until_ms`, which stay refused."""
         self.floor_ms = max([self.floor_ms, *(at_ms for at_ms in self.seen.values() if at_ms <= until_ms)])
         self.seen = {key: at_ms for key, at_ms in self.seen.items() if at_ms > until_ms}
-        self.look_at = max(PROOFS_MIN, 2 * len(self.seen))
+        self.look_at = PROOFS_MIN + len(self.seen) * 5 // 4
 
 
 class Auth:
@@ -128,6 +126,11 @@ class Auth:
     its present time; otherwise every peer would be refused until the wrong time comes.  What is left open: if our own
     clock steps back over the restart or to before it, a captured request may work once more, up to five minutes after
     it was signed by that clock.
+
+    Within one process, dates that were forgotten stay refused when our clock steps back to before them: until it has
+    passed them again, a peer signs by the first date after them, which it is told.  Only if they are more than KEPT_MS
+    ahead was our clock wrong: they count again, so that no peer waits for a day that is far off.  What is left open: a
+    request captured then may work once more, when that day comes.
     """
 
     def __init__(
@@ -294,6 +297,7 @@ class Auth:
         if header is None:
             message = f"a pair's token needs the {PROOF_HEADER} header"
             raise AuthError("auth-invalid", message, reason="proof-missing")
+        proofs = self._proofs_of(token.pair_id)
         nonce, issued_at_ms = bearer.check_proof(
             header,
             self._writer.views.pins.newest(pair.chain).present,
@@ -302,11 +306,11 @@ class Auth:
             audience=identity.did,
             token=text,
             body=body,
-            now_ms=self._now_ms(),
+            now_ms=max(self._now_ms(), proofs.floor_ms + 1),
             limits=self._limits,
             since_ms=self._since_ms(),
         )
-        self._use_up(token.pair_id, nonce, issued_at_ms)
+        self._use_up(proofs, nonce, issued_at_ms)
         # Whatever was minted for it, a peer syncs and does nothing else.
         scopes = frozenset(scope for scope in bearer.FEDERATION if bearer.holds(token.scopes, scope))
         return Principal(
@@ -325,40 +329,43 @@ class Auth:
         self._floor_ms = min(self._floor_ms, self._now_ms() + bearer.PROOF_AHEAD_MS)
         return self._floor_ms
 
-    def _use_up(self, pair_id: str, nonce: str, issued_at_ms: int) -> None:
-        """Remember the nonce of a proof that held; refuse one seen before.
-
-        Bounded per pair, so no peer crowds out another.  When full, the older half goes and everything issued up to
-        its newest is refused from then on: a replay is never possible, and a peer whose clock runs on loses nothing.
-        """
-        self._forget_idle()
+    def _proofs_of(self, pair_id: str) -> _Proofs:
+        """Return what is remembered of the proofs of a pair."""
+        now_ms = self._now_ms()
+        self._forget_old(now_ms)
         if len(self._proofs) > self._limits.pairs_count:
             self._proofs = {key: value for key, value in self._proofs.items() if key in self._writer.views.pairs}
         proofs = self._proofs.setdefault(pair_id, _Proofs())
-        # As with the floor of the start: dates of a clock that ran ahead must not refuse the peer until they come.
-        proofs.floor_ms = min(proofs.floor_ms, self._now_ms() + bearer.PROOF_AHEAD_MS)
-        if nonce in proofs.seen:
+        if proofs.floor_ms > now_ms + KEPT_MS:
+            proofs.floor_ms = now_ms + bearer.PROOF_AHEAD_MS
+        return proofs
+
+    def _use_up(self, proofs: _Proofs, nonce: str, issued_at_ms: int) -> None:
+        """Remember the nonce of a proof that held; refuse one seen before.
+
+        Bounded per pair, so no peer crowds out another.  When full, the older half goes and everything issued up to
+        its newest is refused from then on: no proof counts twice, and a peer whose clock runs on loses nothing.
+        """
+        key = int(nonce, 16)
+        if key in proofs.seen:
             raise AuthError("auth-invalid", "the proof of possession was used before", reason="proof-replayed")
         if issued_at_ms <= proofs.floor_ms:
             text = "the proof of possession may have been used before: sign again by our clock"
             at = when.text_of(max(proofs.floor_ms + 1, self._now_ms()))
             raise AuthError("auth-invalid", text, reason="proof-time", time=at)
-        proofs.seen[nonce] = issued_at_ms
+        proofs.seen[key] = issued_at_ms
         if len(proofs.seen) >= proofs.look_at:
-            proofs.forget(self._now_ms() - int(PROOFS_KEPT * self._limits.proof_age_s * 1000))
+            proofs.forget(self._now_ms() - KEPT_MS)
         if len(proofs.seen) > self._limits.proofs_per_pair:
             proofs.forget(sorted(proofs.seen.values())[len(proofs.seen) // 2 - 1])
 
-    def _forget_idle(self) -> None:
-        """Forget, each hour, the proofs of pairs whose last is older; what is dated up to then stays refused."""
-        now_ms = self._now_ms()
-        if 0 <= now_ms - self._swept_ms < IDLE_MS:
+    def _forget_old(self, now_ms: int) -> None:
+        """Forget, each hour, old proofs also of pairs that send none."""
+        if 0 <= now_ms - self._swept_ms < KEPT_MS:
             return
         self._swept_ms = now_ms
         for proofs in self._proofs.values():
-            newest_ms = max(proofs.seen.values(), default=now_ms)
-            if newest_ms <= now_ms - IDLE_MS:
-                proofs.forget(newest_ms)
+            proofs.forget(now_ms - KEPT_MS)
 
 
 def cookie_of(did: str) -> str:
