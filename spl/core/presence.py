@@ -31,6 +31,11 @@ STREAM_BACKOFF_BASE_S: Final = 0.5
 STREAM_BACKOFF_MAX_S: Final = 30.0
 PAUSE_S: Final = 5.0
 """A daemon that did not run for longer between two beats was stopped or starved: nothing that it missed counts."""
+BOTH: Final = "both"
+WE_PUSH: Final = "we-push"
+PEER_PUSHES: Final = "peer-pushes"
+REACH_WORDS: Final = frozenset({BOTH, WE_PUSH, PEER_PUSHES})
+"""Which way a pair runs, as `show`, the peer's view and the wire say it."""
 TO_US: Final = "to-us"
 TO_PEER: Final = "to-peer"
 """The direction that is broken while the other works."""

@@ -11,12 +11,10 @@ from math import inf
 from typing import Final, cast
 
 from ..core.errors import CODES
-from ..core.identity.pins import fork_step
 from ..core.limits import Limits
 from ..core.value import dataclass
 from ..core.value import replace as changed
-from ..net.address import is_address, kind_of, listen_step, parse_url
-from ..sync.peer import foreign_step
+from ..net.address import foreign_step, is_address, kind_of, listen_step, parse_url
 from . import conditions as seen
 from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
 from .facts import Facts, Fault, replace
@@ -331,7 +329,7 @@ def _again_fix(facts: Facts) -> str:
 
 
 def _fork_fix(facts: Facts) -> str:
-    return fork_step(f"spl federation refresh {facts.pair_id or 'PAIR_ID'}")
+    return CODES["chain-fork"].fix.replace("spl federation pair URL", _REFRESH(facts))
 
 
 def _resume_fix(facts: Facts) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..core.errors import count, plural
 from ..core.pair.modes import ON_DEMAND, POLLING
-from ..core.record.page import PEER_PUSHES, WE_PUSH
+from ..core.presence import PEER_PUSHES, WE_PUSH
 from ..core.value import dataclass
 from ..core.when import age
 from .catalogue import FAIL, Finding

@@ -10,8 +10,7 @@ from typing import Final
 from ..core.errors import CODES, count
 from ..core.limits import QUEUE_RECORDS
 from ..core.pair.modes import CONTINUOUS, POLLING
-from ..core.presence import OFFLINE_S, TO_PEER, TO_US
-from ..core.record.page import PEER_PUSHES, WE_PUSH
+from ..core.presence import OFFLINE_S, PEER_PUSHES, TO_PEER, TO_US, WE_PUSH
 from ..core.when import age, span
 from .facts import Facts, Fault
 

@@ -20,8 +20,8 @@ from ..core.pair.modes import ON_DEMAND, POLLING
 from ..core.pair.pair import Pair
 from ..core.pair.state import Asked, Degraded, Requested, Waiting
 from ..core.pair.status import PairStatus
+from ..core.presence import PEER_PUSHES
 from ..core.record.namespace import Namespace
-from ..core.record.page import PEER_PUSHES
 from ..core.value import dataclass
 from ..core.version import SOCKET
 from ..home.config import ConfigError

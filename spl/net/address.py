@@ -30,6 +30,8 @@ _PUBLIC6 = IPv6Network("2000::/3")
 _NEVER6 = tuple(map(IPv6Network, ("2001:db8::/32", "2001::/23", "3fff::/20")))  # documentation, protocol assignments
 _URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?(/[^?#]*)?(\?[^#]*)?", re.I)
 _PORTS = {"http": 80, "https": 443}
+GATEWAY_STATUS: Final = frozenset({502, 503, 504})
+TOO_LARGE_STATUS: Final = 413
 USUAL_PORT: Final = 9100
 """Where a daemon listens that is told no other port."""
 
@@ -128,6 +130,17 @@ def connect_step(where: Url) -> str:
     if where.scheme != "http" or where.port != 80:
         return step
     return f"with the port of the peer, {USUAL_PORT} if it was told none: {where.origin}:{USUAL_PORT}/; {step}"
+
+
+def foreign_step(status: int) -> str:
+    """Return what its operator does about a server that answers this in a daemon's place."""
+    if status in GATEWAY_STATUS:
+        return "start the daemon: spl serve; or correct its address and port in the proxy"
+    if status in (401, 403):
+        return "let the proxy pass /v1/ and /.well-known/ without a login or filter of its own"
+    if status == TOO_LARGE_STATUS:
+        return "raise the body limit of the proxy (nginx: client_max_body_size 8m)"
+    return "let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"
 
 
 def judge(ip_text: str, allow_private: bool, near: Iterable[str] = ()) -> None:

@@ -9,11 +9,11 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from ..core import canon
-from ..core.errors import SplError, cli_code
+from ..core.errors import CODES, SplError, cli_code
 from ..core.identity import manifest, message
 from ..core.identity.manifest import Manifest, ManifestError
 from ..core.identity.message import MessageError
-from ..core.identity.pins import FORK, fork_step
+from ..core.identity.pins import FORK
 from ..core.limits import KIB
 from ..core.pair import handshake
 from ..core.pair.pair import Pair, PairError
@@ -48,7 +48,8 @@ def forked(pairs: Pairs, did: str, url: str) -> PairError:
     """Return the refusal of two key chains of one DID, with the command that takes the right one."""
     live = next((pair for pair in pairs.of_peer(did) if pair.phase is not Phase.ESTABLISHING), None)
     command = f"spl federation refresh {live.pair_id}" if live else f"spl federation pair {url}"
-    return PairError(FORK, f"two key chains of {did} contradict each other", hint=fork_step(command))
+    step = CODES[FORK].fix.replace("spl federation pair URL", command)
+    return PairError(FORK, f"two key chains of {did} contradict each other", hint=step)
 
 
 class Exchange:

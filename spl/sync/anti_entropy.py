@@ -26,7 +26,7 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.modes import ON_DEMAND
-from ..core.record.page import PEER_PUSHES
+from ..core.presence import PEER_PUSHES
 from ..core.value import dataclass, field
 from ..home.writes import Commit, Hop
 from .ledger import AGAIN_MAX_S, AGAIN_S

@@ -27,9 +27,9 @@ from ..core.event import event
 from ..core.identity.did import Chain
 from ..core.limits import Limits
 from ..core.pair.modes import POLLING
+from ..core.presence import WE_PUSH
 from ..core.recent import Histogram, Lags, summary
 from ..core.record.levels import EXACT
-from ..core.record.page import WE_PUSH
 from ..core.record.record import is_id
 from ..core.value import dataclass
 from ..home.tables.lists import by_namespace

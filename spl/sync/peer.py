@@ -25,7 +25,7 @@ from ..core.record import page
 from ..home.config import Settings
 from ..home.vault import Identity, Vault
 from ..home.writer import Writer
-from ..net.address import ReachError, is_address, parse_url
+from ..net.address import TOO_LARGE_STATUS, ReachError, foreign_step, is_address, parse_url
 from ..net.client import EventStream, HttpClient, Reply
 from ..net.dialer import DialPolicy
 from ..net.heads import date_ms
@@ -60,7 +60,6 @@ PAIR_NOTES: Final = (COMPARE_NOTE, ROLLBACK_NOTE, SET_BACK_NOTE, WITHHELD_NOTE, 
 RESET_CODES: Final = frozenset({"cursor-reset", "cursor-invalid"})
 STATE_CODES: Final = frozenset({"pair-paused", "pair-revoked"})
 TOO_MUCH_CODES: Final = frozenset({"timeout", "disconnected"})
-TOO_LARGE_STATUS: Final = 413
 TOO_MUCH_STATUS: Final = frozenset({408, TOO_LARGE_STATUS, 502, 504})
 """How a proxy, or the peer itself, refuses what is too large or takes too long."""
 ERROR_BYTES_MAX: Final = 16 * 1024
@@ -72,7 +71,6 @@ MESSAGE_CHARS_MAX: Final = 200
 REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
 SERVER_CHARS_MAX: Final = 60
 SERVER_ERROR_STATUS: Final = 500
-GATEWAY_STATUS: Final = frozenset({502, 503, 504})
 WHY_401: Final = "a permission rule on the peer protects federation:pair"
 
 _TAKEN_OVER: Final = RESET_CODES | STATE_CODES | AUTH_CODES | {"pair-unknown", "pair-state-conflict", "push-position"}
@@ -359,17 +357,6 @@ def foreign_text(reply: Reply, url: str = "") -> str:
     with_what = f" with {media}" if media and reply.status == 200 else ""
     who = f"{server!r}" if server else "a proxy or another server"
     return f"{url or 'the address of the peer'} answers {reply.status}{with_what}: {who} in the peer's place"
-
-
-def foreign_step(status: int) -> str:
-    """Return what its operator does about a server that answers this in a daemon's place."""
-    if status in GATEWAY_STATUS:
-        return "start the daemon: spl serve; or correct its address and port in the proxy"
-    if status in (401, 403):
-        return "let the proxy pass /v1/ and /.well-known/ without a login or filter of its own"
-    if status == TOO_LARGE_STATUS:
-        return "raise the body limit of the proxy (nginx: client_max_body_size 8m)"
-    return "let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"
 
 
 def bare(reply: Reply, purpose: str = "", url: str = "") -> SplError:

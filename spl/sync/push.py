@@ -30,8 +30,9 @@ from ..core.pair.modes import CONTINUOUS
 from ..core.pair.pair import Pair
 from ..core.pair.state import known, refusal_code
 from ..core.pair.status import LastError, PushStatus
+from ..core.presence import BOTH
 from ..core.record import page
-from ..core.record.page import BOTH, Page, PushAnswer
+from ..core.record.page import Page, PushAnswer
 from ..core.value import dataclass, field, replace
 from ..home.writes import Commit, Hop
 from ..net.client import Reply

@@ -30,8 +30,20 @@ from ..core.event import event
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
 from ..core.pair.status import NO_ANSWER, LastError, PairStatus, class_of
-from ..core.presence import ASK_S, CONTACT_FRESH_S, PAUSE_S, Known, OneWay, OwnBeat, Presence, known_in, known_text
-from ..core.record.page import BOTH, PEER_PUSHES, WE_PUSH
+from ..core.presence import (
+    ASK_S,
+    BOTH,
+    CONTACT_FRESH_S,
+    PAUSE_S,
+    PEER_PUSHES,
+    WE_PUSH,
+    Known,
+    OneWay,
+    OwnBeat,
+    Presence,
+    known_in,
+    known_text,
+)
 from ..core.value import dataclass, field
 from ..home.vault import SECRET_BYTES_MAX, Vault
 from ..net.address import ReachError

@@ -21,8 +21,7 @@ from ..core.pair.modes import CONTINUOUS, ENGINE, ON_DEMAND
 from ..core.pair.pair import Pair, Phase
 from ..core.pair.state import IN_TOUCH
 from ..core.pair.status import AUTH_CODES, LOCAL, WAY, LastError, PairStatus, class_of
-from ..core.presence import OFFLINE_S, STREAM_BACKOFF_MAX_S
-from ..core.record.page import PEER_PUSHES
+from ..core.presence import OFFLINE_S, PEER_PUSHES, STREAM_BACKOFF_MAX_S
 from ..home.writes import Commit, Hop
 from .budget import INTAKE_PAUSED
 from .changes import Feed

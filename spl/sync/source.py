@@ -28,13 +28,12 @@ from ..core.limits import Limits
 from ..core.pair.modes import POLLING
 from ..core.pair.pair import Pair, Phase
 from ..core.pair.state import IN_TOUCH, known, refusal_code
-from ..core.presence import ASK_S
+from ..core.presence import ASK_S, PEER_PUSHES
 from ..core.record import cursor as cursors
 from ..core.record import levels
 from ..core.record.cursor import Cursor
 from ..core.record.filter import OPEN
 from ..core.record.levels import EXACT
-from ..core.record.page import PEER_PUSHES
 from ..core.value import dataclass, replace
 from ..home.index import Row
 from ..home.segments import LineError

@@ -223,6 +223,19 @@ def test_a_client_command_imports_nothing_heavy(daemon: Daemon, home: Path) -> N
     assert out.decode() == f"[] {[f'spl.cli.{name}' for name in files]}\n"
 
 
+@pytest.mark.parametrize("line", ["help auth-invalid", "help pairs", "help codes", "help federation pair"])
+def test_help_imports_nothing_heavy(home: Path, line: str) -> None:
+    """Nor what may be missing: `dependency-missing` can be asked for, too."""
+    script = (
+        "import sys; before = set(sys.modules)\n"
+        "from spl.cli.main import main\n"
+        f"assert main({line.split()!r}) == 0\n"
+        f"print([name for name in {FORBIDDEN!r} if name in sys.modules and name not in before])"
+    )
+    out, err = child("-c", script, home=home, stdout=subprocess.PIPE).communicate(timeout=30)
+    assert (out.decode().splitlines()[-1], err) == ("[]", b"")
+
+
 def test_a_broken_pipe_exits_141_quietly(daemon: Daemon, home: Path) -> None:
     records = [{"thread": f"th_{i}", "records": 1, "last_at": None} for i in range(5000)]
     daemon.answers["GET", "/v1/threads?limit=500"] = listed(*records)

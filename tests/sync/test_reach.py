@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from spl.core.errors import SplError
 from spl.core.pair.status import LastError, PairStatus
-from spl.core.presence import CONTACT_FRESH_S, OFFLINE_S, Known, known_in, known_text
-from spl.core.record.page import BOTH, PEER_PUSHES, WE_PUSH
+from spl.core.presence import BOTH, CONTACT_FRESH_S, OFFLINE_S, PEER_PUSHES, WE_PUSH, Known, known_in, known_text
 from spl.home.disk import Disk, DiskError
 from spl.home.vault import Vault
 from spl.sync.pull import Progress, Queue

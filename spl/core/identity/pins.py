@@ -121,11 +121,6 @@ def grown(pinned: Chain, offered: Chain) -> Chain:
     return offered
 
 
-def fork_step(command: str) -> str:
-    """Return what an operator does about a fork; only the owner's voice tells which key is right."""
-    return f"ask the peer's operator for the six words of its key, by voice, then: {command} --expect-key 'SIX WORDS'"
-
-
 def code_of(pinned: Chain, offered: Chain) -> str:
     """Return "" for a chain that equals or extends the pinned one, else "manifest-stale" or "chain-fork"."""
     try:

@@ -31,15 +31,11 @@ from .. import canon
 from ..errors import CODES, SplError
 from ..gate import SCOPE_VIOLATION, claimed_id
 from ..limits import MIB, Limits
+from ..presence import REACH_WORDS
 from ..value import dataclass, field
 from .cursor import TEXT_CHARS_MAX
 from .record import is_id
 
-BOTH: Final = "both"
-WE_PUSH: Final = "we-push"
-PEER_PUSHES: Final = "peer-pushes"
-REACH_WORDS: Final = frozenset({BOTH, WE_PUSH, PEER_PUSHES})
-"""Which way a pair runs, as `show`, the peer's view and the wire say it."""
 STREAM_ENDS: Final = {"paused": "pair-paused", "revoked": "pair-revoked", "reset": "cursor-reset"}
 """Word in the error event that ends a stream -> the error code that it stands for; any other word: open another one."""
 HEAD: Final = b'{"records":['
