@@ -252,7 +252,7 @@ class FakeSync(Sync):
     def status(self, pair_id: str) -> PairStatus:
         return PairStatus(clock=7)
 
-    def wake(self, pair_id: str) -> None:
+    def retry(self, pair_id: str) -> None:
         self.node.woken.append(pair_id)
 
 

@@ -144,7 +144,8 @@ class Presence:
         unasked_s = self._unasked_s(now_s)
         # A peer that was out of reach for a moment asks at once when it hears us.
         late_s = asks_s + ANSWER_S / 2 if code else 2 * asks_s + ANSWER_S / 2 if asks_s and not pushed else inf
-        if reads or unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S:
+        # A question is due each ASK_S and waits for its answer: until it failed, the one before holds.
+        if reads or unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S + ANSWER_S:
             return None
         return OneWay(TO_US, unasked_s, code)
 

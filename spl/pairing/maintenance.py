@@ -237,7 +237,7 @@ class Maintenance:
             seen = self.pairs.writer.views.pins.chain(pair.peer_did)
             state.links = len(seen.rotations) if seen is not None else 0
         if pair.sync_allowed:
-            self._sync.wake(pair_id)
+            self._sync.retry(pair_id)
         return self.pairs.known(pair_id)
 
     async def renew(self, pair_id: str) -> Pair:
@@ -277,7 +277,7 @@ class Maintenance:
             pair = await self._stepper.do(lambda: self._renewal.install(self.pairs.known(pair_id), text, token))
             if isinstance(pair.state, Degraded) and pair.reason in CREDENTIALS:
                 pair = await self._recovered(pair_id)
-        self._sync.wake(pair_id)
+        self._sync.retry(pair_id)
         return pair
 
     async def _recovered(self, pair_id: str) -> Pair:

@@ -121,6 +121,13 @@ class PairSync(Turns):
         """Whether the peer did not answer when it was tried last."""
         return self.failing in NO_ANSWER
 
+    def note_peak(self, now_ms: int) -> None:
+        """Keep the most that waited here since this was called last."""
+        queue = self.progress.queue
+        if queue is not None:
+            self.peaks.add(queue.peak, now_ms)
+            queue.peak = queue.records
+
 
 @dataclass(frozen=True, slots=True)
 class Arrived:

@@ -77,6 +77,8 @@ class _Debt:
     """Refused records may be sound now, or the peer may give them again: a chain, a level."""
     inbound: InboundByName | None = None
     """What the pair could bring in when the ledger was last asked for; None before the first time."""
+    owings: int = 0
+    """How often that was said."""
     asked: tuple[str, ...] = ()
     tried: set[str] = field(default_factory=set)
     """Ids that a pushing peer was told, and answered with what it has of them."""
@@ -199,7 +201,12 @@ class RefusedLedger:
 
     def owe(self, pair_id: str) -> None:
         """Record that the peer may give refused records again, or that they may be sound now."""
-        self._debt(pair_id).owed = True
+        debt = self._debt(pair_id)
+        debt.owed, debt.owings = True, debt.owings + 1
+
+    def owings(self, pair_id: str) -> int:
+        """Return how often `owe` was said: what is said while a debt is paid is another debt."""
+        return self._debt(pair_id).owings
 
     def owes(self, pair_id: str, inbound: InboundByName) -> bool:
         """Return whether refused records are worth asking for under these rules."""

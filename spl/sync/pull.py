@@ -316,7 +316,7 @@ class Puller:
         """
         ingest = self.ingest
         ingest.begin(pair.pair_id)
-        inbound = ingest.inbound(pair)
+        inbound, owings = ingest.inbound(pair), ingest.refused.owings(pair.pair_id)
         ledger = await ingest.refused.read(pair.pair_id, inbound)
         awaited, withheld, later = set(ledger.awaited), list[str](), False
         async with aclosing(self.fetch(pair, ledger.ids, withheld)) as pages:
@@ -331,7 +331,8 @@ class Puller:
             later = later or not beside.read
         await ingest.refuse(pair, dict.fromkeys(withheld, WITHHELD))
         later = later or bool(awaited) or (bool(withheld) and ingest.refused.is_full(pair.pair_id))
-        ingest.refused.settle(pair.pair_id, inbound, owed=later)
+        # A chain learnt meanwhile, by this or a stream beside it, may make sound what an earlier page brought.
+        ingest.refused.settle(pair.pair_id, inbound, owed=later or ingest.refused.owings(pair.pair_id) != owings)
 
     async def _store(self, pair: Pair, progress: Progress, judged: Judged, reading: Reading, base: str) -> int:
         """Store what is new and sound of a page and acknowledge it; return how many records were new."""

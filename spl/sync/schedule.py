@@ -114,14 +114,18 @@ class Sync:
         self._ingest.close()
 
     def wake(self, pair_id: str, process: str = "") -> None:
-        """Record that the peer was in touch, authenticated: a pull that was backing off is tried at once.
+        """Record that the peer was in touch, authenticated: a pull that was backing off is tried at once."""
+        self._reaches.contact(pair_id, asyncio.get_running_loop().time(), process)
+        self.retry(pair_id)
+
+    def retry(self, pair_id: str) -> None:
+        """Try a pull that was backing off at once, as the peer is there or what stopped it was mended.
 
         A healthy pair is not woken, or two peers that poll each other would do so without pause.  Nor is one that
         is served by push: it is dialled again once an interval.  Failures of another kind than that nobody was reached
         go on counting, and so do failures to reach it until it answers: the way to it may be the only one that is cut.
         Contact mends no fault of our own: two daemons with full disks would wake each other without pause.
         """
-        self._reaches.contact(pair_id, asyncio.get_running_loop().time(), process)
         state = self._states.get(pair_id)
         own = state is not None and state.last_error is not None and state.last_error.kind == LOCAL
         if state is not None and (state.refusals.attempt or (state.errors.attempt and not own)):
@@ -170,7 +174,7 @@ class Sync:
         wait_s = self._wait_s(pair, state, intake.wait_s) if pair is not None else None
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
-        self._note_peak(state, now_ms := self._now_ms())
+        state.note_peak(now_ms := self._now_ms())
         last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
         presence, now_s = self._reaches.presence(pair_id), asyncio.get_running_loop().time()
         silent_s, before_ms = presence.silent_s(now_s), max(self._known.get(pair_id).heard_ms or 0, last_ms or 0)
@@ -355,12 +359,6 @@ class Sync:
             self._reaches.track(pair_id, state.progress)
         return state
 
-    def _note_peak(self, state: PairSync, now_ms: int) -> None:
-        queue = state.progress.queue
-        if queue is not None:
-            state.peaks.add(queue.peak, now_ms)
-            queue.peak = queue.records
-
     # -- the stream
 
     async def _stay(self, pair: Pair, state: PairSync) -> None:
@@ -403,7 +401,7 @@ class Sync:
             broke = not isinstance(exc, StreamEnd)
             self._failed(pair.pair_id, state, exc, is_stream=True)
         finally:
-            self._note_peak(state, self._now_ms())
+            state.note_peak(self._now_ms())
             state.flow.close(self._now_ms(), broke=broke)
             state.progress.queue = None
             state.attempted(asyncio.get_running_loop().time())
@@ -430,7 +428,7 @@ class Sync:
             raise
         finally:
             if progress is state.progress:
-                self._note_peak(state, self._now_ms())
+                state.note_peak(self._now_ms())
                 progress.queue = None
             state.attempted(asyncio.get_running_loop().time())
         # One thread read to its end says nothing of the others.
@@ -469,10 +467,12 @@ class Sync:
             state.last_error = None
             self._ingest.lines.info("sync.intake_paused", pair_id)
             return
-        pair = self.writer.views.pairs.get(pair_id)
-        if pair is None or pair.phase not in IN_TOUCH or exc.code in STATE_CODES:
+        pair, status = self.writer.views.pairs.get(pair_id), getattr(exc, "peer_status", 0)
+        if pair is None or pair.phase not in IN_TOUCH:
             return
-        kind = class_of(exc.code, getattr(exc, "peer_status", 0))
+        if exc.code in STATE_CODES and not (status and pair.sync_allowed):
+            return  # we refused it ourselves, or do not read
+        kind = class_of(exc.code, status)
         if exc.code in WAY:
             if self._reaches.was_stopped(now_s):
                 return  # this daemon did not run, so it missed the answer

@@ -78,7 +78,16 @@ def test_a_peer_that_answers_and_no_longer_asks(
     presence.refused_s = now_s
     assert presence.one_way(now_s, view, served=False, pushed=pushed) is None
     # While it does not answer either, both directions are gone, which is another fact.
-    assert presence.one_way(now_s + OFFLINE_S + 1, view, served=False, pushed=pushed) is None
+    assert presence.one_way(now_s + OFFLINE_S + ANSWER_S + 1, view, served=False, pushed=pushed) is None
+
+
+def test_what_is_told_of_a_peer_that_asks_no_longer_holds_until_a_question_to_it_fails() -> None:
+    """The next question is due after ASK_S, may be a tenth late, and waits for its answer; a busy machine adds."""
+    presence = Presence(waited_s=0.0, contact_s=100.0, answered_s=(answered_s := 101.0 + UNASKED_S))
+    for later_s in (0.0, ASK_S * 1.1 + ANSWER_S, OFFLINE_S + 1, OFFLINE_S + ANSWER_S):
+        assert presence.one_way(answered_s + later_s, ASKS, served=False) is not None
+    presence.lost("timeout", answered_s + ASK_S * 1.1 + ANSWER_S)
+    assert presence.one_way(answered_s + OFFLINE_S, ASKS, served=False) is None
 
 
 def test_a_peer_that_is_dead_is_not_said_to_be_out_of_our_reach_alone() -> None:

@@ -1,5 +1,6 @@
 """How often a stream has what was refused asked for again."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from spl.core.backoff import Backoff
 from spl.core.consent import Inbound
 from spl.core.pair.pair import Pair
+from spl.core.record.page import Page
 from spl.home.writes import Refuse
 from spl.net.client import Reply
 from spl.sync.follow import Again
@@ -19,6 +21,8 @@ from spl.sync.ledger import AGAIN_MAX_S, AGAIN_S
 from spl.sync.peer import RECORDS
 from tests.nodes import LIMITS, join, nodes
 from tests.sync.test_follow import PAIR, opened, syncing
+from tests.sync.test_ingest import born, signed
+from tests.sync.test_ingest_pages import page
 from tests.waiting import until
 
 NOTHING: MappingProxyType[str, Inbound] = MappingProxyType({})
@@ -78,6 +82,35 @@ async def test_heartbeats_fetch_what_stays_refused_once(tmp_path: Path, monkeypa
         before = beats()
         await until(lambda: beats() > before + 10 and "/v1/sync/records" in asked)
         assert bob.sync._follower._agains[PAIR].backoff.attempt == 1
+
+
+async def test_a_chain_that_is_learnt_while_a_debt_is_paid_is_a_debt_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream brings it between two pages: what the first one brought was refused for want of it."""
+    async with nodes(tmp_path, "alice", "bob", limits=replace(LIMITS, fetch_ids=2)) as (alice, bob):
+        join(alice, bob)
+        pair, (key, chain) = bob.home.views.pairs[PAIR], born(1)
+        lacking = [signed(key, chain.did, clock) for clock in (1, 2)]
+        await bob.ingest.take(pair, page(*lacking), moves=False)
+        bob.write(*(Refuse(PAIR, f"{n:064x}", "record-signature") for n in range(4)))
+
+        async def fetch(_: Pair, ids: list[str], withheld: list[str]) -> AsyncGenerator[Page]:
+            for at in range(0, len(ids), 2):
+                yield page(*[value for value in lacking if value["id"] in ids[at : at + 2]])
+
+        monkeypatch.setattr(bob.sync.puller, "fetch", fetch)
+        refused, inbound = bob.ingest.refused, bob.ingest.inbound(pair)
+        refused.owe(PAIR)
+        paying = bob.sync.puller.retry_refused(pair)
+        assert await anext(paying) == 0
+        judged = await bob.ingest.judge(pair, page(signed(key, chain.did, 3)), {chain.did: chain.to_json()})
+        assert (await bob.ingest.keep(pair, judged, moves=False)).learnt
+        assert sum([fresh async for fresh in paying]) == 0
+        assert refused.owes(PAIR, inbound)
+        assert sum([fresh async for fresh in bob.sync.puller.retry_refused(pair)]) == 2
+        assert {value["id"] for value in lacking} <= set(bob.ids())
+        assert not refused.owes(PAIR, inbound)
 
 
 async def test_a_stream_asks_again_for_one_page_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

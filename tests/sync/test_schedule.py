@@ -141,6 +141,26 @@ async def test_a_peer_that_paused_or_revoked_says_so_and_that_is_no_error(
         assert status.peer_view["reason"] == "upgrade"  # type: ignore[index]
 
 
+@pytest.mark.parametrize("code", ["pair-paused", "pair-revoked"])
+async def test_a_state_that_comes_without_a_view_is_backed_off_from_as_any_failure(tmp_path: Path, code: str) -> None:
+    """What stands before the peer may say it, or a peer that is no daemon of ours."""
+    body = json.dumps({"object": "error", "code": code, "message": "x"}).encode()
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        bob.sync._random_bytes = lambda size: b"\xff" * size
+        join(alice, bob, mode="continuous")
+        alice.network.change = lambda path, reply: Reply(409, {}, body, "x")
+        waits_s = list[float]()
+        for attempt in range(1, 7):
+            await failing(bob, 1)
+            status = bob.sync.status(PAIR)
+            assert (status.attempt, status.last_error and status.last_error.code) == (attempt, code)
+            waits_s.append(bob.sync._wait_s(bob.pair(PAIR), bob.sync._state(PAIR), 0.0) or 0.0)
+        assert waits_s[-1] > 10 * waits_s[0]
+        bob.change_pair(PAIR, phase=Phase.PAUSED, sync_allowed=False)
+        await failing(bob, 1)  # our own refusal is no failure
+        assert bob.sync.status(PAIR).attempt == 6
+
+
 @pytest.mark.parametrize(
     ("phase", "code"),
     [(Phase.PAUSED, "pair-paused"), (Phase.REVOKED, "pair-revoked"), (Phase.ESTABLISHING, "pair-state-conflict")],
@@ -353,6 +373,19 @@ async def test_after_an_outage_a_continuous_pair_dials_again_within_its_backoff(
         assert status.next_attempt_ms is not None
         assert status.next_attempt_ms - bob.now_ms() <= STREAM_BACKOFF_MAX_S * 1000
         assert bob.watched.heard == [("trouble", PAIR, "connect")]
+
+
+async def test_what_was_mended_is_tried_at_once_and_is_no_contact(tmp_path: Path) -> None:
+    """A manifest that we fetched shows that we reach the peer, and nothing of its way to us."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        alice.network.down = "connect"
+        await failing(bob, 3)
+        bob.sync.retry(PAIR)
+        assert bob.sync._wait_s(bob.pair(PAIR), bob.sync._state(PAIR), 0.0) == 0.0
+        assert bob.reaches.presence(PAIR).contact_s is None
+        bob.sync.wake(PAIR)
+        assert bob.reaches.presence(PAIR).contact_s is not None
 
 
 @pytest.mark.parametrize(("down", "after"), [("timeout", ["success"] * 2), ("tls-chain", ["trouble"])])
