@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,19 @@ def test_what_the_start_made_is_not_looked_at_again() -> None:
         "print(gc.get_freeze_count() > 1000, gc.get_threshold()[0], gc.isenabled())"
     )
     assert run(code).stdout.split() == [b"True", str(process.YOUNG_OBJECTS).encode(), b"True"]
+
+
+def test_memory_is_given_back_at_the_end_of_the_start_and_after_work_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    used_s, given, later = [0.05], list[float](), list[tuple[object, ...]]()
+    monkeypatch.setattr(process.time, "process_time", lambda: used_s[0])
+    monkeypatch.setattr(process, "give_back", lambda: given.append(used_s[0]))
+    loop: Any = SimpleNamespace(call_later=lambda delay_s, call, *args: later.append((call, *args)))
+    process._keep_giving_back(loop, -process.BUSY_S)
+    for used_s[0] in (0.06, 0.1, 0.3, 0.35, 0.45):
+        call, *args = later.pop()
+        call(*args)  # type: ignore[operator]
+    assert given == [0.05, 0.3, 0.45]
+    assert len(later) == 1
 
 
 def test_pages_between_those_in_use_are_given_back() -> None:

@@ -25,11 +25,11 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 FILE_LINES_MAX: Final = 500
 FUNCTION_LINES_MAX: Final = 40
 BOUNDARIES: Final = {
-    "spl/net/connection.py": 1,
-    "spl/daemon.py": 1,
-    "spl/sync/supervise.py": 1,
+    "spl/net/connection.py": ("__exit__",),
+    "spl/daemon.py": ("except Exception",),
+    "spl/sync/supervise.py": ("except Exception",),
 }
-"""File -> how many `except Exception` it may hold: the connection boundary and the task boundary."""
+"""File -> where an exception of any kind may end in it: the connection boundary and the task boundary."""
 
 UNMIRRORED: Final = frozenset(
     {"__main__", "api.services", "core.limits", "core.version", "core.identity.words", "daemon", "home.writes"}
@@ -152,20 +152,24 @@ def import_style() -> list[str]:
 
 
 def boundaries() -> list[str]:
-    """Return each `except Exception` beyond the two boundaries, and each catch-all that does not re-raise."""
+    """Return where an exception of any kind ends outside the two boundaries, and where one of these is gone.
+
+    It ends in `except Exception`, in a catch-all that does not re-raise and in an `__exit__` that can return true.
+    """
     found = []
     for name, path in sources("spl"):
-        count = 0
+        granted = list(BOUNDARIES.get(name, ()))
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ExceptHandler):
+            if not isinstance(node, (ast.ExceptHandler, *_FUNCTIONS)):
                 continue
-            caught = _caught(node.type)
-            if "Exception" in caught:
-                count += 1
-                if count > BOUNDARIES.get(name, 0):
-                    found.append(f"{name}:{node.lineno}: except Exception outside the two boundaries")
-            elif caught & {"", "BaseException"} and not isinstance(node.body[-1], ast.Raise):
+            what = _swallows(node)
+            if what in granted:
+                granted.remove(what)
+            elif what:
+                found.append(f"{name}:{node.lineno}: {what} outside the two boundaries")
+            elif _eats_cancellation(node):
                 found.append(f"{name}:{node.lineno}: a catch-all that does not re-raise eats cancellation")
+        found += [f"{name}:1: BOUNDARIES names an {what} that is gone" for what in granted]
     return found
 
 
@@ -403,6 +407,23 @@ def _literals(node: ast.expr) -> Iterator[str]:
     elif isinstance(node, ast.IfExp):
         yield from _literals(node.body)
         yield from _literals(node.orelse)
+
+
+def _swallows(node: ast.AST) -> str:
+    """Return how an exception of any kind ends at this node; "" if none does."""
+    if isinstance(node, ast.ExceptHandler):
+        return "except Exception" if "Exception" in _caught(node.type) else ""
+    if not isinstance(node, _FUNCTIONS) or node.name not in {"__exit__", "__aexit__"}:
+        return ""
+    values = [item.value for item in ast.walk(node) if isinstance(item, ast.Return)]
+    return node.name if any(value and ast.unparse(value) not in {"None", "False"} for value in values) else ""
+
+
+def _eats_cancellation(node: ast.AST) -> bool:
+    """Return whether the node is a catch-all that does not re-raise."""
+    if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
+        return False
+    return not _caught(node.type).isdisjoint({"", "BaseException"})
 
 
 def _caught(node: ast.expr | None) -> set[str]:

@@ -87,9 +87,11 @@ class Api:
         else:
             answer = route.handler(request, principal, services)
         readable = self._readable_by(request.method, request.headers)
+        if not readable:
+            return answer
         if isinstance(answer, Response):
             return replace(answer, headers=(*answer.headers, *readable))
-        return _readable(answer, readable) if readable else answer
+        return _readable(answer, readable)
 
     def refuse(self, error: SplError, head: RequestHead | None) -> Response:
         """Return the error form, with the headers that its code asks for; the server adds Allow.

@@ -1,6 +1,9 @@
 """Cryptography: published vectors, libsodium's own construction as the other side, refusals instead of surprises."""
 
 import base64
+import importlib.util
+import sys
+from types import SimpleNamespace
 
 import nacl.public
 import pytest
@@ -40,6 +43,18 @@ def test_a_signature_fits_one_key_and_one_message(seed: bytes, message: bytes, b
     assert not keys.verify(key.public, message, bytes(bent))
     assert not keys.verify(key.public, message + b"x", signature)
     assert not keys.verify(keys.SecretKey(bytes(a ^ 1 for a in seed)).public, message, signature)
+
+
+def test_a_library_that_cannot_begin_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """-1 of sodium_init means that it has no random numbers, for example."""
+    monkeypatch.setitem(
+        sys.modules, "nacl._sodium", SimpleNamespace(ffi=None, lib=SimpleNamespace(sodium_init=lambda: -1))
+    )
+    spec = importlib.util.spec_from_file_location("spl.core.keys_unfit", keys.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(RuntimeError, match="libsodium"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 @pytest.mark.parametrize("public", [b"", bytes(31), bytes(32), bytes(33), b"\x01" + bytes(31), b"\xff" * 32])

@@ -16,6 +16,8 @@ BAG = "@dataclass(slots=True)\nclass A:\n" + "".join(f"    {name}: int\n" for na
 BAG += "    def f(self) -> int: ...\n"
 VALUE = BAG.replace("slots=True", "frozen=True, slots=True")
 MAP = '"""The map.\n\n    a/  what a does\n        one gone  two words\n        two\n\nMore.\n"""\n'
+EXIT = "def __exit__(self, kind, exc, trace):\n"
+OUTSIDE = " outside the two boundaries"
 GROUP = "async def run():\n    async with asyncio.TaskGroup() as tasks:\n        tasks.create_task(one())\n"
 
 
@@ -57,6 +59,12 @@ def write(tmp_path: Path) -> Callable[[str, str], None]:
         ("boundaries", "spl/a.py", "try:\n    x\nexcept (OSError, Exception):\n    y\n", 1),
         ("boundaries", "spl/a.py", "try:\n    x\nexcept:\n    y\n", 1),
         ("boundaries", "spl/a.py", "try:\n    x\nexcept BaseException:\n    y\n    raise\n", []),
+        ("boundaries", "spl/a.py", EXIT + "    return kind is not None\n", [f"spl/a.py:1: __exit__{OUTSIDE}"]),
+        ("boundaries", "spl/a.py", f"async {EXIT}    return True\n".replace("_e", "_ae"), 1),
+        ("boundaries", "spl/a.py", EXIT + "    if kind:\n        return False\n    return\n", []),
+        ("boundaries", "spl/net/connection.py", EXIT + "    return True\n", []),
+        ("boundaries", "spl/net/connection.py", EXIT + "    return False\n", 1),
+        ("boundaries", "spl/net/connection.py", EXIT + "    return True\ntry:\n    x\nexcept Exception:\n    y\n", 1),
         ("language", "spl/a.py", '"""Return it, made anew."""\n', ["spl/a.py:1: plain English for 'anew'"]),
         ("language", "spl/manual/a.md", "Whoever asks\n", ["spl/manual/a.md:1: plain English for 'Whoever'"]),
         ("language", "spl/a.py", '"""Return what was renewed."""\n', []),
