@@ -310,10 +310,10 @@ class Pairs:
 
     # -- steps that write more than one record
 
-    def confirm(self, pair: Pair) -> tuple[Pair, tuple[Effect, ...]]:
-        """Return the pair active and the effects left (4a, 4b); an older live pair with the peer ends."""
+    def confirm(self, pair: Pair, *changes: steps.Configure) -> tuple[Pair, tuple[Effect, ...]]:
+        """Return the pair active, with the changes, and the effects left (4a, 4b); an older live pair ends."""
         older = [other for other in self._others(pair) if other.answer is not None]
-        return self.take(pair, steps.Confirm(older[-1].pair_id if older else ""))
+        return self.take(pair, steps.Confirm(older[-1].pair_id if older else ""), *changes)
 
     def expire(self) -> list[Pair]:
         """End what has been establishing for limits.request_ttl_s, by both clocks; return what ended."""

@@ -33,7 +33,7 @@ from ..core.pair.handshake import HandshakeError, PairRequest, Terms
 from ..core.pair.modes import CONTINUOUS, ON_DEMAND, POLLING
 from ..core.pair.pair import ESTABLISHED, Pair, PairError, in_effect, is_by_hand
 from ..core.pair.state import SUPERSEDED, Approved, Asked, Proposal, Requested, Revoked, Waiting
-from ..core.pair.steps import Ask, Effect, End
+from ..core.pair.steps import Ask, Configure, Effect, End
 from ..core.record import namespace
 from ..core.record.levels import EXACT
 from ..core.value import dataclass, replace
@@ -364,17 +364,19 @@ class Responder:
         """Return the pair and the effects left after the peer's confirmation, if the pair still waits for it.
 
         It ends instead if the peer is blocked since, and one that a rule approved also if our operator limited the
-        peer since: a peer could keep it in reserve.
+        peer since: a peer could keep it in reserve.  Longer pauses between polls that were set since it takes over.
         """
         if not unconfirmed(pair):
             return pair, ()
         others = [other for other in self.pairs.all() if other.pair_id != pair.pair_id]
-        is_over = pair.peer_did in self.pairs.writer.views.blocked
+        is_over, changes = pair.peer_did in self.pairs.writer.views.blocked, list[Configure]()
         if isinstance(pair.state, Approved) and self._is_unasked(pair):
+            kept_ms = max((other.poll_interval_ms for other in in_effect(others, pair.peer_did)), default=0)
+            changes = [Configure({"poll_interval_ms": kept_ms})] if kept_ms > pair.poll_interval_ms else []
             is_over = is_over or self._is_limited(others, pair.peer_did, pair.namespaces, pair.mode)
         if is_over:
             return self.pairs.take(pair, End("expired", "limits were set before it was confirmed"), brought=True)
-        return self.pairs.confirm(pair)
+        return self.pairs.confirm(pair, *changes)
 
     def _is_unasked(self, pair: Pair) -> bool:
         """Return whether a rule or the policy approved it: not our operator, by hand or by a request that it met."""

@@ -402,6 +402,22 @@ async def test_a_new_pair_of_a_peer_is_read_no_more_often_than_the_last(tmp_path
         assert b.alive[-1].poll_interval_ms == 3_600_000
 
 
+async def test_a_pair_in_reserve_is_read_no_more_often_than_the_one_in_use(tmp_path: Path) -> None:
+    """It was asked for before our operator made the pauses longer, and is confirmed after."""
+    async with two(tmp_path, "auto", FAST) as (world, _, b):
+        peer = Stranger(world, b, 9)
+        await peer.ask("10.0.0.9")
+        await peer.confirm()
+        first = b.alive[0].pair_id
+        peer.again(10)
+        assert await peer.ask("10.0.0.9") == 200
+        await b.pairing.set_poll_interval(first, 3_600_000)
+        await peer.confirm()
+        [pair] = b.alive
+        assert (pair.pair_id, pair.phase, pair.inherits) == (peer.pair_id, Phase.ACTIVE, first)
+        assert pair.poll_interval_ms == 3_600_000
+
+
 async def test_a_limit_is_no_matter_once_our_operator_approved_the_peer_again(tmp_path: Path) -> None:
     async with two(tmp_path, "auto", FAST) as (world, _, b):
         peer = Stranger(world, b, 9)
