@@ -1,6 +1,5 @@
 """The forms of answers, and the few checks that every handler shares."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ TEXT_CHARS_MAX: Final = 256
 
 def json_response(value: object, status: int = 200) -> Response:
     """Return one JSON value as answer."""
-    return Response(status, json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+    return Response(status, canon.told(value))
 
 
 def list_response(data: Sequence[object]) -> Response:

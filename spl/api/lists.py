@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final
 
+from ..core import canon
 from ..core.limits import KIB, MIB
 from ..core.record import record
 from ..core.record.position import PositionError, Positions
@@ -68,7 +69,7 @@ class Wanted:
         """Return the JSON of the wanted records among the rows, at most `count_max`."""
         found: list[bytes] = []
         for _, item in self.forms(batch):
-            found.append(json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode())
+            found.append(canon.told(item))
             if len(found) == count_max:
                 break
         return found

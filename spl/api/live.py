@@ -1,9 +1,9 @@
 """Event streams for programs: how each begins, how an event is written, and what ends a stream."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Final
 
+from ..core import canon
 from ..net.routes import Response
 from ..net.sse import MEDIA_TYPE, encode_event, one_line
 from ..sync.notify import Notifier
@@ -22,8 +22,7 @@ def streamed(events: AsyncIterator[bytes], headers: tuple[tuple[str, str], ...] 
 
 def sse_event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
     """Return one event; `seq` becomes its id."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return encode_event(name, one_line(text.encode()), "" if seq is None else str(seq))
+    return encode_event(name, one_line(canon.told(value)), "" if seq is None else str(seq))
 
 
 def last_event(notifier: Notifier, permit: Permit) -> bytes:

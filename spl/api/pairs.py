@@ -1,10 +1,9 @@
 """Pairs for their operator: the handshake as a stream of steps, the list, one in full, and its actions."""
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final
 
-from ..core import when
+from ..core import canon, when
 from ..core.errors import SplError
 from ..core.identity.did import words
 from ..core.pair import handshake
@@ -81,9 +80,9 @@ def pair(request: Request, principal: Principal, services: Services) -> Response
 async def _steps(services: Services, url: str, options: PairOptions) -> AsyncIterator[bytes]:
     try:
         async for step in services.pairing.pair(url, options):
-            yield json.dumps(step, ensure_ascii=False).encode() + b"\n"
+            yield canon.told(step) + b"\n"
     except SplError as exc:
-        yield json.dumps({"step": "error", "error": exc.to_json()}, ensure_ascii=False).encode() + b"\n"
+        yield canon.told({"step": "error", "error": exc.to_json()}) + b"\n"
 
 
 def listing(request: Request, principal: Principal, services: Services) -> Response:

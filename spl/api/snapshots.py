@@ -1,12 +1,11 @@
 """Snapshots and their restore, the check of the store, and the pair logs of peers."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from typing import Final
 
-from ..core import when
+from ..core import canon, when
 from ..core.errors import SplError
 from ..core.pair.pair import Pair
 from ..core.record import record
@@ -168,9 +167,9 @@ def stats(request: Request, principal: Principal, services: Services) -> Respons
 async def _lines(services: Services, *, repair: bool) -> AsyncIterator[bytes]:
     try:
         async for step in _steps(services, repair=repair):
-            yield json.dumps(step, ensure_ascii=False).encode() + b"\n"
+            yield canon.told(step) + b"\n"
     except SplError as exc:
-        yield json.dumps({"step": "error", "error": exc.to_json()}, ensure_ascii=False).encode() + b"\n"
+        yield canon.told({"step": "error", "error": exc.to_json()}) + b"\n"
 
 
 async def _steps(services: Services, *, repair: bool) -> AsyncIterator[Step]:

@@ -52,6 +52,11 @@ def encode(value: object) -> bytes:
         raise CanonError("bad-json", f"no canonical form: {_reason(exc)}") from exc
 
 
+def told(value: object) -> bytes:
+    """Return compact JSON for an answer or event; a lone surrogate, which UTF-8 cannot hold, goes out escaped."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+
+
 def decode(data: bytes, levels_max: int = NESTING_LEVELS_MAX) -> Any:
     """Return the value of strict JSON text; integral floats come back as int.
 

@@ -186,7 +186,7 @@ def _state(answer: Mapping[str, Any]) -> StreamState:
         raise EngineError("sink-refused", "the server describes the stream in another form")
     return StreamState(
         tuple(str(subject) for subject in subjects[:64]), _count(state, "messages"), _count(state, "first_seq"),
-        _count(state, "last_seq"), str(created)[:64], _count(state, "bytes"), config.get("allow_atomic") is True,
+        _count(state, "last_seq"), said(str(created)[:64]), _count(state, "bytes"), config.get("allow_atomic") is True,
     )  # fmt: skip
 
 

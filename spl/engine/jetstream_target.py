@@ -39,7 +39,7 @@ from . import credentials, jetstream, subjects
 from .credentials import Credentials
 from .jetstream import Ack, JetStreamError, StoredMessage, StreamState
 from .nats import ANSWER_S, Endpoint, Nats, connect, endpoint_of
-from .protocol import EngineError, head_of, published
+from .protocol import EngineError, head_of, published, said
 from .pump import SinkState
 from .reader import LogReader, StoredRecord
 from .sinks import Sink
@@ -322,7 +322,7 @@ class JetStreamSession:
             place = self._place_of(message)
             if place is None and not (lost or message.seq <= self.target.sink.passed or self._may_be_ours(message)):
                 hint = f"take the right to publish from others; then: spl sink resume {self.target.sink.name}"
-                text = f"message {message.seq} of {self._stream} ({message.subject[:80]}) is not ours"
+                text = f"message {message.seq} of {self._stream} ({said(message.subject[:80])}) is not ours"
                 raise EngineError("sink-foreign", text, hint=hint, stream_seq=message.seq)
             if place is not None:
                 if not lost and self.target.sent_to and place > self.target.sent_to:

@@ -40,6 +40,7 @@ from .protocol import (
     ServerInfo,
     headers_of,
     published,
+    said,
 )  # fmt: skip
 
 PORT: Final = 4222
@@ -115,7 +116,7 @@ class Nats:
     @property
     def version(self) -> str:
         """The server's version, for people."""
-        return str(self.info.get("version", ""))[:40]
+        return said(str(self.info.get("version", ""))[:40])
 
     async def listen(self) -> None:
         """Read until the connection ends.  Raises EngineError "sink-unreachable", "sink-auth", "sink-refused"."""
@@ -323,4 +324,6 @@ def _options(endpoint: Endpoint, info: ServerInfo, *, secure: bool) -> dict[str,
         return options
     if not isinstance(nonce, str) or not 0 < len(nonce) <= 256:
         return options  # a server without users, which takes everybody
+    if not nonce.isascii():
+        raise EngineError("sink-refused", "the server gives its nonce in another form")
     return {**options, **endpoint.credentials.answer(nonce)}

@@ -29,7 +29,7 @@ from ..core.pair.state import Revoking, TokenRef
 from ..core.pair.steps import TokenChange
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
-from ..sync.peer import TOKEN_NAME
+from ..sync.peer import TOKEN_NAME, cut_text
 from .machine import RENEWED_NAME, Pairs
 
 log = logging.getLogger("spl.federation")
@@ -280,7 +280,7 @@ def check_found(found: object) -> Mapping[str, Any]:
     """
     if not isinstance(found, Mapping) or found.get("state") != LIVE:
         state = found.get("state") if isinstance(found, Mapping) else "unknown"
-        raise PairError("auth-invalid", f"the peer says of this token for the pair: {str(state)[:40]}")
+        raise PairError("auth-invalid", f"the peer says of this token for the pair: {cut_text(state, 40)}")
     scopes = found.get("scopes")
     if not isinstance(scopes, list) or _is_short(scopes):
         raise PairError("token-scope")

@@ -18,12 +18,11 @@ written after a withdrawal never goes out.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from typing import Final
 
-from ..core import rules
+from ..core import canon, rules
 from ..core.limits import KIB
 from ..core.record import page
 from ..core.record.cursor import Cursor
@@ -261,7 +260,7 @@ def _records(found: list[tuple[bytes, str]], cursor: str, clock: int) -> bytes:
 
 
 def _event(name: str, **data: object) -> bytes:
-    return encode_event(name, json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode())
+    return encode_event(name, canon.told(data))
 
 
 def _row(seq: int, entry: Entry) -> Row:

@@ -48,3 +48,7 @@ def test_lists_of_texts_are_bounded(value: object) -> None:
     with pytest.raises(SplError):
         answers.texts(value, "names")
     assert answers.texts(["a", "b"], "names") == ("a", "b")
+
+
+def test_an_answer_is_written_whatever_a_peer_said() -> None:
+    assert answers.json_response({"state": "\ud800"}).body == b'{"state":"\\ud800"}'

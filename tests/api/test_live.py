@@ -36,3 +36,7 @@ def test_an_event_is_one_line_of_data_whatever_it_holds() -> None:
     assert found.count(b"\ndata:") == 1
     assert b"id: 7\n" in found
     assert len(found.decode().splitlines()) == found.count(b"\n")
+
+
+def test_an_event_is_written_whatever_a_peer_said() -> None:
+    assert b'{"state":"\\ud800"}' in sse_event("pair", {"state": "\ud800"})

@@ -148,3 +148,9 @@ def test_floats_do_not_make_a_text_fifty_times_as_long(text: str) -> None:
             refused()
     assert canon.decode_canonical(many.replace(text.encode(), b"1e+300")) is None
     assert canon.decode(b"[" + b",".join([b"1e21"] * 5000) + b"]") == [10**21] * 5000
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)))
+@example({"a": "\ud800", "\udfff": ['"\ud800\\"']})
+def test_any_value_can_be_told_also_with_surrogates_alone(value: Any) -> None:
+    assert json.loads(canon.told(value)) == json.loads(json.dumps(value))

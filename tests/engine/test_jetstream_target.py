@@ -426,3 +426,26 @@ async def test_a_server_that_answers_wrongly_is_named_and_the_log_goes_on(node: 
         await service.add({**FAN, "url": f"nats://127.0.0.1:{port}"}, from_now=False)
         node.emit("goes on")
         await failing(service, "sink-refused")
+
+
+async def test_a_subject_that_a_server_makes_up_can_be_shown(node: Node) -> None:
+    said = {
+        "INFO": {"config": {"subjects": [subjects.all_of(node.did)]}, "created": "\ud800",
+                 "state": {"messages": 1, "first_seq": 1, "last_seq": 1, "bytes": 9}},
+        "MSG": {"message": {"subject": "\ud800\x1b[2J", "seq": 1, "data": "eHg="}},
+    }  # fmt: skip
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(info(version="\ud800"))
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        while line := await reader.readline():
+            if line.startswith(b"PUB $JS.API"):
+                body = json.dumps(said["MSG" if b".MSG." in line else "INFO"]).encode()
+                writer.write(b"MSG %b 1 %d\r\n%b\r\n" % (line.split()[2], len(body), body))
+
+    async with scripted(talk) as port, serving(node) as service:
+        await service.add({**FAN, "url": f"nats://127.0.0.1:{port}"}, from_now=False)
+        sink = await failing(service, "sink-foreign")
+        assert "\\ud800\\u001b[2J" in str(sink["error"])
+        json.dumps(service.to_json(service.named("fan")), ensure_ascii=False).encode()

@@ -9,6 +9,7 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.engine import nats
+from spl.engine.credentials import read, seed_text
 from spl.engine.nats import Endpoint, Nats, connect, endpoint_of
 from spl.net.dialer import Dialer
 from spl.sync.supervise import run_together
@@ -151,3 +152,15 @@ async def test_nothing_is_left_of_a_connection_that_failed() -> None:
         assert not [each for each in gc.get_objects() if type(each) is Nats]
     finally:
         gc.enable()
+
+
+async def test_what_a_server_says_of_itself_is_printable_or_refused() -> None:
+    async with scripted(says(info(version="\ud800\x1b"), b"PONG\r\n")) as port:
+        client = await opened(port)
+        assert client.version == "\\ud800\\u001b"
+        await client.close()
+    user = read(seed_text(b"\x07" * 32))
+    async with scripted(says(info(nonce="\ud800abc"))) as port:
+        with pytest.raises(SplError) as caught:
+            await connect(Endpoint("127.0.0.1", port, False, credentials=user), Dialer(None), "_INBOX.me")
+    assert caught.value.code == "sink-refused"

@@ -217,3 +217,13 @@ async def test_a_refusal_for_another_reason_names_a_clock_that_is_wrong(
             await bob.peers.ask(bob.home.views.pairs[PAIR], "GET", "/v1/sync/changes?limit=1")
         assert (caught.value.code, caught.value.peer_status) == (code, 401)
         assert (bob.peers.skew_ms(PAIR) is None) == (code == "auth-invalid")
+
+
+async def test_the_view_in_a_refusal_is_printable(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob)
+        body = b'{"object":"error","code":"PAIR_PAUSED","message":"\\ud800","peer_view":{"state":"\\ud800"}}'
+        alice.network.change = lambda path, reply: Reply(409, {}, body, "x")
+        with pytest.raises(SyncError) as caught:
+            await bob.peers.ask(bob.home.views.pairs[PAIR], "GET", "/v1/sync/changes")
+        assert (caught.value.message.isprintable(), caught.value.view) == (True, {"state": "\\ud800"})

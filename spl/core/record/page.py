@@ -28,7 +28,7 @@ from math import nan
 from typing import Any, Final
 
 from .. import canon
-from ..errors import CODES, SplError
+from ..errors import CODES, SplError, printable
 from ..gate import SCOPE_VIOLATION, claimed_id
 from ..limits import MIB, Limits
 from ..presence import REACH_WORDS
@@ -189,8 +189,12 @@ def decode_many(data: bytes) -> Any:
 
 
 def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members of a peer's view that are of the known form; texts are cut at 200 characters."""
-    texts = {name: view[name][:200] for name in ("state", "reason", "mode") if isinstance(view.get(name), str)}
+    """Return the members of a peer's view that are of the known form; texts are printable, at most 200 characters."""
+    texts = {
+        name: printable(view[name][:200])[:200]
+        for name in ("state", "reason", "mode")
+        if isinstance(view.get(name), str)
+    }
     counts = {
         name: view[name]
         for name in ("head", "acked", "queue", "clock", "consent", "poll_ms", "asks_ms")

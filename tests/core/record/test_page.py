@@ -47,3 +47,12 @@ def test_a_view_keeps_only_what_it_may_hold() -> None:
     assert page.read_view(hostile) == {"state": "s" * 200, "clock": 5}
     assert page.read_view({"consent": 7}) == {"consent": 7}
     assert page.read_view({"consent": "7"}) == page.read_view({"consent": True}) == {}
+
+
+def test_the_texts_of_a_view_are_printable() -> None:
+    """What stands in them is shown by programs and terminals."""
+    found = page.read_view({"state": "\ud800x", "reason": "\x1b[2J" * 100, "mode": "polling"})
+    assert found["state"] == "\\ud800x"
+    assert len(found["reason"]) == 200
+    assert found["mode"] == "polling"
+    assert all(text.isprintable() for text in found.values())
