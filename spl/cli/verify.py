@@ -45,10 +45,8 @@ def _show(report: Mapping[str, Any], out: Out) -> None:
     asked = count(report["questions"], "question")
     out.note(f"{asked}, {size:.1f} KiB, {report['ms'] / 1000:.1f} s; compared as of {report['as_of']}")
     if report["beyond_offer"]:
-        out.note(
-            f"{count(report['beyond_offer'], 'record')} on one side only, outside what that side offers now "
-            "(withdrawn, or from before the pair)"
-        )
+        beyond = f"{count(report['beyond_offer'], 'record')} outside what this pair shares now"
+        out.note(f"{beyond} (withdrawn, or from before the pair): not compared")
     if any(item.get("refused") == "key-retired" for item in report["missing_here"]):
         out.hint(
             f"if this home lost what a retired key of its own signed, and you trust {peer}: "

@@ -257,8 +257,10 @@ class Maintenance:
         if theirs not in MODES:
             text = f"{name} runs a version that cannot be asked for a mode"
             raise PairError("mode-kept", text, hint=f"on {name}: {fix}")
-        hint = f"on {name}: {fix}; or there, to let us choose from now on: spl config set federation.follow_mode true"
-        raise PairError("mode-kept", f"{name} stays in mode {theirs} when it fetches from here", hint=hint)
+        follow = f"on {name}, to let us choose from now on: spl config set federation.follow_mode true"
+        raise PairError(
+            "mode-kept", f"{name} stays in mode {theirs} when it fetches from here", hint=f"on {name}: {fix}; {follow}"
+        )
 
     async def set_token(self, pair_id: str, text: str) -> Pair:
         """Present this token, which the peer minted for the pair, from now on: once the peer took it in one call.

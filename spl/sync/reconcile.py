@@ -65,7 +65,7 @@ class Comparison:
     nameless: int = 0
     """Of `missing`, projections that have no id to ask by."""
     beyond: int = 0
-    """Held by one side only and not offered by it."""
+    """Held by a side that does not offer it now; the other may hold it as well."""
     more: bool = False
 
     @property

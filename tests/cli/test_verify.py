@@ -50,7 +50,7 @@ def test_a_difference_is_listed_and_exits_3(daemon: Daemon, spl: Run) -> None:
         "  and 3 more; -o json has them", "missing here: 2 projections without an id",
         "pair_1  the sides DIFFER",
     ]  # fmt: skip
-    assert "4 records on one side only" in found.err
+    assert "4 records outside what this pair shares now" in found.err
     assert "spl federation verify pair_1 --repair" in found.err
 
 

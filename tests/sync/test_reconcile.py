@@ -288,6 +288,20 @@ async def test_a_namespace_that_was_withdrawn_leaves_the_comparison(pair: tuple[
     assert (report["equal"], report["missing_here"]) == (True, [])
 
 
+async def test_what_both_hold_and_the_pair_does_not_share_is_only_counted(pair: tuple[Node, Node, str]) -> None:
+    """As after pairing again from the present: neither side offers it, so nothing is said of who holds it."""
+    ann, ben, pair_id = pair
+    emit_many(ann, 2)
+    await ben.sync.pull(pair_id)
+    for node in (ann, ben):
+        node.change_pair(pair_id, start="present", start_seq=node.home.store.last_seq)
+    for node in (ann, ben):
+        report: Any = (await node.reconcile.verify(pair_id)).to_json()
+        assert (report["equal"], report["missing_here"], report["missing_there"]) == (True, [], [])
+        assert report["beyond_offer"] == (2 if node is ben else 0)
+    assert ann.ids() == ben.ids()
+
+
 async def test_a_scope_that_changes_between_two_questions_is_reckoned_anew(pair: tuple[Node, Node, str]) -> None:
     ann, ben, pair_id = pair
     emit_many(ben, 20)

@@ -41,6 +41,10 @@ def commands(hint: str) -> list[str]:
             continue
         before, line = step[: first.start()], step[first.start() :]
         assert not re.search(r"\bor: $", before), f"a second way without its reason: {step}"
+        for_peer = first[0].startswith("spl ") and re.search(
+            r"\bthere: $|\bor there\b|\b(?:or|and|,) on the peer\b", before
+        )
+        assert not for_peer, f"a step for the peer begins with `on NAME`, or it gets our home: {step}"
         assert before == "" or before.endswith(BEFORE[1:]), f"words run into the command: {step}"
         bare = re.sub(r"'[^']*'", "x", re.sub(r" [<>] \S+$", "", line))
         assert not re.search(r"[()<>\[\]{}…]|[.,:]( |$)| {2}", bare), f"more than a command: {step}"
