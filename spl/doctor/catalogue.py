@@ -237,7 +237,7 @@ _OWN_TLS_STEP: Final = (
 )
 _RENEW_STEP: Final = "renew the certificate, then SIGHUP to the daemon"
 _BUFFER_STEP: Final = "switch off response buffering in the proxy (nginx: proxy_buffering off)"
-_PUBLISH: Final = "spl identity generate; it keeps the key that there is, and publishes again"
+_PUBLISH: Final = "spl identity generate; it keeps the key if there is one, and publishes the manifest"
 _malformed_fix: Final = _at_peer(f"{_PUBLISH}; look at what stands before the daemon")
 _signature_fix: Final = _at_peer(f"{_PUBLISH}; then retry here")
 _mismatch_fix: Final = _at_peer("spl identity show; is this still the instance that you paired with?")
@@ -257,6 +257,14 @@ def _foreign_fix(facts: Facts) -> str:
 
 def _connect_fix(facts: Facts) -> str:
     return _moved(_at_peer(listen_step(parse_url(facts.url or "https://bob.example/"))))(facts)
+
+
+def _refusal_fix(facts: Facts) -> str:
+    """Return the step against a refusal: with a code of a daemon, as `404 not-found`, it comes from the peer itself."""
+    said = facts.failure.message if facts.failure is not None and facts.failure.code == "peer-4xx" else ""
+    if re.match(r"(the peer answered )?[0-9]{3} ([a-z][a-z0-9-]*( |$)|[A-Z_]+:)", said):
+        return _at_peer("spl doctor; spl logs; if the versions differ, upgrade the older side")(facts)
+    return _at_peer("let the proxy pass /v1/ as it is")(facts)
 
 
 def _timeout_fix(facts: Facts) -> str:
@@ -427,8 +435,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("chain-fork", FAIL, REACH, None, PEER, seen.manifest_fault("chain-fork"), _fork_fix),
     FindingKind("peer-version", FAIL, REACH, None, PEER, seen.manifest_fault("peer-version"), _next("peer-version")),
     FindingKind("handshake-401", FAIL, REACH, None, PEER, seen.endpoint, _rules_fix),
-    FindingKind("peer-4xx", FAIL, REACH, None, PEER, seen.endpoint_strange,
-                _at_peer("let the proxy pass /v1/ as it is")),
+    FindingKind("peer-4xx", FAIL, REACH, None, PEER, seen.endpoint_strange, _refusal_fix),
     FindingKind("peer-5xx", FAIL, REACH, _failing_s, PEER, seen.failed("peer-5xx"),
                 _moved(_at_peer("spl doctor; spl logs"))),
     FindingKind("answer-malformed", FAIL, REACH, None, PEER, seen.failed("answer-malformed"), _REFRESH),

@@ -125,7 +125,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 """Code -> what in the facts of a healthy pair has to change for it to be found, and nothing else with it."""
 
-PUBLISH = "spl identity generate; it keeps the key that there is, and publishes again"
+PUBLISH = "spl identity generate; it keeps the key if there is one, and publishes the manifest"
 REFRESH = "spl federation refresh pair_0f9e8d7c"
 FIXES = {
     # The operator page's four ways for a pair to go wrong, and what it says to do.
@@ -302,6 +302,16 @@ def test_the_way_is_looked_up_to_the_address_that_was_dialled(url: str, message:
     """A name is nothing that `ip` takes."""
     [found] = findings({**WELL, "url": url, **failure("no-route", message)})
     assert found.fix == f"look at this machine's network{command}"
+
+
+@pytest.mark.parametrize(("said", "own"), [
+    ("404 not-found There is no such route", True), ("409 new-code", True),
+    ("the peer answered 421 HOST_REFUSED: no", True), ("the peer answered 404", False), ("404", False), ("", False),
+])  # fmt: skip
+def test_a_refusal_with_a_code_comes_from_the_daemon_and_from_no_proxy(said: str, own: bool) -> None:
+    (found,) = catalogue.findings(Facts(**{**WELL, **failure("peer-4xx", said or "refused")}))
+    assert (found.code, "the proxy" in found.fix, "on bob: spl logs" in found.fix) == ("peer-4xx", not own, own)
+    assert "the proxy" in catalogue.findings(Facts(**{**WELL, "endpoint_status": 404}))[0].fix
 
 
 def test_a_peer_that_takes_connections_and_answers_nothing_is_no_fault_of_the_network() -> None:

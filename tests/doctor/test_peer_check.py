@@ -16,7 +16,7 @@ from spl.net.dialer import DialPolicy
 from spl.net.probe import Reached
 from tests.doctor.clinic import MANIFEST, answers, clinic
 
-PUBLISH = "spl identity generate; it keeps the key that there is, and publishes again"
+PUBLISH = "spl identity generate; it keeps the key if there is one, and publishes the manifest"
 
 
 async def test_the_peer_has_no_identity_or_something_strips_the_dot_path(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_peer_without_identity_and_one_with_another(alice: Instance, bob: Inst
     other.port = bob.port
     other.start()
     assert problems(alice, pair_id)["manifest-missing"] == (
-        "on bob: spl identity generate; it keeps the key that there is, and publishes again"
+        "on bob: spl identity generate; it keeps the key if there is one, and publishes the manifest"
     )
     other.run("identity", "generate", "--label", "bob")
     found = problems(alice, pair_id)

@@ -31,9 +31,10 @@ DID_DOCUMENT = "/.well-known/did.json"
 BUFFERING_FIX = "on bob: switch off response buffering in the proxy (nginx: proxy_buffering off)"
 CHANGES = "/v1/sync/changes"
 MOVED = "if the peer has moved, give the URL in its status: spl federation refresh {pair} --url NEW-URL"
-PUBLISH = "on bob: spl identity generate; it keeps the key that there is, and publishes again"
+PUBLISH = "on bob: spl identity generate; it keeps the key if there is one, and publishes the manifest"
 PASSES = "let the proxy pass /.well-known/ and /v1/ as they are, if this is the right URL"
 START = "start the daemon: spl serve; or correct its address and port in the proxy"
+UPGRADE = "if the versions differ, upgrade the older side"
 OWN_FAULT = json.dumps(SplError("overloaded").to_json()).encode()
 NOT_FOUND = json.dumps(SplError("not-found").to_json()).encode()
 
@@ -109,7 +110,7 @@ def test_what_stands_between_answers_in_the_peers_place(world: World, code: str,
     [
         ("foreign-answer", answer(404), f"on bob: {PASSES}; {MOVED}"),
         ("foreign-answer", answer(502), f"on bob: {START}; {MOVED}"),
-        ("peer-4xx", answer(404, NOT_FOUND), "on bob: let the proxy pass /v1/ as it is"),
+        ("peer-4xx", answer(404, NOT_FOUND), f"on bob: spl doctor; on bob: spl logs; {UPGRADE}"),
         ("rate-limited", answer(429), "wait for the Retry-After seconds"),
         ("answer-malformed", answer(200, b'{"records":[]}'), "spl federation refresh {pair}"),
         ("peer-5xx", answer(503, OWN_FAULT), f"on bob: spl doctor; on bob: spl logs; {MOVED}"),
