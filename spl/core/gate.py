@@ -96,7 +96,8 @@ class Trust:
 
     `peer_did` brings the records, "" for a snapshot of ours.  Records by `blocked` DIDs are refused from everyone.
     `now_ms` decides whether a retired key still counts; with 0 it does, and so does one of ours until `regains_ms`.
-    Those of `whole_by` count in any case: it signed all that it brings as a whole.
+    Those of `whole_by` count in any case, for its present key signed all that it brings as a whole; if we are that,
+    everybody's do, compromised ones too, for we held what our present key vouches for.
     """
 
     own: Chain
@@ -251,16 +252,20 @@ def claimed_id(value: object) -> str:
 
 
 def _usable_keys(chain: Chain, trust: Trust) -> dict[str, tuple[bytes, int]]:
-    """Return key text -> (key, until when it counts): a compromised one never does, unless its own holder brings it."""
+    """Return key text -> (key, until when it counts).
+
+    A compromised one never does, unless its own holder brings it, over its pair or in a whole, or a whole of ours does.
+    """
     from_signer = chain.did == trust.peer_did
+    is_vouched = from_signer or trust.whole_by in (chain.did, trust.own.did)
     found = {multibase(chain.present): (chain.present, ALWAYS_MS)}
     for step in chain.rotations:
         until_ms = step.at_ms + RETIRED_GRACE_MS
-        if from_signer or chain.did == trust.whole_by:
+        if is_vouched:
             until_ms = ALWAYS_MS
         elif chain.did == trust.own.did:
             until_ms = trust.regains_ms
         found[multibase(step.old)] = (
-            _NEVER if step.reason == "compromised" and not from_signer else (step.old, until_ms)
+            _NEVER if step.reason == "compromised" and not is_vouched else (step.old, until_ms)
         )
     return found
