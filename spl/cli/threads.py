@@ -236,10 +236,12 @@ def _pieces(source: BufferedIOBase) -> Iterator[bytes]:
 
 
 def _left_out(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the line about threads of the other daemon, which are left out; none without them."""
-    threads = plan.get("left_out_threads", {})
-    names = ", ".join(sorted(threads))
-    return [("left out", f"{plan['left_out']} of that daemon's own threads: {names}")] if threads else []
+    """Return the lines about what is left out: threads of the other daemon, and what compromised keys signed."""
+    threads, signers = plan.get("left_out_threads", {}), plan.get("left_out_compromised", {})
+    told = (
+        (threads, "of that daemon's own threads"), (signers, "signed by a compromised key, which proves nothing"),
+    )  # fmt: skip
+    return [("left out", f"{sum(found.values())} {what}: {', '.join(sorted(found))}") for found, what in told if found]
 
 
 def _plan_facts(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -229,6 +229,11 @@ class Gate:
             good = self._roots.verify(key, sig.batch.size, batch.root_of(text, sig.batch), sig.value)
         return "" if good else SIGNATURE
 
+    def is_compromised(self, envelope: Envelope) -> bool:
+        """Return whether the envelope names a key of its signer that its chain says was stolen, and nobody vouches."""
+        use = self._keys_of(envelope.sig.by).get(envelope.sig.key)
+        return use is not None and not use[0]
+
     def _keys_of(self, did: str) -> Mapping[str, tuple[bytes, int]]:
         """Return key text -> (key, until when it counts) of a signer; without a pinned chain there are none."""
         known = self._keys.get(did)
@@ -265,7 +270,5 @@ def _usable_keys(chain: Chain, trust: Trust) -> dict[str, tuple[bytes, int]]:
             until_ms = ALWAYS_MS
         elif chain.did == trust.own.did:
             until_ms = trust.regains_ms
-        found[multibase(step.old)] = (
-            _NEVER if step.reason == "compromised" and not is_vouched else (step.old, until_ms)
-        )
+        found[multibase(step.old)] = _NEVER if step.reason == "compromised" and not is_vouched else (step.old, until_ms)
     return found

@@ -14,7 +14,8 @@ present key, or the key's owner did its own; from another file only where the op
 
 The key chains in the file of an operator are pinned as if a relay had shown them, so a home that never met the signers
 takes their records; a tenant's file teaches nothing.  Of another instance's full backup the daemon's own threads are
-left out, for they say nothing about this home.
+left out, for they say nothing about this home; and of an operator's file for which neither we nor the signer vouch,
+what a compromised key signed, named and counted: one stolen key must not keep a whole backup out.
 
 A restore belongs to a token, from the first piece of an upload to its end: one at a time each, three of them for those
 that are no operator's, and one place more that only an operator takes.  An upload that others wait for gives way after
@@ -25,7 +26,7 @@ Rejected: one at a time for all, because one tenant's restores then kept out eve
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ from ..core.gate import Roots
 from ..core.limits import MIB, Limits
 from ..core.pair.pair import Pair
 from ..core.record import record
+from ..core.record.record import Envelope
 from ..core.record.snapshot import Read, SnapshotError, SnapshotHeader, header_of, lines, malformed, placed, sound
 from ..core.value import dataclass, field
 from .disk import Disk, File, IdDigest, scratch
@@ -89,6 +91,8 @@ class Plan:
     """The numbers of the first ten that were passed over."""
     left_out: Counter[str] = field(default_factory=Counter)
     """How many lines of which of the other daemon's own threads."""
+    compromised: Counter[str] = field(default_factory=Counter)
+    """How many lines by a compromised key of which signer were left out, for nobody vouches for them."""
     lacking: dict[str, None] = field(default_factory=dict)
     """Namespaces that are not here, and that records of the file need."""
     pins: Sequence[Own] = ()
@@ -101,6 +105,14 @@ class Plan:
         self.damaged += 1
         if len(self.damaged_lines) < SHOWN:
             self.damaged_lines.append(number)
+
+    def leave_out(self, envelope: Envelope, compromised: Set[tuple[str, str]]) -> None:
+        """Count one line that is left out, by its signer if it is for a compromised key."""
+        sig = envelope.sig
+        if (sig.by, sig.key) in compromised:
+            self.compromised[sig.by] += 1
+        else:
+            self.left_out[envelope.record["thread"]] += 1
 
     def refuse(self, number: int, exc: SplError) -> None:
         """Count one refused line."""
@@ -255,7 +267,7 @@ class Restorer:
                 continue
             ids.add(envelope.id)
             if fresh is None:
-                plan.left_out[envelope.record["thread"]] += 1
+                plan.leave_out(envelope, judge.compromised)
                 continue
             plan.new, plan.known = plan.new + fresh, plan.known + (not fresh)
             plan.bytes += len(envelope.raw) * fresh
@@ -290,7 +302,7 @@ class Restorer:
             if not raw:
                 continue
             envelope = record.parse(raw, self.limits)
-            if places.leaves_out(envelope) or places.row_of(envelope, place) is not None:
+            if places.passes_over(envelope) or places.row_of(envelope, place) is not None:
                 continue
             ns = places.ns_of(envelope, place)
             chunk.append(Arrive(envelope, ns, ORIGIN))

@@ -12,7 +12,7 @@ an operator brings count as if a relay had shown them: what contradicts a pinned
 """
 
 import json
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -224,11 +224,17 @@ class Places:
     whole: bool
     ways: _Ways
     rights: Rights
+    compromised: Set[tuple[str, str]] = frozenset()
+    """Signers and keys of theirs whose lines are left out."""
 
     def leaves_out(self, envelope: Envelope) -> bool:
         """Return whether a line is about the daemon of another instance, in an operator's file of all its threads."""
         foreign = envelope.sig.by != self.own_did and record.is_reserved(envelope.record["thread"])
         return foreign and self.whole and not self.ours and self.rights.admin
+
+    def passes_over(self, envelope: Envelope) -> bool:
+        """Return whether nothing of a line is stored, although the file as a whole is."""
+        return self.leaves_out(envelope) or (envelope.sig.by, envelope.sig.key) in self.compromised
 
     def says(self, envelope: Envelope, place: str) -> str:
         """Return `place` if it counts, else ""."""
@@ -273,6 +279,8 @@ class Judge:
         self._learnt = self._chains(header) if rights.admin else {}
         self._whole_by = self._signer_of(header) if is_whole else ""
         self._used: dict[str, None] = {}
+        self.compromised = set[tuple[str, str]]()
+        """Signers and keys of theirs of which lines were left out, for nobody vouches for them."""
         self.lacking: dict[str, None] = {}
         """Namespaces that records need and that are not here."""
         self._stale = False
@@ -320,6 +328,9 @@ class Judge:
         if ns:
             self._check_namespace(envelope, ns)
         code = self._gate.signature_code(envelope)
+        if code and self._rights.admin and self._gate.is_compromised(envelope):
+            self.compromised.add((envelope.sig.by, envelope.sig.key))
+            return envelope, None
         if code:
             raise SnapshotError(code, f"no signature of {envelope.sig.by} that counts here", signer=envelope.sig.by)
         if envelope.sig.by in self._learnt:
@@ -375,7 +386,7 @@ class Judge:
         self._gate = self._new_gate()
         self._crossed = consent.crossings(self.views.pairs.values(), self.views.consents)
         self._places = Places(
-            self._store, self._own.did, self._ours, not self._thread, self._crossed, self._rights
+            self._store, self._own.did, self._ours, not self._thread, self._crossed, self._rights, self.compromised
         )  # fmt: skip
         self._stale = False
 

@@ -43,6 +43,17 @@ def test_what_is_damaged_in_a_file_is_passed_over_if_asked(spl: Run, daemon: Dae
     assert "2 lines of the file damaged or missing" in result.err
 
 
+def test_what_is_left_out_is_named(spl: Run, daemon: Daemon) -> None:
+    own, stolen = {"th_aitl": 2, "th_rules": 1}, {"did:sync:instance:bob": 4}
+    daemon.answers["POST", "/v1/threads/restore?dry_run=0"] = {
+        **PLAN, "left_out": 7, "left_out_threads": own, "left_out_compromised": stolen,
+    }  # fmt: skip
+    result = spl("thread", "restore", stdin=b"x")
+    assert result.code == 0
+    assert "3 of that daemon's own threads: th_aitl, th_rules" in result.out
+    assert "4 signed by a compromised key, which proves nothing: did:sync:instance:bob" in result.out
+
+
 @pytest.mark.parametrize("words", [(), ("th_r", "--all")])
 def test_snapshot_takes_a_thread_or_all(spl: Run, daemon: Daemon, words: tuple[str, ...]) -> None:
     assert spl("thread", "snapshot", *words).code == 2

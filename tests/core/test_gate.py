@@ -221,6 +221,20 @@ def test_an_old_key_counts_from_its_holder_and_a_retired_one_a_day_through_other
     assert not gate.judge(envelopes(key=NEW)[0], "default").code
 
 
+@pytest.mark.parametrize(("whole_by", "code"), [
+    (PEER, ""), (US, ""), (HUB, "record-signature"), ("", "record-signature"),
+])  # fmt: skip
+def test_a_compromised_key_counts_in_a_whole_of_its_own_holder_or_of_ours(whole_by: str, code: str) -> None:
+    chain = rotate(CHAIN, OLD, NEW.public, "compromised", 1)
+    trust = Trust(Chain(US, OWN.public), "", Pins().seen(chain), now_ms=10**12, whole_by=whole_by)
+    [old], [new] = envelopes(key=OLD), envelopes(key=NEW)
+    gate = a_gate(trust=trust)
+    assert gate.judge(old, "default").code == code
+    assert gate.is_compromised(record.from_json(old, LIMITS)) == bool(code)
+    assert not gate.judge(new, "default").code
+    assert not gate.is_compromised(record.from_json(new, LIMITS))
+
+
 def test_our_own_records_come_back_under_our_retired_keys_only_where_our_log_lacks_them() -> None:
     own = rotate(Chain(US, OWN.public), OWN, NEW.public, "retired", 1)
     lost = rotate(Chain(US, OWN.public), OWN, NEW.public, "compromised", 1)

@@ -71,11 +71,13 @@ def again(data: bytes, lines: list[bytes]) -> bytes:
     return header.encode() + b"".join(line + b"\n" for line in lines)
 
 
-def forged(thread: str, by: str = STRANGER_DID, actor: str = "did:sync:user:x", **body: Any) -> bytes:
-    """Return an envelope that the stranger signed, in whosever name."""
+def forged(
+    thread: str, by: str = STRANGER_DID, actor: str = "did:sync:user:x", key: SecretKey = STRANGER, **body: Any
+) -> bytes:
+    """Return an envelope that the stranger signed, or whoever has the key, in whosever name."""
     fields = record.check({"act": "DO", "actor": actor, "body": body, "clock": 0, "thread": thread}, LIMITS)
     id_, text = record.identify(fields, LIMITS)
-    sig = Sig(by, multibase(STRANGER.public), STRANGER.sign(record.signed_text(id_, None)))
+    sig = Sig(by, multibase(key.public), key.sign(record.signed_text(id_, None)))
     return record.seal(fields, id_, text, sig).raw
 
 

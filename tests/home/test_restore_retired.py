@@ -12,6 +12,7 @@ from spl.core.identity.pins import KIND_CHAIN
 from spl.core.keys import SecretKey
 from spl.core.record.snapshot import SnapshotHeader, header_of
 from spl.home.restore import Plan
+from spl.home.snapshot import Rights
 from spl.home.views import THREAD_PAIRS
 from spl.home.writes import Own
 from tests.home.test_restore import ADMIN, STRANGER, again, forged, reader, restore, restorer, snapshot
@@ -87,3 +88,39 @@ async def test_a_line_that_was_put_into_a_signed_file_is_refused(tmp_path: Path)
         assert caught.value.code == "snapshot-malformed"
         plan = restorer(alice).run(reader(data + more + b"\n"), ADMIN, dry_run=True, skip_damaged=True)
         assert dict(plan.refused) == {"key-retired": 2}, "count and digest are not compared, so they stand for nothing"
+
+
+THEFT = rotate(FIRST, STRANGER, PRESENT.public, "compromised", 0)
+"""Another carol: whether a thief or she signed with the first key, no record tells."""
+
+
+def a_file_with_stolen(node: Node) -> bytes:
+    """Return an unsigned file of a record by carol's compromised key and one by her present one."""
+    node.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": THEFT.to_json()}))
+    return again(snapshot(node), [forged("th", by=THEFT.did), forged("th", by=THEFT.did, text="2", key=PRESENT)])
+
+
+async def test_a_compromised_key_counts_in_our_own_file_and_in_its_owners(tmp_path: Path) -> None:
+    async with nodes(tmp_path, "alice") as (alice,):
+        data = a_file_with_stolen(alice)
+        for instance, key in ((alice.did, own_key(alice)), (THEFT.did, PRESENT)):
+            plan = restore(alice, signed(data, instance, key), dry_run=True)
+            assert (plan.new, plan.refused.total(), plan.compromised.total()) == (2, 0, 0)
+        assert restore(alice, signed(data, alice.did, own_key(alice))).new == 2
+        assert len(alice.ids()) == 2
+
+
+async def test_elsewhere_what_a_compromised_key_signed_is_left_out_and_named(tmp_path: Path) -> None:
+    """Of a file by the stolen key itself, by another instance, in our name or by nobody; the rest is restored."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        data = a_file_with_stolen(alice)
+        alice.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": bob.chain.to_json()}))
+        signers = ((THEFT.did, STRANGER), (bob.did, own_key(bob)), (alice.did, STRANGER))
+        for found in (data, *(signed(data, instance, key) for instance, key in signers)):
+            plan = restore(alice, found, dry_run=True)
+            assert (plan.new, plan.refused.total(), dict(plan.compromised)) == (1, 0, {THEFT.did: 1})
+        plan = restore(alice, signed(data, bob.did, own_key(bob)))
+        assert (plan.new, dict(plan.compromised), dict(plan.left_out)) == (1, {THEFT.did: 1}, {})
+        assert alice.ids() == [json.loads(data.splitlines()[2])["id"]]
+        tenant = Rights(admin=False, reaches=lambda name: True)
+        assert dict(restore(alice, data, tenant, dry_run=True).refused) == {"record-signature": 1}
